@@ -21,11 +21,11 @@ from scipy import special
 from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.compare.compared import Scale
+from alignkit_plugins.compare.compared import Scale, compared
+from alignkit_plugins.compare.rows import Row, adjusted
+from alignkit_plugins.compare.verdicts import verdicts
 from alignkit_plugins.evaluate.judged import preference
 from alignkit_plugins.evaluate.metrics import raters_of
-from alignkit_plugins.evaluate.rows import rows_of
-from alignkit_plugins.evaluate.verdicts import verdicts
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2
@@ -111,26 +111,22 @@ def drawn(
 
 def evaluation(
     setting: Setting, gain: float, random: np.random.Generator
-) -> tuple[dict[str, Any], float]:
-    """An evaluation.json, as far as verdicts read it, and the p value of a paired t test of the
-    headline alone.
+) -> tuple[list[Row], float]:
+    """The rows of an evaluation, as far as verdicts read them, and the p value of a paired t test
+    of the headline alone.
     """
     policies = [f"policy {number}" for number in range(setting.compared)]
-    names = [f"rater {number}" for number in range(len(setting.raters))]
-    against: dict[str, Any] = {policy: {} for policy in policies}
-    over: dict[str, Any] = {policy: {} for policy in policies}
-    judged: dict[str, Any] = {policy: {} for policy in policies}
-    diverse: dict[str, Any] = {policy: {"diversity": {}} for policy in policies}
-    scale, plain, alone = (
+    scale, alone, rows = (
         Scale((0.0, 1.0) if setting.scores == "binary" else None, setting.samples),
-        Scale(None, 1),
         1.0,
+        list[Row](),
     )
-    for number, (name, prompts) in enumerate(zip(names, setting.raters, strict=True)):
+    facts: dict[str, Any] = {"trained_on": dict.fromkeys(policies, False), "tested": True}
+    for number, prompts in enumerate(setting.raters):
         base, baseline, *ours = drawn(setting, prompts, 0.0 if number else gain, random)
-        for policy, scores in zip(policies, ours, strict=True):
-            against[policy][name] = {"difference": scale.difference(scores, baseline)}
-            over[policy][name] = scale.difference(scores, base)
+        scores = dict(zip(policies, ours, strict=True)) | {"baseline": baseline, "base": base}
+        sides: dict[str, Any] = {"compare": policies, "base": "base", "scale": scale, **facts}
+        rows += compared(f"rater {number}", scores, "baseline", **sides)
         if not number and ours[-1] != baseline:
             gap = np.subtract(ours[-1], baseline)
             alone = 2 * float(
@@ -139,29 +135,22 @@ def evaluation(
     for policy in policies:
         for number in range(setting.judges):
             values = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35)).tolist()
-            judged[policy][f"judge {number}"] = {
-                "preference": preference(values, [None] * len(values))
-            }
+            found: Any = preference(values, [None] * len(values))
+            half = {key: found[key] - (key != "p") / 2 for key in ("mean", "low", "high", "p")}
+            own: dict[str, Any] = {"trained_on": False, "tested": True}
+            rows.append(Row(policy, f"judge {number}", "judge", found, "baseline", half, **own))
         for number in range(DIVERSITY):
             values = random.normal(size=setting.raters[0]).tolist()
-            diverse[policy]["diversity"][str(number)] = {
-                "difference": plain.difference(values, [0.0] * len(values))
-            }
-    own = dict.fromkeys([*names, *(f"judge {number}" for number in range(setting.judges))], False)
-    trained = dict.fromkeys(policies, own)
-    summary = {"baseline": "baseline", "headline": names[0], "metrics": {}, "policies": diverse}
-    return {
-        **summary,
-        "trained_on": trained,
-        "against": against,
-        "against_base": over,
-        "judged": judged,
-    }, alone
+            both = {policy: values, "baseline": [0.0] * len(values)}
+            more: dict[str, Any] = {"kind": "diversity", "scale": Scale(None), "tested": True}
+            rows += compared(str(number), both, "baseline", **more)
+    rows.sort(key=lambda row: row.policy)
+    return adjusted(rows), alone
 
 
-def outcome(summary: dict[str, Any], policy: str) -> str:
+def outcome(rows: list[Row], policy: str) -> str:
     """What the verdict on a policy is."""
-    return next(one.outcome for one in verdicts(rows_of(summary), summary) if one.policy == policy)
+    return next(one.outcome for one in verdicts(rows) if one.policy == policy)
 
 
 def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
@@ -175,8 +164,8 @@ def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
         if setting.scores == "binary"
         else []
     )
-    seen = [outcome(summary, last) in ("gained", "mixed") for summary, _ in gains]
-    least = [min(row.p for row in rows_of(summary) if row.p is not None) for summary in null]
+    seen = [outcome(rows, last) in ("gained", "mixed") for rows, _ in gains]
+    least = [min(row.p for row in rows if row.p is not None) for rows in null]
     return {
         "claims": float(np.mean(np.less(least, 1 - CONFIDENCE))),
         "power": float(np.mean(seen)) if seen else np.nan,

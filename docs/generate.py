@@ -37,13 +37,12 @@ from alignkit.recipe.schema import TopKeys
 from alignkit.recipe.yaml import shipped
 from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
-from alignkit_plugins.ai_feedback.server import Server
+from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
 from alignkit_plugins.evaluate.variant import Variant
-from alignkit_plugins.recipes.copying import summary
-from alignkit_plugins.recipes.json_schema import schema_text
-from alignkit_plugins.recipes.option_table import OptionRow, option_rows, stage_defaults
+from alignkit_plugins.recipes.init_write import summary
+from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
 from alignkit_plugins.vllm.importance import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table

@@ -9,8 +9,8 @@ import pytest
 
 from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
-from alignkit_plugins.ai_feedback.questions import Item, check_answer
-from alignkit_plugins.ai_feedback.writers import Written
+from alignkit_plugins.ai_feedback.questions import why_another
+from alignkit_plugins.ai_feedback.writer import Written
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.form import Form
@@ -237,6 +237,4 @@ def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
 def test_answers_to_a_question_agree_if_they_are_the_same(
     first: str, second: str, right: bool
 ) -> None:
-    item = Item("What?", first, "quoted", source="a.txt", section="", passage="p")
-    check_answer(item, Written(second))
-    assert (item.dropped == "") == right
+    assert (why_another(first, Written(second)) == "") == right

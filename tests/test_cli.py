@@ -81,7 +81,7 @@ def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixtur
     assert cli.main(["check", *recipe]) == 0
     folder = Path(recipe[0]).parent
     read = (
-        f"read {folder}/d.jsonl: prompt_completion (recognized), 1 row\n"
+        f"read {folder}/d.jsonl: prompt_completion (recognized), 1 conversation\n"
         "  user       q\n"
         "  assistant  a\n"
     )

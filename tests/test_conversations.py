@@ -162,7 +162,7 @@ def test_every_way_to_write_a_turn(turn: dict[str, Any], expected: Message) -> N
         ),
         (
             {"role": "assistant", "tool_calls": [{"name": "f", "arguments": [1]}]},
-            "of the tool call 'f' must be an obj",
+            "the arguments of 'f' must be an obj",
         ),
         (
             {"role": "assistant", "content": "a", "weight": -0.5},

@@ -689,9 +689,9 @@ def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
         ),
         (b'{"prompt": "q"} {"prompt": "r"}', "Extra data: line 1 column 17"),
         (b"[" * 100_000, "recursion depth"),
-        (b"[1, 2]", "'prompt' is missing"),
-        (b"3", "'prompt' is missing"),
-        (b"null", "'prompt' is missing"),
+        (b"[1, 2]", "must be an object with columns"),
+        (b"3", "must be an object with columns"),
+        (b"null", "must be an object with columns"),
         (b"{}", "'prompt' is missing"),
         (b'{"prompt": null}', "'prompt' is missing"),
         (b'{"prompt": ""}', "empty"),
@@ -755,7 +755,7 @@ def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path, name: str) -> N
         ('[{"prompt": "a"}] x', "Extra data"),
         ('[{"prompt": "a"}, ' + "[" * 100_000, "recursion depth"),
         ('[{"prompt": "a"},\n{"prompt" "b"}]', "line 2 column 11"),
-        ('[{"prompt": "a"}, 7]', "d.json:2: column 'prompt' is missing"),
+        ('[{"prompt": "a"}, 7]', "d.json:2: a row must be an object with columns"),
     ],
 )
 def test_faults_of_a_json_array_are_named(tmp_path: Path, text: str, reason: str) -> None:

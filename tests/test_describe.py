@@ -13,7 +13,7 @@ from alignkit import Format
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import plugins
 from alignkit_plugins.formats.shown import counts, shortened
-from alignkit_plugins.report.data_lines import describe
+from alignkit_plugins.report.data_card import describe
 
 PLUGINS = tuple(
     f"formats.{name}:"
@@ -49,14 +49,14 @@ def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
     row = {"input": "Which?", "output_1": "one", "output_2": "two", "label": 2}
     tie = {"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
     assert lines(tmp_path, row, {**row, "label": 7}, on_bad_row="skip") == [
-        "read d.jsonl: labeled_pairs (recognized), 1 row, 1 bad row skipped",
+        "read d.jsonl: labeled_pairs (recognized), 1 conversation, 1 pair, 1 bad row",
         "  user    Which?",
         "  better  two",
         "  worse   one",
     ]
     # A tie shows nothing; the first row with a winner is the sample.
     assert lines(tmp_path, tie, {**tie, "label": 0}) == [
-        "read d.jsonl: labeled_pairs (recognized), 2 rows",
+        "read d.jsonl: labeled_pairs (recognized), 2 conversations, 1 pair, 1 tie",
         "  user    Which?",
         "  better  one",
         "  worse   two",
@@ -81,18 +81,18 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
     conversation[2]["train"] = False
     shown = lines(tmp_path, {"messages": conversation, "tools": [{"name": "add"}, {"name": "now"}]})
     assert shown == [
-        "read d.jsonl: messages (recognized), 1 row",
-        "  tools                    add, now",
+        "read d.jsonl: messages (recognized), 1 conversation",
         "  system                   be kind",
         "  user                     q",
         "  assistant (not learned)  0",
         "  user                     0",
-        "                           ... 17 more",
+        "  assistant                1",
+        "  ... 16 more",
     ]
     shown = lines(tmp_path, {"messages": conversation, "label": False, "tools": [{"name": "add"}]})
     assert shown[1:] == [
-        "  tools      add",
-        "             ... 18 more turns",
+        "  ... 17 more turns",
+        "  user       7",
         "  assistant  8",
         "  user       8",
         "  assistant  end  (label bad)",
@@ -119,10 +119,7 @@ def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
         "  response 2  mid  (rank 2)",
         "  response 3  best  (rank 1)",
     ]
-    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == [
-        "  user  q",
-        "        a prompt without a response",
-    ]
+    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == ["  user  q"]
     assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]
     scored = {"prompt": "q", "completion": "a", "score": 2}
     assert lines(tmp_path, scored)[-1] == "  assistant  a  (reward 2.0)"
@@ -132,7 +129,10 @@ def test_held_out_rows_are_counted(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}"} for n in range(10)]
     header = lines(tmp_path, *rows, validation=0.3)[0]
     held_out = len(loaded(tmp_path / "d.jsonl", *rows, validation=0.3).validation)
-    assert 0 < held_out < 10 and header.endswith(f"{10 - held_out} rows, {held_out} held out")
+    kept = f"{10 - held_out} prompts; held out: {held_out} prompts"
+    assert 0 < held_out < 10 and header.endswith(kept)
+    share = lines(tmp_path, *rows, part=(0.0, 0.3))[0]  # the others are not held out
+    assert share.endswith(" prompts") and "held out" not in share
 
 
 @pytest.mark.silent_bug(
@@ -148,15 +148,8 @@ def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
         own = [group.prompt[0]["content"] for group in read.groups]
         assert user == f"  user    {own[0]}" and others == ["  better  two", "  worse   one"]
         here, there = len(own), 40 - len(own)
-        held_out = f"{here} held-out rows, {there} others for training"
-        assert header.endswith(
-            held_out if part == "validation" else f"{here} rows, {there} held out"
-        )
-
-
-def test_one_row_is_counted_as_one(tmp_path: Path) -> None:
-    header = lines(tmp_path, {"prompt": "q"}, {"prompt": "p"}, validation=0.5, part="validation")[0]
-    assert header.endswith("1 held-out row, 1 other for training")
+        told = ", held out" if part == "validation" else f"; held out: {there}"
+        assert header.endswith(f"{here} conversations, {here} pairs{told}")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ EXCEPTIONS = {
     "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": (
         "waits for a person"
     ),
-    "alignkit chat runs/quickstart/align --collect chats.feedback": "waits for a person",
+    "alignkit chat runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
     "alignkit run runs/evaluate/recipe.resolved.yaml": (
         "the recipe is written by the page's `alignkit evaluate`"

@@ -5,20 +5,37 @@ learn from.
 from __future__ import annotations
 
 import csv
+import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from alignkit.evaluation.statistics import paired_difference
-from alignkit_plugins.evaluate.rows import BASE_MODEL, Row, as_csv, main_rows, rows_of
-from alignkit_plugins.evaluate.tables import by_column, comparisons, details, table
-from alignkit_plugins.evaluate.verdicts import Verdict, verdicts
+from alignkit_plugins.compare.rows import (
+    ANSWERS,
+    BASE_MODEL,
+    KL,
+    LENGTH,
+    TRUNCATED,
+    Row,
+    adjusted,
+    as_csv,
+    main_rows,
+    plain,
+    rows_of,
+)
+from alignkit_plugins.compare.tables import by_column, comparisons, details, table
+from alignkit_plugins.compare.verdicts import (
+    LONGER_IS_BETTER,
+    PAIRS,
+    SHORTER_IS_BETTER,
+    Verdict,
+    verdicts,
+)
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
-MEASURES = {
-    "refused": {"better": "higher", "percent": True},
-    "refused in vain": {"better": "lower", "percent": True},
-}
+MEASURES = ("refused", "refused in vain")
 
 
 def estimate(
@@ -31,39 +48,35 @@ def estimate(
     return {"mean": mean, "low": low, "high": high, "n": 20, "p": p}
 
 
-def summary(own: dict[str, bool | None], **scores: Any) -> dict[str, Any]:
-    """An evaluation of align against sft. scores: differences by metric; `_` stands for a blank."""
-    named = {name.replace("_", " "): triple for name, triple in scores.items()}
-    means = {
-        policy: {"rewards": {name: {"mean": at, "n": 20} for name in named}}
-        for policy, at in MEANS.items()
-    }
-    return {
-        "baseline": "sft",
-        "headline": next(iter(named)),
-        "rewards": list(named),
-        "metrics": {name: MEASURES[name] for name in named if name in MEASURES},
-        "trained_on": {"align": own},
-        "policies": means,
-        "against": {
-            "align": {name: {"difference": estimate(triple)} for name, triple in named.items()}
-        },
-    }
+def summary(own: dict[str, bool | None], **scores: Any) -> list[Row]:
+    """The rows of align against sft. scores: differences by metric; `_` stands for a blank."""
+    rows = []
+    for at, (name, triple) in enumerate(scores.items()):
+        metric = name.replace("_", " ")
+        better = {"percent": metric in MEASURES, "lower": metric == "refused in vain"}
+        kind = "metric" if metric in MEASURES else "reward"
+        sft = Row("sft", metric, kind, {"mean": 0.4, "n": 20}, **better)
+        align = replace(sft, policy="align", estimate={"mean": 0.7, "n": 20}, baseline="sft")
+        decides = metric in own or metric in MEASURES or (not own and at == 0)
+        align = replace(align, trained_on=own.get(metric), tested=decides)
+        rows += [sft, replace(align, difference=estimate(triple))]
+    return rows
 
 
-MEANS = {"sft": 0.4, "align": 0.7}
+def judged(rows: list[Row], triple: tuple[float, float, float], own: bool = False) -> list[Row]:
+    """With a judge's preference of align."""
+    preference = estimate(triple, 0.5)
+    gap = {end: preference[end] - 0.5 for end in ("mean", "low", "high")} | {"p": preference["p"]}
+    facts = {"percent": True, "trained_on": own, "tested": True}
+    return [*rows, Row("align", "judge", "judge", preference, "sft", gap, **facts)]
 
 
-def judged(found: dict[str, Any], judge: str, triple: tuple[float, float, float]) -> dict[str, Any]:
-    return {**found, "judged": {"align": {judge: {"preference": estimate(triple, 0.5)}}}}
+def verdict(rows: list[Row], policy: str = "align") -> Verdict:
+    return next(one for one in verdicts(adjusted(rows)) if one.policy == policy)
 
 
-def verdict(found: dict[str, Any], policy: str = "align") -> Verdict:
-    return next(one for one in verdicts(rows_of(found), found) if one.policy == policy)
-
-
-def text(found: dict[str, Any]) -> str:
-    return " ".join(verdict(found).sentences)
+def text(rows: list[Row]) -> str:
+    return " ".join(verdict(rows).sentences)
 
 
 IN_VAIN = {"refused": False, "refused in vain": False}
@@ -82,7 +95,7 @@ IN_VAIN = {"refused": False, "refused in vain": False}
             summary({"llama2": True}, llama2=UP),
             "gained by its own reward",
             "align is better than sft in the reward llama2: 0.70 against 0.40, difference +0.30 "
-            "[0.20, 0.40]. It was trained on this reward, so this is no independent proof.",
+            "[0.20, 0.40]. It was trained on this reward or chosen by it, so this is no independent proof.",
         ),
         (
             summary({"helpful": None}, helpful=UP),
@@ -134,23 +147,23 @@ IN_VAIN = {"refused": False, "refused in vain": False}
             "align and sft cannot be compared: no prompt has a score for both.",
         ),
         (
-            judged(summary({"llama2": True, "judge": False}, llama2=UP), "judge", (0.7, 0.6, 0.8)),
+            judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8)),
             "gained",
             "judge prefers align to sft: in 70% [60, 80] of comparisons.",
         ),
         (
-            judged(summary({"llama2": True, "judge": False}, llama2=UP), "judge", (0.3, 0.2, 0.45)),
+            judged(summary({"llama2": True}, llama2=UP), (0.3, 0.2, 0.45)),
             "lost",
             "judge prefers sft to align: in 70% [55, 80] of comparisons.",
         ),
         (
-            judged(summary({"llama2": True, "judge": False}, llama2=UP), "judge", (0.5, 0.4, 0.6)),
+            judged(summary({"llama2": True}, llama2=UP), (0.5, 0.4, 0.6)),
             "nothing clear",
             "judge has no clear preference between align and sft: align in 50% [40, 60] of "
             "comparisons.",
         ),
         (
-            judged(summary({"llama2": True, "judge": True}, llama2=UP), "judge", (0.7, 0.6, 0.8)),
+            judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8), own=True),
             "gained by its own reward",
             "Also better: preferred by judge 70% [60, 80].",
         ),
@@ -171,41 +184,46 @@ def test_a_reward_that_is_only_shown_decides_nothing() -> None:
     assert "length" not in text(summary({"llama2": True}, llama2=UP, length=DOWN))
 
 
-def test_answers_that_were_chosen_by_the_reward_are_no_proof() -> None:
-    found = {**summary({"llama2": True}, llama2=UP), "variants": {"align": {"best_of": 4}}}
-    assert "Its answers were chosen by this reward, so this is no independent proof." in text(found)
-
-
 def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
-    found = summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR)
-    found["against_base"] = {"align": {"refused": estimate(UP), "refused in vain": estimate(UP)}}
-    assert verdict(found).outcome == "mixed"
-    assert f"Worse than {BASE_MODEL}: refused in vain +30 points [20, 40]." in text(found)
+    rows = summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR)
+    for row in rows[1::2]:
+        rows.append(replace(row, baseline=BASE_MODEL, difference=estimate(UP)))
+    assert verdict(rows).outcome == "mixed"
+    assert f"Worse than {BASE_MODEL}: refused in vain +30 points [20, 40]." in text(rows)
 
 
-def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> dict[str, Any]:
-    """Three metrics that nobody learned from, the first with p and the others with another p
-    value.
-    """
-    names = ("facts", "refused", "refused in vain")
-    against = {
-        policy: {
-            name: {"difference": estimate(UP, p=others if at else p)}
-            for at, name in enumerate(names)
-        }
-        for policy in policies
-    }
-    own = {policy: dict.fromkeys(names, False) for policy in policies}
-    metrics = {**MEASURES, "facts": {}}
-    means = {policy: {"rewards": {}} for policy in policies}
-    found = {
-        "baseline": "sft",
-        "headline": "facts",
-        "metrics": metrics,
-        "trained_on": own,
-        "against": against,
-    }
-    return {**found, "policies": means}
+@pytest.mark.parametrize(
+    ("longer", "shorter", "difference", "outcome", "said"),
+    [
+        ((0.78, 0.6, 0.9), (0.28, 0.1, 0.5), UP, "only length", "align prefers longer responses"),
+        ((0.78, 0.6, 0.9), (0.28, 0.1, 0.5), UNCLEAR, "nothing clear", "which is no gain"),
+        ((0.78, 0.6, 0.9), (0.45, 0.3, 0.65), UP, "gained", "align is better than sft"),
+        ((0.9, 0.8, 0.95), (0.6, 0.55, 0.7), UP, "gained", "align is better than sft"),
+    ],
+)
+def test_a_gain_that_is_only_length_is_no_gain(
+    longer: Any, shorter: Any, difference: Any, outcome: str, said: str
+) -> None:
+    row = summary({PAIRS: False}, **{PAIRS: difference})[1]
+    split = {LONGER_IS_BETTER: longer, SHORTER_IS_BETTER: shorter}
+    rows = [replace(row, percent=True)]
+    for name, share in split.items():
+        rows.append(replace(row, metric=name, estimate=estimate(share), difference={}))
+    assert verdict(rows).outcome == outcome and said in text(rows)
+    found = "it has 78% of pairs right where the better one is longer, and 28% where it is shorter."
+    assert (found in text(rows)) == (shorter[0] == 0.28)
+    assert ("better than" in text(rows)) == (outcome == "gained")
+
+
+def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> list[Row]:
+    """Three metrics that nobody learned from, the first with p and the others with another p."""
+    rows = []
+    for policy in policies:
+        for name in ("facts", "refused", "refused in vain"):
+            difference = estimate(UP, p=p if name == "facts" else others)
+            row = Row(policy, name, "metric", {}, "sft", difference, trained_on=False, tested=True)
+            rows.append(replace(row, percent=name in MEASURES, lower=name == "refused in vain"))
+    return rows
 
 
 @pytest.mark.silent_bug(
@@ -240,14 +258,12 @@ def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
 
 
 def test_what_the_diversity_of_answers_claims_is_adjusted_too() -> None:
-    found = three(0.001, 0.02)
-    assert "Also better" in text(found)
-    changes = {
-        name: {**estimate(UP), "difference": estimate(UP, p=0.5)}
-        for name in ("distinct-1", "entropy")
-    }
-    found["policies"]["align"]["diversity"] = changes
-    assert "Also better" not in text(found)
+    rows = three(0.001, 0.02)
+    assert "Also better" in text(rows)
+    for name in ("distinct-1", "entropy"):
+        gap = estimate(UP, p=0.5)
+        rows.append(Row("align", name, "diversity", {}, "sft", gap, tested=True))
+    assert "Also better" not in text(rows)
 
 
 @pytest.mark.silent_bug(
@@ -257,72 +273,48 @@ def test_what_the_diversity_of_answers_claims_is_adjusted_too() -> None:
 )
 def test_an_effect_that_is_equal_at_all_prompts_has_a_verdict() -> None:
     def outcome(prompts: int) -> str:
-        found = summary({"refused": False}, refused=UP)
-        found["against"]["align"]["refused"]["difference"] = paired_difference(
-            [3.0] * prompts, [2.0] * prompts
-        )
-        return verdict(found).outcome
+        sft, align = summary({"refused": False}, refused=UP)
+        gap = paired_difference([3.0] * prompts, [2.0] * prompts)
+        return verdict([sft, replace(align, difference=gap)]).outcome
 
     assert (outcome(5), outcome(6)) == ("nothing clear", "gained")
-
-
-def test_an_evaluation_without_p_values_goes_by_its_intervals() -> None:
-    found = summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN)
-    for one in found["against"]["align"].values():
-        del one["difference"]["p"]
-    assert [row.clear for row in rows_of(found) if row.tested] == [1, -1]
-    assert verdict(found).outcome == "mixed" and "adjusting" not in text(found)
 
 
 # Tables
 
 
-def full() -> dict[str, Any]:
-    """With everything that an evaluation.json may have."""
-    found = judged(summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), "judge", (0.7, 0.6, 0.8))
+def full() -> list[Row]:
+    """With everything that an evaluation may have."""
     share = {"mean": 0.75, "low": 0.5, "high": 0.9, "n": 16}
-    for result in found["against"]["align"].values():
-        result |= {
-            "win_rate": share,
-            "wins": 12,
-            "losses": 4,
-            "ties": 4,
-            "at_equal_length": estimate(UNCLEAR),
-        }
-    found["judged"]["align"]["judge"] |= {
-        **{
-            "win_rate": share,
-            "wins": 12,
-            "losses": 4,
-            "ties": 4,
-            "inconsistent": share,
-            "first_position": share,
-        },
-        "length_controlled": {"mean": 0.6, "standard_error": 0.1, "n": 20},
-    }
-    for policy, measured in found["policies"].items():
-        measured |= {"length": {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20}, "truncated": 0.5}
-        measured |= {"kl": {"mean": 2.0 * (policy == "align"), "low": None, "high": None, "n": 20}}
-        measured["diversity"] = {
-            "self-BLEU": {**share, "difference": estimate(DOWN) if policy == "align" else None}
-        }
-    found["reference"] = "sft"
-    points = {"elo": {"mean": 1000.0, "low": 990.0, "high": 1010.0, "n": 20}}
-    found["ranking"] = {"refused": {"align": points, "sft": points}}
-    at = {
-        "prompts": 12,
-        "policies": {
-            policy: {"refused": {"mean": mean, "n": 12}} for policy, mean in MEANS.items()
-        },
-        "against": {"align": {"refused": found["against"]["align"]["refused"]}},
-        "judged": {"align": {"judge": {**estimate((0.7, 0.6, 0.8), 0.5), "n": 12}}},
-    }
-    found["by"] = {"topic": {"food": at, "sport": at}}
-    return found
+    won = {"win_rate": share, "counts": "12/4/4"}
+    rows = []
+    for row in judged(summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), (0.7, 0.6, 0.8)):
+        equal = estimate((0.6, 0.4, 0.8)) if row.kind == "judge" else estimate(UNCLEAR)
+        rows.append(replace(row, equal_length=equal, **won) if row.baseline else row)
+    rated = list(rows)
+    bleu = Row("sft", "self-BLEU", "diversity", share, lower=True)
+    rows += [
+        bleu,
+        replace(bleu, policy="align", baseline="sft", tested=True, difference=estimate(DOWN)),
+    ]
+    rows = adjusted(rows)
+    for policy in ("sft", "align"):
+        rows.append(
+            Row(policy, LENGTH, ANSWERS, {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20})
+        )
+        rows.append(Row(policy, TRUNCATED, ANSWERS, {"mean": 0.5}, percent=True))
+        rows.append(Row(policy, KL, ANSWERS, {"mean": 2.0 * (policy == "align")}, "sft"))
+    for value in ("food", "sport"):
+        for row in rated:
+            if row.metric != "refused in vain":
+                at = {**row.estimate, "n": 12}
+                part = {"column": "topic", "value": value, "tested": False}
+                rows.append(replace(row, estimate=at, **part))
+    return rows
 
 
 def test_the_table_has_policies_and_metrics_whichever_way_fits() -> None:
-    rows = main_rows(rows_of(full()))
+    rows = main_rows(full())
     upright = table(rows, width=80)
     assert upright.columns == ["", "sft", "align"] and upright.note == "* lower is better"
     assert upright.rows == [
@@ -344,39 +336,29 @@ def test_the_table_has_policies_and_metrics_whichever_way_fits() -> None:
     ]
 
 
-def test_every_number_has_a_row() -> None:
-    rows = rows_of(full())
+def test_the_file_has_every_row() -> None:
+    rows = full()
+    assert rows_of({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
     lines = list(csv.DictReader(as_csv(rows).splitlines()))
     assert len(lines) == len(rows)
-    found = {(one["policy"], one["metric"], one["kind"], one["value"]): one for one in lines}
-    assert {one["kind"] for one in lines} == {
-        *("metric", "judge", "answers", "diversity", "win rate", "equal length", "Elo", "order")
-    }
-    refused = found["align", "refused", "metric", ""]
-    assert [
-        refused[key]
-        for key in ("mean", "difference", "difference_low", "difference_high", "won/lost/tied")
-    ] == [*("0.7", "0.3", "0.2", "0.4", "12/4/4")]
-    assert (refused["baseline"], refused["clear"], refused["better"], refused["trained_on"]) == (
-        *("sft", "1", "higher", "False"),
-    )
-    judge = found["align", "judge", "judge", ""]
-    assert (
-        judge["mean"] == "0.7"
-        and float(judge["difference"]) == pytest.approx(0.2)
-        and judge["clear"] == "1"
-    )
-    assert found["align", "refused", "equal length", ""]["difference"] == "0.1"
-    assert float(found["align", "judge", "equal length", ""]["high"]) == pytest.approx(0.796)
-    assert found["align", "self-BLEU", "diversity", ""]["clear"] == "1"  # lower is more diverse
-    assert found["align", "refused", "metric", "sport"]["difference"] == "0.3"
+    found = {(one["policy"], one["metric"], one["value"]): one for one in lines}
+    refused = found["align", "refused", ""]
+    numbers = ("mean", "difference_mean", "difference_low", "difference_high", "counts")
+    assert [refused[key] for key in numbers] == ["0.7", "0.3", "0.2", "0.4", "12/4/4"]
+    assert [refused[key] for key in ("baseline", "clear", "lower", "trained_on")] == [
+        *("sft", "1", "False", "False")
+    ]
+    assert (refused["equal_length_mean"], refused["win_rate_mean"]) == ("0.1", "0.75")
+    judge = found["align", "judge", ""]
+    assert judge["mean"] == "0.7" and float(judge["difference_mean"]) == pytest.approx(0.2)
+    assert found["align", "self-BLEU", ""]["clear"] == "1"  # lower is more diverse
+    sport = found["align", "refused", "sport"]
     # Of a part of the prompts, nothing is claimed
-    assert found["align", "refused", "metric", "sport"]["clear"] == ""
-    assert found["sft", "refused", "metric", "food"]["mean"] == "0.4"
+    assert sport["difference_mean"] == "0.3" and sport["clear"] == ""
 
 
 def test_the_other_tables_are_of_the_same_rows() -> None:
-    rows = rows_of(full())
+    rows = full()
     assert comparisons(rows).rows == [
         ["align", "refused", "+30% [20, 40]", "+10% [-10, 30]", "75% [50, 90]", "12/4/4"],
         ["align", "refused in vain", "+10% [-10, 30]", "+10% [-10, 30]", "75% [50, 90]", "12/4/4"],
@@ -384,8 +366,6 @@ def test_the_other_tables_are_of_the_same_rows() -> None:
     ]
     assert [one.title for one in details(rows)] == [
         "diversity of the answers",
-        "Elo points; the mean of all policies is 1000",
-        "what the order of two answers does to a judge",
         "by topic, differences from the baseline",
     ]
     assert by_column(rows, "topic").rows == [

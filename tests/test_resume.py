@@ -27,7 +27,7 @@ from filelock import FileLock
 
 from alignkit import cli
 from alignkit.training.trainer import load_checkpoint
-from alignkit_plugins.report.write import SWITCH
+from alignkit_plugins.report.events import SWITCH
 from tests.patience import PATIENCE
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"

@@ -28,7 +28,7 @@ from alignkit_plugins.algorithms.rejection_sampling import (
     ReST,
     best_samples,
 )
-from alignkit_plugins.compare.compared import Scale, compare
+from alignkit_plugins.compare.compared import Scale, rated
 from alignkit_plugins.evaluate.rewardbench2 import result
 from alignkit_plugins.evaluate.sample import best
 from alignkit_plugins.evaluate.select_best import summarize
@@ -88,8 +88,9 @@ def against(scores: list[float]) -> float:
         )
         for g in rows
     ]
-    found = compare(rows, "a", "b", "reward")
-    return float(found["wins"] + found["losses"] + abs(found["difference"]["mean"]))
+    row, _ = rated(rows, ["a", "b"], "b", "reward")
+    wins, losses, _ = map(int, row.counts.split("/"))
+    return float(wins + losses + abs(row.difference["mean"]))
 
 
 NOTHING: dict[str, Callable[[list[float]], Any]] = {

@@ -1,4 +1,4 @@
-"""Words, repetition, hedges and diversity, against numbers counted by hand."""
+"""Words, repetition and diversity, against numbers counted by hand."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from alignkit_plugins.formats.text_metrics import (
-    CONFIDENCE,
-    HEDGES,
     distinct,
-    phrases,
     repetition,
     self_bleu,
     words_of,
@@ -50,20 +47,6 @@ def test_repetition_is_the_share_of_trigrams_that_came_before() -> None:
     assert repetition(list("aaaaa")) == pytest.approx(2 / 3)
     assert repetition(list("abcd")) == 0.0
     assert repetition(list("ab")) == 0.0
-
-
-def test_phrases_are_counted_per_word_and_only_whole() -> None:
-    words = words_of("I think it may work, perhaps in mayhem")
-    assert phrases(words, HEDGES) == pytest.approx(3 / 9)  # `i think`, `may`, `perhaps`
-    assert phrases(words_of("of course it is certain"), CONFIDENCE) == pytest.approx(2 / 5)
-    assert phrases([], HEDGES) == 0.0
-    assert not set(HEDGES) & set(CONFIDENCE)
-    for words_of_list in (HEDGES, CONFIDENCE):
-        assert list(words_of_list) == [" ".join(words_of(phrase)) for phrase in words_of_list]
-
-
-def test_a_longer_phrase_counts_once() -> None:
-    assert phrases(words_of("i am not sure"), HEDGES) == pytest.approx(1 / 4)
 
 
 def test_distinct_counts_over_all_texts() -> None:

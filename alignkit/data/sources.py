@@ -324,7 +324,6 @@ class SourceReader:
         self.format: Format | None = None
         self.format_name = ""
         self.bad: list[SkippedRow] = []
-        self.others = 0  # rows that are not of the source's part
         if source.format is not None:
             self.format = source.format.registration.implementation(source.format.options)
             self.format_name = source.format.name
@@ -354,13 +353,11 @@ class SourceReader:
         if not isinstance(self.source.part, tuple):
             return list(groups)
         low, high = self.source.part
-        kept = [
+        return [
             group
             for group in groups
             if low <= _number("part", seed, opening(group, self.source.group)) < high
         ]
-        self.others = len(groups) - len(kept)
-        return kept
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -470,7 +467,7 @@ class SourceReader:
             self.format_name,
             self.source.format is None,
             rows=len(kept),
-            held_out=self.others + sum(_place(group) == self.place for group in other),
+            held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             weight=self.source.weight,
             part=part if isinstance(part, str) else None,

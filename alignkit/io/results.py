@@ -37,7 +37,7 @@ from alignkit.io.digest import digest, file_digest
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"
 STARTS = "starts.jsonl"
-PAGE, MARKDOWN, FACTS = "report.html", "report.md", "report.json"
+PAGE, FACTS = "report.html", "report.json"
 AGREEMENT = "agreement.json"  # of a step that asked people
 SWITCH = "ALIGNKIT_REUSE"  # 0: a run reuses only its own stages
 ALWAYS_READ = 50 * 10**6  # bytes; the size and the time of a larger file are believed

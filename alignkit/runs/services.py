@@ -24,7 +24,7 @@ from alignkit.errors import OutOfResource, RunFailed, refuse
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import FACTS, MARKDOWN, PAGE, RECIPE, Results, other_runs
+from alignkit.io.results import FACTS, PAGE, RECIPE, Results, other_runs
 from alignkit.io.text import exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
@@ -205,7 +205,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
     """
     count = len(recipe.chosen or recipe.stages)
     # A stage looks at its folder itself
-    taken = [name for name in (PAGE, MARKDOWN, FACTS) if exists(folder / name)]
+    taken = [name for name in (PAGE, FACTS) if exists(folder / name)]
     if taken and not exists(folder / RECIPE):
         text = (
             f"--out {folder} is not the folder of a run, and a run would replace {', '.join(taken)}"

@@ -198,7 +198,7 @@ class RunStage(StageContext):
             except DataError as error:  # with a place in its file
                 problems.add([Problem(str(error))])
             else:
-                self.facts += loaded.sources
+                self.read.append(spec)
                 yield spec, loaded
 
     def _is_here(self, spec: DataSpec) -> bool:

@@ -12,7 +12,7 @@ from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext
 from alignkit.calls import call, create
 from alignkit.data.group import Group
-from alignkit.data.sources import DataSpec, Loaded, SourceFacts
+from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics
 from alignkit.kinds import reader_of
 from alignkit.recipe.schema import BASE, RewardSpec, Stage
@@ -48,7 +48,7 @@ class StageContext:
         )
         self.folder = services.folder / stage.name
         self.summary: dict[str, Any] = {}
-        self.facts: list[SourceFacts] = []
+        self.read: list[DataSpec] = []  # entries, by its check
         self._plugins: dict[int, Any] = {}  # by the id of their component
         self._sources: list[dict[str, Any]] = []  # what stage.json says of them
         self._described: list[DataSpec] = []

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from alignkit_plugins.evaluate.report import excerpt
+from alignkit_plugins.compare.tables import excerpt
 from benchmarks.outcomes.rows import START, Answer, Row
 
 DRAWS = 4000

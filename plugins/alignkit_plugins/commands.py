@@ -12,9 +12,8 @@ from alignkit_plugins.people.labels_command import labels_app
 from alignkit_plugins.policies.chat import chat
 from alignkit_plugins.policies.export import export
 from alignkit_plugins.policies.serve import serve
-from alignkit_plugins.recipes.check import check
+from alignkit_plugins.recipes.check import check, verify
 from alignkit_plugins.recipes.init import init
-from alignkit_plugins.recipes.verify import verify
 from alignkit_plugins.report.command import show
 
 

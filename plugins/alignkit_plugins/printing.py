@@ -75,10 +75,7 @@ def print_lines(text: str) -> None:
     """Print lines, which a terminal breaks between words. A pipe gets each line whole."""
     from rich.text import Text
 
-    if sys.stdout.isatty():
-        console().print(Text(printable(text)))
-    else:
-        print(printable(text))
+    console().print(Text(printable(text)), soft_wrap=not sys.stdout.isatty())
 
 
 def console() -> Console:

@@ -30,14 +30,14 @@ dolly formats.messages:Dolly  Dolly: instruction, context, response
 self_instruct formats.messages:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
 dialogues formats.dialogues:Dialogues  two speakers taking turns in raw text: every dialogue of a
     .txt file, or a row {text} that holds one
-groups formats.groups:Groups  alignkit's own format for groups, which stages write
-hh_rlhf formats.hh_rlhf:HHRLHF  Human/Assistant transcripts: chosen and rejected, two with scores,
+groups formats.messages:Groups  alignkit's own format for groups, which stages write
+hh_rlhf formats.trl:HHRLHF  Human/Assistant transcripts: chosen and rejected, two with scores,
     or one
 labeled_pairs formats.labeled_pairs:LabeledPairs  two answers and a label that says which is better:
     LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ...
 messages formats.messages:Messages  conversations: messages [{role, content}] or conversations
     [{from, value}]; optional label
-oasst formats.oasst:Oasst  OpenAssistant trees: prompt {text, role, replies [{text, role, rank,
+oasst formats.rankings:Oasst  OpenAssistant trees: prompt {text, role, replies [{text, role, rank,
     replies}]}, as rankings
 rankings formats.rankings:Rankings  rankings: prompt, responses [{text, rank}] or responses [text]
     and ranks, scores or ratings; or pairs
@@ -54,7 +54,7 @@ reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and 
     of rejected texts
 feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
-squad evaluate.squad:Squad  SQuAD 2: context, question, answers; also nested JSON
+squad evaluate.squad:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a
@@ -134,11 +134,11 @@ abstention evaluate.honesty:Abstention  1 if a response says that it does not kn
 rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group or a baseline
 
 [judge]
-local_judge ai_feedback.local_judge:LocalJudge  ask a model of this run which response is better
+local_judge ai_feedback.judge:LocalJudge  ask a model of this run which response is better
     (RLAIF)
-openai_judge ai_feedback.server_judge:OpenAIJudge  ask a model behind an OpenAI-compatible server
+openai_judge ai_feedback.judge:OpenAIJudge  ask a model behind an OpenAI-compatible server
 panel ai_feedback.panel:Panel  ask several judges, and combine what they say
-reward_judge ai_feedback.reward_judge:RewardJudge  prefer the response that a reward model scores
+reward_judge ai_feedback.panel:RewardJudge  prefer the response that a reward model scores
     higher
 
 [environment]

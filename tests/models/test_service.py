@@ -184,7 +184,7 @@ def sentencepiece_models(folder: Path, kind: str) -> LoadedBase:
 @pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
 def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
     from alignkit import Context
-    from alignkit_plugins.ai_feedback.local_judge import LocalJudge
+    from alignkit_plugins.ai_feedback.judge import LocalJudge
 
     models = sentencepiece_models(tmp_path, kind)
     items = [(asked("is it so?"), "It is four.", "It is five.")]

@@ -41,12 +41,11 @@ def test_metrics_of_a_look() -> None:
         [answer("p", "yes yes maybe", 4, 0.5), answer("p", "no way out", 2, 1.5)]
     )
     assert not warnings
-    assert metrics["hedges"] == pytest.approx((1 / 3 + 0) / 2)
     assert metrics["sampled_entropy"] == pytest.approx(1.0)
     assert metrics["distinct_1"] == pytest.approx(5 / 6) and metrics["distinct_2"] == pytest.approx(
         1.0
     )
-    assert metrics["self_bleu"] == 0.0 and metrics["repetition"] == metrics["confidence"] == 0.0
+    assert metrics["self_bleu"] == 0.0 and metrics["repetition"] == 0.0
     assert "length" not in metrics  # of which `response_tokens` is the mean
 
 
@@ -67,8 +66,6 @@ def test_no_departure_without_a_change() -> None:
 @pytest.mark.parametrize(
     ("more", "surprise", "words"),
     [
-        ("perhaps maybe", 2.0, "answers hedge more"),
-        ("certainly definitely", 2.0, "answers sound more confident"),
         ("and so on and so on and so on", 2.0, "answers repeat themselves more"),
         ("", 1.0, "the policy is surer of its words"),
     ],

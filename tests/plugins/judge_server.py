@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from unittest import mock
 
-from alignkit_plugins.ai_feedback import server as remote
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback import writer as remote
+from alignkit_plugins.ai_feedback.judge import OpenAIJudge
+from tests.patience import impatient
 
 
 @dataclasses.dataclass
@@ -94,7 +94,7 @@ def serving(judge: Callable[[dict[str, Any]], Reply]) -> Iterator[Server]:
     """A server that answers as `judge` says, and is soon asked again."""
     running = Server(judge)
     try:
-        with mock.patch("alignkit_plugins.ai_feedback.service.FIRST_PAUSE", 0.01):
+        with impatient():
             yield running
     finally:
         running.http.shutdown()

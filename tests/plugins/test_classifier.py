@@ -205,10 +205,7 @@ def test_code_of_the_folder_neither_runs_nor_asks(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_device_that_is_not_here_is_said_before_the_run(tmp_path: Path) -> None:
-    classifier = Classifier(Classifier.Options(folder=tmp_path, label="toxic", device="cuda:97"))
-    with pytest.raises(RunFailed, match=r"device 'cuda:97': .*\nhelp: leave out `device`"):
-        classifier.check_machine()
-    Classifier(Classifier.Options(folder=tmp_path, label="toxic")).check_machine()
-    with pytest.raises(RunFailed, match="device 'gpu'"):
-        Classifier(Classifier.Options(folder=tmp_path, label="toxic", device="gpu")).check_machine()
+def test_a_device_that_is_not_here_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "c")
+    with pytest.raises(RunFailed, match=r"cannot load .*CUDA"):
+        scores(tmp_path / "c", "so", label="toxic", device="cuda:97")

@@ -317,7 +317,7 @@ def test_a_tree_holds_a_ranking_for_every_prompt() -> None:
         (node("prompter", "q"), "no prompt of the tree has a reply"),
         (node("prompter", "q", node("assistant", "a"), review_result=False), "failed the review"),
         (node("someone", "q", node("assistant", "a")), "unknown role 'someone'"),
-        ({**node("prompter", "q", node("assistant", "a")), "text": 5}, "must be text"),
+        ({**node("prompter", "q", node("assistant", "a")), "text": 5}, "must have text"),
         ({"role": "prompter", "text": "q", "replies": "a"}, "must be a list of messages"),
     ],
 )

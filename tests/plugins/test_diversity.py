@@ -4,9 +4,7 @@ exhaustive jackknife.
 
 from __future__ import annotations
 
-import math
 import random
-import statistics as plain
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,11 +14,21 @@ from scipy import stats
 
 from alignkit import Group, Response
 from alignkit_plugins.compare.comparison import UNIT
-from alignkit_plugins.evaluate.diversity import diversity
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import adjusted
+from alignkit_plugins.evaluate import measures
 from alignkit_plugins.formats.text_metrics import distinct, self_bleu, words_of
 
-ENTROPY, SPREAD = "entropy, nats per token", "length spread, tokens"
+ENTROPY = "entropy, nats per token"
+
+
+def diversity(
+    groups: Sequence[Group], policies: list[str], baseline: str | None
+) -> dict[str, dict[str, Any]]:
+    """The estimates of each policy by metric, with the `difference` from the baseline."""
+    found: dict[str, dict[str, Any]] = {policy: {} for policy in policies}
+    for row in measures.diversity(groups, policies, baseline):
+        found[row.policy][row.metric] = {**row.estimate, "difference": row.difference or None}
+    return found
 
 
 def groups(**texts: Sequence[Sequence[str]]) -> list[Group]:
@@ -50,8 +58,6 @@ def test_distinct_by_hand() -> None:
         found[ENTROPY]["mean"] == pytest.approx(0.5) and found["distinct-1"]["difference"] is None
     )
     assert "self-BLEU" not in found  # of one answer to a prompt
-    lengths = diversity(groups(sft=[["a"], ["a b"], ["a b c d e f"]]), ["sft"], None)["sft"]
-    assert lengths[SPREAD]["mean"] == pytest.approx(plain.stdev([1, 2, 6]))
 
 
 def test_self_bleu_is_among_the_answers_to_a_prompt() -> None:
@@ -148,7 +154,7 @@ def test_intervals_cover_no_difference() -> None:
             for size in sizes
         ]
 
-    clear = dict.fromkeys(["distinct-1", "distinct-2", ENTROPY, SPREAD], 0)
+    clear = dict.fromkeys(["distinct-1", "distinct-2", ENTROPY], 0)
     for _ in range(120):
         found = diversity(groups(sft=texts(), align=texts()), ["sft", "align"], "sft")["align"]
         for measure in clear:
@@ -158,11 +164,10 @@ def test_intervals_cover_no_difference() -> None:
     assert max(clear.values()) <= 14, clear
 
 
-def clear(found: dict[str, Any], policy: str) -> dict[str, int | None]:
+def clear(given: Sequence[Group], baseline: str, policy: str) -> dict[str, int | None]:
     """What is clear of a policy's diversity: 1 for more, -1 for less."""
-    policies = {name: {"diversity": one} for name, one in found.items()}
-    summary = {"baseline": "sft", "policies": policies, "against": {policy: {}}}
-    return {row.metric: row.clear for row in rows_of(summary) if row.policy == policy}
+    rows = adjusted(measures.diversity(given, ["sft", "align"], baseline, tested=True))
+    return {row.metric: row.clear for row in rows if row.policy == policy}
 
 
 def test_what_it_cost_is_clear() -> None:
@@ -173,9 +178,9 @@ def test_what_it_cost_is_clear() -> None:
         for _ in range(15)
     ]
     given = groups(sft=said, align=[["no no no no no no no no"] * 2] * 15)
-    less = clear(diversity(given, ["sft", "align"], "sft"), "align")
+    less = clear(given, "sft", "align")
     assert [less[name] for name in ("distinct-1", "distinct-2", "self-BLEU")] == [-1, -1, -1]
-    assert clear(diversity(given, ["sft", "align"], "align"), "sft")["self-BLEU"] == 1
+    assert clear(given, "align", "sft")["self-BLEU"] == 1
 
 
 def test_answers_without_log_probabilities_have_no_entropy() -> None:
@@ -200,4 +205,3 @@ def test_answers_without_log_probabilities_have_no_entropy() -> None:
     assert found["sft"]["distinct-1"]["mean"] == 1.0 and "distinct-2" not in found["sft"]
     nothing = diversity(groups(sft=[[""]], best=[[""]]), ["sft", "best"], "sft")["sft"]
     assert list(nothing) == []
-    assert not math.isnan(found["best"][SPREAD]["mean"])

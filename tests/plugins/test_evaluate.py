@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_policy import by_policy
 from by_role import ByRole
 from pydantic import ValidationError
 from scipy import stats
@@ -33,7 +34,7 @@ from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.comparison import short_names, together, unit_of
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import rows_of
 
 HELPFUL = RewardSpec("stage", "helpful")
 SAFETY = RewardSpec("stage", "safety")
@@ -158,7 +159,6 @@ def step(**options: Any) -> evaluate.Evaluate:
         "policies": ["base", "sft", "align"],
         "rewards": [HELPFUL],
         "prompts": "x",
-        "base": False,
         **options,
     }
     return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
@@ -168,7 +168,7 @@ def summary(
     folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **options: Any
 ) -> dict[str, Any]:
     artifact = step(**options).run(context(models or Scripted(), folder, groups))
-    return dict(artifact.summary or {})
+    return by_policy(artifact.summary or {})
 
 
 def said(artifact: Artifact, width: int = 300) -> str:
@@ -256,7 +256,7 @@ def overlapping(count: int = 40) -> Scripted:
 def test_the_difference_at_equal_length(tmp_path: Path) -> None:
     models = overlapping()
     artifact = step(policies=["sft", "align"]).run(context(models, tmp_path, prompts(40)))
-    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    found = by_policy(artifact.summary or {})["against"]["align"]["helpful"]
     gains, longer, theirs = (
         [a - b for a, b in zip(models.scripted["align"], models.scripted["sft"], strict=True)],
         [a - b for a, b in zip(models.lengths["align"], models.lengths["sft"], strict=True)],
@@ -366,18 +366,12 @@ def test_kl_leaves_out_what_the_models_could_not_read_whole(tmp_path: Path) -> N
     assert found["mean"] == pytest.approx(K3 * sum(LENGTHS["align"][1:]) / 5)
 
 
-def test_reference_may_be_no_policy_of_the_comparison(tmp_path: Path) -> None:
-    found = summary(tmp_path, policies=["sft", "align"], reference="base")
-    assert (found["baseline"], found["reference"]) == ("sft", "base")
-    assert found["policies"]["sft"]["kl"]["mean"] == pytest.approx(K3 * 5)
-
-
 @pytest.mark.parametrize(
     ("baseline", "expected"), [(None, "sft"), ("base", "base"), ("align", "align")]
 )
 def test_baseline(tmp_path: Path, baseline: str | None, expected: str) -> None:
     found = summary(tmp_path, baseline=baseline)
-    assert found["baseline"] == found["reference"] == expected
+    assert found["baseline"] == expected
     assert set(found["against"]) == {"base", "sft", "align"} - {expected}
     sign = {"sft": 1.0, "base": 2.0}.get(expected)
     if sign:
@@ -402,7 +396,7 @@ def test_the_baseline_is_where_training_began(policies: list[str], expected: str
 
 def test_a_single_policy_is_compared_with_nobody(tmp_path: Path) -> None:
     artifact = step(policies=["align"]).run(context(Scripted(), tmp_path))
-    found = dict(artifact.summary or {})
+    found = by_policy(artifact.summary or {})
     assert (found["baseline"], found["against"], found["policies"]["align"]["kl"]) == (
         None,
         {},
@@ -430,7 +424,7 @@ def test_samples_of_a_prompt_are_averaged_first(tmp_path: Path) -> None:
 def test_lengths_and_shares_cut_off(tmp_path: Path) -> None:
     found = summary(tmp_path)["policies"]["align"]
     assert triple(found["length"]) == pytest.approx(hand_interval(LENGTHS["align"]))
-    assert found["truncated"] == pytest.approx(1 / 6)
+    assert found["truncated"]["mean"] == pytest.approx(1 / 6)
 
 
 # --- what is missing
@@ -443,12 +437,12 @@ def test_a_missing_score_is_left_out_in_pairs_and_counted(tmp_path: Path) -> Non
     assert (align["n"], align["unscored"], sft["n"], sft["unscored"]) == (5, 1, 5, 1)
     against = found["against"]["align"]["helpful"]
     assert triple(against["difference"]) == pytest.approx(hand_interval(GAIN[1:5]))
-    assert (against["unpaired"], against["difference"]["n"]) == (2, 4)
+    assert against["difference"]["n"] == 4
 
 
 def test_nothing_scored(tmp_path: Path) -> None:
     artifact = step().run(context(Scripted({**SCORES, "align": [None] * 6}), tmp_path))
-    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    found = by_policy(artifact.summary or {})["against"]["align"]["helpful"]
     assert found["difference"] == {"mean": None, "low": None, "high": None, "n": 0, "p": 1.0}
     assert found["win_rate"] is None and found["at_equal_length"] is None
     assert "align and sft cannot be compared: no prompt has a score for both" in said(artifact)
@@ -479,7 +473,7 @@ def test_a_repeated_prompt_counts_once_and_is_reported(tmp_path: Path) -> None:
 
 def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
     artifact = step(limit=1).run(context(Scripted(), tmp_path))
-    found = dict(artifact.summary or {})["against"]["align"]["helpful"]
+    found = by_policy(artifact.summary or {})["against"]["align"]["helpful"]
     assert found["difference"] == {
         "mean": pytest.approx(0.5),
         "low": None,
@@ -537,7 +531,7 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     # The KL is that of the distribution that was sampled
     assert models.measured[-1] == ("sft", 0.7)
     sampling = {"samples_per_prompt": 1, "max_new_tokens": 9, "temperature": 0.7, "seed": 7}
-    assert dict(artifact.summary or {})["sampling"] == sampling
+    assert by_policy(artifact.summary or {})["sampling"] == sampling
 
 
 @pytest.mark.parametrize("safety_prompt", [False, True])
@@ -547,7 +541,7 @@ def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(
     artifact = step(rewards=[combined()]).run(
         context(Scripted(), tmp_path, prompts(safety=safety_prompt))
     )
-    found = dict(artifact.summary or {})
+    found = by_policy(artifact.summary or {})
     assert found["rewards"] == ["llama2/helpful", "llama2/safety", "llama2"]
     assert found["headline"] == "llama2"
     # On a safety prompt the safety model decides, and it says 5 of everything.
@@ -598,12 +592,8 @@ def test_files(tmp_path: Path) -> None:
     }
     lines = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
     assert len(lines) == len(rows_of(found))
-    helpful = [one for one in lines if (one["kind"], one["metric"]) == ("win rate", "helpful")]
-    assert [(one["policy"], float(one["mean"])) for one in helpful][-1] == (
-        "align",
-        pytest.approx(5 / 6),
-    )
-    assert "sft" not in [one["policy"] for one in helpful]
+    helpful = {one["policy"]: one["win_rate_mean"] for one in lines if one["metric"] == "helpful"}
+    assert float(helpful["align"]) == pytest.approx(5 / 6) and helpful["sft"] == ""
 
 
 def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
@@ -631,47 +621,23 @@ def documented(file: str) -> dict[str, str]:
     return {key: meaning for keys, meaning in rows for key in re.findall("`(.+?)`", keys)}
 
 
-@pytest.mark.parametrize("file", ["evaluation.json"])
-def test_every_key_of_the_files_is_documented(file: str, tmp_path: Path) -> None:
+def test_every_key_of_evaluation_json_is_documented(tmp_path: Path) -> None:
     models = overlapping()  # lengths overlap, and so there is a difference at equal length
     models.scripted["align"] = [*models.scripted["align"][:-1], None]
-    options = {
-        "rewards": [HELPFUL, combined()],
-        "judges": [judge_component(SaysNothing)],
-        "by": ["language"],
-    }
+    options = {"rewards": [HELPFUL], "judges": [judge_component(SaysNothing)], "by": ["language"]}
+    options["metrics"] = {"metric": {"reward": HELPFUL, "where": {}, "better": "lower"}}
     groups = [replace(group, meta={"language": "en"}) for group in prompts(40)]
-    for scripted in (models.scripted, models.lengths, models.per_token):
-        scripted["sft, 2 shots"] = scripted["sft"]
-    options["metrics"] = {"metric": {"reward": HELPFUL, "where": {}}}
-    there = context(models, tmp_path, groups)
-    examples = [Group((), (Response(f"text {i}"),)) for i in range(2)]
-    there = replace(there, load=lambda spec: examples if spec == "examples" else groups)
-    shots = {"policy": "sft", "few_shot": "examples", "shots": 2}
-    step(base=True, policies=["sft", shots, "align"], sampling={"top_k": 5}, **options).run(there)
-    written = json.loads((tmp_path / "out" / file).read_text())
-    names = {
-        "base": "POLICY",
-        "sft": "POLICY",
-        "align": "POLICY",
-        "sft, 2 shots": "POLICY",
-        "judge": "JUDGE",
-        "error": "REASON",
-    }
-    names |= (
-        {"language": "COLUMN", "en": "VALUE"}
-        | dict.fromkeys(DIVERSITY, "MEASURE")
-        | dict.fromkeys(["helpful", "llama2", "llama2/safety", "metric"], "REWARD")
-    )
-    written |= {"judge_cards": {}} if "judge_cards" in written else {}  # test_judge_card.py
-    found, known = set(paths(written, names)), documented(file)
+    step(sampling={"top_k": 5}, **options).run(context(models, tmp_path, groups))
+    written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    written["judge_cards"] = {}  # test_judge_card.py
+    found, known = set(paths(written, {})), documented("evaluation.json")
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
-    assert fields == {"mean", "low", "high", "n"} | ({"p"} if "against" in written else set())
     estimates = {
         f"{key}.{field}" for key in known if "estimate of" in known[key] for field in fields
     }
     assert found - known.keys() - estimates == set()
-    assert known.keys() - found - fields == set()
+    # Nothing says here what a policy learned from.
+    assert known.keys() - found - fields == {"results.trained_on"}
 
 
 def test_the_report_is_written_as_text_and_markdown_for_any_width(tmp_path: Path) -> None:
@@ -685,10 +651,10 @@ def test_the_report_is_written_as_text_and_markdown_for_any_width(tmp_path: Path
 
 
 def test_text(tmp_path: Path) -> None:
-    text = said(step(next="alignkit chat runs/x", show=2).run(context(Scripted(), tmp_path)))
+    text = said(step(next="alignkit chat runs/x").run(context(Scripted(), tmp_path)))
     lines = text.splitlines()
     assert "mean and 95% interval over 6 prompts" in text
-    assert text.count("prompt: question") == 2
+    assert text.count("prompt: question") == 3
     assert [lines.count(f"  {name} says 1") for name in ("base", "sft", "align")] == [1, 1, 1]
     low, high = hand_interval(GAIN)[1:]
     assert f"6.47 against 6.00, difference +0.5 [{low:.1f}, {high:.1f}]." in text
@@ -698,27 +664,20 @@ def test_text(tmp_path: Path) -> None:
 
 def test_answers_cannot_act_on_the_terminal_or_as_markup(tmp_path: Path) -> None:
     models = Scripted(texts="\x1b[31mred[/red] [bold]x\x07{i}" + "long " * 100)
-    text = said(step(show=1).run(context(models, tmp_path)))
+    text = said(step().run(context(models, tmp_path)))
     assert "\x1b" not in text and "\x07" not in text
     assert "[/red] [bold]x" in text.replace("\n", " ")
-    assert text.count("long") < 3 * 70
+    assert text.count("long") < 9 * 70
 
 
 def test_many_policies_are_shown_in_one_table(tmp_path: Path) -> None:
     names = ["base", "a", "b", "c", "d", "e"]
     models = Scripted(dict.fromkeys(names, BASE), dict.fromkeys(names, [3] * 6))
     models.per_token = dict.fromkeys(names, -1.0)
-    artifact = step(policies=names, show=1).run(context(models, tmp_path))
+    artifact = step(policies=names).run(context(models, tmp_path))
     assert [said(artifact, width).count("truncated") for width in (50, 300)] == [1, 1]
 
 
-DIVERSITY = (
-    "distinct-1",
-    "distinct-2",
-    "self-BLEU",
-    "entropy, nats per token",
-    "length spread, tokens",
-)
 WIDTHS = [
     (0.21, 0.63, 2),
     (0.2, 0.8, 1),
@@ -767,12 +726,15 @@ def test_short_names() -> None:
     assert short_names(same) == {name: name for name in same}
 
 
-def test_policies_without_a_kl_are_told_in_one_line(tmp_path: Path) -> None:
+def test_policies_without_a_kl_are_told(tmp_path: Path) -> None:
     heard: list[str] = []
     around = replace(context(TwoBases(), tmp_path), say=heard.append)
-    found = dict(step(policies=["base", "sft", "align"], baseline="base").run(around).summary or {})
-    assert [text for text in heard if "no KL" in text] == [
-        "out: no KL of sft, align: 'base' has another tokenizer"
+    found = by_policy(
+        step(policies=["base", "sft", "align"], baseline="base").run(around).summary or {}
+    )
+    told = [text for text in heard if "no KL" in text]
+    assert told == [
+        f"out: no KL of {name}: 'base' has another tokenizer" for name in ("sft", "align")
     ]
     assert [found["policies"][name]["kl"]["unmeasured"] for name in ("base", "sft", "align")] == [
         0,

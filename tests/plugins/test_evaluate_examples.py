@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,13 @@ import torch
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
+from alignkit_plugins.compare.compared import ITS_OWN
+from alignkit_plugins.compare.rows import BASE_MODEL
+from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
+from alignkit_plugins.compare.verdicts import PAIRS
+from alignkit_plugins.compare.verdicts import SHORTER_IS_BETTER as SHORTER
 from alignkit_plugins.evaluate import examples
-from alignkit_plugins.evaluate.examples import LONGER, LOSS, PAIRS, SHORTER, TOKENS
+from alignkit_plugins.evaluate.examples import LOSS, METRICS, TOKENS
 
 
 def asked(text: str, *answers: str, **more: Any) -> Group:
@@ -52,11 +56,15 @@ def context(tmp_path: Path) -> Any:
     )
 
 
+def measured(groups: list[Group], policies: list[str], told: Any) -> list[Group]:
+    return examples.measured(groups, {policy: policy for policy in policies}, told)
+
+
 def scores(groups: list[Group], tmp_path: Path) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {"base": [], "sft": [], "dpo": []}
-    for group in examples.measured(groups, [*found], context(tmp_path)):
+    for group in measured(groups, [*found], context(tmp_path)):
         for response in group.responses:
-            known = {name: value for name, value in response.scores.items() if value is not None}
+            known = {name: response.scores[name] for name in METRICS if name in response.scores}
             found[str(response.source)].append(known)
     return found
 
@@ -79,7 +87,7 @@ def test_tokens_that_do_not_count_are_no_misses(tmp_path: Path) -> None:
     told.models["sft"].predictions = lambda groups: [
         (torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0]))
     ]
-    ((scored,),) = [[examples.measured([asked("q", "abc")], ["sft"], told)[0].responses[0].scores]]
+    ((scored,),) = [[measured([asked("q", "abc")], ["sft"], told)[0].responses[0].scores]]
     assert (scored[TOKENS], scored[LOSS]) == (0.5, 0.5)
 
 
@@ -101,11 +109,10 @@ def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(tmp_p
     told = context(tmp_path)
     told.base_of = lambda role: role if role == "dpo" else "base"
     group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
-    (scored,) = examples.measured([group], ["base", "sft", "dpo"], told)
-    assert [response.scores[PAIRS] for response in scored.responses] == [0.5, 1.0, None]
+    (scored,) = measured([group], ["base", "sft", "dpo"], told)
+    assert [response.scores.get(PAIRS) for response in scored.responses] == [0.5, 1.0, None]
     assert [
-        response.scores[PAIRS]
-        for response in examples.measured([group], ["base"], told)[0].responses
+        response.scores[PAIRS] for response in measured([group], ["base"], told)[0].responses
     ] == [0.5]
 
 
@@ -117,7 +124,7 @@ def test_the_base_model_reads_the_pairs_once(tmp_path: Path) -> None:
             own(groups),
         ][1]
     group = asked("one?", "aaa", "b", pairs=(Pair(0, 1),))
-    examples.measured([group], ["base", "sft", "dpo"], told)
+    measured([group], ["base", "sft", "dpo"], told)
     assert sorted(read) == ["base", "dpo", "sft"]
 
 
@@ -161,53 +168,36 @@ def test_bad_responses_are_no_demonstrations() -> None:
     assert examples.usable([bad, good]) == [good]
 
 
-def test_the_metrics_stand_before_all_others(tmp_path: Path) -> None:
+def test_the_rows_of_pairs_and_demonstrations(tmp_path: Path) -> None:
     pairs = [asked(f"{n}?", "aaa", "b", pairs=(Pair(0, 1),)) for n in range(12)]
-    groups = examples.measured(
-        [*pairs, asked("demo?", "ab")], ["base", "sft", "dpo"], context(tmp_path)
-    )
-    plain: dict[str, Any] = {"rewards": {"words": {"mean": 1.0}}}
-    before: dict[str, Any] = {
-        "headline": "words",
-        "rewards": ["words"],
-        "metrics": {},
-        "policies": {name: plain for name in ("base", "sft", "dpo")},
-        "against": {"dpo": {"words": {"difference": {}}}},
-        "against_base": {},
-        "trained_on": {name: {"words": True} for name in ("base", "sft", "dpo")},
-    }
-    names = {name: name for name in ("base", "sft", "dpo")}
-    found = examples.added(
-        before, groups, "sft", names, {"base": False, "sft": False, "dpo": False}
-    )
-    json.dumps(found)
-    assert (found["headline"], found["examples"]) == (PAIRS, 13)
-    assert found["rewards"] == [PAIRS, LONGER, TOKENS, LOSS, "words"]
-    assert found["metrics"][LOSS]["better"] == "lower" and found["metrics"][PAIRS]["percent"]
-    assert found["metrics"][PAIRS]["prompts"] == 12
-    assert [
-        found["policies"][name]["rewards"][PAIRS]["mean"] for name in ("base", "sft", "dpo")
-    ] == [0.5, 1, 0]
-    share = found["policies"]["sft"]["rewards"][PAIRS]  # 12 of 12 hits, by the interval of shares
-    assert 0.6 < share["low"] < 0.9 and share["high"] == 1
-    assert (
-        found["against"]["dpo"][PAIRS]["difference"]["mean"] == -1
-        and found["against"]["dpo"][PAIRS]["losses"] == 12
-    )
-    assert (
-        found["against"]["dpo"]["words"]
-        and "sft" not in found["against"]
-        and "base" not in found["against"]
-    )
-    assert found["against_base"]["dpo"][PAIRS]["mean"] == -0.5
-    assert found["trained_on"]["dpo"] == {
-        PAIRS: False,
-        LONGER: False,
-        TOKENS: False,
-        LOSS: False,
-        "words": True,
-    }
-    assert math.isclose(found["policies"]["sft"]["rewards"][LOSS]["mean"], 1.5)
+    names = ["base", "sft", "dpo"]
+    groups = measured([*pairs, asked("demo?", "ab")], names, context(tmp_path))
+    facts = {"compare": ["dpo"], "base": "base", "trained_on": {"dpo": False}, "tested": True}
+    rows = examples.rows(groups, names, "sft", **facts)
+    assert list(dict.fromkeys(row.metric for row in rows)) == [PAIRS, LONGER, TOKENS, LOSS]
+    own = {(row.policy, row.metric): row for row in rows if row.baseline != BASE_MODEL}
+    assert [own[name, PAIRS].estimate["mean"] for name in names] == [0.5, 1, 0]
+    share = own["sft", PAIRS].estimate  # 12 of 12 hits, by the interval of shares
+    assert 0.6 < share["low"] < 0.9 and share["high"] == 1 and share["n"] == 12
+    dpo = own["dpo", PAIRS]
+    assert dpo.difference["mean"] == -1 and dpo.counts == "0/12/0" and dpo.trained_on is False
+    assert own["sft", PAIRS].baseline == own["base", PAIRS].baseline == ""
+    assert own["dpo", LOSS].lower and own["dpo", PAIRS].percent and not own["dpo", LOSS].percent
+    (over_base,) = [row for row in rows if row.baseline == BASE_MODEL and row.metric == PAIRS]
+    assert (over_base.policy, over_base.difference["mean"]) == ("dpo", -0.5)
+    assert math.isclose(own["sft", LOSS].estimate["mean"], 1.5)
+
+
+def test_an_example_is_won_by_its_own_mean(tmp_path: Path) -> None:
+    """The long one is read as before, but its value moves with the mean of all."""
+    groups = [asked("one?", "bbbbbb"), asked("two?", "aa"), asked("three?", "aa")]
+    scored = measured(groups, ["base", "sft"], context(tmp_path))
+    (_, row) = (one for one in examples.rows(scored, ["base", "sft"], "base") if one.metric == LOSS)
+    assert row.counts == "2/0/1" and row.win_rate["mean"] == 1.0
+    assert row.difference["mean"] == pytest.approx(-4 / 10)
+    values = [[r.scores[LOSS] for r in group.responses] for group in scored]
+    assert values[0][0] != values[0][1]  # whose difference says nothing of the example
+    assert [r.scores[ITS_OWN.format(LOSS)] for r in scored[0].responses] == [2.0, 2.0]
 
 
 def test_long_demonstrations_count_more_and_spread_no_more(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Response, RunFailed
 from alignkit.errors import RemoteError
-from alignkit_plugins.ai_feedback.http_reward import HTTP, _fits, _read
+from alignkit_plugins.ai_feedback.http_reward import HTTP, _read, _unfit
 from alignkit_plugins.ai_feedback.remote import Malformed
 from tests.faults.scripted_server import ScriptedServer, reply
 
@@ -155,41 +155,16 @@ def test_what_is_no_score_is_malformed(reply: str) -> None:
         _read(reply.encode())
 
 
-@pytest.mark.parametrize("score", [-0.01, 1.01])
-def test_a_score_beyond_the_limits_ends_the_run(
-    score: float, made: Made, server: ScriptedServer
-) -> None:
-    assert made(low=0, high=1).score([group(0, 1)]) == {"": [0.0, 1.0]}  # they are included
-    with pytest.raises(
-        RemoteError, match=f"the score of item '0' is {score:g}, outside the limits"
-    ):
-        made(low=0, high=1).score([group(score)])
-    assert made(high=2).score([group(-7)]) == {"": [-7.0]}
-
-
-def test_limits_hold_for_stored_scores_too(made: Made, server: ScriptedServer) -> None:
-    """The limits may be younger than a reply; the service is asked again, as it may have been
-    mended.
-    """
-    assert made().score([group(9)]) == {"": [9.0]} and server.requests == 1
-    with pytest.raises(RemoteError, match="the score of item '0' is 9, outside the limits"):
-        made(high=1).score([group(9)])
-    server.good = lambda body: {"scores": [{"id": "0", "score": 0.9}]}
-    assert made(high=1).score([group(9)]) == made(high=1).score([group(9)]) == {"": [0.9]}
-    assert server.requests == 3
-
-
 def test_scores_must_be_those_of_the_items() -> None:
     body = {"items": [{"id": "0"}, {"id": "1"}]}
-    assert _fits(body, [("1", 1.0), ("0", 2.0)]) == ""
+    assert _unfit(body, [("1", 1.0), ("0", 2.0)]) == ""
     for names in (["0"], ["0", "0"], ["0", "2"], ["0", "1", "1"], [0, 1], []):
-        assert _fits(body, [(name, 1.0) for name in names])
+        assert _unfit(body, [(name, 1.0) for name in names])
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"low": 1, "high": 1},
         {"batch_size": 0},
         {"server": {"base_url": "http://a", "request": {"items": []}}},
         {"server": {"base_url": "ftp://a"}},

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from by_policy import by_policy
 from test_evaluate import (
     HELPFUL,
     Scripted,
@@ -23,7 +24,7 @@ from test_evaluate import (
 
 from alignkit import Judge, Verdict
 from alignkit_plugins.ai_feedback import judge_card
-from alignkit_plugins.ai_feedback.judge_quality import judgment, raters_agree, with_people
+from alignkit_plugins.ai_feedback.judge_card import judgment, raters_agree, with_people
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")
@@ -63,7 +64,7 @@ def evaluated(
         **options,
     }
     artifact = step(**options).run(context(models, folder, prompts(count)))
-    return dict(artifact.summary or {}), told.asked, said(artifact)
+    return by_policy(artifact.summary or {}), told.asked, said(artifact)
 
 
 def prefers(*order: str) -> Callable[[int, str, str], Verdict]:
@@ -129,7 +130,7 @@ def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
 def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
     component = judge_component(Told, SimpleNamespace(decide=prefers(), asked=[]))  # type: ignore[arg-type]
     models = Scripted(texts="the same {i}")
-    found = dict(
+    found = by_policy(
         step(policies=POLICIES, judges=[component]).run(context(models, tmp_path)).summary or {}
     )
     assert card(found)["comparisons"] == 0 and card(found)["no_judge"] == ""

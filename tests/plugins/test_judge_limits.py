@@ -13,25 +13,11 @@ import pytest
 from alignkit import Context, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.judges import CheckedJudge
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from tests.plugins.judge_server import Reply, Server, options_of, said, serving, thinking
 from tests.plugins.test_rlaif import component
 
 ITEMS = [([{"role": "user", "content": "Which is it?"}], f"is {n}") for n in range(20)]
-LIMITS = [  # vLLM 0.32, an earlier vLLM, and OpenAI
-    (
-        "max_tokens=2000 cannot be greater than max_model_len=1024. Please request fewer output "
-        "tokens."
-    ),
-    (
-        "'max_tokens' or 'max_completion_tokens' is too large: 2000. This model's maximum "
-        "context length is 1024 tokens and your request has 300 input tokens (2000 > 1024 - 300)."
-    ),
-    (
-        "max_tokens is too large: 20000. This model supports at most 16384 completion tokens, "
-        "whereas you provided 20000."
-    ),
-]
 LLAMA_CPP = {
     "code": 400,
     "message": (
@@ -54,43 +40,16 @@ def judge(server: Server, folder: Path, **options: Any) -> CheckedJudge:
     )
 
 
-@pytest.mark.parametrize("words", LIMITS, ids=["vllm", "earlier", "openai"])
-def test_a_limit_beyond_the_servers_costs_one_question(
-    words: str, server: Server, tmp_path: Path
-) -> None:
-    server.judge = lambda request: Reply(400, {"error": {"message": words}})
-    with pytest.raises(RunFailed, match="'max_tokens' to a lower number") as raised:
-        judge(server, tmp_path).rate(ITEMS)
-    # The name was not at fault
-    assert "thinks" not in str(raised.value) and len(server.requests) == 1
-    server.judge = thinking
-    assert judge(server, tmp_path, max_tokens=500).rate(ITEMS)[3].score == 3.0
-    assert server.requests[-1]["max_tokens"] == 500
-
-
 def test_questions_longer_than_the_context(server: Server, tmp_path: Path) -> None:
     server.judge = lambda request: Reply(400, {"error": LLAMA_CPP})
-    with pytest.raises(
-        RunFailed, match=r"no reply of use to .*\nhelp: give the server a longer context"
-    ):
+    with pytest.raises(RunFailed, match=r"no reply of use to .*exceeds the available context size"):
         judge(server, tmp_path).rate(ITEMS)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({}, "the server's context may end there"),  # it wrote 40 tokens of 2000
-        ({"max_tokens": 40}, "raise the judge's option max_tokens"),
-        ({"request": {"max_tokens": 40}}, "raise the judge's option max_tokens"),
-    ],
-)
-def test_a_reply_that_the_context_cuts_off(
-    options: dict[str, Any], expected: str, server: Server, tmp_path: Path
-) -> None:
-    usage = {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140}
-    server.script = [Reply(body={**said("Let me think", "length").body, "usage": usage})]
-    first, *others = judge(server, tmp_path, **options).rate(ITEMS[:9])
-    assert first.score is None and expected in first.reason
+def test_a_reply_that_the_context_cuts_off(server: Server, tmp_path: Path) -> None:
+    server.script = [said("Let me think", "length")]
+    first, *others = judge(server, tmp_path).rate(ITEMS[:9])
+    assert first.score is None and "max_tokens, or the server's context" in first.reason
     assert all(rating.score is not None for rating in others)
 
 

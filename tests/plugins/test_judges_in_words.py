@@ -5,7 +5,6 @@ the run.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from pydantic import ValidationError
 
 from alignkit import Context, Group, Response, RunFailed, Verdict
 from alignkit.judges import CheckedJudge, costs
-from alignkit_plugins.ai_feedback.chat import PROBE
-from alignkit_plugins.ai_feedback.form import CUT, NO_LINE, THINKING
-from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
-from alignkit_plugins.ai_feedback.judge_quality import judgment
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
+from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
+from alignkit_plugins.ai_feedback.prompts import CUT, NO_LINE, REASONS
+from alignkit_plugins.ai_feedback.writer import PROBE, THINKING
 from tests.plugins.judge_server import (
     Reply,
     Server,
@@ -136,7 +133,7 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
     [
         (lambda request: said(line(request, "{word} {code}: {x}"), "length"), CUT),
         (lambda request: said("<think>Verdict: 1", "length"), CUT),
-        (lambda request: said(line(request, "<think>Hm.\n{word} {code}: {x}")), THINKING),
+        (lambda request: said(line(request, "<think>Hm.\n{word} {code}: {x}")), REASONS[THINKING]),
         (lambda request: said(line(request, "{word} {code}: {x}\nI hope this helps.")), NO_LINE),
         (lambda request: said(line(request, "{word}: {x}")), NO_LINE),
         (lambda request: said(line(request, "{word} {other}: {x}")), NO_LINE),
@@ -150,7 +147,7 @@ def test_ways_to_write_the_line(judge: Any, server: Server, shape: str) -> None:
             "the judge's verdict is neither 1 nor 2 nor tie",
         ),
         (lambda request: said(""), NO_LINE),
-        (lambda request: said("<think>" * 100_000), THINKING),
+        (lambda request: said("<think>" * 100_000), REASONS[THINKING]),
         (lambda request: said("Verdict" * 100_000), NO_LINE),
         (lambda request: said(None, reasoning_content="Verdict: 1"), NO_LINE),
         (lambda request: said("1", refusal="no"), "the judge refused"),
@@ -230,51 +227,24 @@ NO_MAX_TOKENS = (
     "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
     "'max_completion_tokens' instead."
 )
-NO_TEMPERATURE = (
-    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) "
-    "is supported."
-)
 
 
-def modern(request: dict[str, Any]) -> Reply:
-    """A model that refuses two names of a request, one after the other, as OpenAI's reasoning
-    models do.
-    """
-    if "max_tokens" in request:
-        return Reply(400, {"error": {"message": NO_MAX_TOKENS, "type": "invalid_request_error"}})
-    if "temperature" in request:
-        return Reply(400, {"error": {"message": NO_TEMPERATURE}})
-    return thinking(request)
-
-
-def test_a_name_that_a_model_refuses_costs_one_question(judge: Any, server: Server) -> None:
-    """The error says what to set, name by name."""
-    server.judge = modern
-    request: dict[str, Any] = {}
-    for words, more in (
-        (
-            "request: {max_tokens: null, max_completion_tokens: 2000}",
-            {"max_tokens": None, "max_completion_tokens": 2000},
-        ),
-        ("request: {temperature: null}", {"temperature": None}),
-    ):
-        with pytest.raises(
-            RunFailed,
-            match=f"no reply of use to the first questions: HTTP 400(.|\n)*{re.escape(words)}",
-        ):
-            judge(request=request).compare([BETTER])
-        request |= more
-    assert judge(request=request).compare([BETTER])[0].p_first == 1.0 and len(server.requests) == 4
-    assert "temperature" not in server.requests[-1]
+def test_a_name_that_a_model_refuses_costs_a_few_questions(judge: Any, server: Server) -> None:
+    server.judge = lambda request: Reply(400, {"error": {"message": NO_MAX_TOKENS}})
+    with pytest.raises(RunFailed, match=r"Use 'max_completion_tokens' (.|\n)*max_tokens: null"):
+        judge().rate([(PROMPT, f"is {n}") for n in range(20)])
+    assert len(server.requests) == PROBE
+    server.judge = thinking
+    request = {"max_tokens": None, "max_completion_tokens": 2000, "temperature": None}
+    assert judge(request=request).compare([BETTER])[0].p_first == 1.0
+    assert "temperature" not in server.requests[-1] and "max_tokens" not in server.requests[-1]
 
 
 def test_a_judge_that_never_writes_the_line_is_told_by_a_few_questions(
     judge: Any, server: Server
 ) -> None:
     server.judge = lambda request: said("Both are fine.")
-    with pytest.raises(
-        RunFailed, match=r"first questions.*does not end with the line.*\nhelp: use a larger"
-    ):
+    with pytest.raises(RunFailed, match=r"first questions.*does not end with the line"):
         judge().rate([(PROMPT, f"is {n}") for n in range(20)])
     assert len(server.requests) == PROBE
 

@@ -20,18 +20,23 @@ from by_role import ByRole
 from judge_server import Reply, Server, asked_for, said, serving, texts_of
 from test_evaluate import context
 
-from alignkit import DataError, Group, Message, Response
+from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import ConformanceError, check_step
 from alignkit_plugins.ai_feedback import questions
 from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
-from alignkit_plugins.ai_feedback.likeness import Texts, agreement
-from alignkit_plugins.ai_feedback.passages import Passage, passages_of, read_texts
-from alignkit_plugins.ai_feedback.questions import Item, check_answer, items_of, quoted
+from alignkit_plugins.ai_feedback.make_data import Texts, agreement
+from alignkit_plugins.ai_feedback.questions import (
+    items_of,
+    passages_of,
+    quoted,
+    read_texts,
+    why_another,
+)
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.self_instruct import SelfInstruct, listed
-from alignkit_plugins.ai_feedback.writers import Written
+from alignkit_plugins.ai_feedback.writer import Written
 
 Answers = Callable[[str], str]
 
@@ -187,7 +192,7 @@ def test_no_task_ends_the_run_with_the_reasons(
     assert "m: 0 new tasks after 3 of people" in err and "left out, no list of tasks: 3" in err
     server.script = [said("<think>and so on")] * 3
     run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "o"}})
-    assert "no text, an empty reply: 3" in capsys.readouterr().err
+    assert "no text, the reply ends before its thoughts do: 3" in capsys.readouterr().err
     server.script = [said(None, refusal="no")] * 3
     run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "n"}})
     assert "no text, the server refused: 3" in capsys.readouterr().err
@@ -296,9 +301,9 @@ def test_questions_whose_answers_a_quotation_shows(
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     assert [each["dropped"] for each in dropped(folder)] == [
         "near duplicate",
-        "the second answer differs",
         "the question says the answer",
         "the quotation is not in the passage",
+        "the second answer differs",
         "the quotation does not answer the question",
     ]
     seconds = [
@@ -338,9 +343,8 @@ def test_passages_are_whole_paragraphs_of_one_section() -> None:
         ("5.5", "5", False), ("-5", "5", False), ("1,000", "1", False), ("Ann did not die", "Ann did die", False),
         ("Paris", "not Paris", False), ("No", "No, she didn't.", True),
     ):  # fmt: skip
-        item = Item("", answer, source="", section="", passage="")
-        check_answer(item, Written(second))
-        assert item.dropped == ("" if same else "the second answer differs"), (answer, second)
+        why = "" if same else "the second answer differs"
+        assert why_another(answer, Written(second)) == why, (answer, second)
     assert (
         agreement("Paris", "It is Paris.") == 1
         and agreement("12 May", "13 May") == 0.5
@@ -359,8 +363,11 @@ def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
 Question: Is salt white?
 Answer: Yes
 Quotation: Salt is"""
-    items = items_of(Passage("x", "x"), Written(text, truncated=True))
-    assert [(each.question, each.answer, each.quotation, each.dropped) for each in items] == [
+    items = items_of(Written(text, truncated=True))
+    assert [
+        (*map(each.get, ("question", "answer", "quotation")), each.get("dropped", ""))
+        for each in items
+    ] == [
         ("Why is the sea salty?", "Rivers.", "", "no answer or no quotation"),
         ("What is the depth of the sea?", "4 km", "The sea is 4 km deep", ""),
         ("Is salt white?", "Yes", "Salt is", "cut off"),
@@ -459,44 +466,6 @@ def test_a_use_case_that_nobody_shows_is_named(
     assert len(server.requests) == 5
 
 
-def test_people_say_the_use_case_in_a_column(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    keys: dict[str, Any] = {"categories": ["poem", "code"], "column": "kind"}
-    run(
-        tmp_path,
-        "categorize",
-        4,
-        data=prompts(tmp_path / "a.jsonl", ASKS[:2], kind=["poem", "cod"]),
-        **keys,
-    )
-    assert "column 'kind' has 'cod'; the categories are: poem, code" in capsys.readouterr().err
-    run(
-        tmp_path,
-        "categorize",
-        4,
-        data=prompts(tmp_path / "a.jsonl", ASKS[:1], kind=[["poem"]]),
-        **keys,
-    )
-    assert "column 'kind' has ['poem']" in capsys.readouterr().err
-    run(tmp_path, "categorize", 4, data=prompts(tmp_path / "a.jsonl", ASKS), **keys)
-    assert "no row has the column 'kind'" in capsys.readouterr().err
-    folder = run(
-        tmp_path,
-        "categorize",
-        data=prompts(tmp_path / "a.jsonl", ASKS[:3], kind=["poem", "code", None]),
-        **keys,
-    )
-    cases = summary(folder)["use_cases"]
-    assert [case["prompts"] for case in cases.values()] == [
-        1,
-        1,
-        1,
-    ] and "demonstrations" not in summary(folder)
-    run(tmp_path, "categorize", 2, data="a.jsonl", by="base", **keys)
-    assert "set either 'by', a model, or 'column'" in capsys.readouterr().err
-
-
 def test_a_policy_chooses_its_likeliest_letter() -> None:
     check_step(Categorize, {"data": "x", "categories": ["poem", "code"], "by": "sft"})
     names = {"poem": "", "code": ""}
@@ -532,10 +501,14 @@ def attack(text: str) -> str:
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
+TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
+
+
 class Echo(ByRole):
     """The policy `base` repeats what it reads, and `sft` says no."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        assert all(group.tools == TOOLS for group in prompts)
         prompts = [group.prompt for group in prompts]
         texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
         return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
@@ -556,6 +529,7 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
         Group(
             (Message(role="system", content="s"), Message(role="user", content=text)),
             meta={"topic": text[:4]},
+            tools=TOOLS,
         )
         for text in ("easy one", "easy two", "hard")
     ]
@@ -617,7 +591,9 @@ def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
     options = RedTeam.Options(
         attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5"
     )
-    goals = [Group((Message(role="user", content=text),)) for text in ("easy one", "hard")]
+    goals = [
+        Group((Message(role="user", content=text),), tools=TOOLS) for text in ("easy one", "hard")
+    ]
     made = replace(
         context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure)
     )
@@ -633,37 +609,6 @@ def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
         1,
     )
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
-
-
-def test_people_attack_with_messages_that_they_wrote(tmp_path: Path) -> None:
-    """Each goal's own messages are said in order; who wrote fewer than `turns` has said all."""
-    said_by = {"easy one": ["hello", "magic"], "easy two": ["no word"], "hard": ["a", "b", "magic"]}
-    goals = [
-        Group((Message(role="user", content=goal),), meta={"attacks": texts})
-        for goal, texts in said_by.items()
-    ]
-    options = RedTeam.Options(policies=["base"], goals="x", reward="r", success=">= 0.5", turns=2)
-    made = replace(
-        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored)
-    )
-    made.out.mkdir()
-    artifact = RedTeam(options).run(made)
-    assert artifact.summary is not None and artifact.groups is not None
-    base = artifact.summary["policies"]["base"]
-    # `hard` would succeed in a third turn
-    assert (base["mean"], base["n"]) == (pytest.approx(1 / 3), 3)
-    (row,) = artifact.groups
-    assert [turn["content"] for turn in row.prompt] == ["hello", "hello", "magic"]
-    assert row.meta["writer"] == {"people": "attacks", "template": "red_team"}
-    told = [
-        json.loads(line)
-        for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
-    assert [len(each["turns"]) for each in told] == [4, 2, 4]
-    with pytest.raises(DataError, match="'unsaid' has no list of texts in its column 'attacks'"):
-        RedTeam(options).run(
-            replace(made, load=lambda ref: [Group((Message(role="user", content="unsaid"),))])
-        )
 
 
 def test_prompts_that_succeed_go_to_the_next_stage(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from by_policy import by_policy
 from pydantic import ValidationError
 from test_evaluate import HELPFUL, Scripted, context, said, step
 
@@ -16,7 +17,6 @@ from alignkit import Artifact, DataError, Group
 from alignkit.recipe.schema import RewardSpec
 from alignkit.step import StepData
 from alignkit_plugins.evaluate import step as evaluate
-from alignkit_plugins.evaluate.metrics import Metric, limited
 
 COUNT = 20
 REFUSAL = RewardSpec("reward", "refusal")
@@ -85,16 +85,13 @@ def evaluated(folder: Path, scorer: Any, **options: Any) -> Artifact:
 
 def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
     artifact = evaluated(tmp_path, Refusals())
-    found = dict(artifact.summary or {})
+    found = by_policy(artifact.summary or {})
     harmful = found["against"]["align"]["harmful refused"]
     assert found["headline"] == "harmful refused" and found["rewards"] == list(MEASURES)
     assert harmful["difference"]["n"] == 10 and harmful["difference"]["mean"] == pytest.approx(0.8)
     assert harmful["at_equal_length"] is None  # no length fools it
-    assert (
-        found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0
-        and harmful["unpaired"] == 0
-    )
-    assert found["metrics"]["ordinary refused"]["prompts"] == 10
+    assert found["policies"]["align"]["rewards"]["harmful refused"]["unscored"] == 0
+    assert found["policies"]["align"]["rewards"]["ordinary refused"]["n"] == 10
     lines = said(artifact).splitlines()
     assert any(
         line.split()[:2] == ["harmful", "refused"] and "20% [" in line and "100% [" in line
@@ -103,7 +100,7 @@ def test_a_measure_is_a_row_over_its_own_prompts(tmp_path: Path) -> None:
 
 
 def test_all_or_nothing_is_not_certain(tmp_path: Path) -> None:
-    found = dict(evaluated(tmp_path, Refusals()).summary or {})["policies"]["align"]["rewards"]
+    found = by_policy(evaluated(tmp_path, Refusals()).summary or {})["policies"]["align"]["rewards"]
     assert found["harmful refused"]["mean"] == 1.0 and 0.6 < found["harmful refused"]["low"] < 0.8
     assert (
         found["ordinary refused"]["mean"] == 0.0 and 0.2 < found["ordinary refused"]["high"] < 0.4
@@ -111,23 +108,22 @@ def test_all_or_nothing_is_not_certain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policies", [["base", "sft", "align"], ["sft", "align"]])
-def test_each_policy_is_compared_with_the_untouched_base_whether_named_or_only_shown(
+def test_a_policy_is_compared_with_the_untouched_base_whether_named_or_only_shown(
     tmp_path: Path, policies: list[str]
 ) -> None:
-    found = dict(
-        evaluated(tmp_path, Refusals(), policies=policies, baseline="sft", base=True).summary or {}
+    found = by_policy(
+        evaluated(tmp_path, Refusals(), policies=policies, baseline="sft").summary or {}
     )
     assert list(found["policies"]) == ["base", "sft", "align"]
     over = {name: one["harmful refused"]["mean"] for name, one in found["against_base"].items()}
-    assert over == {"sft": pytest.approx(0.1), "align": pytest.approx(0.9)}
+    assert over == {"align": pytest.approx(0.9)}
 
 
 def test_less_is_a_win_where_lower_is_better(tmp_path: Path) -> None:
-    found = dict(evaluated(tmp_path, Refusals()).summary or {})
+    found = by_policy(evaluated(tmp_path, Refusals()).summary or {})
     ordinary = found["against"]["align"]["ordinary refused"]
     assert ordinary["difference"]["mean"] == pytest.approx(-0.8)
     assert (ordinary["wins"], ordinary["losses"], ordinary["ties"]) == (8, 0, 2)
-    assert list(found["ranking"]["ordinary refused"])[-1] == "sft"
 
 
 def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> None:
@@ -163,22 +159,6 @@ def test_a_measure_without_prompts_is_refused_before_any_work(where: Any, messag
     assert message in str(raised.value) and raised.value.option[:2] == ("metrics", "refused")
 
 
-def test_a_limit_leaves_prompts_for_each_measure() -> None:
-    """The ordinary prompts come last. A measure of all prompts has the first ones, as without
-    metrics.
-    """
-    asked = [Metric.model_validate(one) for one in MEASURES.values()]
-
-    def ids(*metrics: Metric) -> list[str]:
-        return [group.id for group in limited(dict(enumerate(metrics)), mixed(), 2)]  # type: ignore[arg-type]
-
-    assert ids(*asked) == ["0", "1", "10", "11"]
-    assert ids(Metric(reward=EXACT)) == ids() == ["0", "1"]
-    made, seen = step(rewards=[], metrics=MEASURES, limit=2), []
-    made.check_data(StepData(rows_of, lambda reward, groups: seen.append(len(groups))))
-    assert seen == [2, 2]
-
-
 def test_a_reward_checks_only_the_prompts_of_its_measure() -> None:
     seen: list[tuple[str, int]] = []
     made = step(
@@ -201,7 +181,7 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     )
     artifact = step(rewards=[], metrics=MEASURES, kl=False).run(made)
     assert scripted.measured == [] and "KL" not in said(artifact)
-    assert dict(artifact.summary or {})["policies"]["align"]["kl"] is None
+    assert by_policy(artifact.summary or {})["policies"]["align"]["kl"] is None
 
 
 @pytest.mark.parametrize(
@@ -210,10 +190,6 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
         (
             {"metrics": {"helpful": {"reward": HELPFUL}}},
             "'helpful' is the name of a metric, and of a reward",
-        ),
-        (
-            {"kl": False, "reference": "base"},
-            "reference is the policy to measure the KL to, and kl is false",
         ),
         ({"metrics": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
     ],
@@ -227,19 +203,15 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
 
 
 def test_the_base_is_a_column_and_nothing_else(tmp_path: Path) -> None:
-    artifact = evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=True)
-    found = dict(artifact.summary or {})
+    artifact = evaluated(tmp_path, Refusals(), policies=["sft", "align"])
+    found = by_policy(artifact.summary or {})
     assert list(found["policies"]) == ["base", "sft", "align"] and found["baseline"] == "sft"
     assert list(found["against"]) == ["align"] and "base against" not in said(artifact)
     assert found["policies"]["base"]["rewards"]["harmful refused"]["mean"] == pytest.approx(0.1)
-    without = dict(
-        evaluated(tmp_path, Refusals(), policies=["sft", "align"], base=False).summary or {}
-    )
-    assert list(without["policies"]) == ["sft", "align"] and without["against_base"] == {}
 
 
 def test_one_policy_is_shown_next_to_the_base(tmp_path: Path) -> None:
-    found = dict(evaluated(tmp_path, Refusals(), policies=["align"], base=True).summary or {})
+    found = by_policy(evaluated(tmp_path, Refusals(), policies=["align"]).summary or {})
     assert (
         list(found["policies"]) == ["base", "align"]
         and found["baseline"] is None
@@ -249,7 +221,7 @@ def test_one_policy_is_shown_next_to_the_base(tmp_path: Path) -> None:
 
 def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
     made = replace(context(models(), tmp_path, mixed()), base_of=lambda policy: policy)
-    found = dict(step(policies=["sft", "align"], base=True).run(made).summary or {})
+    found = by_policy(step(policies=["sft", "align"]).run(made).summary or {})
     assert list(found["policies"]) == ["sft", "align"]
 
 
@@ -258,7 +230,6 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         tmp_path,
         Refusals(),
         policies=["align", "sft"],
-        base=True,
         metrics={"ordinary refused": MEASURES["ordinary refused"]},
     )
     assert "Worse than the base model: ordinary refused +80 points [" in said(artifact)

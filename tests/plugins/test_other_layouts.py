@@ -18,7 +18,7 @@ from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import load_plugins
 from alignkit.registry import Component
-from alignkit_plugins.report.data_lines import describe
+from alignkit_plugins.report.data_card import describe
 
 FORMATS: dict[str, type[Format]] = {
     registration.name: registration.implementation

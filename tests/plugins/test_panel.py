@@ -15,12 +15,10 @@ from alignkit import Context, Judge, Pair, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
 from alignkit.judges import CheckedJudge
 from alignkit.report import Report
-from alignkit_plugins.ai_feedback.judge_card import card, trust_tables
-from alignkit_plugins.ai_feedback.judge_quality import judgment
-from alignkit_plugins.ai_feedback.label_tally import refusal
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.panel import Panel
-from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge
+from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
+from alignkit_plugins.ai_feedback.panel import Panel, RewardJudge
+from alignkit_plugins.ai_feedback.rlaif import refusal
 from tests.plugins.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]
@@ -58,71 +56,44 @@ def panel(
     return CheckedJudge(component(Panel, Panel.Options(judges=judges, **options)), around)
 
 
-def verdict(folder: Path, ps: Sequence[Any], combine: str, **options: Any) -> Verdict:
+def verdict(folder: Path, ps: Sequence[Any], **options: Any) -> Verdict:
     says = [
         p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10, cost=0.25)
         for p in ps
     ]
-    (found,) = panel(says, folder, combine=combine, **options).compare([(PROMPT, "a", "b")])
+    (found,) = panel(says, folder, **options).compare([(PROMPT, "a", "b")])
     return found
 
 
-@pytest.mark.parametrize(
-    ("combine", "ps", "p"),
-    [
-        ("mean", (0.9, 0.8, 0.1), 0.6),
-        ("worst", (0.9, 0.8, 0.7), 0.7),  # all prefer the first: the least sure of them
-        ("worst", (0.1, 0.4, 0.2), 0.4),
-        ("worst", (0.9, 0.9, 0.4), 0.5),
-        ("worst", (0.9, 0.9, 0.5), 0.5),
-        ("majority", (0.51, 0.6, 0.0), 1.0),
-        ("majority", (0.49, 0.4, 1.0), 0.0),
-        ("majority", (0.9, 0.1, 0.5), 0.5),
-        ("majority", (0.50005, 0.50005, 0.1), 0.0),  # those are ties
-    ],
-)
-def test_verdicts(tmp_path: Path, combine: str, ps: Sequence[float], p: float) -> None:
-    found = verdict(tmp_path, ps, combine)
-    assert found.p_first == pytest.approx(p) and (found.calls, found.tokens, found.cost) == (
-        6,
-        30,
-        0.75,
-    )
-    turned = verdict(tmp_path, [1 - each for each in ps], combine)
-    assert turned.p_first == pytest.approx(1 - p)
-    assert (
-        (found.p_orders == pytest.approx((p, p))) if combine == "mean" else found.p_orders is None
-    )
+def test_a_verdict_is_the_mean(tmp_path: Path) -> None:
+    found = verdict(tmp_path, (0.9, 0.8, 0.1))
+    assert found.p_first == pytest.approx(0.6) and found.p_orders == pytest.approx((0.6, 0.6))
+    assert (found.calls, found.tokens, found.cost) == (6, 30, 0.75)
 
 
 def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
-    found = verdict(tmp_path, [Verdict(0.5, (1.0, 0.0)), Verdict(0.6, (0.8, 0.4))], "mean")
+    found = verdict(tmp_path, [Verdict(0.5, (1.0, 0.0)), Verdict(0.6, (0.8, 0.4))])
     assert found.p_orders == pytest.approx((0.9, 0.2)) and found.p_first == pytest.approx(0.55)
 
 
 def test_judges_without_a_verdict_are_left_out_until_too_few_remain(tmp_path: Path) -> None:
-    found = verdict(tmp_path, [0.9, LOST, 0.7], "mean")
+    found = verdict(tmp_path, [0.9, LOST, 0.7])
     assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (
         5,
         25,
         0.5,
     )
-    lost = verdict(tmp_path, [LOST, 0.9, LOST], "mean")
+    lost = verdict(tmp_path, [LOST, 0.9, LOST])
     assert lost.p_first is None
     assert lost.reason == "too few judges of the panel have a verdict: 1 of 3; the judge refused"
     # One of two is not more than half
-    assert verdict(tmp_path, [LOST, 0.9], "mean").p_first is None
+    assert verdict(tmp_path, [LOST, 0.9]).p_first is None
 
 
-@pytest.mark.parametrize(("combine", "score"), [("mean", 0.55), ("worst", 0.25), ("majority", 0.4)])
-def test_ratings_count_as_shares_of_their_scales(
-    tmp_path: Path, combine: str, score: float
-) -> None:
-    judge = panel([7.0, 2.0, 2.0], tmp_path, [(7 - 6, 7), (0, 5), (1, 5)], combine=combine)
+def test_ratings_count_as_shares_of_their_scales(tmp_path: Path) -> None:
+    judge = panel([7.0, 2.0, 2.0], tmp_path, [(7 - 6, 7), (0, 5), (1, 5)])
     (rating,) = judge.rate([(PROMPT, "a")])
-    assert judge.scale == (0, 1) and rating.score == pytest.approx(
-        score if combine != "mean" else (1 + 0.4 + 0.25) / 3
-    )
+    assert judge.scale == (0, 1) and rating.score == pytest.approx((1 + 0.4 + 0.25) / 3)
     assert (rating.calls, rating.tokens, rating.cost) == (3, 21, 1.5)
 
 
@@ -153,7 +124,7 @@ def test_a_panel_can_do_what_all_its_judges_can(tmp_path: Path) -> None:
 
 
 def test_options() -> None:
-    for wrong in ({"judges": [1]}, {"judges": [1, 2], "combine": "best"}):
+    for wrong in ({"judges": [1]}, {"judges": [1, 2], "best": 1}):
         with pytest.raises(ValidationError):
             Panel.Options(**wrong)
 
@@ -204,7 +175,7 @@ def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
     )
     assert always["named_first"]["mean"] == 1.0 and first["no_judge"] == third["no_judge"] == ""
     text = Report(trust_tables({"panel": found})).text(200)
-    assert "the judges of panel" in text and names[1] in text
+    assert "panel: " in text and names[1] in text
 
 
 def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
@@ -223,12 +194,11 @@ def test_nothing_learns_from_a_judge_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(RunFailed) as raised:
         steered(tmp_path, (0.9, 0.2))
     text = str(raised.value)
-    assert "nothing should learn from its labels\n20 of 20 pairs labeled" in text
+    assert "nothing should learn from its labels; `no_judge: warn` learns anyway\n20 of 20" in text
     assert (
         "warning: x: its verdicts are of no use, because the order of the answers decides 100% ["
         in text
     )
-    assert "`no_judge: warn` learns from its labels anyway" in text
     artifact = steered(tmp_path, (0.9, 0.2), no_judge="warn")
     assert artifact.summary["labeled"] == 20 and artifact.summary["judge_cards"]["x"]["no_judge"]
 

@@ -22,8 +22,8 @@ from alignkit_plugins.people.database import VERSION
 from alignkit_plugins.people.effective_labels import labeled
 from alignkit_plugins.people.items import TASKS
 from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.report.document import page as html_of
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page as html_of
 from tests.killed import forked
 from tests.plugins.labelers import label
 

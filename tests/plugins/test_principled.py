@@ -4,7 +4,6 @@ them.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -15,10 +14,9 @@ from test_evaluate import context
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
 from alignkit.registry import Component, Registration
-from alignkit_plugins.ai_feedback import principled
 from alignkit_plugins.ai_feedback.constitution import Principle
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge
+from alignkit_plugins.ai_feedback.panel import RewardJudge, joint
 from alignkit_plugins.ai_feedback.rlaif import JudgePairs
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))
@@ -122,16 +120,6 @@ def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
     assert artifact.summary["dropped"] == {} and len(artifact.groups) == 2
     # 1 - (0.6 + 0.3) / 2
     assert [group.pairs[0].p for group in artifact.groups] == pytest.approx([0.55, 0.55])
-    facts = artifact.summary["principles"]
-    assert (facts["one"]["comparisons"], facts["one"]["unusable"], facts["one"]["certainty"]) == (
-        2,
-        2,
-        None,
-    )
-    assert facts["two"]["certainty"] == pytest.approx(0.2) and facts["two"]["with_the_mean"] == 0
-    assert (
-        facts["three"]["certainty"] == pytest.approx(0.4) and facts["three"]["with_the_mean"] == 1
-    )
     with pytest.raises(
         RunFailed, match=r"no pair was labeled(.|\n)*2 of 2 pairs dropped: the judge refused: no"
     ):
@@ -139,17 +127,16 @@ def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_mean_is_made_of_all_that_a_verdict_says() -> None:
-    asked = [principled.Asked(0, [], name) for name in "abc"]
     found = [
         Verdict(0.9, (1.0, 0.8), mass=0.5, calls=2, tokens=10),
         Verdict(0.4, (0.2, 0.6), mass=1.0, bounded=True, calls=2, tokens=30),
         Verdict(None, reason="lost", calls=1, tokens=5),
     ]
-    (mean,) = principled.joined(asked, found, 1)
+    mean = joint(found)
     assert mean.p_first == pytest.approx(0.65) and mean.p_orders == pytest.approx((0.6, 0.7))
     assert (mean.mass, mean.bounded, mean.calls, mean.tokens) == (0.75, True, 5, 45)
     unknown = [Verdict(0.5, calls=2), Verdict(0.50004, (0.5, 0.50008))]
-    (tie,) = principled.joined([principled.Asked(0, [], name) for name in "ab"], unknown, 1)
+    tie = joint(unknown)
     assert tie.p_first == 0.5 and tie.p_orders is None and tie.tokens is None
 
 
@@ -164,7 +151,6 @@ def test_without_a_constitution_the_judge_has_its_own_measure(tmp_path: Path) ->
     assert [group.pairs[0].p for group in artifact.groups or () if group.pairs] == pytest.approx(
         [0.7, 0.7]
     )
-    assert "principles" not in (artifact.summary or {})
 
 
 @pytest.mark.parametrize(
@@ -174,14 +160,19 @@ def test_without_a_constitution_the_judge_has_its_own_measure(tmp_path: Path) ->
             RewardJudge,
             BY,
             1,
-            r"'RewardJudge' has its own measure(.|\n)*needs a judge that reads, such as openai_judge",
+            r"'RewardJudge' has its own measure",
         ),
-        (LocalJudge, (SILENT,), 1, "no principle of the constitution has 'compare'"),
+        (
+            LocalJudge,
+            (SILENT,),
+            1,
+            "principles_per_pair is 1, but 0 principles of the constitution have 'compare'",
+        ),
         (
             LocalJudge,
             (*BY, SILENT),
             4,
-            "principles_per_pair is 4, but only 3 principles have 'compare'",
+            "principles_per_pair is 4, but 3 principles of the constitution have 'compare'",
         ),
     ],
 )
@@ -197,13 +188,3 @@ def test_what_cannot_be_judged_stops_before_the_run(
 def test_principles_per_pair_needs_a_constitution() -> None:
     with pytest.raises(ValueError, match="'principles_per_pair' needs a 'constitution'"):
         JudgePairs.Options(judge=component(), data="x", principles_per_pair=2)
-
-
-def test_the_numbers_can_be_stored(tmp_path: Path) -> None:
-    artifact, _ = judged(tmp_path, groups(3))
-    assert json.loads(json.dumps(artifact.summary))["principles"]["one"]["with_the_mean"] == 1
-    assert (
-        "principle one: 3 comparisons, 0 without a verdict, 100% as by all"
-        in artifact.report.text(200)
-    )
-    assert "silent" not in artifact.report.text()

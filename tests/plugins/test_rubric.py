@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Judge, Rating, Response, RunFailed
 from alignkit.judges import spending
-from alignkit_plugins.ai_feedback.reward_judge import RewardJudge
+from alignkit_plugins.ai_feedback.panel import RewardJudge
 from alignkit_plugins.ai_feedback.rubric import Criterion, Rated, Rubric, weighted
 from tests.plugins.test_rlaif import Scripted, component
 

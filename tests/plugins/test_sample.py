@@ -114,7 +114,7 @@ def test_prompts_without_room_are_counted(
 ) -> None:
     folder = run(tmp_path, more=("bread is good " * 3000, "bread is old " * 3000))
     facts = summary(folder)
-    assert (facts["prompts"], facts["no_room"], facts["responses"]) == (7, 2, 28)
+    assert (facts["prompts"], facts["left_out"], facts["responses"]) == (7, 2, 28)
     assert (
         "28 responses to 7 prompts; 2 prompts left out: no room for a response"
         in capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         assert facts["bill"]["tokens"] == 7 * 14 and facts["bill"]["cost"] == pytest.approx(
             7 * (10 + 2 * 4) / 1000
         )
-        assert facts["bill"]["refused"] == {"the server refused": 1} and facts["unanswered"] == 1
+        assert facts["bill"]["refused"] == {"the server refused": 1} and facts["left_out"] == 1
         out = (folder / "report.txt").read_text()
         assert "7 questions, 98 tokens, cost 0.126" in out and "cut off at max_new_tokens: 1" in out
         assert "no response: the server refused: 1" in out

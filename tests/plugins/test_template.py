@@ -20,7 +20,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.formats.fields import Text
 from alignkit_plugins.formats.template import Template
-from alignkit_plugins.report.data_lines import describe
+from alignkit_plugins.report.data_card import describe
 
 ROW = {
     "passage": "Rain is wet.",
@@ -122,7 +122,7 @@ def test_a_single_field_keeps_its_type() -> None:
         ("{choices[zero-1]}", "'zero' is 0, but the 3 choices are A to C, or 1 to 3"),
         ("{choices[q]:letter}", "'q' is 'Q', but the 3 choices are A to C"),
         ("{choices[yes]}", "'yes' is True, but"),
-        ("{choices[none]}", "'none' is null, but"),
+        ("{choices[none]}", "'none' is None, but"),
         ("{choices[x]}", "'x' is 1.5, but"),
         ("{choices[a column]}", "'a column' is 'with a space', but"),
         ("{labeled[zero]}", "'zero' is 0, which is none of the labels 1, 2"),
@@ -391,7 +391,7 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_pat
     ]
     assert [(row.row, row.reason) for row in found.skipped] == [(2, "'{gold}' is empty")]
     lines = describe(found)
-    assert lines[0].endswith("d.jsonl: template, 1 row, 1 bad row skipped")
+    assert lines[0].endswith("d.jsonl: template, 1 prompt, 1 bad row")
     assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
 
 

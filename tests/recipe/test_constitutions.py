@@ -15,7 +15,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import shipped, shipped_folder
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_plugins.ai_feedback.constitution import Principle, shipped_constitutions
-from alignkit_plugins.recipes.copying import copy_recipe
+from alignkit_plugins.recipes.init_write import copy_recipe
 
 GOOD = """\
 # a comment

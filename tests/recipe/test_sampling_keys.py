@@ -15,7 +15,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.sampling import AnswerOptions
+from alignkit_plugins.compare.comparison import AnswerOptions
 
 RECIPE = """
 model: {base: tiny}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +217,9 @@ def trained_on(
     text = ASKED.replace("TAUGHT", taught).replace("MEASURED", measured).replace("PROMPTS", prompts)
     (folder / "recipe.yaml").write_text(text)
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
-    found = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["trained_on"]
-    return {policy: found[policy]["m"] for policy in ("align", "best")}
+    rows = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["results"]
+    found = {row["policy"]: row["trained_on"] for row in rows if row["metric"] == "m"}
+    return {policy: found[policy] for policy in ("align", "best")}
 
 
 @pytest.mark.silent_bug(
@@ -255,7 +255,7 @@ def test_a_measure_is_its_own_reward_with_other_options(
     options: Any = recipe.stages["report"].component.options
     rater = options.metrics["m"].reward
     assert learned_from("align", rater, recipe) is own
-    assert options.policies[2].chosen_by(rater, partial(learned_from, recipe=recipe)) is own
+    assert learned_from(options.policies[2].reward, rater, recipe) is own
 
 
 @pytest.mark.silent_bug(

@@ -17,6 +17,7 @@ from alignkit.io.console import Reporter
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
 from alignkit.runs.bases import RunBase
+from alignkit_plugins.compare.rows import KL, rows_of
 
 MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
 WEIGHTS = "adapter_model.safetensors"
@@ -89,9 +90,9 @@ def test_the_policy_of_another_run_is_compared(
         for line in (tmp_path / "out" / "report" / "samples.jsonl").read_text().splitlines()
     ]
     assert [r["source"] for r in sources[0]["responses"]] == list(result["policies"])
-    (base, own) = result["policies"].values()
+    base, own = (row for row in rows_of(result) if row.metric == KL)
     # The base's weights were not used for both
-    assert abs(base["kl"]["mean"]) < 1e-6 and abs(own["kl"]["mean"]) > 1e-3
+    assert abs(base.estimate["mean"]) < 1e-6 and abs(own.estimate["mean"]) > 1e-3
     assert "report: unchanged, reused" in run(recipe, capsys)[1]
     weights = load_file(policy / WEIGHTS)
     save_file(
@@ -152,7 +153,7 @@ def test_adapters_of_another_rank_are_read_as_they_are(
         result = json.loads(
             (tmp_path / "out" / "report" / "evaluation.json").read_text(encoding="utf-8")
         )
-        found.append(result["policies"])
+        found.append(result["results"])
     assert found[0] == found[1]
     code, said = run(recipe, capsys, f"stages.report.rewards=[{{folder: {other / 'scores'}}}]")
     assert (

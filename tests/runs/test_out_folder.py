@@ -35,7 +35,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", ["report.md", "report.html"])
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
 def test_a_folder_with_files_that_a_run_would_replace_is_refused(
     name: str, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,6 @@ ROWS = [
         ],
         "tools": TOOLS,
         "answers": ["sunny", "rain"][number],
-        "attacks": [f"weather in {city}?"],
     }
     for number, city in enumerate(("Oslo", "Rome"))
 ]
@@ -80,15 +79,6 @@ STAGES: dict[str, dict[str, Any]] = {
         **SHORT,
     },
     "pairs": {"step": "judge_pairs", "policy": "sft", "judge": JUDGE, "no_judge": "warn", **SHORT},
-    "attacked": {
-        "step": "red_team",
-        "policies": ["sft"],
-        "attacker": None,
-        "turns": 1,
-        "reward": PYTHON,
-        "success": ">= 0",
-        **SHORT,
-    },
     "calibrated": {"step": "calibration", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "pressed": {"step": "sycophancy", "policies": ["sft"], "correct": CORRECT, **SHORT},
     "chosen": {"step": "select_best", "policies": ["base", "sft"], "reward": PYTHON, **SHORT},
@@ -129,11 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stages = {
         name: {
             **keys,
-            **(
-                {}
-                if name == "sft"
-                else {"goals" if name == "attacked" else "prompts": "prompts.jsonl"}
-            ),
+            **({} if name == "sft" else {"prompts": "prompts.jsonl"}),
         }
         for name, keys in STAGES.items()
     }

@@ -50,8 +50,7 @@ def test_a_run_fills_its_batch_and_reports_the_hardest_prompts(
     assert any(row["gen_batches"] > 1 for row in rows) and all(
         "hardest/share" in row for row in rows
     )
-    for name in ("report.md", "report.html"):
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert "align: the hardest prompts" in text and "Who wrote this story?" in text
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "align: the hardest prompts" in text and "Who wrote this story?" in text
     (part,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["parts"]
     assert part["title"] == "Hardest prompts"

@@ -1,17 +1,15 @@
 """A reward from a service of your own over HTTP.
 
-A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns":
-{...}}]}`, and the reply is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a
-response that cannot be scored. Replies are stored, so that no response is scored or paid for twice.
-A reply that breaks these rules is asked for again and then ends the run, which can be resumed: it
-never becomes a score. A response that the service refuses, for instance because it is too long
-(HTTP 400, 413 or 422), has no score.
+A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns": {...}}]}`,
+and the reply is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a response that
+cannot be scored. Replies are stored, so that no response is scored or paid for twice. A reply that breaks
+these rules ends the run, which can be resumed: it never becomes a score. A response that the service
+refuses, for instance because it is too long (HTTP 400, 413 or 422), has no score.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,18 +37,10 @@ class HTTP(Reward):
         columns: list[str] = Field(
             [], description="columns of the prompts that the service receives"
         )
-        low: float | None = Field(
-            None, description="lowest score that is possible; a lower one is a failure"
-        )
-        high: float | None = Field(
-            None, description="highest score that is possible; a higher one is a failure"
-        )
         batch_size: int = Field(1, ge=1, le=1024, description="responses per request")
 
         @model_validator(mode="after")
-        def _range(self) -> HTTP.Options:
-            if self.low is not None and self.high is not None and self.low >= self.high:
-                raise ValueError(f"low {self.low:g} is not below high {self.high:g}")
+        def _no_items(self) -> HTTP.Options:
             if "items" in self.server.request:
                 raise ValueError(
                     "'server.request' must not contain 'items', which are the responses"
@@ -68,78 +58,57 @@ class HTTP(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self.remote = Remote(
-            "http", self.options.server, self.options.path, context.cache, _read, fits=self._fits
-        )
+        options = self.options
+        self.remote = Remote("http", options.server, options.path, context.cache, _read)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        items = [self._item(group, response) for group in groups for response in group.responses]
+        items = []
+        for group in groups:
+            items += [self._item(group, response) for response in group.responses]
         size = self.options.batch_size
-        bodies = [self._body(items[start : start + size]) for start in range(0, len(items), size)]
-        self._ask(bodies[:1])  # a service that is misunderstood costs one request
-        replies = self._ask(bodies, self.context.progress)
-        return {
-            "": [
-                score
-                for body, reply in zip(bodies, replies, strict=True)
-                for score in _in_order(body, reply)
-            ]
-        }
+        bodies = []
+        for start in range(0, len(items), size):
+            batch = [{"id": str(n), **item} for n, item in enumerate(items[start : start + size])]
+            bodies.append(self.options.server.body({"items": batch}))
+        self._ask(bodies[:1], no_progress)  # a service that is misunderstood costs one request
+        scores: list[float | None] = []
+        for body, reply in zip(bodies, self._ask(bodies, self.context.progress), strict=True):
+            by_id = dict(reply.value or [])  # none if it was refused
+            scores += [by_id.get(item["id"]) for item in body["items"]]
+        return {"": scores}
 
-    def _ask(
-        self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress
-    ) -> list[Reply]:
-        """The replies, some of which may be refusals. Raises RemoteError for one that nobody can
-        read.
-        """
-        replies = self.remote.ask(bodies, progress)
+    def _ask(self, bodies: Sequence[Mapping[str, Any]], progress: Progress) -> list[Reply]:
+        """The replies, some of which may be refusals. Raises RemoteError for one that is no answer."""
+
+        def wrong(place: int, reply: Reply) -> str:
+            """Why a reply is no answer; empty for a refusal."""
+            if reply.reason:
+                return "" if reply.reason.startswith("HTTP ") else reply.reason
+            return _unfit(bodies[place], reply.value)
+
+        replies = self.remote.ask(bodies, progress, wrong)
+        for place, reply in enumerate(replies):
+            if problem := wrong(place, reply):
+                raise RemoteError(
+                    f"http: {self.remote.url}: {problem}\n"
+                    'help: the reply must be {"scores": [{"id": "0", "score": 0.7}]}; the replies '
+                    "received are stored; repeat the command to resume"
+                )
         reasons = [reply.reason for reply in replies if reply.reason]
-        unread = [reason for reason in reasons if not reason.startswith("HTTP ")]
-        if unread:
-            raise RemoteError(
-                f"http: {self.remote.url}: {unread[0]}\n"
-                'help: the reply must be {"scores": [{"id": "0", "score": 0.7}]}; the replies received are stored; '
-                "repeat the command to resume"
-            )
         if len(reasons) == len(replies) >= ALL_REFUSED:
-            raise RunFailed(
-                f"http: {self.remote.url} refuses all of {len(replies)} requests: {reasons[0]}"
-            )
+            refused = f"refuses all of {len(replies)} requests: {reasons[0]}"
+            raise RunFailed(f"http: {self.remote.url} {refused}")
         return replies
 
-    def _fits(self, body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -> str:
-        """Why these scores cannot be those of a request; empty if they can. The limits are those of
-        this recipe.
-        """
-        low, high = self.options.low, self.options.high
-        for name, score in scores:
-            if score is not None and (
-                (low is not None and score < low) or (high is not None and score > high)
-            ):
-                return (
-                    f"the score of item {name!r:.40} is {score:g}, outside the limits `low` and "
-                    "`high`"
-                )
-        return _fits(body, scores)
-
     def _item(self, group: Group, response: Response) -> dict[str, Any]:
-        said = response.messages or ({"role": "assistant", "content": response.text},)
-        item = {"prompt": list(map(_plain, group.prompt)), "response": list(map(_plain, said))}
-        return item | ({"columns": self._columns(group)} if self.options.columns else {})
+        turns = response.messages or ({"role": "assistant", "content": response.text},)
+        item = {"prompt": list(map(_plain, group.prompt)), "response": list(map(_plain, turns))}
+        if self.options.columns:
+            item["columns"] = self._columns(group)
+        return item
 
-    def _columns(self, group: Group) -> dict[str, Any]:
+    def _columns(self, group: Group) -> Any:
         return {column: column_of("http", group, column) for column in self.options.columns}
-
-    def _body(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        return self.options.server.body(
-            {"items": [{"id": str(place), **item} for place, item in enumerate(items)]}
-        )
-
-
-def _in_order(body: Mapping[str, Any], reply: Reply) -> list[float | None]:
-    """The scores of a request's items; None for all if it was refused."""
-    scores = dict(reply.value or [])
-    return [scores.get(item["id"]) for item in body["items"]]
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,29 +120,20 @@ def _read(text: bytes) -> list[tuple[str, float | None]]:
     try:
         scores = [(row["id"], row["score"]) for row in json.loads(text)["scores"]]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise Malformed('the reply is not {"scores": [{"id": ..., "score": ...}]}') from None
+        problem = 'the reply is not {"scores": [{"id": ..., "score": ...}]}'
+        raise Malformed(problem) from None
     for name, score in scores:
-        if score is None:
-            continue
-        if isinstance(score, bool) or not isinstance(score, int | float) or not _is_finite(score):
+        # An integer may lie beyond the floats.
+        number = type(score) in (int, float) and abs(score) < 1e308
+        if score is not None and not number:
             raise Malformed(f"the score of item {name!r:.40} is {score!r:.40}, not a finite number")
     return scores
 
 
-def _is_finite(score: float) -> bool:
-    try:
-        return math.isfinite(score)
-    except OverflowError:  # an integer beyond the floats
-        return False
-
-
-def _fits(body: Mapping[str, Any], scores: Sequence[tuple[Any, float | None]]) -> str:
+def _unfit(body: Mapping[str, Any], scores: Sequence[Sequence[Any]]) -> str:
     """Why these scores cannot be those of a request; empty if they can."""
-    asked, given = [item["id"] for item in body["items"]], [name for name, _ in scores]
-    if len(given) != len(asked):
-        return f"the reply has {len(given)} scores for {len(asked)} responses"
-    return (
-        ""
-        if set(map(repr, given)) == set(map(repr, asked))
-        else "the ids of the scores are not those of the items"
-    )
+    ids, names = [item["id"] for item in body["items"]], [name for name, _ in scores]
+    if len(names) != len(ids):
+        return f"the reply has {len(names)} scores for {len(ids)} responses"
+    same = set(map(repr, names)) == set(map(repr, ids))
+    return "" if same else "the ids of the scores are not those of the items"

@@ -1,7 +1,6 @@
-"""The judge `panel`: several judges, of different families at best, whose verdicts are combined.
+"""Judges that ask no model in words: a panel of other judges, and a reward model.
 
-A mean is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). The worst is harder to
-exploit for a policy that learns from it (Coste et al. 2023, arXiv:2310.02743). A judge without a
+The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). A judge without a
 verdict is left out. If no more than half remain, the panel has none, either.
 """
 
@@ -9,41 +8,58 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
+import alignkit
 from alignkit import (
     CheckedJudge,
     Context,
     Field,
+    Group,
     Judge,
     JudgeRef,
-    Options,
     Rating,
+    Response,
+    RewardRef,
     RunFailed,
     Verdict,
 )
-from alignkit.judges import Item, Rated, Rubric
+from alignkit.judges import Item, Rated, Rubric, costs
 from alignkit_plugins.ai_feedback.judge_card import judge_names
 
-Combine = Callable[[Sequence[float]], float]
+NO_ROOM = "the prompt leaves the reward model no room for a response"
+
+
+def joint(verdicts: Sequence[Verdict], **more: Any) -> Verdict:
+    """The mean of several verdicts on the same pair. Those that are missing do not count, except for what
+    they cost.
+    """
+    ps = [verdict.p_first for verdict in verdicts if verdict.p_first is not None]
+    known = [verdict for verdict in verdicts if verdict.p_first is not None]
+    more |= costs(verdicts)
+    mass = statistics.fmean(verdict.mass for verdict in known or verdicts)
+    if not ps:
+        return Verdict(None, mass=mass, reason=verdicts[0].reason, **more)
+    orders = [verdict.p_orders for verdict in known if verdict.p_orders]
+    both = None
+    if len(orders) == len(known):
+        first, second = map(statistics.fmean, zip(*orders, strict=True))
+        both = (first, second)
+    bounded = any(verdict.bounded for verdict in known)
+    verdict = Verdict(statistics.fmean(ps), both, mass, bounded=bounded, **more)
+    return replace(verdict, p_first=0.5) if verdict.tied else verdict
 
 
 class Panel(Judge):
-    """Ask several judges, and combine what they say."""
+    """Ask several judges; the mean of what they say counts."""
 
     compares_by_rubric: ClassVar[bool] = True
 
-    class Options(Judge.Options):
+    class Options(alignkit.Options):
         judges: list[JudgeRef] = Field(min_length=2, description="judges to ask")
-        combine: Literal["mean", "worst", "majority"] = Field(
-            "mean",
-            description=(
-                "`mean`; `worst`: the least sure verdict if all prefer the same response, else a "
-                "tie, and the lowest rating; `majority`: the response that more judges prefer, "
-                "and the median rating"
-            ),
-        )
 
     options: Options
 
@@ -52,7 +68,6 @@ class Panel(Judge):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self._names = judge_names(self.options.judges)
         self._judges = [CheckedJudge(judge, context) for judge in self.options.judges]
         self._scales = [judge.scale for judge in self._judges]
 
@@ -62,85 +77,88 @@ class Panel(Judge):
         return None if None in self._scales else (0.0, 1.0)
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
-        found = zip(*(judge.compare(items, rubric) for judge in self._judges), strict=True)
-        return [self._verdict(verdicts) for verdicts in found]
+        names = judge_names(self.options.judges)
+        columns = [judge.compare(items, rubric) for judge in self._judges]
+        found = []
+        for verdicts in zip(*columns, strict=True):
+            verdict = joint(verdicts, parts=dict(zip(names, verdicts, strict=True)))
+            known = [each.p_first is not None for each in verdicts]
+            if reason := self._too_few(known, [each.reason for each in verdicts]):
+                verdict = replace(
+                    verdict, p_first=None, p_orders=None, bounded=False, reason=reason
+                )
+            found.append(verdict)
+        return found
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         if None in self._scales and any(self._scales):
             raise RunFailed(
-                "panel: some of its judges rate on a scale and others, as reward models, without "
-                "bounds; combine those of one kind, or compare responses in pairs"
+                "panel: some of its judges rate on a scale and others, as reward models, without bounds; "
+                "combine those of one kind, or compare responses in pairs"
             )
-        found = zip(*(judge.rate(items, rubric) for judge in self._judges), strict=True)
-        return [self._rating(ratings) for ratings in found]
+        columns = [judge.rate(items, rubric) for judge in self._judges]
+        found = []
+        for ratings in zip(*columns, strict=True):
+            scores = []
+            for rating, scale in zip(ratings, self._scales, strict=True):
+                low, high = scale or (0.0, 1.0)
+                if rating.score is not None:
+                    scores.append((rating.score - low) / (high - low))
+            known = [each.score is not None for each in ratings]
+            reason = self._too_few(known, [each.reason for each in ratings])
+            score = None if reason else statistics.fmean(scores)
+            spent: dict[str, Any] = costs(ratings)
+            found.append(Rating(score, reason, **spent))
+        return found
 
-    def _verdict(self, verdicts: Sequence[Verdict]) -> Verdict:
-        known = [verdict for verdict in verdicts if verdict.p_first is not None]
-        spent = {
-            name: _sum([getattr(verdict, name) for verdict in verdicts])
-            for name in ("calls", "tokens", "cost")
-        }
-        mass = statistics.fmean(verdict.mass for verdict in known or verdicts)
-        parts = dict(zip(self._names, verdicts, strict=True))
-        if reason := self._too_few(len(known), [verdict.reason for verdict in verdicts]):
-            return Verdict(None, mass=mass, reason=reason, parts=parts, **spent)
-        p = _COMPARED[self.options.combine](
-            [verdict.p_first for verdict in known if verdict.p_first is not None]
-        )
-        orders = [verdict.p_orders for verdict in known if verdict.p_orders]
-        both = None
-        if self.options.combine == "mean" and len(orders) == len(known):
-            first, second = (statistics.fmean(ps) for ps in zip(*orders, strict=True))
-            both = (first, second)
-        bounded = any(verdict.bounded for verdict in known)
-        return Verdict(p, both, mass, bounded=bounded, parts=parts, **spent)
-
-    def _rating(self, ratings: Sequence[Rating]) -> Rating:
-        scores = [
-            _share(rating.score, scale)
-            for rating, scale in zip(ratings, self._scales, strict=True)
-            if rating.score is not None
-        ]
-        spent = {
-            name: _sum([getattr(rating, name) for rating in ratings])
-            for name in ("calls", "tokens", "cost")
-        }
-        reason = self._too_few(len(scores), [rating.reason for rating in ratings])
-        return Rating(None if reason else _RATED[self.options.combine](scores), reason, **spent)
-
-    def _too_few(self, count: int, reasons: Sequence[str]) -> str:
-        """Why a panel has no verdict, if this number of its judges has one; empty if it has one."""
-        if count > len(self.options.judges) // 2:
+    def _too_few(self, known: Sequence[bool], reasons: Sequence[str]) -> str:
+        """Why a panel has no verdict; empty if it has one. known: which of its judges have one."""
+        count = sum(known)
+        if count > len(known) // 2:
             return ""
-        first = next((reason for reason in reasons if reason), "no reason given")
-        return (
-            f"too few judges of the panel have a verdict: {count} of {len(self.options.judges)}; "
-            f"{first}"
+        first = next(filter(None, reasons), "no reason given")
+        few = f"{count} of {len(known)}; {first}"
+        return f"too few judges of the panel have a verdict: {few}"
+
+
+class RewardJudge(Judge):
+    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
+
+    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952).
+    The order in which responses are shown plays no part. A rating is the reward model's score.
+    """
+
+    reads_rubric: ClassVar[bool] = False
+
+    class Options(alignkit.Options):
+        reward_model: RewardRef = Field(
+            description="stage that trains a reward model, or {folder: PATH}"
         )
 
+    options: Options
 
-def _share(score: float, scale: tuple[float, float] | None) -> float:
-    """A rating as a share of its scale."""
-    return score if scale is None else (score - scale[0]) / (scale[1] - scale[0])
+    def check(self, folder: Path) -> None:
+        model = self.options.reward_model
+        if model.kind not in ("stage", "folder"):
+            raise RunFailed(
+                f"reward_judge: '{model.name}' is not a reward model; name a stage that trains one"
+            )
 
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
+        groups = [Group(tuple(prompt), (Response(a), Response(b))) for prompt, a, b in items]
+        scores = self._scores(groups)
+        found = []
+        for first, second in zip(scores[::2], scores[1::2], strict=True):
+            if first is None or second is None:
+                found.append(Verdict(None, mass=0.0, reason=NO_ROOM))
+                continue
+            p = 1 / (1 + math.exp(min(second - first, 700.0)))
+            found.append(Verdict(p, (p, p)))
+        return found
 
-def _sum(values: Sequence[Any]) -> Any:
-    """The sum of what is known; None if nothing is."""
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
+        groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]
+        return [Rating(score, NO_ROOM if score is None else "") for score in self._scores(groups)]
 
-
-def _worst(ps: Sequence[float]) -> float:
-    """The least sure verdict if all prefer the same response, else a tie; it is 1 - itself if the
-    responses swap.
-    """
-    return min(ps) if min(ps) > 0.5 else max(ps) if max(ps) < 0.5 else 0.5
-
-
-def _majority(ps: Sequence[float]) -> float:
-    votes = sum(0 if Verdict(p).tied else math.copysign(1, p - 0.5) for p in ps)
-    return 0.5 if votes == 0 else float(votes > 0)
-
-
-_COMPARED: dict[str, Combine] = {"mean": statistics.fmean, "worst": _worst, "majority": _majority}
-_RATED: dict[str, Combine] = {"mean": statistics.fmean, "worst": min, "majority": statistics.median}
+    def _scores(self, groups: Sequence[Group]) -> list[float | None]:
+        return list(self.context.models[self.options.reward_model.name].scores(groups))

@@ -1,11 +1,10 @@
 """Rewards that are a judge's ratings: `rating`, by one measure, and `rubric`, by weighted criteria.
 
-The criteria of `rubric` are the recipe's, or each prompt's own (Gunjal et al. 2025, Rubrics as
-Rewards, arXiv:2507.17746). With `aggregate: explicit` each criterion is asked alone, and the score
-is the weighted share of those that are met (equation 1). With `implicit` one question shows all of
-them with their weights (equation 2). Differs from the paper: ratings between met and not met count
-in part, on a judge's scale with more than two steps. A criterion with a negative weight says what
-is bad, and takes away.
+The criteria of `rubric` are the recipe's, or each prompt's own (Gunjal et al. 2025, Rubrics as Rewards,
+arXiv:2507.17746). Each criterion is asked alone, and the score is the weighted share of those that are met
+(equation 1).
+Differs from the paper: ratings between met and not met count in part, on a judge's scale with more than two
+steps. A criterion with a negative weight says what is bad, and takes away.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from alignkit import (
     Group,
     JudgeRef,
     Options,
-    Rating,
     Reward,
     RunFailed,
 )
+from alignkit.judges import Rated as Item
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import all_turns
 
@@ -55,10 +54,8 @@ class Rated(Reward):
         self._judge = CheckedJudge(self.options.judge, context)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        items = [
-            (group.prompt, all_turns(response)) for group in groups for response in group.responses
-        ]
-        return {"": [rating.score for rating in self._judge.rate(items, self.options.rubric)]}
+        ratings = self._judge.rate([item for _, item in answered(groups)], self.options.rubric)
+        return {"": [rating.score for rating in ratings]}
 
 
 class Criterion(pydantic.BaseModel):
@@ -78,8 +75,8 @@ CRITERIA: pydantic.TypeAdapter[list[Criterion]] = pydantic.TypeAdapter(list[Crit
 
 
 class Rubric(Reward):
-    """The weighted share of criteria that a response meets, 1 if it meets all; missing if one has
-    no rating.
+    """The weighted share of criteria that a response meets, 1 if it meets all; missing if one has no
+    rating.
     """
 
     class Options(Options):
@@ -95,10 +92,10 @@ class Rubric(Reward):
 
         @model_validator(mode="after")
         def _some(self) -> Any:
-            if not self.criteria and not self.column:
-                raise ValueError("set 'criteria', or 'column' if each prompt has its own")
-            if self.criteria and not self.column and not weighs(self.criteria):
-                raise ValueError("criteria: one of the weights must be above 0")
+            if not self.column and not weighs(self.criteria):
+                raise ValueError(
+                    "set 'criteria', one with a weight above 0, or 'column' if each prompt has its own"
+                )
             return self
 
     options: Options
@@ -114,66 +111,59 @@ class Rubric(Reward):
         super().prepare(context)
         self._judge = CheckedJudge(self.options.judge, context)
         if self._judge.scale is None:
-            raise RunFailed(
-                f"reward 'rubric': judge '{self.options.judge.name}' has no scale; use another one"
-            )
+            name = self.options.judge.name
+            raise RunFailed(f"reward 'rubric': judge '{name}' has no scale; use another one")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """Each criterion is asked alone. Rows with the same criterion are asked about in one
-        batch.
-        """
-        rows = [
-            (group, self._criteria(group), all_turns(response))
-            for group in groups
-            for response in group.responses
-        ]
-        shares: list[list[float | None]] = [[None] * len(criteria) for _, criteria, _ in rows]
-        asked: dict[str, list[tuple[int, int]]] = {}
-        for row, (_, criteria, _) in enumerate(rows):
-            for place, criterion in enumerate(criteria):
-                asked.setdefault(criterion.text, []).append((row, place))
-        for text, places in asked.items():
-            ratings = self._judge.rate(
-                [(rows[row][0].prompt, rows[row][2]) for row, _ in places], [text]
-            )
-            for (row, place), rating in zip(places, ratings, strict=True):
-                shares[row][place] = self._share(rating)
-        return {
-            "": [
-                weighted(criteria, own) for (_, criteria, _), own in zip(rows, shares, strict=True)
-            ]
-        }
-
-    def _share(self, rating: Rating) -> float | None:
-        """A rating as a share of the judge's scale."""
+        """Each criterion is asked alone. Rows with the same criterion are asked about in one batch."""
+        items = answered(groups)
         low, high = self._judge.scale or (0.0, 1.0)
-        return None if rating.score is None else (rating.score - low) / (high - low)
+        asked: dict[str, list[int]] = {}  # criterion -> items
+        for number, (group, _) in enumerate(items):
+            for criterion in self._criteria(group):
+                asked.setdefault(criterion.text, []).append(number)
+        shares: dict[tuple[int, str], float | None] = {}
+        for text, numbers in asked.items():
+            ratings = self._judge.rate([items[number][1] for number in numbers], [text])
+            for number, rating in zip(numbers, ratings, strict=True):
+                score = rating.score
+                share = None if score is None else (score - low) / (high - low)
+                shares[number, text] = share
+        scores = []
+        for number, (group, _) in enumerate(items):
+            criteria = self._criteria(group)
+            own = [shares[number, criterion.text] for criterion in criteria]
+            scores.append(weighted(criteria, own))
+        return {"": scores}
 
     def _criteria(self, group: Group) -> list[Criterion]:
-        """The criteria of a prompt. Raises DataError if it has none, or some that cannot be
-        read.
-        """
+        """The criteria of a prompt. Raises DataError if it has none, or some that cannot be read."""
         column = self.options.column
         if not column:
             return self.options.criteria
         where, written = f"rubric: {row_of(group)}", column_of("rubric", group, column)
+        # Data sets write texts, or mappings; a text alone is one criterion.
+        rows = written if isinstance(written, list | tuple) else [written]
+        plain = [{"text": row} if isinstance(row, str) else row for row in rows]
         try:
-            own = CRITERIA.validate_python(_written(written))
+            own = CRITERIA.validate_python(plain)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise DataError(
-                f"{where}: '{column}' is no list of {{text, weight}}: {place}: {first['msg']}"
-            ) from None
+            problem = f"is no list of {{text, weight}}: {place}: {first['msg']}"
+            raise DataError(f"{where}: '{column}' {problem}") from None
         if not weighs([*self.options.criteria, *own]):
             raise DataError(f"{where}: '{column}' has no criterion with a weight above 0")
         return [*self.options.criteria, *own]
 
 
-def _written(value: Any) -> Any:
-    """Criteria as data sets write them: texts, or mappings; a text alone is one criterion."""
-    rows = value if isinstance(value, list | tuple) else [value]
-    return [{"text": row} if isinstance(row, str) else row for row in rows]
+def answered(groups: Sequence[Group]) -> list[tuple[Group, Item]]:
+    """Each response as a judge rates it, with its group."""
+    items: list[tuple[Group, Item]] = []
+    for group in groups:
+        for response in group.responses:
+            items.append((group, (group.prompt, all_turns(response))))
+    return items
 
 
 def weighs(criteria: Sequence[Criterion]) -> bool:
@@ -182,11 +172,13 @@ def weighs(criteria: Sequence[Criterion]) -> bool:
 
 
 def weighted(criteria: Sequence[Criterion], shares: Sequence[float | None]) -> float | None:
-    """The weighted share of criteria that are met; None if one of them is unknown. What is bad
-    takes away.
+    """The weighted share of criteria that are met; None if one of them is unknown.
+
+    What is bad takes away.
     """
     known = [share for share in shares if share is not None]
     if len(known) < len(shares):
         return None
-    earned = math.fsum(each.weight * share for each, share in zip(criteria, known, strict=True))
-    return earned / math.fsum(each.weight for each in criteria if each.weight > 0)
+    pairs = zip(criteria, known, strict=True)
+    earned = math.fsum(criterion.weight * share for criterion, share in pairs)
+    return earned / math.fsum(max(criterion.weight, 0.0) for criterion in criteria)

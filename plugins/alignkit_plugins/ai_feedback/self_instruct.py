@@ -1,21 +1,28 @@
-"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of
-its own.
+"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of its own.
 
 Wang et al. 2022, "Self-Instruct: Aligning Language Models with Self-Generated Instructions",
-arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca,
-and `sample` writes the responses.
+arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca, and
+`sample` writes the responses.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, StepContext, StepData, seeds
 from alignkit.report import Table
-from alignkit_plugins.ai_feedback.likeness import Texts
-from alignkit_plugins.ai_feedback.writers import Written, origin_of, writer_of
-from alignkit_plugins.ai_feedback.writing import Asking, Desk, Writing, asked, filled, row
+from alignkit_plugins.ai_feedback.make_data import (
+    AskingStep,
+    Desk,
+    Texts,
+    Writing,
+    filled,
+    question_of,
+    row,
+)
+from alignkit_plugins.ai_feedback.writer import Written, origin_of, writer_of
 from alignkit_plugins.compare.comparison import distinct_prompts
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
@@ -36,12 +43,11 @@ _ITEM = re.compile(
 )
 
 
-class SelfInstruct(Asking):
-    """Write tasks until there are enough, all questions are asked, or 16 questions bring none. The
-    rows are prompts.
+class SelfInstruct(AskingStep):
+    """Write tasks until there are enough, all questions are asked, or 16 questions bring none.
 
-    A task is left out if it is cut off, too short or too long, or resembles one of people's or an
-    earlier one: their ROUGE-L is at least 0.7.
+    The rows are prompts. A task is left out if it is cut off, too short or too long, or resembles one of
+    people's or an earlier one: their ROUGE-L is at least 0.7.
     """
 
     class Options(Writing):
@@ -58,107 +64,95 @@ class SelfInstruct(Asking):
             tasks_of(rows)
 
     def run(self, context: StepContext) -> Artifact:
-        options, desk = self.options, Desk(context)
+        options, desk, sampling = self.options, Desk(context), self.options.sampled()
         people = tasks_of(context.load(options.tasks))
-        writer = writer_of(context, "self_instruct", options.writer, options.sampled())
+        writer = writer_of(context, "self_instruct", options.writer, sampling)
         texts, made, idle = Texts(people), list[Group](), 0
         for start in range(0, options.questions, ROUND):
             numbers = range(start, min(start + ROUND, options.questions))
-            before, new = len(made), [group.prompt[0]["content"] for group in made]
-            questions = [asked(_question(context, number, people, new)) for number in numbers]
-            said = desk.ask(
-                f"tasks-{start}", writer, questions, options.sampled()["max_new_tokens"]
-            )
-            for number, each in zip(numbers, said, strict=True):
-                origin = origin_of(writer.origin, [each], template="self_instruct", question=number)
-                new = _new_tasks(desk, each, texts, options.count - len(made))
-                made += [row(asked(text), {"writer": origin}) for text in new]
-            context.say(
-                f"{context.out.name}: {len(made)} of {options.count} tasks after {numbers.stop} "
-                "questions"
-            )
-            idle = 0 if len(made) > before else idle + 1
+            new = [group.prompt[0]["content"] for group in made]
+            questions = [question_of(_question(context, n, people, new)) for n in numbers]
+            most = sampling["max_new_tokens"]
+            replies = desk.ask(f"tasks-{start}", writer, questions, most)
+            for number, reply in zip(numbers, replies, strict=True):
+                named = {"template": "self_instruct", "question": number}
+                origin = origin_of(writer.origin, [reply], **named)
+                for text in itertools.islice(
+                    _new_tasks(desk, reply, texts), options.count - len(made)
+                ):
+                    made.append(row(question_of(text), {"writer": origin}))
+            done = f"{len(made)} of {options.count} tasks after {numbers.stop} questions"
+            context.say(f"{context.out.name}: {done}")
+            idle = 0 if len(made) > len(new) else idle + 1
             if len(made) >= options.count or idle == IDLE:
                 break
         headline = f"{writer.name}: {len(made)} new tasks after {len(people)} of people"
+        more = "give more different tasks of people"
         if idle == IDLE:
-            headline += (
-                f"; the last {IDLE * ROUND} questions brought none: give more different tasks of "
-                "people"
-            )
+            headline += f"; the last {IDLE * ROUND} questions brought none: {more}"
         elif len(made) < options.count:
-            headline += (
-                f"; {options.count} were wanted: raise 'questions', or give more different tasks "
-                "of people"
-            )
+            headline += f"; {options.count} were wanted: raise 'questions', or {more}"
         shown = [[" ".join(group.prompt[0]["content"].split())] for group in made[:SHOWN]]
+        table = Table("", ["the first new tasks"], shown)
         facts = {"tasks": len(made), "of_people": len(people)}
-        return desk.artifact(
-            headline, made, facts, Table("", ["the first new tasks"], shown), usable=bool(made)
-        )
+        return desk.artifact(headline, made, facts, table, usable=bool(made))
 
 
 def _question(context: StepContext, number: int, people: Sequence[str], new: Sequence[str]) -> str:
     """A question with examples, most of them people's."""
-    draw, own = seeds.stream(context.seed, context.stage, "examples", number), min(NEW, len(new))
+    draw = seeds.stream(context.seed, context.stage, "examples", number)
+    own = min(NEW, len(new))
     shown = [people[i] for i in draw.permutation(len(people))[: EXAMPLES - own]]
     shown += [new[i] for i in draw.permutation(len(new))[:own]]
-    listed = "\n".join(
-        f"{place}. {shown[i]}" for place, i in enumerate(draw.permutation(len(shown)), 1)
-    )
+    order = enumerate(draw.permutation(len(shown)), 1)
+    examples = "\n".join(f"{place}. {shown[i]}" for place, i in order)
     # Equal requests have one reply, and few tasks make equal ones: the number tells them apart.
-    return filled(TEMPLATE, number=number + 1, examples=listed)
+    return filled(TEMPLATE, number=number + 1, examples=examples)
 
 
-def _new_tasks(desk: Desk, said: Written, texts: Texts, most: int) -> list[str]:
-    """The first tasks of a reply that differ from all others."""
-    tasks, new = listed(said), list[str]()
-    if said.text and not tasks:
-        desk.drop("no list of tasks", text=said.text)
+def _new_tasks(desk: Desk, reply: Written, texts: Texts) -> Iterator[str]:
+    """The tasks of a reply that differ from all others."""
+    tasks = listed(reply)
+    if reply.text and not tasks:
+        desk.drop("no list of tasks", text=reply.text)
     for text, whole in tasks:
-        if len(new) == most:
-            break
-        overlap, nearest = texts.nearest(text)
         words = len(text.split())
+        overlap, nearest = texts.nearest(text)
         if not whole:
             desk.drop("cut off", text=text)
-        elif not FEWEST < words <= MOST:
-            desk.drop("too short" if words <= FEWEST else "too long", text=text)
+        elif words <= FEWEST:
+            desk.drop("too short", text=text)
+        elif words > MOST:
+            desk.drop("too long", text=text)
         elif overlap >= OVERLAP:
             desk.drop("near duplicate", text=text, of=nearest)
         else:
             texts.add(text)
-            new.append(text)
-    return new
+            yield text
 
 
 def tasks_of(groups: Sequence[Group]) -> list[str]:
     """The tasks of people: the last thing that the user says. Raises DataError if there is none."""
-    prompts = distinct_prompts(groups)
-    texts = [
-        turns[-1]
-        for group in prompts
-        if (turns := [t["content"] for t in group.prompt if t["role"] == "user"])
-    ]
+    texts: dict[str, None] = {}
+    for group in distinct_prompts(groups):
+        turns = [turn["content"] for turn in group.prompt if turn["role"] == "user"]
+        texts |= dict.fromkeys(turns[-1:])
     if not texts:
-        raise DataError(
-            "no row has a prompt, and the writer needs examples of tasks", option=("tasks",)
-        )
-    return list(dict.fromkeys(texts))
+        problem = "no row has a prompt, and the writer needs examples of tasks"
+        raise DataError(problem, option=("tasks",))
+    return list(texts)
 
 
-def listed(said: Written) -> list[tuple[str, bool]]:
-    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was
-    cut off is not.
+def listed(reply: Written) -> list[tuple[str, bool]]:
+    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was cut off
+    is not.
     """
-    items = [*_ITEM.finditer(said.text)]
-    # Not those of a list within a task
-    items = [item for item in items if len(item[1]) <= len(items[0][1])]
-    ends = [*(item.start() for item in items[1:]), len(said.text)]
-    # No items: no part
-    parts = [said.text[item.end() : end].strip() for item, end in zip(items, ends, strict=False)]
-    return [
-        (part, not (said.truncated and place == len(parts)))
-        for place, part in enumerate(parts, 1)
-        if part
-    ]
+    every = list(_ITEM.finditer(reply.text))
+    items = [item for item in every if len(item[1]) <= len(every[0][1])]  # no list within a task
+    ends = [item.start() for item in items[1:]]
+    tasks = []
+    for item, end in itertools.zip_longest(items, ends):
+        text = reply.text[item.end() : end].strip()
+        if text:
+            tasks.append((text, end is not None or not reply.truncated))
+    return tasks

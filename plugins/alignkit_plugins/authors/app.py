@@ -45,7 +45,7 @@ def plugins(
 
     loaded = load_plugins()
     if schema:
-        from alignkit_plugins.recipes.json_schema import schema_text
+        from alignkit_plugins.recipes.options import schema_text
 
         text = schema_text(loaded)
         return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))
@@ -117,15 +117,11 @@ def check_plugin(
       alignkit plugins check alignkit-reinforce
       alignkit plugins check sums.py --options '{sums: {strict: true}}'
     """
-    import yaml
-
+    from alignkit.recipe.yaml import plain_data
     from alignkit_plugins.authors.check import check, target_of
 
-    try:
-        given = yaml.safe_load(options)
-    except yaml.YAMLError:
-        given = None
-    if not isinstance(given, dict) or not all(isinstance(value, dict) for value in given.values()):
+    by_name = plain_data(options, "--options")
+    if not isinstance(by_name, dict) or not all(isinstance(one, dict) for one in by_name.values()):
         help = "write --options '{NAME: {KEY: VALUE}}'"
         refuse(f"--options {options} is no mapping of options by name", help)
-    return check(target_of(what), given)
+    return check(target_of(what), by_name)

@@ -12,7 +12,7 @@ from alignkit.recipe.references import options_of
 from alignkit.recipe.rules import required_keys
 from alignkit.registry import KINDS, Registration, Registry
 from alignkit_plugins.printing import print_lines, print_table
-from alignkit_plugins.recipes.option_table import OptionRow, option_rows, stage_defaults
+from alignkit_plugins.recipes.options import OptionRow, option_rows, stage_defaults
 
 
 def rows_of(registry: Registry) -> list[dict[str, str]]:
@@ -46,7 +46,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
 
     Raises RecipeError if there is none.
     """
-    chosen = registry.registrations(name) if name in KINDS else []
+    chosen = [*registry.registrations(name)] if name in KINDS else []
     chosen += [registry.get(kind, name) for kind in KINDS if registry.has(kind, name)]
     plugins = []
     for one in chosen:
@@ -77,7 +77,8 @@ def show_options(name: str, plugins: Sequence[dict[str, Any]]) -> None:
         print(f"{one['kind']} {one['name']} ({one['from']})")
         print_lines(f"  {one['summary']}")
         cells = []
-        for row in (OptionRow(**row) for row in one["options"]):
+        for facts in one["options"]:
+            row = OptionRow(**facts)
             cells.append((row.name, row.type_and_range, row.default, row.description))
         if cells:
             print_table(("option", "type", "default", "meaning"), cells)

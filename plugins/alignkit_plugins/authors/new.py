@@ -44,9 +44,8 @@ def write_package(name: str, kind: str, registry: Registry) -> list[Path]:
     Raises RecipeError for a bad or a taken name, or an existing folder.
     """
     if kind not in kinds():
-        others = "docs/plugins has examples of other kinds"
-        help = did_you_mean(kind, kinds()) or f"kinds: {', '.join(kinds())}; {others}"
-        refuse(f"no kind '{kind}'", help)
+        help = f"kinds: {', '.join(kinds())}; docs/plugins has examples of others"
+        refuse(f"no kind '{kind}'", did_you_mean(kind, kinds()) or help)
     cls = _class(name)
     words = {*keyword.kwlist, *vars(builtins), *re.findall(r"\w+", example(kind))}
     words -= {*_names(kind)}

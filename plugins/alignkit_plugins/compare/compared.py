@@ -1,4 +1,4 @@
-"""A policy's scores against those of a baseline, on the same prompts: averages, differences, wins.
+"""The one paired estimate: policies' scores on the same prompts, and how far each is from a baseline's.
 
 A prompt is the unit of all statistics, because samples of one prompt are not independent.
 """
@@ -7,139 +7,229 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.data.group import Group, Response, length
+from alignkit.data.group import Group, length
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.comparison import answers_of, unit_of
+from alignkit_plugins.compare.rows import BASE_MODEL, Row
 
-
-@dataclass(frozen=True)
-class Average:
-    """A policy's averages over its scored answers to one prompt. length: in tokens. unit: see
-    `unit_of`.
-    """
-
-    score: float
-    length: float
-    unit: Any = None
-
-
-def averages(groups: Sequence[Group], policy: str, score: str) -> list[Average | None]:
-    """A policy's averages at each prompt; None if no answer has this score."""
-    return [_average(answers_of(group, policy), score, unit_of(group)) for group in groups]
-
-
-def scores_of(averages: Sequence[Average | None]) -> tuple[list[float], list[Any]]:
-    """The scores of those that are known, and their units, for `Scale.mean`."""
-    known = [one for one in averages if one is not None]
-    return [one.score for one in known], [one.unit for one in known]
+Values = Sequence[float | None]  # of a policy, a number for each prompt
+ITS_OWN = "{}, of this example"  # score whose value depends on no other example
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How a score is averaged. levels: the two values of a binary score, else None. samples: per
-    prompt.
-    """
+    """How a score is averaged. levels: the two values of a binary score, else None. samples: per prompt."""
 
     levels: tuple[float, float] | None
-    samples: int
+    samples: int = 1
 
     def mean(
         self, values: Sequence[float], units: Sequence[Any] | None = None
     ) -> statistics.Estimate:
         """The mean of averages at prompts, with its interval. units: of each, see `unit_of`."""
         draws = statistics.clustered(values, units or [None] * len(values))
-        levels, samples = self.levels, self._samples(len(values), draws)
-        found = statistics.rate(draws, samples, levels) if levels else statistics.estimate(draws)
+        if self.levels:
+            found = statistics.rate(draws, self._samples(len(values), draws), self.levels)
+        else:
+            found = statistics.estimate(draws)
         return {**found, "n": len(values)}
 
     def difference(
         self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any] | None = None
     ) -> statistics.Difference:
         """The mean difference of averages at the same prompts, with its interval."""
-        found = statistics.differences(ours, theirs)
-        draws = statistics.clustered(found, units or [None] * len(found))
-        zeros, samples = [0.0] * len(draws), self._samples(len(found), draws)
+        units = units or [None] * len(ours)
+        differences = statistics.differences(ours, theirs)
+        draws = statistics.clustered(differences, units)
+        zeros = [0.0] * len(draws)
         if self.levels:
-            known = statistics.paired_rates(draws, zeros, samples, self.levels)
+            found = statistics.paired_rates(
+                draws, zeros, self._samples(len(ours), draws), self.levels
+            )
         else:
-            known = statistics.paired_difference(draws, zeros)
-        return {
-            **known,
-            "n": len(found),
-            "p": statistics.clustered_p(found, units or [None] * len(found)),
-        }
+            found = statistics.paired_difference(draws, zeros)
+        return {**found, "n": len(ours), "p": statistics.clustered_p(differences, units)}
 
-    def _samples(self, prompts: int, units: Sequence[float]) -> int:
+    def _samples(self, prompts: int, draws: Sequence[float]) -> int:
         """How many each independent draw has."""
-        return self.samples * math.ceil(prompts / max(1, len(units)))
+        return self.samples * math.ceil(prompts / max(1, len(draws)))
+
+
+def compared(
+    metric: str,
+    values: Mapping[str, Values],
+    baseline: str | None = None,
+    *,
+    compare: Sequence[str] | None = None,
+    base: str | None = None,
+    kind: str = "metric",
+    scale: Scale | None = None,
+    units: Sequence[Any] | None = None,
+    lengths: Mapping[str, Values] | None = None,
+    outcomes: Mapping[str, Values] | None = None,
+    percent: bool | None = None,
+    trained_on: Mapping[str, bool | None] | None = None,
+    **facts: Any,
+) -> list[Row]:
+    """A row for each policy by one metric: its mean, and its paired difference from the baseline.
+
+    Prompts that lack a value count for nothing. Differences keep the sign of the values; a win is the better value.
+
+    Args:
+        metric: The name in tables.
+        values: Of each policy, a number for each prompt, None without one.
+        baseline: One of the policies.
+        compare: Which policies are compared with it; default: all others.
+        base: The base model, with which they are compared as well.
+        kind: As in Row.
+        scale: How values are averaged; default: as rates if all are 0 or 1, those of a policy for its mean.
+        units: What each prompt shares with others, see `unit_of`.
+        lengths: Of each policy's answers, for the difference at equal length; default: nothing is said of that.
+        outcomes: What says who is better at a prompt, if not the values.
+        percent: Whether values are shares; default: whether all are 0 or 1.
+        trained_on: As in Row, by policy.
+        facts: Others of Row, which all rows have.
+    """
+    rows = []
+    everything = Scale(statistics.levels_of(_known(*values.values())))
+    if percent is None:
+        percent = (scale or everything).levels == (0.0, 1.0)
+    units = units or [None] * len(next(iter(values.values())))
+    for policy, ours in values.items():
+        own = scale or Scale(statistics.levels_of(_known(ours)))
+        scored = [place for place, value in enumerate(ours) if value is not None]
+        mean = own.mean(_known(ours), [units[place] for place in scored])
+        row = Row(
+            policy,
+            metric,
+            kind,
+            statistics.of_share(mean) if percent else mean,
+            percent=percent,
+            **facts,
+        )
+        row = replace(row, trained_on=(trained_on or {}).get(policy))
+        rows.append(row)
+        others = values if compare is None else compare
+        if baseline is not None and policy != baseline and policy in others:
+            sides = values, scale or everything, units, outcomes or values
+            rows[-1] = _against(row, baseline, *sides, lengths)
+            if base not in (None, baseline, policy):
+                over_base = _against(row, base, *sides)
+                rows.append(replace(over_base, baseline=BASE_MODEL, win_rate={}, counts=""))
+    return rows
+
+
+def _known(*values: Values) -> list[float]:
+    return [value for each in values for value in each if value is not None]
+
+
+def _against(
+    row: Row,
+    baseline: str,
+    values: Mapping[str, Values],
+    scale: Scale,
+    units: Sequence[Any],
+    outcomes: Mapping[str, Values],
+    lengths: Mapping[str, Values] | None = None,
+) -> Row:
+    """The row with its difference from the baseline, at the prompts where both have a value."""
+    both = [
+        place
+        for place, pair in enumerate(zip(values[row.policy], values[baseline], strict=True))
+        if None not in pair
+    ]
+
+    def at(every: Sequence[Any]) -> list[Any]:
+        return [every[place] for place in both]
+
+    ours, theirs, shared = at(values[row.policy]), at(values[baseline]), at(units)
+    equal_length: Any = None
+    if lengths is not None:
+        longer = [
+            a - b for a, b in zip(at(lengths[row.policy]), at(lengths[baseline]), strict=True)
+        ]
+        differences = statistics.differences(ours, theirs)
+        equal_length = statistics.at_equal_length(
+            differences, longer, at(lengths[baseline]), shared
+        )
+    gaps = statistics.differences(at(outcomes[row.policy]), at(outcomes[baseline]))
+    decided = dict[Any, list[float]]()
+    for place, (gap, unit) in enumerate(zip(gaps, shared, strict=True)):
+        if gap:
+            decided.setdefault(place if unit is None else unit, []).append(
+                float((gap < 0) == row.lower)
+            )
+    wins = sum(sum(each) for each in decided.values())
+    losses = sum(map(len, decided.values())) - wins
+    return replace(
+        row,
+        baseline=baseline,
+        difference=scale.difference(ours, theirs, shared),
+        equal_length=equal_length or {},
+        win_rate=statistics.clustered_share(list(decided.values())) or {},
+        counts=f"{wins:.0f}/{losses:.0f}/{len(both) - wins - losses:.0f}",
+    )
+
+
+# Answers with scores
+
+
+def averages(groups: Sequence[Group], policy: str, score: str) -> list[float | None]:
+    """The mean score of a policy's answers at each prompt; None if no answer has this score."""
+    found = list[float | None]()
+    for group in groups:
+        known = _known([response.scores.get(score) for response in answers_of(group, policy)])
+        found.append(statistics.mean(known) if known else None)
+    return found
+
+
+def lengths_of(groups: Sequence[Group], policy: str, score: str) -> list[float | None]:
+    """The mean length in tokens of a policy's answers that have a score."""
+    found = list[float | None]()
+    for group in groups:
+        answers = [r for r in answers_of(group, policy) if r.scores.get(score) is not None]
+        found.append(statistics.mean(list(map(length, answers))) if answers else None)
+    return found
 
 
 def scale_of(groups: Sequence[Group], score: str) -> Scale:
     """The scale of a score, by the answers of all policies."""
-    counts = Counter(
-        (number, r.source) for number, group in enumerate(groups) for r in group.responses
-    )
-    known = [
-        value for group in groups for r in group.responses if (value := r.scores[score]) is not None
-    ]
-    return Scale(statistics.levels_of(known), max(counts.values(), default=1))
+    counts = Counter[Any]()
+    values = list[float]()
+    for number, group in enumerate(groups):
+        counts.update((number, response.source) for response in group.responses)
+        values += _known([response.scores.get(score) for response in group.responses])
+    return Scale(statistics.levels_of(values), max(counts.values(), default=1))
 
 
-def compare(
+def rated(
     groups: Sequence[Group],
-    policy: str,
-    baseline: str,
-    name: str,
+    policies: Sequence[str],
+    baseline: str | None,
+    score: str,
     *,
-    metric: bool = False,
-    lower: bool = False,
-) -> dict[str, Any]:
-    """A policy against the baseline by one reward, over the prompts at which both have a score.
+    kind: str = "reward",
+    **more: Any,
+) -> list[Row]:
+    """The rows of policies by a score of their answers, whose samples at a prompt are averaged first.
 
-    metric: by a metric, of which nothing is said at equal length: it finds words or answers, and no
-    length fools it. lower: whether lower scores are better. Differences keep the sign of the
-    scores; a win is the better score. unpaired: prompts that lack a score. at_equal_length: see
-    `statistics`. win_rate: among the prompts without a tie, as in a sign test, because its interval
-    needs independent wins and losses.
+    A score is missing if it is there and None; answers that are no part of a metric do not have it. Of an example,
+    ITS_OWN score says who is better. Nothing is said of metrics at equal length: they find words or answers, and no
+    length fools them. more: of `compared`.
     """
-    both = zip(averages(groups, policy, name), averages(groups, baseline, name), strict=True)
-    pairs = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
-    scores = [ours.score for ours, _ in pairs], [theirs.score for _, theirs in pairs]
-    differences = statistics.differences(*scores)
-    longer = [ours.length - theirs.length for ours, theirs in pairs]
-    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    wins, losses = (below, above) if lower else (above, below)
-    lengths, units = [theirs.length for _, theirs in pairs], [ours.unit for ours, _ in pairs]
-    decided = dict[Any, list[float]]()
-    for place, (gap, unit) in enumerate(zip(differences, units, strict=True)):
-        if gap:
-            decided.setdefault(place if unit is None else unit, []).append(
-                float((gap < 0) == lower)
-            )
-    return {
-        "difference": scale_of(groups, name).difference(*scores, units),
-        "at_equal_length": None
-        if metric
-        else statistics.at_equal_length(differences, longer, lengths, units),
-        "win_rate": statistics.clustered_share(list(decided.values())),
-        "wins": wins,
-        "losses": losses,
-        "ties": len(pairs) - wins - losses,
-        "unpaired": len(groups) - len(pairs),
-    }
-
-
-def _average(answers: Sequence[Response], score: str, unit: Any) -> Average | None:
-    scored = [
-        (value, length(response))
-        for response in answers
-        if (value := response.scores[score]) is not None
-    ]
-    if not scored:
-        return None
-    values, lengths = zip(*scored, strict=True)
-    return Average(statistics.mean(values), statistics.mean(lengths), unit)
+    own = ITS_OWN.format(score)
+    if any(own in response.scores for group in groups for response in group.responses):
+        more["outcomes"] = {policy: averages(groups, policy, own) for policy in policies}
+    if kind == "reward":
+        more["lengths"] = {policy: lengths_of(groups, policy, score) for policy in policies}
+    values = {policy: averages(groups, policy, score) for policy in policies}
+    more = {"scale": scale_of(groups, score), "units": [*map(unit_of, groups)], **more}
+    missing = Counter[str]()
+    for group in groups:
+        missing.update(str(r.source) for r in group.responses if r.scores.get(score, 0.0) is None)
+    rows = compared(score, values, baseline, kind=kind, **more)
+    return [replace(row, missing=missing[row.policy]) for row in rows]

@@ -10,16 +10,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
+from alignkit import Field, Sampling, SamplingOptions
 from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
+from alignkit.recipe.schema import BASE
 from alignkit.step import StepContext
 
 # Column of prompts: what they share with others, on which their scores then depend
+TEMPERATURE = 0.7  # of `evaluate`, chat and serve
 UNIT = "drawn together"
 
 
@@ -95,47 +101,48 @@ class Prompted:
 
 def sample_policies(
     context: StepContext,
-    policies: Sequence[str],
+    policies: Sequence[str] | Mapping[str, Prompted],
     prompts: Sequence[Group],
     *,
     samples_per_prompt: int = 1,
-    prompted: Mapping[str, Prompted] | None = None,
     **sampling: Any,
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
-    Every policy samples from the same random streams, so equal policies give equal answers. A
-    prompt is left out for all policies if any policy has no room for an answer. prompted: those of
-    the policies that answer in another way, by name; the groups keep the prompt's own messages.
-    `sampling` takes the keys of a recipe's `rollout`.
+    Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
+    all policies if any policy has no room for an answer. policies: or how each one answers, by its name in results; the
+    groups keep the prompt's own messages. `sampling` takes the keys of a recipe's `rollout`.
     """
+    if not isinstance(policies, Mapping):
+        policies = {policy: Prompted(policy) for policy in policies}
     answers = []
-    names = short_names(policies)
-    for number, policy in enumerate(policies, 1):
+    names = short_names(list(policies))
+    for number, (policy, asked) in enumerate(policies.items(), 1):
         context.say(
-            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of "
-            f"{len(policies)})"
+            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})"
         )
-        asked = (prompted or {}).get(policy) or Prompted(policy)
         read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
         sampled = context.models[asked.role].sample(
             read, seed=context.seed, samples_per_prompt=count, **sampling
         )
-        own = [
-            tuple(replace(r, source=policy, scores={}) for r in group.responses)
-            for group in sampled
-        ]
-        # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
-        drafts = [
-            replace(group, responses=each, pairs=None)
-            for group, each in zip(prompts, own, strict=True)
-        ]
+        drafts = []
+        for group, one in zip(prompts, sampled, strict=True):
+            own = tuple(replace(response, source=policy, scores={}) for response in one.responses)
+            # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
+            drafts.append(replace(group, responses=own, pairs=None))
         answers.append([group.responses for group in asked.choose(drafts)])
-    return [
-        replace(group, responses=tuple(itertools.chain(*responses)), pairs=None)
-        for group, *responses in zip(prompts, *answers, strict=True)
-        if all(responses)
-    ]
+    found = []
+    for group, *responses in zip(prompts, *answers, strict=True):
+        if all(responses):
+            found.append(replace(group, responses=tuple(itertools.chain(*responses)), pairs=None))
+    return found
+
+
+def default_baseline(policies: Sequence[str]) -> str | None:
+    """Whom the other policies are compared with if nothing says so: the first but `base`, or else `base`."""
+    if len(policies) < 2:
+        return None
+    return next((policy for policy in policies[:-1] if policy != BASE), policies[0])
 
 
 def check_unique(option: str, names: Sequence[str]) -> None:
@@ -180,3 +187,30 @@ def folder_parts(policy: str) -> list[str]:
 def answers_of(group: Group, policy: str) -> list[Response]:
     """The responses that a policy wrote."""
     return [response for response in group.responses if response.source == policy]
+
+
+# How answers are sampled that people read or that are compared: not at the temperature of training
+
+
+def sampled_at(temperature: float) -> Any:
+    """The field `sampling` of options, with a temperature for recipes that set none."""
+    other = "other keys that are left out: as in training"
+    return Field(
+        default_factory=partial(Sampling, temperature=temperature),
+        description=f"how responses are sampled; default temperature: {temperature:g}; {other}",
+    )
+
+
+class AnswerOptions(SamplingOptions):
+    """Options of what samples answers at a temperature of its own, unless a recipe sets another
+    one.
+    """
+
+    sampling: Sampling = sampled_at(TEMPERATURE)
+
+    @field_validator("sampling")
+    @classmethod
+    def _own_temperature(cls, sampling: Sampling) -> Sampling:
+        default = cls.model_fields["sampling"].get_default(call_default_factory=True)
+        keys = sampling.model_dump(exclude_unset=True)
+        return sampling.model_copy(update={"temperature": default.temperature} | keys)

@@ -79,32 +79,33 @@ def scored_by(
     scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say:
     called with the name of a reward before it scores.
     """
-    unscored = bare(groups)
-    merged, columns = list(groups), []
+    unscored, merged, columns = bare(groups), list(groups), []
     for spec, scorer in zip(rewards, scorers, strict=True):
         say(label(spec))
         found = scorer.score(unscored)
         new = columns_of(spec, found[0].responses[0].scores, rewards)
-        merged = [_with_columns(*pair, new) for pair in zip(merged, found, strict=True)]
+        keys = {column.name: column.key for column in new}
+        merged = [with_scores(old, scored, keys) for old, scored in zip(merged, found, strict=True)]
         columns += new
     return merged, columns
 
 
 def bare(groups: Sequence[Group]) -> list[Group]:
     """The groups without scores."""
-    return [
-        replace(group, responses=tuple(replace(r, scores={}) for r in group.responses))
-        for group in groups
-    ]
-
-
-def _with_columns(group: Group, scored: Group, columns: Sequence[Column]) -> Group:
-    """The group with columns of the scored one, under their names."""
-    responses = (
-        replace(
-            old,
-            scores={**old.scores, **{column.name: new.scores[column.key] for column in columns}},
+    found = []
+    for group in groups:
+        found.append(
+            replace(
+                group, responses=tuple(replace(response, scores={}) for response in group.responses)
+            )
         )
-        for old, new in zip(group.responses, scored.responses, strict=True)
-    )
+    return found
+
+
+def with_scores(group: Group, scored: Group, keys: Mapping[str, str]) -> Group:
+    """The group with scores of the scored one, by new names. keys: the score of each name."""
+    responses = []
+    for old, new in zip(group.responses, scored.responses, strict=True):
+        scores = {name: new.scores[key] for name, key in keys.items()}
+        responses.append(replace(old, scores={**old.scores, **scores}))
     return replace(group, responses=tuple(responses))

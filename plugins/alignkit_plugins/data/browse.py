@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.io.atomic import write_text
 from alignkit_plugins.data.clean import cleaned
-from alignkit_plugins.data.files import name_of, read_rows
+from alignkit_plugins.data.files import groups_of, name_of, read_rows
 from alignkit_plugins.formats.shown import Shown, counts, shortened, shown
 from alignkit_plugins.page import templates
 
@@ -28,14 +28,16 @@ def write_page(options: Any, out: Path) -> str:
     lines = []
     for at, row in enumerate(rows[:MOST]):
         rule, reason = done.faults.get(at, (PERSONAL if at in done.redacted else "", ""))
-        turns = [one for group in row.groups for one in shown(group)]
+        turns: list[Shown] = []
+        for group in row.groups:
+            turns += shown(group)
         first = turns[0] if turns else Shown("", row.bad, [])
         raw = json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)
         why = f"{rule.replace('_', ' ')}: {reason}".removesuffix(": ")
         line = {"where": str(row), "fault": rule, "reason": why, "turns": turns, "raw": raw}
         lines.append({**line, "preview": shortened(first.text)})
     faults = {**done.counts, PERSONAL: len(done.redacted - done.faults.keys())}
-    words = counts((group for row in rows for group in row.groups), faults.get("unreadable", 0))
+    words = counts(groups_of(rows), faults.get("unreadable", 0))
     page = templates(Path(__file__).parent).get_template("browse.html.j2")
     facts = {"name": name_of(options.data), "counts": words, "total": len(rows), "longest": LONGEST}
     write_text(out, page.render(**facts, faults=faults, rows=lines))

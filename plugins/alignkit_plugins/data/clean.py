@@ -18,7 +18,7 @@ from alignkit.data.group import Origin, Response, group_id
 from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.data import near
-from alignkit_plugins.data.files import Row, json_lines, short
+from alignkit_plugins.data.files import Row, groups_of, json_lines, short
 from alignkit_plugins.formats.languages import check_languages, identifier
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
@@ -162,17 +162,15 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
         fault = Fault("unreadable", row.bad) if row.bad else rules.fault(row.groups)
         if fault is not None:
             faults[at] = fault
-    left = [(at, row.groups) for at, row in enumerate(clean) if at not in faults]
-    others = [(at, row.groups) for at, row in enumerate(held_out)]
-    for kind in ACROSS if others else ():
-        for match in near.leaks(left, others, kind, rules.near)[1]:
+    left = [replace(row, groups=()) if at in faults else row for at, row in enumerate(clean)]
+    for kind in ACROSS if held_out else ():
+        for match in near.leaks(left, held_out, kind, rules.near)[1]:
             faults[match.unit.row] = Fault("against", f"has a held-out {kind}")
-    left = [(at, groups) for at, groups in left if at not in faults]
-    for match in near.repeated(near.units_of(left, "row"), rules.near):
-        other = clean[match.other.row]
-        fault = Fault("near", f"is {match.similarity:.2f} similar to {other}")
+    units = [unit for unit in near.units_of(left, "row") if unit.row not in faults]
+    for match in near.repeated(units, rules.near):
+        fault = Fault("near", f"is {match.similarity:.2f} similar to {clean[match.other.row]}")
         if match.similarity == 1.0:
-            fault = Fault("duplicates", f"says the same as {other}")
+            fault = Fault("duplicates", f"says the same as {clean[match.other.row]}")
         faults[match.unit.row] = fault
     return Cleaned(clean, faults, redacted_rows)
 
@@ -195,7 +193,7 @@ class Clean(Step):
     def run(self, context: StepContext) -> Artifact:
         held_out = context.load(self.options.against) if self.options.against else []
         done = cleaned(rows_of(context.load(self.options.data)), self.options, rows_of(held_out))
-        groups = [group for row in done.kept for group in row.groups]
+        groups = groups_of(done.kept)
         context.write_text("removed.jsonl", json_lines(done.removed))
         redacted = len(done.redacted - done.faults.keys())
         summary = {

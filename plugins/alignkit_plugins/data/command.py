@@ -106,10 +106,11 @@ def check(
         parts = [checking.part_of(entry(file).data, checking.TRAINING)]
         parts += [checking.part_of(entry(other).data, "held out") for other in against or ()]
     checked = checking.check(parts, Rules.model_validate({"near": near}))
-    result = reported(checked.report(), "data_check", checked.facts())
-    if checked.leaks:
+    result = reported(checking.report(checked), "data_check", checked)
+    if checked["leaks"]:
         return replace(result, error=Repeated("held-out data are in training data"))
-    if checked.repeats and not is_recipe:
+    repeats = [one for one in checked["files"] if {*checking.REPEATED} & one["faults"].keys()]
+    if repeats and not is_recipe:
         return replace(result, error=Repeated("rows are repeated in a file"))
     return result
 

@@ -24,6 +24,7 @@ from alignkit_plugins.entries import recipe_of
 from alignkit_plugins.formats.layouts import LAYOUTS
 
 HALVES = re.compile("[\ud800-\udfff]")  # of characters, which UTF-8 cannot encode
+ON_HUB = re.compile(r"(?!\.\.?/|~/)[^/]+/[^/.]+")  # OWNER/NAME, and no path
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ def read_rows(spec: DataSpec) -> list[Row]:
     return rows
 
 
+def groups_of(rows: Iterable[Row]) -> list[Group]:
+    """The groups of all rows."""
+    groups: list[Group] = []
+    for row in rows:
+        groups += row.groups
+    return groups
+
+
 def name_of(spec: DataSpec) -> str:
     """The files of a data entry, in a word."""
     return ", ".join(short(source.name) for source in spec.sources)
@@ -81,23 +90,10 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
     """
     load_plugins()
     value = plain_data(word, f"'{word}'")
-    if (
-        isinstance(value, str)
-        and not Path(value).is_file()
-        and (Path(value).is_dir() or _on_hub(value))
-    ):
+    path = Path(value) if isinstance(value, str) else None
+    if path and (path.is_dir() or (ON_HUB.fullmatch(str(value)) and not path.is_file())):
         value = {"hub": value}
     return recipe_of(value, "alignkit data", rules).stages["data"].component.options
-
-
-def _on_hub(word: str) -> bool:
-    parts = word.split("/")
-    return (
-        len(parts) == 2
-        and all(parts)
-        and parts[0] not in (".", "..", "~")
-        and not Path(word).suffix
-    )
 
 
 # Writing

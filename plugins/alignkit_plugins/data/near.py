@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from alignkit.data.group import Group, said
+from alignkit.data.group import said
+from alignkit_plugins.data.files import Row
 from alignkit_plugins.formats.rows import turns_of_response
 
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
@@ -55,36 +56,35 @@ class Match(NamedTuple):
     similarity: float
 
 
-def units_of(rows: Iterable[tuple[int, Sequence[Group]]], kind: Kind) -> list[Unit]:
-    """The texts of some rows, each with its number and its groups.
+def units_of(rows: Iterable[Row], kind: Kind) -> list[Unit]:
+    """The texts of some rows.
 
     row: all that it says. prompt: all of it without system messages, and each user turn.
     response: each response, and each assistant turn before it. Raw text is a response.
     """
     units = []
-    for row, groups in rows:
-        texts = [(0, _whole(groups))] if kind == "row" else _turns(groups, kind)
-        for turn, text in texts:
-            units.append(Unit(row, turn, text))
+    for at, row in enumerate(rows):
+        texts = _whole(row) if kind == "row" else _turns(row, kind)
+        units += [Unit(at, turn, text) for turn, text in texts]
     return units
 
 
-def _whole(groups: Sequence[Group]) -> str:
+def _whole(row: Row) -> Iterator[tuple[int, str]]:
     parts = []
-    for group in groups:
+    for group in row.groups:
         for turns in (group.prompt, *map(turns_of_response, group.responses)):
             parts.append(normalized(said(turns)))
-    return PART.join(parts)
+    if row.groups:
+        yield 0, PART.join(parts)
 
 
-def _turns(groups: Sequence[Group], kind: Kind) -> Iterator[tuple[int, str]]:
-    for group in groups:
+def _turns(row: Row, kind: Kind) -> Iterator[tuple[int, str]]:
+    for group in row.groups:
         asked = [turn for turn in group.prompt if turn["role"] != "system"]
         spoken = list(enumerate(asked, 1))
         if kind == "prompt" and asked:
             yield 0, normalized(said(asked))
-            if len(asked) == 1:
-                spoken = []
+            spoken = spoken[len(asked) == 1 :]  # a prompt of one turn was there already
         for response in group.responses:
             spoken += enumerate(turns_of_response(response), len(asked) + 1)
         for number, turn in spoken:
@@ -196,10 +196,7 @@ def shared(units: Iterable[Unit], others: Iterable[Unit], threshold: float) -> l
 
 
 def leaks(
-    training: Iterable[tuple[int, Sequence[Group]]],
-    held_out: Iterable[tuple[int, Sequence[Group]]],
-    kind: Kind,
-    threshold: float,
+    training: Iterable[Row], held_out: Iterable[Row], kind: Kind, threshold: float
 ) -> tuple[list[Match], list[Match]]:
     """What held-out rows share with training rows: of the former, and the other way around.
 
@@ -207,6 +204,6 @@ def leaks(
     """
     units, others = units_of(training, kind), units_of(held_out, kind)
     if kind == "response":
-        counts = Counter(unit.text for unit in units)
-        units = [unit for unit in units if counts[unit.text] <= COMMON]
+        copies = Counter(unit.text for unit in units)
+        units = [unit for unit in units if copies[unit.text] <= COMMON]
     return shared(others, units, threshold), shared(units, others, threshold)

@@ -13,8 +13,13 @@ from pydantic import model_validator
 from alignkit import DataRef, Field, Group, PolicyRef, RewardRef, Sampling, StepContext
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, short_names
-from alignkit_plugins.compare.sampling import AnswerOptions, sampled_at
+from alignkit_plugins.compare.comparison import (
+    AnswerOptions,
+    check_unique,
+    prompts_to_compare,
+    sampled_at,
+    short_names,
+)
 from alignkit_plugins.evaluate.learned_from import training_data_note
 
 

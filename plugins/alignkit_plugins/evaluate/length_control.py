@@ -1,16 +1,15 @@
 """The length-controlled win rate of AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
 
-A logistic regression explains the preferences by the difference in length, the difficulty of the
-prompt if it is known, and the policy; the win rate is its prediction at equal length. As in
-AlpacaEval's code, it has an L1 penalty whose strength is chosen by 5-fold cross-validation. Differs
-from it: the public leaderboard also adds the preferences of two models that were asked to be brief
-and to be verbose, which exist only for AlpacaEval's own 805 prompts.
+A logistic regression explains the preferences by the difference in length, the difficulty of the prompt if it is known,
+and the policy; the win rate is its prediction at equal length. As in AlpacaEval's code, it has an L1 penalty whose
+strength is chosen by 5-fold cross-validation. Differs from it: the public leaderboard also adds the preferences of two
+models that were asked to be brief and to be verbose, which exist only for AlpacaEval's own 805 prompts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,30 +21,18 @@ FOLDS = 5
 STRENGTHS = 10  # inverse strengths of the penalty to choose from, from 1e-4 to 1e4
 
 
-class LengthControlled(TypedDict):
-    """A win rate at equal length, from 0 to 1, and its standard error; `n` preferences."""
-
-    mean: float
-    standard_error: float
-    n: int
-
-
 def length_controlled(
     preferences: Sequence[float], longer: Sequence[float], difficulty: Sequence[float] | None = None
-) -> LengthControlled | None:
-    """The win rate against the baseline that the regression expects at equal length; None for fewer
-    than 5 prompts.
+) -> dict[str, Any] | None:
+    """The win rate against the baseline that the regression expects at equal length; None for fewer than 5 prompts.
 
-    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5
-    is a tie. longer: its length minus the baseline's, in characters as in AlpacaEval. difficulty:
-    of each prompt, on any scale.
+    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5 is a tie. longer:
+    its length minus the baseline's, in characters as in AlpacaEval. difficulty: of each prompt, on any scale.
 
-    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum
-    likelihood estimation of misspecified models"). AlpacaEval's `lc_standard_error` is the spread
-    of its predictions, 0 without a difficulty.
+    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum likelihood estimation of
+    misspecified models"). AlpacaEval's `lc_standard_error` is the spread of its predictions, 0 without a difficulty.
 
-    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to
-    1.
+    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to 1.
     """
     import numpy as np
     from scipy.special import expit
@@ -92,56 +79,28 @@ def _chosen_strength(design: Array, p: Array) -> float:
 
 
 def _fitted(design: Array, p: Array, strength: float) -> Array:
-    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, by Newton's
-    method.
-
-    Each step minimizes the penalty and a parabola through the cross-entropy (Friedman, Hastie and
-    Tibshirani 2010, "Regularization paths for generalized linear models via coordinate descent").
-    """
+    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, as differences of positive parts."""
     import numpy as np
+    from scipy.optimize import minimize
     from scipy.special import expit
 
-    def cost(at: Array) -> float:
-        z = design @ at
-        return float((np.logaddexp(0, z) - p * z).sum() + np.abs(at).sum() / strength)
+    def cost(parts: Array) -> tuple[float, Array]:
+        above, below = parts.reshape(2, -1)
+        z = design @ (above - below)
+        slope = design.T @ (expit(z) - p)
+        value = (np.logaddexp(0, z) - p * z).sum() + parts.sum() / strength
+        return float(value), np.concatenate([slope, -slope]) + 1 / strength
 
-    weights = np.zeros(design.shape[1])
-    best = cost(weights)
-    for _ in range(100):
-        q = expit(design @ weights)
-        curvature = (design * (q * (1 - q))[:, None]).T @ design + 1e-12 * np.eye(len(weights))
-        step = _penalized_step(design.T @ (q - p), curvature, weights, 1 / strength)
-        while (better := cost(weights + step)) > best and np.abs(step).max() > 1e-12:
-            step = step / 2
-        if best - better <= 1e-12 * best:
-            break
-        weights, best = weights + step, better
+    start = np.zeros(2 * design.shape[1])
+    options = {"ftol": 0, "gtol": 1e-8, "maxls": 100}
+    found = minimize(cost, start, jac=True, bounds=[(0, None)] * len(start), options=options)
+    above, below = found.x.reshape(2, -1)
+    weights: Array = above - below
     return weights
 
 
-def _penalized_step(gradient: Array, curvature: Array, weights: Array, penalty: float) -> Array:
-    """The step that minimizes a parabola plus `penalty` times the absolute values, one weight at a
-    time.
-    """
-    import numpy as np
-
-    step = np.zeros_like(weights)
-    for _ in range(1000):
-        before = step.copy()
-        for j, slope in enumerate(gradient):
-            own = curvature[j, j]
-            rest = slope + curvature[j] @ step - own * step[j]
-            target = weights[j] - rest / own
-            step[j] = np.sign(target) * max(0.0, abs(target) - penalty / own) - weights[j]
-        if np.abs(step - before).max() <= 1e-10:
-            break
-    return step
-
-
 def _standard_error(design: Array, equal: Array, p: Array, weights: Array) -> float:
-    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the
-    weights.
-    """
+    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the weights."""
     import numpy as np
     from scipy.special import expit
 
@@ -150,6 +109,7 @@ def _standard_error(design: Array, equal: Array, p: Array, weights: Array) -> fl
     bread = np.linalg.pinv((design * (q * (1 - q))[:, None]).T @ design)
     influence = ((p - q)[:, None] * design) @ bread  # of each prompt on the weights
     slope = (equal * (predicted * (1 - predicted))[:, None]).mean(0)
-    # Also of the prompt itself on the average
-    whole = influence @ slope + (predicted - predicted.mean()) / n
+    whole = (
+        influence @ slope + (predicted - predicted.mean()) / n
+    )  # also of the prompt itself on the average
     return float(np.sqrt((whole**2).sum() * n / max(1, n - design.shape[1])))

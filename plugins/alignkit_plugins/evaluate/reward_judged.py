@@ -10,8 +10,7 @@ from typing import Any
 
 from alignkit import CheckedJudge, Group, StepContext, Verdict, seeds
 from alignkit.judges import Item
-from alignkit_plugins.ai_feedback.judge_card import card, mapped
-from alignkit_plugins.ai_feedback.judge_quality import Judgment, with_people
+from alignkit_plugins.ai_feedback.judge_card import Judgment, card, mapped, with_people
 from alignkit_plugins.compare.pairs import Choice, Comparison, choices
 from alignkit_plugins.formats.spoken import all_turns
 

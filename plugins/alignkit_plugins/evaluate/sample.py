@@ -28,11 +28,11 @@ from alignkit import (
 )
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit.evaluation import statistics
-from alignkit.report import Report, Table
+from alignkit.report import Block, Report, Table
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.remote import key_of
-from alignkit_plugins.ai_feedback.server import Server
-from alignkit_plugins.ai_feedback.writers import (
+from alignkit_plugins.ai_feedback.writer import (
+    Server,
     ServerWriter,
     ask,
     bill,
@@ -72,7 +72,6 @@ class Sample(Step):
                 "all: every response; best: only the one with the highest reward (best of N)"
             ),
         )
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
         def _best_by_a_reward(self) -> Any:
@@ -97,7 +96,7 @@ class Sample(Step):
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
-            prompts, _ = prompts_to_compare(rows, self.options.limit)
+            prompts, _ = prompts_to_compare(rows)
             if self.options.reward is not None:
                 data.check_prompts(self.options.reward, prompts)
 
@@ -105,171 +104,139 @@ class Sample(Step):
         options = self.options
         # A missing key shows here
         scorer = context.scorer(options.reward) if options.reward is not None else None
-        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        prompts, notes = prompts_to_compare(context.load(options.prompts))
+        facts: dict[str, Any] = {"notes": [f"sampled with {options.described()}", *notes]}
         if isinstance(options.policy, Server):
-            name = options.policy.model
-            sampled, spent = self._written(context, prompts, options.policy)
+            name, sampled = options.policy.model, self._written(context, prompts, facts)
         else:
-            name, sampled, spent = (
-                options.policy,
-                self._sampled(context, prompts, options.policy),
-                {},
-            )
+            name, sampled = options.policy, self._sampled(context, prompts)
         groups = [group for group in sampled if group.responses]
+        facts |= {"prompts": len(groups), "left_out": len(prompts) - len(groups)}
         if not groups:
-            why = ", ".join(spent["refused"]) if spent else "none leaves room"
-            raise RunFailed(
-                f"stage '{context.stage}': none of {len(prompts)} prompts has a response: "
-                f"{why or 'empty'}"
-            )
+            why = ", ".join(facts["bill"]["refused"]) if "bill" in facts else "none leaves room"
+            text = f"none of {len(prompts)} prompts has a response: {why or 'empty'}"
+            raise RunFailed(f"stage '{context.stage}': {text}")
         if scorer is not None:
             groups = scorer.score(groups)
-        facts: dict[str, Any] = {"prompts": len(groups), "no_room": len(sampled) - len(groups)}
-        facts |= {"notes": [f"sampled with {options.described()}", *notes]}
-        if spent:
-            facts |= {"no_room": 0, "unanswered": len(sampled) - len(groups), "bill": spent}
-        if scorer is not None:
             facts |= scores(groups)
-        kept = [best(group) for group in groups] if options.keep == "best" else groups
-        kept = [group for group in kept if group.responses]
-        facts["responses"] = sum(len(group.responses) for group in kept)
-        return Artifact(groups=kept, summary=facts, report=report(name, facts))
+        if options.keep == "best":
+            groups = [group for group in map(best, groups) if group.responses]
+        facts["responses"] = sum(len(group.responses) for group in groups)
+        return Artifact(groups=groups, summary=facts, report=report(name, facts))
 
-    def _sampled(self, context: StepContext, prompts: Sequence[Group], policy: str) -> list[Group]:
+    def _sampled(self, context: StepContext, prompts: Sequence[Group]) -> list[Group]:
         """The prompts with responses, sampled in chunks that a resumed run finds again."""
         rows = [prompt_to_row(index, group) for index, group in enumerate(prompts)]
-        found = context.map("responses", rows, self.mapper("responses", context))
-        return [
-            replace(
-                group,
-                responses=tuple(replace(response, source=policy) for response in answer.responses),
-                pairs=None,
-            )
-            for group, answer in zip(prompts, map(group_from_json, found), strict=True)
-        ]
+        lines = context.map("responses", rows, self.mapper("responses", context))
+        groups = []
+        for group, answered in zip(prompts, map(group_from_json, lines), strict=True):
+            own = [replace(each, source=str(self.options.policy)) for each in answered.responses]
+            groups.append(replace(group, responses=tuple(own), pairs=None))
+        return groups
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[str]]:
         options = self.options
-        assert isinstance(options.policy, str)  # a server does its own work
-        role = options.policy
+        model = context.models[str(options.policy)]  # a server does its own work
 
         def respond(rows: Sequence[Any]) -> list[str]:
-            sampled = context.models[role].sample(
+            sampled = model.sample(
                 prompts_from_rows(rows),
                 seed=seeds.number(context.seed, context.stage, "sample", rows[0][0]),
                 samples_per_prompt=options.samples_per_prompt,
                 **options.sampled(),
             )
-            return [group_to_json(group) for group in sampled]
+            return list(map(group_to_json, sampled))
 
         return respond
 
     def _written(
-        self, context: StepContext, prompts: Sequence[Group], server: Server
-    ) -> tuple[list[Group], dict[str, Any]]:
-        """The prompts with what a server's model wrote, and who it was in the column `writer`; and
-        the bill.
+        self, context: StepContext, prompts: Sequence[Group], facts: dict[str, Any]
+    ) -> list[Group]:
+        """The prompts with what a server's model wrote, and who it was in the column `writer`.
+
+        facts: get the bill.
         """
-        sampling, count = self.options.sampled(), self.options.samples_per_prompt
+        server, sampling = self.options.policy, self.options.sampled()
+        assert isinstance(server, Server)
+        count, most = self.options.samples_per_prompt, sampling["max_new_tokens"]
         writer = ServerWriter(context, "sample", server, sampling)
-        said = ask(context, "written", writer, prompts, sampling["max_new_tokens"], count)
+        replies = ask(context, "written", writer, prompts, most, count)
         groups, repeated = [], 0
         for place, group in enumerate(prompts):
-            own = said[place * count : (place + 1) * count]
+            own = replies[place * count : (place + 1) * count]
             texts = [
                 Response(each.text, truncated=each.truncated, source=server.model)
                 for each in own
                 if each.text
             ]
             repeated += len(texts) - len({response.text for response in texts})
-            meta = {
-                **group.meta,
-                "writer": origin_of(writer.origin, own, max_new_tokens=sampling["max_new_tokens"]),
-            }
+            origin = origin_of(writer.origin, own, max_new_tokens=most)
+            meta = {**group.meta, "writer": origin}
             groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
-        return groups, {
-            **bill(said),
-            "cut_off": sum(each.truncated for each in said),
-            "repeated": repeated,
-        }
+        cut_off = sum(each.truncated for each in replies)
+        facts["bill"] = {**bill(replies), "cut_off": cut_off, "repeated": repeated}
+        return groups
 
 
 def best(group: Group) -> Group:
-    """The group with its best response only, the first one of equals; none if no response has a
-    score.
-    """
-    scored = [
-        (response, score)
-        for response in group.responses
-        if (score := response.scores[REWARD_KEY]) is not None
-    ]
-    highest = max((score for _, score in scored), default=0.0)
-    return replace(
-        group, responses=tuple(r for r, score in scored if statistics.equal(score, highest))[:1]
-    )
+    """The group with its best response only, the first one of equals; none if no response has a score."""
+    scores = [response.scores[REWARD_KEY] for response in group.responses]
+    highest = max((score for score in scores if score is not None), default=0.0)
+    for response, score in zip(group.responses, scores, strict=True):
+        if score is not None and statistics.equal(score, highest):
+            return replace(group, responses=(response,))
+    return replace(group, responses=())
 
 
 def scores(groups: Sequence[Group]) -> dict[str, Any]:
-    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4
-    ... N.
-    """
+    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4 ... N."""
     import torch
 
     from alignkit import functional as F
 
-    columns = [[response.scores[REWARD_KEY] for response in group.responses] for group in groups]
-    known = [[score for score in column if score is not None] for column in columns]
-    means = [statistics.mean(column) for column in known if column]
-    facts: dict[str, Any] = {"unscored": sum(column.count(None) for column in columns)}
+    missing, means, whole = 0, list[float](), list[list[float]]()
+    count = max(len(group.responses) for group in groups)
+    for group in groups:
+        every = [response.scores[REWARD_KEY] for response in group.responses]
+        known = [score for score in every if score is not None]
+        missing += len(every) - len(known)
+        if known:
+            means.append(statistics.mean(known))
+        if len(known) == count:
+            whole.append(known)
+    facts: dict[str, Any] = {"unscored": missing}
     if means:
         facts["mean_reward"] = statistics.estimate(means)
-    count = max(map(len, columns))
-    whole = [column for column in known if len(column) == count]
     if whole:
         table = torch.tensor(whole, dtype=torch.float64)
-        sizes = sorted(
-            {count, *(2**power for power in range(count.bit_length()) if 2**power <= count)}
-        )
-        facts["best_of_n"] = [
-            {
-                "n": n,
-                "reward": float(F.expected_best_of_n(table, n).mean()),
-                "kl_at_most": F.best_of_n_kl(n),
-            }
-            for n in sizes
-        ]
+        sizes = sorted({count, *(2**power for power in range(count.bit_length()))})
+        facts["best_of_n"] = []
+        for n in sizes:
+            reward = float(F.expected_best_of_n(table, n).mean())
+            point = {"n": n, "reward": reward, "kl_at_most": F.best_of_n_kl(n)}
+            facts["best_of_n"].append(point)
     return facts
 
 
 def report(policy: str, facts: Mapping[str, Any]) -> Report:
-    left_out = (
-        f"; {facts['no_room']} prompts left out: no room for a response" if facts["no_room"] else ""
-    )
-    parts: list[Any] = [
-        f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts{left_out}"
-    ]
-    if "bill" in facts:
-        parts += _server_lines(facts, facts["bill"])
+    """What there is of responses, what they cost, and how good they are."""
+    told = f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts"
+    if facts["left_out"]:
+        why = "without a response" if "bill" in facts else "no room for a response"
+        told += f"; {facts['left_out']} prompts left out: {why}"
+    lines = [told]
+    if cost := facts.get("bill"):
+        lines.append(billed(cost))
+        lines += [f"no response: {why}: {count}" for why, count in cost["refused"].items()]
+        counts = {"cut off at max_new_tokens": "cut_off", "repeat another response": "repeated"}
+        lines += [f"{what}: {cost[key]}" for what, key in counts.items() if cost[key]]
     if "mean_reward" in facts:
         unscored = f"; {facts['unscored']} responses without a score" if facts["unscored"] else ""
-        parts.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
+        lines.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
+    blocks: list[Block] = ["\n".join([*lines, *facts["notes"]])]
     if curve := facts.get("best_of_n"):
         rows = [
-            [str(each["n"]), f"{each['reward']:.4g}", f"{each['kl_at_most']:.3g}"] for each in curve
+            [f"{one['n']}", f"{one['reward']:.4g}", f"{one['kl_at_most']:.3g}"] for one in curve
         ]
-        parts.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
-    return Report([*parts, "\n".join(facts["notes"])])
-
-
-def _server_lines(facts: Mapping[str, Any], spent: Mapping[str, Any]) -> list[str]:
-    """What a server's responses cost, and what is wrong with some of them."""
-    lines = [
-        billed(spent),
-        *(f"no response: {why}: {count}" for why, count in spent["refused"].items()),
-    ]
-    counts = {
-        "prompts without a response, left out": facts["unanswered"],
-        "cut off at max_new_tokens": spent["cut_off"],
-        "responses that repeat another one of the same prompt": spent["repeated"],
-    }
-    return ["\n".join([*lines, *(f"{what}: {count}" for what, count in counts.items() if count)])]
+        blocks.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
+    return Report(blocks)

@@ -93,7 +93,7 @@ class SelectBest(Step):
         policies = self.options.policies
         columns = [averages(groups, policy, REWARD_KEY) for policy in policies]
         complete = [row for row in zip(*columns, strict=True) if None not in row]
-        return {policy: [row[n].score for row in complete] for n, policy in enumerate(policies)}
+        return {policy: [row[n] for row in complete] for n, policy in enumerate(policies)}
 
 
 def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Questions about a text that may not answer them: SQuAD 1 and 2, nested JSON or flat rows.
+"""Questions about a text that may not answer them: SQuAD 1 and 2, as rows of the Hugging Face Hub.
 
 Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", arXiv:1806.03822.
 """
@@ -6,7 +6,7 @@ Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQu
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import field_validator
@@ -26,7 +26,7 @@ class Squad(Format):
     there is none, and `answerable`. Of SQuAD 2's `plausible_answers` the texts are kept.
     """
 
-    wants = "context, question and answers {text: [...]}; or SQuAD's paragraphs [{context, qas}]"
+    wants = "context, question and answers {text: [...]}"
     example = '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], "answer_start": []}}'
 
     class Options(alignkit.Options):
@@ -45,19 +45,10 @@ class Squad(Format):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        if cls.has(row, "context", "question", "answers"):
-            return isinstance(row["answers"], Mapping | list)
-        return bool(_articles(row))
+        has_columns = cls.has(row, "context", "question", "answers")
+        return has_columns and isinstance(row["answers"], Mapping | list)
 
     def read(self, row: Any) -> Group:
-        """The first question of a row."""
-        return self.groups(row)[0]
-
-    def groups(self, row: Any) -> list[Group]:
-        questions = [flat for article in _articles(row) for flat in _questions(article)]
-        return [self._group(flat) for flat in questions or [row]]
-
-    def _group(self, row: Mapping[str, Any]) -> Group:
         words = {name: self.text(row, name).strip() for name in ("context", "question")}
         for name, text in words.items():
             if not text:
@@ -74,25 +65,6 @@ class Squad(Format):
         text = _PLACES.sub(lambda place: words[place.group(1)], self.options.prompt)
         response = Response(text=answers[0] if answers else ABSTENTION)
         return Group((Message(role="user", content=text),), (response,), meta=meta)
-
-
-def _articles(row: Any) -> list[Mapping[str, Any]]:
-    """The articles of SQuAD's JSON: a row is the whole file or one of its articles. None of a flat row."""
-    data = row.get("data") if isinstance(row, Mapping) else None
-    articles = data if isinstance(data, list) else [row]
-    found = [each for each in articles if isinstance(each, Mapping)]
-    return [each for each in found if isinstance(each.get("paragraphs"), list)]
-
-
-def _questions(article: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The questions of an article as flat rows."""
-    title = {"title": article["title"]} if "title" in article else {}
-    for number, paragraph in enumerate(article["paragraphs"], 1):
-        questions = paragraph.get("qas") if isinstance(paragraph, Mapping) else None
-        if not isinstance(questions, list):
-            raise BadRow(f"paragraph {number} must have a list `qas` of questions")
-        for question in questions:
-            yield {**title, "context": paragraph.get("context"), **question}
 
 
 def _texts(row: Mapping[str, Any], name: str) -> list[str]:

@@ -111,9 +111,12 @@ def read_message(turn: Any, where: str) -> Message:
         raise BadRow(
             f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}"
         )
-    message |= {"reasoning_content": thought} if thought else {}
-    message |= {"tool_calls": calls} if calls else {}
-    message |= _trained(turn, where) if role == "assistant" else {}
+    if thought:
+        message["reasoning_content"] = thought
+    if calls:
+        message["tool_calls"] = calls
+    if role == "assistant":
+        message |= _trained(turn, where)
     for key in ("name", "tool_call_id"):
         if turn.get(key) and isinstance(turn[key], str):
             message[key] = turn[key]
@@ -158,11 +161,12 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
         )
     text, reasoning, calls = "", "", list[dict[str, Any]]()
     for part in content:
-        part = {"text": part} if isinstance(part, str) else part
-        kind = str(part.get("type", "text")) if isinstance(part, Mapping) else kind_of(part)
-        value = (
-            part.get(first_of(part, (kind, "text", "value"))) if isinstance(part, Mapping) else None
-        )
+        if isinstance(part, str):
+            part = {"text": part}
+        if not isinstance(part, Mapping):
+            raise BadRow(f"{where} has content other than text: {kind_of(part)}")
+        kind = str(part.get("type", "text"))
+        value = part.get(first_of(part, (kind, "text", "value")))
         if kind == "tool_call":
             calls += _calls(value, where)
         elif kind in REASONING and isinstance(value, str):
@@ -184,18 +188,17 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         )
     read = []
     for call in calls:
-        function = call.get("function", call) if isinstance(call, Mapping) else {}
-        name = function.get("name") if isinstance(function, Mapping) else None
-        if not isinstance(name, str):
+        function: Any = call.get("function", call) if isinstance(call, Mapping) else None
+        if not Format.has(function, "name") or not isinstance(function["name"], str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
         arguments = (
             _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
         )
         if not isinstance(arguments, Mapping):
-            raise BadRow(f"{where}: the arguments of the tool call {name!r} must be an object")
+            raise BadRow(f"{where}: the arguments of {function['name']!r} must be an object")
         envelope: dict[str, Any] = {
             "type": "function",
-            "function": {"name": name, "arguments": arguments},
+            "function": {"name": function["name"], "arguments": arguments},
         }
         if call.get("id") and isinstance(call["id"], str):
             envelope["id"] = call["id"]
@@ -242,9 +245,9 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
         )
     envelopes = []
     for schema in schemas:
-        envelopes.append(
-            dict(schema) if "function" in schema else {"type": "function", "function": dict(schema)}
-        )
+        if "function" not in schema:
+            schema = {"type": "function", "function": dict(schema)}
+        envelopes.append(dict(schema))
     return tuple(envelopes)
 
 
@@ -287,6 +290,33 @@ class ColumnFormat(Format):
         return Group(
             self.opened(prompt, row), tuple(responses), compared, meta=meta, tools=self.tools(row)
         )
+
+    @classmethod
+    def column(cls, row: Any, name: str, user: bool = True) -> tuple[Message, ...]:
+        """The turns in a column of a row, as `conversation` reads them.
+
+        Args:
+            row: Its columns.
+            name: A column.
+            user: Whether plain text is the user's turn; else it is the assistant's.
+
+        Raises:
+            BadRow: Also for a column that is missing.
+        """
+        if columns_of(row).get(name) is None:
+            raise BadRow(f"column '{name}' is missing or null")
+        return cls.conversation(row[name], name, user)
+
+    @classmethod
+    def joined(cls, row: Mapping[str, Any], names: Iterable[str]) -> tuple[Message, ...]:
+        """One turn of the user: the texts of some columns, with a blank line between them.
+
+        Args:
+            row: Its columns.
+            names: Columns, which may be missing or blank.
+        """
+        parts = [cls.text(row, name, "").strip() for name in names]
+        return (Message(role="user", content="\n\n".join(filter(None, parts))),)
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:

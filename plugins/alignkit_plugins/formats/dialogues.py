@@ -18,11 +18,12 @@ turn without an answer is left out. `meta["speakers"]` holds the speakers' names
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from alignkit import BadRow, Group, Message
+from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 
 SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
@@ -55,15 +56,14 @@ def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
     dialogues: list[Dialogue] = []
     start = 0
     while start + min_paragraphs <= len(paragraphs):
-        length, speakers = _run(prefixes, start)
+        length, speakers = _run(prefixes[start:])
         if length < min_paragraphs:
             start += 1
             continue
-        run = paragraphs[start : start + length]
-        turns = tuple(
-            paragraph[len(speakers[i % 2]) :].strip() for i, (_, paragraph) in enumerate(run)
-        )
-        dialogues.append(Dialogue(start, run[0][0], speakers, turns))
+        turns = []
+        for place, (_, paragraph) in enumerate(paragraphs[start : start + length]):
+            turns.append(paragraph[len(speakers[place % 2]) :].strip())
+        dialogues.append(Dialogue(start, paragraphs[start][0], speakers, tuple(turns)))
         start += length
     return dialogues
 
@@ -80,31 +80,24 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
             lines = []
 
 
-def _prefixes(paragraph: str) -> frozenset[str]:
+def _prefixes(paragraph: str) -> set[str]:
     """All possible prefixes of a paragraph."""
-    line = paragraph.split("\n", 1)[0]
-    ends = (match.end(1) for match in SEPARATOR.finditer(line, 0, MAX_PREFIX))
-    return frozenset(line[:end] for end in ends)
+    line = paragraph.partition("\n")[0]
+    return {line[: match.end(1)] for match in SEPARATOR.finditer(line, 0, MAX_PREFIX)}
 
 
-def _run(prefixes: list[frozenset[str]], start: int) -> tuple[int, tuple[str, str]]:
-    """The number of paragraphs from `start` in which two speakers take turns, and the speakers'
-    prefixes.
-    """
-    shared: list[frozenset[str]] = [frozenset(), frozenset()]
-    length = 0
-    while start + length < len(prefixes):
-        speaker, candidates = length % 2, prefixes[start + length]
+def _run(prefixes: Sequence[set[str]]) -> tuple[int, tuple[str, str]]:
+    """The number of paragraphs in which two speakers take turns, and the speakers' prefixes."""
+    shared: list[set[str]] = [set(), set()]  # by the odd paragraphs, and by the even ones
+    speakers = ["", ""]
+    for length, candidates in enumerate(prefixes):
+        speaker = length % 2
         remaining = candidates & shared[speaker] if length > 1 else candidates
-        if not remaining or _longest(remaining) == _longest(shared[1 - speaker]):
-            break
-        shared[speaker] = remaining
-        length += 1
-    return length, (_longest(shared[0]), _longest(shared[1]))
-
-
-def _longest(prefixes: frozenset[str]) -> str:
-    return max(prefixes, key=len, default="")
+        longest = max(remaining, key=len, default="")
+        if not longest or longest == speakers[1 - speaker]:
+            return length, (speakers[0], speakers[1])
+        shared[speaker], speakers[speaker] = remaining, longest
+    return len(prefixes), (speakers[0], speakers[1])
 
 
 class Dialogues(ColumnFormat):
@@ -122,15 +115,12 @@ class Dialogues(ColumnFormat):
     def read(self, row: Any) -> Group:
         if isinstance(row, Dialogue):
             return self._group(row, {})
-        if isinstance(row, str):
-            row = {"text": row}
-        if not isinstance(row, Mapping):
-            raise BadRow("column 'text' is missing")
+        row = columns_of({"text": row} if isinstance(row, str) else row)
         matches = find_dialogues(self.text(row, "text"))
         if len(matches) != 1:
             raise BadRow(
-                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file "
-                "may hold many)"
+                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file may "
+                "hold many)"
             )
         return self._group(matches[0], self.rest(row, "text"))
 
@@ -140,10 +130,9 @@ class Dialogues(ColumnFormat):
             yield numbered[dialogue.line - 1][0], dialogue
 
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
-        answered = dialogue.turns[: len(dialogue.turns) // 2 * 2]
-        roles = ("user", "assistant")
-        turns = [
-            Message(role=roles[number % 2], content=words) for number, words in enumerate(answered)
-        ]
+        turns = []
+        for asked, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=False):
+            turns.append(Message(role="user", content=asked))
+            turns.append(Message(role="assistant", content=answer))
         prompt, response = self.demonstration(turns)
         return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})

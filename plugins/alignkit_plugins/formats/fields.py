@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from string import Formatter, ascii_uppercase
-from typing import Any, NamedTuple
+from typing import Any
 
 from alignkit import BadRow
 from alignkit.data.files import kind_of
@@ -128,12 +128,11 @@ class _Field:
     def value(self, row: Mapping[str, Any]) -> Any:
         """What the field holds, as JSON. Raises BadRow."""
         if self.way == "letter":
-            return ascii_uppercase[
-                _place(row, self.index, _choices(_looked_up(row, self.choices), self.choices))
-            ]
+            choices = _choices(_looked_up(row, self.choices), self.choices)
+            return ascii_uppercase[_place(row, self.index, *choices)]
         value = _looked_up(row, self.path, self.optional)
         if self.way == "letters":
-            texts = _choices(value, self.path).texts
+            texts, _ = _choices(value, self.path)
             return "\n".join(f"{ascii_uppercase[at]}. {text}" for at, text in enumerate(texts))
         if self.way:
             return {"lines": "\n", "commas": ", "}[self.way].join(texts_of(value, self.path))
@@ -150,18 +149,13 @@ class _Field:
         text = self.texts.get(_plain(value), self.texts.get("|"))
         if text is None:
             raise BadRow(
-                f"'{self.path}' is {_short(value)}, which is none of {', '.join(self.texts)}"
+                f"'{self.path}' is {value!r:.40}, which is none of {', '.join(self.texts)}"
             )
         if "{}" not in text:
             return text
         if value is None and self.optional:
             return ""
         return text.replace("{}", _written(value, f"'{self.path}'"))
-
-
-class _Choices(NamedTuple):
-    texts: Sequence[str]
-    labels: Sequence[str] = ()
 
 
 def _head(path: str) -> str:
@@ -187,7 +181,7 @@ def _looked_up(row: Mapping[str, Any], path: str, optional: bool = False) -> Any
             value = value[int(index)]
         else:
             choices = _choices(value, path)
-            value = choices.texts[_place(row, index, choices)]
+            value = choices[0][_place(row, index, *choices)]
     return value
 
 
@@ -205,7 +199,7 @@ def _key(value: Any, key: str, path: str, optional: bool) -> Any:
     return value.get(key)
 
 
-def _choices(value: Any, path: str) -> _Choices:
+def _choices(value: Any, path: str) -> tuple[list[str], list[str]]:
     """The texts and labels of choices: texts, {text: [...], label: [...]}, or [{text, label}]."""
     labels: Any = ()
     if isinstance(value, Mapping):
@@ -225,7 +219,7 @@ def _choices(value: Any, path: str) -> _Choices:
         )
     if labels and len(labels) != len(texts):
         raise BadRow(f"'{path}' has {len(texts)} choices and {len(labels)} labels")
-    return _Choices(texts, [_plain(label) for label in labels])
+    return texts, [_plain(label) for label in labels]
 
 
 def texts_of(values: Any, path: str) -> list[str]:
@@ -235,20 +229,18 @@ def texts_of(values: Any, path: str) -> list[str]:
     return [_written(one, f"'{path}' must be a list of texts, but an item") for one in values]
 
 
-def _place(row: Mapping[str, Any], index: str, choices: _Choices) -> int:
+def _place(row: Mapping[str, Any], index: str, texts: Sequence[str], labels: Sequence[str]) -> int:
     """The place of the choice that an index means: a number, or a column whose value names the choice."""
     if _NUMBER.fullmatch(index):
-        return choice_of(int(index), index, len(choices.texts))
+        return choice_of(int(index), index, len(texts))
     first = int(index not in row and index.endswith("-1"))
     name = index.removesuffix("-1") if first else index
     answer = _looked_up(row, name)
-    if not choices.labels:
-        return choice_of(answer, f"'{name}'", len(choices.texts), first)
-    if _plain(answer) not in choices.labels:
-        raise BadRow(
-            f"'{name}' is {_short(answer)}, which is none of the labels {', '.join(choices.labels)}"
-        )
-    return choices.labels.index(_plain(answer))
+    if not labels:
+        return choice_of(answer, f"'{name}'", len(texts), first)
+    if _plain(answer) not in labels:
+        raise BadRow(f"'{name}' is {answer!r:.40}, which is none of the labels {', '.join(labels)}")
+    return labels.index(_plain(answer))
 
 
 def choice_of(answer: Any, name: str, count: int, first: int = 0) -> int:
@@ -260,7 +252,7 @@ def choice_of(answer: Any, name: str, count: int, first: int = 0) -> int:
         place = int(plain) - first
     if not 0 <= place < count:
         choices = f"A to {ascii_uppercase[count - 1]}, or {first} to {count - 1 + first}"
-        raise BadRow(f"{name} is {_short(answer)}, but the {count} choices are {choices}")
+        raise BadRow(f"{name} is {answer!r:.40}, but the {count} choices are {choices}")
     return place
 
 
@@ -281,11 +273,3 @@ def _written(value: Any, what: str) -> str:
             f"{what} is {kind_of(value)}, not text; write :letters, :lines or [0] for a list{keys}"
         )
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _short(value: Any) -> str:
-    """A value as a message shows it."""
-    if value is None or isinstance(value, Mapping | list):
-        return kind_of(value)
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

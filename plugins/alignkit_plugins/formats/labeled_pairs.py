@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from alignkit import BadRow, Field, Format, Group, Message, Options, Pair
+from alignkit import BadRow, Field, Format, Group, Options, Pair
 from alignkit.data.group import LEVELS
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat, first_of, shared_turns
@@ -25,20 +25,9 @@ from alignkit_plugins.formats.layouts import PAIRS, TwoAnswers
 from alignkit_plugins.formats.rankings import PROMPTS
 
 Side = Literal["first", "second", "tie"]
-LETTERS = {"a": "first", "b": "second", "tie": "tie"}
-LEVELED = {
-    "a-is-better": "first",
-    "a-is-slightly-better": "first",
-    "tie": "tie",
-    "b-is-slightly-better": "second",
-    "b-is-better": "second",
-}
-ARENA = {"model_a": "first", "model_b": "second", "tie": "tie", "tie (bothbad)": "tie"}
-WINNERS = (
-    "winner_model_a",
-    "winner_model_b",
-    "winner_tie",
-)  # 0 or 1 each, in the arena's rows on Kaggle
+# 0 or 1 each, in the arena's rows on Kaggle
+WINNERS = ("winner_model_a", "winner_model_b", "winner_tie")
+LETTERED = ("SuperHF", "Tulu", "Chatbot Arena")  # whose labels say which letter is better
 LABELS = ("label", "labels", "preference", "winner", "verdict", "rating", "choice", "better")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<mark>[ _-]?(?:1|a|A|0))(?P<rest>_\w+)?")
 _ANSWER = re.compile("response|output|completion|answer", re.IGNORECASE)
@@ -76,24 +65,19 @@ class LabeledPairs(ColumnFormat):
     def read(self, row: Any) -> Group:
         row = with_winner(columns_of(row))
         layout = self._layout(row)
-        turns = []
-        for name in (layout.first, layout.second):
-            if row.get(name) is None:
-                self.text(row, name)  # raises, and says whether it is absent or null
-            turns.append(self.conversation(row[name], name, user=False))
+        turns = [self.column(row, name, user=False) for name in (layout.first, layout.second)]
+        shared = 0
         if not layout.prompt:
             shared = shared_turns(*turns)
-            prompt, turns = turns[0][:shared], [answer[shared:] for answer in turns]
+            prompt = turns[0][:shared]
         elif len(layout.prompt) == 1:
-            prompt = self.conversation(row.get(layout.prompt[0]), layout.prompt[0])
+            prompt = self.column(row, layout.prompt[0])
         else:
-            parts = [self.text(row, name, "").strip() for name in layout.prompt]
-            prompt = (Message(role="user", content="\n\n".join(filter(None, parts))),)
-        authors = [self.text(row, name, "") for name in layout.sources] or ["", ""]
-        responses = [
-            self.answer(answer, source=name or None)
-            for answer, name in zip(turns, authors, strict=True)
-        ]
+            prompt = self.joined(row, layout.prompt)
+        responses = []
+        for answer, name in zip(turns, layout.sources or ("", ""), strict=True):
+            author = self.text(row, name, "")
+            responses.append(self.answer(answer[shared:], source=author or None))
         used = (*layout.prompt, layout.first, layout.second, *layout.sources)
         return self.group(row, used, prompt, responses, self._pairs(row, layout))
 
@@ -213,8 +197,8 @@ def layout_of(row: Any, label: str | None = None) -> TwoAnswers | None:
         if not isinstance(row[name], str | list) or not isinstance(row.get(other), str | list):
             continue
         labels = {canonical(name): "first", canonical(other): "second", "tie": "tie"}
-        if mark[-1] in "aA":
-            labels |= LETTERS | ARENA | LEVELED
+        for data_set in LETTERED if mark[-1] in "aA" else ():
+            labels |= PAIRS[data_set].labels
         explained = labels if canonical(row.get(label)) in labels else {}
         return TwoAnswers((prompt,), name, other, (label,), explained)
     return None

@@ -1,5 +1,6 @@
 """Conversations: OpenAI's `messages` and ShareGPT's `conversations`, as demonstrations, labeled
-answers or prompts; and instructions with the columns of Alpaca, Dolly or Self-Instruct.
+answers or prompts; instructions with the columns of Alpaca, Dolly or Self-Instruct; and alignkit's
+own groups.
 
 The turns before the first answer to the user are the prompt. A single answer becomes the response's
 text. Several turns stay messages and keep their `train` flags, for the algorithm to decide which of
@@ -14,7 +15,8 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from alignkit import BadRow, Group, Message
+from alignkit import BadRow, Format, Group, Message
+from alignkit.data.group import group_from_json
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of
 
@@ -77,12 +79,13 @@ class Alpaca(Messages):
         return is_answered and cls.lacks(row, "chosen", "rejected", "messages")
 
     def read(self, row: Any) -> Group:
-        parts = [self.text(row, "instruction").strip()]
-        for name in QUESTION[1:]:
+        self.text(row, "instruction")  # raises if there is none
+        names = []
+        for name in QUESTION:
             part = self.text(row, name, "").strip()
-            if part and part.lower().rstrip(".") not in NO_INPUT:
-                parts.append(part)
-        if len(parts) > 2:
+            if name == "instruction" or (part and part.lower().rstrip(".") not in NO_INPUT):
+                names.append(name)
+        if len(names) > 2:
             raise BadRow(
                 "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
             )
@@ -90,13 +93,12 @@ class Alpaca(Messages):
             pairs = _HISTORY.validate_python(row.get("history")) or []
         except ValidationError:
             raise BadRow("column 'history' must be a list of pairs [instruction, answer]") from None
-        pairs.append(("\n\n".join(filter(None, parts)), self.text(row, self.answer_column)))
         turns: list[Message] = []
         for asked, answer in pairs:
-            turns += [
-                Message(role="user", content=asked),
-                Message(role="assistant", content=answer),
-            ]
+            turns.append(Message(role="user", content=asked))
+            turns.append(Message(role="assistant", content=answer))
+        turns += self.joined(row, names)
+        turns.append(Message(role="assistant", content=self.text(row, self.answer_column)))
         return self.learned(row, turns, *QUESTION, self.answer_column, "history")
 
 
@@ -131,3 +133,24 @@ class SelfInstruct(ColumnFormat):
             raise BadRow("column 'instances' must be a list of {input, output} that is not empty")
         shared = self.rest(row, "instances")
         return [Alpaca().read({**shared, **columns_of(instance)}) for instance in instances]
+
+
+class Groups(Format):
+    """Groups as alignkit writes them, with all fields of each response."""
+
+    example = (
+        '{"alignkit": 1, "prompt": [{"role": "user", "content": "Hi"}], "responses": [{"text": '
+        '"Hello!"}]}'
+    )
+    wants = "alignkit, prompt and responses, as alignkit writes them"
+    needs_prompt = False
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return cls.has(row, "alignkit")
+
+    def read(self, row: Any) -> Group:
+        return group_from_json(row)
+
+    def check(self, group: Group) -> None:
+        """Accept every group: a policy may sample empty or repeated responses."""

@@ -3,16 +3,23 @@
 Rankings of K responses to a prompt are as in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155);
 rank 1 is best. Responses may have scores instead of ranks, such as grades from 1 to 7: a higher
 score is better, and the difference is the pair's margin. Equal scores make no pair.
+
+A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes several
+groups: every prompt, with the conversation before it and all its replies; those that people ranked
+form pairs (rank 0 is best). Deleted messages and messages that failed the review are left out, with
+all that follows them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Pair, Response
-from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of
+from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.data.group import ranking_pairs
+from alignkit.formats import columns_of
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, read_message
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
@@ -95,7 +102,7 @@ class Rankings(ColumnFormat):
         if pairs is None and all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
         used = (prompt, name, "ranks", "pairs", scored)
-        return self.group(row, used, self.conversation(row[prompt], prompt), responses, pairs)
+        return self.group(row, used, self.column(row, prompt), responses, pairs)
 
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
         item = {"text": item} if isinstance(item, str) else item
@@ -182,7 +189,7 @@ class Unlabeled(ColumnFormat):
             turns = self.conversation(text, name, user=False)
             responses.append(self.answer(turns, source=author or None))
             used.append(name.partition("[")[0])
-        return self.group(row, used, self.conversation(row[prompt], prompt), responses, ())
+        return self.group(row, used, self.column(row, prompt), responses, ())
 
 
 def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
@@ -203,3 +210,68 @@ def _text(answer: Any) -> Any:
     if "role" in answer or not Format.lacks(answer, "rank", "score", "rating"):
         return None
     return answer.get(first_of(answer, (*TEXTS[:4], "output", "content")))
+
+
+Node = Mapping[str, Any]
+
+
+class Oasst(Format):
+    """Trees {message_tree_id, prompt: {text, role, replies: [{text, role, rank, replies}]}}."""
+
+    example = (
+        '{"prompt": {"text": "Hi", "role": "prompter", "replies": [{"text": "Hello!", '
+        '"role": "assistant", "rank": 0}, {"text": "What?", "role": "assistant", "rank": 1}]}}'
+    )
+    wants = "prompt as a tree {text, role, replies}, as in OpenAssistant's *.trees.jsonl"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return (
+            cls.has(row, "prompt")
+            and isinstance(row["prompt"], Mapping)
+            and "replies" in row["prompt"]
+        )
+
+    def read(self, row: Any) -> Group:
+        """The first group of a tree."""
+        return self.groups(row)[0]
+
+    def groups(self, row: Any) -> list[Group]:
+        root = columns_of(row).get("prompt")
+        if not isinstance(root, Mapping):
+            raise BadRow("column 'prompt' must be a message with replies")
+        if not _is_kept(root):
+            raise BadRow("the tree's first message was deleted, or failed the review")
+        try:
+            groups = list(_rankings(root, (), self.rest(row, "prompt")))
+        except RecursionError as error:
+            raise BadRow("the tree is nested too deeply") from error
+        if not groups:
+            raise BadRow("no prompt of the tree has a reply")
+        return groups
+
+
+def _is_kept(node: Node) -> bool:
+    return not node.get("deleted") and node.get("review_result") is not False
+
+
+def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:
+    """Every prompt of a tree that has replies, with all of them."""
+    path, replies = (
+        (*before, read_message(node, "a message of the tree")),
+        node.get("replies") or [],
+    )
+    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
+        raise BadRow("the replies of a message must be a list of messages")
+    replies = [reply for reply in replies if _is_kept(reply)]
+    if path[-1]["role"] == "user" and replies:
+        responses = []
+        for reply in replies:
+            text = read_message(reply, "a reply")["content"]
+            rank, author = Format.number(reply, "rank"), reply.get("model_name")
+            responses.append(Response(text=text, rank=rank, source=author or None))
+        order = ranking_pairs([response.rank for response in responses])
+        pairs = tuple(Pair(better, worse) for better, worse in order)
+        yield Group(path, tuple(responses), pairs, meta=meta)
+    for reply in replies:
+        yield from _rankings(reply, path, meta)

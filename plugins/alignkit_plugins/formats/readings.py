@@ -62,23 +62,25 @@ def readings_of(row: Any, formats: Formats) -> list[Reading]:
     if not isinstance(row, Mapping):
         return []
     readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
+    names = {reading.format for reading in readings}
     for columns in _renamings(row):
         renamed = with_renamed_columns(row, columns)
         fitting = [
-            name for name, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)
+            n for n, cls in formats.items() if matches(cls, renamed) and _reads(cls, renamed)
         ]
-        if len(fitting) == 1 and fitting[0] not in {reading.format for reading in readings}:
+        if len(fitting) == 1 and fitting[0] not in names:
+            names.add(fitting[0])
             readings.append(Reading(fitting[0], columns))
     return readings
 
 
 def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """What the columns may mean (expected -> actual), by their usual names."""
-    questions, answers, better, worse = (
-        [name for name in row if str(name).lower() in usual]
-        for usual in (QUESTIONS, ANSWERS, BETTER, WORSE)
-    )
-    answers.sort(key=lambda name: str(name).lower() == "answer")  # a solution may stand next to it
+
+    def called(usual: set[str]) -> list[str]:
+        return [name for name in row if str(name).lower() in usual]
+
+    questions, better, worse = called(QUESTIONS), called(BETTER), called(WORSE)
     prompt = {}
     if "prompt" not in row:
         if len(questions) != 1:
@@ -86,8 +88,12 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         prompt = {"prompt": questions[0]}
     if len(better) == len(worse) == 1:
         yield {**prompt, "chosen": better[0], "rejected": worse[0]}
+    # A solution may stand next to an answer.
+    answers = sorted(called(ANSWERS), key=lambda name: str(name).lower() == "answer")
     for expected in ("completion", "answer"):
-        yield from ({**prompt, expected: name} for name in answers if name != expected)
+        for name in answers:
+            if name != expected:
+                yield {**prompt, expected: name}
     foreign = {f"other_{name}": name for name in row if name in FOREIGN}
     if prompt or foreign:
         yield prompt | foreign
@@ -106,7 +112,6 @@ def advice(row: Any, formats: Formats) -> str:
     if readings := readings_of(row, formats):
         return "\n  ".join(["Say what its columns mean, as in:", *map(str, readings)])
     return (
-        f"Rename columns with `columns: {{expected: actual}}`, say what they mean with a "
-        "`template`, or name the format (`alignkit plugins FORMAT` describes it): "
-        f"{', '.join(formats)}"
+        "Rename columns with `columns: {expected: actual}`, say what they mean with a `template`, or "
+        f"name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
     )

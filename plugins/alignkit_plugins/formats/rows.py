@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from alignkit import DataError, Group, Message, Response
@@ -47,11 +46,6 @@ def prompts_from_rows(rows: Sequence[Sequence[Any]]) -> list[Group]:
     return [
         Group(tuple(prompt), tools=tuple(tools[0]) if tools else ()) for _, prompt, *tools in rows
     ]
-
-
-def responses_of(groups: Iterable[Group]) -> list[Response]:
-    """All responses, in order."""
-    return list(chain.from_iterable(group.responses for group in groups))
 
 
 def row_of(group: Group) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from alignkit.data.group import Response
 
@@ -20,23 +18,25 @@ def all_turns(response: Response, *, thoughts: bool = False) -> str:
 
     thoughts: as the policy wrote it.
     """
-    turns: Sequence[Any] = [response.text]
-    if response.messages is not None:
-        turns = [
-            turn.get("content") for turn in response.messages if turn.get("role") == "assistant"
-        ]
-    said = (text if thoughts else answer_in(text) for text in turns if text)
-    return "\n\n".join(text for text in said if text)  # a turn that only calls a tool says nothing
+    texts = _texts(response)
+    if not thoughts:
+        texts = [answer_in(text) for text in texts]
+    return "\n\n".join(filter(None, texts))  # a turn that only calls a tool says nothing
+
+
+def _texts(response: Response) -> list[str]:
+    """What the assistant says, turn by turn."""
+    if response.messages is None:
+        return [response.text]
+    turns = [turn for turn in response.messages if turn.get("role") == "assistant"]
+    return [turn.get("content") or "" for turn in turns]
 
 
 def last_turn(response: Response) -> str:
     """The text, or the assistant's last turn: the answer, as an environment may have the last
     word.
     """
-    if response.messages is None:
-        return response.text
-    said = [turn.get("content") for turn in response.messages if turn["role"] == "assistant"]
-    return str(said[-1] or "") if said else ""
+    return next(reversed(_texts(response)), "")
 
 
 def answer_of(response: Response) -> str:
@@ -50,11 +50,11 @@ def answer_in(text: str) -> str:
     """What follows the thoughts, without white space around it; all of a text without any, as it
     is.
     """
-    said = after_thoughts(text)
-    return text if said == text else (said or "").strip()
+    answer = after_thoughts(text)
+    return text if answer == text else (answer or "").strip()
 
 
 def after_thoughts(text: str) -> str | None:
     """What follows the thoughts, all of the text without any; None if they have no end."""
-    said = text[max((tag.end() for tag in _CLOSED.finditer(text)), default=0) :]
-    return None if _OPENED.match(said) else said
+    rest = _CLOSED.split(text)[-1]
+    return None if _OPENED.match(rest) else rest

@@ -7,8 +7,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import field_validator, model_validator
@@ -20,7 +18,8 @@ from alignkit.evaluation.numbers import number_of
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.formats.fields import Missing, Text, choice_of, texts_of
-from alignkit_plugins.formats.layouts import TEMPLATES
+from alignkit_plugins.formats.layouts import TEMPLATES, DataSet
+from alignkit_plugins.formats.trl import answer_after
 
 Texts = str | list[str]
 KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one
@@ -129,6 +128,7 @@ class Template(ColumnFormat):
 
     def read(self, row: Any) -> Group:
         row = columns_of(row)
+        prompt = self._turns(row, "prompt") if "prompt" in self.texts else ()
         for needed in self.texts.get("required", ()):
             try:
                 value = needed.value(row)
@@ -137,101 +137,78 @@ class Template(ColumnFormat):
             if value in (None, [], {}) or not str(value).strip():
                 raise LeftOut(f"'{needed.source}' is empty")
         values = {name: self._value(row, name) for name in self.texts if name != "required"}
-        prompt = self.prompt(row, values)
-        responses: Sequence[Response] = ()
-        pairs: tuple[Pair, ...] | None = None
+        responses: list[Response] = []
+        pairs: Sequence[Pair] | None = None
         if "chosen" in values:
-            responses = [self._answer(row, values, name, prompt) for name in ("chosen", "rejected")]
-            pairs = (Pair(0, 1, margin=self.margin(values)),)
+            for name in ("chosen", "rejected"):
+                turns = self._turns(row, name, user=False)
+                responses.append(self.answer(answer_after(prompt, turns)))
+            pairs = [Pair(0, 1, margin=self.margin(values))]
         elif "response" in values:
-            answer = self._answer(row, values, "response", prompt)
-            scores = self.scores(self.number(values, "scores"))
-            responses = [replace(answer, label=self.flag(values, "label"), scores=scores)]
+            answer = answer_after(prompt, self._turns(row, "response", user=False))
+            label, score = self.flag(values, "label"), self.number(values, "scores")
+            responses = [self.answer(answer, label=label, scores=self.scores(score))]
         elif "responses" in values:
             responses, pairs = self._compared(values)
         elif "turns" in values:
-            prompt, response = self.demonstration(self._turns(values, prompt))
+            prompt, response = self.demonstration(self._dialogue(values, prompt))
             responses = [response]
         if "system" in values:
             prompt = self.opened(prompt, {"system": self.texts["system"][0].text(row)})
         meta = self.rest(row, *self.columns)
         if "answer" in values:
             meta["answer"] = values["answer"]
-        return Group(prompt, tuple(responses), pairs, meta=meta)
+        compared = None if pairs is None else tuple(pairs)
+        return Group(prompt, tuple(responses), compared, meta=meta)
 
-    def prompt(self, row: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Message, ...]:
-        """The prompt without a system message. Raises BadRow."""
-        if isinstance(values.get("prompt"), list):
-            return self.conversation(values["prompt"], "prompt")
-        return tuple(
-            Message(role="user", content=text.text(row)) for text in self.texts.get("prompt", ())
-        )
+    def _value(self, row: Mapping[str, Any], name: str) -> Any:
+        """What the template has under a key: a text, a list, or what a column holds."""
+        values = [text.value(row) for text in self.texts[name]]
+        return values if isinstance(getattr(self.options, name), list) else values[0]
 
-    def _turns(self, values: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
+    def _turns(self, row: Mapping[str, Any], name: str, user: bool = True) -> tuple[Message, ...]:
+        """The turns under a key: a text, or a column with messages."""
+        value = self._value(row, name)
+        if isinstance(value, list):
+            return self.conversation(value, name, user)
+        role = "user" if user else "assistant"
+        return (Message(role=role, content=self.texts[name][0].text(row)),)
+
+    def _dialogue(self, values: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
         """The conversation in two columns. The prompt is the beginning of its first turn."""
-        asked, answers = (texts_of(column, f"{self.called}.turns") for column in values["turns"])
+        where = f"{self.called}.turns"
+        asked, answers = (texts_of(column, where) for column in values["turns"])
         if len(asked) != len(answers):
-            raise BadRow(
-                f"{self.called}.turns: the user has {len(asked)} turns, the assistant {len(answers)}"
-            )
-        if asked:
-            asked[0] = "\n\n".join([*(turn["content"] for turn in prompt), asked[0].strip()])
+            raise BadRow(f"{where}: the user has {len(asked)} turns, the assistant {len(answers)}")
         turns = []
         for words, answer in zip(asked, answers, strict=True):
-            turns += [
-                Message(role="user", content=words.strip()),
-                Message(role="assistant", content=answer.strip()),
-            ]
+            turns.append(Message(role="user", content=words.strip()))
+            turns.append(Message(role="assistant", content=answer.strip()))
+        for turn in prompt if turns else ():
+            turns[0]["content"] = f"{turn['content']}\n\n{turns[0]['content']}"
         return turns
 
-    def _compared(
-        self, values: Mapping[str, Any]
-    ) -> tuple[list[Response], tuple[Pair, ...] | None]:
+    def _compared(self, values: Mapping[str, Any]) -> tuple[list[Response], Sequence[Pair] | None]:
         """Several responses, and their pairs; None derives these from ranks."""
-        responses = []
         texts = texts_of(values["responses"], f"{self.called}.responses")
-        ranks, scores = (self._ratings(values, name, len(texts)) for name in ("ranks", "scores"))
-        for text, rank, score in zip(texts, ranks, scores, strict=True):
+        ratings = []
+        for name in ("ranks", "scores"):
+            items = values.get(name, [None] * len(texts))
+            if not isinstance(items, list) or len(items) != len(texts):
+                raise BadRow(f"{self.called}.{name}: a list of {len(texts)} items is needed")
+            ratings.append([self.number({name: item}, name) for item in items])
+        responses = []
+        for text, rank, score in zip(texts, *ratings, strict=True):
             responses.append(Response(text=text.strip(), rank=rank, scores=self.scores(score)))
         if "scores" in values:
             return responses, self.pairs_by_score(responses)
         if "ranks" in values:
             return responses, None
         if values.get("best") in (None, ""):
-            return responses, ()  # a tie, or nobody compared them
-        best, margin = (
-            choice_of(values["best"], f"{self.called}.best", len(texts)),
-            self.margin(values),
-        )
-        others = (place for place in range(len(texts)) if place != best)
-        return responses, tuple(Pair(best, worse, margin=margin) for worse in others)
-
-    def _ratings(self, values: Mapping[str, Any], name: str, count: int) -> list[float | None]:
-        """A number for each response; nulls if the template does not have any."""
-        items = values.get(name, [None] * count)
-        if not isinstance(items, list) or len(items) != count:
-            raise BadRow(f"{self.called}.{name}: a list of {count} items is needed")
-        return [self.number({name: item}, name) for item in items]
-
-    def _answer(
-        self,
-        row: Mapping[str, Any],
-        values: Mapping[str, Any],
-        name: str,
-        prompt: Sequence[Message],
-    ) -> Response:
-        """A response: a text, or messages, which may begin with those of the prompt."""
-        if not isinstance(values[name], list):
-            return Response(text=self.texts[name][0].text(row))
-        turns = self.conversation(values[name], name, user=False)
-        start = [turn["content"].strip() for turn in turns[: len(prompt)]]
-        is_whole = start == [turn["content"] for turn in prompt]
-        return self.answer(turns[len(prompt) :] if is_whole else turns)
-
-    def _value(self, row: Mapping[str, Any], name: str) -> Any:
-        """What the template has under a key: a text, a list, or what a column holds."""
-        values = [text.value(row) for text in self.texts[name]]
-        return values if isinstance(getattr(self.options, name), list) else values[0]
+            return responses, []  # a tie, or nobody compared them
+        best = choice_of(values["best"], f"{self.called}.best", len(texts))
+        others = [place for place in range(len(texts)) if place != best]
+        return responses, [Pair(best, worse, margin=self.margin(values)) for worse in others]
 
 
 # Public data sets
@@ -278,36 +255,38 @@ def register(add: Add) -> None:
         "any columns, which a template names: prompt: '{question}', response: '{answer}'",
     )
     for name, data_set in TEMPLATES.items():
-        add("format", name, _reader(name), data_set.summary)
+        add("format", name, _reader(name, data_set), data_set.summary)
 
 
-def _reader(name: str) -> type[Template]:
-    """A format that reads a public data set by its template."""
-    data_set = TEMPLATES[name]
-    options_of_set, names = TemplateOptions(**data_set.template), list(json.loads(data_set.example))
-    before = BEFORE.get(name, columns_of)
+class PublicSet(Template):
+    """Base class of formats that read a public data set by its template."""
 
-    class Reader(Template):
-        Options = alignkit.Options
-        wants = ", ".join(names) + ("" if data_set.recognized else "; a recipe must name it")
-        example = data_set.example
-        called = name
+    Options = alignkit.Options
+    data_set: ClassVar[DataSet]
 
-        def __init__(self, options: Any = None):
-            super().__init__(options_of_set)
+    def __init__(self, options: Any = None):
+        super().__init__(TemplateOptions(**self.data_set.template))
 
-        @classmethod
-        def matches(cls, row: Any) -> bool:
-            if not data_set.recognized or not cls.has(row, *names):
-                return False
-            with suppress(BadRow):  # which says that these columns hold something else
-                try:
-                    return bool(cls().read(row))
-                except LeftOut:
-                    return bool(cls().prompt(before(row), {}))
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        if not cls.data_set.recognized or not cls.has(row, *json.loads(cls.example)):
+            return False
+        try:
+            return bool(cls().read(row))
+        except LeftOut:
+            return True
+        except BadRow:  # these columns hold something else
             return False
 
-        def read(self, row: Any) -> Group:
-            return super().read(before(columns_of(row)))
+    def read(self, row: Any) -> Group:
+        before = BEFORE.get(self.called, columns_of)
+        return super().read(before(columns_of(row)))
 
-    return Reader
+
+def _reader(name: str, data_set: DataSet) -> type[Template]:
+    """A format that reads a public data set by its template."""
+    wants = ", ".join(json.loads(data_set.example))
+    if not data_set.recognized:
+        wants += "; a recipe must name it"
+    facts = {"called": name, "wants": wants, "example": data_set.example, "data_set": data_set}
+    return type(name, (PublicSet,), facts)

@@ -1,4 +1,4 @@
-"""What texts look like, without a model: words, repetition, hedges, confidence, and how much texts
+"""What texts look like, without a model: words, repetition, and how much texts
 differ.
 
 These are cheap signs of reward hacking. They are simple on purpose: anyone can check them by hand.
@@ -7,7 +7,6 @@ These are cheap signs of reward hacking. They are simple on purpose: anyone can 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -18,21 +17,6 @@ from alignkit.errors import DataError
 from alignkit.evaluation.answers import spaced
 from alignkit.seeds import stream
 
-# English only, after the hedges and boosters of Hyland 2005, "Metadiscourse": those that are rarely
-# anything else, and what assistants say.
-HEDGES = (
-    "apparently", "appears", "approximately", "as far as i know", "could be", "depends", "generally", "i am not sure",
-    "i believe", "i guess", "i suppose", "i think", "i'm not sure", "in general", "in my opinion", "it seems",
-    "likely", "may", "maybe", "might", "mostly", "perhaps", "possible", "possibly", "presumably", "probably",
-    "relatively", "roughly", "seems", "sometimes", "somewhat", "typically", "uncertain", "unclear", "unlikely",
-    "usually",
-)  # fmt: skip
-CONFIDENCE = (
-    "absolutely", "always", "beyond doubt", "certain", "certainly", "clearly", "completely", "conclusively",
-    "definite", "definitely", "doubtless", "evidently", "for sure", "guaranteed", "i am certain", "i am confident",
-    "i am sure", "i'm sure", "in fact", "indeed", "never", "no doubt", "obviously", "of course", "proven", "surely",
-    "totally", "truly", "undeniably", "undoubtedly", "unquestionably", "without a doubt",
-)  # fmt: skip
 REPEATED = 3  # words of an n-gram in `repetition`
 BLEU = 4  # words of the longest n-gram in `self_bleu`
 COMPARED = 16  # texts, for self-BLEU
@@ -72,23 +56,15 @@ def repetition(words: Sequence[str], size: int = REPEATED) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def phrases(words: Sequence[str], wanted: Iterable[str]) -> float:
-    """Occurrences of words or phrases, such as HEDGES, per word of the text; 0 for an empty
-    text.
-    """
-    if not words:
-        return 0.0
-    pattern = "|".join(sorted(map(re.escape, wanted), key=len, reverse=True))
-    return len(re.findall(rf"(?<!\S)(?:{pattern})(?!\S)", " ".join(words))) / len(words)
-
-
 def distinct(texts: Iterable[Sequence[str]], size: int) -> float | None:
     """Different n-grams / all n-grams of all texts together; None if there are none.
 
     distinct-n of Li et al. 2016 (arXiv:1510.03055). It falls as there are more words: compare equal
     numbers of texts.
     """
-    grams = [gram for words in texts for gram in ngrams(words, size)]
+    grams: list[str] = []
+    for words in texts:
+        grams += ngrams(words, size)
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -109,8 +85,12 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     if len(texts) > COMPARED:
         drawn = stream(0, "self_bleu", len(texts)).permutation(len(texts))[:COMPARED]
         texts = [texts[place] for place in sorted(drawn.tolist())]
-    counts = [[Counter(ngrams(words, size)) for size in range(1, BLEU + 1)] for words in texts]
+    counts = [_counts(words) for words in texts]
     return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
+
+
+def _counts(words: Sequence[str]) -> list[Counter[str]]:
+    return [Counter(ngrams(words, size)) for size in range(1, BLEU + 1)]
 
 
 def _bleu(

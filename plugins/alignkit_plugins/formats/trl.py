@@ -2,6 +2,11 @@
 
 A preference without a prompt must hold conversations: the turns that both share are the prompt. Two
 texts without a prompt are refused: letters that both answers begin with are not the user's words.
+
+Also Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or demonstrations.
+A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which
+the higher score wins, the difference is the margin, and a tie makes no pair; or one transcript, as a
+string or as {text: ...}.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair
+from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, shared_turns
 from alignkit_plugins.formats.messages import NAMES
@@ -45,13 +50,6 @@ VERDICTS = ("label", "labels", "preference", "winner", "verdict", "better", "cho
 VERDICT = re.compile(
     r"-?\d+(\.\d+)?|(model|response|output|completion|answer)?[ _-]?[ab12]|tie.*|both.*|.*better.*"
 )
-
-
-def is_transcript(value: Any) -> bool:
-    """Whether a value is a Human/Assistant transcript, which `hh_rlhf` reads."""
-    return isinstance(value, str) and value.lstrip().startswith(
-        ("Human:", "Assistant:", "## Human:", "## Assistant:")
-    )
 
 
 def has_words(row: Any, name: str) -> bool:
@@ -112,11 +110,8 @@ class Preference(ColumnFormat):
     def read(self, row: Any) -> Group:
         row = with_other_answer(columns_of(row))
         better, worse = pair_columns(row) or PAIRS[0]
-        for name in (better, worse):
-            if row.get(name) is None:
-                self.text(row, name)  # raises, and says whether it is absent or null
-        chosen: Sequence[Message] = self.conversation(row[better], better, user=False)
-        rejected: Sequence[Message] = self.conversation(row[worse], worse, user=False)
+        chosen: Sequence[Message] = self.column(row, better, user=False)
+        rejected: Sequence[Message] = self.column(row, worse, user=False)
         names = [name for name in PROMPTS if has_words(row, name)]
         if names == ["messages"] and len(chosen) > 1:
             names = []
@@ -170,13 +165,12 @@ class Preference(ColumnFormat):
     def _prompt(self, row: Mapping[str, Any], name: str) -> tuple[Sequence[Message], Sequence[str]]:
         """The turns of the prompt, and the columns that they are from."""
         if name == "instruction":
-            parts = [self.text(row, name).strip(), self.text(row, "input", "").strip()]
-            return [Message(role="user", content="\n\n".join(filter(None, parts)))], (name, "input")
+            return self.joined(row, (name, "input")), (name, "input")
         if name != "input" and has_words(row, "input"):
             raise BadRow(
                 f"column 'input' would be lost next to '{name}'; rename it if it means something else"
             )
-        return self.conversation(row[name], name), (name,)
+        return self.column(row, name), (name,)
 
 
 def answer_after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequence[Message]:
@@ -209,9 +203,7 @@ class PromptOnly(ColumnFormat):
     def read(self, row: Any) -> Group:
         if isinstance(row, str):
             row = {"prompt": row}
-        if not self.has(row, "prompt"):
-            raise BadRow("column 'prompt' is missing")
-        return self.group(row, ["prompt"], self.conversation(row["prompt"], "prompt"))
+        return self.group(row, ["prompt"], self.column(row, "prompt"))
 
 
 class PromptCompletion(ColumnFormat):
@@ -229,11 +221,8 @@ class PromptCompletion(ColumnFormat):
 
     def read(self, row: Any) -> Group:
         name = first_of(row, ("completion", "response")) or "completion"
-        for column in ("prompt", name):
-            if not self.has(row, column):
-                raise BadRow(f"column '{column}' is missing")
-        prompt = self.conversation(row["prompt"], "prompt")
-        turns = answer_after(prompt, self.conversation(row[name], name, user=False))
+        prompt = self.column(row, "prompt")
+        turns = answer_after(prompt, self.column(row, name, user=False))
         rating = next((column for column in SCORES if row.get(column) not in (None, "")), SCORES[0])
         scores, label = self.scores(self.number(row, rating)), self.label(row)
         if label is None:
@@ -241,3 +230,92 @@ class PromptCompletion(ColumnFormat):
         else:
             prompt, response = self.demonstration((*prompt, *turns), label=label, scores=scores)
         return self.group(row, ("prompt", name, rating, *LABEL_COLUMNS), prompt, [response])
+
+
+# Transcripts
+
+
+# A speaker's tag counts at the start of a paragraph only: people also type `Human:` in the middle
+# of a turn.
+TAG = re.compile(r"(?:^|\n\n)(?:## )?(Human|Assistant):")
+ROLE = {"Human": "user", "Assistant": "assistant"}
+
+
+def transcript_turns(transcript: Any, name: str) -> list[Message]:
+    """The turns of a transcript, one per tag."""
+    if not is_transcript(transcript):
+        raise BadRow(f"column '{name}' must be text that starts with 'Human:' or 'Assistant:'")
+    _, *parts = TAG.split(transcript.lstrip())
+    tagged = zip(parts[::2], parts[1::2], strict=True)
+    return [Message(role=ROLE[speaker], content=words.strip()) for speaker, words in tagged]
+
+
+def merged(tagged: list[Message]) -> list[Message]:
+    """Join consecutive turns of the same speaker."""
+    joined: list[Message] = []
+    for turn in tagged:
+        content = turn["content"]
+        if joined and joined[-1]["role"] == turn["role"]:
+            content = f"{joined.pop()['content']}\n\n{content}".strip()
+        joined.append(Message(role=turn["role"], content=content))
+    return joined
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a value is text that starts with a speaker's tag."""
+    return isinstance(value, str) and TAG.match(value.lstrip()) is not None
+
+
+class HHRLHF(ColumnFormat):
+    """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
+
+    example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'
+    wants = "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with score: [x, y]"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        if isinstance(row, str):
+            return is_transcript(row)
+        if cls.has(row, "chosen", "rejected"):
+            return is_transcript(row["chosen"]) and cls.lacks(row, "prompt", "conversations")
+        return (
+            cls.has(row, "text", "score")
+            and isinstance(row["text"], list)
+            and isinstance(row["score"], list)
+        )
+
+    def read(self, row: Any) -> Group:
+        row = columns_of({"text": row} if isinstance(row, str) else row)
+        if "chosen" in row:
+            texts = [self.text(row, "chosen"), self.text(row, "rejected")]
+            return self._pair(row, texts, None)
+        if isinstance(row.get("text"), str):
+            prompt, response = self.demonstration(merged(transcript_turns(row["text"], "text")))
+            return Group(prompt, (response,), meta=self.rest(row, "text", "score"))
+        texts, scores = row.get("text"), row.get("score")
+        if (
+            not isinstance(texts, list)
+            or not isinstance(scores, list)
+            or not len(texts) == len(scores) == 2
+        ):
+            raise BadRow("columns 'text' and 'score' must be lists of two items each")
+        first, second = (self.number({"score": score}, "score") for score in scores)
+        if first is None or second is None:
+            raise BadRow("a score is missing")
+        return self._pair(row, texts if first >= second else texts[::-1], abs(first - second))
+
+    def _pair(self, row: Mapping[str, Any], texts: Sequence[Any], margin: float | None) -> Group:
+        """The group of a better and a worse transcript; a margin of 0 is a tie."""
+        names = ("chosen", "rejected")
+        chosen, rejected = map(transcript_turns, texts, names)
+        for name, side in zip(names, (chosen, rejected), strict=True):
+            if side[-1]["role"] != "assistant":
+                raise BadRow(f"column '{name}' does not end with an assistant turn")
+        # Compare before merging, or a stray turn on one side would hide in its answer.
+        if chosen[:-1] != rejected[:-1]:
+            raise BadRow("chosen and rejected differ before their last turn")
+        chosen, rejected = merged(chosen), merged(rejected)
+        responses = Response(text=chosen[-1]["content"]), Response(text=rejected[-1]["content"])
+        pairs = () if margin == 0 else (Pair(0, 1, margin=margin),)
+        used = names if margin is None else ("text", "score")
+        return Group(tuple(chosen[:-1]), responses, pairs, meta=self.rest(row, *used))

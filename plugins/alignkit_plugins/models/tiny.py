@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from alignkit.io.atomic import replace_folder
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -74,14 +76,10 @@ def source(cache: Path) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
-    try:
-        _save(made)
-        made.rename(folder)
-    except OSError:
-        shutil.rmtree(made, ignore_errors=True)
-        if not folder.is_dir():  # otherwise another process was faster and wrote the same bytes
-            raise
+    with FileLock(cache / f".{folder.name}.lock"):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            with replace_folder(folder) as new:
+                _save(new)
     return folder
 
 
@@ -92,7 +90,6 @@ def _save(folder: Path) -> None:
     transformers.utils.logging.disable_progress_bar()  # for 100 kB
     _model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    folder.chmod(0o755)  # mkdtemp lets only the owner read
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

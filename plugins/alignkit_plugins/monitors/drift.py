@@ -33,10 +33,6 @@ class Words(NamedTuple):
 WORDS = {
     "length": Words("answers are longer", "answers are shorter", "tokens"),
     "repetition": Words("answers repeat themselves more", "", "repeated 3-grams", ".1%"),
-    "hedges": Words("answers hedge more", "answers hedge less", "of the words", ".1%"),
-    "confidence": Words(
-        "answers sound more confident", "answers sound less confident", "of the words", ".1%"
-    ),
     "self_bleu": Words("answers to a prompt are more alike", "", "self-BLEU"),
     "sampled_entropy": Words("", "the policy is surer of its words", "nats per token"),
 }
@@ -170,8 +166,6 @@ def _of_answer(response: Response, words: Sequence[str]) -> dict[str, float]:
     found = {
         "length": float(count),
         "repetition": text_metrics.repetition(words),
-        "hedges": text_metrics.phrases(words, text_metrics.HEDGES),
-        "confidence": text_metrics.phrases(words, text_metrics.CONFIDENCE),
     }
     if response.logprobs and count:
         found["sampled_entropy"] = -sum(response.logprobs) / count

@@ -65,7 +65,7 @@ def labels_of(
     `needed` is more than there are items, or if labelers would read the guidelines of another
     stage, BadRow for an item that nobody could label, and NobodyAsked while a stage is verified.
     """
-    from alignkit_plugins.ai_feedback.stored_replies import (
+    from alignkit_plugins.ai_feedback.remote import (
         asking_is_allowed,  # imports asyncio, which `alignkit check` can spare
     )
 

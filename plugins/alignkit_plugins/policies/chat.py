@@ -12,8 +12,6 @@ import typer
 from alignkit.commands import Result, refuse
 from alignkit_plugins.printing import Policies, Rewards
 
-MOST_POLICIES = 2
-
 
 def chat(
     policies: Policies,
@@ -37,7 +35,8 @@ def chat(
     collect: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.feedback", help="File that keeps answers and thumbs, once you agree."
+            metavar="FILE.feedback",
+            help="With --page: file that keeps answers and thumbs, once you agree.",
         ),
     ] = None,
     page: Annotated[
@@ -47,7 +46,7 @@ def chat(
         ),
     ] = False,
 ) -> Result | None:
-    """Talk to one policy or two, or let them answer a file of prompts.
+    """Talk to policies, or let them answer a file of prompts.
 
     In the terminal, or with --page in your browser. /help lists what else can be entered in the
     terminal. Ctrl-C stops an answer, and Ctrl-D leaves. Answers to a file are rows that `alignkit
@@ -57,19 +56,17 @@ def chat(
     Examples:
       alignkit chat runs/demo/align
       alignkit chat runs/demo/sft runs/demo/align --reward runs/demo/helpful
-      alignkit chat runs/demo/align --collect chats.feedback
-      alignkit chat runs/demo/align --page
+      alignkit chat runs/demo/align --page --collect chats.feedback
       alignkit chat runs/demo/align --prompts prompts.jsonl --out answers.jsonl
     """
     from alignkit_plugins.policies.words import read_words, split_overrides
 
     words, overrides = split_overrides(policies)
-    if len(words) > MOST_POLICIES:
-        help = "alignkit evaluate compares more"
-        refuse(f"{len(words)} policies; at most {MOST_POLICIES} can be talked to", help)
     if page and reward:
         refuse("the page shows no rewards", "leave out --page, or --reward")
-    if (prompts is None) != (out is None) or (prompts and (page or collect or system)):
+    if collect and not page:
+        refuse("a talk in the terminal keeps nothing", "add --page, or leave --collect out")
+    if (prompts is None) != (out is None) or (prompts and (page or system)):
         help = "--prompts FILE --out ANSWERS.jsonl"
         refuse("--prompts and --out answer a file, without a talk", help)
     if page:
@@ -87,5 +84,5 @@ def chat(
         return answer_and_score(named, overrides, out)
     from alignkit_plugins.policies.talk import in_terminal
 
-    in_terminal(named, overrides, system, collect)
+    in_terminal(named, overrides, system)
     return None

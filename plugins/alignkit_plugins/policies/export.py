@@ -86,10 +86,10 @@ def export(
     files = sorted(out.iterdir())
     if push is not None:
         notes.append(f"pushed to {upload(out, push)}")
+    lines = [f"wrote {out}: {', '.join(path.name for path in files)}"]
+    lines += [f"note: {note}" for note in notes]
     convert = ""
-    if not model.is_reward and not (model.is_adapter and not merge):
+    if not model.is_reward and (merge or not model.is_adapter):
         convert = shlex.join([*CONVERTER, str(out), "--outfile", f"{model.label}.gguf"])
-    wrote = f"wrote {out}: {', '.join(path.name for path in files)}"
-    lines = [wrote, *(f"note: {note}" for note in notes)]
-    lines += [f"for llama.cpp: {convert}"] if convert else []
+        lines.append(f"for llama.cpp: {convert}")
     return files_written(files, notes, convert, "\n".join(lines))

@@ -15,7 +15,7 @@ from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.compared import averages, scale_of, scores_of
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
 from alignkit_plugins.compare.pair_metrics import accuracy
 from alignkit_plugins.compare.pairs import comparisons
@@ -91,13 +91,10 @@ def _scored(
     ]
     facts: dict[str, Any] = {}
     for column in columns:
-        values, units = scores_of(averages(alike, AUTHOR, column.name))
+        (row,) = rated(alike, [AUTHOR], None, column.name)
         pairs = comparisons(groups, column.name)
-        mean, right = (
-            scale_of(alike, column.name).mean(values, units),
-            accuracy(pairs) if pairs else None,
-        )
-        facts[column.name] = {"mean": mean, "pairs_right": right}
+        right = accuracy(pairs) if pairs else None
+        facts[column.name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 
 

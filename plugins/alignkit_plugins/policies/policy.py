@@ -32,7 +32,7 @@ from alignkit.sampling import Sampling
 from alignkit.settings import EngineRef, ModelSpec
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.sampling import TEMPERATURE
+from alignkit_plugins.compare.comparison import TEMPERATURE
 from alignkit_plugins.policies.words import Named, NamedPolicy, sampling_of
 
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
@@ -124,7 +124,8 @@ class Policy:
                 elif row.active:
                     # A character may take several tokens, and a lead-in may be left out.
                     text = encoder.decode(row.tokens).rstrip("\ufffd")
-                    hear("" if encoder.lead.startswith(text) else _before(text, sampling.stop))
+                    if not encoder.lead.startswith(text):
+                        hear(_before(text, sampling.stop))
 
         most = min(sampling.max_new_tokens, role.model.context - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})

@@ -28,18 +28,15 @@ class Tokens:
 
 def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
     """The prompt, then each response. scoring: a reward model reads them."""
-    ids = encoded.prompt
-    if ids:
-        yield Tokens("prompt", pieces(encoder, (), ids), (False,) * len(ids))
+    prompt = encoded.prompt
+    if prompt:
+        yield Tokens("prompt", pieces(encoder, (), prompt), (False,) * len(prompt))
     for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
-        title = ", ".join([*name, *(["truncated"] if response.truncated else [])])
-        last = len(response.tokens) - 1
-        counts = (
-            tuple(place == last for place in range(last + 1))
-            if scoring
-            else tuple(map(bool, response.mask))
-        )
-        yield Tokens(title, pieces(encoder, encoded.prompt, response.tokens), counts, scoring)
+        counts = tuple(map(bool, response.mask))
+        if scoring:
+            counts = (*[False] * (len(counts) - 1), True)
+        title = ", ".join([*name, *["truncated"] * response.truncated])
+        yield Tokens(title, pieces(encoder, prompt, response.tokens), counts, scoring)
 
 
 def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
@@ -64,6 +61,6 @@ def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
 
 def heading(tokens: Tokens) -> str:
     """`response: 12 tokens, 10 learned`."""
-    count, counted = len(tokens.pieces), sum(tokens.counts)
-    what = "scored at the last" if tokens.scored else f"{counted or 'none'} learned"
+    count = len(tokens.pieces)
+    what = "scored at the last" if tokens.scored else f"{sum(tokens.counts) or 'none'} learned"
     return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"

@@ -32,7 +32,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from alignkit.errors import AlignkitError, BadRow, DataError, did_you_mean
+from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource, did_you_mean
 from alignkit.io.text import printable
 from alignkit.options import Options
 from alignkit.recipe.mistakes import path_text, shown, validated
@@ -491,7 +491,7 @@ def _request_error(error: Exception) -> RequestError:
         )
     if isinstance(error, DataError | BadLabel):
         return RequestError(400, text)
-    return RequestError(503 if isinstance(error, AlignkitError) else 500, text)
+    return RequestError(503 if isinstance(error, OutOfResource) else 500, text)
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -93,8 +93,7 @@ def read_words(
     for word, model in models.items():
         title = model.label if labels.count(model.label) == 1 else word
         policies[title] = NamedPolicy(word, model, _reference(model, base))
-    rows = None if data is None else _value(data)
-    return Named(base, policies, **rewritten(options, name), data=rows)
+    return Named(base, policies, **rewritten(options, name), data=data and _value(data))
 
 
 def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
@@ -105,7 +104,7 @@ def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
         is_bare = len(keys) == 1  # and takes the settings of a run
         if not is_bare and _is_same(keys, candidates[0]):
             return keys
-    return candidates[0] if candidates else {}
+    return next(iter(candidates), {})
 
 
 def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

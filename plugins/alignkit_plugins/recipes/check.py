@@ -1,18 +1,20 @@
-"""The command `alignkit check`."""
+"""The commands `alignkit check` and `alignkit verify`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.commands import RecipeName, Result, load, refuse
-from alignkit_plugins.printing import console, print_lines, print_table
+from alignkit.commands import RecipeName, Result, load, refuse, stage_of
+from alignkit_plugins.printing import print_lines, print_table
 
 if TYPE_CHECKING:
-    from alignkit.recipe.schema import Recipe
+    from alignkit.recipe.schema import Recipe, Stage
+    from alignkit.runs.run import Run
 
 Words = Annotated[
     list[str] | None,
@@ -33,7 +35,7 @@ def check(
         bool,
         typer.Option(
             "--full",
-            help="Let the chat template render all rows, not only the first 200 of each source.",
+            help=("Let the chat template render all rows, not only the first 200 of each source."),
         ),
     ] = False,
     plan: Annotated[
@@ -59,10 +61,8 @@ def check(
     """
     row = [word for word in words or () if "=" not in word and not word.startswith("~")]
     if len(row) > 2 or not all(number.isdigit() for number in row[1:]):
-        refuse(
-            f"not a stage and the number of a row: {' '.join(row)}",
-            "name one of each; an override is KEY=VALUE",
-        )
+        help = "name one of each; an override is KEY=VALUE"
+        refuse(f"not a stage and the number of a row: {' '.join(row)}", help)
     if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
     from alignkit.runs.services import folder_of
@@ -70,73 +70,110 @@ def check(
     loaded = load(recipe, [word for word in words or () if word not in row])
     folder = folder_of(loaded, None)
     if row:
-        from alignkit_plugins.recipes.check_row import inspect, show  # imports torch
+        from alignkit_plugins.recipes.check_row import inspect  # imports torch
 
         found = inspect(loaded, row[0], int([*row, "1"][1]), folder)
-        return Result("row", asdict(found), lambda: show(found, console()))
-    return _plan(loaded, folder) if plan else checked(loaded, None, full)
+        return Result("row", asdict(found), lambda: print_lines(found.text()))
+    if plan:
+        return _plan(loaded, folder)
+    return checked(loaded, None, full)
 
 
 def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
     """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of
-    the run.
+    the run. Raises the errors with which a run would stop before a stage.
     """
+    from alignkit.runs.run import Run
     from alignkit.runs.services import folder_of
+    from alignkit.runs.stage import FIRST_ROWS
 
     folder = folder_of(recipe, out)
-    lines = _data_lines(recipe, folder, full)
+    run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
+    run.say = lambda text: said.setdefault(text)
+    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
+    lines = [*_data_lines(run), *said, *_notes(run, full)]
     if folder.is_dir():
-        from alignkit.runs.run import Run
-        from alignkit_plugins.recipes.reuse import planned
-
         lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
-    return Result(
-        "check",
-        {"recipe": recipe.name, "stages": stages, "notes": lines},
-        lambda: print_lines(text),
-    )
+    facts = {"recipe": recipe.name, "stages": stages, "notes": lines}
+    return Result("check", facts, lambda: print_lines(text))
 
 
-def _data_lines(recipe: Recipe, folder: Path, full: bool) -> list[str]:
-    """How the data files are read. Raises the errors with which a run would stop before a stage."""
+def _data_lines(run: Run) -> list[str]:
+    """How each entry is read, with a row of each source, once."""
+    from alignkit_plugins.report.data_card import describe
+
+    texts = dict[str, None]()
+    for stage in run.stages.values():
+        for spec in stage.read:
+            texts["\n".join(describe(run.data.read(spec)))] = None
+    return list(texts)
+
+
+def planned(run: Run) -> Iterator[str]:
+    """What a run would do with each stage: `sft: reused`. Nothing is done."""
+    from alignkit.io.digest import digest
+    from alignkit.io.results import RESULTS, WORK
+
+    # Else no key is needed, and no base model.
+    folders = [run.folder, *run.others]
+    known = any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
+    for stage in run.stages.values():
+        parts = stage.key() if known else {}
+        run.hashes[stage.name] = digest(parts)
+        yield f"{stage.name}: {_planned(run, stage.stage, parts)}"
+
+
+def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
+    from alignkit.io.results import WORK, damage_of, find, read_record
+    from alignkit_plugins.report.changes import change_since
+
+    name, key = stage.name, run.hashes[stage.name]
+    record = run.store.record(name)
+    if found := find(run.folder, name, key, run.others):
+        if found.parent.parent != run.folder:
+            return f"reused from {found.parent.parent}"
+        if record.get("hash") == key:
+            return "reused"
+        return "an earlier result is restored"
+    if run.recipe.chosen and name not in run.recipe.chosen:
+        return f"needed, but not complete: --until {name} runs it"
+    if record.get("hash") == key and record.get("complete"):
+        return f"runs again, because {damage_of(run.folder / name)}"
+    if begun := read_record(run.store.of(WORK, name, key)):
+        return "continues" + ", if people have labeled enough" * ("waits_for" in begun)
+    if record:
+        return f"starts over{change_since(record, parts, stage)}"
+    return "runs"
+
+
+def _notes(run: Run, full: bool) -> dict[str, None]:
+    """What was looked at and imported, and what was not."""
     from alignkit.recipe.schema import BASE, specs
     from alignkit.registry import Component
-    from alignkit.runs.run import Run
     from alignkit.runs.stage import FIRST_ROWS, TrainingStage
-    from alignkit_plugins.report.data_lines import source_lines
 
-    # Ordered sets
-    run, shown, notes = Run(recipe, folder, download=False), dict[str, None](), dict[str, None]()
-    run.say = lambda text: notes.setdefault(text)
-    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
+    notes = dict[str, None]()
+    looked_at = f"the first {FIRST_ROWS} rows of each source"
+    if full:
+        looked_at = "all rows"
+    text = f"looked at {looked_at} as its chat template writes them"
+    if run.base(BASE).encoder is None:
+        why = "because check makes and downloads no model"
+        text = f"not looked at: rows as its chat template writes them, {why}"
     for stage in run.stages.values():
-        for header, *sample in map(source_lines, stage.facts):
-            rows = "\n".join(sample)
-            known = any(text.endswith(rows) for text in shown)
-            shown[header if known else f"{header}\n{rows}".strip()] = None
-    looked_at = "all rows" if full else f"the first {FIRST_ROWS} rows of each source"
-    looks = {
-        True: f"looked at {looked_at} as its chat template writes them",
-        False: (
-            "not looked at: rows as its chat template writes them, because check makes and "
-            "downloads no model"
-        ),
-    }
-    for stage in run.stages.values():
-        if isinstance(stage, TrainingStage) and stage.facts:
-            is_here = run.base(BASE).encoder is not None
-            notes[f"{recipe.model.base}: {looks[is_here]}"] = None
-        for part in specs(
-            [stage.stage.settings, stage.stage.component.options, stage.stage.engine], Component
-        ):
+        if isinstance(stage, TrainingStage) and stage.read:
+            notes[f"{run.recipe.model.base}: {text}"] = None
+        options = [stage.stage.settings, stage.stage.component.options, stage.stage.engine]
+        for part in specs(options, Component):
             if getattr(part.registration.implementation, "runs_code", False):
                 notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
         for spec in stage.entries:
-            hub = [source.name for source in spec.sources if source.hub]
-            notes |= dict.fromkeys(f"not read yet: {name}, which the run downloads" for name in hub)
-    return [*shown, *notes]
+            for source in spec.sources:
+                if source.hub:
+                    notes[f"not read yet: {source.name}, which the run downloads"] = None
+    return notes
 
 
 def _plan(recipe: Recipe, folder: Path) -> Result:
@@ -149,10 +186,39 @@ def _plan(recipe: Recipe, folder: Path) -> Result:
         for plan in plans:
             if plan.work.note:
                 print_lines(f"{plan.name}: {plan.work.note}")
-        print_lines(
-            "about: by formulas, and a short probe of this machine; responses may end before "
-            "they are full"
-        )
+        about = "about: by formulas, and a short probe of this machine"
+        print_lines(f"{about}; responses may end before they are full")
 
     facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
     return Result("plan", facts, show, error=too_large(recipe, plans))
+
+
+def verify(
+    stage: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again."
+        ),
+    ],
+) -> Result:
+    """Run stages again and say whether the bytes are the same.
+
+    The inputs are the recorded ones. The run is only read. Judges on a server are not asked: their
+    stored replies count. Exit code 7: something differs.
+
+    \b
+    Examples:
+      alignkit verify runs/quickstart
+      alignkit verify runs/quickstart/align
+    """
+    from alignkit.io.results import RECIPE
+    from alignkit_plugins.models.find import find_run
+
+    run, name = find_run(stage)
+    recipe = load(str(run / RECIPE), None)
+    names = list(recipe.stages)
+    if name:
+        names = [stage_of(recipe, name).name]
+    from alignkit_plugins.recipes.rerun import verified  # imports torch
+
+    return verified(recipe, run, names)

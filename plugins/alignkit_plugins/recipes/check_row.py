@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from alignkit.algorithm import Algorithm, ExternalTrainer, Trains
 from alignkit.calls import call, create
@@ -30,28 +29,45 @@ from alignkit.tokens.encoder import Encoder, drop_reason
 from alignkit_plugins.formats.shown import shown
 from alignkit_plugins.policies.row_tokens import Tokens, heading, marked, pieces
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
-Turns = Sequence[tuple[str, str]]  # who, and what
 # Keys of a stage that say what rates responses
-RATERS = {"reward", "rewards", "judge", "judges", "metrics"}
+RATERS = ("judge", "judges", "metrics", "reward", "rewards")
+BREAK, TAB = "\u23ce", "\u21e5"  # stand for a line break and a tab
 
 
-@dataclass(frozen=True)
+@dataclass
 class Inspection:
     """One row of a stage's data.
 
-    title: the stage, and which row. turns: the row as data. notes: what else the stage does with
-    it. tokens: the prompt, then each response. questions: what judges read.
+    title: the stage, and which row. turns: the row as data, who and what. notes: what else the
+    stage does with it. tokens: the prompt, then each response. questions: what judges read.
     """
 
     title: str
-    turns: Turns
-    notes: Sequence[str] = ()
-    tokens: Sequence[Tokens] = ()
-    questions: Turns = ()
+    turns: Sequence[tuple[str, str]]
+    notes: list[str] = field(default_factory=list)
+    tokens: list[Tokens] = field(default_factory=list)
+    questions: list[tuple[str, str]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """All of it for a terminal, which obeys nothing in it."""
+        parts = ["\n".join([self.title, *(f"note: {note}" for note in self.notes)])]
+        for who, what in [*self.turns, *self.questions]:
+            lines = "\n  ".join(what.split("\n"))
+            parts.append(f"{who}\n  {lines}")
+        for tokens in self.tokens:
+            parts.append("\n".join([heading(tokens), *_stretches(tokens)]))
+        return printable("\n\n".join(parts))
+
+
+def _stretches(tokens: Tokens) -> Iterator[str]:
+    """The tokens, a line for each stretch that counts or does not."""
+    names = {False: "context: ", True: "learned: "}
+    if tokens.scored:
+        names[True] = "scored:  "
+    both = zip(tokens.pieces, tokens.counts, strict=True)
+    for counts, stretch in groupby(both, key=lambda token: token[1]):
+        texts = [piece.replace("\n", BREAK).replace("\t", TAB) for piece, _ in stretch]
+        yield f"  {names[counts]}{'|'.join(texts)}"
 
 
 def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
@@ -65,54 +81,43 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     if is_result_name(name) and made in recipe.stages:
         help = f"name the stage, '{made}'; for what {name} answers: alignkit chat RUN/{name}"
         refuse(f"{name} is a result, but check shows the rows of a stage", help)
-    stage = stage_of(recipe, name)
-    if row < 1:
-        raise DataError(f"rows count from 1, so there is no row {row}")
-    run = Run(recipe, folder)
+    stage, run = stage_of(recipe, name), Run(recipe, folder)
     run.say = lambda text: None
-    key, spec = _entry(stage)
+    spec, learns = _entry(stage)
     for source in spec.sources:
         if source.stage is not None and not run.store.data(source.stage).is_file():
             raise DataError(
-                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not "
-                "have\n"
-                f"help: run the recipe as far as '{source.stage}' first, or name the run's folder "
-                "with --out"
+                f"stage '{name}' reads the data of '{source.stage}', which {folder} does not have\n"
+                f"help: run the recipe as far as '{source.stage}' first"
             )
-    loaded, encoder, found = run.data.read(spec), run.base(BASE).encoder, run.stages[name]
+    loaded, encoder, trained = run.data.read(spec), run.base(BASE).encoder, run.stages[name]
     assert encoder is not None
-    if key == "data" and isinstance(found, TrainingStage):
-        return _learned(found, loaded, row, encoder)
-    groups = loaded.groups
-    return _prompt(stage, _row(prompts_of(groups), row, stage), row, len(groups), encoder)
+    if learns and isinstance(trained, TrainingStage):
+        return _learned(trained, loaded, row, encoder)
+    return _prompt(stage, prompts_of(loaded.groups), row, encoder)
 
 
-def _entry(stage: Stage) -> tuple[str, DataSpec]:
-    """The data entry that a stage learns from or samples for: `data`, or any other key."""
+def _entry(stage: Stage) -> tuple[DataSpec, bool]:
+    """The data entry that a stage learns from or samples for, and whether it is the first."""
     if stage.settings is not None and stage.settings.data is not None:
-        return "data", stage.settings.data
-    found = specs([stage.settings, stage.component.options], DataSpec)
-    if not found:
-        raise DataError(
-            f"stage '{stage.name}' reads no data: {stage.component.name} works on other stages' "
-            "results"
-        )
-    return "prompts", found[0]
+        return stage.settings.data, True
+    entries = specs([stage.settings, stage.component.options], DataSpec)
+    if not entries:
+        why = f"{stage.component.name} works on other stages' results"
+        raise DataError(f"stage '{stage.name}' reads no data: {why}")
+    return entries[0], False
 
 
-def _row(groups: Sequence[Group], row: int, stage: Stage) -> Group:
-    if row > len(groups):
-        count = f"{len(groups)} row{'s' * (len(groups) != 1)}"
-        raise DataError(f"stage '{stage.name}' has {count}, so there is no row {row}")
-    return groups[row - 1]
-
-
-def _title(stage: Stage, group: Group, row: int, count: int) -> str:
-    where = f" ({group.origin})" if group.origin else ""
-    return f"{stage.name} ({stage.component.name}): row {row} of {count}{where}"
-
-
-# Rows that a stage learns from
+def _inspection(stage: Stage, groups: Sequence[Group], row: int) -> tuple[Group, Inspection]:
+    count = len(groups)
+    if not 1 <= row <= count:
+        rows = f"{count} row{'s' * (count != 1)}"
+        raise DataError(f"stage '{stage.name}' has {rows}, so there is no row {row}")
+    group = groups[row - 1]
+    title = f"{stage.name} ({stage.component.name}): row {row} of {count}"
+    if group.origin:
+        title += f" ({group.origin})"
+    return group, Inspection(title, [(one.title, one.text) for one in shown(group)])
 
 
 def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder) -> Inspection:
@@ -120,115 +125,48 @@ def _learned(trained: TrainingStage, loaded: Loaded, row: int, encoder: Encoder)
     stage = trained.stage
     algorithm: Algorithm = trained.plugin(stage.component)
     if isinstance(algorithm, ExternalTrainer):
-        group = _row(loaded.groups, row, stage)
-        note = f"{stage.component.name} renders and tokenizes its rows itself"
-        return Inspection(
-            _title(stage, group, row, len(loaded.groups)), list(_turns(group)), [note]
-        )
-    chosen = trained.select(loaded.groups)
-    group = _row(chosen, row, stage)
+        _, found = _inspection(stage, loaded.groups, row)
+        found.notes.append(f"{stage.component.name} renders and tokenizes its rows itself")
+        return found
+    group, found = _inspection(stage, trained.select(loaded.groups), row)
     turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
-    assert stage.settings is not None
     encoder.forget_counts()
-    encoded = encoder.encode(group, stage.settings.max_length, turns=turns, scoring=scoring)
-    notes = [drop_reason(name, count) for name, count in encoder.counts.items() if count]
-    notes += _columns(group)
-    tokens = list(marked(encoder, encoded, scoring)) if encoded is not None else []
-    return Inspection(_title(stage, group, row, len(chosen)), list(_turns(group)), notes, tokens)
+    most = trained.settings.max_length
+    encoded = encoder.encode(group, most, turns=turns, scoring=scoring)
+    found.notes += [drop_reason(name, count) for name, count in encoder.counts.items() if count]
+    found.notes += _columns(group)
+    if encoded is not None:
+        found.tokens += marked(encoder, encoded, scoring)
+    return found
 
 
-# Prompts that a policy answers
-
-
-def _prompt(stage: Stage, group: Group, row: int, count: int, encoder: Encoder) -> Inspection:
+def _prompt(stage: Stage, groups: Sequence[Group], row: int, encoder: Encoder) -> Inspection:
     """A prompt that policies will answer."""
-    notes: list[str] = []
+    group, found = _inspection(stage, groups, row)
+    for key in RATERS:
+        if key in stage.written:
+            found.notes.append(f"{key}: {json.dumps(stage.written[key], ensure_ascii=False)}")
+    found.notes += _columns(group)
     ids = encoder.prompt(group.prompt, group.tools)
-    tokens = [
-        Tokens(
-            "prompt, after which the policy writes", pieces(encoder, (), ids), (False,) * len(ids)
-        )
-    ]
-    for key in sorted(RATERS.intersection(stage.written)):
-        notes.append(f"{key}: {json.dumps(stage.written[key], ensure_ascii=False)}")
-    notes += _columns(group)
-    return Inspection(
-        _title(stage, group, row, count),
-        list(_turns(group)),
-        notes,
-        tokens,
-        list(_questions(stage, group)),
-    )
+    title, counts = "prompt, after which the policy writes", (False,) * len(ids)
+    found.tokens.append(Tokens(title, pieces(encoder, (), ids), counts))
+    found.questions += _questions(stage, group)
+    return found
 
 
 def _questions(stage: Stage, group: Group) -> Iterator[tuple[str, str]]:
     """What the stage's judges read. Responses that do not exist yet have a name in their place."""
-    texts = [response.text for response in group.responses[:2]]
-    first, second = texts if len(texts) == 2 else ("(the first response)", "(the second response)")
+    texts = [response.text for response in group.responses]
+    if len(texts) < 2:
+        texts = ["(the first response)", "(the second response)"]
     for component in specs([stage.settings, stage.component.options, stage.component], Component):
-        if component.kind != "judge":
-            continue
-        turns = call(create(component, stage.name), "question", (group.prompt, first, second))
-        yield from ((f"{component.name} reads ({turn['role']})", turn["content"]) for turn in turns)
-
-
-# Rows as data
-
-
-def _turns(group: Group) -> Iterator[tuple[str, str]]:
-    """Who says what, in full."""
-    for one in shown(group):
-        yield one.title, one.text
+        if component.kind == "judge":
+            judge = create(component, stage.name)
+            for turn in call(judge, "question", (group.prompt, *texts[:2])):
+                yield f"{component.name} reads ({turn['role']})", turn["content"]
 
 
 def _columns(group: Group) -> list[str]:
     """The row's other columns, which rewards can read."""
     columns = ", ".join(f"{name}: {value!r:.200}" for name, value in group.meta.items())
-    return [f"other columns: {columns}"] if columns else []
-
-
-# For people
-
-BREAK = "\u23ce"  # stands for a line break
-EDGE = "|"  # between tokens
-STYLES = {True: ("green", "bold green"), False: ("dim", "none")}  # of every other token
-
-
-def show(found: Inspection, console: Console) -> None:
-    """Print an inspection: in a terminal learned tokens have a color, and everywhere they have a
-    mark.
-    """
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console.print(Text(printable(found.title), style="bold"))
-    for note in found.notes:
-        console.print(Text(f"note: {printable(note)}"))
-    for who, what in [*found.turns, *found.questions]:
-        console.print()
-        console.print(Text(printable(who), style="bold"))
-        console.print(Padding(Text(printable(what)), (0, 0, 0, 2), expand=False))
-    for tokens in found.tokens:
-        console.print()
-        console.print(Text(heading(tokens), style="bold"))
-        for line in _lines(tokens):
-            console.print(line, soft_wrap=not console.is_terminal)
-
-
-def _lines(tokens: Tokens) -> Iterator[Text]:
-    """The tokens, a paragraph for each stretch that counts or does not."""
-    from rich.text import Text
-
-    name = "scored:  " if tokens.scored else "learned: "
-    marked = list(zip(tokens.pieces, tokens.counts, strict=True))
-    for counts, stretch in groupby(marked, key=lambda token: token[1]):
-        line = Text(f"  {name if counts else 'context: '}")
-        for place, (piece, _) in enumerate(stretch):
-            line.append(EDGE if place else "", style="dim")
-            line.append(visible(piece), style=STYLES[counts][place % 2])
-        yield line
-
-
-def visible(piece: str) -> str:
-    """A token's text on one line."""
-    return printable(piece.replace("\n", BREAK).replace("\t", "\u21e5"))
+    return [f"other columns: {columns}"] * bool(columns)

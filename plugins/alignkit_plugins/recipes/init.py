@@ -80,7 +80,7 @@ def init(
     """
     if listed:
         from alignkit.recipe.yaml import shipped
-        from alignkit_plugins.recipes.copying import summary
+        from alignkit_plugins.recipes.init_write import summary
 
         rows = [(name, summary(path)) for name, path in shipped().items()]
         facts = [{"name": name, "summary": text} for name, text in rows]
@@ -99,8 +99,7 @@ def init(
             refuse(f"{path} is a recipe, and `init` writes one", f"to run it: alignkit run {path}")
     from alignkit.plugins import load_plugins
     from alignkit.recipe.yaml import find_recipe
-    from alignkit_plugins.recipes.copying import STARTER, copy_recipe
-    from alignkit_plugins.recipes.init_write import write
+    from alignkit_plugins.recipes.init_write import STARTER, copy_recipe, write
 
     load_plugins()
     if given and recipe is None:

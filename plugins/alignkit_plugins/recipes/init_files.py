@@ -19,6 +19,7 @@ from alignkit.plugins import plugins
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.entries import data_of
 from alignkit_plugins.formats.readings import Reading, readings_of
+from alignkit_plugins.formats.shown import counts
 from alignkit_plugins.formats.spoken import all_turns
 
 COMMAND = "alignkit init"
@@ -96,8 +97,8 @@ class DataFile:
     """A file, as a recipe reads it.
 
     file: its place. path: as the recipe names it. keys: the others of its data entry. named:
-    whether the recipe names its format. columns: that are used. read: the rows that can be read.
-    bad: those that must be dropped, and why.
+    whether the recipe names its format. read: the rows that can be read. bad: those that must be
+    dropped, and why.
     """
 
     file: Path
@@ -106,7 +107,6 @@ class DataFile:
     keys: Mapping[str, Any]
     format: str
     named: bool
-    columns: Sequence[str]
     read: Sequence[Group]
     bad: Sequence[str]
 
@@ -126,16 +126,20 @@ class DataFile:
         return list(filter(KINDS[self.kind].holds, self.read))
 
     @property
+    def counted(self) -> str:
+        """What it holds, as `check` and a run count it: `300 conversations, 300 pairs`."""
+        return counts(self.examples, len(self.bad))
+
+    @property
     def responses(self) -> list[Response]:
         """The responses of its examples."""
         return responses_of(self.examples)
 
     def limited(self, characters: float) -> DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
-        texts = [
-            *(turn["content"] for group in self.read for turn in group.prompt),
-            *map(all_turns, self.responses),
-        ]
+        texts = [all_turns(response) for response in self.responses]
+        for group in self.read:
+            texts += [turn["content"] for turn in group.prompt]
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):
@@ -150,9 +154,16 @@ class DataFile:
 
     def entry(self, *share: float) -> Any:
         """A data entry of a recipe that reads the examples in a share."""
-        keys = {"path": self.path, **({"part": list(share)} if share else {}), **self.keys}
-        entry = keys if len(keys) > 1 else self.path
-        return {self.format: entry} if self.named else entry
+        keys: dict[str, Any] = {"path": self.path}
+        if share:
+            keys["part"] = list(share)
+        keys |= self.keys
+        entry: Any = keys
+        if len(keys) == 1:
+            entry = self.path
+        if self.named:
+            return {self.format: entry}
+        return entry
 
 
 def _reader(entry: Any) -> SourceReader:
@@ -164,7 +175,9 @@ def _reader(entry: Any) -> SourceReader:
 def first_row(path: Path) -> Mapping[str, Any]:
     """The first row of a file; empty if it is no table."""
     row = next((row for _, row in _reader(str(path)).numbered_rows()), None)
-    return row if isinstance(row, Mapping) else {}
+    if isinstance(row, Mapping):
+        return row
+    return {}
 
 
 def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
@@ -183,7 +196,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     problems: list[DataError] = []
     for reading in readings:
         try:
-            found.append(_read(path, name, kind, reading, row))
+            found.append(_read(path, name, kind, reading))
         except UnknownFormat as error:
             help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
             problems.append(DataError(f"{error}\nhelp: {help}"))
@@ -196,9 +209,11 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     return found[0]
 
 
-def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str, Any]) -> DataFile:
-    """A file, read in one way. first: its first row. Raises DataError like `recognize`."""
-    keys: dict[str, Any] = {"columns": dict(reading.columns)} if reading.columns else {}
+def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
+    """A file, read in one way. Raises DataError like `recognize`."""
+    keys = dict[str, Any]()
+    if reading.columns:
+        keys["columns"] = dict(reading.columns)
     named = bool(reading.format and not reading.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
     loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry, COMMAND))
@@ -208,25 +223,23 @@ def _read(path: Path, name: str, kind: str, reading: Reading, first: Mapping[str
         rows["labels"] = []  # good ones are demonstrations
     told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
     most = max(told, key=told.__getitem__)
-    expected, holds = KINDS[kind or most], KINDS[most].words if told[most] else "none"
+    expected, holds = KINDS[kind or most], KINDS[most].words
+    help = "leave out the option, and it is read as these"
+    if not told[most]:
+        holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
     if not rows[kind or most]:
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
-        label = f"compare responses: alignkit label {quote(str(path))}"
-        help = "leave out the option, and it is read as these" if told[most] else label
-        raise DataError(
-            f"{text}\nhelp: {help}, or say which columns are meant: --columns {expected.columns}"
-        )
+        columns = f"or say which columns are meant: --columns {expected.columns}"
+        raise DataError(f"{text}\nhelp: {help}, {columns}")
     kind = kind or most
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
-        bad += [
-            f"{row.origin}: the row {why}"
-            for row in loaded.groups
-            if (why := why_not_demonstration(row))
-        ]
-    keys |= {"limit": MOST_ROWS} if loaded.sources[0].rows >= MOST_ROWS else {}
-    keys |= {"on_bad_row": "skip"} if bad else {}
+        for row in loaded.groups:
+            if why := why_not_demonstration(row):
+                bad.append(f"{row.origin}: the row {why}")
+    if loaded.sources[0].rows >= MOST_ROWS:
+        keys["limit"] = MOST_ROWS
+    if bad:
+        keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
-    renamed = [f"{expected} is {column}" for expected, column in reading.columns.items()]
-    used = [column for column in first if column == ANSWER or column not in rows[kind][0].meta]
-    return DataFile(path, name, kind, keys, format, named, renamed or used, loaded.groups, bad)
+    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad)

@@ -1,5 +1,5 @@
-"""Writes the recipe that answers what the data can answer, with examples that no stage learns
-from.
+"""Writes the recipe that answers what the data can answer, with examples that no stage learns from;
+or a copy of a recipe, with every file that it names.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from alignkit.commands import refuse
 from alignkit.data.group import Group, resolved_pairs
 from alignkit.data.sources import opening
-from alignkit.errors import did_you_mean
+from alignkit.errors import OutOfResource, did_you_mean
 from alignkit.plugins import plugins
-from alignkit.recipe.yaml import dump
+from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
 from alignkit_plugins.data.clean import Rules, cleaned, rows_of
 from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.recipes.copying import write_files
 from alignkit_plugins.recipes.init_files import (
     ANSWER,
     KINDS,
@@ -33,10 +32,12 @@ from alignkit_plugins.recipes.init_files import (
     is_number,
     recognize,
 )
-from alignkit_plugins.recipes.json_schema import schema_line
+from alignkit_plugins.recipes.options import schema_line
 from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPE = "recipe.yaml"
+STARTER = Path(__file__).with_name("starter") / RECIPE
+_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # of files
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
 LEAST_PAIRS = 200  # of which a half teaches a reward model something
 TOKENS = 90_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
@@ -90,44 +91,52 @@ class Plan:
         """The number of examples of a kind, of rankings the number of pairs, in a share of the
         conversations.
         """
-        rows = [row for file in self.of(kind) for row in file.part(*share)]
-        return sum(len(resolved_pairs(row)) for row in rows) if kind == "pairs" else len(rows)
+        rows = self._rows(kind, *share)
+        if kind == "pairs":
+            return sum(len(resolved_pairs(row)) for row in rows)
+        return len(rows)
+
+    def _rows(self, kind: str, *share: float) -> list[Group]:
+        rows = list[Group]()
+        for file in self.of(kind):
+            rows += file.part(*share)
+        return rows
 
     @property
     def points(self) -> int:
         """How exact a share of the held-out conversations is, in percentage points (95%)."""
-        openings = {
-            opening(row, None) for file in self.of(self.goal) for row in file.part(*HELD_OUT)
-        }
+        openings = {opening(row, None) for row in self._rows(self.goal, *HELD_OUT)}
         return round(98 / math.sqrt(len(openings)))
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
         """A data entry of the recipe."""
-        entries = [file.entry(*(share if self.held_out else ())) for file in files]
-        return flow(entries if len(entries) > 1 else entries[0])
+        shares = share * self.held_out
+        return _flow_of([file.entry(*shares) for file in files])
 
     def held(self, files: Sequence[DataFile]) -> str:
         """A data entry of the held-out examples, without those that repeat examples to learn
         from.
         """
-        cleaned = dict.fromkeys(
-            f"held_out_{file.kind}" for file in files if file.kind in self.repeated
-        )
-        entries = [
-            *cleaned,
-            *(file.entry(*HELD_OUT) for file in files if file.kind not in self.repeated),
-        ]
-        return flow(entries if len(entries) > 1 else entries[0])
+        entries = dict[str, Any]()
+        for file in files:
+            if file.kind in self.repeated:
+                entries[f"held_out_{file.kind}"] = f"held_out_{file.kind}"
+            else:
+                entries[file.path] = file.entry(*HELD_OUT)
+        return _flow_of(list(entries.values()))
 
     @property
     def max_new_tokens(self) -> int:
         """Room for nine of ten responses; for solutions, more: each digit is a token."""
-        lengths = sorted(
-            len(all_turns(response)) for file in self.files for response in file.responses
-        )
+        lengths = list[int]()
+        for file in self.files:
+            lengths += [len(all_turns(response)) for response in file.responses]
         if not lengths:
             return 64
-        factor, most = (1.5, 256) if self.goal == "known-answers" else (1.25, 128)
+        lengths.sort()
+        factor, most = 1.25, 128
+        if self.goal == "known-answers":
+            factor, most = 1.5, 256
         tokens = lengths[len(lengths) * 9 // 10] / CHARACTERS * factor
         return min(most, max(32, math.ceil(tokens / 16) * 16))
 
@@ -136,13 +145,22 @@ class Plan:
         """What compares a response with the known answer. Raises DataError if a question has
         none.
         """
-        rows = [row for file in self.of("known-answers") for row in file.read]
+        rows = list[Group]()
+        for file in self.of("known-answers"):
+            rows += file.read
         ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
         answers = [str(row.meta[ANSWER]) for row in rows]
         if all(map(is_number, answers)):
             return flow({"exact_match": {"extract": NUMBER}})
         formulas = "\\" in "".join(answers) and find_spec("math_verify")
         return "math_verify" if formulas else "exact_match"
+
+
+def _flow_of(entries: Sequence[Any]) -> str:
+    """Entries, or the only one, in one line."""
+    if len(entries) == 1:
+        return flow(entries[0])
+    return flow(list(entries))
 
 
 def flow(value: Any) -> str:
@@ -166,19 +184,19 @@ def planned(files: Sequence[DataFile]) -> Plan:
             "leave out one of the files",
         )
     plan = Plan(goal, files)
-    weights = [
-        1 if file in plan.taught else 2 * (file.kind in ("pairs", "labels")) for file in files
-    ]
+    weights = list[int]()
+    for file in files:
+        times = {"pairs": 2, "labels": 2}.get(file.kind, 0)  # two responses, or answers to sample
+        weights.append(1 if file in plan.taught else times)
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
-    limited = [
-        file.limited(most * weight) if weight else file
-        for file, weight in zip(files, weights, strict=True)
-    ]
-    held_out = all(file.part(*HELD_OUT) and file.part(*TRAINING) for file in limited)
-    return Plan(
-        goal, limited, held_out, _repeated(limited) if held_out and find_spec("rensa") else {}
-    )
+    limited = list[DataFile]()
+    for file, weight in zip(files, weights, strict=True):
+        limited.append(file.limited(most * weight) if weight else file)
+    if not all(file.part(*HELD_OUT) and file.part(*TRAINING) for file in limited):
+        return Plan(goal, limited)
+    repeated = _repeated(limited) if find_spec("rensa") else {}
+    return Plan(goal, limited, held_out=True, repeated=repeated)
 
 
 def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
@@ -207,18 +225,17 @@ def write(
     columns: of any of the files, by the names that a format expects. Raises RecipeError or
     DataError if nothing can be made of the data, or if a file is in the way.
     """
-    have = [column for _, path in given for column in first_row(path)]
+    have, files = list[str](), list[DataFile]()
+    for _, path in given:
+        have += first_row(path)
     for name, column in columns.items():
         if column not in have:
             help = did_you_mean(column, have) or f"columns: {', '.join(have)}"
             refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
-    names = [os.path.relpath(path.resolve(), folder.resolve()) for _, path in given]
-    plan = planned(
-        [
-            recognize(path, name, kind, columns)
-            for (kind, path), name in zip(given, names, strict=True)
-        ]
-    )
+    for kind, path in given:
+        name = os.path.relpath(path.resolve(), folder.resolve())
+        files.append(recognize(path, name, kind, columns))
+    plan = planned(files)
     texts = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=StrictUndefined,
@@ -235,3 +252,64 @@ def write(
         plan=plan,
     )
     return write_files({folder / RECIPE: recipe.encode()}), assumed
+
+
+# Copies of recipes, which can be edited
+
+
+def summary(path: Path) -> str:
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text(encoding="utf-8"), re.M)
+    if found is None:
+        return ""
+    words = found[1].replace("\n#", " ").split()
+    return " ".join(words).partition(". ")[0].rstrip(".")
+
+
+def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
+    """Copy a recipe and the files below its folder that it names; return the copies, the recipe
+    first.
+
+    Raises RecipeError if a file with other contents is in the way; nothing is written then.
+    """
+    root = recipe.parent
+    files = [recipe, *root.glob("data/LICENSES.md")]
+    for file in files:  # a recipe names others, which name further ones
+        if file.suffix != ".yaml":
+            continue
+        for word in _NAMES.findall(file.read_text(encoding="utf-8")):
+            if (root / word).is_file() and root / word not in files:
+                files.append(root / word)
+    line = schema_line(plugins()).encode()
+    copies = {
+        folder / file.relative_to(root): file.read_bytes() for file in files if file.name != SCHEMA
+    }
+    return write_files(
+        {file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()}
+    )
+
+
+def write_files(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write files: all, or none if one would replace another file. One with the same contents
+    stays.
+    """
+    new = {
+        path: contents
+        for path, contents in files.items()
+        if not (path.is_file() and path.read_bytes() == contents)
+    }
+    if taken := [str(path) for path in new if path.exists() or path.is_symlink()]:
+        refuse(
+            f"already exists, with other contents: {', '.join(taken)}",
+            "name another folder: alignkit init FOLDER",
+        )
+    try:
+        for path, contents in new.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(contents)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OutOfResource(
+            f"cannot write {path}: {reason}\n  help: name another folder"
+        ) from error
+    return list(files)

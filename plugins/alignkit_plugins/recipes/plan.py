@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch.utils.benchmark import Timer
 from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, Message, Response, prompts_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import GROWTH, total
@@ -32,7 +32,6 @@ from alignkit.models.loading import QUANTIZED, device_of, dtype_of, largest
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
-from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import ModelSpec, Settings
 
@@ -45,18 +44,13 @@ LIBRARIES = 0.15e9
 # Share of a step's activations that glibc keeps, until the process trims itself; set by three runs
 FREED = 0.08
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
-_SMALLER = {
-    "weights": "set model.quantization=nf4, or take a smaller base model",
-    **dict.fromkeys(("adapters", "optimizer"), "set model.lora={r: 16}, or optimizer=adamw_8bit"),
-    **dict.fromkeys(
-        ("activations", "freed"), "lower max_length, or set model.activation_checkpointing=true"
-    ),
-    "cache": "lower max_new_tokens or samples_per_prompt",
-    "Python": "take a machine with more memory",
-}
+SMALLER = (
+    "lower max_length, max_new_tokens or samples_per_prompt, or set model.quantization=nf4, "
+    "model.lora={r: 16}, optimizer=adamw_8bit or model.activation_checkpointing=true"
+)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Work:
     """Rows and tokens of a stage, and why they are no counts (note)."""
 
@@ -108,11 +102,8 @@ class Shapes:
             ) from error
         head = model.get_output_embeddings()
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        linear = [
-            part
-            for part in model.modules()
-            if isinstance(part, torch.nn.Linear) and part is not head
-        ]
+        modules = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+        linear = [part for part in modules if part is not head]
         self.layers = Counter((part.in_features, part.out_features) for part in linear)
         self.matrices = sum(part.weight.numel() for part in linear)
         self.head = (head.weight.shape[1], head.weight.shape[0])
@@ -134,44 +125,35 @@ class Shapes:
         """Bytes of what a role learns: its adapter, or all weights."""
         if self.spec.lora is None:
             return self.parameters * self.dtype.itemsize
-        return (
-            4.0
-            * self.spec.lora.r
-            * sum((inner + outer) * count for (inner, outer), count in self.layers.items())
-        )
+        sizes = [(inner + outer) * count for (inner, outer), count in self.layers.items()]
+        return 4.0 * self.spec.lora.r * sum(sizes)
 
     def products(self, tokens: int) -> float:
         """Seconds in which this machine multiplies this many tokens by all matrices."""
-        dtype = self.dtype if self.spec.mixed_precision == "none" else torch.bfloat16
-        shapes = {**self.layers, self.head: 1}
-        return sum(
-            count * _timed(tokens, shape, dtype, self.device) for shape, count in shapes.items()
-        )
+        dtype, seconds = self.dtype, 0.0
+        if self.spec.mixed_precision != "none":
+            dtype = torch.bfloat16
+        for shape, count in {**self.layers, self.head: 1}.items():
+            seconds += count * _timed(tokens, shape, dtype, self.device)
+        return seconds
 
     def seconds(self, work: Work) -> float:
         """The time of a stage's tokens. The backward pass costs one pass more, and another for
         weights that learn.
         """
-        passes = (2 if self.spec.lora is not None else 3) + self.spec.activation_checkpointing
-        writing = (
-            WRITTEN * self.products(max(1, work.together)) * work.written / max(1, work.together)
-        )
-        return (
-            self.products(PROBED)
-            / PROBED
-            * (LEARNED * passes * work.learned + READS * work.measured)
-            + writing
-        )
+        passes = 2 + (self.spec.lora is None) + self.spec.activation_checkpointing
+        reading = LEARNED * passes * work.learned + READS * work.measured
+        together = max(1, work.together)
+        writing = WRITTEN * self.products(together) * work.written / together
+        return reading * self.products(PROBED) / PROBED + writing
 
 
 @cache
 def _timed(tokens: int, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> float:
-    x, w = (
-        torch.ones(size, dtype=dtype, device=device) for size in ((tokens, shape[0]), shape[::-1])
-    )
-    timer = Timer(
-        "f(x, w)", globals={"f": linear, "x": x, "w": w}, num_threads=torch.get_num_threads()
-    )
+    x = torch.ones((tokens, shape[0]), dtype=dtype, device=device)
+    w = torch.ones(shape[::-1], dtype=dtype, device=device)
+    values = {"f": linear, "x": x, "w": w}
+    timer = Timer("f(x, w)", globals=values, num_threads=torch.get_num_threads())
     # A busy machine makes some of them longer
     return float(min(timer.timeit(1).mean for _ in range(10)))
 
@@ -200,172 +182,140 @@ class _Planner:
         return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, room)
 
     def _work(self, stage: Stage) -> Work:
-        settings = stage.settings
+        settings, work = stage.settings, Work()
         if settings is None:
-            return self._step(stage)
+            self._step(work, stage)
+            return work
         algorithm = create(stage.component, stage.name)
         if not isinstance(algorithm, Algorithm):
-            return Work(note="another library trains: its memory and time are not planned")
-        if algorithm.source is Source.ROLLOUTS:
-            return self._online(settings, algorithm)
-        found, note = self._groups(settings.data)
-        trained = self.run.stages[stage.name]
-        assert isinstance(trained, TrainingStage)
-        groups = trained.select(found)
-        turns = call(algorithm, "trained_turns")
-        scoring = algorithm.trains is Trains.REWARD
-        read = groups[:: max(1, math.ceil(len(groups) / READ))]
-        encoded = [
-            self.encoder.encode(group, settings.max_length, turns=turns, scoring=scoring)
-            for group in read
-        ]
-        lengths = [one.length for one in encoded if one is not None] or [0]
-        mean, kept = sum(lengths) / len(lengths), len(groups) * len(lengths) / max(1, len(read))
-        steps = math.ceil(kept / settings.batch_size) * settings.epochs
-        rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
-        held = len(self._groups(settings.validation)[0]) if settings.validation is not None else 0
-        measured = kept * mean * algorithm.needs.reference_logprobs + held * mean * settings.epochs
-        batch = max(
-            max(lengths),
-            min(self.shapes.budget.tokens, round(mean * min(kept, settings.batch_size))),
-        )
-        return Work(
-            len(groups),
-            round(mean * kept),
-            round(mean * rows),
-            round(measured),
-            batch=batch,
-            note=note,
-        )
-
-    def _online(self, settings: Settings, algorithm: Algorithm) -> Work:
-        rollout = settings.rollout
-        groups, note = self._groups(settings.prompts)
-        lengths = self._prompt_lengths(groups)
-        new, samples = rollout.max_new_tokens, rollout.samples_per_prompt
-        mean, asked = sum(lengths) / len(lengths), settings.prompts_per_iteration
-        prompts = settings.iterations * asked
-        learned = prompts * (mean + samples * new) * settings.epochs
-        # Policy, reference, values
-        passes = 2 + (algorithm.needs.values and not algorithm.needs.shared_values)
-        # Reward models
-        passes += sum(spec.kind == "stage" for spec in specs(settings.reward, RewardSpec))
-        measured = prompts * (mean + samples * new) * passes
-        batch = min(asked, settings.batch_size) * (mean + samples * new)
-        work = Work(
-            len(groups),
-            round(mean * len(groups)),
-            round(learned),
-            round(measured),
-            prompts * samples * new,
-        )
-        return replace(
-            work,
-            batch=round(batch),
-            together=asked * samples,
-            prompt=max(lengths),
-            new=new,
-            note=note,
-        )
-
-    def _step(self, stage: Stage) -> Work:
-        options, work = stage.component.options, Work()
-        for spec in specs(options, DataSpec):
-            groups, note = self._groups(spec)
-            lengths = self._prompt_lengths(groups)
-            tokens = work.tokens + round(sum(lengths) / len(lengths) * len(groups))
-            work = Work(
-                work.rows + len(groups),
-                tokens,
-                measured=tokens,
-                prompt=max(lengths),
-                note=work.note or note,
-            )
-        if (
-            isinstance(options, SamplingOptions)
-            and (policies := options.policies_to_sample())
-            and work.rows
-        ):
-            limit = (getattr(options, "limit", None) or work.rows) * max(
-                1, len(getattr(options, "metrics", ()))
-            )
-            rows = min(work.rows, limit)
-            samples, new = (
-                getattr(options, "samples_per_prompt", None) or 1,
-                options.sampling.max_new_tokens,
-            )
-            together, count = rows * samples, len(policies) + getattr(options, "base", False)
-            asked, written = count * work.tokens * rows // work.rows, count * together * new
-            passes = 2 * getattr(options, "kl", False) + sum(
-                one.kind == "stage" for one in specs(options, RewardSpec)
-            )
-            measured = asked + passes * (asked + written)
-            work = replace(
-                work, rows=rows, measured=measured, written=written, together=together, new=new
-            )
+            work.note = "another library trains: its memory and time are not planned"
+        elif algorithm.source is Source.ROLLOUTS:
+            self._online(work, settings, algorithm)
+        else:
+            self._offline(work, self.run.stages[stage.name], settings, algorithm)
         return work
 
-    def _groups(self, spec: DataSpec) -> tuple[list[Group], str]:
-        """The rows of an entry, and a note if a stage has yet to make some: they are taken as long
-        as it allows.
-        """
-        missing = [
-            s
-            for s in spec.sources
-            if s.stage is not None and not self.store.data(s.stage).is_file()
-        ]
-        here = tuple(source for source in spec.sources if source not in missing)
-        groups = list(self.data.read(DataSpec(here)).groups) if here else []
-        for source in missing:
-            work = self.done[str(source.stage)]
-            words, answer = (
-                "x " * (work.tokens // max(1, work.rows)),
-                Response(text="x " * work.new),
-            )
-            answers = (answer,) * max(1, work.together // max(1, work.rows))
-            groups += [Group((Message(role="user", content=words),), answers)] * work.rows
-        names = ", ".join(f"'{source.stage}'" for source in missing)
-        return groups, f"rows are those that {names} may make" if names else ""
+    def _offline(self, work: Work, stage: Any, settings: Settings, algorithm: Algorithm) -> None:
+        groups = stage.select(self._groups(work, settings.data))
+        turns, scoring = call(algorithm, "trained_turns"), algorithm.trains is Trains.REWARD
+        read, lengths = _some(groups), list[int]()
+        for group in read:
+            most = settings.max_length
+            encoded = self.encoder.encode(group, most, turns=turns, scoring=scoring)
+            if encoded is not None:
+                lengths.append(encoded.length)
+        mean = sum(lengths) / max(1, len(lengths))
+        kept = len(groups) * len(lengths) / max(1, len(read))
+        steps = math.ceil(kept / settings.batch_size) * settings.epochs
+        rows = min(kept * settings.epochs, (settings.max_steps or steps) * settings.batch_size)
+        work.rows, work.tokens = len(groups), round(mean * kept)
+        work.learned = round(mean * rows)
+        work.measured = round(work.tokens * algorithm.needs.reference_logprobs)
+        if settings.validation is not None:
+            held_out = self._groups(work, settings.validation)
+            work.measured += round(len(held_out) * mean * settings.epochs)
+        batch = round(mean * min(kept, settings.batch_size))
+        work.batch = max(*lengths, 0, min(self.shapes.budget.tokens, batch))
 
-    def _prompt_lengths(self, groups: Sequence[Group]) -> list[int]:
-        prompts = prompts_of(groups)
-        read = prompts[:: max(1, math.ceil(len(prompts) / READ))]
-        return [len(self.encoder.prompt(group.prompt, group.tools)) for group in read] or [0]
+    def _online(self, work: Work, settings: Settings, algorithm: Algorithm) -> None:
+        rollout, needs = settings.rollout, algorithm.needs
+        self._count(work, settings.prompts)
+        each = work.tokens / max(1, work.rows)
+        each += rollout.samples_per_prompt * rollout.max_new_tokens
+        prompts = settings.iterations * settings.prompts_per_iteration
+        passes = 2 + (needs.values and not needs.shared_values)  # policy, reference, values
+        passes += _reward_models(settings.reward)
+        work.learned = round(prompts * each * settings.epochs)
+        work.measured = round(prompts * each * passes)
+        work.batch = round(min(settings.prompts_per_iteration, settings.batch_size) * each)
+        work.together = settings.prompts_per_iteration * rollout.samples_per_prompt
+        work.new = rollout.max_new_tokens
+        work.written = settings.iterations * work.together * work.new
+
+    def _step(self, work: Work, stage: Stage) -> None:
+        options: Any = stage.component.options
+        for spec in specs(options, DataSpec):
+            self._count(work, spec)
+        work.measured = work.tokens
+        if not (isinstance(options, SamplingOptions) and work.rows):
+            return
+        policies = len(options.policies_to_sample()) + getattr(options, "base", False)
+        if not policies:
+            return
+        limit = getattr(options, "limit", None) or work.rows
+        limit *= max(1, len(getattr(options, "metrics", ())))
+        rows = min(work.rows, limit)
+        asked = policies * work.tokens * rows // work.rows
+        work.rows, work.new = rows, options.sampling.max_new_tokens
+        work.together = rows * (getattr(options, "samples_per_prompt", None) or 1)
+        work.written = policies * work.together * work.new
+        passes = 2 * getattr(options, "kl", False) + _reward_models(options)
+        work.measured = asked + passes * (asked + work.written)
+
+    def _count(self, work: Work, spec: DataSpec | None) -> None:
+        """Add the prompts of an entry."""
+        prompts = prompts_of(self._groups(work, spec))
+        lengths = [len(self.encoder.prompt(one.prompt, one.tools)) for one in _some(prompts)]
+        work.rows += len(prompts)
+        work.tokens += round(sum(lengths) / max(1, len(lengths)) * len(prompts))
+        work.prompt = max(*lengths, work.prompt, 0)
+
+    def _groups(self, work: Work, spec: DataSpec | None) -> list[Group]:
+        """The rows of an entry; those that a stage has yet to make are taken as long as it allows,
+        with a note.
+        """
+        assert spec is not None
+        here, missing, groups = list[DataSource](), list[str](), list[Group]()
+        for source in spec.sources:
+            if source.stage is None or self.store.data(source.stage).is_file():
+                here.append(source)
+            else:
+                missing.append(source.stage)
+        if here:
+            groups += self.data.read(DataSpec(tuple(here))).groups
+        for name in missing:
+            made = self.done[name]
+            words, answer = "x " * (made.tokens // max(1, made.rows)), "x " * made.new
+            answers = (Response(text=answer),) * max(1, made.together // max(1, made.rows))
+            groups += [Group((Message(role="user", content=words),), answers)] * made.rows
+            work.note = f"rows are those that '{name}' may make"
+        return groups
+
+
+def _some(groups: Sequence[Group]) -> Sequence[Group]:
+    """At most READ groups, from everywhere."""
+    return groups[:: max(1, math.ceil(len(groups) / READ))]
+
+
+def _reward_models(options: Any) -> int:
+    return sum(spec.kind == "stage" for spec in specs(options, RewardSpec))
 
 
 def _memory(shapes: Shapes, stage: Stage, work: Work) -> dict[str, float]:
     """Bytes on a device."""
-    on_cpu = shapes.device.type == "cpu"
-    tokens = (
-        min(work.batch, shapes.budget.tokens)
-        if work.learned
-        else min(work.tokens, shapes.budget.tokens)
-    )
-    activations = shapes.stored * tokens if work.learned else 0.0
-    if shapes.spec.activation_checkpointing:
-        activations = (
-            activations / shapes.text.num_hidden_layers + tokens * shapes.text.hidden_size * 4.0
-        )
-    moments = 0.5 if "8bit" in str(getattr(stage.settings, "optimizer", "")) else 2.0
-    found = {
-        "weights": shapes.weights,
-        "adapters": (1 + len(stage.roles)) * shapes.trained,
-        "optimizer": (moments + 1) * shapes.trained if work.learned else 0.0,
-        "activations": activations,
-        "cache": 0.0,
-    }
+    on_cpu, text = shapes.device.type == "cpu", shapes.text
+    found = dict.fromkeys(("optimizer", "activations", "cache"), 0.0)
+    found |= {"weights": shapes.weights, "adapters": (1 + len(stage.roles)) * shapes.trained}
+    if work.learned:
+        tokens = min(work.batch, shapes.budget.tokens)
+        activations = shapes.stored * tokens
+        if shapes.spec.activation_checkpointing:
+            activations = activations / text.num_hidden_layers + tokens * text.hidden_size * 4.0
+        copies = 3.0  # of what is trained: gradients and moments
+        if "8bit" in str(getattr(stage.settings, "optimizer", "")):
+            copies = 1.5
+        found |= {"optimizer": copies * shapes.trained, "activations": activations}
     if on_cpu:
+        steps = work.learned / max(1, work.batch)
         found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
-        found["freed"] = min(GROWTH, FREED * activations * work.learned / max(1, work.batch))
+        found["freed"] = min(GROWTH, FREED * found["activations"] * steps)
     if work.written and stage.engine is None:
-        row = row_bytes(shapes.text, shapes.dtype.itemsize, work.prompt, work.new)
-        vocabulary = 0 if on_cpu else shapes.text.vocab_size
-        rows = min(
-            work.together, most_rows(row, total(shapes.device) - sum(found.values()), 0, vocabulary)
-        )
-        logits = 4 * LOGIT_COPIES * (largest(shapes.text, "vocab_size") or 0)
+        row = row_bytes(text, shapes.dtype.itemsize, work.prompt, work.new)
+        room, vocabulary = total(shapes.device) - sum(found.values()), largest(text, "vocab_size")
+        rows = most_rows(row, room, 0, text.vocab_size * (not on_cpu))
+        logits = 4 * LOGIT_COPIES * (vocabulary or 0)
         packed = on_cpu and shapes.dtype == torch.float32  # for sampling
-        found["cache"] = rows * (row + logits) + packed * shapes.weights
+        found["cache"] = min(work.together, rows) * (row + logits) + packed * shapes.weights
     return found
 
 
@@ -378,21 +328,17 @@ def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
 
 
 def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
-    """The stages that this machine has no memory for, and what to change; None if there are
-    none.
-    """
+    """The stages that this machine has no memory for, and what to change; None without any."""
     problems = []
-    for plan in (plan for plan in plans if plan.peak > plan.room):
-        part = max(plan.memory, key=lambda name: plan.memory[name])
-        needs, has = (f"{size / 1e9:.1f} GB" for size in (plan.peak, plan.room))
-        text = (
-            f"stage '{plan.name}' needs about {needs}, most of it for {part}, but this machine "
-            f"has {has} for it"
-        )
-        problems.append(
-            recipe.document.problem(("stages", plan.name), text, at_key=True, help=_SMALLER[part])
-        )
-    return RecipeError(problems) if problems else None
+    for plan in plans:
+        if plan.peak > plan.room:
+            needs = f"stage '{plan.name}' needs about {plan.peak / 1e9:.1f} GB"
+            text = f"{needs}, but this machine has {plan.room / 1e9:.1f} GB for it"
+            place = ("stages", plan.name)
+            problems.append(recipe.document.problem(place, text, at_key=True, help=SMALLER))
+    if problems:
+        return RecipeError(problems)
+    return None
 
 
 def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]:
@@ -400,7 +346,9 @@ def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]
     rows = []
     for plan in plans:
         counts = (plan.work.rows, plan.work.tokens, plan.work.learned, plan.work.written)
-        minutes = "under 1" if plan.seconds < 60 else f"about {plan.seconds / 60:.0f}"
+        minutes = "under 1"
+        if plan.seconds >= 60:
+            minutes = f"about {plan.seconds / 60:.0f}"
         numbers = [f"{count:,}" if count else "-" for count in counts]
         rows.append([plan.name, plan.plugin, *numbers, f"about {plan.peak / 1e9:.1f} GB", minutes])
     return ("stage", "by", "rows", "tokens", "learned", "sampled", "memory", "minutes"), rows

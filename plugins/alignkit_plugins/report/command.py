@@ -24,7 +24,7 @@ def show(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the report of a run in a browser.")
     ] = False,
-) -> Result | None:
+) -> Result:
     """Show what a run found so far, or compare several.
 
     Of one run: a line per stage, and the screen that it prints at its end. Of several: what
@@ -41,21 +41,6 @@ def show(
       alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
-    from alignkit.commands import refuse
-    from alignkit_plugins.models.find import runs_in
+    from alignkit_plugins.report.show import shown
 
-    folders = folders or []
-    if (prune or open_page) and (len(folders) != 1 or runs_in(folders[0])):
-        refuse(f"--{'prune' if prune else 'open'} is for one run", "name one RUN")
-    from alignkit.report import Report
-    from alignkit_plugins.printing import reported
-    from alignkit_plugins.report.show import open_report, shown
-
-    report, facts = shown(folders)
-    if open_page and facts is not None:
-        report = Report([*report.blocks, f"report: {open_report(facts)}"])
-    if prune:
-        from alignkit_plugins.report.results import prune as pruned
-
-        report = Report([*report.blocks, pruned(folders[0])])
-    return reported(report) if facts is None else reported(report, "run_report", facts)
+    return shown(folders or [], prune, open_page)

@@ -4,15 +4,22 @@ it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from alignkit import hookimpl
+from alignkit.errors import reason_of
+from alignkit.io.atomic import write_json, write_text
+from alignkit.io.results import FACTS, PAGE
+
+SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
 
 @hookimpl(tryfirst=True)
 def run_started(run: Any) -> None:
-    from alignkit_plugins.report.run_history import write_start
+    from alignkit_plugins.report.history import write_start
 
     write_start(run.folder, run.recipe.folder)
 
@@ -23,24 +30,20 @@ def stage_changed(
 ) -> None:
     """Say why, and what becomes of settings that were written for another algorithm."""
     from alignkit.recipe.schema import BASE
-    from alignkit_plugins.report.changed import carried_over, change_since
+    from alignkit_plugins.report.changes import carried_over, change_since
 
-    now = run.recipe.stages[stage]
-    run.reporter.say(
-        f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over"
-    )
+    now, say = run.recipe.stages[stage], run.reporter.say
+    say(f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over")
     if now.kind == "algorithm":
         model = run.models.of(BASE).model
-        for line in carried_over(
-            record, now, run.recipe, model.hidden_size, model.spec.lora is not None
-        ):
-            run.reporter.say(f"{stage}: {line}")
+        lora = model.spec.lora is not None
+        for line in carried_over(record, now, run.recipe, model.hidden_size, lora):
+            say(f"{stage}: {line}")
 
 
 @hookimpl
 def data_read(run: Any, loaded: Any) -> list[dict[str, Any]]:
-    from alignkit_plugins.report.data_lines import describe
-    from alignkit_plugins.report.tally import cards
+    from alignkit_plugins.report.data_card import cards, describe
 
     for line in describe(loaded):
         if not line.startswith("  "):  # a row, which `alignkit check` shows
@@ -61,11 +64,34 @@ def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
     """Write how the run ended, and the report after all others have seen the end, even if one of
     them failed.
     """
-    from alignkit_plugins.report.run_history import write_end
-    from alignkit_plugins.report.write import report_run
+    from alignkit_plugins.report.history import write_end
 
     write_end(run.folder, error, run.reused, run.peak_memory)
     try:
         return (yield)
     finally:
         report_run(run.folder, run.reporter.say)
+
+
+def report_run(folder: Path, say: Callable[[str], None]) -> None:
+    """Write the report of a run that ends. Whatever goes wrong is said in a line; how the run ended
+    stays as it is.
+    """
+    if os.environ.get(SWITCH, "") == "0":
+        return
+    try:
+        say(f"report: {write_report(folder)}")
+    except (Exception, KeyboardInterrupt) as error:
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason_of(error)
+        say(f"no report was written ({reason}); to see it: alignkit show {folder} --open")
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.json and report.html into a run's folder; returns the page."""
+    from alignkit_plugins.report.document import page
+    from alignkit_plugins.report.facts import facts_of
+
+    facts = facts_of(folder)
+    write_json(folder / FACTS, facts)
+    write_text(folder / PAGE, page(facts))
+    return folder / PAGE

@@ -5,317 +5,434 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import alignkit
-from alignkit.errors import DataError, reason_of, refuse
+from alignkit.errors import reason_of, refuse
 from alignkit.evaluation import held_out
-from alignkit.io.results import RECIPE, damage_of
+from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
 from alignkit.plugins import plugins
 from alignkit.report import Report
-from alignkit_plugins.compare.readable import mapping
-from alignkit_plugins.evaluate import verdicts
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit.tokens.encoder import DROP_REASONS
+from alignkit_plugins.compare import verdicts
+from alignkit_plugins.compare.readable import mapping, number, shown
+from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
 from alignkit_plugins.models.find import find_run
-from alignkit_plugins.report import (
-    curves,
-    data_cards,
-    history,
-    overoptimization,
-    people,
-    samples,
-    stages,
-)
-from alignkit_plugins.report.files import each_object, read_object, read_recipe, read_text
-from alignkit_plugins.report.side_by_side import Pair, pairs_of, with_earlier
+from alignkit_plugins.report.changes import flat
+from alignkit_plugins.report.data_card import left_out
+from alignkit_plugins.report.figures import series_of
+from alignkit_plugins.report.history import json_lines, read_object, starts_of, warnings_of
+from alignkit_plugins.report.samples import samples
+from alignkit_plugins.report.swaps import Swap, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COMPLETE = ("done", "reused")  # states of stages
 MACHINE = ("python", "system", "processor", "cores", "memory", "gpu", "threads")
+STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
+DEMONSTRATIONS = ("sft", "lm", "distillation")  # algorithms that learn single responses
+COIN = 0.5  # share of pairs
+ACRONYM = 4  # characters of a name that is one, such as `ppo`
+DATA = ("name", "format", "rows", "held_out", "skipped")  # of a source
+CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
+NO_SIGNAL = "rows left out: the algorithm learns nothing from them"
+OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 
 Facts = dict[str, Any]
 
 
 def facts_of(folder: Path) -> Facts:
-    """The facts of a run from its folder, however complete.
+    """The facts of a run from its folder, however complete. A stage whose files are damaged has the
+    state `damaged`, and no facts.
 
-    A stage whose files are damaged has the state `damaged` and a warning, and the others have their
-    facts. Raises RecipeError if it is not the folder of a run, and DataError if its recipe or its
-    history is damaged.
+    Raises RecipeError if it is not the folder of a run.
     """
-    run, stage = find_run(folder)
-    if stage:
+    run, part = find_run(folder)
+    if part:
         refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
-    return _Gathering(folder).facts()
+    recipe = load_yaml((folder / RECIPE).read_text(encoding="utf-8"))
+    starts = starts_of(folder)
+    last: dict[str, Any] = [{}, *starts][-1]
+    reused, stages = last.get("reused") or (), list[Stage]()
+    for name, written in mapping(recipe.get("stages")).items():
+        stages.append(Stage(folder / name, mapping(written), name in reused))
+    evaluations = [stage for stage in stages if stage.evaluation]
+    swaps, verdicts = list[Any](), list[Any]()
+    for stage in evaluations:
+        swaps += swaps_of(folder, stage.name)
+        verdicts += _verdicts(stage, swaps)
+    parts, problems = _parts_of_plugins(folder, stages)
+    told = [stage.facts() for stage in stages]
+    warnings = dict[tuple[str, str], bool]()
+    for name, text, logged in [*_warnings(folder, stages), *problems]:
+        warnings.setdefault((name, text), logged)
+    return {
+        "alignkit": alignkit.__version__,
+        "run": _run(folder, recipe, starts, stages, told),
+        "verdicts": verdicts,
+        "warnings": [
+            {"stage": name, "text": text, "logged": logged}
+            for (name, text), logged in warnings.items()
+        ],
+        "next": _next(folder, stages, verdicts),
+        "reproduce": _reproduce(folder, recipe, last, stages),
+        "starts": [_start(start) for start in starts],
+        "stages": told,
+        "swaps": swaps,
+        "evaluations": [{"stage": one.name, "evaluation": one.evaluation} for one in evaluations],
+        "samples": each(samples(one.name, one.folder, one.evaluation) for one in evaluations),
+        "data": each(stage.data() for stage in stages),
+        "people": each(stage.people() for stage in stages),
+        "dropped": each(stage.dropped() for stage in stages),
+        "reports": [
+            {"stage": stage.name, "blocks": stage.record["report"]}
+            for stage in stages
+            if stage.record.get("report")
+        ],
+        "parts": parts,
+        "recipe": (folder / RECIPE).read_text(encoding="utf-8"),
+    }
 
 
-class _Gathering:
-    """Collects the facts of a run."""
+def _start(start: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: start.get(key) for key in STARTED}
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.recipe = read_recipe(folder)
-        self.warnings: list[dict[str, Any]] = []
-        self.written = mapping(self.recipe.get("stages"))
-        self.records: dict[str, dict[str, Any]] = {}
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.evaluations: dict[str, dict[str, Any]] = {}
-        self.damaged: list[str] = []
-        self.starts = history.starts_of(folder)
-        for name in self.written:
-            self.read(name)
 
-    def read(self, name: str) -> None:
-        """Read the files of a stage, or none if they are damaged."""
-        place, damage = self.folder / name, None
-        try:
-            if (place / "stage.json").exists():
-                damage = damage_of(place)
-            record, summary = (
-                read_object(place / "stage.json"),
-                read_object(place / "evaluation.json"),
-            )
-            rows = list(each_object(place / "metrics.jsonl"))
-        except DataError as error:
-            damage = str(error).partition("\n")[0]
-        if damage:
-            record, rows, summary = {}, [], {}
-            self.damaged.append(name)
-            self.warn(name, f"{damage}: run the recipe again, which repeats the stage")
-        self.records[name], self.rows[name] = record, rows
-        if summary:
-            self.evaluations[name] = summary
+def load_yaml(text: str) -> dict[str, Any]:
+    """The mapping that a resolved recipe holds."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return dict(yaml.load(text, loader))
 
-    def facts(self) -> Facts:
-        evaluations, swaps = self.evaluations, self.swaps()
-        found = [verdict for name in evaluations for verdict in self.verdicts(name, swaps)]
-        stage_rows = self.stages()
-        dropped = self.each(lambda name: stages.dropped(name, self.records[name]))
-        self.warn_of_stages(stage_rows, dropped)
-        last = self.starts[-1] if self.starts else {}
+
+def each(lists: Iterable[Iterable[Any]]) -> list[Any]:
+    """All items of several lists."""
+    return list(chain.from_iterable(lists))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The files of a stage. written: its part of the recipe. reused: by the last start."""
+
+    folder: Path
+    written: Mapping[str, Any]
+    reused: bool
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def damage(self) -> str | None:
+        """What is wrong with its result, in words."""
+        if not (self.folder / "stage.json").exists():
+            return None
+        return damage_of(self.folder)
+
+    @cached_property
+    def record(self) -> Mapping[str, Any]:
+        """Its stage.json."""
+        if self.damage:
+            return {}
+        return read_record(self.folder)
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """Its metrics."""
+        if self.damage:
+            return []
+        return json_lines(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any]:
+        """Its evaluation.json."""
+        if self.damage:
+            return {}
+        return read_object(self.folder / "evaluation.json")
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        return mapping(self.record.get("summary"))
+
+    @property
+    def sources(self) -> list[Mapping[str, Any]]:
+        """What it read, as its record says."""
+        return list(self.record.get("data") or ())
+
+    @property
+    def kind(self) -> str:
+        return next((kind for kind in ("algorithm", "step") if kind in self.written), "")
+
+    @property
+    def plugin(self) -> str:
+        written = self.written.get(self.kind) or ""
+        if isinstance(written, Mapping):
+            written = next(iter(written), "")
+        return str(self.record.get("plugin") or written)
+
+    @property
+    def state(self) -> str:
+        if self.damage:
+            return "damaged"
+        if self.record.get("complete"):
+            return "reused" if self.reused else "done"
+        if waits := self.record.get("waits_for"):
+            return f"waiting for {waits['labels']} label{'s' * (waits['labels'] != 1)}"
+        if self.record or self.rows:
+            return "begun"
+        return "not begun"
+
+    def facts(self) -> dict[str, Any]:
+        """What report.json says of it."""
+        metrics, speed, series = dict[str, Any](), None, series_of(self.rows)
+        if "tokens_per_second" in series:
+            speed = statistics.median(series["tokens_per_second"][1])
+        for name, (_, y) in series.items():
+            metrics[name] = {"first": y[0], "last": y[-1], "min": min(y), "max": max(y)}
         return {
-            "alignkit": alignkit.__version__,
-            "run": self.run(stage_rows, last),
-            "verdicts": found,
-            "warnings": self.warnings,
-            "next": self.next_steps(found, stage_rows),
-            "reproduce": {
-                "command": str(last.get("command") or ""),
-                "again": f"alignkit run {self.folder.resolve() / RECIPE} --out NEW-FOLDER",
-                "seed": self.recipe.get("seed", 0),
-                "versions": self.versions(),
-                "machine": {name: last[name] for name in MACHINE if last.get(name) is not None},
-                "commit": last.get("commit"),
-            },
-            "starts": [{key: start.get(key) for key in STARTED} for start in self.starts],
-            "stages": stage_rows,
-            "figures": curves.thinned(self.figures(evaluations)),
-            "swaps": swaps,
-            "evaluations": [
-                {"stage": name, "evaluation": summary} for name, summary in evaluations.items()
-            ],
-            "samples": [
-                one
-                for name, summary in evaluations.items()
-                for one in samples.samples(name, self.folder / name, summary)
-            ],
-            "data": self.each(lambda name: stages.data_facts(name, self.records[name])),
-            "people": self.each(
-                lambda name: people.people_of(name, self.records[name], self.folder / name)
-            ),
-            "dropped": dropped,
-            "reports": self.each(self.reports),
-            "parts": self.parts_of_plugins(),
-            "recipe": read_text(self.folder / RECIPE),
-            "files": stages.files_of(self.folder, self.records),
+            "name": self.name,
+            "kind": self.kind,
+            "plugin": self.plugin,
+            "state": self.state,
+            "about": self._about(),
+            "seconds": number(self.record.get("seconds")),
+            "tokens_per_second": speed,
+            "metrics": metrics,
+            "summary": {} if self.evaluation else dict(self.summary),
+            "learned": "".join(held_out.learned(self.summary, self.rows)[:1]),
+            "weak": self._weak(),
         }
 
-    def warn(self, stage: str, text: str, logged: bool = False) -> None:
-        """logged: whether only the log has it, so that a run that reuses the stage does not say
-        it.
-        """
-        if (stage, text) not in [(one["stage"], one["text"]) for one in self.warnings]:
-            self.warnings.append({"stage": stage, "text": text, "logged": logged})
+    def _weak(self) -> str:
+        """That a reward model is no better than a coin, or that it learned nothing; else empty."""
+        accuracy = mapping(mapping(self.summary.get("held_out")).get("accuracy"))
+        right = mapping(accuracy.get("result"))
+        low = number(right.get("low"))
+        if "reward" in self.plugin and low is not None and low <= COIN:
+            share = shown(right, percent=True)
+            text = "is no better than a coin: it has"
+            return f"{self.name} {text} {share} of its held-out pairs right."
+        doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
+        return f"{self.name}: {doubt}." if doubt else ""
 
-    def each(self, read: Callable[[str], list[Any]]) -> list[Any]:
-        """What `read` gives for each stage, one after the other."""
-        return [item for name in self.written for item in read(name)]
+    def _about(self) -> str:
+        """What a trained model is: `sft after PPO on 603 prompts`; empty for a step."""
+        if self.kind != "algorithm" or not self.record:
+            return ""
+        noun, on = "examples", ""
+        if "prompts" in self.summary:
+            noun = "prompts"
+        elif self.plugin in DEMONSTRATIONS:
+            noun = "demonstrations"
+        elif any(mapping(source.get("card")).get("pairs") for source in self.sources):
+            noun = "pairs"
+        count = self.summary.get("prompts", self.summary.get("groups"))
+        if isinstance(count, int):
+            on = f" on {count:,} {noun}"
+        start = self.written.get("from") or BASE_MODEL
+        if "reward" in self.plugin:
+            return f"a reward model from {start}{on}"
+        return f"{start} after {stage_words(self.plugin)}{on}"
 
-    # Parts
+    def data(self) -> list[dict[str, Any]]:
+        """The sources that it read, with the digests of files."""
+        values = flat(self.record.get("depends_on") or {}).items()
+        digests = [value for path, value in values if "sources" in path and path[-1] == "content"]
+        digests += [None] * len(self.sources)
+        found = list[dict[str, Any]]()
+        for source, digest in zip(self.sources, digests, strict=False):
+            card = mapping(source.get("card"))
+            read = {key: source.get(key) for key in DATA} | {key: card.get(key) for key in CARD}
+            found.append({"stage": self.name, **read, "digest": digest})
+        return found
 
-    def run(self, stage_rows: list[dict[str, Any]], last: Mapping[str, Any]) -> dict[str, Any]:
-        states = [row["state"] for row in stage_rows]
-        done = sum(state in COMPLETE for state in states)
-        # The peak of the last start that did some work: one that reuses all stages needs little.
-        working = [start for start in self.starts if len(start.get("reused") or ()) < len(states)]
-        peaks = [start["peak_memory"] for start in working if start.get("peak_memory")]
-        return {
-            "name": str(self.recipe.get("name") or self.folder.resolve().name),
-            "folder": str(self.folder.resolve()),
-            "base": str(mapping(self.recipe.get("model")).get("base") or ""),
-            "outcome": last.get("outcome") or ("done" if done == len(states) else "incomplete"),
-            "message": last.get("message") or "",
-            "started": self.starts[0]["started"] if self.starts else "",
-            "ended": last.get("ended") or "",
-            "stages": len(states),
-            "stages_done": done,
-            "seconds": sum(row["seconds"] or 0.0 for row in stage_rows),
-            "peak_memory": peaks[-1] if peaks else "",
-            "tokens": int(float(f"{sum(map(stages.tokens, stage_rows)):.2g}")),
-        }
+    def people(self) -> list[dict[str, Any]]:
+        """The stores that it read, and the labels that it asked for, with how far people agree."""
+        found = list[dict[str, Any]]()
+        for source in self.sources:
+            if "agreement" in source:
+                facts = {key: source.get(key) for key in ("agreement", "notes")}
+                found.append({"stage": self.name, "source": source.get("name"), **facts})
+        asked = read_object(self.folder / AGREEMENT).get("questions")
+        if asked:
+            one = {"stage": self.name, "source": "", "agreement": asked, "notes": None}
+            found.append(one)
+        return found
 
-    def stages(self) -> list[dict[str, Any]]:
-        reused = (self.starts[-1].get("reused") if self.starts else None) or ()
-        return [
-            stages.stage_facts(
-                self.folder / name,
-                mapping(part),
-                self.records[name],
-                self.rows[name],
-                reused,
-                name in self.damaged,
-            )
-            for name, part in self.written.items()
-        ]
+    def dropped(self) -> list[dict[str, Any]]:
+        """Rows that it left out or changed, by reason: `{stage, reason, rows, of}`."""
+        encoded = mapping(self.summary.get("encoded"))
+        rows = encoded.get("rows", 0)
+        pairs = [mapping(mapping(source.get("card")).get("pairs")) for source in self.sources]
+        totals = {"row": rows, "document": rows, "response": encoded.get("responses", 0)}
+        totals["pair"] = sum(one.get("count", 0) for one in pairs)
+        found = list[tuple[str, int, int]]()
+        for name, count in mapping(self.summary.get("encoding")).items():
+            noun, happened = DROP_REASONS.get(str(name), ("text", str(name)))
+            found.append((f"{noun}s {happened}", count, totals.get(noun, 0)))
+        unlearned = NO_SIGNAL
+        if any(source.get("format") == "feedback" for source in self.sources):
+            unlearned += f", {OF_PEOPLE}"
+        found.append((unlearned, self.summary.get("without_signal") or 0, totals["row"]))
+        if bad := self.summary.get("bad_rows"):
+            found.append((f"bad rows, the first: {bad[0]}", len(bad), 0))
+        for reason, count in mapping(self.summary.get("dropped")).items():
+            found.append((str(reason), count, 0))
+        items = list[dict[str, Any]]()
+        for reason, count, total in found:
+            if count:
+                item = {"stage": self.name, "reason": reason, "rows": count, "of": None}
+                if count <= total:  # else a text was counted twice
+                    item["of"] = total
+                items.append(item)
+        return items
 
-    def warn_of_stages(self, rows: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
-        for name, record in self.records.items():
-            if doubt := held_out.doubt(mapping(record.get("summary")), self.rows[name]):
-                self.warn(name, doubt)
-        reported = self.each(
-            lambda name: [(name, text) for text in stages.warnings(self.records[name])]
-        )
-        for stage, text in history.warnings_of(self.folder):
-            # At its end, a run prints the stages' reports, with long lines wrapped.
-            if stage or not any(whole.startswith(text) for _, whole in reported):
-                self.warn(stage if stage in self.written else "", text, logged=True)
-        for stage, text in reported:
-            self.warn(stage, text)
-        for row in rows:
-            name = row["name"]
-            if skipped := row["summary"].get("skipped_steps"):
-                self.warn(
-                    name,
-                    f"{skipped} steps were skipped, because their loss or gradient was not finite",
-                )
-            for metric, count in curves.not_finite(self.rows[name]).items():
-                self.warn(name, f"{metric} was not a finite number {count} times")
-            if self.records[name]:
-                for text in verdicts.no_judges(
-                    read_object(self.folder / name / "reward_evaluation.json")
-                ):
-                    self.warn(name, text)
-        for item in dropped:
+    def warnings(self) -> Iterator[str]:
+        """What it and its own report warn of, and what it lost."""
+        if doubt := held_out.doubt(self.summary, self.rows):
+            yield doubt
+        texts = [block for block in self.record.get("report") or () if isinstance(block, str)]
+        for line in "\n".join(texts).splitlines():
+            if line.startswith("warning: "):
+                yield line.removeprefix("warning: ")
+        if skipped := self.summary.get("skipped_steps"):
+            text = "because their loss or gradient was not finite"
+            yield f"{skipped} steps were skipped, {text}"
+        yield from verdicts.no_judges(read_object(self.folder / "reward_evaluation.json"))
+        for item in self.dropped():
             if item["reason"].startswith("bad rows"):
-                self.warn(item["stage"], f"{item['rows']} {item['reason']}")
+                yield f"{item['rows']} {item['reason']}"
             elif item["of"] and item["rows"] > LOST * item["of"]:
-                self.warn(item["stage"], data_cards.left_out(item))
-
-    def swaps(self) -> list[Pair]:
-        """Current results against earlier ones; none of those whose files are damaged."""
-        found: list[Pair] = []
-        for name in self.evaluations:
-            try:
-                found += pairs_of(self.folder, name)
-            except (DataError, KeyError, TypeError, ValueError) as error:
-                self.warn(
-                    name, f"an earlier result is damaged and not compared: {reason_of(error)}"
-                )
-        return found
-
-    def verdicts(self, name: str, swaps: list[Pair]) -> list[dict[str, Any]]:
-        """What an evaluation says of each policy, and of current results against earlier ones."""
-        summary, own = self.evaluations[name], [pair for pair in swaps if pair["stage"] == name]
-        rows = rows_of(summary)
-        for doubt in verdicts.doubts(summary, rows, verdicts.verdicts(rows, summary)):
-            self.warn(name, doubt)
-        found = verdicts.verdicts(with_earlier(summary, own), summary)
-        for pair in own:
-            found += (
-                verdicts.verdicts(rows_of(pair["evaluation"]), summary)
-                if pair["evaluation"]
-                else []
-            )
-        return [{"stage": name, **asdict(verdict)} for verdict in found]
-
-    def next_steps(
-        self, found: list[dict[str, Any]], stage_rows: list[dict[str, Any]]
-    ) -> dict[str, str]:
-        """What the recipe says to try next, and the command that talks to the best policy; empty
-        without any.
-        """
-        told = [str(record.get("text") or "") for record in self.records.values()]
-        tried = [text.removeprefix("next: ") for text in told if text.startswith("next: ")]
-        done = [
-            row["name"]
-            for row in stage_rows
-            if row["kind"] == "algorithm" and row["state"] in COMPLETE
-        ]
-        policies = [name for name in done if not _is_reward(self.folder / name / "adapter")]
-        best = policies[-1:]
-        for verdict in found:
-            best = [verdict["baseline" if verdict["outcome"] == "lost" else "policy"]]
-        here = [name for name in best if name.partition("@")[0] in self.written]
-        return {
-            "told": "".join(tried[-1:]),
-            "chat": f"alignkit chat {self.folder / here[0]}" if here else "",
-        }
-
-    def reports(self, name: str) -> list[dict[str, Any]]:
-        """What the stage itself reports."""
-        blocks = self.records[name].get("report")
-        return [{"stage": name, "blocks": blocks}] if blocks else []
-
-    def parts_of_plugins(self) -> list[dict[str, Any]]:
-        """What plugins add to the report. One that fails becomes a warning, and the others stay."""
-        manager = plugins().manager
-        found: list[dict[str, Any]] = []
-        for hook in manager.hook.report_parts.get_hookimpls():
-            others = [plugin for plugin in manager.get_plugins() if plugin is not hook.plugin]
-            ask = manager.subset_hook_caller("report_parts", others)
-            try:
-                for told in ask(folder=self.folder, records=[*self.records.values()]):
-                    for title, report in told.items():
-                        blocks = json.loads(json.dumps(report.plain()))
-                        Report.restored(blocks).text()  # else the page would fail
-                        found.append(
-                            {
-                                "title": str(title),
-                                "anchor": f"part-{len(found) + 1}",
-                                "blocks": blocks,
-                            }
-                        )
-            except (Exception, SystemExit) as error:
-                why = f"return an alignkit.Report under each title ({reason_of(error)})"
-                self.warn("", f"a part of {hook.plugin_name} is left out: report_parts must {why}")
-        return found
-
-    def figures(self, evaluations: Mapping[str, Any]) -> list[curves.Figure]:
-        restarts = [start["time"] for start in self.starts[1:]]
-        found: list[curves.Figure] = []
-        for name, rows in self.rows.items():
-            found += curves.panels(name, rows, restarts)
-            found += overoptimization.gold(name, rows)
-        for name, summary in evaluations.items():
-            found += curves.alignment_path(name, rows_of(summary))
-        return found
-
-    def versions(self) -> dict[str, str]:
-        """Of the packages that the stages used, with all that differ."""
-        found: dict[str, set[str]] = {}
-        for record in self.records.values():
-            for name, version in (record.get("versions") or {}).items():
-                found.setdefault(name, set()).add(version)
-        return {name: " and ".join(sorted(versions)) for name, versions in found.items()}
+                yield left_out(item)
 
 
-def _is_reward(adapter: Path) -> bool:
-    """Whether a trained model is a reward model, by its settings."""
-    texts = [read_text(adapter / name) for name in ("adapter_config.json", "config.json")]
-    return any(sign in text for text in texts for sign in ("SEQ_CLS", "ForSequenceClassification"))
+def stage_words(plugin: str) -> str:
+    """`PPO`, `Reward model` or `Evaluation`, for what makes a stage."""
+    words = {"evaluate": "evaluation"}.get(plugin, plugin.replace("_", " "))
+    if len(words) <= ACRONYM:
+        return words.upper()
+    return words[:1].upper() + words[1:]
 
 
-STARTED = ("started", "ended", "outcome", "message", "command", "reused", "peak_memory")
+def _run(
+    folder: Path,
+    recipe: Mapping[str, Any],
+    starts: Sequence[Mapping[str, Any]],
+    stages: Sequence[Stage],
+    told: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    first, last = [*starts, {}][0], [{}, *starts][-1]
+    done = sum(stage.state in COMPLETE for stage in stages)
+    memory, tokens = "", 0.0
+    for start in starts:  # of the last that did some work: one that reuses all stages needs little
+        if len(start.get("reused") or ()) < len(stages):
+            memory = start.get("peak_memory") or memory
+    for one in told:
+        tokens += (one["seconds"] or 0.0) * (one["tokens_per_second"] or 0.0)
+    return {
+        "name": str(recipe.get("name") or folder.resolve().name),
+        "folder": str(folder.resolve()),
+        "base": str(mapping(recipe.get("model")).get("base") or ""),
+        "outcome": last.get("outcome") or ("done" if done == len(stages) else "incomplete"),
+        "message": last.get("message") or "",
+        "started": first.get("started") or "",
+        "ended": last.get("ended") or "",
+        "stages": len(stages),
+        "stages_done": done,
+        "seconds": sum(one["seconds"] or 0.0 for one in told),
+        "peak_memory": memory,
+        "tokens": int(float(f"{tokens:.2g}")),
+    }
+
+
+def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, str, bool]]:
+    """Stage, text and whether only the log has it, the most important first."""
+    for stage in stages:
+        if stage.damage:
+            text = f"{stage.damage}: run the recipe again, which repeats the stage"
+            yield stage.name, text, False
+    for stage in stages:
+        if stage.evaluation:
+            for text in verdicts.doubts(stage.evaluation):
+                yield stage.name, text, False
+    reported = list[str]()
+    for stage in stages:
+        for text in stage.warnings():
+            reported.append(text)
+            yield stage.name, text, False
+    names = [stage.name for stage in stages]
+    for name, text in warnings_of(folder):
+        # At its end, a run prints the stages' reports, with long lines wrapped.
+        if not any(whole.startswith(text) for whole in reported):
+            yield name if name in names else "", text, True
+
+
+def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
+    """What an evaluation says of each policy, and of current results against earlier ones."""
+    mine = [swap for swap in swaps if swap["stage"] == stage.name]
+    found = verdicts.verdicts(with_earlier(stage.evaluation, mine))
+    for swap in mine:
+        found += verdicts.verdicts(rows_of(swap))
+    return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
+
+
+def _next(folder: Path, stages: Sequence[Stage], verdicts: Sequence[Any]) -> dict[str, str]:
+    """What the recipe says to try next, and the command that talks to the best policy; empty
+    without any.
+    """
+    texts = [str(stage.record.get("text") or "") for stage in stages]
+    tried = [text.removeprefix("next: ") for text in texts if text.startswith("next: ")]
+    done = [one for one in stages if one.kind == "algorithm" and one.state in COMPLETE]
+    best = [stage.name for stage in done if "reward" not in stage.plugin][-1:]
+    for verdict in verdicts:
+        best = [verdict["baseline" if verdict["outcome"] == "lost" else "policy"]]
+    names = [stage.name for stage in stages]
+    chat = ""
+    for name in best:
+        if name.partition("@")[0] in names:
+            chat = f"alignkit chat {folder / name}"
+    return {"told": "".join(tried[-1:]), "chat": chat}
+
+
+def _reproduce(
+    folder: Path, recipe: Mapping[str, Any], last: Mapping[str, Any], stages: Sequence[Stage]
+) -> dict[str, Any]:
+    versions = dict[str, dict[str, None]]()  # of the packages that the stages used
+    for stage in stages:
+        for name, version in (stage.record.get("versions") or {}).items():
+            versions.setdefault(name, {})[version] = None
+    return {
+        "command": str(last.get("command") or ""),
+        "again": f"alignkit run {folder.resolve() / RECIPE} --out NEW-FOLDER",
+        "seed": recipe.get("seed", 0),
+        "versions": {name: " and ".join(found) for name, found in versions.items()},
+        "machine": {name: last[name] for name in MACHINE if last.get(name) is not None},
+        "commit": last.get("commit"),
+    }
+
+
+def _parts_of_plugins(
+    folder: Path, stages: Sequence[Stage]
+) -> tuple[list[dict[str, Any]], list[tuple[str, str, bool]]]:
+    """What plugins add to the report. One that fails becomes a warning, and the others stay."""
+    found, problems = list[dict[str, Any]](), list[tuple[str, str, bool]]()
+    values = {"folder": folder, "records": [stage.record for stage in stages]}
+    for hook in plugins().manager.hook.report_parts.get_hookimpls():
+        try:
+            told: Any = hook.function(*[values[name] for name in hook.argnames])
+            for title, report in (told or {}).items():
+                blocks = json.loads(json.dumps(report.plain()))
+                Report.restored(blocks).text()  # else the page would fail
+                anchor = f"part-{len(found) + 1}"
+                found.append({"title": str(title), "anchor": anchor, "blocks": blocks})
+        except (Exception, SystemExit) as error:
+            why = f"return an alignkit.Report under each title ({reason_of(error)})"
+            text = f"a part of {hook.plugin_name} is left out: report_parts must {why}"
+            problems.append(("", text, False))
+    return found, problems

@@ -1,193 +1,285 @@
-"""Figures as SVG pictures, drawn by matplotlib; the same figure always gives the same bytes. Text
-stays text.
+"""Curves of a run as SVG pictures, drawn by matplotlib: the same numbers always give the same
+bytes, and text stays text.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 import logging
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from alignkit.io.text import printable
-from alignkit_plugins.report.curves import Figure, Series, worded
+from alignkit_plugins.compare.readable import bounds, number, short
+from alignkit_plugins.compare.rows import Row, rows_of
+from alignkit_plugins.report.history import json_lines
 
-WIDTH, HEIGHT = 4.2, 2.4  # inches
-INK, MUTED, GRID = "#1f2328", "#59636e", "#dfe4ea"
-SERIES = ("#0072b2", "#c44e00", "#007a5a", "#a83d82", "#8a6100", "#2b7bb0", "#5b4ea1", "#4d4d4d")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SIZE = (4.2, 2.4)  # inches
 LABEL = 28  # characters of a name in a figure
+DRAWABLE = 3  # points of rewards against KL
 PLAIN = " !$*+,-./:;=?@[]_~{}|^"  # what may stand unescaped in the address of a picture
-_SETTINGS: Any = {
+NOT_METRICS = ("stage", "step", "time")
+UNDRAWN = ("epoch", "tokens_per_second", "unscored", "replayed", "skipped", "gold_std", "seconds")
+GOLD = "Reward and gold against KL"
+MAIN = (GOLD, "Reward", "KL to the reference, nats", "Loss", "Accuracy")
+MOST = 14  # panels of a stage
+SHOWN = 2  # of MAIN, the first that a stage has; the others on demand
+
+# Titles of panels and the metrics in them, of which `*` ends a prefix; others have a panel each.
+PANELS: dict[str, tuple[str, ...]] = {
+    "Loss": ("loss", "validation/loss"),
+    "Reward": ("reward", "best_reward", "return"),
+    "Gold": ("gold",),
+    "Scores": ("score/*",),
+    "KL to the reference, nats": ("kl",),
+    "Accuracy": ("accuracy", "validation/accuracy"),
+    "Rewards of better and worse": ("rewards/*",),
+    "Entropy, nats per token": ("entropy", "sampled_entropy"),
+    "Repetition, hedges, confidence words, shares": ("repetition", "hedges", "confidence"),
+    "Diversity": ("distinct_1", "distinct_2", "self_bleu"),
+    "Response length, tokens": ("response_tokens",),
+    "Clipped": ("clip_fraction", "value_clip_fraction"),
+    "KL of an update, nats": ("approx_kl",),
+    "Gradient norm": ("grad_norm", "value_grad_norm"),
+    "Spread of the reward": ("reward_std",),
+    "Weights of importance, shares": ("importance_capped", "importance_masked"),
+}
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "alignkit",
     "text.parse_math": False,
-    "text.usetex": False,
-    "font.family": "sans-serif",
     "font.size": 9,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#59636e",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": GRID,
+    "grid.color": "#dfe4ea",
     "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
+COLORS = ("#0072b2", "#c44e00", "#007a5a", "#a83d82", "#8a6100", "#5b4ea1", "#4d4d4d")
+LINES = ("-", "--", "-.", ":")
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # x and y by name
 
 
-def svg(figure: Figure) -> str:
-    """A figure as the text of an SVG file."""
+@dataclass(frozen=True)
+class Figure:
+    """A picture. address: with all its data; empty if it cannot be drawn. words: for those who
+    cannot see it. note: below it.
+    """
+
+    stage: str
+    title: str
+    address: str
+    words: str
+    note: str = ""
+
+
+def figures_of(facts: Mapping[str, Any]) -> list[Figure]:
+    """The figures of a run's facts, from the metrics in its folder."""
+    found = list[Figure]()
+    for stage in facts["stages"]:
+        name = stage["name"]
+        rows = json_lines(Path(facts["run"]["folder"], name, "metrics.jsonl"))
+        for title, series in panels(rows).items():
+            found.append(_figure(name, title, series, curves(series)))
+        found += gold(name, rows)
+    for item in facts["evaluations"]:
+        found += alignment_path(item["stage"], rows_of(item["evaluation"]))
+    return found
+
+
+def worded(metric: str) -> str:
+    """A metric's name in words: `score, helpful` for `score/helpful`."""
+    return metric.replace("/", ", ").replace("_", " ")
+
+
+def main_first(figures: Sequence[Figure]) -> tuple[list[Figure], list[Figure]]:
+    """The figures that a reader of a stage needs, at most SHOWN, and the others."""
+    by_title = {figure.title: figure for figure in figures}
+    main = [by_title[title] for title in MAIN if title in by_title][:SHOWN]
+    return main, [figure for figure in figures if figure not in main]
+
+
+def series_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Steps and finite values of each metric, in the order in which metrics first occur."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for index, row in enumerate(rows, 1):
+        for name, value in row.items():
+            y = number(value)
+            if name not in NOT_METRICS and y is not None:
+                x, values = found.setdefault(name, ([], []))
+                x.append(float(row.get("step", index)))
+                values.append(y)
+    return found
+
+
+def panels(rows: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
+    """The series of each panel by its title. Metrics with one value, or with those of another one,
+    have none.
+    """
+    found = {title: dict[str, Any]() for title in PANELS}
+    drawn, every = list[Any](), series_of(rows)
+    for name in sorted(every, key=lambda name: _title(name) not in PANELS):
+        series = every[name]
+        skipped = name.partition("/")[0] in UNDRAWN or series in drawn
+        if len(series[0]) > 1 and not skipped:
+            drawn.append(series)
+            found.setdefault(_title(name), {})[name] = series
+    drawable = [(title, panel) for title, panel in found.items() if panel]
+    return dict(drawable[:MOST])
+
+
+def _title(metric: str) -> str:
+    prefix = f"{metric.partition('/')[0]}/*"
+    for title, names in PANELS.items():
+        if metric in names or prefix in names:
+            return title
+    return worded(metric).capitalize()
+
+
+def _figure(
+    stage: str, title: str, series: Series, draw: Callable[[Any], None], note: str = ""
+) -> Figure:
+    ends = [f"{worded(name)} from {y[0]:.4g} to {y[-1]:.4g}" for name, (_, y) in series.items()]
+    words = f"{stage}: {title}; {', '.join(ends[:8])}"
+    try:
+        address = f"data:image/svg+xml,{quote(svg(draw), safe=PLAIN)}"  # shorter than in base 64
+    except Exception as error:  # one strange curve must not cost the report
+        return Figure(stage, title, "", words, f"could not be drawn: {type(error).__name__}")
+    return Figure(stage, title, address, words, note)
+
+
+def svg(draw: Callable[[Any], None]) -> str:
+    """The text of an SVG file. draw: draws into matplotlib's axes."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    # It would report fonts that it looks for
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report fonts
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of signs that a font lacks, and of numbers that overflow
         matplotlib.rcdefaults()  # a person's own style must not change the report
-        matplotlib.rcParams.update(_SETTINGS)
-        canvas = Canvas(figsize=(WIDTH, HEIGHT), facecolor="white")
+        matplotlib.rcParams.update(STYLE)
+        canvas = Canvas(figsize=SIZE, layout="constrained", facecolor="white")
         FigureCanvasSVG(canvas)
-        _draw(canvas, figure)
+        axes = canvas.add_subplot()
+        axes.tick_params(length=0)
+        draw(axes)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         file = io.StringIO()
-        canvas.savefig(
-            file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        )
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        canvas.savefig(file, format="svg", metadata=metadata)
     return file.getvalue()
 
 
-def _draw(canvas: Any, figure: Figure) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+def curves(series: Series) -> Callable[[Any], None]:
+    """Draws a line per series over steps."""
 
-    left = 0.19 if figure["y_label"] else 0.15
-    axes = canvas.add_axes((left, 0.16, 0.97 - left, 0.74 if len(figure["series"]) > 1 else 0.8))
-    axes.set_axisbelow(True)
-    axes.margins(x=0.02, y=0.08)
-    prefix = _prefix([series["name"] for series in figure["series"]])
-    for index, series in enumerate(figure["series"]):
-        named: Series = {
-            **series,
-            "name": series["name"].removeprefix(prefix) if prefix else worded(series["name"]),
-        }
-        _series(axes, named, index % len(SERIES))
-    for mark in figure["marks"]:
-        axes.axvline(mark, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-    if figure["lines"]:
-        axes.axvline(figure["lines"][0], color=MUTED, linewidth=0.8)
-        axes.axhline(figure["lines"][1], color=MUTED, linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=figure["x_label"] == "step"))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.tick_params(length=0)
-    axes.set_xlabel(_label(figure["x_label"]), labelpad=2)
-    axes.set_ylabel(_label(figure["y_label"]), labelpad=2)
-    if sum(series["style"] != "path" for series in figure["series"]) > 1:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 0.98),
-            ncols=3,
-            borderpad=0,
-            handlelength=1.8,
-            columnspacing=1,
-        )
+    def draw(axes: Any) -> None:
+        for at, (name, (x, y)) in enumerate(series.items()):
+            style = {"color": COLORS[at % len(COLORS)], "linestyle": LINES[at % len(LINES)]}
+            axes.plot(x, y, label=_label(name.removeprefix("score/")), **style)
+        _finish(axes, "step", len(series) > 1)
+
+    return draw
 
 
-def _series(axes: Any, series: Series, index: int) -> None:
-    color, label, style = SERIES[index], _label(series["name"]), series["style"]
-    x, y = series["x"], series["y"]
-    if style == "line":
-        axes.plot(x, y, color=color, linestyle=STYLES[index], linewidth=1.4, label=label)
-    else:
-        axes.plot(
-            x, y, color=color, marker=MARKERS[index], markersize=4.5, linestyle="none", label=label
-        )
-        _bars(axes, series, color)
-    if style == "path":
-        pairs = list(zip(x, y, strict=True))
-        for start, end in itertools.pairwise(pairs):
-            axes.annotate(
-                "",
-                end,
-                start,
-                arrowprops={"arrowstyle": "->", "color": color, "shrinkA": 3, "shrinkB": 3},
-            )
-    if series.get("labels"):
-        axes.margins(x=0.15, y=0.12)
-        middle = (min(x) + max(x)) / 2
-        for at, name in enumerate(series["labels"]):
-            left = x[at] <= middle
-            place = {"ha": "left" if left else "right", "va": "bottom" if at % 2 else "top"}
-            offset = (5 if left else -5, 4 if at % 2 else -4)
-            axes.annotate(
-                _label(name),
-                (x[at], y[at]),
-                offset,
-                textcoords="offset points",
-                fontsize=8,
-                **place,
-            )
-
-
-def _bars(axes: Any, series: Any, color: str) -> None:
-    """Intervals through each point."""
-    unknown = [None] * len(series["x"])
-    ends = (series.get(name, unknown) for name in ("low", "high", "x_low", "x_high"))
-    for x, y, low, high, left, right in zip(series["x"], series["y"], *ends, strict=True):
-        if low is not None and high is not None:
-            axes.plot([x, x], [low, high], color=color, linewidth=1)
-        if left is not None and right is not None:
-            axes.plot([left, right], [y, y], color=color, linewidth=1)
-
-
-def _prefix(names: Sequence[str]) -> str:
-    """`score/` of `score/helpful` and `score/safety`, which the title says already."""
-    first = names[0].rpartition("/")[0] if len(names) > 1 else ""
-    return f"{first}/" if first and all(name.startswith(f"{first}/") for name in names) else ""
+def _finish(axes: Any, x_label: str, legend: bool) -> None:
+    axes.set_xlabel(x_label)
+    if legend:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=3, borderpad=0)
 
 
 def _label(text: str) -> str:
-    # A leading underscore would hide it from the legend
-    plain = printable(text).replace("\n", " ").lstrip("_")
-    return plain if len(plain) <= LABEL else f"{plain[: LABEL - 1]}…"
+    plain = printable(worded(text)).replace("\n", " ").lstrip("_")  # else the legend hides it
+    if len(plain) <= LABEL:
+        return plain
+    return f"{plain[: LABEL - 1]}…"
 
 
-def described(figure: Figure) -> str:
-    """A figure in words, for those who cannot see it."""
-    facts = [
-        f"{worded(s['name'])} from {s['y'][0]:.4g} to {s['y'][-1]:.4g}"
-        for s in figure["series"]
-        if s["y"]
-    ]
-    return f"{figure['stage']}: {figure['title']}; {', '.join(facts[:8])}"
+def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Reward and gold of a stage's iterations against their KL, each as a gain in its deviations at
+    the start (Gao et al. 2022, arXiv:2210.10760): where more KL begins to cost reward.
 
-
-def drawn(figures: Sequence[Figure]) -> list[tuple[str, str, str]]:
-    """The picture of each figure as an address with all its data, it in words, and a note.
-
-    The address is empty if it cannot be drawn: one strange curve must not cost the report.
+    A dotted line marks where gold was highest. Empty with fewer than DRAWABLE points.
     """
-    found = []
-    for figure in figures:
-        try:
-            data = quote(svg(figure), safe=PLAIN)  # shorter than in base 64
-            found.append((f"data:image/svg+xml,{data}", described(figure), figure["note"]))
-        except Exception as error:  # matplotlib's, for numbers that it cannot scale
-            found.append(
-                ("", described(figure), f"could not be drawn: {type(error).__name__}: {error}")
-            )
-    return found
+    keys = ("kl", "reward", "gold")
+    points = list[Mapping[str, Any]]()
+    for row in rows:
+        if None not in map(number, map(row.get, keys)):
+            points.append(row)
+    scales = [row for row in rows if row.get("reward_std") and row.get("gold_std")]
+    if len({row["kl"] for row in points}) < DRAWABLE or not scales:
+        return []
+    x = [math.sqrt(max(0.0, row["kl"])) for row in points]
+    gains = dict[str, list[float]]()
+    for key in keys[1:]:
+        start, scale = points[0][key], scales[0][f"{key}_std"]
+        gains[key] = [(row[key] - start) / scale for row in points]
+    best = max(range(len(points)), key=gains["gold"].__getitem__)
+    place = f"iteration {points[best]['step']:.0f}, at a KL of {short(points[best]['kl'])} nats"
+    lost, won = (gains[key][-1] - gains[key][best] for key in ("gold", "reward"))
+    since = f"since then gold changed by {lost:+.2g} and the reward by {won:+.2g} deviations"
+    if best == len(points) - 1:
+        since = "the last one: no over-optimization so far"
+    note = f"gold was highest in {place}; {since}"
+
+    def draw(axes: Any) -> None:
+        for (name, y), color, marker in zip(gains.items(), COLORS, "os", strict=False):
+            axes.plot(x, y, color=color, marker=marker, linestyle="none", label=name)
+        axes.set_ylabel("gain, deviations")
+        axes.axvline(x[best], color="#59636e", linewidth=0.9, linestyle=":")
+        _finish(axes, "√KL, √nats", legend=True)
+
+    series = {name: (x, y) for name, y in gains.items()}
+    return [_figure(stage, GOLD, series, draw, note)]
+
+
+def alignment_path(stage: str, rows: Sequence[Row]) -> list[Figure]:
+    """Helpfulness against harmlessness by version, as in Llama 2's figure 11 (Touvron et al. 2023,
+    arXiv:2307.09288).
+
+    The path of the policies by win rate against the baseline, by the first two rewards, in %; none
+    without two. The baseline itself is in the middle. rows: of the evaluation.
+    """
+    rated = [row for row in rows if row.kind == "reward" and row.difference and not row.column]
+    names = list(dict.fromkeys(row.metric for row in rated))
+    if len(names) < 2:
+        return []
+    rates = {(row.policy, row.metric): row.win_rate for row in rated}
+    baseline, half = rated[0].baseline, (0.5, 0.5, 0.5)
+    ends = {baseline: (half, half)}
+    for policy in dict.fromkeys(row.policy for row in rated):
+        first, second = (bounds(rates.get((policy, name))) for name in names[:2])
+        if None not in (*first, *second):
+            ends[policy] = (first, second)  # type: ignore[assignment]
+    if len(ends) < 2:
+        return []
+    means = [(100 * x[0], 100 * y[0]) for x, y in ends.values()]
+
+    def draw(axes: Any) -> None:
+        for name, mean, each in zip(ends, means, ends.values(), strict=True):
+            errors = [[[100 * (one - low)], [100 * (high - one)]] for one, low, high in each]
+            axes.errorbar(*mean, errors[1], errors[0], "o", color=COLORS[0], linewidth=1)
+            axes.annotate(_label(name), mean, (5, 4), textcoords="offset points", fontsize=8)
+        for start, end in pairwise(means):
+            axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": COLORS[0]})
+        axes.set_ylabel(_label(names[1]))
+        _finish(axes, _label(names[0]), legend=False)
+
+    title = f"{names[0]} against {names[1]}, by version"
+    note = f"win rates in % against {baseline}, which is at 50%, with 95% intervals"
+    series = {"versions": ([x for x, _ in means], [y for _, y in means])}
+    return [_figure(stage, title, series, draw, note)]

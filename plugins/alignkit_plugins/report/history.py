@@ -1,36 +1,101 @@
-"""What happened to a run: its starts, how each ended, and what its log says went wrong."""
+"""The starts of a run, each with its end: starts.jsonl, a line when a run starts and one when it
+ends.
+
+A start without an end was killed. Only reports read it; results do not depend on it.
+"""
 
 from __future__ import annotations
 
 import fcntl
+import json
+import os
+import platform
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignkit.io.results import STARTS
-from alignkit_plugins.report.files import each_object, read_text
+import psutil
 
-_STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ?")
-_WARNING = re.compile(r"^(?:(\S+): )?warning: (.*)$")
-_STAGE = re.compile(r"^(\S+): (?:stage \d+ of \d+, \S+$|(done) in )")
+from alignkit.errors import StageWaits, Stopped, message_of
+from alignkit.io.results import STARTS
+from alignkit.io.text import redacted
+from alignkit.runs.services import resume_command
+
+_WARNING = re.compile(r"^\S+Z (?:(\S+): )?warning: (.*)$")
+
+
+def write_start(folder: Path, recipe_folder: Path) -> None:
+    """Append that a run starts.
+
+    recipe_folder: whose commit is recorded, if it is in a git repository.
+    """
+    commit = commit_of(recipe_folder)
+    _append(folder, "start", command=resume_command(), commit=commit, **machine())
+
+
+def write_end(
+    folder: Path, error: BaseException | None, reused: Sequence[str], peak_memory: str
+) -> None:
+    """Append how a run ended.
+
+    reused: the stages that did not run. peak_memory: in words.
+    """
+    facts = {"outcome": _outcome(error), "message": "", "reused": list(reused)}
+    if error is not None:
+        facts["message"] = redacted(message_of(error))
+    _append(folder, "end", **facts, peak_memory=peak_memory)
+
+
+def _outcome(error: BaseException | None) -> str:
+    if error is None:
+        return "done"
+    if isinstance(error, StageWaits):
+        return "waiting"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
+
+
+def _append(folder: Path, event: str, **values: Any) -> None:
+    line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+    # On a full disk the run itself says so where it loses a result.
+    with suppress(OSError), (folder / STARTS).open("a", encoding="utf-8") as file:
+        file.write(f"\n{line}\n")  # what a killed process left of a line stays a line of its own
+
+
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of lines, without those that a killed process did not finish."""
+    found = list[dict[str, Any]]()
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    if not file.is_file():
+        return {}
+    return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:
-    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the facts of
-    the machine.
+    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the machine.
 
     time: of the start, in seconds since 1970. outcome: done, failed, interrupted, waiting (for
     labels), running, or killed if the process ended without a word.
     """
-    found: list[dict[str, Any]] = []
-    for line in each_object(folder / STARTS):
-        facts = {name: value for name, value in line.items() if name not in ("event", "time")}
-        if line.get("event") == "start":
-            began = {"time": line.get("time"), "started": stamp(line.get("time"))}
-            found.append({**began, "ended": None, "outcome": "killed", **facts})
-        elif found and line.get("event") == "end":
-            found[-1] |= {"ended": stamp(line.get("time")), **facts}
+    found = list[dict[str, Any]]()
+    for line in json_lines(folder / STARTS):
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(line["time"]))
+        if line.pop("event") == "start":
+            found.append({"started": when, "ended": None, "outcome": "killed", **line})
+        elif found:
+            found[-1] |= {**line, "ended": when, "time": found[-1]["time"]}
     if found and found[-1]["ended"] is None and in_use(folder):
         found[-1]["outcome"] = "running"
     return found
@@ -49,27 +114,51 @@ def in_use(folder: Path) -> bool:
 
 
 def warnings_of(folder: Path) -> list[tuple[str, str]]:
-    """Stage and text of each warning in run.log since the run was last started.
+    """Stage, or an empty text, and text of each warning in run.log since the run last started."""
+    log = folder / "run.log"
+    if not log.is_file():
+        return []
+    text = log.read_text(encoding="utf-8", errors="replace")
+    last = re.split(r"^\S+Z alignkit .*$", text, flags=re.MULTILINE)[-1]
+    matches = [_WARNING.match(line) for line in last.splitlines()]
+    return [(match[1] or "", match[2]) for match in matches if match]
 
-    The stage is the one at work, or empty between two of them.
+
+def machine() -> dict[str, Any]:
+    """The machine, without its name: interpreter, system, processor, cores, memory in bytes, GPU,
+    threads.
     """
-    found: dict[tuple[str, str], None] = {}
-    stage = ""
-    for line in read_text(folder / "run.log").splitlines():
-        text = _STAMP.sub("", line)
-        if text.startswith("alignkit "):
-            found.clear()
-            stage = ""
-        begun = _STAGE.match(text)
-        if begun:
-            stage = begun[1]
-        if match := _WARNING.match(text):
-            found[match[1] or stage, match[2]] = None
-        if begun and begun[2]:  # the reports of all stages follow the last one
-            stage = ""
-    return list(found)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "gpu": _gpu(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+    }
 
 
-def stamp(seconds: Any) -> str:
-    """`2026-11-23T03:56:08Z`; empty for None."""
-    return "" if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def _processor() -> str:
+    with suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if name := re.search(r"^model name\s*: (.*)$", text, re.MULTILINE):
+            return name[1]
+    return platform.processor() or platform.machine()
+
+
+def _gpu() -> str:
+    """The GPU's name; empty without one. A run has loaded torch by now."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return ""
+    return str(torch.cuda.get_device_name())
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out where a recipe is; empty if that is no git repository."""
+    words = ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return ""

@@ -4,7 +4,6 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from alignkit.io.results import (
 from alignkit.report import Table
 from alignkit.runs.services import locked
 from alignkit_plugins.report.history import in_use
-from alignkit_plugins.report.stages import size_of
 
 
 def results_table(run: Path, reference: str = "") -> Table:
@@ -30,69 +28,54 @@ def results_table(run: Path, reference: str = "") -> Table:
     """
     if reference:
         find_result(run, reference)
-    folders = dict.fromkeys(sorted(path.parent for path in run.glob("[!.]*/stage.json")), "current")
-    folders |= dict.fromkeys(_others(run), "earlier")
-    names = dict[Path, str]()
-    for stage in {stage_of(folder.resolve()) for folder in folders}:
-        names |= {folder.resolve(): name for name, folder in results_of_stage(run, stage).items()}
-    rows = [
-        _row(run, folder, state, names.get(folder.resolve())) for folder, state in folders.items()
-    ]
+    current = sorted(path.parent for path in run.glob("[!.]*/stage.json"))
+    rows = [_row(run, folder, "current") for folder in current]
+    rows += [_row(run, folder, "earlier") for folder in _others(run)]
     rows = [row for row in rows if reference in ("", row[0])]
     return Table("results", ["result", "state", "finished", "MB", "folder"], rows, keys=3)
 
 
 def earlier_results(run: Path) -> list[str]:
     """The names of results that no stage is linked to, and of unfinished work."""
-    rows = [row for row in results_table(run).rows if row[4].startswith((RESULTS, WORK))]
-    return [
-        row[0] if row[1] == "earlier" else f"{row[0]} ({row[1].removeprefix('earlier, ')})"
-        for row in rows
-    ]
+    found = list[str]()
+    for name, state, *_ in (_row(run, folder, "earlier") for folder in _others(run)):
+        found.append(name if state == "earlier" else f"{name} ({state})")
+    return found
 
 
 def prune(run: Path) -> str:
     """Delete all results but the current ones; returns what to say."""
     with locked(run):
-        others = list(_others(run))
-        size = sum(map(size_of, others))
+        others = _others(run)
+        size = sum(map(_bytes, others))
         for folder in others:
             discard_folder(folder)
     return f"deleted {len(others)} results, {size / 1e6:.0f} MB"
 
 
-def _others(run: Path) -> Iterator[Path]:
+def _others(run: Path) -> list[Path]:
     """The folders of results, and of unfinished work, that no stage is linked to."""
     current = {path.parent.resolve() for path in run.glob("[!.]*/stage.json")}
-    for kind in (RESULTS, WORK):
-        yield from (
-            folder
-            for folder in sorted((run / kind).glob("[!.]*"))
-            if folder.resolve() not in current
-        )
+    every = [*sorted((run / RESULTS).glob("[!.]*")), *sorted((run / WORK).glob("[!.]*"))]
+    return [folder for folder in every if folder.resolve() not in current]
 
 
-def _row(run: Path, folder: Path, state: str, name: str | None) -> list[str]:
-    """name: None for a step's result, and for what is not complete. finished: when stage.json was
-    written.
-    """
-    record, file = read_record(folder), folder / "stage.json"
-    finished = (
-        datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-        if file.exists()
-        else ""
-    )
-    if record.get("complete") or not record:
-        state = "damaged" if damage_of(folder) else state
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _row(run: Path, folder: Path, state: str) -> list[str]:
+    """finished: when stage.json was written."""
+    record, file, finished = read_record(folder), folder / "stage.json", ""
+    if record and not record.get("complete"):
+        state = "running" if in_use(run) else "interrupted"
+        if "waits_for" in record:
+            state = "waiting"
+    elif damage_of(folder):
+        state = "damaged"
     else:
-        works = state == "current" and in_use(run)
-        ended = "waiting" if "waits_for" in record else "running" if works else "interrupted"
-        state, finished = (ended if state == "current" else f"{state}, {ended}"), ""
+        finished = f"{datetime.fromtimestamp(file.stat().st_mtime):%Y-%m-%d %H:%M}"
     stage = folder.name if folder.parent == run else stage_of(folder)
-    return [
-        name or stage,
-        state,
-        finished,
-        f"{size_of(folder) / 1e6:.1f}",
-        str(folder.relative_to(run)),
-    ]
+    names = {path.resolve(): name for name, path in results_of_stage(run, stage).items()}
+    name, place = names.get(folder.resolve(), stage), folder.relative_to(run)
+    return [name, state, finished, f"{_bytes(folder) / 1e6:.1f}", str(place)]

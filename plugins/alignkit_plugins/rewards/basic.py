@@ -11,9 +11,9 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Context, DataRef, Field, Group, Response, Reward, RewardRef, RunFailed
 from alignkit import functional as F
+from alignkit.data.group import responses_of
 from alignkit.environment import EPISODE_KEY
 from alignkit.evaluation.answers import spaced
-from alignkit_plugins.formats.rows import responses_of
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import sampled_length
 

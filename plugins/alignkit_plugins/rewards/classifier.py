@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
-from alignkit_plugins.formats.rows import responses_of
+from alignkit.data.group import responses_of
 from alignkit_plugins.formats.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -71,15 +71,14 @@ class Classifier(Reward):
         import transformers
 
         try:
-            loading = {
-                "local_files_only": True,
-                "trust_remote_code": False,
-            }  # None would ask the user
+            # Without a value, it would ask the user.
+            loading = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, **loading)
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 self._folder, use_safetensors=True, output_loading_info=True, **loading
             )
-        except (OSError, ValueError) as error:
+            self._model = model.float().to(self.options.device).eval()
+        except (OSError, ValueError, RuntimeError, AssertionError) as error:
             text = f"reward 'classifier': cannot load {self._folder}: {error}"
             raise RunFailed(text) from None
         if info["missing_keys"]:
@@ -92,7 +91,6 @@ class Classifier(Reward):
         own = model.config.pad_token_id
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding
-        self._model = model.float().to(self.options.device).eval()
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         texts = list(map(answer_of, responses_of(groups)))

@@ -122,12 +122,12 @@ class Weighted(_OfSeveral):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
-        counts = Counter(self._key(group) for group in groups for _ in group.responses)
+        counts = Counter(self._keys(groups))
         shares = {f"share/{key}": count / counts.total() for key, count in counts.items()}
         return _combined(self.total(groups, components), components, **shares)
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        keys = [self._key(group) for group in groups for _ in group.responses]
+        keys = self._keys(groups)
         weights, default = self.options.weights, self.options.weights.get(DEFAULT, {})
         terms = []
         for name, scores in components.items():
@@ -136,6 +136,13 @@ class Weighted(_OfSeveral):
                 scores * scores.new_tensor([weights[key].get(name, other) for key in keys])
             )
         return F.sum_present(terms)
+
+    def _keys(self, groups: Sequence[Group]) -> list[str]:
+        """Under which name the weights of each response's prompt are."""
+        keys = list[str]()
+        for group in groups:
+            keys += [self._key(group)] * len(group.responses)
+        return keys
 
     def _key(self, group: Group) -> str:
         """Under which name the weights of a prompt are. Raises DataError."""

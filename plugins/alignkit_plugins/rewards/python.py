@@ -13,6 +13,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from alignkit import Context, DataError, Field, Group, Message, Response, Reward
 from alignkit.errors import did_you_mean
 from alignkit_plugins.formats.spoken import all_turns
 
+Row = tuple[Group, Response]
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
 
 
@@ -124,7 +126,7 @@ class Python(Reward):
         self._parameters = inspect.signature(self._call).parameters.values()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        columns = dict.fromkeys(name for group in groups for name in group.meta)
+        columns = dict.fromkeys(chain.from_iterable(group.meta for group in groups))
         for each in self._parameters:
             passed = each.name in columns or each.name in GIVEN
             if each.default is each.empty and "VAR" not in each.kind.name and not passed:
@@ -139,7 +141,9 @@ class Python(Reward):
         self.check(context.folder)
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        rows = [(group, response) for group in groups for response in group.responses]
+        rows = list[Row]()
+        for group in groups:
+            rows += [(group, response) for response in group.responses]
         if not rows:
             return {"": []}
         arguments = _arguments(rows, self.options.conversational)
@@ -164,7 +168,7 @@ class Python(Reward):
                 text += "set 'conversational: true'"
             raise RunFailed(text) from error
 
-    def _checked(self, result: Any, rows: Sequence[tuple[Group, Response]]) -> list[float | None]:
+    def _checked(self, result: Any, rows: Sequence[Row]) -> list[float | None]:
         if not isinstance(result, Iterable) or isinstance(result, str | bytes | Mapping):
             wanted = f"expected a list of {len(rows)} numbers"
             raise RunFailed(f"{self._name} returned {result!r:.200}, {wanted}")
@@ -198,12 +202,11 @@ async def _wait(result: Any) -> Any:
     return await result
 
 
-def _arguments(
-    rows: Sequence[tuple[Group, Response]], conversational: bool
-) -> dict[str, list[Any]]:
+def _arguments(rows: Sequence[Row], conversational: bool) -> dict[str, list[Any]]:
     """TRL's arguments, one entry per response; columns repeat over the responses of a prompt."""
-    names = dict.fromkeys(name for group, _ in rows for name in group.meta)
-    arguments = {name: [group.meta.get(name) for group, _ in rows] for name in names}
+    arguments: dict[str, list[Any]] = {}
+    for name in dict.fromkeys(chain.from_iterable(group.meta for group, _ in rows)):
+        arguments[name] = [group.meta.get(name) for group, _ in rows]
     if all(response.tokens is not None for _, response in rows):
         arguments["completion_ids"] = [list(response.tokens or ()) for _, response in rows]
     if conversational:

@@ -21,7 +21,7 @@ from pydantic import Field, field_validator
 
 from alignkit import Completion, Engine, EngineContext, RunFailed, Sampling
 from alignkit.engine import EngineOptions
-from alignkit_plugins.ai_feedback.server_options import checked_address, key_of
+from alignkit_plugins.ai_feedback.remote import checked_address, key_of
 from alignkit_plugins.vllm.importance import Importance
 from alignkit_plugins.vllm.own_server import OwnServer
 from alignkit_plugins.vllm.replicas import Replica, Replicas

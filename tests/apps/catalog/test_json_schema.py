@@ -8,7 +8,7 @@ import pytest
 
 from alignkit.plugins import load_plugins
 from alignkit.recipe.yaml import load_document
-from alignkit_plugins.recipes.json_schema import _canonical, recipe_schema
+from alignkit_plugins.recipes.options import _canonical, recipe_schema
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 Schema = dict[str, Any]

@@ -101,4 +101,4 @@ def test_a_run_and_its_preview_say_what_changed(
     assert "is not as the stage wrote it; the stage runs again" in capsys.readouterr().err
     assert planned() == ["one: reused", "two: reused"]
     rows.write_text(rows.read_text(encoding="utf-8") * 2, encoding="utf-8")
-    assert planned()[0] == f"one: starts over ({tmp_path.name}/demos.jsonl: the file has changed)"
+    assert planned()[0] == "one: starts over (data: the file has changed)"

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from alignkit import cli
 from alignkit_plugins.policies.row_tokens import Tokens
-from alignkit_plugins.recipes.check_row import Inspection, show
+from alignkit_plugins.recipes.check_row import Inspection
 
 
-def shown(found: Inspection, *, terminal: bool = False) -> str:
-    out = io.StringIO()
-    show(
-        found,
-        Console(
-            file=out,
-            width=80,
-            force_terminal=terminal,
-            color_system="truecolor" if terminal else None,
-        ),
-    )
-    return out.getvalue()
+def shown(found: Inspection) -> str:
+    return found.text()
 
 
 def test_stretches_that_count_have_a_name_in_a_pipe() -> None:
@@ -48,13 +36,6 @@ def test_stretches_that_count_have_a_name_in_a_pipe() -> None:
         "  context: a",
         "  scored:  b",
     ]
-
-
-def test_learned_tokens_have_a_color_in_a_terminal() -> None:
-    text = shown(
-        Inspection("row", [], tokens=[Tokens("response", ("a", "b"), (True, False))]), terminal=True
-    )
-    assert "\x1b[32ma\x1b[0m" in text and "\x1b[32mb" not in text
 
 
 def test_a_row_does_not_act_on_the_terminal() -> None:

@@ -10,6 +10,7 @@ from planted_rows import Writer
 
 from alignkit import Group, Message, Response
 from alignkit_plugins.data import near
+from alignkit_plugins.data.clean import rows_of
 from alignkit_plugins.data.near import Kind, Unit
 
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
@@ -71,7 +72,7 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
         Group((turn("user", prompt),), tuple(Response(text=text) for text in texts))
         for prompt, *texts in parts
     ]
-    found = near.units_of(((at, [group]) for at, group in enumerate(groups)), "row")
+    found = near.units_of(rows_of(groups), "row")
     assert rows(near.repeated(found, 0.8)) == [(2, 0)]
 
 
@@ -110,13 +111,13 @@ def test_a_text_of_others_is_found_from_both_sides() -> None:
 
 
 def test_an_answer_that_many_rows_give_is_no_leak() -> None:
-    def row(at: int, answer: str) -> tuple[int, list[Group]]:
-        return at, [Group((), (Response(text=answer),))]
+    def row(answer: str) -> Group:
+        return Group((), (Response(text=answer),))
 
     other = LONG[::-1]
-    held_out = [row(0, LONG), row(1, other)]
+    held_out = rows_of([row(LONG), row(other)])
     for copies, leaked in ((5, [(0, 0), (1, 5)]), (6, [(1, 6)])):
-        training = [*(row(at, LONG) for at in range(copies)), row(copies, other)]
+        training = rows_of([row(LONG)] * copies + [row(other)])
         matches, back = near.leaks(training, held_out, "response", 0.8)
         assert rows(matches) == leaked
         assert len(back) == (6 if copies == 5 else 1)
@@ -141,7 +142,7 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
         turn("user", LONG[:40]),
         turn("assistant", answer * 2),
     )
-    found = near.units_of([(0, [Group(prompt, (Response(messages=later),))])], kind)
+    found = near.units_of(rows_of([Group(prompt, (Response(messages=later),))]), kind)
     assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
     assert not any("be brief" in unit.text for unit in found)
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from by_policy import by_policy
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
@@ -138,6 +139,7 @@ def test_policies_of_two_runs(
     found = json.loads(
         (tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8")
     )
+    found = by_policy(found)
     assert list(found["policies"]) == ["base", "run/online", "run/sft"]
     assert found["rewards"] == ["run/liked"] and found["prompts"] == 2
     for policy, results in found["judged"].items():  # the judge is the reward

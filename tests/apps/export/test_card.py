@@ -18,7 +18,13 @@ from huggingface_hub import ModelCard
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest
 from alignkit_plugins.models.find import Model, find
-from alignkit_plugins.policies.card import behind, card, evaluations, portable, recipe_text
+from alignkit_plugins.policies.export_folder import (
+    behind,
+    card,
+    evaluations,
+    portable,
+    recipe_text,
+)
 
 
 @pytest.fixture

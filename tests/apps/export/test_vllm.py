@@ -28,8 +28,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignkit import Context, Group, Message
 from alignkit.io.text import cache_folder
-from alignkit_plugins.ai_feedback.local_judge import LocalJudge
-from alignkit_plugins.ai_feedback.server_judge import OpenAIJudge
+from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
 from alignkit_plugins.models import tiny
 
 VLLM = os.environ.get("ALIGNKIT_VLLM") or shutil.which("vllm") or ""
@@ -160,7 +159,7 @@ def check_judges(server: Served, run: Path, folder: Path) -> None:
     by_words = remote(logprobs=None, top_logprobs=None, structured_outputs={"choice": ["1", "2"]})
     for judge in (local, by_logprobs, by_words):
         judge.prepare(around)
-    with mock.patch("alignkit_plugins.ai_feedback.local_judge.START", ""):
+    with mock.patch("alignkit_plugins.ai_feedback.judge.START", ""):
         here_found = local.compare(items)
     for here, there in zip(here_found, by_logprobs.compare(items), strict=True):
         assert here.p_orders is not None and there.p_orders is not None

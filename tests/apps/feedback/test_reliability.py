@@ -13,7 +13,7 @@ from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.registry import Component
 from alignkit_plugins.people.feedback.format import Feedback
 from alignkit_plugins.people.reliability import chosen_rows
-from alignkit_plugins.report.data_lines import source_lines
+from alignkit_plugins.report.data_card import describe
 from tests.stores import event, opened, pair
 
 
@@ -121,7 +121,7 @@ def test_a_run_says_who_was_left_out(tmp_path: Path) -> None:
     assert loaded.groups[0].pairs[0].better == 0
     note = "left out, gold below 80%: bob 0 of 5"
     assert list(loaded.sources[0].notes) == [note]
-    assert f"read {path}: {note}" in source_lines(loaded.sources[0])
+    assert f"read {path}: {note}" in describe(loaded)
     (tied,) = source(path).sources[0].notes
     assert tied == "pairs with as many votes on both sides, to adjudicate on the page: 1"
     assert not source(path, votes="each").sources[0].notes

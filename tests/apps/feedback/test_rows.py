@@ -124,7 +124,7 @@ def test_a_reward_model_learns_from_a_store(
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(RECIPE)
     assert main(["check", str(recipe)]) == 0
-    assert "feedback (recognized), 7 rows" in capsys.readouterr().out
+    assert "feedback (recognized), 7 conversations" in capsys.readouterr().out
     assert main(["run", str(recipe), "--out", str(out)]) == 0
     first = (out / "reward" / "metrics.jsonl").read_text()
     assert "accuracy/significantly" in first or "accuracy/better" in first

@@ -9,7 +9,7 @@ from alignkit.errors import RecipeError
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped, shipped_folder
-from alignkit_plugins.recipes.copying import copy_recipe, summary
+from alignkit_plugins.recipes.init_write import copy_recipe, summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))

@@ -214,13 +214,15 @@ def test_the_lines_count_what_the_stages_read(
 ) -> None:
     made(write("pairs.jsonl", pair, range(300)))
     out = capsys.readouterr().out
-    assert "read: pairs.jsonl as 300 pairs (preference: prompt, chosen, rejected)" in out
+    assert "read: pairs.jsonl as 300 conversations, 300 pairs (preference)" in out
     assert (
         f"about a fifth of the conversations, {len(read((0, 0.2)))} pairs; and "
         f"{len(read((0.6, 1)))} pairs for `gold`" in out
     )
     assert f"within {round(98 / len(read((0, 0.2))) ** 0.5)} points" in out
-    assert "# read: pairs.jsonl as 300 pairs" in Path("new/recipe.yaml").read_text(encoding="utf-8")
+    assert "# read: pairs.jsonl as 300 conversations, 300 pairs" in Path(
+        "new/recipe.yaml"
+    ).read_text(encoding="utf-8")
 
 
 def test_the_pairs_of_a_ranking_count_and_its_prompt_is_exact(
@@ -229,7 +231,7 @@ def test_the_pairs_of_a_ranking_count_and_its_prompt_is_exact(
     made("--rankings", write("pairs.jsonl", tree))
     out, held = capsys.readouterr().out, len(read((0, 0.2)))
     assert (
-        "pairs.jsonl as 60 rankings (oasst: prompt)" in out
+        "pairs.jsonl as 60 conversations, 180 pairs (oasst)" in out
         and f"conversations, {3 * held} pairs" in out
     )
     assert f"within {round(98 / held**0.5)} points" in out

@@ -14,7 +14,7 @@ import yaml
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped_folder
-from alignkit_plugins.recipes.copying import STARTER
+from alignkit_plugins.recipes.init_write import STARTER
 
 KINDS = ("demos", "pairs", "prompts")
 DATA = STARTER.parent / "data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import trust_tables
+from alignkit_plugins.compare.rows import (
+    ANSWERS,
+    KL,
+    LENGTH,
+    TRUNCATED,
+    Row,
+    adjusted,
+    plain,
+)
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
 RECIPE = """name: small
@@ -220,27 +230,43 @@ def write_evaluation(folder: Path) -> None:
             }
         )
     lines(folder / "samples.jsonl", groups)
-    shares = {"helpful": (20, 0), "safety": (10, 10)}
-    differences = {"helpful": gains, "safety": [0.5 if at % 2 else -0.5 for at in range(20)]}
-    against = {
-        name: {
-            "difference": statistics.paired_difference(differences[name], [0.0] * 20),
-            "at_equal_length": {
-                **statistics.estimate([*differences[name][:-1], -30.0]),
-                "near": 12,
-            },
-            "win_rate": statistics.share(wins, wins + losses),
-            "wins": wins,
-            "losses": losses,
-            "ties": 0,
-            "unpaired": 0,
-        }
-        for name, (wins, losses) in shares.items()
-    }
-    policies = {
-        "sft": measured([0.0] * 20, [0.0] * 20, 10.0, 0.0),
-        "align": measured(gains, differences["safety"], 20.0, 30.0),
-    }
+    values = {"helpful": gains, "safety": [0.5 if at % 2 else -0.5 for at in range(20)]}
+    rows = []
+    for name, counts in (("helpful", (20, 0)), ("safety", (10, 10))):
+        mean = statistics.estimate([0.0] * 20)
+        missing = int(name == "helpful")
+        sft = Row(
+            "sft", name, "reward", mean, trained_on=False if missing else None, missing=missing
+        )
+        equal = {**statistics.estimate([*values[name][:-1], -30.0]), "near": 12}
+        align = Row(
+            "align",
+            name,
+            "reward",
+            statistics.estimate(values[name]),
+            "sft",
+            statistics.paired_difference(values[name], [0.0] * 20),
+            equal,
+            statistics.share(counts[0], sum(counts)) or {},
+            f"{counts[0]}/{counts[1]}/0",
+            trained_on=sft.trained_on,
+            tested=name == "helpful",
+            missing=missing,
+        )
+        rows += [sft, align]
+    rows = adjusted([*rows, JUDGED])
+    for name, tokens, kl in (("sft", 10.0, 0.0), ("align", 20.0, 30.0)):
+        nats = {"mean": kl, "low": kl, "high": kl, "n": 20}
+        length = {"mean": tokens, "low": None, "high": None, "n": 20}
+        rows.append(Row(name, LENGTH, ANSWERS, length))
+        rows.append(Row(name, TRUNCATED, ANSWERS, {"mean": 0.5}, percent=True))
+        rows.append(Row(name, KL, ANSWERS, nats, "sft"))
+    for value in ("cooking", "sport"):
+        one = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 12 if value == "sport" else 8}
+        for row in rows[:5]:
+            part = {"column": "topic", "value": value, "tested": False, "missing": 0}
+            gap = one if row.difference else {}
+            rows.append(replace(row, estimate=one, difference=gap, equal_length={}, **part))
     summary = {
         "prompts": 20,
         "left_out": 1,
@@ -250,35 +276,29 @@ def write_evaluation(folder: Path) -> None:
             "warning: 2 of 20 prompts are training data (2 by sft)",
         ],
         "baseline": "sft",
-        "reference": "sft",
         "headline": "helpful",
-        "rewards": ["helpful", "safety"],
-        "policies": policies,
-        "against": {"align": against},
-        "trained_on": {name: {"helpful": False, "local_judge": True} for name in ("sft", "align")},
-        "judges": ["local_judge"],
-        "judged": {"align": {"local_judge": JUDGED}},
+        "policies": ["sft", "align"],
         "judge_cards": {"local_judge": CARD},
-        "by": {"topic": {value: at_value(value) for value in ("cooking", "sport")}},
+        "results": list(map(plain, rows)),
     }
     (folder / "evaluation.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
 # 20 prompts with two samples each: the judge prefers the baseline, and its order decides often.
-JUDGED: dict[str, Any] = {
-    "preference": {"mean": 0.31, "low": 0.22, "high": 0.4, "n": 19, "p": 1e-6},
-    "standard_error": 0.04,
-    "win_rate": statistics.share(4, 17),
-    "wins": 4,
-    "losses": 13,
-    "ties": 2,
-    "length_controlled": {"mean": 0.47, "standard_error": 0.05, "n": 19},
-    "comparisons": 40,
-    "unjudged": {"refused": 3, "unreadable": 1},
-    "unjudged_prompts": 1,
-    "inconsistent": statistics.share(12, 36),
-    "first_position": {"mean": 0.64, "low": 0.55, "high": 0.73, "n": 36},
-}
+JUDGED = Row(
+    "align",
+    "local_judge",
+    "judge",
+    {"mean": 0.31, "low": 0.22, "high": 0.4, "n": 19},
+    "sft",
+    {"mean": -0.19, "low": -0.28, "high": -0.1, "p": 1e-6},
+    {"mean": 0.47, "low": 0.37, "high": 0.57, "n": 19},
+    statistics.share(4, 17) or {},
+    "4/13/2",
+    percent=True,
+    trained_on=True,
+    tested=True,
+)
 CARD: dict[str, Any] = {
     "no_judge": "",
     "comparisons": 40,
@@ -316,17 +336,6 @@ REPORT = Report(
 )
 
 
-def at_value(value: str) -> dict[str, Any]:
-    one = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 10}
-    result = {"difference": one, "win_rate": one, "wins": 6, "losses": 4, "ties": 0}
-    return {
-        "prompts": 12 if value == "sport" else 8,
-        "policies": {name: {"helpful": one, "safety": one} for name in ("sft", "align")},
-        "against": {"align": {"helpful": result, "safety": result}},
-        "judged": {"align": {"local_judge": one}},
-    }
-
-
 def answer(policy: str, text: str, helpful: float, safety: float, tokens: int) -> dict[str, Any]:
     scores = {"helpful": helpful, "safety": safety}
     return {
@@ -335,18 +344,4 @@ def answer(policy: str, text: str, helpful: float, safety: float, tokens: int) -
         "tokens": [1] * tokens,
         "truncated": False,
         "source": policy,
-    }
-
-
-def measured(
-    helpful: Sequence[float], safety: Sequence[float], length: float, kl: float
-) -> dict[str, Any]:
-    return {
-        "rewards": {
-            "helpful": {**statistics.estimate(helpful), "unscored": 1},
-            "safety": {**statistics.estimate(safety), "unscored": 0},
-        },
-        "length": {"mean": length, "low": None, "high": None, "n": 20},
-        "truncated": 0.5,
-        "kl": {"mean": kl, "low": kl, "high": kl, "n": 20, "unmeasured": 0},
     }

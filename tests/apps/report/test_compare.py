@@ -10,7 +10,7 @@ import pytest
 from made import align_rows, make_run
 
 from alignkit.cli import main
-from alignkit_plugins.report.compare import compared
+from alignkit_plugins.report.show import compared
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from made import SOURCES, make_run, write_stage
 
-from alignkit_plugins.report import data_cards
+from alignkit_plugins.report import data_card as data_cards
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page
 
 
 @pytest.mark.parametrize("card", [None, {}])

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import BEGAN, HOSTILE, REPORT, SOURCES, lines, make_run, write_stage
+from made import BEGAN, REPORT, SOURCES, lines, make_run, write_stage
 
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import RecipeError
+from alignkit_plugins.report.changes import dotted, flat
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.stages import flat
 
 ROOT = Path(__file__).parents[3]
 # Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
@@ -20,7 +20,6 @@ OPEN = (
     "evaluations.evaluation",
     "stages.summary",
     "stages.metrics",
-    "stages.phases",
     "reproduce.versions",
 )
 OPEN += ("reproduce.machine", "reports.blocks")
@@ -64,9 +63,7 @@ def test_what_is_known_is_there(run: Path) -> None:
         and facts["reproduce"]["versions"]["torch"] == "2.9.0"
     )
     assert [stage["state"] for stage in facts["stages"]] == ["done", "reused", "done", "done"]
-    assert facts["stages"][2]["tokens_per_second"] == 106.5 and facts["stages"][2]["phases"] == {
-        "rollout": 18.0
-    }
+    assert facts["stages"][2]["tokens_per_second"] == 106.5
     assert facts["data"] == [
         {
             "stage": "sft",
@@ -92,35 +89,13 @@ def test_what_is_known_is_there(run: Path) -> None:
     assert [(one["policy"], one["metric"], one["outcome"]) for one in facts["verdicts"]] == [
         ("align", "helpful", "mixed")
     ]
-    assert "align/metrics.jsonl" in {file["name"] for file in facts["files"]}
-    titles = {(figure["stage"], figure["title"]) for figure in facts["figures"]}
-    assert ("report", "helpful against safety, by version") in titles
-
-
-def test_the_alignment_path_goes_from_the_baseline_to_each_version(run: Path) -> None:
-    (path,) = [
-        figure
-        for figure in facts_of(run)["figures"]
-        if figure["stage"] == "report" and figure["lines"]
-    ]
-    (series,) = path["series"]
-    assert (
-        series["labels"] == ["sft", "align"]
-        and series["x"] == [50.0, 100.0]
-        and series["y"] == [50.0, 50.0]
-    )
-    assert (
-        series["x_low"][0] is None and 80 < series["x_low"][1] < 90 and series["x_high"][1] == 100.0
-    )
-    assert 25 < series["low"][1] < 35 and path["lines"] == [50.0, 50.0]
 
 
 def test_warnings_come_from_everywhere(run: Path) -> None:
     found = {(item["stage"], item["text"]) for item in facts_of(run)["warnings"]}
-    assert ("sft", "tracker 'x' failed") in found
+    assert ("", "tracker 'x' failed") in found
     assert ("sft", "1 steps were skipped, because their loss or gradient was not finite") in found
     assert ("sft", "18 responses truncated at max_length (30% of 60)") in found
-    assert ("sft", "loss was not a finite number 1 times") in found
     assert ("report", "2 of 20 prompts are training data (2 by sft)") in found
     assert (
         "report",
@@ -152,9 +127,9 @@ def test_every_key_is_documented(run: Path) -> None:
 
 def test_it_needs_no_torch(run: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from alignkit_plugins.report.write import "
-        "facts_of, write_report; from alignkit_plugins.report.compare import compared; run = "
-        "Path(sys.argv[1]); write_report(run, facts_of(run)); compared([Path(sys.argv[1])] * 2); "
+        "import sys; from pathlib import Path; from alignkit_plugins.report.events import "
+        "write_report; from alignkit_plugins.report.show import compared; run = "
+        "Path(sys.argv[1]); write_report(run); compared([Path(sys.argv[1])] * 2); "
         "print([n for n in ('torch', 'transformers') if n in sys.modules])"
     )
     done = subprocess.run(
@@ -203,13 +178,12 @@ def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
 
 
 def test_plain_data_are_flattened() -> None:
-    assert flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None}) == {
+    found = flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None})
+    assert {dotted(path): value for path, value in found.items()} == {
         "a.b.0": 1,
         "a.b.1.c": 2,
-        "a.d": {},
         "e": None,
     }
-    assert HOSTILE not in flat({})
 
 
 @pytest.mark.parametrize(
@@ -239,15 +213,9 @@ def test_a_damaged_stage_is_named_and_the_others_are_shown(
     assert bool(facts["verdicts"]) == (stage != "report") and facts["run"]["stages_done"] == 3
 
 
-def test_a_damaged_history_is_named(run: Path) -> None:
-    (run / "starts.jsonl").write_bytes(b"\xff\xfe{\n{}\n")
-    with pytest.raises(DataError, match=r"starts.jsonl.* is damaged(.|\n)*alignkit run"):
-        facts_of(run)
-
-
 def test_the_last_line_of_a_killed_process_may_be_unfinished(run: Path) -> None:
     write_stage(run / "align", "ppo", complete=False, files={})
     with (run / "align" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 13, "rew')
     (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
-    assert stage["lines"] == 12
+    assert stage["metrics"]["kl"]["last"] == 9.0

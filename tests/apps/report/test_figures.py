@@ -1,57 +1,94 @@
-"""Figures: the same bytes every time, no scripts, and text that stays text."""
+"""Figures: which metrics share a panel; the same bytes every time, no scripts, text that stays text."""
 
 import warnings
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from made import HOSTILE, align_rows, make_run
+from made import HOSTILE, align_rows, lines, make_run, sft_rows
 
-from alignkit_plugins.report import curves, figures
+from alignkit_plugins.report import figures
 from alignkit_plugins.report.facts import facts_of
 
 
-def test_figures_are_byte_identical_and_small(tmp_path: Path) -> None:
-    found = facts_of(make_run(tmp_path / "run"))["figures"]
-    drawn = figures.drawn(found)
-    assert drawn == figures.drawn(found)
-    for address, words, _ in drawn:
-        text = unquote(address.removeprefix("data:image/svg+xml,"))
+def test_panels_group_metrics() -> None:
+    panels = figures.panels(align_rows())
+    assert list(panels["Scores"]) == ["score/helpful", "score/safety"]
+    assert "Tokens per second" not in panels and not [name for name in panels if "rollout" in name]
+    rows = [{"nll": float(at), "loss": float(at), "other": -float(at)} for at in range(3)]
+    assert list(figures.panels(rows)) == ["Loss", "Other"]  # what repeats another has no panel
+
+
+def test_values_that_are_no_numbers_are_left_out() -> None:
+    assert figures.panels(sft_rows())["Loss"]["loss"] == ([1, 2, 4], [2.0, 1.5, 1.0])
+
+
+def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
+    facts = facts_of(make_run(tmp_path / "run"))
+    found = figures.figures_of(facts)
+    assert found == figures.figures_of(facts)
+    titles = {(one.stage, one.title): one for one in found}
+    assert titles["align", "Reward"].words == "align: Reward; reward from 1.909 to 3.107"
+    path = titles["report", "helpful against safety, by version"]
+    assert path.words.endswith("versions from 50 to 50") and "sft, which is at 50%" in path.note
+    for one in found:
+        text = unquote(one.address.removeprefix("data:image/svg+xml,"))
         assert ElementTree.fromstring(text).tag.endswith("svg") and len(text) < 30_000
-        assert "<script" not in text and words
 
 
-def test_hostile_names_are_text() -> None:
-    rows = [
-        {**row, HOSTILE: at % 3, f"score/{HOSTILE}": at, "score/$": 1}
-        for at, row in enumerate(align_rows())
-    ]
-    for panel in curves.panels(HOSTILE, rows):
-        text = figures.svg(panel)
-        ElementTree.fromstring(text)
-        assert "<script" not in text and "\u202e" not in text and "\x1b" not in text
-
-
-def test_numbers_that_cannot_be_drawn_cost_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [
-        {"step": at, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at, "reward": 1e-12 * at}
-        for at in range(1, 9)
-    ]
-    panels = curves.panels("align", rows)
-    assert all(
-        address or note.startswith("could not be drawn: ")
-        for address, _, note in figures.drawn(panels)
-    )
+def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_path: Path) -> None:
+    rows = [{**row, HOSTILE: at % 3, f"score/{HOSTILE}": at} for at, row in enumerate(align_rows())]
+    rows = [{**row, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at} for at, row in enumerate(rows)]
+    facts = facts_of(make_run(tmp_path / "run", {"align": rows}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.svg({**panels[1], "title": "損失", "x_label": "歩"})
-    monkeypatch.setattr(figures, "_draw", lambda canvas, figure: 1 / 0)
-    assert {(address, note) for address, _, note in figures.drawn(panels)} == {
-        ("", "could not be drawn: ZeroDivisionError: division by zero")
-    }
+        found = figures.figures_of(facts)
+    for one in found:
+        text = unquote(one.address.removeprefix("data:image/svg+xml,"))
+        assert "<script" not in text and "\u202e" not in text and "\x1b" not in text
+        assert one.address or one.note.startswith("could not be drawn: ")
+    assert [one for one in found if one.stage == "sft" and one.address]
 
 
-def test_a_figure_is_described_for_those_who_cannot_see_it() -> None:
-    panel = curves.panels("align", align_rows())[0]
-    assert figures.described(panel) == "align: Reward; reward from 1.909 to 3.107"
+def gold_rows(golds: list[float]) -> list[dict[str, float]]:
+    """Iterations whose KL is the square of their number, and whose reward rises by 2 each."""
+    return [
+        {
+            "step": n,
+            "kl": n * n,
+            "reward": 2.0 * n,
+            "reward_std": 4.0,
+            "gold": gold,
+            "gold_std": 0.5,
+        }
+        for n, gold in enumerate(golds, 1)
+    ]
+
+
+def test_gold_and_reward_are_gains_in_their_own_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "_figure", lambda *of: drawn.append(of) or of)
+    figures.gold("align", gold_rows([1.0, 1.5, 2.0, 1.25]))
+    ((_, title, series, _, note),) = drawn
+    assert title == figures.GOLD and series["reward"] == ([1, 2, 3, 4], [0.0, 0.5, 1.0, 1.5])
+    assert series["gold"] == ([1, 2, 3, 4], [0.0, 1.0, 2.0, 0.5])
+    assert note == (
+        "gold was highest in iteration 3, at a KL of 9 nats; since then gold changed by -1.5 and "
+        "the reward by +0.5 deviations"
+    )
+
+
+def test_gold_that_still_rises_is_not_over_optimized_and_two_points_are_too_few() -> None:
+    rows = gold_rows([1.0, 1.5, 2.0])
+    (figure,) = figures.gold("align", rows)
+    assert figure.note.endswith("the last one: no over-optimization so far")
+    del rows[1]["gold"]
+    assert figures.gold("align", rows) == []
+
+
+def test_rows_of_a_stage_without_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    lines(run / "sft" / "metrics.jsonl", [{"loss": 1.0}, {"loss": 0.5}])
+    assert figures.panels([{"loss": 1.0}, {"loss": 0.5}])["Loss"]["loss"][0] == [1.0, 2.0]

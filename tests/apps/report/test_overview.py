@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from made import make_run, rewritten
 
-from alignkit_plugins.evaluate.rows import main_rows, rows_of
-from alignkit_plugins.report import overview
+from alignkit_plugins.compare.rows import Row, main_rows, plain
+from alignkit_plugins.report import document as overview
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.side_by_side import with_earlier
+from alignkit_plugins.report.swaps import with_earlier
 
 
 @pytest.fixture
@@ -29,7 +29,11 @@ def test_only_independent_raters_make_a_verdict_green(
 ) -> None:
     folder = make_run(tmp_path / "own")
     for own, style in ((True, "even"), (False, "good")):
-        known = {**summary, "judged": {}, "trained_on": {"align": {"helpful": own}}}
+        results = []
+        for row in summary["results"]:
+            if row["kind"] != "judge":
+                results.append({**row, "trained_on": own} if row["metric"] == "helpful" else row)
+        known = {**summary, "results": results}
         (folder / "report" / "evaluation.json").write_text(json.dumps(known))
         rewritten(folder / "report")
         assert f'class="verdict {style}"' in page(
@@ -38,17 +42,10 @@ def test_only_independent_raters_make_a_verdict_green(
 
 
 def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
-    before = {
-        **summary["policies"]["sft"],
-        "rewards": {"helpful": {"mean": 0.5, "low": 0.4, "high": 0.6}},
-    }
-    evaluation = {"baseline": "align@ppo", "headline": "helpful", "policies": {"align@ppo": before}}
-    pair = {
-        "policy": "align",
-        "result": "align@dpo",
-        "against": "align@ppo",
-        "evaluation": evaluation,
-    }
+    mean = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    results = [plain(Row("align@ppo", "helpful", "reward", mean))]
+    names = {"policy": "align", "result": "align@dpo", "against": "align@ppo"}
+    pair = {**names, "results": results}
     rows = main_rows(with_earlier(summary, [pair]))
     helpful, safety, judge = overview.intervals(rows, "align@dpo")
     assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
@@ -66,10 +63,10 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
     )
 
 
-def test_shares_have_the_axis_from_0_to_100(summary: dict[str, Any]) -> None:
-    summary["metrics"] = {"helpful": {"percent": True, "better": "lower"}}
-    summary["policies"]["sft"]["rewards"]["helpful"] = {"mean": 0.25, "low": 0.0, "high": 0.5}
-    panel = overview.intervals(main_rows(rows_of(summary)), "align")[0]
+def test_shares_have_the_axis_from_0_to_100() -> None:
+    share = {"mean": 0.25, "low": 0.0, "high": 0.5}
+    row = Row("sft", "helpful", "metric", share, percent=True, lower=True)
+    (panel,) = overview.intervals([row], "align")
     assert panel["note"] == "lower is better"
     assert panel["rows"][0] | {"label": ""} == {
         **{

@@ -9,9 +9,8 @@ from made import make_run
 
 from alignkit.io.text import BIDI
 from alignkit_plugins.page import breakable
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.tables import data_table
 from tests.pages import Reader
 
 
@@ -77,7 +76,7 @@ def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) ->
     shown = text.replace("<wbr>", "")
     assert (
         "judge: {local_judge: {min_mass: 0.1}}" in shown
-        and '<th scope="row">encoded: rows</th>' in shown
+        and '<th scope="row">encoded.rows</th>' in shown
     )
     assert (
         "<h2>Evaluation" in text
@@ -173,21 +172,3 @@ def test_a_run_that_failed_does_not_blame_the_recipe_for_the_missing_verdict(
     assert "No finished stage compares" in page(
         {**facts_of(make_run(tmp_path / "run")), "verdicts": []}
     )
-
-
-def test_a_column_that_says_nothing_is_left_out() -> None:
-    row = {
-        "stage": "sft",
-        "name": "demos.jsonl",
-        "format": None,
-        "rows": 0,
-        "held_out": 0,
-        "skipped": 0,
-    }
-    assert data_table([row, {**row, "skipped": 2}]).columns == [
-        "stage",
-        "source",
-        "format",
-        "skipped",
-    ]
-    assert data_table([row, {**row, "skipped": 2}]).rows[1] == ["sft", "demos.jsonl", "-", "2"]

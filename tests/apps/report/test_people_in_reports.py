@@ -13,11 +13,9 @@ from stores import event, opened, pair
 from alignkit.io.results import AGREEMENT
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.effective_labels import labeled
-from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.people import people_blocks, people_of
-from alignkit_plugins.report.stages import dropped
+from alignkit_plugins.report import document
+from alignkit_plugins.report.document import page
+from alignkit_plugins.report.facts import Stage, facts_of
 
 
 @pytest.fixture
@@ -51,8 +49,8 @@ def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> N
         ("sft", "/data/labels.feedback"),
         ("labels", "/data/labels.feedback"),
     ]
-    assert markdown(facts).count("of labels agree") == 1  # both stages read the same labels
-    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+    assert page(facts).count("of labels agree") == 1  # both stages read the same labels
+    for text in [page(facts).replace("\xa0", " ")]:
         assert "labels.feedback, sft, labels: pair: " in text
         assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
         assert "bob" in text and "50% [9, 91]" in text
@@ -64,14 +62,14 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
-    assert "labels: pair: 50% of labels agree" in markdown(facts)
+    assert "labels: pair: 50% of labels agree" in page(facts)
 
 
 def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
     facts = facts_of(without_stores(tmp_path))
     assert (
         facts["people"] == []
-        and "## People" not in markdown(facts)
+        and "## People" not in page(facts)
         and 'id="people"' not in page(facts)
     )
 
@@ -81,14 +79,18 @@ def test_the_report_says_whose_labels_count() -> None:
         "left out, gold below 80%: bob 6 of 9; cleo 3 of 9",
         "kept, under 5 gold items: eve 0 of 1",
     ]
-    source = {"name": "/x/labels.feedback", "agreement": [], "notes": notes}
-    _, (table,) = people_blocks(people_of("reward", {"data": [source]}))
+    one = {"stage": "reward", "source": "/x/labels.feedback", "agreement": [], "notes": notes}
+    (part,) = document._people([one])
+    (table,) = part.blocks
     assert table.rows == [["reward", "labels.feedback", note] for note in notes]
 
 
 def test_rows_without_signal_of_a_store_name_the_likely_cause() -> None:
+    stage = Stage(Path("rm"), {}, reused=False)
     record: dict[str, Any] = {"summary": {"without_signal": 8}, "data": [{"format": "feedback"}]}
-    (one,) = dropped("rm", record)
+    vars(stage)["record"] = record
+    (one,) = stage.dropped()
     assert one["rows"] == 8 and "as many votes on both sides: adjudicate them" in one["reason"]
-    (other,) = dropped("rm", {**record, "data": [{"format": "pairs"}]})
+    vars(stage)["record"] = {**record, "data": [{"format": "pairs"}]}
+    (other,) = stage.dropped()
     assert other["reason"] == "rows left out: the algorithm learns nothing from them"

@@ -43,7 +43,7 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
         folder / "samples.jsonl",
         [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}],
     )
-    (found,) = samples("report", folder, {**summary, "baseline": None, "policies": {"align": {}}})
+    (found,) = samples("report", folder, {**summary, "baseline": None, "policies": ["align"]})
     assert found["kind"] == "random" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "
     assert found["prompt"][0]["content"].endswith("x... (7,000 more characters)")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from alignkit_plugins.evaluate.rows import Row
+from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.report import screen
+from alignkit_plugins.report.facts import Stage
 from alignkit_plugins.report.screen import _verdict
-from alignkit_plugins.report.stages import weak
 
 LONG = " ".join(["B is better than sft in a metric with a very long name."] * 5)
 
@@ -41,7 +42,7 @@ def test_a_reward_stays_in_a_table_that_metrics_fill(monkeypatch: pytest.MonkeyP
     metrics = [Row("sft", f"metric {at}", "metric", {"mean": 0.5}, tested=True) for at in range(5)]
     gold = Row("sft", "gold", "reward", {"mean": 0.1}, tested=True)
     monkeypatch.setattr(screen, "evaluated", lambda facts: {"report": [*metrics, gold]})
-    lines = [line.split("  ")[0] for line in screen._numbers({}, 4, 9)]
+    lines = [line.split("  ")[0] for line in screen._numbers({}, 4)]
     assert lines[2:] == ["metric 0", "gold"]
 
 
@@ -60,5 +61,7 @@ def test_a_stage_that_learned_nothing_is_told_in_a_line(
     p = 0.5 if result["low"] < 0.5 else 0.001
     accuracy = {"result": result, "difference": {"mean": 0.1, "p": p}}
     summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
-    told = weak("gold", {"plugin": plugin, "summary": summary}, [])
+    stage = Stage(Path("gold"), {}, reused=False)
+    vars(stage).update(damage=None, rows=[], record={"plugin": plugin, "summary": summary})
+    told = stage._weak()
     assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80

@@ -12,16 +12,17 @@ from statistics import mean
 from typing import Any
 
 import pytest
+from by_policy import by_policy
 
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of, read_record
+from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import short_names
-from alignkit_plugins.evaluate.rows import rows_of
+from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
-from alignkit_plugins.report.side_by_side import _compared, not_compared, pairs_of
+from alignkit_plugins.report.swaps import _joined, swaps_of
 
 SWAP = "stages.align.algorithm=rejection_sampling"
 
@@ -85,7 +86,7 @@ def lengths(evaluation: Path) -> list[float]:
 
 
 def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
-    (pair,) = pairs_of(swapped, "report")
+    (pair,) = swaps_of(swapped, "report")
     assert (pair["result"], pair["against"], pair["differs"]) == (
         "align@rejection_sampling",
         "align@ppo",
@@ -93,10 +94,10 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     )
     (before,) = earlier_reports(swapped)
     old, new = lengths(before), lengths(swapped / "report")
-    assert pair["evaluation"]["prompts"] == 5
-    found = {row.policy: row for row in rows_of(pair["evaluation"]) if row.kind == "reward"}
+    found = {row.policy: row for row in rows_of(pair) if row.kind == "reward"}
     assert found["align@ppo"].estimate["mean"] == pytest.approx(mean(old))
     result = found["align@rejection_sampling"]
+    assert result.difference["n"] == 5
     assert result.estimate["mean"] == pytest.approx(mean(new)) and result.baseline == "align@ppo"
     assert result.difference["mean"] == pytest.approx(
         mean(b - a for a, b in zip(old, new, strict=True))
@@ -125,8 +126,7 @@ def test_the_screen_and_the_report_show_it(
     facts = facts_of(swapped)
     kept = f"align@ppo is kept in {swapped.resolve()}/.results/align-"
     html = re.sub("<wbr>", "", page(facts))
-    for written in (markdown(facts).replace("\\", ""), html):
-        assert "against align@ppo, prompt by prompt" in written and kept in written
+    assert "against align@ppo, prompt by prompt" in html and kept in html
 
 
 def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
@@ -159,7 +159,9 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
             "the rewards have changed",
         ),
         (
-            lambda record, summary: record["component"]["options"].update(metrics={"x": {}}),
+            lambda record, summary: record["component"]["options"].update(
+                metrics={"x": {"where": 1}}
+            ),
             "the metrics have changed",
         ),
         (lambda record, summary: record["upstream"].update(helpful="0"), "helpful has changed"),
@@ -168,7 +170,7 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
 def test_evaluations_that_differ_do_not_compare(
     swapped: Path, monkeypatch: pytest.MonkeyPatch, change: Any, why: str
 ) -> None:
-    from alignkit_plugins.report import side_by_side as module
+    from alignkit_plugins.report import swaps as module
 
     record, object_of = module.read_record, module.read_object
     now: dict[str, Any] = {
@@ -188,27 +190,22 @@ def test_evaluations_that_differ_do_not_compare(
         "read_object",
         lambda path: now["summary"] if path.parent == current else object_of(path),
     )
-    (pair,) = pairs_of(swapped, "report")
-    assert pair["differs"] == why and pair["evaluation"] == {}
-    assert not_compared([pair]) == [f"align@rejection_sampling and align@ppo do not compare: {why}"]
+    (pair,) = swaps_of(swapped, "report")
+    assert pair["differs"] == why and pair["results"] == []
 
 
 def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
-    from alignkit_plugins.report.side_by_side import _compared, _joined
-
     file = swapped / "report" / "samples.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     for response in rows[0]["responses"]:
         response["scores"] = {}
     (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, rows[:3])), encoding="utf-8")
-    found = _compared(_joined(tmp_path, swapped / "report", "align", ["length"]), ["length"], {})
-    assert found["length"]["unpaired"] == 1 and found["length"]["difference"]["n"] == 2
-    assert found["length"]["difference"]["mean"] == 0.0
+    groups = _joined(tmp_path, swapped / "report", "align", "now", "then")
+    _, now = rated(groups, ["then", "now"], "then", "length")
+    assert now.difference["n"] == 2 and now.difference["mean"] == 0.0
 
 
 def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -> None:
-    from alignkit_plugins.report.side_by_side import _compared, _joined
-
     for folder in ("now", "then"):
         (tmp_path / folder).mkdir()
         rows = [
@@ -222,9 +219,9 @@ def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -
         (tmp_path / folder / "held_out.jsonl").write_text(
             "\n".join(map(json.dumps, rows)), encoding="utf-8"
         )
-    groups = _joined(tmp_path / "now", tmp_path / "then", "a", ["x"])
-    found = _compared(groups, ["x"], {"x": {}})["x"]
-    assert len(groups) == 4 and (found["wins"], found["losses"], found["ties"]) == (0, 0, 4)
+    groups = _joined(tmp_path / "now", tmp_path / "then", "a", "now", "then")
+    _, now = rated(groups, ["then", "now"], "then", "x", kind="metric")
+    assert len(groups) == 4 and now.counts == "0/0/4"
 
 
 def test_results_are_policies_of_a_recipe(
@@ -235,12 +232,10 @@ def test_results_are_policies_of_a_recipe(
     assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
     (before, *_) = earlier_reports(swapped)
     summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
-    assert list(summary["policies"]) == ["base", *names]
+    assert summary["policies"] == ["base", *names]
     old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
-    assert (
-        summary["policies"]["align@ppo"]["rewards"]["length"]
-        == old["policies"]["align"]["rewards"]["length"]
-    )
+    lengths = by_policy(summary)["policies"]["align@ppo"]["rewards"]
+    assert lengths == by_policy(old)["policies"]["align"]["rewards"]
     record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
     assert (
         record["depends_on"]["upstream"]["align@ppo"]
@@ -304,6 +299,6 @@ def test_a_lower_score_wins_where_lower_is_better() -> None:
         )
         for at, now in enumerate([0.0, 0.0, 0.0, 1.0])
     ]
-    found = _compared(groups, ["refused"], {"refused": {"better": "lower"}})["refused"]
-    assert (found["wins"], found["losses"], found["win_rate"]["mean"]) == (3, 1, 0.75)
-    assert found["difference"]["mean"] == -0.5  # differences keep the sign of the scores
+    _, now = rated(groups, ["then", "now"], "then", "refused", kind="metric", lower=True)
+    assert now.counts == "3/1/0" and now.win_rate["mean"] == 0.75
+    assert now.difference["mean"] == -0.5  # differences keep the sign of the scores

@@ -13,8 +13,8 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.sources import Loaded, SourceFacts
+from alignkit_plugins.report.data_card import card, cards
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.tally import card, cards
 
 # 6 characters
 ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})
@@ -144,6 +144,5 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
     which = record["data"][0]["agreement"][0]
     assert which["same"]["mean"] == pytest.approx(4 / 6)
     assert '"agreement"' not in json.dumps(record["depends_on"])
-    for name in ("report.md", "report.html"):
-        text = (run / name).read_text().replace("\xa0", " ")
-        assert "pairs.feedback, rm" in text and "67% of labels agree" in text
+    text = (run / "report.html").read_text().replace("\xa0", " ")
+    assert "pairs.feedback, rm" in text and "67% of labels agree" in text

@@ -1,19 +1,19 @@
 """What should make the reader of an evaluation doubt it, the most important first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import CARD, JUDGED, make_run, rewritten, write_stage
+from made import CARD, make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
 from alignkit_plugins.compare import readable as numbers
-from alignkit_plugins.evaluate.rows import rows_of
-from alignkit_plugins.evaluate.verdicts import doubts, verdicts
+from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_of
+from alignkit_plugins.compare.verdicts import doubts, verdicts
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from alignkit_plugins.report.markdown import markdown
-from alignkit_plugins.report.page import page
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
@@ -26,18 +26,18 @@ def summary(tmp_path: Path) -> dict[str, Any]:
     return value
 
 
-def changed(summary: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The summary with another result of the judge."""
-    return {**summary, "judged": {"align": {"local_judge": {**JUDGED, **values}}}}
-
-
-def doubted(summary: dict[str, Any]) -> list[str]:
-    rows = rows_of(summary)
-    return list(doubts(summary, rows, verdicts(rows, summary)))
+def changed(summary: dict[str, Any], metric: str, **values: Any) -> dict[str, Any]:
+    """The summary with another row of align."""
+    rows = []
+    for row in rows_of(summary):
+        if (row.policy, row.metric, row.column) == ("align", metric, ""):
+            row = replace(row, **values)
+        rows.append(row)
+    return {**summary, "results": list(map(plain, adjusted(rows)))}
 
 
 def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
-    assert doubted(summary) == [
+    assert list(doubts(summary)) == [
         "2 of 20 prompts are training data (2 by sft)",
         "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
         "between equally long answers, local_judge has no clear preference",
@@ -53,18 +53,18 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
         "1 prompts do not count, because they and their answers do not fit",
     ]
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
-    assert doubted(bad)[0] == f"local_judge: {NONE}"
+    assert next(doubts(bad)) == f"local_judge: {NONE}"
 
 
 def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
-    good = {
-        "preference": {"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20, "p": 0.001},
-        "length_controlled": {"mean": 0.68, "standard_error": 0.05, "n": 20},
-        "unjudged": {},
-    }
-    assert not any(
-        "judge" in text.replace("and judges", "") for text in doubted(changed(summary, **good))
+    good = changed(
+        summary,
+        "local_judge",
+        estimate={"mean": 0.7, "low": 0.6, "high": 0.8, "n": 20},
+        difference={"mean": 0.2, "low": 0.1, "high": 0.3, "p": 0.001},
+        equal_length={"mean": 0.68, "low": 0.58, "high": 0.78, "n": 20},
     )
+    assert not any("judge" in text.replace("and judges", "") for text in doubts(good))
 
 
 @pytest.mark.parametrize(
@@ -80,19 +80,10 @@ def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
 def test_a_preference_that_turns_at_equal_length_is_named(
     preferred: float, controlled: float, said: str, summary: dict[str, Any]
 ) -> None:
-    preference = {
-        "mean": preferred,
-        "low": preferred - 0.1,
-        "high": preferred + 0.1,
-        "n": 20,
-        "p": 0.001,
-    }
-    rate = {"mean": controlled, "standard_error": 0.05, "n": 20}
-    found = [
-        text
-        for text in doubted(changed(summary, preference=preference, length_controlled=rate))
-        if "long answers, local" in text
-    ]
+    ends = {"mean": preferred - 0.5, "low": preferred - 0.6, "high": preferred - 0.4, "p": 0.001}
+    rate = {"mean": controlled, "low": controlled - 0.098, "high": controlled + 0.098, "n": 20}
+    told = changed(summary, "local_judge", difference=ends, equal_length=rate)
+    found = [text for text in doubts(told) if "long answers, local" in text]
     assert found == [f"between equally long answers, {said}"] * bool(said)
 
 
@@ -112,15 +103,14 @@ def test_a_preference_that_turns_at_equal_length_is_named(
 def test_a_policy_that_bought_its_reward_is_told_so(
     length: float, equal: tuple[float, float, float], said: str, summary: dict[str, Any]
 ) -> None:
-    summary["policies"]["align"]["length"] |= {"mean": length, "low": length, "high": length}
-    summary["against"]["align"]["helpful"]["at_equal_length"] |= dict(
-        zip(("mean", "low", "high"), equal, strict=True)
-    )
-    text = " ".join(verdicts(rows_of(summary), summary)[0].sentences)
+    estimate = dict.fromkeys(("mean", "low", "high"), length)
+    told = changed(summary, LENGTH, estimate={**estimate, "n": 20})
+    at_equal = dict(zip(("mean", "low", "high"), equal, strict=True))
+    told = changed(told, "helpful", equal_length=at_equal)
+    text = " ".join(verdicts(rows_of(told))[0].sentences)
     assert (said in text) if said else ("Most of this gain" not in text)
-    metrics = {summary["headline"]: {"better": "higher", "percent": False}}
-    as_metric = {**summary, "metrics": metrics}  # it finds words or answers, and no length fools it
-    assert "Most of this gain" not in " ".join(verdicts(rows_of(as_metric), as_metric)[0].sentences)
+    as_metric = changed(told, "helpful", kind="metric")  # it finds words, and no length fools it
+    assert "Most of this gain" not in " ".join(verdicts(rows_of(as_metric))[0].sentences)
 
 
 def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> None:
@@ -152,7 +142,7 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     rewritten(folder / "labels")
     facts = facts_of(folder)
     assert {"stage": "labels", "text": f"strict: {NONE}", "logged": False} in facts["warnings"]
-    for text in (markdown(facts), page(facts).replace("\xa0", " ")):
+    for text in [page(facts).replace("\xa0", " ")]:
         assert (
             "Evaluate reward: labels" in text
             and "accuracy by subset" in text

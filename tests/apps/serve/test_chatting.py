@@ -17,14 +17,10 @@ from rich.console import Console
 
 from alignkit import Group, Message
 from alignkit.cli import main
-from alignkit.errors import RecipeError
 from alignkit.io.console import Reporter
 from alignkit.sampling import Sampling
-from alignkit_plugins.people.collection import Collection, Exchange
-from alignkit_plugins.people.effective_labels import labeled
-from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.policies.policy import Opened, opened
-from alignkit_plugins.policies.talk import Talk, agreed
+from alignkit_plugins.policies.talk import Talk
 from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
 
@@ -225,64 +221,6 @@ def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -
     assert b"run-sft and run-online: max_new_tokens 24, temperature 0.2" in done.stderr
 
 
-# --- what is kept
-
-
-@pytest.fixture
-def collection(tmp_path: Path, models: Opened) -> Iterator[Collection]:
-    names = {policy.word: policy.name for policy in models.policies.values()}
-    kept = Collection(tmp_path / "chats.feedback", "CC0-1.0", names)
-    yield kept
-    kept.close()
-
-
-def test_thumbs_are_kept_with_consent(
-    models: Opened, collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    talks = session(models, seed=3, collection=collection, annotator="ada")
-    assert "nothing is kept without consent" in said(talks, "my old friend", "/good a")
-    assert not (tmp_path / "chats.feedback").exists()
-    monkeypatch.setattr("alignkit_plugins.policies.talk.interactive", lambda: True)
-    for answer, agrees in (("y", False), ("yes", True), ("", True)):
-        monkeypatch.setattr("builtins.input", lambda asked, answer=answer: answer)
-        assert agreed(collection, "ada") is agrees
-    lines = ("/reset", "bread is good", "/good", "/good c", "/good b", "/bad b", "/bad a")
-    shown = said(talks, *lines)
-    assert shown.count("which answer? a or b") == 2 and "kept: run-sft is bad" in shown
-    found = {entry.stored.item.origins[0]: entry for entry in labeled(collection.store())}
-    assert {name: entry.final for name, entry in found.items()} == {
-        n: {"good": False} for n in models.policies
-    }
-    item = found["run-sft"].stored.item
-    assert (item.task, item.author, item.license, item.prompt) == (
-        "thumb",
-        "ada",
-        "CC0-1.0",
-        (user("bread is good"),),
-    )
-    assert item.responses == (text_of(models, "run-sft", [user("bread is good")], 4),)
-    assert (
-        item.meta["seed"] == 4 and item.meta["temperature"] == 0.8 and len(item.meta["reward"]) == 1
-    )
-    shown = said(talks, "/consent no", "my old friend", "/good a")
-    assert "nothing more is kept" in shown and "`--collect FILE.feedback` keeps it" in shown
-    assert [entry.withdrawn for entry in labeled(collection.store())] == [True, True]
-
-
-def test_nobody_can_be_asked_for_consent(collection: Collection) -> None:
-    with pytest.raises(RecipeError, match="ada has not agreed that anything is kept"):
-        agreed(collection, "ada")
-    with pytest.raises(RecipeError, match=r"the name must end in \.feedback"):
-        Collection(Path("chats.jsonl"))
-
-
-def test_answers_that_nobody_could_label_are_not_kept(collection: Collection) -> None:
-    collection.agree("ada", True)
-    for text, reason in (("  ", "the answer is empty"), ("a\0", "NUL character")):
-        with pytest.raises(BadLabel, match=reason):
-            collection.keep("ada", Exchange("x", [user("Hi")], text, 1.0, 7))
-
-
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(
@@ -304,7 +242,7 @@ def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sft", "online", "base"], "3 policies; at most 2 can be talked to"),
+        (["sft", "--collect", "a.feedback"], "a talk in the terminal keeps nothing"),
         (["sft", "--page", "--reward", "length"], "the page shows no rewards"),
         (["liked"], "is a reward model, but a policy is needed"),
         (["sft", "--reward", "online"], "is a policy, but a reward is needed"),

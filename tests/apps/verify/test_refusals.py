@@ -62,7 +62,7 @@ def other_recipe(run: Path) -> Path:
             "is no run: it has no recipe.resolved.yaml",
         ),
         (lambda run: run / "algin", "no stage 'algin'\n  help: did you mean 'align'?"),
-        (changed_data, "stage 'liked' has other inputs now: data.sources.0.content"),
+        (changed_data, "stage 'liked' has other inputs now: data.content has changed"),
         (missing_data, "no such file"),
         (unfinished, "stage 'align': it is not finished, so 'align' cannot be run again"),
         (no_result, "stage 'report': it is not finished, so 'report' cannot be run again"),

@@ -65,7 +65,7 @@ def test_times_are_no_difference(run: Path) -> None:
         (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch: 1.0 -> "),
         (
             lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}),
-            "component.source.sft.py",
+            "source.sft.py",
         ),
     ],
 )

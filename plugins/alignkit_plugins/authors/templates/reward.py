@@ -16,7 +16,10 @@ class Calm(Reward):
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return {"": [self._calm(response.text) for group in groups for response in group.responses]}
+        scores = []
+        for group in groups:
+            scores += [self._calm(response.text) for response in group.responses]
+        return {"": scores}
 
     def _calm(self, text: str) -> float:
         loud = sum(letter.isupper() or letter in self.options.marks for letter in text)

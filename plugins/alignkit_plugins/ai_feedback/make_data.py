@@ -1,0 +1,198 @@
+"""What the steps that make data share: questions to a model, what they cost, what was left out, and how
+alike two texts are.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+import alignkit
+from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
+from alignkit.data.group import Response, group_id
+from alignkit.evaluation import answers
+from alignkit.report import Report
+from alignkit_plugins.ai_feedback.remote import key_of
+from alignkit_plugins.ai_feedback.writer import (
+    Server,
+    Writer,
+    Written,
+    ask,
+    bill,
+    billed,
+    check_sampling,
+    kind_of,
+)
+from alignkit_plugins.formats.rows import prompt_to_row
+from alignkit_plugins.formats.text_metrics import words_of
+
+WHO = (
+    "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
+)
+
+
+class Writing(alignkit.SamplingOptions):
+    """Options of a step whose model writes."""
+
+    writer: PolicyRef | Server = Field(description=f"who writes: {WHO}")
+
+    @model_validator(mode="after")
+    def _as_a_server_takes_it(self) -> Any:
+        check_sampling(self.writer, self)
+        return self
+
+    def policies_to_sample(self) -> list[str]:
+        return policies_of(self.writer)
+
+
+class AskingStep(Step):
+    """A step that asks models."""
+
+    def check(self, folder: Path) -> None:
+        for who in vars(self.options).values():
+            if isinstance(who, Server):
+                key_of(f"model '{who.model}'", who)
+
+
+class Desk:
+    """Asks models in a step, and keeps what that cost and what was left out."""
+
+    def __init__(self, context: StepContext):
+        self._context = context
+        self.spent: list[Written] = []
+        self._dropped: list[dict[str, Any]] = []
+
+    def ask(
+        self, name: str, writer: Writer, questions: Sequence[Group], most: int
+    ) -> list[Written]:
+        """What a writer says next, as `writer.ask`. Equal questions are asked and paid for once."""
+        keys = [json.dumps(prompt_to_row(0, question)) for question in questions]
+        different = dict(zip(keys, questions, strict=True))
+        written = ask(self._context, name, writer, list(different.values()), most)
+        self.spent += written
+        replies = dict(zip(different, written, strict=True))
+        return [replies[key] for key in keys]
+
+    def drop(self, reason: str, **row: Any) -> None:
+        """Leave out a row, for the file `dropped.jsonl`.
+
+        What follows `: ` in the reason is not counted apart.
+        """
+        self._dropped.append({"dropped": reason, **row})
+
+    def artifact(
+        self,
+        headline: str,
+        groups: Sequence[Group],
+        facts: Mapping[str, Any],
+        *parts: Any,
+        usable: bool = True,
+    ) -> Artifact:
+        """What the step made, what it cost, and what was left out.
+
+        Raises RunFailed with all this if nothing is usable. parts: of the report, after these lines.
+        """
+        counts = Counter(kind_of(row["dropped"]) for row in self._dropped)
+        dropped, spent = dict(counts.most_common()), bill(self.spent)
+        lines = [headline, billed(spent)]
+        lines += [f"  no text, {why}: {count}" for why, count in spent["refused"].items()]
+        lines += [f"  left out, {why}: {count}" for why, count in dropped.items()]
+        write_lines(self._context, "dropped.jsonl", self._dropped)
+        text = "\n".join(lines)
+        if not usable:
+            raise RunFailed(f"stage '{self._context.stage}': {text}")
+        summary = {**facts, "dropped": dropped, "bill": spent}
+        return Artifact(groups=groups, summary=summary, report=Report([text, *parts]))
+
+
+def policies_of(*writers: str | Server | None) -> list[str]:
+    """Those that are policies of the run."""
+    return list(dict.fromkeys(who for who in writers if isinstance(who, str)))
+
+
+def question_of(text: str) -> Group:
+    """A conversation of one question."""
+    return Group(({"role": "user", "content": text},))
+
+
+def filled(template: str, **values: Any) -> str:
+    """The template in one pass, so that braces in texts have no effect."""
+    names = "|".join(values)
+    return re.sub(rf"\{{({names})\}}", lambda match: str(values[match[1]]), template)
+
+
+def row(prompt: Group, meta: Mapping[str, Any], responses: Sequence[Response] = ()) -> Group:
+    """A row of the artifact."""
+    id = group_id(prompt.prompt, responses, prompt.tools)
+    return Group(prompt.prompt, tuple(responses), id=id, meta=dict(meta), tools=prompt.tools)
+
+
+def write_lines(context: StepContext, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows for people who read them into a file of the stage; none: no file."""
+    lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in rows]
+    if lines:
+        context.write_text(name, "".join(lines))
+
+
+# How alike two texts are, by the longest common subsequence of their words
+
+
+class Texts:
+    """Texts that differ from each other: which one is nearest to a new one."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self._texts = [(text, _words(text)) for text in texts]
+
+    def add(self, text: str) -> None:
+        """Compare later ones with this text, too."""
+        self._texts.append((text, _words(text)))
+
+    def nearest(self, text: str) -> tuple[float, str]:
+        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if there
+        is none.
+        """
+        words, best, nearest = _words(text), 0.0, ""
+        for other, others in self._texts:
+            both = len(words) + len(others)
+            # The common subsequence is no longer than the shorter text: most pairs are not compared.
+            if 2 * min(len(words), len(others)) <= best * both:
+                continue
+            value = 2 * _common(words, others) / both
+            if value > best:
+                best, nearest = value, other
+        return best, nearest
+
+
+def agreement(one: str, other: str) -> float:
+    """The share of the shorter text's words that the other one has in the same order.
+
+    A sentence agrees with a word. 0 for a text without words.
+    """
+    words, others = answers.words(one), answers.words(other)
+    return _common(words, others) / min(len(words), len(others)) if words and others else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in words_of(text) if word[0].isalnum()]
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> int:
+    """The length of the longest common subsequence, by bits of a whole number (Hyyrö 2004).
+
+    Bit i of `column` is 0 if the length grows at word i of `one`.
+    """
+    places: dict[str, int] = {}
+    for number, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << number
+    whole = (1 << len(one)) - 1
+    column = whole
+    for word in other:
+        matches = column & places.get(word, 0)
+        column = ((column + matches) | (column - matches)) & whole
+    return len(one) - column.bit_count()

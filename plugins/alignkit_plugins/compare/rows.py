@@ -1,0 +1,137 @@
+"""An evaluation as a flat table, a row per metric and policy: what screens, reports, cards and verdicts are made of.
+
+The steps that compare policies write it into evaluation.json, as `results`, and into results.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from alignkit.evaluation.statistics import CONFIDENCE, holm
+from alignkit_plugins.compare.readable import bounds
+
+BASE_MODEL = "the base model"
+RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
+ANSWERS = "answers"  # the kind of what describes the answers
+LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
+TRUST = (
+    False,
+    None,
+    True,
+)  # the order in which metrics decide, by whether the policy was trained on them
+ENDS = ("mean", "low", "high")
+NAMES = ("policy", "baseline", "metric", "kind", "column", "value")
+FACTS = ("p", "clear", "lower", "percent", "trained_on", "counts", "missing")
+EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
+
+
+@dataclass(frozen=True)
+class Row:
+    """A number of a policy, and how far it is from the same number of another policy.
+
+    kind: one of RATED; ANSWERS; `diversity`; or `Elo`.
+    estimate: `mean`, `low`, `high` and `n`; of a judge, of the probability that the policy's answer is better.
+    difference: the same prompt by prompt, with `p`; of a judge, from one half. Empty if nothing is compared.
+    equal_length: what is left of the difference between answers of equal length; of a judge, the win rate there.
+    win_rate: the share of prompts won, without ties. counts: prompts won, lost and tied.
+    column, value: of the prompts that count; empty for all.
+    lower: whether lower is better. trained_on: whether the policy learned from it; None if that is not known.
+    tested: whether a verdict may claim something of the difference. p: adjusted for all that the evaluation tests.
+    missing: answers without this number, which do not count.
+    """
+
+    policy: str
+    metric: str
+    kind: str
+    estimate: Mapping[str, Any]
+    baseline: str = ""
+    difference: Mapping[str, Any] = field(default_factory=dict)
+    equal_length: Mapping[str, Any] = field(default_factory=dict)
+    win_rate: Mapping[str, Any] = field(default_factory=dict)
+    counts: str = ""
+    column: str = ""
+    value: str = ""
+    percent: bool = False
+    lower: bool = False
+    trained_on: bool | None = None
+    tested: bool = False
+    p: float | None = None
+    missing: int = 0
+
+    @property
+    def clear(self) -> int | None:
+        """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if unknown.
+
+        Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`).
+        """
+        mean = bounds(self.difference)[0]
+        if mean is None or not self.tested:
+            return None
+        if self.p is None or self.p >= 1 - CONFIDENCE or mean == 0:
+            return 0
+        return 1 if (mean > 0) != self.lower else -1
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval of the difference, which nothing adjusts, lies on one side of 0."""
+        _, low, high = bounds(self.difference)
+        return low is not None and high is not None and not low <= 0 <= high
+
+
+def rows_of(evaluation: Mapping[str, Any]) -> list[Row]:
+    """The rows of an evaluation.json."""
+    return [Row(**row) for row in evaluation.get("results") or ()]
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row for evaluation.json, without what is empty."""
+    return {name: value for name, value in asdict(row).items() if value not in EMPTY}
+
+
+def main_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the table of policies by metrics."""
+    kinds = (*RATED, ANSWERS)
+    return [
+        row for row in rows if row.kind in kinds and not row.column and row.baseline != BASE_MODEL
+    ]
+
+
+def decides(row: Row) -> bool:
+    """Whether a verdict goes by a row: a comparison with the baseline, by what says how good a policy is."""
+    return row.tested and row.kind in RATED and row.baseline not in ("", BASE_MODEL)
+
+
+def adjusted(rows: Sequence[Row]) -> list[Row]:
+    """All tested rows of an evaluation with adjusted p values.
+
+    The headline is the last policy's, by the metric that decides first.
+    """
+    tested = {}
+    for place, row in enumerate(rows):
+        if row.tested and row.difference.get("mean") is not None:
+            tested[place] = row.difference["p"]
+    deciding = [place for place in tested if decides(rows[place])]
+    last = [place for place in deciding if rows[place].policy == rows[deciding[-1]].policy]
+    headline = min(last, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
+    p_values = holm(tested, headline)
+    return [replace(row, p=p_values.get(place)) for place, row in enumerate(rows)]
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """The text of results.csv. Unknown numbers are empty."""
+    out = io.StringIO()
+    file = csv.writer(out, lineterminator="\n")
+    parts = {"": ENDS, "difference": ENDS, "equal_length": ENDS, "win_rate": ENDS}
+    heads = [f"{part}_{end}".lstrip("_") for part, ends in parts.items() for end in ends]
+    file.writerow([*NAMES, "n", *heads, *FACTS])
+    for row in rows:
+        cells = [getattr(row, name) for name in NAMES]
+        cells.append(row.estimate.get("n"))
+        for part in (row.estimate, row.difference, row.equal_length, row.win_rate):
+            cells += [part.get(end) for end in ENDS]
+        file.writerow([*cells, *(getattr(row, name) for name in FACTS)])
+    return out.getvalue()
