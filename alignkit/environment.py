@@ -118,7 +118,7 @@ class Environment(WithOptions):
         Args:
             turn: A turn of the policy.
         """
-        answers = importlib.import_module("alignkit_plugins.environments.tools").answers(self, turn)
+        answers = importlib.import_module("alignkit_plugins.environments.turns").answers(self, turn)
         return answers or None
 
 

@@ -264,8 +264,8 @@ class StageWaits(Stopped):
 
     prefix = ""
 
-    def __init__(self, message: str, *, missing: int, store: Path):
-        super().__init__(message)
+    def __init__(self, message: str, *, missing: int = 0, store: Path = Path()):
+        super().__init__(message)  # the defaults let it be pickled
         self.missing, self.store = missing, store
 
 

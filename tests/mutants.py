@@ -42,8 +42,12 @@ MINUTES = 10  # longer than the tests of any algorithm take: a mutant may hang
 GOLDEN = ("test_golden.py", "test_functional.py")
 TESTS = {
     "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
-    "reward_model": [*GOLDEN, "test_reward_model.py", "test_testing.py"],
-    "reward_scores": [*GOLDEN, "test_reward_scores.py"],
+    "reward_model": [
+        *GOLDEN,
+        "test_reward_model.py",
+        "test_reward_scores.py",
+        "test_testing.py",
+    ],
     "ppo": [
         *GOLDEN,
         "test_online.py",
@@ -52,9 +56,8 @@ TESTS = {
         "test_testing.py",
     ],
     "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
-    "dpo": [*GOLDEN, "test_preferences.py", "test_testing.py"],
-    **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "cpl", "hir")},
-    **{name: [*GOLDEN, "test_online.py"] for name in ("online_dpo", "rest")},
+    "dpo": [*GOLDEN, "test_preferences.py", "test_online.py", "test_testing.py"],
+    **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "hir")},
     "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py", "test_importance.py"],
     "distillation": [*GOLDEN, "test_distillation.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],

@@ -255,7 +255,7 @@ PLANTED = {
     # Learning
     "full_learning_rate": Planted(ONLINE, "factor * phase.lr_scale", "factor", _PHASES),
     "improve_steps_at_full_rate": Planted(
-        "plugins/alignkit_plugins/algorithms/rest.py",
+        "plugins/alignkit_plugins/algorithms/rejection_sampling.py",
         "Phase(above, lr_scale=self.options.lr_decay**step)",
         "Phase(above)",
         "test_online.py::test_rest",

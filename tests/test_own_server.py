@@ -100,7 +100,7 @@ def test_no_server_outlives_its_run(tmp_path: Path, number: signal.Signals) -> N
         f"trap '' TERM; sleep 1000 & echo $! $$ > {tmp_path}/ids.new; mv {tmp_path}/ids.new "
         f"{tmp_path}/ids; wait"
     )
-    guard = ["-P", "-m", "alignkit_plugins.vllm.guard"]
+    guard = ["-P", "-m", "alignkit_plugins.vllm.own_server"]
     program = (
         "import os, subprocess, sys\n"
         f"subprocess.run([sys.executable, *{guard!r}, str(os.getpid()), 'sh', '-c', {command!r}])\n"

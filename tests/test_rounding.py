@@ -17,13 +17,17 @@ import torch
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
+from alignkit_plugins.algorithms.dpo import OnlineDPO
 from alignkit_plugins.algorithms.filters import Spread
 from alignkit_plugins.algorithms.grpo import GRPO
 from alignkit_plugins.algorithms.hir import HIR
-from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import _explained_variance
-from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling, best_samples
-from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
+from alignkit_plugins.algorithms.rejection_sampling import (
+    ExpertIteration,
+    RejectionSampling,
+    ReST,
+    best_samples,
+)
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.evaluate.rewardbench import result
 from alignkit_plugins.evaluate.sample import best

@@ -57,7 +57,7 @@ feedback people.format:Feedback  labels of people: a store (.feedback), or the r
 squad evaluate.squad:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
-cpl algorithms.cpl:CPL  contrastive preference learning on segments with a discount; DPO is a
+cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a
     special case
 distillation algorithms.distillation:Distillation  learn from a teacher's log-probabilities of the
     policy's own samples
@@ -72,7 +72,7 @@ hir algorithms.hir:HIR  train on every sample as a response to the instruction t
 hir_offline algorithms.hir:HIROffline  train on a data set's responses under the instructions that
     they fulfill
 kto algorithms.kto:KTO  learn from thumbs up and down, without pairs or a reward model
-online_dpo algorithms.online_dpo:OnlineDPO  DPO on pairs of the policy's own samples, labeled by a
+online_dpo algorithms.dpo:OnlineDPO  DPO on pairs of the policy's own samples, labeled by a
     reward
 ppo algorithms.ppo:PPO  policy gradient with clipped updates, a value function and a KL penalty per
     token
@@ -84,14 +84,14 @@ cpo algorithms.reference_free:CPO  learn from pairs by log-probability, plus the
     response, without a reference
 rejection_sampling algorithms.rejection_sampling:RejectionSampling  fine-tune on the best of K
     samples by reward
-rest algorithms.rest:ReST  grow a set of samples, then fine-tune on better and better subsets of it
-expert_iteration algorithms.rest:ExpertIteration  fine-tune on samples with a reward above a
+rest algorithms.rejection_sampling:ReST  grow a set of samples, then fine-tune on better and better subsets of it
+expert_iteration algorithms.rejection_sampling:ExpertIteration  fine-tune on samples with a reward above a
     threshold
 reward_model algorithms.reward_model:RewardModel  learn a scalar score from preference pairs or
     rankings
-reward_regression algorithms.reward_scores:RewardRegression  learn to predict the scores of single
+reward_regression algorithms.reward_model:RewardRegression  learn to predict the scores of single
     answers
-reward_ordinal algorithms.reward_scores:RewardOrdinal  learn from the levels of single answers, by
+reward_ordinal algorithms.reward_model:RewardOrdinal  learn from the levels of single answers, by
     an ordered logit
 sft algorithms.sft:SFT  train on demonstrations: cross-entropy on the assistant's tokens
 lm algorithms.sft:LM  train on raw text: cross-entropy on every token

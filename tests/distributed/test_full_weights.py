@@ -34,8 +34,7 @@ from transformers import AutoModelForCausalLM
 from alignkit import cli
 from alignkit.runs.bases import base_source
 from alignkit.training.learner import Learner
-from alignkit_plugins.processes.sharded import can_learn
-from alignkit_plugins.processes.sharded_forward import LockstepPasses
+from alignkit_plugins.processes.sharded_forward import LockstepPasses, can_learn
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

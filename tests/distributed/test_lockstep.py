@@ -31,8 +31,7 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit import cli
-from alignkit_plugins.processes.sharded import ShardedNetwork
-from alignkit_plugins.processes.sharded_forward import LockstepPasses
+from alignkit_plugins.processes.sharded_forward import LockstepPasses, ShardedNetwork
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -105,7 +105,7 @@ def test_processes_with_other_versions_are_named(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "alignkit_plugins.processes.together.versions",
+        "alignkit_plugins.processes.events.versions",
         lambda names: {"peft": f"0.{os.environ['RANK']}"},
     )
     err, _ = ended_before_anything_was_written(work, write_recipe(SFT))

@@ -65,7 +65,7 @@ def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) 
     assert torch.equal(seen(mask)[: row.tokens, : row.tokens], wanted)
     assert not seen(mask)[: row.tokens, row.tokens :].any() and mask.seq_lengths[0] % BLOCK == 0
     # No block is listed in vain, and none that needs no mask is computed with one.
-    some, full = flex_attention.blocks(row.padded, window)
+    some, full = row.blocks(window)
     tiles = seen(mask).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
     assert np.array_equal(some, tiles.any(dim=3).any(dim=1).numpy())
     # Of a prompt's last and a response's first tokens

@@ -56,7 +56,7 @@ def test_the_pieces_make_the_rendered_conversation() -> None:
         {"role": "tool", "name": "add", "content": "4 <|im_end|>", "tool_call_id": "call00000"},
         {"role": "user", "content": "Well?"},
     ]
-    piece = turns_.between([QUESTION], first, answers, end[-1], 1000)
+    piece = turns_.between([QUESTION], first, answers, end[-1])
     assert piece is not None
     ids = [*encoder.prompt([QUESTION], [TOOL]), *written, *end, *piece, *odd, *end]
     last: Message = {"role": "assistant", "content": "It is 4."}
@@ -71,21 +71,9 @@ def test_a_turn_that_a_stop_string_ended_gets_its_end_of_turn() -> None:
     encoder = with_template(HERMES)
     turn: Message = {"role": "assistant", "content": "STOP"}
     answers: list[Message] = [{"role": "user", "content": "Go on."}]
-    ended = Turns(encoder).between([QUESTION], turn, answers, encoder.end_of_turn[-1], 1000)
-    stopped = Turns(encoder).between([QUESTION], turn, answers, encoder.text("P")[-1], 1000)
+    ended = Turns(encoder).between([QUESTION], turn, answers, encoder.end_of_turn[-1])
+    stopped = Turns(encoder).between([QUESTION], turn, answers, encoder.text("P")[-1])
     assert ended is not None and stopped == (*encoder.end_of_turn, *ended)
-
-
-def test_an_answer_that_does_not_fit_is_none() -> None:
-    encoder = with_template(HERMES)
-    turn: Message = {"role": "assistant", "content": "4"}
-    end = encoder.end_of_turn[-1]
-    piece = Turns(encoder).between([QUESTION], turn, [QUESTION], end, 1000)
-    assert piece is not None
-    assert Turns(encoder).between([QUESTION], turn, [QUESTION], end, len(piece)) == piece
-    assert Turns(encoder).between([QUESTION], turn, [QUESTION], end, len(piece) - 1) is None
-    long: list[Message] = [{"role": "user", "content": "a" * 900_000}]
-    assert Turns(encoder).between([QUESTION], turn, long, end, 1000) is None
 
 
 def test_a_malformed_call_is_answered_under_a_template_that_wants_a_call() -> None:
@@ -101,7 +89,7 @@ def test_a_malformed_call_is_answered_under_a_template_that_wants_a_call() -> No
     )
     turns_ = Turns(with_template(strict), [TOOL])
     turn = turns_.read(turns_.encoder.text("<tool_call>{"))
-    assert turns_.between([QUESTION], turn, [{"role": "tool", "content": "no"}], 5, 1000)
+    assert turns_.between([QUESTION], turn, [{"role": "tool", "content": "no"}], 5)
 
 
 @pytest.mark.parametrize("template", [HERMES, CHATML, HERMES.replace("'<tool_response>\n'", "''")])
@@ -128,7 +116,7 @@ def test_templates_that_append_are_accepted(template: str) -> None:
         (
             HERMES.replace("' + m['content'] + '\n</tool_resp", "' + '\n</tool_resp"),
             [TOOL],
-            "changes earlier turns",
+            "drops the message of the role 'tool'",
         ),
         (LAST_TOOLS, [TOOL], "changes earlier turns"),
         (PLAIN.replace("+ eos_token", ""), [], "writes no end of turn"),

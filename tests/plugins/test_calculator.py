@@ -75,13 +75,6 @@ def test_the_last_number_is_the_answer(said: str, answer: Any, reward: float) ->
     assert environment.get_reward() == reward
 
 
-def test_tolerance() -> None:
-    environment = calculator(tolerance=0.1)
-    environment.reset({"answer": 3})
-    environment.turns = ({"role": "assistant", "content": "3.04"},)
-    assert environment.get_reward() == 1.0
-
-
 def test_prompts_need_an_answer() -> None:
     group = Group(({"role": "user", "content": "?"},), meta={"answer": "unknown"})
     with pytest.raises(DataError, match="needs a number in the column 'answer'"):

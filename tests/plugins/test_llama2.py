@@ -102,19 +102,11 @@ def test_without_whitening_reward_is_plain() -> None:
     assert combined.reward.tolist() == combined.raw.tolist() == [1.0, -3.0]
 
 
-def test_linear_weighs_raw_scores() -> None:
-    combined = combine([1.0, 2.0], [5.0, -10.0], mode="linear", weight=0.25, meta={"safety": True})
-    assert combined.raw.tolist() == [0.25 * 5 + 0.75 * 1, 0.25 * -10 + 0.75 * 2]
-    assert combined.reward.sum().item() == pytest.approx(0.0, abs=1e-12)
-    assert "safety_share" not in combined.metrics
-
-
-@pytest.mark.parametrize("mode", ["piecewise", "linear"])
-def test_missing_scores_stay_nan_and_leave_the_others_alone(mode: str) -> None:
+def test_missing_scores_stay_nan_and_leave_the_others_alone() -> None:
     # The third has a low safety score and the second a missing one, which must not read as "safe
     # enough".
-    whole = combine([1.0, 2.0], [0.0, 1.0], mode=mode)
-    holed = combine([1.0, 7.0, NAN, 2.0], [0.0, NAN, -9.0, 1.0], mode=mode)
+    whole = combine([1.0, 2.0], [0.0, 1.0])
+    holed = combine([1.0, 7.0, NAN, 2.0], [0.0, NAN, -9.0, 1.0])
     for name in ("reward", "raw"):
         values = getattr(holed, name)
         assert values.isnan().tolist() == [False, True, True, False]
@@ -132,9 +124,7 @@ def test_equal_scores_whiten_to_zero() -> None:
     assert combine([2.0], [0.0]).reward.tolist() == [0.0]
 
 
-@pytest.mark.parametrize(
-    "options", [{"threshold": -0.1}, {"threshold": 1.0}, {"weight": 1.1}, {"mode": "mixed"}]
-)
+@pytest.mark.parametrize("options", [{"threshold": -0.1}, {"threshold": 1.0}])
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Llama2.Options(helpful="helpful", safety="safety", **options)

@@ -41,12 +41,10 @@ from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Averages, Learner, weighted_sum
-from alignkit_plugins.algorithms.dpo import DPO
+from alignkit_plugins.algorithms.dpo import DPO, OnlineDPO
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
-from alignkit_plugins.algorithms.online_dpo import OnlineDPO
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
-from alignkit_plugins.algorithms.rest import ExpertIteration, ReST
+from alignkit_plugins.algorithms.rejection_sampling import ExpertIteration, RejectionSampling, ReST
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from tests.net.test_optimum import Problem, make, rollout, write_prompts
 
@@ -737,7 +735,7 @@ def test_labels_are_drawn_with_bradley_terry_s_chance() -> None:
 
 
 def test_smoothing_only_applies_to_one_loss() -> None:
-    with pytest.raises(ValidationError, match="label_smoothing only applies to 'loss: sigmoid'"):
+    with pytest.raises(ValidationError, match="label_smoothing only applies to robust, sigmoid"):
         OnlineDPO.Options(loss="ipo", label_smoothing=0.1)
 
 

@@ -38,11 +38,10 @@ from alignkit.runs.run import run_recipe
 from alignkit.testing import check_algorithm
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import weighted_sum
-from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.hir import HIR, HIROffline, Instruct, instructed
 from alignkit_plugins.algorithms.kto import KTO
-from alignkit_plugins.algorithms.reference_free import CPO, ORPO, SimPO
+from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
 from alignkit_plugins.models.tiny import _tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -65,7 +64,7 @@ EXACT = {"rtol": 1e-9, "atol": 1e-10}
         (CPL, {}),
         (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}),
         (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}),
-        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"], "length_normalized": False}),
+        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"]}),
         (HIROffline, {}),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
@@ -315,13 +314,12 @@ def hir(levels: int, **options: Any) -> HIR:
 @pytest.mark.parametrize(
     "case", [c for c in golden("hir") if "contrastive" in c.id and c.id != "contrastive_n1"]
 )
-@pytest.mark.parametrize("length_normalized", [True, False])
-def test_hir_gives_the_golden_contrast(case: dict[str, Any], length_normalized: bool) -> None:
+def test_hir_gives_the_golden_contrast(case: dict[str, Any]) -> None:
     table = torch.tensor(
         case["inputs"]["logp_output_given_instruction"], dtype=torch.float64, requires_grad=True
     )
     batch, rows = hir_batch(table), table.T.reshape(-1, 1)
-    algorithm = hir(len(table), length_normalized=length_normalized, entropy_coefficient=0.0)
+    algorithm = hir(len(table), entropy_coefficient=0.0)
     out = Outputs(logprobs=rows, entropy=torch.zeros_like(rows))
     term, weights = (
         algorithm.loss(batch, out)["contrast"],
@@ -1068,14 +1066,14 @@ def test_responses_that_are_not_whole_behind_all_instructions_have_no_contrast(c
     count = len(batch.mask)
     logprobs = -torch.arange(1.0, 2 * count + 1).reshape(count, 2) * batch.mask
     out = Outputs(logprobs=logprobs, entropy=torch.zeros(count, 2))
-    algorithm = hir(2, length_normalized=False)
+    algorithm = hir(2)
     weights, contrast = (
         algorithm.term_weights(batch)["contrast"],
         algorithm.loss(batch, out)["contrast"].values,
     )
     assert weights.tolist() == ([1.0, 0.0, 0.0, 0.0] if cut else [0.0, 0.0])
     if cut:  # response 0 has the rows 0 and 2
-        assert contrast[0] == pytest.approx(math.log(1 + math.exp((-5 - 6) - (-1 - 2))), rel=1e-3)
+        assert contrast[0] == pytest.approx(math.log(1 + math.exp(-5.5 - -1.5)), rel=1e-3)
     told = algorithm.report_metrics(batch, out)["without_contrast"].values
     assert [x for x in told.tolist() if not math.isnan(x)] == ([0.0, 1.0] if cut else [1.0])
 
@@ -1224,7 +1222,7 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
             "contrast_coefficient": 0.7,
             "entropy_coefficient": 0.1,
         }
-        algorithm = HIR(HIR.Options(**options, length_normalized=False))
+        algorithm = HIR(HIR.Options(**options))
         encoded = encode_all(Encoder(policy.tokenizer), algorithm.select(groups, context()), 256)
         learner = algorithm_kit.Probe(policy, algorithm, Settings(), "hir")
         policy.budget = 1
@@ -1240,21 +1238,25 @@ def test_hir_gives_the_gradient_of_the_whole_batch() -> None:
 
 
 def whole_loss(learner: Any, examples: Any, groups: Sequence[Group]) -> Tensor:
-    """mean_i of -P_ii - 0.7 log(e^P_ii / sum_k e^P_ik), and -0.1 entropy of a token, for four
-    prompts of three responses behind three instructions each.
+    """-log P and -0.1 entropy of a token, and mean_i of -0.7 log(e^P_ii / sum_k e^P_ik) with P the
+    mean log-probability of a token, for four prompts of three responses behind three instructions
+    each.
     """
     out, mask = learner._forward(examples), examples.batch().mask
-    p = (out.logprobs * mask).sum(dim=1).reshape(len(groups), len(LEVELS), 3)
-    entropy, tokens = ((x * mask).sum(dim=1).reshape(p.shape) for x in (out.entropy, mask.float()))
+    shape = len(groups), len(LEVELS), 3
+    sums, entropy, tokens = (
+        (x * mask).sum(dim=1).reshape(shape) for x in (out.logprobs, out.entropy, mask.float())
+    )
+    p = sums / tokens
     rewards = [[r.scores["reward"] for r in group.responses] for group in groups]
-    terms, entropies, counted = [], [], 0.0
+    terms, per_token, counted = [], [], 0.0
     for g, row in enumerate(rewards):
         for i, reward in enumerate(row):
             k = 0 if reward <= 0 else 1 if reward <= 1 else 2
-            terms.append(-p[g, k, i] - 0.7 * (p[g, k, i] - torch.logsumexp(p[g, :, i], 0)))
-            entropies.append(entropy[g, k, i])
+            terms.append(-0.7 * (p[g, k, i] - torch.logsumexp(p[g, :, i], 0)))
+            per_token.append(-sums[g, k, i] - 0.1 * entropy[g, k, i])
             counted += float(tokens[g, k, i])
-    return torch.stack(terms).mean() - 0.1 * torch.stack(entropies).sum() / counted
+    return torch.stack(terms).mean() + torch.stack(per_token).sum() / counted
 
 
 def test_instruct_makes_prompts() -> None:

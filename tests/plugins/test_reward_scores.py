@@ -18,7 +18,7 @@ from alignkit.runs.run import Run
 from alignkit.testing import check_algorithm
 from alignkit.training.learner import Averages
 from alignkit.training.trainer import Trainer
-from alignkit_plugins.algorithms.reward_scores import (
+from alignkit_plugins.algorithms.reward_model import (
     GAP,
     LearnedThresholds,
     RewardOrdinal,

@@ -19,7 +19,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "equal_length": [{"reward": "helpful"}, {"reward": {"length": {}}, "unit_variance": True}],
     "llama2": [
         {"helpful": "helpful", "safety": "harmless"},
-        {"helpful": "helpful", "safety": "harmless", "mode": "linear", "whiten": False},
+        {"helpful": "helpful", "safety": "harmless", "whiten": False},
     ],
     "min": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
     "weighted": [

@@ -195,7 +195,7 @@ def test_what_reset_adds_must_leave_room(tmp_path: Path, monkeypatch: pytest.Mon
 
 BAD_RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"environment": "calculater"}, "no environment 'calculater'.*did you mean 'calculator'"),
-    ({"environment": {"calculator": {"tolerance": -1}}}, "greater than or equal to 0"),
+    ({"environment": {"calculator": {"tolerance": 1}}}, "unknown key 'tolerance'"),
     ({"environment": None}, "the reward is that of an episode, but the stage has no environment"),
     (
         {

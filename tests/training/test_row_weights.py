@@ -23,10 +23,9 @@ from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner
-from alignkit_plugins.algorithms.cpl import CPL
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.kto import KTO
-from alignkit_plugins.algorithms.reference_free import CPO, ORPO, SimPO
+from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import SFT
 

@@ -138,7 +138,7 @@ def combination(folder: Path, reward: Any) -> Rewards:
 
 
 WORDS, CHARACTERS = ({"length": {"unit": unit}} for unit in ("words", "characters"))
-LLAMA2: Any = {"llama2": {"helpful": WORDS, "safety": CHARACTERS, "mode": "linear"}}
+LLAMA2: Any = {"llama2": {"helpful": WORDS, "safety": CHARACTERS, "threshold": 0}}
 LENGTHS = [
     Group(
         PROMPT,
@@ -160,8 +160,7 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
         }
     }
     outer = {"weighted_sum": {"rewards": {"inner": summed}, "weights": {"inner": 1}}}
-    raw = torch.tensor([1.0, 2.5, 5.5, 8.5], dtype=torch.float64)
-    words = torch.tensor([1.0, 2.0, 4.0, 6.0], dtype=torch.float64)
+    raw = words = torch.tensor([1.0, 2.0, 4.0, 6.0], dtype=torch.float64)
     for number, reward in enumerate((summed, outer)):
         (tmp_path / str(number)).mkdir()
         thing = combination(tmp_path / str(number), reward)

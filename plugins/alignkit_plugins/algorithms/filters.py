@@ -1,6 +1,4 @@
-"""Filters of scored groups: rewards that differ, responses that ended, prompts of some
-difficulty.
-"""
+"""Filters of scored groups: rewards that differ, responses that ended, prompts of some difficulty."""
 
 from __future__ import annotations
 
@@ -16,35 +14,23 @@ from alignkit.reward import LEARNED_KEY, REWARD_KEY
 
 def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
     """The raw rewards of a group's responses. key: LEARNED_KEY for those that are learned from."""
-    return [
-        score for response in group.responses if (score := response.scores.get(key)) is not None
-    ]
+    scores = [response.scores.get(key) for response in group.responses]
+    return [score for score in scores if score is not None]
 
 
 class Spread(Filter):
-    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO,
-    arXiv:2503.14476).
+    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO, arXiv:2503.14476).
 
-    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again.
-    A combination that normalizes its parts, such as GDPO's, can tell responses apart whose raw
-    rewards are equal: such a group stays, unless `above` asks for a difference of the raw rewards.
+    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again. A combination that
+    normalizes its parts, such as GDPO's, can tell responses apart whose raw rewards are equal: such a group stays.
     """
 
-    class Options(Filter.Options):
-        above: float = Field(
-            0.0, ge=0, description="the highest and the lowest reward must differ by more than this"
-        )
-
-    options: Options
-
     def keep(self, groups: Sequence[Group]) -> list[bool]:
-        return [self._differs(group) for group in groups]
+        return [_differ(rewards(group)) or _differ(rewards(group, LEARNED_KEY)) for group in groups]
 
-    def _differs(self, group: Group) -> bool:
-        found, learned = rewards(group), rewards(group, LEARNED_KEY)
-        if self.options.above:
-            return bool(found) and max(found) - min(found) > self.options.above
-        return any(each and not F.nearly_equal(max(each), min(each)) for each in (found, learned))
+
+def _differ(values: Sequence[float]) -> bool:
+    return bool(values) and not F.nearly_equal(max(values), min(values))
 
 
 class NotTruncated(Filter):
@@ -60,25 +46,21 @@ class NotTruncated(Filter):
             0.5,
             ge=0,
             lt=1,
-            description=(
-                "largest share of a group's responses that may be truncated at max_new_tokens"
-            ),
+            description="largest share of a group's responses that may be truncated at max_new_tokens",
         )
 
     options: Options
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
-        return [
-            sum(response.truncated for response in group.responses)
-            <= self.options.most * len(group.responses)
-            for group in groups
-        ]
+        return list(map(self._keeps, groups))
+
+    def _keeps(self, group: Group) -> bool:
+        truncated = [response for response in group.responses if response.truncated]
+        return len(truncated) <= self.options.most * len(group.responses)
 
 
 class RewardRange(Filter):
-    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a
-    range.
-    """
+    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a range."""
 
     class Options(Filter.Options):
         low: float | None = Field(
@@ -90,10 +72,11 @@ class RewardRange(Filter):
 
         @model_validator(mode="after")
         def _ordered(self) -> RewardRange.Options:
-            if self.low is None and self.high is None:
+            low, high = self.low, self.high
+            if low is None and high is None:
                 raise ValueError("set low, high, or both")
-            if self.low is not None and self.high is not None and self.low > self.high:
-                raise ValueError(f"low {self.low} is above high {self.high}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"low {low} is above high {high}")
             return self
 
     options: Options
@@ -101,9 +84,9 @@ class RewardRange(Filter):
     def keep(self, groups: Sequence[Group]) -> list[bool]:
         return [self._in_range(rewards(group)) for group in groups]
 
-    def _in_range(self, found: Sequence[float]) -> bool:
-        if not found:
+    def _in_range(self, values: Sequence[float]) -> bool:
+        if not values:
             return False
-        mean = sum(found) / len(found)
+        mean = sum(values) / len(values)
         low, high = self.options.low, self.options.high
         return (low is None or mean >= low) and (high is None or mean <= high)

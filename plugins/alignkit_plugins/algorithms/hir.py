@@ -1,21 +1,18 @@
-"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step
-`instruct`.
+"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step `instruct`.
 
-Every response is learned as an answer to the instruction that it really fulfills, successes and
-failures alike. A contrast makes this instruction likelier than the others: a softmax of log
-P(response | instruction) over all instructions (eq. 4), for which every response also appears under
-every other instruction. All groups of a prompt form one bundle, so that a batch holds them
-together. Differs from the paper: the contrast is over the distinct instructions, not over those of
-a batch with repetitions.
+Every response is learned as an answer to the instruction that it really fulfills, successes and failures alike. A
+contrast makes this instruction likelier than the others: a softmax of log P(response | instruction) over all
+instructions (eq. 4), for which every response also appears under every other instruction. All groups of a prompt form
+one bundle, so that a batch holds them together.
+Differs from the paper: the contrast is over the distinct instructions, not over those of a batch with repetitions.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
@@ -42,29 +39,13 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
-from alignkit.data.group import group_id, prompts_of
+from alignkit.data.group import group_id, prompts_of, responses_of
 from alignkit.reward import REWARD_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from alignkit import StepContext, StepData
-
-
-@dataclass(frozen=True)
-class Contrasts:
-    """The rows of N responses of a batch under each of M instructions.
-
-    rows: [N, M] rows of the batch. fulfilled: [N] the instruction that each response fulfills.
-    own_row: [N] its row under this instruction.
-    """
-
-    rows: Tensor
-    fulfilled: Tensor
-
-    @property
-    def own_row(self) -> Tensor:
-        return self.rows.gather(1, self.fulfilled[:, None])[:, 0]
 
 
 class HIR(Algorithm):
@@ -91,10 +72,8 @@ class HIR(Algorithm):
         )
         thresholds: list[float] | None = Field(
             None,
-            description=(
-                "increasing reward thresholds, one between neighboring instructions; default for "
-                "two: the mean of the iteration's samples"
-            ),
+            description="increasing reward thresholds, one between neighboring instructions; "
+            "default for two: the mean of the iteration's samples",
         )
         contrast_coefficient: float = Field(
             1.0, ge=0, description="weight of the contrast between instructions"
@@ -106,28 +85,23 @@ class HIR(Algorithm):
             lt=1,
             description="share of labels assumed to be wrong, split among the other instructions",
         )
-        length_normalized: bool = Field(
-            True, description="use the mean of a response's token log-probabilities, not their sum"
-        )
 
         @model_validator(mode="after")
         def _consistent(self) -> HIR.Options:
-            needed, found = (
-                len(self.instructions) - 1,
-                1 if self.thresholds is None else len(self.thresholds),
-            )
-            if found != needed:
+            thresholds = [0.0] if self.thresholds is None else self.thresholds
+            count, needed = len(self.instructions), len(self.instructions) - 1
+            if len(thresholds) != needed:
                 raise ValueError(
-                    f"{len(self.instructions)} instructions need {needed} "
-                    f"threshold{'s' if needed > 1 else ''}, not {found}"
+                    f"{count} instructions need {needed} threshold{'s' if needed > 1 else ''}, "
+                    f"not {len(thresholds)}"
                 )
             if self.label_smoothing and not self.contrast_coefficient:
                 raise ValueError(
                     "label_smoothing only applies to the contrast, but contrast_coefficient is 0"
                 )
-            if self.thresholds is not None and self.thresholds != sorted(set(self.thresholds)):
-                raise ValueError(f"thresholds must increase, got {self.thresholds}")
-            if len(set(self.instructions)) < len(self.instructions):
+            if thresholds != sorted(set(thresholds)):
+                raise ValueError(f"thresholds must increase, got {thresholds}")
+            if len(set(self.instructions)) < count:
                 raise ValueError("instructions must differ from each other")
             return self
 
@@ -137,111 +111,83 @@ class HIR(Algorithm):
 
         Raises DataError if no response has a score or a label.
         """
+        scores, silent = [], []
+        for group in groups:
+            known = [score for score in map(_score, group.responses) if score is not None]
+            scores += known
+            if len(known) < len(group.responses):
+                silent.append(group)
         if self.options.thresholds is None and not (
             context.validation and "threshold" in self.state
         ):
-            scores = [
-                score
-                for group in groups
-                for r in group.responses
-                if (score := _score(r)) is not None
-            ]
             if scores and F.nearly_equal(min(scores), max(scores)):
                 return []  # nothing tells the instructions apart
             # A fixed number would label all samples alike, depending on the reward's level.
             self.state["threshold"] = math.fsum(scores) / max(1, len(scores))
-        relabeled = [
-            new for number, group in enumerate(groups) for new in self._relabel(group, number)
-        ]
-        if not relabeled:
+        if not scores:
             raise DataError(
                 f"hir needs responses with a score or a label, but none of {len(groups)} groups "
                 "has one; add a column `label` (true or false) or `score` (a number) next to "
                 "prompt and completion"
             )
         if not context.validation:
-            self._report(groups, context)
+            fulfilled = list(map(self._fulfilled_by, scores))
+            for index in range(len(self.options.instructions)):
+                context.log(**{f"fulfilled/{index}": fulfilled.count(index) / len(scores)})
+            missing = len(responses_of(groups)) - len(scores)
+            context.left_out("without_feedback", missing, silent)
+        relabeled = []
+        for number, group in enumerate(groups):
+            relabeled += self._relabel(group, number)
         return relabeled
-
-    def _report(self, groups: Sequence[Group], context: SelectContext) -> None:
-        """Log the share of responses that fulfill each instruction, and the number that have no
-        feedback.
-        """
-        counts = Counter(
-            self._fulfilled(response) for group in groups for response in group.responses
-        )
-        known = counts.total() - counts[None]
-        context.log(
-            **{f"fulfilled/{k}": counts[k] / known for k in range(len(self.options.instructions))}
-        )
-        silent = [
-            group for group in groups if any(self._fulfilled(r) is None for r in group.responses)
-        ]
-        context.left_out("without_feedback", counts[None], silent)
 
     def _relabel(self, group: Group, number: int) -> list[Group]:
         """The group under each instruction that some of its responses are learned with."""
         o, groups = self.options, []
         # Numbered, because a prompt may be sampled twice in an iteration.
         bundle = f"hir {number}" if o.contrast_coefficient else None
-        fulfilled = [(self._fulfilled(response), response) for response in group.responses]
+        group = replace(group, pairs=(), bundle=bundle)
         for index, instruction in enumerate(o.instructions):
-            responses = tuple(
-                response
-                for own, response in fulfilled
-                if own is not None and (own == index or o.contrast_coefficient)
-            )
+            responses = []
+            for response in group.responses:
+                score = _score(response)
+                if score is None:
+                    continue
+                if o.contrast_coefficient or self._fulfilled_by(score) == index:
+                    responses.append(response)
             if responses:
                 prompt = instructed(group.prompt, instruction, o.instructions)
                 meta = {**group.meta, "hir": index}
-                groups.append(
-                    replace(
-                        group,
-                        prompt=prompt,
-                        responses=responses,
-                        pairs=(),
-                        bundle=bundle,
-                        meta=meta,
-                    )
-                )
+                new = replace(group, prompt=prompt, responses=tuple(responses), meta=meta)
+                groups.append(new)
         return groups
 
-    def _fulfilled(self, response: Response) -> int | None:
-        """Index of the instruction that a response fulfills; None without a score or a label."""
-        score, thresholds = _score(response), self.options.thresholds
-        if score is None:
-            return None
-        return sum(
-            score > threshold
-            for threshold in ([self.state["threshold"]] if thresholds is None else thresholds)
-        )
+    def _fulfilled_by(self, score: float) -> int:
+        """Index of the instruction that a response with this score fulfills."""
+        thresholds = self.options.thresholds
+        if thresholds is None:
+            thresholds = [self.state["threshold"]]
+        return sum(score > threshold for threshold in thresholds)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        o, logprobs = self.options, self._logprobs(batch, out)
-        terms = {
-            "nll": per_token(-out.logprobs) if o.length_normalized else per_response(-logprobs)
-        }
+        o = self.options
+        terms = {"nll": per_token(-out.logprobs)}
         if o.contrast_coefficient:
-            contrasts = self._contrasts(batch)
-            losses = F.instruction_contrast(
-                logprobs[contrasts.rows], contrasts.fulfilled, o.label_smoothing
-            )
-            values = logprobs.new_zeros(len(logprobs)).index_put((contrasts.own_row,), losses)
+            rows, fulfilled = self._contrasts(batch)
+            logprobs = F.mean_tokens(out.logprobs, batch.mask)
+            losses = F.instruction_contrast(logprobs[rows], fulfilled, o.label_smoothing)
+            values = logprobs.new_zeros(len(logprobs)).index_put((_own(rows, fulfilled),), losses)
             terms["contrast"] = per_response(values, o.contrast_coefficient)
         terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return Loss(**terms)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
         """Only responses under the instruction they fulfill count, and their tokens."""
-        own = self._is_own(batch)
-        tokens, responses = batch.weights("token") * own[:, None], batch.weights("response") * own
-        weights = {
-            "nll": tokens if self.options.length_normalized else responses,
-            "entropy": tokens,
-        }
+        tokens = batch.weights("token") * self._is_own(batch)[:, None]
+        weights = {"nll": tokens, "entropy": tokens}
         if self.options.contrast_coefficient:
-            own_row = self._contrasts(batch).own_row
-            contrasted = responses.new_zeros(len(responses)).index_fill(0, own_row, 1.0)
+            own = _own(*self._contrasts(batch))
+            contrasted = tokens.new_zeros(len(tokens)).index_fill(0, own, 1.0)
             weights["contrast"] = contrasted * batch.weights("group")[batch.group_index]
         return weights
 
@@ -251,52 +197,52 @@ class HIR(Algorithm):
         """
         if not self.options.contrast_coefficient:
             return {}
-        logprobs, contrasts = self._logprobs(batch, out), self._contrasts(batch)
-        right = (logprobs[contrasts.rows].argmax(dim=1) == contrasts.fulfilled).float()
+        rows, fulfilled = self._contrasts(batch)
+        own = _own(rows, fulfilled)
+        logprobs = F.mean_tokens(out.logprobs, batch.mask)
+        right = (logprobs[rows].argmax(dim=1) == fulfilled).float()
         unknown = logprobs.new_full((len(logprobs),), float("nan"))
         without = unknown.masked_fill(self._is_own(batch), 1.0)
         return {
-            "contrast_accuracy": per_response(unknown.index_put((contrasts.own_row,), right)),
-            "without_contrast": per_response(without.index_fill(0, contrasts.own_row, 0.0)),
+            "contrast_accuracy": per_response(unknown.index_put((own,), right)),
+            "without_contrast": per_response(without.index_fill(0, own, 0.0)),
         }
-
-    def _logprobs(self, batch: Batch, out: Outputs) -> Tensor:
-        """log P(response | prompt): [R]."""
-        over_tokens = F.mean_tokens if self.options.length_normalized else F.sum_tokens
-        return over_tokens(out.logprobs, batch.mask)
 
     def _is_own(self, batch: Batch) -> Tensor:
         """Whether each response is under the instruction that it fulfills: [R]."""
-        return self._all_fulfilled(batch) == _instructions(batch)
+        return self._fulfilled(batch) == _instructions(batch)
 
-    def _all_fulfilled(self, batch: Batch) -> Tensor:
+    def _fulfilled(self, batch: Batch) -> Tensor:
         """Index of the instruction that each response fulfills: [R]."""
-        return batch.tokens.new_tensor(
-            [self._fulfilled(r) for group in batch.groups for r in group.responses]
-        )
+        indices = []
+        for response in responses_of(batch.groups):
+            score = _score(response)
+            assert score is not None  # or it would not have been selected
+            indices.append(self._fulfilled_by(score))
+        return batch.tokens.new_tensor(indices)
 
-    def _contrasts(self, batch: Batch) -> Contrasts:
-        """The responses that are complete under all instructions.
+    def _contrasts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The rows of N responses under each of M instructions, [N, M], and the index of the
+        instruction that each fulfills, [N].
 
-        Others have no contrast. If a response is truncated under one instruction, it would compare
-        different texts.
+        Responses that are not complete under all instructions have no contrast. If one is truncated
+        under one instruction, it would compare different texts.
         """
-        rows_of: defaultdict[tuple[str | None, int], dict[int, int]] = defaultdict(dict)
-        responses = (
-            (group.bundle, place) for group in batch.groups for place in range(len(group.responses))
-        )
-        for row, (response, instruction) in enumerate(
-            zip(responses, _instructions(batch).tolist(), strict=True)
-        ):
-            rows_of[response][instruction] = row
-        lengths, count = batch.mask.sum(dim=1).tolist(), len(self.options.instructions)
-        complete = [
-            [rows[instruction] for instruction in range(count)]
-            for rows in rows_of.values()
-            if len(rows) == count and _one_length([lengths[row] for row in rows.values()])
-        ]
+        rows_of: dict[Any, dict[int, int]] = {}
+        places = []
+        for group in batch.groups:
+            places += [(group.bundle, place) for place in range(len(group.responses))]
+        for row, instruction in enumerate(_instructions(batch).tolist()):
+            rows_of.setdefault(places[row], {})[instruction] = row
+        lengths, count = batch.mask.sum(dim=1), len(self.options.instructions)
+        complete = []
+        for by_instruction in rows_of.values():
+            rows = [by_instruction[instruction] for instruction in sorted(by_instruction)]
+            shortest, longest = lengths[rows].aminmax()
+            if len(rows) == count and 0 < shortest == longest:
+                complete.append(rows)
         table = batch.tokens.new_tensor(complete).reshape(-1, count)
-        return Contrasts(table, self._all_fulfilled(batch)[table[:, 0]])
+        return table, self._fulfilled(batch)[table[:, 0]]
 
 
 def _score(response: Response) -> float | None:
@@ -306,15 +252,15 @@ def _score(response: Response) -> float | None:
     return None if score is None or math.isnan(score) else float(score)
 
 
-def _one_length(lengths: Sequence[int]) -> bool:
-    return len(set(lengths)) == 1 and lengths[0] > 0
+def _own(rows: Tensor, fulfilled: Tensor) -> Tensor:
+    """The row of each response under the instruction that it fulfills: [N, M], [N] -> [N]."""
+    return rows.gather(1, fulfilled[:, None])[:, 0]
 
 
 def _instructions(batch: Batch) -> Tensor:
     """Index of the instruction that each response is under: [R]."""
-    return batch.tokens.new_tensor(
-        [group.meta["hir"] for group in batch.groups for _ in group.responses]
-    )
+    indices = [group.meta["hir"] for group in batch.groups]
+    return batch.tokens.new_tensor(indices)[batch.group_index]
 
 
 class HIROffline(HIR):
@@ -328,28 +274,21 @@ class HIROffline(HIR):
     class Options(HIR.Options):
         thresholds: list[float] | None = Field(
             [0.0],
-            description=(
-                "increasing reward thresholds, one between neighboring instructions; a label "
-                "counts as 0 or 1"
-            ),
+            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
         )
         contrast_coefficient: float = Field(
             0.0, ge=0, description="weight of the contrast between instructions"
         )
 
     def trained_turns(self) -> str:
-        """A label or score belongs to the last answer of a conversation; earlier turns are
-        context.
-        """
+        """A label or score belongs to the last answer of a conversation; earlier turns are context."""
         return "last"
 
 
 def instructed(
     prompt: Sequence[Message], instruction: str, known: Sequence[str] = ()
 ) -> tuple[Message, ...]:
-    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of
-    several, the longest.
-    """
+    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of several, the longest."""
     text = prompt[-1]["content"]
     for other in sorted(known, key=len, reverse=True):
         if text == other or text.startswith(f"{other}\n"):
@@ -360,9 +299,7 @@ def instructed(
 
 
 class Instruct(Step):
-    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with
-    it.
-    """
+    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with it."""
 
     class Options(alignkit.Options):
         data: DataRef = Field(description="groups to take the prompts from, one per row")
@@ -371,7 +308,8 @@ class Instruct(Step):
     options: Options
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.data)) is not None:
+        rows = data.load(self.options.data)
+        if rows is not None:
             _prompts(rows)
 
     def run(self, context: StepContext) -> Artifact:
@@ -385,6 +323,7 @@ class Instruct(Step):
 
 
 def _prompts(rows: Sequence[Group]) -> list[Group]:
-    if not (prompts := prompts_of(rows)):
+    prompts = prompts_of(rows)
+    if not prompts:
         raise DataError("the rows are raw text, without a prompt to instruct", option=("data",))
     return prompts

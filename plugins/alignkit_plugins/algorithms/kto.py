@@ -1,17 +1,15 @@
-"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq.
-8).
+"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
 
-The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to
-other prompts. So every response also enters a second group, under another prompt and without a
-label, where it counts for z0 only. z0 is averaged over the whole batch and has no gradient. A label
-belongs to the last answer of a conversation; earlier turns are context. Differs from the paper: the
-other prompt may be any of the data set, not only a neighbor in the batch, and pairs can serve as
-labels.
+The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to other prompts. So
+every response also enters a second group, under another prompt and without a label, where it counts for z0 only. z0 is
+averaged over the whole batch and has no gradient.
+A label belongs to the last answer of a conversation; earlier turns are context.
+Differs from the paper: the other prompt may be any of the data set, not only a neighbor in the batch, and pairs can
+serve as labels.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -27,13 +25,13 @@ from alignkit import (
     Outputs,
     Response,
     SelectContext,
-    StageDefaults,
     Term,
     per_group,
     per_response,
 )
 from alignkit import functional as F
-from alignkit.data.group import group_id
+from alignkit.data.group import group_id, responses_of
+from alignkit_plugins.algorithms.dpo import Pairwise
 from alignkit_plugins.formats.rows import with_labels
 
 if TYPE_CHECKING:
@@ -46,17 +44,14 @@ class KTO(Algorithm):
     """
 
     needs = Needs(reference_logprobs=True)
-    defaults = StageDefaults(
-        learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1
-    )
+    defaults = Pairwise.defaults
 
     class Options(Algorithm.Options):
         beta: float = Field(
             0.1,
             gt=0,
-            description=(
-                "scale of the implicit reward: higher keeps the policy closer to the reference"
-            ),
+            description="scale of the implicit reward: higher keeps the policy closer to the "
+            "reference",
         )
         desirable_weight: float = Field(
             1.0, gt=0, description="weight of desirable responses: the paper's lambda_D"
@@ -77,50 +72,50 @@ class KTO(Algorithm):
 
         Raises DataError if there are no labels, labels of one kind only, or fewer than two prompts.
         """
-        labeled = [with_labels(group) for group in groups]
-        mixed = _with_mismatched([group for group in labeled if group.responses], context.rng)
-        if not context.validation:
-            labels = _count_labels(labeled)
-            _check_labels(labels, len(groups))
-            self._report(groups, labeled, mixed, labels, context)
-            self._log = context.log
-        return mixed
-
-    def _report(
-        self,
-        groups: Sequence[Group],
-        labeled: Sequence[Group],
-        mixed: Sequence[Group],
-        labels: Counter[bool | None],
-        context: SelectContext,
-    ) -> None:
-        """Log the numbers of labels; raise DataError if no response could be mismatched."""
-        mismatched = sum(response.label is None for group in mixed for response in group.responses)
+        labeled, incomplete, rows = [], [], 0
+        for group in groups:
+            kept = with_labels(group)
+            # A prompt without a response is a row without a label, too.
+            rows += max(1, len(group.responses))
+            if kept.responses:
+                labeled.append(kept)
+            if len(kept.responses) < max(1, len(group.responses)):
+                incomplete.append(group)
+        mixed = _with_mismatched(labeled, context.rng)
+        if context.validation:
+            return mixed
+        count = len(responses_of(labeled))
+        mismatched = len(responses_of(mixed)) - count
+        self._log = context.log
+        self._check_labels(labeled, len(groups))
         if not mismatched:
             raise DataError(
                 "kto needs at least two different prompts, to estimate z0 from mismatched responses"
             )
-        context.log(desirable=labels[True], undesirable=labels[False])
-        incomplete = [
-            g
-            for g, kept in zip(groups, labeled, strict=True)
-            if len(kept.responses) < max(1, len(g.responses))
-        ]
-        # A prompt without a response is a row without a label, too.
-        context.left_out(
-            "without_label",
-            sum(max(1, len(g.responses)) for g in groups) - labels.total(),
-            incomplete,
-        )
-        context.log(without_other_prompt=labels.total() - mismatched)
+        context.left_out("without_label", rows - count, incomplete)
+        context.log(without_other_prompt=count - mismatched)
+        return mixed
 
     def check_data(self, groups: Sequence[Group]) -> None:
-        """Check again: the rows that did not fit may have held all labels of one kind. Log the
-        labels that remain.
-        """
-        labels = _count_labels(groups)
-        _check_labels(labels, len(groups))
-        self._log(desirable=labels[True], undesirable=labels[False])
+        """Check again: the rows that did not fit may have held all labels of one kind."""
+        self._check_labels(groups, len(groups))
+
+    def _check_labels(self, groups: Sequence[Group], rows: int) -> None:
+        """Log the numbers of labels. Raises DataError if there are none of a kind."""
+        labels = [response.label for response in responses_of(groups)]
+        desirable, undesirable = labels.count(True), labels.count(False)
+        if desirable and undesirable:
+            self._log(desirable=desirable, undesirable=undesirable)
+            return
+        fault = f"none of {rows} rows has a label"
+        if desirable:
+            fault = f"all {desirable} labels of {rows} rows are desirable"
+        if undesirable:
+            fault = f"all {undesirable} labels of {rows} rows are undesirable"
+        raise DataError(
+            f"kto needs desirable and undesirable responses, but {fault}; "
+            "add rows with `label: true` and rows with `label: false`, or use pairs"
+        )
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """z0 in nats. A batch without mismatched responses keeps the previous one."""
@@ -134,14 +129,8 @@ class KTO(Algorithm):
         # False for NaN: mismatched responses get some loss, which `term_weights` gives a weight of
         # 0.
         desirable = _labels(batch) == 1
-        losses = F.kto_loss(
-            log_ratios,
-            self._z0(log_ratios),
-            desirable,
-            o.beta,
-            o.desirable_weight,
-            o.undesirable_weight,
-        )
+        weights = o.desirable_weight, o.undesirable_weight
+        losses = F.kto_loss(log_ratios, self._z0(log_ratios), desirable, o.beta, *weights)
         return Loss(kto=per_response(losses))
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -170,29 +159,9 @@ def _log_ratios(batch: Batch, out: Outputs) -> Tensor:
 
 def _labels(batch: Batch) -> Tensor:
     """1 for desirable, 0 for undesirable and NaN for mismatched responses: [R]."""
-    labels = [response.label for group in batch.groups for response in group.responses]
-    numbers = [float("nan") if label is None else float(label) for label in labels]
-    return batch.pairs.p.new_tensor(numbers)
-
-
-def _count_labels(groups: Sequence[Group]) -> Counter[bool | None]:
-    """The number of responses with each label; mismatched responses have none."""
-    return Counter(r.label for group in groups for r in group.responses if r.label is not None)
-
-
-def _check_labels(labels: Mapping[bool | None, int], rows: int) -> None:
-    if labels[True] and labels[False]:
-        return
-    if not labels:
-        fault = f"none of {rows} rows has a label"
-    elif labels[True]:
-        fault = f"all {labels[True]} labels of {rows} rows are desirable"
-    else:
-        fault = f"all {labels[False]} labels of {rows} rows are undesirable"
-    raise DataError(
-        f"kto needs desirable and undesirable responses, but {fault}; "
-        "add rows with `label: true` and rows with `label: false`, or use pairs"
-    )
+    numbers = {True: 1.0, False: 0.0, None: float("nan")}
+    labels = [numbers[response.label] for response in responses_of(batch.groups)]
+    return batch.pairs.p.new_tensor(labels)
 
 
 def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
@@ -202,33 +171,25 @@ def _with_mismatched(groups: Sequence[Group], rng: Any) -> list[Group]:
     If one prompt has more than half of the responses, some of them find no other prompt and are
     left out.
     """
-    same_prompt = list(_by_prompt(groups).values())
-    order = [index for drawn in rng.permutation(len(same_prompt)) for index in same_prompt[drawn]]
-    responses = [(index, response) for index in order for response in groups[index].responses]
-    # Responses to one prompt are neighbors in this order. A shift by the largest such run reaches
-    # another prompt.
-    shift = max(
-        (sum(len(groups[index].responses) for index in indices) for indices in same_prompt),
-        default=0,
-    )
-    added: defaultdict[int, list[Response]] = defaultdict(list)
-    for place, (index, _) in enumerate(responses):
-        # A negative place counts from the end, which closes the circle.
-        other, response = responses[place - shift]
-        if (groups[other].prompt, groups[other].tools) != (
-            groups[index].prompt,
-            groups[index].tools,
-        ):
-            added[index].append(replace(response, label=None))
-    return [
-        replace(group, responses=(*group.responses, *added[index]))
-        for index, group in enumerate(groups)
-    ]
-
-
-def _by_prompt(groups: Sequence[Group]) -> dict[str, list[int]]:
-    """Indices of the groups of each prompt."""
-    indices = defaultdict(list)
+    indices_of: dict[str, list[int]] = {}
     for index, group in enumerate(groups):
-        indices[group_id(group.prompt, (), group.tools)].append(index)
-    return indices
+        prompt = group_id(group.prompt, (), group.tools)
+        indices_of.setdefault(prompt, []).append(index)
+    prompts = list(indices_of)
+    # Responses to one prompt are neighbors in this order. A shift by the longest such run reaches
+    # another prompt.
+    order: list[tuple[str, int, Response]] = []
+    shift = 0
+    for number in rng.permutation(len(prompts)):
+        prompt, before = prompts[number], len(order)
+        for index in indices_of[prompt]:
+            order += [(prompt, index, response) for response in groups[index].responses]
+        shift = max(shift, len(order) - before)
+    mixed = list(groups)
+    for place, (prompt, index, _) in enumerate(order):
+        # A negative place counts from the end, which closes the circle.
+        other, _, response = order[place - shift]
+        if other != prompt:
+            responses = (*mixed[index].responses, replace(response, label=None))
+            mixed[index] = replace(mixed[index], responses=responses)
+    return mixed

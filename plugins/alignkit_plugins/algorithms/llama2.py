@@ -1,19 +1,14 @@
-"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023,
-arXiv:2307.09288, section 3.2.3).
+"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
 
-The safety score of a response counts if the prompt is a safety prompt or the response is unsafe
-(probability below `threshold`); otherwise its helpfulness score counts. The chosen scores are
-whitened over the batch. Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1
-- 1e-6. `mode: linear`, a weighted mean of both raw scores, is a common simplification and not in
-the paper.
+The safety score of a response counts if the prompt is a safety prompt or the response is unsafe (probability below
+`threshold`); otherwise its helpfulness score counts. The chosen scores are whitened over the batch.
+Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1 - 1e-6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef, RunFailed
@@ -31,30 +26,15 @@ class Llama2(RewardCombination):
             description="the helpfulness reward: a reward-model stage or a reward"
         )
         safety: RewardRef = Field(description="the safety reward: a reward-model stage or a reward")
-        mode: Literal["piecewise", "linear"] = Field(
-            "piecewise",
-            description="one of the two scores, as in the paper, or their weighted mean",
-        )
         threshold: float = Field(
             0.15,
             ge=0,
             lt=1,
-            description="probability below which the safety score counts, for `mode: piecewise`; "
-            "0: it counts for safety prompts alone",
-        )
-        weight: float = Field(
-            0.5, ge=0, le=1, description="weight of the safety score, for `mode: linear`"
+            description="probability below which the safety score counts; 0: it counts for safety prompts alone",
         )
         whiten: bool = Field(
             True, description="scale rewards to mean 0 and variance 1 over the batch"
         )
-
-        @model_validator(mode="after")
-        def _of_this_mode(self) -> Llama2.Options:
-            other = "weight" if self.mode == "piecewise" else "threshold"
-            if other in self.model_fields_set:
-                raise ValueError(f"'{other}' does not apply to 'mode: {self.mode}'")
-            return self
 
     options: Options
 
@@ -66,21 +46,17 @@ class Llama2(RewardCombination):
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is
-        missing.
+        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is missing.
 
         Even a safety prompt needs both scores: a failure must not change which of them counts.
         """
         present = ~(components["helpful"].isnan() | components["safety"].isnan())  # [R]
         helpful, safety = components["helpful"][present], components["safety"][present]
-        metrics = {"helpful_mean": _mean(helpful), "safety_mean": _mean(safety)}
-        if self.options.mode == "piecewise":
-            is_safety = present.new_tensor(safety_prompts(groups))[present]
-            chosen, by_safety = F.llama2_combine(helpful, safety, is_safety, self.options.threshold)
-            metrics["safety_share"] = _mean(by_safety.double())
-        else:
-            chosen = self.options.weight * safety + (1 - self.options.weight) * helpful
-        metrics["raw_mean"] = _mean(chosen)
+        is_safety = present.new_tensor(safety_prompts(groups))[present]
+        chosen, by_safety = F.llama2_combine(helpful, safety, is_safety, self.options.threshold)
+        means = {"helpful": helpful, "safety": safety, "raw": chosen}
+        metrics = {f"{name}_mean": _mean(values) for name, values in means.items()}
+        metrics["safety_share"] = _mean(by_safety.double())
         whitened = F.whiten(chosen) if self.options.whiten and len(chosen) else chosen
         raw = components["helpful"].new_full(present.shape, float("nan"))
         reward = raw.clone()
@@ -89,9 +65,7 @@ class Llama2(RewardCombination):
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
-    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it
-    is missing.
-    """
+    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it is missing."""
     flags = []
     for number, group in enumerate(groups, 1):
         flag = group.meta.get("safety")

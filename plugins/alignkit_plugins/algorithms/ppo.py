@@ -1,21 +1,20 @@
-"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017,
-arXiv:1707.06347).
+"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017, arXiv:1707.06347).
 
-As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the
-KL to the reference, and the last token also receives the score. Advantages are GAE's, from a value
-role; both losses are clipped. InstructGPT's pretraining mix (ptx) is the stage's `mix`. The level
-of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average;
-here they are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019
-(arXiv:1909.08593, section 2.1). With `group_baseline` they are centered on the mean of their
-prompt's K samples. That has less noise, but makes the reward (K - 1) / K as large next to the KL
-penalty. Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial
-response is worth, so below 1 the score of a response would count more in its last tokens than in
-its first. The clip range suits LoRA.
+As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the KL to the reference,
+and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
+InstructGPT's pretraining mix (ptx) is the stage's `mix`.
+The level of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average; here they
+are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
+With `group_baseline` they are centered on the mean of their prompt's K samples. That has less noise, but makes the
+reward (K - 1) / K as large next to the KL penalty.
+Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial response is worth, so below 1
+the score of a response would count more in its last tokens than in its first. The clip range suits LoRA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
@@ -30,53 +29,115 @@ from alignkit import (
     Source,
     StageDefaults,
     Term,
+    per_response,
     per_token,
 )
 from alignkit import functional as F
 from alignkit.batch import likelier_now
+from alignkit.data.group import responses_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PPO(Algorithm):
-    """Maximize the reward minus a KL penalty."""
+class Clipped(Algorithm):
+    """The clipped update of PPO and its relatives, by the advantages that `signal` computes."""
 
     source = Source.ROLLOUTS
     defaults = StageDefaults(
         learning_rate=1e-3,
         epochs=2,
         batch_size=16,
-        optimizer={"eps": 1e-5},
         lr_scheduler_type="linear",
-        samples_per_prompt=2,
+        samples_per_prompt=4,
     )
 
     class Options(Algorithm.Options):
         kl_coefficient: float = Field(
             0.05, ge=0, description="weight of the KL to the reference: reward per nat"
         )
+        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range_high: float | None = Field(
+            None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether ratios are those of whole responses, not of tokens."""
+        return False
+
+    def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses."""
+        return out.logprobs, batch.old_logprobs, batch["advantages"], batch.mask
+
+    @property
+    def bounds(self) -> tuple[float, float | None, float | None]:
+        """Of the ratio, as `ppo_policy_loss` takes them."""
+        return self.options.clip_range, self.options.clip_range_high, None
+
+    def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
+        # No mask: all inputs are 0 where no token counts, so r is 1 there, and the average leaves
+        # these entries out.
+        logprobs, old, advantages, _ = self.ratios(batch, out)
+        return F.ppo_policy_loss(logprobs, old, advantages, *self.bounds)
+
+    def clipped(self, batch: Batch, out: Outputs) -> Tensor:
+        """Which ratios have no gradient."""
+        o = self.options
+        logprobs, old, advantages, mask = self.ratios(batch, out)
+        return F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio, and the KL to the
+        old policy: of tokens, or of whole responses.
+        """
+        per = per_response if self.whole else per_token
+        logprobs, old, _, mask = self.ratios(batch, out)
+        return {
+            "clip_fraction": per(self.clipped(batch, out)),
+            "ratio": per(F.ratio(logprobs, old, mask)),
+            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
+            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, batch.mask)),
+        }
+
+
+class ByToken(Clipped):
+    """Methods whose advantages differ from token to token."""
+
+    class Options(Clipped.Options):
+        whiten_advantages: bool = Field(
+            True,
+            description="scale advantages to mean 0 and variance 1 over the iteration's tokens",
+        )
+        group_baseline: bool = Field(
+            False,
+            description="subtract the mean score of a prompt's samples; values then start near zero",
+        )
+        aggregation: Literal["token_mean", "sequence_mean"] = Field(
+            "token_mean",
+            description="how the policy loss is averaged: over tokens, or per response first",
+        )
+
+
+class PPO(ByToken):
+    """Maximize the reward minus a KL penalty."""
+
+    defaults = replace(Clipped.defaults, optimizer={"eps": 1e-5}, samples_per_prompt=2)
+
+    class Options(ByToken.Options):
         kl_target: float | None = Field(
             None,
             gt=0,
-            description=(
-                "target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
-            ),
+            description="target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)",
         )
         kl_horizon: float | None = Field(
             None,
             gt=0,
-            description=(
-                "responses over which kl_coefficient adapts; default: those of an iteration"
-            ),
+            description="responses over which kl_coefficient adapts; default: those of an iteration",
         )
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
         lam: float = Field(
             1.0, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns"
-        )
-        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
-        clip_range_high: float | None = Field(
-            None, gt=0, description="upper clip range, if different"
         )
         value_clip_range: float | None = Field(
             0.2, gt=0, description="clip range of the value update; null: no clipping"
@@ -88,34 +149,16 @@ class PPO(Algorithm):
         )
         value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-        whiten_advantages: bool = Field(
-            True,
-            description="scale advantages to mean 0 and variance 1 over the iteration's tokens",
-        )
-        group_baseline: bool = Field(
-            False,
-            description=(
-                "subtract the mean score of a prompt's samples; values then start near zero"
-            ),
-        )
         center_scores: bool = Field(
             True,
-            description=(
-                "without a group baseline: subtract the mean score of the stage's first iteration"
-            ),
+            description="without a group baseline: subtract the mean score of the stage's first iteration",
         )
         shared_value: bool = Field(
             False,
-            description=(
-                "read values from the policy's hidden states; nearly halves the training time"
-            ),
+            description="read values from the policy's hidden states; nearly halves the training time",
         )
         score_clip: float | None = Field(
             None, gt=0, description="clip scores to plus or minus this"
-        )
-        aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean",
-            description="how the policy loss is averaged: over tokens, or per response first",
         )
 
         @model_validator(mode="after")
@@ -143,6 +186,10 @@ class PPO(Algorithm):
             min_samples=2 if o.group_baseline else 1,
         )
 
+    @property
+    def bounds(self) -> tuple[float, float | None, float | None]:
+        return self.options.clip_range, self.options.clip_range_high, self.options.dual_clip
+
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor]:
         """Advantages and returns, [R, T]. The KL coefficient adapts for the next iteration."""
         o, mask = self.options, rollouts.mask
@@ -165,8 +212,7 @@ class PPO(Algorithm):
             # For the next iteration; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
         return {
-            # Not in the loss: a minibatch's own mean and deviation would change the objective from
-            # step to step.
+            # Not in the loss: a minibatch's own mean and deviation would change the objective from step to step.
             "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
             "returns": returns,
         }
@@ -182,18 +228,15 @@ class PPO(Algorithm):
         if not o.center_scores or not len(scores):
             return scores
         # Fixed by the first iteration: the values have learned returns with this level.
-        # Ziegler et al. 2019, section 2.1
-        return scores - self.state.setdefault("score_level", float(scores.mean()))
+        return scores - self.state.setdefault(
+            "score_level", float(scores.mean())
+        )  # Ziegler et al. 2019, section 2.1
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
-        o, mask = self.options, rollouts.mask
-        old, responses = (
-            rollouts.old_logprobs,
-            (response for group in rollouts.groups for response in group.responses),
-        )
-        kl = F.sum_tokens(
-            F.kl_k1(old, rollouts.reference_logprobs, mask) * likelier_now(responses, old), mask
-        )
+        o, old, mask = self.options, rollouts.old_logprobs, rollouts.mask
+        written = likelier_now(responses_of(rollouts.groups), old)
+        tokens = F.kl_k1(old, rollouts.reference_logprobs, mask) * written
+        kl = F.sum_tokens(tokens, mask)
         horizon = o.kl_horizon or len(kl)
         # With more responses than the horizon, one iteration could make the coefficient negative.
         return F.adaptive_kl(
@@ -202,19 +245,9 @@ class PPO(Algorithm):
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o = self.options
-        # No mask: all inputs are 0 where no token counts, so r is 1 there, and the average leaves
-        # these entries out.
-        policy = F.ppo_policy_loss(
-            out.logprobs,
-            batch.old_logprobs,
-            batch["advantages"],
-            o.clip_range,
-            o.clip_range_high,
-            o.dual_clip,
-        )
         value = F.ppo_value_loss(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         return Loss(
-            policy_loss=per_token(policy),
+            policy_loss=per_token(self.policy_loss(batch, out)),
             value_loss=per_token(value, o.value_coefficient),
             entropy=per_token(out.entropy, -o.entropy_coefficient),  # a bonus, so subtracted
         )
@@ -228,41 +261,22 @@ class PPO(Algorithm):
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Over tokens: the shares that clipping leaves without a gradient, the KL to the old
-        policy, and the ratio.
-        """
-        o, mask = self.options, batch.mask
-        terms = (
-            out.logprobs,
-            batch.old_logprobs,
-            batch["advantages"],
-            o.clip_range,
-            o.clip_range_high,
-            mask,
-        )
-        clipped = F.clipped(*terms)
-        dual = (
-            {"dual_clip_fraction": per_token(F.clipped(*terms, o.dual_clip) - clipped)}
-            if o.dual_clip
-            else {}
-        )
-        value_clipped = F.value_clipped(
-            out.values, batch.old_values, batch["returns"], o.value_clip_range
-        )
-        return {
-            "clip_fraction": per_token(clipped),
-            **dual,
-            "value_clip_fraction": per_token(value_clipped),
-            # KL(old || new): k3 needs samples of its first argument, and the old policy wrote them.
-            "approx_kl": per_token(F.kl_k3(batch.old_logprobs, out.logprobs, mask)),
-            "ratio": per_token(F.ratio(out.logprobs, batch.old_logprobs, mask)),
-        }
+        """Also the shares of tokens whose value, or whose policy only by `dual_clip`, has no gradient."""
+        o = self.options
+        metrics = {**super().report_metrics(batch, out)}
+        values = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
+        metrics["value_clip_fraction"] = per_token(values)
+        if o.dual_clip:
+            logprobs, old, advantages, mask = self.ratios(batch, out)
+            either = F.clipped(
+                logprobs, old, advantages, o.clip_range, o.clip_range_high, mask, o.dual_clip
+            )
+            metrics["dual_clip_fraction"] = per_token(either - self.clipped(batch, out))
+        return metrics
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:
-    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the
-    returns are equal.
-    """
+    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the returns are equal."""
     if len(returns) < 2 or F.nearly_equal(returns.max(), returns.min()):
         return 0.0
     return 1 - float((returns - values).var() / returns.var())

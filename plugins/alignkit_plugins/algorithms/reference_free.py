@@ -1,15 +1,23 @@
-"""SimPO, ORPO and CPO: preference pairs without a reward model and without a reference.
+"""SimPO, ORPO, CPO and CPL: preference pairs without a reward model and, but for CPL's `reference`,
+without a reference.
 
 SimPO: Meng et al. 2024, arXiv:2405.14734, eq. 6. ORPO: Hong et al. 2024, arXiv:2403.07691, eqs. 4
 and 7. CPO: Xu et al. 2024, arXiv:2401.08417. They differ in the implicit reward of a response and
-in how its NLL is averaged. Differs from the papers: labels may be soft, and both terms are then
-expectations over the label.
+in how its NLL is averaged.
+CPL: contrastive preference learning (Hejna et al. 2023, arXiv:2310.13639), which models preferences
+by regret. A response is a segment whose tokens are the actions. Its score
+S = sum_t gamma^t alpha log pi(token t) is a discounted sum of advantages, and
+P(better) = e^S+ / (e^S+ + e^(lambda S-)): eq. 5 with the conservative weight lambda of section 3.3.
+With `reference`, log pi/pi_ref replaces log pi; with gamma = lambda = 1 this is then DPO with
+beta = alpha.
+Differs from the papers: labels may be soft, and terms are then expectations over the label. CPL's
+segments may differ in length, in which case the sum favors short ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -20,15 +28,16 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    StageDefaults,
-    Term,
     per_pair,
     per_token,
 )
 from alignkit import functional as F
+from alignkit_plugins.algorithms.dpo import Pairwise, better_tokens, over_label
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from alignkit import Term
 
 NLLAggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
 NLL_AGGREGATION = (
@@ -36,68 +45,45 @@ NLL_AGGREGATION = (
 )
 
 
-class ReferenceFree(Algorithm):
+class ReferenceFree(Pairwise):
     """The loss -log sigma(reward of the better - reward of the worse - margin), plus the NLL of the
     better one.
     """
 
     needs = Needs(min_samples=2, pairs=True)
-    defaults = StageDefaults(
-        learning_rate=5e-5, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.1
-    )
 
-    def coefficients(self) -> tuple[float, float]:
-        """Weights of the preference term and of the NLL term."""
-        return 1.0, self.options.nll_coefficient
+    class Options(Algorithm.Options):
+        @model_validator(mode="after")
+        def _nll_is_used(self) -> Any:
+            options: Any = self
+            if "nll_aggregation" in self.model_fields_set and not options.nll_coefficient:
+                raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
+            return self
 
-    def margin(self) -> float:
-        """The amount by which the better response's reward must exceed the worse one's."""
-        return 0.0
-
-    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
-        """Implicit rewards of responses, from the sums and the means of their log-probabilities:
-        [R], [R] -> [R].
-        """
-        raise NotImplementedError
+    def preference_loss(self, margin: Tensor) -> Tensor:
+        """The loss of pairs whose first response is the better one: [P] -> [P]."""
+        return F.preference_loss(margin)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        better, worse = batch.pairs.take(self._rewards(batch, out))
-        p, margin, (coefficient, nll_coefficient) = (
-            batch.pairs.p,
-            self.margin(),
-            self.coefficients(),
-        )
-        # A soft label: the expectation, because the other response is better with probability 1 -
-        # p.
-        losses = p * F.preference_loss(better - worse - margin)
-        losses = losses + (1 - p) * F.preference_loss(worse - better - margin)
-        terms = {"preference": per_pair(losses, coefficient)}
-        if nll_coefficient:
-            terms["nll"] = self._nll(batch, out, nll_coefficient)
+        o = self.options
+        better, worse = batch.pairs.take(self.rewards(batch, out))
+        losses = over_label(batch, self.preference_loss, better - worse)
+        terms = {"preference": per_pair(losses, o.preference_coefficient)}
+        if o.nll_coefficient:
+            terms["nll"] = self._nll(batch, out)
         return Loss(**terms)
 
-    def _nll(self, batch: Batch, out: Outputs, coefficient: float) -> Term:
-        if self.options.nll_aggregation == "token_mean":
-            return per_token(-out.logprobs, coefficient)
-        over_tokens = (
-            F.mean_tokens if self.options.nll_aggregation == "sequence_mean" else F.sum_tokens
-        )
+    def _nll(self, batch: Batch, out: Outputs) -> Term:
+        o, p = self.options, batch.pairs.p
+        if o.nll_aggregation == "token_mean":
+            return per_token(-out.logprobs, o.nll_coefficient)
+        over_tokens = F.mean_tokens if o.nll_aggregation == "sequence_mean" else F.sum_tokens
         better, worse = batch.pairs.take(-over_tokens(out.logprobs, batch.mask))
-        return per_pair(batch.pairs.p * better + (1 - batch.pairs.p) * worse, coefficient)
+        return per_pair(p * better + (1 - p) * worse, o.nll_coefficient)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With `token_mean`, `nll` counts a response as often as it is the better one of a pair."""
-        if self.options.nll_aggregation != "token_mean":
-            return {}
-        return {"nll": batch.weights("token") * batch.pairs.times_better(len(batch.mask))[:, None]}
-
-    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        return batch.pairs.metrics(self._rewards(batch, out))
-
-    def _rewards(self, batch: Batch, out: Outputs) -> Tensor:
-        return self.reward(
-            F.sum_tokens(out.logprobs, batch.mask), F.mean_tokens(out.logprobs, batch.mask)
-        )
+        by_token = self.options.nll_aggregation == "token_mean"
+        return {"nll": better_tokens(batch)} if by_token else {}
 
 
 class SimPO(ReferenceFree):
@@ -105,7 +91,8 @@ class SimPO(ReferenceFree):
     margin.
     """
 
-    class Options(Algorithm.Options):
+    class Options(ReferenceFree.Options):
+        preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
             2.0,
             gt=0,
@@ -119,37 +106,36 @@ class SimPO(ReferenceFree):
         )
         nll_aggregation: NLLAggregation = Field("token_mean", description=NLL_AGGREGATION)
 
-        @model_validator(mode="after")
-        def _nll_is_used(self) -> SimPO.Options:
-            return _check_nll(self)
+    def preference_loss(self, margin: Tensor) -> Tensor:
+        return F.preference_loss(margin - self.options.target_margin)
 
-    def margin(self) -> float:
-        return float(self.options.target_margin)
-
-    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
-        return self.options.beta * means
+    def rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        return self.options.beta * F.mean_tokens(out.logprobs, batch.mask)
 
 
 class ORPO(ReferenceFree):
     """The implicit reward is the log-odds of the mean token."""
 
-    class Options(Algorithm.Options):
+    class Options(ReferenceFree.Options):
         odds_ratio_coefficient: float = Field(
             0.1, gt=0, description="weight of the odds-ratio term: the paper's lambda, TRL's beta"
         )
+        nll_coefficient: ClassVar[float] = 1.0
         nll_aggregation: NLLAggregation = Field("sequence_mean", description=NLL_AGGREGATION)
 
-    def coefficients(self) -> tuple[float, float]:
-        return self.options.odds_ratio_coefficient, 1.0
+        @property
+        def preference_coefficient(self) -> float:
+            return self.odds_ratio_coefficient
 
-    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
-        return F.log_odds(means)
+    def rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        return F.log_odds(F.mean_tokens(out.logprobs, batch.mask))
 
 
 class CPO(ReferenceFree):
     """The implicit reward is the log-probability of the response."""
 
-    class Options(Algorithm.Options):
+    class Options(ReferenceFree.Options):
+        preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
             0.1,
             gt=0,
@@ -160,15 +146,58 @@ class CPO(ReferenceFree):
         )
         nll_aggregation: NLLAggregation = Field("sequence_sum", description=NLL_AGGREGATION)
 
-        @model_validator(mode="after")
-        def _nll_is_used(self) -> CPO.Options:
-            return _check_nll(self)
-
-    def reward(self, sums: Tensor, means: Tensor) -> Tensor:
-        return self.options.beta * sums
+    def rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        return self.options.beta * F.sum_tokens(out.logprobs, batch.mask)
 
 
-def _check_nll(options: Any) -> Any:
-    if "nll_aggregation" in options.model_fields_set and not options.nll_coefficient:
-        raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
-    return options
+class CPL(Pairwise):
+    """Learn from pairs of segments, with the policy's log-probabilities as advantages."""
+
+    class Options(Algorithm.Options):
+        alpha: float = Field(
+            0.1,
+            gt=0,
+            description="scale of the segment score: advantage per nat of log-probability",
+        )
+        gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
+        conservative_weight: float = Field(
+            0.5,
+            gt=0,
+            le=1,
+            description="weight of the worse segment's score: the paper's lambda; 1: no "
+            "regularization",
+        )
+        reference: bool = Field(
+            False, description="measure log-probabilities relative to the reference"
+        )
+        nll_coefficient: float = Field(
+            0.0, ge=0, description="weight of the NLL term: over both segments' tokens"
+        )
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(reference_logprobs=self.options.reference, min_samples=2, pairs=True)
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        better, worse = batch.pairs.take(self.rewards(batch, out))
+        losses = F.cpl_loss(better, worse, batch.pairs.p, self.options.conservative_weight)
+        terms = {"cpl": per_pair(losses)}
+        if self.options.nll_coefficient:
+            terms["nll"] = per_token(-out.logprobs, self.options.nll_coefficient)
+        return Loss(**terms)
+
+    def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
+        """`nll` is averaged over the tokens of paired segments."""
+        if not self.options.nll_coefficient:
+            return {}
+        paired = batch.mask.new_zeros(len(batch.mask))
+        paired[batch.pairs.better] = True
+        paired[batch.pairs.worse] = True
+        return {"nll": batch.weights("token") * paired[:, None]}
+
+    def rewards(self, batch: Batch, out: Outputs) -> Tensor:
+        """Segment scores S: [R]. Masked tokens advance the discount, too."""
+        logprobs = out.logprobs
+        if self.options.reference:
+            logprobs = logprobs - batch.reference_logprobs
+        return F.segment_advantage(logprobs, batch.mask, self.options.alpha, self.options.gamma)

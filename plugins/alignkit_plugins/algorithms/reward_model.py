@@ -1,16 +1,24 @@
-"""Reward model: a scalar head learns which response people prefer (Bradley-Terry).
+"""Reward models: a scalar head learns which response people prefer, or how they rate single answers.
 
-Pairs: Stiennon et al. 2020 (arXiv:2009.01325, section 3.4). Rankings: InstructGPT (Ouyang et al.
-2022, arXiv:2203.02155, eq. 1); all pairs of a ranking share a weight of 1, and each response runs
-through the model once. Margins: Llama 2 (Touvron et al. 2023, arXiv:2307.09288, eq. 2 and table
-27). Centering: Eisenstein et al. 2023 (arXiv:2312.09244). Differs from the papers: tied responses
-form no pair.
+`reward_model` learns pairs (Bradley-Terry; Stiennon et al. 2020, arXiv:2009.01325, section 3.4) and
+rankings (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, eq. 1): all pairs of a ranking share a
+weight of 1, and each response runs through the model once. Margins: Llama 2 (Touvron et al. 2023,
+arXiv:2307.09288, eq. 2 and table 27). Centering: Eisenstein et al. 2023 (arXiv:2312.09244).
+Differs from the papers: tied responses form no pair.
+
+Ratings, such as 1 to 7: `reward_regression` predicts the rating, normalized with mean and standard
+deviation of the training data, by least squares (HelpSteer2, Wang et al. 2024, arXiv:2406.08673,
+section 3). `reward_ordinal` only uses the order of the levels: an ordered logit (McCullagh 1980),
+whose thresholds are those of the training data's shares, or are learned.
+Differs from HelpSteer2: ratings are normalized, and there is one per answer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import (
     Algorithm,
@@ -26,14 +34,25 @@ from alignkit import (
     Term,
     Trains,
     per_pair,
+    per_response,
 )
 from alignkit import functional as F
-from alignkit.data.group import resolved_pairs
+from alignkit.data.group import resolved_pairs, responses_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FEW = 50  # pairs, from which nothing general is learned
+MAX_LEVELS = 20
+GAP = 1e-3  # smallest distance between thresholds
+# One epoch: InstructGPT found that more overfit.
+DEFAULTS = StageDefaults(
+    learning_rate=5e-4,
+    epochs=1,
+    batch_size=16,
+    lr_scheduler_type="cosine",
+    warmup_ratio=0.05,
+)
 
 
 class RewardModel(Algorithm):
@@ -41,17 +60,13 @@ class RewardModel(Algorithm):
 
     trains = Trains.REWARD
     needs = Needs(min_samples=2, pairs=True)
-    # One epoch: InstructGPT found that more overfit.
-    defaults = StageDefaults(
-        learning_rate=5e-4, epochs=1, batch_size=16, lr_scheduler_type="cosine", warmup_ratio=0.05
-    )
+    defaults = DEFAULTS
 
     class Options(Algorithm.Options):
         margin: Literal["none", "llama2-small", "llama2-large", "data"] = Field(
             "none",
-            description=(
-                "margin of a pair: from Llama 2's table by its level, or the number in the data"
-            ),
+            description="margin of a pair: from Llama 2's table by its level, or the number in the "
+            "data",
         )
         center_coefficient: float = Field(
             0.01, ge=0, description="weight of the term that centers scores around 0"
@@ -68,23 +83,28 @@ class RewardModel(Algorithm):
 
         Warn of too few pairs.
         """
-        kind = self.options.margin
-        margins = [pair.margin for group in groups for pair in resolved_pairs(group)]
-        if not context.validation and len(margins) < FEW:
-            context.say(
-                f"warning: {len(margins)} pairs are too few for a reward model; expected {FEW} or "
-                "more"
-            )
-        if kind == "none" or context.validation:
+        if context.validation:
             return groups
-        wanted = (int, float) if kind == "data" else str
-        missing = sum(not isinstance(margin, wanted) for margin in margins)
-        if missing == len(margins):
-            expected = "a number" if kind == "data" else "the name of a level"
-            raise DataError(
-                f"'margin: {kind}' needs pairs whose margin is {expected}, but no pair has one"
+        kind = self.options.margin
+        wanted: Any = str
+        expected = "the name of a level"
+        if kind == "data":
+            wanted, expected = (int, float), "a number"
+        pairs = missing = 0
+        for group in groups:
+            for pair in resolved_pairs(group):
+                pairs += 1
+                missing += not isinstance(pair.margin, wanted)
+        if pairs < FEW:
+            context.say(
+                f"warning: {pairs} pairs are too few for a reward model; expected {FEW} or more"
             )
-        context.log(pairs_without_margin=missing)
+        if kind != "none":
+            if missing == pairs:
+                raise DataError(
+                    f"'margin: {kind}' needs pairs whose margin is {expected}, but no pair has one"
+                )
+            context.log(pairs_without_margin=missing)
         return groups
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -107,18 +127,178 @@ class RewardModel(Algorithm):
         return metrics
 
     def _margins(self, batch: Batch) -> Tensor:
-        """Margins of the pairs: [P]."""
-        kind = self.options.margin
-        if kind == "none":
-            return batch.pairs.margin.new_zeros(len(batch.pairs))
+        """Margins of the pairs: [P]; with Llama 2's table 0, the lowest, for a pair without a level."""
+        kind, pairs = self.options.margin, batch.pairs
         if kind == "data":
-            return batch.pairs.margin
-        table = kind.removeprefix("llama2-")
-        return batch.pairs.margin.new_tensor([_level(level, table) for level in batch.pairs.levels])
+            return pairs.margin
+        margins = pairs.margin.new_zeros(len(pairs))
+        if kind != "none":
+            for place, level in enumerate(pairs.levels):
+                if level is not None:
+                    name = level if level in ("better", "unsure") else f"{level}_better"
+                    margins[place] = F.llama2_margin(name, kind.removeprefix("llama2-"))
+        return margins
 
 
-def _level(level: str | None, table: str) -> float:
-    """Llama 2's margin of a level; 0, the lowest, for a pair without a level."""
-    if level is None:
-        return 0.0
-    return F.llama2_margin(level if level in ("better", "unsure") else f"{level}_better", table)
+class FromRatings(Algorithm):
+    """What the models of single ratings have in common: a response without one is counted and left
+    out.
+    """
+
+    trains = Trains.REWARD
+    defaults = DEFAULTS
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        """Responses with a rating. Raises DataError if there is none, or no difference between
+        them.
+        """
+        kept, lacking, rows = [], [], 0
+        for group in groups:
+            rated = [r for r in group.responses if r.scores.get("reward") is not None]
+            rows += max(1, len(group.responses))
+            if rated:
+                kept.append(replace(group, responses=tuple(rated), pairs=()))
+            if len(rated) < max(1, len(group.responses)):
+                lacking.append(group)
+        if not context.validation:
+            ratings = _ratings(kept)
+            context.left_out("without_score", rows - len(ratings), lacking)
+            if not ratings or F.nearly_equal(max(ratings), min(ratings)):
+                found = sorted(set(ratings))
+                raise DataError(
+                    f"a reward model needs answers with different scores, but found {found}"
+                )
+            self.learn_scale(ratings, context)
+        return kept
+
+    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
+        """Keep in `state` what the loss needs to know of the training data's ratings."""
+        raise NotImplementedError
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """Expected ratings of responses with these scores of the model: [R] -> [R]."""
+        raise NotImplementedError
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Mean absolute error of the expected rating, in the data's units."""
+        errors = self.expected(out.scores) - _targets(batch)
+        return {"absolute_error": per_response(errors.abs())}
+
+
+class RewardRegression(FromRatings):
+    """Predict the normalized rating of a response by least squares."""
+
+    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
+        mean = math.fsum(ratings) / len(ratings)
+        variance = math.fsum((x - mean) ** 2 for x in ratings) / len(ratings)
+        self.state = {"score_mean": mean, "score_std": math.sqrt(variance)}
+        context.log(**self.state)
+
+    def expected(self, scores: Tensor) -> Tensor:
+        return scores * self.state["score_std"] + self.state["score_mean"]
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        target = (_targets(batch) - self.state["score_mean"]) / self.state["score_std"]
+        return Loss(squared_error=per_response((out.scores - target) ** 2))
+
+
+class RewardOrdinal(FromRatings):
+    """Predict how likely each level is: P(rating <= level k) = sigma(threshold k - score)."""
+
+    class Options(Algorithm.Options):
+        threshold_rate: float = Field(
+            0.0,
+            ge=0,
+            description="learning rate of the thresholds, per step; 0: they stay those of the "
+            "data's shares",
+        )
+
+    @classmethod
+    def specialize(cls, options: Any) -> type[Algorithm]:
+        """Fixed thresholds need no pass of their own over each batch."""
+        learns = isinstance(options, Mapping) and options.get("threshold_rate")
+        return LearnedThresholds if learns else cls
+
+    def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
+        """Raises DataError for held-out ratings that are no level, before training and not at its
+        first evaluation.
+        """
+        kept = super().select(groups, context)
+        self._levels(kept)
+        return kept
+
+    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
+        levels = sorted(set(ratings))
+        if len(levels) > MAX_LEVELS:
+            raise DataError(
+                f"{len(levels)} different scores are no levels (at most {MAX_LEVELS}): use "
+                "reward_regression"
+            )
+        thresholds, below = [], 0
+        for level in levels[:-1]:
+            below += ratings.count(level)
+            share = below / len(ratings)
+            thresholds.append(math.log(share / (1 - share)))
+        self.state = {"levels": levels, "thresholds": thresholds, "next": thresholds}
+
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
+        """Also the thresholds: a score at which a rating is as likely above as at the level or
+        below.
+        """
+        metrics = dict(super().report_metrics(batch, out))
+        for level, threshold in zip(self.state["levels"], self.state["thresholds"], strict=False):
+            values = out.scores.new_full(out.scores.shape, threshold)
+            metrics[f"threshold/{level:g}"] = per_response(values)
+        return metrics
+
+    def expected(self, scores: Tensor) -> Tensor:
+        p = F.ordinal_probabilities(scores, scores.new_tensor(self.state["thresholds"]))
+        return p @ p.new_tensor(self.state["levels"])
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        thresholds = out.scores.new_tensor(self.state["thresholds"])
+        return Loss(ordinal=per_response(self.losses(batch, out.scores, thresholds)))
+
+    def losses(self, batch: Batch, scores: Tensor, thresholds: Tensor) -> Tensor:
+        """-log P of the ratings: [R]."""
+        levels = batch.group_index.new_tensor(self._levels(batch.groups))
+        return F.ordinal_loss(scores, levels, thresholds)
+
+    def _levels(self, groups: Sequence[Group]) -> list[int]:
+        """Places of the ratings among the levels."""
+        levels, ratings = self.state["levels"], _ratings(groups)
+        unknown = set(ratings) - set(levels)
+        if unknown:
+            raise DataError(
+                f"score {min(unknown):g} is not among the levels of the training data: {levels}"
+            )
+        return [levels.index(rating) for rating in ratings]
+
+
+class LearnedThresholds(RewardOrdinal):
+    """With thresholds that move down their gradient, too."""
+
+    def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        """Thresholds that earlier steps learned, so that held-out data never move those of their
+        own evaluation.
+        """
+        import torch
+
+        thresholds = out.scores.new_tensor(self.state["next"], dtype=torch.float64)
+        thresholds.requires_grad_()
+        with torch.enable_grad():
+            losses = self.losses(batch, out.scores.detach().to(thresholds), thresholds)
+            (gradient,) = torch.autograd.grad(losses[batch.mask.any(dim=1)].mean(), thresholds)
+        moved = (thresholds.detach() - self.options.threshold_rate * gradient).tolist()
+        for k in range(1, len(moved)):
+            moved[k] = max(moved[k], moved[k - 1] + GAP)
+        return {"thresholds": self.state["next"], "next": moved}
+
+
+def _ratings(groups: Sequence[Group]) -> list[float]:
+    return [float(response.scores["reward"]) for response in responses_of(groups)]  # type: ignore[arg-type]
+
+
+def _targets(batch: Batch) -> Tensor:
+    """The ratings in the data: [R]."""
+    return batch.pairs.p.new_tensor(_ratings(batch.groups))

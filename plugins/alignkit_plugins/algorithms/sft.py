@@ -1,8 +1,8 @@
 """Supervised learning: `sft` learns from demonstrations, `lm` from raw text.
 
-Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts
-the assistant's tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama
-2, Touvron et al. 2023, arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
+Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts the assistant's
+tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023,
+arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 """
 
 from __future__ import annotations
@@ -46,35 +46,34 @@ class SFT(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """The demonstrations. Others come from a source that skips bad rows, or raise DataError.
 
-        The worse response of a comparison must not be learned, and of a row in which nothing counts
-        nothing is.
+        The worse response of a comparison must not be learned, and of a row in which nothing counts nothing is.
         """
-        faults = {
-            place: fault for place, group in enumerate(groups) if (fault := self._fault(group))
-        }
-        for place, fault in faults.items():
-            group = groups[place]
+        kept, left_out = [], []
+        for group in groups:
+            fault = self._fault(group)
+            if not fault:
+                kept.append(group)
+                continue
             if group.origin is None or not group.origin.skip:
                 where = f"{group.origin}: " if group.origin else ""
                 raise DataError(
                     f"{where}sft learns from demonstrations, but the row {preview(group)} {fault}"
                 )
-        if faults:
+            left_out.append(group)
+        if left_out:
             name = "validation_not_demonstrations" if context.validation else "not_demonstrations"
-            context.left_out(name, len(faults), [groups[place] for place in faults])
-        return [group for place, group in enumerate(groups) if place not in faults]
+            context.left_out(name, len(left_out), left_out)
+        return kept
 
     def _fault(self, group: Group) -> str:
-        if fault := why_not_demonstration(group):
+        fault = why_not_demonstration(group)
+        if fault:
             return fault
         answers = [
             turn for turn in group.responses[0].messages or () if turn["role"] == "assistant"
         ]
         if self.options.turns == "last" and answers and not answers[-1].get("train", True):
-            return (
-                "has a last turn that must not be learned, but `turns: last` learns no other; "
-                "use `turns: all`"
-            )
+            return "has a last turn that must not be learned, but `turns: last` learns no other; use `turns: all`"
         return ""
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:

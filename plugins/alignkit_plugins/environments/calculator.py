@@ -1,5 +1,4 @@
-"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right
-answer.
+"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right answer.
 
 Expressions are parsed, never run: only numbers and `+ - * / // % **` with parentheses.
 """
@@ -12,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-import alignkit
-from alignkit import DataError, Environment, Field, Group
+from alignkit import DataError, Environment, Group
 from alignkit.evaluation.numbers import numbers_in
 from alignkit_plugins.formats.spoken import after_thoughts
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
+TOLERANCE = 1e-6  # largest distance between answers that count as equal
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -34,19 +33,13 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
 class Calculator(Environment):
     """The row's column `answer` is compared with the last number of the policy's last turn."""
 
-    class Options(alignkit.Options):
-        tolerance: float = Field(
-            1e-6, ge=0, description="largest distance between answers that count as equal"
-        )
-
     answer: Fraction
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
         for group in groups:
             if _last_number(str(group.meta.get("answer", ""))) is None:
                 raise DataError(
-                    f"{group.origin}: the environment 'calculator' needs a number in the column "
-                    "'answer'"
+                    f"{group.origin}: the environment 'calculator' needs a number in the column 'answer'"
                 )
 
     def reset(self, row: Mapping[str, Any]) -> None:
@@ -74,14 +67,12 @@ class Calculator(Environment):
 
     def get_reward(self) -> float:
         """1 if the answer is right, else 0."""
-        found = _last_number(after_thoughts(self.turns[-1]["content"]) or "")
-        return float(found is not None and abs(found - self.answer) <= self.options.tolerance)
+        number = _last_number(after_thoughts(self.turns[-1]["content"]) or "")
+        return float(number is not None and abs(number - self.answer) <= TOLERANCE)
 
 
 def _value(node: ast.expr) -> float:
-    """Raises ValueError for anything but numbers and operators, and for numbers that are too
-    large.
-    """
+    """Raises ValueError for anything but numbers and operators, and for numbers that are too large."""
     value: Any
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value
@@ -101,5 +92,5 @@ def _value(node: ast.expr) -> float:
 
 def _last_number(text: str) -> Fraction | None:
     """The exact value: a policy may write 1e999, which no float holds."""
-    found = [*numbers_in(text)]
-    return found[-1] if found else None
+    number = [*numbers_in(text)]
+    return number[-1] if number else None

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
@@ -19,11 +20,10 @@ from alignkit.environment import EPISODE_KEY
 from alignkit.errors import error_context
 from alignkit.models.generate import Continuation, Generation, attach
 from alignkit.registry import Component
-from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
-from alignkit_plugins.environments.tools import tool_schemas
-from alignkit_plugins.environments.turns import Turns, read_turn
+from alignkit_plugins.environments.turns import Turns, read_turn, tool_schemas
 
 MOST_TURNS = 8  # of the policy, by default
 
@@ -35,7 +35,8 @@ class Episode:
 
     tokens: of all turns, as they were sampled, with what the template writes between them.
     logprobs: of each, 0 for those of others; None if the engine tells none. own: for each token,
-    whether the policy wrote it.
+    whether the policy wrote it. ids, stream, label: of the request for its first turn. last: what
+    the policy wrote last.
     """
 
     environment: Environment
@@ -46,6 +47,10 @@ class Episode:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] | None = field(default_factory=list)
     own: list[bool] = field(default_factory=list)
+    ids: Ids = ()
+    stream: int = 0
+    label: str = ""
+    last: Continuation | None = None
 
     def count(self, key: str) -> int:
         """How many `tool_calls` or `call_errors` the turns have."""
@@ -54,7 +59,7 @@ class Episode:
     @property
     def written(self) -> int:
         """Turns of the policy."""
-        return sum(turn["role"] == "assistant" for turn in self.turns)
+        return [turn["role"] for turn in self.turns].count("assistant")
 
     def add(self, turns: Sequence[Message]) -> None:
         self.turns += turns
@@ -66,33 +71,32 @@ class Episode:
         if self.logprobs is not None:
             self.logprobs = None if logprobs is None else [*self.logprobs, *logprobs]
 
-    def respond(self, turn: Message) -> list[Message] | None:
-        """Add a turn of the policy; returns the messages that follow it. None: the episode is
-        over.
-        """
+    def respond(self, turn: Message) -> list[Message]:
+        """Add a turn of the policy; returns the messages that follow it. None: the episode is over."""
         self.add([turn])
         answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
-        return _plain(answers) if answers else None
+        return _plain(answers)
 
     def hear(self, text: str, tools: Sequence[Any]) -> bool:
         """Add a turn with calls in tags, and the answers to it; returns whether the episode
         continues.
         """
-        answers = self.respond(
-            read_turn(SimpleNamespace(), text, "", tools, self.count("tool_calls"))
-        )
-        self.add(answers or [])
-        return answers is not None
+        turn = read_turn(SimpleNamespace(), text, "", tools, self.count("tool_calls"))
+        answers = self.respond(turn)
+        self.add(answers)
+        return bool(answers)
 
     def scores(self) -> dict[str, float | None]:
         """The reward, and its parts if it has several; without a part there is no reward."""
         reward = call(self.environment, "get_reward", returns=shapes.numbers)
         if not isinstance(reward, Mapping):
             return {EPISODE_KEY: _float(reward)}
-        scores = {f"{EPISODE_KEY}/{name}": _float(value) for name, value in reward.items()}
-        known = [score for score in scores.values() if score is not None]
-        complete = known and len(known) == len(scores)
-        return {EPISODE_KEY: sum(known) if complete else None, **scores}
+        scores: dict[str, float | None] = {EPISODE_KEY: None}
+        for name, value in reward.items():
+            scores[f"{EPISODE_KEY}/{name}"] = _float(value)
+        if reward and None not in reward.values():
+            scores[EPISODE_KEY] = sum(map(float, reward.values()))
+        return scores
 
 
 @dataclass
@@ -117,27 +121,14 @@ class Factory:
         environment.folder = self.folder
         return environment
 
-    def begin(
-        self, group: Group, row: str, path: Sequence[int], sample: int, first: Episode | None = None
-    ) -> Episode:
-        """Begin an episode. path: names its random numbers, with its sample. first: of another
-        response to the prompt.
-
-        Raises PluginError if its prompt is not that of the first.
-        """
+    def begin(self, group: Group, row: str, path: Sequence[int], sample: int) -> Episode:
+        """Begin an episode. path: names its random numbers, with its sample."""
         environment = self._new()
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path)
         columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
         opening = call(environment, "reset", columns, returns=_check_opening)
-        episode = Episode(environment, row, _opened(group.prompt, opening))
-        if first is not None and episode.prompt != first.prompt:
-            text = (
-                "the responses to a prompt share it, so return the same for all of them; draw "
-                "from self.random only"
-            )
-            raise mistake(environment, "reset", text)
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path, sample)
-        return episode
+        return Episode(environment, row, _opened(group.prompt, opening))
 
 
 class Episodes:
@@ -158,9 +149,8 @@ class Episodes:
         try:
             self.turns.check("tool" if factory.tools else "user")
         except DataError as error:
-            raise RunFailed(
-                f"stage '{factory.stage}': environment '{factory.component.name}': {error}"
-            ) from error
+            where = f"stage '{factory.stage}': environment '{factory.component.name}'"
+            raise RunFailed(f"{where}: {error}") from error
         self._playing: list[list[Episode]] = []  # of each prompt, those that `begin` began last
         self._counts = Counter[str]()  # of the iteration's episodes that are over
 
@@ -178,37 +168,45 @@ class Episodes:
         """Begin episodes, and return the prompts with what the environments add to them.
 
         numbers: of the prompts in the iteration, which name the random numbers. Raises RunFailed if
-        a prompt leaves no room for a response.
+        a prompt leaves no room for a response, and PluginError if the responses to one have
+        different prompts.
         """
         self._playing, groups = [], []
         for group, number in zip(prompts, numbers, strict=True):
             episodes: list[Episode] = []
-            self._playing.append(episodes)
+            where = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response"
             for sample in range(samples):
-                row = (
-                    f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, "
-                    f"response {sample + 1}"
-                )
+                row = f"{where} {sample + 1}"
                 with error_context(row):
-                    first = episodes[0] if episodes else None
-                    episodes.append(
-                        self.factory.begin(group, row, (iteration, number), sample, first)
-                    )
-            groups.append(replace(group, prompt=tuple(episodes[0].prompt)))
-            if len(self.encoder.prompt(groups[-1].prompt, group.tools)) >= self.max_length:
+                    episode = self.factory.begin(group, row, (iteration, number), sample)
+                    episodes.append(episode)
+                    if episode.prompt != episodes[0].prompt:
+                        raise mistake(
+                            episode.environment,
+                            "reset",
+                            "the responses to a prompt share it, so return the same for all of "
+                            "them; draw from self.random only",
+                        )
+            opened = replace(group, prompt=tuple(episodes[0].prompt))
+            if len(self.encoder.prompt(opened.prompt, opened.tools)) >= self.max_length:
                 raise RunFailed(
                     f"stage '{self.factory.stage}': with what the environment's `reset` adds, the "
-                    f"prompt of {group.origin or preview(groups[-1])} leaves no room in "
-                    f"max_length {self.max_length}"
+                    f"prompt of {group.origin or preview(opened)} leaves no room in max_length "
+                    f"{self.max_length}"
                 )
+            self._playing.append(episodes)
+            groups.append(opened)
         return groups
 
     def limited(self, request: Generation) -> Generation:
         """A request for the first turns, with the room of each."""
-        most = request.sampling.max_new_tokens
-        return replace(
-            request, rooms=[min(most, self.max_length - len(prompt)) for prompt in request.prompts]
-        )
+        rooms = []
+        for prompt, episodes in enumerate(self._playing):
+            for sample, episode in enumerate(episodes):
+                episode.ids, episode.label = request.prompts[prompt], request.labels[prompt]
+                episode.stream = request.streams[prompt][sample]
+            rooms.append(self._room(request, episodes[0]))
+        return replace(request, rooms=rooms)
 
     def play(
         self,
@@ -223,65 +221,67 @@ class Episodes:
         request, written: the first turns. follow: writes later ones, which have random streams of
         their own.
         """
-        last = [list(each) for each in written]
-        going: list[tuple[int, int]] = []
-        for p, each in enumerate(last):
-            going += [(p, k) for k in range(len(each))]
-        turn = 0
-        while going := [(p, k) for p, k in going if self._continues(request, p, k, last[p][k])]:
+        for episodes, each in zip(self._playing, written, strict=True):
+            for episode, one in zip(episodes, each, strict=True):
+                episode.last = one
+        # The first turn has had the fewest tokens.
+        sampling = request.sampling.model_copy(update={"min_new_tokens": 0})
+        going, turn = self._going(request, chain.from_iterable(self._playing)), 0
+        while going:
             turn += 1
             following = replace(
                 request,
-                prompts=[(*request.prompts[p], *self._playing[p][k].tokens) for p, k in going],
-                streams=[[seeds.number(request.streams[p][k], "turn", turn)] for p, k in going],
-                # The first turn has had them
-                sampling=request.sampling.model_copy(update={"min_new_tokens": 0}),
-                labels=[request.labels[p] for p, _ in going],
-                rooms=[self._room(request, p, k) for p, k in going],
+                prompts=[(*episode.ids, *episode.tokens) for episode in going],
+                streams=[[seeds.number(episode.stream, "turn", turn)] for episode in going],
+                sampling=sampling,
+                labels=[episode.label for episode in going],
+                rooms=[self._room(request, episode) for episode in going],
             )
-            for (p, k), (one,) in zip(going, follow(following), strict=True):
-                last[p][k] = one
+            for episode, (one,) in zip(going, follow(following), strict=True):
+                episode.last = one
+            going = self._going(request, going)
+        last = []
+        for episodes in self._playing:
+            last.append([episode.last for episode in episodes if episode.last is not None])
         finished = []
         for group, episodes in zip(attach(request, groups, last), self._playing, strict=True):
-            finished.append(
-                replace(group, responses=tuple(map(self._finished, episodes, group.responses)))
-            )
+            responses = map(self._finished, episodes, group.responses)
+            finished.append(replace(group, responses=tuple(responses)))
         return finished
 
-    def _room(self, request: Generation, prompt: int, sample: int) -> int:
-        """Tokens that the policy may still write in an episode."""
-        episode = self._playing[prompt][sample]
-        room = self.max_length - len(request.prompts[prompt]) - len(episode.tokens)
+    def _room(self, request: Generation, episode: Episode, more: int = 0) -> int:
+        """Tokens that the policy may still write in an episode, if `more` of others come first."""
+        room = self.max_length - len(episode.ids) - len(episode.tokens) - more
         return min(request.sampling.max_new_tokens - sum(episode.own), room)
 
-    def _continues(self, request: Generation, prompt: int, sample: int, one: Continuation) -> bool:
-        """Add a turn of the policy to its episode, and the answer to it; returns whether another
-        turn follows.
-        """
-        episode = self._playing[prompt][sample]
+    def _going(self, request: Generation, episodes: Iterable[Episode]) -> list[Episode]:
+        """Those that another turn of the policy follows, after its last one and the answer to it."""
+        going = []
+        for episode in episodes:
+            with error_context(episode.row):
+                if self._continues(request, episode):
+                    going.append(episode)
+        return going
+
+    def _continues(self, request: Generation, episode: Episode) -> bool:
+        one = episode.last
+        assert one is not None
         episode.write(one.tokens, one.logprobs, own=True)
-        with error_context(episode.row):
-            turn = self.turns.read(one.tokens, episode.count("tool_calls"))
-            if not one.ended:  # the environment does not see it
-                episode.add([turn])
-                return False
-            before = [*episode.prompt, *episode.turns]
-            answers = episode.respond(turn)
-            if answers is None:
-                return False
-            # One token less, so that the policy can answer, too; none if it may write no more.
-            mine = request.sampling.max_new_tokens - sum(episode.own)
-            room = (
-                self.max_length - len(request.prompts[prompt]) - len(episode.tokens) - 1
-                if mine
-                else 0
-            )
-            try:
-                ids = self.turns.between(before, turn, answers, one.tokens[-1], room)
-            except DataError as error:
-                text = f"what it returned cannot be rendered: {error}"
-                raise mistake(episode.environment, "respond", text) from error
-        if ids is None or episode.written >= self.most_turns:
+        turn = self.turns.read(one.tokens, episode.count("tool_calls"))
+        if not one.ended:  # the environment does not see it
+            episode.add([turn])
+            return False
+        before = [*episode.prompt, *episode.turns]
+        answers = episode.respond(turn)
+        if not answers:
+            return False
+        try:
+            ids = self.turns.between(before, turn, answers, one.tokens[-1])
+        except DataError as error:
+            text = f"what it returned cannot be rendered: {error}"
+            raise mistake(episode.environment, "respond", text) from error
+        # There must be room for another turn of the policy behind it.
+        if self._room(request, episode, len(ids)) < 1 or episode.written >= self.most_turns:
             episode.cut = True
             return False
         episode.add(answers)
@@ -291,12 +291,14 @@ class Episodes:
     def _finished(self, episode: Episode, response: Response) -> Response:
         with error_context(episode.row):
             scores = episode.scores()
-        self._counts["episodes"] += 1
-        self._counts["turns"] += episode.written
-        self._counts["calls"] += episode.count("tool_calls")
-        self._counts["malformed_calls"] += episode.count("call_errors")
-        self._counts["refused_calls"] += episode.environment.refused_calls
-        self._counts["cut"] += episode.cut
+        self._counts.update(
+            episodes=1,
+            turns=episode.written,
+            calls=episode.count("tool_calls"),
+            malformed_calls=episode.count("call_errors"),
+            refused_calls=episode.environment.refused_calls,
+            cut=episode.cut,
+        )
         if len(episode.turns) == 1:
             return replace(response, scores=scores)
         return replace(
@@ -319,9 +321,8 @@ def episodes_of(context: StageContext) -> Episodes:
     """What plays a stage's environment."""
     settings = context.settings
     assert settings.environment is not None
-    factory = Factory(
-        settings.environment, context.name, context.seed, context.reward_context().folder
-    )
+    folder = context.reward_context().folder
+    factory = Factory(settings.environment, context.name, context.seed, folder)
     max_length = min(settings.max_length, context.model.context)
     return Episodes(factory, context.models.encoder, max_length, settings.rollout.max_turns)
 
@@ -330,18 +331,20 @@ def _float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _plain(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
-    return [cast(Message, dict(message)) for message in messages]
+def _plain(messages: Sequence[Mapping[str, Any]] | None) -> list[Message]:
+    return [cast(Message, dict(message)) for message in messages or ()]
 
 
 def _opened(prompt: Sequence[Message], opening: Any) -> list[Message]:
     """The prompt with what `reset` returned."""
     if not isinstance(opening, str):
-        return [*prompt, *_plain(opening or ())]
+        return [*prompt, *_plain(opening)]
     if not prompt or prompt[-1]["role"] != "user":
         return [*prompt, Message(role="user", content=opening)]
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
 
 
 def _check_opening(opening: Any) -> None:
-    shapes.messages([{"role": "user", "content": opening}] if isinstance(opening, str) else opening)
+    if isinstance(opening, str):
+        opening = [{"role": "user", "content": opening}]
+    shapes.messages(opening)

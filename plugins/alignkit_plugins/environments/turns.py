@@ -1,16 +1,14 @@
-"""Reads the calls of tools in what a policy wrote.
+"""The turns of a conversation with tools: how the policy's calls are read and answered, and what a
+chat template writes between two of its turns.
 
 If the tokenizer says how its template writes calls (`response_template`), transformers reads them.
-Otherwise a call is JSON in tags, as most templates write it: `<tool_call>{"name": ..., "arguments":
-{...}}</tool_call>`.
+Otherwise a call is JSON in tags, as most templates write it:
+`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-What a chat template writes between two turns of the policy, without touching the tokens that the
-policy sampled.
-
-The template renders the conversation with the environment's messages and the next generation
-prompt. Of that text, the piece after the policy's end of turn is tokenized, and nothing before it.
-The policy's own words do not matter for the piece, so others stand for them: what a policy writes
-cannot make a template fail.
+Between two turns, the tokens that the policy sampled stay as they are. The template renders the
+conversation with the environment's messages and the next generation prompt. Of that text, the piece
+after the policy's end of turn is tokenized, and nothing before it. The policy's own words do not
+matter for the piece, so others stand for them: what a policy writes cannot make a template fail.
 """
 
 from __future__ import annotations
@@ -18,16 +16,88 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
+from pydantic import ValidationError, validate_call
+
 from alignkit.data.group import Message
-from alignkit.errors import DataError
+from alignkit.environment import Environment
+from alignkit.errors import DataError, PluginError, did_you_mean
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, OPEN, QUESTION, REASONING, has_names
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(f"{CALL}(.*?)(?:{END_CALL}|(?={CALL})|\\Z)", re.DOTALL)
+
+
+# The tools of an environment
+
+
+def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
+    """The JSON schemas of an environment's tools, as chat templates take them.
+
+    Raises PluginError for a tool without type hints, or whose docstring does not describe its
+    arguments.
+    """
+    from transformers.utils import get_json_schema
+
+    schemas: list[dict[str, Any]] = []
+    for name, function in environment.tools().items():
+        try:
+            schemas.append(get_json_schema(function))
+        except Exception as error:  # whatever transformers makes of the docstring
+            help = "a method that is no tool begins with '_'"
+            raise PluginError(f"tool '{name}': {error}\nhelp: {help}") from error
+    return schemas
+
+
+def answers(environment: Environment, turn: Message) -> list[Message]:
+    """The answers to the calls of a turn, in order; see `Environment.call_tools`."""
+    messages = []
+    for call in turn.get("tool_calls", ()):
+        message = Message(role="tool", name=call["function"]["name"], content="")
+        if "id" in call:
+            message["tool_call_id"] = call["id"]
+        try:
+            message["content"] = _result(environment, call["function"])
+        except ValueError as error:
+            environment.refused_calls += 1
+            message["content"] = _as_json({"error": str(error)})
+        messages.append(message)
+    for text in turn.get("call_errors", ()):
+        messages.append(Message(role="tool", name="", content=_as_json({"error": text})))
+    return messages
+
+
+def _result(environment: Environment, function: Mapping[str, Any]) -> str:
+    """What a tool returns for a call. Raises ValueError for what the policy should know."""
+    name, tools = function["name"], environment.tools()
+    if name not in tools:
+        guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
+        raise ValueError(f"no tool '{name}'; {guess}")
+    try:
+        result = validate_call(tools[name])(**function["arguments"])
+    except ValidationError as error:
+        # `expression: Missing required argument; digits: Unexpected keyword argument`
+        faults = []
+        for fault in error.errors(include_url=False):
+            where = ".".join(map(str, fault["loc"]))
+            faults.append(f"{where}: {fault['msg']}")
+        raise ValueError("; ".join(faults)) from error
+    if isinstance(result, str):
+        return result
+    try:
+        return _as_json(result)
+    except (TypeError, ValueError) as error:
+        kind = type(result).__name__
+        raise TypeError(f"tool '{name}' must return text or JSON values, not {kind}") from error
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+# What the policy wrote
 
 
 def read_turn(
@@ -42,8 +112,7 @@ def read_turn(
     turn = _by_template(tokenizer, text, prompt, tools) if tools else None
     turn = turn or _by_tags(text)
     for number, call in enumerate(turn.get("tool_calls", ()), first):
-        # Nine letters and digits, as Mistral's templates want them
-        call["id"] = f"call{number:05d}"
+        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates want
     return turn
 
 
@@ -54,15 +123,15 @@ def _by_template(tokenizer: Any, text: str, prompt: str, tools: Sequence[Any]) -
     if getattr(tokenizer, "response_template", None) is None:
         return None
     try:
-        found = tokenizer.parse_response(text, prefix=prompt, tools=list(tools))
-        calls = [_checked(call["function"]) for call in found.get("tool_calls") or ()]
+        read = tokenizer.parse_response(text, prefix=prompt, tools=list(tools))
+        calls = [_checked(call["function"]) for call in read.get("tool_calls") or ()]
     except Exception:  # whatever a policy's text makes of foreign code
         return None
-    turn = Message(role="assistant", content=str(found.get("content") or ""))
-    if found.get("thinking"):
-        turn["reasoning_content"] = str(found["thinking"])
+    turn = Message(role="assistant", content=str(read.get("content") or ""))
+    if read.get("thinking"):
+        turn["reasoning_content"] = str(read["thinking"])
     if calls:
-        turn["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        turn["tool_calls"] = calls
     return turn
 
 
@@ -80,17 +149,16 @@ def _by_tags(text: str) -> Message:
         try:
             if not match[0].endswith(END_CALL):
                 raise ValueError(f"the call does not end with {END_CALL}")
-            calls.append({"type": "function", "function": _checked(json.loads(match[1]))})
+            calls.append(_checked(json.loads(match[1])))
         except (ValueError, RecursionError) as error:
-            errors.append(
-                f'a call must be {CALL}{{"name": ..., "arguments": {{...}}}}{END_CALL}: {error}'
-            )
+            form = f'{CALL}{{"name": ..., "arguments": {{...}}}}{END_CALL}'
+            errors.append(f"a call must be {form}: {error}")
             return match[0]
         return ""
 
-    content = _CALLS.sub(read, text)
-    turn = Message(role="assistant", content=content.strip("\n") if calls else content)
+    turn = Message(role="assistant", content=_CALLS.sub(read, text))
     if calls:
+        turn["content"] = turn["content"].strip("\n")
         turn["tool_calls"] = calls
     if errors:
         turn["call_errors"] = errors
@@ -98,7 +166,7 @@ def _by_tags(text: str) -> Message:
 
 
 def _checked(call: Any) -> dict[str, Any]:
-    """A call's name and arguments. Raises ValueError if it has none."""
+    """A call of a function with its name and arguments. Raises ValueError if it has none."""
     if not isinstance(call, Mapping):
         raise ValueError(f"it is {type(call).__name__}, not an object")
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
@@ -108,14 +176,17 @@ def _checked(call: Any) -> dict[str, Any]:
         raise ValueError("it has no 'name'")
     if not isinstance(arguments, Mapping):
         raise ValueError("its 'arguments' are not an object")
-    return {"name": name, "arguments": dict(arguments)}
+    return {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
 
 
-REPLY, THOUGHT = "It is five.", "Two and two."
+# What the template writes
+
+CHANGES = "the chat template changes earlier turns when others follow"
+REPLY, THOUGHT = "Twelve.", "Two and two."
 _WORD = re.compile("[A-Za-z0-9]{1,20}")  # which templates neither trim nor escape
 OTHER = (
-    "set model.chat_template to one that only appends: hermes, if the model has no other format "
-    "of calls"
+    "set model.chat_template to one that only appends: hermes, if the model has no other format of "
+    "calls"
 )
 
 
@@ -127,42 +198,36 @@ class Turns:
 
     def read(self, tokens: Sequence[int], first: int = 0) -> Message:
         """A sampled turn as a message. first: the number of its first call."""
-        words, said = self.encoder.decode(tokens), self.encoder.said(tokens)
+        words, whole = self.encoder.decode(tokens), self.encoder.said(tokens)
         turn = read_turn(self.encoder.tokenizer, words, self.chat.shape.prompt, self.tools, first)
         if "reasoning_content" not in turn:  # as it is if transformers reads the turn
-            turn["content"] = said.removesuffix(words) + turn["content"]
+            turn["content"] = whole.removesuffix(words) + turn["content"]
         return turn
 
     def between(
-        self,
-        before: Sequence[Message],
-        turn: Message,
-        answers: Sequence[Message],
-        end: int,
-        limit: int,
-    ) -> Ids | None:
-        """The tokens from a turn's end to the beginning of the policy's next one; None if there are
-        more than `limit`.
+        self, before: Sequence[Message], turn: Message, answers: Sequence[Message], end: int
+    ) -> Ids:
+        """The tokens from a turn's end to the beginning of the policy's next one.
 
         before: the conversation up to the turn. end: the turn's last token, after which the tokens
         continue. Raises DataError if the template refuses the conversation, or changes what was
         before.
         """
-        standing = [*map(_stand_in, before), _stand_in(turn)]
+        standing = [self._stand_in(message) for message in (*before, turn)]
         opened = self.chat.prompt(standing[:-1], self.tools)
         whole = self.chat.prompt([*standing, *answers], self.tools)
-        found = self.chat.turn_end.search(whole, len(opened)) if whole.startswith(opened) else None
-        if found is None:
-            raise DataError(f"the chat template changes earlier turns when others follow; {OTHER}")
-        ended = end in self.encoder.end_ids
-        text = whole[found.end() if ended else found.start() :]
+        close = self.chat.turn_end.search(whole, len(opened)) if whole.startswith(opened) else None
+        if close is None:
+            raise DataError(f"{CHANGES}; {OTHER}")
+        text = whole[close.end() if end in self.encoder.end_ids else close.start() :]
         for answer in answers:
-            if (word := _WORD.search(answer["content"])) and word[0] not in text:
+            word = _WORD.search(answer["content"])
+            if word and word[0] not in text:
+                role = answer["role"]
                 raise DataError(
-                    f"the chat template drops the message of the role '{answer['role']}'; {OTHER}"
+                    f"the chat template drops the message of the role '{role}'; {OTHER}"
                 )
-        ids = self.encoder.rendered.tokens(text, following=True)[0]
-        return ids if len(ids) <= limit else None
+        return self.encoder.rendered.tokens(text, following=True)[0]
 
     def check(self, role: str) -> None:
         """Find out on examples whether what follows a turn is appended. role: of the environment's
@@ -171,80 +236,53 @@ class Turns:
         Raises DataError, with what to do, if the template ends no turn, does not write tools or
         answers, or changes earlier turns, as those that drop earlier reasoning do.
         """
-        shape = self.chat.shape
-        if not shape.close:
+        if not self.chat.shape.close:
             raise DataError(
                 f"the chat template writes no end of turn, so no turn can follow; {OTHER}"
             )
-        question = Message(role="user", content=QUESTION)
+        question, reply = Message(role="user", content=QUESTION), Message(role=role, content=REPLY)
         prompt = self.chat.prompt([question], self.tools)
         if not has_names(prompt, self.tools):
             raise DataError(
                 f"the chat template does not write the tools that the policy may call; {OTHER}"
             )
-        texts = [ANSWER]
-        if REASONING[1] in self.chat.source:
-            opening = "" if shape.opening else f"{OPEN}\n"
-            texts.append(f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}")
-        for text in texts:
-            dropped = ", such as earlier reasoning" if text != ANSWER else ""
-            plain = Message(role="assistant", content=text)
-            called = Message(role="assistant", content=text, tool_calls=[self._call])
-            kinds = [plain, called] if self.tools and role == "tool" else [plain]
-            if not any(self._appends([question], prompt, turn, role, 2) for turn in kinds):
+        turn = Message(role="assistant", content=ANSWER)
+        if self.tools and role == "tool":
+            turn = self._calling
+            whole = self.chat.prompt([question, turn, reply], self.tools)
+            if turn["tool_calls"][0]["function"]["name"] not in whole.removeprefix(prompt):
                 raise DataError(
-                    f"the chat template changes earlier turns when a message of the role '{role}' "
-                    f"follows{dropped}; the policy would be trained on conversations that it "
-                    f"never sees; {OTHER}"
+                    f"the chat template does not write calls of tools and their results; {OTHER}"
                 )
-        if self.tools and not self._writes_calls(question, prompt, role):
-            raise DataError(
-                f"the chat template does not write calls of tools and their results; {OTHER}"
-            )
+        end = self.encoder.end_of_turn[-1]
+        self.between([question], turn, [reply], end)
+        self.between([question, turn, reply], turn, [reply], end)
+        if REASONING[1] in self.chat.source:
+            opening = "" if self.chat.shape.opening else f"{OPEN}\n"
+            thinking = f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}"
+            turn = {**turn, "content": thinking}
+            if THOUGHT not in self.chat.prompt([question, turn, reply], self.tools):
+                raise DataError(
+                    f"{CHANGES}, such as earlier reasoning; the policy would be trained on "
+                    f"conversations that it never sees; {OTHER}"
+                )
 
-    def _appends(
-        self, before: Sequence[Message], prompt: str, turn: Message, role: str, rounds: int
-    ) -> bool:
-        """Whether the prompt, the policy's words and the end of turn remain as they are when other
-        turns follow.
+    def _stand_in(self, message: Message) -> Message:
+        """A message whose words are others if the policy wrote them; its calls stay, because
+        templates check their ids.
         """
-        shape, words = self.chat.shape, turn["content"]
-        if "tool_calls" not in turn:
-            words += shape.close
-        after = [*before, turn, Message(role=role, content=REPLY)]
-        try:
-            whole = self.chat.prompt(after, self.tools)
-        except DataError:
-            return False
-        leads = (prompt + words, prompt + shape.lead * shape.follows + words)
-        if not whole.startswith(leads) or REPLY not in whole[len(prompt) :]:
-            return False
-        return rounds == 1 or self._appends(after, whole, turn, role, rounds - 1)
-
-    def _writes_calls(self, question: Message, prompt: str, role: str) -> bool:
-        turn = Message(role="assistant", content="", tool_calls=[self._call])
-        whole = self.chat.prompt([question, turn, Message(role=role, content=REPLY)], self.tools)
-        after = whole[len(prompt) :]
-        return (
-            whole.startswith(prompt) and self._call["function"]["name"] in after and REPLY in after
-        )
-
-    @cached_property
-    def _call(self) -> dict[str, Any]:
-        name = self.tools[0]["function"]["name"] if self.tools else "tool"
-        return {"type": "function", "id": "call00000", "function": {"name": name, "arguments": {}}}
-
-
-_CALL = {"type": "function", "id": "call00000", "function": {"name": "tool", "arguments": {}}}
-
-
-def _stand_in(message: Message) -> Message:
-    """A message whose words are others if the policy wrote them; its calls stay, because templates
-    check their ids.
-    """
-    if message["role"] != "assistant":
-        return message
-    calls = message.get("tool_calls") or ([_CALL] if message.get("call_errors") else None)
-    if not calls:
+        if message["role"] != "assistant":
+            return message
+        if message.get("tool_calls"):
+            return {**self._calling, "tool_calls": message["tool_calls"]}
+        if message.get("call_errors"):
+            return self._calling
         return Message(role="assistant", content=ANSWER)
-    return Message(role="assistant", content="", tool_calls=list(calls))
+
+    @property
+    def _calling(self) -> Message:
+        """A turn that calls the first tool."""
+        name = self.tools[0]["function"]["name"] if self.tools else "tool"
+        function: dict[str, Any] = {"name": name, "arguments": {}}
+        call = {"type": "function", "id": "call00000", "function": function}
+        return Message(role="assistant", content="", tool_calls=[call])

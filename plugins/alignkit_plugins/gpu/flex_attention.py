@@ -15,7 +15,8 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,6 @@ BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repea
 SIZES = range(16, 257)  # of a head, that Triton's kernel supports
 
 DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
-Blocks = tuple[np.ndarray, np.ndarray]
 
 
 @functools.cache
@@ -102,82 +102,89 @@ def supported(q: Tensor, v: Tensor) -> bool:
     return usual and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass
 class Row:
-    """Which tokens of a packed row see which. All layers of a pass share it.
+    """Which tokens of a packed row see which. All layers of a pass share it."""
 
-    spans: the groups, one behind another from token 0. device: of the masks.
-    """
-
-    spans: Sequence[GroupSpan]
-    device: torch.device
-    _masks: dict[int | None, BlockMask] = field(default_factory=dict)
-    _integers: tuple[Tensor, Tensor, Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        self.tokens = sum(span.length for span in self.spans)
+    def __init__(self, spans: Sequence[GroupSpan], device: torch.device):
+        """spans: the groups, one behind another from token 0. device: of the masks."""
+        self.spans, self.device = spans, device
+        self.tokens = sum(span.length for span in spans)
         self.padding = -self.tokens % BLOCK
+        self._masks: dict[int | None, BlockMask] = {}
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """[6, tokens with padding] int32: each token's group, its response (0 for a prompt) and its
+        position in its sequence; where its group begins, the length of the prompt that it sees
+        besides its own part, and where this part begins.
+        """
+        columns = []
         # Padding is one more group, so that every query sees a key.
-        self.padded = (
-            [*self.spans, GroupSpan(self.tokens, self.padding, ())]
-            if self.padding
-            else list(self.spans)
-        )
+        padding = GroupSpan(self.tokens, self.padding, ())
+        for group, span in enumerate((*self.spans, padding)):
+            start = span.start
+            for response, length in enumerate((span.prompt, *span.responses)):
+                prompt = span.prompt if response else 0
+                positions = np.arange(prompt, prompt + length, dtype=np.int32)
+                rows = group, response, positions, span.start, prompt, start
+                columns.append(np.stack(np.broadcast_arrays(*rows)))
+                start += length
+        return np.concatenate(columns, axis=1).astype(np.int32)
 
     def mask(self, window: int | None) -> BlockMask:
         """The row's mask in layers with this sliding window."""
         if not any(span.longer_than(window) for span in self.spans):
             window = None
         if window not in self._masks:
-            self._masks[window] = self._mask(window)
+            some, full = self.blocks(window)
+            # Full blocks are listed by themselves: the kernel does not apply the rule to their
+            # pairs.
+            partial = _listed(some & ~full)
+            rule = self._rule(window)
+            mask = BlockMask.from_kv_blocks(
+                *partial, *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=rule
+            )
+            self._masks[window] = mask.to(self.device)
         return self._masks[window]
 
-    def _mask(self, window: int | None) -> BlockMask:
-        some, full = blocks(self.padded, window)
-        # Full blocks are listed by themselves: the kernel does not apply the rule to their pairs.
-        partial = some & ~full
-        mask = BlockMask.from_kv_blocks(
-            *_listed(partial), *_listed(full), BLOCK_SIZE=BLOCK, mask_mod=self._rule(window)
+    def blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which blocks of queries and keys have a pair that sees each other, and in which all pairs
+        do, [blocks, blocks].
+        """
+        _, _, positions, groups, prompts, parts = self._places
+        queries = np.arange(len(positions), dtype=np.int32)
+        reach = len(queries) if window is None else window  # keys that a query sees, with itself
+        nearest = groups + np.maximum(0, positions - reach + 1)  # of the prompt
+        # Keys that a query sees: those of its part up to itself, and those of its prompt.
+        seen = (
+            (np.maximum(parts, queries - reach + 1), queries + 1),
+            (nearest, groups + prompts),
         )
-        return mask.to(self.device)
+        edges = np.arange(0, len(queries), BLOCK, dtype=np.int32)
+        some: Any = np.zeros((len(queries), len(edges)), dtype=bool)
+        every = some.copy()
+        for first, end in seen:
+            low = np.maximum(first[:, None], edges)
+            count = np.minimum(end[:, None], edges + BLOCK) - low
+            some |= count > 0
+            every |= count == BLOCK
+        shape = -1, BLOCK, len(edges)
+        return some.reshape(shape).any(axis=1), every.reshape(shape).all(axis=1)
 
     def _rule(self, window: int | None) -> Callable[..., Tensor]:
         """Whether a query sees a key, both indices in the row."""
-        if self._integers is None:
-            self._integers = self._per_token()
-        groups, responses, positions = self._integers
+        places = torch.from_numpy(self._places).to(self.device)
+        groups, responses, positions, *_ = places
 
         def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             same = (responses[key] == 0) | (responses[key] == responses[query])
             return (groups[query] == groups[key]) & same & (key <= query)
 
         def sees_in_window(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            assert window is not None
-            return sees(batch, head, query, key) & (positions[query] - positions[key] < window)
+            near = positions[query] - positions[key] < window
+            return sees(batch, head, query, key) & near
 
         return sees if window is None else sees_in_window
-
-    def _per_token(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Group, response and position of each token, [tokens with padding] int32."""
-        lengths = [span.length for span in self.padded]
-        groups = torch.arange(len(lengths)).repeat_interleave(
-            torch.tensor(lengths, dtype=torch.int64)
-        )
-        parts = [(span.prompt, *span.responses) for span in self.padded]
-        numbers = torch.tensor(
-            [number for part in parts for number in range(len(part))], dtype=torch.int64
-        )
-        counts = torch.tensor([count for part in parts for count in part], dtype=torch.int64)
-        positions = torch.cat(
-            [torch.zeros(0, dtype=torch.int64), *(span.positions() for span in self.padded)]
-        )
-        stacked = (
-            torch.stack([groups, numbers.repeat_interleave(counts), positions])
-            .int()
-            .to(self.device)
-        )
-        group, response, position = stacked.unbind()
-        return group, response, position
 
 
 def attention(
@@ -210,61 +217,6 @@ def attention(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out[:, :, : row.tokens]
-
-
-def blocks(spans: Sequence[GroupSpan], window: int | None) -> Blocks:
-    """Which blocks of queries and keys have a pair that sees each other, and in which all pairs do,
-    [blocks, blocks].
-
-    The spans fill whole blocks.
-    """
-    count = sum(span.length for span in spans) // BLOCK
-    some = np.zeros((count, count), dtype=bool)
-    # Queries of the block that see every key of the other
-    all_keys = np.zeros((count, count), dtype=np.int32)
-    for span in spans:
-        end = span.start + span.prompt
-        _add(some, all_keys, (span.start, end), (span.start, span.start), window)
-        start = end
-        for length in span.responses:
-            _add(some, all_keys, (start, start + length), (span.start, end), window)
-            start += length
-    # Parts of several sequences may share a block of queries; it is full once all of them see the
-    # keys.
-    return some, all_keys == BLOCK
-
-
-def _add(
-    some: np.ndarray,
-    all_keys: np.ndarray,
-    own: tuple[int, int],
-    prompt: tuple[int, int],
-    window: int | None,
-) -> None:
-    """Mark the blocks of one part of a group, the tokens `own`, which also see the tokens
-    `prompt`.
-    """
-    start, stop = own
-    before = prompt[1] - prompt[0]  # the position of the first token
-    reach = 2**62 if window is None else window  # keys that a query sees, itself included
-    for block in range(start // BLOCK, -(-stop // BLOCK) if stop > start else 0):
-        first, last = max(start, block * BLOCK), min(stop, (block + 1) * BLOCK) - 1
-        # Any pair: the first query's window begins earliest; rounded down to a block.
-        some[block, max(start, first - reach + 1) // BLOCK : block + 1] = True
-        # All pairs: the last query's window begins latest; rounded up. Causal order keeps the
-        # diagonal out.
-        all_keys[block, -(-max(start, last - reach + 1) // BLOCK) : block] += last - first + 1
-        # Tokens of the prompt that are out of reach
-        hidden = max(0, before + first - start - reach + 1)
-        if hidden < before:
-            some[block, (prompt[0] + hidden) // BLOCK : -(-prompt[1] // BLOCK)] = True
-        hidden = max(0, before + last - start - reach + 1)  # for the last query
-        if hidden < before:
-            # Rounded down: a block that the prompt shares with a response stays partial, so the
-            # rule decides.
-            all_keys[block, -(-(prompt[0] + hidden) // BLOCK) : prompt[1] // BLOCK] += (
-                last - first + 1
-            )
 
 
 def _listed(marked: np.ndarray) -> tuple[Tensor, Tensor]:

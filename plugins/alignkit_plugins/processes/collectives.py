@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +16,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from alignkit.errors import AlignkitError, RunFailed, Stopped, message_of
 from alignkit.io.digest import digest
 from alignkit.training.collectives import Collectives
 
 T = TypeVar("T")
-BUCKET = 2**27  # numbers that are added at once: 512 MB in fp32
+# In errors of a lost connection, which have no type of their own
+LOST = re.compile("gloo|NCCL|Connection closed")
 
 
 class OtherFailed(AlignkitError):
@@ -35,36 +37,21 @@ class OtherFailed(AlignkitError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended the work of a process, as it is sent to the others. error: its type, arguments and
-    attributes.
-    """
+    """What ended the work of a process, as it is sent to the others. stop: if it was one."""
 
     process: int
     message: str
     exit_code: int
-    error: bytes
+    stop: Stopped | None
 
-    @classmethod
-    def of(cls, process: int, error: BaseException) -> Failure:
-        sent = b""
-        with suppress(Exception):  # what cannot be sent
-            sent = pickle.dumps((type(error), error.args, vars(error)))
-        return cls(
-            process, message_of(error).removeprefix("error: "), getattr(error, "exit_code", 1), sent
-        )
-
-    def received(self) -> BaseException:
-        """The error that the others raise: that of process 0, a stop, or the name of the process
-        that failed.
+    def received(self) -> AlignkitError:
+        """The error that the others raise: the same stop, or the name of the process that
+        failed.
         """
-        with suppress(Exception):
-            kind, arguments, attributes = pickle.loads(self.error)
-            if self.process == 0 or issubclass(kind, Stopped):
-                error: BaseException = kind.__new__(kind, *arguments)
-                error.args = arguments
-                error.__dict__.update(attributes)
-                return error
-        return OtherFailed(f"in process {self.process}: {self.message}", self.exit_code)
+        if self.stop is not None:
+            return self.stop
+        where = f"in process {self.process}: " if self.process else ""
+        return OtherFailed(f"{where}{self.message}", self.exit_code)
 
 
 class ProcessCollectives(Collectives):
@@ -73,7 +60,7 @@ class ProcessCollectives(Collectives):
     def __init__(self, process: int, processes: int, device: torch.device):
         self.process, self.processes, self.device = process, processes, device
         # Whether no word of a failure is sent: the others know, or wait for something else
-        self._failed = False
+        self.lost = False
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -83,32 +70,35 @@ class ProcessCollectives(Collectives):
         try:
             yield
         except (RuntimeError, OSError) as error:
-            text = (
-                "another process of the run has ended, and its launcher says why "
-                f"({str(error).splitlines()[0]:.200})"
-            )
+            if not isinstance(error, DistError | OSError) and not LOST.search(str(error)):
+                raise
+            reason = str(error).partition("\n")[0][:200]
+            text = f"another process of the run has ended, and its launcher says why ({reason})"
             raise OtherFailed(text) from None
 
     def gather(self, mine: T) -> list[T]:
-        content = _packed(mine)
-        self._failed = True  # also if the connection is lost
+        # As `torch.save` does, because pickle would write the whole storage of every view.
+        buffer = io.BytesIO()
+        torch.save(mine, buffer)
+        self.lost = True  # also if the connection is lost
         with self.waiting():
-            posts: list[bytes] = gather_object([content])
-        everyone = [
-            mine if process == self.process else self._unpacked(post)
-            for process, post in enumerate(posts)
-        ]
+            posts: list[bytes] = gather_object([buffer.getvalue()])
+        everyone = [self._received(post) for post in posts]
+        everyone[self.process] = mine
         for process, post in enumerate(everyone):
             if isinstance(post, Failure) and process != self.process:
                 raise post.received()
-        self._failed = isinstance(mine, Failure)
+        self.lost = isinstance(mine, Failure)
         return everyone
 
     def fail(self, error: BaseException) -> None:
         """See `Collectives`. Nothing is sent if the others know."""
-        if not self._failed:
+        if not self.lost:
+            message = message_of(error).removeprefix("error: ")
+            stop = error if isinstance(error, Stopped) else None
+            failure = Failure(self.process, message, getattr(error, "exit_code", 1), stop)
             with suppress(Exception):
-                ProcessCollectives.gather(self, Failure.of(self.process, error))
+                ProcessCollectives.gather(self, failure)
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -129,9 +119,10 @@ class ProcessCollectives(Collectives):
     def map_sharded(
         self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
     ) -> list[T]:
-        own = self.partition(sizes, led)[self.process]
-        with self._telling():
-            done = work(own) if own else []
+        own, done = self.partition(sizes, led)[self.process], list[T]()
+        if own:
+            with self._telling():
+                done += work(own)
         return super().map_sharded(sizes, lambda share: done, led)
 
     def should_stop(self, check: Callable[[], None]) -> None:
@@ -142,25 +133,21 @@ class ProcessCollectives(Collectives):
             reason = str(stopped)
         reasons = list(filter(None, self.gather(reason)))
         if reasons:
-            self._failed = True  # all of them stop
+            self.lost = True  # all of them stop
             raise Stopped(reasons[0])
 
     def compare(self, what: str, facts: Callable[[], Mapping[str, Any]]) -> None:
-        own = {
-            name: digest(json.loads(json.dumps(value, default=str)))
-            for name, value in facts().items()
-        }
+        own = {}
+        for name, value in facts().items():
+            own[name] = digest(json.loads(json.dumps(value, default=str)))
         first, *others = self.gather(own)
         for process, theirs in enumerate(others, 1):
-            differ = sorted(
-                name for name in first.keys() | theirs.keys() if first.get(name) != theirs.get(name)
-            )
+            differ = sorted({name for name, _ in first.items() ^ theirs.items()})
             if differ:
                 raise RunFailed(
                     f"{what} is not the same in process 0 and in process {process}: "
-                    f"{', '.join(differ)}\n"
-                    "help: let every machine have the same files, the same packages and the same "
-                    "command"
+                    f"{', '.join(differ)}\nhelp: let every machine have the same files, the same "
+                    "packages and the same command"
                 )
 
     def close(self) -> None:
@@ -172,23 +159,18 @@ class ProcessCollectives(Collectives):
         stays None.
         """
         parameters = list(parameters)
-        present = [
-            any(has)
-            for has in zip(*self.gather([p.grad is not None for p in parameters]), strict=True)
-        ]
-        # Others that wait for a sum would take a word of a failure for numbers, or wait forever
-        self._failed = True
-        for bucket in _buckets([p for p, has in zip(parameters, present, strict=True) if has]):
-            flat = torch.cat([_gradient(parameter).flatten().float() for parameter in bucket])
-            with self.waiting():
-                total = reduce(flat, reduction="sum")
-            for parameter, part in zip(
-                bucket, total.split([p.numel() for p in bucket]), strict=True
-            ):
-                parameter.grad = part.view_as(parameter).to(parameter.dtype)
-        self._failed = False
+        present = self.gather([parameter.grad is not None for parameter in parameters])
+        # Others that wait for a sum would take a word of a failure for numbers, or wait forever.
+        self.lost = True
+        for parameter, has in zip(parameters, zip(*present, strict=True), strict=True):
+            if any(has):
+                mine = _gradient(parameter).float()
+                with self.waiting():
+                    total = reduce(mine, reduction="sum")
+                parameter.grad = total.to(parameter.dtype)
+        self.lost = False
 
-    def _unpacked(self, content: bytes) -> Any:
+    def _received(self, content: bytes) -> Any:
         # Bytes of this run's own processes, which run the same code.
         return torch.load(io.BytesIO(content), map_location=self._here, weights_only=False)
 
@@ -197,26 +179,5 @@ class ProcessCollectives(Collectives):
         return storage if location == "cpu" else storage.to(device=self.device)
 
 
-def _packed(value: object) -> bytes:
-    """As `torch.save` does, because pickle would write the whole storage of every view."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
 def _gradient(parameter: nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
-def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters in their order, as many at a time as BUCKET allows."""
-    bucket: list[nn.Parameter] = []
-    size = 0
-    for parameter in parameters:
-        if bucket and size + parameter.numel() > BUCKET:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(parameter)
-        size += parameter.numel()
-    if bucket:
-        yield bucket

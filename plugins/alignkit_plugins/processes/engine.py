@@ -10,6 +10,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from operator import index as as_integer
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from alignkit import shapes
 from alignkit.calls import blame, create, label_of, mistake
 from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
@@ -55,11 +57,9 @@ class EngineThread:
 
     def __init__(self, timeout: float, should_stop: Callable[[], None] = lambda: None):
         self.timeout, self.should_stop = timeout, should_stop
-        self._calls: SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = (
-            SimpleQueue()
-        )
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._last: futures.Future[Any] | None = None
+        self._last: Future[Any] | None = None
         self._moved, self._count = 0.0, 0
 
     @property
@@ -76,28 +76,24 @@ class EngineThread:
         if count > self._count:
             self._moved, self._count = now(), count
 
-    def begin(self, function: Callable[[], Any]) -> futures.Future[Any]:
+    def begin(self, function: Callable[[], Any]) -> Future[Any]:
         """Let the thread run a function while the caller does something else; `wait` has its
-        result.
-
-        A call that is running is waited for first.
+        result. A call that is running is waited for first.
         """
         if self._last is None:
             self._thread.start()
         else:
             self._until_done(self._last, lambda count: None)
-        self._moved, self._count, self._last = now(), 0, futures.Future()
+        self._moved, self._count, self._last = now(), 0, Future()
         self._calls.put((self._last, function))
         return self._last
 
-    def wait(
-        self, call: futures.Future[Any], done: Callable[[int], None] = lambda count: None
-    ) -> Any:
+    def wait(self, call: Future[Any], done: Callable[[int], None] = lambda count: None) -> Any:
         """A call's result; raises what the call does, NoProgress, and what `should_stop` raises."""
         self._until_done(call, done)
         return call.result()
 
-    def _until_done(self, call: futures.Future[Any], done: Callable[[int], None]) -> None:
+    def _until_done(self, call: Future[Any], done: Callable[[int], None]) -> None:
         while not futures.wait([call], POLL).done:
             self.should_stop()
             done(self._count)
@@ -120,8 +116,7 @@ class EngineThread:
         return error
 
     def _run(self) -> None:
-        while (item := self._calls.get()) is not None:
-            call, function = item
+        for call, function in iter(self._calls.get, None):
             try:
                 call.set_result(function())
             except BaseException as error:  # `wait` raises it
@@ -138,11 +133,11 @@ class EngineRequest:
         """version: of the policy's weights."""
         self.engine, self.version, self.asked, self.seconds = engine, version, asked, 0.0
         self.rooms = list(map(asked.room, range(len(asked.prompts))))
-        # Engines need no more of a stage's `rollout`
+        most = max(self.rooms, default=asked.sampling.max_new_tokens)
+        # Engines need no more of a stage's `rollout`.
         values = {key: getattr(asked.sampling, key) for key in KEYS}
-        values["max_new_tokens"] = max(self.rooms, default=asked.sampling.max_new_tokens)
-        values["min_new_tokens"] = min(values["min_new_tokens"], values["max_new_tokens"])
-        self.limits = Sampling(**values)
+        least = min(asked.sampling.min_new_tokens, most)
+        self.limits = Sampling(**{**values, "max_new_tokens": most, "min_new_tokens": least})
         prompts, numbers = list(map(list, asked.prompts)), list(map(list, asked.streams))
 
         def sampled() -> Any:
@@ -159,26 +154,22 @@ class EngineRequest:
         self, done: Callable[[int], None] = lambda responses: None
     ) -> list[list[Continuation]]:
         """Wait for the samples. done: is given the number of complete responses."""
+        samples: list[list[Continuation]] = []
         with self.engine.asking("sample"):
             returned = self.engine.thread.wait(self._call, done)
-        self._check_count(
-            returned, len(self.asked.prompts), "prompt", "a list of completions", "altogether"
-        )
-        samples: list[list[Continuation]] = []
-        for index, (completions, streams) in enumerate(
-            zip(returned, self.asked.streams, strict=True)
-        ):
-            where = f"for prompt {index}"
-            if self.asked.labels:
-                where += f" ({self.asked.labels[index]})"
-            self._check_count(completions, len(streams), "seed", "a Completion", where)
-            samples.append([])
-            for k, completion in enumerate(completions):
-                with self.engine.asking("sample"):
+            shapes.listing(returned, "a list of Completions", _is_list, len(self.rooms))
+            for index, completions in enumerate(returned):
+                where = f"for prompt {index}"
+                if self.asked.labels:
+                    where += f" ({self.asked.labels[index]})"
+                count = len(self.asked.streams[index])
+                shapes.listing(completions, f"a Completion, {where}", _is_completion, count)
+                samples.append([])
+                for k, completion in enumerate(completions):
                     read = self._read(completion, self.rooms[index])
-                if isinstance(read, str):
-                    raise mistake(self.engine.engine, "sample", f"{where}, sample {k} {read}")
-                samples[-1].append(read)
+                    if isinstance(read, str):
+                        raise PluginError(f"{where}, sample {k} {read}")
+                    samples[-1].append(read)
         self.engine.rest()
         done(sum(map(len, samples)))
         return samples
@@ -196,56 +187,49 @@ class EngineRequest:
         with suppress(Exception):
             self.engine.rest()
 
-    def _check_count(self, returned: Any, count: int, per: str, what: str, where: str) -> None:
-        text = f"return {what} for each"
-        if isinstance(returned, str | bytes) or not isinstance(returned, Sequence):
-            raise mistake(
-                self.engine.engine, "sample", f"{text} {per}, not {type(returned).__name__}"
-            )
-        if len(returned) != count:
-            raise mistake(
-                self.engine.engine,
-                "sample",
-                f"{text} of {count} {per}s, not {len(returned)}, {where}",
-            )
-
-    def _read(self, one: Any, room: int) -> Continuation | str:
+    def _read(self, one: Completion, room: int) -> Continuation | str:
         """A completion, without what follows a stop text or exceeds the room; a text says what is
         wrong.
         """
-        if not isinstance(one, Completion):
-            return f"return a Completion, not {type(one).__name__}"
-        tokens, vocabulary = list(map(as_integer, one.tokens)), self.engine.vocabulary
-        logprobs = None if one.logprobs is None else tuple(map(float, one.logprobs))
-        if foreign := [token for token in tokens if not 0 <= token < vocabulary]:
-            return f"token {foreign[0]} is not in the vocabulary of {vocabulary}"
+        tokens, logprobs = list(map(as_integer, one.tokens)), one.logprobs
+        for token in tokens:
+            if not 0 <= token < self.engine.vocabulary:
+                return f"token {token} is not in the vocabulary of {self.engine.vocabulary}"
         if one.version != self.version:
             used = f"it used version {one.version!r:.40} of the weights of '{self.asked.role}'"
             return f"{used}, but version {self.version} was published"
-        if logprobs is not None and len(logprobs) != len(tokens):
-            return f"it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
-        for place, value in enumerate(logprobs or ()):
-            if not (math.isfinite(value) and value <= ROUNDING):
-                return f"the log-probability of token {place} is {value}"
+        if logprobs is not None:
+            logprobs = tuple(map(float, logprobs))
+            if len(logprobs) != len(tokens):
+                return f"it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
+            for value in logprobs:
+                if not (math.isfinite(value) and value <= ROUNDING):
+                    return f"a log-probability is {value}"
         encoder, limits = self.asked.encoder, self.limits
-        if limits.stop and any(stop in encoder.decode(tokens[:-1]) for stop in limits.stop):
-            ends = (
-                k for k in range(1, len(tokens)) if has_stopped(encoder, tokens[:k], limits.stop)
-            )
-            tokens = tokens[: next(ends, len(tokens))]
+        for k in range(1, len(tokens)):
+            if has_stopped(encoder, tokens[:k], limits.stop):
+                tokens = tokens[:k]
+                break
         if not 0 < len(tokens) <= limits.max_new_tokens:
             return f"it returned {len(tokens)} tokens; max_new_tokens is {limits.max_new_tokens}"
         tokens = tokens[:room]
-        by_token, stopped = tokens[-1] in encoder.end_ids, has_stopped(encoder, tokens, limits.stop)
-        if not (by_token or stopped) and len(tokens) < room:
+        by_token = tokens[-1] in encoder.end_ids
+        ended = by_token or has_stopped(encoder, tokens, limits.stop)
+        if not ended and len(tokens) < room:
             return f"a response of {len(tokens)} tokens has neither an end token nor a stop text"
-        if set(tokens[:-1]) & encoder.end_ids:
+        if not encoder.end_ids.isdisjoint(tokens[:-1]):
             return "a response continues after its end token"
         if by_token and len(tokens) <= limits.min_new_tokens:
             return f"a response ends before min_new_tokens {limits.min_new_tokens}"
-        return Continuation(
-            tuple(tokens), logprobs and logprobs[: len(tokens)], by_token or stopped
-        )
+        return Continuation(tuple(tokens), logprobs and logprobs[: len(tokens)], ended)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence)
+
+
+def _is_completion(value: Any) -> bool:
+    return isinstance(value, Completion)
 
 
 class StageEngine:
@@ -260,13 +244,8 @@ class StageEngine:
     ):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
         self.engine: Engine = create(component, stage)
-        self.name, self.folder, self.stage, self.seed, self.say = (
-            component.name,
-            folder,
-            stage,
-            seed,
-            say,
-        )
+        self.name, self.folder, self.stage = component.name, folder, stage
+        self.seed, self.say = seed, say
         self.thread = EngineThread(float(component.options.timeout))
         self.vocabulary = 0  # 0: not prepared yet
         # Version and folder of each policy
@@ -321,18 +300,14 @@ class StageEngine:
 
     def _publish(self, model: SharedModel, role: str) -> int:
         """Let the engine have a role's current weights; returns their version."""
-        if model.spec.lora is None and role != BASE and not self.engine.whole_models:
-            raise RunFailed(
-                f"stage '{self.stage}': engine '{self.name}' takes adapters, and '{role}' is a "
-                "whole model"
-            )
         version, folder = version_of(model, role), None
         last, before = self._published.get(role, (None, None))
         if version == last:
             return version
         if role != BASE:
             self._folders += 1
-            model.save(role, folder := self.folder / "weights" / str(self._folders))
+            folder = self.folder / "weights" / str(self._folders)
+            model.save(role, folder)
         self._call("publish", lambda: self.engine.publish(role, folder, version))
         self._published[role] = version, folder
         if before is not None:
@@ -341,7 +316,8 @@ class StageEngine:
 
     def _prepare(self, model: SharedModel) -> None:
         make_folder(self.folder / "weights")
-        make_folder(cache := self.folder / "files")
+        cache = self.folder / "files"
+        make_folder(cache)
         self.thread.should_stop = model.should_stop
         vocabulary = model.model.config.get_text_config().vocab_size
         context = EngineContext(

@@ -1,14 +1,25 @@
 """The launcher that runs use: several processes exchange everything through accelerate, and engines
 are asked here.
+
+A recipe may be run by several processes, each of which was started with the same command. All run
+the same stages in the same order. Process 0 decides which of them are complete, runs steps, asks
+servers, and writes; the others get what it returns. Training is dealt to all. If one dies, whoever
+started them ends the others.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Add, hookimpl
+from alignkit.algorithm import ExternalTrainer
+from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.io.digest import versions
 from alignkit.kinds import Launcher, World
 
 if TYPE_CHECKING:
@@ -16,14 +27,50 @@ if TYPE_CHECKING:
     from alignkit_plugins.processes.collectives import ProcessCollectives
     from alignkit_plugins.processes.engine import StageEngine
 
+LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
+WHOLE = "start the run without --use_fsdp"
+
 
 class Accelerate(Launcher):
     """Each method imports torch."""
 
     def join(self, recipe: Recipe, folder: Path, world: World) -> ProcessCollectives:
-        from alignkit_plugins.processes.together import join
+        """Wait for all processes of the run; each calls this.
 
-        return join(recipe, folder, world)
+        Raises RecipeError if they cannot run the recipe, and RunFailed if they do not meet, or
+        differ in what they run.
+        """
+        import torch
+        from accelerate import PartialState
+
+        from alignkit_plugins.processes.collectives import ProcessCollectives
+        from alignkit_plugins.processes.sharded_forward import LockstepCollectives
+
+        on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available()
+        problems = [*problems_of_stages(recipe, world), *problems_of_device(recipe, on_cpu)]
+        if problems:
+            raise RecipeError(problems)
+        try:
+            state = PartialState(cpu=on_cpu, timeout=LONGEST)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunFailed(f"process {world.process} did not reach the others: {error}") from None
+        count = state.num_processes
+        if count != world.processes:  # it was made before, by something that knew of one process
+            raise RunFailed(
+                f"accelerate knows {count} processes, but the launcher started {world.processes}"
+            )
+        kind = LockstepCollectives if world.shard else ProcessCollectives
+        collectives = kind(world.process, world.processes, state.device)
+        facts: dict[str, Any] = {
+            "python": sys.version.split()[0],
+            **versions(("accelerate",)),
+            "recipe": recipe.resolved,
+            "folder": str(folder.resolve()),
+            "--use_fsdp": world.shard,
+        }
+        # Before the first of them writes. Keys of stages are compared later.
+        collectives.compare("the run", lambda: facts)
+        return collectives
 
     def engine(
         self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
@@ -31,6 +78,55 @@ class Accelerate(Launcher):
         from alignkit_plugins.processes.engine import StageEngine
 
         return StageEngine(component, folder, stage=stage, seed=seed, say=say)
+
+
+def problems_of_stages(recipe: Recipe, world: World) -> list[Problem]:
+    """What several processes cannot do, or cannot do with a part of the weights each."""
+    problems: list[Problem] = []
+
+    def refuse(place: tuple[str, ...], text: str, help: str = WHOLE) -> None:
+        problems.append(recipe.document.problem(place, text, help=help))
+
+    cut = world.shard and recipe.model.lora is None
+    for name, stage in recipe.stages.items():
+        cls = stage.component.registration.implementation
+        if isinstance(cls, type) and issubclass(cls, ExternalTrainer):
+            text = f"stage '{name}': {stage.component.name} trains by itself, and in one process"
+            refuse(("stages", name), text, "start the run with 'alignkit run RECIPE'")
+        if not cut or stage.settings is None:
+            continue
+        optimizer = stage.settings.optimizer
+        optimizer = getattr(optimizer, "name", optimizer)
+        if optimizer != "adamw":
+            text = f"'{optimizer}' cannot train weights that are cut into parts; 'adamw' can"
+            refuse(("stages", name, "optimizer"), f"stage '{name}': {text}")
+        if stage.engine is not None:
+            text = f"the engine '{stage.engine.name}' needs all weights in process 0"
+            refuse(("stages", name), f"stage '{name}': {text}")
+    if cut:
+        from alignkit_plugins.processes.sharded_forward import can_learn
+
+        if not can_learn():
+            text = "model: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
+            refuse(("model", "lora"), text)
+    if world.shard and recipe.model.quantization != "none":
+        refuse(("model", "quantization"), "model: a quantized base model cannot be cut into parts")
+    return problems
+
+
+def problems_of_device(recipe: Recipe, on_cpu: bool) -> list[Problem]:
+    """Why the device of the models does not suit several processes."""
+    import torch
+
+    device = recipe.model.device
+    if ":" in device:
+        text = f"'device: {device}' is one device, but each process needs its own"
+        return [Problem(text, help="leave 'device' out: each process takes a GPU of its own")]
+    local, count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if on_cpu or local <= count:
+        return []
+    text = f"{local} processes need {local} GPUs, but this machine has {count}"
+    return [Problem(text, help=f"start {count}, or compute on the processor with model.device=cpu")]
 
 
 @hookimpl

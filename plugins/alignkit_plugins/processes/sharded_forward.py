@@ -13,31 +13,107 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import DistError
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.memory import Passes
+from alignkit.models.memory import Passes, last_states
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit_plugins.processes.collectives import ProcessCollectives
-from alignkit_plugins.processes.sharded import ShardedNetwork, layers_of
 
 if TYPE_CHECKING:
     from alignkit.models.models import LoadedBase
 
 
 T = TypeVar("T")
-# In errors of a lost connection, which have no type of their own
-LOST = ("gloo", "NCCL", "Connection closed")
+
+
+STATES = "alignkit_states"  # the method of the network that FSDP treats as its forward pass
+# Processes that join a pass reach fewer weights, but must send as many gradients; older versions of
+# torch cannot.
+UNUSED = "set_reduce_scatter_unused_params"
+
+
+class ShardedNetwork:
+    """A language model of which each process of a run holds a part. All of them call each method
+    together.
+
+    A layer is whole only while it computes. Embeddings, head and norms are one part; they stay
+    whole after a pass, because the head reads them outside of it. adapters: parameters that stay
+    whole. Gradients of the others are cut, too: each process has its part of their sums over
+    processes.
+    """
+
+    def __init__(self, network: Any, adapters: Iterable[nn.Parameter], device: torch.device):
+        from torch.distributed import get_world_size, init_device_mesh
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        self.network, self.layers = network, list(layers_of(network))
+        mesh, whole = init_device_mesh(device.type, (get_world_size(),)), set(adapters)
+        for layer in self.layers:
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+        fully_shard(network, mesh=mesh, reshard_after_forward=False, ignored_params=whole)
+        setattr(network, STATES, partial(last_states, network))
+        register_fsdp_forward_method(network, STATES)
+        if any(parameter.requires_grad for parameter in set(network.parameters()) - whole):
+            for part in (*self.layers, network):
+                # A sum, because losses are divided by what all processes count
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+            getattr(network, UNUSED)(True)
+
+    @property
+    def whole(self) -> bool:
+        """Whether this process holds all layers. It is asked, because saving and loading adapters
+        cuts them again.
+        """
+        return not any(isinstance(parameter, DTensor) for parameter in self.layers[0].parameters())
+
+    def states(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """The last hidden states [1, tokens, hidden] of tokens at positions, both [1, tokens]."""
+        found: Tensor = getattr(self.network, STATES)(tokens, positions)
+        return found
+
+    def unshard(self) -> None:
+        """Bring all parts here, until `reshard`."""
+        for part in self.layers:
+            part.set_reshard_after_forward(False, recurse=False)
+        # Each comes through a buffer, so the largest first
+        for part in (self.network, *self.layers):
+            part.unshard()
+
+    def reshard(self) -> None:
+        """Free what belongs to other processes. Sends nothing."""
+        for part in self.layers:
+            part.set_reshard_after_forward(True, recurse=False)
+        for part in (*self.layers, self.network):
+            part.reshard()
+
+
+def layers_of(module: nn.Module) -> Iterator[Any]:
+    """The outermost layers, in their order."""
+    for child in module.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from layers_of(child)
+
+
+def can_learn() -> bool:
+    """Whether this version of torch cuts weights that learn."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return hasattr(FSDPModule, UNUSED)
 
 
 class Kind(IntEnum):
@@ -67,10 +143,10 @@ class LockstepCollectives(ProcessCollectives):
 
     def __init__(self, process: int, processes: int, device: torch.device):
         super().__init__(process, processes, device)
+        self._broken: Exception | None = None
         self.passes: weakref.WeakValueDictionary[str, LockstepPasses] = (
             weakref.WeakValueDictionary()
         )
-        self._broken: Exception | None = None
 
     def gather(self, mine: T) -> list[T]:
         self.settle()
@@ -119,10 +195,6 @@ class LockstepCollectives(ProcessCollectives):
     def passes_of(self, base: str, loaded: LoadedBase) -> Passes:
         return LockstepPasses(base, loaded, self)
 
-    def fail(self, error: BaseException) -> None:
-        if self._broken is None:  # else the others wait in the middle of a pass
-            super().fail(error)
-
     def announce(self, call: Call) -> None:
         """Wait until all processes are ready for a pass."""
         while (first := min(self._announced(call))) != call:
@@ -131,24 +203,18 @@ class LockstepCollectives(ProcessCollectives):
     def in_step(self, run: Callable[[], T]) -> T:
         """`run()`, in which all processes wait for each other at every layer.
 
-        An error in it cannot be undone: the others wait in the middle of a pass. So the run ends
-        with it.
+        An error in it cannot be undone, and they cannot be told: they wait in the middle of a pass.
+        So the run ends with it.
         """
+        self.lost = True
         try:
-            return self._waiting_in(run)
+            with self.waiting():
+                result = run()
         except Exception as error:
             self._broken = error
             raise
-
-    def _waiting_in(self, run: Callable[[], T]) -> T:
-        with self.waiting():
-            try:
-                return run()
-            except Exception as error:
-                if isinstance(error, DistError) or any(word in str(error) for word in LOST):
-                    raise
-                own = error
-        raise own  # outside, where it does not count as the failure of another process
+        self.lost = False
+        return result
 
     def settle(self) -> None:
         """Join the passes of the others until all are here. Then each holds its own part only."""

@@ -75,21 +75,17 @@ class Importance(Options):
         import torch  # not with the module: `alignkit check` reads these options
         from torch.nn.utils.rnn import pad_sequence
 
-        told = [response.logprobs for response in responses_of(rollouts.groups)]
-        sampler = [torch.tensor(logprobs) for logprobs in told if logprobs is not None]
-        if len(sampler) < len(told):
-            raise RunFailed(
-                "the engine tells no log-probabilities of its samples, but 'importance' needs "
-                "them\n"
-                "help: leave 'importance' out, or top_k, top_p and min_new_tokens, with which a "
-                "server tells none"
-            )
-        learner_table, sampler_table = (
-            pad_sequence([*rows], batch_first=True) for rows in (old, sampler)
-        )
-        advantages, shares = self.weights(
-            signals[ADVANTAGES], learner_table, sampler_table, rollouts.mask, finest
-        )
+        sampler = []
+        for response in responses_of(rollouts.groups):
+            if response.logprobs is None:
+                raise RunFailed(
+                    "the engine tells no log-probabilities of its samples, but 'importance' needs "
+                    "them\nhelp: leave 'importance' out, or top_k, top_p and min_new_tokens, with "
+                    "which a server tells none"
+                )
+            sampler.append(torch.tensor(response.logprobs))
+        tables = (pad_sequence([*rows], batch_first=True) for rows in (old, sampler))
+        advantages, shares = self.weights(signals[ADVANTAGES], *tables, rollouts.mask, finest)
         if shares.get("importance_masked") == 1:
             return Skip("'importance' masked every sample"), shares
         return {**signals, ADVANTAGES: advantages}, shares
@@ -107,20 +103,19 @@ class Importance(Options):
         from alignkit import functional as F
 
         by_response = "sequence" in (self.level, finest)
-        bounds = (self.mask[0], self.mask[1]) if self.mask is not None else None
+        bounds = None if self.mask is None else (self.mask[0], self.mask[1])
         weights, ratios = F.importance_weights(
             old, sampler, mask, self.cap, bounds, sequence=by_response
         )
-        counted = mask.any(dim=1) if by_response else mask
-        shares = {}
+        changed = {}
         if bounds is not None:
-            shares["importance_masked"] = ((ratios < bounds[0]) | (ratios > bounds[1]))[counted]
+            changed["importance_masked"] = (ratios < bounds[0]) | (ratios > bounds[1])
         if self.cap is not None:  # what is masked has a weight of 0
-            shares["importance_capped"] = ((ratios > self.cap) & (weights > 0))[counted]
+            changed["importance_capped"] = (ratios > self.cap) & (weights > 0)
+        counted = mask.any(dim=1) if by_response else mask
+        shares = {name: float(which[counted].float().mean()) for name, which in changed.items()}
         if weights.dim() > advantages.dim():
             advantages = advantages[:, None]
         elif weights.dim() < advantages.dim():
             weights = weights[:, None]
-        return advantages * weights, {
-            name: float(which.float().mean()) for name, which in shares.items()
-        }
+        return advantages * weights, shares

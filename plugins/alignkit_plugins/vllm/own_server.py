@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
 from alignkit.errors import RunFailed
 
 ENDING = 25.0  # seconds for a server to end; the guard kills it before that
+# For the server to end before the guard kills it, in seconds
+GUARDED = float(os.environ.get("ALIGNKIT_GUARD_SECONDS", "15"))
 POLL = 0.5  # seconds between two looks at whether it is ready
 LAUNCHED = (
     "ACCELERATE_",
@@ -28,6 +31,9 @@ LAUNCHED = (
     "TORCHELASTIC_",
     "WORLD_",
 )
+
+# pydantic's errors say what is wrong in the next line.
+ERROR = re.compile(r"\w*Error: (?:.*validation error.*\n)?.*")
 
 _running: dict[tuple[str, ...], OwnServer] = {}
 _kept: list[Path] = []  # the run's folder for logs, while there is a run
@@ -95,7 +101,7 @@ class OwnServer:
                     sys.executable,
                     "-P",
                     "-m",
-                    "alignkit_plugins.vllm.guard",
+                    "alignkit_plugins.vllm.own_server",
                     str(os.getpid()),
                     *map(filled, command),
                 ],
@@ -129,42 +135,24 @@ class OwnServer:
             time.sleep(POLL)
 
     def _answers(self, path: str) -> bool:
-        from http.client import HTTPException
-        from urllib import request
+        import httpx2
 
-        try:
-            # Proxies of the environment are for the internet.
-            with request.build_opener(request.ProxyHandler({})).open(
-                f"{self.url}{path}", timeout=POLL * 4
-            ):
-                return True
-        except (
-            OSError,
-            HTTPException,
-        ):  # no answer, an error's (a URLError), or one of another program
+        try:  # without proxies of the environment, which are for the internet
+            answer = httpx2.get(f"{self.url}{path}", timeout=POLL * 4, trust_env=False)
+        except httpx2.HTTPError:  # no answer, or one of another program
             return False
+        return answer.is_success
 
     def explain(self) -> str:
         """How it ended, if it did, and the last error in its log; to end a sentence with."""
-        lines = [
-            line.strip()
-            for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        ]
-        # The last errors are often of those who wait for the process that failed: "see root cause
-        # above". pydantic's say what is wrong in the next line.
-        joined = [
-            f"{one} {two}" if "validation error" in one else one
-            for one, two in pairwise([*lines, ""])
-        ]
-        found = [re.search(r"\w*Error: .*", line) for line in joined]
-        errors = [
-            match[0]
-            for match in found
-            if match and not re.search(r"root cause|stack trace", match[0])
-        ]
-        errors = errors or [line for line in lines if line]
+        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        last = text.rpartition("\n")[2].strip() or "nothing"
+        for error in ERROR.findall(text):
+            # Others wait for the process that failed, and say: "see root cause above".
+            if "root cause" not in error and "stack trace" not in error:
+                last = " ".join(error.split())
         how = f"; it ended with exit code {self._guard.poll()}" if self.ended else ""
-        return f"{how}; its log {self.log} says: {errors[-1][:500] if errors else 'nothing'}"
+        return f"{how}; its log {self.log} says: {last[:500]}"
 
     def release(self) -> None:
         """End it unless a run keeps it for other stages. For `Engine.close`."""
@@ -193,3 +181,33 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def guard(run: int, command: list[str]) -> int:
+    """Run a command until it ends or the run does. Returns its exit code.
+
+    A process between a run and its server: it ends the server with the run, also if the run is
+    killed. run: its process id.
+    """
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    # A session of its own: with all processes that it starts, it can be ended at once.
+    try:
+        server = subprocess.Popen(command, start_new_session=True)
+    except OSError as error:
+        print(f"OSError: cannot start {command[0]}: {error.strerror}")
+        return 127
+    while server.poll() is None and not asked and os.getppid() == run:
+        time.sleep(POLL)
+    until = time.monotonic() + GUARDED
+    if server.poll() is None:
+        server.terminate()
+    while server.poll() is None and time.monotonic() < until:
+        time.sleep(POLL / 5)
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)  # whatever is left of it
+    return server.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(guard(int(sys.argv[1]), sys.argv[2:]))
