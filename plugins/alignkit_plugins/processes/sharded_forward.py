@@ -203,8 +203,8 @@ class LockstepCollectives(ProcessCollectives):
     def in_step(self, run: Callable[[], T]) -> T:
         """`run()`, in which all processes wait for each other at every layer.
 
-        An error in it cannot be undone, and they cannot be told: they wait in the middle of a pass.
-        So the run ends with it.
+        An error in it cannot be undone, and none of them can hear of it: they wait in the middle of
+        a pass. So the run ends with it.
         """
         self.lost = True
         try:

@@ -84,8 +84,11 @@ class Importance(Options):
                     "which a server tells none"
                 )
             sampler.append(torch.tensor(response.logprobs))
-        tables = (pad_sequence([*rows], batch_first=True) for rows in (old, sampler))
-        advantages, shares = self.weights(signals[ADVANTAGES], *tables, rollouts.mask, finest)
+        learners = pad_sequence([*old], batch_first=True)
+        samplers = pad_sequence(sampler, batch_first=True)
+        advantages, shares = self.weights(
+            signals[ADVANTAGES], learners, samplers, rollouts.mask, finest
+        )
         if shares.get("importance_masked") == 1:
             return Skip("'importance' masked every sample"), shares
         return {**signals, ADVANTAGES: advantages}, shares
