@@ -135,7 +135,7 @@ def test_a_reward_model_learns_from_a_store(
         store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
     capsys.readouterr()
     assert main(["run", str(recipe), "--out", str(out)]) == 0
-    assert "labels.feedback: the file has changed" in capsys.readouterr().err
+    assert "the file has changed" in capsys.readouterr().err
 
 
 def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
