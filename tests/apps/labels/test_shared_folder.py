@@ -228,7 +228,7 @@ def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
 def test_an_empty_store_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with opened(tmp_path) as store:
         assert main(["labels", str(store.path)]) == 0
-    assert "licenses of items: -" in capfd.readouterr().out
+    assert "items: -" in capfd.readouterr().out
 
 
 # Exports that come back
