@@ -22,7 +22,7 @@ from pydantic import field_validator
 
 from alignkit import Context, Field, Group, Message, RunFailed, SamplingOptions, StepContext, seeds
 from alignkit.reward import Progress, no_progress
-from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, Reply, model_in
+from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, Reply
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import after_thoughts
 
@@ -244,7 +244,11 @@ def stored(text: bytes) -> dict[str, Any]:
         message, end = choice.get("message") or {}, choice.get("finish_reason")
         usage = reply.get("usage")
         total, written = (_count(usage, name) for name in ("total_tokens", "completion_tokens"))
-        more: dict[str, Any] = {"model": model_in(text) or "", "tokens": total, "written": written}
+        more: dict[str, Any] = {
+            "model": str(reply.get("model") or ""),
+            "tokens": total,
+            "written": written,
+        }
         if message.get("refusal") or end == "content_filter":
             return vars(Written(reason=REFUSED, **more))
         found = spoken(
