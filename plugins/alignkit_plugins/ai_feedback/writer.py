@@ -15,7 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum
+from math import exp, fsum
 from typing import Any, Protocol
 
 from pydantic import field_validator
@@ -267,6 +267,8 @@ def _likeliest(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     for token, logprob in tops:
         if isinstance(logprob, bool) or not logprob <= 1e-3 or token != str(token):  # or NaN
             raise ValueError("not a log-probability")
+    if fsum(exp(logprob) for _, logprob in tops) > 1.01:  # a token occurs twice
+        raise ValueError("not probabilities")
     return tops
 
 
