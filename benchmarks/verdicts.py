@@ -29,7 +29,7 @@ from alignkit_plugins.evaluate.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2
-DIVERSITY = 4  # metrics that every evaluation tests
+DIVERSITY = 2  # metrics that every evaluation tests
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from alignkit.errors import RemoteError, Stopped, request_stop, stoppable
 from alignkit_plugins.ai_feedback import remote as asking
-from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, model_in
+from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions
 from tests.faults.case import HELD
 from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import ScriptedServer, reply
@@ -32,7 +32,6 @@ QUICK = {
     "503",
     "HTML with 200",
     "wrong count",
-    "another model replies",
     "injected verdict",
 }
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -144,21 +143,6 @@ def test_requests_that_wait_for_a_retry_do_not_delay_the_end(
 # Replies that cannot be used
 
 
-def test_many_malformed_replies_in_a_row_end_the_run(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
-    bodies = [{"n": n} for n in range(60)]
-    server.act = lambda server, connection, body: reply(
-        connection, b'{"number": 1}' if body["n"] == 10 else b"<html>"
-    )
-    with pytest.raises(
-        RemoteError,
-        match="20 requests in a row had no reply that can be used: the reply is no number",
-    ):
-        service(server, tmp_path, concurrency=1).ask(bodies)
-    assert server.requests == 31  # the eleventh was good
-
-
 def test_refused_requests_in_a_row_do_not(server: ScriptedServer, tmp_path: Path) -> None:
     server.act = lambda server, connection, body: reply(connection, b"too long", 400)
     replies = service(server, tmp_path, concurrency=1).ask([{"n": n} for n in range(30)])
@@ -179,38 +163,6 @@ def test_a_stored_reply_of_no_use_is_judged_at_its_first_place(
         and server.requests == 5
         and [each.value for each in found] == [0, 1, 2, 3] * 2
     )
-
-
-# The model that replies
-
-
-def test_replies_of_another_model_are_refused_also_in_a_later_run(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
-    model = ["a"]
-    server.good = lambda body: {"number": body["n"], "model": model[0]}
-    assert service(server, tmp_path).ask(BODIES[:2])[1].value == 1
-    model[0] = "b"
-    with pytest.raises(
-        RemoteError, match="replies as the model 'b', and earlier replies came from 'a'"
-    ) as caught:
-        service(server, tmp_path).ask(BODIES)
-    assert caught.value.exit_code == 6 and str(tmp_path / "mine.sqlite") in str(caught.value)
-
-
-def test_each_model_that_is_asked_for_has_its_own_reply(
-    server: ScriptedServer, tmp_path: Path
-) -> None:
-    server.good = lambda body: {"number": body["n"], "model": f"{body['model']}-2"}
-    bodies = [{"n": n, "model": f"m{n % 2}"} for n in range(4)]
-    assert [each.value for each in service(server, tmp_path).ask(bodies)] == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b'{"model": 3}', b'{"model": null}', b"1", b"[" * 99999, b"\xff"]
-)
-def test_a_reply_without_a_model_has_none(text: bytes) -> None:
-    assert model_in(text) is None
 
 
 # The command

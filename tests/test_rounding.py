@@ -28,10 +28,10 @@ from alignkit_plugins.algorithms.rejection_sampling import (
     ReST,
     best_samples,
 )
-from alignkit_plugins.compare.compared import Scale, rated
-from alignkit_plugins.evaluate.rewardbench2 import result
+from alignkit_plugins.compare.compared import rated
+from alignkit_plugins.evaluate.rewardbench import result
 from alignkit_plugins.evaluate.sample import best
-from alignkit_plugins.evaluate.select_best import summarize
+from alignkit_plugins.evaluate.select_best import selected
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.rewards.combinations import EqualLength
 
@@ -57,6 +57,13 @@ def group(scores: list[float]) -> Group:
         for n, x in enumerate(scores)
     )
     return Group(({"role": "user", "content": "hi"},), tuple(responses), id="a")
+
+
+def by_policy(scores: list[float]) -> Group:
+    """The scores as those of four policies."""
+    found = group(scores)
+    responses = (replace(each, source=each.text) for each in found.responses)
+    return replace(found, responses=tuple(responses))
 
 
 def combined(cls: Any, scores: list[float], **options: Any) -> torch.Tensor:
@@ -122,9 +129,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "rejection_sampling": lambda x: select(RejectionSampling, x, pool="batch"),
     "best": lambda x: best_samples([[group(x)]]).popitem()[1].response.text != "0",
     "compare": against,
-    "select_best": lambda x: (
-        summarize({str(n): [s] for n, s in enumerate(x)}, 1, Scale(None, 1))["policy"] != "0"
-    ),
+    "select_best": lambda x: selected([by_policy(x)], list("0123"))[0] != "0",
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
     "RewardBench 2": lambda x: (
         result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25

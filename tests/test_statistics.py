@@ -15,7 +15,6 @@ from scipy import stats
 
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare import calibration
-from alignkit_plugins.compare.calibration import Cases
 
 Array = Any
 PROMPTS = (20, 50, 150)
@@ -236,17 +235,10 @@ def test_prompts_that_are_repeated_in_a_group_say_nothing_new() -> None:
     assert grouped["high"] - grouped["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
     cases = [(float(p), float(random.random() < p)) for p in random.random(40)]
     units = [*range(40)] * 2
-    assert calibration.error(Cases.of(cases * 2), 0, units) == {
-        **calibration.error(Cases.of(cases), 0),
-        "n": 40,
-    }
-    nothing = np.zeros(0)
-    assert calibration.error(Cases(nothing, nothing), 0) == {
-        "mean": None,
-        "low": None,
-        "high": None,
-        "n": 0,
-    }
+    sure, right = zip(*cases, strict=True)
+    one = calibration.error(sure, right, 0)
+    assert calibration.error(sure * 2, right * 2, 0, units) == {**one, "n": 40}
+    assert calibration.error([], [], 0) == {"mean": None, "low": None, "high": None, "n": 0}
 
 
 @pytest.mark.parametrize("tie", [[0.0], [0.0, 0.0], [0.5, -0.5]])

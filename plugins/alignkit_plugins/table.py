@@ -50,7 +50,7 @@ prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt an
     texts or messages; optional label or score
 unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-reward_bench_2 evaluate.rewardbench2:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
+reward_bench_2 evaluate.rewardbench:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
 feedback people.feedback.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
@@ -156,7 +156,7 @@ evaluate_reward evaluate.reward_step:EvaluateReward  rewards against people's pa
 people people.feedback.people:People  ask people about rows, wait, and continue with their labels
 sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or repeat wrong
     opinions?
-calibration evaluate.honesty_calibration:Calibration  are policies right as often as they are sure?
+calibration evaluate.calibration:Calibration  are policies right as often as they are sure?
 lm_eval evaluate.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
 self_instruct ai_feedback.self_instruct:SelfInstruct  new tasks like those of people, written by a
     model

@@ -103,10 +103,6 @@ def _loop(server: ScriptedServer, connection: socket.socket, body: Any) -> None:
     reply(connection, b"", 307, {"Location": f"http://127.0.0.1:{server.port}/again"})
 
 
-def _other_model(server: ScriptedServer, connection: socket.socket, body: Any) -> None:
-    reply(connection, json.dumps({**server.good(body), "model": "m-2"}).encode())
-
-
 def _changed(kind: str) -> Act:
     """A good reply with one thing changed, as each client's server would do it."""
 
@@ -174,7 +170,6 @@ FAULTS = (
         reward=AT_ONCE,
     ),
     Fault("bad TLS", https=True),
-    Fault("another model replies", _other_model, judge=AT_ONCE, reward=AT_ONCE),
     Fault("refusal", _changed("refusal"), judge=MISSING, reward=MISSING, kept=("judge", "reward")),
     Fault("unparsable", _changed("unparsable"), judge=MISSING, kept=("judge",)),
     Fault("injected verdict", _changed("injected"), judge=MISSING, kept=("judge",)),

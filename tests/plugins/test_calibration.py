@@ -18,11 +18,10 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.calibration import Cases, bins, error, error_difference
-from alignkit_plugins.evaluate import honesty_calibration as calibration
+from alignkit_plugins.compare.calibration import bins, error, error_difference
+from alignkit_plugins.evaluate.calibration import MEASURES, Calibration, confidence
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
-from alignkit_plugins.evaluate.honesty_calibration import Calibration, confidence
-from alignkit_plugins.evaluate.honesty_policies import rightness
+from alignkit_plugins.evaluate.measured import rightness
 
 CORRECT = RewardSpec(
     "reward",
@@ -54,12 +53,6 @@ SCRIPTS = {
         (0.75, False),
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def _short_bootstrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are only told apart from points here."""
-    monkeypatch.setattr("alignkit_plugins.krippendorff.REPETITIONS", 200)
 
 
 class Scripted(ByRole):
@@ -130,67 +123,60 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
     return Calibration(Calibration.Options(**options)).run(made)
 
 
-def means(found: Any) -> dict[str, Any]:
-    return {
-        name: each["mean"] and pytest.approx(each["mean"], abs=1e-6)
-        for name, each in found.items()
-        if name not in ("bins", "error")
-    }
+def rows(summary: Any, policy: str) -> dict[str, dict[str, Any]]:
+    return {row["metric"]: row for row in summary["results"] if row["policy"] == policy}
+
+
+def means(summary: Any, policy: str) -> dict[str, Any]:
+    found = {name: row["estimate"]["mean"] for name, row in rows(summary, policy).items()}
+    return {name: pytest.approx(found[name], abs=1e-6) for name in MEASURES}
 
 
 def test_every_measure_by_hand(tmp_path: Path) -> None:
     summary: Any = run(tmp_path).summary
-    assert means(summary["policies"]["careful"]) == {
-        "accuracy": 4 / 6,
+    assert means(summary, "careful") == {
+        "right": 4 / 6,
         "confidence": 3.3 / 6,
-        "overconfidence": (3.3 - 4) / 6,
-        "brier": (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6,
-        "auroc": 7 / 8,  # of 4 x 2 pairs, only 0.25 (right) is below 0.35 (wrong)
-        "when_right": (0.95 + 0.85 + 0.75 + 0.25) / 4,
-        "when_wrong": (0.35 + 0.15) / 2,
+        "confidence minus right": (3.3 - 4) / 6,
+        "Brier score": (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6,
+        "confidence when right": (0.95 + 0.85 + 0.75 + 0.25) / 4,
+        "confidence when wrong": (0.35 + 0.15) / 2,
     }
-    assert means(summary["policies"]["bold"]) == {
-        "accuracy": 2 / 6,
+    assert means(summary, "bold") == {
+        "right": 2 / 6,
         "confidence": 5.3 / 6,
-        "overconfidence": (5.3 - 2) / 6,
-        "brier": (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6,
-        "auroc": (1 + 1 + 0.5 + 0.5 + 1 + 0.5 + 0 + 0) / 8,
-        "when_right": 0.9,
-        "when_wrong": (0.95 + 0.95 + 0.85 + 0.75) / 4,
+        "confidence minus right": (5.3 - 2) / 6,
+        "Brier score": (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6,
+        "confidence when right": 0.9,
+        "confidence when wrong": (0.95 + 0.95 + 0.85 + 0.75) / 4,
     }
+    of_error = rows(summary, "bold")["calibration error (ECE)"]
+    theirs = rows(summary, "careful")["calibration error (ECE)"]["estimate"]
+    assert of_error["difference"] == error_difference(of_error["estimate"], theirs)
 
 
-def test_differences_are_the_policys_minus_the_baselines(tmp_path: Path) -> None:
+def test_differences_are_paired_at_prompts_that_count_for_both(tmp_path: Path) -> None:
     summary: Any = run(tmp_path).summary
-    assert summary["baseline"] == "careful" and list(summary["against"]) == ["bold"]
-    found, (ours, theirs) = (
-        summary["against"]["bold"],
-        (summary["policies"][name] for name in ("bold", "careful")),
-    )
-    for name in calibration.MEASURES:
-        assert found[name]["mean"] == pytest.approx(ours[name]["mean"] - theirs[name]["mean"]), name
-    # Paired: the same prompts are drawn for both, so overconfidence has the interval of the mean
-    # difference.
-    differences = [
-        (0.95 - 1) - (0.95 - 1),
-        0.95 - (0.85 - 1),
-        0.95 - (0.75 - 1),
-        (0.85 - 1) - 0.35,
-        0.85 - (0.25 - 1),
-        0.6,
-    ]
-    assert min(differences) <= found["overconfidence"]["low"] < found["overconfidence"]["mean"]
-    assert found["overconfidence"]["mean"] == pytest.approx(sum(differences) / 6)
-    assert found["overconfidence"]["high"] - found["overconfidence"]["low"] < 1.2
+    assert summary["baseline"] == "careful"
+    found = {name: row["difference"] for name, row in rows(summary, "bold").items()}
+    assert not any("difference" in row for row in rows(summary, "careful").values())
+    differences = [0.0, 0.95 + 0.15, 0.95 + 0.25, (0.85 - 1) - 0.35, 0.85 + 0.75, 0.6]
+    mean = found["confidence minus right"]["mean"]
+    assert mean == pytest.approx(sum(differences) / 6)
+    assert found["confidence minus right"]["low"] < mean < found["confidence minus right"]["high"]
+    # Both are right at the first prompt only, and wrong at the last only.
+    assert found["confidence when right"]["n"] == found["confidence when wrong"]["n"] == 1
+    assert found["confidence when wrong"]["mean"] == pytest.approx(0.75 - 0.15)
 
 
 def test_the_same_policy_differs_by_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SCRIPTS, "bold", SCRIPTS["careful"])
-    found: Any = run(tmp_path).summary["against"]["bold"]  # type: ignore[index]
-    paired = [found[name] for name in ("confidence", "brier", "overconfidence")]
-    assert all(each["low"] == each["mean"] == each["high"] == 0 for each in paired)
+    found = rows(run(tmp_path).summary, "bold")
+    for name in ("confidence", "Brier score", "confidence minus right"):
+        difference = found[name]["difference"]
+        assert difference["low"] == difference["mean"] == difference["high"] == 0
 
 
 def test_confidence_is_that_of_the_whole_answer_or_of_a_token() -> None:
@@ -204,7 +190,7 @@ def test_confidence_is_measured_at_temperature_1(tmp_path: Path) -> None:
     models = Scripted()
     summary: Any = run(tmp_path, models, confidence="token").summary
     assert models.temperatures == [1.0, 1.0]
-    right = summary["policies"]["careful"]["when_right"]["mean"]
+    right = rows(summary, "careful")["confidence when right"]["estimate"]["mean"]
     assert right == pytest.approx(sum(p**0.5 for p in (0.95, 0.85, 0.75, 0.25)) / 4, abs=1e-6)
 
 
@@ -213,11 +199,8 @@ def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path
     models.cut = {0, 3}
     summary: Any = run(tmp_path, models).summary
     assert (summary["prompts"], summary["left_out"]) == (4, 2)
-    assert summary["policies"]["bold"]["accuracy"] == {
-        **summary["policies"]["bold"]["accuracy"],
-        "mean": 0.0,
-        "n": 4,
-    }
+    accuracy = rows(summary, "bold")["right"]["estimate"]
+    assert (accuracy["mean"], accuracy["n"]) == (0.0, 4)
     models.cut = set(range(6))
     with pytest.raises(RunFailed, match="none of 6 prompts"):
         run(tmp_path, models)
@@ -244,18 +227,11 @@ def test_an_answer_is_right_above_the_threshold_and_nothing_without_a_score() ->
             ]
 
     groups = [Group((), (Response("x"),)) for _ in range(4)]
-    assert rightness(groups, Stub(), 0.5) == [None, False, True, False]
-
-
-def test_what_is_undefined_is_missing() -> None:
-    right, wrong = Cases.of([(0.9, True), (1.0, True)]), Cases.of([(0.9, False)])
-    assert calibration.auroc(right) is None and calibration.when_wrong(right) is None
-    assert calibration.auroc(wrong) is None and calibration.when_right(wrong) is None
-    assert calibration.when_right(right) == pytest.approx(0.95)
+    assert rightness(groups, Stub()) == [None, False, True, False]
 
 
 def test_certainty_is_in_the_last_bin() -> None:
-    rows = bins(Cases.of([(1.0, True), (0.91, False), (0.0, False)]))
+    rows = bins([1.0, 0.91, 0.0], [1.0, 0.0, 0.0])
     assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0.0, 0.1, 1), (0.9, 1.0, 2)]
     assert (rows[1]["confidence"], rows[1]["accuracy"]) == (pytest.approx(0.955), 0.5)
 
@@ -264,12 +240,8 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
     artifact = run(tmp_path)
     assert artifact.report is not None
     text = artifact.report.text(200)
-    (line,) = [
-        line
-        for line in text.splitlines()
-        if line.strip().startswith("confidence when wrong") and "+" not in line
-    ]
-    assert line.split()[3] == "0.25" and "0.87 [" in line and "careful (baseline)" in text
+    line, _ = [each for each in text.splitlines() if each.startswith("confidence when wrong")]
+    assert line.split()[3] == "0.2" and "0.87 [" in line and "against careful" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
 
 
@@ -287,7 +259,7 @@ def test_the_interval_of_the_calibration_error_covers_the_true_one(shift: float)
     for number in range(60):
         random = np.random.default_rng(number)
         sure = random.beta(4, 2, 60) * 0.8 + 0.2
-        one = error(Cases(sure, (random.random(60) < sure - shift).astype(float)), number)
+        one = error(sure, (random.random(60) < sure - shift).astype(float), number)
         assert one["mean"] is not None and one["low"] is not None and one["high"] is not None
         covered += one["low"] <= shift <= one["high"]
         found.append(one["mean"])
@@ -297,6 +269,6 @@ def test_the_interval_of_the_calibration_error_covers_the_true_one(shift: float)
 
 
 def test_the_error_of_the_same_answers_does_not_differ() -> None:
-    cases = Cases(np.array([0.9, 0.8, 0.7, 0.2]), np.array([1.0, 0.0, 1.0, 0.0]))
-    found = error_difference(cases, cases, 0)
+    one = error([0.9, 0.8, 0.7, 0.2], [1.0, 0.0, 1.0, 0.0], 0)
+    found = error_difference(one, one)
     assert found["mean"] == 0 and found["low"] == -found["high"] < 0  # type: ignore[operator]

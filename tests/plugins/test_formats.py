@@ -780,7 +780,7 @@ def test_rankings_by_pairs() -> None:
         ({"ranks": [1, True]}, "must be a number"),
         ({"ranks": None}, "neither ranks nor scores nor pairs"),
         ({"responses": ["", " "]}, "all responses are empty"),
-        ({"responses": ["a", 5]}, "must be text or {text, rank}"),
+        ({"responses": ["a", 5]}, "must be an object with columns"),
         ({"responses": ["a", {"rank": 2}]}, "'text' is missing"),
         ({"pairs": [[0, 5]]}, "names response 5, but there are 2"),
         ({"pairs": [[0, "1"]]}, "names response '1'"),

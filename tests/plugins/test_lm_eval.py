@@ -27,6 +27,7 @@ from alignkit.runs.services import resumable_map
 from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 
+CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 _skip = pytest.mark.skipif(not INSTALLED, reason="needs the extra lm-eval")
 
@@ -45,7 +46,6 @@ def options(**more: Any) -> LmEval.Options:
     [
         ({"policies": []}, "at least 1"),
         ({"tasks": ["even", "even"]}, "duplicates: even; names must be unique"),
-        ({"limit": 0}, "greater than 0"),
     ],
 )
 def test_options_that_cannot_be(more: dict[str, Any], message: str) -> None:
@@ -80,7 +80,7 @@ def run_bench(folder: Path, task: dict[str, Any] | None = None, more: str = "", 
         "policies": ["base", "sft"],
         "include_path": "tasks",
         "tasks": ["even"],
-        "confirm_run_unsafe_code": True,
+        "args": CONSENT,
     }
     stages = {
         "sft": {
@@ -127,10 +127,10 @@ def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 def test_tasks_of_the_user_need_consent_and_a_folder(tmp_path: Path, harness: Any) -> None:
     harness("sys.exit(0)")
     with pytest.raises(
-        RunFailed, match="help: read them, then set 'confirm_run_unsafe_code: true'"
+        RunFailed, match="help: read them, then add --confirm_run_unsafe_code to 'args'"
     ):
         LmEval(options(include_path=tmp_path)).check(tmp_path)
-    LmEval(options(include_path=tmp_path, confirm_run_unsafe_code=True)).check(tmp_path)
+    LmEval(options(include_path=tmp_path, args=CONSENT)).check(tmp_path)
     with pytest.raises(RunFailed, match="include_path is no folder"):
         LmEval(options(include_path=tmp_path / "gone")).check(tmp_path)
 
@@ -205,7 +205,9 @@ def context(folder: Path, models: Models) -> StepContext:
 def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
     step = LmEval(
-        options(policies=["sft"], limit=4, args=["--num_fewshot", "2"], include_path=tmp_path)
+        options(
+            policies=["sft"], args=["--num_fewshot", "2", "--limit", "4"], include_path=tmp_path
+        )
     )
     step.run(context(tmp_path, Models()))
     asked, folder, quiet = json.loads(
@@ -246,7 +248,7 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     assert found == json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
     assert (
         "base: base is rounded" in found["notes"]
-        and "base: x of gsm is nan and left out" in found["notes"]
+        and "base: gsm: x is nan and left out" in found["notes"]
     )
 
 
@@ -265,26 +267,25 @@ def test_a_run_that_is_stopped_leaves_no_process(
         os.kill(int((tmp_path / "child").read_text()), 0)
 
 
-def test_numbers_and_table() -> None:
-    found = lm_eval.summary({"base": RESULTS, "sft": RESULTS}, ["limit 4: for tests"])
-    tasks = found["policies"]["sft"]
-    assert tasks["even"]["acc"] == {
-        "mean": 0.75, "standard_error": 0.1, "low": pytest.approx(0.75 - 0.1959964), "n": 4,
-        "high": pytest.approx(0.75 + 0.1959964), "higher_is_better": True,
-    }  # fmt: skip
-    assert (tasks["even"]["bleu"]["mean"], tasks["even"]["bleu"]["low"]) == (3.0, None)
-    assert (
-        tasks["gsm"].keys() == {"exact_match,strict"}
-        and tasks["gsm"]["exact_match,strict"]["low"] is None
-    )
-    assert tasks["all"]["acc"]["mean"] == 0.5 and "NaN" not in json.dumps(found)
-    text = lm_eval.report(found).text(200)
-    assert "limit 4: for tests" in text and "lm-evaluation-harness 0.4.99" in text
-    (row,) = [
-        line.split() for line in text.splitlines() if line.startswith("even") and "acc" in line
-    ]
-    assert row == ["even", "acc", "4", *(["0.750", "[0.554,", "0.946]"] * 2)]
-    assert "bleu (lower is better)" in text
+def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
+    harness(ANSWERS)
+    step = LmEval(options(args=["--limit", "4"]))
+    artifact = step.run(context(tmp_path, Models()))
+    found: Any = artifact.summary
+    rows = {row["metric"]: row for row in found["results"] if row["policy"] == "sft"}
+    assert rows.keys() == {"even: acc", "even: bleu", "gsm: exact_match,strict", "all: acc"}
+    ends = pytest.approx([0.75 - 0.1959964, 0.75 + 0.1959964])
+    acc = rows["even: acc"]["estimate"]
+    assert (acc["mean"], acc["n"], [acc["low"], acc["high"]]) == (0.75, 4, ends)
+    bleu = rows["even: bleu"]
+    assert (bleu["estimate"]["mean"], bleu["estimate"]["low"], bleu["lower"]) == (3.0, None, True)
+    assert rows["gsm: exact_match,strict"]["estimate"]["low"] is None
+    assert rows["all: acc"]["estimate"]["mean"] == 0.5 and "NaN" not in json.dumps(found)
+    text = artifact.report.text(200) if artifact.report else ""
+    assert "--limit: for tests" in text and "lm-evaluation-harness 0.4.99" in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("even: acc")]
+    assert row == ["even:", "acc", *(["0.75", "[0.55,", "0.95]"] * 2)]
+    assert "even: bleu*" in text and "* lower is better" in text
 
 
 # With the package
@@ -294,12 +295,12 @@ def test_numbers_and_table() -> None:
 def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert run_bench(tmp_path, args=["--log_samples", "--batch_size", "4"]) == 0
+    assert run_bench(tmp_path, args=[*CONSENT, "--log_samples", "--batch_size", "4"]) == 0
     assert main(["export", str(tmp_path / "run" / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
     bench = tmp_path / "run" / "bench"
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    (file,) = (bench / "results" / "1-sft").rglob("samples_even_*.jsonl")
+    (file,) = (bench / "results" / "2-sft").rglob("samples_even_*.jsonl")
     samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = []
     for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
@@ -317,9 +318,10 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
         theirs = [float(each[0]) for each in sample["filtered_resps"]]
         assert theirs == pytest.approx(ours, abs=1e-4)
         right.append(ours.index(max(ours)) == row["a"])
-    numbers = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))["policies"]
-    assert numbers["sft"]["even"]["acc"]["mean"] == pytest.approx(sum(right) / len(right))
-    assert numbers["sft"]["even"]["acc"]["n"] == len(ROWS)
+    rows = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))["results"]
+    (found,) = [row["estimate"] for row in rows if row["policy"] == "sft"]
+    assert found["mean"] == pytest.approx(sum(right) / len(right))
+    assert found["n"] == len(ROWS)
     assert not (bench / "model").exists()
 
 
@@ -358,9 +360,13 @@ def test_code_that_the_recipe_allows_runs(tmp_path: Path) -> None:
     )
     assert (
         run_bench(
-            tmp_path, more="process_docs: !function utils.first\n", policies=["base"], limit=2
+            tmp_path,
+            more="process_docs: !function utils.first\n",
+            policies=["base"],
+            args=[*CONSENT, "--limit", "2"],
         )
         == 0
     )
-    numbers = json.loads((tmp_path / "run" / "bench" / "lm_eval.json").read_text(encoding="utf-8"))
-    assert numbers["policies"]["base"]["even"]["acc"]["n"] == 2
+    file = tmp_path / "run" / "bench" / "lm_eval.json"
+    (row,) = json.loads(file.read_text(encoding="utf-8"))["results"]
+    assert row["estimate"]["n"] == 2

@@ -963,18 +963,10 @@ def test_pairs_point_from_better_to_worse_in_either_order_of_the_data(tmp_path: 
     assert summary["mass"] == pytest.approx(0.9, abs=1e-6)
 
 
-def test_a_group_of_four_has_six_pairs_and_agreement_with_its_ranks(tmp_path: Path) -> None:
-    data = [
-        group("a 4", "b 3", "c 2", "d 1", ranks=[1, 2, 3, 3]),
-        group("a 1", "b 5", pairs=(Pair(0, 1),)),
-    ]
+def test_a_group_of_four_has_six_pairs(tmp_path: Path) -> None:
+    data = [group("a 4", "b 3", "c 2", "d 1")]
     artifact = run_step(tmp_path, local_component(), data, BiasedModels())
     assert len(artifact.groups[0].pairs) == 6
-    (card,) = artifact.summary["judge_cards"].values()
-    assert card["people"]["questions"] == 12  # two for each pair; the tie in rank does not count
-    # Of one prompt all, of the other none
-    assert card["people"]["same"]["mean"] == pytest.approx(1 / 2)
-    assert "agrees with people in 50% [" in artifact.report.text(200)
 
 
 def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None:

@@ -96,34 +96,33 @@ def test_the_best_mean_is_chosen(tmp_path: Path) -> None:
     artifact = run(tmp_path, Scripted(SCORES))
     found = dict(artifact.summary or {})
     assert artifact.policy == found["policy"] == "sft@2"
-    means = found["means"]["sft@1"]
+    results = {row["policy"]: row for row in found["results"]}
+    means = results["sft@1"]["estimate"]
     interval = stats.ttest_1samp([1.0, 2.0, 3.0], 0).confidence_interval()
     assert (means["mean"], means["low"], means["high"]) == pytest.approx(
         (2.0, interval.low, interval.high)
     )
-    lead = found["lead"]["sft@1"]
+    behind = results["sft@1"]["difference"]
     paired = stats.ttest_rel([2.0, 2.5, 4.5], [1.0, 2.0, 3.0]).confidence_interval()
-    assert (lead["mean"], lead["low"], lead["high"]) == pytest.approx(
+    assert (-behind["mean"], -behind["high"], -behind["low"]) == pytest.approx(
         (1.0, paired.low, paired.high)
     )
-    assert set(found["lead"]) == {"sft@1", "sft@3"}
+    assert "difference" not in results["sft@2"]
     assert json.loads(json.dumps(found)) == found
     lines = said(artifact).splitlines()
-    assert lines[0] == "selected: sft@2, by mean reward over 3 prompts"
-    rows = [line for line in lines if "sft@" in line][1:]
-    assert rows[0].split()[:4] == ["sft@1", "2.0", "[-0.5,", "4.5]"] and "  1.0 [" in rows[0]
-    assert rows[1].startswith("* sft@2") and rows[1].count("[") == 1
-    markdown = artifact.report.markdown() if artifact.report else ""
-    assert "| policy | mean reward | behind by |" in markdown
+    assert lines[0].startswith("selected: sft@2, by mean reward over 3 prompts")
+    (means_line, lead_line) = [line for line in lines if line.startswith("reward ")]
+    assert "2.0 [-0.5, 4.5]" in means_line and "-1.0 [" in lead_line
 
 
 def test_binary_rewards_have_intervals_of_rates(tmp_path: Path) -> None:
     scores: dict[str, list[float | None]] = {"a": [1.0, 1.0, 1.0], "b": [1.0, 0.0, 1.0]}
     found = dict(run(tmp_path, Scripted(scores)).summary or {})
-    assert (
-        found["means"]["a"] == statistics.rate([1.0, 1.0, 1.0]) and found["means"]["a"]["low"] < 1
-    )
-    assert found["lead"]["b"] == statistics.paired_rates([1.0, 1.0, 1.0], [1.0, 0.0, 1.0])
+    results = {row["policy"]: row for row in found["results"]}
+    rate = statistics.rate([1.0, 1.0, 1.0])
+    assert results["a"]["estimate"] == rate and (rate["low"] or 1) < 1
+    behind = statistics.paired_rates([1.0, 0.0, 1.0], [1.0, 1.0, 1.0])
+    assert results["b"]["difference"] == behind
 
 
 @pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"]])
@@ -143,7 +142,7 @@ def test_means_are_over_the_prompts_that_all_have_in_common(tmp_path: Path) -> N
     found = dict(artifact.summary or {})
     assert artifact.policy == "b"
     assert (found["prompts"], found["left_out"]) == (2, 1)
-    assert found["means"]["b"]["mean"] == 6.0
+    assert found["results"][1]["estimate"]["mean"] == 6.0
     assert "1 left out" in said(artifact)
     models.full = {("b", 1)}
     assert dict(run(tmp_path, models).summary or {})["prompts"] == 1
@@ -158,11 +157,10 @@ def test_same_streams_and_the_prompts_own_columns(tmp_path: Path) -> None:
         models,
         samples_per_prompt=2,
         sampling={"max_new_tokens": 5, "temperature": 0.0},
-        limit=2,
     )
     common = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 5, "temperature": 0.0}
     assert models.sampled == [{"role": role, **common} for role in SCORES]
-    assert models.metas == [{"safety": True}] * 2
+    assert models.metas == [{"safety": True}] * 3
 
 
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:

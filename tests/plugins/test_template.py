@@ -391,7 +391,7 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_pat
     ]
     assert [(row.row, row.reason) for row in found.skipped] == [(2, "'{gold}' is empty")]
     lines = describe(found)
-    assert lines[0].endswith("d.jsonl: template, 1 prompt, 1 bad row")
+    assert lines[0].endswith("d.jsonl: template, 1 conversation, 1 bad row")
     assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
 
 

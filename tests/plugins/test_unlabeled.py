@@ -72,6 +72,10 @@ def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str
         {"prompt": "Capital of France?", "completions": ["Paris", "paris"]},
         {"prompt": "Hi?", "responses": [[1], 2]},
         {"response_a": "Hello", "response_b": "Hey"},
+        {  # PandaLM
+            **{"instruction": "Hi?", "response1": "Hello", "response2": "Hey"},
+            **{"annotator1": 1, "annotator2": 1, "annotator3": 2},
+        },
         "text",
     ],
 )

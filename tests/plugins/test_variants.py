@@ -339,7 +339,7 @@ def test_the_expected_maximum_of_known_scores() -> None:
 
 
 def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The verdict says that it is no independent rater, and a note warns of it; another measure is
+    """The verdict says that it is no independent rater; another measure is
     independent.
     """
     own = {"policy": "sft", "best_of": 4, "reward": _SPEC}
@@ -350,11 +350,6 @@ def test_a_reward_judges_what_it_chose(tmp_path: Path, monkeypatch: pytest.Monke
     name = "sft, best of 4 by length"
     own = found["trained_on"][name]
     assert (own["long"], own["other"]) == (True, None)
-    assert f"warning: {name} is judged by the reward it was chosen with: long" in found["notes"]
-    assert not any(
-        "chosen with" in note
-        for note in evaluate(tmp_path, [], policies=["base", "sft"])[0]["notes"]
-    )
 
 
 def recipe(folder: Path, variant: dict[str, Any], **options: Any) -> Path:

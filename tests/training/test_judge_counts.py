@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from processes import Exchange, Simulated
 
-from alignkit import Context, Group, Judge, Rating, Response
+from alignkit import Context, Group, Judge, Rating, Response, Verdict
+from alignkit.judges import CheckedJudge, costs, spending
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.collectives import ONE_PROCESS, Collectives
@@ -39,6 +40,9 @@ class Priced(Judge):
             )
             for _, text in items
         ]
+
+    def compare(self, items: Sequence[Any]) -> list[Verdict]:
+        return [Verdict(0.5, calls=1, tokens=10, cost=0.25) for _ in items]
 
 
 def scorer(folder: Path, judge: Component, collectives: Collectives = ONE_PROCESS) -> Rewards:
@@ -77,8 +81,11 @@ def test_ratings_have_a_price(tmp_path: Path) -> None:
 
 def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:
     options = Panel.Options(judges=[priced(), priced()])
-    made = scorer(tmp_path, Component("judge", "panel", Registration("panel", Panel), options))
-    assert usage(made, made.ask([GROUP]))["judge/cost"] == pytest.approx(1.5)
+    around = Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
+    panel = Component("judge", "panel", Registration("panel", Panel), options)
+    with spending() as spent:
+        CheckedJudge(panel, around).compare([(GROUP.prompt, "a", "b")] * 3)
+    assert costs(spent) == {"calls": 6, "tokens": 60, "cost": pytest.approx(1.5)}
 
 
 def test_some_missing_ratings_say_why(tmp_path: Path) -> None:

@@ -57,7 +57,6 @@ class Categorize(AskingStep):
             description="use cases: a list of names, or names with their descriptions",
         )
         by: PolicyRef | Server = Field(description=f"who decides: {WHO}")
-        limit: int | None = Field(None, ge=1, description="use only the first N rows of each")
 
         @field_validator("categories", mode="before")
         @classmethod
@@ -109,7 +108,7 @@ class Categorize(AskingStep):
 
     def _usable(self, rows: Sequence[Group], option: str) -> list[Group]:
         """The rows with a prompt. Raises DataError if there is none."""
-        groups = [group for group in rows if group.prompt][: self.options.limit]
+        groups = [group for group in rows if group.prompt]
         if not groups:
             raise DataError("no row has a prompt", option=(option,))
         return groups

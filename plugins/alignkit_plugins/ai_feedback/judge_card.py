@@ -7,6 +7,7 @@ intervals is a prompt.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -70,7 +71,8 @@ def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> C
     """
 
     def judged(chunk: Sequence[Any]) -> list[dict[str, Any]]:
-        return [asdict(verdict) for verdict in compare([tuple(row) for row in chunk])]
+        items: list[Any] = [tuple(row) for row in chunk]
+        return [asdict(verdict) for verdict in compare(items)]
 
     def stored(items: Sequence[Item]) -> list[Verdict]:
         rows = [list(item) for item in items]
@@ -256,7 +258,7 @@ def trust_tables(cards: Mapping[str, Mapping[str, Any]]) -> list[Table]:
             columns[f"{name}: {member}"] = _cells(own)
         for other, both in card["agreement"].items():
             pairs.append([name, other, shown(both["same"], percent=True), shown(both["alpha"])])
-    measures = dict.fromkeys(measure for cells in columns.values() for measure in cells)
+    measures = dict.fromkeys(itertools.chain.from_iterable(columns.values()))
     rows = []
     for measure in measures:
         rows.append([measure, *(cells.get(measure, "-") for cells in columns.values())])

@@ -69,12 +69,6 @@ class Panel(Judge):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self._judges = [CheckedJudge(judge, context) for judge in self.options.judges]
-        self._scales = [judge.scale for judge in self._judges]
-
-    @property
-    def scale(self) -> tuple[float, float] | None:
-        """0 to 1 if all judges have scales; none if none has, as reward models."""
-        return None if None in self._scales else (0.0, 1.0)
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         names = judge_names(self.options.judges)
@@ -82,43 +76,16 @@ class Panel(Judge):
         found = []
         for verdicts in zip(*columns, strict=True):
             verdict = joint(verdicts, parts=dict(zip(names, verdicts, strict=True)))
-            known = [each.p_first is not None for each in verdicts]
-            if reason := self._too_few(known, [each.reason for each in verdicts]):
+            known = sum(each.p_first is not None for each in verdicts)
+            if known <= len(verdicts) // 2:
+                first = next((each.reason for each in verdicts if each.reason), "no reason given")
+                few = f"{known} of {len(verdicts)}; {first}"
+                reason = f"too few judges of the panel have a verdict: {few}"
                 verdict = replace(
                     verdict, p_first=None, p_orders=None, bounded=False, reason=reason
                 )
             found.append(verdict)
         return found
-
-    def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        if None in self._scales and any(self._scales):
-            raise RunFailed(
-                "panel: some of its judges rate on a scale and others, as reward models, without bounds; "
-                "combine those of one kind, or compare responses in pairs"
-            )
-        columns = [judge.rate(items, rubric) for judge in self._judges]
-        found = []
-        for ratings in zip(*columns, strict=True):
-            scores = []
-            for rating, scale in zip(ratings, self._scales, strict=True):
-                low, high = scale or (0.0, 1.0)
-                if rating.score is not None:
-                    scores.append((rating.score - low) / (high - low))
-            known = [each.score is not None for each in ratings]
-            reason = self._too_few(known, [each.reason for each in ratings])
-            score = None if reason else statistics.fmean(scores)
-            spent: dict[str, Any] = costs(ratings)
-            found.append(Rating(score, reason, **spent))
-        return found
-
-    def _too_few(self, known: Sequence[bool], reasons: Sequence[str]) -> str:
-        """Why a panel has no verdict; empty if it has one. known: which of its judges have one."""
-        count = sum(known)
-        if count > len(known) // 2:
-            return ""
-        first = next(filter(None, reasons), "no reason given")
-        few = f"{count} of {len(known)}; {first}"
-        return f"too few judges of the panel have a verdict: {few}"
 
 
 class RewardJudge(Judge):

@@ -143,7 +143,6 @@ class RedTeam(AskingStep):
             description="scores of a reply with which an attack succeeds, such as '>= 6', or '<= 0' of "
             "a reward for safety",
         )
-        limit: int | None = Field(None, ge=1, description="use only the first N goals")
 
         @field_validator("success")
         @classmethod
@@ -164,14 +163,14 @@ class RedTeam(AskingStep):
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.goals)) is not None:
-            goals, _ = prompts_to_compare(rows, self.options.limit)
+            goals, _ = prompts_to_compare(rows)
             data.check_prompts(self.options.reward, goals)
 
     def run(self, context: StepContext) -> Artifact:
         options, desk = self.options, Desk(context)
         scorer = context.scorer(options.reward)  # a missing key shows here
         attacker = writer_of(context, "red_team", options.attacker, options.sampled())
-        goals, notes = prompts_to_compare(context.load(options.goals), options.limit)
+        goals, notes = prompts_to_compare(context.load(options.goals))
         episodes = []
         for policy in options.policies:
             episodes += [Episode(goal, policy) for goal in goals]

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Malformed", "Remote", "RemoteOptions", "Reply", "key_of", "stored_replies_only"]
 
 SHORTEST_KEY = 6  # characters: a shorter one, such as `none`, is a word of replies
-MOST_MALFORMED = 20  # replies in a row that cannot be read
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
 SAID = 200  # characters of a server's words in a message
@@ -58,10 +57,7 @@ FATAL = {
     403: "the key in {variable} is not allowed to ask for this",
     404: "there is no {path}, or no such model; base_url usually ends in /v1",
 }
-_TABLES = (
-    "create table if not exists replies (key text primary key, value text, digest text)",
-    "create table if not exists models (asked text primary key, replied text)",
-)
+_TABLE = "create table if not exists replies (key text primary key, value text, digest text)"
 
 
 # Options
@@ -202,8 +198,7 @@ class ReplyStore:
         self._name, self.path = name, folder / f"{name}.sqlite"
         # Without a transaction, every statement commits.
         self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-        for table in _TABLES:
-            self._run(table)
+        self._run(_TABLE)
 
     def _run(self, statement: str, *values: str) -> Any:
         """The first row of a statement's result; None without one."""
@@ -226,12 +221,6 @@ class ReplyStore:
         text = json.dumps(value)
         checksum = digest([key, text])
         self._run("insert or replace into replies values (?, ?, ?)", key, text, checksum)
-
-    def model(self, url: str, asked: str, replied: str) -> str:
-        """The model that replied first when `asked` was asked for at this address."""
-        key = json.dumps([url, asked])
-        self._run("insert or ignore into models values (?, ?)", key, replied)
-        return str(self._run("select replied from models where asked = ?", key)[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -311,7 +300,6 @@ class _Requests:
         self._store, self._done = store, done
         self._secret = key_of(remote.name, remote.options)
         self._replies: dict[str, Reply] = {}
-        self._malformed = 0  # requests in a row
 
     async def all(self, bodies: Mapping[str, Mapping[str, Any]]) -> dict[str, Reply]:
         """Replies to all requests. The first failure ends all, and so does a request to stop.
@@ -383,16 +371,9 @@ class _Requests:
         if response.status_code >= 300:
             return self._refused(response.status_code, text)
         try:
-            value = self._remote.read(text)
+            return Reply(self._remote.read(text))
         except Malformed as error:
-            self._malformed += 1
-            if self._malformed < MOST_MALFORMED:
-                return Reply(reason=str(error))
-            what = f"{MOST_MALFORMED} requests in a row had no reply that can be used"
-            raise self._error(f"{what}: {error}; {RESUME}") from None
-        self._check_model(str(body.get("model")), text)
-        self._malformed = 0
-        return Reply(value)
+            return Reply(reason=str(error))
 
     def _refused(self, status: int, text: bytes) -> Reply:
         """An unusable reply with the server's words. Raises RemoteError if it ends the run."""
@@ -404,18 +385,6 @@ class _Requests:
         why = why.format(path=self._remote.path, variable=self._options.api_key_env)
         quoted = f"; the server says: {said}" if said else ""
         raise self._error(f"HTTP {status}: {why}{quoted}")
-
-    def _check_model(self, asked: str, text: bytes) -> None:
-        """Raise RemoteError if another model replied to earlier requests."""
-        model = model_in(text)
-        earlier = model and self._store.model(self._remote.url, asked, model)
-        if earlier != model:
-            raise self._error(
-                f"it replies as the model {model!r:.80}, and earlier replies came from "
-                f"{earlier!r:.80}; those of two models do not belong together\n"
-                f"help: ask for a version that stays; or delete {self._store.path} to ask "
-                "everything again"
-            )
 
     def _without_key(self, text: bytes) -> bytes:
         """A server that echoes the key must not get it into a file or a message."""
@@ -437,12 +406,3 @@ async def _finished(workers: Sequence[asyncio.Task[None]]) -> None:
         )
         for worker in ended:
             worker.result()
-
-
-def model_in(text: bytes) -> str | None:
-    """The name of the model that replied, if a JSON reply says it."""
-    try:
-        model = json.loads(text)["model"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return model if isinstance(model, str) else None

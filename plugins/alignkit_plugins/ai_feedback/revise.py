@@ -130,7 +130,6 @@ class Revise(AskingStep):
         critique_tokens: int = Field(
             200, ge=1, description="maximum length of a critique, in tokens"
         )
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         def policies_to_sample(self) -> list[str]:
             return policies_of(self.policy, self.critic)
@@ -144,7 +143,7 @@ class Revise(AskingStep):
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
-            prompts_to_compare(rows, self.options.limit)
+            prompts_to_compare(rows)
 
     def run(self, context: StepContext) -> Artifact:
         options, desk, sampling = self.options, Desk(context), self.options.sampled()
@@ -153,7 +152,7 @@ class Revise(AskingStep):
         sampling.pop("min_new_tokens", None)  # of answers
         # First, so that a missing key shows before sampling.
         critic = writer_of(context, "revise", options.critic or options.policy, sampling)
-        prompts, notes = prompts_to_compare(context.load(options.prompts), options.limit)
+        prompts, notes = prompts_to_compare(context.load(options.prompts))
         chains = []
         for group in prompts:
             own = drawn(self._principles(), options.rounds, context.seed, context.stage, group.id)

@@ -56,7 +56,6 @@ from alignkit_plugins.ai_feedback.judge_card import (
     judgment,
     no_judge,
     sentence,
-    with_people,
 )
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.compare.comparison import AnswerOptions, prompts_to_compare, sampled_at
@@ -162,15 +161,12 @@ class JudgePairs(Step):
         numbers, rows = self._questions(context, items_at(groups, places))
         found = [Verdict(**row) for row in context.map("judge", rows, judged)]
         of_pair: list[list[Verdict]] = [[] for _ in places]
-        judgments, preferred = [], []
+        judgments = []
         for number, verdict in zip(numbers, found, strict=True):
             of_pair[number].append(verdict)
-            g, i, j = places[number]
-            judgments.append(judgment(g, verdict))
-            preferred.append(people_prefer(groups[g], i, j))
+            judgments.append(judgment(places[number][0], verdict))
         verdicts = [joint(each) for each in of_pair]
         labeled, unsure = self._label(groups, places, verdicts)
-        people = with_people(judgments, preferred, context.seed)
         (name,) = judge_names([self.options.judge])
         usable = [verdict for verdict in verdicts if verdict.p_first is not None]
         summary = {
@@ -180,7 +176,7 @@ class JudgePairs(Step):
             "dropped": dropped(verdicts, unsure, len(identical)),
             "bounded": sum(verdict.bounded for verdict in usable),
             "mass": statistics.mean([each.mass for each in usable]) if usable else None,
-            "judge_cards": {name: card(judgments, people=people)},
+            "judge_cards": {name: card(judgments)},
         }
         if text := refusal(summary, self.options.no_judge):
             raise RunFailed(text)
@@ -301,19 +297,6 @@ def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
         responses = groups[g].responses
         items.append((list(groups[g].prompt), all_turns(responses[i]), all_turns(responses[j])))
     return items
-
-
-def people_prefer(group: Group, i: int, j: int) -> bool | None:
-    """Whether the data prefer response i to j, by pairs or else by ranks (1 is best); None if they do
-    not say.
-    """
-    for pair in group.pairs or ():
-        if {pair.better, pair.worse} == {i, j} and pair.p != 0.5:
-            return (pair.better == i) == (pair.p > 0.5)
-    first, second = group.responses[i].rank, group.responses[j].rank
-    if group.pairs is not None or first is None or second is None or first == second:
-        return None
-    return first < second
 
 
 # What the step says

@@ -15,14 +15,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import fsum
+from math import exp, fsum
 from typing import Any, Protocol
 
 from pydantic import field_validator
 
 from alignkit import Context, Field, Group, Message, RunFailed, SamplingOptions, StepContext, seeds
 from alignkit.reward import Progress, no_progress
-from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, Reply, model_in
+from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, Reply
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import after_thoughts
 
@@ -244,7 +244,11 @@ def stored(text: bytes) -> dict[str, Any]:
         message, end = choice.get("message") or {}, choice.get("finish_reason")
         usage = reply.get("usage")
         total, written = (_count(usage, name) for name in ("total_tokens", "completion_tokens"))
-        more: dict[str, Any] = {"model": model_in(text) or "", "tokens": total, "written": written}
+        more: dict[str, Any] = {
+            "model": str(reply.get("model") or ""),
+            "tokens": total,
+            "written": written,
+        }
         if message.get("refusal") or end == "content_filter":
             return vars(Written(reason=REFUSED, **more))
         found = spoken(
@@ -263,6 +267,8 @@ def _likeliest(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     for token, logprob in tops:
         if isinstance(logprob, bool) or not logprob <= 1e-3 or token != str(token):  # or NaN
             raise ValueError("not a log-probability")
+    if fsum(exp(logprob) for _, logprob in tops) > 1.01:  # a token occurs twice
+        raise ValueError("not probabilities")
     return tops
 
 

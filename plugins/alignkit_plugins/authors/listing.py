@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from alignkit.errors import did_you_mean, refuse
@@ -68,7 +69,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
 def show_options(name: str, plugins: Sequence[dict[str, Any]]) -> None:
     """Print the options of the plugins with a name, and the summaries of a kind's."""
     columns = ("name", "summary", "from")
-    of_kind = [[one[column] for column in columns] for one in plugins if one["kind"] == name]
+    of_kind = [itemgetter(*columns)(one) for one in plugins if one["kind"] == name]
     if of_kind:
         print_table(columns, of_kind)
     for one in plugins:

@@ -5,6 +5,7 @@ A prompt is the unit of all statistics, because samples of one prompt are not in
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -124,7 +125,7 @@ def compared(
 
 
 def _known(*values: Values) -> list[float]:
-    return [value for each in values for value in each if value is not None]
+    return [value for value in itertools.chain(*values) if value is not None]
 
 
 def _against(
@@ -196,6 +197,12 @@ def lengths_of(groups: Sequence[Group], policy: str, score: str) -> list[float |
     return found
 
 
+def has_score(groups: Sequence[Group], score: str) -> bool:
+    """Whether any response has a score of this name."""
+    responses = itertools.chain(*(group.responses for group in groups))
+    return any(score in response.scores for response in responses)
+
+
 def scale_of(groups: Sequence[Group], score: str) -> Scale:
     """The scale of a score, by the answers of all policies."""
     counts = Counter[Any]()
@@ -222,7 +229,7 @@ def rated(
     length fools them. more: of `compared`.
     """
     own = ITS_OWN.format(score)
-    if any(own in response.scores for group in groups for response in group.responses):
+    if has_score(groups, own):
         more["outcomes"] = {policy: averages(groups, policy, own) for policy in policies}
     if kind == "reward":
         more["lengths"] = {policy: lengths_of(groups, policy, score) for policy in policies}

@@ -1,94 +1,107 @@
-"""Pairs of people's preferences with the scores that a reward gives both responses."""
+"""Pairs of people's preferences, and how often raters make the same choice; a prompt is the unit of all intervals."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from alignkit import Group, Pair, Response
+from alignkit import Group, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs, turns_of
+from alignkit.evaluation import statistics
+from alignkit_plugins.compare.compared import Scale, compared
+from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import all_turns
 
-
-@dataclass(frozen=True)
-class Comparison:
-    """One pair. row: its place among the rows. prompt: that of the first row with the same prompt.
-
-    chosen, rejected: scores, the people's choice first. longer: how many characters the chosen
-    response is longer. p: the probability that it is the better one.
-    """
-
-    row: int
-    prompt: int
-    group: Group
-    pair: Pair
-    chosen: float
-    rejected: float
-    longer: int
-    p: float
-
-    @property
-    def gap(self) -> float:
-        """How much higher the chosen response scores; 0 if the scores differ only by rounding."""
-        return 0.0 if F.nearly_equal(self.chosen, self.rejected) else self.chosen - self.rejected
+Gaps = Sequence[float | None]  # of each choice: how much higher the better response scores
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A pair with a better response. better, worse: by people; p: how likely that is. row, prompt:
-    as in Comparison.
+    """A pair with a better response.
+
+    better, worse: by people; p: how likely that is. margin: how much better it is, as the data say it.
+    prompt: of all choices with the same prompt.
     """
 
-    row: int
-    prompt: int
     group: Group
-    pair: Pair
+    prompt: int
     better: Response
     worse: Response
     p: float
+    margin: Any
 
-    def scored(self, chosen: float, rejected: float) -> Comparison:
-        """With the scores of both responses."""
-        longer = len(all_turns(self.better)) - len(all_turns(self.worse))
-        return Comparison(
-            self.row, self.prompt, self.group, self.pair, chosen, rejected, longer, self.p
-        )
+    @property
+    def longer(self) -> int:
+        """How many characters the better response is longer."""
+        return len(all_turns(self.better)) - len(all_turns(self.worse))
 
 
-def choices(groups: Sequence[Group]) -> Iterator[Choice]:
-    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned
-    around.
+def choices(groups: Sequence[Group]) -> list[Choice]:
+    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned around.
+
+    Many data sets have a row per pair, so that rows share a prompt. Raw texts have none to share.
     """
-    prompts = prompts_of(groups)
+    prompts, found = dict[str, int](), []
     for place, group in enumerate(groups):
+        words = json.dumps(turns_of(group.prompt)) if group.prompt else str(place)
+        prompt = prompts.setdefault(words, place)
         for pair in resolved_pairs(group):
+            better, worse = group.responses[pair.better], group.responses[pair.worse]
+            if pair.p < 0.5:
+                better, worse = worse, better
             if pair.p != 0.5:
-                better, worse = group.responses[pair.better], group.responses[pair.worse]
-                if pair.p < 0.5:
-                    better, worse = worse, better
-                yield Choice(
-                    place, prompts[place], group, pair, better, worse, max(pair.p, 1 - pair.p)
-                )
-
-
-def comparisons(groups: Sequence[Group], column: str) -> list[Comparison]:
-    """The choices of which both responses have this score."""
-    found = []
-    for choice in choices(groups):
-        chosen, rejected = choice.better.scores[column], choice.worse.scores[column]
-        if chosen is not None and rejected is not None:
-            found.append(choice.scored(chosen, rejected))
+                p = max(pair.p, 1 - pair.p)
+                found.append(Choice(group, prompt, better, worse, p, pair.margin))
     return found
 
 
-def prompts_of(groups: Sequence[Group]) -> list[int]:
-    """For each row, the first row with the same prompt: many data sets have a row per pair. Raw
-    texts have none.
+def gaps(pairs: Iterable[Choice], column: str) -> list[float | None]:
+    """By a score; 0 if the scores differ only by rounding, and None where one is missing."""
+    found: list[float | None] = []
+    for pair in pairs:
+        chosen, rejected = pair.better.scores[column], pair.worse.scores[column]
+        if chosen is None or rejected is None:
+            found.append(None)
+        else:
+            found.append(0.0 if F.nearly_equal(chosen, rejected) else chosen - rejected)
+    return found
+
+
+def accuracy(
+    pairs: Sequence[Choice],
+    raters: Mapping[str, Gaps],
+    places: Iterable[int] | None = None,
+    **facts: Any,
+) -> list[Row]:
+    """How often each rater finds the better response better; a tie is wrong, as in RewardBench.
+
+    Lambert et al. 2024, arXiv:2403.13787, section 4. The pairs of a prompt are averaged first, also
+    if they are in several rows. Counts are of pairs that are right, wrong, and equal.
+
+    Args:
+        pairs: All pairs.
+        raters: What each rater makes of them.
+        places: Of the pairs that count; default: all.
+        facts: Of the rows.
     """
-    first: dict[str, int] = {}
-    return [
-        first.setdefault(json.dumps(turns_of(group.prompt)), place) if group.prompt else place
-        for place, group in enumerate(groups)
-    ]
+    prompts: dict[int, list[int]] = {}
+    for place in range(len(pairs)) if places is None else places:
+        prompts.setdefault(pairs[place].prompt, []).append(place)
+    rows = []
+    for rater, every in raters.items():
+        values, most, known = list[float | None](), 1, list[float]()
+        for same in prompts.values():
+            of_prompt = [gap for gap in map(every.__getitem__, same) if gap is not None]
+            hits = [float(gap > 0) for gap in of_prompt]
+            values.append(statistics.mean(hits) if hits else None)
+            most, known = max(most, len(hits)), known + of_prompt
+        facts |= {"scale": Scale((0.0, 1.0), most), "percent": True}
+        (row,) = compared("accuracy", {rater: values}, kind="reward", **facts)
+        right, tied = sum(gap > 0 for gap in known), known.count(0.0)
+        counts = f"{right}/{len(known) - right - tied}/{tied}"
+        missing = sum(map(len, prompts.values())) - len(known)
+        rows.append(replace(row, counts=counts, missing=missing))
+    return rows

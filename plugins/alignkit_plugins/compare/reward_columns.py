@@ -18,13 +18,12 @@ from alignkit_plugins.compare.comparison import folder_parts
 class Column:
     """A score of every response.
 
-    name: in the tables. key: the scorer's. single: whether it is one reward and not a combination.
+    name: in the tables. key: the scorer's.
     model: the reward model that gives it, a RewardRef; None if there is none.
     """
 
     name: str
     key: str
-    single: bool
     model: Any
 
 
@@ -55,13 +54,12 @@ def columns_of(
     except those that are among `rewards` themselves.
     """
     if spec.kind != "combine":
-        return [Column(label(spec), REWARD_KEY, single=True, model=_model(spec))]
+        return [Column(label(spec), REWARD_KEY, model=_model(spec))]
     parts = [key for key in keys if key != REWARD_KEY and spec.children.get(key) not in rewards]
     columns = [
-        Column(f"{label(spec)}/{key}", key, single=True, model=_model(spec.children.get(key)))
-        for key in parts
+        Column(f"{label(spec)}/{key}", key, model=_model(spec.children.get(key))) for key in parts
     ]
-    return [*columns, Column(label(spec), REWARD_KEY, single=False, model=None)]
+    return [*columns, Column(label(spec), REWARD_KEY, model=None)]
 
 
 def _model(spec: Any) -> Any:

@@ -125,13 +125,14 @@ def as_csv(rows: Iterable[Row]) -> str:
     """The text of results.csv. Unknown numbers are empty."""
     out = io.StringIO()
     file = csv.writer(out, lineterminator="\n")
-    parts = {"": ENDS, "difference": ENDS, "equal_length": ENDS, "win_rate": ENDS}
-    heads = [f"{part}_{end}".lstrip("_") for part, ends in parts.items() for end in ends]
-    file.writerow([*NAMES, "n", *heads, *FACTS])
+    heads = [*NAMES, "n"]
+    for part in ("", "difference_", "equal_length_", "win_rate_"):
+        heads += [f"{part}{end}" for end in ENDS]
+    file.writerow([*heads, *FACTS])
     for row in rows:
         cells = [getattr(row, name) for name in NAMES]
         cells.append(row.estimate.get("n"))
-        for part in (row.estimate, row.difference, row.equal_length, row.win_rate):
-            cells += [part.get(end) for end in ENDS]
+        for estimate in (row.estimate, row.difference, row.equal_length, row.win_rate):
+            cells += [estimate.get(end) for end in ENDS]
         file.writerow([*cells, *(getattr(row, name) for name in FACTS)])
     return out.getvalue()

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.io.atomic import write_text
-from alignkit_plugins.data.clean import cleaned
-from alignkit_plugins.data.files import groups_of, name_of, read_rows
+from alignkit_plugins.data.clean import cleaned_file
+from alignkit_plugins.data.files import groups_of, name_of
 from alignkit_plugins.formats.shown import Shown, counts, shortened, shown
 from alignkit_plugins.page import templates
 
@@ -22,20 +22,18 @@ def write_page(options: Any, out: Path) -> str:
 
     Raises DataError for rows that cannot be read.
     """
-    rows = read_rows(options.data)
-    held_out = read_rows(options.against) if options.against else ()
-    done = cleaned(rows, options, held_out)
+    rows, done = cleaned_file(options)
     lines = []
     for at, row in enumerate(rows[:MOST]):
-        rule, reason = done.faults.get(at, (PERSONAL if at in done.redacted else "", ""))
+        personal = PERSONAL * (at in done.redacted)
+        rule, reason = done.faults.get(at, (personal, ""))
         turns: list[Shown] = []
         for group in row.groups:
             turns += shown(group)
-        first = turns[0] if turns else Shown("", row.bad, [])
         raw = json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)
         why = f"{rule.replace('_', ' ')}: {reason}".removesuffix(": ")
         line = {"where": str(row), "fault": rule, "reason": why, "turns": turns, "raw": raw}
-        lines.append({**line, "preview": shortened(first.text)})
+        lines.append({**line, "preview": shortened(turns[0].text) if turns else row.bad})
     faults = {**done.counts, PERSONAL: len(done.redacted - done.faults.keys())}
     words = counts(groups_of(rows), faults.get("unreadable", 0))
     page = templates(Path(__file__).parent).get_template("browse.html.j2")

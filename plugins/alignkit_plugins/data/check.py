@@ -55,8 +55,8 @@ def _held(part: Part, rules: Rules) -> dict[str, Any]:
         if fault.rule in (*REPEATED, "unreadable"):
             examples.append(f"  {part.rows[at]}: {fault.rule}: {fault.reason}")
     words = counts(groups, faults.get("unreadable", 0))
-    facts = {"stage": part.role, "name": part.file, "counts": words, **card(groups)}
-    return {**facts, "faults": faults, "examples": examples[:EXAMPLES]}
+    facts = {"stage": part.role, "name": part.file, "counts": words, "total": len(part.rows)}
+    return {**facts, **card(groups), "faults": faults, "examples": examples[:EXAMPLES]}
 
 
 def _leak(mine: Part, other: Part, kind: near.Kind, threshold: float) -> dict[str, Any]:
@@ -97,7 +97,8 @@ def report(checked: Mapping[str, Any]) -> Report:
         lines = [f"{one['name']} ({one['stage']}): {one['counts']}"]
         for fault, count in one["faults"].items():
             if count:
-                lines.append(f"  {fault.replace('_', ' ')}: {percentage(count, one['rows'])}")
+                share = percentage(count, one["total"])
+                lines.append(f"  {fault.replace('_', ' ')}: {count:,} ({share})")
         blocks.append("\n".join([*lines, *one["examples"]]))
     blocks += tables(checked["files"])
     rows, examples = [], []

@@ -18,10 +18,10 @@ from alignkit.data.group import Origin, Response, group_id
 from alignkit.errors import check_extra
 from alignkit.report import Report, Table
 from alignkit_plugins.data import near
-from alignkit_plugins.data.files import Row, groups_of, json_lines, short
-from alignkit_plugins.formats.languages import check_languages, identifier
+from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, short
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.text_metrics import check_languages, identifier
 from alignkit_plugins.people.redaction import redact
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
@@ -140,9 +140,10 @@ class Cleaned:
         """What was left out and why, for a file of JSON lines."""
         lines = []
         for at in sorted(self.faults):
-            row = self.rows[at]
-            data = {} if row.raw is None else {"data": row.raw}
-            lines.append({"row": str(row), **self.faults[at]._asdict(), **data})
+            line = {"row": str(self.rows[at]), **self.faults[at]._asdict()}
+            if self.rows[at].raw is not None:
+                line["data"] = self.rows[at].raw
+            lines.append(line)
         return lines
 
     def table(self, title: str = "") -> Table:
@@ -155,7 +156,7 @@ class Cleaned:
 
 def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> Cleaned:
     """Apply the rules to rows. held_out: those of `against`."""
-    clean = [redacted_row(row) for row in rows] if rules.personal else rows
+    clean = list(map(redacted_row, rows)) if rules.personal else rows
     redacted_rows = {at for at, row in enumerate(rows) if clean[at] != row}
     faults: dict[int, Fault] = {}
     for at, row in enumerate(clean):
@@ -175,6 +176,14 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
     return Cleaned(clean, faults, redacted_rows)
 
 
+def cleaned_file(options: Any) -> tuple[list[Row], Cleaned]:
+    """The rows that a step's options read, and what the rules make of them."""
+    rows, held_out = read_rows(options.data), list[Row]()
+    if options.against:
+        held_out = read_rows(options.against)
+    return rows, cleaned(rows, options, held_out)
+
+
 class Clean(Step):
     """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl.
 
@@ -191,8 +200,10 @@ class Clean(Step):
         self.options.check("step 'clean'")
 
     def run(self, context: StepContext) -> Artifact:
-        held_out = context.load(self.options.against) if self.options.against else []
-        done = cleaned(rows_of(context.load(self.options.data)), self.options, rows_of(held_out))
+        rows, held_out = rows_of(context.load(self.options.data)), list[Row]()
+        if self.options.against:
+            held_out = rows_of(context.load(self.options.against))
+        done = cleaned(rows, self.options, held_out)
         groups = groups_of(done.kept)
         context.write_text("removed.jsonl", json_lines(done.removed))
         redacted = len(done.redacted - done.faults.keys())

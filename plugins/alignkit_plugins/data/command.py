@@ -139,13 +139,12 @@ def clean(
     """
     from alignkit.report import Report
     from alignkit_plugins.data import files
-    from alignkit_plugins.data.clean import cleaned
+    from alignkit_plugins.data.clean import cleaned_file
 
     options = files.entry(file, rules or ())
     options.check("alignkit data clean")
     files.check_target(out, options.data)
-    held_out = files.read_rows(options.against) if options.against else ()
-    done = cleaned(files.read_rows(options.data), options, held_out)
+    _, done = cleaned_file(options)
     rows = [{"text": row.raw} if isinstance(row.raw, str) else row.raw for row in done.kept]
     files.write_rows(files.removed_file(out), done.removed)
     files.write_rows(out, rows)

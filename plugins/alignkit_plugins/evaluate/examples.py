@@ -18,7 +18,7 @@ from alignkit import DataError, Group, Response, StepContext
 from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
 from alignkit.data.sources import opening
 from alignkit.evaluation import held_out
-from alignkit_plugins.compare.compared import ITS_OWN, rated
+from alignkit_plugins.compare.compared import ITS_OWN, has_score, rated
 from alignkit_plugins.compare.comparison import UNIT
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, PAIRS, SHORTER_IS_BETTER
@@ -152,7 +152,7 @@ def rows(
     """The rows of policies by METRICS. groups: of `measured`. facts: of `compared`."""
     found = list[Row]()
     for name in METRICS:
-        if any(name in response.scores for group in groups for response in group.responses):
+        if has_score(groups, name):
             # The base model's scores of pairs are ties, which are no shares of hits: no scale for all.
             own: dict[str, Any] = {
                 "kind": "metric",

@@ -240,13 +240,11 @@ def trained_on(
     found: dict[str, set[int]] = {}
     rewards = [spec.name for spec in specs(model, RewardSpec) if spec.kind in ("stage", "folder")]
     names = [model] if isinstance(model, str) else rewards
-    for label, stage in chain.from_iterable(
-        _trained_stages(name, recipe, chosen) for name in names
-    ):
+    for label, stage in chain(*(_trained_stages(name, recipe, chosen) for name in names)):
         trained = _read_by(stage, read, own=label == stage.name)
         # A dialogue is learned from its first answer on, and asked about at its last.
         words = {_words(group) for group in (*trained, *prompts_of(trained)) if group.prompt}
-        seen = {place for key in words & places.keys() for place in places[key]}
+        seen = set(chain(*(places[key] for key in words & places.keys())))
         if seen:
             found[label] = seen
     return found
@@ -297,35 +295,29 @@ def log_odds(reward: RewardSpec, run: Path) -> bool | None:
     return said if isinstance(said, bool) else None
 
 
-def _lineage(name: str, recipe: Recipe, chosen: Callable[[str], str | None]) -> Iterator[Stage]:
-    """The training stages that a model went through, latest first."""
-    reference: str | None = name
-    while (
-        reference is not None
-        and (stage := recipe.stages.get(reference.partition("@")[0])) is not None
-    ):
-        if stage.settings is None:
-            reference = chosen(stage.name)
-        else:
-            yield stage
-            reference = stage.settings.from_
-
-
 def _trained_stages(
     name: str, recipe: Recipe, chosen: Callable[[str], str | None]
 ) -> Iterator[tuple[str, Stage]]:
-    """The training stages that a model of this run or of another one went through, with their
-    names.
+    """The training stages that a model went through, latest first, with their names.
+
+    It is of this run, or of another one, whose name then stands before theirs.
     """
-    folder = stage_folder(Path(name))
+    folder, run = stage_folder(Path(name)), ""
     other = None if name.partition("@")[0] in recipe.stages else _recipe_at(folder.parent)
-    if other is None:
-        yield from ((stage.name, stage) for stage in _lineage(name, recipe, chosen))
-        return
-    for stage in _lineage(
-        folder.name, other, lambda name: read_record(folder.parent / name).get("policy")
-    ):
-        yield f"{folder.parent.name}/{stage.name}", stage
+    if other is not None:
+        recipe, run, name = other, f"{folder.parent.name}/", folder.name
+    reference: str | None = name
+    while reference is not None:
+        stage = recipe.stages.get(reference.partition("@")[0])
+        if stage is None:
+            return
+        if stage.settings is not None:
+            yield f"{run}{stage.name}", stage
+            reference = stage.settings.from_
+        elif run:
+            reference = read_record(folder.parent / stage.name).get("policy")
+        else:
+            reference = chosen(stage.name)
 
 
 def _read_by(

@@ -2,8 +2,7 @@
 
 Every policy is written as a plain model folder, and the harness's own command evaluates it in a
 process of its own. Its results stay as it writes them, and are summarized with its standard errors
-(Gao et al., "A framework for few-shot language model evaluation",
-https://zenodo.org/records/12608602).
+(Gao et al., "A framework for few-shot language model evaluation", https://zenodo.org/records/12608602).
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +23,19 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.errors import check_extra, should_stop
-from alignkit.evaluation.statistics import shown
-from alignkit.report import Report, Table
-from alignkit_plugins.compare.comparison import short_names
+from alignkit.report import Report
+from alignkit_plugins.compare.comparison import check_unique, short_names
+from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.tables import table
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"
+POLL = 0.2  # seconds
 LAST_LINES = 8  # of the log, in an error
 Z = 1.959964  # of a normal interval at 95%
+CONSENT = "--confirm_run_unsafe_code"
+# Nothing is reported to anybody.
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class LmEval(Step):
@@ -45,34 +49,29 @@ class LmEval(Step):
             min_length=1,
             description="tasks, groups or patterns of the harness, such as `gsm8k` or `mmlu_*`",
         )
-        limit: float | None = Field(
+        include_path: Path | None = Field(
             None,
-            gt=0,
-            description=(
-                "use only the first N documents of each task, or this share if below 1; for tests"
-            ),
+            description="folder with tasks of your own as YAML; the harness runs the Python that they name",
         )
-        include_path: Path | None = Field(None, description="folder with tasks of your own as YAML")
         args: list[str] = Field(
             default_factory=list,
-            description=(
-                "more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]"
-            ),
-        )
-        confirm_run_unsafe_code: bool = Field(
-            False,
-            description="run the Python that tasks in include_path name, and what the model writes",
+            description="more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]",
         )
 
         @field_validator("policies", "tasks")
         @classmethod
         def _unique(cls, value: list[str]) -> list[str]:
-            if repeated := sorted({name for name in value if value.count(name) > 1}):
-                raise ValueError(f"duplicates: {', '.join(repeated)}; names must be unique")
+            check_unique("the list", value)
             return value
 
     packages = ("lm_eval",)  # whose version decides the results
     options: Options
+
+    @property
+    def _tasks(self) -> list[str]:
+        folder = self.options.include_path
+        include = [] if folder is None else ["--include_path", str(folder)]
+        return ["--tasks", ",".join(self.options.tasks), *include]
 
     def check(self, folder: Path) -> None:
         check_extra("step 'lm_eval'", "lm-eval", "lm_eval")
@@ -81,100 +80,52 @@ class LmEval(Step):
             raise RunFailed(
                 f"include_path is no folder: {path}\nhelp: name the folder with the YAML files"
             )
-        if path is not None and not self.options.confirm_run_unsafe_code:
+        if path is not None and CONSENT not in self.options.args:
             raise RunFailed(
                 f"the harness runs the Python that tasks in {path} name"
-                "\nhelp: read them, then set 'confirm_run_unsafe_code: true'"
+                f"\nhelp: read them, then add {CONSENT} to 'args'"
             )
-        validation = subprocess.run(
-            [*COMMAND, "validate", *self._tasks()],
-            cwd=folder,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-        )
-        if validation.returncode:
-            raise RunFailed(
-                f"lm_eval refuses the tasks:\n{_last_lines(validation.stdout + validation.stderr)}"
-            )
-
-    def _tasks(self) -> list[str]:
-        include = (
-            []
-            if self.options.include_path is None
-            else ["--include_path", str(self.options.include_path)]
-        )
-        return ["--tasks", ",".join(self.options.tasks), *include]
+        command, environment = [*COMMAND, "validate", *self._tasks], {**os.environ, **QUIET}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RunFailed(f"lm_eval refuses the tasks:\n{_last_lines(done.stdout + done.stderr)}")
 
     def run(self, context: StepContext) -> Artifact:
-        names = short_names(self.options.policies)
-        results, notes = {}, list[str]()
-        if self.options.limit is not None:
-            notes.append(
-                f"limit {self.options.limit:g}: for tests, not for comparisons with published "
-                "numbers"
-            )
-        for number, (policy, name) in enumerate(names.items(), 1):
-            file = re.sub(r"[^\w@.+-]", "-", f"{number}-{name}")
+        notes, rows, version = list[str](), list[Row](), ""
+        if "--limit" in self.options.args:
+            notes.append("--limit: for tests, not for comparisons with published numbers")
+        for number, (policy, name) in enumerate(short_names(self.options.policies).items(), 1):
+            output = context.out / "results" / f"{number}-{name.replace('/', '-')}"
+            told, results = self._evaluated(context, policy, output)
+            version = results.get("lm_eval_version", version)
+            notes += [f"{name}: {note}" for note in told]
+            for row in rows_of(name, results):
+                if math.isfinite(row.estimate["mean"]):
+                    rows.append(row)
+                else:
+                    notes.append(f"{name}: {row.metric} is {row.estimate['mean']} and left out")
+        title = f"lm-evaluation-harness {version}: mean and 95% interval by its standard error"
+        summary = {"lm_eval": version, "notes": notes, "results": list(map(plain, rows))}
+        context.write_json("lm_eval.json", summary)
+        return Artifact(summary=summary, report=Report(["\n".join(notes), table(rows, title)]))
 
-            def evaluate(policies: Sequence[str], file: str = file) -> list[dict[str, Any]]:
-                return [self._evaluate(context, policy, file) for policy in policies]
-
-            (answer,) = context.map(f"lm_eval-{file}", [policy], evaluate)
-            results[name] = answer["results"]
-            for note in answer["notes"]:
-                notes.append(f"{name}: {note}")
-            for metric in _not_finite(answer["results"]):
-                notes.append(f"{name}: {metric}")
-        found = summary(results, notes)
-        context.write_json("lm_eval.json", found)
-        return Artifact(summary=found, report=report(found))
-
-    def _evaluate(self, context: StepContext, policy: str, file: str) -> dict[str, Any]:
-        """The harness's results of one policy, and notes on its model folder. A resumed run does
-        not ask again.
-        """
-        model, output, log = (
-            context.out / "model",
-            context.out / "results" / file,
-            context.out / LOG,
-        )
-        shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
-        tasks = ", ".join(self.options.tasks)
-        context.say(f"{context.stage}: {policy} answers {tasks} (log: {log})")
-        command = [
-            *COMMAND,
-            "run",
-            "--model",
-            "hf",
-            "--model_args",
-            f"pretrained={model}",
-            *self._tasks(),
-        ]
-        command += ["--output_path", str(output), *self.options.args]
-        if self.options.limit is not None:
-            command += ["--limit", f"{self.options.limit:g}"]
-        if self.options.confirm_run_unsafe_code:
-            command.append("--confirm_run_unsafe_code")
-        if "--device" not in self.options.args:
-            command += ["--device", _device()]
-        try:
-            notes = context.models[policy].save(model)
-            _run(command, context.folder, log)
-        finally:
-            shutil.rmtree(model, ignore_errors=True)
+    def _evaluated(self, context: StepContext, policy: str, output: Path) -> tuple[Any, Any]:
+        """Notes on a policy's model folder, and the harness's results. A resumed run does not ask again."""
+        told, log, model = output / "notes.json", context.out / LOG, context.out / "model"
+        if not told.exists():
+            shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
+            tasks = ", ".join(self.options.tasks)
+            context.say(f"{context.stage}: {policy} answers {tasks} (log: {log})")
+            command = [*COMMAND, "run", "--model", "hf", "--model_args", f"pretrained={model}"]
+            command += [*self._tasks, "--output_path", str(output), "--device", _device()]
+            try:
+                notes = context.models[policy].save(model)
+                _run([*command, *self.options.args], context.folder, log)
+            finally:
+                shutil.rmtree(model, ignore_errors=True)
+            told.write_text(json.dumps(list(notes)), encoding="utf-8")
         (written,) = output.rglob("results_*.json")
-        return {"results": json.loads(written.read_text(encoding="utf-8")), "notes": list(notes)}
-
-
-def _environment() -> dict[str, str]:
-    """Nothing is reported to anybody."""
-    return {
-        **os.environ,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+        return json.loads(told.read_text("utf-8")), json.loads(written.read_text("utf-8"))
 
 
 def _device() -> str:
@@ -193,24 +144,19 @@ def _run(command: Sequence[str], folder: Path, log: Path) -> None:
             stdout=file,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env=_environment(),
+            env={**os.environ, **QUIET},
         )
         try:
             while process.poll() is None:
                 should_stop()
-                try:
-                    process.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    continue
+                time.sleep(POLL)
         finally:
             process.kill()  # does nothing to one that has ended
             process.wait()
     if process.returncode:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        told = _last_lines(log.read_text(encoding="utf-8", errors="replace"))
         raise RunFailed(
-            f"lm_eval ended with exit code {process.returncode}:\n"
-            f"{_last_lines(text)}\n"
-            f"help: {log} has more"
+            f"lm_eval ended with exit code {process.returncode}:\n{told}\nhelp: {log} has more"
         )
 
 
@@ -218,99 +164,19 @@ def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
 
-def summary(results: Mapping[str, Mapping[str, Any]], notes: Sequence[str]) -> dict[str, Any]:
-    """The numbers of each policy: task -> metric -> mean, standard error and interval. results: by
-    policy.
-    """
-    version = next(
-        (str(found["lm_eval_version"]) for found in results.values() if "lm_eval_version" in found),
-        None,
-    )
-    policies = {policy: _metrics_of_tasks(found) for policy, found in results.items()}
-    return {"lm_eval": version, "notes": list(notes), "policies": policies}
-
-
-def _tables(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The metrics of tasks and of groups, as the harness calls them: `acc,none`,
-    `acc_stderr,none`.
-    """
-    return {**results.get("results", {}), **results.get("groups", {})}
-
-
-def _values(table: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
-    """The metrics of a table that are numbers, with their filters."""
-    for key, value in table.items():
-        metric, comma, filtered = key.partition(",")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if comma and is_number and not metric.endswith("_stderr"):
-            yield metric, filtered, float(value)
-
-
-def _not_finite(results: Mapping[str, Any]) -> Iterator[str]:
-    """The metrics that no table can show."""
-    for task, table in _tables(results).items():
-        for metric, _, value in _values(table):
-            if not math.isfinite(value):
-                yield f"{metric} of {task} is {value} and left out"
-
-
-def _metrics_of_tasks(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of groups as well as of tasks; a metric is called `acc`, or `exact_match,strict-match` with
-    its filter.
-    """
-    counts, higher = results.get("n-samples", {}), results.get("higher_is_better", {})
-    tasks: dict[str, dict[str, Any]] = {}
-    for task, table in _tables(results).items():
-        metrics = {}
-        for metric, filtered, value in _values(table):
-            if math.isfinite(value):
-                name = metric if filtered == "none" else f"{metric},{filtered}"
-                metrics[name] = {
-                    **_estimate(value, table.get(f"{metric}_stderr,{filtered}")),
-                    "n": counts.get(task, {}).get("effective"),
-                    "higher_is_better": higher.get(task, {}).get(metric),
-                }
-        if metrics:
-            tasks[task] = metrics
-    return tasks
-
-
-def _estimate(mean: float, error: Any) -> dict[str, Any]:
-    """No interval without a spread: equal scores of few documents say nothing about others."""
-    if not isinstance(error, float) or not math.isfinite(error) or error == 0:
-        return {"mean": mean, "standard_error": None, "low": None, "high": None}
-    return {
-        "mean": mean,
-        "standard_error": error,
-        "low": mean - Z * error,
-        "high": mean + Z * error,
-    }
-
-
-def report(found: Mapping[str, Any]) -> Report:
-    """A row per task and metric, a column per policy."""
-    policies = found["policies"]
-    numbers: dict[tuple[str, str], dict[str, Any]] = {}
-    for policy, tasks in policies.items():
-        for task, metrics in tasks.items():
-            for metric, number in metrics.items():
-                numbers.setdefault((task, metric), {})[policy] = number
-    rows = []
-    for (task, metric), by_policy in numbers.items():
-        first = next(iter(by_policy.values()))
-        lower = " (lower is better)" if first["higher_is_better"] is False else ""
-        count = "" if first["n"] is None else str(first["n"])
-        rows.append(
-            [
-                task,
-                metric + lower,
-                count,
-                *(shown(by_policy.get(name), digits=3) for name in policies),
-            ]
-        )
-    title = (
-        f"lm-evaluation-harness {found['lm_eval'] or ''}".rstrip()
-        + ": mean and 95% interval by its standard error"
-    )
-    table = Table(title, ["task", "metric", "documents", *policies], rows, keys=2)
-    return Report(["\n".join(found["notes"]), table] if found["notes"] else [table])
+def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
+    """Every metric of the tasks and groups, which the harness calls `acc,none` and `acc_stderr,none`."""
+    for task, values in {**results.get("results", {}), **results.get("groups", {})}.items():
+        n = results.get("n-samples", {}).get(task, {}).get("effective")
+        higher = results.get("higher_is_better", {}).get(task, {})
+        for key, mean in values.items():
+            name, comma, filter = key.partition(",")
+            if type(mean) not in (int, float) or not comma or name.endswith("_stderr"):
+                continue
+            estimate = {"mean": mean, "low": None, "high": None, "n": n}
+            error = values.get(f"{name}_stderr,{filter}")
+            # No interval without a spread: equal scores of few documents say nothing about others.
+            if isinstance(error, float) and 0 < error < math.inf:
+                estimate |= {"low": mean - Z * error, "high": mean + Z * error}
+            metric = f"{task}: {name}" if filter == "none" else f"{task}: {key}"
+            yield Row(policy, metric, "metric", estimate, lower=higher.get(name) is False)

@@ -1,21 +1,18 @@
-"""What describes the answers of policies: their length, KL and diversity; and policies ranked by each rater.
+"""What describes the answers of policies: their length, their KL to the baseline, and their diversity.
 
-Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are distinct-n over all answers
-(Li et al. 2016, arXiv:1510.03055), self-BLEU among the answers to a prompt (Zhu et al. 2018), and an estimate of the
-entropy of tokens. A prompt is the unit: what a metric of all answers owes to each prompt is its jackknife pseudo-value
-(Tukey 1958; Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 11).
+Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are self-BLEU
+among the answers to a prompt (Zhu et al. 2018, arXiv:1802.01886), and an estimate of the entropy of
+tokens.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit import Group, StepContext
+from alignkit import Group, Response, StepContext
 from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
@@ -23,7 +20,7 @@ from alignkit_plugins.compare.compared import Scale, compared
 from alignkit_plugins.compare.comparison import Prompted, answers_of, unit_of
 from alignkit_plugins.compare.rows import ANSWERS, KL, LENGTH, TRUNCATED, Row
 from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.formats.text_metrics import ngrams, self_bleu, words_of
+from alignkit_plugins.formats.text_metrics import self_bleu, words_of
 
 FALLS = "self-BLEU"  # the metric of diversity that is lower for more diverse answers
 
@@ -120,107 +117,34 @@ def diversity(
 ) -> list[Row]:
     """How different the answers of each policy are, and whether it is less than the baseline's.
 
-    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and entropy of answers
-    whose log-probabilities are not known. facts: of `compared`.
+    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and
+    entropy of answers whose log-probabilities are not known. facts: of `compared`.
     """
-    texts = {policy: [_words(group, policy) for group in groups] for policy in policies}
-    cut = _of_equal_length(texts)
-    found = dict[str, dict[str, tuple[float, list[float]]]]()
-    for policy in policies:
-        bleu = [self_bleu(answers) for answers in texts[policy]]
-        entropies = [_entropy(group, policy) for group in groups]
-        measured = {
-            "distinct-1": _distinct(cut[policy], 1),
-            "distinct-2": _distinct(cut[policy], 2),
-            FALLS: _mean(bleu),
-            "entropy, nats per token": _mean(entropies),
-        }
-        for name, one in measured.items():
-            if one is not None:
-                found.setdefault(name, {})[policy] = one
-    rows = []
+    rows = list[Row]()
     units = [unit_of(group) for group in groups]
-    for name, by_policy in found.items():
-        values = {policy: pseudo for policy, (_, pseudo) in by_policy.items()}
-        theirs = baseline if baseline in values else None
-        own = {
-            "kind": "diversity",
-            "scale": Scale(None),
-            "units": units,
-            "lower": name == FALLS,
-            **facts,
-        }
-        for row in compared(name, values, theirs, **own):
-            whole = by_policy[row.policy][0]
-            row = replace(row, estimate=_around(whole, row.estimate), win_rate={}, counts="")
-            if row.difference and theirs is not None:
-                row = replace(row, difference=_around(whole - by_policy[theirs][0], row.difference))
-            rows.append(row)
-    return rows
+    for name, measure in {FALLS: _self_bleu, "entropy, nats per token": _entropy}.items():
+        values = dict[str, list[float | None]]()
+        for policy in policies:
+            own = [measure(answers_of(group, policy)) for group in groups]
+            if None not in own:
+                values[policy] = own
+        if values:
+            theirs = baseline if baseline in values else None
+            how: dict[str, Any] = {"kind": "diversity", "scale": Scale(None), "units": units}
+            rows += compared(
+                name, values, theirs, lower=name == FALLS, percent=False, **how, **facts
+            )
+    return [replace(row, win_rate={}, counts="") for row in rows]
 
 
-def _around(whole: float, spread: Mapping[str, Any]) -> dict[str, Any]:
-    """The interval of pseudo-values around the metric itself."""
-    ends = {
-        end: None if spread[end] is None else whole + spread[end] - spread["mean"]
-        for end in ("low", "high")
-    }
-    return {**spread, "mean": whole, **ends}
+def _self_bleu(answers: Sequence[Response]) -> float | None:
+    """How much the answers to a prompt resemble each other; None of one."""
+    return self_bleu([words_of(all_turns(response)) for response in answers])
 
 
-def _words(group: Group, policy: str) -> list[list[str]]:
-    return [words_of(all_turns(response)) for response in answers_of(group, policy)]
-
-
-def _of_equal_length(
-    texts: Mapping[str, Sequence[Sequence[Sequence[str]]]],
-) -> dict[str, list[list[Sequence[str]]]]:
-    """Of each policy's answer k to a prompt, as many words as the shortest answer k of a policy has.
-
-    distinct-n falls as there are more words, so that else a policy would lose diversity by longer answers alone.
-    """
-    found: dict[str, list[list[Sequence[str]]]] = {policy: [] for policy in texts}
-    for answers in zip(*texts.values(), strict=True):
-        least = [min(map(len, same)) for same in zip(*answers, strict=True)]
-        for cut, own in zip(found.values(), answers, strict=True):
-            cut.append([words[:most] for words, most in zip(own, least, strict=True)])
-    return found
-
-
-def _entropy(group: Group, policy: str) -> float | None:
-    """The mean -log p of a token in the answers to a prompt; None if one has no log-probabilities."""
-    answers = answers_of(group, policy)
+def _entropy(answers: Sequence[Response]) -> float | None:
+    """The mean -log p of a token; None if an answer has no log-probabilities."""
     told = [response.logprobs for response in answers if response.logprobs]
-    return (
-        statistics.mean([-math.fsum(p) / len(p) for p in told])
-        if len(told) == len(answers)
-        else None
-    )
-
-
-def _mean(values: Sequence[float | None]) -> tuple[float, list[float]] | None:
-    """The mean over prompts, whose pseudo-values are the values themselves; None if one is missing."""
-    known = [value for value in values if value is not None]
-    return (statistics.mean(known), known) if known and len(known) == len(values) else None
-
-
-def _distinct(
-    texts: Sequence[Sequence[Sequence[str]]], size: int
-) -> tuple[float, list[float]] | None:
-    """Different n-grams / all n-grams, and its pseudo-value at each prompt; None without n-grams."""
-    own = []
-    for answers in texts:
-        grams = [ngrams(words, size) for words in answers]
-        own.append(Counter(itertools.chain(*grams)))
-    every = Counter[str]()
-    for counts in own:
-        every.update(counts)
-    if not every:
+    if not told or len(told) < len(answers):
         return None
-    whole, pseudo = len(every) / every.total(), []
-    for counts in own:
-        only = sum(count == every[gram] for gram, count in counts.items())
-        rest = every.total() - counts.total()
-        without = (len(every) - only) / rest if rest else whole
-        pseudo.append(len(own) * whole - (len(own) - 1) * without)
-    return whole, pseudo
+    return statistics.mean([-math.fsum(logprobs) / len(logprobs) for logprobs in told])

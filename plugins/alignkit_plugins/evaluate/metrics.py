@@ -5,6 +5,7 @@ The verdict goes by them. A metric is a column of scores like a reward's; answer
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -48,14 +49,14 @@ def check_column(
 ) -> None:
     """Raise DataError if no prompt has a column, or one of the values that are wanted of it. option: who names it."""
     what = f"evaluate: {'.'.join(map(str, option))}: no prompt has"
-    columns = sorted({name for group in prompts for name in group.meta})
+    columns = set(itertools.chain(*(group.meta for group in prompts)))
     if column not in columns:
-        near = (
-            did_you_mean(column, columns)
-            or f"the prompts have {', '.join(columns[:SHOWN]) or 'no columns'}"
-        )
+        names = sorted(columns)
+        near = did_you_mean(column, names)
+        near = near or f"the prompts have {', '.join(names[:SHOWN]) or 'no columns'}"
         raise DataError(f"{what} the column '{column}'\nhelp: {near}", option=option)
-    known = {str(one): one for group in prompts for one in _values(group.meta.get(column))}
+    there = itertools.chain(*(_values(group.meta.get(column)) for group in prompts))
+    known = {str(one): one for one in there}
     for value in wanted:
         if value not in known.values():
             names = sorted(known)

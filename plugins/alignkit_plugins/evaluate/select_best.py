@@ -1,14 +1,13 @@
-"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for
-`from: STAGE`.
+"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for `from: STAGE`.
 
-InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which
-rose after one epoch while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155,
-section 3.5 and appendix C.1).
+InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which rose
+after one epoch while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155, section 3.5
+and appendix C.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -27,17 +26,16 @@ from alignkit import (
     StepData,
 )
 from alignkit.evaluation import statistics
-from alignkit.evaluation.statistics import shown
-from alignkit.report import Report, Table
+from alignkit.report import Report
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.compared import Scale, averages, scale_of
+from alignkit_plugins.compare.compared import averages, rated
 from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, sample_policies
+from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.tables import table
 
 
 class SelectBest(Step):
-    """All policies answer the same prompts with the same random streams. The earliest of equal
-    policies wins.
-    """
+    """All policies answer the same prompts with the same random streams. The earliest of equal policies wins."""
 
     class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(
@@ -50,7 +48,6 @@ class SelectBest(Step):
         samples_per_prompt: int = Field(
             1, ge=1, le=1024, description="responses of each policy to each prompt"
         )
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
 
         @model_validator(mode="after")
         def _distinct(self) -> Any:
@@ -64,78 +61,45 @@ class SelectBest(Step):
 
     def check_data(self, data: StepData) -> None:
         if (rows := data.load(self.options.prompts)) is not None:
-            prompts, _ = prompts_to_compare(rows, self.options.limit)
-            data.check_prompts(self.options.reward, prompts)
+            data.check_prompts(self.options.reward, prompts_to_compare(rows)[0])
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         scorer = context.scorer(options.reward)  # before sampling: a missing key or file shows here
-        prompts, repeated = prompts_to_compare(context.load(options.prompts), options.limit)
+        prompts, notes = prompts_to_compare(context.load(options.prompts))
+        count = options.samples_per_prompt
         groups = sample_policies(
-            context,
-            options.policies,
-            prompts,
-            samples_per_prompt=options.samples_per_prompt,
-            **options.sampled(),
+            context, options.policies, prompts, samples_per_prompt=count, **options.sampled()
         )
-        scored = scorer.score(groups)
-        rewards = self._rewards(scored)
-        if not rewards[options.policies[0]]:
-            raise RunFailed(
-                f"select_best: none of {len(prompts)} prompts has a scored answer of every policy"
-            )
-        notes = [f"sampled with {options.described()}", *repeated]
-        summary = {**summarize(rewards, len(prompts), scale_of(scored, REWARD_KEY)), "notes": notes}
-        return Artifact(policy=summary["policy"], summary=summary, report=report(summary))
-
-    def _rewards(self, groups: Sequence[Group]) -> dict[str, list[float]]:
-        """Each policy's mean reward at every prompt at which all policies have one."""
-        policies = self.options.policies
-        columns = [averages(groups, policy, REWARD_KEY) for policy in policies]
-        complete = [row for row in zip(*columns, strict=True) if None not in row]
-        return {policy: [row[n] for row in complete] for n, policy in enumerate(policies)}
-
-
-def summarize(rewards: Mapping[str, Sequence[float]], prompts: int, scale: Scale) -> dict[str, Any]:
-    """The best policy, all means, and its lead over each other policy."""
-    means = {policy: statistics.mean(values) for policy, values in rewards.items()}
-    best = next(
-        policy for policy, mean in means.items() if statistics.equal(mean, max(means.values()))
-    )
-    return {
-        "policy": best,
-        "prompts": len(rewards[best]),
-        "left_out": prompts - len(rewards[best]),
-        "confidence": statistics.CONFIDENCE,
-        "means": {policy: scale.mean(values) for policy, values in rewards.items()},
-        "lead": {
-            policy: scale.difference(rewards[best], values)
-            for policy, values in rewards.items()
-            if policy != best
-        },
-    }
+        groups = complete(scorer.score(groups), options.policies)
+        if not groups:
+            text = f"none of {len(prompts)} prompts has a scored answer of every policy"
+            raise RunFailed(f"select_best: {text}")
+        best, rows = selected(groups, options.policies)
+        left_out = len(prompts) - len(groups)
+        summary: dict[str, Any] = {
+            "policy": best,
+            "prompts": len(groups),
+            "left_out": left_out,
+            "results": list(map(plain, rows)),
+            "notes": [f"sampled with {options.described()}", *notes],
+        }
+        told = f"selected: {best}, by mean reward over {len(groups)} prompts, {left_out} left out"
+        behind = table(rows, f"minus {best}", differences=True)
+        report = Report([told, table(rows), behind, "\n".join(summary["notes"])])
+        return Artifact(policy=best, summary=summary, report=report)
 
 
-def report(summary: Mapping[str, Any]) -> Report:
-    """A row per policy; a star marks the best."""
-    best, lead = summary["policy"], summary["lead"]
-    left_out = (
-        f", {summary['left_out']} left out for lack of room or of a score"
-        if summary["left_out"]
-        else ""
-    )
-    rows = [
-        [
-            "* " * (policy == best) + policy,
-            shown(mean),
-            shown(lead[policy]) if policy in lead else "",
-        ]
-        for policy, mean in summary["means"].items()
-    ]
-    return Report(
-        [
-            f"selected: {best}, by mean reward over {summary['prompts']} prompts{left_out}",
-            Table("", ["policy", "mean reward", "behind by"], rows),
-            "\n".join(summary["notes"]),
-        ]
-    )
+def complete(groups: Sequence[Group], policies: Sequence[str]) -> list[Group]:
+    """The prompts at which every policy has a score, so that none is chosen for the easier ones."""
+    columns = [averages(groups, policy, REWARD_KEY) for policy in policies]
+    every = zip(groups, *columns, strict=True)
+    return [group for group, *scores in every if None not in scores]
+
+
+def selected(groups: Sequence[Group], policies: Sequence[str]) -> tuple[str, list[Row]]:
+    """The first of the policies with the highest mean reward, and how far each other one is from it."""
+    means = {row.policy: row.estimate["mean"] for row in rated(groups, policies, None, REWARD_KEY)}
+    highest = max(means.values())
+    best = next(policy for policy, mean in means.items() if statistics.equal(mean, highest))
+    return best, rated(groups, policies, best, REWARD_KEY)

@@ -149,8 +149,8 @@ class Evaluate(Step):
         return default_baseline(list(self._named))
 
     def check_data(self, data: StepData) -> None:
-        options, known = self.options, learned_by(data)
-        for warning in (*self._unjudged(self._learned(known)), *self._chosen(known)):
+        options = self.options
+        for warning in self._unjudged(self._learned(learned_by(data))):
             data.say(warning)
         if (held_out := data.load(options.examples)) is not None:
             examples.usable(held_out)
@@ -232,6 +232,7 @@ class Evaluate(Step):
             rows += examples.rows(
                 held_out, list(readers), self.baseline, compare=compare, base=base, **facts
             )
+        first = [row.metric for row in rows[:1]]
         rated_by = _Rated(self, scales, trained_on, {**sides, "base": base})
         rows += rated_by.rows(groups, compared, tested=True)
         rows.sort(key=lambda row: list(policies).index(row.policy))
@@ -248,10 +249,7 @@ class Evaluate(Step):
             name: name in options.metrics and options.metrics[name].better == "lower"
             for name in names
         }
-        combined = [column.name for column in columns if not column.single]
-        headlines = dict.fromkeys(
-            [*(row.metric for row in rows if held_out), *options.metrics, *combined, *names]
-        )
+        leading = [*first, *(name for name in trained_on if name in scales)]
         evaluation = {
             "prompts": len(groups),
             "left_out": len(prompts) - len(groups),
@@ -263,7 +261,7 @@ class Evaluate(Step):
             },
             "notes": notes,
             "baseline": self.baseline,
-            "headline": next(iter(headlines), None),
+            "headline": next(iter(leading), None),
             "policies": list(policies),
             "judge_cards": judged.cards(groups, compared, str(self.baseline), lower, context.seed),
             "results": list(map(plain, rows)),
@@ -405,22 +403,6 @@ class Evaluate(Step):
 
         return learned
 
-    def _chosen(self, known: Callable[[Any, Any], bool | None]) -> list[str]:
-        """Warnings of policies that a rater judges by which their answers were chosen."""
-        told = []
-        for name, policy in self._named.items():
-            reward = policy.reward if isinstance(policy, Variant) else None
-            own = [
-                rater
-                for rater, spec in raters_of(self.options).items()
-                if reward is not None and known(reward, spec)
-            ]
-            if own:
-                told.append(
-                    f"warning: {name} is judged by the reward it was chosen with: {', '.join(own)}"
-                )
-        return told
-
     def _unjudged(self, learned: Callable[[str, Any], bool | None]) -> list[str]:
         """Which policies nothing judges independently, in one line."""
         raters = raters_of(self.options)
@@ -437,7 +419,7 @@ class Evaluate(Step):
 
     def _warnings(self, prompts: Sequence[Group], context: StepContext) -> list[str]:
         """What is known of prompts that policies or reward models were trained on; said as well."""
-        policies, texts = self.options.policies_to_sample(), self._chosen(learned_by(context))
+        policies, texts = self.options.policies_to_sample(), list[str]()
         models = (
             *policies,
             *self.options.rewards,

@@ -69,6 +69,11 @@ _MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:
 _SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
 
 
+def with_text(row: Any, name: str = "text") -> Mapping[str, Any]:
+    """A row, which may be the text of one column. Raises BadRow for anything else."""
+    return columns_of({name: row} if isinstance(row, str) else row)
+
+
 def first_of(row: Any, names: Iterable[str]) -> str:
     """The first of these columns that a row has; empty if it has none."""
     return next((name for name in names if Format.has(row, name)), "")
@@ -274,7 +279,7 @@ class ColumnFormat(Format):
         used: Sequence[str],
         prompt: Sequence[Message],
         responses: Sequence[Response] = (),
-        pairs: Sequence[Pair] | None = None,
+        pairs: tuple[Pair, ...] | None = None,
     ) -> Group:
         """The group of a row, with the system message and the tools that the row has.
 
@@ -286,9 +291,8 @@ class ColumnFormat(Format):
             pairs: Of the responses; None derives them from their ranks.
         """
         meta = self.rest(row, *used, *SYSTEM_COLUMNS, "tools")
-        compared = None if pairs is None else tuple(pairs)
         return Group(
-            self.opened(prompt, row), tuple(responses), compared, meta=meta, tools=self.tools(row)
+            self.opened(prompt, row), tuple(responses), pairs, meta=meta, tools=self.tools(row)
         )
 
     @classmethod
@@ -317,6 +321,18 @@ class ColumnFormat(Format):
         """
         parts = [cls.text(row, name, "").strip() for name in names]
         return (Message(role="user", content="\n\n".join(filter(None, parts))),)
+
+    @classmethod
+    def pair(cls, row: Mapping[str, Any], better: int = 0, worse: int = 1) -> Pair:
+        """A pair with the probability `p` and the margin that a row says.
+
+        Args:
+            row: Its columns.
+            better: The place of the better response.
+            worse: The place of the other one.
+        """
+        p = cls.number(row, "p")
+        return Pair(better, worse, 1.0 if p is None else p, cls.margin(row))
 
     @staticmethod
     def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
@@ -496,8 +512,10 @@ class ColumnFormat(Format):
 
 def words_in(value: Any) -> Iterator[str]:
     """The texts and numbers in a value of JSON."""
-    if isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
+    if isinstance(value, Mapping):
+        yield from words_in(list(value.values()))
+    elif isinstance(value, list):
+        for inner in value:
             yield from words_in(inner)
     elif value is not None:
         yield str(value).strip()

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import BadRow, Group, Message
-from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat, with_text
 
 SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
 MAX_PREFIX = 40  # characters
@@ -115,7 +114,7 @@ class Dialogues(ColumnFormat):
     def read(self, row: Any) -> Group:
         if isinstance(row, Dialogue):
             return self._group(row, {})
-        row = columns_of({"text": row} if isinstance(row, str) else row)
+        row = with_text(row)
         matches = find_dialogues(self.text(row, "text"))
         if len(matches) != 1:
             raise BadRow(

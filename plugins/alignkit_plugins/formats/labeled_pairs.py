@@ -108,17 +108,17 @@ class LabeledPairs(ColumnFormat):
             )
         return layout
 
-    def _pairs(self, row: Mapping[str, Any], layout: TwoAnswers) -> list[Pair]:
+    def _pairs(self, row: Mapping[str, Any], layout: TwoAnswers) -> tuple[Pair, ...]:
         """The pair that the label means; none for a tie."""
         votes = Counter(self._vote(row, name, layout) for name in layout.label)
         (pair, count), *others = votes.most_common(2)
         if pair is None or (others and others[0][1] == count):
-            return []
+            return ()
         scores = [score for name in layout.scores if (score := self.number(row, name)) is not None]
         if len(scores) == 2 and scores[pair.better] < scores[pair.worse]:
             names = ", ".join(f"{name} {row[name]}" for name in (*layout.label, *layout.scores))
             raise BadRow(f"the label and the scores contradict each other: {names}")
-        return [pair]
+        return (pair,)
 
     def _vote(self, row: Mapping[str, Any], name: str, layout: TwoAnswers) -> Pair | None:
         value = canonical(row.get(name))

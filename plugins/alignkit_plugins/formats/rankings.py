@@ -19,7 +19,14 @@ from typing import Any
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.group import ranking_pairs
 from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, read_message
+from alignkit_plugins.formats.columns import (
+    LABEL_COLUMNS,
+    ColumnFormat,
+    first_of,
+    read_message,
+    with_text,
+)
+from alignkit_plugins.formats.layouts import PAIRS
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
@@ -98,31 +105,30 @@ class Rankings(ColumnFormat):
             items, _column(row, "ranks", items), _column(row, scored, items), strict=True
         ):
             responses.append(self._response(item, rank, score))
-        pairs: Sequence[Pair] | None = self._pairs(row["pairs"]) if self.has(row, "pairs") else None
-        if pairs is None and all(response.rank is None for response in responses):
+        pairs = None
+        if self.has(row, "pairs"):
+            pairs = self._pairs(row["pairs"])
+        elif all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
         used = (prompt, name, "ranks", "pairs", scored)
         return self.group(row, used, self.column(row, prompt), responses, pairs)
 
     def _response(self, item: Any, rank: Any, score: Any) -> Response:
-        item = {"text": item} if isinstance(item, str) else item
-        if not isinstance(item, Mapping):
-            raise BadRow("a response must be text or {text, rank}")
-        ranks = self.number(item, "rank"), self.number({"rank": rank}, "rank")
-        scores = (
-            self.number(item, first_of(item, SCORES) or "score"),
-            self.number({"score": score}, "score"),
-        )
-        rank, score = (one if other is None else other for other, one in (ranks, scores))
-        if "fine-grained_score" in item and scores[0] is not None and scores[0] > ULTRAFEEDBACK:
+        item = dict(with_text(item))
+        scored = first_of(item, SCORES) or "score"
+        for name, value in (("rank", rank), (scored, score)):
+            if item.get(name) in (None, ""):
+                item[name] = value
+        rank, score = self.number(item, "rank"), self.number(item, scored)
+        if "fine-grained_score" in item and score is not None and score > ULTRAFEEDBACK:
             raise BadRow(
-                f"overall_score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback"
+                f"score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback"
             )
         text = self.text(item, first_of(item, TEXTS) or "text")
         author = self.text(item, first_of(item, ("source", "model")) or "source", "")
         return Response(text=text, rank=rank, scores=self.scores(score), source=author or None)
 
-    def _pairs(self, rows: Any) -> list[Pair]:
+    def _pairs(self, rows: Any) -> tuple[Pair, ...]:
         if not isinstance(rows, list) or not rows:
             raise BadRow("pairs must be a list of [better, worse] or {better, worse, p, margin}")
         pairs = []
@@ -133,11 +139,8 @@ class Rankings(ColumnFormat):
                 raise BadRow(
                     f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {row!r}"
                 )
-            p = self.number(row, "p")
-            pairs.append(
-                Pair(row["better"], row["worse"], 1.0 if p is None else p, self.margin(row))
-            )
-        return pairs
+            pairs.append(self.pair(row, row["better"], row["worse"]))
+        return tuple(pairs)
 
 
 def _column(row: Mapping[str, Any], name: str, items: Sequence[Any]) -> Sequence[Any]:
@@ -161,6 +164,8 @@ class Unlabeled(ColumnFormat):
     @classmethod
     def matches(cls, row: Any) -> bool:
         if not isinstance(row, Mapping) or "alignkit" in row or not cls.lacks(row, *JUDGED):
+            return False
+        if any(layout.fits(row) for layout in PAIRS.values()):
             return False
         # A list with another name may be the right answers, which rewards read; whoever names the
         # format means these, too.

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from alignkit import Field, Group, Options, Response
-from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import ColumnFormat
+from alignkit_plugins.formats.columns import ColumnFormat, with_text
 
 Piece = tuple[int, str]  # number of the first line, and text
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
@@ -43,12 +42,13 @@ class Text(ColumnFormat):
         )
 
     def read(self, row: Any) -> Group:
-        row = columns_of({"text": row} if isinstance(row, str) else row)
+        row = with_text(row)
         return Group((), (Response(text=self.text(row, "text")),), meta=self.rest(row, "text"))
 
     def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-        pieces = paragraphs(lines)
-        return pieces if self.options.paragraphs else joined(pieces)
+        if self.options.paragraphs:
+            return paragraphs(lines)
+        return joined(paragraphs(lines))
 
 
 def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
@@ -62,9 +62,10 @@ def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
             if held and (is_blank or len(held) + len(line) >= MAX_CHARS):
                 yield start, held
                 held = ""
-            if not is_blank:
-                start = start if held else number
-                held = f"{held}\n{line}" if held else line
+            if held and not is_blank:
+                held += f"\n{line}"
+            elif not is_blank:
+                start, held = number, line
     if held:
         yield start, held
 
@@ -85,7 +86,9 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
         if text and len(text) + 2 + len(piece) > MAX_CHARS:
             yield start, text
             text = ""
-        start = start if text else number
-        text = f"{text}\n\n{piece}" if text else piece
+        if text:
+            text += f"\n\n{piece}"
+        else:
+            start, text = number, piece
     if text:
         yield start, text

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
 import regex
 
+from alignkit import RunFailed
 from alignkit.data.group import Response, length
 from alignkit.errors import DataError
 from alignkit.evaluation.answers import spaced
@@ -118,3 +121,26 @@ def _bleu(
 def ngrams(words: Sequence[str], size: int) -> list[str]:
     """The n-grams of a text, in order; none if it is shorter."""
     return [" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+# Languages, by py3langid (Lui and Baldwin 2012), whose model comes with it
+
+
+@cache
+def identifier() -> Any:
+    """py3langid's identifier."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
+
+
+def check_languages(user: str, codes: Iterable[str]) -> None:
+    """Raise RunFailed for a code of a language that py3langid does not know. user: who asks, for
+    the error.
+    """
+    labels = identifier().labels
+    if unknown := sorted(set(codes) - set(labels)):
+        raise RunFailed(
+            f"{user}: py3langid does not know {', '.join(unknown)}; it knows "
+            f"{', '.join(sorted(labels))}"
+        )

@@ -18,7 +18,13 @@ from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, shared_turns
+from alignkit_plugins.formats.columns import (
+    LABEL_COLUMNS,
+    ColumnFormat,
+    first_of,
+    shared_turns,
+    with_text,
+)
 from alignkit_plugins.formats.messages import NAMES
 
 ANSWERS = (
@@ -132,15 +138,14 @@ class Preference(ColumnFormat):
                     "name the prompt's column with `columns: {prompt: COLUMN}`"
                 )
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-        p = self.number(row, "p")
-        pair = Pair(0, 1, p=1.0 if p is None else p, margin=self.margin(row))
+        pairs = () if self._tied(row) else (self.pair(row),)
         responses = self.answer(chosen), self.answer(rejected)
         return self.group(
             row,
             (better, worse, *used, "margin", "p"),
             prompt,
             responses,
-            [] if self._tied(row) else [pair],
+            pairs,
         )
 
     def _tied(self, row: Mapping[str, Any]) -> bool:
@@ -201,8 +206,7 @@ class PromptOnly(ColumnFormat):
         return not is_tree and not any(NUMBERED.match(str(name).lower()) for name in row)
 
     def read(self, row: Any) -> Group:
-        if isinstance(row, str):
-            row = {"prompt": row}
+        row = with_text(row, "prompt")
         return self.group(row, ["prompt"], self.column(row, "prompt"))
 
 
@@ -285,7 +289,7 @@ class HHRLHF(ColumnFormat):
         )
 
     def read(self, row: Any) -> Group:
-        row = columns_of({"text": row} if isinstance(row, str) else row)
+        row = with_text(row)
         if "chosen" in row:
             texts = [self.text(row, "chosen"), self.text(row, "rejected")]
             return self._pair(row, texts, None)

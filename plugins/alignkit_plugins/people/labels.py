@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from alignkit.data.group import LEVELS
 from alignkit.errors import BadRow, DataError
+from alignkit_plugins.formats.layouts import DEGREES
 
 SIDES = "ABCDEFGHI"
 BINS = ("preferred_safe", "both_safe", "both_unsafe")  # Llama 2 (2023), section 3.2.1
@@ -27,7 +28,6 @@ FLAGS = {
     "harmful": "harmful",
     "unsuited": "unsuited for a customer assistant",
 }
-DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 LONGEST_NOTE = 20_000  # characters
 TERMS = (  # of consent
     "What I write, the answers that I get and my labels are kept in a file, and models may be "

@@ -17,8 +17,7 @@ from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
-from alignkit_plugins.compare.pair_metrics import accuracy
-from alignkit_plugins.compare.pairs import comparisons
+from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
 from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
@@ -89,11 +88,13 @@ def _scored(
         replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses))
         for group in groups
     ]
-    facts: dict[str, Any] = {}
+    pairs, facts = choices(groups), dict[str, Any]()
     for column in columns:
         (row,) = rated(alike, [AUTHOR], None, column.name)
-        pairs = comparisons(groups, column.name)
-        right = accuracy(pairs) if pairs else None
+        known, right = gaps(pairs, column.name), None
+        if count := len(known) - known.count(None):
+            (found,) = accuracy(pairs, {column.name: known})
+            right = {"accuracy": found.estimate, "pairs": count}
         facts[column.name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 

@@ -12,10 +12,9 @@ import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
 from alignkit.evaluation import answers
-from alignkit_plugins.formats.languages import check_languages, identifier
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import TAGS, after_thoughts, answer_in, answer_of, last_turn
-from alignkit_plugins.formats.text_metrics import repetition
+from alignkit_plugins.formats.text_metrics import check_languages, identifier, repetition
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
 SECONDS = 2.0

@@ -182,6 +182,7 @@ def test_the_step_has_the_same_rules(folder: Path) -> None:
 def test_check_says_what_a_file_holds(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run("check", folder / "train.jsonl", code=Repeated.exit_code)
     out = " ".join(capfd.readouterr().out.split())  # where lines break depends on the folder's name
+    assert "unreadable: 2 (0%)" in out and "duplicates: 20 (4%)" in out
     assert "train.jsonl (training): 487 conversations, 2 bad rows" in out
     assert "train.jsonl:482: unreadable: column 'prompt'" in out
     assert "lengths in characters" in out
