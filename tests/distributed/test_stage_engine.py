@@ -107,12 +107,12 @@ def run(folder: Path, methods: str, timeout: float = 900.0) -> int:
     [
         (
             "return found[:-1]",
-            "in `Broken.sample`: return a list of completions for each of 3 prompts, not 2",
+            "in `Broken.sample`: return a list of 3, each a list of Completions, not ",
         ),
         ("raise KeyError('x')", r"in `Broken.sample`: KeyError: 'x' \(broken.py:\d+\)"),
         (
             "return b'garbage'",
-            "in `Broken.sample`: return a list of completions for each prompt, not bytes",
+            "in `Broken.sample`: return a list of 3, each a list of Completions, not b'garbage'",
         ),
         (
             "return [*found[:2], [found[2][0], replace(found[2][1], version=3)]]",

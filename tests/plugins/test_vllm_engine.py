@@ -20,7 +20,6 @@ from patience import PATIENCE
 
 import alignkit_plugins.models.smollm2
 import alignkit_plugins.models.tiny
-from alignkit import RunFailed
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import SharedModel
@@ -29,6 +28,7 @@ from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
+from alignkit.testing.rules import ConformanceError
 from alignkit.testing.tiny import add_noise
 from alignkit_plugins.processes.engine import StageEngine
 from alignkit_plugins.vllm.engine import Vllm
@@ -88,7 +88,7 @@ def test_it_means_what_other_engines_mean(serve: Callable[..., FakeVllm]) -> Non
     asked = server.paths("/v1/completions")
     assert all(isinstance(body["prompt"], list) and body["return_token_ids"] for body in asked)
     assert not server.adapters  # nothing is left behind
-    with pytest.raises(RunFailed, match="start it with --logprobs-mode processed_logprobs"):
+    with pytest.raises(ConformanceError, match="start it with --logprobs-mode processed_logprobs"):
         check_engine(Vllm, {"url": serve(processed=False).url})
 
 

@@ -57,7 +57,7 @@ ALIGN = {
 
 WHITENED = {
     "llama2": {part: {"length": {"unit": "words"}} for part in ("helpful", "safety")}
-    | {"mode": "linear"}
+    | {"threshold": 0}
 }
 
 
