@@ -25,8 +25,6 @@ Unit = Sequence[Rating]
 Level = Literal["nominal", "ordinal", "interval"]
 LEVELS = ("nominal", "ordinal", "interval")
 Array = NDArray[np.float64]
-# Words of people for no rating
-MISSING = {"", "-", "na", "n/a", "none", "null", "nan", "skip", "skipped"}
 REPETITIONS = 2000  # of a bootstrap
 
 
