@@ -105,7 +105,6 @@ def _best_of(n: int) -> list[str]:
     report = {
         "policies": ["sft"],
         "baseline": "sft",
-        "base": False,
         "samples_per_prompt": n,
         "rewards": [own],
     }
