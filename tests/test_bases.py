@@ -23,6 +23,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
+from alignkit_plugins.compare.rows import KL
 
 # No token covers both the end of a prompt and the start of its answer, so the whole text has the
 # same tokens.
@@ -197,11 +198,12 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
     both = REPORT | {"policies": ["base", str(shifted)], "baseline": "base"}
     run = Run(load_recipe(write(tmp_path, {"both": both})), tmp_path / "out")
     run.execute()
-    measured = run.store.record("both")["summary"]["policies"]
-    (small,) = (facts["kl"] for name, facts in measured.items() if name != "base")
-    assert (
-        small["mean"] is None and small["unmeasured"] == 3 and measured["base"]["kl"]["mean"] == 0.0
+    results = run.store.record("both")["summary"]["results"]
+    base, small = sorted(
+        (row for row in results if row["metric"] == KL), key=lambda row: row["policy"] != "base"
     )
+    assert base["policy"] == "base" and base["estimate"]["mean"] == 0.0
+    assert small["estimate"].get("mean") is None and small["missing"] == 3
     run.models.enter(run.recipe.stages["both"].whole_models)
     service = run.models.of(str(shifted))
     assert (

@@ -61,7 +61,7 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
 
 def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
     server.change = lambda choice: (
-        choice if "prompt_logprobs" in choice else choice | {"token_ids": []}
+        choice if "prompt_logprobs" in choice else choice | {"logprobs": None}
     )
     with pytest.raises(
         RunFailed,
