@@ -65,7 +65,12 @@ TESTS = {
     # Plugins that are no algorithms.
     **{name: [f"test_{name}.py"] for name in ("sample", "calculator")},
     "filters": ["test_filters.py"],
-    "episode_reward": ["test_calculator.py", "test_episodes.py"],
+    "basic": [
+        "test_rewards.py",
+        "test_text_rewards.py",
+        "test_calculator.py",
+        "test_episodes.py",
+    ],
     "trackers": ["test_tracking.py"],
     # Core modules that every algorithm depends on.
     "encoding": ["test_encoding.py", "test_testing.py"],

@@ -279,10 +279,13 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
         (
             "show a@x b@y",
             "a@x is one result, and only runs can be compared",
-            "of one run, `alignkit show RUN` has all results side by side; to compare their "
-            "answers: alignkit evaluate a@x b@y --prompts FILE --reward REWARD",
+            "to compare their answers: alignkit evaluate RUN/A RUN/B --prompts FILE",
         ),
-        ("show a@x", "a@x is a result of no run", "write RUN/a@x, such as runs/quickstart/a@x"),
+        (
+            "show a@x",
+            "a@x is no run: there is no such folder",
+            "name the folder of a run, such as runs/quickstart",
+        ),
         (
             "export x.yaml",
             "x.yaml is a recipe, not a model",

@@ -32,8 +32,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 OWN = ("algorithms", "rewards", "formats")  # folders with a module or a package for each plugin
 HELPERS = {
-    *("answers", "named_code"),
-    *("columns", "languages", "readings", "rows", "shown", "spoken", "text_metrics"),
+    *("columns", "fields", "layouts", "readings", "rows", "shown", "spoken", "text_metrics"),
 }
 RECIPES = sorted(
     path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*") if path.is_file()

@@ -64,6 +64,17 @@ def measured(
     return dict(artifact.summary or {}), told.asked, said(artifact)
 
 
+def accuracy(found: dict[str, Any], column: str = "", value: str = "") -> dict[str, Any]:
+    """The row that says how often the judge is right; its `counts` are right, wrong and equal."""
+    (row,) = (
+        row
+        for row in found["results"]
+        if (row["policy"], row["metric"]) == ("judge", "accuracy")
+        and (row.get("column", ""), row.get("value", "")) == (column, value)
+    )
+    return dict(row)
+
+
 def first(orders: tuple[float, float]) -> Verdict:
     return Verdict(sum(orders) / 2, orders, calls=2, tokens=100)
 
@@ -86,7 +97,7 @@ def test_a_judge_that_always_names_the_first_place_is_none(tmp_path: Path) -> No
     assert card["people"]["same"]["mean"] == 0.5
     assert card["people"]["alpha"]["mean"] == pytest.approx(1 - 0.5 * 160 * 159 / (2 * 120 * 40))
     assert card["named_first"]["mean"] == 1 and card["inconsistent"]["mean"] == 1
-    assert found["rewards"]["judge"]["ties"] == 40  # after averaging both orders
+    assert accuracy(found)["counts"] == "0/0/40"  # after averaging both orders
     assert (card["calls"], card["tokens"]) == (80, 4000)
     assert "it names the first answer that it reads in 100% of questions" in " ".join(shown.split())
 
@@ -122,7 +133,7 @@ def test_a_judge_with_73_percent_accuracy(tmp_path: Path) -> None:
     half = 1.96 * 2 * math.sqrt(0.73 * 0.27 / 100)  # of a bootstrap over 100 prompts
     assert people["alpha"]["low"] == pytest.approx(0.46 - half, abs=0.04)
     assert people["alpha"]["high"] == pytest.approx(0.46 + half, abs=0.04)
-    assert found["rewards"]["judge"]["correct"] == 73 and card["no_judge"] == ""
+    assert accuracy(found)["counts"] == "73/27/0" and card["no_judge"] == ""
     assert card["named_first"]["mean"] == 0.5 and card["inconsistent"]["mean"] == 0
     assert "judge agrees with people in 73% [63, 81] of its answers on 100 pairs" in " ".join(
         shown.split()
@@ -142,7 +153,8 @@ def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
     assert card["people"]["same"]["mean"] == 0.75 and card["people"]["alpha"][
         "mean"
     ] == pytest.approx(0.5, abs=0.01)
-    assert found["rewards"]["judge"]["length"]["longer"]["accuracy"]["mean"] == 1
+    assert accuracy(found, "the chosen response", "longer")["estimate"]["mean"] == 1
+    assert accuracy(found, "the chosen response", "shorter")["estimate"]["mean"] == 0
 
 
 def test_a_coin_is_no_judge_and_few_pairs_do_not_say_so(tmp_path: Path) -> None:
@@ -162,13 +174,13 @@ def test_what_has_no_verdict_is_counted_and_equal_texts_are_ties(tmp_path: Path)
     groups[3] = replace(groups[3], responses=(Response("same"), Response("same")))
     refused = Verdict(None, reason="the judge refused: no", calls=2)
     found, asked, _ = measured(tmp_path, groups, lambda n, a, b: right(True, a) if n else refused)
-    card, row = found["judge_cards"]["judge"], found["rewards"]["judge"]
+    card, row = found["judge_cards"]["judge"], accuracy(found)
     assert (
         len(asked) == 3
         and card["comparisons"] == 3
         and card["unjudged"] == {"the judge refused": 1}
     )
-    assert (row["pairs"], row["correct"], row["ties"]) == (3, 2, 1)
+    assert (row["counts"], row["missing"]) == ("2/0/1", 1)
     assert (card["calls"], card["tokens"]) == (6, 200)
 
 
@@ -181,9 +193,7 @@ def test_without_any_verdict_nothing_is_claimed(tmp_path: Path) -> None:
 
 def test_a_judge_that_only_sees_ties_has_given_verdicts(tmp_path: Path) -> None:
     found, *_ = measured(tmp_path, pairs([(10, 10)] * 4), lambda n, a, b: first((0.5, 0.5)))
-    assert (
-        found["judge_cards"]["judge"]["people"] is None and found["rewards"]["judge"]["ties"] == 4
-    )
+    assert found["judge_cards"]["judge"]["people"] is None and accuracy(found)["counts"] == "0/0/4"
     assert found["judge_cards"]["judge"]["unjudged"] == {}
 
 
