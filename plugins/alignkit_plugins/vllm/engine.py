@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from alignkit import Completion, Engine, EngineContext, RunFailed, Sampling
 from alignkit.engine import EngineOptions
@@ -109,8 +109,9 @@ class Vllm(Engine):
 
         @field_validator("command", "flags")
         @classmethod
-        def _is_command_line(cls, text: str) -> str:
-            shlex.split(text)
+        def _is_command_line(cls, text: str, info: ValidationInfo) -> str:
+            if not shlex.split(text) and info.field_name == "command":
+                raise ValueError("names no program")
             return text
 
         @field_validator("url")
