@@ -200,7 +200,8 @@ def test_a_result_may_come_with_an_error(
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 2, encoding="utf-8")
     assert cli.main(["--json", "data", "check", "rows.jsonl"]) == Repeated.exit_code
     document = said(capfd)[0]
-    assert document["result"]["findings"] and document["errors"][0]["code"] == Repeated.exit_code
+    assert document["result"]["files"][0]["faults"]["duplicates"] == 1
+    assert document["errors"][0]["code"] == Repeated.exit_code
 
 
 def test_numbers_that_json_has_not_are_null_and_paths_are_texts() -> None:

@@ -57,14 +57,18 @@ def test_scores_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[
     )
     scores = [[response.scores for response in group.responses] for group in ours]
     assert scores == [[response.scores for response in group.responses] for group in theirs]
+    accuracy = {
+        row["policy"]: row["estimate"]
+        for row in rated["results"]
+        if row["metric"] == "accuracy" and "column" not in row
+    }
     for name in ("run/liked", "length"):
-        assert (
-            found["rewards"][name]["pairs_right"]["accuracy"] == rated["rewards"][name]["accuracy"]
-        )
+        assert found["rewards"][name]["pairs_right"]["accuracy"] == accuracy[name]
         means = [statistics.mean([one[name] for one in group]) for group in scores]
         assert found["rewards"][name]["mean"] == {**statistics.estimate(means), "n": 3}
     assert found["rewards"]["length"]["mean"]["mean"] == 6.0  # of "good bread" and "no"
-    assert found["rewards"]["length"]["pairs_right"]["correct"] == 3 and found["examples"] == 3
+    right = found["rewards"]["length"]["pairs_right"]
+    assert right["accuracy"]["mean"] == 1 and right["pairs"] == found["examples"] == 3
 
 
 def test_rows_go_to_stdout_and_the_summary_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
