@@ -28,7 +28,8 @@ from alignkit.io.atomic import write_json, write_text
 from alignkit.io.digest import cached_snapshot, digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, lora_layers, low_rank
-from alignkit.models.loading import UNREAD, read_json, read_weights, weight_files
+from alignkit.models.loading import UNREAD, read_weights, weight_files
+from alignkit.models.saved import read_json
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec

@@ -19,8 +19,9 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
 from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.loading import backbone, load_config, reading
+from alignkit.models.loading import backbone, load_config
 from alignkit.models.memory import last_states
+from alignkit.models.saved import reading
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +17,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from alignkit.data.chat_templates import set_chat_template
-from alignkit.errors import AlignkitError, RunFailed, memory_ran_out, reason_of
+from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
+from alignkit.models.saved import CONFIG, read_json, reading
 from alignkit.tokens.check import check_ids
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Arguments of `BitsAndBytesConfig`, for each word of `model.quantization`.
 _NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
@@ -39,33 +37,9 @@ QUANTIZED: dict[str, dict[str, Any]] = {
     "nf4_double_quant": {**_NF4, "bnb_4bit_use_double_quant": True},
 }
 HUB_TIMEOUT = 5  # seconds to wait for the hub
-_AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
 
 
 # Files
-
-
-@contextmanager
-def reading(source: str | Path, help: str = _AGAIN) -> Iterator[None]:
-    """Report what a library says of a model's files. It may raise anything for a file that it does
-    not expect.
-    """
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, AlignkitError) or memory_ran_out(error):
-            raise
-        raise RunFailed(f"{source} cannot be read ({reason_of(error)})\nhelp: {help}") from error
-
-
-def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
-    """Read a JSON object. optional: none is empty. Raises RunFailed if the file holds anything
-    else.
-    """
-    if optional and not file.is_file():
-        return {}
-    with reading(file):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -326,18 +300,6 @@ def silence_libraries() -> None:
     warnings.filterwarnings(
         "ignore", message="Paged optimizers are not supported|.*is_gradient_checkpointing"
     )
-
-
-def has_score(folder: Path) -> bool:
-    """Whether a saved role is a reward model."""
-    for file in (folder / "adapter_config.json", folder / CONFIG):
-        config = read_json(file, optional=True)
-        names = config.get("architectures") or []
-        if config.get("task_type") == "SEQ_CLS" or any(
-            name.endswith("ForSequenceClassification") for name in names
-        ):
-            return True
-    return False
 
 
 def largest(config: Any, name: str) -> int | None:

@@ -21,9 +21,9 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import attach, build_request, generate
-from alignkit.models.loading import has_score
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Wants, cut, measure, read_prompts
+from alignkit.models.saved import has_score
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling

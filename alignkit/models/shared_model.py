@@ -35,7 +35,6 @@ from alignkit.models.loading import (
     check_finite,
     device_of,
     dtype_of,
-    has_score,
     load_base,
     load_text,
     locate,
@@ -52,6 +51,7 @@ from alignkit.models.memory import (
     activation_bytes_per_token,
     make_recomputable,
 )
+from alignkit.models.saved import has_score
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 

@@ -148,7 +148,7 @@ class RunBase:
         use: `start` of a stage, `policy`, or `reward`.
         """
         from alignkit.models.adapters import is_adapter
-        from alignkit.models.loading import has_score
+        from alignkit.models.saved import has_score
 
         lora, is_whole = self.spec.lora, not is_adapter(folder)
         if use == "policy" and has_score(folder):

@@ -49,6 +49,23 @@ class Reporter(console.Reporter):
 console.Reporter = Reporter
 cli.main(sys.argv[1:])
 """
+WORDS = """
+import sys
+from alignkit import cli
+
+class Words:
+    def write(self, text):
+        loading = "torch" in text
+        sys.__stderr__.write(f"{text} {'torch' in sys.modules}\\n" if loading else text)
+        if loading:
+            raise KeyboardInterrupt
+
+    def __getattr__(self, name):
+        return getattr(sys.__stderr__, name)
+
+sys.stderr = Words()
+cli.main(sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -76,11 +93,12 @@ def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
     ]
 
 
-def test_chat_says_what_it_loads_before_torch_is_imported() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", FIRST, "chat", "tiny"], capture_output=True, text=True
-    )
-    assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
+def test_chat_says_what_it_loads_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    for model in ("tiny", str(tmp_path)):
+        command = [sys.executable, "-c", WORDS, "chat", model]
+        ran = subprocess.run(command, capture_output=True, text=True)
+        assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
 
 
 def test_stages_are_numbered_and_parts_of_steps_are_counted(

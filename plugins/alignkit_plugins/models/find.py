@@ -68,7 +68,7 @@ class Model:
     @cached_property
     def is_reward(self) -> bool:
         """Whether it is a reward model."""
-        from alignkit.models.loading import has_score
+        from alignkit.models.saved import has_score
 
         return self.folder is not None and has_score(self.folder)
 
@@ -214,7 +214,7 @@ def _of_folder(folder: Path) -> Model:
     """A model outside of a run: an adapter for the base that it names, or a whole model."""
     if is_file(folder / ADAPTER):
         from alignkit.models.adapters import base_name, scale_of
-        from alignkit.models.loading import read_json
+        from alignkit.models.saved import read_json
 
         saved = read_json(folder / ADAPTER)
         keys = {

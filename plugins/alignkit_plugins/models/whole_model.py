@@ -23,7 +23,6 @@ from alignkit.models.adapters import Base, is_adapter
 from alignkit.models.loading import (
     dtype_of,
     ends_of,
-    has_score,
     load_base,
     load_tokenizer,
     load_weights,
@@ -36,6 +35,7 @@ from alignkit.models.loading import (
 )
 from alignkit.models.memory import within_memory
 from alignkit.models.models import LoadedBase, RolePolicy
+from alignkit.models.saved import has_score
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 
 if TYPE_CHECKING:

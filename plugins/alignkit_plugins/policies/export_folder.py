@@ -20,7 +20,8 @@ from alignkit.io.digest import cached_snapshot
 from alignkit.io.results import RECIPE, RESULTS, is_result_name, read_record
 from alignkit.io.text import printable, redacted
 from alignkit.models.adapters import ORIGIN, Base
-from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer, read_json
+from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer
+from alignkit.models.saved import read_json
 from alignkit.recipe.schema import ADAPTER
 from alignkit.report import Report, Table
 from alignkit.runs.bases import base_source
