@@ -42,32 +42,20 @@ SELECT: dict[str, Any] = {"step": "select_best", "policies": ["first", "base"], 
 STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a column to break down by": (
         EVALUATE | {"by": ["question_id", "topic"]},
-        "evaluate: by: no prompt has the column 'topic'",
+        "evaluate: by.1: no prompt has the column 'topic'",
         "the prompts have question_id",
         "topic",
     ),
-    "more shots than examples": (
-        EVALUATE | {"policies": ["base", {**SHOTS, "shots": 17}]},
-        "few_shot has 1 different examples, but shots is 17",
-        "give more examples, or set shots to 1 or less",
-        "17",
-    ),
-    "the default number of shots": (
-        EVALUATE | {"policies": [SHOTS]},
-        "few_shot has 1 different examples, but shots is 4",
-        "give more examples",
-        "policy",
-    ),
     "no examples": (
         EVALUATE | {"policies": [{**SHOTS, "few_shot": "prompts.jsonl"}]},
-        "has no response",
-        "an example is a prompt with one good response",
+        "ends with the user",
+        "",
         "prompts.jsonl",
     ),
     "an example that is a prompt": (
-        EVALUATE | {"policies": [{**SHOTS, "shots": 1}], "prompts": "demos.jsonl"},
-        "few_shot: 1 of 1 examples show a prompt that is evaluated",
-        "leave these rows out of the examples",
+        EVALUATE | {"policies": [SHOTS], "prompts": "demos.jsonl"},
+        "shows a prompt that is evaluated; leave it out of the examples",
+        "",
         "demos.jsonl",
     ),
     "a column that a reward needs to choose": (
@@ -105,12 +93,6 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "reward 'length' counts tokens, but a response was not sampled in this run",
         "set `unit: words`",
         "length",
-    ),
-    "ids of RewardBench 2": (
-        OF_PAIRS | {"pairs": "ties.jsonl"},
-        "RewardBench 2: ids of Ties must be 'ref:N' or 'tied:N', not '7'",
-        "",
-        "ties.jsonl",
     ),
     "a column for the best of N": (
         {"step": "sample", "prompts": "prompts.jsonl", "reward": "picky"},
@@ -153,15 +135,6 @@ STEPS: dict[str, tuple[dict[str, Any], str, str, str]] = {
 
 def picky(folder: Path, *later: dict[str, Any]) -> list[str]:
     (command,) = mistaken(folder, *later)
-    ties = {
-        "prompt": "red?",
-        "chosen": ["a", "b"],
-        "rejected": ["c"],
-        "subset": "Ties",
-        "num_correct": 2,
-        "id": "7",
-    }
-    (folder / "ties.jsonl").write_text(json.dumps(ties), encoding="utf-8")
     (folder / "picky.py").write_text(PICKY, encoding="utf-8")
     recipe = json.loads(Path(command).read_text(encoding="utf-8"))
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")

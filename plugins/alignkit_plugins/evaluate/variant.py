@@ -122,7 +122,7 @@ def shots_of(rows: Sequence[Group], prompts: Sequence[Group]) -> list[Group]:
     asked = {_words(prompt.prompt) for prompt in prompts}
     for group in rows:
         fault = why_not_demonstration(group)
-        if not asked.isdisjoint(
+        if not fault and not asked.isdisjoint(
             [_words(group.prompt), *(_words(one.prompt) for one in prompts_of([group]))]
         ):
             fault = "shows a prompt that is evaluated; leave it out of the examples"
