@@ -13,6 +13,7 @@ matter for the piece, so others stand for them: what a policy writes cannot make
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,9 @@ from alignkit.tokens.template import AFTER_REASONING, ANSWER, OPEN, QUESTION, RE
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(f"{CALL}(.*?)(?:{END_CALL}|(?={CALL})|\\Z)", re.DOTALL)
 
+_Parameter = inspect.Parameter
+WITHOUT_NAME = (_Parameter.VAR_POSITIONAL, _Parameter.VAR_KEYWORD, _Parameter.POSITIONAL_ONLY)
+
 
 # The tools of an environment
 
@@ -43,6 +47,10 @@ def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
 
     schemas: list[dict[str, Any]] = []
     for name, function in environment.tools().items():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in WITHOUT_NAME:
+                unknown = f"'{parameter}' has no name and type that the policy could know"
+                raise PluginError(f"tool '{name}': {unknown}")
         try:
             schemas.append(get_json_schema(function))
         except Exception as error:  # whatever transformers makes of the docstring
