@@ -24,8 +24,8 @@ from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.recipe.schema import BASE
 from alignkit.step import StepContext
 
-# Column of prompts: what they share with others, on which their scores then depend
 TEMPERATURE = 0.7  # of `evaluate`, chat and serve
+# Column of prompts: what they share with others, on which their scores then depend
 UNIT = "drawn together"
 
 

@@ -98,8 +98,10 @@ def accuracy(
             hits = [float(gap > 0) for gap in of_prompt]
             values.append(statistics.mean(hits) if hits else None)
             most, known = max(most, len(hits)), known + of_prompt
-        facts |= {"scale": Scale((0.0, 1.0), most), "percent": True}
-        (row,) = compared("accuracy", {rater: values}, kind="reward", **facts)
+        scale = Scale((0.0, 1.0), most)
+        (row,) = compared(
+            "accuracy", {rater: values}, kind="reward", scale=scale, percent=True, **facts
+        )
         right, tied = sum(gap > 0 for gap in known), known.count(0.0)
         counts = f"{right}/{len(known) - right - tied}/{tied}"
         missing = sum(map(len, prompts.values())) - len(known)
