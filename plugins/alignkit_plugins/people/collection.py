@@ -16,21 +16,17 @@ from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.store import SUFFIX, Event, Store
 
 BATCH = "chat"
-REWARD = "reward"  # the column with the scores of an item's answers
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What somebody asked, and what a policy answered. policy: the word that it was named by.
-    reward: a score of it.
-    """
+    """What somebody asked, and what a policy answered. policy: the word that it was named by."""
 
     policy: str
     messages: Sequence[Message]
     answer: str
     temperature: float
     seed: int
-    reward: float | None = None
 
 
 @dataclass
@@ -87,9 +83,7 @@ class Collection:
         self._check(annotator)
         if not exchange.answer.strip():
             raise BadLabel("the answer is empty")
-        meta: dict[str, Any] = {"seed": exchange.seed, "temperature": exchange.temperature}
-        if exchange.reward is not None:
-            meta[REWARD] = [exchange.reward]
+        meta = {"seed": exchange.seed, "temperature": exchange.temperature}
         more: dict[str, Any] = {
             "license": self.license,
             "author": annotator,
