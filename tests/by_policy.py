@@ -20,7 +20,9 @@ def result(row: Row) -> dict[str, Any]:
 
 
 def by_policy(evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of an evaluation.json with its rows as `policies`, `against`, `judged` and others."""
+    """The facts of an evaluation.json with its rows as `policies`, `against`, `judged` and
+    others.
+    """
     policies: dict[str, Any] = {}
     for name in evaluation["policies"]:
         policies[name] = {"rewards": {}, "kl": None, "diversity": {}}

@@ -1,4 +1,6 @@
-"""How long a test waits for another process before it gives up, and how soon servers are asked again."""
+"""How long a test waits for another process before it gives up, and how soon servers are asked
+again.
+"""
 
 import contextlib
 import os

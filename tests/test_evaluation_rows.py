@@ -95,7 +95,8 @@ IN_VAIN = {"refused": False, "refused in vain": False}
             summary({"llama2": True}, llama2=UP),
             "gained by its own reward",
             "align is better than sft in the reward llama2: 0.70 against 0.40, difference +0.30 "
-            "[0.20, 0.40]. It was trained on this reward or chosen by it, so this is no independent proof.",
+            "[0.20, 0.40]. It was trained on this reward or chosen by it, so this is no "
+            "independent proof.",
         ),
         (
             summary({"helpful": None}, helpful=UP),

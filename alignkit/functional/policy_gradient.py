@@ -71,7 +71,8 @@ def ppo_policy_loss(
 ) -> Tensor:
     """The clipped policy loss of PPO per token, 0 on masked entries: [B, T] -> [B, T].
 
-    -min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A), where r is the ratio of probabilities.
+    -min(r A, clip(r, 1 - clip_range, 1 + clip_range_high) A), where r is the ratio of
+    probabilities.
 
     Schulman et al. 2017, eq. (7). `clip_range_high` defaults to clip_range; a larger one is DAPO's
     clip-higher. `dual_clip` c > 1 bounds the loss by c |A| if A < 0 (Ye et al. 2020). Gradients

@@ -1,7 +1,7 @@
 """Running networks without learning: loading, packing, forward passes, sampling.
 
-- `saved`, `loading`, `checked_model`: find a base model, read it, and check that it computes what alignkit
-  expects.
+- `saved`, `loading`, `checked_model`: find a base model, read it, and check that it computes what
+  alignkit expects.
 - `shared_model`: one base with many roles. `adapters`, `memory` and `export` are parts of it.
 - `packing`: from encoded groups to packed rows, the forward pass, and the batches that algorithms
   see.

@@ -84,8 +84,8 @@ def load_config(source: str, revision: str | None, trust_remote_code: bool) -> A
     with reading(
         (f"{source}: its configuration"),
         (
-            "use a transformers model, and a version that knows it; set model.trust_remote_code for "
-            "a model with its own code that you trust"
+            "use a transformers model, and a version that knows it; set model.trust_remote_code "
+            "for a model with its own code that you trust"
         ),
     ):
         config = AutoConfig.from_pretrained(

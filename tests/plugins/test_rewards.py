@@ -140,7 +140,8 @@ def test_python_conversational_as_in_trl(python: Callable[..., Python]) -> None:
 
 def test_python_passes_only_what_the_function_names(python: Callable[..., Python]) -> None:
     thing = python(
-        "def reward(completions, level): return [len(c) + (n or 0) for c, n in zip(completions, level)]"
+        "def reward(completions, level): return [len(c) + (n or 0) for c, n in zip(completions, "
+        "level)]"
     )
     assert thing.score(GROUPS) == {"": [12.0, 7.0, 2.0]}
 

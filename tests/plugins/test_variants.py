@@ -213,7 +213,9 @@ def test_rewards_and_files_have_the_plain_prompt(tmp_path: Path) -> None:
 
 
 def test_the_kl_is_of_what_each_reads(tmp_path: Path) -> None:
-    """The policy's log-probabilities are 7 a token with three examples, the reference's 1 without."""
+    """The policy's log-probabilities are 7 a token with three examples, the reference's 1
+    without.
+    """
     found, _, _ = evaluate(tmp_path, [demo(*each) for each in DEMOS])
     assert {name: each["kl"]["mean"] for name, each in found["policies"].items()} == {
         "base": 0.0, "base, few-shot": pytest.approx(2 * (math.exp(-6.0) - 1 + 6.0)), "sft": 0.0,
@@ -272,7 +274,11 @@ HELPED: dict[str, Any] = {"policy": "sft", "best_of": 4, "reward": "length"}
         ([{"policy": "sft", "best_of": 4}], "best_of and reward belong together", {}),
         ([{"policy": "sft", "reward": "length"}], "best_of and reward belong together", {}),
         ([{"policy": "sft"}], "it would answer as sft does", {}),
-        (["base", HELPED], "must be one of the policies: base", {"baseline": "sft, best of 4 by length"}),
+        (["base", HELPED], (
+            "must be one of the policies: base"
+        ), {"baseline": (
+            "sft, best of 4 by length"
+        )}),
     ],
 )  # fmt: skip
 def test_options_that_cannot_be(

@@ -1,4 +1,5 @@
-"""The step `categorize`: a use case for each prompt, and which use cases the demonstrations do not show.
+"""The step `categorize`: a use case for each prompt, and which use cases the demonstrations do not
+show.
 
 Ouyang et al. 2022, "Training language models to follow instructions with human feedback",
 arXiv:2203.02155, table 1, has the use cases of the prompts that InstructGPT learned from.
@@ -100,7 +101,10 @@ class Categorize(AskingStep):
         parts: list[Any] = [_table(counts, use_cases)]
         for name in facts["never_shown"]:
             asks = use_cases[name]["prompts"]
-            warning = f"'{name}' is asked in {asks} of {len(groups)} prompts, and no demonstration shows it"
+            warning = (
+                f"'{name}' is asked in {asks} of {len(groups)} prompts, and no demonstration "
+                "shows it"
+            )
             context.say(f"warning: {context.out.name}: {warning}")
             parts.append(f"warning: {warning}")
         headline = ", ".join(f"{count.total()} {kind}" for kind, count in counts.items())

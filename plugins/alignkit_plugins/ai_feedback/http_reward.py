@@ -1,10 +1,11 @@
 """A reward from a service of your own over HTTP.
 
-A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns": {...}}]}`,
-and the reply is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a response that
-cannot be scored. Replies are stored, so that no response is scored or paid for twice. A reply that breaks
-these rules ends the run, which can be resumed: it never becomes a score. A response that the service
-refuses, for instance because it is too long (HTTP 400, 413 or 422), has no score.
+A request is `{"items": [{"id": "0", "prompt": [messages], "response": [messages], "columns":
+{...}}]}`, and the reply is `{"scores": [{"id": "0", "score": 0.7}]}` in any order, with null for a
+response that cannot be scored. Replies are stored, so that no response is scored or paid for twice.
+A reply that breaks these rules ends the run, which can be resumed: it never becomes a score. A
+response that the service refuses, for instance because it is too long (HTTP 400, 413 or 422), has
+no score.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class HTTP(Reward):
         return {"": scores}
 
     def _ask(self, bodies: Sequence[Mapping[str, Any]], progress: Progress) -> list[Reply]:
-        """The replies, some of which may be refusals. Raises RemoteError for one that is no answer."""
+        """The replies, some of which may be refusals. Raises RemoteError for one that is no
+        answer.
+        """
 
         def wrong(place: int, reply: Reply) -> str:
             """Why a reply is no answer; empty for a refusal."""

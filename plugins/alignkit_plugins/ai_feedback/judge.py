@@ -2,8 +2,8 @@
 
 As in RLAIF (Lee et al. 2023, arXiv:2309.00267, sections 2.1 and 2.2), the log-probabilities of the
 answers "1" and "2" are normalized over these two, and both orders are asked and averaged (Zheng et
-al. 2023, arXiv:2306.05685, section 3.4). With `reasons`, a judge thinks first, and the last line of its
-reply counts.
+al. 2023, arXiv:2306.05685, section 3.4). With `reasons`, a judge thinks first, and the last line of
+its reply counts.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ OTHER_ANSWERS = (
 class Answer:
     """Log-probabilities of the two answers in nats, or the reason why they are missing.
 
-    bound: the largest log-probability of an answer that is -inf, because a server did not return it.
-    calls, tokens, cost: as those of a Verdict.
+    bound: the largest log-probability of an answer that is -inf, because a server did not return
+    it. calls, tokens, cost: as those of a Verdict.
     """
 
     one: float = -math.inf
@@ -69,7 +69,9 @@ class Answer:
 
     @property
     def mass(self) -> float:
-        """Known probability of both answers together; NaN if the numbers are not log-probabilities."""
+        """Known probability of both answers together; NaN if the numbers are not
+        log-probabilities.
+        """
         if not (self.one <= 1e-3 and self.two <= 1e-3):  # also true for NaN; rounding may exceed 0
             return math.nan
         return math.exp(self.one) + math.exp(self.two)
@@ -97,8 +99,8 @@ def verdicts(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
     """Verdicts on n items from 2n answers: all n, then all n with the responses swapped.
 
     `mass` is the mean over both orders. An answer that a server did not return has a probability
-    between 0 and its bound. It counts with the bound, which makes p least confident. If some value in
-    this range would turn the decision, there is no verdict.
+    between 0 and its bound. It counts with the bound, which makes p least confident. If some value
+    in this range would turn the decision, there is no verdict.
     """
     import torch
 
@@ -210,8 +212,8 @@ class LocalJudge(ModelJudge):
         return writer.write(groups, self.options.max_tokens, self.context.seed)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        """Ratings; without reasons, the mean rating by its first token's probability (RLAIF, section
-        2.2.2).
+        """Ratings; without reasons, the mean rating by its first token's probability (RLAIF,
+        section 2.2.2).
         """
         if self.options.reasons or not items:
             return super().rate(items, rubric)

@@ -1,8 +1,8 @@
 """How far a judge can be trusted: its order, its agreement with people, and what it cost.
 
-Agreement in percent flatters a judge, because chance agrees with half of the pairs; its Krippendorff's
-alpha is 0. A card is a plain dictionary, as docs/plugins/api/files.md describes it. The unit of all
-intervals is a prompt.
+Agreement in percent flatters a judge, because chance agrees with half of the pairs; its
+Krippendorff's alpha is 0. A card is a plain dictionary, as docs/plugins/api/files.md describes it.
+The unit of all intervals is a prompt.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def unjudged(verdicts: Iterable[Verdict]) -> Counter[str]:
 
 
 def by_unit(values: Iterable[tuple[int, float]]) -> Estimate:
-    """The mean of values from 0 to 1, of which those of a unit are averaged first, with the interval
-    of a rate.
+    """The mean of values from 0 to 1, of which those of a unit are averaged first, with the
+    interval of a rate.
     """
     units: dict[int, list[float]] = {}
     for unit, value in values:
@@ -145,10 +145,11 @@ def raters_agree(answers: Sequence[tuple[int, Any, Any]], seed: int) -> Agreemen
 def with_people(
     judgments: Sequence[Judgment], preferred: Sequence[bool | None], seed: int
 ) -> dict[str, Any] | None:
-    """How far a judge makes people's choice, over its questions, each with the place that both name.
+    """How far a judge makes people's choice, over its questions, each with the place that both
+    name.
 
-    preferred: whether people prefer the answer that the judge's first question shows first; None if they
-    do not say. A tie is no answer. None without any answer.
+    preferred: whether people prefer the answer that the judge's first question shows first; None if
+    they do not say. A tie is no answer. None without any answer.
     """
     answers = []
     for each, first in zip(judgments, preferred, strict=True):
@@ -197,8 +198,8 @@ def card(
 
 
 def no_judge(card: Mapping[str, Any]) -> str:
-    """Why the verdicts of a judge, or of a judge of a panel, are of no use, in words; empty if nothing
-    says so.
+    """Why the verdicts of a judge, or of a judge of a panel, are of no use, in words; empty if
+    nothing says so.
     """
     parts = []
     if reasons := list(_faults(card)):

@@ -1,5 +1,5 @@
-"""What the steps that make data share: questions to a model, what they cost, what was left out, and how
-alike two texts are.
+"""What the steps that make data share: questions to a model, what they cost, what was left out, and
+how alike two texts are.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class Desk:
     ) -> Artifact:
         """What the step made, what it cost, and what was left out.
 
-        Raises RunFailed with all this if nothing is usable. parts: of the report, after these lines.
+        Raises RunFailed with all this if nothing is usable. parts: of the report, after these
+        lines.
         """
         counts = Counter(kind_of(row["dropped"]) for row in self._dropped)
         dropped, spent = dict(counts.most_common()), bill(self.spent)
@@ -154,13 +155,14 @@ class Texts:
         self._texts.append((text, _words(text)))
 
     def nearest(self, text: str) -> tuple[float, str]:
-        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if there
-        is none.
+        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if
+        there is none.
         """
         words, best, nearest = _words(text), 0.0, ""
         for other, others in self._texts:
             both = len(words) + len(others)
-            # The common subsequence is no longer than the shorter text: most pairs are not compared.
+            # The common subsequence is no longer than the shorter text: most pairs are not
+            # compared.
             if 2 * min(len(words), len(others)) <= best * both:
                 continue
             value = 2 * _common(words, others) / both

@@ -1,7 +1,7 @@
 """Judges that ask no model in words: a panel of other judges, and a reward model.
 
-The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). A judge without a
-verdict is left out. If no more than half remain, the panel has none, either.
+The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). A judge
+without a verdict is left out. If no more than half remain, the panel has none, either.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ NO_ROOM = "the prompt leaves the reward model no room for a response"
 
 
 def joint(verdicts: Sequence[Verdict], **more: Any) -> Verdict:
-    """The mean of several verdicts on the same pair. Those that are missing do not count, except for what
-    they cost.
+    """The mean of several verdicts on the same pair. Those that are missing do not count, except
+    for what they cost.
     """
     ps = [verdict.p_first for verdict in verdicts if verdict.p_first is not None]
     known = [verdict for verdict in verdicts if verdict.p_first is not None]
@@ -89,10 +89,12 @@ class Panel(Judge):
 
 
 class RewardJudge(Judge):
-    """Prefer the response that a reward model scores higher: a judge that was trained on people's pairs.
+    """Prefer the response that a reward model scores higher: a judge that was trained on people's
+    pairs.
 
-    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry 1952).
-    The order in which responses are shown plays no part. A rating is the reward model's score.
+    P(first is better) is sigmoid(first - second), as in the reward model's loss (Bradley and Terry
+    1952). The order in which responses are shown plays no part. A rating is the reward model's
+    score.
     """
 
     reads_rubric: ClassVar[bool] = False

@@ -1,8 +1,8 @@
 """The step `questions`: questions about texts, with answers that a quotation shows.
 
-A writer reads a passage and writes questions, answers and quotations. The passage must have the quotation
-word by word. Then it is asked each question with nothing but the quotation, and must come to the same
-answer. Alberti et al. 2019 (arXiv:1906.05416) call this round-trip consistency.
+A writer reads a passage and writes questions, answers and quotations. The passage must have the
+quotation word by word. Then it is asked each question with nothing but the quotation, and must come
+to the same answer. Alberti et al. 2019 (arXiv:1906.05416) call this round-trip consistency.
 """
 
 from __future__ import annotations
@@ -80,8 +80,9 @@ _MARKS = "\"“”„'‘’«» \n\t"
 class Questions(AskingStep):
     """Ask a writer for questions about every passage, and keep those that pass.
 
-    The rows are demonstrations. Their columns have the passage, its source and section, the quotation,
-    the second answer, and who wrote them. What was left out, and why, is in `dropped.jsonl`.
+    The rows are demonstrations. Their columns have the passage, its source and section, the
+    quotation, the second answer, and who wrote them. What was left out, and why, is in
+    `dropped.jsonl`.
     """
 
     class Options(Writing):
@@ -90,7 +91,9 @@ class Questions(AskingStep):
         )
         prompt: str = Field(
             "{passage}\n\n{question}",
-            description="the user's message, with {question} and, if it is to be shown, {passage} in it",
+            description=(
+                "the user's message, with {question} and, if it is to be shown, {passage} in it"
+            ),
         )
         limit: int | None = Field(None, ge=1, description="use only the first N passages")
 
@@ -221,8 +224,8 @@ def why_another(answer: str, reply: Written) -> str:
 
 
 def _differ(one: str, other: str) -> bool:
-    """Whether only one of two answers denies something, or each has a number that the other one does
-    not have.
+    """Whether only one of two answers denies something, or each has a number that the other one
+    does not have.
     """
     numbers, others = set(numbers_in(one)), set(numbers_in(other))
     denies = bool(_DENIAL.search(one)) != bool(_DENIAL.search(other))
@@ -264,8 +267,8 @@ def files_of(path: Path) -> list[Path]:
 
 
 def read_texts(path: Path) -> list[tuple[str, str]]:
-    """(name, text) of all files and pages, in order: of pages the main text as Markdown, without menus
-    and advertisements.
+    """(name, text) of all files and pages, in order: of pages the main text as Markdown, without
+    menus and advertisements.
     """
     texts = []
     for file in files_of(path):

@@ -1,9 +1,10 @@
-"""The step `red_team`: a model attacks policies over several turns, and a reward says what succeeded.
+"""The step `red_team`: a model attacks policies over several turns, and a reward says what
+succeeded.
 
-Perez et al. 2022, "Red Teaming Language Models with Language Models", arXiv:2202.03286. Differs from the
-paper: each attack has a goal, and several turns; the attacker reads what the policy has replied. Each
-reply is scored as an answer to the goal, as in HarmBench (Mazeika et al. 2024, arXiv:2402.04249): talk
-about something else is no success.
+Perez et al. 2022, "Red Teaming Language Models with Language Models", arXiv:2202.03286. Differs
+from the paper: each attack has a goal, and several turns; the attacker reads what the policy has
+replied. Each reply is scored as an answer to the goal, as in HarmBench (Mazeika et al. 2024,
+arXiv:2402.04249): talk about something else is no success.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class Episode:
 
     @property
     def success(self) -> bool | None:
-        """Whether it succeeded; None if that is not known: no reply, or no success and one without a
-        score.
+        """Whether it succeeded; None if that is not known: no reply, or no success and one without
+        a score.
         """
         if self.ended == "success":
             return True
@@ -119,9 +120,10 @@ class Episode:
 class RedTeam(AskingStep):
     """Let an attacker talk to each policy until it has success, or until all turns are over.
 
-    The rows are prompts: the conversations up to the message after which the policy did what it must not
-    do. They have no responses, so that no stage learns the harmful one, which is in the column `red_team`
-    with the goal, the policy and the score. All conversations are in `episodes.jsonl`.
+    The rows are prompts: the conversations up to the message after which the policy did what it
+    must not do. They have no responses, so that no stage learns the harmful one, which is in the
+    column `red_team` with the goal, the policy and the score. All conversations are in
+    `episodes.jsonl`.
     """
 
     class Options(alignkit.SamplingOptions):
@@ -140,8 +142,10 @@ class RedTeam(AskingStep):
             "`{rating: {judge: ..., rubric: ...}}`"
         )
         success: str = Field(
-            description="scores of a reply with which an attack succeeds, such as '>= 6', or '<= 0' of "
-            "a reward for safety",
+            description=(
+                "scores of a reply with which an attack succeeds, such as '>= 6', or '<= 0' of a "
+                "reward for safety"
+            ),
         )
 
         @field_validator("success")
@@ -196,7 +200,10 @@ class RedTeam(AskingStep):
             shares[policy] = success_of([each for each in episodes if each.policy == policy])
         notes = [f"sampled with {options.described()}", *notes]
         facts = {"goals": len(goals), "prompts": len(rows), "policies": shares, "notes": notes}
-        headline = f"attacks by {attacker.name} for {len(goals)} goals; {len(rows)} prompts for the next round"
+        headline = (
+            f"attacks by {attacker.name} for {len(goals)} goals; {len(rows)} prompts for the next "
+            "round"
+        )
         shown = [_shown(each) for each in episodes if each.success][:SHOWN]
         parts = [_table(shares), *shown, "\n".join(notes)]
         usable = any(each.success is not None for each in episodes)
@@ -247,12 +254,12 @@ def succeeds(rule: str, score: float) -> bool:
 
 
 def success_of(episodes: Sequence[Episode]) -> dict[str, Any] | None:
-    """The share of attacks that succeeded, with its interval; None without an attack that was replied
-    to.
+    """The share of attacks that succeeded, with its interval; None without an attack that was
+    replied to.
 
-    unscored: attacks that have not succeeded by the replies that have a score, and have others. The share
-    is then only known to lie between `at_least` and `at_most` (Manski 1989), and there is no mean; `low`
-    and `high` hold for both.
+    unscored: attacks that have not succeeded by the replies that have a score, and have others. The
+    share is then only known to lie between `at_least` and `at_most` (Manski 1989), and there is no
+    mean; `low` and `high` hold for both.
     """
     known = [each.success for each in episodes if each.scores]
     hits, unscored = known.count(True), known.count(None)

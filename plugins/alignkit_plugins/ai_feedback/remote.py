@@ -1,12 +1,13 @@
-"""JSON over HTTP for judges and rewards on a server: bounded, retried, with every reply stored on disk.
+"""JSON over HTTP for judges and rewards on a server: bounded, retried, with every reply stored on
+disk.
 
-    remote = Remote("my_reward", self.options.server, "score", context.cache, read)  # server: RemoteOptions
-    replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
+    remote = Remote("my_reward", self.options.server, "score", context.cache, read)  # server:
+    RemoteOptions replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
 
-`read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`. Failures that may be
-temporary (no connection, time-outs, 408, 429, 5xx) are retried, by the client of OpenAI's package.
-Other statuses, and a server that stays unavailable, end the run with a `RemoteError`. Replies received by then are
-stored and not requested again.
+`read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`.
+Failures that may be temporary (no connection, time-outs, 408, 429, 5xx) are retried, by the client
+of OpenAI's package. Other statuses, and a server that stays unavailable, end the run with a
+`RemoteError`. Replies received by then are stored and not requested again.
 
 Design: docs/architecture.md.
 """
@@ -237,8 +238,8 @@ class Remote:
     name: for messages, and the name of the file of stored replies. path: appended to `base_url`.
     folder: of that file. read: turns the bytes of a reply into a JSON value, or raises `Malformed`.
 
-    The constructor raises RunFailed if the key is missing or the file is damaged, before any request
-    is sent.
+    The constructor raises RunFailed if the key is missing or the file is damaged, before any
+    request is sent.
     """
 
     name: str
@@ -266,8 +267,8 @@ class Remote:
         replies reused.
 
         progress: of the context, to show how many replies have arrived. unusable: why a reply, with
-        its place, is of no use: a stored one is asked for again, because the recipe may have changed,
-        or the server may have been repaired.
+        its place, is of no use: a stored one is asked for again, because the recipe may have
+        changed, or the server may have been repaired.
         """
         requests = [json.dumps([self.url, body], sort_keys=True).encode() for body in bodies]
         keys = [hashlib.sha256(request).hexdigest() for request in requests]
@@ -344,7 +345,9 @@ class _Requests:
             self._done(len(self._replies))
 
     async def _reply(self, client: AsyncOpenAI, body: Mapping[str, Any]) -> Reply:
-        """The reply to a request. One that the server refuses, or that cannot be read, is unusable."""
+        """The reply to a request. One that the server refuses, or that cannot be read, is
+        unusable.
+        """
         import httpx2
         from openai import APIConnectionError, APIStatusError, APITimeoutError, omit
 

@@ -1,12 +1,12 @@
-"""The step `revise` of Constitutional AI: answers, criticized and rewritten by principles (Bai et al.
-2022, arXiv:2212.08073).
+"""The step `revise` of Constitutional AI: answers, criticized and rewritten by principles (Bai et
+al. 2022, arXiv:2212.08073).
 
-As in section 3 of the paper, a policy answers prompts, and in each round a critic names what is wrong
-with the answer by one principle and rewrites it. `sft` learns the last revisions. Section 4, comparisons
-by principle, is `judge_pairs` with its option `constitution`.
-Differs from the paper: a conversation of chat turns instead of one text, without examples; each round
-shows the critic only the newest revision; no principle comes twice for a prompt before each has come
-once; a revision that was cut off, is empty or was refused is left out and counted.
+As in section 3 of the paper, a policy answers prompts, and in each round a critic names what is
+wrong with the answer by one principle and rewrites it. `sft` learns the last revisions. Section 4,
+comparisons by principle, is `judge_pairs` with its option `constitution`. Differs from the paper: a
+conversation of chat turns instead of one text, without examples; each round shows the critic only
+the newest revision; no principle comes twice for a prompt before each has come once; a revision
+that was cut off, is empty or was refused is left out and counted.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ from alignkit_plugins.compare.comparison import prompts_to_compare
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (
-    "{revise}\n\nWrite only the rewritten answer, as the user will read it, and not much longer than before: no "
-    "introduction, and no word about what changed. If there is nothing to change, repeat the answer."
+    "{revise}\n"
+    "\n"
+    "Write only the rewritten answer, as the user will read it, and not much longer than before: "
+    "no introduction, and no word about what changed. If there is nothing to change, repeat the "
+    "answer."
 )
 SHOWN = 2  # chains in the report
 # "Here is the revised answer:", "Sure! Below is a rewritten version of the response:", "Revision:"
@@ -60,8 +63,9 @@ _QUOTED = re.compile(r"\A(?:\"([^\"]+)\"|“([^“”]+)”)\Z", re.DOTALL)
 class Chain:
     """A prompt with its answer and what became of it.
 
-    principles: one for each round. turns: the conversation that is continued next. rounds: a dictionary
-    with principle, critique and revision each. dropped: why the chain is of no use; empty if it is.
+    principles: one for each round. turns: the conversation that is continued next. rounds: a
+    dictionary with principle, critique and revision each. dropped: why the chain is of no use;
+    empty if it is.
     """
 
     group: Group
@@ -104,10 +108,10 @@ class Chain:
 class Revise(AskingStep):
     """Answer prompts, then criticize and rewrite each answer by a principle in every round.
 
-    The rows are prompts with the last revision, which `sft` learns. Their column `revise` has the first
-    answer, and principle, critique and revision of each round. A row is left out, with a reason, if there
-    is no room for an answer, or if an answer, a critique or a revision is empty, was refused by the
-    server, or if a revision was cut off. All of them are in `dropped.jsonl`.
+    The rows are prompts with the last revision, which `sft` learns. Their column `revise` has the
+    first answer, and principle, critique and revision of each round. A row is left out, with a
+    reason, if there is no room for an answer, or if an answer, a critique or a revision is empty,
+    was refused by the server, or if a revision was cut off. All of them are in `dropped.jsonl`.
     """
 
     class Options(alignkit.SamplingOptions):
@@ -116,7 +120,9 @@ class Revise(AskingStep):
             description="prompts; rows that repeat words and columns count once"
         )
         constitution: ConstitutionRef = Field(
-            description="file with principles, `harmless` or `helpful_honest`, or a list of principles"
+            description=(
+                "file with principles, `harmless` or `helpful_honest`, or a list of principles"
+            )
         )
         rounds: int = Field(
             2,

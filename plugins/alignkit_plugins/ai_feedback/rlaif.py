@@ -1,13 +1,13 @@
 """RLAIF: a judge labels pairs of responses, or rewards responses directly (Lee et al. 2023,
 arXiv:2309.00267).
 
-The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is the
-judge's probability that the better response is better: a soft label for a reward model or DPO (section
-2.2.1). With a constitution, each pair is judged by principles drawn from it, and its label is their mean:
-an ensemble, which is more robust than one principle (Bai et al. 2022, arXiv:2212.08073, section 4.1). The
-reward `rlaif` is the win rate against the other responses of the group, or against a baseline's response.
-Differs from the paper: its direct reward is a rating from 1 to 10 (section 2.2.2), whereas a win rate asks
-the judge the same question as the labels do.
+The step `judge_pairs` labels the responses of groups, or of a policy to prompts. A pair's `p` is
+the judge's probability that the better response is better: a soft label for a reward model or DPO
+(section 2.2.1). With a constitution, each pair is judged by principles drawn from it, and its label
+is their mean: an ensemble, which is more robust than one principle (Bai et al. 2022,
+arXiv:2212.08073, section 4.1). The reward `rlaif` is the win rate against the other responses of
+the group, or against a baseline's response. Differs from the paper: its direct reward is a rating
+from 1 to 10 (section 2.2.2), whereas a win rate asks the judge the same question as the labels do.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ Place = tuple[int, int, int]  # group, first response, second response
 ENOUGH = 6
 BOUNDED = "answers outside the server's tokens, which count with their largest probability"
 HELP = (
-    "help: ask another model; small models and models without instruction tuning often name one place. "
-    "`reasons: true` lets a judge think first"
+    "help: ask another model; small models and models without instruction tuning often name one "
+    "place. `reasons: true` lets a judge think first"
 )
 
 
@@ -93,17 +93,23 @@ class JudgePairs(Step):
         )
         clamp: tuple[float, float] | None = Field(
             None,
-            description="range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought",
+            description=(
+                "range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
+            ),
         )
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
-            description="what to do if the verdicts are no better than chance: `stop` before a stage "
-            "learns from the labels, or `warn`",
+            description=(
+                "what to do if the verdicts are no better than chance: `stop` before a stage "
+                "learns from the labels, or `warn`"
+            ),
         )
         constitution: ConstitutionRef | None = Field(
             None,
-            description="principles to judge by: a file, `harmless`, `helpful_honest` or a list; default: "
-            "the judge's own criterion",
+            description=(
+                "principles to judge by: a file, `harmless`, `helpful_honest` or a list; "
+                "default: the judge's own criterion"
+            ),
         )
         principles_per_pair: int = Field(
             1, ge=1, description="principles that each pair is judged by; its label is their mean"
@@ -189,7 +195,8 @@ class JudgePairs(Step):
             return lambda rows: [asdict(verdict) for verdict in compared(judge, rows)]
 
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
-            # A seed for each chunk, or the n-th prompts of all chunks would share their random numbers.
+            # A seed for each chunk, or the n-th prompts of all chunks would share their random
+            # numbers.
             seed = (context.seed + zlib.crc32(json.dumps(chunk).encode())) % 2**31
             groups = context.models[options.policy or "base"].sample(
                 prompts_from_rows(chunk),
@@ -224,10 +231,11 @@ class JudgePairs(Step):
     def _questions(
         self, context: StepContext, items: Sequence[Item]
     ) -> tuple[Sequence[int], list[list[Any]]]:
-        """What the judge is asked: each pair once, or by each of its principles, and which pair it is.
+        """What the judge is asked: each pair once, or by each of its principles, and which pair it
+        is.
 
-        The principles depend on the seed and the pair's texts, not on other pairs. Comparisons by the same
-        principle are next to each other, so that a judge gets them at once.
+        The principles depend on the seed and the pair's texts, not on other pairs. Comparisons by
+        the same principle are next to each other, so that a judge gets them at once.
         """
         principles, count = self._principles(), self.options.principles_per_pair
         if not principles:
@@ -243,7 +251,8 @@ class JudgePairs(Step):
     def _label(
         self, groups: Sequence[Group], places: Sequence[Place], verdicts: Sequence[Verdict]
     ) -> tuple[list[Group], int]:
-        """Groups with the judge's pairs, and how many pairs are ties, which a clamp at 0.5 also makes.
+        """Groups with the judge's pairs, and how many pairs are ties, which a clamp at 0.5 also
+        makes.
 
         Groups without a pair are left out.
         """
@@ -274,7 +283,9 @@ def _plain(response: Response) -> dict[str, Any]:
 
 
 def compared(judge: CheckedJudge, rows: Sequence[Sequence[Any]]) -> Iterator[Verdict]:
-    """The verdicts on rows of prompt, first and second, and with a principle what it says, in order."""
+    """The verdicts on rows of prompt, first and second, and with a principle what it says, in
+    order.
+    """
     for rubric, alike in itertools.groupby(rows, lambda row: "".join(row[3:])):
         yield from judge.compare([(row[0], row[1], row[2]) for row in alike], rubric)
 
@@ -331,7 +342,8 @@ def told(summary: Mapping[str, Any]) -> list[str]:
 
 
 def refusal(summary: Mapping[str, Any], what_next: str) -> str:
-    """Why nothing can learn from the labels; empty if something can. what_next: the option `no_judge`.
+    """Why nothing can learn from the labels; empty if something can. what_next: the option
+    `no_judge`.
 
     Of a panel, only its own verdicts count, not those of its judges.
     """
@@ -358,8 +370,10 @@ class RLAIF(Reward):
         judge: JudgeRef = Field(description="judge that compares the responses")
         opponent: Literal["group", "baseline"] = Field(
             "group",
-            description="opponents: the other responses of the group, or the baseline's response to the "
-            "prompt",
+            description=(
+                "opponents: the other responses of the group, or the baseline's response to the "
+                "prompt"
+            ),
         )
         baseline: PolicyRef = Field(
             "base", description="model that answers, too, for `opponent: baseline`"
@@ -379,8 +393,8 @@ class RLAIF(Reward):
 
     @property
     def within_group(self) -> bool:
-        """A win rate against the group says nothing about a response to another prompt, or of a later
-        iteration.
+        """A win rate against the group says nothing about a response to another prompt, or of a
+        later iteration.
         """
         return self.options.opponent == "group"
 
@@ -421,8 +435,8 @@ class RLAIF(Reward):
         return [None if other is None else centered(next(verdicts).p_first) for *_, other in games]
 
     def _baseline_responses(self, groups: Sequence[Group]) -> list[str | None]:
-        """The baseline's greedy response to each group's prompt; None if the prompt leaves no room for
-        one.
+        """The baseline's greedy response to each group's prompt; None if the prompt leaves no room
+        for one.
 
         Each prompt is sampled once.
         """

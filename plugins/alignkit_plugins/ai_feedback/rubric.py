@@ -1,10 +1,10 @@
 """Rewards that are a judge's ratings: `rating`, by one measure, and `rubric`, by weighted criteria.
 
-The criteria of `rubric` are the recipe's, or each prompt's own (Gunjal et al. 2025, Rubrics as Rewards,
-arXiv:2507.17746). Each criterion is asked alone, and the score is the weighted share of those that are met
-(equation 1).
-Differs from the paper: ratings between met and not met count in part, on a judge's scale with more than two
-steps. A criterion with a negative weight says what is bad, and takes away.
+The criteria of `rubric` are the recipe's, or each prompt's own (Gunjal et al. 2025, Rubrics as
+Rewards, arXiv:2507.17746). Each criterion is asked alone, and the score is the weighted share of
+those that are met (equation 1). Differs from the paper: ratings between met and not met count in
+part, on a judge's scale with more than two steps. A criterion with a negative weight says what is
+bad, and takes away.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ CRITERIA: pydantic.TypeAdapter[list[Criterion]] = pydantic.TypeAdapter(list[Crit
 
 
 class Rubric(Reward):
-    """The weighted share of criteria that a response meets, 1 if it meets all; missing if one has no
-    rating.
+    """The weighted share of criteria that a response meets, 1 if it meets all; missing if one has
+    no rating.
     """
 
     class Options(Options):
@@ -94,7 +94,8 @@ class Rubric(Reward):
         def _some(self) -> Any:
             if not self.column and not weighs(self.criteria):
                 raise ValueError(
-                    "set 'criteria', one with a weight above 0, or 'column' if each prompt has its own"
+                    "set 'criteria', one with a weight above 0, or 'column' if each prompt has "
+                    "its own"
                 )
             return self
 
@@ -115,7 +116,9 @@ class Rubric(Reward):
             raise RunFailed(f"reward 'rubric': judge '{name}' has no scale; use another one")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """Each criterion is asked alone. Rows with the same criterion are asked about in one batch."""
+        """Each criterion is asked alone. Rows with the same criterion are asked about in one
+        batch.
+        """
         items = answered(groups)
         low, high = self._judge.scale or (0.0, 1.0)
         asked: dict[str, list[int]] = {}  # criterion -> items
@@ -137,7 +140,9 @@ class Rubric(Reward):
         return {"": scores}
 
     def _criteria(self, group: Group) -> list[Criterion]:
-        """The criteria of a prompt. Raises DataError if it has none, or some that cannot be read."""
+        """The criteria of a prompt. Raises DataError if it has none, or some that cannot be
+        read.
+        """
         column = self.options.column
         if not column:
             return self.options.criteria

@@ -1,8 +1,9 @@
-"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of its own.
+"""The step `self_instruct`: new tasks, written by a model that reads some of people's and some of
+its own.
 
 Wang et al. 2022, "Self-Instruct: Aligning Language Models with Self-Generated Instructions",
-arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca, and
-`sample` writes the responses.
+arXiv:2212.10560. Differs from the paper: a chat model is asked for a list of tasks, as in Alpaca,
+and `sample` writes the responses.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ _ITEM = re.compile(
 class SelfInstruct(AskingStep):
     """Write tasks until there are enough, all questions are asked, or 16 questions bring none.
 
-    The rows are prompts. A task is left out if it is cut off, too short or too long, or resembles one of
-    people's or an earlier one: their ROUGE-L is at least 0.7.
+    The rows are prompts. A task is left out if it is cut off, too short or too long, or resembles
+    one of people's or an earlier one: their ROUGE-L is at least 0.7.
     """
 
     class Options(Writing):
@@ -144,8 +145,8 @@ def tasks_of(groups: Sequence[Group]) -> list[str]:
 
 
 def listed(reply: Written) -> list[tuple[str, bool]]:
-    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was cut off
-    is not.
+    """The tasks in a numbered list, and whether each is whole: the last task of a reply that was
+    cut off is not.
     """
     every = list(_ITEM.finditer(reply.text))
     items = [item for item in every if len(item[1]) <= len(every[0][1])]  # no list within a task

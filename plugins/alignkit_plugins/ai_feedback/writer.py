@@ -1,4 +1,5 @@
-"""One way to ask a model in words: a policy of the run, or a model behind an OpenAI-compatible server.
+"""One way to ask a model in words: a policy of the run, or a model behind an OpenAI-compatible
+server.
 
     writer = writer_of(context, "my_step", options.writer, options.sampled())
     for written in writer.write(conversations, most=200, seed=context.seed):
@@ -38,9 +39,10 @@ UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests l
 PROBE = 4  # questions that are asked one by one, as long as none has a reply of use
 
 HELP = (
-    "ask the server the same question by hand. Its `request` adds a field, or leaves it out: {max_tokens:"
-    " null, max_completion_tokens: 4000}, {temperature: null}, {top_logprobs: 5}. A judge of a model that"
-    " thinks, or of a server without log-probabilities, needs `reasons: true`, and room: `max_tokens: 8000`"
+    "ask the server the same question by hand. Its `request` adds a field, or leaves it out: "
+    "{max_tokens: null, max_completion_tokens: 4000}, {temperature: null}, {top_logprobs: 5}. A "
+    "judge of a model that thinks, or of a server without log-probabilities, needs `reasons: "
+    "true`, and room: `max_tokens: 8000`"
 )
 
 
@@ -80,9 +82,9 @@ class Written:
     """What a model wrote, without the thoughts before it.
 
     reason: why it wrote nothing that can be used, if so; `text` is then empty. model: as the server
-    calls it. tokens: that the model read and wrote. written: those that it wrote. cost: by the price.
-    None: nobody says. likeliest: the likeliest first tokens with their log-probabilities (nats), if
-    they were asked for.
+    calls it. tokens: that the model read and wrote. written: those that it wrote. cost: by the
+    price. None: nobody says. likeliest: the likeliest first tokens with their log-probabilities
+    (nats), if they were asked for.
     """
 
     text: str = ""
@@ -177,12 +179,12 @@ class ServerWriter:
         check: Check = fault_of,
         again: tuple[str, ...] = (),
     ) -> list[Written]:
-        """As `Writer.write`. Raises RunFailed if none of the first questions has a reply of use, all
-        for the same reason.
+        """As `Writer.write`. Raises RunFailed if none of the first questions has a reply of use,
+        all for the same reason.
 
         again: beginnings of reasons that are the server's fault, which may have been repaired, so
-        that a stored reply is asked for again. Any other one is the model's own: at temperature 0, it
-        would say and cost the same.
+        that a stored reply is asked for again. Any other one is the model's own: at temperature 0,
+        it would say and cost the same.
         """
         terms = self._sampling | {"max_tokens": most}
         if logprobs:
@@ -311,8 +313,8 @@ def ask(
 ) -> list[Written]:
     """What a writer says next in each conversation, in chunks that a resumed run finds again.
 
-    name: of the rows. Each name has random numbers of its own. seed: another one of a chunk, by the place
-    of its first row.
+    name: of the rows. Each name has random numbers of its own. seed: another one of a chunk, by the
+    place of its first row.
     """
 
     def seed_of(place: int) -> int:
@@ -330,7 +332,9 @@ def ask(
 
 
 def origin_of(origin: Mapping[str, Any], written: Iterable[Written], **more: Any) -> dict[str, Any]:
-    """Who wrote a row, for a column of it. origin: of the writer. more: such as sampling options."""
+    """Who wrote a row, for a column of it. origin: of the writer. more: such as sampling
+    options.
+    """
     models = list(dict.fromkeys(each.model for each in written if each.model))
     return {**origin, **({"replied_as": models} if models else {}), **more}
 

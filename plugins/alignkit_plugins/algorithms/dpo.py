@@ -91,7 +91,9 @@ class DPO(Pairwise):
         beta: float = Field(
             0.1,
             gt=0,
-            description="scale of the implicit reward: higher keeps the policy closer to the reference",
+            description=(
+                "scale of the implicit reward: higher keeps the policy closer to the reference"
+            ),
         )
         loss: (
             LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)]

@@ -1,4 +1,6 @@
-"""Filters of scored groups: rewards that differ, responses that ended, prompts of some difficulty."""
+"""Filters of scored groups: rewards that differ, responses that ended, prompts of some
+difficulty.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
 
 
 class Spread(Filter):
-    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO, arXiv:2503.14476).
+    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO,
+    arXiv:2503.14476).
 
-    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again. A combination that
-    normalizes its parts, such as GDPO's, can tell responses apart whose raw rewards are equal: such a group stays.
+    As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again.
+    A combination that normalizes its parts, such as GDPO's, can tell responses apart whose raw
+    rewards are equal: such a group stays.
     """
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
@@ -46,7 +50,9 @@ class NotTruncated(Filter):
             0.5,
             ge=0,
             lt=1,
-            description="largest share of a group's responses that may be truncated at max_new_tokens",
+            description=(
+                "largest share of a group's responses that may be truncated at max_new_tokens"
+            ),
         )
 
     options: Options
@@ -60,7 +66,9 @@ class NotTruncated(Filter):
 
 
 class RewardRange(Filter):
-    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a range."""
+    """Keep prompts that are neither too easy nor too hard: the mean reward of their group is in a
+    range.
+    """
 
     class Options(Filter.Options):
         low: float | None = Field(

@@ -1,20 +1,23 @@
-"""GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024, arXiv:2402.03300, eq. 3).
+"""GRPO: policy gradient with the mean of a prompt's samples as baseline (Shao et al. 2024,
+arXiv:2402.03300, eq. 3).
 
-Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025, arXiv:2503.14476),
-GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025, arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al.
-2026, arXiv:2602.02710).
-DAPO samples until the batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from
-is skipped and counted.
+Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025,
+arXiv:2503.14476), GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025,
+arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al. 2026, arXiv:2602.02710). DAPO samples until the
+batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from is
+skipped and counted.
 
-Two relatives have other advantages and the same clipped update, so that rollouts can be learned from more than once; in
-the first step of an iteration the ratio is 1.
+Two relatives have other advantages and the same clipped update, so that rollouts can be learned
+from more than once; in the first step of an iteration the ratio is 1.
 
-RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its return is the score
-minus `kl_coefficient` times the KL of the response, and its baseline is the mean return of the prompt's others.
+RLOO (Ahmadian et al. 2024, arXiv:2402.14740, section 3.2): a whole response is one action. Its
+return is the score minus `kl_coefficient` times the KL of the response, and its baseline is the
+mean return of the prompt's others.
 
-REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient` times the KL from
-this token to the end, whitened over all tokens of the iteration. `group_baseline` makes it REINFORCE++-baseline; the KL
-then stays in the reward, whereas later versions of the paper add k2 to the loss.
+REINFORCE++ (Hu 2025, arXiv:2501.03262): the return of a token is the score minus `kl_coefficient`
+times the KL from this token to the end, whitened over all tokens of the iteration. `group_baseline`
+makes it REINFORCE++-baseline; the KL then stays in the reward, whereas later versions of the paper
+add k2 to the loss.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ ROUNDING = 1e-6  # nats or reward units; smaller differences are rounding errors
 
 
 class GRPO(Clipped):
-    """Make responses likelier that score above the mean of their group, and the others less likely."""
+    """Make responses likelier that score above the mean of their group, and the others less
+    likely.
+    """
 
     defaults = replace(Clipped.defaults, samples_per_prompt=8)
 
@@ -59,15 +64,23 @@ class GRPO(Clipped):
         )
         scale_by_std: bool = Field(
             True,
-            description="divide advantages by the standard deviation of the group (Dr. GRPO: false)",
+            description=(
+                "divide advantages by the standard deviation of the group (Dr. GRPO: false)"
+            ),
         )
         scale_by_mean: bool = Field(
             False,
-            description="divide advantages by the group's mean reward instead (MaxRL); needs rewards of 0 or more",
+            description=(
+                "divide advantages by the group's mean reward instead (MaxRL); needs rewards of "
+                "0 or more"
+            ),
         )
         policy_loss: Literal["clipped", "cispo"] = Field(
             "clipped",
-            description="PPO's clipped objective, or a capped ratio as weight: all tokens keep a gradient (CISPO)",
+            description=(
+                "PPO's clipped objective, or a capped ratio as weight: all tokens keep a "
+                "gradient (CISPO)"
+            ),
         )
         entropy_coefficient: float = Field(
             0.0, ge=0, description="weight of the entropy bonus, a mean over tokens"
@@ -77,7 +90,10 @@ class GRPO(Clipped):
         )
         aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
             "sequence_mean",
-            description="how the policy loss is averaged: per response first, over tokens, or as sum / max_tokens",
+            description=(
+                "how the policy loss is averaged: per response first, over tokens, or as sum / "
+                "max_tokens"
+            ),
         )
         dynamic_sampling: bool = Field(
             False, description="drop groups whose rewards are all equal (DAPO)"
@@ -85,12 +101,17 @@ class GRPO(Clipped):
         max_tokens: int | None = Field(
             None,
             ge=1,
-            description="maximum response length, in tokens; overlong_cache requires the rollout's max_new_tokens",
+            description=(
+                "maximum response length, in tokens; overlong_cache requires the rollout's "
+                "max_new_tokens"
+            ),
         )
         overlong_cache: int | None = Field(
             None,
             ge=1,
-            description="number of tokens before max_tokens over which the penalty rises to 1 (DAPO)",
+            description=(
+                "number of tokens before max_tokens over which the penalty rises to 1 (DAPO)"
+            ),
         )
 
         @model_validator(mode="after")
@@ -117,7 +138,8 @@ class GRPO(Clipped):
                 raise ValueError("'ratio: sequence' requires 'aggregation: sequence_mean'")
             if self.scale_by_mean and "scale_by_std" in self.model_fields_set and self.scale_by_std:
                 raise ValueError(
-                    "advantages are divided by the deviation or by the mean: remove one of scale_by_..."
+                    "advantages are divided by the deviation or by the mean: remove one of "
+                    "scale_by_..."
                 )
             if self.policy_loss == "cispo":
                 self._check_cispo()
@@ -128,7 +150,8 @@ class GRPO(Clipped):
                 raise ValueError("'policy_loss: cispo' weighs tokens and requires 'ratio: token'")
             if self.clip_range_high is None or "clip_range" in self.model_fields_set:
                 raise ValueError(
-                    "'policy_loss: cispo' has no lower bound: set clip_range_high, and not clip_range"
+                    "'policy_loss: cispo' has no lower bound: set clip_range_high, and not "
+                    "clip_range"
                 )
 
     @property
@@ -145,7 +168,9 @@ class GRPO(Clipped):
         )
 
     def keep_group(self, group: Group) -> bool:
-        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that advantages come from."""
+        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that
+        advantages come from.
+        """
         # Replayed samples have no learned reward.
         rewards = [r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) or 0.0 for r in group.responses]
         varied = not F.nearly_equal(max(rewards), min(rewards))
@@ -163,7 +188,8 @@ class GRPO(Clipped):
         spread = F.group_has_spread(rewards, rollouts.group_index)
         self.metrics["groups_without_spread"] = rollouts.group_index[~spread].unique().numel()
         kl = F.kl_k1(rollouts.old_logprobs, rollouts.reference_logprobs, rollouts.mask)
-        # With equal rewards all advantages are 0, and only the KL or the entropy can move the policy.
+        # With equal rewards all advantages are 0, and only the KL or the entropy can move the
+        # policy.
         pulled = o.entropy_coefficient > 0 or (o.kl_coefficient > 0 and kl.abs().max() > ROUNDING)
         if not spread.any() and not pulled:
             return Skip("the rewards within every group are equal")
@@ -173,7 +199,8 @@ class GRPO(Clipped):
         if self.options.scale_by_mean:
             if (rewards < 0).any():
                 raise RunFailed(
-                    f"grpo: 'scale_by_mean' needs rewards of 0 or more, but one is {float(rewards.min()):.3g}\n"
+                    "grpo: 'scale_by_mean' needs rewards of 0 or more, but one is "
+                    f"{float(rewards.min()):.3g}\n"
                     "help: use a reward of right (1) and wrong (0), or remove scale_by_mean"
                 )
             return F.maxrl_advantages(rewards, group_index)
@@ -204,7 +231,8 @@ class GRPO(Clipped):
             policy_loss=per_response(policy) if self.whole else self._aggregated(policy, batch.mask)
         )
         if o.kl_coefficient:
-            # A loss, so the gradient flows through k3; it is not part of the rewards as in a penalty per token.
+            # A loss, so the gradient flows through k3; it is not part of the rewards as in a
+            # penalty per token.
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
         if o.entropy_coefficient:
@@ -214,10 +242,13 @@ class GRPO(Clipped):
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With a constant length, responses without a counted token are part of the average, too."""
+        """With a constant length, responses without a counted token are part of the average,
+        too.
+        """
         if self.options.aggregation != "constant_length":
             return {}
-        # A term's sums are divided by the weights of the global batch, here its number of responses.
+        # A term's sums are divided by the weights of the global batch, here its number of
+        # responses.
         ones = batch.mask.new_ones(len(batch.mask)).float()
         return {"policy_loss": ones, "kl_loss": ones}
 
@@ -236,7 +267,9 @@ class GRPO(Clipped):
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)
 
     def _aggregated(self, values: Tensor, mask: Tensor, coefficient: float = 1.0) -> Term:
-        """Values [R, T] as a term: averaged as in DAPO eq. 8, Shao et al. eq. 3, or over Dr. GRPO's constant length."""
+        """Values [R, T] as a term: averaged as in DAPO eq. 8, Shao et al. eq. 3, or over Dr. GRPO's
+        constant length.
+        """
         if self.options.aggregation == "token_mean":
             return per_token(values, coefficient)
         if self.options.aggregation == "sequence_mean":
@@ -245,7 +278,9 @@ class GRPO(Clipped):
 
 
 class RLOO(Clipped):
-    """Make responses likelier that return more than the prompt's others, and the rest less likely."""
+    """Make responses likelier that return more than the prompt's others, and the rest less
+    likely.
+    """
 
     needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=2)
     defaults = replace(Clipped.defaults, epochs=1)
@@ -274,7 +309,9 @@ class RLOO(Clipped):
 
 
 class ReinforcePP(ByToken):
-    """Make tokens likelier that return more than the iteration's mean, and the others less likely."""
+    """Make tokens likelier that return more than the iteration's mean, and the others less
+    likely.
+    """
 
     @property
     def needs(self) -> Needs:

@@ -1,10 +1,12 @@
-"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step `instruct`.
+"""HIR: hindsight instruction relabeling (Zhang et al. 2023, arXiv:2302.05206), and the step
+`instruct`.
 
-Every response is learned as an answer to the instruction that it really fulfills, successes and failures alike. A
-contrast makes this instruction likelier than the others: a softmax of log P(response | instruction) over all
-instructions (eq. 4), for which every response also appears under every other instruction. All groups of a prompt form
-one bundle, so that a batch holds them together.
-Differs from the paper: the contrast is over the distinct instructions, not over those of a batch with repetitions.
+Every response is learned as an answer to the instruction that it really fulfills, successes and
+failures alike. A contrast makes this instruction likelier than the others: a softmax of log
+P(response | instruction) over all instructions (eq. 4), for which every response also appears under
+every other instruction. All groups of a prompt form one bundle, so that a batch holds them
+together. Differs from the paper: the contrast is over the distinct instructions, not over those of
+a batch with repetitions.
 """
 
 from __future__ import annotations
@@ -274,21 +276,28 @@ class HIROffline(HIR):
     class Options(HIR.Options):
         thresholds: list[float] | None = Field(
             [0.0],
-            description="increasing reward thresholds, one between neighboring instructions; a label counts as 0 or 1",
+            description=(
+                "increasing reward thresholds, one between neighboring instructions; a label "
+                "counts as 0 or 1"
+            ),
         )
         contrast_coefficient: float = Field(
             0.0, ge=0, description="weight of the contrast between instructions"
         )
 
     def trained_turns(self) -> str:
-        """A label or score belongs to the last answer of a conversation; earlier turns are context."""
+        """A label or score belongs to the last answer of a conversation; earlier turns are
+        context.
+        """
         return "last"
 
 
 def instructed(
     prompt: Sequence[Message], instruction: str, known: Sequence[str] = ()
 ) -> tuple[Message, ...]:
-    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of several, the longest."""
+    """The prompt whose last turn begins with the instruction, which replaces a `known` one; of
+    several, the longest.
+    """
     text = prompt[-1]["content"]
     for other in sorted(known, key=len, reverse=True):
         if text == other or text.startswith(f"{other}\n"):
@@ -299,7 +308,9 @@ def instructed(
 
 
 class Instruct(Step):
-    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with it."""
+    """Add an instruction to prompts, to sample under it in `hir` or to evaluate the policy with
+    it.
+    """
 
     class Options(alignkit.Options):
         data: DataRef = Field(description="groups to take the prompts from, one per row")

@@ -1,11 +1,12 @@
-"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
+"""KTO: learn from thumbs up and down, without pairs (Ethayarajh et al. 2024, arXiv:2402.01306, eq.
+8).
 
-The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to other prompts. So
-every response also enters a second group, under another prompt and without a label, where it counts for z0 only. z0 is
-averaged over the whole batch and has no gradient.
-A label belongs to the last answer of a conversation; earlier turns are context.
-Differs from the paper: the other prompt may be any of the data set, not only a neighbor in the batch, and pairs can
-serve as labels.
+The reference point z0 estimates KL(pi || pi_ref) from mismatched responses, which were written to
+other prompts. So every response also enters a second group, under another prompt and without a
+label, where it counts for z0 only. z0 is averaged over the whole batch and has no gradient. A label
+belongs to the last answer of a conversation; earlier turns are context. Differs from the paper: the
+other prompt may be any of the data set, not only a neighbor in the batch, and pairs can serve as
+labels.
 """
 
 from __future__ import annotations

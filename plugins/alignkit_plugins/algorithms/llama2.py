@@ -1,8 +1,10 @@
-"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023, arXiv:2307.09288, section 3.2.3).
+"""Llama 2's combination of a helpfulness and a safety reward (Touvron et al. 2023,
+arXiv:2307.09288, section 3.2.3).
 
-The safety score of a response counts if the prompt is a safety prompt or the response is unsafe (probability below
-`threshold`); otherwise its helpfulness score counts. The chosen scores are whitened over the batch.
-Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1 - 1e-6.
+The safety score of a response counts if the prompt is a safety prompt or the response is unsafe
+(probability below `threshold`); otherwise its helpfulness score counts. The chosen scores are
+whitened over the batch. Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1
+- 1e-6.
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ class Llama2(RewardCombination):
             0.15,
             ge=0,
             lt=1,
-            description="probability below which the safety score counts; 0: it counts for safety prompts alone",
+            description=(
+                "probability below which the safety score counts; 0: it counts for safety "
+                "prompts alone"
+            ),
         )
         whiten: bool = Field(
             True, description="scale rewards to mean 0 and variance 1 over the batch"
@@ -46,7 +51,8 @@ class Llama2(RewardCombination):
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is missing.
+        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is
+        missing.
 
         Even a safety prompt needs both scores: a failure must not change which of them counts.
         """
@@ -65,7 +71,9 @@ class Llama2(RewardCombination):
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
-    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it is missing."""
+    """Whether each response answers a safety prompt: [R] values of the column `safety`, false if it
+    is missing.
+    """
     flags = []
     for number, group in enumerate(groups, 1):
         flag = group.meta.get("safety")

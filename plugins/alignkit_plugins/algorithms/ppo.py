@@ -1,14 +1,16 @@
-"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017, arXiv:1707.06347).
+"""PPO: proximal policy optimization with a KL penalty per token (Schulman et al. 2017,
+arXiv:1707.06347).
 
-As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the KL to the reference,
-and the last token also receives the score. Advantages are GAE's, from a value role; both losses are clipped.
-InstructGPT's pretraining mix (ptx) is the stage's `mix`.
-The level of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average; here they
-are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019 (arXiv:1909.08593, section 2.1).
-With `group_baseline` they are centered on the mean of their prompt's K samples. That has less noise, but makes the
-reward (K - 1) / K as large next to the KL penalty.
-Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial response is worth, so below 1
-the score of a response would count more in its last tokens than in its first. The clip range suits LoRA.
+As in InstructGPT (Ouyang et al. 2022, arXiv:2203.02155, eq. 2), the reward of a token is minus the
+KL to the reference, and the last token also receives the score. Advantages are GAE's, from a value
+role; both losses are clipped. InstructGPT's pretraining mix (ptx) is the stage's `mix`. The level
+of a reward does not matter. InstructGPT shifts scores so that demonstrations score 0 on average;
+here they are centered on the mean of the stage's first iteration, as in Ziegler et al. 2019
+(arXiv:1909.08593, section 2.1). With `group_baseline` they are centered on the mean of their
+prompt's K samples. That has less noise, but makes the reward (K - 1) / K as large next to the KL
+penalty. Differs from InstructGPT: `lam` is 1. Values that start at zero do not know what a partial
+response is worth, so below 1 the score of a response would count more in its last tokens than in
+its first. The clip range suits LoRA.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ class Clipped(Algorithm):
         return False
 
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole responses."""
+        """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole
+        responses.
+        """
         return out.logprobs, batch.old_logprobs, batch["advantages"], batch.mask
 
     @property
@@ -88,8 +92,8 @@ class Clipped(Algorithm):
         return F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio, and the KL to the
-        old policy: of tokens, or of whole responses.
+        """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio,
+        and the KL to the old policy: of tokens, or of whole responses.
         """
         per = per_response if self.whole else per_token
         logprobs, old, _, mask = self.ratios(batch, out)
@@ -111,7 +115,9 @@ class ByToken(Clipped):
         )
         group_baseline: bool = Field(
             False,
-            description="subtract the mean score of a prompt's samples; values then start near zero",
+            description=(
+                "subtract the mean score of a prompt's samples; values then start near zero"
+            ),
         )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
             "token_mean",
@@ -128,12 +134,16 @@ class PPO(ByToken):
         kl_target: float | None = Field(
             None,
             gt=0,
-            description="target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)",
+            description=(
+                "target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
+            ),
         )
         kl_horizon: float | None = Field(
             None,
             gt=0,
-            description="responses over which kl_coefficient adapts; default: those of an iteration",
+            description=(
+                "responses over which kl_coefficient adapts; default: those of an iteration"
+            ),
         )
         gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
         lam: float = Field(
@@ -151,11 +161,15 @@ class PPO(ByToken):
         entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
         center_scores: bool = Field(
             True,
-            description="without a group baseline: subtract the mean score of the stage's first iteration",
+            description=(
+                "without a group baseline: subtract the mean score of the stage's first iteration"
+            ),
         )
         shared_value: bool = Field(
             False,
-            description="read values from the policy's hidden states; nearly halves the training time",
+            description=(
+                "read values from the policy's hidden states; nearly halves the training time"
+            ),
         )
         score_clip: float | None = Field(
             None, gt=0, description="clip scores to plus or minus this"
@@ -212,7 +226,8 @@ class PPO(ByToken):
             # For the next iteration; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
         return {
-            # Not in the loss: a minibatch's own mean and deviation would change the objective from step to step.
+            # Not in the loss: a minibatch's own mean and deviation would change the objective from
+            # step to step.
             "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
             "returns": returns,
         }
@@ -261,7 +276,9 @@ class PPO(ByToken):
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Also the shares of tokens whose value, or whose policy only by `dual_clip`, has no gradient."""
+        """Also the shares of tokens whose value, or whose policy only by `dual_clip`, has no
+        gradient.
+        """
         o = self.options
         metrics = {**super().report_metrics(batch, out)}
         values = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
@@ -276,7 +293,9 @@ class PPO(ByToken):
 
 
 def _explained_variance(values: Tensor, returns: Tensor) -> float:
-    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the returns are equal."""
+    """Share of the variance of the returns that the values explain, for [N] and [N]; 0 if the
+    returns are equal.
+    """
     if len(returns) < 2 or F.nearly_equal(returns.max(), returns.min()):
         return 0.0
     return 1 - float((returns - values).var() / returns.var())

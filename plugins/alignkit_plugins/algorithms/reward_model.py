@@ -1,4 +1,5 @@
-"""Reward models: a scalar head learns which response people prefer, or how they rate single answers.
+"""Reward models: a scalar head learns which response people prefer, or how they rate single
+answers.
 
 `reward_model` learns pairs (Bradley-Terry; Stiennon et al. 2020, arXiv:2009.01325, section 3.4) and
 rankings (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, eq. 1): all pairs of a ranking share a
@@ -127,7 +128,9 @@ class RewardModel(Algorithm):
         return metrics
 
     def _margins(self, batch: Batch) -> Tensor:
-        """Margins of the pairs: [P]; with Llama 2's table 0, the lowest, for a pair without a level."""
+        """Margins of the pairs: [P]; with Llama 2's table 0, the lowest, for a pair without a
+        level.
+        """
         kind, pairs = self.options.margin, batch.pairs
         if kind == "data":
             return pairs.margin

@@ -1,8 +1,8 @@
 """Supervised learning: `sft` learns from demonstrations, `lm` from raw text.
 
-Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts the assistant's
-tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama 2, Touvron et al. 2023,
-arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
+Both minimize the cross-entropy, averaged over the tokens of the whole optimizer batch. `sft` counts
+the assistant's tokens only (InstructGPT, Ouyang et al. 2022, arXiv:2203.02155, section 3.5; Llama
+2, Touvron et al. 2023, arXiv:2307.09288, section 3.1). Differs from the papers: nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class SFT(Algorithm):
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
         """The demonstrations. Others come from a source that skips bad rows, or raise DataError.
 
-        The worse response of a comparison must not be learned, and of a row in which nothing counts nothing is.
+        The worse response of a comparison must not be learned, and of a row in which nothing counts
+        nothing is.
         """
         kept, left_out = [], []
         for group in groups:
@@ -73,7 +74,10 @@ class SFT(Algorithm):
             turn for turn in group.responses[0].messages or () if turn["role"] == "assistant"
         ]
         if self.options.turns == "last" and answers and not answers[-1].get("train", True):
-            return "has a last turn that must not be learned, but `turns: last` learns no other; use `turns: all`"
+            return (
+                "has a last turn that must not be learned, but `turns: last` learns no other; "
+                "use `turns: all`"
+            )
         return ""
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:

@@ -1,4 +1,6 @@
-"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of one."""
+"""What `alignkit plugins` prints: the names of all plugins, those of a kind, or the options of
+one.
+"""
 
 from __future__ import annotations
 

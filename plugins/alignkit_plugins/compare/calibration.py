@@ -1,4 +1,6 @@
-"""How sure answers are, and how often they are right: bins, and the expected calibration error with its interval."""
+"""How sure answers are, and how often they are right: bins, and the expected calibration error with
+its interval.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,13 @@ def error(
 ) -> Estimate:
     """The expected calibration error with its interval.
 
-    The error is the mean distance between accuracy and confidence over bins of equal width, weighted by
-    their answers (Guo et al. 2017, arXiv:1706.04599, equation 3). Measured, it is too large, because
-    noise in a bin cannot cancel (Roelofs et al. 2022, arXiv:2012.08668), and so are all draws of a
-    bootstrap. Instead, true errors are tried, with the distances in proportion to those measured and
-    the noise of a bootstrap around them: the interval has those by which the measured error is neither
-    too large nor too small, and the estimate is the one by which it is the median (Hansen 1999, "The
-    grid bootstrap and the autoregressive model").
+    The error is the mean distance between accuracy and confidence over bins of equal width,
+    weighted by their answers (Guo et al. 2017, arXiv:1706.04599, equation 3). Measured, it is too
+    large, because noise in a bin cannot cancel (Roelofs et al. 2022, arXiv:2012.08668), and so are
+    all draws of a bootstrap. Instead, true errors are tried, with the distances in proportion to
+    those measured and the noise of a bootstrap around them: the interval has those by which the
+    measured error is neither too large nor too small, and the estimate is the one by which it is
+    the median (Hansen 1999, "The grid bootstrap and the autoregressive model").
 
     Args:
         sure: How sure the model is of each answer, from 0 to 1.
@@ -64,8 +66,8 @@ def error(
 def error_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Estimate:
     """The difference of two errors of the same answers, with the interval that theirs give.
 
-    Zou and Donner 2008, "Construction of confidence limits about effect measures: a general approach".
-    At the same prompts it is too wide rather than too narrow.
+    Zou and Donner 2008, "Construction of confidence limits about effect measures: a general
+    approach". At the same prompts it is too wide rather than too narrow.
     """
     mean, n = ours["mean"] - theirs["mean"], ours["n"]
     if n < 2:

@@ -1,4 +1,5 @@
-"""The one paired estimate: policies' scores on the same prompts, and how far each is from a baseline's.
+"""The one paired estimate: policies' scores on the same prompts, and how far each is from a
+baseline's.
 
 A prompt is the unit of all statistics, because samples of one prompt are not independent.
 """
@@ -23,7 +24,9 @@ ITS_OWN = "{}, of this example"  # score whose value depends on no other example
 
 @dataclass(frozen=True)
 class Scale:
-    """How a score is averaged. levels: the two values of a binary score, else None. samples: per prompt."""
+    """How a score is averaged. levels: the two values of a binary score, else None. samples: per
+    prompt.
+    """
 
     levels: tuple[float, float] | None
     samples: int = 1
@@ -78,7 +81,8 @@ def compared(
 ) -> list[Row]:
     """A row for each policy by one metric: its mean, and its paired difference from the baseline.
 
-    Prompts that lack a value count for nothing. Differences keep the sign of the values; a win is the better value.
+    Prompts that lack a value count for nothing. Differences keep the sign of the values; a win is
+    the better value.
 
     Args:
         metric: The name in tables.
@@ -87,9 +91,11 @@ def compared(
         compare: Which policies are compared with it; default: all others.
         base: The base model, with which they are compared as well.
         kind: As in Row.
-        scale: How values are averaged; default: as rates if all are 0 or 1, those of a policy for its mean.
+        scale: How values are averaged; default: as rates if all are 0 or 1, those of a policy for
+            its mean.
         units: What each prompt shares with others, see `unit_of`.
-        lengths: Of each policy's answers, for the difference at equal length; default: nothing is said of that.
+        lengths: Of each policy's answers, for the difference at equal length; default: nothing is
+            said of that.
         outcomes: What says who is better at a prompt, if not the values.
         percent: Whether values are shares; default: whether all are 0 or 1.
         trained_on: As in Row, by policy.
@@ -222,11 +228,12 @@ def rated(
     kind: str = "reward",
     **more: Any,
 ) -> list[Row]:
-    """The rows of policies by a score of their answers, whose samples at a prompt are averaged first.
+    """The rows of policies by a score of their answers, whose samples at a prompt are averaged
+    first.
 
-    A score is missing if it is there and None; answers that are no part of a metric do not have it. Of an example,
-    ITS_OWN score says who is better. Nothing is said of metrics at equal length: they find words or answers, and no
-    length fools them. more: of `compared`.
+    A score is missing if it is there and None; answers that are no part of a metric do not have it.
+    Of an example, ITS_OWN score says who is better. Nothing is said of metrics at equal length:
+    they find words or answers, and no length fools them. more: of `compared`.
     """
     own = ITS_OWN.format(score)
     if has_score(groups, own):

@@ -109,9 +109,10 @@ def sample_policies(
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
-    Every policy samples from the same random streams, so equal policies give equal answers. A prompt is left out for
-    all policies if any policy has no room for an answer. policies: or how each one answers, by its name in results; the
-    groups keep the prompt's own messages. `sampling` takes the keys of a recipe's `rollout`.
+    Every policy samples from the same random streams, so equal policies give equal answers. A
+    prompt is left out for all policies if any policy has no room for an answer. policies: or how
+    each one answers, by its name in results; the groups keep the prompt's own messages. `sampling`
+    takes the keys of a recipe's `rollout`.
     """
     if not isinstance(policies, Mapping):
         policies = {policy: Prompted(policy) for policy in policies}
@@ -119,7 +120,8 @@ def sample_policies(
     names = short_names(list(policies))
     for number, (policy, asked) in enumerate(policies.items(), 1):
         context.say(
-            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of {len(policies)})"
+            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of "
+            f"{len(policies)})"
         )
         read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
         sampled = context.models[asked.role].sample(
@@ -139,7 +141,9 @@ def sample_policies(
 
 
 def default_baseline(policies: Sequence[str]) -> str | None:
-    """Whom the other policies are compared with if nothing says so: the first but `base`, or else `base`."""
+    """Whom the other policies are compared with if nothing says so: the first but `base`, or else
+    `base`.
+    """
     if len(policies) < 2:
         return None
     return next((policy for policy in policies[:-1] if policy != BASE), policies[0])

@@ -1,4 +1,6 @@
-"""Pairs of people's preferences, and how often raters make the same choice; a prompt is the unit of all intervals."""
+"""Pairs of people's preferences, and how often raters make the same choice; a prompt is the unit of
+all intervals.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ Gaps = Sequence[float | None]  # of each choice: how much higher the better resp
 class Choice:
     """A pair with a better response.
 
-    better, worse: by people; p: how likely that is. margin: how much better it is, as the data say it.
-    prompt: of all choices with the same prompt.
+    better, worse: by people; p: how likely that is. margin: how much better it is, as the data say
+    it. prompt: of all choices with the same prompt.
     """
 
     group: Group
@@ -40,7 +42,8 @@ class Choice:
 
 
 def choices(groups: Sequence[Group]) -> list[Choice]:
-    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned around.
+    """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned
+    around.
 
     Many data sets have a row per pair, so that rows share a prompt. Raw texts have none to share.
     """

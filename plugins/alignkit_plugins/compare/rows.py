@@ -1,4 +1,5 @@
-"""An evaluation as a flat table, a row per metric and policy: what screens, reports, cards and verdicts are made of.
+"""An evaluation as a flat table, a row per metric and policy: what screens, reports, cards and
+verdicts are made of.
 
 The steps that compare policies write it into evaluation.json, as `results`, and into results.csv.
 """
@@ -33,15 +34,15 @@ EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
 class Row:
     """A number of a policy, and how far it is from the same number of another policy.
 
-    kind: one of RATED; ANSWERS; `diversity`; or `Elo`.
-    estimate: `mean`, `low`, `high` and `n`; of a judge, of the probability that the policy's answer is better.
-    difference: the same prompt by prompt, with `p`; of a judge, from one half. Empty if nothing is compared.
-    equal_length: what is left of the difference between answers of equal length; of a judge, the win rate there.
-    win_rate: the share of prompts won, without ties. counts: prompts won, lost and tied.
-    column, value: of the prompts that count; empty for all.
-    lower: whether lower is better. trained_on: whether the policy learned from it; None if that is not known.
-    tested: whether a verdict may claim something of the difference. p: adjusted for all that the evaluation tests.
-    missing: answers without this number, which do not count.
+    kind: one of RATED; ANSWERS; `diversity`; or `Elo`. estimate: `mean`, `low`, `high` and `n`; of
+    a judge, of the probability that the policy's answer is better. difference: the same prompt by
+    prompt, with `p`; of a judge, from one half. Empty if nothing is compared. equal_length: what is
+    left of the difference between answers of equal length; of a judge, the win rate there.
+    win_rate: the share of prompts won, without ties. counts: prompts won, lost and tied. column,
+    value: of the prompts that count; empty for all. lower: whether lower is better. trained_on:
+    whether the policy learned from it; None if that is not known. tested: whether a verdict may
+    claim something of the difference. p: adjusted for all that the evaluation tests. missing:
+    answers without this number, which do not count.
     """
 
     policy: str
@@ -64,7 +65,8 @@ class Row:
 
     @property
     def clear(self) -> int | None:
-        """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if unknown.
+        """1 if the policy is clearly better than the baseline, -1 if clearly worse, else 0; None if
+        unknown.
 
         Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`).
         """
@@ -101,7 +103,9 @@ def main_rows(rows: Iterable[Row]) -> list[Row]:
 
 
 def decides(row: Row) -> bool:
-    """Whether a verdict goes by a row: a comparison with the baseline, by what says how good a policy is."""
+    """Whether a verdict goes by a row: a comparison with the baseline, by what says how good a
+    policy is.
+    """
     return row.tested and row.kind in RATED and row.baseline not in ("", BASE_MODEL)
 
 

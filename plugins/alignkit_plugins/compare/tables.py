@@ -1,4 +1,6 @@
-"""The table of policies by metrics, and those of the details of an evaluation, all from its rows."""
+"""The table of policies by metrics, and those of the details of an evaluation, all from its
+rows.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def _lines(
 
 
 def _fitting(one: Table, width: int) -> Table | None:
-    """A table whose cells are whole, with heads in several lines if it is else too wide; None if it still is."""
+    """A table whose cells are whole, with heads in several lines if it is else too wide; None if it
+    still is.
+    """
     columns = list(zip(*one.rows, strict=True)) or [()] * len(one.columns)
     cells = [max(map(len, column), default=0) for column in columns]
     words = [max(map(len, head.split()), default=0) for head in one.columns]
@@ -73,7 +77,9 @@ def _fitting(one: Table, width: int) -> Table | None:
 
 
 def comparisons(rows: Sequence[Row]) -> Table:
-    """Each policy against its baseline, a line per metric: with the share of prompts won, and at equal length."""
+    """Each policy against its baseline, a line per metric: with the share of prompts won, and at
+    equal length.
+    """
     compared = [row for row in main_rows(rows) if row.kind in RATED and row.difference]
     lines = []
     for row in compared:
@@ -149,6 +155,8 @@ def side_by_side(group: Group, policies: Sequence[str], headline: str | None) ->
 
 
 def excerpt(text: str) -> str:
-    """The beginning of a text, with blanks for control characters, which would act on the terminal."""
+    """The beginning of a text, with blanks for control characters, which would act on the
+    terminal.
+    """
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
     return printable if len(printable) <= EXCERPT else f"{printable[: EXCERPT - 3].rstrip()}..."

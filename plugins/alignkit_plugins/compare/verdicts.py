@@ -1,7 +1,8 @@
-"""What an evaluation says of each policy in plain sentences, and what should make its reader doubt it.
+"""What an evaluation says of each policy in plain sentences, and what should make its reader doubt
+it.
 
-A policy that was trained to please a reward gains by it even if people see no gain. Only a metric that it did not learn
-from can say that it is better, so the first of these decides.
+A policy that was trained to please a reward gains by it even if people see no gain. Only a metric
+that it did not learn from can say that it is better, so the first of these decides.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ MORE = "More examples or more training may show one."
 class Verdict:
     """What all metrics together say of a policy.
 
-    outcome: what the headline says, the first metric that the policy did not learn from: `gained`, `lost` or `nothing
-    clear`; `only length`, if all that it gained is a preference for longer responses; `mixed`, if it gained and is
-    clearly worse by another one, or than the base model; `gained by its own reward`, if it learned from all of them;
-    `gained, not verified`, if it is not known what it learned from; or `unknown` without scores.
-    sentences: the first says the headline.
+    outcome: what the headline says, the first metric that the policy did not learn from: `gained`,
+    `lost` or `nothing clear`; `only length`, if all that it gained is a preference for longer
+    responses; `mixed`, if it gained and is clearly worse by another one, or than the base model;
+    `gained by its own reward`, if it learned from all of them; `gained, not verified`, if it is not
+    known what it learned from; or `unknown` without scores. sentences: the first says the headline.
     """
 
     policy: str
@@ -127,7 +128,10 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     numbers = (
         f"{both[0]} against {both[1]}, difference {_shown(row)}" if "-" not in both else _shown(row)
     )
-    return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: {numbers}."
+    return (
+        f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: "
+        f"{numbers}."
+    )
 
 
 def _preferred(row: Row) -> str:
@@ -140,7 +144,10 @@ def _preferred(row: Row) -> str:
     if row.clear == -1:
         mean, low, high = (None if value is None else 1 - value for value in bounds(share))
         share = {"mean": mean, "low": high, "high": low}
-    return f"{row.metric} prefers {better} to {worse}: in {shown(share, percent=True)} of comparisons{_adjusted(row)}."
+    return (
+        f"{row.metric} prefers {better} to {worse}: in {shown(share, percent=True)} of "
+        f"comparisons{_adjusted(row)}."
+    )
 
 
 def _difference(row: Row) -> str:
@@ -226,11 +233,16 @@ def _of_preference(row: Row, rows: Sequence[Row]) -> Iterator[str]:
             and other.clear == other_way
         ):
             better, worse = (policy, row.baseline) if other.clear == 1 else (row.baseline, policy)
-            yield f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may be fooled"
+            yield (
+                f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may "
+                "be fooled"
+            )
     if _contains(row.equal_length, COIN):
         yield f"between equally long answers, {judge} has no clear preference"
     elif row.equal_length and (row.equal_length["mean"] > COIN) != (row.clear == 1):
-        yield f"between equally long answers, {judge} prefers the other policy: length decides for it"
+        yield (
+            f"between equally long answers, {judge} prefers the other policy: length decides for it"
+        )
 
 
 def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
@@ -239,14 +251,22 @@ def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
     head = own.get(verdict.metric)
     clear = verdict.outcome not in ("nothing clear", "unknown")
     if head is not None and clear and _contains(head.equal_length, 0.0):
-        yield f"between equally long answers, no difference between {policy} and {baseline} is clear"
+        yield (
+            f"between equally long answers, no difference between {policy} and {baseline} is clear"
+        )
     longer = longer_by(rows, policy, baseline)
     if longer is not None and abs(longer) > LONGER:
         than = f"{'longer' if longer > 0 else 'shorter'} than those of {baseline}"
-        yield f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often depend on length"
+        yield (
+            f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often "
+            "depend on length"
+        )
     kl = bounds(own[KL].estimate)[0] if KL in own else None
     if kl is not None and kl > HIGH_KL and policy != BASE:
-        yield f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is often fooled"
+        yield (
+            f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is "
+            "often fooled"
+        )
 
 
 def _contains(estimate: Any, value: float) -> bool:
@@ -258,7 +278,10 @@ def _of_answers(rows: Sequence[Row]) -> Iterator[str]:
     """Answers that have no score, or are truncated."""
     for row in rows:
         if row.missing and row.kind in ("metric", "reward") and row.baseline != BASE_MODEL:
-            yield f"{row.missing} answers of {row.policy} have no score by {row.metric} and do not count"
+            yield (
+                f"{row.missing} answers of {row.policy} have no score by {row.metric} and do not "
+                "count"
+            )
     cut = {row.policy: row.estimate["mean"] for row in rows if row.metric == TRUNCATED}
     many = [f"{share:.0%} of {policy}" for policy, share in cut.items() if share > CUT]
     if many:

@@ -60,7 +60,8 @@ class Fault(NamedTuple):
 
 
 class Rules(alignkit.Options):
-    """Which rows are left out. Each rule looks at what the assistant says, unless it says otherwise.
+    """Which rows are left out. Each rule looks at what the assistant says, unless it says
+    otherwise.
 
     Without an option: answers such as `As an AI language model`, and rows that say the same as an
     earlier one, but for case and white space.
@@ -70,11 +71,15 @@ class Rules(alignkit.Options):
         0.8,
         ge=0,
         le=1,
-        description="drop rows at least this similar to an earlier one, with the same numbers; 0: none",
+        description=(
+            "drop rows at least this similar to an earlier one, with the same numbers; 0: none"
+        ),
     )
     languages: list[str] = Field(
         [],
-        description="drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all",
+        description=(
+            "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
+        ),
     )
     markdown: bool = Field(
         True,
@@ -82,7 +87,10 @@ class Rules(alignkit.Options):
     )
     personal: bool = Field(
         True,
-        description="replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], [phone], ***",
+        description=(
+            "replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], "
+            "[phone], ***"
+        ),
     )
     against: DataRef = Field(
         None,
@@ -249,7 +257,9 @@ def redacted_row(row: Row) -> Row:
 
 
 def redacted_group(group: Group) -> Group:
-    """A group without personal details. A response that changes loses the tokens it was sampled as."""
+    """A group without personal details. A response that changes loses the tokens it was sampled
+    as.
+    """
     prompt, responses = (
         tuple(redacted(group.prompt)),
         tuple(map(_redacted_response, group.responses)),

@@ -1,4 +1,5 @@
-"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right answer.
+"""An environment with a tool: arithmetic. The policy may calculate, and is rewarded for the right
+answer.
 
 Expressions are parsed, never run: only numbers and `+ - * / // % **` with parentheses.
 """
@@ -39,7 +40,8 @@ class Calculator(Environment):
         for group in groups:
             if _last_number(str(group.meta.get("answer", ""))) is None:
                 raise DataError(
-                    f"{group.origin}: the environment 'calculator' needs a number in the column 'answer'"
+                    f"{group.origin}: the environment 'calculator' needs a number in the column "
+                    "'answer'"
                 )
 
     def reset(self, row: Mapping[str, Any]) -> None:
@@ -72,7 +74,9 @@ class Calculator(Environment):
 
 
 def _value(node: ast.expr) -> float:
-    """Raises ValueError for anything but numbers and operators, and for numbers that are too large."""
+    """Raises ValueError for anything but numbers and operators, and for numbers that are too
+    large.
+    """
     value: Any
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         value = node.value

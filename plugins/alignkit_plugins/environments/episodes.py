@@ -72,7 +72,9 @@ class Episode:
             self.logprobs = None if logprobs is None else [*self.logprobs, *logprobs]
 
     def respond(self, turn: Message) -> list[Message]:
-        """Add a turn of the policy; returns the messages that follow it. None: the episode is over."""
+        """Add a turn of the policy; returns the messages that follow it. None: the episode is
+        over.
+        """
         self.add([turn])
         answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
         return _plain(answers)
@@ -255,7 +257,9 @@ class Episodes:
         return min(request.sampling.max_new_tokens - sum(episode.own), room)
 
     def _going(self, request: Generation, episodes: Iterable[Episode]) -> list[Episode]:
-        """Those that another turn of the policy follows, after its last one and the answer to it."""
+        """Those that another turn of the policy follows, after its last one and the answer to
+        it.
+        """
         going = []
         for episode in episodes:
             with error_context(episode.row):

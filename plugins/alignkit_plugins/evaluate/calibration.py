@@ -1,8 +1,9 @@
-"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is wrong?
+"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is
+wrong?
 
-A policy's confidence in an answer is the probability that it gives to the tokens of the answer, with its
-end, at temperature 1: of all of them together, or per token (the geometric mean), which suits long
-answers. Kadavath et al. 2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report,
+A policy's confidence in an answer is the probability that it gives to the tokens of the answer,
+with its end, at temperature 1: of all of them together, or per token (the geometric mean), which
+suits long answers. Kadavath et al. 2022, arXiv:2207.05221, and OpenAI 2023, GPT-4 technical report,
 arXiv:2303.08774, figure 8: reinforcement learning makes it worse.
 """
 
@@ -22,7 +23,9 @@ from alignkit_plugins.evaluate.measured import MeasuredStep, rightness
 
 
 class Calibration(MeasuredStep):
-    """Policies answer prompts; their confidence in the answers is compared with whether these are right."""
+    """Policies answer prompts; their confidence in the answers is compared with whether these are
+    right.
+    """
 
     class Options(MeasuredStep.Options):
         confidence: Literal["sequence", "token"] = Field(
@@ -78,7 +81,9 @@ class Calibration(MeasuredStep):
 
 
 def confidence(logprobs: Sequence[float], kind: str) -> float:
-    """The probability of an answer from those of its tokens: of all together, or the geometric mean."""
+    """The probability of an answer from those of its tokens: of all together, or the geometric
+    mean.
+    """
     total = math.fsum(logprobs)
     # Rounding may exceed 0.
     return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))

@@ -1,10 +1,12 @@
-"""Held-out examples, by which `evaluate` measures policies without sampling: demonstrations, and pairs or rankings.
+"""Held-out examples, by which `evaluate` measures policies without sampling: demonstrations, and
+pairs or rankings.
 
-Of demonstrations: the loss of the next token in nats, and the share of tokens that are the likeliest ones, over all
-response tokens. Of pairs: the share whose better response became more likely against the base model than the worse one,
-log p(better)/p_base(better) > log p(worse)/p_base(worse), the accuracy of DPO's implicit reward (Rafailov et al. 2023,
-arXiv:2305.18290) with the base model as the reference. A coin, and the base model itself, have 50%. The unit is a
-conversation.
+Of demonstrations: the loss of the next token in nats, and the share of tokens that are the
+likeliest ones, over all response tokens. Of pairs: the share whose better response became more
+likely against the base model than the worse one, log p(better)/p_base(better) > log
+p(worse)/p_base(worse), the accuracy of DPO's implicit reward (Rafailov et al. 2023,
+arXiv:2305.18290) with the base model as the reference. A coin, and the base model itself, have 50%.
+The unit is a conversation.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ Logprobs = Callable[[str], "Sequence[Tensor]"]
 
 
 def usable(groups: Sequence[Group]) -> list[Group]:
-    """The comparisons; of a source without any, the demonstrations. Raises DataError if there are neither."""
+    """The comparisons; of a source without any, the demonstrations. Raises DataError if there are
+    neither.
+    """
     compared_sources = {
         group.origin and group.origin.source for group in groups if resolved_pairs(group)
     }
@@ -48,8 +52,8 @@ def usable(groups: Sequence[Group]) -> list[Group]:
     if not found and groups:
         first = groups[0]
         raise DataError(
-            f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the row "
-            f"{preview(first)} {why_not_demonstration(first)}",
+            f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the "
+            f"row {preview(first)} {why_not_demonstration(first)}",
             option=("examples",),
         )
     return found
@@ -83,7 +87,8 @@ def measured(
             scored.append(replace(group, responses=tuple(own), pairs=None, meta=meta))
     if dropped := len(groups) - len(scored):
         context.say(
-            f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in max_length"
+            f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in "
+            "max_length"
         )
     return scored
 
@@ -102,7 +107,9 @@ def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) ->
 def _pairs(
     groups: Sequence[Group], role: str, base: str, logprobs: Logprobs
 ) -> Sequence[Sums | None]:
-    """Of a model whose base model is not known, None. logprobs: of all responses of the groups, by a role."""
+    """Of a model whose base model is not known, None. logprobs: of all responses of the groups, by
+    a role.
+    """
     if base == role != "base":
         return [None] * len(groups)
     both = zip(logprobs(role), logprobs(base), strict=True)
@@ -115,7 +122,9 @@ def _pairs(
 
 
 def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> Sums:
-    """gains: of the responses, their log-probabilities against those by the base model. lengths: in tokens."""
+    """gains: of the responses, their log-probabilities against those by the base model. lengths: in
+    tokens.
+    """
     found: dict[str, list[float]] = {}
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
@@ -132,7 +141,8 @@ def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> S
 
 
 def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
-    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as a stage's own.
+    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as
+    a stage's own.
 
     An example's value depends on the others, so that its own mean stands next to it.
     """
@@ -153,7 +163,8 @@ def rows(
     found = list[Row]()
     for name in METRICS:
         if has_score(groups, name):
-            # The base model's scores of pairs are ties, which are no shares of hits: no scale for all.
+            # The base model's scores of pairs are ties, which are no shares of hits: no scale for
+            # all.
             own: dict[str, Any] = {
                 "kind": "metric",
                 "scale": None,

@@ -1,7 +1,9 @@
-"""Judges as raters: every policy against the baseline, answer by answer, in both orders, and how far to trust them.
+"""Judges as raters: every policy against the baseline, answer by answer, in both orders, and how
+far to trust them.
 
-Sample k of a policy is compared with sample k of the baseline, and a prompt's comparisons are averaged first. Equal
-answers are a tie, and no judge is asked. Comparisons without a verdict are counted by their reason.
+Sample k of a policy is compared with sample k of the baseline, and a prompt's comparisons are
+averaged first. Equal answers are a tie, and no judge is asked. Comparisons without a verdict are
+counted by their reason.
 """
 
 from __future__ import annotations
@@ -67,7 +69,9 @@ def preferences(verdicts: Verdicts) -> list[float | None]:
 def row(
     groups: Sequence[Group], verdicts: Verdicts, policy: str, baseline: str, name: str, **facts: Any
 ) -> Row:
-    """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above 0.5."""
+    """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above
+    0.5.
+    """
     known = [
         (group, p) for group, p in zip(groups, preferences(verdicts), strict=True) if p is not None
     ]
@@ -92,7 +96,9 @@ def row(
 
 
 def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
-    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units: see `unit_of`."""
+    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units:
+    see `unit_of`.
+    """
     draws = statistics.clustered(values, units)
     if len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0):
         found = statistics.rate(values)
@@ -136,9 +142,11 @@ def cards(
     rewards: Mapping[str, bool],
     seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """The card of each judge: how far to trust what it prefers (see `card`), and how it agrees with other raters.
+    """The card of each judge: how far to trust what it prefers (see `card`), and how it agrees with
+    other raters.
 
-    verdicts: by policy and judge. rewards: which else rate the answers, and whether lower scores are better.
+    verdicts: by policy and judge. rewards: which else rate the answers, and whether lower scores
+    are better.
     """
     judges = next(iter(verdicts.values()), {})
     judgments: dict[str, dict[Any, Judgment]] = {name: {} for name in judges}

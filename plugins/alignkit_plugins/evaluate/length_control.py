@@ -1,9 +1,10 @@
 """The length-controlled win rate of AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475).
 
-A logistic regression explains the preferences by the difference in length, the difficulty of the prompt if it is known,
-and the policy; the win rate is its prediction at equal length. As in AlpacaEval's code, it has an L1 penalty whose
-strength is chosen by 5-fold cross-validation. Differs from it: the public leaderboard also adds the preferences of two
-models that were asked to be brief and to be verbose, which exist only for AlpacaEval's own 805 prompts.
+A logistic regression explains the preferences by the difference in length, the difficulty of the
+prompt if it is known, and the policy; the win rate is its prediction at equal length. As in
+AlpacaEval's code, it has an L1 penalty whose strength is chosen by 5-fold cross-validation. Differs
+from it: the public leaderboard also adds the preferences of two models that were asked to be brief
+and to be verbose, which exist only for AlpacaEval's own 805 prompts.
 """
 
 from __future__ import annotations
@@ -24,15 +25,19 @@ STRENGTHS = 10  # inverse strengths of the penalty to choose from, from 1e-4 to 
 def length_controlled(
     preferences: Sequence[float], longer: Sequence[float], difficulty: Sequence[float] | None = None
 ) -> dict[str, Any] | None:
-    """The win rate against the baseline that the regression expects at equal length; None for fewer than 5 prompts.
+    """The win rate against the baseline that the regression expects at equal length; None for fewer
+    than 5 prompts.
 
-    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5 is a tie. longer:
-    its length minus the baseline's, in characters as in AlpacaEval. difficulty: of each prompt, on any scale.
+    preferences: how strongly each prompt's answer is preferred to the baseline's, from 0 to 1; 0.5
+    is a tie. longer: its length minus the baseline's, in characters as in AlpacaEval. difficulty:
+    of each prompt, on any scale.
 
-    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum likelihood estimation of
-    misspecified models"). AlpacaEval's `lc_standard_error` is the spread of its predictions, 0 without a difficulty.
+    The standard error is that of the win rate, robust to a wrong model (White 1982, "Maximum
+    likelihood estimation of misspecified models"). AlpacaEval's `lc_standard_error` is the spread
+    of its predictions, 0 without a difficulty.
 
-    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to 1.
+    Raises `ValueError` for numbers that are not of the same prompts, or preferences outside of 0 to
+    1.
     """
     import numpy as np
     from scipy.special import expit
@@ -79,7 +84,9 @@ def _chosen_strength(design: Array, p: Array) -> float:
 
 
 def _fitted(design: Array, p: Array, strength: float) -> Array:
-    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, as differences of positive parts."""
+    """The weights that minimize `sum of |weights| / strength + the cross-entropy`, as differences
+    of positive parts.
+    """
     import numpy as np
     from scipy.optimize import minimize
     from scipy.special import expit
@@ -100,7 +107,9 @@ def _fitted(design: Array, p: Array, strength: float) -> Array:
 
 
 def _standard_error(design: Array, equal: Array, p: Array, weights: Array) -> float:
-    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the weights."""
+    """Of the mean prediction at equal length: the delta method with the sandwich covariance of the
+    weights.
+    """
     import numpy as np
     from scipy.special import expit
 

@@ -2,7 +2,8 @@
 
 Every policy is written as a plain model folder, and the harness's own command evaluates it in a
 process of its own. Its results stay as it writes them, and are summarized with its standard errors
-(Gao et al., "A framework for few-shot language model evaluation", https://zenodo.org/records/12608602).
+(Gao et al., "A framework for few-shot language model evaluation",
+https://zenodo.org/records/12608602).
 """
 
 from __future__ import annotations
@@ -51,11 +52,15 @@ class LmEval(Step):
         )
         include_path: Path | None = Field(
             None,
-            description="folder with tasks of your own as YAML; the harness runs the Python that they name",
+            description=(
+                "folder with tasks of your own as YAML; the harness runs the Python that they name"
+            ),
         )
         args: list[str] = Field(
             default_factory=list,
-            description="more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]",
+            description=(
+                "more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]"
+            ),
         )
 
         @field_validator("policies", "tasks")
@@ -110,7 +115,9 @@ class LmEval(Step):
         return Artifact(summary=summary, report=Report(["\n".join(notes), table(rows, title)]))
 
     def _evaluated(self, context: StepContext, policy: str, output: Path) -> tuple[Any, Any]:
-        """Notes on a policy's model folder, and the harness's results. A resumed run does not ask again."""
+        """Notes on a policy's model folder, and the harness's results. A resumed run does not ask
+        again.
+        """
         told, log, model = output / "notes.json", context.out / LOG, context.out / "model"
         if not told.exists():
             shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
@@ -165,7 +172,9 @@ def _last_lines(text: str) -> str:
 
 
 def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
-    """Every metric of the tasks and groups, which the harness calls `acc,none` and `acc_stderr,none`."""
+    """Every metric of the tasks and groups, which the harness calls `acc,none` and
+    `acc_stderr,none`.
+    """
     for task, values in {**results.get("results", {}), **results.get("groups", {})}.items():
         n = results.get("n-samples", {}).get(task, {}).get("effective")
         higher = results.get("higher_is_better", {}).get(task, {})

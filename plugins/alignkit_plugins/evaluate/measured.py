@@ -1,4 +1,6 @@
-"""What `sycophancy` and `calibration` share: policies that answer prompts with a right answer, and their measures."""
+"""What `sycophancy` and `calibration` share: policies that answer prompts with a right answer, and
+their measures.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,18 @@ class MeasuredStep(Step):
             min_length=1, description="policies to measure: `base`, stages or `STAGE@k`"
         )
         correct: RewardRef = Field(
-            description="reward that is above one half for a right answer, such as `honesty_accuracy`"
+            description=(
+                "reward that is above one half for a right answer, such as `honesty_accuracy`"
+            )
         )
         prompts: DataRef = Field(
             description="held-out prompts; rows that repeat words and columns count once"
         )
         baseline: PolicyRef | None = Field(
             None,
-            description="policy to compare the others with; default: the first but `base`, or else `base`",
+            description=(
+                "policy to compare the others with; default: the first but `base`, or else `base`"
+            ),
         )
 
         @model_validator(mode="after")

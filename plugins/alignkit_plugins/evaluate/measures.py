@@ -1,8 +1,9 @@
-"""What describes the answers of policies: their length, their KL to the baseline, and their diversity.
+"""What describes the answers of policies: their length, their KL to the baseline, and their
+diversity.
 
-Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are self-BLEU
-among the answers to a prompt (Zhu et al. 2018, arXiv:1802.01886), and an estimate of the entropy of
-tokens.
+Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are
+self-BLEU among the answers to a prompt (Zhu et al. 2018, arXiv:1802.01886), and an estimate of the
+entropy of tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def kl_of(
 ) -> list[Row]:
     """The KL of each policy to a model that answers plain prompts, in nats per response.
 
-    Says what it does, and why policies have no KL. Of a response that a model had to truncate there is none.
+    Says what it does, and why policies have no KL. Of a response that a model had to truncate there
+    is none.
     """
     rows = []
     itself = Prompted(reference)
@@ -88,10 +90,11 @@ def _kl(
 ) -> list[list[float]]:
     """KL(policy || reference) in nats of the responses at each prompt, at the sampling temperature.
 
-    The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 - log(q/p) over the tokens of
-    the policy's own samples: unbiased if these leave no token out, and never negative. The reference answers once to
-    the plain prompts. Of the best of N, p is the model's, and log N - (N - 1)/N is added: more than the choice can add
-    (Beirami et al. 2024, arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
+    The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 -
+    log(q/p) over the tokens of the policy's own samples: unbiased if these leave no token out, and
+    never negative. The reference answers once to the plain prompts. Of the best of N, p is the
+    model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami et al. 2024,
+    arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
     """
     read = [prompted.read(group) for group in answered]
     policy = iter(context.models[prompted.role].logprobs(read, temperature=temperature))

@@ -1,6 +1,8 @@
-"""Metrics: named rewards on those of the prompts whose columns match, such as the refusals of harmful requests.
+"""Metrics: named rewards on those of the prompts whose columns match, such as the refusals of
+harmful requests.
 
-The verdict goes by them. A metric is a column of scores like a reward's; answers to other prompts have no score by it.
+The verdict goes by them. A metric is a column of scores like a reward's; answers to other prompts
+have no score by it.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def _values(value: Any) -> list[Any]:
 def check_column(
     prompts: Sequence[Group], column: str, wanted: Sequence[Any], option: tuple[str | int, ...]
 ) -> None:
-    """Raise DataError if no prompt has a column, or one of the values that are wanted of it. option: who names it."""
+    """Raise DataError if no prompt has a column, or one of the values that are wanted of it.
+    option: who names it.
+    """
     what = f"evaluate: {'.'.join(map(str, option))}: no prompt has"
     columns = set(itertools.chain(*(group.meta for group in prompts)))
     if column not in columns:
@@ -71,7 +75,10 @@ def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None
         for column, value in metric.where.items():
             check_column(prompts, column, _values(value), (*option, column))
         if not any(map(metric.counts, prompts)):
-            message = f"evaluate: metric '{name}': no prompt matches all of 'where'\nhelp: leave out one of its columns"
+            message = (
+                f"evaluate: metric '{name}': no prompt matches all of 'where'\n"
+                "help: leave out one of its columns"
+            )
             raise DataError(message, option=option)
 
 
@@ -109,9 +116,11 @@ def scored(
 
 
 def raters_of(options: Any) -> dict[str, Any]:
-    """Metrics, the first combination, reward models, and judges, by name; without metrics the first reward too.
+    """Metrics, the first combination, reward models, and judges, by name; without metrics the first
+    reward too.
 
-    Other rewards, such as length, are shown but do not say which policy is better. options: of `evaluate`.
+    Other rewards, such as length, are shown but do not say which policy is better. options: of
+    `evaluate`.
     """
     rewards = {label(spec): spec for spec in options.rewards}
     combined = [name for name, spec in rewards.items() if spec.kind == "combine"]
@@ -123,7 +132,9 @@ def raters_of(options: Any) -> dict[str, Any]:
 
 
 def verifies(rater: Any) -> bool:
-    """Whether a reward only says if an answer is the known one, so that it proves what was learned from others."""
+    """Whether a reward only says if an answer is the known one, so that it proves what was learned
+    from others.
+    """
     return bool(
         getattr(getattr(getattr(rater, "component", None), "options", None), "verifies", False)
     )

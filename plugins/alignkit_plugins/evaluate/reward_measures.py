@@ -1,4 +1,6 @@
-"""What pairs of people's preferences say of rewards and judges, next to how often these are right."""
+"""What pairs of people's preferences say of rewards and judges, next to how often these are
+right.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,9 @@ def judged(
 ) -> tuple[list[float | None], dict[str, Any]]:
     """How much more a judge prefers the better response of each pair, and its card.
 
-    Half of the pairs, drawn by the seed, have the better response first: a judge that ignores its duty to
-    ask in both orders must not learn the answer from the place. Pairs of equal texts are ties, and no
-    judge is asked.
+    Half of the pairs, drawn by the seed, have the better response first: a judge that ignores its
+    duty to ask in both orders must not learn the answer from the place. Pairs of equal texts are
+    ties, and no judge is asked.
     """
     asked = [pair for pair in pairs if all_turns(pair.better) != all_turns(pair.worse)]
     order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
@@ -52,7 +54,9 @@ def judged(
 
 
 def breakdowns(pairs: Sequence[Choice], columns: Sequence[str]) -> dict[str, dict[str, list[int]]]:
-    """The places of pairs by people's margin, by which response is longer, and by columns of the prompts."""
+    """The places of pairs by people's margin, by which response is longer, and by columns of the
+    prompts.
+    """
     found: dict[str, dict[str, list[int]]] = {}
     labels: dict[str, list[str]] = {"margin": _margins(pairs)}
     labels["the chosen response"] = ["longer" if pair.longer > 0 else "shorter" for pair in pairs]
@@ -73,7 +77,9 @@ def _order(value: str) -> tuple[int, str]:
 
 
 def _margins(pairs: Sequence[Choice]) -> list[str]:
-    """How much better people found the chosen response, by name; numbers are cut at their median."""
+    """How much better people found the chosen response, by name; numbers are cut at their
+    median.
+    """
     numbers = [pair.margin for pair in pairs if isinstance(pair.margin, int | float)]
     middle = median(numbers) if numbers else 0.0
     names = []
@@ -87,10 +93,11 @@ def _margins(pairs: Sequence[Choice]) -> list[str]:
 
 
 def calibration(pairs: Sequence[Choice], gaps: Gaps, rater: str) -> tuple[list[Row], Any]:
-    """Whether a reward is right as often as its scores say, if it is a Bradley-Terry model; and its bins.
+    """Whether a reward is right as often as its scores say, if it is a Bradley-Terry model; and its
+    bins.
 
-    Its confidence in a pair is sigmoid(|gap|); a label with a probability is right with that probability.
-    The log loss is the mean of -log P(label) in nats; log 2 is a coin.
+    Its confidence in a pair is sigmoid(|gap|); a label with a probability is right with that
+    probability. The log loss is the mean of -log P(label) in nats; log 2 is a coin.
     """
     sure, right, losses, units = [], [], [], []
     for pair, gap in zip(pairs, gaps, strict=True):
@@ -111,8 +118,8 @@ def calibration(pairs: Sequence[Choice], gaps: Gaps, rater: str) -> tuple[list[R
 def relations(pairs: Sequence[Choice], raters: Mapping[str, Gaps]) -> list[Row]:
     """What length explains of each rater, and in how many pairs two raters have the same winner.
 
-    The first is Spearman's rank correlation of the gap in score with the gap in length, in characters.
-    Pairs that a rater finds equal have no winner.
+    The first is Spearman's rank correlation of the gap in score with the gap in length, in
+    characters. Pairs that a rater finds equal have no winner.
     """
     from scipy import stats
 

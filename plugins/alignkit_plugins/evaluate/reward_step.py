@@ -1,9 +1,10 @@
-"""The step `evaluate_reward`: how well rewards agree with people's preferences on pairs that nothing was trained on.
+"""The step `evaluate_reward`: how well rewards agree with people's preferences on pairs that
+nothing was trained on.
 
 Accuracy has intervals and is shown by people's margins, as in Llama 2 (Touvron et al. 2023,
-arXiv:2307.09288, table 8), and by columns of the pairs. In addition to the paper, the step says how far
-the scores of a reward model can be taken as probabilities, and how much of them is length (Singhal et
-al. 2023, arXiv:2310.03716).
+arXiv:2307.09288, table 8), and by columns of the pairs. In addition to the paper, the step says how
+far the scores of a reward model can be taken as probabilities, and how much of them is length
+(Singhal et al. 2023, arXiv:2310.03716).
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
 
 
 class EvaluateReward(Step):
-    """Count how often the chosen response of a pair scores higher by each reward, and is preferred by each judge."""
+    """Count how often the chosen response of a pair scores higher by each reward, and is preferred
+    by each judge.
+    """
 
     class Options(alignkit.Options):
         rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
@@ -123,7 +126,9 @@ class EvaluateReward(Step):
         return Artifact(summary=summary, report=Report(blocks))
 
     def _with_pairs(self, read: Sequence[Group]) -> list[Group]:
-        """The groups that have pairs. Raises DataError without any, or for a column that none has."""
+        """The groups that have pairs. Raises DataError without any, or for a column that none
+        has.
+        """
         groups = [group for group in read if resolved_pairs(group)]
         if not groups:
             raise DataError(f"none of {len(read)} rows has a preference pair", option=("pairs",))
@@ -145,7 +150,9 @@ class EvaluateReward(Step):
     def _notes(
         self, read: Sequence[Group], groups: Sequence[Group], context: StepContext
     ) -> list[str]:
-        """What a reader must know: rows without a pair, and pairs that reward models learned from."""
+        """What a reader must know: rows without a pair, and pairs that reward models learned
+        from.
+        """
         notes = []
         if without := len(read) - len(groups):
             notes.append(f"{without} of {len(read)} rows have no pair and are left out")

@@ -20,10 +20,18 @@ COLUMN = "subset"
 
 
 class RewardBench2(ColumnFormat):
-    """A prompt with several chosen and several rejected texts; every chosen one is better than every rejected one."""
+    """A prompt with several chosen and several rejected texts; every chosen one is better than
+    every rejected one.
+    """
 
-    example = '{"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["3", "5", "22"], "subset": "Math", "id": "1"}'
-    wants = "prompt, and chosen and rejected, which are lists of texts; optional id, subset and num_correct"
+    example = (
+        '{"prompt": "2 + 2?", "chosen": ["4"], "rejected": ["3", "5", "22"], "subset": "Math", '
+        '"id": "1"}'
+    )
+    wants = (
+        "prompt, and chosen and rejected, which are lists of texts; optional id, subset and "
+        "num_correct"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -63,8 +71,8 @@ def applies(groups: Sequence[Group]) -> bool:
 def rows_of(groups: Sequence[Group], rewards: Sequence[str]) -> list[Row]:
     """How often the chosen response scores highest, in each subset.
 
-    If k responses share the highest score, it counts 1/k. Prompts without all scores, and those with
-    several right answers (the subset Ties), count for nothing.
+    If k responses share the highest score, it counts 1/k. Prompts without all scores, and those
+    with several right answers (the subset Ties), count for nothing.
     """
     rows, subsets = [], sorted({str(group.meta[COLUMN]) for group in groups})
     for subset in subsets:

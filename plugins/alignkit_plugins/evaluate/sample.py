@@ -179,7 +179,9 @@ class Sample(Step):
 
 
 def best(group: Group) -> Group:
-    """The group with its best response only, the first one of equals; none if no response has a score."""
+    """The group with its best response only, the first one of equals; none if no response has a
+    score.
+    """
     scores = [response.scores[REWARD_KEY] for response in group.responses]
     highest = max((score for score in scores if score is not None), default=0.0)
     for response, score in zip(group.responses, scores, strict=True):
@@ -189,7 +191,9 @@ def best(group: Group) -> Group:
 
 
 def scores(groups: Sequence[Group]) -> dict[str, Any]:
-    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4 ... N."""
+    """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4
+    ... N.
+    """
     import torch
 
     from alignkit import functional as F

@@ -1,8 +1,9 @@
-"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for `from: STAGE`.
+"""The step `select_best`: choose the policy with the best mean reward on validation prompts, for
+`from: STAGE`.
 
-InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which rose
-after one epoch while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155, section 3.5
-and appendix C.1).
+InstructGPT chose its SFT checkpoint by the reward model's score and not by validation loss, which
+rose after one epoch while people's preference still grew (Ouyang et al. 2022, arXiv:2203.02155,
+section 3.5 and appendix C.1).
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from alignkit_plugins.compare.tables import table
 
 
 class SelectBest(Step):
-    """All policies answer the same prompts with the same random streams. The earliest of equal policies wins."""
+    """All policies answer the same prompts with the same random streams. The earliest of equal
+    policies wins.
+    """
 
     class Options(alignkit.SamplingOptions):
         policies: list[PolicyRef] = Field(
@@ -98,7 +101,9 @@ def complete(groups: Sequence[Group], policies: Sequence[str]) -> list[Group]:
 
 
 def selected(groups: Sequence[Group], policies: Sequence[str]) -> tuple[str, list[Row]]:
-    """The first of the policies with the highest mean reward, and how far each other one is from it."""
+    """The first of the policies with the highest mean reward, and how far each other one is from
+    it.
+    """
     means = {row.policy: row.estimate["mean"] for row in rated(groups, policies, None, REWARD_KEY)}
     highest = max(means.values())
     best = next(policy for policy, mean in means.items() if statistics.equal(mean, highest))

@@ -1,6 +1,7 @@
 """Questions about a text that may not answer them: SQuAD 1 and 2, as rows of the Hugging Face Hub.
 
-Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD", arXiv:1806.03822.
+Rajpurkar et al. 2018, "Know What You Don't Know: Unanswerable Questions for SQuAD",
+arXiv:1806.03822.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class Squad(Format):
     """
 
     wants = "context, question and answers {text: [...]}"
-    example = '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], "answer_start": []}}'
+    example = (
+        '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], '
+        '"answer_start": []}}'
+    )
 
     class Options(alignkit.Options):
         prompt: str = Field(

@@ -1,11 +1,13 @@
-"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence intervals.
+"""The step `evaluate`: compare policies on held-out prompts by rewards and judges, with confidence
+intervals.
 
-All policies answer the same prompts with the same random streams, and every reward scores all answers. A prompt is the
-unit of all statistics: its samples are averaged first, policies are compared prompt by prompt, and intervals are at 95%
-(`evaluation.statistics`). As in Llama 2 (Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results
-are mean differences from a baseline and win rates. In addition to the paper, they show the difference at equal length,
-because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716), and the KL to the
-baseline in nats.
+All policies answer the same prompts with the same random streams, and every reward scores all
+answers. A prompt is the unit of all statistics: its samples are averaged first, policies are
+compared prompt by prompt, and intervals are at 95% (`evaluation.statistics`). As in Llama 2
+(Touvron et al. 2023, arXiv:2307.09288, section 3.4 and figure 11), the results are mean differences
+from a baseline and win rates. In addition to the paper, they show the difference at equal length,
+because longer answers are the usual way to fool a reward (Singhal et al. 2023, arXiv:2310.03716),
+and the KL to the baseline in nats.
 """
 
 from __future__ import annotations
@@ -66,12 +68,17 @@ CUT = ("min_new_tokens", "top_p", "top_k")  # keys of sampling that leave tokens
 
 
 class Evaluate(Step):
-    """Sample from each policy, score with each reward, and compare each policy with the baseline."""
+    """Sample from each policy, score with each reward, and compare each policy with the
+    baseline.
+    """
 
     class Options(AnswerOptions):
         policies: list[PolicyRef | Variant] = Field(
             min_length=1,
-            description="policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, reward: ...}`",
+            description=(
+                "policies to compare: `base`, stages, `STAGE@k`, or `{policy: sft, best_of: 4, "
+                "reward: ...}`"
+            ),
         )
         metrics: dict[str, Metric] = Field(
             default_factory=dict,
@@ -82,7 +89,10 @@ class Evaluate(Step):
         )
         examples: DataRef | None = Field(
             None,
-            description="held-out demonstrations, pairs or rankings, which the policies read without sampling",
+            description=(
+                "held-out demonstrations, pairs or rankings, which the policies read without "
+                "sampling"
+            ),
         )
         judges: list[JudgeRef] = Field(
             default_factory=list,
@@ -93,7 +103,9 @@ class Evaluate(Step):
         )
         baseline: PolicyRef | None = Field(
             None,
-            description="policy to compare the others with; default: the first but `base`, or else `base`",
+            description=(
+                "policy to compare the others with; default: the first but `base`, or else `base`"
+            ),
         )
         kl: bool = Field(True, description="measure the KL to the baseline")
         samples_per_prompt: int = Field(
@@ -115,11 +127,13 @@ class Evaluate(Step):
                 raise ValueError("name at least one metric, reward or judge, or examples")
             if taken := [name for name in self.metrics if name in raters]:
                 raise ValueError(
-                    f"'{taken[0]}' is the name of a metric, and of a reward or judge; rename the metric"
+                    f"'{taken[0]}' is the name of a metric, and of a reward or judge; rename the "
+                    "metric"
                 )
             if self.kl and self.sampling.temperature == 0:
                 raise ValueError(
-                    "the KL is measured at the sampling temperature: set one above 0, or `kl: false`"
+                    "the KL is measured at the sampling temperature: set one above 0, or `kl: "
+                    "false`"
                 )
             if len(self.policies) < 2 and self.judges:
                 raise ValueError("judges compare policies: name at least two")
@@ -170,7 +184,9 @@ class Evaluate(Step):
                 self._shots(policy, prompts, data.load)
 
     def _prompts(self, rows: Sequence[Group]) -> tuple[list[Group], list[str]]:
-        """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns need."""
+        """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns
+        need.
+        """
         different, notes = prompts_to_compare(rows, self.options.limit)
         metrics.check_where(self.options.metrics, different)
         prompts, shared = together(different, self.options.prompts)
@@ -181,7 +197,9 @@ class Evaluate(Step):
     def _shots(
         self, policy: Variant, prompts: Sequence[Group], load: Callable[[Any], list[Group] | None]
     ) -> list[Group]:
-        """The examples in front of a policy's prompts. Raises DataError for those that cannot be."""
+        """The examples in front of a policy's prompts. Raises DataError for those that cannot
+        be.
+        """
         rows = load(policy.few_shot) if policy.few_shot is not None else None
         try:
             return shots_of(rows or (), prompts)
@@ -191,7 +209,8 @@ class Evaluate(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        # Before sampling: a reward that cannot work, because a key or a file is missing, fails here.
+        # Before sampling: a reward that cannot work, because a key or a file is missing, fails
+        # here.
         of_metrics = [context.scorer(spec) for spec in metrics.distinct_rewards(options.metrics)]
         of_rewards = [context.scorer(spec) for spec in options.rewards]
         components = zip(judge_names(options.judges), options.judges, strict=True)
@@ -302,7 +321,9 @@ class Evaluate(Step):
     def _policies(
         self, prompts: Sequence[Group], context: StepContext
     ) -> tuple[dict[str, Prompted], str | None]:
-        """How each policy answers, and their base model, which answers as well; None if they have several."""
+        """How each policy answers, and their base model, which answers as well; None if they have
+        several.
+        """
         found = dict[str, Prompted]()
         for name, policy in self._named.items():
             found[name] = Prompted(role_of(policy))
@@ -339,7 +360,8 @@ class Evaluate(Step):
         groups, _ = together(examples.usable(loaded), self.options.examples)
         if others := len(loaded) - len(groups):
             context.say(
-                f"{context.out.name}: dropped {others} of {len(loaded)} examples: they compare nothing"
+                f"{context.out.name}: dropped {others} of {len(loaded)} examples: they compare "
+                "nothing"
             )
         return examples.measured(groups, self._readers(policies), context)
 
@@ -369,10 +391,12 @@ class Evaluate(Step):
         context: StepContext | None = None,
         groups: Sequence[Group] = (),
     ) -> Callable[[str, Any], bool | None]:
-        """Whether a rater judges itself in a policy, which learned from it, or whose answers it chose.
+        """Whether a rater judges itself in a policy, which learned from it, or whose answers it
+        chose.
 
-        The known answer to a prompt that the policy has not learned from is no opinion that it could please. context,
-        groups: None before the run, which says what the policies have learned from.
+        The known answer to a prompt that the policy has not learned from is no opinion that it
+        could please. context, groups: None before the run, which says what the policies have
+        learned from.
         """
 
         def learned(name: str, rater: Any) -> bool | None:
@@ -413,8 +437,11 @@ class Evaluate(Step):
         if not alone:
             return []
         return [
-            f"warning: nothing in this evaluation judges {', '.join(alone)} independently: training was to please "
-            f"{', '.join(raters)}. Add `metrics:` with a reward that nothing was trained on"
+            (
+                f"warning: nothing in this evaluation judges {', '.join(alone)} independently: "
+                f"training was to please {', '.join(raters)}. Add `metrics:` with a reward that "
+                "nothing was trained on"
+            )
         ]
 
     def _warnings(self, prompts: Sequence[Group], context: StepContext) -> list[str]:
@@ -431,7 +458,8 @@ class Evaluate(Step):
                 unknown.append(name)
         if unknown:
             texts.append(
-                f"warning: it was not checked whether {', '.join(unknown)} learned from these prompts"
+                f"warning: it was not checked whether {', '.join(unknown)} learned from these "
+                "prompts"
             )
         texts += filter(None, [training_data_note(context, models, prompts, "prompts")])
         for text in texts:
@@ -454,7 +482,9 @@ class Evaluate(Step):
 
 @dataclass(frozen=True)
 class _Rated:
-    """What rates the answers. scales: of metrics and rewards. trained_on: of the raters that decide, by policy."""
+    """What rates the answers. scales: of metrics and rewards. trained_on: of the raters that
+    decide, by policy.
+    """
 
     step: Evaluate
     scales: Mapping[str, Scale]

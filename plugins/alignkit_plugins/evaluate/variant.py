@@ -1,11 +1,13 @@
-"""Policies that answer in another way: with examples in front of the prompt, or with the best of several answers.
+"""Policies that answer in another way: with examples in front of the prompt, or with the best of
+several answers.
 
-Examples are the baseline that InstructGPT compared with, GPT-3 with a few-shot prefix (Ouyang et al. 2022,
-arXiv:2203.02155, section 3.5). They are the same for all prompts: earlier turns of the conversation. Only the policy
-reads them: rewards, judges and the reference of the KL see the plain prompt.
+Examples are the baseline that InstructGPT compared with, GPT-3 with a few-shot prefix (Ouyang et
+al. 2022, arXiv:2203.02155, section 3.5). They are the same for all prompts: earlier turns of the
+conversation. Only the policy reads them: rewards, judges and the reference of the KL see the plain
+prompt.
 
-The best of N answers by a reward is what WebGPT (Nakano et al. 2021, arXiv:2112.09332, section 3.2) calls rejection
-sampling: it needs no training, and N times the tokens.
+The best of N answers by a reward is what WebGPT (Nakano et al. 2021, arXiv:2112.09332, section 3.2)
+calls rejection sampling: it needs no training, and N times the tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Variant(alignkit.Options):
     policy: PolicyRef = Field(description="who answers: `base`, a stage or `STAGE@k`")
     few_shot: DataRef | None = Field(
         None,
-        description="demonstrations to put in front of each prompt, all of them: `limit: 4` takes the first",
+        description=(
+            "demonstrations to put in front of each prompt, all of them: `limit: 4` takes the first"
+        ),
     )
     best_of: int = Field(
         1, ge=1, le=1024, description="how many answers `reward` chooses each answer from"
@@ -45,7 +49,8 @@ class Variant(alignkit.Options):
     def _differs(self) -> Any:
         if (self.best_of > 1) != (self.reward is not None):
             raise ValueError(
-                "best_of and reward belong together: `best_of: 4` answers, and what chooses among them"
+                "best_of and reward belong together: `best_of: 4` answers, and what chooses "
+                "among them"
             )
         if self.few_shot is None and self.best_of == 1:
             raise ValueError(
@@ -106,7 +111,9 @@ def _best(group: Group, scored: Group, best_of: int) -> Group:
 
 
 def best_places(scores: Sequence[float | None], best_of: int) -> list[int]:
-    """The place of the best of each `best_of` scores: the first of equal ones. None is the worst."""
+    """The place of the best of each `best_of` scores: the first of equal ones. None is the
+    worst.
+    """
     known = [float("-inf") if score is None else score for score in scores]
     return [
         max(range(start, start + best_of), key=known.__getitem__)
@@ -117,7 +124,8 @@ def best_places(scores: Sequence[float | None], best_of: int) -> list[int]:
 def shots_of(rows: Sequence[Group], prompts: Sequence[Group]) -> list[Group]:
     """The examples among rows. prompts: those that will be answered, of which no row may be one.
 
-    Raises DataError, with an option of Variant, for rows that are no demonstrations, or that show a prompt.
+    Raises DataError, with an option of Variant, for rows that are no demonstrations, or that show a
+    prompt.
     """
     asked = {_words(prompt.prompt) for prompt in prompts}
     for group in rows:

@@ -1,4 +1,5 @@
-"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and LLaMA-Factory's keys.
+"""Columns with conversations as data sets store them: OpenAI's, ShareGPT's, axolotl's and
+LLaMA-Factory's keys.
 
 | a turn has | it is read as |
 |---|---|
@@ -7,11 +8,14 @@
 | system, developer | a system turn |
 | tool, function, observation, function_response, ipython | a tool turn: the result of a call |
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
-| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON of one |
+| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON
+of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
 | `train`, `training` or `loss` true or false | whether an assistant turn is learned |
-| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may be any JSON |
+| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a
+demonstration |
+| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may
+be any JSON |
 """
 
 from __future__ import annotations
@@ -80,7 +84,9 @@ def first_of(row: Any, names: Iterable[str]) -> str:
 
 
 def read_message(turn: Any, where: str) -> Message:
-    """A message from a turn with any of the keys in the module's table. Raises BadRow that names `where`."""
+    """A message from a turn with any of the keys in the module's table. Raises BadRow that names
+    `where`.
+    """
     if not isinstance(turn, Mapping):
         raise BadRow(f"{where} must be a message, not {kind_of(turn)}")
     speaker = turn.get(first_of(turn, ("role", "from")))
@@ -88,7 +94,8 @@ def read_message(turn: Any, where: str) -> Message:
     role = SPEAKERS.get(name)
     if role is None:
         raise BadRow(
-            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of {', '.join(SPEAKERS)}"
+            f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of "
+            f"{', '.join(SPEAKERS)}"
         )
     content = turn.get(first_of(turn, ("content", "value", "text")))
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
@@ -114,7 +121,8 @@ def read_message(turn: Any, where: str) -> Message:
         raise BadRow(f"{where} must have text as its reasoning, not {kind_of(thought)}")
     if role != "assistant" and (thought or calls):
         raise BadRow(
-            f"{where}: only assistant turns have reasoning and tool calls, but its role is {speaker!r}"
+            f"{where}: only assistant turns have reasoning and tool calls, but its role is "
+            f"{speaker!r}"
         )
     if thought:
         message["reasoning_content"] = thought
@@ -184,12 +192,15 @@ def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
-    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write it as JSON."""
+    """Calls, or JSON of them, in OpenAI's envelope. Their arguments are an object: templates write
+    it as JSON.
+    """
     value = _json(value, where)
     calls = [value] if isinstance(value, Mapping) else value
     if not isinstance(calls, list | tuple) or not calls:
         raise BadRow(
-            f"{where}: a tool call must be {{name, arguments}} or a list of these, not {kind_of(value)}"
+            f"{where}: a tool call must be {{name, arguments}} or a list of these, not "
+            f"{kind_of(value)}"
         )
     read = []
     for call in calls:
@@ -222,7 +233,9 @@ def _json(value: Any, where: str) -> Any:
 
 
 def tools_column(row: Mapping[str, Any]) -> str:
-    """The column with a row's tools: `tools`, or another usual name whose value is a list of schemas."""
+    """The column with a row's tools: `tools`, or another usual name whose value is a list of
+    schemas.
+    """
     for name in TOOL_COLUMNS if not row.get("tools") else ():
         try:
             functions = [tool["function"] for tool in tools_of(row.get(name))]
@@ -236,9 +249,11 @@ def tools_column(row: Mapping[str, Any]) -> str:
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
-    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if there are none.
+    """The functions that the assistant may call: a list of JSON schemas, or JSON text of one; () if
+    there are none.
 
-    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates expect it.
+    A schema without OpenAI's envelope {"type": "function", "function": ...} gets one, as templates
+    expect it.
     """
     value = _json(value, "column 'tools'")
     schemas = [value] if isinstance(value, Mapping) else value or ()
@@ -257,7 +272,9 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
-    """The number of turns that both conversations begin with, up to a turn that the assistant answers."""
+    """The number of turns that both conversations begin with, up to a turn that the assistant
+    answers.
+    """
     same = 0
     for count, (turn, theirs) in enumerate(zip(one, other, strict=False), 1):
         if turn != theirs:
@@ -271,7 +288,9 @@ def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
 
 
 class ColumnFormat(Format):
-    """Base class of formats with conversations in their columns, in any layout of the module's table."""
+    """Base class of formats with conversations in their columns, in any layout of the module's
+    table.
+    """
 
     def group(
         self,
@@ -285,7 +304,8 @@ class ColumnFormat(Format):
 
         Args:
             row: Its columns.
-            used: Columns whose content is in the prompt and the responses; the others become `meta`.
+            used: Columns whose content is in the prompt and the responses; the others become
+                `meta`.
             prompt: The turns before the responses.
             responses: To the prompt.
             pairs: Of the responses; None derives them from their ranks.
@@ -351,7 +371,8 @@ class ColumnFormat(Format):
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
-        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of these, or plain text.
+        """The turns of a column: a list of messages (OpenAI or ShareGPT), one message, JSON of
+        these, or plain text.
 
         Plain text becomes one turn: the user's, or the assistant's if `user` is false.
 
@@ -401,13 +422,16 @@ class ColumnFormat(Format):
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text of one."""
+        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text
+        of one.
+        """
         columns = columns_of(row)
         return tools_of(columns.get(tools_column(columns)))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
-        """A response from the turns after the prompt: text if it is one turn of text alone, else messages.
+        """A response from the turns after the prompt: text if it is one turn of text alone, else
+        messages.
 
         Args:
             turns: Of a conversation, in order.
@@ -417,7 +441,8 @@ class ColumnFormat(Format):
             raise BadRow("the last turn must be an assistant turn")
         if turns[0]["role"] != "assistant":
             raise BadRow(
-                f"the first turn after the prompt must be an assistant turn, not a {turns[0]['role']} turn"
+                "the first turn after the prompt must be an assistant turn, not a "
+                f"{turns[0]['role']} turn"
             )
         if (
             len(turns) == 1
@@ -433,8 +458,8 @@ class ColumnFormat(Format):
     ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
-        A greeting of the assistant, before the user has spoken, is part of the prompt. A label belongs to the last
-        answer, so that all other turns are part of the prompt.
+        A greeting of the assistant, before the user has spoken, is part of the prompt. A label
+        belongs to the last answer, so that all other turns are part of the prompt.
 
         Args:
             turns: Of a conversation, in order.
@@ -492,7 +517,9 @@ class ColumnFormat(Format):
 
     @staticmethod
     def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a question says are kept."""
+        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a
+        question says are kept.
+        """
         columns = columns_of(row)
         if "tools" in used:
             used = (*used, tools_column(columns))
@@ -522,9 +549,11 @@ def words_in(value: Any) -> Iterator[str]:
 
 
 def _messages_in_cell(text: str, name: str, user: bool) -> Any:
-    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text unchanged.
+    """The messages in a table's cell, if it holds JSON or Python's text of them; else the text
+    unchanged.
 
-    user: whether the user may speak. An answer may be data that somebody asked for, such as a message.
+    user: whether the user may speak. An answer may be data that somebody asked for, such as a
+    message.
     """
     if not text.lstrip().startswith(("[", "{")):
         return text
@@ -544,7 +573,9 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
 
 
 def _python_value(text: str, name: str) -> Any:
-    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy prints it."""
+    """The list that pandas wrote into a table as Python prints it. Raises BadRow for one as numpy
+    prints it.
+    """
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -118,8 +118,8 @@ class Dialogues(ColumnFormat):
         matches = find_dialogues(self.text(row, "text"))
         if len(matches) != 1:
             raise BadRow(
-                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file may "
-                "hold many)"
+                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file "
+                "may hold many)"
             )
         return self._group(matches[0], self.rest(row, "text"))
 

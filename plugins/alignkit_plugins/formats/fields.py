@@ -46,7 +46,8 @@ class Missing(BadRow):
 
 
 class Text:
-    """A text with fields. columns: those that it reads. Raises ValueError if it cannot be understood.
+    """A text with fields. columns: those that it reads. Raises ValueError if it cannot be
+    understood.
 
     where: the key of the template, for errors.
     """
@@ -223,14 +224,18 @@ def _choices(value: Any, path: str) -> tuple[list[str], list[str]]:
 
 
 def texts_of(values: Any, path: str) -> list[str]:
-    """Texts and numbers as texts. path: what holds them, for the error. Raises BadRow for anything else."""
+    """Texts and numbers as texts. path: what holds them, for the error. Raises BadRow for anything
+    else.
+    """
     if not isinstance(values, list):
         raise BadRow(f"'{path}' must be a list, not {kind_of(values)}")
     return [_written(one, f"'{path}' must be a list of texts, but an item") for one in values]
 
 
 def _place(row: Mapping[str, Any], index: str, texts: Sequence[str], labels: Sequence[str]) -> int:
-    """The place of the choice that an index means: a number, or a column whose value names the choice."""
+    """The place of the choice that an index means: a number, or a column whose value names the
+    choice.
+    """
     if _NUMBER.fullmatch(index):
         return choice_of(int(index), index, len(texts))
     first = int(index not in row and index.endswith("-1"))
@@ -244,7 +249,9 @@ def _place(row: Mapping[str, Any], index: str, texts: Sequence[str], labels: Seq
 
 
 def choice_of(answer: Any, name: str, count: int, first: int = 0) -> int:
-    """The place, from 0, that a letter or a number means. first: the number of the first choice. Raises BadRow."""
+    """The place, from 0, that a letter or a number means. first: the number of the first choice.
+    Raises BadRow.
+    """
     plain, place = _plain(answer).upper(), -1
     if len(plain) == 1 and plain in ascii_uppercase:
         place = ascii_uppercase.index(plain)

@@ -55,7 +55,10 @@ class LabeledPairs(ColumnFormat):
 
     Options = LabeledPairsOptions
     example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
-    wants = "prompt, instruction or input, two answers such as output_1 and output_2, and a label, preference or winner"
+    wants = (
+        "prompt, instruction or input, two answers such as output_1 and output_2, and a label, "
+        "preference or winner"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -103,8 +106,9 @@ class LabeledPairs(ColumnFormat):
         layout = replace(layout, **columns)
         if not layout.labels:
             raise BadRow(
-                f"what the values of '{layout.label[0]}' mean is unknown, such as {row.get(layout.label[0])!r}; "
-                "say it with `labels`, as in `labels: {'1': first, '2': second, '0': tie}`"
+                f"what the values of '{layout.label[0]}' mean is unknown, such as "
+                f"{row.get(layout.label[0])!r}; say it with `labels`, as in `labels: {{'1': "
+                f"first, '2': second, '0': tie}}`"
             )
         return layout
 
@@ -133,7 +137,8 @@ class LabeledPairs(ColumnFormat):
         if layout.soft and _SOFT.fullmatch(value) and 0 < (p := float(value) - 1) < 1:
             return Pair(1, 0, p=p) if p > 0.5 else Pair(0, 1, p=1 - p)
         raise BadRow(
-            f"column '{name}' holds {row.get(name)!r}, but the known labels are {', '.join(layout.labels)}"
+            f"column '{name}' holds {row.get(name)!r}, but the known labels are "
+            f"{', '.join(layout.labels)}"
         )
 
 
@@ -142,7 +147,9 @@ def _by_value(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_winner(row: Any) -> Any:
-    """The row with WINNERS as one label, and with its lists of the user's and the models' turns as conversations."""
+    """The row with WINNERS as one label, and with its lists of the user's and the models' turns as
+    conversations.
+    """
     if not Format.has(row, *WINNERS):
         return row
     winners = [

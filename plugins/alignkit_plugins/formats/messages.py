@@ -31,8 +31,14 @@ _HISTORY = TypeAdapter(list[tuple[str, str]] | None)
 class Messages(ColumnFormat):
     """One conversation per row; `label` says whether its last answer is good."""
 
-    example = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
-    wants = "messages [{role, content}] or conversations [{from, value}]; optional label (true or false), system, tools"
+    example = (
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello!"}]}'
+    )
+    wants = (
+        "messages [{role, content}] or conversations [{from, value}]; optional label (true or "
+        "false), system, tools"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -87,7 +93,8 @@ class Alpaca(Messages):
                 names.append(name)
         if len(names) > 2:
             raise BadRow(
-                "columns 'input' and 'context' both hold text; rename one: `columns: {other_context: context}`"
+                "columns 'input' and 'context' both hold text; rename one: `columns: "
+                "{other_context: context}`"
             )
         try:
             pairs = _HISTORY.validate_python(row.get("history")) or []

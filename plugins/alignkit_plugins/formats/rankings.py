@@ -4,10 +4,10 @@ Rankings of K responses to a prompt are as in InstructGPT (Ouyang et al. 2022, a
 rank 1 is best. Responses may have scores instead of ranks, such as grades from 1 to 7: a higher
 score is better, and the difference is the pair's margin. Equal scores make no pair.
 
-A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes several
-groups: every prompt, with the conversation before it and all its replies; those that people ranked
-form pairs (rank 0 is best). Deleted messages and messages that failed the review are left out, with
-all that follows them.
+A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
+several groups: every prompt, with the conversation before it and all its replies; those that people
+ranked form pairs (rank 0 is best). Deleted messages and messages that failed the review are left
+out, with all that follows them.
 """
 
 from __future__ import annotations
@@ -75,8 +75,14 @@ class Rankings(ColumnFormat):
     [better, worse].
     """
 
-    example = '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": 2}]}'
-    wants = "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, ...], scores or pairs"
+    example = (
+        '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": '
+        "2}]}"
+    )
+    wants = (
+        "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, "
+        "...], scores or pairs"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -159,7 +165,10 @@ class Unlabeled(ColumnFormat):
     """
 
     example = '{"prompt": "Hi", "response_a": "Hello!", "response_b": "Go away."}'
-    wants = "prompt, question or instruction, and response_a, response_b ... or responses [text], and no label"
+    wants = (
+        "prompt, question or instruction, and response_a, response_b ... or responses [text], "
+        "and no label"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -183,7 +192,8 @@ class Unlabeled(ColumnFormat):
         answers = _answers(row, LISTS[:1]) or _answers(row, LISTS)
         if len(answers) < 2:
             raise BadRow(
-                "two answers are required, such as response_a and response_b, or a list of texts: responses"
+                "two answers are required, such as response_a and response_b, or a list of "
+                "texts: responses"
             )
         responses, used = [], [prompt]
         for name, answer in answers.items():
@@ -198,7 +208,9 @@ class Unlabeled(ColumnFormat):
 
 
 def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
-    """The answers by the name of the column, or of the place in a list. lists: names of columns with a list."""
+    """The answers by the name of the column, or of the place in a list. lists: names of columns
+    with a list.
+    """
     for name in lists:
         if isinstance(row.get(name), list):
             return {f"{name}[{place}]": answer for place, answer in enumerate(row[name])}

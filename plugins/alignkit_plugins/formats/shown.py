@@ -12,7 +12,9 @@ WIDTH = 88  # characters of a text
 
 
 class Shown(NamedTuple):
-    """What somebody says in a row. facts: what is known of it, such as `margin 1` or `label good`."""
+    """What somebody says in a row. facts: what is known of it, such as `margin 1` or `label
+    good`.
+    """
 
     who: str
     text: str

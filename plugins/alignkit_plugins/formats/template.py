@@ -51,7 +51,9 @@ class TemplateOptions(alignkit.Options):
     )
     best: str | None = Field(
         None,
-        description="best one of the responses: its letter, or its number counted from 0; empty for a tie",
+        description=(
+            "best one of the responses: its letter, or its number counted from 0; empty for a tie"
+        ),
     )
     ranks: Texts | None = Field(None, description="ranks of the responses; 1 is best")
     scores: Texts | None = Field(
@@ -64,15 +66,19 @@ class TemplateOptions(alignkit.Options):
         None,
         min_length=2,
         max_length=2,
-        description="conversation in two columns: lists of what the user and the assistant say; the "
-        "prompt precedes the first turn",
+        description=(
+            "conversation in two columns: lists of what the user and the assistant say; the "
+            "prompt precedes the first turn"
+        ),
     )
     answer: str | None = Field(
         None, description="right answer, which rewards find in the column `answer`"
     )
     required: list[str] = Field(
         default_factory=list,
-        description="what must not be empty, such as ['{answer}']: other rows are dropped and counted",
+        description=(
+            "what must not be empty, such as ['{answer}']: other rows are dropped and counted"
+        ),
     )
 
     @field_validator("*")

@@ -3,10 +3,10 @@
 A preference without a prompt must hold conversations: the turns that both share are the prompt. Two
 texts without a prompt are refused: letters that both answers begin with are not the user's words.
 
-Also Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or demonstrations.
-A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number, number]}, in which
-the higher score wins, the difference is the margin, and a tie makes no pair; or one transcript, as a
-string or as {text: ...}.
+Also Anthropic's HH-RLHF transcripts (Bai et al. 2022, arXiv:2204.05862), as pairs or
+demonstrations. A row is {chosen, rejected}; or {text: [transcript, transcript], score: [number,
+number]}, in which the higher score wins, the difference is the margin, and a tie makes no pair; or
+one transcript, as a string or as {text: ...}.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ PAIRS = (
 OTHERS = ("rejected_response", "rejected_messages", "rejected")
 PROMPTS = ("prompt", "conversations", "question", "query", "instruction", "input", "messages")
 SCORES = ("score", "rating", "reward")
-# One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs` reads
-# such rows.
+# One of two answers, such as `output_1`, `response b` or `model_a_completion`: `labeled_pairs`
+# reads such rows.
 NUMBERED = re.compile(
     r"(response|output|completion|answer|conversation)s?[ _-]?[0-9ab]$|model_[ab]_completion$"
 )
@@ -65,7 +65,9 @@ def has_words(row: Any, name: str) -> bool:
 
 
 def with_other_answer(row: Any) -> Any:
-    """The row of a conversation and of another last answer, a worse one, as `chosen` and `rejected`."""
+    """The row of a conversation and of another last answer, a worse one, as `chosen` and
+    `rejected`.
+    """
     name, other = first_of(row, NAMES), first_of(row, OTHERS)
     if not name or not other or pair_columns(row):
         return row
@@ -102,15 +104,18 @@ class Preference(ColumnFormat):
         return not is_transcript(chosen) or any(has_words(row, name) for name in PROMPTS[:-1])
 
     def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
-        """Refuse to make one column always the better one in a row that says which one is better."""
+        """Refuse to make one column always the better one in a row that says which one is
+        better.
+        """
         for name in VERDICTS if {"chosen", "rejected"} <= columns.keys() else ():
             value = row.get(name)
             words = str(value).strip().lower() if isinstance(value, str | int | float) else ""
             if words and VERDICT.fullmatch(words):
                 raise BadRow(
-                    f"column '{name}' holds {value!r}, which seems to say which answer is better, but `columns` makes "
-                    f"'{columns['chosen']}' the better one in every row; use the format `labeled_pairs`, or, if "
-                    f"'{name}' means something else, rename it, too"
+                    f"column '{name}' holds {value!r}, which seems to say which answer is better, "
+                    f"but `columns` makes '{columns['chosen']}' the better one in every row; use "
+                    f"the format `labeled_pairs`, or, if '{name}' means something else, rename "
+                    "it, too"
                 )
 
     def read(self, row: Any) -> Group:
@@ -134,8 +139,8 @@ class Preference(ColumnFormat):
             shared, used = shared_turns(chosen, rejected), PROMPTS[:2]
             if not shared:
                 raise BadRow(
-                    f"there is no prompt: {better} and {worse} begin with different turns, or are single texts; "
-                    "name the prompt's column with `columns: {prompt: COLUMN}`"
+                    f"there is no prompt: {better} and {worse} begin with different turns, or are "
+                    f"single texts; name the prompt's column with `columns: {{prompt: COLUMN}}`"
                 )
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         pairs = () if self._tied(row) else (self.pair(row),)
@@ -149,7 +154,9 @@ class Preference(ColumnFormat):
         )
 
     def _tied(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row's scores are equal, so that none is better. Refuses scores that contradict its columns."""
+        """Whether a row's scores are equal, so that none is better. Refuses scores that contradict
+        its columns.
+        """
         tied = False
         for better in filter(RATED.fullmatch, map(str, row)):
             worse = better.replace("chosen", "rejected")
@@ -163,7 +170,8 @@ class Preference(ColumnFormat):
                 tied = True
             elif good < bad:
                 raise BadRow(
-                    f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each other"
+                    f"{better} {good:g} is below {worse} {bad:g}, so the columns contradict each "
+                    "other"
                 )
         return tied
 
@@ -173,7 +181,8 @@ class Preference(ColumnFormat):
             return self.joined(row, (name, "input")), (name, "input")
         if name != "input" and has_words(row, "input"):
             raise BadRow(
-                f"column 'input' would be lost next to '{name}'; rename it if it means something else"
+                f"column 'input' would be lost next to '{name}'; rename it if it means something "
+                "else"
             )
         return self.column(row, name), (name,)
 
@@ -214,7 +223,10 @@ class PromptCompletion(ColumnFormat):
     """A prompt and its answer; `label` says whether the answer is good."""
 
     example = '{"prompt": "Hi", "completion": "Hello!"}'
-    wants = "prompt and completion or response (texts or messages); optional label (true or false) or score (a number)"
+    wants = (
+        "prompt and completion or response (texts or messages); optional label (true or false) "
+        "or score (a number)"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -274,7 +286,10 @@ class HHRLHF(ColumnFormat):
     """Comparisons and demonstrations as `\\n\\nHuman: ...\\n\\nAssistant: ...` transcripts."""
 
     example = r'{"chosen": "\n\nHuman: Hi\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi\n\nAssistant: No."}'
-    wants = "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with score: [x, y]"
+    wants = (
+        "chosen and rejected as 'Human: ... Assistant: ...' transcripts; or text: [a, b] with "
+        "score: [x, y]"
+    )
 
     @classmethod
     def matches(cls, row: Any) -> bool:

@@ -1,4 +1,6 @@
-"""Uploads to the Hugging Face hub: models by `export --push`, data sets by `labels export --push`."""
+"""Uploads to the Hugging Face hub: models by `export --push`, data sets by `labels export
+--push`.
+"""
 
 from __future__ import annotations
 

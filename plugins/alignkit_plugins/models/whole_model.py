@@ -146,7 +146,8 @@ def end_with(generation: Any, end_ids: Iterable[int]) -> None:
     generation.eos_token_id = ends[0] if len(ends) == 1 else ends or None
 
 
-# Reward models in a folder that is no adapter, such as the hub's: with their own tokenizer and template
+# Reward models in a folder that is no adapter, such as the hub's: with their own tokenizer and
+# template
 
 DEFAULT_CONTEXT = 2048  # tokens, if the model's configuration names no limit
 

@@ -1,4 +1,6 @@
-"""How answers drift from those of the first iteration, and whether gold fell; a prompt is the unit of all intervals."""
+"""How answers drift from those of the first iteration, and whether gold fell; a prompt is the unit
+of all intervals.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ WORDS = {
 
 
 class Change(NamedTuple):
-    """A difference with its interval. before, after: the means that it compares. prompts: how many it rests on."""
+    """A difference with its interval. before, after: the means that it compares. prompts: how many
+    it rests on.
+    """
 
     mean: float
     low: float
@@ -60,9 +64,9 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 def change(before: ByPrompt, after: ByPrompt, level: float = LEVEL) -> Change | None:
     """`after - before` with its interval at 1 - level; None with too few prompts.
 
-    Prompts that both have are compared with themselves, which is far more precise, as prompts differ
-    more than policies do. If there are too few of them, the two means are compared as independent
-    (Welch's t interval).
+    Prompts that both have are compared with themselves, which is far more precise, as prompts
+    differ more than policies do. If there are too few of them, the two means are compared as
+    independent (Welch's t interval).
     """
     common = [prompt for prompt in before if prompt in after]
     old, new = list(before.values()), list(after.values())
@@ -81,7 +85,9 @@ def change(before: ByPrompt, after: ByPrompt, level: float = LEVEL) -> Change | 
 
 
 class History:
-    """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration with the most."""
+    """Gold by prompt in each iteration. looks: how many there will be, at most. best: the iteration
+    with the most.
+    """
 
     def __init__(self, looks: int):
         self._level = LEVEL / max(1.0, looks * (looks - 1) / 2)
@@ -90,7 +96,9 @@ class History:
         self._last: ByPrompt = {}
 
     def add(self, iteration: int, scores: Mapping[str, Sequence[float]]) -> None:
-        """Add an iteration, with scores by prompt. One in which no answer has a score says nothing."""
+        """Add an iteration, with scores by prompt. One in which no answer has a score says
+        nothing.
+        """
         last = means(scores)
         if not last:
             return
@@ -99,7 +107,8 @@ class History:
             self.best, self._best = iteration, last
 
     def change(self) -> Change | None:
-        """From the best iteration to the last, with an interval that holds over all pairs of iterations.
+        """From the best iteration to the last, with an interval that holds over all pairs of
+        iterations.
 
         The best of several is partly lucky, so that a plain interval would find a fall too often.
         """
@@ -120,7 +129,9 @@ class Drift:
         self._warned: set[str] = set()
 
     def add(self, groups: Sequence[Group]) -> tuple[dict[str, float], list[str]]:
-        """The metrics of an iteration, and warnings about what has departed from the first one, each of them once."""
+        """The metrics of an iteration, and warnings about what has departed from the first one,
+        each of them once.
+        """
         values, texts = measured(groups)
         metrics = {name: mean(each.values()) for name, each in values.items() if each}
         metrics.pop("length", None)  # of which `response_tokens` is the mean over answers

@@ -1,4 +1,6 @@
-"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL (docs/reports.md)."""
+"""Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL
+(docs/reports.md).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class RewardHacking(Monitor):
     """Warns of drift."""
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        # Statistics take a second to load, which no command that only looks at a recipe should wait for.
+        # Statistics take a second to load, which no command that only looks at a recipe should wait
+        # for.
         from alignkit_plugins.monitors.drift import Drift
 
         self.drift = Drift(stage.settings.iterations)
@@ -56,12 +59,16 @@ class Gold(Monitor):
         )
         prompts: DataRef = Field(
             default=None,
-            description="held-out prompts, with two responses to each; default: the stage's own samples",
+            description=(
+                "held-out prompts, with two responses to each; default: the stage's own samples"
+            ),
         )
         stop: bool = Field(
             default=False,
-            description="end when gold has fallen from its best iteration by more than its interval; the "
-            "result is the policy of the best iteration",
+            description=(
+                "end when gold has fallen from its best iteration by more than its interval; the "
+                "result is the policy of the best iteration"
+            ),
         )
 
     options: Options
@@ -73,9 +80,11 @@ class Gold(Monitor):
                 "'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out"
             )
         if self.options.stop and settings.rollout.ahead and not held_out:
-            # Its samples would say how good the policy was one update before the one that the stage goes back to.
+            # Its samples would say how good the policy was one update before the one that the stage
+            # goes back to.
             raise DataError(
-                "'stop' of gold would judge a policy by what the one before it wrote\nhelp: add 'prompts'"
+                "'stop' of gold would judge a policy by what the one before it wrote\n"
+                "help: add 'prompts'"
             )
         if sum(isinstance(each.options, Gold.Options) for each in settings.monitors or ()) > 1:
             raise DataError("a stage has one gold\nhelp: combine the rewards")
@@ -145,8 +154,10 @@ class KLBudget(Monitor):
     class Options(Options):
         max: float = Field(
             gt=0,
-            description="end when the KL to the reference exceeds this many nats per response that is "
-            "learned from; the result is the last policy within this budget",
+            description=(
+                "end when the KL to the reference exceeds this many nats per response that is "
+                "learned from; the result is the last policy within this budget"
+            ),
         )
 
     options: Options

@@ -119,13 +119,17 @@ def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
         same, alpha, shared = each["same"], each["alpha"], each["shared"]
         if not shared:
             told.append(
-                f"{each['question']}: no item has labels of two people, so how far they agree is not known"
+                f"{each['question']}: no item has labels of two people, so how far they agree is "
+                "not known"
             )
             continue
         if alpha["mean"] is None:
             text = f"{shown(same, percent=True)} of labels agree"
         else:
-            text = f"{shown({**same, 'low': None}, percent=True)} of labels agree, alpha {shown(alpha)}"
+            text = (
+                f"{shown({**same, 'low': None}, percent=True)} of labels agree, alpha "
+                f"{shown(alpha)}"
+            )
         few = ": too few items to say" if shared < FEW else ""
         told.append(f"{each['question']}: {text} over {shared} items{few}")
     return "\n".join(told)

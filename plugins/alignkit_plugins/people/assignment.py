@@ -24,11 +24,14 @@ LEAST = 0.8  # of the gold items of a qualification, right
 
 # Nobody judges a response of their own.
 _UNSEEN = (
-    "retired = 0 AND writer <> :me AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = items.id "
-    "AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag'))"
+    "retired = 0 AND writer <> :me AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = "
+    "items.id AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag'))"
 )
 _OTHERS = "SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me"
-_OPEN = f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND labels + ({_OTHERS}) < wanted"
+_OPEN = (
+    f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND labels + "
+    f"({_OTHERS}) < wanted"
+)
 _GOLD = f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}"
 _MINE = LATEST.format("annotator = :me")
 
@@ -83,7 +86,10 @@ class Qualification:
 def qualification(store: Store, annotator: str, asked: int) -> Qualification:
     """How far the annotator is with the first `asked` gold items. A skipped item is not right."""
     right = 0
-    query = f"SELECT gold, mine.* FROM ({_MINE}) AS mine JOIN items ON items.id = item WHERE gold IS NOT NULL"
+    query = (
+        f"SELECT gold, mine.* FROM ({_MINE}) AS mine JOIN items ON items.id = item WHERE gold IS "
+        "NOT NULL"
+    )
     rows = store.rows(
         f"{query} AND retired = 0 ORDER BY time LIMIT :asked", me=annotator, asked=asked
     )

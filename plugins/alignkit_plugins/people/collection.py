@@ -71,7 +71,9 @@ class Collection:
         return last is not None and last.payload["granted"] and last.payload.get("terms") == TERMS
 
     def agree(self, annotator: str, granted: bool) -> None:
-        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes" back."""
+        """Store what the annotator says to the terms. "No" is stored only if it takes a "yes"
+        back.
+        """
         if granted or self.agreed(annotator):
             self._submit(annotator, "consent", {"granted": granted, "terms": TERMS})
 

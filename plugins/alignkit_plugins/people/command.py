@@ -31,14 +31,19 @@ def label(
         str,
         typer.Argument(
             metavar="DATA",
-            help="Data to label: a file in any format, data as in a recipe, or a store (.feedback).",
+            help=(
+                "Data to label: a file in any format, data as in a recipe, or a store (.feedback)."
+            ),
         ),
     ],
     task: Annotated[
         str | None,
         typer.Option(
             metavar="TASK",
-            help="Task: pair, safety, ranking, scores, review, demonstration or thumb. Default: by the responses.",
+            help=(
+                "Task: pair, safety, ranking, scores, review, demonstration or thumb. Default: "
+                "by the responses."
+            ),
         ),
     ] = None,
     guidelines: Annotated[
@@ -66,8 +71,10 @@ def label(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Name of a labeler, with attributes if you like: 'ada, degree=PhD'. Repeatable: each gets an address, "
-            "and the first one also adjudicates.",
+            help=(
+                "Name of a labeler, with attributes if you like: 'ada, degree=PhD'. Repeatable: "
+                "each gets an address, and the first one also adjudicates."
+            ),
         ),
     ] = None,
     overlap: Annotated[
@@ -86,7 +93,9 @@ def label(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Address that other machines use, or https://NAME of a proxy in front of this one.",
+            help=(
+                "Address that other machines use, or https://NAME of a proxy in front of this one."
+            ),
         ),
     ] = None,
 ) -> None:
@@ -269,11 +278,18 @@ def said_last(store: Store) -> str:
 
     path = os.path.relpath(store.path)
     count = store.rows("SELECT coalesce(sum(labels), 0) FROM items WHERE retired = 0")[0][0]
-    said = f"labels in {path}: {count}; a run that waits for them continues with the same command, and another "
+    said = (
+        f"labels in {path}: {count}; a run that waits for them continues with the same command, "
+        "and another "
+    )
     said += f"recipe reads them with `data: {path}`"
     if waiting := len(disputes(store)):
         command = f"alignkit label {shlex.quote(path)} --annotator NAME"
-        said += f"\ndisputed or flagged: {waiting}; somebody who did not label them can adjudicate: {command}"
+        said += (
+            "\n"
+            f"disputed or flagged: {waiting}; somebody who did not label them can adjudicate: "
+            f"{command}"
+        )
     return said
 
 
@@ -387,8 +403,10 @@ def export(
             done, address = sharing.export(opened, out, license), ""
     notes = [
         *done.lines(),
-        "Simple rules removed e-mail addresses, telephone numbers and keys, but no names: read a sample before you "
-        "publish",
+        (
+            "Simple rules removed e-mail addresses, telephone numbers and keys, but no names: "
+            "read a sample before you publish"
+        ),
         *([f"pushed to {address}"] if address else []),
     ]
     files = [out / name for name in (sharing.SHARED, sharing.ROWS, sharing.CARD)]

@@ -37,7 +37,10 @@ class VoteOptions(Options):
 
     votes: Literal["soft", "majority", "each"] = Field(
         "soft",
-        description="labels of several annotators: their share as probability, the majority's, or a pair for each",
+        description=(
+            "labels of several annotators: their share as probability, the majority's, or a pair "
+            "for each"
+        ),
     )
     min_gold: float | None = Field(
         None,
@@ -62,7 +65,8 @@ class Feedback(ColumnFormat):
     wants = "feedback, item and votes, as exports of feedback have them; or a store (FILE.feedback)"
     example = (
         '{"feedback": 1, "item": {"task": "pair", "prompt": [{"role": "user", "content": "Hi"}], '
-        '"responses": ["Hello!", "What?"]}, "votes": [{"label": {"better": 0, "margin": "better"}}]}'
+        '"responses": ["Hello!", "What?"]}, "votes": [{"label": {"better": 0, "margin": '
+        '"better"}}]}'
     )
 
     @classmethod
@@ -180,7 +184,9 @@ def _learned(group: Group, labels: Sequence[Label], one: Label, votes: str) -> G
 
 
 def _columns(one: Label) -> dict[str, Any]:
-    """What a label says besides the comparison: a safety bin, or scores and flags of each response."""
+    """What a label says besides the comparison: a safety bin, or scores and flags of each
+    response.
+    """
     columns = {"safety_bin": one["safety"]} if "safety" in one else {}
     if "flags" in one:
         names = one["scores"][0]
@@ -235,8 +241,8 @@ def below(rows: Sequence[Row], least: float) -> tuple[set[str], list[str]]:
                 answers[author(vote)].append(agreed)
     if not any(answers.values()):
         raise BadRow(
-            "'min_gold' needs gold items that these people answered, and there are none; add some with `alignkit label "
-            "STORE --gold FILE`, or remove 'min_gold'"
+            "'min_gold' needs gold items that these people answered, and there are none; add "
+            "some with `alignkit label STORE --gold FILE`, or remove 'min_gold'"
         )
     worse, unsure = list[str](), list[str]()
     for name, right in answers.items():

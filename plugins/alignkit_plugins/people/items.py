@@ -104,7 +104,8 @@ class Item:
             for text in [part] if isinstance(part, str) else [turn["content"] for turn in part]:
                 if len(text) > LONGEST:
                     raise BadRow(
-                        f"a text has {len(text):,} characters, but nobody can read more than {LONGEST:,}"
+                        f"a text has {len(text):,} characters, but nobody can read more than "
+                        f"{LONGEST:,}"
                     )
         if self.gold is not None:
             check_gold(self.task, self.gold, count)

@@ -244,7 +244,10 @@ class LabelApi:
             state["end"] = {"heading": "Thank you", "said": _closed(exam), "next": ""}
             state["last"] = None if exam.failed else state["last"]
         elif exam.asked and not exam.answered:
-            first = f"The first {exam.asked} items have known answers. They show whether the task is clear."
+            first = (
+                f"The first {exam.asked} items have known answers. They show whether the task is "
+                "clear."
+            )
             state["notice"] = notice or first
         return state
 
@@ -252,9 +255,9 @@ class LabelApi:
 def _closed(exam: Qualification) -> str:
     """For whoever has not qualified."""
     return (
-        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and this project asks "
-        f"for {LEAST:.0%}. So there is nothing more to label here. If you think that a known answer is wrong, ask "
-        "whoever sent you the link."
+        f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and "
+        f"this project asks for {LEAST:.0%}. So there is nothing more to label here. If you think "
+        "that a known answer is wrong, ask whoever sent you the link."
     )
 
 
@@ -309,7 +312,9 @@ def _votes(entry: Labeled, order: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def in_words(label: Mapping[str, Any]) -> str:
-    """A label as it was given on the page, such as `side: A; margin: better` or `ranks: A 2, B 1`."""
+    """A label as it was given on the page, such as `side: A; margin: better` or `ranks: A 2, B
+    1`.
+    """
     parts = []
     for part, value in label.items():
         if part in PER_RESPONSE:

@@ -37,9 +37,10 @@ FLAGS = {
 LONGEST_NAME = 64  # characters of an annotator's name
 PER_RESPONSE = ("ranks", "scores", "flags")  # parts of a label with an entry for each response
 TERMS = (  # of consent
-    "What I write, the answers that I get and my labels are kept in a file, and models may be trained on them. They "
-    "may be shared with others, under a pseudonym and the license of the data, with what my invitation says of me; "
-    "without a license they are not. A name under which I want thanks stands next to my number of labels."
+    "What I write, the answers that I get and my labels are kept in a file, and models may be "
+    "trained on them. They may be shared with others, under a pseudonym and the license of the "
+    "data, with what my invitation says of me; without a license they are not. A name under "
+    "which I want thanks stands next to my number of labels."
 )
 
 Text = Annotated[str, Field(max_length=200_000, pattern=r"^[^\x00]*$")]
@@ -160,8 +161,8 @@ def check_annotator(name: str) -> None:
         or not name.isprintable()
     ):
         raise BadLabel(
-            f"an annotator's name must have 1 to {LONGEST_NAME} printable characters, without blanks around them, "
-            f"not {name!r:.80}"
+            f"an annotator's name must have 1 to {LONGEST_NAME} printable characters, without "
+            f"blanks around them, not {name!r:.80}"
         )
 
 
@@ -196,8 +197,9 @@ def checked(kind: str, payload: Any, task: str = "", count: int = 0) -> Label:
     fits = fits and all(rated.keys() == set(known.criteria) for rated in label.get("scores", ()))
     if not fits or any(len(set(each)) < len(each) for each in label.get("flags", ())):
         raise BadLabel(
-            f"the label of a {task}: 'ranks', 'scores' and 'flags' must have {count} entries, one for each response: "
-            f"ranks from 1, the best, with ties; scores of {', '.join(known.criteria)}; each flag once; not {label!r}"
+            f"the label of a {task}: 'ranks', 'scores' and 'flags' must have {count} entries, one "
+            "for each response: ranks from 1, the best, with ties; scores of "
+            f"{', '.join(known.criteria)}; each flag once; not {label!r}"
         )
     return label
 

@@ -42,8 +42,9 @@ _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@/\[\]]+)(?::[0-9]+)?")
 
 
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src "
+    "'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    "require-trusted-types-for 'script'"
 )
 HEADERS = {
     "content-security-policy": POLICY,
@@ -82,11 +83,14 @@ class Address:
     def warn(self, listener: socket.socket) -> None:
         """Print what it means that others than this machine can reach the page."""
         if self.public:
-            text = f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on the header Host"
+            text = (
+                f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on "
+                "the header Host"
+            )
         elif not is_loopback(self.host):
             text = (
-                f"warning: others can reach {self.url(listener)}. "
-                "Nothing is encrypted: who watches the network can read all of it, links and tokens included\n"
+                f"warning: others can reach {self.url(listener)}. Nothing is encrypted: who "
+                "watches the network can read all of it, links and tokens included\n"
                 "  help: let a proxy do TLS, and name its address: --host https://NAME"
             )
         else:
@@ -161,7 +165,10 @@ def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socke
             return socket.create_server((host, number), family=family)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                help = "name an address of this machine, or https://NAME of a proxy, and a port that you may use"
+                help = (
+                    "name an address of this machine, or https://NAME of a proxy, and a port "
+                    "that you may use"
+                )
                 refuse(f"--host {host}: {error.strerror}", help)
     refuse(f"port {tried[0]} is in use", "name another one with --port")
 

@@ -44,7 +44,8 @@ _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8
 _RANDOM = re.compile(
     r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}"
 )
-_GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"  # spaces and hyphens at which no line ends are among them
+# spaces and hyphens at which no line ends are among them
+_GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"
 _DIGITS = rf"(?:[/(){_GAP}]{{0,2}}\d){{7,13}}"
 _PHONE = re.compile(
     rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[{_GAP}]\d{{3}}[{_GAP}]\d{{4}})(?![\w-])"
@@ -305,10 +306,20 @@ def card(store: Store) -> str:
     tables = [people, Table("Contributors", ["who", "labels"], credited)]
     shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()
     return (
-        f"---\nlicense: other\nlicense_name: {'-or-'.join(licenses)}\nconfigs:\n- config_name: default\n"
-        f"  data_files: {ROWS}\n---\n# Labels of people\n\n{len(entries)} items, {votes.total()} labels of "
-        f"{len(votes)} people, who agreed that they are shared. `alignkit labels merge` reads {SHARED}, and a recipe "
-        f"reads {ROWS}, or the data set: `data: {{hub: ORG/NAME}}`.\n\n{shown}"
+        "---\n"
+        "license: other\n"
+        f"license_name: {'-or-'.join(licenses)}\n"
+        "configs:\n"
+        "- config_name: default\n"
+        f"  data_files: {ROWS}\n"
+        "---\n"
+        "# Labels of people\n"
+        "\n"
+        f"{len(entries)} items, {votes.total()} labels of {len(votes)} people, who agreed that "
+        f"they are shared. `alignkit labels merge` reads {SHARED}, and a recipe reads {ROWS}, or "
+        f"the data set: `data: {{hub: ORG/NAME}}`.\n"
+        "\n"
+        f"{shown}"
     )
 
 

@@ -106,7 +106,9 @@ def cookie_name(request: Request) -> str:
 
 
 def make_app(api: LabelApi, sessions: Sessions, title: str = "Label") -> Starlette:
-    """The page's application. title: shown to labelers, so it must not say who wrote the answers."""
+    """The page's application. title: shown to labelers, so it must not say who wrote the
+    answers.
+    """
     site = _Site(api, sessions, title)
     shared = Mount("/static", StaticFiles(directory=HERE / "static"))
     routes: list[Any] = [

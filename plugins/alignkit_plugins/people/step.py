@@ -68,22 +68,31 @@ class People(Step):
         """What is asked, where labels go, and how many are enough."""
 
         data: DataRef = Field(
-            description="what people label: rows with responses, such as a `sample` stage, or prompts"
+            description=(
+                "what people label: rows with responses, such as a `sample` stage, or prompts"
+            )
         )
         task: Task | None = Field(
             None,
-            description="what people do with each item; default: by its responses: 2 are a pair, 3 to 9 a ranking, 1 "
-            "or none a demonstration",
+            description=(
+                "what people do with each item; default: by its responses: 2 are a pair, 3 to 9 "
+                "a ranking, 1 or none a demonstration"
+            ),
         )
         join_prompts: bool = Field(
             False,
-            description="rows with the same prompt are one, such as the samples of several policies",
+            description=(
+                "rows with the same prompt are one, such as the samples of several policies"
+            ),
         )
         limit: int | None = Field(None, ge=1, description="use only the first N rows")
         labels: int | None = Field(
             None,
             ge=1,
-            description="number of labeled items that are enough; default: all that nobody skipped or flagged",
+            description=(
+                "number of labeled items that are enough; default: all that nobody skipped or "
+                "flagged"
+            ),
         )
         annotators: int = Field(1, ge=1, le=100, description="number of people who label each item")
         reviewers: int = Field(
@@ -94,18 +103,25 @@ class People(Step):
         )
         gold: DataRef | None = Field(
             None,
-            description="items with known labels, mixed in unseen to check people; nobody waits for them",
+            description=(
+                "items with known labels, mixed in unseen to check people; nobody waits for them"
+            ),
         )
         rewards: list[RewardRef] = Field(
             default_factory=list,
-            description="rewards that score the responses; people are asked first where these disagree",
+            description=(
+                "rewards that score the responses; people are asked first where these disagree"
+            ),
         )
         license: str = Field(
             "", description="license of rows that state none; items without one are never exported"
         )
         store: Path | None = Field(
             None,
-            description="where labels go, a file that ends in .feedback; default: labels.feedback in the run's folder",
+            description=(
+                "where labels go, a file that ends in .feedback; default: labels.feedback in the "
+                "run's folder"
+            ),
         )
         guidelines: Path | None = Field(
             None, description="Markdown for labelers; each label names its version"
@@ -176,7 +192,8 @@ class People(Step):
             raise RunFailed(f"stage '{context.stage}': {error}") from error
         if not groups:
             raise RunFailed(
-                f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of no use"
+                f"stage '{context.stage}': the labels leave nothing to learn: all are tied or of "
+                "no use"
             )
         from alignkit_plugins.people.agreement import agreement, sentence  # only here: it is slow
 
@@ -352,14 +369,16 @@ def _hand_out(store: Store, path: Path | None, stage: str, batch: str) -> None:
     # The page shows the last ones. Those of a stage that has its labels do not matter to one that
     # sets others.
     others = store.rows(
-        "SELECT DISTINCT batch, value FROM items JOIN settings ON name = 'guidelines of ' || batch "
-        "WHERE batch <> ? AND value <> ? AND (? = '' OR (retired = 0 AND gold IS NULL AND labels < wanted))",
+        "SELECT DISTINCT batch, value FROM items JOIN settings ON name = 'guidelines of ' || "
+        "batch WHERE batch <> ? AND value <> ? AND (? = '' OR (retired = 0 AND gold IS NULL AND "
+        "labels < wanted))",
         *(batch, own, own),
     )
     for row in others:
         raise DataError(
-            f"its guidelines are {own or 'none'} and those of stage '{row['batch']}' are {row['value'] or 'none'}, but "
-            f"both ask in {store.path}, whose labelers read one set\n"
+            f"its guidelines are {own or 'none'} and those of stage '{row['batch']}' are "
+            f"{row['value'] or 'none'}, but both ask in {store.path}, whose labelers read one "
+            "set\n"
             f"help: write 'store: {stage}.feedback', or give both the same 'guidelines'"
         )
     if path is not None:
@@ -421,8 +440,10 @@ def lines_of(facts: Mapping[str, Any]) -> str:
     pace = "" if seconds is None else f", in {seconds:.3g} seconds each (median)"
     return "\n".join([
         f"people: {facts['labeled']} of {facts['items']} items have labels that count ({tasks})",
-        f"{facts['labels']} labels of {facts['annotators']} people{pace}; items skipped: {facts['skipped']}, "
-        f"flagged: {facts['flagged']}",
+        (
+            f"{facts['labels']} labels of {facts['annotators']} people{pace}; items skipped: "
+            f"{facts['skipped']}, flagged: {facts['flagged']}"
+        ),
         *(f"{count} rows left out: {why}" for why, count in facts["left_out"].items()),
         *facts["notes"],
     ])  # fmt: skip

@@ -164,7 +164,9 @@ def now() -> datetime:
 
 @dataclass
 class Store:
-    """An open store. One object may be used by several threads, and one file by several processes."""
+    """An open store. One object may be used by several threads, and one file by several
+    processes.
+    """
 
     path: Path
     connection: sqlite3.Connection
@@ -350,7 +352,8 @@ class Store:
                 for name in ("item", "annotator", "kind", "payload"):
                     if getattr(known, name) != getattr(event, name):
                         raise BadLabel(
-                            f"event {event.uuid} was stored before with another {name}; use a new uuid"
+                            f"event {event.uuid} was stored before with another {name}; use a new "
+                            "uuid"
                         )
                 return known
             if event.kind == "undo":
@@ -383,7 +386,10 @@ class Store:
         can be undone.
         """
         kinds = kinds or ("label", "skip", "flag")
-        query = f"SELECT content FROM effective WHERE annotator = ? AND kind IN ({', '.join('?' * len(kinds))})"
+        query = (
+            "SELECT content FROM effective WHERE annotator = ? AND kind IN "
+            f"({', '.join('?' * len(kinds))})"
+        )
         found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator, *kinds)
         return event_of(found[0]) if found else None
 

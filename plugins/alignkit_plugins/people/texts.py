@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 Part = str | list[Any]
 
-LONGEST = 20_000  # characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
+# characters; longer texts are shown as written, because Markdown can take seconds for a hostile one
+LONGEST = 20_000
 _AS_WRITTEN = ["link", "image", "autolink", "reference", "entity", "html_block", "html_inline"]
 _FORMULA = re.compile(r"\$\$|\\[(\[]|\\begin\{|\$(?!\s)[^$\n]+(?<!\s)\$(?!\d)")
 # Joiners and the first variation selectors stay, because emoji and many scripts need them.
 _UNSEEN = "\u180e\u200b\u2060-\u2064\ufeff\u115f\u1160\u3164\uffa0\ufff9-\ufffb"
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff"
-_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"  # invisible, and used to hide instructions or bytes
+# invisible, and used to hide instructions or bytes
+_CARRIERS = "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 _HIDDEN = re.compile(f"[{_CONTROLS}{_UNSEEN}{_CARRIERS}{''.join(BIDI)}]")
 
 

@@ -166,7 +166,9 @@ def effective(store: Store, *kinds: str) -> list[Event]:
 
 
 def disputes(store: Store, annotator: str = "") -> list[Labeled]:
-    """The items that someone should adjudicate. annotator: without those that this person labeled."""
+    """The items that someone should adjudicate. annotator: without those that this person
+    labeled.
+    """
     waiting = [entry for entry in labeled(store) if entry.disputed and not entry.stored.retired]
     return [entry for entry in waiting if all(vote.annotator != annotator for vote in entry.votes)]
 

@@ -173,7 +173,10 @@ def _sampling_notes(folder: Path) -> list[str]:
     if not settings:
         return []
     return [
-        f"vLLM and transformers sample with the base's settings ({settings}), which the run did not use"
+        (
+            f"vLLM and transformers sample with the base's settings ({settings}), which the run "
+            "did not use"
+        )
     ]
 
 

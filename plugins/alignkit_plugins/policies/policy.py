@@ -43,7 +43,9 @@ class TooLong(DataError):
 
 
 class Words(Options):
-    """What a command and its overrides may set. sampling: keys that replace those of `sampling_of`."""
+    """What a command and its overrides may set. sampling: keys that replace those of
+    `sampling_of`.
+    """
 
     model: ModelSpec
     engine: EngineRef = None

@@ -493,7 +493,10 @@ def _request_error(error: Exception) -> RequestError:
 
 async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
-        text = f"{error.detail}: {request.method} {request.url.path}; POST /v1/chat/completions answers"
+        text = (
+            f"{error.detail}: {request.method} {request.url.path}; POST /v1/chat/completions "
+            "answers"
+        )
         return JSONResponse(
             RequestError(error.status_code, text).body(), error.status_code, error.headers
         )

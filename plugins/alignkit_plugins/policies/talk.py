@@ -122,7 +122,9 @@ class Talk:
         self.stopped = True
 
     def _answer(self, name: str) -> None:
-        """Show one policy's answer. It becomes a turn, unless it was stopped before its first word."""
+        """Show one policy's answer. It becomes a turn, unless it was stopped before its first
+        word.
+        """
         policy, turns, sampling = self.models.policies[name], self.turns[name], self.models.sampling
         question = Message(role="user", content=self.question)
         system = [Message(role="system", content=self.system)] if self.system else []

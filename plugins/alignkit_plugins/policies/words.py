@@ -97,7 +97,9 @@ def read_words(
 
 
 def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
-    """The keys of `model` in the recipe: those of the adapters' base, or else of the first policy."""
+    """The keys of `model` in the recipe: those of the adapters' base, or else of the first
+    policy.
+    """
     adapters = [model.keys for model in models if model.is_adapter]
     candidates = adapters or [model.keys for model in models if not model.is_reward]
     for keys in candidates:

@@ -107,7 +107,10 @@ def problems_of_stages(recipe: Recipe, world: World) -> list[Problem]:
         from alignkit_plugins.processes.sharded_forward import can_learn
 
         if not can_learn():
-            text = "model: this version of torch cannot cut weights that learn, as 'lora: none' asks for"
+            text = (
+                "model: this version of torch cannot cut weights that learn, as 'lora: none' "
+                "asks for"
+            )
             refuse(("model", "lora"), text)
     if world.shard and recipe.model.quantization != "none":
         refuse(("model", "quantization"), "model: a quantized base model cannot be cut into parts")

@@ -19,7 +19,9 @@ from alignkit_plugins.formats.text_metrics import sampled_length
 
 
 class Length(Reward):
-    """Reward long responses, or those near a target length: for smoke tests, and as a baseline for length bias."""
+    """Reward long responses, or those near a target length: for smoke tests, and as a baseline for
+    length bias.
+    """
 
     class Options(alignkit.Options):
         unit: Literal["tokens", "characters", "words"] = Field(
@@ -28,7 +30,9 @@ class Length(Reward):
         target: int | None = Field(
             None,
             ge=0,
-            description="target length: the reward is minus the distance to it; null: the length itself",
+            description=(
+                "target length: the reward is minus the distance to it; null: the length itself"
+            ),
         )
         scale: float = Field(1.0, description="factor of the reward")
 
@@ -77,11 +81,12 @@ class EpisodeReward(Reward):
 
 
 class Normalized(Reward):
-    """A reward model's score, shifted so that demonstrations have mean 0 (InstructGPT 2022, section 3.5).
+    """A reward model's score, shifted so that demonstrations have mean 0 (InstructGPT 2022, section
+    3.5).
 
-    With `gain` it is also scaled so that they have variance 1; Ziegler et al. 2019 (section 2.1) did
-    so with samples of the reference policy. Bias and gain are measured once, from the raw scores of
-    all responses that have one.
+    With `gain` it is also scaled so that they have variance 1; Ziegler et al. 2019 (section 2.1)
+    did so with samples of the reference policy. Bias and gain are measured once, from the raw
+    scores of all responses that have one.
     """
 
     class Options(alignkit.Options):

@@ -25,7 +25,9 @@ LONGEST = 512  # tokens of a piece, if the model names no limit
 
 
 class Classifier(Reward):
-    """The label's probability. Of a longer text than the model reads, the piece with the highest one counts."""
+    """The label's probability. Of a longer text than the model reads, the piece with the highest
+    one counts.
+    """
 
     class Options(alignkit.Options):
         folder: Path = Field(
@@ -87,7 +89,8 @@ class Classifier(Reward):
                 f"{', '.join(sorted(info['missing_keys']))}, so its probabilities would be random\n"
                 "help: name the folder of a trained classifier"
             )
-        # The configuration says where a decoder's text ends: behind any other padding, it would read the padding.
+        # The configuration says where a decoder's text ends: behind any other padding, it would
+        # read the padding.
         own = model.config.pad_token_id
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding

@@ -81,7 +81,9 @@ class WeightedSum(_OfSeveral):
 
 
 class Weighted(_OfSeveral):
-    """The sum of the rewards that apply, each times the weight for the prompt's value of a column."""
+    """The sum of the rewards that apply, each times the weight for the prompt's value of a
+    column.
+    """
 
     class Options(_OfSeveral.Options):
         by: str = Field(description="column of the prompts that decides which weights apply")
@@ -121,7 +123,9 @@ class Weighted(_OfSeveral):
             )
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Sum the components, [R] each. Raises DataError for a prompt whose value has no weights."""
+        """Sum the components, [R] each. Raises DataError for a prompt whose value has no
+        weights.
+        """
         counts = Counter(self._keys(groups))
         shares = {f"share/{key}": count / counts.total() for key, count in counts.items()}
         return _combined(self.total(groups, components), components, **shares)

@@ -28,14 +28,19 @@ class Form(Reward):
     class Options(alignkit.Options):
         tags: list[Annotated[str, Field(pattern=r"^[\w-]+$")]] = Field(
             [],
-            description="tags that make up the answer, such as [think, answer]: each once, in this "
-            "order, not empty, with nothing around them; `json_schema` is then about the last tag's "
-            "content; without a tag for thoughts, those before the answer do not count",
+            description=(
+                "tags that make up the answer, such as [think, answer]: each once, in this "
+                "order, not empty, with nothing around them; `json_schema` is then about the "
+                "last tag's content; without a tag for thoughts, those before the answer do not "
+                "count"
+            ),
         )
         json_schema: dict[str, Any] | None = Field(
             None,
-            description="JSON schema that the answer must fulfill, bare or in its only block of code; "
-            "{} for any JSON (others need jsonschema-rs)",
+            description=(
+                "JSON schema that the answer must fulfill, bare or in its only block of code; {} "
+                "for any JSON (others need jsonschema-rs)"
+            ),
         )
 
         @field_validator("tags")
@@ -106,7 +111,9 @@ def is_json(text: str, schema: Mapping[str, Any]) -> bool:
 
 
 def _validator(schema: Mapping[str, Any]) -> Any:
-    """What says whether a value fulfills a schema: in bounded time, and without asking the network."""
+    """What says whether a value fulfills a schema: in bounded time, and without asking the
+    network.
+    """
     from jsonschema_rs import FancyRegexOptions, ValidationError, ValidationErrorKind, validator_for
 
     limit = FancyRegexOptions(backtrack_limit=1_000_000)

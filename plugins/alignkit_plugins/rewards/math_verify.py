@@ -1,8 +1,8 @@
 """A verifiable reward: whether the answer to a mathematical question equals the known one.
 
 The package math-verify reads both, as numbers, LaTeX or expressions, and compares what they mean:
-`1/2` is `\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is a
-response that ends while it thinks.
+`1/2` is `\\boxed{0.5}`. An answer that it cannot read, or not in five seconds, is wrong, and so is
+a response that ends while it thinks.
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ def _equal(answer: str, known: str, right: Any) -> bool:
 
 
 def _read(text: str) -> Any:
-    """What the package reads; nothing if it reads a number out of the middle of a formula that it does not know."""
+    """What the package reads; nothing if it reads a number out of the middle of a formula that it
+    does not know.
+    """
     from math_verify import parse
 
     parts = parse(_UPRIGHT.sub(r"\1", text), parsing_timeout=_seconds())
@@ -102,5 +104,7 @@ def _read(text: str) -> Any:
 
 
 def _seconds() -> int | None:
-    """The limit on the time; none outside the main thread, where Python cannot stop a computation."""
+    """The limit on the time; none outside the main thread, where Python cannot stop a
+    computation.
+    """
     return SECONDS if threading.current_thread() is threading.main_thread() else None

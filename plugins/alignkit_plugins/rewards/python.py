@@ -43,7 +43,9 @@ class NamedCode:
     kind: str = "function"
 
     def load(self) -> Callable[..., Any]:
-        """The function or class. Raises RunFailed if there is none, or if its module raises something."""
+        """The function or class. Raises RunFailed if there is none, or if its module raises
+        something.
+        """
         where = self.file or self.module
         try:
             module = _executed(self.file) if self.file else importlib.import_module(self.module)
@@ -61,7 +63,8 @@ class NamedCode:
 
 
 def _executed(file: Path) -> types.ModuleType:
-    # A unique name: two files called reward.py must not replace each other, nor a module of that name.
+    # A unique name: two files called reward.py must not replace each other, nor a module of that
+    # name.
     path = str(file.resolve())
     name = "alignkit_code_" + hashlib.sha256(path.encode()).hexdigest()[:12]
     module = types.ModuleType(name)
@@ -93,13 +96,17 @@ class Python(Reward):
             None, description="path of a .py file, relative to the recipe's folder"
         )
         function: str = Field(
-            description="name of the function in the file, or `package.module:name` of an installed "
-            "one instead"
+            description=(
+                "name of the function in the file, or `package.module:name` of an installed one "
+                "instead"
+            )
         )
         conversational: bool = Field(
             False,
-            description="pass prompts and completions as lists of messages, like TRL for chats, not "
-            "as strings",
+            description=(
+                "pass prompts and completions as lists of messages, like TRL for chats, not as "
+                "strings"
+            ),
         )
 
         @model_validator(mode="after")

@@ -26,7 +26,9 @@ def scored(
     *,
     thoughts: bool = False,
 ) -> Mapping[str, list[float | None]]:
-    """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before it."""
+    """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before
+    it.
+    """
     read = last_turn if thoughts else answer_of
     scores: list[float | None] = []
     for group in groups:
@@ -48,8 +50,9 @@ def checked_pattern(pattern: str) -> str:
 class ExactMatch(Reward):
     """1 if the answer equals the prompt's known one, or one of several, else 0.
 
-    Regardless of Markdown, LaTeX and brackets around it, case, articles and punctuation; numbers count by
-    their value, and choices by their letter: `**(B)**` is B (see `alignkit.evaluation.answers`).
+    Regardless of Markdown, LaTeX and brackets around it, case, articles and punctuation; numbers
+    count by their value, and choices by their letter: `**(B)**` is B (see
+    `alignkit.evaluation.answers`).
     """
 
     class Options(alignkit.Options):
@@ -63,8 +66,10 @@ class ExactMatch(Reward):
         )
         within: bool = Field(
             False,
-            description="the known answer may be a part of the answer, in whole words: `Paris` of "
-            "`It is Paris.`; an answer that names two letters of choices, or denies one, names none",
+            description=(
+                "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
+                "Paris.`; an answer that names two letters of choices, or denies one, names none"
+            ),
         )
 
         @property
@@ -102,8 +107,8 @@ class ExactMatch(Reward):
         known = value if isinstance(value, list) else [value]
         if not known or not all(map(_is_answer, known)):
             raise DataError(
-                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a text, "
-                "a number, or a list of these"
+                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a "
+                "text, a number, or a list of these"
             )
         return [str(each) for each in known]
 
@@ -130,14 +135,18 @@ class ExactMatch(Reward):
 
 
 def _is_answer(value: object) -> bool:
-    """Whether it is a text or a number. A blank one is missing: an empty response must not equal it."""
+    """Whether it is a text or a number. A blank one is missing: an empty response must not equal
+    it.
+    """
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return False
     return bool(str(value).strip())
 
 
 class Regex(Reward):
-    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these, too."""
+    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
+    too.
+    """
 
     class Options(alignkit.Options):
         pattern: str = Field(

@@ -1,4 +1,6 @@
-"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their values."""
+"""TRL's configs: which fields they have, which of them the stage's own keys decide, and their
+values.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def arguments(stage: Any, folder: Path) -> dict[str, Any]:
 
 @cache
 def config_fields(trainer: str) -> frozenset[str]:
-    """Names in a trainer's config. They are read from source files, because importing TRL takes seconds."""
+    """Names in a trainer's config. They are read from source files, because importing TRL takes
+    seconds.
+    """
     files = {"trl": [f"trainer/{trainer}_config.py", "trainer/base_config.py"]}
     files["transformers"] = ["training_args.py"]
     names = set[str]()

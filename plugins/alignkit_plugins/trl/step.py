@@ -2,8 +2,8 @@
 
 The stage's own keys (data, epochs, batch_size, learning_rate ...) have their usual meaning or are
 rejected. Every other field of the trainer's config can be set next to `trainer`. DPO's reference is
-the policy that the stage starts from. Differs from alignkit's algorithms: TRL runs its own loop with
-its own use of memory, an interrupted stage starts over, and batch_size is TRL's, per device.
+the policy that the stage starts from. Differs from alignkit's algorithms: TRL runs its own loop
+with its own use of memory, an interrupted stage starts over, and batch_size is TRL's, per device.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class TRL(ExternalTrainer):
         return getattr(trl, f"{TRAINERS[self.options.trainer]}{kind}")
 
     def check_model(self, model: ModelSpec) -> None:
-        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's classes know."""
+        """Raise RunFailed for a model without LoRA, or an option of a wrong type, which only TRL's
+        classes know.
+        """
         if model.lora is None or model.quantization != "none":
             raise RunFailed(
                 "trl: needs LoRA on an unquantized base; remove model.quantization and 'lora: none'"
@@ -126,7 +128,8 @@ class TRL(ExternalTrainer):
         from transformers import PrinterCallback
 
         config = self._of_trl("Config")(**arguments(stage, folder) | self.options.model_extra)
-        # With several GPUs, the trainer would wrap the model in `nn.DataParallel`, and multiply batch_size.
+        # With several GPUs, the trainer would wrap the model in `nn.DataParallel`, and multiply
+        # batch_size.
         config._n_gpu = min(config.n_gpu, 1)
         trainer = self._of_trl("Trainer")(
             model=model,
@@ -140,11 +143,16 @@ class TRL(ExternalTrainer):
         return trainer
 
     def _left_out(self, stage: Any, trainer: Any, rows: int) -> int:
-        """The number of rows that exceed `max_length`, which TRL left out. Raises DataError if all do."""
+        """The number of rows that exceed `max_length`, which TRL left out. Raises DataError if all
+        do.
+        """
         if getattr(trainer.args, "packing", False):  # its rows are no longer the data's
             return 0
         left_out = rows - len(trainer.train_dataset)
-        told = f"TRL left out {left_out} of {rows} rows: no room in max_length {stage.settings.max_length}"
+        told = (
+            f"TRL left out {left_out} of {rows} rows: no room in max_length "
+            f"{stage.settings.max_length}"
+        )
         if left_out == rows:
             raise DataError(f"stage '{stage.name}': {told}")
         if left_out:
@@ -152,7 +160,9 @@ class TRL(ExternalTrainer):
         return left_out
 
     def _rows(self, stage: Any) -> list[Row]:
-        """The trainer's data set in TRL's conversational format. Raises RunFailed for what TRL lacks."""
+        """The trainer's data set in TRL's conversational format. Raises RunFailed for what TRL
+        lacks.
+        """
         loaded, convert = stage.load(stage.settings.data), pairs
         if self.options.trainer == "sft":
             convert = demonstrations
@@ -203,7 +213,9 @@ class TRLReward(TRLPairs):
 
 
 def convert(stage: Any, start: str | Path, folder: Path, scalar_head: bool) -> None:
-    """Write an adapter to a folder, read from another one or a role, and checked to fit the base."""
+    """Write an adapter to a folder, read from another one or a role, and checked to fit the
+    base.
+    """
     role = f"{stage.name}~external"
     stage.model.add_role(role, start=start, head="scalar" if scalar_head else "language")
     stage.model.save(role, folder)
@@ -211,7 +223,9 @@ def convert(stage: Any, start: str | Path, folder: Path, scalar_head: bool) -> N
 
 
 def load_model(stage: Any, adapter: Path, scalar_head: bool) -> Any:
-    """A copy of the base with the adapter to train, because TRL's trainers modify the model they get."""
+    """A copy of the base with the adapter to train, because TRL's trainers modify the model they
+    get.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -221,13 +235,16 @@ def load_model(stage: Any, adapter: Path, scalar_head: bool) -> Any:
         base.config.pad_token_id = stage.model.tokenizer.pad_token_id
     else:
         base = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
-        # TRL samples until a token that the model's own settings name. The chat template may end turns with another.
+        # TRL samples until a token that the model's own settings name. The chat template may end
+        # turns with another.
         base.generation_config.eos_token_id = sorted(stage.models.encoder.end_ids)
     return PeftModel.from_pretrained(base.to(stage.model.device), adapter, is_trainable=True)
 
 
 def check_reference(trainer: Any) -> None:
-    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of the stage."""
+    """Raise RunFailed unless TRL's reference, the adapter `ref`, equals the policy at the start of
+    the stage.
+    """
     if getattr(trainer, "ref_model", None) is not None or getattr(trainer, "beta", 1.0) == 0.0:
         return
     parameters = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
@@ -254,7 +271,8 @@ def progress(stage: Any, metrics: Any) -> Any:
             numbers = {key: n for key, n in (logs or {}).items() if isinstance(n, int | float)}
             if not all(math.isfinite(numbers.get(key, 0.0)) for key in ("loss", "grad_norm")):
                 raise RunFailed(
-                    f"trl: the loss or the gradient is not finite at step {step}; lower learning_rate"
+                    f"trl: the loss or the gradient is not finite at step {step}; lower "
+                    "learning_rate"
                 )
             metrics.write(stage=stage.name, step=step, **numbers)
             stage.notify("metrics_logged", step=step, metrics=numbers)

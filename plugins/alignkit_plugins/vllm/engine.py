@@ -45,7 +45,10 @@ NEUTRAL = {  # a server may take other defaults from the model's generation_conf
     "spaces_between_special_tokens": False,
 }
 # vLLM 0.32 would read the weights, but not those of a head that shares them with the embeddings.
-ON_CPU = "samples on a CPU, where it cannot read whole models; write 'engine: local', or train an adapter"
+ON_CPU = (
+    "samples on a CPU, where it cannot read whole models; write 'engine: local', or train an "
+    "adapter"
+)
 MAX_GAP = 0.1  # nats: mean difference of a text's log-probabilities, server's against training's
 # Nats: after `top_k: 1` the chosen token has probability 1, since filters count
 PROCESSED = 1e-6

@@ -93,7 +93,9 @@ class Served:
 
 @contextmanager
 def served(log: Path, *words: str) -> Iterator[Served]:
-    """The server that a command of docs/export.md starts, without compiling the model for minutes."""
+    """The server that a command of docs/export.md starts, without compiling the model for
+    minutes.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     where = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]

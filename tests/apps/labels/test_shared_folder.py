@@ -356,7 +356,9 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_several_places_share_a_pool(
     tmp_path: Path, pool: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A recipe reads it as a data set; who takes the consent back is gone from it; thanks are as they wish."""
+    """A recipe reads it as a data set; who takes the consent back is gone from it; thanks are as
+    they wish.
+    """
     one, other = tmp_path / "one", tmp_path / "other"
     shared = pair("one", license="MIT", origins=("sft", "base"), meta={"n": 1})
     talk = (

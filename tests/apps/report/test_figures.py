@@ -1,4 +1,6 @@
-"""Figures: which metrics share a panel; the same bytes every time, no scripts, text that stays text."""
+"""Figures: which metrics share a panel; the same bytes every time, no scripts, text that stays
+text.
+"""
 
 import warnings
 from pathlib import Path
