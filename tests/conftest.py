@@ -10,6 +10,7 @@ import pytest
 
 from tests import gpu
 from tests.pages import Reader
+from tests.patience import PATIENCE
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile(
@@ -146,3 +147,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = [report.longrepr[2] for report in terminalreporter.getreports("skipped")]
     for reason in sorted(reason for reason in reasons if "not covered:" in reason):
         terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True)
+
+
+@pytest.fixture(scope="module")  # a browser that stays open stops other modules from starting one
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    from tests.chromium import CHROMIUM
+
+    with playwright.sync_playwright() as started:
+        playwright.expect.set_options(timeout=PATIENCE * 1000)
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()

@@ -62,7 +62,7 @@ ITEMS = {
     17: "test_a_saved_reward_model_scores_the_same_in_plain_transformers",
     18: (
         "PPO whitens no rewards; Llama 2's combination whitens the batch once, tested in "
-        "plugins/test_llama2.py."
+        "algorithms/test_llama2.py."
     ),
     19: "test_advantages_are_whitened_over_all_rollouts",
     20: "test_group_baseline",

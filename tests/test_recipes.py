@@ -24,7 +24,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.report import screen
 from tests.documented_commands import commands
-from tests.plugins.labelers import label
+from tests.people.labelers import label
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {

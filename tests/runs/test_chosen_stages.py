@@ -13,7 +13,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.io.results import RECIPE, damage_of
-from tests.distributed.forked import together
+from tests.processes.forked import together
 
 STAGES = {
     "sft": {

@@ -16,7 +16,7 @@ from alignkit import Completion, Sampling
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
 from alignkit.testing.rules import ConformanceError
-from tests.distributed.local_engine import LocalEngine
+from tests.processes.local_engine import LocalEngine
 
 Completions = list[list[Completion]]
 

@@ -24,7 +24,7 @@ OPTIONS = {
         ]
     },
 }
-EXCEPTIONS = {"openai_judge": "asks a server; tests/plugins/test_rlaif.py starts one"}
+EXCEPTIONS = {"openai_judge": "asks a server; tests/ai_feedback/test_rlaif.py starts one"}
 
 
 def first_party() -> dict[str, type]:

@@ -12,7 +12,9 @@ from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_model_source
 from alignkit_plugins.models.tiny import source as tiny
 
-EXCEPTIONS = {"smollm2-135m-instruct": "downloads 93 MB; tests/plugins/test_models.py, marked slow"}
+EXCEPTIONS = {
+    "smollm2-135m-instruct": "downloads 93 MB; tests/models/test_plugin_models.py, marked slow"
+}
 
 
 def test_every_first_party_source_is_checked_or_excepted() -> None:

@@ -35,13 +35,13 @@ FUNCTION = (
 )
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "abstention": [{}],
-    "classifier": [],  # reads a folder, as tests/plugins/test_classifier.py does
+    "classifier": [],  # reads a folder, as tests/rewards/test_classifier.py does
     "environment": [{}],
     "exact_match": [{"column": "right"}],
     "format": [{"tags": ["think", "answer"]}],
     "honesty": [{"column": "right"}],
     "honesty_accuracy": [{"column": "right", "match": "f1"}],
-    "http": [],  # asks a server, as tests/plugins/test_http_reward.py does
+    "http": [],  # asks a server, as tests/ai_feedback/test_http_reward.py does
     "language": [{"language": "en"}],
     "math_verify": [{"column": "right"}],
     "length": [{}, {"unit": "words", "target": 3, "scale": 0.5}],

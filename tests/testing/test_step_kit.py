@@ -45,9 +45,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"judge": JUDGE, "data": "rows.jsonl"},
         {"judge": JUDGE, "policy": "sft", **SHORT},
     ],
-    "lm_eval": [],  # runs another package, which tests/plugins/test_lm_eval.py does
-    "people": [],  # waits for people, as tests/plugins/test_people.py does
-    "questions": [],  # the untrained model writes none: see tests/plugins/test_make_data.py
+    "lm_eval": [],  # runs another package, which tests/evaluate/test_lm_eval.py does
+    "people": [],  # waits for people, as tests/people/test_people.py does
+    "questions": [],  # the untrained model writes none: see tests/ai_feedback/test_make_data.py
     "red_team": [
         {
             "attacker": "base",
@@ -62,7 +62,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}
     ],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
-    "self_instruct": [],  # the untrained model writes no task: see tests/plugins/test_make_data.py
+    "self_instruct": [],  # the untrained model writes no task: see tests/ai_feedback/test_make_data.py
     "sycophancy": [],  # needs known answers: see below
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]

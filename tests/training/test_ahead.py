@@ -34,7 +34,7 @@ PLUGIN = f"""
 import os, signal, threading, time
 from alignkit import Environment, Group, Reward, RunFailed, hookimpl
 from alignkit_plugins.processes import engine as clock
-from tests.distributed.local_engine import LocalEngine
+from tests.processes.local_engine import LocalEngine
 
 how, _, place = os.environ.get("SABOTAGE", "").partition("=")
 counts, overlap = {{}}, threading.Barrier(2, timeout={PATIENCE})

@@ -27,7 +27,7 @@ from pathlib import Path
 from alignkit import *
 from alignkit.engine import EngineOptions
 from alignkit_plugins.vllm.importance import Importance
-from tests.distributed.local_engine import LocalEngine
+from tests.processes.local_engine import LocalEngine
 
 class Planted(LocalEngine):
     class Options(EngineOptions):

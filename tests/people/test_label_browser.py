@@ -1,0 +1,383 @@
+"""The page in Chromium: what a person does, by keyboard. Needs playwright and a Chromium of the
+system.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from alignkit_plugins.people.items import Item
+from tests.chromium import expect, needed, person, send
+from tests.people.injections import INJECTIONS
+from tests.people.pages import pairs
+from tests.stores import ranking, review, reviewed, scores, turn
+
+pytestmark = needed
+
+
+def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    """One key says side and degree, Enter submits, and what is stored is what was seen."""
+    with person(browser, tmp_path, pairs(20)) as ada:
+        seen = {}
+        for number in range(20):
+            prompt = ada.prompt()
+            left = ada.page.locator(".answer .text").first.inner_text()
+            key = 1 + number % 8
+            seen[prompt] = (left, key)
+            ada.press(f"Digit{key}", "Enter")
+            if number < 19:
+                ada.prompt_changes(prompt)
+        ada.page.wait_for_selector("#done:not([hidden])")
+        stored = {
+            ada.store.item(event.item or "").item.prompt[0]["content"]: event
+            for event in ada.labels()
+        }
+        assert len(stored) == 20
+        for prompt, (left, key) in seen.items():
+            event = stored[prompt]
+            item = ada.store.item(event.item or "").item
+            assert item.responses[event.order[0]] == left
+            degrees = ["significantly", "better", "slightly", "unsure"]
+            expected = ("A", degrees[key - 1]) if key <= 4 else ("B", degrees[8 - key])
+            assert (event.payload["side"], event.payload["margin"]) == expected
+            assert event.seconds is not None and event.seconds > 0
+        assert "token" not in ada.page.url
+
+
+def test_undo_reopens_the_last_item_as_it_was(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, pairs(3)) as ada:
+        first = ada.prompt()
+        ada.press("n")
+        ada.page.keyboard.type("why")
+        ada.press("Escape", "Digit3", "Enter")
+        ada.prompt_changes(first)
+        ada.press("u")
+        ada.shows(first)
+        assert ada.page.locator("input[name=scale]:checked").get_attribute("value") == "2"
+        assert ada.page.locator("#note").input_value() == "why"
+        ada.press("Digit6", "Enter")
+        ada.prompt_changes(first)
+        kinds = [event.kind for event in ada.store.events()]
+        assert kinds == ["label", "undo", "label"]
+        ada.press("Control+z")
+        ada.shows(first)
+
+
+def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
+    """Text boxes, modifiers, held keys and input methods keep their keys."""
+    with person(browser, tmp_path, pairs(2)) as ada:
+        checked = ada.page.locator("input[name=scale]:checked")
+        ada.press("n")
+        ada.page.keyboard.type("12 u s f")
+        assert checked.count() == 0 and ada.page.locator("#note").input_value() == "12 u s f"
+        ada.press("Escape")
+        for modifier in ("ctrlKey", "altKey", "metaKey"):
+            send(ada, "Digit2", "2", **{modifier: True})
+        send(ada, "Digit2", "2", repeat=True)
+        send(ada, "Digit2", "Process", isComposing=True)
+        assert checked.count() == 0
+        send(ada, "Digit2", "é")  # a French keyboard
+        assert checked.get_attribute("value") == "1"
+        send(ada, "Enter", "Enter", repeat=True)
+        assert ada.labels() == []
+
+
+def test_a_reload_keeps_the_draft(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, pairs(2)) as ada:
+        ada.press("Digit7")
+        ada.page.wait_for_timeout(600)  # the draft is saved
+        prompt = ada.prompt()
+        ada.page.reload()
+        ada.settled()
+        assert ada.prompt() == prompt
+        assert ada.page.locator("input[name=scale]:checked").get_attribute("value") == "6"
+
+
+def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, pairs(4)) as ada:
+        for keys, kind, text in (
+            (("s", "Digit2"), "skip", "I do not understand the prompt"),
+            (("f", "b", "a", "d", "Enter"), "flag", "bad"),
+        ):
+            prompt = ada.prompt()
+            ada.press(*keys)
+            ada.prompt_changes(prompt)
+            event = ada.store.events()[-1]
+            assert event.kind == kind and text in event.payload.values()
+        ada.press("s", "Escape", "Digit1", "Enter")
+        ada.shows("1 of ", "#counts")
+
+
+def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, pairs(3)) as ada:
+        prompt = ada.prompt()
+        ada.page.route("**/api/label/submit", lambda route: route.abort())
+        ada.press("Digit4", "Enter")
+        ada.page.wait_for_selector("#offline:not([hidden])")
+        assert "1 label waits" in ada.page.locator("#offline").inner_text()
+        assert ada.labels() == []
+        ada.page.unroute("**/api/label/submit")
+        ada.prompt_changes(prompt)
+        ada.page.wait_for_selector("#offline", state="hidden")
+        assert len(ada.labels()) == 1
+        ada.faults.clear()  # the browser reports the request that was aborted
+
+
+def test_a_ranking_with_a_tie(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, [ranking(count=9), ranking("next")]) as ada:
+        ada.press(*"ab", "=", "c", "d", "Backspace", *"defgh")
+        assert ada.page.locator("#submit").is_disabled()
+        ada.press("Enter")
+        assert ada.labels() == []
+        ada.press("i")
+        width = ada.page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 1280
+        ada.press("Enter")
+        ada.prompt_changes("Rank")
+        assert ada.labels()[0].payload["ranks"] == [1, 2, 2, 3, 4, 5, 6, 7, 8]
+        ada.page.locator(".answer").nth(3).focus()
+        ada.press(*"abcd", "ArrowUp", "ArrowUp", "ArrowUp", "Enter")
+        ada.page.wait_for_selector("#done:not([hidden])")
+        assert ada.labels()[1].payload["ranks"] == [2, 3, 4, 1]
+
+
+def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
+    items = [
+        scores("first"),
+        Item("safety", (turn("second"),), ("yes", "no")),
+        Item("demonstration", (turn("third"),), ("old\u202e text",)),
+        Item("thumb", (turn("fourth"),), ("fine",)),
+    ]
+    with person(browser, tmp_path, items) as ada:
+        ada.press(
+            "Digit7", "Digit5", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Digit4", "Enter"
+        )
+        ada.prompt_changes("first")
+        assert ada.page.evaluate("document.body.classList.contains('covered')")
+        ada.press("v", "Digit8", "Enter")
+        assert "whether they are safe" in ada.page.locator("#missing").inner_text()
+        ada.press("x", "Enter")
+        ada.prompt_changes("second")
+        submit = ada.page.locator("#submit")
+        for keys, name in (
+            (["e"], "Submit Ctrl Enter"),
+            (["Escape"], "Submit Enter"),
+            (["e"], "Submit Ctrl Enter"),
+        ):
+            ada.press(*keys)
+            assert submit.inner_text() == name
+        ada.press("Control+End", "!", "Control+Enter")
+        ada.prompt_changes("third")
+        assert submit.inner_text() == "Submit Enter"
+        ada.press("Digit1", "Enter")
+        ada.page.wait_for_selector("#done:not([hidden])")
+        found = [event.payload for event in ada.labels()]
+        assert found[0]["scores"] == [
+            {"helpful": 7, "truthful": 5, "harmless": 6},
+            {"helpful": 1, "truthful": 4, "harmless": 4},
+        ]
+        assert found[1] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
+        assert found[2] == {"text": "old\u202e text!"} and found[3] == {"good": True}
+
+
+def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it
+    back.
+    """
+    with person(browser, tmp_path, [review(), review("next", 9)], width=390) as ada:
+        ada.shows("Answer A", ".marked h2")
+        ada.press("o", "w", "w", "7")
+        ada.shows("Answer B", ".marked h2")
+        ada.press("t", "k", "1", "4", "ArrowUp", "2")
+        ada.shows("Rank A, B, C", "#missing")
+        ada.page.wait_for_timeout(600)  # the draft is saved
+        ada.page.reload()
+        ada.settled()
+        ada.press("b", "=", "c", "Enter")  # not complete
+        ada.shows("Rank A", "#missing")
+        ada.press("a", "Enter")
+        ada.shows("next")
+        shown = reviewed([2, 1, 1], [7, 2, 4], ["off_task"], ["harmful", "unsuited"])
+        assert ada.labels()[0].payload == shown
+        ada.press("u")
+        ada.shows("Review")
+        ada.press("ArrowUp", "t", "Enter")
+        ada.shows("next")
+        assert ada.labels()[1].payload == shown | {"flags": [["off_task"], ["unsuited"], []]}
+        assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
+        ada.page.locator(".scores .group:nth-child(2) .flags button").first.click()  # marks B
+        ada.press(*"5" * 8)
+        ada.shows("Score A", "#missing")
+
+
+def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
+    """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a
+    thing.
+    """
+    guide = tmp_path / "guide.md"
+    guide.write_text("\n\n".join(INJECTIONS), encoding="utf-8")
+    prompt, whole = tuple(turn(text) for text in INJECTIONS), "\n".join(INJECTIONS)
+    items = [
+        Item("pair", prompt, (whole, f"{whole} 2")),
+        Item("scores", prompt, (whole,)),
+        Item("demonstration", prompt, (whole,)),
+        Item("ranking", prompt, tuple(f"{n}{whole}" for n in range(4))),
+    ]
+    with person(browser, tmp_path, items, guidelines=guide) as ada:
+        asked: list[str] = []
+        ada.page.on("request", lambda request: asked.append(request.url))
+        keys = {
+            "pair": ["Digit1"],
+            "scores": ["Digit1"] * 3,
+            "demonstration": [],
+            "ranking": list("abcd"),
+        }
+        for number, task in enumerate(keys, 1):
+            assert ada.page.locator("#prompt .text").all_inner_texts() == [
+                text.strip() for text in INJECTIONS
+            ]
+            ada.press("n")
+            ada.page.keyboard.insert_text(INJECTIONS[number])
+            ada.press("Escape", "g", "g", *keys[task], "Enter")
+            ada.shows(f"{number} of ", "#counts")
+        ada.press("u")
+        ada.settled()
+        for path in ("/quality", "/adjudicate", "/"):
+            ada.page.goto(ada.address.split("/?")[0] + path)
+            ada.page.wait_for_load_state("networkidle")
+            assert ada.page.locator("#offline").is_hidden()
+        assert ada.page.evaluate("window.hit") is None
+        assert {urlsplit(url).netloc for url in asked} == {urlsplit(ada.address).netloc}
+        assert (
+            ada.page.locator(
+                "main img, main iframe, main object, main script, aside img, aside script"
+            ).count()
+            == 0
+        )
+
+
+def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
+    file = tmp_path / "guide.md"
+    file.write_text("# Rules\n\nBe *kind*. <script>window.hit=1</script>", encoding="utf-8")
+    with person(browser, tmp_path, pairs(3), guidelines=file) as ada:
+        ada.press("g")
+        assert "Be kind" in ada.page.locator("#guidelines").inner_text()
+        ada.press("g", "?")
+        assert "significantly" in ada.page.locator("#help-dialog").inner_text()
+        ada.press("Escape")
+        file.write_text("# Rules\n\nBe short.", encoding="utf-8")
+        ada.press("Digit1", "Enter")
+        ada.shows("guidelines changed", "#notice")
+        assert "Be short" in ada.page.locator("#guidelines").inner_text()
+        ada.press("Digit1", "Enter")
+        ada.shows("2 of ", "#counts")
+        versions = [event.guidelines for event in ada.labels()]
+        assert [text for _, text in ada.store.guidelines()] == [
+            dict(ada.store.guidelines())[v] for v in versions
+        ]
+
+
+def test_consent(browser: Any, tmp_path: Path) -> None:
+    with person(browser, tmp_path, pairs(2)) as ada:
+        expect(ada.page.locator("#consent-button")).to_be_hidden()
+        ada.press("c", "Digit1", "Enter")
+        ada.shows("1 of 2", "#counts")
+        ada.shows("not decided", "#consent")
+        ada.page.locator("#consent-button").click()
+        ada.page.locator("[data-granted=true]").click()
+        ada.shows("yes", "#consent")
+        ada.press("Digit1", "Enter")
+        ada.shows("2 of 2", "#counts")
+        ada.shows("yes", "#consent")
+        assert [event.kind for event in ada.store.events()] == ["label", "consent", "label"]
+
+
+@pytest.mark.parametrize("width", [390, 860, 1440])
+def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -> None:
+    """In one row, or in one column on narrow screens; and what is missing is said without keys that
+    are not shown.
+    """
+    with person(browser, tmp_path, pairs(3), width=width) as ada:
+        boxes = ada.page.locator(".scale label").evaluate_all(
+            "all => all.map((one) => one.getBoundingClientRect())"
+        )
+        across, down = ([box[side] for box in boxes] for side in ("x", "y"))
+        one_column = width < 900
+        assert across == sorted(across) and down == sorted(down)
+        assert len(set(across)) == (1 if one_column else 8) and len(set(down)) == (
+            8 if one_column else 1
+        )
+        said = ada.page.locator(".scale input").evaluate_all(
+            "all => all.map((one) => one.getAttribute('aria-label'))"
+        )
+        assert (said[0], said[2], said[-1]) == (
+            "A is significantly better",
+            "A is slightly better",
+            said[0].replace("A", "B"),
+        )
+        assert not any(mark.isdigit() for mark in ada.page.locator("#missing").inner_text())
+        ada.shows("0 of 3 done", "#counts")
+        for link in ("#consent-button", "[data-todo=adjudicate] >> nth=0", "[data-todo=quality]"):
+            expect(ada.page.locator(link)).to_be_hidden()
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> None:
+    """A long prompt scrolls with the page, so that its end can be read; a short one stays above
+    long answers.
+    """
+    long, last = "read this. " * 800, "And which is right?"
+    items = [
+        Item("pair", (turn(long + last),), ("yes", "no")),
+        Item("pair", (turn("short"),), (long, long + "end")),
+    ]
+    inside = (
+        "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
+    )
+    with person(browser, tmp_path, items, width=width) as ada:
+        prompt = ada.page.locator("#prompt")
+        assert prompt.evaluate(inside) == [0, "visible"]
+        ada.press("End")
+        expect(prompt).not_to_be_in_viewport(ratio=0.9)
+        ada.press("Digit1", "Enter")
+        ada.shows("short")
+        ada.press("End")
+        if width > 860:
+            expect(prompt).to_be_in_viewport(ratio=1)
+        else:
+            expect(prompt).not_to_be_in_viewport()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    keys = {
+        "pair": ["Digit1"], "ranking": list("abcd"), "scores": ["Digit1"] * 6, "thumb": ["Digit2"],
+        "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
+    }  # fmt: skip
+    more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
+    marked = Item(
+        "pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$")
+    )
+    items = [marked, ranking(), scores(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
+    with person(browser, tmp_path, items) as ada:
+        ada.page.emulate_media(color_scheme=scheme)
+        for task in keys:
+            found = axe.run(ada.page).response["violations"]
+            assert [(task, fault["id"], fault["nodes"][0]["html"]) for fault in found] == []
+            before = ada.prompt()
+            ada.press(*keys[task], "Enter")
+            if task != "safety":
+                ada.prompt_changes(before)
+        ada.page.wait_for_selector("#done:not([hidden])")
+        for path in ("", "/quality", "/adjudicate"):
+            ada.page.goto(ada.address.split("/?")[0] + path)
+            ada.page.wait_for_load_state("networkidle")
+            assert [
+                (fault["id"], fault["nodes"][0]["html"])
+                for fault in axe.run(ada.page).response["violations"]
+            ] == []

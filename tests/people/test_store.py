@@ -1,0 +1,442 @@
+"""A store keeps every acknowledged event once, and says in words what it does not take."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from patience import PATIENCE
+from stores import Clock, event, opened, pair, ranking, scores, turn
+
+from alignkit.data.group import Group, Message, Origin, Response
+from alignkit.errors import BadRow, DataError, OutOfResource
+from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.labels import BadLabel
+from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import labeled
+
+HERE = Path(__file__).parents[1]  # where `python -c` finds the module `stores`
+
+
+def test_what_was_stored_is_read_back(tmp_path: Path) -> None:
+    item = pair(
+        meta={"language": "de"},
+        license="CC0",
+        origins=("sft", "base"),
+        gold={"better": 0, "margin": "better"},
+    )
+    with opened(tmp_path, item) as store:
+        sent = event(
+            item, {"side": "B", "margin": "slightly"}, order=(1, 0), seconds=2.5, guidelines="abc"
+        )
+        store.submit(sent)
+    with Store.open(tmp_path / "labels.feedback") as again:
+        (stored,) = again.items()
+        assert stored.item == item
+        (found,) = again.events()
+        assert (found.payload, found.order, found.seconds) == (
+            {"side": "B", "margin": "slightly"},
+            (1, 0),
+            2.5,
+        )
+        assert labeled(again)[0].votes[0].label == {"better": 0, "margin": "slightly"}
+
+
+def test_an_item_is_its_content() -> None:
+    assert pair().id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
+    assert (
+        len(
+            {
+                pair().id,
+                pair("Ho").id,
+                pair(second="Why?").id,
+                Item("safety", pair().prompt, pair().responses).id,
+            }
+        )
+        == 4
+    )
+
+
+def test_a_group_becomes_an_item() -> None:
+    prompt = (Message(role="user", content="Hi"),)
+    answers = (Response(text="a", source="sft@1"), Response(text="b", source="base"))
+    group = Group(
+        prompt, answers, meta={"license": "MIT", "use": "chat"}, origin=Origin("data.jsonl", 7)
+    )
+    item = item_of(group)
+    assert (item.task, item.origins, item.license) == ("pair", ("sft@1", "base"), "MIT")
+    assert item_of(Group(prompt)).task == "demonstration"
+    assert item_of(Group(prompt, tuple(Response(text=str(i)) for i in range(4)))).task == "ranking"
+    assert item_of(group, "scores").criteria == ("helpful", "truthful", "harmless")
+
+
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        (Item("pair", (turn("Hi"),), ("one",)), "a pair has 2 to 2 responses, not 1"),
+        (Item("pair", (turn("Hi"),)), "a pair has 2 to 2 responses, not 0"),
+        (ranking(count=40), "a ranking has 2 to 9 responses, not 40"),
+        (pair(first="same", second="same"), "two responses are the same"),
+        (pair(first="x" * 300_000), "a text has 300,000 characters"),
+        (pair(first="\0"), "NUL"),
+        (pair(first="\ud800"), "not valid Unicode"),
+        (Item("pairs", (turn("Hi"),), ("a", "b")), "did you mean 'pair'"),
+        (Item("pair", (), ("a", "b")), "there is no prompt"),
+        (pair(gold={"better": 2}), "gold label: "),
+        (ranking(gold={"ranks": [1, 2]}), "gold label: "),
+        (pair(origins=("sft",)), "2 responses, but 1 origins"),
+    ],
+)
+def test_an_item_that_nobody_could_label_is_refused(tmp_path: Path, item: Item, fault: str) -> None:
+    with opened(tmp_path) as store:
+        with pytest.raises(BadRow, match=fault):
+            store.add([pair(), item])
+        assert store.items() == []
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>alert(1)</script>", "שלום \u202e", "x" * 100_000, "'); DROP TABLE items; --"]
+)
+def test_hostile_texts_are_texts(tmp_path: Path, text: str) -> None:
+    with opened(tmp_path, pair(text, first=text + "!")) as store:
+        assert store.items()[0].item.responses[0] == text + "!"
+
+
+def test_the_same_event_twice_is_one(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        sent = event(item)
+        first, second = store.submit(sent), store.submit(sent)
+        assert first == second
+        assert len(store.events()) == 1
+        with pytest.raises(BadLabel, match="stored before with another payload"):
+            store.submit(event(item, {"side": "B", "margin": "better"}, uuid=sent.uuid))
+
+
+@pytest.mark.parametrize(
+    ("payload", "fault"),
+    [
+        ({"side": "C", "margin": "better"}, "'side'"),
+        ({"side": "A"}, "'margin'"),
+        ({"side": "A", "margin": "much"}, "'margin': Input should be"),
+        ({"side": "A", "margin": "better", "extra": 1}, "'extra'"),
+        ({"side": "A", "margin": "better", "safety": "fine"}, "'safety'"),
+        ([], "valid dictionary.*expected the keys note, side, margin"),
+        ({"side": "A", "margin": "better", "note": "\ud800"}, "'note'"),
+    ],
+)
+def test_a_label_that_is_none_is_refused(tmp_path: Path, payload: Any, fault: str) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        with pytest.raises(BadLabel, match=fault):
+            store.submit(event(item, payload))
+        assert store.events() == []
+
+
+@pytest.mark.parametrize(
+    ("item", "payload"),
+    [
+        (ranking(), {"ranks": [1, 2, 3]}),
+        (ranking(), {"ranks": [0, 1, 2, 3]}),
+        (ranking(), {"ranks": [2, 2, 3, 3]}),
+        (ranking(), {"ranks": [1, 2, 3, True]}),
+        (scores(), {"scores": [{"helpful": 1}, {"helpful": 2}]}),
+        (scores(), {"scores": [{"helpful": 1, "truthful": 2, "harmless": 8}] * 2}),
+        (scores(), {"scores": [{"helpful": 1, "truthful": 2, "harmless": 7}]}),
+        (Item("safety", (turn("Hi"),), ("a", "b")), {"side": "A", "margin": "better"}),
+        (Item("demonstration", (turn("Hi"),)), {"text": "  "}),
+        (Item("thumb", (turn("Hi"),), ("a",)), {"good": 1}),
+    ],
+)
+def test_a_label_must_suit_its_task(tmp_path: Path, item: Item, payload: Any) -> None:
+    with opened(tmp_path, item) as store:
+        with pytest.raises(BadLabel):
+            store.submit(event(item, payload))
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"uuid": "1"}, "uuid must be one such as"),
+        ({"who": ""}, "annotator's name"),
+        ({"who": "a\nb"}, "annotator's name"),
+        ({"who": "ann "}, "without blanks around them"),
+        ({"kind": "lable"}, "did you mean 'label'"),
+        ({"kind": "skip", "payload": {"reason": " "}}, "'reason'"),
+        ({"kind": "flag", "payload": {"note": ""}}, "'note'"),
+        ({"kind": "undo", "payload": {"of": "x"}}, "no event 'x' to undo"),
+        ({"kind": "consent", "payload": {"granted": True}}, "must name no item"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"order": (0, 0)}, "order"),
+        ({"order": (0,)}, "order"),
+    ],
+)
+def test_an_event_that_is_none_is_refused(tmp_path: Path, change: Any, fault: str) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        with pytest.raises(BadLabel, match=fault):
+            store.submit(event(item, **change))
+
+
+def test_an_unknown_item_is_named(tmp_path: Path) -> None:
+    with opened(tmp_path) as store, pytest.raises(BadLabel, match=f"no item '{pair().id}'"):
+        store.submit(event(pair()))
+
+
+def test_events_are_never_changed(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        for query in ("UPDATE events SET annotator = 'bob'", "DELETE FROM events"):
+            with pytest.raises(sqlite3.IntegrityError, match="events are never"):
+                store.connection.execute(query)
+
+
+def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        second = store.submit(event(item, {"side": "B", "margin": "unsure"}))
+        assert store.last("ann") == second
+        store.submit(event(item, {"of": second.uuid}, kind="undo"))
+        assert labeled(store)[0].votes[0].label["better"] == 0
+        assert store.item(item.id).labels == 1
+        with pytest.raises(BadLabel, match="undone already"):
+            store.submit(event(item, {"of": second.uuid}, kind="undo"))
+        first = store.last("ann")
+        assert first is not None
+        with pytest.raises(BadLabel, match="another annotator"):
+            store.submit(event(item, {"of": first.uuid}, kind="undo", who="bob"))
+        store.submit(event(item, {"of": first.uuid}, kind="undo"))
+        assert labeled(store)[0].votes == []
+        assert len(store.events()) == 4
+
+
+def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_reported(
+    tmp_path: Path,
+) -> None:
+    old, new = pair(), pair(second="Changed")
+    with opened(tmp_path) as store:
+        store.ask([old], "data.jsonl")
+        store.ask([new], "data.jsonl")
+        assert [stored.retired for stored in store.items()] == [True, False]
+        for item in (old, new):
+            store.submit(event(item))
+        store.ask([old], "data.jsonl")
+        assert [stored.retired for stored in store.items()] == [False, True] and len(
+            store.events()
+        ) == 2
+
+
+def test_adding_again_changes_nothing(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        store.submit(event(item))
+        store.add([item, pair("another")])
+        assert [stored.retired for stored in store.items()] == [False, False]
+        assert store.item(item.id).labels == 1
+
+
+def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None:
+    item, clock = pair(), Clock()
+    with opened(tmp_path, item, clock=clock) as store:
+        first = store.submit(event(item))
+        clock.wait(-3600)
+        last = store.submit(event(item, {"side": "B", "margin": "better"}))
+        assert last.created > first.created
+        assert labeled(store)[0].votes[0].created == last.created
+
+
+def test_guidelines_have_versions_of_which_the_last_one_holds(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        one, two = store.add_guidelines("Be kind."), store.add_guidelines("Be kind and brief.")
+        assert store.add_guidelines("Be kind and brief.") == two
+        assert store.guidelines() == [(one, "Be kind."), (two, "Be kind and brief.")]
+        assert store.add_guidelines("Be kind.") == one
+        assert store.guidelines() == [(two, "Be kind and brief."), (one, "Be kind.")]
+
+
+# Files that are no stores
+
+
+def test_a_file_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "other.feedback"
+    sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
+    with pytest.raises(DataError, match="not a store"):
+        Store.open(path, new=True)
+    path.write_text("hello, this is no database at all" * 40)
+    with pytest.raises(DataError, match="not a SQLite file"):
+        Store.open(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="empty"):
+        Store.open(path, new=True)
+    with pytest.raises(DataError, match="no such file"):
+        Store.open(tmp_path / "missing.feedback")
+
+
+def test_a_store_of_another_version(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        store.connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(DataError, match="another alignkit"):
+        Store.open(tmp_path / "labels.feedback")
+
+
+def test_of_two_processes_that_make_a_store_the_first_one_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    with monkeypatch.context() as late:
+        # The other one was made just after this one looked
+        late.setattr(Path, "exists", lambda self: False)
+        Store.open(path, new=True).close()
+    with Store.open(path) as store:
+        assert len(store.items()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_half_copied_store(tmp_path: Path, share: float) -> None:
+    with opened(tmp_path, *(pair(f"prompt {index}") for index in range(300))) as store:
+        path = store.path
+    content = path.read_bytes()
+    half = tmp_path / "half.feedback"
+    half.write_bytes(content[: int(len(content) * share) // 4096 * 4096 + 100])
+    with pytest.raises(DataError, match="damaged"):
+        Store.open(half)
+
+
+def test_reading_leaves_no_files(tmp_path: Path) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    with Store.open(path) as again:
+        assert len(again.items()) == 1
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(DataError, match="a folder; expected a store"):
+        Store.open(tmp_path)
+
+
+# Crashes, full disks and several writers
+
+WRITER = """
+import sys, time
+from stores import event, pair
+from alignkit_plugins.people.store import Store
+store, number = Store.open(sys.argv[1]), 0
+while True:
+    receipt = store.submit(event(pair(), {"side": "AB"[number % 2], "margin": "better"}, who=sys.argv[2]))
+    print(receipt.uuid, flush=True)
+    number += 1
+    time.sleep(0.005)  # without a pause the other writer starves on a busy machine
+"""
+
+
+def writer(path: Path, name: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, path, name], stdout=subprocess.PIPE, text=True, cwd=HERE
+    )
+
+
+def test_an_acknowledged_label_survives_kill_9(tmp_path: Path) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    acknowledged: list[str] = []
+    for count in (1, 7, 23):
+        with writer(path, "ann") as process:
+            assert process.stdout is not None
+            acknowledged += [process.stdout.readline().strip() for _ in range(count)]
+            process.send_signal(signal.SIGKILL)
+            acknowledged += process.stdout.read().split()
+    with Store.open(path) as store:
+        stored = [found.uuid for found in store.events()]
+        assert set(acknowledged) <= set(stored)
+        assert len(stored) - len(acknowledged) <= 3  # stored, and killed before it was said
+        assert store.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert store.item(pair().id).labels == 1
+
+
+def test_two_servers_on_one_store(tmp_path: Path) -> None:
+    with opened(tmp_path, pair()) as store:
+        said = []
+        with writer(store.path, "ann") as ann, writer(store.path, "bob") as bob:
+            for process in (ann, bob):
+                assert process.stdout is not None
+                said += [process.stdout.readline().strip() for _ in range(20)]
+            for process in (ann, bob):
+                process.kill()
+                assert process.stdout is not None
+                said += process.stdout.read().split()
+        assert set(said) <= {found.uuid for found in store.events()}
+        assert {vote.annotator for vote in labeled(store)[0].votes} == {"ann", "bob"}
+
+
+def test_thirty_threads(tmp_path: Path) -> None:
+    item, faults = pair(), []
+    with opened(tmp_path, item) as store:
+
+        def label(number: int) -> None:
+            try:
+                sent = event(item, who=f"person {number}")
+                for _ in range(3):
+                    store.submit(sent)
+            except Exception as error:
+                faults.append(error)
+
+        threads = [threading.Thread(target=label, args=(number,)) for number in range(30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert faults == []
+        assert len(store.events()) == 30
+
+
+FULL = """
+import resource, signal, sys
+from alignkit.errors import OutOfResource
+from alignkit_plugins.people.store import Store
+from stores import event, pair
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+store = Store.open(sys.argv[1])
+size = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+try:
+    while True:
+        print(store.submit(event(pair(), {"side": "A", "margin": "better", "note": "x" * 9000})).uuid, flush=True)
+except OutOfResource as error:
+    print("error:", error)
+"""
+
+
+def test_a_full_disk_loses_no_label(tmp_path: Path) -> None:
+    with opened(tmp_path, pair()) as store:
+        path = store.path
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, path, str(path.stat().st_size + 200_000)],
+        capture_output=True,
+        text=True,
+        cwd=HERE,
+    )
+    *acknowledged, message = done.stdout.splitlines()
+    assert message.startswith("error:"), done.stderr
+    assert "the store" in message or "disk is full" in message
+    with Store.open(path) as store:
+        assert [found.uuid for found in store.events()] == acknowledged
+        assert acknowledged
+
+
+def test_sqlite_says_that_the_disk_is_full(tmp_path: Path) -> None:
+    item = pair()
+    with opened(tmp_path, item) as store:
+        pages = store.connection.execute("PRAGMA page_count").fetchone()[0]
+        store.connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(OutOfResource, match="the disk is full, so nothing was stored"):
+            while True:
+                store.submit(event(item, {"side": "A", "margin": "better", "note": "x" * 9000}))
+        assert store.connection.execute("PRAGMA quick_check").fetchone()[0] == "ok"

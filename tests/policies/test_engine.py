@@ -1,0 +1,131 @@
+"""Chats, servers and evaluations whose answers an engine samples."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alignkit_plugins.models.tiny
+from alignkit.cli import main
+from alignkit.errors import RecipeError, RunFailed, Stopped
+from alignkit.io.console import Reporter
+from alignkit.io.text import cache_folder
+from alignkit.sampling import Sampling
+from alignkit_plugins.policies.policy import Answer, Opened, opened
+from alignkit_plugins.policies.words import read_words, split_overrides
+from tests.processes.vllm_server import FakeVllm
+
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def server() -> Iterator[FakeVllm]:
+    found = FakeVllm(alignkit_plugins.models.tiny.source(cache_folder()), alpha=32)
+    yield found
+    found.close()
+
+
+def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
+    words, found = split_overrides([str(run / "sft"), *overrides, str(run / "online")])
+    assert found == list(overrides)
+    return opened(read_words(words), found, Reporter(), should_stop, "alignkit chat")
+
+
+def answers(found: Opened) -> tuple[list[Answer], list[str]]:
+    heard: list[str] = []
+    each = []
+    for policy in found.policies.values():
+        prompt = policy.prompt([{"role": "user", "content": "bread is good"}])
+        each.append(policy.answer(prompt, GREEDY, 7, heard.append))
+    return each, heard
+
+
+def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) -> None:
+    with models(run) as found:
+        local, _ = answers(found)
+    with models(run, f"engine.vllm.url={server.url}/v1") as found:
+        # Both adapters are there before anybody asks.
+        assert len({body["lora_name"] for body in server.paths("/v1/load_lora_adapter")}) == 2
+        theirs, heard = answers(found)
+    assert theirs == local and heard == [answer.text for answer in theirs]
+    assert len(server.paths("/v1/completions")) == 1 + 2  # with the probe
+    assert not server.adapters
+
+
+def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
+    server.change = lambda choice: (
+        choice if "prompt_logprobs" in choice else choice | {"logprobs": None}
+    )
+    with pytest.raises(
+        RunFailed,
+        match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$",
+    ):
+        with models(run, f"engine.vllm.url={server.url}") as found:
+            answers(found)
+
+
+def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) -> None:
+    """On a server that others use, too, which has not answered yet."""
+    asked, ended = threading.Event(), threading.Event()
+
+    def fault(path: str, body: Any) -> None:
+        if path == "/v1/completions" and "prompt_logprobs" not in body:
+            asked.set()
+            ended.wait()
+
+    def should_stop() -> None:
+        if asked.is_set():
+            raise Stopped("enough")
+
+    server.fault = fault
+    with (
+        pytest.raises(Stopped),
+        models(run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found,
+    ):
+        assert server.adapters
+        answers(found)
+    ended.set()
+    assert not server.adapters
+
+
+def test_overrides_that_mean_nothing_are_refused(run: Path) -> None:
+    for override, said in (
+        ("engine.vlm.url=http://127.0.0.1:9", "did you mean 'vllm'"),
+        ("seed=2", "unknown key 'seed'"),
+        ("engine.vllm.ulr=x", "did you mean 'url'"),
+    ):
+        with pytest.raises(RecipeError) as raised, models(run, override):
+            pass
+        assert said in str(raised.value)
+
+
+def test_evaluate_samples_with_an_engine(
+    run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        "\n".join(json.dumps({"prompt": f"is it {n}?"}) for n in range(3))
+    )
+    words = [
+        str(run / "sft"),
+        str(run / "online"),
+        f"engine.vllm.url={server.url}",
+        "--reward",
+        "length",
+    ]
+    out = tmp_path / "out"
+    code = main(
+        ["evaluate", *words, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)]
+    )
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    assert "samples: vllm; local: log-probabilities" in captured.err
+    # Of the base, too, and with the probe
+    asked = [body["model"] for body in server.paths("/v1/completions")]
+    assert len(asked) == 1 + 3 * 3 and len(set(asked)) == 3

@@ -1,0 +1,144 @@
+"""`alignkit check --plan`: about what a stage takes, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig
+
+from alignkit import cli
+from alignkit.plugins import load_plugins
+from alignkit_plugins.recipes import plan as planning
+
+WITHIN = 0.25
+
+
+def write(folder: Path, base: str, **stages: dict[str, Any]) -> Path:
+    rows = [{"prompt": f"what is {n}?", "completion": "a number " * (1 + n % 5)} for n in range(24)]
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    path = folder / "r.json"
+    model = {"base": base, "dtype": "float32", "lora": {"r": 8, "lora_alpha": 16}}
+    path.write_text(json.dumps({"model": model, "stages": stages}), encoding="utf-8")
+    return path
+
+
+def planned(capfd: pytest.CaptureFixture[str], path: Path, *overrides: str) -> list[dict[str, Any]]:
+    assert cli.main(["check", "--plan", str(path), *overrides, "--json"]) == 0
+    return json.loads(capfd.readouterr().out)["result"]["stages"]
+
+
+def shapes(folder: Path, **sizes: Any) -> Path:
+    """A folder with a tokenizer and a configuration, and no weights."""
+    made = load_plugins().get("model", "tiny").implementation(folder / "cache")
+    base = folder / "base"
+    base.mkdir()
+    for file in Path(made).iterdir():
+        if file.suffix != ".safetensors":
+            (base / file.name).write_bytes(file.read_bytes())
+    LlamaConfig(**sizes).save_pretrained(base)
+    (base / "model.safetensors").write_bytes(Path(made, "model.safetensors").read_bytes())
+    return base
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_it_counts_rows_and_tokens(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not that of all tests before
+    used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))
+    monkeypatch.setattr("alignkit_plugins.recipes.plan.psutil.Process", lambda: used)
+    sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
+    sample = {
+        "step": "sample",
+        "policy": "sft",
+        "prompts": "rows.jsonl",
+        "sampling": {"max_new_tokens": 8},
+    }
+    path = write(
+        here,
+        "tiny",
+        sft=sft,
+        sample=sample,
+        learn={"algorithm": "sft", "from": "sft", "data": "sample"},
+    )
+    first, second, third = planned(capfd, path)
+    assert not (here / "runs").exists()
+    assert (
+        first["work"]["rows"] == 24 and first["work"]["learned"] == 2 * first["work"]["tokens"] > 0
+    )
+    assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
+    assert third["work"]["rows"] == 24 and "that 'sample' may make" in third["work"]["note"]
+    assert first["peak"] == pytest.approx(sum(first["memory"].values()))
+    assert cli.main(["check", "--plan", str(path)]) == 0
+    text = capfd.readouterr().out
+    assert "about 0." in text and "under 1" in text and "learn: rows are those that" in text
+
+
+def test_memory_follows_the_shapes(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    base = shapes(here, vocab_size=5000, tie_word_embeddings=True, **sizes)
+    path = write(here, str(base), sft={"algorithm": "sft", "data": "rows.jsonl", "max_steps": 2})
+    (found,) = planned(capfd, path)
+    matrices = 4 * (4 * 256 * 256 + 3 * 256 * 512)
+    norms = 4 * 2 * 256 + 256
+    assert found["memory"]["weights"] == 4 * (matrices + norms + 5000 * 256)
+    adapter = 4 * 8 * 4 * (4 * 512 + 3 * 768)
+    assert found["memory"]["adapters"] == 2 * adapter or found["memory"]["adapters"] == adapter
+    assert found["memory"]["optimizer"] == 3 * adapter
+    (full,) = planned(capfd, path, "model.lora=none")
+    assert full["memory"]["optimizer"] == 3 * full["memory"]["weights"]
+    (nf4,) = planned(capfd, path, "model.quantization=nf4")
+    assert nf4["memory"]["weights"] < 0.6 * found["memory"]["weights"]
+
+
+def test_a_stage_that_is_too_large_is_an_error(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(here, "tiny", sft={"algorithm": "sft", "data": "rows.jsonl"})
+    monkeypatch.setattr(planning, "total", lambda device: 1e8)
+    assert cli.main(["check", "--plan", str(path)]) == 2
+    out, err = capfd.readouterr()
+    assert (
+        "about" in out and "stage 'sft' needs about" in err and "but this machine has 0.1 GB" in err
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "ALIGNKIT_SMOLLM2_WHEEL" not in os.environ, reason="needs the weights of SmolLM2-135M"
+)
+def test_memory_and_time_of_smollm2(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of a fresh process, whose peak and seconds the run prints."""
+    data = str(Path(__file__).parents[2] / "recipes" / "data" / "demos.jsonl")
+    sft = {"algorithm": "sft", "data": data, "max_length": 512, "max_steps": 6}
+    path = write(here, "smollm2-135m-instruct", sft=sft)
+    (plan,) = planned(capfd, path)
+    command = [sys.executable, "-m", "alignkit", "run", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak = float(done.stderr.rpartition("peak memory ")[2].split()[0]) * 2**30
+    seconds = json.loads((here / "runs" / "r" / "sft" / "stage.json").read_text(encoding="utf-8"))[
+        "seconds"
+    ]
+    assert plan["peak"] == pytest.approx(peak, rel=WITHIN) and plan["seconds"] == pytest.approx(
+        seconds, rel=WITHIN
+    )
