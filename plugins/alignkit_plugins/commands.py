@@ -13,7 +13,7 @@ from alignkit_plugins.policies.export import export
 from alignkit_plugins.policies.serve import serve
 from alignkit_plugins.recipes.check import check, verify
 from alignkit_plugins.recipes.init import init
-from alignkit_plugins.report.command import show
+from alignkit_plugins.report.show import show
 
 
 @hookimpl
