@@ -808,16 +808,12 @@ def check_agreement(case: Case) -> None:
         case.defined("mean_pairwise_agreement", agreement.agreement_of(units)["same"]["mean"])
     elif "data" in case:
         units = list(zip(*inputs["data"], strict=True))
-        for level in ("nominal", "ordinal", "interval"):
-            case.defined(level, agreement.krippendorff_alpha(units, level))
+        case.defined("nominal", agreement.agreement_of(units)["alpha"]["mean"])
     elif "a" in case:
         units = list(zip(inputs["a"], inputs["b"], strict=True))
         case.defined("agreement", agreement.agreement_of(units)["same"]["mean"])
-    case.left -= {
-        "kappa",
-        "kappa_linear",
-        "kappa_quadratic",
-    }  # Cohen's and Fleiss': alpha is the only coefficient
+    # Cohen's and Fleiss' coefficients, and distances of alpha: nobody reports them.
+    case.left -= {"kappa", "kappa_linear", "kappa_quadratic", "ordinal", "interval"}
 
 
 def check_ranking(case: Case) -> None:
