@@ -188,7 +188,12 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
         style = {result: "result", "base": "base"}.get(row.policy, "")
         where = {"left": left, "width": round(right - left, 1), "mean": mean}
         placed.append({"label": row.policy, "style": style, "text": cell(row), **where})
-    panel = {"middle": None, "title": first.metric, "note": ", ".join(notes), "rows": placed}
+    panel: dict[str, Any] = {
+        "middle": None,
+        "title": first.metric,
+        "note": ", ".join(notes),
+        "rows": placed,
+    }
     if first.kind == "judge":
         panel |= {"title": f"preferred to {first.baseline} by {first.metric}", "middle": 50}
     return panel

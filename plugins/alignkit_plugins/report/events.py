@@ -135,7 +135,7 @@ def machine() -> dict[str, Any]:
     """The machine, without its name: interpreter, system, cores, memory in bytes, GPU."""
     import psutil
 
-    facts = {"python": platform.python_version(), "system": platform.platform()}
+    facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
     facts |= {"cores": os.cpu_count(), "memory": psutil.virtual_memory().total}
     torch = sys.modules.get("torch")  # a run has loaded it by now
     if torch is not None and torch.cuda.is_available():

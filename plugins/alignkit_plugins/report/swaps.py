@@ -45,7 +45,7 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
     `answers`: of the base model, the baseline and the result each the first, with the mean score of
     all, on which the statistics rest.
     """
-    baseline, reward = evaluation.get("baseline"), str(evaluation.get("headline"))
+    baseline, reward = str(evaluation.get("baseline")), str(evaluation.get("headline"))
     others = [name for name in evaluation["policies"] if name != baseline]
     wanted = [name for name in evaluation["policies"] if name in ("base", baseline, *others[-1:])]
     lower = percent = False
@@ -160,7 +160,11 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
     rows = list[Row]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
-            facts = {"lower": row.lower, "percent": row.percent, "tested": row.tested}
+            facts: dict[str, Any] = {
+                "lower": row.lower,
+                "percent": row.percent,
+                "tested": row.tested,
+            }
             facts |= {"kind": row.kind, "trained_on": {now: row.trained_on}}
             rows += rated(groups, [then, now], then, row.metric, **facts)
     rows = adjusted(rows)
