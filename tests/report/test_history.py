@@ -11,11 +11,11 @@ from filelock import FileLock
 from made import STARTS, lines, make_run
 
 from alignkit.errors import RunFailed, StageWaits, Stopped
-from alignkit_plugins.report import events
+from alignkit_plugins.report import history
 
 
 def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
-    first, second = events.starts_of(make_run(tmp_path / "run"))
+    first, second = history.starts_of(make_run(tmp_path / "run"))
     assert first["outcome"] == "killed" and first["ended"] == ""
     assert first["started"] == "2026-09-21T14:13:20Z" and second["ended"] == "2026-09-21T14:15:20Z"
     assert second["outcome"] == "done"
@@ -24,15 +24,15 @@ def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
 def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     lines(folder / "starts.jsonl", STARTS[:1])
-    assert events.starts_of(folder)[-1]["outcome"] == "killed"
+    assert history.starts_of(folder)[-1]["outcome"] == "killed"
     with FileLock(folder / ".lock"):
         os.utime(folder / ".lock", (1, 1))
-        assert events.starts_of(folder)[-1]["outcome"] == "running"
+        assert history.starts_of(folder)[-1]["outcome"] == "running"
     assert (folder / ".lock").stat().st_mtime == 1  # to look at a run writes nothing
 
 
 def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:
-    assert events.warnings_of(make_run(tmp_path / "run")) == [("", "tracker 'x' failed")]
+    assert history.warnings_of(make_run(tmp_path / "run")) == [("", "tracker 'x' failed")]
 
 
 @pytest.mark.parametrize(
@@ -46,30 +46,30 @@ def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:
     ],
 )
 def test_how_a_run_ended(error: BaseException | None, outcome: str, tmp_path: Path) -> None:
-    events.write_start(tmp_path, tmp_path)
+    history.write_start(tmp_path, tmp_path)
     with (tmp_path / "starts.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"event": "sta')  # of a process that was killed while it wrote
-    events.write_start(tmp_path, tmp_path)
-    events.write_end(tmp_path, error, "1 GiB")
-    first, last = events.starts_of(tmp_path)
+    history.write_start(tmp_path, tmp_path)
+    history.write_end(tmp_path, error, "1 GiB")
+    first, last = history.starts_of(tmp_path)
     assert first["outcome"] == "killed" and last["outcome"] == outcome
     assert last["peak_memory"] == "1 GiB" and last["machine"]["cores"] > 0 and last["command"]
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path: Path) -> None:
-    events.write_start(tmp_path / "missing", tmp_path)
+    history.write_start(tmp_path / "missing", tmp_path)
 
 
 def test_the_commit_is_that_of_the_recipe(tmp_path: Path) -> None:
-    assert events.commit_of(tmp_path) == ""
+    assert history.commit_of(tmp_path) == ""
     author = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
     for words in (["init", "-q"], [*author, "commit", "-q", "--allow-empty", "-m", "x"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert len(events.commit_of(tmp_path)) == 40
+    assert len(history.commit_of(tmp_path)) == 40
 
 
 def test_keys_in_messages_are_hidden_and_the_machine_has_no_name(tmp_path: Path) -> None:
     error = RunFailed("the key sk-abcdefghijklmnop1234 is wrong")
-    events.write_end(tmp_path, error, "")
+    history.write_end(tmp_path, error, "")
     assert "sk-abc" not in (tmp_path / "starts.jsonl").read_text(encoding="utf-8")
-    assert platform.node() == "" or platform.node() not in json.dumps(events.machine())
+    assert platform.node() == "" or platform.node() not in json.dumps(history.machine())

@@ -21,7 +21,7 @@ from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
 from alignkit_plugins.people.step import NobodyAsked
 from alignkit_plugins.report.changes import changes, shown
-from alignkit_plugins.report.events import json_lines, read_object
+from alignkit_plugins.report.history import json_lines, read_object
 
 ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
 # Keys of results that differ from run to run, and what others begin and end with

@@ -22,8 +22,8 @@ from alignkit_plugins.compare.readable import mapping, number, shown
 from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
 from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.data_card import left_out
-from alignkit_plugins.report.events import json_lines, read_object, starts_of, warnings_of
 from alignkit_plugins.report.figures import series_of
+from alignkit_plugins.report.history import json_lines, read_object, starts_of, warnings_of
 from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning

@@ -81,7 +81,7 @@ def show(
 
 def _listed(runs: Sequence[Path]) -> Table:
     """Runs, with what became of their last starts."""
-    from alignkit_plugins.report.events import starts_of
+    from alignkit_plugins.report.history import starts_of
 
     rows = list[list[str]]()
     for run in runs:

@@ -22,7 +22,7 @@ from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.changes import changes
-from alignkit_plugins.report.events import json_lines, read_object
+from alignkit_plugins.report.history import json_lines, read_object
 
 EACH = 5  # samples of each kind
 SEED = 0  # of those at random
