@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, Result, refuse
+from alignkit.commands import DefaultGroup, Result
 from alignkit_plugins.printing import files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
@@ -86,42 +86,5 @@ def new(
     from alignkit_plugins.authors.new import write_package
 
     files = write_package(name, kind, load_plugins())
-    install = f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check"
+    install = f"cd {files[0].parent} && pip install -e '.[test]' && pytest"
     return files_written(files, next=install)
-
-
-@plugins_app.command("check")
-def check_plugin(
-    what: Annotated[
-        str,
-        typer.Argument(
-            metavar="PACKAGE|FILE",
-            help="Plugin to check: a package, a folder with a pyproject.toml, or a module.",
-        ),
-    ] = ".",
-    options: Annotated[
-        str,
-        typer.Option(
-            metavar="YAML",
-            help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'.",
-        ),
-    ] = "{}",
-) -> Result:
-    """Check a plugin by the rules of its kind.
-
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`.
-
-    \b
-    Examples:
-      alignkit plugins check
-      alignkit plugins check alignkit-reinforce
-      alignkit plugins check sums.py --options '{sums: {strict: true}}'
-    """
-    from alignkit.recipe.yaml import plain_data
-    from alignkit_plugins.authors.check import check, target_of
-
-    by_name = plain_data(options, "--options")
-    if not isinstance(by_name, dict) or not all(isinstance(one, dict) for one in by_name.values()):
-        help = "write --options '{NAME: {KEY: VALUE}}'"
-        refuse(f"--options {options} is no mapping of options by name", help)
-    return check(target_of(what), by_name)
