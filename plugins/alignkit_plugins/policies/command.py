@@ -45,9 +45,10 @@ def chat(
         ),
     ] = False,
 ) -> None:
-    """Talk to policies in the terminal, or with --page in your browser.
+    """Talk to policies.
 
-    /help lists what else can be entered in the terminal. Ctrl-C stops an answer, and Ctrl-D leaves.
+    In the terminal, or with --page in your browser. /reset begins a new conversation, Ctrl-C stops
+    an answer, and Ctrl-D leaves.
 
     \b
     Examples:
