@@ -131,6 +131,7 @@ KINDS = {
     "plugins ": ["ppo"],
     "plugins  ": ["--schema"],
     "plugins new": ["calm", "--kind", "reward"],
+    "plugins check": ["alignkit-calm/alignkit_calm.py"],
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],
     "data convert": ["rows.jsonl", "--to", "sft", "--out", "sft.jsonl"],

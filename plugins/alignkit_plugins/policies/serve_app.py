@@ -229,8 +229,8 @@ class Endpoint:
             return StreamingResponse(chunks, media_type="text/event-stream")
         answer = await loop.run_in_executor(self.model, self._answer, policy, asked, prompt)
         await run_in_threadpool(self._keep, who, id, _exchange(policy, asked, answer))
-        choice = {"message": {"role": "assistant", "content": answer.text}}
-        choice["finish_reason"] = _reason(answer)
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"message": message, "finish_reason": _reason(answer)}
         body = _body(id, policy, "chat.completion", choice)
         return JSONResponse({**body, "usage": _usage(prompt, answer)})
 
@@ -293,9 +293,10 @@ class Endpoint:
         """The policy of a name, or the only one."""
         if name is None and len(self.policies) == 1:
             return next(iter(self.policies.values()))
-        if name not in self.policies:
+        policy = self.policies.get(name or "")
+        if policy is None:
             raise Refused(404, f"no 'model' {name!s:.200}; there is {', '.join(self.policies)}")
-        return self.policies[name]
+        return policy
 
 
 # Parts of replies
