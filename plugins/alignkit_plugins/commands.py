@@ -11,7 +11,7 @@ from alignkit_plugins.people.command import label, labels_app
 from alignkit_plugins.policies.command import chat, export, serve
 from alignkit_plugins.recipes.check import check, verify
 from alignkit_plugins.recipes.init import init
-from alignkit_plugins.report.command import show
+from alignkit_plugins.report.show import show
 
 
 @hookimpl
