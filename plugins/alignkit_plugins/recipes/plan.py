@@ -22,7 +22,6 @@ from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSource, DataSpec
-from alignkit.errors import Problem, RecipeError
 from alignkit.kernels.matmul import linear
 from alignkit.kernels.memory import total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
@@ -278,23 +277,12 @@ def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
     return [planner.plan(stage) for stage in recipe.stages.values()]
 
 
-def too_large(recipe: Recipe, plans: Sequence[StagePlan]) -> RecipeError | None:
-    """The stages that this machine has no memory for, and what to change; None without any."""
-    problems = list[Problem]()
-    for plan in plans:
-        if plan.peak > plan.room:
-            needs = f"stage '{plan.name}' needs about {plan.peak / 1e9:.1f} GB"
-            text = f"{needs}, but this machine has {plan.room / 1e9:.1f} GB for it"
-            place = ("stages", plan.name)
-            problems.append(recipe.document.problem(place, text, at_key=True, help=SMALLER))
-    return RecipeError(problems) if problems else None
-
-
 def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]:
     """A row for each stage."""
     rows = list[list[str]]()
     for plan in plans:
         work, minutes = plan.work, f"about {math.ceil(plan.seconds / 60)}"
+        memory = f"about {plan.peak / 1e9:.1f} of {plan.room / 1e9:.1f} GB"
         counts = [short(work.rows), short(work.learned), short(work.written)]
-        rows.append([plan.name, plan.plugin, *counts, f"about {plan.peak / 1e9:.1f} GB", minutes])
+        rows.append([plan.name, plan.plugin, *counts, memory, minutes])
     return ("stage", "by", "rows", "learned", "sampled", "memory", "minutes"), rows
