@@ -43,7 +43,6 @@ ACRONYM = 4  # characters of a name that is one, such as `ppo`
 DATA = ("name", "format", "rows", "held_out", "skipped")  # of a source
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
 NO_SIGNAL = "rows left out: the algorithm learns nothing from them"
-OF_PEOPLE = "such as pairs with as many votes on both sides: adjudicate them, or set `votes: each`"
 
 Facts = dict[str, Any]
 
@@ -276,10 +275,7 @@ class Stage:
         for name, count in mapping(self.summary.get("encoding")).items():
             noun, happened = DROP_REASONS.get(str(name), ("text", str(name)))
             found.append((f"{noun}s {happened}", count, totals.get(noun, 0)))
-        unlearned = NO_SIGNAL
-        if any(source.get("format") == "feedback" for source in self.sources):
-            unlearned += f", {OF_PEOPLE}"
-        found.append((unlearned, self.summary.get("without_signal") or 0, totals["row"]))
+        found.append((NO_SIGNAL, self.summary.get("without_signal") or 0, totals["row"]))
         if bad := self.summary.get("bad_rows"):
             found.append((f"bad rows, the first: {bad[0]}", len(bad), 0))
         for reason, count in mapping(self.summary.get("dropped")).items():
