@@ -43,7 +43,7 @@ from alignkit_plugins.evaluate.metrics import Metric
 from alignkit_plugins.evaluate.variant import Variant
 from alignkit_plugins.recipes.init_write import summary
 from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
-from alignkit_plugins.vllm.importance import Importance
+from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 

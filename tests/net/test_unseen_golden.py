@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import functional as F
-from alignkit.evaluation import ranking
 from alignkit_plugins import krippendorff as agreement
 from tests.net.test_golden import CHECKS, Case
 
@@ -255,35 +254,6 @@ def test_nobody_rated_anything() -> None:
 
 # --- rankings
 
-WINS = st.sampled_from([0.5, 1.0, 2.0, 3.5, 17.0, 200.0, 1e4])
-
-
-@EXAMPLES
-@given(
-    st.integers(2, 6).flatmap(
-        lambda n: st.lists(st.lists(WINS, min_size=n, max_size=n), min_size=n, max_size=n)
-    )
-)
-def test_bradley_terry(table: list[list[float]]) -> None:
-    """At the maximum, everyone wins as often as expected."""
-    n = range(len(table))
-    wins = np.array(table)
-    np.fill_diagonal(wins, 0)
-    (found,) = ranking.most_likely(wins[None], 0.0)
-    for i in n:
-        games = [(table[i][j], table[i][j] + table[j][i], j) for j in n if j != i]
-        surprise = [won - played / (1 + math.exp(found[j] - found[i])) for won, played, j in games]
-        assert math.fsum(surprise) == pytest.approx(
-            0, abs=1e-7 * sum(played for _, played, _ in games)
-        )
-    assert math.fsum(found) == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize("lead", [1e3, 1e6, 1e9])
-def test_bradley_terry_of_two_is_the_log_odds(lead: float) -> None:
-    ((best, other),) = ranking.most_likely(np.array([[[0, lead], [1.0, 0]]]), 0.0)
-    assert best - other == pytest.approx(math.log(lead), rel=1e-7)
-
 
 @EXAMPLES
 @given(st.lists(st.sampled_from([0, 0.5, 1]), min_size=1, max_size=30))
@@ -302,15 +272,3 @@ def test_win_rate(outcomes: list[float]) -> None:
         "wilson95_high": (middle + half) / (1 + z * z / n),
     }
     check("ranking", {"outcomes": outcomes}, expected)
-
-
-@EXAMPLES
-@given(
-    st.lists(
-        st.one_of(st.floats(-30, 30), st.sampled_from([0.0, 1e3, -1e3])), min_size=1, max_size=6
-    )
-)
-def test_gaps(gaps: list[float]) -> None:
-    win = [1 / (1 + math.exp(-gap)) if gap > -700 else 0.0 for gap in gaps]
-    expected = {"win_prob": win, "elo_gap": [gap * 400 / math.log(10) for gap in gaps]}
-    check("ranking", {"reward_gap": gaps}, expected)
