@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alignkit_plugins.evaluate.grading import matches
 
 from alignkit import Format, Group, Response
 from alignkit.data.sources import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.evaluate.grading import matches
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch

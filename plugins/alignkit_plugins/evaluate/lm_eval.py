@@ -97,18 +97,12 @@ class LmEval(Step):
 
     def run(self, context: StepContext) -> Artifact:
         notes, rows, version = list[str](), list[Row](), ""
-        if "--limit" in self.options.args:
-            notes.append("--limit: for tests, not for comparisons with published numbers")
         for number, (policy, name) in enumerate(short_names(self.options.policies).items(), 1):
             output = context.out / "results" / f"{number}-{name.replace('/', '-')}"
             told, results = self._evaluated(context, policy, output)
             version = results.get("lm_eval_version", version)
             notes += [f"{name}: {note}" for note in told]
-            for row in rows_of(name, results):
-                if math.isfinite(row.estimate["mean"]):
-                    rows.append(row)
-                else:
-                    notes.append(f"{name}: {row.metric} is {row.estimate['mean']} and left out")
+            rows += rows_of(name, results)
         title = f"lm-evaluation-harness {version}: mean and 95% interval by its standard error"
         summary = {"lm_eval": version, "notes": notes, "results": list(map(plain, rows))}
         context.write_json("lm_eval.json", summary)
@@ -181,6 +175,8 @@ def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
         for key, mean in values.items():
             name, comma, filter = key.partition(",")
             if type(mean) not in (int, float) or not comma or name.endswith("_stderr"):
+                continue
+            if not math.isfinite(mean):
                 continue
             estimate = {"mean": mean, "low": None, "high": None, "n": n}
             error = values.get(f"{name}_stderr,{filter}")

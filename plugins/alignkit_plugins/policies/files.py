@@ -16,10 +16,9 @@ from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.compared import rated
-from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
+from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies, scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
-from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.words import Named
 
@@ -81,7 +80,7 @@ def _scored(
             "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
         )
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
-    groups, columns = scored_by(
+    groups, names = scored_by(
         groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
     )
     alike = [
@@ -89,13 +88,13 @@ def _scored(
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()
-    for column in columns:
-        (row,) = rated(alike, [AUTHOR], None, column.name)
-        known, right = gaps(pairs, column.name), None
+    for name in names:
+        (row,) = rated(alike, [AUTHOR], None, name)
+        known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
-            (found,) = accuracy(pairs, {column.name: known})
+            (found,) = accuracy(pairs, {name: known})
             right = {"accuracy": found.estimate, "pairs": count}
-        facts[column.name] = {"mean": row.estimate, "pairs_right": right}
+        facts[name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 
 
