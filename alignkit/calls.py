@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -90,8 +89,6 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
     disk space.
     """
     _, stage = getattr(owner, "called_in", (label, stage))
-    torch: Any = sys.modules.get("torch")
-    gradients = torch is not None and torch.is_grad_enabled()
     try:
         yield
     except CallError:
@@ -111,14 +108,6 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
             each.__module__ for each in classes if not each.__module__.startswith("alignkit.")
         ]
         raise mistake(owner, method, reason_of(error) + line_in(error, modules), label) from error
-    finally:
-        changed = torch is not None and torch.is_grad_enabled() != gradients
-        if changed:
-            torch.set_grad_enabled(gradients)
-    if changed:
-        raise mistake(
-            owner, method, "it changed torch's gradient mode; write `with torch.no_grad()`", label
-        )
 
 
 def line_in(error: BaseException, modules: Collection[str]) -> str:

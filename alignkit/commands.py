@@ -147,19 +147,11 @@ def outcome(result: Result) -> str:
     return json.dumps(plain, indent=1)
 
 
-def _recipe_names(start: str) -> list[str]:
-    """Completions of a recipe; the shell completes files."""
-    from alignkit.recipe.yaml import shipped
-
-    return [name for name in shipped() if name.startswith(start)]
-
-
 RecipeName = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
         help="A recipe file, or the name of a recipe that comes with alignkit.",
-        autocompletion=_recipe_names,
     ),
 ]
 Overrides = Annotated[
@@ -174,14 +166,13 @@ def load(
     name: str,
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
-    only: str | None = None,
     until: str | None = None,
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a
     file.
 
-    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does
-    not have.
+    until: the last stage; later ones are left out. Raises RecipeError for a stage that the recipe
+    does not have.
     """
     from alignkit.io.results import RECIPE
     from alignkit.plugins import load_plugins
@@ -202,12 +193,11 @@ def load(
     recipe = load_recipe(path, list(overrides or ()))
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
-    if only and until:
-        refuse("--only runs one stage, and --until several", "choose one of them")
-    if last := only or until:
-        names = (*recipe.stages,)
-        end = names.index(stage_of(recipe, last).name)
-        recipe = replace(recipe, chosen=names[end if only else 0 : end + 1])
+    if until:
+        stage_of(recipe, until)
+        names = [*recipe.stages]
+        first = names[: names.index(until) + 1]
+        recipe = replace(recipe, stages={name: recipe.stages[name] for name in first})
     return recipe
 
 

@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.krippendorff import agreement_of, bootstrap, krippendorff_alpha
+from alignkit_plugins.krippendorff import agreement_of
 
 
 def pairwise_agreement(units: Any) -> float | None:
     return agreement_of(units)["same"]["mean"]
 
 
-COEFFICIENTS = [pairwise_agreement, krippendorff_alpha]
+def alpha(units: Any) -> float | None:
+    return agreement_of(units)["alpha"]["mean"]
+
+
+COEFFICIENTS = [pairwise_agreement, alpha]
 UNITS = [[1, 1, 2], [2, 2, 2], [3, 1, 3], [3, 2, 3]]
 
 
@@ -28,14 +32,12 @@ def test_every_pair_of_ratings_of_a_unit_counts_once() -> None:
 @pytest.mark.parametrize("absent", [None, math.nan, float("nan")])
 def test_a_missing_rating_is_no_rating(absent: Any) -> None:
     units = [[1, absent, 1], [absent, 2, 3], [absent, absent, 4]]
-    for level in ("nominal", "ordinal", "interval"):
-        assert krippendorff_alpha(units, level) == krippendorff_alpha([[1, 1], [2, 3]], level)
+    assert alpha(units) == alpha([[1, 1], [2, 3]])
     assert pairwise_agreement(units) == 1 / 2
 
 
 def test_a_unit_with_one_rating_is_ignored() -> None:
-    for level in ("nominal", "ordinal", "interval"):
-        assert krippendorff_alpha([*UNITS, [9], [8]], level) == krippendorff_alpha(UNITS, level)
+    assert alpha([*UNITS, [9], [8]]) == alpha(UNITS)
 
 
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
@@ -45,39 +47,10 @@ def test_who_gave_which_rating_does_not_matter(coefficient: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
-def test_units_may_come_in_any_order(level: Any) -> None:
-    rotated = UNITS[1:] + UNITS[:1]  # 2 is met before 3 and 3 before 1
-    assert krippendorff_alpha(rotated, level) == pytest.approx(
-        krippendorff_alpha(UNITS, level), abs=1e-15
-    )
-
-
 @pytest.mark.parametrize("coefficient", COEFFICIENTS)
 def test_ratings_may_be_words(coefficient: Any) -> None:
     names = {1: "better", 2: "worse", 3: "unsure"}
     assert coefficient([[names[rating] for rating in unit] for unit in UNITS]) == coefficient(UNITS)
-
-
-def test_ordinal_depends_on_the_order_only() -> None:
-    stretched = [[rating**5 for rating in unit] for unit in UNITS]
-    assert krippendorff_alpha(stretched, "ordinal") == krippendorff_alpha(UNITS, "ordinal")
-    assert krippendorff_alpha(stretched, "interval") != pytest.approx(
-        krippendorff_alpha(UNITS, "interval"), abs=0.01
-    )
-    assert krippendorff_alpha(
-        [[3 * rating - 7 for rating in unit] for unit in UNITS], "interval"
-    ) == pytest.approx(krippendorff_alpha(UNITS, "interval"))
-
-
-def test_ordinal_distance_is_the_number_of_ratings_between() -> None:
-    """Ratings 1, 1, 2, 3: 1 and 2 are 1.5 apart, 2 and 3 are 1, 1 and 3 are 2.5; squares 2.25, 1
-    and 6.25.
-    """
-    expected = (2 * 2.25 + 1 + 2 * 6.25) / 6
-    assert krippendorff_alpha([[1, 2], [1, 3]], "ordinal") == pytest.approx(
-        1 - (2.25 + 6.25) / 2 / expected
-    )
 
 
 @pytest.mark.parametrize("units", [[], [[]], [[1], [2]], [[None, 1], [math.nan, None]]])
@@ -86,26 +59,10 @@ def test_undefined_if_no_unit_has_two_ratings(coefficient: Any, units: Any) -> N
     assert coefficient(units) is None
 
 
-@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
-@pytest.mark.parametrize("rating", [0, 0.1, 7])
-def test_equal_ratings_are_undefined_not_perfect(level: Any, rating: float) -> None:
-    units = [[rating] * count for count in (3, 3, 3)]
-    assert krippendorff_alpha([*units, [5]], level) is None
+def test_equal_ratings_are_undefined_not_perfect() -> None:
+    units = [[0.1] * count for count in (3, 3, 3)]
+    assert alpha([*units, [5]]) is None
     assert pairwise_agreement(units) == 1
-
-
-@pytest.mark.parametrize("rating", ["better", math.inf])
-def test_distances_need_numbers(rating: Any) -> None:
-    for level in ("ordinal", "interval"):
-        with pytest.raises(
-            ValueError, match=f"{level}: ratings must be finite numbers, not {rating!r}"
-        ):
-            krippendorff_alpha([[1, rating], [1, 2]], level)
-
-
-def test_an_unknown_level() -> None:
-    with pytest.raises(ValueError, match="level must be nominal, ordinal, interval, not 'ratio'"):
-        krippendorff_alpha([[1, 2]], "ratio")  # type: ignore[arg-type]
 
 
 def test_the_published_example() -> None:
@@ -116,7 +73,7 @@ def test_the_published_example() -> None:
         [1, 1, None, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 2, 3, 4],
         [4, 4, 4, 4], [1, 1, 2, 1], [2, 2, 2, 2], [None, 5, 5, 5], [None, None, 1, 1], [None, None, 3, None],
     ]  # fmt: skip
-    assert krippendorff_alpha(four) == pytest.approx(0.743421, abs=5e-7)
+    assert alpha(four) == pytest.approx(0.743421, abs=5e-7)
 
 
 # Intervals
@@ -134,11 +91,9 @@ def drawn(n: int, share: float) -> list[list[int]]:
     return [[int(a), int(b)] for a, b in zip(first, second, strict=True)]
 
 
-@pytest.mark.parametrize("level", ["nominal", "ordinal"])
-def test_an_interval_is_around_its_coefficient(level: Any) -> None:
+def test_an_interval_is_around_its_coefficient() -> None:
     units = drawn(300, 0.6)
-    found = agreement_of(units, level)
-    assert found["alpha"]["mean"] == pytest.approx(krippendorff_alpha(units, level))
+    found = agreement_of(units)
     # The standard error of a share is sqrt(p (1 - p) / n). Chance is 1/2, so alpha varies twice as
     # much.
     width = 2 * 1.96 * math.sqrt(0.8 * 0.2 / 300)
@@ -147,7 +102,7 @@ def test_an_interval_is_around_its_coefficient(level: Any) -> None:
         assert one["mean"] is not None and one["low"] is not None and one["high"] is not None
         assert one["low"] < one["mean"] < one["high"]
         assert one["high"] - one["low"] == pytest.approx(expected, rel=0.2)
-    assert agreement_of([*units, [1, None], [2]], level) == agreement_of(units, level) == found
+    assert agreement_of([*units, [1, None], [2]]) == found
 
 
 def test_no_interval_without_two_units_or_a_coefficient() -> None:
@@ -156,7 +111,6 @@ def test_no_interval_without_two_units_or_a_coefficient() -> None:
     assert agreement_of([]) == {"same": nothing, "alpha": nothing}
     # Most draws have one rating only
     assert agreement_of([[1, 1], [1, 1], [2, 1]])["alpha"]["low"] is None
-    assert bootstrap(1.0, 5, lambda drawn: None)["low"] is None
 
 
 def test_units_of_a_cluster_are_drawn_together() -> None:

@@ -4,7 +4,7 @@ shapes.
 
 import math
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 
 import pytest
 import torch
@@ -409,7 +409,6 @@ def test_llama2_threshold_is_a_probability() -> None:
         (lambda x: F.llama2_margin("much better"), "much better"),
         (lambda x: F.llama2_margin("better", "huge"), "huge"),
         (lambda x: F.expected_best_of_n(x, 4), "best of 4"),
-        (lambda x: F.most_different(x[0], 4), "4 of 3"),
         (lambda x: F.adaptive_kl(0.1, 1.0, 0.0, 100, 1), "target"),
         (lambda x: F.reward_normalizer(x[:0]), "demonstration"),
     ],
@@ -417,30 +416,6 @@ def test_llama2_threshold_is_a_probability() -> None:
 def test_errors_name_what_is_wrong(mistake, named: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=named):
         mistake(torch.ones(2, 3))
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
-def test_no_subset_varies_more_than_the_most_different(count: int) -> None:
-    for seed in range(20):
-        rewards = torch.randn(7, generator=torch.Generator().manual_seed(seed)).exp()
-        found = F.most_different(rewards, count)
-        best = max(
-            torch.var(torch.tensor(subset), correction=0)
-            for subset in combinations(rewards.tolist(), count)
-        )
-        assert found.tolist() == sorted(set(found.tolist())) and len(found) == count
-        assert float(rewards[found].var(correction=0)) == pytest.approx(float(best), rel=1e-5)
-
-
-def test_equally_different_rewards() -> None:
-    """Half of each; with an odd count either may have one more. Of equal rewards, any will do."""
-    assert F.most_different(torch.tensor([0.0, 9.0, 1.0, 8.0, 5.0, 4.0]), 4).tolist() == [
-        0,
-        1,
-        2,
-        3,
-    ]
-    assert len(F.most_different(torch.ones(6), 2)) == 2
 
 
 # --- GRPO's variants

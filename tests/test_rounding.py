@@ -110,9 +110,6 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "whiten": lambda x: F.whiten(table(x)).any(),
     "whiten in fp32": lambda x: F.whiten(table(x).float() + torch.tensor([0, 1e-7, 0, 0])).any(),
     "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
-    "most_different": lambda x: (
-        F.most_different(table(x), 2).tolist() != F.most_different(torch.zeros(4), 2).tolist()
-    ),
     "pairs": lambda x: [
         winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None
     ],

@@ -1,4 +1,4 @@
-"""What numbers say of policies and judges: intervals, rankings, answers compared with known ones.
+"""What numbers say of policies and judges: intervals, answers compared with known ones.
 
 A library: nothing that a run computes depends on it. Its modules are imported on first use, as some
 need numpy.
@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from alignkit.evaluation import ranking as ranking
     from alignkit.evaluation import statistics as statistics
 
 

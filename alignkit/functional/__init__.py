@@ -57,7 +57,6 @@ from alignkit.functional.best_of_n import (
     best_of_n_distribution as best_of_n_distribution,
     best_of_n_kl as best_of_n_kl,
     expected_best_of_n as expected_best_of_n,
-    most_different as most_different,
     raft_top as raft_top,
 )
 from alignkit.functional.judge import (

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import check_shapes, nearly_equal, widen
+from alignkit.functional._tensors import check_shapes, widen
 
 
 def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
@@ -21,29 +21,6 @@ def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
     """
     order = rewards.flatten().argsort(descending=True, stable=True)
     return order[: len(rewards) if count is None else count].sort().values
-
-
-def most_different(rewards: Tensor, count: int) -> Tensor:
-    """Indices, ascending, of the `count` rewards of [K] whose variance is largest: the lowest and
-    the highest ones.
-
-    Max-variance down-sampling, PODS, Xu et al. 2025, arXiv:2504.13818, theorem 1. Raises
-    `ValueError` unless 1 <= count <= K.
-    """
-    if not 1 <= count <= len(rewards):
-        raise ValueError(
-            f"{count} of {len(rewards)} rewards: count must be between 1 and {len(rewards)}"
-        )
-    rewards = widen(rewards)
-    if nearly_equal(rewards.max(), rewards.min()):
-        rewards = torch.zeros_like(rewards)
-    order = rewards.argsort(stable=True)
-    # Among equal variances the first wins: as many low rewards as high ones.
-    balanced_first = sorted(range(count + 1), key=lambda low: abs(2 * low - count))
-    splits = [torch.cat([order[:low], order[len(order) - count + low :]]) for low in balanced_first]
-    variances = torch.stack([rewards[split].var(correction=0) for split in splits])
-    largest = variances >= variances.max() * (1 - 1e-9)  # rounding errors do not decide
-    return splits[int(largest.nonzero()[0])].sort().values
 
 
 def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:

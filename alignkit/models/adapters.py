@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
-from alignkit.io.atomic import write_json, write_text
+from alignkit.io.atomic import write_json
 from alignkit.io.digest import cached_snapshot, digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, lora_layers, low_rank
@@ -39,14 +39,6 @@ if TYPE_CHECKING:
 CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
 SCALE = ("r", "lora_alpha", "use_rslora")
 
-CARD = """\
-# LoRA adapter
-
-Trained with alignkit on the base model `{name}`. SHA-256 of the base model's weights: `{weights}`.
-
-- In a recipe: `from: FOLDER`, where FOLDER is this folder.
-- In Python: `peft.PeftModel.from_pretrained(base_model, FOLDER)`.
-"""
 # Options of peft that compute something else with weights of the same names.
 VARIANTS = ((
     "alora_invocation_tokens"
@@ -82,12 +74,9 @@ class Base:
         return digest([*map(file_digest, files)]) if files else None
 
     def save_origin(self, folder: Path) -> None:
-        """Say in an adapter's folder, to programs and people, which base it is for."""
+        """Say in an adapter's folder which base it is for."""
         facts = {"base": {"name": self.name, "revision": self.revision, "weights": self.weights}}
         write_json(folder / ORIGIN, facts)
-        write_text(
-            folder / "README.md", CARD.format(name=self.name, weights=self.weights or "unknown")
-        )
 
     def check(self, folder: Path, lora: LoraSpec | None = None) -> None:
         """Raise RunFailed if the weights in a folder cannot be read, or used on this base model.

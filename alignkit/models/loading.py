@@ -43,25 +43,9 @@ HUB_TIMEOUT = 5  # seconds to wait for the hub
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises RunFailed if it is damaged, or a weight is infinite or not a
-    number.
-    """
+    """Read a safetensors file. Raises RunFailed if it is damaged."""
     with reading(file):
-        weights = load_file(file)
-    check_finite(file, weights)
-    return weights
-
-
-def check_finite(source: Any, weights: dict[str, Tensor]) -> None:
-    """Raise RunFailed if a weight is infinite or not a number. source: the file or folder that the
-    error names.
-    """
-    for name, weight in weights.items():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
-            raise RunFailed(
-                f"{source}: the weight {name} has values that are infinite or not a number\n"
-                "help: use another copy or an earlier version of these weights"
-            )
+        return load_file(file)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -32,7 +32,6 @@ from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
     backbone,
-    check_finite,
     device_of,
     dtype_of,
     load_base,
@@ -135,7 +134,6 @@ class SharedModel:
         self.model = load_base(
             self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name
         )
-        check_finite(self.base.source, dict(self.model.named_parameters()))
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
         self.roles[BASE] = Role(self.model)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from alignkit.data.chat_templates import named_template
-from alignkit.data.group import copies
 from alignkit.data.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
 from alignkit.errors import DataError
 from alignkit.io.digest import (
@@ -33,9 +31,6 @@ from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.settings import ModelSpec
 
-# Rows of a data entry that is read once for all stages; a larger one is read each time
-MOST_HELD = 50_000
-
 
 class RunData:
     """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the
@@ -46,30 +41,16 @@ class RunData:
         self._stage_data, self._seed = stage_data, seed
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
-        # With the contents of the sources
-        self._held: list[tuple[DataSpec, list[Any], Loaded]] = []
 
     def read(self, spec: DataSpec) -> Loaded:
-        """The rows of a data entry, which the checks of stages and stages share until its contents
-        change.
-        """
-        contents = [self._content(source) for source in spec.sources]
-        loaded = next(
-            (loaded for held, then, loaded in self._held if held == spec and then == contents), None
+        """The rows of a data entry."""
+        return load(
+            spec,
+            formats=plugins().usable("format"),
+            seed=self._seed,
+            stage_data=self._stage_data,
+            commit=self._commits,
         )
-        if loaded is None:
-            loaded = load(
-                spec,
-                formats=plugins().usable("format"),
-                seed=self._seed,
-                stage_data=self._stage_data,
-                commit=self._commits,
-            )
-            self._held = [one for one in self._held if one[0] != spec]
-            if len(loaded.groups) + len(loaded.validation) > MOST_HELD:
-                return loaded  # nobody else has these rows
-            self._held.append((spec, contents, loaded))
-        return replace(loaded, groups=copies(loaded.groups), validation=copies(loaded.validation))
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""

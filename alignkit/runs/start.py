@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import SIGNALS, Stopped, message_of, refuse, should_stop
+from alignkit.errors import SIGNALS, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
 from alignkit.io.text import exists
@@ -133,7 +133,7 @@ def run(
 
 def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
-    for name in recipe.chosen or recipe.stages:
+    for name in recipe.stages:
         made = folder / name
         results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
     return results
@@ -183,16 +183,8 @@ def launch(processes: int) -> int:
 def world_of(environment: Mapping[str, str] = os.environ) -> World:
     """What accelerate's launcher, or torchrun, has set; one process if neither has started this
     one.
-
-    Raises RecipeError if a launcher was asked for several processes and started one.
     """
     shard = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if environment.keys() >= {RANK, "WORLD_SIZE", "MASTER_PORT"}:
         return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
-    if environment.keys() >= {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"}:
-        text = (
-            "accelerate was asked for several processes, but started only one: it finds no GPU, "
-            "and no MPI"
-        )
-        refuse(text, "add --multi_gpu, which also starts processes on CPUs, or use torchrun")
     return World(shard=shard)

@@ -64,10 +64,10 @@ from alignkit.testing.reward_kit import check_combination as check_combination
 from alignkit.testing.reward_kit import check_filter as check_filter
 from alignkit.testing.reward_kit import check_judge as check_judge
 from alignkit.testing.reward_kit import check_reward as check_reward
-from alignkit.testing.rules import ConformanceError as ConformanceError
 from alignkit.testing.run_kit import check_environment as check_environment
 from alignkit.testing.run_kit import check_monitor as check_monitor
 from alignkit.testing.run_kit import check_step as check_step
+from alignkit.testing.surroundings import ConformanceError as ConformanceError
 
 __all__ = [
     "check_algorithm",

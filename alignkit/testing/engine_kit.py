@@ -21,8 +21,7 @@ from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
-from alignkit.testing.rules import Problems
-from alignkit.testing.surroundings import SEED, Surroundings, conform
+from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 

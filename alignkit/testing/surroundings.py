@@ -1,15 +1,20 @@
-"""What a run puts around a plugin: options read as in a recipe, the models of other stages,
-folders, and data.
+"""What all kits share: the error, comparisons of what a plugin returns, and what a run puts around
+a plugin: options read as in a recipe, the models of other stages, folders, and data.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
 from alignkit.errors import AlignkitError, BadRow
@@ -21,17 +26,70 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.reward import Context
 from alignkit.testing.examples import example_groups
-from alignkit.testing.reads import recorded, unnamed
-from alignkit.testing.rules import ConformanceError, Problems
 from alignkit.testing.tiny import TinyModels, tiny_model
 from alignkit.tokens.encoder import Encoder
 
 SEED = 0
-READERS = ("reward", "judge", "step")  # of what is part of a stage's key
-UNNAMED = (
-    "which no option names: give it an option of the type Path, so that a stage runs again when "
-    "the file changes"
-)
+Variants = Mapping[str, tuple[Sequence[Any], str]]  # what they are -> their results, and what to do
+
+
+class ConformanceError(AssertionError):
+    """The plugin breaks a rule; the message says which one and what to look for."""
+
+
+class Problems(list[str]):
+    """The rules that a plugin breaks, a line each."""
+
+    @contextmanager
+    def unchanged(self, what: str, *arguments: Any) -> Iterator[None]:
+        """Check that a call in the block leaves its arguments as they are."""
+        before = copy.deepcopy(arguments)
+        yield
+        if not _equal(before, arguments):
+            self.append(f"{what} that it is given: make new ones, as with dataclasses.replace")
+
+    def compare(
+        self, text: str, expected: Sequence[Any], variants: Variants, tolerance: float = 0.0
+    ) -> None:
+        """Add a line about the first result of each variant that differs.
+
+        text: of a line, with `{}` for what the variant is. tolerance: of numbers, relative above 1.
+        """
+        for cause, (actual, help) in variants.items():
+            for index, (old, new) in enumerate(zip(expected, actual, strict=True)):
+                if not _near(old, new, tolerance):
+                    self.append(
+                        f"{text.format(cause)} {index} from {old!r:.200} to {new!r:.200}: {help}"
+                    )
+                    break
+
+    def must_be_json(self, what: str, value: Any) -> None:
+        """Check that a value is JSON, and the same when it is read again."""
+        try:
+            again = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            self.append(f"{what} is not JSON: {error}")
+        else:
+            if again != value:
+                self.append(f"{what} changes when saved as JSON and loaded: {value!r}")
+
+
+def _near(old: Any, new: Any, tolerance: float) -> bool:
+    if isinstance(old, int | float) and isinstance(new, int | float):
+        return abs(new - old) <= tolerance * max(1.0, abs(old), abs(new))
+    return bool(old == new)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            _equal(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == other)
 
 
 @dataclass(frozen=True)
@@ -177,12 +235,7 @@ def conform(
         problems = around.problems
         try:
             component = around.component(kind, plugin, dict(options or {}))
-            with recorded() as opened:
-                check(around, component)
-            if kind in READERS:
-                problems += [
-                    f"reads {path}, {UNNAMED}" for path in unnamed(opened, component, around.folder)
-                ]
+            check(around, component)
         except (AlignkitError, ConformanceError) as error:  # a mistake that a run would report
             problems.append(str(error))
         finally:

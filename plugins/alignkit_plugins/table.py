@@ -95,7 +95,7 @@ reward_ordinal algorithms.reward_model:RewardOrdinal  learn from the levels of s
     an ordered logit
 sft algorithms.sft:SFT  train on demonstrations: cross-entropy on the assistant's tokens
 lm algorithms.sft:LM  train on raw text: cross-entropy on every token
-trl trl.step:TRL  a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo
+trl trl.step:TRL  TRL's DPO trainer as a stage
 
 [reward]
 llama2 algorithms.llama2:Llama2  safety score for unsafe responses and safety prompts, else
@@ -105,7 +105,6 @@ python rewards.python:Python  your own function in a Python file, with TRL's sig
 normalized rewards.basic:Normalized  a reward model's score, shifted so that demonstrations average
     0
 classifier rewards.classifier:Classifier  a label's probability by a text classifier in a folder
-min rewards.combinations:Minimum  the smallest of several rewards
 environment rewards.basic:EpisodeReward  the environment's reward for an episode
 equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
@@ -123,7 +122,6 @@ format rewards.form:Form  1 if an answer has the required form: tags, or JSON
 repetition rewards.text:Repetition  minus the share of an answer's n-grams that it repeats
 language rewards.text:Language  1 if an answer is in the right language (needs py3langid)
 weighted_sum rewards.combinations:WeightedSum  weighted sum of rewards
-weighted rewards.combinations:Weighted  weighted sum of rewards, with weights by a column of the prompt
 honesty evaluate.honesty:Honesty  ranks a right answer above 'I don't know', and that above
     a wrong one
 honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
@@ -158,10 +156,7 @@ sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or
     opinions?
 calibration evaluate.calibration:Calibration  are policies right as often as they are sure?
 lm_eval evaluate.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
-self_instruct ai_feedback.self_instruct:SelfInstruct  new tasks like those of people, written by a
-    model
-questions ai_feedback.questions:Questions  questions about texts and web pages, with answers that a
-    quotation shows
+questions ai_feedback.questions:Questions  questions about texts, with answers that a quotation shows
 categorize ai_feedback.categorize:Categorize  a use case for each prompt, and which ones no
     demonstration shows
 red_team ai_feedback.red_team:RedTeam  attacks on policies over several turns, and how many succeed

@@ -86,12 +86,6 @@ def test_a_file_where_the_run_is_started_is_not_of_the_base(
     Base("owner/name", "owner/name").check(tmp_path / "whole")
 
 
-def test_people_are_told_the_base(tiny: Path, adapter: Path) -> None:
-    text = (adapter / "README.md").read_text(encoding="utf-8")
-    weights = Base("tiny", str(tiny)).weights
-    assert weights and f"`tiny`. SHA-256 of the base model's weights: `{weights}`" in text
-
-
 def test_weights_that_are_not_here_have_no_digest(tmp_path: Path) -> None:
     assert Base("a", str(tmp_path)).weights is None
     assert Base("owner/name", "owner/name").weights is None

@@ -13,7 +13,7 @@ from stores import event, opened, pair, ranking, scores, turn
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
-from alignkit_plugins.krippendorff import krippendorff_alpha
+from alignkit_plugins.krippendorff import agreement_of
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
@@ -55,7 +55,7 @@ def test_pairs_ask_which_one_is_better(tmp_path: Path) -> None:
     lots = [int(item.id, 16) % 2 for item, _ in rows]  # which response is 0 is drawn for each item
     assert set(lots) == {0, 1}
     sides = [[lot, lot ^ (n == 2)] for n, lot in enumerate(lots)]
-    assert which["alpha"]["mean"] == pytest.approx(krippendorff_alpha(sides))
+    assert which["alpha"]["mean"] == pytest.approx(agreement_of(sides)["alpha"]["mean"])
     assert which["people"]["ann"]["with_others"]["mean"] == 3 / 4
 
 

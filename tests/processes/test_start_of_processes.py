@@ -16,7 +16,7 @@ from forked import together
 from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
-from alignkit.errors import PluginError, RecipeError
+from alignkit.errors import PluginError
 from alignkit.io.text import cache_folder
 from alignkit.kinds import World
 from alignkit.runs.start import world_of
@@ -31,11 +31,6 @@ def test_the_environment_says_which_process_this_is() -> None:
     assert world_of({}) == World(0, 1)
     assert world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2"}) == World(1, 2)
     assert world_of({"RANK": "0", "WORLD_SIZE": "1", **LAUNCHED}) == World(0, 1)
-
-
-def test_a_launcher_that_started_one_process_of_several_is_named() -> None:
-    with pytest.raises(RecipeError, match=r"asked for several processes(.|\n)*--multi_gpu"):
-        world_of(LAUNCHED)
 
 
 def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:

@@ -28,7 +28,7 @@ from alignkit.registry import Component, Registration
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
-from alignkit.testing.rules import ConformanceError
+from alignkit.testing.surroundings import ConformanceError
 from alignkit.testing.tiny import add_noise
 from alignkit_plugins.processes.engine import StageEngine
 from alignkit_plugins.vllm.engine import Vllm

@@ -25,10 +25,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit.registry import Registration
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
-from alignkit.runs.stage import Problems, TrainingStage
+from alignkit.runs.stage import TrainingStage
 from alignkit.settings import Settings
 from alignkit_plugins.data import tables
-from alignkit_plugins.formats.trl import PromptCompletion
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]
 
@@ -278,46 +277,6 @@ def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folde
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert hashed(folder.parent, **stage) != one
     assert questions(folder, "main")[0] == "MAIN 0"
-
-
-def test_stages_read_a_file_once_until_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read, rows = list[str](), PromptCompletion.read
-
-    def counted(self: Any, row: Any) -> Any:
-        read.append(row["prompt"])
-        return rows(self, row)
-
-    monkeypatch.setattr(PromptCompletion, "read", counted)
-    file = write(tmp_path / "rows.jsonl", ROWS)
-    stage = {
-        "algorithm": "sft",
-        "data": {"prompt_completion": str(file)},
-        "max_steps": 1,
-        "batch_size": 1,
-    }
-    document = {
-        "model": {"base": "tiny", "dtype": "float32"},
-        "stages": {"one": stage, "two": stage},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
-    run = Run(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
-    run.execute()
-    assert read == ["q0", "q1", "q2"]
-    two = run.stages["two"]
-    assert isinstance(two, TrainingStage)
-    loaded = two.load(two.settings.data)
-    loaded.groups[0].meta["mine"] = loaded.groups[0].prompt[0]["content"] = "changed"
-    assert two.load(two.settings.data).groups[0].meta == {}
-    assert len(read) == 3
-    two.check_data(Problems(run.recipe), None)
-    write(file, ROWS[:2])
-    assert [group.prompt[0]["content"] for group in two.load(two.settings.data).groups] == [
-        "q0",
-        "q1",
-    ]
-    assert read[3:] == ["q0", "q1"]
 
 
 def test_a_result_that_changes_while_later_stages_run_is_an_error(

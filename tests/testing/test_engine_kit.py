@@ -15,7 +15,7 @@ import pytest
 from alignkit import Completion, Sampling
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
-from alignkit.testing.rules import ConformanceError
+from alignkit.testing.surroundings import ConformanceError
 from tests.processes.local_engine import LocalEngine
 
 Completions = list[list[Completion]]

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import DataError, Reader
 from alignkit.testing import check_reader
-from alignkit.testing.rules import ConformanceError
+from alignkit.testing.surroundings import ConformanceError
 
 
 class Lines(Reader):

@@ -285,34 +285,3 @@ def test_groups_may_have_columns() -> None:
         Group(group.prompt, group.responses, meta={"answer": "7"}) for group in example_groups()
     ]
     check_reward(NeedsAnswer, groups=groups)
-
-
-class FromAFile(Reward):
-    class Options(Options):
-        words: Path | None = Field(None, description="file with words")
-
-    options: Options
-
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        path = self.context.folder / (self.options.words or "words.txt")
-        word = path.read_text(encoding="utf-8")
-        return {
-            "": [float(word in response.text) for group in groups for response in group.responses]
-        }
-
-
-@pytest.mark.silent_bug(
-    "reuse: files",
-    "A reward reads a file that its options do not name; the file changes, and the old result is "
-    "reused.",
-    "A plugin's kit names the file that it reads, and a file that an option names is part of the "
-    "stage's key.",
-)
-def test_a_file_that_no_option_names_is_told(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("a", encoding="utf-8")
-    check_reward(FromAFile, {"words": "words.txt"}, folder=tmp_path)
-    with pytest.raises(
-        ConformanceError,
-        match=r"reads words\.txt, which no option names: give it an option of the type",
-    ):
-        check_reward(FromAFile, folder=tmp_path)
