@@ -7,6 +7,7 @@ A prompt is the unit of all statistics, because samples of one prompt are not in
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -125,8 +126,9 @@ def default_baseline(policies: Sequence[str]) -> str | None:
 
 def check_unique(option: str, names: Sequence[str]) -> None:
     """Raise ValueError if an option names something twice."""
-    if len(set(names)) < len(names):
-        raise ValueError(f"{option} has duplicates: {', '.join(names)}; names must be unique")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{option} has duplicates: {', '.join(repeated)}; names must be unique")
 
 
 def check_policies(policies: Sequence[str], baseline: str | None) -> None:

@@ -102,7 +102,11 @@ class LmEval(Step):
             told, results = self._evaluated(context, policy, output)
             version = results.get("lm_eval_version", version)
             notes += [f"{name}: {note}" for note in told]
-            rows += rows_of(name, results)
+            for row in rows_of(name, results):
+                if math.isfinite(row.estimate["mean"]):
+                    rows.append(row)
+                else:
+                    notes.append(f"{name}: {row.metric} is {row.estimate['mean']} and left out")
         title = f"lm-evaluation-harness {version}: mean and 95% interval by its standard error"
         summary = {"lm_eval": version, "notes": notes, "results": list(map(plain, rows))}
         context.write_json("lm_eval.json", summary)
@@ -175,8 +179,6 @@ def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
         for key, mean in values.items():
             name, comma, filter = key.partition(",")
             if type(mean) not in (int, float) or not comma or name.endswith("_stderr"):
-                continue
-            if not math.isfinite(mean):
                 continue
             estimate = {"mean": mean, "low": None, "high": None, "n": n}
             error = values.get(f"{name}_stderr,{filter}")

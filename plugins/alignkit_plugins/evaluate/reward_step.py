@@ -140,10 +140,10 @@ class EvaluateReward(Step):
         groups = [group for group in read if resolved_pairs(group)]
         if not groups:
             raise DataError(f"none of {len(read)} rows has a preference pair", option=("pairs",))
-        known = set().union(*(group.meta for group in groups))
+        known = sorted(set().union(*(group.meta for group in groups)))
         for place, column in enumerate(self.options.by):
             if column not in known:
-                near = did_you_mean(column, known)
+                near = did_you_mean(column, known) or f"columns: {', '.join(known) or 'none'}"
                 raise DataError(
                     f"no pair has a column '{column}'\nhelp: {near}", option=("by", place)
                 )
