@@ -28,8 +28,8 @@ import yaml
 from pydantic import BaseModel
 
 import alignkit.formats
-import alignkit_plugins.formats.fields
 import alignkit_plugins.formats.layouts
+import alignkit_plugins.formats.template
 from alignkit import hookspecs
 from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
@@ -42,7 +42,7 @@ from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
 from alignkit_plugins.recipes.init_write import summary
 from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
-from alignkit_plugins.vllm.importance import Importance
+from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
@@ -93,7 +93,7 @@ def part(what: str) -> str:
         "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
-        "fields": lambda: docstring_table(alignkit_plugins.formats.fields),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.template),
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
@@ -212,7 +212,7 @@ def format_table() -> str:
 def docstring_table(module: ModuleType) -> str:
     """The table in a module's docstring."""
     lines = [line for line in (module.__doc__ or "").splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+    header, _, *rows = [line.strip("| ").rsplit(" | ", 1) for line in lines]
     return markdown(header, rows)
 
 
