@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from alignkit.data.group import Group, Message, resolved_pairs, said
-from alignkit.io.text import printable
 from alignkit_plugins.formats.rows import turns_of_response
 
 WIDTH = 88  # characters of a text
@@ -106,7 +105,8 @@ def counts(groups: Iterable[Group], bad: int = 0) -> str:
 
 def shortened(text: str) -> str:
     """The beginning of a text on one line, without control characters; '(empty)' if it is blank."""
-    plain = printable(" ".join(text[: 4 * WIDTH].split()))
+    words = " ".join(text[: 4 * WIDTH].split())
+    plain = "".join(character if character.isprintable() else "?" for character in words)
     if len(plain) > WIDTH or len(text) > 4 * WIDTH:
         return f"{plain[:WIDTH].rstrip()}..."
     return plain or "(empty)"
