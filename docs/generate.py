@@ -40,7 +40,6 @@ from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
-from alignkit_plugins.evaluate.variant import Variant
 from alignkit_plugins.recipes.init_write import summary
 from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
 from alignkit_plugins.vllm.engine import Importance
@@ -58,7 +57,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "mix": Mix,
     "data": DataSource,
     "metrics": Metric,
-    "variant": Variant,
     "server": Server,
 }
 PART = re.compile(
