@@ -313,9 +313,14 @@ def result_table(machine: str) -> str:
 
 
 def families() -> str:
-    """The families of models, and what was learned from a conversation of each kind."""
+    """What was learned from a conversation of each kind, and the families of models for which this
+    is so.
+    """
     model_table = script("tests/models", "model_table")
-    return markdown(model_table.HEADER, model_table.lines())
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in model_table.lines():
+        alike.setdefault(tuple(cells), []).append(name)
+    return markdown(model_table.HEADER, [(", ".join(alike[key]), *key) for key in alike])
 
 
 def silent_bugs() -> str:
