@@ -181,7 +181,7 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .tsv data.tables:Tsv  a table with tabs, also .tsv.gz
 .parquet data.tables:Parquet  a table that pyarrow reads
 .hub data.tables:Hub  what `hub:` names: `datasets` reads it
-.feedback people.votes:StoreReader  people's labels from a store
+.feedback people.agreement:StoreReader  people's labels from a store
 """
 
 

@@ -17,7 +17,7 @@ from alignkit.data.sources import DataSource, DataSpec, content_digest, load
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import StoreReader
+from alignkit_plugins.people.agreement import StoreReader
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 

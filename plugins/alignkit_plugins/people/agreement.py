@@ -1,16 +1,24 @@
-"""How far the people who labeled a store agree, with each other and with gold labels."""
+"""How far the people who labeled a store agree, with each other and with gold labels; and what
+recipes read of a store.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from alignkit import Reader
+from alignkit.data.group import group_to_json
 from alignkit.evaluation.statistics import clustered_share, shown
 from alignkit.report import Table
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps
-from alignkit_plugins.people.votes import Labeled
+from alignkit_plugins.people.store import Store
+from alignkit_plugins.people.votes import Labeled, groups_of, labeled
 
 FEW = 50  # items of several people, below which their agreement is hardly known
 Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
@@ -112,3 +120,33 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") 
             rows.append([each["question"], who, str(person["items"]), *shares])
     heads = ["task", "annotator", "items", "same as others", "right on gold items"]
     return Table(title, heads, rows, keys=2)
+
+
+class StoreReader(Reader):
+    """Labels of people, which runs ask for, as groups. How far the annotators agree is what reports
+    show of them.
+    """
+
+    grows = True
+
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        """The groups of a store, numbered by the positions of their items, as it is now.
+
+        Without items that are flagged, that have no label, that nobody is asked about any more, or
+        whose author took the consent back.
+        """
+        with Store.open(path) as store:
+            entries = labeled(store)
+        for entry in entries:
+            for group in groups_of(entry) if entry.counts else ():
+                yield entry.stored.position, json.loads(group_to_json(group))
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the rows that a recipe reads."""
+        return hashlib.sha256(repr(list(self.rows(path))).encode()).hexdigest()
+
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        """How far the annotators agree."""
+        with Store.open(path) as store:
+            agreed = agreement(labeled(store))
+        return {"agreement": agreed} if agreed else {}

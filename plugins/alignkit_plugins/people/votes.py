@@ -12,18 +12,14 @@ learns how sure people are; responses that as many prefer as not form no pair.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from statistics import fmean, mean, mode
 from typing import Any, get_args
 
-from alignkit import BadRow, Group, Pair, Reader, Response
-from alignkit.data.group import group_to_json
+from alignkit import BadRow, Group, Pair, Response
 from alignkit_plugins.people.labels import Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
 
@@ -211,35 +207,3 @@ def _pairs(labels: Sequence[Label]) -> Iterator[Pair]:
             lead = fmean(sizes)
             margin = level(max(0.0, lead if first > second else -lead))
         yield Pair(better, worse, max(first, second) / len(sizes), margin)
-
-
-class StoreReader(Reader):
-    """Labels of people, which runs ask for, as groups. How far the annotators agree is what reports
-    show of them.
-    """
-
-    grows = True
-
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
-        """The groups of a store, numbered by the positions of their items, as it is now.
-
-        Without items that are flagged, that have no label, that nobody is asked about any more, or
-        whose author took the consent back.
-        """
-        with Store.open(path) as store:
-            entries = labeled(store)
-        for entry in entries:
-            for group in groups_of(entry) if entry.counts else ():
-                yield entry.stored.position, json.loads(group_to_json(group))
-
-    def digest(self, path: Path) -> str:
-        """SHA-256 of the rows that a recipe reads."""
-        return hashlib.sha256(repr(list(self.rows(path))).encode()).hexdigest()
-
-    def facts(self, path: Path) -> Mapping[str, Any]:
-        """How far the annotators agree."""
-        from alignkit_plugins.people.agreement import agreement  # imports numpy
-
-        with Store.open(path) as store:
-            agreed = agreement(labeled(store))
-        return {"agreement": agreed} if agreed else {}
