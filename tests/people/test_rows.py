@@ -16,8 +16,8 @@ from alignkit.data.group import Pair
 from alignkit.data.sources import DataSource, DataSpec, content_digest, load
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
-from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.agreement import StoreReader
+from alignkit_plugins.people.store import Store
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from statistics import fmean, mean, mode
-from typing import Any, get_args
+from typing import get_args
 
 from alignkit import BadRow, Group, Pair, Response
 from alignkit_plugins.people.labels import Flag, Label, agrees, canonical, gaps, level
