@@ -119,10 +119,9 @@ def _lines(file: Path) -> Mapping[str, Any]:
 
 def _is_of_this_run(path: Sequence[str | int]) -> bool:
     """Whether a key of a result is a time or a place, which differ from run to run."""
-    for key in map(str, path):
-        if key in PLACES or key.startswith(TIMES) or key.endswith(RATES):
-            return True
-    return False
+    keys = [str(key) for key in path]
+    timed = any(key.startswith(TIMES) or key.endswith(RATES) for key in keys)
+    return timed or bool(PLACES.intersection(keys))
 
 
 def verified(recipe: Recipe, run: Path, names: Sequence[str]) -> Result:
