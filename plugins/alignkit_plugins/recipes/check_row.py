@@ -95,12 +95,12 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
         refuse(f"{name} is a result, but check shows the rows of a stage", help)
     stage, run = stage_of(recipe, name), Run(recipe, folder)
     run.say = lambda text: None
-    settings, trained, encoder = stage.settings, run.stages[name], run.base(BASE).encoder
+    trained, encoder = run.stages[name], run.base(BASE).encoder
     assert encoder is not None
-    entries = specs([settings, stage.component.options], DataSpec)
-    learns = settings is not None and settings.data is not None
-    if learns:
-        entries = [settings.data]
+    entries = specs([stage.settings, stage.component.options], DataSpec)
+    learned = stage.settings.data if stage.settings is not None else None
+    if learned is not None:
+        entries = [learned]
     if not entries:
         why = f"{stage.component.name} works on other stages' results"
         raise DataError(f"stage '{name}' reads no data: {why}")
@@ -111,11 +111,13 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
                 f"help: run the recipe as far as '{source.stage}' first"
             )
     groups = run.data.read(entries[0]).groups
-    algorithm = trained.plugin(stage.component) if isinstance(trained, TrainingStage) else None
-    if not learns:
+    algorithm = None
+    if learned is None:
         groups = prompts_of(groups)
-    elif isinstance(algorithm, Algorithm):
-        groups = trained.select(groups)
+    elif isinstance(trained, TrainingStage):
+        algorithm = trained.plugin(stage.component)
+        if isinstance(algorithm, Algorithm):
+            groups = trained.select(groups)
     count = len(groups)
     if not 1 <= row <= count:
         rows = f"{count} row{'s' * (count != 1)}"
@@ -128,12 +130,12 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     if group.meta:
         columns = [f"{key}: {value!r:.200}" for key, value in group.meta.items()]
         found.notes.append(f"other columns: {', '.join(columns)}")
-    if not learns:
+    if learned is None:
         prompt = encoder.prompt(group.prompt, group.tools)
-        title, text = "prompt, after which the policy writes", _pieces(encoder, (), prompt)
-        found.tokens.append(Tokens(title, text, [False] * len(prompt)))
-    elif isinstance(algorithm, Algorithm):
-        _mark(found, encoder, group, algorithm, settings.max_length)
+        title = "prompt, after which the policy writes"
+        found.tokens.append(Tokens(title, _pieces(encoder, (), prompt), [False] * len(prompt)))
+    elif stage.settings is not None and isinstance(algorithm, Algorithm):
+        _mark(found, encoder, group, algorithm, stage.settings.max_length)
     else:
         found.notes.append(f"{stage.component.name} renders and tokenizes its rows itself")
     return found
@@ -154,11 +156,11 @@ def _mark(
     prompt = encoded.prompt
     if prompt:
         found.tokens.append(Tokens("prompt", _pieces(encoder, (), prompt), [False] * len(prompt)))
-    for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
+    for names, response in zip(response_names(encoded.group), encoded.rows, strict=True):
         counts = list(map(bool, response.mask))
         if scoring:
             counts = [False] * (len(counts) - 1) + [True]
-        title = ", ".join([*name, *["truncated"] * response.truncated])
+        title = ", ".join([*names, *["truncated"] * response.truncated])
         text = _pieces(encoder, prompt, response.tokens)
         found.tokens.append(Tokens(title, text, counts, scoring))
 

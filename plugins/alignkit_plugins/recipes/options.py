@@ -312,8 +312,10 @@ def _finished(value: Any) -> Any:
     found = dict[str, Any]()
     for key, item in value.items():
         if key == "x-alignkit":
-            found |= _ref(_NAMES.get(item, item))
-        elif key != "title" or not isinstance(item, str):
+            found |= _ref(_NAMES.get(str(item), str(item)))
+            continue
+        is_title = key == "title" and isinstance(item, str)
+        if not is_title and (key, item) != ("additionalProperties", True):
             found[key] = _finished(item)
     return found
 
