@@ -100,3 +100,7 @@ def test_a_name_of_two_words_is_an_id_on_the_hub(
     for word in ("tiny", "gpt2", "my-org/quickstrat"):
         assert find(word).keys == {"base": word}
     assert find_run("runs/quickstart/sft@1") == (Path("runs/quickstart"), "sft@1")
+    assert find_run(Path("runs/quickstart")) == (Path("runs/quickstart"), "")
+    for word in ("quickstrat", "runs/quickstrat", "runs/quickstrat/sft"):
+        with pytest.raises(RecipeError, match=r"is no run.*\n.*did you mean 'runs/quickstart'"):
+            find_run(word)
