@@ -106,10 +106,6 @@ class Vllm(Engine):
                 return ""
             return "for nf4, set flags: '--quantization bitsandbytes'"
 
-        @property
-        def samples_ahead(self) -> bool:
-            return not self.sleep  # in turns, it never samples while alignkit computes
-
         @field_validator("command", "flags")
         @classmethod
         def _is_command_line(cls, text: str, info: ValidationInfo) -> str:
