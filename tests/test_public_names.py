@@ -34,7 +34,13 @@ BEYOND = {
     ),
 }
 # Packages that were a part of alignkit, and still use what is not promised.
-FORMER = {"alignkit-decision", "alignkit-combinations", "alignkit-migrate"}
+FORMER = {
+    "alignkit-decision",
+    "alignkit-combinations",
+    "alignkit-migrate",
+    "alignkit-ray",
+    "alignkit-self-instruct",
+}
 ROOT = Path(__file__).parent.parent
 PAGES = {
     page.stem: names

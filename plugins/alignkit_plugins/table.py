@@ -28,19 +28,18 @@ zephyr models.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have i
 alpaca formats.messages:Alpaca  Alpaca: instruction, input, output
 dolly formats.messages:Dolly  Dolly: instruction, context, response
 self_instruct formats.messages:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
-dialogues formats.dialogues:Dialogues  two speakers taking turns in raw text: every dialogue of a
+dialogues formats.text:Dialogues  two speakers taking turns in raw text: every dialogue of a
     .txt file, or a row {text} that holds one
 groups formats.messages:Groups  alignkit's own format for groups, which stages write
-hh_rlhf formats.trl:HHRLHF  Human/Assistant transcripts: chosen and rejected, two with scores,
-    or one
-labeled_pairs formats.labeled_pairs:LabeledPairs  two answers and a label that says which is better:
+hh_rlhf formats.trl:HHRLHF  Human/Assistant transcripts: chosen and rejected, or one
+labeled_pairs formats.rankings:LabeledPairs  two answers and a label that says which is better:
     LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ...
 messages formats.messages:Messages  conversations: messages [{role, content}] or conversations
     [{from, value}]; optional label
 oasst formats.rankings:Oasst  OpenAssistant trees: prompt {text, role, replies [{text, role, rank,
     replies}]}, as rankings
 rankings formats.rankings:Rankings  rankings: prompt, responses [{text, rank}] or responses [text]
-    and ranks, scores or ratings; or pairs
+    and ranks or scores
 text formats.text:Text  raw text: rows with text, or plain text files split at blank lines
 preference formats.trl:Preference  TRL preference: prompt, chosen, rejected as texts or messages;
     optional margin and p
@@ -95,7 +94,7 @@ reward_ordinal algorithms.reward_model:RewardOrdinal  learn from the levels of s
     an ordered logit
 sft algorithms.sft:SFT  train on demonstrations: cross-entropy on the assistant's tokens
 lm algorithms.sft:LM  train on raw text: cross-entropy on every token
-trl trl.step:TRL  a trainer of TRL as a stage: sft, dpo, kto, reward, grpo, rloo
+trl trl.step:TRL  TRL's DPO trainer as a stage
 
 [reward]
 llama2 algorithms.llama2:Llama2  safety score for unsafe responses and safety prompts, else
@@ -105,7 +104,6 @@ python rewards.python:Python  your own function in a Python file, with TRL's sig
 normalized rewards.basic:Normalized  a reward model's score, shifted so that demonstrations average
     0
 classifier rewards.classifier:Classifier  a label's probability by a text classifier in a folder
-min rewards.combinations:Minimum  the smallest of several rewards
 environment rewards.basic:EpisodeReward  the environment's reward for an episode
 equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
@@ -123,7 +121,6 @@ format rewards.form:Form  1 if an answer has the required form: tags, or JSON
 repetition rewards.text:Repetition  minus the share of an answer's n-grams that it repeats
 language rewards.text:Language  1 if an answer is in the right language (needs py3langid)
 weighted_sum rewards.combinations:WeightedSum  weighted sum of rewards
-weighted rewards.combinations:Weighted  weighted sum of rewards, with weights by a column of the prompt
 honesty evaluate.honesty:Honesty  ranks a right answer above 'I don't know', and that above
     a wrong one
 honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
@@ -158,10 +155,7 @@ sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or
     opinions?
 calibration evaluate.calibration:Calibration  are policies right as often as they are sure?
 lm_eval evaluate.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
-self_instruct ai_feedback.self_instruct:SelfInstruct  new tasks like those of people, written by a
-    model
-questions ai_feedback.questions:Questions  questions about texts and web pages, with answers that a
-    quotation shows
+questions ai_feedback.questions:Questions  questions about texts, with answers that a quotation shows
 categorize ai_feedback.categorize:Categorize  a use case for each prompt, and which ones no
     demonstration shows
 red_team ai_feedback.red_team:RedTeam  attacks on policies over several turns, and how many succeed

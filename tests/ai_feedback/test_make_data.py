@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -22,19 +21,17 @@ from judge_server import Reply, Server, asked_for, said, serving, texts_of
 from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
-from alignkit.testing import ConformanceError, check_step
+from alignkit.testing import check_step
 from alignkit_plugins.ai_feedback import questions
 from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
-from alignkit_plugins.ai_feedback.make_data import Texts, agreement
+from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
     items_of,
     passages_of,
     quoted,
-    read_texts,
     why_another,
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
-from alignkit_plugins.ai_feedback.self_instruct import SelfInstruct, listed
 from alignkit_plugins.ai_feedback.writer import Written
 from tests.evaluate.test_evaluate import context
 
@@ -93,140 +90,6 @@ def dropped(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-# Likeness
-
-
-def test_rouge_l_is_that_of_the_table_of_all_prefixes() -> None:
-    draw = random.Random(0)
-    for _ in range(500):
-        one, other = (draw.choices("abcd", k=draw.randint(1, 70)) for _ in range(2))
-        table = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
-        for i, word in enumerate(one):
-            for j, with_ in enumerate(other):
-                table[i + 1][j + 1] = (
-                    table[i][j] + 1 if word == with_ else max(table[i][j + 1], table[i + 1][j])
-                )
-        assert Texts([" ".join(one)]).nearest(" ".join(other))[0] == 2 * table[-1][-1] / (
-            len(one) + len(other)
-        )
-    texts = Texts(["Name three red fruits.", "Write a poem"])
-    assert texts.nearest("name five RED fruits!") == (0.75, "Name three red fruits.")
-    assert Texts([]).nearest("x") == (0.0, "") and Texts([""]).nearest("") == (0.0, "")
-
-
-# Tasks
-
-
-PEOPLE = [
-    "Name three red fruits that children like.",
-    "Explain the rules of chess to a child.",
-    "What is 12 times 12?",
-]
-LIST = """Sure, here they are:
-1. Task 1: Write a letter to a landlord about a leaking roof.
-2) Name three red fruits that children love.
-**Task 3:** Go home
-4. Translate this sentence to Spanish:
-I am late today.
-5. Write a letter to the landlord about a leaking roof."""
-
-
-def test_new_tasks_resemble_neither_peoples_nor_each_other(tmp_path: Path, server: Server) -> None:
-    more = iter(range(100))
-    later = "1. Suggest {0} hobbies for {0} retired {0} sailors {0}."
-    writer = answers(
-        server, lambda text: LIST if len(server.requests) == 1 else later.format(f"w{next(more)}")
-    )
-    keys: dict[str, Any] = {
-        "tasks": prompts(tmp_path / "seeds.jsonl", PEOPLE),
-        "writer": writer,
-        "count": 6,
-    }
-    folder = run(tmp_path, "self_instruct", **keys)
-    groups = read_groups(folder / "data.jsonl")
-    assert len(groups) == 6 and not any(group.responses for group in groups)
-    first = [
-        "Write a letter to a landlord about a leaking roof.",
-        "Translate this sentence to Spanish:\nI am late today.",
-    ]
-    assert said_in(folder)[:2] == first
-    assert [(each["dropped"], each.get("of")) for each in dropped(folder)][:3] == [
-        ("near duplicate", PEOPLE[0]),
-        ("too short", None),
-        ("near duplicate", first[0]),
-    ]
-    made = groups[0].meta["writer"]
-    assert (made["model"], made["address"], made["template"]) == ("m", server.url, "self_instruct")
-    facts, asked = summary(folder), len(server.requests)
-    assert (
-        asked == 8
-        and facts["bill"]["tokens"] == asked * 140
-        and facts["bill"]["cost"] == pytest.approx(asked * 0.14)
-    )
-    assert all(text in server.requests[0]["messages"][0]["content"] for text in PEOPLE)
-    before = (folder / "data.jsonl").read_bytes()
-    shutil.rmtree(folder.resolve())
-    assert (run(tmp_path, "self_instruct", **keys) / "data.jsonl").read_bytes() == before
-    assert len(server.requests) == asked
-
-
-def test_later_questions_show_tasks_that_the_model_wrote(tmp_path: Path, server: Server) -> None:
-    words = iter(f"1. Compare {n} {n}a {n}b {n}c." for n in range(100))
-    writer = answers(server, lambda text: next(words))
-    tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
-    run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=12, questions=12)
-    counts = [
-        len(re.findall(r"^\d+\. Compare", each["messages"][0]["content"], re.M))
-        for each in server.requests
-    ]
-    assert counts == [0] * 8 + [2] * 4
-
-
-def test_no_task_ends_the_run_with_the_reasons(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    writer = answers(server, lambda text: "I cannot think of any.")
-    keys: dict[str, Any] = {"tasks": prompts(tmp_path / "seeds.jsonl", PEOPLE), "writer": writer}
-    run(tmp_path, "self_instruct", 1, questions=3, **keys)
-    err = capsys.readouterr().err
-    assert "m: 0 new tasks after 3 of people" in err and "left out, no list of tasks: 3" in err
-    server.script = [said("<think>and so on")] * 3
-    run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "o"}})
-    assert "no text, the reply ends before its thoughts do: 3" in capsys.readouterr().err
-    server.script = [said(None, refusal="no")] * 3
-    run(tmp_path, "self_instruct", 1, questions=3, **{**keys, "writer": {**writer, "model": "n"}})
-    assert "no text, the server refused: 3" in capsys.readouterr().err
-
-
-def test_a_list_within_a_task_is_part_of_it() -> None:
-    text = "Tasks:\n 1. Order these:\n    1. a red fox\n    2. an old dog\n 2. Add 2.5 and 3"
-    tasks = [("Order these:\n    1. a red fox\n    2. an old dog", True), ("Add 2.5 and 3", False)]
-    assert listed(Written(text, truncated=True)) == tasks and listed(Written("none")) == []
-
-
-def test_a_policy_writes_tasks_by_the_rules_of_steps() -> None:
-    """The tiny model lists nothing, which the rules say like a run."""
-    with pytest.raises(ConformanceError) as caught:
-        check_step(
-            SelfInstruct,
-            {
-                "tasks": "x",
-                "writer": "sft",
-                "count": 3,
-                "questions": 1,
-                "sampling": {"max_new_tokens": 4},
-            },
-        )
-    assert str(caught.value).splitlines() == [
-        (
-            "SelfInstruct: stage '': sft: 0 new tasks after 4 of people; 3 were wanted: raise "
-            "'questions', or give more different tasks of people"
-        ),
-        "1 questions",
-        "  left out, no list of tasks: 1",
-    ]
-
-
 # Questions
 
 
@@ -243,10 +106,6 @@ year. The sun helps a little.
 SALT = """Question: Why is the sea salty?
 Answer: Rivers carry salt.
 Quotation: "The sea is salty because rivers carry salt out of rocks."
-
-Question: Why is the sea so salty?
-Answer: Rivers.
-Quotation: The sea is salty because rivers carry salt
 
 Question: How much salt is in a liter?
 Answer: 53 grams
@@ -292,15 +151,13 @@ def test_questions_whose_answers_a_quotation_shows(
     folder = run(tmp_path, "questions", stages={"sft": sft}, **keys)
     salt, tides = read_groups(folder / "data.jsonl")
     assert salt.responses[0].text == "Rivers carry salt." and tides.responses[0].text == "Two"
-    assert salt.prompt[0]["content"].startswith("The sea is salty") and salt.prompt[0][
-        "content"
-    ].endswith("Why is the sea salty?")
-    for group, section in ((salt, "The sea"), (tides, "Tides")):
-        assert group.meta["quotation"] in group.meta["passage"] and group.meta["section"] == section
+    question = salt.prompt[0]["content"]
+    assert question.startswith("# The sea") and question.endswith("Why is the sea salty?")
+    for group in (salt, tides):
+        assert group.meta["quotation"] in group.meta["passage"]
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
     assert [each["dropped"] for each in dropped(folder)] == [
-        "near duplicate",
         "the question says the answer",
         "the quotation is not in the passage",
         "the second answer differs",
@@ -322,18 +179,13 @@ def test_questions_whose_answers_a_quotation_shows(
     assert len(server.requests) == asked == summary(folder)["bill"]["questions"] == 6
 
 
-def test_passages_are_whole_paragraphs_of_one_section() -> None:
-    text = "before\n\nChapter 1: Salt\na b c\n\nd e\n\nf g h\n\n## Tides ##\n\n" + " ".join(
-        "w" * 11
-    )
-    assert [(each.section, each.text) for each in passages_of("x", text, 5)] == [
-        ("", "before"),
-        ("Chapter 1: Salt", "a b c\n\nd e"),
-        ("Chapter 1: Salt", "f g h"),
-        ("Tides", "w w w w w"),
-        ("Tides", "w w w w w"),
-        ("Tides", "w"),
-    ]
+def test_passages_are_whole_paragraphs() -> None:
+    long, short = " ".join("w" * 30), " ".join("v" * 12)
+    text = f"# Salt\n\n{short}\n\n{short}\n \n{long}\n\n{short}"
+    assert list(passages_of(text, 26)) == [f"# Salt\n\n{short}\n\n{short}", long]
+
+
+def test_quotations_and_answers() -> None:
     assert (
         quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
     )
@@ -385,9 +237,9 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
         "differ in 'top_k'",
     ),
     ({"texts": "none.txt"}, 2, "no such file: none.txt"),
-    ({"texts": "data.csv"}, 2, "expected a file that ends in .txt, .md, .html, .htm, or a folder"),
+    ({"texts": "data.csv"}, 2, "expected a file that ends in .txt or .md, or a folder"),
     ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),
-    ({"texts": "empty.txt"}, 1, "left out, a text without words: 1"),
+    ({"texts": "empty.txt"}, 1, "0 questions about 0 passages"),
     ({"texts": "empty.txt", "prompt": "{passage}"}, 2, "prompt needs the field {question}"),
 ]
 
@@ -405,17 +257,6 @@ def test_what_is_no_text_is_refused(
     (tmp_path / "latin.txt").write_bytes("Düne".encode("latin-1"))
     run(tmp_path, "questions", expected, **{"writer": "base", **keys})
     assert message in capsys.readouterr().err
-
-
-def test_a_page_loses_its_menu(tmp_path: Path) -> None:
-    pytest.importorskip("trafilatura")
-    text = "The moon pulls the Düne. " * 9
-    page = (
-        f"<html><body><nav><a href='/'>Home</a></nav><article><h1>Tides</h1><p>{text}</p></article>"
-    )
-    (tmp_path / "sea.html").write_text(page, encoding="utf-8")
-    ((name, text),) = read_texts(tmp_path / "sea.html")
-    assert name == "sea.html" and text.startswith("# Tides\n\nThe moon") and "Home" not in text
 
 
 # Use cases
@@ -687,25 +528,6 @@ def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "success" in capsys.readouterr().err
     run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
     assert "expected a rule such as '>= 6' or '<= 0.5'" in capsys.readouterr().err
-
-
-def test_a_writer_without_new_tasks_is_asked_no_more(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
-    writer = answers(
-        server,
-        lambda text: (
-            LIST if len(server.requests) == 1 else "1. Name three red fruits for children."
-        ),
-    )
-    tasks = prompts(tmp_path / "seeds.jsonl", PEOPLE)
-    folder = run(tmp_path, "self_instruct", tasks=tasks, writer=writer, count=50, questions=200)
-    # The first round has some, the next two none
-    assert len(server.requests) == 24 and summary(folder)["tasks"] == 2
-    assert any(
-        "the last 16 questions brought none" in str(file.read_text())
-        for file in folder.rglob("report.txt")
-    )
 
 
 @pytest.mark.silent_bug(

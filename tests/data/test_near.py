@@ -116,11 +116,11 @@ def test_an_answer_that_many_rows_give_is_no_leak() -> None:
 
     other = LONG[::-1]
     held_out = rows_of([row(LONG), row(other)])
-    for copies, leaked in ((5, [(0, 0), (1, 5)]), (6, [(1, 6)])):
+    every = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]
+    for copies, leaked in ((5, every), (6, [(6, 1)])):
         training = rows_of([row(LONG)] * copies + [row(other)])
-        matches, back = near.leaks(training, held_out, "response", 0.8)
+        matches = near.leaks(training, held_out, "response", 0.8)
         assert rows(matches) == leaked
-        assert len(back) == (6 if copies == 5 else 1)
 
 
 def test_many_copies_cost_no_pair_each() -> None:

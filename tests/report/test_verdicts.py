@@ -127,7 +127,7 @@ def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> 
     with (folder / "run.log").open("a", encoding="utf-8") as file:
         file.writelines(f"2026-09-21T14:15:01Z {line}\n" for line in log)
     found = [warning for warning in facts_of(folder)["warnings"] if NONE in warning["text"]]
-    assert found == [{"stage": "labels", "text": text, "logged": False}]
+    assert found == [{"stage": "labels", "text": text}]
 
 
 def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     )
     rewritten(folder / "labels")
     facts = facts_of(folder)
-    assert {"stage": "labels", "text": f"strict: {NONE}", "logged": False} in facts["warnings"]
+    assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
     for text in [page(facts).replace("\xa0", " ")]:
         assert (
             "Evaluate reward: labels" in text

@@ -144,7 +144,7 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
     for name, cls in FORMATS.items():
         # Which has options to be filled
         row = json.loads(cls.example) if cls.example and name != "template" else {}
-        for group in checked_groups(cls(), row, {}) if row else []:
+        for group in checked_groups(cls(), row) if row else []:
             if "answer" in group.meta and all(one.label is not False for one in group.responses):
                 said = group.responses[0].text if group.responses else str(row["Answer"])
                 assert score(MathVerify, group, said) == 1.0, name
@@ -157,7 +157,7 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
         "question": "How old is Ann?",
         "answers": {"text": ["7"], "answer_start": [7]},
     }
-    [group] = checked_groups(FORMATS["squad"](), row, {})
+    [group] = checked_groups(FORMATS["squad"](), row)
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
     [group] = checked_groups(
         FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {}

@@ -62,7 +62,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"policy": "sft", "samples_per_prompt": 2, "reward": "helpful", "keep": "best", **SHORT}
     ],
     "select_best": [{"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT}],
-    "self_instruct": [],  # the untrained model writes no task: see tests/ai_feedback/test_make_data.py
     "sycophancy": [],  # needs known answers: see below
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]

@@ -1,5 +1,5 @@
-"""Rare combinations of rewards: conditioned, multiplied, clipped, constrained by a cost, and
-normalized in two ways.
+"""Rare combinations of rewards: weighted by a column, the smallest, conditioned, multiplied,
+clipped, constrained by a cost, and normalized in two ways.
 
 `when` and `gdpo` are of Liu et al. 2026, arXiv:2601.05242, section 3; `lagrangian` is Safe RLHF's
 (Dai et al. 2023, arXiv:2310.12773, eq. 10); `running_normalization` has the mean and variance of
@@ -13,11 +13,22 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import Add, CombinedReward, Field, Group, RewardCombination, RewardRef, hookimpl
+from alignkit import (
+    Add,
+    CombinedReward,
+    DataError,
+    Field,
+    Group,
+    RewardCombination,
+    RewardRef,
+    hookimpl,
+)
 from alignkit import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DEFAULT = "default"
 
 
 def combined(
@@ -26,6 +37,85 @@ def combined(
     """A reward [R] with the means of all parts as metrics."""
     means = {f"{name}_mean": float(scores.nanmean()) for name, scores in parts.items()}
     return CombinedReward(reward, raw, {**means, **metrics})
+
+
+class Weighted(RewardCombination):
+    """The sum of the rewards that apply, each times its weight for the prompt's value of a
+    column.
+    """
+
+    class Options(alignkit.Options):
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards, under names of your choice"
+        )
+        by: str = Field(description="column of the prompts that decides which weights apply")
+        weights: dict[str, dict[str, float]] = Field(
+            description="for each value of the column, the weight of each reward by its name; "
+            "`default` is for other values, and for rewards that a value leaves out; there, a "
+            "missing weight is 1"
+        )
+
+    options: Options
+    leaves_out = True
+
+    def parts(self) -> Mapping[str, RewardRef]:
+        return self.options.rewards
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        """Raise DataError for a prompt without weights, and for weights that no prompt has: the
+        prompts of a misspelled value would take the default.
+        """
+        values = {self._value(group) for group in groups}
+        unused = sorted(self.options.weights.keys() - values - {DEFAULT})
+        if unused and not values <= self.options.weights.keys():
+            names = ", ".join(sorted(values))
+            raise DataError(
+                f"weighted: no prompt has '{self.options.by}' {unused[0]}; there are {names}"
+            )
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        total = self.total(groups, components)
+        return combined(total, total, components)
+
+    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
+        weights, terms = self.options.weights, []
+        for name, scores in components.items():
+            factors = []
+            for group in groups:
+                default = weights.get(DEFAULT, {}).get(name, 1.0)
+                factor = weights.get(self._value(group), {}).get(name, default)
+                factors += [factor] * len(group.responses)
+            terms.append(scores * scores.new_tensor(factors))
+        return F.sum_present(terms)
+
+    def _value(self, group: Group) -> str:
+        """A prompt's value as YAML writes it."""
+        value, weights = group.meta.get(self.options.by), self.options.weights
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        if text not in weights and DEFAULT not in weights:
+            raise DataError(f"weighted: there are no weights for '{self.options.by}' {value!r:.60}")
+        return text
+
+
+class Minimum(RewardCombination):
+    """The smallest of the rewards that apply to a response; NaN if none does."""
+
+    class Options(alignkit.Options):
+        rewards: dict[str, RewardRef] = Field(
+            min_length=1, description="rewards, under names of your choice"
+        )
+
+    options: Options
+    leaves_out = True
+
+    def parts(self) -> Mapping[str, RewardRef]:
+        return self.options.rewards
+
+    def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
+        smallest, *others = components.values()
+        for scores in others:
+            smallest = smallest.fmin(scores)  # NaN if both are
+        return combined(smallest, smallest, components)
 
 
 class When(RewardCombination):
@@ -212,6 +302,8 @@ class GDPO(RewardCombination):
 
 @hookimpl
 def register(add: Add) -> None:
+    add("reward", "weighted", Weighted, "weighted sum of rewards, with weights by a column")
+    add("reward", "min", Minimum, "the smallest of several rewards")
     add(
         "reward",
         "when",

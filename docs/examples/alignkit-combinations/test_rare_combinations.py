@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from alignkit_combinations import GDPO, Clip, Lagrangian, Product, RunningNormalization, When
+from alignkit_combinations import (
+    GDPO,
+    Clip,
+    Lagrangian,
+    Minimum,
+    Product,
+    RunningNormalization,
+    Weighted,
+    When,
+)
 
-from alignkit import Group, Response, RewardCombination
+from alignkit import DataError, Group, Response, RewardCombination
 from alignkit.cli import main
 from alignkit.testing import check_combination
 
@@ -25,6 +34,8 @@ BOTH = {"rewards": {"a": "helpful", "b": {"length": {}}}}
 OPTIONS: dict[type[RewardCombination], dict[str, Any]] = {
     When: {"reward": {"length": {}}, "condition": "helpful", "at_least": 0.0},
     Product: BOTH,
+    Minimum: BOTH,
+    Weighted: {**BOTH, "by": "domain", "weights": {"medicine": {"a": 3}, "default": {"b": 2}}},
     Clip: {"reward": "helpful", "low": -1.0, "high": 0.5},
     Lagrangian: {
         "reward": "helpful",
@@ -61,6 +72,9 @@ def test_by_hand() -> None:
     assert combined(Product, a=[2, NAN, 3, NAN], b=[0.5, 4, NAN, NAN])[0] == same(
         [1, 4, 3, NAN], nan_ok=True
     )
+    assert combined(Minimum, a=[2, NAN, 3, NAN], b=[0.5, 4, NAN, NAN])[0] == same(
+        [0.5, 4, 3, NAN], nan_ok=True
+    )
     assert combined(Clip, raw=[-3, 0.2, 9, NAN])[0] == same([-1, 0.2, 0.5, NAN], nan_ok=True)
     reward, state = combined(Lagrangian, raw=[1.0, 2.0], cost=[1.0, 3.0])
     assert reward == same([1 - 0.2, 2 - 0.6]) and state == {
@@ -71,6 +85,23 @@ def test_by_hand() -> None:
         reward == same([-2 / 1.632993, 2 / 1.632993, NAN, 0], nan_ok=True, abs=1e-6)
         and state["count"] == 3
     )
+
+
+def test_weights_depend_on_the_prompts_column() -> None:
+    thing = Weighted(Weighted.Options(**OPTIONS[Weighted]))
+    rows = [
+        Group((), (Response(),), id=str(n), meta={"domain": value})
+        for n, value in enumerate(["medicine", True, None, "medicine"])
+    ]
+    scores = {"a": [1.0, 2.0, 3.0, NAN], "b": [10.0, 20.0, NAN, 30.0]}
+    found = thing.combine(rows, {name: torch.tensor(x) for name, x in scores.items()})
+    assert found.raw.tolist() == pytest.approx([3 + 20, 2 + 40, 3, 60])
+    thing.check_prompts(rows)
+    with pytest.raises(DataError, match="no prompt has 'domain' medicine; there are law"):
+        thing.check_prompts([Group((), meta={"domain": "law"})])
+    del thing.options.weights["default"]
+    with pytest.raises(DataError, match="no weights for 'domain' None"):
+        thing.check_prompts(rows[2:])
 
 
 def test_gdpo_normalizes_each_reward_and_leaves_out_what_does_not_apply() -> None:

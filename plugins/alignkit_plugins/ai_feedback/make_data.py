@@ -1,5 +1,5 @@
-"""What the steps that make data share: questions to a model, what they cost, what was left out, and
-how alike two texts are.
+"""What the steps that make data share: questions to a model, what they cost, and what was left
+out.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from alignkit_plugins.ai_feedback.writer import (
     kind_of,
 )
 from alignkit_plugins.formats.rows import prompt_to_row
-from alignkit_plugins.formats.text_metrics import words_of
 
 WHO = (
     "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
@@ -141,50 +140,16 @@ def write_lines(context: StepContext, name: str, rows: Sequence[Mapping[str, Any
         context.write_text(name, "".join(lines))
 
 
-# How alike two texts are, by the longest common subsequence of their words
-
-
-class Texts:
-    """Texts that differ from each other: which one is nearest to a new one."""
-
-    def __init__(self, texts: Iterable[str] = ()):
-        self._texts = [(text, _words(text)) for text in texts]
-
-    def add(self, text: str) -> None:
-        """Compare later ones with this text, too."""
-        self._texts.append((text, _words(text)))
-
-    def nearest(self, text: str) -> tuple[float, str]:
-        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if
-        there is none.
-        """
-        words, best, nearest = _words(text), 0.0, ""
-        for other, others in self._texts:
-            both = len(words) + len(others)
-            # The common subsequence is no longer than the shorter text: most pairs are not
-            # compared.
-            if 2 * min(len(words), len(others)) <= best * both:
-                continue
-            value = 2 * _common(words, others) / both
-            if value > best:
-                best, nearest = value, other
-        return best, nearest
-
-
 def agreement(one: str, other: str) -> float:
     """The share of the shorter text's words that the other one has in the same order.
 
     A sentence agrees with a word. 0 for a text without words.
     """
     words, others = answers.words(one), answers.words(other)
-    return _common(words, others) / min(len(words), len(others)) if words and others else 0.0
+    return common_words(words, others) / min(len(words), len(others)) if words and others else 0.0
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in words_of(text) if word[0].isalnum()]
-
-
-def _common(one: Sequence[str], other: Sequence[str]) -> int:
+def common_words(one: Sequence[str], other: Sequence[str]) -> int:
     """The length of the longest common subsequence, by bits of a whole number (Hyyrö 2004).
 
     Bit i of `column` is 0 if the length grows at word i of `one`.

@@ -1,4 +1,4 @@
-"""Rows without duplicates, stock phrases, wrong languages, broken Markdown and personal details.
+"""Rows without duplicates, stock phrases, wrong languages and personal details.
 
 The step `clean`, `alignkit data clean`, `data check` and `data browse` see the same faults.
 """
@@ -33,9 +33,6 @@ STOCK = re.compile(
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
-_TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
-_CELLS = re.compile(r"(?<!\\)\|")
 SPOKEN = (
     "content",
     "value",
@@ -49,6 +46,7 @@ SPOKEN = (
     "output",
 )
 ACROSS: tuple[near.Kind, ...] = ("prompt", "response")  # what held-out data may share
+REPEATED = {"duplicates", "near", "against"}  # rules that see what is there already
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -81,10 +79,6 @@ class Rules(alignkit.Options):
             "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
         ),
     )
-    markdown: bool = Field(
-        True,
-        description="drop answers with broken Markdown: an open block of code, or an uneven table",
-    )
     personal: bool = Field(
         True,
         description=(
@@ -113,8 +107,6 @@ class Rules(alignkit.Options):
                     return Fault("stock_phrases", f"says '{shortened(match[0])}'")
                 if self.languages and (code := language_of(answer)) not in ("", *self.languages):
                     return Fault("languages", f"is in {code}")
-                if self.markdown and (reason := broken_markdown(answer)):
-                    return Fault("markdown", reason)
         return None
 
 
@@ -173,8 +165,10 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
             faults[at] = fault
     left = [replace(row, groups=()) if at in faults else row for at, row in enumerate(clean)]
     for kind in ACROSS if held_out else ():
-        for match in near.leaks(left, held_out, kind, rules.near)[1]:
-            faults[match.unit.row] = Fault("against", f"has a held-out {kind}")
+        for match in near.leaks(left, held_out, kind, rules.near):
+            faults[match.unit.row] = Fault(
+                "against", f"has the {kind} of {held_out[match.other.row]}"
+            )
     units = [unit for unit in near.units_of(left, "row") if unit.row not in faults]
     for match in near.repeated(units, rules.near):
         fault = Fault("near", f"is {match.similarity:.2f} similar to {clean[match.other.row]}")
@@ -277,29 +271,6 @@ def _redacted_response(response: Response) -> Response:
 
 
 # Texts
-
-
-def broken_markdown(text: str) -> str:
-    """What is wrong with a Markdown text: an open block of code, or a table with uneven rows."""
-    fence, columns, before = "", 0, ""
-    for line in text.split("\n"):
-        mark = _FENCE.fullmatch(line.rstrip("\r"))
-        if mark and not fence:
-            fence = mark[1] or mark[2]
-        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
-            fence = ""
-        if fence or "|" not in line:
-            columns = 0
-        elif columns and _width(line) != columns:
-            return f"has a table with {columns} columns, and a row with {_width(line)}"
-        elif "|" in before and _TABLE.fullmatch(line.rstrip("\r")):
-            columns = _width(line)
-        before = line
-    return "has a block of code that does not end" if fence else ""
-
-
-def _width(line: str) -> int:
-    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1
 
 
 def language_of(text: str) -> str:

@@ -30,7 +30,7 @@ PART = "\x1f"  # between the prompt and the responses of a row; no normalized te
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
 UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # hyphens, breaks, byte order marks
 ENDS = " .,:;!?'\""
-MOST_ALIKE = 1024  # texts with the same band that are looked at, of the first and of the last ones
+MOST_ALIKE = 2048  # texts with the same band that are looked at
 LIKELY = 8  # texts that are compared with one
 COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak
@@ -167,9 +167,7 @@ class Index:
             return Match(unit, self.first[unit.text], 1.0)
         shares: Counter[Unit] = Counter()
         for band in _bands(unit.text) if self.bands else ():
-            alike = self.bands.get(band, ())
-            shares.update(alike[:MOST_ALIKE])
-            shares.update(alike[MOST_ALIKE:][-MOST_ALIKE:])
+            shares.update(self.bands.get(band, [])[-MOST_ALIKE:])
         for other, _ in shares.most_common(LIKELY):
             alike_by = similarity(other.text, unit.text)
             if alike_by >= self.threshold:
@@ -197,13 +195,13 @@ def shared(units: Iterable[Unit], others: Iterable[Unit], threshold: float) -> l
 
 def leaks(
     training: Iterable[Row], held_out: Iterable[Row], kind: Kind, threshold: float
-) -> tuple[list[Match], list[Match]]:
-    """What held-out rows share with training rows: of the former, and the other way around.
+) -> list[Match]:
+    """What training rows share with held-out rows.
 
     A response that more than COMMON training rows give is no leak.
     """
-    units, others = units_of(training, kind), units_of(held_out, kind)
+    units = units_of(training, kind)
     if kind == "response":
         copies = Counter(unit.text for unit in units)
         units = [unit for unit in units if copies[unit.text] <= COMMON]
-    return shared(others, units, threshold), shared(units, others, threshold)
+    return shared(units, units_of(held_out, kind), threshold)

@@ -10,28 +10,38 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from alignkit import Artifact, DataError, DataRef, Field, Group, StepContext, StepData, seeds
-from alignkit.report import Table
+from alignkit import (
+    Add,
+    Artifact,
+    DataError,
+    DataRef,
+    Field,
+    Group,
+    StepContext,
+    StepData,
+    hookimpl,
+    seeds,
+)
 from alignkit_plugins.ai_feedback.make_data import (
     AskingStep,
     Desk,
-    Texts,
     Writing,
+    common_words,
     filled,
     question_of,
     row,
 )
-from alignkit_plugins.ai_feedback.writer import Written, origin_of, writer_of
+from alignkit_plugins.ai_feedback.writer import Written, writer_of
 from alignkit_plugins.compare.comparison import distinct_prompts
+from alignkit_plugins.formats.text_metrics import words_of
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
 IDLE = 2  # rounds without a new task after which the writer is asked no more
 EXAMPLES, NEW = 8, 2  # tasks in a question, and how many of them the model wrote, as in the paper
 OVERLAP = 0.7  # ROUGE-L from which on a task is a near duplicate, as in the paper
 FEWEST, MOST = 3, 150  # words of a task, as in the paper's code
-SHOWN = 5  # new tasks in the report
 TEMPLATE = """\
 Come up with 8 new tasks that people could ask an assistant for. They differ in topic, form and length from each \
 other and from the tasks below. Each can be done in words, without pictures, files or actions. Write nothing but the \
@@ -76,8 +86,7 @@ class SelfInstruct(AskingStep):
             most = sampling["max_new_tokens"]
             replies = desk.ask(f"tasks-{start}", writer, questions, most)
             for number, reply in zip(numbers, replies, strict=True):
-                named = {"template": "self_instruct", "question": number}
-                origin = origin_of(writer.origin, [reply], **named)
+                origin = {**writer.origin, "template": "self_instruct", "question": number}
                 for text in itertools.islice(
                     _new_tasks(desk, reply, texts), options.count - len(made)
                 ):
@@ -93,10 +102,8 @@ class SelfInstruct(AskingStep):
             headline += f"; the last {IDLE * ROUND} questions brought none: {more}"
         elif len(made) < options.count:
             headline += f"; {options.count} were wanted: raise 'questions', or {more}"
-        shown = [[" ".join(group.prompt[0]["content"].split())] for group in made[:SHOWN]]
-        table = Table("", ["the first new tasks"], shown)
         facts = {"tasks": len(made), "of_people": len(people)}
-        return desk.artifact(headline, made, facts, table, usable=bool(made))
+        return desk.artifact(headline, made, facts, usable=bool(made))
 
 
 def _question(context: StepContext, number: int, people: Sequence[str], new: Sequence[str]) -> str:
@@ -157,3 +164,39 @@ def listed(reply: Written) -> list[tuple[str, bool]]:
         if text:
             tasks.append((text, end is not None or not reply.truncated))
     return tasks
+
+
+class Texts:
+    """Texts that differ from each other: which one is nearest to a new one."""
+
+    def __init__(self, texts: Iterable[str] = ()):
+        self._texts = [(text, _words(text)) for text in texts]
+
+    def add(self, text: str) -> None:
+        """Compare later ones with this text, too."""
+        self._texts.append((text, _words(text)))
+
+    def nearest(self, text: str) -> tuple[float, str]:
+        """The highest ROUGE-L with a text here (F-measure, Lin 2004), and that text; 0 and "" if
+        there is none.
+        """
+        words, best, nearest = _words(text), 0.0, ""
+        for other, others in self._texts:
+            both = len(words) + len(others)
+            # The common subsequence is no longer than the shorter text: most pairs are not
+            # compared.
+            if 2 * min(len(words), len(others)) <= best * both:
+                continue
+            value = 2 * common_words(words, others) / both
+            if value > best:
+                best, nearest = value, other
+        return best, nearest
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in words_of(text) if word[0].isalnum()]
+
+
+@hookimpl
+def register(add: Add) -> None:
+    add("step", "self_instruct", SelfInstruct, "new tasks like those of people, written by a model")
