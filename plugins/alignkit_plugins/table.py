@@ -49,11 +49,11 @@ prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt an
     texts or messages; optional label or score
 unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-reward_bench_2 evaluate.rewardbench:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
+reward_bench_2 evaluate.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
 feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
-squad evaluate.squad:Squad  SQuAD 2: context, question, answers
+squad evaluate.public_sets:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a

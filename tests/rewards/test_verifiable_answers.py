@@ -17,8 +17,7 @@ from alignkit.data.sources import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.evaluate.grading import matches
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch
 
@@ -151,7 +150,7 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
                 assert score(ExactMatch, group, said, extract=r"(\S+)\Z") == 1.0, name
                 seen.add(name)
     assert {"gsm8k", "svamp"} <= seen
-    assert matches("−5", ["-5"], "exact", 1.0) and not matches("5", ["-5"], "exact", 1.0)
+    assert matches("−5", ["-5"], "exact") and not matches("5", ["-5"], "exact")
     row = {
         "context": "Ann is 7.",
         "question": "How old is Ann?",

@@ -18,7 +18,7 @@ from alignkit.evaluation.statistics import shown
 from alignkit.judges import Item, costs
 from alignkit.report import Table
 from alignkit.reward import Verdict
-from alignkit_plugins.compare.reward_columns import label
+from alignkit_plugins.compare.comparison import label
 
 if TYPE_CHECKING:
     from alignkit.evaluation.statistics import Estimate

@@ -14,9 +14,9 @@ from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit_plugins.compare.compared import rated
+from alignkit_plugins.compare.comparison import scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
-from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.words import Named
 
@@ -62,7 +62,7 @@ def _scored(
     if not groups:
         help = "`step: sample` lets a policy answer prompts"
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
-    groups, columns = scored_by(
+    groups, names = scored_by(
         groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
     )
     alike = [
@@ -70,13 +70,13 @@ def _scored(
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()
-    for column in columns:
-        (row,) = rated(alike, [AUTHOR], None, column.name)
-        known, right = gaps(pairs, column.name), None
+    for name in names:
+        (row,) = rated(alike, [AUTHOR], None, name)
+        known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
-            (found,) = accuracy(pairs, {column.name: known})
+            (found,) = accuracy(pairs, {name: known})
             right = {"accuracy": found.estimate, "pairs": count}
-        facts[column.name] = {"mean": row.estimate, "pairs_right": right}
+        facts[name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 
 

@@ -34,6 +34,10 @@ def describe(loaded: Loaded) -> list[str]:
         lines += [f"{name}: {note}" for note in source.notes]
         if source.sample is not None and not source.name.startswith("stage "):
             lines += _sample(source.sample)
+            unused = [key for key, value in source.sample.meta.items() if " " in str(value)]
+            if unused:  # texts that no stage learns
+                names = ", ".join(unused)
+                lines.append(f"{name}: not in the conversation, kept for rewards: {names}")
     return lines
 
 

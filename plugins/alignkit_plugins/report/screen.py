@@ -112,7 +112,7 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     names.sort(key=lambda name: (name not in headline, name not in raters))
     lines = list[str]()
     for count in range(len(names), 0, -1):
-        lines = _laid_out(table([row for row in rows if row.metric in names[:count]], width=WIDTH))
+        lines = _laid_out(table([row for row in rows if row.metric in names[:count]]))
         if len(lines) <= room:
             break
     return lines[: max(0, room)]
