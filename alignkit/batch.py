@@ -9,11 +9,11 @@ devices.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from alignkit.data.group import Group
+from alignkit.data.group import Group, Response
 from alignkit.errors import PluginError, did_you_mean
 
 if TYPE_CHECKING:
@@ -138,6 +138,25 @@ _ROLLOUTS = (
     "only rollouts with a reward have it; declare `source = Source.ROLLOUTS`, and not "
     "`Needs(reward=False)`"
 )
+
+
+def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
+    """How much likelier each token is than for the older weights that wrote it: [R, T]; 1 if the
+    policy wrote it.
+
+    Without these weights, the KL of a policy that samples ahead is too small by as much as it has
+    moved since, and may be negative. `logprobs` [R, T] are the policy's.
+    """
+    import torch
+
+    from alignkit.functional import ratio
+
+    weights = torch.ones_like(logprobs)
+    for row, response in enumerate(responses):
+        written = response.logprobs if response.staleness else None
+        if written is not None and (count := len(written)) <= len(weights[row]):
+            weights[row, :count] = ratio(logprobs[row, :count], torch.tensor(written).to(logprobs))
+    return weights
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ class EngineOptions(_Options):
         """
         return ""
 
+    @property
+    def samples_ahead(self) -> bool:
+        """Whether the engine can sample while alignkit computes (`rollout.ahead`): it has a device
+        of its own.
+        """
+        return True
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -106,7 +113,7 @@ class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is
     not the main thread.
 
-    An engine belongs to one stage and is
+    With `rollout.ahead`, alignkit trains while they run. An engine belongs to one stage and is
     prepared before its first call. A server of its own may outlive the stage: see `OwnServer`. With
     several processes, the first one's samples for all. An instance may be closed while one of its
     calls is still running.

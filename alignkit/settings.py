@@ -127,6 +127,15 @@ class Rollout(Sampling):
         description="most batches of prompts in an iteration, until filters and algorithm leave "
         "`prompts_per_iteration` groups (DAPO's dynamic sampling); default: one, whatever is left",
     )
+    ahead: int | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description=(
+            "1: an engine samples the next iteration while this one is learned, from weights "
+            "that are one update old; default: 0"
+        ),
+    )
     max_turns: int | None = Field(
         default=None,
         ge=1,

@@ -1129,6 +1129,39 @@ def test_kl_adapts_within_a_run_of_typical_length() -> None:
     assert slow.state["kl_coefficient"] == pytest.approx(0.05 * (1 + 0.2 * 3 / 30))
 
 
+@pytest.mark.silent_bug(
+    "policy gradient: samples of older weights",
+    "The coefficient of the KL follows a mean over samples of older weights, which may be "
+    "negative while the KL grows.",
+    "Each token counts by how much likelier it is now than when it was sampled, as in the metric "
+    "`kl`.",
+)
+def test_kl_adapts_to_the_policy_and_not_to_the_weights_that_sampled_ahead() -> None:
+    """One token each, sampled at p = (3/4, 1/4) and read by a policy at (1/4, 3/4) with a reference
+    at (1/2, 1/2).
+
+    The true KL is log 2 + (1/4) log(1/4) + (3/4) log(3/4) = 0.131; the mean without weights is
+    -0.418.
+    """
+    mask = torch.ones(4, 1, dtype=torch.bool)
+    now, then = (
+        torch.tensor([[0.25]] * 3 + [[0.75]]).log(),
+        torch.tensor([[0.75]] * 3 + [[0.25]]).log(),
+    )
+    ppo = algorithm(kl_coefficient=1.0, kl_target=0.1, kl_horizon=4)
+    batch = by_hand(mask, old_logprobs=now, reference_logprobs=torch.full((4, 1), 0.5).log())
+    samples = tuple(
+        Response("a", tokens=(1,), logprobs=(float(each),), staleness=1) for each in then
+    )
+    batch = batch.replace(groups=[Group((), samples)], rewards=torch.arange(4.0))
+    ppo.signal(batch)
+    true = math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75)
+    assert (
+        ppo.state["kl_coefficient"] == pytest.approx(F.adaptive_kl(1.0, true, 0.1, 4, 4), rel=1e-5)
+        and true > 0.1
+    )
+
+
 def test_the_price_of_kl_is_never_negative() -> None:
     """However few responses the horizon has, one iteration moves the price by a fifth at most."""
     ppo = algorithm(kl_coefficient=0.05, kl_target=6.0, kl_horizon=0.5)

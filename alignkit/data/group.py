@@ -104,6 +104,8 @@ class Response:
         truncated: Sampling stopped before an end of turn.
         source: The author, such as a model.
         tokenizer: Digest of that of the tokens; others read the text.
+        staleness: Updates of the policy since the weights that wrote it, when it was learned from
+            (`rollout.ahead`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STORED
@@ -119,6 +121,7 @@ class Response:
     truncated: bool = False
     source: str | None = None
     tokenizer: str | None = None
+    staleness: int | None = None
 
     @property
     def reward(self) -> float:

@@ -20,7 +20,7 @@ from alignkit.settings import Settings
 class Rule:
     """A relation of keys. message, help: texts in which `{x}` is what is checked.
 
-    place: its key, such as `rollout.filters`. key: point at the key instead of its value.
+    place: its key, such as `rollout.ahead`. key: point at the key instead of its value.
     """
 
     place: str
@@ -118,6 +118,13 @@ ONLINE = (
         _lacks_episodes,
         "the reward is that of an episode, but the stage has no environment",
         "add 'environment: NAME', or use another reward",
+    ),
+    Rule(
+        "rollout.ahead",
+        lambda x: x.rollout.ahead and x.rollout.max_num_gen_batches,
+        "what is sampled next waits for the scores of the samples before, and 'ahead' does not",
+        "leave 'ahead' or 'max_num_gen_batches' out",
+        key=True,
     ),
     Rule(
         "rollout.filters",
@@ -259,6 +266,15 @@ ENGINE = (
         "engine '{x.engine.name}' would sample from the whole weights, and the quantized ones "
         "are trained",
         "{x.engine.options.lacks_quantization}, or write 'engine: local'",
+    ),
+    Rule(
+        "rollout.ahead",
+        lambda x: (
+            x.rollout.ahead and not (x.engine and getattr(x.engine.options, "samples_ahead", False))
+        ),
+        "the stage's engine cannot sample while the stage learns, as with 'ahead'",
+        "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out",
+        key=True,
     ),
     Rule(
         "engine",

@@ -20,8 +20,9 @@ from alignkit.kinds import REWARD_HACKING, Monitor, MonitoredStage, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
+from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards
-from alignkit.training.rollouts import RolloutFiles, sample, usable_prompts
+from alignkit.training.rollouts import RolloutFiles, usable_prompts
 from alignkit.training.trainer import Trainer
 
 
@@ -66,8 +67,8 @@ class Monitors:
         return usable_prompts(self.trainer, spec, "held_out_prompts")[1]
 
     def _answer(self, prompts: Sequence[Group], samples: int, iteration: int) -> list[Group]:
-        path = self.context.name, "monitor", iteration
-        return self.rewards.score(sample(self.trainer, prompts, samples, path))
+        request = Request(self.trainer, prompts, samples, (self.context.name, "monitor", iteration))
+        return self.rewards.score(request.result())
 
     @property
     def stopped(self) -> str:

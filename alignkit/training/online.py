@@ -17,6 +17,7 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
+from alignkit.batch import likelier_now
 from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, responses_of
 from alignkit.environment import player
@@ -72,7 +73,7 @@ class Iteration:
         """Seconds in total and by part, and tokens sampled per second."""
         new_tokens = sum(map(length, responses_of(self.table.sampled)))
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
-        speed = new_tokens / self.seconds["rollout"]
+        speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
 
 
@@ -156,6 +157,9 @@ class RolloutTrainer(Trainer):
         if not self.monitors.stopped:
             with iteration.timer("learn"):
                 self._learn(iteration)
+        if self.settings.rollout.ahead:
+            with iteration.timer("waiting"):
+                self.prompts.wait(stopped=bool(self.monitors.stopped))
         iteration.metrics |= iteration.speed_metrics()
         state = self.algorithm.state.items()
         iteration.metrics |= {
@@ -179,13 +183,11 @@ class RolloutTrainer(Trainer):
             if left:  # as many as probably fill the batch, by the share that was left so far
                 count = min(wanted, math.ceil((wanted - left) * sampled / left))
             with iteration.timer("rollout"):
-                groups = self.prompts.samples(iteration.number, sampled, count)
-                if self.prompts.episodes is not None:
-                    played = self.prompts.episodes.metrics(self.context.collectives)
-                    iteration.metrics |= played
+                request = self.prompts.samples(iteration.number, sampled, count)
+                iteration.metrics |= request.metrics
             with iteration.timer("score"):
                 self.context.reporter.note("scoring")
-                self.rewards.ask(groups, table)
+                self.rewards.ask(request.groups, table)
                 self.rewards.restore(before)  # it is combined again
                 facts = self.score(iteration)
             if bound is not None:
@@ -281,7 +283,7 @@ class RolloutTrainer(Trainer):
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
-        iteration.metrics["kl"] = kl = mean_kl(old, reference)
+        iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: "
@@ -319,7 +321,9 @@ class RolloutTrainer(Trainer):
             )
             if gap > ANOTHER_MODEL and self.learner.steps == 0:
                 raise RunFailed(f"stage '{self.context.name}': {text}")
-        if not self.warned:
+        # Samples of older weights differ on purpose.
+        stale = any(response.staleness for response in responses_of(iteration.table.groups))
+        if not (self.warned or stale):
             self.warned = True
             self.monitors.warn([text])
 
@@ -437,11 +441,15 @@ class RolloutTrainer(Trainer):
         self.context.say(fact)
 
 
-def mean_kl(logprobs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def mean_kl(
+    logprobs: Sequence[Tensor], reference: Sequence[Tensor], groups: Sequence[Group]
+) -> float:
     """Mean KL of responses to the reference, in nats, by k3, which is never negative. NaN if the
     policy diverged.
     """
+    responses = responses_of(groups)
     kl = 0.0
-    for ours, theirs in zip(logprobs, reference, strict=True):
-        kl += float(F.kl_k3(ours, theirs).sum())  # tokens that do not count are 0 in both
-    return kl / len(logprobs)
+    for response, ours, theirs in zip(responses, logprobs, reference, strict=True):
+        # Tokens that do not count are 0 in both.
+        kl += float((F.kl_k3(ours, theirs) * likelier_now([response], ours[None])[0]).sum())
+    return kl / len(responses)

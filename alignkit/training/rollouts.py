@@ -1,4 +1,4 @@
-"""The prompts of rollouts, their samples, and the files of rollouts, which later iterations and stages can replay.
+"""The prompts of rollouts, and the files of rollouts, which later iterations and stages can replay.
 
 Also whether the sampler is the policy that learns, by the log-probabilities of both: they differ a
 little if an engine rounds in another way, and much if it has other weights or reads another prompt.
@@ -7,7 +7,6 @@ little if an engine rounds in another way, and much if it has other weights or r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from alignkit.data.group import Group, prompts_of, read_groups, responses_of, wr
 from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
-from alignkit.models.generate import attach, build_request, generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.training.context import StageContext
+from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards, with_scores
 from alignkit.training.sampler import make_sampler
 from alignkit.training.trainer import Trainer
@@ -49,66 +48,11 @@ def usable_prompts(
     return loaded, usable
 
 
-def sample(
-    trainer: Trainer,
-    prompts: Sequence[Group],
-    samples: int,
-    path: tuple[str | int, ...],
-    *,
-    first: int = 0,
-    episodes: Any = None,
-) -> list[Group]:
-    """The current policy's responses to some prompts. Their source is the stage, the name that
-    users know.
-
-    samples: of each prompt. path: names the random streams, with the prompts' numbers from `first`
-    on; it ends with the iteration. episodes: play the stage's environment.
-    """
-    context, model = trainer.context, trainer.model
-    led = model.engine is not None  # the first process's, which samples for all
-    if episodes is not None and not first:
-        episodes.forget()
-
-    def write(own: Sequence[int]) -> list[Group]:
-        # Streams are named by the place in the iteration, so a sample does not depend on who draws
-        # it.
-        numbers = [first + index for index in own]
-        asked = [prompts[index] for index in own]
-        if episodes is not None:
-            asked = episodes.begin(asked, samples, int(path[-1]), numbers)
-        request = build_request(
-            model,
-            trainer.role,
-            context.models.encoder,
-            asked,
-            trainer.settings.rollout,
-            seed=context.seed,
-            path=path,
-            numbers=numbers,
-            samples_per_prompt=samples,
-        )
-        if episodes is not None:
-            request = episodes.limited(request)
-        count = sum(map(len, request.streams))
-        with context.reporter.progress("rolling out", count) as done:
-            written = generate(request, done=done)
-            if episodes is None:
-                groups = attach(request, asked, written)
-            else:
-                groups = episodes.play(request, asked, written, generate)
-        of_stage = []
-        for group in groups:
-            responses = [replace(one, source=context.name) for one in group.responses]
-            of_stage.append(replace(group, responses=tuple(responses)))
-        return of_stage
-
-    return context.collectives.map_sharded([1] * len(prompts), write, led)
-
-
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next
+    iteration, which an engine writes ahead.
     """
 
     def __init__(self, trainer: Trainer, episodes: Any):
@@ -119,37 +63,68 @@ class PromptSource:
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
         self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
+        self.request: Request | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"extra": self.extra}
+        state: dict[str, Any] = {"extra": self.extra}
+        if self.request is not None:
+            state["ahead"] = self.request.saved
+        return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self.extra = state["extra"]
+        if ahead := state.get("ahead"):
+            number = ahead["number"]
+            self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
 
-    def draw(self, number: int, first: int, count: int) -> list[Group]:
+    def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
         """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of
         their sources.
 
-        first: prompts of this iteration that were drawn before.
+        first: prompts of this iteration that were drawn before. count: default: `per_iteration`.
         """
         # Positions run through all iterations, so a resumed run draws the same prompts.
         start = (number - 1) * self.per_iteration + self.extra + first
-        return [self.prompts[self.draws.at(start + place)] for place in range(count)]
+        return [
+            self.prompts[self.draws.at(start + place)]
+            for place in range(count or self.per_iteration)
+        ]
 
-    def samples(self, number: int, first: int, count: int) -> list[Group]:
-        """Responses to the next `count` prompts of an iteration, of which `first` were drawn
-        before.
+    def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+        """The current policy's responses, in the place of an iteration's from the prompt `first`
+        on.
         """
-        return sample(
-            self.trainer,
-            self.draw(number, first, count),
-            self.context.settings.rollout.samples_per_prompt,
-            (self.context.name, "rollout", number),
-            first=first,
-            episodes=self.episodes,
+        path = self.context.name, "rollout", number
+        samples = self.context.settings.rollout.samples_per_prompt
+        return Request(
+            self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more
         )
+
+    def samples(self, number: int, first: int, count: int) -> Request:
+        """Complete samples, new ones or those that the engine wrote ahead; it begins with the next
+        iteration's.
+        """
+        request = self.request or self.ask(self.draw(number, first, count), number, first)
+        request.result()
+        self.request = None
+        settings = self.context.settings
+        if settings.rollout.ahead and number < settings.iterations:
+            self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
+        return request
+
+    def wait(self, *, stopped: bool) -> None:
+        """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn
+        from them.
+        """
+        if self.request is None:
+            return
+        if stopped:
+            self.request.drop()
+            self.request = None
+        else:
+            self.request.result()
 
 
 class RolloutFiles:

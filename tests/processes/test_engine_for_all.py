@@ -42,6 +42,13 @@ STAGES = {
     ),
     "judged": online("rloo", reward=BOTH, iterations=1),
     "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
+    "ahead": online(
+        "grpo",
+        environment="calculator",
+        prompts={"path": "sums.jsonl"},
+        iterations=3,
+        checkpoint_every=2,
+    ),
     "step": {
         "step": "sample",
         "policy": "grpo",
@@ -49,6 +56,7 @@ STAGES = {
         "sampling": {"max_new_tokens": 4},
     },
 }
+STAGES["ahead"]["rollout"] = {**STAGES["ahead"]["rollout"], "ahead": 1}
 
 
 @pytest.fixture

@@ -111,6 +111,21 @@ def test_every_iteration_samples_from_its_own_adapter(
     assert all(row["sampler_gap"] < 1e-4 for row in metrics(tmp_path))
 
 
+def test_a_server_samples_ahead(
+    serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first adapter writes two iterations, and the last one none."""
+    server = serve()
+    code, err = run(
+        recipe(tmp_path, {"url": server.url}, rollout={**STAGE["rollout"], "ahead": 1}), capsys
+    )
+    assert code == 0, err
+    loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
+    rows = [body["model"] for body in server.paths("/v1/completions")]
+    assert [rows.count(name) for name in loaded] == [12, 6] and not server.adapters
+    assert [row["staleness"] for row in metrics(tmp_path)] == [0, 1, 1]
+
+
 def test_a_server_that_fails_ends_the_run_which_continues_without_it(
     serve: Callable[..., FakeVllm], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

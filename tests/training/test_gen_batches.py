@@ -15,7 +15,7 @@ from played import roll_out, rollouts, run_of
 from scripted import END, follow
 from watched import STILL, Watched, online, texts, tokens
 
-from alignkit import Environment, Group
+from alignkit import Environment, Group, RecipeError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -174,3 +174,11 @@ def test_episodes_of_later_batches_have_random_numbers_of_their_own(
         ]
     assert len(asked["once"]) == 2 and asked["batches"] == asked["once"]
     assert asked["once"][0][0][-1]["content"] != asked["once"][1][0][-1]["content"]
+
+
+def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
+    rollout = {**FILLED, "ahead": 1}
+    with pytest.raises(
+        RecipeError, match=r"waits for the scores of the samples before(.|\n)*'max_num_gen_batches'"
+    ):
+        online(tmp_path, Watched(), rollout=rollout)

@@ -141,6 +141,11 @@ def test_gold_that_is_the_reward_is_warned_about(
     ("options", "keys", "message"),
     [
         (
+            {"stop": True},
+            {"rollout": {"ahead": 1}},
+            "would judge a policy by what the one before it wrote",
+        ),
+        (
             {"prompts": "rows"},
             {"environment": "calculator"},
             "cannot be played with an environment",

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from alignkit import Group, Response
 from alignkit.training.online import mean_kl
 
 
-def drawn(count: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+def drawn(count: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor], list[Group]]:
     """Log-probabilities of ten tokens each, by a policy and a reference, of the policy's
     samples.
     """
     policy, reference = torch.tensor([0.5, 0.3, 0.2]), torch.tensor([0.2, 0.3, 0.5])
     random = torch.Generator().manual_seed(seed)
     tokens = torch.multinomial(policy.expand(count, 3), 10, replacement=True, generator=random)
-    return list(policy.log()[tokens]), list(reference.log()[tokens])
+    groups = [Group((), (Response("x", tokens=tuple(row)),)) for row in tokens.tolist()]
+    return list(policy.log()[tokens]), list(reference.log()[tokens]), groups
 
 
 @pytest.mark.silent_bug(

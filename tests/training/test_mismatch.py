@@ -17,6 +17,7 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
+from alignkit.training.online import mean_kl
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
 
@@ -150,6 +151,30 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     )
 
 
+def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
+    """In expectation over what older weights wrote; without their probabilities it would be another
+    one.
+    """
+    older, policy, reference = (
+        torch.tensor(p).log() for p in ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.3, 0.4, 0.3])
+    )
+
+    def mean(staleness: int | None) -> float:
+        """KL over every token that the older weights may write, as often as they do."""
+        written = [
+            Response(tokens=(k,), logprobs=(float(older[k]),), staleness=staleness)
+            for k in range(3)
+        ]
+        each = [
+            mean_kl([policy[k : k + 1]], [reference[k : k + 1]], [Group((), (written[k],))])
+            for k in range(3)
+        ]
+        return sum(float(older[k].exp()) * kl for k, kl in enumerate(each))
+
+    assert mean(1) == pytest.approx(float((policy.exp() * (policy - reference)).sum()), rel=1e-5)
+    assert mean(None) != pytest.approx(mean(1), rel=0.1)
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_another_model_is_caught_in_the_first_iteration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
@@ -188,6 +213,14 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     )
     first, *others = (row["sampler_gap"] for row in metrics(tmp_path))
     assert first < 1e-5 and min(others) > 0.1
+
+
+def test_samples_that_are_an_update_old_raise_no_alarm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the first iteration has samples of the policy itself."""
+    assert run(tmp_path, "pass", rollout=ALIGN["rollout"] | {"ahead": 1}) == 0
+    assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
 
 
 def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(

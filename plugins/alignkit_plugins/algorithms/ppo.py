@@ -35,6 +35,8 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
+from alignkit.batch import likelier_now
+from alignkit.data.group import responses_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -247,7 +249,9 @@ class PPO(ByToken):
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
         o, old, mask = self.options, rollouts.old_logprobs, rollouts.mask
-        kl = F.sum_tokens(F.kl_k1(old, rollouts.reference_logprobs, mask), mask)
+        written = likelier_now(responses_of(rollouts.groups), old)
+        tokens = F.kl_k1(old, rollouts.reference_logprobs, mask) * written
+        kl = F.sum_tokens(tokens, mask)
         horizon = o.kl_horizon or len(kl)
         # With more responses than the horizon, one iteration could make the coefficient negative.
         return F.adaptive_kl(

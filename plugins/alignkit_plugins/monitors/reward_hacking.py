@@ -20,6 +20,7 @@ from alignkit import (
     Observation,
     Options,
     RewardRef,
+    RunFailed,
 )
 from alignkit.data.group import read_groups, write_groups
 from alignkit.kinds import MonitoredStage
@@ -73,9 +74,17 @@ class Gold(Monitor):
     options: Options
 
     def check(self, settings: Settings) -> None:
-        if self.options.prompts is not None and settings.environment is not None:
+        held_out = self.options.prompts is not None
+        if held_out and settings.environment is not None:
             raise DataError(
                 "'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out"
+            )
+        if self.options.stop and settings.rollout.ahead and not held_out:
+            # Its samples would say how good the policy was one update before the one that the stage
+            # goes back to.
+            raise DataError(
+                "'stop' of gold would judge a policy by what the one before it wrote\n"
+                "help: add 'prompts'"
             )
         if sum(isinstance(each.options, Gold.Options) for each in settings.monitors or ()) > 1:
             raise DataError("a stage has one gold\nhelp: combine the rewards")
@@ -154,11 +163,19 @@ class KLBudget(Monitor):
     options: Options
     within = 0
 
+    def start(self, stage: MonitoredStage) -> Sequence[str]:
+        self.ahead = stage.settings.rollout.ahead
+        return ()
+
     def look(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
     ) -> Observation:
         # NaN, the KL of no samples, is neither within the budget nor beyond it.
         kl, budget, stop = metrics.get("kl", float("nan")), self.options.max, ""
+        if self.ahead and "kl" in metrics and "sampler_gap" not in metrics:
+            raise RunFailed(
+                "kl_budget with 'ahead' reads log-probabilities, and the engine tells none"
+            )
         if kl > budget:
             stop = f"the KL of {kl:.3g} nats is beyond the budget of {budget:.3g}"
         elif kl <= budget:

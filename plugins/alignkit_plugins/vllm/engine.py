@@ -153,6 +153,10 @@ class Vllm(Engine):
                 return ""
             return "for nf4, add '--quantization bitsandbytes' to the command"
 
+        @property
+        def samples_ahead(self) -> bool:
+            return not self.sleep  # in turns, it never samples while alignkit computes
+
         @field_validator("command")
         @classmethod
         def _names_a_program(cls, command: str) -> str:

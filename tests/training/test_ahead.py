@@ -1,0 +1,457 @@
+"""`rollout: {ahead: 1}`: what is sampled by which weights while the stage learns, and the same
+bytes after any end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import alignkit_plugins.models.tiny
+from alignkit.cli import main
+from alignkit.data.group import Group, read_groups
+from alignkit.errors import RecipeError
+from alignkit.io.digest import digest, file_digest
+from alignkit.io.text import cache_folder
+from alignkit.models.packing import measure
+from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.fingerprint import RunData, stage_parts
+from alignkit.settings import LoraSpec, ModelSpec
+from tests.killed import forked
+from tests.patience import PATIENCE
+
+# An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says:
+# HOW=EVENT:COUNT.
+PLUGIN = f"""
+import os, signal, threading, time
+from alignkit import Environment, Group, Reward, RunFailed, hookimpl
+from alignkit_plugins.processes import engine as clock
+from tests.processes.local_engine import LocalEngine
+
+how, _, place = os.environ.get("SABOTAGE", "").partition("=")
+counts, overlap = {{}}, threading.Barrier(2, timeout={PATIENCE})
+
+def at(event):
+    for name in (event, "any"):
+        counts[name] = count = counts.get(name, 0) + 1
+        if place == f"{{name}}:{{count}}":
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif how == "interrupt":
+                raise KeyboardInterrupt
+            elif how == "hang":  # by the engine's clock
+                clock.now = lambda: time.monotonic() + 1e6
+                time.sleep(1e6)
+            raise ValueError("broken")
+    with open(os.environ.get("EVENTS", os.devnull), "a") as file:  # hooks of a plugin stay for later tests
+        file.write(event + "\\n")
+
+class Double(LocalEngine):
+    def publish(self, policy, adapter, version):
+        at("publish" if adapter is not None else "base")
+        super().publish(policy, adapter, version)
+    def sample(self, policy, *arguments):
+        if not arguments[0]:
+            return []
+        at("sample" if policy != "base" else "sample base")
+        if how == "overlap" and counts["sample"] == 2:
+            overlap.wait()
+        return super().sample(policy, *arguments)
+    def close(self):
+        at("close")
+
+class Asks(Reward):
+    def score(self, groups):
+        prompts = [Group(({{"role": "user", "content": "and you?"}},))]
+        (group,) = self.context.models["base"].sample(prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
+        value = group.responses[0].tokens[0] % 5
+        return {{"asks": [float(len(r.text) + value) for g in groups for r in g.responses]}}
+
+class Talks(Environment):
+    def respond(self, turn):
+        more = {{"role": "user", "content": f"more {{self.random.integers(9)}}"}}
+        return [more] if len(self.turns) < 4 else None
+    def get_reward(self):
+        return float(sum(len(turn["content"]) for turn in self.turns) % 7)
+
+@hookimpl
+def register(add):
+    add("engine", "double", Double)
+    add("reward", "asks", Asks)
+    add("environment", "talks", Talks)
+@hookimpl
+def rollouts_scored(run, stage, iteration, groups):
+    at("scored")
+    if how == "overlap" and iteration == 1:
+        overlap.wait()
+@hookimpl
+def metrics_logged(run, stage, step, metrics): at("logged")
+@hookimpl
+def checkpoint_saved(run, stage, path): at("saved")
+"""
+ITERATIONS = 4
+STAGE: dict[str, Any] = {
+    "algorithm": {"ppo": {"kl_target": 0.05, "kl_horizon": 20}},
+    "prompts": "rows.jsonl",
+    "reward": {"length": {"unit": "characters", "target": 5}},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 8, "ahead": 1},
+    "iterations": ITERATIONS,
+    "prompts_per_iteration": 3,
+    "batch_size": 2,
+    "learning_rate": 0.01,
+    "keep_versions": True,
+}
+TALK: dict[str, Any] = {
+    "algorithm": "grpo",
+    "environment": "talks",
+    "reward": "environment",
+    "rollout": {**STAGE["rollout"], "stop": ["a", "e", "i", "o", " "], "max_new_tokens": 12},
+}
+MODEL = {
+    "base": "tiny",
+    "dtype": "float32",
+    "lora": {"r": 4, "lora_alpha": 8},
+    "chat_template": "hermes",
+}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Place:
+    """A recipe with its plugin, and where its runs are."""
+
+    def __init__(self, folder: Path, engine: Any = "double", **keys: Any):
+        folder.mkdir(exist_ok=True)
+        rows = [{"prompt": f"is it {n}?"} for n in range(5)]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        self.recipe, self.plugin = folder / "recipe.yaml", folder / "double.py"
+        recipe = json.loads(
+            json.dumps({"model": MODEL, "engine": engine, "stages": {"align": STAGE | keys}})
+        )
+        self.recipe.write_text(yaml.safe_dump(recipe))
+        self.plugin.write_text(PLUGIN)
+        self.out, self.log = folder / "out", folder / "events"
+
+    def arguments(self) -> list[str]:
+        return ["run", str(self.recipe), "--plugin", str(self.plugin), "--out", str(self.out)]
+
+    def run(self, sabotage: str = "") -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SABOTAGE", sabotage)
+            patch.setenv("EVENTS", str(self.log))
+            return main(self.arguments())
+
+    def killed(self, sabotage: str) -> int:
+        return forked(*self.arguments(), SABOTAGE=sabotage, EVENTS=str(self.log))
+
+    @property
+    def events(self) -> list[str]:
+        return self.log.read_text().split("\n")[:-1]
+
+    @property
+    def stage(self) -> Path:
+        return self.out / "align"
+
+    def rollouts(self, number: int) -> list[Group]:
+        return read_groups(self.stage / "rollouts" / f"{number:04d}.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [
+            json.loads(line) for line in (self.stage / "metrics.jsonl").read_text().splitlines()
+        ]
+
+    def result(self) -> dict[str, Any]:
+        """What must not depend on how often a run was stopped."""
+        files = [
+            self.stage / "adapter" / "adapter_model.safetensors",
+            *sorted((self.stage / "rollouts").iterdir()),
+        ]
+        rows = [
+            {k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))}
+            for row in self.metrics()
+        ]
+        return {"files": {file.name: file_digest(file) for file in files}, "metrics": rows}
+
+
+def slow(*values: str) -> list[Any]:
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A run that nobody stopped."""
+    place = Place(tmp_path_factory.mktemp("whole"))
+    assert place.run() == 0
+    yield place
+
+
+@pytest.fixture(scope="module")
+def talked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The same with an environment."""
+    place = Place(tmp_path_factory.mktemp("talked"), **TALK)
+    assert place.run() == 0
+    yield place
+
+
+def policy(place: Place, updates: int) -> tuple[SharedModel, str]:
+    """The policy after some iterations."""
+    lora = LoraSpec(r=4, lora_alpha=8)
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora, chat_template="hermes")
+    model = SharedModel(spec, str(alignkit_plugins.models.tiny.source(cache_folder())))
+    if updates:
+        model.add_role("one", start=place.stage / "kept" / str(updates))
+    return model, "one" if updates else BASE
+
+
+def gap(place: Place, groups: list[Group], updates: int) -> float:
+    """The largest difference of the samples' log-probabilities from those of the policy after some
+    updates.
+    """
+    model, role = policy(place, updates)
+    encoded = [row for group in groups if (row := model.encoder().encode(group, 1024)) is not None]
+    measured = measure(model, role, encoded)["logprobs"]
+    sampled = [torch.tensor(r.logprobs) for group in groups for r in group.responses]
+    return max(float((a - b).abs().max()) for a, b in zip(sampled, measured, strict=True))
+
+
+# What is sampled, by which weights
+
+
+def test_samples_are_one_update_old_and_say_so(whole: Place) -> None:
+    for number, (updates, staleness) in enumerate([(0, 0), (0, 1), (1, 1), (2, 1)], 1):
+        groups = whole.rollouts(number)
+        assert {r.staleness or 0 for group in groups for r in group.responses} == {staleness}
+        assert gap(whole, groups, updates) < 1e-4
+        assert staleness == 0 or gap(whole, groups, updates + 1) > 1e-3
+    rows = whole.metrics()
+    assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
+    assert all(row["sampler_gap"] > 1e-3 for row in rows[1:])
+    parts = [[row[f"seconds/{part}"] for part in ("waiting", "sampling")] for row in rows]
+    # Nothing is waited for
+    assert all(sampling > 0 for _, sampling in parts) and parts[-1][0] < 0.1
+
+
+def test_the_ratio_is_that_to_the_policy_that_learns(tmp_path: Path) -> None:
+    """One step in each iteration: it is 1, although other weights have written the samples."""
+    place = Place(tmp_path, epochs=1, batch_size=3)
+    assert place.run() == 0
+    assert [row["ratio"] for row in place.metrics()] == pytest.approx([1.0] * ITERATIONS, abs=1e-4)
+    assert place.metrics()[2]["sampler_gap"] > 1e-3
+
+
+def test_nothing_is_sampled_beyond_the_last_iteration(whole: Place) -> None:
+    assert whole.events.count("sample") == ITERATIONS and whole.events.count("close") == 1
+    assert whole.events.count("publish") == ITERATIONS - 1  # the first one writes two iterations
+    assert not list((whole.out / "cache").glob("engine-*"))
+
+
+def test_the_engine_samples_while_the_stage_works(tmp_path: Path, whole: Place) -> None:
+    """Each waits for the other one to be there: the second call of the engine, and the first
+    iteration's scores.
+    """
+    place = Place(tmp_path)
+    assert place.run("overlap") == 0
+    assert place.result() == whole.result()
+
+
+def test_whoever_samples_next_to_it_waits(tmp_path: Path) -> None:
+    """A reward that asks the same engine, and answers of the current policy to held-out prompts."""
+    gold = {"gold": {"reward": "length", "prompts": "rows.jsonl"}}
+    place = Place(tmp_path, reward="asks", monitors=[gold, {"kl_budget": {"max": 1e6}}])
+    assert place.run() == 0
+    assert place.events.count("sample") == 2 * ITERATIONS
+    assert place.events.count("sample base") == 2 * ITERATIONS
+    for number in (2, 3):
+        assert (
+            gap(place, read_groups(place.stage / "gold" / f"{number:04d}.jsonl"), number - 1) < 1e-4
+        )
+        assert gap(place, place.rollouts(number), number - 2) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["rejection_sampling", *slow("grpo", "rloo", "online_dpo", "reinforce_pp", "rest")]
+)
+def test_every_algorithm_that_samples(tmp_path: Path, algorithm: str) -> None:
+    """With filters, and with samples of earlier iterations where the algorithm replays them."""
+    rollout = {**STAGE["rollout"], "samples_per_prompt": 4, "filters": ["spread"]}
+    place = Place(tmp_path, algorithm=algorithm, rollout=rollout)
+    assert place.run() == 0
+    assert [row["staleness"] for row in place.metrics()] == [0, 1, 1, 1]
+    again = Place(tmp_path / "again", algorithm=algorithm, rollout=rollout)
+    assert again.killed("kill=scored:3") == -9 and again.run() == 0
+    assert again.result() == place.result()
+
+
+def test_turns_are_played_in_the_stages_own_thread(talked: Place) -> None:
+    for number in range(1, ITERATIONS + 1):
+        groups = talked.rollouts(number)
+        assert gap(talked, groups, max(0, number - 2)) < 1e-4
+        assert any(r.messages and len(r.messages) > 2 for group in groups for r in group.responses)
+    assert all(row["environment/turns"] > 1 for row in talked.metrics())
+
+
+# However it ends, it continues
+
+
+RARE = slow("sample:2", "publish:2", "scored:1", "scored:3", "saved:2", "saved:4", "close:1")
+
+
+@pytest.mark.parametrize("event", ["sample:3", "logged:2", *RARE])
+def test_a_run_that_is_killed_ends_in_the_same_bytes(
+    tmp_path: Path, whole: Place, event: str
+) -> None:
+    place = Place(tmp_path)
+    assert place.killed(f"kill={event}") == -9
+    assert place.run() == 0
+    assert place.result() == whole.result()
+
+
+def test_what_a_checkpoint_has_is_not_sampled_again(tmp_path: Path, whole: Place) -> None:
+    """Killed in the third iteration, it continues after the second with the third's samples: one
+    was under way.
+    """
+    place = Place(tmp_path)
+    assert place.killed("kill=scored:3") == -9
+    place.log.unlink()
+    assert place.run() == 0 and place.result() == whole.result()
+    assert place.events.count("sample") == 1
+
+
+@pytest.mark.parametrize("event", ["sample:4", *slow("logged:3", "any:9")])
+def test_between_checkpoints(tmp_path: Path, whole: Place, event: str) -> None:
+    place = Place(tmp_path, checkpoint_every=2)
+    assert place.killed(f"kill={event}") == -9
+    assert place.run() == 0
+    assert place.result() == whole.result()
+
+
+def test_killed_again_and_again(tmp_path: Path, whole: Place) -> None:
+    place, starts = Place(tmp_path), 1
+    while (code := place.killed("kill=any:7")) == -9:
+        starts += 1
+    assert code == 0 and starts > 2
+    assert place.result() == whole.result()
+
+
+@pytest.mark.parametrize("event", ["sample:9", *slow("sample:4", "scored:3", "logged:1")])
+def test_episodes_under_way(tmp_path: Path, talked: Place, event: str) -> None:
+    place = Place(tmp_path, **TALK)
+    assert place.killed(f"kill={event}") == -9
+    assert place.run() == 0
+    assert place.result() == talked.result()
+
+
+def test_an_error_of_a_call_in_the_background_is_named(
+    tmp_path: Path, whole: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path)
+    assert place.run("fail=sample:3") == 3
+    err = capsys.readouterr().err
+    assert (
+        "plugin 'double.py', stage 'align', in `Double.sample`: ValueError: broken (double.py:"
+        in err
+    )
+    assert "in iteration 2 of 4" in err and "Traceback" not in err
+    assert place.events[-1] == "close"
+    assert place.run() == 0 and place.result() == whole.result()
+
+
+def test_a_call_in_the_background_that_hangs_is_given_up(tmp_path: Path, whole: Place) -> None:
+    """Only after the stage has nothing else to do."""
+    place = Place(tmp_path)
+    assert place.killed("hang=sample:3") == 3
+    assert place.events[-2:] == ["scored", "close"] and place.events.count("scored") == 2
+    assert place.run() == 0 and place.result() == whole.result()
+
+
+@pytest.mark.parametrize("event", ["scored:2", *slow("logged:2")])
+def test_ctrl_c_closes_the_engine(
+    tmp_path: Path, whole: Place, capsys: pytest.CaptureFixture[str], event: str
+) -> None:
+    place = Place(tmp_path)
+    assert place.run(f"interrupt={event}") == 130
+    assert "in iteration 2 of 4" in capsys.readouterr().err or event != "scored:2"
+    assert place.events.count("close") == 1
+    assert place.run() == 0 and place.result() == whole.result()
+
+
+def test_a_stage_that_ends_early_drops_what_is_under_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The budget is beyond what the first policy has: the result is the one that the second
+    iteration began with.
+    """
+    place = Place(
+        tmp_path, monitors=[{"kl_budget": {"max": 1e-9}}], **{"from": "sft", "reference": "base"}
+    )
+    recipe = yaml.safe_load(place.recipe.read_text())
+    data = {
+        "algorithm": "sft",
+        "data": "demos.jsonl",
+        "epochs": 4,
+        "batch_size": 1,
+        "learning_rate": 0.05,
+    }
+    (tmp_path / "demos.jsonl").write_text(
+        json.dumps({"prompt": "is it 1?", "completion": "yes, it is"})
+    )
+    recipe["stages"] = {"sft": data, **recipe["stages"]}
+    place.recipe.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert place.run() == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "stopped in iteration 1 of 4" in said and "the policy that iteration 1 began with" in said
+    )
+    assert place.events.count("sample") == 2 and place.events[-1] == "close"
+    assert [file.name for file in (place.stage / "rollouts").iterdir()] == ["0001.jsonl"]
+
+
+# Recipes
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"engine": "local"},
+            "cannot sample while the stage learns.*such as vllm on other devices",
+        ),
+        (
+            {"rollout": {"ahead": 2}},
+            "stages.align.rollout.ahead: must be less than or equal to 1, got 2",
+        ),
+        ({"algorithm": "dpo", "data": "rows.jsonl"}, "dpo does not use 'rollout'"),
+    ],
+)
+def test_what_cannot_be_sampled_ahead_is_refused(
+    tmp_path: Path, keys: dict[str, Any], message: str
+) -> None:
+    place = Place(tmp_path, **{"engine": "vllm", **keys})
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(place.recipe)
+    assert re.search(message, " ".join(str(raised.value).split()))
+
+
+def test_an_engine_may_say_that_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path, engine="vllm")
+    assert load_recipe(place.recipe).stages["align"].settings.rollout.ahead == 1
+    monkeypatch.setattr("alignkit_plugins.vllm.engine.Vllm.Options.samples_ahead", False)
+    with pytest.raises(RecipeError, match="cannot sample while the stage learns"):
+        load_recipe(place.recipe)
+
+
+def test_without_it_stages_are_the_same(tmp_path: Path) -> None:
+    def hashed(**rollout: Any) -> str:
+        place = Place(tmp_path, engine="vllm", rollout={"samples_per_prompt": 2, **rollout})
+        recipe = load_recipe(place.recipe)
+        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}, RunData(Path, 0)))
+
+    assert hashed() != hashed(ahead=1)
