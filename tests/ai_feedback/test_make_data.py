@@ -23,7 +23,7 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import check_step
 from alignkit_plugins.ai_feedback import questions
-from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
+from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
 from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
     items_of,
@@ -47,7 +47,7 @@ def server() -> Iterator[Server]:
 def answers(server: Server, words: Answers) -> dict[str, Any]:
     """A model on the server that says these words to a question."""
     server.judge = lambda request: said(words(request["messages"][-1]["content"]))
-    return {"base_url": server.url, "model": "m", "price": [1, 1]}
+    return {"base_url": server.url, "model": "m"}
 
 
 def prompts(path: Path, texts: Sequence[str], **columns: Sequence[Any]) -> str:
@@ -262,7 +262,7 @@ def test_what_is_no_text_is_refused(
 # Use cases
 
 
-CASES = {"poem": "verse", "code": "programs", "chat": ""}
+CASES = {"poem": "verse", "code": "programs", "chat": "talk"}
 ASKS = ["a poem", "my code", "code!", "hello"]
 
 
@@ -271,66 +271,44 @@ def letter(text: str) -> str:
     return "A." if "poem" in asked else "B" if "code" in asked else "None of these."
 
 
-def test_a_use_case_that_nobody_shows_is_named(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     keys: dict[str, Any] = {"categories": CASES, "by": answers(server, letter)}
-    keys |= {
-        "data": prompts(tmp_path / "asks.jsonl", ASKS),
-        "demonstrations": prompts(tmp_path / "demos.jsonl", ["poem!"]),
-    }
+    keys |= {"data": prompts(tmp_path / "asks.jsonl", ASKS)}
     folder = run(tmp_path, "categorize", **keys)
-    assert [group.meta["use_case"] for group in read_groups(folder / "data.jsonl")] == [
-        "poem",
-        "code",
-        "code",
-        "(none)",
-    ]
+    cases = [group.meta["use_case"] for group in read_groups(folder / "data.jsonl")]
+    assert cases == ["poem", "code", "code", "(none)"]
     facts = summary(folder)
-    assert {
-        name: (case["prompts"], case["demonstrations"]) for name, case in facts["use_cases"].items()
-    } == {
-        "poem": (1, 1),
-        "code": (2, 0),
-        "chat": (0, 0),
-        "(none)": (1, 0),
-    }
-    assert (
-        facts["never_shown"] == ["code"] and facts["bill"]["questions"] == len(server.requests) == 5
-    )
-    assert (
-        "Warning: 'code' is asked in 2 of 4 prompts, and no demonstration shows it"
-        in capsys.readouterr().out
-    )
+    assert facts["use_cases"] == {"code": 2, "poem": 1, "(none)": 1}
+    assert facts["bill"]["questions"] == len(server.requests) == 4
     shutil.rmtree(folder.resolve())
     run(tmp_path, "categorize", **keys)
-    assert len(server.requests) == 5
+    assert len(server.requests) == 4
 
 
-def test_a_policy_chooses_its_likeliest_letter() -> None:
-    check_step(Categorize, {"data": "x", "categories": ["poem", "code"], "by": "sft"})
+def test_a_reply_names_a_category_by_its_letter_or_name() -> None:
+    check_step(Categorize, {"data": "x", "categories": {"poem": "p", "code": "c"}, "by": "sft"})
     names = {"poem": "", "code": ""}
     said = {
-        "A": 0,
-        " (b)": 1,
-        "B. code": 1,
-        "C": None,
-        "It is code": None,
-        "**Code**.": 1,
-        "A poem or code": None,
-        "": None,
+        "A": "poem",
+        " (b)": "code",
+        "B. code": "code",
+        "C": NONE,
+        "It is code": NONE,
+        "**Code**.": "code",
+        "A poem or code": NONE,
+        "": NONE,
     }
-    assert {text: letter_in(text, names) for text in said} == said
+    assert {text: case_in(text, names) for text in said} == said
     many = dict.fromkeys([*"abcdefgh", "Closed QA", "Extract"], "")
     said = {
-        "I. Closed QA": 8,
-        "(J) Extract": 9,
-        "J: Extract": 9,
-        "A\n\nBecause it is.": 0,
-        "extract": 9,
-        "K. Other": None,
+        "I. Closed QA": "Closed QA",
+        "(J) Extract": "Extract",
+        "J: Extract": "Extract",
+        "A\n\nBecause it is.": "a",
+        "extract": "Extract",
+        "K. Other": NONE,
     }
-    assert {text: letter_in(text, many) for text in said} == said
+    assert {text: case_in(text, many) for text in said} == said
 
 
 # Attacks

@@ -19,9 +19,6 @@ from alignkit_plugins.ai_feedback.judge_card import (
     Compare,
     Judgment,
     card,
-    judgment,
-    raters_agree,
-    side,
 )
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.compare.rows import ENDS, Row
@@ -135,50 +132,17 @@ def characters(group: Group, policy: str) -> float:
     return statistics.mean([len(all_turns(response)) for response in answers_of(group, policy)])
 
 
-def cards(
-    groups: Sequence[Group],
-    verdicts: ByPolicy,
-    baseline: str,
-    rewards: Mapping[str, bool],
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """The card of each judge: how far to trust what it prefers (see `card`), and how it agrees with
-    other raters.
+def cards(groups: Sequence[Group], verdicts: ByPolicy, baseline: str) -> dict[str, dict[str, Any]]:
+    """The card of each judge: how far to trust what it prefers (see `card`).
 
-    verdicts: by policy and judge. rewards: which else rate the answers, and whether lower scores
-    are better.
+    verdicts: by policy and judge.
     """
-    judges = next(iter(verdicts.values()), {})
-    judgments: dict[str, dict[Any, Judgment]] = {name: {} for name in judges}
-    ratings: dict[str, dict[Any, int]] = {name: {} for name in (*judges, *rewards)}
+    judgments: dict[str, list[Judgment]] = {}
     for policy, judged in verdicts.items():
         for place, group in enumerate(groups):
             for sample, (ours, theirs) in enumerate(answer_pairs(group, policy, baseline)):
                 if all_turns(ours) == all_turns(theirs):
                     continue
-                key = (policy, place, sample)
                 for name, found in judged.items():
-                    verdict = found[place][sample]
-                    judgments[name][key] = judgment(place, verdict)
-                    if better := side(verdict.p_first):
-                        ratings[name][key] = better
-                for name, lower in rewards.items():
-                    a, b = ours.scores.get(name), theirs.scores.get(name)
-                    if a is not None and b is not None and a != b:
-                        ratings[name][key] = 1 if (a > b) != lower else -1
-    return {
-        name: card(list(own.values()), agreement=_agreement(name, ratings, seed))
-        for name, own in judgments.items()
-    }
-
-
-def _agreement(name: str, ratings: Mapping[str, Mapping[Any, int]], seed: int) -> dict[str, Any]:
-    """How a judge agrees with each other rater, on the pairs that both decide."""
-    found = {}
-    for other, theirs in ratings.items():
-        if other != name:
-            both = [
-                (key[1], ours, theirs[key]) for key, ours in ratings[name].items() if key in theirs
-            ]
-            found[other] = raters_agree(both, seed)
-    return found
+                    judgments.setdefault(name, []).append((place, found[place][sample]))
+    return {name: card(of_judge) for name, of_judge in judgments.items()}

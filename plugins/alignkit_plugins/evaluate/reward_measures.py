@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from alignkit import CheckedJudge, StepContext, seeds
 from alignkit import functional as F
 from alignkit.data.group import LEVELS
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.judge_card import card, judgment, mapped, with_people
+from alignkit_plugins.ai_feedback.judge_card import card, mapped, with_people
 from alignkit_plugins.compare.calibration import bins, error
 from alignkit_plugins.compare.pairs import Choice, Gaps
 from alignkit_plugins.compare.rows import Row
@@ -43,14 +42,12 @@ def judged(
     verdicts = mapped(judge.compare, name, context.map)(items)
     gaps, judgments = dict[int, float | None](), []
     for pair, turn, verdict in zip(asked, turned, verdicts, strict=True):
-        one, p = judgment(pair.prompt, verdict), verdict.p_first
-        if p is not None and not one.named_first:  # a judge without orders answered one question
-            one = replace(one, named_first=(p,))
-        judgments.append(one)
+        p = verdict.p_first
+        judgments.append((pair.prompt, verdict))
         gap = None if p is None else (1 - 2 * p if turn else 2 * p - 1)
         gaps[id(pair)] = 0.0 if gap is not None and F.nearly_equal(gap, 0.0) else gap
-    people = with_people(judgments, [not turn for turn in turned], context.seed)
-    return [gaps.get(id(pair), 0.0) for pair in pairs], card(judgments, people=people)
+    people = with_people(judgments, [not turn for turn in turned])
+    return [gaps.get(id(pair), 0.0) for pair in pairs], card(judgments, people)
 
 
 def breakdowns(pairs: Sequence[Choice], columns: Sequence[str]) -> dict[str, dict[str, list[int]]]:

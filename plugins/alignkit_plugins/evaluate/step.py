@@ -264,10 +264,6 @@ class Evaluate(Step):
             notes += self._of_kl(policies)
         for column in options.by:
             rows += rated_by.by_column(groups, compared, column)
-        lower = {
-            name: name in options.metrics and options.metrics[name].better == "lower"
-            for name in names
-        }
         leading = [*first, *(name for name in trained_on if name in scales)]
         evaluation = {
             "prompts": len(groups),
@@ -282,7 +278,7 @@ class Evaluate(Step):
             "baseline": self.baseline,
             "headline": next(iter(leading), None),
             "policies": list(policies),
-            "judge_cards": judged.cards(groups, compared, str(self.baseline), lower, context.seed),
+            "judge_cards": judged.cards(groups, compared, str(self.baseline)),
             "results": list(map(plain, rows)),
         }
         return self._artifact(groups, held_out, evaluation, rows, context)

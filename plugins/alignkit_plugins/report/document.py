@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.report import Block, Report, SideBySide, Table
-from alignkit_plugins.ai_feedback.judge_card import sentence, trust_tables
+from alignkit_plugins.ai_feedback.judge_card import sentence
 from alignkit_plugins.compare.readable import bounds, duration, mapping, number, short, size
 from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
 from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
@@ -112,17 +112,10 @@ def _evaluation(facts: Mapping[str, Any], figures: Sequence[Figure]) -> Blocks:
             yield Part(titles[name], found)
         else:
             yield from found
-    summaries = {one["name"]: one["summary"] for one in facts["stages"]}
     for item in facts["reports"]:
         if item["stage"] not in rows:
-            cards = mapping(summaries[item["stage"]].get("judge_cards"))
-            blocks = [*Report.restored(item["blocks"]).blocks, *_judges(cards)]
+            blocks = Report.restored(item["blocks"]).blocks
             yield Part(titles[item["stage"]], blocks, folded=bool(rows))
-
-
-def _judges(cards: Mapping[str, Any]) -> Blocks:
-    if cards:
-        yield Part("The judges in numbers", trust_tables(cards), folded=True)
 
 
 def _evaluated(
@@ -147,7 +140,6 @@ def _evaluated(
         yield f"{then} is kept in {folder}/{swap['kept']}; {now} is in {folder}/{swap['folder']}."
     cards = mapping(evaluation.get("judge_cards"))
     yield from (sentence(*each) for each in cards.items())
-    yield from _judges(cards)
     more = details(rows)
     if more or drawn:
         title = "Details: diversity and columns"
