@@ -34,13 +34,13 @@ stages:
     algorithm: grpo
     from: sft
     prompts: demos.jsonl
-    reward: {weighted_sum: {rewards: {j: {rlaif: {judge: local_judge, opponent: baseline}}}, weights: {j: 1.0}}}
+    reward: {weighted_sum: {rewards: {j: {rlaif: {judge: local_judge}}}, weights: {j: 1.0}}}
     rollout: {max_new_tokens: 40, top_k: 50, missing_eos_penalty: 0.3}
   choice: {step: select_best, policies: [align, sft], reward: helpful, prompts: demos.jsonl, sampling: {temperature: 0}}
   report:
     step: evaluate
     policies: [sft, best, align]
-    rewards: [helpful, {rlaif: {judge: local_judge, opponent: baseline, baseline: sft}}]
+    rewards: [helpful, {rlaif: {judge: local_judge}}]
     prompts: demos.jsonl
     sampling: {temperature: 0.5}
 """
