@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 from by_role import ByRole
-from judge_server import Reply, Server, asked_for, said, serving, texts_of
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
@@ -33,6 +32,7 @@ from alignkit_plugins.ai_feedback.questions import (
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.writer import Written
+from tests.ai_feedback.judge_server import Reply, Server, asked_for, said, serving, texts_of
 from tests.evaluate.test_evaluate import context
 
 Answers = Callable[[str], str]

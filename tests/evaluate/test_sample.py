@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
-from judge_server import Reply, serving
 
 from alignkit import Group, Message
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.io.results import Results
+from tests.ai_feedback.judge_server import Reply, serving
 
 REWARD = (
     "def reward(completions):\n"
