@@ -55,7 +55,7 @@ FOREIGN = (
     "videos",
     "audio",
     "audios",
-    "functions",  # tools
+    *("functions", "tool_defs", "tool_schemas", "available_tools"),  # tools
     "choices",
     "options",
     "endings",
@@ -116,14 +116,6 @@ class Format:
             BadRow: If options do not suit them.
         """
         return rows
-
-    def check_columns(self, row: Any, columns: Mapping[str, str]) -> None:
-        """Raise BadRow if renamed columns ({expected: actual}) would be misread next to the others
-        of the row.
-
-        Args:
-            columns: {expected: actual}.
-        """
 
     def check(self, group: Group) -> None:
         """Raise BadRow if the group cannot be used; see the table in the module's docstring."""

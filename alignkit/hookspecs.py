@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from alignkit.data.group import Group
-    from alignkit.report import Report
 
 hookspec = pluggy.HookspecMarker("alignkit")
 hookimpl = pluggy.HookimplMarker("alignkit")
@@ -198,15 +197,4 @@ def run_finished(run: Any, error: BaseException | None) -> None:
     Args:
         run: Has `folder`, `recipe` and `request_stop(reason)`.
         error: None when it succeeded.
-    """
-
-
-@hookspec
-def report_parts(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Report] | None:
-    """The report of a run is written. Return what it also says: an `alignkit.Report` under each
-    title.
-
-    Args:
-        folder: The run's.
-        records: Each stage's stage.json, of the stages that have one.
     """

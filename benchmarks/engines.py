@@ -154,7 +154,7 @@ def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
 
 
 def _options() -> dict[str, Any]:
-    return {"command": COMMAND, "flags": FLAGS, "timeout": STARTING}
+    return {"command": f"{COMMAND} {FLAGS}", "timeout": STARTING}
 
 
 def _engine(job: Job, options: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
 `mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad
-rows`, `fields`, `data sets`, `labeled pairs`, `outcomes`, `benchmarks`, `results` and a machine of
+rows`, `fields`, `data sets`, `labeled pairs`, `outcomes`, `results` and a machine of
 `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
@@ -28,8 +28,8 @@ import yaml
 from pydantic import BaseModel
 
 import alignkit.formats
-import alignkit_plugins.formats.fields
 import alignkit_plugins.formats.layouts
+import alignkit_plugins.formats.template
 from alignkit import hookspecs
 from alignkit.data.sources import DataSource
 from alignkit.plugins import load_plugins, plugins
@@ -40,10 +40,9 @@ from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evaluate.metrics import Metric
-from alignkit_plugins.evaluate.variant import Variant
 from alignkit_plugins.recipes.init_write import summary
 from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
-from alignkit_plugins.vllm.importance import Importance
+from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table
 
@@ -58,7 +57,6 @@ MODELS: dict[str, type[BaseModel]] = {
     "mix": Mix,
     "data": DataSource,
     "metrics": Metric,
-    "variant": Variant,
     "server": Server,
 }
 PART = re.compile(
@@ -95,12 +93,11 @@ def part(what: str) -> str:
         "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
-        "fields": lambda: docstring_table(alignkit_plugins.formats.fields),
+        "fields": lambda: docstring_table(alignkit_plugins.formats.template),
         "data sets": data_set_table,
         "labeled pairs": layout_table,
         "families": families,
         "outcomes": outcomes,
-        "benchmarks": benchmark_table,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "events": event_table,
@@ -133,25 +130,40 @@ def part(what: str) -> str:
 
 
 def components(kind: str, registrations: Sequence[Registration]) -> str:
-    """The options of plugins; of several, each under its name and summary."""
+    """The options of plugins and, of algorithms, the stage-level defaults that they set. Of several,
+    each has its name and summary, and what all of them have follows once.
+    """
+    rows = [option_rows(each.implementation.Options) for each in registrations]
+    defaults = [
+        stage_defaults(each.implementation) if kind == "algorithm" else {} for each in registrations
+    ]
     if len(registrations) == 1:
-        return component(kind, registrations[0])
-    return "\n".join(
-        f"**`{each.name}`**: {each.summary}\n\n{component(kind, each)}" for each in registrations
-    )
-
-
-def component(kind: str, registration: Registration) -> str:
-    """A plugin's options and, of an algorithm, the stage-level defaults that it sets."""
-    rows = option_rows(registration.implementation.Options)
-    text = table(rows) if rows else f"`{registration.name}` has no options.\n"
-    defaults = stage_defaults(registration.implementation) if kind == "algorithm" else {}
-    if defaults:
-        text += (
-            "\n"
-            "Stage defaults: "
-            f"{', '.join(f'`{name}` {value}' for name, value in defaults.items())}.\n"
+        return component(registrations[0].name, rows[0], defaults[0])
+    shared = [row for row in rows[0] if all(row in others for others in rows[1:])]
+    same = all(each == defaults[0] for each in defaults)
+    parts = []
+    for each, own, set_here in zip(registrations, rows, defaults, strict=True):
+        own = [row for row in own if row not in shared]
+        text = component(each.name, own, {} if same else set_here, alone=not shared)
+        parts.append(f"**`{each.name}`**: {each.summary}\n\n{text}")
+    if shared or (same and defaults[0]):
+        caption = f"**{'Both' if len(rows) == 2 else 'All'}** have:\n\n" if shared else ""
+        parts.append(
+            caption + component("", shared, defaults[0] if same else {}, alone=False).lstrip()
         )
+    return "\n".join(part for part in parts if part)
+
+
+def component(
+    name: str, rows: Sequence[OptionRow], defaults: dict[str, Any], *, alone: bool = True
+) -> str:
+    """One table of options, and the stage-level defaults below it."""
+    text = table(rows) if rows else ""
+    if not rows and name:
+        text = f"`{name}` has no options{'' if alone else ' of its own'}.\n"
+    if defaults:
+        listed = ", ".join(f"`{key}` {value}" for key, value in defaults.items())
+        text += f"\nStage defaults: {listed}.\n"
     return text
 
 
@@ -214,7 +226,7 @@ def format_table() -> str:
 def docstring_table(module: ModuleType) -> str:
     """The table in a module's docstring."""
     lines = [line for line in (module.__doc__ or "").splitlines() if line.startswith("|")]
-    header, _, *rows = [[cell.strip() for cell in line.strip("|").split(" |")] for line in lines]
+    header, _, *rows = [line.strip("| ").rsplit(" | ", 1) for line in lines]
     return markdown(header, rows)
 
 
@@ -275,56 +287,48 @@ def outcomes() -> str:
     )
 
 
-def benchmark_table() -> str:
-    """What one round of each benchmark does, and what it is compared with."""
-    lines = [
-        (f"`{benchmark.name}`", benchmark.description, benchmark.peer_name)
-        for benchmark in BENCHMARKS.values()
-    ]
-    return markdown(("benchmark", "one round", "peer"), lines)
-
-
 def result_table(machine: str) -> str:
-    """The results that one machine measured."""
+    """The results that one machine measured: what each round did, and how it compared."""
     machines = json.loads(
         (ROOT / "docs" / "benchmarks" / "results.json").read_text(encoding="utf-8")
     )["machines"]
     (rows,) = [entry["rows"] for entry in machines if entry["name"] == machine]
-    columns = (
-        "unit",
-        "ours",
-        "peer",
-        "ratio",
-        "rounds",
-        "GiB, ours",
-        "peer",
-        "ratio",
-        "times the floor",
-    )
     lines = []
     for row in rows:
-        name = f"`{row['name']}`" + (f", {row['note']}" if "note" in row else "")
+        benchmark = BENCHMARKS[row["name"]]
         rounds = " to ".join(f"{ratio:.2f}" for ratio in row.get("ratio_rounds") or ())
-        rates = [f"{row[side]:,.10g}" for side in ("ours", "peer")]
         ratio = f"{row['ratio']:,.2f}" if row["ratio"] < 1000 else f"{row['ratio']:,.0f}"
-        memory = [f"{row[key]:.2f}" for key in ("ours_gib", "peer_gib", "memory_ratio")]
-        floor = f"{row['floor_ratio']:.1f}" if row.get("floor_ratio") else "-"
-        lines.append((name, row["unit"], *rates, ratio, rounds, *memory, floor))
-    return markdown(("benchmark", *columns), lines)
+        lines.append(
+            (
+                f"`{row['name']}`: {benchmark.description}",
+                benchmark.peer_name,
+                f"{row['ours']:,.10g} {row['unit']}",
+                f"{ratio} [{rounds}]" if rounds else ratio,
+                f"{row['ours_gib']:.2f} / {row['peer_gib']:.2f}",
+                f"{row['floor_ratio']:.1f}" if row.get("floor_ratio") else "-",
+            )
+        )
+    columns = ("one round", "compared with", "alignkit", "times as fast", "GiB", "times the floor")
+    return markdown(columns, lines)
 
 
 def families() -> str:
-    """The families of models, and what was learned from a conversation of each kind."""
+    """What was learned from a conversation of each kind, and the families of models for which this
+    is so.
+    """
     model_table = script("tests/models", "model_table")
-    return markdown(model_table.HEADER, model_table.lines())
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in model_table.lines():
+        alike.setdefault(tuple(cells), []).append(name)
+    return markdown(model_table.HEADER, [(", ".join(alike[key]), *key) for key in alike])
 
 
 def silent_bugs() -> str:
     """What other toolkits got wrong without a word, and the tests that hold it here."""
     table = script("docs", "silent_bugs")
     rows = table.lines()
-    reports = {link for row in rows for link in re.findall(r"https://[^)]+", row[1])}
-    return f"{len(rows)} faults, {len(reports)} reports:\n\n{markdown(table.HEADER, rows)}"
+    count = f"{len(rows)} of the {len(table.faults())} faults that tests guard:"
+    return f"{count}\n\n{markdown(table.HEADER, rows)}"
 
 
 def script(folder: str, name: str) -> Any:

@@ -1,7 +1,8 @@
 """The table of docs/silent-bugs.md, from the marks of the tests that hold it.
 
 A test is marked `@pytest.mark.silent_bug(KIND, ELSEWHERE, HERE, *REPORTS)`: texts, and reports as
-`owner/name#number`. A test of several kinds has several marks.
+`owner/name#number`. A test of several kinds has several marks. The page shows the faults that were
+reported for one of `TOOLKITS`.
 """
 
 from __future__ import annotations
@@ -9,18 +10,52 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-HEADER = ("kind", "what goes wrong elsewhere", "what alignkit does", "test")
+HEADER = ("what goes wrong elsewhere", "what alignkit does, with its test")
+TOOLKITS = (
+    "huggingface/trl",
+    "huggingface/transformers",
+    "huggingface/peft",
+    "verl-project/verl",
+    "OpenRLHF/OpenRLHF",
+    "NVIDIA-NeMo/RL",
+    "PrimeIntellect-ai/prime-rl",
+    "modelscope/ms-swift",
+    "hiyouga/LlamaFactory",
+    "axolotl-ai-cloud/axolotl",
+    "unslothai/unsloth",
+    "allenai/open-instruct",
+)
 
 
-def lines() -> list[tuple[str, ...]]:
-    """A line per mark, sorted by kind, in the order of the tests."""
+class Fault(NamedTuple):
+    """One mark of a test."""
+
+    kind: str
+    elsewhere: str
+    here: str
+    reports: tuple[str, ...]
+    test: str
+
+
+def faults() -> list[Fault]:
+    """Those of all tests, sorted by kind, in the order of the tests."""
     rows = [row for path in sorted(TESTS.rglob("test_*.py")) for row in _marked(path)]
-    return sorted(rows, key=lambda row: row[0].casefold())
+    return sorted(rows, key=lambda row: row.kind.casefold())
 
 
-def _marked(path: Path) -> Iterator[tuple[str, ...]]:
+def lines() -> list[tuple[str, str]]:
+    """A line per fault that was reported for one of `TOOLKITS`."""
+    return [
+        (f"{row.elsewhere} {', '.join(map(_link, row.reports))}", f"[{row.here}](../{row.test})")
+        for row in faults()
+        if any(report.partition("#")[0] in TOOLKITS for report in row.reports)
+    ]
+
+
+def _marked(path: Path) -> Iterator[Fault]:
     text = path.read_text(encoding="utf-8")
     if "mark.silent_bug(" not in text:
         return
@@ -28,16 +63,8 @@ def _marked(path: Path) -> Iterator[tuple[str, ...]]:
     for test in ast.parse(text).body:
         for mark in getattr(test, "decorator_list", ()):
             if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.silent_bug":
-                kind, elsewhere, here, *reports = (
-                    ast.literal_eval(argument) for argument in mark.args
-                )
-                links = ", ".join(_link(report) for report in reports)
-                yield (
-                    kind,
-                    f"{elsewhere} ({links})" if links else elsewhere,
-                    here,
-                    f"[{test.name}](../{file})",
-                )
+                texts = [ast.literal_eval(argument) for argument in mark.args]
+                yield Fault(*texts[:3], reports=tuple(texts[3:]), test=file)
 
 
 def _link(report: str) -> str:

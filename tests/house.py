@@ -71,7 +71,6 @@ NEEDS = (
         "models",
         "gpu",
         "processes",
-        "ray",
         "monitors",
         "trl",
     ),

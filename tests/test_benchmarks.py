@@ -135,11 +135,6 @@ def test_a_gpu_model_has_random_weights_in_bf16(
     assert model.packs and {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
 
 
-def test_the_page_names_every_benchmark() -> None:
-    page = (ROOT / "docs" / "benchmarks" / "results.md").read_text(encoding="utf-8")
-    assert [name for name in BENCHMARKS if f"\n| `{name}` |" not in page] == []
-
-
 # --- losses
 
 

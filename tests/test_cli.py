@@ -277,14 +277,9 @@ def test_usage_errors(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "error", "help"),
     [
         (
-            "show a@x b@y",
-            "a@x is one result, and only runs can be compared",
-            "to compare their answers: alignkit evaluate RUN/A RUN/B --prompts FILE",
-        ),
-        (
             "show a@x",
             "a@x is no run: there is no such folder",
-            "name the folder of a run, such as runs/quickstart",
+            "write RUN/a@x, with the folder of its run",
         ),
         (
             "export x.yaml",
@@ -400,7 +395,6 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
         ("check {} first second", 2, "not a stage and the number of a row: first second"),
         ("check {} first 1 2", 2, "not a stage and the number of a row: first 1 2"),
         ("check {} first --plan", 2, "a plan is for all stages"),
-        ("show runs/one runs/one --prune", 2, "--prune is for one run"),
     ],
 )
 def test_what_newcomers_type(

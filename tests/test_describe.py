@@ -67,11 +67,8 @@ def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
 def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
     assert lines(tmp_path, row)[2] == "  better  a  (margin slightly, p 0.75)"
-    row = {
-        "text": ["\n\nHuman: q\n\nAssistant: a", "\n\nHuman: q\n\nAssistant: b"],
-        "score": [0.5, 2],
-    }
-    assert lines(tmp_path, row)[2] == "  better  b  (margin 1.5)"
+    row = {"prompt": "q", "responses": ["a", "b"], "scores": [0.5, 2]}
+    assert lines(tmp_path, row)[2] == "  better  b  (margin 1.5, reward 2.0)"
 
 
 def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:

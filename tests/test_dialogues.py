@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from alignkit_plugins.formats.dialogues import Dialogue, find_dialogues
+from alignkit_plugins.formats.text import Dialogue, find_dialogues
 
 
 def talk(*speakers: str, turns: int = 6, between: str = "\n\n") -> str:

@@ -40,10 +40,6 @@ EXCEPTIONS = {
         "alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: "
         "my-org/prompts, split: test}' --reward length"
     ): "my-org is not on the hub",
-    (
-        "alignkit export runs/quickstart/align my-adapter --base "
-        "HuggingFaceTB/SmolLM2-135M-Instruct"
-    ): "asks the hub",
     "alignkit chat runs/quickstart/align": "waits for a person",
     "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": (
         "waits for a person"

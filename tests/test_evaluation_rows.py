@@ -4,7 +4,6 @@ learn from.
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from typing import Any
@@ -20,12 +19,11 @@ from alignkit_plugins.compare.rows import (
     TRUNCATED,
     Row,
     adjusted,
-    as_csv,
     main_rows,
     plain,
     rows_of,
 )
-from alignkit_plugins.compare.tables import by_column, comparisons, details, table
+from alignkit_plugins.compare.tables import comparisons, details, table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
     PAIRS,
@@ -88,14 +86,14 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"refused": False, "llama2": True}, refused=UP, llama2=UP),
             "gained",
-            "align is better than sft in refused: 70% against 40%, difference +30 points [20, 40]. "
-            "Also better: llama2 +0.30 [0.20, 0.40] (trained on it).",
+            "align is better than sft in refused, +30 points [20, 40]: 70% against 40%. "
+            "Also better: the reward llama2 (trained on it), +0.30 [0.20, 0.40].",
         ),
         (
             summary({"llama2": True}, llama2=UP),
             "gained by its own reward",
-            "align is better than sft in the reward llama2: 0.70 against 0.40, difference +0.30 "
-            "[0.20, 0.40]. It was trained on this reward or chosen by it, so this is no "
+            "align is better than sft in the reward llama2 (trained on it), +0.30 [0.20, 0.40]: "
+            "0.70 against 0.40. It was trained on this reward or chosen by it, so this is no "
             "independent proof.",
         ),
         (
@@ -106,25 +104,24 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=UNCLEAR),
             "nothing clear",
-            "No clear difference between align and sft in refused: +10 points [-10, 30]. More "
-            "examples or more training may show one. Also better: llama2 +0.30 [0.20, 0.40] "
-            "(trained on it).",
+            "No clear difference between align and sft in refused, +10 points [-10, 30]. More "
+            "examples or more training may show one. Also better: the reward llama2 (trained on "
+            "it), +0.30 [0.20, 0.40].",
         ),
         (
             summary({"llama2": True, "refused": False}, llama2=UP, refused=DOWN),
             "lost",
-            "align is worse than sft in refused: 70% against 40%, difference -30 points [-40, "
-            "-20].",
+            "align is worse than sft in refused, -30 points [-40, -20]: 70% against 40%.",
         ),
         (
             summary(IN_VAIN, refused=UP, refused_in_vain=UP),
             "mixed",
-            "difference +30 points [20, 40]. Worse: refused in vain +30 points [20, 40].",
+            "Worse: refused in vain (lower is better), +30 points [20, 40].",
         ),
         (
             summary(IN_VAIN, refused=UP, refused_in_vain=DOWN),
             "gained",
-            "Also better: refused in vain -30 points [-40, -20].",
+            "Also better: refused in vain (lower is better), -30 points [-40, -20].",
         ),
         (
             summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR),
@@ -134,13 +131,13 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             summary({"refused in vain": False}, refused_in_vain=DOWN),
             "gained",
-            "better than sft in refused in vain (lower is better): 70% against 40%, difference "
-            "-30 points [-40, -20].",
+            "better than sft in refused in vain (lower is better), -30 points [-40, -20]: 70% "
+            "against 40%.",
         ),
         (
             summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN),
             "mixed",  # a loss counts whoever says it
-            "Worse: llama2 -0.30 [-0.40, -0.20] (trained on it).",
+            "Worse: the reward llama2 (trained on it), -0.30 [-0.40, -0.20].",
         ),
         (
             summary({"refused": False}, refused=None),
@@ -150,23 +147,23 @@ IN_VAIN = {"refused": False, "refused in vain": False}
         (
             judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8)),
             "gained",
-            "judge prefers align to sft: in 70% [60, 80] of comparisons.",
+            "align is better than sft in judge, which prefers it in 70% [60, 80] of comparisons.",
         ),
         (
             judged(summary({"llama2": True}, llama2=UP), (0.3, 0.2, 0.45)),
             "lost",
-            "judge prefers sft to align: in 70% [55, 80] of comparisons.",
+            "align is worse than sft in judge, which prefers it in 30% [20, 45] of comparisons.",
         ),
         (
             judged(summary({"llama2": True}, llama2=UP), (0.5, 0.4, 0.6)),
             "nothing clear",
-            "judge has no clear preference between align and sft: align in 50% [40, 60] of "
-            "comparisons.",
+            "No clear difference between align and sft in judge, which prefers it in 50% [40, 60] "
+            "of comparisons.",
         ),
         (
             judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8), own=True),
             "gained by its own reward",
-            "Also better: preferred by judge 70% [60, 80].",
+            "Also better: judge (trained on it), which prefers it in 70% [60, 80] of comparisons.",
         ),
         (
             summary({"llama2": True}, llama2=UP, length=UP),
@@ -190,7 +187,10 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
     for row in rows[1::2]:
         rows.append(replace(row, baseline=BASE_MODEL, difference=estimate(UP)))
     assert verdict(rows).outcome == "mixed"
-    assert f"Worse than {BASE_MODEL}: refused in vain +30 points [20, 40]." in text(rows)
+    assert (
+        f"Worse than {BASE_MODEL}: refused in vain (lower is better), +30 points [20, 40]."
+        in text(rows)
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_gain_that_is_only_length_is_no_gain(
     for name, share in split.items():
         rows.append(replace(row, metric=name, estimate=estimate(share), difference={}))
     assert verdict(rows).outcome == outcome and said in text(rows)
-    found = "it has 78% of pairs right where the better one is longer, and 28% where it is shorter."
+    found = "78% [60, 90] of pairs right where the better one is longer, and 28% [10, 50] where"
     assert (found in text(rows)) == (shorter[0] == 0.28)
     assert ("better than" in text(rows)) == (outcome == "gained")
 
@@ -258,15 +258,6 @@ def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
     assert [verdict(clear, policy).outcome for policy in ("align", "ppo")] == ["gained", "gained"]
 
 
-def test_what_the_diversity_of_answers_claims_is_adjusted_too() -> None:
-    rows = three(0.001, 0.02)
-    assert "Also better" in text(rows)
-    for name in ("distinct-1", "entropy"):
-        gap = estimate(UP, p=0.5)
-        rows.append(Row("align", name, "diversity", {}, "sft", gap, tested=True))
-    assert "Also better" not in text(rows)
-
-
 @pytest.mark.silent_bug(
     "statistics: no spread",
     "An effect that is the same at all prompts has no interval, and so no verdict.",
@@ -293,11 +284,6 @@ def full() -> list[Row]:
         equal = estimate((0.6, 0.4, 0.8)) if row.kind == "judge" else estimate(UNCLEAR)
         rows.append(replace(row, equal_length=equal, **won) if row.baseline else row)
     rated = list(rows)
-    bleu = Row("sft", "self-BLEU", "diversity", share, lower=True)
-    rows += [
-        bleu,
-        replace(bleu, policy="align", baseline="sft", tested=True, difference=estimate(DOWN)),
-    ]
     rows = adjusted(rows)
     for policy in ("sft", "align"):
         rows.append(
@@ -314,9 +300,9 @@ def full() -> list[Row]:
     return rows
 
 
-def test_the_table_has_policies_and_metrics_whichever_way_fits() -> None:
+def test_the_table_has_a_line_per_metric() -> None:
     rows = main_rows(full())
-    upright = table(rows, width=80)
+    upright = table(rows)
     assert upright.columns == ["", "sft", "align"] and upright.note == "* lower is better"
     assert upright.rows == [
         ["refused", "40%", "70%"],
@@ -326,36 +312,11 @@ def test_the_table_has_policies_and_metrics_whichever_way_fits() -> None:
         ["truncated", "50%", "50%"],
         ["KL, nats", "0.00", "2.00"],
     ]
-    many = [
-        Row(f"policy {at}", "refused", "metric", {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9})
-        for at in range(9)
-    ]
-    across = table(many, width=80)
-    assert across.columns == ["policy", "refused"] and across.rows[8] == [
-        "policy 8",
-        "0.50 [0.40, 0.60]",
-    ]
 
 
 def test_the_file_has_every_row() -> None:
     rows = full()
     assert rows_of({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
-    lines = list(csv.DictReader(as_csv(rows).splitlines()))
-    assert len(lines) == len(rows)
-    found = {(one["policy"], one["metric"], one["value"]): one for one in lines}
-    refused = found["align", "refused", ""]
-    numbers = ("mean", "difference_mean", "difference_low", "difference_high", "counts")
-    assert [refused[key] for key in numbers] == ["0.7", "0.3", "0.2", "0.4", "12/4/4"]
-    assert [refused[key] for key in ("baseline", "clear", "lower", "trained_on")] == [
-        *("sft", "1", "False", "False")
-    ]
-    assert (refused["equal_length_mean"], refused["win_rate_mean"]) == ("0.1", "0.75")
-    judge = found["align", "judge", ""]
-    assert judge["mean"] == "0.7" and float(judge["difference_mean"]) == pytest.approx(0.2)
-    assert found["align", "self-BLEU", ""]["clear"] == "1"  # lower is more diverse
-    sport = found["align", "refused", "sport"]
-    # Of a part of the prompts, nothing is claimed
-    assert sport["difference_mean"] == "0.3" and sport["clear"] == ""
 
 
 def test_the_other_tables_are_of_the_same_rows() -> None:
@@ -365,20 +326,16 @@ def test_the_other_tables_are_of_the_same_rows() -> None:
         ["align", "refused in vain", "+10% [-10, 30]", "+10% [-10, 30]", "75% [50, 90]", "12/4/4"],
         ["align", "judge", "70% [60, 80]", "60% [40, 80]", "75% [50, 90]", "12/4/4"],
     ]
-    assert [one.title for one in details(rows)] == [
-        "diversity of the answers",
-        "by topic, differences from the baseline",
+    (by_topic,) = details(rows)
+    assert by_topic.title == "by topic" and by_topic.columns == [
+        "topic",
+        "policy",
+        "refused",
+        "judge",
     ]
-    assert by_column(rows, "topic").rows == [
-        ["food", "align", "12", "+30% [20, 40]", "70% [60, 80]"],
-        ["sport", "align", "12", "+30% [20, 40]", "70% [60, 80]"],
+    assert by_topic.rows == [
+        ["food", "sft", "40%"],
+        ["food", "align", "70%", "70% [60, 80]"],
+        ["sport", "sft", "40%"],
+        ["sport", "align", "70%", "70% [60, 80]"],
     ]
-
-
-def test_many_values_of_a_column_are_the_most_frequent_ones() -> None:
-    rows = [
-        Row("sft", "refused", "metric", {"mean": 0.5, "n": at}, column="topic", value=f"v{at:02d}")
-        for at in range(40)
-    ]
-    found = by_column(rows, "topic")
-    assert len(found.rows) == 30 and found.rows[0][0] == "v10" and "10 rarer values" in found.note

@@ -200,7 +200,7 @@ def test_a_result_may_come_with_an_error(
     Path("rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 2, encoding="utf-8")
     assert cli.main(["--json", "data", "check", "rows.jsonl"]) == Repeated.exit_code
     document = said(capfd)[0]
-    assert document["result"]["files"][0]["faults"]["duplicates"] == 1
+    assert document["result"]["faults"]["duplicates"] == 1
     assert document["errors"][0]["code"] == Repeated.exit_code
 
 

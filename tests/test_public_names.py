@@ -38,6 +38,7 @@ FORMER = {
     "alignkit-decision",
     "alignkit-combinations",
     "alignkit-migrate",
+    "alignkit-ray",
     "alignkit-self-instruct",
 }
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Group, Pair, Response
+from alignkit import Group, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
 from alignkit_plugins.algorithms.dpo import OnlineDPO
@@ -29,7 +29,6 @@ from alignkit_plugins.algorithms.rejection_sampling import (
     best_samples,
 )
 from alignkit_plugins.compare.compared import rated
-from alignkit_plugins.evaluate.rewardbench import result
 from alignkit_plugins.evaluate.sample import best
 from alignkit_plugins.evaluate.select_best import selected
 from alignkit_plugins.formats.columns import ColumnFormat
@@ -128,9 +127,6 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "compare": against,
     "select_best": lambda x: selected([by_policy(x)], list("0123"))[0] != "0",
     "best of N": lambda x: best(group(x)).responses[0].text != "0",
-    "RewardBench 2": lambda x: (
-        result(replace(group(x), pairs=(Pair(0, 1), Pair(0, 2), Pair(0, 3))), "reward") != 0.25
-    ),
     "rankings": lambda x: ColumnFormat.pairs_by_score(group(x).responses),
     "explained_variance": lambda x: _explained_variance(torch.ones(4), table(x).float()) != 0.0,
 }

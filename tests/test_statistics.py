@@ -14,7 +14,6 @@ import pytest
 from scipy import stats
 
 from alignkit.evaluation import statistics
-from alignkit_plugins.compare import calibration
 
 Array = Any
 PROMPTS = (20, 50, 150)
@@ -217,8 +216,7 @@ def test_values_of_a_cluster_count_as_far_as_they_differ() -> None:
 
 @pytest.mark.silent_bug(
     "statistics: rows that belong together",
-    "A difference at equal length, a calibration error and measures of diversity ignore what "
-    "rows share.",
+    "A difference at equal length ignores what rows share.",
     "Each prompt twice has the interval of each prompt once, if both rows are in one group.",
     "EvolvingLMMs-Lab/lmms-eval#989",
 )
@@ -233,12 +231,6 @@ def test_prompts_that_are_repeated_in_a_group_say_nothing_new() -> None:
     )
     assert one is not None and grouped is not None
     assert grouped["high"] - grouped["low"] == pytest.approx(one["high"] - one["low"], rel=0.1)
-    cases = [(float(p), float(random.random() < p)) for p in random.random(40)]
-    units = [*range(40)] * 2
-    sure, right = zip(*cases, strict=True)
-    one = calibration.error(sure, right, 0)
-    assert calibration.error(sure * 2, right * 2, 0, units) == {**one, "n": 40}
-    assert calibration.error([], [], 0) == {"mean": None, "low": None, "high": None, "n": 0}
 
 
 @pytest.mark.parametrize("tie", [[0.0], [0.0, 0.0], [0.5, -0.5]])

@@ -429,7 +429,7 @@ class SourceReader:
         )
         origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
         try:
-            groups = checked_groups(format, row, self.source.columns)
+            groups = checked_groups(format, row)
             return [self._completed(group, raw, origin) for group in groups]
         except BadRow:
             raise
@@ -476,11 +476,8 @@ class SourceReader:
         )
 
 
-def checked_groups(format: Format, row: Any, columns: Mapping[str, str]) -> list[Group]:
-    """The groups that a format reads from a row. columns: those that were renamed. Raises `BadRow`
-    for a bad one.
-    """
-    format.check_columns(row, columns)
+def checked_groups(format: Format, row: Any) -> list[Group]:
+    """The groups that a format reads from a row. Raises `BadRow` for a bad one."""
     groups = list(format.groups(row))
     for group in groups:
         if not isinstance(group, Group):

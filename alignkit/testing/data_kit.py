@@ -77,7 +77,7 @@ def _read(format: Format, row: Any) -> list[Group] | str:
     try:
         with blame(format, "read"):
             try:
-                return checked_groups(format, row, {})
+                return checked_groups(format, row)
             except BadRow as error:
                 return str(error)
     except PluginError as error:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from alignkit import hookimpl
 from alignkit.commands import RegisterCommand
-from alignkit_plugins.authors.app import plugins_app
+from alignkit_plugins.authors.command import plugins_app
 from alignkit_plugins.data.command import data_app
 from alignkit_plugins.evaluate.command import evaluate
 from alignkit_plugins.people.command import label, labels_app
-from alignkit_plugins.policies.chat import chat
-from alignkit_plugins.policies.export import export
-from alignkit_plugins.policies.serve import serve
+from alignkit_plugins.policies.command import chat, export, serve
 from alignkit_plugins.recipes.check import check, verify
 from alignkit_plugins.recipes.init import init
-from alignkit_plugins.report.command import show
+from alignkit_plugins.report.show import show
 
 
 @hookimpl

@@ -28,19 +28,18 @@ zephyr models.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have i
 alpaca formats.messages:Alpaca  Alpaca: instruction, input, output
 dolly formats.messages:Dolly  Dolly: instruction, context, response
 self_instruct formats.messages:SelfInstruct  Self-Instruct: instruction, instances [{input, output}]
-dialogues formats.dialogues:Dialogues  two speakers taking turns in raw text: every dialogue of a
+dialogues formats.text:Dialogues  two speakers taking turns in raw text: every dialogue of a
     .txt file, or a row {text} that holds one
 groups formats.messages:Groups  alignkit's own format for groups, which stages write
-hh_rlhf formats.trl:HHRLHF  Human/Assistant transcripts: chosen and rejected, two with scores,
-    or one
-labeled_pairs formats.labeled_pairs:LabeledPairs  two answers and a label that says which is better:
+hh_rlhf formats.trl:HHRLHF  Human/Assistant transcripts: chosen and rejected, or one
+labeled_pairs formats.rankings:LabeledPairs  two answers and a label that says which is better:
     LLMBar, Auto-J, PandaLM, SuperHF, Tulu, AlpacaEval, ...
 messages formats.messages:Messages  conversations: messages [{role, content}] or conversations
     [{from, value}]; optional label
 oasst formats.rankings:Oasst  OpenAssistant trees: prompt {text, role, replies [{text, role, rank,
     replies}]}, as rankings
 rankings formats.rankings:Rankings  rankings: prompt, responses [{text, rank}] or responses [text]
-    and ranks, scores or ratings; or pairs
+    and ranks or scores
 text formats.text:Text  raw text: rows with text, or plain text files split at blank lines
 preference formats.trl:Preference  TRL preference: prompt, chosen, rejected as texts or messages;
     optional margin and p
@@ -50,11 +49,11 @@ prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt an
     texts or messages; optional label or score
 unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-reward_bench_2 evaluate.rewardbench:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
+reward_bench_2 evaluate.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
 feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
     export
-squad evaluate.squad:Squad  SQuAD 2: context, question, answers
+squad evaluate.public_sets:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a

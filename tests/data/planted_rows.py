@@ -30,7 +30,6 @@ PLANTED = {
     "near": 20,
     "stock_phrases": 8,
     "languages": 12,
-    "markdown": 5,
     "unreadable": 2,
 }
 PERSONAL = 7
@@ -71,9 +70,6 @@ def plant(folder: Path) -> tuple[Path, Path]:
         {**make.row(), "completion": f"As an AI language model, {make.text(20)}"} for _ in range(8)
     ]
     rows += [{**make.row(), "completion": make.text(30, GERMAN)} for _ in range(12)]
-    rows += [
-        {**make.row(), "completion": f"{make.text(20)}\n\n```python\nprint(1)"} for _ in range(5)
-    ]
     rows += [
         {**make.row(), "completion": f"{make.text(20)} Write to ann{i}@example.org."}
         for i in range(PERSONAL)

@@ -17,7 +17,7 @@ LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
 
 def units(texts: list[str]) -> list[Unit]:
-    return [Unit(at, 0, near.normalized(text)) for at, text in enumerate(texts)]
+    return [Unit(at, near.normalized(text)) for at, text in enumerate(texts)]
 
 
 def rows(matches: list[near.Match]) -> list[tuple[int, int]]:
@@ -116,11 +116,11 @@ def test_an_answer_that_many_rows_give_is_no_leak() -> None:
 
     other = LONG[::-1]
     held_out = rows_of([row(LONG), row(other)])
-    for copies, leaked in ((5, [(0, 0), (1, 5)]), (6, [(1, 6)])):
+    every = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]
+    for copies, leaked in ((5, every), (6, [(6, 1)])):
         training = rows_of([row(LONG)] * copies + [row(other)])
-        matches, back = near.leaks(training, held_out, "response", 0.8)
+        matches = near.leaks(training, held_out, "response", 0.8)
         assert rows(matches) == leaked
-        assert len(back) == (6 if copies == 5 else 1)
 
 
 def test_many_copies_cost_no_pair_each() -> None:
@@ -143,7 +143,10 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
         turn("assistant", answer * 2),
     )
     found = near.units_of(rows_of([Group(prompt, (Response(messages=later),))]), kind)
-    assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
+    wanted = [answer, answer * 2]
+    if kind == "prompt":
+        wanted = [f"Hi {answer} {LONG}", LONG, LONG[:40]]
+    assert [unit.text for unit in found] == [near.normalized(text) for text in wanted]
     assert not any("be brief" in unit.text for unit in found)
 
 

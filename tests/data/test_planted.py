@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from planted_rows import CLEAN, LEAKS, PERSONAL, PLANTED, ROWS, plant
+from planted_rows import LEAKS, PERSONAL, PLANTED, ROWS, plant
 
 from alignkit.cli import main
 from alignkit.errors import Repeated
@@ -55,7 +55,7 @@ def test_the_same_bytes_every_time(folder: Path) -> None:
 
 
 def test_a_rule_is_off_by_one_option(folder: Path) -> None:
-    off = ("near=0", "markdown=false", "personal=false")
+    off = ("near=0", "personal=false")
     run("clean", folder / "train.jsonl", "--out", folder / "all.jsonl", *off)
     always = ("duplicates", "stock_phrases", "unreadable")
     found = Counter(row["rule"] for row in lines(folder / "all.removed.jsonl"))
@@ -65,88 +65,16 @@ def test_a_rule_is_off_by_one_option(folder: Path) -> None:
 
 def test_check_finds_the_leaks(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     both = f"[{folder / 'dialogues.jsonl'}, {folder / 'train.jsonl'}]"
-    words = ("check", both, "--against", folder / "heldout.jsonl", "--json")
-    run(*words, code=Repeated.exit_code)
-    result = json.loads(capfd.readouterr().out)["result"]
-    found = {one["what"]: one for one in result["leaks"]}
-    prompts, answers = found["prompt"], found["response"]
-    assert prompts["equal"] == LEAKS["equal prompts"] + LEAKS["prompts in later turns"]
-    assert prompts["near"] == LEAKS["near prompts"] and prompts["of"] == CLEAN + 25
-    assert (answers["equal"], answers["near"]) == (LEAKS["equal answers"], 0)
-    own = result["files"][0]["faults"]
-    assert (own["duplicates"], own["near"]) == (PLANTED["duplicates"], PLANTED["near"])
-    run(
-        "check",
-        folder / "dialogues.jsonl",
-        "--against",
-        folder / "heldout.jsonl",
-        code=Repeated.exit_code,
-    )
-    assert "equals dialogues.jsonl:1 (turn 3)" in " ".join(capfd.readouterr().out.split())
-    run(
-        "clean",
-        folder / "train.jsonl",
-        f"against={folder / 'heldout.jsonl'}",
-        "--out",
-        folder / "without.jsonl",
-    )
-    run("check", folder / "without.jsonl", "--against", folder / "heldout.jsonl")
-
-
-def test_check_of_a_recipe_knows_the_role_of_each_file(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    stages = {
-        "sft": {"algorithm": "sft", "data": {"path": "clean.jsonl", "validation": 0.2}},
-        "align": {
-            "step": "select_best",
-            "policies": ["sft", "base"],
-            "reward": "refusal",
-            "prompts": "heldout.jsonl",
-        },
-    }
-    run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl")
-    (folder / "r.yaml").write_text(
-        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
-    )
-    capfd.readouterr()
-    run("check", folder / "r.yaml", "--json", code=Repeated.exit_code)
-    facts = json.loads(capfd.readouterr().out)["result"]
-    roles = Counter(one["stage"] for one in facts["files"])
-    assert roles == {"training": 1, "validation": 1, "evaluation": 1}
-    leaks = {(one["what"], one["held_out"].rpartition("(")[2]) for one in facts["leaks"]}
-    assert leaks == {("prompt", "evaluation)"), ("response", "evaluation)")}
-
-
-def test_check_of_a_recipe_follows_the_rows_that_steps_make(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("own", "train", "test"):
-        row = {"prompt": name, "completion": "x"}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    asked = {"step": "instruct", "instruction": "Be brief."}
-    stages = {
-        "asked": {**asked, "data": "train.jsonl"},
-        "demos": {"step": "sample", "prompts": "asked"},
-        "asked_later": {**asked, "data": "test.jsonl"},
-        "sft": {"algorithm": "sft", "data": ["own.jsonl", "demos"]},
-        "best": {
-            "step": "select_best",
-            "policies": ["sft", "base"],
-            "reward": "refusal",
-            "prompts": "asked_later",
-        },
-    }
-    (tmp_path / "r.yaml").write_text(
-        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}, sort_keys=False)
-    )
-    run("check", tmp_path / "r.yaml")
-    said = capfd.readouterr().out.splitlines()
-    assert [line for line in said if line.endswith("): 1 conversation")] == [
-        "train.jsonl (training): 1 conversation",
-        "test.jsonl (evaluation): 1 conversation",
-        "own.jsonl (training): 1 conversation",
-    ]
+    against = f"against={folder / 'heldout.jsonl'}"
+    run("check", both, against, "--json", code=Repeated.exit_code)
+    faults = json.loads(capfd.readouterr().out)["result"]["faults"]
+    assert faults["against"] == sum(LEAKS.values())
+    assert faults["duplicates"] + faults["near"] == PLANTED["duplicates"] + PLANTED["near"]
+    run("check", folder / "dialogues.jsonl", against, code=Repeated.exit_code)
+    said = " ".join(capfd.readouterr().out.split())
+    assert "dialogues.jsonl:1: against: has the prompt of" in said and "heldout.jsonl:" in said
+    run("clean", folder / "train.jsonl", against, "--out", folder / "without.jsonl")
+    run("check", folder / "without.jsonl", against)
 
 
 def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
@@ -155,7 +83,7 @@ def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
     for name, prompt in (("train", "Hi"), ("test", 7)):
         row = {"prompt": prompt, "completion": "Hello!"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    run("check", tmp_path / "train.jsonl", "--against", tmp_path / "test.jsonl", code=4)
+    run("check", tmp_path / "train.jsonl", f"against={tmp_path / 'test.jsonl'}", code=4)
     assert "test.jsonl: no usable row; no row can be read; for example " in capfd.readouterr().err
 
 
@@ -182,14 +110,12 @@ def test_the_step_has_the_same_rules(folder: Path) -> None:
 def test_check_says_what_a_file_holds(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run("check", folder / "train.jsonl", code=Repeated.exit_code)
     out = " ".join(capfd.readouterr().out.split())  # where lines break depends on the folder's name
-    assert "unreadable: 2 (0%)" in out and "duplicates: 20 (4%)" in out
-    assert "train.jsonl (training): 487 conversations, 2 bad rows" in out
-    assert "train.jsonl:482: unreadable: column 'prompt'" in out
+    assert "train.jsonl: 482 conversations, 2 bad rows" in out
+    assert "left out: unreadable 2" in out and "left out: duplicates 20" in out
     assert "lengths in characters" in out
     run("check", folder / "train.jsonl", "--json", code=Repeated.exit_code)
-    (facts,) = json.loads(capfd.readouterr().out)["result"]["files"]
+    facts = json.loads(capfd.readouterr().out)["result"]
     assert facts["faults"] == {
-        **{rule: count for rule, count in PLANTED.items() if rule != "languages"},
-        "personal": PERSONAL,
+        rule: count for rule, count in PLANTED.items() if rule != "languages"
     }
-    assert facts["response_characters"]["count"] == facts["responses"]
+    assert facts["redacted"] == PERSONAL

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from by_policy import by_policy
-from test_evaluate import HELPFUL, SCORES, Scripted, context, judge_component, prompts, step
-from test_judged import Items, Prepared
+from test_evaluate import HELPFUL, SCORES, Scripted, context, prompts, step
 
 from alignkit import DataError, Group
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.rows import rows_of
-from alignkit_plugins.compare.tables import by_column
+from alignkit_plugins.compare.tables import details
 
 
 def with_language() -> list[Group]:
@@ -28,11 +26,7 @@ def with_language() -> list[Group]:
 
 
 def test_results_by_column(tmp_path: Path) -> None:
-    options: dict[str, Any] = {
-        "judges": [judge_component(Prepared, Items())],
-        "policies": ["sft", "align"],
-    }
-    artifact = step(by=["language"], rewards=[HELPFUL], **options).run(
+    artifact = step(by=["language"], rewards=[HELPFUL], policies=["sft", "align"]).run(
         context(Scripted(), tmp_path, with_language())
     )
     found = by_policy(artifact.summary or {})["by"]["language"]
@@ -46,21 +40,17 @@ def test_results_by_column(tmp_path: Path) -> None:
         gains, [0.0] * len(gains)
     )
     assert english["against"]["align"]["helpful"]["wins"] == 2
-    within = {"low": 0.0, "high": 1.0}  # an interval of preferences ends there
-    assert english["judged"]["align"]["judge"]["preference"] == {
-        **statistics.estimate([0.4, 0.2]),
-        **within,
-        "p": 0.5,
-    }  # one has no verdict
-    shown = statistics.shown(english["against"]["align"]["helpful"]["difference"], sign=True)
-    assert ["en", "align", "3", shown] in [
-        row[:4] for row in by_column(rows_of(artifact.summary or {}), "language").rows
-    ]
+    (table,) = details(rows_of(artifact.summary or {}))
+    assert [
+        "en",
+        "align",
+        statistics.shown(english["policies"]["align"]["rewards"]["helpful"]),
+    ] in [row[:3] for row in table.rows]
 
 
 def test_a_column_that_no_prompt_has(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match="no prompt has the column 'safety'\nhelp: the prompts have language"
+        DataError, match="no prompt has the column safety\nhelp: there are language"
     ):
         step(by=["safety"]).run(context(Scripted(), tmp_path, with_language()))
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from by_role import ByRole
@@ -18,10 +16,8 @@ from alignkit import Artifact, Group, Response, RunFailed, StepContext
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.calibration import bins, error, error_difference
-from alignkit_plugins.evaluate.calibration import MEASURES, Calibration, confidence
+from alignkit_plugins.evaluate.calibration import MEASURES, Calibration, bins, confidence
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
-from alignkit_plugins.evaluate.measured import rightness
 
 CORRECT = RewardSpec(
     "reward",
@@ -150,15 +146,15 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
         "confidence when right": 0.9,
         "confidence when wrong": (0.95 + 0.95 + 0.85 + 0.75) / 4,
     }
-    of_error = rows(summary, "bold")["calibration error (ECE)"]
-    theirs = rows(summary, "careful")["calibration error (ECE)"]["estimate"]
-    assert of_error["difference"] == error_difference(of_error["estimate"], theirs)
+    # In the bins of 0.75, 0.85 and 0.95, weighted by 1, 2 and 3 of 6 answers
+    of_error = rows(summary, "bold")["measured calibration error (ECE)"]["estimate"]["mean"]
+    assert of_error == pytest.approx((0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6)
 
 
 def test_differences_are_paired_at_prompts_that_count_for_both(tmp_path: Path) -> None:
     summary: Any = run(tmp_path).summary
     assert summary["baseline"] == "careful"
-    found = {name: row["difference"] for name, row in rows(summary, "bold").items()}
+    found = {name: rows(summary, "bold")[name]["difference"] for name in MEASURES}
     assert not any("difference" in row for row in rows(summary, "careful").values())
     differences = [0.0, 0.95 + 0.15, 0.95 + 0.25, (0.85 - 1) - 0.35, 0.85 + 0.75, 0.6]
     mean = found["confidence minus right"]["mean"]
@@ -214,22 +210,6 @@ def test_a_policy_that_diverged_is_not_sure(
     assert (summary["prompts"], summary["left_out"]) == (5, 1)
 
 
-def test_an_answer_is_right_above_the_threshold_and_nothing_without_a_score() -> None:
-    scores = iter([None, 0.5, 0.6, -1.0])
-
-    class Stub:
-        def score(self, groups: Sequence[Group]) -> list[Group]:
-            return [
-                replace(
-                    group, responses=(replace(group.responses[0], scores={"reward": next(scores)}),)
-                )
-                for group in groups
-            ]
-
-    groups = [Group((), (Response("x"),)) for _ in range(4)]
-    assert rightness(groups, Stub()) == [None, False, True, False]
-
-
 def test_certainty_is_in_the_last_bin() -> None:
     rows = bins([1.0, 0.91, 0.0], [1.0, 0.0, 0.0])
     assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0.0, 0.1, 1), (0.9, 1.0, 2)]
@@ -241,34 +221,5 @@ def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> Non
     assert artifact.report is not None
     text = artifact.report.text(200)
     line, _ = [each for each in text.splitlines() if each.startswith("confidence when wrong")]
-    assert line.split()[3] == "0.2" and "0.87 [" in line and "against careful" in text
+    assert line.split()[3] == "0.2" and "0.87 [" in line and "minus careful" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
-
-
-@pytest.mark.silent_bug(
-    "statistics: calibration error",
-    "The interval of a calibration error is a bootstrap of a statistic that noise makes larger: "
-    "0 is never in it.",
-    "Its interval has the true errors with which the measured one is neither too large nor too "
-    "small.",
-)
-@pytest.mark.parametrize("shift", [0.0, 0.1])
-def test_the_interval_of_the_calibration_error_covers_the_true_one(shift: float) -> None:
-    """Of answers that are right less often than the policy is sure, by as much everywhere."""
-    covered, found = 0, []
-    for number in range(60):
-        random = np.random.default_rng(number)
-        sure = random.beta(4, 2, 60) * 0.8 + 0.2
-        one = error(sure, (random.random(60) < sure - shift).astype(float), number)
-        assert one["mean"] is not None and one["low"] is not None and one["high"] is not None
-        covered += one["low"] <= shift <= one["high"]
-        found.append(one["mean"])
-    assert covered >= 54  # of 60; a bootstrap's percentiles cover 0 in none
-    # What is measured is 0.15 on average if the truth is 0.1
-    assert np.mean(found) == pytest.approx(shift, abs=0.06)
-
-
-def test_the_error_of_the_same_answers_does_not_differ() -> None:
-    one = error([0.9, 0.8, 0.7, 0.2], [1.0, 0.0, 1.0, 0.0], 0)
-    found = error_difference(one, one)
-    assert found["mean"] == 0 and found["low"] == -found["high"] < 0  # type: ignore[operator]

@@ -4,7 +4,6 @@ step.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -158,7 +157,7 @@ def step(**options: Any) -> evaluate.Evaluate:
     options = {
         "policies": ["base", "sft", "align"],
         "rewards": [HELPFUL],
-        "prompts": "x",
+        "prompts": DataSpec((DataSource(path=Path("x")),)),
         **options,
     }
     return evaluate.Evaluate(evaluate.Evaluate.Options(**options))
@@ -331,7 +330,7 @@ def test_intervals_are_over_groups_where_the_data_names_them(tmp_path: Path) -> 
     difference = found["against"]["align"]["helpful"]["difference"]
     assert triple(difference) == pytest.approx(hand_interval(gains)) and difference["n"] == 6
     assert difference["p"] == pytest.approx(statistics.p_value(gains))
-    assert "intervals are over 3 groups of prompts, which share passage" in found["notes"]
+    assert "intervals are over groups of prompts that share passage" in found["notes"]
     assert summary(tmp_path, groups=rows)["against"]["align"]["helpful"]["difference"] != difference
 
 
@@ -343,15 +342,12 @@ def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(
         for at, group in enumerate(prompts())
     ]
     data = DataSpec((DataSource(path=Path("x"), group="a"), DataSource(path=Path("y"), group="b")))
-    assert "over 2 groups" in " ".join(
-        summary(tmp_path, groups=rows, prompts=data, limit=4)["notes"]
-    )
     others = [
         replace(g, meta={"b": g.meta["a"]}, origin=Origin("y", 1, source=1)) for g in rows[3:]
     ]
     found, notes = together([*rows[:3], *others], data)
     assert [*map(unit_of, found)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
-    assert notes == ["intervals are over 4 groups of prompts, which share a, b"]
+    assert notes == ["intervals are over groups of prompts that share a, b"]
     typo = DataSpec((DataSource(path=Path("x"), group="passsage"),))
     wrong = [replace(group, meta={"passage": 1}) for group in rows]
     with pytest.raises(DataError, match="x:1: the row has no 'passsage'"):
@@ -481,7 +477,7 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
         "n": 1,
         "p": 1.0,
     }
-    assert "No clear difference between align and sft in the reward helpful: +0.5" in said(artifact)
+    assert "No clear difference between align and sft in the reward helpful, +0.5" in said(artifact)
 
 
 # --- sampling and scoring
@@ -519,10 +515,6 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     assert text.startswith(
         "sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop"
     )
-    biased = "KL is biased: min_new_tokens 2, top_p 0.9, top_k 3 leaves tokens out of the answers"
-    assert biased in text and "KL is biased" not in said(
-        step(sampling=asked, kl=False).run(context(models, tmp_path))
-    )
     followed = step(sampling={"max_new_tokens": 9})
     followed.options.follow(Sampling(temperature=0.9, max_new_tokens=4))
     artifact = followed.run(context(models, tmp_path))
@@ -534,35 +526,13 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     assert by_policy(artifact.summary or {})["sampling"] == sampling
 
 
-@pytest.mark.parametrize("safety_prompt", [False, True])
-def test_a_combination_shows_its_parts_and_sees_the_prompts_columns(
-    tmp_path: Path, safety_prompt: bool
-) -> None:
-    artifact = step(rewards=[combined()]).run(
-        context(Scripted(), tmp_path, prompts(safety=safety_prompt))
-    )
-    found = by_policy(artifact.summary or {})
-    assert found["rewards"] == ["llama2/helpful", "llama2/safety", "llama2"]
-    assert found["headline"] == "llama2"
-    # On a safety prompt the safety model decides, and it says 5 of everything.
-    expected = 5.0 if safety_prompt else sum(SCORES["align"]) / 6
-    assert found["policies"]["align"]["rewards"]["llama2"]["mean"] == pytest.approx(expected)
-    assert found["policies"]["align"]["rewards"]["llama2/safety"]["mean"] == 5.0
-
-
-def test_parts_that_are_rewards_themselves_are_shown_once(tmp_path: Path) -> None:
-    found = summary(tmp_path, rewards=[HELPFUL, combined()])
-    assert found["rewards"] == ["helpful", "llama2/safety", "llama2"]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
-        ({"rewards": ["helpful", {"helpful": {}}]}, "rewards has duplicates: helpful"),
-        ({"rewards": [{"folder": "a/x"}, {"folder": "b/x"}]}, "rewards has duplicates: x"),
+        ({"rewards": [HELPFUL, HELPFUL]}, "rewards and judges has duplicates: helpful"),
         ({"rewards": []}, "name at least one metric, reward or judge"),
-        ({"judges": ["judge"], "policies": ["sft"]}, "name at least two"),
+        ({"judges": [judge_component(SaysNothing)], "policies": ["sft"]}, "name at least two"),
         ({"baseline": "best"}, "baseline 'best' must be one of the policies"),
         ({"policies": []}, "at least 1"),
         ({"sampling": {"temperature": 0}}, "the KL is measured at the sampling temperature"),
@@ -587,13 +557,8 @@ def test_files(tmp_path: Path) -> None:
     assert (first.source, first.text) == ("align", "align says 1")
     assert first.scores == {
         "helpful": pytest.approx(3.7),
-        "llama2/safety": 5.0,
         "llama2": pytest.approx(3.7),
     }
-    lines = list(csv.DictReader((tmp_path / "out" / "results.csv").read_text().splitlines()))
-    assert len(lines) == len(rows_of(found))
-    helpful = {one["policy"]: one["win_rate_mean"] for one in lines if one["metric"] == "helpful"}
-    assert float(helpful["align"]) == pytest.approx(5 / 6) and helpful["sft"] == ""
 
 
 def paths(value: Any, names: dict[str, str], path: str = "") -> set[str]:
@@ -657,7 +622,7 @@ def test_text(tmp_path: Path) -> None:
     assert text.count("prompt: question") == 3
     assert [lines.count(f"  {name} says 1") for name in ("base", "sft", "align")] == [1, 1, 1]
     low, high = hand_interval(GAIN)[1:]
-    assert f"6.47 against 6.00, difference +0.5 [{low:.1f}, {high:.1f}]." in text
+    assert f"the reward helpful, +0.5 [{low:.1f}, {high:.1f}]: 6.47 against 6.00." in text
     assert next(line for line in lines if line.startswith("KL, nats")).endswith("0.64 [0.37, 0.90]")
     assert lines[-1] == "next: alignkit chat runs/x"
 
@@ -668,14 +633,6 @@ def test_answers_cannot_act_on_the_terminal_or_as_markup(tmp_path: Path) -> None
     assert "\x1b" not in text and "\x07" not in text
     assert "[/red] [bold]x" in text.replace("\n", " ")
     assert text.count("long") < 9 * 70
-
-
-def test_many_policies_are_shown_in_one_table(tmp_path: Path) -> None:
-    names = ["base", "a", "b", "c", "d", "e"]
-    models = Scripted(dict.fromkeys(names, BASE), dict.fromkeys(names, [3] * 6))
-    models.per_token = dict.fromkeys(names, -1.0)
-    artifact = step(policies=names).run(context(models, tmp_path))
-    assert [said(artifact, width).count("truncated") for width in (50, 300)] == [1, 1]
 
 
 WIDTHS = [
@@ -706,9 +663,8 @@ def test_the_plugin_is_light_to_import() -> None:
 
 
 def test_the_name_of_a_reward_model_of_another_run() -> None:
-    assert evaluate.label({"folder": "/r/one/helpful/adapter"}) == "one/helpful"
     assert evaluate.label(RewardSpec("folder", "/r/one/helpful/adapter")) == "one/helpful"
-    assert evaluate.label({"folder": "models/mine"}) == "mine"
+    assert evaluate.label(RewardSpec("folder", "models/mine")) == "mine"
 
 
 def test_short_names() -> None:
@@ -717,9 +673,8 @@ def test_short_names() -> None:
         "/r/one/sft/adapter": "one/sft",
         "sft": "sft",
     }
-    two = short_names(["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"])
-    assert list(two.values()) == ["a/x/sft", "b/x/sft"]
-    assert list(short_names(["/a/adapter", "/x"]).values()) == ["a", "x"]
+    two = ["/r/a/x/sft/adapter", "/r/b/x/sft/adapter"]
+    assert list(short_names(two).values()) == two
     assert short_names(["/r/one/sft/kept/2", "sft"])["/r/one/sft/kept/2"] == "one/sft@2"
     same = ["/x/align", "/x/align/adapter"]
     # A table with one name twice would lose a policy

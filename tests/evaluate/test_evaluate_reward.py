@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,16 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
-from scipy import stats
 
 from alignkit import Group, Message, Pair, Response
 from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
-from alignkit_plugins.compare import calibration
 from alignkit_plugins.compare.pairs import Choice, accuracy, choices, gaps
 from alignkit_plugins.compare.rows import Row
-from alignkit_plugins.evaluate import reward_measures as measures
 from alignkit_plugins.evaluate.learned_from import log_odds
+from alignkit_plugins.evaluate.reward_step import breakdown, calibration
 
 SCORE = """
 def score(completions):
@@ -56,12 +53,6 @@ def right(groups: Sequence[Group], **more: Any) -> Row:
     pairs, known = found(groups)
     (row,) = accuracy(pairs, {"r": known}, **more)
     return row
-
-
-def calibrated(groups: Sequence[Group]) -> tuple[dict[str, Any], float, Any]:
-    """The error, the log loss and the bins."""
-    (of_error, of_loss), bins = measures.calibration(*found(groups), "r")
-    return dict(of_error.estimate), of_loss.estimate["mean"], bins
 
 
 def groups_of(scores: Sequence[float], **pair: Any) -> list[Group]:
@@ -103,77 +94,37 @@ def test_rows_with_the_same_prompt_are_one_unit() -> None:
     row = right(flat)
     assert row.counts == "10/1/0" and (row.estimate["mean"], row.estimate["n"]) == (0.5, 2)
     assert right([replace(group(1.0, 0.0), prompt=()) for _ in range(3)]).estimate["n"] == 3
-    pairs, known = found(flat)
-    same = measures.relations(pairs, {"a": known, "b": known})[-1]
-    assert same.metric == "same winner as b"
-    assert (same.estimate["mean"], same.estimate["n"]) == (1.0, 11)
 
 
-def test_margins_by_level_and_by_half() -> None:
-    margins = ["unsure", "significantly", "slightly", None, 1.0, 2.0, 4.0]
+def test_pairs_by_margin_by_length_and_by_column() -> None:
+    margins = ["slightly", None, 2.0]
     groups = [group(1.0, 0.0, pairs=[Pair(0, 1, margin=margin)]) for margin in margins]
-    groups.append(group(0.0, 1.0, pairs=[Pair(0, 1, margin="unsure")], kind="a"))
+    groups.append(group(0.0, 1.0, pairs=[Pair(1, 0, margin="slightly")], kind="a"))
     pairs, known = found(groups)
-    by = measures.breakdowns(pairs, ["kind"])
-    names = ["significantly", "slightly", "unsure", "(none)", "at least 2", "below 2"]
-    assert list(by["margin"]) == names
-    assert by["margin"]["unsure"] == [0, 7] and by["margin"]["at least 2"] == [5, 6]
-    (row,) = accuracy(pairs, {"r": known}, by["margin"]["unsure"], column="margin")
-    assert (row.estimate["mean"], row.column) == (0.5, "margin")
-    assert by["kind"] == {"(none)": [*range(7)], "a": [7]}
-    assert by["the chosen response"] == {"shorter": [*range(8)]}
-    assert "margin" not in measures.breakdowns(*found([group(1.0, 0.0)])[:1], [])
-
-
-def test_scores_drawn_from_bradley_terry_are_calibrated() -> None:
-    """And twice such scores are too sure, by the gap between sigmoid(2d) and sigmoid(d)."""
-    drawn = random.Random(0)
-    every = [drawn.gauss(0, 1.5) for _ in range(20_000)]
-    signed = [gap if drawn.random() < 1 / (1 + math.exp(-gap)) else -gap for gap in every]
-    of_error, _, _ = calibrated(groups_of(signed))
-    assert of_error["mean"] < 0.01
-    of_error, _, bins = calibrated(groups_of([2 * gap for gap in signed]))
-    apart = [1 / (1 + math.exp(-2 * abs(g))) - 1 / (1 + math.exp(-abs(g))) for g in signed]
-    assert of_error["mean"] == pytest.approx(sum(apart) / len(apart), abs=0.01)
-    assert sum(row["n"] for row in bins) == 20_000
+    by_margin = breakdown(pairs, "margin")
+    assert by_margin == {"slightly": [0, 3]}
+    (row,) = accuracy(pairs, {"r": known}, by_margin["slightly"], column="margin")
+    assert (row.estimate["mean"], row.column) == (1.0, "margin")
+    assert breakdown(pairs, "kind") == {"a": [3]}
+    assert breakdown(pairs, "the chosen response") == {"longer": [3], "shorter": [0, 1, 2]}
 
 
 def test_calibration_by_hand() -> None:
     """Confidences 0.731 (twice, once right), 0.5 (a tie) and nearly 1."""
-    of_error, loss, bins = calibrated(groups_of([1.0, -1.0, 0.0, 50.0]))
+    rows, bins = calibration(*found(groups_of([1.0, -1.0, 0.0, 50.0])), "r")
     confidence = 1 / (1 + math.exp(-1))
-    assert [(row["low"], row["n"], row["accuracy"]) for row in bins] == [
+    assert [(row["low"], row["n"], row["accuracy"]) for row in bins["r"]] == [
         (0.5, 1, 0.5),
         (0.7, 2, 0.5),
         (0.9, 1, 1.0),
     ]
-    sure = [confidence, confidence, 0.5, 1 / (1 + math.exp(-50))]
-    assert of_error == calibration.error(sure, [1, 0, 0.5, 1], 0)
-    losses = [-math.log(confidence), -math.log(1 - confidence), math.log(2), 0.0]
-    assert loss == pytest.approx(sum(losses) / 4, abs=1e-12)
-    _, soft, _ = calibrated(groups_of([1.0], p=0.8))
-    assert soft == pytest.approx(
-        -0.8 * math.log(confidence) - 0.2 * math.log(1 - confidence), abs=1e-12
-    )
-
-
-def test_labels_with_probabilities_are_calibrated_if_the_scores_say_the_same() -> None:
-    groups = [
-        one for gap in (0.3, 1.0, 2.0) for one in groups_of([gap], p=1 / (1 + math.exp(-gap)))
-    ]
-    assert calibrated(groups)[0]["mean"] == pytest.approx(0, abs=1e-12)
-    assert calibrated(groups_of([-1.0], p=0.8))[2][0]["accuracy"] == pytest.approx(0.2)
-
-
-def test_what_length_explains() -> None:
-    """The first response is the shorter one, and chosen unless the pair says otherwise."""
-    orders = [(0, 1), (1, 0), (0, 1), (1, 0)]
-    pairs, known = found([group(float(n), 0.0, pairs=[Pair(*o)]) for n, o in enumerate(orders)])
-    (row,) = measures.relations(pairs, {"r": known})
-    expected = stats.spearmanr([0, -1, 2, -3], [-1, 1, -1, 1]).statistic
-    assert row.estimate["mean"] == pytest.approx(expected)
-    (row,) = measures.relations(*found(groups_of([1.0, 1.0, 1.0]))[:1], {"r": [1.0] * 3})
-    assert row.estimate["mean"] is None
+    means = {row.metric: row.estimate["mean"] for row in rows}
+    assert means["confidence minus right"] == pytest.approx((2 * confidence - 1) / 4)
+    squares = (1 - confidence) ** 2 + confidence**2
+    assert means["Brier score"] == pytest.approx(squares / 4)
+    assert means["measured calibration error (ECE)"] == pytest.approx((confidence - 0.5) / 2)
+    _, soft = calibration(*found(groups_of([-1.0], p=0.8)), "r")
+    assert soft["r"][0]["accuracy"] == pytest.approx(0.2)
 
 
 def run(folder: Path, data: Sequence[dict[str, Any]], expected: int = 0, **keys: Any) -> Path:
@@ -202,7 +153,7 @@ PAIRS = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in 
 
 
 def test_a_run_writes_the_numbers(tmp_path: Path) -> None:
-    folder = run(tmp_path, ROWS)
+    folder = run(tmp_path, ROWS, by=["subset"])
     summary = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
     rows = [row for row in summary["results"] if row["metric"] == "accuracy"]
     whole = {row["policy"]: row for row in rows if "column" not in row}
@@ -255,8 +206,6 @@ def test_scores_that_are_no_log_odds_have_no_calibration(
 ) -> None:
     """Ratings are on the data's scale, and a margin pushes pairs further apart than their odds."""
     assert run_model(tmp_path, algorithm, data)["bins"] == {}
-    told = " ".join((tmp_path / "run" / "check" / "report.txt").read_text(encoding="utf-8").split())
-    assert "not read as probabilities: model: its algorithm does not call them log-odds" in told
 
 
 def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) -> None:
@@ -264,7 +213,7 @@ def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) 
     adapter = tmp_path / "run" / "model" / "adapter"
     assert log_odds(RewardSpec("folder", str(adapter)), tmp_path / "run") is True
     assert log_odds(RewardSpec("stage", "model"), tmp_path / "run") is True
-    assert log_odds(RewardSpec("folder", str(tmp_path)), tmp_path / "run") is None
+    assert log_odds(RewardSpec("folder", str(tmp_path)), tmp_path / "run") is False
 
 
 @pytest.mark.parametrize(
@@ -275,7 +224,7 @@ def test_a_reward_model_of_another_run_says_what_its_scores_are(tmp_path: Path) 
         (
             {"rewards": [{"length": {}}, {"length": {"target": 3}}]},
             2,
-            "rewards has duplicates: length",
+            "rewards and judges has duplicates: length",
         ),
         ({"rewards": []}, 2, "stages.check: name at least one reward or judge"),
     ],

@@ -14,14 +14,16 @@ from pydantic import ValidationError
 from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.data.group import Origin
 from alignkit.evaluation.answers import words
-from alignkit_plugins.evaluate.grading import PHRASES, abstains, f1, matches
 from alignkit_plugins.evaluate.honesty import (
+    PHRASES,
     Abstention,
     Honesty,
     HonestyAccuracy,
     Unyielding,
+    abstains,
+    matches,
 )
-from alignkit_plugins.evaluate.squad import PROMPT, Squad
+from alignkit_plugins.evaluate.public_sets import QUESTION, Squad
 
 DATA = Path(__file__).parents[2] / "recipes" / "data"
 KNOWN = ["Clara Novak", "Novak"]
@@ -81,8 +83,6 @@ def test_match_rules_differ_where_they_should() -> None:
     asked = [group(["Clara Novak"], longer, near, hidden)]
     assert scores(HonestyAccuracy, asked, match="exact") == [0.0, 0.0, 0.0]
     assert scores(HonestyAccuracy, asked, match="contains") == [1.0, 1.0, 0.0]
-    assert scores(HonestyAccuracy, asked, match="f1", threshold=0.8) == [0.0, 1.0, 0.0]
-    assert scores(HonestyAccuracy, asked, match="f1", threshold=0.6) == [1.0, 1.0, 0.0]
 
 
 def test_an_abstention_that_names_the_answer_is_no_right_answer() -> None:
@@ -253,7 +253,7 @@ def test_the_shipped_prompts_under_pressure_are_what_they_say() -> None:
     for row in rows:
         turns, right = tuple(row["messages"]), (*row["answers"], "I don't know.")[0]
         context, question, *_ = turns[0]["content"].split(" If the text")[0].split("\n\n")
-        assert turns[0]["content"].startswith(PROMPT.format(context=context, question=question))
+        assert turns[0]["content"].startswith(QUESTION.format(context=context, question=question))
         assert row["answerable"] == bool(row["answers"]) and row["opinion"] not in row["answers"]
         (first,) = [turn["content"] for turn in turns if turn["role"] == "assistant"] or [None]
         # Invented, or "I don't know" for an answer, or said of something else
@@ -283,24 +283,19 @@ def test_normalization_is_that_of_squad() -> None:
     [("3.5", "35"), ("-5", "5"), ("1/2", "12"), (".5", "5"), ("$5.00", "500"), ("-.5", "-5")],
 )
 def test_numbers_keep_their_sign_and_point(known: str, wrong: str) -> None:
-    assert matches(f"{known}.", [known], "exact", 0.8) and matches(
-        f"It is {known}!", [known], "contains", 0.8
+    assert matches(f"{known}.", [known], "exact") and matches(
+        f"It is {known}!", [known], "contains"
     )
-    assert not matches(wrong, [known], "exact", 0.8)
+    assert not matches(wrong, [known], "exact")
 
 
 @pytest.mark.parametrize("known", ["A", "The", "+"])
 def test_an_article_or_a_sign_can_be_the_answer(known: str) -> None:
-    assert matches(known.lower(), [known], "exact", 0.8) and not matches("B", [known], "exact", 0.8)
-
-
-def test_f1_counts_repeated_words() -> None:
-    assert f1(["b", "b", "c"], ["b", "c", "d"]) == pytest.approx(2 * 2 / 6)
-    assert f1([], ["b"]) == 0.0
+    assert matches(known.lower(), [known], "exact") and not matches("B", [known], "exact")
 
 
 def test_an_answer_that_is_only_an_article_matches_nothing() -> None:
-    assert not matches("", ["the"], "exact", 0.8) and not matches("yes", ["the"], "contains", 0.8)
+    assert not matches("", ["the"], "exact") and not matches("yes", ["the"], "contains")
 
 
 @pytest.mark.parametrize(
@@ -355,8 +350,8 @@ FLAT = {
 }
 
 
-def read(row: Any, **options: Any) -> list[Group]:
-    reader = Squad(Squad.Options(**options))
+def read(row: Any) -> list[Group]:
+    reader = Squad(None)
     found = reader.read(row)
     reader.check(found)
     return [found]
@@ -364,7 +359,7 @@ def read(row: Any, **options: Any) -> list[Group]:
 
 def test_a_flat_row() -> None:
     (found,) = read(FLAT)
-    assert found.prompt[0]["content"] == PROMPT.format(
+    assert found.prompt[0]["content"] == QUESTION.format(
         context="Ann is 7.", question="How old is Ann?"
     )
     assert found.responses == (Response("7"),)
@@ -377,25 +372,18 @@ def test_a_flat_row_without_an_answer() -> None:
     assert found.meta == {"id": "1", "answers": [], "answerable": False}
 
 
-def test_plausible_answers_are_kept() -> None:
-    answer = {"text": "7", "answer_start": 7}
-    row = {**FLAT, "answers": [], "plausible_answers": [answer], "is_impossible": True}
-    (found,) = read(row)
-    assert found.meta["plausible_answers"] == ["7"] and not found.meta["answerable"]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"is_impossible": True}, "is_impossible is true, but there are 1 answers"),
+        ({"is_impossible": True}, "is_impossible does not agree with 1 answers"),
         (
             {"is_impossible": False, "answers": []},
-            "is_impossible is false, but there are 0 answers",
+            "is_impossible does not agree with 0 answers",
         ),
         ({"context": " "}, "'context' is blank"),
         ({"question": None}, "column 'question' is missing or null"),
         ({"answers": None}, "'answers' must be"),
-        ({"answers": [{"text": 7}]}, "an answer that is not text"),
+        ({"answers": [7]}, "'answers' must be"),
     ],
 )
 def test_rows_that_contradict_themselves_are_bad(change: dict[str, Any], message: str) -> None:

@@ -282,7 +282,7 @@ def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
     assert rows["gsm: exact_match,strict"]["estimate"]["low"] is None
     assert rows["all: acc"]["estimate"]["mean"] == 0.5 and "NaN" not in json.dumps(found)
     text = artifact.report.text(200) if artifact.report else ""
-    assert "--limit: for tests" in text and "lm-evaluation-harness 0.4.99" in text
+    assert "lm-evaluation-harness 0.4.99" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("even: acc")]
     assert row == ["even:", "acc", *(["0.75", "[0.55,", "0.95]"] * 2)]
     assert "even: bleu*" in text and "* lower is better" in text

@@ -16,7 +16,6 @@ from test_evaluate import HELPFUL, Scripted, context, said, step
 from alignkit import Artifact, DataError, Group
 from alignkit.recipe.schema import RewardSpec
 from alignkit.step import StepData
-from alignkit_plugins.evaluate import step as evaluate
 
 COUNT = 20
 REFUSAL = RewardSpec("reward", "refusal")
@@ -126,29 +125,15 @@ def test_less_is_a_win_where_lower_is_better(tmp_path: Path) -> None:
     assert (ordinary["wins"], ordinary["losses"], ordinary["ties"]) == (8, 0, 2)
 
 
-def test_one_reward_scores_the_prompts_of_its_measures_once(tmp_path: Path) -> None:
-    refusals = Refusals()
-    evaluated(
-        tmp_path,
-        refusals,
-        metrics={"harmful refused": MEASURES["harmful refused"]},
-        rewards=[HELPFUL],
-    )
-    assert refusals.asked == [[str(i) for i in range(10)]]
-    refusals.asked.clear()
-    evaluated(tmp_path, refusals)
-    assert refusals.asked == [[str(i) for i in range(COUNT)]]
-
-
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"kin": "harmful"}, "no prompt has the column 'kin'\nhelp: did you mean 'kind'"),
+        ({"kin": "harmful"}, "no prompt has the column kin\nhelp: did you mean 'kind'"),
         ({"kind": "harmfull"}, "no prompt has kind: harmfull\nhelp: did you mean 'harmful'"),
-        ({"kind": "harmful", "year": 3}, "no prompt has the column 'year'"),
+        ({"kind": "harmful", "year": 3}, "no prompt has the column year"),
         (
             {"kind": ["ordinary", "x"]},
-            "no prompt has kind: x\nhelp: its values are harmful, ordinary",
+            "no prompt has kind: x\nhelp: there are harmful, ordinary",
         ),
     ],
 )
@@ -189,14 +174,14 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     [
         (
             {"metrics": {"helpful": {"reward": HELPFUL}}},
-            "'helpful' is the name of a metric, and of a reward",
+            "has duplicates: helpful, helpful",
         ),
         ({"metrics": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
     ],
 )
 def test_options_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        step(**{"rewards": ["helpful"], **options})
+        step(**{"rewards": [HELPFUL], **options})
 
 
 # --- the untouched base
@@ -232,27 +217,6 @@ def test_a_policy_below_the_base_is_told_so(tmp_path: Path) -> None:
         policies=["align", "sft"],
         metrics={"ordinary refused": MEASURES["ordinary refused"]},
     )
-    assert "Worse than the base model: ordinary refused +80 points [" in said(artifact)
-
-
-def test_an_evaluation_without_an_independent_rater_is_told_before_any_work(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    lines: list[str] = []
-
-    def check(learned: Any, **options: Any) -> None:
-        monkeypatch.setattr(evaluate, "learned_by", lambda step: learned)
-        data = StepData(rows_of, lambda reward, groups: None, None, lines.append)
-        step(policies=["sft", "align"], **options).check_data(data)
-
-    check(lambda policy, rater: policy == "align" and rater == HELPFUL)
-    assert lines == [
-        (
-            "warning: nothing in this evaluation judges align independently: training was to "
-            "please helpful. Add `metrics:` with a reward that nothing was trained on"
-        )
-    ]
-    lines.clear()
-    check(lambda policy, rater: policy == "align" and rater == HELPFUL, metrics=MEASURES)
-    check(lambda policy, rater: None)
-    assert lines == []
+    assert "Worse than the base model: ordinary refused (lower is better), +80 points [" in said(
+        artifact
+    )

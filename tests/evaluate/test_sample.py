@@ -115,10 +115,7 @@ def test_prompts_without_room_are_counted(
     folder = run(tmp_path, more=("bread is good " * 3000, "bread is old " * 3000))
     facts = summary(folder)
     assert (facts["prompts"], facts["left_out"], facts["responses"]) == (7, 2, 28)
-    assert (
-        "28 responses to 7 prompts; 2 prompts left out: no room for a response"
-        in capsys.readouterr().out
-    )
+    assert "28 responses to 7 prompts, 2 left out" in capsys.readouterr().out
 
 
 def test_the_best_needs_a_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,19 +195,6 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(
         shutil.rmtree(folder.resolve())
         run(tmp_path, **keys)
         assert len(server.requests) == 7 and (folder / "data.jsonl").read_bytes() == before
-
-
-def test_several_samples_of_a_server_differ_in_their_seed(tmp_path: Path) -> None:
-    """A server without seeds gives the same text each time, and the report says so."""
-
-    for name, request, expected in (("a", {}, 0), ("b", {"seed": None}, 5)):
-        (tmp_path / name).mkdir()
-        with serving(writes) as server:
-            policy = {"base_url": server.url, "model": "m", "request": request}
-            folder = run(tmp_path / name, policy=policy, samples_per_prompt=2)
-        assert [len(group.responses) for group in read_groups(folder / "data.jsonl")] == [2] * 6
-        # One is always cut off at the same words
-        assert summary(folder)["bill"]["repeated"] == expected + 1
 
 
 def test_what_servers_differ_in_is_written_as_this_one_takes_it(

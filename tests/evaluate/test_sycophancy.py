@@ -15,6 +15,7 @@ from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData
+from alignkit.data.group import read_groups
 from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
@@ -24,13 +25,11 @@ from alignkit_plugins.evaluate.sycophancy import (
     AGAIN,
     FIRST,
     FOLLOW_UPS,
+    KINDS,
     LED,
-    MEASURES,
     PUSHED,
-    Grade,
     Sycophancy,
     measures,
-    wrong_opinions,
 )
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.text import ExactMatch
@@ -152,7 +151,7 @@ NAMES = dict(
             *("right", "given_up", "given_up_again", "pushback_effect", "corrected"),
             *("follows_alone", "follows", "opinion_effect", "right_led"),
         ),
-        MEASURES,
+        measures({kind: {"right": None, "follows": None} for kind in KINDS}),
         strict=True,
     )
 )
@@ -242,14 +241,6 @@ def test_the_user_pushes_back_after_the_answer_and_states_the_opinion_with_the_q
     )
 
 
-def test_a_right_opinion_is_left_out(tmp_path: Path) -> None:
-    groups = prompts()
-    groups[0].meta["opinion"] = "ANSWER 0"
-    groups[1].meta["opinion"] = ""
-    summary: Any = run(tmp_path, groups=groups).summary
-    assert (summary["prompts"], summary["left_out"]) == (8, 2)
-
-
 def test_a_prompt_without_room_is_left_out_for_all_policies(tmp_path: Path) -> None:
     models = Scripted()
     models.full = {("weak", AGAIN, 5), ("late", FIRST, 6)}
@@ -261,47 +252,10 @@ def test_a_prompt_without_room_is_left_out_for_all_policies(tmp_path: Path) -> N
         run(tmp_path, models)
 
 
-def test_an_answer_without_a_score_counts_nowhere() -> None:
-    def of(first: bool | None, pushed: bool | None, **led: bool | None) -> list[float | None]:
-        grades = [Grade("x", first, None), Grade("x", pushed, None), Grade("x", True, None)]
-        grades.append(Grade("x", None, led.get("follows", True)))
-        return list(measures(dict(zip((FIRST, PUSHED, AGAIN, LED), grades, strict=True))).values())
-
-    assert set(of(None, True)) - {True} == {None}
-    _, given_up, again, effect, *_ = of(True, None, follows=None)
-    assert (given_up, again, effect) == (None, 0.0, None)
-
-
-def test_opinions_are_drawn_from_other_prompts_in_their_own_type() -> None:
-    groups = [
-        Group((Message(role="user", content=str(n)),), meta={"answer": n % 3}) for n in range(30)
-    ]
-    found = wrong_opinions(groups, "answer", None, seed=1)
-    assert len(found) == 30 and {type(each.value) for each in found} == {int}
-    assert all(
-        each.value != each.group.meta["answer"] and each.opinion == str(each.value)
-        for each in found
-    )
-    assert {each.value for each in found if each.group.meta["answer"] == 0} == {1, 2}
-    assert (
-        found
-        == wrong_opinions(groups, "answer", None, seed=1)
-        != wrong_opinions(groups, "answer", None, seed=2)
-    )
-    assert wrong_opinions(groups[:1], "answer", None, seed=1) == []
-
-
-def test_a_prompt_without_an_answer_gets_an_opinion_but_gives_none() -> None:
-    groups = [Group((), meta={"answers": answers}) for answers in ([], ["a"], [])]
-    found = wrong_opinions(groups, "answers", None, seed=1)
-    assert [each.opinion for each in found] == ["a", "a"] and found[0].value == ["a"]
-
-
 def test_a_column_that_prompts_lack_is_found_before_the_run() -> None:
     data = StepData(load=lambda spec: prompts(), check_prompts=lambda reward, groups: None)
-    with pytest.raises(DataError, match="no column 'opinon'") as error:
+    with pytest.raises(DataError, match="no column 'opinon'"):
         step(opinions="opinon").check_data(data)
-    assert error.value.option == ("opinions",)
 
 
 def test_the_reward_must_read_known_answers_from_a_column() -> None:
@@ -314,16 +268,12 @@ def test_the_report_and_the_files_say_what_was_answered(tmp_path: Path) -> None:
     artifact = run(tmp_path, policies=["late", "weak"])
     assert artifact.report is not None
     text = artifact.report.text(200)
-    assert "given up after push-back" in text and "against late" in text
-    lines = [
-        json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
-    ]
-    answers = lines[0]["policies"]["weak"]
-    assert len(lines) == 10 and answers[LED]["text"] == "opinion 0"
-    assert [answers[kind]["right"] for kind in (FIRST, PUSHED, AGAIN, LED)] == [
-        *[True, False],
-        *[False, False],
-    ]
+    assert "given up after push-back" in text and "minus late" in text
+    groups = list(read_groups(tmp_path / "out" / "answers.jsonl"))
+    answers = {response.source: response for response in groups[0].responses}
+    assert len(groups) == 10 and answers[f"weak, {LED}"].text == "opinion 0"
+    right = [answers[f"weak, {kind}"].scores["right"] for kind in (FIRST, PUSHED, AGAIN, LED)]
+    assert right == [1, 0, 0, 0]
     assert json.loads((tmp_path / "out" / "sycophancy.json").read_text()) == artifact.summary
 
 
@@ -363,4 +313,4 @@ def test_another_wording_is_no_other_answer(correct: str, tmp_path: Path) -> Non
     weak = shares(found, "weak")
     assert weak["given_up"] == (1.0, 4)  # the other two of six still name the right answer
     assert weak["given_up_again"] == (1.0, 1)
-    assert any("of 40 answers of firm neither as right nor as wrong" in n for n in found["notes"])
+    assert any("of 80 answers neither as right nor as wrong" in n for n in found["notes"])

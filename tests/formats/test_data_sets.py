@@ -130,14 +130,6 @@ def test_several_annotators_decide_by_majority(
     assert read("labeled_pairs", row).pairs == pairs
 
 
-def test_the_authors_of_labeled_answers_are_their_sources() -> None:
-    assert [response.source for response in read("labeled_pairs", TULU).responses] == ["x", "y"]
-    assert [response.source for response in read("labeled_pairs", ALPACA_EVAL).responses] == [
-        "x",
-        "y",
-    ]
-
-
 def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
     equal = {**AUTO_J, "response 2": "one"}
     assert read("labeled_pairs", {**equal, "label": 2}).pairs == ()
@@ -152,112 +144,11 @@ def test_answers_that_are_equal_may_tie_but_not_differ() -> None:
         ({**SUPERHF, "rating": "Sorry"}, "holds 'Sorry', but the known labels are a, b, tie"),
         ({**LLMBAR, "output_1": True}, "must be text"),
         ({**LLMBAR, "output_2": None}, "'output_2' is missing or null"),
-        (
-            {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1},
-            "what the values of 'label' mean is unknown",
-        ),
-        ({"prompt": "q", "x": "y"}, "no column for first was recognized"),
+        ({"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1}, "say with a `template`"),
     ],
 )
 def test_labels_without_a_known_meaning_are_refused(row: dict[str, Any], reason: str) -> None:
     assert reason in refused("labeled_pairs", row)
-
-
-ARENA = {
-    "id": 1,
-    "model_a": "x",
-    "model_b": "y",
-    "prompt": "q",
-    "response_a": "one",
-    "response_b": "two",
-}
-
-
-@pytest.mark.silent_bug(
-    "data: labels in several columns",
-    "A winner in three columns of 0 and 1 is dropped, and several turns in a cell of JSON become "
-    "one text.",
-    "They are one label, and the turns are a conversation.",
-)
-@pytest.mark.parametrize(
-    ("won", "pairs"),
-    [((1, 0, 0), (Pair(0, 1),)), ((0, "1", 0), (Pair(1, 0),)), ((0.0, 0.0, 1.0), ())],
-)
-def test_a_winner_in_columns_of_zero_and_one_is_a_label(
-    won: tuple[Any, ...], pairs: tuple[Pair, ...]
-) -> None:
-    winners = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), won, strict=True))
-    assert [name for name, cls in FORMATS.items() if cls.matches({**ARENA, **winners})] == [
-        "labeled_pairs"
-    ]
-    group = read("labeled_pairs", {**ARENA, **winners})
-    assert (group.prompt, group.pairs, [r.text for r in group.responses]) == (
-        Q,
-        pairs,
-        ["one", "two"],
-    )
-    turns = {
-        "prompt": '["q", "and?"]',
-        "response_a": '["same", "one"]',
-        "response_b": '["same", "two"]',
-    }
-    group = read("labeled_pairs", {**ARENA, **winners, **turns})
-    assert (
-        group.prompt == said(("user", "q"), ("assistant", "same"), ("user", "and?"))
-        and group.pairs == pairs
-    )
-    assert [(r.text, r.source) for r in group.responses] == [("one", "x"), ("two", "y")]
-    assert "such as 'model_a and model_b'" in refused(
-        "labeled_pairs",
-        {**ARENA, **winners, "winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0},
-    )
-
-
-@pytest.mark.silent_bug(
-    "data: contradicting columns",
-    "A label says that the answer with fewer votes is better, or a score of 85 lies on a scale "
-    "of 10.",
-    "Such rows are refused.",
-    "OpenBMB/UltraFeedback#8",
-)
-def test_scores_that_cannot_be_right_are_refused() -> None:
-    shp = {"history": "q", "human_ref_A": "one", "human_ref_B": "two", "score_A": 8, "score_B": 5}
-    assert read("labeled_pairs", {**shp, "labels": 1}).pairs == (Pair(0, 1),)
-    assert "contradict each other: labels 0, score_A 8, score_B 5" in refused(
-        "labeled_pairs", {**shp, "labels": 0}
-    )
-    answers = [
-        {"response": text, "overall_score": 8.5, "fine-grained_score": 4} for text in ("one", "two")
-    ]
-    answers[1]["overall_score"] = 1.0
-    assert read("rankings", {"instruction": "q", "completions": answers}).pairs == (
-        Pair(0, 1, margin=7.5),
-    )
-    answers[0]["overall_score"] = 85.0
-    assert "85 is above 10, a known fault" in refused(
-        "rankings", {"instruction": "q", "completions": answers}
-    )
-
-
-def test_options_say_what_the_columns_and_labels_of_another_data_set_mean() -> None:
-    row = {"task": "q", "left": "one", "right": "two", "verdict": "R!"}
-    options = {"prompt": "task", "first": "left", "second": "right", "label": "verdict"}
-    labels = {"labels": {"L": "first", "R!": "second"}, "margins": {"R!": 3}}
-    assert read("labeled_pairs", row, **options, **labels).pairs == (Pair(1, 0, margin=3.0),)
-    zero_based = {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1.0}
-    assert read("labeled_pairs", zero_based, labels={"0": "first", "1": "second"}).pairs == (
-        Pair(1, 0),
-    )
-    assert read("labeled_pairs", LLMBAR, labels={"1.0": "second", "2": "first"}).pairs == (
-        Pair(0, 1),
-    )
-
-
-def test_letters_and_names_of_columns_explain_themselves() -> None:
-    row = {"question": "q", "answer_a": "one", "answer_b": "two", "winner": "model_b"}
-    assert read("labeled_pairs", row).pairs == (Pair(1, 0),)
-    row = {"question": "q", "answer_1": "one", "answer_2": "two", "choice": "answer_1"}
-    assert read("labeled_pairs", row).pairs == (Pair(0, 1),)
 
 
 def test_battles_of_whole_conversations_share_their_prompt() -> None:
@@ -270,18 +161,6 @@ def test_battles_of_whole_conversations_share_their_prompt() -> None:
     assert group.prompt == Q and group.pairs == (Pair(1, 0),)
     assert [response.text for response in group.responses] == ["one", "two"]
     assert read("labeled_pairs", {**row, "winner": "tie (bothbad)"}).pairs == ()
-
-
-@pytest.mark.parametrize("label", [2, "2", "tie", "model_a", "output_1", "A"])
-def test_a_fixed_better_column_is_refused_next_to_a_label(label: Any) -> None:
-    renamed = {"input": "q", "chosen": "one", "rejected": "two", "label": label}
-    columns = {"chosen": "output_1", "rejected": "output_2"}
-    with pytest.raises(
-        BadRow, match="makes 'output_1' the better one in every row; use the format `labeled_pairs`"
-    ):
-        FORMATS["preference"]().check_columns(renamed, columns)
-    FORMATS["preference"]().check_columns({**renamed, "label": "safe"}, columns)
-    FORMATS["preference"]().check_columns(renamed, {"prompt": "input"})
 
 
 # Trees
@@ -345,17 +224,10 @@ def test_every_instance_of_an_instruction_is_a_demonstration() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 7, 3]},
-        {"prompt": "q", "responses": ["a", "b", "c"], "ratings": ["3", "7", "3"]},
+        {"prompt": "q", "responses": ["a", "b", "c"], "scores": ["3", 7, 3]},
         {
-            "instruction": "q",
-            "completions": [
-                {"response": t, "rating": s} for t, s in zip("abc", "373", strict=True)
-            ],
-        },
-        {
-            "question": "q",
-            "answers": [{"answer": t, "score": s} for t, s in zip("abc", (3, 7, 3), strict=True)],
+            "prompt": "q",
+            "responses": [{"text": t, "score": s} for t, s in zip("abc", "373", strict=True)],
         },
     ],
 )
@@ -364,27 +236,16 @@ def test_scores_order_the_responses_and_their_difference_is_the_margin(row: dict
     group = read("rankings", row)
     assert group.prompt == Q
     assert group.pairs == (Pair(1, 0, margin=4.0), Pair(1, 2, margin=4.0))
-    assert [response.scores for response in group.responses] == [
-        {"reward": 3.0},
-        {"reward": 7.0},
-        {"reward": 3.0},
-    ]
+    assert [response.scores["reward"] for response in group.responses] == [3.0, 7.0, 3.0]
 
 
 def test_ranks_count_before_scores_and_a_missing_score_is_named() -> None:
-    row = {
-        "prompt": "q",
-        "answers": [{"answer": "a", "rank": 2, "score": 9}, {"answer": "b", "rank": 1, "score": 1}],
-    }
-    group = read("rankings", row)
+    responses = [{"text": "a", "rank": 2, "score": 9}, {"text": "b", "rank": 1, "score": 1}]
+    group = read("rankings", {"prompt": "q", "responses": responses})
     assert group.pairs is None and [response.rank for response in group.responses] == [2, 1]
-    reason = refused(
-        "rankings", {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]}
-    )
-    assert "2 of 3 responses have no score" in reason
-    assert "scores must be a list of 2" in refused(
-        "rankings", {"prompt": "q", "responses": ["a", "b"], "scores": [1]}
-    )
+    row = {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, None, None]}
+    assert "2 of 3 responses have no score" in refused("rankings", row)
+    assert "scores must be a list of 3" in refused("rankings", {**row, "scores": [1]})
 
 
 def test_alpaca_evals_columns_alone_do_not_say_what_0_means() -> None:

@@ -14,10 +14,8 @@ import pytest
 import yaml
 
 from alignkit import DataError, Format, Group
-from alignkit.data.group import resolved_pairs
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit.plugins import load_plugins
-from alignkit.registry import Component
 from alignkit_plugins.report.data_card import describe
 
 FORMATS: dict[str, type[Format]] = {
@@ -41,55 +39,6 @@ def read(path: Path, text: str, format: Any = None, **keys: Any) -> Loaded:
 
 def said(group: Group) -> list[str]:
     return [group.prompt[-1]["content"], *(response.text for response in group.responses)]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": TURNS, "rejected_response": "No"},
-        {
-            "messages": TURNS,
-            "rejected_messages": [TURNS[0], {"role": "assistant", "content": "No"}],
-        },
-        {"messages": TURNS, "rejected": "No"},
-        {"messages": TURNS[:1], "chosen": "Hello", "rejected": "No"},
-        {"messages": TURNS[:1], "chosen_response": "Hello", "rejected_response": "No"},
-        {
-            "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
-            "rejected": "No",
-        },
-        {"prompt": "Hi", "chosen_response": "Hello", "rejected_response": "No"},
-        {"query": "Hi", "response": "Hello", "rejected_response": "No"},
-        {"prompt": "Hi", "completion": "Hello", "rejected": "No"},
-    ],
-)
-def test_a_worse_answer_beside_a_conversation_makes_a_pair(row: Any, tmp_path: Path) -> None:
-    loaded = read(tmp_path / "d.jsonl", json.dumps(row))
-    [group] = loaded.groups
-    assert (
-        loaded.sources[0].format == "preference"
-        and said(group) == ["Hi", "Hello", "No"]
-        and not group.meta
-    )
-    assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(0, 1)]
-
-
-@pytest.mark.parametrize(
-    ("kept", "row"),
-    [
-        (True, {"prompt": "Which?\nA) red\nB) blue", "choices": CHOICES}),
-        (True, {"prompt": "red or 12?", "completion": "red", "options": ["red", 12]}),
-        (False, {"prompt": "red or green?", "options": ["red", "blue"]}),
-        (False, {"prompt": "1 + 2?", "options": ["1", "2"]}),
-    ],
-)
-def test_choices_that_the_question_says_are_not_lost(kept: bool, row: Any, tmp_path: Path) -> None:
-    if kept:
-        [group] = read(tmp_path / "d.jsonl", json.dumps(row)).groups
-        assert {"choices", "options"} & group.meta.keys()
-    else:
-        with pytest.raises(DataError, match="means something in other tools"):
-            read(tmp_path / "d.jsonl", json.dumps(row))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +71,8 @@ def test_no_tools_as_json_are_none(tmp_path: Path) -> None:
         ({"problem": "Q?", "solution": "A"}, [["Q?", "A"], ["Q?"]]),
         ({"input": "Q?", "output": "A"}, [["Q?", "A"]]),
         ({"prompt": "Q?", "output": "A"}, [["Q?", "A"]]),
+        ({"question": "Q?", "chosen": "A", "rejected": "B"}, [["Q?", "A", "B"]]),
+        ({"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"}, [["Q?", "A", "B"]]),
         ({"question": "Q?", "choices": CHOICES, "key": "A"}, [["Q?"]]),
         ({"question": "Q?", "options": ["red", "blue"], "answer": 1}, [["Q?"]]),
     ],
@@ -156,17 +107,6 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
     assert two.groups[0].meta == {"a;b": "x;y"}
 
 
-def test_the_column_with_the_verdict_may_have_any_name(tmp_path: Path) -> None:
-    row = {"prompt": "Hi", "response_a": "one", "response_b": "two", "which": "response_b"}
-    [registration] = [
-        r for r in load_plugins().registrations("format") if r.name == "labeled_pairs"
-    ]
-    options = registration.implementation.Options(label="which")
-    format = Component("format", "labeled_pairs", registration, options)
-    [group] = read(tmp_path / "d.jsonl", json.dumps(row), format=format).groups
-    assert [(pair.better, pair.worse) for pair in resolved_pairs(group)] == [(1, 0)]
-
-
 @pytest.mark.silent_bug(
     "data: columns",
     "A column that the reader does not know, such as `choices`, a number or labels, is dropped "
@@ -184,7 +124,7 @@ def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     }
     lines = describe(read(tmp_path / "d.jsonl", "\n".join([json.dumps(row)] * 3)))
     assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
-        "not in the conversation, kept for rewards: why, notes, votes"
+        "not in the conversation, kept for rewards: why, notes"
     ]
     # TRL's stepwise supervision
     steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}

@@ -175,7 +175,7 @@ TULU3 = {
 
 
 def groups(name: str, row: Any) -> list[Group]:
-    return checked_groups(FORMATS[name](), row, {})
+    return checked_groups(FORMATS[name](), row)
 
 
 DEMONSTRATIONS = [
@@ -280,21 +280,7 @@ HELPSTEER2_PAIR = {
             Pair(0, 1),
         ),
         (
-            "preference",
-            STACK_EXCHANGE,
-            ["How to sort a list?"],
-            ["Use sorted.", "Try."],
-            Pair(0, 1),
-        ),
-        (
             "ultrafeedback",
-            ULTRAFEEDBACK,
-            ["Name a color."],
-            ["Blue", "A color is blue."],
-            Pair(1, 0, margin=1.5),
-        ),
-        (
-            "rankings",
             ULTRAFEEDBACK,
             ["Name a color."],
             ["Blue", "A color is blue."],
@@ -353,10 +339,26 @@ def test_both_readers_of_helpsteer3_agree(preference: int) -> None:
         ("mnli", {**MNLI, "label": -1}),
         ("drop", {**DROP, "answers_spans": {"spans": []}}),
         ("ultrafeedback", {**ULTRAFEEDBACK, "completions": []}),
+        (
+            "ultrafeedback",
+            {
+                **ULTRAFEEDBACK,
+                "completions": [
+                    {"response": text, "overall_score": score}
+                    for text, score in (("A", 85.0), ("B", 1.0))
+                ],
+            },
+        ),
         ("prm800k", {**PRM800K, "label": {"steps": [], "finish_reason": "give_up"}}),
         # Phase 1
         ("prm800k", {**PRM800K, "question": {"problem": "Q?", "ground_truth_answer": "1"}}),
     ],
+)
+@pytest.mark.silent_bug(
+    "data: contradicting columns",
+    "A score of 85 lies on a scale of 10.",
+    "Such rows are left out, and counted.",
+    "OpenBMB/UltraFeedback#8",
 )
 def test_rows_that_have_no_answer_are_left_out(name: str, row: dict[str, Any]) -> None:
     with pytest.raises(LeftOut):
@@ -390,8 +392,6 @@ ROWS = {
 OTHERS = {
     "mnli": [],
     "gsm8k": [],
-    "stack_exchange": ["preference"],
-    "ultrafeedback": ["rankings"],
     "helpsteer2": ["prompt_completion"],
     "helpsteer3": ["labeled_pairs"],
     "tulu3_preference": ["preference"],

@@ -18,8 +18,7 @@ from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, LeftOut, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.formats.fields import Text
-from alignkit_plugins.formats.template import Template
+from alignkit_plugins.formats.template import Template, Text, written
 from alignkit_plugins.report.data_card import describe
 
 ROW = {
@@ -55,119 +54,70 @@ def user(text: str) -> tuple[Message, ...]:
     return (Message(role="user", content=text),)
 
 
-# Fields
+# Texts
 
 
 @pytest.mark.parametrize(
     ("text", "filled"),
     [
-        ("{passage} {n} {x} {yes}", "Rain is wet. 3 1.5 true"),
-        ("{{n}} is {n}", "{n} is 3"),
-        ("[{empty}|{none?}|{missing?}|{nested.no?}]", "[|||]"),
-        ("{a column}, {a.b}", "with a space, with a dot"),
-        ("{words[0]} {words[-1]} {words:commas}", "one 3 one, two, 3"),
-        ("{words:lines}", "one\ntwo\n3"),
-        ("{nested.deep[1].more.of} {nested.deep.text:commas}", "d a, c"),
-        ("{choices:letters}", "A. Fire\nB. Rain\nC. Snow"),
-        ("{labeled:letters}", "A. Fire\nB. Rain"),
-        ("{listed:letters}", "A. Fire\nB. Rain"),
-        # The choice that another column names: by its number, its letter or its label, as a text or
-        # as a letter.
-        ("{choices[zero]} {choices[b]} {choices[two]} {choices[two-1]}", "Fire Rain Snow Rain"),
-        ("{labeled[two]} {listed[q]}", "Rain Rain"),
-        (
-            "{choices[two]:letter}{choices[two-1]:letter}{labeled[two]:letter}{listed[q]:letter}",
-            "CBBB",
-        ),
-        ("{yes:true=right|false=wrong} {n:3=three|4=four} {two:2=two}", "right three two"),
-        ("{n:1=one|other} {n:1=one|no {}} {n:3=}.", "other no 3 ."),
-        ("{none?:1=one|{}}{none:none=null|{}}{none:1=one|other}", "nullother"),
+        ("{{ passage }} {{ n }} {{ x }} {{ yes }}", "Rain is wet. 3 1.5 true"),
+        ("[{{ empty }}|{{ none | default('', true) }}|{{ missing | default('') }}]", "[||]"),
+        ("{{ words[0] }} {{ words[-1] }} {{ words | join(', ') }}", "one 3 one, two, 3"),
+        ("{{ nested.deep[1].more.of }} {{ nested.deep | map(attribute='text') | join }}", "d ac"),
+        ("{{ choices | letters }}", "A. Fire\nB. Rain\nC. Snow"),
+        ("{{ zero | letter(choices) }}{{ b | letter(choices) }}{{ two | letter(choices) }}", "ABC"),
+        ("{{ two | letter(labeled.text, labeled.label) }}", "B"),
+        ("{{ {'3': 'three', '4': 'four'}[n | string] }}", "three"),
+        ("\\boxed{ {{ n }} }", "\\boxed{ 3 }"),
+        (" {{ passage }} ", "Rain is wet."),
     ],
 )
-def test_a_field_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
-    assert Text(text).text(ROW) == filled
+def test_a_text_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
+    assert written(Text(text).value(ROW)) == filled
 
 
-def test_a_single_field_keeps_its_type() -> None:
-    values = {
-        "{words}": ["one", "two", 3],
-        "{n}": 3,
-        "{none}": None,
-        "{nested.deep.text}": ["a", "c"],
-        "{n}.": "3.",
-    }
+def test_a_single_expression_keeps_its_type() -> None:
+    values = {"{{ words }}": ["one", "two", 3], "{{ n }}": 3, "{{ none }}": None, "{{ n }}.": "3."}
     assert {text: Text(text).value(ROW) for text in values} == values
-    assert Text("{words:one=1|{}}").value(ROW) == ["1", "two", "3"]
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{pasage}", "no column 'pasage'; did you mean 'passage'?"),
-        ("{nested.depp}", "no key 'depp'; did you mean 'deep'?"),
-        ("{passage.x}", "'passage.x': there is no key 'x' in text"),
-        ("{none} is", "'none' is null; write {NAME?} if it may be"),
-        (
-            "{words} are",
-            "'words' is a list, not text; write :letters, :lines or [0]",
-        ),
-        ("{nested} is", "'nested' is an object, not text"),
-        ("{words[3]}", "there is no [3], counted from 0, in a list of 3"),
-        ("{passage[0]}", "there is no [0], counted from 0, in text"),
-        ("{passage:lines}", "'passage' must be a list, not text"),
-        ("{nested.deep:lines}", "'nested.deep' must be a list of texts, but an item is an object"),
-        ("{passage:letters}", "'passage' must be a list, not text"),
+        ("{{ pasage }}", "'pasage' is undefined; did you mean 'passage'?"),
+        ("{{ nested.depp }} is", "has no attribute 'depp'"),
+        ("{{ none }} is", 'null is no text; write default("", true) if it may be null'),
+        ("{{ words }} are", "a list is no text"),
+        ("{{ nested }} is", "an object is no text"),
+        ("{{ words[3] }}", "has no element 3"),
+        ("{{ passage | letters }}", "expected a list, not text"),
         # An answer that is no choice is never taken for another one.
-        ("{choices[n]}", "'n' is 3, but the 3 choices are A to C, or 0 to 2"),
-        ("{choices[zero-1]}", "'zero' is 0, but the 3 choices are A to C, or 1 to 3"),
-        ("{choices[q]:letter}", "'q' is 'Q', but the 3 choices are A to C"),
-        ("{choices[yes]}", "'yes' is True, but"),
-        ("{choices[none]}", "'none' is None, but"),
-        ("{choices[x]}", "'x' is 1.5, but"),
-        ("{choices[a column]}", "'a column' is 'with a space', but"),
-        ("{labeled[zero]}", "'zero' is 0, which is none of the labels 1, 2"),
-        ("{listed[b]:letter}", "'b' is 'b', which is none of the labels p, q"),
-        ("{n:1=one|2=two}", "'n' is 3, which is none of 1, 2"),
-        ("{none:1=one|{}}", "'none' is null"),
-        ("{nested:1=one|{}}", "'nested' is an object, not text"),
+        ("{{ n | letter(choices) }}", "3 is none of the 3 choices"),
+        ("{{ q | letter(choices) }}", "'Q' is none of the 3 choices"),
+        ("{{ yes | letter(choices) }}", "True is none of the 3 choices"),
+        ("{{ none | letter(choices) }}", "None is none of the 3 choices"),
+        ("{{ x | letter(choices) }}", "1.5 is none of the 3 choices"),
+        ("{{ zero | letter(labeled.text, labeled.label) }}", "0 is none of the 2 choices"),
+        ("{{ {'1': 'one'}[n | string] }}", "has no attribute '3'"),
+        ("{{ words | dialogue(choices[:2]) }}", "zip() argument 2 is shorter"),
     ],
 )
 def test_what_a_row_does_not_hold_is_named(text: str, reason: str) -> None:
     with pytest.raises(BadRow) as error:
-        Text(text).text(ROW)
+        Text(text).value(ROW)
     assert reason in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{a", "expected '}' before end of string; a brace as a letter is written {{ or }}"),
-        ("a}", "single '}' encountered"),
-        ("{}", "{} names no column"),
-        ("\\boxed{}", "{} names no column; a brace as a letter is written {{ or }}"),
-        ("{a!r}", "'!r' means nothing in {a!r}"),
-        ("{a:leters}", "':leters' means nothing in {a:leters}; did you mean 'letters'?"),
-        ("{a[}", "expected '}'"),
-        ("{.a}", "{.a} must be a column"),
-        ("{a[]}", "{a[]} must be a column"),
-        ("{a:1={b|2}", "a brace as a letter is written"),
-        ("{a:1={b}|2}", "':1={b}|2' means nothing in {a:1={b}|2}"),
-        ("{a:letter}", "{a:letter} needs choices, such as {choices[a]:letter}"),
-    ],
-)
-def test_a_text_that_cannot_be_understood_is_refused(text: str, reason: str) -> None:
-    for key in ("prompt", "response"):
-        with pytest.raises(ValidationError) as error:
-            Template.Options(**{"prompt": "{q}", key: text})
-        assert reason in str(error.value)
+@pytest.mark.parametrize("text", ["{{ a", "{{ a | leters }}", "{% if a %}"])
+def test_a_text_that_is_not_valid_is_refused(text: str) -> None:
+    with pytest.raises(ValidationError, match="not valid Jinja"):
+        Template.Options(prompt="{{ q }}", response=text)
 
 
-@pytest.mark.parametrize(
-    "path", ["__class__", "q.__class__", "choices[__class__]", "nested.deep.__len__", "q.upper()"]
-)
+@pytest.mark.parametrize("path", ["''.__class__", "q.__class__.__mro__", "words.append('x')"])
 def test_nothing_but_data_can_be_reached(path: str) -> None:
-    with pytest.raises(BadRow, match=r"no column|no key"):
-        Text(f"{{{path}}}").text(ROW)
+    with pytest.raises(BadRow, match=r"unsafe|undefined|no attribute"):
+        Text(f"{{{{ {path} }}}}").value(ROW)
 
 
 # Rows
@@ -177,10 +127,10 @@ def test_a_demonstration_with_what_the_template_does_not_use() -> None:
     row = {"context": "Rain is wet.", "question": "What?", "answer": "rain", "note": "by hand"}
     group = read(
         row,
-        prompt="{context}\n\n{question}",
-        response="{answer}",
-        system="Be {answer}.",
-        answer="{answer}",
+        prompt="{{ context }}\n\n{{ question }}",
+        response="{{ answer }}",
+        system="Be {{ answer }}.",
+        answer="{{ answer }}",
     )
     assert group.prompt == (
         Message(role="system", content="Be rain."),
@@ -188,7 +138,7 @@ def test_a_demonstration_with_what_the_template_does_not_use() -> None:
     )
     assert group.responses == (Response(text="rain"),) and group.pairs is None
     assert group.meta == {"note": "by hand", "answer": "rain"}
-    assert read(row, prompt="{question}").meta == {
+    assert read(row, prompt="{{ question }}").meta == {
         "context": "Rain is wet.",
         "answer": "rain",
         "note": "by hand",
@@ -197,22 +147,24 @@ def test_a_demonstration_with_what_the_template_does_not_use() -> None:
 
 def test_labels_and_scores_of_a_response() -> None:
     row = {"q": "Q?", "a": "A", "good": "no", "grade": "4"}
-    template = {"prompt": "{q}", "response": "{a}"}
-    assert read(row, **template, label="{good:yes=true|no=false}").responses == (
+    template = {"prompt": "{{ q }}", "response": "{{ a }}"}
+    assert read(row, **template, label="{{ good == 'yes' }}").responses == (
         Response(text="A", label=False),
     )
-    assert read(row, **template, scores="{grade}").responses == (
+    assert read(row, **template, scores="{{ grade }}").responses == (
         Response(text="A", scores={"reward": 4.0}),
     )
     with pytest.raises(BadRow, match=r"^column 'label' must be true or false, not 'no'$"):
-        read(row, **template, label="{good}")
+        read(row, **template, label="{{ good }}")
     with pytest.raises(BadRow, match=r"^column 'scores' must be a number, not 'no'$"):
-        read(row, **template, scores="{good}")
+        read(row, **template, scores="{{ good }}")
 
 
 def test_a_pair() -> None:
     row = {"q": "Q?", "good": "A", "bad": "B", "gap": 2}
-    group = read(row, prompt="{q}", chosen="{good}", rejected="{bad}", margin="{gap}")
+    group = read(
+        row, prompt="{{ q }}", chosen="{{ good }}", rejected="{{ bad }}", margin="{{ gap }}"
+    )
     assert group.responses == (Response(text="A"), Response(text="B")) and group.pairs == (
         Pair(0, 1, margin=2.0),
     )
@@ -226,87 +178,64 @@ def test_messages_stay_messages_and_the_prompt_is_not_said_twice() -> None:
         "good": turns,
         "bad": [turns[0], {"role": "assistant", "content": "B"}],
     }
-    for prompt in ("{turns}", "{q}"):
-        group = read(row, prompt=prompt, chosen="{good}", rejected="{bad}")
+    for prompt in ("{{ turns }}", "{{ q }}"):
+        group = read(row, prompt=prompt, chosen="{{ good }}", rejected="{{ bad }}")
         assert group.prompt == user("Q?") and group.responses == (
             Response(text="A"),
             Response(text="B"),
         )
     with pytest.raises(BadRow, match="must be an assistant turn"):
-        read(row, prompt="Another?", chosen="{good}", rejected="{bad}")
+        read(row, prompt="Another {{ q }}", chosen="{{ good }}", rejected="{{ bad }}")
 
 
-@pytest.mark.parametrize("responses", ["{all}", ["{all[0]}", "{all[1]}", "{all[2]}"]])
-def test_the_best_of_a_list_is_above_all_others(responses: Any) -> None:
-    row = {
-        "q": "Q?",
-        "all": ["x", "y", "z"],
-        "best": "B",
-        "votes": [1, 3, 2],
-        "places": [2, 1, 2],
-        "none": None,
-    }
-    template = {"prompt": "{q}", "responses": responses}
-    group = read(row, **template, best="{best}", margin="1")
+def test_the_best_of_a_list_is_above_all_others() -> None:
+    row = {"q": "Q?", "all": ["x", "y", "z"], "best": "B", "votes": [1, 3, 2], "none": None}
+    template = {"prompt": "{{ q }}", "responses": "{{ all }}"}
+    group = read(row, **template, best="{{ best }}", margin="1")
     assert [response.text for response in group.responses] == ["x", "y", "z"]
     assert group.pairs == (Pair(1, 0, margin=1.0), Pair(1, 2, margin=1.0))
-    assert read(row, **template, best="{votes[2]}").pairs == (Pair(2, 0), Pair(2, 1))
-    assert read(row, **template, best="{none}").pairs == () == read(row, **template).pairs
-    assert read(row, **template, best="{best:B=}").pairs == ()
-    ranked = read(row, **template, ranks="{places}")
-    assert [response.rank for response in ranked.responses] == [2, 1, 2] and ranked.pairs is None
-    scored = read(row, **template, scores=["{votes[0]}", "{votes[1]}", "{votes[2]}"])
+    assert read(row, **template, best="{{ votes[2] }}").pairs == (Pair(2, 0), Pair(2, 1))
+    assert read(row, **template, best="{{ none }}").pairs == () == read(row, **template).pairs
+    assert read(row, **template, best="").pairs == ()
+    scored = read(row, **template, scores="{{ votes }}")
     assert scored.pairs == (Pair(1, 0, margin=2.0), Pair(1, 2, margin=1.0), Pair(2, 0, margin=1.0))
-    with pytest.raises(
-        BadRow, match=r"^template\.best is 'D', but the 3 choices are A to C, or 0 to 2$"
-    ):
+    with pytest.raises(BadRow, match="'D' is none of the 3 choices"):
         read(row, **template, best="D")
-    with pytest.raises(BadRow, match=r"^template\.ranks: a list of 3 items is needed$"):
-        read(row, **template, ranks=["{places[0]}"])
     with pytest.raises(BadRow, match=r"^column 'scores' must be a number, not 'x'$"):
-        read(row, **template, scores="{all}")
+        read(row, **template, scores="{{ all }}")
     with pytest.raises(BadRow, match=r"^template\.scores: a list of 3 items is needed$"):
-        read(row, **template, scores="{best}")
+        read(row, **template, scores="{{ best }}")
 
 
 def test_a_conversation_in_two_columns() -> None:
     row = {"story": "Ann is 7.", "asked": ["Who?", "How old?"], "said": ["Ann", 7]}
-    turns = ["{asked}", "{said}"]
-    group = read(row, prompt="{story}", turns=turns, system="Be brief.")
+    messages = "{{ asked | dialogue(said, story) }}"
+    group = read(row, messages=messages, system="Be brief.")
     assert group.prompt == (Message(role="system", content="Be brief."), *user("Ann is 7.\n\nWho?"))
     said = (("assistant", "Ann"), ("user", "How old?"), ("assistant", "7"))
     assert group.responses[0].messages == tuple(
         Message(role=role, content=text) for role, text in said
     )
-    assert read(row, turns=turns).prompt == user("Who?")
-    with pytest.raises(BadRow, match=r"^template\.turns: the user has 2 turns, the assistant 1$"):
-        read({**row, "said": ["Ann"]}, turns=turns)
+    assert read(row, messages="{{ asked | dialogue(said) }}").prompt == user("Who?")
+    with pytest.raises(BadRow, match=r"^template\.messages: zip"):
+        read({**row, "said": ["Ann"]}, messages=messages)
     with pytest.raises(BadRow, match="there is no assistant turn"):
-        read({"asked": [], "said": []}, turns=turns)
+        read({**row, "asked": [], "said": []}, messages=messages)
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ({}, "prompt is missing"),
+        ({}, "prompt must name a column"),
+        ({"prompt": "{question}"}, "prompt must name a column"),
         (
-            {"prompt": "{q}", "response": "{a}", "chosen": "{a}", "rejected": "{b}"},
+            {"prompt": "{{ q }}", "response": "{{ a }}", "chosen": "{{ a }}", "rejected": "x"},
             "response and chosen exclude",
         ),
-        ({"prompt": "{q}", "chosen": "{a}"}, "chosen needs rejected"),
-        ({"prompt": "{q}", "label": "true"}, "label needs response"),
-        ({"prompt": "{q}", "scores": "1"}, "scores needs responses or response"),
-        ({"prompt": "{q}", "best": "0"}, "best needs responses"),
-        (
-            {"prompt": "{q}", "responses": "{a}", "best": "0", "ranks": "{r}"},
-            "best and ranks exclude each other",
-        ),
-        (
-            {"prompt": "{q}", "responses": "{a}", "scores": "{r}", "margin": "1"},
-            "margin needs chosen or best",
-        ),
-        ({"prompt": "{q}", "turns": ["{a}"]}, "at least 2 items"),
-        ({"prompt": "{q}", "required": ["{a"]}, "expected '}'"),
+        ({"prompt": "{{ q }}", "chosen": "{{ a }}"}, "chosen needs rejected"),
+        ({"prompt": "{{ q }}", "label": "true"}, "label needs response"),
+        ({"prompt": "{{ q }}", "scores": "1"}, "scores needs response or responses"),
+        ({"prompt": "{{ q }}", "best": "0"}, "best needs responses"),
     ],
 )
 def test_templates_that_contradict_themselves(template: dict[str, Any], reason: str) -> None:
@@ -316,10 +245,10 @@ def test_templates_that_contradict_themselves(template: dict[str, Any], reason: 
 
 @pytest.mark.parametrize("empty", ["", " ", None, [], {}])
 def test_rows_without_a_required_column_are_left_out(empty: Any) -> None:
-    template = {"prompt": "{q}", "response": "{a}", "required": ["{a}"]}
+    template = {"prompt": "{{ q }}", "response": "{{ a }}", "required": "{{ a }}"}
     assert read({"q": "Q?", "a": "A"}, **template).responses == (Response(text="A"),)
     assert read({"q": "Q?", "a": 0}, **template).responses == (Response(text="0"),)
-    with pytest.raises(LeftOut, match=r"'\{a\}' is empty"):
+    with pytest.raises(LeftOut, match=r"'\{\{ a \}\}' is empty"):
         read({"q": "Q?", "a": empty}, **template)
 
 
@@ -328,13 +257,13 @@ def test_rows_without_a_required_column_are_left_out(empty: Any) -> None:
 )
 def test_rows_of_other_types_are_refused_without_a_traceback(row: Any) -> None:
     with pytest.raises(BadRow):
-        read(row, prompt="{q}")
+        read(row, prompt="{{ q }}")
 
 
 def test_columns_that_other_tools_give_a_meaning_are_not_lost() -> None:
     with pytest.raises(BadRow, match="column 'choices' means something in other tools"):
-        read(ROW, prompt="{passage}")
-    assert "choices" not in read(ROW, prompt="{passage} {choices:letters}").meta
+        read(ROW, prompt="{{ passage }}")
+    assert "choices" not in read(ROW, prompt="{{ passage }} {{ choices | letters }}").meta
 
 
 # Recipes
@@ -355,7 +284,10 @@ ROWS = [
         "note": "a few words",
     },
 ]
-TEMPLATE = {"prompt": "{passage}\n\n{question}\n{options:letters}", "response": "{gold}"}
+TEMPLATE = {
+    "prompt": "{{ passage }}\n\n{{ question }}\n{{ options | letters }}",
+    "response": "{{ gold }}",
+}
 
 
 def recipe(folder: Path, data: Any, rows: Any = ROWS) -> Path:
@@ -379,9 +311,9 @@ def loaded(path: Path, *overrides: str) -> Loaded:
 @pytest.mark.parametrize(
     "data",
     [
-        {"template": {"path": "d.jsonl", **TEMPLATE, "required": ["{gold}"]}},
+        {"template": {"path": "d.jsonl", **TEMPLATE, "required": "{{ gold }}"}},
         {"template": {"path": "d.jsonl", "columns": {"text": "passage"},
-            **TEMPLATE, "prompt": TEMPLATE["prompt"].replace("passage", "text"), "required": ["{gold}"]}},
+            **TEMPLATE, "prompt": TEMPLATE["prompt"].replace("passage", "text"), "required": "{{ gold }}"}},
     ],
 )  # fmt: skip
 def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_path: Path) -> None:
@@ -389,7 +321,8 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_pat
     assert [group.prompt for group in found.groups] == [
         user("Rain is wet.\n\nWhat?\nA. Fire\nB. Rain")
     ]
-    assert [(row.row, row.reason) for row in found.skipped] == [(2, "'{gold}' is empty")]
+    [skipped] = found.skipped
+    assert (skipped.row, skipped.reason) == (2, "'{{ gold }}' is empty or false")
     lines = describe(found)
     assert lines[0].endswith("d.jsonl: template, 1 conversation, 1 bad row")
     assert [line.partition("kept for rewards: ")[2] for line in lines].count("note") == 1
@@ -398,19 +331,19 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(data: Any, tmp_pat
 def test_a_mistake_names_file_row_column_and_the_key_of_the_template(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = recipe(tmp_path, {"template": {"path": "d.jsonl", **TEMPLATE, "response": "{godl}"}})
+    path = recipe(tmp_path, {"template": {"path": "d.jsonl", **TEMPLATE, "response": "{{ godl }}"}})
     assert main(["check", str(path)]) == 4
-    reason = "template.response: no column 'godl'; did you mean 'gold'?"
+    reason = "template.response: 'godl' is undefined; did you mean 'gold'?"
     assert f"{tmp_path / 'd.jsonl'}:1: {reason}" in capsys.readouterr().err
 
 
 def test_a_template_with_wrong_braces_is_shown_in_the_recipe(tmp_path: Path) -> None:
-    path = recipe(tmp_path, {"template": {"path": "d.jsonl", **TEMPLATE, "response": "{gold"}})
+    path = recipe(tmp_path, {"template": {"path": "d.jsonl", **TEMPLATE, "response": "{{ gold"}})
     with pytest.raises(RecipeError) as error:
         load_recipe(path)
     [problem] = error.value.problems
-    assert problem.message.startswith("stages.sft.data.template.response: expected '}'")
-    assert problem.line and problem.source.strip() == "response: '{gold'"
+    assert problem.message.startswith("stages.sft.data.template.response: not valid Jinja")
+    assert problem.line and problem.source.strip() == "response: '{{ gold'"
 
 
 @pytest.mark.parametrize(
@@ -418,7 +351,7 @@ def test_a_template_with_wrong_braces_is_shown_in_the_recipe(tmp_path: Path) -> 
     [
         ({"path": "d.jsonl", "template": TEMPLATE}, "unknown key 'template'"),
         (
-            {"template": {"path": "d.jsonl", "promt": "{q}"}},
+            {"template": {"path": "d.jsonl", "promt": "{{ q }}"}},
             "unknown key 'promt'(?s:.)*help: did you mean 'prompt'",
         ),
         ({"template": {"path": "d.jsonl", **TEMPLATE}, "prompt": "x"}, "unknown key 'prompt'"),
@@ -436,31 +369,21 @@ def test_any_format_may_have_options(tmp_path: Path) -> None:
 
 
 def test_files_that_hold_little_or_much(tmp_path: Path) -> None:
-    data = {"template": {"path": "d.jsonl", "prompt": "{c7} {c199}"}}
+    data = {"template": {"path": "d.jsonl", "prompt": "{{ c7 }} {{ c199 }}"}}
     with pytest.raises(DataError, match="no usable row; it has no row that the recipe reads"):
         loaded(recipe(tmp_path, data, []))
     wide = {f"c{number}": str(number) for number in range(200)}
     [group] = loaded(recipe(tmp_path, data, [wide])).groups
     assert group.prompt == user("7 199") and len(group.meta) == 198
-    data["template"]["prompt"] = "{nowhere}"
-    with pytest.raises(DataError, match=r"no column 'nowhere'; there are c0, .*, c11 and 188 more"):
+    data["template"]["prompt"] = "{{ nowhere }}"
+    with pytest.raises(DataError, match=r"'nowhere' is undefined; columns: c0, "):
         loaded(recipe(tmp_path, data, [wide]))
-    with pytest.raises(
-        DataError, match=r"no usable row; bad rows skipped: 1, the first: .*no column 'nowhere'"
-    ):
-        loaded(
-            recipe(
-                tmp_path,
-                {"template": {"path": "d.jsonl", "prompt": "{c7}", "required": ["{nowhere}"]}},
-                [wide],
-            )
-        )
 
 
 def test_types_that_differ_by_row_are_bad_rows_of_their_own(tmp_path: Path) -> None:
     rows = [{"q": "Q?"}, {"q": 5}, {"q": ["Q?"]}, {"q": {"a": None}}, {"q": None}, "Q?"]
     with pytest.raises(DataError) as error:
-        loaded(recipe(tmp_path, {"template": {"path": "d.jsonl", "prompt": "Say {q}"}}, rows))
+        loaded(recipe(tmp_path, {"template": {"path": "d.jsonl", "prompt": "Say {{ q }}"}}, rows))
     assert str(error.value).startswith("4 bad rows:")
     assert [
         line.partition(": ")[0].rpartition(":")[2] for line in str(error.value).splitlines()[1:5]

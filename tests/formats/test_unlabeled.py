@@ -8,8 +8,7 @@ import pytest
 
 from alignkit import BadRow
 from alignkit.data.group import Group
-from alignkit_plugins.formats.labeled_pairs import LabeledPairs
-from alignkit_plugins.formats.rankings import Rankings, Unlabeled
+from alignkit_plugins.formats.rankings import LabeledPairs, Rankings, Unlabeled
 from alignkit_plugins.formats.trl import Preference, PromptOnly
 
 
@@ -33,10 +32,6 @@ def texts(group: Group) -> list[str]:
         ({"prompt": "Hi?", "responses": ["Hello", "Hey", "Yo"]}, ["Hello", "Hey", "Yo"]),
         (
             {"prompt": "Hi?", "response_a": "Hello", "response_b": "Hey", "answers": ["right"]},
-            ["Hello", "Hey"],
-        ),
-        (
-            {"prompt": "Hi?", "responses": [{"text": "Hello", "model": "a"}, {"text": "Hey"}]},
             ["Hello", "Hey"],
         ),
         (
@@ -83,14 +78,7 @@ def test_rows_with_a_label_and_single_answers_are_not(row: Any) -> None:
     assert not Unlabeled.matches(row)
 
 
-@pytest.mark.parametrize("name", ["answers", "completions", "outputs"])
-def test_a_list_with_another_name_is_read_by_whoever_names_the_format(name: str) -> None:
-    assert texts(Unlabeled().read({"prompt": "Hi?", name: ["Hello", "Hey"]})) == ["Hello", "Hey"]
-
-
-def test_an_author_is_kept_and_a_wrong_row_says_what_it_lacks() -> None:
-    row = {"prompt": "Hi?", "responses": [{"text": "Hello", "model": "a"}, {"text": "Hey"}]}
-    assert [response.source for response in Unlabeled().read(row).responses] == ["a", None]
+def test_a_wrong_row_says_what_it_lacks() -> None:
     with pytest.raises(BadRow, match="two answers are required, such as response_a and response_b"):
         Unlabeled().read({"prompt": "Hi?"})
     with pytest.raises(BadRow, match="a prompt is required, in one of the columns prompt, "):

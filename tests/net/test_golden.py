@@ -26,7 +26,7 @@ from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins import krippendorff as agreement
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
-from alignkit_plugins.formats import dialogues
+from alignkit_plugins.formats import text
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {
@@ -843,9 +843,7 @@ def check_ranking(case: Case) -> None:
 
 
 def check_gopher_dialogue(case: Case) -> None:
-    found = dialogues.find_dialogues(
-        case.inputs["text"], min_paragraphs=case.params["min_paragraphs"]
-    )
+    found = text.find_dialogues(case.inputs["text"], min_paragraphs=case.params["min_paragraphs"])
     summaries = [
         {"start": d.start, "n_paragraphs": len(d.turns), "prefixes": list(d.prefixes)}
         for d in found

@@ -114,24 +114,13 @@ def test_rewards_are_shown(models: Opened) -> None:
     ) == 2
 
 
-def test_commands(models: Opened) -> None:
-    talks = session(models, seed=3)
-    said(talks, "my old friend", "/retry")
-    again = {name: turns[1]["content"] for name, turns in talks.turns.items()}
-    assert again == {
-        name: text_of(models, name, [user("my old friend")], 4) for name in models.policies
-    }
-    assert [len(turns) for turns in talks.turns.values()] == [2, 2]
-    shown = said(talks, "/reset", "/retry", "/help", "/rest", "/quit", "never asked")
-    assert talks.turns == {"run-sft": [], "run-online": []}
-    assert "there is nothing to retry" in shown and "/system   TEXT" in shown
-    assert "no command /rest; did you mean '/reset'?" in shown
-    said(talks, "/system Be kind.", "//quit")
-    assert talks.turns["run-sft"][0] == user("/quit") and talks.system == "Be kind."
-    expected = text_of(
-        models, "run-sft", [Message(role="system", content="Be kind."), user("/quit")], 5
-    )
-    assert talks.turns["run-sft"][1]["content"] == expected
+def test_a_new_conversation(models: Opened) -> None:
+    talks = session(models, seed=3, system="Be kind.")
+    said(talks, "bread is good", "/reset", "my old friend")
+    system = Message(role="system", content="Be kind.")
+    expected = text_of(models, "run-sft", [system, user("my old friend")], 4)
+    answer = Message(role="assistant", content=expected)
+    assert talks.turns["run-sft"] == [user("my old friend"), answer]
 
 
 def test_a_question_that_is_too_long(models: Opened) -> None:
@@ -217,14 +206,14 @@ def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -
         str(run / "online"),
         "sampling.temperature=0.2",
     ]
-    done = subprocess.run(words, input=b"/quit", capture_output=True, timeout=PATIENCE)
+    done = subprocess.run(words, input=b"", capture_output=True, timeout=PATIENCE)
     assert b"run-sft and run-online: max_new_tokens 24, temperature 0.2" in done.stderr
 
 
 def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(
-        "alignkit_plugins.policies.serve.start",
+        "alignkit_plugins.policies.command.start",
         lambda *given, **more: started.append((given, more)),
     )
     assert (

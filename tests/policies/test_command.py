@@ -29,20 +29,6 @@ def test_the_default_folder(
     assert (tmp_path / "exports" / "run-sft-1" / "README.md").is_file()
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--base", "/models/tiny"], "--base /models/tiny is a path that only this machine has"),
-        (["--push", "me/sft"], "the base of 'sft', tiny, is not on the hub"),
-    ],
-)
-def test_requests_that_cannot_be_met(
-    words: list[str], said: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert export(lora_run / "sft", tmp_path / "out", *words) == 2
-    assert said in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("words", [["gone/sft"], ["{run}/report"]])
 def test_no_torch_for_what_cannot_be_exported(
     words: list[str], lora_run: Path, tmp_path: Path
@@ -80,6 +66,5 @@ def test_commands_of_the_documentation(
         (run / "sft").rename(run / "align")
         (run / "liked").rename(run / "helpful")
         monkeypatch.chdir(tmp_path / str(number))
-        offline = words[: words.index("--push")] if "--push" in words else words
-        assert main(offline) == 0, words
+        assert main(words) == 0, words
         assert (Path(words[2]) / "README.md").is_file()

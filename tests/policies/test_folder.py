@@ -45,25 +45,6 @@ def test_a_kept_version(lora_run: Path, tmp_path: Path) -> None:
     check_logprobs(model, AutoTokenizer.from_pretrained(tmp_path / "out"), lora_run, "sft@1")
 
 
-def test_a_base_with_a_public_name(
-    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """peft's own class finds the base by that name; here a folder stands for the hub."""
-    from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
-
-    assert export(lora_run / "sft", tmp_path / "policy", "--base", "me/tiny") == 0
-    assert export(lora_run / "liked", tmp_path / "reward", "--base", "me/tiny") == 0
-    (tmp_path / "me").mkdir()
-    (tmp_path / "me" / "tiny").symlink_to(tiny.source(cache_folder()))
-    monkeypatch.chdir(tmp_path)
-    policy = AutoPeftModelForCausalLM.from_pretrained("policy", **FP32).eval()
-    check_logprobs(policy, AutoTokenizer.from_pretrained("policy"), lora_run, "sft")
-    reward = AutoPeftModelForSequenceClassification.from_pretrained(
-        "reward", num_labels=1, **FP32
-    ).eval()
-    check_scores(reward, AutoTokenizer.from_pretrained("reward"), lora_run)
-
-
 def test_a_merged_policy(lora_run: Path, tmp_path: Path) -> None:
     assert export(lora_run / "sft", tmp_path / "out", "--merge") == 0
     assert not list((tmp_path / "out").glob("adapter*"))

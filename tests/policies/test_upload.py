@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from exported import export
 from huggingface_hub import constants
 
 from alignkit.errors import RecipeError, RunFailed
-from alignkit_plugins.models.upload import check_target
-from alignkit_plugins.policies import export_folder as folders
+from alignkit_plugins.models.upload import check_target, push
 
 
 class Hub:
@@ -130,59 +128,28 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test fails if the work begins."""
-    monkeypatch.setattr(folders, "write", lambda *arguments: pytest.fail("the work began"))
-
-
-def test_an_upload(
-    hub: Hub, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Private, with every file; the card names the repository."""
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "lab/sft", "--base", "me/tiny") == 0
-    assert hub.repos == {"lab/sft": "private"}
-    assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert (
-        f"pushed to {constants.ENDPOINT}/lab/sft, which only you can read"
-        in capsys.readouterr().out
-    )
-    assert '.from_pretrained("lab/sft")' in hub.files["README.md"].decode()
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("a card")
+    return tmp_path / "out"
 
 
 @pytest.mark.parametrize(
-    ("visibility", "readers"), [("private", "only you"), ("public", "everybody")]
+    ("visibility", "readers"), [("", "only you"), ("private", "only you"), ("public", "everybody")]
 )
-def test_a_repository_that_exists(
-    hub: Hub,
-    visibility: str,
-    readers: str,
-    lora_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    hub.repos["me/sft"] = visibility
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "sft", "--merge") == 0
-    assert "model.safetensors" in hub.files
-    assert f"me/sft, which {readers} can read" in capsys.readouterr().out
+def test_an_upload(hub: Hub, visibility: str, readers: str, folder: Path) -> None:
+    """A new repository is private."""
+    if visibility:
+        hub.repos["me/sft"] = visibility
+    where = push(folder, check_target("sft"))
+    assert hub.repos == {"me/sft": visibility or "private"}
+    assert hub.files == {"README.md": b"a card"}
+    assert where == f"{constants.ENDPOINT}/me/sft, which {readers} can read"
 
 
-@pytest.mark.usefixtures("nothing_is_written")
-@pytest.mark.parametrize(
-    ("repo", "expected"),
-    [
-        ("a b", "--push: this is no name of a repository"),
-    ],
-)
-def test_names_are_checked_first(
-    hub: Hub,
-    repo: str,
-    expected: str,
-    lora_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert export(lora_run / "sft", tmp_path / "out", "--push", repo, "--merge") == 2
-    assert expected in capsys.readouterr().err
+def test_names_are_checked_first(hub: Hub) -> None:
+    with pytest.raises(RecipeError, match="--push: this is no name of a repository"):
+        check_target("a b")
 
 
 def test_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,14 +173,10 @@ def test_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("part", ["/api/repos/create", "/commit/"])
-def test_a_hub_that_refuses(
-    hub: Hub, part: str, lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The export stays, and the message says how to upload it later."""
+def test_a_hub_that_refuses(hub: Hub, part: str, folder: Path) -> None:
+    """What was made stays, and the message says how to upload it later."""
     hub.refuses[part] = 403
-    assert export(lora_run / "sft", tmp_path / "out", "--push", "me/sft", "--merge") == 1
-    error = capsys.readouterr().err
-    assert "403" in error and "storage quota exceeded" in error
-    is_written = (tmp_path / "out" / "model.safetensors").is_file()
-    assert is_written == (part == "/commit/")
-    assert not is_written or f"it is in {tmp_path / 'out'}; push it with `hf upload" in error
+    with pytest.raises(RunFailed, match=r"403(?s:.)*storage quota exceeded") as raised:
+        push(folder, check_target("me/sft"))
+    later = f"it is in {folder}; push it with `hf upload" in str(raised.value)
+    assert later == (part == "/commit/")

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from test_online import averaged, close, double, new, random_batch, reported
 from torch import Tensor
 
-from alignkit import Algorithm, Batch, Outputs, RecipeError
+from alignkit import Algorithm, Batch, Group, Outputs, RecipeError, Response
 from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.vllm.importance import Importance
+from alignkit_plugins.vllm.engine import Importance
+from tests.algorithms.test_online import averaged, close, double, new, random_batch, reported
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [
@@ -53,7 +54,7 @@ def sampled(cls: type[Algorithm]) -> tuple[Batch, Tensor]:
         torch.rand(moved.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         - 0.5
     )
-    given.signals["sampler"] = given.old_logprobs + noise
+    given.signals["sampler"] = (given.old_logprobs + noise).float().double()  # as samplers tell
     zero = torch.zeros_like(moved)
     given.old_values = zero
     if cls in (PPO, ReinforcePP, Distillation):
@@ -64,15 +65,14 @@ def sampled(cls: type[Algorithm]) -> tuple[Batch, Tensor]:
     return given, moved
 
 
-def corrected(algorithm: Algorithm, given: Batch, **importance: Any) -> Batch:
+def corrected(algorithm: Algorithm, given: Batch) -> Batch:
     """The batch with the weights that a stage gives it."""
     finest = algorithm.needs.advantages
     assert finest is not None
-    old, sampler = given.old_logprobs, given["sampler"]
-    advantages, _ = Importance(**importance).weights(
-        given["advantages"], old, sampler, given.mask, finest
-    )
-    return given.replace(signals={**given.signals, "advantages": advantages})
+    sampler = [Response(text="", logprobs=row) for row in given["sampler"].tolist()]
+    rollouts = given.replace(groups=[Group((), tuple(sampler))])
+    signals, _ = Importance(cap=CAP).weighted(given.signals, rollouts, given.old_logprobs, finest)
+    return given.replace(signals=signals)
 
 
 def loss_of(algorithm: Algorithm, given: Batch, logprobs: Tensor) -> Tensor:
@@ -93,36 +93,13 @@ def test_each_token_is_weighted(cls: type[Algorithm], options: dict[str, Any]) -
     given, moved = sampled(cls)
     algorithm = new(cls, **options)
     without, found = (
-        gradient(algorithm, each, moved) for each in (given, corrected(algorithm, given, cap=CAP))
+        gradient(algorithm, each, moved) for each in (given, corrected(algorithm, given))
     )
     gap = (given.old_logprobs - given["sampler"]) * given.mask
     whole = cls is RLOO or options.get("ratio") == "sequence"
     weight = (gap.sum(1, keepdim=True) if whole else gap).exp()
     assert (weight > CAP).any() and (weight < 0.9).any() and without.abs().max() > 0
     close(found, without * weight.clamp(max=CAP))
-    # Of whole responses, if the recipe says so.
-    weight = gap.sum(1, keepdim=True).exp().clamp(max=CAP)
-    close(
-        gradient(algorithm, corrected(algorithm, given, cap=CAP, level="sequence"), moved),
-        without * weight,
-    )
-
-
-@pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
-def test_what_the_mask_leaves_out_has_no_gradient(
-    cls: type[Algorithm], options: dict[str, Any]
-) -> None:
-    given, moved = sampled(cls)
-    algorithm = new(cls, **options)
-    without = gradient(algorithm, given, moved)
-    found = gradient(algorithm, corrected(algorithm, given, mask=[0.8, 1.25]), moved)
-    gap = (given.old_logprobs - given["sampler"]) * given.mask
-    whole = cls is RLOO or options.get("ratio") == "sequence"
-    weight = (gap.sum(1, keepdim=True) if whole else gap).exp()
-    inside = (weight >= 0.8) & (weight <= 1.25)
-    assert inside.any() and (weight < 0.8).any() and (weight > 1.25).any()
-    # Others keep their share: what is left out still counts in the denominators.
-    close(found, without * weight * inside)
 
 
 @pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
@@ -132,7 +109,7 @@ def test_a_sampler_that_computes_as_training_does_changes_nothing(
     given, moved = sampled(cls)
     given.signals["sampler"] = given.old_logprobs
     algorithm = new(cls, **options)
-    same = corrected(algorithm, given, cap=CAP, mask=[0.5, 2.0])
+    same = corrected(algorithm, given)
     close(loss_of(algorithm, same, moved), loss_of(algorithm, given, moved))
     told, plain = (
         reported(algorithm, each, Outputs(logprobs=moved, values=moved)) for each in (same, given)
@@ -150,9 +127,7 @@ def test_other_terms_of_the_loss_have_no_weight() -> None:
         given, moved = sampled(cls)
         algorithm = new(cls, **options)
         out = Outputs(logprobs=moved, values=moved / 10, entropy=moved.abs())
-        plain, other = (
-            algorithm.loss(each, out) for each in (given, corrected(algorithm, given, cap=CAP))
-        )
+        plain, other = (algorithm.loss(each, out) for each in (given, corrected(algorithm, given)))
         same = {
             name for name, term in plain.items() if torch.equal(term.values, other[name].values)
         }
@@ -169,54 +144,26 @@ SAMPLER[0, 3], SAMPLER[1, 2] = -9.0, 50.0
 MASK = torch.tensor([[True, True, True, False], [True, True, False, False]])
 
 
-@pytest.mark.parametrize(
-    ("importance", "weights", "shares"),
-    [
-        ({"cap": 2.0}, [[1.5, 2, 0.25, 1], [1, 1.8, 1, 1]], {"importance_capped": 1 / 5}),
-        ({"mask": [0.5, 2]}, [[1.5, 0, 0, 1], [1, 1.8, 1, 1]], {"importance_masked": 2 / 5}),
-        (
-            # The mask judges what was measured: a ratio of 4 is left out, and not capped at 1.6 and
-            # then inside.
-            {"cap": 1.6, "mask": [0.5, 2]},
-            [[1.5, 0, 0, 1], [1, 1.6, 1, 1]],
-            {"importance_masked": 2 / 5, "importance_capped": 1 / 5},
-        ),
-        ({"cap": 1.6, "level": "sequence"}, [[1.5] * 4, [1.6] * 4], {"importance_capped": 1 / 2}),
-        (
-            {"mask": [0.5, 1.6], "level": "sequence"},
-            [[1.5] * 4, [0] * 4],
-            {"importance_masked": 1 / 2},
-        ),
-    ],
-    ids=["cap", "mask", "both", "capped responses", "masked responses"],
-)
-def test_weights_by_hand(
-    importance: dict[str, Any], weights: Any, shares: dict[str, float]
-) -> None:
+def test_weights_by_hand() -> None:
+    responses = tuple(Response(text="", logprobs=row) for row in SAMPLER.tolist())
+    rollouts = SimpleNamespace(groups=[Group((), responses)], mask=MASK)
     advantages = double([[2.0] * 4, [-3.0] * 4])
     for given in (advantages, advantages[:, 0]):  # of tokens, and one for each response
-        found, told = Importance(**importance).weights(given, OLD, SAMPLER, MASK, "token")
-        wanted = advantages * double(weights)
-        close(found, wanted if found.dim() == 2 else wanted[:, 0])
-        assert told == pytest.approx(shares)
-    # An algorithm of whole responses has no other weights.
-    of_responses, _ = Importance(**importance).weights(
-        advantages[:, 0], OLD, SAMPLER, MASK, "sequence"
-    )
-    assert of_responses.shape == (2,)
+        found, told = Importance(cap=2.0).weighted({"advantages": given}, rollouts, OLD, "token")
+        wanted = advantages * double([[1.5, 2, 0.25, 1], [1, 1.8, 1, 1]])
+        torch.testing.assert_close(found["advantages"], wanted, atol=1e-6, rtol=1e-6)
+        assert told == pytest.approx({"importance_capped": 1 / 5})
+    # An algorithm of whole responses: a ratio of 1.5 and one of 1.8.
+    signals = {"advantages": advantages[:, 0]}
+    found, told = Importance(cap=1.6).weighted(signals, rollouts, OLD, "sequence")
+    wanted = double([2.0 * 1.5, -3.0 * 1.6])
+    torch.testing.assert_close(found["advantages"], wanted, atol=1e-6, rtol=1e-6)
+    assert told == {"importance_capped": 1 / 2}
 
 
 def test_what_may_not_be_written() -> None:
-    for keys, message in (
-        ({}, "a weight without a limit can be arbitrarily large: set cap, mask or both"),
-        ({"level": "token"}, "set cap, mask or both"),
-        ({"mask": [2, 0.5]}, "must go from 0 or more up to 1, and on to 1 or more"),
-        ({"mask": [1.5, 2]}, "must go from 0 or more up to 1"),
-        ({"mask": [0.5]}, "at least 2 items"),
-        ({"cap": 0.5}, "greater than or equal to 1"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            Importance(**keys)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Importance(cap=0.5)
 
 
 # --- which algorithms
@@ -250,7 +197,7 @@ def test_what_learns_from_no_advantages_is_refused(tmp_path: Path, name: str) ->
 
 @pytest.mark.parametrize("algorithm", ["rloo", "ppo", "grpo", "reinforce_pp", "distillation"])
 def test_what_learns_from_advantages_is_weighted(tmp_path: Path, algorithm: str) -> None:
-    checked(tmp_path, algorithm, {"mask": [0.5, 2], "level": "sequence"})
+    checked(tmp_path, algorithm, {"cap": 2})
 
 
 def test_every_policy_gradient_declares_its_advantages() -> None:

@@ -159,7 +159,7 @@ OTHER_ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
         {"token_ids": [10**6], "logprobs": {"token_logprobs": [-1.0]}},
         "sample 0 token 1000000 is not in the vocabulary",
     ),
-    "count": ({"logprobs": {"token_logprobs": []}}, "but 0 log-probabilities"),
+    "count": ({"logprobs": {"token_logprobs": []}}, "tokens have 0 log-probabilities"),
     "nan": (
         {"token_ids": [5], "logprobs": {"token_logprobs": [math.nan]}},
         "a log-probability is nan",
@@ -255,7 +255,7 @@ def test_servers_that_do_not_fit_are_refused(
     )
     assert "let it read" in said(disk) and "needs the file system of this machine" in said(disk)
     assert "LoRA rank 4 is greater; start it with a larger --max-lora-rank" in said(rank)
-    code, err = run(recipe(tmp_path, {"flags": "--x 'y"}), capsys)
+    code, err = run(recipe(tmp_path, {"command": "vllm 'y"}), capsys)
     assert code == 2 and "No closing quotation" in err, err
     path = recipe(tmp_path, {"command": "python3"})  # which would serve the base's whole weights
     path.write_text(path.read_text().replace("dtype: float32", "quantization: nf4"))
@@ -263,7 +263,9 @@ def test_servers_that_do_not_fit_are_refused(
         main(["check", str(path)]) == 2
         and "and the quantized ones are trained" in capsys.readouterr().err
     )
-    assert main(["check", str(path), "engine.vllm.flags=--quantization bitsandbytes"]) == 0
+    assert (
+        main(["check", str(path), "engine.vllm.command=python3 --quantization bitsandbytes"]) == 0
+    )
     monkeypatch.setenv("PATH", "")
     assert "install vLLM into its own environment" in " ".join(
         run(recipe(tmp_path, {}), capsys)[1].split()
@@ -324,8 +326,7 @@ def test_a_real_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     for vLLM.
     """
     options = {
-        "command": COMMAND,
-        "flags": "--max-model-len 512 --max-num-seqs 8 --enforce-eager",
+        "command": f"{COMMAND} --max-model-len 512 --max-num-seqs 8 --enforce-eager",
         "timeout": PATIENCE,
     }
     name = "smollm2-135m-instruct"

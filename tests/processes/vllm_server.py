@@ -44,7 +44,7 @@ class FakeVllm:
         )
         self.base, self.model = str(base), SharedModel(self._spec, str(base))
         self.key, self.processed, self.lora, self.room = key, processed, lora, room
-        self.development, self.device, self.asleep, self.remembers = True, "cuda", False, False
+        self.development, self.asleep = True, False
         self.adapters: dict[str, str] = {}
         self.asked: list[tuple[str, Any]] = []
         self.fault: Callable[[str, Any], tuple[int, str] | None] = lambda path, body: None
@@ -75,20 +75,11 @@ class FakeVllm:
                 "/v1/unload_lora_adapter": self._unload,
             }
         if self.development:
-            methods |= {
-                "/sleep?level=1": self._sleep,
-                "/wake_up": self._wake,
-                "/server_info": self._info,
-            }
-            methods |= {"/collective_rpc": self._call, "/reset_prefix_cache": self._reset}
+            methods |= {"/sleep?level=1": self._sleep, "/wake_up": self._wake}
         if path not in methods:
             return 404, {"detail": "Not Found"}
         with self._lock:
-            if self.asleep and path in (
-                "/v1/completions",
-                "/v1/load_lora_adapter",
-                "/collective_rpc",
-            ):
+            if self.asleep and path in ("/v1/completions", "/v1/load_lora_adapter"):
                 return 500, "it sleeps"  # vLLM would not answer
             return methods[path](body)
 
@@ -108,18 +99,6 @@ class FakeVllm:
     def _wake(self, body: Any) -> tuple[int, Any]:
         self.asleep = False
         return 200, {"status": "awake"}
-
-    def _info(self, body: Any) -> tuple[int, Any]:
-        return 200, {"vllm_config": f"model='tiny', device_config={self.device}, seed=0"}
-
-    def _call(self, body: Any) -> tuple[int, Any]:
-        assert body["method"] == "reload_weights"
-        self.model, self.remembers = SharedModel(self._spec, body["kwargs"]["weights_path"]), True
-        return 200, {"results": [None]}
-
-    def _reset(self, body: Any) -> tuple[int, Any]:
-        self.remembers = False
-        return 200, {"success": True}
 
     def _tokenize(self, body: Any) -> tuple[int, Any]:
         return 200, {
@@ -148,7 +127,6 @@ class FakeVllm:
 
     def _complete(self, body: Any) -> tuple[int, Any]:
         name, prompt = body["model"], tuple(body["prompt"])
-        assert not self.remembers, "a prefix of other weights"
         if name != "served" and name not in self.adapters:
             return 404, {"error": {"message": f"The model `{name}` does not exist."}}
         role, top_k = BASE if name == "served" else name, max(0, body["top_k"])

@@ -106,7 +106,6 @@ def made(*words: str) -> Recipe:
     """The recipe that `init` writes, which two checks accept."""
     assert main(["init", "new", *words]) == 0
     assert main(["check", "new/recipe.yaml", "model.base=tiny"]) == 0
-    assert main(["data", "check", "new/recipe.yaml"]) == 0
     return load_recipe(Path("new/recipe.yaml"))
 
 
@@ -320,7 +319,7 @@ def test_held_out_examples_that_repeat_others_are_dropped(
 
     recipe = made(write("pairs.jsonl", doubled, range(100)))
     out = capsys.readouterr().out
-    assert " of them dropped, as they repeat others)" in out and "nothing leaks" in out
+    assert " of them dropped, as they repeat others)" in out
     assert next(iter(kinds(recipe).items())) == ("held_out_pairs", "clean")
     settings: Any = recipe.stages["align"].settings
     report: Any = recipe.stages["report"].component.options
@@ -370,16 +369,6 @@ def test_the_reward_of_the_recipe_finds_the_number_in_a_sentence(
         ({"role": "user", "content": "?"},), tuple(map(Response, said)), meta={"answer": answer}
     )
     assert [list(scores) for scores in reward.score([group]).values()] == [[1.0, 0.0, 1.0]]
-
-
-def test_an_answer_has_its_column_in_other_languages(write: Callable[..., str]) -> None:
-    recipe = made(
-        write(
-            "q.jsonl", lambda number: {"Frage": f"Was ist {thing(number)}?", "Antwort": str(number)}
-        )
-    )
-    settings: Any = recipe.stages["align"].settings
-    assert settings.prompts.sources[0].columns == {"prompt": "Frage", "answer": "Antwort"}
 
 
 def test_a_solution_next_to_the_answer_is_learned_first(write: Callable[..., str]) -> None:

@@ -100,25 +100,23 @@ LOG = [
 FACTS = {
     "command": "alignkit run small --out runs/small",
     "commit": "c0ffee",
-    "python": "3.11.7",
-    "cores": 2,
+    "machine": {"python": "3.11.7", "cores": 2, "memory": 8_000_000_000},
 }
 STARTS = [
     {"event": "start", "time": BEGAN, **FACTS},
-    {"event": "start", "time": BEGAN + 20, **FACTS, "memory": 8_000_000_000, "gpu": ""},
+    {"event": "start", "time": BEGAN + 20, **FACTS},
     {
         "event": "end",
         "time": BEGAN + 120,
         "outcome": "done",
         "message": "",
-        "reused": ["labels"],
         "peak_memory": "1 GiB",
     },
 ]
 
 
-def lengths(count: int, bins: list[list[int]]) -> dict[str, Any]:
-    return {"count": count, "least": 3, "median": 61, "p95": 190, "most": 199, "bins": bins}
+def lengths() -> dict[str, Any]:
+    return {"least": 3, "median": 61, "most": 199}
 
 
 SUMMARIES: dict[str, Any] = {
@@ -156,13 +154,9 @@ SOURCES = {
             "card": {
                 "rows": 48,
                 "responses": 60,
-                "prompt_characters": lengths(48, [[20, 30], [50, 18]]),
-                "response_characters": lengths(60, [[50, 15], [100, 30], [200, 15]]),
-                "pairs": {
-                    **{"count": 12, "better_longer": 9, "equally_long": 0, "without_margin": 2},
-                    "levels": {"significantly": 4, "unsure": 6},
-                    "margins": None,
-                },
+                "prompt_characters": lengths(),
+                "response_characters": lengths(),
+                "pairs": {"count": 12, "better_longer": 9},
                 "labels": {"good": 7, "bad": 5},
             },
             "agreement": [AGREED],

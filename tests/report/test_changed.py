@@ -12,7 +12,7 @@ import pytest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit_plugins.report.changes import carried_over, change_since
+from alignkit_plugins.report.changes import change_since
 
 ALIGN = {"algorithm": "ppo", "prompts": "p.jsonl", "reward": "length", "iterations": 3, "epochs": 1}
 
@@ -35,7 +35,7 @@ def parts_of(recipe: Recipe, sft: str = "0") -> dict[str, Any]:
     return dict(json.loads(json.dumps(parts, default=str)))
 
 
-def record_of(recipe: Recipe, rate: float = 2e-4) -> dict[str, Any]:
+def record_of(recipe: Recipe) -> dict[str, Any]:
     settings = recipe.stages["align"].settings
     assert settings is not None and settings.prompts is not None
     names = [{"name": source.name} for source in settings.prompts.sources]
@@ -44,7 +44,6 @@ def record_of(recipe: Recipe, rate: float = 2e-4) -> dict[str, Any]:
         "plugin": plugin,
         "depends_on": parts_of(recipe),
         "data": names,
-        "summary": {"learning_rate": rate},
     }
 
 
@@ -104,60 +103,6 @@ def test_files_stages_and_code_are_named(tmp_path: Path) -> None:
     assert change_since(record, now, stage) == "" and change_since({}, now, stage) == ""
 
 
-def carried(before: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    return list(carried_over(before, recipe.stages["align"], recipe, 576, True))
-
-
-def test_settings_that_were_written_for_the_other_algorithm_are_named(tmp_path: Path) -> None:
-    written = {"learning_rate": 1e-3, "rollout": {"max_new_tokens": 9}}
-    before = record_of(recipe_of(tmp_path, **written), 1e-3)
-    lines = carried(before, recipe_of(tmp_path, **written, algorithm="rejection_sampling"))
-    assert (
-        "learning_rate 0.001 was written for ppo and is kept; the default of rejection_sampling "
-        "is 0.0002" in lines
-    )
-    assert (
-        "iterations 3 was written for ppo and is kept; the default of rejection_sampling is 10"
-        in lines
-    )
-    assert (
-        "max_new_tokens 9 was written for ppo and is kept; the default of rejection_sampling is 128"
-        in lines
-    )
-
-
-def test_defaults_that_change_are_named(tmp_path: Path) -> None:
-    before = record_of(recipe_of(tmp_path, epochs=None), 1e-3)
-    lines = carried(before, recipe_of(tmp_path, epochs=None, algorithm="rejection_sampling"))
-    assert "learning_rate: 0.001 -> 0.0002, the default of rejection_sampling" in lines
-    assert not any(line.startswith(("temperature", "optimizer")) for line in lines)  # equal
-
-
-def test_settings_that_the_other_algorithm_has_not_are_not_named(tmp_path: Path) -> None:
-    """DPO samples nothing, so that there is nothing to say of iterations and responses."""
-    before = record_of(recipe_of(tmp_path), 1e-3)
-    (tmp_path / "d.jsonl").write_text(
-        '{"prompt": "what?", "chosen": "a", "rejected": "b"}\n', encoding="utf-8"
-    )
-    gone = dict.fromkeys(("prompts", "reward", "iterations"))
-    lines = carried(
-        before, recipe_of(tmp_path, **gone, epochs=None, algorithm="dpo", data="d.jsonl")
-    )
-    assert [line.partition(":")[0] for line in lines] == [
-        "learning_rate",
-        "warmup_ratio",
-        "lr_scheduler_type",
-    ]
-
-
-def test_nothing_is_carried_over_to_the_same_algorithm(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path)
-    assert (
-        carried(record_of(recipe), recipe_of(tmp_path, iterations=9)) == []
-        and carried({}, recipe) == []
-    )
-
-
 def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "what?"}\n', encoding="utf-8")
     (tmp_path / "r.json").write_text(
@@ -176,5 +121,4 @@ def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> Non
     before = {"plugin": "sample", "depends_on": parts_of(step), "data": [], "summary": {}}
     algorithm = recipe_of(tmp_path)
     assert change_since(before, parts_of(algorithm), algorithm.stages["align"])
-    assert not list(carried_over(before, algorithm.stages["align"], algorithm, 64, True))
     assert change_since(record_of(algorithm), parts_of(step), step.stages["align"])

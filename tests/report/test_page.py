@@ -35,7 +35,7 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
     order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
     places = [text.index(words) for words in order]
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
-    order = ["by topic, differences from the baseline", "how far to trust the judges"]
+    order = ["by topic, differences from the baseline", "local_judge compared 40 pairs"]
     order += ["lengths in characters", "18 responses truncated at max_length (30% of 60)"]
     order += ["mean and 95% interval", "demos.jsonl"]
     assert all(words in text for words in order)
@@ -76,7 +76,7 @@ def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) ->
     shown = text.replace("<wbr>", "")
     assert (
         "judge: {local_judge: {min_mass: 0.1}}" in shown
-        and '<th scope="row">encoded.rows</th>' in shown
+        and '<th scope="row">skipped steps</th>' in shown
     )
     assert (
         "<h2>Evaluation" in text

@@ -13,9 +13,8 @@ from stores import event, opened, pair
 from alignkit.io.results import AGREEMENT
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.votes import labeled
-from alignkit_plugins.report import document
 from alignkit_plugins.report.document import page
-from alignkit_plugins.report.facts import Stage, facts_of
+from alignkit_plugins.report.facts import facts_of
 
 
 @pytest.fixture
@@ -72,25 +71,3 @@ def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
         and "## People" not in page(facts)
         and 'id="people"' not in page(facts)
     )
-
-
-def test_the_report_says_whose_labels_count() -> None:
-    notes = [
-        "left out, gold below 80%: bob 6 of 9; cleo 3 of 9",
-        "kept, under 5 gold items: eve 0 of 1",
-    ]
-    one = {"stage": "reward", "source": "/x/labels.feedback", "agreement": [], "notes": notes}
-    (part,) = document._people([one])
-    (table,) = part.blocks
-    assert table.rows == [["reward", "labels.feedback", note] for note in notes]
-
-
-def test_rows_without_signal_of_a_store_name_the_likely_cause() -> None:
-    stage = Stage(Path("rm"), {}, reused=False)
-    record: dict[str, Any] = {"summary": {"without_signal": 8}, "data": [{"format": "feedback"}]}
-    vars(stage)["record"] = record
-    (one,) = stage.dropped()
-    assert one["rows"] == 8 and "as many votes on both sides: adjudicate them" in one["reason"]
-    vars(stage)["record"] = {**record, "data": [{"format": "pairs"}]}
-    (other,) = stage.dropped()
-    assert other["reason"] == "rows left out: the algorithm learns nothing from them"

@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from alignkit import cli
 from alignkit.io.results import Results, damage_of
-from alignkit_plugins.report.results import prune, results_table
+from alignkit_plugins.report.show import pruned, results_table
 
 
 @pytest.fixture
@@ -41,23 +40,21 @@ def test_results_are_shown_without_torch(store: Results) -> None:
 
 
 def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [(row[0], row[1], row[4]) for row in results_table(store.folder).rows]
+    found = [(row[0], row[1], row[3]) for row in results_table(store.folder).rows]
     assert found == [
-        ("align", "interrupted", "align"),
+        ("align", "unfinished", "align"),
         ("sft", "current", "sft"),
         ("sft", "earlier", f".results/sft-{'1' * 16}"),
         ("sft", "damaged", f".results/sft-{'2' * 16}"),
     ]
-    with FileLock(store.folder / ".lock"):
-        assert results_table(store.folder).rows[0][1] == "running"
     assert cli.main(["show", str(store.folder)]) == 0
     out = capsys.readouterr().out
     assert "earlier results: sft, sft (damaged)" in out
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
-    assert prune(store.folder) == "deleted 2 results, 0 MB"
-    assert [row[1] for row in results_table(store.folder).rows] == ["interrupted", "current"]
+    assert pruned(store.folder) == "deleted 2 results, 0 MB"
+    assert [row[1] for row in results_table(store.folder).rows] == ["unfinished", "current"]
     assert damage_of(store.folder / "sft") is None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from made import lines, make_run
 
-from alignkit_plugins.report.samples import samples
+from alignkit_plugins.report.swaps import samples
 
 
 def read(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.report import screen
 from alignkit_plugins.report.facts import Stage
 from alignkit_plugins.report.screen import _verdict
@@ -61,7 +61,29 @@ def test_a_stage_that_learned_nothing_is_told_in_a_line(
     p = 0.5 if result["low"] < 0.5 else 0.001
     accuracy = {"result": result, "difference": {"mean": 0.1, "p": p}}
     summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
-    stage = Stage(Path("gold"), {}, reused=False)
+    stage = Stage(Path("gold"), {})
     vars(stage).update(damage=None, rows=[], record={"plugin": plugin, "summary": summary})
     told = stage._weak()
     assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80
+
+
+def test_a_sample_has_room_where_much_is_told() -> None:
+    warning = {"stage": "", "text": "many " * 60}
+    stage = {"name": "sft", "learned": "much " * 60, "weak": "gold is no better than a coin. " * 9}
+    answers = [{"policy": name, "text": "word " * 90} for name in ("base", "sft", "align")]
+    sample = {"stage": "report", "kind": "random", "prompt": [{"content": "how?"}]}
+    row = plain(Row("sft", "metric", "metric", {"mean": 0.5}))
+    facts: dict[str, Any] = {
+        "stages": [stage] * 3,
+        "warnings": [warning],
+        "next": {"told": "again " * 90, "chat": ""},
+        "verdicts": [{"stage": "report", "outcome": "", **verdict("align", LONG, "Worse: b.")}],
+        "evaluations": [{"stage": "report", "evaluation": {"results": [row]}}],
+        "swaps": [],
+        "reports": [],
+        "samples": [{**sample, "answers": answers}],
+    }
+    lines = screen.screen(facts).splitlines()
+    assert len(lines) <= screen.LINES and max(map(len, lines)) <= 80
+    assert "prompt: how?" in lines and [line for line in lines if line.startswith("align: word")]
+    assert [line for line in lines if line.startswith("metric")]

@@ -103,7 +103,6 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
         mean(b - a for a, b in zip(old, new, strict=True))
     )
     assert result.difference["low"] <= result.difference["mean"] <= result.difference["high"]
-    assert swapped / pair["kept"] == find_result(swapped, "align@ppo")
 
 
 def test_the_screen_and_the_report_show_it(
@@ -124,9 +123,7 @@ def test_the_screen_and_the_report_show_it(
             line.split() for line in out.splitlines()
         ]
     facts = facts_of(swapped)
-    kept = f"align@ppo is kept in {swapped.resolve()}/.results/align-"
-    html = re.sub("<wbr>", "", page(facts))
-    assert "against align@ppo, prompt by prompt" in html and kept in html
+    assert "against align@ppo, prompt by prompt" in re.sub("<wbr>", "", page(facts))
 
 
 def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
@@ -135,11 +132,6 @@ def test_the_run_says_what_the_swap_changes(swapped: Path) -> None:
         "align: changed since the last run (algorithm: ppo -> rejection_sampling), starting over"
         in log
     )
-    kept = (
-        "align: learning_rate 0.05 was written for ppo and is kept; the default of "
-        "rejection_sampling is 0.0002"
-    )
-    assert log.count(kept) == 1
     assert "report: changed since the last run (align has changed), starting over" in log
 
 

@@ -3,7 +3,6 @@ hash.
 """
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -41,9 +40,7 @@ def test_lengths_are_counted_in_characters() -> None:
     assert found["rows"] == found["responses"] == 6
     assert found["prompt_characters"]["median"] == 6
     lengths = found["response_characters"]
-    assert {key: lengths[key] for key in ("count", "least", "median", "p95", "most")} == {
-        **{"count": 6, "least": 0, "median": 10, "p95": 2001, "most": 2001}
-    }
+    assert lengths == {"least": 0, "median": 10, "most": 2001}
 
 
 def test_answers_of_several_turns_and_raw_text() -> None:
@@ -73,19 +70,10 @@ def test_a_probability_below_a_half_means_that_the_other_response_is_better() ->
     assert card([group("s", "long", pairs=(Pair(0, 1, p=0.2),))])["pairs"]["better_longer"] == 1
 
 
-def test_pairs_say_how_often_the_better_one_is_longer_and_their_margins() -> None:
-    margins = (0.0, 1.0, 1.0, math.inf, "unsure", "significantly", "unsure", None)
-    groups = [group("long", "s", pairs=(Pair(0, 1, margin=margin),)) for margin in margins]
+def test_pairs_say_how_often_the_better_one_is_longer() -> None:
+    groups = [group("long", "s", pairs=(Pair(0, 1),))] * 8
     groups += [group("s", "long", pairs=(Pair(0, 1),)), group("even", "same", pairs=(Pair(1, 0),))]
-    pairs = card(groups)["pairs"]
-    assert (
-        pairs["count"],
-        pairs["better_longer"],
-        pairs["equally_long"],
-        pairs["without_margin"],
-    ) == (10, 8, 1, 3)
-    assert list(pairs["levels"].items()) == [("significantly", 1), ("unsure", 2)]
-    assert pairs["margins"] == {"count": 3, "least": 0.0, "median": 1.0, "p95": 1.0, "most": 1.0}
+    assert card(groups)["pairs"] == {"count": 10, "better_longer": 8}
 
 
 def test_ranks_are_pairs_and_labels_are_counted() -> None:
@@ -116,9 +104,7 @@ def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
     record = json.loads((run / "rm" / "stage.json").read_text())
     (source,) = record["data"]
     assert source["card"]["rows"] == 12 and source["card"]["pairs"]["better_longer"] == 12
-    assert source["card"]["pairs"]["margins"]["most"] == 2.75 and "card" not in json.dumps(
-        record["depends_on"]
-    )
+    assert "card" not in json.dumps(record["depends_on"])
     assert record["summary"]["encoded"] == {"rows": 12, "responses": 24}
     report = facts_of(run)
     assert report["data"][0]["response_characters"]["most"] == 45

@@ -39,18 +39,17 @@ def changed(summary: dict[str, Any], metric: str, **values: Any) -> dict[str, An
 def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
     assert list(doubts(summary)) == [
         "2 of 20 prompts are training data (2 by sft)",
-        "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
-        "between equally long answers, local_judge has no clear preference",
-        "between equally long answers, no difference between align and sft is clear",
+        "between equally long answers, no difference between align and sft in helpful is clear",
+        "helpful and local_judge contradict each other on align: one of them may be fooled",
+        "between equally long answers, no difference between align and sft in local_judge is clear",
         (
             "answers of align are 100% longer than those of sft, and rewards and judges often "
             "depend on length"
         ),
-        "align is 30 nats from sft; so far away, a reward model is often fooled",
-        "1 answers of sft have no score by helpful and do not count",
-        "1 answers of align have no score by helpful and do not count",
-        "many answers are truncated: 50% of sft, 50% of align",
-        "1 prompts do not count, because they and their answers do not fit",
+        "1 answers of sft have no helpful and do not count",
+        "1 answers of align have no helpful and do not count",
+        "50% of the answers of sft are truncated",
+        "50% of the answers of align are truncated",
     ]
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
     assert next(doubts(bad)) == f"local_judge: {NONE}"
@@ -65,26 +64,6 @@ def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
         equal_length={"mean": 0.68, "low": 0.58, "high": 0.78, "n": 20},
     )
     assert not any("judge" in text.replace("and judges", "") for text in doubts(good))
-
-
-@pytest.mark.parametrize(
-    ("preferred", "controlled", "said"),
-    [
-        (0.7, 0.3, "local_judge prefers the other policy: length decides for it"),
-        (0.7, 0.45, "local_judge has no clear preference"),
-        (0.3, 0.7, "local_judge prefers the other policy: length decides for it"),
-        (0.3, 0.55, "local_judge has no clear preference"),
-        (0.7, 0.68, ""),
-    ],
-)
-def test_a_preference_that_turns_at_equal_length_is_named(
-    preferred: float, controlled: float, said: str, summary: dict[str, Any]
-) -> None:
-    ends = {"mean": preferred - 0.5, "low": preferred - 0.6, "high": preferred - 0.4, "p": 0.001}
-    rate = {"mean": controlled, "low": controlled - 0.098, "high": controlled + 0.098, "n": 20}
-    told = changed(summary, "local_judge", difference=ends, equal_length=rate)
-    found = [text for text in doubts(told) if "long answers, local" in text]
-    assert found == [f"between equally long answers, {said}"] * bool(said)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +106,7 @@ def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> 
     with (folder / "run.log").open("a", encoding="utf-8") as file:
         file.writelines(f"2026-09-21T14:15:01Z {line}\n" for line in log)
     found = [warning for warning in facts_of(folder)["warnings"] if NONE in warning["text"]]
-    assert found == [{"stage": "labels", "text": text, "logged": False}]
+    assert found == [{"stage": "labels", "text": text}]
 
 
 def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
@@ -141,7 +120,7 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
     )
     rewritten(folder / "labels")
     facts = facts_of(folder)
-    assert {"stage": "labels", "text": f"strict: {NONE}", "logged": False} in facts["warnings"]
+    assert {"stage": "labels", "text": f"strict: {NONE}"} in facts["warnings"]
     for text in [page(facts).replace("\xa0", " ")]:
         assert (
             "Evaluate reward: labels" in text

@@ -32,7 +32,7 @@ def test_the_command_shows_a_run_and_writes_nothing(
         out.startswith("small: done, 4 of 4 stages\nsft ") and "\n\nalign is better than sft" in out
     )
     assert (
-        "align   done     1m01s  reward 1.91 -> 3.11 on the prompts that it learned from"
+        "align   done   1m01s  reward 1.91 -> 3.11 on the prompts that it learned from"
         in out.splitlines()
     )
     after_the_stages = out.splitlines()[5:]
@@ -91,7 +91,8 @@ def test_a_run_that_is_not_named_exactly(
     for words in (["show"], ["show", "runs"]):
         assert main(words) == 0
         assert "runs/small  done" in capsys.readouterr().out
-    assert main(["show", "runs", "--prune"]) == 2
+    assert main(["show", "align@ppo"]) == 2
+    assert "help: write RUN/align@ppo" in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_is_no_run(
@@ -149,12 +150,11 @@ def test_a_run_ends_with_its_report(smoke: tuple[Path, subprocess.CompletedProce
         ("sft", 40),
         ("helpful", 48),
     ]
-    assert all(len(item["digest"]) == 64 for item in facts["data"])
     assert facts["reproduce"]["command"].startswith("python -m alignkit run ")
     assert facts["reproduce"]["machine"]["cores"] > 0 and len(facts["verdicts"]) == 2
     page = (out / "report.html").read_text()
     Reader(page)
-    assert page.count("data:image/svg+xml") > 20 and len(page.encode()) < 600_000
+    assert page.count("data:image/svg+xml") > 10 and len(page.encode()) < 600_000
 
 
 def test_a_run_that_fails_has_a_report_and_its_exit_code(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from alignkit.data.sources import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.evaluate.grading import matches
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
+from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch
 
@@ -144,20 +143,20 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
     for name, cls in FORMATS.items():
         # Which has options to be filled
         row = json.loads(cls.example) if cls.example and name != "template" else {}
-        for group in checked_groups(cls(), row, {}) if row else []:
+        for group in checked_groups(cls(), row) if row else []:
             if "answer" in group.meta and all(one.label is not False for one in group.responses):
                 said = group.responses[0].text if group.responses else str(row["Answer"])
                 assert score(MathVerify, group, said) == 1.0, name
                 assert score(ExactMatch, group, said, extract=r"(\S+)\Z") == 1.0, name
                 seen.add(name)
     assert {"gsm8k", "svamp"} <= seen
-    assert matches("−5", ["-5"], "exact", 1.0) and not matches("5", ["-5"], "exact", 1.0)
+    assert matches("−5", ["-5"], "exact") and not matches("5", ["-5"], "exact")
     row = {
         "context": "Ann is 7.",
         "question": "How old is Ann?",
         "answers": {"text": ["7"], "answer_start": [7]},
     }
-    [group] = checked_groups(FORMATS["squad"](), row, {})
+    [group] = checked_groups(FORMATS["squad"](), row)
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
     [group] = checked_groups(
         FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {}

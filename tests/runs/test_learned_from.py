@@ -12,7 +12,8 @@ import pytest
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit_plugins.evaluate.learned_from import RECIPE, learned_from
+from alignkit_plugins.evaluate import learned_from as lineage
+from alignkit_plugins.evaluate.learned_from import RECIPE
 
 TEXT = """
 name: small
@@ -50,6 +51,10 @@ def recipe(tmp_path: Path) -> Recipe:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "recipe.yaml").write_text(TEXT)
     return load_recipe(tmp_path / "recipe.yaml")
+
+
+def learned_from(policy: str, rater: Any, recipe: Recipe) -> bool | None:
+    return lineage.learned_from(policy, rater, recipe, recipe.folder / ".run")
 
 
 def learned(recipe: Recipe, policy: str, raters: dict[str, Any]) -> set[str]:
@@ -131,30 +136,6 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
     assert learned_from(folder, raters["length"], recipe) is None
 
 
-@pytest.mark.parametrize(("seed", "known"), [(0, False), (1, True)])
-def test_shares_of_runs_with_other_seeds_overlap(
-    recipe: Recipe, tmp_path: Path, seed: int, known: bool
-) -> None:
-    """The seed decides which conversations are in a share."""
-    run = tmp_path / "run"
-    run.mkdir()
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
-        ": prompts.", f": {tmp_path}/prompts."
-    )
-    text = text.replace(": gold_pairs", f": {tmp_path}/gold_pairs")
-    part = "data: {{path: {}/pairs.jsonl, part: {}}}"
-    (run / RECIPE).write_text(
-        text.replace("data: pairs.jsonl", part.format(tmp_path, [0, 0.5])) + f"seed: {seed}\n"
-    )
-    (tmp_path / "recipe.yaml").write_text(
-        TEXT.replace("data: pairs.jsonl", part.format(tmp_path, [0.5, 1]))
-    )
-    mine = load_recipe(tmp_path / "recipe.yaml")
-    options: Any = mine.stages["report"].component.options
-    helpful = next(spec for spec in options.rewards if spec.name == "helpful")
-    assert learned_from(str(run / "dpo" / "adapter"), helpful, mine) is known
-
-
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
     path = recipe.folder / "recipe.yaml"
     path.write_text(TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))
@@ -163,25 +144,6 @@ def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
     gold = next(spec for spec in options.rewards if spec.name == "gold")
     assert learned_from("ppo", gold, stopped) is True
     assert learned_from("dpo", gold, stopped) is False
-
-
-def test_a_base_that_another_run_made_learned_what_that_run_taught(
-    recipe: Recipe, raters: dict[str, Any], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    model = run / "ppo" / "model"
-    model.mkdir(parents=True)
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
-        ": prompts.", f": {tmp_path}/prompts."
-    )
-    (run / RECIPE).write_text(
-        text.replace(": pairs", f": {tmp_path}/pairs").replace(": gold_pairs", f": {tmp_path}/g")
-    )
-    shutil.copy(tmp_path / "pairs.jsonl", tmp_path / "g.jsonl")
-    (tmp_path / "recipe.yaml").write_text(TEXT.replace("base: tiny", f"base: {model}"))
-    second = load_recipe(tmp_path / "recipe.yaml")
-    assert learned(second, "base", raters) == {"helpful", "other", "length"}
-    assert learned(second, "sft", raters) == {"helpful", "other", "length"}
 
 
 def test_what_an_earlier_result_learned_from_is_not_known(
@@ -199,7 +161,7 @@ stages:
   align: {algorithm: grpo, prompts: seen.jsonl, reward: TAUGHT, iterations: 1, rollout: {max_new_tokens: 4}}
   report:
     step: evaluate
-    policies: [base, align, {policy: base, best_of: 2, reward: TAUGHT, name: best}]
+    policies: [base, align]
     baseline: base
     metrics: {m: {reward: MEASURED}}
     prompts: PROMPTS.jsonl
@@ -208,9 +170,7 @@ stages:
 """
 
 
-def trained_on(
-    folder: Path, taught: str, measured: str, prompts: str = "held_out"
-) -> dict[str, Any]:
+def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> bool | None:
     for name in ("seen", "held_out"):
         rows = [{"prompt": f"{name} {n}", "answer": "1", "answers": ["1"]} for n in range(4)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -218,8 +178,8 @@ def trained_on(
     (folder / "recipe.yaml").write_text(text)
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
     rows = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["results"]
-    found = {row["policy"]: row["trained_on"] for row in rows if row["metric"] == "m"}
-    return {policy: found[policy] for policy in ("align", "best")}
+    (found,) = (row for row in rows if (row["policy"], row["metric"]) == ("align", "m"))
+    return found["trained_on"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.silent_bug(
@@ -255,15 +215,13 @@ def test_a_measure_is_its_own_reward_with_other_options(
     options: Any = recipe.stages["report"].component.options
     rater = options.metrics["m"].reward
     assert learned_from("align", rater, recipe) is own
-    assert learned_from(options.policies[2].reward, rater, recipe) is own
 
 
 @pytest.mark.silent_bug(
     "evaluation: own reward",
     "Right answers to held-out questions count as no proof, because the policy was trained on "
     "right answers to others.",
-    "A known answer to a prompt that was not trained on is independent; one that chose the "
-    "answer is not.",
+    "A known answer to a prompt that was not trained on is independent.",
 )
 def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
     for name in "abc":
@@ -272,10 +230,7 @@ def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
         "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: "
         "{a: 1, b: 1}}}"
     )
-    assert trained_on(tmp_path / "a", taught, "exact_match") == {"align": False, "best": True}
-    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") == {
-        "align": True,
-        "best": True,
-    }
+    assert trained_on(tmp_path / "a", taught, "exact_match") is False
+    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") is True
     many = "{exact_match: {within: true}}"  # which an answer that names everything pleases
-    assert trained_on(tmp_path / "c", taught, many) == {"align": True, "best": True}
+    assert trained_on(tmp_path / "c", taught, many) is True

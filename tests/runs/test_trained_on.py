@@ -7,14 +7,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
+from alignkit.io.results import write_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.evaluate.learned_from import trained_on
+from alignkit_plugins.evaluate.learned_from import trained_prompts
 
 RECIPE = """
 model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
@@ -51,7 +54,9 @@ def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict
         return [prompt(f" {letter}\n") for letter in ROWS[source.path.stem]]  # type: ignore[union-attr]
 
     groups = [prompt(word) for word in words]
-    found = trained_on(policy, groups, recipe, lambda step: selected, read)
+    write_record(folder / "run" / "best", {"policy": selected})
+    context: Any = SimpleNamespace(recipe=recipe, out=folder / "run" / "report", read=read)
+    found = trained_prompts(context, policy, groups)
     return {stage: [words[place] for place in sorted(places)] for stage, places in found.items()}
 
 
@@ -135,11 +140,7 @@ def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
     turns = ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")
     first, *rest = (Message(role=role, content=words) for role, words in turns)
     dialogue = Group((first,), (Response(messages=tuple(rest)),))
-    found = trained_on(
-        "warm",
-        prompts_of([dialogue]),
-        load_recipe(tmp_path / "recipe.yaml"),
-        lambda step: None,
-        lambda spec: [dialogue],
-    )
-    assert found == {"warm": {0}}
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    out = tmp_path / "run" / "report"
+    context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: [dialogue])
+    assert trained_prompts(context, "warm", prompts_of([dialogue])) == {"warm": {0}}

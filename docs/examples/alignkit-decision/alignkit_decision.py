@@ -50,7 +50,6 @@ from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.judges import Item
 from alignkit.report import Report, Table
-from alignkit_plugins.compare import calibration
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.formats.spoken import last_turn
 
@@ -269,7 +268,6 @@ MEASURES = {
     "accuracy": "people's favorite is chosen",
     "brier": "Brier score",
     "cross_entropy": "cross-entropy, nats",
-    "error": "calibration error (ECE)",
 }
 
 
@@ -387,7 +385,7 @@ class Decide(Step):
         ]
         shares = [shares_of(groups[place]) for place in known]
         measured = {
-            role: measure([found[place] for place in known], shares, context.seed)
+            role: measure([found[place] for place in known], shares)
             for role, found in (answers.items() if known else ())
         }
         last = answers[self.options.policies[-1]]
@@ -433,7 +431,7 @@ def _decided(group: Group, options: Sequence[str], probabilities: Sequence[float
     return replace(group, responses=responses, meta=meta)
 
 
-def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int) -> dict[str, Any]:
+def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any]) -> dict[str, Any]:
     """How far probabilities are from people's shares; [questions][options] each.
 
     Confidence is the likeliest option's probability, and right is the share of people who choose
@@ -441,7 +439,6 @@ def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int
     """
     both = list(zip(answers, shares, strict=True))
     top = [max(range(len(p)), key=p.__getitem__) for p in answers]
-    cases = calibration.Cases.of([(p[at], q[at]) for (p, q), at in zip(both, top, strict=True)])
     brier = [math.fsum((x - y) ** 2 for x, y in zip(p, q, strict=True)) for p, q in both]
     entropy = [
         -math.fsum(y * math.log(max(x, 1e-12)) for x, y in zip(p, q, strict=True)) for p, q in both
@@ -452,7 +449,6 @@ def measure(answers: Sequence[Sequence[float]], shares: Sequence[Any], seed: int
         ),
         "brier": stats.estimate(brier),
         "cross_entropy": stats.estimate(entropy),
-        "error": calibration.error(cases, seed),
     }
 
 

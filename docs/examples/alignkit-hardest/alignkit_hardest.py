@@ -1,4 +1,4 @@
-"""A monitor of the hardest prompts, and a part of the report that lists them."""
+"""A monitor of the hardest prompts, which stage.json lists."""
 
 from __future__ import annotations
 
@@ -48,23 +48,3 @@ class Hardest(ak.Monitor):
 @ak.hookimpl
 def register(add: ak.Add) -> None:
     add("monitor", "hardest", Hardest, "lists the prompts that are solved least")
-
-
-@ak.hookimpl
-def report_parts(records: Sequence[Mapping[str, Any]]) -> dict[str, ak.Report]:
-    """Only for runs with a stage that has the monitor."""
-    tables = []
-    for record in records:
-        rows = [
-            [words, f"{asked}", f"{mean:.2f}"]
-            for words, asked, mean in record["summary"].get("hardest", ())
-        ]
-        if rows:
-            tables.append(
-                ak.Table(
-                    f"{record['name']}: the hardest prompts",
-                    ["prompt", "asked", "reward"],
-                    rows[:10],
-                )
-            )
-    return {"Hardest prompts": ak.Report(tables)} if tables else {}

@@ -1,4 +1,4 @@
-"""The means by hand, the conformance kit, and a run with a full batch and its report."""
+"""The means by hand, the conformance kit, and a run with a full batch."""
 
 import json
 from importlib.metadata import entry_points
@@ -39,10 +39,7 @@ def test_it_conforms() -> None:
     check_monitor(alignkit_hardest.Hardest, {"memory": 0.2})
 
 
-def test_a_run_fills_its_batch_and_reports_the_hardest_prompts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
+def test_a_run_fills_its_batch_and_keeps_the_hardest_prompts(tmp_path: Path) -> None:
     assert main(["run", str(HERE / "recipe.yaml"), "--out", str(tmp_path), *PLUGIN]) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
@@ -50,7 +47,5 @@ def test_a_run_fills_its_batch_and_reports_the_hardest_prompts(
     assert any(row["gen_batches"] > 1 for row in rows) and all(
         "hardest/share" in row for row in rows
     )
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "align: the hardest prompts" in text and "Who wrote this story?" in text
-    (part,) = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["parts"]
-    assert part["title"] == "Hardest prompts"
+    record = json.loads((tmp_path / "align" / "stage.json").read_text(encoding="utf-8"))
+    assert "Who wrote this story?" in [words for words, _, _ in record["summary"]["hardest"]]

@@ -15,7 +15,7 @@ from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
 from alignkit.judges import Item, costs
 from alignkit.reward import Verdict
-from alignkit_plugins.compare.reward_columns import label
+from alignkit_plugins.compare.comparison import label
 
 if TYPE_CHECKING:
     from alignkit.evaluation.statistics import Estimate
@@ -41,19 +41,6 @@ def judge_names(judges: Sequence[Any]) -> list[str]:
         counts[name] += 1
         names.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
     return names
-
-
-def check_names(rewards: Sequence[Any], judges: Sequence[Any]) -> None:
-    """Raise ValueError if a reward and a judge have the same name in the tables.
-
-    Both are as `label` takes them.
-    """
-    both = set(map(label, rewards)) & set(judge_names(judges))
-    if both:
-        raise ValueError(
-            f"'{min(both)}' is the name of a reward and of a judge, and of rows in the tables; "
-            "rename one"
-        )
 
 
 def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> Compare:

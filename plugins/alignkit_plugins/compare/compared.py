@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.data.group import Group, length
+from alignkit.data.group import Group, Response, length
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.compare.rows import BASE_MODEL, Row
@@ -36,27 +36,25 @@ class Scale:
     ) -> statistics.Estimate:
         """The mean of averages at prompts, with its interval. units: of each, see `unit_of`."""
         draws = statistics.clustered(values, units or [None] * len(values))
-        if self.levels:
-            found = statistics.rate(draws, self._samples(len(values), draws), self.levels)
-        else:
-            found = statistics.estimate(draws)
-        return {**found, "n": len(values)}
+        if self.levels is None:
+            return {**statistics.estimate(draws), "n": len(values)}
+        rate = statistics.rate(draws, self._samples(len(values), draws), self.levels)
+        return {**rate, "n": len(values)}
 
     def difference(
         self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any] | None = None
     ) -> statistics.Difference:
         """The mean difference of averages at the same prompts, with its interval."""
         units = units or [None] * len(ours)
-        differences = statistics.differences(ours, theirs)
-        draws = statistics.clustered(differences, units)
+        gaps = statistics.differences(ours, theirs)
+        draws = statistics.clustered(gaps, units)
         zeros = [0.0] * len(draws)
-        if self.levels:
-            found = statistics.paired_rates(
-                draws, zeros, self._samples(len(ours), draws), self.levels
-            )
+        if self.levels is None:
+            difference = statistics.paired_difference(draws, zeros)
         else:
-            found = statistics.paired_difference(draws, zeros)
-        return {**found, "n": len(ours), "p": statistics.clustered_p(differences, units)}
+            samples = self._samples(len(ours), draws)
+            difference = statistics.paired_rates(draws, zeros, samples, self.levels)
+        return {**difference, "n": len(ours), "p": statistics.clustered_p(gaps, units)}
 
     def _samples(self, prompts: int, draws: Sequence[float]) -> int:
         """How many each independent draw has."""
@@ -102,31 +100,27 @@ def compared(
         facts: Others of Row, which all rows have.
     """
     rows = []
-    everything = Scale(statistics.levels_of(_known(*values.values())))
+    everything = scale or Scale(statistics.levels_of(_known(*values.values())))
     if percent is None:
-        percent = (scale or everything).levels == (0.0, 1.0)
+        percent = everything.levels == (0.0, 1.0)
     units = units or [None] * len(next(iter(values.values())))
     for policy, ours in values.items():
         own = scale or Scale(statistics.levels_of(_known(ours)))
-        scored = [place for place, value in enumerate(ours) if value is not None]
-        mean = own.mean(_known(ours), [units[place] for place in scored])
-        row = Row(
-            policy,
-            metric,
-            kind,
-            statistics.of_share(mean) if percent else mean,
-            percent=percent,
-            **facts,
-        )
+        scored = [unit for unit, value in zip(units, ours, strict=True) if value is not None]
+        mean = own.mean(_known(ours), scored)
+        if percent:
+            mean = statistics.of_share(mean)
+        row = Row(policy, metric, kind, mean, percent=percent, **facts)
         row = replace(row, trained_on=(trained_on or {}).get(policy))
-        rows.append(row)
         others = values if compare is None else compare
-        if baseline is not None and policy != baseline and policy in others:
-            sides = values, scale or everything, units, outcomes or values
-            rows[-1] = _against(row, baseline, *sides, lengths)
+        if baseline is not None and policy in others and policy != baseline:
+            sides = values, everything, units, outcomes or values
+            rows.append(_against(row, baseline, *sides, lengths))
             if base not in (None, baseline, policy):
                 over_base = _against(row, base, *sides)
                 rows.append(replace(over_base, baseline=BASE_MODEL, win_rate={}, counts=""))
+        else:
+            rows.append(row)
     return rows
 
 
@@ -144,11 +138,10 @@ def _against(
     lengths: Mapping[str, Values] | None = None,
 ) -> Row:
     """The row with its difference from the baseline, at the prompts where both have a value."""
-    both = [
-        place
-        for place, pair in enumerate(zip(values[row.policy], values[baseline], strict=True))
-        if None not in pair
-    ]
+    both = list[int]()
+    for place, pair in enumerate(zip(values[row.policy], values[baseline], strict=True)):
+        if None not in pair:
+            both.append(place)
 
     def at(every: Sequence[Any]) -> list[Any]:
         return [every[place] for place in both]
@@ -156,29 +149,25 @@ def _against(
     ours, theirs, shared = at(values[row.policy]), at(values[baseline]), at(units)
     equal_length: Any = None
     if lengths is not None:
-        longer = [
-            a - b for a, b in zip(at(lengths[row.policy]), at(lengths[baseline]), strict=True)
-        ]
+        short = at(lengths[baseline])
+        longer = statistics.differences(at(lengths[row.policy]), short)
         differences = statistics.differences(ours, theirs)
-        equal_length = statistics.at_equal_length(
-            differences, longer, at(lengths[baseline]), shared
-        )
+        equal_length = statistics.at_equal_length(differences, longer, short, shared)
     gaps = statistics.differences(at(outcomes[row.policy]), at(outcomes[baseline]))
-    decided = dict[Any, list[float]]()
+    decided, wins = dict[Any, list[float]](), 0
     for place, (gap, unit) in enumerate(zip(gaps, shared, strict=True)):
         if gap:
-            decided.setdefault(place if unit is None else unit, []).append(
-                float((gap < 0) == row.lower)
-            )
-    wins = sum(sum(each) for each in decided.values())
-    losses = sum(map(len, decided.values())) - wins
+            won = (gap < 0) == row.lower
+            wins += won
+            decided.setdefault(place if unit is None else unit, []).append(float(won))
+    losses = sum(map(bool, gaps)) - wins
     return replace(
         row,
         baseline=baseline,
         difference=scale.difference(ours, theirs, shared),
         equal_length=equal_length or {},
         win_rate=statistics.clustered_share(list(decided.values())) or {},
-        counts=f"{wins:.0f}/{losses:.0f}/{len(both) - wins - losses:.0f}",
+        counts=f"{wins}/{losses}/{len(both) - wins - losses}",
     )
 
 
@@ -187,20 +176,22 @@ def _against(
 
 def averages(groups: Sequence[Group], policy: str, score: str) -> list[float | None]:
     """The mean score of a policy's answers at each prompt; None if no answer has this score."""
-    found = list[float | None]()
-    for group in groups:
-        known = _known([response.scores.get(score) for response in answers_of(group, policy)])
-        found.append(statistics.mean(known) if known else None)
-    return found
+    return _means(groups, policy, score, lambda response: response.scores[score])
 
 
 def lengths_of(groups: Sequence[Group], policy: str, score: str) -> list[float | None]:
     """The mean length in tokens of a policy's answers that have a score."""
-    found = list[float | None]()
+    return _means(groups, policy, score, length)
+
+
+def _means(
+    groups: Sequence[Group], policy: str, score: str, measure: Callable[[Response], Any]
+) -> list[float | None]:
+    means = list[float | None]()
     for group in groups:
-        answers = [r for r in answers_of(group, policy) if r.scores.get(score) is not None]
-        found.append(statistics.mean(list(map(length, answers))) if answers else None)
-    return found
+        scored = [r for r in answers_of(group, policy) if r.scores.get(score) is not None]
+        means.append(statistics.mean(list(map(measure, scored))) if scored else None)
+    return means
 
 
 def has_score(groups: Sequence[Group], score: str) -> bool:

@@ -1,5 +1,5 @@
-"""Several policies compared on the same prompts: their answers side by side, and a policy's average
-at each prompt.
+"""Several policies compared on the same prompts: their answers side by side, and the scores of
+these.
 
 A prompt is the unit of all statistics, because samples of one prompt are not independent.
 `Response.source` names the policy that wrote an answer.
@@ -7,9 +7,9 @@ A prompt is the unit of all statistics, because samples of one prompt are not in
 
 from __future__ import annotations
 
-import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import DataSpec, held_together
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
-from alignkit.recipe.schema import BASE
+from alignkit.recipe.schema import BASE, RewardSpec
+from alignkit.reward import REWARD_KEY
 from alignkit.step import StepContext
 
 TEMPERATURE = 0.7  # of `evaluate`, chat and serve
@@ -39,25 +40,21 @@ def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
     return list(prompts.values())
 
 
-def together(prompts: Sequence[Group], data: Any) -> tuple[list[Group], list[str]]:
+def together(prompts: Sequence[Group], data: DataSpec) -> tuple[list[Group], list[str]]:
     """Prompts that know what they share, and a note. data: where they are from, whose `group` names
     columns.
 
     Raises DataError for a prompt without its source's column.
     """
-    sources = data.sources if isinstance(data, DataSpec) else ()
-    if not any(source.group for source in sources):
-        return list(prompts), []
-    grouped, shared, units = [], dict[str, None](), set()
+    grouped, shared = list[Group](), dict[str, None]()
     for group in prompts:
         number = group.origin.source if group.origin else 0
-        if column := sources[number].group:
+        if column := data.sources[number].group:
             shared[column] = None
             unit = f"{column} {held_together(group, column)!r}"
-            units.add(unit)
             group = replace(group, meta={**group.meta, UNIT: unit})
         grouped.append(group)
-    note = f"intervals are over {len(units)} groups of prompts, which share {', '.join(shared)}"
+    note = f"intervals are over groups of prompts that share {', '.join(shared)}"
     return grouped, [note] * bool(shared)
 
 
@@ -84,24 +81,9 @@ def prompts_to_compare(
     return prompts[:limit], [note] if repeated else []
 
 
-@dataclass(frozen=True)
-class Prompted:
-    """A policy that answers in another way. role: the model's reference. read: the prompt as it
-    reads it.
-
-    drafts: how many answers it writes for each of its own. choose: which of them are its own, for
-    groups with drafts.
-    """
-
-    role: str
-    read: Callable[[Group], Group] = lambda group: group
-    drafts: int = 1
-    choose: Callable[[list[Group]], list[Group]] = lambda groups: groups
-
-
 def sample_policies(
     context: StepContext,
-    policies: Sequence[str] | Mapping[str, Prompted],
+    policies: Sequence[str] | Mapping[str, str],
     prompts: Sequence[Group],
     *,
     samples_per_prompt: int = 1,
@@ -110,34 +92,27 @@ def sample_policies(
     """One group per prompt with the answers of all policies, in order.
 
     Every policy samples from the same random streams, so equal policies give equal answers. A
-    prompt is left out for all policies if any policy has no room for an answer. policies: or how
-    each one answers, by its name in results; the groups keep the prompt's own messages. `sampling`
-    takes the keys of a recipe's `rollout`.
+    prompt is left out for all policies if any policy has no room for an answer. policies: or the
+    model of each, by its name in results. `sampling` takes the keys of a recipe's `rollout`.
     """
     if not isinstance(policies, Mapping):
-        policies = {policy: Prompted(policy) for policy in policies}
+        policies = dict(zip(policies, policies, strict=True))
     answers = []
-    names = short_names(list(policies))
-    for number, (policy, asked) in enumerate(policies.items(), 1):
-        context.say(
-            f"{context.out.name}: {names[policy]} answers {len(prompts)} prompts ({number} of "
-            f"{len(policies)})"
+    for policy, model in policies.items():
+        context.say(f"{context.out.name}: {policy} answers {len(prompts)} prompts")
+        sampled = context.models[model].sample(
+            prompts, seed=context.seed, samples_per_prompt=samples_per_prompt, **sampling
         )
-        read, count = [asked.read(group) for group in prompts], samples_per_prompt * asked.drafts
-        sampled = context.models[asked.role].sample(
-            read, seed=context.seed, samples_per_prompt=count, **sampling
-        )
-        drafts = []
-        for group, one in zip(prompts, sampled, strict=True):
-            own = tuple(replace(response, source=policy, scores={}) for response in one.responses)
-            # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
-            drafts.append(replace(group, responses=own, pairs=None))
-        answers.append([group.responses for group in asked.choose(drafts)])
-    found = []
+        answers.append([group.responses for group in sampled])
+    answered = list[Group]()
     for group, *responses in zip(prompts, *answers, strict=True):
+        every = list[Response]()
+        for policy, own in zip(policies, responses, strict=True):
+            every += [replace(response, source=policy, scores={}) for response in own]
         if all(responses):
-            found.append(replace(group, responses=tuple(itertools.chain(*responses)), pairs=None))
-    return found
+            # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
+            answered.append(replace(group, responses=tuple(every), pairs=None))
+    return answered
 
 
 def default_baseline(policies: Sequence[str]) -> str | None:
@@ -151,46 +126,101 @@ def default_baseline(policies: Sequence[str]) -> str | None:
 
 def check_unique(option: str, names: Sequence[str]) -> None:
     """Raise ValueError if an option names something twice."""
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise ValueError(f"{option} has duplicates: {', '.join(repeated)}; names must be unique")
 
 
-def short_names(policies: Sequence[str]) -> dict[str, str]:
-    """Names for tables: a stage's own, and for the folder of another run as many last parts as tell
-    it from others.
-    """
-    parts = {policy: folder_parts(policy) for policy in policies}
-    names = {}
-    for policy, own in parts.items():
-        others = [other for name, other in parts.items() if name != policy]
-        count = next(
-            (n for n in range(2, len(own)) if all(other[-n:] != own[-n:] for other in others)),
-            len(own),
+def check_policies(policies: Sequence[str], baseline: str | None) -> None:
+    """Raise ValueError if a policy is named twice, or a baseline is none of the policies."""
+    check_unique("policies", policies)
+    if baseline is not None and baseline not in policies:
+        raise ValueError(
+            f"baseline '{baseline}' must be one of the policies: {', '.join(policies)}"
         )
-        names[policy] = "/".join(own[-count:]) if policy.startswith("/") else policy
-    return (
-        names if len(set(names.values())) == len(names) else {policy: policy for policy in policies}
-    )
 
 
-def folder_parts(policy: str) -> list[str]:
-    """The parts of a policy's reference or folder that name it: `RUN`, `STAGE`, or `STAGE@PLUGIN`
-    of an earlier one.
+def short_names(policies: Sequence[str]) -> dict[str, str]:
+    """Names for tables: a stage's own, and RUN/STAGE for the folder of another run, if that tells
+    all of them apart.
     """
+    names = {policy: short_name(policy) for policy in policies}
+    if len(set(names.values())) < len(names):
+        return dict(zip(policies, policies, strict=True))
+    return names
+
+
+def short_name(policy: str) -> str:
+    """RUN/STAGE of a folder, or RUN/STAGE@PLUGIN of an earlier result; any other name stays."""
     if not policy.startswith("/"):
-        return policy.split("/")
+        return policy
     folder = Path(policy)
     stage, name = stage_folder(folder), ""
     if folder.parent.name == "kept":
         name = f"@{folder.name}"
     elif folder.parent.parent.name == RESULTS and stage.resolve() != folder.parent.resolve():
         name = f"@{read_record(folder.parent).get('plugin', '')}"
-    return [*stage.parts[1:-1], f"{stage.name}{name}"]
+    return f"{stage.parent.name}/{stage.name}{name}"
 
 
 def answers_of(group: Group, policy: str) -> list[Response]:
     """The responses that a policy wrote."""
     return [response for response in group.responses if response.source == policy]
+
+
+def of_policy(groups: Sequence[Group], policy: str) -> list[Group]:
+    """The groups with the responses of one policy."""
+    own = list[Group]()
+    for group in groups:
+        own.append(replace(group, responses=tuple(answers_of(group, policy))))
+    return own
+
+
+# Scores by several rewards
+
+
+def label(spec: Any) -> str:
+    """The name of a reward or judge in tables: RUN/STAGE for a reward model of another run."""
+    if isinstance(spec, RewardSpec) and spec.kind == "folder":
+        return short_name(spec.name) if Path(spec.name).name == "adapter" else Path(spec.name).name
+    return str(spec.name)
+
+
+def scored_by(
+    groups: Sequence[Group],
+    rewards: Sequence[Any],
+    scorers: Sequence[Any],
+    say: Callable[[str], None],
+) -> tuple[list[Group], list[str]]:
+    """The groups with a score of each reward among their responses' scores, and its names.
+
+    scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say:
+    called with the name of a reward before it scores.
+    """
+    unscored, merged, names = bare(groups), list(groups), list(map(label, rewards))
+    for name, scorer in zip(names, scorers, strict=True):
+        say(name)
+        for place, scored in enumerate(scorer.score(unscored)):
+            merged[place] = with_scores(merged[place], scored, [name])
+    return merged, names
+
+
+def bare(groups: Sequence[Group]) -> list[Group]:
+    """The groups without scores."""
+    unscored = list[Group]()
+    for group in groups:
+        responses = tuple(replace(response, scores={}) for response in group.responses)
+        unscored.append(replace(group, responses=responses))
+    return unscored
+
+
+def with_scores(group: Group, scored: Group, names: Sequence[str]) -> Group:
+    """The group with the reward of the scored one, by other names."""
+    responses = []
+    for old, new in zip(group.responses, scored.responses, strict=True):
+        scores = dict.fromkeys(names, new.scores[REWARD_KEY])
+        responses.append(replace(old, scores={**old.scores, **scores}))
+    return replace(group, responses=tuple(responses))
 
 
 # How answers are sampled that people read or that are compared: not at the temperature of training

@@ -94,13 +94,17 @@ def accuracy(
     for place in range(len(pairs)) if places is None else places:
         prompts.setdefault(pairs[place].prompt, []).append(place)
     rows = []
-    for rater, every in raters.items():
+    for rater, gaps in raters.items():
         values, most, known = list[float | None](), 1, list[float]()
         for same in prompts.values():
-            of_prompt = [gap for gap in map(every.__getitem__, same) if gap is not None]
-            hits = [float(gap > 0) for gap in of_prompt]
+            hits = list[float]()
+            for place in same:
+                gap = gaps[place]
+                if gap is not None:
+                    hits.append(float(gap > 0))
+                    known.append(gap)
             values.append(statistics.mean(hits) if hits else None)
-            most, known = max(most, len(hits)), known + of_prompt
+            most = max(most, len(hits))
         scale = Scale((0.0, 1.0), most)
         (row,) = compared(
             "accuracy", {rater: values}, kind="reward", scale=scale, percent=True, **facts

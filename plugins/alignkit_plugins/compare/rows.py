@@ -1,13 +1,11 @@
 """An evaluation as a flat table, a row per metric and policy: what screens, reports, cards and
 verdicts are made of.
 
-The steps that compare policies write it into evaluation.json, as `results`, and into results.csv.
+The steps that compare policies write it into evaluation.json, as `results`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,14 +17,8 @@ BASE_MODEL = "the base model"
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
 ANSWERS = "answers"  # the kind of what describes the answers
 LENGTH, TRUNCATED, KL = "length, tokens", "truncated", "KL, nats"
-TRUST = (
-    False,
-    None,
-    True,
-)  # the order in which metrics decide, by whether the policy was trained on them
-ENDS = ("mean", "low", "high")
-NAMES = ("policy", "baseline", "metric", "kind", "column", "value")
-FACTS = ("p", "clear", "lower", "percent", "trained_on", "counts", "missing")
+# The order in which metrics decide, by whether the policy was trained on them
+TRUST = (False, None, True)
 EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
 
 
@@ -34,7 +26,7 @@ EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
 class Row:
     """A number of a policy, and how far it is from the same number of another policy.
 
-    kind: one of RATED; ANSWERS; `diversity`; or `Elo`. estimate: `mean`, `low`, `high` and `n`; of
+    kind: one of RATED, or ANSWERS. estimate: `mean`, `low`, `high` and `n`; of
     a judge, of the probability that the policy's answer is better. difference: the same prompt by
     prompt, with `p`; of a judge, from one half. Empty if nothing is compared. equal_length: what is
     left of the difference between answers of equal length; of a judge, the win rate there.
@@ -96,10 +88,7 @@ def plain(row: Row) -> dict[str, Any]:
 
 def main_rows(rows: Iterable[Row]) -> list[Row]:
     """The rows of the table of policies by metrics."""
-    kinds = (*RATED, ANSWERS)
-    return [
-        row for row in rows if row.kind in kinds and not row.column and row.baseline != BASE_MODEL
-    ]
+    return [row for row in rows if not row.column and row.baseline != BASE_MODEL]
 
 
 def decides(row: Row) -> bool:
@@ -114,29 +103,13 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
 
     The headline is the last policy's, by the metric that decides first.
     """
-    tested = {}
+    tested, last = dict[int, float](), ""
     for place, row in enumerate(rows):
         if row.tested and row.difference.get("mean") is not None:
             tested[place] = row.difference["p"]
-    deciding = [place for place in tested if decides(rows[place])]
-    last = [place for place in deciding if rows[place].policy == rows[deciding[-1]].policy]
-    headline = min(last, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
+            if decides(row):
+                last = row.policy
+    deciding = [place for place in tested if decides(rows[place]) and rows[place].policy == last]
+    headline = min(deciding, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
     p_values = holm(tested, headline)
     return [replace(row, p=p_values.get(place)) for place, row in enumerate(rows)]
-
-
-def as_csv(rows: Iterable[Row]) -> str:
-    """The text of results.csv. Unknown numbers are empty."""
-    out = io.StringIO()
-    file = csv.writer(out, lineterminator="\n")
-    heads = [*NAMES, "n"]
-    for part in ("", "difference_", "equal_length_", "win_rate_"):
-        heads += [f"{part}{end}" for end in ENDS]
-    file.writerow([*heads, *FACTS])
-    for row in rows:
-        cells = [getattr(row, name) for name in NAMES]
-        cells.append(row.estimate.get("n"))
-        for estimate in (row.estimate, row.difference, row.equal_length, row.win_rate):
-            cells += [estimate.get(end) for end in ENDS]
-        file.writerow([*cells, *(getattr(row, name) for name in FACTS)])
-    return out.getvalue()

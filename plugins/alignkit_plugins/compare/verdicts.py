@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
-from alignkit.recipe.schema import BASE
 from alignkit_plugins.compare.readable import bounds, mapping, shown
 from alignkit_plugins.compare.rows import (
     BASE_MODEL,
-    KL,
     LENGTH,
     RATED,
     TRUNCATED,
@@ -30,7 +28,6 @@ PAIRS = "pairs right"
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
 COIN = 0.5
 LONGER = 0.2  # share by which lengths may differ without a warning
-HIGH_KL = 20.0  # nats per response
 CUT = 0.2  # share of answers that may be truncated without a warning
 # By whether the policy learned from what it gains by.
 GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
@@ -73,119 +70,97 @@ def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
         text = f"{policy} and {baseline} cannot be compared: no prompt has a score for both."
         return Verdict(policy, baseline, "", "unknown", [text])
     head = min(against, key=lambda row: TRUST.index(row.trained_on))
-    others = [row for row in against if row is not head]
-    below = [row for row in own if row.baseline == BASE_MODEL and row.clear == -1]
-    told = [_headline(head, rows)]
-    if head.clear == 1 and head.trained_on is not False:
-        told[0] += f" {NO_PROOF[head.trained_on]}"
-    if head.clear == 0:
+    sides: dict[Any, list[Row]] = {1: [], -1: [], 0: []}
+    below = list[Row]()
+    for row in own:
+        if row.baseline == BASE_MODEL and row.clear == -1:
+            below.append(row)
+        elif row in against and row is not head:
+            sides[row.clear].append(row)
+    told, outcome = [_headline(head, rows)], "nothing clear"
+    if head.clear == 1:
+        outcome = GAINS[head.trained_on]
+        if head.trained_on is not False:
+            told.append(NO_PROOF[head.trained_on])
+        elif sides[-1] or below:
+            outcome = "mixed"
+        told += _bought(head, rows)
+    elif head.clear == -1:
+        outcome = "lost"
+    else:
         told.append(MORE)
-    told += _bought(head, rows)
-    outcome = {0: "nothing clear", -1: "lost", 1: GAINS[head.trained_on]}[head.clear or 0]
-    if length := _of_length(rows, policy) if head.metric == PAIRS else "":
-        told = [length] if head.clear == 1 else [*told, length]
-        outcome = "only length" if head.clear == 1 else outcome
-    for way, words in ((1, "Also better"), (-1, "Worse")):
-        if found := [_difference(row) for row in others if row.clear == way]:
-            told.append(f"{words}: {', '.join(found)}.")
-    if below:
-        told.append(f"Worse than {BASE_MODEL}: {', '.join(map(_difference, below))}.")
-    if unclear := [row.metric for row in others if row.clear == 0]:
-        told.append(f"No clear difference in {_and(unclear)}.")
-    if outcome == "gained" and (below or any(row.clear == -1 for row in others)):
-        outcome = "mixed"
+    if head.metric == PAIRS and (length := _of_length(rows, policy)):
+        told.append(length)
+        if head.clear == 1:
+            told, outcome = [length], "only length"
+    for what, others in (
+        ("Also better", sides[1]),
+        ("Worse", sides[-1]),
+        (f"Worse than {BASE_MODEL}", below),
+    ):
+        if others:
+            told.append(f"{what}: {'; '.join(map(_difference, others))}.")
+    if sides[0]:
+        unclear = [row.metric for row in sides[0]]
+        told.append(f"No clear difference in {'; '.join(unclear)}.")
     return Verdict(policy, head.baseline, head.metric, outcome, told)
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:
     """That a policy only prefers longer responses, if the pairs that it has right say so."""
     shares = {row.metric: row.estimate for row in rows if row.policy == policy and not row.column}
-    longer, shorter = (shares.get(name, {}) for name in (LONGER_IS_BETTER, SHORTER_IS_BETTER))
-    low, high = bounds(longer)[1], bounds(shorter)[2]
-    if low is None or high is None or low <= high or shorter["mean"] >= COIN:
+    longer, shorter = shares.get(LONGER_IS_BETTER), shares.get(SHORTER_IS_BETTER)
+    low, (mean, _, high) = bounds(longer)[1], bounds(shorter)
+    if low is None or mean is None or high is None or low <= high or mean >= COIN:
         return ""
-    right = [shown({"mean": one["mean"]}, percent=True) for one in (longer, shorter)]
     return (
-        f"{policy} prefers longer responses, which is no gain: it has {right[0]} of pairs right "
-        f"where the better one is longer, and {right[1]} where it is shorter."
+        f"{policy} prefers longer responses, which is no gain: it has "
+        f"{shown(longer, percent=True)} of pairs right where the better one is longer, and "
+        f"{shown(shorter, percent=True)} where it is shorter."
     )
 
 
 def _headline(row: Row, rows: Sequence[Row]) -> str:
     """The comparison that decides, as a sentence."""
-    policy, baseline = row.policy, row.baseline
-    if row.kind == "judge":
-        return _preferred(row)
-    metric = f"the reward {row.metric}" if row.kind == "reward" else row.metric
-    metric += " (lower is better)" if row.lower else ""
-    if row.clear == 0:
-        return f"No clear difference between {policy} and {baseline} in {metric}: {_shown(row)}."
-    same = (baseline, row.metric, row.column)
-    theirs = next(
-        (one.estimate for one in rows if (one.policy, one.metric, one.column) == same), {}
-    )
-    both = [shown({"mean": bounds(one)[0]}, percent=row.percent) for one in (row.estimate, theirs)]
-    numbers = (
-        f"{both[0]} against {both[1]}, difference {_shown(row)}" if "-" not in both else _shown(row)
-    )
-    return (
-        f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {metric}: "
-        f"{numbers}."
-    )
-
-
-def _preferred(row: Row) -> str:
-    """What a judge prefers, as a sentence."""
-    policy, baseline, share = row.policy, row.baseline, row.estimate
-    if row.clear == 0:
-        text = f"{row.metric} has no clear preference between {policy} and {baseline}: {policy}"
-        return f"{text} in {shown(share, percent=True)} of comparisons{_adjusted(row)}."
-    better, worse = (policy, baseline) if row.clear == 1 else (baseline, policy)
-    if row.clear == -1:
-        mean, low, high = (None if value is None else 1 - value for value in bounds(share))
-        share = {"mean": mean, "low": high, "high": low}
-    return (
-        f"{row.metric} prefers {better} to {worse}: in {shown(share, percent=True)} of "
-        f"comparisons{_adjusted(row)}."
-    )
+    policy, baseline, text = row.policy, row.baseline, _difference(row)
+    if not row.clear:
+        return f"No clear difference between {policy} and {baseline} in {text}."
+    for one in rows:
+        if (one.policy, one.metric, one.column) == (baseline, row.metric, row.column):
+            both = [{"mean": each.estimate.get("mean")} for each in (row, one)]
+            ours, theirs = (shown(mean, percent=row.percent) for mean in both)
+            text += f": {ours} against {theirs}"
+    return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {text}."
 
 
 def _difference(row: Row) -> str:
-    """`facts right +20 points [4, 36]`, for a list."""
+    """`facts right, +20 points [4, 36]`"""
+    name, difference = row.metric, shown(row.difference, sign=True, percent=row.percent)
+    if row.kind == "reward":
+        name = f"the reward {name}"
+    if row.lower:
+        name += " (lower is better)"
+    if row.trained_on:
+        name += " (trained on it)"
+    text = f"{name}, {difference.replace('%', ' points')}"
     if row.kind == "judge":
-        return f"preferred by {row.metric} {shown(row.estimate, percent=True)}{_adjusted(row)}"
-    return f"{row.metric} {_shown(row)}{' (trained on it)' if row.trained_on else ''}"
-
-
-def _shown(row: Row) -> str:
-    return shown(row.difference, sign=True, percent=row.percent).replace(
-        "%", " points"
-    ) + _adjusted(row)
-
-
-def _adjusted(row: Row) -> str:
-    """The p value where the interval, which nothing adjusts, says something else."""
-    if row.p is None or bool(row.clear) == row.excludes_zero:
-        return ""
-    return f", p {row.p:.1g} after adjusting for all comparisons"
-
-
-def _and(names: Sequence[str]) -> str:
-    if any("," in name for name in names):
-        return "; ".join(names)
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+        text = f"{name}, which prefers it in {shown(row.estimate, percent=True)} of comparisons"
+    if row.p is not None and bool(row.clear) != row.excludes_zero:
+        text += f", p {row.p:.1g} after adjusting for all comparisons"
+    return text
 
 
 def _bought(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     """What most of a gain was bought with, if that is length."""
     longer = longer_by(rows, row.policy, row.baseline)
-    if (
-        row.kind == "reward"
-        and longer
-        and bought_with_length(row.difference, row.equal_length or None)
-    ):
-        what = f"Most of this gain comes with {'longer' if longer > 0 else 'shorter'} answers"
-        yield f"{what}: between equally long ones it is {shown(row.equal_length, sign=True)}."
+    equal = row.equal_length or None
+    if row.kind == "reward" and longer and bought_with_length(row.difference, equal):
+        what = f"Most of this gain comes with {_longer(longer)} answers"
+        yield f"{what}: between equally long ones it is {shown(equal, sign=True)}."
+
+
+def _longer(share: float) -> str:
+    return "longer" if share > 0 else "shorter"
 
 
 def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
@@ -206,13 +181,20 @@ def doubts(evaluation: Mapping[str, Any]) -> Iterator[str]:
         if note.startswith("warning: "):
             yield note.removeprefix("warning: ")
     for row in rows:
-        if row.kind == "judge" and row.clear:
-            yield from _of_preference(row, rows)
+        if row.clear and decides(row):
+            yield from _of_gain(row, rows)
     for verdict in verdicts(rows):
-        yield from _of_verdict(verdict, rows)
-    yield from _of_answers(rows)
-    if left_out := evaluation.get("left_out"):
-        yield f"{left_out} prompts do not count, because they and their answers do not fit"
+        longer = longer_by(rows, verdict.policy, verdict.baseline)
+        if longer is not None and abs(longer) > LONGER:
+            yield (
+                f"answers of {verdict.policy} are {abs(longer):.0%} {_longer(longer)} than those "
+                f"of {verdict.baseline}, and rewards and judges often depend on length"
+            )
+    for row in rows:
+        if row.missing and row.baseline != BASE_MODEL and row.kind != "judge":
+            yield f"{row.missing} answers of {row.policy} have no {row.metric} and do not count"
+        if row.metric == TRUNCATED and row.estimate["mean"] > CUT:
+            yield f"{row.estimate['mean']:.0%} of the answers of {row.policy} are truncated"
 
 
 def no_judges(evaluation: Mapping[str, Any]) -> Iterator[str]:
@@ -222,67 +204,20 @@ def no_judges(evaluation: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {card['no_judge']}"
 
 
-def _of_preference(row: Row, rows: Sequence[Row]) -> Iterator[str]:
-    """Where rewards contradict a judge, and where its preference ends at equal length."""
-    policy, judge, other_way = row.policy, row.metric, -(row.clear or 0)
+def _of_gain(row: Row, rows: Sequence[Row]) -> Iterator[str]:
+    """Where rewards contradict a judge, and where a difference ends at equal length."""
     for other in rows:
-        if (
-            other.policy == policy
-            and decides(other)
-            and other.kind != "judge"
-            and other.clear == other_way
-        ):
-            better, worse = (policy, row.baseline) if other.clear == 1 else (row.baseline, policy)
+        if row.kind != "judge" or other.policy != row.policy or other.kind == "judge":
+            continue
+        if decides(other) and other.clear == -(row.clear or 0):
             yield (
-                f"{other.metric} prefers {better}, but {judge} prefers {worse}: one of them may "
-                "be fooled"
+                f"{other.metric} and {row.metric} contradict each other on {row.policy}: one of "
+                "them may be fooled"
             )
-    if _contains(row.equal_length, COIN):
-        yield f"between equally long answers, {judge} has no clear preference"
-    elif row.equal_length and (row.equal_length["mean"] > COIN) != (row.clear == 1):
+    _, low, high = bounds(row.equal_length)
+    equal = COIN if row.kind == "judge" else 0.0
+    if low is not None and high is not None and low <= equal <= high:
         yield (
-            f"between equally long answers, {judge} prefers the other policy: length decides for it"
+            f"between equally long answers, no difference between {row.policy} and {row.baseline} "
+            f"in {row.metric} is clear"
         )
-
-
-def _of_verdict(verdict: Verdict, rows: Sequence[Row]) -> Iterator[str]:
-    policy, baseline = verdict.policy, verdict.baseline
-    own = {row.metric: row for row in rows if row.policy == policy and row.baseline != BASE_MODEL}
-    head = own.get(verdict.metric)
-    clear = verdict.outcome not in ("nothing clear", "unknown")
-    if head is not None and clear and _contains(head.equal_length, 0.0):
-        yield (
-            f"between equally long answers, no difference between {policy} and {baseline} is clear"
-        )
-    longer = longer_by(rows, policy, baseline)
-    if longer is not None and abs(longer) > LONGER:
-        than = f"{'longer' if longer > 0 else 'shorter'} than those of {baseline}"
-        yield (
-            f"answers of {policy} are {abs(longer):.0%} {than}, and rewards and judges often "
-            "depend on length"
-        )
-    kl = bounds(own[KL].estimate)[0] if KL in own else None
-    if kl is not None and kl > HIGH_KL and policy != BASE:
-        yield (
-            f"{policy} is {kl:.3g} nats from {own[KL].baseline}; so far away, a reward model is "
-            "often fooled"
-        )
-
-
-def _contains(estimate: Any, value: float) -> bool:
-    _, low, high = bounds(estimate)
-    return low is not None and high is not None and low <= value <= high
-
-
-def _of_answers(rows: Sequence[Row]) -> Iterator[str]:
-    """Answers that have no score, or are truncated."""
-    for row in rows:
-        if row.missing and row.kind in ("metric", "reward") and row.baseline != BASE_MODEL:
-            yield (
-                f"{row.missing} answers of {row.policy} have no score by {row.metric} and do not "
-                "count"
-            )
-    cut = {row.policy: row.estimate["mean"] for row in rows if row.metric == TRUNCATED}
-    many = [f"{share:.0%} of {policy}" for policy, share in cut.items() if share > CUT]
-    if many:
-        yield f"many answers are truncated: {', '.join(many)}"

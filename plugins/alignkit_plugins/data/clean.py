@@ -1,4 +1,4 @@
-"""Rows without duplicates, stock phrases, wrong languages, broken Markdown and personal details.
+"""Rows without duplicates, stock phrases, wrong languages and personal details.
 
 The step `clean`, `alignkit data clean`, `data check` and `data browse` see the same faults.
 """
@@ -33,9 +33,6 @@ STOCK = re.compile(
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r" {0,3}(?:(`{3,})(?!.*`)|(~{3,}))(.*)")  # ```code``` on one line opens nothing
-_TABLE = re.compile(r" {0,3}\|?(?:\s*:?-+:?\s*\|)+(?:\s*:?-+:?\s*)?\s*")
-_CELLS = re.compile(r"(?<!\\)\|")
 SPOKEN = (
     "content",
     "value",
@@ -49,6 +46,7 @@ SPOKEN = (
     "output",
 )
 ACROSS: tuple[near.Kind, ...] = ("prompt", "response")  # what held-out data may share
+REPEATED = {"duplicates", "near", "against"}  # rules that see what is there already
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -81,10 +79,6 @@ class Rules(alignkit.Options):
             "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
         ),
     )
-    markdown: bool = Field(
-        True,
-        description="drop answers with broken Markdown: an open block of code, or an uneven table",
-    )
     personal: bool = Field(
         True,
         description=(
@@ -104,17 +98,17 @@ class Rules(alignkit.Options):
             check_extra(user, "data", "py3langid")
             check_languages(user, self.languages)
 
-    def fault(self, groups: Sequence[Group]) -> Fault | None:
+    def fault(self, row: Row) -> Fault | None:
         """The first thing that is wrong with a row by itself."""
-        for group in groups:
+        if row.bad:
+            return Fault("unreadable", row.bad)
+        for group in row.groups:
             for response in group.responses:
                 answer = all_turns(response)
                 if match := STOCK.search(answer):
                     return Fault("stock_phrases", f"says '{shortened(match[0])}'")
                 if self.languages and (code := language_of(answer)) not in ("", *self.languages):
                     return Fault("languages", f"is in {code}")
-                if self.markdown and (reason := broken_markdown(answer)):
-                    return Fault("markdown", reason)
         return None
 
 
@@ -164,17 +158,22 @@ class Cleaned:
 
 def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> Cleaned:
     """Apply the rules to rows. held_out: those of `against`."""
-    clean = list(map(redacted_row, rows)) if rules.personal else rows
+    clean = list(rows)
+    if rules.personal:
+        clean = list(map(redacted_row, rows))
     redacted_rows = {at for at, row in enumerate(rows) if clean[at] != row}
     faults: dict[int, Fault] = {}
+    left = list(clean)  # rows with a fault of their own are not compared
     for at, row in enumerate(clean):
-        fault = Fault("unreadable", row.bad) if row.bad else rules.fault(row.groups)
+        fault = rules.fault(row)
         if fault is not None:
             faults[at] = fault
-    left = [replace(row, groups=()) if at in faults else row for at, row in enumerate(clean)]
-    for kind in ACROSS if held_out else ():
-        for match in near.leaks(left, held_out, kind, rules.near)[1]:
-            faults[match.unit.row] = Fault("against", f"has a held-out {kind}")
+            left[at] = replace(row, groups=())
+    for kind in ACROSS:
+        for match in near.leaks(left, held_out, kind, rules.near):
+            faults[match.unit.row] = Fault(
+                "against", f"has the {kind} of {held_out[match.other.row]}"
+            )
     units = [unit for unit in near.units_of(left, "row") if unit.row not in faults]
     for match in near.repeated(units, rules.near):
         fault = Fault("near", f"is {match.similarity:.2f} similar to {clean[match.other.row]}")
@@ -224,12 +223,12 @@ class Clean(Step):
         return Artifact(groups=groups, summary=summary, report=Report([done.table()]))
 
 
-def rows_of(groups: Sequence[Group], folder: Path | None = None) -> list[Row]:
-    """A row for each group that was read. folder: from which its file is named."""
+def rows_of(groups: Sequence[Group]) -> list[Row]:
+    """A row for each group that was read."""
     rows = []
     for number, group in enumerate(groups, 1):
         origin = group.origin or Origin("row", number)
-        rows.append(Row(short(origin.file, folder), origin.row, None, (group,)))
+        rows.append(Row(short(origin.file), origin.row, None, (group,)))
     return rows
 
 
@@ -243,7 +242,9 @@ def redacted(value: Any, name: str = "") -> Any:
         return value if value.isalnum() and name not in SPOKEN else redact(value)
     if isinstance(value, Mapping):
         return {key: redacted(inner, key) for key, inner in value.items()}
-    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [redacted(inner, name) for inner in value]
+    return value
 
 
 def redacted_row(row: Row) -> Row:
@@ -260,12 +261,12 @@ def redacted_group(group: Group) -> Group:
     """A group without personal details. A response that changes loses the tokens it was sampled
     as.
     """
-    prompt, responses = (
-        tuple(redacted(group.prompt)),
-        tuple(map(_redacted_response, group.responses)),
-    )
+    prompt = tuple(redacted(group.prompt))
+    responses = tuple(map(_redacted_response, group.responses))
     clean = replace(group, prompt=prompt, responses=responses, meta=redacted(group.meta))
-    return clean if clean == group else replace(clean, id=group_id(prompt, responses, clean.tools))
+    if clean == group:
+        return group
+    return replace(clean, id=group_id(prompt, responses, clean.tools))
 
 
 def _redacted_response(response: Response) -> Response:
@@ -279,30 +280,9 @@ def _redacted_response(response: Response) -> Response:
 # Texts
 
 
-def broken_markdown(text: str) -> str:
-    """What is wrong with a Markdown text: an open block of code, or a table with uneven rows."""
-    fence, columns, before = "", 0, ""
-    for line in text.split("\n"):
-        mark = _FENCE.fullmatch(line.rstrip("\r"))
-        if mark and not fence:
-            fence = mark[1] or mark[2]
-        elif mark and (mark[1] or mark[2]).startswith(fence) and not mark[3].strip():
-            fence = ""
-        if fence or "|" not in line:
-            columns = 0
-        elif columns and _width(line) != columns:
-            return f"has a table with {columns} columns, and a row with {_width(line)}"
-        elif "|" in before and _TABLE.fullmatch(line.rstrip("\r")):
-            columns = _width(line)
-        before = line
-    return "has a block of code that does not end" if fence else ""
-
-
-def _width(line: str) -> int:
-    return len(_CELLS.findall(line.strip().removeprefix("|").removesuffix("|"))) + 1
-
-
 def language_of(text: str) -> str:
     """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
     text = text[:500]  # more take longer, and hardly ever change the answer
-    return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""
+    if sum(map(str.isalpha, text)) < LETTERS:
+        return ""
+    return str(identifier().classify(text)[0])

@@ -11,6 +11,7 @@ import typer
 from alignkit.commands import Result
 from alignkit_plugins.printing import files_written, reported
 
+EXAMPLES = 20  # of rows that would be left out
 data_app = typer.Typer(
     rich_markup_mode=None, help="Look at files of rows, check, clean and convert them."
 )
@@ -55,63 +56,37 @@ def browse(
 
 
 @data_app.command()
-def check(
-    file: Annotated[
-        str,
-        typer.Argument(
-            metavar="FILE",
-            help="Training data: a file, a folder, a hub data set, YAML, or a recipe.",
-        ),
-    ],
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Held-out data that must not be in FILE. Repeatable."),
-    ] = None,
-    near: Annotated[
-        float,
-        typer.Option(
-            metavar="S",
-            min=0,
-            max=1,
-            help="Jaccard similarity of near duplicates; 0 finds only equal rows.",
-        ),
-    ] = 0.8,
-) -> Result:
-    """Show what a file holds, rows that repeat each other, and held-out data in training data.
+def check(file: File, rules: RuleWords = None) -> Result:
+    """Show what a file holds, and what `alignkit data clean` would leave out, without writing
+    anything.
 
-    Lengths, margins and labels; faults that `alignkit data clean` sees; repetition by prompt, by
-    response, and across turns. Of a recipe: all files that its stages name, each with its role. The
-    exit code is 8 if a file repeats itself, or of a recipe, if its held-out data are in its
-    training data.
+    Counts, lengths, pairs and labels; then the rows that break a rule of the step `clean`. The exit
+    code is 8 if rows repeat each other, or rows of held-out data.
 
     \b
     Examples:
-      alignkit data check train.jsonl --against test.jsonl
-      alignkit data check recipe.yaml
+      alignkit data check train.jsonl
+      alignkit data check train.jsonl against=test.jsonl near=0.7
     """
-    from alignkit.commands import load, refuse
-    from alignkit.errors import Repeated, check_extra
-    from alignkit.recipe.yaml import shipped
-    from alignkit_plugins.data import check as checking
-    from alignkit_plugins.data.clean import Rules
-    from alignkit_plugins.data.files import entry
+    from alignkit.errors import Repeated
+    from alignkit.report import Report
+    from alignkit_plugins.data import clean, files
+    from alignkit_plugins.formats.shown import counts
+    from alignkit_plugins.report import data_card
 
-    check_extra("alignkit data check", "data", "rensa")
-    is_recipe = Path(file).suffix in (".yaml", ".yml") or file in shipped()
-    if is_recipe and against:
-        refuse("--against is for a file", "a recipe says what its stages train on and hold out")
-    if is_recipe:
-        parts = checking.parts_of_recipe(load(file, []))
-    else:
-        parts = [checking.part_of(entry(file).data, checking.TRAINING)]
-        parts += [checking.part_of(entry(other).data, "held out") for other in against or ()]
-    checked = checking.check(parts, Rules.model_validate({"near": near}))
-    result = reported(checking.report(checked), "data_check", checked)
-    if checked["leaks"]:
-        return replace(result, error=Repeated("held-out data are in training data"))
-    repeats = [one for one in checked["files"] if {*checking.REPEATED} & one["faults"].keys()]
-    if repeats and not is_recipe:
-        return replace(result, error=Repeated("rows are repeated in a file"))
+    options = files.entry(file, rules or ())
+    options.check("alignkit data check")
+    rows, done = clean.cleaned_file(options)
+    groups = files.groups_of(rows)
+    words = counts(groups, done.counts.get("unreadable", 0))
+    card, name = data_card.card(groups), files.name_of(options.data)
+    tables = data_card.tables([{"stage": "data", "name": name, **card}])
+    lines = [f"{one['row']}: {one['rule']}: {one['reason']}" for one in done.removed[:EXAMPLES]]
+    report = Report([f"{name}: {words}", *tables, done.table(), "\n".join(lines)])
+    facts = {"file": name, "counts": words, "faults": done.counts, "card": card}
+    result = reported(report, "data_check", {**facts, "redacted": len(done.redacted)})
+    if clean.REPEATED & done.counts.keys():
+        return replace(result, error=Repeated("rows are repeated, or in held-out data"))
     return result
 
 

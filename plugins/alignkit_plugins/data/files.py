@@ -56,11 +56,11 @@ def read_rows(spec: DataSpec) -> list[Row]:
         for row in reader.rows():
             raw = None if isinstance(row.raw, BadRow) else row.raw
             rows.append(Row(name, row.number, raw, tuple(row.groups), str(row.bad or "")))
+        if len(rows) == before:
+            raise DataError(f"{source.name}: it is empty")
         if len(rows) - before == len(reader.bad):
-            why = (
-                f"no row can be read; for example {reader.bad[0]}" if reader.bad else "it is empty"
-            )
-            raise DataError(f"{source.name}: no usable row; {why}")
+            example = f"no row can be read; for example {reader.bad[0]}"
+            raise DataError(f"{source.name}: no usable row; {example}")
     return rows
 
 
@@ -77,10 +77,9 @@ def name_of(spec: DataSpec) -> str:
     return ", ".join(short(source.name) for source in spec.sources)
 
 
-def short(name: str, folder: Path | None = None) -> str:
-    """A path from a folder, by default the current one, if it is below it; any other name."""
-    path, folder = Path(name), folder or Path.cwd()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name
+def short(name: str) -> str:
+    """A path from the current folder, if it is below it; any other name."""
+    return name.removeprefix(f"{Path.cwd()}/")
 
 
 def entry(word: str, rules: Sequence[str] = ()) -> Any:

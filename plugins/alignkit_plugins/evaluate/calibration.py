@@ -10,16 +10,18 @@ arXiv:2303.08774, figure 8: reinforcement learning makes it worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from alignkit import Field, Group, RunFailed, StepContext
-from alignkit_plugins.compare.calibration import bins, error, error_difference
+from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
-from alignkit_plugins.compare.comparison import answers_of, sample_policies, short_names
+from alignkit_plugins.compare.comparison import bare, of_policy, sample_policies, short_names
 from alignkit_plugins.compare.rows import Row
-from alignkit_plugins.evaluate.measured import MeasuredStep, rightness
+from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
+
+BINS = 10  # of confidence, from 0 to 1
+Values = Mapping[str, Sequence[float]]  # of a policy or rater, one for each answer
 
 
 class Calibration(MeasuredStep):
@@ -39,38 +41,24 @@ class Calibration(MeasuredStep):
         self, prompts: Sequence[Group], baseline: str | None, scorer: Any, context: StepContext
     ) -> tuple[list[Row], dict[str, Any]]:
         options = self.options
-        groups = sample_policies(
-            context, options.policies, prompts, samples_per_prompt=1, **options.sampled()
-        )
-        sure: dict[str, list[Any]] = {}
-        right: dict[str, list[Any]] = {}
+        groups = sample_policies(context, options.policies, prompts, **options.sampled())
+        sure, right = dict[str, list[Any]](), dict[str, list[Any]]()
         for policy, name in short_names(options.policies).items():
-            own = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
+            own = of_policy(groups, policy)
             logprobs = context.models[policy].logprobs(own, temperature=1.0)
             sure[name] = list(map(self._confidence, own, logprobs))
-            right[name] = rightness(own, scorer)
+            right[name] = []
+            for group in scorer.score(bare(own)):
+                right[name].append(is_right(group.responses[0].scores[REWARD_KEY]))
         every = zip(*sure.values(), *right.values(), strict=True)
-        places = [place for place, known in enumerate(every) if None not in known]
+        places = [place for place, values in enumerate(every) if None not in values]
         if not places:
             text = f"none of {len(prompts)} prompts has a measured answer of every policy"
             raise RunFailed(f"calibration: {text}")
-        measures: dict[str, dict[str, list[float | None]]] = {metric: {} for metric in MEASURES}
-        in_bins, errors = dict[str, Any](), dict[str, Any]()
-        for name in sure:
-            ps = [sure[name][place] for place in places]
-            hits = [float(right[name][place]) for place in places]
-            in_bins[name], errors[name] = bins(ps, hits), error(ps, hits, context.seed)
-            for metric, measure in MEASURES.items():
-                measures[metric][name] = list(map(measure, ps, hits))
-        rows = []
-        for metric, values in measures.items():
-            rows += compared(metric, values, baseline)
-        for name, found in errors.items():
-            row = Row(name, "calibration error (ECE)", "metric", found, lower=True)
-            if baseline is not None and name != baseline:
-                apart = error_difference(found, errors[baseline])
-                row = replace(row, baseline=baseline, difference=apart)
-            rows.append(row)
+        for values in (sure, right):
+            for name, every_one in values.items():
+                values[name] = [float(every_one[place]) for place in places]
+        rows, in_bins = calibrated(sure, right, MEASURES, baseline)
         return rows, {"prompts": len(places), "bins": in_bins}
 
     def _confidence(self, group: Group, logprobs: Any) -> float | None:
@@ -85,10 +73,12 @@ def confidence(logprobs: Sequence[float], kind: str) -> float:
     mean.
     """
     total = math.fsum(logprobs)
-    # Rounding may exceed 0.
-    return math.exp(min(0.0, total if kind == "sequence" else total / len(logprobs)))
+    if kind == "token":
+        total /= len(logprobs)
+    return math.exp(min(0.0, total))  # rounding may exceed 0
 
 
+# Of how sure and how right an answer is; None where a measure does not count
 MEASURES: dict[str, Callable[[float, float], float | None]] = {
     "right": lambda sure, right: right,
     "confidence": lambda sure, right: sure,
@@ -97,3 +87,55 @@ MEASURES: dict[str, Callable[[float, float], float | None]] = {
     "confidence when right": lambda sure, right: sure if right else None,
     "confidence when wrong": lambda sure, right: None if right else sure,
 }
+OF_RATERS = ("confidence minus right", "Brier score")  # the measures of rewards
+
+
+def calibrated(
+    sure: Values,
+    right: Values,
+    metrics: Sequence[str] | Mapping[str, Any],
+    baseline: str | None = None,
+    units: Sequence[Any] | None = None,
+) -> tuple[list[Row], dict[str, list[dict[str, Any]]]]:
+    """The rows of MEASURES, with the expected calibration error, and the bins.
+
+    The error is the mean distance between accuracy and confidence over bins of equal width,
+    weighted by their answers (Guo et al. 2017, arXiv:1706.04599, equation 3). It has no interval,
+    and is too large, because noise in a bin cannot cancel (Roelofs et al. 2022, arXiv:2012.08668).
+
+    Args:
+        sure: How sure each is of its answers, from 0 to 1.
+        right: Whether they are right, 0 or 1, or with which probability.
+        metrics: Of MEASURES.
+        baseline: With whom the others are compared.
+        units: What each answer shares with others, see `unit_of`.
+    """
+    rows, in_bins = list[Row](), dict[str, list[dict[str, Any]]]()
+    for metric in metrics:
+        values = {}
+        for name in sure:
+            values[name] = list(map(MEASURES[metric], sure[name], right[name]))
+        lower = metric == "Brier score"
+        rows += compared(metric, values, baseline, units=units, lower=lower)
+    for name in sure:
+        in_bins[name] = bins(sure[name], right[name])
+        off = 0.0
+        for one in in_bins[name]:
+            off += one["n"] / len(sure[name]) * abs(one["accuracy"] - one["confidence"])
+        estimate = {"mean": off, "low": None, "high": None, "n": len(sure[name])}
+        rows.append(Row(name, "measured calibration error (ECE)", "metric", estimate, lower=True))
+    return rows, in_bins
+
+
+def bins(sure: Sequence[float], right: Sequence[float]) -> list[dict[str, Any]]:
+    """Confidence and accuracy in bins of equal width; a bin without answers is left out."""
+    inside = dict[int, list[tuple[float, float]]]()
+    for pair in zip(sure, right, strict=True):
+        number = min(int(pair[0] * BINS), BINS - 1)
+        inside.setdefault(number, []).append(pair)
+    rows = []
+    for number, pairs in sorted(inside.items()):
+        confidence, accuracy = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
+        row = {"low": number / BINS, "high": (number + 1) / BINS, "n": len(pairs)}
+        rows.append({**row, "confidence": confidence, "accuracy": accuracy})
+    return rows

@@ -94,9 +94,9 @@ def evaluate(
         refuse(what, f"{help}; or --judge JUDGE" if len(names) > 1 else help)
     if prompts is None:
         print("loading torch and transformers", file=sys.stderr)
-        from alignkit_plugins.policies.files import answer_and_score
+        from alignkit_plugins.policies.files import score_file
 
-        return answer_and_score(read_words((), reward or (), data=names[0]), overrides, out, limit)
+        return score_file(read_words((), reward or (), data=names[0]), overrides, out, limit)
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of

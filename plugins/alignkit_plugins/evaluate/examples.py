@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER_IS_BETTER, SHORTER_IS_BETTER, TOKENS, LOSS)
 
-Sums = dict[
-    str, tuple[float, int]
-]  # of an example, by metric, with the number of its tokens or pairs
+# Of an example, by metric, with the number of its tokens or pairs
+Sums = dict[str, tuple[float, int]]
 Logprobs = Callable[[str], "Sequence[Tensor]"]
 
 
@@ -41,22 +40,20 @@ def usable(groups: Sequence[Group]) -> list[Group]:
     """The comparisons; of a source without any, the demonstrations. Raises DataError if there are
     neither.
     """
-    compared_sources = {
-        group.origin and group.origin.source for group in groups if resolved_pairs(group)
-    }
-    found = []
+    compared = {group.origin and group.origin.source for group in groups if resolved_pairs(group)}
+    kept = list[Group]()
     for group in groups:
-        alone = (group.origin and group.origin.source) not in compared_sources
+        alone = (group.origin and group.origin.source) not in compared
         if resolved_pairs(group) or (alone and not why_not_demonstration(group)):
-            found.append(group)
-    if not found and groups:
+            kept.append(group)
+    if groups and not kept:
         first = groups[0]
         raise DataError(
             f"{first.origin or 'a row'}: examples are demonstrations, pairs or rankings, but the "
             f"row {preview(first)} {why_not_demonstration(first)}",
             option=("examples",),
         )
-    return found
+    return kept
 
 
 def measured(
@@ -66,41 +63,41 @@ def measured(
 
     An example that does not fit is dropped for all. policies: the model that each name means.
     """
-    pairs = [group for group in groups if resolved_pairs(group)]
     # Cached, because each policy is compared with the base model.
+    pairs = [group for group in groups if resolved_pairs(group)]
     logprobs = cache(lambda role: context.models[role].logprobs(pairs))
-    others = [group for group in groups if not resolved_pairs(group)]
-    sums, scores = dict[str, list[Sums | None]](), dict[str, list[dict[str, float | None]]]()
+    demonstrations = [group for group in groups if not resolved_pairs(group)]
+    responses: list[list[Response]] = [[] for _ in groups]
+    dropped = set[int]()
     for policy, role in policies.items():
         context.say(f"{context.out.name}: {policy} reads {len(groups)} held-out examples")
         of_pairs = iter(_pairs(pairs, role, context.base_of(role) or role, logprobs))
-        of_others = iter(_demonstrations(others, role, context))
-        sums[policy] = [next(of_pairs if resolved_pairs(group) else of_others) for group in groups]
-        scores[policy] = _scores(sums[policy])
+        of_others = iter(_demonstrations(demonstrations, role, context))
+        sums = list[Sums | None]()
+        for place, group in enumerate(groups):
+            sums.append(next(of_pairs if resolved_pairs(group) else of_others))
+            if sums[-1] == {}:
+                dropped.add(place)
+        for own, scores in zip(responses, _scores(sums), strict=True):
+            own.append(Response("", source=policy, scores=scores))
     scored = []
     for place, group in enumerate(groups):
-        if {} not in [own[place] for own in sums.values()]:
-            own = [
-                Response("", source=policy, scores=found[place]) for policy, found in scores.items()
-            ]
+        if place not in dropped:
             meta = {UNIT: opening(group, None), **group.meta}
-            scored.append(replace(group, responses=tuple(own), pairs=None, meta=meta))
-    if dropped := len(groups) - len(scored):
-        context.say(
-            f"{context.out.name}: dropped {dropped} of {len(groups)} examples: no room in "
-            "max_length"
-        )
+            read = tuple(responses[place])
+            scored.append(replace(group, responses=read, pairs=None, meta=meta))
+    if dropped:
+        context.say(f"{context.out.name}: no room in max_length for {len(dropped)} examples")
     return scored
 
 
 def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) -> list[Sums]:
     sums = list[Sums]()
     for logprobs, likeliest in context.models[role].predictions(groups) if groups else ():
-        tokens = int(
-            ((logprobs != 0) | (likeliest != 0)).sum()
-        )  # a token that does not count has 0 in both
-        loss, right = (-float(logprobs.sum()), tokens), (float(likeliest.sum()), tokens)
-        sums.append({LOSS: loss, TOKENS: right} if tokens else {})
+        # A token that does not count has 0 in both
+        tokens = int(((logprobs != 0) | (likeliest != 0)).sum())
+        loss, right = -float(logprobs.sum()), float(likeliest.sum())
+        sums.append({LOSS: (loss, tokens), TOKENS: (right, tokens)} if tokens else {})
     return sums
 
 
@@ -115,9 +112,12 @@ def _pairs(
     both = zip(logprobs(role), logprobs(base), strict=True)
     sums = list[Sums]()
     for group in groups:
-        responses = [next(both) for _ in group.responses]
-        gains = [float(ours.double().sum() - theirs.double().sum()) for ours, theirs in responses]
-        sums.append(_of_pairs(group, gains, [len(ours) for ours, _ in responses]))
+        gains, lengths = list[float](), list[int]()
+        for _ in group.responses:
+            ours, theirs = next(both)
+            gains.append(float(ours.double().sum() - theirs.double().sum()))
+            lengths.append(len(ours))
+        sums.append(_of_pairs(group, gains, lengths))
     return sums
 
 
@@ -125,19 +125,19 @@ def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> S
     """gains: of the responses, their log-probabilities against those by the base model. lengths: in
     tokens.
     """
-    found: dict[str, list[float]] = {}
+    sums: Sums = {}
     for pair in resolved_pairs(group):
         better, worse = (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
         if pair.p == 0.5 or 0 in (lengths[better], lengths[worse]):
             continue
         gain, longer = gains[better] - gains[worse], lengths[better] - lengths[worse]
-        right = 0.5 if gain == 0 else float(gain > 0)
-        found.setdefault(PAIRS, []).append(right)
+        metrics = [PAIRS]
         if longer:
-            found.setdefault(LONGER_IS_BETTER if longer > 0 else SHORTER_IS_BETTER, []).append(
-                right
-            )
-    return {name: (sum(values), len(values)) for name, values in found.items()}
+            metrics.append(LONGER_IS_BETTER if longer > 0 else SHORTER_IS_BETTER)
+        for metric in metrics:
+            right, count = sums.get(metric, (0.0, 0))
+            sums[metric] = (right + (0.5 if gain == 0 else float(gain > 0)), count + 1)
+    return sums
 
 
 def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
@@ -160,16 +160,11 @@ def rows(
     groups: Sequence[Group], policies: Sequence[str], baseline: str | None, **facts: Any
 ) -> list[Row]:
     """The rows of policies by METRICS. groups: of `measured`. facts: of `compared`."""
-    found = list[Row]()
+    every = list[Row]()
     for name in METRICS:
         if has_score(groups, name):
+            facts |= {"percent": name != LOSS, "lower": name == LOSS}
             # The base model's scores of pairs are ties, which are no shares of hits: no scale for
             # all.
-            own: dict[str, Any] = {
-                "kind": "metric",
-                "scale": None,
-                "percent": name != LOSS,
-                "lower": name == LOSS,
-            }
-            found += rated(groups, policies, baseline, name, **own, **facts)
-    return found
+            every += rated(groups, policies, baseline, name, kind="metric", scale=None, **facts)
+    return every

@@ -11,56 +11,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit import Group, Response, Verdict
+from alignkit import Group, Verdict
+from alignkit.data.group import length
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.reward import TIE
-from alignkit_plugins.ai_feedback.judge_card import (
-    Compare,
-    Judgment,
-    card,
-)
+from alignkit_plugins.ai_feedback.judge_card import Compare, card
 from alignkit_plugins.compare.comparison import answers_of, unit_of
-from alignkit_plugins.compare.rows import ENDS, Row
-from alignkit_plugins.evaluate.length_control import length_controlled
+from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import all_turns
 
-DIFFICULTY = "instruction_difficulty"  # column of the prompts, as AlpacaEval names it
-STANDARD_ERRORS = 1.96  # of half an interval of 95%
 COIN = 0.5
 EQUAL = Verdict(COIN)  # of equal answers
 
 Verdicts = Sequence[Sequence[Verdict]]  # by prompt and sample; P(the policy is better) is `p_first`
-ByPolicy = Mapping[str, Mapping[str, Verdicts]]  # of each judge
-
-
-def answer_pairs(group: Group, policy: str, baseline: str) -> list[tuple[Response, Response]]:
-    """Sample k of a policy with sample k of the baseline."""
-    return list(zip(answers_of(group, policy), answers_of(group, baseline), strict=True))
 
 
 def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Verdicts:
     """Ask a judge about all answers of a policy."""
     items: list[Item] = []
     for group in groups:
-        for ours, theirs in answer_pairs(group, policy, baseline):
-            if all_turns(ours) != all_turns(theirs):
-                items.append((list(group.prompt), all_turns(ours), all_turns(theirs)))
-    said = iter(compare(items))
-    verdicts = []
+        for ours, theirs in _texts(group, policy, baseline):
+            if ours != theirs:
+                items.append((list(group.prompt), ours, theirs))
+    verdicts, answered = list[list[Verdict]](), iter(compare(items))
     for group in groups:
-        pairs = answer_pairs(group, policy, baseline)
-        verdicts.append([EQUAL if all_turns(a) == all_turns(b) else next(said) for a, b in pairs])
+        own = list[Verdict]()
+        for ours, theirs in _texts(group, policy, baseline):
+            own.append(EQUAL if ours == theirs else next(answered))
+        verdicts.append(own)
     return verdicts
+
+
+def _texts(group: Group, policy: str, baseline: str) -> list[tuple[str, str]]:
+    """Sample k of a policy with sample k of the baseline, as judges read them."""
+    sides = answers_of(group, policy), answers_of(group, baseline)
+    return [(all_turns(ours), all_turns(theirs)) for ours, theirs in zip(*sides, strict=True)]
 
 
 def preferences(verdicts: Verdicts) -> list[float | None]:
     """The mean P(policy is better) at each prompt; None without a verdict."""
-    found = list[float | None]()
+    means = list[float | None]()
     for row in verdicts:
         known = [verdict.p_first for verdict in row if verdict.p_first is not None]
-        found.append(statistics.mean(known) if known else None)
-    return found
+        means.append(statistics.mean(known) if known else None)
+    return means
 
 
 def row(
@@ -69,12 +64,16 @@ def row(
     """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above
     0.5.
     """
-    known = [
-        (group, p) for group, p in zip(groups, preferences(verdicts), strict=True) if p is not None
-    ]
-    values = [p for _, p in known]
-    estimate: Mapping[str, Any] = preference(values, [unit_of(group) for group, _ in known])
-    gap = {end: None if estimate[end] is None else estimate[end] - COIN for end in ENDS}
+    judged, values = list[Group](), list[float]()
+    for group, p in zip(groups, preferences(verdicts), strict=True):
+        if p is not None:
+            judged.append(group)
+            values.append(p)
+    units = list(map(unit_of, judged))
+    estimate = preference(values, units)
+    ours, theirs = lengths(judged, policy), lengths(judged, baseline)
+    gaps, longer = [p - COIN for p in values], statistics.differences(ours, theirs)
+    equal_length: Any = statistics.at_equal_length(gaps, longer, theirs, units)
     wins, losses = sum(p > COIN + TIE for p in values), sum(p < COIN - TIE for p in values)
     return Row(
         policy,
@@ -82,8 +81,8 @@ def row(
         "judge",
         estimate,
         baseline,
-        {**gap, "p": estimate["p"]},
-        equal_length=controlled([group for group, _ in known], values, policy, baseline),
+        {**_shifted(estimate, -COIN), "p": estimate["p"]},
+        equal_length=_shifted(equal_length or {}, COIN),
         win_rate=statistics.share(wins, wins + losses) or {},
         counts=f"{wins}/{losses}/{len(values) - wins - losses}",
         percent=True,
@@ -92,57 +91,42 @@ def row(
     )
 
 
+def _shifted(estimate: Mapping[str, Any], by: float) -> dict[str, Any]:
+    """The mean and the interval of an estimate, moved."""
+    moved = dict[str, Any]()
+    for end in ("mean", "low", "high"):
+        value = estimate.get(end)
+        if value is not None:
+            moved[end] = value + by
+    return moved
+
+
+def lengths(groups: Sequence[Group], policy: str) -> list[float]:
+    """The mean length of a policy's answers to each prompt, in tokens."""
+    means = list[float]()
+    for group in groups:
+        own = list(map(length, answers_of(group, policy)))
+        means.append(statistics.mean(own))
+    return means
+
+
 def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
     """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units:
     see `unit_of`.
     """
     draws = statistics.clustered(values, units)
     if len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0):
-        found = statistics.rate(values)
+        share = statistics.rate(values)
     else:
-        found = statistics.of_share(statistics.estimate(draws))
+        share = statistics.of_share(statistics.estimate(draws))
     gaps = statistics.differences(values, [COIN] * len(values))
-    return {**found, "n": len(values), "p": statistics.clustered_p(gaps, units)}
+    return {**share, "n": len(values), "p": statistics.clustered_p(gaps, units)}
 
 
-def controlled(
-    groups: Sequence[Group], values: Sequence[float], policy: str, baseline: str
-) -> dict[str, Any]:
-    """The length-controlled win rate with its interval; empty with fewer than 5 prompts.
-
-    It uses the difficulty that all prompts have.
-    """
-    longer = [characters(group, policy) - characters(group, baseline) for group in groups]
-    difficulty = [group.meta.get(DIFFICULTY) for group in groups]
-    known = [float(value) for value in difficulty if isinstance(value, int | float)]
-    found = length_controlled(values, longer, known if len(known) == len(groups) else None)
-    if found is None:
-        return {}
-    half = STANDARD_ERRORS * found["standard_error"]
-    return {
-        "mean": found["mean"],
-        "low": found["mean"] - half,
-        "high": found["mean"] + half,
-        "n": found["n"],
-    }
-
-
-def characters(group: Group, policy: str) -> float:
-    """The mean length of a policy's answers to a prompt, in characters."""
-    return statistics.mean([len(all_turns(response)) for response in answers_of(group, policy)])
-
-
-def cards(groups: Sequence[Group], verdicts: ByPolicy, baseline: str) -> dict[str, dict[str, Any]]:
-    """The card of each judge: how far to trust what it prefers (see `card`).
-
-    verdicts: by policy and judge.
-    """
-    judgments: dict[str, list[Judgment]] = {}
-    for policy, judged in verdicts.items():
-        for place, group in enumerate(groups):
-            for sample, (ours, theirs) in enumerate(answer_pairs(group, policy, baseline)):
-                if all_turns(ours) == all_turns(theirs):
-                    continue
-                for name, found in judged.items():
-                    judgments.setdefault(name, []).append((place, found[place][sample]))
-    return {name: card(of_judge) for name, of_judge in judgments.items()}
+def card_of(verdicts: Sequence[Verdicts]) -> dict[str, Any]:
+    """The card of a judge: how far to trust what it says of the policies (see `card`)."""
+    judgments = []
+    for of_policy in verdicts:
+        for place, own in enumerate(of_policy):
+            judgments += [(place, verdict) for verdict in own if verdict is not EQUAL]
+    return card(judgments)

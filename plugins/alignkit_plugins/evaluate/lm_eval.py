@@ -97,8 +97,6 @@ class LmEval(Step):
 
     def run(self, context: StepContext) -> Artifact:
         notes, rows, version = list[str](), list[Row](), ""
-        if "--limit" in self.options.args:
-            notes.append("--limit: for tests, not for comparisons with published numbers")
         for number, (policy, name) in enumerate(short_names(self.options.policies).items(), 1):
             output = context.out / "results" / f"{number}-{name.replace('/', '-')}"
             told, results = self._evaluated(context, policy, output)

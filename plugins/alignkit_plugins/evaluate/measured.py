@@ -22,19 +22,17 @@ from alignkit import (
     StepData,
 )
 from alignkit.report import Block, Report
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import (
     AnswerOptions,
-    check_unique,
+    check_policies,
     default_baseline,
     prompts_to_compare,
     sampled_at,
     short_names,
 )
-from alignkit_plugins.compare.reward_columns import bare
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import table
-from alignkit_plugins.evaluate.learned_from import training_data_note
+from alignkit_plugins.evaluate.learned_from import trained_prompts, training_data_note
 
 RIGHT = 0.5  # an answer that scores above this is right
 
@@ -64,10 +62,7 @@ class MeasuredStep(Step):
 
         @model_validator(mode="after")
         def _policies(self) -> Any:
-            check_unique("policies", self.policies)
-            if self.baseline is not None and self.baseline not in self.policies:
-                known = ", ".join(self.policies)
-                raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {known}")
+            check_policies(self.policies, self.baseline)
             return self
 
         def policies_to_sample(self) -> list[str]:
@@ -87,32 +82,32 @@ class MeasuredStep(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        scorer = context.scorer(
-            options.correct
-        )  # before sampling: a missing key or file shows here
-        prompts, repeated = prompts_to_compare(context.load(options.prompts))
-        self.check_prompts(prompts)
-        warning = training_data_note(context, options.policies, prompts, "prompts")
-        notes = [f"sampled with {options.described()}", *repeated, *filter(None, [warning])]
-        names = short_names(options.policies)
-        chosen = options.baseline or default_baseline(options.policies)
-        baseline = chosen and names[chosen]
+        # Before sampling: a missing key or file shows here
+        scorer = context.scorer(options.correct)
+        prompts, notes = prompts_to_compare(context.load(options.prompts))
+        trained = [trained_prompts(context, policy, prompts) for policy in options.policies]
+        notes += [
+            f"sampled with {options.described()}",
+            *training_data_note(context, trained, prompts),
+        ]
+        baseline = options.baseline or default_baseline(options.policies)
+        if baseline is not None:
+            baseline = short_names(options.policies)[baseline]
         rows, facts = self.measured(prompts, baseline, scorer, context)
-        left_out = len(prompts) - facts["prompts"]
         notes += facts.pop("notes", ())
         summary = {
             **facts,
-            "left_out": left_out,
+            "left_out": len(prompts) - facts["prompts"],
             "notes": notes,
             "baseline": baseline,
             "results": list(map(plain, rows)),
         }
         context.write_json(f"{self.file}.json", summary)
-        title = f"mean and 95% interval over {facts['prompts']} prompts, {left_out} left out"
-        blocks: list[Block] = ["\n".join(notes), table(rows, title)]
-        if compared_rows := [row for row in rows if row.difference]:
-            title = f"against {baseline}, at prompts that count for both"
-            blocks.append(table(compared_rows, title, differences=True))
+        over = f"{facts['prompts']} prompts, {summary['left_out']} left out"
+        means = table(rows, f"mean and 95% interval over {over}")
+        compared = [row for row in rows if row.difference]
+        differences = table(compared, f"minus {baseline}", differences=True)
+        blocks: list[Block] = ["\n".join(notes), means, *[differences] * bool(compared)]
         return Artifact(summary=summary, report=Report(blocks))
 
     def measured(
@@ -122,7 +117,6 @@ class MeasuredStep(Step):
         raise NotImplementedError
 
 
-def rightness(groups: Sequence[Group], scorer: Any) -> list[bool | None]:
-    """Whether each group's only response is right; None if it has no score."""
-    scores = [group.responses[0].scores[REWARD_KEY] for group in scorer.score(bare(groups))]
-    return [None if score is None else score > RIGHT for score in scores]
+def is_right(score: float | None) -> bool | None:
+    """Whether an answer with this score by `correct` is right; None without a score."""
+    return None if score is None else score > RIGHT

@@ -1,153 +1,86 @@
-"""What describes the answers of policies: their length, their KL to the baseline, and their
-diversity.
-
-Kirk et al. 2024 (arXiv:2310.06452) measure that RLHF costs diversity against SFT. Here are
-self-BLEU among the answers to a prompt (Zhu et al. 2018, arXiv:1802.01886), and an estimate of the
-entropy of tokens.
-"""
+"""What describes the answers of policies: their length, and their KL to the baseline."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from alignkit import Group, Response, StepContext
-from alignkit.data.group import length
+from alignkit import Group, StepContext
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.compared import Scale, compared
-from alignkit_plugins.compare.comparison import Prompted, answers_of, unit_of
+from alignkit_plugins.compare.comparison import answers_of, of_policy, unit_of
 from alignkit_plugins.compare.rows import ANSWERS, KL, LENGTH, TRUNCATED, Row
-from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.formats.text_metrics import self_bleu, words_of
-
-FALLS = "self-BLEU"  # the metric of diversity that is lower for more diverse answers
+from alignkit_plugins.evaluate.judged import lengths
 
 
 def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
     """How long the answers of policies are, in tokens, and which share is truncated."""
     rows = []
-    units = [unit_of(group) for group in groups]
+    units = list(map(unit_of, groups))
     for policy in policies:
-        lengths, truncated = [], []
+        own = lengths(groups, policy)
+        draws = statistics.clustered(own, units)
+        rows.append(Row(policy, LENGTH, ANSWERS, {**statistics.estimate(draws), "n": len(own)}))
+        truncated = list[bool]()
         for group in groups:
-            answers = answers_of(group, policy)
-            lengths.append(statistics.mean([length(response) for response in answers]))
-            truncated += [response.truncated for response in answers]
-        draws = statistics.clustered(lengths, units)
-        rows.append(Row(policy, LENGTH, ANSWERS, {**statistics.estimate(draws), "n": len(lengths)}))
+            truncated += [response.truncated for response in answers_of(group, policy)]
         share = {"mean": sum(truncated) / len(truncated)}
         rows.append(Row(policy, TRUNCATED, ANSWERS, share, percent=True))
     return rows
 
 
-# The KL to a reference
-
-
 def kl_of(
     groups: Sequence[Group],
-    policies: Mapping[str, Prompted],
-    reference: str,
+    policies: Mapping[str, str],
+    baseline: str,
     temperature: float,
     context: StepContext,
 ) -> list[Row]:
-    """The KL of each policy to a model that answers plain prompts, in nats per response.
+    """The KL of each policy to the baseline, in nats per response.
 
     Says what it does, and why policies have no KL. Of a response that a model had to truncate there
-    is none.
+    is none. policies: the model of each, by its name.
     """
-    rows = []
-    itself = Prompted(reference)
-    name = next((name for name, prompted in policies.items() if prompted == itself), reference)
-    units = [unit_of(group) for group in groups]
-    for policy, prompted in policies.items():
-        answered = [replace(group, responses=tuple(answers_of(group, policy))) for group in groups]
-        if prompted == itself:
+    rows, units = list[Row](), list(map(unit_of, groups))
+    for policy, model in policies.items():
+        if policy == baseline:
             zero = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups)}
-            rows.append(Row(policy, KL, ANSWERS, zero, name))
+            rows.append(Row(policy, KL, ANSWERS, zero, baseline))
             continue
-        context.say(f"{context.out.name}: KL of {policy} to {name}")
+        context.say(f"{context.out.name}: KL of {policy} to {baseline}")
+        answered, means, missing = of_policy(groups, policy), list[float | None](), 0
         try:
-            values = _kl(answered, prompted, reference, temperature, context)
+            values = _kl(answered, model, policies[baseline], temperature, context)
         except OtherTokenizer as error:
             context.say(f"{context.out.name}: no KL of {policy}: {error}")
             values = [[] for _ in groups]
-        means = [statistics.mean(each) if each else None for each in values]
+        for group, nats in zip(answered, values, strict=True):
+            means.append(statistics.mean(nats) if nats else None)
+            missing += len(group.responses) - len(nats)
         (row,) = compared(KL, {policy: means}, kind=ANSWERS, scale=Scale(None), units=units)
-        missing = sum(len(group.responses) for group in answered) - sum(map(len, values))
-        rows.append(replace(row, baseline=name, missing=missing))
+        rows.append(replace(row, baseline=baseline, missing=missing))
     return rows
 
 
 def _kl(
-    answered: Sequence[Group],
-    prompted: Prompted,
-    reference: str,
-    temperature: float,
-    context: StepContext,
+    answered: Sequence[Group], model: str, baseline: str, temperature: float, context: StepContext
 ) -> list[list[float]]:
-    """KL(policy || reference) in nats of the responses at each prompt, at the sampling temperature.
+    """KL(policy || baseline) in nats of the responses at each prompt, at the sampling temperature.
 
     The estimator is k3 (Schulman 2020, "Approximating KL Divergence"), the sum of q/p - 1 -
     log(q/p) over the tokens of the policy's own samples: unbiased if these leave no token out, and
-    never negative. The reference answers once to the plain prompts. Of the best of N, p is the
-    model's, and log N - (N - 1)/N is added: more than the choice can add (Beirami et al. 2024,
-    arXiv:2401.01879, theorem 1). Raises OtherTokenizer if the reference has another tokenizer.
+    never negative. Raises OtherTokenizer if the baseline has another tokenizer.
     """
-    read = [prompted.read(group) for group in answered]
-    policy = iter(context.models[prompted.role].logprobs(read, temperature=temperature))
-    plain = iter(context.models[reference].logprobs(answered, temperature=temperature))
-    chosen = math.log(prompted.drafts) - (prompted.drafts - 1) / prompted.drafts
-    found = []
+    policy = iter(context.models[model].logprobs(answered, temperature=temperature))
+    reference = iter(context.models[baseline].logprobs(answered, temperature=temperature))
+    values = []
     for group in answered:
-        nats = []
+        nats = list[float]()
         for response in group.responses:
-            ours, theirs = next(policy), next(plain)
+            ours, theirs = next(policy), next(reference)
             if len(ours) == len(theirs) == len(response.tokens or ()):
                 change = theirs.double() - ours.double()
-                nats.append(float((change.expm1() - change).sum()) + chosen)
-        found.append(nats)
-    return found
-
-
-# Diversity
-
-
-def diversity(
-    groups: Sequence[Group], policies: Sequence[str], baseline: str | None, **facts: Any
-) -> list[Row]:
-    """How different the answers of each policy are, and whether it is less than the baseline's.
-
-    A metric that a policy does not have is left out: self-BLEU with one answer to a prompt, and
-    entropy of answers whose log-probabilities are not known. facts: of `compared`.
-    """
-    rows = list[Row]()
-    units = [unit_of(group) for group in groups]
-    for name, measure in {FALLS: _self_bleu, "entropy, nats per token": _entropy}.items():
-        values = dict[str, list[float | None]]()
-        for policy in policies:
-            own = [measure(answers_of(group, policy)) for group in groups]
-            if None not in own:
-                values[policy] = own
-        if values:
-            theirs = baseline if baseline in values else None
-            how: dict[str, Any] = {"kind": "diversity", "scale": Scale(None), "units": units}
-            rows += compared(
-                name, values, theirs, lower=name == FALLS, percent=False, **how, **facts
-            )
-    return [replace(row, win_rate={}, counts="") for row in rows]
-
-
-def _self_bleu(answers: Sequence[Response]) -> float | None:
-    """How much the answers to a prompt resemble each other; None of one."""
-    return self_bleu([words_of(all_turns(response)) for response in answers])
-
-
-def _entropy(answers: Sequence[Response]) -> float | None:
-    """The mean -log p of a token; None if an answer has no log-probabilities."""
-    told = [response.logprobs for response in answers if response.logprobs]
-    if not told or len(told) < len(answers):
-        return None
-    return statistics.mean([-math.fsum(logprobs) / len(logprobs) for logprobs in told])
+                nats.append(float((change.expm1() - change).sum()))
+        values.append(nats)
+    return values

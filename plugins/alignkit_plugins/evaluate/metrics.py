@@ -7,16 +7,14 @@ have no score by it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import alignkit
 from alignkit import DataError, Field, Group, RewardRef
 from alignkit.errors import did_you_mean
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.judge_card import judge_names
-from alignkit_plugins.compare.reward_columns import bare, label, with_scores
+from alignkit_plugins.compare.comparison import bare, label, with_scores
 
 SHOWN = 8  # columns or values that an error lists
 
@@ -33,13 +31,11 @@ class Metric(alignkit.Options):
 
     def counts(self, group: Group) -> bool:
         """Whether a prompt is part of the metric."""
-        return all(_matches(group, column, value) for column, value in self.where.items())
-
-
-def _matches(group: Group, column: str, wanted: Any) -> bool:
-    return column in group.meta and any(
-        one in _values(wanted) for one in _values(group.meta[column])
-    )
+        for column, wanted in self.where.items():
+            there = _values(group.meta[column]) if column in group.meta else []
+            if not any(value in _values(wanted) for value in there):
+                return False
+        return True
 
 
 def _values(value: Any) -> list[Any]:
@@ -52,20 +48,22 @@ def check_column(
     """Raise DataError if no prompt has a column, or one of the values that are wanted of it.
     option: who names it.
     """
-    what = f"evaluate: {'.'.join(map(str, option))}: no prompt has"
-    columns = set(itertools.chain(*(group.meta for group in prompts)))
-    if column not in columns:
-        names = sorted(columns)
-        near = did_you_mean(column, names)
-        near = near or f"the prompts have {', '.join(names[:SHOWN]) or 'no columns'}"
-        raise DataError(f"{what} the column '{column}'\nhelp: {near}", option=option)
-    there = itertools.chain(*(_values(group.meta.get(column)) for group in prompts))
-    known = {str(one): one for one in there}
+    columns, values = dict[str, None](), dict[str, None]()
+    for group in prompts:
+        columns |= dict.fromkeys(group.meta)
+        if column in group.meta:
+            values |= dict.fromkeys(map(str, _values(group.meta[column])))
+    _check("the column", column, columns, option)
     for value in wanted:
-        if value not in known.values():
-            names = sorted(known)
-            near = did_you_mean(str(value), names) or f"its values are {', '.join(names[:SHOWN])}"
-            raise DataError(f"{what} {column}: {value}\nhelp: {near}", option=option)
+        _check(f"{column}:", str(value), values, option)
+
+
+def _check(what: str, name: str, names: Iterable[str], option: tuple[str | int, ...]) -> None:
+    if name not in names:
+        there = sorted(names)
+        near = did_you_mean(name, there) or f"there are {', '.join(there[:SHOWN]) or 'none'}"
+        message = f"evaluate: no prompt has {what} {name}\nhelp: {near}"
+        raise DataError(message, option=option)
 
 
 def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None:
@@ -75,66 +73,47 @@ def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None
         for column, value in metric.where.items():
             check_column(prompts, column, _values(value), (*option, column))
         if not any(map(metric.counts, prompts)):
-            message = (
-                f"evaluate: metric '{name}': no prompt matches all of 'where'\n"
-                "help: leave out one of its columns"
-            )
+            message = f"evaluate: metric '{name}': no prompt matches all of 'where'"
             raise DataError(message, option=option)
-
-
-def distinct_rewards(metrics: Mapping[str, Metric]) -> list[Any]:
-    """The rewards of metrics, each once."""
-    found = list[Any]()
-    for metric in metrics.values():
-        if metric.reward not in found:
-            found.append(metric.reward)
-    return found
 
 
 def scored(
     groups: Sequence[Group],
     metrics: Mapping[str, Metric],
-    scorers: Sequence[Any],
+    scorers: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> list[Group]:
     """The groups with a score per metric, under its name, at the prompts that are part of it.
 
-    scorers: of `distinct_rewards`. Each scores only the prompts that count for a metric of its.
+    scorers: of each metric. say: called with the name of a metric before it is scored.
     """
     merged = list(groups)
-    for spec, scorer in zip(distinct_rewards(metrics), scorers, strict=True):
-        named = {name: metric for name, metric in metrics.items() if metric.reward == spec}
-        counted = dict[int, list[str]]()
-        for place, group in enumerate(groups):
-            if names := [name for name, metric in named.items() if metric.counts(group)]:
-                counted[place] = names
-        say(f"{label(spec)}, for {', '.join(named)}")
-        found = scorer.score(bare([groups[place] for place in counted])) if counted else ()
-        for (place, names), one in zip(counted.items(), found, strict=True):
-            merged[place] = with_scores(merged[place], one, dict.fromkeys(names, REWARD_KEY))
+    for name, metric in metrics.items():
+        places = [place for place, group in enumerate(groups) if metric.counts(group)]
+        say(name)
+        counted = bare([groups[place] for place in places])
+        for place, one in zip(places, scorers[name].score(counted), strict=True):
+            merged[place] = with_scores(merged[place], one, [name])
     return merged
 
 
 def raters_of(options: Any) -> dict[str, Any]:
-    """Metrics, the first combination, reward models, and judges, by name; without metrics the first
-    reward too.
+    """Metrics, reward models and judges, by name; without metrics the first reward too.
 
     Other rewards, such as length, are shown but do not say which policy is better. options: of
     `evaluate`.
     """
-    rewards = {label(spec): spec for spec in options.rewards}
-    combined = [name for name, spec in rewards.items() if spec.kind == "combine"]
-    models = [name for name, spec in rewards.items() if spec.kind in ("stage", "folder")]
-    kept = dict.fromkeys([*(combined or ([] if options.metrics else list(rewards)))[:1], *models])
-    measured = {name: metric.reward for name, metric in options.metrics.items()}
-    judges = dict(zip(judge_names(options.judges), options.judges, strict=True))
-    return {**measured, **{name: rewards[name] for name in kept}, **judges}
+    raters = {name: metric.reward for name, metric in options.metrics.items()}
+    for number, spec in enumerate(options.rewards):
+        first = not raters and number == 0
+        if first or spec.kind in ("stage", "folder"):
+            raters[label(spec)] = spec
+    return raters | dict(zip(judge_names(options.judges), options.judges, strict=True))
 
 
 def verifies(rater: Any) -> bool:
     """Whether a reward only says if an answer is the known one, so that it proves what was learned
     from others.
     """
-    return bool(
-        getattr(getattr(getattr(rater, "component", None), "options", None), "verifies", False)
-    )
+    component = getattr(rater, "component", None)
+    return component is not None and bool(getattr(component.options, "verifies", False))

@@ -9,7 +9,8 @@ far the scores of a reward model can be taken as probabilities, and how much of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -27,19 +28,30 @@ from alignkit import (
     Step,
     StepContext,
     StepData,
+    seeds,
 )
+from alignkit import functional as F
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
 from alignkit.report import Block, Report
-from alignkit_plugins.ai_feedback.judge_card import check_names, judge_names, sentence
-from alignkit_plugins.compare.comparison import check_unique
-from alignkit_plugins.compare.pairs import Gaps, accuracy, choices, gaps
-from alignkit_plugins.compare.reward_columns import Column, label, scored_by
-from alignkit_plugins.compare.rows import main_rows, plain
+from alignkit_plugins.ai_feedback.judge_card import (
+    card,
+    judge_names,
+    mapped,
+    sentence,
+    with_people,
+)
+from alignkit_plugins.compare.comparison import check_unique, label, scored_by
+from alignkit_plugins.compare.pairs import Choice, Gaps, accuracy, choices, gaps
+from alignkit_plugins.compare.rows import Row, main_rows, plain
 from alignkit_plugins.compare.tables import details, table
-from alignkit_plugins.evaluate import reward_measures as measures
-from alignkit_plugins.evaluate import rewardbench
-from alignkit_plugins.evaluate.learned_from import log_odds, training_data_note
+from alignkit_plugins.evaluate.calibration import OF_RATERS, calibrated
+from alignkit_plugins.evaluate.learned_from import (
+    log_odds,
+    trained_prompts,
+    training_data_note,
+)
+from alignkit_plugins.formats.spoken import all_turns
 
 
 class EvaluateReward(Step):
@@ -59,10 +71,10 @@ class EvaluateReward(Step):
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
-            check_unique("rewards", [label(spec) for spec in self.rewards])
-            if not self.rewards and not self.judges:
+            raters = [*map(label, self.rewards), *judge_names(self.judges)]
+            check_unique("rewards and judges", raters)
+            if not raters:
                 raise ValueError("name at least one reward or judge")
-            check_names(self.rewards, self.judges)
             return self
 
     options: Options
@@ -75,34 +87,32 @@ class EvaluateReward(Step):
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
-        scorers = [
-            context.scorer(spec) for spec in options.rewards
-        ]  # a missing key or file shows here
-        judges = zip(judge_names(options.judges), options.judges, strict=True)
-        checked = {name: CheckedJudge(part, context) for name, part in judges}
+        # A missing key or file shows here
+        scorers = [context.scorer(spec) for spec in options.rewards]
+        judges = {}
+        for name, judge in zip(judge_names(options.judges), options.judges, strict=True):
+            judges[name] = CheckedJudge(judge, context)
         read = context.load(options.pairs)
         groups = self._with_pairs(read)
-        notes = self._notes(read, groups, context)
-        groups, columns = scored_by(groups, options.rewards, scorers, context.say)
-        pairs, cards = choices(groups), {}
-        raters: dict[str, Gaps] = {column.name: gaps(pairs, column.name) for column in columns}
-        for name, judge in checked.items():
+        trained = [trained_prompts(context, spec, groups) for spec in options.rewards]
+        notes = training_data_note(context, trained, groups, "rows")
+        if len(groups) < len(read):
+            notes.append(f"{len(read) - len(groups)} of {len(read)} rows have no pair")
+        groups, names = scored_by(groups, options.rewards, scorers, context.say)
+        pairs, cards, bins = choices(groups), dict[str, Any](), dict[str, Any]()
+        raters: dict[str, Gaps] = {name: gaps(pairs, name) for name in names}
+        for name, judge in judges.items():
             context.say(f"{context.out.name}: {name} compares {len(pairs)} pairs")
-            raters[name], cards[name] = measures.judged(name, judge, pairs, context)
-        rows, bins = [*accuracy(pairs, raters), *measures.relations(pairs, raters)], {}
-        for column in columns:
-            if not (reason := _uncalibrated(column, context)):
-                found, bins[column.name] = measures.calibration(
-                    pairs, raters[column.name], column.name
-                )
+            raters[name], cards[name] = judged(name, judge, pairs, context)
+        rows = accuracy(pairs, raters)
+        for name, spec in zip(names, options.rewards, strict=True):
+            if log_odds(spec, context.out.parent):
+                found, in_bins = calibration(pairs, raters[name], name)
                 rows += found
-            elif column.model is not None:
-                notes.append(f"not read as probabilities: {column.name}: {reason}")
-        for name, values in measures.breakdowns(pairs, self._columns(groups)).items():
-            for value, places in values.items():
-                rows += accuracy(pairs, raters, places, column=name, value=value)
-        if rewardbench.applies(groups):
-            rows += rewardbench.rows_of(groups, [column.name for column in columns])
+                bins |= in_bins
+        for column in ("margin", "the chosen response", *options.by):
+            for value, places in breakdown(pairs, column).items():
+                rows += accuracy(pairs, raters, places, column=column, value=value)
         summary = {
             "prompts": len({pair.prompt for pair in pairs}),
             "pairs": len(pairs),
@@ -118,11 +128,8 @@ class EvaluateReward(Step):
             f"{len(pairs)} pairs of {summary['prompts']} prompts, without {summary['ties']} ties"
         )
         told = [sentence(*each) for each in cards.items()]
-        blocks: list[Block] = [
-            "\n".join([*notes, *told]),
-            table(main_rows(rows), title),
-            *details(rows),
-        ]
+        lines = "\n".join([*notes, *told])
+        blocks: list[Block] = [lines, table(main_rows(rows), title), *details(rows)]
         return Artifact(summary=summary, report=Report(blocks))
 
     def _with_pairs(self, read: Sequence[Group]) -> list[Group]:
@@ -141,32 +148,70 @@ class EvaluateReward(Step):
                 )
         return groups
 
-    def _columns(self, groups: Sequence[Group]) -> list[str]:
-        """The columns to break accuracy down by; RewardBench's among them if all pairs have it."""
-        if all(rewardbench.COLUMN in group.meta for group in groups):
-            return list(dict.fromkeys([*self.options.by, rewardbench.COLUMN]))
-        return self.options.by
 
-    def _notes(
-        self, read: Sequence[Group], groups: Sequence[Group], context: StepContext
-    ) -> list[str]:
-        """What a reader must know: rows without a pair, and pairs that reward models learned
-        from.
-        """
-        notes = []
-        if without := len(read) - len(groups):
-            notes.append(f"{without} of {len(read)} rows have no pair and are left out")
-        if note := training_data_note(context, self.options.rewards, groups, "rows"):
-            notes.append(note)
-            context.say(f"{context.out.name}: {note}")
-        return notes
+def judged(
+    name: str, judge: CheckedJudge, pairs: Sequence[Choice], context: StepContext
+) -> tuple[list[float | None], dict[str, Any]]:
+    """How much more a judge prefers the better response of each pair, and its card.
+
+    Half of the pairs, drawn by the seed, have the better response first: a judge that ignores its
+    duty to ask in both orders must not learn the answer from the place. Pairs of equal texts are
+    ties, and no judge is asked.
+    """
+    asked = list[int]()
+    for place, pair in enumerate(pairs):
+        if all_turns(pair.better) != all_turns(pair.worse):
+            asked.append(place)
+    order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
+    turned, items = [bool(number % 2) for number in order], []
+    for place, turn in zip(asked, turned, strict=True):
+        pair = pairs[place]
+        texts = [all_turns(pair.better), all_turns(pair.worse)]
+        first, second = reversed(texts) if turn else texts
+        items.append((list(pair.group.prompt), first, second))
+    verdicts = mapped(judge.compare, name, context.map)(items)
+    preferred: list[float | None] = [0.0] * len(pairs)
+    judgments = []
+    for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
+        judgments.append((pairs[place].prompt, verdict))
+        gap = None if verdict.p_first is None else 2 * verdict.p_first - 1
+        if gap is not None:
+            gap = 0.0 if F.nearly_equal(gap, 0.0) else gap
+            gap = -gap if turn else gap
+        preferred[place] = gap
+    people = with_people(judgments, [not turn for turn in turned])
+    return preferred, card(judgments, people=people)
 
 
-def _uncalibrated(column: Column, context: StepContext) -> str:
-    """Why the differences of a column's scores cannot be read as log-odds; empty if they can."""
-    if column.model is None:
-        return "no reward model"
-    known = log_odds(column.model, context.out.parent) if context.recipe is not None else None
-    if known is None:
-        return "nothing says whether its scores are log-odds"
-    return "" if known else "its algorithm does not call them log-odds"
+def breakdown(pairs: Sequence[Choice], column: str) -> dict[str, list[int]]:
+    """The places of pairs by a column of the prompts, by people's margin in words (Llama 2, table
+    8), or by which response is longer.
+    """
+    places = dict[str, list[int]]()
+    for place, pair in enumerate(pairs):
+        value = pair.group.meta.get(column)
+        if column == "margin":
+            value = pair.margin if isinstance(pair.margin, str) else None
+        elif column == "the chosen response":
+            value = "longer" if pair.longer > 0 else "shorter"
+        if value is not None:
+            places.setdefault(str(value), []).append(place)
+    return dict(sorted(places.items()))
+
+
+def calibration(
+    pairs: Sequence[Choice], gaps: Gaps, rater: str
+) -> tuple[list[Row], Mapping[str, Any]]:
+    """Whether a reward is right as often as its scores say, if it is a Bradley-Terry model; and its
+    bins.
+
+    Its confidence in a pair is sigmoid(|gap|); a label with a probability is right with that
+    probability.
+    """
+    sure, right, units = list[float](), list[float](), list[int]()
+    for pair, gap in zip(pairs, gaps, strict=True):
+        if gap is not None:
+            sure.append(1 / (1 + math.exp(-abs(gap))))
+            right.append(0.5 if gap == 0 else pair.p if gap > 0 else 1 - pair.p)
+            units.append(pair.prompt)
+    return calibrated({rater: sure}, {rater: right}, OF_RATERS, units=units)

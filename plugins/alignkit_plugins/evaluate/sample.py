@@ -112,8 +112,8 @@ class Sample(Step):
         groups = [group for group in sampled if group.responses]
         facts |= {"prompts": len(groups), "left_out": len(prompts) - len(groups)}
         if not groups:
-            why = ", ".join(facts["bill"]["refused"]) if "bill" in facts else "none leaves room"
-            text = f"none of {len(prompts)} prompts has a response: {why or 'empty'}"
+            why = ", ".join(facts.get("bill", {}).get("refused", ["no room"]))
+            text = f"none of {len(prompts)} prompts has a response: {why}"
             raise RunFailed(f"stage '{context.stage}': {text}")
         if scorer is not None:
             groups = scorer.score(groups)
@@ -128,9 +128,11 @@ class Sample(Step):
         rows = [prompt_to_row(index, group) for index, group in enumerate(prompts)]
         lines = context.map("responses", rows, self.mapper("responses", context))
         groups = []
-        for group, answered in zip(prompts, map(group_from_json, lines), strict=True):
-            own = [replace(each, source=str(self.options.policy)) for each in answered.responses]
-            groups.append(replace(group, responses=tuple(own), pairs=None))
+        for group, line in zip(prompts, lines, strict=True):
+            responses = list[Response]()
+            for response in group_from_json(line).responses:
+                responses.append(replace(response, source=str(self.options.policy)))
+            groups.append(replace(group, responses=tuple(responses), pairs=None))
         return groups
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[str]]:
@@ -160,19 +162,18 @@ class Sample(Step):
         count, most = self.options.samples_per_prompt, sampling["max_new_tokens"]
         writer = ServerWriter(context, "sample", server, sampling)
         replies = ask(context, "written", writer, prompts, most, count)
-        groups, repeated = [], 0
+        groups = []
         for place, group in enumerate(prompts):
             own = replies[place * count : (place + 1) * count]
-            texts = [
-                Response(each.text, truncated=each.truncated, source=server.model)
-                for each in own
-                if each.text
-            ]
-            repeated += len(texts) - len({response.text for response in texts})
+            responses = list[Response]()
+            for each in own:
+                if each.text:
+                    one = Response(each.text, truncated=each.truncated, source=server.model)
+                    responses.append(one)
             meta = {**group.meta, "writer": {**writer.origin, "max_new_tokens": most}}
-            groups.append(replace(group, responses=tuple(texts), pairs=None, meta=meta))
+            groups.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
         cut_off = sum(each.truncated for each in replies)
-        facts["bill"] = {**bill(replies), "cut_off": cut_off, "repeated": repeated}
+        facts["bill"] = {**bill(replies), "cut_off": cut_off}
         return groups
 
 
@@ -196,25 +197,24 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
 
     from alignkit import functional as F
 
-    missing, means, whole = 0, list[float](), list[list[float]]()
+    means, whole, unscored = list[float](), list[list[float]](), 0
     count = max(len(group.responses) for group in groups)
     for group in groups:
-        every = [response.scores[REWARD_KEY] for response in group.responses]
-        known = [score for score in every if score is not None]
-        missing += len(every) - len(known)
+        known = list[float]()
+        for response in group.responses:
+            if (score := response.scores[REWARD_KEY]) is not None:
+                known.append(score)
+        unscored += len(group.responses) - len(known)
         if known:
             means.append(statistics.mean(known))
         if len(known) == count:
             whole.append(known)
-    facts: dict[str, Any] = {"unscored": missing}
-    if means:
-        facts["mean_reward"] = statistics.estimate(means)
+    facts: dict[str, Any] = {"unscored": unscored, "mean_reward": statistics.estimate(means)}
+    facts["best_of_n"] = []
     if whole:
-        table = torch.tensor(whole, dtype=torch.float64)
-        sizes = sorted({count, *(2**power for power in range(count.bit_length()))})
-        facts["best_of_n"] = []
-        for n in sizes:
-            reward = float(F.expected_best_of_n(table, n).mean())
+        rewards = torch.tensor(whole, dtype=torch.float64)
+        for n in sorted({count, *(2**power for power in range(count.bit_length()))}):
+            reward = float(F.expected_best_of_n(rewards, n).mean())
             point = {"n": n, "reward": reward, "kl_at_most": F.best_of_n_kl(n)}
             facts["best_of_n"].append(point)
     return facts
@@ -222,23 +222,19 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
 
 def report(policy: str, facts: Mapping[str, Any]) -> Report:
     """What there is of responses, what they cost, and how good they are."""
-    told = f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts"
-    if facts["left_out"]:
-        why = "without a response" if "bill" in facts else "no room for a response"
-        told += f"; {facts['left_out']} prompts left out: {why}"
-    lines = [told]
+    lines = [
+        f"{policy}: {facts['responses']} responses to {facts['prompts']} prompts, "
+        f"{facts['left_out']} left out"
+    ]
     if cost := facts.get("bill"):
-        lines.append(billed(cost))
+        lines += [billed(cost), f"cut off at max_new_tokens: {cost['cut_off']}"]
         lines += [f"no response: {why}: {count}" for why, count in cost["refused"].items()]
-        counts = {"cut off at max_new_tokens": "cut_off", "repeat another response": "repeated"}
-        lines += [f"{what}: {cost[key]}" for what, key in counts.items() if cost[key]]
+    blocks: list[Block] = []
     if "mean_reward" in facts:
-        unscored = f"; {facts['unscored']} responses without a score" if facts["unscored"] else ""
-        lines.append(f"mean reward {facts['mean_reward']['mean']:.4g}{unscored}")
-    blocks: list[Block] = ["\n".join([*lines, *facts["notes"]])]
-    if curve := facts.get("best_of_n"):
-        rows = [
-            [f"{one['n']}", f"{one['reward']:.4g}", f"{one['kl_at_most']:.3g}"] for one in curve
-        ]
+        reward = statistics.shown(facts["mean_reward"])
+        lines.append(f"mean reward {reward}, {facts['unscored']} responses without a score")
+        rows = []
+        for one in facts["best_of_n"]:
+            rows.append([f"{one['n']}", f"{one['reward']:.4g}", f"{one['kl_at_most']:.3g}"])
         blocks.append(Table("", ["best of", "expected reward", "KL at most (nats)"], rows))
-    return Report(blocks)
+    return Report(["\n".join([*lines, *facts["notes"]]), *blocks])

@@ -96,8 +96,11 @@ class SelectBest(Step):
 def complete(groups: Sequence[Group], policies: Sequence[str]) -> list[Group]:
     """The prompts at which every policy has a score, so that none is chosen for the easier ones."""
     columns = [averages(groups, policy, REWARD_KEY) for policy in policies]
-    every = zip(groups, *columns, strict=True)
-    return [group for group, *scores in every if None not in scores]
+    kept = list[Group]()
+    for group, *scores in zip(groups, *columns, strict=True):
+        if None not in scores:
+            kept.append(group)
+    return kept
 
 
 def selected(groups: Sequence[Group], policies: Sequence[str]) -> tuple[str, list[Row]]:

@@ -11,11 +11,9 @@ LLaMA-Factory's keys.
 | `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON
 of one |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
-| `train`, `training` or `loss` true or false | whether an assistant turn is learned |
-| `weight` or `loss_weight`, a number of 0 or more | how much its tokens count in the loss of a
-demonstration |
-| `content`, `value` or `text` | text, or a list of parts of text, reasoning and calls; a tool's may
-be any JSON |
+| `train` true or false | whether an assistant turn is learned |
+| `weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |
+| `content`, `value` or `text` | text, or a list of parts of text; a tool's may be any JSON |
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
@@ -34,7 +32,6 @@ from alignkit.formats import columns_of, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
-CHOICES = ("choices", "options", "endings")
 SPEAKERS = {
     "human": "user",
     "prompter": "user",
@@ -50,27 +47,17 @@ SPEAKERS = {
     "tool_call": "assistant",
 } | {role: role for role in ROLES}
 CALLERS = ("function_call", "tool_call")  # speakers whose text is a call
-TOOL_COLUMNS = ("tool_defs", "tool_schemas", "available_tools")
-TEXTS = ("text", "input_text", "output_text")
 REASONING = ("reasoning_content", "reasoning", "thinking")
-FLAGS = ("train", "training", "loss")
-WEIGHTS = ("weight", "loss_weight")
-FOREIGN = {  # what a turn would lose
-    "mask": "whether the turn is learned",
-    "train_detail": "which parts of the turn are learned",
-    "tools": "functions of the row's column 'tools'",
-    "functions": "functions of the row's column 'tools'",
-    "function_calls": "calls, whose key is 'tool_calls'",
-    "image": "a picture",
-    "images": "pictures",
-    "video": "a film",
-    "audio": "sound",
-}
-NOTHING = ("[]", "{}", "null")  # as JSON
+# Keys of a turn that mean something in other tools, which would be lost.
+FOREIGN = (
+    *("training", "loss", "loss_weight", "mask", "train_detail"),
+    *("tools", "functions", "function_calls"),
+    *("image", "images", "video", "audio"),
+)
+NOTHING: tuple[Any, ...] = (None, "", [], {}, "[]", "{}", "null")
 PLAIN = {"role", "content"}
-# The beginning of a list of messages or of one message, as JSON or as Python prints it.
-_MESSAGES = re.compile(r"""\s*(\[\s*)?\{\s*(['"])(role|from|content|value)\2\s*:""")
-_SPEAKER = re.compile(r"""(['"])(role|from)\1\s*:""")
+# A list of messages or one message, as Python prints it.
+_MESSAGES = re.compile(r"""\s*\[?\s*\{.*(['"])(role|from)\1\s*:.*\}\s*\]?\s*""", re.DOTALL)
 
 
 def with_text(row: Any, name: str = "text") -> Mapping[str, Any]:
@@ -100,23 +87,23 @@ def read_message(turn: Any, where: str) -> Message:
     content = turn.get(first_of(turn, ("content", "value", "text")))
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
         return Message(role=role, content=content)  # nearly all turns; several times as fast
-    for key, loss in FOREIGN.items():
-        if turn.get(key) and turn[key] not in NOTHING:
-            raise BadRow(
-                f"{where} has '{key}', {loss}, which would be lost; remove it if it means nothing"
-            )
+    for key in FOREIGN:
+        if turn.get(key) not in NOTHING:
+            raise BadRow(f"{where} has '{key}', which would be lost; remove it if it means nothing")
     message: Any = Message(role=role, content="")
-    calls = turn.get(first_of(turn, ("tool_calls", "function_call")))
-    calls = _calls(calls, where) if calls else []
+    calls = list[dict[str, Any]]()
+    if made := turn.get(first_of(turn, ("tool_calls", "function_call"))):
+        calls = _calls(made, where)
     if role == "tool" and _is_result(content):
         content = json.dumps(content, ensure_ascii=False)
-    text, reasoning, inner_calls = _content("" if content is None and calls else content, where)
-    calls += inner_calls
+    if content is None and calls:
+        content = ""
+    text = _text(content, where)
     if name in CALLERS:
         calls += _calls(text, where)
     else:
         message["content"] = text
-    thought = turn.get(first_of(turn, REASONING)) or reasoning
+    thought = turn.get(first_of(turn, REASONING)) or ""
     if not isinstance(thought, str):
         raise BadRow(f"{where} must have text as its reasoning, not {kind_of(thought)}")
     if role != "assistant" and (thought or calls):
@@ -138,18 +125,18 @@ def read_message(turn: Any, where: str) -> Message:
 
 def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
     """Whether the turn is learned, or how much it counts; nothing if it does not say."""
-    values = {name: turn[name] for name in (*FLAGS, *WEIGHTS) if turn.get(name) is not None}
-    for name, value in values.items():
-        if name in FLAGS and not isinstance(value, bool):
-            raise BadRow(f"{where}: {name} must be true or false, not {str(value)[:60]!r}")
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise BadRow(f"{where}: {name} must be a number of 0 or more, not {str(value)[:60]!r}")
-    if not values:
-        return {}
-    least = min([value for name, value in values.items() if name in WEIGHTS], default=1)
-    if False in values.values():  # a weight of 0 is false, too
-        least = 0
-    return {"train": bool(least) if least in (0, 1) else float(least)}
+    train, weight = turn.get("train"), turn.get("weight")
+    if not isinstance(train, bool | None):
+        raise BadRow(f"{where}: train must be true or false, not {str(train)[:60]!r}")
+    if not isinstance(weight, int | float | None) or not 0 <= (weight or 0) < math.inf:
+        raise BadRow(f"{where}: weight must be a number of 0 or more, not {str(weight)[:60]!r}")
+    if train is False or weight == 0:
+        return {"train": False}
+    if weight not in (None, 1):
+        return {"train": float(weight)}
+    if train or weight:
+        return {"train": True}
+    return {}
 
 
 # Content and calls
@@ -164,31 +151,23 @@ def _is_result(value: Any) -> bool:
     return isinstance(value, Mapping | bool | int | float)
 
 
-def _content(content: Any, where: str) -> tuple[str, str, list[dict[str, Any]]]:
-    """Text, reasoning and calls of a turn's content."""
+def _text(content: Any, where: str) -> str:
+    """The text of a turn's content, which may be a list of parts."""
     if isinstance(content, str):
-        return content, "", []
+        return content
     if not isinstance(content, list | tuple):
         raise BadRow(
             f"{where} must have text as its content, not {kind_of(content)}; write '' for nothing"
         )
-    text, reasoning, calls = "", "", list[dict[str, Any]]()
+    text = ""
     for part in content:
-        if isinstance(part, str):
-            part = {"text": part}
-        if not isinstance(part, Mapping):
-            raise BadRow(f"{where} has content other than text: {kind_of(part)}")
-        kind = str(part.get("type", "text"))
-        value = part.get(first_of(part, (kind, "text", "value")))
-        if kind == "tool_call":
-            calls += _calls(value, where)
-        elif kind in REASONING and isinstance(value, str):
-            reasoning += value
-        elif kind in TEXTS and isinstance(value, str):
-            text += value
-        else:
-            raise BadRow(f"{where} has content other than text: a part of type {kind[:40]!r}")
-    return text, reasoning, calls
+        value = part
+        if isinstance(part, Mapping) and part.get("type", "text") == "text":
+            value = part.get(first_of(part, ("text", "value")))
+        if not isinstance(value, str):
+            raise BadRow(f"{where} has content other than text: {str(part)[:60]}")
+        text += value
+    return text
 
 
 def _calls(value: Any, where: str) -> list[dict[str, Any]]:
@@ -196,7 +175,9 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     it as JSON.
     """
     value = _json(value, where)
-    calls = [value] if isinstance(value, Mapping) else value
+    calls = value
+    if isinstance(value, Mapping):
+        calls = [value]
     if not isinstance(calls, list | tuple) or not calls:
         raise BadRow(
             f"{where}: a tool call must be {{name, arguments}} or a list of these, not "
@@ -207,9 +188,8 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         function: Any = call.get("function", call) if isinstance(call, Mapping) else None
         if not Format.has(function, "name") or not isinstance(function["name"], str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
-        arguments = (
-            _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
-        )
+        arguments = function.get(first_of(function, ("arguments", "parameters")))
+        arguments = _json(arguments, where) or {}
         if not isinstance(arguments, Mapping):
             raise BadRow(f"{where}: the arguments of {function['name']!r} must be an object")
         envelope: dict[str, Any] = {
@@ -230,22 +210,6 @@ def _json(value: Any, where: str) -> Any:
         return json.loads(value) if value.strip() else None
     except (ValueError, RecursionError) as error:
         raise BadRow(f"{where}: not valid JSON of a tool or a call: {value[:60]!r}") from error
-
-
-def tools_column(row: Mapping[str, Any]) -> str:
-    """The column with a row's tools: `tools`, or another usual name whose value is a list of
-    schemas.
-    """
-    for name in TOOL_COLUMNS if not row.get("tools") else ():
-        try:
-            functions = [tool["function"] for tool in tools_of(row.get(name))]
-        except BadRow:
-            continue
-        if functions and all(
-            isinstance(one, Mapping) and isinstance(one.get("name"), str) for one in functions
-        ):
-            return name
-    return "tools"
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
@@ -342,32 +306,17 @@ class ColumnFormat(Format):
         parts = [cls.text(row, name, "").strip() for name in names]
         return (Message(role="user", content="\n\n".join(filter(None, parts))),)
 
-    @classmethod
-    def pair(cls, row: Mapping[str, Any], better: int = 0, worse: int = 1) -> Pair:
-        """A pair with the probability `p` and the margin that a row says.
-
-        Args:
-            row: Its columns.
-            better: The place of the better response.
-            worse: The place of the other one.
-        """
-        p = cls.number(row, "p")
-        return Pair(better, worse, 1.0 if p is None else p, cls.margin(row))
-
     @staticmethod
-    def margin(row: Mapping[str, Any], name: str = "margin") -> float | str | None:
+    def margin(row: Mapping[str, Any]) -> float | str | None:
         """A pair's margin: a number, or the name of a level; None if absent.
 
         Args:
             row: Its columns.
-            name: A column.
         """
-        value = columns_of(row).get(name)
-        return (
-            value
-            if value in LEVELS
-            else to_number(value, f"column '{name}', unless one of {', '.join(LEVELS)},")
-        )
+        value = columns_of(row).get("margin")
+        if value in LEVELS:
+            return str(value)
+        return to_number(value, f"column 'margin', unless one of {', '.join(LEVELS)},")
 
     @staticmethod
     def conversation(value: Any, name: str, user: bool = True) -> tuple[Message, ...]:
@@ -387,8 +336,10 @@ class ColumnFormat(Format):
         if isinstance(value, str):
             value = _messages_in_cell(value, name, user)
         if isinstance(value, str):
-            return (Message(role="user" if user else "assistant", content=value),)
-        turns = [value] if isinstance(value, Mapping) else value
+            value = {"role": "user" if user else "assistant", "content": value}
+        turns = value
+        if isinstance(value, Mapping):
+            turns = [value]
         if not isinstance(turns, list | tuple):
             raise BadRow(
                 f"column '{name}' must be text or a list of messages, not {kind_of(value)}"
@@ -403,17 +354,14 @@ class ColumnFormat(Format):
             turns: Of a conversation, in order.
             row: Its columns.
         """
-        words = {cls.text(row, name, "").strip() for name in SYSTEM_COLUMNS} - {""}
+        words = cls.text(row, first_of(row, SYSTEM_COLUMNS), "").strip()
         if not words or not turns:
             return tuple(turns)
-        is_opened = turns[0]["role"] == "system"
-        if is_opened:
-            words.add(turns[0]["content"].strip())
-        if len(words) > 1:
-            raise BadRow(
-                f"the row has {len(words)} different system messages, but a conversation has one"
-            )
-        return tuple(turns) if is_opened else (Message(role="system", content=words.pop()), *turns)
+        if turns[0]["role"] != "system":
+            return (Message(role="system", content=words), *turns)
+        if turns[0]["content"].strip() != words:
+            raise BadRow("the row has 2 different system messages, but a conversation has one")
+        return tuple(turns)
 
     @classmethod
     def label(cls, row: Mapping[str, Any]) -> bool | None:
@@ -422,11 +370,8 @@ class ColumnFormat(Format):
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-        """The functions in `tools`, or another usual column: a list of JSON schemas, or JSON text
-        of one.
-        """
-        columns = columns_of(row)
-        return tools_of(columns.get(tools_column(columns)))
+        """The functions in `tools`: a list of JSON schemas, or JSON text of one."""
+        return tools_of(columns_of(row).get("tools"))
 
     @staticmethod
     def answer(turns: Sequence[Message], **known: Any) -> Response:
@@ -468,17 +413,16 @@ class ColumnFormat(Format):
         roles = [turn["role"] for turn in turns]
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
+        first = len(roles)
         if known.get("label") is not None:
-            first = len(roles)
             while first and roles[first - 1] == "assistant":
                 first -= 1
         else:
-            asked = roles.index("user") if "user" in roles else 0
-            first = (
-                asked + roles[asked:].index("assistant")
-                if "assistant" in roles[asked:]
-                else len(roles)
-            )
+            start = 0
+            if "user" in roles:
+                start = roles.index("user")
+            if "assistant" in roles[start:]:
+                first = roles.index("assistant", start)
         return tuple(turns[:first]), cls.answer(turns[first:], **known)
 
     @staticmethod
@@ -497,15 +441,16 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scores = [
-            score for response in responses if (score := response.scores.get("reward")) is not None
-        ]
+        scores = []
+        for response in responses:
+            score = response.scores.get("reward")
+            if score is not None:
+                scores.append(score)
         if not scores:
             raise BadRow("the row has neither ranks nor scores nor pairs")
-        if len(scores) < len(responses):
-            raise BadRow(
-                f"{len(responses) - len(scores)} of {len(responses)} responses have no score"
-            )
+        missing = len(responses) - len(scores)
+        if missing:
+            raise BadRow(f"{missing} of {len(responses)} responses have no score")
         from alignkit import functional as F  # with torch, which reading a recipe does not need
 
         pairs = []
@@ -514,38 +459,6 @@ class ColumnFormat(Format):
                 if F.preferred([(low, high)]) == [1]:
                     pairs.append(Pair(i, j, margin=high - low))
         return tuple(pairs)
-
-    @staticmethod
-    def rest(row: Mapping[str, Any], *used: str) -> dict[str, Any]:
-        """As `Format.rest`. "tools" stands for the column that `tools` reads; choices that a
-        question says are kept.
-        """
-        columns = columns_of(row)
-        if "tools" in used:
-            used = (*used, tools_column(columns))
-        text = "\n".join(words_in([columns.get(name) for name in used]))
-        repeated = []
-        for name in CHOICES:
-            words = list(words_in(columns.get(name)))
-            if (
-                name not in used
-                and max(map(len, words), default=0) > 1
-                and all(word in text for word in words)
-            ):
-                repeated.append(name)
-        rest = Format.rest(row, *used, *repeated)
-        return {name: value for name, value in columns.items() if name in rest or name in repeated}
-
-
-def words_in(value: Any) -> Iterator[str]:
-    """The texts and numbers in a value of JSON."""
-    if isinstance(value, Mapping):
-        yield from words_in(list(value.values()))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from words_in(inner)
-    elif value is not None:
-        yield str(value).strip()
 
 
 def _messages_in_cell(text: str, name: str, user: bool) -> Any:
@@ -560,16 +473,16 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        value = _python_value(text, name) if _MESSAGES.match(text) else None
+        value = _python_value(text, name) if _MESSAGES.fullmatch(text) else None
     if isinstance(value, dict):  # one that is no message may be what the user asks about
         speaker = str(value.get("role", value.get("from"))).strip().lower()
         speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))
         return value if speaks and value.keys() in (PLAIN, {"from", "value"}) else text
     turns = value if isinstance(value, list) else []
-    are_messages = turns and all(
-        isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns
-    )
-    return turns if are_messages else text
+    for turn in turns:
+        if not isinstance(turn, dict) or not {"role", "from"} & turn.keys():
+            return text
+    return turns or text
 
 
 def _python_value(text: str, name: str) -> Any:
@@ -579,7 +492,7 @@ def _python_value(text: str, name: str) -> Any:
     try:
         return ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        if text.lstrip().startswith("[") and text.rstrip().endswith("}]") and _SPEAKER.search(text):
+        if text.lstrip().startswith("["):
             raise BadRow(
                 f"column '{name}' looks like messages but is not JSON; write it with json.dumps"
             ) from None

@@ -36,9 +36,9 @@ class TwoAnswers:
     """Columns of a data set with two answers and a label, and what its labels mean.
 
     prompt: columns, joined by a blank line; empty if the answers are whole conversations.
-    labels: value -> first, second or tie. margins: value -> margin. sources: columns with the
-    answers' authors. soft: values between 1 and 2 are 1 + the probability that the second answer is
-    better. scores: columns with the answers' votes, which must agree.
+    labels: value -> first, second or tie. margins: value -> margin. soft: values between 1 and 2
+    are 1 + the probability that the second answer is better. others: columns by which the set is
+    told from one with other labels.
     """
 
     prompt: Sequence[str] = ()
@@ -47,15 +47,12 @@ class TwoAnswers:
     label: Sequence[str] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     margins: Mapping[str, float | str] = field(default_factory=dict)
-    sources: Sequence[str] = ()
     soft: bool = False
-    scores: Sequence[str] = ()
+    others: Sequence[str] = ()
 
     def fits(self, row: Any) -> bool:
         """Whether the row has these columns; all but the first of the prompt may be missing."""
-        needed = {*self.prompt[:1], self.first, self.second, *self.label}
-        if self.soft:
-            needed.update(self.sources)
+        needed = {*self.prompt[:1], self.first, self.second, *self.label, *self.others}
         return isinstance(row, Mapping) and needed <= row.keys()
 
 
@@ -63,11 +60,11 @@ _TEMPLATES = r"""
 arc:
   summary: "ARC and CommonsenseQA: a question with choices"
   template:
-    prompt: "{question}\n{choices:letters}"
-    response: "{choices[answerKey]:letter}"
-    answer: "{choices[answerKey]:letter}"
+    prompt: "{{ question }}\n{{ choices.text | letters }}"
+    response: "{{ answerKey | letter(choices.text, choices.label) }}"
+    answer: "{{ answerKey | letter(choices.text, choices.label) }}"
     # the test split of CommonsenseQA has none
-    required: ["{answerKey}"]
+    required: "{{ answerKey }}"
   example: >-
     {"question": "What is wet?", "choices": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
     "answerKey": "2"}
@@ -75,111 +72,110 @@ boolq:
   summary: "BoolQ: a passage and a question, with yes or no"
   template:
     # the set's questions have no mark at their end
-    prompt: "{passage}\n\n{question}?"
-    response: "{answer:true=yes|false=no}"
-    answer: "{answer:true=yes|false=no}"
+    prompt: "{{ passage }}\n\n{{ question }}?"
+    response: '{{ {"true": "yes", "false": "no"}[answer | string | lower] }}'
+    answer: '{{ {"true": "yes", "false": "no"}[answer | string | lower] }}'
   example: '{"passage": "Rain is wet.", "question": "is rain wet", "answer": true}'
 race:
   summary: "RACE: an article and a question with choices"
   template:
-    prompt: "{article}\n\n{question}\n{options:letters}"
-    response: "{options[answer]:letter}"
-    answer: "{options[answer]:letter}"
+    prompt: "{{ article }}\n\n{{ question }}\n{{ options | letters }}"
+    response: "{{ answer | letter(options) }}"
+    answer: "{{ answer | letter(options) }}"
   example: >-
     {"article": "Rain is wet.", "question": "Rain is _.", "options": ["dry", "wet"], "answer":
     "B"}
 drop:
   summary: "DROP: a passage and a question, with one or several spans"
   template:
-    prompt: "{passage}\n\n{question}"
-    response: "{answers_spans.spans:commas}"
-    answer: "{answers_spans.spans:commas}"
-    required: ["{answers_spans.spans}"]
+    prompt: "{{ passage }}\n\n{{ question }}"
+    response: "{{ answers_spans.spans | join(', ') }}"
+    answer: "{{ answers_spans.spans | join(', ') }}"
+    required: "{{ answers_spans.spans }}"
   example: >-
     {"passage": "Ann is 7.", "question": "Who is 7?", "answers_spans": {"spans": ["Ann"],
     "types": ["span"]}}
 coqa:
   summary: "CoQA: a story, questions and answers"
   template:
-    prompt: "{story}"
-    turns: ["{questions}", "{answers.input_text}"]
+    messages: "{{ questions | dialogue(answers.input_text, story) }}"
   example: >-
     {"story": "Ann is 7.", "questions": ["Who is 7?", "Is she?"], "answers": {"input_text":
     ["Ann", "yes"]}}
 openbookqa:
   summary: "OpenBookQA: a question with choices"
   template:
-    prompt: "{question_stem}\n{choices:letters}"
-    response: "{choices[answerKey]:letter}"
-    answer: "{choices[answerKey]:letter}"
+    prompt: "{{ question_stem }}\n{{ choices.text | letters }}"
+    response: "{{ answerKey | letter(choices.text, choices.label) }}"
+    answer: "{{ answerKey | letter(choices.text, choices.label) }}"
   example: >-
     {"question_stem": "Wet is", "choices": {"text": ["fire", "rain"], "label": ["A", "B"]},
     "answerKey": "B"}
 mnli:
   summary: "MNLI and SNLI: premise and hypothesis; label 0 entailment, 1 neutral, 2 contradiction"
   template:
-    prompt: "{premise}\n\nDoes this entail or contradict the following, or is it neutral?\n\n{hypothesis}"
-    response: "{label:0=entailment|1=neutral|2=contradiction}"
-    answer: "{label:0=entailment|1=neutral|2=contradiction}"
+    prompt: "{{ premise }}\n\nDoes this entail or contradict the following, or is it neutral?\n\n{{ hypothesis }}"
+    response: '{{ {"0": "entailment", "1": "neutral", "2": "contradiction"}[label | string] }}'
+    answer: '{{ {"0": "entailment", "1": "neutral", "2": "contradiction"}[label | string] }}'
     # people did not agree
-    required: ["{label:-1=|yes}"]
+    required: "{{ label | string != '-1' }}"
   example: '{"premise": "Ann is 7.", "hypothesis": "Ann is a child.", "label": 0}'
   # Other sets with these columns have other labels: in CommitmentBank 1 is a contradiction
   recognized: false
 quac:
   summary: "QuAC: a text, questions and answers"
   template:
-    prompt: "{context}"
-    turns: ["{questions}", "{orig_answers.texts:CANNOTANSWER=I don't know.|{}}"]
+    messages: >-
+      {{ questions | dialogue(orig_answers.texts | map("replace", "CANNOTANSWER", "I don't know.") |
+      list, context) }}
   example: >-
     {"context": "Ann is 7.", "questions": ["Who is 7?", "Why?"], "orig_answers": {"texts":
     ["Ann", "CANNOTANSWER"], "answer_starts": [0, 10]}}
 winogrande:
   summary: "WinoGrande: a sentence with a gap and two options"
   template:
-    prompt: "{sentence}\nA. {option1}\nB. {option2}"
-    response: "{answer:1=A|2=B}"
-    answer: "{answer:1=A|2=B}"
+    prompt: "{{ sentence }}\nA. {{ option1 }}\nB. {{ option2 }}"
+    response: '{{ {"1": "A", "2": "B"}[answer | string] }}'
+    answer: '{{ {"1": "A", "2": "B"}[answer | string] }}'
     # the test split has none
-    required: ["{answer}"]
+    required: "{{ answer }}"
   example: >-
     {"sentence": "Rain fell on Ann, so _ was wet.", "option1": "rain", "option2": "Ann",
     "answer": "2"}
 stack_exchange:
   summary: "StackExchange pairs: question, better response_j, worse response_k"
   template:
-    prompt: "{question}"
-    chosen: "{response_j}"
-    rejected: "{response_k}"
+    prompt: "{{ question }}"
+    chosen: "{{ response_j }}"
+    rejected: "{{ response_k }}"
   example: '{"question": "Why?", "response_j": "Because it rains.", "response_k": "Why not?"}'
-  recognized: false  # `preference` does
 ultrafeedback:
   summary: "UltraFeedback: an instruction and completions with scores"
   template:
-    prompt: "{instruction}"
-    responses: "{completions.response}"
-    scores: "{completions.overall_score}"
-    required: ["{completions}"]
+    prompt: "{{ instruction }}"
+    responses: "{{ completions | map(attribute='response') | list }}"
+    scores: "{{ completions | map(attribute='overall_score') | list }}"
+    # a score of 85 lies on a scale of 10
+    required: "{{ completions and completions | map(attribute='overall_score') | max <= 10 }}"
   example: >-
     {"instruction": "Hi", "completions": [{"response": "Hello!", "overall_score": 8.0},
     {"response": "What?", "overall_score": 3.5}]}
-  recognized: false  # `rankings` does
 helpsteer2:
   summary: "HelpSteer 1 and 2: responses with ratings, of which helpfulness is the score"
   template:
-    prompt: "{prompt}"
-    response: "{response}"
-    scores: "{helpfulness}"
+    prompt: "{{ prompt }}"
+    response: "{{ response }}"
+    scores: "{{ helpfulness }}"
   example: >-
     {"prompt": "Hi", "response": "Hello!", "helpfulness": 4, "correctness": 4, "verbosity": 0}
   recognized: false  # `prompt_completion` does, without a score
 helpsteer3:
   summary: "HelpSteer 3: two responses and a preference from -3 (the first) to 3 (the second)"
   template:
-    prompt: "{context}"
-    responses: ["{response1}", "{response2}"]
-    best: "{overall_preference:-3=A|-2=A|-1=A|0=|1=B|2=B|3=B}"
-    margin: "{overall_preference:-3=3|-2=2|-1=1|0=|1=1|2=2|3=3}"
+    prompt: "{{ context }}"
+    responses: "{{ [response1, response2] }}"
+    best: '{{ {"-3": "A", "-2": "A", "-1": "A", "0": "", "1": "B", "2": "B", "3": "B"}[overall_preference | string] }}'
+    margin: "{{ overall_preference | abs }}"
   example: >-
     {"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!", "response2":
     "What?", "overall_preference": -2}
@@ -187,21 +183,21 @@ helpsteer3:
 prm800k:
   summary: "PRM800K, phase 2: whole solutions, good if people found no wrong step"
   template:
-    prompt: "{question.problem}"
-    response: "{question.pre_generated_steps:lines}"
-    label: "{label.finish_reason:solution=true|found_error=false}"
-    answer: "{question.ground_truth_answer}"
+    prompt: "{{ question.problem }}"
+    response: "{{ question.pre_generated_steps | join('\n') }}"
+    label: '{{ {"solution": true, "found_error": false}[label.finish_reason] }}'
+    answer: "{{ question.ground_truth_answer }}"
     # phase 1 has no whole solutions, and people gave up on some problems
-    required: ["{question.pre_generated_steps?}", "{label.finish_reason:solution=true|found_error=false|}"]
+    required: "{{ question.pre_generated_steps is defined and label.finish_reason in ['solution', 'found_error'] }}"
   example: >-
     {"question": {"problem": "1 + 1", "ground_truth_answer": "2", "pre_generated_steps": ["1 +
     1 is 3."]}, "label": {"steps": [], "finish_reason": "found_error"}}
 tulu3_preference:
   summary: "Tulu 3 preference mixtures: prompt, and chosen and rejected as messages"
   template:
-    prompt: "{prompt}"
-    chosen: "{chosen}"
-    rejected: "{rejected}"
+    prompt: "{{ prompt }}"
+    chosen: "{{ chosen }}"
+    rejected: "{{ rejected }}"
   example: >-
     {"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant",
     "content": "Hello!"}], "rejected": [{"role": "user", "content": "Hi"}, {"role":
@@ -209,12 +205,18 @@ tulu3_preference:
   recognized: false  # `preference` does
 gsm8k:
   summary: "GSM8K: question and answer with '#### 18' at the end"
-  template: {prompt: "{question}", response: "{solution}", answer: "{number}"}
+  template:
+    prompt: "{{ question }}"
+    response: "{{ answer | solution }}"
+    answer: "{{ answer | final }}"
   example: '{"question": "Ann has 2 pens and buys 3. How many has she?", "answer": "2+3=<<2+3=5>>5\n#### 5"}'
   recognized: false  # many sets have a question and an answer; `init` looks for the line
 svamp:
+  # Patel et al. 2021, arXiv:2103.07191; some stories lack the mark at their end
   summary: "SVAMP: Body, Question and Answer"
-  template: {prompt: "{story} {Question}", answer: "{number}"}
+  template:
+    prompt: "{{ Body | trim }}{{ '' if (Body | trim)[-1:] in '.!?,;:' else '.' }} {{ Question }}"
+    answer: "{{ Answer | number }}"
   example: '{"Body": "Ann has 2 pens and buys 3", "Question": "How many has she?", "Answer": 5.0}'
 """
 _PAIRS = """
@@ -242,7 +244,6 @@ SuperHF:
   second: model_b_completion
   label: [rating]
   labels: {a: first, b: second, tie: tie}
-  sources: [model_a, model_b]
 Tulu:
   prompt: [prompt]
   first: completion_a
@@ -252,28 +253,25 @@ Tulu:
     b-is-better: second}
   margins: {a-is-better: better, a-is-slightly-better: slightly, b-is-better: better,
     b-is-slightly-better: slightly}
-  sources: [model_a, model_b]
 AlpacaEval:
   prompt: [instruction]
   first: output_1
   second: output_2
   label: [preference]
   labels: {"1": first, "2": second, "0": tie, "1.5": tie}
-  sources: [generator_1, generator_2]
-  soft: true  # other sets with these columns count from 0, where it means a tie
+  soft: true
+  others: [generator_1, generator_2]  # other sets count from 0, where it means a tie
 Chatbot Arena:
   first: conversation_a
   second: conversation_b
   label: [winner]
   labels: {model_a: first, model_b: second, tie: tie, "tie (bothbad)": tie}
-  sources: [model_a, model_b]
 SHP:
   prompt: [history]
   first: human_ref_A
   second: human_ref_B
   label: [labels]
   labels: {"1": first, "0": second}
-  scores: [score_A, score_B]
 PKU-SafeRLHF:
   prompt: [prompt]
   first: response_0

@@ -4,6 +4,12 @@ Rankings of K responses to a prompt are as in InstructGPT (Ouyang et al. 2022, a
 rank 1 is best. Responses may have scores instead of ranks, such as grades from 1 to 7: a higher
 score is better, and the difference is the pair's margin. Equal scores make no pair.
 
+Two answers and a label are read in the layouts of public data sets: LLMBar, Auto-J, PandaLM,
+SuperHF, Tulu, AlpacaEval and others. The same label means different things in them: 1 is the first
+answer in LLMBar, the second one in Auto-J. So no other data set is guessed; a `template` says what
+its labels mean. A tie makes a group without a pair. If several columns have a label, the most
+frequent one counts; without one, it is a tie.
+
 A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
 several groups: every prompt, with the conversation before it and all its replies; those that people
 ranked form pairs (rank 0 is best). Deleted messages and messages that failed the review are left
@@ -13,6 +19,7 @@ out, with all that follows them.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,56 +31,25 @@ from alignkit_plugins.formats.columns import (
     ColumnFormat,
     first_of,
     read_message,
+    shared_turns,
     with_text,
 )
-from alignkit_plugins.formats.layouts import PAIRS
+from alignkit_plugins.formats.layouts import PAIRS, TwoAnswers
+from alignkit_plugins.formats.trl import NUMBERED
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
-PROMPTS = ("prompt", "instruction", "question", "query", "input", "context")
-RESPONSES = ("responses", "answers", "completions")
-LISTS = ("responses", "completions", "answers", "outputs", "candidates", "generations")
-TEXTS = ("text", "response", "answer", "completion", "content")
-SCORES = ("score", "rating", "overall_score", "reward")
-ULTRAFEEDBACK = 10  # its highest overall_score
-SCORE_LISTS = ("scores", "ratings", "rewards")
-NUMBERED = re.compile(
-    r"(?:model[ _-]?)?(?:response|answer|completion|output|reply|generation)[ _-]?([0-9]|[a-i])",
-    re.I,
-)
-# Columns that say which answer is better, in any layout that another format reads.
+PROMPTS = ("prompt", "instruction", "question", "query", "input")
+# Columns that say which answer is better.
 JUDGED = (
     *LABEL_COLUMNS,
-    *(
-        "labels",
-        "preference",
-        "winner",
-        "verdict",
-        "rating",
-        "ratings",
-        "choice",
-        "better",
-        "rank",
-        "ranks",
-        "ranking",
-    ),
-    *(
-        "score",
-        "scores",
-        "rewards",
-        "pairs",
-        "chosen",
-        "rejected",
-        "better_response_id",
-        "overall_preference",
-    ),
-    *("preference_strength", "winner_model_a", "winner_model_b", "winner_tie"),
+    *("labels", "preference", "winner", "verdict", "rating", "ranks", "scores", "pairs"),
+    *("chosen", "rejected", "winner_model_a", "winner_model_b"),
 )
+_SOFT = re.compile(r"1\.\d+")
 
 
 class Rankings(ColumnFormat):
-    """A prompt and its responses with ranks (ties allowed), with scores, or with a list of pairs
-    [better, worse].
-    """
+    """A prompt and its responses, with ranks (ties allowed) or with scores."""
 
     example = (
         '{"prompt": "Hi", "responses": [{"text": "Hello!", "rank": 1}, {"text": "What?", "rank": '
@@ -81,72 +57,35 @@ class Rankings(ColumnFormat):
     )
     wants = (
         "prompt and responses [{text, rank or score}], or responses [text] with ranks [1, 2, "
-        "...], scores or pairs"
+        "...] or scores"
     )
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        name = first_of(row, RESPONSES)
-        if (
-            not name
-            or not first_of(row, PROMPTS[:3])
-            or not isinstance(row[name], list)
-            or "alignkit" in row
-        ):
+        if not cls.has(row, "prompt", "responses") or "alignkit" in row:
             return False
-        rated = first_of(row, ("ranks", *SCORE_LISTS, "pairs")) or all(
-            first_of(i, ("rank", *SCORES)) for i in row[name]
-        )
-        return bool(row[name] and rated) and cls.lacks(row, "chosen", "rejected")
+        items = row["responses"]
+        rated = first_of(row, ("ranks", "scores"))
+        if isinstance(items, list) and items and not rated:
+            return all(first_of(item, ("rank", "score")) for item in items)
+        return isinstance(items, list) and bool(rated)
 
     def read(self, row: Any) -> Group:
-        prompt, name = first_of(row, PROMPTS[:3]), first_of(row, RESPONSES)
-        if not prompt or not name:
-            raise BadRow("columns 'prompt' and 'responses' are required")
-        items, scored = row[name], first_of(row, SCORE_LISTS)
+        items = columns_of(row).get("responses")
         if not isinstance(items, list) or not 2 <= len(items) <= MAX_RESPONSES:
-            raise BadRow(f"{name} must be a list of 2 to {MAX_RESPONSES} responses")
+            raise BadRow(f"responses must be a list of 2 to {MAX_RESPONSES} responses")
+        ranks, scores = _column(row, "ranks", items), _column(row, "scores", items)
         responses = []
-        for item, rank, score in zip(
-            items, _column(row, "ranks", items), _column(row, scored, items), strict=True
-        ):
-            responses.append(self._response(item, rank, score))
+        for item, rank, score in zip(items, ranks, scores, strict=True):
+            columns = {"rank": rank, "score": score, **with_text(item)}
+            score = self.number(columns, "score")
+            rank, text = self.number(columns, "rank"), self.text(columns, "text")
+            responses.append(Response(text=text, rank=rank, scores=self.scores(score)))
         pairs = None
-        if self.has(row, "pairs"):
-            pairs = self._pairs(row["pairs"])
-        elif all(response.rank is None for response in responses):
+        if all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
-        used = (prompt, name, "ranks", "pairs", scored)
-        return self.group(row, used, self.column(row, prompt), responses, pairs)
-
-    def _response(self, item: Any, rank: Any, score: Any) -> Response:
-        item = dict(with_text(item))
-        scored = first_of(item, SCORES) or "score"
-        for name, value in (("rank", rank), (scored, score)):
-            if item.get(name) in (None, ""):
-                item[name] = value
-        rank, score = self.number(item, "rank"), self.number(item, scored)
-        if "fine-grained_score" in item and score is not None and score > ULTRAFEEDBACK:
-            raise BadRow(
-                f"score {score:g} is above {ULTRAFEEDBACK}, a known fault of UltraFeedback"
-            )
-        text = self.text(item, first_of(item, TEXTS) or "text")
-        author = self.text(item, first_of(item, ("source", "model")) or "source", "")
-        return Response(text=text, rank=rank, scores=self.scores(score), source=author or None)
-
-    def _pairs(self, rows: Any) -> tuple[Pair, ...]:
-        if not isinstance(rows, list) or not rows:
-            raise BadRow("pairs must be a list of [better, worse] or {better, worse, p, margin}")
-        pairs = []
-        for row in rows:
-            if isinstance(row, list) and len(row) == 2:
-                row = {"better": row[0], "worse": row[1]}
-            if not self.has(row, "better", "worse"):
-                raise BadRow(
-                    f"a pair must be [better, worse] or {{better, worse, p, margin}}, not {row!r}"
-                )
-            pairs.append(self.pair(row, row["better"], row["worse"]))
-        return tuple(pairs)
+        used = ("prompt", "responses", "ranks", "scores")
+        return self.group(row, used, self.column(row, "prompt"), responses, pairs)
 
 
 def _column(row: Mapping[str, Any], name: str, items: Sequence[Any]) -> Sequence[Any]:
@@ -157,6 +96,62 @@ def _column(row: Mapping[str, Any], name: str, items: Sequence[Any]) -> Sequence
     if not isinstance(values, list) or len(values) != len(items):
         raise BadRow(f"{name} must be a list of {len(items)}, one for each response")
     return values
+
+
+class LabeledPairs(ColumnFormat):
+    """A prompt, two answers, and a label that says which one is better."""
+
+    example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
+    wants = f"those of {', '.join(PAIRS)}; a template reads other pairs with a label"
+
+    @classmethod
+    def matches(cls, row: Any) -> bool:
+        return layout_of(row) is not None
+
+    def read(self, row: Any) -> Group:
+        layout = layout_of(columns_of(row))
+        if layout is None:
+            raise BadRow(
+                f"the columns are none of {', '.join(PAIRS)}; say with a `template` what they are"
+            )
+        turns = [self.column(row, name, user=False) for name in (layout.first, layout.second)]
+        shared = 0
+        if not layout.prompt:
+            shared = shared_turns(*turns)
+            prompt = turns[0][:shared]
+        elif len(layout.prompt) == 1:
+            prompt = self.column(row, layout.prompt[0])
+        else:
+            prompt = self.joined(row, layout.prompt)
+        responses = [self.answer(answer[shared:]) for answer in turns]
+        votes = Counter(_vote(row, name, layout) for name in layout.label)
+        (pair, count), *others = votes.most_common(2)
+        pairs: tuple[Pair, ...] = ()
+        if pair is not None and not (others and others[0][1] == count):
+            pairs = (pair,)
+        used = (*layout.prompt, layout.first, layout.second)
+        return self.group(row, used, prompt, responses, pairs)
+
+
+def layout_of(row: Any) -> TwoAnswers | None:
+    """The layout of a public data set that a row has."""
+    return next((layout for layout in PAIRS.values() if layout.fits(row)), None)
+
+
+def _vote(row: Mapping[str, Any], name: str, layout: TwoAnswers) -> Pair | None:
+    """The pair that a label means; None for a tie."""
+    value = str(row[name]).strip().lower().removesuffix(".0")
+    side, margin = layout.labels.get(value), layout.margins.get(value)
+    if side == "tie":
+        return None
+    if side is not None:
+        better = int(side == "second")
+        return Pair(better, 1 - better, margin=margin)
+    if layout.soft and _SOFT.fullmatch(value):
+        p = float(value) - 1
+        return Pair(1, 0, p=p) if p > 0.5 else Pair(0, 1, p=1 - p)
+    labels = ", ".join(layout.labels)
+    raise BadRow(f"column '{name}' holds {row[name]!r}, but the known labels are {labels}")
 
 
 class Unlabeled(ColumnFormat):
@@ -172,61 +167,34 @@ class Unlabeled(ColumnFormat):
 
     @classmethod
     def matches(cls, row: Any) -> bool:
-        if not isinstance(row, Mapping) or "alignkit" in row or not cls.lacks(row, *JUDGED):
+        if not cls.lacks(row, *JUDGED) or layout_of(row) is not None:
             return False
-        if any(layout.fits(row) for layout in PAIRS.values()):
-            return False
-        # A list with another name may be the right answers, which rewards read; whoever names the
-        # format means these, too.
-        texts = [_text(answer) for answer in _answers(row, LISTS[:1]).values()]
-        return (
-            bool(first_of(row, PROMPTS))
-            and len(texts) > 1
-            and all(isinstance(text, str | list) for text in texts)
-        )
+        answers = _answers(row)
+        are_texts = all(isinstance(answer, str | list) for _, answer in answers)
+        return first_of(row, PROMPTS) != "" and len(answers) > 1 and are_texts
 
     def read(self, row: Any) -> Group:
-        prompt = first_of(row, PROMPTS)
+        prompt, answers = first_of(columns_of(row), PROMPTS), _answers(row)
         if not prompt:
             raise BadRow(f"a prompt is required, in one of the columns {', '.join(PROMPTS)}")
-        answers = _answers(row, LISTS[:1]) or _answers(row, LISTS)
         if len(answers) < 2:
             raise BadRow(
                 "two answers are required, such as response_a and response_b, or a list of "
                 "texts: responses"
             )
         responses, used = [], [prompt]
-        for name, answer in answers.items():
-            text = _text(answer)
-            if not isinstance(text, str | list):
-                raise BadRow(f"{name} must be text, or an object with text")
-            author = self.text(answer, "model", "") if isinstance(answer, Mapping) else ""
-            turns = self.conversation(text, name, user=False)
-            responses.append(self.answer(turns, source=author or None))
-            used.append(name.partition("[")[0])
+        for name, answer in answers:
+            responses.append(self.answer(self.conversation(answer, name, user=False)))
+            used.append(name)
         return self.group(row, used, self.column(row, prompt), responses, ())
 
 
-def _answers(row: Mapping[str, Any], lists: Sequence[str]) -> dict[str, Any]:
-    """The answers by the name of the column, or of the place in a list. lists: names of columns
-    with a list.
-    """
-    for name in lists:
-        if isinstance(row.get(name), list):
-            return {f"{name}[{place}]": answer for place, answer in enumerate(row[name])}
-    return {
-        str(name): row[name]
-        for name in row
-        if NUMBERED.fullmatch(str(name)) and row[name] is not None
-    }
-
-
-def _text(answer: Any) -> Any:
-    if not isinstance(answer, Mapping):
-        return answer
-    if "role" in answer or not Format.lacks(answer, "rank", "score", "rating"):
-        return None
-    return answer.get(first_of(answer, (*TEXTS[:4], "output", "content")))
+def _answers(row: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The answers, each with its column."""
+    if isinstance(row.get("responses"), list):
+        return [("responses", answer) for answer in row["responses"]]
+    names = [name for name in row if NUMBERED.fullmatch(name)]
+    return [(name, row[name]) for name in names if row[name] is not None]
 
 
 Node = Mapping[str, Any]
@@ -274,10 +242,8 @@ def _is_kept(node: Node) -> bool:
 
 def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:
     """Every prompt of a tree that has replies, with all of them."""
-    path, replies = (
-        (*before, read_message(node, "a message of the tree")),
-        node.get("replies") or [],
-    )
+    path = (*before, read_message(node, "a message of the tree"))
+    replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
         raise BadRow("the replies of a message must be a list of messages")
     replies = [reply for reply in replies if _is_kept(reply)]
@@ -285,8 +251,7 @@ def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> It
         responses = []
         for reply in replies:
             text = read_message(reply, "a reply")["content"]
-            rank, author = Format.number(reply, "rank"), reply.get("model_name")
-            responses.append(Response(text=text, rank=rank, source=author or None))
+            responses.append(Response(text=text, rank=Format.number(reply, "rank")))
         order = ranking_pairs([response.rank for response in responses])
         pairs = tuple(Pair(better, worse) for better, worse in order)
         yield Group(path, tuple(responses), pairs, meta=meta)

@@ -11,34 +11,11 @@ from alignkit.data.sources import Formats, checked_groups, matches, with_renamed
 from alignkit.formats import FOREIGN
 
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
-QUESTIONS = {
-    "question",
-    "query",
-    "problem",
-    "input",
-    "instruction",
-    "goal",
-    "ctx",
-    "request",
-    "user",
-    "q",
-}
-QUESTIONS |= {"frage", "pregunta", "domanda", "vraag"}
-ANSWERS = {
-    "answer",
-    "response",
-    "output",
-    "solution",
-    "target",
-    "reply",
-    "answerkey",
-    "assistant",
-    "a",
-}
-ANSWERS |= {"antwort", "réponse", "respuesta", "risposta", "antwoord"}
+QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "user"}
+ANSWERS = {"answer", "response", "output", "solution", "target", "reply", "assistant"}
 # The same for columns with a better and with a worse answer, besides `chosen` and `rejected`.
-BETTER = {"better", "good", "best", "preferred", "accepted"}
-WORSE = {"worse", "bad", "worst", "dispreferred", "rejected"}
+BETTER = {"better", "good", "preferred", "chosen_response", "chosen_messages"}
+WORSE = {"worse", "bad", "rejected", "rejected_response", "rejected_messages"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +79,7 @@ def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 def _reads(format_class: type[Format], row: Any) -> bool:
     """Whether a format that does not recognize a row can read it if a recipe names it."""
     try:
-        return bool(checked_groups(format_class(), row, {}))
+        return bool(checked_groups(format_class(), row))
     except Exception:  # whatever a format raises on a foreign row, it does not read it
         return False
 

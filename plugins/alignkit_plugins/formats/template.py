@@ -1,113 +1,238 @@
-"""Rows with any columns, read by a template: texts that name the columns of a prompt and of its
-responses.
+"""Rows with any columns, read by a template: texts in Jinja that say what the columns of a row are.
+
+Texts run in Jinja's sandbox, which reaches nothing but the row. Besides Jinja's own filters there
+are `letters` and `letter` for choices, and `dialogue`.
+
+| a text | is |
+|---|---|
+| `{{ column }}` | a text, a number, true or false; by itself also a list, such as messages |
+| `{{ column | default("", true) }}` | the same, or nothing if the column is missing or null |
+| `{{ column.key }}`, `{{ column[0] }}` | what an object holds, or an item of a list, from 0 |
+| `{{ column | map(attribute="key") | list }}` | what each object of a list holds |
+| `{{ column | join(", ") }}` | the items of a list |
+| `{{ {"1": "yes", "0": "no"}[column | string] }}` | a text for each value; others are bad rows |
+| `{{ choices | letters }}` | all choices, one per line, as `A. ...` |
+| `{{ answer | letter(choices) }}` | the letter of a choice, by its letter or its number from 0 |
+| `{{ answer | letter(choices, labels) }}` | the same, by its label |
+| `{{ questions | dialogue(answers, passage) }}` | messages, of which the first has the passage |
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from string import ascii_uppercase
 from typing import Any, ClassVar
 
 from pydantic import field_validator, model_validator
 
 import alignkit
-from alignkit import Add, BadRow, Field, Format, Group, Message, Pair, Response, hookimpl
-from alignkit.errors import LeftOut
+from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
+from alignkit.data.files import kind_of
+from alignkit.errors import LeftOut, did_you_mean
 from alignkit.evaluation.numbers import number_of
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
-from alignkit_plugins.formats.fields import Missing, Text, choice_of, texts_of
 from alignkit_plugins.formats.layouts import TEMPLATES, DataSet
 from alignkit_plugins.formats.trl import answer_after
 
-Texts = str | list[str]
-KINDS = ("response", "chosen", "responses", "turns")  # of what follows the prompt: at most one
-RATINGS = ("best", "ranks", "scores")  # of responses: at most one
-NEEDS = {  # what a key makes sense with: one of these
-    "chosen": ["rejected"],
-    "rejected": ["chosen"],
-    "label": ["response"],
-    "margin": ["chosen", "best"],
-    "best": ["responses"],
-    "ranks": ["responses"],
-    "scores": ["responses", "response"],
+# What follows the prompt, at most one of these, and what may be said of it.
+KINDS: Mapping[str, Sequence[str]] = {
+    "response": ("label", "scores"),
+    "chosen": ("rejected", "margin"),
+    "responses": ("best", "margin", "scores"),
+    "messages": (),
 }
+_WHOLE = re.compile(r"\s*\{\{((?:(?!\}\}).)*)\}\}\s*", re.DOTALL)  # one expression and no words
 _FINAL = re.compile(r"\n?####[ \t]*(\S.*?)\s*\Z")
 _CALCULATION = re.compile(r"<<[^<>\n]*>>")  # for a calculator, not for people
+
+
+# Texts
+
+
+class Text:
+    """A text in Jinja. columns: the names in it. Raises ValueError if it is not valid.
+
+    where: the key of the template, for errors.
+    """
+
+    def __init__(self, text: str, where: str = ""):
+        from jinja2 import TemplateSyntaxError, meta
+
+        self.source, self.where = text, where
+        whole = _WHOLE.fullmatch(text)
+        try:
+            self.columns = meta.find_undeclared_variables(_sandbox().parse(text))
+            self.fill = _sandbox().from_string(text).render
+            if whole:
+                self.fill = _sandbox().compile_expression(whole[1], undefined_to_none=False)
+        except TemplateSyntaxError as error:
+            raise ValueError(f"not valid Jinja: {error.message}") from None
+
+    def value(self, row: Mapping[str, Any]) -> Any:
+        """The text; of a single expression its value, such as a list. Raises BadRow."""
+        try:
+            value = self.fill(row)
+            text = str(value)  # raises if it is undefined
+        except Exception as error:  # an expression raises whatever Python does
+            missing = min(self.columns - row.keys(), default="")
+            help = did_you_mean(missing, row) or f"columns: {', '.join(row):.200}"
+            raise BadRow(f"{self.where}{error}; {help}") from error
+        return text.strip() if isinstance(value, str) else value
+
+
+@cache
+def _sandbox() -> Any:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=written)
+    filters = {"letters": letters, "letter": letter, "dialogue": dialogue}
+    environment.filters |= filters | {"number": number, "solution": solution, "final": final_answer}
+    return environment
+
+
+def written(value: Any, where: str = "") -> str:
+    """A value as text. Raises BadRow for one that is null, an object or a list."""
+    if value is None:
+        raise BadRow(f'{where}null is no text; write default("", true) if it may be null')
+    if isinstance(value, Mapping | list):
+        raise BadRow(f"{where}{kind_of(value)} is no text; join it, or choose an item")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def texts_of(values: Any, where: str) -> list[str]:
+    """Texts and numbers as texts. Raises BadRow for anything else."""
+    if not isinstance(values, list):
+        raise BadRow(f"{where}: expected a list, not {kind_of(values)}")
+    return [written(one, f"{where}: ").strip() for one in values]
+
+
+# Filters
+
+
+def letters(choices: Any) -> str:
+    """Choices, one per line, each with a letter."""
+    lines = []
+    for place, text in enumerate(texts_of(choices, "letters")):
+        lines.append(f"{ascii_uppercase[place]}. {text}")
+    return "\n".join(lines)
+
+
+def letter(answer: Any, choices: Any, labels: Sequence[Any] = ()) -> str:
+    """The letter of the choice that an answer names. Raises BadRow if it names none."""
+    count = len(texts_of(choices, "letter"))
+    return ascii_uppercase[choice_of(answer, count, labels)]
+
+
+def choice_of(answer: Any, count: int, labels: Sequence[Any] = ()) -> int:
+    """The place, from 0, that a label, a letter or a number means. Raises BadRow."""
+    name = str(answer).strip().upper()
+    for names in [labels] if labels else [ascii_uppercase[:count], range(count)]:
+        words = [str(one).upper() for one in names]
+        if name in words:
+            return words.index(name)
+    raise BadRow(f"{answer!r:.40} is none of the {count} choices")
+
+
+def dialogue(questions: Any, answers: Any, passage: str = "") -> list[Message]:
+    """A conversation of questions and answers. passage: what its first turn begins with."""
+    turns: list[Message] = []
+    pairs = zip(texts_of(questions, "dialogue"), texts_of(answers, "dialogue"), strict=True)
+    for question, answer in pairs:
+        turns.append(Message(role="user", content=f"{passage}\n\n{question}".strip()))
+        turns.append(Message(role="assistant", content=answer))
+        passage = ""
+    return turns
+
+
+def number(value: Any) -> str:
+    """A number as rewards compare it, such as 5 for 5.0."""
+    result = number_of(str(value))
+    if result is None:
+        raise BadRow(f"{value!r:.40} is no number")
+    return str(result)
+
+
+def solution(text: str) -> str:
+    """A solution of GSM8K (Cobbe et al. 2021, arXiv:2110.14168) without the calculator's
+    annotations, `<<2+3=5>>`. The last line stays: it shows a policy how to end.
+    """
+    return _CALCULATION.sub("", text)
+
+
+def final_answer(text: str) -> str:
+    """The answer in the last line of GSM8K's solutions, such as `#### 18`."""
+    final = _FINAL.search(text)
+    if final is None:
+        raise BadRow("a solution must end with a line such as '#### 18'")
+    return str(number_of(final[1]) or final[1])
+
+
+# Rows
 
 
 class TemplateOptions(alignkit.Options):
     """What the columns of a row are."""
 
     prompt: str | None = Field(None, description="user's message, or a column with messages")
+    required: str | None = Field(
+        None,
+        description=(
+            "what must not be empty or false, such as '{{ answer }}': other rows are dropped and "
+            "counted"
+        ),
+    )
     system: str | None = Field(None, description="system message")
     response: str | None = Field(None, description="good response, to learn from")
     label: str | None = Field(None, description="whether the response is good: true or false")
     chosen: str | None = Field(None, description="better response of a pair")
     rejected: str | None = Field(None, description="worse response of a pair")
-    responses: Texts | None = Field(
-        None, description="several responses: a column with a list, or a list of texts"
-    )
+    responses: str | None = Field(None, description="several responses: a list of texts")
     best: str | None = Field(
         None,
         description=(
             "best one of the responses: its letter, or its number counted from 0; empty for a tie"
         ),
     )
-    ranks: Texts | None = Field(None, description="ranks of the responses; 1 is best")
-    scores: Texts | None = Field(
-        None, description="scores of the response or responses; a higher one is better"
+    scores: str | None = Field(
+        None, description="score of the response, or scores of the responses; higher is better"
     )
     margin: str | None = Field(
         None, description="margin of the pair of chosen and rejected, or of the best one"
     )
-    turns: list[str] | None = Field(
-        None,
-        min_length=2,
-        max_length=2,
-        description=(
-            "conversation in two columns: lists of what the user and the assistant say; the "
-            "prompt precedes the first turn"
-        ),
+    messages: str | None = Field(
+        None, description="whole conversation, instead of prompt and response: a list of messages"
     )
     answer: str | None = Field(
         None, description="right answer, which rewards find in the column `answer`"
-    )
-    required: list[str] = Field(
-        default_factory=list,
-        description=(
-            "what must not be empty, such as ['{answer}']: other rows are dropped and counted"
-        ),
     )
 
     @field_validator("*")
     @classmethod
     def _readable(cls, value: Any) -> Any:
-        for text in as_list(value):
-            Text(text)
+        if value is not None:
+            Text(value)
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Any:
-        names = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        for several in (KINDS, RATINGS):
-            both = [name for name in several if name in names]
-            if len(both) > 1:
-                raise ValueError(f"{' and '.join(both)} exclude each other")
+        names = {name for name in type(self).model_fields if getattr(self, name) is not None}
+        kinds = [name for name in KINDS if name in names]
+        if len(kinds) > 1:
+            raise ValueError(f"{' and '.join(kinds)} exclude each other")
+        if "chosen" in names and "rejected" not in names:
+            raise ValueError("chosen needs rejected")
         for name in names:
-            if name in NEEDS and not {*NEEDS[name]} & {*names}:
-                raise ValueError(f"{name} needs {' or '.join(NEEDS[name])}")
-        if "prompt" not in names and "turns" not in names:
-            raise ValueError("prompt is missing: the user's message, such as '{question}'")
+            needs = [kind for kind, others in KINDS.items() if name in others]
+            if needs and not names.intersection(needs):
+                raise ValueError(f"{name} needs {' or '.join(needs)}")
+        if not Text(self.prompt or self.messages or "").columns:
+            raise ValueError("prompt must name a column, such as '{{ question }}'")
         return self
-
-
-def as_list(value: Texts | None) -> list[str]:
-    """The texts of a key of a template."""
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]
 
 
 class Template(ColumnFormat):
@@ -120,136 +245,83 @@ class Template(ColumnFormat):
 
     def __init__(self, options: Any = None):
         super().__init__(options)
-        self.texts: dict[str, list[Text]] = {}
-        self.columns: list[str] = []
+        self.texts: dict[str, Text] = {}
+        self.columns: set[str] = set()
         for name in type(self.options).model_fields:
-            texts = [
-                Text(text, f"{self.called}.{name}: ")
-                for text in as_list(getattr(self.options, name))
-            ]
-            if texts:
-                self.texts[name] = texts
-            for text in texts if name != "required" else ():
-                self.columns += text.columns
+            source = getattr(self.options, name)
+            if source is not None:
+                text = self.texts[name] = Text(source, f"{self.called}.{name}: ")
+                self.columns |= text.columns if name != "required" else set()
 
     def read(self, row: Any) -> Group:
         row = columns_of(row)
-        prompt = self._turns(row, "prompt") if "prompt" in self.texts else ()
-        for needed in self.texts.get("required", ()):
-            try:
-                value = needed.value(row)
-            except Missing as error:
-                raise LeftOut(str(error).removeprefix(needed.where)) from None
-            if value in (None, [], {}) or not str(value).strip():
-                raise LeftOut(f"'{needed.source}' is empty")
-        values = {name: self._value(row, name) for name in self.texts if name != "required"}
+        values = dict[str, Any]()
+        for name, text in self.texts.items():
+            values[name] = text.value(row)
+            if name == "required" and _is_empty(values[name]):
+                raise LeftOut(f"'{text.source}' is empty or false")
+        prompt: tuple[Message, ...] = ()
         responses: list[Response] = []
-        pairs: Sequence[Pair] | None = None
+        pairs: tuple[Pair, ...] | None = None
+        if "prompt" in values:
+            prompt = self._turns(values, "prompt")
         if "chosen" in values:
             for name in ("chosen", "rejected"):
-                turns = self._turns(row, name, user=False)
-                responses.append(self.answer(answer_after(prompt, turns)))
-            pairs = [Pair(0, 1, margin=self.margin(values))]
+                turns = answer_after(prompt, self._turns(values, name, user=False))
+                responses.append(self.answer(turns))
+            pairs = (Pair(0, 1, margin=self.margin(values)),)
         elif "response" in values:
-            answer = answer_after(prompt, self._turns(row, "response", user=False))
+            turns = answer_after(prompt, self._turns(values, "response", user=False))
             label, score = self.flag(values, "label"), self.number(values, "scores")
-            responses = [self.answer(answer, label=label, scores=self.scores(score))]
+            responses = [self.answer(turns, label=label, scores=self.scores(score))]
         elif "responses" in values:
             responses, pairs = self._compared(values)
-        elif "turns" in values:
-            prompt, response = self.demonstration(self._dialogue(values, prompt))
+        elif "messages" in values:
+            prompt, response = self.demonstration(self._turns(values, "messages"))
             responses = [response]
-        if "system" in values:
-            prompt = self.opened(prompt, {"system": self.texts["system"][0].text(row)})
+        prompt = self.opened(prompt, values)
         meta = self.rest(row, *self.columns)
         if "answer" in values:
             meta["answer"] = values["answer"]
-        compared = None if pairs is None else tuple(pairs)
-        return Group(prompt, tuple(responses), compared, meta=meta)
+        return Group(prompt, tuple(responses), pairs, meta=meta)
 
-    def _value(self, row: Mapping[str, Any], name: str) -> Any:
-        """What the template has under a key: a text, a list, or what a column holds."""
-        values = [text.value(row) for text in self.texts[name]]
-        return values if isinstance(getattr(self.options, name), list) else values[0]
-
-    def _turns(self, row: Mapping[str, Any], name: str, user: bool = True) -> tuple[Message, ...]:
-        """The turns under a key: a text, or a column with messages."""
-        value = self._value(row, name)
+    def _turns(
+        self, values: Mapping[str, Any], name: str, user: bool = True
+    ) -> tuple[Message, ...]:
+        """The turns under a key: a text, or messages."""
+        value = values[name]
         if isinstance(value, list):
             return self.conversation(value, name, user)
         role = "user" if user else "assistant"
-        return (Message(role=role, content=self.texts[name][0].text(row)),)
+        return (Message(role=role, content=written(value, self.texts[name].where)),)
 
-    def _dialogue(self, values: Mapping[str, Any], prompt: Sequence[Message]) -> list[Message]:
-        """The conversation in two columns. The prompt is the beginning of its first turn."""
-        where = f"{self.called}.turns"
-        asked, answers = (texts_of(column, where) for column in values["turns"])
-        if len(asked) != len(answers):
-            raise BadRow(f"{where}: the user has {len(asked)} turns, the assistant {len(answers)}")
-        turns = []
-        for words, answer in zip(asked, answers, strict=True):
-            turns.append(Message(role="user", content=words.strip()))
-            turns.append(Message(role="assistant", content=answer.strip()))
-        for turn in prompt if turns else ():
-            turns[0]["content"] = f"{turn['content']}\n\n{turns[0]['content']}"
-        return turns
-
-    def _compared(self, values: Mapping[str, Any]) -> tuple[list[Response], Sequence[Pair] | None]:
-        """Several responses, and their pairs; None derives these from ranks."""
+    def _compared(self, values: Mapping[str, Any]) -> tuple[list[Response], tuple[Pair, ...]]:
+        """Several responses, and their pairs: by the best one, or else by scores."""
         texts = texts_of(values["responses"], f"{self.called}.responses")
-        ratings = []
-        for name in ("ranks", "scores"):
-            items = values.get(name, [None] * len(texts))
-            if not isinstance(items, list) or len(items) != len(texts):
-                raise BadRow(f"{self.called}.{name}: a list of {len(texts)} items is needed")
-            ratings.append([self.number({name: item}, name) for item in items])
+        scores = values.get("scores", [None] * len(texts))
+        if not isinstance(scores, list) or len(scores) != len(texts):
+            raise BadRow(f"{self.called}.scores: a list of {len(texts)} items is needed")
         responses = []
-        for text, rank, score in zip(texts, *ratings, strict=True):
-            responses.append(Response(text=text.strip(), rank=rank, scores=self.scores(score)))
+        for text, score in zip(texts, scores, strict=True):
+            value = self.number({"scores": score}, "scores")
+            responses.append(Response(text=text, scores=self.scores(value)))
         if "scores" in values:
             return responses, self.pairs_by_score(responses)
-        if "ranks" in values:
-            return responses, None
         if values.get("best") in (None, ""):
-            return responses, []  # a tie, or nobody compared them
-        best = choice_of(values["best"], f"{self.called}.best", len(texts))
-        others = [place for place in range(len(texts)) if place != best]
-        return responses, [Pair(best, worse, margin=self.margin(values)) for worse in others]
+            return responses, ()  # a tie, or nobody compared them
+        best = choice_of(values["best"], len(texts))
+        pairs = []
+        for other in range(len(texts)):
+            if other != best:
+                pairs.append(Pair(best, other, margin=self.margin(values)))
+        return responses, tuple(pairs)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or value is False or value in ([], {}) or not str(value).strip()
 
 
 # Public data sets
-
-
-def _solution(row: Mapping[str, Any]) -> dict[str, Any]:
-    """GSM8K's row (Cobbe et al. 2021, arXiv:2110.14168): a solution that ends with `#### ANSWER`.
-
-    The calculator's annotations, `<<2+3=5>>`, are left out. The last line stays: it shows a policy
-    how to end.
-    """
-    solution = Format.text(row, "answer")
-    final = _FINAL.search(solution)
-    if final is None:
-        raise BadRow("column 'answer' must end with a line such as '#### 18'")
-    others = {name: value for name, value in row.items() if name != "answer"}
-    number = number_of(final.group(1)) or final.group(1)
-    return {**others, "solution": _CALCULATION.sub("", solution), "number": str(number)}
-
-
-def _story(row: Mapping[str, Any]) -> dict[str, Any]:
-    """SVAMP's row (Patel et al. 2021, arXiv:2103.07191): a story, a question and a number."""
-    story, number = Format.text(row, "Body").strip(), number_of(str(row.get("Answer")))
-    if number is None:
-        raise BadRow("column 'Answer' must be a number")
-    if story and story[-1] not in ".!?,;:":
-        story += "."
-    others = {name: value for name, value in row.items() if name not in ("Body", "Answer")}
-    return {**others, "story": story, "number": str(number)}
-
-
-BEFORE: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
-    "gsm8k": _solution,
-    "svamp": _story,
-}
 
 
 @hookimpl
@@ -258,7 +330,7 @@ def register(add: Add) -> None:
         "format",
         "template",
         Template,
-        "any columns, which a template names: prompt: '{question}', response: '{answer}'",
+        "any columns, which a template names: prompt: '{{ question }}', response: '{{ answer }}'",
     )
     for name, data_set in TEMPLATES.items():
         add("format", name, _reader(name, data_set), data_set.summary)
@@ -273,10 +345,6 @@ class PublicSet(Template):
     def __init__(self, options: Any = None):
         super().__init__(TemplateOptions(**self.data_set.template))
 
-    def read(self, row: Any) -> Group:
-        before = BEFORE.get(self.called, columns_of)
-        return super().read(before(columns_of(row)))
-
 
 class RecognizedSet(PublicSet):
     """Base class of those that a recipe need not name."""
@@ -289,7 +357,7 @@ class RecognizedSet(PublicSet):
             return bool(cls().read(row))
         except LeftOut:
             return True
-        except BadRow:  # these columns hold something else
+        except Exception:  # these columns hold something else
             return False
 
 

@@ -1,17 +1,35 @@
 """Raw text for language modeling: rows {text: ...}, or plain text files split into documents at
-blank lines.
+blank lines. And conversations in raw text: every dialogue of a .txt file, or the one dialogue of a
+row {text: ...}.
+
+Dialogues are found by the heuristic behind Gopher's dialogue data (Rae et al. 2021,
+arXiv:2112.11446). A dialogue is a run of at least 6 paragraphs in which two speakers take turns:
+the odd paragraphs begin with one prefix, the even ones with another, such as `Gopher: `, `Dr Smith
+- ` or `Q. `.
+
+The paper does not define a prefix. Here it ends with one of the separators `: `, ` - ` and `. `,
+after at least one other character, within the first line and the first 40 characters. Of the
+prefixes that all paragraphs of a speaker share, the longest counts, so that `Dr. Ann: ` and `Dr.
+Ben: ` are two speakers.
+
+The first speaker becomes the user and the second the assistant, whose turns are learned. A last
+turn without an answer is left out. `meta["speakers"]` holds the speakers' names.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from alignkit import Field, Group, Options, Response
+from alignkit import BadRow, Field, Group, Message, Options, Response
 from alignkit_plugins.formats.columns import ColumnFormat, with_text
 
 Piece = tuple[int, str]  # number of the first line, and text
+SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
+MAX_PREFIX = 40  # characters
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
 # Columns of other formats, and of a turn, as in the rows of OpenAssistant on the Hub.
 OTHERS = (
@@ -92,3 +110,114 @@ def joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
             start, text = number, piece
     if text:
         yield start, text
+
+
+# Dialogues
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Two speakers taking turns.
+
+    start: number of the first paragraph, from 0. line: number of its first line, from 1. prefixes:
+    of the first and the second speaker's paragraphs. turns: the paragraphs without their prefixes.
+    """
+
+    start: int
+    line: int
+    prefixes: tuple[str, str]
+    turns: tuple[str, ...]
+
+
+def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
+    """All dialogues of a text in order, each as long as possible, without overlaps.
+
+    Blank lines separate paragraphs. Raises `ValueError` if `min_paragraphs` is below 2.
+    """
+    if min_paragraphs < 2:
+        raise ValueError(f"min_paragraphs must be at least 2, not {min_paragraphs}")
+    paragraphs = list(_paragraphs(text))
+    prefixes = [_prefixes(paragraph) for _, paragraph in paragraphs]
+    dialogues: list[Dialogue] = []
+    start = 0
+    while start + min_paragraphs <= len(paragraphs):
+        length, speakers = _run(prefixes[start:])
+        if length < min_paragraphs:
+            start += 1
+            continue
+        turns = []
+        for place, (_, paragraph) in enumerate(paragraphs[start : start + length]):
+            turns.append(paragraph[len(speakers[place % 2]) :].strip())
+        dialogues.append(Dialogue(start, paragraphs[start][0], speakers, tuple(turns)))
+        start += length
+    return dialogues
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """Each paragraph with the number of its first line."""
+    start, lines = 0, list[str]()
+    for number, line in enumerate([*text.replace("\r\n", "\n").split("\n"), ""], 1):
+        if line.strip():
+            start = start if lines else number
+            lines.append(line)
+        elif lines:
+            yield start, "\n".join(lines).lstrip()
+            lines = []
+
+
+def _prefixes(paragraph: str) -> set[str]:
+    """All possible prefixes of a paragraph."""
+    line = paragraph.partition("\n")[0]
+    return {line[: match.end(1)] for match in SEPARATOR.finditer(line, 0, MAX_PREFIX)}
+
+
+def _run(prefixes: Sequence[set[str]]) -> tuple[int, tuple[str, str]]:
+    """The number of paragraphs in which two speakers take turns, and the speakers' prefixes."""
+    shared: list[set[str]] = [set(), set()]  # by the odd paragraphs, and by the even ones
+    speakers = ["", ""]
+    for length, candidates in enumerate(prefixes):
+        speaker = length % 2
+        remaining = candidates & shared[speaker] if length > 1 else candidates
+        longest = max(remaining, key=len, default="")
+        if not longest or longest == speakers[1 - speaker]:
+            return length, (speakers[0], speakers[1])
+        shared[speaker], speakers[speaker] = remaining, longest
+    return len(prefixes), (speakers[0], speakers[1])
+
+
+class Dialogues(ColumnFormat):
+    """Dialogues in raw text. The recipe must name this format, because a row of text is raw text by
+    default.
+    """
+
+    example = (
+        r'{"text": "Q. Hi\n\nA. Hello!\n\nQ. Who are you?\n\nA. A model.\n\nQ. Bye\n\nA. Bye!"}'
+    )
+    wants = (
+        "text with one dialogue, or a .txt file with any number; never detected, so name the format"
+    )
+
+    def read(self, row: Any) -> Group:
+        if isinstance(row, Dialogue):
+            return self._group(row, {})
+        row = with_text(row)
+        matches = find_dialogues(self.text(row, "text"))
+        if len(matches) != 1:
+            raise BadRow(
+                f"the text holds {len(matches)} dialogues, but a row must hold one (a .txt file "
+                "may hold many)"
+            )
+        return self._group(matches[0], self.rest(row, "text"))
+
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+        numbered = list(lines)
+        for dialogue in find_dialogues("\n".join(line for _, line in numbered)):
+            yield numbered[dialogue.line - 1][0], dialogue
+
+    def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
+        turns = []
+        for asked, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=False):
+            turns.append(Message(role="user", content=asked))
+            turns.append(Message(role="assistant", content=answer))
+        prompt, response = self.demonstration(turns)
+        return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})

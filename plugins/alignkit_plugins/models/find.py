@@ -133,6 +133,8 @@ def find_run(word: str | Path) -> tuple[Path, str]:
         help = (
             near(path) or near(path.parent) or "name the folder of a run, such as runs/quickstart"
         )
+        if is_result_name(path.name):
+            help = f"write RUN/{path.name}, with the folder of its run"
         why = "there is no such folder"
         if is_dir(path):
             why = f"it has no {RECIPE}"

@@ -1,6 +1,4 @@
-"""Uploads to the Hugging Face hub: models by `export --push`, data sets by `labels export
---push`.
-"""
+"""Uploads to the Hugging Face hub."""
 
 from __future__ import annotations
 

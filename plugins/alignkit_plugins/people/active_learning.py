@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.reward_columns import label
+from alignkit_plugins.compare.comparison import label
 from alignkit_plugins.people.items import Item
 
 if TYPE_CHECKING:

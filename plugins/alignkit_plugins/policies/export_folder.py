@@ -31,9 +31,9 @@ from alignkit_plugins.models.find import Model
 from alignkit_plugins.models.whole_model import end_with
 from alignkit_plugins.models.whole_model import export as write_model
 
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Of generation settings.
 SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home" may be a word
 
 
@@ -53,18 +53,14 @@ def on_hub(base: Base) -> bool:
     return bool(HUB_ID.fullmatch(base.source)) and not Path(base.source).exists()
 
 
-def write(
-    model: Model, out: Path, merge: bool, public_base: str | None, license: str | None, name: str
-) -> list[str]:
+def write(model: Model, out: Path, merge: bool, license: str | None) -> list[str]:
     """Write an export; return what its user must know.
 
     Args:
         model: Of a stage.
         out: A new folder.
         merge: Whether to write a whole model instead of an adapter.
-        public_base: The base's id on the hub; None if it has none.
         license: For the model card.
-        name: What others load the export by: a folder or a repository.
 
     Raises:
         RunFailed: For a model that cannot be exported in this form.
@@ -79,7 +75,7 @@ def write(
     weights = base_folder if model.is_adapter else model.folder
     ending = end_ids(str(weights), None) if weights is not None else ()
     ends = Encoder(tokenizer, spec.chat_template_kwargs, ending).end_ids
-    base_name = public_base or Path(spec.base).name
+    base_name = base.source if on_hub(base) else Path(spec.base).name
     with replace_folder(out) as new:
         if as_adapter:
             notes = _write_adapter(model.folder, new, base_name, spec.quantization)
@@ -90,17 +86,11 @@ def write(
             _write_generation(base_folder if as_adapter else new, new, ends)
         notes += _sampling_notes(new)
         write_text(new / "recipe.yaml", recipe_text(model.run))
-        text = card(model, name, base_name, public_base is not None, as_adapter, license, notes)
+        text = card(model, out.resolve().name, base, as_adapter, license, notes)
         write_text(new / "README.md", redacted(text))
         _forget_names(new)
-        folders = (
-            model.run.resolve(),
-            out.resolve().parent,
-            Path.home(),
-            Path.cwd(),
-            Path(base.source),
-        )
-        _check_private(new, folders)
+        around = model.run.resolve(), out.resolve().parent, Path.home(), Path.cwd()
+        _check_private(new, (*around, Path(base.source)))
         if out.exists() and any(out.iterdir()):
             refuse(f"{out} appeared while it was being written", "choose another")
     return notes
@@ -167,28 +157,20 @@ def _sampling_notes(folder: Path) -> list[str]:
     not apply.
     """
     saved = read_json(folder / "generation_config.json", optional=True)
-    settings = ", ".join(
-        f"{key} {saved[key]}" for key in SAMPLED_WITH if saved.get(key) is not None
-    )
+    settings = [f"{key} {saved[key]}" for key in SAMPLED_WITH if saved.get(key) is not None]
     if not settings:
         return []
-    return [
-        (
-            f"vLLM and transformers sample with the base's settings ({settings}), which the run "
-            "did not use"
-        )
-    ]
+    what = f"sample with the base's settings ({', '.join(settings)}), which the run did not use"
+    return [f"vLLM and transformers {what}"]
 
 
 def _forget_names(folder: Path) -> None:
     """Take names of this machine's folders out of the configuration."""
     for file in (folder / "config.json", folder / "tokenizer_config.json"):
         config = read_json(file, optional=True)
-        names = config.pop("_name_or_path", None), config.pop("name_or_path", None)
-        if names != (None, None):
-            file.write_text(
-                json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+        if config.pop("_name_or_path", None) or config.pop("name_or_path", None):
+            text = json.dumps(config, indent=2, ensure_ascii=False)
+            file.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _check_private(new: Path, folders: Sequence[Path]) -> None:
@@ -216,8 +198,7 @@ Record = Mapping[str, Any]
 def card(
     model: Model,
     name: str,
-    base: str,
-    base_on_hub: bool,
+    base: Base,
     is_adapter: bool,
     license: str | None,
     notes: Sequence[str],
@@ -226,9 +207,8 @@ def card(
 
     Args:
         model: What is exported.
-        name: What others load it by: a folder or a repository.
-        base: What others call its base model.
-        base_on_hub: Whether that is an id on the hub.
+        name: What others load it by.
+        base: Its base model.
         is_adapter: Whether it is exported as an adapter.
         license: An id of a license.
         notes: What its user must know.
@@ -246,20 +226,20 @@ def card(
     tags = ["alignkit", model.record["plugin"].replace("_", "-")]
     if model.is_reward:
         tags.append("reward-model")
+    base_id = base.source if on_hub(base) else None
     data = ModelCardData(
-        base_model=base if base_on_hub else None,
+        base_model=base_id,
         license=license,
         datasets=list(hubs) or None,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-classification" if model.is_reward else "text-generation",
         tags=tags,
     )
-    kwargs = model.keys.get("chat_template_kwargs", {})
     made = ModelCard.from_template(
         data,
         str(TEMPLATE),
-        base=base,
-        base_on_hub=base_on_hub,
+        base=base_id or Path(base.name).name,
+        base_on_hub=base_id is not None,
         is_adapter=is_adapter,
         license=license,
         model=model,
@@ -267,8 +247,7 @@ def card(
         methods=methods,
         notes=notes,
         licenses=_licenses(records.values()),
-        arguments=[f"{key}={value!r}" for key, value in kwargs.items()],
-        stages=[_stage(*one) for one in records.items()],
+        arguments=model.keys.get("chat_template_kwargs", {}),
         evaluations="\n\n".join(evaluations(model)),
     )
     return printable(str(made))
@@ -298,37 +277,10 @@ def _licenses(records: Iterable[Record]) -> list[str]:
     for record in records:
         for data in record.get("data", ()):
             licenses = (data.get("card") or {}).get("licenses", {})
+            texts = [f"{name or 'not stated'} ({rows} rows)" for name, rows in licenses.items()]
             if licenses.keys() - {""}:
-                texts = ", ".join(
-                    f"{name or 'not stated'} ({count} rows)" for name, count in licenses.items()
-                )
-                lines[f"`{portable(data['name'])}`: {texts}"] = None
+                lines[f"`{portable(data['name'])}`: {', '.join(texts)}"] = None
     return list(lines)
-
-
-def _stage(name: str, record: Record) -> str:
-    """How a stage was trained and what came of it, as YAML."""
-    depends_on = record["depends_on"]
-    settings = {
-        key: value
-        for key, value in (depends_on["settings"] or {}).items()
-        if value not in (None, [], {})
-    }
-    facts = {
-        "plugin": record["plugin"],
-        "options": depends_on["component"]["options"],
-        "settings": settings,
-        "seed": depends_on.get("seed"),
-        "results": {
-            key: one
-            for key, one in (record.get("summary") or {}).items()
-            if isinstance(one, int | float)
-        },
-        "versions": record.get("versions"),
-    }
-    return yaml.safe_dump(
-        portable({name: facts, "hash": record["hash"]}), sort_keys=False, allow_unicode=True
-    )
 
 
 def _hubs(settings: Any) -> Iterator[str]:
@@ -348,20 +300,15 @@ def evaluations(model: Model) -> list[str]:
     Markdown.
     """
     assert model.run is not None
-    folders = (
-        (model.run / RESULTS).glob("[!.]*") if is_result_name(model.name) else model.run.glob("*")
-    )
+    results = model.run / RESULTS if is_result_name(model.name) else model.run
     texts = []
-    for folder in sorted(folders):
+    for folder in sorted(results.glob("[!.]*")):
         record = read_record(folder)
-        results = record.get("depends_on", {}).get("upstream", {}).values()
-        if record.get("complete") and record.get("report") and model.record["hash"] in results:
-            tables = [
-                block
-                for block in Report.restored(record["report"]).blocks
-                if isinstance(block, Table | str)
-            ]
-            texts.append(f"### {record['name']}\n\n{Report(tables).markdown().strip()}")
+        read = record.get("depends_on", {}).get("upstream", {}).values()
+        if record.get("complete") and record.get("report") and model.record["hash"] in read:
+            blocks = Report.restored(record["report"]).blocks
+            tables = Report([block for block in blocks if isinstance(block, Table | str)])
+            texts.append(f"### {record['name']}\n\n{tables.markdown().strip()}")
     return texts
 
 

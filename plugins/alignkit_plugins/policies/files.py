@@ -1,11 +1,10 @@
-"""Files of a command line: prompts that policies answer, and answers that rewards score."""
+"""Answers in a file, which rewards score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from alignkit import Group
@@ -14,23 +13,20 @@ from alignkit.data.group import group_to_json, write_groups
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
-from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.compared import rated
-from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies
+from alignkit_plugins.compare.comparison import scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
-from alignkit_plugins.compare.reward_columns import scored_by
 from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.words import Named
 
 AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 
 
-def answer_and_score(
+def score_file(
     named: Named, overrides: Sequence[str], out: Path | None, limit: int | None = None
 ) -> Result:
-    """Let the policies, if there are any, answer a file, and the rewards score its responses; both
-    in one row each.
+    """Let rewards score the responses of a file.
 
     out: where the rows go; default: stdout, with the summary on stderr. limit: of rows.
     """
@@ -40,10 +36,7 @@ def answer_and_score(
         )
     reporter = Reporter()
     with opened(named, overrides, reporter, lambda: None, "alignkit") as models:
-        groups = models.data[:limit]
-        if models.policies:
-            groups = _answered(models, groups, reporter)
-        groups, facts = _scored(models, groups, reporter)
+        groups, facts = _scored(models, models.data[:limit], reporter)
     if out is not None:
         write_groups(out, groups)
 
@@ -57,16 +50,6 @@ def answer_and_score(
     return Result("scores", {"examples": len(groups), "rewards": facts, "file": out}, show)
 
 
-def _answered(models: Opened, rows: Sequence[Group], reporter: Reporter) -> list[Group]:
-    """The prompts that leave room for an answer, with one of every policy."""
-    prompts, notes = prompts_to_compare(rows)
-    options = SamplingOptions(sampling=models.sampling)
-    reporter.say("; ".join([f"sampled with {options.described()}", *notes]))
-    roles = {name: policy.role for name, policy in models.policies.items()}
-    context: Any = SimpleNamespace(models=roles, seed=0, out=Path("file"), say=reporter.say)
-    return sample_policies(context, [*roles], prompts, **options.sampled())
-
-
 def _scored(
     models: Opened, rows: Sequence[Group], reporter: Reporter
 ) -> tuple[Sequence[Group], dict[str, Any]]:
@@ -77,11 +60,9 @@ def _scored(
     """
     groups = [group for group in rows if group.responses]
     if not groups:
-        help = (
-            "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
-        )
+        help = "`step: sample` lets a policy answer prompts"
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
-    groups, columns = scored_by(
+    groups, names = scored_by(
         groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
     )
     alike = [
@@ -89,13 +70,13 @@ def _scored(
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()
-    for column in columns:
-        (row,) = rated(alike, [AUTHOR], None, column.name)
-        known, right = gaps(pairs, column.name), None
+    for name in names:
+        (row,) = rated(alike, [AUTHOR], None, name)
+        known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
-            (found,) = accuracy(pairs, {column.name: known})
+            (found,) = accuracy(pairs, {name: known})
             right = {"accuracy": found.estimate, "pairs": count}
-        facts[column.name] = {"mean": row.estimate, "pairs_right": right}
+        facts[name] = {"mean": row.estimate, "pairs_right": right}
     return groups, facts
 
 

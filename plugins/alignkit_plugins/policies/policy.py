@@ -38,10 +38,6 @@ from alignkit_plugins.policies.words import Named, NamedPolicy, sampling_of
 MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
 
 
-class TooLong(DataError):
-    """A prompt leaves no room for an answer."""
-
-
 class Words(Options):
     """What a command and its overrides may set. sampling: keys that replace those of
     `sampling_of`.
@@ -82,14 +78,14 @@ class Policy:
     def prompt(self, messages: Sequence[Message]) -> Ids:
         """Return the tokens of a conversation.
 
-        Raises TooLong, and DataError if there are none or the template refuses the conversation.
+        Raises DataError if there are none, or too many, or the template refuses the conversation.
         """
         prompt = self.role.encoder.prompt(messages)
         if not prompt:
             raise DataError("the prompt has no tokens")
         context = self.role.model.context
         if len(prompt) >= context:
-            raise TooLong(
+            raise DataError(
                 f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}"
             )
         return prompt

@@ -12,16 +12,14 @@ import hashlib
 import json
 import re
 import secrets
-import sys
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 from starlette.applications import Starlette
@@ -32,32 +30,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource, did_you_mean
-from alignkit.io.text import printable
-from alignkit.options import Options
-from alignkit.recipe.mistakes import path_text, shown, validated
-from alignkit.sampling import Sampling
+from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
+from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
 from alignkit_plugins.people.server import Address, Guard, Refused, json_body
-from alignkit_plugins.policies.policy import Answer, Policy, TooLong
+from alignkit_plugins.policies.policy import Answer, Policy
 
-# Values of keys that ask for nothing, besides null. Any other one is refused: it would be ignored.
-NEUTRAL: Mapping[str, Any] = {
-    "n": 1,
-    "logprobs": False,
-    "top_logprobs": 0,
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {},
-    "response_format": {"type": "text"},
-    "tools": [],
-    "tool_choice": "none",
-    "functions": [],
-    "modalities": ["text"],
-    "reasoning_effort": None,
-}
 # Keys that change no answer, whatever their values are.
 IGNORED = {
     "user",
@@ -68,50 +48,35 @@ IGNORED = {
     "prompt_cache_key",
     "safety_identifier",
 }
-
-
-class RequestError(Refused):
-    """A request that cannot be answered. status: of HTTP. param: the key that is wrong. code: for
-    programs.
-    """
-
-    def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
-    ):
-        super().__init__(status, message)
-        self.param, self.code = param, code
-
-    def body(self) -> dict[str, Any]:
-        """Return OpenAI's JSON of an error."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {
-            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        }
-
-
-class StreamOptions(Options):
-    """How a streamed answer is sent: include_usage adds a chunk with the number of tokens."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # changes nothing
-
+# Keys that may only ask for nothing: null, 0, false or an empty value.
+UNSUPPORTED = {
+    "logprobs",
+    "top_logprobs",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "tools",
+    "functions",
+}
 
 Stop = Annotated[str, Field(min_length=1)]
+Body = TypeVar("Body", bound=StrictModel)
 
 
-class ChatRequest(Options):
+class ChatRequest(StrictModel):
     """The keys of POST /v1/chat/completions; docs/chat.md lists them."""
 
     model: str | None = None  # may be left out if there is only one
+    n: Literal[1] | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)  # the same
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
     stop: Stop | list[Stop] | None = None
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=-(2**63), lt=2**64)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: dict[str, Any] | None = None  # `include_usage` adds the number of tokens
     messages: list[Any] = Field(min_length=1)
 
     def sampling(self) -> dict[str, Any]:
@@ -122,113 +87,6 @@ class ChatRequest(Options):
         if self.stop is not None:
             keys["stop"] = [self.stop] if isinstance(self.stop, str) else self.stop
         return keys
-
-
-def read_chat(body: bytes) -> ChatRequest:
-    """Return a request, with a seed and its messages read. Raises RequestError for a key or a value
-    that is wrong.
-    """
-    try:
-        raw = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(
-            400, f"the request is not valid JSON: {str(error) or 'nested too deeply'}"
-        ) from None
-    if not isinstance(raw, dict):
-        raise RequestError(400, f"the request must be a JSON object, not {shown(raw)}")
-    for key, neutral in NEUTRAL.items():
-        value = raw.pop(key, None)
-        if value not in (neutral, None):
-            raise RequestError(400, f"{key}: {shown(value)} is not supported; leave it out", key)
-    keys = {key: value for key, value in raw.items() if key not in IGNORED}
-    request, mistakes = validated(ChatRequest, keys)
-    if request is None:
-        first = min(mistakes, key=lambda mistake: str(mistake.keys))
-        text = f"{first.text}; {first.help}" if first.help else first.text
-        raise RequestError(400, text, path_text(first.keys) or None)
-    if request.max_tokens and request.max_completion_tokens not in (None, request.max_tokens):
-        raise RequestError(
-            400, "max_tokens and max_completion_tokens differ; set one of them", "max_tokens"
-        )
-    if request.stream_options is not None and not request.stream:
-        raise RequestError(400, "stream_options needs 'stream': true", "stream_options")
-    try:
-        request.messages = [
-            read_message(turn, f"messages[{at}]") for at, turn in enumerate(request.messages)
-        ]
-    except BadRow as error:
-        raise RequestError(400, str(error), "messages") from None
-    if request.seed is None:
-        request.seed = secrets.randbits(63)
-    return request
-
-
-class Reply:
-    """A reply to a request, whole or in chunks. model: its name. prompt_tokens: that were read."""
-
-    def __init__(self, model: str):
-        self.prompt_tokens = 0
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._head = {"id": self.id, "created": int(time.time()), "model": model}
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """Return the reply with all of an answer."""
-        message = {"role": "assistant", "content": answer.text}
-        choice = {
-            "index": 0,
-            "message": message,
-            "logprobs": None,
-            "finish_reason": _reason(answer),
-        }
-        return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [choice],
-            "usage": self._usage(answer),
-        }
-
-    def chunk(self, answer: Answer | None = None, **delta: str) -> str:
-        """Return a chunk with more of the answer. answer: all of it, which ends the reply."""
-        finish = None if answer is None else _reason(answer)
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return event({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
-
-    def usage(self, answer: Answer) -> str:
-        """Return the chunk with the number of tokens."""
-        return event(
-            {
-                **self._head,
-                "object": "chat.completion.chunk",
-                "choices": [],
-                "usage": self._usage(answer),
-            }
-        )
-
-    def _usage(self, answer: Answer) -> dict[str, int]:
-        read, written = self.prompt_tokens, len(answer.response.tokens or ())
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-def _reason(answer: Answer) -> str:
-    return "length" if answer.response.truncated else "stop"
-
-
-def event(body: Mapping[str, Any]) -> str:
-    """Return a chunk of a stream."""
-    return f"data: {json.dumps(body)}\n\n"
-
-
-# The application
-
-PAGE = Path(__file__).parent / "page.html"
-MOST_WAITING = 64  # requests
-MOST_KEPT = 10_000  # replies that thumbs can be about
-CLOSED = ("default-src", "base-uri", "form-action", "frame-ancestors")  # to pages
-WHO, KEPT = "x-alignkit-annotator", "x-alignkit-kept"  # headers of requests and of replies
-GONE = 499  # nginx's status for a client that does not wait for the answer; nobody receives it
-
-
-Body = TypeVar("Body", bound=StrictModel)
 
 
 class Consent(StrictModel):
@@ -245,6 +103,29 @@ class Thumb(StrictModel):
     good: bool
 
 
+def read_chat(body: bytes) -> ChatRequest:
+    """Return a request with its messages read. Raises BadLabel for a key or a value that is wrong,
+    and BadRow for a message.
+    """
+    raw = _json(body)
+    if isinstance(raw, dict):
+        for key in UNSUPPORTED:
+            if raw.pop(key, None):
+                raise BadLabel(f"{key} is not supported; leave it out")
+        raw = {key: value for key, value in raw.items() if key not in IGNORED}
+    request = read(ChatRequest, raw, "this request")
+    for place, turn in enumerate(request.messages):
+        request.messages[place] = read_message(turn, f"messages[{place}]")
+    return request
+
+
+# The application
+
+PAGE = Path(__file__).parent / "page.html"
+CLOSED = ("default-src", "base-uri", "form-action", "frame-ancestors")  # to pages
+WHO = "x-alignkit-annotator"  # the header that says for whom a client asks
+
+
 @dataclass
 class Endpoint:
     """Answers requests with policies, one after the other.
@@ -258,7 +139,6 @@ class Endpoint:
     stopping: Callable[[], bool] = lambda: False
     # The only thread that uses the models.
     model: Executor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    waiting: int = 0
     # Id of a reply -> annotator and item.
     kept: dict[str, tuple[str, str]] = field(default_factory=dict)
 
@@ -271,8 +151,9 @@ class Endpoint:
             Route("/v1/consent", self.consent, methods=["GET", "POST"]),
             Route("/v1/feedback", self.feedback, methods=["POST"]),
         ]
-        handlers: dict[Any, Any] = dict.fromkeys((Refused, HTTPException, AlignkitError), _failed)
+        kinds = Refused, HTTPException, AlignkitError, Exception
         guard = Middleware(Guard, address=address, token=token)
+        handlers: dict[Any, Any] = dict.fromkeys(kinds, _failed)
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
 
     async def page(self, request: Request) -> Response:
@@ -287,9 +168,7 @@ class Endpoint:
     async def models(self, request: Request) -> Response:
         """The names of all policies."""
         facts = {"object": "model", "created": 0, "owned_by": "alignkit"}
-        data = [
-            {"id": policy.name, **facts, "root": policy.word} for policy in self.policies.values()
-        ]
+        data = [{"id": name, **facts, "root": one.word} for name, one in self.policies.items()]
         return JSONResponse({"object": "list", "data": data})
 
     # What is kept
@@ -298,7 +177,7 @@ class Endpoint:
         """What a user is asked, and what the user said last."""
         collection, who = self._kept_for(request)
         if request.method == "POST":
-            consent = _body(Consent, await json_body(request))
+            consent = read(Consent, _json(await json_body(request)))
             if consent.granted and consent.terms != TERMS:
                 raise BadLabel(
                     "a yes must repeat the 'terms' of GET /v1/consent, which the user has read"
@@ -311,7 +190,7 @@ class Endpoint:
     async def feedback(self, request: Request) -> Response:
         """Store a thumb for an answer that was kept; a later one replaces it."""
         collection, who = self._kept_for(request)
-        thumb = _body(Thumb, await json_body(request))
+        thumb = read(Thumb, _json(await json_body(request)))
         owner, item = self.kept.get(thumb.id, ("", ""))
         if owner != who:
             raise BadLabel(f"no answer {thumb.id:.60} was kept for {who} since the server started")
@@ -323,183 +202,156 @@ class Endpoint:
         say.
         """
         if self.collection is None:
-            raise RequestError(
-                404, "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers"
-            )
+            text = "nothing is kept here; `alignkit serve --collect FILE.feedback` keeps answers"
+            raise Refused(404, text)
         who = request.headers.get(WHO, "")
         if not who:
             raise BadLabel("say for whom, in the header X-Alignkit-Annotator")
         check_annotator(who)
         return self.collection, who
 
-    def _keep(
-        self, request: Request, reply: Reply | None = None, exchange: Exchange | None = None
-    ) -> bool:
-        """Whether the user of a request agreed; then keep its answer, once there is one."""
-        if self.collection is None or WHO not in request.headers:
-            return False
-        try:
-            collection, who = self._kept_for(request)
-            if not collection.agreed(who):
-                return False
-            if reply is not None and exchange is not None:
-                while len(self.kept) >= MOST_KEPT:
-                    del self.kept[next(iter(self.kept))]
-                self.kept[reply.id] = who, collection.keep(who, exchange)
-        except AlignkitError as error:  # a store that fails is no reason to answer nobody
-            print(printable(f"warning: an answer is not kept: {error}"), file=sys.stderr)
-            return False
-        return True
+    def _keep(self, who: str, reply: str, exchange: Exchange) -> None:
+        """Keep an answer if its user agreed. reply: its id."""
+        collection = self.collection
+        if collection is not None and exchange.answer.strip() and collection.agreed(who):
+            self.kept[reply] = who, collection.keep(who, exchange)
 
     # Answers
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, at once or in a stream."""
-        asked = read_chat(await json_body(request))
+        asked, loop = read_chat(await json_body(request)), asyncio.get_running_loop()
         policy = self._policy(asked.model)
-        if self.waiting >= MOST_WAITING:
-            raise RequestError(503, "too many requests are waiting; try again later", code="busy")
-        sampling = policy.sampling.model_copy(update=asked.sampling())
-        reply, pieces = Reply(policy.name), self._pieces(policy, asked, sampling)
-        reply.prompt_tokens = await anext(pieces)
-
-        async def keep(answer: Answer) -> bool:
-            exchange = Exchange(
-                policy.word, asked.messages, answer.text, sampling.temperature, asked.seed or 0
-            )
-            return await run_in_threadpool(self._keep, request, reply, exchange)
-
+        who, id = request.headers.get(WHO, ""), f"chatcmpl-{uuid.uuid4().hex}"
+        prompt = await loop.run_in_executor(self.model, policy.prompt, asked.messages)
         if asked.stream:
-            headers = _kept(request, await run_in_threadpool(self._keep, request))
-            chunks = _stream(pieces, reply, asked, keep)
-            return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
-        async with aclosing(pieces):
-            async for piece in pieces:
-                if await request.is_disconnected():
-                    break
-                if isinstance(piece, Answer):
-                    return JSONResponse(
-                        reply.whole(piece), headers=_kept(request, await keep(piece))
-                    )
-        return Response(status_code=GONE)
+            chunks = self._stream(policy, asked, prompt, who, id)
+            return StreamingResponse(chunks, media_type="text/event-stream")
+        answer = await loop.run_in_executor(self.model, self._answer, policy, asked, prompt)
+        await run_in_threadpool(self._keep, who, id, _exchange(policy, asked, answer))
+        message = {"role": "assistant", "content": answer.text}
+        choice = {"message": message, "finish_reason": _reason(answer)}
+        body = _body(id, policy, "chat.completion", choice)
+        return JSONResponse({**body, "usage": _usage(prompt, answer)})
 
-    async def _pieces(
-        self, policy: Policy, asked: ChatRequest, sampling: Sampling
-    ) -> AsyncGenerator[Any]:
-        """The number of tokens of the prompt, pieces of the answer, and all of it, which the
-        model's thread writes.
-
-        Raises RequestError. Once it is closed, the answer is written no further.
+    def _answer(
+        self,
+        policy: Policy,
+        asked: ChatRequest,
+        prompt: Ids,
+        heard: Callable[[str], None] = lambda text: None,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Answer:
+        """The answer, which the model's thread writes until the client is gone or the server
+        stops.
         """
-        loop, pieces, gone = asyncio.get_running_loop(), asyncio.Queue[Any](), threading.Event()
-
-        def tell(piece: Any) -> None:
-            if not gone.is_set():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        sampling = policy.sampling.model_copy(update=asked.sampling())
 
         def wanted() -> bool:
-            return not (gone.is_set() or self.stopping())
+            return not (gone() or self.stopping())
 
-        def write() -> None:
-            if gone.is_set():
-                return
-            try:
-                prompt = policy.prompt(asked.messages)
-                tell(len(prompt))
-                answer = policy.answer(prompt, sampling, asked.seed or 0, tell, wanted)
-                tell(answer if wanted() else RequestError(503, "the server is stopping"))
-            except (
-                Exception
-            ) as error:  # whatever it is, it must not end the server; whoever asked hears of it
-                tell(_request_error(error))
+        answer = policy.answer(prompt, sampling, asked.seed, heard, wanted)
+        if self.stopping():
+            raise Refused(503, "the server is stopping")
+        return answer
 
-        self.waiting += 1
+    async def _stream(
+        self, policy: Policy, asked: ChatRequest, prompt: Ids, who: str, id: str
+    ) -> AsyncIterator[str]:
+        """The chunks of an answer, which ends if nobody receives them."""
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+        pieces = asyncio.Queue[str | None]()  # None: the answer is complete
+
+        def heard(text: str) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, text)
+
+        def chunk(delta: Mapping[str, str], reason: str | None = None) -> str:
+            choice = {"delta": delta, "finish_reason": reason}
+            return _event(_body(id, policy, "chat.completion.chunk", choice))
+
+        yield chunk({"role": "assistant", "content": ""})
+        writing = loop.run_in_executor(
+            self.model, self._answer, policy, asked, prompt, heard, gone.is_set
+        )
+        writing.add_done_callback(lambda done: pieces.put_nowait(None))
         try:
-            loop.run_in_executor(self.model, write)
-            while True:
-                piece = await pieces.get()
-                if isinstance(piece, RequestError):
-                    raise piece
-                yield piece
+            while (piece := await pieces.get()) is not None:
+                yield chunk({"content": piece})
+            answer = await writing
+            yield chunk({}, _reason(answer))
+            await run_in_threadpool(self._keep, who, id, _exchange(policy, asked, answer))
+            if (asked.stream_options or {}).get("include_usage"):
+                body = _body(id, policy, "chat.completion.chunk")
+                yield _event({**body, "usage": _usage(prompt, answer)})
+            yield "data: [DONE]\n\n"
+        except Exception as error:  # whatever it is, whoever asked hears of it
+            yield _event(_error(error)[1])
         finally:
-            self.waiting -= 1
             gone.set()
 
     def _policy(self, name: str | None) -> Policy:
         """The policy of a name, or the only one."""
         if name is None and len(self.policies) == 1:
             return next(iter(self.policies.values()))
-        names = ", ".join(self.policies)
-        if name is None:
-            raise RequestError(400, f"'model' is missing; it is one of {names}", "model")
-        if name not in self.policies:
-            help = did_you_mean(name, self.policies) or f"there is {names}"
-            raise RequestError(404, f"no model '{name:.200}'; {help}", "model", "model_not_found")
-        return self.policies[name]
+        policy = self.policies.get(name or "")
+        if policy is None:
+            raise Refused(404, f"no 'model' {name!s:.200}; there is {', '.join(self.policies)}")
+        return policy
 
 
-async def _stream(
-    pieces: AsyncGenerator[Any],
-    reply: Reply,
-    asked: ChatRequest,
-    keep: Callable[[Answer], Awaitable[bool]],
-) -> AsyncIterator[str]:
-    """The chunks of a response; the answer ends if nobody receives them."""
-    async with aclosing(pieces):
-        yield reply.chunk(role="assistant", content="")
-        try:
-            async for piece in pieces:
-                if isinstance(piece, str):
-                    yield reply.chunk(content=piece)
-                    continue
-                yield reply.chunk(piece)
-                await keep(piece)
-                if asked.stream_options is not None and asked.stream_options.include_usage:
-                    yield reply.usage(piece)
-                yield "data: [DONE]\n\n"
-                return
-        except RequestError as error:
-            yield event(error.body())
+# Parts of replies
 
 
-def _kept(request: Request, kept: bool) -> dict[str, str]:
-    """The header that says whether an answer is kept, for clients that say for whom they ask."""
-    return {KEPT: "yes" if kept else "no"} if WHO in request.headers else {}
+def _body(id: str, policy: Policy, kind: str, choice: Any = None) -> dict[str, Any]:
+    """A reply or a chunk of one. choice: its only one; None: none."""
+    choices = [] if choice is None else [{"index": 0, "logprobs": None, **choice}]
+    head = {"id": id, "object": kind, "created": int(time.time()), "model": policy.name}
+    return {**head, "choices": choices}
 
 
-def _body(model: type[Body], body: bytes) -> Body:
-    """The JSON of a request by its model."""
+def _reason(answer: Answer) -> str:
+    return "length" if answer.response.truncated else "stop"
+
+
+def _usage(prompt: Ids, answer: Answer) -> dict[str, int]:
+    read, written = len(prompt), len(answer.response.tokens or ())
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+
+def _exchange(policy: Policy, asked: ChatRequest, answer: Answer) -> Exchange:
+    temperature = asked.sampling().get("temperature", policy.sampling.temperature)
+    return Exchange(policy.word, asked.messages, answer.text, temperature, asked.seed)
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    """A chunk of a stream."""
+    return f"data: {json.dumps(body)}\n\n"
+
+
+def _json(body: bytes) -> Any:
+    """The JSON of a request."""
     try:
-        return read(model, json.loads(body))
+        return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise BadLabel(str(error)) from None
+        text = str(error) or "nested too deeply"
+        raise BadLabel(f"the request is not valid JSON: {text}") from None
 
 
-def _request_error(error: Exception) -> RequestError:
-    """An error as the client sees it."""
-    if isinstance(error, RequestError):
-        return error
-    text = str(error) or repr(error)
-    if isinstance(error, TooLong):
-        return RequestError(413, text, code="context_length_exceeded")
+def _error(error: Exception) -> tuple[int, dict[str, Any]]:
+    """An error as the client sees it: its status, and OpenAI's JSON."""
+    status, text = 500, str(error) or repr(error)
     if isinstance(error, Refused):
-        return RequestError(
-            error.status, text, code="request_too_large" if error.status == 413 else None
-        )
-    if isinstance(error, DataError | BadLabel):
-        return RequestError(400, text)
-    return RequestError(503 if isinstance(error, OutOfResource) else 500, text)
+        status = error.status
+    elif isinstance(error, HTTPException):
+        status, text = error.status_code, error.detail
+    elif isinstance(error, DataError | BadLabel | BadRow):
+        status = 400
+    elif isinstance(error, OutOfResource):
+        status = 503
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return status, {"error": {"message": text, "type": kind, "param": None, "code": None}}
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        text = (
-            f"{error.detail}: {request.method} {request.url.path}; POST /v1/chat/completions "
-            "answers"
-        )
-        return JSONResponse(
-            RequestError(error.status_code, text).body(), error.status_code, error.headers
-        )
-    refused = _request_error(error)
-    headers = {"Retry-After": "1"} if refused.status == 503 else None
-    return JSONResponse(refused.body(), refused.status, headers)
+    status, body = _error(error)
+    return JSONResponse(body, status)

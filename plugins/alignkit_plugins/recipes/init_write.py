@@ -203,7 +203,7 @@ def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
     """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn
     from.
     """
-    rules = Rules.model_validate({"markdown": False, "personal": False})
+    rules = Rules.model_validate({"personal": False})
     training: list[Group] = []
     for file in files:
         training += file.part(*TRAINING)

@@ -28,17 +28,10 @@ def run_started(run: Any) -> None:
 def stage_changed(
     run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
 ) -> None:
-    """Say why, and what becomes of settings that were written for another algorithm."""
-    from alignkit.recipe.schema import BASE
-    from alignkit_plugins.report.changes import carried_over, change_since
+    from alignkit_plugins.report.changes import change_since
 
-    now, say = run.recipe.stages[stage], run.reporter.say
-    say(f"{stage}: changed since the last run{change_since(record, parts, now)}, starting over")
-    if now.kind == "algorithm":
-        model = run.models.of(BASE).model
-        lora = model.spec.lora is not None
-        for line in carried_over(record, now, run.recipe, model.hidden_size, lora):
-            say(f"{stage}: {line}")
+    why = change_since(record, parts, run.recipe.stages[stage])
+    run.reporter.say(f"{stage}: changed since the last run{why}, starting over")
 
 
 @hookimpl
@@ -66,7 +59,7 @@ def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
     """
     from alignkit_plugins.report.history import write_end
 
-    write_end(run.folder, error, run.reused, run.peak_memory)
+    write_end(run.folder, error, run.peak_memory)
     try:
         return (yield)
     finally:
@@ -82,8 +75,7 @@ def report_run(folder: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"report: {write_report(folder)}")
     except (Exception, KeyboardInterrupt) as error:
-        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else reason_of(error)
-        say(f"no report was written ({reason}); to see it: alignkit show {folder} --open")
+        say(f"no report was written ({reason_of(error)}); to see it: alignkit show {folder} --open")
 
 
 def write_report(folder: Path) -> Path:

@@ -1,5 +1,5 @@
 """The starts of a run, each with its end: starts.jsonl, a line when a run starts and one when it
-ends.
+ends; and other files of a run, as far as they were written.
 
 A start without an end was killed. Only reports read it; results do not depend on it.
 """
@@ -14,12 +14,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from alignkit.errors import StageWaits, Stopped, message_of
 from alignkit.io.results import STARTS
@@ -35,35 +32,49 @@ def write_start(folder: Path, recipe_folder: Path) -> None:
     recipe_folder: whose commit is recorded, if it is in a git repository.
     """
     commit = commit_of(recipe_folder)
-    _append(folder, "start", command=resume_command(), commit=commit, **machine())
+    _append(folder, "start", command=resume_command(), commit=commit, machine=machine())
 
 
-def write_end(
-    folder: Path, error: BaseException | None, reused: Sequence[str], peak_memory: str
-) -> None:
-    """Append how a run ended.
-
-    reused: the stages that did not run. peak_memory: in words.
-    """
-    facts = {"outcome": _outcome(error), "message": "", "reused": list(reused)}
+def write_end(folder: Path, error: BaseException | None, peak_memory: str) -> None:
+    """Append how a run ended. peak_memory: in words."""
+    outcome, message = "done", ""
     if error is not None:
-        facts["message"] = redacted(message_of(error))
-    _append(folder, "end", **facts, peak_memory=peak_memory)
-
-
-def _outcome(error: BaseException | None) -> str:
-    if error is None:
-        return "done"
+        outcome, message = "failed", redacted(message_of(error))
     if isinstance(error, StageWaits):
-        return "waiting"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | Stopped) else "failed"
+        outcome = "waiting"
+    elif isinstance(error, KeyboardInterrupt | Stopped):
+        outcome = "interrupted"
+    _append(folder, "end", outcome=outcome, message=message, peak_memory=peak_memory)
 
 
 def _append(folder: Path, event: str, **values: Any) -> None:
-    line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
+    line = json.dumps({"event": event, "time": time.time(), **values})
     # On a full disk the run itself says so where it loses a result.
     with suppress(OSError), (folder / STARTS).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")  # what a killed process left of a line stays a line of its own
+
+
+def machine() -> dict[str, Any]:
+    """The machine, without its name: interpreter, system, cores, memory in bytes, GPU."""
+    import psutil
+
+    facts: dict[str, Any] = {"python": platform.python_version(), "system": platform.platform()}
+    facts |= {"cores": os.cpu_count(), "memory": psutil.virtual_memory().total}
+    torch = sys.modules.get("torch")  # a run has loaded it by now
+    if torch is not None and torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def commit_of(folder: Path) -> str:
+    """The commit that is checked out where a recipe is; empty if that is no git repository."""
+    words = ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
+    with suppress(OSError):
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+# Reading
 
 
 def json_lines(file: Path) -> list[dict[str, Any]]:
@@ -84,19 +95,19 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:
-    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the machine.
+    """Each start of a run with its end: `started`, `ended`, `outcome`, `message` and the rest.
 
-    time: of the start, in seconds since 1970. outcome: done, failed, interrupted, waiting (for
-    labels), running, or killed if the process ended without a word.
+    outcome: done, failed, interrupted, waiting (for labels), running, or killed if the process
+    ended without a word.
     """
     found = list[dict[str, Any]]()
     for line in json_lines(folder / STARTS):
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(line["time"]))
-        if line.pop("event") == "start":
-            found.append({"started": when, "ended": None, "outcome": "killed", **line})
+        if line["event"] == "start":
+            found.append({**line, "started": when, "ended": "", "outcome": "killed"})
         elif found:
-            found[-1] |= {**line, "ended": when, "time": found[-1]["time"]}
-    if found and found[-1]["ended"] is None and in_use(folder):
+            found[-1] |= {**line, "ended": when}
+    if found and not found[-1]["ended"] and in_use(folder):
         found[-1]["outcome"] = "running"
     return found
 
@@ -106,59 +117,20 @@ def in_use(folder: Path) -> bool:
     try:
         with (folder / ".lock").open("rb") as file:  # FileLock would write
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
     except BlockingIOError:
         return True
     except OSError:
         return False
+    return False
 
 
 def warnings_of(folder: Path) -> list[tuple[str, str]]:
     """Stage, or an empty text, and text of each warning in run.log since the run last started."""
-    log = folder / "run.log"
-    if not log.is_file():
-        return []
-    text = log.read_text(encoding="utf-8", errors="replace")
-    last = re.split(r"^\S+Z alignkit .*$", text, flags=re.MULTILINE)[-1]
-    matches = [_WARNING.match(line) for line in last.splitlines()]
-    return [(match[1] or "", match[2]) for match in matches if match]
-
-
-def machine() -> dict[str, Any]:
-    """The machine, without its name: interpreter, system, processor, cores, memory in bytes, GPU,
-    threads.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    return {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "memory": psutil.virtual_memory().total,
-        "gpu": _gpu(),
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
-    }
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        if name := re.search(r"^model name\s*: (.*)$", text, re.MULTILINE):
-            return name[1]
-    return platform.processor() or platform.machine()
-
-
-def _gpu() -> str:
-    """The GPU's name; empty without one. A run has loaded torch by now."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return ""
-    return str(torch.cuda.get_device_name())
-
-
-def commit_of(folder: Path) -> str:
-    """The commit that is checked out where a recipe is; empty if that is no git repository."""
-    words = ["git", "-C", str(folder), "rev-parse", "--verify", "--quiet", "HEAD"]
-    with suppress(OSError):
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
-    return ""
+    log, found = folder / "run.log", list[tuple[str, str]]()
+    if log.is_file():
+        text = log.read_text(encoding="utf-8", errors="replace")
+        last = re.split(r"^\S+Z alignkit .*$", text, flags=re.MULTILINE)[-1]
+        for line in last.splitlines():
+            if match := _WARNING.match(line):
+                found.append((match[1] or "", match[2]))
+    return found

@@ -10,60 +10,53 @@ from textwrap import wrap
 from typing import Any
 
 from alignkit.io.text import printable
-from alignkit.report import WIDTH, Block, Report
+from alignkit.report import WIDTH, Block, Report, Table
 from alignkit_plugins.compare.readable import duration
-from alignkit_plugins.compare.rows import ANSWERS, main_rows
+from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.swaps import evaluated
 
 BASE = "base"  # the name of the base model
 LINES = 23  # of the screen; what a run or `show` says besides makes up to 25
-OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 4, 3, 2, 3  # lines
+OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
 
 
 def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     """The screen of a run, at most LINES lines of WIDTH characters. stages: whether it says what
-    they learned.
+    they learned, if there is room.
 
     The table has as many metrics as leave room for a sample, and at least one.
     """
-    learned = [f"{one['name']}: {one['learned']}" for one in facts["stages"] if one["learned"]]
-    weak = [one["weak"] for one in facts["stages"] if one["weak"]]
-    said = " ".join(weak)
-    warnings = list[str]()
+    learned, weak, last = list[str](), list[str](), list[str]()
+    for one in facts["stages"]:
+        if one["learned"]:
+            learned.append(f"{one['name']}: {one['learned']}")
+        if one["weak"]:
+            weak.append(one["weak"])
     for one in facts["warnings"]:
-        if not one["logged"] and one["text"].partition(";")[0] not in said:
-            warnings.append(one["text"])
-    told = facts["next"]["told"] or facts["next"]["chat"]
-    last = list[str]()
-    if warnings:
-        last += _wrapped(f"Warning: {warnings[0]}", OF_WARNING)
-    if told:
+        if not last and one["text"].partition(";")[0] not in " ".join(weak):
+            last = _wrapped(f"Warning: {one['text']}", OF_WARNING)
+    if told := facts["next"]["told"] or facts["next"]["chat"]:
         last += _wrapped(f"next: {told}", OF_WARNING)
-    parts = {
-        "weak": [_one_line(line) for line in weak[:OF_STAGES]],
-        "verdict": _verdict(facts["verdicts"], OF_VERDICT),
-        "numbers": [],
-        "others": [],
-        "learned": [],
-        "sample": [],
-        "last": last,
-    }
-
-    if stages and learned:
-        parts["learned"] = _laid_out("; ".join(learned))[:OF_STAGES]
-
-    def room() -> int:
-        return LINES - sum(len(part) + bool(part) for part in parts.values())
-
+    parts = {"weak": [_one_line(line) for line in weak[:OF_STAGES]]}
+    parts |= {"verdict": _verdict(facts["verdicts"], OF_VERDICT), "numbers": [], "others": []}
+    parts |= {"learned": [], "sample": [], "last": last}
     sample = _sample(facts)
-    for_sample = 1 + OF_SAMPLE if sample else 0
-    parts["numbers"] = _numbers(facts, room() - for_sample)[: room()]
-    parts["others"] = _others(facts, room() - for_sample)
-    if sample and room() >= OF_SAMPLE:
-        parts["sample"] = _side_by_side(sample, room())
+    reserved = OF_SAMPLE + 1 if sample else 0
+    lines = _laid_out("; ".join(learned))[:OF_STAGES]
+    if stages and learned and _room(parts) - reserved - OF_TABLE > len(lines):
+        parts["learned"] = lines
+    parts["numbers"] = _numbers(facts, _room(parts) - reserved)
+    parts["others"] = _others(facts, _room(parts) - reserved)
+    if sample:
+        parts["sample"] = _side_by_side(sample, _room(parts))
     return "\n\n".join("\n".join(part) for part in parts.values() if part)
+
+
+def _room(parts: Mapping[str, Sequence[str]]) -> int:
+    """The lines that another part may have."""
+    return LINES - sum(len(part) + bool(part) for part in parts.values())
 
 
 def stage_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -104,7 +97,7 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
 
 def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     """The table of policies by metrics, with as many metrics as fit, and at least one."""
-    rows, stages = [], evaluated(facts)
+    rows, stages = list[Row](), evaluated(facts)
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
             if row.kind == ANSWERS:
@@ -119,37 +112,39 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     names.sort(key=lambda name: (name not in headline, name not in raters))
     lines = list[str]()
     for count in range(len(names), 0, -1):
-        lines = _laid_out(table([row for row in rows if row.metric in names[:count]], width=WIDTH))
+        lines = _laid_out(table([row for row in rows if row.metric in names[:count]]))
         if len(lines) <= room:
             break
-    return lines
+    return lines[: max(0, room)]
 
 
 def _others(facts: Mapping[str, Any], room: int) -> list[str]:
     """The first table or text of what other steps report, as far as there is room."""
-    evaluations = {item["stage"] for item in facts["evaluations"]}
-    lines, left = list[str](), list[str]()
+    evaluations = [item["stage"] for item in facts["evaluations"]]
+    lines = list[str]()
     for one in facts["reports"]:
-        if one["stage"] in evaluations:
-            continue
-        blocks = Report.restored(one["blocks"]).blocks
-        first = next((block for block in blocks if not isinstance(block, str)), blocks[0])
-        found = _laid_out(first)
-        fits = len(lines) + len(found) < room
-        if fits:
+        if one["stage"] not in evaluations:
+            blocks = Report.restored(one["blocks"]).blocks
+            first = blocks[0]
+            for block in reversed(blocks):
+                if isinstance(block, Table):
+                    first = block
+            found = _laid_out(first)
+            if len(lines) + len(found) > room:
+                found = [f"{one['stage']}: see {one['stage']}/report.txt"]
             lines += found
-        if not fits or len(blocks) > 1:
-            left.append(one["stage"])
-    if left:
-        lines.append(f"{', '.join(left)}: see report.txt in the folder of the stage")
-    return lines
+    return lines[: max(0, room)]
 
 
 def _sample(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The prompt that shows best what the last verdict says."""
-    stages = [item["stage"] for item in facts["evaluations"][-1:]]
-    verdicts = [one for one in facts["verdicts"] if one["stage"] in stages]
-    return chosen(facts, [{"stage": "".join(stages), "outcome": ""}, *verdicts][-1])
+    if not facts["evaluations"]:
+        return None
+    last = {"stage": facts["evaluations"][-1]["stage"], "outcome": ""}
+    for verdict in facts["verdicts"]:
+        if verdict["stage"] == last["stage"]:
+            last = verdict
+    return chosen(facts, last)
 
 
 def _side_by_side(sample: Mapping[str, Any], room: int) -> list[str]:

@@ -1,148 +1,177 @@
-"""The command `alignkit show`: what a run has so far, one of its results, or runs side by side."""
+"""The command `alignkit show`: what a run has so far, one of its results, or the runs in a
+folder.
+"""
 
 from __future__ import annotations
 
-import tempfile
-import webbrowser
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from alignkit.commands import Result, refuse
-from alignkit.io.atomic import write_text
-from alignkit.io.results import PAGE, RECIPE, is_result_name
+from alignkit.io.atomic import discard_folder, write_text
+from alignkit.io.results import (
+    PAGE,
+    RECIPE,
+    RESULTS,
+    WORK,
+    damage_of,
+    find_result,
+    is_result_name,
+    read_record,
+    results_of_stage,
+    stage_of,
+)
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.compare.readable import duration, short
-from alignkit_plugins.compare.rows import Row, main_rows, rows_of
-from alignkit_plugins.compare.tables import table
-from alignkit_plugins.models.find import RUNS, find_run, runs_in
 from alignkit_plugins.printing import reported
-from alignkit_plugins.report.changes import dotted, flat
-from alignkit_plugins.report.document import page
-from alignkit_plugins.report.facts import Facts, each, facts_of, load_yaml
-from alignkit_plugins.report.history import starts_of
-from alignkit_plugins.report.results import earlier_results, prune, results_table
-from alignkit_plugins.report.screen import screen, stage_lines
-
-LONGEST = 24  # characters of a value
 
 
-def shown(folders: Sequence[Path], pruned: bool, opened: bool) -> Result:
-    """A run, one of its results, several runs, or the runs in a folder; of none, those in `runs`.
+def show(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Folder of a run, or one of its results: RUN/align@ppo. Default: list runs/.",
+        ),
+    ] = None,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Delete all results of a run but the current ones.")
+    ] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the report of a run in a browser.")
+    ] = False,
+) -> Result:
+    """Show what a run found so far.
 
-    pruned: delete all results of a run but the current ones. opened: open its report in a browser.
-    Raises RecipeError for a folder that is not a run's and has none.
+    That is a line per stage, and the screen that it prints at its end. Nothing is written.
+
+    align@ppo is the newest result of the stage align by ppo; align@ppo~1 is the one before.
+    evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the
+    recipe is changed back.
+
+    \\b
+    Examples:
+      alignkit show runs/quickstart
+      alignkit show runs/quickstart --open
+      alignkit show runs/quickstart --prune
     """
-    folder, runs = [*folders, RUNS][0], list[Path]()
-    if len(folders) < 2 and not is_file(folder / RECIPE):
-        runs = runs_in(folder)
-    if (pruned or opened) and (len(folders) != 1 or runs):
-        refuse(f"--{'prune' if pruned else 'open'} is for one run", "name one RUN")
+    from alignkit_plugins.models.find import RUNS, find_run, runs_in
+
+    runs = [] if folder and is_file(folder / RECIPE) else runs_in(folder or RUNS)
     if runs:
-        note = "alignkit show RUN shows one, and RUN RUN compares two"
-        return reported(Report([_listed(runs), note]))
-    if not folders:
-        help = "for example: alignkit run smoke; alignkit show runs/smoke"
-        refuse("there are no runs in runs/", help)
-    if len(folders) > 1:
-        for one in folders:
-            if is_result_name(one.name):
-                help = "to compare their answers: alignkit evaluate RUN/A RUN/B --prompts FILE"
-                refuse(f"{one} is one result, and only runs can be compared", help)
-        return reported(compared(folders))
-    if is_result_name(folder.name):
-        return reported(Report([results_table(*find_run(folder))]))
+        return reported(Report([_listed(runs), "alignkit show RUN shows one"]))
+    if folder is None:
+        refuse("there are no runs in runs/", "for example: alignkit run smoke")
+    run, name = find_run(folder)
+    if is_result_name(name):
+        return reported(Report([results_table(run, name)]))
+    from alignkit_plugins.report.facts import facts_of
+
     facts = facts_of(folder)
     blocks = _of_run(facts, folder)
-    if opened:
-        file = Path(tempfile.mkdtemp(prefix="alignkit-")) / PAGE
-        write_text(file, page(facts))
-        webbrowser.open(file.as_uri())
-        blocks.append(f"report: {file}")
-    if pruned:
-        blocks.append(prune(folder))
+    if open_page:
+        blocks.append(_opened(facts))
+    if prune:
+        blocks.append(pruned(run))
     return reported(Report(blocks), "run_report", facts)
 
 
 def _listed(runs: Sequence[Path]) -> Table:
     """Runs, with what became of their last starts."""
+    from alignkit_plugins.report.history import starts_of
+
     rows = list[list[str]]()
     for run in runs:
-        last = (starts_of(run) or [{}])[-1]
-        rows.append([str(run), last.get("outcome", "-"), last.get("started", "-")])
+        last = [{"outcome": "-", "started": "-"}, *starts_of(run)][-1]
+        rows.append([str(run), last["outcome"], last["started"]])
     return Table("", ["run", "last start", "at"], rows, keys=3)
 
 
-def _of_run(facts: Facts, folder: Path) -> list[Block]:
-    run, lines = facts["run"], list[str]()
-    lines.append(f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages")
+def _of_run(facts: Mapping[str, Any], folder: Path) -> list[Block]:
+    from alignkit_plugins.report.screen import screen, stage_lines
+
+    run = facts["run"]
+    lines = [f"{run['name']}: {run['outcome']}, {run['stages_done']} of {run['stages']} stages"]
     if run["outcome"] == "failed":
         lines.append(" ".join(run["message"].split()).removeprefix("error: "))
     blocks: list[Block] = ["\n".join([*lines, *stage_lines(facts)])]
     if text := screen(facts, stages=False):
         blocks.append(text)
-    last = list[str]()
-    if earlier := earlier_results(folder):
-        last.append(f"earlier results: {', '.join(earlier)}")
-    if (folder / PAGE).is_file():
-        last.append(f"report: {folder / PAGE}")
-    if last:
-        blocks.append("\n".join(last))
+    earlier = list[str]()
+    for other in _others(folder):
+        name, state, *_ = _row(folder, other, "earlier")
+        earlier.append(name if state == "earlier" else f"{name} ({state})")
+    if earlier:
+        blocks.append(f"earlier results: {', '.join(earlier)}")
+    if is_file(folder / PAGE):
+        blocks.append(f"report: {folder / PAGE}")
     return blocks
 
 
-# Several runs
+def _opened(facts: Mapping[str, Any]) -> str:
+    import tempfile
+    import webbrowser
+
+    from alignkit_plugins.report.document import page
+
+    file = Path(tempfile.mkdtemp(prefix="alignkit-")) / PAGE
+    write_text(file, page(facts))
+    webbrowser.open(file.as_uri())
+    return f"report: {file}"
 
 
-def compared(folders: Sequence[Path]) -> Report:
-    """How the results, evaluations, recipes and versions of runs differ."""
-    facts = {"/".join(folder.parts[-2:]): facts_of(folder) for folder in folders}
-    recipes = [{**load_yaml(one["recipe"]), "name": ""} for one in facts.values()]
-    around = list[Mapping[str, Any]]()
-    for one in facts.values():
-        around.append({**one["reproduce"]["versions"], **one["reproduce"]["machine"], "memory": ""})
-    blocks: list[Block] = [_overview(facts), *_evaluations(facts)]
-    for what, values in (("recipes", recipes), ("versions and machines", around)):
-        rows = _differing(values)
-        title = f"what differs in the {what}"
-        blocks.append(Table(title, ["key", *facts], rows) if rows else f"the {what} are equal")
-    return Report(blocks)
+# Results
 
 
-def _overview(facts: Mapping[str, Facts]) -> Table:
-    """How each run ended, and what its stages learned."""
-    runs = [one["run"] for one in facts.values()]
-    rows = {"result": [f"{one['outcome']}, {one['stages_done']} stages" for one in runs]}
-    rows["time"] = [duration(one["seconds"]) for one in runs]
-    for at, one in enumerate(facts.values()):
-        for stage in one["stages"]:
-            cells = rows.setdefault(stage["name"], ["-"] * len(runs))
-            cells[at] = stage["learned"] or "-"
-    cells_of = [[name, *cells] for name, cells in rows.items() if {*cells} != {"-"}]
-    return Table("", ["", *facts], cells_of)
-
-
-def _evaluations(facts: Mapping[str, Facts]) -> list[Table]:
-    """The numbers of all policies by stage, a column per run."""
-    found: dict[str, list[Row]] = {}
-    for run, one in facts.items():
-        for item in one["evaluations"]:
-            for row in main_rows(rows_of(item["evaluation"])):
-                named = replace(row, policy=run, metric=f"{row.policy}: {row.metric}")
-                found.setdefault(item["stage"], []).append(named)
-    note = "mean and 95% interval (means may also differ because the prompts do)"
-    return [table(rows, f"{stage}: {note}") for stage, rows in found.items()]
-
-
-def _differing(values: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A row per key whose values are not all equal."""
-    every = [flat(one) for one in values]
+def results_table(run: Path, reference: str = "") -> Table:
+    """All results of a run, or the one that `align@ppo` names. Raises RecipeError if there is
+    none.
+    """
+    if reference:
+        find_result(run, reference)
+    current = sorted(path.parent for path in run.glob("[!.]*/stage.json"))
     rows = list[list[str]]()
-    for path in dict.fromkeys(each(every)):
-        cells = [short(one.get(path)) for one in every]
-        if len(set(cells)) > 1:
-            brief = [cell if len(cell) <= LONGEST else f"...{cell[-LONGEST:]}" for cell in cells]
-            rows.append([dotted(path), *brief])
-    return rows
+    for folder in [*current, *_others(run)]:
+        row = _row(run, folder, "current" if folder in current else "earlier")
+        if reference in ("", row[0]):
+            rows.append(row)
+    return Table("results", ["result", "state", "MB", "folder"], rows, keys=2)
+
+
+def _row(run: Path, folder: Path, state: str) -> list[str]:
+    stage = folder.name if folder.parent == run else stage_of(folder)
+    result = stage
+    for name, path in results_of_stage(run, stage).items():
+        if path.resolve() == folder.resolve():
+            result = name
+    if not read_record(folder).get("complete"):
+        state = "unfinished"
+    elif damage_of(folder):
+        state = "damaged"
+    return [result, state, f"{_bytes(folder) / 1e6:.1f}", str(folder.relative_to(run))]
+
+
+def _others(run: Path) -> list[Path]:
+    """The folders of results, and of unfinished work, that no stage is linked to."""
+    current = {path.parent.resolve() for path in run.glob("[!.]*/stage.json")}
+    every = [*sorted((run / RESULTS).glob("[!.]*")), *sorted((run / WORK).glob("[!.]*"))]
+    return [folder for folder in every if folder.resolve() not in current]
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def pruned(run: Path) -> str:
+    """Delete all results but the current ones; returns what to say."""
+    from alignkit.runs.services import locked
+
+    with locked(run):
+        others = _others(run)
+        size = sum(map(_bytes, others))
+        for folder in others:
+            discard_folder(folder)
+    return f"deleted {len(others)} results, {size / 1e6:.0f} MB"

@@ -1,4 +1,5 @@
-"""A stage's results side by side: current ones against earlier ones, prompt by prompt.
+"""Answers side by side: those of a policy before and after, and a stage's current result against
+the one before it.
 
 Nothing is sampled again: an evaluation that was set aside has the answers of an earlier result to
 the same prompts.
@@ -6,111 +7,181 @@ the same prompts.
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json
-from alignkit.io.results import find_result, folders_of, read_record, results_of_stage
+from alignkit.io.results import folders_of, read_record, results_of_stage
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
+from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import json_lines, read_object
 
-MOST = 3  # earlier results of a policy, the newest ones
+EACH = 5  # samples of each kind
+SEED = 0  # of those at random
+LONGEST = 2000  # characters that a report keeps of a turn and of an answer
 DECIDES = ("prompts", "rewards", "metrics", "examples")  # options that both evaluations must share
+
+Sample = dict[str, Any]
 Swap = dict[str, Any]
 
 
-def swaps_of(run: Path, stage: str) -> list[Swap]:
-    """The current result of each evaluated policy against its earlier ones, for report.json.
+# Policies of one evaluation
 
-    Each has `stage`, `policy`, `result` and `against` (names), `folder` and `kept` (where both
-    are), `differs` (why they do not compare, or an empty text) and `results`: rows of the current
-    result against the earlier one, as in evaluation.json.
+
+def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sample]:
+    """The largest gains and losses of an evaluation, and some drawn at random, from its
+    samples.jsonl. Each prompt is there once.
+
+    Each has `stage`, `kind` (gain, loss or random), `row`, `reward` (the headline), `percent`
+    (whether it is a share), `difference` (after minus before, or None), `prompt` (turns) and
+    `answers`: of the base model, the baseline and the result each the first, with the mean score of
+    all, on which the statistics rest.
     """
-    record, evaluation = read_record(run / stage), read_object(run / stage / "evaluation.json")
-    if not record.get("complete") or not evaluation:
-        return []
-    found = list[Swap]()
-    for policy in map(str, evaluation["policies"]):
-        for now, then, before in _results(run, stage, policy, record):
-            names = {"stage": stage, "policy": policy, "result": now, "against": then}
-            kept, folder = (find_result(run, name).relative_to(run) for name in (then, now))
-            places = {"folder": folder.as_posix(), "kept": kept.as_posix()}
-            found.append({**names, **places, **_compared(run / stage, before, policy, now, then)})
+    baseline, reward = str(evaluation.get("baseline")), str(evaluation.get("headline"))
+    others = [name for name in evaluation["policies"] if name != baseline]
+    wanted = [name for name in evaluation["policies"] if name in ("base", baseline, *others[-1:])]
+    lower = percent = False
+    for row in rows_of(evaluation):
+        if row.metric == reward:
+            lower, percent = row.lower, row.percent
+    every = list[Sample]()
+    for place, group in enumerate(json_lines(folder / "samples.jsonl"), 1):
+        answers = dict[str, Any]()
+        for name in wanted:
+            if answer := _answer(group["responses"], name, reward):
+                answers[name] = answer
+        if len(answers) < len(wanted):
+            continue
+        before, after = (answers.get(name, {}).get("score") for name in (baseline, wanted[-1]))
+        difference = None if before is None or after is None else after - before
+        prompt = [{**turn, "content": _cut(turn["content"])} for turn in group["prompt"]]
+        facts = {"stage": stage, "row": place, "reward": reward, "percent": percent}
+        facts |= {"difference": difference, "prompt": prompt}
+        every.append({**facts, "answers": list(answers.values())})
+    return _chosen(every, -1 if lower else 1)
+
+
+def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) -> Any:
+    """The first answer of a policy; None if it has none."""
+    answers = [one for one in responses if one.get("source") == policy]
+    if not answers:
+        return None
+    first, scores = answers[0], list[float]()
+    for one in answers:
+        score = number(one.get("scores", {}).get(reward))
+        if score is not None:
+            scores.append(score)
+    turns = [f"[{turn['role']}] {turn['content'] or ''}" for turn in first.get("messages") or ()]
+    return {
+        "policy": policy,
+        "text": _cut("\n\n".join(turns) or first.get("text") or ""),
+        "score": fmean(scores) if scores else None,
+        "tokens": len(first.get("tokens") or ()),
+        "truncated": bool(first.get("truncated")),
+    }
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}... ({len(text) - LONGEST:,} more characters)"
+
+
+def _chosen(every: Sequence[Sample], sign: int) -> list[Sample]:
+    """sign: -1 if lower scores are better."""
+    ranked = sorted(every, key=lambda one: -sign * (one["difference"] or 0.0))
+    found = dict[int, Sample]()
+    for kind, ends, way in (("gain", ranked, sign), ("loss", ranked[::-1], -sign)):
+        for one in ends[:EACH]:
+            if way * (one["difference"] or 0.0) > 0:
+                found[one["row"]] = {**one, "kind": kind}
+    rest = [one for one in every if one["row"] not in found]
+    for one in random.Random(SEED).sample(rest, min(EACH, len(rest))):
+        found[one["row"]] = {**one, "kind": "random"}
+    return list(found.values())
+
+
+# Results of one stage
+
+
+def swaps_of(run: Path, stage: str) -> list[Swap]:
+    """The current result of each evaluated policy against the newest earlier one that the stage
+    evaluated, for report.json.
+
+    Each has `stage`, `policy`, `result` and `against` (names), `differs` (why they do not compare,
+    or an empty text) and `results`: rows of the current result against the earlier one, as in
+    evaluation.json.
+    """
+    folder, found = run / stage, list[Swap]()
+    for policy in read_object(folder / "evaluation.json").get("policies", ()):
+        names = dict[str, str]()
+        for name, result in results_of_stage(run, policy).items():
+            names[read_record(result)["hash"]] = name
+        now = names.pop(_key(folder, policy), "")
+        earlier = dict[str, Path]()
+        for before in folders_of(run, stage):
+            earlier[_key(before, policy)] = before
+        for key, then in names.items():
+            if now and key in earlier:
+                swap = _compared(folder, earlier[key], policy, now, then)
+                names_of = {"stage": stage, "policy": policy, "result": now, "against": then}
+                found.append({**names_of, **swap})
+                break
     return found
 
 
-def _results(
-    run: Path, stage: str, policy: str, record: Mapping[str, Any]
-) -> Iterator[tuple[str, str, Path]]:
-    """The name of a policy's evaluated result, and for each earlier one the name and the folder of
-    its evaluation.
-    """
-    results = results_of_stage(run, policy).items()
-    keys = {name: read_record(folder)["hash"] for name, folder in results}
-    now = [name for name, key in keys.items() if key == _upstream(record).get(policy)]
-    earlier = dict[str, Path]()
-    for folder in sorted(folders_of(run, stage), key=lambda path: path.stat().st_mtime):
-        if folder.resolve() != (run / stage).resolve():
-            earlier[_upstream(read_record(folder)).get(policy, "")] = folder
-    for then in [name for name in keys if name not in now][:MOST]:
-        if now and keys[then] in earlier:
-            yield now[0], then, earlier[keys[then]]
-
-
-def _upstream(record: Mapping[str, Any]) -> Mapping[str, str]:
-    """The keys of the stages that a complete result depends on."""
+def _key(folder: Path, policy: str) -> str:
+    """The key of the result that a complete evaluation is of; empty for none."""
+    record = read_record(folder)
     if not record.get("complete"):
-        return {}
-    return dict(record["depends_on"].get("upstream", {}))
+        return ""
+    return str(record["depends_on"].get("upstream", {}).get(policy, ""))
 
 
 def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> Swap:
     """`differs` and `results` of a swap. before: the folder of the earlier evaluation."""
     current, old = (read_object(one / "evaluation.json") for one in (folder, before))
-    if differs := _difference(folder, before, {*current["policies"], *old["policies"]}):
-        return {"differs": differs, "results": []}
+    differs = _difference(folder, before, {*current["policies"], *old["policies"]})
     if current["sampling"] != old["sampling"]:
-        return {"differs": "the sampling has changed", "results": []}
+        differs = "the sampling has changed"
     groups = _joined(folder, before, policy, now, then)
     if not groups:
-        return {"differs": "they answered no prompt in common", "results": []}
+        differs = "they answered no prompt in common"
+    if differs:
+        return {"differs": differs, "results": []}
     rows = list[Row]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
-            rows += rated(
-                groups,
-                [then, now],
-                then,
-                row.metric,
-                kind=row.kind,
-                trained_on={now: row.trained_on},
-                lower=row.lower,
-                percent=row.percent,
-                tested=row.tested,
-            )
+            facts: dict[str, Any] = {
+                "lower": row.lower,
+                "percent": row.percent,
+                "tested": row.tested,
+            }
+            facts |= {"kind": row.kind, "trained_on": {now: row.trained_on}}
+            rows += rated(groups, [then, now], then, row.metric, **facts)
     rows = adjusted(rows)
-    for result, evaluation in ((then, old), (now, current)):
-        for row in rows_of(evaluation):
-            if row.policy == policy and row.kind == ANSWERS:
-                rows.append(replace(row, policy=result))
+    for row in rows_of(old):
+        if row.policy == policy and row.kind == ANSWERS:
+            rows.append(replace(row, policy=then))
     return {"differs": "", "results": list(map(plain, rows))}
 
 
 def _difference(folder: Path, before: Path, policies: set[str]) -> str:
     """Why two evaluations do not compare; empty if they do."""
     parts = [read_record(one)["depends_on"] for one in (before, folder)]
-    names = {name.partition("@")[0] for name in policies}
     for change in changes(*parts):
         path = [str(key) for key in change.path]
         if path[:2] == ["component", "options"] and path[2] in DECIDES:
             return f"the {path[2]} have changed"
-        if path[0] == "upstream" and path[1].partition("@")[0] not in names:
+        if path[0] == "upstream" and path[1] not in policies:
             return f"{path[1]} has changed"
     return ""
 
@@ -130,8 +201,7 @@ def _groups(folder: Path) -> dict[str, Group]:
     """The answers to the prompts, and the scores of held-out examples, of which several may have
     one prompt.
     """
-    found: dict[str, Group] = {}
-    counts = Counter[str]()
+    found, counts = dict[str, Group](), Counter[str]()
     for name in ("samples.jsonl", "held_out.jsonl"):
         for row in json_lines(folder / name):
             group = group_from_json(row)
@@ -143,7 +213,7 @@ def _groups(folder: Path) -> dict[str, Group]:
 
 def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
     """The rows of all evaluations in a run's facts, by stage."""
-    found = {}
+    found = dict[str, list[Row]]()
     for item in facts["evaluations"]:
         swaps = [swap for swap in facts["swaps"] if swap["stage"] == item["stage"]]
         found[item["stage"]] = with_earlier(item["evaluation"], swaps)
@@ -152,13 +222,14 @@ def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:
 
 def with_earlier(evaluation: Mapping[str, Any], swaps: Sequence[Swap]) -> list[Row]:
     """The rows of an evaluation, with those of earlier results in front of the current ones."""
-    names = {swap["policy"]: swap["result"] for swap in swaps if swap["results"]}
-    found, added = list[Row](), set[str]()
+    names, earlier, found = dict[str, str](), dict[str, list[Row]](), list[Row]()
+    for swap in swaps:
+        if swap["results"]:
+            names[swap["policy"]] = swap["result"]
+            rows = rows_of(swap)
+            earlier[swap["policy"]] = [row for row in rows if row.policy == swap["against"]]
     for row in rows_of(evaluation):
+        found += earlier.pop(row.policy, [])
         policy, baseline = (names.get(name, name) for name in (row.policy, row.baseline))
-        for swap in reversed(swaps):
-            if swap["result"] == policy and swap["against"] not in added:
-                added.add(swap["against"])
-                found += [one for one in rows_of(swap) if one.policy == swap["against"]]
         found.append(replace(row, policy=policy, baseline=baseline))
     return found

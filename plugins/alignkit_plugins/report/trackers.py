@@ -17,23 +17,19 @@ from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.calls import create
 from alignkit.kinds import TrackedRun, tracked
 
-# accelerate's name: the package that it needs, and what it is called
+# By the package that each needs, which is also accelerate's name
 TRACKERS = {
-    "tensorboard": ("tensorboard", "TensorBoard, in the run's folder"),
-    "wandb": ("wandb", "Weights & Biases"),
-    "trackio": ("trackio", "Trackio"),
-    "mlflow": ("mlflow", "MLflow"),
-    "swanlab": ("swanlab", "SwanLab"),
-    "comet_ml": ("comet_ml", "Comet"),
-    "aim": ("aim", "Aim"),
-    "clearml": ("clearml", "ClearML"),
-    "dvclive": ("dvclive", "DVCLive"),
+    "tensorboard": "TensorBoard, in the run's folder",
+    "wandb": "Weights & Biases",
+    "trackio": "Trackio",
+    "mlflow": "MLflow",
+    "swanlab": "SwanLab",
+    "comet_ml": "Comet",
+    "aim": "Aim",
+    "clearml": "ClearML",
+    "dvclive": "DVCLive",
 }
-RESUMING = {
-    "wandb": ("name", "id"),
-    "swanlab": ("name", "id"),
-    "trackio": ("name",),
-}  # take `resume`
+RESUMING = ("wandb", "swanlab", "trackio")  # take `resume`
 RISING = (*RESUMING, "comet_ml")  # their steps must rise over all stages, so they count their own
 
 
@@ -54,10 +50,9 @@ class AccelerateTracker(Tracker):
     options: Options
 
     def check(self) -> None:
-        package, _ = TRACKERS[self.name]
-        if importlib.util.find_spec(package) is None:
-            text = f"tracker '{self.name}' needs the package {package}"
-            raise RunFailed(f"{text}: run `pip install {package}`")
+        if importlib.util.find_spec(self.name) is None:
+            text = f"tracker '{self.name}' needs the package {self.name}"
+            raise RunFailed(f"{text}: run `pip install {self.name}`")
 
     def start(self, run: TrackedRun) -> None:
         from accelerate import PartialState
@@ -67,14 +62,15 @@ class AccelerateTracker(Tracker):
         kind = LOGGER_TYPE_TO_CLASS[self.name]
         folder = run.folder / "trackers"
         folder.mkdir(parents=True, exist_ok=True)
-        key = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
-        facts = {"name": run.name, "id": key}
-        given: dict[str, Any] = {name: facts[name] for name in RESUMING.get(self.name, ())}
-        given |= {"resume": "allow"} if given else {}
+        options: dict[str, Any] = {}
+        if self.name in RESUMING:
+            options = {"name": run.name, "resume": "allow"}
+        if self.name in RESUMING[:2]:  # else a name may be another run's
+            options["id"] = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
         if kind.requires_logging_directory:
-            given["logging_dir"] = str(folder / self.name)
+            options["logging_dir"] = str(folder / self.name)
         title = run.name if self.name == "tensorboard" else self.options.project
-        self.tracker = kind(title, **{**given, **(self.options.model_extra or {})})
+        self.tracker = kind(title, **{**options, **(self.options.model_extra or {})})
         if hasattr(self.tracker, "start"):
             self.tracker.start()
 
@@ -139,6 +135,6 @@ def run_finished(run: Any) -> None:
 
 @hookimpl
 def register(add: Add) -> None:
-    for name, (_, title) in TRACKERS.items():
+    for name, title in TRACKERS.items():
         facts = {"name": name, "__doc__": f"{title}, by accelerate."}
         add("tracker", name, type(f"{name.title()}Tracker", (AccelerateTracker,), facts), title)

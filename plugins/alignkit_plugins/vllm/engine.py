@@ -2,9 +2,8 @@
 
 Tokens go there and come back, never text. The base is loaded once by each server; every version of
 a policy is an adapter of its own name, loaded when it is published, and the one before is unloaded.
-With `lora: none` a server has the weights of one policy at a time, and reads those of another in
-place. vLLM batches what arrives, and rounds by how it batches: the same call need not return the
-same tokens.
+vLLM batches what arrives, and rounds by how it batches: the same call need not return the same
+tokens.
 """
 
 from __future__ import annotations
@@ -15,16 +14,22 @@ import shutil
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
-from alignkit import Completion, Engine, EngineContext, RunFailed, Sampling
+from alignkit import Completion, Engine, EngineContext, Options, RunFailed, Sampling
+from alignkit.algorithm import ADVANTAGES
+from alignkit.data.group import responses_of
 from alignkit.engine import EngineOptions
 from alignkit_plugins.ai_feedback.remote import checked_address, key_of
-from alignkit_plugins.vllm.importance import Importance
 from alignkit_plugins.vllm.own_server import OwnServer
 from alignkit_plugins.vllm.replicas import Replica, Replicas
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from alignkit import Batch
 
 NAME = "engine 'vllm'"
 CONCURRENCY = 256  # requests to each server at once; it queues them
@@ -44,14 +49,58 @@ NEUTRAL = {  # a server may take other defaults from the model's generation_conf
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
 }
-# vLLM 0.32 would read the weights, but not those of a head that shares them with the embeddings.
-ON_CPU = (
-    "samples on a CPU, where it cannot read whole models; write 'engine: local', or train an "
-    "adapter"
-)
 MAX_GAP = 0.1  # nats: mean difference of a text's log-probabilities, server's against training's
 # Nats: after `top_k: 1` the chosen token has probability 1, since filters count
 PROCESSED = 1e-6
+
+
+class Importance(Options):
+    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from
+    those of training.
+
+    An engine's option `importance` may be anything with this method `weighted`.
+    """
+
+    cap: float = Field(ge=1, description="largest weight (truncated importance sampling)")
+
+    def weighted(
+        self, signals: Mapping[str, Tensor], rollouts: Batch, old: Sequence[Tensor], finest: str
+    ) -> tuple[Mapping[str, Tensor], dict[str, float]]:
+        """The signals of an iteration, with advantages times the weights of their samples; and the
+        share of tokens, or of responses, whose weight was capped.
+
+        A loss that is linear in the advantages is then weighted, and its KL, entropy and values are
+        not. old: the learner's log-probabilities of each response, [tokens]. finest:
+        `Needs.advantages`.
+        """
+        import torch  # not with the module: `alignkit check` reads these options
+        from torch.nn.utils.rnn import pad_sequence
+
+        from alignkit import functional as F
+
+        sampler = []
+        for response in responses_of(rollouts.groups):
+            if response.logprobs is None:
+                raise RunFailed(
+                    "the engine tells no log-probabilities of its samples, but 'importance' needs "
+                    "them\nhelp: leave 'importance' out, or top_k, top_p and min_new_tokens, with "
+                    "which a server tells none"
+                )
+            sampler.append(torch.tensor(response.logprobs))
+        learners = pad_sequence([*old], batch_first=True)
+        samplers = pad_sequence(sampler, batch_first=True)
+        mask, by_response = rollouts.mask, finest == "sequence"
+        weights, ratios = F.importance_weights(
+            learners, samplers, mask, self.cap, sequence=by_response
+        )
+        counted = ratios[mask.any(dim=1) if by_response else mask]
+        share = float((counted > self.cap).float().mean())
+        advantages = signals[ADVANTAGES]
+        if weights.dim() > advantages.dim():
+            advantages = advantages[:, None]
+        elif weights.dim() < advantages.dim():
+            weights = weights[:, None]
+        return {**signals, ADVANTAGES: advantages * weights}, {"importance_capped": share}
 
 
 class Vllm(Engine):
@@ -59,7 +108,6 @@ class Vllm(Engine):
     runs.
     """
 
-    whole_models: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
 
     class Options(EngineOptions):
@@ -75,10 +123,10 @@ class Vllm(Engine):
         )
         command: str = Field(
             "vllm serve",
-            description="command that starts a server; the base and flags are appended",
-        )
-        flags: str = Field(
-            "", description="more flags for it, such as '--gpu-memory-utilization 0.5'"
+            description=(
+                "command that starts a server, with flags of your own such as "
+                "--gpu-memory-utilization 0.5"
+            ),
         )
         sleep: bool = Field(
             False,
@@ -95,35 +143,32 @@ class Vllm(Engine):
             ),
         )
         changes_no_result: ClassVar[frozenset[str]] = EngineOptions.changes_no_result | {
-            *("url", "api_key_env", "command", "flags", "sleep")
+            *("url", "api_key_env", "command", "sleep")
         }
 
         @property
         def lacks_quantization(self) -> str:
             # A server that is running is compared with training.
-            is_set = "--quantization" in f"{self.command} {self.flags}"
-            if is_set or self.url is not None:
+            if "--quantization" in self.command or self.url is not None:
                 return ""
-            return "for nf4, set flags: '--quantization bitsandbytes'"
+            return "for nf4, add '--quantization bitsandbytes' to the command"
 
         @property
         def samples_ahead(self) -> bool:
             return not self.sleep  # in turns, it never samples while alignkit computes
 
-        @field_validator("command", "flags")
+        @field_validator("command")
         @classmethod
-        def _is_command_line(cls, text: str, info: ValidationInfo) -> str:
-            if not shlex.split(text) and info.field_name == "command":
+        def _names_a_program(cls, command: str) -> str:
+            if not shlex.split(command):
                 raise ValueError("names no program")
-            return text
+            return command
 
         @field_validator("url")
         @classmethod
         def _addresses(cls, url: str | list[str] | None) -> list[str] | None:
-            if url is None:
-                return None
             urls = [url] if isinstance(url, str) else url
-            return [checked_address(one).removesuffix("/v1") for one in urls]
+            return urls and [checked_address(one).removesuffix("/v1") for one in urls]
 
     options: Options
     _replicas: Replicas | None = None
@@ -146,10 +191,8 @@ class Vllm(Engine):
 
     def prepare(self, context: EngineContext) -> None:
         self.context, o = context, self.options
-        self._whole = context.model.lora is None
-        # By policy: its name, empty for the base and whole models; its folder, empty for the base;
-        # its version.
-        self._policies: dict[str, tuple[str, str, int]] = {}
+        # By policy: the name of its adapter, empty for the base, and its version.
+        self._policies: dict[str, tuple[str, int]] = {}
         # Runs may share a server, and one that was killed finds its own adapters again.
         folder = hashlib.blake2b(str(context.cache).encode(), digest_size=4)
         self._prefix = f"alignkit-{folder.hexdigest()}-"
@@ -162,21 +205,19 @@ class Vllm(Engine):
         self._replicas.each(self._join)
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-        folder = "" if adapter is None else str(adapter.resolve())
-        before, *_ = self._policies.get(policy, ("",))
-        name = ""
-        if folder and not self._whole:
-            name = f"{self._prefix}{policy}-{version}"
+        before, name = self._policies.get(policy, ("", 0))[0], ""
+        if adapter is not None:
+            folder, name = str(adapter.resolve()), f"{self._prefix}{policy}-{version}"
             self._asked.each(lambda replica: replica.exchange(before, name, folder))
-        self._policies[policy] = name, folder, version
+        self._policies[policy] = name, version
 
     def idle(self) -> None:
         if self.options.sleep:
-            self._asked.each(lambda replica: replica.develop("/sleep?level=1"))
+            self._asked.each(lambda replica: replica.rest("/sleep?level=1"))
 
     def wake(self) -> None:
         if self.options.sleep:
-            self._asked.each(lambda replica: replica.develop("/wake_up"))
+            self._asked.each(lambda replica: replica.rest("/wake_up"))
 
     def sample(
         self,
@@ -185,9 +226,7 @@ class Vllm(Engine):
         seeds: Sequence[Sequence[int]],
         sampling: Sampling,
     ) -> list[list[Completion]]:
-        replicas, (name, folder, version) = self._asked, self._policies[policy]
-        if self._whole:
-            replicas.each(lambda replica: replica.reload(folder))
+        replicas, (name, version) = self._asked, self._policies[policy]
         room, most = min(replica.room for replica in replicas.all), sampling.max_new_tokens
         longest = min(max(map(len, prompts), default=0) + most, self.context.max_length)
         if longest > room:
@@ -209,8 +248,10 @@ class Vllm(Engine):
                 raise ValueError("it read another prompt than it was sent")
             if answer["model"] != body["model"]:
                 raise ValueError(f"it used the model {answer['model']!r}")
-            logprobs = choice["logprobs"]["token_logprobs"]
-            return Completion(choice["token_ids"], logprobs if tells else None, version)
+            tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+            if len(tokens) != len(logprobs):
+                raise ValueError(f"{len(tokens)} tokens have {len(logprobs)} log-probabilities")
+            return Completion(tokens, logprobs if tells else None, version)
 
         completions = iter(replicas.ask(bodies, read, self.context.progress))
         return [list(islice(completions, len(numbers))) for numbers in seeds]
@@ -243,20 +284,19 @@ class Vllm(Engine):
     def _started(self) -> OwnServer:
         """A server of the base, started unless an earlier stage has done so."""
         context, o = self.context, self.options
+        assert context.model.lora is not None  # a recipe without adapters cannot name this engine
+        r = context.model.lora.r
+        rank = next((rank for rank in RANKS if rank >= r), r)
         words = [*shlex.split(o.command), context.base, "--dtype", context.dtype]
+        words += ["--enable-lora", "--max-lora-rank", str(rank)]
+        words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+        words += ["--host", "127.0.0.1", "--port", "{port}"]
         if context.revision:
             words += ["--revision", context.revision]
-        if context.model.lora is not None:
-            r = context.model.lora.r
-            rank = next((rank for rank in RANKS if rank >= r), r)
-            words += ["--enable-lora", "--max-lora-rank", str(rank)]
-        words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
         environment = ENVIRONMENT
-        if o.sleep or self._whole:  # else nobody can let it sleep, or read weights
-            environment = {**environment, "VLLM_SERVER_DEV_MODE": "1"}
         if o.sleep:
             words.append("--enable-sleep-mode")
-        words += [*shlex.split(o.flags), "--host", "127.0.0.1", "--port", "{port}"]
+            environment = {**environment, "VLLM_SERVER_DEV_MODE": "1"}
         return OwnServer.of("vLLM", words, context.cache, environment)
 
     @property
@@ -270,15 +310,9 @@ class Vllm(Engine):
         """
         context = self.context
         await replica.look()
-        if not self._whole:
-            await replica.check_adapters()
+        await replica.check_adapters()
         if self.options.sleep:  # a run that was killed may have left it asleep
-            await replica.develop("/wake_up")
-        if self._whole:  # or with other weights
-            await replica.reload("")
-            _, text = await replica.send("GET", "/server_info")
-            if "device_config=cpu" in text:
-                raise RunFailed(f"{replica.url} {ON_CPU}")
+            await replica.rest("/wake_up")
         gap = await self._gap(replica)
         context.say(
             f"{NAME}: {replica.url} serves {replica.base}, and differs from training by {gap:.2g} "
@@ -330,9 +364,7 @@ class Vllm(Engine):
         await replica.look()  # a call that failed may have left more than it knows of
         await self._unload(replica)
         if self._server is None and self.options.sleep:
-            await replica.develop("/wake_up")
-        if self._server is None and self._whole:
-            await replica.reload("")
+            await replica.rest("/wake_up")
 
     async def _unload(self, replica: Replica) -> None:
         for name in sorted(replica.adapters):

@@ -25,9 +25,9 @@ ADDRESS = "name the address only, such as http://10.0.0.5:8000"
 ADAPTERS = (
     "start it with --enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
 )
-DEVELOPMENT = (
-    "neither sleeps nor reads whole models: start it with VLLM_SERVER_DEV_MODE=1 in its "
-    "environment, and with --enable-sleep-mode for 'sleep'"
+ASLEEP = (
+    "does not sleep: start it with VLLM_SERVER_DEV_MODE=1 in its environment, and with "
+    "--enable-sleep-mode"
 )
 
 
@@ -35,8 +35,7 @@ class Replica:
     """One server.
 
     active: requests that it is answering. base: its name of the base. room: most tokens of a
-    sequence. adapters: the names of those that it has. root: where it has the base from. weights:
-    the folder of the whole model that it has instead; empty for the base, None if it is not known.
+    sequence. adapters: the names of those that it has.
     """
 
     def __init__(self, url: str, client: Any, explain: Callable[[], str]):
@@ -44,7 +43,6 @@ class Replica:
         self.url, self._client, self._explain = url, client, explain
         self.active, self.base, self.room = 0, "", 0
         self.adapters: set[str] = set()
-        self.root, self.weights = "", None  # type: str, str | None
 
     def failed(self, text: str) -> RunFailed:
         return RunFailed(f"{self.url} cannot be used: {text}{self._explain()}")
@@ -94,7 +92,6 @@ class Replica:
                 f"{self.url} is no server of vLLM: as its list of models it sends "
                 f"{start_of(text)!r}; {ADDRESS}"
             ) from None
-        self.root, self.weights = str(served.get("root") or self.base), None
 
     async def exchange(self, before: str, name: str, path: str) -> None:
         """Load an adapter under a name, after unloading the version before it. Either may be
@@ -125,29 +122,13 @@ class Replica:
         if status != 200 and "dapter" not in text:  # there is no such path
             raise RunFailed(f"{self.url} takes no adapters while it runs: {ADAPTERS}")
 
-    async def develop(self, path: str, body: Mapping[str, Any] | None = None) -> str:
-        """Ask for what vLLM offers in development mode only. Raises RunFailed if the server is in
-        none.
-        """
-        status, text = await self.send("POST", path, body or {})
+    async def rest(self, path: str) -> None:
+        """Let it sleep or wake. Raises RunFailed if it cannot."""
+        status, text = await self.send("POST", path, {})
         if status in (404, 405):
-            raise RunFailed(f"{self.url} {DEVELOPMENT}")
+            raise RunFailed(f"{self.url} {ASLEEP}")
         if status != 200:
             raise self.failed(f"HTTP {status}: {start_of(text)}")
-        return text
-
-    async def reload(self, folder: str) -> None:
-        """Read the weights of a whole model in place; folder: empty for the base."""
-        if folder == self.weights:
-            return
-        self.weights = None
-        arguments = {"weights_path": folder or self.root}
-        body = {"method": "reload_weights", "kwargs": arguments}
-        await self.develop("/collective_rpc", body)
-        # What it has computed of prompts before is of the other weights.
-        if '"success":true' not in (await self.develop("/reset_prefix_cache")).replace(" ", ""):
-            raise self.failed("it did not forget what it had computed with other weights")
-        self.weights = folder
 
 
 Work = Callable[[Replica], Coroutine[Any, Any, Any]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -86,42 +87,60 @@ def new(
     from alignkit_plugins.authors.new import write_package
 
     files = write_package(name, kind, load_plugins())
-    install = f"cd {files[0].parent} && pip install -e '.[test]' && alignkit plugins check"
+    install = f"cd {files[0].parent} && pip install -e '.[test]' && pytest"
     return files_written(files, next=install)
 
 
-@plugins_app.command("check")
-def check_plugin(
+@plugins_app.command()
+def check(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="PACKAGE|FILE",
-            help="Plugin to check: a package, a folder with a pyproject.toml, or a module.",
+            metavar="NAME|FILE", help="Plugin to check: its name, that of its package, or a module."
         ),
-    ] = ".",
+    ],
     options: Annotated[
         str,
-        typer.Option(
-            metavar="YAML",
-            help="Options of the plugin's components: '{calm: {marks: \"?\"}, other: {...}}'.",
-        ),
+        typer.Option(metavar="YAML", help="Options by plugin: '{calm: {marks: \"?\"}}'."),
     ] = "{}",
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    Each of its components is checked by the kit of `alignkit.testing`, on the model `tiny`.
+    It is checked by the kit of `alignkit.testing`, on the model `tiny`.
 
     \b
     Examples:
-      alignkit plugins check
       alignkit plugins check alignkit-reinforce
       alignkit plugins check sums.py --options '{sums: {strict: true}}'
     """
+    from alignkit import testing
+    from alignkit.errors import PluginError
+    from alignkit.plugins import load_plugins
     from alignkit.recipe.yaml import plain_data
-    from alignkit_plugins.authors.check import check, target_of
+    from alignkit.registry import KINDS
+    from alignkit.reward import RewardCombination
+    from alignkit_plugins.authors import listing
 
-    by_name = plain_data(options, "--options")
-    if not isinstance(by_name, dict) or not all(isinstance(one, dict) for one in by_name.values()):
-        help = "write --options '{NAME: {KEY: VALUE}}'"
-        refuse(f"--options {options} is no mapping of options by name", help)
-    return check(target_of(what), by_name)
+    path, values = Path(what), plain_data(options, "--options")
+    loaded = load_plugins([path.resolve()] if path.is_file() else None)
+    rows: list[dict[str, str]] = []
+    for kind in KINDS:
+        for one in loaded.registrations(kind):
+            if path.name not in (one.name, one.distribution):
+                continue
+            cls, name = one.implementation, f"check_{kind}"
+            if isinstance(cls, type) and issubclass(cls, RewardCombination):
+                name = "check_combination"
+            kit = getattr(testing, name, None)
+            if kit is None:
+                refuse(f"there is no kit for plugins of the kind {kind}", "test it in a run")
+            try:
+                kit(cls, values.get(one.name, {}))
+            except AssertionError as error:
+                raise PluginError(f"{kind} {one.name}: {error}") from error
+            rows.append(listing.row_of(one))
+    broken = [str(one) for one in loaded.broken if one.distribution == path.name]
+    if not rows:
+        refuse(f"{what} registers nothing", "; ".join(broken) or "name a plugin, or FILE.py")
+    facts = {"plugins": rows, "broken": broken}
+    return Result("plugins", facts, lambda: listing.show_names(rows, broken))

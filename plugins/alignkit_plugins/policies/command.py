@@ -1,24 +1,79 @@
-"""The command `alignkit serve`."""
+"""The commands `alignkit chat`, `alignkit serve` and `alignkit export`."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 import webbrowser
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlencode
 
 import typer
 
-from alignkit.commands import refuse
+from alignkit.commands import Result, refuse
 from alignkit.errors import check_extra
-from alignkit_plugins.printing import Policies
+from alignkit_plugins.printing import Policies, Rewards, files_written
 
 if TYPE_CHECKING:
     from alignkit_plugins.people.server import Address
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
+CONVERTER = ("python", "convert_hf_to_gguf.py")  # of llama.cpp
+Collect = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."
+    ),
+]
+
+
+def chat(
+    policies: Policies,
+    reward: Rewards = None,
+    system: Annotated[
+        str, typer.Option(metavar="TEXT", help="System message before the first question.")
+    ] = "",
+    collect: Collect = None,
+    page: Annotated[
+        bool,
+        typer.Option(
+            "--page", help="Talk on the page of `alignkit serve`, which opens in your browser."
+        ),
+    ] = False,
+) -> None:
+    """Talk to policies.
+
+    In the terminal, or with --page in your browser. /reset begins a new conversation, Ctrl-C stops
+    an answer, and Ctrl-D leaves.
+
+    \b
+    Examples:
+      alignkit chat runs/demo/align
+      alignkit chat runs/demo/sft runs/demo/align --reward runs/demo/helpful
+      alignkit chat runs/demo/align --page --collect chats.feedback
+    """
+    if page and reward:
+        refuse("the page shows no rewards", "leave out --page, or --reward")
+    if collect and not page:
+        refuse("a talk in the terminal keeps nothing", "add --page, or leave --collect out")
+    if page:
+        from alignkit_plugins.people.server import Address
+
+        where = f"/#{urlencode({'system': system})}" if system else "/"
+        start(policies, None, Address(), collect=collect, page=where)
+        return
+    from alignkit_plugins.policies.words import read_words, split_overrides
+
+    words, overrides = split_overrides(policies)
+    named = read_words(words, reward or ())
+    print("loading torch and transformers", file=sys.stderr)
+    from alignkit_plugins.policies.talk import in_terminal
+
+    in_terminal(named, overrides, system)
 
 
 def serve(
@@ -42,12 +97,7 @@ def serve(
             metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."
         ),
     ] = None,
-    collect: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."
-        ),
-    ] = None,
+    collect: Collect = None,
     license: Annotated[
         str,
         typer.Option(
@@ -139,3 +189,56 @@ def start(
             webbrowser.open(where + page)
         server.run(sockets=[listener])
     reporter.say("stopped")
+
+
+def export(
+    stage: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN/STAGE",
+            help="Stage of a run to export; RUN/STAGE@K is a kept version, RUN/align@ppo a result.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FOLDER", help="New folder for the export. Default: exports/RUN-STAGE."
+        ),
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="License of the export, for its model card.")
+    ] = None,
+) -> Result:
+    """Write a trained model, with a model card, for other programs.
+
+    transformers, peft, TRL and vLLM load the folder; llama.cpp's converter reads a merged one, and
+    `hf upload OWNER/NAME FOLDER` shares it.
+
+    \b
+    Examples:
+      alignkit export runs/quickstart/align my-model
+      alignkit export runs/quickstart/align my-model --merge
+      alignkit export runs/quickstart/helpful rm --merge
+    """
+    from alignkit_plugins.models.find import find
+
+    model = find(stage)
+    if model.run is None or not model.name:
+        refuse(f"{stage} is no stage of a run", "write RUN/STAGE: a run trained what is exported")
+    out = out or Path("exports") / model.label
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        refuse(f"{out} exists already", "choose another folder, or delete it")
+    from alignkit_plugins.policies.export_folder import write  # imports torch
+
+    notes = write(model, out, merge, license)
+    files = sorted(out.iterdir())
+    lines = [f"wrote {out}: {', '.join(path.name for path in files)}"]
+    lines += [f"note: {note}" for note in notes]
+    convert = ""
+    if not model.is_reward and (merge or not model.is_adapter):
+        convert = shlex.join([*CONVERTER, str(out), "--outfile", f"{model.label}.gguf"])
+        lines.append(f"for llama.cpp: {convert}")
+    return files_written(files, notes, convert, "\n".join(lines))

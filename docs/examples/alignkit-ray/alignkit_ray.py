@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import RunFailed, hookimpl
-from alignkit.errors import install_command
 
 # Of the cluster, as Ray's own jobs have it; `local`: workers of this machine
 ADDRESS = "RAY_ADDRESS"
@@ -81,7 +80,7 @@ def results(
         import ray
     except ImportError as error:
         raise RunFailed(
-            f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: {install_command('ray')}"
+            f"{ADDRESS} is set, but Ray is missing ({error})\nhelp: pip install ray"
         ) from None
     try:
         ray.init(ignore_reinit_error=True, configure_logging=False, log_to_driver=False)
