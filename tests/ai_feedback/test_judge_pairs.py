@@ -170,35 +170,6 @@ def test_a_judge_that_only_sees_ties_has_given_verdicts(tmp_path: Path) -> None:
     assert found["judge_cards"]["judge"]["unjudged"] == {}
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        {"step": "evaluate", "policies": ["base", "sft"], "prompts": "pairs.jsonl"},
-        {"step": "evaluate_reward", "pairs": "pairs.jsonl"},
-    ],
-)
-def test_a_reward_and_a_judge_have_different_names(
-    step: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Else one row of the tables would hide the other; a run must not find that out after the
-    training.
-    """
-    (tmp_path / "pairs.jsonl").write_text(
-        json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}), encoding="utf-8"
-    )
-    model = {"algorithm": "reward_model", "data": "pairs.jsonl"}
-    raters = {"rewards": ["local_judge"], "judges": [{"local_judge": {"min_mass": 0.0}}]}
-    stages = {
-        "local_judge": model,
-        "sft": {"algorithm": "sft", "data": "pairs.jsonl"},
-        "check": {**step, **raters},
-    }
-    recipe = {"model": {"base": "tiny"}, "stages": stages}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
-    assert "'local_judge' is the name of a reward and of a judge" in capsys.readouterr().err
-
-
 def test_a_prompt_is_the_unit(tmp_path: Path) -> None:
     """Ten pairs of one prompt are not ten prompts."""
     answers = (*(Response(f"right {n}") for n in range(10)), Response("wrong"))
