@@ -51,8 +51,6 @@ unlabeled formats.rankings:Unlabeled  answers to compare, without a label: promp
     response_b ... or responses [text]
 reward_bench_2 evaluate.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
-feedback people.format:Feedback  labels of people: a store (.feedback), or the rows of an
-    export
 squad evaluate.public_sets:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
@@ -181,7 +179,7 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .tsv data.tables:Tsv  a table with tabs, also .tsv.gz
 .parquet data.tables:Parquet  a table that pyarrow reads
 .hub data.tables:Hub  what `hub:` names: `datasets` reads it
-.feedback people.feedback:StoreReader  people's labels from a store
+.feedback people.agreement:StoreReader  people's labels from a store
 """
 
 
