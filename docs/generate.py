@@ -110,8 +110,8 @@ def part(what: str) -> str:
     if kind == "about":
         text = inspect.cleandoc(importlib.import_module(f"alignkit.{name}").__doc__ or "")
         return text.partition("\n\n")[2].partition("\n\nDesign: ")[0] + "\n"
-    if kind == "example" and name in new.kinds():
-        return f"```python\n{new.example(name)}```\n"
+    if what == "example reward":
+        return f"```python\n{new.example()}```\n"
     if kind == "results":
         return result_table(name)
     names = name.split()
@@ -122,7 +122,7 @@ def part(what: str) -> str:
         *tables,
         "api NAMES",
         "about MODULE",
-        "example KIND",
+        "example reward",
         "results MACHINE",
         "KIND NAMES",
     ]
@@ -313,9 +313,14 @@ def result_table(machine: str) -> str:
 
 
 def families() -> str:
-    """The families of models, and what was learned from a conversation of each kind."""
+    """What was learned from a conversation of each kind, and the families of models for which this
+    is so.
+    """
     model_table = script("tests/models", "model_table")
-    return markdown(model_table.HEADER, model_table.lines())
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in model_table.lines():
+        alike.setdefault(tuple(cells), []).append(name)
+    return markdown(model_table.HEADER, [(", ".join(alike[key]), *key) for key in alike])
 
 
 def silent_bugs() -> str:

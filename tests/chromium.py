@@ -91,7 +91,7 @@ def person(
         if before is not None:
             before(context)
         ada = Person(
-            context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions.links['ada']}"
+            context.new_page(), store, f"http://127.0.0.1:{port}/?token={sessions['ada'].token}"
         )
         yield ada
         context.close()

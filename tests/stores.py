@@ -25,10 +25,6 @@ def ranking(text: str = "Rank", count: int = 4, **more: Any) -> Item:
     )
 
 
-def scores(text: str = "Score", **more: Any) -> Item:
-    return Item("scores", (turn(text),), ("one", "two"), **more)
-
-
 def review(text: str = "Review", count: int = 3, **more: Any) -> Item:
     return Item("review", (turn(text),), tuple(f"answer {index}" for index in range(count)), **more)
 
@@ -38,7 +34,7 @@ def reviewed(ranks: list[int], scores: list[int], *flags: list[str]) -> dict[str
     rest: list[list[str]] = [[]] * (len(ranks) - len(flags))
     return {
         "ranks": ranks,
-        "scores": [{"overall": score} for score in scores],
+        "scores": scores,
         "flags": [*flags, *rest],
     }
 

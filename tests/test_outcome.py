@@ -130,7 +130,7 @@ KINDS = {
     "plugins": [],
     "plugins ": ["ppo"],
     "plugins  ": ["--schema"],
-    "plugins new": ["calm", "--kind", "reward"],
+    "plugins new": ["calm"],
     "plugins check": ["alignkit-calm/alignkit_calm.py"],
     "data check": ["rows.jsonl"],
     "data clean": ["rows.jsonl", "--out", "clean.jsonl"],

@@ -160,7 +160,7 @@ def test_a_mistake_stops_the_build(mistake: str, tmp_path: Path) -> None:
         shutil.copytree(ROOT / name, root / name)
     for name in make_site.PAGES[:-1]:
         shutil.copyfile(ROOT / name, root / name)
-    page = root / "docs" / "gpu.md"
+    page = root / "docs" / "scale.md"
     page.write_text(f"{page.read_text(encoding='utf-8')}\n{mistake}\n", encoding="utf-8")
     with pytest.raises(SystemExit) as stopped:
         make_site.build(root, tmp_path / "work", tmp_path / "site")

@@ -161,7 +161,7 @@ def _check_environment(
         """Play episodes turn by turn; returns all that each of them was."""
         going = episodes
         for text in turns:
-            going = [episode for episode in going if episode.hear(text, factory.tools)]
+            going = [episode for episode in going if episode.hear(text)]
         return [(list(episode.prompt), episode.turns, episode.scores()) for episode in episodes]
 
     def begin() -> list[Any]:

@@ -587,9 +587,6 @@ def test_ppo_policy(case: Mapping[str, Any]) -> None:
         (gradient,) = torch.autograd.grad(loss, out.logprobs)
         close(gradient, expected[key]["grad_logprob"], **near)
         found = reported(algorithm, given, out)
-        if params["dual_clip"]:  # the shares of the two are all tokens without a gradient
-            removed = float(((gradient == 0) & given.mask.bool()).sum() / given.mask.sum())
-            assert found["clip_fraction"] + found["dual_clip_fraction"] == pytest.approx(removed)
         assert found["clip_fraction"] == pytest.approx(expected["clip_fraction_active"], abs=1e-9)
         assert found["ratio"] == pytest.approx(expected["mean_ratio"])
         assert found["approx_kl"] == pytest.approx(expected["approx_kl_k3"], abs=1e-9)

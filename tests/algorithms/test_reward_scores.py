@@ -20,7 +20,6 @@ from alignkit.training.learner import Averages
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.reward_model import (
     GAP,
-    LearnedThresholds,
     RewardOrdinal,
     RewardRegression,
 )
@@ -79,7 +78,7 @@ def sigma(x: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("cls", "options"),
-    [(RewardRegression, {}), (RewardOrdinal, {}), (LearnedThresholds, {"threshold_rate": 0.5})],
+    [(RewardRegression, {}), (RewardOrdinal, {}), (RewardOrdinal, {"threshold_rate": 0.5})],
 )
 def test_they_conform(cls: Any, options: dict[str, Any]) -> None:
     check_algorithm(cls, options)
@@ -116,7 +115,7 @@ def test_ordinal_predicts_levels() -> None:
 
 def test_thresholds_learn_from_earlier_steps() -> None:
     """By numerical gradients of the mean loss; a step uses what the steps before it learned."""
-    algorithm, given = fitted(new(LearnedThresholds, threshold_rate=0.7))
+    algorithm, given = fitted(new(RewardOrdinal, threshold_rate=0.7))
     start = np.array(algorithm.state["thresholds"])
 
     def loss(thresholds: Any) -> float:
@@ -135,7 +134,7 @@ def test_thresholds_learn_from_earlier_steps() -> None:
 
 
 def test_thresholds_stay_in_order() -> None:
-    algorithm, given = fitted(new(LearnedThresholds, threshold_rate=1e4))
+    algorithm, given = fitted(new(RewardOrdinal, threshold_rate=1e4))
     for _ in range(2):
         algorithm.state |= algorithm.before_step(given, OUT)
     low, high = algorithm.state["thresholds"]
@@ -143,12 +142,6 @@ def test_thresholds_stay_in_order() -> None:
     algorithm.state["next"] = [-30.0, 30.0]  # both move inwards, past each other
     low, high = algorithm.before_step(given, OUT)["next"]
     assert low > 30 and high - low == pytest.approx(GAP)
-
-
-def test_threshold_learning_is_chosen_by_its_rate() -> None:
-    assert RewardOrdinal.specialize({"threshold_rate": 0.1}) is LearnedThresholds
-    for options in ({}, None, {"threshold_rate": 0}):
-        assert RewardOrdinal.specialize(options) is RewardOrdinal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

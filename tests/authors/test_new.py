@@ -19,33 +19,25 @@ from alignkit import plugins as plugins_module
 from alignkit.cli import main
 from alignkit.plugins import load_plugins
 from alignkit_plugins.authors import new
-from alignkit_plugins.authors.new import LONGEST, example, kinds, write_package
+from alignkit_plugins.authors.new import write_package
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("algorithm", "reward", "step", "format")
 
 
-def packages(name: str, *chosen: str) -> list[Path]:
-    """The folders of new packages, named `NAME_KIND`, in the current folder; each is installed
-    there.
-    """
-    registry, folders = load_plugins(), []
-    for kind in chosen:
-        folder = write_package(f"{name}_{kind}"[:LONGEST].strip("_"), kind, registry)[0].parent
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        info = folder / f"{project['name'].replace('-', '_')}-0.1.0.dist-info"
-        info.mkdir()
-        metadata = (
-            f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-        )
-        (info / "METADATA").write_text(
-            metadata + f"Requires-Dist: {project['dependencies'][0]}\n", encoding="utf-8"
-        )
-        ((group, points),) = project["entry-points"].items()
-        lines = [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
-        (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        folders.append(folder.resolve())
-    return folders
+def package(name: str) -> Path:
+    """The folder of a new package in the current folder, which is installed there."""
+    folder = write_package(name, load_plugins())[0].parent
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    info = folder / f"{project['name'].replace('-', '_')}-0.1.0.dist-info"
+    info.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(
+        metadata + f"Requires-Dist: {project['dependencies'][0]}\n", encoding="utf-8"
+    )
+    ((group, points),) = project["entry-points"].items()
+    lines = [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder.resolve()
 
 
 @pytest.fixture(autouse=True)
@@ -57,37 +49,30 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(plugins_module, "_current", None)
 
 
-def test_every_kind_has_an_example() -> None:
-    assert tuple(kinds()) == KINDS
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_it_follows_the_rules_and_its_recipe_runs(
-    here: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (folder,) = packages("my", kind)
+    folder = package("my_reward")
     monkeypatch.syspath_prepend(str(folder))
     assert not load_plugins().broken
-    test = importlib.import_module(f"test_my_{kind}")
+    test = importlib.import_module("test_my_reward")
     test.test_it_follows_the_rules()
     test.test_the_recipe_runs(here / "run")
-    assert f"my_{kind}" in (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
+    assert "my_reward" in (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["my", "my_long_long"])
+@pytest.mark.parametrize("name", ["my", "my_long_long_reward"])
 def test_the_style_does_not_depend_on_the_name(here: Path, name: str) -> None:
-    folders = packages(name, *KINDS)
+    folder = package(name)
     for words in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *words, "--no-cache", *map(str, folders)]
+        command = [sys.executable, "-m", "ruff", *words, "--no-cache", str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
 def test_the_types_are_right(here: Path) -> None:
-    files = [
-        str(file) for folder in packages("mine", *KINDS) for file in folder.glob("alignkit_*.py")
-    ]
+    files = [str(file) for file in package("mine").glob("alignkit_*.py")]
     command = [
         sys.executable,
         "-m",
@@ -102,7 +87,7 @@ def test_the_types_are_right(here: Path) -> None:
 
 
 def test_it_asks_for_this_minor_version() -> None:
-    (folder,) = packages("my", "reward")
+    folder = package("my_reward")
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     major, minor = __version__.split(".")[:2]
@@ -111,7 +96,7 @@ def test_it_asks_for_this_minor_version() -> None:
 
 
 def test_the_page_and_the_recipe_name_the_plugin() -> None:
-    (folder,) = packages("my", "reward")
+    folder = package("my_reward")
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert page.startswith(
         "# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit"
@@ -126,21 +111,10 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
 @pytest.mark.parametrize(
     ("words", "said", "help"),
     [
-        (
-            ["Loud Reward", "--kind", "reward"],
-            "cannot be called 'Loud Reward'",
-            "such as my_reward",
-        ),
-        (["class", "--kind", "reward"], "cannot be called 'class'", "such as my_reward"),
-        # `Group` is imported there
-        (["group", "--kind", "reward"], "cannot be called 'group'", "such as my_reward"),
-        (["length", "--kind", "step"], "there is reward 'length'", "such as my_length"),
-        (["http_chat", "--kind", "rewrad"], "no kind 'rewrad'", "did you mean 'reward'?"),
-        (
-            ["plugins", "--kind", "reward"],
-            "there is module alignkit_plugins",
-            "such as my_plugins",
-        ),
+        (["Loud Reward"], "cannot be called 'Loud Reward'", "such as my_reward"),
+        (["class"], "cannot be called 'class'", "such as my_reward"),
+        (["group"], "cannot be called 'group'", "such as my_reward"),  # which is imported there
+        (["length"], "there is a reward 'length'", "such as my_length"),
     ],
 )
 def test_names_that_cannot_be(
@@ -152,18 +126,12 @@ def test_names_that_cannot_be(
 
 
 def test_nothing_is_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugins", "new", "calm", "--kind", "reward"]) == 0
+    assert main(["plugins", "new", "calm"]) == 0
     assert "alignkit-calm/alignkit_calm.py\n" in capsys.readouterr().out
     (here / "alignkit-calm" / "alignkit_calm.py").write_text("# mine\n", encoding="utf-8")
-    assert main(["plugins", "new", "calm", "--kind", "step"]) == 2
+    assert main(["plugins", "new", "calm"]) == 2
     assert "alignkit-calm exists already" in capsys.readouterr().err
     assert (here / "alignkit-calm" / "alignkit_calm.py").read_text(encoding="utf-8") == "# mine\n"
-
-
-def test_the_tutorials_package_is_the_example_of_algorithms() -> None:
-    """Which the tutorial explains part by part (tests/test_docs.py)."""
-    package = ROOT / "docs" / "examples" / "alignkit-reinforce" / "alignkit_reinforce.py"
-    assert example("algorithm") == package.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("version", ["0.2rc1", "0.2.0.dev1"])
@@ -171,4 +139,4 @@ def test_a_version_before_a_release_writes_a_range(
     version: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(new, "__version__", version)
-    assert 'dependencies = ["alignkit>=0.2,<0.3"]' in new._files("calm", "reward")["pyproject.toml"]
+    assert 'dependencies = ["alignkit>=0.2,<0.3"]' in new._files("calm")["pyproject.toml"]

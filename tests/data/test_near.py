@@ -17,7 +17,7 @@ LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
 
 def units(texts: list[str]) -> list[Unit]:
-    return [Unit(at, 0, near.normalized(text)) for at, text in enumerate(texts)]
+    return [Unit(at, near.normalized(text)) for at, text in enumerate(texts)]
 
 
 def rows(matches: list[near.Match]) -> list[tuple[int, int]]:
@@ -143,7 +143,10 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
         turn("assistant", answer * 2),
     )
     found = near.units_of(rows_of([Group(prompt, (Response(messages=later),))]), kind)
-    assert [unit.turn for unit in found] == ([0, 3, 5] if kind == "prompt" else [2, 6])
+    wanted = [answer, answer * 2]
+    if kind == "prompt":
+        wanted = [f"Hi {answer} {LONG}", LONG, LONG[:40]]
+    assert [unit.text for unit in found] == [near.normalized(text) for text in wanted]
     assert not any("be brief" in unit.text for unit in found)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
-from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group
+from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group, rows_of
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
 
@@ -56,7 +56,7 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
 
 def test_what_a_rule_sees_is_the_answer() -> None:
     def fault(answer: str, **options: Any) -> str:
-        found = Rules(**options).fault([Group(PROMPT, (Response(text=answer),))])
+        found = Rules(**options).fault(rows_of([Group(PROMPT, (Response(text=answer),))])[0])
         return found.rule if found else ""
 
     german = "Das ist eine sehr schöne Antwort auf die Frage, die du gestellt hast."

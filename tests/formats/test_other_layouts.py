@@ -124,7 +124,7 @@ def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
     }
     lines = describe(read(tmp_path / "d.jsonl", "\n".join([json.dumps(row)] * 3)))
     assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
-        "not in the conversation, kept for rewards: why, notes, votes"
+        "not in the conversation, kept for rewards: why, notes"
     ]
     # TRL's stepwise supervision
     steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}

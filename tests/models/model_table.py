@@ -15,7 +15,7 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 
-HEADER = ("family", "tokenizers", "single turn", "several turns", "system", "reasoning", "tools")
+HEADER = ("families", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")
 NO_THINKING: dict[str, Any] = {"enable_thinking": False}
 SHORT = {  # what an error contains -> what the table says
@@ -30,7 +30,7 @@ SHORT = {  # what an error contains -> what the table says
 
 def lines() -> list[tuple[str, ...]]:
     """One line per family."""
-    return [(name, ", ".join(family.kinds), *cells(family)) for name, family in FAMILIES.items()]
+    return [(name, *cells(family)) for name, family in FAMILIES.items()]
 
 
 def cells(family: Family) -> list[str]:

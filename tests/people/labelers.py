@@ -19,10 +19,9 @@ def prefers_longer(given: Assignment) -> dict[str, Any]:
         "pair": {"side": "AB"[shown[0] < shown[-1]], "margin": "significantly"},
         "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
         "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
-        "scores": {"scores": [dict.fromkeys(item.criteria, min(7, 1 + size)) for size in shown]},
         "review": {
             "ranks": [1] * len(shown),
-            "scores": [{"overall": 4}] * len(shown),
+            "scores": [4] * len(shown),
             "flags": [[]] * len(shown),
         },
         "demonstration": {"text": "An answer."},

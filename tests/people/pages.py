@@ -46,12 +46,12 @@ class Page:
     html: str
     guidelines: str
 
-    def post(self, name: str, body: Any, mode: str = "label", **headers: str) -> Any:
+    def post(self, name: str, body: Any, **headers: str) -> Any:
         sent = {"origin": "http://127.0.0.1:8765", "x-csrf-token": self.csrf, **headers}
-        return self.client.post(f"/api/{mode}/{name}", json=body, headers=sent)
+        return self.client.post(f"/api/label/{name}", json=body, headers=sent)
 
-    def next(self, mode: str = "label") -> dict[str, Any]:
-        state: dict[str, Any] = self.post("next", {}, mode).json()
+    def next(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.post("next", {}).json()
         return state
 
     def event(
@@ -75,13 +75,13 @@ def application(
     qualify: int = 0,
     **more: Any,
 ) -> tuple[Any, Any]:
-    """The application, and its sessions. more: of these."""
-    from alignkit_plugins.people.site import Sessions, make_app
+    """The application, and its sessions by annotator. more: its address."""
+    from alignkit_plugins.people.site import Session, make_app
 
-    sessions = Sessions(list(annotators), **more)
+    sessions = {name: Session(name) for name in annotators}
     if guidelines is not None:
         store.add_guidelines(guidelines.read_text(encoding="utf-8"))
-    return make_app(LabelApi(store, qualify), sessions), sessions
+    return make_app(LabelApi(store, qualify), list(sessions.values()), **more), sessions
 
 
 def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:
@@ -89,7 +89,7 @@ def opened(app: Any, sessions: Any, annotator: str = "ada") -> Page:
     from starlette.testclient import TestClient
 
     client = TestClient(app, base_url="http://127.0.0.1:8765")
-    html = client.get(f"/?token={sessions.links[annotator]}").text
+    html = client.get(f"/?token={sessions[annotator].token}").text
     found = dict(re.findall(r'<meta name="(\w+)" content="([^"]*)">', html))
     return Page(client, found["csrf"], html, found.get("guidelines", ""))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, scores, turn
+from stores import event, opened, pair, ranking, turn
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
@@ -95,21 +95,10 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
     assert found["alpha"]["low"] is None  # six comparisons, but one item
 
 
-def test_scores_and_thumbs(tmp_path: Path) -> None:
-    """Of scores, the response with the better mean counts."""
-    one, other = ({"helpful": helpful, "truthful": 4, "harmless": 6} for helpful in (7, 2))
-    given = {
-        "ann": {"scores": [one, other]},
-        "bob": {"scores": [other, one]},
-        "eve": {"scores": [one, one]},
-    }
+def test_thumbs(tmp_path: Path) -> None:
     thumb = Item("thumb", (turn("Good?"),), ("yes",))
-    with store_of(
-        tmp_path, (scores(), given), (thumb, {"ann": {"good": True}, "bob": {"good": True}})
-    ) as store:
-        found = facts(store)
-    assert found["scores"]["same"]["mean"] == 0 and found["scores"]["shared"] == 1
-    assert found["thumb"]["same"]["mean"] == 1
+    with store_of(tmp_path, (thumb, {"ann": {"good": True}, "bob": {"good": True}})) as store:
+        assert facts(store)["thumb"]["same"]["mean"] == 1
 
 
 def test_gold_labels(tmp_path: Path) -> None:
@@ -159,7 +148,7 @@ def test_enough_items_say_how_far_people_agree(tmp_path: Path) -> None:
 
 
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
-    with opened(tmp_path, pair(), scores()) as store:
+    with opened(tmp_path, pair(), ranking()) as store:
         store.submit(event(pair()))
         found = agreement(labeled(store))
     assert (

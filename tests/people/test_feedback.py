@@ -1,6 +1,4 @@
-"""Labels of people as groups: pairs with margins, rankings with ties, scores, demonstrations,
-thumbs.
-"""
+"""Labels of people as groups: pairs with margins, rankings with ties, demonstrations, thumbs."""
 
 from __future__ import annotations
 
@@ -10,28 +8,23 @@ import pytest
 
 from alignkit import BadRow, Group, Pair
 from alignkit.data.group import resolved_pairs
-from alignkit.testing import check_format
-from alignkit_plugins.people.format import Feedback
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.store import Stored
+from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of
 
-ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "scores": 2, "demonstration": 0, "thumb": 1}
-
-
-def row(task: str, *labels: Any, final: Any = None, **more: Any) -> dict[str, Any]:
-    answers = [f"answer {number}" for number in range(ANSWERS[task])]
-    item = {
-        "task": task,
-        "prompt": [{"role": "user", "content": "Hi"}],
-        "responses": answers,
-        **more,
-    }
-    votes = [
-        {"annotator": f"person {number}", "label": label} for number, label in enumerate(labels)
-    ]
-    return {"feedback": 1, "item": item, "votes": votes, **({"final": final} if final else {})}
+ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "demonstration": 0, "thumb": 1}
 
 
-def read(row: Any, **options: Any) -> Group:
-    (group,) = Feedback(Feedback.Options(**options)).groups(row)
+def entry(task: str, *labels: Any, **more: Any) -> Labeled:
+    """An item that person 0, person 1 ... labeled."""
+    answers = tuple(f"answer {number}" for number in range(ANSWERS[task]))
+    item = Item(task, ({"role": "user", "content": "Hi"},), answers, **more)
+    votes = [Vote(f"person {number}", label) for number, label in enumerate(labels)]
+    return Labeled(Stored(item, 1, 1, len(votes), False), votes)
+
+
+def read(*row: Any, **more: Any) -> Group:
+    (group,) = groups_of(entry(*row, **more))
     return group
 
 
@@ -39,45 +32,41 @@ def choice(better: int, margin: str = "better", **more: Any) -> dict[str, Any]:
     return {"better": better, "margin": margin, **more}
 
 
-@pytest.mark.parametrize("votes", ["soft", "majority", "each"])
-def test_one_label_of_a_pair(votes: str) -> None:
-    group = read(
-        row("pair", choice(1, "slightly"), origins=["sft", "base"], meta={"use": "chat"}),
-        votes=votes,
-    )
+def test_one_label_of_a_pair() -> None:
+    more = {"origins": ("sft", "base"), "meta": {"use": "chat"}, "license": "MIT"}
+    group = read("pair", choice(1, "slightly"), **more)
     assert group.pairs == (Pair(1, 0, margin="slightly"),)
     assert [response.source for response in group.responses] == ["sft", "base"]
-    assert group.meta == {"use": "chat"}
+    assert group.meta == {"use": "chat", "license": "MIT"}
 
 
-def test_several_labels_of_a_pair() -> None:
-    two_to_one = row(
-        "pair", choice(0, "significantly"), choice(0, "significantly"), choice(1, "unsure")
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        # (4 + 4 - 1) / 3 = 2.33
+        ([choice(0, "significantly"), choice(0, "significantly"), choice(1, "unsure")], (0, 2 / 3, "slightly")),
+        # -3 -4 +1
+        ([choice(1, "better"), choice(1, "significantly"), choice(0, "unsure")], (1, 2 / 3, "slightly")),
+        ([choice(0, "unsure"), choice(0, "unsure"), choice(1, "significantly")], (0, 2 / 3, "unsure")),
+        ([choice(1, "better"), choice(1, "better")], (1, 1, "better")),
+    ],
+)  # fmt: skip
+def test_several_labels_of_a_pair(labels: Any, expected: Any) -> None:
+    (pair,) = read("pair", *labels).pairs or ()
+    assert (pair.better, pair.p, pair.margin) == (
+        expected[0],
+        pytest.approx(expected[1]),
+        expected[2],
     )
-    (soft,) = read(two_to_one).pairs or ()
-    # (4 + 4 - 1) / 3 = 2.33
-    assert (soft.better, soft.p, soft.margin) == (0, pytest.approx(2 / 3), "slightly")
-    assert read(two_to_one, votes="majority").pairs == (Pair(0, 1, margin="slightly"),)
-    each = read(two_to_one, votes="each").pairs
-    assert each == (Pair(0, 1, margin="significantly"),) * 2 + (Pair(1, 0, margin="unsure"),)
+    assert pair.worse == 1 - pair.better
 
 
 def test_as_many_for_either_response() -> None:
-    split = row("pair", choice(0, "significantly"), choice(1, "unsure"))
-    assert read(split).pairs == ()
-    # The mean is (4 - 1) / 2
-    assert read(split, votes="majority").pairs == (Pair(0, 1, margin="unsure"),)
-    even = row("pair", choice(0), choice(1))
-    assert read(even).pairs == ()
-    assert Feedback(Feedback.Options(votes="majority")).groups(even) == []
+    assert read("pair", choice(0, "significantly"), choice(1, "unsure")).pairs == ()
 
 
-def test_a_settled_item_has_one_label() -> None:
-    settled = row("pair", choice(0), choice(0), final=choice(1, "unsure"))
-    for votes in ("soft", "majority", "each"):
-        assert read(settled, votes=votes).pairs == (Pair(1, 0, margin="unsure"),)
-    gold = row("pair", final={"better": 1})
-    assert read(gold).pairs == (Pair(1, 0),)
+def test_a_gold_label_replaces_the_others() -> None:
+    assert read("pair", choice(0), choice(0), gold={"better": 1}).pairs == (Pair(1, 0),)
 
 
 def test_a_safety_bin_is_a_column() -> None:
@@ -86,74 +75,63 @@ def test_a_safety_bin_is_a_column() -> None:
         choice(0, safety="preferred_safe"),
         choice(0, safety="preferred_safe"),
     ]
-    assert read(row("safety", *labels)).meta == {"safety_bin": "preferred_safe"}
+    assert read("safety", *labels).meta == {"safety_bin": "preferred_safe"}
 
 
 def test_ties_of_a_ranking_are_kept() -> None:
-    group = read(row("ranking", {"ranks": [2, 1, 1]}))
+    group = read("ranking", {"ranks": [2, 1, 1]})
     assert [response.rank for response in group.responses] == [2, 1, 1]
     assert resolved_pairs(group) == (Pair(1, 0), Pair(2, 0))
 
 
 def test_several_rankings() -> None:
-    three = row("ranking", {"ranks": [1, 2, 3]}, {"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]})
-    soft = read(three).pairs or ()
-    assert [(pair.better, pair.worse, round(pair.p, 3)) for pair in soft] == [
+    ranks = [{"ranks": [1, 2, 3]}, {"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]}]
+    pairs = read("ranking", *ranks).pairs or ()
+    assert [(pair.better, pair.worse, round(pair.p, 3)) for pair in pairs] == [
         (0, 1, 0.667),
         (0, 2, 1),
         (1, 2, 1),
     ]
-    majority = read(three, votes="majority")
-    # Mean ranks 4/3, 5/3, 8/3
-    assert [response.rank for response in majority.responses] == [1, 2, 3]
-    assert len(read(three, votes="each").pairs or ()) == 3 + 2 + 3
-
-
-def test_scores_are_margins() -> None:
-    rated = [{"helpful": 6, "harmless": 7}, {"helpful": 3, "harmless": 7}]
-    again = [{"helpful": 4, "harmless": 7}, {"helpful": 4, "harmless": 7}]
-    group = read(row("scores", {"scores": rated}, {"scores": again}))
-    assert [response.scores["reward"] for response in group.responses] == [6, 5.25]
-    assert group.pairs == (Pair(0, 1, margin=0.75),)
-    assert read(row("scores", {"scores": rated}, {"scores": again}), votes="each").pairs == (
-        Pair(0, 1, margin=1.5),
-    )
 
 
 def test_demonstrations_are_learned_each() -> None:
-    groups = Feedback().groups(row("demonstration", {"text": "One."}, {"text": "Two."}))
+    groups = groups_of(entry("demonstration", {"text": "One."}, {"text": "Two."}))
     assert [group.responses[0].text for group in groups] == ["One.", "Two."]
     assert all(len(group.responses) == 1 for group in groups)
 
 
 def test_thumbs_are_labels() -> None:
     good, bad = {"good": True}, {"good": False}
-    assert read(row("thumb", good, good, bad)).responses[0].label is True
-    assert read(row("thumb", bad)).responses[0].label is False
-    assert Feedback().groups(row("thumb", good, bad)) == []
+    assert read("thumb", good, good, bad).responses[0].label is True
+    assert read("thumb", bad).responses[0].label is False
+    assert groups_of(entry("thumb", good, bad)) == []
 
 
-def test_only_the_tasks_asked_for_are_read() -> None:
-    assert Feedback(Feedback.Options(tasks=["pair"])).groups(row("thumb", {"good": True})) == []
-    assert read(row("pair", choice(0)), tasks=["pair"]).pairs
+# Whose labels count
+
+
+def test_gold_items_decide_who_is_left_out() -> None:
+    gold = {"better": 0}
+    known = [entry("pair", choice(0), choice(int(n < 3)), gold=gold) for n in range(9)]
+    known += [entry("pair", choice(1), gold=gold), entry("pair", choice(0), choice(1))]
+    unsure = entry("pair", gold=gold)
+    unsure.votes.append(Vote("eve", choice(1)))
+    worse, notes = below([*known, unsure], 0.8)
+    assert worse == {"person 1"}  # person 0: 9 of 10; person 1: 6 of 9
+    assert notes == [
+        "left out, gold below 80%: person 1 6 of 9",
+        "kept, under 5 gold items: eve 0 of 1",
+    ]
+    assert below(known, 0.6)[0] == set()
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("gold", "fault"),
     [
-        ({"feedback": 2}, "not feedback of version 1"),
-        ({"item": {"task": "pair"}}, "KeyError"),
-        ({"item": "x"}, "not a row of feedback"),
-        ({"votes": []}, "no label"),
-        ({"votes": [{}]}, "KeyError: 'label'"),
+        (None, "'min_gold' needs gold items .* --gold FILE"),
+        ({"better": 0}, "leaves nobody; gold items right: person 0 0 of 5"),
     ],
 )
-def test_a_damaged_row_is_bad(change: Any, fault: str) -> None:
+def test_gold_items_that_leave_nobody(gold: Any, fault: str) -> None:
     with pytest.raises(BadRow, match=fault):
-        read({**row("pair", choice(0)), **change})
-
-
-def test_the_format_keeps_the_rules() -> None:
-    check_format(
-        Feedback, rows=[row("ranking", {"ranks": [1, 2, 2]}), row("thumb", {"good": True})]
-    )
+        below([entry("pair", choice(1), gold=gold) for _ in range(5)], 0.5)

@@ -14,7 +14,7 @@ from alignkit_plugins.people.items import Item
 from tests.chromium import expect, needed, person, send
 from tests.people.injections import INJECTIONS
 from tests.people.pages import pairs
-from tests.stores import ranking, review, reviewed, scores, turn
+from tests.stores import ranking, review, reviewed, turn
 
 pytestmark = needed
 
@@ -145,18 +145,13 @@ def test_a_ranking_with_a_tie(browser: Any, tmp_path: Path) -> None:
         assert ada.labels()[1].payload["ranks"] == [2, 3, 4, 1]
 
 
-def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
+def test_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
     items = [
-        scores("first"),
         Item("safety", (turn("second"),), ("yes", "no")),
         Item("demonstration", (turn("third"),), ("old\u202e text",)),
         Item("thumb", (turn("fourth"),), ("fine",)),
     ]
     with person(browser, tmp_path, items) as ada:
-        ada.press(
-            "Digit7", "Digit5", "Digit6", "Digit5", "ArrowUp", "Digit1", "Digit4", "Digit4", "Enter"
-        )
-        ada.prompt_changes("first")
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
         assert "whether they are safe" in ada.page.locator("#missing").inner_text()
@@ -176,12 +171,8 @@ def test_scores_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -
         ada.press("Digit1", "Enter")
         ada.page.wait_for_selector("#done:not([hidden])")
         found = [event.payload for event in ada.labels()]
-        assert found[0]["scores"] == [
-            {"helpful": 7, "truthful": 5, "harmless": 6},
-            {"helpful": 1, "truthful": 4, "harmless": 4},
-        ]
-        assert found[1] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
-        assert found[2] == {"text": "old\u202e text!"} and found[3] == {"good": True}
+        assert found[0] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
+        assert found[1] == {"text": "old\u202e text!"} and found[2] == {"good": True}
 
 
 def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
@@ -211,7 +202,7 @@ def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
         assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
         ada.page.locator(".scores .group:nth-child(2) .flags button").first.click()  # marks B
         ada.press(*"5" * 8)
-        ada.shows("Score A", "#missing")
+        ada.shows("A: flags, then a score", "#missing")
 
 
 def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
@@ -223,7 +214,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     prompt, whole = tuple(turn(text) for text in INJECTIONS), "\n".join(INJECTIONS)
     items = [
         Item("pair", prompt, (whole, f"{whole} 2")),
-        Item("scores", prompt, (whole,)),
+        Item("review", prompt, (whole, f"{whole} 2")),
         Item("demonstration", prompt, (whole,)),
         Item("ranking", prompt, tuple(f"{n}{whole}" for n in range(4))),
     ]
@@ -232,7 +223,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         ada.page.on("request", lambda request: asked.append(request.url))
         keys = {
             "pair": ["Digit1"],
-            "scores": ["Digit1"] * 3,
+            "review": ["Digit1", "Digit1", "a", "b"],
             "demonstration": [],
             "ranking": list("abcd"),
         }
@@ -246,10 +237,9 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
             ada.shows(f"{number} of ", "#counts")
         ada.press("u")
         ada.settled()
-        for path in ("/quality", "/adjudicate", "/"):
-            ada.page.goto(ada.address.split("/?")[0] + path)
-            ada.page.wait_for_load_state("networkidle")
-            assert ada.page.locator("#offline").is_hidden()
+        ada.page.goto(ada.address.split("/?")[0])
+        ada.page.wait_for_load_state("networkidle")
+        assert ada.page.locator("#offline").is_hidden()
         assert ada.page.evaluate("window.hit") is None
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(ada.address).netloc}
         assert (
@@ -276,15 +266,12 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
         ada.press("Digit1", "Enter")
         ada.shows("2 of ", "#counts")
         versions = [event.guidelines for event in ada.labels()]
-        assert [text for _, text in ada.store.guidelines()] == [
-            dict(ada.store.guidelines())[v] for v in versions
-        ]
+        assert [*ada.store.guidelines()] == versions
 
 
 def test_consent(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(2)) as ada:
-        expect(ada.page.locator("#consent-button")).to_be_hidden()
-        ada.press("c", "Digit1", "Enter")
+        ada.press("Digit1", "Enter")
         ada.shows("1 of 2", "#counts")
         ada.shows("not decided", "#consent")
         ada.page.locator("#consent-button").click()
@@ -321,8 +308,6 @@ def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -
         )
         assert not any(mark.isdigit() for mark in ada.page.locator("#missing").inner_text())
         ada.shows("0 of 3 done", "#counts")
-        for link in ("#consent-button", "[data-todo=adjudicate] >> nth=0", "[data-todo=quality]"):
-            expect(ada.page.locator(link)).to_be_hidden()
 
 
 @pytest.mark.parametrize("width", [390, 1440])
@@ -356,14 +341,14 @@ def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> No
 def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     keys = {
-        "pair": ["Digit1"], "ranking": list("abcd"), "scores": ["Digit1"] * 6, "thumb": ["Digit2"],
+        "pair": ["Digit1"], "ranking": list("abcd"), "review": [*"444abc"], "thumb": ["Digit2"],
         "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
     }  # fmt: skip
     more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
     marked = Item(
         "pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$")
     )
-    items = [marked, ranking(), scores(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
+    items = [marked, ranking(), review(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
     with person(browser, tmp_path, items) as ada:
         ada.page.emulate_media(color_scheme=scheme)
         for task in keys:
@@ -374,10 +359,3 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
             if task != "safety":
                 ada.prompt_changes(before)
         ada.page.wait_for_selector("#done:not([hidden])")
-        for path in ("", "/quality", "/adjudicate"):
-            ada.page.goto(ada.address.split("/?")[0] + path)
-            ada.page.wait_for_load_state("networkidle")
-            assert [
-                (fault["id"], fault["nodes"][0]["html"])
-                for fault in axe.run(ada.page).response["violations"]
-            ] == []

@@ -14,13 +14,13 @@ import pytest
 pytest.importorskip("starlette")
 
 
-from alignkit.errors import OutOfResource
+from alignkit.errors import DataError
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import consents, labeled
 from tests.people.pages import Page, application, filled, opened, pairs
-from tests.stores import event, pair, ranking, turn
+from tests.stores import pair, ranking, turn
 
 LEFT = {"side": "A", "margin": "better"}
 
@@ -39,11 +39,7 @@ def ada(store: Store) -> Page:
 def test_a_label_is_stored_as_it_was_shown(ada: Page, store: Store) -> None:
     item = ada.next()["item"]
     state = ada.post("submit", ada.event(item, {**LEFT, "note": "shorter"}, seconds=7.5)).json()
-    assert (
-        state["item"]["id"] != item["id"]
-        and state["progress"]["mine"] == 1
-        and state["progress"]["pace"] == 7.5
-    )
+    assert state["item"]["id"] != item["id"] and state["progress"]["mine"] == 1
     event = store.events()[0]
     entry = labeled(store, [item["id"]])[0]
     assert (
@@ -100,7 +96,6 @@ def test_another_annotators_event_cannot_be_undone(store: Store) -> None:
 def test_skips_and_flags(ada: Page, store: Store) -> None:
     first = ada.next()["item"]
     second = ada.post("submit", ada.event(first, {"reason": "too long"}, "skip")).json()
-    assert second["progress"]["skipped"] == 1
     third = ada.post("submit", ada.event(second["item"], {"note": "broken"}, "flag")).json()
     assert len({first["id"], second["item"]["id"], third["item"]["id"]}) == 3
     assert ada.post("submit", ada.event(third["item"], {"reason": " "}, "skip")).status_code == 422
@@ -146,11 +141,11 @@ def test_a_full_disk_is_said_and_the_label_can_be_sent_again(
     real = Store.submit
 
     def full(self: Store, event: Any) -> Any:
-        raise OutOfResource("the disk is full")
+        raise DataError("the disk is full")
 
     monkeypatch.setattr(Store, "submit", full)
     answer = ada.post("submit", event)
-    assert answer.status_code == 507 and "full" in answer.json()["error"]
+    assert answer.status_code == 503 and "full" in answer.json()["error"]
     monkeypatch.setattr(Store, "submit", real)
     assert ada.post("submit", event).status_code == 200 and len(store.events()) == 1
 
@@ -161,7 +156,7 @@ def test_a_store_that_another_program_holds_is_said(ada: Page, store: Store) -> 
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     answer = ada.post("submit", event)
-    assert answer.status_code == 503 and "another program" in answer.json()["error"]
+    assert answer.status_code == 503 and "locked" in answer.json()["error"]
     other.execute("COMMIT")
     other.close()
     assert ada.post("submit", event).status_code == 200
@@ -187,71 +182,6 @@ def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
             counts = list(pool.map(work, range(30)))
         assert sum(counts) == len(one.events()) == 90
         assert len({event.item for event in one.events()}) == 90
-
-
-def disagreed(store: Store, *people: Page) -> None:
-    """The people label the first item, with different answers."""
-    wanted = store.items()[0].item.id
-    for person, better in zip(people, ("good", "poor"), strict=True):
-        item = person.next()["item"]
-        assert item["id"] == wanted
-        side = "A" if item["responses"][0][0]["text"].startswith(better) else "B"
-        person.post("submit", person.event(item, {"side": side, "margin": "better"}))
-
-
-def test_adjudication(tmp_path: Path) -> None:
-    store = filled(tmp_path / "a.feedback", pairs(6), wanted=2)
-    app, sessions = application(store, ["ada", "bob", "carl"])
-    ada, bob, carl = (opened(app, sessions, who) for who in ("ada", "bob", "carl"))
-    wanted = store.items()[0].item.id
-    disagreed(store, bob, carl)
-    state = ada.next("adjudicate")
-    assert state["progress"]["total"] == 1 and [vote["annotator"] for vote in state["votes"]] == [
-        "bob",
-        "carl",
-    ]
-    item = state["item"]
-    sides = [vote["said"].removeprefix("side: ")[0] for vote in state["votes"]]
-    good = "AB"[[answer[0]["text"][:4] for answer in item["responses"]].index("good")]
-    assert sides[0] == good and sides[1] != good
-    event = ada.event(item, {"side": good, "margin": "better"}, "adjudicate")
-    after = ada.post("submit", event, "adjudicate").json()
-    assert after["item"] is None and after == ada.post("submit", event, "adjudicate").json()
-    entry = labeled(store, [wanted])[0]
-    assert entry.final == {"better": 0, "margin": "better"} and len(entry.votes) == 2
-    assert ada.post("submit", ada.event(item, LEFT), "adjudicate").status_code == 422
-    back = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": after["last"]}, "adjudicate").json()
-    assert back["item"]["id"] == wanted and labeled(store, [wanted])[0].adjudicated is None
-
-
-def test_who_labeled_an_item_does_not_settle_it(tmp_path: Path) -> None:
-    store = filled(tmp_path / "a.feedback", pairs(1), wanted=2)
-    app, sessions = application(store, ["ada", "bob"])
-    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
-    item = ada.next()["item"]
-    disagreed(store, ada, bob)
-    state = ada.next("adjudicate")
-    assert state["item"] is None and "a label of yours" in state["end"]["said"]
-    answer = ada.post("submit", ada.event(item, LEFT, "adjudicate"), "adjudicate")
-    assert answer.status_code == 422 and "somebody else settles it" in answer.json()["error"]
-    app, sessions = application(store, ["carl"])
-    assert opened(app, sessions, "carl").next("adjudicate")["item"]["id"] == item["id"]
-
-
-def test_what_else_there_is_to_do(tmp_path: Path) -> None:
-    """Sharing after one's first label, quality if several people labeled, adjudication if something
-    is left for one.
-    """
-    store = filled(tmp_path / "a.feedback", pairs(2), wanted=2)
-    app, sessions = application(store, ["eve", "ada", "bob"])
-    eve, ada, bob = (opened(app, sessions, who) for who in ("eve", "ada", "bob"))
-    assert ada.next()["todo"] == {"sharing": False, "quality": False, "adjudicate": False}
-    disagreed(store, ada, bob)
-    assert ada.next()["todo"] == {"sharing": True, "quality": True, "adjudicate": False}
-    assert eve.next()["todo"] == {"sharing": False, "quality": True, "adjudicate": True}
-    message = {"uuid": str(uuid.uuid4()), "granted": False}
-    eve.post("consent", message)
-    assert eve.next()["todo"]["sharing"]  # an answer can be changed
 
 
 def test_consent(ada: Page, store: Store) -> None:
@@ -303,20 +233,3 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
             "assistant",
         ]
         assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
-
-
-def test_quality_is_of_everybody_for_reviewers_and_of_oneself_for_others(tmp_path: Path) -> None:
-    items = [*pairs(3, gold={"better": 0}), pair("ordinary")]
-    with filled(tmp_path / "a.feedback", items, wanted=2) as store:
-        app, sessions = application(store, ["ada", "<b>bob"])
-        empty = opened(app, sessions).client.get("/quality").text
-        for item in items:
-            for who in ("ada", "<b>bob"):
-                store.submit(event(item, {"side": "A", "margin": "better"}, who=who, order=(0, 1)))
-        store.submit(event(items[0], {"reason": "hard"}, who="<b>bob", kind="skip"))
-        ada, bob = (
-            opened(app, sessions, who).client.get("/quality").text for who in ("ada", "<b>bob")
-        )
-    assert "no label yet" in empty
-    assert "&lt;b&gt;bob" in ada and "<b>bob" not in ada and "alpha" in ada and "100%" in ada
-    assert ">ada<" not in bob and "&lt;b&gt;bob</th><td>3</td><td>1</td>" in bob

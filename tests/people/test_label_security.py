@@ -40,23 +40,23 @@ def test_the_link_becomes_a_cookie(site: Any) -> None:
     browser = client(app)
     assert browser.get("/").status_code == 401
     assert browser.get("/?token=wrong").status_code == 401
-    answer = browser.get(f"/?token={sessions.links['ada']}")
+    answer = browser.get(f"/?token={sessions['ada'].token}")
     cookie = answer.headers["set-cookie"]
     assert answer.status_code == 303 and answer.headers["location"] == "/"
     assert (
-        "HttpOnly" in cookie and "SameSite=strict" in cookie and sessions.links["ada"] not in cookie
+        "HttpOnly" in cookie and "SameSite=strict" in cookie and sessions["ada"].token not in cookie
     )
     # Other servers on this machine have other names
     assert cookie.startswith("alignkit-label-8765=")
     assert browser.get("/").status_code == 200
-    assert len(sessions.links["ada"]) >= 43  # 256 bits
+    assert len(sessions["ada"].token) >= 43  # 256 bits
 
 
 def test_a_second_tab_leaves_the_first_one_its_session(site: Any) -> None:
     app, sessions, store = site
     ada = opened(app, sessions)
     cookies = dict(ada.client.cookies)
-    ada.client.get(f"/?token={sessions.links['ada']}")
+    ada.client.get(f"/?token={sessions['ada'].token}")
     assert dict(ada.client.cookies) == cookies
     assert (
         ada.post(
@@ -64,7 +64,7 @@ def test_a_second_tab_leaves_the_first_one_its_session(site: Any) -> None:
         ).status_code
         == 200
     )
-    ada.client.get(f"/?token={sessions.links['bob']}")  # another person's
+    ada.client.get(f"/?token={sessions['bob'].token}")  # another person's
     assert dict(ada.client.cookies) != cookies and store.events()[0].annotator == "ada"
     assert ada.post("next", {}).status_code == 403
 
@@ -77,29 +77,21 @@ def test_other_hosts_are_refused(site: Any, host: str) -> None:
     assert answer.status_code == 400 and "content-security-policy" in answer.headers
 
 
-@pytest.mark.parametrize(
-    ("given", "host", "origin"),
-    [
-        ("127.0.0.2", "127.0.0.2:8765", "http://127.0.0.2:8765"),
-        ("https://labels.example.org", "labels.example.org", "https://labels.example.org"),
-    ],
-)
-def test_exactly_the_given_host(tmp_path: Path, given: str, host: str, origin: str) -> None:
+def test_exactly_the_given_host(tmp_path: Path) -> None:
     """A proxy that does TLS speaks HTTP with the server, and passes on the name by which browsers
     call it.
     """
+    host = "labels.example.org"
     with filled(tmp_path / "a.feedback", pairs(2)) as store:
-        address = address_of(given)
-        app, sessions = application(store, address=address)
+        app, sessions = application(store, address=address_of(f"https://{host}"))
         browser = client(app, f"http://{host}")
-        cookie = browser.get(f"/?token={sessions.links['ada']}").headers["set-cookie"]
-        assert ("Secure" in cookie) is given.startswith("https")
+        cookie = browser.get(f"/?token={sessions['ada'].token}").headers["set-cookie"]
+        assert "Secure" in cookie
         browser.headers["cookie"] = cookie.partition(";")[0]  # which a test client keeps from HTTP
         csrf = re.findall('name="csrf" content="([^"]*)"', browser.get("/").text)[0]
         ada = Page(browser, csrf, "", "")
-        assert ada.post("next", {}, origin=origin).json()["item"]
-        other = origin.replace("https", "http") if given.startswith("https") else f"{origin}0"
-        for wrong in (other, "http://127.0.0.1:8765", "https://evil.example"):
+        assert ada.post("next", {}, origin=f"https://{host}").json()["item"]
+        for wrong in (f"http://{host}", "http://127.0.0.1:8765", "https://evil.example"):
             assert ada.post("next", {}, origin=wrong).status_code == 403
         for wrong in (
             "127.0.0.1:8765",
@@ -112,7 +104,7 @@ def test_exactly_the_given_host(tmp_path: Path, given: str, host: str, origin: s
 
 
 @pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "http://a.example", "https://", "https://a/b", "a b", "", "a@b"]
+    "host", ["0.0.0.0", "10.0.0.7", "http://a.example", "https://", "https://a/b", "a b", "", "a@b"]
 )
 def test_what_is_no_address(host: str) -> None:
     with pytest.raises(RecipeError, match="no address that browsers can open"):
@@ -195,7 +187,7 @@ def test_only_static_files_are_served(site: Any, path: str) -> None:
 
 def test_every_answer_has_the_headers(site: Any) -> None:
     ada = opened(*site[:2])
-    for path in ("/", "/static/label.js", "/nothing", "/quality", "/api/label/next"):
+    for path in ("/", "/static/label.js", "/nothing", "/api/label/next"):
         headers = ada.client.get(path).headers
         policy = headers["content-security-policy"]
         assert (
@@ -210,16 +202,6 @@ def test_every_answer_has_the_headers(site: Any) -> None:
         assert headers["cache-control"] == "no-store"
     assert " style=" not in ada.html and "<style" not in ada.html and "onclick" not in ada.html
     assert ada.html.count("<script") == 1
-
-
-def test_only_reviewers_see_what_others_said(site: Any) -> None:
-    app, sessions, _ = site
-    bob = opened(app, sessions, "bob")
-    assert bob.client.get("/adjudicate").status_code == 403
-    assert opened(app, sessions).client.get("/adjudicate").status_code == 200  # the first annotator
-    for name in ("next", "submit", "undo"):
-        assert bob.post(name, {}, "adjudicate").status_code == 401
-    assert "/adjudicate" not in bob.html
 
 
 def test_nobody_labels_for_another(site: Any) -> None:
@@ -275,22 +257,10 @@ def test_texts_are_json_and_never_html(tmp_path: Path) -> None:
             assert item["prompt"][0]["text"] == text
             note = {"side": "A", "margin": "better", "note": text}
             assert ada.post("submit", ada.event(item, note)).status_code == 200
-        for page in (ada.html, ada.client.get("/quality").text):
-            assert "window.hit" in page and page.count("<script") <= 1
-            for tag in (
-                "<img",
-                "<svg",
-                "<iframe",
-                "<object",
-                "<embed",
-                "<style",
-                "<base",
-                "<math",
-                "<template",
-                "<body ",
-            ):
-                assert tag not in page
-            assert 'href="javascript' not in page
+        assert "window.hit" in ada.html and ada.html.count("<script") == 1
+        tags = "img svg iframe object embed style base math template"
+        assert not [tag for tag in tags.split() if f"<{tag}" in ada.html]
+        assert "<body " not in ada.html and 'href="javascript' not in ada.html
 
 
 def test_hidden_characters_are_named() -> None:

@@ -93,11 +93,11 @@ def test_what_one_store_does_not_know_is_filled_in(tmp_path: Path) -> None:
         opened(tmp_path, plain, name="x.feedback") as x,
         opened(tmp_path, rich, name="y.feedback") as y,
     ):
-        assert merge(x, y)["gold"] == 0
+        merge(x, y)
         (stored,) = x.items()
         assert stored.item == rich
         y.ask([replace(rich, gold={"better": 0})], "")
-        assert merge(x, y)["gold"] == 1
+        merge(x, y)
         assert x.items()[0].item.gold == {"better": 1}
 
 

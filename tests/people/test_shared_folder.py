@@ -11,10 +11,9 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from stores import event, opened, pair, ranking, scores, turn
+from stores import event, opened, pair, ranking, turn
 
 from alignkit.cli import main
-from alignkit.data.group import Pair
 from alignkit.data.sources import DataSource, DataSpec, load
 from alignkit.plugins import plugins
 from alignkit_plugins.people import sharing
@@ -30,7 +29,6 @@ ITEMS = {
     "pair": pair("one", origins=("sft", "base"), meta={"language": "en"}, **FREE),
     "safety": Item("safety", (turn("Harm?"),), ("no", "yes"), **FREE),
     "ranking": ranking("rank", 3, **FREE),
-    "scores": scores("score", **FREE),
     "demonstration": WRITE,
     "thumb": THUMB,
 }
@@ -38,7 +36,6 @@ LABELS: dict[str, Any] = {
     "pair": {"side": "B", "margin": "slightly"},
     "safety": {"side": "A", "margin": "significantly", "safety": "preferred_safe"},
     "ranking": {"ranks": [2, 1, 1]},
-    "scores": {"scores": [{"helpful": h, "truthful": 4, "harmless": 7} for h in (6, 3)]},
     "demonstration": {"text": "Call me: +49 30 1234567"},
     "thumb": {"good": False},
 }
@@ -79,9 +76,8 @@ def test_only_what_may_be_shared(tmp_path: Path, capfd: pytest.CaptureFixture[st
     everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
     for secret in (b"ann", b"bob", b"Bob", b"mail.example", b"1234567", b"no license", b"boss"):
         assert secret not in everything
-    assert [row["item"]["license"] for row in rows(out, "labels.jsonl")] == ["CC0-1.0"] * 6
     with Store.open(out / "labels.feedback") as shared:
-        assert len(shared.items()) == 6 and len({event.annotator for event in shared.events()}) == 1
+        assert len(shared.items()) == 5 and len({event.annotator for event in shared.events()}) == 1
 
 
 def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
@@ -93,15 +89,15 @@ def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
         store.submit(event(None, {"granted": True}, kind="consent"))
         for stored in store.items():
             store.submit(event(stored.item))
-    out = exported(tmp_path, store.path)
-    assert [row["item"]["batch"] for row in rows(out, "labels.jsonl")] == ["labels", "2"]
+    with Store.open(exported(tmp_path, store.path) / "labels.feedback") as shared:
+        assert [stored.item.batch for stored in shared.items()] == ["labels", "2"]
 
 
 def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
     path, out = made(tmp_path), tmp_path / "out"
     assert main(["labels", "export", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
-    licenses = [row["item"]["license"] for row in rows(out, "labels.jsonl")]
-    assert licenses == ["CC0-1.0"] * 6 + ["CC-BY-4.0"]
+    licenses = [row["license"] for row in rows(out, "preference.jsonl")]
+    assert licenses == ["CC0-1.0"] * 4 + ["CC-BY-4.0"]
 
 
 def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
@@ -113,43 +109,18 @@ def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
         assert len({event.annotator for event in shared.events()}) == 1
 
 
-def test_other_layouts_are_made_by_convert(tmp_path: Path) -> None:
-    labels = exported(tmp_path, made(tmp_path)) / "labels.jsonl"
-    converted = {}
-    for layout in ("preference", "ranked", "kto", "sft"):
-        out = tmp_path / f"{layout}.jsonl"
-        assert main(["data", "convert", str(labels), "--to", layout, "--out", str(out)]) == 0
-        converted[layout] = rows(tmp_path, out.name)
-    one, safe, *ranked, rated = converted["preference"]
+def test_rows_are_in_the_layouts_of_trainers(tmp_path: Path) -> None:
+    out = exported(tmp_path, made(tmp_path))
+    one, safe, *ranked = rows(out, "preference.jsonl")
     # Side B of the swapped responses
     assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]
-    assert (one["margin"], safe["margin"], rated["margin"]) == (0.333333, 1.0, 1.0)
+    assert (one["margin"], safe["margin"], one["license"]) == (0.333333, 1.0, "CC0-1.0")
     assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
-    assert converted["ranked"][0]["ranks"] == [2, 1, 1]
-    assert {row["label"] for row in converted["kto"]} == {True, False}
-    (demonstration,) = converted["sft"]
+    assert rows(out, "ranked.jsonl")[0]["ranks"] == [2, 1, 1]
+    assert {row["label"] for row in rows(out, "kto.jsonl")} == {True, False}
+    (demonstration,) = rows(out, "sft.jsonl")
     assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
     assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
-
-
-def test_labels_are_read_as_the_store_is(tmp_path: Path) -> None:
-    with Store.open(made(tmp_path)) as store:
-        store.submit(event(None, {"granted": True}, kind="consent", who="bob"))
-        path = store.path
-    out = exported(tmp_path, path)
-    read = [
-        load(
-            DataSpec((DataSource(path=file),)),
-            formats=FORMATS,
-            seed=0,
-            commit=Mock(),
-            stage_data=Path,
-        ).groups
-        for file in (out / "labels.jsonl", path)
-    ]
-    assert [group.pairs for group in read[0]] == [group.pairs for group in read[1][:6]] + [
-        read[1][7].pairs
-    ]
 
 
 def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
@@ -158,7 +129,7 @@ def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
     for _ in range(2):
         assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
     second = exported(tmp_path, again, "second")
-    for name in ("labels.jsonl", "README.md"):
+    for name in ("preference.jsonl", "sft.jsonl", "README.md"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     with (
         Store.open(first / "labels.feedback") as one,
@@ -210,25 +181,16 @@ def test_a_damaged_export_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[
 def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = made(tmp_path)
     assert main(["labels", "merge", str(path), "--into", str(tmp_path / "all.feedback")]) == 0
-    assert "8 new items, 10 new events" in capfd.readouterr().out
+    assert "7 new items, 9 new events" in capfd.readouterr().out
     assert main(["labels", "merge", str(path), "--into", str(path)]) == 4
     assert "cannot be merged into itself" in capfd.readouterr().err
     assert main(["labels", str(tmp_path / "all.feedback")]) == 0
     said = capfd.readouterr().out
-    assert "ranking" in said and "not asked" in said and "yes" in said
+    assert "ranking" in said and "ann" in said
     assert main(["labels", str(path), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
-    assert facts["tasks"]["pair"] == {
-        "items": 3, "labels": 4, "read by recipes": 3, "disputed or flagged": 1, "gold": 0,
-    }  # fmt: skip
-    assert facts["people"]["ann"] == {"labels": 8, "label": 0, "consent": 0, "shares": True}
+    assert facts["tasks"]["pair"] == {"items": 3, "labels": 4, "read by recipes": 3, "gold": 0}
     assert main(["labels", str(tmp_path / "missing.feedback")]) == 4
-
-
-def test_an_empty_store_is_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with opened(tmp_path) as store:
-        assert main(["labels", str(store.path)]) == 0
-    assert "items: -" in capfd.readouterr().out
 
 
 # Exports that come back
@@ -301,9 +263,7 @@ def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
     }
 
 
-def test_merging_keeps_what_the_other_store_says_of_an_item(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path) -> None:
     """Its gold label, license and columns, and which of two items a label is about."""
     # Exports have one text for both
     alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]
@@ -318,10 +278,6 @@ def test_merging_keeps_what_the_other_store_says_of_an_item(
     with Store.open(stores[0]) as ours:
         assert ours.items()[0].item == known
         assert [one.labels for one in ours.items()] == [0, 1, 0]
-    other = pair("one", license="MIT", gold={"better": 0}, meta={"language": "de"})
-    opened(tmp_path, other, name="other.feedback").close()
-    into[2] = str(tmp_path / "other.feedback")
-    assert main(into) == 0 and "1 gold labels differ" in capsys.readouterr().out
 
 
 # A pool on the hub
@@ -371,34 +327,30 @@ def test_several_places_share_a_pool(
         folder.mkdir()
         with opened(folder, shared, more) as store:
             store.submit(event(None, {"granted": True, "credit": credit}, kind="consent", who=who))
-            store.submit(event(None, {"attributes": {"degree": "PhD"}}, kind="person", who=who))
             store.submit(event(shared, {"side": "A", "margin": "better"}, who=who))
             store.submit(event(more, {"good": True}, who=who))
 
-    def push(folder: Path, out: str) -> list[dict[str, Any]]:
+    def push(folder: Path, out: str) -> list[int]:
+        """The number of votes of each item in the pool."""
         words = ["labels", "export", str(folder / "labels.feedback"), "--out", str(tmp_path / out)]
         assert main([*words, "--push", "lab/labels"]) == 0
         assert "pushed to https://hub.example/lab/labels" in capfd.readouterr().out
-        return rows(pool, "labels.jsonl")
+        return [len(votes) for votes in labels(pool / "labels.feedback").values()]
 
-    assert [len(row["votes"]) for row in push(one, "a")] == [1, 1]
-    assert [len(row["votes"]) for row in push(other, "b")] == [2, 2]
-    assert [len(row["votes"]) for row in push(one, "c")] == [2, 2]
+    assert [push(one, "a"), push(other, "b"), push(one, "c")] == [[1, 1], [2, 2], [2, 2]]
     card = (pool / "README.md").read_text()
     assert "Ann Lee | 2" in " ".join(card.replace("|", " | ").split()) and "bob" not in card
-    assert "degree: PhD" in card and "ann" not in card.replace("annotator", "")
-    source = DataSource(hub=str(pool))
-    loaded = load(
-        DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=Path
-    ).groups
-    assert [group.pairs for group in loaded] == [(Pair(0, 1, margin="better"),), None]
-    assert [response.source for response in loaded[0].responses] == ["sft", "base"]
-    assert loaded[1].responses[0].label is True and loaded[1].responses[0].messages is not None
-    assert [group.meta["n"] for group in loaded] == [1, "one"]
+    assert "ann" not in card.replace("annotator", "")
+    loaded = []
+    for name in ("preference", "kto"):
+        data = DataSpec((DataSource(hub=str(pool), name=name),))
+        loaded.append(load(data, formats=FORMATS, seed=0, commit=Mock(), stage_data=Path).groups)
+    (preferred,), thumbs = loaded
+    assert preferred.responses[0].text == "Hello!" and preferred.meta["license"] == "MIT"
+    assert [answer.label for group in thumbs for answer in group.responses] == [True, False, True]
     with Store.open(one / "labels.feedback") as store:
         store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
         store.submit(event(shared, {"side": "A", "margin": "better"}, who="cat"))
         store.submit(event(None, {"granted": True}, kind="consent", who="cat"))
-    votes = [row["votes"] for row in push(one, "d")]
-    assert [len(each) for each in votes] == [2, 1]
+    assert push(one, "d") == [2, 1]
     assert "Ann Lee" not in (pool / "README.md").read_text()

@@ -15,7 +15,7 @@ TOOLS = [{"type": "function", "function": {"name": "add"}}]
 
 
 def read(text: str, first: int = 0) -> Message:
-    return read_turn(PLAIN, text, "", TOOLS, first)
+    return read_turn(text, first)
 
 
 def names(turn: Message) -> list[Any]:
@@ -65,36 +65,3 @@ def test_a_malformed_call_stays_in_the_words_and_is_named(text: str, message: st
 def test_a_call_that_is_only_thought_of_is_none() -> None:
     text = '<think>\n<tool_call>{"name": "add", "arguments": {}}</tool_call>\n</think>\n\nNo.'
     assert read(text) == {"role": "assistant", "content": text}
-
-
-class Described:
-    """A tokenizer that says how its template writes calls."""
-
-    response_template = "a schema"
-
-    def __init__(self, found: Any):
-        self.found = found
-
-    def parse_response(self, text: str, *, prefix: str, tools: list[Any]) -> Any:
-        assert prefix == "prompt" and tools == TOOLS
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-
-def test_transformers_reads_the_calls_of_a_tokenizer_that_describes_them() -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
-    found = Described(
-        {"role": "assistant", "content": "so", "thinking": "hm", "tool_calls": [call]}
-    )
-    turn = read_turn(found, "anything", "prompt", TOOLS)
-    assert names(turn) == [("add", {"a": 1}, "call00000")]
-    assert (turn["content"], turn["reasoning_content"]) == ("so", "hm")
-
-
-@pytest.mark.parametrize(
-    "found", [ValueError("bad"), {"tool_calls": [{"function": {"name": ""}}]}, None]
-)
-def test_what_transformers_cannot_read_is_read_from_tags(found: Any) -> None:
-    turn = read_turn(Described(found), "<tool_call>1</tool_call>", "prompt", TOOLS)
-    assert len(turn["call_errors"]) == 1

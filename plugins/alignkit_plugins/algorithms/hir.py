@@ -36,7 +36,6 @@ from alignkit import (
     Source,
     StageDefaults,
     Step,
-    Term,
     per_response,
     per_token,
 )
@@ -192,23 +191,6 @@ class HIR(Algorithm):
             contrasted = tokens.new_zeros(len(tokens)).index_fill(0, own, 1.0)
             weights["contrast"] = contrasted * batch.weights("group")[batch.group_index]
         return weights
-
-    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """contrast_accuracy: share of responses that are likeliest under the instruction they
-        fulfill. without_contrast: share of responses that are not complete under every instruction.
-        """
-        if not self.options.contrast_coefficient:
-            return {}
-        rows, fulfilled = self._contrasts(batch)
-        own = _own(rows, fulfilled)
-        logprobs = F.mean_tokens(out.logprobs, batch.mask)
-        right = (logprobs[rows].argmax(dim=1) == fulfilled).float()
-        unknown = logprobs.new_full((len(logprobs),), float("nan"))
-        without = unknown.masked_fill(self._is_own(batch), 1.0)
-        return {
-            "contrast_accuracy": per_response(unknown.index_put((own,), right)),
-            "without_contrast": per_response(without.index_fill(0, own, 0.0)),
-        }
 
     def _is_own(self, batch: Batch) -> Tensor:
         """Whether each response is under the instruction that it fulfills: [R]."""

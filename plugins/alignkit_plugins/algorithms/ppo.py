@@ -276,19 +276,11 @@ class PPO(ByToken):
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Also the shares of tokens whose value, or whose policy only by `dual_clip`, has no
-        gradient.
-        """
+        """Also the share of tokens whose value has no gradient."""
         o = self.options
         metrics = {**super().report_metrics(batch, out)}
         values = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)
         metrics["value_clip_fraction"] = per_token(values)
-        if o.dual_clip:
-            logprobs, old, advantages, mask = self.ratios(batch, out)
-            either = F.clipped(
-                logprobs, old, advantages, o.clip_range, o.clip_range_high, mask, o.dual_clip
-            )
-            metrics["dual_clip_fraction"] = per_token(either - self.clipped(batch, out))
         return metrics
 
 

@@ -17,9 +17,7 @@ segments may differ in length, in which case the sum favors short ones.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from pydantic import model_validator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from alignkit import (
     Algorithm,
@@ -39,11 +37,6 @@ if TYPE_CHECKING:
 
     from alignkit import Term
 
-NLLAggregation = Literal["token_mean", "sequence_mean", "sequence_sum"]
-NLL_AGGREGATION = (
-    "how the NLL is averaged: over tokens, or over pairs of each better response's mean or sum"
-)
-
 
 class ReferenceFree(Pairwise):
     """The loss -log sigma(reward of the better - reward of the worse - margin), plus the NLL of the
@@ -51,14 +44,8 @@ class ReferenceFree(Pairwise):
     """
 
     needs = Needs(min_samples=2, pairs=True)
-
-    class Options(Algorithm.Options):
-        @model_validator(mode="after")
-        def _nll_is_used(self) -> Any:
-            options: Any = self
-            if "nll_aggregation" in self.model_fields_set and not options.nll_coefficient:
-                raise ValueError("'nll_aggregation' has no effect while nll_coefficient is 0")
-            return self
+    # How the NLL is averaged: over tokens, or over pairs of each better response's mean or sum.
+    nll_aggregation: ClassVar[Literal["token_mean", "sequence_mean", "sequence_sum"]]
 
     def preference_loss(self, margin: Tensor) -> Tensor:
         """The loss of pairs whose first response is the better one: [P] -> [P]."""
@@ -75,14 +62,14 @@ class ReferenceFree(Pairwise):
 
     def _nll(self, batch: Batch, out: Outputs) -> Term:
         o, p = self.options, batch.pairs.p
-        if o.nll_aggregation == "token_mean":
+        if self.nll_aggregation == "token_mean":
             return per_token(-out.logprobs, o.nll_coefficient)
-        over_tokens = F.mean_tokens if o.nll_aggregation == "sequence_mean" else F.sum_tokens
+        over_tokens = F.mean_tokens if self.nll_aggregation == "sequence_mean" else F.sum_tokens
         better, worse = batch.pairs.take(-over_tokens(out.logprobs, batch.mask))
         return per_pair(p * better + (1 - p) * worse, o.nll_coefficient)
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        by_token = self.options.nll_aggregation == "token_mean"
+        by_token = self.nll_aggregation == "token_mean"
         return {"nll": better_tokens(batch)} if by_token else {}
 
 
@@ -91,7 +78,9 @@ class SimPO(ReferenceFree):
     margin.
     """
 
-    class Options(ReferenceFree.Options):
+    nll_aggregation = "token_mean"
+
+    class Options(Algorithm.Options):
         preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
             2.0,
@@ -104,7 +93,6 @@ class SimPO(ReferenceFree):
         nll_coefficient: float = Field(
             0.0, ge=0, description="weight of the NLL term: above 0 it is CPO-SimPO"
         )
-        nll_aggregation: NLLAggregation = Field("token_mean", description=NLL_AGGREGATION)
 
     def preference_loss(self, margin: Tensor) -> Tensor:
         return F.preference_loss(margin - self.options.target_margin)
@@ -116,12 +104,13 @@ class SimPO(ReferenceFree):
 class ORPO(ReferenceFree):
     """The implicit reward is the log-odds of the mean token."""
 
-    class Options(ReferenceFree.Options):
+    nll_aggregation = "sequence_mean"
+
+    class Options(Algorithm.Options):
         odds_ratio_coefficient: float = Field(
             0.1, gt=0, description="weight of the odds-ratio term: the paper's lambda, TRL's beta"
         )
         nll_coefficient: ClassVar[float] = 1.0
-        nll_aggregation: NLLAggregation = Field("sequence_mean", description=NLL_AGGREGATION)
 
         @property
         def preference_coefficient(self) -> float:
@@ -134,7 +123,9 @@ class ORPO(ReferenceFree):
 class CPO(ReferenceFree):
     """The implicit reward is the log-probability of the response."""
 
-    class Options(ReferenceFree.Options):
+    nll_aggregation = "sequence_sum"
+
+    class Options(Algorithm.Options):
         preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
             0.1,
@@ -144,7 +135,6 @@ class CPO(ReferenceFree):
         nll_coefficient: float = Field(
             1.0, ge=0, description="weight of the NLL term: TRL's cpo_alpha"
         )
-        nll_aggregation: NLLAggregation = Field("sequence_sum", description=NLL_AGGREGATION)
 
     def rewards(self, batch: Batch, out: Outputs) -> Tensor:
         return self.options.beta * F.sum_tokens(out.logprobs, batch.mask)

@@ -216,12 +216,6 @@ class RewardOrdinal(FromRatings):
             "data's shares",
         )
 
-    @classmethod
-    def specialize(cls, options: Any) -> type[Algorithm]:
-        """Fixed thresholds need no pass of their own over each batch."""
-        learns = isinstance(options, Mapping) and options.get("threshold_rate")
-        return LearnedThresholds if learns else cls
-
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Raises DataError for held-out ratings that are no level, before training and not at its
         first evaluation.
@@ -267,24 +261,12 @@ class RewardOrdinal(FromRatings):
         levels = batch.group_index.new_tensor(self._levels(batch.groups))
         return F.ordinal_loss(scores, levels, thresholds)
 
-    def _levels(self, groups: Sequence[Group]) -> list[int]:
-        """Places of the ratings among the levels."""
-        levels, ratings = self.state["levels"], _ratings(groups)
-        unknown = set(ratings) - set(levels)
-        if unknown:
-            raise DataError(
-                f"score {min(unknown):g} is not among the levels of the training data: {levels}"
-            )
-        return [levels.index(rating) for rating in ratings]
-
-
-class LearnedThresholds(RewardOrdinal):
-    """With thresholds that move down their gradient, too."""
-
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
         """Thresholds that earlier steps learned, so that held-out data never move those of their
         own evaluation.
         """
+        if not self.options.threshold_rate:
+            return {}
         import torch
 
         thresholds = out.scores.new_tensor(self.state["next"], dtype=torch.float64)
@@ -296,6 +278,16 @@ class LearnedThresholds(RewardOrdinal):
         for k in range(1, len(moved)):
             moved[k] = max(moved[k], moved[k - 1] + GAP)
         return {"thresholds": self.state["next"], "next": moved}
+
+    def _levels(self, groups: Sequence[Group]) -> list[int]:
+        """Places of the ratings among the levels."""
+        levels, ratings = self.state["levels"], _ratings(groups)
+        unknown = set(ratings) - set(levels)
+        if unknown:
+            raise DataError(
+                f"score {min(unknown):g} is not among the levels of the training data: {levels}"
+            )
+        return [levels.index(rating) for rating in ratings]
 
 
 def _ratings(groups: Sequence[Group]) -> list[float]:

@@ -65,28 +65,24 @@ def new(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="Name of the plugin in recipes, such as `calm` or `my_judge`."
+            metavar="NAME", help="Name of the reward in recipes, such as `calm` or `my_reward`."
         ),
     ],
-    kind: Annotated[
-        str,
-        typer.Option(metavar="KIND", help="Kind of plugin: algorithm, reward, step or format."),
-    ],
 ) -> Result:
-    """Write a package with a plugin that works.
+    """Write a package with a reward that works.
 
     It has a module, a recipe, a test, a README and a CI file. The module is the documented example
-    of its kind under your name. Nothing is ever replaced.
+    under your name. Nothing is ever replaced. For plugins of other kinds, start from a package in
+    docs/examples.
 
     \b
     Examples:
-      alignkit plugins new calm --kind reward
-      alignkit plugins new ticket --kind format
+      alignkit plugins new calm
     """
     from alignkit.plugins import load_plugins
     from alignkit_plugins.authors.new import write_package
 
-    files = write_package(name, kind, load_plugins())
+    files = write_package(name, load_plugins())
     install = f"cd {files[0].parent} && pip install -e '.[test]' && pytest"
     return files_written(files, next=install)
 

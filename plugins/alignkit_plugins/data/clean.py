@@ -98,9 +98,11 @@ class Rules(alignkit.Options):
             check_extra(user, "data", "py3langid")
             check_languages(user, self.languages)
 
-    def fault(self, groups: Sequence[Group]) -> Fault | None:
+    def fault(self, row: Row) -> Fault | None:
         """The first thing that is wrong with a row by itself."""
-        for group in groups:
+        if row.bad:
+            return Fault("unreadable", row.bad)
+        for group in row.groups:
             for response in group.responses:
                 answer = all_turns(response)
                 if match := STOCK.search(answer):
@@ -156,15 +158,18 @@ class Cleaned:
 
 def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> Cleaned:
     """Apply the rules to rows. held_out: those of `against`."""
-    clean = list(map(redacted_row, rows)) if rules.personal else rows
+    clean = list(rows)
+    if rules.personal:
+        clean = list(map(redacted_row, rows))
     redacted_rows = {at for at, row in enumerate(rows) if clean[at] != row}
     faults: dict[int, Fault] = {}
+    left = list(clean)  # rows with a fault of their own are not compared
     for at, row in enumerate(clean):
-        fault = Fault("unreadable", row.bad) if row.bad else rules.fault(row.groups)
+        fault = rules.fault(row)
         if fault is not None:
             faults[at] = fault
-    left = [replace(row, groups=()) if at in faults else row for at, row in enumerate(clean)]
-    for kind in ACROSS if held_out else ():
+            left[at] = replace(row, groups=())
+    for kind in ACROSS:
         for match in near.leaks(left, held_out, kind, rules.near):
             faults[match.unit.row] = Fault(
                 "against", f"has the {kind} of {held_out[match.other.row]}"
@@ -218,12 +223,12 @@ class Clean(Step):
         return Artifact(groups=groups, summary=summary, report=Report([done.table()]))
 
 
-def rows_of(groups: Sequence[Group], folder: Path | None = None) -> list[Row]:
-    """A row for each group that was read. folder: from which its file is named."""
+def rows_of(groups: Sequence[Group]) -> list[Row]:
+    """A row for each group that was read."""
     rows = []
     for number, group in enumerate(groups, 1):
         origin = group.origin or Origin("row", number)
-        rows.append(Row(short(origin.file, folder), origin.row, None, (group,)))
+        rows.append(Row(short(origin.file), origin.row, None, (group,)))
     return rows
 
 
@@ -237,7 +242,9 @@ def redacted(value: Any, name: str = "") -> Any:
         return value if value.isalnum() and name not in SPOKEN else redact(value)
     if isinstance(value, Mapping):
         return {key: redacted(inner, key) for key, inner in value.items()}
-    return [redacted(inner, name) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [redacted(inner, name) for inner in value]
+    return value
 
 
 def redacted_row(row: Row) -> Row:
@@ -254,12 +261,12 @@ def redacted_group(group: Group) -> Group:
     """A group without personal details. A response that changes loses the tokens it was sampled
     as.
     """
-    prompt, responses = (
-        tuple(redacted(group.prompt)),
-        tuple(map(_redacted_response, group.responses)),
-    )
+    prompt = tuple(redacted(group.prompt))
+    responses = tuple(map(_redacted_response, group.responses))
     clean = replace(group, prompt=prompt, responses=responses, meta=redacted(group.meta))
-    return clean if clean == group else replace(clean, id=group_id(prompt, responses, clean.tools))
+    if clean == group:
+        return group
+    return replace(clean, id=group_id(prompt, responses, clean.tools))
 
 
 def _redacted_response(response: Response) -> Response:
@@ -276,4 +283,6 @@ def _redacted_response(response: Response) -> Response:
 def language_of(text: str) -> str:
     """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
     text = text[:500]  # more take longer, and hardly ever change the answer
-    return str(identifier().classify(text)[0]) if sum(map(str.isalpha, text)) >= LETTERS else ""
+    if sum(map(str.isalpha, text)) < LETTERS:
+        return ""
+    return str(identifier().classify(text)[0])

@@ -23,7 +23,6 @@ from alignkit.recipe.yaml import plain_data
 from alignkit_plugins.entries import recipe_of
 from alignkit_plugins.formats.layouts import LAYOUTS
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which UTF-8 cannot encode
 ON_HUB = re.compile(r"(?!\.\.?/|~/)[^/]+/[^/.]+")  # OWNER/NAME, and no path
 
 
@@ -56,11 +55,11 @@ def read_rows(spec: DataSpec) -> list[Row]:
         for row in reader.rows():
             raw = None if isinstance(row.raw, BadRow) else row.raw
             rows.append(Row(name, row.number, raw, tuple(row.groups), str(row.bad or "")))
+        if len(rows) == before:
+            raise DataError(f"{source.name}: it is empty")
         if len(rows) - before == len(reader.bad):
-            why = (
-                f"no row can be read; for example {reader.bad[0]}" if reader.bad else "it is empty"
-            )
-            raise DataError(f"{source.name}: no usable row; {why}")
+            example = f"no row can be read; for example {reader.bad[0]}"
+            raise DataError(f"{source.name}: no usable row; {example}")
     return rows
 
 
@@ -77,10 +76,9 @@ def name_of(spec: DataSpec) -> str:
     return ", ".join(short(source.name) for source in spec.sources)
 
 
-def short(name: str, folder: Path | None = None) -> str:
-    """A path from a folder, by default the current one, if it is below it; any other name."""
-    path, folder = Path(name), folder or Path.cwd()
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else name
+def short(name: str) -> str:
+    """A path from the current folder, if it is below it; any other name."""
+    return name.removeprefix(f"{Path.cwd()}/")
 
 
 def entry(word: str, rules: Sequence[str] = ()) -> Any:
@@ -146,10 +144,9 @@ def json_lines(rows: Iterable[Any]) -> str:
     lines = []
     for row in rows:
         line = json.dumps(row, ensure_ascii=False, default=str)
-        if HALVES.search(line):
-            line = json.dumps(row, default=str)
-        lines.append(f"{line}\n")
-    return "".join(lines)
+        # Halves of characters, which UTF-8 cannot encode, are escaped as JSON does it
+        lines.append(line.encode("utf-8", "backslashreplace").decode())
+    return "\n".join([*lines, ""])
 
 
 def write_rows(out: Path, rows: Iterable[Any]) -> None:

@@ -41,10 +41,9 @@ ROLES = {"prompt": "user", "response": "assistant"}
 
 
 class Unit(NamedTuple):
-    """A text of a row that is compared. turn: its number in the conversation, from 1; 0 for all."""
+    """A text of a row that is compared."""
 
     row: int
-    turn: int
     text: str
 
 
@@ -64,33 +63,33 @@ def units_of(rows: Iterable[Row], kind: Kind) -> list[Unit]:
     """
     units = []
     for at, row in enumerate(rows):
-        texts = _whole(row) if kind == "row" else _turns(row, kind)
-        units += [Unit(at, turn, text) for turn, text in texts]
+        texts = _turns(row, kind)
+        if kind == "row":
+            texts = _whole(row)
+        for text in texts:
+            units.append(Unit(at, text))
     return units
 
 
-def _whole(row: Row) -> Iterator[tuple[int, str]]:
+def _whole(row: Row) -> Iterator[str]:
     parts = []
     for group in row.groups:
         for turns in (group.prompt, *map(turns_of_response, group.responses)):
             parts.append(normalized(said(turns)))
     if row.groups:
-        yield 0, PART.join(parts)
+        yield PART.join(parts)
 
 
-def _turns(row: Row, kind: Kind) -> Iterator[tuple[int, str]]:
+def _turns(row: Row, kind: Kind) -> Iterator[str]:
     for group in row.groups:
-        asked = [turn for turn in group.prompt if turn["role"] != "system"]
-        spoken = list(enumerate(asked, 1))
-        if kind == "prompt" and asked:
-            yield 0, normalized(said(asked))
-            spoken = spoken[len(asked) == 1 :]  # a prompt of one turn was there already
-        for response in group.responses:
-            spoken += enumerate(turns_of_response(response), len(asked) + 1)
-        for number, turn in spoken:
-            text = normalized(said([turn]))
-            if turn["role"] == ROLES[kind] and len(text) >= LEAST:
-                yield number, text
+        prompt = [turn for turn in group.prompt if turn["role"] != "system"]
+        if kind == "prompt" and prompt:
+            yield normalized(said(prompt))
+        for turns in (prompt, *map(turns_of_response, group.responses)):
+            for turn in turns:
+                text = normalized(said([turn]))
+                if turn["role"] == ROLES[kind] and len(text) >= LEAST:
+                    yield text
 
 
 def normalized(text: str) -> str:
@@ -154,8 +153,9 @@ class Index:
         if unit.text in self.first:
             return
         self.first[unit.text] = unit
-        for band in _bands(unit.text) if self.threshold else ():
-            self.bands[band].append(unit)
+        if self.threshold:
+            for band in _bands(unit.text):
+                self.bands[band].append(unit)
 
     def match(self, unit: Unit) -> Match | None:
         """The text that equals another one, or that is nearly equal to it.
@@ -166,8 +166,9 @@ class Index:
         if unit.text in self.first:
             return Match(unit, self.first[unit.text], 1.0)
         shares: Counter[Unit] = Counter()
-        for band in _bands(unit.text) if self.bands else ():
-            shares.update(self.bands.get(band, [])[-MOST_ALIKE:])
+        if self.bands:
+            for band in _bands(unit.text):
+                shares.update(self.bands.get(band, [])[-MOST_ALIKE:])
         for other, _ in shares.most_common(LIKELY):
             alike_by = similarity(other.text, unit.text)
             if alike_by >= self.threshold:
@@ -190,7 +191,7 @@ def repeated(units: Iterable[Unit], threshold: float) -> list[Match]:
 def shared(units: Iterable[Unit], others: Iterable[Unit], threshold: float) -> list[Match]:
     """Texts that are in `others`, too, each with one of these."""
     index = Index(threshold, others)
-    return [match for match in map(index.match, units) if match is not None]
+    return list(filter(None, map(index.match, units)))
 
 
 def leaks(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any, cast
 
 from alignkit import DataError, Environment, Group, Message, Response, RunFailed, seeds, shapes
@@ -79,11 +79,11 @@ class Episode:
         answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
         return _plain(answers)
 
-    def hear(self, text: str, tools: Sequence[Any]) -> bool:
+    def hear(self, text: str) -> bool:
         """Add a turn with calls in tags, and the answers to it; returns whether the episode
         continues.
         """
-        turn = read_turn(SimpleNamespace(), text, "", tools, self.count("tool_calls"))
+        turn = read_turn(text, self.count("tool_calls"))
         answers = self.respond(turn)
         self.add(answers)
         return bool(answers)

@@ -1,8 +1,7 @@
 """The turns of a conversation with tools: how the policy's calls are read and answered, and what a
 chat template writes between two of its turns.
 
-If the tokenizer says how its template writes calls (`response_template`), transformers reads them.
-Otherwise a call is JSON in tags, as most templates write it:
+A call is JSON in tags, as most templates write it:
 `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
 Between two turns, the tokens that the policy sampled stay as they are. The template renders the
@@ -108,44 +107,11 @@ def _as_json(value: Any) -> str:
 # What the policy wrote
 
 
-def read_turn(
-    tokenizer: Any, text: str, prompt: str, tools: Sequence[Any] = (), first: int = 0
-) -> Message:
-    """A turn of the policy as a message with its calls. Nothing that a policy writes raises an
-    error.
+def read_turn(text: str, first: int = 0) -> Message:
+    """A turn of the policy as a message with its well-formed calls. Others stay in the content, and
+    `call_errors` says what is wrong: nothing that a policy writes raises an error.
 
-    prompt: a rendered prompt, behind which the text would be. first: the number of the first call,
-    for its id.
-    """
-    turn = _by_template(tokenizer, text, prompt, tools) if tools else None
-    turn = turn or _by_tags(text)
-    for number, call in enumerate(turn.get("tool_calls", ()), first):
-        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates want
-    return turn
-
-
-def _by_template(tokenizer: Any, text: str, prompt: str, tools: Sequence[Any]) -> Message | None:
-    """What transformers reads; None if it knows no calls of this template, or found nothing that it
-    could read.
-    """
-    if getattr(tokenizer, "response_template", None) is None:
-        return None
-    try:
-        read = tokenizer.parse_response(text, prefix=prompt, tools=list(tools))
-        calls = [_checked(call["function"]) for call in read.get("tool_calls") or ()]
-    except Exception:  # whatever a policy's text makes of foreign code
-        return None
-    turn = Message(role="assistant", content=str(read.get("content") or ""))
-    if read.get("thinking"):
-        turn["reasoning_content"] = str(read["thinking"])
-    if calls:
-        turn["tool_calls"] = calls
-    return turn
-
-
-def _by_tags(text: str) -> Message:
-    """The turn with its well-formed calls. Others stay in the content, and `call_errors` says what
-    is wrong.
+    first: the number of the first call, for its id.
     """
     calls: list[dict[str, Any]] = []
     errors: list[str] = []
@@ -165,6 +131,8 @@ def _by_tags(text: str) -> Message:
         return ""
 
     turn = Message(role="assistant", content=_CALLS.sub(read, text))
+    for number, call in enumerate(calls, first):
+        call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates want
     if calls:
         turn["content"] = turn["content"].strip("\n")
         turn["tool_calls"] = calls
@@ -207,9 +175,8 @@ class Turns:
     def read(self, tokens: Sequence[int], first: int = 0) -> Message:
         """A sampled turn as a message. first: the number of its first call."""
         words, whole = self.encoder.decode(tokens), self.encoder.said(tokens)
-        turn = read_turn(self.encoder.tokenizer, words, self.chat.shape.prompt, self.tools, first)
-        if "reasoning_content" not in turn:  # as it is if transformers reads the turn
-            turn["content"] = whole.removesuffix(words) + turn["content"]
+        turn = read_turn(words, first)
+        turn["content"] = whole.removesuffix(words) + turn["content"]
         return turn
 
     def between(

@@ -91,11 +91,14 @@ def read_message(turn: Any, where: str) -> Message:
         if turn.get(key) not in NOTHING:
             raise BadRow(f"{where} has '{key}', which would be lost; remove it if it means nothing")
     message: Any = Message(role=role, content="")
-    calls = turn.get(first_of(turn, ("tool_calls", "function_call")))
-    calls = _calls(calls, where) if calls else []
+    calls = list[dict[str, Any]]()
+    if made := turn.get(first_of(turn, ("tool_calls", "function_call"))):
+        calls = _calls(made, where)
     if role == "tool" and _is_result(content):
         content = json.dumps(content, ensure_ascii=False)
-    text = _text("" if content is None and calls else content, where)
+    if content is None and calls:
+        content = ""
+    text = _text(content, where)
     if name in CALLERS:
         calls += _calls(text, where)
     else:
@@ -131,7 +134,9 @@ def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
         return {"train": False}
     if weight not in (None, 1):
         return {"train": float(weight)}
-    return {} if train is weight is None else {"train": True}
+    if train or weight:
+        return {"train": True}
+    return {}
 
 
 # Content and calls
@@ -170,7 +175,9 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
     it as JSON.
     """
     value = _json(value, where)
-    calls = [value] if isinstance(value, Mapping) else value
+    calls = value
+    if isinstance(value, Mapping):
+        calls = [value]
     if not isinstance(calls, list | tuple) or not calls:
         raise BadRow(
             f"{where}: a tool call must be {{name, arguments}} or a list of these, not "
@@ -181,9 +188,8 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         function: Any = call.get("function", call) if isinstance(call, Mapping) else None
         if not Format.has(function, "name") or not isinstance(function["name"], str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
-        arguments = (
-            _json(function.get(first_of(function, ("arguments", "parameters"))), where) or {}
-        )
+        arguments = function.get(first_of(function, ("arguments", "parameters")))
+        arguments = _json(arguments, where) or {}
         if not isinstance(arguments, Mapping):
             raise BadRow(f"{where}: the arguments of {function['name']!r} must be an object")
         envelope: dict[str, Any] = {
@@ -330,8 +336,10 @@ class ColumnFormat(Format):
         if isinstance(value, str):
             value = _messages_in_cell(value, name, user)
         if isinstance(value, str):
-            return (Message(role="user" if user else "assistant", content=value),)
-        turns = [value] if isinstance(value, Mapping) else value
+            value = {"role": "user" if user else "assistant", "content": value}
+        turns = value
+        if isinstance(value, Mapping):
+            turns = [value]
         if not isinstance(turns, list | tuple):
             raise BadRow(
                 f"column '{name}' must be text or a list of messages, not {kind_of(value)}"
@@ -366,13 +374,13 @@ class ColumnFormat(Format):
         return tools_of(columns_of(row).get("tools"))
 
     @staticmethod
-    def answer(turns: Sequence[Message], **known: Any) -> Response:
+    def answer(turns: Sequence[Message], **fields: Any) -> Response:
         """A response from the turns after the prompt: text if it is one turn of text alone, else
         messages.
 
         Args:
             turns: Of a conversation, in order.
-            known: Further fields of the response.
+            fields: Further fields of the response.
         """
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("the last turn must be an assistant turn")
@@ -386,12 +394,12 @@ class ColumnFormat(Format):
             and turns[0].keys() <= {"role", "content", "train"}
             and turns[0].get("train", True) is True
         ):
-            return Response(text=turns[0]["content"], **known)
-        return Response(messages=tuple(turns), **known)
+            return Response(text=turns[0]["content"], **fields)
+        return Response(messages=tuple(turns), **fields)
 
     @classmethod
     def demonstration(
-        cls, turns: Sequence[Message], **known: Any
+        cls, turns: Sequence[Message], **fields: Any
     ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
@@ -400,20 +408,22 @@ class ColumnFormat(Format):
 
         Args:
             turns: Of a conversation, in order.
-            known: Further fields of the response.
+            fields: Further fields of the response.
         """
         roles = [turn["role"] for turn in turns]
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
         first = len(roles)
-        if known.get("label") is not None:
+        if fields.get("label") is not None:
             while first and roles[first - 1] == "assistant":
                 first -= 1
         else:
-            user = roles.index("user") if "user" in roles else 0
-            if "assistant" in roles[user:]:
-                first = roles.index("assistant", user)
-        return tuple(turns[:first]), cls.answer(turns[first:], **known)
+            start = 0
+            if "user" in roles:
+                start = roles.index("user")
+            if "assistant" in roles[start:]:
+                first = roles.index("assistant", start)
+        return tuple(turns[:first]), cls.answer(turns[first:], **fields)
 
     @staticmethod
     def scores(score: float | None) -> dict[str, float | None]:
@@ -431,15 +441,16 @@ class ColumnFormat(Format):
         Args:
             responses: With a score each.
         """
-        scores = [
-            score for response in responses if (score := response.scores.get("reward")) is not None
-        ]
+        scores = []
+        for response in responses:
+            score = response.scores.get("reward")
+            if score is not None:
+                scores.append(score)
         if not scores:
             raise BadRow("the row has neither ranks nor scores nor pairs")
-        if len(scores) < len(responses):
-            raise BadRow(
-                f"{len(responses) - len(scores)} of {len(responses)} responses have no score"
-            )
+        missing = len(responses) - len(scores)
+        if missing:
+            raise BadRow(f"{missing} of {len(responses)} responses have no score")
         from alignkit import functional as F  # with torch, which reading a recipe does not need
 
         pairs = []

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from alignkit.data.group import Group, Message, resolved_pairs, said
+from alignkit_plugins.formats.rows import turns_of_response
 
 WIDTH = 88  # characters of a text
+LABELS = {True: "good", False: "bad"}
 
 
 class Shown(NamedTuple):
@@ -28,51 +30,52 @@ class Shown(NamedTuple):
 
 def shown(group: Group) -> list[Shown]:
     """A row for a reader, in full: each turn of the prompt, then each response with its facts."""
-    rows = [_turn(turn, turn["role"]) for turn in group.prompt]
-    is_one = len(group.responses) == 1
+    rows = [_turn(turn) for turn in group.prompt]
     for (name, *facts), response in zip(response_names(group), group.responses, strict=True):
-        facts += [f"{score} {value}" for score, value in response.scores.items()]
+        for score, value in response.scores.items():
+            facts.append(f"{score} {value}")
         if response.label is not None:
-            facts.append("label good" if response.label else "label bad")
-        if is_one:
+            facts.append(f"label {LABELS[response.label]}")
+        if len(group.responses) == 1:
             name = "assistant" if group.prompt else "text"
-        if response.messages is None:
-            rows.append(Shown(name, response.text, facts))
-            continue
-        for turn in response.messages:
-            rows.append(_turn(turn, name if turn["role"] == "assistant" else turn["role"]))
+        for turn in turns_of_response(response):
+            rows.append(_turn(turn, name))
         rows[-1] = rows[-1]._replace(facts=facts)
     return rows
 
 
-def _turn(turn: Message, who: str) -> Shown:
-    weight = turn.get("train", True)
-    if turn["role"] == "assistant" and weight is not True:
-        who += f" (weight {weight:g})" if weight else " (not learned)"
+def _turn(turn: Message, assistant: str = "assistant") -> Shown:
+    """A turn. assistant: what the assistant is called."""
+    who, weight = str(turn["role"]), turn.get("train", True)
+    if who == "assistant":
+        who = assistant
+        if not weight:
+            who += " (not learned)"
+        elif weight is not True:
+            who += f" (weight {weight:g})"
     return Shown(who, said([turn]), [])
 
 
 def response_names(group: Group) -> list[list[str]]:
     """The name of each response, and its facts next to the others: its margin or its rank."""
     pairs = resolved_pairs(group)
-    if len(group.responses) == 2 and len(pairs) == 1:
-        [pair] = pairs
-        better = ["better"]
-        if pair.margin is not None:
-            better.append(
-                f"margin {pair.margin:g}"
-                if isinstance(pair.margin, float | int)
-                else f"margin {pair.margin}"
-            )
-        if pair.p != 1:
-            better.append(f"p {pair.p:g}")
-        return [better, ["worse"]] if pair.better == 0 else [["worse"], better]
     if len(group.responses) == 1:
         return [["response"]]
+    if len(group.responses) == 2 and len(pairs) == 1:
+        names, margin = [["worse"], ["worse"]], pairs[0].margin
+        better = names[pairs[0].better] = ["better"]
+        if isinstance(margin, str):
+            better.append(f"margin {margin}")
+        elif margin is not None:
+            better.append(f"margin {margin:g}")
+        if pairs[0].p != 1:
+            better.append(f"p {pairs[0].p:g}")
+        return names
     names = []
     for number, response in enumerate(group.responses, 1):
-        rank = [] if response.rank is None else [f"rank {response.rank:g}"]
-        names.append([f"response {number}", *rank])
+        names.append([f"response {number}"])
+        if response.rank is not None:
+            names[-1].append(f"rank {response.rank:g}")
     return names
 
 

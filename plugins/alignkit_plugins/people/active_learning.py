@@ -15,7 +15,6 @@ others.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,9 +30,8 @@ from alignkit_plugins.people.items import Item
 if TYPE_CHECKING:
     from alignkit.step import StepContext
 
-Gaps = dict[
-    tuple[str, int, int], float
-]  # (item's id, response, response) -> how much better the first one is
+# (item's id, response, response) -> how much better the first one is
+Gaps = dict[tuple[str, int, int], float]
 
 
 def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepContext) -> list[Item]:
@@ -42,24 +40,25 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
     rewards: values of RewardRef options. A run that was killed asks nobody twice. Raises what
     rewards raise.
     """
-    several = [item for item in items if len(item.responses) > 1]
+    from scipy.stats import rankdata
+
     preferences: dict[tuple[str, int, int], list[float]] = defaultdict(list)
     for spec in rewards:
-        gaps = _gaps(several, spec, context)
-        sizes = sorted(map(abs, gaps.values()))
-        for two, gap in gaps.items():
-            smaller = (bisect_left(sizes, abs(gap)) + bisect_right(sizes, abs(gap))) / (
-                2 * len(sizes)
-            )
-            preferences[two].append(math.copysign(smaller, gap) if gap else 0.0)
+        gaps = _gaps(items, spec, context)
+        ranks = rankdata([abs(gap) for gap in gaps.values()])
+        for (two, gap), rank in zip(gaps.items(), ranks, strict=True):
+            share = (rank - 0.5) / len(gaps)
+            preferences[two].append(math.copysign(share, gap) if gap else 0.0)
     urgency: dict[str, list[float]] = defaultdict(list)
-    for (item_id, *_), (first, *others) in preferences.items():
-        pairs = combinations([first, *others], 2) if others else [(first, math.copysign(1, first))]
-        urgency[item_id].append(fmean(-one * other for one, other in pairs))
-    return [
-        replace(item, priority=round(fmean(urgency[item.id]), 6)) if item.id in urgency else item
-        for item in items
-    ]
+    for (item_id, *_), raters in preferences.items():
+        sure = [(raters[0], math.copysign(1, raters[0]))]  # of one rater
+        urgency[item_id].append(fmean(-a * b for a, b in list(combinations(raters, 2)) or sure))
+    result = []
+    for item in items:
+        if item.id in urgency:
+            item = replace(item, priority=round(fmean(urgency[item.id]), 6))
+        result.append(item)
+    return result
 
 
 def _gaps(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
@@ -68,13 +67,17 @@ def _gaps(items: Sequence[Item], spec: Any, context: StepContext) -> Gaps:
     context.say(f"{context.out.name}: {name} scores the responses of {len(items)} items")
 
     def score(rows: Sequence[str]) -> list[list[float | None]]:
-        groups = scorer.score([group_from_json(row) for row in rows])
-        return [[response.scores[REWARD_KEY] for response in group.responses] for group in groups]
+        scored = []
+        for group in scorer.score(list(map(group_from_json, rows))):
+            scored.append([response.scores[REWARD_KEY] for response in group.responses])
+        return scored
 
+    several = [item for item in items if len(item.responses) > 1]
     gaps: Gaps = {}
-    scores = context.map(f"opinions-{name}", [group_to_json(item.group) for item in items], score)
-    for item, row in zip(items, scores, strict=True):
-        for (i, one), (j, other) in combinations(enumerate(row), 2):
-            if one is not None and other is not None:
-                gaps[item.id, i, j] = one - other
+    rows = [group_to_json(item.group) for item in several]
+    scores = context.map(f"opinions-{name}", rows, score)
+    for item, row in zip(several, scores, strict=True):
+        for i, j in combinations(range(len(row)), 2):
+            if row[i] is not None and row[j] is not None:
+                gaps[item.id, i, j] = row[i] - row[j]
     return gaps

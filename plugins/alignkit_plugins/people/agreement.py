@@ -1,42 +1,43 @@
-"""How far the people who labeled a store agree, with each other and with gold labels, and what else
-a store holds.
+"""How far the people who labeled a store agree, with each other and with gold labels; and what
+recipes read of a store.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from alignkit import Reader
+from alignkit.data.group import group_to_json
 from alignkit.evaluation.statistics import clustered_share, shown
-from alignkit.report import Block, Table
+from alignkit.report import Table
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import Labeled, attributes, consents, labeled
+from alignkit_plugins.people.votes import Labeled, groups_of, labeled
 
 FEW = 50  # items of several people, below which their agreement is hardly known
-SHARES = {True: "yes", False: "no", None: "not asked"}
 Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
+Cases = dict[str, dict[str, list[float]]]  # person -> item -> whether comparisons are the same
 
 
-def agreement(
-    entries: Iterable[Labeled], known: Mapping[str, Mapping[str, str]] | None = None
-) -> list[dict[str, Any]]:
+def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
     """How far people agree in each task, as plain JSON: which of two responses is better, or
     whether one is good.
 
     items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`.
     people: for each the items, the share of the others' ratings that are the same, and the share of
-    right ones. Everything about an item is one cluster. known: attributes of people, whose values
-    follow the people, such as `degree: PhD`.
+    right ones. Everything about an item is one cluster.
     """
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
         if entry.votes and not entry.stored.retired:
             tasks[entry.stored.item.task].append(entry)
-    measured = [_measured(task, those, known or {}) for task, those in tasks.items()]
+    measured = [_measured(task, those) for task, those in tasks.items()]
     return [facts for facts in measured if facts["items"]]
 
 
@@ -58,25 +59,14 @@ def _ratings(item: Item, label: Label) -> Rating:
     return ratings
 
 
-@dataclass
-class _Tally:
-    """The comparisons of a person, or of people with an attribute: by item, whether others and gold
-    labels agree.
-    """
-
-    with_others: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    with_gold: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-
-def _measured(
-    task: str, entries: Sequence[Labeled], known: Mapping[str, Mapping[str, str]]
-) -> dict[str, Any]:
+def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
     units: list[list[bool]] = []
     clusters: list[str] = []
-    people, groups = defaultdict[str, _Tally](_Tally), defaultdict[str, _Tally](_Tally)
+    with_others: Cases = defaultdict(lambda: defaultdict(list))
+    with_gold: Cases = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         item = entry.stored.item
-        gold = {} if entry.gold is None else _ratings(item, entry.gold)
+        gold = _ratings(item, dict(item.gold or {}))
         comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
         for vote in entry.votes:
             for two, rating in _ratings(item, vote.label).items():
@@ -86,53 +76,39 @@ def _measured(
             clusters.append(item.id)
             for who, rating in ratings.items():
                 others = [float(rating == other) for name, other in ratings.items() if name != who]
-                of_groups = [
-                    groups[f"{name}: {value}"] for name, value in known.get(who, {}).items()
-                ]
-                for tally in (people[who], *of_groups):
-                    tally.with_others[item.id] += others
-                    tally.with_gold[item.id] += [float(rating == gold[two])] if two in gold else []
+                with_others[who][item.id] += others
+                if two in gold:
+                    with_gold[who][item.id].append(float(rating == gold[two]))
     from alignkit_plugins.krippendorff import agreement_of  # imports numpy
 
+    people = {}
+    for who, cases in sorted(with_others.items()):
+        people[who] = {
+            "items": len(cases),
+            "with_others": clustered_share(list(cases.values())),
+            "with_gold": clustered_share(list(with_gold[who].values())),
+        }
     shared = {item for item, unit in zip(clusters, units, strict=True) if len(unit) > 1}
-    return {
-        "question": task,
-        "items": len(set(clusters)),
-        "shared": len(shared),
-        **agreement_of(units, clusters=clusters),
-        "people": {
-            name: _facts(tally)
-            for name, tally in (*sorted(people.items()), *sorted(groups.items()))
-        },
-    }
-
-
-def _facts(tally: _Tally) -> dict[str, Any]:
-    shares = {name: clustered_share(list(cases.values())) for name, cases in vars(tally).items()}
-    return {"items": len(tally.with_others), **shares}
+    counts = {"items": len(set(clusters)), "shared": len(shared)}
+    agreed = agreement_of(units, clusters=clusters)
+    return {"question": task, **counts, **agreed, "people": people}
 
 
 def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
     """How far people agree in each task, of what `agreement` returned; empty without labels."""
-    told = []
+    lines = []
     for each in facts:
         same, alpha, shared = each["same"], each["alpha"], each["shared"]
         if not shared:
-            told.append(
-                f"{each['question']}: no item has labels of two people, so how far they agree is "
-                "not known"
-            )
-            continue
-        if alpha["mean"] is None:
-            text = f"{shown(same, percent=True)} of labels agree"
+            text = "no item has labels of two people, so how far they agree is not known"
         else:
-            text = (
-                f"{shown({**same, 'low': None}, percent=True)} of labels agree, alpha "
-                f"{shown(alpha)}"
-            )
-        few = ": too few items to say" if shared < FEW else ""
-        told.append(f"{each['question']}: {text} over {shared} items{few}")
-    return "\n".join(told)
+            text = f"{shown({**same, 'low': None}, percent=True)} of labels agree"
+            if alpha["mean"] is not None:
+                text += f", alpha {shown(alpha)}"
+            text += f" over {shared} items"
+            text += ": too few items to say" * (shared < FEW)
+        lines.append(f"{each['question']}: {text}")
+    return "\n".join(lines)
 
 
 def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") -> Table:
@@ -142,58 +118,35 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") 
         for who, person in each["people"].items():
             shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
             rows.append([each["question"], who, str(person["items"]), *shares])
-    return Table(
-        title, ["task", "annotator", "items", "same as others", "right on gold items"], rows, keys=2
-    )
+    heads = ["task", "annotator", "items", "same as others", "right on gold items"]
+    return Table(title, heads, rows, keys=2)
 
 
-# What a store holds
-
-
-def overview(store: Store) -> dict[str, Any]:
-    """What a store holds, as plain data: items by task, people, how far they agree, and what waits
-    for a decision.
+class StoreReader(Reader):
+    """Labels of people, which runs ask for, as groups. How far the annotators agree is what reports
+    show of them.
     """
-    entries, agreed = labeled(store), consents(store)
-    tasks, people = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
-    for entry in entries:
-        counts = tasks[entry.stored.item.task]
-        counts["items"] += 1
-        counts["labels"] += len(entry.votes)
-        counts["read by recipes"] += entry.counts
-        counts["disputed or flagged"] += entry.disputed and not entry.stored.retired
-        counts["gold"] += entry.stored.item.gold is not None
-        for vote in entry.votes:
-            people[vote.annotator]["labels"] += 1
-    for event in store.events():
-        people[event.annotator][event.kind] += event.kind in ("skip", "undo")
-    return {
-        "store": str(store.path),
-        "tasks": {task: dict(counts) for task, counts in sorted(tasks.items())},
-        "people": {name: {**people[name], "shares": agreed.get(name)} for name in sorted(people)},
-        "agreement": agreement(entries, attributes(store)),
-        "licenses": dict(Counter(entry.stored.item.license or "none" for entry in entries)),
-    }
 
+    grows = True
 
-def blocks(facts: Mapping[str, Any]) -> list[Block]:
-    """The report of an overview."""
-    licenses = ", ".join(f"{name} {count}" for name, count in facts["licenses"].items())
-    heads = ["task", "items", "labels", "read by recipes", "disputed or flagged", "gold"]
-    tasks = [
-        [task, *(str(row[name]) for name in heads[1:])] for task, row in facts["tasks"].items()
-    ]
-    people = []
-    for name, row in facts["people"].items():
-        numbers = [str(row.get(kind, 0)) for kind in ("labels", "skip", "undo")]
-        people.append([name, *numbers, SHARES[row["shares"]]])
-    shared = people_table(facts["agreement"], "how far they agree")
-    tables = [
-        Table("Items", heads, tasks),
-        Table("People", ["annotator", "labels", "skips", "undone", "agreed to share"], people),
-        replace(shared, note=sentence(facts["agreement"])),
-    ]
-    return [
-        f"{facts['store']}; licenses of items: {licenses or '-'}",
-        *(table for table in tables if table.rows),
-    ]
+    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+        """The groups of a store, numbered by the positions of their items, as it is now.
+
+        Without items that are flagged, that have no label, that nobody is asked about any more, or
+        whose author took the consent back.
+        """
+        with Store.open(path) as store:
+            entries = labeled(store)
+        for entry in entries:
+            for group in groups_of(entry) if entry.counts else ():
+                yield entry.stored.position, json.loads(group_to_json(group))
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of the rows that a recipe reads."""
+        return hashlib.sha256(repr(list(self.rows(path))).encode()).hexdigest()
+
+    def facts(self, path: Path) -> Mapping[str, Any]:
+        """How far the annotators agree."""
+        with Store.open(path) as store:
+            agreed = agreement(labeled(store))
+        return {"agreement": agreed} if agreed else {}

@@ -9,15 +9,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import dataclass
-from statistics import median
 
 from alignkit import seeds
 from alignkit_plugins.people.labels import agrees, canonical, check_annotator
 from alignkit_plugins.people.store import LATEST, Store, Stored, event_of, stored_of
 
 LEASE = 600.0  # seconds for which nobody else gets the item
-IDLE = 300.0  # seconds on an item that count at most
-RECENT = 20  # labels that decide the pace
 SEED = 0  # of the order of responses, and of what comes next
 GOLD_RATE = 0.05  # share of gold items
 LEAST = 0.8  # of the gold items of a qualification, right
@@ -48,21 +45,6 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far an annotator is.
-
-    mine, skipped: items that the annotator labeled and skipped. total: those labeled, and those
-    that are left for the annotator; gold items count, so that nobody recognizes them. pace: the
-    median seconds of the annotator's last labels; None before the first one.
-    """
-
-    mine: int
-    skipped: int
-    total: int
-    pace: float | None
-
-
-@dataclass(frozen=True)
 class Qualification:
     """How an annotator answered the first gold items, before the first item whose label counts."""
 
@@ -85,20 +67,17 @@ class Qualification:
 
 def qualification(store: Store, annotator: str, asked: int) -> Qualification:
     """How far the annotator is with the first `asked` gold items. A skipped item is not right."""
-    right = 0
     query = (
-        f"SELECT gold, mine.* FROM ({_MINE}) AS mine JOIN items ON items.id = item WHERE gold IS "
-        "NOT NULL"
+        f"SELECT gold, mine.* FROM ({_MINE}) AS mine JOIN items ON items.id = item "
+        "WHERE gold IS NOT NULL AND retired = 0 ORDER BY time LIMIT :asked"
     )
-    rows = store.rows(
-        f"{query} AND retired = 0 ORDER BY time LIMIT :asked", me=annotator, asked=asked
-    )
+    rows = store.rows(query, me=annotator, asked=asked)
+    right = 0
     for row in rows:
         event = event_of(row)
         if event.kind == "label":
-            right += (
-                agrees(canonical(event.payload, event.order), json.loads(row["gold"])) is not False
-            )
+            label = canonical(event.payload, event.order)
+            right += agrees(label, json.loads(row["gold"])) is not False
     return Qualification(asked, len(rows), right)
 
 
@@ -134,19 +113,13 @@ def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | No
     return _assigned(stored_of(row), annotator)
 
 
-def assignment(store: Store, annotator: str, item: str) -> Assignment:
-    """An item as this annotator sees it. Raises `BadLabel` if it is unknown."""
-    return _assigned(store.item(item), annotator)
-
-
 def take(store: Store, annotator: str, item: str) -> Assignment:
     """Lease a certain item, as undo does: `next_item` returns it until it is labeled."""
-    taken = assignment(store, annotator, item)
-    until = store.clock().timestamp() + LEASE
+    stored, until = store.item(item), store.clock().timestamp() + LEASE
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE annotator = ?", (annotator,))
         connection.execute("INSERT INTO leases VALUES (?, ?, ?)", (item, annotator, until))
-    return taken
+    return _assigned(stored, annotator)
 
 
 def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
@@ -155,19 +128,14 @@ def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(range(count), key=numbers.__getitem__))
 
 
-def progress(store: Store, annotator: str) -> Progress:
-    """How far an annotator is."""
-    live = f"SELECT kind FROM ({_MINE}) JOIN items ON items.id = item WHERE retired = 0"
-    kinds = [row["kind"] for row in store.rows(live, me=annotator)]
+def progress(store: Store, annotator: str) -> tuple[int, int]:
+    """How many items the annotator labeled, and how many that and those that are left are; gold
+    items count, so that nobody recognizes them.
+    """
+    live = f"SELECT 1 FROM ({_MINE}) JOIN items ON items.id = item WHERE retired = 0"
+    mine = store.count(f"{live} AND kind = 'label'", me=annotator)
     left = store.count(_OPEN, me=annotator) + store.count(_GOLD, me=annotator)
-    recent = store.rows(
-        "SELECT seconds FROM events WHERE annotator = ? AND kind = 'label' AND seconds IS NOT NULL "
-        "ORDER BY created DESC LIMIT ?",
-        *(annotator, RECENT),
-    )
-    seconds = [min(row["seconds"], IDLE) for row in recent]
-    mine = kinds.count("label")
-    return Progress(mine, kinds.count("skip"), mine + left, median(seconds) if seconds else None)
+    return mine, mine + left
 
 
 def _assigned(stored: Stored, annotator: str) -> Assignment:

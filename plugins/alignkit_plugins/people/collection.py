@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from alignkit.data.group import Message
 from alignkit.errors import BadRow, refuse
@@ -75,7 +74,8 @@ class Collection:
         back.
         """
         if granted or self.agreed(annotator):
-            self._submit(annotator, "consent", {"granted": granted, "terms": TERMS})
+            payload = {"granted": granted, "terms": TERMS}
+            self.store().submit(Event(str(uuid.uuid4()), annotator, "consent", payload))
 
     def keep(self, annotator: str, exchange: Exchange) -> str:
         """Keep an answer, which can be rated; returns the id of its item.
@@ -85,18 +85,17 @@ class Collection:
         self._check(annotator)
         if not exchange.answer.strip():
             raise BadLabel("the answer is empty")
-        meta = {"seed": exchange.seed, "temperature": exchange.temperature}
-        more: dict[str, Any] = {
-            "license": self.license,
-            "author": annotator,
-            "batch": BATCH,
-            "meta": meta,
-        }
-        origin = self.names.get(exchange.policy, exchange.policy)
+        item = Item(
+            "thumb",
+            tuple(exchange.messages),
+            (exchange.answer,),
+            origins=(self.names.get(exchange.policy, exchange.policy),),
+            meta={"seed": exchange.seed, "temperature": exchange.temperature},
+            license=self.license,
+            author=annotator,
+            batch=BATCH,
+        )
         try:
-            item = Item(
-                "thumb", tuple(exchange.messages), (exchange.answer,), origins=(origin,), **more
-            )
             self.store().add([item])
         except BadRow as error:
             raise BadLabel(str(error)) from error
@@ -107,11 +106,8 @@ class Collection:
         without consent.
         """
         self._check(annotator)
-        self._submit(annotator, "label", {"good": good}, item)
+        self.store().submit(Event(str(uuid.uuid4()), annotator, "label", {"good": good}, item))
 
     def _check(self, annotator: str) -> None:
         if not self.agreed(annotator):
             raise BadLabel("nothing is kept without consent")
-
-    def _submit(self, *said: Any) -> None:
-        self.store().submit(Event(str(uuid.uuid4()), *said))

@@ -16,15 +16,7 @@ from alignkit.errors import BadRow, did_you_mean
 from alignkit.formats import check_group
 from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
 
-LONGEST = 200_000  # characters of a text
 AUTHOR = "author"  # as an origin: the item's author wrote this response
-COMPARED = (
-    "pair",
-    "safety",
-    "ranking",
-    "review",
-    None,
-)  # tasks of which nobody can say anything about equal responses
 
 Answer = str | tuple[Message, ...]
 
@@ -34,10 +26,9 @@ class Item:
     """A prompt with responses, and what a person should say about them.
 
     task: `pair` (which is better, and how much), `safety` (the same with a safety bin), `ranking`,
-    `scores` (1 to 7 on each criterion), `review` (an overall score, flags and ranks),
-    `demonstration` (write an answer, or edit the only one), or `thumb` (one response, good or bad).
-    prompt: turns. responses: each a text, or turns if it has several. The id depends on these and
-    on `tools` only.
+    `review` (an overall score, flags and ranks), `demonstration` (write an answer, or edit the only
+    one), or `thumb` (one response, good or bad). prompt: turns. responses: each a text, or turns if
+    it has several. The id depends on these and on `tools` only.
 
     origins: who wrote each response, such as a stage, or AUTHOR; never shown to labelers. author:
     the annotator who wrote the prompt or the response, if it is one; such an item is exported only
@@ -62,86 +53,62 @@ class Item:
         """JSON has lists where an item has tuples."""
         for name in ("prompt", "tools", "origins"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        answers = [
-            answer if isinstance(answer, str) else tuple(answer) for answer in self.responses
-        ]
+        answers = []
+        for answer in self.responses:
+            answers.append(answer if isinstance(answer, str) else tuple(answer))
         object.__setattr__(self, "responses", tuple(answers))
 
     @cached_property
     def id(self) -> str:
         """32 hex digits that depend on what the item asks, and on nothing else."""
-        answers = [
-            answer if isinstance(answer, str) else turns_of(answer) for answer in self.responses
-        ]
-        asked = [self.task, turns_of(self.prompt), answers, list(self.criteria), list(self.tools)]
+        asked = [self.task, turns_of(self.prompt), self.answers, list(self.tools)]
         return sha256_of(asked)[:32]
 
     @property
-    def criteria(self) -> tuple[str, ...]:
-        """What is scored."""
-        return TASKS[self.task].criteria if self.task in TASKS else ()
+    def answers(self) -> list[Any]:
+        """The responses as plain JSON: texts, or lists of turns."""
+        return [each if isinstance(each, str) else turns_of(each) for each in self.responses]
 
     @property
     def group(self) -> Group:
         """The prompt and the responses, for whoever rates them."""
-        answers = tuple(map(response_of, self.responses))
-        return Group(self.prompt, answers, pairs=(), meta=dict(self.meta), tools=self.tools)
+        answers = []
+        for number, answer in enumerate(self.responses):
+            source = self.origins[number] if self.origins else None
+            if isinstance(answer, str):
+                answers.append(Response(text=answer, source=source))
+            else:
+                answers.append(Response(messages=answer, source=source))
+        meta = dict(self.meta)
+        return Group(self.prompt, tuple(answers), pairs=(), meta=meta, tools=self.tools)
 
     def checked(self) -> Item:
         """The item itself. Raises `BadRow` if nobody could label it."""
         if self.task not in TASKS:
             hint = did_you_mean(self.task, TASKS) or f"expected {', '.join(TASKS)}"
             raise BadRow(f"unknown task {self.task!r}; {hint}")
-        (_, least, most, _), count = TASKS[self.task], len(self.responses)
-        if not least <= count <= most:
-            raise BadRow(f"a {self.task} has {least} to {most} responses, not {count}")
+        task, count = TASKS[self.task], len(self.responses)
+        if not task.least <= count <= task.most:
+            raise BadRow(f"a {self.task} has {task.least} to {task.most} responses, not {count}")
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
         check_group(self.group)
-        if len(set(map(json.dumps, self.responses))) < count and self.task in COMPARED:
+        if len(set(map(json.dumps, self.responses))) < count:
             raise BadRow("two responses are the same, so nobody can prefer one")
-        for part in (self.prompt, *self.responses):
-            for text in [part] if isinstance(part, str) else [turn["content"] for turn in part]:
-                if len(text) > LONGEST:
-                    raise BadRow(
-                        f"a text has {len(text):,} characters, but nobody can read more than "
-                        f"{LONGEST:,}"
-                    )
         if self.gold is not None:
             check_gold(self.task, self.gold, count)
         return self
 
-
-def item_of(group: Group, task: str | None = None, **more: Any) -> Item:
-    """The item of a group. task: default: by the number of its responses. Raises `BadRow` if it
-    does not suit.
-
-    The group's pairs, ranks and labels are not shown; more: further fields of the item.
-    """
-    if task is None:
-        task = {0: "demonstration", 1: "demonstration", 2: "pair"}.get(
-            len(group.responses), "ranking"
+    def filled(self, other: Item) -> Item:
+        """The item with what only another version of it says."""
+        return replace(
+            self,
+            license=self.license or other.license,
+            author=self.author or other.author,
+            gold=other.gold if self.gold is None else self.gold,
+            meta={**other.meta, **self.meta},
+            origins=self.origins if any(self.origins) else other.origins,
         )
-    known: dict[str, Any] = {
-        "tools": group.tools,
-        "meta": dict(group.meta),
-        "license": str(group.meta.get("license") or ""),
-        "origins": [response.source for response in group.responses],
-    }
-    answers: Any = [r.text if r.messages is None else r.messages for r in group.responses]
-    return Item(task, group.prompt, answers, **{**known, **more}).checked()
-
-
-def filled(item: Item, other: Item) -> Item:
-    """The item with what only another version of it says."""
-    return replace(
-        item,
-        license=item.license or other.license,
-        author=item.author or other.author,
-        gold=other.gold if item.gold is None else item.gold,
-        meta={**other.meta, **item.meta},
-        origins=item.origins if any(item.origins) else other.origins,
-    )
 
 
 def turns_of_answer(answer: Answer) -> Sequence[Mapping[str, Any]]:
@@ -149,43 +116,31 @@ def turns_of_answer(answer: Answer) -> Sequence[Mapping[str, Any]]:
     return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
-def response_of(answer: Answer) -> Response:
-    """An answer as a response of a group."""
-    return Response(text=answer) if isinstance(answer, str) else Response(messages=answer)
-
-
 # Rows of data
 
 
-def items_of(
-    groups: Iterable[Group],
-    task: str | None = None,
-    *,
-    license: str = "",
-    gold: bool = False,
-    left_out: list[str] | None = None,
-) -> list[Item]:
-    """An item for each group. task: None: by the number of its responses. license: of rows that
-    state none.
+def item_of(group: Group, task: str | None = None, *, gold: bool = False) -> Item:
+    """The item of a group, whose pairs, ranks and labels are not shown.
 
-    Raises `DataError` that lists the rows that nobody could label, or that have no label though
-    they should be gold. left_out: gets the reasons instead, one for each such row.
+    task: default: by the number of its responses. gold: whether they are the gold label. Raises
+    `BadRow` if the task does not suit, or if the row should state a gold label and does not.
     """
-    items, bad = [], []
-    for group in groups:
-        try:
-            item = item_of(group, task)
-            if gold:
-                item = replace(item, gold=gold_of(group, item.task)).checked()
-            items.append(replace(item, license=item.license or license))
-        except BadRow as error:
-            where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
-            bad.append(SkippedRow(*where, str(error)))
-    if left_out is not None:
-        left_out += [row.reason for row in bad]
-    elif bad:
-        raise bad_rows_error(bad)
-    return items
+    if task is None:
+        by_count = {0: "demonstration", 1: "demonstration", 2: "pair"}
+        task = by_count.get(len(group.responses), "ranking")
+    answers: list[Any] = []
+    for response in group.responses:
+        answers.append(response.text if response.messages is None else response.messages)
+    item = Item(
+        task,
+        group.prompt,
+        tuple(answers),
+        tools=group.tools,
+        meta=dict(group.meta),
+        license=str(group.meta.get("license") or ""),
+        origins=tuple(response.source for response in group.responses),
+    ).checked()
+    return replace(item, gold=gold_of(group, task)) if gold else item
 
 
 def gold_of(group: Group, task: str) -> Label:
@@ -203,32 +158,52 @@ def gold_of(group: Group, task: str) -> Label:
     raise BadRow(f"the row states no label, so it cannot be the gold label of a {task}")
 
 
+def items_of(
+    groups: Iterable[Group],
+    task: str | None = None,
+    *,
+    gold: bool = False,
+    left_out: list[str] | None = None,
+) -> list[Item]:
+    """An item for each group, and one of equal ones. task, gold: as `item_of` takes them.
+
+    Raises `DataError` that lists the rows that nobody could label. left_out: gets the reasons
+    instead, one for each such row.
+    """
+    items, bad = dict[str, Item](), []
+    for group in groups:
+        try:
+            item = item_of(group, task, gold=gold)
+            items.setdefault(item.id, item)
+        except BadRow as error:
+            where = (group.origin.file, group.origin.row) if group.origin else ("", 0)
+            bad.append(SkippedRow(*where, str(error)))
+    if left_out is not None:
+        left_out += [row.reason for row in bad]
+    elif bad:
+        raise bad_rows_error(bad)
+    return list(items.values())
+
+
 def joined(groups: Iterable[Group]) -> list[Group]:
     """One group for each prompt, with the responses of all that have it, such as samples of several
     policies.
     """
-    found: dict[str, Group] = {}
+    merged: dict[str, Group] = {}
     for group in groups:
         key = str((turns_of(group.prompt), group.tools))
-        if (first := found.get(key)) is not None:
-            group = replace(
-                first,
-                responses=(*first.responses, *group.responses),
-                meta={**group.meta, **first.meta},
-            )
-        found[key] = group
-    return list(found.values())
+        if (first := merged.get(key)) is not None:
+            responses = (*first.responses, *group.responses)
+            group = replace(first, responses=responses, meta={**group.meta, **first.meta})
+        merged[key] = group
+    return list(merged.values())
 
 
 def questions_of(group: Group, task: str | None) -> list[Group]:
     """The questions about a row, a group each; none if fewer than two of its responses differ.
 
-    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one. If
-    all responses have a reward, it is a column, with which labels can be compared later.
+    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one.
     """
-    rewards = [response.scores.get("reward") for response in group.responses]
-    if rewards and None not in rewards:
-        group = replace(group, meta={**group.meta, "reward": group.meta.get("reward", rewards)})
     different: dict[str, Response] = {}
     for response in group.responses:
         text = response.text if response.messages is None else turns_of(response.messages)
@@ -236,10 +211,6 @@ def questions_of(group: Group, task: str | None) -> list[Group]:
     answers = tuple(different.values())
     if task == "thumb":
         return [replace(group, responses=(answer,), pairs=()) for answer in answers]
-    if len(group.responses) > 1 and len(answers) < 2 and task in COMPARED:
+    if len(group.responses) > 1 and len(answers) == 1:
         return []
-    return [
-        group
-        if len(answers) == len(group.responses)
-        else replace(group, responses=answers, pairs=())
-    ]
+    return [replace(group, responses=answers, pairs=())]

@@ -1,4 +1,4 @@
-"""Where a page or an endpoint is, who gets a link to it, its HTTP server, and what that refuses.
+"""Where a page or an endpoint is, its HTTP server, and what that refuses.
 
 It is for this machine only, unless `--host` names another address.
 """
@@ -6,24 +6,20 @@ It is for this machine only, unless `--host` names another address.
 from __future__ import annotations
 
 import errno
-import getpass
 import hmac
-import ipaddress
 import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from alignkit import errors
 from alignkit.errors import refuse
 from alignkit.io.text import printable
-from alignkit_plugins.people.labels import check_annotator
 
 if TYPE_CHECKING:
     import uvicorn
@@ -38,7 +34,7 @@ PORT, PORTS = 8765, 20  # the first port, and how many are tried
 MOST_BYTES = 1 << 20  # of a request
 ENDING = 3  # seconds for open connections to end
 PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
-_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@/\[\]]+)(?::[0-9]+)?")
+_HOST = re.compile(r"([\w.-]+)(?::\d+)?")  # a name, with or without a port
 
 
 POLICY = (
@@ -78,7 +74,7 @@ class Address:
 
     def url(self, listener: socket.socket) -> str:
         """How addresses begin in browsers."""
-        return self.public or url(listener, self.names)
+        return self.public or url(listener)
 
     def warn(self, listener: socket.socket) -> None:
         """Print what it means that others than this machine can reach the page."""
@@ -87,10 +83,10 @@ class Address:
                 f"note: {url(listener)} waits for a proxy at {self.public}, which must pass on "
                 "the header Host"
             )
-        elif not is_loopback(self.host):
+        elif self.host not in HOSTS:
             text = (
-                f"warning: others can reach {self.url(listener)}. Nothing is encrypted: who "
-                "watches the network can read all of it, links and tokens included\n"
+                f"warning: others can reach {url(listener)}. Nothing is encrypted: who watches "
+                "the network can read all of it, tokens included\n"
                 "  help: let a proxy do TLS, and name its address: --host https://NAME"
             )
         else:
@@ -102,54 +98,21 @@ THIS_MACHINE = Address()
 
 
 def address_of(host: str | None) -> Address:
-    """The address that `--host` names: this machine's own by default. Raises RecipeError for one
-    that is none.
+    """The address that `--host` names: this machine's own by default, else that of a proxy. Raises
+    RecipeError for another one.
     """
     if host is None or host in HOSTS:
         return THIS_MACHINE
-    public = host.rstrip("/") if host.startswith("https://") else ""
-    name = host_name(public.removeprefix("https://") or (f"[{host}]" if ":" in host else host))
-    with suppress(ValueError):
-        name = None if name is None or ipaddress.ip_address(name).is_unspecified else name
-    if name is None or not re.fullmatch(r"[\w.:-]+", name):
-        help = "name the address at which others reach this machine, or https://NAME of a proxy"
-        refuse(f"--host {host}: no address that browsers can open", help)
-    return Address(HOST if public else host, (name,), public)
+    name = _HOST.fullmatch(host.removeprefix("https://").rstrip("/").lower())
+    if name is None or not host.startswith("https://"):
+        refuse(f"--host {host}: no address that browsers can open", "write https://NAME of a proxy")
+    return Address(HOST, (name[1],), f"https://{name[0]}")
 
 
-def host_name(header: str) -> str | None:
-    """The name in the header Host, without its port; None if it is not one."""
-    found = _HOST.fullmatch(header)
-    return found[1].strip("[]").lower() if found else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def url(listener: socket.socket, names: Sequence[str] | None = None) -> str:
-    """The address of a socket. names: of its host, of which the first is shown."""
+def url(listener: socket.socket) -> str:
+    """The address of a socket."""
     host, port = listener.getsockname()[:2]
-    host = names[0] if names else host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def annotators_of(named: Sequence[str] | None) -> list[str]:
-    """Who uses a page: those that were named, else the user of this machine.
-
-    Raises BadLabel for an impossible name.
-    """
-    names = list(named or ())
-    if not names:
-        with suppress(KeyError, OSError, ImportError):  # a container's user may have no name
-            names = [getpass.getuser()]
-    for name in names:
-        check_annotator(name)
-    return names or ["annotator"]
 
 
 def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socket:
@@ -158,46 +121,32 @@ def listening(port: int | None, address: Address = THIS_MACHINE) -> socket.socke
     Raises RecipeError if the port that was asked for is taken, or the host is another's.
     """
     host, ports = address.host, 1 if address.public else PORTS
-    tried = [port] if port is not None else range(PORT, PORT + ports)
+    tried = range(PORT, PORT + ports) if port is None else [port]
     for number in tried:
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return socket.create_server((host, number), family=family)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                help = (
-                    "name an address of this machine, or https://NAME of a proxy, and a port "
-                    "that you may use"
-                )
+                help = "name an address of this machine, and a port that you may use"
                 refuse(f"--host {host}: {error.strerror}", help)
     refuse(f"port {tried[0]} is in use", "name another one with --port")
-
-
-def addresses_of(start: str, links: Mapping[str, str]) -> dict[str, str]:
-    """The address of each annotator. start: how addresses begin. links: annotator -> token."""
-    return {name: f"{start}/?token={quote(token)}" for name, token in links.items()}
-
-
-def announce(addresses: Mapping[str, str], what: str) -> None:
-    """Print the address of each annotator, and what to do with it."""
-    for name, address in addresses.items():
-        print(printable(address if len(addresses) == 1 else f"{name}: {address}"), flush=True)
-    print(f"{what} Ctrl-C stops.", file=sys.stderr, flush=True)
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server that says nothing of itself."""
     import uvicorn
 
-    options = {
-        "log_level": "warning",
-        "access_log": False,
-        "lifespan": "off",
-        "server_header": False,
-    }
-    return uvicorn.Server(
-        uvicorn.Config(app, timeout_graceful_shutdown=ENDING, proxy_headers=False, **options)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=ENDING,
     )
+    return uvicorn.Server(config)
 
 
 @contextmanager
@@ -257,8 +206,8 @@ class Guard:
 
     def _fault(self, scope: Any, headers: Headers) -> tuple[int, str] | None:
         """Status and reason of a request that is refused."""
-        names, host = self.address.names, headers.get("host", "")
-        if names is not None and host_name(host) not in names:
+        names, host = self.address.names, _HOST.fullmatch(headers.get("host", "").lower())
+        if names is not None and (host is None or host[1] not in names):
             return 400, f"This server does not answer for that host; ask for {names[0]}."
         site = headers.get("sec-fetch-site", "none")
         opened = (

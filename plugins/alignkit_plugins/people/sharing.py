@@ -1,8 +1,8 @@
 """What may leave a store, and what comes into it: exports with consent, license, redaction and
 pseudonyms, and merging.
 
-The folder of an export has a store that holds what may be shared, its rows as a recipe reads them,
-and a card.
+The folder of an export has a store that holds what may be shared, its rows in the layouts of
+trainers, and a card.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,14 +21,16 @@ from alignkit.errors import BadRow, DataError
 from alignkit.io.atomic import replace_folder
 from alignkit.io.text import HIDDEN, redacted
 from alignkit.report import Report, Table
+from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.models.upload import check_target
 from alignkit_plugins.models.upload import push as upload
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
-from alignkit_plugins.people.items import Item, filled, turns_of_answer
+from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
-from alignkit_plugins.people.votes import attributes, consents, effective, labeled
+from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
 
-SHARED, ROWS, CARD = f"labels{SUFFIX}", "labels.jsonl", "README.md"
+SHARED, CARD = f"labels{SUFFIX}", "README.md"
+WRITTEN = ("preference", "ranked", "kto", "sft")  # layouts of the rows
 TEXTS = (
     "prompt",
     "responses",
@@ -76,18 +78,17 @@ def mapped(value: Any, change: Callable[[str], str]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {name: mapped(below, change) for name, below in value.items()}
-    return (
-        type(value)(mapped(below, change) for below in value)
-        if isinstance(value, list | tuple)
-        else value
-    )
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(below, change) for below in value)
+    return value
 
 
 def pseudonym(name: str, salt: str) -> str:
     """A name that stands for an annotator's. One that is a pseudonym already stays."""
     if not name or _PSEUDONYM.fullmatch(name):
         return name
-    return f"person-{hashlib.sha256(f'{salt}/{name}'.encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(f"{salt}/{name}".encode()).hexdigest()
+    return f"person-{digest[:12]}"
 
 
 # Merging
@@ -102,15 +103,15 @@ def merge(target: Store, source: Store) -> Counter[str]:
     gold label, and gets a license, a gold label or columns if the target has none. What the target
     knows of its people's consent stays.
 
-    Returns how many items and events are new, and how many gold labels differ. Raises `DataError`,
-    and writes nothing, for an event with the same uuid that is another one, for an item with
-    another license, and for what no store takes.
+    Returns how many items and events are new. Raises `DataError`, and writes nothing, for an event
+    with the same uuid that is another one, for an item with another license, and for what no store
+    takes.
     """
     done: Counter[str] = Counter()
     with source.transaction("DEFERRED"):
         items, events, guidelines = source.items(), source.events(), source.guidelines()
     with target.transaction() as connection:
-        ours = {stored.item.id: stored for stored in target.items()}
+        ours = target.by_id()
         known = {event.uuid: event for event in target.events()}
         people, same = dict[str, str](), dict[str | None, str | None]()
         for event in events:
@@ -119,10 +120,8 @@ def merge(target: Store, source: Store) -> Counter[str]:
                 if mine.created != event.created:
                     raise _misfit(target, source, f"event {event.uuid} says two things")
         for stored in items:
-            item, old = (
-                stored.item.checked(),
-                ours.get(str(same.get(stored.item.id, stored.item.id))),
-            )
+            item = stored.item.checked()
+            old = ours.get(str(same.get(item.id, item.id)))
             if old is None:
                 target.put(item, wanted=stored.wanted, retired=stored.retired)
                 done["items"] += 1
@@ -132,12 +131,9 @@ def merge(target: Store, source: Store) -> Counter[str]:
                 text = f"item {item.id} has the licenses {' and '.join(sorted(licenses))}"
                 raise _misfit(target, source, text)
             if item.id == old.item.id:  # not if it is redacted
-                done["gold"] += (
-                    None not in (old.item.gold, item.gold) and old.item.gold != item.gold
-                )
                 retired = old.retired or stored.retired
-                target.put(filled(old.item, item), wanted=old.wanted, retired=retired)
-        values = [(name, text, target.time()) for name, text in guidelines]
+                target.put(old.item.filled(item), wanted=old.wanted, retired=retired)
+        values = [(name, text, target.time()) for name, text in guidelines.items()]
         connection.executemany("INSERT OR IGNORE INTO guidelines VALUES (?, ?, ?)", values)
         for event in events:
             who = people.get(event.annotator, event.annotator)
@@ -156,28 +152,9 @@ def _misfit(target: Store, source: Store, text: str) -> DataError:
 # Exports
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was shared: the people whose labels it holds, how many items and events are left out and
-    why, and in how many texts something was redacted.
-    """
-
-    people: int
-    left_out: Counter[str]
-    redacted: int
-
-    def lines(self) -> list[str]:
-        """What a reader of the export should know."""
-        out = [f"left out: {reason}: {count}" for reason, count in self.left_out.items() if count]
-        return [
-            f"people: {self.people}; texts in which something was redacted: {self.redacted}",
-            *out,
-        ]
-
-
-def export(store: Store, out: Path, license: str = "") -> Export:
-    """Write what may be shared into a new folder. The same store gives the same rows, and so does a
-    store made of them.
+def export(store: Store, out: Path, license: str = "") -> list[str]:
+    """Write what may be shared into a new folder, and return what its readers should know. The same
+    store gives the same rows, and so does a store made of them.
 
     license: of items that state none. Raises `DataError` if nothing may be shared, or if there is
     such a folder.
@@ -185,24 +162,32 @@ def export(store: Store, out: Path, license: str = "") -> Export:
     if out.exists():
         raise DataError(f"{out}: there is such a folder; name a new one")
     with replace_folder(out) as new, Store.open(new / SHARED, new=True) as shared:
-        done = _share(store, shared, license)
-        rows = [entry.row() for entry in labeled(shared) if entry.counts]
-        if not rows:
+        notes = share(store, shared, license)
+        entries = [entry for entry in labeled(shared) if entry.counts]
+        layouts = []
+        for layout in WRITTEN:
+            if rows := "".join(_rows(entries, layout)):
+                (new / f"{layout}.jsonl").write_text(rows, encoding="utf-8")
+                layouts.append(layout)
+        if not layouts:
             needs = "An item needs a license (--license NAME), and its annotators' consent"
-            raise DataError(
-                f"{store.path}: nothing may be exported: {'; '.join(done.lines())}. {needs}"
-            )
-        turns = any(
-            not isinstance(answer, str) for row in rows for answer in row["item"]["responses"]
-        )
-        lines = [json.dumps(_portable(row, turns), ensure_ascii=False) + "\n" for row in rows]
-        (new / ROWS).write_text("".join(lines), encoding="utf-8")
-        (new / CARD).write_text(card(shared), encoding="utf-8")
-    return done
+            raise DataError(f"{store.path}: nothing may be exported: {'; '.join(notes)}. {needs}")
+        (new / CARD).write_text(card(shared, layouts), encoding="utf-8")
+    return notes
 
 
-def _share(store: Store, shared: Store, license: str) -> Export:
-    """Fill a new store with what may be shared of another one, under pseudonyms.
+def _rows(entries: Sequence[Labeled], layout: str) -> Iterator[str]:
+    """The lines of a file."""
+    for entry in entries:
+        for group in groups_of(entry):
+            for row in LAYOUTS[layout].rows(group):
+                line = {**row, "license": entry.stored.item.license}
+                yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def share(store: Store, shared: Store, license: str) -> list[str]:
+    """Fill a new store with what may be shared of another one, under pseudonyms; returns how many
+    people's labels it holds, and what is left out and why.
 
     Annotators need to have agreed, and not to have withdrawn, when the export is made. A pseudonym
     is the same in every export of a store, and does not reveal the name.
@@ -210,10 +195,9 @@ def _share(store: Store, shared: Store, license: str) -> Export:
     agreed = {name for name, granted in consents(store).items() if granted}
     everything, salt = store.events(), store.salt
     events = [event for event in everything if event.annotator in agreed]
-    labels = {event.item for event in events if event.kind in ("label", "adjudicate")}
-    out = Counter(
-        {"events of people who have not agreed to share them": len(everything) - len(events)}
-    )
+    labels = {event.item for event in events if event.kind == "label"}
+    others = len(everything) - len(events)
+    out = Counter({"events of people who have not agreed to share them": others})
     changed = 0
     names: dict[str | None, str] = {}  # an item's id -> the id of its redacted form
     present: set[str] = set()
@@ -228,18 +212,21 @@ def _share(store: Store, shared: Store, license: str) -> Export:
             shared.put(clean, wanted=stored.wanted)
             names[item.id] = clean.id
             present.add(item.author)
-        kept = [event for event in events if event.item in names]
-        present |= {event.annotator for event in kept}
+        present |= {event.annotator for event in events if event.item in names}
+        used = set()
         for event in events:
             if event.item in names or (event.item is None and event.annotator in present):
                 payload = event.payload if event.kind == "undo" else mapped(event.payload, redact)
                 changed += payload != event.payload
                 who, item_id = pseudonym(event.annotator, salt), names.get(event.item)
                 shared.append(replace(event, annotator=who, payload=payload, item=item_id))
-        used = {event.guidelines for event in kept}
-        texts = [(name, redact(text), "") for name, text in store.guidelines() if name in used]
-        connection.executemany("INSERT INTO guidelines VALUES (?, ?, ?)", texts)
-    return Export(len(present - {""}), out, changed)
+                used.add(event.guidelines)
+        for name, text in store.guidelines().items():
+            if name in used:
+                values = (name, redact(text), "")
+                connection.execute("INSERT INTO guidelines VALUES (?, ?, ?)", values)
+    notes = [f"people: {len(present - {''})}; texts in which something was redacted: {changed}"]
+    return notes + [f"left out: {why}: {count}" for why, count in out.items() if count]
 
 
 def _kept_back(
@@ -268,64 +255,43 @@ def _redacted(item: Item, salt: str) -> Item:
     return replace(item, **texts, author=pseudonym(item.author, salt), batch=batch, priority=0.0)
 
 
-def _portable(row: Mapping[str, Any], turns: bool) -> dict[str, Any]:
-    """The row with columns of one type, as tables have them: what has no fixed form is JSON in a
-    text.
-
-    turns: all responses are lists of turns, because some are.
-    """
-    item = dict(row["item"])
-    for name in ("meta", "tools"):
-        if name in item:
-            item[name] = json.dumps(item[name])
-    item["prompt"] = list(map(_portable_turn, item["prompt"]))
-    if turns:
-        answers = [turns_of_answer(answer) for answer in item["responses"]]
-        item["responses"] = [list(map(_portable_turn, answer)) for answer in answers]
-    return {**row, "item": item}
-
-
-def _portable_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
-    calls = {"tool_calls": json.dumps(turn["tool_calls"])} if "tool_calls" in turn else {}
-    return {**turn, **calls}
-
-
-def card(store: Store) -> str:
+def card(store: Store, layouts: Sequence[str]) -> str:
     """The README of an export: its licenses, how to read it, how far people agree, and who wants to
-    be credited.
+    be credited. layouts: of its rows.
     """
     entries = labeled(store)
     licenses = sorted({entry.stored.item.license for entry in entries})
-    facts = agreement(entries, attributes(store))
-    votes = Counter(vote.annotator for entry in entries for vote in entry.votes)
+    facts = agreement(entries)
+    votes = Counter[str]()
+    for entry in entries:
+        votes.update(vote.annotator for vote in entry.votes)
     thanked = {}
-    for event in effective(store, "consent"):
+    for event in store.effective("consent"):
         thanked[event.annotator] = event.payload.get("credit", "")
     credited = [[name, str(votes[who])] for who, name in sorted(thanked.items()) if name]
-    people = people_table(facts)
-    tables = [people, Table("Contributors", ["who", "labels"], credited)]
+    tables = [people_table(facts), Table("Contributors", ["who", "labels"], credited)]
     shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()
+    configs = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in layouts]
     return (
         "---\n"
         "license: other\n"
         f"license_name: {'-or-'.join(licenses)}\n"
         "configs:\n"
-        "- config_name: default\n"
-        f"  data_files: {ROWS}\n"
+        f"{''.join(configs)}"
         "---\n"
         "# Labels of people\n"
         "\n"
         f"{len(entries)} items, {votes.total()} labels of {len(votes)} people, who agreed that "
-        f"they are shared. `alignkit labels merge` reads {SHARED}, and a recipe reads {ROWS}, or "
-        f"the data set: `data: {{hub: ORG/NAME}}`.\n"
+        f"they are shared. `alignkit labels merge` reads {SHARED}, and a recipe reads a file, or "
+        f"the data set: `data: {{hub: ORG/NAME, name: {layouts[0]}}}`.\n"
         "\n"
         f"{shown}"
     )
 
 
-def push(store: Store, repo: str, out: Path, license: str = "") -> tuple[Export, str]:
-    """Share a store in a data set of the hub, with what others share there; returns also its
-    address.
+def push(store: Store, repo: str, out: Path, license: str = "") -> list[str]:
+    """Share a store in a data set of the hub, with what others share there; returns notes as
+    `export` does.
 
     out: a new folder for all of it. Whoever took the consent back here is gone there, too. Raises
     `DataError` if nothing may be exported, RecipeError for a name that cannot be written to, and
@@ -338,15 +304,15 @@ def push(store: Store, repo: str, out: Path, license: str = "") -> tuple[Export,
             if (there := _downloaded(repo)) is not None:
                 with Store.open(there) as earlier:
                     merge(pool, earlier)
-            done = _share(store, own, license)
+            notes = share(store, own, license)
             merge(pool, own)
             with pool.transaction():
-                for event in effective(store, "consent"):
+                for event in store.effective("consent"):
                     who = pseudonym(event.annotator, store.salt)
                     if not event.payload["granted"] and pool.last(who, "consent") is not None:
                         pool.append(replace(event, annotator=who))
             export(pool, out)
-    return done, upload(out, repo, "dataset")
+    return [*notes, f"pushed to {upload(out, repo, 'dataset')}"]
 
 
 def _downloaded(repo: str) -> Path | None:

@@ -8,96 +8,58 @@ it comes from this page.
 
 from __future__ import annotations
 
-import hmac
 import json
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from hmac import compare_digest
 from pathlib import Path
+from secrets import token_urlsafe
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import (
-    HTMLResponse,
-    JSONResponse,
-    RedirectResponse,
-    Response,
-)
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from alignkit.errors import AlignkitError, OutOfResource
-from alignkit.report import Table
-from alignkit_plugins.people.agreement import blocks, overview
+from alignkit.errors import AlignkitError
+from alignkit_plugins.page import templates
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now, rendered
 from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.server import THIS_MACHINE, Address, Guard, Refused, json_body
-from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import disputes
 
 HERE = Path(__file__).parent
-MOST_SESSIONS = 1000
-FULL, BUSY, BAD = (
-    507,
-    503,
-    422,
-)  # of HTTP: a page keeps what it sent and tries again, except if it is bad
+BUSY, BAD = 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
 STALE = "this link was for another run of the server; open the address that it printed"
 
 
 @dataclass(frozen=True)
 class Session:
-    """A browser of an annotator. reviewer: who may see everyone's labels, and settle disputes."""
+    """What an annotator's browsers need. token: of the link; it becomes the cookie."""
 
     annotator: str
-    reviewer: bool
-    csrf: str
+    token: str = field(default_factory=partial(token_urlsafe, 32))
+    cookie: str = field(default_factory=partial(token_urlsafe, 32))
+    csrf: str = field(default_factory=partial(token_urlsafe, 32))
 
 
-@dataclass
-class Sessions:
-    """Links, one per annotator, and the sessions that were begun with them.
-
-    The first annotator is the reviewer. address: by which browsers reach the server.
-    """
-
-    annotators: Sequence[str]
-    address: Address = THIS_MACHINE
-    links: dict[str, str] = field(default_factory=dict)  # annotator -> token
-    _begun: dict[str, Session] = field(default_factory=dict)  # cookie -> session
-
-    def __post_init__(self) -> None:
-        self.links = {name: secrets.token_urlsafe(32) for name in self.annotators}
-
-    def begin(self, token: str, cookie: str | None = None) -> str | None:
-        """The cookie of a session; None if the token is none of the links'.
-
-        cookie: of the browser, whose other tabs stay in their session if it is the same
-        annotator's.
-        """
-        for name, expected in self.links.items():
-            if hmac.compare_digest(expected.encode(), token.encode()):
-                session = self.of(cookie)
-                if session is not None and session.annotator == name:
-                    return cookie
-                while len(self._begun) >= MOST_SESSIONS:
-                    del self._begun[next(iter(self._begun))]
-                cookie = secrets.token_urlsafe(32)
-                self._begun[cookie] = Session(
-                    name, name == self.annotators[0], secrets.token_urlsafe(32)
-                )
-                return cookie
-        return None
-
-    def of(self, cookie: str | None) -> Session | None:
-        """The session of a cookie."""
-        return self._begun.get(cookie or "")
+def make_app(
+    api: LabelApi, sessions: Sequence[Session], address: Address = THIS_MACHINE
+) -> Starlette:
+    """The page's application. address: by which browsers reach the server."""
+    site = _Site(api, sessions)
+    routes: list[Any] = [
+        Route("/", site.page),
+        Mount("/static", StaticFiles(directory=HERE / "static")),
+    ]
+    for act in (api.next, api.submit, api.undo, api.consent):
+        action = partial(site.action, act=act)
+        routes.append(Route(f"/api/label/{act.__name__}", action, methods=["POST"]))
+    return Starlette(routes=routes, middleware=[Middleware(Guard, address=address)])
 
 
 def cookie_name(request: Request) -> str:
@@ -105,108 +67,56 @@ def cookie_name(request: Request) -> str:
     return f"alignkit-label-{request.url.port or 80}"
 
 
-def make_app(api: LabelApi, sessions: Sessions, title: str = "Label") -> Starlette:
-    """The page's application. title: shown to labelers, so it must not say who wrote the
-    answers.
-    """
-    site = _Site(api, sessions, title)
-    shared = Mount("/static", StaticFiles(directory=HERE / "static"))
-    routes: list[Any] = [
-        Route("/", site.label),
-        Route("/adjudicate", site.adjudicate),
-        Route("/quality", site.quality),
-    ]
-    reviews = {"next": api.next_dispute, "submit": api.adjudicate, "undo": api.undo}
-    labels = {"next": api.next, "submit": api.submit, "undo": api.undo, "consent": api.consent}
-    for mode, acts in (("adjudicate", reviews), ("label", labels)):
-        for name, act in acts.items():
-            action = partial(site.action, act=act, review=mode == "adjudicate")
-            routes.append(Route(f"/api/{mode}/{name}", action, methods=["POST"]))
-    return Starlette(
-        routes=[*routes, shared], middleware=[Middleware(Guard, address=sessions.address)]
-    )
-
-
 @dataclass(frozen=True)
 class _Site:
     """What all requests share."""
 
     api: LabelApi
-    sessions: Sessions
-    title: str
-    pages: Environment = field(
-        default_factory=lambda: Environment(
-            loader=FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
+    sessions: Sequence[Session]
+
+    def session(self, request: Request) -> Session | None:
+        """The session of a request's cookie."""
+        cookie = request.cookies.get(cookie_name(request), "")
+        for session in self.sessions:
+            if compare_digest(session.cookie.encode(), cookie.encode()):
+                return session
+        return None
+
+    async def page(self, request: Request) -> Response:
+        """The page for those who may open it; whoever has a token exchanges it for a cookie first."""
+        pages = templates(HERE / "templates")
+        token = request.query_params.get("token")
+        for session in self.sessions:
+            if token is not None and compare_digest(session.token.encode(), token.encode()):
+                response = RedirectResponse(request.url.path, 303)  # takes the token out
+                secure = request.url.scheme == "https"
+                response.set_cookie(
+                    cookie_name(request),
+                    session.cookie,
+                    httponly=True,
+                    secure=secure,
+                    samesite="strict",
+                )
+                return response
+        known = self.session(request)
+        if token is not None or known is None:
+            return HTMLResponse(pages.get_template("closed.html.j2").render(), 401)
+        version, text = await run_in_threadpool(guidelines_now, self.api.store)
+        html = pages.get_template("label.html.j2").render(
+            session=known, version=version, guidelines=Markup(rendered(text)), terms=TERMS
         )
-    )
+        return HTMLResponse(html)
 
-    async def label(self, request: Request) -> Response:
-        return await self._opened(request, self._item, "label")
-
-    async def adjudicate(self, request: Request) -> Response:
-        return await self._opened(request, self._item, "adjudicate")
-
-    async def quality(self, request: Request) -> Response:
-        return await self._opened(request, self._tables, "quality")
-
-    async def _opened(
-        self, request: Request, show: Callable[[Session, str], Response], mode: str
-    ) -> Response:
-        """A page for those who may open it; whoever has a token exchanges it for a cookie first."""
-        cookie = cookie_name(request)
-        session = self.sessions.of(request.cookies.get(cookie))
-        if (token := request.query_params.get("token")) is not None:
-            if (value := self.sessions.begin(token, request.cookies.get(cookie))) is None:
-                return self._page("closed.html.j2", None, 401)
-            response = RedirectResponse(request.url.path, 303)  # takes the token out of the address
-            secure = request.url.scheme == "https"
-            response.set_cookie(
-                cookie, value, httponly=True, secure=secure, samesite="strict", path="/"
-            )
-            return response
-        if session is None or (mode == "adjudicate" and not session.reviewer):
-            return self._page("closed.html.j2", session, 403 if session else 401)
-        return await run_in_threadpool(show, session, mode)
-
-    def _page(self, name: str, session: Session | None, status: int = 200, **more: Any) -> Response:
-        page = self.pages.get_template(name).render(title=self.title, session=session, **more)
-        return HTMLResponse(page, status)
-
-    def _item(self, session: Session, mode: str) -> Response:
-        version, text = guidelines_now(self.api.store)
-        more: dict[str, Any] = {
-            "mode": mode,
-            "version": version,
-            "guidelines": Markup(rendered(text)),
-            "terms": TERMS,
-        }
-        return self._page("page.html.j2", session, **more)
-
-    def _tables(self, session: Session, mode: str) -> Response:
-        store = self.api.store
-        tables = quality(store, session.annotator, session.reviewer)
-        return self._page(
-            "quality.html.j2", session, tables=tables, disputes=disputes(store, session.annotator)
-        )
-
-    async def action(
-        self, request: Request, act: Callable[[str, Any], Any], review: bool = False
-    ) -> Response:
+    async def action(self, request: Request, act: Callable[[str, Any], Any]) -> Response:
         """What `act` returns for the annotator and the message that the page sent, as JSON."""
-        session = self.sessions.of(request.cookies.get(cookie_name(request)))
-        if session is None or (review and not session.reviewer):
+        session = self.session(request)
+        if session is None:
             return error(401, STALE)
         headers = request.headers
         try:
             if headers.get("origin") != f"{request.url.scheme}://{headers.get('host', '')}":
                 raise Refused(403, "the request does not come from this page")
-            if not hmac.compare_digest(
-                headers.get("x-csrf-token", "").encode(), session.csrf.encode()
-            ):
+            if not compare_digest(headers.get("x-csrf-token", "").encode(), session.csrf.encode()):
                 raise Refused(403, "the page is from an earlier session; reload it")
             message = json.loads(await json_body(request))
             if not isinstance(message, dict):
@@ -216,8 +126,6 @@ class _Site:
             return error(refused.status, str(refused))
         except (BadLabel, ValueError, RecursionError) as bad:
             return error(BAD, str(bad))
-        except OutOfResource as full:
-            return error(FULL, str(full))
         except AlignkitError as failed:
             return error(BUSY, str(failed))
 
@@ -225,18 +133,3 @@ class _Site:
 def error(status: int, reason: str) -> Response:
     """An error as pages read it."""
     return JSONResponse({"error": reason}, status)
-
-
-def quality(store: Store, annotator: str, reviewer: bool) -> list[Table]:
-    """What `alignkit labels` reports; only their own lines for those who are no reviewers."""
-    facts = overview(store)
-    tables = []
-    for block in blocks(facts) if facts["people"] else ():
-        if isinstance(block, Table) and reviewer:
-            tables.append(block)
-        elif isinstance(block, Table) and "annotator" in block.columns:
-            at = list(block.columns).index("annotator")
-            tables.append(
-                replace(block, rows=[row for row in block.rows if row[at] == annotator], note="")
-            )
-    return tables

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import secrets
 import sqlite3
@@ -23,26 +22,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from alignkit.errors import AlignkitError, DataError, OutOfResource, did_you_mean
-from alignkit_plugins.people.items import AUTHOR, Item, filled
-from alignkit_plugins.people.labels import ABOUT_PEOPLE, KINDS, BadLabel, check_annotator, checked
+from alignkit.errors import AlignkitError, DataError
+from alignkit_plugins.people.items import AUTHOR, Item
+from alignkit_plugins.people.labels import KINDS, BadLabel, check_annotator, checked
 
 SUFFIX = ".feedback"
-VERSION = 0x616C6B03  # PRAGMA user_version: "alk" and the version
-PATIENCE = 5000  # milliseconds to wait for another writer
-DAMAGED = "the store is damaged: it was perhaps copied in part, or while it was used. Copy it again"
-BUSY = "another program has been writing for 5 seconds; nothing was stored. Close it, or try again"
-ERRORS: dict[int, tuple[type[AlignkitError], str]] = {
-    sqlite3.SQLITE_CORRUPT: (DataError, DAMAGED),
-    sqlite3.SQLITE_NOTADB: (DataError, "not a SQLite file, so not a store of feedback"),
-    sqlite3.SQLITE_FULL: (
-        OutOfResource,
-        "the disk is full, so nothing was stored; free some space",
-    ),
-    sqlite3.SQLITE_BUSY: (DataError, BUSY),
-    sqlite3.SQLITE_LOCKED: (DataError, BUSY),
-}
-UNUSABLE = (OutOfResource, "cannot use the store")
+VERSION = 0x616C6B04  # PRAGMA user_version: "alk" and the version
 
 # An item and an event are JSON; the other columns are what queries need of it.
 SCHEMA = """
@@ -55,7 +40,6 @@ CREATE TABLE items (
     retired INTEGER NOT NULL DEFAULT 0,
     wanted INTEGER NOT NULL DEFAULT 1,
     labels INTEGER NOT NULL DEFAULT 0,
-    task TEXT NOT NULL,
     batch TEXT NOT NULL,
     gold TEXT,
     priority REAL NOT NULL,
@@ -96,7 +80,7 @@ LATEST = (
 )
 _COUNT = f"SELECT count(*) FROM ({LATEST.format('item = items.id')}) WHERE kind = 'label'"
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_UNDOABLE = ("label", "skip", "flag", "adjudicate")
+DONE = ("label", "skip", "flag")  # kinds of what somebody says of an item, which can be undone
 
 
 @dataclass(frozen=True)
@@ -128,14 +112,13 @@ class Event:
         what is wrong.
         """
         if self.kind not in KINDS:
-            hint = did_you_mean(self.kind, KINDS) or f"expected {', '.join(KINDS)}"
-            raise BadLabel(f"unknown kind of event {self.kind!r}; {hint}")
+            raise BadLabel(f"unknown kind of event {self.kind!r}; expected {', '.join(KINDS)}")
         check_annotator(self.annotator)
-        if not _UUID.fullmatch(str(self.uuid)):
+        if not _UUID.fullmatch(self.uuid):
             raise BadLabel(f"uuid must be one such as {uuid.UUID(int=0)}, not {self.uuid!r:.80}")
         if self.seconds is not None and not 0 <= self.seconds < math.inf:
             raise BadLabel(f"seconds must be a number of at least 0, not {self.seconds!r}")
-        if (item is None) != (self.kind in ABOUT_PEOPLE):
+        if (item is None) != (self.kind == "consent"):
             raise BadLabel(f"a {self.kind} must name {'its' if item is None else 'no'} item")
         task, count = ("", 0) if item is None else (item.task, len(item.responses))
         order = self.order or tuple(range(count))
@@ -182,17 +165,13 @@ class Store:
         Raises `DataError` for a file that is missing, damaged, no store, or of another version.
         """
         path = Path(path)
-        if path.is_dir():
-            raise DataError(
-                f"{path}: a folder; expected a store of feedback, such as labels.feedback"
-            )
         with in_words(path):
             if new and not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 _create(path)
             if not path.is_file():
                 raise DataError(f"{path}: there is no such file; expected a store of feedback")
-            connection = _raw(path, "rw" if os.access(path, os.W_OK) else "ro")
+            connection = _connection(path, "rw")
             try:
                 _check(connection, path)
             except (AlignkitError, sqlite3.Error):
@@ -246,21 +225,17 @@ class Store:
         """Store the guidelines that hold from now on, and return their hash, which every label
         names.
         """
-        name, earlier = hashlib.sha256(text.encode()).hexdigest()[:16], self.guidelines()
-        if not earlier or earlier[-1][0] != name:
+        name = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if name not in [*self.guidelines()][-1:]:
+            values = (name, text, self.time())
             with self.transaction() as connection:
-                connection.execute(
-                    "INSERT OR REPLACE INTO guidelines VALUES (?, ?, ?)",
-                    (name, text, self.time()),
-                )
+                connection.execute("INSERT OR REPLACE INTO guidelines VALUES (?, ?, ?)", values)
         return name
 
-    def guidelines(self) -> list[tuple[str, str]]:
-        """The versions of the guidelines, as (hash, text), the one that holds last."""
-        return [
-            (row["hash"], row["text"])
-            for row in self.rows("SELECT * FROM guidelines ORDER BY created, hash")
-        ]
+    def guidelines(self) -> dict[str, str]:
+        """The versions of the guidelines by their hashes, the one that holds last."""
+        rows = self.rows("SELECT * FROM guidelines ORDER BY created, hash")
+        return {row["hash"]: row["text"] for row in rows}
 
     # Items
 
@@ -270,8 +245,8 @@ class Store:
         Raises `BadRow` for an item that nobody could label; nothing is added then.
         """
         ready = [item.checked() for item in items]
-        known = {stored.item.id for stored in self.items()}
         with self.transaction():
+            known = self.by_id()
             for item in ready:
                 if item.id not in known:
                     self.put(item, wanted=wanted)
@@ -286,19 +261,18 @@ class Store:
         """
         ready = {item.id: replace(item, batch=batch).checked() for item in items}
         with self.transaction():
-            known = {stored.item.id: stored for stored in self.items()}
-            for item in ready.values():
-                old = known.get(item.id)
+            known = self.by_id()
+            for name, item in ready.items():
+                old = known.get(name)
                 if old is None:
                     self.put(item, wanted=wanted)
                 elif old.item.batch in ("", batch) or old.retired or old.wanted < wanted:
-                    self.put(filled(item, old.item), wanted=wanted)
+                    self.put(item.filled(old.item), wanted=wanted)
                 else:
-                    self.put(
-                        filled(replace(item, batch=old.item.batch), old.item), wanted=old.wanted
-                    )
-            for old in known.values():
-                if old.item.batch == batch and old.item.id not in ready:
+                    theirs = replace(item, batch=old.item.batch)
+                    self.put(theirs.filled(old.item), wanted=old.wanted)
+            for name, old in known.items():
+                if old.item.batch == batch and name not in ready:
                     self.put(old.item, wanted=old.wanted, retired=True)
 
     def put(self, item: Item, *, wanted: int, retired: bool = False) -> None:
@@ -308,7 +282,6 @@ class Store:
             "content": _json(item),
             "retired": int(retired),
             "wanted": wanted,
-            "task": item.task,
             "batch": item.batch,
             "gold": None if item.gold is None else json.dumps(item.gold),
             "priority": item.priority,
@@ -326,16 +299,20 @@ class Store:
 
     def item(self, item: str) -> Stored:
         """An item by its id. Raises `BadLabel` if the store does not have it."""
-        found = self.rows("SELECT * FROM items WHERE id = ?", item)
-        if not found:
+        rows = self.rows("SELECT * FROM items WHERE id = ?", item)
+        if not rows:
             raise BadLabel(
                 f"{self.path}: no item {item!r}; it was perhaps labeled in another store"
             )
-        return stored_of(found[0])
+        return stored_of(rows[0])
 
     def items(self) -> list[Stored]:
         """All items in the order in which they were added, retired ones included."""
         return [stored_of(row) for row in self.rows("SELECT * FROM items ORDER BY position")]
+
+    def by_id(self) -> dict[str, Stored]:
+        """All items by their ids, in the same order."""
+        return {stored.item.id: stored for stored in self.items()}
 
     # Events
 
@@ -351,17 +328,14 @@ class Store:
                 known = event_of(earlier[0])
                 for name in ("item", "annotator", "kind", "payload"):
                     if getattr(known, name) != getattr(event, name):
-                        raise BadLabel(
-                            f"event {event.uuid} was stored before with another {name}; use a new "
-                            "uuid"
-                        )
+                        raise BadLabel(f"event {event.uuid} was stored before with another {name}")
                 return known
             if event.kind == "undo":
                 self._check_undo(event)
             last = connection.execute("SELECT max(created) FROM events").fetchone()[0] or ""
             event = replace(event, created=self.time(last))
             self.append(event)
-            if event.kind in ("label", "skip", "flag"):
+            if event.kind in DONE:
                 owner = (event.annotator, event.item)
                 connection.execute("DELETE FROM leases WHERE annotator = ? AND item = ?", owner)
         return event
@@ -377,35 +351,34 @@ class Store:
 
     def events(self) -> list[Event]:
         """All events in order; undone ones and their undoing included."""
-        return [
-            event_of(row) for row in self.rows("SELECT content FROM events ORDER BY created, uuid")
-        ]
+        rows = self.rows("SELECT content FROM events ORDER BY created, uuid")
+        return [event_of(row) for row in rows]
+
+    def effective(self, *kinds: str) -> list[Event]:
+        """The events of these kinds that were not undone, in order."""
+        marks = ", ".join("?" * len(kinds))
+        query = f"SELECT content FROM effective WHERE kind IN ({marks}) ORDER BY created, uuid"
+        return [event_of(row) for row in self.rows(query, *kinds)]
 
     def last(self, annotator: str, *kinds: str) -> Event | None:
-        """The annotator's last event of these kinds: by default a label, a skip or a flag, which
-        can be undone.
-        """
-        kinds = kinds or ("label", "skip", "flag")
-        query = (
-            "SELECT content FROM effective WHERE annotator = ? AND kind IN "
-            f"({', '.join('?' * len(kinds))})"
-        )
-        found = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator, *kinds)
-        return event_of(found[0]) if found else None
+        """The annotator's last event of these kinds: by default of those that can be undone."""
+        kinds = kinds or DONE
+        marks = ", ".join("?" * len(kinds))
+        query = f"SELECT content FROM effective WHERE annotator = ? AND kind IN ({marks})"
+        rows = self.rows(f"{query} ORDER BY created DESC, uuid DESC LIMIT 1", annotator, *kinds)
+        return event_of(rows[0]) if rows else None
 
     def _check_undo(self, event: Event) -> None:
         """Raise `BadLabel` unless the event undoes one of the same annotator, on the same item,
         that counts.
         """
         name = event.payload["of"]
-        found = self.rows("SELECT content FROM effective WHERE uuid = ?", name)
-        if not found:
+        rows = self.rows("SELECT content FROM effective WHERE uuid = ?", name)
+        if not rows:
             raise BadLabel(f"there is no event {name!r} to undo, or it is undone already")
-        undone = event_of(found[0])
-        if (undone.annotator, undone.item) != (
-            event.annotator,
-            event.item,
-        ) or undone.kind not in _UNDOABLE:
+        undone = event_of(rows[0])
+        whose = (undone.annotator, undone.item)
+        if whose != (event.annotator, event.item) or undone.kind not in DONE:
             raise BadLabel(
                 f"event {name} is another annotator's, another item's, or cannot be undone"
             )
@@ -436,18 +409,12 @@ def _json(value: Item | Event) -> str:
 # Files
 
 
-def _raw(path: Path, mode: str) -> sqlite3.Connection:
-    address, seconds = f"{path.absolute().as_uri()}?mode={mode}", PATIENCE / 1000
-    connection = sqlite3.connect(
-        address, uri=True, isolation_level=None, timeout=seconds, check_same_thread=False
-    )
+def _connection(path: Path, mode: str) -> sqlite3.Connection:
+    """An open file. mode: rwc makes it; rw only reads one that is protected."""
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, uri=True, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
-    for setting in (
-        "trusted_schema = OFF",
-        "foreign_keys = ON",
-        "synchronous = FULL",
-        "fullfsync = ON",
-    ):
+    for setting in ("trusted_schema = OFF", "foreign_keys = ON", "fullfsync = ON"):
         connection.execute(f"PRAGMA {setting}")
     return connection
 
@@ -456,7 +423,7 @@ def _create(path: Path) -> None:
     """Make an empty store. Of two processes that do, the first one wins: the other one finds it
     made.
     """
-    with closing(_raw(path, "rwc")) as connection:
+    with closing(_connection(path, "rwc")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
             for statement in SCHEMA.split(";\n"):
@@ -468,15 +435,11 @@ def _create(path: Path) -> None:
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     """Raise `DataError` unless this is a whole store that this alignkit can read."""
-    if path.stat().st_size == 0:
-        raise DataError(
-            f"{path}: the file is empty; a store was copied in part. Copy it again, or delete it"
-        )
     if connection.execute("PRAGMA user_version").fetchone()[0] != VERSION:
         raise DataError(f"{path}: not a store of feedback, or written by another alignkit")
-    faults = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
-    if faults != ["ok"]:
-        raise DataError(f"{path}: {DAMAGED}. SQLite says: {'; '.join(faults)}")
+    fault = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if fault != "ok":
+        raise DataError(f"{path}: the store is damaged, perhaps copied in part: {fault}")
 
 
 @contextmanager
@@ -484,8 +447,5 @@ def in_words(path: Path) -> Iterator[None]:
     """Raise errors of SQLite as errors that users understand."""
     try:
         yield
-    except sqlite3.IntegrityError:  # ours
-        raise
     except sqlite3.Error as error:
-        kind, text = ERRORS.get(error.sqlite_errorcode & 0xFF, UNUSABLE)
-        raise kind(f"{path}: {text}: {error}") from error
+        raise DataError(f"{path}: cannot use the store: {error}") from error

@@ -37,11 +37,6 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: f"⟦U+{ord(found[0]):04X}⟧", text.replace("\r\n", "\n"))
 
 
-def cut(text: str, most: int) -> str:
-    """The beginning of a text, and how many characters follow."""
-    return text if len(text) <= most else f"{text[:most]}\n\n[{len(text) - most:,} more characters]"
-
-
 def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no
     Markdown.

@@ -1,38 +1,29 @@
-"""What counts: the labels that stand, disagreements, the final label of each item, and the rows
-that recipes read.
+"""What counts: the labels that stand, and the groups that recipes learn from.
 
 The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author
-withdrew consent. An item that anyone flagged waits for adjudication. The final label is the
-adjudicated one, else the gold one, else the majority's; the original labels stay.
+withdrew consent. An item that anyone flagged does not count. A gold label replaces the others.
 
-A row is `{feedback: 1, item: {task, prompt, responses, ...}, votes: [{annotator, label, ...}],
-final: {...}}`: labels are in the item's own order. Only an item with a gold label, or that was
-adjudicated, has `final`, and then only that counts. Of a gold item, `gold` is true.
+A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, a
+demonstration a response to learn, and a thumb a label, good or bad. Of a review, the ranks count;
+its scores and flags are the columns `overall` and `flags`. If several annotators have labeled an
+item, the share of those who prefer a response is its probability of being better, so a reward model
+learns how sure people are; responses that as many prefer as not form no pair.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from statistics import fmean, mean, mode
+from typing import get_args
 
-from alignkit_plugins.people.labels import Label, agrees, canonical, majority
-from alignkit_plugins.people.store import Event, Store, Stored, event_of
+from alignkit import BadRow, Group, Pair, Response
+from alignkit_plugins.people.labels import Flag, Label, agrees, canonical, gaps, level
+from alignkit_plugins.people.store import Event, Store, Stored
 
-COLUMNS = (
-    "task",
-    "prompt",
-    "responses",
-    "tools",
-    "origins",
-    "meta",
-    "license",
-    "batch",
-)  # of an item, in a row
-FACTS = ("annotator", "label", "created", "seconds")  # of a vote, in a row
+FEWEST = 5  # answers to gold items that decide about a person
 
 
 @dataclass(frozen=True)
@@ -41,177 +32,178 @@ class Vote:
 
     annotator: str
     label: Label
-    created: str
-    seconds: float | None = None
 
 
 @dataclass
 class Labeled:
     """An item with what people said about it.
 
-    votes: one per annotator, in the order of their names. adjudicated: the label that settles it.
-    flags: (annotator, text). skips: (annotator, reason). withdrawn: its author took the consent
-    back.
+    votes: one per annotator, in the order of their names. flags, skips: how many. withdrawn: its
+    author took the consent back.
     """
 
     stored: Stored
     votes: list[Vote] = field(default_factory=list)
-    adjudicated: Vote | None = None
-    flags: list[tuple[str, str]] = field(default_factory=list)
-    skips: list[tuple[str, str]] = field(default_factory=list)
+    flags: int = 0
+    skips: int = 0
     withdrawn: bool = False
 
     @property
-    def waits(self) -> bool:
-        """Whether the item is flagged, and nobody has adjudicated it."""
-        return self.adjudicated is None and bool(self.flags)
-
-    @property
-    def gold(self) -> Label | None:
-        """The right label of a gold item: the adjudicated one, else its own."""
+    def labels(self) -> list[Label]:
+        """The labels to learn from: the gold one, else the votes."""
         gold = self.stored.item.gold
-        return (
-            None
-            if gold is None
-            else dict(gold if self.adjudicated is None else self.adjudicated.label)
-        )
-
-    @property
-    def settled(self) -> Label | None:
-        """The label that replaces the votes."""
-        return self.gold if self.adjudicated is None else self.adjudicated.label
-
-    @property
-    def final(self) -> Label | None:
-        """The label to learn from; None if it waits, has no vote, or its votes are tied."""
-        if self.waits:
-            return None
-        return self.settled or majority([vote.label for vote in self.votes])
-
-    @property
-    def disputed(self) -> bool:
-        """Whether someone should adjudicate: it waits, or two annotators disagree."""
-        first, *others = [vote.label for vote in self.votes] or [{}]
-        return self.waits or (
-            self.settled is None and any(agrees(label, first) is False for label in others)
-        )
+        return [vote.label for vote in self.votes] if gold is None else [dict(gold)]
 
     @property
     def counts(self) -> bool:
         """Whether a recipe reads the item."""
-        left_out = self.stored.retired or self.withdrawn or self.waits
-        return not left_out and bool(self.votes or self.settled)
-
-    def row(self) -> dict[str, Any]:
-        """The row of the item: no empty fields, nothing that only the store needs."""
-        item = vars(self.stored.item)
-        columns = {
-            name: item[name] for name in COLUMNS if item[name] or name in ("prompt", "responses")
-        }
-        if not any(self.stored.item.origins):
-            columns.pop("origins", None)
-        votes = []
-        for vote in self.votes:
-            facts = vars(vote)
-            votes.append({name: facts[name] for name in FACTS if facts[name] is not None})
-        row: dict[str, Any] = {"feedback": 1, "item": columns, "votes": votes}
-        if self.settled is not None:
-            row["final"] = self.settled
-        if self.gold is not None:
-            row["gold"] = True
-        return row
+        left_out = self.stored.retired or self.withdrawn or self.flags
+        return not left_out and bool(self.labels)
 
 
 def labeled(store: Store, items: Iterable[str] | None = None) -> list[Labeled]:
     """The items with everything that counts, in the order in which they were added; retired ones
     too. items: ids.
     """
-    wanted = None if items is None else set(items)
     with store.transaction("DEFERRED"):
-        found = {stored.item.id: Labeled(stored) for stored in store.items()}
+        entries = {name: Labeled(stored) for name, stored in store.by_id().items()}
         absent = withdrawn(store)
-        events = effective(store, "label", "skip", "flag", "adjudicate")
+        events = store.effective("label", "skip", "flag")
     latest: dict[tuple[str, str], Event] = {}
     for event in events:
-        entry = found[str(event.item)]
         if event.annotator in absent:
             continue
         if event.kind == "flag":
-            entry.flags.append((event.annotator, event.payload["note"]))
-        elif event.kind == "adjudicate":
-            entry.adjudicated = _vote(event)
+            entries[str(event.item)].flags += 1
         else:
             latest[event.annotator, str(event.item)] = event
     for (annotator, item), event in sorted(latest.items()):
         if event.kind == "label":
-            found[item].votes.append(_vote(event))
+            label = canonical(event.payload, event.order)
+            entries[item].votes.append(Vote(annotator, label))
         else:
-            found[item].skips.append((annotator, event.payload["reason"]))
-    for entry in found.values():
+            entries[item].skips += 1
+    for entry in entries.values():
         entry.withdrawn = entry.stored.item.author in absent
-    return [entry for name, entry in found.items() if wanted is None or name in wanted]
-
-
-def _vote(event: Event) -> Vote:
-    return Vote(
-        event.annotator, canonical(event.payload, event.order), event.created, event.seconds
-    )
-
-
-def effective(store: Store, *kinds: str) -> list[Event]:
-    """The events of these kinds that were not undone, in order."""
-    marks = ", ".join("?" * len(kinds))
-    query = f"SELECT content FROM effective WHERE kind IN ({marks}) ORDER BY created, uuid"
-    return [event_of(row) for row in store.rows(query, *kinds)]
-
-
-def disputes(store: Store, annotator: str = "") -> list[Labeled]:
-    """The items that someone should adjudicate. annotator: without those that this person
-    labeled.
-    """
-    waiting = [entry for entry in labeled(store) if entry.disputed and not entry.stored.retired]
-    return [entry for entry in waiting if all(vote.annotator != annotator for vote in entry.votes)]
+    return [entries[name] for name in (entries if items is None else dict.fromkeys(items))]
 
 
 def consents(store: Store) -> dict[str, bool]:
     """Whether each annotator, when last asked, agreed that the labels are shared; absent if never
     asked.
     """
-    return {event.annotator: event.payload["granted"] for event in effective(store, "consent")}
+    return {event.annotator: event.payload["granted"] for event in store.effective("consent")}
 
 
 def withdrawn(store: Store) -> set[str]:
     """The annotators who took their consent back: their labels count nowhere, and nobody learns
     from their prompts.
     """
-    answers: dict[str, list[bool]] = defaultdict(list)
-    for event in effective(store, "consent"):
-        answers[event.annotator].append(event.payload["granted"])
-    return {annotator for annotator, given in answers.items() if any(given) and not given[-1]}
+    agreed = set()
+    for event in store.effective("consent"):
+        if event.payload["granted"]:
+            agreed.add(event.annotator)
+    return {name for name, granted in consents(store).items() if name in agreed and not granted}
 
 
-def attributes(store: Store) -> dict[str, Mapping[str, str]]:
-    """What the invitation of each annotator says of them, such as their degree."""
-    return {event.annotator: event.payload["attributes"] for event in effective(store, "person")}
+# Whose labels count
 
 
-def store_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a store, numbered by the positions of their items. Reads it as it is now and
-    leaves no trace.
+def below(entries: Iterable[Labeled], least: float) -> tuple[set[str], list[str]]:
+    """Who answers gold items worse than asked, and notes on it, as `why: person; person`.
 
-    Without items that wait for adjudication, that have no label, that nobody is asked about any
-    more, or whose author took the consent back.
+    Five answers are enough to leave somebody out. Raises `BadRow` if nobody answered a gold item,
+    or if nobody is left.
     """
-    with Store.open(path) as store:
-        entries = labeled(store)
+    answers: dict[str, list[bool]] = defaultdict(list)
     for entry in entries:
-        if entry.counts:
-            yield entry.stored.position, entry.row()
+        gold = entry.stored.item.gold
+        for vote in entry.votes:
+            answers[vote.annotator] += [] if gold is None else [bool(agrees(vote.label, gold))]
+    if not any(answers.values()):
+        raise BadRow(
+            "'min_gold' needs gold items that people answered, and there are none; add some with "
+            "`alignkit label STORE --gold FILE`, or remove 'min_gold'"
+        )
+    worse, unsure = dict[str, str](), dict[str, str]()
+    for name, right in sorted(answers.items()):
+        share = f"{name} {sum(right)} of {len(right)}"
+        if len(right) < FEWEST:
+            unsure[name] = share
+        elif sum(right) / len(right) < least:
+            worse[name] = share
+    if len(worse) == len(answers):
+        text = f"'min_gold: {least:g}' leaves nobody; gold items right: {'; '.join(worse.values())}"
+        raise BadRow(text)
+    notes = []
+    if worse:
+        notes.append(f"left out, gold below {least:.0%}: {'; '.join(worse.values())}")
+    if unsure:
+        notes.append(f"kept, under {FEWEST} gold items: {'; '.join(unsure.values())}")
+    return set(worse), notes
 
 
-def store_digest(path: Path) -> str:
-    """SHA-256 of the rows that a recipe reads from a store."""
-    digest = hashlib.sha256()
-    for row in store_rows(path):
-        digest.update(repr(row).encode())
-    return digest.hexdigest()
+# What recipes learn
+
+
+def groups_of(entry: Labeled) -> list[Group]:
+    """What is learned of an item: a group, or one for each text that people wrote; none of a thumb
+    that as many give up as down.
+    """
+    item, labels = entry.stored.item, entry.labels
+    group = replace(item.group, pairs=None)
+    if item.license:
+        group.meta["license"] = item.license
+    if item.task == "demonstration":
+        texts = [Response(text=label["text"]) for label in labels]
+        return [replace(group, responses=(text,)) for text in texts]
+    if item.task == "thumb":
+        good = is_good(labels)
+        answer = replace(group.responses[0], label=good)
+        return [] if good is None else [replace(group, responses=(answer,))]
+    if "scores" in labels[0]:
+        group.meta["overall"], group.meta["flags"] = _review(labels)
+    if "ranks" in labels[0] and len(labels) == 1:
+        ranked = zip(group.responses, labels[0]["ranks"], strict=True)
+        answers = [replace(answer, rank=float(rank)) for answer, rank in ranked]
+        return [replace(group, responses=tuple(answers))]
+    pairs = tuple(_pairs(labels))
+    if pairs and "safety" in labels[0]:
+        bins = [label["safety"] for label in labels if label["better"] == pairs[0].better]
+        group.meta["safety_bin"] = mode(sorted(bins))
+    return [replace(group, pairs=pairs)]
+
+
+def is_good(thumbs: Sequence[Label]) -> bool | None:
+    """What most thumbs say; None if there are as many up as down."""
+    up = sum(label["good"] for label in thumbs)
+    return None if 2 * up == len(thumbs) else 2 * up > len(thumbs)
+
+
+def _review(labels: Sequence[Label]) -> tuple[list[float], list[list[str]]]:
+    """For each response the mean score, and the flags that most set."""
+    scores, flags = [], []
+    for place in range(len(labels[0]["scores"])):
+        scores.append(mean(label["scores"][place] for label in labels))
+        counts = Counter(chain.from_iterable(label["flags"][place] for label in labels))
+        flags.append([name for name in get_args(Flag) if 2 * counts[name] > len(labels)])
+    return scores, flags
+
+
+def _pairs(labels: Sequence[Label]) -> Iterator[Pair]:
+    """The pairs that more labels order one way than the other; p is their share among those without
+    a tie, and a margin the mean of all, with the other side counted as negative.
+    """
+    each = list(map(gaps, labels))
+    for two in each[0]:
+        sizes = [gap[two] for gap in each if gap[two]]
+        first = sum(size > 0 for size in sizes)
+        second = len(sizes) - first
+        if first == second:
+            continue
+        better, worse = two if first > second else reversed(two)
+        margin = labels[0].get("margin")
+        if margin and len(labels) > 1:
+            lead = fmean(sizes)
+            margin = level(max(0.0, lead if first > second else -lead))
+        yield Pair(better, worse, max(first, second) / len(sizes), margin)

@@ -124,13 +124,13 @@ def serve(
         )
     if collect is None and license:
         refuse("--license is about what is kept", "add --collect FILE.feedback")
-    from alignkit_plugins.people.server import Address, address_of, is_loopback
+    from alignkit_plugins.people.server import HOSTS, Address, address_of
 
-    if token is None and not is_loopback(host):
+    if token is None and host not in HOSTS:
         refuse(f"others could use the models at {host}", "name a --token, or leave --host out")
     # Whoever has the token may use any name for this machine.
     address = Address(host, None)
-    if is_loopback(host) or host.startswith("https://"):
+    if host in HOSTS or host.startswith("https://"):
         address = address_of(host)
     start(policies, port, address, token, collect, license)
 

@@ -99,56 +99,42 @@ function thumbForm(item, changed) {
   };
 }
 
-// titleOf: of a row; beside(answer): an element next to its scores; marked(answer): called when a row of it is marked.
-const ROWS = { titleOf: (answer, criterion) => `${SIDES[answer]}: ${criterion}`, beside: () => null, marked: () => {} };
-function scoresForm(item, changed, more = {}) {
-  const { titleOf, beside, marked } = { ...ROWS, ...more };
-  const cells = item.responses.flatMap((_, answer) => item.criteria.map((criterion) => ({ answer, criterion })));
+// Scores of 1 to 7, a row for each answer. beside(answer): an element next to its score; marked(answer): called when its
+// row is marked.
+function scoresForm(item, changed, { beside, marked }) {
   const options = Array.from({ length: 7 }, (_, index) => ({ value: String(index + 1), key: index + 1, spoken: `${index + 1} of 7` }));
+  const rows = item.responses.map((_, answer) => choice(`score-${answer}`, SIDES[answer], options, changed));
+  const open = () => rows.findIndex((row) => row.get() === null);
   let active = 0;
-  cells.forEach((cell, index) => {
-    const title = item.responses.length > 1 ? titleOf(cell.answer, cell.criterion) : cell.criterion;
-    cell.choice = choice(`score-${index}`, title, options, changed);
-    cell.choice.element.addEventListener("focusin", () => mark(index));
-  });
-  function mark(index) {
-    active = index;
-    cells.forEach((cell, place) => cell.choice.element.classList.toggle("active", place === active));
-    marked(cells[active].answer);
+  function mark(answer) {
+    active = answer;
+    rows.forEach((row, place) => row.element.classList.toggle("active", place === active));
+    marked(active);
   }
+  rows.forEach((row, answer) => row.element.addEventListener("focusin", () => mark(answer)));
   mark(0);
   return {
-    element: make("div", { class: "scores" }, ...item.responses.map((_, answer) => make("div", { class: "group" },
-      ...cells.filter((cell) => cell.answer === answer).map((cell) => cell.choice.element), beside(answer)))),
-    mark: (answer) => mark(cells.findIndex((cell) => cell.answer === answer)),
-    marked: () => cells[active].answer,
-    letters: "",
-    keys: [["1 to 7", "score the marked row, 7 is best, and go to the next"], ["↑ ↓", "mark another row"]],
+    element: make("div", { class: "scores" }, ...rows.map((row, answer) => make("div", { class: "group" }, row.element, beside(answer)))),
+    mark,
+    marked: () => active,
+    keys: [["1 to 7", "score the marked answer, 7 is best, and go to the next"], ["↑ ↓", "mark another answer"]],
     press(event) {
       const score = digit(event);
       const step = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-      if (step) mark(Math.min(Math.max(active + step, 0), cells.length - 1));
+      if (step) mark(Math.min(Math.max(active + step, 0), rows.length - 1));
       else if (score >= 1 && score <= 7) {
-        cells[active].choice.set(String(score));
-        if (active < cells.length - 1) mark(active + 1);
+        rows[active].set(String(score));
+        if (active < rows.length - 1) mark(active + 1);
         changed();
       } else return false;
-      cells[active].choice.element.scrollIntoView({ block: "nearest" });
+      rows[active].element.scrollIntoView({ block: "nearest" });
       return true;
     },
-    missing() {
-      const open = cells.find((cell) => cell.choice.get() === null);
-      return open ? `Score ${item.responses.length > 1 ? `${SIDES[open.answer]}, ` : ""}${open.criterion}: 1 to 7` : "";
-    },
-    value() {
-      const scores = item.responses.map(() => ({}));
-      for (const cell of cells) if (cell.choice.get() !== null) scores[cell.answer][cell.criterion] = Number(cell.choice.get());
-      return { scores };
-    },
+    missing: () => (open() < 0 ? "" : `${SIDES[open()]}: flags, then a score of 1 to 7`),
+    value: () => ({ scores: rows.map((row) => Number(row.get())) }),
     fill({ scores }) {
-      for (const cell of cells) cell.choice.set(String(scores?.[cell.answer]?.[cell.criterion] ?? ""));
-      const open = cells.findIndex((cell) => cell.choice.get() === null);
-      mark(open < 0 ? cells.length - 1 : open);
+      rows.forEach((row, answer) => row.set(String(scores?.[answer] || "")));
+      mark(open() < 0 ? rows.length - 1 : open());
     },
   };
 }
@@ -176,7 +162,6 @@ function reviewForm(item, changed) {
     return { name, key, button };
   }));
   const scores = scoresForm(item, changed, {
-    titleOf: (answer) => SIDES[answer],
     beside(answer) {
       const group = make("div", { class: "flags", role: "group", "aria-label": `Flags of ${SIDES[answer]}` }, ...flags[answer].map(({ button }) => button));
       group.addEventListener("focusin", () => scores.mark(answer));
@@ -200,7 +185,7 @@ function reviewForm(item, changed) {
       flag?.button.click();
       return Boolean(flag);
     },
-    missing: () => scores.missing().replace(":", ": flags, then") || ranking.missing(),
+    missing: () => scores.missing() || ranking.missing(),
     value: () => ({ ...scores.value(), ...ranking.value(), flags: flags.map((each) => each.filter(({ button }) => isSet(button)).map(({ name }) => name)) }),
     fill(value) {
       flags.forEach((each, answer) => each.forEach(({ name, button }) => set(button, value.flags?.[answer]?.includes(name) ?? false)));
@@ -230,6 +215,6 @@ function demonstrationForm(item, changed) {
 }
 
 export function formOf(item, changed) {
-  const forms = { pair: pairForm, safety: pairForm, thumb: thumbForm, scores: scoresForm, review: reviewForm, demonstration: demonstrationForm, ranking: rankingForm };
+  const forms = { pair: pairForm, safety: pairForm, thumb: thumbForm, review: reviewForm, demonstration: demonstrationForm, ranking: rankingForm };
   return forms[item.task](item, changed);
 }

@@ -14,7 +14,6 @@ const LOOK = 10000; // milliseconds between two looks at the clock
 
 const clock = new Clock();
 const outbox = new Outbox(arrived);
-const adjudicating = meta("mode") === "adjudicate";
 let state = null; // what the server said last
 let form = null;
 let busy = true;
@@ -61,14 +60,12 @@ function show() {
   news = "";
   showProgress();
   showConsent(state.consent);
-  for (const element of document.querySelectorAll("[data-todo]")) element.hidden = !(state.todo[element.dataset.todo] ?? !element.hidden);
   if (!item) {
-    for (const [name, text] of Object.entries(state.end ?? {})) byId(`end-${name}`).textContent = text;
-    say(byId("end-heading").textContent);
+    byId("end").textContent = state.end;
+    say(state.end);
     return;
   }
   showItem(item);
-  showVotes();
   form = formOf(item, changed);
   byId("controls").replaceChildren(form.element);
   const draft = state.draft ?? savedDraft(item);
@@ -83,23 +80,14 @@ function show() {
   refresh();
   scrollTo(0, 0);
   byId("item").focus({ preventScroll: true });
-  say(`${state.notice} Item ${state.progress.mine + state.progress.skipped + 1}. ${hasty}`);
-}
-
-function showVotes() {
-  byId("votes").hidden = !adjudicating;
-  const lines = (state.votes ?? []).map(({ annotator, said }) => make("li", {}, make("strong", {}, annotator), ` ${said}`));
-  byId("votes").replaceChildren(make("h2", {}, "What others said"), make("ul", {}, ...lines));
+  say(`${state.notice} Item ${state.progress.mine + 1}. ${hasty}`);
 }
 
 function showProgress() {
-  const { mine, skipped, total, pace } = state.progress;
+  const { mine, total } = state.progress;
   byId("bar").max = Math.max(total, 1);
   byId("bar").value = mine;
-  const parts = [`${mine} of ${total} ${adjudicating ? "settled" : "done"}`];
-  if (skipped) parts.push(`${skipped} skipped`);
-  byId("counts").textContent = parts.join(" · ");
-  byId("pace").textContent = pace ? `${pace.toFixed(pace < 10 ? 1 : 0)} s each · about ${duration((total - mine) * pace)} left · ` : "";
+  byId("counts").textContent = `${mine} of ${total} done`;
 }
 
 function showTime() {
@@ -124,13 +112,13 @@ function changed() {
   if (!form || busy) return;
   refresh();
   clearTimeout(draftTimer);
-  if (!adjudicating) draftTimer = setTimeout(saveDraft, DRAFT_AFTER);
+  draftTimer = setTimeout(saveDraft, DRAFT_AFTER);
 }
 
 // Stays in this browser until the item is done, so that nothing is lost when the page is closed.
 function saveDraft() {
   clearTimeout(draftTimer);
-  if (!form || busy || adjudicating) return;
+  if (!form || busy) return;
   const { id, shown } = state.item;
   localStorage.setItem(DRAFT, JSON.stringify({ item: id, shown, value: label(), seconds: clock.tick() }));
 }
@@ -150,7 +138,7 @@ function refresh() {
   if (!form) return;
   const missing = form.missing();
   byId("submit").disabled = busy || missing !== "";
-  const early = missing || adjudicating ? 0 : readable() / FASTEST - clock.tick();
+  const early = missing ? 0 : readable() / FASTEST - clock.tick();
   hint(missing ? [missing, hasty].filter(Boolean).join(" · ") : early > 0 ? "That was fast: have you read everything?" : "", early > 0);
   if (early > 0) hintTimer = setTimeout(refresh, early * 1000 + 50);
 }
@@ -182,7 +170,7 @@ function submit() {
     hint(form.missing(), true);
     return;
   }
-  send(adjudicating ? "adjudicate" : "label", label());
+  send("label", label());
 }
 
 function undo() {
@@ -192,7 +180,7 @@ function undo() {
 }
 
 function open(name, input) {
-  if (busy || !state?.item || adjudicating) return;
+  if (busy || !state?.item) return;
   input.value = "";
   byId(name).showModal();
   input.focus();
@@ -218,7 +206,7 @@ function guidelines(shown = byId("guidelines").hidden) {
 }
 
 function showConsent(granted) {
-  if (!adjudicating) byId("consent").textContent = granted === null ? "not decided" : granted ? "yes" : "no";
+  byId("consent").textContent = granted === null ? "not decided" : granted ? "yes" : "no";
 }
 
 async function agree(granted) {
@@ -251,13 +239,13 @@ function showKeys() {
   const shift = (key) => (form?.letters.includes(key) ? `Shift ${key}` : key);
   const keys = [...(form?.keys ?? []), ["Enter", "submit"], [`${shift("U")} or Ctrl Z`, "undo, and change the last one"], ["S", "skip, with a reason"],
     [shift("F"), "flag, with a note"], ["N", "note"], [shift("G"), "guidelines"], ["M", "Markdown, or texts as written"],
-    ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), ...(byId("consent-button")?.hidden ?? true ? [] : [[shift("C"), "sharing"]]), ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
+    ...(byId("reveal").hidden ? [] : [["V", "show or blur texts"]]), [shift("C"), "sharing"], ["Esc", "leave a text box, close a dialog"], ["?", "this help"]];
   byId("keys").replaceChildren(...keys.flatMap(([key, words]) => [make("dt", {}, make("kbd", {}, key)), make("dd", {}, words)]));
 }
 
-const SHIFTED = { "flag-key": "F", "guidelines-key": "G", ...(adjudicating ? {} : { "consent-key": "C" }) }; // letters of answers win
+const SHIFTED = { "flag-key": "F", "guidelines-key": "G", "consent-key": "C" }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  C: () => byId("consent-button")?.hidden === false && byId("consent-dialog").showModal() };
+  C: () => byId("consent-dialog").showModal() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
@@ -309,9 +297,9 @@ byId("form").addEventListener("submit", (event) => {
   submit();
 });
 byId("note").addEventListener("input", changed);
-const clicks = { undo, "undo-last": undo, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal() };
+const clicks = { undo, "undo-last": undo, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal(),
+  "consent-button": () => byId("consent-dialog").showModal() };
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
-if (!adjudicating) byId("consent-button").addEventListener("click", () => byId("consent-dialog").showModal());
 for (const button of document.querySelectorAll("[data-granted]")) {
   button.addEventListener("click", () => agree(button.dataset.granted === "true"));
 }
@@ -339,7 +327,6 @@ addEventListener("beforeunload", (event) => {
 showTime();
 setInterval(showTime, LOOK);
 addEventListener("keydown", showTime);
-if (adjudicating) byId("skip").hidden = byId("flag").hidden = true;
 if (sessionStorage.getItem("guidelines-changed")) {
   sessionStorage.removeItem("guidelines-changed");
   guidelines(true);

@@ -3,12 +3,12 @@
 import { banner, byId, meta } from "./page.js";
 
 const RETRY = 3000; // milliseconds
-const KEY = `alignkit-outbox:${meta("mode")}:${meta("annotator")}`;
+const KEY = `alignkit-outbox:${meta("annotator")}`;
 const REFUSED = `${KEY}:refused`;
 
 export async function post(name, message) {
   const body = JSON.stringify(message);
-  const response = await fetch(`/api/${meta("mode")}/${name}`, {
+  const response = await fetch(`/api/label/${name}`, {
     method: "POST",
     headers: { "content-type": "application/json", "x-csrf-token": meta("csrf") },
     body,
