@@ -55,9 +55,9 @@ class NamedCode:
         call = getattr(module, self.name, None)
         if callable(call):
             return call
-        help = did_you_mean(self.name, vars(module))
+        help = did_you_mean(self.name, [name for name in vars(module) if name != self.name])
         text = f"{self.user}: {where} has no {self.kind} '{self.name}'"
-        raise RunFailed(f"{text}\n{help}".strip())
+        raise RunFailed(f"{text}; {help}".removesuffix("; "))
 
 
 def _executed(file: Path) -> types.ModuleType:
