@@ -138,8 +138,9 @@ class StoreReader(Reader):
         with Store.open(path) as store:
             entries = labeled(store)
         for entry in entries:
-            for group in groups_of(entry) if entry.counts else ():
-                yield entry.stored.position, json.loads(group_to_json(group))
+            if entry.counts:
+                for group in groups_of(entry):
+                    yield entry.stored.position, json.loads(group_to_json(group))
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the rows that a recipe reads."""
