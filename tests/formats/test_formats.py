@@ -244,7 +244,6 @@ def test_hh_one_speaker_twice_in_a_row_is_one_turn() -> None:
         ),
         (hh("hello Human: q", "hello"), "starts with 'Human:'"),
         ({"chosen": Q + " a"}, "'rejected' is missing"),
-        ({"chosen": Q + " a", "rejected": None}, "'rejected' is missing or null"),
         ({"chosen": Q + " a", "rejected": 4}, "must be text, not a number"),
         ("\n\nHuman: q", "no assistant turn"),
         ("\n\nHuman: q\n\nAssistant:", "the response is empty"),
@@ -403,8 +402,6 @@ def test_preference_margins_and_soft_labels() -> None:
         ({"margin": "enormous"}, "margin', unless one of significantly"),
         ({"margin": True}, "must be a number"),
         ({"margin": -1}, "must not be negative"),
-        ({"margin": [1]}, "must be a number"),
-        ({"margin": 10**400}, "must be a number"),
         ({"p": 1.5}, "between 0 and 1"),
         ({"p": "sure"}, "'p' must be a number"),
         ({"rejected": None}, "'rejected' is missing or null"),
@@ -489,14 +486,6 @@ def test_messages_of_one_answer_and_sharegpt_are_the_same() -> None:
     )
 
 
-def test_messages_join_their_text_parts() -> None:
-    parts = [{"type": "text", "text": "on"}, {"type": "text", "value": "e"}, "!"]
-    row = {"messages": [{"role": "user", "content": parts}, *openai("a: a")]}
-    assert read("messages", row).prompt == turns("u: one!")
-    parts[0] = {"type": "image", "text": "x"}
-    assert "messages[0] has content other than text" in refused("messages", row)
-
-
 @pytest.mark.parametrize(
     ("conversation", "reason"),
     [
@@ -514,24 +503,9 @@ def test_messages_join_their_text_parts() -> None:
             "no assistant turn can be learned",
         ),
         (
-            [*openai("u: q"), {"role": "assistant", "content": "a", "train": "yes"}],
-            "train must be true or false",
-        ),
-        (
             [*openai("u: q"), {"role": "assistant", "content": "a", "weight": 0}],
             "no assistant turn can be learned",
         ),
-        (
-            [*openai("u: q"), {"role": "assistant", "content": "a", "weight": "half"}],
-            "weight must be a number",
-        ),
-        (
-            [*openai("u: q"), {"role": "assistant", "content": None, "tool_calls": [{}]}],
-            "tool call",
-        ),
-        ([*openai("u: q"), {"role": "assistant"}], "its content, not null"),
-        ([*openai("u: q"), {"content": "a"}], "unknown role 'None'"),
-        ([*openai("u: q"), {"role": ["user"], "content": "a"}], "unknown role \"['user']\""),
         ([], "no assistant turn"),
         ("hello", "must be a list of messages, not text"),
     ],
@@ -720,7 +694,6 @@ def test_rankings_of_both_shapes() -> None:
         ({"responses": "a"}, "responses must be a list"),
         ({"ranks": [1]}, "ranks must be a list of 2"),
         ({"ranks": [1, None]}, "responses without a rank, counted from 0: 1"),
-        ({"ranks": [1, "x"]}, "must be a number"),
         ({"ranks": [1, True]}, "must be a number"),
         ({"ranks": None}, "neither ranks nor scores nor pairs"),
         ({"responses": ["", " "]}, "all responses are empty"),

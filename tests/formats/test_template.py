@@ -34,6 +34,7 @@ ROW = {
     "labeled": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
     "listed": [{"text": "Fire", "label": "P"}, {"text": "Rain", "label": "Q"}],
     "zero": 0,
+    "methods": {"items": 3, "values": ["v"]},
     "two": "2",
     "b": "b",
     "q": "Q",
@@ -70,6 +71,7 @@ def user(text: str) -> tuple[Message, ...]:
         ("{{ {'3': 'three', '4': 'four'}[n | string] }}", "three"),
         ("\\boxed{ {{ n }} }", "\\boxed{ 3 }"),
         (" {{ passage }} ", "Rain is wet."),
+        ("{{ methods.items }} {{ methods.values[0] }}", "3 v"),
     ],
 )
 def test_a_text_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
@@ -90,6 +92,9 @@ def test_a_single_expression_keeps_its_type() -> None:
         ("{{ words }} are", "a list is no text"),
         ("{{ nested }} is", "an object is no text"),
         ("{{ words[3] }}", "has no element 3"),
+        ("{{ [passage, nested.depp] }}", "has no attribute 'depp'"),
+        ("{{ passage.title }}", "is no text"),
+        ("{{ passage.title }} is", "is no text"),
         ("{{ passage | letters }}", "expected a list, not text"),
         # An answer that is no choice is never taken for another one.
         ("{{ n | letter(choices) }}", "3 is none of the 3 choices"),

@@ -63,8 +63,6 @@ def test_answers_without_a_label_are_read(row: dict[str, Any], answers: list[str
         {"prompt": "Hi?", "response_1": "Hello"},
         {"prompt": "Hi?", "responses": ["Hello"]},
         {"prompt": "Capital of France?", "answers": ["Paris", "paris"]},  # for exact_match
-        {"question": "Capital of France?", "answers": ["Paris", "paris"]},
-        {"prompt": "Capital of France?", "completions": ["Paris", "paris"]},
         {"prompt": "Hi?", "responses": [[1], 2]},
         {"response_a": "Hello", "response_b": "Hey"},
         {  # PandaLM

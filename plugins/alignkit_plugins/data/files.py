@@ -23,7 +23,6 @@ from alignkit.recipe.yaml import plain_data
 from alignkit_plugins.entries import recipe_of
 from alignkit_plugins.formats.layouts import LAYOUTS
 
-HALVES = re.compile("[\ud800-\udfff]")  # of characters, which UTF-8 cannot encode
 ON_HUB = re.compile(r"(?!\.\.?/|~/)[^/]+/[^/.]+")  # OWNER/NAME, and no path
 
 
@@ -145,10 +144,9 @@ def json_lines(rows: Iterable[Any]) -> str:
     lines = []
     for row in rows:
         line = json.dumps(row, ensure_ascii=False, default=str)
-        if HALVES.search(line):
-            line = json.dumps(row, default=str)
-        lines.append(f"{line}\n")
-    return "".join(lines)
+        # Halves of characters, which UTF-8 cannot encode, are escaped as JSON does it
+        lines.append(line.encode("utf-8", "backslashreplace").decode())
+    return "\n".join([*lines, ""])
 
 
 def write_rows(out: Path, rows: Iterable[Any]) -> None:

@@ -374,13 +374,13 @@ class ColumnFormat(Format):
         return tools_of(columns_of(row).get("tools"))
 
     @staticmethod
-    def answer(turns: Sequence[Message], **known: Any) -> Response:
+    def answer(turns: Sequence[Message], **fields: Any) -> Response:
         """A response from the turns after the prompt: text if it is one turn of text alone, else
         messages.
 
         Args:
             turns: Of a conversation, in order.
-            known: Further fields of the response.
+            fields: Further fields of the response.
         """
         if not turns or turns[-1]["role"] != "assistant":
             raise BadRow("the last turn must be an assistant turn")
@@ -394,12 +394,12 @@ class ColumnFormat(Format):
             and turns[0].keys() <= {"role", "content", "train"}
             and turns[0].get("train", True) is True
         ):
-            return Response(text=turns[0]["content"], **known)
-        return Response(messages=tuple(turns), **known)
+            return Response(text=turns[0]["content"], **fields)
+        return Response(messages=tuple(turns), **fields)
 
     @classmethod
     def demonstration(
-        cls, turns: Sequence[Message], **known: Any
+        cls, turns: Sequence[Message], **fields: Any
     ) -> tuple[tuple[Message, ...], Response]:
         """Split a conversation before the first answer to the user, into prompt and response.
 
@@ -408,13 +408,13 @@ class ColumnFormat(Format):
 
         Args:
             turns: Of a conversation, in order.
-            known: Further fields of the response.
+            fields: Further fields of the response.
         """
         roles = [turn["role"] for turn in turns]
         if "assistant" not in roles:
             raise BadRow("there is no assistant turn")
         first = len(roles)
-        if known.get("label") is not None:
+        if fields.get("label") is not None:
             while first and roles[first - 1] == "assistant":
                 first -= 1
         else:
@@ -423,7 +423,7 @@ class ColumnFormat(Format):
                 start = roles.index("user")
             if "assistant" in roles[start:]:
                 first = roles.index("assistant", start)
-        return tuple(turns[:first]), cls.answer(turns[first:], **known)
+        return tuple(turns[:first]), cls.answer(turns[first:], **fields)
 
     @staticmethod
     def scores(score: float | None) -> dict[str, float | None]:

@@ -101,8 +101,8 @@ class Alpaca(Messages):
         except ValidationError:
             raise BadRow("column 'history' must be a list of pairs [instruction, answer]") from None
         turns: list[Message] = []
-        for asked, answer in pairs:
-            turns.append(Message(role="user", content=asked))
+        for question, answer in pairs:
+            turns.append(Message(role="user", content=question))
             turns.append(Message(role="assistant", content=answer))
         turns += self.joined(row, names)
         turns.append(Message(role="assistant", content=self.text(row, self.answer_column)))

@@ -76,12 +76,12 @@ class Text:
         """The text; of a single expression its value, such as a list. Raises BadRow."""
         try:
             value = self.fill(row)
-            text = str(value)  # raises if it is undefined
+            json.dumps(value, default=written)  # raises for what is undefined, or a method
         except Exception as error:  # an expression raises whatever Python does
             missing = min(self.columns - row.keys(), default="")
             help = did_you_mean(missing, row) or f"columns: {', '.join(row):.200}"
             raise BadRow(f"{self.where}{error}; {help}") from error
-        return text.strip() if isinstance(value, str) else value
+        return value.strip() if isinstance(value, str) else value
 
 
 @cache
@@ -89,19 +89,28 @@ def _sandbox() -> Any:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=written)
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """In which `{{ column.items }}` is a key of the row, if there is one, and no method."""
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if isinstance(obj, Mapping) and attribute in obj:
+                return obj[attribute]
+            return super().getattr(obj, attribute)
+
+    environment = Sandbox(undefined=StrictUndefined, finalize=written)
     filters = {"letters": letters, "letter": letter, "dialogue": dialogue}
     environment.filters |= filters | {"number": number, "solution": solution, "final": final_answer}
     return environment
 
 
 def written(value: Any, where: str = "") -> str:
-    """A value as text. Raises BadRow for one that is null, an object or a list."""
+    """A value as text. Raises BadRow for one that is null, an object, a list or a method."""
+    text = str(value)  # raises if it is undefined
     if value is None:
         raise BadRow(f'{where}null is no text; write default("", true) if it may be null')
-    if isinstance(value, Mapping | list):
+    if not isinstance(value, str | int | float):
         raise BadRow(f"{where}{kind_of(value)} is no text; join it, or choose an item")
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return text.lower() if isinstance(value, bool) else text
 
 
 def texts_of(values: Any, where: str) -> list[str]:
@@ -117,8 +126,8 @@ def texts_of(values: Any, where: str) -> list[str]:
 def letters(choices: Any) -> str:
     """Choices, one per line, each with a letter."""
     lines = []
-    for place, text in enumerate(texts_of(choices, "letters")):
-        lines.append(f"{ascii_uppercase[place]}. {text}")
+    for index, text in enumerate(texts_of(choices, "letters")):
+        lines.append(f"{ascii_uppercase[index]}. {text}")
     return "\n".join(lines)
 
 

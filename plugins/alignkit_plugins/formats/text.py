@@ -146,8 +146,8 @@ def find_dialogues(text: str, *, min_paragraphs: int = 6) -> list[Dialogue]:
             start += 1
             continue
         turns = []
-        for place, (_, paragraph) in enumerate(paragraphs[start : start + length]):
-            turns.append(paragraph[len(speakers[place % 2]) :].strip())
+        for number, (_, paragraph) in enumerate(paragraphs[start : start + length]):
+            turns.append(paragraph[len(speakers[number % 2]) :].strip())
         dialogues.append(Dialogue(start, paragraphs[start][0], speakers, tuple(turns)))
         start += length
     return dialogues
@@ -216,8 +216,8 @@ class Dialogues(ColumnFormat):
 
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
         turns = []
-        for asked, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=False):
-            turns.append(Message(role="user", content=asked))
+        for question, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=False):
+            turns.append(Message(role="user", content=question))
             turns.append(Message(role="assistant", content=answer))
         prompt, response = self.demonstration(turns)
         return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})

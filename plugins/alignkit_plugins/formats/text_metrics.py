@@ -87,35 +87,27 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
         return None
     if len(texts) > COMPARED:
         drawn = stream(0, "self_bleu", len(texts)).permutation(len(texts))[:COMPARED]
-        texts = [texts[place] for place in sorted(drawn.tolist())]
-    counts = [_counts(words) for words in texts]
-    return sum(_bleu(texts, counts, own) for own in range(len(texts))) / len(texts)
+        texts = [texts[index] for index in sorted(drawn.tolist())]
+    values = []
+    for index, words in enumerate(texts):
+        values.append(_bleu(words, [*texts[:index], *texts[index + 1 :]]))
+    return sum(values) / len(values)
 
 
-def _counts(words: Sequence[str]) -> list[Counter[str]]:
-    return [Counter(ngrams(words, size)) for size in range(1, BLEU + 1)]
-
-
-def _bleu(
-    texts: Sequence[Sequence[str]], counts: Sequence[Sequence[Counter[str]]], own: int
-) -> float:
-    others = [index for index in range(len(texts)) if index != own]
-    length = len(texts[own])
-    if not length:
-        return float(any(not texts[other] for other in others))
+def _bleu(words: Sequence[str], others: Sequence[Sequence[str]]) -> float:
+    if not words:
+        return float(not all(others))
     logs = []
-    for order in range(min(BLEU, length)):
-        most: Counter[str] = Counter()
+    for size in range(1, min(BLEU, len(words)) + 1):
+        counts, most = Counter(ngrams(words, size)), Counter[str]()
         for other in others:
-            most |= counts[other][order]
-        found, added = (counts[own][order] & most).total(), float(order > 0)
-        if not found + added:
+            most |= Counter(ngrams(other, size))
+        shared, added = (counts & most).total(), float(size > 1)
+        if not shared + added:
             return 0.0
-        logs.append(math.log((found + added) / (counts[own][order].total() + added)))
-    closest = min(
-        (len(texts[other]) for other in others), key=lambda other: (abs(other - length), other)
-    )
-    return math.exp(min(0.0, 1 - closest / length) + sum(logs) / len(logs))
+        logs.append(math.log((shared + added) / (counts.total() + added)))
+    closest = min(map(len, others), key=lambda other: (abs(other - len(words)), other))
+    return math.exp(min(0.0, 1 - closest / len(words)) + sum(logs) / len(logs))
 
 
 def ngrams(words: Sequence[str], size: int) -> list[str]:
