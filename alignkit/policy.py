@@ -88,14 +88,6 @@ class Policy(Protocol):
         """
         ...
 
-    def prompt_lengths(self, prompts: Sequence[Group]) -> list[int]:
-        """How many tokens the policy reads before it answers each prompt.
-
-        Args:
-            prompts: Of which only `prompt` and `tools` are read.
-        """
-        ...
-
     def save(self, folder: Path) -> list[str]:
         """Write the whole model for transformers, with its tokenizer; an adapter is merged into the
         base.

@@ -97,11 +97,6 @@ class Reward(WithOptions):
             folder: The recipe's; relative paths start there.
         """
 
-    def check_machine(self) -> None:
-        """Raise RunFailed for what this machine lacks, such as a GPU: called by runs, not by
-        `alignkit check`.
-        """
-
     def check_prompts(self, groups: Sequence[Group]) -> None:
         """Raise DataError if these prompts lack something that scoring needs; called after `check`,
         before training.

@@ -1177,19 +1177,6 @@ def test_every_group_knows_where_it_was_read(tmp_path: Path) -> None:
     assert str(made.origin) == "stage make:1"
 
 
-def test_a_part_of_a_split_is_read_alone(tmp_path: Path) -> None:
-    path = prompts(tmp_path / "d.jsonl", 40)
-    both = load(source(path, validation=0.25))
-    training = load(source(path, validation=0.25, part="training"))
-    held = load(source(path, validation=0.25, part="validation"))
-    assert words(training.groups) == words(both.groups) and training.validation == []
-    assert words(held.groups) == words(both.validation) and held.validation == []
-    assert [(f.rows, f.held_out) for f in (*training.sources, *held.sources)] == [
-        (len(both.groups), len(both.validation)),
-        (len(both.validation), len(both.groups)),
-    ]
-
-
 def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')

@@ -8,8 +8,9 @@ group (`alignkit.formats`). All faults are reported together as `file:row: reaso
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +47,6 @@ from alignkit.registry import Component
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
 WORD = re.compile(r"\w+")
-Part = Literal["training", "validation"] | tuple[float, float]
 Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
 # Data set, revision -> commit, or None if it is unknown
@@ -93,12 +93,9 @@ class DataSource(Options):
         lt=1,
         description="fraction of the prompts that is held out for validation",
     )
-    part: Part | None = Field(
+    part: tuple[float, float] | None = Field(
         default=None,
-        description=(
-            "rows to read: with validation, `training` or `validation` (default: both); or a "
-            "share of the conversations by their first message, such as [0.2, 0.6]"
-        ),
+        description="share of the conversations by their first message, such as [0.2, 0.6]",
     )
     group: str | None = Field(
         default=None,
@@ -139,21 +136,14 @@ class DataSource(Options):
         ]
         if hub_only and self.hub is None:
             raise ValueError(f"only a hub data set has '{hub_only[0].replace('config', 'name')}'")
-        if isinstance(self.part, tuple):
+        if self.part is not None:
             low, high = self.part
             if not 0 <= low < high <= 1:
                 raise ValueError(
                     f"'part: [{low:g}, {high:g}]' is no share: expected 0 <= LOW < HIGH <= 1"
                 )
             if self.validation:
-                raise ValueError(
-                    "'part: [LOW, HIGH]' and 'validation' both choose rows: leave one of them out"
-                )
-        elif self.part is not None and not self.validation:
-            raise ValueError(
-                "'part' needs 'validation', the share that is held out, or is a share such as "
-                "[0.2, 1]"
-            )
+                raise ValueError("'part' and 'validation' both choose rows: leave one of them out")
         return self
 
     @property
@@ -193,8 +183,7 @@ class SourceFacts:
     format: the name of the format. recognized: whether the first row decided it, and not the
     recipe. rows: good rows to read now. held_out: good rows on the other side of the split.
     skipped: bad rows. weight: as the recipe says; `Loaded.weights` are the shares. sample: a row to
-    read now, with a pair if one has. part: the side of the split that is read; None: both, and the
-    held-out rows for validation. notes: what the format decided about all rows, in words.
+    read now, with a pair if one has. notes: what the format decided about all rows, in words.
     """
 
     name: str
@@ -205,7 +194,6 @@ class SourceFacts:
     skipped: int = 0
     weight: float | None = None
     sample: Group | None = None
-    part: str | None = None
     notes: Sequence[str] = ()
 
 
@@ -254,7 +242,7 @@ def load(
     errors: list[SkippedRow] = []
     for reader in readers:
         bad = reader.bad
-        found = reader.of_part([group for row in reader.rows() for group in row.groups], seed)
+        found = reader.of_part(chain.from_iterable(row.groups for row in reader.rows()), seed)
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
@@ -268,12 +256,8 @@ def load(
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
     kept, other = _split(groups, spec.sources, seed)
-    # The same in all sources that have a split, or else the recipe was refused. None: both sides.
-    part = next((source.part for source in spec.sources if source.validation), None)
-    if part == "validation":
-        kept, other = other, kept
-    facts = tuple(reader.facts(kept, other, part) for reader in readers)
-    return Loaded(kept, [] if part else other, skipped, facts)
+    facts = tuple(reader.facts(kept, other) for reader in readers)
+    return Loaded(kept, other, skipped, facts)
 
 
 def content_digest(path: Path) -> str:
@@ -348,9 +332,9 @@ class SourceReader:
             if good == self.source.limit:
                 break
 
-    def of_part(self, groups: Sequence[Group], seed: int) -> list[Group]:
+    def of_part(self, groups: Iterable[Group], seed: int) -> list[Group]:
         """The groups in the share of the conversations that the source names; all without one."""
-        if not isinstance(self.source.part, tuple):
+        if self.source.part is None:
             return list(groups)
         low, high = self.source.part
         return [
@@ -455,12 +439,8 @@ class SourceReader:
         check_weights(completed)
         return completed
 
-    def facts(
-        self, kept: Sequence[Group], other: Sequence[Group], part: Part | None
-    ) -> SourceFacts:
-        """How the source was read. kept, other: the groups on both sides, of all sources; the first
-        are read now.
-        """
+    def facts(self, kept: Sequence[Group], other: Sequence[Group]) -> SourceFacts:
+        """How the source was read. kept, other: the groups on both sides, of all sources."""
         kept = [group for group in kept if _place(group) == self.place]
         return SourceFacts(
             self.source.name,
@@ -470,7 +450,6 @@ class SourceReader:
             held_out=sum(_place(group) == self.place for group in other),
             skipped=len(self.bad),
             weight=self.source.weight,
-            part=part if isinstance(part, str) else None,
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
             notes=getattr(self.format, "notes", ()),
         )

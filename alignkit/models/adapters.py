@@ -11,7 +11,6 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,15 +28,11 @@ from alignkit.io.digest import cached_snapshot, digest, file_digest
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, lora_layers, low_rank
 from alignkit.models.loading import UNREAD, read_weights, weight_files
-from alignkit.models.saved import read_json
+from alignkit.models.saved import ADAPTER as CONFIG
+from alignkit.models.saved import ORIGIN, SCALE, base_name, origin_of, read_json, scale_of
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
-
-# Which base model an adapter is for
-
-CONFIG, ORIGIN = "adapter_config.json", "alignkit.json"
-SCALE = ("r", "lora_alpha", "use_rslora")
 
 # Options of peft that compute something else with weights of the same names.
 VARIANTS = ((
@@ -91,7 +86,7 @@ class Base:
                     f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}"
                 )
             return
-        saved, origin = read_json(folder / CONFIG), _origin(folder)
+        saved, origin = read_json(folder / CONFIG), origin_of(folder)
         if origin.get("weights") and self.weights:
             fits = origin["weights"] == self.weights
         else:
@@ -120,18 +115,6 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def base_name(folder: Path) -> str:
-    """The name of the base model that the adapter in a folder is for."""
-    return str(
-        _origin(folder).get("name") or read_json(folder / CONFIG).get("base_model_name_or_path")
-    )
-
-
-def scale_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options in peft's configuration that scale an adapter."""
-    return {key: config[key] for key in SCALE if config.get(key) is not None}
-
-
 def _vocabulary(folder: Path | None) -> Any:
     """The number of tokens that the model in a folder knows; None if that is not known."""
     return (
@@ -139,12 +122,6 @@ def _vocabulary(folder: Path | None) -> Any:
         if folder is None
         else read_json(folder / "config.json", optional=True).get("vocab_size")
     )
-
-
-def _origin(folder: Path) -> Mapping[str, Any]:
-    """What `save_origin` has written; empty for an adapter of plain peft."""
-    saved = read_json(folder / ORIGIN, optional=True).get("base")
-    return saved if isinstance(saved, dict) else {}
 
 
 # Adapters in memory

@@ -193,10 +193,6 @@ class RolePolicy:
             within_memory(model.memory, measure_all)
         return logprobs
 
-    def prompt_lengths(self, prompts: Sequence[Group]) -> list[int]:
-        """See `alignkit.Policy`."""
-        return [len(self.encoder.prompt(group.prompt, group.tools)) for group in prompts]
-
     def sample(
         self, prompts: Sequence[Group], *, seed: int, samples_per_prompt: int = 1, **sampling: Any
     ) -> list[Group]:
@@ -207,7 +203,10 @@ class RolePolicy:
             raise RunFailed(f"'{self.reference}' is a reward model: it cannot answer prompts")
         groups = [Group(group.prompt, tools=group.tools) for group in prompts]
         room = base.max_length - options.max_new_tokens
-        fitting = [i for i, length in enumerate(self.prompt_lengths(groups)) if length <= room]
+        fitting = []
+        for i, group in enumerate(groups):
+            if len(self.encoder.prompt(group.prompt, group.tools)) <= room:
+                fitting.append(i)
         # Streams are named by the index among all prompts, so that leaving one out changes no other
         # sample.
         answerable = [groups[i] for i in fitting]

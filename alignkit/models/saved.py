@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from alignkit.errors import AlignkitError, RunFailed, memory_ran_out, reason_of
 
 CONFIG = "config.json"
+ADAPTER, ORIGIN = "adapter_config.json", "alignkit.json"  # of an adapter
+SCALE = ("r", "lora_alpha", "use_rslora")
 _AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"
 
 
@@ -39,7 +41,7 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
 
 def has_score(folder: Path) -> bool:
     """Whether a saved role is a reward model."""
-    for file in (folder / "adapter_config.json", folder / CONFIG):
+    for file in (folder / ADAPTER, folder / CONFIG):
         config = read_json(file, optional=True)
         names = config.get("architectures") or []
         if config.get("task_type") == "SEQ_CLS" or any(
@@ -47,3 +49,21 @@ def has_score(folder: Path) -> bool:
         ):
             return True
     return False
+
+
+def base_name(folder: Path) -> str:
+    """The name of the base model that the adapter in a folder is for."""
+    return str(
+        origin_of(folder).get("name") or read_json(folder / ADAPTER).get("base_model_name_or_path")
+    )
+
+
+def scale_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in peft's configuration that scale an adapter."""
+    return {key: config[key] for key in SCALE if config.get(key) is not None}
+
+
+def origin_of(folder: Path) -> Mapping[str, Any]:
+    """What `save_origin` has written; empty for an adapter of plain peft."""
+    saved = read_json(folder / ORIGIN, optional=True).get("base")
+    return saved if isinstance(saved, dict) else {}

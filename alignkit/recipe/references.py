@@ -19,7 +19,6 @@ from alignkit.calls import blame, call, create
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, did_you_mean
-from alignkit.io.results import is_result_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.kinds import reader_of
 from alignkit.options import Options, options_of_call
@@ -182,22 +181,6 @@ class Reading:
             )
         return value
 
-    def read_policy(self, value: str) -> str:
-        """A stage that trains no reward model, `STAGE@ALGORITHM`, or a folder with an adapter or a
-        whole model.
-        """
-        stage, _, result = value.partition("@")
-        if not is_result_name(value) or stage not in self.stages:
-            return self.read_from(value)
-        if not self.registry.has("algorithm", result.partition("~")[0]):
-            names = self.registry.names("algorithm")
-            raise wrong(f"'{value}': no algorithm made such a result", did_you_mean(result, names))
-        self._wait_for(stage)
-        if self.stages[stage].kind == "step" or self.stages[stage].trains_reward:
-            raise wrong(f"'{value}': stage '{stage}' does not train a policy")
-        self.stage.roles[value] = None
-        return value
-
     def read_from(self, value: str) -> str:
         """A stage, or the absolute path of a folder that holds an adapter or a model. A stage comes
         first.
@@ -210,6 +193,8 @@ class Reading:
         if self.trains_reward(value) and not self.stage.trains_reward:
             raise wrong(f"'{value}' is a reward model, but a policy is needed here")
         return value
+
+    read_policy = read_from  # of a step, which trains no reward model
 
     def _folder(self, name: str, *keys: str) -> str:
         """The absolute path of a folder with weights. keys: under which it is named."""
@@ -281,11 +266,9 @@ class Reading:
     def read_data(self, value: Any) -> DataSpec:
         """One source of data, or a list of them, where no rows are held out."""
         data = self.read_training_data(value)
-        if any(source.validation and source.part is None for source in data.sources):
+        if any(source.validation for source in data.sources):
             message = f"{PATH}: 'validation' holds out rows that nothing would read here"
-            raise wrong(
-                message, "add 'part: training' or 'part: validation' to say which rows to read"
-            )
+            raise wrong(message, "write the share to read instead, such as 'part: [0.2, 1]'")
         return data
 
     def read_training_data(self, value: Any) -> DataSpec:
@@ -300,8 +283,6 @@ class Reading:
         mistakes.end()
         if not sources:
             raise wrong(f"{PATH}: expected at least one data source, got an empty list")
-        if len({source.part for source in sources if source.validation}) > 1:
-            raise wrong(f"{PATH}: 'part' must be the same in all sources with 'validation'")
         return DataSpec(tuple(sources))
 
     def _source(self, raw: Any) -> DataSource:

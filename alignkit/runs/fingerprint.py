@@ -23,7 +23,6 @@ from alignkit.io.digest import (
     source_digests,
     versions,
 )
-from alignkit.io.results import find_result, is_result_name, read_record, results_of_stage
 from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
@@ -126,20 +125,6 @@ def template_parts(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     """What decides how messages become text. folder: the recipe's."""
     code = named_template(spec.chat_template or "")
     return {"code": code, "kwargs": spec.chat_template_kwargs, **_files_named(folder, spec)}
-
-
-def result_hashes(stage: Stage, recipe: Recipe, run: Path) -> dict[str, str]:
-    """The hashes of the results that a stage names like `align@ppo`. Raises RecipeError for one
-    that is not there.
-
-    One that the recipe's own stage will make when it runs is left out.
-    """
-    found = {}
-    for name in filter(is_result_name, stage.roles):
-        made, _, wanted = name.partition("@")
-        if name in results_of_stage(run, made) or recipe.stages[made].component.name != wanted:
-            found[name] = read_record(find_result(run, name))["hash"]
-    return found
 
 
 def _packages(stage: Stage, model: ModelSpec) -> list[str]:

@@ -27,9 +27,8 @@ from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component
-from alignkit.reward import Reward
 from alignkit.runs.bases import place_of
-from alignkit.runs.fingerprint import result_hashes, stage_parts
+from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.services import Services, resumable_map
 from alignkit.step import Artifact, StepContext, StepData, run_step
 from alignkit.training.context import StageContext
@@ -102,7 +101,6 @@ class RunStage(StageContext):
         """
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
-        upstream |= result_hashes(self.stage, self.recipe, services.folder)
         return stage_parts(
             self.stage, self.recipe, services.base(BASE).digest, upstream, services.data
         )
@@ -140,11 +138,6 @@ class RunStage(StageContext):
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             if component.kind in CHECKED:
                 self._check(problems, component, "check", folder)
-                if (
-                    issubclass(component.registration.implementation, Reward)
-                    and self.services.download
-                ):
-                    self._check(problems, component, "check_machine")
         self.check_weights(problems)
 
     def _check(

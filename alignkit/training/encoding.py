@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, Needs, Trains
 from alignkit.calls import call
 from alignkit.data.group import Group, Message, preview, previews, responses_of
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import DataError
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
 from alignkit.training.context import StageContext
@@ -178,14 +177,6 @@ class ReferencePrompts:
 
     def _encoded(self, encoded: Encoded) -> Encoded:
         group = encoded.group
-        # A model may know more tokens than its tokenizer.
-        known = self.model.model.config.get_text_config().vocab_size
-        if any(token >= known for token in chain.from_iterable(row.tokens for row in encoded.rows)):
-            raise RunFailed(
-                f"{self.where}a response to {preview(group)} has a token that the reference does "
-                "not know\n"
-                f"help: 'rollout: {{top_p: 0.99}}' keeps the policy from sampling it"
-            )
         if not group.prompt:
             return encoded
         messages, ids = self._prompt(

@@ -109,8 +109,7 @@ http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
 math_verify rewards.math_verify:MathVerify  1 if a mathematical answer equals the known one (needs
     math-verify)
 refusal rewards.refusal:Refusal  1 if a response begins with a refusal, by its words
-rating ai_feedback.rubric:Rated  a judge's rating of each response, alone or with the others of its
-    prompt
+rating ai_feedback.rubric:Rated  a judge's rating of each response
 rubric ai_feedback.rubric:Rubric  the weighted share of criteria that a response meets, asked of a
     judge
 exact_match rewards.text:ExactMatch  1 if an answer matches the known answer
@@ -126,7 +125,7 @@ honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know'
 sycophancy evaluate.honesty:Unyielding  `honesty`, with less for giving in to the user than
     for being wrong
 abstention evaluate.honesty:Abstention  1 if a response says that it does not know
-rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group or a baseline
+rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group
 
 [judge]
 local_judge ai_feedback.judge:LocalJudge  ask a model of this run which response is better
@@ -154,9 +153,8 @@ sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or
 calibration evaluate.calibration:Calibration  are policies right as often as they are sure?
 lm_eval evaluate.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
 questions ai_feedback.questions:Questions  questions about texts, with answers that a quotation shows
-categorize ai_feedback.categorize:Categorize  a use case for each prompt, and which ones no
-    demonstration shows
-red_team ai_feedback.red_team:RedTeam  attacks on policies over several turns, and how many succeed
+categorize ai_feedback.categorize:Categorize  a use case for each prompt
+red_team ai_feedback.red_team:RedTeam  attacks on a policy over several turns, and how many succeed
 judge_pairs ai_feedback.rlaif:JudgePairs  label pairs of responses with a judge (RLAIF)
 sample evaluate.sample:Sample  sample responses to prompts, score them, and keep all or the best of
     N

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Response, RunFailed
 from alignkit.errors import RemoteError
-from alignkit_plugins.ai_feedback.http_reward import HTTP, _read, _unfit
+from alignkit_plugins.ai_feedback.http_reward import HTTP, _read
 from alignkit_plugins.ai_feedback.remote import Malformed
 from tests.faults.scripted_server import ScriptedServer, reply
 
@@ -22,12 +22,8 @@ ASK = ({"role": "user", "content": "Which?"},)
 
 
 def by_number(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The number that a response ends with, in another order than it was asked for."""
-    rows = [
-        {"id": item["id"], "score": float(item["response"][-1]["content"].split()[-1])}
-        for item in reversed(body["items"])
-    ]
-    return {"scores": rows}
+    """The number that a response ends with."""
+    return {"score": float(body["response"][-1]["content"].split()[-1])}
 
 
 @pytest.fixture
@@ -59,14 +55,11 @@ def group(*numbers: float, **meta: Any) -> Group:
     return Group(ASK, tuple(Response(f"it is {number}") for number in numbers), meta=meta)
 
 
-@pytest.mark.parametrize(("size", "requests"), [(1, 5), (2, 3), (9, 1)])
-def test_scores_come_in_the_order_of_the_responses(
-    made: Made, server: ScriptedServer, size: int, requests: int
-) -> None:
+def test_scores_come_in_the_order_of_the_responses(made: Made, server: ScriptedServer) -> None:
     groups = [group(-1, 2, 0.5), group(), group(4, 5)]
-    assert made(batch_size=size).score(groups) == {"": [-1.0, 2.0, 0.5, 4.0, 5.0]}
-    assert made(batch_size=size).score(groups) == {"": [-1.0, 2.0, 0.5, 4.0, 5.0]}
-    assert server.requests == requests  # stored
+    assert made().score(groups) == {"": [-1.0, 2.0, 0.5, 4.0, 5.0]}
+    assert made().score(groups) == {"": [-1.0, 2.0, 0.5, 4.0, 5.0]}
+    assert server.requests == 5  # stored
     assert made().score([]) == {"": []}
 
 
@@ -82,8 +75,8 @@ def test_the_service_receives_prompt_response_and_columns(
     one = replace(group(1, domain="law", key="secret"), responses=(Response(messages=turns),))
     made(columns=["domain"], request={"model": "big"}).score([one])
     plain = [{"role": "assistant", "content": ""}, {"role": "assistant", "content": "so 3"}]
-    item = {"id": "0", "prompt": list(ASK), "response": plain, "columns": {"domain": "law"}}
-    assert seen == [{"model": "big", "items": [item]}]
+    item = {"prompt": list(ASK), "response": plain, "columns": {"domain": "law"}}
+    assert seen == [{"model": "big", **item}]
 
 
 def test_a_column_that_is_missing_is_named(made: Made) -> None:
@@ -94,9 +87,7 @@ def test_a_column_that_is_missing_is_named(made: Made) -> None:
 
 
 def test_null_is_no_score_and_is_kept(made: Made, server: ScriptedServer) -> None:
-    server.good = lambda body: {
-        "scores": [{"id": item["id"], "score": None} for item in body["items"]]
-    }
+    server.good = lambda body: {"score": None}
     assert made().score([group(1)]) == {"": [None]}
     assert made().score([group(1)]) == {"": [None]} and server.requests == 1
 
@@ -105,7 +96,7 @@ def test_a_response_that_the_service_refuses_has_no_score(
     made: Made, server: ScriptedServer
 ) -> None:
     def act(server: ScriptedServer, connection: socket.socket, body: Any) -> None:
-        said = body["items"][0]["response"][0]["content"]
+        said = body["response"][0]["content"]
         reply(connection, b"too long", 413) if said == "it is 2" else reply(
             connection, json.dumps(by_number(body)).encode()
         )
@@ -113,21 +104,13 @@ def test_a_response_that_the_service_refuses_has_no_score(
     server.act = act
     assert made().score([group(1, 2, 3)]) == {"": [1.0, None, 3.0]}
     assert made().score([group(2)]) == {"": [None]}  # also if it is the first one
-    server.act = lambda server, connection, body: reply(connection, b"no such model", 422)
-    with pytest.raises(RunFailed, match="refuses all of 4 requests: HTTP 422: no such model"):
-        made().score([group(5, 6, 7, 8)])
 
 
-def test_a_service_that_is_misunderstood_costs_one_request(
-    made: Made, server: ScriptedServer
-) -> None:
+def test_a_reply_that_is_no_score_ends_the_run(made: Made, server: ScriptedServer) -> None:
     server.good = lambda body: [0.5]
-    with pytest.raises(RemoteError, match=r'the reply must be \{"scores":') as caught:
-        made().score([group(1, 2, 3, 4, 5, 6)])
-    assert server.requests == 1 and caught.value.exit_code == 6
-
-
-ROW = {"id": "0", "score": 0.5}
+    with pytest.raises(RemoteError, match=r'the reply is not \{"score": 0.7\}') as caught:
+        made().score([group(1, 2)])
+    assert caught.value.exit_code == 6
 
 
 @pytest.mark.parametrize(
@@ -138,15 +121,12 @@ ROW = {"id": "0", "score": 0.5}
         "{}",
         "null",
         '{"scores": 3}',
-        '{"scores": ["0"]}',
-        '{"scores": {"0": 0.5}}',
-        '{"scores": [{"id": "0"}]}',
-        '{"scores": [{"id": "0", "score": NaN}]}',
-        '{"scores": [{"id": "0", "score": 1e999}]}',
-        '{"scores": [{"id": "0", "score": "1"}]}',
-        '{"scores": [{"id": "0", "score": true}]}',
-        '{"scores": [{"id": "0", "score": [1]}]}',
-        '{"scores": [{"id": "0", "score": ' + "9" * 400 + "}]}",
+        '{"score": NaN}',
+        '{"score": 1e999}',
+        '{"score": "1"}',
+        '{"score": true}',
+        '{"score": [1]}',
+        '{"score": ' + "9" * 400 + "}",
         "[" * 99_999,
     ],
 )
@@ -155,18 +135,9 @@ def test_what_is_no_score_is_malformed(reply: str) -> None:
         _read(reply.encode())
 
 
-def test_scores_must_be_those_of_the_items() -> None:
-    body = {"items": [{"id": "0"}, {"id": "1"}]}
-    assert _unfit(body, [("1", 1.0), ("0", 2.0)]) == ""
-    for names in (["0"], ["0", "0"], ["0", "2"], ["0", "1", "1"], [0, 1], []):
-        assert _unfit(body, [(name, 1.0) for name in names])
-
-
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_size": 0},
-        {"server": {"base_url": "http://a", "request": {"items": []}}},
         {"server": {"base_url": "ftp://a"}},
         {"base_url": "http://a"},
     ],

@@ -8,12 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from by_policy import by_policy
 
 from alignkit import Judge, Verdict
 from alignkit_plugins.ai_feedback import judge_card
-from alignkit_plugins.ai_feedback.judge_card import judgment, raters_agree, with_people
+from alignkit_plugins.ai_feedback.judge_card import with_people
 from tests.evaluate.test_evaluate import (
     HELPFUL,
     Scripted,
@@ -85,11 +84,8 @@ def test_a_judge_that_always_names_the_first_place_is_of_no_use(tmp_path: Path) 
     summary, _, shown = evaluated(
         tmp_path, lambda n, a, b: Verdict(0.5, (1.0, 0.0)), policies=["sft", "align"]
     )
-    text = (
-        "its verdicts are of no use, because it names the first answer that it reads in 100% of "
-        "questions"
-    )
-    assert card(summary)["no_judge"].startswith(text) and card(summary)["named_first"]["mean"] == 1
+    text = "its verdicts are of no use, because the order of the answers decides 100% ["
+    assert card(summary)["no_judge"].startswith(text)
     assert f"warning: judge: {text}" in " ".join(shown.split())
 
 
@@ -100,31 +96,10 @@ def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(
     outcomes = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
     decide = lambda n, a, b: Verdict(sum(outcomes[n % 4]) / 2, outcomes[n % 4])  # noqa: E731
     found = card(evaluated(tmp_path, decide, policies=["sft", "align"], count=60)[0])
-    assert found["inconsistent"]["mean"] == 0.5 and found["named_first"]["mean"] == 0.5
+    assert found["inconsistent"]["mean"] == 0.5
     assert found["no_judge"].startswith(
         "its verdicts are of no use, because the order of the answers decides 50% ["
     )
-
-
-def test_agreement_with_a_reward_and_a_second_judge(tmp_path: Path) -> None:
-    """The reward prefers align at odd prompts; one judge at all, the other at all but the last
-    four.
-
-    Of the 80 verdicts of the first one and the reward, 60 prefer align: chance disagrees in 2 * 60
-    * 20 / (80 * 79).
-    """
-    told = [lambda n, a, b: both(1.0), lambda n, a, b: both(float(n < COUNT - 4))]
-    judges = [judge_component(Told, SimpleNamespace(decide=decide, asked=[])) for decide in told]  # type: ignore[arg-type]
-    options = {"policies": ["sft", "align"], "judges": judges, "rewards": [HELPFUL]}
-    summary, _, _ = evaluated(tmp_path, prefers(), **options)
-    cards = summary["judge_cards"]
-    assert list(cards["judge"]["agreement"]) == ["judge-2", "helpful"]
-    reward = cards["judge"]["agreement"]["helpful"]
-    assert reward["same"]["mean"] == 0.5
-    assert reward["alpha"]["mean"] == pytest.approx(1 - 0.5 * 80 * 79 / (2 * 60 * 20))
-    judge = cards["judge-2"]["agreement"]["judge"]
-    assert judge["same"]["mean"] == 0.9
-    assert judge["alpha"]["mean"] == pytest.approx(1 - 0.1 * 80 * 79 / (2 * 76 * 4))
 
 
 def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
@@ -139,23 +114,22 @@ def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
 def test_one_sentence_says_what_a_reader_must_know() -> None:
     """Of 100 pairs, people's choice in 61 and in one of both orders in 20; so in 71% of answers."""
     orders = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
-    judgments = [judgment(unit, Verdict(sum(p) / 2, p)) for unit, p in enumerate(orders)]
+    judgments = [(unit, Verdict(sum(p) / 2, p)) for unit, p in enumerate(orders)]
     alone = judge_card.sentence("words", judge_card.card(judgments))
     unknown = "words compared 100 pairs, and how far people agree with it is not known"
     assert alone == f"{unknown}; the order of the answers decides 20% [13, 29]."
-    people = judge_card.card(judgments, people=with_people(judgments, [True] * 100, seed=0))
-    assert people["people"]["questions"] == 200
+    people = judge_card.card(judgments, with_people(judgments, [True] * 100))
     told = judge_card.sentence("words", people)
     assert re.fullmatch(
-        r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; the .* 20%\.",
+        r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; the .* 20% .*",
         told,
     )
     verdicts = [Verdict(0.5, (1.0, 0.0) if unit % 6 else (1.0, 1.0)) for unit in range(90)]
-    swayed = judge_card.card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
+    swayed = judge_card.card([(unit, verdict) for unit, verdict in enumerate(verdicts)])
     told = judge_card.sentence("words", swayed)
     assert told.startswith("warning: words: its verdicts are of no use, because ")
     assert told.endswith("the order of the answers decides 83% [74, 90] of pairs")
-    broken = judgment(0, Verdict(None, reason="broken"))
+    broken = (0, Verdict(None, reason="broken"))
     told = judge_card.sentence("words", judge_card.card([*judgments, broken]))
     order = "the order of the answers decides 20% [13, 29]"
     assert told == f"{unknown.replace('100', '101')}; {order}; no verdict on 1 (broken)."
@@ -166,19 +140,16 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
 def test_people_and_a_judge_name_places() -> None:
     """Of two questions about a pair, the second one shows the other answer first."""
     judgments = [
-        judgment(0, Verdict(0.5, (0.9, 0.1))),
-        judgment(1, Verdict(0.8, (0.9, 0.7))),
-        judgment(2, Verdict(0.5)),
+        (0, Verdict(0.5, (0.9, 0.1))),
+        (1, Verdict(0.8, (0.9, 0.7))),
+        (2, Verdict(0.5)),
     ]
-    found = with_people(judgments, [True, False, True], seed=0)
-    assert found is not None and found["questions"] == 4
+    found = with_people(judgments, [True, False, True])
     # Half of the first pair's questions, none of the second one's
-    assert found["same"]["mean"] == 0.25
-    of_unknown_order = with_people(
-        [judgment(0, Verdict(0.9)), judgment(1, Verdict(0.9))], [True, False], seed=0
-    )
-    assert of_unknown_order is not None and of_unknown_order["same"]["mean"] == 0.5
-    assert with_people(judgments, [None, None, True], seed=0) is None
+    assert found is not None and found["mean"] == 0.25
+    of_unknown_order = with_people([(0, Verdict(0.9)), (1, Verdict(0.9))], [True, False])
+    assert of_unknown_order is not None and of_unknown_order["mean"] == 0.5
+    assert with_people([(0, Verdict(0.5))], [True]) is None
 
 
 def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
@@ -186,20 +157,11 @@ def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
         return both(0.9) if n else Verdict(None, reason="error")
 
     found = card(evaluated(tmp_path, decide, rewards=[HELPFUL])[0])
-    people = raters_agree([(0, 1, 1), (1, 1, 2)], seed=0)
-    written = {"judge_cards": {"judge": {**found, "people": {**people, "questions": 2}}}}
-    keys, known = (
-        paths(written, {"judge": "JUDGE", "error": "REASON", "helpful": "OTHER"}),
-        documented(CARD),
-    )
+    people = with_people([(0, both(0.9)), (1, both(0.1))], [True, True])
+    written = {"judge_cards": {"judge": {**found, "people": people}}}
+    keys, known = paths(written, {"judge": "JUDGE", "error": "REASON"}), documented(CARD)
     estimates = {
         f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS
     }
     assert keys - known.keys() - estimates == {"judge_cards", CARD}
-    assert known.keys() - keys == {f"{CARD}.members"}  # of a panel, as below
-    panel = Verdict(0.9, (0.9, 0.9), parts={"one": both(0.9)})
-    asked = judge_card.card([judgment(0, panel)])
-    assert (
-        asked.keys() - found.keys() == {"members"}
-        and asked["members"]["one"].keys() == found.keys()
-    )
+    assert known.keys() <= keys

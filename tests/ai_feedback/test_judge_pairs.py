@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import yaml
 
 from alignkit import Group, Judge, Pair, Response, Verdict
 from alignkit.cli import main
-from alignkit_plugins.ai_feedback.judge_card import trust_tables
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
 from tests.evaluate.test_evaluate import context, judge_component, said
 
@@ -86,28 +84,16 @@ def right(correct: bool, a: str) -> Verdict:
 
 
 def test_a_judge_that_always_names_the_first_place_is_none(tmp_path: Path) -> None:
-    """Half of the questions have the right answer there. Of the 160 places that are named, 120 are
-    the first.
-    """
+    """Half of the questions have the right answer there."""
     found, asked, shown = measured(
         tmp_path, pairs([(10, 10)] * 40), lambda n, a, b: first(ALWAYS_FIRST)
     )
     card = found["judge_cards"]["judge"]
-    assert len(asked) == 40 and card["people"]["questions"] == 80
-    assert card["people"]["same"]["mean"] == 0.5
-    assert card["people"]["alpha"]["mean"] == pytest.approx(1 - 0.5 * 160 * 159 / (2 * 120 * 40))
-    assert card["named_first"]["mean"] == 1 and card["inconsistent"]["mean"] == 1
+    assert len(asked) == 40 and card["people"]["mean"] == 0.5
+    assert card["inconsistent"]["mean"] == 1
     assert accuracy(found)["counts"] == "0/0/40"  # after averaging both orders
     assert (card["calls"], card["tokens"]) == (80, 4000)
-    assert "it names the first answer that it reads in 100% of questions" in " ".join(shown.split())
-
-
-def test_a_judge_that_names_the_second_place_is_none_either(tmp_path: Path) -> None:
-    found, _, _ = measured(tmp_path, pairs([(10, 10)] * 40), lambda n, a, b: first((0.1, 0.9)))
-    assert (
-        "it names the second answer that it reads in 100%"
-        in found["judge_cards"]["judge"]["no_judge"]
-    )
+    assert "the order of the answers decides 100% [" in " ".join(shown.split())
 
 
 def test_a_judge_that_asks_in_one_order_only_learns_nothing_from_the_place(tmp_path: Path) -> None:
@@ -115,26 +101,15 @@ def test_a_judge_that_asks_in_one_order_only_learns_nothing_from_the_place(tmp_p
     found, asked, _ = measured(tmp_path, pairs([(10, 10)] * 40), lambda n, a, b: Verdict(1.0))
     assert sum(item[1].startswith("right") for item in asked) == 20
     card = found["judge_cards"]["judge"]
-    assert (
-        card["people"]["same"]["mean"] == 0.5
-        and card["named_first"]["mean"] == 1
-        and card["no_judge"]
-    )
+    assert card["people"]["mean"] == 0.5 and "no better than chance" in card["no_judge"]
 
 
 def test_a_judge_with_73_percent_accuracy(tmp_path: Path) -> None:
-    """alpha is about 2 * 0.73 - 1: people's choice, and so this judge's, is in each place equally
-    often.
-    """
     found, _, shown = measured(tmp_path, pairs([(10, 10)] * 100), lambda n, a, b: right(n < 73, a))
     people, card = found["judge_cards"]["judge"]["people"], found["judge_cards"]["judge"]
-    assert people["same"]["mean"] == pytest.approx(0.73) and people["same"]["n"] == 100
-    assert people["alpha"]["mean"] == pytest.approx(1 - 0.27 * 2 * 399 / 400)
-    half = 1.96 * 2 * math.sqrt(0.73 * 0.27 / 100)  # of a bootstrap over 100 prompts
-    assert people["alpha"]["low"] == pytest.approx(0.46 - half, abs=0.04)
-    assert people["alpha"]["high"] == pytest.approx(0.46 + half, abs=0.04)
+    assert people["mean"] == pytest.approx(0.73) and people["n"] == 100
     assert accuracy(found)["counts"] == "73/27/0" and card["no_judge"] == ""
-    assert card["named_first"]["mean"] == 0.5 and card["inconsistent"]["mean"] == 0
+    assert card["inconsistent"]["mean"] == 0
     assert "judge agrees with people in 73% [63, 81] of its answers on 100 pairs" in " ".join(
         shown.split()
     )
@@ -150,9 +125,7 @@ def test_a_judge_that_only_counts_letters(tmp_path: Path) -> None:
         lambda n, a, b: first((float(len(a) > len(b)),) * 2),
     )
     card = found["judge_cards"]["judge"]
-    assert card["people"]["same"]["mean"] == 0.75 and card["people"]["alpha"][
-        "mean"
-    ] == pytest.approx(0.5, abs=0.01)
+    assert card["people"]["mean"] == 0.75
     assert accuracy(found, "the chosen response", "longer")["estimate"]["mean"] == 1
     assert accuracy(found, "the chosen response", "shorter")["estimate"]["mean"] == 0
 
@@ -197,35 +170,6 @@ def test_a_judge_that_only_sees_ties_has_given_verdicts(tmp_path: Path) -> None:
     assert found["judge_cards"]["judge"]["unjudged"] == {}
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        {"step": "evaluate", "policies": ["base", "sft"], "prompts": "pairs.jsonl"},
-        {"step": "evaluate_reward", "pairs": "pairs.jsonl"},
-    ],
-)
-def test_a_reward_and_a_judge_have_different_names(
-    step: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Else one row of the tables would hide the other; a run must not find that out after the
-    training.
-    """
-    (tmp_path / "pairs.jsonl").write_text(
-        json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}), encoding="utf-8"
-    )
-    model = {"algorithm": "reward_model", "data": "pairs.jsonl"}
-    raters = {"rewards": ["local_judge"], "judges": [{"local_judge": {"min_mass": 0.0}}]}
-    stages = {
-        "local_judge": model,
-        "sft": {"algorithm": "sft", "data": "pairs.jsonl"},
-        "check": {**step, **raters},
-    }
-    recipe = {"model": {"base": "tiny"}, "stages": stages}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["check", str(tmp_path / "recipe.yaml")]) == 2
-    assert "'local_judge' is the name of a reward and of a judge" in capsys.readouterr().err
-
-
 def test_a_prompt_is_the_unit(tmp_path: Path) -> None:
     """Ten pairs of one prompt are not ten prompts."""
     answers = (*(Response(f"right {n}") for n in range(10)), Response("wrong"))
@@ -236,7 +180,7 @@ def test_a_prompt_is_the_unit(tmp_path: Path) -> None:
         tmp_path, [many, *pairs([(10, 10)] * 2)[1:]], lambda n, a, b: right(n == 0, a)
     )
     people = found["judge_cards"]["judge"]["people"]
-    assert people["questions"] == 22 and people["same"]["n"] == 2 and people["same"]["mean"] == 0.5
+    assert people["n"] == 2 and people["mean"] == 0.5
 
 
 def test_a_rater_is_needed() -> None:
@@ -267,15 +211,3 @@ def test_a_recipe_names_a_judge_and_its_card_is_in_the_report(
         "judge_cards"
     ].values()
     assert (card["comparisons"], card["calls"]) == (6, 12)
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert "how far to trust the judges" in page and "<summary>The judges in numbers" in page
-
-
-def test_the_details_of_the_card(tmp_path: Path) -> None:
-    found, _, _ = measured(
-        tmp_path, pairs([(10, 20), (20, 10)] * 20), lambda n, a, b: right(n < 30, a)
-    )
-    (trust,) = trust_tables(found["judge_cards"])
-    rows = {row[0]: row[1] for row in trust.rows}
-    assert rows["pairs"] == "40" and rows["agrees with people"].startswith("75% [")
-    assert rows["questions"] == "80"

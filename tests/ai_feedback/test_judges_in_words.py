@@ -13,10 +13,9 @@ import pytest
 from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import Context, Group, Response, RunFailed, Verdict
+from alignkit import Context, Group, Response, RunFailed
 from alignkit.judges import CheckedJudge, costs
 from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
-from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
 from alignkit_plugins.ai_feedback.prompts import CUT, NO_LINE, REASONS
 from alignkit_plugins.ai_feedback.writer import PROBE, THINKING
 from tests.ai_feedback.judge_server import (
@@ -78,18 +77,6 @@ def test_a_judge_that_sees_positions_only_has_a_tie(judge: Any, server: Server) 
     server.judge = lambda request: said("{} {}: 1".format(*asked_for(request)))
     (verdict,) = judge().compare([BETTER])
     assert verdict.p_orders == (1.0, 0.0) and verdict.p_first == 0.5
-
-
-def test_a_template_of_the_recipe_is_asked_for_the_line(judge: Any, server: Server) -> None:
-    judge(
-        template="{prompt}\n{first}\n{second}\nWho wins?", answers=["A", "B"], max_tokens=99
-    ).compare([BETTER])
-    text = server.requests[0]["messages"][0]["content"]
-    assert (
-        "Who wins?\n\nWhich response is better?\n\nFirst think" in text
-        and server.requests[0]["max_tokens"] == 99
-    )
-    assert "X is A if response A is better, B if response B is, and tie if neither is." in text
 
 
 def line(request: dict[str, Any], shape: str) -> str:
@@ -265,23 +252,17 @@ def test_a_cut_off_judge_is_given_room(judge: Any, server: Server) -> None:
 # ------------------------------------------------------------------------------------------------
 
 
-def test_tokens_and_cost(judge: Any, server: Server) -> None:
-    priced = judge(price=[1.0, 10.0])
-    (verdict,), (rating,) = priced.compare([BETTER]), priced.rate([(PROMPT, "is 7")])
-    assert (verdict.calls, verdict.tokens, verdict.cost) == (2, 280, pytest.approx(2 * (0.1 + 0.4)))
-    assert (rating.calls, rating.tokens, rating.cost) == (1, 140, pytest.approx(0.5))
-    assert costs([verdict, rating]) == {"calls": 3, "tokens": 420, "cost": pytest.approx(1.5)}
-    (free,) = judge().compare([BETTER])
-    assert free.cost is None and costs([free])["cost"] is None
-    server.judge = lambda request: Reply(
-        body={**thinking(request).body, "usage": {"total_tokens": 140}}
-    )
-    (unknown,) = judge(model="other", price=[1.0, 10.0]).compare([BETTER])
-    assert (unknown.tokens, unknown.cost) == (280, None)
+def test_tokens_are_counted(judge: Any, server: Server) -> None:
+    asked = judge()
+    (verdict,), (rating,) = asked.compare([BETTER]), asked.rate([(PROMPT, "is 7")])
+    assert (verdict.calls, verdict.tokens) == (2, 280)
+    assert (rating.calls, rating.tokens) == (1, 140)
+    found = costs([verdict, rating])
+    assert (found["calls"], found["tokens"]) == (3, 420)
 
 
 def test_options() -> None:
-    for wrong in ({"scale": [5, 5]}, {"price": [-1, 1]}, {"max_tokens": 1}):
+    for wrong in ({"scale": [5, 5]}, {"max_tokens": 1}):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             options_of("http://127.0.0.1/v1", **wrong)
 
@@ -360,20 +341,6 @@ def test_without_reasons_a_local_rating_is_the_mean_by_its_probabilities(tmp_pat
     assert long.score is None and "longer than the judge's context" in long.reason
 
 
-def test_the_card_of_a_judge_says_what_it_cost(judge: Any, server: Server) -> None:
-    (verdict,) = judge(price=[1.0, 10.0]).compare([BETTER])
-    cards = {"judge": card([judgment(0, verdict)])}
-    assert [cards["judge"][key] for key in ("calls", "tokens", "cost")] == [
-        2,
-        280,
-        pytest.approx(1.0),
-    ]
-    rows = {row[0]: row[1] for row in trust_tables(cards)[0].rows}
-    assert (rows["questions"], rows["tokens"], rows["cost"]) == ("2", "280", "1")
-    free = {row[0] for row in trust_tables({"judge": card([judgment(0, Verdict(0.5))])})[0].rows}
-    assert "cost" not in free
-
-
 def test_a_rubric_has_a_frame(judge: Any, server: Server) -> None:
     """Otherwise it reads as if the judge were told to do what the rubric says."""
     asked: list[str] = []
@@ -393,38 +360,12 @@ def test_a_rubric_has_a_frame(judge: Any, server: Server) -> None:
 def test_a_few_ratings_on_another_scale_end_the_run_with_what_was_said(
     judge: Any, server: Server
 ) -> None:
-    numbers = iter("6789")
-    server.judge = lambda request: said(
-        "{} {}: ".format(*asked_for(request)) + f"{next(numbers)}/10"
-    )
+    server.judge = lambda request: said("{} {}: 6/10".format(*asked_for(request)))
     with pytest.raises(
         RunFailed,
-        match=r"first questions: the judge's rating is not a number: '9/10', and the scale is 1",
+        match=r"first questions: the judge's rating is not a number: '6/10', and the scale is 1",
     ):
         judge().rate([(PROMPT, f"is {number}") for number in range(8)])
-
-
-@pytest.mark.silent_bug(
-    "judges: stored replies",
-    "A rating out of scale is stored, and a server that has been repaired is never asked again.",
-    "A stored rating out of scale is asked for again; what the model says itself at temperature "
-    "0 is not.",
-)
-def test_a_repaired_server_is_asked_again(judge: Any, server: Server) -> None:
-    broken = True
-
-    def rates(request: dict[str, Any]) -> Reply:
-        word, code = asked_for(request)
-        if "is 3" in texts_of(request):
-            return said(None, refusal="no")
-        return said(f"{word} {code}: {99 if broken and 'is 7' not in texts_of(request) else 7}")
-
-    server.judge = rates
-    items = [(PROMPT, text) for text in ("is 7", "is 8", "is 3")]
-    assert [rating.score for rating in judge().rate(items, "Is it right?")] == [7, None, None]
-    broken = False
-    assert [rating.score for rating in judge().rate(items, "Is it right?")] == [7, 7, None]
-    assert len(server.requests) == 4
 
 
 def test_a_reply_that_is_the_models_own_is_not_paid_for_again(judge: Any, server: Server) -> None:

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 import yaml
 from by_role import ByRole
-from judge_server import Reply, Server, asked_for, said, serving, texts_of
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups, write_groups
 from alignkit.testing import check_step
 from alignkit_plugins.ai_feedback import questions
-from alignkit_plugins.ai_feedback.categorize import Categorize, letter_in
+from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
 from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
     items_of,
@@ -33,6 +32,7 @@ from alignkit_plugins.ai_feedback.questions import (
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.writer import Written
+from tests.ai_feedback.judge_server import Reply, Server, asked_for, said, serving, texts_of
 from tests.evaluate.test_evaluate import context
 
 Answers = Callable[[str], str]
@@ -47,7 +47,7 @@ def server() -> Iterator[Server]:
 def answers(server: Server, words: Answers) -> dict[str, Any]:
     """A model on the server that says these words to a question."""
     server.judge = lambda request: said(words(request["messages"][-1]["content"]))
-    return {"base_url": server.url, "model": "m", "price": [1, 1]}
+    return {"base_url": server.url, "model": "m"}
 
 
 def prompts(path: Path, texts: Sequence[str], **columns: Sequence[Any]) -> str:
@@ -262,7 +262,7 @@ def test_what_is_no_text_is_refused(
 # Use cases
 
 
-CASES = {"poem": "verse", "code": "programs", "chat": ""}
+CASES = {"poem": "verse", "code": "programs", "chat": "talk"}
 ASKS = ["a poem", "my code", "code!", "hello"]
 
 
@@ -271,66 +271,44 @@ def letter(text: str) -> str:
     return "A." if "poem" in asked else "B" if "code" in asked else "None of these."
 
 
-def test_a_use_case_that_nobody_shows_is_named(
-    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     keys: dict[str, Any] = {"categories": CASES, "by": answers(server, letter)}
-    keys |= {
-        "data": prompts(tmp_path / "asks.jsonl", ASKS),
-        "demonstrations": prompts(tmp_path / "demos.jsonl", ["poem!"]),
-    }
+    keys |= {"data": prompts(tmp_path / "asks.jsonl", ASKS)}
     folder = run(tmp_path, "categorize", **keys)
-    assert [group.meta["use_case"] for group in read_groups(folder / "data.jsonl")] == [
-        "poem",
-        "code",
-        "code",
-        "(none)",
-    ]
+    cases = [group.meta["use_case"] for group in read_groups(folder / "data.jsonl")]
+    assert cases == ["poem", "code", "code", "(none)"]
     facts = summary(folder)
-    assert {
-        name: (case["prompts"], case["demonstrations"]) for name, case in facts["use_cases"].items()
-    } == {
-        "poem": (1, 1),
-        "code": (2, 0),
-        "chat": (0, 0),
-        "(none)": (1, 0),
-    }
-    assert (
-        facts["never_shown"] == ["code"] and facts["bill"]["questions"] == len(server.requests) == 5
-    )
-    assert (
-        "Warning: 'code' is asked in 2 of 4 prompts, and no demonstration shows it"
-        in capsys.readouterr().out
-    )
+    assert facts["use_cases"] == {"code": 2, "poem": 1, "(none)": 1}
+    assert facts["bill"]["questions"] == len(server.requests) == 4
     shutil.rmtree(folder.resolve())
     run(tmp_path, "categorize", **keys)
-    assert len(server.requests) == 5
+    assert len(server.requests) == 4
 
 
-def test_a_policy_chooses_its_likeliest_letter() -> None:
-    check_step(Categorize, {"data": "x", "categories": ["poem", "code"], "by": "sft"})
+def test_a_reply_names_a_category_by_its_letter_or_name() -> None:
+    check_step(Categorize, {"data": "x", "categories": {"poem": "p", "code": "c"}, "by": "sft"})
     names = {"poem": "", "code": ""}
     said = {
-        "A": 0,
-        " (b)": 1,
-        "B. code": 1,
-        "C": None,
-        "It is code": None,
-        "**Code**.": 1,
-        "A poem or code": None,
-        "": None,
+        "A": "poem",
+        " (b)": "code",
+        "B. code": "code",
+        "C": NONE,
+        "It is code": NONE,
+        "**Code**.": "code",
+        "A poem or code": NONE,
+        "": NONE,
     }
-    assert {text: letter_in(text, names) for text in said} == said
+    assert {text: case_in(text, names) for text in said} == said
     many = dict.fromkeys([*"abcdefgh", "Closed QA", "Extract"], "")
     said = {
-        "I. Closed QA": 8,
-        "(J) Extract": 9,
-        "J: Extract": 9,
-        "A\n\nBecause it is.": 0,
-        "extract": 9,
-        "K. Other": None,
+        "I. Closed QA": "Closed QA",
+        "(J) Extract": "Extract",
+        "J: Extract": "Extract",
+        "A\n\nBecause it is.": "a",
+        "extract": "Extract",
+        "K. Other": NONE,
     }
-    assert {text: letter_in(text, many) for text in said} == said
+    assert {text: case_in(text, many) for text in said} == said
 
 
 # Attacks
@@ -346,12 +324,12 @@ TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
 
 
 class Echo(ByRole):
-    """The policy `base` repeats what it reads, and `sft` says no."""
+    """The policy `base` repeats what it reads."""
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         assert all(group.tools == TOOLS for group in prompts)
         prompts = [group.prompt for group in prompts]
-        texts = [prompt[-1]["content"] if role == "base" else "no" for prompt in prompts]
+        texts = [prompt[-1]["content"] for prompt in prompts]
         return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
 
 
@@ -374,44 +352,30 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
         )
         for text in ("easy one", "easy two", "hard")
     ]
-    options = RedTeam.Options(
-        attacker=answers(server, attack),
-        policies=["base", "sft"],
-        goals="x",
-        reward="r",
-        success=">= 0.5",
-    )
+    options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=0.5)
     made = replace(
         context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored)
     )
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None and artifact.groups is not None
-    base, sft = (artifact.summary["policies"][name] for name in ("base", "sft"))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
     share = {"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}
-    assert base == pytest.approx(
+    assert artifact.summary["success"] == pytest.approx(
         {**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4
     )
-    assert (sft["mean"], sft["n"]) == (0, 3)
     told = [
         json.loads(line)
         for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    assert [len(each["turns"]) for each in told] == [4, 4, 6, 6, 6, 6]
-    assert [each["ended"] for each in told] == ["success", "success", "", "", "", ""]
+    assert [len(each["turns"]) for each in told] == [4, 4, 6]
+    assert [each["ended"] for each in told] == ["success", "success", ""]
     assert [[turn["content"] for turn in group.prompt] for group in artifact.groups] == [
         ["s", "turn 1", "turn 1", "turn 2 magic"]
     ] * len(artifact.groups)
     (first, *_) = artifact.groups
     assert not first.responses and first.meta["topic"] == "easy"
     assert first.meta["red_team"]["response"] == "turn 2 magic"
-    opening = [
-        each
-        for each in server.requests
-        if "nothing has been said" in each["messages"][0]["content"]
-    ]
-    assert len(opening) == 3  # both policies are attacked with the same words
 
 
 def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
@@ -429,9 +393,7 @@ def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
         return [replace(group, responses=own) for group, own in zip(groups, changed, strict=True)]
 
     writer = answers(server, lambda text: f"goal: {'hard' if 'hard' in text else 'easy'}")
-    options = RedTeam.Options(
-        attacker=writer, policies=["base"], goals="x", reward="r", success=">= 0.5"
-    )
+    options = RedTeam.Options(attacker=writer, goals="x", reward="r", success=0.5)
     goals = [
         Group((Message(role="user", content=text),), tools=TOOLS) for text in ("easy one", "hard")
     ]
@@ -441,7 +403,7 @@ def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
     made.out.mkdir()
     artifact = RedTeam(options).run(made)
     assert artifact.summary is not None
-    share = artifact.summary["policies"]["base"]
+    share = artifact.summary["success"]
     assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (
         2,
         None,
@@ -480,19 +442,18 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     again = {"step": "sample", "prompts": "made", "sampling": {"max_new_tokens": 2}}
     keys: dict[str, Any] = {
         "attacker": where,
-        "policies": ["base"],
         "goals": goals,
         "reward": reward,
     }
     keys |= {
-        "success": ">= 6",
+        "success": 6,
         "turns": 2,
         "sampling": {"max_new_tokens": 4},
         "stages": {"again": again},
     }
     folder = run(tmp_path, "red_team", **keys)
     facts = summary(folder)
-    assert facts["policies"]["base"]["mean"] == 0.5 and facts["policies"]["base"]["n"] == 2
+    assert facts["success"]["mean"] == 0.5 and facts["success"]["n"] == 2
     assert facts["dropped"] == {"no attack, the server refused": 1} and said_in(folder) == ["easy"]
     assert said_in(folder.parent / "again") == ["easy"]
     before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
@@ -501,7 +462,7 @@ def test_prompts_that_succeed_go_to_the_next_stage(
         server.requests
     ) == asked
     capsys.readouterr()
-    run(tmp_path, "red_team", 4, **{**keys, "success": ">= 9.5"})
+    run(tmp_path, "red_team", 4, **{**keys, "success": 9.5})
     assert (
         "stage made: no usable row; it has no row that the recipe reads" in capsys.readouterr().err
     )
@@ -510,24 +471,12 @@ def test_prompts_that_succeed_go_to_the_next_stage(
 def test_attacks_keep_the_rules_of_steps() -> None:
     keys = {
         "attacker": "base",
-        "policies": ["sft"],
+        "policy": "sft",
         "goals": "x",
-        "reward": {"refusal": {}},
-        "success": "<= 0.5",
+        "reward": {"refusal": {"scale": -1}},
+        "success": 0.0,
     }
     check_step(RedTeam, {**keys, "turns": 2, "sampling": {"max_new_tokens": 4}})
-
-
-def test_what_succeeds_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    keys: dict[str, Any] = {
-        "attacker": "base",
-        "policies": ["base"],
-        "goals": prompts(tmp_path / "g.jsonl", ["g"]),
-    }
-    run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}})
-    assert "success" in capsys.readouterr().err
-    run(tmp_path, "red_team", 2, **keys, reward={"refusal": {}}, success="> 3")
-    assert "expected a rule such as '>= 6' or '<= 0.5'" in capsys.readouterr().err
 
 
 @pytest.mark.silent_bug(
@@ -540,7 +489,7 @@ def test_replies_without_a_score_make_bounds_of_the_success() -> None:
     drawn, episodes = random.Random(0), list[Episode]()
     # 10% of the replies are harmful: 27.1% of all attacks over three turns
     for number in range(2000):
-        each = Episode(Group((Message(role="user", content=f"g{number}"),)), "align")
+        each = Episode(Group((Message(role="user", content=f"g{number}"),)))
         for _ in range(3):
             harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
             each.scores.append(float(harmful) if seen else None)
@@ -554,8 +503,4 @@ def test_replies_without_a_score_make_bounds_of_the_success() -> None:
     assert found["low"] < 0.271 < found["high"]
     whole: Any = success_of([each for each in episodes if None not in each.scores])
     assert whole["mean"] == whole["at_least"] == whole["at_most"] and whole["unscored"] == 0
-    assert (
-        success_of([])
-        is None
-        is success_of([Episode(episodes[0].goal, "align", ended="no attack")])
-    )
+    assert success_of([]) is None is success_of([Episode(episodes[0].goal, ended="no attack")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,8 @@ from pydantic import ValidationError
 from alignkit import Context, Judge, Rating, RunFailed, Verdict
 from alignkit.errors import PluginError
 from alignkit.judges import CheckedJudge
-from alignkit.report import Report
 from alignkit_plugins.ai_feedback.judge import LocalJudge
-from alignkit_plugins.ai_feedback.judge_card import card, judgment, trust_tables
 from alignkit_plugins.ai_feedback.panel import Panel, RewardJudge
-from alignkit_plugins.ai_feedback.rlaif import refusal
 from tests.ai_feedback.test_rlaif import Scripted, component, group, run_step
 
 PROMPT = [{"role": "user", "content": "Which?"}]
@@ -76,18 +71,15 @@ def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
     assert found.p_orders == pytest.approx((0.9, 0.2)) and found.p_first == pytest.approx(0.55)
 
 
-def test_judges_without_a_verdict_are_left_out_until_too_few_remain(tmp_path: Path) -> None:
+def test_judges_without_a_verdict_are_left_out(tmp_path: Path) -> None:
     found = verdict(tmp_path, [0.9, LOST, 0.7])
     assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (
         5,
         25,
         0.5,
     )
-    lost = verdict(tmp_path, [LOST, 0.9, LOST])
-    assert lost.p_first is None
-    assert lost.reason == "too few judges of the panel have a verdict: 1 of 3; the judge refused"
-    # One of two is not more than half
-    assert verdict(tmp_path, [LOST, 0.9]).p_first is None
+    lost = verdict(tmp_path, [LOST, LOST])
+    assert lost.p_first is None and lost.reason == "the judge refused"
 
 
 def test_a_panel_can_do_what_all_its_judges_can(tmp_path: Path) -> None:
@@ -120,44 +112,6 @@ def test_a_rating_outside_of_the_scale_is_the_authors_mistake(tmp_path: Path) ->
     assert (
         CheckedJudge(component(Says, ((1, 5), 5.0)), around).rate([(PROMPT, "a")])[0].score == 5.0
     )
-
-
-class Places(Judge):
-    """Judges by the answers' texts, or by their place only. options: which."""
-
-    def compare(self, items: Sequence[Any], rubric: Any = "") -> list[Verdict]:
-        found = []
-        for _, first, second in items:
-            p = {"always 1": 0.5, "coin": 0.5}.get(self.options, 0.9 if first > second else 0.1)
-            orders = (1.0, 0.0) if self.options == "always 1" else (p, p)
-            found.append(Verdict(p, orders, calls=2))
-        return found
-
-
-def judged(folder: Path, *kinds: str, count: int = 40) -> tuple[CheckedJudge, list[Any]]:
-    judges = [component(Places, kind) for kind in kinds]
-    around = Context(models=None, cache=folder / "cache", folder=folder, seed=0, load=list)
-    asked = CheckedJudge(component(Panel, Panel.Options(judges=judges)), around)
-    return asked, [(PROMPT, f"{number * 7 % 10}", f"{number * 3 % 10}x") for number in range(count)]
-
-
-def test_a_member_that_is_no_judge_is_named(tmp_path: Path) -> None:
-    """The panel alone would not show it: its mean is that of the others."""
-    asked, items = judged(tmp_path, "text", "always 1", "text")
-    verdicts = asked.compare(items)
-    assert all(Verdict(**json.loads(json.dumps(asdict(each)))) == each for each in verdicts)
-    stored = [Verdict(**json.loads(json.dumps(asdict(each)))).parts for each in verdicts]
-    assert stored == [each.parts for each in verdicts]
-    names = list(verdicts[0].parts)
-    found = card([judgment(unit, verdict) for unit, verdict in enumerate(verdicts)])
-    first, always, third = (found["members"][name] for name in names)
-    assert found["no_judge"] == f"{names[1]} in it: {always['no_judge']}"
-    assert (
-        "because it names the first answer that it reads in 100% of questions" in always["no_judge"]
-    )
-    assert always["named_first"]["mean"] == 1.0 and first["no_judge"] == third["no_judge"] == ""
-    text = Report(trust_tables({"panel": found})).text(200)
-    assert "panel: " in text and names[1] in text
 
 
 def steered(tmp_path: Path, *orders: tuple[float, float], count: int = 20, **options: Any) -> Any:
@@ -195,12 +149,7 @@ def test_the_step_says_what_to_do_about_a_judge_that_always_says_1(tmp_path: Pat
     )
 
 
-def test_a_judge_is_not_stopped_for_a_few_pairs_or_for_one_of_a_panel(tmp_path: Path) -> None:
+def test_a_judge_is_not_stopped_for_a_few_pairs(tmp_path: Path) -> None:
     few = steered(tmp_path, (0.9, 0.2), count=3)
     assert few.summary["labeled"] == 3 and "decides 100% [" in few.report.text(200)
     assert steered(tmp_path, (0.9, 0.9), (0.1, 0.1)).summary["judge_cards"]["x"]["no_judge"] == ""
-    asked, items = judged(tmp_path, "text", "always 1", "text")
-    found = card([judgment(unit, verdict) for unit, verdict in enumerate(asked.compare(items))])
-    assert found["no_judge"] and not refusal(
-        {**few.summary, "judge_cards": {"panel": found}}, "stop"
-    )

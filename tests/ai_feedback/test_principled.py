@@ -129,12 +129,12 @@ def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
 def test_a_mean_is_made_of_all_that_a_verdict_says() -> None:
     found = [
         Verdict(0.9, (1.0, 0.8), mass=0.5, calls=2, tokens=10),
-        Verdict(0.4, (0.2, 0.6), mass=1.0, bounded=True, calls=2, tokens=30),
+        Verdict(0.4, (0.2, 0.6), mass=1.0, calls=2, tokens=30),
         Verdict(None, reason="lost", calls=1, tokens=5),
     ]
     mean = joint(found)
     assert mean.p_first == pytest.approx(0.65) and mean.p_orders == pytest.approx((0.6, 0.7))
-    assert (mean.mass, mean.bounded, mean.calls, mean.tokens) == (0.75, True, 5, 45)
+    assert (mean.mass, mean.calls, mean.tokens) == (0.75, 5, 45)
     unknown = [Verdict(0.5, calls=2), Verdict(0.50004, (0.5, 0.50008))]
     tie = joint(unknown)
     assert tie.p_first == 0.5 and tie.p_orders is None and tie.tokens is None

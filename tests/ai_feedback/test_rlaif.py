@@ -10,7 +10,6 @@ import email.utils
 import json
 import math
 import re
-import sqlite3
 import subprocess
 import sys
 import time
@@ -36,12 +35,12 @@ from alignkit_plugins.ai_feedback.judge import (
     LocalJudge,
     OpenAIJudge,
     answer_in,
-    verdicts,
+    verdicts_of,
 )
-from alignkit_plugins.ai_feedback.judge_card import card, judgment
+from alignkit_plugins.ai_feedback.judge_card import card
 from alignkit_plugins.ai_feedback.panel import RewardJudge
-from alignkit_plugins.ai_feedback.prompts import TEMPLATE, transcript
 from alignkit_plugins.ai_feedback.prompts import pair as question
+from alignkit_plugins.ai_feedback.prompts import transcript
 from alignkit_plugins.ai_feedback.writer import Written, stored
 from tests.ai_feedback.judge_server import Reply, Server, options_of, serving
 
@@ -259,7 +258,7 @@ def test_matches_the_golden_numbers_and_not_the_trap() -> None:
         i for i, pairs in enumerate(zip(ab, ba, strict=True)) if max(map(max, pairs)) <= 0
     ]  # one row is of logits
     assert len(usable) == 5
-    found = verdicts([Answer(*order[i]) for order in (ab, ba) for i in usable], min_mass=1e-3)
+    found = verdicts_of([Answer(*order[i]) for order in (ab, ba) for i in usable], min_mass=1e-3)
     expected = case["expected"]
     assert [v.p_first for v in found] == pytest.approx(
         [expected["p_a"][i] for i in usable], rel=1e-9
@@ -311,7 +310,6 @@ def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
     assert (
         verdict.p_first is None and "too little probability: 0.0001, min_mass 0.1" in verdict.reason
     )
-    assert verdict.mass == pytest.approx(1e-4, rel=1e-3)
     assert (
         local(BiasedModels(mass=1e-4), tmp_path, min_mass=1e-5)
         .compare([(PROMPT, "2", "1")])[0]
@@ -319,23 +317,6 @@ def test_low_mass_is_no_verdict(tmp_path: Path) -> None:
         > 0.5
     )
     assert local(BiasedModels(), tmp_path).compare([]) == []
-
-
-@pytest.mark.parametrize(
-    ("one", "two", "reason"),
-    [
-        (math.nan, -1.0, "not log-probabilities"),
-        (math.inf, -1.0, "not log-probabilities"),
-        (2.0, -1.0, "not log-probabilities"),
-        (-0.1, -0.1, "add up to more than 1"),  # both answers begin with the same token
-        (-math.inf, -math.inf, "too little probability"),
-    ],
-)
-def test_impossible_logprobs_are_no_verdict(one: float, two: float, reason: str) -> None:
-    good = Answer(-0.1, -3.0)
-    for pair in ([Answer(one, two), good], [good, Answer(one, two)]):
-        (verdict,) = verdicts(pair, min_mass=0.0)
-        assert verdict.p_first is None and reason in verdict.reason and math.isfinite(verdict.mass)
 
 
 def test_braces_in_data_mean_nothing_and_the_criterion_is_named() -> None:
@@ -347,14 +328,6 @@ def test_braces_in_data_mean_nothing_and_the_criterion_is_named() -> None:
         "content"
     ]
     assert "harmless: it is not toxic" in harmless
-
-
-@pytest.mark.parametrize(
-    "template", ["{prompt} {first}", "{prompt} {first} {second} {first}", "none"]
-)
-def test_a_template_must_hold_all_places_once(template: str) -> None:
-    with pytest.raises(ValidationError, match="exactly once"):
-        LocalJudge.Options(template=template)
 
 
 PAYLOADS = [
@@ -371,13 +344,9 @@ PAYLOADS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "template", [TEMPLATE, "{prompt}|{first}|{second}", "{second}{first}{prompt}{nonce}"]
-)
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_candidates_cannot_leave_their_fence(payload: str, template: str, tmp_path: Path) -> None:
-    options = LocalJudge.Options(template=template)
-    text = question(options, (PROMPT, payload, "is 1"), 0, "")[0]["content"]
+def test_candidates_cannot_leave_their_fence(payload: str, tmp_path: Path) -> None:
+    text = question(LocalJudge.Options(), (PROMPT, payload, "is 1"), 0, "")[0]["content"]
     nonces = {nonce for nonce, _ in FENCED.findall(text)}
     assert len(nonces) == 1 and nonces.pop() not in payload
     assert len(FENCED.findall(text)) == 3  # no fence of the candidate's counts as one
@@ -393,9 +362,7 @@ def test_candidates_cannot_leave_their_fence(payload: str, template: str, tmp_pa
     ):
         assert control not in text
     # The verdict is the model's next token, whatever the candidates say.
-    (verdict,) = local(BiasedModels(), tmp_path, template=TEMPLATE).compare(
-        [(PROMPT, payload + " 0", "is 1")]
-    )
+    (verdict,) = local(BiasedModels(), tmp_path).compare([(PROMPT, payload + " 0", "is 1")])
     assert verdict.p_first is not None and verdict.p_first < 0.5
 
 
@@ -474,7 +441,7 @@ ITEM = (PROMPT, "is 2", "is 1")
 
 def read_answer(reply: bytes) -> Answer:
     """The answer of one token in a chat completion."""
-    return answer_in(Written(**stored(reply)), ("1", "2"))
+    return answer_in(Written(**stored(reply)))
 
 
 def cached(tmp_path: Path) -> bytes:
@@ -514,9 +481,9 @@ def test_replies_are_counted_as_they_arrive(remote: Any, server: Server, tmp_pat
     judge = remote()
     judge.prepare(dataclasses.replace(context(None, tmp_path), progress=progress))
     judge.compare([ITEM, (PROMPT, "a 1", "b 1")])
-    assert shown == [("asking openai_judge", 3), 1, 2, 3]  # the first question is asked alone
+    assert shown == [("asking openai_judge", 4), 1, 2, 3, 4]
     judge.compare([ITEM])
-    assert len(shown) == 4  # all replies are stored
+    assert len(shown) == 5  # all replies are stored
 
 
 def test_answers_are_paid_for_once(remote: Any, server: Server, tmp_path: Path) -> None:
@@ -564,44 +531,12 @@ def test_an_answer_that_the_server_leaves_out_has_its_largest_probability() -> N
         read_answer(returned(_1=0.9, The=0.05, A=0.01)),
         Answer(math.log(0.3), math.log(0.6)),
     )
-    (verdict,) = verdicts([missing, known], 0.5)
-    assert verdict.bounded and verdict.mass == pytest.approx(0.9)
+    (verdict,) = verdicts_of([missing, known], 0.5)
     # As if "2" had the last token's probability
     assert verdict.p_orders == pytest.approx((0.9 / 0.91, 2 / 3))
-    assert not verdicts([known, known], 0.5)[0].bounded
-
-
-def test_an_answer_that_the_server_leaves_out_does_not_decide(tmp_path: Path) -> None:
-    # Both orders prefer the first position; the unknown rest says which response is better.
-    missing, other = read_answer(returned(_1=0.9, The=0.05)), read_answer(returned(_1=0.93, A=0.02))
-    (verdict,) = verdicts([missing, other], 0.5)
-    assert verdict.p_first is None and "not among the tokens" in verdict.reason
-    # With many tokens the rest is too small to matter: a tie, whatever it is.
-    far = read_answer(returned(_1=0.9, The=1e-5))
-    (tie,) = verdicts([far, far], 0.5)
-    assert tie.tied and tie.bounded
-    artifact = run_step(
-        tmp_path, scripted(Verdict(0.8, bounded=True), verdict), [group("a", "b"), group("c", "d")]
-    )
-    assert artifact.summary["bounded"] == 1 and artifact.summary["labeled"] == 1
-    said = artifact.report.text(200)
-    assert (
-        "which count with their largest probability: 1" in said
-        and "1 of 2 pairs dropped: an answer" in said
-    )
-
-
-def test_other_answers(remote: Any, server: Server) -> None:
-    def letters(request: dict[str, Any]) -> Reply:
-        assert "Answer with A or B, and nothing else." in request["messages"][-1]["content"]
-        return Reply(body=json.loads(returned(A=0.8, B=0.1)))
-
-    server.judge = letters
-    (verdict,) = remote(answers=["A", "B"]).compare([ITEM])
-    assert verdict.p_orders == pytest.approx((8 / 9, 1 / 9)) and verdict.p_first == 0.5
-    for wrong in (["A", "A"], ["", "B"], ["A ", "B"], ["A"]):
-        with pytest.raises(ValidationError, match="answers"):
-            LocalJudge.Options(answers=wrong)
+    none = read_answer(returned(The=0.05, A=0.01))
+    (verdict,) = verdicts_of([none, known], 0.0)
+    assert verdict.p_first is None and "are no answer" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -609,7 +544,7 @@ def test_other_answers(remote: Any, server: Server) -> None:
 )
 def test_no_verdict_is_read_into_other_words(words: str | None) -> None:
     answer = read_answer(json.dumps({"choices": [{"message": {"content": words}}]}).encode())
-    assert verdicts([answer, Answer(-0.1, -3.0)], 1e-3)[0].p_first is None
+    assert verdicts_of([answer, Answer(-0.1, -3.0)], 1e-3)[0].p_first is None
 
 
 @pytest.mark.parametrize(
@@ -621,13 +556,11 @@ def test_no_verdict_is_read_into_other_words(words: str | None) -> None:
 )
 def test_a_refusal_that_the_server_marks_is_named(choice: dict[str, Any]) -> None:
     answer = read_answer(json.dumps({"choices": [choice]}).encode())
-    (verdict,) = verdicts([answer, Answer(-0.1, -3.0)], 1e-3)
+    (verdict,) = verdicts_of([answer, Answer(-0.1, -3.0)], 1e-3)
     assert verdict.p_first is None and verdict.reason == "the judge refused" and verdict.calls == 2
 
 
-@pytest.mark.parametrize(
-    "usage", [{"total_tokens": 120}, None, {"total_tokens": -1}, {"total_tokens": True}, 7]
-)
+@pytest.mark.parametrize("usage", [{"total_tokens": 120}, None])
 def test_tokens_are_counted_if_the_server_says_them(
     usage: Any, remote: Any, server: Server
 ) -> None:
@@ -726,9 +659,7 @@ TOO_LONG = {"error": "This model's maximum context length is 9 tokens"}
 def test_a_judge_of_no_use_is_told_by_a_few_questions(
     remote: Any, server: Server, reply: Reply
 ) -> None:
-    """One reply may be a refusal or about a long text, so that the next question is asked; four are
-    not.
-    """
+    """Some of the first four replies may be refusals or about long texts, all of them not."""
     items = [(PROMPT, f"is {n}", "is 0") for n in range(1, 41)]
     server.judge = lambda request: reply
     with pytest.raises(RunFailed, match="no reply of use to the first questions"):
@@ -736,24 +667,18 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(
     assert len(server.requests) == 4
     server.judge, server.script = honest, [reply] * 3
     found = remote().compare([(PROMPT, f"is {n}", "is 20") for n in range(1, 41)])
-    assert [verdict.p_first is None for verdict in found] == [True] * 3 + [False] * 37
+    # A refusal is stored; what the server does not accept is asked once more with the others
+    missing = sum(verdict.p_first is None for verdict in found)
+    assert missing == (3 if reply.status == 200 else 0)
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (401, "JUDGE_KEY was not accepted"),
-        (403, "not allowed"),
-        (404, "base_url"),
-        (302, "redirect"),
-    ],
-)
-def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int, words: str) -> None:
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_hopeless_replies_end_at_once(remote: Any, server: Server, status: int) -> None:
     elsewhere = Server(honest)
     server.judge = lambda request: Reply(
         status, {"e": SECRET}, {"Location": f"{elsewhere.url}/chat/completions"}
     )
-    with pytest.raises(RemoteError, match=words) as caught:
+    with pytest.raises(RemoteError, match=f"HTTP {status}") as caught:
         remote(concurrency=1).compare([ITEM])
     assert caught.value.exit_code == 6
     assert len(server.requests) == 1 and not elsewhere.requests
@@ -866,18 +791,6 @@ def test_dangerous_options_are_refused_without_repeating_them(options: dict[str,
     assert SECRET not in str(caught.value)
 
 
-def test_a_reply_whose_bits_have_changed_is_asked_for_again(
-    remote: Any, server: Server, tmp_path: Path
-) -> None:
-    judge = remote()
-    first = judge.compare([(PROMPT, "is 2", "is 1")])
-    asked = len(server.requests)
-    assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) == asked
-    with sqlite3.connect(tmp_path / "cache" / "openai_judge.sqlite") as database:
-        database.execute("update replies set value = replace(value, '0', '1')")
-    assert judge.compare([(PROMPT, "is 2", "is 1")]) == first and len(server.requests) > asked
-
-
 def test_a_damaged_cache_is_named(remote: Any, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "openai_judge.sqlite").write_bytes(b"not a database" * 100)
@@ -955,12 +868,7 @@ def test_pairs_point_from_better_to_worse_in_either_order_of_the_data(tmp_path: 
     summary = artifact.summary
     assert (summary["n"], summary["labeled"], summary["dropped"]) == (2, 2, {})
     (card,) = summary["judge_cards"].values()
-    assert (
-        card["inconsistent"]["mean"] == 1.0
-        and card["named_first"]["mean"] == 1.0
-        and card["people"] is None
-    )
-    assert summary["mass"] == pytest.approx(0.9, abs=1e-6)
+    assert card["inconsistent"]["mean"] == 1.0 and card["people"] is None
 
 
 def test_a_group_of_four_has_six_pairs(tmp_path: Path) -> None:
@@ -987,7 +895,6 @@ def test_unusable_verdicts_are_counted_and_never_labeled(tmp_path: Path) -> None
     assert [g.pairs for g in artifact.groups] == [(Pair(0, 1, p=0.8),)]
     assert artifact.summary["dropped"] == {"HTTP 400: too long": 2, "identical responses": 1}
     assert (artifact.summary["n"], artifact.summary["labeled"]) == (4, 1)
-    assert artifact.summary["groups_without_pairs"] == 2
     assert "HTTP 400: " in artifact.report.text(200)
 
 
@@ -999,10 +906,6 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
         Verdict(0.65, (0.9, 0.4)),
         Verdict(0.5, (0.9, 0.1)),
     )
-    hard = run_step(tmp_path, scripted(*verdicts), data, soft=False)
-    # A tie is no hard label
-    assert [p for g in hard.groups for p in g.pairs] == [Pair(0, 1), Pair(1, 0), Pair(0, 1)]
-    assert hard.summary["dropped"] == {"unsure": 1}
     soft = run_step(tmp_path, scripted(*verdicts), data)
     assert [p for g in soft.groups for p in g.pairs] == [
         Pair(0, 1, 0.55),
@@ -1017,9 +920,8 @@ def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     assert clamped.summary["dropped"] == {"unsure": 2} and len(clamped.groups) == 2
 
 
-@pytest.mark.parametrize("soft", [True, False])
 @pytest.mark.parametrize("noise", [0.0, 1e-5])  # nats: the same text in another batch
-def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path: Path) -> None:
+def test_a_judge_of_positions_decides_no_pair(noise: float, tmp_path: Path) -> None:
     class First(BiasedModels):
         def next_token_logprobs(
             self, role: str, prompts: Any, answers: Any, *, prefill: str = ""
@@ -1034,7 +936,7 @@ def test_a_judge_of_positions_decides_no_pair(soft: bool, noise: float, tmp_path
         RunFailed,
         match=r"no pair was labeled\n0 of 6 pairs labeled\n(.|\n)*6 of 6 pairs dropped: unsure",
     ) as caught:
-        run_step(tmp_path, local_component(), [ranked], First(), soft=soft)
+        run_step(tmp_path, local_component(), [ranked], First())
     assert "the order of the answers decides 100%" in str(caught.value)
     assert "6 of 6 pairs dropped: unsure" in str(caught.value)
     # As a reward, all responses are exactly equal, so that online DPO forms no pair.
@@ -1051,14 +953,11 @@ def test_the_two_orders_of_a_judge_of_positions_cancel_exactly(
 
 
 @pytest.mark.parametrize(
-    ("case_id", "p", "hard", "clamped"),
-    [
-        ("soft_labels", "p_a", "hard_label_a", "cai_clamped_40_60"),
-        ("principle_ensemble", "p_a", None, "clamped"),
-    ],
+    ("case_id", "p", "clamped"),
+    [("soft_labels", "p_a", "cai_clamped_40_60"), ("principle_ensemble", "p_a", "clamped")],
 )
 def test_labels_match_the_golden_numbers(
-    case_id: str, p: str, hard: str | None, clamped: str, tmp_path: Path
+    case_id: str, p: str, clamped: str, tmp_path: Path
 ) -> None:
     path = Path(__file__).parents[1] / "golden" / "rlaif.json"
     expected = next(
@@ -1077,10 +976,6 @@ def test_labels_match_the_golden_numbers(
     decided = {i for i, x in enumerate(expected[p]) if x != 0.5}  # a tie is no pair
     assert told() == pytest.approx({i: expected[p][i] for i in decided})
     assert told(clamp=(0.4, 0.6)) == pytest.approx({i: expected[clamped][i] for i in decided})
-    if hard is not None:
-        assert told(soft=False) == {
-            i: label for i, label in enumerate(expected[hard]) if label != 0.5
-        }
 
 
 def test_a_clamp_keeps_the_order(tmp_path: Path) -> None:
@@ -1101,7 +996,6 @@ def test_a_clamp_keeps_the_order(tmp_path: Path) -> None:
         ({"clamp": [-0.1, 0.6]}, "must be a range"),
         ({"clamp": [0.4, 1.6]}, "must be a range"),
         ({"clamp": [0.4]}, "clamp"),
-        ({"clamp": [0.4, 0.6], "soft": False}, "clamp only applies to soft labels"),
     ],
     ids=str,
 )
@@ -1150,16 +1044,6 @@ def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
     assert models.sampling == [
         {"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0, **asked}
     ]
-    written = {
-        "judge": "local_judge",
-        "opponent": "baseline",
-        "sampling": {"stop": ["\n"], "max_new_tokens": 7},
-    }
-    sampling = rlaif.RLAIF.Options.model_validate(written).sampling
-    made = reward(tmp_path, local_component(), models, opponent="baseline", sampling=sampling)
-    made.score([group("a 1")])
-    greedy = {"samples_per_prompt": 1, "max_new_tokens": 7, "stop": ["\n"], "temperature": 0.0}
-    assert models.sampling[1:] == [greedy]
 
 
 @pytest.mark.parametrize(
@@ -1240,20 +1124,6 @@ def test_one_response_has_no_opponent_in_its_group(tmp_path: Path) -> None:
         reward(tmp_path, scripted()).score([group("a")])
 
 
-def test_reward_against_a_baseline(tmp_path: Path) -> None:
-    models = BiasedModels(bias=1.0)
-    made = reward(tmp_path, local_component(), models, opponent="baseline", baseline="sft")
-    scores = made.score([group("a 1", "b -1"), group("c 0")])[""]  # the baseline says 0
-    assert scores[0] > 0 > scores[1] and scores[2] == pytest.approx(0.0, abs=1e-6)
-    made.score([group("d 1")])
-    assert len(models.seeds) == 1  # the same prompt is not sampled again
-    models.full = True
-    assert made.score([group("a 1", prompt="long"), group("d 1")])[""] == [
-        None,
-        pytest.approx(scores[0]),
-    ]
-
-
 def test_step_uses_the_functional_mathematics() -> None:
     verdicts = [
         Verdict(0.5, (1.0, 0.0)),
@@ -1262,12 +1132,7 @@ def test_step_uses_the_functional_mathematics() -> None:
         Verdict(0.6),
     ]
     of_orders = [verdict for verdict in verdicts if verdict.p_orders]
-    assert (
-        card([judgment(unit, verdict) for unit, verdict in enumerate(of_orders)])["inconsistent"][
-            "mean"
-        ]
-        == 1 / 3
-    )
+    assert card(list(enumerate(of_orders)))["inconsistent"]["mean"] == 1 / 3
     assert (
         F.judge_probability(torch.tensor([[-0.1, -9.0]]), torch.tensor([[-9.0, -0.1]])).item()
         > 0.99

@@ -1,6 +1,4 @@
-"""Rewards that are a judge's ratings: by weighted criteria of the recipe and of each prompt, and by
-one measure.
-"""
+"""Rewards that are a judge's ratings: by weighted criteria of each prompt, and by one measure."""
 
 from __future__ import annotations
 
@@ -9,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from alignkit import Context, DataError, Group, Judge, Rating, Response, RunFailed
 from alignkit.judges import spending
@@ -68,46 +65,44 @@ def criteria(*rows: tuple[str, float]) -> list[dict[str, Any]]:
 
 def test_the_score_is_the_weighted_share_of_criteria_that_are_met(tmp_path: Path) -> None:
     """By hand: 3 of 4, 1 of 4, all, none; and what is bad takes away 2 of 4."""
-    reward = made(Rubric, tmp_path, criteria=criteria(DOSE, DOCTOR, BLAME))
+    reward = made(Rubric, tmp_path)
     texts = ("a dose", "a doctor", "dose, doctor", "nothing", "dose and blame")
-    assert reward.score([group(*texts)]) == {"": [0.75, 0.25, 1.0, 0.0, 0.25]}
+    rubric = criteria(DOSE, DOCTOR, BLAME)
+    assert reward.score([group(*texts, rubric=rubric)]) == {"": [0.75, 0.25, 1.0, 0.0, 0.25]}
     # Each asked alone
     assert reward._judge.judge.asked == [(5, [text]) for text, _ in (DOSE, DOCTOR, BLAME)]
 
 
 def test_another_scale_counts_in_part(tmp_path: Path) -> None:
-    reward = made(Rubric, tmp_path, (1, 9), criteria=criteria(DOSE, DOCTOR))
-    assert reward.score([group("a dose", "nothing")]) == {"": [0.75, 0.0]}
+    reward = made(Rubric, tmp_path, (1, 9))
+    assert reward.score([group("a dose", "nothing", rubric=criteria(DOSE, DOCTOR))]) == {
+        "": [0.75, 0.0]
+    }
     assert weighted(
         [Criterion(text="a", weight=3), Criterion(text="b")], [0.5, 0.25]
     ) == pytest.approx(1.75 / 4)
 
 
 def test_one_missing_rating_is_a_missing_score_and_never_0(tmp_path: Path) -> None:
-    reward = made(Rubric, tmp_path, criteria=criteria(DOSE, DOCTOR))
+    reward, rubric = made(Rubric, tmp_path), criteria(DOSE, DOCTOR)
     with spending() as ratings:
-        assert reward.score([group("a dose, unsure", "a doctor")]) == {"": [None, 0.25]}
+        assert reward.score([group("a dose, unsure", "a doctor", rubric=rubric)]) == {
+            "": [None, 0.25]
+        }
     assert {rating.reason for rating in ratings if rating.score is None} == {"the judge refused"}
     assert weighted([Criterion(text="a"), Criterion(text="b")], [1.0, None]) is None
 
 
 def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
-    """They are added to those of the recipe. Equal ones of several prompts are asked about in one
-    batch.
-    """
-    reward = made(Rubric, tmp_path, criteria=criteria(DOSE), column="rubric")
+    """Equal ones of several prompts are asked about in one batch."""
+    reward = made(Rubric, tmp_path, column="marks")
     rows = [
-        group("a dose", rubric=criteria(DOCTOR)),
-        group("a doctor", rubric=["It names a doctor"]),
-        group("a friend", rubric="It names a friend"),
+        group("a dose", marks=criteria(DOSE, DOCTOR)),
+        group("a doctor", marks=[{"text": "It names a doctor"}]),
     ]
     reward.check_prompts(rows)
-    assert reward.score(rows) == {"": [0.75, 0.25, 0.25]}
-    assert reward._judge.judge.asked == [
-        (3, [DOSE[0]]),
-        (2, [DOCTOR[0]]),
-        (1, ["It names a friend"]),
-    ]
+    assert reward.score(rows) == {"": [0.75, 1.0]}
+    assert reward._judge.judge.asked == [(1, [DOSE[0]]), (2, [DOCTOR[0]])]
 
 
 @pytest.mark.parametrize(
@@ -125,29 +120,18 @@ def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
 def test_prompts_without_criteria_stop_the_run(
     tmp_path: Path, meta: dict[str, Any], words: str
 ) -> None:
-    reward = made(Rubric, tmp_path, column="rubric")
+    reward = made(Rubric, tmp_path)
     with pytest.raises(DataError, match=f"rubric: the prompt .*How much.*{words}"):
-        reward.check_prompts([group("a", rubric=["fine"]), group("a", **meta)])
+        reward.check_prompts([group("a", rubric=criteria(DOSE)), group("a", **meta)])
 
 
 def test_other_judges_stop_the_run(tmp_path: Path) -> None:
-    one = criteria(DOSE)
     with pytest.raises(RunFailed, match="only compares"):
-        Rubric(Rubric.Options(judge=component(Scripted, None), criteria=one)).check(tmp_path)
+        Rubric(Rubric.Options(judge=component(Scripted, None))).check(tmp_path)
     with pytest.raises(RunFailed, match="reads no rubric"):
-        Rubric(Rubric.Options(judge=component(RewardJudge, None), criteria=one)).check(tmp_path)
+        Rubric(Rubric.Options(judge=component(RewardJudge, None))).check(tmp_path)
     with pytest.raises(RunFailed, match="judge 'x' has no scale"):
-        made(Rubric, tmp_path, None, criteria=one)
-
-
-def test_options() -> None:
-    for wrong in (
-        {},
-        {"criteria": criteria(BLAME)},
-        {"criteria": [{"text": "x", "weight": float("nan")}]},
-    ):
-        with pytest.raises(ValidationError, match="criteria"):
-            Rubric.Options(judge=component(Finds, None), **wrong)
+        made(Rubric, tmp_path, None)
 
 
 def test_a_rating_is_a_reward(tmp_path: Path) -> None:
@@ -159,5 +143,6 @@ def test_a_rating_is_a_reward(tmp_path: Path) -> None:
 def test_the_judge_reads_what_the_assistant_said(tmp_path: Path) -> None:
     turns = ({"role": "assistant", "content": "a dose"}, {"role": "tool", "content": "blame"})
     response = Response("", messages=(*turns, {"role": "assistant", "content": "a doctor"}))  # type: ignore[arg-type]
-    reward = made(Rubric, tmp_path, criteria=criteria(DOSE, DOCTOR, BLAME))
-    assert reward.score([Group(ASKS, (response,))]) == {"": [1.0]}
+    rubric = criteria(DOSE, DOCTOR, BLAME)
+    group = Group(ASKS, (response,), meta={"rubric": rubric})
+    assert made(Rubric, tmp_path).score([group]) == {"": [1.0]}

@@ -54,16 +54,6 @@ def test_another_rank_shares_the_base(first_run: Path, other_run: Path) -> None:
     ]
 
 
-def test_settings_that_differ_are_named(
-    first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = yaml.safe_load((first_run / "recipe.resolved.yaml").read_text(encoding="utf-8"))
-    recipe["model"]["dtype"] = "bfloat16"
-    (tmp_path / "recipe.resolved.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    made(first_run / "sft", tmp_path / "base", rewards=["length"])
-    assert "is used with the dtype of another policy" in capsys.readouterr().err
-
-
 def test_whole_weights_are_named_by_their_folder(whole_run: Path, first_run: Path) -> None:
     recipe = made(whole_run / "sft", first_run / "sft")
     assert recipe["model"]["base"] == "tiny"

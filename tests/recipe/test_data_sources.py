@@ -59,9 +59,8 @@ def test_rows_are_held_out_only_where_something_reads_them(
     text = problems(tmp_path, s=stage)
     assert (
         f"s.{key}: 'validation' holds out rows that nothing would read here" in text
-        and "part: validation" in text
+        and "part: [0.2, 1]" in text
     )
-    recipe(tmp_path, s=_with_part(stage))
     recipe(tmp_path, s={"algorithm": "sft", "data": SPLIT})
 
 
@@ -70,28 +69,12 @@ def test_an_unknown_algorithm_is_the_only_mistake(tmp_path: Path) -> None:
     assert "no algorithm 'sftt'" in text and "validation" not in text
 
 
-def _with_part(value: Any) -> Any:
-    """The same with a part for every source that has a split."""
-    if isinstance(value, list):
-        return [_with_part(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    found = {key: _with_part(item) for key, item in value.items()}
-    return found | {"part": "validation"} if isinstance(found.get("validation"), float) else found
-
-
-def test_a_part_needs_a_split_and_is_one_for_all_sources(tmp_path: Path) -> None:
-    text = problems(
-        tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": "training"}}
-    )
-    assert "'part' needs 'validation'" in text
-    for part, said in (([0.6, 0.2], "is no share"), ([0.2, 1.5], "is no share")):
+def test_a_part_is_a_share(tmp_path: Path) -> None:
+    for part in ([0.6, 0.2], [0.2, 1.5]):
         text = problems(tmp_path, s={"algorithm": "sft", "data": {"path": "p.jsonl", "part": part}})
-        assert said in text
+        assert "is no share" in text
     both = {"path": "p.jsonl", "part": [0.2, 1], "validation": 0.2}
     assert "leave one of them out" in problems(tmp_path, s={"algorithm": "sft", "data": both})
-    both = [{**SPLIT, "part": "training"}, {**SPLIT, "part": "validation"}]
-    assert "'part' must be the same" in problems(tmp_path, s={"algorithm": "sft", "data": both})
 
 
 def test_the_keys_of_a_hub_data_set(tmp_path: Path) -> None:

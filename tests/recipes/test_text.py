@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from alignkit import cli
-from alignkit_plugins.policies.row_tokens import Tokens
-from alignkit_plugins.recipes.check_row import Inspection
+from alignkit_plugins.recipes.check_row import Inspection, Tokens
 
 
 def shown(found: Inspection) -> str:

@@ -12,7 +12,6 @@ from alignkit.evaluation import statistics
 from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
-from alignkit_plugins.ai_feedback.judge_card import trust_tables
 from alignkit_plugins.compare.rows import (
     ANSWERS,
     KL,
@@ -298,14 +297,7 @@ CARD: dict[str, Any] = {
     "comparisons": 40,
     "unjudged": {"refused": 3, "unreadable": 1},
     "inconsistent": statistics.share(12, 36),
-    "named_first": {"mean": 0.64, "low": 0.55, "high": 0.73, "n": 20},
-    "length_slope": {"mean": 0.04, "low": 0.01, "high": 0.07, "n": 20},
     "people": None,
-    "agreement": {
-        "helpful": {
-            name: {"mean": 0.5, "low": 0.3, "high": 0.7, "n": 20} for name in ("same", "alpha")
-        }
-    },
     "calls": 160,
     "tokens": None,
 }
@@ -325,7 +317,6 @@ REPORT = Report(
         Table(
             "the judges themselves", ["judge", "order decides"], [["local_judge", "33% [20, 50]"]]
         ),
-        *trust_tables({"local_judge": CARD}),
     ]
 )
 

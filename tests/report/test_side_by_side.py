@@ -12,11 +12,10 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from by_policy import by_policy
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit.io.results import find_result, folders_of, read_record
+from alignkit.io.results import find_result, folders_of
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.compare.rows import rows_of
@@ -214,42 +213,6 @@ def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -
     groups = _joined(tmp_path / "now", tmp_path / "then", "a", "now", "then")
     _, now = rated(groups, ["then", "now"], "then", "x", kind="metric")
     assert len(groups) == 4 and now.counts == "0/0/4"
-
-
-def test_results_are_policies_of_a_recipe(
-    swapped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = ["align@ppo", "align"]
-    recipe = write_recipe(swapped.parent, names)
-    assert main(["run", str(recipe), SWAP, "--out", str(swapped)]) == 0
-    (before, *_) = earlier_reports(swapped)
-    summary = json.loads((swapped / "report" / "evaluation.json").read_text(encoding="utf-8"))
-    assert summary["policies"] == ["base", *names]
-    old = json.loads((before / "evaluation.json").read_text(encoding="utf-8"))
-    lengths = by_policy(summary)["policies"]["align@ppo"]["rewards"]
-    assert lengths == by_policy(old)["policies"]["align"]["rewards"]
-    record = json.loads((swapped / "report" / "stage.json").read_text(encoding="utf-8"))
-    assert (
-        record["depends_on"]["upstream"]["align@ppo"]
-        == read_record(find_result(swapped, "align@ppo"))["hash"]
-    )
-    capsys.readouterr()
-    assert (
-        main(
-            [
-                "run",
-                str(write_recipe(swapped.parent, ["align@dpo", "align"])),
-                SWAP,
-                "--out",
-                str(swapped),
-            ]
-        )
-        == 2
-    )
-    err = capsys.readouterr().err
-    assert "has no result align@dpo; results of align: " in err and "stage 1 of" not in err
-    assert main(["run", str(write_recipe(swapped.parent, ["align@ppoo", "align"]))]) == 2
-    assert "did you mean 'ppo'?" in capsys.readouterr().err
 
 
 def test_commands_take_a_result(

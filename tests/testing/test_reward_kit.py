@@ -53,12 +53,6 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "repetition": [{}],
     "rlaif": [
         {"judge": JUDGE},
-        {
-            "judge": JUDGE,
-            "opponent": "baseline",
-            "baseline": "sft",
-            "sampling": {"max_new_tokens": 8},
-        },
     ],
     "sycophancy": [{"column": "right"}],
     "rubric": [

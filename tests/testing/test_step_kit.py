@@ -51,10 +51,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "red_team": [
         {
             "attacker": "base",
-            "policies": ["sft"],
+            "policy": "sft",
             "goals": "rows.jsonl",
             "reward": "helpful",
-            "success": ">= 0",
+            "success": 0.0,
         },
     ],
     "revise": [{"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS}],

@@ -79,15 +79,15 @@ def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> No
 def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
     """They have no prompt in common, and both parts are used."""
     write(tmp_path / "p.jsonl", [{"prompt": f"why {n}?", "answer": n} for n in range(20)])
-    entry = {"path": "p.jsonl", "validation": 0.3}
-    report = {"step": "evaluate", "policies": ["base"], "prompts": {**entry, "part": "validation"}}
+    held_out, rest = ({"path": "p.jsonl", "part": part} for part in ([0, 0.3], [0.3, 1]))
+    report = {"step": "evaluate", "policies": ["base"], "prompts": held_out}
     report |= {
         "rewards": [{"python": {"path": "letters.py", "function": "letters"}}],
         "sampling": {"max_new_tokens": 2},
     }
     groups = asked(
         tmp_path,
-        {**entry, "part": "training"},
+        rest,
         prompts_per_iteration=20,
         iterations=1,
         report=report,

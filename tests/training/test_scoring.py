@@ -156,7 +156,6 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
         "weighted_sum": {
             "rewards": {"both": LLAMA2, "w": WORDS},
             "weights": {"both": 2, "w": 0.5},
-            "bias": 7,
         }
     }
     outer = {"weighted_sum": {"rewards": {"inner": summed}, "weights": {"inner": 1}}}
@@ -165,9 +164,9 @@ def test_a_whitened_part_of_a_sum_stays_whitened(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         thing = combination(tmp_path / str(number), reward)
         table = learn(thing, LENGTHS)
-        torch.testing.assert_close(table.raw, 2 * raw + 0.5 * words + 7)
+        torch.testing.assert_close(table.raw, 2 * raw + 0.5 * words)
         learned = scores_of(table.groups, LEARNED_KEY)
-        torch.testing.assert_close(learned, 2 * whiten(raw) + 0.5 * words + 7)
+        torch.testing.assert_close(learned, 2 * whiten(raw) + 0.5 * words)
 
 
 def test_a_whitened_part_is_refused_where_raw_scores_are_compared(tmp_path: Path) -> None:
@@ -213,17 +212,16 @@ def test_a_part_at_equal_length(tmp_path: Path) -> None:
         combination(tmp_path, {"equal_length": {"reward": LLAMA2}})
 
 
-@pytest.mark.parametrize(("options", "wanted"), [({}, True), ({"opponent": "baseline"}, False)])
 def test_a_win_rate_against_the_group_is_within_the_group(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], wanted: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RLAIF, "prepare", lambda self, context: None)
-    rlaif = {"rlaif": {"judge": {"local_judge": {"role": "base"}}, **options}}
-    assert combination(tmp_path, rlaif).within_group is wanted
+    rlaif = {"rlaif": {"judge": {"local_judge": {"role": "base"}}}}
+    assert combination(tmp_path, rlaif).within_group
     summed = {
         "weighted_sum": {"rewards": {"judged": rlaif, "w": WORDS}, "weights": {"judged": 1, "w": 1}}
     }
-    assert combination(tmp_path, summed).within_group is wanted
+    assert combination(tmp_path, summed).within_group
     assert not combination(tmp_path, WORDS).within_group
 
 
@@ -324,11 +322,6 @@ def code(completions, task, **kwargs):
 # Each combination's options, and its rewards of a maths, a code and another prompt.
 BY_TASK: dict[str, tuple[dict[str, Any], list[float]]] = {
     "weighted_sum": ({"weights": {"maths": 1, "code": 0.5, "length": 0}}, [1.0, 1.0, 0.0]),
-    "weighted": (
-        {"by": "task", "weights": {"code": {"maths": 0}, "default": {"length": 0}}},
-        [1.0, 2.0, 0.0],
-    ),
-    "min": ({}, [1.0, 1.0, 1.0]),
 }
 
 

@@ -1,7 +1,7 @@
 """Judges that ask no model in words: a panel of other judges, and a reward model.
 
 The mean of a panel is less noisy than one judge (Verga et al. 2024, arXiv:2404.18796). A judge
-without a verdict is left out. If no more than half remain, the panel has none, either.
+without a verdict is left out.
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ from alignkit import (
     Verdict,
 )
 from alignkit.judges import Item, Rated, Rubric, costs
-from alignkit_plugins.ai_feedback.judge_card import judge_names
 
 NO_ROOM = "the prompt leaves the reward model no room for a response"
 
 
-def joint(verdicts: Sequence[Verdict], **more: Any) -> Verdict:
+def joint(verdicts: Sequence[Verdict]) -> Verdict:
     """The mean of several verdicts on the same pair. Those that are missing do not count, except
     for what they cost.
     """
-    ps = [verdict.p_first for verdict in verdicts if verdict.p_first is not None]
-    known = [verdict for verdict in verdicts if verdict.p_first is not None]
-    more |= costs(verdicts)
-    mass = statistics.fmean(verdict.mass for verdict in known or verdicts)
+    spent: Any = costs(verdicts)
+    ps, orders, masses = list[float](), list[tuple[float, float]](), list[float]()
+    for verdict in verdicts:
+        if verdict.p_first is not None:
+            ps.append(verdict.p_first)
+            masses.append(verdict.mass)
+            if verdict.p_orders:
+                orders.append(verdict.p_orders)
     if not ps:
-        return Verdict(None, mass=mass, reason=verdicts[0].reason, **more)
-    orders = [verdict.p_orders for verdict in known if verdict.p_orders]
+        return Verdict(None, mass=0.0, reason=verdicts[0].reason, **spent)
     both = None
-    if len(orders) == len(known):
+    if len(orders) == len(ps):
         first, second = map(statistics.fmean, zip(*orders, strict=True))
         both = (first, second)
-    bounded = any(verdict.bounded for verdict in known)
-    verdict = Verdict(statistics.fmean(ps), both, mass, bounded=bounded, **more)
+    verdict = Verdict(statistics.fmean(ps), both, statistics.fmean(masses), **spent)
     return replace(verdict, p_first=0.5) if verdict.tied else verdict
 
 
@@ -71,21 +72,8 @@ class Panel(Judge):
         self._judges = [CheckedJudge(judge, context) for judge in self.options.judges]
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
-        names = judge_names(self.options.judges)
         columns = [judge.compare(items, rubric) for judge in self._judges]
-        found = []
-        for verdicts in zip(*columns, strict=True):
-            verdict = joint(verdicts, parts=dict(zip(names, verdicts, strict=True)))
-            known = sum(each.p_first is not None for each in verdicts)
-            if known <= len(verdicts) // 2:
-                first = next((each.reason for each in verdicts if each.reason), "no reason given")
-                few = f"{known} of {len(verdicts)}; {first}"
-                reason = f"too few judges of the panel have a verdict: {few}"
-                verdict = replace(
-                    verdict, p_first=None, p_orders=None, bounded=False, reason=reason
-                )
-            found.append(verdict)
-        return found
+        return list(map(joint, zip(*columns, strict=True)))
 
 
 class RewardJudge(Judge):
@@ -115,15 +103,14 @@ class RewardJudge(Judge):
 
     def compare(self, items: Sequence[Item]) -> list[Verdict]:
         groups = [Group(tuple(prompt), (Response(a), Response(b))) for prompt, a, b in items]
-        scores = self._scores(groups)
-        found = []
+        scores, verdicts = self._scores(groups), []
         for first, second in zip(scores[::2], scores[1::2], strict=True):
             if first is None or second is None:
-                found.append(Verdict(None, mass=0.0, reason=NO_ROOM))
+                verdicts.append(Verdict(None, mass=0.0, reason=NO_ROOM))
                 continue
             p = 1 / (1 + math.exp(min(second - first, 700.0)))
-            found.append(Verdict(p, (p, p)))
-        return found
+            verdicts.append(Verdict(p, (p, p)))
+        return verdicts
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
         groups = [Group(tuple(prompt), (Response(text),)) for prompt, text in items]

@@ -30,7 +30,6 @@ from urllib.parse import urlsplit
 from pydantic import ConfigDict, Field, field_validator
 
 from alignkit.errors import AlignkitError, RemoteError, RunFailed, should_stop
-from alignkit.io.digest import digest
 from alignkit.io.text import HIDDEN, redacted
 from alignkit.options import Options
 from alignkit.reward import Progress, no_progress
@@ -49,16 +48,8 @@ LATE = (
     "raise 'timeout_seconds', or lower 'concurrency' to what the server answers at once: the others"
     " wait there"
 )
-REDIRECT = (
-    "redirects are not followed, because they would receive the key; set base_url to the final "
-    "address"
-)
-FATAL = {
-    401: "the key in {variable} was not accepted",
-    403: "the key in {variable} is not allowed to ask for this",
-    404: "there is no {path}, or no such model; base_url usually ends in /v1",
-}
-_TABLE = "create table if not exists replies (key text primary key, value text, digest text)"
+OF_A_ROW = (400, 413, 422)  # statuses that refuse a request, and not all that follow
+_TABLE = "create table if not exists replies (key text primary key, value text)"
 
 
 # Options
@@ -211,17 +202,13 @@ class ReplyStore:
             ) from None
 
     def get(self, key: str) -> Reply | None:
-        """The stored reply to a request; None if there is none, or if the disk has changed it."""
-        row = self._run("select value, digest from replies where key = ?", key)
-        if row is None or row[1] != digest([key, row[0]]):
-            return None
-        return Reply(json.loads(row[0]))
+        """The stored reply to a request; None if there is none."""
+        row = self._run("select value from replies where key = ?", key)
+        return Reply(json.loads(row[0])) if row else None
 
     def put(self, key: str, value: Any) -> None:
         """Store a value."""
-        text = json.dumps(value)
-        checksum = digest([key, text])
-        self._run("insert or replace into replies values (?, ?, ?)", key, text, checksum)
+        self._run("insert or replace into replies values (?, ?)", key, json.dumps(value))
 
     def close(self) -> None:
         """Close the file."""
@@ -258,34 +245,29 @@ class Remote:
         return f"{self.options.base_url}/{self.path}"
 
     def ask(
-        self,
-        bodies: Sequence[Mapping[str, Any]],
-        progress: Progress = no_progress,
-        unusable: Callable[[int, Reply], str] = lambda place, reply: "",
+        self, bodies: Sequence[Mapping[str, Any]], progress: Progress = no_progress
     ) -> list[Reply]:
         """Replies to requests with these bodies, in order. Equal requests are sent once, stored
         replies reused.
 
-        progress: of the context, to show how many replies have arrived. unusable: why a reply, with
-        its place, is of no use: a stored one is asked for again, because the recipe may have
-        changed, or the server may have been repaired.
+        progress: of the context, to show how many replies have arrived.
         """
-        requests = [json.dumps([self.url, body], sort_keys=True).encode() for body in bodies]
-        keys = [hashlib.sha256(request).hexdigest() for request in requests]
-        places: dict[str, int] = {}
-        for place, key in enumerate(keys):
-            places.setdefault(key, place)
+        keys, missing = list[str](), dict[str, Mapping[str, Any]]()
         replies: dict[str, Reply] = {}
         with closing(ReplyStore(self.folder, self.name)) as store:
-            for key, place in places.items():
+            for body in bodies:
+                request = json.dumps([self.url, body], sort_keys=True)
+                key = hashlib.sha256(request.encode()).hexdigest()
+                keys.append(key)
                 stored = store.get(key)
-                if stored and not (asking_is_allowed() and unusable(place, stored)):
+                if stored:
                     replies[key] = stored
-            missing = {key: bodies[place] for key, place in places.items() if key not in replies}
+                else:
+                    missing[key] = body
             if missing and not asking_is_allowed():
                 raise RemoteError(
-                    f"{self.name}: {len(missing)} of {len(places)} replies are not stored in "
-                    f"{self.folder}, and nothing is asked or paid for here"
+                    f"{self.name}: {len(missing)} replies are not stored in {self.folder}, and "
+                    "nothing is asked or paid for here"
                 )
             if missing:
                 with progress(f"asking {self.name}", len(missing)) as done:
@@ -380,14 +362,10 @@ class _Requests:
 
     def _refused(self, status: int, text: bytes) -> Reply:
         """An unusable reply with the server's words. Raises RemoteError if it ends the run."""
-        said = " ".join(text.decode("utf-8", "replace").split())[:SAID]
-        retried = status in (408, 429) or status >= 500
-        if not retried and status >= 400 and status not in FATAL:
-            return Reply(reason=f"HTTP {status}: {said}")
-        why = RESUME if retried else FATAL.get(status, REDIRECT)
-        why = why.format(path=self._remote.path, variable=self._options.api_key_env)
-        quoted = f"; the server says: {said}" if said else ""
-        raise self._error(f"HTTP {status}: {why}{quoted}")
+        words = " ".join(text.decode("utf-8", "replace").split())[:SAID]
+        if status in OF_A_ROW:
+            return Reply(reason=f"HTTP {status}: {words}")
+        raise self._error(f"HTTP {status}; the server says: {words or 'nothing'}; {RESUME}")
 
     def _without_key(self, text: bytes) -> bytes:
         """A server that echoes the key must not get it into a file or a message."""

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import alignkit
 from alignkit import (
@@ -31,8 +30,6 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.evaluation import statistics
-from alignkit.report import SideBySide
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, policies_of
 from alignkit_plugins.ai_feedback.writer import Server, Writer, Written, ask, writer_of
@@ -46,7 +43,6 @@ REVISION = (
     "no introduction, and no word about what changed. If there is nothing to change, repeat the "
     "answer."
 )
-SHOWN = 2  # chains in the report
 # "Here is the revised answer:", "Sure! Below is a rewritten version of the response:", "Revision:"
 _REWRITTEN = r"(?:revis|rewrit|rewrote|reword|improv|updat|modif)\w*"
 _LEAD_IN = re.compile(
@@ -161,8 +157,9 @@ class Revise(AskingStep):
         prompts, notes = prompts_to_compare(context.load(options.prompts))
         chains = []
         for group in prompts:
-            own = drawn(self._principles(), options.rounds, context.seed, context.stage, group.id)
-            chains.append(Chain(group, own, list(group.prompt)))
+            principles = self._principles()
+            order = drawn(principles, options.rounds, context.seed, context.stage, group.id)
+            chains.append(Chain(group, order, list(group.prompt)))
 
         def written(
             kind: str, writer: Writer, most: int, number: int = 0
@@ -188,35 +185,20 @@ class Revise(AskingStep):
                 chain.ask_for_revision(chain.principles[number], reply)
             for chain, reply in written("revision", critic, length, number):
                 chain.end_round(reply)
-        kept = [chain for chain in chains if not chain.dropped]
-        for chain in chains:
-            if chain.dropped:
-                told = {"answer": chain.answer, "rounds": chain.rounds}
-                desk.drop(chain.dropped, prompt=list(chain.group.prompt), **told)
-        facts: dict[str, Any] = {
-            "critic": critic.name,
-            "prompts": len(chains),
-            "revised": len(kept),
-            "unchanged": sum(chain.answer == chain.newest for chain in kept),
-            "notes": [f"sampled with {options.described()}", *notes],
-        }
-        headline = f"{len(kept)} of {len(chains)} answers revised by {critic.name}"
-        if kept:
-            answer = statistics.mean([len(chain.answer) for chain in kept])
-            revision = statistics.mean([len(chain.newest) for chain in kept])
-            facts["characters"] = {"answer": answer, "revision": revision}
-            headline += (
-                f"; {facts['unchanged']} repeat the answer\nmean length: answers {answer:.0f} "
-                f"characters, revisions {revision:.0f}"
-            )
         rows = []
-        for chain in kept:
-            revise = {"answer": chain.answer, "rounds": chain.rounds}
-            meta = {**chain.group.meta, "revise": revise}
+        for chain in chains:
+            prompt, steps = chain.group, {"answer": chain.answer, "rounds": chain.rounds}
+            if chain.dropped:
+                desk.drop(chain.dropped, prompt=list(prompt.prompt), **steps)
+                continue
             response = Response(chain.newest, source=critic.name)
-            rows.append(replace(chain.group, responses=(response,), meta=meta, pairs=None))
-        parts = [*map(_shown, kept[:SHOWN]), "\n".join(facts["notes"])]
-        return desk.artifact(headline, rows, facts, *parts, usable=bool(kept))
+            meta = {**prompt.meta, "revise": steps}
+            rows.append(replace(prompt, responses=(response,), meta=meta, pairs=None))
+        notes = [f"sampled with {options.described()}", *notes]
+        facts = {"critic": critic.name, "prompts": len(chains), "revised": len(rows)}
+        headline = f"{len(rows)} of {len(chains)} answers revised by {critic.name}"
+        parts = "\n".join(notes)
+        return desk.artifact(headline, rows, {**facts, "notes": notes}, parts, usable=bool(rows))
 
     def _principles(self) -> list[Principle]:
         """Those that can criticize and revise."""
@@ -234,12 +216,3 @@ def without_lead_in(text: str) -> str:
 
 def _turn(role: str, text: str) -> Message:
     return Message(role=role, content=text)
-
-
-def _shown(chain: Chain) -> SideBySide:
-    prompt = " ".join(chain.group.prompt[-1]["content"].split())
-    first = chain.rounds[0]
-    headings = ["answer", f"first critique, by '{first['principle']}'", "last revision"]
-    return SideBySide(
-        f"prompt: {prompt}", headings, [chain.answer, first["critique"], chain.newest]
-    )

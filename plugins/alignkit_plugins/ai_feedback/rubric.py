@@ -1,7 +1,7 @@
 """Rewards that are a judge's ratings: `rating`, by one measure, and `rubric`, by weighted criteria.
 
-The criteria of `rubric` are the recipe's, or each prompt's own (Gunjal et al. 2025, Rubrics as
-Rewards, arXiv:2507.17746). Each criterion is asked alone, and the score is the weighted share of
+The criteria of `rubric` are each prompt's own (Gunjal et al. 2025, Rubrics as Rewards,
+arXiv:2507.17746). Each criterion is asked alone, and the score is the weighted share of
 those that are met (equation 1). Differs from the paper: ratings between met and not met count in
 part, on a judge's scale with more than two steps. A criterion with a negative weight says what is
 bad, and takes away.
@@ -9,13 +9,10 @@ bad, and takes away.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pydantic
-from pydantic import model_validator
 
 from alignkit import (
     CheckedJudge,
@@ -75,29 +72,19 @@ CRITERIA: pydantic.TypeAdapter[list[Criterion]] = pydantic.TypeAdapter(list[Crit
 
 
 class Rubric(Reward):
-    """The weighted share of criteria that a response meets, 1 if it meets all; missing if one has
-    no rating.
+    """The weighted share of a prompt's criteria that a response meets, 1 if it meets all; missing
+    if one has no rating.
     """
 
     class Options(Options):
         judge: JudgeRef = Field(
             description="judge that rates by each criterion; `scale: [0, 1]` makes it met or not"
         )
-        criteria: list[Criterion] = Field(
-            [], description="criteria for all prompts: {text, weight}; default weight: 1"
-        )
         column: str = Field(
-            "", description="column of the prompts with criteria of their own, which are added"
+            "rubric",
+            description="column of the prompts with their criteria: a list of {text, weight}; "
+            "default weight: 1",
         )
-
-        @model_validator(mode="after")
-        def _some(self) -> Any:
-            if not self.column and not weighs(self.criteria):
-                raise ValueError(
-                    "set 'criteria', one with a weight above 0, or 'column' if each prompt has "
-                    "its own"
-                )
-            return self
 
     options: Options
 
@@ -130,13 +117,12 @@ class Rubric(Reward):
             ratings = self._judge.rate([items[number][1] for number in numbers], [text])
             for number, rating in zip(numbers, ratings, strict=True):
                 score = rating.score
-                share = None if score is None else (score - low) / (high - low)
-                shares[number, text] = share
+                shares[number, text] = None if score is None else (score - low) / (high - low)
         scores = []
         for number, (group, _) in enumerate(items):
             criteria = self._criteria(group)
-            own = [shares[number, criterion.text] for criterion in criteria]
-            scores.append(weighted(criteria, own))
+            met = [shares[number, criterion.text] for criterion in criteria]
+            scores.append(weighted(criteria, met))
         return {"": scores}
 
     def _criteria(self, group: Group) -> list[Criterion]:
@@ -144,22 +130,17 @@ class Rubric(Reward):
         read.
         """
         column = self.options.column
-        if not column:
-            return self.options.criteria
-        where, written = f"rubric: {row_of(group)}", column_of("rubric", group, column)
-        # Data sets write texts, or mappings; a text alone is one criterion.
-        rows = written if isinstance(written, list | tuple) else [written]
-        plain = [{"text": row} if isinstance(row, str) else row for row in rows]
+        where, written = f"rubric: {row_of(group)}: '{column}'", column_of("rubric", group, column)
         try:
-            own = CRITERIA.validate_python(plain)
+            criteria = CRITERIA.validate_python(written)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             problem = f"is no list of {{text, weight}}: {place}: {first['msg']}"
-            raise DataError(f"{where}: '{column}' {problem}") from None
-        if not weighs([*self.options.criteria, *own]):
-            raise DataError(f"{where}: '{column}' has no criterion with a weight above 0")
-        return [*self.options.criteria, *own]
+            raise DataError(f"{where} {problem}") from None
+        if not any(criterion.weight > 0 for criterion in criteria):
+            raise DataError(f"{where} has no criterion with a weight above 0")
+        return criteria
 
 
 def answered(groups: Sequence[Group]) -> list[tuple[Group, Item]]:
@@ -171,19 +152,15 @@ def answered(groups: Sequence[Group]) -> list[tuple[Group, Item]]:
     return items
 
 
-def weighs(criteria: Sequence[Criterion]) -> bool:
-    """Whether a response can earn anything."""
-    return any(criterion.weight > 0 for criterion in criteria)
-
-
 def weighted(criteria: Sequence[Criterion], shares: Sequence[float | None]) -> float | None:
     """The weighted share of criteria that are met; None if one of them is unknown.
 
     What is bad takes away.
     """
-    known = [share for share in shares if share is not None]
-    if len(known) < len(shares):
-        return None
-    pairs = zip(criteria, known, strict=True)
-    earned = math.fsum(criterion.weight * share for criterion, share in pairs)
-    return earned / math.fsum(max(criterion.weight, 0.0) for criterion in criteria)
+    earned, most = 0.0, 0.0
+    for criterion, share in zip(criteria, shares, strict=True):
+        if share is None:
+            return None
+        earned += criterion.weight * share
+        most += max(criterion.weight, 0.0)
+    return earned / most

@@ -16,7 +16,7 @@ from alignkit.data.group import length
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.reward import TIE
-from alignkit_plugins.ai_feedback.judge_card import Compare, card, judgment
+from alignkit_plugins.ai_feedback.judge_card import Compare, card
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import all_turns
@@ -128,5 +128,5 @@ def card_of(verdicts: Sequence[Verdicts]) -> dict[str, Any]:
     judgments = []
     for of_policy in verdicts:
         for place, own in enumerate(of_policy):
-            judgments += [judgment(place, verdict) for verdict in own if verdict is not EQUAL]
+            judgments += [(place, verdict) for verdict in own if verdict is not EQUAL]
     return card(judgments)

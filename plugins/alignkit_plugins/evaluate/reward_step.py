@@ -37,7 +37,6 @@ from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import (
     card,
     judge_names,
-    judgment,
     mapped,
     sentence,
     with_people,
@@ -174,13 +173,13 @@ def judged(
     preferred: list[float | None] = [0.0] * len(pairs)
     judgments = []
     for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
-        judgments.append(judgment(pairs[place].prompt, verdict))
+        judgments.append((pairs[place].prompt, verdict))
         gap = None if verdict.p_first is None else 2 * verdict.p_first - 1
         if gap is not None:
             gap = 0.0 if F.nearly_equal(gap, 0.0) else gap
             gap = -gap if turn else gap
         preferred[place] = gap
-    people = with_people(judgments, [not turn for turn in turned], context.seed)
+    people = with_people(judgments, [not turn for turn in turned])
     return preferred, card(judgments, people=people)
 
 

@@ -38,7 +38,6 @@ from alignkit_plugins.ai_feedback.writer import (
     bill,
     billed,
     check_sampling,
-    origin_of,
 )
 from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
@@ -171,8 +170,7 @@ class Sample(Step):
                 if each.text:
                     one = Response(each.text, truncated=each.truncated, source=server.model)
                     responses.append(one)
-            origin = origin_of(writer.origin, own, max_new_tokens=most)
-            meta = {**group.meta, "writer": origin}
+            meta = {**group.meta, "writer": {**writer.origin, "max_new_tokens": most}}
             groups.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
         cut_off = sum(each.truncated for each in replies)
         facts["bill"] = {**bill(replies), "cut_off": cut_off}

@@ -8,7 +8,6 @@ an id on the hub.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,8 +23,8 @@ from alignkit.io.results import (
     is_result_name,
     read_record,
 )
-from alignkit.io.text import is_dir, is_file, printable
-from alignkit.plugins import plugins
+from alignkit.io.text import is_dir, is_file
+from alignkit.models.saved import base_name, has_score, read_json, scale_of
 from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.recipe.yaml import plain_data, shipped_recipe
 from alignkit.settings import ModelSpec
@@ -68,8 +67,6 @@ class Model:
     @cached_property
     def is_reward(self) -> bool:
         """Whether it is a reward model."""
-        from alignkit.models.saved import has_score
-
         return self.folder is not None and has_score(self.folder)
 
     @property
@@ -82,8 +79,7 @@ class Model:
 def find(word: str) -> Model:
     """Return the model that a word names.
 
-    A word that is almost a run's name is mentioned before it is taken for an id on the hub. Nothing
-    is downloaded.
+    Nothing is downloaded.
 
     Raises: RecipeError: If there is no such model, with the nearest name. RunFailed: If the result
     of a stage is damaged.
@@ -113,11 +109,6 @@ def find(word: str) -> Model:
         or (path.parent.name and runs_in(path.parent))
     ):
         refuse(f"there is no folder {word}", near(path) or near(path.parent) or FORMS)
-    if not plugins().has("model", word) and (hint := near(path.parts[0])):
-        print(
-            printable(f"note: {word} is no run, so it is taken as a model of the hub; {hint}"),
-            file=sys.stderr,
-        )
     return Model(path.name, {"base": word})
 
 
@@ -215,9 +206,6 @@ def _of_stage(run: Path, name: str) -> Model:
 def _of_folder(folder: Path) -> Model:
     """A model outside of a run: an adapter for the base that it names, or a whole model."""
     if is_file(folder / ADAPTER):
-        from alignkit.models.adapters import base_name, scale_of
-        from alignkit.models.saved import read_json
-
         saved = read_json(folder / ADAPTER)
         keys = {
             "base": base_name(folder),

@@ -5,13 +5,12 @@ base model.
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.commands import refuse
-from alignkit.io.text import is_dir, is_file, printable
+from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.yaml import Keys, plain_data, rewritten
 from alignkit.sampling import KEYS
@@ -123,11 +122,6 @@ def _reference(model: Model, base: Mapping[str, Any]) -> str:
             text,
             "one base per command; `alignkit export RUN/STAGE --merge` makes a whole model",
         )
-    keys = {**base, **model.keys}.keys() - {"lora"}
-    different = sorted(key for key in keys if base.get(key) != model.keys.get(key))
-    if different and len(model.keys) > 1:
-        text = f"note: {model.label} is used with the {', '.join(different)} of another policy"
-        print(printable(text), file=sys.stderr)
     return str(model.folder) if model.is_adapter else BASE
 
 

@@ -20,18 +20,32 @@ from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError
 from alignkit.io.results import is_result_name
-from alignkit.io.text import printable
+from alignkit.io.text import REPLACEMENT, printable
 from alignkit.recipe.schema import BASE, Recipe, Stage, specs
 from alignkit.registry import Component
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import Encoder, drop_reason
-from alignkit_plugins.formats.shown import shown
-from alignkit_plugins.policies.row_tokens import Tokens, heading, marked, pieces
+from alignkit.tokens.encoder import Encoded, Encoder, drop_reason
+from alignkit_plugins.formats.shown import response_names, shown
 
 # Keys of a stage that say what rates responses
 RATERS = ("judge", "judges", "metrics", "reward", "rewards")
+BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
 BREAK, TAB = "\u23ce", "\u21e5"  # stand for a line break and a tab
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens as a model reads them.
+
+    pieces: the text of each. counts: whether each is in the loss, or is where a reward model reads
+    the score. scored: it is the latter.
+    """
+
+    title: str
+    pieces: tuple[str, ...]
+    counts: tuple[bool, ...]
+    scored: bool = False
 
 
 @dataclass
@@ -170,3 +184,46 @@ def _columns(group: Group) -> list[str]:
     """The row's other columns, which rewards can read."""
     columns = ", ".join(f"{name}: {value!r:.200}" for name, value in group.meta.items())
     return [f"other columns: {columns}"] * bool(columns)
+
+
+# The tokens of a row
+
+
+def marked(encoder: Encoder, encoded: Encoded, scoring: bool) -> Iterator[Tokens]:
+    """The prompt, then each response. scoring: a reward model reads them."""
+    prompt = encoded.prompt
+    if prompt:
+        yield Tokens("prompt", pieces(encoder, (), prompt), (False,) * len(prompt))
+    for name, response in zip(response_names(encoded.group), encoded.rows, strict=True):
+        counts = tuple(map(bool, response.mask))
+        if scoring:
+            counts = (*[False] * (len(counts) - 1), True)
+        title = ", ".join([*name, *["truncated"] * response.truncated])
+        yield Tokens(title, pieces(encoder, prompt, response.tokens), counts, scoring)
+
+
+def pieces(encoder: Encoder, before: Sequence[int], ids: Sequence[int]) -> tuple[str, ...]:
+    """The text of each token. before: tokens in front of them, on which spaces depend.
+
+    A character that the last tokens only begin is the text of the token that ends it.
+    """
+    texts, decoded = [], _decoded(encoder, before[-BEFORE:])
+    for count in range(1, len(ids) + 1):
+        longer = _decoded(encoder, [*before[-BEFORE:], *ids[:count]])
+        texts.append(longer[len(decoded) :])
+        decoded = longer
+    return tuple(texts)
+
+
+def _decoded(encoder: Encoder, ids: Sequence[int]) -> str:
+    text = encoder.tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    return str(text).rstrip(REPLACEMENT)
+
+
+def heading(tokens: Tokens) -> str:
+    """`response: 12 tokens, 10 learned`."""
+    count = len(tokens.pieces)
+    what = "scored at the last" if tokens.scored else f"{sum(tokens.counts) or 'none'} learned"
+    return f"{printable(tokens.title)}: {count} token{'s' * (count != 1)}, {what}"

@@ -28,9 +28,7 @@ def describe(loaded: Loaded) -> list[str]:
     for source, mine, held_out in zip(loaded.sources, kept, others, strict=True):
         name, how = f"read {source.name}", " (recognized)" * source.recognized
         text = counts(mine, source.skipped)
-        if source.part == "validation":
-            text += ", held out"
-        elif held_out or source.held_out:
+        if held_out or source.held_out:
             text += f"; held out: {counts(held_out) if held_out else source.held_out}"
         lines.append(f"{name}: {source.format}{how}, {text}")
         lines += [f"{name}: {note}" for note in source.notes]

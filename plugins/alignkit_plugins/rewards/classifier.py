@@ -58,7 +58,7 @@ class Classifier(Reward):
         self._several = kind == "multi_label_classification" or len(labels) == 1
         self._column = labels[self.options.label]
 
-    def check_machine(self) -> None:
+    def _check_device(self) -> None:
         import torch
 
         try:
@@ -70,6 +70,7 @@ class Classifier(Reward):
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self.check(context.folder)
+        self._check_device()
         import transformers
 
         try:
