@@ -115,17 +115,6 @@ def test_check_stops_at_bad_rows_like_a_run(
     assert "d.jsonl:2: the response is empty" in capsys.readouterr().err
 
 
-def test_check_shows_a_file_that_several_stages_read_once(
-    recipe: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Path(recipe[0]).open("a") as file:
-        file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5}}\n")
-    with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
-        file.write('{"prompt": "r", "completion": "b"}\n')
-    assert cli.main(["check", *recipe]) == 0
-    assert capsys.readouterr().out.count("  user       q\n") == 1
-
-
 def test_check_reports_all_mistakes_on_stderr(
     recipe: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
