@@ -252,6 +252,7 @@ def test_neutral_values_are_accepted(server: Server) -> None:
         "logit_bias": {},
         "user": "me",
         "tools": None,
+        "stop": None,
         "n": 1,
         "logprobs": False,
     }
