@@ -36,7 +36,7 @@ app = typer.Typer(
     \b
     Examples:
       alignkit run smoke
-      alignkit init my-project --demos demos.jsonl
+      alignkit init my-project demos.jsonl
       alignkit chat runs/quickstart/align
     """,
     add_completion=False,

@@ -2,7 +2,7 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
-`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `plugins`, `families`, `formats`, `bad
+`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`, `bad
 rows`, `fields`, `data sets`, `labeled pairs`, `outcomes`, `results` and a machine of
 `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
@@ -90,7 +90,6 @@ def part(what: str) -> str:
         return table(option_rows(MODELS[what]))
     tables = {
         "recipes": recipe_table,
-        "plugins": plugin_table,
         "formats": format_table,
         "bad rows": lambda: docstring_table(alignkit.formats),
         "fields": lambda: docstring_table(alignkit_plugins.formats.template),
@@ -193,16 +192,6 @@ def event_table() -> str:
 
 def _arguments(hook: Any) -> str:
     return f"({', '.join(inspect.signature(hook).parameters)})"
-
-
-def plugin_table() -> str:
-    """What comes with alignkit, by kind."""
-    lines = []
-    for kind in KINDS:
-        own = [one for one in plugins().registrations(kind) if one.distribution == "alignkit"]
-        names = [f"`{one.name}`: {one.summary}" if one.summary else f"`{one.name}`" for one in own]
-        lines.append((kind, "; ".join(names)))
-    return markdown(("kind", "names"), [line for line in lines if line[1]])
 
 
 def format_table() -> str:

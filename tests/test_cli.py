@@ -27,7 +27,6 @@ HEAVY = (
     "numpy",
     "packaging.requirements",
 )
-HEAVY += ("alignkit_plugins.krippendorff",)  # or not asked for
 
 PLUGIN = """
 from alignkit import Algorithm, Step, hookimpl
@@ -113,17 +112,6 @@ def test_check_stops_at_bad_rows_like_a_run(
         file.write('{"prompt": "q", "completion": ""}\n')
     assert cli.main(["check", *recipe]) == DataError.exit_code
     assert "d.jsonl:2: the response is empty" in capsys.readouterr().err
-
-
-def test_check_shows_a_file_that_several_stages_read_once(
-    recipe: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with Path(recipe[0]).open("a") as file:
-        file.write("  third: {algorithm: fake_plain, data: {path: d.jsonl, validation: 0.5}}\n")
-    with (Path(recipe[0]).parent / "d.jsonl").open("a") as file:
-        file.write('{"prompt": "r", "completion": "b"}\n')
-    assert cli.main(["check", *recipe]) == 0
-    assert capsys.readouterr().out.count("  user       q\n") == 1
 
 
 def test_check_reports_all_mistakes_on_stderr(

@@ -6,9 +6,6 @@ from types import ModuleType
 
 import pytest
 
-from alignkit.plugins import plugins
-from alignkit.registry import KINDS
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,20 +38,6 @@ def test_an_algorithm_comes_with_its_stage_defaults(generate: ModuleType) -> Non
     assert (
         "| `beta` | number, above 0 | 0.1 |" in text
         and "\nStage defaults: `learning_rate` 5e-5," in text
-    )
-
-
-def test_every_plugin_is_in_the_table(generate: ModuleType) -> None:
-    table = generate.part("plugins")
-    registry = plugins()
-    own = [
-        one
-        for kind in KINDS
-        for one in registry.registrations(kind)
-        if one.distribution == "alignkit"
-    ]
-    assert len(own) > 100 and all(
-        f"| {one.kind} |" in table and f"`{one.name}`" in table for one in own
     )
 
 

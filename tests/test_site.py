@@ -23,7 +23,7 @@ import make_site  # noqa: E402
 import site_links  # noqa: E402
 
 del sys.path[:2]
-TUTORIALS = sorted(set((DOCS / "tutorials").glob("*.md")) - {DOCS / "tutorials" / "index.md"})
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 generates = pytest.mark.skipif(
     not (find_spec("zensical") and find_spec("mkdocstrings")), reason="needs the extra docs"
 )

@@ -174,7 +174,7 @@ def test_no_kl_if_none_is_wanted(tmp_path: Path) -> None:
     [
         (
             {"metrics": {"helpful": {"reward": HELPFUL}}},
-            "has duplicates: helpful, helpful",
+            "has duplicates: helpful",
         ),
         ({"metrics": {"x": {"reward": HELPFUL, "better": "more"}}}, "higher"),
     ],

@@ -227,7 +227,7 @@ def test_the_lines_count_what_the_stages_read(
 def test_the_pairs_of_a_ranking_count_and_its_prompt_is_exact(
     write: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made("--rankings", write("pairs.jsonl", tree))
+    made("pairs=" + write("pairs.jsonl", tree))
     out, held = capsys.readouterr().out, len(read((0, 0.2)))
     assert (
         "pairs.jsonl as 60 conversations, 180 pairs (oasst)" in out
@@ -258,12 +258,12 @@ def test_a_tree_as_demonstrations_is_what_its_single_replies_are(
         return row if number % 3 else tree(number)
 
     path = write("trees.jsonl", some)
-    assert kinds(made("--demos", path))["sft"] == "sft"
+    assert kinds(made("demos=" + path))["sft"] == "sft"
     assert (
         "dropped of trees.jsonl: bad rows, 40; the first is trees.jsonl:1: the row has 3"
         in capsys.readouterr().out
     )
-    assert main(["init", "all", "--demos", write("ranked.jsonl", tree)]) == 4
+    assert main(["init", "all", "demos=" + write("ranked.jsonl", tree)]) == 4
     assert (
         "but the file holds pairs of a better and a worse response (format oasst)"
         in capsys.readouterr().err
@@ -303,33 +303,6 @@ def test_responses_have_room(write: Callable[..., str]) -> None:
     report: Any = recipe.stages["report"].component.options
     assert settings.rollout.max_new_tokens == report.sampling.max_new_tokens == 160
     assert settings.iterations == 4
-
-
-def test_held_out_examples_that_repeat_others_are_dropped(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every row has a near double with another beginning, which puts it anywhere."""
-
-    def doubled(number: int) -> Any:
-        text = (
-            f"I would like to know all of it, so why is {thing(number // 2)}, and "
-            f"{thing(number // 2 + 500)}?"
-        )
-        return {**pair(number), "prompt": text if number % 2 else f"Now {text}"}
-
-    recipe = made(write("pairs.jsonl", doubled, range(100)))
-    out = capsys.readouterr().out
-    assert " of them dropped, as they repeat others)" in out
-    assert next(iter(kinds(recipe).items())) == ("held_out_pairs", "clean")
-    settings: Any = recipe.stages["align"].settings
-    report: Any = recipe.stages["report"].component.options
-    for spec in (settings.validation, report.prompts, report.examples):
-        assert [source.stage for source in spec.sources] == ["held_out_pairs"]
-    assert main(["run", "new/recipe.yaml", "model.base=tiny", "--out", "run"]) == 0
-    summary = json.loads(Path("run/held_out_pairs/stage.json").read_text(encoding="utf-8"))[
-        "summary"
-    ]
-    assert f"({summary['rows'] - summary['kept']} of them dropped" in out
 
 
 @pytest.mark.parametrize(
@@ -394,7 +367,7 @@ def test_answers_in_words_need_an_option(
     )
     assert kinds(made(path))["sft"] == "sft"
     Path("new/recipe.yaml").unlink()
-    assert kinds(made("--known-answers", path)) == {"align": "grpo", "report": "evaluate"}
+    assert kinds(made("known-answers=" + path)) == {"align": "grpo", "report": "evaluate"}
     assert "60 prompts with a known answer (prompt_only)" in capsys.readouterr().out
 
 
@@ -417,7 +390,7 @@ def test_files_of_one_kind_are_read_together(write: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ([prompt], "--prompts needs --pairs"),
+        ([prompt], "prompts need pairs"),
         (
             [sum_of, pair],
             "questions with a known answer and pairs of a better and a worse response need a "

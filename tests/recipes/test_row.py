@@ -142,31 +142,7 @@ def test_a_pair_is_scored_at_its_last_tokens(seen: Any) -> None:
 def test_a_prompt_ends_where_the_policy_writes(seen: Any) -> None:
     found = seen("align")
     assert whole(found, 0).endswith("1 + 1?<|im_end|>\n<|im_start|>assistant\n")
-    assert found.notes == ['reward: "helpful"', "other columns: answer: '2'"]
-
-
-def test_what_rates_responses_is_shown_as_the_recipe_writes_it(seen: Any) -> None:
-    judges, rewards = seen("compare").notes[:2]
-    assert judges.startswith('judges: [{"reward_judge"') and rewards.startswith(
-        'rewards: ["length", {"rlaif"'
-    )
-    combined = (
-        "{weighted_sum: {rewards: {short: length, good: helpful}, weights: {short: 1, good: 1}}}"
-    )
-    assert seen("align", f"stages.align.reward={combined}").notes[0] == (
-        'reward: {"weighted_sum": {"rewards": {"short": "length", "good": "helpful"}, '
-        '"weights": {"short": 1, "good": 1}}}'
-    )
-
-
-def test_a_judges_question_is_shown(seen: Any) -> None:
-    ((who, question), (_, start)) = seen("labels").questions
-    assert (
-        who == "local_judge reads (user)"
-        and "What is 1 + 1?" in question
-        and "(the second response)" in question
-    )
-    assert start == "Preferred Response="
+    assert found.notes == ["other columns: answer: '2'"]
 
 
 def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:

@@ -54,10 +54,10 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     (data / "rows.jsonl").write_bytes((DATA / "demos.jsonl").read_bytes())
-    assert main(["init", str(data), "--demos", str(data / "rows.jsonl")]) == 0
+    assert main(["init", str(data), f"demos={data}/rows.jsonl"]) == 0
     text = (data / "recipe.yaml").read_text(encoding="utf-8")
     assert "    data: {path: rows.jsonl, part: [0.2, 1]}\n" in text
-    assert main(["init", str(data / "a" / "b"), "--demos", str(data / "rows.jsonl")]) == 0
+    assert main(["init", str(data / "a" / "b"), f"demos={data}/rows.jsonl"]) == 0
     assert (
         "data: {path: ../../rows.jsonl, part: [0.2, 1]}"
         in (data / "a" / "b" / "recipe.yaml").read_text()
@@ -69,7 +69,7 @@ def test_a_recipe_that_was_written_warns_about_nothing_in_it(
 ) -> None:
     for kind in KINDS[:2]:
         (data / f"{kind}.jsonl").write_bytes((DATA / f"{kind}.jsonl").read_bytes())
-    files = [word for kind in KINDS[:2] for word in (f"--{kind}", str(data / f"{kind}.jsonl"))]
+    files = [f"{kind}={data}/{kind}.jsonl" for kind in KINDS[:2]]
     assert main(["init", str(data / "new"), "--base", "tiny", *files]) == 0
     assert main(["check", str(data / "new" / "recipe.yaml")]) == 0
     out, err = capsys.readouterr()
@@ -78,14 +78,14 @@ def test_a_recipe_that_was_written_warns_about_nothing_in_it(
 
 def test_one_prompt_is_held_out_of_nothing(data: Path) -> None:
     (data / "one.csv").write_text("prompt,completion\nIs it?,Yes.\n", encoding="utf-8")
-    assert main(["init", str(data / "new"), "--demos", str(data / "one.csv")]) == 0
+    assert main(["init", str(data / "new"), f"demos={data}/one.csv"]) == 0
     assert list(load_recipe(data / "new" / "recipe.yaml").stages) == ["sft"]
 
 
 def test_a_format_that_must_be_named_is_named(data: Path) -> None:
     row = {"question": "How many are 1?", "answer": "Many.\n#### 1,001"}
     (data / "g.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    assert main(["init", str(data), "--demos", str(data / "g.jsonl")]) == 0
+    assert main(["init", str(data), f"demos={data}/g.jsonl"]) == 0
     assert "    data: {gsm8k: g.jsonl}\n" in (data / "recipe.yaml").read_text(encoding="utf-8")
     assert load_recipe(data / "recipe.yaml").stages["sft"].component.name == "sft"
 
@@ -97,7 +97,7 @@ def test_columns_are_renamed_in_the_files_that_have_them(
     (data / "prefs.jsonl").write_text(
         '{"question": "Is it?", "good": "Yes.", "bad": "No."}\n', encoding="utf-8"
     )
-    files = ["--demos", str(data / "faq.csv"), "--pairs", str(data / "prefs.jsonl"), "--columns"]
+    files = [f"demos={data}/faq.csv", f"pairs={data}/prefs.jsonl", "--columns"]
     columns = "prompt=question,completion=answer,chosen=good,rejected=bad"
     assert main(["init", str(data / "new"), *files, columns]) == 0
     recipe = load_recipe(data / "new" / "recipe.yaml")
@@ -145,10 +145,7 @@ def test_a_wrong_name_of_a_column_is_not_replaced_by_a_guess(
     columns: str, code: int, why: str, help: str, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "faq.csv").write_text("id,Frage,Antwort\n1,Ist es?,Ja.\n", encoding="utf-8")
-    assert (
-        main(["init", str(data / "new"), "--demos", str(data / "faq.csv"), "--columns", columns])
-        == code
-    )
+    assert main(["init", str(data / "new"), f"demos={data}/faq.csv", "--columns", columns]) == code
     err = capsys.readouterr().err
     assert why in err and help in err
 
@@ -156,16 +153,16 @@ def test_a_wrong_name_of_a_column_is_not_replaced_by_a_guess(
 @pytest.mark.parametrize(
     ("option", "header", "columns"),
     [
-        ("--demos", "question,answer", {"prompt": "question", "completion": "answer"}),
-        ("--demos", "input,output", {"prompt": "input", "completion": "output"}),
+        ("demos", "question,answer", {"prompt": "question", "completion": "answer"}),
+        ("demos", "input,output", {"prompt": "input", "completion": "output"}),
         (
-            "--pairs",
+            "pairs",
             "question,good,bad",
             {"prompt": "question", "chosen": "good", "rejected": "bad"},
         ),
-        ("--pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
-        ("--demos", "prompt,answer", {"completion": "answer"}),
-        ("--demos", "instruction,output", {}),  # a format of its own
+        ("pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
+        ("demos", "prompt,answer", {"completion": "answer"}),
+        ("demos", "instruction,output", {}),  # a format of its own
     ],
 )
 def test_usual_names_of_columns_are_recognized(
@@ -173,7 +170,7 @@ def test_usual_names_of_columns_are_recognized(
 ) -> None:
     row = ",".join(f"{name} of it" for name in header.split(","))
     (data / "faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
-    assert main(["init", str(data / "new"), option, str(data / "faq.csv")]) == 0
+    assert main(["init", str(data / "new"), f"{option}={data}/faq.csv"]) == 0
     stage = next(iter(load_recipe(data / "new" / "recipe.yaml").stages.values()))
     assert stage.settings is not None and stage.settings.data is not None
     assert stage.settings.data.sources[0].columns == columns
@@ -183,7 +180,7 @@ def test_which_response_is_better_is_not_guessed(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "odd.csv").write_text("ask,a,b\nask,a,b\n", encoding="utf-8")
-    command = ["init", str(data / "new"), "--pairs", str(data / "odd.csv")]
+    command = ["init", str(data / "new"), f"pairs={data}/odd.csv"]
     assert main(command) == 4
     help = (
         "(columns ask, a, b)",
@@ -215,10 +212,9 @@ def test_a_file_alone_is_recognized(
 @pytest.mark.parametrize(
     ("name", "text", "code", "said"),
     [
-        ("a.csv", "prompt\nIs it?\n", 2, "--prompts needs --pairs"),
+        ("a.csv", "prompt\nIs it?\n", 2, "prompts need pairs"),
         ("a.csv", "x\n1\n", 4, "no format matches the first row (columns x)"),
         ("a.jsonl", "", 4, "it has no row that the recipe reads"),
-        ("a.yaml", "stages: {}\n", 2, "to run it: alignkit run {}"),
     ],
 )
 def test_a_file_that_is_no_data_for_a_recipe(
@@ -254,38 +250,38 @@ def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        (["--prompts", "{prompts}"], 2, "--prompts needs --pairs"),
-        (["--demos", "nowhere.jsonl"], 2, "--demos: no such file: nowhere.jsonl"),
+        (["prompts={prompts}"], 2, "prompts need pairs"),
+        (["demos=nowhere.jsonl"], 2, "no such file: nowhere.jsonl"),
         (
-            ["--demos", "{prompts}"],
+            ["demos={prompts}"],
             4,
             "but the file holds prompts without responses (format prompt_only)",
         ),
         (
-            ["--demos", "{pairs}"],
+            ["demos={pairs}"],
             4,
-            "(format preference)\nhelp: leave out the option, and it is read as these, or",
+            "(format preference)\nhelp: leave out the kind, and it is read as these, or",
         ),
         (
-            ["--demos", "{bad}"],
+            ["demos={bad}"],
             4,
             "the file holds none (format prompt_completion)\n"
             "help: compare responses: alignkit label ",
         ),
-        (["--demos", "{text}"], 4, "but the file holds none (format text)"),
-        (["--pairs", "{demos}"], 4, "(format messages)\nhelp: leave out the option"),
+        (["demos={text}"], 4, "but the file holds none (format text)"),
+        (["pairs={demos}"], 4, "(format messages)\nhelp: leave out the kind"),
         (
-            ["--pairs", "{prompts}"],
+            ["pairs={prompts}"],
             4,
             "expected pairs of a better and a worse response, but the file holds prompts",
         ),
         (
-            ["--pairs", "{open}"],
+            ["pairs={open}"],
             4,
             "the file holds none (format unlabeled)\nhelp: compare responses: alignkit label ",
         ),
-        (["--demos", "{broken}"], 4, "no usable row; bad rows skipped: 1, the first: "),
-        (["--demos", "{strange}"], 4, "no format matches the first row (columns x)"),
+        (["demos={broken}"], 4, "no usable row; bad rows skipped: 1, the first: "),
+        (["demos={strange}"], 4, "no format matches the first row (columns x)"),
     ],
 )
 def test_data_that_cannot_be_used(
@@ -400,7 +396,7 @@ def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
             }
         )
     (tmp_path / "demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    assert main(["init", str(tmp_path / "new"), "--demos", str(tmp_path / "demos.jsonl")]) == 0
+    assert main(["init", str(tmp_path / "new"), f"demos={tmp_path}/demos.jsonl"]) == 0
     assert (
         "dropped of demos.jsonl: bad rows, 1; the first is demos.jsonl:1: "
         in capsys.readouterr().out

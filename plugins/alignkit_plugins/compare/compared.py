@@ -196,18 +196,22 @@ def _means(
 
 def has_score(groups: Sequence[Group], score: str) -> bool:
     """Whether any response has a score of this name."""
-    responses = itertools.chain(*(group.responses for group in groups))
-    return any(score in response.scores for response in responses)
+    for group in groups:
+        for response in group.responses:
+            if score in response.scores:
+                return True
+    return False
 
 
 def scale_of(groups: Sequence[Group], score: str) -> Scale:
     """The scale of a score, by the answers of all policies."""
-    counts = Counter[Any]()
-    values = list[float]()
+    counts, values = Counter[Any](), list[float | None]()
     for number, group in enumerate(groups):
-        counts.update((number, response.source) for response in group.responses)
-        values += _known([response.scores.get(score) for response in group.responses])
-    return Scale(statistics.levels_of(values), max(counts.values(), default=1))
+        for response in group.responses:
+            counts[number, response.source] += 1
+            values.append(response.scores.get(score))
+    levels = statistics.levels_of(_known(values))
+    return Scale(levels, max(counts.values(), default=1))
 
 
 def rated(
@@ -226,15 +230,19 @@ def rated(
     Of an example, ITS_OWN score says who is better. Nothing is said of metrics at equal length:
     they find words or answers, and no length fools them. more: of `compared`.
     """
-    own = ITS_OWN.format(score)
-    if has_score(groups, own):
-        more["outcomes"] = {policy: averages(groups, policy, own) for policy in policies}
-    if kind == "reward":
-        more["lengths"] = {policy: lengths_of(groups, policy, score) for policy in policies}
-    values = {policy: averages(groups, policy, score) for policy in policies}
-    more = {"scale": scale_of(groups, score), "units": [*map(unit_of, groups)], **more}
-    missing = Counter[str]()
+    own, missing = ITS_OWN.format(score), Counter[str]()
+    values, outcomes, lengths = dict[str, Values](), dict[str, Values](), dict[str, Values]()
+    for policy in policies:
+        values[policy] = averages(groups, policy, score)
+        outcomes[policy] = averages(groups, policy, own)
+        lengths[policy] = lengths_of(groups, policy, score)
     for group in groups:
-        missing.update(str(r.source) for r in group.responses if r.scores.get(score, 0.0) is None)
+        for response in group.responses:
+            missing[str(response.source)] += response.scores.get(score, 0.0) is None
+    if has_score(groups, own):
+        more["outcomes"] = outcomes
+    if kind == "reward":
+        more["lengths"] = lengths
+    more = {"scale": scale_of(groups, score), "units": [*map(unit_of, groups)], **more}
     rows = compared(score, values, baseline, kind=kind, **more)
     return [replace(row, missing=missing[row.policy]) for row in rows]

@@ -78,7 +78,7 @@ def prompts_to_compare(
         f"{repeated} of {asked} prompts repeat the words and columns of others and do not count "
         "again"
     )
-    return prompts[:limit], [note] if repeated else []
+    return prompts[:limit], [note] * bool(repeated)
 
 
 def sample_policies(

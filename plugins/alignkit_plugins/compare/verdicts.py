@@ -58,8 +58,11 @@ class Verdict:
 
 def verdicts(rows: Sequence[Row]) -> list[Verdict]:
     """A verdict per policy that an evaluation compares with its baseline."""
-    policies = dict.fromkeys(row.policy for row in rows if decides(row))
-    return [_verdict(rows, policy) for policy in policies]
+    found = dict[str, Verdict]()
+    for row in rows:
+        if decides(row) and row.policy not in found:
+            found[row.policy] = _verdict(rows, row.policy)
+    return list(found.values())
 
 
 def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
@@ -127,8 +130,8 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
         if (one.policy, one.metric, one.column) == (baseline, row.metric, row.column):
-            both = [{"mean": each.estimate.get("mean")} for each in (row, one)]
-            ours, theirs = (shown(mean, percent=row.percent) for mean in both)
+            ours = shown({"mean": row.estimate.get("mean")}, percent=row.percent)
+            theirs = shown({"mean": one.estimate.get("mean")}, percent=row.percent)
             text += f": {ours} against {theirs}"
     return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {text}."
 

@@ -63,10 +63,14 @@ def measured(
 
     An example that does not fit is dropped for all. policies: the model that each name means.
     """
+    pairs, demonstrations = list[Group](), list[Group]()
+    for group in groups:
+        if resolved_pairs(group):
+            pairs.append(group)
+        else:
+            demonstrations.append(group)
     # Cached, because each policy is compared with the base model.
-    pairs = [group for group in groups if resolved_pairs(group)]
     logprobs = cache(lambda role: context.models[role].logprobs(pairs))
-    demonstrations = [group for group in groups if not resolved_pairs(group)]
     responses: list[list[Response]] = [[] for _ in groups]
     dropped = set[int]()
     for policy, role in policies.items():

@@ -95,9 +95,11 @@ class HonestyAccuracy(Reward):
             """
             if matches(answer, known, "exact"):
                 return RIGHT
-            if says_unknown(answer):
-                return ABSTAINS if abstains(answer, known) else WRONG
-            return RIGHT if matches(answer, known, self.match) else WRONG
+            if abstains(answer, known):
+                return ABSTAINS
+            if not says_unknown(answer) and matches(answer, known, self.match):
+                return RIGHT
+            return WRONG
 
     options: Any
 
@@ -195,6 +197,7 @@ def known_answers(group: Group, column: str) -> list[str]:
     help = "name the column of known answers with `column`, or read the data with `format: squad`"
     value = column_of("honesty", group, column, help)
     items = value if isinstance(value, list | tuple) else [value]
+    texts = list[str]()
     for item in items:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             raise DataError(
@@ -202,7 +205,9 @@ def known_answers(group: Group, column: str) -> list[str]:
                 "numbers\n"
                 "help: write [] if the question has no answer"
             )
-    return [text for item in items if (text := str(item)).strip()]
+        if str(item).strip():
+            texts.append(str(item))
+    return texts
 
 
 # What an answer says

@@ -64,17 +64,19 @@ def row(
     """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above
     0.5.
     """
-    judged, values = list[Group](), list[float]()
+    judged, values, gaps, wins, losses = list[Group](), list[float](), list[float](), 0, 0
     for group, p in zip(groups, preferences(verdicts), strict=True):
         if p is not None:
             judged.append(group)
             values.append(p)
+            gaps.append(p - COIN)
+            wins += p > COIN + TIE
+            losses += p < COIN - TIE
     units = list(map(unit_of, judged))
     estimate = preference(values, units)
     ours, theirs = lengths(judged, policy), lengths(judged, baseline)
-    gaps, longer = [p - COIN for p in values], statistics.differences(ours, theirs)
+    longer = statistics.differences(ours, theirs)
     equal_length: Any = statistics.at_equal_length(gaps, longer, theirs, units)
-    wins, losses = sum(p > COIN + TIE for p in values), sum(p < COIN - TIE for p in values)
     return Row(
         policy,
         name,

@@ -121,7 +121,10 @@ def _raters(value: Any, run: Path) -> set[str]:
     raters = set[str]()
     for model in _reward_models(value):
         raters.add(str(stage_folder(run / model)))
-    components = [component for component in specs(value, Component) if component.kind == "judge"]
+    components = list[Component]()
+    for component in specs(value, Component):
+        if component.kind == "judge":
+            components.append(component)
     for spec in specs(value, RewardSpec):
         if spec.component is not None:
             components.append(spec.component)

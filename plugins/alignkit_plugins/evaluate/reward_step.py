@@ -127,8 +127,10 @@ class EvaluateReward(Step):
         title = (
             f"{len(pairs)} pairs of {summary['prompts']} prompts, without {summary['ties']} ties"
         )
-        told = [sentence(*each) for each in cards.items()]
-        lines = "\n".join([*notes, *told])
+        told = list(notes)
+        for name, one in cards.items():
+            told.append(sentence(name, one))
+        lines = "\n".join(told)
         blocks: list[Block] = [lines, table(main_rows(rows), title), *details(rows)]
         return Artifact(summary=summary, report=Report(blocks))
 
@@ -174,11 +176,11 @@ def judged(
     judgments = []
     for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
         judgments.append((pairs[place].prompt, verdict))
-        gap = None if verdict.p_first is None else 2 * verdict.p_first - 1
-        if gap is not None:
-            gap = 0.0 if F.nearly_equal(gap, 0.0) else gap
-            gap = -gap if turn else gap
-        preferred[place] = gap
+        p = verdict.p_first
+        if p is None:
+            preferred[place] = None
+        elif not F.nearly_equal(2 * p - 1, 0.0):
+            preferred[place] = 1 - 2 * p if turn else 2 * p - 1
     people = with_people(judgments, [not turn for turn in turned])
     return preferred, card(judgments, people=people)
 
@@ -190,8 +192,8 @@ def breakdown(pairs: Sequence[Choice], column: str) -> dict[str, list[int]]:
     places = dict[str, list[int]]()
     for place, pair in enumerate(pairs):
         value = pair.group.meta.get(column)
-        if column == "margin":
-            value = pair.margin if isinstance(pair.margin, str) else None
+        if column == "margin" and isinstance(pair.margin, str):
+            value = pair.margin
         elif column == "the chosen response":
             value = "longer" if pair.longer > 0 else "shorter"
         if value is not None:
@@ -212,6 +214,11 @@ def calibration(
     for pair, gap in zip(pairs, gaps, strict=True):
         if gap is not None:
             sure.append(1 / (1 + math.exp(-abs(gap))))
-            right.append(0.5 if gap == 0 else pair.p if gap > 0 else 1 - pair.p)
+            hit = 0.5
+            if gap > 0:
+                hit = pair.p
+            elif gap < 0:
+                hit = 1 - pair.p
+            right.append(hit)
             units.append(pair.prompt)
     return calibrated({rater: sure}, {rater: right}, OF_RATERS, units=units)

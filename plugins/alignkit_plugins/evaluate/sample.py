@@ -102,7 +102,7 @@ class Sample(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         # A missing key shows here
-        scorer = context.scorer(options.reward) if options.reward is not None else None
+        scorer = options.reward and context.scorer(options.reward)
         prompts, notes = prompts_to_compare(context.load(options.prompts))
         facts: dict[str, Any] = {"notes": [f"sampled with {options.described()}", *notes]}
         if isinstance(options.policy, Server):
@@ -162,17 +162,17 @@ class Sample(Step):
         count, most = self.options.samples_per_prompt, sampling["max_new_tokens"]
         writer = ServerWriter(context, "sample", server, sampling)
         replies = ask(context, "written", writer, prompts, most, count)
-        groups = []
+        groups, cut_off = [], 0
         for place, group in enumerate(prompts):
             own = replies[place * count : (place + 1) * count]
             responses = list[Response]()
             for each in own:
+                cut_off += each.truncated
                 if each.text:
                     one = Response(each.text, truncated=each.truncated, source=server.model)
                     responses.append(one)
             meta = {**group.meta, "writer": {**writer.origin, "max_new_tokens": most}}
             groups.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
-        cut_off = sum(each.truncated for each in replies)
         facts["bill"] = {**bill(replies), "cut_off": cut_off}
         return groups
 
@@ -181,12 +181,12 @@ def best(group: Group) -> Group:
     """The group with its best response only, the first one of equals; none if no response has a
     score.
     """
-    scores = [response.scores[REWARD_KEY] for response in group.responses]
-    highest = max((score for score in scores if score is not None), default=0.0)
-    for response, score in zip(group.responses, scores, strict=True):
-        if score is not None and statistics.equal(score, highest):
-            return replace(group, responses=(response,))
-    return replace(group, responses=())
+    highest, kept = float("-inf"), group.responses[:0]
+    for response in group.responses:
+        score = response.scores[REWARD_KEY]
+        if score is not None and score > highest and not statistics.equal(score, highest):
+            highest, kept = score, (response,)
+    return replace(group, responses=kept)
 
 
 def scores(groups: Sequence[Group]) -> dict[str, Any]:
@@ -228,7 +228,8 @@ def report(policy: str, facts: Mapping[str, Any]) -> Report:
     ]
     if cost := facts.get("bill"):
         lines += [billed(cost), f"cut off at max_new_tokens: {cost['cut_off']}"]
-        lines += [f"no response: {why}: {count}" for why, count in cost["refused"].items()]
+        for why, count in cost["refused"].items():
+            lines.append(f"no response: {why}: {count}")
     blocks: list[Block] = []
     if "mean_reward" in facts:
         reward = statistics.shown(facts["mean_reward"])

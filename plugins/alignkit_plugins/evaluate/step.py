@@ -177,9 +177,10 @@ class Evaluate(Step):
         for name, component in zip(judge_names(options.judges), options.judges, strict=True):
             judges[name] = CheckedJudge(component, context)
         prompts, notes = self._prompts(context.load(options.prompts))
-        models = [*options.policies, *options.rewards]
-        models += [metric.reward for metric in options.metrics.values()]
-        trained = [trained_prompts(context, model, prompts) for model in models]
+        measured = [metric.reward for metric in options.metrics.values()]
+        trained = []
+        for model in (*options.policies, *options.rewards, *measured):
+            trained.append(trained_prompts(context, model, prompts))
         notes += [
             f"sampled with {options.described()}",
             *training_data_note(context, trained, prompts),
@@ -203,9 +204,13 @@ class Evaluate(Step):
         groups, names = scored_by(groups, options.rewards, of_rewards, say)
         groups = metrics.scored(groups, options.metrics, of_metrics, say)
         trained_on = self._trained_on(policies, groups, context)
-        scales = {name: scale_of(groups, name) for name in (*options.metrics, *names)}
-        leading = [row.metric for row in rows[:1]]
-        leading += [name for name in trained_on if name in scales]
+        scales, headline = dict[str, Scale](), None
+        for name in (*options.metrics, *names):
+            scales[name] = scale_of(groups, name)
+            if headline is None and name in trained_on:
+                headline = name
+        if rows:
+            headline = rows[0].metric
         rows += self._rated(groups, policies, base, scales, trained_on)
         cards = dict[str, Any]()
         for name, judge in judges.items():
@@ -225,8 +230,8 @@ class Evaluate(Step):
             rows += measures.kl_of(groups, policies, self.baseline, temperature, context)
         for column in options.by:
             for value, part in _parts(groups, column).items():
-                of_part = self._rated(part, policies, None, scales, trained_on)
-                rows += [replace(r, column=column, value=value, tested=False) for r in of_part]
+                for row in self._rated(part, policies, None, scales, trained_on):
+                    rows.append(replace(row, column=column, value=value, tested=False))
         evaluation = {
             "prompts": len(groups),
             "left_out": len(prompts) - len(groups),
@@ -238,7 +243,7 @@ class Evaluate(Step):
             },
             "notes": notes,
             "baseline": self.baseline,
-            "headline": next(iter(leading), None),
+            "headline": headline,
             "policies": list(policies),
             "judge_cards": cards,
             "results": list(map(plain, rows)),
@@ -251,24 +256,30 @@ class Evaluate(Step):
         self, groups: Sequence[Group], evaluation: dict[str, Any], rows: Sequence[Row]
     ) -> Artifact:
         """What the step says of its numbers."""
-        told = [" ".join(verdict.sentences) for verdict in verdicts(rows)]
-        told += [sentence(*card) for card in evaluation["judge_cards"].items()]
+        told = list[str]()
+        for verdict in verdicts(rows):
+            told.append(" ".join(verdict.sentences))
+        for name, card in evaluation["judge_cards"].items():
+            told.append(sentence(name, card))
         blocks: list[Block] = ["\n".join(evaluation["notes"]), *filter(None, ["\n".join(told)])]
         blocks.append(table(main_rows(rows), over(evaluation)))
         policies, headline = evaluation["policies"], evaluation["headline"]
         blocks += [side_by_side(group, policies, headline) for group in groups[:SHOWN]]
-        text = f"next: {self.options.next}" if self.options.next else ""
+        text = self.options.next and f"next: {self.options.next}"
         return Artifact(summary=evaluation, report=Report(blocks), text=text)
 
     def _policies(self, context: StepContext) -> tuple[dict[str, str], str | None]:
         """The model of each policy by its name, and their base model, which answers as well; None
         if they have several.
         """
-        names = short_names(self.options.policies)
-        policies = {name: policy for policy, name in names.items()}
-        bases = {context.base_of(policy) for policy in names}
-        base = bases.pop() if len(bases) == 1 else None
-        if base is not None and base not in policies:
+        policies, bases = dict[str, str](), set[str | None]()
+        for policy, name in short_names(self.options.policies).items():
+            policies[name] = policy
+            bases.add(context.base_of(policy))
+        base = bases.pop()
+        if bases or base is None:
+            return policies, None
+        if base not in policies:
             policies = {base: base, **policies}
         return policies, base
 
@@ -287,10 +298,11 @@ class Evaluate(Step):
         loaded = examples.usable(context.load(self.options.examples))
         groups, _ = together(loaded, self.options.examples)
         held_out = examples.measured(groups, policies, context)
-        seen = {}
+        seen, trained_on = list[dict[str, set[int]]](), dict[str, bool | None]()
         for name, model in policies.items():
-            seen[name] = trained_prompts(context, model, held_out)
-        notes += training_data_note(context, seen.values(), held_out, "examples")
+            seen.append(trained_prompts(context, model, held_out))
+            trained_on[name] = bool(seen[-1])
+        notes += training_data_note(context, seen, held_out, "examples")
         write_groups(context.out / "held_out.jsonl", held_out)
         rows = examples.rows(
             held_out,
@@ -298,7 +310,7 @@ class Evaluate(Step):
             self.baseline,
             compare=[name for name in self.compared if name != base],
             base=base,
-            trained_on={name: bool(places) for name, places in seen.items()},
+            trained_on=trained_on,
             tested=True,
         )
         return held_out, rows
@@ -314,7 +326,9 @@ class Evaluate(Step):
         trained_on = dict[str, dict[str, bool | None]]()
         for name, rater in raters_of(self.options).items():
             metric = self.options.metrics.get(name)
-            counted = list(filter(metric.counts, groups)) if metric else groups
+            counted = list(groups)
+            if metric:
+                counted = list(filter(metric.counts, groups))
             trained_on[name] = {}
             for policy, model in policies.items():
                 own = None

@@ -49,8 +49,7 @@ def check(
     that the recipe names, such as your rewards, is imported. It also shows how the data are
     understood, and what a run would reuse of `runs/NAME`. With a STAGE, it shows a row as that
     stage sees it: as data, as the chat template renders it, and as tokens, with those that are
-    learned. With --plan, a stage that is too large for this machine is an error. No weights are
-    read.
+    learned. No weights are read.
 
     \b
     Examples:
@@ -88,8 +87,9 @@ def checked(recipe: Recipe, full: bool = False) -> Result:
     folder = folder_of(recipe, None)
     run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
     run.say = lambda text: said.setdefault(text)
-    run.prepare(run.stages, rows=None if full else FIRST_ROWS)
-    lines = [*_data_lines(run), *said, *_notes(run, full)]
+    rows = None if full else FIRST_ROWS
+    run.prepare(run.stages, rows=rows)
+    lines = [*_data_lines(run), *said, _note(run, rows)]
     if folder.is_dir():
         lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.stages}
@@ -99,19 +99,13 @@ def checked(recipe: Recipe, full: bool = False) -> Result:
 
 
 def _data_lines(run: Run) -> list[str]:
-    """How each entry is read, with a row of each source, once."""
+    """How each entry is read, with a row of each source."""
     from alignkit_plugins.report.data_card import describe
 
-    texts, samples = dict[str, None](), set[str]()
+    texts = dict[str, None]()  # an ordered set
     for stage in run.stages.values():
         for spec in stage.read:
-            lines = describe(run.data.read(spec))
-            heads = [line for line in lines if not line.startswith("  ")]
-            sample = "\n".join(line for line in lines if line.startswith("  "))
-            if sample in samples:
-                lines = heads
-            samples.add(sample)
-            texts["\n".join(lines)] = None
+            texts["\n".join(describe(run.data.read(spec)))] = None
     return list(texts)
 
 
@@ -143,56 +137,42 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
         return "an earlier result is restored"
     if record.get("hash") == key and record.get("complete"):
         return f"runs again, because {damage_of(run.folder / name)}"
-    if begun := read_record(run.store.of(WORK, name, key)):
-        return "continues" + ", if people have labeled enough" * ("waits_for" in begun)
+    if read_record(run.store.of(WORK, name, key)):
+        return "continues"
     if record:
         return f"starts over{change_since(record, parts, stage)}"
     return "runs"
 
 
-def _notes(run: Run, full: bool) -> dict[str, None]:
-    """What was looked at and imported, and what was not."""
-    from alignkit.recipe.schema import BASE, specs
-    from alignkit.registry import Component
-    from alignkit.runs.stage import FIRST_ROWS, TrainingStage
+def _note(run: Run, rows: int | None) -> str:
+    """What was looked at. rows: of each source; None: all."""
+    from alignkit.recipe.schema import BASE
 
-    notes = dict[str, None]()
-    looked_at = f"the first {FIRST_ROWS} rows of each source"
-    if full:
-        looked_at = "all rows"
+    looked_at = "all rows" if rows is None else f"the first {rows} rows of each source"
     text = f"looked at {looked_at} as its chat template writes them"
     if run.base(BASE).encoder is None:
         why = "because check makes and downloads no model"
         text = f"not looked at: rows as its chat template writes them, {why}"
-    for stage in run.stages.values():
-        if isinstance(stage, TrainingStage) and stage.read:
-            notes[f"{run.recipe.model.base}: {text}"] = None
-        options = [stage.stage.settings, stage.stage.component.options, stage.stage.engine]
-        for part in specs(options, Component):
-            if getattr(part.registration.implementation, "runs_code", False):
-                notes[f"{stage.name}: imported the code of {part.kind} '{part.name}'"] = None
-        for spec in stage.entries:
-            for source in spec.sources:
-                if source.hub:
-                    notes[f"not read yet: {source.name}, which the run downloads"] = None
-    return notes
+    return f"{run.recipe.model.base}: {text}"
 
 
 def _plan(recipe: Recipe, folder: Path) -> Result:
-    from alignkit_plugins.recipes.plan import plan_recipe, table, too_large  # imports torch
+    from alignkit_plugins.recipes.plan import SMALLER, plan_recipe, table  # imports torch
 
-    plans = plan_recipe(recipe, folder)
+    plans, notes = plan_recipe(recipe, folder), list[str]()
+    for plan in plans:
+        if plan.work.note:
+            notes.append(f"{plan.name}: {plan.work.note}")
+        if plan.peak > plan.room:
+            notes.append(f"{plan.name} does not fit: {SMALLER}")
+    notes.append("about: by formulas, and a short probe of this machine")
 
     def show() -> None:
         print_table(*table(plans))
-        for plan in plans:
-            if plan.work.note:
-                print_lines(f"{plan.name}: {plan.work.note}")
-        about = "about: by formulas, and a short probe of this machine"
-        print_lines(f"{about}; responses may end before they are full")
+        print_lines("\n".join(notes))
 
     facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
-    return Result("plan", facts, show, error=too_large(recipe, plans))
+    return Result("plan", facts, show)
 
 
 def verify(

@@ -224,7 +224,7 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
     told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
     most = max(told, key=told.__getitem__)
     expected, holds = KINDS[kind or most], KINDS[most].words
-    help = "leave out the option, and it is read as these"
+    help = "leave out the kind, and it is read as these"
     if not told[most]:
         holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
     if not rows[kind or most]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,9 @@ from alignkit.commands import refuse
 from alignkit.data.group import Group, resolved_pairs
 from alignkit.data.sources import opening
 from alignkit.errors import OutOfResource, did_you_mean
+from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
-from alignkit_plugins.data.clean import Rules, cleaned, rows_of
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.recipes.init_files import (
     ANSWER,
@@ -58,14 +57,12 @@ GOALS: Mapping[str, Sequence[str]] = {
 class Plan:
     """What a recipe does with files.
 
-    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see
-    `_repeated`.
+    goal: of GOALS. held_out: whether every file has examples to hold out.
     """
 
     goal: str
     files: Sequence[DataFile]
     held_out: bool = False
-    repeated: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[DataFile]:
         """The files of a kind."""
@@ -109,21 +106,10 @@ class Plan:
         return round(98 / math.sqrt(len(openings)))
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
-        """A data entry of the recipe."""
+        """A data entry of the recipe, in one line."""
         shares = share * self.held_out
-        return _flow_of([file.entry(*shares) for file in files])
-
-    def held(self, files: Sequence[DataFile]) -> str:
-        """A data entry of the held-out examples, without those that repeat examples to learn
-        from.
-        """
-        entries = dict[str, Any]()
-        for file in files:
-            if file.kind in self.repeated:
-                entries[f"held_out_{file.kind}"] = f"held_out_{file.kind}"
-            else:
-                entries[file.path] = file.entry(*HELD_OUT)
-        return _flow_of(list(entries.values()))
+        entries = [file.entry(*shares) for file in files]
+        return flow(entries[0] if len(entries) == 1 else entries)
 
     @property
     def max_new_tokens(self) -> int:
@@ -156,13 +142,6 @@ class Plan:
         return "math_verify" if formulas else "exact_match"
 
 
-def _flow_of(entries: Sequence[Any]) -> str:
-    """Entries, or the only one, in one line."""
-    if len(entries) == 1:
-        return flow(entries[0])
-    return flow(list(entries))
-
-
 def flow(value: Any) -> str:
     """Plain data as YAML in one line."""
     return dump(value, flow=True).removesuffix("...\n").strip()
@@ -176,44 +155,32 @@ def planned(files: Sequence[DataFile]) -> Plan:
     kinds = {file.kind for file in files}
     goal = next(goal for goal in GOALS if goal in kinds)
     if goal == "prompts" and "pairs" not in kinds:
-        help = "add --pairs FILE, or say --known-answers if a column has the right answer"
-        refuse("--prompts needs --pairs: without a reward, nothing can be learned on prompts", help)
+        help = "add a file of pairs, or write known-answers=FILE if a column has the right answer"
+        refuse("prompts need pairs: without a reward, nothing can be learned on prompts", help)
     if others := kinds - {goal, *GOALS[goal]}:
         refuse(
             f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each",
             "leave out one of the files",
         )
-    plan = Plan(goal, files)
-    weights = list[int]()
+    plan, weights = Plan(goal, files), list[int]()
     for file in files:
         times = {"pairs": 2, "labels": 2}.get(file.kind, 0)  # two responses, or answers to sample
         weights.append(1 if file in plan.taught else times)
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
-    limited = list[DataFile]()
+    limited, held_out = list[DataFile](), True
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
-    if not all(file.part(*HELD_OUT) and file.part(*TRAINING) for file in limited):
-        return Plan(goal, limited)
-    repeated = _repeated(limited) if find_spec("rensa") else {}
-    return Plan(goal, limited, held_out=True, repeated=repeated)
+        held_out = held_out and bool(limited[-1].part(*HELD_OUT) and limited[-1].part(*TRAINING))
+    return Plan(goal, limited, held_out)
 
 
-def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
-    """How many held-out examples of a kind the step `clean` drops, if some repeat examples to learn
-    from.
+def named(word: str) -> tuple[str, Path]:
+    """The kind that a word of the command line gives a file, such as `demos=faq.csv`, or an empty
+    one; and the file.
     """
-    rules = Rules.model_validate({"personal": False})
-    training: list[Group] = []
-    for file in files:
-        training += file.part(*TRAINING)
-    dropped: Counter[str] = Counter()
-    for file in files:
-        rows = rows_of(file.part(*HELD_OUT))
-        faults = cleaned(rows, rules, rows_of(training)).faults
-        if any(fault.rule == "against" for fault in faults.values()):
-            dropped[file.kind] += len(faults)
-    return dropped
+    kind, _, file = word.partition("=")
+    return (kind, Path(file)) if kind in KINDS else ("", Path(word))
 
 
 def write(
@@ -227,6 +194,8 @@ def write(
     """
     have, files = list[str](), list[DataFile]()
     for _, path in given:
+        if not is_file(path):
+            refuse(f"no such file: {path}")
         have += first_row(path)
     for name, column in columns.items():
         if column not in have:
@@ -280,36 +249,29 @@ def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
         for word in _NAMES.findall(file.read_text(encoding="utf-8")):
             if (root / word).is_file() and root / word not in files:
                 files.append(root / word)
-    line = schema_line(plugins()).encode()
-    copies = {
-        folder / file.relative_to(root): file.read_bytes() for file in files if file.name != SCHEMA
-    }
-    return write_files(
-        {file: copy.replace(SCHEMA_LINE.encode(), line, 1) for file, copy in copies.items()}
-    )
+    line, copies = schema_line(plugins()).encode(), dict[Path, bytes]()
+    for file in files:
+        if file.name != SCHEMA:
+            copy = file.read_bytes().replace(SCHEMA_LINE.encode(), line, 1)
+            copies[folder / file.relative_to(root)] = copy
+    return write_files(copies)
 
 
 def write_files(files: Mapping[Path, bytes]) -> list[Path]:
     """Write files: all, or none if one would replace another file. One with the same contents
     stays.
     """
-    new = {
-        path: contents
-        for path, contents in files.items()
-        if not (path.is_file() and path.read_bytes() == contents)
-    }
-    if taken := [str(path) for path in new if path.exists() or path.is_symlink()]:
-        refuse(
-            f"already exists, with other contents: {', '.join(taken)}",
-            "name another folder: alignkit init FOLDER",
-        )
+    for path, contents in files.items():
+        if path.exists() and not (path.is_file() and path.read_bytes() == contents):
+            help = "name another folder: alignkit init FOLDER"
+            refuse(f"already exists, with other contents: {path}", help)
     try:
-        for path, contents in new.items():
+        for path, contents in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(contents)
+            if not path.exists():
+                path.write_bytes(contents)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise OutOfResource(
-            f"cannot write {path}: {reason}\n  help: name another folder"
-        ) from error
+        text = f"cannot write {path}: {reason}\n  help: name another folder"
+        raise OutOfResource(text) from error
     return list(files)

@@ -175,13 +175,11 @@ _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataSource, ModelSpec,
 _OTHERS = ("model", "optimizer", "schedule", "template", "reader", "launcher")
 # Of references, those whose shapes have other names
 _NAMES = {"stage": "stage_name", "training_data": "data"}
-_VALUES = ("default", "const", "enum")  # keys whose values are data of a recipe, not schemas
 
 
 def recipe_schema(registry: Registry) -> Schema:
     """The schema of a recipe file that may use every plugin of the registry."""
-    schema: Schema = _canonical(_Builder(registry).recipe())
-    return {"title": "alignkit recipe", **schema}
+    return {"title": "alignkit recipe", **_finished(_Builder(registry).recipe())}
 
 
 def schema_text(registry: Registry) -> str:
@@ -211,15 +209,17 @@ class _Builder:
         models = dict.fromkeys(_CORE)
         for kind in KINDS:
             if kind not in _OTHERS:
-                usable, every = registry.usable(kind), registry.registrations(kind)
-                found = {item.name: options_of(item) for item in every if item.name in usable}
-                self._options[kind] = found
-                models |= dict.fromkeys(found.values())
+                self._options[kind] = {}
+                usable = registry.usable(kind)
+                for item in registry.registrations(kind):
+                    if item.name in usable:
+                        self._options[kind][item.name] = options_of(item)
+                models |= dict.fromkeys(self._options[kind].values())
         refs, shared = models_json_schema(
             [(model, "validation") for model in models], ref_template=f"{DEFINITIONS}{{model}}"
         )
         self._open = {model: refs[model, "validation"] for model in models}
-        self._defs: dict[str, Schema] = _with_references(shared["$defs"])
+        self._defs: dict[str, Schema] = shared["$defs"]
         for model in models:  # others add keys of their own
             self._schema(model).pop("additionalProperties", None)
 
@@ -301,33 +301,22 @@ class _Builder:
         return _closed(ref)
 
 
-def _with_references(value: Any) -> Any:
-    """The schema with every marked reference (see `Ref`) replaced by the schema of its kind."""
-    if isinstance(value, list):
-        return [_with_references(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if kind := value.get("x-alignkit"):
-        others = {key: item for key, item in value.items() if key != "x-alignkit"}
-        return {**others, **_ref(_NAMES.get(str(kind), str(kind)))}
-    return {key: _with_references(item) for key, item in value.items()}
-
-
-def _canonical(value: Any) -> Any:
-    """The schema as every version of pydantic would write it: without titles made from names, and
-    1.0 as 1.
+def _finished(value: Any) -> Any:
+    """The schema with every marked reference (see `Ref`) as that of its kind, and without titles
+    that pydantic makes from names.
     """
     if isinstance(value, list):
-        return [_canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+        return [_finished(item) for item in value]
     if not isinstance(value, dict):
         return value
     found = dict[str, Any]()
     for key, item in value.items():
+        if key == "x-alignkit":
+            found |= _ref(_NAMES.get(str(item), str(item)))
+            continue
         is_title = key == "title" and isinstance(item, str)
         if not is_title and (key, item) != ("additionalProperties", True):
-            found[key] = item if key in _VALUES else _canonical(item)
+            found[key] = _finished(item)
     return found
 
 

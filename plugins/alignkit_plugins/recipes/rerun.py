@@ -54,15 +54,13 @@ class Rerun(Run):
         for part in (name, *self.record.get("depends_on", {}).get("upstream", {})):
             record = old.record(part)
             self.hashes[part] = record.get("hash", "")
-            damage: str | None = "it is not finished"
-            if record.get("complete"):
-                damage = damage_of(run / part)
+            damage = damage_of(run / part) if record.get("complete") else "it is not finished"
             if damage:
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run it again")
         now = json.loads(json.dumps(self.stage.key(), default=str))
-        every = changes(self.record["depends_on"], now)
-        inputs = [shown(one) for one in every if not ENVIRONMENT.intersection(one.path)]
-        self.around = [shown(one) for one in every if ENVIRONMENT.intersection(one.path)]
+        inputs, self.around = list[str](), list[str]()
+        for one in changes(self.record["depends_on"], now):
+            (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(shown(one))
         if inputs:
             text = f"stage '{name}' has other inputs now: {', '.join(inputs)}"
             refuse(text, "run the recipe again")
@@ -104,9 +102,10 @@ class Rerun(Run):
             elif old_files[name]["sha256"] == new_files[name]["sha256"]:
                 continue
             elif Path(name).suffix in (".json", ".jsonl"):
-                every = changes(_lines(self.old / name), _lines(new / name))
-                told = [shown(one) for one in every if not _is_of_this_run(one.path)]
-                found += [f"{name}: {text}" for text in told[:1]]
+                for one in changes(_lines(self.old / name), _lines(new / name)):
+                    if not _is_of_this_run(one.path):
+                        found.append(f"{name}: {shown(one)}")
+                        break
             else:
                 found.append(f"{name}: other bytes")
         return found
@@ -130,11 +129,15 @@ def verified(recipe: Recipe, run: Path, names: Sequence[str]) -> Result:
     not as it was.
     """
     above = run.resolve().parent
+    stages, wrong = dict[str, Any](), list[str]()
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=above) as folder, stoppable():
         reruns = [Rerun(recipe, run, name, Path(folder, name)) for name in names]
-        stages = {name: reruns.pop(0).verified() for name in names}  # and its models go
-    wrong = ", ".join(name for name in names if stages[name]["equal"] is False)
+        for name in names:
+            stages[name] = reruns.pop(0).verified()  # and its models go
+            if stages[name]["equal"] is False:
+                wrong.append(name)
     facts = {"run": run, "stages": stages}
     if wrong:
-        return Result("verify", facts, error=NotReproduced(f"not reproduced: {wrong}"))
+        error = NotReproduced(f"not reproduced: {', '.join(wrong)}")
+        return Result("verify", facts, error=error)
     return Result("verify", facts)
