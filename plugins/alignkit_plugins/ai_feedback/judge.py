@@ -111,11 +111,6 @@ class ModelJudge(Judge):
     def scale(self) -> tuple[float, float]:
         return self.options.scale
 
-    def question(self, item: Item) -> Sequence[Message]:
-        if self.options.reasons:
-            return pair_in_words(self.options, item, 0, "").messages
-        return pair(self.options, item, 0, "")
-
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         options, seed = self.options, self.context.seed
         both, answers = list(items), list[Answer]()
@@ -161,12 +156,6 @@ class LocalJudge(ModelJudge):
             return self.reasons  # one token is read from log-probabilities
 
     options: Options
-
-    def question(self, item: Item) -> Sequence[Message]:
-        turns = list(super().question(item))
-        if not self.options.reasons:
-            turns.append({"role": "assistant", "content": START})
-        return turns
 
     def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = []
