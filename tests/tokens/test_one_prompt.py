@@ -60,7 +60,7 @@ LEARNED = {
     "prompts_per_iteration": 2,
     "rollout": {"samples_per_prompt": 4, "max_new_tokens": 4},
 }
-WON = {"rlaif": {"judge": JUDGE, "opponent": "baseline", **SHORT}}
+WON = {"rlaif": {"judge": JUDGE}}
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"algorithm": "sft", "data": "demos.jsonl"},
     "said": {"step": "sample", "policy": "sft", **SHORT},
@@ -74,7 +74,7 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "report": {
         "step": "evaluate",
-        "policies": ["sft", {"policy": "sft", "best_of": 2, "reward": PYTHON}],
+        "policies": ["sft"],
         "rewards": [PYTHON],
         **SHORT,
     },
@@ -90,7 +90,12 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "against": {
         "algorithm": "grpo",
-        "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}},
+        "reward": {
+            "weighted_sum": {
+                "rewards": {"one": PYTHON, "other": WON},
+                "weights": {"one": 1, "other": 1},
+            }
+        },
         **LEARNED,
     },
     "ppo": {"algorithm": "ppo", "reward": PYTHON, **LEARNED},
