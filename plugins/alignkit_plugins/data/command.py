@@ -47,7 +47,7 @@ def browse(
       alignkit data browse pairs.jsonl
       alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
-    from alignkit_plugins.data.browse import write_page
+    from alignkit_plugins.data.clean import write_page
     from alignkit_plugins.data.files import entry
 
     options = entry(file, rules or ())
@@ -82,7 +82,7 @@ def check(file: File, rules: RuleWords = None) -> Result:
     card, name = data_card.card(groups), files.name_of(options.data)
     tables = data_card.tables([{"stage": "data", "name": name, **card}])
     lines = [f"{one['row']}: {one['rule']}: {one['reason']}" for one in done.removed[:EXAMPLES]]
-    report = Report([f"{name}: {words}", *tables, done.table(), "\n".join(lines)])
+    report = Report([f"{name}: {words}", *tables, done.table(), *lines])
     facts = {"file": name, "counts": words, "faults": done.counts, "card": card}
     result = reported(report, "data_check", {**facts, "redacted": len(done.redacted)})
     if clean.REPEATED & done.counts.keys():
