@@ -20,7 +20,7 @@ from alignkit.io.text import cache_folder
 from alignkit.models import models
 from alignkit.recipe.schema import Stage
 from alignkit.runs.services import Services
-from alignkit.training import requests
+from alignkit.training import rollouts
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
@@ -158,7 +158,7 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
         return models_for(services, stage)
 
     patch.setattr(models, "generate", noted)
-    patch.setattr(requests, "generate", noted)
+    patch.setattr(rollouts, "generate", noted)
     patch.setattr(Services, "models_for", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
