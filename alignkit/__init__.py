@@ -32,7 +32,9 @@ _WHERE = {
     "sampling": "Sampling SamplingOptions",
     "step": "Artifact Step StepContext StepData",
 }
-_HOME = {name: module for module, names in _WHERE.items() for name in names.split()}
+_HOME = dict[str, str]()
+for _module, _names in _WHERE.items():
+    _HOME |= dict.fromkeys(_names.split(), _module)
 _MODULES = ("evaluation", "functional")
 __all__ = [*sorted(_HOME), *_MODULES]
 

@@ -208,16 +208,6 @@ class Algorithm(WithOptions):
         """
         return Needs()
 
-    @classmethod
-    def specialize(cls, options: Any) -> type[Algorithm]:
-        """The class for a recipe's raw options, if they decide what is trained or where groups come
-        from.
-
-        Args:
-            options: As the recipe has them.
-        """
-        return cls
-
     def select(
         self, groups: Sequence[Group], context: SelectContext
     ) -> Sequence[Group] | list[Phase]:

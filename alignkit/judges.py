@@ -150,10 +150,10 @@ class CheckedJudge:
         return self.judge.scale
 
 
-def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | float | None]:
-    """Questions and tokens of all verdicts, and what they cost; None if no verdict says them."""
+def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | None]:
+    """Questions and tokens of all verdicts; None if no verdict says them."""
     every, found = list(verdicts), {}
-    for name in ("calls", "tokens", "cost"):
+    for name in ("calls", "tokens"):
         known = [getattr(each, name) for each in every if getattr(each, name) is not None]
         found[name] = sum(known) if known else None
     return found

@@ -96,10 +96,9 @@ def saved_state(
     state = {
         name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()
     }
-    groups = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in optimizer.param_groups
-    ]
+    groups = []
+    for group in optimizer.param_groups:
+        groups.append({key: value for key, value in group.items() if key != "params"})
     return {"state": tree_map_only(Tensor, whole, state), "groups": groups}
 
 

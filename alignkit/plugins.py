@@ -161,7 +161,7 @@ def load_plugins(
         disabled = plugin_options["--no-plugin"]
     result = Plugins(extra_files, disabled)
     found = [*_installed(), *map(_of_file, result.files)]
-    names = {name for plugin in found for name in plugin.names}
+    names = set[str]().union(*(plugin.names for plugin in found))
     for name in disabled:
         if name not in names:
             help = did_you_mean(name, names) or "`alignkit plugins` lists what is installed"

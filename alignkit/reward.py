@@ -238,15 +238,6 @@ class Judge(WithOptions):
         """
         raise NotImplementedError
 
-    def question(self, item: tuple[Sequence[Message], str, str]) -> Sequence[Message]:
-        """The messages that its model reads of a (prompt, first, second), for `alignkit check`;
-        optional.
-
-        Args:
-            item: (prompt, first, second).
-        """
-        return ()
-
     @property
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
@@ -279,14 +270,12 @@ class Rating:
         reason: Why there is none; such ratings are counted by its text before a colon.
         calls: As those of a Verdict.
         tokens: As those of a Verdict.
-        cost: As those of a Verdict.
     """
 
     score: FiniteFloat | None
     reason: str = ""
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
-    cost: float | None = field(default=None, compare=False)
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -298,23 +287,16 @@ class Verdict:
         p_orders: P(first is better) if shown first, and if shown second.
         mass: Probability of the two answers together.
         reason: Why there is none; such verdicts are counted by its text before a colon.
-        bounded: An answer was not among the tokens that a server returned; its largest possible
-            probability was used.
         calls: Questions that the model was asked; None if that is not known.
         tokens: Those that it read and wrote; None if that is not known.
-        cost: What they cost, in the currency of the judge's price; None without a price.
-        parts: Of a panel, what its judges say, by their names.
     """
 
     p_first: Probability | None
     p_orders: tuple[Probability, Probability] | None = None
     mass: float = 1.0
     reason: str = ""
-    bounded: bool = False
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
-    cost: float | None = field(default=None, compare=False)
-    parts: Mapping[str, Verdict] = field(default_factory=dict, compare=False)
 
     @property
     def tied(self) -> bool:

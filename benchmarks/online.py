@@ -79,7 +79,7 @@ def run(
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
     from alignkit.tokens.encoder import Encoder
-    from alignkit.training import requests
+    from alignkit.training import rollouts
 
     encoder = Encoder(AutoTokenizer.from_pretrained(job.source))
     fixed = fixed_responses(job, encoder, samples)
@@ -103,7 +103,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(requests, "generate", _with_fixed_responses(gate, requests.generate, fixed)):
+    with patch.object(rollouts, "generate", _with_fixed_responses(gate, rollouts.generate, fixed)):
         run_recipe(recipe, folder / "run")
 
 

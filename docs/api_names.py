@@ -30,7 +30,7 @@ def package() -> griffe.Object:
 
 
 def path_of(name: str) -> str:
-    """`alignkit.Group`, `alignkit.functional.kl_k1`, `alignkit.hookspecs.run_started`. Raises
+    """`alignkit.Group`, `alignkit.functional.logprobs_k1`, `alignkit.hookspecs.run_started`. Raises
     ValueError if unknown.
     """
     for path in (name, *(f"{module}.{name}" for module in HOOKS)):

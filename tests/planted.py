@@ -28,7 +28,6 @@ class Planted:
 
 
 ONLINE, ITERATION = "alignkit/training/online.py", "test_iteration_loop.py"
-REQUESTS = "alignkit/training/requests.py"
 PACKING = "alignkit/models/packing.py"
 ROLLOUTS, REPLAYED = "alignkit/training/rollouts.py", "test_replayed_rollouts.py"
 DRAWS = "alignkit/training/sampler.py"
@@ -77,7 +76,7 @@ PLANTED = {
         f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "reference_samples": Planted(
-        REQUESTS,
+        ROLLOUTS,
         "            trainer.role,",
         "            trainer.reference_role,",
         f"{ITERATION}::test_the_policy_samples_and_not_its_reference",
@@ -335,7 +334,7 @@ PLANTED = {
         _OVER_BATCH,
     ),
     "draws_by_share": Planted(
-        REQUESTS, "[first + index for index in own]", "[*range(len(own))]", _ON_SEVERAL
+        ROLLOUTS, "[first + index for index in own]", "[*range(len(own))]", _ON_SEVERAL
     ),
     "results_by_process": Planted(
         "alignkit/training/collectives.py",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from alignkit_plugins.krippendorff import agreement_of
+from alignkit_plugins.people.agreement import agreement_of
 
 
 def pairwise_agreement(units: Any) -> float | None:

@@ -27,7 +27,6 @@ HEAVY = (
     "numpy",
     "packaging.requirements",
 )
-HEAVY += ("alignkit_plugins.krippendorff",)  # or not asked for
 
 PLUGIN = """
 from alignkit import Algorithm, Step, hookimpl

@@ -37,7 +37,7 @@ from alignkit_plugins.formats.layouts import TEMPLATES
 
 OTHERS = {
     *({*TEMPLATES} - {"gsm8k", "svamp"}),
-    *("template", "unlabeled", "labeled_pairs", "oasst", "reward_bench_2", "feedback"),
+    *("template", "unlabeled", "labeled_pairs", "oasst", "reward_bench_2"),
 }
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"

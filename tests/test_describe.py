@@ -139,14 +139,12 @@ def test_held_out_rows_are_counted(tmp_path: Path) -> None:
 )
 def test_a_held_out_part_shows_its_own_rows(tmp_path: Path) -> None:
     rows = [{"input": f"q{n}", "output_1": "one", "output_2": "two", "label": 2} for n in range(40)]
-    for part in ("training", "validation"):
-        read = loaded(tmp_path / "d.jsonl", *rows, validation=0.25, part=part)
-        [header, user, *others] = lines(tmp_path, *rows, validation=0.25, part=part)
-        own = [group.prompt[0]["content"] for group in read.groups]
-        assert user == f"  user    {own[0]}" and others == ["  better  two", "  worse   one"]
-        here, there = len(own), 40 - len(own)
-        told = ", held out" if part == "validation" else f"; held out: {there}"
-        assert header.endswith(f"{here} conversations, {here} pairs{told}")
+    for part in ((0, 0.25), (0.25, 1)):
+        read = loaded(tmp_path / "d.jsonl", *rows, part=part)
+        [header, user, *others] = lines(tmp_path, *rows, part=part)
+        texts = [group.prompt[0]["content"] for group in read.groups]
+        assert user == f"  user    {texts[0]}" and others == ["  better  two", "  worse   one"]
+        assert header.endswith(f"{len(texts)} conversations, {len(texts)} pairs")
 
 
 @pytest.mark.parametrize(

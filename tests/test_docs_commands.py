@@ -64,7 +64,7 @@ QUICK = {
     "stages.align.iterations": 2,
     "stages.align.prompts_per_iteration": 4,
     "stages.align.rollout.max_new_tokens": 8,
-    "stages.report.limit": 4,
+    "stages.report.limit": 410,  # the first prompt of a kind is the 406th
     "stages.report.sampling.max_new_tokens": 8,
 }
 ROWS: dict[str, list[dict[str, Any]]] = {

@@ -89,7 +89,7 @@ def test_plugins_import_without_torch() -> None:
 def test_statistics_and_dialogues_load_without_torch() -> None:
     code = (
         "import json, sys; from alignkit_plugins.formats import text; from "
-        "alignkit.evaluation import statistics; import alignkit_plugins.krippendorff; "
+        "alignkit.evaluation import statistics; import alignkit_plugins.people.agreement; "
         "text.find_dialogues(''); statistics.share(1, 2); print(json.dumps('torch' in sys.modules))"
     )
     assert json.loads(run(code)) is False

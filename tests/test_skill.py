@@ -56,6 +56,7 @@ def test_every_command_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     done = []
     for language, block in FENCE.findall(SKILL):
         if name := re.match(r"# ([\w./-]+\.(?:yaml|py))\n", block):

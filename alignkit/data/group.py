@@ -189,9 +189,8 @@ def resolved_pairs(group: Group) -> tuple[Pair, ...]:
     """The group's pairs, or if they are None, those that its ranks imply."""
     if group.pairs is not None:
         return group.pairs
-    return tuple(
-        Pair(i, j) for i, j in ranking_pairs([response.rank for response in group.responses])
-    )
+    ranks = [response.rank for response in group.responses]
+    return tuple(Pair(i, j) for i, j in ranking_pairs(ranks))
 
 
 def copies(groups: Sequence[Group]) -> list[Group]:
@@ -206,7 +205,10 @@ def ranking_pairs(ranks: Sequence[float | None]) -> list[tuple[int, int]]:
     form no pair.
     """
     ranked = [(index, rank) for index, rank in enumerate(ranks) if rank is not None]
-    return [(i, j) for i, best in ranked for j, rank in ranked if best < rank]
+    pairs: list[tuple[int, int]] = []
+    for i, best in ranked:
+        pairs += [(i, j) for j, rank in ranked if best < rank]
+    return pairs
 
 
 def why_not_demonstration(group: Group) -> str:
@@ -383,10 +385,10 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
 
 def every_turn(group: Group) -> list[Message]:
     """The turns of the prompt and of every response that is a conversation."""
-    return [
-        *group.prompt,
-        *(turn for response in group.responses for turn in response.messages or ()),
-    ]
+    turns = [*group.prompt]
+    for response in group.responses:
+        turns += response.messages or ()
+    return turns
 
 
 def check_weights(group: Group) -> None:

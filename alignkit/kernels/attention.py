@@ -22,8 +22,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from alignkit.kernels import capabilities, tiled_attention
-from alignkit.kernels.layout import AttentionArgs, GroupSpan, Layout
-from alignkit.kernels.scoped import setting
+from alignkit.kernels.layout import AttentionArgs, GroupSpan, Layout, setting
 
 NAME = "alignkit"
 

@@ -1,9 +1,12 @@
-"""How the tokens of a forward pass see each other."""
+"""How the tokens of a forward pass see each other, and what it reads without being given it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -69,3 +72,13 @@ class GroupSpan:
         parts = [torch.arange(self.prompt)]
         parts += [torch.arange(self.prompt, self.prompt + length) for length in self.responses]
         return torch.cat(parts)
+
+
+@contextmanager
+def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Give a variable this value inside, and bring back the one before."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)

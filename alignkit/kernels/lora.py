@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels import capabilities, memory
+from alignkit.kernels.layout import setting
 from alignkit.kernels.matmul import PACKED, PackedWeight, linear, matmul, packed_weight_for
-from alignkit.kernels.scoped import setting
 
 
 def adapted(

@@ -119,14 +119,11 @@ def attach(
     request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]
 ) -> list[Group]:
     """The groups with what was written for them as their responses."""
-    return [
-        replace(
-            group,
-            responses=tuple(_response(request.encoder, one, request.role) for one in each),
-            pairs=None,
-        )
-        for group, each in zip(groups, written, strict=True)
-    ]
+    answered = []
+    for group, each in zip(groups, written, strict=True):
+        responses = tuple(_response(request.encoder, one, request.role) for one in each)
+        answered.append(replace(group, responses=responses, pairs=None))
+    return answered
 
 
 def _response(encoder: Encoder, written: Continuation, role: str) -> Response:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.batch import Batch, Outputs, Pairs
-from alignkit.data.group import Group, responses_of
+from alignkit.data.group import Group, Pair, responses_of
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lm_head import Entropy
@@ -276,7 +276,9 @@ class Examples:
         return table
 
     def _pairs(self, device: torch.device | str) -> Pairs:
-        pairs = [(pair, g) for g, group in enumerate(self.groups) for pair in group.pairs]
+        pairs: list[tuple[Pair, int]] = []
+        for g, group in enumerate(self.groups):
+            pairs += [(pair, g) for pair in group.pairs]
         # A margin may be a level's name instead of a number.
         margins = [
             float(pair.margin) if isinstance(pair.margin, int | float) else 0.0 for pair, _ in pairs

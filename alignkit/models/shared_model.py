@@ -24,10 +24,9 @@ from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import attention, capabilities, matmul
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import Layout
+from alignkit.kernels.layout import Layout, setting
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.memory import prepare_cpu
-from alignkit.kernels.scoped import setting
 from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
@@ -51,8 +50,7 @@ from alignkit.models.memory import (
     make_recomputable,
 )
 from alignkit.models.saved import has_score
-from alignkit.tokens.check import check_chat
-from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.encoder import Encoder, check_chat
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

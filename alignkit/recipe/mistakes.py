@@ -135,10 +135,14 @@ def _mistakes(
             found[place] = [mistake.below(*place) for mistake in cause.mistakes]
         elif place not in found or item["type"] == "value_error":
             found[place] = [replace(_mistake(item, place, model, others), keys=place)]
-    parents = {place[:end] for place in found for end in range(len(place))}
-    return [
-        mistake for place, mistakes in found.items() if place not in parents for mistake in mistakes
-    ]
+    parents: set[Keys] = set()
+    for place in found:
+        parents.update(place[:end] for end in range(len(place)))
+    kept: list[Mistake] = []
+    for place, mistakes in found.items():
+        if place not in parents:
+            kept += mistakes
+    return kept
 
 
 def _place(item: Any, raw: Any) -> Keys:

@@ -99,11 +99,6 @@ class Reading:
         others: Any = {"reward": self.stages, "format": _COMMON}.get(kind, ())
         try:
             registration = self.registry.get(kind, name, others)
-            if kind == "algorithm":
-                algorithm = registration.implementation
-                with blame(algorithm, "specialize", registration.label):
-                    target = algorithm.specialize(options)
-                registration = replace(registration, target=target, file=registration.source_path)
         except PluginError as error:
             message, _, help = str(error).partition("\n  ")
             raise wrong(message, help, keys, bool(keys)) from None

@@ -220,6 +220,11 @@ class RunStage(StageContext):
         raise NotImplementedError
 
 
+def _is_made(spec: DataSpec) -> bool:
+    """Whether other stages make rows of a data entry."""
+    return any(source.stage for source in spec.sources)
+
+
 class TrainingStage(RunStage):
     """A stage that trains."""
 
@@ -321,8 +326,7 @@ class TrainingStage(RunStage):
         from alignkit.training.online import RolloutTrainer
 
         problems = Problems(self.recipe)
-        made = [spec for spec in self.entries if any(source.stage for source in spec.sources)]
-        self._check_entries(problems, made, FIRST_ROWS)
+        self._check_entries(problems, filter(_is_made, self.entries), FIRST_ROWS)
         problems.end_data()
         self.summary.clear()  # of what these checks selected
         algorithm: Algorithm = self.plugin(self.stage.component)

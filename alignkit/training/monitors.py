@@ -20,9 +20,8 @@ from alignkit.kinds import REWARD_HACKING, Monitor, MonitoredStage, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
-from alignkit.training.requests import Request
 from alignkit.training.rewards import Rewards
-from alignkit.training.rollouts import RolloutFiles, usable_prompts
+from alignkit.training.rollouts import Request, RolloutFiles, usable_prompts
 from alignkit.training.trainer import Trainer
 
 

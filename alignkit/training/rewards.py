@@ -76,7 +76,7 @@ class RewardTable:
         metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
         metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
         usage = costs(self.verdicts)  # stored replies count, too
-        for name, key in (("calls", "questions"), ("tokens", "tokens"), ("cost", "cost")):
+        for name, key in (("calls", "questions"), ("tokens", "tokens")):
             if usage[name] is not None:
                 metrics[f"judge/{key}"] = usage[name]
         return metrics

@@ -12,7 +12,7 @@ from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.plugins import plugins
 from alignkit_plugins.formats.layouts import PAIRS, TEMPLATES
 
-OTHERS = {*TEMPLATES, "template", "unlabeled", "squad", "dialogues", "reward_bench_2", "feedback"}
+OTHERS = {*TEMPLATES, "template", "unlabeled", "squad", "dialogues", "reward_bench_2"}
 FORMATS: dict[str, type[Format]] = {
     one.name: one.implementation
     for one in plugins().registrations("format")

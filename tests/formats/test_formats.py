@@ -117,14 +117,6 @@ ROWS: Sequence[tuple[str, Any]] = [
             }
         },
     ),
-    (
-        "feedback",
-        {
-            "feedback": 1,
-            "item": {"task": "thumb", "prompt": openai("u: q"), "responses": ["a"]},
-            "votes": [{"label": {"good": True}}],
-        },
-    ),
     ("text", {"text": "once upon a time", "url": "x"}),
     ("groups", {"alignkit": 1, "prompt": openai("u: q"), "responses": [{"text": "a", "rank": 1}]}),
 ]

@@ -15,9 +15,8 @@ from alignkit import Group
 from alignkit.data.group import Message
 from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import GroupSpan
+from alignkit.kernels.layout import GroupSpan, setting
 from alignkit.kernels.matmul import PACKED, PackedWeight, packed_weight_for
-from alignkit.kernels.scoped import setting
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec, ModelSpec

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignkit_plugins.monitors.drift import LEAST, change
+from alignkit_plugins.monitors.reward_hacking import LEAST, change
 
 
 def test_common_prompts_are_compared_with_themselves() -> None:

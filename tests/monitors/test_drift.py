@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from alignkit import Group, Response
-from alignkit_plugins.monitors.drift import Drift
+from alignkit_plugins.monitors.reward_hacking import Drift
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from alignkit_plugins.monitors.drift import History
+from alignkit_plugins.monitors.reward_hacking import History
 
 
 def by_prompt(mean: float, seed: int, spread: float = 0.3) -> dict[str, list[float]]:

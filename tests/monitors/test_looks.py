@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from alignkit import Group, Response
-from alignkit_plugins.monitors.drift import measured
+from alignkit_plugins.monitors.reward_hacking import measured
 
 
 def test_equal_prompts_are_one_unit() -> None:

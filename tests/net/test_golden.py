@@ -1,7 +1,7 @@
 """`alignkit.functional` against known answers: every key of every case, gradients included, in
 float64 and float32.
 
-`alignkit_plugins.krippendorff` and `dialogues` compute with plain numbers, so their cases run once.
+`alignkit_plugins.people.agreement` and `dialogues` compute with plain numbers, so their cases run once.
 
 `--golden DIR` runs another folder with the same schema (tests/golden/README.md). A function
 `check_NAME` below maps the file NAME.json to our functions; a file without one is reported as not
@@ -24,9 +24,9 @@ from alignkit.data.group import ranking_pairs
 from alignkit.evaluation import statistics
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins import krippendorff as agreement
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 from alignkit_plugins.formats import text
+from alignkit_plugins.people import agreement
 
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 AGGREGATIONS = {

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit import functional as F
-from alignkit_plugins import krippendorff as agreement
+from alignkit_plugins.people import agreement
 from tests.net.test_golden import CHECKS, Case
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)

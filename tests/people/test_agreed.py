@@ -13,8 +13,7 @@ from stores import event, opened, pair, ranking, turn
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
-from alignkit_plugins.krippendorff import agreement_of
-from alignkit_plugins.people.agreement import agreement, people_table, sentence
+from alignkit_plugins.people.agreement import agreement, agreement_of, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled

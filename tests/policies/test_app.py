@@ -198,9 +198,9 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
         )[0]
         == 200
     )
-    assert [each.final for text in ("whole", "stream") for each in items(server, text)] == [
-        {"good": False},
-        {"good": True},
+    assert [each.labels for text in ("whole", "stream") for each in items(server, text)] == [
+        [{"good": False}],
+        [{"good": True}],
     ]
     for who, wrong in (("bob", {}), ("ada", {"id": "chatcmpl-1"}), ("ada", {"good": 1})):
         assert server.ask("/v1/feedback", {**thumb, **wrong}, X_Alignkit_Annotator=who)[0] == 400
@@ -252,6 +252,7 @@ def test_neutral_values_are_accepted(server: Server) -> None:
         "logit_bias": {},
         "user": "me",
         "tools": None,
+        "stop": None,
         "n": 1,
         "logprobs": False,
     }

@@ -36,7 +36,9 @@ def test_a_talk_with_consent_and_a_thumb(browser: Any, server: Server) -> None:
     own = [
         entry for entry in labeled(server.collection.store()) if entry.stored.item.author == "eve"
     ]
-    assert own[0].final == {"good": True} and own[0].stored.item.prompt[0]["content"] == "Be kind"
+    assert (
+        own[0].labels == [{"good": True}] and own[0].stored.item.prompt[0]["content"] == "Be kind"
+    )
     page.click("#reset")
     expect(page.locator("article")).to_have_count(0)
     assert faults == []

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from alignkit_plugins.people.server import Address, is_loopback, listening, url
+from alignkit_plugins.people.server import Address, listening, url
 from tests.patience import PATIENCE
 
 TOKEN = "a-token-of-this-test"
@@ -160,13 +160,3 @@ def test_an_address_in_use(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
         assert url(first) == f"http://127.0.0.1:{port}"
         assert main(["serve", str(run / "sft"), "--port", str(port)]) == 2
         assert f"port {port} is in use" in capsys.readouterr().err
-
-
-def test_loopback() -> None:
-    assert all(map(is_loopback, ("127.0.0.1", "127.8.8.8", "::1", "localhost")))
-    assert not any(
-        map(
-            is_loopback,
-            ("0.0.0.0", "::", "192.168.1.2", "example.org", "localhost.example.org", ""),
-        )
-    )

@@ -26,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RLAIF = {
     "rlaif": {
         "judge": {"local_judge": {"role": "base", "min_mass": 0.0}},
-        "opponent": "baseline",
-        "baseline": "base",
     }
 }
 BOTH = {
@@ -91,7 +89,7 @@ def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
 
 @pytest.mark.parametrize("shard", [False, True])
 def test_several_processes_learn_what_one_does(work: Path, server: FakeVllm, shard: bool) -> None:
-    """The opponents of a reward, an environment and a step are sampled by the engine, too."""
+    """An environment and a step are sampled by the engine, too."""
     recipe = recipe_of(server, STAGES)
     (work / "sums.jsonl").write_text('{"prompt": "2 + 3?", "answer": 5}\n')
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
@@ -153,12 +151,3 @@ def test_a_process_that_dies_while_the_engine_samples_ends_the_run(
     leader, other = together(work, ["run", recipe, "--plugin", pids, "--out", "out"], 2)
     assert other.code == -9 and leader.code == 1 and leader.seconds < 60
     assert "error: another process of the run has ended" in leader.err
-
-
-def test_whole_weights_in_parts_are_refused(work: Path, server: FakeVllm) -> None:
-    """Process 0, which publishes them, has only its part."""
-    recipe = recipe_of(server, {"align": online("rloo")}, model={"base": "tiny", "lora": "none"})
-    leader, _ = together(work, ["run", recipe, "--out", "out"], sharded=True)
-    assert leader.code == 2 and "the engine 'vllm' needs all weights in process 0" in " ".join(
-        leader.err.split()
-    )

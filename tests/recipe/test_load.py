@@ -966,7 +966,6 @@ def fails(*args: Any) -> Any:
     [
         (Sum, "parts", "stages.align.reward={sum: {main: helpful}}", "`Sum.parts`"),
         (Online, "needs", "seed=1", "`Online.needs`"),
-        (Online, "specialize", "seed=1", "`Online.specialize`"),
     ],
 )
 def test_a_bug_in_a_plugin_is_the_plugins_error(

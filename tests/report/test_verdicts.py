@@ -48,8 +48,7 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
         ),
         "1 answers of sft have no helpful and do not count",
         "1 answers of align have no helpful and do not count",
-        "50% of the answers of sft are truncated",
-        "50% of the answers of align are truncated",
+        "many answers are truncated: 50% of sft, 50% of align",
     ]
     bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
     assert next(doubts(bad)) == f"local_judge: {NONE}"

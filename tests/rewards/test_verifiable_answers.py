@@ -64,7 +64,7 @@ def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
 
 def gsm8k(number: str) -> Group:
     [group] = checked_groups(
-        FORMATS["gsm8k"](), {"question": "How many?", "answer": f"So it is.\n#### {number}"}, {}
+        FORMATS["gsm8k"](), {"question": "How many?", "answer": f"So it is.\n#### {number}"}
     )
     return group
 
@@ -159,7 +159,7 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
     [group] = checked_groups(FORMATS["squad"](), row)
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
     [group] = checked_groups(
-        FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}, {}
+        FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}
     )
     assert group.meta["answer"] == "1234.5"
 

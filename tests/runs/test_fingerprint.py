@@ -382,7 +382,7 @@ def test_only_what_a_stage_uses_counts(
     )
     stages = {
         "sft": {"algorithm": "sft", "data": "demos.jsonl"},
-        "dpo": {"algorithm": {"trl": {"trainer": "dpo"}}, "data": "pairs.jsonl"},
+        "dpo": {"algorithm": "trl", "data": "pairs.jsonl"},
     }
 
     def hashes(**model: str) -> list[str]:

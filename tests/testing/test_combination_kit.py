@@ -21,19 +21,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"helpful": "helpful", "safety": "harmless"},
         {"helpful": "helpful", "safety": "harmless", "whiten": False},
     ],
-    "min": [{"rewards": {"a": "helpful", "b": {"length": {}}}}],
-    "weighted": [
-        {
-            "rewards": {"a": "helpful", "b": {"length": {}}},
-            "by": "domain",
-            "weights": {"default": {"a": 2, "b": 0.5}},
-        }
-    ],
     "weighted_sum": [
         {
             "rewards": {"a": "helpful", "b": {"length": {}}},
             "weights": {"a": 1, "b": -0.5},
-            "bias": 2,
         }
     ],
 }

@@ -20,7 +20,7 @@ from alignkit.io.text import cache_folder
 from alignkit.models import models
 from alignkit.recipe.schema import Stage
 from alignkit.runs.services import Services
-from alignkit.training import requests
+from alignkit.training import rollouts
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
 
@@ -60,7 +60,7 @@ LEARNED = {
     "prompts_per_iteration": 2,
     "rollout": {"samples_per_prompt": 4, "max_new_tokens": 4},
 }
-WON = {"rlaif": {"judge": JUDGE, "opponent": "baseline", **SHORT}}
+WON = {"rlaif": {"judge": JUDGE}}
 STAGES: dict[str, dict[str, Any]] = {
     "sft": {"algorithm": "sft", "data": "demos.jsonl"},
     "said": {"step": "sample", "policy": "sft", **SHORT},
@@ -74,7 +74,7 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "report": {
         "step": "evaluate",
-        "policies": ["sft", {"policy": "sft", "best_of": 2, "reward": PYTHON}],
+        "policies": ["sft"],
         "rewards": [PYTHON],
         **SHORT,
     },
@@ -90,7 +90,12 @@ STAGES: dict[str, dict[str, Any]] = {
     },
     "against": {
         "algorithm": "grpo",
-        "reward": {"min": {"rewards": {"one": PYTHON, "other": WON}}},
+        "reward": {
+            "weighted_sum": {
+                "rewards": {"one": PYTHON, "other": WON},
+                "weights": {"one": 1, "other": 1},
+            }
+        },
         **LEARNED,
     },
     "ppo": {"algorithm": "ppo", "reward": PYTHON, **LEARNED},
@@ -158,7 +163,7 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
         return models_for(services, stage)
 
     patch.setattr(models, "generate", noted)
-    patch.setattr(requests, "generate", noted)
+    patch.setattr(rollouts, "generate", noted)
     patch.setattr(Services, "models_for", entered)
     # The last stage fails, because so short a revision has no end.
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1

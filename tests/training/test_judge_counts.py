@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pytest
 from processes import Exchange, Simulated
 
 from alignkit import Context, Group, Judge, Rating, Response, Verdict
@@ -23,7 +22,7 @@ CUT = "the judge's reply was cut off: raise max_tokens"
 
 
 class Priced(Judge):
-    """A rating costs a quarter, and long answers get none. options: unused."""
+    """Long answers get no rating. options: unused."""
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -36,13 +35,12 @@ class Priced(Judge):
                 CUT if len(text) > 5 else "",
                 calls=1,
                 tokens=10,
-                cost=0.25,
             )
             for _, text in items
         ]
 
     def compare(self, items: Sequence[Any]) -> list[Verdict]:
-        return [Verdict(0.5, calls=1, tokens=10, cost=0.25) for _ in items]
+        return [Verdict(0.5, calls=1, tokens=10) for _ in items]
 
 
 def scorer(folder: Path, judge: Component, collectives: Collectives = ONE_PROCESS) -> Rewards:
@@ -67,13 +65,12 @@ def usage(rewards: Rewards, table: RewardTable) -> dict[str, float]:
     return {name: value for name, value in summary.items() if name.startswith("judge/")}
 
 
-def test_ratings_have_a_price(tmp_path: Path) -> None:
+def test_ratings_are_counted(tmp_path: Path) -> None:
     made = scorer(tmp_path, priced())
     table = made.ask([GROUP])
     assert usage(made, table) == {
         "judge/questions": 3,
         "judge/tokens": 30,
-        "judge/cost": pytest.approx(0.75),
     }
     assert usage(made, made.ask([GROUP]))["judge/questions"] == 3
     assert usage(made, made.ask([GROUP], table))["judge/questions"] == 6
@@ -85,7 +82,7 @@ def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:
     panel = Component("judge", "panel", Registration("panel", Panel), options)
     with spending() as spent:
         CheckedJudge(panel, around).compare([(GROUP.prompt, "a", "b")] * 3)
-    assert costs(spent) == {"calls": 6, "tokens": 60, "cost": pytest.approx(1.5)}
+    assert costs(spent) == {"calls": 6, "tokens": 60}
 
 
 def test_some_missing_ratings_say_why(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from alignkit.registry import Component, Registration
 from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.trainer import Trainer
-from alignkit_plugins.monitors.drift import History
+from alignkit_plugins.monitors.reward_hacking import History
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

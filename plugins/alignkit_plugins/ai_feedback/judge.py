@@ -9,7 +9,7 @@ its reply counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -81,8 +81,9 @@ def verdicts_of(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
 
     from alignkit import functional as F
 
-    n = len(answers) // 2
-    pairs = [(answer.one, answer.two) for answer in answers]
+    n, pairs = len(answers) // 2, []
+    for answer in answers:
+        pairs.append((answer.one, answer.two))
     logprobs = torch.tensor(pairs, dtype=torch.float64).reshape(2, n, 2)
     p_first = F.judge_probability(*logprobs).tolist()
     orders = torch.stack(F.order_probabilities(*logprobs), dim=1).tolist()  # [n, 2]
@@ -110,15 +111,11 @@ class ModelJudge(Judge):
     def scale(self) -> tuple[float, float]:
         return self.options.scale
 
-    def question(self, item: Item) -> Sequence[Message]:
-        if self.options.reasons:
-            return pair_in_words(self.options, item, 0, "").messages
-        return pair(self.options, item, 0, "")
-
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         options, seed = self.options, self.context.seed
-        swapped = [(prompt, second, first) for prompt, first, second in items]
-        both, answers = [*items, *swapped], list[Answer]()
+        both, answers = list(items), list[Answer]()
+        for prompt, first, second in items:
+            both.append((prompt, second, first))
         if options.reasons:
             questions = [pair_in_words(options, item, seed, rubric) for item in both]
             for question, written in zip(questions, self.replies(questions), strict=True):
@@ -130,8 +127,9 @@ class ModelJudge(Judge):
         return verdicts_of(answers, options.min_mass)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
-        questions = [rating(self.options, item, self.context.seed, rubric) for item in items]
-        ratings = []
+        questions, ratings = [], []
+        for item in items:
+            questions.append(rating(self.options, item, self.context.seed, rubric))
         for question, written in zip(questions, self.replies(questions), strict=True):
             score, reason = question.value(written)
             ratings.append(Rating(score, reason, 1, written.tokens))
@@ -159,12 +157,6 @@ class LocalJudge(ModelJudge):
 
     options: Options
 
-    def question(self, item: Item) -> Sequence[Message]:
-        turns = list(super().question(item))
-        if not self.options.reasons:
-            turns.append({"role": "assistant", "content": START})
-        return turns
-
     def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
         answers = []
         for one, two in self._logprobs(questions, ANSWERS, START).tolist():
@@ -175,7 +167,7 @@ class LocalJudge(ModelJudge):
         if not questions:
             return []
         writer = PolicyWriter(self.context, self.options.role, {"temperature": 0.0})
-        groups = [Group(tuple(question.messages)) for question in questions]
+        groups = groups_of(question.messages for question in questions)
         return writer.write(groups, self.options.max_tokens, self.context.seed)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -185,11 +177,12 @@ class LocalJudge(ModelJudge):
         if self.options.reasons or not items:
             return super().rate(items, rubric)
         low, high = self.options.scale
-        numbers = list(range(low, high + 1))
-        seed = self.context.seed
-        questions = [rating_token(self.options, item, seed, rubric) for item in items]
-        logprobs = self._logprobs(questions, list(map(str, numbers)), RATED)
-        return [_mean_rating(row, numbers, self.options.min_mass) for row in logprobs.tolist()]
+        numbers, questions, ratings = list(range(low, high + 1)), [], []
+        for item in items:
+            questions.append(rating_token(self.options, item, self.context.seed, rubric))
+        for row in self._logprobs(questions, list(map(str, numbers)), RATED).tolist():
+            ratings.append(_mean_rating(row, numbers, self.options.min_mass))
+        return ratings
 
     def _logprobs(
         self, questions: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str
@@ -205,7 +198,7 @@ class LocalJudge(ModelJudge):
 def _mean_rating(logprobs: Sequence[float], numbers: Sequence[int], min_mass: float) -> Rating:
     if any(map(math.isnan, logprobs)):
         return Rating(None, TOO_LONG)
-    chances = [math.exp(each) for each in logprobs]
+    chances = list(map(math.exp, logprobs))
     mass = math.fsum(chances)
     if mass < max(min_mass, 1e-30):
         return Rating(
@@ -239,15 +232,20 @@ class OpenAIJudge(ModelJudge):
         def unusable(place: int, written: Written) -> str:
             return answer_in(written).unusable(self.options.min_mass)
 
-        groups = [Group(tuple(question)) for question in questions]
+        groups = groups_of(questions)
         return list(map(answer_in, self._writer.write(groups, 1, 0, logprobs=True, check=unusable)))
 
     def replies(self, questions: Sequence[Question]) -> list[Written]:
         def unusable(place: int, written: Written) -> str:
             return questions[place].value(written)[1]
 
-        groups = [Group(tuple(question.messages)) for question in questions]
+        groups = groups_of(question.messages for question in questions)
         return self._writer.write(groups, self.options.max_tokens, 0, check=unusable)
+
+
+def groups_of(questions: Iterable[Sequence[Message]]) -> list[Group]:
+    """Questions as conversations."""
+    return [Group(tuple(question)) for question in questions]
 
 
 def answer_in(written: Written) -> Answer:

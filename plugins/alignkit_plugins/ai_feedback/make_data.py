@@ -101,8 +101,10 @@ class Desk:
         counts = Counter(kind_of(row["dropped"]) for row in self._dropped)
         dropped, spent = dict(counts.most_common()), bill(self.spent)
         lines = [headline, billed(spent)]
-        lines += [f"  no text, {why}: {count}" for why, count in spent["refused"].items()]
-        lines += [f"  left out, {why}: {count}" for why, count in dropped.items()]
+        for why, count in spent["refused"].items():
+            lines.append(f"  no text, {why}: {count}")
+        for why, count in dropped.items():
+            lines.append(f"  left out, {why}: {count}")
         write_lines(self._context, "dropped.jsonl", self._dropped)
         text = "\n".join(lines)
         if not usable:

@@ -157,13 +157,12 @@ class JudgePairs(Step):
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         numbers, rows = self._questions(context, items_at(groups, places))
-        of_pair: list[list[Verdict]] = [[] for _ in places]
-        judgments = []
+        of_pair, judgments = dict[int, list[Verdict]](), []
         for number, answer in zip(numbers, context.map("judge", rows, judged), strict=True):
             verdict = Verdict(**answer)
-            of_pair[number].append(verdict)
+            of_pair.setdefault(number, []).append(verdict)
             judgments.append((places[number][0], verdict))
-        verdicts = list(map(joint, of_pair))
+        verdicts = [joint(of_pair[number]) for number in range(len(places))]
         labeled, ties = self._label(groups, places, verdicts)
         (name,) = judge_names([self.options.judge])
         summary = {
@@ -228,7 +227,9 @@ class JudgePairs(Step):
         principles, count = self._principles(), self.options.principles_per_pair
         if not principles:
             return range(len(items)), [list(item) for item in items]
-        by: dict[str, list[tuple[int, list[Any]]]] = {each.name: [] for each in principles}
+        by: dict[str, list[tuple[int, list[Any]]]] = {}
+        for principle in principles:
+            by[principle.name] = []
         for number, item in enumerate(items):
             key = sha256_of([list(item[0]), *sorted(item[1:])])
             for principle in drawn(principles, count, context.seed, context.stage, key):
@@ -251,7 +252,9 @@ class JudgePairs(Step):
 
         from alignkit import functional as F
 
-        known = [math.nan if each.p_first is None else each.p_first for each in verdicts]
+        known = []
+        for verdict in verdicts:
+            known.append(math.nan if verdict.p_first is None else verdict.p_first)
         labels = torch.tensor(known, dtype=torch.float64)
         if self.options.clamp is not None:
             labels = F.clamp_cai(labels, *self.options.clamp)
@@ -367,7 +370,8 @@ class RLAIF(Reward):
                     "reward 'rlaif' compares the responses of a group, but a prompt has only one\n"
                     "help: raise rollout.samples_per_prompt"
                 )
-            won |= {(g, i): [] for i in range(len(group.responses))}
+            for i in range(len(group.responses)):
+                won[g, i] = []
         places, identical = pairs_to_judge(groups)
         verdicts = self._judge.compare(items_at(groups, places))
         # Identical texts: 0.5 by symmetry, without a question.
@@ -376,4 +380,7 @@ class RLAIF(Reward):
             if verdict.p_first is not None:
                 won[g, i].append(verdict.p_first)
                 won[g, j].append(1.0 - verdict.p_first)
-        return {"": [statistics.mean(games) - 0.5 if games else None for games in won.values()]}
+        scores = list[float | None]()
+        for games in won.values():
+            scores.append(statistics.mean(games) - 0.5 if games else None)
+        return {"": scores}

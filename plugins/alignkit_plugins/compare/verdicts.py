@@ -193,11 +193,14 @@ def doubts(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 f"answers of {verdict.policy} are {abs(longer):.0%} {_longer(longer)} than those "
                 f"of {verdict.baseline}, and rewards and judges often depend on length"
             )
+    truncated = list[str]()
     for row in rows:
         if row.missing and row.baseline != BASE_MODEL and row.kind != "judge":
             yield f"{row.missing} answers of {row.policy} have no {row.metric} and do not count"
         if row.metric == TRUNCATED and row.estimate["mean"] > CUT:
-            yield f"{row.estimate['mean']:.0%} of the answers of {row.policy} are truncated"
+            truncated.append(f"{row.estimate['mean']:.0%} of {row.policy}")
+    if truncated:
+        yield f"many answers are truncated: {', '.join(truncated)}"
 
 
 def no_judges(evaluation: Mapping[str, Any]) -> Iterator[str]:

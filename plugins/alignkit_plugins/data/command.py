@@ -47,7 +47,7 @@ def browse(
       alignkit data browse pairs.jsonl
       alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
-    from alignkit_plugins.data.browse import write_page
+    from alignkit_plugins.data.clean import write_page
     from alignkit_plugins.data.files import entry
 
     options = entry(file, rules or ())
@@ -69,7 +69,7 @@ def check(file: File, rules: RuleWords = None) -> Result:
       alignkit data check train.jsonl against=test.jsonl near=0.7
     """
     from alignkit.errors import Repeated
-    from alignkit.report import Report
+    from alignkit.report import Block, Report
     from alignkit_plugins.data import clean, files
     from alignkit_plugins.formats.shown import counts
     from alignkit_plugins.report import data_card
@@ -82,9 +82,11 @@ def check(file: File, rules: RuleWords = None) -> Result:
     card, name = data_card.card(groups), files.name_of(options.data)
     tables = data_card.tables([{"stage": "data", "name": name, **card}])
     lines = [f"{one['row']}: {one['rule']}: {one['reason']}" for one in done.removed[:EXAMPLES]]
-    report = Report([f"{name}: {words}", *tables, done.table(), "\n".join(lines)])
+    blocks: list[Block] = [f"{name}: {words}", *tables, done.table()]
+    if lines:
+        blocks.append("\n".join(lines))
     facts = {"file": name, "counts": words, "faults": done.counts, "card": card}
-    result = reported(report, "data_check", {**facts, "redacted": len(done.redacted)})
+    result = reported(Report(blocks), "data_check", {**facts, "redacted": len(done.redacted)})
     if clean.REPEATED & done.counts.keys():
         return replace(result, error=Repeated("rows are repeated, or in held-out data"))
     return result

@@ -7,21 +7,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from alignkit import Reader
+from alignkit import Reader, seeds
 from alignkit.data.group import group_to_json
-from alignkit.evaluation.statistics import clustered_share, shown
+from alignkit.evaluation.statistics import CONFIDENCE, Estimate, clustered_share, shown
 from alignkit.report import Table
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import Labeled, groups_of, labeled
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 FEW = 50  # items of several people, below which their agreement is hardly known
 Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
+Unit = Sequence[Hashable]
+REPETITIONS = 2000  # of the bootstrap
 Cases = dict[str, dict[str, list[float]]]  # person -> item -> whether comparisons are the same
 
 
@@ -79,8 +86,6 @@ def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
                 with_others[who][item.id] += others
                 if two in gold:
                     with_gold[who][item.id].append(float(rating == gold[two]))
-    from alignkit_plugins.krippendorff import agreement_of  # imports numpy
-
     people = {}
     for who, cases in sorted(with_others.items()):
         people[who] = {
@@ -122,6 +127,96 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") 
     return Table(title, heads, rows, keys=2)
 
 
+# Percent agreement and Krippendorff's alpha
+
+
+class Agreement(TypedDict):
+    """How far raters agree. same: the share of equal ratings; alpha: Krippendorff's. n: units with
+    two ratings.
+    """
+
+    same: Estimate
+    alpha: Estimate
+
+
+def agreement_of(
+    units: Sequence[Unit], *, clusters: Sequence[Hashable] = (), seed: int = 0
+) -> Agreement:
+    """Percent agreement and Krippendorff's alpha, each with its 95% interval.
+
+    Alpha is agreement of any number of raters beyond chance, for nominal data with missing ratings
+    (Krippendorff 2011, "Computing Krippendorff's alpha-reliability"): 1 is perfect, 0 is chance,
+    and negative values are worse. Units with fewer than two ratings are left out. It is None if all
+    ratings are equal, so that chance could never disagree, or if no unit has two.
+
+    A unit is a rated item, such as a prompt with two responses. Ratings are any hashable values, of
+    which only the equality matters; None or NaN is a missing rating.
+
+    Every two ratings of a unit count once in the percent agreement; its interval is that of
+    `clustered_share`. InstructGPT's labelers agreed on 72.6% of comparisons (Ouyang et al. 2022,
+    arXiv:2203.02155, section 3.4). The interval of alpha has the percentiles of 2,000 bootstrap
+    draws of clusters (Efron 1979, "Bootstrap methods: another look at the jackknife"); there is
+    none if alpha is not defined for nearly all of them.
+
+    Args:
+        units: The ratings of each unit, in any order.
+        clusters: A name for each unit; units with the same one depend on each other. Default: none
+            do.
+        seed: Of the bootstrap.
+    """
+    import numpy as np
+
+    shared: dict[Hashable, list[list[Hashable]]] = defaultdict(list)
+    for name, unit in zip(clusters or range(len(units)), units, strict=True):
+        # Only NaN differs from itself.
+        ratings = [rating for rating in unit if rating is not None and rating == rating]
+        if len(ratings) > 1:
+            shared[name].append(ratings)
+    rated = [*chain.from_iterable(shared.values())]
+    values = [*dict.fromkeys(chain.from_iterable(rated))]
+    alike: list[list[float]] = []
+    agreeing = np.zeros(len(shared))  # of each cluster, see `_alpha`
+    totals = np.zeros((len(shared), len(values)))
+    for number, those in enumerate(shared.values()):
+        alike.append([])
+        for unit in those:
+            alike[number] += [float(one == other) for one, other in combinations(unit, 2)]
+            counts = np.array([unit.count(value) for value in values])
+            agreeing[number] += counts @ (counts - 1) / (len(unit) - 1)
+            totals[number] += counts
+    same: Estimate = {"mean": None, "low": None, "high": None, "n": len(rated)}
+    if share := clustered_share(alike):
+        same = {**share, "n": len(rated)}
+    mean = _alpha(agreeing.sum(), totals.sum(0))
+    alpha: Estimate = {"mean": mean, "low": None, "high": None, "n": len(rated)}
+    n = len(shared)
+    if mean is not None and n > 1:
+        draws = seeds.stream(seed, "agreement", n).integers(0, n, size=(REPETITIONS, n))
+        spread = []
+        for drawn in draws:
+            value = _alpha(agreeing[drawn].sum(), totals[drawn].sum(0))
+            if value is not None:
+                spread.append(value)
+        if len(spread) >= 0.95 * REPETITIONS:
+            tail = (1 - CONFIDENCE) / 2
+            alpha["low"], alpha["high"] = np.quantile(spread, [tail, 1 - tail]).tolist()
+    return {"same": same, "alpha": alpha}
+
+
+def _alpha(agreeing: float, totals: NDArray[np.float64]) -> float | None:
+    """Alpha from the ratings that agree with another one of their unit, weighted by 1 / (the unit's
+    ratings - 1), and from how often each value was rated.
+    """
+    n = totals.sum()
+    differing = n * (n - 1) - totals @ (totals - 1)  # pairs of all ratings that chance would make
+    if differing <= 0:
+        return None
+    return float(1 - (n - agreeing) * (n - 1) / differing)
+
+
+# What recipes read
+
+
 class StoreReader(Reader):
     """Labels of people, which runs ask for, as groups. How far the annotators agree is what reports
     show of them.
@@ -138,8 +233,9 @@ class StoreReader(Reader):
         with Store.open(path) as store:
             entries = labeled(store)
         for entry in entries:
-            for group in groups_of(entry) if entry.counts else ():
-                yield entry.stored.position, json.loads(group_to_json(group))
+            if entry.counts:
+                for group in groups_of(entry):
+                    yield entry.stored.position, json.loads(group_to_json(group))
 
     def digest(self, path: Path) -> str:
         """SHA-256 of the rows that a recipe reads."""

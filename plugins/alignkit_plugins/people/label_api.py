@@ -85,9 +85,9 @@ class LabelApi:
         sent = read(_Submitted, message)
         exam, stored = self._exam(annotator), self.store.item(sent.item)
         if not exam.passed and stored.item.gold is None:
-            raise BadLabel(
-                _closed(exam) if exam.failed else "some other items come first; reload the page"
-            )
+            if exam.failed:
+                raise BadLabel(_closed(exam))
+            raise BadLabel("some other items come first; reload the page")
         if sent.guidelines not in self.store.guidelines():
             raise BadLabel("the guidelines of this label are not in the store; reload the page")
         order, facts = _order(stored.item, sent.shown), sent.model_dump(exclude={"shown"})

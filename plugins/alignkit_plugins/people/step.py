@@ -228,7 +228,8 @@ class People(Step):
         for entry in entries:
             votes = [vote for vote in entry.votes if vote.annotator not in worse]
             entry = replace(entry, votes=votes)
-            groups += groups_of(entry) if entry.counts else []
+            if entry.counts:
+                groups += groups_of(entry)
         return groups, notes
 
 

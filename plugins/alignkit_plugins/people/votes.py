@@ -119,7 +119,9 @@ def below(entries: Iterable[Labeled], least: float) -> tuple[set[str], list[str]
     for entry in entries:
         gold = entry.stored.item.gold
         for vote in entry.votes:
-            answers[vote.annotator] += [] if gold is None else [bool(agrees(vote.label, gold))]
+            right = answers[vote.annotator]
+            if gold is not None:
+                right.append(bool(agrees(vote.label, gold)))
     if not any(answers.values()):
         raise BadRow(
             "'min_gold' needs gold items that people answered, and there are none; add some with "

@@ -112,7 +112,7 @@ def read_chat(body: bytes) -> ChatRequest:
         for key in UNSUPPORTED:
             if raw.pop(key, None):
                 raise BadLabel(f"{key} is not supported; leave it out")
-        raw = {key: value for key, value in raw.items() if key not in IGNORED}
+        raw = {key: raw[key] for key in raw.keys() - IGNORED if raw[key] is not None}
     request = read(ChatRequest, raw, "this request")
     for place, turn in enumerate(request.messages):
         request.messages[place] = read_message(turn, f"messages[{place}]")

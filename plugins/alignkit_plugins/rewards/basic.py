@@ -42,11 +42,13 @@ class Length(Reward):
         self.score(groups)  # raises for the responses of a data set, which have no tokens
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return {"": [self.options.scale * self._of(each) for each in responses_of(groups)]}
-
-    def _of(self, response: Response) -> int:
-        count, target = self._length(response), self.options.target
-        return count if target is None else -abs(count - target)
+        scores, target = list[float | None](), self.options.target
+        for response in responses_of(groups):
+            count = self._length(response)
+            if target is not None:
+                count = -abs(count - target)
+            scores.append(self.options.scale * count)
+        return {"": scores}
 
     def _length(self, response: Response) -> int:
         """Tokens are those that the policy wrote, including thoughts and its end of turn."""
@@ -109,8 +111,10 @@ class Normalized(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        name, raw = self.options.reward_model.name, self._raw(context.load(self.options.data))
-        known = [score for score in raw if score is not None]
+        name, known = self.options.reward_model.name, list[float]()
+        for score in self._raw(context.load(self.options.data)):
+            if score is not None:
+                known.append(score)
         if not all(map(math.isfinite, known)):
             raise RunFailed(f"reward 'normalized': '{name}' returns scores that are not finite")
         if not known:
@@ -121,8 +125,10 @@ class Normalized(Reward):
         self.bias, self.gain = bias, gain if self.options.gain else 1.0
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        raw = self._raw(groups)
-        return {"": [None if score is None else (score + self.bias) * self.gain for score in raw]}
+        scores = list[float | None]()
+        for score in self._raw(groups):
+            scores.append(None if score is None else (score + self.bias) * self.gain)
+        return {"": scores}
 
     def _raw(self, groups: Sequence[Group]) -> list[float | None]:
         return self.context.models[self.options.reward_model.name].scores(groups)

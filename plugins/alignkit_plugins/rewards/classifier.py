@@ -58,19 +58,9 @@ class Classifier(Reward):
         self._several = kind == "multi_label_classification" or len(labels) == 1
         self._column = labels[self.options.label]
 
-    def _check_device(self) -> None:
-        import torch
-
-        try:
-            torch.empty(0, device=self.options.device)
-        except (RuntimeError, AssertionError) as error:
-            text = f"reward 'classifier': device '{self.options.device}': {error}"
-            raise RunFailed(f"{text}\nhelp: leave out `device`, which is then cpu") from None
-
     def prepare(self, context: Context) -> None:
         super().prepare(context)
         self.check(context.folder)
-        self._check_device()
         import transformers
 
         try:

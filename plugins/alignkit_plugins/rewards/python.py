@@ -13,7 +13,6 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +55,9 @@ class NamedCode:
         call = getattr(module, self.name, None)
         if callable(call):
             return call
-        wanted = inspect.isfunction if self.kind == "function" else inspect.isclass
-        names = [name for name, value in vars(module).items() if wanted(value) and name[0] != "_"]
-        help = did_you_mean(self.name, names) or f"it has {', '.join(names) or 'none'}"
-        raise RunFailed(f"{self.user}: {where} has no {self.kind} '{self.name}'; {help}")
+        help = did_you_mean(self.name, [name for name in vars(module) if name != self.name])
+        text = f"{self.user}: {where} has no {self.kind} '{self.name}'"
+        raise RunFailed(f"{text}; {help}".removesuffix("; "))
 
 
 def _executed(file: Path) -> types.ModuleType:
@@ -77,9 +75,10 @@ def _executed(file: Path) -> types.ModuleType:
 
 def raised(error: BaseException, file: Path | str) -> str:
     """The error and the line of the user's file that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == str(file)]
-    location = f" (line {own[-1].lineno}: {own[-1].line})" if own else ""
+    location = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == str(file):
+            location = f" (line {frame.lineno}: {frame.line})"
     return f"{type(error).__name__}: {error}{location}"
 
 
@@ -133,7 +132,7 @@ class Python(Reward):
         self._parameters = inspect.signature(self._call).parameters.values()
 
     def check_prompts(self, groups: Sequence[Group]) -> None:
-        columns = dict.fromkeys(chain.from_iterable(group.meta for group in groups))
+        columns = _columns(groups)
         for each in self._parameters:
             passed = each.name in columns or each.name in GIVEN
             if each.default is each.empty and "VAR" not in each.kind.name and not passed:
@@ -150,13 +149,17 @@ class Python(Reward):
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
         rows = list[Row]()
         for group in groups:
-            rows += [(group, response) for response in group.responses]
+            for response in group.responses:
+                rows.append((group, response))
         if not rows:
             return {"": []}
-        arguments = _arguments(rows, self.options.conversational)
-        if not any(each.kind is each.VAR_KEYWORD for each in self._parameters):
-            names = [each.name for each in self._parameters if each.name in arguments]
-            arguments = {name: arguments[name] for name in names}
+        every, arguments = _arguments(rows, self.options.conversational), dict[str, Any]()
+        for each in self._parameters:
+            if each.kind is each.VAR_KEYWORD:
+                arguments = every
+                break
+            if each.name in every:
+                arguments[each.name] = every[each.name]
         return {"": self._checked(self._result(arguments), rows)}
 
     @property
@@ -212,17 +215,30 @@ async def _wait(result: Any) -> Any:
 def _arguments(rows: Sequence[Row], conversational: bool) -> dict[str, list[Any]]:
     """TRL's arguments, one entry per response; columns repeat over the responses of a prompt."""
     arguments: dict[str, list[Any]] = {}
-    for name in dict.fromkeys(chain.from_iterable(group.meta for group, _ in rows)):
-        arguments[name] = [group.meta.get(name) for group, _ in rows]
-    if all(response.tokens is not None for _, response in rows):
-        arguments["completion_ids"] = [list(response.tokens or ()) for _, response in rows]
-    if conversational:
-        arguments["prompts"] = [_turns(group.prompt) for group, _ in rows]
-        arguments["completions"] = [_turns(_messages(response)) for _, response in rows]
-    else:
-        arguments["prompts"] = [_prompt_text(group) for group, _ in rows]
-        arguments["completions"] = [all_turns(response, thoughts=True) for _, response in rows]
-    return arguments
+    columns = _columns([group for group, _ in rows])
+    prompts, completions, ids = list[Any](), list[Any](), list[list[int]]()
+    for group, response in rows:
+        for name in columns:
+            arguments.setdefault(name, []).append(group.meta.get(name))
+        if response.tokens is not None:
+            ids.append(list(response.tokens))
+        if conversational:
+            prompts.append(_turns(group.prompt))
+            completions.append(_turns(_messages(response)))
+        else:
+            prompts.append(_prompt_text(group))
+            completions.append(all_turns(response, thoughts=True))
+    if len(ids) == len(rows):
+        arguments["completion_ids"] = ids
+    return arguments | {"prompts": prompts, "completions": completions}
+
+
+def _columns(groups: Iterable[Group]) -> dict[str, None]:
+    """The names of all columns, in order."""
+    columns: dict[str, None] = {}
+    for group in groups:
+        columns |= dict.fromkeys(group.meta)
+    return columns
 
 
 def _messages(response: Response) -> Sequence[Message]:
