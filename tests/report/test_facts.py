@@ -94,7 +94,7 @@ def test_warnings_come_from_everywhere(run: Path) -> None:
     assert ("report", "2 of 20 prompts are training data (2 by sft)") in found
     assert (
         "report",
-        "helpful prefers align, but local_judge prefers sft: one of them may be fooled",
+        "helpful and local_judge contradict each other on align: one of them may be fooled",
     ) in found
 
 

@@ -22,7 +22,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
     order = [
         "align is better than sft",
-        "preferred by local_judge 31%",
+        "Worse: local_judge (trained on it)",
     ]
     order += [
         "preferred to sft by local_judge",
@@ -35,7 +35,7 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
     order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
     places = [text.index(words) for words in order]
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
-    order = ["by topic, differences from the baseline", "local_judge compared 40 pairs"]
+    order = ["by topic", "local_judge compared 40 pairs"]
     order += ["lengths in characters", "18 responses truncated at max_length (30% of 60)"]
     order += ["mean and 95% interval", "demos.jsonl"]
     assert all(words in text for words in order)
