@@ -85,7 +85,5 @@ def test_replies_that_are_not_stored_are_not_asked_for(
     (run / "cache" / "asked.sqlite").unlink()
     assert verify(run / "align") == 6
     err = capsys.readouterr().err
-    assert (
-        "asked: 4 of 4 replies are not stored" in err and "nothing is asked or paid for here" in err
-    )
+    assert "asked: 4 replies are not stored" in err and "nothing is asked or paid for here" in err
     assert not list(run.parent.glob(".verify-*"))
