@@ -135,7 +135,7 @@ def test_other_levels_are_shifted_and_scaled() -> None:
 
 
 def test_equal_scores_have_the_intervals_of_the_documentation() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parent.parent / "docs" / "evaluate.md").read_text(encoding="utf-8")
     rates = [
         statistics.rate([score] * 50, levels=levels)
         for score, levels in ((0, (0, 1)), (1, (0, 1)), (0, (-1, 0)))

@@ -335,7 +335,7 @@ def test_no_abstentions(text: str) -> None:
 
 
 def test_the_documentation_lists_every_phrase() -> None:
-    page = Path(__file__).parents[2] / "docs" / "honesty.md"
+    page = Path(__file__).parents[2] / "docs" / "evaluate.md"
     text = page.read_text(encoding="utf-8")
     assert [phrase for phrase in PHRASES if f"`{phrase}`" not in text] == []
 

@@ -153,7 +153,7 @@ def test_it_agrees_with_our_labels_of_the_policies_answers_as_often_as_the_pages
         DATA.parent / "quickstart.yaml",
         *(DATA.parents[1] / page for page in ("README.md", "docs/quickstart.md")),
     ]
-    for page in [*pages, DATA.parents[1] / "docs" / "what-to-compare.md"]:
+    for page in [*pages, DATA.parents[1] / "docs" / "evaluate.md"]:
         assert told in re.sub(r"\s*\n(?:# *)?", " ", page.read_text(encoding="utf-8")), page
 
 

@@ -50,8 +50,8 @@ def test_commands_of_the_documentation(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Those of docs/export.md and of --help, on a run of the tiny model."""
-    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    """Those of docs/policies.md and of --help, on a run of the tiny model."""
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
     assert export("--help") == 0
     texts = [
         *re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL),

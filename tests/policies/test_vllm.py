@@ -1,4 +1,4 @@
-"""Exports in a real vLLM, by the commands of docs/export.md: the same prompts, answers
+"""Exports in a real vLLM, by the commands of docs/policies.md: the same prompts, answers
 and scores as here.
 
 It needs vLLM on this machine, in an environment of its own: the command `vllm` is found on the
@@ -93,7 +93,7 @@ class Served:
 
 @contextmanager
 def served(log: Path, *words: str) -> Iterator[Served]:
-    """The server that a command of docs/export.md starts, without compiling the model for
+    """The server that a command of docs/policies.md starts, without compiling the model for
     minutes.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:

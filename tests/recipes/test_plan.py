@@ -129,14 +129,16 @@ def test_a_stage_that_is_too_large_is_told(
 @pytest.mark.skipif(
     "ALIGNKIT_SMOLLM2_WHEEL" not in os.environ, reason="needs the weights of SmolLM2-135M"
 )
-def test_memory_and_time_of_smollm2(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Of a fresh process, whose peak and seconds the run prints."""
+def test_memory_and_time_of_smollm2(here: Path) -> None:
+    """Of fresh processes: a process of tests has imported more. The run prints its peak and seconds."""
     data = str(Path(__file__).parents[2] / "recipes" / "data" / "demos.jsonl")
     sft = {"algorithm": "sft", "data": data, "max_length": 512, "max_steps": 6}
     path = write(here, "smollm2-135m-instruct", sft=sft)
-    (plan,) = planned(capfd, path)
-    command = [sys.executable, "-m", "alignkit", "run", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "alignkit"]
+    check = [*command, "check", "--plan", str(path), "--json"]
+    checked = subprocess.run(check, capture_output=True, text=True, check=True)
+    (plan,) = json.loads(checked.stdout)["result"]["stages"]
+    done = subprocess.run([*command, "run", str(path)], capture_output=True, text=True, check=True)
     peak = float(done.stderr.rpartition("peak memory ")[2].split()[0]) * 2**30
     seconds = json.loads((here / "runs" / "r" / "sft" / "stage.json").read_text(encoding="utf-8"))[
         "seconds"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ ROWS = [
         ],
         "tools": TOOLS,
         "answers": ["sunny", "rain"][number],
+        "opinion": "hail",
     }
     for number, city in enumerate(("Oslo", "Rome"))
 ]
@@ -148,7 +148,7 @@ def expected() -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
+def asked(folder: Path) -> dict[str, list[tuple[int, ...]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
@@ -165,11 +165,13 @@ def asked(folder: Path) -> Iterator[dict[str, list[tuple[int, ...]]]]:
     patch.setattr(models, "generate", noted)
     patch.setattr(rollouts, "generate", noted)
     patch.setattr(Services, "models_for", entered)
-    # The last stage fails, because so short a revision has no end.
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
-    assert begun == list(STAGES)
-    yield asked
-    patch.undo()
+    try:
+        # The last stage fails, because so short a revision has no end.
+        assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 1
+        assert begun == list(STAGES)
+    finally:
+        patch.undo()
+    return asked
 
 
 @pytest.mark.silent_bug(

@@ -1,5 +1,5 @@
 """Monitors of reward hacking: drift, which every stage in iterations has; gold; a budget of KL
-(docs/reports.md). A prompt is the unit of all intervals.
+(docs/report.md). A prompt is the unit of all intervals.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ Body = TypeVar("Body", bound=StrictModel)
 
 
 class ChatRequest(StrictModel):
-    """The keys of POST /v1/chat/completions; docs/chat.md lists them."""
+    """The keys of POST /v1/chat/completions; docs/policies.md lists them."""
 
     model: str | None = None  # may be left out if there is only one
     n: Literal[1] | None = None
