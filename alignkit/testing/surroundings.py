@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from alignkit.data.group import Group, Response, group_from_json, group_to_json
+from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import AlignkitError, BadRow
 from alignkit.options import Options
 from alignkit.plugins import plugins
@@ -92,13 +93,6 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@dataclass(frozen=True)
-class Data:
-    """A DataRef option as a plugin gets it. entry: what the recipe says."""
-
-    entry: Any
-
-
 @dataclass
 class Surroundings:
     """The run around one plugin.
@@ -139,7 +133,7 @@ class Surroundings:
 
     def load(self, spec: Any) -> list[Group]:
         """The groups of a DataRef option."""
-        if not isinstance(spec, Data):
+        if not isinstance(spec, DataSpec):
             raise BadRow(f"load takes the value of a DataRef option, not {spec!r:.60}")
         return list(self.data)
 
@@ -179,7 +173,8 @@ class AnyNames(Reading):
     read_policy = read_from = read_base = read_stage
 
     def read_data(self, value: Any) -> Any:
-        return Data(value)
+        entries = value if isinstance(value, list) else [value]
+        return DataSpec(tuple(DataSource(path=Path(str(entry))) for entry in entries))
 
     def read_reward(self, value: Any) -> RewardSpec:
         """An installed reward; any other name is a stage that trains a reward model."""

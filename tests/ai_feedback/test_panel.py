@@ -37,9 +37,7 @@ class Says(Judge):
         return [self._rating(self.options[1]) for _ in items]
 
     def _rating(self, score: float | None) -> Rating:
-        return Rating(
-            score, "" if score is not None else "the judge refused", calls=1, tokens=7, cost=0.5
-        )
+        return Rating(score, "" if score is not None else "the judge refused", calls=1, tokens=7)
 
 
 def panel(
@@ -52,10 +50,7 @@ def panel(
 
 
 def verdict(folder: Path, ps: Sequence[Any], **options: Any) -> Verdict:
-    says = [
-        p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10, cost=0.25)
-        for p in ps
-    ]
+    says = [p if isinstance(p, Verdict) else Verdict(p, (p, p), calls=2, tokens=10) for p in ps]
     (found,) = panel(says, folder, **options).compare([(PROMPT, "a", "b")])
     return found
 
@@ -63,7 +58,7 @@ def verdict(folder: Path, ps: Sequence[Any], **options: Any) -> Verdict:
 def test_a_verdict_is_the_mean(tmp_path: Path) -> None:
     found = verdict(tmp_path, (0.9, 0.8, 0.1))
     assert found.p_first == pytest.approx(0.6) and found.p_orders == pytest.approx((0.6, 0.6))
-    assert (found.calls, found.tokens, found.cost) == (6, 30, 0.75)
+    assert (found.calls, found.tokens) == (6, 30)
 
 
 def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
@@ -73,11 +68,7 @@ def test_orders_are_averaged_one_by_one(tmp_path: Path) -> None:
 
 def test_judges_without_a_verdict_are_left_out(tmp_path: Path) -> None:
     found = verdict(tmp_path, [0.9, LOST, 0.7])
-    assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens, found.cost) == (
-        5,
-        25,
-        0.5,
-    )
+    assert found.p_first == pytest.approx(0.8) and (found.calls, found.tokens) == (5, 25)
     lost = verdict(tmp_path, [LOST, LOST])
     assert lost.p_first is None and lost.reason == "the judge refused"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.whole_model import export
-from alignkit_plugins.recipes.plan import quantized_width
+from alignkit_plugins.recipes.plan import _Planner
 from tests.test_train import encoded
 
 pytestmark = pytest.mark.skipif(
@@ -82,7 +83,9 @@ def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     weight, spec = torch.randn(512, 1024), spec_of(form)
-    expected = (quantized_width(spec) or 0.0) * weight.numel()
+    shape = {"parameters": weight.numel(), "matrices": weight.numel(), "dtype": torch.float32}
+    weights: Any = _Planner.weights
+    expected = weights.fget(SimpleNamespace(spec=spec, **shape))
     if form == "int8":
         assert expected == weight.numel()
         return

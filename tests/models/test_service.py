@@ -196,7 +196,8 @@ def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_
 
     (verdict,) = judge().compare(items)
     assert verdict.p_first is not None and verdict.mass > 0
-    advice = r"begin with the same token; choose others\nhelp: set the judge's option 'answers' to two words"
+    rated = [item[:2] for item in items]
+    advice = r"begin with the same token; choose others\nhelp: set 'reasons: true'"
     with pytest.raises(RunFailed, match=advice):
-        judge(answers=("10", "11")).compare(items)
-    assert judge(answers=("A", "B")).compare(items)[0].p_first is not None
+        judge(scale=(10, 11)).rate(rated)
+    assert judge(scale=(1, 5)).rate(rated)[0].score is not None

@@ -26,9 +26,9 @@ def test_first_party_formats_conform(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "row"),
     [
-        ("template", {"prompt": "{question}", "response": "{answer}"}, None),
+        ("template", {"prompt": "{{ question }}", "response": "{{ answer }}"}, None),
         ("text", {"paragraphs": True}, {"text": "Raw text.", "id": 3}),
-        ("rankings", {}, {"question": "Hi", "answers": ["a", "b"], "scores": [1, 2.5]}),
+        ("rankings", {}, {"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2.5]}),
         (
             "preference",
             {},

@@ -40,7 +40,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "exact_match": [{"column": "right"}],
     "format": [{"tags": ["think", "answer"]}],
     "honesty": [{"column": "right"}],
-    "honesty_accuracy": [{"column": "right", "match": "f1"}],
+    "honesty_accuracy": [{"column": "right", "match": "contains"}],
     "http": [],  # asks a server, as tests/ai_feedback/test_http_reward.py does
     "language": [{"language": "en"}],
     "math_verify": [{"column": "right"}],
@@ -55,12 +55,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"judge": JUDGE},
     ],
     "sycophancy": [{"column": "right"}],
-    "rubric": [
-        {
-            "judge": JUDGE,
-            "criteria": [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}],
-        }
-    ],
+    "rubric": [{"judge": JUDGE}],
 }
 CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
 
@@ -91,6 +86,9 @@ def test_first_party_rewards_conform(name: str, options: dict[str, Any], tmp_pat
             Group(group.prompt, group.responses, meta={"right": ["7"]})
             for group in example_groups()
         ]
+    if name == "rubric":
+        criteria = [{"text": "It is polite.", "weight": 2}, {"text": "It is short."}]
+        groups = [replace(group, meta={"rubric": criteria}) for group in example_groups()]
     if name == "environment":
         groups = [replace(group, responses=_played(group.responses)) for group in example_groups()]
     (tmp_path / "polite.py").write_text(FUNCTION, encoding="utf-8")

@@ -27,6 +27,7 @@ from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_step
 
 JUDGE = {"local_judge": {"min_mass": 0, "role": "judge"}}
+USE_CASES = {"praise": "says that it is good", "doubt": "asks whether it is true"}
 SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "sampling": {"max_new_tokens": 6}}
 # The untrained model ends no answer by itself.
 ENDS: dict[str, Any] = {"sampling": {"max_new_tokens": 64, "stop": ["e"]}, "critique_tokens": 64}
@@ -34,7 +35,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "calibration": [
         {"policies": ["base", "sft"], "correct": "helpful", "confidence": "token", **SHORT}
     ],
-    "categorize": [{"data": "rows.jsonl", "categories": ["praise", "doubt"], "by": "base"}],
+    "categorize": [{"data": "rows.jsonl", "categories": USE_CASES, "by": "base"}],
     "clean": [{"data": "rows.jsonl"}],
     "evaluate": [{"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT}],
     "evaluate_reward": [
@@ -87,7 +88,7 @@ def test_sycophancy_conforms() -> None:
             ({"role": "user", "content": f"{text}?"},),
             (Response(text="Yes."),),
             id=text,
-            meta={"answers": [text]},
+            meta={"answers": [text], "opinion": "d"},
         )
         for text in ("a", "b", "c")
     ]
@@ -97,16 +98,6 @@ def test_sycophancy_conforms() -> None:
         {"policies": ["base", "sft"], "correct": correct, **SHORT},
         groups=groups,
     )
-
-
-def test_policies_within_other_options_are_named() -> None:
-    groups = [
-        Group(({"role": "user", "content": text},), (Response(text="Yes."),), id=text)
-        for text in ("a?", "b?")
-    ]
-    best = {"policy": "sft", "best_of": 2, "reward": "helpful"}
-    options = {"policies": ["base", best], "rewards": ["helpful"], **SHORT}
-    check_step(first_party()["evaluate"], options, groups=groups)
 
 
 class Head(Step):

@@ -13,7 +13,7 @@ from alignkit.models.shared_model import BASE
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component
 from alignkit.testing import ConformanceError, check_reward, example_groups
-from alignkit.testing.surroundings import Data, Surroundings, TinyModels, turned_groups
+from alignkit.testing.surroundings import Surroundings, TinyModels, turned_groups
 
 
 class Refers(Reward):
@@ -43,7 +43,8 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
     assert isinstance(options.reward, RewardSpec) and options.reward.kind == "reward"
     assert options.reward.component.options.unit == "words"
     assert isinstance(options.judge, Component) and options.judge.name == "local_judge"
-    assert options.policy == "sft@2" and options.data == Data(["a.jsonl", "b.jsonl"])
+    assert options.policy == "sft@2"
+    assert [source.name for source in options.data.sources] == ["a.jsonl", "b.jsonl"]
     (around.folder / "x.py").touch()
     options = around.component("reward", Refers, {"reward": "helpful", "file": "x.py"}).options
     assert (

@@ -111,10 +111,13 @@ class _Planner:
 
     @property
     def weights(self) -> float:
-        """Bytes of the base model. A quantized matrix has a scale in fp32 per 64 weights."""
+        """Bytes of the base model. A quantized matrix has a scale in fp32 per 64 weights; double
+        quantization stores it in 8 bits, with a scale in fp32 per 256 of them.
+        """
         options, width = QUANTIZED[self.spec.quantization], float(self.dtype.itemsize)
         if options:
-            width = 0.5 + 4 / 64 if "load_in_4bit" in options else 1.0
+            scale = 1 + 4 / 256 if "bnb_4bit_use_double_quant" in options else 4
+            width = 0.5 + scale / 64 if "load_in_4bit" in options else 1.0
         return (self.parameters - self.matrices) * self.dtype.itemsize + self.matrices * width
 
     @property
