@@ -52,6 +52,12 @@ def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert len(done) == 3 and (tmp_path / "run" / "report" / "evaluation.json").is_file()
 
 
+def test_a_folder_may_be_called_like_a_kind(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "demos", str(DATA / "demos.jsonl")]) == 0
+    assert Path("demos/recipe.yaml").is_file()
+
+
 def test_a_file_in_the_folder_has_a_short_name(data: Path) -> None:
     (data / "rows.jsonl").write_bytes((DATA / "demos.jsonl").read_bytes())
     assert main(["init", str(data), f"demos={data}/rows.jsonl"]) == 0

@@ -54,6 +54,19 @@ def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
     assert next(doubts(bad)) == f"local_judge: {NONE}"
 
 
+def test_ties_on_every_example_are_no_reason_to_train_more(summary: dict[str, Any]) -> None:
+    def told(**difference: float) -> str:
+        rows = [
+            replace(row, difference={**row.difference, **difference}) if row.difference else row
+            for row in rows_of(summary)
+        ]
+        (verdict,) = [one for one in verdicts(adjusted(rows)) if one.policy == "align"]
+        return " ".join(verdict.sentences)
+
+    assert "cannot tell them apart" in told(mean=0.0, low=0.0, high=0.0)
+    assert "more training may show one" in told(mean=0.1, low=-0.1, high=0.3, p=0.6)
+
+
 def test_a_good_judge_raises_no_doubts(summary: dict[str, Any]) -> None:
     good = changed(
         summary,

@@ -36,6 +36,7 @@ NO_PROOF = {
     None: "It is not known whether it was trained on this, so this may be no independent proof.",
 }
 MORE = "More examples or more training may show one."
+TIED = "Both are equal on every example, so these examples cannot tell them apart."
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
     elif head.clear == -1:
         outcome = "lost"
     else:
-        told.append(MORE)
+        tied = head.difference.get("low") == head.difference.get("high") == 0
+        told.append(TIED if tied else MORE)
     if head.metric == PAIRS and (length := _of_length(rows, policy)):
         told.append(length)
         if head.clear == 1:

@@ -125,9 +125,9 @@ def clean(
     rows = [{"text": row.raw} if isinstance(row.raw, str) else row.raw for row in done.kept]
     files.write_rows(files.removed_file(out), done.removed)
     files.write_rows(out, rows)
-    left = (
-        f"{out}: {len(rows):,} of {len(done.rows):,} rows; {files.removed_file(out).name} says why"
-    )
+    left = f"{out}: {len(rows):,} of {len(done.rows):,} rows"
+    if done.removed:
+        left += f"; {files.removed_file(out).name} says why"
     return reported(Report([done.table(left)]))
 
 

@@ -442,8 +442,8 @@ def named(word: str) -> tuple[str, Path]:
     """The kind that a word of the command line gives a file, such as `demos=faq.csv`, or an empty
     one; and the file.
     """
-    kind, _, file = word.partition("=")
-    return (kind, Path(file)) if kind in KINDS else ("", Path(word))
+    kind, equals, file = word.partition("=")
+    return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))
 
 
 def write(

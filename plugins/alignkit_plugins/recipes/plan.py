@@ -210,8 +210,12 @@ class _Planner:
         work.measured = work.tokens
         if isinstance(options, SamplingOptions) and work.rows:
             policies = len(options.policies_to_sample())
-            limit = getattr(options, "limit", None) or work.rows
-            rows = min(work.rows, limit * max(1, len(getattr(options, "metrics", ()))))
+            asked = Work()
+            if prompts := getattr(options, "prompts", None):
+                self._count(asked, prompts)
+            rows = asked.rows or work.rows
+            limit = getattr(options, "limit", None) or rows
+            rows = min(rows, limit * max(1, len(getattr(options, "metrics", ()))))
             work.tokens, work.rows = work.tokens * rows // work.rows, rows
             work.new = options.sampling.max_new_tokens
             work.together = rows * (getattr(options, "samples_per_prompt", None) or 1)
