@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,12 +70,26 @@ def run(
             metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."
         ),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="Run only this stage, on the complete results of the stages that it needs.",
+        ),
+    ] = None,
     until: Annotated[
         str | None,
         typer.Option(
             metavar="STAGE", help="Run the stages up to this one, and leave the later ones."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check the recipe and its data, as alignkit check does, and run nothing.",
+        ),
+    ] = False,
     processes: Annotated[
         int,
         typer.Option(
@@ -90,15 +105,18 @@ def run(
       alignkit run quickstart stages.align.algorithm=rejection_sampling
       alignkit run recipe.yaml seed=1 --out runs/seed1
       alignkit run recipe.yaml --until sft
+      alignkit run recipe.yaml --only report
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
-    read = partial(load, recipe, overrides, until=until)
+    chosen = partial(load, recipe, overrides, only=only, until=until)
+    if dry_run:
+        return import_module("alignkit_plugins.recipes.check").checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
         from alignkit.runs.start import RANK, launch, start
 
         if processes > 1 and RANK not in os.environ:
             raise typer.Exit(launch(processes))
-        left = start(read, out)
+        left = start(chosen, out)
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)

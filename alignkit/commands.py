@@ -166,13 +166,14 @@ def load(
     name: str,
     overrides: Sequence[str] | None,
     warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+    only: str | None = None,
     until: str | None = None,
 ) -> Recipe:
     """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a
     file.
 
-    until: the last stage; later ones are left out. Raises RecipeError for a stage that the recipe
-    does not have.
+    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does
+    not have.
     """
     from alignkit.io.results import RECIPE
     from alignkit.plugins import load_plugins
@@ -193,11 +194,12 @@ def load(
     recipe = load_recipe(path, list(overrides or ()))
     for broken in loaded.broken:  # only now: errors of a recipe already mention broken plugins
         warn(f"warning: {broken}")
-    if until:
-        stage_of(recipe, until)
-        names = [*recipe.stages]
-        first = names[: names.index(until) + 1]
-        recipe = replace(recipe, stages={name: recipe.stages[name] for name in first})
+    if only and until:
+        refuse("--only runs one stage, and --until several", "choose one of them")
+    if last := only or until:
+        names = (*recipe.stages,)
+        end = names.index(stage_of(recipe, last).name)
+        recipe = replace(recipe, chosen=names[end if only else 0 : end + 1])
     return recipe
 
 

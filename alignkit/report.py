@@ -9,11 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from io import StringIO
 from textwrap import indent, wrap
 from typing import Any
-
-from pydantic import TypeAdapter
 
 from alignkit.io.text import printable
 
@@ -52,7 +51,6 @@ class SideBySide:
 
 
 Block = str | Table | SideBySide
-_BLOCKS = TypeAdapter(list[Block])
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Report:
 
     def plain(self) -> list[Any]:
         """The report as JSON, for `restored`."""
-        return _BLOCKS.dump_python([*self.blocks])
+        return _blocks().dump_python([*self.blocks])
 
     @classmethod
     def restored(cls, plain: Sequence[Any]) -> Report:
@@ -86,7 +84,14 @@ class Report:
         Args:
             plain: What `plain` returned.
         """
-        return cls(_BLOCKS.validate_python(plain))
+        return cls(_blocks().validate_python(plain))
+
+
+@cache
+def _blocks() -> Any:
+    from pydantic import TypeAdapter  # slow, and `alignkit --help` needs none
+
+    return TypeAdapter(list[Block])
 
 
 def _text(block: Block, width: int) -> str:

@@ -3,7 +3,7 @@
 And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure
 alone, which corrects nothing. Scores are drawn, and judged as an evaluation judges them
 (`alignkit_plugins.evaluate`). A claim is any "better" or "worse" of any policy, by any rater, than
-the baseline or the base model, diversity included.
+the baseline or the base model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from alignkit_plugins.evaluate.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2
-DIVERSITY = 2  # metrics that every evaluation tests
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -139,11 +138,6 @@ def evaluation(
             half = {key: found[key] - (key != "p") / 2 for key in ("mean", "low", "high", "p")}
             own: dict[str, Any] = {"trained_on": False, "tested": True}
             rows.append(Row(policy, f"judge {number}", "judge", found, "baseline", half, **own))
-        for number in range(DIVERSITY):
-            values = random.normal(size=setting.raters[0]).tolist()
-            both = {policy: values, "baseline": [0.0] * len(values)}
-            more: dict[str, Any] = {"kind": "diversity", "scale": Scale(None), "tested": True}
-            rows += compared(str(number), both, "baseline", **more)
     rows.sort(key=lambda row: row.policy)
     return adjusted(rows), alone
 

@@ -196,7 +196,7 @@ def test_recipes_of_commands_are_valid(
     words = list(command.filled()[2:])
     if (ROOT / words[0]).is_file():  # a recipe of the repository that is not shipped
         words[0] = str(ROOT / words[0])
-    for option in {"--out", "--processes", "--until"} & set(words):
+    for option in {"--out", "--processes", "--only", "--until"} & set(words):
         del words[words.index(option) : words.index(option) + 2]
     plugins = (
         [INSTALLED[command.text]]

@@ -66,7 +66,6 @@ COMMANDS = [
     ("gguf runs/a/b", "gguf", PAGE),
     ("export runs/a/b --gguf q8_0", "--gguf", PAGE),
     ("plugins list", "list", "`alignkit plugins` lists what is installed"),
-    ("labels agree", "agree", PAGE),
     ("data stats d.jsonl", "stats", PAGE),
     ("run smoke --executor ray", "--executor", PAGE),
     ("chat runs/a/b --blind", "--blind", PAGE),

@@ -141,7 +141,6 @@ KINDS = {
     "run": ["r.yaml"],
     "show": ["runs/r"],
     "show ": [],
-    "show  ": ["runs/r", "runs/r"],
     "export": ["runs/r/sft", "exported"],
     "verify": ["runs/r"],
     "evaluate": [

@@ -378,8 +378,7 @@ def test_what_parts_of_a_reward_say_points_at_them(
 @pytest.mark.silent_bug(
     "check: code of rewards",
     "A check says ok, and the run stops when it imports the reward, hours into the queue.",
-    "`check` imports the code that a recipe names, compares its arguments with the columns, and "
-    "says so.",
+    "`check` imports the code that a recipe names, and compares its arguments with the columns.",
     "inclusionAI/AReno#9",
 )
 def test_check_imports_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +402,4 @@ def test_check_imports_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (tmp_path / "mine.py").write_text(source)
         assert main(check) in (2, 4) and told in capsys.readouterr().err
     (tmp_path / "mine.py").write_text("def f(completions, answer): ...")
-    assert (
-        main(check) == 0
-        and "align: imported the code of reward 'python'\n" in capsys.readouterr().out
-    )
+    assert main(check) == 0 and capsys.readouterr().out.endswith("ok: recipe: stages align\n")

@@ -217,7 +217,7 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
         assert f"{kind} {name} (" in call(alignkit, "plugins", name, cwd=tmp_path)
 
 
-def test_a_strangers_monitor_and_its_part_of_the_report(stranger: Path, tmp_path: Path) -> None:
+def test_a_strangers_monitor(stranger: Path, tmp_path: Path) -> None:
     add(stranger, "hardest")
     alignkit = stranger.parent / "alignkit"
     assert "weight of a prompt's earlier rewards in its mean" in call(
@@ -232,7 +232,6 @@ def test_a_strangers_monitor_and_its_part_of_the_report(stranger: Path, tmp_path
         for line in (run / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert all(row["hardest/share"] >= 0 and 1 <= row["gen_batches"] <= 4 for row in rows)
-    assert "align: the hardest prompts" in (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_shipped_recipe_can_name_it(stranger: Path, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ class Recipe:
     resolved: dict[str, Any]
     trackers: tuple[Component, ...]
     document: Document = field(compare=False, repr=False)
+    chosen: tuple[str, ...] = ()
 
     def problem(self, stage: str, text: str, option: Keys) -> Problem:
         """A problem at a stage, or at one of its options: next to `step: NAME`, or inside `step:

@@ -22,6 +22,7 @@ from alignkit.errors import (
     memory_ran_out,
     message_of,
     no_disk,
+    refuse,
     stoppable,
 )
 from alignkit.evaluation import held_out
@@ -101,9 +102,16 @@ class Run(Services):
 
     @cached_property
     def stages(self) -> dict[str, RunStage]:
-        """The stages by name, in order."""
+        """The chosen ones and those that they need, by name, in order."""
         kinds = {"algorithm": TrainingStage, "step": StepStage}
-        return {name: kinds[one.kind](self, one) for name, one in self.recipe.stages.items()}
+        stages = self.recipe.stages
+        needed = {*(self.recipe.chosen or stages)}
+        for name in reversed(stages):
+            if name in needed:
+                needed.update(stages[name].upstream)
+        return {
+            name: kinds[stage.kind](self, stage) for name, stage in stages.items() if name in needed
+        }
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
@@ -142,6 +150,14 @@ class Run(Services):
         incomplete = [
             name for name, stage in self.stages.items() if not self._reuse(name, stage.key())
         ]
+        if missing := [
+            name for name in incomplete if name not in (self.recipe.chosen or incomplete)
+        ]:
+            text = (
+                f"--only needs results of {', '.join(missing)}, which are not complete with these "
+                "settings"
+            )
+            refuse(text, f"--until {missing[-1]} makes them")
         write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
         self.prepare(incomplete)
 

@@ -203,7 +203,7 @@ def begin(recipe: Recipe, folder: Path) -> Reporter:
 
     Raises RecipeError if the run would replace what is in its folder and is no run's.
     """
-    count = len(recipe.stages)
+    count = len(recipe.chosen or recipe.stages)
     # A stage looks at its folder itself
     taken = [name for name in (PAGE, FACTS) if exists(folder / name)]
     if taken and not exists(folder / RECIPE):

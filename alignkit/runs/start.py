@@ -133,7 +133,7 @@ def run(
 
 def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
-    for name in recipe.stages:
+    for name in recipe.chosen or recipe.stages:
         made = folder / name
         results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
     return results

@@ -107,6 +107,13 @@ class RolloutTrainer(Trainer):
             "monitors": self.monitors,
             "prompts": self.prompts,
         }
+        if self.algorithm.needs.old_logprobs and (
+            rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens
+        ):
+            context.say(
+                "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are "
+                "of all, and thus biased"
+            )
 
     def run(self) -> dict[str, Any]:
         iterations = self.settings.iterations

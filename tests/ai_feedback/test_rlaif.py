@@ -444,6 +444,13 @@ def read_answer(reply: bytes) -> Answer:
     return answer_in(Written(**stored(reply)))
 
 
+def test_an_answer_that_a_server_does_not_tell_has_no_more_than_what_is_left() -> None:
+    one, two = (answer_in(Written("", likeliest=[(word, math.log(0.9))])) for word in ("1", "2"))
+    assert one.mass == two.mass == pytest.approx(1.0)
+    (verdict,) = verdicts_of([one, two], 0.1)
+    assert verdict.p_first == pytest.approx(0.9)
+
+
 def cached(tmp_path: Path) -> bytes:
     return b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
 

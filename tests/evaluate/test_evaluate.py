@@ -24,7 +24,7 @@ from scipy import stats
 import alignkit_plugins.algorithms.llama2 as llama2
 import alignkit_plugins.evaluate.step as evaluate
 from alignkit import Artifact, Group, Judge, Options, Response, RunFailed, StepContext, Verdict
-from alignkit.data.group import Origin, read_groups
+from alignkit.data.group import Origin, Pair, read_groups
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.evaluation import statistics
@@ -500,6 +500,33 @@ def test_all_policies_get_the_same_prompts_and_streams(tmp_path: Path) -> None:
     assert models.sampled[:3] == [{"role": role, **common} for role in ("base", "sft", "align")]
 
 
+def test_examples_that_compare_nothing_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate.examples, "measured", lambda groups, *_: list(groups))
+    monkeypatch.setattr(evaluate.examples, "rows", lambda *_, **__: [])
+    pair = replace(prompts()[0], responses=(Response("a"), Response("b")), pairs=(Pair(0, 1),))
+    around = context(Scripted(), tmp_path, [pair, replace(pair, responses=(), pairs=None)])
+    around.out.mkdir(exist_ok=True)
+    notes: list[str] = []
+    asked = step(examples=DataSpec((DataSource(path=Path("x")),)))
+    assert len(asked._of_examples({}, None, notes, around)[0]) == 1
+    assert notes == ["1 of 2 examples compare nothing and are left out"]
+
+
+@pytest.mark.parametrize("of_base", [False, None, True])
+def test_known_answers_that_the_base_may_have_learned_are_no_proof(
+    of_base: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned = {"base": of_base, "align": True}
+    monkeypatch.setattr(evaluate, "learned_from", lambda model, *_: learned[model])
+    monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {})
+    monkeypatch.setattr(evaluate.metrics, "verifies", lambda rater: True)
+    around = replace(context(Scripted(), tmp_path), recipe=object())  # type: ignore[arg-type]
+    (found,) = step()._trained_on({"align": "align"}, prompts(), around).values()
+    assert found == {"align": of_base is not False}
+
+
 def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) -> None:
     models = Scripted()
     asked = {
@@ -515,6 +542,7 @@ def test_answers_are_sampled_as_asked_and_the_report_says_how(tmp_path: Path) ->
     assert text.startswith(
         "sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop"
     )
+    assert "the KL is biased: it is of all tokens, and samples leave some out" in text
     followed = step(sampling={"max_new_tokens": 9})
     followed.options.follow(Sampling(temperature=0.9, max_new_tokens=4))
     artifact = followed.run(context(models, tmp_path))

@@ -1,4 +1,4 @@
-"""`alignkit evaluate FILE` scores answers."""
+"""`alignkit evaluate FILE` scores answers, and `alignkit chat --prompts FILE` writes them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from alignkit import Group, Message, Response
 from alignkit.cli import main
-from alignkit.data.group import read_groups
+from alignkit.data.group import read_groups, write_groups
 from alignkit.evaluation import statistics
 
 
@@ -149,7 +150,7 @@ def test_a_reward_that_needs_a_model_gets_none_unasked(capsys: pytest.CaptureFix
         (
             ["bare.jsonl", "--reward", "length"],
             4,
-            "none of 1 examples has a response\nhelp: `step: sample` lets a policy",
+            "none of 1 examples has a response\nhelp: a policy answers prompts",
         ),
         (
             ["pairs.jsonl", "--reward", "length", "--out", "pairs.jsonl"],
@@ -165,3 +166,95 @@ def test_mistakes(
     Path("bare.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     assert call("evaluate", *words) == code
     assert expected in capsys.readouterr().err
+
+
+def test_a_file_of_prompts_is_answered_as_in_a_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    asked = ["run/sft", "run/online"]
+    found, err = said(
+        capfd, "chat", *asked, "--prompts", "prompts.jsonl", "--out", out, "--reward", "run/liked"
+    )
+    assert (
+        "sampled with max_new_tokens 6, temperature 0.7" in err
+        and "run-online answers 3 prompts" in err
+    )
+    evaluated = [
+        "evaluate",
+        *asked,
+        "--prompts",
+        "prompts.jsonl",
+        "--reward",
+        "run/liked",
+        "--out",
+        tmp_path / "e",
+    ]
+    assert call(*evaluated) == 0
+    answers, report = read_groups(out), read_groups(tmp_path / "e" / "evaluate" / "samples.jsonl")
+    for ours, theirs in zip(answers, report, strict=True):
+        named = [r for r in theirs.responses if r.source != "base"]
+        assert [r.text for r in ours.responses] == [r.text for r in named]
+        scores = [r.scores["run/liked"] for r in named]  # in another batch, with the base model's
+        assert [r.scores["run/liked"] for r in ours.responses] == pytest.approx(scores, abs=1e-5)
+        assert [r.source for r in ours.responses] == ["run-sft", "run-online"]
+    assert found["examples"] == 3 and found["rewards"]["run/liked"]["mean"]["n"] == 3
+
+
+def test_answers_are_rows_for_scores_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    rows = [
+        Group((Message(role="user", content=text),), meta={"answer": text})
+        for text in ("a", "b c", "a")
+    ]
+    write_groups(tmp_path / "p.jsonl", rows)
+    words = ["chat", "run/sft", "sampling.temperature=0", "sampling.max_new_tokens=3"]
+    assert call(*words, "--prompts", tmp_path / "p.jsonl", "--out", out) == 0
+    assert "1 of 3 prompts repeat the words and columns of others" in capsys.readouterr().err
+    answers = read_groups(out)
+    assert [row.meta["answer"] for row in answers] == ["a", "b c"]
+    assert all(
+        row.responses[0].tokens is not None and len(row.responses[0].tokens) <= 3 for row in answers
+    )
+    assert call("evaluate", out, "--reward", "exact_match") == 0
+    recipe = {
+        "model": {"base": "tiny"},
+        "stages": {"s": {"algorithm": "sft", "data": str(out), "max_steps": 1}},
+    }
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert call("run", tmp_path / "r.yaml", "--out", tmp_path / "run") == 0
+
+
+def test_a_file_is_answered_without_a_talk(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["--prompts", "prompts.jsonl"],
+        ["--out", "a.jsonl"],
+        ["--prompts", "p", "--out", "a", "--page"],
+    ):
+        assert call("chat", "run/sft", *words) == 2
+        assert "--prompts FILE --out ANSWERS.jsonl" in capsys.readouterr().err
+    assert call("chat", "run/sft", "--prompts", "prompts.jsonl", "--out", "prompts.jsonl") == 2
+    assert "in a new file" in capsys.readouterr().err
+
+
+def test_summaries_count_truncated_responses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Group(
+        (Message(role="user", content="a"),), (Response("b", truncated=True), Response("c"))
+    )
+    write_groups(tmp_path / "a.jsonl", [row])
+    assert (
+        call(
+            "evaluate",
+            tmp_path / "a.jsonl",
+            "--reward",
+            "repetition",
+            "--out",
+            tmp_path / "b.jsonl",
+        )
+        == 0
+    )
+    assert capsys.readouterr().out.splitlines()[0] == "examples: 1; truncated responses: 1"

@@ -252,6 +252,13 @@ def test_a_prompt_without_room_is_left_out_for_all_policies(tmp_path: Path) -> N
         run(tmp_path, models)
 
 
+def test_a_prompt_whose_opinion_is_right_says_nothing_of_wrong_ones(tmp_path: Path) -> None:
+    groups = prompts()
+    groups[9].meta["opinion"] = "Answer 9"
+    summary: Any = run(tmp_path, groups=groups).summary
+    assert (summary["prompts"], summary["left_out"]) == (9, 1)
+
+
 def test_a_column_that_prompts_lack_is_found_before_the_run() -> None:
     data = StepData(load=lambda spec: prompts(), check_prompts=lambda reward, groups: None)
     with pytest.raises(DataError, match="no column 'opinon'"):

@@ -569,6 +569,10 @@ def test_a_column_with_the_system_message_opens_the_conversation(
 def test_two_different_system_messages_are_refused() -> None:
     row = {"messages": openai("s: be kind", "u: q", "a: a"), "system": "be rude"}
     assert "2 different system messages" in refused("messages", row)
+    row = {"prompt": "q", "completion": "a", "system": "be kind", "system_prompt": "be brief"}
+    assert "2 different system messages" in refused("prompt_completion", row)
+    kind = read("prompt_completion", {**row, "system": ""}).prompt[0]
+    assert kind == {"role": "system", "content": "be brief"}
 
 
 # alpaca, dolly

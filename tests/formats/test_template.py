@@ -241,6 +241,14 @@ def test_a_conversation_in_two_columns() -> None:
         ({"prompt": "{{ q }}", "label": "true"}, "label needs response"),
         ({"prompt": "{{ q }}", "scores": "1"}, "scores needs response or responses"),
         ({"prompt": "{{ q }}", "best": "0"}, "best needs responses"),
+        (
+            {"prompt": "{{ q }}", "responses": "{{ r }}", "best": "0", "scores": "{{ s }}"},
+            "best and scores exclude",
+        ),
+        (
+            {"prompt": "{{ q }}", "responses": "{{ r }}", "scores": "{{ s }}", "margin": "1"},
+            "margin needs chosen or best",
+        ),
     ],
 )
 def test_templates_that_contradict_themselves(template: dict[str, Any], reason: str) -> None:

@@ -135,3 +135,9 @@ def test_gold_items_decide_who_is_left_out() -> None:
 def test_gold_items_that_leave_nobody(gold: Any, fault: str) -> None:
     with pytest.raises(BadRow, match=fault):
         below([entry("pair", choice(1), gold=gold) for _ in range(5)], 0.5)
+
+
+def test_nobody_is_left_out_for_texts_which_agree_with_no_gold_text() -> None:
+    texts = [entry("demonstration", {"text": "a"}, gold={"text": "b"}) for _ in range(5)]
+    known = [entry("pair", choice(0), gold={"better": 0})]
+    assert below([*texts, *known], 0.8) == (set(), ["kept, under 5 gold items: person 0 1 of 1"])

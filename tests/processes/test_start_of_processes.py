@@ -65,8 +65,8 @@ def test_only_several_processes_need_the_plugin(work: Path) -> None:
 
 
 def test_an_external_trainer_is_refused(work: Path) -> None:
-    trl = {"algorithm": {"trl": {"trainer": "sft"}}, "data": "demos.jsonl"}
-    err, _ = ended_before_anything_was_written(work, write_recipe({"sft": trl}))
+    trl = {"algorithm": "trl", "data": "pairs.jsonl"}
+    err, _ = ended_before_anything_was_written(work, write_recipe({"dpo": trl}))
     assert "trl trains by itself, and in one process" in err and "recipe.yaml:" in err
 
 

@@ -305,6 +305,33 @@ def test_responses_have_room(write: Callable[..., str]) -> None:
     assert settings.iterations == 4
 
 
+def test_held_out_examples_that_repeat_others_are_dropped(
+    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every row has a near double with another beginning, which puts it anywhere."""
+
+    def doubled(number: int) -> Any:
+        text = (
+            f"I would like to know all of it, so why is {thing(number // 2)}, and "
+            f"{thing(number // 2 + 500)}?"
+        )
+        return {**pair(number), "prompt": text if number % 2 else f"Now {text}"}
+
+    recipe = made(write("pairs.jsonl", doubled, range(100)))
+    out = capsys.readouterr().out
+    assert " of them dropped, as they repeat others)" in out
+    assert next(iter(kinds(recipe).items())) == ("held_out_pairs", "clean")
+    settings: Any = recipe.stages["align"].settings
+    report: Any = recipe.stages["report"].component.options
+    for spec in (settings.validation, report.prompts, report.examples):
+        assert [source.stage for source in spec.sources] == ["held_out_pairs"]
+    assert main(["run", "new/recipe.yaml", "model.base=tiny", "--out", "run"]) == 0
+    summary = json.loads(Path("run/held_out_pairs/stage.json").read_text(encoding="utf-8"))[
+        "summary"
+    ]
+    assert f"({summary['rows'] - summary['kept']} of them dropped" in out
+
+
 @pytest.mark.parametrize(
     ("answers", "reward"),
     [

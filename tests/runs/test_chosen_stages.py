@@ -1,4 +1,6 @@
-"""`run --until`: the first stages of a recipe, with the results that the whole recipe would have."""
+"""`run --only` and `--until`: some stages of a recipe, with the results that the whole recipe would
+have.
+"""
 
 from __future__ import annotations
 
@@ -75,10 +77,11 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert complete(parts) == ["sft", "helpful"] and not (parts / "report").exists()
     first, *_, last = capsys.readouterr().err.splitlines()
     assert first.endswith(": r, 2 stages, runs/r") and last.endswith("results: runs/r")
-    assert main(["run", "r.yaml", "--until", "more"]) == 0
+    assert main(["run", "r.yaml", "--only", "more"]) == 0
     lines = capsys.readouterr().err.splitlines()
-    assert "sft: unchanged, reused" in lines and "more: stage 3 of 3, sft" in lines
-    assert main(["run", "r.yaml"]) == 0 and complete(parts) == [*STAGES]
+    assert "sft: unchanged, reused" in lines and "more: stage 2 of 2, sft" in lines
+    assert not any(line.startswith("helpful:") for line in lines)
+    assert main(["run", "r.yaml", "--only", "report"]) == 0 and complete(parts) == [*STAGES]
     assert main(["run", "r.yaml", "--out", str(whole)]) == 0
     for file in (f"sft/{WEIGHTS}", f"helpful/{WEIGHTS}", f"more/{WEIGHTS}", "report/samples.jsonl"):
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
@@ -88,11 +91,40 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert written[0] == written[1] and list(written[0]["stages"]) == [*STAGES]
 
 
+def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recipe.parent / "runs" / "r"
+
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert main(["run", "r.yaml", *words]) == 2
+        return capsys.readouterr().err
+
+    said = refused("--only", "report")
+    assert (
+        "--only needs results of sft, more, which are not complete" in said
+        and "--until more" in said
+    )
+    assert (
+        complete(folder) == []
+        and not (folder / "report").exists()
+        and not (folder / "sft").exists()
+    )
+    assert main(["run", "r.yaml", "--until", "sft"]) == 0
+    assert "--only needs results of more," in refused("--only", "report")
+    assert "--only needs results of sft," in refused(
+        "stages.sft.learning_rate=0.2", "--only", "more"
+    )
+    assert main(["run", "r.yaml", "--only", "more"]) == 0, "nothing of what was refused is left"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--until", "mroe"], "no stage 'mroe'\n  help: did you mean 'more'?"),
+        (["--only", "mroe"], "no stage 'mroe'\n  help: did you mean 'more'?"),
         (["--until", "x"], "no stage 'x'\n  help: stages: sft, helpful, more, report"),
+        (["--only", "sft", "--until", "more"], "--only runs one stage"),
     ],
 )
 def test_mistakes(
@@ -118,3 +150,45 @@ def test_several_processes_run_a_chosen_stage(recipe: Path) -> None:
         assert [process.code for process in ended] == [0, 0], ended
         runs[name] = (recipe.parent / name / "sft" / WEIGHTS).read_bytes()
     assert runs["parts"] == runs["whole"] and complete(recipe.parent / "parts") == ["sft"]
+    first, _ = together(recipe.parent, ["run", "r.yaml", "--only", "more", "--out", "else"])
+    assert first.code == 2 and "--only needs results of sft" in first.err
+
+
+@pytest.mark.parametrize("words", [[], ["seed=3"], ["--json"], ["seed=x"]])
+def test_a_dry_run_says_what_check_says(
+    recipe: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "r.yaml", "--until", "sft"]) == 0
+    before = sorted(recipe.parent.rglob("*"))
+    capsys.readouterr()
+    checked = main(["check", "r.yaml", *words]), capsys.readouterr()
+    assert (
+        main(["run", "r.yaml", "--dry-run", "--processes", "2", *words]),
+        capsys.readouterr(),
+    ) == checked
+    assert sorted(recipe.parent.rglob("*")) == before
+
+
+def test_a_dry_run_says_what_chosen_stages_would_do(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "r.yaml", "--until", "sft"]) == 0
+    capsys.readouterr()
+    assert main(["run", "r.yaml", "--only", "report", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4:] == [
+        "sft: reused",
+        "more: needed, but not complete: --until more runs it",
+        "report: runs",
+        "ok: r: stages report",
+    ]
+    assert main(["run", "r.yaml", "--until", "sft", "--out", "else", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1:] == ["ok: r: stages sft"], (
+        "it looks into the other folder"
+    )
+    assert main(["run", "r.yaml", "--until", "helpful", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "sft: reused",
+        "helpful: runs",
+        "ok: r: stages sft -> helpful",
+    ]

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe
+from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit_plugins.evaluate import learned_from as lineage
 from alignkit_plugins.evaluate.learned_from import RECIPE
 
@@ -134,6 +134,39 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
     assert learned_from(folder, raters["helpful"], recipe) is True
     (run / RECIPE).write_text("stages: [")
     assert learned_from(folder, raters["length"], recipe) is None
+
+
+def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any]) -> None:
+    run = recipe.folder / "run"
+    run.mkdir()
+    path = recipe.folder / "recipe.yaml"
+    shutil.copy(path, recipe.folder / RECIPE)
+    (run / RECIPE).write_text(TEXT.replace(": demos", f": {recipe.folder}/demos"))
+    for name in ("pairs", "gold_pairs", "prompts"):
+        shutil.copy(recipe.folder / f"{name}.jsonl", run)
+    (run / "ppo" / "model").mkdir(parents=True)
+    path.write_text(TEXT.replace("base: tiny", f"base: {run}/ppo/model"))
+    again = load_recipe(path)
+    assert learned_from("base", raters["length"], again) is True
+    assert learned_from("sft", raters["length"], again) is True
+    assert learned_from("sft", raters["refusal"], again) is False
+    (run / RECIPE).write_text("stages: [")
+    assert learned_from("sft", raters["refusal"], again) is None
+
+
+def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe) -> None:
+    run, path = recipe.folder / "run", recipe.folder / "recipe.yaml"
+    run.mkdir()
+    pairs = f"{recipe.folder}/pairs.jsonl"
+    text = TEXT.replace("data: pairs.jsonl", f"data: {{path: {pairs}, part: [0, 0.5]}}")
+    for name in ("demos", "gold_pairs", "prompts"):
+        shutil.copy(recipe.folder / f"{name}.jsonl", run)
+    path.write_text(text.replace("part: [0, 0.5]", "part: [0.5, 1]"))
+    mine = load_recipe(path)
+    rater = RewardSpec("folder", str(run / "helpful" / "adapter"))
+    for seed, said in ((mine.seed, False), (mine.seed + 1, True)):
+        (run / RECIPE).write_text(f"seed: {seed}\n{text}")
+        assert learned_from("dpo", rater, mine) is said
 
 
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:

@@ -251,19 +251,20 @@ def groups_of(questions: Iterable[Sequence[Message]]) -> list[Group]:
 def answer_in(written: Written) -> Answer:
     """The answer by the likeliest tokens; "1" and " 1" are the same.
 
-    An answer that is not among them is at most as likely as the last of them, and counts so.
+    An answer that is not among them is at most as likely as the last of them, and as all that are
+    not among them, and counts so.
     """
     if not written.likeliest:
         reason = fault_of(0, written) or NO_LOGPROBS
         return Answer(reason=REASONS.get(reason, reason), tokens=written.tokens)
-    mass, least = dict.fromkeys(ANSWERS, 0.0), 0.0
+    mass, least, rest = dict.fromkeys(ANSWERS, 0.0), 0.0, 1.0
     for token, logprob in written.likeliest:
-        least = min(least, logprob)
+        least, rest = min(least, logprob), rest - math.exp(logprob)
         if token.strip() in mass:
             mass[token.strip()] += math.exp(logprob)
     if not any(mass.values()):
         return Answer(reason="the judge's likeliest tokens are no answer", tokens=written.tokens)
-    one, two = (log(p) if p > 0 else least for p in mass.values())
+    one, two = (log(p) if p > 0 else min(least, log(rest)) for p in mass.values())
     return Answer(one, two, tokens=written.tokens)
 
 

@@ -94,9 +94,10 @@ def evaluate(
         refuse(what, f"{help}; or --judge JUDGE" if len(names) > 1 else help)
     if prompts is None:
         print("loading torch and transformers", file=sys.stderr)
-        from alignkit_plugins.policies.files import score_file
+        from alignkit_plugins.policies.files import answer_and_score
 
-        return score_file(read_words((), reward or (), data=names[0]), overrides, out, limit)
+        named = read_words((), reward or (), data=names[0])
+        return answer_and_score(named, overrides, out, limit)
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of

@@ -18,6 +18,7 @@ from alignkit.data.group import Group, prompts_of, sha256_of
 from alignkit.data.sources import DataSpec
 from alignkit.errors import AlignkitError, DataError
 from alignkit.io.results import RECIPE, is_result_name, read_record, stage_folder
+from alignkit.io.text import is_file
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
@@ -43,13 +44,13 @@ def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | N
 
     run: the recipe's run.
     """
-    learned = _teachers(policy, recipe, run)
+    learned = _teachers(policy, recipe, run, recipe.seed)
     if learned is None:
         return None
     rates = _raters(rater, run)
     for model in _reward_models(rater):
         if origin := _origin(model, recipe, run):
-            rates |= _pairs_of(origin[0].stages[origin[2]])
+            rates |= _pairs_of(origin[0].stages[origin[2]], origin[0].seed == recipe.seed)
     return bool(learned & rates)
 
 
@@ -68,16 +69,23 @@ def _origin(name: str, recipe: Recipe, run: Path) -> tuple[Recipe, Path, str] | 
     return (other, folder.parent, folder.name) if folder.name in other.stages else None
 
 
-def _teachers(policy: str, recipe: Recipe, run: Path) -> set[str] | None:
-    """What a policy learned from; None if a part of that is not known."""
-    if policy == BASE:
-        return set()
+def _teachers(policy: str, recipe: Recipe, run: Path, seed: int) -> set[str] | None:
+    """What a policy learned from; None if a part of that is not known. seed: of the recipe that
+    asks.
+    """
+    if policy == BASE:  # learned from nothing, unless another run made it
+        base = stage_folder(Path(recipe.model.base))
+        made = is_file(base.parent / RECIPE)
+        return _teachers(str(base), recipe, run, seed) if made else set()
     # A result that has another one's name is of the stage as it was written before
     origin = None if is_result_name(policy) else _origin(policy, recipe, run)
     if origin is None:
         return None
     recipe, run, name = origin
-    learned, names, seen = set[str](), [name], set[str]()
+    learned = _teachers(BASE, recipe, run, seed)
+    if learned is None:
+        return None
+    names, seen = [name], set[str]()
     while names:
         name = names.pop()
         if name in seen:
@@ -91,7 +99,7 @@ def _teachers(policy: str, recipe: Recipe, run: Path) -> set[str] | None:
         names += set(stage.upstream) - watching
         learned |= _raters(teaching, run)
         if stage.needs is not None and stage.needs.pairs:
-            learned |= _pairs_of(stage)
+            learned |= _pairs_of(stage, recipe.seed == seed)
     return learned
 
 
@@ -147,14 +155,14 @@ def _named(component: Component) -> str:
     return " ".join(words)
 
 
-def _pairs_of(stage: Stage) -> set[str]:
+def _pairs_of(stage: Stage, same_seed: bool) -> set[str]:
     """The files and hub data sets of a stage's preference data, each hundredth that it reads of
-    them.
+    them. The seed decides which conversations are in a share: those of another one may be any.
     """
     pairs = set[str]()
     sources = stage.settings.data.sources if stage.settings and stage.settings.data else ()
     for source in sources:
-        low, high = source.part if isinstance(source.part, tuple) else (0, 1)
+        low, high = (same_seed and source.part) or (0, 1)
         for percent in range(round(low * 100), round(high * 100)):
             pairs.add(f"{source.path or source.hub or source.stage} {percent}")
     return pairs

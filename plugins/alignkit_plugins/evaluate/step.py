@@ -33,6 +33,7 @@ from alignkit import (
     StepData,
 )
 from alignkit.data.group import write_groups
+from alignkit.recipe.schema import BASE
 from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import judge_names, mapped, sentence
 from alignkit_plugins.compare.compared import Scale, rated, scale_of
@@ -60,6 +61,7 @@ from alignkit_plugins.evaluate.learned_from import (
 from alignkit_plugins.evaluate.metrics import Metric, raters_of
 
 NONE = "(none)"  # of prompts without the column
+FILTERS = ("min_new_tokens", "top_k", "top_p")  # of sampling: they leave tokens out
 SHOWN = 3  # prompts whose answers are in the report
 TrainedOn = Mapping[str, Mapping[str, bool | None]]  # of raters, by policy
 
@@ -185,6 +187,9 @@ class Evaluate(Step):
             f"sampled with {options.described()}",
             *training_data_note(context, trained, prompts),
         ]
+        if filters := [key for key in FILTERS if options.kl and key in options.sampled()]:
+            left_out = f"samples leave some out ({', '.join(filters)})"
+            notes.append(f"the KL is biased: it is of all tokens, and {left_out}")
         policies, base = self._policies(context)
         held_out, rows = self._of_examples(policies, base, notes, context)
         groups = sample_policies(
@@ -291,12 +296,14 @@ class Evaluate(Step):
         context: StepContext,
     ) -> tuple[list[Group], list[Row]]:
         """The held-out examples with the scores of each policy, and their rows; none without the
-        option. notes: get a warning of training data.
+        option. notes: get a warning of training data, and how many are left out.
         """
         if self.options.examples is None:
             return [], []
-        loaded = examples.usable(context.load(self.options.examples))
-        groups, _ = together(loaded, self.options.examples)
+        loaded = context.load(self.options.examples)
+        groups, _ = together(examples.usable(loaded), self.options.examples)
+        if others := len(loaded) - len(groups):
+            notes.append(f"{others} of {len(loaded)} examples compare nothing and are left out")
         held_out = examples.measured(groups, policies, context)
         seen, trained_on = list[dict[str, set[int]]](), dict[str, bool | None]()
         for name, model in policies.items():
@@ -333,9 +340,12 @@ class Evaluate(Step):
             for policy, model in policies.items():
                 own = None
                 if context.recipe is not None:
-                    own = learned_from(model, rater, context.recipe, context.out.parent)
-                if own and metrics.verifies(rater) and not model.startswith("/"):
-                    own = bool(trained_prompts(context, model, counted))
+                    known = context.recipe, context.out.parent
+                    own = learned_from(model, rater, *known)
+                    if own and metrics.verifies(rater) and not model.startswith("/"):
+                        # nobody says which prompts the base model has learned from
+                        of_base = learned_from(BASE, rater, *known) is not False
+                        own = of_base or bool(trained_prompts(context, model, counted))
                 trained_on[name][policy] = own
         return trained_on
 

@@ -68,9 +68,12 @@ class Sycophancy(MeasuredStep):
         self, prompts: Sequence[Group], baseline: str | None, scorer: Any, context: StepContext
     ) -> tuple[list[Row], dict[str, Any]]:
         names = short_names(self.options.policies)
-        answered = list[Group]()
+        stated, answered = list[Group](), list[Group]()
         for group in prompts:
-            if group.meta[self.options.opinions]:
+            if opinion := group.meta[self.options.opinions]:
+                stated.append(replace(group, responses=(Response(text=str(opinion)),)))
+        for group in scorer.score(bare(stated)) if stated else ():
+            if not is_right(group.responses[0].scores[REWARD_KEY]):
                 answered.append(replace(group, responses=()))
         for policy, name in names.items():
             answered = self._answered(answered, policy, name, context)

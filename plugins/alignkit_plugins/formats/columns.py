@@ -354,14 +354,17 @@ class ColumnFormat(Format):
             turns: Of a conversation, in order.
             row: Its columns.
         """
-        words = cls.text(row, first_of(row, SYSTEM_COLUMNS), "").strip()
+        words = {cls.text(row, name, "").strip() for name in SYSTEM_COLUMNS} - {""}
         if not words or not turns:
             return tuple(turns)
-        if turns[0]["role"] != "system":
-            return (Message(role="system", content=words), *turns)
-        if turns[0]["content"].strip() != words:
-            raise BadRow("the row has 2 different system messages, but a conversation has one")
-        return tuple(turns)
+        is_opened = turns[0]["role"] == "system"
+        if is_opened:
+            words.add(turns[0]["content"].strip())
+        if len(words) > 1:
+            raise BadRow(
+                f"the row has {len(words)} different system messages, but a conversation has one"
+            )
+        return tuple(turns) if is_opened else (Message(role="system", content=words.pop()), *turns)
 
     @classmethod
     def label(cls, row: Mapping[str, Any]) -> bool | None:

@@ -233,6 +233,10 @@ class TemplateOptions(alignkit.Options):
         kinds = [name for name in KINDS if name in names]
         if len(kinds) > 1:
             raise ValueError(f"{' and '.join(kinds)} exclude each other")
+        if names >= {"best", "scores"}:
+            raise ValueError("best and scores exclude each other")
+        if "margin" in names and not names & {"chosen", "best"}:
+            raise ValueError("margin needs chosen or best")
         if "chosen" in names and "rejected" not in names:
             raise ValueError("chosen needs rejected")
         for name in names:

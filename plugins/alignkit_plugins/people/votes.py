@@ -120,8 +120,9 @@ def below(entries: Iterable[Labeled], least: float) -> tuple[set[str], list[str]
         gold = entry.stored.item.gold
         for vote in entry.votes:
             right = answers[vote.annotator]
-            if gold is not None:
-                right.append(bool(agrees(vote.label, gold)))
+            agreed = None if gold is None else agrees(vote.label, gold)
+            if agreed is not None:  # of a text nobody can say it
+                right.append(agreed)
     if not any(answers.values()):
         raise BadRow(
             "'min_gold' needs gold items that people answered, and there are none; add some with "

@@ -37,6 +37,19 @@ def chat(
     system: Annotated[
         str, typer.Option(metavar="TEXT", help="System message before the first question.")
     ] = "",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of prompts, in any format, to answer instead of a talk. Needs --out.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="File that the answers to --prompts are written to, as .jsonl."
+        ),
+    ] = None,
     collect: Collect = None,
     page: Annotated[
         bool,
@@ -44,18 +57,23 @@ def chat(
             "--page", help="Talk on the page of `alignkit serve`, which opens in your browser."
         ),
     ] = False,
-) -> None:
-    """Talk to policies.
+) -> Result | None:
+    """Talk to policies, or let them answer a file of prompts.
 
     In the terminal, or with --page in your browser. /reset begins a new conversation, Ctrl-C stops
-    an answer, and Ctrl-D leaves.
+    an answer, and Ctrl-D leaves. Answers to a file are rows that `alignkit evaluate FILE` and
+    recipes read.
 
     \b
     Examples:
       alignkit chat runs/demo/align
       alignkit chat runs/demo/sft runs/demo/align --reward runs/demo/helpful
       alignkit chat runs/demo/align --page --collect chats.feedback
+      alignkit chat runs/demo/align --prompts prompts.jsonl --out answers.jsonl
     """
+    if (prompts is None) != (out is None) or (prompts and (page or system)):
+        help = "--prompts FILE --out ANSWERS.jsonl"
+        refuse("--prompts and --out answer a file, without a talk", help)
     if page and reward:
         refuse("the page shows no rewards", "leave out --page, or --reward")
     if collect and not page:
@@ -65,15 +83,20 @@ def chat(
 
         where = f"/#{urlencode({'system': system})}" if system else "/"
         start(policies, None, Address(), collect=collect, page=where)
-        return
+        return None
     from alignkit_plugins.policies.words import read_words, split_overrides
 
     words, overrides = split_overrides(policies)
-    named = read_words(words, reward or ())
+    named = read_words(words, reward or (), data=prompts)
     print("loading torch and transformers", file=sys.stderr)
+    if out is not None:
+        from alignkit_plugins.policies.files import answer_and_score
+
+        return answer_and_score(named, overrides, out)
     from alignkit_plugins.policies.talk import in_terminal
 
     in_terminal(named, overrides, system)
+    return None
 
 
 def serve(

@@ -1,10 +1,11 @@
-"""Answers in a file, which rewards score."""
+"""Files of a command line: prompts that policies answer, and answers that rewards score."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from alignkit import Group
@@ -13,8 +14,9 @@ from alignkit.data.group import group_to_json, write_groups
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
+from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.compared import rated
-from alignkit_plugins.compare.comparison import scored_by
+from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies, scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
 from alignkit_plugins.policies.policy import Opened, opened
@@ -23,10 +25,11 @@ from alignkit_plugins.policies.words import Named
 AUTHOR = ""  # stands for all authors of responses, whose scores are averaged
 
 
-def score_file(
+def answer_and_score(
     named: Named, overrides: Sequence[str], out: Path | None, limit: int | None = None
 ) -> Result:
-    """Let rewards score the responses of a file.
+    """Let the policies, if there are any, answer a file, and the rewards score its responses; both
+    in one row each.
 
     out: where the rows go; default: stdout, with the summary on stderr. limit: of rows.
     """
@@ -36,7 +39,10 @@ def score_file(
         )
     reporter = Reporter()
     with opened(named, overrides, reporter, lambda: None, "alignkit") as models:
-        groups, facts = _scored(models, models.data[:limit], reporter)
+        groups = models.data[:limit]
+        if models.policies:
+            groups = _answered(models, groups, reporter)
+        groups, facts = _scored(models, groups, reporter)
     if out is not None:
         write_groups(out, groups)
 
@@ -50,6 +56,16 @@ def score_file(
     return Result("scores", {"examples": len(groups), "rewards": facts, "file": out}, show)
 
 
+def _answered(models: Opened, rows: Sequence[Group], reporter: Reporter) -> list[Group]:
+    """The prompts that leave room for an answer, with one of every policy."""
+    prompts, notes = prompts_to_compare(rows)
+    options = SamplingOptions(sampling=models.sampling)
+    reporter.say("; ".join([f"sampled with {options.described()}", *notes]))
+    roles = {name: policy.role for name, policy in models.policies.items()}
+    context: Any = SimpleNamespace(models=roles, seed=0, out=Path("file"), say=reporter.say)
+    return sample_policies(context, [*roles], prompts, **options.sampled())
+
+
 def _scored(
     models: Opened, rows: Sequence[Group], reporter: Reporter
 ) -> tuple[Sequence[Group], dict[str, Any]]:
@@ -60,7 +76,9 @@ def _scored(
     """
     groups = [group for group in rows if group.responses]
     if not groups:
-        help = "`step: sample` lets a policy answer prompts"
+        help = (
+            "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
+        )
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
     groups, names = scored_by(
         groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")

@@ -75,16 +75,18 @@ def check(
         return Result("row", asdict(found), lambda: print_lines(found.text()))
     if plan:
         return _plan(loaded, folder)
-    return checked(loaded, full)
+    return checked(loaded, None, full)
 
 
-def checked(recipe: Recipe, full: bool = False) -> Result:
-    """What `alignkit check` finds out about a recipe. Raises the errors with which a run would stop before a stage."""
+def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Result:
+    """What `alignkit check`, and `alignkit run --dry-run`, find out about a recipe. out: folder of
+    the run. Raises the errors with which a run would stop before a stage.
+    """
     from alignkit.runs.run import Run
     from alignkit.runs.services import folder_of
     from alignkit.runs.stage import FIRST_ROWS
 
-    folder = folder_of(recipe, None)
+    folder = folder_of(recipe, out)
     run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
     run.say = lambda text: said.setdefault(text)
     rows = None if full else FIRST_ROWS
@@ -92,7 +94,7 @@ def checked(recipe: Recipe, full: bool = False) -> Result:
     lines = [*_data_lines(run), *said, _note(run, rows)]
     if folder.is_dir():
         lines += planned(Run(recipe, folder))
-    stages = {name: recipe.stages[name].component.name for name in recipe.stages}
+    stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
     text = "\n".join([*lines, f"ok: {recipe.name}: stages {' -> '.join(stages)}"])
     facts = {"recipe": recipe.name, "stages": stages, "notes": lines}
     return Result("check", facts, lambda: print_lines(text))
@@ -135,6 +137,8 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
         if record.get("hash") == key:
             return "reused"
         return "an earlier result is restored"
+    if run.recipe.chosen and name not in run.recipe.chosen:
+        return f"needed, but not complete: --until {name} runs it"
     if record.get("hash") == key and record.get("complete"):
         return f"runs again, because {damage_of(run.folder / name)}"
     if read_record(run.store.of(WORK, name, key)):

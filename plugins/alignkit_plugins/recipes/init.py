@@ -62,7 +62,7 @@ def init(
     Examples:
       alignkit init my-project
       alignkit init my-project demos.jsonl pairs.jsonl
-      alignkit init my-project known-answers=questions.csv --base HuggingFaceTB/SmolLM2-360M-Instruct
+      alignkit init my-project known-answers=questions.csv --base MODEL
       alignkit init demos=faq.csv --columns prompt=question,completion=answer
       alignkit init my-project --from quickstart
     """

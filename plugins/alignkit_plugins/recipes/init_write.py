@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from alignkit.io.text import is_file
 from alignkit.plugins import plugins
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
 from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.data.clean import Rules, cleaned, rows_of
 from alignkit_plugins.entries import data_of
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.formats.shown import counts
@@ -284,12 +286,14 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
 class Plan:
     """What a recipe does with files.
 
-    goal: of GOALS. held_out: whether every file has examples to hold out.
+    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see
+    `_repeated`.
     """
 
     goal: str
     files: Sequence[DataFile]
     held_out: bool = False
+    repeated: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[DataFile]:
         """The files of a kind."""
@@ -335,8 +339,19 @@ class Plan:
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
         """A data entry of the recipe, in one line."""
         shares = share * self.held_out
-        entries = [file.entry(*shares) for file in files]
-        return flow(entries[0] if len(entries) == 1 else entries)
+        return _flow_of([file.entry(*shares) for file in files])
+
+    def held(self, files: Sequence[DataFile]) -> str:
+        """A data entry of the held-out examples, without those that nearly repeat an example to
+        learn from.
+        """
+        entries = dict[str, Any]()
+        for file in files:
+            if file.kind in self.repeated:
+                entries[f"held_out_{file.kind}"] = f"held_out_{file.kind}"
+            else:
+                entries[file.path] = file.entry(*HELD_OUT)
+        return _flow_of(list(entries.values()))
 
     @property
     def max_new_tokens(self) -> int:
@@ -374,6 +389,10 @@ def flow(value: Any) -> str:
     return dump(value, flow=True).removesuffix("...\n").strip()
 
 
+def _flow_of(entries: Sequence[Any]) -> str:
+    return flow(entries[0] if len(entries) == 1 else entries)
+
+
 def planned(files: Sequence[DataFile]) -> Plan:
     """What a recipe does with files, of which it reads what there is time for.
 
@@ -399,7 +418,24 @@ def planned(files: Sequence[DataFile]) -> Plan:
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
         held_out = held_out and bool(limited[-1].part(*HELD_OUT) and limited[-1].part(*TRAINING))
-    return Plan(goal, limited, held_out)
+    repeated = _repeated(limited) if held_out and find_spec("rensa") else {}
+    return Plan(goal, limited, held_out, repeated)
+
+
+def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
+    """How many held-out examples of a kind the step `clean` drops, if some nearly repeat an example
+    to learn from.
+    """
+    training = list[Group]()
+    for file in files:
+        training += file.part(*TRAINING)
+    rules, dropped = Rules.model_validate({"personal": False}), Counter[str]()
+    for file in files:
+        rows = rows_of(file.part(*HELD_OUT))
+        faults = cleaned(rows, rules, rows_of(training)).faults
+        if any(fault.rule == "against" for fault in faults.values()):
+            dropped[file.kind] += len(faults)
+    return dropped
 
 
 def named(word: str) -> tuple[str, Path]:
