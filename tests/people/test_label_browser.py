@@ -271,7 +271,8 @@ def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
 
 def test_consent(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(2)) as ada:
-        ada.press("Digit1", "Enter")
+        assert ada.page.locator("#consent-button").is_hidden()
+        ada.press("c", "Digit1", "Enter")
         ada.shows("1 of 2", "#counts")
         ada.shows("not decided", "#consent")
         ada.page.locator("#consent-button").click()

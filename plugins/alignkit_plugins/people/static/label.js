@@ -207,6 +207,7 @@ function guidelines(shown = byId("guidelines").hidden) {
 
 function showConsent(granted) {
   byId("consent").textContent = granted === null ? "not decided" : granted ? "yes" : "no";
+  byId("consent-button").hidden = granted === null && state.progress.mine === 0; // nothing to share yet
 }
 
 async function agree(granted) {
@@ -245,7 +246,7 @@ function showKeys() {
 
 const SHIFTED = { "flag-key": "F", "guidelines-key": "G", "consent-key": "C" }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  C: () => byId("consent-dialog").showModal() };
+  C: () => byId("consent-button").hidden || byId("consent-dialog").showModal() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
