@@ -143,7 +143,7 @@ def test_commands_are_found() -> None:
     } <= programs
     assert {command.page.stem for command in OURS} >= {
         "README",
-        "evaluation",
+        "evaluate",
         "smoke",
         "dpo",
         "sums",
