@@ -52,7 +52,7 @@ def show(
     evaluate, chat, serve and export take RUN/align@ppo. Earlier results are restored when the
     recipe is changed back.
 
-    \\b
+    \b
     Examples:
       alignkit show runs/quickstart
       alignkit show runs/quickstart --open
