@@ -67,7 +67,7 @@ from alignkit.functional.judge import (
     position_inconsistent as position_inconsistent,
     preferred as preferred,
 )
-from alignkit.functional.logprobs import (
+from alignkit.functional.kl import (
     KL_ESTIMATORS as KL_ESTIMATORS,
     adaptive_kl as adaptive_kl,
     kl_k1 as kl_k1,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from alignkit.functional._tensors import check_shapes, exponent, widen, zero_masked
-from alignkit.functional.logprobs import log_ratio
+from alignkit.functional.kl import log_ratio
 from alignkit.functional.reductions import mean_tokens
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from alignkit.functional._tensors import check_shapes, widen, zero_masked
-from alignkit.functional.logprobs import log_ratio
+from alignkit.functional.kl import log_ratio
 
 
 def implicit_reward(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -> Tensor:
