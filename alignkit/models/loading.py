@@ -21,7 +21,7 @@ from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
 from alignkit.models.saved import CONFIG, read_json, reading
-from alignkit.tokens.encoder import check_ids
+from alignkit.tokens.check import check_ids
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

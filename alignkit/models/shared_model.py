@@ -50,7 +50,8 @@ from alignkit.models.memory import (
     make_recomputable,
 )
 from alignkit.models.saved import has_score
-from alignkit.tokens.encoder import Encoder, check_chat
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 
 if TYPE_CHECKING:
     from alignkit.settings import ModelSpec

@@ -12,7 +12,8 @@ from families import FAMILIES, Family
 from matrix import Judge
 
 from alignkit.errors import DataError, RunFailed
-from alignkit.tokens.encoder import Encoder, check_chat
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 
 HEADER = ("families", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")

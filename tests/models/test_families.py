@@ -22,7 +22,8 @@ from alignkit.errors import DataError, RunFailed
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoder import Encoded, Encoder, check_chat
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoded, Encoder
 
 CELLS = [(name, kind) for name, family in FAMILIES.items() for kind in family.kinds]
 MARKED = [name for name, family in FAMILIES.items() if family.training]

@@ -12,7 +12,8 @@ from alignkit.errors import RunFailed
 from alignkit.models import shared_model
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
-from alignkit.tokens.encoder import Encoder, check_chat
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoder

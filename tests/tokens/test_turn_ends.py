@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from alignkit import Group, Message, Response
 from alignkit.io.text import cache_folder
-from alignkit.tokens.encoder import Encoder, check_chat
+from alignkit.tokens.check import check_chat
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import CHATML, HERMES
 
