@@ -15,7 +15,7 @@ pytest.importorskip("rensa")
 from planted_rows import PERSONAL, PLANTED, plant
 
 from alignkit.cli import main
-from alignkit_plugins.data import clean
+from alignkit_plugins.data import browse
 from tests.people.injections import INJECTIONS
 
 ROWS: list[Any] = [
@@ -65,7 +65,7 @@ def test_faults_are_those_that_clean_sees(tmp_path: Path) -> None:
 def test_a_page_has_the_first_rows_of_a_long_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clean, "PAGE_ROWS", 2)
+    monkeypatch.setattr(browse, "MOST", 2)
     body = page(tmp_path, ROWS)
     assert "the first 2 of 3 rows" in body and body.count("<details") == 2
 

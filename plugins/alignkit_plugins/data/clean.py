@@ -5,7 +5,6 @@ The step `clean`, `alignkit data clean`, `data check` and `data browse` see the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,14 +16,12 @@ import alignkit
 from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext
 from alignkit.data.group import Origin, Response, group_id
 from alignkit.errors import check_extra
-from alignkit.io.atomic import write_text
 from alignkit.report import Report, Table
 from alignkit_plugins.data import near
-from alignkit_plugins.data.files import Row, groups_of, json_lines, name_of, read_rows, short
-from alignkit_plugins.formats.shown import Shown, counts, shortened, shown
+from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, short
+from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import check_languages, identifier
-from alignkit_plugins.page import templates
 from alignkit_plugins.people.sharing import redact
 
 # What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
@@ -50,9 +47,6 @@ SPOKEN = (
 )
 ACROSS: tuple[near.Kind, ...] = ("prompt", "response")  # what held-out data may share
 REPEATED = {"duplicates", "near", "against"}  # rules that see what is there already
-PAGE_ROWS = 5_000  # of `data browse`
-LONGEST = 20_000  # characters of a text on the page
-PERSONAL = "personal"  # details, which a row has
 LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
@@ -292,31 +286,3 @@ def language_of(text: str) -> str:
     if sum(map(str.isalpha, text)) < LETTERS:
         return ""
     return str(identifier().classify(text)[0])
-
-
-# The page of `alignkit data browse`
-
-
-def write_page(options: Any, out: Path) -> str:
-    """Write the page of a file. options: of a step `clean`. Returns what the file holds.
-
-    Raises DataError for rows that cannot be read.
-    """
-    rows, done = cleaned_file(options)
-    lines = []
-    for at, row in enumerate(rows[:PAGE_ROWS]):
-        personal = PERSONAL * (at in done.redacted)
-        rule, reason = done.faults.get(at, (personal, ""))
-        turns: list[Shown] = []
-        for group in row.groups:
-            turns += shown(group)
-        raw = json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)
-        why = f"{rule.replace('_', ' ')}: {reason}".removesuffix(": ")
-        line = {"where": str(row), "fault": rule, "reason": why, "turns": turns, "raw": raw}
-        lines.append({**line, "preview": shortened(turns[0].text) if turns else row.bad})
-    faults = {**done.counts, PERSONAL: len(done.redacted - done.faults.keys())}
-    words = counts(groups_of(rows), faults.get("unreadable", 0))
-    page = templates(Path(__file__).parent).get_template("browse.html.j2")
-    facts = {"name": name_of(options.data), "counts": words, "total": len(rows), "longest": LONGEST}
-    write_text(out, page.render(**facts, faults=faults, rows=lines))
-    return words

@@ -47,7 +47,7 @@ def browse(
       alignkit data browse pairs.jsonl
       alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
-    from alignkit_plugins.data.clean import write_page
+    from alignkit_plugins.data.browse import write_page
     from alignkit_plugins.data.files import entry
 
     options = entry(file, rules or ())
