@@ -299,12 +299,12 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def hf_hub_download(self, repo: str, name: str, repo_type: str) -> str:
             return str(there / name)
 
-    def push(folder: Path, repo: str, kind: str) -> str:
+    def push(folder: Path, repo: str) -> str:
         shutil.copytree(folder, there, dirs_exist_ok=True)
         return f"https://hub.example/{repo}"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    monkeypatch.setattr(sharing, "check_target", lambda repo, kind: repo)
+    monkeypatch.setattr(sharing, "check_target", lambda repo: repo)
     monkeypatch.setattr(sharing, "upload", push)
     return there
 

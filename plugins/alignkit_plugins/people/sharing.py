@@ -1,5 +1,5 @@
 """What may leave a store, and what comes into it: exports with consent, license, redaction and
-pseudonyms, and merging.
+pseudonyms, merging, and the hub.
 
 The folder of an export has a store that holds what may be shared, its rows in the layouts of
 trainers, and a card.
@@ -13,22 +13,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, DataError, RunFailed, refuse
 from alignkit.io.atomic import replace_folder
 from alignkit.io.text import HIDDEN, redacted
 from alignkit.report import Report, Table
 from alignkit_plugins.formats.layouts import LAYOUTS
-from alignkit_plugins.models.upload import check_target
-from alignkit_plugins.models.upload import push as upload
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
 from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
 
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+DATASET = "dataset"  # of the hub's kinds of repositories
 SHARED, CARD = f"labels{SUFFIX}", "README.md"
 WRITTEN = ("preference", "ranked", "kto", "sft")  # layouts of the rows
 TEXTS = (
@@ -297,7 +298,7 @@ def push(store: Store, repo: str, out: Path, license: str = "") -> list[str]:
     `DataError` if nothing may be exported, RecipeError for a name that cannot be written to, and
     RunFailed if the hub refuses.
     """
-    repo = check_target(repo, "dataset")
+    repo = check_target(repo)
     with TemporaryDirectory() as folder:
         pool_path, own_path = Path(folder) / "pool.feedback", Path(folder) / "own.feedback"
         with Store.open(pool_path, new=True) as pool, Store.open(own_path, new=True) as own:
@@ -312,7 +313,7 @@ def push(store: Store, repo: str, out: Path, license: str = "") -> list[str]:
                     if not event.payload["granted"] and pool.last(who, "consent") is not None:
                         pool.append(replace(event, annotator=who))
             export(pool, out)
-    return [*notes, f"pushed to {upload(out, repo, 'dataset')}"]
+    return [*notes, f"pushed to {upload(out, repo)}"]
 
 
 def _downloaded(repo: str) -> Path | None:
@@ -320,6 +321,57 @@ def _downloaded(repo: str) -> Path | None:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    if not api.file_exists(repo, SHARED, repo_type="dataset"):
+    if not api.file_exists(repo, SHARED, repo_type=DATASET):
         return None
-    return Path(api.hf_hub_download(repo, SHARED, repo_type="dataset"))
+    return Path(api.hf_hub_download(repo, SHARED, repo_type=DATASET))
+
+
+# The hub
+
+
+def check_target(repo: str) -> str:
+    """Return a data set of the hub as OWNER/NAME; a new one is made, private. Call it before the
+    work.
+
+    Args:
+        repo: OWNER/NAME, or the NAME of one of the user's own.
+
+    Raises:
+        RecipeError: For what is no name of a repository, or without a token.
+        RunFailed: If the hub refuses, or does not answer.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+
+    if constants.HF_HUB_OFFLINE:
+        refuse("--push needs the hub, but HF_HUB_OFFLINE is set", "unset it, or leave --push out")
+    if get_token() is None:
+        refuse("--push needs a token of the hub, and there is none", LOGIN)
+    create = partial(HfApi().create_repo, repo, repo_type=DATASET, private=True, exist_ok=True)
+    return str(_asked(create, LOGIN).repo_id)
+
+
+def upload(folder: Path, repo: str) -> str:
+    """Upload a folder to a data set from `check_target`; return its address, and who can read it.
+
+    Raises RunFailed if the hub refuses; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    api, command = HfApi(), f"hf upload {repo} {folder} --repo-type {DATASET}"
+    again = f"it is in {folder}; push it with `{command}`"
+    upload = partial(api.upload_folder, repo_id=repo, repo_type=DATASET, folder_path=folder)
+    _asked(partial(upload, commit_message="Exported with alignkit"), again)
+    is_private = _asked(partial(api.repo_info, repo, repo_type=DATASET), again).private
+    return f"{api.endpoint}/{repo}, which {'only you' if is_private else 'everybody'} can read"
+
+
+def _asked(call: Callable[[], Any], help: str) -> Any:
+    """The hub's answer."""
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return call()
+    except HFValidationError as error:
+        refuse(f"--push: this is no name of a repository: {error}", "write OWNER/NAME")
+    except Exception as error:  # of the hub, or of the HTTP library, whose errors have many names
+        raise RunFailed(f"the hub refused, or did not answer: {error}\nhelp: {help}") from error

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from alignkit.errors import RecipeError, RunFailed
-from alignkit_plugins.models.upload import check_target, push
+from alignkit_plugins.people.sharing import check_target, upload
 
 
 class Hub:
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         path = self._begin()
         if path == "/api/whoami-v2":
             self._reply({"name": "me", "orgs": [{"name": "lab"}]})
-        elif path.startswith("/api/models/"):
+        elif path.startswith("/api/datasets/"):
             repo = "/".join(path.split("/")[3:5])
             if repo in self.hub.repos:
                 self._reply(
@@ -141,7 +141,7 @@ def test_an_upload(hub: Hub, visibility: str, readers: str, folder: Path) -> Non
     """A new repository is private."""
     if visibility:
         hub.repos["me/sft"] = visibility
-    where = push(folder, check_target("sft"))
+    where = upload(folder, check_target("sft"))
     assert hub.repos == {"me/sft": visibility or "private"}
     assert hub.files == {"README.md": b"a card"}
     assert where == f"{constants.ENDPOINT}/me/sft, which {readers} can read"
@@ -177,6 +177,6 @@ def test_a_hub_that_refuses(hub: Hub, part: str, folder: Path) -> None:
     """What was made stays, and the message says how to upload it later."""
     hub.refuses[part] = 403
     with pytest.raises(RunFailed, match=r"403(?s:.)*storage quota exceeded") as raised:
-        push(folder, check_target("me/sft"))
+        upload(folder, check_target("me/sft"))
     later = f"it is in {folder}; push it with `hf upload" in str(raised.value)
     assert later == (part == "/commit/")
