@@ -98,9 +98,10 @@ class _Planner:
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote)
         self.text, self.parameters = config.get_text_config(), model.num_parameters()
         self.matrices, self.ends = 0, 0  # weights of the layers' matrices, and their rows + columns
-        self.head = model.get_output_embeddings().weight.numel()
+        head = model.get_output_embeddings()
+        self.head = head.weight.numel()
         for part in model.modules():
-            if isinstance(part, torch.nn.Linear) and part.weight.numel() != self.head:
+            if isinstance(part, torch.nn.Linear) and part is not head:
                 self.matrices += part.weight.numel()
                 self.ends += part.in_features + part.out_features
         adapted, half = self.spec.lora is not None, self.dtype != torch.float32
@@ -205,15 +206,16 @@ class _Planner:
         work.written = settings.iterations * work.together * work.new
 
     def _step(self, work: Work, options: Any) -> None:
+        prompts = 0
         for spec in specs(options, DataSpec):
+            before = work.rows
             self._count(work, spec)
+            if spec == getattr(options, "prompts", None):
+                prompts = work.rows - before
         work.measured = work.tokens
         if isinstance(options, SamplingOptions) and work.rows:
             policies = len(options.policies_to_sample())
-            asked = Work()
-            if prompts := getattr(options, "prompts", None):
-                self._count(asked, prompts)
-            rows = asked.rows or work.rows
+            rows = prompts or work.rows
             limit = getattr(options, "limit", None) or rows
             rows = min(rows, limit * max(1, len(getattr(options, "metrics", ()))))
             work.tokens, work.rows = work.tokens * rows // work.rows, rows
