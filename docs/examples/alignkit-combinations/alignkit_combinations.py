@@ -97,8 +97,8 @@ class Weighted(RewardCombination):
         return text
 
 
-class Minimum(RewardCombination):
-    """The smallest of the rewards that apply to a response; NaN if none does."""
+class OfSeveral(RewardCombination):
+    """Base class of combinations of any number of rewards."""
 
     class Options(alignkit.Options):
         rewards: dict[str, RewardRef] = Field(
@@ -110,6 +110,10 @@ class Minimum(RewardCombination):
 
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
+
+
+class Minimum(OfSeveral):
+    """The smallest of the rewards that apply to a response; NaN if none does."""
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         smallest, *others = components.values()
@@ -141,21 +145,10 @@ class When(RewardCombination):
         return combined(chosen, chosen, components)
 
 
-class Product(RewardCombination):
+class Product(OfSeveral):
     """The product of several rewards, such as right (0 or 1) times short; parts that do not apply
     count as 1.
     """
-
-    class Options(alignkit.Options):
-        rewards: dict[str, RewardRef] = Field(
-            min_length=1, description="rewards, under names of your choice"
-        )
-
-    options: Options
-    leaves_out = True
-
-    def parts(self) -> Mapping[str, RewardRef]:
-        return self.options.rewards
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         product, *others = components.values()
