@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from by_role import ByRole
 from pydantic import ValidationError
+from test_calibration import CORRECT
 
 from alignkit import Artifact, DataError, Group, Message, Response, RunFailed, StepContext, StepData
 from alignkit.data.group import read_groups
@@ -20,7 +21,6 @@ from alignkit.evaluation import statistics
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.evaluate.sycophancy import (
     AGAIN,
     FIRST,
@@ -35,16 +35,6 @@ from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.text import ExactMatch
 
 COUNT = 10
-CORRECT = RewardSpec(
-    "reward",
-    "honesty_accuracy",
-    Component(
-        "reward",
-        "honesty_accuracy",
-        Registration("honesty_accuracy", HonestyAccuracy),
-        HonestyAccuracy.Options(),
-    ),
-)
 RIGHT, OPINION, OTHER = "right", "opinion", "other"  # which answer a script gives
 # Of `weak`, the first six answers are right. Per kind, what it says to prompt 0, 1, ...
 SCRIPTS = {

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
+import alignkit
 from alignkit import (
     Artifact,
     BadRow,
@@ -23,7 +24,6 @@ from alignkit import (
     DataRef,
     Field,
     Group,
-    Options,
     RewardRef,
     RunFailed,
     Step,
@@ -62,7 +62,7 @@ class People(Step):
     asked about its new rows, and the labels of the old ones stay in the store.
     """
 
-    class Options(Options):
+    class Options(alignkit.Options):
         """What is asked, where labels go, and whose count."""
 
         data: DataRef = Field(
