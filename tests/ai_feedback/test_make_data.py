@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
@@ -249,22 +250,24 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
 
 
 MANY = (*"abcdefgh", "Closed QA", "Extract")
-REPLIES: list[tuple[Sequence[str], str, str]] = [  # categories, reply, category
-    *((("poem", "code"), reply, "poem") for reply in ("A", "a.", "poem")),
-    *((("poem", "code"), reply, "code") for reply in (" (b)", "B. code", "**Code**.")),
-    *((("poem", "code"), reply, NONE) for reply in ("C", "It is code", "A poem or code", "")),
-    *((MANY, reply, "Closed QA") for reply in ("I. Closed QA", "I", "closed QA")),
-    *((MANY, reply, "Extract") for reply in ("(J) Extract", "J: Extract", "extract")),
-    (MANY, "A\n\nBecause it is.", "a"),
-    (MANY, "K. Other", NONE),
-]
+REPLIES = yaml.safe_load("""
+- {poem: ["A", a., poem], code: [" (b)", B. code, "**Code**."]}
+- {(none): [C, It is code, A poem or code, ""]}
+""")
+REPLIES_OF_MANY = yaml.safe_load("""
+- {Closed QA: [I. Closed QA, I, closed QA], Extract: [(J) Extract, "J: Extract", extract]}
+- {a: ["A\\n\\nBecause it is."], (none): [K. Other]}
+""")
 
 
-@pytest.mark.parametrize(("names", "reply", "case"), REPLIES)
-def test_a_reply_names_a_category_by_its_letter_or_name(
-    names: Sequence[str], reply: str, case: str
-) -> None:
-    assert case_in(reply, dict.fromkeys(names, "")) == case
+@pytest.mark.parametrize(
+    ("names", "row"),
+    [*((("poem", "code"), row) for row in REPLIES), *((MANY, row) for row in REPLIES_OF_MANY)],
+)
+def test_a_reply_names_a_category_by_its_letter_or_name(names: Any, row: Any) -> None:
+    for case, replies in row.items():
+        found = [case_in(reply, dict.fromkeys(names, "")) for reply in replies]
+        assert found == [case] * len(replies)
 
 
 # Attacks

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -22,7 +23,7 @@ from alignkit_plugins.formats.text_metrics import repetition
 from alignkit_plugins.rewards import text as text_rewards
 from alignkit_plugins.rewards.form import Form, content_of_last, is_json
 from alignkit_plugins.rewards.text import ExactMatch, Language, Regex, Repetition
-from tests.rows import user
+from tests.rows import assistant, user
 
 ASK = (user("What is the capital of France?"),)
 
@@ -59,60 +60,62 @@ def test_they_conform(reward: type[Reward], options: dict[str, Any]) -> None:
 # Right and wrong answers
 
 
-LARGE = "1" * 50
-THOUGHTS = r"(?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$"
-DIGIT, SAID = {"extract": r"is (\d)"}, {"extract": r"answer is (\w+)"}
-ASKED_AGAIN = Response(messages=({"role": "assistant", "content": "Paris"}, user("Really?")))
-ONLY_CALLS = Response(messages=({"role": "assistant", "content": None, "tool_calls": []},))
-MATCHES: list[tuple[Any, dict[str, Any], list[Any], list[Any]]] = [
-    # the known answer, options, right answers, wrong ones
-    (
-        "Paris",
-        {},
-        ["Paris", "paris", " PARIS.", "Paris\n", "Paris!"],
-        ["", ".", "Paris, France", "Par", "Rome"],
-    ),
-    ("Paris", {}, [talk("Let me look.", "Paris"), ASKED_AGAIN], [talk("Paris", "Rome")]),
-    ("Paris", {}, [], [talk(None), ONLY_CALLS, Response(messages=())]),
-    ("Ume\u00e5", {}, ["Ume\u0061\u030a"], []),
-    ([7, "seven"], {}, ["7", "seven"], ["8"]),
-    *(
-        (known, {}, ["3", "3.0", "3.", " 03 ", "3e0"], ["3.1", "three", "-3"])
-        for known in ("3", 3, 3.0, "3.00", "+3", ["x", 3.0])
-    ),
-    (1.5, {}, ["1.5"], ["15", "-1"]),
-    (-0.5, {}, ["-0.5", "-.5"], ["0.5"]),
-    (LARGE + "2", {}, [LARGE + "2"], [LARGE + "3"]),
-    ("1e999999999", {}, ["1e999999999"], ["9" * 9999]),
-    ("4", SAID, ["The answer is 5, no, the answer is 4."], ["4", "answer is"]),
-    (4, {"extract": r"\d"}, ["3 then 4"], ["4 then 3"]),
-    ("x", {"extract": "(x)|y"}, ["x"], ["y"]),
-    # A pattern may describe the thoughts, but extracts what follows them.
-    ("5", {"extract": THOUGHTS}, ["<think>\n4?\n</think>\n<answer>5</answer>"], []),
-    ("5", {"extract": THOUGHTS}, [], ["<think>5</think><answer>4</answer>", "<answer>5</answer>"]),
-    ("5", DIGIT, [], ["<think>It is 5.</think> I do not know.", "<think>It is 5."]),
-    (  # a part of the answer, in whole words
-        ["Paris", "H2O", "7"],
-        {"within": True},
-        ["It is Paris.", "paris, of course", "Water is H2O!", "7 days", "(7)", "There are 7."],
-        ["Parisian", "It is Rome.", "", "17", "7.5", "2.7", "7,000", "70"],
-    ),
-    (
-        [3.0, "1000", "Oslo."],
-        {"within": True},
-        ["It is 3.", "1,000 km", "...Oslo", "Answer:Oslo, yes"],
-        ["It is -3.", "x = 1/3", "3/4", "13", "1,000,000"],
-    ),
-    ("Paris", {"within": True, "extract": "so: (.*)"}, [], ["Paris; so: Rome"]),
-]
+MATCHES = yaml.safe_load(r"""
+- known: Paris
+  right: [Paris, paris, " PARIS.", "Paris\n", Paris!]
+  wrong: ["", ., "Paris, France", Par, Rome]
+- {known: "Ume\u00e5", right: ["Ume\u0061\u030a"]}
+- {known: [7, seven], right: ["7", seven], wrong: ["8"]}
+- {known: "3", right: ["3", "3.0", "3.", " 03 ", "3e0"], wrong: ["3.1", three, "-3"]}
+- {known: 3, right: ["3", "3.0", "3.", " 03 ", "3e0"], wrong: ["3.1", three, "-3"]}
+- {known: "+3", right: ["3", "3.0", "3.", " 03 ", "3e0"], wrong: ["3.1", three, "-3"]}
+- {known: [x, 3.0], right: ["3", "3.0", "3.", " 03 ", "3e0"], wrong: ["3.1", three, "-3"]}
+- {known: 1.5, right: ["1.5"], wrong: ["15", "-1"]}
+- {known: -0.5, right: ["-0.5", "-.5"], wrong: ["0.5"]}
+- known: "11111111111111111111111111111111111111112"
+  right: ["11111111111111111111111111111111111111112"]
+  wrong: ["11111111111111111111111111111111111111113"]
+- {known: "1e999999999", right: ["1e999999999"], wrong: ["9999999999999999"]}
+- known: "4"
+  extract: answer is (\w+)
+  right: ["The answer is 5, no, the answer is 4."]
+  wrong: ["4", answer is]
+- {known: 4, extract: \d, right: [3 then 4], wrong: [4 then 3]}
+- {known: x, extract: (x)|y, right: [x], wrong: [y]}
+# A pattern may describe the thoughts, but extracts what follows them.
+- known: "5"
+  extract: (?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$
+  right: ["<think>\n4?\n</think>\n<answer>5</answer>"]
+  wrong: [<think>5</think><answer>4</answer>, <answer>5</answer>]
+- {known: "5", extract: is (\d), wrong: [<think>It is 5.</think> I do not know., <think>It is 5.]}
+# A part of the answer, in whole words.
+- known: [Paris, H2O, "7"]
+  within: true
+  right: [It is Paris., "paris, of course", Water is H2O!, 7 days, (7), There are 7.]
+  wrong: [Parisian, It is Rome., "", "17", "7.5", "2.7", "7,000", "70"]
+- known: [3.0, "1000", Oslo.]
+  within: true
+  right: [It is 3., "1,000 km", ...Oslo, "Answer:Oslo, yes"]
+  wrong: [It is -3., x = 1/3, 3/4, "13", "1,000,000"]
+- {known: Paris, within: true, extract: "so: (.*)", wrong: ["Paris; so: Rome"]}
+""")
 
 
-@pytest.mark.parametrize(("known", "options", "right", "wrong"), MATCHES)
-def test_an_exact_match_pays_one(
-    known: Any, options: dict[str, Any], right: list[Any], wrong: list[Any]
-) -> None:
-    found = scores(ExactMatch, *right, *wrong, meta={"n": known}, column="n", **options)
+@pytest.mark.parametrize("row", MATCHES, ids=lambda row: str(row["known"])[:20])
+def test_an_exact_match_pays_one(row: dict[str, Any]) -> None:
+    right, wrong = row.get("right", []), row.get("wrong", [])
+    options = {name: row[name] for name in ("extract", "within") if name in row}
+    meta = {"n": row["known"]}
+    found = scores(ExactMatch, *right, *wrong, meta=meta, column="n", **options)
     assert found == [1.0] * len(right) + [0.0] * len(wrong)
+
+
+def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
+    asked_again = Response(messages=(assistant("Paris"), user("Really?")))
+    call: Any = {"role": "assistant", "content": None, "tool_calls": []}
+    right = [talk("Let me look.", "Paris"), asked_again]
+    wrong = [talk("Paris", "Rome"), talk(None), Response(messages=(call,)), Response(messages=())]
+    assert scores(ExactMatch, *right, *wrong, meta={"answer": "Paris"}) == [1.0] * 2 + [0.0] * 4
 
 
 @pytest.mark.parametrize("value", [None, [], True, {"a": 1}, ["x", None], "", ["x", " "]])
@@ -122,20 +125,20 @@ def test_a_prompt_without_an_answer_is_named(value: Any) -> None:
         ExactMatch(ExactMatch.Options()).check_prompts([group])
 
 
-PATTERNS: list[tuple[dict[str, Any], Any, float]] = [
-    ({"pattern": "sorry"}, "I am sorry", 1.0),
-    ({"pattern": "sorry"}, "", 0.0),
-    ({"pattern": "sorry", "scale": -2}, "I am sorry", -2.0),
-    ({"pattern": "sorry", "scale": -2}, talk(None), 0.0),
-    ({"pattern": "^a.$"}, "ab", 1.0),
-    ({"pattern": "^a.$"}, "abc", 0.0),
-    ({"pattern": "(?i)sorry"}, "SORRY", 1.0),
+PATTERNS: list[tuple[str, float, Any, float]] = [
+    ("sorry", 1, "I am sorry", 1.0),
+    ("sorry", 1, "", 0.0),
+    ("sorry", -2, "I am sorry", -2.0),
+    ("sorry", -2, talk(None), 0.0),
+    ("^a.$", 1, "ab", 1.0),
+    ("^a.$", 1, "abc", 0.0),
+    ("(?i)sorry", 1, "SORRY", 1.0),
 ]
 
 
-@pytest.mark.parametrize(("options", "answer", "score"), PATTERNS)
-def test_a_pattern_pays_its_scale(options: dict[str, Any], answer: Any, score: float) -> None:
-    assert scores(Regex, answer, **options) == [score]
+@pytest.mark.parametrize(("pattern", "scale", "answer", "score"), PATTERNS)
+def test_a_pattern_pays_its_scale(pattern: str, scale: float, answer: Any, score: float) -> None:
+    assert scores(Regex, answer, pattern=pattern, scale=scale) == [score]
 
 
 def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,30 +169,31 @@ def test_options_that_ask_for_nothing_known_are_refused(
 # Form
 
 
-TAGGED = [
-    ("<think>a</think><answer>b</answer>", "b"),
-    (" <think>\na\n</think>\n\n<answer> b </answer>\n", " b "),
-]
-NOT_TAGGED = [
-    "<think>a</think> so <answer>b</answer>",
-    "Well. <think>a</think><answer>b</answer>",
-    "<think>a</think><answer>b</answer> Bye",
-    "<answer>b</answer><think>a</think>",
-    "<think>a</think><answer>b</answer><answer>c</answer>",
-    "<think>a<think>b</think><answer>c</answer>",
-    "<think>a<answer>b</answer></think><answer>c</answer>",
-    "<think> </think><answer>b</answer>",
-    "<think>a</think><answer></answer>",
-    "<think>a</think><answer>b",  # cut off
-    "think>a</think><answer>b</answer>",
-    "",
-]
+NOT_TAGGED = """
+<think>a</think> so <answer>b</answer>
+Well. <think>a</think><answer>b</answer>
+<think>a</think><answer>b</answer> Bye
+<answer>b</answer><think>a</think>
+<think>a</think><answer>b</answer><answer>c</answer>
+<think>a<think>b</think><answer>c</answer>
+<think>a<answer>b</answer></think><answer>c</answer>
+<think> </think><answer>b</answer>
+<think>a</think><answer></answer>
+<think>a</think><answer>b
+think>a</think><answer>b</answer>
+"""
 
 
-@pytest.mark.parametrize(("answer", "content"), [*TAGGED, *((text, None) for text in NOT_TAGGED)])
-def test_tags_make_up_the_answer(answer: str, content: str | None) -> None:
-    assert content_of_last(answer, ["think", "answer"]) == content
-    assert scores(Form, answer, tags=["think", "answer"]) == [float(content is not None)]
+def test_tags_make_up_the_answer() -> None:
+    tags = ["think", "answer"]
+    tagged = [
+        "<think>a</think><answer>b</answer>",
+        " <think>\na\n</think>\n\n<answer> b </answer>\n",
+    ]
+    others = [*NOT_TAGGED.strip().splitlines(), ""]
+    assert [content_of_last(text, tags) for text in tagged] == ["b", " b "]
+    assert [text for text in others if content_of_last(text, tags) is not None] == []
+    assert scores(Form, *tagged, *others, tags=tags) == [1.0] * 2 + [0.0] * len(others)
 
 
 def test_the_last_tag_holds_the_json() -> None:
@@ -292,13 +296,10 @@ def test_a_schema_may_refer_to_its_own_parts(tmp_path: Path) -> None:
 
 
 REPEATED: list[tuple[Any, dict[str, Any], float]] = [
-    ("a b c d e", {}, 0.0),
+    *((text, {}, 0.0) for text in ("a b c d e", "", "a b", talk(None))),
     ("a b c a b c", {}, -1 / 4),
     ("a b c a b c", {"scale": 2}, 0.5),
     ("a a a a a a a a", {}, -5 / 6),
-    ("", {}, 0.0),
-    ("a b", {}, 0.0),
-    (talk(None), {}, 0.0),
     ("Go on go ON go on", {"n": 2}, -3 / 5),
     ("\u597d\u7684\u597d\u7684\u597d\u7684", {"n": 2}, 0.0),  # one word
     ("\u597d\u7684\u597d\u7684\u597d\u7684", {"n": 2, "unit": "characters"}, -3 / 5),

@@ -34,27 +34,26 @@ WRITTEN = [
     ("1,234,567.5", 1234567.5), ("1\u202f234", 1234), ("007", 7), (".5", 0.5), ("12 square feet", 12), ("18.", 18),
     ("1'234", 1234), ("1’234.5", 1234.5), ("٣٫٥", 3.5), ("١٬٢٣٤", 1234),
 ]  # fmt: skip
-NO_NUMBERS = [
-    "",
-    "-",
-    "$",
-    "1,23",
-    "1.234,5",
-    "5k",
-    "5 m",
-    "5 or 6",
-    "5 or six",
-    "5 pi",
-    "5 Sqrt two",
-    "5 squared",
-    "2 thirds",
-    "3:00",
-    "1/0",
-    "3 then 4",
-    "10³",
-    "x5",
-    "4th",
-]
+NO_NUMBERS = """
+-
+$
+1,23
+1.234,5
+5k
+5 m
+5 or 6
+5 or six
+5 pi
+5 Sqrt two
+5 squared
+2 thirds
+3:00
+1/0
+3 then 4
+10³
+x5
+4th
+"""
 
 
 def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
@@ -102,9 +101,8 @@ def test_a_number_has_one_value_however_it_is_written(written: str, value: float
     "Only a comma that separates thousands is part of a number.",
     "databricks/officeqa#23",
 )
-@pytest.mark.parametrize("text", NO_NUMBERS)
-def test_what_is_no_number_is_a_text(text: str) -> None:
-    assert number_of(text) is None
+def test_what_is_no_number_is_a_text() -> None:
+    assert {number_of(text) for text in NO_NUMBERS.split("\n")} == {None}
 
 
 def test_a_number_ends_with_its_line() -> None:
