@@ -65,6 +65,7 @@ def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> No
     assert any(mentioned.search(text) for text in pages.values())
 
 
+@pytest.mark.slow
 def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
     """Those written by hand; the generated ones are made into packages by
     tests/authors/test_new.py.

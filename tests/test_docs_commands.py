@@ -159,6 +159,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RECIPES.values(), ids=label)
 def test_recipes_of_commands_are_valid(
     command: Command,

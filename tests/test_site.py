@@ -66,6 +66,7 @@ def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
 # The build
 
 
+@pytest.mark.slow
 @generates
 def test_the_site_is_built(tmp_path: Path) -> None:
     out = tmp_path / "site"
