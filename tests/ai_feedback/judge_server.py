@@ -117,7 +117,8 @@ def context(
         folder=folder,
         out=folder / "out",
         load=lambda ref: list(ref if groups is None else groups),
-        **{"seed": 7, "scorer": None, "map": lambda name, rows, f: list(f(rows))} | more,
+        **{"seed": 7, "scorer": None, "map": lambda name, rows, f: list(f(rows)) if rows else []}
+        | more,
         log=lambda **values: None,
         say=lambda line: None,
     )

@@ -265,4 +265,5 @@ def test_a_policy_criticizes_itself_unless_another_one_is_named(
     # No two texts of a row share their random numbers
     assert len(set(models.seeds)) == len(models.seeds) == 5
     assert step.options.policies_to_sample() == ["sft", *([critic] if critic else [])]
-    check_step(Revise, options)
+    short = {"sampling": {"max_new_tokens": 24, "stop": ["e"]}, "critique_tokens": 4}
+    check_step(Revise, options | short)

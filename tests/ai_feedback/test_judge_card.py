@@ -57,7 +57,11 @@ def right(correct: bool, first: str) -> Verdict:
     return orders(p, p)
 
 
-COIN = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+def two_coins(n: int, first: str) -> Verdict:
+    """Each order is answered by a coin: of four outcomes, two name the same place twice."""
+    return orders(float(n % 2), 1.0 - n % 2) if n % 4 < 2 else right(n % 2 == 0, first)
+
+
 NO_BETTER = "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better"
 BY_ORDER = "its verdicts are of no use, because the order of the answers decides "
 CARDS: list[tuple[str, int, Decide, float | None, float | None, str, str]] = [
@@ -67,7 +71,7 @@ CARDS: list[tuple[str, int, Decide, float | None, float | None, str, str]] = [
     ("few", 6, lambda n, first: right(n % 2 == 0, first), 0.5, 0.0, "3/3/0", ""),
     ("ties", 4, lambda n, first: orders(0.5, 0.5), None, 0.0, "0/0/4", ""),
     ("place", 40, lambda n, first: orders(1.0, 0.0), 0.5, 1.0, "0/0/40", BY_ORDER + "100% ["),
-    ("coins", 60, lambda n, first: orders(*COIN[n % 4]), 0.5, 0.5, "", BY_ORDER + "50% ["),
+    ("coins", 60, two_coins, 0.5, 0.5, "", BY_ORDER + "50% ["),
     # The chosen response is the first one of half of the pairs, exactly.
     ("one order", 100, lambda n, first: Verdict(1.0), 0.5, None, "50/50/0", NO_BETTER),
     ("broken", 4, lambda n, first: REFUSED, None, None, "", ""),

@@ -4,6 +4,7 @@ to say.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -382,17 +383,11 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     for stage in ("made", "again"):
         (group,) = read_groups(out / stage / "data.jsonl")
         assert group.prompt[-1]["content"] == "easy"
-    facts = made_summary(out)
+    facts = json.loads((out / "made" / "stage.json").read_text())["summary"]
     assert (facts["success"]["mean"], facts["success"]["n"]) == (0.5, 2)
     assert facts["dropped"] == {"no attack, the server refused": 1}
     run(recipe, "stages.made.success=9.5", code=4)
     assert "stage made: no usable row" in capsys.readouterr().err
-
-
-def made_summary(out: Path) -> dict[str, Any]:
-    (record,) = read_rows(out / "made" / "stage.json")
-    summary: dict[str, Any] = record["summary"]
-    return summary
 
 
 def test_attacks_keep_the_rules_of_steps() -> None:

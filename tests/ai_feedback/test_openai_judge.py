@@ -37,7 +37,7 @@ from tests.ai_feedback.judge_server import (
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 ITEM = (PROMPT, "is 2", "is 1")
-MANY = [(PROMPT, f"is {n}", "is 10") for n in range(12)]
+MANY = [(PROMPT, f"is {n}", "is 20") for n in range(12)]
 SECRET = "sk-proj-Zm9vYmFy0123456789abcdefABCDEF"
 Built = Callable[..., OpenAIJudge]
 
