@@ -34,7 +34,6 @@ report:
   rewards: [helpful]
   prompts: prompts.jsonl
   sampling: {max_new_tokens: 4}
-  show: 0
 """)
 
 
