@@ -63,7 +63,7 @@ def two_coins(n: int, first: str) -> Verdict:
 
 
 NO_BETTER = "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better"
-BY_ORDER = "its verdicts are of no use, because the order of the answers decides "
+BY_ORDER = "the order of the answers decides "
 CARDS: list[tuple[str, int, Decide, float | None, float | None, str, str]] = [
     # pairs, verdict, agreement with people, share decided by the order, right/wrong/equal, why none
     ("73%", 100, lambda n, first: right(n < 73, first), 0.73, 0.0, "73/27/0", ""),
@@ -95,7 +95,7 @@ def test_a_card_says_what_a_judge_is_worth(
     found, accuracy = measured(tmp_path, pairs([(10, 10)] * count), decide)
     assert (found["people"] or {"mean": None})["mean"] == people
     assert found["inconsistent"]["mean"] == inconsistent
-    assert found["no_judge"].startswith(no_judge) and bool(found["no_judge"]) == bool(no_judge)
+    assert no_judge in found["no_judge"] and bool(found["no_judge"]) == bool(no_judge)
     if counts:
         assert accuracy["", ""]["counts"] == counts
 
@@ -160,7 +160,9 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     assert broken.endswith(f"{by_order}; no verdict on 1 (the judge refused).")
     assert sentence("words", card([(0, REFUSED)])) == "words has no verdict on any of 1 pairs."
     swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
-    assert sentence("words", card(swayed)) == f"warning: words: {BY_ORDER}83% [74, 90] of pairs"
+    assert sentence("words", card(swayed)) == (
+        f"warning: words: its verdicts are of no use, because {BY_ORDER}83% [74, 90] of pairs"
+    )
 
 
 def test_every_key_of_a_card_is_documented() -> None:
