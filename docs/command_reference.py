@@ -25,25 +25,22 @@ from alignkit.errors import (
 from benchmarks.markdown import markdown_table
 
 WHAT_TO_DO = {
-    RunFailed: "Read the message, fix the cause, repeat the command.",
+    RunFailed: "Fix the cause, and repeat the command.",
     RecipeError: "Fix the mistakes that it lists.",
     PluginError: "`alignkit plugins` says what is broken, and why.",
-    DataError: "Fix or skip the rows that it lists, or change the recipe where the message points.",
+    DataError: "Fix or skip these rows.",
     OutOfResource: (
-        "Free some disk space. Against too little memory, lower `max_length` or "
-        "`samples_per_prompt`, set `quantization: nf4`, or take a smaller model."
+        "[Use less memory](troubleshooting.md#it-runs-out-of-memory), or free some disk space."
     ),
-    RemoteError: (
-        "Fix the key or the address, and repeat the command. Replies that arrived are kept."
-    ),
-    NotReproduced: "The message names the difference and its likely cause.",
+    RemoteError: ("Fix the key or the address, and repeat the command."),
+    NotReproduced: "The message names the likely cause.",
     Repeated: "The report names the rows, which [cleaning](data.md#cleaning) leaves out.",
-    Stopped: "Label if it waits for labels of people. Repeat the command to continue.",
+    Stopped: "Label, if it waits for people. Then repeat the command.",
 }
 # Codes that no error of alignkit has.
 OTHERS = [
     ("0", "Success.", ""),
-    ("130", "Interrupted (Ctrl-C).", "Repeat the command to continue."),
+    ("130", "Interrupted (Ctrl-C).", "Repeat the command."),
 ]
 
 
@@ -69,20 +66,11 @@ def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
 
 
 def _section(command: Any, context: Any) -> str:
-    about, _, examples = (command.help or "").replace("\b\n", "").partition("\nExample")
-    pieces = [
-        piece for piece in command.collect_usage_pieces(context) if not piece.startswith("COMMAND")
-    ]
-    usage = " ".join([context.command_path, *map(_plain, pieces)])
-    rows = [(f"`{names}`", text) for names, text in _records(command, context)]
+    """What a command does, and its arguments and options; `--help` adds details and examples."""
+    about = (command.help or "").partition("\n\n")[0]
+    lines = [f"- `{names}`: {text}" for names, text in _records(command, context)]
     return "\n".join(
-        [
-            f"## {context.command_path}\n",
-            f"{about.strip()}\n",
-            f"    {usage}\n",
-            f"{markdown_table(('argument or option', 'meaning'), _escaped(rows))}\n",
-            f"```sh\n{_lines(examples)}\n```\n",
-        ]
+        [f"## {_plain(context.command_path)}\n", f"{' '.join(about.split())}\n", *lines, ""]
     )
 
 
@@ -94,15 +82,9 @@ def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
         yield re.sub(r" <.*>$", "", names), re.sub(r"  \[(.*)\]$", r" (\1)", text)
 
 
-def _plain(piece: str) -> str:
-    """`{RUN...}...` as `RUN...`."""
-    return re.sub(r"^\{(.*?)(?:\.\.\.)?\}", r"\1", piece)
-
-
-def _lines(examples: str) -> str:
-    """One line per example, without the heading."""
-    text = re.sub(r" \\\n\s+", " ", examples.partition("\n")[2])
-    return "\n".join(line.strip() for line in text.strip().splitlines())
+def _plain(path: str) -> str:
+    """`alignkit labels merge` of `alignkit labels {STORE} merge`."""
+    return re.sub(r" [\[{]\w+[]}](?= )", "", path)
 
 
 def exit_codes() -> str:

@@ -16,17 +16,8 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 HEADER = ("what goes wrong elsewhere", "what alignkit does, with its test")
 TOOLKITS = (
     "huggingface/trl",
-    "huggingface/transformers",
-    "huggingface/peft",
     "verl-project/verl",
     "OpenRLHF/OpenRLHF",
-    "NVIDIA-NeMo/RL",
-    "PrimeIntellect-ai/prime-rl",
-    "modelscope/ms-swift",
-    "hiyouga/LlamaFactory",
-    "axolotl-ai-cloud/axolotl",
-    "unslothai/unsloth",
-    "allenai/open-instruct",
 )
 
 
