@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -48,30 +48,39 @@ def commands() -> str:
     """A section per command, in the order of `alignkit --help`."""
     group: Any = typer.main.get_command(program())
     context = group.context_class(group, info_name="alignkit")
+    first: dict[tuple[str, str], str] = {}
     return "\n".join(
-        text
+        _section(each, own, first)
         for name, command in group.commands.items()
-        for text in _sections(command, name, context)
+        for each, own in _with_those_below(command, name, context)
     )
 
 
-def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
-    """The section of a command, and of each command of a group."""
+def _with_those_below(command: Any, name: str, parent: Any) -> Iterator[tuple[Any, Any]]:
+    """A command, and each command of a group, with their contexts."""
     context = command.context_class(command, info_name=name, parent=parent)
     below = getattr(command, "commands", {})
     if not below or command.invoke_without_command:
-        yield _section(command, context)
+        yield command, context
     for each_name, each in below.items():
-        yield from _sections(each, each_name, context)
+        yield from _with_those_below(each, each_name, context)
 
 
-def _section(command: Any, context: Any) -> str:
-    """What a command does, and its arguments and options; `--help` adds details and examples."""
+def _section(command: Any, context: Any, first: dict[tuple[str, str], str]) -> str:
+    """What a command does, and its arguments and options; `--help` adds details and examples.
+
+    Args:
+        first: the command in which an argument or option appeared first, with the same words.
+    """
+    path = _plain(context.command_path)
     about = (command.help or "").partition("\n\n")[0]
-    lines = [f"- `{names}`: {text}" for names, text in _records(command, context)]
-    return "\n".join(
-        [f"## {_plain(context.command_path)}\n", f"{' '.join(about.split())}\n", *lines, ""]
-    )
+    lines = []
+    for record in _records(command, context):
+        names, text = record
+        before = first.setdefault(record, path)
+        long = len(text.split()) > 8
+        lines.append(f"- `{names}`: {f'as in `{before}`' if long and before != path else text}")
+    return "\n".join([f"## {path}\n", f"{' '.join(about.split())}\n", *lines, ""])
 
 
 def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
@@ -99,5 +108,5 @@ def _first(error: type) -> str:
     return " ".join((error.__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
 
 
-def _escaped(rows: list[tuple[str, ...]]) -> list[list[str]]:
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[cell.replace("|", "\\|") for cell in row] for row in rows]

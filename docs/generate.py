@@ -260,10 +260,9 @@ def result_table(machine: str) -> str:
                 f"{row['ours']:,.10g} {row['unit']}",
                 f"{ratio} [{rounds}]" if rounds else ratio,
                 f"{row['ours_gib']:.2f} / {row['peer_gib']:.2f}",
-                f"{row['floor_ratio']:.1f}" if row.get("floor_ratio") else "-",
             )
         )
-    columns = ("one round", "compared with", "alignkit", "times as fast", "GiB", "times the floor")
+    columns = ("one round", "compared with", "alignkit", "times as fast", "GiB")
     return markdown(columns, lines)
 
 
