@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.models.packing import Examples
@@ -34,14 +35,15 @@ def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Example
     return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
 
 
-def encoder(template: str = CHAT_TEMPLATE, bos: bool = False) -> Encoder:
+SPECIAL = ["start", "head", "eot", "bos", "user", "assistant", "observation"]
+
+
+def encoder(template: str = CHAT_TEMPLATE, bos: bool = False, **kwargs: Any) -> Encoder:
     tokenizer = _tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in SPECIAL]})
     tokenizer.bos_token = "<|bos|>" if bos else None
     tokenizer.chat_template = template
-    return Encoder(tokenizer)
+    return Encoder(tokenizer, kwargs)
 
 
 def user(content: str) -> Message:
