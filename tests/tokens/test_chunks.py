@@ -33,7 +33,10 @@ def test_every_token_counts_once_and_follows_the_one_before_it(
     for part in parts:
         assert part.length <= max_length
         assert part.group is TEXT and part.prompt == whole.prompt
-        row, before = part.rows[0], [None, *part.prompt, *part.rows[0].tokens][-len(part.rows[0].tokens) - 1 :]
+        row, before = (
+            part.rows[0],
+            [None, *part.prompt, *part.rows[0].tokens][-len(part.rows[0].tokens) - 1 :],
+        )
         for last, token, counts in zip(before, row.tokens, row.mask, strict=False):
             if counts:
                 assert last == token - 1
