@@ -1,8 +1,7 @@
 """What alignkit makes of a family's conversation, judged by what plain transformers makes of it.
 
 The judge knows nothing of the encoder. It renders and tokenizes with `apply_chat_template`, finds
-the assistant's turns by the family's header and end of turn, and compares them with TRL's
-generation marks where there are some.
+the assistant's turns by the family's header and end of turn.
 """
 
 from __future__ import annotations
@@ -281,22 +280,6 @@ class Judge:
         # A control token of the prompt may swallow the answer's first space
         found[:begin] = [False] * begin
         return found
-
-    @cached_property
-    @on_the_same_day
-    def marks(self) -> list[Span] | None:
-        """TRL's generation marks in characters; None if its training template does not write the
-        same text.
-        """
-        if not self.family.training:
-            return None
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        texts, marks = render_jinja_template(
-            conversations=[self.messages], tools=list(self.tools) or None, chat_template=self.family.training,
-            return_assistant_tokens_mask=True, **{**self.tokenizer.special_tokens_map, **self.kwargs},
-        )  # fmt: skip
-        return [tuple(mark) for mark in marks[0]] if texts[0] == self.whole else None
 
     def plain(self, ids: Sequence[int]) -> str:
         """The decoded text, as `spaced` leaves it."""
