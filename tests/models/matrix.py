@@ -112,13 +112,22 @@ class Judge:
         return text
 
     @on_the_same_day
+    def _applied(
+        self, messages: Sequence[dict[str, Any]], until: int | None, tokenize: bool
+    ) -> Any:
+        return self.tokenizer.apply_chat_template(
+            self._renamed(messages[:until]),
+            tokenize=tokenize,
+            return_dict=False,
+            add_generation_prompt=until is not None,
+            tools=list(self.tools) or None,
+            **self.kwargs,
+        )
+
     def _render(self, until: int | None, neutral: bool) -> str | Unrenderable:
-        messages = self._renamed((self.neutral if neutral else self.messages)[:until])
+        messages = self.neutral if neutral else self.messages
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=until is not None, tools=list(self.tools) or None,
-                **self.kwargs,
-            )  # fmt: skip
+            text: str = self._applied(messages, until, tokenize=False)
         except Exception as error:  # whatever a template raises
             return Unrenderable(f"{type(error).__name__}: {error}")
         return text
@@ -131,14 +140,10 @@ class Judge:
             for message in messages
         ]
 
-    @on_the_same_day
     def ids(self, until: int | None = None) -> list[int]:
         """The same in tokens, as transformers makes them."""
         if until not in self.tokens:
-            self.tokens[until] = self.tokenizer.apply_chat_template(
-                self._renamed(self.messages[:until]), tokenize=True, return_dict=False, **self.kwargs,
-                add_generation_prompt=until is not None, tools=list(self.tools) or None,
-            )  # fmt: skip
+            self.tokens[until] = self._applied(self.messages, until, tokenize=True)
         return self.tokens[until]
 
     @cached_property

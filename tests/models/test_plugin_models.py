@@ -298,23 +298,10 @@ def test_smollm2_tokenizer(real: tuple[Path, Any, Any]) -> None:
     special = ("eos", "pad", "bos", "unk")
     assert [getattr(tokenizer, f"{name}_token_id") for name in special] == [2, 16, 1, 0]
     assert model.config.pad_token_id == model.generation_config.pad_token_id == 16
-    plain = tokenizer("Hello world", add_special_tokens=False).input_ids
-    assert tokenizer("Hello world").input_ids == plain
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, tokenize=False
-    )
-    assert (
-        text
-        == """\
-<|im_start|>system
-You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
-<|im_start|>user
-Hi<|im_end|>
-<|im_start|>assistant
-"""
-    )
     for text in ("Hello ,world ! don 't  \n\n\t x\x00 é 你好 🙂 \u200b ﬁ  ", "12 345\n\n6"):
-        assert tokenizer.decode(tokenizer(text).input_ids) == text
+        ids = tokenizer(text).input_ids
+        assert tokenizer.decode(ids) == text
+        assert tokenizer(text, add_special_tokens=False).input_ids == ids
 
 
 @pytest.mark.slow
