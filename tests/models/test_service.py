@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import shared, tiny_model, user
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import Context
 from alignkit.data.group import Group, Message, Response
@@ -19,6 +20,7 @@ from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit_plugins.ai_feedback.judge import LocalJudge
+from tests.rows import assistant, demos
 from tests.same import same
 
 
@@ -71,6 +73,28 @@ def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) ->
 def test_answers_that_begin_alike_are_refused(models: LoadedBase) -> None:
     with pytest.raises(RunFailed, match="begin with the same token"):
         models["base"].next_token_logprobs([asked("well?")], ["1", "1"])
+
+
+@torch.no_grad()
+def test_scores_and_logprobs_are_those_of_plain_transformers(models: LoadedBase) -> None:
+    (head,) = (p for name, p in models.model.parameters_of("judge").items() if "lora" not in name)
+    head.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
+    rows = demos()
+    said = [[*group.prompt, assistant(group.responses[0].text)] for group in rows]
+    texts = [models.encoder.tokenizer.apply_chat_template(one)["input_ids"] for one in said]
+    ids = [torch.tensor([text]) for text in texts]
+    source: Any = models.model.source
+    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
+    plain.score.weight.copy_(head)
+    wanted = torch.stack([plain(one).logits[0, 0] for one in ids])
+    assert float(wanted.max() - wanted.min()) > 0.01
+    same(torch.tensor(models["judge"].scores(rows)), wanted, atol=1e-5, rtol=1e-5)
+    plain = AutoModelForCausalLM.from_pretrained(source).eval()
+    for group, one, found in zip(rows, ids, models["base"].logprobs(rows), strict=True):
+        first = len(models.encoder.prompt(group.prompt))
+        # The line break after the end of turn is no part of the answer
+        logprobs = plain(one).logits[0, first - 1 : -2].log_softmax(-1)
+        same(found, logprobs.gather(1, one[0, first:-1, None])[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
