@@ -84,7 +84,7 @@ def online(algorithm: Any, **keys: Any) -> dict[str, Any]:
         "prompts": {"path": "prompts.jsonl"},
         "reward": reward("letters"),
         "rollout": {"samples_per_prompt": 3, "max_new_tokens": 6},
-        "iterations": 3,
+        "iterations": 2,
         "prompts_per_iteration": 5,
         "batch_size": 4,
         **ADAMW,

@@ -27,11 +27,10 @@ RLAIF = {"rlaif": {"judge": {"local_judge": {"role": "base", "min_mass": 0.0}}}}
 PARTS = {"win": RLAIF, "letters": reward("letters")}
 BOTH = {"weighted_sum": {"rewards": PARTS, "weights": {"win": 1, "letters": 1}}}
 SUMS: Any = {"environment": "calculator", "prompts": {"path": "sums.jsonl"}}
-AHEAD = {"samples_per_prompt": 3, "max_new_tokens": 6, "ahead": 1}
+AHEAD = {"samples_per_prompt": 2, "max_new_tokens": 6, "ahead": 1}
 STAGES = {
     "grpo": online("grpo", monitors=GOLD, prompts_per_iteration=3),
     "judged": online("rloo", reward=BOTH, iterations=1),
-    "calls": online("rloo", iterations=1, **SUMS),
     "ahead": online("grpo", rollout=AHEAD, checkpoint_every=2, **SUMS),
     "step": answers("grpo"),
 }

@@ -25,7 +25,7 @@ from alignkit.training.trainer import load_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FULL = {"base": "tiny", "dtype": "float32", "lora": "none"}
-STAGES = {"align": online("rloo", checkpoint_every=1)}
+STAGES = {"align": online("rloo", checkpoint_every=1, iterations=3)}
 
 
 def faulty(
@@ -99,7 +99,8 @@ def test_any_number_of_processes_continues_with_or_without_parts(
     work: Path, model: Any, before: bool, after: int
 ) -> None:
     """before: whether two processes with a part each began it; otherwise one did."""
-    stages = {"align": online("rloo" if model is None else "ppo", checkpoint_every=1)}
+    name = "rloo" if model is None else "ppo"
+    stages = {"align": online(name, checkpoint_every=1, iterations=3)}
     if before:
         leader, _ = faulty(work, "SIGTERM", 0, stages, model, sharded=True)
     else:

@@ -200,10 +200,8 @@ def test_only_process_0_writes(work: Path) -> None:
     """
     (work / "audited.py").write_text(AUDIT, encoding="utf-8")
     budget = {"kl_budget": {"max": 1000.0}}
-    stages = {
-        "sft": offline("sft", "demos", validation={"path": "demos.jsonl"}, keep_versions=True),
-        "align": online("ppo", monitors=[*GOLD, budget], iterations=2),
-    }
+    sft = offline("sft", "demos", validation={"path": "demos.jsonl"}, keep_versions=True)
+    stages = {"sft": sft, "align": online("ppo", monitors=[*GOLD, budget], iterations=1)}
     where = {"WRITES": str(work / "writes-")}
     words = ["run", write_recipe(stages), "--plugin", "audited.py", "--out", "out"]
     ended = together(work, words, 2, [where, where])

@@ -142,10 +142,8 @@ LAUNCHERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [LAUNCHERS[0], *(pytest.param(each, marks=pytest.mark.slow) for each in LAUNCHERS[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", LAUNCHERS)
 def test_a_launcher_runs_stages_of_every_kind(work: Path, command: str) -> None:
     """And a step in between, which process 0 runs alone."""
     stages = {
