@@ -320,7 +320,7 @@ def test_it_sleeps_while_a_stage_learns(
     assert ran.code == 0 and all(asleep) and len(asleep) >= 3, ran.err
     server.development = False
     server.asked.clear()
-    ran = run({"url": server.url, "sleep": True}, seed=5)
+    ran = run({"url": server.url, "sleep": True}, learning_rate=0.02)
     assert ran.code == 1 and "--enable-sleep-mode" in ran.err and not server.paths(ASK)
     assert "start it with VLLM_SERVER_DEV_MODE=1 in its environment" in ran.err
 
