@@ -172,7 +172,7 @@ PLANTED = {
         ONLINE,
         'self.context.rng("select", number)',
         'self.context.rng("select")',
-        f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
+        f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "first_rewards": Planted(
         PACKING,
