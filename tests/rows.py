@@ -58,11 +58,17 @@ def read_rows(path: Path) -> list[Any]:
 
 
 def write_recipe(
-    folder: Path, stages: Mapping[str, Any], model: Mapping[str, Any] | None = None, **top: Any
+    folder: Path,
+    stages: Mapping[str, Any] | str,
+    model: Mapping[str, Any] | None = None,
+    **top: Any,
 ) -> Path:
     """Write `folder`/recipe.yaml, by default on the tiny model with a LoRA of rank 4, next to
     demos.jsonl, pairs.jsonl and prompts.jsonl where these are not there yet.
+
+    stages: also as text of YAML.
     """
+    stages = yaml.safe_load(stages) if isinstance(stages, str) else stages
     for name, rows in {"demos": demos(), "pairs": pairs(), "prompts": prompts()}.items():
         if not (folder / f"{name}.jsonl").exists():
             write_rows(folder / f"{name}.jsonl", rows)

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -174,7 +173,7 @@ def test_weights_of_data_and_of_a_mix_repeat_and_drop_no_row(
         weight: 0.1
         batch_size: 2
     """
-    folder = run(write_recipe(tmp_path, yaml.safe_load(stages)))
+    folder = run(write_recipe(tmp_path, stages))
     summary = json.loads((folder / "only" / "stage.json").read_text(encoding="utf-8"))["summary"]
     assert (summary["groups"], summary["steps"]) == (16, 12)
     few = {f"few {n}?": 9 for n in range(4)}
