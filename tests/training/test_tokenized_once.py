@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -11,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.cli import main
 from alignkit.tokens.encoder import TextTokenizer
+from tests.rows import run, write_recipe, write_rows
 
 ROWS = 40
 
@@ -37,12 +36,10 @@ def test_a_row_is_tokenized_once(
 
     monkeypatch.setattr(TextTokenizer, "prepare", prepared)
     monkeypatch.setattr(TextTokenizer, "_encode", encoded)
-    rows = [{"prompt": "how", "chosen": f"answer{n}.", "rejected": "no"} for n in range(ROWS)]
-    if algorithm == "sft":
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    answer = {"sft": "completion", "dpo": "chosen"}[algorithm]
+    rejected = {"sft": {}, "dpo": {"rejected": "no"}}[algorithm]
+    rows = [{"prompt": "how", answer: f"answer{n}.", **rejected} for n in range(ROWS)]
+    write_rows(tmp_path / "rows.jsonl", rows)
     stage = {"algorithm": algorithm, "data": "rows.jsonl", "max_steps": 1}
-    recipe = {"model": {"base": "tiny"}, "stages": {"only": stage}}
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
-    assert main(["run", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "out")]) == 0
+    run(write_recipe(tmp_path, {"only": stage}))
     assert len(seen) == ROWS and set(seen.values()) == {1}
