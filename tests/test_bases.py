@@ -122,7 +122,7 @@ def test_a_whole_reward_model_scores_text(shifted: Path, tmp_path: Path) -> None
     (tmp_path / "first").mkdir()
     liked = "liked: {algorithm: reward_model, data: pairs.jsonl, learning_rate: 0.01}"
     whole = {"base": str(shifted), "dtype": "float32", "lora": "none"}
-    model = run(write_recipe(tmp_path / "first", liked, whole)) / "liked" / "model"
+    model = run(write_recipe(tmp_path / "first", liked, whole)) / "liked" / "adapter"
     align = f"""
     align:
       algorithm: ppo
