@@ -57,6 +57,15 @@ def read_rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def untimed(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of a file of metrics, without what depends on the clock."""
+    clock = ("seconds", "time", "tokens_per")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(clock)}
+        for row in read_rows(metrics)
+    ]
+
+
 def write_recipe(
     folder: Path,
     stages: Mapping[str, Any] | str,

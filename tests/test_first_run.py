@@ -44,9 +44,7 @@ def check_curves(results: dict[str, Any]) -> None:
     """The last figure has a line per run and metric, through the metrics of the run."""
     reward, kl = plt.gcf().axes
     assert [line.get_label() for line in reward.lines] == list(results) == ["GRPO", "RLOO", "PPO"]
-    for line, result in zip(reward.lines, results.values(), strict=True):
-        rows = result["align"].metrics
-        assert len(rows) == 15
-        assert list(line.get_ydata()) == [row["reward"] for row in rows]
-        assert rows[-1]["reward"] > rows[0]["reward"] + 0.02 and rows[-1]["kl"] > 0
-    assert [line.get_ydata()[0] for line in kl.lines] == pytest.approx([0, 0, 0], abs=1e-5)
+    for axes, metric in ((reward, "reward"), (kl, "kl")):
+        for line, result in zip(axes.lines, results.values(), strict=True):
+            rows = [row[metric] for row in result["align"].metrics]
+            assert list(line.get_ydata()) == rows and rows[-1] > rows[0]

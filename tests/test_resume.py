@@ -28,7 +28,7 @@ from alignkit import cli
 from alignkit.training.trainer import load_checkpoint
 from alignkit_plugins.report.events import SWITCH
 from tests.patience import PATIENCE
-from tests.rows import read_rows
+from tests.rows import untimed
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 SFT_STEPS, ITERATIONS = 12, 4
@@ -156,7 +156,7 @@ class Place:
             for name in ("adapter_model.safetensors", "adapter_config.json"):
                 file = f"{stage}/adapter/{name}"
                 assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
-        assert untimed(out) == untimed(self.undisturbed)
+        assert metrics(out) == metrics(self.undisturbed)
         iterations = range(1, ITERATIONS + 1)
         assert steps(out, "align") == [*iterations]
         for number in iterations:
@@ -166,17 +166,13 @@ class Place:
         assert leftovers == []
 
 
-def untimed(out: Path) -> list[dict[str, Any]]:
+def metrics(out: Path) -> list[dict[str, Any]]:
     """The metrics of both stages, without what depends on the clock."""
-    rows = [row for stage in ("sft", "align") for row in read_rows(out / stage / "metrics.jsonl")]
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("seconds", "time", "tokens_per"))}
-        for row in rows
-    ]
+    return [row for stage in ("sft", "align") for row in untimed(out / stage / "metrics.jsonl")]
 
 
 def steps(out: Path, stage: str) -> list[int]:
-    return [row["step"] for row in untimed(out) if row["stage"] == stage]
+    return [row["step"] for row in metrics(out) if row["stage"] == stage]
 
 
 def wait_for(
@@ -223,7 +219,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
     validated = [0, 6, 12]
     assert sorted(steps(place.undisturbed, "sft")) == sorted([*range(1, SFT_STEPS + 1), *validated])
-    rows = [row for row in untimed(place.undisturbed) if row["stage"] == "align"]
+    rows = [row for row in metrics(place.undisturbed) if row["stage"] == "align"]
     assert len({row["kl_coefficient"] for row in rows}) > 1
     assert all("mix/nll" in row for row in rows)
 
@@ -276,19 +272,6 @@ def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
     found = load_checkpoint(tmp_path / "killed" / "align" / "checkpoints", pytest.fail)
     assert [name for name in found["learner"]["weights"] if name.endswith("score.weight")]
     assert "align: continuing after iteration 2 of 4" in shared.continued(tmp_path / "killed")
-
-
-@pytest.mark.slow
-def test_kill_9_from_outside_and_again(place: Place, tmp_path: Path) -> None:
-    process = place.process(tmp_path, "slow=0.3")
-    wait_for((tmp_path / "align" / "rollouts" / "0002.jsonl").exists, process)
-    process.kill()
-    process.communicate()
-    # And once more, before it has got anywhere
-    code, err = place.here(tmp_path, "stop=rollouts_scored:align:1")
-    assert code == 75 and "align: continuing after iteration" in err
-    err = place.continued(tmp_path)
-    assert "sft: unchanged, reused" in err and "align: continuing after iteration" in err
 
 
 @pytest.mark.parametrize("name", first_only(["SIGTERM", "SIGHUP", "SIGUSR1"]))

@@ -29,11 +29,10 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.training.collectives import Collectives
 from alignkit.training.learner import Learner
-from tests.rows import read_rows, write_recipe
+from tests.rows import untimed, write_recipe
 
 UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
 SECONDS = 300  # longer than all processes need from one exchange to the next
-SPEED = ("seconds", "tokens_per_second")  # metrics that differ from run to run
 
 
 @dataclass
@@ -164,11 +163,7 @@ class Ran:
     summary: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        rows = read_rows(self.folder / "align" / "metrics.jsonl")
-        self.metrics = [
-            {k: v for k, v in row.items() if not k.startswith(SPEED) and k != "time"}
-            for row in rows
-        ]
+        self.metrics = untimed(self.folder / "align" / "metrics.jsonl")
         self.summary = read_record(self.folder / "align")["summary"]
 
     @property

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from watched import weights
 
-from tests.rows import read_rows, run, write_recipe, write_rows
+from alignkit.io.results import read_record
+from tests.rows import run, untimed, write_recipe, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -181,18 +182,15 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(
 def result(folder: Path) -> dict[str, Any]:
     """All that a stage leaves, without what depends on the clock."""
     stage = folder / "only"
-    timed = ("seconds", "time", "tokens_per")
-    rows = [
-        {name: value for name, value in row.items() if not name.startswith(timed)}
-        for row in read_rows(stage / "metrics.jsonl")
+    summary = read_record(stage)["summary"]
+    samples = [
+        (path.name, path.read_bytes())
+        for name in ("rollouts", "gold")
+        for path in sorted((stage / name).glob("*.jsonl"))
     ]
-    summary = yaml.safe_load((stage / "stage.json").read_text(encoding="utf-8"))["summary"]
-    samples = {
-        str(path.relative_to(stage)): path.read_bytes()
-        for folder in ("rollouts", "gold")
-        for path in sorted((stage / folder).glob("*.jsonl"))
-    }
-    summary = {name: value for name, value in summary.items() if not name.startswith(timed)}
-    return {"rows": rows, "samples": samples, "summary": summary} | {
-        "weights": weights(stage / "adapter")
+    return {
+        "metrics": untimed(stage / "metrics.jsonl"),
+        "summary": {name: value for name, value in summary.items() if "seconds" not in name},
+        "samples": samples,
+        "weights": weights(stage / "adapter"),
     }

@@ -177,8 +177,8 @@ def test_each_prompt_and_each_response_has_random_numbers_of_its_own(
 def test_episodes_do_not_depend_on_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the log-probabilities of all turns are those of the training path; tokens of others have
-    none.
+    """With a user in place of tools. The log-probabilities of all turns are those of the training
+    path; tokens of others have none.
     """
     follow(
         monkeypatch,
@@ -194,7 +194,10 @@ def test_episodes_do_not_depend_on_the_batch(
         assert metrics(run)[0]["sampler_gap"] < 2e-6
     one, *others = map(tokens, found)
     assert [one] * 2 == others and len(set(one)) > 4
+    assert [turn["role"] for turn in found[0][0].prompt] == ["user", "system"]
     for response in responses_of(found[0]):
+        roles = [turn["role"] for turn in response.messages or ()]
+        assert roles == ["assistant", "user"] * 2 + ["assistant"] and response.reward == 5.0
         pairs = zip(response.logprobs or (), response.written or (), strict=True)
         assert all((logprob == 0.0) != own for logprob, own in pairs)
         assert sum(response.written or ()) <= 40
@@ -284,27 +287,8 @@ def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         scores = response.scores
         assert scores["reward"] == scores["environment"] == scores["episode/polite"] == 0.25
         assert scores["episode"] == 0.25 + (scores["episode/right"] or 0.0)
-
-
-def test_an_unknown_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunFailed, match="episode/x"):
         played(tmp_path, monkeypatch, Calculator, reward={"environment": {"part": "x"}})
-
-
-def test_an_environment_without_tools_answers_as_a_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    follow(monkeypatch, [[f"one{END}", f"two{END}"]] * 3)
-    run = run_of(tmp_path, Asks, algorithm="rejection_sampling")
-    roll_out(run)
-    for group in rollouts(run):
-        assert [turn["role"] for turn in group.prompt] == ["user", "system"]
-        for response in group.responses:
-            assert [turn["role"] for turn in response.messages or ()] == [
-                "assistant",
-                "user",
-            ] * 2 + ["assistant"]
-            assert response.reward == 5.0
 
 
 def test_max_turns_and_max_length_cut_an_episode(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from watched import weights
 
-from alignkit.data.group import Group, Response
 from alignkit.errors import DataError
 from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
@@ -142,20 +141,6 @@ def test_a_file_that_changes_before_its_stage_is_read_again(
 
     monkeypatch.setattr(stage.RunStage, "key", edit)
     assert trained(tmp_path, demonstrations(4))["groups"] == 1
-
-
-def test_a_group_takes_little_memory() -> None:
-    """A million rows are held as groups: `docs/benchmarks/results.md` says what they take."""
-    import tracemalloc
-
-    tracemalloc.start()
-    kept = [
-        Group(({"role": "user", "content": f"is it {n}?"},), (Response(text=f"{n}"),))
-        for n in range(1000)
-    ]
-    size = tracemalloc.get_traced_memory()[0] / len(kept)
-    tracemalloc.stop()
-    assert size < 1200
 
 
 @pytest.mark.silent_bug(

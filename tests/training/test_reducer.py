@@ -199,17 +199,7 @@ def test_one_process_deals_nothing() -> None:
 # Runs
 
 # With FEATURES, one of each kind of data and of signal; `make slow` has the others.
-OFTEN = (
-    "sft",
-    "lm",
-    "cpl",
-    "reward_ordinal",
-    "reinforce_pp",
-    "online_dpo",
-    "rest",
-    "hir",
-    "distillation",
-)
+OFTEN = ("sft", "reward_ordinal", "reinforce_pp", "online_dpo", "distillation")
 
 
 @pytest.mark.parametrize(
@@ -251,6 +241,7 @@ FEATURES = {
     ),
     "rankings": stage("reward_model", validation={"path": "pairs.jsonl"}),
 }
+TOLD = ("adaptive_kl", "whitened_rewards", "missing_scores", "filled", "best_version")
 
 
 @pytest.mark.silent_bug(
@@ -259,7 +250,10 @@ FEATURES = {
     "Sums and counts are added over processes.",
     "huggingface/trl#6380",
 )
-@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in TOLD else [pytest.mark.slow]) for name in FEATURES],
+)
 def test_numbers_over_the_batch_are_over_all_processes(recipe_folder: Path, name: str) -> None:
     check(recipe_folder, recipe(FEATURES[name]))
 

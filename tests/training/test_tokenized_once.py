@@ -16,10 +16,7 @@ from tests.rows import run, write_recipe, write_rows
 ROWS = 40
 
 
-@pytest.mark.parametrize("algorithm", ["sft", "dpo"])
-def test_a_row_is_tokenized_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
-) -> None:
+def test_a_row_is_tokenized_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answers."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     seen: Counter[str] = Counter()
@@ -36,10 +33,8 @@ def test_a_row_is_tokenized_once(
 
     monkeypatch.setattr(TextTokenizer, "prepare", prepared)
     monkeypatch.setattr(TextTokenizer, "_encode", encoded)
-    answer = {"sft": "completion", "dpo": "chosen"}[algorithm]
-    rejected = {"sft": {}, "dpo": {"rejected": "no"}}[algorithm]
-    rows = [{"prompt": "how", answer: f"answer{n}.", **rejected} for n in range(ROWS)]
+    rows = [{"prompt": "how", "chosen": f"answer{n}.", "rejected": "no"} for n in range(ROWS)]
     write_rows(tmp_path / "rows.jsonl", rows)
-    stage = {"algorithm": algorithm, "data": "rows.jsonl", "max_steps": 1}
+    stage = {"algorithm": "dpo", "data": "rows.jsonl", "max_steps": 1}
     run(write_recipe(tmp_path, {"only": stage}))
     assert len(seen) == ROWS and set(seen.values()) == {1}

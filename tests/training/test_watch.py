@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from watched import SFT, STILL, Ran, Watched, dies, online, weights
 
-from alignkit import Monitor, Observation, RecipeError, RunFailed
+from alignkit import Monitor, Observation, RunFailed
 from alignkit.calls import create
 from alignkit.errors import PluginError
 from alignkit.plugins import load_plugins
@@ -133,11 +133,6 @@ def test_an_iteration_without_a_kl_is_not_within_the_budget(
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
 
 
-def test_a_budget_that_is_never_reached_changes_nothing(free: Ran, tmp_path: Path) -> None:
-    ran = online(tmp_path, Watched(), monitors=budget(1e6), **KEYS)
-    assert ran.weights == free.weights and "stopped" not in ran.summary
-
-
 def test_falling_gold_ends_with_the_best_policy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,7 +230,6 @@ class Counts(Monitor):
 @hookimpl
 def register(add):
     add("monitor", "counts", Counts)
-    add("monitor", "nothing", type("Nothing", (Counts,), {"look": lambda self, *look: None}))
 """
 
 
@@ -265,21 +259,6 @@ def test_a_strangers_monitor_ends_a_stage_that_was_interrupted(
 def test_a_monitor_without_a_best_iteration_ends_with_the_current_one(tmp_path: Path) -> None:
     ran = online(tmp_path, Watched(), monitors=[{"counts": {"most": 4, "keep": 0}}], **KEYS)
     assert ran.summary["kept_iteration"] == 4 and ran.weights == ran.kept(3)
-
-
-@pytest.mark.usefixtures("counts")
-@pytest.mark.parametrize(
-    ("monitor", "error", "text"),
-    [
-        ("nothing", PluginError, r"'counts.py'.*`Nothing.look`: return an alignkit.Observation"),
-        ("count", RecipeError, r"no monitor 'count'(.*\n)*.*did you mean 'counts'"),
-    ],
-)
-def test_what_a_monitor_may_not_be(
-    monitor: str, error: type[Exception], text: str, tmp_path: Path
-) -> None:
-    with pytest.raises(error, match=text):
-        online(tmp_path, Watched(), monitors=[monitor], **KEYS)
 
 
 @pytest.mark.usefixtures("counts")
