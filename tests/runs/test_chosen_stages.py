@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from alignkit.cli import main
 from alignkit.io.results import RECIPE, damage_of
-from tests.processes.forked import together
 from tests.rows import write_recipe
 
 NAMES = ["sft", "helpful", "more", "report"]
@@ -98,18 +96,6 @@ def test_mistakes(
 ) -> None:
     assert main(["run", "r.yaml", *words]) == 2
     assert said in capsys.readouterr().err and not (recipe.parent / "runs").exists()
-
-
-def test_several_processes_run_a_chosen_stage(recipe: Path) -> None:
-    runs: dict[str, Any] = {}
-    fewer = ["~stages.helpful", "~stages.more", "~stages.report"]
-    for name, words in {"parts": ["--until", "sft"], "whole": fewer}.items():
-        ended = together(recipe.parent, ["run", "r.yaml", *words, "--out", name])
-        assert [process.code for process in ended] == [0, 0], ended
-        runs[name] = (recipe.parent / name / "sft" / WEIGHTS).read_bytes()
-    assert runs["parts"] == runs["whole"] and complete(recipe.parent / "parts") == ["sft"]
-    first, _ = together(recipe.parent, ["run", "r.yaml", "--only", "more", "--out", "else"])
-    assert first.code == 2 and "--only needs results of sft" in first.err
 
 
 @pytest.mark.parametrize("words", [[], ["seed=3"], ["--json"], ["seed=x"]])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from alignkit.data.sources import DataSource
-from alignkit.errors import DataError, RunFailed
+from alignkit.errors import RunFailed
 from alignkit.io import digest
 from alignkit.io.digest import commit_of
 from alignkit.models import shared_model
@@ -227,21 +227,6 @@ def test_configurations_splits_and_files_of_a_real_data_set(folder: Path) -> Non
     assert questions(name, "socratic") == [f"socratic {n}" for n in range(4)]
     assert questions(name, "main", split="train[1:3]") == ["main 1", "main 2"]
     assert questions(name, data_files="main/train*") == [f"main {n}" for n in range(4)]
-
-
-@pytest.mark.parametrize(
-    ("keys", "reason"),
-    [
-        ({"config": "socrates"}, "'socrates' not found. Available: ['main', 'socratic']"),
-        ({"config": "main", "revision": "v1"}, "a folder has no 'revision'"),
-    ],
-)
-def test_a_part_that_does_not_exist_names_those_that_do(
-    folder: Path, keys: dict[str, Any], reason: str
-) -> None:
-    with pytest.raises(DataError) as error:
-        questions(folder, **keys)
-    assert str(folder) in str(error.value) and reason in str(error.value)
 
 
 def test_a_folder_counts_by_its_content_and_is_never_read_from_an_old_copy(folder: Path) -> None:

@@ -4,32 +4,27 @@ anything trains.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
 from test_bases import TEMPLATE, TINY, make_model
 from torch import Tensor
 
 from alignkit.batch import Batch
 from alignkit.cli import main
-from alignkit.data.group import Group, Response
+from alignkit.data.group import Group
 from alignkit.errors import DataError
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
-from tests.killed import forked
 from tests.rows import run, user, write_recipe
 
 TEMPERATURE = 0.7
@@ -40,16 +35,6 @@ iterations: 2
 prompts_per_iteration: 3
 rollout: {samples_per_prompt: 2, max_new_tokens: 8, temperature: 0.7}
 """)
-
-SABOTEUR = """
-import os, signal
-from alignkit import hookimpl
-
-@hookimpl
-def rollouts_scored(run, stage, iteration, groups):
-    if iteration == 2 and os.environ.get("KILL"):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -128,28 +113,17 @@ def test_an_offline_reference_is_read_by_the_whole_model(
     monkeypatch.setattr(
         DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1]
     )
-    other = make_model(tmp_path / "other", 0)
-    tensors = {
-        name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()
-    }
-    # The tokens and the name stay the same
-    save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    for number, base in enumerate((big, other)):
-        seen.clear()
-        align = {"algorithm": "dpo", "data": "pairs.jsonl", "reference": str(base)}
-        Run(
-            load_recipe(write_recipe(tmp_path, {"align": align})), tmp_path / f"out{number}"
-        ).execute()
-        wanted = direct(base, 1.0)
-        for batch in seen:
-            rows = [group for group in batch.groups for _ in group.responses]
-            for group, tokens, mask, found in zip(
-                rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
-            ):
-                kept = tokens[: int(mask.sum())].tolist()
-                torch.testing.assert_close(
-                    found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0
-                )
+    align = {"algorithm": "dpo", "data": "pairs.jsonl", "reference": str(big)}
+    Run(load_recipe(write_recipe(tmp_path, {"align": align})), tmp_path / "out").execute()
+    wanted = direct(big, 1.0)
+    assert seen
+    for batch in seen:
+        rows = [group for group in batch.groups for _ in group.responses]
+        for group, tokens, mask, found in zip(
+            rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
+        ):
+            kept = tokens[: int(mask.sum())].tolist()
+            torch.testing.assert_close(found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
@@ -193,17 +167,6 @@ def test_a_hash_covers_the_teacher(tmp_path: Path) -> None:
     assert key() != before
 
 
-def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
-    path = student(tmp_path, big)
-    (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
-    plugin = ["--plugin", str(tmp_path / "saboteur.py")]
-    killed = ["run", path, *plugin, "--out", tmp_path / "killed"]
-    assert forked(*killed, KILL="yes") == -signal.SIGKILL
-    again, whole = (run(path, *plugin, out=tmp_path / name) for name in ("killed", "whole"))
-    for file in ("student/adapter/adapter_model.safetensors", "student/rollouts/0002.jsonl"):
-        assert (again / file).read_bytes() == (whole / file).read_bytes(), file
-
-
 @pytest.fixture
 def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
     """Starts a stage whose reference is the model `big`, in the folder of an earlier start."""
@@ -242,19 +205,4 @@ def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Tr
     long = Group((user("0123456789 " * 60),))
     with pytest.raises(DataError, match=r"the reference's prompt of .* leaves no room"):
         started.reference_prompts.check([long], 8)
-    started.close()
-
-
-def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
-    work: Callable[[], Trainer],
-) -> None:
-    started = work()
-    prompts = started.reference_prompts
-    raw = Encoded(Group((), (Response("x"),)), (), (ResponseTokens((3,), (True,)),))
-    chat = replace(raw, group=Group((user("hi"),), raw.group.responses), prompt=(5, 6))
-    assert prompts.encoded([raw])[0] is raw
-    (read,) = prompts.encoded([chat])
-    assert read.prompt == prompts.encoder.prompt(chat.group.prompt)
-    prompts.encoder = started.context.models.encoder
-    assert prompts.encoded([chat])[0] is chat
     started.close()

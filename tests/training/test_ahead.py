@@ -17,12 +17,11 @@ import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.data.group import Group, read_groups
 from alignkit.errors import RecipeError
-from alignkit.io.digest import digest, file_digest
+from alignkit.io.digest import file_digest
 from alignkit.io.text import cache_folder
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.settings import LoraSpec, ModelSpec
 from tests.killed import forked
 from tests.patience import PATIENCE
@@ -336,15 +335,6 @@ def test_what_a_checkpoint_has_is_not_sampled_again(tmp_path: Path, whole: Place
     assert place.events.count("sample") == 1
 
 
-@pytest.mark.slow
-def test_killed_again_and_again(tmp_path: Path, whole: Place) -> None:
-    place, starts = Place(tmp_path), 1
-    while (code := place.killed("kill=any:7")) == -9:
-        starts += 1
-    assert code == 0 and starts > 2
-    assert place.result() == whole.result()
-
-
 @pytest.mark.parametrize(
     ("sabotage", "code", "said"),
     [
@@ -409,12 +399,3 @@ def test_what_cannot_be_sampled_ahead_is_refused(
     with pytest.raises(RecipeError) as raised:
         load_recipe(place.recipe)
     assert message in " ".join(str(raised.value).split())
-
-
-def test_without_it_stages_have_another_hash(tmp_path: Path) -> None:
-    def hashed(**rollout: Any) -> str:
-        place = Place(tmp_path, engine="vllm", rollout={"samples_per_prompt": 2, **rollout})
-        recipe = load_recipe(place.recipe)
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}, RunData(Path, 0)))
-
-    assert hashed() != hashed(ahead=1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from played import TURNS, rollouts, run_of
+from played import TURNS, run_of
 from scripted import follow
 
 from alignkit import DataError, Environment, RecipeError, RunFailed
@@ -77,17 +77,6 @@ def test_a_mistake_names_plugin_stage_iteration_and_row(
     notes = "\n".join(caught.value.__notes__)
     for place in ("in the episode of", "prompts.jsonl:", "in iteration 1 of 1", "What is"):
         assert place in notes
-
-
-def test_the_run_goes_on_with_a_repaired_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    follow(monkeypatch, TURNS)
-    with pytest.raises(PluginError):
-        run_of(tmp_path, environment("respond", raises(KeyError))).execute()
-    run = run_of(tmp_path)
-    run.execute()
-    assert len(rollouts(run)) == 2
 
 
 def other(self: Any, word: str) -> str:

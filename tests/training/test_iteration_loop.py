@@ -10,12 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripted import END, follow
-from watched import SFT, STILL, Watched, online, reward_model, texts, tokens
+from watched import SFT, STILL, Watched, online, texts, tokens
 
 from alignkit import Group
 from alignkit.algorithm import Phase
 from alignkit.errors import PluginError
-from alignkit.models.shared_model import SharedModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,37 +51,6 @@ def test_the_policy_samples_and_not_its_reference(tmp_path: Path) -> None:
     found = online(tmp_path, Watched(), before={"sft": SFT}, **keys)
     for metrics in found.metrics:
         assert abs(metrics["kl"]) > 0.1 and metrics["sampler_gap"] < 1e-4
-
-
-def test_every_iteration_scores_all_of_its_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A score from an earlier iteration would change which responses are packed, so a resumed run
-    would differ.
-    """
-    read: list[int] = []
-    original = SharedModel.scalars
-
-    def scalars(self: SharedModel, role: str, hidden: torch.Tensor) -> torch.Tensor:
-        if role == "rm":
-            read.append(len(hidden))
-        return original(self, role, hidden)
-
-    monkeypatch.setattr(SharedModel, "scalars", scalars)
-    greedy = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 1}
-    found = online(
-        tmp_path,
-        Watched(),
-        count=1,
-        before={"rm": reward_model(1)},
-        reward="rm",
-        rollout=greedy,
-        iterations=3,
-        prompts_per_iteration=1,
-        learning_rate=STILL,
-    )
-    assert len({tuple(tokens(groups)) for groups in found.rollouts()}) == 1
-    assert read == [2, 2, 2]
 
 
 # Selecting and learning

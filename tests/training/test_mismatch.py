@@ -40,7 +40,6 @@ def register(add):
 """
 STAGES = """
 sft: {algorithm: sft, data: rows.jsonl, epochs: 4, learning_rate: 0.02, keep_versions: true}
-other: {algorithm: sft, data: others.jsonl, epochs: 4, learning_rate: 0.02}
 align:
   algorithm: rloo
   engine: planted
@@ -63,12 +62,6 @@ PLANTED = {
         """
     def publish(self, policy, adapter, version):
         super().publish(policy, Path(__file__).parent / "out" / "sft" / "kept" / "3", version)
-    """
-    ),
-    "another adapter": (
-        """
-    def publish(self, policy, adapter, version):
-        super().publish(policy, Path(__file__).parent / "out" / "other" / "adapter", version)
     """
     ),
     "another template": (
@@ -104,11 +97,7 @@ def train(folder: Path, methods: str, *words: str) -> int:
     (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
     write_rows(folder / "rows.jsonl", rows)
-    others = [row | {"completion": "no, that must be a stone"} for row in rows]
-    write_rows(folder / "others.jsonl", others)
     recipe = [str(write_recipe(folder, STAGES)), *words]
-    if '"other"' not in methods:
-        recipe.append("~stages.other")
     plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
     return main(["run", *recipe, *plugin])
 
@@ -170,7 +159,7 @@ def test_another_model_is_caught_in_the_first_iteration(
     err = capsys.readouterr().err
     (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding", err))
     assert "Traceback" not in err
-    assert (gap > ANOTHER_MODEL) == (name in ("another adapter", "an adapter that is never loaded"))
+    assert (gap > ANOTHER_MODEL) == (name == "an adapter that is never loaded")
     if gap > ANOTHER_MODEL:  # nothing was learned from it
         assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
         assert "error: stage 'align': the sampler is not the policy that learns" in err

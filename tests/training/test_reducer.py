@@ -15,7 +15,6 @@ import torch
 import yaml
 from processes import UNEVEN, Ran, recorded_step, run
 from safetensors.torch import load
-from torch import nn
 from watched import prompts
 
 from alignkit import Algorithm, Loss, Outputs, Response, Source, per_response, per_token
@@ -184,16 +183,6 @@ def test_shares_have_nearly_equal_sizes() -> None:
     assert Third().partition([1] * 7) == [[0, 3, 6], [1, 4], [2, 5]]
     assert Third().partition([1, 1, 1, 8, 1]) == [[3], [0, 2], [1, 4]]
     assert Third().partition([4]) == [[0], [], []] and Third().partition([]) == [[], [], []]
-
-
-def test_one_process_deals_nothing() -> None:
-    """No row is copied, and none is looked at."""
-    rows = [object(), object()]
-    assert ONE_PROCESS.map_sharded([2], lambda own: [rows[index] for index in (own[0], 1)]) == rows
-    assert ONE_PROCESS.gather(rows)[0] is rows and ONE_PROCESS.sum({"a": 1.5}) == {"a": 1.5}
-    parameter = nn.Parameter(torch.ones(1))
-    ONE_PROCESS.add_gradients([parameter])
-    assert parameter.grad is None
 
 
 # Runs

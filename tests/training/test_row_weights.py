@@ -153,28 +153,22 @@ def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedMode
     assert found == pytest.approx((half * one + whole * two) / (half + whole), rel=1e-5)
 
 
-def learned(folder: Path, rows: list[dict[str, Any]], algorithm: str) -> bytes:
+def learned(folder: Path, rows: list[dict[str, Any]]) -> bytes:
     folder.mkdir()
     write_rows(folder / "rows.jsonl", rows)
-    stage = {"algorithm": algorithm, "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
+    stage = {"algorithm": "dpo", "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
     return weights(run(write_recipe(folder, {"learn": stage})) / "learn" / "adapter")
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "answer"),
-    [("sft", {"completion": "Apple."}), ("dpo", {"chosen": "Apple.", "rejected": "Car."})],
-)
 def test_a_row_of_weight_0_is_told_and_teaches_nothing(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    algorithm: str,
-    answer: dict[str, str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    answer = {"chosen": "Apple.", "rejected": "Car."}
     rows: list[dict[str, Any]] = [{"prompt": f"A fruit, {n}", **answer} for n in range(4)]
-    without = learned(tmp_path / "without", rows, algorithm)
+    without = learned(tmp_path / "without", rows)
     capsys.readouterr()
     zero = {"prompt": "no", **answer, "weight": 0.0}
-    assert learned(tmp_path / "zero", [zero, *rows], algorithm) == without
+    assert learned(tmp_path / "zero", [zero, *rows]) == without
     assert "1 row of weight 0 left out ('no')" in capsys.readouterr().err
     half = [{**rows[0], "weight": 0.5}, *rows[1:]]
-    assert learned(tmp_path / "half", half, algorithm) != without
+    assert learned(tmp_path / "half", half) != without

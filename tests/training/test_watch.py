@@ -150,15 +150,6 @@ def test_falling_gold_ends_with_the_best_policy(
     assert ran.weights == ran.kept(1) != ran.kept(2)
 
 
-def test_without_the_rule_a_fall_is_only_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(History, "fell", lambda self: True)
-    ran = online(tmp_path, Watched(), monitors=[{"gold": {"reward": GOLD}}], **KEYS)
-    assert len(ran.metrics) == 5 and ran.weights == ran.kept(5)
-    assert "warning: gold was best in iteration" in said(capsys)
-
-
 @pytest.mark.parametrize("finish", [lambda self: None, Monitors.finish], ids=["before", "after"])
 def test_a_stage_that_was_stopped_and_then_killed_stays_stopped(
     finish: Callable[[Monitors], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
