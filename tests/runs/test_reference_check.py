@@ -25,6 +25,7 @@ from alignkit.runs.stage import TrainingStage
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
+from tests.by_transformers import logprobs, prompt_ids
 from tests.rows import run, user, write_recipe
 
 TEMPERATURE = 0.7
@@ -56,27 +57,9 @@ def student(folder: Path, reference: Path, **model: Any) -> Path:
     return write_recipe(folder, stages, TINY | model)
 
 
-def direct(source: Path, temperature: float) -> Callable[[Group, Sequence[int]], Tensor]:
-    """What transformers says of a response's tokens behind a prompt, without alignkit."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def logprobs(group: Group, tokens: Sequence[int]) -> Tensor:
-        text = tokenizer.apply_chat_template(
-            list(group.prompt), tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        logits = network(input_ids=torch.tensor([[*prompt, *tokens]])).logits[
-            0, len(prompt) - 1 : -1
-        ]
-        return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None])[
-            :, 0
-        ]
-
-    return logprobs
+def direct(source: Path, group: Group, tokens: Sequence[int], temperature: float) -> Tensor:
+    """What transformers says of a response's tokens behind a prompt in its own template."""
+    return logprobs(source, prompt_ids(source, group.prompt), tokens, temperature)
 
 
 def test_a_whole_teacher_reads_the_policys_tokens(
@@ -90,7 +73,6 @@ def test_a_whole_teacher_reads_the_policys_tokens(
     )
     made = Run(load_recipe(student(tmp_path, big)), tmp_path / "out")
     made.execute()
-    wanted = direct(big, TEMPERATURE)
     assert len(seen) == 2 and made.recipe.stages["student"].whole_models == (str(big),)
     for batch in seen:
         responses = [(group, response) for group in batch.groups for response in group.responses]
@@ -100,7 +82,7 @@ def test_a_whole_teacher_reads_the_policys_tokens(
             assert response.tokens is not None
             count = len(response.tokens)
             torch.testing.assert_close(
-                found[:count], wanted(group, response.tokens), atol=1e-5, rtol=0
+                found[:count], direct(big, group, response.tokens, TEMPERATURE), atol=1e-5, rtol=0
             )
             assert float((found - old)[:count].abs().max()) > 1e-3
 
@@ -115,7 +97,6 @@ def test_an_offline_reference_is_read_by_the_whole_model(
     )
     align = {"algorithm": "dpo", "data": "pairs.jsonl", "reference": str(big)}
     Run(load_recipe(write_recipe(tmp_path, {"align": align})), tmp_path / "out").execute()
-    wanted = direct(big, 1.0)
     assert seen
     for batch in seen:
         rows = [group for group in batch.groups for _ in group.responses]
@@ -123,7 +104,9 @@ def test_an_offline_reference_is_read_by_the_whole_model(
             rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
         ):
             kept = tokens[: int(mask.sum())].tolist()
-            torch.testing.assert_close(found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                found[: len(kept)], direct(big, group, kept, 1.0), atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize("command", ["run", "check"])

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 from watched import STILL, Ran, Watched, online
 
 from alignkit import Group, Message, Needs
 from alignkit.errors import DataError, PluginError
+from tests.by_transformers import logprobs
 
 TEMPERATURE = 0.6
 ROLLOUT = {"samples_per_prompt": 2, "max_new_tokens": 5, "temperature": TEMPERATURE}
@@ -31,17 +31,6 @@ class FewShot(Watched):
 
     def reference_prompt(self, group: Group) -> Sequence[Message]:
         return (*self.shots, *group.prompt)
-
-
-def by_hand(
-    source: str, prompt: Sequence[int], response: Sequence[int], temperature: float
-) -> torch.Tensor:
-    """Log-probabilities of a response's tokens after a prompt, by transformers alone."""
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
-    return logprobs.gather(1, torch.tensor(response)[:, None])[:, 0]
 
 
 def measured(folder: Path, watched: FewShot) -> Ran:
@@ -74,7 +63,7 @@ def test_the_same_response_tokens_are_measured_behind_the_references_prompt(
         assert response.tokens is not None
         for values, shots in ((reference, SHOTS), (old, ())):
             prompt = models.encoder.prompt((*shots, *group.prompt))
-            wanted = by_hand(models.model.source, prompt, response.tokens, TEMPERATURE)
+            wanted = logprobs(models.model.source, prompt, response.tokens, TEMPERATURE)
             torch.testing.assert_close(values[: len(wanted)], wanted, atol=1e-4, rtol=0)
 
 

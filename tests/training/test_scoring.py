@@ -222,33 +222,27 @@ TWO = [
 ]
 
 
-def test_selection_sees_the_reward_before_whitening() -> None:
-    scored = learn(combining(BOTH, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
-    assert [r.reward for group in scored.groups for r in group.responses] == [1.5, 2.5, 3.5]
-    assert learned(scored) == ([-4.0, -2.0, 0.0], [1.5, 2.5, 3.5])
+X, Y = RewardSpec("stage", "x"), RewardSpec("stage", "y")
+INNER = doubled("outer", inner=doubled("inner", first=X), second=Y)
 
 
-def test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score() -> None:
-    """The raw scores of the parts add up to the raw score, and their rewards to the reward."""
-    inner = doubled("inner", first=RewardSpec("stage", "x"))
-    spec = doubled("outer", inner=inner, second=RewardSpec("stage", "y"))
-    rewards, raw = learned(
-        learn(combining(spec, {"x": [1.0, 2.0, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
-    )
-    assert raw == [1.5, 2.5, 3.5]
-    inner_reward = [2 * x - 7 for x in (1.0, 2.0, 3.0)]
-    assert rewards == [2 * (x + 0.5) - 7 for x in inner_reward]
-
-
-def test_a_response_that_lacks_a_part_has_no_score() -> None:
-    """Zero would be a score like others."""
-    scored = learn(combining(BOTH, {"x": [1.0, None, 3.0], "y": [0.5, 0.5, 0.5]}), TWO)
-    assert [r.scores["reward"] for group in scored.scored for r in group.responses] == [
-        1.5,
-        None,
-        3.5,
-    ]
-    assert learned(scored)[1] == [1.5, 3.5]
+@pytest.mark.parametrize(
+    ("spec", "x", "raw", "learned_from"),
+    [
+        (BOTH, [1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [-4.0, -2.0, 0.0]),
+        # The raw scores of the parts add up to the raw score, and their rewards to the reward.
+        (INNER, [1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [-16.0, -12.0, -8.0]),
+        # A response that lacks a part has no score: zero would be a score like others.
+        (BOTH, [1.0, None, 3.0], [1.5, None, 3.5], [-4.0, 0.0]),
+    ],
+    ids=["both", "nested", "one lacks a part"],
+)
+def test_selection_sees_raw_rewards_and_learning_those_after_whitening(
+    spec: RewardSpec, x: list[float | None], raw: list[float | None], learned_from: list[float]
+) -> None:
+    scored = learn(combining(spec, {"x": x, "y": [0.5, 0.5, 0.5]}), TWO)
+    assert [response.scores["reward"] for response in responses_of(scored.scored)] == raw
+    assert learned(scored) == (learned_from, [value for value in raw if value is not None])
 
 
 # Parts that do not apply
@@ -387,54 +381,36 @@ def test_a_combination_remembers_once_an_iteration(whitened: bool) -> None:
 
 def test_a_combination_continues_from_a_checkpoint() -> None:
     """And begins with the state that it is made with."""
-    first = growing()
+    first, resumed = growing(), growing()
     first.root.plugin.state = {"factor": 10.0}
     assert learned(learn(first, TWO))[1] == [11.0, 33.0]
-    kept = json.loads(json.dumps(first.state()))
-    resumed = growing()
-    resumed.restore(kept)
-    assert resumed.state() == kept
+    resumed.restore(json.loads(json.dumps(first.state())))
+    assert resumed.state() == {"growing": {"factor": 11.0}}
     assert learned(learn(resumed, TWO)) == learned(learn(first, TWO))
+    resumed.root.plugin.state["factor"] = torch.ones(1)
+    with pytest.raises(PluginError, match="`state` must be JSON"):
+        resumed.state()
 
 
 def test_a_nested_combination_has_a_state_of_its_own() -> None:
     inner, outer = growing().root.spec, growing().root.spec
-    models = ByRole(scores=lambda name, groups: [1.0, 2.0, 3.0])
-    context: Any = SimpleNamespace(models=models, folder=Path(), load=None, stage="")
-    scorer = Rewards(replace(outer, children={"part": inner}), context)
+    spec = replace(outer, children={"part": inner})
+    scorer = combining(spec, {"x": [1.0, 2.0, 3.0]})
     learn(scorer, TWO)
     assert scorer.state() == {"growing": {"factor": 1.0}, "growing/part": {"factor": 1.0}}
 
 
-def test_a_combination_that_is_not_finite_names_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    def combine(
-        self: Any, groups: Sequence[Group], components: Mapping[str, Tensor]
-    ) -> CombinedReward:
-        (part,) = components.values()
-        return CombinedReward(part * math.nan, part, {})
-
-    monkeypatch.setattr(Growing, "combine", combine)
-    with pytest.raises(PluginError, match=r"plugin 'x'.*`Growing.combine`: return finite rewards"):
-        learn(growing(), TWO)
-
-
-def test_a_total_of_whitened_parts_that_is_not_finite_names_its_plugin(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    scorer = combining(
-        doubled("outer", inner=doubled("inner", a=RewardSpec("stage", "a"))), {"a": [1.0, 2.0, 3.0]}
-    )
-    scores = torch.tensor([0.0, 2.0, 1.0])
-    monkeypatch.setattr(
-        scorer.root.plugin, "combine", lambda groups, parts: CombinedReward(scores, scores, {})
-    )
-    monkeypatch.setattr(scorer.root.plugin, "total", lambda groups, parts: scores / scores)
-    with pytest.raises(PluginError, match=r"`Doubled.\w+`: return finite rewards"):
-        learn(scorer, TWO)
-
-
-def test_a_state_that_is_not_json_is_refused() -> None:
-    scorer = growing()
-    scorer.root.plugin.state["factor"] = torch.ones(1)
-    with pytest.raises(PluginError, match="`state` must be JSON"):
-        scorer.state()
+def test_rewards_that_are_not_finite_name_their_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a combination, and the total of whitened parts."""
+    nan = torch.tensor([math.nan, 2.0, 1.0])
+    finite = torch.tensor([0.0, 2.0, 1.0])
+    scorer = combining(INNER, {"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]})
+    for combined, total in ((nan, finite), (finite, nan)):
+        answers = {
+            "combine": lambda groups, parts, value=combined: CombinedReward(value, finite, {}),
+            "total": lambda groups, parts, value=total: value,
+        }
+        for method, answer in answers.items():
+            monkeypatch.setattr(scorer.root.plugin, method, answer)
+        with pytest.raises(PluginError, match=r"`Doubled.\w+`: return finite rewards"):
+            learn(scorer, TWO)
