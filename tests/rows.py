@@ -5,7 +5,7 @@ knows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import group_to_json
 
+Said = Callable[[], str]  # the fixture: what was written to stderr since it was last asked
 WORDS = ("bread is good", "my old friend", "the people in this house")
 TINY = {"base": "tiny", "dtype": "float32"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.cli import main
-from tests.rows import TINY, run, write_recipe, write_rows
+from tests.rows import TINY, Said, run, write_recipe, write_rows
 
 # Rows of another kind than a stage needs, and the columns that later steps ask for.
 FILES = {
@@ -102,13 +102,13 @@ def pointed_at(err: str) -> str:
 
 @pytest.mark.parametrize("stage", MISTAKES)
 def test_a_mistake_of_a_later_stage_is_shown_in_the_recipe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, stage: str
 ) -> None:
     """By `check`, which makes no model."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     code, message, place = MISTAKES[stage]
     assert main(["check", *recipe_of(tmp_path, stage)]) == code
-    err = capsys.readouterr().err
+    err = said()
     assert "later_0" in err and message in err, err
     assert pointed_at(err).startswith(place), err
     assert not (tmp_path / "cache").exists()
@@ -122,24 +122,22 @@ def test_a_mistake_of_a_later_stage_is_shown_in_the_recipe(
     ],
 )
 def test_a_run_tells_all_mistakes_before_its_first_stage(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], stages: list[str], code: int
+    tmp_path: Path, said: Said, stages: list[str], code: int
 ) -> None:
     recipe, *plugin = recipe_of(tmp_path, *stages)
     run(Path(recipe), *plugin, code=code)
-    err = capsys.readouterr().err
+    err = said()
     for number, stage in enumerate(stages):
         assert f"later_{number}" in err and MISTAKES[stage][1] in err, stage
     assert not (tmp_path / "run" / "first").exists()
 
 
-def test_a_folder_that_is_no_data_set_is_told_by_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_is_no_data_set_is_told_by_a_run(tmp_path: Path, said: Said) -> None:
     (tmp_path / "nothing").mkdir()
     recipe, *plugin = recipe_of(tmp_path, "algorithm: sft, data: {hub: nothing}")
     assert main(["check", recipe, *plugin]) == 0
     run(Path(recipe), *plugin, code=4)
-    assert "nothing[train]: `datasets` cannot load it" in capsys.readouterr().err
+    assert "nothing[train]: `datasets` cannot load it" in said()
     assert not (tmp_path / "run" / "first").exists()
 
 
@@ -164,25 +162,23 @@ def test_data_that_may_do_are_not_refused(tmp_path: Path, stages: list[str]) -> 
     assert main(["check", *recipe_of(tmp_path, *stages)]) == 0
 
 
-def test_bad_rows_are_listed_once_by_their_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_rows_are_listed_once_by_their_file(tmp_path: Path, said: Said) -> None:
     stages = ("OF_PAIRS, pairs: pairs.jsonl", "algorithm: dpo, data: pairs.jsonl")
     recipe = recipe_of(tmp_path, *stages)
     with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"prompt": "is it?", "chosen": "yes"}\n')
     assert main(["check", *recipe]) == 4
-    err = capsys.readouterr().err
+    err = said()
     assert err.count("pairs.jsonl:2: ") == 1 and "^" not in err
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "CUDA", "meta", ""])
 def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+    tmp_path: Path, said: Said, device: str
 ) -> None:
     command = recipe_of(tmp_path)
     assert main(["check", *command, f"model.device='{device}'"]) == 2
-    assert "model.device: must match pattern" in capsys.readouterr().err
+    assert "model.device: must match pattern" in said()
 
 
 # The chat template
@@ -202,7 +198,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize(("template", "message"), TEMPLATES.items())
 def test_a_broken_chat_template_is_reported_with_its_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, message: str
+    tmp_path: Path, said: Said, template: str, message: str
 ) -> None:
     recipe, *_ = recipe_of(tmp_path)
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
@@ -211,7 +207,7 @@ def test_a_broken_chat_template_is_reported_with_its_line(
         assert main(["check", recipe, override]) == 0
         return
     run(Path(recipe), override, code=1)
-    assert message in capsys.readouterr().err
+    assert message in said()
     assert not (tmp_path / "run" / "first").exists()
 
 
@@ -240,9 +236,7 @@ def register(add):
 """
 
 
-def test_an_algorithms_file_is_checked_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_algorithms_file_is_checked_first(tmp_path: Path, said: Said) -> None:
     """The file lies next to the recipe, which may itself be somewhere else; its content is in the
     hash.
     """
@@ -255,17 +249,17 @@ def test_an_algorithms_file_is_checked_first(
     )
     run = ["run", str(path), "--plugin", str(plugin), "--out", str(tmp_path / "out")]
     check = ["check", str(path), "--plugin", str(plugin)]
-    assert main(check) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
+    assert main(check) == 2 and "no such file: parts/weights.json" in said()
     weights.write_text('{"no": 1}')
     for command in (check, run):
         assert main(command) == 2
-        err = capsys.readouterr().err
+        err = said()
         assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading tiny" not in err
     weights.write_text('{"yes": 2}')
     assert main(check) == main(run) == 0
-    assert main(run) == 0 and "sft: unchanged, reused" in capsys.readouterr().err
+    assert main(run) == 0 and "sft: unchanged, reused" in said()
     weights.write_text('{"yes": 3}')
-    assert main(run) == 0 and "starting over" in capsys.readouterr().err
+    assert main(run) == 0 and "starting over" in said()
 
 
 REWARDS = """
@@ -311,7 +305,7 @@ def register(add):
     ],
 )
 def test_what_parts_of_a_reward_say_points_at_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, line: int, message: str
+    tmp_path: Path, said: Said, reward: str, line: int, message: str
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "is it?"}\n' * 2, encoding="utf-8")
     (tmp_path / "parts.py").write_text(REWARDS, encoding="utf-8")
@@ -329,7 +323,7 @@ stages:
     assert (
         main(["check", str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "parts.py")]) != 0
     )
-    err = capsys.readouterr().err
+    err = said()
     assert message in err and f"small.yaml:{line}:" in err
 
 

@@ -16,7 +16,7 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run, run_recipe
 from alignkit.runs.services import begin
 from alignkit.training.collectives import Collectives
-from tests.rows import read_rows, run, write_recipe, write_rows
+from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 SFT = """
 sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
@@ -78,13 +78,11 @@ def recipe(tmp_path: Path) -> Path:
     return write(tmp_path)
 
 
-def test_the_first_line_names_version_recipe_stages_and_folder(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_line_names_version_recipe_stages_and_folder(recipe: Path, said: Said) -> None:
     begin(load_recipe(recipe), Path("runs/short"))
-    assert capsys.readouterr().err == "alignkit 0.1.0: short, 2 stages, runs/short\n"
+    assert said() == "alignkit 0.1.0: short, 2 stages, runs/short\n"
     begin(load_recipe(recipe, ["~stages.report"]), Path("x"))
-    assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"
+    assert said() == "alignkit 0.1.0: short, 1 stage, x\n"
 
 
 def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
@@ -105,19 +103,19 @@ def test_chat_says_what_it_loads_before_torch_is_imported(tmp_path: Path) -> Non
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
     run_recipe(load_recipe(recipe), tmp_path / "out")
-    lines = capsys.readouterr().err.splitlines()
+    lines = said().splitlines()
     assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")
     assert "sft: stage 1 of 2, sft" in lines and "report: stage 2 of 2, evaluate" in lines
     counted = [line.split(" (")[0] for line in lines]
     for line in ("sampling from base 1/1", "sampling from sft 1/1", "measuring sft 1/1"):
         assert f"report: {line}" in counted
     run_recipe(load_recipe(write(tmp_path, SFT + REPORT + MORE)), tmp_path / "out")
-    again = capsys.readouterr().err
+    again = said()
     assert "sft: unchanged, reused" in again and "stage 1 of 4" not in again
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
     for line in (
@@ -140,7 +138,7 @@ def test_an_error_names_the_step_or_the_iteration(
     method: str,
     place: str,
     recipe: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(*arguments: object) -> None:
@@ -149,7 +147,7 @@ def test_an_error_names_the_step_or_the_iteration(
     monkeypatch.setattr(f"alignkit.training.{method}", failing)
     write(recipe.parent, SFT + REPORT + MORE)
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
-    assert capsys.readouterr().err.endswith(f"error: it failed\n  {place}\n")
+    assert said().endswith(f"error: it failed\n  {place}\n")
     assert logged(recipe.parent / "out")[-2:] == ["error: it failed", f"  {place}"]
 
 
@@ -194,7 +192,7 @@ def test_the_log_has_all_that_a_run_and_its_resumption_said(
 
 
 def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, said: Said
 ) -> None:
     watch = (
         "from alignkit import hookimpl\n"
@@ -207,13 +205,13 @@ def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
     out = recipe.parent / "out"
     run(recipe, "--plugin", str(recipe.parent / "watch.py"), out=out)
     expected = "warning: plugin 'watch.py', in `run_finished`: ValueError: too late"
-    for lines in (capsys.readouterr().err.splitlines(), logged(out)):
+    for lines in (said().splitlines(), logged(out)):
         assert any(line.startswith(expected) for line in lines)
         assert lines[-1].startswith("done in ") and lines[-1].endswith(f"results: {out}")
 
 
 def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
-    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any, **options: Any) -> Recipe:
         arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
@@ -222,5 +220,5 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     monkeypatch.setattr(cli, "load", load)
     write(recipe.parent, SFT)
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
-    assert capsys.readouterr().err.splitlines()[1].startswith("warning: it is old")
+    assert said().splitlines()[1].startswith("warning: it is old")
     assert logged(recipe.parent / "out")[1] == "warning: it is old, token ***"

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from alignkit.cli import main
 from alignkit.io.results import read_record
 from alignkit_plugins.models import tiny
-from tests.rows import run, write_recipe, write_rows
+from tests.rows import Said, run, write_recipe, write_rows
 
 TURN = {"role": "user", "content": "Hi"}
 GOOD = [TURN, {"role": "assistant", "content": "Hello."}]
@@ -55,20 +55,16 @@ def test_refused_rows_are_skipped_and_told(
     assert summary["encoding"]["refused"] == 1 and summary["not_demonstrations"] == 1
 
 
-def test_refused_rows_are_errors_of_check(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused_rows_are_errors_of_check(tmp_path: Path, said: Said) -> None:
     recipe = written(tmp_path, [*[GOOD] * 200, REFUSED], chat_template="llama2")
     assert main(["check", recipe]) == 0
     assert main(["check", recipe, "--full"]) == 4
-    assert "demos.jsonl:201: the chat template refuses the conversation" in capsys.readouterr().err
+    assert "demos.jsonl:201: the chat template refuses the conversation" in said()
 
 
-def test_a_conversation_that_ends_with_the_user_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conversation_that_ends_with_the_user_is_named(tmp_path: Path, said: Said) -> None:
     assert main(["check", written(tmp_path, [ASKED])]) == 4
-    assert "ends with the user, so nothing of it would be learned" in capsys.readouterr().err
+    assert "ends with the user, so nothing of it would be learned" in said()
 
 
 @pytest.mark.silent_bug(
@@ -79,12 +75,12 @@ def test_a_conversation_that_ends_with_the_user_is_named(
     "ggml-org/llama.cpp#28862",
     "huggingface/swift-transformers#387",
 )
-def test_unknown_tokens_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_tokens_are_a_warning(tmp_path: Path, said: Said) -> None:
     recipe = written(tmp_path, [[TURN, {"role": "assistant", "content": "qq. No."}]])
     base = tiny.source(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.unk_token = "q"
     tokenizer.save_pretrained(base)
     run(Path(recipe))
-    told = capsys.readouterr().err
+    told = said()
     assert "2 of " in told and "tokens are q: the tokenizer lacks characters" in told

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rows import run, write_recipe
+from tests.rows import Said, run, write_recipe
 
 SFT = "sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}\n"
 
@@ -26,12 +26,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["report.json", "report.html"])
 def test_a_folder_with_files_that_a_run_would_replace_is_refused(
-    name: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+    name: str, recipe: Path, said: Said
 ) -> None:
     (recipe.parent / name).write_text("mine", encoding="utf-8")
     before = files(recipe.parent)
     run(recipe, out=recipe.parent, code=2)
-    assert f"a run would replace {name}" in capsys.readouterr().err
+    assert f"a run would replace {name}" in said()
     assert files(recipe.parent) == before
 
 
@@ -56,14 +56,12 @@ def test_a_run_next_to_a_project_leaves_it_alone(recipe: Path) -> None:
     assert (project / "sft" / "adapter").is_dir()
 
 
-def test_a_stage_added_later_leaves_what_has_its_name(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_added_later_leaves_what_has_its_name(recipe: Path, said: Said) -> None:
     out = run(recipe)
     (out / "more").mkdir()
     (out / "more" / "notes").write_text("mine", encoding="utf-8")
     run(write_recipe(recipe.parent, SFT + SFT.replace("sft:", "more:", 1)), code=1)
-    assert f"{out / 'more'} is no link to a result of this run" in capsys.readouterr().err
+    assert f"{out / 'more'} is no link to a result of this run" in said()
     assert (out / "more" / "notes").read_text(encoding="utf-8") == "mine"
 
 

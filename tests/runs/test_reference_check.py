@@ -26,7 +26,7 @@ from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
 from tests.by_transformers import logprobs, prompt_ids
-from tests.rows import run, user, write_recipe
+from tests.rows import Said, run, user, write_recipe
 
 TEMPERATURE = 0.7
 STUDENT = yaml.safe_load("""
@@ -111,25 +111,23 @@ def test_an_offline_reference_is_read_by_the_whole_model(
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_another_tokenizer_is_refused_first(
-    command: str, big: Path, shifted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, big: Path, shifted: Path, tmp_path: Path, said: Said
 ) -> None:
     """While validating, if both tokenizers are on this machine."""
     path = str(student(tmp_path, shifted, base=str(big)))
     out = ["--out", str(tmp_path / "out")] if command == "run" else []
     assert main([command, path, *out]) == 2
-    err = capsys.readouterr().err
+    err = said()
     assert f"stage 'student': its reference {shifted} has another tokenizer" in err
     assert f"loading {big}" not in err
 
 
-def test_another_end_of_turn_is_refused(
-    big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, said: Said) -> None:
     """A template that writes `</>` in front of the token that ends both."""
     template = TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'")
     (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
     run(student(tmp_path, big), f"model.chat_template={tmp_path / 'other.jinja'}", code=2)
-    assert "ends its turns with another token" in capsys.readouterr().err
+    assert "ends its turns with another token" in said()
 
 
 def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:

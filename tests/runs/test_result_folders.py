@@ -22,7 +22,7 @@ from alignkit.io.results import (
     results_of_stage,
     stage_folder,
 )
-from tests.rows import write_recipe
+from tests.rows import Said, write_recipe
 
 FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
 
@@ -168,7 +168,7 @@ def test_what_is_damaged_or_asked_people_is_not_taken(
 
 
 def test_a_second_out_trains_nothing_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     monkeypatch.delenv("ALIGNKIT_REUSE")
     monkeypatch.chdir(tmp_path)
@@ -184,9 +184,9 @@ def test_a_second_out_trains_nothing_again(
     write_recipe(tmp_path, stages).rename("r.yaml")
 
     def run(*words: str) -> str:
-        capsys.readouterr()
+        said()
         assert main(["run", "r.yaml", *words]) == 0
-        return capsys.readouterr().err
+        return said()
 
     assert "reused" not in run()  # in runs/r
     both = "sft: reused from {0}\nreport: reused from {0}\n"

@@ -25,7 +25,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.settings import LoraSpec, ModelSpec
 from tests.killed import forked
 from tests.patience import PATIENCE
-from tests.rows import TINY, read_rows, untimed, write_recipe, write_rows
+from tests.rows import TINY, Said, read_rows, untimed, write_recipe, write_rows
 
 # An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says:
 # HOW=EVENT:COUNT.
@@ -367,16 +367,14 @@ def test_a_call_in_the_background_that_hangs_is_given_up(tmp_path: Path, whole: 
     assert place.run() == 0 and place.result() == whole.result()
 
 
-def test_a_stage_that_ends_early_drops_what_is_under_way(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_that_ends_early_drops_what_is_under_way(tmp_path: Path, said: Said) -> None:
     """The budget is beyond what the first policy has: the result is the one that the second
     iteration began with.
     """
     keys = {"monitors": [{"kl_budget": {"max": 1e-9}}], "from": "sft", "reference": "base"}
     place = Place(tmp_path, before={"sft": SFT}, **keys)
     assert place.run() == 0
-    assert "stopped in iteration 1 of 4" in " ".join(capsys.readouterr().err.split())
+    assert "stopped in iteration 1 of 4" in " ".join(said().split())
     assert place.events.count("sample") == 2 and place.events[-1] == "close"
     assert [file.name for file in (place.stage / "rollouts").iterdir()] == ["0001.jsonl"]
 

@@ -30,6 +30,7 @@ from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.models.templates import HERMES
 from alignkit_plugins.models.tiny import _tokenizer
+from tests.rows import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -255,7 +256,7 @@ def played(
 
 
 def test_an_episode_without_a_reward_is_left_out_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     class Sometimes(Calculator):
         def get_reward(self) -> float | None:  # type: ignore[override]
@@ -267,7 +268,7 @@ def test_an_episode_without_a_reward_is_left_out_and_counted(
     missing = sum(response.scores["reward"] is None for response in responses)
     assert 0 < missing < len(responses) == 12
     assert metrics(run)[0]["unscored"] == missing
-    assert f"{missing} response" in capsys.readouterr().err
+    assert f"{missing} response" in said()
     assert all(response.scores["episode"] != 0 for response in responses)
 
 

@@ -15,7 +15,7 @@ from alignkit.data.group import read_groups
 from alignkit.registry import Component
 from alignkit.settings import Settings
 from alignkit_plugins.monitors.reward_hacking import Gold
-from tests.rows import write_rows
+from tests.rows import Said, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,15 +84,13 @@ def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path
     assert rows(ran, 1) != rows(ran, 2)  # other samples of the same policy
 
 
-def test_gold_on_rollouts_costs_no_samples(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gold_on_rollouts_costs_no_samples(tmp_path: Path, said: Said) -> None:
     """And the files that are learned from do not know it."""
     ran = online(tmp_path, Watched(), monitors=gold(by("gold")), **CHECKED)
     responses = [response for group in ran.rollouts()[0] for response in group.responses]
     assert {row["text"] for row in rows(ran, 1)} == {response.text for response in responses}
     assert all("gold" not in r.scores and r.reward != len(r.text) for r in responses)
-    assert SELF not in " ".join(capsys.readouterr().err.split())
+    assert SELF not in " ".join(said().split())
 
 
 def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
@@ -109,11 +107,9 @@ def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
     assert ran.summary["gold"] == {"best_iteration": 0, "change": None}
 
 
-def test_gold_that_is_the_reward_is_warned_about(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, said: Said) -> None:
     online(tmp_path, Watched(), monitors=gold(PYTHON), iterations=1)
-    assert SELF in " ".join(capsys.readouterr().err.split())
+    assert SELF in " ".join(said().split())
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from watched import SFT, STILL, Watched, online, texts, tokens
 from alignkit import Group
 from alignkit.algorithm import Phase
 from alignkit.errors import PluginError
+from tests.rows import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +156,7 @@ def test_rollouts_of_an_iteration_that_was_not_completed_are_removed(tmp_path: P
 def test_samples_that_are_mostly_cut_off_are_told_in_the_first_iteration(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     text: str,
     warnings: int,
 ) -> None:
@@ -164,4 +165,4 @@ def test_samples_that_are_mostly_cut_off_are_told_in_the_first_iteration(
         tmp_path, Watched(), iterations=2, rollout={"samples_per_prompt": 2, "max_new_tokens": 5}
     )
     warning = "warning: 100% of the samples have no end after max_new_tokens 5"
-    assert capsys.readouterr().err.count(warning) == warnings
+    assert said().count(warning) == warnings

@@ -18,7 +18,7 @@ from alignkit.cli import main
 from alignkit.training.online import mean_kl
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
-from tests.rows import read_rows, write_recipe, write_rows
+from tests.rows import Said, read_rows, write_recipe, write_rows
 
 HEADER = """
 from dataclasses import replace
@@ -169,19 +169,17 @@ def test_another_model_is_caught_in_the_first_iteration(
         assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
 
 
-def test_the_policy_itself_raises_no_alarm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_policy_itself_raises_no_alarm(tmp_path: Path, said: Said) -> None:
     assert train(tmp_path, "pass") == 0
-    assert not warnings(capsys.readouterr().err)
+    assert not warnings(said())
     assert all(0 < row["sampler_gap"] < 1e-5 for row in metrics(tmp_path))
 
 
 def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     assert train(tmp_path, KEEPS_THE_FIRST, "stages.align.iterations=3") == 0
-    err = capsys.readouterr().err
+    err = said()
     assert len(warnings(err)) == 1 and err.index("iteration 1/3") < err.index(
         "warning: the sampler"
     )
@@ -189,23 +187,21 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     assert first < 1e-5 and min(others) > 0.1
 
 
-def test_samples_that_are_an_update_old_raise_no_alarm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_that_are_an_update_old_raise_no_alarm(tmp_path: Path, said: Said) -> None:
     """Only the first iteration has samples of the policy itself."""
     assert train(tmp_path, "pass", "stages.align.rollout.ahead=1") == 0
-    assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
+    assert not warnings(said()) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
 
 
 def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     silent = """
     def sample(self, *given):
         return [[replace(one, logprobs=None) for one in each] for each in super().sample(*given)]
     """
     assert train(tmp_path, silent) == 0
-    (warning,) = warnings(capsys.readouterr().err)
+    (warning,) = warnings(said())
     assert "tells no log-probabilities" in warning
     assert not any("sampler_gap" in row for row in metrics(tmp_path))
 

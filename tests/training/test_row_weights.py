@@ -27,7 +27,7 @@ from alignkit_plugins.algorithms.kto import KTO
 from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import SFT
-from tests.rows import run, user, write_recipe, write_rows
+from tests.rows import Said, run, user, write_recipe, write_rows
 
 SAID = {
     "Why?": ("Because it is so.", "I do not know"),
@@ -160,15 +160,13 @@ def learned(folder: Path, rows: list[dict[str, Any]]) -> bytes:
     return weights(run(write_recipe(folder, {"learn": stage})) / "learn" / "adapter")
 
 
-def test_a_row_of_weight_0_is_told_and_teaches_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_of_weight_0_is_told_and_teaches_nothing(tmp_path: Path, said: Said) -> None:
     answer = {"chosen": "Apple.", "rejected": "Car."}
     rows: list[dict[str, Any]] = [{"prompt": f"A fruit, {n}", **answer} for n in range(4)]
     without = learned(tmp_path / "without", rows)
-    capsys.readouterr()
+    said()
     zero = {"prompt": "no", **answer, "weight": 0.0}
     assert learned(tmp_path / "zero", [zero, *rows]) == without
-    assert "1 row of weight 0 left out ('no')" in capsys.readouterr().err
+    assert "1 row of weight 0 left out ('no')" in said()
     half = [{**rows[0], "weight": 0.5}, *rows[1:]]
     assert learned(tmp_path / "half", half) != without

@@ -22,7 +22,7 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.combinations import WeightedSum
-from tests.rows import run, write_recipe
+from tests.rows import Said, run, write_recipe
 
 PLUGIN = """
 from alignkit import *
@@ -66,11 +66,11 @@ ALIGN = {
 PROMPT = (Message(role="user", content="how are you"),)
 
 
-def failed(folder: Path, reward: Any, capsys: pytest.CaptureFixture[str]) -> str:
+def failed(folder: Path, reward: Any, said: Said) -> str:
     (folder / "strangers.py").write_text(PLUGIN, encoding="utf-8")
     recipe = write_recipe(folder, {"align": {**ALIGN, "reward": reward}})
     run(recipe, "--plugin", str(folder / "strangers.py"), code=1)
-    return capsys.readouterr().err
+    return said()
 
 
 def test_an_environment_without_a_reward_is_named(

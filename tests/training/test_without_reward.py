@@ -12,7 +12,7 @@ import yaml
 from watched import prompts, weights
 
 from alignkit.data.group import Group, read_groups
-from tests.rows import read_rows, run, write_recipe, write_rows
+from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 PLUGIN = """
 from alignkit import *
@@ -133,33 +133,26 @@ def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     assert [row["reward/factor"] for row in scored] == [1.0, 1.0]
 
 
-def test_an_algorithm_that_reads_rewards_must_say_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, said: Said) -> None:
     train(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
-    assert (
-        "Batch.rewards was not computed: only rollouts with a reward have it"
-        in capsys.readouterr().err
-    )
+    assert "Batch.rewards was not computed: only rollouts with a reward have it" in said()
 
 
-def test_a_reported_reward_may_score_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reported_reward_may_score_nothing(tmp_path: Path, said: Said) -> None:
     nothing = {"python": {"path": "reward.py", "function": "nothing"}}
     metrics = train(tmp_path / "learns", reward=nothing)
     assert not {"reward", "reward_std"} & metrics[0].keys() and metrics[0]["unscored"] == 4
     train(tmp_path / "idle", 1, algorithm="nothing", reward=nothing)
-    assert "Last reason: nothing to distill" in capsys.readouterr().err
+    assert "Last reason: nothing to distill" in said()
 
 
 @pytest.mark.parametrize(
     ("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)]
 )
 def test_a_wrong_option_does_not_make_a_reward_missing(
-    tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, algorithm: str, asked: bool, said: Said
 ) -> None:
     """Needs that depend on options are not known if these are wrong."""
     train(tmp_path, 2, algorithm={algorithm: {"nonsense": 1}})
-    shown = capsys.readouterr().err
+    shown = said()
     assert "nonsense" in shown and ("stages.align.reward' is missing" in shown) == asked
