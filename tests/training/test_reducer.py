@@ -188,7 +188,7 @@ def test_shares_have_nearly_equal_sizes() -> None:
 # Runs
 
 # With FEATURES, one of each kind of data and of signal; `make slow` has the others.
-OFTEN = ("sft", "reward_ordinal", "reinforce_pp", "online_dpo", "distillation")
+OFTEN = ("sft", "reinforce_pp", "online_dpo")
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ FEATURES = {
     ),
     "rankings": stage("reward_model", validation={"path": "pairs.jsonl"}),
 }
-TOLD = ("adaptive_kl", "whitened_rewards", "missing_scores", "filled", "best_version")
+TOLD = ("adaptive_kl", "whitened_rewards", "missing_scores")
 
 
 @pytest.mark.silent_bug(
