@@ -20,7 +20,7 @@ from alignkit.testing import check_step
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.ai_feedback.constitution import Principle, drawn
 from alignkit_plugins.ai_feedback.revise import Revise, without_lead_in
-from tests.evaluate.test_evaluate import context
+from tests.evaluate.scripted import context
 
 PRINCIPLES = [
     {

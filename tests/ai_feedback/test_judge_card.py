@@ -5,43 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from by_policy import by_policy
-
-from alignkit import Judge, Verdict
+from alignkit import Verdict
 from alignkit_plugins.ai_feedback import judge_card
 from alignkit_plugins.ai_feedback.judge_card import with_people
-from tests.evaluate.test_evaluate import (
-    HELPFUL,
-    Scripted,
-    context,
-    documented,
-    judge_component,
-    paths,
-    prompts,
-    said,
-    step,
-)
+from tests.documented_keys import documented, paths
+from tests.evaluate.scripted import HELPFUL, Scripted, context, prompts, said, step, told
 
 CARD = "judge_cards.JUDGE"
 FIELDS = ("mean", "low", "high", "n")
 POLICIES = ["base", "sft", "align"]
 COUNT = 40
-
-
-class Told(Judge):
-    """Decides as `options.decide(number of the prompt, policy of the first, policy of the second)`
-    says.
-    """
-
-    def compare(self, items: Any) -> list[Verdict]:
-        self.options.asked.extend(items)
-        return [
-            self.options.decide(int(prompt[-1]["content"].split()[-1]), a.split()[0], b.split()[0])
-            for prompt, a, b in items
-        ]
 
 
 def evaluated(
@@ -50,7 +25,7 @@ def evaluated(
     """The summary, what was asked, and what the report says. `sft` is the baseline of three
     policies.
     """
-    told: Any = SimpleNamespace(decide=decide, asked=[])
+    judge, asked = told(lambda n, one, other: decide(n, one.split()[0], other.split()[0]))
     scores = {
         policy: [float(n % 2 if policy == "align" else 0.5) for n in range(count)]
         for policy in POLICIES
@@ -58,12 +33,12 @@ def evaluated(
     models = Scripted(scores, dict.fromkeys(POLICIES, [5] * count))
     options = {
         "policies": POLICIES,
-        "judges": [judge_component(Told, told)],
+        "judges": [judge],
         "rewards": [],
         **options,
     }
     artifact = step(**options).run(context(models, folder, prompts(count)))
-    return by_policy(artifact.summary or {}), told.asked, said(artifact)
+    return dict(artifact.summary or {}), asked, said(artifact)
 
 
 def prefers(*order: str) -> Callable[[int, str, str], Verdict]:
@@ -103,10 +78,10 @@ def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(
 
 
 def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
-    component = judge_component(Told, SimpleNamespace(decide=prefers(), asked=[]))  # type: ignore[arg-type]
+    judge, _ = told(prefers())
     models = Scripted(texts="the same {i}")
-    found = by_policy(
-        step(policies=POLICIES, judges=[component]).run(context(models, tmp_path)).summary or {}
+    found = dict(
+        step(policies=POLICIES, judges=[judge]).run(context(models, tmp_path)).summary or {}
     )
     assert card(found)["comparisons"] == 0 and card(found)["no_judge"] == ""
 

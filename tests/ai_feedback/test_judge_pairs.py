@@ -6,16 +6,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from alignkit import Group, Judge, Pair, Response, Verdict
+from alignkit import Group, Pair, Response, Verdict
 from alignkit.cli import main
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
-from tests.evaluate.test_evaluate import context, judge_component, said
+from tests.evaluate.scripted import context, said, told
 
 ALWAYS_FIRST = (1.0, 0.0)  # P(first) if shown first, and if shown second
 
@@ -34,19 +33,6 @@ def pairs(lengths: Sequence[tuple[int, int]]) -> list[Group]:
     ]
 
 
-class Told(Judge):
-    """Decides as `options.decide(number of the prompt, first, second)` says; `options.asked`
-    collects the items.
-    """
-
-    def compare(self, items: Any) -> list[Verdict]:
-        self.options.asked.extend(items)
-        return [
-            self.options.decide(int(prompt[-1]["content"].split()[1]), a, b)
-            for prompt, a, b in items
-        ]
-
-
 def measured(
     folder: Path,
     groups: Sequence[Group],
@@ -54,12 +40,10 @@ def measured(
     **options: Any,
 ) -> tuple[dict[str, Any], list[Any], str]:
     """The summary, what was asked, and what the report says."""
-    told: Any = SimpleNamespace(decide=decide, asked=[])
-    step = EvaluateReward(
-        EvaluateReward.Options(judges=[judge_component(Told, told)], pairs="x", **options)
-    )
+    judge, asked = told(decide)
+    step = EvaluateReward(EvaluateReward.Options(judges=[judge], pairs="x", **options))
     artifact = step.run(context(None, folder, groups))
-    return dict(artifact.summary or {}), told.asked, said(artifact)
+    return dict(artifact.summary or {}), asked, said(artifact)
 
 
 def accuracy(found: dict[str, Any], column: str = "", value: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from alignkit_plugins.ai_feedback.questions import (
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.writer import Written
 from tests.ai_feedback.judge_server import Reply, Server, asked_for, said, serving, texts_of
-from tests.evaluate.test_evaluate import context
+from tests.evaluate.scripted import context
 
 Answers = Callable[[str], str]
 

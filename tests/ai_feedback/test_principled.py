@@ -17,7 +17,7 @@ from alignkit_plugins.ai_feedback.constitution import Principle
 from alignkit_plugins.ai_feedback.judge import LocalJudge
 from alignkit_plugins.ai_feedback.panel import RewardJudge, joint
 from alignkit_plugins.ai_feedback.rlaif import JudgePairs
-from tests.evaluate.test_evaluate import context
+from tests.evaluate.scripted import context
 
 BY = tuple(Principle(name=name, compare=f"By {name}.") for name in ("one", "two", "three"))
 SILENT = Principle(name="silent", critique="c", revise="r")
