@@ -77,3 +77,9 @@ def run(recipe: Path, *words: str, out: Path | None = None, code: int = 0) -> Pa
     out = recipe.parent / "run" if out is None else out
     assert main(["run", str(recipe), "--out", str(out), *words]) == code
     return out
+
+
+def cells(text: str) -> list[tuple[str, ...]]:
+    """The rows of a table whose cells stand between `|`, one row a line."""
+    lines = filter(str.strip, text.splitlines())
+    return [tuple(cell.strip() for cell in line.split("|")) for line in lines]

@@ -330,7 +330,8 @@ def test_one_prompt_gives_no_interval(tmp_path: Path) -> None:
 
 
 def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
-    pair = replace(prompts()[0], responses=(Response("a"), Response("b")), pairs=(Pair(0, 1),))
+    both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
+    pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
     examples = DataSpec((DataSource(path=Path("examples")),))
     rows = [pair, replace(pair, responses=(), pairs=None)]
     load = lambda spec: rows if spec == examples else prompts()  # noqa: E731
