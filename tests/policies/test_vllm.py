@@ -23,13 +23,14 @@ from unittest import mock
 
 import pytest
 import torch
-from exported import export, groups, models_of, train
+from exported import GROUPS, export, models_of, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from alignkit import Context, Group, Message
 from alignkit.io.text import cache_folder
 from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
 from alignkit_plugins.models import tiny
+from tests.house_run import STAGES
 
 VLLM = os.environ.get("ALIGNKIT_VLLM") or shutil.which("vllm") or ""
 MOST = 1e-4  # nats, and units of a score; measured: 3e-5 and 2e-5 with SmolLM2-135M
@@ -67,7 +68,8 @@ def trained(folder: Path, ending: str) -> Path:
     AutoTokenizer.from_pretrained(found, model_max_length=4096).save_pretrained(base)
     (folder / "own.jinja").write_text(TEMPLATE.replace("ENDING", repr(ending)), encoding="utf-8")
     model = {"base": str(base), "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "own.jinja"}
-    return train(folder, model | {"chat_template_kwargs": {"mark": ": "}})
+    stages = {"sft": STAGES["sft"], "liked": STAGES["liked"]}
+    return train(folder, model | {"chat_template_kwargs": {"mark": ": "}}, stages)
 
 
 class Served:
@@ -171,7 +173,7 @@ def check_judges(server: Served, run: Path, folder: Path) -> None:
 @pytest.mark.parametrize("form", [["--merge"], []], ids=["merged", "adapter"])
 def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert export(run / "sft", out, *form) == 0
+    export(run / "sft", out, *form)
     words = [str(out), "--dtype", "float32"]
     if not form:
         adapter = [
@@ -192,11 +194,11 @@ def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
 
 def test_a_reward_model(tmp_path: Path) -> None:
     run = trained(tmp_path, "<|pad|>\n")
-    assert export(run / "liked", tmp_path / "out", "--merge") == 0
-    wanted = models_of(run)["liked"].scores(groups())
+    export(run / "liked", tmp_path / "out", "--merge")
+    wanted = models_of(run)["liked"].scores(GROUPS)
     words = [str(tmp_path / "out"), "--dtype", "float32", "--runner", "pooling"]
     with served(tmp_path / "log", *words) as server:
-        for group, score in zip(groups(), wanted, strict=True):
+        for group, score in zip(GROUPS, wanted, strict=True):
             answer = Message(role="assistant", content=group.responses[0].text)
             kwargs = {"mark": ": "}
             found = server.ask(
