@@ -80,21 +80,18 @@ def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | N
 def test_a_wrapper_makes_no_answer_wrong_and_none_right(
     wrapper: str, known: str, wrong: str
 ) -> None:
-    right, other = (
-        wrapper.replace("{}", each).format() if "{{" in wrapper else wrapper.replace("{}", each)
-        for each in (known, wrong)
-    )
-    for options in ({}, {"within": True}, {"extract": r"(?s)Answer: (.*)"}):
-        start = "Answer: " if "extract" in options and "think" not in wrapper else ""
-        if start or "extract" not in options:
-            assert score(ExactMatch, start + right, {"answer": known}, **options) == 1.0
-            assert score(ExactMatch, start + other, {"answer": known}, **options) == 0.0
-    for match in ("exact", "contains"):
-        assert score(HonestyAccuracy, right, {"answers": [known]}, match=match) == 1.0
-        assert score(HonestyAccuracy, other, {"answers": [known]}, match=match) == 0.0
-    if known.isdigit():
-        assert score(MathVerify, right, {"answer": known}) == 1.0
-        assert score(MathVerify, other, {"answer": known}) == 0.0
+    meta: Any = {"answer": known, "answers": [known]}
+    for said, right in ((known, 1.0), (wrong, 0.0)):
+        text = wrapper.replace("{}", said)
+        text = text.format() if "{{" in wrapper else text
+        found = [score(ExactMatch, text, meta), score(ExactMatch, text, meta, within=True)]
+        found += [score(HonestyAccuracy, text, meta, match=rule) for rule in ("exact", "contains")]
+        if "think" not in wrapper:
+            extract = r"(?s)Answer: (.*)"
+            found.append(score(ExactMatch, f"Answer: {text}", meta, extract=extract))
+        if known.isdigit():
+            found.append(score(MathVerify, text, meta))
+        assert set(found) == {right}
 
 
 @pytest.mark.silent_bug(
@@ -116,30 +113,17 @@ def test_what_is_the_known_answer_and_what_is_not(
     )
 
 
-def test_a_long_answer_is_read_in_bounded_time() -> None:
-    start = time.perf_counter()
-    for text in (
-        "(" * 20_000,
-        "*a " * 20_000,
-        "$" * 20_000,
-        "\\text{" * 5_000,
-        "\"'" * 5_000,
-        "a " * 20_000 + "*",
-    ):
-        bare(text), words(text), choice_of(text), mentions(text, "B")
-    assert time.perf_counter() - start < 10
+LONG = ["(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000]
+LONG += ["a " * 20_000 + "*", "`" * 8000, "(_a " * 4000, "a. " * 1200]
 
 
-@pytest.mark.parametrize("said", ["`" * 8000, "*a " * 4000, "(_a " * 4000, "a. " * 1200])
+@pytest.mark.parametrize("said", LONG, ids=[text[:4] for text in LONG])
 def test_a_repeated_mark_is_read_quickly_and_without_recursion(said: str) -> None:
     start = time.process_time()
-    assert (
-        not same(said, "42")
-        and not mentions(said, "42")
-        and not same("42", said)
-        and not mentions("42", said)
-    )
-    assert not same(said, said + "42") and time.process_time() - start < 1  # it is 0.1
+    bare(said), words(said), choice_of(said)
+    for one, other in ((said, "42"), ("42", said)):
+        assert not same(one, other) and not mentions(one, other)
+    assert not same(said, said + "42") and time.process_time() - start < 2  # it is 0.1
 
 
 def test_a_choice_is_taken_off_once() -> None:
@@ -168,28 +152,17 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
     pytest.importorskip("jsonschema_rs")
     schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
     right = '{"city": "Oslo"}'
-    for said in (
-        right,
-        f"```json\n{right}\n```",
-        f"```JSON\n{right}```",
-        f"Here it is:\n```json\n{right}\n```\nBye.",
-    ):
-        for text in (said, THOUGHTS + said):
-            assert score(Form, text, json_schema=schema) == 1.0
-    for said in (
-        "It is cold.",
-        "<think>" + right,
-        f"```\n{right}\n```\n```\n{{}}\n```",
-        THOUGHTS,
-        f"Here: {right}",
-    ):
+    for form in ("{}", "```json\n{}\n```", "```JSON\n{}```", "Here it is:\n```json\n{}\n```\nBye."):
+        said = form.replace("{}", right)
+        assert score(Form, said, json_schema=schema) == 1.0
+        assert score(Form, THOUGHTS + said, json_schema=schema) == 1.0
+    two = f"```\n{right}\n```\n```\n{{}}\n```"
+    for said in ("It is cold.", "<think>" + right, two, THOUGHTS, f"Here: {right}"):
         assert score(Form, said, json_schema=schema) == 0.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
-    assert (
-        score(Length, THOUGHTS + "one two", unit="words") == 2
-        and score(Length, THOUGHTS + "one", unit="characters") == 3
-    )
+    assert score(Length, THOUGHTS + "one two", unit="words") == 2
+    assert score(Length, THOUGHTS + "one", unit="characters") == 3
     assert score(Length, "今日は雨", unit="words") == 4
     assert score(Regex, THOUGHTS + "Fine.", pattern="sorry") == 0.0
     assert score(Regex, THOUGHTS + "Fine.", pattern="^<think>.*</think>") == 1.0
@@ -198,15 +171,9 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
 def test_the_language_of_thoughts_is_not_judged() -> None:
     pytest.importorskip("py3langid")
     german = "Heute ist es kalt und grau, und am Nachmittag regnet es."
-    assert score(Language, THOUGHTS + german, language="de") == 1.0
-    assert (
-        score(
-            Language,
-            THOUGHTS + "It is cold and grey, and it rains in the afternoon.",
-            language="de",
-        )
-        == 0.0
-    )
+    english = "It is cold and grey, and it rains in the afternoon."
+    found = [score(Language, THOUGHTS + said, language="de") for said in (german, english)]
+    assert found == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
