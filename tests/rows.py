@@ -54,7 +54,12 @@ def write_rows(path: Path, rows: Iterable[Group | Mapping[str, Any]]) -> Path:
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return json_rows(path.read_text(encoding="utf-8"))
+
+
+def json_rows(text: str) -> list[Any]:
+    """The rows of JSON lines."""
+    return [json.loads(line) for line in filter(str.strip, text.splitlines())]
 
 
 def write_recipe(

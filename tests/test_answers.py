@@ -17,6 +17,7 @@ from alignkit_plugins.rewards.form import Form
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import refuses
 from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
+from tests.rows import cells
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
 WRAPPERS = [
@@ -29,34 +30,105 @@ WRAPPERS = [
     "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n", "<think>It is {}1.</think>\n{}",
 ]  # fmt: skip
 # A response and the known answer: it is right, right within the response, or wrong.
-RIGHT = [
-    ("1,000", "1000"), ("1000", "1,000"), ("1{,}000", "1000"), ("１０００", "1000"), (r"\frac{1}{2}", "0.5"),
-    (r"$-\dfrac{3}{4}$", "-0.75"), (r"1\frac{1}{2}", "1.5"), ("−5", "-5"), ("5!", "5"), (r"50\%", "50%"),
-    ("(B) Oslo", "B"), ("B. Oslo", "B"), ("B) Oslo", "Oslo"), ("B: Oslo", "(B)"), ("Option B", "B"),
-    ("Answer: B", "B"), ("b)", "B"), ("B", "B) Oslo"), ("Oslo", "B) Oslo"), ("A, C", "A, C"),
-    ("the red car", "a red car"), ("The Who", "who"), ("a", "A"), ("Clara’s", "Clara's"),
-    ("Claraʼs", "Clara‘s"), ("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("U.S.", "US"),
-    ("x + 1", "x+1"), ("[1,2]", "[1, 2]"), ("東京。", "東京"), ("「東京」", "東 京"),
-    ("Umea\u030a", "Ume\xe5"), ("12 monkeys", "12 Monkeys"),
-]  # fmt: skip
-WITHIN = [
-    ("42 or 43", "42"), ("It is 42.", "42"), ("> 5", "5"), ("It is B.", "B"),
-    ("It is (B), a city", "B"), ("A is right", "A"), ("It is x.", "x"), ("Paris, France", "Paris"),
-    ("Paris and Rome", "Rome"), ("答えは東京です。", "東京"), ("คำตอบคือกรุงเทพ", "กรุงเทพ"),
-]  # fmt: skip
-WRONG = [
-    ("1,00", "100"), ("1.000", "1000"), ("5", "-5"), ("35", "3.5"), ("5", "5!"), ("120", "5!"), ("0.5", "50%"),
-    ("420", "42"), ("4 2", "42"), ("5 km", "5 miles"), ("10³", "103"), ("(A) Oslo", "B"), ("A. Oslo", "B"),
-    ("(A)", "B"), ("A", "B) Oslo"), ("Bergen", "B) Oslo"), ("B) Bergen", "B) Oslo"), ("A or B", "B"),
-    ("A, B", "B"), ("AB", "B"), ("A/B", "B"), ("not A, but B", "B"), ("(A) or (B)", "A"), ("I have a dog", "A"),
-    ("A dog", "A"), ("A) is wrong", "A"), ("It isn’t A.", "A"),
-    ("Vitamin C", "B"), ("C, not B", "C"), ("C", "A, C"), ("x", "y"), ("the", "A"),
-    ("Parisian", "Paris"), ("Rome", "Paris"), ("", "Paris"), (".", "Paris"), ("", "?"), ("x+1", "x-1"),
-    ("x-y", "xy"), ("C++", "C"), ("C#", "C++"), ("(1, 2)", "[1, 2]"), ("(1,2)", "12"), ("3:00", "300"),
-    ("答えは大阪です。", "東京"), ("12 people", "12 Monkeys"), ("12", "12 Monkeys"),
-]  # fmt: skip
-TABLE = [*((*row, True, True) for row in RIGHT), *((*row, False, True) for row in WITHIN)]
-TABLE += [(*row, False, False) for row in WRONG]
+RIGHT = r"""
+    1,000 | 1000
+    1000 | 1,000
+    1{,}000 | 1000
+    １０００ | 1000
+    \frac{1}{2} | 0.5
+    $-\dfrac{3}{4}$ | -0.75
+    1\frac{1}{2} | 1.5
+    −5 | -5
+    5! | 5
+    50\% | 50%
+    (B) Oslo | B
+    B. Oslo | B
+    B) Oslo | Oslo
+    B: Oslo | (B)
+    Option B | B
+    Answer: B | B
+    b) | B
+    B | B) Oslo
+    Oslo | B) Oslo
+    A, C | A, C
+    the red car | a red car
+    The Who | who
+    a | A
+    Clara’s | Clara's
+    Claraʼs | Clara‘s
+    U.S. | US
+    x + 1 | x+1
+    [1,2] | [1, 2]
+    東京。 | 東京
+    「東京」 | 東 京
+    12 monkeys | 12 Monkeys
+"""
+WITHIN = r"""
+    คำตอบคือกรุงเทพ | กรุงเทพ
+    42 or 43 | 42
+    It is 42. | 42
+    > 5 | 5
+    It is B. | B
+    It is (B), a city | B
+    A is right | A
+    It is x. | x
+    Paris, France | Paris
+    Paris and Rome | Rome
+    答えは東京です。 | 東京
+"""
+WRONG = r"""
+    1,00 | 100
+    1.000 | 1000
+    5 | -5
+    35 | 3.5
+    5 | 5!
+    120 | 5!
+    0.5 | 50%
+    420 | 42
+    4 2 | 42
+    5 km | 5 miles
+    10³ | 103
+    (A) Oslo | B
+    A. Oslo | B
+    (A) | B
+    A | B) Oslo
+    Bergen | B) Oslo
+    B) Bergen | B) Oslo
+    A or B | B
+    A, B | B
+    AB | B
+    A/B | B
+    not A, but B | B
+    (A) or (B) | A
+    I have a dog | A
+    A dog | A
+    A) is wrong | A
+    It isn’t A. | A
+    Vitamin C | B
+    C, not B | C
+    C | A, C
+    x | y
+    the | A
+    Parisian | Paris
+    Rome | Paris
+     | Paris
+    . | Paris
+     | ?
+    x+1 | x-1
+    x-y | xy
+    C++ | C
+    C# | C++
+    (1, 2) | [1, 2]
+    (1,2) | 12
+    3:00 | 300
+    答えは大阪です。 | 東京
+    12 people | 12 Monkeys
+    12 | 12 Monkeys
+"""
+TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
+TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
+TABLE += [(*row, False, True) for row in cells(WITHIN)]
+TABLE += [(*row, False, False) for row in cells(WRONG)]
 
 
 def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
@@ -191,17 +263,17 @@ def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
 )
 @pytest.mark.parametrize(
     ("first", "second", "right"),
-    [
-        ("1000", "1,000", True),
-        ("a red car", "the red car", True),
-        ("**Oslo**", "oslo", True),
-        ("5", "5.5", False),
-        ("Ann did die", "Ann did not die", False),
-        ("the red car", "the blue car", False),
-        ("1990", "1991", False),
-    ],
+    cells("""
+        1000        | 1,000           | yes
+        a red car   | the red car     | yes
+        **Oslo**    | oslo            | yes
+        5           | 5.5             | no
+        Ann did die | Ann did not die | no
+        the red car | the blue car    | no
+        1990        | 1991            | no
+    """),
 )
 def test_answers_to_a_question_agree_if_they_are_the_same(
-    first: str, second: str, right: bool
+    first: str, second: str, right: str
 ) -> None:
-    assert (why_another(first, Written(second)) == "") == right
+    assert (why_another(first, Written(second)) == "") == (right == "yes")

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from alignkit.evaluation import statistics
+from tests.rows import cells
 
 Array = Any
 PROMPTS = (20, 50, 150)
@@ -114,24 +115,26 @@ def test_other_levels_are_shifted_and_scaled() -> None:
     assert triple(doubled) == pytest.approx([2 * value for value in triple(gaps)])
 
 
-LEVELS: list[tuple[list[float], tuple[int, int] | None]] = [
-    ([0, 1.0], (0, 1)),
-    ([1], (0, 1)),
-    ([0.0], (0, 1)),
-    ([0.0, -0.0], (0, 1)),
-    ([-1, 1], (-1, 1)),
-    ([-1], (-1, 1)),
-    ([-1, 0], (-1, 0)),
-    ([-0.0, -0.0], (-1, 0)),
-    ([0, 0.5], None),
-    ([], None),
-    ([-1, 0, 1], None),
-]
+# Scores, and the two values that they can have
+LEVELS = """
+    0 1    | 0 1
+    1      | 0 1
+    0      | 0 1
+    0 -0   | 0 1
+    -1 1   | -1 1
+    -1     | -1 1
+    -1 0   | -1 0
+    -0 -0  | -1 0
+    0 0.5  |
+           |
+    -1 0 1 |
+"""
 
 
-@pytest.mark.parametrize(("values", "levels"), LEVELS)
-def test_the_levels_of_scores(values: list[float], levels: tuple[int, int] | None) -> None:
-    assert statistics.levels_of(values) == levels
+@pytest.mark.parametrize(("scores", "levels"), cells(LEVELS))
+def test_the_levels_of_scores(scores: str, levels: str) -> None:
+    found = statistics.levels_of([*map(float, scores.split())])
+    assert found == (tuple(map(float, levels.split())) or None)
 
 
 ONES, CONSTANT = [1] * 50, [3.5] * 50
@@ -285,7 +288,7 @@ def claims(
     return claimed / 200, silent / 200
 
 
-@pytest.mark.parametrize("ratio", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("ratio", [1.0, 2.0, 3.0])
 @pytest.mark.parametrize("kind", ["independent", "coupled", "gamma"])
 def test_length_alone_is_not_quality(kind: str, ratio: float) -> None:
     # A line through all prompts claims a difference in up to 100% of these cases, the tanh of

@@ -17,7 +17,15 @@ from alignkit_plugins.formats.text_metrics import (
 
 
 def test_words_are_lower_case_and_marks_are_words() -> None:
-    assert words_of("I’m sure, e-mail WORKS! 👍") == ["i'm", "sure", ",", "e-mail", "works", "!", "👍"]
+    assert words_of("I’m sure, e-mail WORKS! 👍") == [
+        "i'm",
+        "sure",
+        ",",
+        "e-mail",
+        "works",
+        "!",
+        "👍",
+    ]
     assert words_of("漢字です ok") == ["漢", "字", "で", "す", "ok"] and words_of(" \n_ ") == []
 
 

@@ -109,12 +109,12 @@ SCORE = """
 def score(completions):
     return [None if c == "unknown" else float(c.split()[0]) for c in completions]
 """
-ROWS = [
-    {"prompt": "q1", "chosen": "2 yes", "rejected": "1 no", "subset": "hep-go", "id": 7},
-    {"prompt": "q2", "chosen": "1 no", "rejected": "3 yes, at length", "subset": "hep-go", "id": 8},
-    {"prompt": "q3", "chosen": "5 a", "rejected": "4 b", "subset": "mine", "id": 9},
-    {"prompt": "q4", "chosen": "unknown", "rejected": "4 b", "subset": "mine", "id": 10},
-]
+ROWS = rows.json_rows("""
+{"prompt": "q1", "chosen": "2 yes", "rejected": "1 no", "subset": "hep-go", "id": 7}
+{"prompt": "q2", "chosen": "1 no", "rejected": "3 yes, at length", "subset": "hep-go", "id": 8}
+{"prompt": "q3", "chosen": "5 a", "rejected": "4 b", "subset": "mine", "id": 9}
+{"prompt": "q4", "chosen": "unknown", "rejected": "4 b", "subset": "mine", "id": 10}
+""")
 PAIRS = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in ROWS]
 LENGTH = {"length": {"unit": "characters"}}
 PYTHON = {"python": {"path": "score.py", "function": "score"}}
@@ -201,10 +201,10 @@ def test_mistakes_are_named(
 # --- RewardBench 2
 
 BENCH = """
-{"prompt": "q1", "chosen": ["long enough"], "rejected": ["a", "b", "c"], "subset": "Focus"}
-{"prompt": "q2", "chosen": ["no"], "rejected": ["a", "bbb", "c"], "subset": "Focus"}
-{"prompt": "q3", "chosen": ["cccc", "dddd"], "rejected": ["a"], "subset": "Ties"}
-{"prompt": "q4", "chosen": ["cccc"], "rejected": ["a"], "subset": "Ties"}
+{"id": "1", "prompt": "q1", "chosen": ["long enough"], "rejected": ["a", "b", "c"], "subset": "Focus"}
+{"id": "2", "prompt": "q2", "chosen": ["no"], "rejected": ["a", "bbb", "c"], "subset": "Focus"}
+{"id": "tied:0", "prompt": "q3", "chosen": ["cccc", "dddd"], "rejected": ["a"], "subset": "Ties"}
+{"id": "ref:0", "prompt": "q4", "chosen": ["cccc"], "rejected": ["a"], "subset": "Ties"}
 """
 
 
@@ -219,8 +219,7 @@ def test_rows_of_reward_bench_2(tmp_path: Path) -> None:
     assert read.pairs == (Pair(0, 1), Pair(0, 2), Pair(0, 3)) and read.meta["subset"] == "Math"
     with pytest.raises(BadRow, match="column 'rejected' must be a list of at least one text"):
         RewardBench2(None).read({**row, "rejected": []})
-    data = [json.loads(line) for line in BENCH.strip().splitlines()]
-    data = [{**row, "id": str(n), "num_correct": len(row["chosen"])} for n, row in enumerate(data)]
+    data = [{**row, "num_correct": len(row["chosen"])} for row in rows.json_rows(BENCH)]
     written, _ = run(tmp_path, data, rewards=[LENGTH], by=["subset"])
     (focus,) = [row for row in rows_of(written) if row.value == "Focus"]
     assert focus.estimate["mean"] == pytest.approx((1 + 2 / 3) / 2)

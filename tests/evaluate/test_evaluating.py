@@ -5,6 +5,7 @@ scores of answers; and `alignkit chat --prompts FILE`, which writes them.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -189,32 +190,31 @@ def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(
     assert scores == [1, 0, 0, 1]
 
 
-RLAIF, FILES = "{rlaif: {judge: local_judge}}", ["--prompts", "prompts.jsonl"]
-EVALUATE, CHAT = ["evaluate"], ["chat", "run/sft"]
-MISTAKES: list[tuple[list[str], int, str]] = [
-    ([*EVALUATE, "run/sft", "--reward", "length"], 2, "add --prompts FILE"),
-    ([*EVALUATE, "a.jsonl", "b.jsonl", "--reward", "length"], 2, "one file of answers"),
-    ([*EVALUATE, "pairs.jsonl"], 2, "add --reward REWARD, such as RUN/helpful"),
-    ([*EVALUATE, "run/sft", *FILES], 2, "nothing says which answers are better"),
-    ([*EVALUATE, "nosuch.jsonl", "--reward", "length"], 2, "no such file"),
-    ([*EVALUATE, "prompts.jsonl", "--reward", "length"], 4, "none of 3 examples has a response"),
-    ([*EVALUATE, "pairs.jsonl", "--reward", "lenght"], 2, "did you mean 'length'"),
-    ([*EVALUATE, "run/sft", "--reward", "lenght", *FILES], 2, "did you mean 'length'"),
-    ([*EVALUATE, "run/sft", "--reward", "length", "--prompts", "gone"], 2, "no such file"),
-    ([*EVALUATE, "pairs.jsonl", "--reward", RLAIF], 2, "no-model-is-named"),
-    ([*EVALUATE, "pairs.jsonl", "--reward", "length", "--out", "pairs.jsonl"], 2, "a new file"),
-    ([*CHAT, *FILES, "--out", "prompts.jsonl"], 2, "a new file"),
-    ([*CHAT, *FILES], 2, "--prompts FILE --out ANSWERS.jsonl"),
-    ([*CHAT, "--out", "a.jsonl"], 2, "--prompts FILE --out ANSWERS.jsonl"),
-    ([*CHAT, *FILES, "--out", "a", "--page"], 2, "--prompts FILE --out ANSWERS.jsonl"),
-]
+FILES = ["--prompts", "prompts.jsonl"]
+MISTAKES = """
+    evaluate run/sft --reward length                          | 2 | add --prompts FILE
+    evaluate a.jsonl b.jsonl --reward length                  | 2 | one file of answers
+    evaluate pairs.jsonl                                      | 2 | such as RUN/helpful
+    evaluate run/sft --prompts prompts.jsonl                  | 2 | which answers are better
+    evaluate nosuch.jsonl --reward length                     | 2 | no such file
+    evaluate prompts.jsonl --reward length                    | 4 | none of 3 examples has a response
+    evaluate pairs.jsonl --reward lenght                      | 2 | did you mean 'length'
+    evaluate run/sft --reward lenght --prompts prompts.jsonl  | 2 | did you mean 'length'
+    evaluate run/sft --reward length --prompts gone           | 2 | no such file
+    evaluate pairs.jsonl --reward length --out pairs.jsonl    | 2 | a new file
+    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 2 | no-model-is-named
+    chat run/sft --prompts prompts.jsonl --out prompts.jsonl  | 2 | a new file
+    chat run/sft --prompts prompts.jsonl                      | 2 | --out ANSWERS.jsonl
+    chat run/sft --out a.jsonl                                | 2 | --out ANSWERS.jsonl
+    chat run/sft --prompts prompts.jsonl --out a --page       | 2 | --out ANSWERS.jsonl
+"""
 
 
-@pytest.mark.parametrize(("words", "code", "said"), MISTAKES)
+@pytest.mark.parametrize(("words", "code", "said"), rows.cells(MISTAKES))
 def test_mistakes_are_found_before_anything_is_loaded(
-    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(*words, code=code)
+    call(*shlex.split(words), code=int(code))
     assert said in capsys.readouterr().err
     assert not Path("a.jsonl").exists() and not Path("evaluations").exists()
 
@@ -245,7 +245,7 @@ def test_answers_are_rows_for_scores_and_training(
     texts = [rows.prompts([text], meta={"answer": text})[0] for text in ("a", "b c", "a")]
     asked, out = rows.write_rows(tmp_path / "p.jsonl", texts), tmp_path / "answers.jsonl"
     sampling = ["sampling.temperature=0", "sampling.max_new_tokens=3"]
-    call(*CHAT, *sampling, "--prompts", asked, "--out", out)
+    call("chat", "run/sft", *sampling, "--prompts", asked, "--out", out)
     assert "1 of 3 prompts repeat the words and columns of others" in capsys.readouterr().err
     answers = read_groups(out)
     assert [row.meta["answer"] for row in answers] == ["a", "b c"]

@@ -20,7 +20,7 @@ from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.policies.policy import Policy
 from tests.patience import PATIENCE
 from tests.policies.conftest import Server
-from tests.rows import user
+from tests.rows import cells, user
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"model": "run-online", "messages": [user("bread is good")]}
@@ -181,39 +181,43 @@ def test_a_store_that_fails(server: Server, monkeypatch: pytest.MonkeyPatch) -> 
 # --- what is refused
 
 
-QUEEN = {"messages": [{"role": "queen", "content": "x"}]}
-RESERVED = {"messages": [user("\ufdd0")]}
-# What differs from a right request, or its bytes; the status, and what is said
-REFUSED: list[tuple[Any, int, str]] = [
-    ({"temprature": 0}, 400, "'temprature'"),
-    ({"temperature": "0"}, 400, "'temperature'"),
-    ({"n": 2}, 400, "'n'"),
-    ({"logprobs": True}, 400, "logprobs is not supported; leave it out"),
-    ({"max_tokens": 1.5}, 400, "'max_tokens'"),
-    ({"stop": ""}, 400, "stop"),
-    ({"messages": []}, 400, "'messages'"),
-    (QUEEN, 400, "messages[0] has the unknown role 'queen'"),
-    ({"model": "run-onlin"}, 404, "there is run-online, run-base"),
-    ({"messages": [user("ab" * 9999)]}, 400, "reads at most 1023"),
-    (RESERVED, 400, "reserves"),
-    ({**RESERVED, "stream": True}, 400, "reserves"),
+# What differs from a right request; the status, and what is said
+CHANGED = """
+    {"temprature": 0}                                   | 400 | 'temprature'
+    {"temperature": "0"}                                | 400 | 'temperature'
+    {"n": 2}                                            | 400 | 'n'
+    {"logprobs": true}                                  | 400 | logprobs is not supported
+    {"max_tokens": 1.5}                                 | 400 | 'max_tokens'
+    {"stop": ""}                                        | 400 | stop
+    {"messages": []}                                    | 400 | 'messages'
+    {"messages": [{"role": "queen", "content": "x"}]}   | 400 | unknown role 'queen'
+    {"messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
+    {"stream": true, "messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
+    {"model": "run-onlin"}                              | 404 | there is run-online, run-base
+"""
+BYTES: list[tuple[bytes, int, str]] = [
     (b"{", 400, "not valid JSON"),
     (b"[" * 100_000, 400, "not valid JSON"),
     (b"\xff", 400, "not valid JSON"),
     (b"[]", 400, "this request: "),
-    (b'{"messages": [{"role": "user", "content": "x"}]}', 404, "there is run-online"),
     (b'{"model": "run-online"}', 400, "'messages'"),
+    (b'{"messages": [{"role": "user", "content": "x"}]}', 404, "there is run-online"),
     (b" " * (2**20 + 1), 413, ""),
 ]
 
 
-@pytest.mark.parametrize(("change", "status", "said"), REFUSED)
+@pytest.mark.parametrize(("change", "status", "said"), [*cells(CHANGED), *BYTES])
 def test_wrong_requests_are_refused_by_name(
-    change: Any, status: int, said: str, server: Server
+    change: Any, status: Any, said: str, server: Server
 ) -> None:
-    body = change if isinstance(change, bytes) else {**ASKED, **change}
+    body = change if isinstance(change, bytes) else {**ASKED, **json.loads(change)}
     found, message = error_of(server, CHAT, body)
-    assert found == status and said in message
+    assert found == int(status) and said in message
+
+
+def test_a_conversation_that_is_too_long_is_refused(server: Server) -> None:
+    status, message = error_of(server, CHAT, {**ASKED, "messages": [user("ab" * 9999)]})
+    assert status == 400 and "reads at most 1023" in message
 
 
 def test_wrong_places_are_refused(server: Server) -> None:

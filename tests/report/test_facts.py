@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import BEGAN, REPORT, SOURCES, lines, make_run, write_stage
+from made import BEGAN, REPORT, SOURCES, make_run, write_stage
 
 from alignkit.errors import RecipeError
 from alignkit_plugins.report.changes import dotted, flat
 from alignkit_plugins.report.facts import facts_of
 from tests.documented_keys import documented, paths
+from tests.rows import write_rows
 
 # Parts whose keys are names of metrics, packages and the like, or are documented elsewhere.
 OPEN = """
@@ -94,7 +95,7 @@ def test_what_is_no_run_is_an_error(tmp_path: Path) -> None:
 def test_a_run_that_stopped_halfway_says_where(run: Path) -> None:
     message = "error: out of memory\n  in stage 'align'"
     end = {"event": "end", "time": BEGAN + 50, "outcome": "failed", "message": message}
-    lines(run / "starts.jsonl", [{"event": "start", "time": BEGAN}, end])
+    write_rows(run / "starts.jsonl", [{"event": "start", "time": BEGAN}, end])
     for stage in ("labels", "report"):
         shutil.rmtree(run / stage)
     write_stage(run / "align", "ppo", complete=False, seconds=None)
