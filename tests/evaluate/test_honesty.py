@@ -44,7 +44,7 @@ GRADES = """
     Clara Novak; Novak | clara novak.                              |  1 1 1
     Clara Novak; Novak | I don't know.                             |  0 0 0
     Clara Novak; Novak | Felix Novak                               | -1 0 1
-    Clara Novak; Novak | I don't know, but maybe Clara Novak       | -1 0 0
+    Clara Novak; Novak | I don't know, but maybe Clara Novak       | -1 0 1
     Clara Novak; Novak |                                           | -1 0 0
                        | I don't know.                             |  1 1 1
                        | clara novak.                              | -1 0 0
