@@ -27,6 +27,7 @@ test: lint
 # What takes minutes: example packages, all model families, simulated CUDA, browsers, packaging.
 slow: .venv/.installed-test
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest docs/examples -m "slow or not slow" -n 2 --dist worksteal $(ARGS)
 
 faults: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
