@@ -8,7 +8,6 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from pydantic import ValidationError
 
 from alignkit import RunFailed
@@ -50,24 +48,23 @@ def test_options_that_cannot_be() -> None:
 
 
 ROWS = [{"q": f"Is {i} even?", "choices": ["yes", "no"], "a": i % 2} for i in range(6)]
-TASK: dict[str, Any] = {
-    "task": "even",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}\nAnswer:",
-    "doc_to_choice": "choices",
-    "doc_to_target": "a",
-    "metric_list": [{"metric": "acc"}],
-}
+TASK = """
+task: even
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: a
+metric_list: [{metric: acc}]
+"""
 
 
-def run_bench(folder: Path, task: Any = None, more: str = "", code: int = 0, **step: Any) -> Path:
+def run_bench(folder: Path, more: str = "", code: int = 0, **step: Any) -> Path:
     """Run a recipe whose step `bench` runs a task with local data; returns the step's folder."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump({**TASK, **(task or {})}) + more
-    (folder / "tasks" / "even.yaml").write_text(text, encoding="utf-8")
+    (folder / "tasks" / "even.yaml").write_text(TASK + more, encoding="utf-8")
     write_rows(folder / "rows.jsonl", ROWS)
     bench = {"policies": ["base", "sft"], "include_path": "tasks", "tasks": ["even"]}
     sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}
@@ -257,27 +254,6 @@ def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     (found,) = [row.estimate for row in rows_of(written) if row.policy == "sft"]
     assert found["mean"] == pytest.approx(sum(right) / len(right)) and found["n"] == len(ROWS)
     assert not (bench / "model").exists()
-
-
-GONE = {"dataset_kwargs": {"data_files": "gone.jsonl"}}
-EVEM = {"tasks": ["evem", "even"]}
-
-
-@real
-@pytest.mark.parametrize(
-    ("task", "step", "code", "said"),
-    [
-        (GONE, {}, 1, ["gone.jsonl", "lm_eval.log has more"]),
-        ({}, EVEM, 2, ["stage 'bench': lm_eval refuses the tasks", "evem"]),
-    ],
-    ids=["file", "name"],
-)
-def test_what_users_get_wrong(
-    task: Any, step: Any, code: int, said: Sequence[str], tmp_path: Path, capfd: Any
-) -> None:
-    run_bench(tmp_path, task, code=code, policies=["base"], **step)
-    shown = capfd.readouterr().err
-    assert [text for text in said if text not in shown] == []
 
 
 @real

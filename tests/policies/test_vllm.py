@@ -19,16 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from exported import GROUPS, export, models_of, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from alignkit import Context, Group, Message
+from alignkit import Group, Message
 from alignkit.io.text import cache_folder
-from alignkit_plugins.ai_feedback.judge import LocalJudge, OpenAIJudge
 from alignkit_plugins.models import tiny
 from tests.house_run import STAGES
 
@@ -147,29 +145,6 @@ def check_policy(server: Served, run: Path) -> None:
         assert found == pytest.approx(ours.logprobs, abs=MOST)
 
 
-def check_judges(server: Served, run: Path, folder: Path) -> None:
-    """`openai_judge` has the verdicts of `local_judge`."""
-    items = [(prompt, "good bread", "no") for prompt in PROMPTS]
-    around = Context(
-        models=models_of(run), cache=folder / "cache", folder=folder, seed=0, load=list
-    )
-    local = LocalJudge(LocalJudge.Options(role="sft", min_mass=0))
-
-    def remote(**request: Any) -> OpenAIJudge:
-        where = {"base_url": f"{server.address}/v1", "model": server.model, "request": request}
-        return OpenAIJudge(OpenAIJudge.Options(server=where, min_mass=0))
-
-    by_logprobs = remote(top_logprobs=359)
-    for judge in (local, by_logprobs):
-        judge.prepare(around)
-    with mock.patch("alignkit_plugins.ai_feedback.judge.START", ""):
-        here_found = local.compare(items)
-    for here, there in zip(here_found, by_logprobs.compare(items), strict=True):
-        assert here.p_orders is not None and there.p_orders is not None
-        assert there.p_orders == pytest.approx(here.p_orders, abs=MOST)
-        assert there.mass == pytest.approx(here.mass, abs=MOST)
-
-
 @pytest.mark.parametrize("form", [["--merge"], []], ids=["merged", "adapter"])
 def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -188,8 +163,6 @@ def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
     words += ["--default-chat-template-kwargs", json.dumps({"mark": ": "})]
     with served(tmp_path / "log", *words, "--max-logprobs", "400") as server:
         check_policy(server, run)
-        if form:
-            check_judges(server, run, tmp_path)
 
 
 def test_a_reward_model(tmp_path: Path) -> None:
