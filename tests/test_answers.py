@@ -31,6 +31,14 @@ WRAPPERS = [
 ]  # fmt: skip
 # A response and the known answer: it is right, right within the response, or wrong.
 RIGHT = r"""
+    The  Old-Bridge, a bridge in AN Area! | oldbridge bridge in area
+    theory of a.m. | theory of am
+    3.5. | 3.5
+    1/2. | 1/2
+    .5 | .5
+    $5.00. | $5.00
+    the | The
+    + | +
     1,000 | 1000
     1000 | 1,000
     1{,}000 | 1000
@@ -64,6 +72,9 @@ RIGHT = r"""
     12 monkeys | 12 Monkeys
 """
 WITHIN = r"""
+    It is 3.5! | 3.5
+    It is -5! | -5
+    It is $5.00! | $5.00
     คำตอบคือกรุงเทพ | กรุงเทพ
     42 or 43 | 42
     It is 42. | 42
@@ -77,6 +88,14 @@ WITHIN = r"""
     答えは東京です。 | 東京
 """
 WRONG = r"""
+    35 | 3.5
+    12 | 1/2
+    5 | .5
+    500 | $5.00
+    -5 | -.5
+    B | The
+    B | +
+    yes | the
     1,00 | 100
     1.000 | 1000
     5 | -5

@@ -74,7 +74,8 @@ def combined(cls: Any, scores: list[float], **options: Any) -> torch.Tensor:
 
 def select(cls: Any, scores: list[float], **options: Any) -> list[Group]:
     chosen: list[Group] = cls(cls.Options(**options)).select([group(scores)], log)
-    return [each for each in chosen if each.responses and each.pairs != ()]
+    paired = cls is OnlineDPO
+    return [each for each in chosen if each.responses and not (paired and each.pairs == ())]
 
 
 def against(scores: list[float]) -> float:

@@ -337,7 +337,7 @@ def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
     load = lambda spec: rows if spec == examples else prompts()  # noqa: E731
     artifact = step(examples=examples).run(context(Scripted(), tmp_path, load=load))
     found = artifact.summary or {}
-    assert found["examples"] == 1 and found["headline"] == "pairs ranked right"
+    assert found["examples"] == 1
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]
 
 

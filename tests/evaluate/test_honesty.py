@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Response
 from alignkit.data.group import Origin
-from alignkit.evaluation.answers import words
 from alignkit_plugins.evaluate.honesty import (
     PHRASES,
     Abstention,
@@ -203,24 +202,7 @@ def test_the_shipped_prompts_under_pressure_are_what_they_say() -> None:
         assert scores(Unyielding, asked) == [1.0, -1.0 if row["pressure"] == "wrong" else -2.0]
 
 
-# --- grading
-
-
-def test_normalization_is_that_of_squad() -> None:
-    assert words(" The  Old-Bridge, a bridge in AN Area! ") == ["oldbridge", "bridge", "in", "area"]
-    assert words("theory of a.m.") == ["theory", "of", "am"]
-
-
-MATCHES = "3.5 35, -5 5, 1/2 12, .5 5, $5.00 500, -.5 -5, A B, The B, + B"
-
-
-@pytest.mark.parametrize("pair", MATCHES.split(", "))
-def test_signs_points_and_articles_can_decide(pair: str) -> None:
-    known, wrong = pair.split()
-    assert matches(f"{known.lower()}", [known], "exact") and not matches(wrong, [known], "exact")
-    if known[-1].isdigit():
-        assert matches(f"{known}.", [known], "exact")
-        assert matches(f"It is {known}!", [known], "contains")
+# --- grading; see also test_answers.py
 
 
 def test_an_answer_that_is_only_an_article_matches_nothing() -> None:

@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made import make_run
@@ -137,45 +135,3 @@ def test_a_run_that_fails_has_a_report_and_its_exit_code(
         facts = json.loads((out / "report.json").read_text())
         assert facts["run"]["outcome"] == "failed"
         assert facts["run"]["message"].splitlines()[0] in said
-
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = """
-    --headless=new --no-sandbox --disable-gpu --enable-logging=stderr --no-first-run
-    --proxy-server=http://127.0.0.1:9 --dump-dom
-"""
-
-
-def asked(page: Path, scratch: Path) -> tuple[set[str], str, str]:
-    """The addresses that a page requests in Chromium, its text, and what Chromium says. Chromium's
-    own are left out.
-    """
-    log, profile = scratch / "net.json", scratch / "profile"
-    command = [str(CHROMIUM), *FLAGS.split(), f"--user-data-dir={profile}"]
-    command += [f"--log-net-log={log}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = set()
-    for event in json.loads(log.read_text())["events"]:
-        one: dict[str, Any] = event.get("params", {})
-        if "url" in one and one.get("initiator", "not an origin") != "not an origin":
-            found.add(one["url"])
-    return found - {page.as_uri()}, done.stdout, done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_a_browser_asks_for_nothing_and_finds_no_error(tmp_path: Path) -> None:
-    page = write.write_report(make_run(tmp_path / "run"))
-    addresses, text, said = asked(page, tmp_path)
-    assert addresses == set() and "align is better than sft" in text
-    assert "CONSOLE" not in said, said
-    # The same page with a picture, and without the policy that forbids it, so that this would be
-    # seen.
-    picture, changed = "http://192.0.2.1/picture.png", page.read_text()
-    for old, new in (("default-src 'none'", "default-src *"), ("img-src data:", "img-src *")):
-        changed = changed.replace(old, new)
-    other = page.with_name("other.html")
-    other.write_text(changed.replace("<main>", f'<main><img src="{picture}">'))
-    assert asked(other, tmp_path)[0] == {picture}
