@@ -12,7 +12,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_plugins.report.changes import change_since
-from tests.rows import write_recipe
+from tests.rows import write_recipe, write_rows
 
 ALIGN = {
     "algorithm": "ppo",
@@ -68,9 +68,10 @@ def test_changes_of_a_recipe(tmp_path: Path, changes: dict[str, Any], told: str)
 
 
 def test_files_that_have_changed_are_named(tmp_path: Path) -> None:
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "what?"}])
     record = record_of(recipe_of(tmp_path))
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
-    for name in ("prompts", "demos"):
+    for name in ("prompts", "others"):
+        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": name}])
         recipe = recipe_of(tmp_path, prompts=f"{name}.jsonl")
         told = change_since(record, parts_of(recipe), recipe.stages["align"])
         assert told == " (prompts: the file has changed)"
