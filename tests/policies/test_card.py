@@ -55,11 +55,15 @@ def test_the_header(
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 
 
-SOURCES = {"data": {"sources": [{"hub": "trl-lib/tldr"}, {"hub": "/home/me/rows"}]}}
+def of_hub(stage: Path) -> Path:
+    """A stage whose data were of the hub, and of this machine."""
+    data = read_record(stage)["depends_on"]["settings"]["data"]
+    sources = [{"hub": "trl-lib/tldr"}, {"hub": str(stage)}]
+    return changed(stage, settings={"data": {**data, "sources": sources}})
 
 
 def test_bases_and_data_of_the_hub(house_copy: Path) -> None:
-    stage = changed(house_copy / "sft", settings=SOURCES)
+    stage = of_hub(house_copy / "sft")
     text = told(stage, notes=["\x1b[31mred"])
     data = ModelCard(text).data
     assert (data.base_model, data.license, data.datasets) == (None, None, ["trl-lib/tldr"])
@@ -86,7 +90,7 @@ def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
     run = train(tmp_path, {}, stages)
     stated = "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n"
     assert stated in told(run / "align")
-    changed(run / "liked", settings=SOURCES)
+    of_hub(run / "liked")
     assert ModelCard(told(run / "align")).data.datasets == ["trl-lib/tldr"]
 
 
