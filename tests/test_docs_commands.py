@@ -45,9 +45,6 @@ EXCEPTIONS = {
     ),
     "alignkit chat runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-    "alignkit run runs/evaluate/recipe.resolved.yaml": (
-        "the recipe is written by the page's `alignkit evaluate`"
-    ),
 }
 # Plugins of commands that a reader enters after `pip install`.
 INSTALLED = {
