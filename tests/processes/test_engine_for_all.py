@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forked import run_together, together
-from several import GOLD, answers, assert_alike, metrics_of, online, reward, write_recipe
+from forked import together
+from several import assert_alike, metrics_of, online, reward, write_recipe
 
 import alignkit_plugins.models.tiny
 from alignkit import cli
@@ -23,18 +23,38 @@ from tests.processes.vllm_server import FakeVllm
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RLAIF = {"rlaif": {"judge": {"local_judge": {"role": "base", "min_mass": 0.0}}}}
-PARTS = {"win": RLAIF, "letters": reward("letters")}
-BOTH = {"weighted_sum": {"rewards": PARTS, "weights": {"win": 1, "letters": 1}}}
-SUMS: Any = {"environment": "calculator", "prompts": {"path": "sums.jsonl"}}
-AHEAD = {"samples_per_prompt": 2, "max_new_tokens": 6, "ahead": 1}
-STAGES = {
-    "grpo": online("grpo", monitors=GOLD, prompts_per_iteration=3),
-    "judged": online("rloo", reward=BOTH, iterations=1),
-    "ahead": online("grpo", rollout=AHEAD, checkpoint_every=2, **SUMS),
-    "step": answers("grpo"),
+RLAIF = {
+    "rlaif": {
+        "judge": {"local_judge": {"role": "base", "min_mass": 0.0}},
+    }
 }
-MODEL = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
+BOTH = {
+    "weighted_sum": {
+        "rewards": {"win": RLAIF, "letters": reward("letters")},
+        "weights": {"win": 1, "letters": 1},
+    }
+}
+STAGES = {
+    "grpo": online(
+        "grpo", monitors=[{"gold": {"reward": reward("safe")}}], prompts_per_iteration=3
+    ),
+    "judged": online("rloo", reward=BOTH, iterations=1),
+    "calls": online("rloo", environment="calculator", prompts={"path": "sums.jsonl"}, iterations=1),
+    "ahead": online(
+        "grpo",
+        environment="calculator",
+        prompts={"path": "sums.jsonl"},
+        iterations=3,
+        checkpoint_every=2,
+    ),
+    "step": {
+        "step": "sample",
+        "policy": "grpo",
+        "prompts": {"path": "prompts.jsonl"},
+        "sampling": {"max_new_tokens": 4},
+    },
+}
+STAGES["ahead"]["rollout"] = {**STAGES["ahead"]["rollout"], "ahead": 1}
 
 
 @pytest.fixture
@@ -44,9 +64,14 @@ def server() -> Iterator[FakeVllm]:
     found.close()
 
 
-def recipe_of(server: FakeVllm, stages: dict[str, Any]) -> Path:
-    model = {**MODEL, "chat_template": "hermes"}
-    return write_recipe(stages, model, engine={"vllm": {"url": server.url}})
+def recipe_of(server: FakeVllm, stages: dict[str, Any], **keys: Any) -> Path:
+    model = {
+        "base": "tiny",
+        "dtype": "float32",
+        "lora": {"r": 4, "lora_alpha": 8},
+        "chat_template": "hermes",
+    }
+    return write_recipe(stages, **{"model": model, "engine": {"vllm": {"url": server.url}}, **keys})
 
 
 def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
@@ -54,9 +79,12 @@ def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
     the run's.
     """
     sampled = sorted(json.dumps({**body, "model": ""}) for body in server.paths("/v1/completions"))
-    loaded = [body["lora_name"] for body in server.paths("/v1/load_lora_adapter")]
+    loaded = [
+        re.sub("^alignkit-[^-]*-", "", b["lora_name"])
+        for b in server.paths("/v1/load_lora_adapter")
+    ]
     server.asked.clear()
-    return sampled, [re.sub("^alignkit-[^-]*-", "", name) for name in loaded]
+    return sampled, loaded
 
 
 @pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -66,13 +94,19 @@ def test_several_processes_learn_what_one_does(work: Path, server: FakeVllm, sha
     (work / "sums.jsonl").write_text('{"prompt": "2 + 3?", "answer": 5}\n')
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     samples, adapters = took(server)
-    run_together(work, recipe, "several", sharded=shard)
+    ended = together(work, ["run", recipe, "--out", "several"], 2, sharded=shard)
+    assert [process.code for process in ended] == [0, 0], ended
     assert_alike(Path("several"), Path("one"))
     again = took(server)
     assert again[0] == samples, "every sample was asked for once"
-    assert len(set(again[1])) == len(again[1]) == len(adapters), "every version was published once"
-    gaps = [row.get("sampler_gap", 0.0) for row in metrics_of(Path("several/grpo"))]
-    assert max(gaps, default=0.0) < 1e-4
+    assert len(again[1]) == len(adapters) == len({*again[1]}), (
+        "and every version was published once"
+    )
+    assert all(
+        row["sampler_gap"] < 1e-4
+        for row in metrics_of(Path("several/grpo"))
+        if "sampler_gap" in row
+    )
 
 
 def test_a_server_that_dies_ends_all_processes_and_the_run_continues(
@@ -90,7 +124,10 @@ def test_a_server_that_dies_ends_all_processes_and_the_run_continues(
     assert f"{server.url} cannot be used: RemoteProtocolError" in ended[0].err
     assert ended[1].err == "" and "Traceback" not in ended[0].err
     server.fault = lambda path, body: None
-    run_together(work, recipe, "out")
+    assert [process.code for process in together(work, ["run", recipe, "--out", "out"], 2)] == [
+        0,
+        0,
+    ]
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     assert_alike(Path("out"), Path("one"))
 

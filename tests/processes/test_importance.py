@@ -4,6 +4,7 @@ policy's loss.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,21 +22,27 @@ from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
 from alignkit_plugins.vllm.engine import Importance
 from tests.algorithms.test_online import averaged, close, double, new, random_batch, reported
-from tests.rows import write_recipe
 
 CAP = 1.2
-PLAIN = {"kl_coefficient": 0.0, "aggregation": "token_mean"}
-CISPO = {"policy_loss": "cispo", "clip_range_high": 0.3}
-CASES: dict[str, tuple[type[Algorithm], dict[str, Any]]] = {
-    "grpo": (GRPO, PLAIN),
-    "dr_grpo": (GRPO, {**PLAIN, "aggregation": "constant_length", "max_tokens": 9}),
-    "cispo": (GRPO, {**PLAIN, **CISPO}),
-    "gspo": (GRPO, {"kl_coefficient": 0.0, "ratio": "sequence"}),
-    "reinforce_pp": (ReinforcePP, {}),
-    "ppo": (PPO, {"value_coefficient": 0.0, "dual_clip": 1.1}),
-    "rloo": (RLOO, {}),
-    "distillation": (Distillation, {}),
-}
+CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [
+    (GRPO, {"kl_coefficient": 0.0, "aggregation": "token_mean"}),
+    (GRPO, {"kl_coefficient": 0.0, "aggregation": "constant_length", "max_tokens": 9}),
+    (
+        GRPO,
+        {
+            "kl_coefficient": 0.0,
+            "aggregation": "token_mean",
+            "policy_loss": "cispo",
+            "clip_range_high": 0.3,
+        },
+    ),
+    (GRPO, {"kl_coefficient": 0.0, "ratio": "sequence"}),
+    (ReinforcePP, {}),
+    (PPO, {"value_coefficient": 0.0, "dual_clip": 1.1}),
+    (RLOO, {}),
+    (Distillation, {}),
+]
+IDS = ["grpo", "dr_grpo", "cispo", "gspo", "reinforce_pp", "ppo", "rloo", "distillation"]
 
 
 def sampled(cls: type[Algorithm]) -> tuple[Batch, Tensor]:
@@ -78,7 +85,7 @@ def gradient(algorithm: Algorithm, given: Batch, at: Tensor) -> Tensor:
     return torch.autograd.grad(loss_of(algorithm, given, logprobs), logprobs)[0]
 
 
-@pytest.mark.parametrize(("cls", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
 def test_each_token_is_weighted(cls: type[Algorithm], options: dict[str, Any]) -> None:
     """Its gradient is multiplied by min(pi_old / pi_sampler, cap); of RLOO and GSPO by that of its
     response.
@@ -95,7 +102,7 @@ def test_each_token_is_weighted(cls: type[Algorithm], options: dict[str, Any]) -
     close(found, without * weight.clamp(max=CAP))
 
 
-@pytest.mark.parametrize(("cls", "options"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("cls", "options"), CASES, ids=IDS)
 def test_a_sampler_that_computes_as_training_does_changes_nothing(
     cls: type[Algorithm], options: dict[str, Any]
 ) -> None:
@@ -162,30 +169,44 @@ def test_what_may_not_be_written() -> None:
 # --- which algorithms
 
 
-LEARN_FROM_ADVANTAGES = {"rloo", "ppo", "grpo", "reinforce_pp", "distillation"}
-OTHERS = ("online_dpo", "rejection_sampling", "rest", "expert_iteration")
+def checked(folder: Path, algorithm: Any, importance: dict[str, Any]) -> None:
+    (folder / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    name = next(iter(algorithm)) if isinstance(algorithm, dict) else algorithm
+    needs_reward = name != "distillation"
+    stage = {
+        "algorithm": algorithm,
+        "prompts": "rows.jsonl",
+        "rollout": {"samples_per_prompt": 4},
+        "engine": {"vllm": {"importance": importance}},
+        **(
+            {"reward": {"length": {"unit": "characters"}}}
+            if needs_reward
+            else {"reference": "base", "from": "sft"}
+        ),
+    }
+    stages = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}, "align": stage}
+    (folder / "recipe.yaml").write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}))
+    load_recipe(folder / "recipe.yaml")
 
 
-@pytest.mark.parametrize("name", [*sorted(LEARN_FROM_ADVANTAGES), *OTHERS])
-def test_only_what_learns_from_advantages_is_weighted(tmp_path: Path, name: str) -> None:
-    stage = {"algorithm": name, "prompts": "prompts.jsonl", "rollout": {"samples_per_prompt": 4}}
-    stage |= {"engine": {"vllm": {"importance": {"cap": 2}}}}
-    learns = (
-        {"reference": "base", "from": "sft"} if name == "distillation" else {"reward": "length"}
-    )
-    sft = {"algorithm": "sft", "data": "demos.jsonl"}
-    recipe = write_recipe(tmp_path, {"sft": sft, "align": {**stage, **learns}})
-    if name in LEARN_FROM_ADVANTAGES:
-        load_recipe(recipe)
-    else:
-        with pytest.raises(RecipeError, match=f"{name} does not use the engine's 'importance'"):
-            load_recipe(recipe)
+@pytest.mark.parametrize("name", ["online_dpo", "rejection_sampling", "rest", "expert_iteration"])
+def test_what_learns_from_no_advantages_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"{name} does not use the engine's 'importance'"):
+        checked(tmp_path, name, {"cap": 2})
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "ppo", "grpo", "reinforce_pp", "distillation"])
+def test_what_learns_from_advantages_is_weighted(tmp_path: Path, algorithm: str) -> None:
+    checked(tmp_path, algorithm, {"cap": 2})
 
 
 def test_every_policy_gradient_declares_its_advantages() -> None:
     """Whoever returns a signal of this name, so that a new one is not forgotten."""
-    found = {}
-    for entry in plugins().registrations("algorithm"):
-        if entry.implementation.signal is not Algorithm.signal:
-            found[entry.name] = new(entry.implementation).needs.advantages
-    assert found == {**dict.fromkeys(LEARN_FROM_ADVANTAGES, "token"), "rloo": "sequence"}
+    classes = {entry.name: entry.implementation for entry in plugins().registrations("algorithm")}
+    found = {
+        name: new(cls).needs.advantages
+        for name, cls in classes.items()
+        if cls.signal is not Algorithm.signal
+    }
+    tokens = dict.fromkeys(("distillation", "grpo", "ppo", "reinforce_pp"), "token")
+    assert found == {**tokens, "rloo": "sequence"}

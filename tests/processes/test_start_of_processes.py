@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forked import together
-from several import answers, assert_alike, offline, online, write_recipe
+from several import answers, assert_alike, offline, online, reward, write_recipe
 
 from alignkit import cli
 from alignkit.errors import PluginError
@@ -25,26 +25,25 @@ from alignkit_plugins.models import tiny
 ROOT = Path(__file__).resolve().parents[2]
 SFT = {"sft": offline("sft", "demos")}
 LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}
-SECOND, ALONE = {"RANK": "1", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "1"}
-FSDP = {"ACCELERATE_USE_FSDP": "true"}  # the base is cut into parts
 
 
-@pytest.mark.parametrize(
-    ("environment", "world"),
-    [
-        ({}, World(0, 1)),
-        ({**LAUNCHED, **SECOND}, World(1, 2)),
-        ({**LAUNCHED, **ALONE}, World(0, 1)),
-        ({**LAUNCHED, **SECOND, **FSDP}, World(1, 2, shard=True)),
-        # One process remembers that it was asked for parts.
-        (FSDP, World(0, 1, shard=True)),
-        ({**LAUNCHED, **ALONE, **FSDP}, World(0, 1, shard=True)),
-    ],
-)
-def test_the_environment_says_which_process_this_is(
-    environment: dict[str, str], world: World
-) -> None:
-    assert world_of(environment) == world
+def test_the_environment_says_which_process_this_is() -> None:
+    assert world_of({}) == World(0, 1)
+    assert world_of({**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2"}) == World(1, 2)
+    assert world_of({"RANK": "0", "WORLD_SIZE": "1", **LAUNCHED}) == World(0, 1)
+
+
+def test_a_launcher_that_is_asked_for_fsdp_cuts_the_base_into_parts() -> None:
+    asked = {**LAUNCHED, "RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}
+    assert world_of(asked) == World(1, 2, shard=True)
+
+
+def test_one_process_remembers_that_it_was_asked_for_parts() -> None:
+    asked = {"ACCELERATE_USE_FSDP": "true"}
+    assert world_of(asked) == World(0, 1, shard=True)
+    assert world_of({**asked, **LAUNCHED, "RANK": "0", "WORLD_SIZE": "1"}) == World(
+        0, 1, shard=True
+    )
 
 
 def ended_before_anything_was_written(
@@ -86,8 +85,10 @@ def test_processes_with_other_files_are_named_before_anything_is_written(work: P
 def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) -> None:
     """Process 1 has another folder of the base model, which only the key of the stage tells."""
     recipe, other = write_recipe(SFT), work / "cache"
-    base = Path(tiny.source(cache_folder()))
-    (shutil.copytree(base, other / base.name) / "a.txt").touch()
+    (
+        shutil.copytree(tiny.source(cache_folder()), other / Path(tiny.source(cache_folder())).name)
+        / "a.txt"
+    ).touch()
     leader, _ = together(
         work, ["run", recipe, "--out", "out"], variables=[{}, {"ALIGNKIT_CACHE": str(other)}]
     )
@@ -116,60 +117,63 @@ def test_a_recipe_that_is_wrong_is_reported_once(work: Path) -> None:
 
 def launched(
     *command: str, code: int = 0, number: int = 0, begun: Callable[[], object] = bool
-) -> str:
-    """What a command says. number: of a signal that it gets as soon as it has begun."""
-    ours = ("RANK", "WORLD", "MASTER")
-    env = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), env.get("PYTHONPATH", "")])
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    words, pipe = [sys.executable, "-m", *command], subprocess.PIPE
-    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=env) as process:
+) -> subprocess.CompletedProcess[str]:
+    """number: of a signal that it gets as soon as it has begun."""
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RANK", "WORLD", "MASTER"))
+    }
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "plugins"), clean.get("PYTHONPATH", "")])
+    env = {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    words = [sys.executable, "-m", *command]
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         while number and process.poll() is None and not begun():
             time.sleep(0.1)
         if number:
             process.send_signal(number)
-        _, err = process.communicate()
-    assert process.returncode == code and "Traceback" not in err, err
-    return err
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    return subprocess.CompletedProcess(words, code, out, err)
 
 
-ACCELERATE = "accelerate.commands.launch --num_machines=1 --mixed_precision=no --num_processes=2"
-ALIGNKIT = "--dynamo_backend=no --main_process_port=0 -m alignkit run recipe.yaml --out two"
-LAUNCHERS = [
-    f"{ACCELERATE} --multi_gpu {ALIGNKIT}",
-    f"{ACCELERATE} --use_fsdp --fsdp_version=2 {ALIGNKIT}",
-    "alignkit run recipe.yaml --out two --processes 2",
+ACCELERATE = [
+    "accelerate.commands.launch",
+    "--num_processes=2",
+    "--num_machines=1",
+    "--mixed_precision=no",
 ]
+ALIGNKIT = ["--dynamo_backend=no", "--main_process_port=0", "-m", "alignkit", "run"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", LAUNCHERS)
-def test_a_launcher_runs_stages_of_every_kind(work: Path, command: str) -> None:
+def test_accelerates_command_runs_stages_of_every_kind(work: Path) -> None:
     """And a step in between, which process 0 runs alone."""
     stages = {
         "sft": offline("sft", "demos", validation={"path": "demos.jsonl"}),
         "answers": answers("sft"),
         "again": {**offline("sft", "demos"), "data": {"stage": "answers"}},
-        "align": online("grpo", iterations=1),
+        "align": online("grpo", reward=reward("letters"), iterations=1),
     }
     recipe = write_recipe(stages)
-    assert launched(*command.split()).count("done in") == 5
+    done = launched(*ACCELERATE, "--multi_gpu", *ALIGNKIT, str(recipe), "--out", "two")
+    assert done.stderr.count("done in") == 5 and "Traceback" not in done.stderr
     assert cli.main(["run", str(recipe), "--out", "one"]) == 0
     assert_alike(Path("two"), Path("one"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "code"), [(LAUNCHERS[0], 1), (LAUNCHERS[2], 4)])
-def test_an_error_is_said_once_and_ends_all(work: Path, command: str, code: int) -> None:
-    write_recipe(SFT)
-    assert launched(*command.split(), "stages.sft.max_length=2", code=code).count("error: ") == 1
-
-
-@pytest.mark.slow
-def test_a_launcher_that_starts_only_one_is_told(work: Path) -> None:
-    write_recipe(SFT)
-    err = launched(*f"{ACCELERATE} --cpu {ALIGNKIT}".split(), code=1)
-    assert "accelerate was asked for several processes, but started only one" in err
+def test_alignkits_own_option_starts_processes_and_has_their_exit_code(work: Path) -> None:
+    recipe = str(write_recipe(SFT))
+    done = launched("alignkit", "run", recipe, "--out", "two", "--processes", "2")
+    assert done.stderr.count("done in") == 2 and "Traceback" not in done.stderr
+    assert cli.main(["run", recipe, "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+    short = ["stages.sft.max_length=2", "--out", "three"]
+    done = launched("alignkit", "run", recipe, *short, "--processes", "2", code=4)
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -177,11 +181,29 @@ def test_a_launcher_that_starts_only_one_is_told(work: Path) -> None:
 def test_a_signal_to_alignkit_reaches_the_processes_that_it_started(
     work: Path, name: str, code: int
 ) -> None:
-    write_recipe({"sft": offline("sft", "demos", epochs=10**5, checkpoint_every=1)})
-
-    def begun() -> bool:
-        return any(Path("two").glob("sft/checkpoints/*"))
-
+    recipe = str(write_recipe({"sft": offline("sft", "demos", epochs=10**5, checkpoint_every=1)}))
+    words = ("alignkit", "run", recipe, "--out", "out", "--processes", "2")
     number = signal.Signals[name]
-    err = launched(*LAUNCHERS[2].split(), code=code, number=number, begun=begun)
-    assert err.count("to resume: ") == 1
+    done = launched(
+        *words, code=code, number=number, begun=lambda: any(Path("out").glob("sft/checkpoints/*"))
+    )
+    assert done.stderr.count("to resume: ") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_accelerates_command_may_start_one_or_cut_the_base_into_parts(work: Path) -> None:
+    recipe = str(write_recipe(SFT))
+    launched(*ACCELERATE, "--use_fsdp", "--fsdp_version=2", *ALIGNKIT, recipe, "--out", "two")
+    assert cli.main(["run", recipe, "--out", "one"]) == 0
+    assert_alike(Path("two"), Path("one"))
+    done = launched(*ACCELERATE, "--cpu", *ALIGNKIT, recipe, "--out", "three", code=1)
+    assert "accelerate was asked for several processes, but started only one" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_error_is_said_once_and_ends_all(work: Path) -> None:
+    recipe = str(write_recipe(SFT))
+    done = launched(
+        *ACCELERATE, "--multi_gpu", *ALIGNKIT, recipe, "stages.sft.max_length=2", code=1
+    )
+    assert done.stderr.count("error: ") == 1
