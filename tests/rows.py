@@ -55,7 +55,12 @@ def write_rows(path: Path, rows: Iterable[Group | Mapping[str, Any]]) -> Path:
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return json_rows(path.read_text(encoding="utf-8"))
+
+
+def json_rows(text: str) -> list[Any]:
+    """The rows of JSON lines."""
+    return [json.loads(line) for line in filter(str.strip, text.splitlines())]
 
 
 def untimed(metrics: Path) -> list[dict[str, Any]]:
@@ -93,3 +98,9 @@ def run(recipe: Path, *words: str, out: Path | None = None, code: int = 0) -> Pa
     out = recipe.parent / "run" if out is None else out
     assert main(["run", str(recipe), "--out", str(out), *words]) == code
     return out
+
+
+def cells(text: str) -> list[tuple[str, ...]]:
+    """The rows of a table whose cells stand between `|`, one row a line."""
+    lines = filter(str.strip, text.splitlines())
+    return [tuple(cell.strip() for cell in line.split("|")) for line in lines]
