@@ -17,7 +17,7 @@ from alignkit import Group, Pair, Response, Verdict
 from alignkit_plugins.ai_feedback.judge_card import card, sentence, with_people
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
-from tests.evaluate.test_evaluate import documented, paths
+from tests.documented_keys import documented, paths
 from tests.rows import run, user, write_recipe, write_rows
 
 Decide = Callable[[int, str], Verdict]
