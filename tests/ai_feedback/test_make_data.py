@@ -304,7 +304,7 @@ def attacked(
         marked = [replace(reply, scores={"reward": score(reply.text)}) for reply in replies]
         return [replace(g, responses=(r,)) for g, r in zip(groups, marked, strict=True)]
 
-    options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=0.5)
+    options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=1.0)
     groups = [
         Group(
             ({"role": "system", "content": "s"}, user(goal)), meta={"topic": goal[:4]}, tools=TOOLS

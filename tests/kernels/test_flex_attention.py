@@ -102,7 +102,7 @@ def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: lis
     return max(map(distance, ours, theirs))
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize(
     ("scaling", "window", "cap"),
@@ -138,7 +138,7 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
     row = Row(groups, CPU)
     ours, others = inputs(row.tokens, 2, torch.float32), inputs(row.tokens, 2, torch.float32)
     found = flex_attention.attention(*ours, row, args, torch_flex.flex_attention)
-    assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < 1e-6
+    assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < 1e-5
 
 
 def test_layers_of_a_row_share_their_masks() -> None:

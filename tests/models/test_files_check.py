@@ -96,8 +96,16 @@ FOREIGN = {"_attn_implementation": "someone/kernel"}
         (holding(CONFIG, b'{"model_type": "clockwork"}'), "`clockwork`", "a version that knows it"),
         (holding(CONFIG, b"{"), "(OSError: It looks like the config", "a transformers model"),
         (changed(CONFIG, lambda old: old | FOREIGN), "'someone/kernel', code", "trust_remote_code"),
-        (word("far", 500), "'far' with the id 500, but the model has only 97", "belongs to"),
-        (word("next", 97), "'next' with the id 97, but the model has only 97", "belongs to"),
+        (
+            word("far", 500),
+            "the token 'far' with the id 500, but the model has only 97",
+            "belongs to",
+        ),
+        (
+            word("next", 97),
+            "the token 'next' with the id 97, but the model has only 97",
+            "belongs to",
+        ),
         (holding(TOKENS, b"{}"), "its tokenizer cannot be read (KeyError", ""),
     ],
     ids=str,

@@ -96,7 +96,7 @@ def test_pairs_point_at_the_batchs_rows() -> None:
 
 
 def outputs(*rows: Sequence[float]) -> Outputs:
-    logprobs = torch.tensor(rows)
+    logprobs = torch.tensor(rows, dtype=torch.float32)
     return Outputs(logprobs=logprobs, values=-logprobs, scores=logprobs[:, 0])
 
 

@@ -78,13 +78,16 @@ def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
         return groups
 
     monkeypatch.setattr(AuxiliaryLoss, "batch", batch)
-    labeled = [{"prompt": "is it?", "completion": "yes", "label": good} for good in (True, False)]
+    labeled = [
+        {"prompt": f"is it {n}?", "completion": "yes", "label": n % 2 == 0} for n in range(4)
+    ]
     turns = [user("a"), assistant("a")] * 2
     write_rows(tmp_path / "labeled.jsonl", labeled)
     write_rows(tmp_path / "mix.jsonl", [{"messages": turns}])
     mix = {"data": "mix.jsonl", "objective": "sft", "weight": 0.1, "batch_size": 1}
     recipe = write_recipe(
-        tmp_path, {"only": {"algorithm": "kto", "data": "labeled.jsonl", "epochs": 1, "mix": mix}}
+        tmp_path,
+        {"only": {"algorithm": "kto", "data": "labeled.jsonl", "batch_size": 4, "mix": mix}},
     )
     run(recipe)
     assert counted == [4]  # two answers of one token, each with its end of turn
