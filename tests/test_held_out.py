@@ -99,6 +99,7 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         (of(START, SAME), FLAT, "40 steps are few: raise epochs"),
         (of(START, SAME), FLAT * 2, "raise learning_rate"),
         (of(BETTER, START), FLAT, "got worse (loss)"),
+        (of([0.5] * 20, [1.0] * 13 + [0.0] * 7, "accuracy"), FELL, "has no clear gain; hold out"),
         (of([0.5] * 40, [1.0] * 33 + [0.0] * 7, "accuracy"), FLAT, ""),
         ({}, FELL, ""),
         ({}, [{"reward": 0.0}] * 6, "its reward is 0 in every iteration"),

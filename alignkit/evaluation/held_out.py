@@ -156,6 +156,7 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         losses[:part]
     )
     worse = [name for name, side in better.items() if side == -1]
+    rises = [_leans(held_out[name]["difference"], -1 if name == "loss" else 1) for name in better]
     if worse or falls:
         cure = "it fits its training data only: lower learning_rate or epochs, or add data"
     elif len(losses) < FEW_STEPS:
@@ -163,6 +164,8 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     else:
         cure = "raise learning_rate, or check that the data say what to learn"
     got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
+    if all(rises):
+        got, cure = "has no clear gain", "hold out more of them to see a gain as small as this"
     count = held_out["examples"]
     examples = f"{count} held-out example{'s' * (count != 1)}"
     return f"by its {examples} it {got}; {cure}"
@@ -193,6 +196,12 @@ def _rises(rewards: Sequence[float]) -> bool:
 
     slope = stats.linregress(range(len(rewards)), rewards)
     return bool(slope.slope > 0 and slope.pvalue < 1 - statistics.CONFIDENCE)
+
+
+def _leans(difference: Mapping[str, Any], sign: int) -> bool:
+    """Whether a result is better, and more likely not by chance than by chance."""
+    p = difference["p"]
+    return p is not None and p < 0.5 and difference["mean"] * sign > 0
 
 
 def _side(difference: Mapping[str, Any], sign: int) -> int:

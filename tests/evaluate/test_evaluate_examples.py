@@ -12,7 +12,7 @@ import torch
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
-from alignkit_plugins.compare.compared import ITS_OWN
+from alignkit_plugins.compare.compared import ITS_OWN, compared
 from alignkit_plugins.compare.rows import BASE_MODEL
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
@@ -177,3 +177,14 @@ def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
     base, sft = scored[0].responses
     assert base.scores[LOSS] != sft.scores[LOSS]  # whose difference says nothing of the example
     assert base.scores[ITS_OWN.format(LOSS)] == sft.scores[ITS_OWN.format(LOSS)] == 2.0
+
+
+def test_a_base_model_without_a_preference_adds_no_chance_to_a_difference() -> None:
+    """The difference from its 50% has the interval of the policy's share, which ends at 0 and
+    1.
+    """
+    for right, ends in (([1.0] * 4 + [0.0] * 2, (0.296, 0.907)), ([0.0] * 6, (0.0, 0.443))):
+        _, row = compared("pairs right", {"base": [0.5] * 6, "dpo": right}, "base")
+        found = [row.difference[end] + 0.5 for end in ("low", "high")]
+        assert found == [row.estimate["low"], row.estimate["high"]]
+        assert found == pytest.approx(ends, abs=1e-3)

@@ -114,7 +114,7 @@ def compared(
         row = replace(row, trained_on=(trained_on or {}).get(policy))
         others = values if compare is None else compare
         if baseline is not None and policy in others and policy != baseline:
-            sides = values, everything, units, outcomes or values
+            sides = values, (everything, own), units, outcomes or values
             rows.append(_against(row, baseline, *sides, lengths))
             if base not in (None, baseline, policy):
                 over_base = _against(row, base, *sides)
@@ -132,12 +132,16 @@ def _against(
     row: Row,
     baseline: str,
     values: Mapping[str, Values],
-    scale: Scale,
+    scales: tuple[Scale, Scale],
     units: Sequence[Any],
     outcomes: Mapping[str, Values],
     lengths: Mapping[str, Values] | None = None,
 ) -> Row:
-    """The row with its difference from the baseline, at the prompts where both have a value."""
+    """The row with its difference from the baseline, at the prompts where both have a value.
+
+    scales: of both, and of the policy's values.
+    """
+    scale, own = scales
     both = list[int]()
     for place, pair in enumerate(zip(values[row.policy], values[baseline], strict=True)):
         if None not in pair:
@@ -147,6 +151,11 @@ def _against(
         return [every[place] for place in both]
 
     ours, theirs, shared = at(values[row.policy]), at(values[baseline]), at(units)
+    difference = scale.difference(ours, theirs, shared)
+    if scale.levels is None and own.levels is not None and len(set(theirs)) == 1:
+        # Such as 50% of pairs for a base model, which prefers neither: only the policy varies.
+        mean = own.mean(ours, shared)
+        difference = {**difference, **_shifted(mean, theirs[0])}
     equal_length: Any = None
     if lengths is not None:
         short = at(lengths[baseline])
@@ -164,11 +173,19 @@ def _against(
     return replace(
         row,
         baseline=baseline,
-        difference=scale.difference(ours, theirs, shared),
+        difference=difference,
         equal_length=equal_length or {},
         win_rate=statistics.clustered_share(list(decided.values())) or {},
         counts=f"{wins}/{losses}/{len(both) - wins - losses}",
     )
+
+
+def _shifted(estimate: statistics.Estimate, by: float) -> statistics.Estimate:
+    """The estimate less a number that has no chance in it."""
+    low, high = estimate["low"], estimate["high"]
+    bounds = (None, None) if low is None or high is None else (low - by, high - by)
+    middle = None if estimate["mean"] is None else estimate["mean"] - by
+    return {"mean": middle, "low": bounds[0], "high": bounds[1], "n": estimate["n"]}
 
 
 # Answers with scores

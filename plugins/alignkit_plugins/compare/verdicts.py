@@ -106,7 +106,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
         if others:
             told.append(f"{what}: {'; '.join(map(_difference, others))}.")
     if sides[0]:
-        unclear = [row.metric for row in sides[0]]
+        unclear = [_difference(row) if row.excludes_zero else row.metric for row in sides[0]]
         told.append(f"No clear difference in {'; '.join(unclear)}.")
     return Verdict(policy, head.baseline, head.metric, outcome, told)
 
