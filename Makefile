@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt
 # For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
 PINS ?=
 
-.PHONY: quickstart test test-gpu net net-slow slow faults test-lowest test-newest bench site lint fix clean
+.PHONY: quickstart test test-gpu slow faults test-lowest test-newest bench site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -24,15 +24,10 @@ quickstart: .venv/.installed
 test: lint
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-# What must not change while the code is rebuilt: see tests/net.
-net: .venv/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/net -n 2 --dist worksteal -q $(ARGS)
-
-net-slow: .venv/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/net -m slow -n 2 --dist worksteal -q $(ARGS)
-
+# What takes minutes: example packages, all model families, simulated CUDA, browsers, packaging.
 slow: .venv/.installed-test
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -m slow -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest docs/examples -m "slow or not slow" -n 2 --dist worksteal $(ARGS)
 
 faults: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)

@@ -9,8 +9,11 @@ import hypothesis
 import pytest
 
 from tests import gpu
+from tests.house_run import house_copy, house_run, whole_run
 from tests.pages import Reader
 from tests.patience import PATIENCE
+
+__all__ = ["house_copy", "house_run", "whole_run"]
 
 # How fast examples are made says how busy the machine is, not whether the code is right.
 hypothesis.settings.register_profile(
@@ -127,12 +130,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items if DEVICE else ():
         if mark := item.get_closest_marker("cpu_only"):
             item.add_marker(pytest.mark.skip(reason=f"only on a CPU: {mark.args[0]}"))
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """tests/net has a target of its own, `make net`: it is collected only where it is named."""
-    named = any("net" in Path(argument.split("::")[0]).parts for argument in config.args)
-    return True if collection_path == Path(__file__).parent / "net" and not named else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

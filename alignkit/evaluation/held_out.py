@@ -163,7 +163,9 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     else:
         cure = "raise learning_rate, or check that the data say what to learn"
     got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
-    return f"by its {held_out['examples']} held-out examples it {got}; {cure}"
+    count = held_out["examples"]
+    examples = f"{count} held-out example{'s' * (count != 1)}"
+    return f"by its {examples} it {got}; {cure}"
 
 
 def _still(rewards: Sequence[float]) -> str:

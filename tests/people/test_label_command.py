@@ -128,7 +128,7 @@ def test_what_is_refused(
         ([str(pairs), "--guidelines", "latin.md"], 4, ["latin.md", "can't decode byte"]),
         ([str(pairs), "--annotator", "a\nb"], 4, ["annotator's name"]),
         ([str(bad)], 4, ["bad.jsonl:1", "help: correct the rows\n"]),
-        (["old.feedback"], 4, ["file is not a database"]),
+        (["old.feedback"], 4, ["no store of labels"]),
         (["new.feedback"], 4, ["there is no such file"]),
     ):
         found, text = fails(capsys, *arguments)

@@ -265,7 +265,7 @@ def test_a_file_of_another_program(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a store"):
         Store.open(path, new=True)
     path.write_text("hello, this is no database at all" * 40)
-    with pytest.raises(DataError, match="file is not a database"):
+    with pytest.raises(DataError, match="no store of labels"):
         Store.open(path)
     path.write_bytes(b"")
     with pytest.raises(DataError, match="not a store"):

@@ -448,4 +448,6 @@ def in_words(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_NOTADB":
+            raise DataError(f"{path}: no store of labels; `alignkit label` makes one") from error
         raise DataError(f"{path}: cannot use the store: {error}") from error
