@@ -7,7 +7,8 @@
 Each row starts with its format, and is read as the indented lines after it say: a line for each
 group, with its turns, its responses, its pairs and its other columns. `<u: q / a: a>` is a list of
 messages. `! words` is a refusal with these words, `- words` a row that is left out. `with` sets the
-options of the rows after it. Lines indented by four continue the one before. A format that does not recognize its row, or not alone, says so:
+options of the rows after it. Lines indented by four continue the one before. A format
+that does not recognize its row, or not alone, says so:
 `gsm8k () ROW`, `helpsteer2 (prompt_completion) ROW`.
 """
 

@@ -1,4 +1,4 @@
-"""Rows as other tools lay them out: read if they have one meaning, else refused with the YAML that
+"""Files as other tools lay them out: read if they have one meaning, else refused with the YAML that
 reads them.
 """
 
@@ -13,23 +13,16 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
-from alignkit import DataError, Format, Group
+from alignkit import DataError
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
-from alignkit.plugins import load_plugins
 from alignkit_plugins.report.data_card import describe
-
-FORMATS: dict[str, type[Format]] = {
-    registration.name: registration.implementation
-    for registration in load_plugins().registrations("format")
-}
-TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-CHOICES = {"text": ["red", "blue"], "label": ["A", "B"]}
+from tests.formats.reading import FORMATS, check, shown
 
 
-def read(path: Path, text: str, format: Any = None, **keys: Any) -> Loaded:
-    path.write_text(text)
+def read(path: Path, text: str, **keys: Any) -> Loaded:
+    path.write_text(text, encoding="utf-8")
     return load(
-        DataSpec((DataSource(path=path, **keys).in_format(format),)),
+        DataSpec((DataSource(path=path, **keys),)),
         formats=FORMATS,
         seed=0,
         stage_data=lambda name: path,
@@ -37,72 +30,73 @@ def read(path: Path, text: str, format: Any = None, **keys: Any) -> Loaded:
     )
 
 
-def said(group: Group) -> list[str]:
-    return [group.prompt[-1]["content"], *(response.text for response in group.responses)]
+def test_an_answer_may_be_data_that_looks_like_a_message() -> None:
+    check(r"""
+prompt_completion {"prompt": "q", "completion": "{\"role\": \"user\", \"content\": \"Hi\"}"}
+  u: q -> {\"role\": \"user\", \"content\": \"Hi\"}
 
+prompt_completion {"prompt": "q", "completion": "[{'value': f(1)}]"}
+  u: q -> [{'value': f(1)}]
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"role": "user", "content": "Hi"}',
-        "[{'value': f(1)}]",
-        '[{"value": 1}]',
-        '{"from": "a", "value": "b"}',
-    ],
-)
-def test_an_answer_may_be_data_that_looks_like_a_message(text: str, tmp_path: Path) -> None:
-    [group] = read(
-        tmp_path / "d.jsonl", json.dumps({"prompt": "Write data", "completion": text})
-    ).groups
-    assert group.responses[0].text == text
+prompt_completion {"prompt": "q", "completion": "{\"from\": \"a\", \"value\": \"b\"}"}
+  u: q -> {\"from\": \"a\", \"value\": \"b\"}
 
-
-def test_no_tools_as_json_are_none(tmp_path: Path) -> None:
-    system = {"role": "system", "content": "Be brief.", "tools": "[]"}
-    [group] = read(tmp_path / "d.jsonl", json.dumps({"messages": [system, *TURNS]})).groups
-    assert len(group.prompt) == 2
+messages {"messages": [{"role": "system", "content": "s", "tools": "[]"}, {"role": "user", "content": "q"}]}
+  s: s / u: q ->
+""")
 
 
 @pytest.mark.parametrize(
     ("row", "ways"),
     [
-        ({"question": "Q?", "answer": "A"}, [["Q?", "A"], ["Q?"]]),
-        ({"query": "Q?", "response": "A"}, [["Q?", "A"]]),
-        ({"problem": "Q?", "solution": "A"}, [["Q?", "A"], ["Q?"]]),
-        ({"input": "Q?", "output": "A"}, [["Q?", "A"]]),
-        ({"prompt": "Q?", "output": "A"}, [["Q?", "A"]]),
-        ({"question": "Q?", "chosen": "A", "rejected": "B"}, [["Q?", "A", "B"]]),
-        ({"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"}, [["Q?", "A", "B"]]),
-        ({"question": "Q?", "choices": CHOICES, "key": "A"}, [["Q?"]]),
-        ({"question": "Q?", "options": ["red", "blue"], "answer": 1}, [["Q?"]]),
+        ({"question": "Q?", "answer": "A"}, ["u: Q? -> A", 'u: Q? -> {"answer": "A"}']),
+        ({"query": "Q?", "response": "A"}, ["u: Q? -> A"]),
+        ({"problem": "Q?", "solution": "A"}, ["u: Q? -> A", 'u: Q? -> {"answer": "A"}']),
+        ({"input": "Q?", "output": "A"}, ["u: Q? -> A"]),
+        ({"prompt": "Q?", "output": "A"}, ["u: Q? -> A"]),
+        ({"question": "Q?", "chosen": "A", "rejected": "B"}, ["u: Q? -> A | B [0>1]"]),
+        (
+            {"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"},
+            ["u: Q? -> A | B [0>1]"],
+        ),
     ],
 )
 def test_the_yaml_that_an_error_names_reads_the_row(
-    row: Any, ways: list[list[str]], tmp_path: Path
+    row: Any, ways: list[str], tmp_path: Path
 ) -> None:
     with pytest.raises(DataError) as error:
         read(tmp_path / "d.jsonl", json.dumps(row))
     lines = re.findall(r"^  data: (\{.*\})  # (\w+)", str(error.value), re.MULTILINE)
-    loaded = [
-        read(tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"])
-        for line, _ in lines
-    ]
-    assert [said(each.groups[0]) for each in loaded][: len(ways)] == ways  # the likeliest first
-    assert [each.sources[0].format for each in loaded] == [name for _, name in lines]
+    found = []
+    for line, name in lines:
+        loaded = read(
+            tmp_path / "d.jsonl", json.dumps(row), columns=yaml.safe_load(line)["columns"]
+        )
+        assert loaded.sources[0].format == name
+        found.append(shown(loaded.groups[0]))
+    assert found[: len(ways)] == ways  # the likeliest first
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q?", "choices": {"text": ["red"], "label": ["A"]}, "key": "A"},
+        {"question": "Q?", "options": ["red", "blue"], "answer": 1},
+    ],
+)
+def test_choices_are_not_read_as_a_question_alone(row: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no format matches"):
+        read(tmp_path / "d.jsonl", json.dumps(row))
     if "choices" in row:
         with pytest.raises(DataError, match="column 'choices' means something in other tools"):
-            read(
-                tmp_path / "d.jsonl",
-                json.dumps(row),
-                columns={"prompt": "question", "answer": "key"},
-            )
+            read(tmp_path / "d.jsonl", json.dumps(row), columns={"prompt": "question"})
 
 
 @pytest.mark.parametrize("name", ["d.csv", "d.tsv"])
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_path: Path) -> None:
     text = f'prompt{mark}completion\nHi{mark}"Hello; and, yes"\n'
-    assert said(read(tmp_path / name, text).groups[0]) == ["Hi", "Hello; and, yes"]
+    assert shown(read(tmp_path / name, text).groups[0]) == "u: Hi -> Hello; and, yes"
     two = read(tmp_path / "two.csv", 'prompt,"a;b"\nHi,"x;y"\n')  # both occur: the usual one counts
     assert two.groups[0].meta == {"a;b": "x;y"}
 
@@ -113,25 +107,23 @@ def test_a_table_is_read_by_what_separates_its_header(name: str, mark: str, tmp_
     "without a word.",
     "The run names it once.",
 )
-def test_a_column_that_is_not_read_is_named_once(tmp_path: Path) -> None:
-    row = {
-        "prompt": "Hi",
-        "completion": "A",
-        "why": "For this.",
-        "id": "x1",
-        "notes": [{"a": "b c"}],
-        "votes": 7,
-    }
-    lines = describe(read(tmp_path / "d.jsonl", "\n".join([json.dumps(row)] * 3)))
-    assert [line.partition(".jsonl: ")[2] for line in lines if "why" in line] == [
-        "not in the conversation, kept for rewards: why, notes"
-    ]
-    # TRL's stepwise supervision
-    steps = {"prompt": "Hi", "completions": ["A", "B"], "labels": [True, False]}
-    assert describe(read(tmp_path / "d.jsonl", json.dumps(steps)))[-1].endswith(
-        "kept for rewards: completions, labels"
-    )
-    plain = describe(
-        read(tmp_path / "d.jsonl", json.dumps({"prompt": "Hi", "completion": "A b", "id": "x1"}))
-    )
-    assert not any("kept for rewards" in line for line in plain)
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        (
+            '{"prompt": "Hi", "completion": "A", "why": "For this.", "id": "x1", "notes": [{"a": "b c"}], "votes": 7}',
+            ["why, notes"],
+        ),
+        # TRL's stepwise supervision
+        (
+            '{"prompt": "Hi", "completions": ["A", "B"], "labels": [true, false]}',
+            ["completions, labels"],
+        ),
+        ('{"prompt": "Hi", "completion": "A b", "id": "x1"}', []),
+    ],
+)
+def test_a_column_that_is_not_read_is_named_once(
+    row: str, named: list[str], tmp_path: Path
+) -> None:
+    lines = describe(read(tmp_path / "d.jsonl", "\n".join([row] * 3)))
+    assert re.findall("kept for rewards: (.*)", "\n".join(lines)) == named
