@@ -26,7 +26,7 @@ DEMO = '{"instruction": "Tell me of <n>?", "output": "It is all about <n+700>."}
 PAIR = '{"prompt": "Why is <n>?", "chosen": "For <n+800>.", "rejected": "Who can say?"}'
 REPLY = '{"text": "Say <n+%d>.", "role": "assistant", "rank": %d}'
 REPLIES = ", ".join(REPLY % (90 * rank, rank) for rank in range(3))
-TREE = '{"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [%s]}}' % REPLIES
+TREE = '{"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [' + REPLIES + "]}}"
 VOTES = (
     '{"instruction": "Sort <n>.", "input": "", "response1": "So, <n+600>.", "response2": '
     '"No, <n+1000>.", "annotator1": 1, "annotator2": 1, "annotator3": 2}'
@@ -418,16 +418,16 @@ def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
     """A row for each answer of a conversation, prompts that differ in case only, and an empty
     answer.
     """
-    text = (
-        '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": ""}]}'
+    asked = (
+        '{"messages": [{"role": "user", "content": "Number <#>?"}, '
+        '{"role": "assistant", "content": "So."}]}'
     )
-    asked = text.replace("Why?", "Number <#>?").replace('""', '"So."')
     more = ', {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]'
-    write("demos.jsonl", asked + "\n" + asked.replace("]", more) + "\n" + asked.upper(), range(8))
+    other = asked.replace("Number", "NUMBER ").replace("So.", "Well.")
+    write("demos.jsonl", "\n".join([asked, asked.replace("]", more), other]), range(8))
     rows = Path("demos.jsonl").read_text(encoding="utf-8")
-    for key in ("messages", "role", "content", "user", "assistant"):
-        rows = rows.replace(f'"{key.upper()}"', f'"{key}"')
-    Path("demos.jsonl").write_text(f"{text}\n{rows}", encoding="utf-8")
+    empty = asked.replace("So.", "") + "\n"
+    Path("demos.jsonl").write_text(empty + rows, encoding="utf-8")
     assert main(["init", "new", "demos=demos.jsonl"]) == 0
     assert "bad rows, 1; the first is demos.jsonl:1: " in capsys.readouterr().out
     assert main(["check", "new/recipe.yaml", "model.base=tiny"]) == 0
