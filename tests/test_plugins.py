@@ -88,40 +88,26 @@ def adding(words: str, imported: str = "Step") -> str:
     )
 
 
+HOOK = "from alignkit import hookimpl\n@hookimpl\ndef {}: ..."
 BROKEN = {
-    "import": (
-        "import no_such_module_at_all",
-        "ModuleNotFoundError: No module named 'no_such_module_at_all'",
-    ),
+    "import": ("import no_such_module", "No module named 'no_such_module' (fake_x_import.py:1)"),
     "syntax": ("def (", "SyntaxError"),
-    "exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
-    "argument": (
-        "from alignkit import hookimpl\n@hookimpl\ndef register(add, nope): ...",
-        "hook 'register'",
-    ),
-    "misspelled": (
-        "from alignkit import hookimpl\n@hookimpl\ndef stage_strated(run): ...",
-        "unknown hook 'stage_strated'",
-    ),
+    "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_exit.py:2)"),
+    "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_line.py:3)"),
+    "argument": (HOOK.format("register(add, nope)"), "hook 'register'"),
+    "misspelled": (HOOK.format("stage_strated(run)"), "unknown hook 'stage_strated'"),
     "raises": (
         GOOD.format(name="half") + "    raise RuntimeError('boom')\n",
         "RuntimeError: boom (fake_x_raises.py:10)",
     ),
-    "kind": (adding("'rewards', 'a', Step"), "no kind 'rewards'; did you mean 'reward'?"),
-    "wrong-base": (
-        adding("'reward', 'a', dict"),
-        "reward 'a' must be a subclass of alignkit.Reward or alignkit.RewardCombination, not "
-        "<class 'dict'>",
-    ),
-    "instance": (
-        adding("'step', 'a', Step(None)"),
-        "must be a subclass of alignkit.Step, not <alignkit.step.Step",
-    ),
-    "not-callable": (adding("'model', 'a', 3"), "model 'a' must be a function, not 3"),
-    "not-jinja": (adding("'template', 'a', Step"), "template 'a' must be Jinja code, not <class"),
+    "kind": (adding("'rewards', 'a', Step"), "did you mean 'reward'?"),
+    "wrong-base": (adding("'reward', 'a', dict"), "must be a subclass of alignkit.Reward"),
+    "instance": (adding("'step', 'a', Step(None)"), "must be a subclass of alignkit.Step"),
+    "not-callable": (adding("'model', 'a', 3"), "must be a function, not 3"),
+    "not-jinja": (adding("'template', 'a', Step"), "must be Jinja code"),
     "options": (
         adding("'step', 'a', type('S', (Step,), {'Options': int})"),
-        "needs Options that are a subclass of alignkit.Options",
+        "a subclass of alignkit.Options",
     ),
     "name": (GOOD.format(name="a:b"), "algorithm 'a:b': a name has letters"),
 }
