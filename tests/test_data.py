@@ -311,13 +311,21 @@ u: b -> {"safety": false}"""
     assert len({group.id for group in found}) == 4
 
 
-def test_pairs_follow_from_ranks_and_ties_form_none() -> None:
-    ranked = tuple(Response(text=str(r), rank=r) for r in (2, 1, 2, None, 3))
-    pairs = groups_module.resolved_pairs(Group((), ranked))
-    assert {(p.better, p.worse) for p in pairs} == {(1, 0), (1, 2), (1, 4), (0, 4), (2, 4)}
-    assert groups_module.resolved_pairs(Group((), ranked, pairs=(Pair(4, 0),))) == (Pair(4, 0),)
-    assert groups_module.resolved_pairs(Group((), ranked, pairs=())) == ()
-    assert groups_module.resolved_pairs(Group((), (Response(text="a"), Response(text="b")))) == ()
+@pytest.mark.parametrize(
+    ("ranks", "given_pairs", "wanted"),
+    [
+        ((2, 1, 2, None, 3), None, "1>0 1>2 1>4 0>4 2>4"),
+        ((2, 1, 2, None, 3), (Pair(4, 0),), "4>0"),
+        ((2, 1), (), ""),
+        ((None, None), None, ""),
+    ],
+)
+def test_pairs_follow_from_ranks_and_ties_form_none(
+    ranks: Any, given_pairs: Any, wanted: str
+) -> None:
+    responses = tuple(Response(text="a", rank=rank) for rank in ranks)
+    found = groups_module.resolved_pairs(Group((), responses, given_pairs))
+    assert {f"{pair.better}>{pair.worse}" for pair in found} == set(wanted.split())
 
 
 def test_an_id_depends_on_what_is_said_and_never_changes() -> None:
@@ -359,15 +367,15 @@ def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
 
 
 def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
-    rows = [
-        Group(prompt("b"), (Response(text="1"),), meta={"answer": 1, "kind": "x"}),
-        Group(prompt("a")),
-        Group(prompt("b"), (Response(text="2"),), meta={"kind": "x", "answer": 1}),
-        Group(prompt("b"), meta={"answer": 2, "kind": "x"}),
-        Group(prompt("a")),
+    columns: list[tuple[str, dict[str, Any]]] = [
+        ("b", {"answer": 1, "kind": "x"}),
+        ("a", {}),
+        ("b", {"kind": "x", "answer": 1}),
+        ("b", {"answer": 2, "kind": "x"}),
+        ("a", {}),
     ]
-    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in distinct_prompts(rows)]
-    assert found == [("b", 1), ("a", None), ("b", 2)]
+    rows = [Group(prompt(text), meta=meta) for text, meta in columns]
+    assert distinct_prompts(rows) == groups_module.prompts_of([rows[0], rows[1], rows[3]])
     assert len(groups_module.prompts_of(rows)) == 5
 
 
@@ -380,21 +388,19 @@ ROWS = [
 ]
 
 
-def as_csv(delimiter: str) -> str:
-    cells = [
-        [f'"{row["prompt"]}"'.replace('"one"', '""one""'), str(row["safety"]).lower()]
-        for row in ROWS
-    ]
-    return "".join(delimiter.join(row) + "\r\n" for row in [["prompt", "safety"], *cells])
-
-
+# Lines end as in a file of Windows
+CSV = """prompt,safety\r
+"première\u2028 question",true\r
+"second\r
+""one"", it is",false\r
+"""
 FILES = {
     "d.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
     "crlf.jsonl": "\r\n".join(json.dumps(row) for row in ROWS),
     "blank.jsonl": "\n" + "\n  \n".join(json.dumps(row) for row in ROWS) + "\n\n",
     "d.json": json.dumps(ROWS, indent=2),
-    "d.csv": as_csv(","),
-    "d.tsv": as_csv("\t"),
+    "d.csv": CSV,
+    "d.tsv": CSV.replace(",", "\t").replace("\t it", ", it"),
 }
 
 
@@ -786,26 +792,17 @@ def test_what_a_format_of_an_author_passes_on_has_the_right_type(
 # Detection and columns
 
 
-def test_an_undetected_format_lists_the_lines_that_read_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {"question": "q", "reply": "a"})
+@pytest.mark.parametrize(
+    ("row", "ends"),
+    [({"question": "q", "reply": "a"}, "answer: reply}}  # prompt_only"), ({"xyz": "q"}, "")],
+)
+def test_an_undetected_format_names_the_columns_and_lines_or_formats_that_may_read_it(
+    row: Any, ends: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as error:
-        load(source(path))
+        load(source(write(tmp_path / "d.jsonl", row)))
     text = str(error.value)
-    assert "columns question, reply" in text
-    assert [line.strip() for line in text.splitlines()[1:]] == [
-        "data: {path: FILE, columns: {prompt: question, completion: reply}}  # prompt_completion",
-        "data: {path: FILE, columns: {prompt: question, answer: reply}}  # prompt_only",
-    ]
-    renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
-    assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (
-        Response(text="a"),
-    )
-
-
-def test_columns_that_no_format_names_list_all_formats(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
-        load(source(write(tmp_path / "d.jsonl", {"xyz": "q"})))
-    assert str(error.value).endswith(", ".join(FORMATS))
+    assert f"columns {', '.join(row)}" in text and text.endswith(ends or ", ".join(FORMATS))
 
 
 def test_a_format_that_must_be_named_is_suggested_first(tmp_path: Path) -> None:
@@ -875,14 +872,6 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Limit, validation, weights
-
-
-def test_validation_never_shares_a_prompt_and_nothing_is_lost(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i % 100}", "completion": f"answer {i}"} for i in range(300)]
-    loaded = load(source(write_rows(tmp_path / "d.jsonl", rows), validation=0.2))
-    held, kept = set(words(loaded.validation)), set(words(loaded.groups))
-    assert not held & kept and len(loaded.groups) + len(loaded.validation) == 300
-    assert 10 <= len(held) <= 30
 
 
 @pytest.mark.silent_bug(
@@ -1013,22 +1002,17 @@ def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:
     assert 15 <= len(loaded.validation) <= 45
 
 
-def test_weights_of_one_keep_every_row_in_order(tmp_path: Path) -> None:
-    one, two = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
-    assert words(load(source(one), source(two)).groups) == [
-        f"question {i}" for i in [*range(30), *range(100, 110)]
-    ]
-
-
-def test_weights_leave_every_row_in_place_and_become_shares(tmp_path: Path) -> None:
-    one, two = prompts(tmp_path / "a.jsonl", 90), prompts(tmp_path / "b.jsonl", 10, start=100)
-    loaded = load(source(one, weight=3.0), source(two))
-    assert len(loaded.groups) == 100 and loaded.weights == (0.75, 0.25)
-    assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 90 + [1] * 10
-    assert (
-        load(source(one, weight=3.0)).weights is None
-        and load(source(one), source(two)).weights is None
-    )
+@pytest.mark.parametrize(
+    ("one", "two", "shares"), [(None, None, None), (3.0, None, (0.75, 0.25)), (1, 4, (0.2, 0.8))]
+)
+def test_weights_leave_every_row_in_place_and_become_shares(
+    one: float | None, two: float | None, shares: Any, tmp_path: Path
+) -> None:
+    first, second = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
+    loaded = load(source(first, weight=one), source(second, weight=two))
+    assert words(loaded.groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
+    assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 30 + [1] * 10
+    assert loaded.weights == shares and load(source(first, weight=3.0)).weights is None
 
 
 def test_every_group_knows_where_it_was_read(tmp_path: Path) -> None:
@@ -1056,13 +1040,12 @@ def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
     loaded = load(
         source(path, on_bad_row="skip"),
-        source(path, format=named("prompt_only"), limit=1, weight=4),
+        source(path, format=named("prompt_only"), limit=1),
     )
     assert [(f.format, f.recognized, f.rows, f.skipped) for f in loaded.sources] == [
         ("prompt_only", True, 1, 1),
         ("PromptOnly", False, 1, 0),  # by the name in the recipe
     ]
-    assert loaded.weights == (0.2, 0.8)
 
 
 # The data that the recipes use
