@@ -558,6 +558,11 @@ MISTAKES = r"""
                                 ^ must be a valid string, got 3
                                    ^^^^^^ neither a stage nor a folder
 
+  first: {algorithm: plain, data: d.jsonl, nothing: 1}
+                                           ^^^^^^^ unknown key 'nothing'
+  other: {algorithm: plain, data: d.jsonl, nothing: 1}
+                                           ^^^^^^^ unknown key 'nothing'
+
   s: {algorithm: online}
   ^ 'stages.s.prompts' is missing: online requires it
   ^ 'stages.s.reward' is missing: online requires it
