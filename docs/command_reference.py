@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -25,25 +25,22 @@ from alignkit.errors import (
 from benchmarks.markdown import markdown_table
 
 WHAT_TO_DO = {
-    RunFailed: "Read the message, fix the cause, repeat the command.",
+    RunFailed: "Fix the cause, and repeat the command.",
     RecipeError: "Fix the mistakes that it lists.",
     PluginError: "`alignkit plugins` says what is broken, and why.",
-    DataError: "Fix or skip the rows that it lists, or change the recipe where the message points.",
+    DataError: "Fix or skip these rows.",
     OutOfResource: (
-        "Free some disk space. Against too little memory, lower `max_length` or "
-        "`samples_per_prompt`, set `quantization: nf4`, or take a smaller model."
+        "[Use less memory](troubleshooting.md#it-runs-out-of-memory), or free some disk space."
     ),
-    RemoteError: (
-        "Fix the key or the address, and repeat the command. Replies that arrived are kept."
-    ),
-    NotReproduced: "The message names the difference and its likely cause.",
+    RemoteError: ("Fix the key or the address, and repeat the command."),
+    NotReproduced: "The message names the likely cause.",
     Repeated: "The report names the rows, which [cleaning](data.md#cleaning) leaves out.",
-    Stopped: "Label if it waits for labels of people. Repeat the command to continue.",
+    Stopped: "Label, if it waits for people. Then repeat the command.",
 }
 # Codes that no error of alignkit has.
 OTHERS = [
     ("0", "Success.", ""),
-    ("130", "Interrupted (Ctrl-C).", "Repeat the command to continue."),
+    ("130", "Interrupted (Ctrl-C).", "Repeat the command."),
 ]
 
 
@@ -51,39 +48,39 @@ def commands() -> str:
     """A section per command, in the order of `alignkit --help`."""
     group: Any = typer.main.get_command(program())
     context = group.context_class(group, info_name="alignkit")
+    first: dict[tuple[str, str], str] = {}
     return "\n".join(
-        text
+        _section(each, own, first)
         for name, command in group.commands.items()
-        for text in _sections(command, name, context)
+        for each, own in _with_those_below(command, name, context)
     )
 
 
-def _sections(command: Any, name: str, parent: Any) -> Iterator[str]:
-    """The section of a command, and of each command of a group."""
+def _with_those_below(command: Any, name: str, parent: Any) -> Iterator[tuple[Any, Any]]:
+    """A command, and each command of a group, with their contexts."""
     context = command.context_class(command, info_name=name, parent=parent)
     below = getattr(command, "commands", {})
     if not below or command.invoke_without_command:
-        yield _section(command, context)
+        yield command, context
     for each_name, each in below.items():
-        yield from _sections(each, each_name, context)
+        yield from _with_those_below(each, each_name, context)
 
 
-def _section(command: Any, context: Any) -> str:
-    about, _, examples = (command.help or "").replace("\b\n", "").partition("\nExample")
-    pieces = [
-        piece for piece in command.collect_usage_pieces(context) if not piece.startswith("COMMAND")
-    ]
-    usage = " ".join([context.command_path, *map(_plain, pieces)])
-    rows = [(f"`{names}`", text) for names, text in _records(command, context)]
-    return "\n".join(
-        [
-            f"## {context.command_path}\n",
-            f"{about.strip()}\n",
-            f"    {usage}\n",
-            f"{markdown_table(('argument or option', 'meaning'), _escaped(rows))}\n",
-            f"```sh\n{_lines(examples)}\n```\n",
-        ]
-    )
+def _section(command: Any, context: Any, first: dict[tuple[str, str], str]) -> str:
+    """What a command does, and its arguments and options; `--help` adds details and examples.
+
+    Args:
+        first: the command in which an argument or option appeared first, with the same words.
+    """
+    path = _plain(context.command_path)
+    about = (command.help or "").partition("\n\n")[0]
+    lines = []
+    for record in _records(command, context):
+        names, text = record
+        before = first.setdefault(record, path)
+        long = len(text.split()) > 8
+        lines.append(f"- `{names}`: {f'as in `{before}`' if long and before != path else text}")
+    return "\n".join([f"## {path}\n", f"{' '.join(about.split())}\n", *lines, ""])
 
 
 def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
@@ -94,15 +91,9 @@ def _records(command: Any, context: Any) -> Iterator[tuple[str, str]]:
         yield re.sub(r" <.*>$", "", names), re.sub(r"  \[(.*)\]$", r" (\1)", text)
 
 
-def _plain(piece: str) -> str:
-    """`{RUN...}...` as `RUN...`."""
-    return re.sub(r"^\{(.*?)(?:\.\.\.)?\}", r"\1", piece)
-
-
-def _lines(examples: str) -> str:
-    """One line per example, without the heading."""
-    text = re.sub(r" \\\n\s+", " ", examples.partition("\n")[2])
-    return "\n".join(line.strip() for line in text.strip().splitlines())
+def _plain(path: str) -> str:
+    """`alignkit labels merge` of `alignkit labels {STORE} merge`."""
+    return re.sub(r" [\[{]\w+[]}](?= )", "", path)
 
 
 def exit_codes() -> str:
@@ -117,5 +108,5 @@ def _first(error: type) -> str:
     return " ".join((error.__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
 
 
-def _escaped(rows: list[tuple[str, ...]]) -> list[list[str]]:
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[cell.replace("|", "\\|") for cell in row] for row in rows]

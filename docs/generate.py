@@ -2,8 +2,8 @@
 
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
-`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`, `bad
-rows`, `fields`, `data sets`, `labeled pairs`, `outcomes`, `results` and a machine of
+`mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`,
+`fields`, `data sets`, `outcomes`, `results` and a machine of
 `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
@@ -24,10 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
-import alignkit.formats
 import alignkit_plugins.formats.layouts
 import alignkit_plugins.formats.template
 from alignkit import hookspecs
@@ -91,10 +89,8 @@ def part(what: str) -> str:
     tables = {
         "recipes": recipe_table,
         "formats": format_table,
-        "bad rows": lambda: docstring_table(alignkit.formats),
         "fields": lambda: docstring_table(alignkit_plugins.formats.template),
         "data sets": data_set_table,
-        "labeled pairs": layout_table,
         "families": families,
         "outcomes": outcomes,
         "commands": lambda: str(script("docs", "command_reference").commands()),
@@ -132,7 +128,11 @@ def components(kind: str, registrations: Sequence[Registration]) -> str:
     """The options of plugins and, of algorithms, the stage-level defaults that they set. Of several,
     each has its name and summary, and what all of them have follows once.
     """
-    rows = [option_rows(each.implementation.Options) for each in registrations]
+    # docs/recipes.md has `sampling` once, for all steps
+    rows = [
+        [row for row in option_rows(each.implementation.Options) if row.name != "sampling"]
+        for each in registrations
+    ]
     defaults = [
         stage_defaults(each.implementation) if kind == "algorithm" else {} for each in registrations
     ]
@@ -220,44 +220,10 @@ def docstring_table(module: ModuleType) -> str:
 
 
 def data_set_table() -> str:
-    """The public data sets that templates read, and the templates."""
-    lines = []
-    for name, data_set in alignkit_plugins.formats.layouts.TEMPLATES.items():
-        template = "<br>".join(
-            f"{key}: `{yaml_text(value)}`" for key, value in data_set.template.items()
-        )
-        lines.append((f"`{name}`", data_set.summary, template))
-    return markdown(("format", "data set", "template"), lines)
-
-
-def yaml_text(value: Any) -> str:
-    """A value as YAML on one line: a text between quotes, a list or a mapping in brackets."""
-    return (
-        json.dumps(value, ensure_ascii=False)
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-    )
-
-
-def layout_table() -> str:
-    """The data sets whose labels `labeled_pairs` knows."""
-    lines = []
-    for name, layout in alignkit_plugins.formats.layouts.PAIRS.items():
-        columns = ", ".join(
-            f"`{column}`" for column in (*layout.prompt, layout.first, layout.second, *layout.label)
-        )
-        sides = {
-            side: [
-                value + (f" ({layout.margins[value]})" if value in layout.margins else "")
-                for value, meaning in layout.labels.items()
-                if meaning == side
-            ]
-            for side in ("first", "second", "tie")
-        }
-        lines.append((name, columns, *(", ".join(values) for values in sides.values())))
+    """The public data sets that templates read."""
+    templates = alignkit_plugins.formats.layouts.TEMPLATES
     return markdown(
-        ("data set", "columns", "first is better (margin)", "second is better (margin)", "tie"),
-        lines,
+        ("format", "data set"), [(f"`{name}`", each.summary) for name, each in templates.items()]
     )
 
 
@@ -294,10 +260,9 @@ def result_table(machine: str) -> str:
                 f"{row['ours']:,.10g} {row['unit']}",
                 f"{ratio} [{rounds}]" if rounds else ratio,
                 f"{row['ours_gib']:.2f} / {row['peer_gib']:.2f}",
-                f"{row['floor_ratio']:.1f}" if row.get("floor_ratio") else "-",
             )
         )
-    columns = ("one round", "compared with", "alignkit", "times as fast", "GiB", "times the floor")
+    columns = ("one round", "compared with", "alignkit", "times as fast", "GiB")
     return markdown(columns, lines)
 
 

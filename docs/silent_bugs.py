@@ -16,17 +16,8 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 HEADER = ("what goes wrong elsewhere", "what alignkit does, with its test")
 TOOLKITS = (
     "huggingface/trl",
-    "huggingface/transformers",
-    "huggingface/peft",
     "verl-project/verl",
     "OpenRLHF/OpenRLHF",
-    "NVIDIA-NeMo/RL",
-    "PrimeIntellect-ai/prime-rl",
-    "modelscope/ms-swift",
-    "hiyouga/LlamaFactory",
-    "axolotl-ai-cloud/axolotl",
-    "unslothai/unsloth",
-    "allenai/open-instruct",
 )
 
 
@@ -47,12 +38,14 @@ def faults() -> list[Fault]:
 
 
 def lines() -> list[tuple[str, str]]:
-    """A line per fault that was reported for one of `TOOLKITS`."""
-    return [
-        (f"{row.elsewhere} {', '.join(map(_link, row.reports))}", f"[{row.here}](../{row.test})")
-        for row in faults()
-        if any(report.partition("#")[0] in TOOLKITS for report in row.reports)
-    ]
+    """A line per fault that was reported for one of `TOOLKITS`, with those reports."""
+    found = []
+    for row in faults():
+        reports = [report for report in row.reports if report.partition("#")[0] in TOOLKITS]
+        if reports:
+            links = ", ".join(map(_link, reports))
+            found.append((f"{row.elsewhere} {links}", f"[{row.here}](../{row.test})"))
+    return found
 
 
 def _marked(path: Path) -> Iterator[Fault]:

@@ -1,5 +1,5 @@
-"""Finds the commands in the documentation: lines of blocks, inline code, and the headers of the
-shipped recipes.
+"""Finds the commands in the documentation: lines of blocks, inline code, the headers of the shipped
+recipes, and the examples of --help.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import typer
+
+from alignkit.cli import program
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = "alignkit|python|pytest|pip|make"
@@ -75,6 +80,7 @@ def commands() -> list[Command]:
         for recipe in sorted((ROOT / "recipes").glob("*.yaml"))
         for command in _of_recipe(recipe)
     ]
+    found += _of_help(typer.main.get_command(program()))
     return list(dict.fromkeys(found))
 
 
@@ -94,6 +100,15 @@ def _of_page(page: Path) -> Iterator[Command]:
         ):
             yield from _split(page, match[1], False)
         paragraph = ""
+
+
+def _of_help(command: Any) -> Iterator[Command]:
+    """The examples that --help prints, as if they stood on the page of commands."""
+    for line in re.sub(r" \\\n\s+", " ", command.help or "").splitlines():
+        if match := LINE.match(line.strip()):
+            yield from _split(ROOT / "docs" / "commands.md", match[1], True)
+    for below in getattr(command, "commands", {}).values():
+        yield from _of_help(below)
 
 
 def _of_recipe(recipe: Path) -> Iterator[Command]:

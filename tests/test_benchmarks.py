@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from alignkit.kernels.capabilities import default_device, multiplies_bf16
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from benchmarks.catalogue import BENCHMARKS, Benchmark
-from benchmarks.floor import Shape, Work, seconds
-from benchmarks.gpu import SHAPES, random_model
-from benchmarks.measure import ENVIRONMENTS, Side, ask_once, relative_difference, row
-from benchmarks.worker import Job
+from benchmarks.floor import Shape, Work
+from benchmarks.measure import ENVIRONMENTS, relative_difference, row
 
+pytestmark = pytest.mark.slow  # nobody who changes the product needs them
 ROOT = Path(__file__).parent.parent
 FAST = ["overhead"]
 # Little arithmetic, or two kinds of it.
@@ -75,12 +73,10 @@ def check_row(found: dict[str, Any]) -> None:
     assert found["ratio"] == pytest.approx(found["ours"] / found["peer"])
 
 
-@pytest.mark.slow
 def test_some_run_on_the_tiny_model(tmp_path: Path) -> None:
     short(FAST, tmp_path / "rows.json")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BENCHMARKS.keys() - set(FAST)))
 def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     if BENCHMARKS[name].environment == "vllm":
@@ -90,49 +86,6 @@ def test_the_others_run_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     if BENCHMARKS[name].precision == "bfloat16" and not multiplies_bf16(default_device()):
         pytest.skip("this machine has no instructions that multiply bf16")
     short([name], tmp_path / "rows.json")
-
-
-def test_engines_need_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ALIGNKIT_TEST_VLLM", "/nowhere/vllm serve")
-    done = command("--short", "--only", "engines")
-    lines = [line for line in done.stderr.splitlines() if "skipped" in line]
-    names = [name for name in BENCHMARKS if name.startswith("engines_")]
-    assert done.returncode == 1 and [line.split(":")[0] for line in lines] == names
-    assert all(
-        "write the command that starts a server into ALIGNKIT_TEST_VLLM" in line for line in lines
-    )
-
-
-def test_engines_compare_what_a_server_reports_with_training(tmp_path: Path) -> None:
-    """With alignkit's own sampler on both sides: they agree, unless a token is another one."""
-    job = Job("", short=True, adapters=str(tmp_path), options={"servers": 0, "long_tail": False})
-    source = ask_once(
-        replace(job, function="models:prepare", options={"model": "tiny", "dtype": "float32"})
-    )
-    job = replace(job, source=source, function="engines:sampled")
-    with Side(job) as ours, Side(job) as peer:
-        first = ours.ask(check=True)
-        assert peer.ask(check=True, evidence=first["evidence"])["losses"] == pytest.approx(
-            first["losses"], rel=1e-5
-        )
-        first["evidence"][0][1][0] += 1
-        assert peer.ask(check=True, evidence=first["evidence"])["losses"] != pytest.approx(
-            first["losses"], rel=1e-3
-        )
-        assert ours.ask()["units"] == 3 * 2 * 8
-
-
-@pytest.mark.parametrize("shape", list(SHAPES))
-def test_a_gpu_model_has_random_weights_in_bf16(
-    shape: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2000}
-    monkeypatch.setitem(SHAPES, shape, SHAPES[shape] | small)
-    folder = Path(random_model(shape, tmp_path))
-    kept = folder.stat().st_mtime_ns
-    assert random_model(shape, tmp_path) == str(folder) and folder.stat().st_mtime_ns == kept
-    model = SharedModel(ModelSpec(base="b", dtype="bfloat16", device="cpu"), str(folder))
-    assert model.packs and {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
 
 
 # --- losses
@@ -212,12 +165,6 @@ def test_a_row_has_medians(extra: bool) -> None:
 # --- the floor
 
 
-def test_the_floor_of_a_piece_is_the_longer_of_two_times() -> None:
-    rates = {"flop": {"float32": 10.0, "bfloat16": 20.0}, "bandwidth": 2.0}
-    assert seconds([(100.0, 4.0), (10.0, 40.0)], rates, "float32") == 10.0 + 20.0
-    assert seconds([(100.0, 4.0)], rates, "bfloat16") == 5.0
-
-
 PRODUCTS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_, torch.ops.aten.bmm)
 
 
@@ -234,8 +181,7 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     """
     from alignkit.kernels.attention import TreeLayout
     from alignkit.kernels.layout import GroupSpan
-    from alignkit.models.shared_model import BASE, SharedModel
-    from alignkit.settings import ModelSpec
+    from alignkit.models.shared_model import BASE
     from benchmarks.models import folder_of
 
     source = folder_of("tiny")
@@ -262,20 +208,6 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     seen = 15 + (4 * 5 + 10) + (3 * 5 + 6)
     attention = (3 if lora else 1) * 4 * 2 * 64 * seen  # two layers of 64 dimensions
     assert work.pieces[0][0] - attention == done
-
-
-def test_the_floor_of_sampling_counts_rows_that_have_not_ended() -> None:
-    shape = Shape(layers=1, hidden=4, inner=8, heads=2, kv_heads=1, head_size=2, vocabulary=10)
-    weights = 4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8
-    work = Work(shape, "bfloat16", lora=False)
-    work.write([(3, (1, 2))])
-    prefill, first, second = work.pieces
-    assert prefill == (2 * 3 * weights + 4 * 4 * 6, 2 * weights)
-    assert first == (
-        2 * 2 * (weights + 40) + 4 * 4 * (3 + 3),
-        2 * (weights + 40) + 2 * 2 * 2 * (3 + 3),
-    )
-    assert second == (2 * 1 * (weights + 40) + 4 * 4 * 4, 2 * (weights + 40) + 2 * 2 * 2 * 4)
 
 
 def test_the_head_counts_once_for_each_scored_token() -> None:

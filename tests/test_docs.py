@@ -4,13 +4,10 @@ print.
 
 import ast
 import doctest
-import importlib.util
 import inspect
 import re
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -28,7 +25,6 @@ PAGES = [
 ] + sorted(DOCS.rglob("*.md"))
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
 README = TEXTS[ROOT / "README.md"]
-ALGORITHMS = {page.stem: text for page, text in TEXTS.items() if page.parent.name == "algorithms"}
 TUTORIAL, REFERENCE = (
     TEXTS[DOCS / "plugins" / "tutorial.md"],
     TEXTS[DOCS / "plugins" / "reference.md"],
@@ -45,21 +41,6 @@ REGISTRATIONS = [
     for registration in load_plugins().registrations(kind)
     if registration.distribution == "alignkit"
 ]
-
-
-def script(name: str) -> ModuleType:
-    """A script of `docs/` as a module."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    # Dataclasses look their module up
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("part", ["recipe", "model", "lora", "settings", "rollout", "mix"])
-def test_every_table_of_keys_is_generated(part: str) -> None:
-    assert any(f"\n<!-- generated: {part} -->\n" in text for text in TEXTS.values())
 
 
 @pytest.mark.parametrize(
@@ -84,6 +65,7 @@ def test_every_name_a_recipe_can_use_is_explained(kind: str, registration) -> No
     assert any(mentioned.search(text) for text in pages.values())
 
 
+@pytest.mark.slow
 def test_plugins_in_the_text_follow_the_rules(tmp_path: Path) -> None:
     """Those written by hand; the generated ones are made into packages by
     tests/authors/test_new.py.
@@ -180,29 +162,9 @@ def test_every_hook_with_its_arguments(hook: str) -> None:
     assert f"| `{hook}({arguments})` |" in TEXTS[DOCS / "plugins" / "api" / "runs.md"]
 
 
-def test_hooks_are_found_and_the_contract_is_short() -> None:
-    assert len(HOOKS) >= 13 and len(REFERENCE.splitlines()) <= 150
-
-
-def test_the_architecture_names_every_room() -> None:
-    page = TEXTS[DOCS / "architecture.md"]
-    assert len(page.splitlines()) <= 250
-    rooms = {file.parent.name for file in (ROOT / "alignkit").glob("*/__init__.py")}
-    rooms |= {
-        folder.name
-        for folder in (ROOT / "plugins" / "alignkit_plugins").iterdir()
-        if any(folder.glob("*.py"))
-    }
-    assert {room for room in rooms if not re.search(rf"\b{room}\b", page)} == set()
-
-
 def test_recipes_are_listed() -> None:
     listed = set(re.findall(r"\(\.\./recipes/(\w+\.yaml)\)", TEXTS[DOCS / "recipes.md"]))
     assert listed == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
-
-
-def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) < 180
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -214,35 +176,6 @@ def test_every_page_is_in_the_index() -> None:
         for page in pages
         if f"({page}" not in index and page != "index.md" and "examples" not in page
     ] == []
-
-
-def test_pages_of_algorithms_have_the_same_headings() -> None:
-    for name, text in ALGORITHMS.items():
-        headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
-        assert headings[:2] == ["Use", "What is computed"] and headings[-1] == "What to watch", name
-
-
-def test_charts_are_drawn_from_the_results() -> None:
-    charts = script("make_charts")
-    for name, theme in charts.THEMES.items():
-        assert (DOCS / "assets" / f"speed-{name}.svg").read_text(encoding="utf-8") == charts.chart(
-            theme
-        )
-
-
-@pytest.mark.parametrize("picture", ["speed-light", "speed-dark", "smoke", "wrong-recipe"])
-def test_pictures_of_the_readme(picture: str) -> None:
-    assert f"docs/assets/{picture}.svg" in README
-    text = (DOCS / "assets" / f"{picture}.svg").read_text(encoding="utf-8")
-    assert text.startswith("<svg") and "Traceback" not in text
-
-
-def test_links_named_by_a_command_lead_to_it() -> None:
-    for page, text in TEXTS.items():
-        for command, target in re.findall(r"\[`(alignkit(?:\s[a-z]+)+)[^`]*`\]\(([^)#]+)", text):
-            assert " ".join(command.split()) in (page.parent / target).read_text(
-                encoding="utf-8"
-            ), (page, command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,7 +20,6 @@ from stores import event, opened, pair
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
-from benchmarks.catalogue import BENCHMARKS
 from tests.documented_commands import ROOT, Command, commands
 
 COMMANDS = commands()
@@ -46,9 +45,6 @@ EXCEPTIONS = {
     ),
     "alignkit chat runs/quickstart/align --page --collect chats.feedback": "waits for a person",
     "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-    "alignkit run runs/evaluate/recipe.resolved.yaml": (
-        "the recipe is written by the page's `alignkit evaluate`"
-    ),
 }
 # Plugins of commands that a reader enters after `pip install`.
 INSTALLED = {
@@ -130,28 +126,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands_are_found() -> None:
-    programs = {command.program for command in COMMANDS}
-    assert {
-        "alignkit run",
-        "alignkit evaluate",
-        "alignkit export",
-        "python -m",
-        "make",
-        "pip",
-        "pytest",
-    } <= programs
-    assert {command.page.stem for command in OURS} >= {
-        "README",
-        "evaluate",
-        "smoke",
-        "dpo",
-        "sums",
-        "tutorial",
-    }
-    assert len(COMMANDS) > 150
-
-
 def test_every_exception_is_a_command() -> None:
     assert EXCEPTIONS.keys() | INSTALLED.keys() <= {command.text for command in COMMANDS}
 
@@ -182,6 +156,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RECIPES.values(), ids=label)
 def test_recipes_of_commands_are_valid(
     command: Command,
@@ -232,32 +207,6 @@ def test_pip_finds_what_is_named(command: Command) -> None:
             assert name in (".", "alignkit") and set(extra.split(",")) <= extras.keys()
         elif (name.startswith(".") and len(name) > 1) or name.endswith(".txt"):
             assert (folder / name).exists()
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "pytest"], ids=label)
-def test_pytest_finds_what_is_named(command: Command) -> None:
-    texts = [
-        (ROOT / word).read_text(encoding="utf-8") for word in command.words if word.endswith(".py")
-    ]
-    if "-k" in command.words:
-        assert any(command.words[command.words.index("-k") + 1] in text for text in texts)
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "python"], ids=label)
-def test_python_finds_what_is_named(command: Command) -> None:
-    if command.words[1] != "-m":
-        assert (ROOT / command.words[1]).is_file()
-    elif command.words[2] != "venv":
-        package = importlib.util.find_spec(command.words[2])
-        assert package is not None
-        main = (
-            f"{command.words[2]}.__main__"
-            if package.submodule_search_locations
-            else command.words[2]
-        )
-        context = context_of(importlib.import_module(main).app, command.words[2:])
-        if command.words[2] == "benchmarks" and not command.is_pattern:
-            assert set(filter(None, context.params["only"].split(","))) <= {*BENCHMARKS, "engines"}
 
 
 # What is run: a page's commands in order, in a folder with finished runs.

@@ -23,6 +23,7 @@ def test_a_missing_module_is_named_with_who_needs_it() -> None:
         extras.check_extra("alignkit serve", "serve", "json", "no_such")
 
 
+@pytest.mark.slow
 def test_pip_adds_an_extra_to_what_is_installed() -> None:
     """Without an index, because alignkit itself is in none."""
     words = shlex.split(extras.install_command("serve"))[-1:]

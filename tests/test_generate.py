@@ -23,24 +23,6 @@ def test_pages_are_up_to_date(generate: ModuleType, capsys: pytest.CaptureFixtur
     assert code == 0, f"{capsys.readouterr().out}run `python docs/generate.py`"
 
 
-def test_a_part_is_filled(generate: ModuleType) -> None:
-    before = "above\n<!-- generated: mix -->\nold\n<!-- /generated -->\nbelow\n"
-    after = generate.filled(before)
-    assert after.startswith(
-        "above\n<!-- generated: mix -->\n| key | type | default | meaning |\n|---|---|---|---|\n"
-    )
-    assert after.endswith("|\n<!-- /generated -->\nbelow\n") and "old" not in after
-    assert generate.filled(after) == after
-
-
-def test_an_algorithm_comes_with_its_stage_defaults(generate: ModuleType) -> None:
-    text = generate.part("algorithm dpo")
-    assert (
-        "| `beta` | number, above 0 | 0.1 |" in text
-        and "\nStage defaults: `learning_rate` 5e-5," in text
-    )
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -35,17 +35,10 @@ KEYS = [
     ("top", "executor: ray", "executor", PAGE),
     ("stage", ", seed: 3", "seed", PAGE),
     ("stage", ", adam_beta1: 0.8", "adam_beta1", "use 'optimizer'"),
-    ("stage", ", max_grad_norm: 1", "max_grad_norm", "use 'optimizer'"),
-    ("stage", ", weight_decay: 0.1", "weight_decay", "use 'optimizer'"),
     ("rollout", ", keep_recent_turns: 2", "keep_recent_turns", "known keys: ahead"),
-    ("rollout", ", turn_seconds: 9", "turn_seconds", "known keys: ahead"),
     ("reward", "gdpo", "gdpo", PAGE),
-    ("reward", "{lagrangian: {reward: length}}", "lagrangian", PAGE),
-    ("reward", "{product: [length, length]}", "product", PAGE),
     ("evaluate", ", people: [ada]", "people", PAGE),
-    ("evaluate", ", repeat_pairs: 0.1", "repeat_pairs", PAGE),
     ("lm_eval", ", num_fewshot: 5", "num_fewshot", "known keys: args"),
-    ("more", "{step: rate_feedback, data: d.jsonl}", "rate_feedback", PAGE),
     (
         "more",
         "{step: sample, policy: first, prompts: d.jsonl, max_new_tokens: 9}",
@@ -59,17 +52,13 @@ KEYS = [
         "trl_environment",
         "plugins environment",
     ),
-    ("more", "{algorithm: grpo, prompts: d.jsonl, engine: worker}", "worker", "plugins engine"),
 ]
 COMMANDS = [
     ("migrate dpo.yaml", "migrate", PAGE),
-    ("gguf runs/a/b", "gguf", PAGE),
     ("export runs/a/b --gguf q8_0", "--gguf", PAGE),
     ("plugins list", "list", "`alignkit plugins` lists what is installed"),
     ("data stats d.jsonl", "stats", PAGE),
     ("run smoke --executor ray", "--executor", PAGE),
-    ("chat runs/a/b --blind", "--blind", PAGE),
-    ("evaluate runs/a/b --people ann", "--people", PAGE),
 ]
 
 

@@ -4,7 +4,6 @@ pages load.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -18,7 +17,6 @@ import yaml
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(DOCS / "site"), str(DOCS)]
-import make_gallery  # noqa: E402
 import make_site  # noqa: E402
 import site_links  # noqa: E402
 
@@ -42,58 +40,6 @@ def test_anchors_are_those_of_github() -> None:
     assert lines[0] == "# A `b_c` & d! { #a-b_c--d }"
     assert [line for line in lines if "ame" in line] == ["## Same { #same }", "## Same { #same-1 }"]
     assert "# no heading" in lines
-
-
-def test_links_lead_to_the_pages_of_recipes_folders_and_notebooks() -> None:
-    text = (
-        "[](../recipes/dpo.yaml) [](examples/alignkit-bco) [](notebooks/first_run.ipynb#train) "
-        "[](no.yaml) [](#x)\n"
-    )
-    pages = [
-        "../recipes/dpo.yaml.md",
-        "examples/alignkit-bco/README.md",
-        "notebooks/first_run.md#train",
-        "no.yaml",
-        "#x",
-    ]
-    assert re.findall(r"\((.*?)\)", make_site.prepared(text, DOCS)) == pages
-    assert make_site.prepared("```\n[a](../recipes/dpo.yaml)\n```\n", DOCS).count(".md") == 0
-    assert "/blob/main/tests/test_site.py)" in make_site.prepared(
-        "[a](../tests/test_site.py)\n", DOCS
-    )
-
-
-def test_lists_and_pictures_are_as_on_github() -> None:
-    assert (
-        make_site.prepared("Two:\n- a\n- b\n\n  c\n- d\n", DOCS)
-        == "Two:\n\n- a\n- b\n\n    c\n- d\n"
-    )
-    assert make_site.prepared("The mean is\n1000. It\n", DOCS) == "The mean is\n1000. It\n"
-    picture = (
-        "<picture>\n"
-        '  <source media="x" srcset="dark.svg">\n'
-        '  <img alt="A" src="light.svg">\n'
-        "</picture>\n"
-    )
-    assert (
-        make_site.prepared(picture, DOCS)
-        == "![A](light.svg#only-light)\n![A](dark.svg#only-dark)\n"
-    )
-
-
-def test_braces_in_a_table_are_no_attributes() -> None:
-    assert make_site.prepared("| a | such as {b: 1} |\n", DOCS) == "| a | such as \\{b: 1} |\n"
-    assert make_site.prepared("| `{a}` | `b \\| c` |\n", DOCS) == "| `{a}` | `b | c` |\n"
-
-
-def test_a_notebook_is_a_page_with_its_outputs(tmp_path: Path) -> None:
-    page = tmp_path / "first_run.md"
-    text = make_site.notebook(DOCS / "notebooks" / "first_run.ipynb", page)
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 2 and all(
-        (tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in pictures
-    )
-    assert text.startswith("# ") and "```python\nimport alignkit" in text and "```text\n" in text
 
 
 # Links of a built site
@@ -120,6 +66,7 @@ def test_what_leads_nowhere_is_found(tmp_path: Path) -> None:
 # The build
 
 
+@pytest.mark.slow
 @generates
 def test_the_site_is_built(tmp_path: Path) -> None:
     out = tmp_path / "site"
@@ -168,33 +115,7 @@ def test_a_mistake_stops_the_build(mistake: str, tmp_path: Path) -> None:
     assert not (tmp_path / "site").exists()
 
 
-def test_a_page_that_the_navigation_lacks_stops_the_build(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    for name in ("docs", "recipes"):
-        shutil.copytree(ROOT / name, root / name)
-    for name in make_site.PAGES[:-1]:
-        shutil.copyfile(ROOT / name, root / name)
-    (root / "docs" / "new.md").write_text("# New\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match=r"each page belongs into `nav` once: docs/new\.md"):
-        make_site.build(root, tmp_path / "work", tmp_path / "site")
-
-
 # Tutorials and gallery
-
-
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_tutorials_have_the_same_headings_and_are_short(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    recipe, run, own, rest = re.findall(r"^## (.*)$", text, re.MULTILINE)
-    assert (
-        recipe in ("The recipe", "The recipes")
-        and run == "Run it"
-        and own.startswith("With your own ")
-    )
-    assert rest == "What does not carry over" and re.search(
-        "not measured|was tried", text.split("## What does not")[1]
-    )
-    assert len(text.splitlines()) <= 120
 
 
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
@@ -219,23 +140,3 @@ def in_order(lines: list[str], text: list[str]) -> bool:
 
 def without_comment(line: str) -> str:
     return re.sub(r"\s+#.*$", "", line.rstrip())
-
-
-def test_the_gallery_lists_its_recipes() -> None:
-    page = (DOCS / "gallery" / "index.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| (\w+) \| `alignkit (.*?)`", page, re.MULTILINE) == [
-        (name, " ".join(make_gallery.command(name))) for name in make_gallery.RECIPES
-    ]
-
-
-def test_the_gallery_links_to_the_reports_that_were_made(tmp_path: Path) -> None:
-    (tmp_path / "dpo.html").write_text("<p>A report.</p>")
-    text = "| dpo | `alignkit run dpo.yaml` |\n| smoke | `alignkit run smoke.yaml` |\n"
-    assert make_site.with_reports(text, tmp_path) == text.replace("| dpo", "| [dpo](dpo.html)")
-
-
-def test_the_notebook_has_no_path_of_a_machine() -> None:
-    text = json.dumps(
-        json.loads((DOCS / "notebooks" / "first_run.ipynb").read_text(encoding="utf-8"))
-    )
-    assert not re.search(r"/(?:home|root|work|Users)/", text)

@@ -1,11 +1,11 @@
-"""The conformance kit of engines: those that come with alignkit pass it, and broken ones are
-refused by name.
+"""The kit of engines: what samples as alignkit does passes, and broken engines are refused by
+name.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from alignkit.testing import check_engine
 from alignkit.testing.surroundings import ConformanceError
 from tests.processes.local_engine import LocalEngine
 
-Completions = list[list[Completion]]
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -27,20 +25,107 @@ def test_what_samples_as_alignkit_does_conforms() -> None:
     check_engine(LocalEngine)
 
 
-class Broken(LocalEngine):
-    """Samples correctly; its subclasses change one thing."""
-
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return [
-            [self.changed(one) for one in each]
-            for each in super().sample(policy, prompts, seeds, sampling)
-        ]
-
-    def changed(self, one: Completion) -> Completion:
-        return one
+def refused(engine: type[LocalEngine], message: str) -> None:
+    with pytest.raises(ConformanceError, match=message) as raised:
+        check_engine(engine)
+    assert str(raised.value).startswith(f"{engine.__name__}: ")
 
 
-class OldVersion(Broken):
+def longer(one: Completion) -> Completion:
+    logprobs = [*(one.logprobs or ()), *[-1.0] * 12]
+    return replace(one, tokens=[*one.tokens, *[7] * 12], logprobs=logprobs)
+
+
+@pytest.mark.silent_bug(
+    "sampling: log-probabilities",
+    "A log-probability that the engine does not return becomes 0, which means certainty.",
+    "An engine must return a finite number for each token.",
+    "NVIDIA-NeMo/RL#4218",
+)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (lambda one: replace(one, tokens=[*one.tokens[:-1], 10**6]), "1000000 is not in the voc"),
+        (lambda one: replace(one, tokens=[-1, *one.tokens[1:]]), "token -1 is not in the vocab"),
+        (lambda one: replace(one, tokens=list(map(str, one.tokens))), "[.]sample`: TypeError"),
+        (longer, r"it returned \d\d tokens; max_new_tokens is 12"),
+        (lambda one: replace(one, logprobs=[*one.logprobs[:-1], float("nan")]), "is nan"),
+        (lambda one: replace(one, logprobs=[-each for each in one.logprobs]), r"probability is \d"),
+        (lambda one: replace(one, logprobs=one.logprobs[1:]), r"but \d+ log-probabilities"),
+        (
+            lambda one: replace(one, tokens=one.tokens[:1], logprobs=one.logprobs[:1]),
+            "a response of 1 tokens has neither an end token nor a stop text",
+        ),
+        (lambda one: replace(one, logprobs=None), "the log-probabilities are None"),
+        (lambda one: (one.tokens, one.logprobs), "return a Completion, for prompt 0"),
+    ],
+)
+def test_broken_completions_are_refused(changed: Callable[[Completion], Any], message: str) -> None:
+    class Broken(LocalEngine):
+        def sample(self, *asked: Any) -> Any:
+            return [[changed(one) for one in each] for each in super().sample(*asked)]
+
+    refused(Broken, message)
+
+
+OWN = itertools.count()
+Sampled = Callable[[Any, Any, Sampling], Any]
+
+
+def by_length(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+    """Right for the order in which it likes prompts."""
+    return sample(sorted(prompts, key=len), seeds, sampling)
+
+
+def own_seeds(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+    return sample(prompts, [[next(OWN) for _ in each] for each in seeds], sampling)
+
+
+def no_temperature(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+    temperature = float(sampling.temperature > 0)
+    return sample(prompts, seeds, sampling.model_copy(update={"temperature": temperature}))
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        (lambda sample, *asked: sample(*asked)[:-1], "return a list of 4, each a list of Compl"),
+        (lambda sample, *asked: [each[:1] for each in sample(*asked)], "return a list of 3"),
+        (lambda sample, *asked: sample(*asked)[::-1], "the log-probabilities differ"),
+        (by_length, "the log-probabilities.* differ from training's"),
+        (
+            lambda sample, prompts, *asked: sample([[1, *each] for each in prompts], *asked),
+            "the log-probabilities differ from training's",
+        ),
+        (no_temperature, "the log-probabilities at temperature 0.5 differ from training's"),
+        (
+            lambda sample, prompts, seeds, sampling: sample(
+                prompts, seeds, sampling.model_copy(update={"top_k": 0})
+            ),
+            "with top_k 1 a first token is not the most likely one",
+        ),
+        (own_seeds, "a second call with the same seeds returns other tokens"),
+        (
+            lambda sample, prompts, seeds, sampling: sample(
+                prompts, [[7] * len(each) for each in seeds], sampling
+            ),
+            "returns the same tokens for other seeds",
+        ),
+        (lambda sample, prompts, *asked: prompts[99], r"IndexError.*_engine_kit.py:\d+\)"),
+    ],
+)
+def test_engines_that_sample_otherwise_are_refused(way: Any, message: str) -> None:
+    class Broken(LocalEngine):
+        def sample(self, policy: str, *asked: Any) -> Any:
+            def sample(*asked: Any) -> Any:
+                return super(Broken, self).sample(policy, *asked)
+
+            return way(sample, *asked)
+
+    refused(Broken, message)
+
+
+class OldVersion(LocalEngine):
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
         if policy not in self._policies:
             super().publish(policy, adapter, version)
@@ -54,118 +139,7 @@ class OldWeights(OldVersion):
         self._policies[policy] = (self._policies[policy][0], version)
 
 
-class Foreign(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=[*one.tokens[:-1], self.context.vocabulary])
-
-
-class Negative(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=[-1, *one.tokens[1:]])
-
-
-class Words(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=list(map(str, one.tokens)))
-
-
-class Long(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=[*one.tokens, *[7] * 12], logprobs=[*one.logprobs, *[-1.0] * 12])
-
-
-class NotANumber(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, logprobs=[*one.logprobs[:-1], float("nan")])
-
-
-class Likely(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, logprobs=[-logprob for logprob in one.logprobs])
-
-
-class Fewer(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, logprobs=one.logprobs[1:])
-
-
-class Cut(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, tokens=one.tokens[:1], logprobs=one.logprobs[:1])
-
-
-class Missing(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, seeds, sampling)[:-1]
-
-
-class OneSample(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return [each[:1] for each in super().sample(policy, prompts, seeds, sampling)]
-
-
-class Turned(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, seeds, sampling)[::-1]
-
-
-class ByLength(Broken):
-    """Right for the order in which it likes prompts."""
-
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, sorted(prompts, key=len), seeds, sampling)
-
-
-class OwnTemplate(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, [[1, *prompt] for prompt in prompts], seeds, sampling)
-
-
-class NoTemperature(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(
-            policy,
-            prompts,
-            seeds,
-            sampling.model_copy(update={"temperature": float(sampling.temperature > 0)}),
-        )
-
-
-class NoFilter(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, seeds, sampling.model_copy(update={"top_k": 0}))
-
-
-class NoNumbers(Broken):
-    def changed(self, one: Completion) -> Completion:
-        return replace(one, logprobs=None)
-
-
-class OwnSeeds(Broken):
-    drawn = itertools.count()
-
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(
-            policy, prompts, [[next(self.drawn) for _ in each] for each in seeds], sampling
-        )
-
-
-class OneSeed(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return super().sample(policy, prompts, [[7] * len(each) for each in seeds], sampling)
-
-
-class Crashes(Broken):
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-        return prompts[99]
-
-
-class Tuples(Broken):
-    def changed(self, one: Completion) -> Any:
-        return (one.tokens, one.logprobs)
-
-
-class Asleep(Broken):
+class Asleep(LocalEngine):
     """It loses the weights of policies whenever it is idle."""
 
     def idle(self) -> None:
@@ -174,65 +148,27 @@ class Asleep(Broken):
                 self._policies[policy] = BASE, version
 
 
-class NeverWakes(Broken):
+class NeverWakes(LocalEngine):
     asleep = False
 
     def idle(self) -> None:
         self.asleep = True
 
-    def sample(self, policy: str, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+    def sample(self, *asked: Any) -> Any:
         assert not self.asleep, "it sleeps"
-        return super().sample(policy, prompts, seeds, sampling)
+        return super().sample(*asked)
 
 
-BROKEN: Sequence[tuple[type[Broken], str]] = (
-    (
-        OldVersion,
-        r"it used version \d+ of the weights of 'engine check', but version \d+ was published",
-    ),
-    (
-        OldWeights,
-        "the log-probabilities after new weights were published differ from training's by up to "
-        ".* nats",
-    ),
-    (Foreign, r"for prompt 0, sample 0 token (\d+) is not in the vocabulary of \1"),
-    (Negative, "for prompt 0, sample 0 token -1 is not in the vocabulary"),
-    (Words, "[.]sample`: TypeError: 'str' object cannot be interpreted as an integer"),
-    (Long, r"it returned \d\d tokens; max_new_tokens is 12"),
-    (NotANumber, "for prompt 0, sample 0 a log-probability is nan"),
-    (Likely, r"for prompt 0, sample 0 a log-probability is \d"),
-    (Fewer, r"it returned \d+ tokens, but \d+ log-probabilities"),
-    (Cut, "a response of 1 tokens has neither an end token nor a stop text"),
-    (Missing, r"return a list of 4, each a list of Completions, not \[\["),
-    (OneSample, r"return a list of 3, each a Completion, for prompt 0, not \["),
-    (Turned, "the log-probabilities differ from training's"),
-    (ByLength, "the log-probabilities.* differ from training's"),
-    (OwnTemplate, "the log-probabilities differ from training's"),
-    (NoTemperature, "the log-probabilities at temperature 0.5 differ from training's"),
-    (NoFilter, "with top_k 1 a first token is not the most likely one"),
-    (
-        NoNumbers,
-        "the log-probabilities are None, which is for top_k, top_p and min_new_tokens only",
-    ),
-    (OwnSeeds, "a second call with the same seeds returns other tokens"),
-    (OneSeed, "returns the same tokens for other seeds"),
-    (Crashes, r"[.]sample`: IndexError: list index out of range \(test_engine_kit.py:\d+\)"),
-    (Tuples, r"return a Completion, for prompt 0, not \(\("),
-    (Asleep, "differ from training's"),
-    (NeverWakes, "[.]sample`: AssertionError: it sleeps"),
-)
-
-
-@pytest.mark.silent_bug(
-    "sampling: log-probabilities",
-    "A log-probability that the engine does not return becomes 0, which means certainty.",
-    "An engine must return a finite number for each token.",
-    "NVIDIA-NeMo/RL#4218",
-)
 @pytest.mark.parametrize(
-    ("engine", "message"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
+    ("engine", "message"),
+    [
+        (OldVersion, r"it used version \d+ .*, but version \d+ was published"),
+        (OldWeights, "after new weights were published differ from training's"),
+        (Asleep, "differ from training's"),
+        (NeverWakes, "[.]sample`: AssertionError: it sleeps"),
+    ],
 )
-def test_broken_engines_are_refused(engine: type[Broken], message: str) -> None:
-    with pytest.raises(ConformanceError, match=message) as raised:
-        check_engine(engine)
-    assert str(raised.value).startswith(f"{engine.__name__}: ")
+def test_engines_that_keep_the_wrong_weights_are_refused(
+    engine: type[LocalEngine], message: str
+) -> None:
+    refused(engine, message)

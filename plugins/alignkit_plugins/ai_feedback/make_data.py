@@ -31,9 +31,7 @@ from alignkit_plugins.ai_feedback.writer import (
 )
 from alignkit_plugins.formats.rows import prompt_to_row
 
-WHO = (
-    "`base`, a stage, or a model behind an OpenAI-compatible server, `{base_url: ..., model: ...}`"
-)
+WHO = "`base`, a stage, or a server, `{base_url: ..., model: ...}`"
 
 
 class Writing(alignkit.SamplingOptions):

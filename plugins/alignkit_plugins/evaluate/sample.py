@@ -54,8 +54,7 @@ class Sample(Step):
         policy: PolicyRef | Server = Field(
             "base",
             description=(
-                "who responds: `base`, a stage, or a model behind an OpenAI-compatible server, "
-                "`{base_url: ..., model: ...}`"
+                "who responds: `base`, a stage, or a server, `{base_url: ..., model: ...}`"
             ),
         )
         prompts: DataRef = Field(

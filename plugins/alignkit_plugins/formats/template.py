@@ -7,9 +7,6 @@ are `letters` and `letter` for choices, and `dialogue`.
 |---|---|
 | `{{ column }}` | a text, a number, true or false; by itself also a list, such as messages |
 | `{{ column | default("", true) }}` | the same, or nothing if the column is missing or null |
-| `{{ column.key }}`, `{{ column[0] }}` | what an object holds, or an item of a list, from 0 |
-| `{{ column | map(attribute="key") | list }}` | what each object of a list holds |
-| `{{ column | join(", ") }}` | the items of a list |
 | `{{ {"1": "yes", "0": "no"}[column | string] }}` | a text for each value; others are bad rows |
 | `{{ choices | letters }}` | all choices, one per line, as `A. ...` |
 | `{{ answer | letter(choices) }}` | the letter of a choice, by its letter or its number from 0 |
