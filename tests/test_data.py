@@ -328,32 +328,37 @@ def test_pairs_follow_from_ranks_and_ties_form_none(
     assert {f"{pair.better}>{pair.worse}" for pair in found} == set(wanted.split())
 
 
+# Each says something else, but for the lines after an `=`, which say the same as the one before.
+SAID = """\
+{"prompt": [Q]}
+{"prompt": [], "responses": [{"text": "a"}]}
+{"prompt": [Q], "responses": [{"text": "a"}]}
+= {"prompt": [Q], "responses": [{"text": "a", "rank": 1, "scores": {"x": 1.0}}], "meta": {"y": 1}}
+{"prompt": [Q], "responses": [{"text": "b"}]}
+{"prompt": [Q], "tools": [{"name": "add"}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a"}]}]}
+= {"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "train": false}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "tool", "content": "a", "name": "add"}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "tool", "content": "a", "tool_call_id": "1"}]}]}
+{"prompt": [Q, {"role": "assistant", "content": "a", "reasoning_content": "b"}]}
+{"prompt": [Q, {"role": "assistant", "content": "a", "tool_calls": [{}]}]}
+{"prompt": [Q, {"role": "tool", "content": "a", "name": "add"}]}
+{"prompt": [Q, {"role": "tool", "content": "a", "tool_call_id": "1"}]}
+"""
+
+
 def test_an_id_depends_on_what_is_said_and_never_changes() -> None:
-    turn: Message = {"role": "assistant", "content": "a"}
-    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
-    variants: list[Message] = [
-        {**turn, "reasoning_content": "because"},
-        {**turn, "tool_calls": [call]},
-        {**turn, "role": "tool", "name": "add"},
-        {**turn, "role": "tool", "tool_call_id": "1"},
-    ]
-    one = groups_module.group_id(prompt("q"), [Response(text="a", rank=1, scores={"x": 1.0})])
+    ids: list[str] = []
+    for line in SAID.replace("Q", '{"role": "user", "content": "q"}').splitlines():
+        group = groups_module.group_from_json('{"alignkit": 1, ' + line.removeprefix("= ")[1:])
+        found = groups_module.group_id(group.prompt, group.responses, group.tools)
+        assert not line.startswith("=") or found == ids.pop()
+        ids.append(found)
+    assert len({*ids}) == len(ids) == 14
     stable = hashlib.sha256(b'[[["user", "q"]], ["a"]]').hexdigest()[:16]
-    assert one == stable  # runs on disk rely on it
-    said = groups_module.group_id(prompt("q"), [Response(messages=(turn,))])
-    unlearned = Response(messages=({**turn, "train": False},))
-    assert said == groups_module.group_id(prompt("q"), [unlearned])
-    others = [
-        groups_module.group_id(prompt("q")),
-        groups_module.group_id(prompt("q "), [Response(text="a")]),
-        groups_module.group_id((), [Response(text="a")]),
-        groups_module.group_id(prompt("q"), [Response(text="b")]),
-        groups_module.group_id(prompt("q"), tools=[{"name": "add"}]),
-    ]
-    for variant in variants:
-        others.append(groups_module.group_id([*prompt("q"), variant]))
-        others.append(groups_module.group_id(prompt("q"), [Response(messages=(variant,))]))
-    assert len({one, said, *others}) == 15
+    assert ids[2] == stable  # runs on disk rely on it
 
 
 def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
@@ -470,24 +475,24 @@ def test_very_long_rows_are_read(tmp_path: Path) -> None:
     assert len(big.responses[0].text) == 10**7
 
 
-def _calling(
-    name: str, properties: dict[str, Any], arguments: Any, **columns: Any
-) -> dict[str, Any]:
-    """A row with one tool, a call of it, and other columns."""
-    schema = {"name": name, "parameters": {"type": "object", "properties": properties}}
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "Go"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [
-                {"type": "function", "function": {"name": name, "arguments": arguments}}
-            ],
-        },
-        {"role": "tool", "content": "ok", "name": name},
-        {"role": "assistant", "content": "Done"},
-    ]
-    return {"messages": turns, "tools": [{"type": "function", "function": schema}], **columns}
+CALLS = """\
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]},
+ {"role": "tool", "content": "ok", "name": "get_weather"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object",
+ "properties": {"city": {"type": "string", "enum": ["Oslo"]}}}}}], "info": {"tests": [1]}}
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]},
+ {"role": "tool", "content": "ok", "name": "add"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object",
+ "properties": {"a": {"type": "number"}, "b": {"type": "number", "description": "?"}}}}}],
+ "info": {"lang": {"n": 1}}}
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "now", "arguments": {}}}]},
+ {"role": "tool", "content": "ok", "name": "now"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object",
+ "properties": {}}}}], "info": {"lang": {"m": 2}}}
+""".replace("\n ", " ")
 
 
 @pytest.mark.silent_bug(
@@ -503,22 +508,7 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
     them.
     """
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    number = {"type": "number"}
-    rows = [
-        _calling(
-            "get_weather",
-            {"city": {"type": "string", "enum": ["Oslo"]}},
-            {"city": "Oslo"},
-            info={"tests": [1]},
-        ),
-        _calling(
-            "add",
-            {"a": number, "b": {**number, "description": "?"}},
-            {"a": 1, "b": 2},
-            info={"lang": {"n": 1}},
-        ),
-        _calling("now", {}, {}, info={"lang": {"m": 2}}),
-    ]
+    rows = [json.loads(line) for line in CALLS.splitlines()]
     file = tmp_path / ("d.jsonl" if written == "datasets" else "folder/d.parquet")
     file.parent.mkdir(exist_ok=True)
     if written in ("datasets", "datasets.parquet"):
@@ -541,9 +531,9 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
 def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
     """In JSON as text, in a list, and as a whole column."""
     city = {"type": ["string", "null"], "enum": ["Oslo", None]}
-    row = _calling(
-        "get_weather", {"city": city}, '{"city": null}', note=None, info={"x": [None, 1]}
-    )
+    row = json.loads(CALLS.splitlines()[0]) | {"note": None, "info": {"x": [None, 1]}}
+    row["tools"][0]["function"]["parameters"]["properties"]["city"] = city
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = '{"city": null}'
     [group] = load(source(write(tmp_path / "d.jsonl", row))).groups
     [call] = (group.responses[0].messages or ())[0]["tool_calls"]
     assert call["function"]["arguments"] == {"city": None}
@@ -1082,13 +1072,13 @@ def shipped(name: str) -> list[Group]:
     return load(source(SHIPPED / name)).groups
 
 
+def opening(group: Group) -> str:
+    """The first human turn: letters and digits, lower case."""
+    return re.sub(r"[^a-z0-9]", "", group.prompt[0]["content"].lower())
+
+
 def openings(*names: str) -> set[str]:
-    """First human turns: letters and digits, lower case."""
-    return {
-        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower())
-        for name in names
-        for g in shipped(name)
-    }
+    return {opening(group) for name in names for group in shipped(name)}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -1114,9 +1104,7 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
     held = {f"quickstart/{kind}_heldout.jsonl" for kind in ("helpful", "safety")}
     assert not openings(*held) & openings(*(name for name in own if name not in held))
     gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
-    known = {
-        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups
-    }
+    known = {opening(group) for groups in gold for group in groups}
     kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
     assert kinds == {
         "harmful": 100,
@@ -1126,7 +1114,7 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
         "facts": 129,
     }
     ordinary = [g for g in shipped("quickstart/heldout.jsonl") if g.meta["kind"] == "ordinary"]
-    assert not known & {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for g in ordinary}
+    assert not known & set(map(opening, ordinary))
 
 
 def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
