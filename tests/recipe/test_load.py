@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,12 @@ from alignkit import (
     Step,
     Trains,
 )
-from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem, RecipeError
 from alignkit.kinds import Monitor
 from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.plugins import plugins
 from alignkit.recipe.load import build
-from alignkit.recipe.schema import Recipe, RewardSpec
+from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump, load_document
 from alignkit.registry import Origin, Registration, Registry
 
@@ -120,12 +120,13 @@ def registry() -> Registry:
 
 
 class Bench:
-    """Writes recipes next to two data files and loads them."""
+    """Writes recipes next to two data files and a folder, and loads them."""
 
     def __init__(self, folder: Path, registry: Registry):
         self.folder, self.registry = folder, registry
         for name in ("d.jsonl", "p.jsonl"):
             (folder / name).write_text("")
+        (folder / "rm").mkdir()
 
     def load(self, text: str, *overrides: str) -> Recipe:
         path = self.folder / "r.yaml"
@@ -164,81 +165,139 @@ ALL = FIRST + HELPFUL + ALIGN
 # what a recipe becomes
 
 
-def test_defaults_come_from_the_algorithm_then_from_alignkit(bench: Bench) -> None:
-    recipe = bench.stages(ALL, "stages.first.epochs=2", "stages.align.rollout.temperature=0.7")
-    first, align = recipe.stages["first"].settings, recipe.stages["align"].settings
-    assert first is not None and align is not None
-    assert (first.epochs, first.batch_size, first.lr_scheduler_type) == (2, 16, "linear")
-    assert (align.epochs, align.iterations, align.prompts_per_iteration) == (1, 10, 32)
-    assert first.learning_rate is align.learning_rate is None  # known once the model is
-    rollout = align.rollout
-    assert (rollout.samples_per_prompt, rollout.max_new_tokens, rollout.temperature) == (4, 64, 0.7)
+RIGHT = """\
+  + stages.first.epochs=2
+  + stages.align.rollout.temperature=0.7
+  ALL
+first.settings.epochs                      2
+first.settings.batch_size                  16
+first.settings.lr_scheduler_type           linear
+first.settings.learning_rate               None
+align.settings.epochs                      1
+align.settings.iterations                  10
+align.settings.prompts_per_iteration       32
+align.settings.learning_rate               None
+align.settings.rollout.samples_per_prompt  4
+align.settings.rollout.max_new_tokens      64
+align.settings.rollout.temperature         0.7
+first.needs.min_samples                    1
+align.needs.min_samples                    2
+
+  + stages.first.epochs=null
+  + model.quantization=nf4
+  ALL
+first.settings.epochs  3
+recipe.name            r
+recipe.seed            0
+recipe.folder          HERE
+model.lora.r           16
+model.quantization     nf4
+
+  + model.lora=none
+  + model.base=m
+  + name=x
+  + stages.align.algorithm=critic
+  ALL
+model.lora            None
+model.base            HERE/m
+resolved.name         x
+align.component.name  critic
+
+  + model.base=org/name
+  + stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}
+  ALL
+model.base                                org/name
+align.settings.reward.kind                combine
+align.settings.reward.name                sum
+align.settings.reward.children.main.kind  stage
+align.settings.reward.children.main.name  helpful
+align.settings.reward.children.more0.kind reward
+align.settings.reward.children.more0.name length
+align.settings.reward.children.more0.component.options.target 3
+align.settings.reward.children.more1.kind folder
+align.settings.reward.children.more1.name HERE/rm
+align.upstream                            first helpful
+
+  first: {algorithm: plain, data: d.jsonl}
+  length: {algorithm: scores, from: first, data: d.jsonl}
+  align: {algorithm: online, from: first, prompts: p.jsonl, reward: length}
+align.settings.reward.kind  stage
+align.settings.reward.name  length
+
+  made: {step: compare}
+  first:
+    algorithm: plain
+    data: [d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, columns: {a: b}}},
+      {pref: d.jsonl}, {hub: org/set, split: train}, made, {stage: made, limit: 1}]
+first.settings.data.sources.0.path        HERE/d.jsonl
+first.settings.data.sources.0.format      None
+first.settings.data.sources.0.on_bad_row  error
+first.settings.data.sources.1.limit       3
+first.settings.data.sources.1.weight      2.0
+first.settings.data.sources.2.format.options.chosen c
+first.settings.data.sources.2.columns.a   b
+first.settings.data.sources.3.format.name pref
+first.settings.data.sources.3.path        HERE/d.jsonl
+first.settings.data.sources.4.hub         org/set
+first.settings.data.sources.4.split       train
+first.settings.data.sources.5.stage       made
+first.settings.data.sources.6.stage       made
+first.settings.data.sources.6.limit       1
+first.upstream                            made
+
+  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: {x: helpful}}
+  t: {step: compare, opponent: first}
+  ALL
+recipe.stages                       first helpful align s t
+s.component.options.policies        base first
+s.component.options.judge.options.role align
+s.component.options.rewards.x.kind  stage
+s.upstream                          first helpful align
+s.needs                             None
+t.upstream                          first
+t.settings                          None
+
+  first: {algorithm: plain, data: d.jsonl, from: ad}
+first.settings.from_  HERE/ad
+
+  first: {algorithm: plain, data: d.jsonl, keep_versions: true}
+  next: {algorithm: plain, data: d.jsonl, from: first@2}
+next.upstream  first
+"""
 
 
-def test_a_stage_carries_the_needs_of_its_algorithm(bench: Bench) -> None:
-    stages = bench.stages(ALL + "  s: {step: compare}\n").stages
-    assert [stages[name].needs for name in ("first", "align", "s")] == [
-        Needs(),
-        Needs(min_samples=2),
-        None,
-    ]
+def fact(recipe: Recipe, path: str) -> str:
+    """What a recipe holds at a path, which begins with a stage or a field of the recipe."""
+    value: Any = {**vars(recipe), "recipe": recipe, **recipe.stages}
+    for key in path.split("."):
+        if isinstance(value, Mapping):
+            value = value[key]
+        else:
+            value = value[int(key)] if key.isdigit() else getattr(value, key)
+    return " ".join(value) if isinstance(value, Mapping | list | tuple) else str(value)
 
 
-def test_null_means_the_default(bench: Bench) -> None:
-    settings = bench.stages(FIRST, "stages.first.epochs=null").stages["first"].settings
-    assert settings is not None and settings.epochs == 3
-
-
-def test_the_model(bench: Bench) -> None:
-    recipe = bench.stages(FIRST)
-    assert recipe.model.lora is not None and recipe.model.lora.r == 16
-    assert recipe.name == "r" and recipe.seed == 0 and recipe.folder == bench.folder
-    assert bench.stages(FIRST, "model.lora=none").model.lora is None
-    assert bench.stages(FIRST, "model.quantization=nf4").model.quantization == "nf4"
-    (bench.folder / "m").mkdir()
-    assert bench.stages(FIRST, "model.base=m").model.base == str(bench.folder / "m")
-    assert bench.stages(FIRST, "model.base=org/name").model.base == "org/name"
-    assert bench.stages(FIRST, "name=x").resolved["name"] == "x"
-
-
-def test_rewards_become_specs(bench: Bench) -> None:
-    (bench.folder / "rm").mkdir()
+@pytest.mark.parametrize("block", RIGHT.split("\n\n"))
+def test_what_a_recipe_becomes(bench: Bench, block: str) -> None:
+    """Indented lines are stages, or `+` an override; the others are facts. `ALL` is three stages."""
+    for folder in ("m", "ad"):
+        (bench.folder / folder).mkdir()
     (bench.folder / "rm" / "config.json").touch()
-    override = (
-        "stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, "
-        "{reward: {folder: rm}}]}}"
-    )
-    stage = bench.stages(ALL, override).stages["align"]
-    assert stage.settings is not None
-    spec = stage.settings.reward
-    assert isinstance(spec, RewardSpec) and (spec.kind, spec.name) == ("combine", "sum")
-    assert {name: (child.kind, child.name) for name, child in spec.children.items()} == {
-        "main": ("stage", "helpful"),
-        "more0": ("reward", "length"),
-        "more1": ("folder", str(bench.folder / "rm")),
-    }
-    assert spec.component is not None and spec.children["more0"].component is not None
-    assert spec.component.options.more[0].reward is spec.children["more0"]  # type: ignore[attr-defined]
-    assert tuple(stage.upstream) == ("first", "helpful")
+    (bench.folder / "ad" / "adapter_config.json").write_text("{}")
+    lines = block.splitlines()
+    overrides = [line[4:] for line in lines if line.startswith("  + ")]
+    stages = [line for line in lines if line.startswith("  ") and line[4:] not in overrides]
+    recipe = bench.stages("\n".join(stages).replace("  ALL", ALL.rstrip()) + "\n", *overrides)
+    wanted = dict(line.split(maxsplit=1) for line in lines if not line.startswith("  "))
+    here = str(bench.folder)
+    assert {path: fact(recipe, path).replace(here, "HERE") for path in wanted} == wanted
 
 
-def test_data_becomes_a_spec(bench: Bench) -> None:
-    text = "  made: {step: compare}\n  first:\n    algorithm: plain\n    data: "
-    text += (
-        "[d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, "
-        "columns: {a: b}}}, "
-    )
-    text += "{pref: d.jsonl}, {hub: org/set, split: train}, made, {stage: made, limit: 1}]\n"
-    stage = bench.stages(text).stages["first"]
-    assert stage.settings is not None and isinstance(stage.settings.data, DataSpec)
-    a, b, c, d, e, f, g = stage.settings.data.sources
-    assert a.path == bench.folder / "d.jsonl" and a.format is None and a.on_bad_row == "error"
-    assert (b.limit, b.weight) == (3, 2.0)
-    assert c.format is not None and c.format.options.chosen == "c" and c.columns == {"a": "b"}  # type: ignore[attr-defined]
-    assert d.format is not None and d.path == bench.folder / "d.jsonl"
-    assert (e.hub, e.split, e.path) == ("org/set", "train", None)
-    assert (f.stage, g.stage, g.limit) == ("made", "made", 1)
-    assert tuple(stage.upstream) == ("made",)
+def test_a_part_of_a_reward_is_what_its_options_hold(bench: Bench) -> None:
+    override = "stages.align.reward={sum: {main: helpful, more: [{reward: length}]}}"
+    settings = bench.stages(ALL, override).stages["align"].settings
+    assert settings is not None and settings.reward.component is not None
+    assert settings.reward.component.options.more[0].reward is settings.reward.children["more0"]  # type: ignore[attr-defined]
 
 
 def test_paths_of_an_extended_file_start_at_its_folder(bench: Bench) -> None:
@@ -252,38 +311,6 @@ def test_paths_of_an_extended_file_start_at_its_folder(bench: Bench) -> None:
         stage.settings.data.sources[0].path for stage in recipe.stages.values() if stage.settings
     ]
     assert paths == [bench.folder / "sub/own.jsonl", bench.folder / "d.jsonl"]
-
-
-def test_steps_take_options_next_to_their_name(bench: Bench) -> None:
-    beside = (
-        "  s: {step: compare, policies: [base, first], judge: {asks: {role: align}}, rewards: "
-        "{x: helpful}}\n"
-    )
-    inside = "  t: {step: compare, opponent: first}\n"
-    recipe = bench.stages(beside + inside + ALL)
-    # Sorted so that it can run
-    assert list(recipe.stages) == ["first", "helpful", "align", "s", "t"]
-    options = recipe.stages["s"].component.options
-    assert options.policies == ["base", "first"]  # type: ignore[attr-defined]
-    assert options.judge.options.role == "align"  # type: ignore[attr-defined]
-    assert options.rewards["x"].kind == "stage"  # type: ignore[attr-defined]
-    assert tuple(recipe.stages["s"].upstream) == ("first", "helpful", "align")
-    assert tuple(recipe.stages["t"].upstream) == ("first",) and recipe.stages["t"].settings is None
-
-
-def test_from_an_adapter_folder(bench: Bench) -> None:
-    (bench.folder / "ad").mkdir()
-    text = "  first: {algorithm: plain, data: d.jsonl, from: ad}\n"
-    assert "neither an adapter" in bench.problem(text).message
-    (bench.folder / "ad/adapter_config.json").write_text("{}")
-    settings = bench.stages(text).stages["first"].settings
-    assert settings is not None and settings.from_ == str(bench.folder / "ad")
-
-
-def test_versions(bench: Bench) -> None:
-    text = "  next: {algorithm: plain, data: d.jsonl, from: first@2}\n"
-    keep = "stages.first.keep_versions=true"
-    assert tuple(bench.stages(FIRST + text, keep).stages["next"].upstream) == ("first",)
 
 
 # mistakes
@@ -563,6 +590,9 @@ MISTAKES = r"""
   other: {algorithm: plain, data: d.jsonl, nothing: 1}
                                            ^^^^^^^ unknown key 'nothing'
 
+  first: {algorithm: plain, data: d.jsonl, from: rm}
+                                                 ^^ neither an adapter
+
   s: {algorithm: online}
   ^ 'stages.s.prompts' is missing: online requires it
   ^ 'stages.s.reward' is missing: online requires it
@@ -693,18 +723,6 @@ def test_every_mistake_is_reported_at_its_place(bench: Bench, lines: list[str]) 
         assert any(message in each.message and help in each.help for each in here)
 
 
-def test_a_stage_comes_before_a_reward_with_its_name(bench: Bench) -> None:
-    text = ALL.replace("helpful", "length")
-    stage = bench.stages(text).stages["align"]
-    assert stage.settings is not None and (
-        stage.settings.reward.kind,
-        stage.settings.reward.name,
-    ) == (
-        "stage",
-        "length",
-    )
-
-
 class Reads(Step):
     class Options(Step.Options):
         file: Path
@@ -722,7 +740,7 @@ def test_a_missing_file_next_to_a_wrong_option(bench: Bench, registry: Registry)
 
 def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:
     registry.add(Registration("reads", Reads, kind="step"))
-    for folder in ("sub", "ad", "rm", "run"):
+    for folder in ("sub", "ad", "run"):
         (bench.folder / folder).mkdir()
     for file in ("sub/own.jsonl", "sub/own.py", "t.jinja", "rm/config.json"):
         (bench.folder / file).write_text("")
@@ -790,13 +808,6 @@ extra: 1
         (6, "no step 'nothing'"),
         (7, "unknown key 'extra'"),
     ]
-
-
-def test_a_swap_is_one_line(bench: Bench) -> None:
-    assert (
-        bench.stages(ALL, "stages.align.algorithm=critic").stages["align"].component.name
-        == "critic"
-    )
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
