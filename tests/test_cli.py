@@ -16,6 +16,7 @@ from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.io.results import write_record
 from alignkit.registry import KINDS
+from tests.rows import write_recipe, write_rows
 
 HEAVY = (
     "torch",
@@ -93,12 +94,8 @@ def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixtur
 
 def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -> None:
     row = {"prompt": "caf\u00e9 \u5b57\u2019", "completion": "yes"}
-    (tmp_path / "demos.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        "model: {base: tiny}\nstages: {sft: {algorithm: sft, data: demos.jsonl}}\n",
-        encoding="utf-8",
-    )
+    write_rows(tmp_path / "demos.jsonl", [row])
+    recipe = write_recipe(tmp_path, {"sft": {"algorithm": "sft", "data": "demos.jsonl"}})
     environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
     command = [sys.executable, "-m", "alignkit", "check", str(recipe)]
     done = subprocess.run(command, capture_output=True, check=True, env=environment)

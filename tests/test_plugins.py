@@ -156,15 +156,6 @@ def test_a_keyboard_interrupt_is_not_swallowed(distribution: MakeDistribution) -
         load_plugins()
 
 
-def test_the_same_plugin_name_from_two_distributions(distribution: MakeDistribution) -> None:
-    distribution("x-one", GOOD.format(name="one"), point="same")
-    distribution("x-two", GOOD.format(name="two"), point="same")
-    loaded = load_plugins()
-    assert loaded.has("algorithm", "one") and loaded.has("algorithm", "two")
-    chosen = load_plugins(disabled=["x-two:same"])
-    assert chosen.has("algorithm", "one") and not chosen.has("algorithm", "two")
-
-
 def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDistribution) -> None:
     distribution("x-one", GOOD.format(name="same"))
     distribution("x-two", GOOD.format(name="same"))
@@ -179,10 +170,12 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
 
 
 def test_disabling(distribution: MakeDistribution) -> None:
-    distribution("x-one", GOOD.format(name="one"), point="alignkit_one")
-    distribution("x-two", GOOD.format(name="two"))
-    loaded = load_plugins(disabled=["alignkit_one", "x-two:x-two"])
-    assert not loaded.has("algorithm", "one") and not loaded.has("algorithm", "two")
+    """By the name of the plugin, or of its distribution where two have it."""
+    for name, point in (("one", "alignkit_one"), ("two", "same"), ("three", "same")):
+        distribution(f"x-{name}", GOOD.format(name=name), point=point)
+    assert all(load_plugins().has("algorithm", name) for name in ("one", "two", "three"))
+    loaded = load_plugins(disabled=["alignkit_one", "x-two:same"])
+    assert [loaded.has("algorithm", name) for name in ("one", "two", "three")] == [0, 0, 1]
     with pytest.raises(RecipeError, match=r"'x-tow'.*\n  help: did you mean 'x-two'"):
         load_plugins(disabled=["x-tow"])
 
@@ -196,6 +189,7 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     assert (registration.distribution, registration.source_path) == ("json.py", good)
     assert "no_such_module_at_all" in reason(loaded, "bad.py")
     assert "No such file" in reason(loaded, "missing.py")
+    assert f"{tmp_path} is no .py file" in reason(load_plugins([tmp_path]), tmp_path.name)
     import json
 
     assert json.dumps(1) == "1"  # not hidden by the plugin file
@@ -208,26 +202,6 @@ def test_unknown_names() -> None:
     with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\?$"):
         registry.get("algorithm", "pppo")
     assert PluginError.exit_code == 3
-
-
-def test_what_is_broken_is_named_when_a_name_is_unknown(distribution: MakeDistribution) -> None:
-    distribution("x-pack", "import no_such_module_at_all\n" + GOOD.format(name="wanted"))
-    with pytest.raises(
-        PluginError, match=r"(?s)no algorithm 'wanted'.*plugin 'x-pack'.*no_such_module_at_all"
-    ):
-        load_plugins().get("algorithm", "wanted")
-
-
-def test_a_folder_is_no_plugin_file(tmp_path: Path) -> None:
-    assert f"{tmp_path} is no .py file" in reason(load_plugins([tmp_path]), tmp_path.name)
-
-
-def test_rewards_and_combinations_share_names() -> None:
-    registry = Registry()
-    registry.add(Registration("a", object, distribution="one", kind="reward"))
-    registry.add(Registration("a", object, distribution="two", kind="reward"))
-    with pytest.raises(PluginError, match="provided by one and two"):
-        registry.get("reward", "a")
 
 
 def test_plugins_are_loaded_once(distribution: MakeDistribution) -> None:
