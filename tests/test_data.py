@@ -425,27 +425,34 @@ def test_every_kind_of_file_has_the_same_rows(
     assert all(g.id == groups_module.group_id(g.prompt) for g in loaded.groups)
 
 
+def parquet(path: Path, columns: dict[str, list[Any]]) -> list[Group]:
+    """The groups of a table."""
+    pyarrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(pyarrow.table(columns), path)
+    return load(source(path)).groups
+
+
 def test_values_of_a_table_become_json(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    when = datetime.datetime(2024, 5, 6, 7, 8)
-    columns = {
-        "prompt": [b"caf\xc3\xa9"], "when": [when], "blob": [b"\xff\x00"], "price": [decimal.Decimal("1.5")],
-        "tags": [["a", None]], "n": [3],
-    }  # fmt: skip
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
-    [group] = load(source(tmp_path / "d.parquet")).groups
-    assert words([group]) == ["café"]
-    meta = {
-        "when": "2024-05-06T07:08:00",
-        "blob": {"unread": "bytes"},
-        "price": 1.5,
-        "tags": ["a", None],
-        "n": 3,
+    columns: dict[str, list[Any]] = {
+        "prompt": [b"caf\xc3\xa9", b"b"],
+        "chosen": ["x", "y"],
+        "rejected": ["y", "x"],
+        "margin": [1.5, math.nan],
+        "when": [datetime.datetime(2024, 5, 6, 7, 8)] * 2,
+        "blob": [b"\xff\x00"] * 2,
+        "price": [decimal.Decimal("1.5")] * 2,
+        "tags": [["a", None]] * 2,
     }
-    assert (
-        group.meta == meta
-        and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+    found = parquet(tmp_path / "d.parquet", columns)
+    meta = (
+        '{"when": "2024-05-06T07:08:00", "blob": {"unread": "bytes"}, "price": 1.5, '
+        '"tags": ["a", null]}'
     )
+    assert [shown(group) for group in found] == [
+        f"u: café -> x | y [0>1 by 1.5] {meta}",
+        f"u: b -> y | x [0>1] {meta}",
+    ]
+    assert groups_module.group_from_json(groups_module.group_to_json(found[0])) == found[0]
 
 
 @pytest.mark.silent_bug(
@@ -456,11 +463,9 @@ def test_values_of_a_table_become_json(tmp_path: Path) -> None:
 )
 def test_a_picture_in_a_table_is_not_lost(tmp_path: Path) -> None:
     """As `datasets` writes it: its bytes are no text, and were taken for an empty column."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {"prompt": ["q"], "image": [{"bytes": b"\x89PNG", "path": None}]}
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    picture = {"bytes": b"\x89PNG", "path": None}
     with pytest.raises(DataError, match="column 'image' means something"):
-        load(source(tmp_path / "d.parquet"))
+        parquet(tmp_path / "d.parquet", {"prompt": ["q"], "image": [picture]})
 
 
 def test_very_long_rows_are_read(tmp_path: Path) -> None:
@@ -507,7 +512,7 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
     """A table gives every struct the keys of all others in its column; a person's file has none of
     them.
     """
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pyarrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [json.loads(line) for line in CALLS.splitlines()]
     file = tmp_path / ("d.jsonl" if written == "datasets" else "folder/d.parquet")
     file.parent.mkdir(exist_ok=True)
@@ -515,7 +520,7 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
         made = pytest.importorskip("datasets").Dataset.from_list(rows)
         (made.to_json if file.suffix == ".jsonl" else made.to_parquet)(str(file))
     else:
-        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        writer.write_table(pyarrow.Table.from_pylist(rows), file)
     read = DataSource(hub=str(file.parent)) if written == "folder" else source(file)
     by_hand = load(source(write_rows(tmp_path / "hand.jsonl", rows))).groups
     assert [dataclasses.replace(group, origin=None) for group in load(read).groups] == [
@@ -539,20 +544,6 @@ def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
     assert call["function"]["arguments"] == {"city": None}
     assert group.tools[0]["function"]["parameters"]["properties"] == {"city": city}
     assert group.meta == {"note": None, "info": {"x": [None, 1]}}
-
-
-def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {
-        "prompt": ["a", "b"],
-        "margin": [1.5, math.nan],
-        "chosen": ["x", "y"],
-        "rejected": ["y", "x"],
-    }
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
-    loaded = load(source(tmp_path / "d.parquet"))
-    assert [g.pairs for g in loaded.groups] == [(Pair(0, 1, margin=1.5),), (Pair(0, 1),)]
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
@@ -1123,18 +1114,15 @@ def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
 
 
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
-    assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
-    assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
-    assert [g.meta["label"] for g in shipped("xstest.jsonl")].count("safe") == 92
-    assert all(g.meta["safety"] for g in shipped("red_team.jsonl"))
-    assert all(
-        4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g)
-        for g in shipped("rankings.jsonl")
-    )
-    margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
+    assert sum(group.meta["safety"] for group in shipped("prompts.jsonl")) == 200
+    assert sum(group.meta["safety"] for group in shipped("heldout.jsonl")) == 89
+    assert all(group.meta["safety"] for group in shipped("red_team.jsonl"))
+    for group in shipped("rankings.jsonl"):
+        assert 4 <= len(group.responses) <= 9 and groups_module.resolved_pairs(group)
+    margins = {pair.margin for group in shipped("graded.jsonl") for pair in group.pairs or ()}
     assert margins == {"significantly", "slightly"}
-    text = load(source(SHIPPED / "text.txt")).groups
-    assert len(text) > 20 and not any("gutenberg" in g.responses[0].text.lower() for g in text)
+    texts = [group.responses[0].text for group in load(source(SHIPPED / "text.txt")).groups]
+    assert len(texts) > 20 and "gutenberg" not in "".join(texts).lower()
 
 
 def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:
