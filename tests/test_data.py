@@ -329,7 +329,7 @@ def test_pairs_follow_from_ranks_and_ties_form_none(
 
 
 # Each says something else, but for the lines after an `=`, which say the same as the one before.
-SAID = """\
+SAYING = """\
 {"prompt": [Q]}
 {"prompt": [], "responses": [{"text": "a"}]}
 {"prompt": [Q], "responses": [{"text": "a"}]}
@@ -351,7 +351,7 @@ SAID = """\
 
 def test_an_id_depends_on_what_is_said_and_never_changes() -> None:
     ids: list[str] = []
-    for line in SAID.replace("Q", '{"role": "user", "content": "q"}').splitlines():
+    for line in SAYING.replace("Q", '{"role": "user", "content": "q"}').splitlines():
         group = groups_module.group_from_json('{"alignkit": 1, ' + line.removeprefix("= ")[1:])
         found = groups_module.group_id(group.prompt, group.responses, group.tools)
         assert not line.startswith("=") or found == ids.pop()
