@@ -227,7 +227,6 @@ check                                                   Missing argument 'RECIPE
 data                                                    Missing
 labels                                                  Missing
 check no-such-recipe                                    no such recipe: no-such-recipe
-check x.yaml --no-plugin nothing-like-it                nothing-like-it
 check runs/one                                          `alignkit run runs/one/
 show a@x                                                write RUN/a@x
 show small.yaml                                         small.yaml is no run: it is a file
@@ -270,6 +269,10 @@ def test_a_mistake_of_who_types_ends_with_2_and_says_what_to_type(
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and said in " ".join(err.split())
     assert out == "" and "Traceback" not in err and runs == []
+
+
+def test_a_plugin_that_is_not_there_cannot_be_left_out(recipe: list[str]) -> None:
+    assert cli.main(["check", *recipe, "--no-plugin", "nothing-like-it"]) == 2
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -570,7 +570,7 @@ def read_as(path: Path, **keys: Any) -> str:
 
 
 TALK = "Q. why?\n\nA. so.\n\nQ. really?\n\nA. yes.\n\nQ. and?\n\nA. no."
-SAID = "u: why? -> a: so. / u: really? / a: yes. / u: and? / a: no."
+SAID = 'u: why? -> a: so. / u: really? / a: yes. / u: and? / a: no. {"speakers": ["Q. ", "A. "]}'
 LONG = 3_000_000 * "x"
 FILES_READ: list[tuple[str, str | bytes, dict[str, Any], list[str]]] = [
     ("d.json", '{"prompt": "q"}', {}, ["1: u: q ->"]),

@@ -176,8 +176,8 @@ def test_disabling(distribution: MakeDistribution) -> None:
     assert all(load_plugins().has("algorithm", name) for name in ("one", "two", "three"))
     loaded = load_plugins(disabled=["alignkit_one", "x-two:same"])
     assert [loaded.has("algorithm", name) for name in ("one", "two", "three")] == [0, 0, 1]
-    with pytest.raises(RecipeError, match=r"'x-tow'.*\n  help: did you mean 'x-two'"):
-        load_plugins(disabled=["x-tow"])
+    with pytest.raises(RecipeError, match="did you mean 'alignkit_one'"):
+        load_plugins(disabled=["alignkit_oen"])
 
 
 def test_files_as_plugins(tmp_path: Path) -> None:

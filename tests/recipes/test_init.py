@@ -363,7 +363,7 @@ FILES = {
     "demos.jsonl": filled(DEMO, 1),
     "pairs.jsonl": filled(PAIR, 1),
     "prompts.jsonl": filled(PROMPT, 1),
-    "labeled.jsonl": filled(LABELED, 2),
+    "labeled.jsonl": "\n".join(filled(LABELED, number) for number in (1, 2)),
     "sums.jsonl": filled(SUM, 1),
     "bad.jsonl": '{"prompt": "hi", "completion": "no", "label": false}',
     "text.jsonl": '{"text": "It is."}',
