@@ -45,7 +45,7 @@ read d.jsonl: labeled_pairs (recognized), 2 conversations, 1 pair, 1 tie
   worse   two
 
 {"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
-read d.jsonl: labeled_pairs (recognized), 1 conversation, 1 tie
+read d.jsonl: labeled_pairs (recognized), 1 conversation
   user        Which?
   response 1  one
   response 2  two
