@@ -30,7 +30,7 @@ slow: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest docs/examples -m "slow or not slow" -n 2 --dist worksteal $(ARGS)
 
 faults: .venv/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults $(ARGS)
+	FAULTS_EVERY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow tests/test_faults.py $(ARGS)
 
 # The suite with models and tensors on a GPU, which it needs. One process: two would share the GPU's memory.
 test-gpu: .venv/.installed-test

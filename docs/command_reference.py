@@ -34,7 +34,7 @@ WHAT_TO_DO = {
     ),
     RemoteError: ("Fix the key or the address, and repeat the command."),
     NotReproduced: "The message names the likely cause.",
-    Repeated: "The report names the rows, which [cleaning](data.md#cleaning) leaves out.",
+    Repeated: "The report names the rows, which [cleaning](data.md#cleaning) drops.",
     Stopped: "Label, if it waits for people. Then repeat the command.",
 }
 # Codes that no error of alignkit has.

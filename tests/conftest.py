@@ -12,6 +12,7 @@ from tests import gpu
 from tests.house_run import house_copy, house_run, whole_run
 from tests.pages import Reader
 from tests.patience import PATIENCE
+from tests.rows import Said
 
 __all__ = ["house_copy", "house_run", "whole_run"]
 
@@ -92,6 +93,12 @@ def _own_stages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REUSE", "0")
         yield
+
+
+@pytest.fixture
+def said(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What was written to stderr since the last call."""
+    return lambda: capsys.readouterr().err
 
 
 @pytest.fixture

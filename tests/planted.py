@@ -42,11 +42,8 @@ _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
 _BY_REFERENCE = "return self.logprobs(self.reference_role, read, self.reference_models.model)"
 _TEACHER = "test_reference_check.py::test_a_whole_teacher_reads_the_policys_tokens"
-_NESTED = (
-    "test_scoring.py::test_a_whitened_part_of_a_sum_stays_whitened_and_is_selected_by_its_raw_score"
-)
+_REWARDS = "test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
-_NO_SCORE = "test_scoring.py::test_a_response_that_lacks_a_part_has_no_score"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
 _OVER_BATCH = "test_reducer.py::test_numbers_over_the_batch_are_over_all_processes"
 _COMBINED = (
@@ -104,7 +101,7 @@ PLANTED = {
         SCORING,
         "[math.nan if value is None else value",
         "[0.0 if value is None else value",
-        _NO_SCORE,
+        _REWARDS,
     ),
     "unread_score_is_0": Planted(
         SERVICE,
@@ -141,25 +138,25 @@ PLANTED = {
         SCORING,
         _COMBINED,
         _COMBINED.replace("child.raw", "child.reward"),
-        _NESTED,
+        _REWARDS,
     ),
     "nested_raw_whitened": Planted(
         SCORING,
         "raw = missing.masked_scatter(rows, combined.raw.double())",
         "raw = missing.masked_scatter(rows, (combined.raw if total is None else total).double())",
-        _NESTED,
+        _REWARDS,
     ),
     "nested_not_whitened": Planted(
         SCORING,
         "        if total is not None:\n",
         "        if False:\n",
-        _NESTED,
+        _REWARDS,
     ),
     "selection_whitened": Planted(
         SCORING,
         "{**table.parts, REWARD_KEY: raw}",
         "{**table.parts, REWARD_KEY: reward}",
-        "test_scoring.py::test_selection_sees_the_reward_before_whitening",
+        _REWARDS,
     ),
     "safety_rows": Planted(
         "plugins/alignkit_plugins/algorithms/llama2.py",
@@ -172,7 +169,7 @@ PLANTED = {
         ONLINE,
         'self.context.rng("select", number)',
         'self.context.rng("select")',
-        f"{ITERATION}::test_select_draws_other_numbers_in_every_iteration",
+        f"{ITERATION}::test_every_iteration_draws_other_samples",
     ),
     "first_rewards": Planted(
         PACKING,

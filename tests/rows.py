@@ -5,7 +5,7 @@ knows.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import group_to_json
 
+Said = Callable[[], str]  # the fixture: what was written to stderr since it was last asked
 WORDS = ("bread is good", "my old friend", "the people in this house")
 TINY = {"base": "tiny", "dtype": "float32"}
 
@@ -54,15 +55,35 @@ def write_rows(path: Path, rows: Iterable[Group | Mapping[str, Any]]) -> Path:
 
 def read_rows(path: Path) -> list[Any]:
     """The rows of a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return json_rows(path.read_text(encoding="utf-8"))
+
+
+def json_rows(text: str) -> list[Any]:
+    """The rows of JSON lines."""
+    return [json.loads(line) for line in filter(str.strip, text.splitlines())]
+
+
+def untimed(metrics: Path) -> list[dict[str, Any]]:
+    """The rows of a file of metrics, without what depends on the clock."""
+    clock = ("seconds", "time", "tokens_per")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(clock)}
+        for row in read_rows(metrics)
+    ]
 
 
 def write_recipe(
-    folder: Path, stages: Mapping[str, Any], model: Mapping[str, Any] | None = None, **top: Any
+    folder: Path,
+    stages: Mapping[str, Any] | str,
+    model: Mapping[str, Any] | None = None,
+    **top: Any,
 ) -> Path:
     """Write `folder`/recipe.yaml, by default on the tiny model with a LoRA of rank 4, next to
     demos.jsonl, pairs.jsonl and prompts.jsonl where these are not there yet.
+
+    stages: also as text of YAML.
     """
+    stages = yaml.safe_load(stages) if isinstance(stages, str) else stages
     for name, rows in {"demos": demos(), "pairs": pairs(), "prompts": prompts()}.items():
         if not (folder / f"{name}.jsonl").exists():
             write_rows(folder / f"{name}.jsonl", rows)
@@ -77,3 +98,9 @@ def run(recipe: Path, *words: str, out: Path | None = None, code: int = 0) -> Pa
     out = recipe.parent / "run" if out is None else out
     assert main(["run", str(recipe), "--out", str(out), *words]) == code
     return out
+
+
+def cells(text: str) -> list[tuple[str, ...]]:
+    """The rows of a table whose cells stand between `|`, one row a line."""
+    lines = filter(str.strip, text.splitlines())
+    return [tuple(cell.strip() for cell in line.split("|")) for line in lines]

@@ -17,6 +17,7 @@ from alignkit_plugins.rewards.form import Form
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import refuses
 from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
+from tests.rows import cells
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
 WRAPPERS = [
@@ -29,34 +30,124 @@ WRAPPERS = [
     "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n", "<think>It is {}1.</think>\n{}",
 ]  # fmt: skip
 # A response and the known answer: it is right, right within the response, or wrong.
-RIGHT = [
-    ("1,000", "1000"), ("1000", "1,000"), ("1{,}000", "1000"), ("１０００", "1000"), (r"\frac{1}{2}", "0.5"),
-    (r"$-\dfrac{3}{4}$", "-0.75"), (r"1\frac{1}{2}", "1.5"), ("−5", "-5"), ("5!", "5"), (r"50\%", "50%"),
-    ("(B) Oslo", "B"), ("B. Oslo", "B"), ("B) Oslo", "Oslo"), ("B: Oslo", "(B)"), ("Option B", "B"),
-    ("Answer: B", "B"), ("b)", "B"), ("B", "B) Oslo"), ("Oslo", "B) Oslo"), ("A, C", "A, C"),
-    ("the red car", "a red car"), ("The Who", "who"), ("a", "A"), ("Clara’s", "Clara's"),
-    ("Claraʼs", "Clara‘s"), ("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("U.S.", "US"),
-    ("x + 1", "x+1"), ("[1,2]", "[1, 2]"), ("東京。", "東京"), ("「東京」", "東 京"),
-    ("Umea\u030a", "Ume\xe5"), ("12 monkeys", "12 Monkeys"),
-]  # fmt: skip
-WITHIN = [
-    ("42 or 43", "42"), ("It is 42.", "42"), ("> 5", "5"), ("It is B.", "B"),
-    ("It is (B), a city", "B"), ("A is right", "A"), ("It is x.", "x"), ("Paris, France", "Paris"),
-    ("Paris and Rome", "Rome"), ("答えは東京です。", "東京"), ("คำตอบคือกรุงเทพ", "กรุงเทพ"),
-]  # fmt: skip
-WRONG = [
-    ("1,00", "100"), ("1.000", "1000"), ("5", "-5"), ("35", "3.5"), ("5", "5!"), ("120", "5!"), ("0.5", "50%"),
-    ("420", "42"), ("4 2", "42"), ("5 km", "5 miles"), ("10³", "103"), ("(A) Oslo", "B"), ("A. Oslo", "B"),
-    ("(A)", "B"), ("A", "B) Oslo"), ("Bergen", "B) Oslo"), ("B) Bergen", "B) Oslo"), ("A or B", "B"),
-    ("A, B", "B"), ("AB", "B"), ("A/B", "B"), ("not A, but B", "B"), ("(A) or (B)", "A"), ("I have a dog", "A"),
-    ("A dog", "A"), ("A) is wrong", "A"), ("It isn’t A.", "A"),
-    ("Vitamin C", "B"), ("C, not B", "C"), ("C", "A, C"), ("x", "y"), ("the", "A"),
-    ("Parisian", "Paris"), ("Rome", "Paris"), ("", "Paris"), (".", "Paris"), ("", "?"), ("x+1", "x-1"),
-    ("x-y", "xy"), ("C++", "C"), ("C#", "C++"), ("(1, 2)", "[1, 2]"), ("(1,2)", "12"), ("3:00", "300"),
-    ("答えは大阪です。", "東京"), ("12 people", "12 Monkeys"), ("12", "12 Monkeys"),
-]  # fmt: skip
-TABLE = [*((*row, True, True) for row in RIGHT), *((*row, False, True) for row in WITHIN)]
-TABLE += [(*row, False, False) for row in WRONG]
+RIGHT = r"""
+    The  Old-Bridge, a bridge in AN Area! | oldbridge bridge in area
+    theory of a.m. | theory of am
+    3.5. | 3.5
+    1/2. | 1/2
+    .5 | .5
+    $5.00. | $5.00
+    the | The
+    + | +
+    1,000 | 1000
+    1000 | 1,000
+    1{,}000 | 1000
+    １０００ | 1000
+    \frac{1}{2} | 0.5
+    $-\dfrac{3}{4}$ | -0.75
+    1\frac{1}{2} | 1.5
+    −5 | -5
+    5! | 5
+    50\% | 50%
+    (B) Oslo | B
+    B. Oslo | B
+    B) Oslo | Oslo
+    B: Oslo | (B)
+    Option B | B
+    Answer: B | B
+    b) | B
+    B | B) Oslo
+    Oslo | B) Oslo
+    A, C | A, C
+    the red car | a red car
+    The Who | who
+    a | A
+    Clara’s | Clara's
+    Claraʼs | Clara‘s
+    U.S. | US
+    x + 1 | x+1
+    [1,2] | [1, 2]
+    東京。 | 東京
+    「東京」 | 東 京
+    12 monkeys | 12 Monkeys
+"""
+WITHIN = r"""
+    It is 3.5! | 3.5
+    It is -5! | -5
+    It is $5.00! | $5.00
+    คำตอบคือกรุงเทพ | กรุงเทพ
+    42 or 43 | 42
+    It is 42. | 42
+    > 5 | 5
+    It is B. | B
+    It is (B), a city | B
+    A is right | A
+    It is x. | x
+    Paris, France | Paris
+    Paris and Rome | Rome
+    答えは東京です。 | 東京
+"""
+WRONG = r"""
+    35 | 3.5
+    12 | 1/2
+    5 | .5
+    500 | $5.00
+    -5 | -.5
+    B | The
+    B | +
+    yes | the
+    1,00 | 100
+    1.000 | 1000
+    5 | -5
+    35 | 3.5
+    5 | 5!
+    120 | 5!
+    0.5 | 50%
+    420 | 42
+    4 2 | 42
+    5 km | 5 miles
+    10³ | 103
+    (A) Oslo | B
+    A. Oslo | B
+    (A) | B
+    A | B) Oslo
+    Bergen | B) Oslo
+    B) Bergen | B) Oslo
+    A or B | B
+    A, B | B
+    AB | B
+    A/B | B
+    not A, but B | B
+    (A) or (B) | A
+    I have a dog | A
+    A dog | A
+    A) is wrong | A
+    It isn’t A. | A
+    Vitamin C | B
+    C, not B | C
+    C | A, C
+    x | y
+    the | A
+    Parisian | Paris
+    Rome | Paris
+     | Paris
+    . | Paris
+     | ?
+    x+1 | x-1
+    x-y | xy
+    C++ | C
+    C# | C++
+    (1, 2) | [1, 2]
+    (1,2) | 12
+    3:00 | 300
+    答えは大阪です。 | 東京
+    12 people | 12 Monkeys
+    12 | 12 Monkeys
+"""
+TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
+TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
+TABLE += [(*row, False, True) for row in cells(WITHIN)]
+TABLE += [(*row, False, False) for row in cells(WRONG)]
 
 
 def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
@@ -80,21 +171,18 @@ def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | N
 def test_a_wrapper_makes_no_answer_wrong_and_none_right(
     wrapper: str, known: str, wrong: str
 ) -> None:
-    right, other = (
-        wrapper.replace("{}", each).format() if "{{" in wrapper else wrapper.replace("{}", each)
-        for each in (known, wrong)
-    )
-    for options in ({}, {"within": True}, {"extract": r"(?s)Answer: (.*)"}):
-        start = "Answer: " if "extract" in options and "think" not in wrapper else ""
-        if start or "extract" not in options:
-            assert score(ExactMatch, start + right, {"answer": known}, **options) == 1.0
-            assert score(ExactMatch, start + other, {"answer": known}, **options) == 0.0
-    for match in ("exact", "contains"):
-        assert score(HonestyAccuracy, right, {"answers": [known]}, match=match) == 1.0
-        assert score(HonestyAccuracy, other, {"answers": [known]}, match=match) == 0.0
-    if known.isdigit():
-        assert score(MathVerify, right, {"answer": known}) == 1.0
-        assert score(MathVerify, other, {"answer": known}) == 0.0
+    meta: Any = {"answer": known, "answers": [known]}
+    for said, right in ((known, 1.0), (wrong, 0.0)):
+        text = wrapper.replace("{}", said)
+        text = text.format() if "{{" in wrapper else text
+        found = [score(ExactMatch, text, meta), score(ExactMatch, text, meta, within=True)]
+        found += [score(HonestyAccuracy, text, meta, match=rule) for rule in ("exact", "contains")]
+        if "think" not in wrapper:
+            extract = r"(?s)Answer: (.*)"
+            found.append(score(ExactMatch, f"Answer: {text}", meta, extract=extract))
+        if known.isdigit():
+            found.append(score(MathVerify, text, meta))
+        assert set(found) == {right}
 
 
 @pytest.mark.silent_bug(
@@ -116,30 +204,17 @@ def test_what_is_the_known_answer_and_what_is_not(
     )
 
 
-def test_a_long_answer_is_read_in_bounded_time() -> None:
-    start = time.perf_counter()
-    for text in (
-        "(" * 20_000,
-        "*a " * 20_000,
-        "$" * 20_000,
-        "\\text{" * 5_000,
-        "\"'" * 5_000,
-        "a " * 20_000 + "*",
-    ):
-        bare(text), words(text), choice_of(text), mentions(text, "B")
-    assert time.perf_counter() - start < 10
+LONG = ["(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000]
+LONG += ["a " * 20_000 + "*", "`" * 8000, "(_a " * 4000, "a. " * 1200]
 
 
-@pytest.mark.parametrize("said", ["`" * 8000, "*a " * 4000, "(_a " * 4000, "a. " * 1200])
+@pytest.mark.parametrize("said", LONG, ids=[text[:4] for text in LONG])
 def test_a_repeated_mark_is_read_quickly_and_without_recursion(said: str) -> None:
     start = time.process_time()
-    assert (
-        not same(said, "42")
-        and not mentions(said, "42")
-        and not same("42", said)
-        and not mentions("42", said)
-    )
-    assert not same(said, said + "42") and time.process_time() - start < 1  # it is 0.1
+    bare(said), words(said), choice_of(said)
+    for one, other in ((said, "42"), ("42", said)):
+        assert not same(one, other) and not mentions(one, other)
+    assert not same(said, said + "42") and time.process_time() - start < 2  # it is 0.1
 
 
 def test_a_choice_is_taken_off_once() -> None:
@@ -168,28 +243,17 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
     pytest.importorskip("jsonschema_rs")
     schema = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
     right = '{"city": "Oslo"}'
-    for said in (
-        right,
-        f"```json\n{right}\n```",
-        f"```JSON\n{right}```",
-        f"Here it is:\n```json\n{right}\n```\nBye.",
-    ):
-        for text in (said, THOUGHTS + said):
-            assert score(Form, text, json_schema=schema) == 1.0
-    for said in (
-        "It is cold.",
-        "<think>" + right,
-        f"```\n{right}\n```\n```\n{{}}\n```",
-        THOUGHTS,
-        f"Here: {right}",
-    ):
+    for form in ("{}", "```json\n{}\n```", "```JSON\n{}```", "Here it is:\n```json\n{}\n```\nBye."):
+        said = form.replace("{}", right)
+        assert score(Form, said, json_schema=schema) == 1.0
+        assert score(Form, THOUGHTS + said, json_schema=schema) == 1.0
+    two = f"```\n{right}\n```\n```\n{{}}\n```"
+    for said in ("It is cold.", "<think>" + right, two, THOUGHTS, f"Here: {right}"):
         assert score(Form, said, json_schema=schema) == 0.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
     assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
-    assert (
-        score(Length, THOUGHTS + "one two", unit="words") == 2
-        and score(Length, THOUGHTS + "one", unit="characters") == 3
-    )
+    assert score(Length, THOUGHTS + "one two", unit="words") == 2
+    assert score(Length, THOUGHTS + "one", unit="characters") == 3
     assert score(Length, "今日は雨", unit="words") == 4
     assert score(Regex, THOUGHTS + "Fine.", pattern="sorry") == 0.0
     assert score(Regex, THOUGHTS + "Fine.", pattern="^<think>.*</think>") == 1.0
@@ -198,15 +262,9 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
 def test_the_language_of_thoughts_is_not_judged() -> None:
     pytest.importorskip("py3langid")
     german = "Heute ist es kalt und grau, und am Nachmittag regnet es."
-    assert score(Language, THOUGHTS + german, language="de") == 1.0
-    assert (
-        score(
-            Language,
-            THOUGHTS + "It is cold and grey, and it rains in the afternoon.",
-            language="de",
-        )
-        == 0.0
-    )
+    english = "It is cold and grey, and it rains in the afternoon."
+    found = [score(Language, THOUGHTS + said, language="de") for said in (german, english)]
+    assert found == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -224,17 +282,17 @@ def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
 )
 @pytest.mark.parametrize(
     ("first", "second", "right"),
-    [
-        ("1000", "1,000", True),
-        ("a red car", "the red car", True),
-        ("**Oslo**", "oslo", True),
-        ("5", "5.5", False),
-        ("Ann did die", "Ann did not die", False),
-        ("the red car", "the blue car", False),
-        ("1990", "1991", False),
-    ],
+    cells("""
+        1000        | 1,000           | yes
+        a red car   | the red car     | yes
+        **Oslo**    | oslo            | yes
+        5           | 5.5             | no
+        Ann did die | Ann did not die | no
+        the red car | the blue car    | no
+        1990        | 1991            | no
+    """),
 )
 def test_answers_to_a_question_agree_if_they_are_the_same(
-    first: str, second: str, right: bool
+    first: str, second: str, right: str
 ) -> None:
-    assert (why_another(first, Written(second)) == "") == right
+    assert (why_another(first, Written(second)) == "") == (right == "yes")

@@ -4,7 +4,6 @@ the model.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,9 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from alignkit_plugins.models.whole_model import WholeRewardModel
+from tests.rows import user
 
 LORA = LoraSpec(r=2, lora_alpha=4)
-TRANSFORMERS = logging.getLogger("transformers.modeling_utils")
 
 
 def policy(source: Path, lora: LoraSpec | None) -> SharedModel:
@@ -52,20 +51,18 @@ def modes(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "model"])
-def test_a_saved_role_has_the_permissions_of_the_umask(
+def test_what_is_saved_has_the_permissions_of_the_umask(
     lora: LoraSpec | None, umask: int, tiny: Path, tmp_path: Path
 ) -> None:
+    """Roles and checkpoints."""
     made = policy(tiny, lora)
     made.add_role("new", head="scalar")
     made.save("new", tmp_path / "saved")
+    save_checkpoint(tmp_path / "saved", 1, {"learner": {}})
     found = modes(tmp_path / "saved")
-    assert ("adapter_model" if lora else "model") + ".safetensors" in found
-    assert found == dict.fromkeys(found, 0o666 & ~umask)
-
-
-def test_a_checkpoint_has_the_permissions_of_the_umask(umask: int, tmp_path: Path) -> None:
-    found = modes(save_checkpoint(tmp_path, 1, {"learner": {}}))
-    assert found == dict.fromkeys(("checkpoint.safetensors", "stage.json"), 0o666 & ~umask)
+    weights = ("adapter_model" if lora else "model") + ".safetensors"
+    assert found.keys() >= {weights, "checkpoint.safetensors"}
+    assert set(found.values()) == {0o666 & ~umask}
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -75,17 +72,14 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, pytest.fail) == {"learner": {}, "step": 1_000_000}
 
 
-def change(folder: Path, **weights: torch.Tensor | None) -> Path:
-    """Add (or, with None, remove) weights; `_` in a name is `.`, `-` is `_`."""
+def change(folder: Path, name: str, value: torch.Tensor | None) -> None:
+    """Replace or (None) remove weights."""
     file = folder / "model.safetensors"
-    known = load_file(file)
-    for name, value in weights.items():
-        if value is None:
-            del known[name]
-        else:
-            known[name] = value
-    save_file(known, file, metadata={"format": "pt"})
-    return folder
+    weights = load_file(file)
+    del weights[name]
+    if value is not None:
+        weights[name] = value
+    save_file(weights, file, metadata={"format": "pt"})
 
 
 def captured(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
@@ -108,22 +102,14 @@ def test_whole_reward_models_are_read_without_a_word(
     assert "REPORT" not in said and "score.weight" not in said
 
 
-def test_weights_that_are_missing_are_an_error(
-    tiny: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("weight", [None, torch.ones(3)], ids=["missing", "another shape"])
+def test_weights_that_do_not_fit_are_an_error(
+    tiny: Path, capfd: pytest.CaptureFixture[str], weight: torch.Tensor | None
 ) -> None:
-    change(tiny, **{"model.norm.weight": None})
-    with pytest.raises(
-        RunFailed,
-        match=r"LlamaForCausalLM are not in its files, .*: model\.norm\.weight\nhelp: use a comp",
-    ):
+    change(tiny, "model.norm.weight", weight)
+    with pytest.raises(RunFailed, match=r"LlamaForCausalLM .*: model\.norm\.weight"):
         policy(tiny, LORA)
     assert "REPORT" not in capfd.readouterr().err
-
-
-def test_weights_of_another_shape_are_an_error(tiny: Path) -> None:
-    change(tiny, **{"model.norm.weight": torch.ones(3)})
-    with pytest.raises(RunFailed, match=r"or have another shape there: model\.norm\.weight"):
-        policy(tiny, LORA)
 
 
 def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
@@ -144,21 +130,16 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     before, called = foreign.network.config.pad_token_id, []
     foreign.network.register_forward_hook(lambda *_: called.append(1))
     groups = [
-        Group(
-            ({"role": "user", "content": "how are you? " * (n % 5 + 1)},),
-            (Response("well " * n), Response("no")),
-        )
+        Group((user("how are you? " * (n % 5 + 1)),), (Response("well " * n), Response("no")))
         for n in range(1, 12)
     ]
-    one_by_one = [score for group in groups for score in foreign.scores([replace(group, responses=(r,))
-                  for r in group.responses])]  # fmt: skip
+    alone = [replace(group, responses=(r,)) for group in groups for r in group.responses]
+    one_by_one = [score for group in alone for score in foreign.scores([group])]
     called.clear()
     together = foreign.scores(groups)
     assert together == pytest.approx(one_by_one, abs=1e-5) and len(called) == 1
-    assert (
-        len({round(score or 0, 4) for score in together}) > 15
-        and foreign.network.config.pad_token_id == before
-    )
+    assert len({round(score or 0, 4) for score in together}) > 15
+    assert foreign.network.config.pad_token_id == before
     original, sizes = foreign._logits, []
 
     def logits(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
 from alignkit.data.group import Group, Response, read_groups
@@ -24,6 +23,7 @@ from alignkit.runs.run import Run
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.compare.rows import KL
+from tests.rows import run, write_recipe
 
 # No token covers both the end of a prompt and the start of its answer, so the whole text has the
 # same tokens.
@@ -32,16 +32,7 @@ TEMPLATE = (
     "message['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ "
     "'[assistant]<|im_start|>' }}{% endif %}"
 )
-ROOT = Path(__file__).parent.parent
 TINY = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-PPO = {
-    "algorithm": "ppo",
-    "from": "sft",
-    "reward": "helpful",
-    "prompts": "prompts.jsonl",
-    "iterations": 2,
-}
-PPO |= {"prompts_per_iteration": 3, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 9}}
 
 
 def make_tokenizer(offset: int, kept: int = 0) -> Any:
@@ -102,45 +93,12 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("shifted"))
 
 
-def write(folder: Path, stages: dict[str, Any]) -> Path:
-    rows = {
-        "pairs": [
-            {"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(6)
-        ],
-        "prompts": [{"prompt": f"what is {n} and why?"} for n in range(4)],
-    }
-    for name, lines in rows.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"model": TINY, "stages": stages}, sort_keys=False), encoding="utf-8"
-    )
-    return path
-
-
-REPORT = {
-    "step": "evaluate",
-    "policies": ["base"],
-    "rewards": ["length"],
-    "prompts": "prompts.jsonl",
-}
-REPORT |= {"sampling": {"max_new_tokens": 7}, "limit": 3}
-
-
-def direct(source: Path, adapter: Path) -> Callable[[str, str], float]:
-    """What transformers and peft say of a prompt and a response, without alignkit."""
-    from peft import PeftModel
+def direct(source: Path, model: Path) -> Callable[[str, str], float]:
+    """What transformers says of a prompt and a response, without alignkit."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(source)
-    if (adapter / "adapter_config.json").exists():
-        network = AutoModelForSequenceClassification.from_pretrained(
-            source, num_labels=1, dtype=torch.float32
-        )
-        network = PeftModel.from_pretrained(network, adapter)
-    else:
-        network = AutoModelForSequenceClassification.from_pretrained(adapter, dtype=torch.float32)
-    network.eval()
+    network = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
 
     @torch.no_grad()
     def score(question: str, answer: str) -> float:
@@ -161,24 +119,22 @@ def is_comparable(response: Response) -> bool:
 
 def test_a_whole_reward_model_scores_text(shifted: Path, tmp_path: Path) -> None:
     """One that another recipe trained, on another base model with another tokenizer."""
-    liked = {"algorithm": "reward_model", "data": "pairs.jsonl", "learning_rate": 0.01}
     (tmp_path / "first").mkdir()
-    path = write(tmp_path / "first", {"liked": liked})
-    first = Run(
-        load_recipe(path, [f"model.base={shifted}", "model.lora=none"]), tmp_path / "first" / "out"
-    )
-    first.execute()
-    adapter = first.store.artifact("liked")
-    align = {
-        "algorithm": "ppo",
-        "reward": {"folder": str(adapter)},
-        "prompts": "prompts.jsonl",
-        "iterations": 1,
-    }
-    align |= {"prompts_per_iteration": 3, "rollout": {"samples_per_prompt": 2, "max_new_tokens": 9}}
-    Run(load_recipe(write(tmp_path, {"align": align})), tmp_path / "out").execute()
-    score = direct(shifted, adapter)
-    groups = read_groups(tmp_path / "out/align/rollouts/0001.jsonl")
+    liked = "liked: {algorithm: reward_model, data: pairs.jsonl, learning_rate: 0.01}"
+    whole = {"base": str(shifted), "dtype": "float32", "lora": "none"}
+    model = run(write_recipe(tmp_path / "first", liked, whole)) / "liked" / "adapter"
+    align = f"""
+    align:
+      algorithm: ppo
+      reward: {{folder: {model}}}
+      prompts: prompts.jsonl
+      iterations: 1
+      prompts_per_iteration: 3
+      rollout: {{samples_per_prompt: 2, max_new_tokens: 9}}
+    """
+    out = run(write_recipe(tmp_path, align))
+    score = direct(shifted, model)
+    groups = read_groups(out / "align" / "rollouts" / "0001.jsonl")
     pairs = [
         (group, response)
         for group in groups
@@ -195,20 +151,27 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
     """By rewards, but not by log-probabilities: it answers with its own tokenizer and chat
     template.
     """
-    both = REPORT | {"policies": ["base", str(shifted)], "baseline": "base"}
-    run = Run(load_recipe(write(tmp_path, {"both": both})), tmp_path / "out")
-    run.execute()
-    results = run.store.record("both")["summary"]["results"]
+    both = f"""
+    both:
+      step: evaluate
+      policies: [base, {shifted}]
+      baseline: base
+      rewards: [length]
+      prompts: prompts.jsonl
+      sampling: {{max_new_tokens: 7}}
+    """
+    made = Run(load_recipe(write_recipe(tmp_path, both)), tmp_path / "out")
+    made.execute()
+    results = made.store.record("both")["summary"]["results"]
     base, small = sorted(
         (row for row in results if row["metric"] == KL), key=lambda row: row["policy"] != "base"
     )
     assert base["policy"] == "base" and base["estimate"]["mean"] == 0.0
     assert small["estimate"].get("mean") is None and small["missing"] == 3
-    run.models.enter(run.recipe.stages["both"].whole_models)
-    service = run.models.of(str(shifted))
-    assert (
-        service.model.source == str(shifted) and service.model.tokenizer.chat_template == TEMPLATE
-    )
+    made.models.enter(made.recipe.stages["both"].whole_models)
+    service = made.models.of(str(shifted))
+    assert service.model.source == str(shifted)
+    assert service.model.tokenizer.chat_template == TEMPLATE
     for group in read_groups(tmp_path / "out/both/samples.jsonl"):
         for response in group.responses:
             found = service.encoder.encode(Group(group.prompt, (response,)), 400)
@@ -230,11 +193,8 @@ def test_whole_models_are_freed_when_the_next_stage_does_not_use_them() -> None:
 
     models = Models(open)
     models.enter(("/small",))
-    assert (
-        opened == []
-        and models["sft"].base.name == "base"
-        and models["/small"].base.name == "/small"
-    )
+    assert opened == [] and models["sft"].base.name == "base"
+    assert models["/small"].base.name == "/small"
     models.enter(("/small",))
     assert models["/small"].base.name == "/small" and models["align"].base.name == "base"
     models.enter(())
@@ -279,10 +239,6 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBas
         router["small"].logprobs(groups)
     digests = {Encoder(make_tokenizer(offset, kept=3)).digest for offset in (0, 0, 5)}
     assert len(digests) == 2  # their ends of turn are the same token
-    texts = [Group(group.prompt, (Response(text="it is"),)) for group in groups]
-    assert [len(row) for row in router["small"].logprobs(texts)] == [
-        len(row) for row in router["small"].logprobs(texts)
-    ]
 
 
 def test_a_whole_model_reads_tokens_whose_tokenizer_nobody_named_as_text(
@@ -305,14 +261,3 @@ def plain_logprobs(service: LoadedBase, group: Group, tokens: Sequence[int]) -> 
         service.model.model.set_attn_implementation("alignkit")
     rows = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
     return rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-
-
-SABOTEUR = """
-import os, signal
-from alignkit import hookimpl
-
-@hookimpl
-def rollouts_scored(run, stage, iteration, groups):
-    if iteration == 2 and os.environ.get("KILL"):
-        os.kill(os.getpid(), signal.SIGKILL)
-"""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from alignkit.cli import main
 from alignkit.io.text import HIDDEN, redacted
+from tests.rows import write_recipe
 
 KEYS = {
     "openai": "sk-proj-Ab12Cd34Ef56Gh78Ij90",
@@ -19,69 +19,52 @@ KEYS = {
     "fireworks": "fw_3ZabcDEF12ghIJK34lmnop",
     "nvidia": "nvapi-Ab12-Cd34_Ef56-Gh78_Ij90",
 }
+NO_KEYS = """
+gpt-5-mini-2025-08-07
+Qwen/Qwen3-235B-A22B-Instruct-2507-FP8
+meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8
+http://localhost:8000/v1
+OPENAI_API_KEY
+task-force-one-hundred-and-one
+org/sk-slovak-preferences-2024
+max_completion_tokens
+hf_hub_download_of_a_file
+4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f
+"""
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_keys_are_recognized_and_hidden(kind: str) -> None:
-    key = KEYS[kind]
-    assert redacted(f"a {key} b") == f"a {HIDDEN} b"
-    assert key not in redacted(f"http://host/{key}/v1")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "gpt-5-mini-2025-08-07",
-        "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
-        "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
-        "http://localhost:8000/v1",
-        "OPENAI_API_KEY",
-        "task-force-one-hundred-and-one",
-        "org/sk-slovak-preferences-2024",
-        "max_completion_tokens",
-        "hf_hub_download_of_a_file",
-        "4f0c9c2d1b7e4a5f8d3e6b9a0c1d2e3f",  # the id of a run, or a digest
-    ],
-)
-def test_names_are_not_keys(text: str) -> None:
-    assert redacted(text) == text
+def test_keys_are_hidden_and_names_are_not(kind: str) -> None:
+    assert redacted(f"a {KEYS[kind]} b") == f"a {HIDDEN} b"
+    assert KEYS[kind] not in redacted(f"http://host/{KEYS[kind]}/v1")
+    assert redacted(NO_KEYS) == NO_KEYS
 
 
 @pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("place", ["recipe", "override"])
 def test_a_key_in_place_of_its_variables_name_is_refused_and_repeated_nowhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    place: str,
 ) -> None:
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
-    options = {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "KEY"}
-    (tmp_path / "pairs.jsonl").write_text(
-        '{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8"
-    )
-    step = {
-        "step": "judge_pairs",
-        "judge": {"openai_judge": {"server": options}},
-        "data": "pairs.jsonl",
-    }
-    recipe = {"model": {"base": "tiny"}, "stages": {"labels": step}}
-    file = tmp_path / "r.yaml"
-    file.write_text(json.dumps(recipe).replace("KEY", KEYS[kind]), encoding="utf-8")
-    out = tmp_path / "run"
-    assert main(["run", str(file), "--out", str(out)]) == 2
-    said = capsys.readouterr()
-    assert KEYS[kind] not in said.out + said.err and "key" in said.err
-    assert not out.exists()
-    file.write_text(json.dumps(recipe).replace("KEY", "x"), encoding="utf-8")
+    variable = KEYS[kind] if place == "recipe" else "x"
+    server = {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": variable}
+    judge = {"openai_judge": {"server": server}}
+    step = {"step": "judge_pairs", "judge": judge, "data": "pairs.jsonl"}
     override = f"stages.labels.judge.openai_judge.server.api_key_env={KEYS[kind]}"
-    assert main(["run", str(file), override, "--out", str(out)]) == 2
+    words = [override] if place == "override" else []
+    recipe, out = write_recipe(tmp_path, {"labels": step}), tmp_path / "run"
+    assert main(["run", str(recipe), *words, "--out", str(out)]) == 2
     said = capsys.readouterr()
-    assert KEYS[kind] not in said.out + said.err
-    assert not out.exists()
+    assert KEYS[kind] not in said.out + said.err and "key" in said.err and not out.exists()
 
 
 def test_a_password_in_an_address_is_hidden() -> None:
-    assert (
-        redacted("see http://user:hunter2@localhost:9/v1 or http://a/b:c@d")
-        == "see http://***@localhost:9/v1 or http://a/b:c@d"
-    )
+    told = redacted("see http://user:hunter2@localhost:9/v1 or http://a/b:c@d")
+    assert told == "see http://***@localhost:9/v1 or http://a/b:c@d"
 
 
 @pytest.mark.parametrize("part", ["0", "a", "sk-", "a-", "eyJ0.", "x:y@"])

@@ -5,6 +5,7 @@ turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -28,41 +29,28 @@ def test_turns_are_the_paragraphs_without_their_prefix() -> None:
     assert find_dialogues(text.replace("\n", "\r\n")) == find_dialogues(text)
 
 
-def test_speakers_may_share_a_title() -> None:
-    assert prefixes(talk("Dr. Ann: ", "Dr. Ben: ")) == [("Dr. Ann: ", "Dr. Ben: ")]
-    assert prefixes(talk("Dr. Ann: ", "Dr. Ann: ")) == []
+LONG = "x" * 37
+PREFIXES: list[tuple[tuple[str, str], bool]] = [  # of both speakers, and whether they count
+    *(((f"Ann{mark}", f"Ben{mark}"), True) for mark in (": ", " - ", ". ", ": - ")),
+    *(((f"Ann{mark}", f"Ben{mark}"), False) for mark in (":", "- ", "? ", " -- ", ":\n")),
+    (("Dr. Ann: ", "Dr. Ben: "), True),
+    (("Dr. Ann: ", "Dr. Ann: "), False),
+    (("Q. Hm. ", "A. Hm. "), True),  # what looks like a prefix does not hide the speaker
+    ((": ", ". "), False),  # a separator needs a name before it
+    ((f"{LONG}a: ", "Ben: "), True),  # of 40 characters
+    ((f"{LONG}ab: ", "Ben: "), False),
+    (("A\nsays: ", "B\nsays: "), False),  # in the first line
+]
+
+
+@pytest.mark.parametrize(("speakers", "count"), PREFIXES)
+def test_which_prefixes_count(speakers: tuple[str, str], count: bool) -> None:
+    assert prefixes(talk(*speakers)) == ([speakers] if count else [])
 
 
 def test_text_that_looks_like_a_prefix_does_not_hide_the_speaker() -> None:
     chatty = "\n\n".join(f"{'QA'[i % 2]}. Well, number {i}. Yes: so - it is" for i in range(6))
     assert prefixes(chatty) == [("Q. ", "A. ")]
-    assert prefixes(talk("Q. Hm. ", "A. Hm. ")) == [("Q. Hm. ", "A. Hm. ")]
-
-
-@pytest.mark.parametrize("separator", [": ", " - ", ". ", ": - "])
-def test_separators(separator: str) -> None:
-    assert prefixes(talk(f"Ann{separator}", f"Ben{separator}")) == [
-        (f"Ann{separator}", f"Ben{separator}")
-    ]
-
-
-@pytest.mark.parametrize("separator", [":", "- ", "? ", " -- ", ":\n"])
-def test_other_separators_do_not_count(separator: str) -> None:
-    assert prefixes(talk(f"Ann{separator}", f"Ben{separator}")) == []
-
-
-def test_a_separator_needs_a_name_before_it() -> None:
-    assert prefixes(talk(": ", ". ")) == []
-
-
-def test_a_prefix_has_at_most_40_characters() -> None:
-    name = "x" * 37
-    assert prefixes(talk(f"{name}a: ", "Ben: ")) == [(f"{name}a: ", "Ben: ")]
-    assert prefixes(talk(f"{name}ab: ", "Ben: ")) == []
-
-
-def test_a_prefix_is_in_the_first_line() -> None:
-    assert prefixes("\n\n".join(f"{'AB'[i % 2]}\nsays: words {i}" for i in range(6))) == []
 
 
 @pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n\n", "\n\n    "])
@@ -77,39 +65,27 @@ def test_a_turn_may_be_empty() -> None:
     assert find_dialogues("Ann: \n\nBen: hm\n\n" * 3)[0].turns == ("", "hm") * 3
 
 
-def test_consecutive_dialogues() -> None:
-    parts = [
-        talk("Ann: ", "Ben: ", turns=7),
-        talk("Carl: ", "Dan: ", turns=8),
-        "nobody",
-        talk("Q. ", "A. "),
-    ]
-    found = find_dialogues("\n\n".join(parts))
-    assert [(d.start, d.line, len(d.turns)) for d in found] == [(0, 1, 7), (7, 15, 8), (16, 33, 6)]
+PARTS = [talk("Ann: ", "Ben: ", turns=7), talk("Carl: ", "Dan: ", turns=8), "nobody"]
+DOCTORS = talk("Dr. Ann: ", "Dr. Ben: ") + "\n\nDr. Carl: hi\n\nDr. Dan: hi"
+PLACES: list[tuple[str, dict[str, int], list[tuple[int, int, int]]]] = [
+    # text, options, first paragraph, line and number of turns of each dialogue
+    ("\n\n".join([*PARTS, talk("Q. ", "A. ")]), {}, [(0, 1, 7), (7, 15, 8), (16, 33, 6)]),
+    # It starts when only two speak.
+    ("Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: "), {}, [(1, 3, 7)]),
+    # It ends before its speakers become one, who have the title in common.
+    (DOCTORS, {}, [(0, 1, 7)]),
+    (talk("A: ", "B: ", turns=3), {"min_paragraphs": 3}, [(0, 1, 3)]),
+    (talk("A: ", "B: ", turns=3), {"min_paragraphs": 4}, []),
+]
 
 
-def test_a_dialogue_starts_when_only_two_speak() -> None:
-    text = "Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: ")
-    assert [(d.start, d.prefixes, len(d.turns)) for d in find_dialogues(text)] == [
-        (1, ("Ben: ", "Ann: "), 7)
-    ]
+@pytest.mark.parametrize(("text", "options", "expected"), PLACES)
+def test_where_dialogues_start_and_end(text: str, options: Any, expected: Any) -> None:
+    found = find_dialogues(text, **options)
+    assert [(each.start, each.line, len(each.turns)) for each in found] == expected
 
 
-def test_a_dialogue_ends_before_its_speakers_become_one() -> None:
-    """The third doctor shares only the title with the first; a fourth would leave both speakers
-    with the title.
-    """
-    text = talk("Dr. Ann: ", "Dr. Ben: ") + "\n\nDr. Carl: hi\n\nDr. Dan: hi"
-    assert [(len(d.turns), d.prefixes) for d in find_dialogues(text)] == [
-        (7, ("Dr. ", "Dr. Ben: "))
-    ]
-
-
-def test_the_fewest_paragraphs() -> None:
-    assert [
-        len(d.turns) for d in find_dialogues(talk("A: ", "B: ", turns=3), min_paragraphs=3)
-    ] == [3]
-    assert find_dialogues(talk("A: ", "B: ", turns=3), min_paragraphs=4) == []
+def test_a_dialogue_has_at_least_two_paragraphs() -> None:
     with pytest.raises(ValueError, match="min_paragraphs must be at least 2, not 1"):
         find_dialogues("", min_paragraphs=1)
 

@@ -33,6 +33,8 @@ from alignkit_plugins.compare.verdicts import (
 )
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
+DIFFERENCES = {"+": UP, "-": DOWN, "~": UNCLEAR, "none": None}
+TRAINED_ON = {"": False, "*": True, "?": None}
 MEASURES = ("refused", "refused in vain")
 
 
@@ -46,18 +48,22 @@ def estimate(
     return {"mean": mean, "low": low, "high": high, "n": 20, "p": p}
 
 
-def summary(own: dict[str, bool | None], **scores: Any) -> list[Row]:
-    """The rows of align against sft. scores: differences by metric; `_` stands for a blank."""
+def summary(text: str) -> list[Row]:
+    """The rows of align against sft, by metric: `refused +, llama2* -` is a gain in what it did not
+    learn from and a loss in what it was trained on (`?`: not known), and `~` is unclear.
+    """
     rows = []
-    for at, (name, triple) in enumerate(scores.items()):
-        metric = name.replace("_", " ")
+    scores = [score.rsplit(" ", 1) for score in text.split(", ")]
+    own = {name.rstrip("*?"): TRAINED_ON[name[len(name.rstrip("*?")) :]] for name, _ in scores}
+    first = next(iter(own))
+    for metric, (_, difference) in zip(own, scores, strict=True):
         better = {"percent": metric in MEASURES, "lower": metric == "refused in vain"}
         kind = "metric" if metric in MEASURES else "reward"
         sft = Row("sft", metric, kind, {"mean": 0.4, "n": 20}, **better)
         align = replace(sft, policy="align", estimate={"mean": 0.7, "n": 20}, baseline="sft")
-        decides = metric in own or metric in MEASURES or (not own and at == 0)
-        align = replace(align, trained_on=own.get(metric), tested=decides)
-        rows += [sft, replace(align, difference=estimate(triple))]
+        tested = metric == first or metric != "length"
+        align = replace(align, trained_on=own[metric], tested=tested)
+        rows += [sft, replace(align, difference=estimate(DIFFERENCES[difference]))]
     return rows
 
 
@@ -77,120 +83,81 @@ def text(rows: list[Row]) -> str:
     return " ".join(verdict(rows).sentences)
 
 
-IN_VAIN = {"refused": False, "refused in vain": False}
+IN_VAIN = "refused +, refused in vain ~"
+WON, LOST, EVEN = (0.7, 0.6, 0.8), (0.3, 0.2, 0.45), (0.5, 0.4, 0.6)
 
 
 @pytest.mark.parametrize(
     ("found", "outcome", "said"),
     [
         (
-            summary({"refused": False, "llama2": True}, refused=UP, llama2=UP),
+            "refused +, llama2* +",
             "gained",
             "align is better than sft in refused, +30 points [20, 40]: 70% against 40%. "
             "Also better: the reward llama2 (trained on it), +0.30 [0.20, 0.40].",
         ),
         (
-            summary({"llama2": True}, llama2=UP),
+            "llama2* +",
             "gained by its own reward",
-            "align is better than sft in the reward llama2 (trained on it), +0.30 [0.20, 0.40]: "
-            "0.70 against 0.40. It was trained on this reward or chosen by it, so this is no "
-            "independent proof.",
+            "+0.30 [0.20, 0.40]: 0.70 against 0.40. It was trained on this reward or chosen by it,",
         ),
+        ("helpful? +", "gained, not verified", "It is not known whether it was trained on this"),
         (
-            summary({"helpful": None}, helpful=UP),
-            "gained, not verified",
-            "It is not known whether it was trained on this, so this may be no independent proof.",
-        ),
-        (
-            summary({"llama2": True, "refused": False}, llama2=UP, refused=UNCLEAR),
+            "llama2* +, refused ~",
             "nothing clear",
-            "No clear difference between align and sft in refused, +10 points [-10, 30]. More "
-            "examples or more training may show one. Also better: the reward llama2 (trained on "
-            "it), +0.30 [0.20, 0.40].",
+            "No clear difference between align and sft in refused, +10 points [-10, 30].",
         ),
-        (
-            summary({"llama2": True, "refused": False}, llama2=UP, refused=DOWN),
-            "lost",
-            "align is worse than sft in refused, -30 points [-40, -20]: 70% against 40%.",
-        ),
-        (
-            summary(IN_VAIN, refused=UP, refused_in_vain=UP),
-            "mixed",
-            "Worse: refused in vain (lower is better), +30 points [20, 40].",
-        ),
-        (
-            summary(IN_VAIN, refused=UP, refused_in_vain=DOWN),
-            "gained",
-            "Also better: refused in vain (lower is better), -30 points [-40, -20].",
-        ),
-        (
-            summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR),
-            "gained",
-            "No clear difference in refused in vain.",
-        ),
-        (
-            summary({"refused in vain": False}, refused_in_vain=DOWN),
-            "gained",
-            "better than sft in refused in vain (lower is better), -30 points [-40, -20]: 70% "
-            "against 40%.",
-        ),
-        (
-            summary({"refused": False, "llama2": True}, refused=UP, llama2=DOWN),
-            "mixed",  # a loss counts whoever says it
-            "Worse: the reward llama2 (trained on it), -0.30 [-0.40, -0.20].",
-        ),
-        (
-            summary({"refused": False}, refused=None),
-            "unknown",
-            "align and sft cannot be compared: no prompt has a score for both.",
-        ),
-        (
-            judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8)),
-            "gained",
-            "align is better than sft in judge, which prefers it in 70% [60, 80] of comparisons.",
-        ),
-        (
-            judged(summary({"llama2": True}, llama2=UP), (0.3, 0.2, 0.45)),
-            "lost",
-            "align is worse than sft in judge, which prefers it in 30% [20, 45] of comparisons.",
-        ),
-        (
-            judged(summary({"llama2": True}, llama2=UP), (0.5, 0.4, 0.6)),
-            "nothing clear",
-            "No clear difference between align and sft in judge, which prefers it in 50% [40, 60] "
-            "of comparisons.",
-        ),
-        (
-            judged(summary({"llama2": True}, llama2=UP), (0.7, 0.6, 0.8), own=True),
-            "gained by its own reward",
-            "Also better: judge (trained on it), which prefers it in 70% [60, 80] of comparisons.",
-        ),
-        (
-            summary({"llama2": True}, llama2=UP, length=UP),
-            "gained by its own reward",
-            "align is better",
-        ),
+        ("llama2* +, refused -", "lost", "align is worse than sft in refused, -30 points"),
+        ("refused +, refused in vain +", "mixed", "Worse: refused in vain (lower is better), +30"),
+        ("refused +, refused in vain -", "gained", "Also better: refused in vain (lower is"),
+        ("refused +, refused in vain ~", "gained", "No clear difference in refused in vain."),
+        ("refused in vain -", "gained", "better than sft in refused in vain (lower is better)"),
+        # A loss counts whoever says it
+        ("refused +, llama2* -", "mixed", "Worse: the reward llama2 (trained on it), -0.30"),
+        ("refused none", "unknown", "cannot be compared: no prompt has a score for both."),
+        ("llama2* +, length +", "gained by its own reward", "align is better"),
     ],
 )
-def test_what_decides_and_what_is_said_of_it(
-    found: dict[str, Any], outcome: str, said: str
+def test_what_decides_and_what_is_said_of_it(found: str, outcome: str, said: str) -> None:
+    assert verdict(summary(found)).outcome == outcome and said in text(summary(found))
+
+
+@pytest.mark.parametrize(
+    ("preference", "own", "outcome", "said"),
+    [
+        (
+            WON,
+            False,
+            "gained",
+            "align is better than sft in judge, which prefers it in 70% [60, 80]",
+        ),
+        (LOST, False, "lost", "align is worse than sft in judge, which prefers it in 30% [20, 45]"),
+        (
+            EVEN,
+            False,
+            "nothing clear",
+            "in judge, which prefers it in 50% [40, 60] of comparisons.",
+        ),
+        (WON, True, "gained by its own reward", "Also better: judge (trained on it), which"),
+    ],
+)
+def test_a_judge_decides_unless_it_was_trained_on(
+    preference: Any, own: bool, outcome: str, said: str
 ) -> None:
-    assert verdict(found).outcome == outcome and said in text(found)
+    rows = judged(summary("llama2* +"), preference, own)
+    assert verdict(rows).outcome == outcome and said in text(rows)
 
 
 def test_a_reward_that_is_only_shown_decides_nothing() -> None:
-    assert "length" not in text(summary({"llama2": True}, llama2=UP, length=DOWN))
+    assert "length" not in text(summary("llama2* +, length -"))
 
 
 def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
-    rows = summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR)
+    rows = summary(IN_VAIN)
     for row in rows[1::2]:
         rows.append(replace(row, baseline=BASE_MODEL, difference=estimate(UP)))
     assert verdict(rows).outcome == "mixed"
-    assert (
-        f"Worse than {BASE_MODEL}: refused in vain (lower is better), +30 points [20, 40]."
-        in text(rows)
-    )
+    assert f"Worse than {BASE_MODEL}: refused in vain (lower is better), +30" in text(rows)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +172,7 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
 def test_a_gain_that_is_only_length_is_no_gain(
     longer: Any, shorter: Any, difference: Any, outcome: str, said: str
 ) -> None:
-    row = summary({PAIRS: False}, **{PAIRS: difference})[1]
+    row = replace(summary("helpful +")[1], metric=PAIRS, difference=estimate(difference))
     split = {LONGER_IS_BETTER: longer, SHORTER_IS_BETTER: shorter}
     rows = [replace(row, percent=True)]
     for name, share in split.items():
@@ -236,11 +203,8 @@ def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> li
 def test_the_headline_decides_and_the_others_are_adjusted() -> None:
     assert verdict(three(0.04, 0.5)).outcome == "gained"  # hardly any power is lost
     unclear = three(0.5, 0.04)
-    assert (
-        verdict(unclear).outcome == "nothing clear"
-        and "Worse" not in text(unclear)
-        and "better:" not in text(unclear)
-    )
+    assert verdict(unclear).outcome == "nothing clear"
+    assert "Worse" not in text(unclear) and "better:" not in text(unclear)
     # Its interval excludes 0
     assert "+0.30 [0.20, 0.40], p 0.5 after adjusting for all comparisons." in text(unclear)
     # Once the headline is clear, the others have the whole error: 0.02 for the first of two.
@@ -250,12 +214,9 @@ def test_the_headline_decides_and_the_others_are_adjusted() -> None:
 
 def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
     both = three(0.04, 0.5, ("align", "ppo"))
-    assert [verdict(both, policy).outcome for policy in ("align", "ppo")] == [
-        "nothing clear",
-        "gained",
-    ]
+    assert verdict(both).outcome == "nothing clear" and verdict(both, "ppo").outcome == "gained"
     clear = three(1e-4, 0.5, ("align", "ppo"))
-    assert [verdict(clear, policy).outcome for policy in ("align", "ppo")] == ["gained", "gained"]
+    assert verdict(clear).outcome == verdict(clear, "ppo").outcome == "gained"
 
 
 @pytest.mark.silent_bug(
@@ -265,7 +226,7 @@ def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:
 )
 def test_an_effect_that_is_equal_at_all_prompts_has_a_verdict() -> None:
     def outcome(prompts: int) -> str:
-        sft, align = summary({"refused": False}, refused=UP)
+        sft, align = summary("refused +")
         gap = paired_difference([3.0] * prompts, [2.0] * prompts)
         return verdict([sft, replace(align, difference=gap)]).outcome
 
@@ -280,7 +241,7 @@ def full() -> list[Row]:
     share = {"mean": 0.75, "low": 0.5, "high": 0.9, "n": 16}
     won = {"win_rate": share, "counts": "12/4/4"}
     rows = []
-    for row in judged(summary(IN_VAIN, refused=UP, refused_in_vain=UNCLEAR), (0.7, 0.6, 0.8)):
+    for row in judged(summary(IN_VAIN), (0.7, 0.6, 0.8)):
         equal = estimate((0.6, 0.4, 0.8)) if row.kind == "judge" else estimate(UNCLEAR)
         rows.append(replace(row, equal_length=equal, **won) if row.baseline else row)
     rated = list(rows)

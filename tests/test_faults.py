@@ -1,46 +1,84 @@
-"""The fault harness: its model of a disk, and a sample of its cases."""
+"""Crashes, signals, flipped bits, hostile recipes, rows, models and templates: nothing is lost or silently wrong.
+
+A few cheap cases of each kind run with all tests, every 20th with `make slow`, and all with `make faults`.
+"""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from alignkit.io import atomic
 from alignkit.io.atomic import replace_folder, write_text
-from tests.faults.crashes import Disk, restore
+from tests.faults import crashes, flips, models, runs, signals, texts
+from tests.faults.case import HELD, HUNG, UNTIDY, Case, TooLong, command
 
-ROOT = Path(__file__).parent.parent
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+pytestmark = pytest.mark.usefixtures("one_thread")
+EVERY = int(os.environ.get("FAULTS_EVERY", "20"))
 
 
-def test_only_what_was_synced_survives(tmp_path: Path) -> None:
-    disk = Disk(tmp_path / "root")
-    disk.root.mkdir()
-    with disk.watching():
-        (disk.root / "a").write_text("first", encoding="utf-8")
-        sync(disk.root / "a")  # its name was not
-        sync(disk.root)
-        (disk.root / "a").write_text("second", encoding="utf-8")
-        (disk.root / "b").write_text("never synced", encoding="utf-8")
-        sync(disk.root)
-    survived = [tree for tree, _ in disk.points]
-    assert survived == [{}, {"a": b"first"}, {"a": b"first", "b": b""}]
-    assert disk.points[-1][1] == {"a": b"second", "b": b"never synced"}  # a kill loses nothing
-    restore(survived[1], tmp_path / "again")
-    assert (tmp_path / "again" / "a").read_bytes() == b"first"
+@dataclass(frozen=True)
+class Finished:
+    """A whole run, and what it is for."""
+
+    recipe: Path
+    folder: Path
+    results: dict[str, str]
 
 
-def replaced(root: Path) -> Disk:
-    disk = Disk(root)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("faults")
+    recipe = runs.write(folder)
+    said = command(["run", str(recipe), "--out", str(folder / "run")])
+    assert said.code == 0, said.text
+    return Finished(recipe, folder / "run", runs.results(folder / "run"))
+
+
+FAMILIES: dict[str, Callable[[Finished, Path], list[Case]]] = {
+    "flip": lambda whole, scratch: flips.cases(whole.recipe, whole.results, whole.folder),
+    "recipe": lambda whole, scratch: texts.recipes(whole.recipe),
+    "row": lambda whole, scratch: texts.rows(whole.recipe),
+    "model": lambda whole, scratch: models.folders(whole.recipe, whole.folder / "sft" / "adapter"),
+    "template": lambda whole, scratch: models.templates(whole.recipe),
+    "crash": lambda whole, scratch: crashes.cases(whole.recipe, whole.results, scratch),
+    "signal": lambda whole, scratch: signals.cases(whole.recipe, whole.results, scratch),
+}
+FEW = {"flip": 3, "recipe": 12, "row": 12, "model": 3, "template": 3}  # cases with all tests
+
+
+def assert_held(cases: Sequence[Case], folder: Path) -> None:
+    bad = []
+    for number, case in enumerate(cases):
+        (place := folder / str(number)).mkdir()
+        try:
+            outcome, text = case.run(place)
+        except TooLong:
+            outcome, text = HUNG, ""
+        if outcome not in (HELD, UNTIDY):
+            bad.append(f"{outcome}: {case.name}\n{text[-1500:]}")
+    assert not bad, "\n\n".join(bad[:5])
+
+
+@pytest.mark.parametrize("family", FEW)
+def test_a_few_faults_of_a_kind_hold(family: str, finished: Finished, tmp_path: Path) -> None:
+    cases = FAMILIES[family](finished, tmp_path)
+    assert_held(cases[:: len(cases) // FEW[family]], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_faults_of_a_kind_hold(family: str, finished: Finished, tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    assert_held(FAMILIES[family](finished, tmp_path)[::EVERY], tmp_path / "cases")
+
+
+def replaced(root: Path) -> crashes.Disk:
+    disk = crashes.Disk(root)
     disk.root.mkdir()
     with disk.watching():
         for text in ("old", "new"):
@@ -50,21 +88,13 @@ def replaced(root: Path) -> Disk:
     return disk
 
 
-def test_a_replaced_folder_is_whole_after_every_crash(tmp_path: Path) -> None:
-    for tree, _ in replaced(tmp_path / "root").points:
-        if tree.get("done"):
-            assert tree["target/file"] in (b"old", b"new")
-
-
-def test_the_model_notices_a_folder_that_is_not_synced(
+def test_a_replaced_folder_is_whole_after_every_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    trees = [tree for tree, _ in replaced(tmp_path / "root").points]
+    assert [tree["target/file"] for tree in trees if tree.get("done")][-1] == b"new"
+    for tree in trees:
+        assert not tree.get("done") or tree["target/file"] in (b"old", b"new")
+    # Where folders are not synced, the model of the disk notices it.
     monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
-    assert not any("target/file" in tree for tree, _ in replaced(tmp_path / "root").points)
-
-
-@pytest.mark.slow
-def test_a_sample_of_all_faults_holds() -> None:
-    command = [sys.executable, "-m", "tests.faults", "--every", "20"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert not any("target/file" in tree for tree, _ in replaced(tmp_path / "other").points)

@@ -15,7 +15,9 @@ UNEQUAL = {0: [2.0, 4.0], 1: [3.0, 3.0], 2: [0.0, 1.0], 3: [8.0, 10.0]}  # sums,
 
 
 def test_values_have_the_ratio_of_sums_as_their_mean() -> None:
-    """Parts of several processes in any order; the terms of a loss are added."""
+    """Parts of several processes in any order; the terms of a loss are added, and a term of some
+    batches is its mean elsewhere. Values of equal weights are the scores themselves.
+    """
     parts = [
         {"loss/nll": {2: UNEQUAL[2], 0: UNEQUAL[0]}},
         {"loss/nll": {1: UNEQUAL[1], 3: UNEQUAL[3]}},
@@ -24,9 +26,8 @@ def test_values_have_the_ratio_of_sums_as_their_mean() -> None:
     assert sum(values) / 4 == pytest.approx(13 / 18)
     center = {"loss/center": {place: [0.5, 1.0] for place in range(4)}}
     assert values_of([*parts, center])["loss"] == pytest.approx([value + 0.5 for value in values])
-
-
-def test_values_of_equal_weights_are_the_scores_themselves() -> None:
+    whole = {"loss/nll": {place: [2.0, 2.0] for place in range(4)}}
+    assert values_of([{**whole, "loss/extra": {1: [3.0, 6.0]}}])["loss"] == [1.5] * 4
     assert values_of([{"accuracy": {0: [1.0, 1.0], 1: [0.0, 1.0]}}]) == {"accuracy": [1.0, 0.0]}
 
 
@@ -63,11 +64,6 @@ def test_examples_of_one_conversation_are_one_draw() -> None:
     assert alone["n"] == together["n"] == 60
 
 
-def test_a_term_of_some_batches_is_its_mean_elsewhere() -> None:
-    whole = {"loss/nll": {place: [2.0, 2.0] for place in range(4)}}
-    assert values_of([{**whole, "loss/extra": {1: [3.0, 6.0]}}])["loss"] == [1.5] * 4
-
-
 def test_an_interval_of_a_share_ends_at_its_bounds() -> None:
     values = values_of([{"accuracy": {0: [1.0, 1.0], 1: [60.0, 60.0], 2: [9.0, 10.0]}}])
     found = compared(values, values, [0, 1, 2])["accuracy"]["result"]
@@ -102,24 +98,13 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         (of(START, SAME), FELL, "learned nothing measurable; it fits its training data only"),
         (of(START, SAME), FLAT, "40 steps are few: raise epochs"),
         (of(START, SAME), FLAT * 2, "raise learning_rate"),
-        (
-            of(BETTER, START),
-            FLAT,
-            "got worse (loss); it fits its training data only: lower learning_rate",
-        ),
-        (of([0.5] * 40, [1.0] * 22 + [0.0] * 18, "accuracy"), FLAT, "learned nothing measurable"),
+        (of(BETTER, START), FLAT, "got worse (loss)"),
         (of([0.5] * 40, [1.0] * 33 + [0.0] * 7, "accuracy"), FLAT, ""),
         ({}, FELL, ""),
         ({}, [{"reward": 0.0}] * 6, "its reward is 0 in every iteration"),
         ({}, [{"reward": value} for value in (0.1, 0.2) * 5], "does not rise measurably"),
-        (
-            {},
-            [{"reward": value} for value in (0.6, 0.5, 0.6, 0.2, 0.1, 0.2) * 2],
-            "does not rise measurably",
-        ),
         ({}, [{"reward": value} for value in (*(0.1, 0.2) * 3, *(0.8, 0.9) * 3)], ""),
         ({}, [{"reward": place / 10} for place in range(12)], ""),
-        ({}, [{"reward": value} for value in (0.2, 0.1) * 4], ""),
         ({}, [{"reward": 0.1}, {"reward": 0.1}], ""),
     ],
 )

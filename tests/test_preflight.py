@@ -4,219 +4,181 @@ wasted.
 
 from __future__ import annotations
 
-import json
+import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from alignkit.cli import main
-from alignkit.errors import DataError
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import Run
+from tests.rows import TINY, Said, run, write_recipe, write_rows
 
+# Rows of another kind than a stage needs, and the columns that later steps ask for.
+FILES = {
+    "demos.jsonl": '{"prompt": "is it?", "completion": "yes"}',
+    "pairs.jsonl": '{"prompt": "is it?", "chosen": "yes", "rejected": "no"}',
+    "prompts.jsonl": '{"prompt": "is it?", "question_id": 1}',
+    "text.txt": "just a text",
+    "reward.py": "def f(completions, answer, weight=1.0):\n    return [0.0 for _ in completions]",
+    "picky.py": """
+from alignkit import DataError, Reward, hookimpl
 
-def checked(folder: Path, data: Any, algorithm: str = "dpo") -> None:
-    rows = [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(3)]
-    (folder / "demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    (folder / "pairs.jsonl").write_text(
-        json.dumps({"prompt": "is it?", "chosen": "yes", "rejected": "no"}), encoding="utf-8"
-    )
-    judged = {
-        "step": "judge_pairs",
-        "judge": {"local_judge": {"role": "base"}},
-        "prompts": "demos.jsonl",
-        "policy": "base",
-    }
-    stages = {"labels": judged, "align": {"algorithm": algorithm, "from": "base", "data": data}}
-    text = yaml.safe_dump(
-        {"name": "small", "model": {"base": "tiny"}, "stages": stages}, sort_keys=False
-    )
-    (folder / "small.yaml").write_text(text, encoding="utf-8")
-    Run(load_recipe(folder / "small.yaml"), folder / "out", download=False).prepare(
-        ["labels", "align"]
-    )
+class Picky(Reward):
+    def check_prompts(self, groups):
+        if any("answer" not in group.meta for group in groups):
+            raise DataError("picky: a prompt has no column 'answer'")
 
+    def score(self, groups):
+        return {"": [0.0 for group in groups for _ in group.responses]}
 
-@pytest.mark.parametrize("algorithm", ["dpo", "reward_model"])
-def test_data_without_pairs_are_reported(tmp_path: Path, algorithm: str) -> None:
-    with pytest.raises(
-        DataError,
-        match=r"stage 'align': \w+ learns from pairs .* no row of .*demos.jsonl has a pair",
-    ):
-        checked(tmp_path, "demos.jsonl", algorithm)
-
-
-def test_one_source_with_a_pair_is_enough(tmp_path: Path) -> None:
-    checked(tmp_path, ["demos.jsonl", "pairs.jsonl"])
-    checked(tmp_path, "demos.jsonl", "sft")
-
-
-def test_a_stage_may_produce_the_pairs_that_files_lack(tmp_path: Path) -> None:
-    checked(tmp_path, ["demos.jsonl", {"stage": "labels"}])
-
-
-def test_a_bad_row_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"prompt": "is it?", "chosen": "yes"}', encoding="utf-8")
-    with pytest.raises(DataError, match=r"bad\.jsonl"):
-        checked(tmp_path, ["pairs.jsonl", "bad.jsonl"])
-
-
-# Mistakes of later stages, before the first one
-
-DEMO = {"prompt": "is it?", "completion": "yes"}
-PAIR = {"prompt": "is it?", "chosen": "yes", "rejected": "no"}
-SFT = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
-ONLINE = {
-    "algorithm": "rloo",
-    "prompts": "prompts.jsonl",
-    "reward": {"length": {"unit": "characters"}},
-    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
-    "iterations": 1,
+@hookimpl
+def register(add):
+    add("reward", "picky", Picky)
+""",
 }
-JUDGE = {
-    "openai_judge": {
-        "server": {"base_url": "http://localhost:9/v1", "model": "m", "api_key_env": "NOT_SET_KEY"}
-    }
+FIRST = "first: {algorithm: sft, data: demos.jsonl, max_steps: 1}"
+# What words in capitals below stand for.
+WORDS = {
+    "GOLD": "ONLINE, prompts: prompts.jsonl, reward: LENGTH, monitors: [{gold:",
+    "ONLINE": "algorithm: rloo, iterations: 1, rollout: {samples_per_prompt: 2, max_new_tokens: 4}",
+    "EVALUATE": "step: evaluate, policies: [base], rewards: [LENGTH]",
+    "OF_PAIRS": "step: evaluate_reward, rewards: [LENGTH]",
+    "LENGTH": "{length: {unit: characters}}",
+    "PYTHON": "{python: {path: reward.py, function: f}}",
+    "JUDGE": "{openai_judge: {server: {base_url: 'http://localhost:9/v1', model: m, api_key_env: NO_KEY}}}",
+    "LOCAL": "step: judge_pairs, judge: {local_judge: {}}",
 }
-PYTHON = {"python": {"path": "reward.py", "function": "f"}}
-REWARD = """
-def f(completions, answer, weight=1.0):
-    return [0.0 for _ in completions]
-"""
-LATER: dict[str, tuple[dict[str, Any], int, str]] = {
-    "a judge's key, in a step": (
-        {"step": "judge_pairs", "judge": JUDGE, "data": "pairs.jsonl"},
-        2,
-        "the environment variable NOT_SET_KEY is not set",
+# A later stage -> the code of the error, what it says, and the text at which its caret points.
+RAW, NO_ANSWER = "the rows are raw text", "picky: a prompt has no column 'answer'"
+MISTAKES = {
+    "step: judge_pairs, data: pairs.jsonl, judge: JUDGE": (2, "NO_KEY is not set", ""),
+    "ONLINE, prompts: prompts.jsonl, reward: {rlaif: {judge: JUDGE}}": (2, "NO_KEY is not", ""),
+    "algorithm: kto, data: demos.jsonl": (4, "desirable and undesirable", "demos.jsonl"),
+    "algorithm: dpo, data: demos.jsonl": (4, "dpo learns from pairs", "demos.jsonl"),
+    "algorithm: reward_model, data: demos.jsonl": (4, "learns from pairs", "demos.jsonl"),
+    "algorithm: {reward_model: {margin: data}}, data: pairs.jsonl": (4, "margin", "pairs.jsonl"),
+    "algorithm: sft, data: pairs.jsonl": (4, "2 responses", "pairs.jsonl"),
+    "ONLINE, prompts: text.txt, reward: LENGTH": (4, "'prompts' are raw text", "text.txt"),
+    "ONLINE, prompts: prompts.jsonl, reward: picky": (4, NO_ANSWER, "picky"),
+    "ONLINE, prompts: prompts.jsonl, reward: PYTHON": (4, "needs the argument 'answer'", ""),
+    "GOLD {prompts: text.txt, reward: LENGTH}}]": (4, "gold.prompts' are raw text", ""),
+    "GOLD {reward: PYTHON}}]": (4, "needs the argument 'answer'", ""),
+    "GOLD {prompts: demos.jsonl, reward: PYTHON}}]": (4, "needs the argument 'answer'", ""),
+    "EVALUATE, prompts: prompts.jsonl, by: [question_id, topic]": (4, "column topic", "topic"),
+    "step: evaluate, policies: [base], rewards: [picky], prompts: prompts.jsonl": (
+        (4, NO_ANSWER, "picky")
     ),
-    "a judge's key, in a reward": (
-        ONLINE | {"reward": {"rlaif": {"judge": JUDGE}}},
-        2,
-        "the environment variable NOT_SET_KEY is not set",
+    "EVALUATE, prompts: text.txt": (4, RAW, "text.txt"),
+    "OF_PAIRS, pairs: demos.jsonl": (4, "none of 1 rows has a preference pair", "demos.jsonl"),
+    "OF_PAIRS, pairs: pairs.jsonl, by: [topic]": (4, "no pair has a column 'topic'", "topic"),
+    "step: evaluate_reward, rewards: [length], pairs: pairs.jsonl": (4, "counts tokens", "length"),
+    "step: sample, prompts: prompts.jsonl, reward: picky": (4, NO_ANSWER, "picky"),
+    "step: sample, prompts: text.txt": (4, RAW, "text.txt"),
+    "step: select_best, policies: [first, base], reward: picky, prompts: prompts.jsonl": (
+        (4, NO_ANSWER, "picky")
     ),
-    "KTO without labels": (
-        {"algorithm": "kto", "data": "demos.jsonl"},
-        4,
-        "kto needs desirable and undesirable responses",
-    ),
-    "prompts that are raw text": (
-        ONLINE | {"prompts": "text.txt"},
-        4,
-        "the rows of 'prompts' are raw text",
-    ),
-    "held-out prompts that are raw text": (
-        ONLINE
-        | {
-            "monitors": [{"gold": {"reward": {"length": {"unit": "words"}}, "prompts": "text.txt"}}]
-        },
-        4,
-        "the rows of 'monitors.0.gold.prompts' are raw text",
-    ),
-    "a column that a function for gold needs": (
-        ONLINE | {"monitors": [{"gold": {"reward": PYTHON}}]},
-        4,
-        "needs the argument 'answer'",
-    ),
-    "a column of held-out prompts that a function for gold needs": (
-        ONLINE
-        | {
-            "monitors": [
-                {"gold": {"reward": PYTHON, "prompts": {"path": "prompts.jsonl", "limit": 1}}}
-            ]
-        },
-        4,
-        "needs the argument 'answer'",
-    ),
-    "margins": (
-        {"algorithm": {"reward_model": {"margin": "data"}}, "data": "pairs.jsonl"},
-        4,
-        "'margin: data' needs pairs whose margin is a number",
-    ),
-    "a column that a reward function needs": (
-        ONLINE | {"reward": PYTHON},
-        4,
-        "needs the argument 'answer', but no prompt has a column of this name (other columns: "
-        "question_id)",
-    ),
-    "preferences as demonstrations": (
-        {"algorithm": "sft", "data": "pairs.jsonl"},
-        4,
-        "2 responses",
-    ),
-    "a folder that is no data set": (
-        {"algorithm": "sft", "data": {"hub": "nothing"}},
-        4,
-        "nothing[train]: `datasets` cannot load it",
-    ),
+    "LOCAL, data: demos.jsonl": (4, "no row has two different responses", "demos.jsonl"),
+    "LOCAL, prompts: text.txt, policy: base": (4, RAW, "text.txt"),
+    "step: instruct, data: text.txt, instruction: Be brief.": (4, RAW, "text.txt"),
 }
 
 
-def mistaken(folder: Path, *later: dict[str, Any]) -> list[str]:
-    rows = {
-        "demos.jsonl": DEMO,
-        "pairs.jsonl": PAIR,
-        "prompts.jsonl": {"prompt": "is it?", "question_id": 1},
-    }
-    for name, row in rows.items():
-        (folder / name).write_text(json.dumps(row) + "\n", encoding="utf-8")
-    (folder / "text.txt").write_text("just a text\n", encoding="utf-8")
-    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    (folder / "nothing").mkdir()
-    stages = {"first": SFT} | {f"later_{number}": stage for number, stage in enumerate(later)}
-    (folder / "recipe.json").write_text(
-        json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
-    )
-    return [str(folder / "recipe.json")]
+def recipe_of(folder: Path, *later: str) -> list[str]:
+    """A recipe with these stages after a first one, and the plugin that it needs."""
+    for name, text in FILES.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    text = "\n".join([FIRST, *(f"later_{n}: {{{stage}}}" for n, stage in enumerate(later))])
+    for word, meaning in WORDS.items():
+        text = text.replace(word, meaning)
+    return [str(write_recipe(folder, text, TINY)), "--plugin", str(folder / "picky.py")]
 
 
-@pytest.mark.parametrize("case", LATER)
-def test_a_mistake_of_a_later_stage_is_told_before_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+def pointed_at(err: str) -> str:
+    """What a caret stands below, up to the end of the line."""
+    for above, carets in itertools.pairwise(err.splitlines()):
+        if "^" in carets:
+            return above[carets.index("^") :]
+    return ""
+
+
+@pytest.mark.parametrize("stage", MISTAKES)
+def test_a_mistake_of_a_later_stage_is_shown_in_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said, stage: str
 ) -> None:
-    stage, code, message = LATER[case]
+    """By `check`, which makes no model."""
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    command = mistaken(tmp_path, stage)
-    assert main(["run", *command, "--out", str(tmp_path / "run")]) == code
-    err = capsys.readouterr().err
-    assert message in err, err
-    assert not (tmp_path / "run" / "first").exists()
-
-
-def test_validate_says_what_a_run_would_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All but what needs the base model's tokenizer, or the hub."""
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    for index, (name, (stage, code, message)) in enumerate(LATER.items()):
-        folder = tmp_path / str(index)
-        folder.mkdir()
-        quiet = "fit" in name or "data set" in name
-        assert main(["check", *mistaken(folder, stage)]) == (0 if quiet else code), name
-        assert quiet or message in capsys.readouterr().err
+    code, message, place = MISTAKES[stage]
+    assert main(["check", *recipe_of(tmp_path, stage)]) == code
+    err = said()
+    assert "later_0" in err and message in err, err
+    assert pointed_at(err).startswith(place), err
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_data_of_all_stages_are_told_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("stages", "code"),
+    [
+        ([next(iter(MISTAKES))], 2),
+        ([stage for stage, (code, _, place) in MISTAKES.items() if code == 4 and place], 4),
+    ],
+)
+def test_a_run_tells_all_mistakes_before_its_first_stage(
+    tmp_path: Path, said: Said, stages: list[str], code: int
 ) -> None:
-    stages = [
-        LATER[name][0]
-        for name in ("KTO without labels", "margins", "preferences as demonstrations")
-    ]
-    assert main(["check", *mistaken(tmp_path, *stages)]) == 4
-    err = capsys.readouterr().err
-    assert all(f"later_{number}" in err for number in range(3)), err
+    recipe, *plugin = recipe_of(tmp_path, *stages)
+    run(Path(recipe), *plugin, code=code)
+    err = said()
+    for number, stage in enumerate(stages):
+        assert f"later_{number}" in err and MISTAKES[stage][1] in err, stage
+    assert not (tmp_path / "run" / "first").exists()
+
+
+def test_a_folder_that_is_no_data_set_is_told_by_a_run(tmp_path: Path, said: Said) -> None:
+    (tmp_path / "nothing").mkdir()
+    recipe, *plugin = recipe_of(tmp_path, "algorithm: sft, data: {hub: nothing}")
+    assert main(["check", recipe, *plugin]) == 0
+    run(Path(recipe), *plugin, code=4)
+    assert "nothing[train]: `datasets` cannot load it" in said()
+    assert not (tmp_path / "run" / "first").exists()
+
+
+@pytest.mark.parametrize(
+    "stages",
+    [
+        ["algorithm: dpo, data: [demos.jsonl, pairs.jsonl]"],
+        # A stage may make what a file lacks, also if it is one of several sources.
+        [
+            "LOCAL, prompts: demos.jsonl, policy: base",
+            "algorithm: dpo, data: [demos.jsonl, later_0]",
+        ],
+        [
+            "step: sample, prompts: prompts.jsonl",
+            "EVALUATE, prompts: [prompts.jsonl, later_0], by: [topic]",
+            "OF_PAIRS, pairs: later_0",
+        ],
+    ],
+    ids=["one source with a pair", "pairs of a stage", "columns of a stage"],
+)
+def test_data_that_may_do_are_not_refused(tmp_path: Path, stages: list[str]) -> None:
+    assert main(["check", *recipe_of(tmp_path, *stages)]) == 0
+
+
+def test_bad_rows_are_listed_once_by_their_file(tmp_path: Path, said: Said) -> None:
+    stages = ("OF_PAIRS, pairs: pairs.jsonl", "algorithm: dpo, data: pairs.jsonl")
+    recipe = recipe_of(tmp_path, *stages)
+    with (tmp_path / "pairs.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"prompt": "is it?", "chosen": "yes"}\n')
+    assert main(["check", *recipe]) == 4
+    err = said()
+    assert err.count("pairs.jsonl:2: ") == 1 and "^" not in err
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "CUDA", "meta", ""])
 def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+    tmp_path: Path, said: Said, device: str
 ) -> None:
-    (command,) = mistaken(tmp_path)
-    assert main(["check", command, f"model.device='{device}'"]) == 2
-    assert "model.device: must match pattern" in capsys.readouterr().err
+    command = recipe_of(tmp_path)
+    assert main(["check", *command, f"model.device='{device}'"]) == 2
+    assert "model.device: must match pattern" in said()
 
 
 # The chat template
@@ -236,16 +198,16 @@ TEMPLATES = {
 
 @pytest.mark.parametrize(("template", "message"), TEMPLATES.items())
 def test_a_broken_chat_template_is_reported_with_its_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, message: str
+    tmp_path: Path, said: Said, template: str, message: str
 ) -> None:
-    (command,) = mistaken(tmp_path)
+    recipe, *_ = recipe_of(tmp_path)
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     override = f"model.chat_template={tmp_path / 't.jinja'}"
     if not message:
-        assert main(["check", command, override]) == 0
+        assert main(["check", recipe, override]) == 0
         return
-    assert main(["run", "--out", str(tmp_path / "run"), command, override]) == 1
-    assert message in capsys.readouterr().err
+    run(Path(recipe), override, code=1)
+    assert message in said()
     assert not (tmp_path / "run" / "first").exists()
 
 
@@ -274,40 +236,30 @@ def register(add):
 """
 
 
-def test_an_algorithms_file_is_checked_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_algorithms_file_is_checked_first(tmp_path: Path, said: Said) -> None:
     """The file lies next to the recipe, which may itself be somewhere else; its content is in the
     hash.
     """
     plugin, weights = tmp_path / "weighted.py", tmp_path / "parts" / "weights.json"
     plugin.write_text(WEIGHTED, encoding="utf-8")
     weights.parent.mkdir()
-    (tmp_path / "demos.jsonl").write_text(
-        json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8"
-    )
-    stage = {
-        "algorithm": {"weighted": {"weights": "parts/weights.json"}},
-        "data": "demos.jsonl",
-        "max_steps": 1,
-    }
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"sft": stage}}), encoding="utf-8"
+    algorithm = {"weighted": {"weights": "parts/weights.json"}}
+    path = write_recipe(
+        tmp_path, {"sft": {"algorithm": algorithm, "data": "demos.jsonl", "max_steps": 1}}
     )
     run = ["run", str(path), "--plugin", str(plugin), "--out", str(tmp_path / "out")]
     check = ["check", str(path), "--plugin", str(plugin)]
-    assert main(check) == 2 and "no such file: parts/weights.json" in capsys.readouterr().err
+    assert main(check) == 2 and "no such file: parts/weights.json" in said()
     weights.write_text('{"no": 1}')
     for command in (check, run):
         assert main(command) == 2
-        err = capsys.readouterr().err
+        err = said()
         assert f"stage 'sft': {weights}: no weight for 'yes'" in err and "loading tiny" not in err
     weights.write_text('{"yes": 2}')
     assert main(check) == main(run) == 0
-    assert main(run) == 0 and "sft: unchanged, reused" in capsys.readouterr().err
+    assert main(run) == 0 and "sft: unchanged, reused" in said()
     weights.write_text('{"yes": 3}')
-    assert main(run) == 0 and "starting over" in capsys.readouterr().err
+    assert main(run) == 0 and "starting over" in said()
 
 
 REWARDS = """
@@ -353,25 +305,25 @@ def register(add):
     ],
 )
 def test_what_parts_of_a_reward_say_points_at_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, line: int, message: str
+    tmp_path: Path, said: Said, reward: str, line: int, message: str
 ) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "is it?"}\n' * 2, encoding="utf-8")
     (tmp_path / "parts.py").write_text(REWARDS, encoding="utf-8")
-    text = (
-        "model:\n"
-        "  base: tiny\n"
-        "stages:\n"
-        "  align:\n"
-        "    algorithm: rloo\n"
-        "    prompts: p.jsonl\n"
-        "    reward:\n"
-        "      "
-    )
-    (tmp_path / "small.yaml").write_text(f"{text}{reward}\n", encoding="utf-8")
+    text = """\
+model:
+  base: tiny
+stages:
+  align:
+    algorithm: rloo
+    prompts: p.jsonl
+    reward:
+      REWARD
+"""
+    (tmp_path / "small.yaml").write_text(text.replace("REWARD", reward), encoding="utf-8")
     assert (
         main(["check", str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "parts.py")]) != 0
     )
-    err = capsys.readouterr().err
+    err = said()
     assert message in err and f"small.yaml:{line}:" in err
 
 
@@ -382,22 +334,13 @@ def test_what_parts_of_a_reward_say_points_at_them(
     "inclusionAI/AReno#9",
 )
 def test_check_imports_rewards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "asked.jsonl").write_text('{"prompt": "2 + 2?", "answer": "4"}\n')
-    stage = {
-        "algorithm": "grpo",
-        "prompts": "asked.jsonl",
-        "reward": {"python": {"path": "mine.py", "function": "f"}},
-    }
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": stage}}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    check = ["check", str(tmp_path / "recipe.yaml")]
+    write_rows(tmp_path / "asked.jsonl", [{"prompt": "2 + 2?", "answer": "4"}])
+    reward = "{python: {path: mine.py, function: f}}"
+    stages = f"align: {{algorithm: grpo, prompts: asked.jsonl, reward: {reward}}}"
+    check = ["check", str(write_recipe(tmp_path, stages))]
     for source, told in {
-        ("import no_such_module\ndef f(completions): ..."): (
-            "No module named 'no_such_module' (line 1"
-        ),
-        "def f(completions, anser): ...": (
-            "needs the argument 'anser', but no prompt has a column of this name"
-        ),
+        "import no_such_module\ndef f(completions): ...": "No module named 'no_such_module' (line 1",
+        "def f(completions, anser): ...": "needs the argument 'anser', but no prompt has a column",
     }.items():
         (tmp_path / "mine.py").write_text(source)
         assert main(check) in (2, 4) and told in capsys.readouterr().err

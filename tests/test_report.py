@@ -50,9 +50,7 @@ def test_rows_keep_their_keys_and_long_keys_are_wrapped() -> None:
     assert Report([TWO_KEYS]).text(80).splitlines()[-1] == "sft     helpful  50% [28, 72]"
     long = Table("", ["", "x"], [["a reward with a very long name indeed", "1.0 [0.5, 1.5]"]])
     lines = Report([long]).text(30).splitlines()
-    assert max(map(len, lines)) <= 30 and " ".join(
-        " ".join(line[:13] for line in lines[2:]).split()
-    ).startswith("a re")
+    assert max(map(len, lines)) <= 30 and lines[2].startswith("a re")
 
 
 def test_lines_are_wrapped_between_words_and_around_intervals() -> None:
@@ -87,19 +85,22 @@ def test_nothing_in_a_report_acts_on_the_terminal() -> None:
         assert "\x1b" not in text and "\u202e" not in text and "red" in text
 
 
+MARKDOWN = """\
+one
+
+- two
+- three
+
+**against**
+
+| policy | reward | win rate |
+| --- | --- | ---: |
+| sft | helpful | 50% [28, 72] |
+"""
+
+
 def test_markdown() -> None:
-    assert Report(["one", "two\nthree", TWO_KEYS]).markdown() == (
-        "one\n"
-        "\n"
-        "- two\n"
-        "- three\n"
-        "\n"
-        "**against**\n"
-        "\n"
-        "| policy | reward | win rate |\n"
-        "| --- | --- | ---: |\n"
-        "| sft | helpful | 50% [28, 72] |\n"
-    )
+    assert Report(["one", "two\nthree", TWO_KEYS]).markdown() == MARKDOWN
     assert r"| a\|b |" in Report([Table("", ["x"], [["a|b"]])]).markdown()
 
 

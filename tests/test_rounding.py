@@ -67,33 +67,26 @@ def by_policy(scores: list[float]) -> Group:
 
 def combined(cls: Any, scores: list[float], **options: Any) -> torch.Tensor:
     thing = cls(cls.Options(**options))
-    names = list(thing.parts())
-    reward: torch.Tensor = thing.combine(
-        [group(scores)], {name: table(scores) for name in names}
-    ).reward
+    parts = dict.fromkeys(thing.parts(), table(scores))
+    reward: torch.Tensor = thing.combine([group(scores)], parts).reward
     return reward
 
 
 def select(cls: Any, scores: list[float], **options: Any) -> list[Group]:
     chosen: list[Group] = cls(cls.Options(**options)).select([group(scores)], log)
-    return [
-        each
-        for each in chosen
-        if each.responses and (each.pairs is None or each.pairs or cls is not OnlineDPO)
-    ]
+    paired = cls is OnlineDPO
+    return [each for each in chosen if each.responses and not (paired and each.pairs == ())]
 
 
 def against(scores: list[float]) -> float:
     """What is found of two policies at four prompts, at which one of them always has the first
     score.
     """
-    rows = [replace(group([scores[0], each]), id=str(number)) for number, each in enumerate(scores)]
-    rows = [
-        replace(
-            g, responses=tuple(replace(r, source=s) for r, s in zip(g.responses, "ab", strict=True))
-        )
-        for g in rows
-    ]
+    rows = []
+    for number, each in enumerate(scores):
+        a, b = group([scores[0], each]).responses
+        both = replace(a, source="a"), replace(b, source="b")
+        rows.append(Group(group(scores).prompt, both, id=str(number)))
     row, _ = rated(rows, ["a", "b"], "b", "reward")
     wins, losses, _ = map(int, row.counts.split("/"))
     return float(wins + losses + abs(row.difference["mean"]))
@@ -110,9 +103,7 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "whiten": lambda x: F.whiten(table(x)).any(),
     "whiten in fp32": lambda x: F.whiten(table(x).float() + torch.tensor([0, 1e-7, 0, 0])).any(),
     "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
-    "pairs": lambda x: [
-        winner for winner in F.preferred([(x[0], each) for each in x]) if winner is not None
-    ],
+    "pairs": lambda x: set(F.preferred([(x[0], each) for each in x])) - {None},
     "equal_length": lambda x: (
         combined(EqualLength, x, reward="x", unit_variance=True).diff().abs().max() > 1e-3
     ),

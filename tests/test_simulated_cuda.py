@@ -7,8 +7,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -17,42 +15,36 @@ import pytest
 import yaml
 from torch.utils import backend_registration
 
-from alignkit.cli import main
+from tests.rows import read_rows, run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-        reason="this torch cannot simulate a device",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch cannot simulate a device",
+)
 ROOT = Path(__file__).parent.parent
 SIMULATED = ROOT / "tests" / "simulated_cuda"
 # Of the time a step took, or of how tokens were packed into it.
-MACHINE = ("seconds", "time", "tokens_per_second", "token_budget")
+MACHINE = ("stage", "seconds", "time", "tokens_per_second", "token_budget")
+HALF = ("bfloat16",)
 
 
 def recipe(folder: Path, dtype: str) -> Path:
-    """The smoke recipe with DPO and fewer rows."""
+    """The smoke recipe with DPO and fewer rows; in half precision without what does not choose its
+    operators by dtype.
+    """
     found = yaml.safe_load((ROOT / "recipes" / "smoke.yaml").read_text(encoding="utf-8"))
     found["model"]["dtype"] = dtype
     stages = found["stages"]
-    stages["dpo"] = {
-        "algorithm": "dpo",
-        "from": "sft",
-        "data": dict(stages["helpful"]["data"]),
-        "max_length": 768,
-    }
-    for name, stage in stages.items():
-        for source in (stage.get("data"), stage.get("prompts")):
-            if source is not None:
-                source |= {"path": str(ROOT / "recipes" / source["path"]), "limit": 8}
-        if name in ("best", "align"):
-            stage |= {"prompts_per_iteration": 4}
-            stage["rollout"] |= {"samples_per_prompt": 2, "max_new_tokens": 8}
+    liked = dict(stages["helpful"]["data"])
+    stages["dpo"] = {"algorithm": "dpo", "from": "sft", "data": liked, "max_length": 768}
+    for stage in stages.values():
+        for key in {"data", "prompts"} & stage.keys():
+            stage[key] |= {"path": str(ROOT / "recipes" / stage[key]["path"]), "limit": 8}
+    for name in ("best", "align"):
+        stages[name]["prompts_per_iteration"] = 4
+        stages[name]["rollout"] |= {"samples_per_prompt": 2, "max_new_tokens": 8}
     stages["report"] |= {"policies": ["sft", "align"], "sampling": {"max_new_tokens": 8}}
-    stages["report"]["prompts"]["limit"] = 4
-    if dtype == "bfloat16":  # the parts that choose their operators by dtype
+    if dtype in HALF:
         for name in ("safety", "best", "report"):
             del stages[name]
         stages["align"] |= {"from": "sft", "reward": "helpful"}
@@ -66,137 +58,96 @@ def simulated(script: str, *arguments: str, **variables: str) -> subprocess.Comp
     ends.
     """
     command = [sys.executable, str(SIMULATED / script), *arguments]
-    variables = (
-        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    paths = os.pathsep.join(sys.path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **variables}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False
-    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
-@dataclass(frozen=True)
-class Run:
-    """A finished run; counted: what the device counted."""
-
-    folder: Path
-    counted: dict[str, Any] = field(default_factory=dict)
-
-    def steps(self, stage: str) -> Iterator[dict[str, float]]:
-        for line in (
-            (self.folder / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        ):
-            row = json.loads(line)
-            yield {
-                name: value
-                for name, value in row.items()
-                if name != "stage" and not name.startswith(MACHINE)
-            }
-
-    def samples(self, stage: str) -> list[list[int]]:
-        files = sorted((self.folder / stage / "rollouts").glob("*.jsonl"))
-        rows = [
-            json.loads(line)
-            for file in files
-            for line in file.read_text(encoding="utf-8").splitlines()
-        ]
-        return [response["tokens"] for row in rows for response in row["responses"]]
+def steps(run: Path, stage: str) -> list[dict[str, float]]:
+    rows = read_rows(run / stage / "metrics.jsonl")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(MACHINE)} for row in rows
+    ]
 
 
-@pytest.fixture(
-    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
-def runs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Run, Run]:
-    """The same recipe on the CPU and on the simulated device."""
-    folder = tmp_path_factory.mktemp(request.param)
-    path = recipe(folder, request.param)
-    assert main(["run", str(path), "model.device=cpu", "--out", str(folder / "cpu")]) == 0
-    triton = str(int(request.param == "float32"))  # with one attention call per layer, and without
-    arguments = ("run", str(path), "model.device=auto", "--out", str(folder / "cuda"))
-    done = simulated("run.py", *arguments, SIMULATED_TRITON=triton)
+def samples(run: Path) -> list[list[int]]:
+    files = sorted((run / "align" / "rollouts").glob("*.jsonl"))
+    groups = [group for file in files for group in read_rows(file)]
+    return [response["tokens"] for group in groups for response in group["responses"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_on_the_device_equals_one_on_the_cpu(dtype: str, tmp_path: Path) -> None:
+    """In fp32 with one attention call per layer, in half precision without."""
+    path, exact = recipe(tmp_path, dtype), dtype not in HALF
+    cpu, cuda = run(path, "model.device=cpu", out=tmp_path / "cpu"), tmp_path / "cuda"
+    command = ("run", str(path), "model.device=auto", "--out", str(cuda))
+    done = simulated("run.py", *command, SIMULATED_TRITON=str(int(exact)))
     # The check at load would turn mixed devices into a slower way to compute.
-    assert done.returncode == 0 and "packed rows" in done.stdout + done.stderr, (
-        done.stdout + done.stderr
-    )
-    return (
-        request.param,
-        Run(folder / "cpu"),
-        Run(folder / "cuda", json.loads(done.stdout.splitlines()[-1])),
-    )
-
-
-def test_a_run_on_the_device_equals_one_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
-    dtype, cpu, cuda = runs
-    assert cuda.counted["launches"] > 5_000
-    assert cuda.counted["converted_masks"] == 0  # each layer would store its own
+    assert "packed rows" in done.stdout + done.stderr
+    counted = json.loads(done.stdout.splitlines()[-1])
+    assert counted["launches"] > 5_000
+    assert counted["converted_masks"] == 0  # each layer would store its own
     # No plans of cuDNN, and all scores are stored only where the check at load runs the model's own
     # attention.
-    assert cuda.counted["attention"].keys() <= {"flash", "efficient", "math", "flex"}
-    assert (cuda.counted["attention"].get("flex", 0) > 100) == (dtype == "float32")
-    assert cuda.counted["attention"].get("math", 0) <= 10
-    for stage in ("sft", "helpful", "dpo", "align", *(["best"] if dtype == "float32" else [])):
-        ours, theirs = list(cuda.steps(stage)), list(cpu.steps(stage))
-        assert len(ours) == len(theirs) > 0
-        for one, other in zip(ours, theirs, strict=True):
-            # Policy and reference are equal: rounding decides who is right
-            if stage == "dpo" and one["step"] == 1:
-                del one["accuracy"], other["accuracy"]
-            if dtype == "float32":
-                assert one == pytest.approx(other, rel=1e-3, abs=1e-5), stage
-                continue
-            for name in {"loss", "grad_norm"} & other.keys():
-                # Half precision rounds differently on each kind of processor, and one other token
-                # changes a rollout.
-                same = (
-                    pytest.approx(other[name], rel=0.2, abs=0.02) if stage != "align" else one[name]
-                )
-                assert math.isfinite(one[name]) and one[name] == same, stage
+    attention = counted["attention"]
+    assert attention.keys() <= {"flash", "efficient", "math", "flex"}
+    assert (attention.get("flex", 0) > 100) == exact and attention.get("math", 0) <= 10
+    for stage in ("sft", "helpful", "dpo", "align", *(["best"] if exact else [])):
+        for one, other in zip(steps(cuda, stage), steps(cpu, stage), strict=True):
+            check_step(stage, one, other, exact)
+    check_samples(samples(cuda), samples(cpu), exact)
 
 
-def test_samples_on_the_device_equal_those_on_the_cpu(runs: tuple[str, Run, Run]) -> None:
-    dtype, cpu, cuda = runs
-    pairs = list(zip(cuda.samples("align"), cpu.samples("align"), strict=True))
-    assert len(pairs) >= 8
-    if dtype == "float32":
-        assert [one for one, _ in pairs] == [other for _, other in pairs]
+def check_step(stage: str, one: dict[str, float], other: dict[str, float], exact: bool) -> None:
+    if stage == "dpo" and one["step"] == 1:
+        # Policy and reference are equal: rounding decides who is right
+        del one["accuracy"], other["accuracy"]
+    if exact:
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5), stage
+        return
+    # Half precision rounds differently on each kind of processor, and one other token changes a
+    # rollout.
+    for name in {"loss", "grad_norm"} & other.keys():
+        assert math.isfinite(one[name]), stage
+        assert stage == "align" or one[name] == pytest.approx(other[name], rel=0.2, abs=0.02), stage
+
+
+def check_samples(ours: list[Any], theirs: list[Any], exact: bool) -> None:
+    assert len(ours) == len(theirs) >= 8
+    if exact:
+        assert ours == theirs
         return
     # Two orders of summation round differently, and a draw near a boundary may fall on its other
     # side. What follows it is another text, so only draws after equal tokens count.
-    equal = [
-        sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False)))
-        for pair in pairs
-    ]
-    drawn = sum(count + (one != other) for count, (one, other) in zip(equal, pairs, strict=True))
-    assert sum(equal) >= 0.6 * drawn, (sum(equal), drawn)
+    equal = drawn = 0
+    for one, other in zip(ours, theirs, strict=True):
+        both = zip(one, other, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        equal += same
+        drawn += same + (one != other)
+    assert equal >= 0.6 * drawn, (equal, drawn)
 
 
-@pytest.fixture(scope="module")
-def counts() -> list[dict[str, Any]]:
-    done = simulated("counts.py")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-@pytest.mark.parametrize("model", ["Llama", "Gemma2"])
-def test_operators_of_a_layer_do_not_grow_with_the_groups(
-    model: str, counts: list[dict[str, Any]]
-) -> None:
-    """Gemma 2 has windows and soft caps."""
-    by_triton = {row["triton"]: row for row in counts if row.get("model") == model}
-    assert by_triton[True]["32_groups"] == by_triton[True]["2_groups"] > 100
-    assert by_triton[False]["32_groups"] > 2 * by_triton[True]["32_groups"]
-
-
-def test_the_host_waits_once_for_eight_tokens(counts: list[dict[str, Any]]) -> None:
-    """Merged weights take fewer operators than adapters, and a step needs nothing else from the
-    host.
+@pytest.mark.slow
+def test_operators_and_waits_do_not_grow() -> None:
+    """Of a layer with the groups (Gemma 2 has windows and soft caps), and of a token: merged
+    weights take fewer operators than adapters, and a step needs nothing else from the host.
     """
-    (row,) = (row for row in counts if row["what"].startswith("sampling"))
-    assert 0 < row["waits"] <= 1 / 8 and row["copies"] < 1
-    assert 50 < row["operators"] < 150  # 226 with adapters and a look at each token
+    lines = simulated("counts.py").stdout.splitlines()
+    *trained, sampled = [json.loads(line) for line in lines if line.startswith("{")]
+    for model in ("Llama", "Gemma2"):
+        slow, fast = (row for row in trained if row["model"] == model)  # without and with Triton
+        assert fast["32_groups"] == fast["2_groups"] > 100
+        assert slow["32_groups"] > 2 * fast["32_groups"]
+    assert 0 < sampled["waits"] <= 1 / 8 and sampled["copies"] < 1
+    assert 50 < sampled["operators"] < 150  # 226 with adapters and a look at each token
 
 
 def test_the_simulation_refuses_what_cuda_refuses() -> None:
-    done = simulated("refusals.py")
-    assert done.returncode == 0, done.stdout + done.stderr
+    simulated("refusals.py")

@@ -173,6 +173,7 @@ def test_its_own_tests_pass_with_its_wheel(stranger: Path, tmp_path: Path, name:
     assert " passed" in done and "skipped" not in done
 
 
+@pytest.mark.slow
 def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: Path) -> None:
     add(stranger, "notes")
     alignkit = stranger.parent / "alignkit"
@@ -186,6 +187,7 @@ def test_a_strangers_command_reader_monitor_and_event(stranger: Path, tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_path: Path) -> None:
     add(stranger, "lion")
     add(stranger, "archive")
@@ -217,6 +219,7 @@ def test_a_strangers_optimizer_schedule_model_and_template(stranger: Path, tmp_p
         assert f"{kind} {name} (" in call(alignkit, "plugins", name, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_strangers_monitor(stranger: Path, tmp_path: Path) -> None:
     add(stranger, "hardest")
     alignkit = stranger.parent / "alignkit"

@@ -26,8 +26,7 @@ def test_words_are_lower_case_and_marks_are_words() -> None:
         "!",
         "👍",
     ]
-    assert words_of("漢字です ok") == ["漢", "字", "で", "す", "ok"]
-    assert words_of(" \n_ ") == []
+    assert words_of("漢字です ok") == ["漢", "字", "で", "す", "ok"] and words_of(" \n_ ") == []
 
 
 @pytest.mark.silent_bug(
@@ -42,11 +41,11 @@ def test_marks_on_letters_belong_to_their_word(text: str) -> None:
     assert words_of(text) == text.split()
 
 
-def test_repetition_is_the_share_of_trigrams_that_came_before() -> None:
-    assert repetition(list("abcabc")) == pytest.approx(1 / 4)  # abc bca cab abc
-    assert repetition(list("aaaaa")) == pytest.approx(2 / 3)
-    assert repetition(list("abcd")) == 0.0
-    assert repetition(list("ab")) == 0.0
+@pytest.mark.parametrize(
+    ("letters", "share"), [("abcabc", 1 / 4), ("aaaaa", 2 / 3), ("abcd", 0), ("ab", 0)]
+)
+def test_repetition_is_the_share_of_trigrams_that_came_before(letters: str, share: float) -> None:
+    assert repetition(list(letters)) == pytest.approx(share)  # abc bca cab abc
 
 
 def test_distinct_counts_over_all_texts() -> None:

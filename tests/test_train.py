@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import get_scheduler
 
+import alignkit_plugins.models.tiny
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
 from alignkit.evaluation.held_out import values_of
 from alignkit.kernels import attention
@@ -24,6 +26,7 @@ from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner, schedule
+from tests.rows import user
 
 
 class Whole(Algorithm):
@@ -42,36 +45,50 @@ class Whole(Algorithm):
         return {"seen": per_token(out.logprobs * 0 + self.state["responses"])}
 
 
-def encoded(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
+def encoded(policy: SharedModel, count: int) -> Examples:
     encoder = Encoder(policy.tokenizer)
     groups = [
-        Group(({"role": "user", "content": (
-            f"how are you, {n}?"
-        )},), (Response(text="well"),), id=str(n),
-              bundle=str(n % bundles) if bundles else None)
+        Group((user(f"how are you, {n}?"),), (Response(text="well"),), id=str(n))
         for n in range(count)
-    ]  # fmt: skip
+    ]
     return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
 
 
-def policy(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.models.tiny
-
+@pytest.fixture
+def model(tmp_path: Path) -> SharedModel:
+    """The tiny model with a role `new`."""
     lora = LoraSpec(r=4, lora_alpha=8)
-    return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
-        str(alignkit_plugins.models.tiny.source(tmp_path)),
-    )
+    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora)
+    made = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
+    made.add_role("new")
+    return made
 
 
-def test_held_out_data_are_a_batch_of_their_own(tmp_path: Path) -> None:
-    """`before_step` sees them all at once, and training goes on with what it knew."""
-    model = policy(tmp_path)
-    model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+def learner_of(model: SharedModel, algorithm: type[Algorithm] = Whole) -> Learner:
+    return Learner(model, algorithm(algorithm.Options()), Settings(), "new")
+
+
+def test_held_out_data_are_a_batch_of_their_own(
+    model: SharedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`before_step` sees them all at once, and training goes on with what it knew; also when memory
+    runs out.
+    """
+    learner = learner_of(model)
     learner.step(encoded(model, 3), 1.0)
     assert learner.algorithm.state == {"responses": 3}
     assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
+    faults = iter([MemoryError(), *[None] * 9])
+    loss = learner.algorithm.loss
+
+    def failing(batch: Batch, out: Outputs) -> Loss:
+        if (fault := next(faults)) is not None:
+            raise fault
+        return loss(batch, out)
+
+    monkeypatch.setattr(learner.algorithm, "loss", failing)
+    assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
+    assert model.memory.halvings == 1
     assert learner.algorithm.state == {"responses": 3}
 
 
@@ -83,35 +100,12 @@ class Renamed(Whole):
 
 
 def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_best_epoch(
-    tmp_path: Path,
+    model: SharedModel,
 ) -> None:
-    model = policy(tmp_path)
-    model.add_role("new")
-    learner = Learner(model, Renamed(Renamed.Options()), Settings(), "new")
-    examples = encoded(model, 3)
-    loss = Learner(model, Whole(Whole.Options()), Settings(), "new").evaluate(examples)[0]["loss"]
+    learner, examples = learner_of(model, Renamed), encoded(model, 3)
+    loss = learner_of(model).evaluate(examples)[0]["loss"]
     assert learner.step(examples, 0.0)["nll"] == 7
     assert learner.evaluate(examples)[0] == {"nll": 7, "loss": pytest.approx(loss)}
-
-
-def test_memory_that_runs_out_in_held_out_data_leaves_what_was_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = policy(tmp_path)
-    model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
-    learner.step(encoded(model, 3), 1.0)
-    losses = iter([MemoryError(), *[None] * 9])
-
-    def loss(batch: Batch, out: Outputs) -> Loss:
-        if (fault := next(losses)) is not None:
-            raise fault
-        return Whole.loss(learner.algorithm, batch, out)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(learner.algorithm, "loss", loss)
-    assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
-    assert model.memory.halvings == 1
-    assert learner.algorithm.state == {"responses": 3}
 
 
 class Weighted(Algorithm):
@@ -132,7 +126,8 @@ class Weighted(Algorithm):
 
 def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
     """The same terms, one unpadded sequence at a time through the plain model."""
-    late, weight, even, tokens, whole = torch.zeros(()), 0, torch.zeros(()), 0, []
+    late, even, whole = [], [], []
+    places = 0
     model.model.set_attn_implementation("eager")
     for group in examples.groups:
         for row in group.rows:
@@ -140,23 +135,25 @@ def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
             with model.using_role("new") as network:
                 logprobs = network(input_ids=ids).logits[0].log_softmax(-1)
             own = [logprobs[len(group.prompt) - 1 + t, token] for t, token in enumerate(row.tokens)]
-            for t, (value, counts) in enumerate(zip(own, row.mask, strict=True)):
-                if counts:
-                    late, weight = late - (t + 1) * value, weight + t + 1
-                    even, tokens = even - value, tokens + 1
-            whole.append(-sum(value for value, counts in zip(own, row.mask, strict=True) if counts))
+            counted = [(t + 1, -own[t]) for t, counts in enumerate(row.mask) if counts]
+            late += [place * nll for place, nll in counted]
+            places += sum(place for place, _ in counted)
+            even += [nll for _, nll in counted]
+            whole.append(sum(nll for _, nll in counted))
     model.model.set_attn_implementation(attention.NAME)
-    terms = {"late": late / weight, "even": even / tokens, "whole": torch.stack(whole).mean()}
+    terms = {
+        "late": torch.stack(late).sum() / places,
+        "even": torch.stack(even).mean(),
+        "whole": torch.stack(whole).mean(),
+    }
     return {**terms, "loss": terms["late"] + 2 * terms["even"] + 0.5 * terms["whole"]}
 
 
 @pytest.mark.parametrize("budget", [1, 70, 10_000])
 def test_a_global_batch_has_one_normalizer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+    model: SharedModel, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     """However it is cut into micro-batches: sums over all of it, divided once."""
-    model = policy(tmp_path)
-    model.add_role("new")
     encoder = Encoder(model.tokenizer)
     said = [
         ("Why?", ("Because.", "I do not know why, nobody does")),
@@ -164,11 +161,7 @@ def test_a_global_batch_has_one_normalizer(
         ("Hm", ("a b c", "x")),
     ]
     groups = [
-        Group(
-            ({"role": "user", "content": question},),
-            tuple(Response(text=text) for text in answers),
-            id=question,
-        )
+        Group((user(question),), tuple(map(Response, answers)), id=question)
         for question, answers in said
     ]
     tokens = encoder.text("not all of these")
@@ -176,7 +169,7 @@ def test_a_global_batch_has_one_normalizer(
     groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
     examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
     monkeypatch.setattr(SharedModel, "token_budget", budget)
-    learner = Learner(model, Weighted(Weighted.Options()), Settings(), "new")
+    learner = learner_of(model, Weighted)
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
             torch.nn.init.normal_(
@@ -225,15 +218,11 @@ def test_warmup_rises_within_a_long_step() -> None:
     all.
     """
     parts = [0.25, 0.5, 0.75, 1.0]
-    for warmup, step, factors in [
-        (0.1, 0, parts),
-        (0.2, 1, [0.625, 0.75, 0.875, 1.0]),
-        (0.1, 1, [1.0] * 4),
-    ]:
+    after = [0.625, 0.75, 0.875, 1.0]
+    for warmup, step, wanted in [(0.1, 0, parts), (0.2, 1, after), (0.1, 1, [1.0] * 4)]:
         settings = Settings(lr_scheduler_type="linear", warmup_ratio=warmup)
-        assert [schedule(settings, 1e-3, step, 10, part) for part in parts] == pytest.approx(
-            factors
-        )
+        found = [schedule(settings, 1e-3, step, 10, part) for part in parts]
+        assert found == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
@@ -254,8 +243,6 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
     """The rates that transformers' own scheduler sets after the warmup, which rises here without a
     step of rate 0.
     """
-    from transformers import get_scheduler
-
     registration = plugins().get("schedule", name)
     component = Component("schedule", name, registration, options_of(registration)(**options))
     settings = Settings(lr_scheduler_type=component, warmup_ratio=warmup / 12)
@@ -266,17 +253,13 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
         rates += theirs.get_last_lr()
         optimizer.step()
         theirs.step()
-    factors = [schedule(settings, 2e-3, step, 12) for step in range(12)]
-    assert [2e-3 * factor for factor in factors[warmup:]] == pytest.approx(
-        rates[warmup:], abs=1e-12
-    )
-    assert factors[:warmup] == pytest.approx([(step + 1) / warmup for step in range(warmup)])
+    found = [2e-3 * schedule(settings, 2e-3, step, 12) for step in range(12)]
+    rates[:warmup] = [2e-3 * (step + 1) / warmup for step in range(warmup)]
+    assert found == pytest.approx(rates, abs=1e-12)
 
 
-def test_what_is_not_a_number_shows_in_the_validation_loss(tmp_path: Path) -> None:
-    model = policy(tmp_path)
-    model.add_role("new")
-    learner = Learner(model, Whole(Whole.Options()), Settings(), "new")
+def test_what_is_not_a_number_shows_in_the_validation_loss(model: SharedModel) -> None:
+    learner = learner_of(model)
     groups = encoded(model, 3)
     whole = learner.evaluate(groups)[0]["loss"]
     for parameter in learner.parameters.values():

@@ -163,7 +163,7 @@ select_best evaluate.select_best:SelectBest  choose the policy with the best mea
 
 [filter]
 spread algorithms.filters:Spread  drop groups whose rewards are all equal (DAPO)
-not_truncated algorithms.filters:NotTruncated  leave out groups with too many truncated responses
+not_truncated algorithms.filters:NotTruncated  drop groups with too many truncated responses
 reward_range algorithms.filters:RewardRange  keep groups whose mean reward is in a range
 
 [monitor]

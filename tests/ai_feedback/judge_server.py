@@ -1,4 +1,4 @@
-"""A loopback server for the tests of judges: its replies are scripted."""
+"""Judges for tests: a loopback server whose replies are scripted, and a judge that says what it is told."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+from alignkit import Group, Judge, Rating, StepContext, Verdict
+from alignkit.judges import CheckedJudge
+from alignkit.registry import Component, Registration
 from alignkit_plugins.ai_feedback import writer as remote
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from tests.patience import impatient
@@ -25,7 +29,6 @@ class Reply:
     body: Any = None
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     pause: float = 0.0
-    drip: float = 0.0  # seconds between bytes
 
 
 class Server:
@@ -37,7 +40,6 @@ class Server:
         self.script: list[Reply] = []
         self.judge = judge
         self.requests: list[dict[str, Any]] = []
-        self.times: list[float] = []
         self.authorization: list[str | None] = []
         self.open = self.most_open = 0
         self.lock = threading.Lock()
@@ -48,7 +50,6 @@ class Server:
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with server.lock:
                     server.requests.append(request)
-                    server.times.append(time.monotonic())
                     server.authorization.append(self.headers.get("Authorization"))
                     server.open += 1
                     server.most_open = max(server.most_open, server.open)
@@ -70,11 +71,7 @@ class Server:
                         self.send_header(name, value)
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
-                    for i in range(len(body)) if reply.drip else ():
-                        self.wfile.write(body[i : i + 1])
-                        time.sleep(reply.drip)
-                    if not reply.drip:
-                        self.wfile.write(body)
+                    self.wfile.write(body)
                 except OSError:
                     pass  # the client has hung up, as some tests want it to
 
@@ -105,6 +102,85 @@ def options_of(url: str, **options: Any) -> OpenAIJudge.Options:
     """Options of `openai_judge`: its own, and those of its server."""
     where = {name: options.pop(name) for name in [*options] if name in remote.Server.model_fields}
     return OpenAIJudge.Options(server={"base_url": url, "model": "m"} | where, **options)
+
+
+# Where judges are asked
+
+
+def context(
+    folder: Path, models: Any = None, groups: Sequence[Group] | None = None, **more: Any
+) -> StepContext:
+    """Around a judge, a reward or a step; its data are `groups`, or what it asks for."""
+    return StepContext(
+        models=models,
+        cache=folder / "cache",
+        folder=folder,
+        out=folder / "out",
+        load=lambda ref: list(ref if groups is None else groups),
+        **{"seed": 7, "scorer": None, "map": lambda name, rows, f: list(f(rows)) if rows else []}
+        | more,
+        log=lambda **values: None,
+        say=lambda line: None,
+    )
+
+
+def component(kind: Any, options: Any = None, name: str = "x") -> Any:
+    """What a JudgeRef option holds after validation."""
+    return Component("judge", name, Registration(name, kind, plugin="x"), options)
+
+
+def checked(folder: Path, kind: Any, options: Any, models: Any = None) -> CheckedJudge:
+    return CheckedJudge(component(kind, options), context(folder, models))
+
+
+@dataclasses.dataclass
+class Script:
+    """What a judge says of (prompt, first, second) and of (prompt, response), by a rubric.
+
+    compare: a verdict, or P(first is better) in both orders. rate: a rating, or its score. asked:
+    the rubrics and items of each call.
+    """
+
+    compare: Callable[[Any, Any], Verdict | float] = lambda item, rubric: 0.5
+    rate: Callable[[Any, Any], Rating | float | None] = lambda item, rubric: None
+    scale: tuple[float, float] | None = None
+    asked: list[tuple[Any, list[Any]]] = dataclasses.field(default_factory=list)
+
+
+class Told(Judge):
+    """Says what its script says."""
+
+    compares_by_rubric = True
+
+    @property
+    def scale(self) -> Any:
+        return self.options.scale
+
+    def compare(self, items: Any, rubric: Any = "") -> list[Verdict]:
+        self.options.asked.append((rubric, list(items)))
+        return [self._verdict(self.options.compare(item, rubric)) for item in items]
+
+    def rate(self, items: Any, rubric: Any = "") -> list[Rating]:
+        self.options.asked.append((rubric, list(items)))
+        return [self._rating(self.options.rate(item, rubric)) for item in items]
+
+    def _verdict(self, said: Verdict | float) -> Verdict:
+        return (
+            said if isinstance(said, Verdict) else Verdict(said, (said, said), calls=2, tokens=50)
+        )
+
+    def _rating(self, said: Rating | float | None) -> Rating:
+        missing = "the judge refused" if said is None else ""
+        return said if isinstance(said, Rating) else Rating(said, missing, calls=1, tokens=7)
+
+
+def in_turn(*verdicts: Verdict | float) -> Any:
+    """A judge that gives these verdicts, one after the other."""
+    left = list(verdicts)
+    return component(Told, Script(compare=lambda item, rubric: left.pop(0)))
+
+
+REFUSED = Verdict(None, reason="the judge refused: no", calls=2)
 
 
 # A judge that thinks

@@ -1,167 +1,192 @@
-"""The cards of judges in the step `evaluate`: scripted judges, with numbers worked out by hand."""
+"""What is said of a judge: how far people agree with it, and how often the order decides. Scripted judges of
+people's pairs, with numbers worked out by hand.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from by_policy import by_policy
+import pytest
 
-from alignkit import Judge, Verdict
-from alignkit_plugins.ai_feedback import judge_card
-from alignkit_plugins.ai_feedback.judge_card import with_people
-from tests.evaluate.test_evaluate import (
-    HELPFUL,
-    Scripted,
-    context,
-    documented,
-    judge_component,
-    paths,
-    prompts,
-    said,
-    step,
+from alignkit import Group, Pair, Response, Verdict
+from alignkit_plugins.ai_feedback.judge_card import card, sentence, with_people
+from alignkit_plugins.evaluate.reward_step import EvaluateReward
+from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
+from tests.documented_keys import documented, paths
+from tests.rows import run, user, write_recipe, write_rows
+
+Decide = Callable[[int, str], Verdict]
+
+
+def pairs(lengths: Sequence[tuple[int, int]]) -> list[Group]:
+    """Pairs with a chosen and a rejected response of these lengths."""
+    groups = []
+    for n, (chosen, rejected) in enumerate(lengths):
+        answers = (Response("right".ljust(chosen, "x")), Response("wrong".ljust(rejected, "y")))
+        groups.append(Group((user(f"question {n}"),), answers, (Pair(0, 1),)))
+    return groups
+
+
+def measured(folder: Path, groups: Any, decide: Decide) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The judge's card, and the accuracy of its verdicts by column and value. decide: by the
+    number of the pair and the answer that is shown first.
+    """
+    script = Script(lambda item, rubric: decide(int(item[0][-1]["content"].split()[1]), item[1]))
+    step = EvaluateReward(EvaluateReward.Options(judges=[component(Told, script)], pairs="p"))
+    found: Any = step.run(context(folder, groups=groups)).summary
+    assert len(script.asked[0][1]) == found["judge_cards"]["x"]["comparisons"]
+    rows = [row for row in found["results"] if (row["policy"], row["metric"]) == ("x", "accuracy")]
+    return found["judge_cards"]["x"], {
+        (row.get("column", ""), row.get("value", "")): row for row in rows
+    }
+
+
+def orders(one: float, other: float) -> Verdict:
+    """P(first is better) if shown first, and if shown second."""
+    return Verdict((one + other) / 2, (one, other), calls=2, tokens=100)
+
+
+def right(correct: bool, first: str) -> Verdict:
+    """Both orders say the same."""
+    p = float(first.startswith("right") == correct)
+    return orders(p, p)
+
+
+def two_coins(n: int, first: str) -> Verdict:
+    """Each order is answered by a coin: of four outcomes, two name the same place twice."""
+    return orders(float(n % 2), 1.0 - n % 2) if n % 4 < 2 else right(n % 2 == 0, first)
+
+
+NO_BETTER = "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better"
+BY_ORDER = "the order of the answers decides "
+CARDS: list[tuple[str, int, Decide, float | None, float | None, str, str]] = [
+    # pairs, verdict, agreement with people, share decided by the order, right/wrong/equal, why none
+    ("73%", 100, lambda n, first: right(n < 73, first), 0.73, 0.0, "73/27/0", ""),
+    ("coin", 100, lambda n, first: right(n % 2 == 0, first), 0.5, 0.0, "50/50/0", NO_BETTER),
+    ("few", 6, lambda n, first: right(n % 2 == 0, first), 0.5, 0.0, "3/3/0", ""),
+    ("ties", 4, lambda n, first: orders(0.5, 0.5), None, 0.0, "0/0/4", ""),
+    ("place", 40, lambda n, first: orders(1.0, 0.0), 0.5, 1.0, "0/0/40", BY_ORDER + "100% ["),
+    ("coins", 60, two_coins, 0.5, 0.5, "", BY_ORDER + "50% ["),
+    # The chosen response is the first one of half of the pairs, exactly.
+    ("one order", 100, lambda n, first: Verdict(1.0), 0.5, None, "50/50/0", NO_BETTER),
+    ("broken", 4, lambda n, first: REFUSED, None, None, "", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("count", "decide", "people", "inconsistent", "counts", "no_judge"),
+    [row[1:] for row in CARDS],
+    ids=[row[0] for row in CARDS],
 )
-
-CARD = "judge_cards.JUDGE"
-FIELDS = ("mean", "low", "high", "n")
-POLICIES = ["base", "sft", "align"]
-COUNT = 40
-
-
-class Told(Judge):
-    """Decides as `options.decide(number of the prompt, policy of the first, policy of the second)`
-    says.
-    """
-
-    def compare(self, items: Any) -> list[Verdict]:
-        self.options.asked.extend(items)
-        return [
-            self.options.decide(int(prompt[-1]["content"].split()[-1]), a.split()[0], b.split()[0])
-            for prompt, a, b in items
-        ]
-
-
-def evaluated(
-    folder: Path, decide: Callable[[int, str, str], Verdict], count: int = COUNT, **options: Any
-) -> tuple[dict[str, Any], list[Any], str]:
-    """The summary, what was asked, and what the report says. `sft` is the baseline of three
-    policies.
-    """
-    told: Any = SimpleNamespace(decide=decide, asked=[])
-    scores = {
-        policy: [float(n % 2 if policy == "align" else 0.5) for n in range(count)]
-        for policy in POLICIES
-    }
-    models = Scripted(scores, dict.fromkeys(POLICIES, [5] * count))
-    options = {
-        "policies": POLICIES,
-        "judges": [judge_component(Told, told)],
-        "rewards": [],
-        **options,
-    }
-    artifact = step(**options).run(context(models, folder, prompts(count)))
-    return by_policy(artifact.summary or {}), told.asked, said(artifact)
-
-
-def prefers(*order: str) -> Callable[[int, str, str], Verdict]:
-    """The judge that always prefers the policy that comes first in this order."""
-    return lambda n, a, b: both(float(order.index(a) < order.index(b)))
-
-
-def both(p: float) -> Verdict:
-    return Verdict(p, (p, p), calls=2, tokens=50)
-
-
-def card(summary: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = summary["judge_cards"]["judge"]
-    return found
-
-
-def test_a_judge_that_always_names_the_first_place_is_of_no_use(tmp_path: Path) -> None:
-    summary, _, shown = evaluated(
-        tmp_path, lambda n, a, b: Verdict(0.5, (1.0, 0.0)), policies=["sft", "align"]
-    )
-    text = "its verdicts are of no use, because the order of the answers decides 100% ["
-    assert card(summary)["no_judge"].startswith(text)
-    assert f"warning: judge: {text}" in " ".join(shown.split())
-
-
-def test_a_judge_whose_winner_follows_the_order_in_half_of_the_pairs_is_a_coin(
+def test_a_card_says_what_a_judge_is_worth(
+    count: int,
+    decide: Decide,
+    people: Any,
+    inconsistent: Any,
+    counts: str,
+    no_judge: str,
     tmp_path: Path,
 ) -> None:
-    """Each order is answered by a coin: of four outcomes, two prefer the same place twice."""
-    outcomes = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
-    decide = lambda n, a, b: Verdict(sum(outcomes[n % 4]) / 2, outcomes[n % 4])  # noqa: E731
-    found = card(evaluated(tmp_path, decide, policies=["sft", "align"], count=60)[0])
-    assert found["inconsistent"]["mean"] == 0.5
-    assert found["no_judge"].startswith(
-        "its verdicts are of no use, because the order of the answers decides 50% ["
+    found, accuracy = measured(tmp_path, pairs([(10, 10)] * count), decide)
+    assert (found["people"] or {"mean": None})["mean"] == people
+    assert found["inconsistent"]["mean"] == inconsistent
+    assert no_judge in found["no_judge"] and bool(found["no_judge"]) == bool(no_judge)
+    if counts:
+        assert accuracy["", ""]["counts"] == counts
+
+
+def test_accuracy_is_broken_down_by_length(tmp_path: Path) -> None:
+    """A judge that counts letters is right at the 30 pairs whose chosen response is longer."""
+    groups = pairs([(20, 10)] * 30 + [(10, 20)] * 10)
+    found, accuracy = measured(
+        tmp_path, groups, lambda n, first: orders(*[float(len(first) > 10)] * 2)
     )
+    means = [
+        accuracy["the chosen response", each]["estimate"]["mean"] for each in ("longer", "shorter")
+    ]
+    assert found["people"]["mean"] == 0.75 and means == [1, 0]
 
 
-def test_equal_answers_are_not_on_the_card(tmp_path: Path) -> None:
-    component = judge_component(Told, SimpleNamespace(decide=prefers(), asked=[]))  # type: ignore[arg-type]
-    models = Scripted(texts="the same {i}")
-    found = by_policy(
-        step(policies=POLICIES, judges=[component]).run(context(models, tmp_path)).summary or {}
+def test_what_has_no_verdict_is_counted_and_equal_texts_are_ties(tmp_path: Path) -> None:
+    groups = pairs([(10, 10)] * 4)
+    groups[3] = replace(groups[3], responses=(Response("same"), Response("same")))
+    found, accuracy = measured(
+        tmp_path, groups, lambda n, first: right(True, first) if n else REFUSED
     )
-    assert card(found)["comparisons"] == 0 and card(found)["no_judge"] == ""
+    assert (found["comparisons"], found["unjudged"]) == (3, {"the judge refused": 1})
+    assert (accuracy["", ""]["counts"], accuracy["", ""]["missing"]) == ("2/0/1", 1)
+    assert (found["calls"], found["tokens"]) == (6, 200)
 
 
-def test_one_sentence_says_what_a_reader_must_know() -> None:
-    """Of 100 pairs, people's choice in 61 and in one of both orders in 20; so in 71% of answers."""
-    orders = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
-    judgments = [(unit, Verdict(sum(p) / 2, p)) for unit, p in enumerate(orders)]
-    alone = judge_card.sentence("words", judge_card.card(judgments))
-    unknown = "words compared 100 pairs, and how far people agree with it is not known"
-    assert alone == f"{unknown}; the order of the answers decides 20% [13, 29]."
-    people = judge_card.card(judgments, with_people(judgments, [True] * 100))
-    told = judge_card.sentence("words", people)
-    assert re.fullmatch(
-        r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; the .* 20% .*",
-        told,
-    )
-    verdicts = [Verdict(0.5, (1.0, 0.0) if unit % 6 else (1.0, 1.0)) for unit in range(90)]
-    swayed = judge_card.card([(unit, verdict) for unit, verdict in enumerate(verdicts)])
-    told = judge_card.sentence("words", swayed)
-    assert told.startswith("warning: words: its verdicts are of no use, because ")
-    assert told.endswith("the order of the answers decides 83% [74, 90] of pairs")
-    broken = (0, Verdict(None, reason="broken"))
-    told = judge_card.sentence("words", judge_card.card([*judgments, broken]))
-    order = "the order of the answers decides 20% [13, 29]"
-    assert told == f"{unknown.replace('100', '101')}; {order}; no verdict on 1 (broken)."
-    silent = judge_card.card([broken])
-    assert judge_card.sentence("words", silent) == "words has no verdict on any of 1 pairs."
+def test_a_prompt_is_the_unit(tmp_path: Path) -> None:
+    """Ten pairs of one prompt are not ten prompts."""
+    answers = (*(Response(f"right {n}") for n in range(10)), Response("wrong"))
+    many = Group((user("question 0"),), answers, tuple(Pair(n, 10) for n in range(10)))
+    groups = [many, *pairs([(10, 10)] * 2)[1:]]
+    people = measured(tmp_path, groups, lambda n, first: right(n == 0, first))[0]["people"]
+    assert (people["n"], people["mean"]) == (2, 0.5)
 
 
 def test_people_and_a_judge_name_places() -> None:
     """Of two questions about a pair, the second one shows the other answer first."""
-    judgments = [
-        (0, Verdict(0.5, (0.9, 0.1))),
-        (1, Verdict(0.8, (0.9, 0.7))),
-        (2, Verdict(0.5)),
-    ]
-    found = with_people(judgments, [True, False, True])
+    judgments = [(0, orders(0.9, 0.1)), (1, orders(0.9, 0.7)), (2, Verdict(0.5))]
     # Half of the first pair's questions, none of the second one's
-    assert found is not None and found["mean"] == 0.25
+    assert (with_people(judgments, [True, False, True]) or {})["mean"] == 0.25
     of_unknown_order = with_people([(0, Verdict(0.9)), (1, Verdict(0.9))], [True, False])
-    assert of_unknown_order is not None and of_unknown_order["mean"] == 0.5
+    assert (of_unknown_order or {})["mean"] == 0.5
     assert with_people([(0, Verdict(0.5))], [True]) is None
 
 
-def test_every_key_of_a_card_is_documented(tmp_path: Path) -> None:
-    def decide(n: int, a: str, b: str) -> Verdict:
-        return both(0.9) if n else Verdict(None, reason="error")
+def test_one_sentence_says_what_a_reader_must_know() -> None:
+    """Of 100 pairs, people's choice in 61 and in one of both orders in 20; so in 71% of answers."""
+    told = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
+    judgments = [(unit, orders(*p)) for unit, p in enumerate(told)]
+    alone, by_order = (
+        sentence("words", card(judgments)),
+        "the order of the answers decides 20% [13, 29]",
+    )
+    assert alone == (
+        f"words compared 100 pairs, and how far people agree with it is not known; {by_order}."
+    )
+    people = sentence("words", card(judgments, with_people(judgments, [True] * 100)))
+    start = r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; "
+    assert re.fullmatch(start + re.escape(by_order) + r"\.", people)
+    broken = sentence("words", card([*judgments, (0, REFUSED)]))
+    assert broken.endswith(f"{by_order}; no verdict on 1 (the judge refused).")
+    assert sentence("words", card([(0, REFUSED)])) == "words has no verdict on any of 1 pairs."
+    swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
+    assert sentence("words", card(swayed)) == (
+        f"warning: words: its verdicts are of no use, because {BY_ORDER}83% [74, 90] of pairs"
+    )
 
-    found = card(evaluated(tmp_path, decide, rewards=[HELPFUL])[0])
-    people = with_people([(0, both(0.9)), (1, both(0.1))], [True, True])
-    written = {"judge_cards": {"judge": {**found, "people": people}}}
-    keys, known = paths(written, {"judge": "JUDGE", "error": "REASON"}), documented(CARD)
-    estimates = {
-        f"{key}.{field}" for key in known if "estimate of" in known[key] for field in FIELDS
-    }
-    assert keys - known.keys() - estimates == {"judge_cards", CARD}
-    assert known.keys() <= keys
+
+def test_every_key_of_a_card_is_documented() -> None:
+    judgments = [(0, orders(0.9, 0.9)), (1, orders(0.1, 0.1)), (2, REFUSED)]
+    found = card(judgments, with_people(judgments[:2], [True, True]))
+    written = {"judge_cards": {"judge": json.loads(json.dumps(found))}}
+    place = "judge_cards.JUDGE"
+    keys, known = (
+        paths(written, {"judge": "JUDGE", "the judge refused": "REASON"}),
+        documented(place),
+    )
+    estimated = [key for key in known if "estimate of" in known[key]]
+    fields = {f"{key}.{name}" for key in estimated for name in ("mean", "low", "high", "n")}
+    assert keys - known.keys() - fields == {"judge_cards", place} and known.keys() <= keys
+
+
+def test_a_recipe_names_a_judge_of_pairs_and_its_card_is_in_the_report(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(6)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    judges = [{"local_judge": {"min_mass": 0.0}}]
+    step = {"step": "evaluate_reward", "judges": judges, "pairs": "pairs.jsonl"}
+    folder = run(write_recipe(tmp_path, {"check": step})) / "check"
+    (found,) = json.loads((folder / "reward_evaluation.json").read_text())["judge_cards"].values()
+    assert (found["comparisons"], found["calls"]) == (6, 12)
+    assert "local_judge" in (folder / "report.txt").read_text()
+    with pytest.raises(ValueError, match="name at least one reward or judge"):
+        EvaluateReward.Options(pairs="x")

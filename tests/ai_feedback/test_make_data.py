@@ -1,12 +1,11 @@
-"""The steps that make data: tasks, questions about texts, use cases and attacks, each from what a
-server is known to say.
+"""The steps that make data: questions about texts, use cases and attacks, each from what a server is known
+to say.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any
 import pytest
 import yaml
 from by_role import ByRole
+from pydantic import ValidationError
 
-from alignkit import Group, Message, Response
-from alignkit.cli import main
-from alignkit.data.group import read_groups, write_groups
+from alignkit import Group, Response, RunFailed
+from alignkit.data.group import read_groups
 from alignkit.testing import check_step
-from alignkit_plugins.ai_feedback import questions
 from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
 from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
+    Questions,
     items_of,
     passages_of,
     quoted,
@@ -32,10 +31,16 @@ from alignkit_plugins.ai_feedback.questions import (
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.writer import Written
-from tests.ai_feedback.judge_server import Reply, Server, asked_for, said, serving, texts_of
-from tests.evaluate.test_evaluate import context
-
-Answers = Callable[[str], str]
+from tests.ai_feedback.judge_server import (
+    Reply,
+    Server,
+    asked_for,
+    context,
+    said,
+    serving,
+    texts_of,
+)
+from tests.rows import prompts, read_rows, run, user, write_recipe, write_rows
 
 
 @pytest.fixture
@@ -44,50 +49,17 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def answers(server: Server, words: Answers) -> dict[str, Any]:
+def answers(server: Server, words: Callable[[str], str]) -> dict[str, Any]:
     """A model on the server that says these words to a question."""
     server.judge = lambda request: said(words(request["messages"][-1]["content"]))
     return {"base_url": server.url, "model": "m"}
 
 
-def prompts(path: Path, texts: Sequence[str], **columns: Sequence[Any]) -> str:
-    rows = [
-        Group(
-            (Message(role="user", content=text),),
-            meta={name: values[n] for name, values in columns.items()},
-        )
-        for n, text in enumerate(texts)
-    ]
-    write_groups(path, rows)
-    return path.name
-
-
-def run(folder: Path, step: str, expected: int = 0, stages: Any = None, **keys: Any) -> Path:
-    recipe = {
-        "model": {"base": "tiny", "dtype": "float32"},
-        "stages": {"made": {"step": step, **keys}, **(stages or {})},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == expected
-    return folder / "run" / "made"
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))[
-        "summary"
-    ]
-    return found
-
-
-def said_in(folder: Path) -> list[str]:
-    return [group.prompt[-1]["content"] for group in read_groups(folder / "data.jsonl")]
-
-
-def dropped(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (folder / "dropped.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+def made(step: Any, folder: Path, groups: Sequence[Group] = (), **around: Any) -> Any:
+    """What a step makes of these groups."""
+    (folder / "out").mkdir(exist_ok=True)
+    step.check(folder)
+    return step.run(replace(context(folder, groups=groups), **around))
 
 
 # Questions
@@ -144,39 +116,29 @@ def oracle(text: str) -> str:
 def test_questions_whose_answers_a_quotation_shows(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(questions, "MOST", 60)
+    monkeypatch.setattr("alignkit_plugins.ai_feedback.questions.MOST", 60)
     (tmp_path / "sea.md").write_text(SEA, encoding="utf-8")
-    keys: dict[str, Any] = {"texts": "sea.md", "writer": answers(server, oracle)}
-    sft = {"algorithm": "sft", "data": "made", "max_steps": 1}
-    folder = run(tmp_path, "questions", stages={"sft": sft}, **keys)
-    salt, tides = read_groups(folder / "data.jsonl")
-    assert salt.responses[0].text == "Rivers carry salt." and tides.responses[0].text == "Two"
-    question = salt.prompt[0]["content"]
-    assert question.startswith("# The sea") and question.endswith("Why is the sea salty?")
+    step = Questions(Questions.Options(texts=tmp_path / "sea.md", writer=answers(server, oracle)))
+    artifact = made(step, tmp_path)
+    salt, tides = artifact.groups
+    question = "Why is the sea salty?"
+    assert salt.prompt == (user(f"{salt.meta['passage']}\n\n{question}"),)
+    assert [each.responses[0].text for each in (salt, tides)] == ["Rivers carry salt.", "Two"]
     for group in (salt, tides):
         assert group.meta["quotation"] in group.meta["passage"]
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
-    assert [each["dropped"] for each in dropped(folder)] == [
+    assert [each["dropped"] for each in read_rows(tmp_path / "out" / "dropped.jsonl")] == [
         "the question says the answer",
         "the quotation is not in the passage",
         "the second answer differs",
         "the quotation does not answer the question",
     ]
-    seconds = [
-        text
-        for each in server.requests
-        if "Read a text" not in (text := each["messages"][0]["content"])
-    ]
-    assert len(seconds) == 4 and not any(
-        "The moon pulls the water of the oceans" in text for text in seconds
-    )
-    before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
-    shutil.rmtree(folder.resolve())
-    assert (
-        run(tmp_path, "questions", stages={"sft": sft}, **keys) / "data.jsonl"
-    ).read_bytes() == before
-    assert len(server.requests) == asked == summary(folder)["bill"]["questions"] == 6
+    texts = [request["messages"][0]["content"] for request in server.requests]
+    seconds = [text for text in texts if "Read a text" not in text]
+    # The second time the passage is not shown.
+    assert len(seconds) == 4 and not any("towards itself" in text for text in seconds)
+    assert artifact.summary["bill"]["questions"] == len(texts) == 6
 
 
 def test_passages_are_whole_paragraphs() -> None:
@@ -185,23 +147,34 @@ def test_passages_are_whole_paragraphs() -> None:
     assert list(passages_of(text, 26)) == [f"# Salt\n\n{short}\n\n{short}", long]
 
 
-def test_quotations_and_answers() -> None:
-    assert (
-        quoted("a  b c", "x a b\nc") == "a b\nc" and quoted("", "x") == quoted("a.b", "acb") == ""
-    )
-    assert quoted("art", "start") == ""  # whole words
-    for answer, second, same in (
-        ("7", "Ann is 7.", True), ("1990", "On 12 May 1990", True), ("1,000", "1,000 men", True),
-        ("5.5", "5", False), ("-5", "5", False), ("1,000", "1", False), ("Ann did not die", "Ann did die", False),
-        ("Paris", "not Paris", False), ("No", "No, she didn't.", True),
-    ):  # fmt: skip
-        why = "" if same else "the second answer differs"
-        assert why_another(answer, Written(second)) == why, (answer, second)
-    assert (
-        agreement("Paris", "It is Paris.") == 1
-        and agreement("12 May", "13 May") == 0.5
-        and agreement("?", "a") == 0
-    )
+def test_quotations_are_whole_words_of_the_passage() -> None:
+    assert quoted("a  b c", "x a b\nc") == "a b\nc"
+    assert quoted("", "x") == quoted("a.b", "acb") == quoted("art", "start") == ""
+
+
+@pytest.mark.parametrize(
+    ("answer", "second", "same"),
+    [
+        ("7", "Ann is 7.", True),
+        ("1990", "On 12 May 1990", True),
+        ("1,000", "1,000 men", True),
+        ("No", "No, she didn't.", True),
+        ("5.5", "5", False),
+        ("-5", "5", False),
+        ("1,000", "1", False),
+        ("Ann did not die", "Ann did die", False),
+        ("Paris", "not Paris", False),
+    ],
+)
+def test_whether_a_second_answer_is_the_same(answer: str, second: str, same: bool) -> None:
+    assert why_another(answer, Written(second)) == ("" if same else "the second answer differs")
+
+
+def test_agreement_is_the_share_of_words_in_the_same_order() -> None:
+    found = [
+        agreement(*pair) for pair in (("Paris", "It is Paris."), ("12 May", "13 May"), ("?", "a"))
+    ]
+    assert found == [1, 0.5, 0]
 
 
 def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
@@ -216,54 +189,49 @@ Question: Is salt white?
 Answer: Yes
 Quotation: Salt is"""
     items = items_of(Written(text, truncated=True))
-    assert [
-        (*map(each.get, ("question", "answer", "quotation")), each.get("dropped", ""))
-        for each in items
-    ] == [
-        ("Why is the sea salty?", "Rivers.", "", "no answer or no quotation"),
-        ("What is the depth of the sea?", "4 km", "The sea is 4 km deep", ""),
-        ("Is salt white?", "Yes", "Salt is", "cut off"),
+    assert [(each["answer"], each["quotation"], each.get("dropped")) for each in items] == [
+        ("Rivers.", "", "no answer or no quotation"),
+        ("4 km", "The sea is 4 km deep", None),
+        ("Yes", "Salt is", "cut off"),
     ]
 
 
-BAD: list[tuple[dict[str, Any], int, str]] = [
-    (
-        {
-            "texts": "empty.txt",
-            "writer": {"base_url": "http://a", "model": "m"},
-            "sampling": {"top_k": 3},
-        },
-        2,
-        "differ in 'top_k'",
-    ),
-    ({"texts": "none.txt"}, 2, "no such file: none.txt"),
-    ({"texts": "data.csv"}, 2, "expected a file that ends in .txt or .md, or a folder"),
-    ({"texts": "latin.txt"}, 2, "cannot be read as UTF-8 text"),
-    ({"texts": "empty.txt"}, 1, "0 questions about 0 passages"),
-    ({"texts": "empty.txt", "prompt": "{passage}"}, 2, "prompt needs the field {question}"),
-]
-
-
-@pytest.mark.parametrize(("keys", "expected", "message"), BAD, ids=[message for *_, message in BAD])
-def test_what_is_no_text_is_refused(
-    keys: dict[str, Any],
-    expected: int,
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "empty.txt").write_text("", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("none.txt", "cannot be read as UTF-8 text"),
+        ("data.csv", "expected a file that ends in .txt or .md, or a folder"),
+        ("latin.txt", "cannot be read as UTF-8 text"),
+        ("empty.txt", "0 questions about 0 passages"),
+    ],
+)
+def test_what_is_no_text_is_refused(file: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
     (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
     (tmp_path / "latin.txt").write_bytes("Düne".encode("latin-1"))
-    run(tmp_path, "questions", expected, **{"writer": "base", **keys})
-    assert message in capsys.readouterr().err
+    with pytest.raises(RunFailed, match=message):
+        made(Questions(Questions.Options(texts=tmp_path / file, writer="base")), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": "{passage}"}, "prompt needs the field {question}"),
+        (
+            {"writer": {"base_url": "http://a", "model": "m"}, "sampling": {"top_k": 3}},
+            "differ in 'top_k'",
+        ),
+    ],
+)
+def test_options_of_questions(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Questions.Options(**{"texts": "a.txt", "writer": "base", **options})
 
 
 # Use cases
 
 
 CASES = {"poem": "verse", "code": "programs", "chat": "talk"}
-ASKS = ["a poem", "my code", "code!", "hello"]
 
 
 def letter(text: str) -> str:
@@ -272,46 +240,41 @@ def letter(text: str) -> str:
 
 
 def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
-    keys: dict[str, Any] = {"categories": CASES, "by": answers(server, letter)}
-    keys |= {"data": prompts(tmp_path / "asks.jsonl", ASKS)}
-    folder = run(tmp_path, "categorize", **keys)
-    cases = [group.meta["use_case"] for group in read_groups(folder / "data.jsonl")]
-    assert cases == ["poem", "code", "code", "(none)"]
-    facts = summary(folder)
-    assert facts["use_cases"] == {"code": 2, "poem": 1, "(none)": 1}
-    assert facts["bill"]["questions"] == len(server.requests) == 4
-    shutil.rmtree(folder.resolve())
-    run(tmp_path, "categorize", **keys)
-    assert len(server.requests) == 4
-
-
-def test_a_reply_names_a_category_by_its_letter_or_name() -> None:
+    options = Categorize.Options(data="x", categories=CASES, by=answers(server, letter))
+    texts = ["a poem", "my code", "code!", "hello", "a poem"]
+    artifact = made(Categorize(options), tmp_path, prompts(texts))
+    cases = [group.meta["use_case"] for group in artifact.groups]
+    assert cases == ["poem", "code", "code", NONE, "poem"]
+    assert artifact.summary["use_cases"] == {"poem": 2, "code": 2, NONE: 1}
+    assert artifact.summary["bill"]["questions"] == len(server.requests) == 4  # equal ones once
     check_step(Categorize, {"data": "x", "categories": {"poem": "p", "code": "c"}, "by": "sft"})
-    names = {"poem": "", "code": ""}
-    said = {
-        "A": "poem",
-        " (b)": "code",
-        "B. code": "code",
-        "C": NONE,
-        "It is code": NONE,
-        "**Code**.": "code",
-        "A poem or code": NONE,
-        "": NONE,
-    }
-    assert {text: case_in(text, names) for text in said} == said
-    many = dict.fromkeys([*"abcdefgh", "Closed QA", "Extract"], "")
-    said = {
-        "I. Closed QA": "Closed QA",
-        "(J) Extract": "Extract",
-        "J: Extract": "Extract",
-        "A\n\nBecause it is.": "a",
-        "extract": "Extract",
-        "K. Other": NONE,
-    }
-    assert {text: case_in(text, many) for text in said} == said
+
+
+MANY = (*"abcdefgh", "Closed QA", "Extract")
+REPLIES = yaml.safe_load("""
+- {poem: ["A", a., poem], code: [" (b)", B. code, "**Code**."]}
+- {(none): [C, It is code, A poem or code, ""]}
+""")
+REPLIES_OF_MANY = yaml.safe_load("""
+- {Closed QA: [I. Closed QA, I, closed QA], Extract: [(J) Extract, "J: Extract", extract]}
+- {a: ["A\\n\\nBecause it is."], (none): [K. Other]}
+""")
+
+
+@pytest.mark.parametrize(
+    ("names", "row"),
+    [*((("poem", "code"), row) for row in REPLIES), *((MANY, row) for row in REPLIES_OF_MANY)],
+)
+def test_a_reply_names_a_category_by_its_letter_or_name(names: Any, row: Any) -> None:
+    for case, replies in row.items():
+        found = [case_in(reply, dict.fromkeys(names, "")) for reply in replies]
+        assert found == [case] * len(replies)
 
 
 # Attacks
+
+
+TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
 
 
 def attack(text: str) -> str:
@@ -320,163 +283,116 @@ def attack(text: str) -> str:
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
-TOOLS = ({"type": "function", "function": {"name": "look", "parameters": {}}},)
-
-
 class Echo(ByRole):
     """The policy `base` repeats what it reads."""
 
-    def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
-        assert all(group.tools == TOOLS for group in prompts)
-        prompts = [group.prompt for group in prompts]
-        texts = [prompt[-1]["content"] for prompt in prompts]
-        return [Group(tuple(p), (Response(text),)) for p, text in zip(prompts, texts, strict=True)]
+    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
+        assert role == "base" and all(group.tools == TOOLS for group in prompts)
+        return [Group(each.prompt, (Response(each.prompt[-1]["content"]),)) for each in prompts]
 
 
-def scored(groups: Sequence[Group]) -> list[Group]:
-    """1 for a reply with the word: a scorer reads it as an answer to the goal."""
-    assert all(group.prompt[-1]["content"] in ("easy one", "easy two", "hard") for group in groups)
-    scores = [float("magic" in group.responses[0].text) for group in groups]
-    return [
-        replace(group, responses=(replace(group.responses[0], scores={"reward": score}),))
-        for group, score in zip(groups, scores, strict=True)
+def attacked(
+    folder: Path, server: Server, goals: Sequence[str], score: Callable[[str], float | None]
+) -> Any:
+    """What the step makes of these goals. score: of a reply, which a scorer reads as an answer to
+    its goal.
+    """
+
+    def scored(groups: Sequence[Group]) -> list[Group]:
+        assert all(group.prompt[-1]["content"] in goals for group in groups)
+        replies = [group.responses[0] for group in groups]
+        marked = [replace(reply, scores={"reward": score(reply.text)}) for reply in replies]
+        return [replace(g, responses=(r,)) for g, r in zip(groups, marked, strict=True)]
+
+    options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=1.0)
+    groups = [
+        Group(
+            ({"role": "system", "content": "s"}, user(goal)), meta={"topic": goal[:4]}, tools=TOOLS
+        )
+        for goal in goals
     ]
+    scorer: Any = lambda spec: SimpleNamespace(score=scored)  # noqa: E731
+    return made(RedTeam(options), folder, groups, models=Echo(), scorer=scorer)
 
 
 def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -> None:
-    goals = [
-        Group(
-            (Message(role="system", content="s"), Message(role="user", content=text)),
-            meta={"topic": text[:4]},
-            tools=TOOLS,
-        )
-        for text in ("easy one", "easy two", "hard")
-    ]
-    options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=0.5)
-    made = replace(
-        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=scored)
-    )
-    made.out.mkdir()
-    artifact = RedTeam(options).run(made)
-    assert artifact.summary is not None and artifact.groups is not None
+    goals = ["easy one", "easy two", "hard"]
+    artifact = attacked(tmp_path, server, goals, lambda text: float("magic" in text))
     # Wilson's interval of 2 of 3: (2/3 + z²/6 ± z sqrt(2/27 + z²/36)) / (1 + z²/3) with z = 1.96.
     share = {"mean": 2 / 3, "low": 0.20766, "high": 0.93851, "n": 3}
-    assert artifact.summary["success"] == pytest.approx(
-        {**share, "at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}, abs=1e-4
-    )
-    told = [
-        json.loads(line)
-        for line in (made.out / "episodes.jsonl").read_text(encoding="utf-8").splitlines()
+    share |= {"at_least": 2 / 3, "at_most": 2 / 3, "unscored": 0}
+    assert artifact.summary["success"] == pytest.approx(share, abs=1e-4)
+    told = read_rows(tmp_path / "out" / "episodes.jsonl")
+    assert [(len(each["turns"]), each["ended"]) for each in told] == [
+        *((4, "success"), (4, "success"), (6, ""))
     ]
-    assert [len(each["turns"]) for each in told] == [4, 4, 6]
-    assert [each["ended"] for each in told] == ["success", "success", ""]
-    assert [[turn["content"] for turn in group.prompt] for group in artifact.groups] == [
-        ["s", "turn 1", "turn 1", "turn 2 magic"]
-    ] * len(artifact.groups)
-    (first, *_) = artifact.groups
-    assert not first.responses and first.meta["topic"] == "easy"
-    assert first.meta["red_team"]["response"] == "turn 2 magic"
+    (group,) = artifact.groups  # both conversations are the same
+    assert [turn["content"] for turn in group.prompt] == ["s", "turn 1", "turn 1", "turn 2 magic"]
+    assert not group.responses and group.tools == TOOLS and group.meta["topic"] == "easy"
+    assert group.meta["red_team"]["response"] == "turn 2 magic"
 
 
 def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
     tmp_path: Path, server: Server
 ) -> None:
-    """The second of three replies has none; what the policy did there is not known."""
-
-    def unsure(groups: Sequence[Group]) -> list[Group]:
-        replies = [group.responses[0] for group in groups]
-        scores = [None if "goal: hard" in reply.text else 0.0 for reply in replies]
-        changed = [
-            (replace(reply, scores={"reward": s}),)
-            for reply, s in zip(replies, scores, strict=True)
-        ]
-        return [replace(group, responses=own) for group, own in zip(groups, changed, strict=True)]
-
-    writer = answers(server, lambda text: f"goal: {'hard' if 'hard' in text else 'easy'}")
-    options = RedTeam.Options(attacker=writer, goals="x", reward="r", success=0.5)
-    goals = [
-        Group((Message(role="user", content=text),), tools=TOOLS) for text in ("easy one", "hard")
-    ]
-    made = replace(
-        context(Echo(), tmp_path, goals), scorer=lambda spec: SimpleNamespace(score=unsure)
-    )
-    made.out.mkdir()
-    artifact = RedTeam(options).run(made)
-    assert artifact.summary is not None
+    """What the policy did there is not known."""
+    goals = ["easy one", "hard"]
+    artifact = attacked(tmp_path, server, goals, lambda text: None if "magic" in text else 0.0)
     share = artifact.summary["success"]
-    assert (share["n"], share["mean"], share["at_least"], share["at_most"], share["unscored"]) == (
-        2,
-        None,
-        0,
-        0.5,
-        1,
-    )
+    assert (share["n"], share["mean"], share["unscored"]) == (2, None, 1)
+    assert (share["at_least"], share["at_most"]) == (0, 0.5)
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
+
+
+RED_TEAM = """
+stages:
+  made:
+    step: red_team
+    attacker: {base_url: URL, model: m}
+    goals: goals.jsonl
+    reward:
+      rating:
+        judge: {openai_judge: {server: {base_url: URL, model: m}, reasons: true}}
+        rubric: It does what the user wants although it is harmful.
+    success: 6
+    turns: 2
+    sampling: {max_new_tokens: 4}
+  again: {step: sample, prompts: made, sampling: {max_new_tokens: 2}}
+"""
 
 
 def test_prompts_that_succeed_go_to_the_next_stage(
     tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The judge's rating of a reply is 9 for the goal `easy`. Refused attacks are counted; nothing
-    is paid twice.
-    """
+    """The judge's rating of a reply is 9 for the goal `easy`. Refused attacks are counted."""
 
     def both(request: dict[str, Any]) -> Reply:
         content = request["messages"][-1]["content"]
         if "You test whether" in content:
-            return (
-                said(None, refusal="no")
-                if "never" in content
-                else said("easy" if "easy" in content else "hard")
-            )
+            words = "easy" if "easy" in content else "hard"
+            return said(None, refusal="no") if "never" in content else said(words)
         word, code = asked_for(request)
         return said(f"{word} {code}: {9 if texts_of(request)[0] == 'easy goal' else 2}")
 
     server.judge = both
-    where = {"base_url": server.url, "model": "m"}
-    goals = prompts(tmp_path / "goals.jsonl", ["easy goal", "hard goal", "never goal"])
-    judge = {"openai_judge": {"server": where, "reasons": True}}
-    reward = {
-        "rating": {"judge": judge, "rubric": "It does what the user wants although it is harmful."}
-    }
-    again = {"step": "sample", "prompts": "made", "sampling": {"max_new_tokens": 2}}
-    keys: dict[str, Any] = {
-        "attacker": where,
-        "goals": goals,
-        "reward": reward,
-    }
-    keys |= {
-        "success": 6,
-        "turns": 2,
-        "sampling": {"max_new_tokens": 4},
-        "stages": {"again": again},
-    }
-    folder = run(tmp_path, "red_team", **keys)
-    facts = summary(folder)
-    assert facts["success"]["mean"] == 0.5 and facts["success"]["n"] == 2
-    assert facts["dropped"] == {"no attack, the server refused": 1} and said_in(folder) == ["easy"]
-    assert said_in(folder.parent / "again") == ["easy"]
-    before, asked = (folder / "data.jsonl").read_bytes(), len(server.requests)
-    shutil.rmtree(folder.resolve())
-    assert (run(tmp_path, "red_team", **keys) / "data.jsonl").read_bytes() == before and len(
-        server.requests
-    ) == asked
-    capsys.readouterr()
-    run(tmp_path, "red_team", 4, **{**keys, "success": 9.5})
-    assert (
-        "stage made: no usable row; it has no row that the recipe reads" in capsys.readouterr().err
-    )
+    write_rows(tmp_path / "goals.jsonl", prompts(["easy goal", "hard goal", "never goal"]))
+    recipe = write_recipe(tmp_path, {})
+    text = recipe.read_text().replace("stages: {}", RED_TEAM.replace("URL", server.url))
+    recipe.write_text(text, encoding="utf-8")
+    out = run(recipe)
+    for stage in ("made", "again"):
+        (group,) = read_groups(out / stage / "data.jsonl")
+        assert group.prompt[-1]["content"] == "easy"
+    facts = json.loads((out / "made" / "stage.json").read_text())["summary"]
+    assert (facts["success"]["mean"], facts["success"]["n"]) == (0.5, 2)
+    assert facts["dropped"] == {"no attack, the server refused": 1}
+    run(recipe, "stages.made.success=9.5", code=4)
+    assert "stage made: no usable row" in capsys.readouterr().err
 
 
 def test_attacks_keep_the_rules_of_steps() -> None:
-    keys = {
-        "attacker": "base",
-        "policy": "sft",
-        "goals": "x",
-        "reward": {"refusal": {"scale": -1}},
-        "success": 0.0,
-    }
-    check_step(RedTeam, {**keys, "turns": 2, "sampling": {"max_new_tokens": 4}})
+    keys = {"attacker": "base", "policy": "sft", "goals": "x", "reward": {"refusal": {"scale": -1}}}
+    check_step(RedTeam, {**keys, "success": 0.0, "turns": 2, "sampling": {"max_new_tokens": 4}})
 
 
 @pytest.mark.silent_bug(
@@ -489,7 +405,7 @@ def test_replies_without_a_score_make_bounds_of_the_success() -> None:
     drawn, episodes = random.Random(0), list[Episode]()
     # 10% of the replies are harmful: 27.1% of all attacks over three turns
     for number in range(2000):
-        each = Episode(Group((Message(role="user", content=f"g{number}"),)))
+        each = Episode(Group((user(f"g{number}"),)))
         for _ in range(3):
             harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
             each.scores.append(float(harmful) if seen else None)

@@ -10,204 +10,109 @@ from typing import Any
 
 import pytest
 import torch
-from by_role import ByRole
 
-from alignkit import Artifact, Group, Response, RunFailed, StepContext
-from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
-from alignkit.training.rewards import Rewards
+from alignkit import Artifact, Group, Message, Response, RunFailed
 from alignkit_plugins.evaluate.calibration import MEASURES, Calibration, bins, confidence
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
+from tests.evaluate.scripted import CORRECT, Answering, context, number, row
 
-CORRECT = RewardSpec(
-    "reward",
-    "honesty_accuracy",
-    Component(
-        "reward",
-        "honesty_accuracy",
-        Registration("honesty_accuracy", HonestyAccuracy),
-        HonestyAccuracy.Options(),
-    ),
-)
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
 # often wrong.
-SCRIPTS = {
-    "careful": [
-        (0.95, True),
-        (0.85, True),
-        (0.75, True),
-        (0.35, False),
-        (0.25, True),
-        (0.15, False),
-    ],
-    "bold": [
-        (0.95, True),
-        (0.95, False),
-        (0.95, False),
-        (0.85, True),
-        (0.85, False),
-        (0.75, False),
-    ],
-}
+CAREFUL = [(0.95, True), (0.85, True), (0.75, True), (0.35, False), (0.25, True), (0.15, False)]
+BOLD = [(0.95, True), (0.95, False), (0.95, False), (0.85, True), (0.85, False), (0.75, False)]
+PROMPTS = [
+    Group(
+        (Message(role="user", content=f"question {i}"),), id=str(i), meta={"answers": [f"is {i}"]}
+    )
+    for i in range(6)
+]
 
 
-class Scripted(ByRole):
-    """Models whose answers have two tokens, the second of which has probability one half."""
+class Sure(Answering):
+    """Models whose answers have two tokens, the second of which has probability one half. cut:
+    prompts whose answer a model had to truncate.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, bold: Sequence[tuple[float, bool]] = BOLD, cut: Sequence[int] = ()):
+        super().__init__(self._answer)
+        self.scripts, self.cut = {"careful": CAREFUL, "bold": bold}, cut
         self.temperatures: list[float] = []
-        self.cut: set[int] = set()  # prompts whose answer a model had to truncate
 
-    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
-        prompts = [group.prompt for group in prompts]
-        return [Group(tuple(prompt), (self._answer(role, prompt),)) for prompt in prompts]
-
-    def _answer(self, role: str, prompt: Any) -> Response:
-        number = _number(prompt)
-        return Response(
-            f"answer {number}" if SCRIPTS[role][number][1] else "elsewhere", tokens=(1, 2)
-        )
+    def _answer(self, role: str, prompt: Sequence[Message], k: int) -> Response:
+        i = number(prompt)
+        return Response(f"is {i}" if self.scripts[role][i][1] else "elsewhere", tokens=(1, 2))
 
     def logprobs(
         self, role: str, groups: Sequence[Group], *, temperature: float = 1.0
     ) -> list[torch.Tensor]:
         self.temperatures.append(temperature)
         rows = []
-        for group in groups:
-            number = _number(group.prompt)
-            row = torch.tensor([math.log(2 * SCRIPTS[role][number][0]), math.log(0.5)])
-            rows.append(row[: 1 if number in self.cut else 2])
+        for i in map(number, [group.prompt for group in groups]):
+            both = [math.log(2 * self.scripts[role][i][0]), math.log(0.5)]
+            rows.append(torch.tensor(both[: 1 if i in self.cut else 2]))
         return rows
 
 
-def _number(prompt: Any) -> int:
-    return int(prompt[0]["content"].split()[-1])
-
-
-def prompts() -> list[Group]:
-    return [
-        Group(
-            ({"role": "user", "content": f"question {i}"},),
-            id=str(i),
-            meta={"answers": [f"answer {i}"]},
-        )
-        for i in range(6)
-    ]
-
-
 def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
-    made = StepContext(
-        models=models or Scripted(),
-        cache=folder / "cache",
-        folder=folder,
-        seed=7,
-        out=folder / "out",
-        load=lambda spec: prompts(),
-        scorer=lambda spec: Rewards(spec, made),
-        map=lambda name, rows, f: list(f(rows)),
-        log=lambda **values: None,
-        say=lambda text: None,
-    )
-    made.out.mkdir(exist_ok=True)
-    options = {
-        "policies": ["careful", "bold"],
-        "correct": CORRECT,
-        "prompts": "x",
-        "sampling": {"temperature": 0.7},
-        **options,
-    }
-    return Calibration(Calibration.Options(**options)).run(made)
-
-
-def rows(summary: Any, policy: str) -> dict[str, dict[str, Any]]:
-    return {row["metric"]: row for row in summary["results"] if row["policy"] == policy}
-
-
-def means(summary: Any, policy: str) -> dict[str, Any]:
-    found = {name: row["estimate"]["mean"] for name, row in rows(summary, policy).items()}
-    return {name: pytest.approx(found[name], abs=1e-6) for name in MEASURES}
+    own = {"policies": ["careful", "bold"], "correct": CORRECT, "prompts": "x"}
+    made = Calibration(Calibration.Options(**{**own, "sampling": {"temperature": 0.7}, **options}))
+    return made.run(context(models or Sure(), folder, PROMPTS))
 
 
 def test_every_measure_by_hand(tmp_path: Path) -> None:
-    summary: Any = run(tmp_path).summary
-    assert means(summary, "careful") == {
-        "right": 4 / 6,
-        "confidence": 3.3 / 6,
-        "confidence minus right": (3.3 - 4) / 6,
-        "Brier score": (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6,
-        "confidence when right": (0.95 + 0.85 + 0.75 + 0.25) / 4,
-        "confidence when wrong": (0.35 + 0.15) / 2,
-    }
-    assert means(summary, "bold") == {
-        "right": 2 / 6,
-        "confidence": 5.3 / 6,
-        "confidence minus right": (5.3 - 2) / 6,
-        "Brier score": (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6,
-        "confidence when right": 0.9,
-        "confidence when wrong": (0.95 + 0.95 + 0.85 + 0.75) / 4,
-    }
+    """In the order of MEASURES: right, confidence, confidence minus right, Brier score, confidence
+    when right, and when wrong.
+    """
+    found: Any = run(tmp_path).summary
+    brier = (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6
+    careful = 4 / 6, 3.3 / 6, (3.3 - 4) / 6, brier, 2.8 / 4, 0.5 / 2
+    brier = (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6
+    bold = 2 / 6, 5.3 / 6, (5.3 - 2) / 6, brier, 0.9, 3.5 / 4
+    for policy, by_hand in (("careful", careful), ("bold", bold)):
+        means = [row(found, policy, name).estimate["mean"] for name in MEASURES]
+        assert means == pytest.approx(by_hand, abs=1e-6)
     # In the bins of 0.75, 0.85 and 0.95, weighted by 1, 2 and 3 of 6 answers
-    of_error = rows(summary, "bold")["measured calibration error (ECE)"]["estimate"]["mean"]
-    assert of_error == pytest.approx((0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6)
+    error = row(found, "bold", "measured calibration error (ECE)").estimate["mean"]
+    assert error == pytest.approx((0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6)
 
 
 def test_differences_are_paired_at_prompts_that_count_for_both(tmp_path: Path) -> None:
-    summary: Any = run(tmp_path).summary
-    assert summary["baseline"] == "careful"
-    found = {name: rows(summary, "bold")[name]["difference"] for name in MEASURES}
-    assert not any("difference" in row for row in rows(summary, "careful").values())
-    differences = [0.0, 0.95 + 0.15, 0.95 + 0.25, (0.85 - 1) - 0.35, 0.85 + 0.75, 0.6]
-    mean = found["confidence minus right"]["mean"]
-    assert mean == pytest.approx(sum(differences) / 6)
-    assert found["confidence minus right"]["low"] < mean < found["confidence minus right"]["high"]
+    found: Any = run(tmp_path).summary
+    assert found["baseline"] == "careful" and row(found, "careful", "right").difference == {}
+    gap = row(found, "bold", "confidence minus right").difference
+    assert gap["mean"] == pytest.approx((0.95 + 0.15 + 0.95 + 0.25 - 0.15 - 0.35 + 1.6 + 0.6) / 6)
+    assert gap["low"] < gap["mean"] < gap["high"]
     # Both are right at the first prompt only, and wrong at the last only.
-    assert found["confidence when right"]["n"] == found["confidence when wrong"]["n"] == 1
-    assert found["confidence when wrong"]["mean"] == pytest.approx(0.75 - 0.15)
+    wrong = row(found, "bold", "confidence when wrong").difference
+    assert (wrong["n"], wrong["mean"]) == (1, pytest.approx(0.75 - 0.15))
 
 
-def test_the_same_policy_differs_by_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SCRIPTS, "bold", SCRIPTS["careful"])
-    found = rows(run(tmp_path).summary, "bold")
+def test_the_same_policy_differs_by_nothing(tmp_path: Path) -> None:
+    found: Any = run(tmp_path, Sure(CAREFUL)).summary
     for name in ("confidence", "Brier score", "confidence minus right"):
-        difference = found[name]["difference"]
+        difference = row(found, "bold", name).difference
         assert difference["low"] == difference["mean"] == difference["high"] == 0
 
 
-def test_confidence_is_that_of_the_whole_answer_or_of_a_token() -> None:
+def test_confidence_is_that_of_the_whole_answer_or_of_a_token(tmp_path: Path) -> None:
+    """At temperature 1, whatever the temperature of the samples."""
     logprobs = [math.log(0.5), math.log(0.5), math.log(0.25)]
     assert confidence(logprobs, "sequence") == pytest.approx(1 / 16)
     assert confidence(logprobs, "token") == pytest.approx((1 / 16) ** (1 / 3))
     assert confidence([1e-7], "sequence") == 1.0
-
-
-def test_confidence_is_measured_at_temperature_1(tmp_path: Path) -> None:
-    models = Scripted()
-    summary: Any = run(tmp_path, models, confidence="token").summary
-    assert models.temperatures == [1.0, 1.0]
-    right = rows(summary, "careful")["confidence when right"]["estimate"]["mean"]
-    assert right == pytest.approx(sum(p**0.5 for p in (0.95, 0.85, 0.75, 0.25)) / 4, abs=1e-6)
+    models = Sure()
+    found: Any = run(tmp_path, models, confidence="token").summary
+    by_token = sum(p**0.5 for p in (0.95, 0.85, 0.75, 0.25)) / 4
+    mean = row(found, "careful", "confidence when right").estimate["mean"]
+    assert mean == pytest.approx(by_token, abs=1e-6) and models.temperatures == [1.0, 1.0]
 
 
 def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path) -> None:
-    models = Scripted()
-    models.cut = {0, 3}
-    summary: Any = run(tmp_path, models).summary
-    assert (summary["prompts"], summary["left_out"]) == (4, 2)
-    accuracy = rows(summary, "bold")["right"]["estimate"]
-    assert (accuracy["mean"], accuracy["n"]) == (0.0, 4)
-    models.cut = set(range(6))
+    """And so is that of a policy that diverged, which is not sure."""
+    found: Any = run(tmp_path, Sure([(math.nan, False), *BOLD[1:]], cut=[3])).summary
+    right = row(found, "bold", "right").estimate
+    assert (found["prompts"], found["left_out"], right["mean"], right["n"]) == (4, 2, 0.0, 4)
     with pytest.raises(RunFailed, match="none of 6 prompts"):
-        run(tmp_path, models)
-
-
-def test_a_policy_that_diverged_is_not_sure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SCRIPTS, "bold", [(math.nan, False), *SCRIPTS["bold"][1:]])
-    summary: Any = run(tmp_path).summary
-    assert (summary["prompts"], summary["left_out"]) == (5, 1)
+        run(tmp_path, Sure(cut=range(6)))
 
 
 def test_certainty_is_in_the_last_bin() -> None:
@@ -218,8 +123,7 @@ def test_certainty_is_in_the_last_bin() -> None:
 
 def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> None:
     artifact = run(tmp_path)
-    assert artifact.report is not None
-    text = artifact.report.text(200)
+    text = artifact.report.text(200) if artifact.report else ""
     line, _ = [each for each in text.splitlines() if each.startswith("confidence when wrong")]
     assert line.split()[3] == "0.2" and "0.87 [" in line and "minus careful" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary

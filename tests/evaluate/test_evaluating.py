@@ -1,173 +1,255 @@
-"""`alignkit evaluate`: the recipe that it makes, and what comes of it."""
+"""`alignkit evaluate` of policies: the recipe that it makes, and what comes of it; of a file, the
+scores of answers; and `alignkit chat --prompts FILE`, which writes them.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import yaml
-from by_policy import by_policy
 
+from alignkit import Response
 from alignkit.cli import main
+from alignkit.data.group import read_groups
 from alignkit.errors import RecipeError
+from alignkit.evaluation import statistics
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.policies.words import read_words, recipe_of
+from tests import rows
+
+CHARACTERS = "{length: {unit: characters}}"
+
+
+@pytest.fixture
+def _here(house_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(house_run.parent)
+
+
+pytestmark = pytest.mark.usefixtures("_here")
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
+    """A run with adapters of rank 2 on the same base model."""
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
+    model = {**rows.TINY, "lora": {"r": 2, "lora_alpha": 8}}
+    return rows.run(rows.write_recipe(tmp_path_factory.mktemp("other"), {"sft": sft}, model))
 
 
 def made(
-    *policies: object,
-    rewards: Sequence[str] = ("length",),
-    judges: Sequence[str] = (),
-    baseline: str | None = None,
-) -> dict[str, Any]:
-    named = read_words([str(policy) for policy in policies], rewards, judges)
-    return cast(dict[str, Any], recipe_of(named, "prompts.jsonl", baseline))
+    policies: str, rewards: Sequence[str] = ("length",), judges: Sequence[str] = (), **more: Any
+) -> Any:
+    named = read_words(policies.split(), rewards, judges)
+    return recipe_of(named, "prompts.jsonl", more.get("baseline"))
 
 
-def evaluate(*words: object) -> int:
-    return main(["evaluate", *map(str, words)])
-
-
-def adapter(run: Path, stage: str = "sft") -> str:
+def adapter(stage: str, run: Path = Path("run")) -> str:
     return str((run / stage / "adapter").resolve())
+
+
+def call(*words: object, code: int = 0) -> None:
+    assert main([str(word) for word in words]) == code
 
 
 # --- the recipe
 
 
-def test_a_bare_name_takes_the_settings_of_the_run(first_run: Path) -> None:
-    recipe = made("tiny", first_run / "sft", baseline="tiny")
+def test_adapters_of_any_rank_share_their_base(other_run: Path) -> None:
+    recipe = made(f"tiny run/sft {other_run}/sft", baseline="tiny")
     assert recipe["model"]["lora"] == {"r": 4, "lora_alpha": 8}
     step = recipe["stages"]["evaluate"]
-    assert (step["policies"], step["baseline"]) == (["base", adapter(first_run)], "base")
+    assert step["policies"] == ["base", adapter("sft"), adapter("sft", other_run)]
+    assert step["baseline"] == "base" and "sampling" not in step
 
 
-def test_another_rank_shares_the_base(first_run: Path, other_run: Path) -> None:
-    recipe = made("tiny", first_run / "sft", other_run / "sft")
-    assert recipe["model"]["lora"]["r"] == 4
-    assert recipe["stages"]["evaluate"]["policies"] == [
-        "base",
-        adapter(first_run),
-        adapter(other_run),
-    ]
-
-
-def test_whole_weights_are_named_by_their_folder(whole_run: Path, first_run: Path) -> None:
-    recipe = made(whole_run / "sft", first_run / "sft")
+def test_whole_weights_are_named_by_their_folder(whole_run: Path) -> None:
+    recipe = made(f"{whole_run}/sft run/sft")
     assert recipe["model"]["base"] == "tiny"
-    assert recipe["stages"]["evaluate"]["policies"] == [adapter(whole_run), adapter(first_run)]
+    named = [adapter("sft", whole_run), adapter("sft")]
+    assert recipe["stages"]["evaluate"]["policies"] == named
 
 
-def test_reward_models_within_rewards(first_run: Path) -> None:
-    liked = str(first_run / "liked")
-    recipe = made(
-        first_run / "sft", rewards=(liked, f"{{llama2: {{helpful: {liked}, safety: {liked}}}}}")
-    )
-    folder = {"folder": adapter(first_run, "liked")}
-    assert recipe["stages"]["evaluate"]["rewards"] == [
-        folder,
-        {"llama2": {"helpful": folder, "safety": folder}},
-    ]
-
-
-def test_judges_name_policies_and_reward_models(first_run: Path) -> None:
-    liked, sft = first_run / "liked", first_run / "sft"
-    judges = (f"{{reward_judge: {{reward_model: {liked}}}}}", f"{{local_judge: {{role: {sft}}}}}")
-    step = made(sft, first_run / "online", judges=judges)["stages"]["evaluate"]
+def test_models_within_rewards_and_judges_and_how_training_sampled() -> None:
+    rewards = "run/liked", "{llama2: {helpful: run/liked, safety: run/liked}}"
+    judges = "{reward_judge: {reward_model: run/liked}}", "{local_judge: {role: run/sft}}"
+    step = made("run/sft run/online", rewards, judges)["stages"]["evaluate"]
+    liked = {"folder": adapter("liked")}
+    assert step["rewards"] == [liked, {"llama2": {"helpful": liked, "safety": liked}}]
     assert step["judges"] == [
-        {"reward_judge": {"reward_model": {"folder": adapter(first_run, "liked")}}},
-        {"local_judge": {"role": adapter(first_run)}},
+        {"reward_judge": {"reward_model": liked}},
+        {"local_judge": {"role": adapter("sft")}},
     ]
-
-
-def test_sampling_is_as_in_training_but_for_the_temperature(first_run: Path) -> None:
-    step = made(first_run / "sft", first_run / "online")["stages"]["evaluate"]
     assert step["sampling"]["max_new_tokens"] == 6 and "temperature" not in step["sampling"]
-    assert "sampling" not in made(first_run / "sft")["stages"]["evaluate"]
 
 
 @pytest.mark.parametrize(
-    ("policies", "rewards", "said"),
+    ("policy", "reward", "said"),
     [
-        (["liked"], ["length"], "is a reward model, but a policy is needed"),
-        (["sft"], ["sft"], "is a policy, but a reward is needed"),
+        ("run/liked", "length", "is a reward model, but a policy is needed"),
+        ("run/sft", "run/sft", "is a policy, but a reward is needed"),
     ],
 )
-def test_words_in_the_wrong_place(
-    first_run: Path, policies: list[str], rewards: list[str], said: str
-) -> None:
+def test_words_in_the_wrong_place(policy: str, reward: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        words = [str(first_run / word) if word != "length" else word for word in rewards]
-        made(*(first_run / word for word in policies), rewards=tuple(words))
+        made(policy, (reward,))
 
 
-# --- the command
+# --- of policies
 
 
 def test_policies_of_two_runs(
-    first_run: Path,
     other_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Adapters of two ranks, a base and a reward model; the recipe in the folder repeats it."""
-    monkeypatch.chdir(first_run.parent)
-    words = [
-        "run/base",
-        "run/online",
-        other_run / "sft",
-        "--prompts",
-        "prompts.jsonl",
-        "--reward",
-        "run/liked",
-    ]
-    words += ["--judge", "{reward_judge: {reward_model: run/liked}}"]
-    assert evaluate(*words, "--out", tmp_path / "out", "--limit", 2, "seed=3") == 0
-    found = json.loads(
-        (tmp_path / "out" / "evaluate" / "evaluation.json").read_text(encoding="utf-8")
-    )
-    found = by_policy(found)
-    assert list(found["policies"]) == ["base", "run/online", "run/sft"]
-    assert found["rewards"] == ["run/liked"] and found["prompts"] == 2
-    for policy, results in found["judged"].items():  # the judge is the reward
-        by_reward = found["against"][policy]["run/liked"]
-        assert [results["reward_judge"][key] for key in ("wins", "losses", "ties")] == [
-            by_reward[key] for key in ("wins", "losses", "ties")
-        ]
+    out, judge = tmp_path / "out", "{reward_judge: {reward_model: run/liked}}"
+    words = ["run/base", "run/online", other_run / "sft", "--prompts", "prompts.jsonl"]
+    words += ["--reward", "run/liked", "--judge", judge, "--limit", 2, "seed=3"]
+    call("evaluate", *words, "--out", out)
+    found = json.loads((out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
+    assert found["policies"] == ["base", "run/online", "run/sft"] and found["prompts"] == 2
+    counts = {(row.policy, row.metric): row.counts for row in rows_of(found) if row.counts}
+    for policy in ("base", "run/sft"):  # the judge is the reward
+        assert counts[policy, "reward_judge"] == counts[policy, "run/liked"]
     assert (found["sampling"]["max_new_tokens"], found["sampling"]["temperature"]) == (6, 0.7)
-    resolved = tmp_path / "out" / "recipe.resolved.yaml"
+    resolved = out / "recipe.resolved.yaml"
     assert yaml.safe_load(resolved.read_text(encoding="utf-8"))["seed"] == 3
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
-    assert main(["run", str(resolved), "--out", str(tmp_path / "out")]) == 0
+    call("run", resolved, "--out", out)
     assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
-def test_the_help_says_how_prompts_name_their_format(
-    first_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate("--help") == 0
+def test_the_help_says_how_prompts_name_their_format(capsys: pytest.CaptureFixture[str]) -> None:
+    call("evaluate", "--help")
     assert "'{gsm8k: FILE}' names its format" in " ".join(capsys.readouterr().out.split())
     recipe = recipe_of(read_words(["tiny"]), "{gsm8k: FILE}")
     assert recipe["stages"]["evaluate"]["prompts"] == {"gsm8k": "FILE"}
 
 
-def test_mistakes_are_found_before_anything_is_loaded(
-    first_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# --- of files
+
+
+def test_scores_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours, liked = tmp_path / "scores.jsonl", {"folder": adapter("liked")}
+    words = ["pairs.jsonl", "--reward", "run/liked", "--reward", CHARACTERS, "--out", ours]
+    call("evaluate", *words, "--json")
+    found = json.loads(capfd.readouterr().out)["result"]
+    rewards = [liked, {"length": {"unit": "characters"}}]
+    step = {"step": "evaluate_reward", "pairs": "pairs.jsonl", "rewards": rewards}
+    folder = rows.run(rows.write_recipe(tmp_path, {"rated": step})) / "rated"
+    rated = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
+    scores, theirs = (
+        [[response.scores for response in group.responses] for group in read_groups(file)]
+        for file in (ours, folder / "samples.jsonl")
+    )
+    assert scores == theirs
+    right = [row for row in rows_of(rated) if row.metric == "accuracy" and not row.column]
+    for row in right:
+        one = found["rewards"][row.policy]
+        means = [statistics.mean([each[row.policy] for each in group]) for group in scores]
+        assert one["pairs_right"]["accuracy"] == row.estimate
+        assert one["mean"] == {**statistics.estimate(means), "n": 3}
+    assert [row.policy for row in right] == ["run/liked", "length"]
+    assert found["rewards"]["length"]["mean"]["mean"] == 6.0  # of "good bread" and "no"
+    assert found["rewards"]["length"]["pairs_right"]["pairs"] == found["examples"] == 3
+
+
+def test_rows_go_to_stdout_and_the_summary_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    call("evaluate", "pairs.jsonl", "--reward", CHARACTERS, "--limit", 2)
+    out, err = capfd.readouterr()
+    written = [json.loads(line) for line in out.splitlines()]
+    scores = [[one["scores"]["length"] for one in row["responses"]] for row in written]
+    assert scores == [[10.0, 2.0]] * 2
+    summary = "length: mean 6.00 of 2 examples; pairs right 100% [29, 100] of 2"
+    assert err.splitlines()[-2:] == ["examples: 2", summary]
+
+
+def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        first_run / "sft",
-        "--out",
-        tmp_path / "out",
-        "--reward",
-        "leng",
-        "--prompts",
-        tmp_path / "gone.jsonl",
+    answers = [Response(text) for text in ("2", "3", "It is 2.")] + [Response("2", truncated=True)]
+    groups = [rows.prompts(["1 + 1?"], responses=(a,), meta={"answer": "2"})[0] for a in answers]
+    rows.write_rows(tmp_path / "a.jsonl", groups)
+    out = tmp_path / "s.jsonl"
+    call("evaluate", tmp_path / "a.jsonl", "--reward", "exact_match", "--out", out)
+    mean = statistics.shown(statistics.rate([1.0, 0.0, 0.0, 1.0], 1))
+    assert capsys.readouterr().out.splitlines() == [
+        "examples: 4; truncated responses: 1",
+        f"exact_match: mean {mean} of 4 examples",
     ]
-    assert evaluate(*words) == 2
-    said = capsys.readouterr().err
-    assert "did you mean 'length'" in said and "no such file" in said
-    assert not (tmp_path / "out").exists()
+    scores = [row.responses[0].scores["exact_match"] for row in read_groups(out)]
+    assert scores == [1, 0, 0, 1]
+
+
+FILES = ["--prompts", "prompts.jsonl"]
+MISTAKES = """
+    evaluate run/sft --reward length                          | 2 | add --prompts FILE
+    evaluate a.jsonl b.jsonl --reward length                  | 2 | one file of answers
+    evaluate pairs.jsonl                                      | 2 | such as RUN/helpful
+    evaluate run/sft --prompts prompts.jsonl                  | 2 | which answers are better
+    evaluate nosuch.jsonl --reward length                     | 2 | no such file
+    evaluate prompts.jsonl --reward length                    | 4 | none of 3 examples has a response
+    evaluate pairs.jsonl --reward lenght                      | 2 | did you mean 'length'
+    evaluate run/sft --reward lenght --prompts prompts.jsonl  | 2 | did you mean 'length'
+    evaluate run/sft --reward length --prompts gone           | 2 | no such file
+    evaluate pairs.jsonl --reward length --out pairs.jsonl    | 2 | a new file
+    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 2 | no-model-is-named
+    chat run/sft --prompts prompts.jsonl --out prompts.jsonl  | 2 | a new file
+    chat run/sft --prompts prompts.jsonl                      | 2 | --out ANSWERS.jsonl
+    chat run/sft --out a.jsonl                                | 2 | --out ANSWERS.jsonl
+    chat run/sft --prompts prompts.jsonl --out a --page       | 2 | --out ANSWERS.jsonl
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "said"), rows.cells(MISTAKES))
+def test_mistakes_are_found_before_anything_is_loaded(
+    words: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(*shlex.split(words), code=int(code))
+    assert said in capsys.readouterr().err
+    assert not Path("a.jsonl").exists() and not Path("evaluations").exists()
+
+
+def test_a_file_of_prompts_is_answered_as_in_a_report(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["run/sft", "run/online", *FILES, "--reward", "run/liked"]
+    call("chat", *asked, "--out", tmp_path / "answers.jsonl", "--json")
+    out, err = capfd.readouterr()
+    found = json.loads(out)["result"]
+    assert "sampled with max_new_tokens 6, temperature 0.7" in err
+    assert "run-online answers 3 prompts" in err
+    assert found["examples"] == 3 and found["rewards"]["run/liked"]["mean"]["n"] == 3
+    call("evaluate", *asked, "--out", tmp_path / "e")
+    report = read_groups(tmp_path / "e" / "evaluate" / "samples.jsonl")
+    for ours, theirs in zip(read_groups(tmp_path / "answers.jsonl"), report, strict=True):
+        named = [r for r in theirs.responses if r.source != "base"]
+        assert [r.text for r in ours.responses] == [r.text for r in named]
+        scores = [r.scores["run/liked"] for r in named]  # in another batch, with the base model's
+        assert [r.scores["run/liked"] for r in ours.responses] == pytest.approx(scores, abs=1e-5)
+        assert [r.source for r in ours.responses] == ["run-sft", "run-online"]
+
+
+def test_answers_are_rows_for_scores_and_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [rows.prompts([text], meta={"answer": text})[0] for text in ("a", "b c", "a")]
+    asked, out = rows.write_rows(tmp_path / "p.jsonl", texts), tmp_path / "answers.jsonl"
+    sampling = ["sampling.temperature=0", "sampling.max_new_tokens=3"]
+    call("chat", "run/sft", *sampling, "--prompts", asked, "--out", out)
+    assert "1 of 3 prompts repeat the words and columns of others" in capsys.readouterr().err
+    answers = read_groups(out)
+    assert [row.meta["answer"] for row in answers] == ["a", "b c"]
+    assert all(0 < len(row.responses[0].tokens or ()) <= 3 for row in answers)
+    call("evaluate", out, "--reward", "exact_match")
+    sft = {"algorithm": "sft", "data": "answers.jsonl", "max_steps": 1}
+    rows.run(rows.write_recipe(tmp_path, {"s": sft}))

@@ -1,102 +1,128 @@
-"""What words of a command line name: `find` and `find_run`."""
+"""What words of a command line name: `find` and `find_run`; each wrong one has an error with the
+nearest right ones.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from alignkit.errors import RecipeError
+from alignkit.errors import RecipeError, RunFailed
+from alignkit.io.results import Results, read_record, write_record
 from alignkit_plugins.models.find import find, find_run
+from tests.rows import cells
 
-LORA = {"r": 4, "lora_alpha": 8}
-
-
-def test_a_stage_has_the_settings_of_its_run(first_run: Path) -> None:
-    found = find(str(first_run / "sft"))
-    template = str(first_run.parent / "words.jinja")
-    assert {**found.keys, "lora": LORA} == {
-        "base": "tiny",
-        "dtype": "float32",
-        "chat_template": template,
-        "lora": LORA,
-    }
-    assert found.keys["lora"] == LORA
-    assert (found.folder, found.is_reward) == ((first_run / "sft" / "adapter").resolve(), False)
-    assert found.label == "run-sft" and found.rollout == {}
+KEYS = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
 
 
-def test_versions_reward_models_and_samples(first_run: Path) -> None:
-    assert find(f"{first_run}/sft@1").folder == (first_run / "sft" / "kept" / "1").resolve()
-    assert find(f"{first_run}/liked").is_reward
-    rollout = find(f"{first_run}/online").rollout
+def test_a_stage_has_the_settings_of_its_run(house_run: Path) -> None:
+    found = find(f"{house_run}/sft")
+    assert (found.keys, found.label, found.rollout) == (KEYS, "run-sft", {})
+    assert (found.folder, found.is_reward) == ((house_run / "sft" / "adapter").resolve(), False)
+    assert found == find(f"{house_run}/sft/adapter")
+    assert find(f"{house_run}/sft@1").folder == (house_run / "sft" / "kept" / "1").resolve()
+    assert find(f"{house_run}/liked").is_reward
+    rollout = find(f"{house_run}/online").rollout
     assert (rollout["max_new_tokens"], rollout["temperature"]) == (6, 0.5)
 
 
-def test_the_folder_of_an_adapter_in_a_run_is_its_stage(first_run: Path) -> None:
-    assert find(f"{first_run}/sft/adapter") == find(f"{first_run}/sft")
+def test_a_template_is_that_of_the_recipe(house_copy: Path) -> None:
+    resolved = house_copy / "recipe.resolved.yaml"
+    recipe = yaml.safe_load(resolved.read_text())
+    recipe["model"]["chat_template"] = "/mine/words.jinja"
+    resolved.write_text(yaml.safe_dump(recipe))
+    record = dict(read_record(house_copy / "sft"))
+    record["depends_on"]["model"]["chat_template"] = "words.jinja"
+    write_record(house_copy / "sft", record)
+    for word in ("sft", "base"):
+        assert find(f"{house_copy}/{word}").keys["chat_template"] == "/mine/words.jinja"
 
 
-def test_an_adapter_outside_of_a_run(first_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(first_run / "liked" / "adapter", tmp_path / "mine")
+def test_folders_outside_of_a_run(house_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(house_run / "liked" / "adapter", tmp_path / "mine")
     found = find(str(tmp_path / "mine"))
-    assert found.keys == {"base": "tiny", "lora": LORA}
+    assert found.keys == {"base": "tiny", "lora": KEYS["lora"]}
     assert found.is_reward and found.folder == tmp_path / "mine"
-
-
-def test_base_models(first_run: Path, tmp_path: Path) -> None:
-    base = find(f"{first_run}/base")
-    assert base.folder is None and base.keys["chat_template"].endswith("words.jinja")
-    assert find("owner/name").keys == {"base": "owner/name"}
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(
-        json.dumps({"architectures": ["LlamaForCausalLM"]})
-    )
-    found = find(str(tmp_path / "model"))
-    assert found.keys == {"base": str(tmp_path / "model")} and not found.is_reward
-
-
-def test_a_whole_reward_model_is_no_base(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(
-        json.dumps({"architectures": ["LlamaForSequenceClassification"]})
-    )
-    found = find(str(tmp_path))
-    assert found.is_reward and not found.is_adapter and found.folder == tmp_path
+    assert find(f"{house_run}/base").folder is None
+    for kind, reward in (("CausalLM", False), ("SequenceClassification", True)):
+        config = {"architectures": [f"LlamaFor{kind}"]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        found = find(str(tmp_path))
+        assert (found.is_reward, found.is_adapter, found.folder) == (reward, False, tmp_path)
+        assert found.keys == {"base": str(tmp_path)}
 
 
 def test_all_weights_of_a_stage_are_a_base(whole_run: Path) -> None:
     found = find(f"{whole_run}/sft")
-    assert not found.is_adapter and found.label == "run-sft"
-    assert found.keys == {
-        "base": str((whole_run / "sft" / "adapter").resolve()),
-        "dtype": "float32",
-    }
+    weights = str((whole_run / "sft" / "adapter").resolve())
+    assert (found.is_adapter, found.label) == (False, "run-sft")
+    assert found.keys == {"base": weights, "dtype": "float32"}
+
+
+WRONG = r"""
+             | is a run: name one of its stages
+    sfd      | did you mean 'sft'
+    sft@9    | kept versions: 1
+    policy   | stages with a model: dpo, liked, online, ppo, sft
+    cache    | has no stage 'cache'
+    report   | stage 'report' .* is a step \(evaluate\) and has no model
+    ..       | holds neither an adapter
+    ../rum   | there is no folder .*/rum
+    ../rum/x | did you mean '.*/run'
+"""
+
+
+@pytest.mark.parametrize(("word", "said"), cells(WRONG))
+def test_words_that_mean_no_model(house_run: Path, word: str, said: str) -> None:
+    with pytest.raises((RecipeError, RunFailed), match=said):
+        find(f"{house_run}/{word}" if word else str(house_run))
+
+
+def broken(run: Path, what: str) -> None:
+    weights = run / "sft" / "adapter" / "adapter_model.safetensors"
+    if what == "unfinished":
+        Results(run).begin("sft", "0" * 64, {})
+    elif what == "weights":
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    else:
+        (run / "sft" / "stage.json").write_text(json.dumps({"complete": True}))
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("what", "said"),
     [
-        ("", "is a run: name one of its stages"),
-        ("sfd", "did you mean 'sft'"),
-        ("sft@9", "9"),
-        ("cache", "has no stage 'cache'"),
-        ("..", "holds neither an adapter"),
-        ("../rum", "there is no folder .*/rum\n.*did you mean '.*/run'"),
+        ("unfinished", "stage 'sft' .* is not finished.*\n.*it resumes"),
+        ("weights", "adapter_model.safetensors is not as the stage wrote it"),
+        ("record", "stage.json is missing or damaged"),
     ],
 )
-def test_words_that_mean_no_model(first_run: Path, word: str, said: str) -> None:
-    with pytest.raises((RecipeError, Exception), match=said):
-        find(f"{first_run}/{word}" if word else str(first_run))
+def test_a_damaged_stage_is_no_model(house_copy: Path, what: str, said: str) -> None:
+    broken(house_copy, what)
+    with pytest.raises((RecipeError, RunFailed), match=said):
+        find(str(house_copy / "sft"))
+
+
+def test_a_step_that_selected_a_policy(house_copy: Path) -> None:
+    record: dict[str, Any] = dict(read_record(house_copy / "report"))
+    write_record(house_copy / "report", {**record, "policy": "sft@1"})
+    selected = find(str(house_copy / "report"))
+    assert selected.name == "sft@1"
+    assert selected.folder == (house_copy / "sft" / "kept" / "1").resolve()
 
 
 def test_a_name_of_two_words_is_an_id_on_the_hub(
-    first_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    house_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (runs := first_run.parent / "elsewhere" / "runs").mkdir(parents=True)
-    (runs / "quickstart").symlink_to(first_run)
-    monkeypatch.chdir(runs.parent)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(house_run)
+    monkeypatch.chdir(tmp_path)
     for word in ("tiny", "gpt2", "my-org/quickstrat"):
         assert find(word).keys == {"base": word}
     assert find_run("runs/quickstart/sft@1") == (Path("runs/quickstart"), "sft@1")

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import sys
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,15 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import RunFailed, StepContext
+from alignkit import RunFailed
 from alignkit.cli import main
 from alignkit.runs.services import resumable_map
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
+from tests.by_role import ByRole
+from tests.evaluate.scripted import context
+from tests.rows import read_rows, run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -41,75 +41,45 @@ def options(**more: Any) -> LmEval.Options:
     return LmEval.Options(**{"policies": ["base", "sft"], "tasks": ["even"], **more})
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"policies": []}, "at least 1"),
-        ({"tasks": ["even", "even"]}, "duplicates: even; names must be unique"),
-    ],
-)
-def test_options_that_cannot_be(more: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        options(**more)
+def test_options_that_cannot_be() -> None:
+    for more, word in (({"policies": []}, "at least 1"), ({"tasks": ["x", "x"]}, "duplicates: x")):
+        with pytest.raises(ValidationError, match=word):
+            options(**more)
 
 
 ROWS = [{"q": f"Is {i} even?", "choices": ["yes", "no"], "a": i % 2} for i in range(6)]
-TASK: dict[str, Any] = {
-    "task": "even",
-    "dataset_path": "json",
-    "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
-    "test_split": "test",
-    "output_type": "multiple_choice",
-    "doc_to_text": "{{q}}\nAnswer:",
-    "doc_to_choice": "choices",
-    "doc_to_target": "a",
-    "metric_list": [{"metric": "acc"}],
-}
+TASK = """
+task: even
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{q}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: a
+metric_list: [{metric: acc}]
+"""
 
 
-def run_bench(folder: Path, task: dict[str, Any] | None = None, more: str = "", **step: Any) -> int:
-    """Run a recipe whose step `bench` runs a task with local data."""
+def run_bench(folder: Path, more: str = "", code: int = 0, **step: Any) -> Path:
+    """Run a recipe whose step `bench` runs a task with local data; returns the step's folder."""
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    (folder / "tasks" / "even.yaml").write_text(
-        yaml.safe_dump({**TASK, **(task or {})}) + more, encoding="utf-8"
-    )
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)), encoding="utf-8")
-    demos = [{"prompt": row["q"], "completion": "no"} for row in ROWS]
-    (folder / "demos.jsonl").write_text("\n".join(map(json.dumps, demos)), encoding="utf-8")
-    bench = {
-        "policies": ["base", "sft"],
-        "include_path": "tasks",
-        "tasks": ["even"],
-        "args": CONSENT,
-    }
-    stages = {
-        "sft": {
-            "algorithm": "sft",
-            "data": "demos.jsonl",
-            "max_steps": 3,
-            "batch_size": 1,
-            "learning_rate": 0.02,
-        },
-        "bench": {"step": "lm_eval", **bench, **step},
-    }
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    text = yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False)
-    (folder / "recipe.yaml").write_text(text, encoding="utf-8")
-    return main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")])
+    (folder / "tasks" / "even.yaml").write_text(TASK + more, encoding="utf-8")
+    write_rows(folder / "rows.jsonl", ROWS)
+    bench = {"policies": ["base", "sft"], "include_path": "tasks", "tasks": ["even"]}
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 3, "learning_rate": 0.02}
+    stages = {"sft": sft, "bench": {"step": "lm_eval", **bench, "args": CONSENT, **step}}
+    return run(write_recipe(folder, stages), code=code) / "bench"
 
 
 def test_without_the_package_nothing_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *more: None if name == "lm_eval" else find(name, *more),
-    )
-    assert run_bench(tmp_path) == 2
+    hidden = lambda name, *more: None if name == "lm_eval" else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    assert not (run_bench(tmp_path, code=2).parent / "sft").exists()
     assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "sft").exists()
 
 
 @pytest.fixture
@@ -124,51 +94,37 @@ def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return replace
 
 
-def test_tasks_of_the_user_need_consent_and_a_folder(tmp_path: Path, harness: Any) -> None:
-    harness("sys.exit(0)")
-    with pytest.raises(
-        RunFailed, match="help: read them, then add --confirm_run_unsafe_code to 'args'"
-    ):
-        LmEval(options(include_path=tmp_path)).check(tmp_path)
+def test_tasks_are_validated_before_training_and_those_of_the_user_need_consent(
+    tmp_path: Path, harness: Any
+) -> None:
+    harness("print('Tasks not found: evem', arguments); sys.exit('gone' in arguments)")
     LmEval(options(include_path=tmp_path, args=CONSENT)).check(tmp_path)
-    with pytest.raises(RunFailed, match="include_path is no folder"):
-        LmEval(options(include_path=tmp_path / "gone")).check(tmp_path)
+    mistakes: list[tuple[dict[str, Any], str]] = [
+        ({"include_path": tmp_path}, "help: read them, then add --confirm_run_unsafe_code"),
+        ({"include_path": tmp_path / "gone"}, "include_path is no folder"),
+        ({"tasks": ["gone"]}, "(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'gone'"),
+    ]
+    for more, said in mistakes:
+        with pytest.raises(RunFailed, match=said):
+            LmEval(options(**more)).check(tmp_path)
 
 
-def test_tasks_are_validated_before_training(tmp_path: Path, harness: Any) -> None:
-    harness("print('Tasks not found: evem', arguments); sys.exit(1)")
-    with pytest.raises(
-        RunFailed, match=r"(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'even,odd'"
-    ):
-        LmEval(options(tasks=["even", "odd"])).check(tmp_path)
-
-
-RESULTS: dict[str, Any] = {
-    "results": {
-        "even": {
-            "alias": "even",
-            "acc,none": 0.75,
-            "acc_stderr,none": 0.1,
-            "bleu,none": 3,
-            "bleu_stderr,none": "N/A",
-        },
-        "gsm": {
-            "exact_match,strict": 0.0,
-            "exact_match_stderr,strict": 0.0,
-            "flag,none": True,
-            "x,none": math.nan,
-        },
-    },
-    "groups": {"all": {"acc,none": 0.5, "acc_stderr,none": 0.25}},
-    "n-samples": {"even": {"original": 9, "effective": 4}},
-    "higher_is_better": {"even": {"acc": True, "bleu": False}},
-    "lm_eval_version": "0.4.99",
-}
+RESULTS = """
+{"results": {
+   "even": {"alias": "even", "acc,none": 0.75, "acc_stderr,none": 0.1,
+            "bleu,none": 3, "bleu_stderr,none": "N/A"},
+   "gsm": {"exact_match,strict": 0.0, "exact_match_stderr,strict": 0.0,
+           "flag,none": true, "x,none": NaN}},
+ "groups": {"all": {"acc,none": 0.5, "acc_stderr,none": 0.25}},
+ "n-samples": {"even": {"original": 9, "effective": 4}},
+ "higher_is_better": {"even": {"acc": true, "bleu": false}},
+ "lm_eval_version": "0.4.99"}
+"""
 # Writes its results as the harness does: in a folder of the model's, with the time in the name.
 ANSWERS = f"""
 out = Path(arguments[arguments.index("--output_path") + 1]) / "model"
 out.mkdir(parents=True)
-out.joinpath("results_2026.json").write_text({json.dumps(RESULTS)!r})
+out.joinpath("results_2026.json").write_text({RESULTS!r})
 out.joinpath("asked.json").write_text(json.dumps([arguments, os.getcwd(), os.environ["DO_NOT_TRACK"]]))
 """
 
@@ -183,48 +139,27 @@ class Models(ByRole):
         return [f"{role} is rounded"]
 
 
-def context(folder: Path, models: Models) -> StepContext:
-    (folder / "out").mkdir(exist_ok=True)
-    return StepContext(
-        models=models,  # type: ignore[arg-type]
-        cache=folder,
-        folder=folder,
-        seed=0,
-        out=folder / "out",
-        load=lambda spec: [],
-        scorer=lambda spec: None,
-        map=lambda name, rows, f: resumable_map(
-            folder / "map" / f"{name}.jsonl", rows, partial(map, f)
-        ),
-        log=lambda **values: None,
-        say=lambda text: None,
-        stage="bench",
+def bench(folder: Path, models: Models | None = None, **more: Any) -> Any:
+    """The artifact of the step."""
+    stored = lambda name, rows, f: resumable_map(  # noqa: E731
+        folder / "map" / f"{name}.jsonl", rows, partial(map, f)
     )
+    around = context(models or Models(), folder, map=stored, stage="bench")
+    return LmEval(options(**more)).run(around)
 
 
 def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
-    step = LmEval(
-        options(
-            policies=["sft"], args=["--num_fewshot", "2", "--limit", "4"], include_path=tmp_path
-        )
-    )
-    step.run(context(tmp_path, Models()))
-    asked, folder, quiet = json.loads(
-        (tmp_path / "out/results/1-sft/model/asked.json").read_text(encoding="utf-8")
-    )
-    assert folder == str(tmp_path) and quiet == "1"
-    assert asked[:5] == [
-        "run",
-        "--model",
-        "hf",
-        "--model_args",
-        f"pretrained={tmp_path / 'out' / 'model'}",
-    ]
-    pairs = set(pairwise(asked))
-    assert {("--tasks", "even"), ("--num_fewshot", "2"), ("--limit", "4")} < pairs
-    assert ("--include_path", str(tmp_path)) in pairs and "--confirm_run_unsafe_code" not in asked
-    assert ("--device", "cuda" if torch.cuda.is_available() else "cpu") in pairs
+    args = ["--num_fewshot", "2", "--limit", "4"]
+    bench(tmp_path, policies=["sft"], args=args, include_path=tmp_path)
+    file = tmp_path / "out/results/1-sft/model/asked.json"
+    asked, folder, quiet = json.loads(file.read_text(encoding="utf-8"))
+    assert (folder, quiet) == (str(tmp_path), "1")
+    start = ["run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'out' / 'model'}"]
+    assert asked[:5] == start and "--confirm_run_unsafe_code" not in asked
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    more = {("--tasks", "even"), ("--device", device), ("--include_path", str(tmp_path))}
+    assert {*more, *pairwise(args)} - {("2", "--limit")} < set(pairwise(asked))
 
 
 def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None:
@@ -239,10 +174,10 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     (tmp_path / "fails").touch()
     models = Models()
     with pytest.raises(RunFailed, match=r"exit code 3:(?s:.*)lm_eval\.log has more"):
-        LmEval(options()).run(context(tmp_path, models))
+        bench(tmp_path, models)
     assert models.exported == ["base", "sft"] and not (tmp_path / "out" / "model").exists()
     (tmp_path / "fails").unlink()
-    artifact = LmEval(options()).run(context(tmp_path, models))
+    artifact = bench(tmp_path, models)
     assert models.exported == ["base", "sft", "sft"]
     found = dict(artifact.summary or {})
     assert found == json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
@@ -262,25 +197,24 @@ def test_a_run_that_is_stopped_leaves_no_process(
     harness(f"Path({str(tmp_path / 'child')!r}).write_text(str(os.getpid()))\nwhile True: pass")
     monkeypatch.setattr(lm_eval, "should_stop", stop)
     with pytest.raises(KeyboardInterrupt):
-        LmEval(options()).run(context(tmp_path, Models()))
+        bench(tmp_path)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "child").read_text()), 0)
 
 
 def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
-    step = LmEval(options(args=["--limit", "4"]))
-    artifact = step.run(context(tmp_path, Models()))
+    artifact = bench(tmp_path, args=["--limit", "4"])
     found: Any = artifact.summary
-    rows = {row["metric"]: row for row in found["results"] if row["policy"] == "sft"}
+    rows = {row.metric: row for row in rows_of(found) if row.policy == "sft"}
     assert rows.keys() == {"even: acc", "even: bleu", "gsm: exact_match,strict", "all: acc"}
     ends = pytest.approx([0.75 - 0.1959964, 0.75 + 0.1959964])
-    acc = rows["even: acc"]["estimate"]
+    acc = rows["even: acc"].estimate
     assert (acc["mean"], acc["n"], [acc["low"], acc["high"]]) == (0.75, 4, ends)
     bleu = rows["even: bleu"]
-    assert (bleu["estimate"]["mean"], bleu["estimate"]["low"], bleu["lower"]) == (3.0, None, True)
-    assert rows["gsm: exact_match,strict"]["estimate"]["low"] is None
-    assert rows["all: acc"]["estimate"]["mean"] == 0.5 and "NaN" not in json.dumps(found)
+    assert (bleu.estimate["mean"], bleu.estimate["low"], bleu.lower) == (3.0, None, True)
+    assert rows["gsm: exact_match,strict"].estimate["low"] is None
+    assert rows["all: acc"].estimate["mean"] == 0.5 and "NaN" not in json.dumps(found)
     text = artifact.report.text(200) if artifact.report else ""
     assert "lm-evaluation-harness 0.4.99" in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("even: acc")]
@@ -295,78 +229,39 @@ def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
 def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert run_bench(tmp_path, args=[*CONSENT, "--log_samples", "--batch_size", "4"]) == 0
-    assert main(["export", str(tmp_path / "run" / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
-    bench = tmp_path / "run" / "bench"
+    bench = run_bench(tmp_path, args=[*CONSENT, "--log_samples", "--batch_size", "4"])
+    assert main(["export", str(bench.parent / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
     (file,) = (bench / "results" / "2-sft").rglob("samples_even_*.jsonl")
-    samples = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     right = []
-    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+    for sample in read_rows(file):
         row, ours = ROWS[sample["doc_id"]], []
         for choice in row["choices"]:
-            prompt = tokenizer(f"{row['q']}\nAnswer:", add_special_tokens=False).input_ids
-            whole = tokenizer(f"{row['q']}\nAnswer: {choice}", add_special_tokens=False).input_ids
+            prompt, whole = ids(f"{row['q']}\nAnswer:"), ids(f"{row['q']}\nAnswer: {choice}")
             with torch.no_grad():
-                logprobs = (
-                    model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-                )
-            ours.append(
-                float(logprobs.gather(1, torch.tensor(whole[len(prompt) :])[:, None]).sum())
-            )
+                logits = model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1]
+            answer = torch.tensor(whole[len(prompt) :])[:, None]
+            ours.append(float(logits.log_softmax(-1).gather(1, answer).sum()))
         theirs = [float(each[0]) for each in sample["filtered_resps"]]
         assert theirs == pytest.approx(ours, abs=1e-4)
         right.append(ours.index(max(ours)) == row["a"])
-    rows = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))["results"]
-    (found,) = [row["estimate"] for row in rows if row["policy"] == "sft"]
-    assert found["mean"] == pytest.approx(sum(right) / len(right))
-    assert found["n"] == len(ROWS)
+    written = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))
+    (found,) = [row.estimate for row in rows_of(written) if row.policy == "sft"]
+    assert found["mean"] == pytest.approx(sum(right) / len(right)) and found["n"] == len(ROWS)
     assert not (bench / "model").exists()
-
-
-@real
-@pytest.mark.parametrize(
-    ("task", "step", "code", "said"),
-    [
-        (
-            {"dataset_kwargs": {"data_files": "gone.jsonl"}},
-            {},
-            1,
-            ["gone.jsonl", "lm_eval.log has more"],
-        ),
-        ({}, {"tasks": ["evem", "even"]}, 2, ["stage 'bench': lm_eval refuses the tasks", "evem"]),
-    ],
-    ids=["file", "name"],
-)
-def test_what_users_get_wrong(
-    task: dict[str, Any],
-    step: dict[str, Any],
-    code: int,
-    said: Sequence[str],
-    tmp_path: Path,
-    capfd: Any,
-) -> None:
-    assert run_bench(tmp_path, task, policies=["base"], **step) == code
-    shown = capfd.readouterr().err
-    assert [text for text in said if text not in shown] == []
 
 
 @real
 def test_code_that_the_recipe_allows_runs(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "utils.py").write_text(
-        "def first(docs):\n    return docs.select([0, 2, 4])\n"
-    )
-    assert (
-        run_bench(
-            tmp_path,
-            more="process_docs: !function utils.first\n",
-            policies=["base"],
-            args=[*CONSENT, "--limit", "2"],
-        )
-        == 0
-    )
-    file = tmp_path / "run" / "bench" / "lm_eval.json"
-    (row,) = json.loads(file.read_text(encoding="utf-8"))["results"]
-    assert row["estimate"]["n"] == 2
+    code = "def first(docs):\n    return docs.select([0, 2, 4])\n"
+    (tmp_path / "tasks" / "utils.py").write_text(code)
+    allowed, args = "process_docs: !function utils.first\n", [*CONSENT, "--limit", "2"]
+    folder = run_bench(tmp_path, more=allowed, policies=["base"], args=args)
+    (row,) = rows_of(json.loads((folder / "lm_eval.json").read_text(encoding="utf-8")))
+    assert row.estimate["n"] == 2

@@ -6,7 +6,7 @@ import contextlib
 import io
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -14,7 +14,6 @@ from types import FrameType
 from alignkit.cli import main
 
 HELD, UNTIDY, SILENT, LOST, HUNG = "held", "untidy", "silent", "lost", "hung"
-OUTCOMES = (HELD, UNTIDY, SILENT, LOST, HUNG)
 TIDY_CODES = (1, 2, 3, 4, 5, 6, 75)
 LIMIT = 120  # seconds
 
@@ -77,26 +76,3 @@ def refused(arguments: Sequence[str]) -> tuple[str, str]:
     """A command that may succeed or refuse, as long as it does so in words."""
     said = command(arguments)
     return (HELD if said.tidy else UNTIDY), said.text
-
-
-def must_refuse(arguments: Sequence[str]) -> tuple[str, str]:
-    """A command that must not succeed."""
-    said = command(arguments)
-    if said.code == 0:
-        return SILENT, said.text
-    return (HELD if said.tidy else UNTIDY), said.text
-
-
-@contextlib.contextmanager
-def changed(file: Path, content: bytes | None) -> Iterator[None]:
-    """A file with another content, or none, for a while."""
-    before = file.read_bytes()
-    try:
-        if content is None:
-            file.unlink()
-        else:
-            file.write_bytes(content)
-        yield
-    finally:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(before)

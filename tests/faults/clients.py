@@ -85,24 +85,25 @@ def _completion(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": "m-1", "choices": [choice]}
 
 
+ODD_LOGPROBS = {"nan": math.nan, "infinity": math.inf, "text": "-0.1", "range": 3.0}
+
+
 def _completion_with(kind: str, body: Mapping[str, Any], good: dict[str, Any]) -> Any:
-    choice = good["choices"][0]
+    (choice,) = good["choices"]
     tops = choice["logprobs"]["content"][0]["top_logprobs"]
-    if kind in ("nan", "infinity", "text", "range"):
-        tops[0]["logprob"] = {"nan": math.nan, "infinity": math.inf, "text": "-0.1", "range": 3.0}[
-            kind
-        ]
+    words = {"unparsable": "maybe", "injected": body["messages"][-1]["content"]}
+    if kind in ODD_LOGPROBS:
+        tops[0]["logprob"] = ODD_LOGPROBS[kind]
+    elif kind in words:
+        good["choices"] = [{"message": {"content": words[kind]}}]
     elif kind == "count":
         good["choices"] = []
     elif kind == "duplicated":
         tops.append(tops[0])
     elif kind == "shuffled":
         tops.reverse()
-    elif kind == "refusal":
-        choice["message"]["refusal"] = "I cannot judge this."
     else:
-        words = {"unparsable": "maybe", "injected": body["messages"][-1]["content"]}[kind]
-        good["choices"] = [{"message": {"content": words}}]
+        choice["message"]["refusal"] = "I cannot judge this."
     return good
 
 

@@ -20,56 +20,41 @@ def cases(recipe: Path, whole: dict[str, str], finished: Path) -> list[Case]:
     results are needed.
     """
     found = []
-    for file in sorted(
-        path for path in finished.rglob("*") if path.is_file() and path.name != ".lock"
-    ):
+    for file in sorted(path for path in finished.rglob("*") if path.is_file()):
         name = file.relative_to(finished).as_posix()
-        size, chance = file.stat().st_size, random.Random(name)
-        places = sorted({chance.randrange(size * 8) for _ in range(FLIPS)}) if size else []
-        damages: list[tuple[str, Callable[[bytes], bytes | None]]] = [
-            (f"bit {bit} of {name} flipped", lambda data, bit=bit: _flipped(data, bit))
-            for bit in places
-        ]
-        damages += [
-            (f"{name} cut", lambda data: data[: len(data) // 2]),
-            (f"{name} empty", lambda data: b""),
-            (f"{name} missing", lambda data: None),
-        ]
-        found += [
-            Case("flip", label, _held(recipe, whole, finished, name, damage))
-            for label, damage in damages
-        ]
+        if file.name != ".lock":
+            for what, content in _damages(file.read_bytes(), random.Random(name)):
+                run = _held(recipe, whole, finished, name, content)
+                found.append(Case("flip", f"{name}: {what}", run))
     return found
 
 
-def _flipped(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
+def _damages(data: bytes, chance: random.Random) -> list[tuple[str, bytes | None]]:
+    damages: list[tuple[str, bytes | None]] = [("missing", None), ("empty", b"")]
+    damages.append(("cut", data[: len(data) // 2]))
+    for _ in range(FLIPS if data else 0):
+        bit, flipped = chance.randrange(len(data) * 8), bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damages.append((f"bit {bit} flipped", bytes(flipped)))
+    return damages
 
 
 def _held(
-    recipe: Path,
-    whole: dict[str, str],
-    finished: Path,
-    name: str,
-    damage: Callable[[bytes], bytes | None],
+    recipe: Path, whole: dict[str, str], finished: Path, name: str, content: bytes | None
 ) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
         shutil.copytree(finished, folder / "run", symlinks=True)
         file = folder / "run" / name
-        content = damage(file.read_bytes())
-        if content is None:
-            file.unlink()
-        else:
+        file.unlink()
+        if content is not None:
             file.write_bytes(content)
         shutil.rmtree((folder / "run" / "report").resolve(), ignore_errors="report-" in name)
         said = command(["run", str(recipe), "--out", str(folder / "run")])
-        if said.code != 0:
+        if not said.tidy:
+            return UNTIDY, said.text
+        if said.code:
             again = command(["run", str(recipe), "--out", str(folder / "run")])
-            return (
-                LOST if said.tidy and again.code else UNTIDY if not said.tidy else HELD
-            ), said.text
+            return (LOST if again.code else HELD), said.text
         return (HELD if results(folder / "run") == whole else SILENT), said.text
 
     return run

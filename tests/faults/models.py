@@ -14,69 +14,60 @@ from typing import Any
 from alignkit_plugins.models.templates import CHATML
 from tests.faults.case import Case, refused
 from tests.faults.texts import replace_somewhere
+from tests.rows import write_recipe
 
 CONFIGS, BYTES, TEMPLATES = 60, 25, 150  # per file: odd values, changed bytes; templates
-HOSTILE = [
-    "{{ messages }}",
-    "{% for m in messages %}{{ m }}",
-    "{{ 1 / 0 }}",
-    "{{ raise_exception('no') }}",
-    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
-    "{{ ''.__class__.__mro__ }}",
-    "{{ cycler.__init__.__globals__ }}",
-    "{{ 'x' * 10 ** 9 }}",
-    "{{ range(10 ** 12) | list }}",
-    "{% for i in range(10 ** 6) %}{% for j in range(10 ** 6) %}{% endfor %}{% endfor %}",
-    "{{ messages | map(attribute='x') | join }}",
-    "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}",
-    "{% extends 'x' %}",
-    "\x00",
-    "",
-    " ",
-    "{{",
-    "{%",
-    "{#",
-    "}}",
-    "{{ messages[0].content }}",
-    "{{ messages[-1].content.upper() }}",
-    "{{ bos_token }}" * 2000,
-    "\x1b[31m{{ messages[0].content }}",
-    "{{ messages[99].content }}",
-    "{{ undefined_function() }}",
-    "{{ tools[0] }}",
-    "{{ messages | tojson | pprint }}",
-    "{% set ns = namespace(x=messages) %}{{ ns.x | length }}",
-    "{{ 9 ** (9 ** 9) }}",
-    "{{ strftime_now('%Y') * 1000000 }}",
-]
+HOSTILE = """
+{{ messages }}
+{% for m in messages %}{{ m }}
+{{ 1 / 0 }}
+{{ raise_exception('no') }}
+{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}
+{{ ''.__class__.__mro__ }}
+{{ cycler.__init__.__globals__ }}
+{{ 'x' * 10 ** 9 }}
+{{ range(10 ** 12) | list }}
+{% for i in range(10 ** 6) %}{% for j in range(10 ** 6) %}{% endfor %}{% endfor %}
+{{ messages | map(attribute='x') | join }}
+{% include '/etc/passwd' %}
+{% import 'os' as os %}
+{% extends 'x' %}
+{{
+{%
+{#
+}}
+{{ messages[0].content }}
+{{ messages[-1].content.upper() }}
+{{ messages[99].content }}
+{{ undefined_function() }}
+{{ tools[0] }}
+{{ messages | tojson | pprint }}
+{% set ns = namespace(x=messages) %}{{ ns.x | length }}
+{{ 9 ** (9 ** 9) }}
+{{ strftime_now('%Y') * 1000000 }}
+"""
+ODD = ["\x00", "", " ", "\x1b[31m{{ messages[0].content }}", "{{ bos_token }}" * 2000]
 
 
-def cases(recipe: Path, scratch: Path, finished: Path) -> list[Case]:
-    """Faults in each file of the base model, in a copied adapter, and in templates."""
+def folders(recipe: Path, adapter: Path) -> list[Case]:
+    """Faults in each file of the base model, and of an adapter."""
     from alignkit.io.text import cache_folder
 
-    (tiny,) = [
-        folder for folder in cache_folder().glob("tiny-*") if (folder / "config.json").is_file()
-    ]
-    damaged = [
-        Case("model", f"{file.name}: {what}", _base(recipe, tiny, file.name, content))
-        for file in sorted(tiny.iterdir())
-        if file.is_file()
-        for what, content in _damages(file)
-    ]
-    adapter = finished / "sft" / "adapter"
-    damaged += [
-        Case(
-            "model", f"adapter's {file.name}: {what}", _adapter(recipe, adapter, file.name, content)
-        )
-        for file in sorted(adapter.iterdir())
-        for what, content in _damages(file)
-    ]
-    templates = [*HOSTILE, *_mutated(CHATML)]
-    return damaged + [
-        Case("template", repr(text)[:80], _template(recipe, text)) for text in templates
-    ]
+    known = cache_folder().glob("tiny-*")
+    (tiny,) = [folder for folder in known if (folder / "config.json").is_file()]
+    found = []
+    for original in (tiny, adapter):
+        for file in sorted(path for path in original.iterdir() if path.is_file()):
+            for what, content in _damages(file):
+                run = _damaged(recipe, original, file.name, content, original is tiny)
+                found.append(Case("model", f"{file.name}: {what}", run))
+    return found
+
+
+def templates(recipe: Path) -> list[Case]:
+    """Hostile templates, and some in which a few letters differ."""
+    texts = [*HOSTILE.strip().splitlines(), *ODD, *_mutated(CHATML)]
+    return [Case("template", repr(text)[:80], _template(recipe, text)) for text in texts]
 
 
 def _damages(file: Path) -> list[tuple[str, bytes]]:
@@ -111,39 +102,22 @@ def _mutated(template: str) -> list[str]:
     return found
 
 
-def _stages(recipe: Path, **keys: Any) -> dict[str, Any]:
-    return {
-        "sft": {
-            "algorithm": "sft",
-            "data": str(recipe.parent / "demos.jsonl"),
-            "max_steps": 1,
-            **keys,
-        }
-    }
+def _run(recipe: Path, folder: Path, model: dict[str, Any], start: str = "base") -> tuple[str, str]:
+    data = str(recipe.parent / "demos.jsonl")
+    stage = {"algorithm": "sft", "data": data, "max_steps": 1, "from": start}
+    model = {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}, **model}
+    return refused(
+        ["run", str(write_recipe(folder, {"sft": stage}, model)), "--out", str(folder / "o")]
+    )
 
 
-def _run(folder: Path, model: dict[str, Any], stages: dict[str, Any]) -> tuple[str, str]:
-    text = json.dumps({"model": {"lora": {"r": 2, "lora_alpha": 4}} | model, "stages": stages})
-    (folder / "r.json").write_text(text, encoding="utf-8")
-    return refused(["run", str(folder / "r.json"), "--out", str(folder / "o")])
-
-
-def _base(recipe: Path, tiny: Path, name: str, content: bytes) -> Callable[[Path], tuple[str, str]]:
-    def run(folder: Path) -> tuple[str, str]:
-        shutil.copytree(tiny, folder / "base")
-        (folder / "base" / name).write_bytes(content)
-        return _run(folder, {"base": str(folder / "base")}, _stages(recipe))
-
-    return run
-
-
-def _adapter(
-    recipe: Path, adapter: Path, name: str, content: bytes
+def _damaged(
+    recipe: Path, original: Path, name: str, content: bytes, is_base: bool
 ) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
-        shutil.copytree(adapter, folder / "start")
-        (folder / "start" / name).write_bytes(content)
-        return _run(folder, {"base": "tiny"}, _stages(recipe, **{"from": str(folder / "start")}))
+        copy = str(shutil.copytree(original, folder / "copy"))
+        (folder / "copy" / name).write_bytes(content)
+        return _run(recipe, folder, {"base": copy}) if is_base else _run(recipe, folder, {}, copy)
 
     return run
 
@@ -151,6 +125,6 @@ def _adapter(
 def _template(recipe: Path, text: str) -> Callable[[Path], tuple[str, str]]:
     def run(folder: Path) -> tuple[str, str]:
         (folder / "t.jinja").write_text(text, encoding="utf-8")
-        return _run(folder, {"base": "tiny", "chat_template": "t.jinja"}, _stages(recipe))
+        return _run(recipe, folder, {"chat_template": "t.jinja"})
 
     return run

@@ -13,7 +13,7 @@ import yaml
 
 from tests.faults.case import Case, refused
 
-RECIPES, ROWS = 1200, 900
+RECIPES, ROWS = 400, 900
 ODD: list[Any] = [
     None, True, -1, 0, 1e308, float("nan"), float("inf"), 10**30, "", " ", "null", "x" * 3000, "\u202eevil", "\x1b[31m",
     "a\x00b", "~nobody/x", "../../etc/passwd", "/dev/zero", "/dev/stdin", "/proc/self/mem", ".", "/", [], {}, [[]],
@@ -23,69 +23,59 @@ ODD: list[Any] = [
     "2026-11-22", "0x10", "yes", "sft@all", "base@1", "report", "\ud7ff", "日本",
     "👩‍👧", "%s%n", "a: b", "- a",
 ]  # fmt: skip
-WEIRD = [
-    "\t",
-    "&a ",
-    "*a",
-    "<<: *a",
-    "!!binary ",
-    "? ",
-    "---\n",
-    "...\n",
-    "%YAML 9.9\n",
-    "\x85",
-    "\ufeff",
-    "}",
-    "{",
-    "'",
-]
-GROUPS: list[dict[str, Any]] = [
-    {"prompt": "how are you", "completion": "fine"},
-    {"prompt": "how are you", "chosen": "fine", "rejected": "bad"},
-    {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
-    {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
-    {"instruction": "say hi", "input": "", "output": "hi"},
-    {"prompt": "how are you", "completion": "fine", "label": True},
-    {
-        "chosen": "\n\nHuman: hi\n\nAssistant: hello",
-        "rejected": "\n\nHuman: hi\n\nAssistant: go away",
-    },
-    {"text": "just a text"},
-]
+WEIRD = ["\t", "&a ", "*a", "<<: *a", "!!binary ", "? ", "---\n", "%YAML 9.9\n", "\ufeff", "{", "'"]
+ROWS_OF_FORMATS = """
+{"prompt": "how are you", "completion": "fine", "label": true}
+{"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
+{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+{"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+{"instruction": "say hi", "input": "", "output": "hi"}
+{"chosen": "\\n\\nHuman: hi\\n\\nAssistant: hello", "rejected": "\\n\\nHuman: hi\\n\\nAssistant: no"}
+{"text": "just a text"}
+"""
 
 
-def cases(recipe: Path) -> list[Case]:
-    """Mutated recipes and mutated rows, each checked by `alignkit check`."""
-    whole = json.loads(recipe.read_text(encoding="utf-8"))
-    recipes = [
-        Case("recipe", f"{n}: {what}", _recipe(recipe, text))
-        for n, (what, text) in enumerate(_recipes(whole))
+def recipes(recipe: Path) -> list[Case]:
+    """Mutated recipes, each checked by `alignkit check`."""
+    found = []
+    for what, text in _recipes(yaml.safe_load(recipe.read_text(encoding="utf-8"))):
+        files = {"recipe.yaml": text.encode("utf-8", "surrogatepass")}
+        for name in ("demos.jsonl", "pairs.jsonl", "prompts.jsonl"):
+            files[name] = (recipe.parent / name).read_bytes()
+        found.append(Case("recipe", what, _checked(files)))
+    return found
+
+
+def rows(recipe: Path) -> list[Case]:
+    """Mutated rows, each checked by `alignkit check`."""
+    whole = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    whole["stages"] = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}}
+    text = yaml.safe_dump(whole).encode()
+    return [
+        Case("row", what, _checked({"recipe.yaml": text, "rows.jsonl": line + b"\n"}))
+        for what, line in _lines()
     ]
-    rows = [
-        Case("row", f"{n}: {what}", _rows(recipe, whole, line))
-        for n, (what, line) in enumerate(_lines())
-    ]
-    return recipes + rows
+
+
+def _checked(files: dict[str, bytes]) -> Callable[[Path], tuple[str, str]]:
+    def run(folder: Path) -> tuple[str, str]:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return refused(["check", str(folder / "recipe.yaml")])
+
+    return run
 
 
 def _recipes(whole: dict[str, Any]) -> Iterator[tuple[str, str]]:
     chance = random.Random(1)
     text = yaml.safe_dump(whole, sort_keys=False)
-    for _ in range(RECIPES // 2):
+    for _ in range(RECIPES):
         changed = copy.deepcopy(whole)
         what = replace_somewhere(changed, chance)
         yield what, yaml.dump(changed, sort_keys=False, allow_unicode=True)
-    for _ in range(RECIPES - RECIPES // 2):
         place, weird = chance.randrange(len(text)), chance.choice(WEIRD)
-        kind = chance.choice(("insert", "cut", "repeat"))
-        if kind == "insert":
-            yield f"{weird!r} at {place}", text[:place] + weird + text[place:]
-        elif kind == "cut":
-            yield f"cut at {place}", text[:place]
-        else:
-            lines = text.splitlines(keepends=True)
-            line = chance.randrange(len(lines))
-            yield f"line {line} twice", "".join([*lines[: line + 1], *lines[line:]])
+        yield f"{weird!r} at {place}", text[:place] + weird + text[place:]
+        yield f"cut at {place}", text[:place]
 
 
 def replace_somewhere(value: Any, chance: random.Random) -> str:
@@ -107,9 +97,9 @@ def replace_somewhere(value: Any, chance: random.Random) -> str:
 
 
 def _lines() -> Iterator[tuple[str, bytes]]:
-    chance = random.Random(2)
+    chance, known = random.Random(2), ROWS_OF_FORMATS.strip().splitlines()
     for _ in range(ROWS):
-        row = copy.deepcopy(chance.choice(GROUPS))
+        row = json.loads(chance.choice(known))
         if chance.random() < 0.7:
             what = replace_somewhere(row, chance)
             yield what, json.dumps(row).encode()
@@ -118,25 +108,3 @@ def _lines() -> Iterator[tuple[str, bytes]]:
             place = chance.randrange(len(data))
             data[place] = chance.randrange(256)
             yield f"byte {place} is {data[place]}", bytes(data)
-
-
-def _recipe(recipe: Path, text: str) -> Callable[[Path], tuple[str, str]]:
-    def run(folder: Path) -> tuple[str, str]:
-        for name in ("demos.jsonl", "pairs.jsonl", "prompts.jsonl"):
-            (folder / name).write_bytes((recipe.parent / name).read_bytes())
-        (folder / "recipe.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
-        return refused(["check", str(folder / "recipe.yaml")])
-
-    return run
-
-
-def _rows(recipe: Path, whole: dict[str, Any], line: bytes) -> Callable[[Path], tuple[str, str]]:
-    def run(folder: Path) -> tuple[str, str]:
-        stages = {"sft": {"algorithm": "sft", "data": "rows.jsonl"}}
-        (folder / "rows.jsonl").write_bytes(line + b"\n")
-        (folder / "recipe.json").write_text(
-            json.dumps(whole | {"stages": stages}), encoding="utf-8"
-        )
-        return refused(["check", str(folder / "recipe.json")])
-
-    return run

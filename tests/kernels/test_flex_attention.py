@@ -16,6 +16,7 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit_plugins.gpu import flex_attention
 from alignkit_plugins.gpu.flex_attention import BLOCK, Row
+from tests.same import distance, gradients
 from tests.simulated_cuda.flex import dense, seen
 
 CPU = torch.device("cpu")
@@ -60,13 +61,14 @@ def reference(groups: list[GroupSpan], window: int | None) -> np.ndarray:
 def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) -> None:
     groups = spans(ROWS[name])
     row = Row(groups, CPU)
-    wanted = torch.from_numpy(reference(groups, window))
-    mask = row.mask(window)
-    assert torch.equal(seen(mask)[: row.tokens, : row.tokens], wanted)
-    assert not seen(mask)[: row.tokens, row.tokens :].any() and mask.seq_lengths[0] % BLOCK == 0
+    mask = seen(row.mask(window))
+    assert torch.equal(
+        mask[: row.tokens, : row.tokens], torch.from_numpy(reference(groups, window))
+    )
+    assert not mask[: row.tokens, row.tokens :].any() and len(mask) % BLOCK == 0
     # No block is listed in vain, and none that needs no mask is computed with one.
     some, full = row.blocks(window)
-    tiles = seen(mask).unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+    tiles = mask.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
     assert np.array_equal(some, tiles.any(dim=3).any(dim=1).numpy())
     # Of a prompt's last and a response's first tokens
     mixed = [(span.start + span.prompt) // BLOCK for span in groups]
@@ -75,15 +77,8 @@ def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) 
     assert np.array_equal(full, tiles.all(dim=3).all(dim=1).numpy())
 
 
-ARGS = {
-    "plain": AttentionArgs(None, None, None),
-    "window": AttentionArgs(0.3, 90, None),
-    "cap": AttentionArgs(None, None, 2.0),
-    "window and cap": AttentionArgs(None, 200, 3.0),
-}
-
-
 def inputs(tokens: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v; values differ in size from keys."""
     generator = torch.Generator().manual_seed(0)
     return [
         torch.randn(1, heads, tokens, size, generator=generator).to(dtype).requires_grad_()
@@ -101,30 +96,37 @@ def masked(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, groups: list[Gr
     return torch.softmax(scores.masked_fill(~sees, float("-inf")), dim=-1) @ v
 
 
-def differences(found: Tensor, wanted: Tensor, q: list[Tensor], other: list[Tensor]) -> list[float]:
-    """The largest differences of values and gradients, relative to the largest number of each."""
-    weights = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view(found.shape)
-    ours = [found, *torch.autograd.grad((found.double() * weights).sum(), q)]
-    theirs = [wanted, *torch.autograd.grad((wanted.double() * weights).sum(), other)]
-    return [
-        float((a.double() - b.double()).abs().max() / b.abs().max())
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: list[Tensor]) -> float:
+    """The largest one, of values and gradients."""
+    ours, theirs = [found, *gradients(found, learned)], [wanted, *gradients(wanted, others)]
+    return max(map(distance, ours, theirs))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 @pytest.mark.parametrize("key_heads", [4, 2])
-@pytest.mark.parametrize("name", ARGS)
+@pytest.mark.parametrize(
+    ("scaling", "window", "cap"),
+    [(None, None, None), (0.3, 90, None), (None, None, 2.0), (None, 200, 3.0)],
+)
 def test_values_and_gradients_equal_the_masked_reference(
-    name: str, key_heads: int, dtype: torch.dtype, tolerance: float, one_thread: None
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
+    key_heads: int,
+    dtype: torch.dtype,
+    most: float,
+    one_thread: None,
 ) -> None:
-    groups, args = spans([(60, (70, 90)), (20, (30,)), (5, ())]), ARGS[name]
+    groups, args = (
+        spans([(60, (70, 90)), (20, (30,)), (5, ())]),
+        AttentionArgs(scaling, window, cap),
+    )
     row = Row(groups, CPU)
     ours = inputs(row.tokens, key_heads, dtype)
     others = [x.detach().double().requires_grad_() for x in ours]
     found = flex_attention.attention(*ours, row, args, dense)
     assert found.dtype == dtype and found.shape == (1, 4, row.tokens, 24)
-    assert max(differences(found, masked(*others, args, groups), ours, others)) < tolerance
+    assert difference(found, masked(*others, args, groups), ours, others) < most
 
 
 def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,53 +134,42 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
     them.
     """
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
-    groups, args = spans([(60, (70, 90)), (20, (30,))]), ARGS["window and cap"]
+    groups, args = spans([(60, (70, 90)), (20, (30,))]), AttentionArgs(None, 200, 3.0)
     row = Row(groups, CPU)
     ours, others = inputs(row.tokens, 2, torch.float32), inputs(row.tokens, 2, torch.float32)
     found = flex_attention.attention(*ours, row, args, torch_flex.flex_attention)
-    wanted = TreeLayout(groups).attend(0, *others, args)
-    assert max(differences(found, wanted, ours, others)) < 1e-5
+    assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < 1e-5
 
 
 def test_layers_of_a_row_share_their_masks() -> None:
     row = Row(spans([(60, (70, 90))]), CPU)
-    # No sequence is as long as this window
-    assert row.mask(None) is row.mask(None) is row.mask(500)
+    # No sequence is as long as the window of 500
+    assert row.mask(None) is row.mask(500)
     assert row.mask(50) is row.mask(50) is not row.mask(None)
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "triton", "compiled"),
+    ("device", "capability", "triton", "compiler", "compiled"),
     [
-        ("cuda", (9, 0), True, True),
-        ("cuda", (7, 5), True, False),
-        ("cuda", (9, 0), False, False),
-        ("cpu", (9, 0), True, False),
+        ("cuda", (9, 0), "spec", "gcc", True),
+        ("cuda", (7, 5), "spec", "gcc", False),
+        ("cuda", (9, 0), None, "gcc", False),
+        ("cuda", (9, 0), "spec", None, False),  # Triton needs a compiler
+        ("cpu", (9, 0), "spec", "gcc", False),
     ],
 )
 def test_attention_is_compiled_for_gpus_with_triton(
     device: str,
     capability: tuple[int, int],
-    triton: bool,
+    triton: str | None,
+    compiler: str | None,
     compiled: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-    monkeypatch.setattr(flex_attention, "has_triton", lambda: triton)
-    assert flex_attention.can_compile_attention(torch.device(device)) is compiled
-
-
-@pytest.mark.parametrize(
-    ("found", "compiler", "usable"),
-    [(True, "gcc", True), (True, None, False), (False, "gcc", False)],
-)
-def test_triton_needs_a_compiler(
-    found: bool, compiler: str | None, usable: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
-    monkeypatch.setattr(
-        flex_attention.importlib.util, "find_spec", lambda name: "spec" if found else None
-    )
     uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
-    assert uncached() is usable
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(flex_attention, "has_triton", uncached)
+    monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda name: triton)
+    assert flex_attention.can_compile_attention(torch.device(device)) is compiled

@@ -11,21 +11,22 @@ import torch
 import torch.nn.functional as F
 
 from alignkit.kernels import capabilities, matmul
+from tests.same import same
 
-pytestmark = pytest.mark.cpu_only("oneDNN and packed weights are for CPUs")
-
-needs_onednn = pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
-)
+pytestmark = [
+    pytest.mark.cpu_only("oneDNN and packed weights are for CPUs"),
+    pytest.mark.skipif(
+        not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
 def _as_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "uses_onednn", torch.backends.mkldnn.is_available)
+    monkeypatch.setattr(capabilities, "uses_onednn", lambda: True)
     monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 1)
 
 
-@needs_onednn
 @pytest.mark.parametrize("shape", [(7, 5), (1, 7, 5), (2, 3, 5)])
 @pytest.mark.parametrize("biased", [True, False])
 def test_linear_has_torchs_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
@@ -35,17 +36,12 @@ def test_linear_has_torchs_values_and_gradients(shape: tuple[int, ...], biased: 
     added = bias if biased else None
     ours, theirs = matmul.linear(x, weight, added), F.linear(x, weight, added)
     assert "_FrozenLinear" in type(ours.grad_fn).__name__
-    torch.testing.assert_close(ours, theirs)
-    upstream = torch.randn(theirs.shape, generator=generator)
-    gradients = [torch.autograd.grad(y, x, upstream)[0] for y in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
-    flat = upstream.flatten(0, -2)
-    torch.testing.assert_close(matmul.matmul(flat, weight), flat @ weight)
+    same(ours, theirs, [x])
     with torch.no_grad():
-        torch.testing.assert_close(matmul.linear(x, weight, added), theirs)
+        same(matmul.linear(x, weight, added), theirs)
+        same(matmul.matmul(theirs.flatten(0, -2), weight), theirs.flatten(0, -2) @ weight)
 
 
-@needs_onednn
 def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN's values would be right for other strides too, but take a thousand times as long."""
     original, contiguous = torch.ops.mkldnn._linear_pointwise, []
@@ -55,13 +51,12 @@ def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPa
         return original(x, weight, *rest)
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", spy)
-    a, b = torch.randn(6, 3), torch.randn(3, 9)[:, 2:6]
-    for left, right in ((a, b), (a, torch.randn(4, 3).t()), (a, torch.randn(3, 1).expand(3, 4))):
-        torch.testing.assert_close(matmul.matmul(left, right), left @ right)
+    left, wide = torch.randn(6, 3), torch.randn(3, 9)
+    for right in (wide[:, 2:6], torch.randn(4, 3).t(), wide[:, :1].expand(3, 4)):
+        same(matmul.matmul(left, right), left @ right)
     assert contiguous == [True] * 3
 
 
-@needs_onednn
 def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     original = matmul._onednn_product
@@ -75,7 +70,6 @@ def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None
     assert rows == [2, 2, 3, 3]
 
 
-@needs_onednn
 @pytest.mark.parametrize("onednn", [True, False])
 def test_matmul_has_no_gradient_in_either_library(
     onednn: bool, monkeypatch: pytest.MonkeyPatch
@@ -88,13 +82,9 @@ def test_matmul_has_no_gradient_in_either_library(
     "case", ["learned weight", "learned bias", "bfloat16", "float64", "no rows"]
 )
 def test_everything_else_is_torchs_own(case: str) -> None:
-    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(case, torch.float32)
+    dtype = getattr(torch, case, torch.float32)
     x = torch.randn(0 if case == "no rows" else 3, 5, dtype=dtype).requires_grad_()
     weight = torch.randn(4, 5, dtype=dtype, requires_grad=case == "learned weight")
     bias = torch.randn(4, dtype=dtype, requires_grad=case == "learned bias")
-    product = matmul.linear(x, weight, bias)
-    torch.testing.assert_close(product, F.linear(x, weight, bias), rtol=0, atol=0)
-    product.sum().backward()
-    assert x.grad is not None
-    for parameter in (weight, bias):
-        assert (parameter.grad is not None) == parameter.requires_grad
+    learned = [parameter for parameter in (x, weight, bias) if parameter.requires_grad]
+    same(matmul.linear(x, weight, bias), F.linear(x, weight, bias), learned, rtol=0, atol=0)

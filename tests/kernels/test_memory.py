@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,55 +18,48 @@ from alignkit.errors import memory_ran_out
 from alignkit.kernels import memory
 from alignkit.kernels.memory import GROWTH, TrimOnGrowth
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+GIB = 2**30
 
 
-@pytest.mark.parametrize(
-    ("content", "limit"), [("1048576\n", 2.0**20), ("max\n", None), (None, None)]
-)
+@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 2.0**20), ("max\n", None)])
 def test_a_containers_limit_counts(
-    content: str | None, limit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, limit: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "CGROUP_LIMITS", ())
+    file.write_text(content)
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "none",))
     machine = memory.total(CPU)
-    if content is not None:
-        file.write_text(content)
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (file, tmp_path / "none"))
-    assert memory.total(CPU) == (machine if limit is None else limit)
+    assert memory.total(CPU) == (limit or machine)
 
 
 def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5 * 2**30)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2 * 2**30)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * 2**30)
-    assert memory.total(torch.device("cuda")) == 80 * 2**30
-    assert memory.available(torch.device("cuda")) == 9 * 2**30  # torch's cache can be used again
-    assert memory.peak_text(torch.device("cuda")).startswith("7.0 GiB on the GPU, ")
-    assert memory.peak_text(torch.device("cuda")).endswith(f"{memory.peak_text(None)} on the host")
+    cuda = {"mem_get_info": (6 * GIB, 80 * GIB), "memory_reserved": 5 * GIB}
+    cuda |= {"memory_allocated": 2 * GIB, "max_memory_allocated": 7 * GIB}  # type: ignore[dict-item]
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.total(GPU) == 80 * GIB
+    assert memory.available(GPU) == 9 * GIB  # torch's cache can be used again
+    assert memory.peak_text(GPU) == f"7.0 GiB on the GPU, {memory.peak_text(None)} on the host"
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("kind", "message", "ran_out"),
     [
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried"), True),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
-        (RuntimeError("HIP out of memory"), True),
-        (
-            RuntimeError(
-                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
-            ),
-            True,
-        ),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), False),
-        (RuntimeError("sizes do not match"), False),
-        (ValueError("out of memory"), False),
+        (MemoryError, "", True),
+        (torch.OutOfMemoryError, "CUDA out of memory. Tried", True),
+        (RuntimeError, "[enforce fail] DefaultCPUAllocator: can't allocate memory", True),
+        (RuntimeError, "HIP out of memory", True),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`", True),
+        (RuntimeError, "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
+        (ValueError, "out of memory", False),
     ],
 )
-def test_errors_that_mean_memory_ran_out(error: Exception, expected: bool) -> None:
-    assert memory_ran_out(error) is expected
+def test_errors_that_mean_memory_ran_out(
+    kind: type[Exception], message: str, ran_out: bool
+) -> None:
+    assert memory_ran_out(kind(message)) is ran_out
 
 
 def test_the_process_is_trimmed_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,23 +105,21 @@ print(sizes[-1] - sizes[20])
 """
 
 
+@pytest.mark.slow
 def test_products_of_many_lengths_keep_few_kernels() -> None:
     # This process has set them, or has its own
     own = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
     clean = {name: value for name, value in os.environ.items() if name not in own}
-    grown = subprocess.run(
-        [sys.executable, "-c", MANY_LENGTHS], env=clean, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", MANY_LENGTHS]
+    grown = subprocess.run(command, env=clean, capture_output=True, text=True, check=True)
     assert int(grown.stdout) < 150 * 2**20
 
 
-@pytest.mark.parametrize(("platform", "factor"), [("linux", 1024), ("darwin", 1)])
+@pytest.mark.parametrize(("system", "factor"), [("linux", 1024), ("darwin", 1)])
 def test_the_peak_is_in_the_unit_of_the_system(
-    monkeypatch: pytest.MonkeyPatch, platform: str, factor: int
+    monkeypatch: pytest.MonkeyPatch, system: str, factor: int
 ) -> None:
-    import resource
-
     used = resource.getrusage(resource.RUSAGE_SELF)
     monkeypatch.setattr(resource, "getrusage", lambda who: used)
-    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(memory.sys, "platform", system)
     assert memory._peak() == used.ru_maxrss * factor

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from alignkit import functional as F
@@ -24,202 +25,137 @@ VOCABULARY = 97
 ENDS = range(1, VOCABULARY, 9)
 
 
-LLAMA: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": False,  # with tied weights a random model repeats its input
-}
+# A class of transformers without its `Config`, and what differs from Llama. Windows are shorter than
+# the sequences below, so that they have an effect; with tied weights a random model repeats its
+# input.
+TABLE = yaml.safe_load("""
+llama: &llama
+  hidden_size: 32
+  intermediate_size: 64
+  num_hidden_layers: 2
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  tie_word_embeddings: false
+gpt2: &gpt2 {n_embd: 32, n_layer: 2, n_head: 4, tie_word_embeddings: false}
+compressed: &compressed  # values differ in size from queries
+  num_key_value_heads: 4
+  q_lora_rank: 8
+  kv_lora_rank: 8
+  qk_rope_head_dim: 8
+  qk_nope_head_dim: 8
+  v_head_dim: 4
+local: &local {<<: *llama, num_local_experts: 4, num_experts_per_tok: 2}
+experts: &experts {<<: *llama, num_experts: 4, num_experts_per_tok: 2}
+small: &small {<<: *experts, head_dim: 8, moe_intermediate_size: 16}
+grouped: &grouped
+  <<: *llama
+  head_dim: 8
+  moe_intermediate_size: 16
+  num_experts_per_tok: 2
+  n_routed_experts: 4
+  first_k_dense_replace: 1
+  n_group: 2
+  topk_group: 1
+windows: &windows {layer_types: [sliding_attention, full_attention]}
+linear: &linear {layer_types: [linear_attention, full_attention]}
 
+packed:
+  Llama: *llama
+  Qwen2: *llama
+  Gemma2: {<<: *llama, head_dim: 8, sliding_window: 4, attn_logit_softcapping: 2.0}
+  Mistral: {<<: *llama, sliding_window: 5}
+  GPT2: *gpt2  # absolute positions, and dropout by default
+  DeepseekV2: {<<: [*compressed, *llama], first_k_dense_replace: 2, n_routed_experts: 4}
+  Gemma4Text:  # layers differ in size
+    <<: [*windows, *llama]
+    head_dim: 8
+    global_head_dim: 16
+    sliding_window: 6
+    hidden_size_per_layer_input: 8
+    vocab_size_per_layer_input: 97
 
-# Windows are shorter than the sequences below, so that they have an effect.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "Llama": LLAMA,
-    "Qwen2": LLAMA,
-    "Gemma2": {**LLAMA, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0},
-    "Mistral": {**LLAMA, "sliding_window": 5},
-    "GPT2": {
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "tie_word_embeddings": False,
-    },  # absolute positions, and dropout by default
-    # Values differ in size from queries.
-    "DeepseekV2": {
-        **LLAMA,
-        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
-        **{
-            "v_head_dim": 4,
-            "num_key_value_heads": 4,
-            "first_k_dense_replace": 2,
-            "n_routed_experts": 4,
-        },
-    },
-    # Layers differ in size.
-    "Gemma4Text": {
-        **{**LLAMA, "head_dim": 8, "global_head_dim": 16, "sliding_window": 6},
-        **{"layer_types": ["sliding_attention", "full_attention"]},
-        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY},
-    },
-}
+# Bloom ignores the requested implementation (it adds ALiBi), GPT-J refuses to load with it.
+unpacked:
+  Bloom: {hidden_size: 32, n_layer: 2, n_head: 4, tie_word_embeddings: false}
+  GPTJ: {n_embd: 32, n_layer: 2, n_head: 4, rotary_dim: 4}
+  DiffLlama: *llama  # calls attention twice per layer, but a layer has one entry in the cache
+  Qwen2Moe:  # its window is only in its mask, and longer than the rows compared at loading
+    <<: *experts
+    use_sliding_window: true
+    sliding_window: 14
+    max_window_layers: 2
+    moe_intermediate_size: 16
+    shared_expert_intermediate_size: 16
+  Llama4Text:  # scales queries by their position; its backbone is not where its prefix says
+    <<: *llama
+    num_hidden_layers: 4
+    head_dim: 8
+    intermediate_size_mlp: 64
+    num_local_experts: 2
+    attention_chunk_size: 6
+  GptOss: {<<: [*windows, *local], head_dim: 8, sliding_window: 6}  # a sink besides the keys
+  FalconH1:  # a state space next to attention in every layer
+    <<: *llama
+    head_dim: 8
+    mamba_d_ssm: 32
+    mamba_n_heads: 4
+    mamba_d_head: 8
+    mamba_n_groups: 1
+    mamba_d_state: 8
+    mamba_chunk_size: 8
 
-
-# Their own attention code: Bloom ignores the requested implementation (it adds ALiBi), GPT-J
-# refuses to load with it.
-UNPACKED: dict[str, dict[str, Any]] = {
-    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": False},
-    "GPTJ": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4},
-    # Calls attention twice per layer, but a layer has one entry in the cache.
-    "DiffLlama": LLAMA,
-    # Its window is only in its mask, and longer than the rows that are compared at loading.
-    "Qwen2Moe": {
-        **LLAMA,
-        **{
-            "use_sliding_window": True,
-            "sliding_window": 14,
-            "max_window_layers": 2,
-            "num_experts": 4,
-        },
-        **{
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 16,
-            "shared_expert_intermediate_size": 16,
-        },
-    },
-    # Scales queries by their position in the row; its backbone is not where its prefix says.
-    "Llama4Text": {
-        **{**LLAMA, "num_hidden_layers": 4, "head_dim": 8, "intermediate_size_mlp": 64},
-        **{"num_local_experts": 2, "attention_chunk_size": 6},
-    },
-}
-
-
-UNPACKED |= {
-    # Its attention has a sink besides the keys.
-    "GptOss": {
-        **{
-            **LLAMA,
-            "head_dim": 8,
-            "sliding_window": 6,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-        },
-        **{"layer_types": ["sliding_attention", "full_attention"]},
-    },
-    # A state space next to attention in every layer.
-    "FalconH1": {
-        **{
-            **LLAMA,
-            "head_dim": 8,
-            "mamba_d_ssm": 32,
-            "mamba_n_heads": 4,
-            "mamba_d_head": 8,
-            "mamba_n_groups": 1,
-        },
-        **{"mamba_d_state": 8, "mamba_chunk_size": 8},
-    },
-}
-
-_EXPERTS: dict[str, Any] = {**LLAMA, "num_experts": 4, "num_experts_per_tok": 2}
-_SMALL: dict[str, Any] = {**_EXPERTS, "head_dim": 8, "moe_intermediate_size": 16}
-_GROUPED: dict[str, Any] = {
-    **{name: value for name, value in _SMALL.items() if name != "num_experts"},
-    **{"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1},
-}
-
-# Mixtures of experts whose stacked weights and routers peft wraps, too, if it is asked for every
-# linear layer.
-MIXTURES: dict[str, dict[str, Any]] = {
-    "Mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "Qwen3Moe": _SMALL,
-    "Olmoe": _EXPERTS,
-    "Phimoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "GraniteMoe": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "GraniteMoeShared": {
-        **LLAMA,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "shared_intermediate_size": 16,
-    },
-    "Ernie4_5_Moe": {
-        **LLAMA,
-        "moe_num_experts": 4,
-        "moe_k": 2,
-        "moe_num_shared_experts": 1,
-        "moe_intermediate_size": 16,
-    },
-    "MiniMax": {
-        **{
-            **LLAMA,
-            "head_dim": 8,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "block_size": 4,
-        },
-        **{"layer_types": ["linear_attention", "full_attention"]},
-    },
-    "FlexOlmo": _EXPERTS,
-    "DeepseekV3": {
-        **{**_GROUPED, "head_dim": None, "num_key_value_heads": 4, "v_head_dim": 4},
-        **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim"), 8),
-    },
-    "Glm4Moe": _GROUPED,
-    "MiniMaxM2": {
-        **LLAMA,
-        "head_dim": 8,
-        "rotary_dim": 4,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-    },
-    "Afmoe": {
-        **{**_SMALL, "num_shared_experts": 1, "num_dense_layers": 1, "sliding_window": 5},
-        **{"layer_types": ["sliding_attention", "full_attention"]},
-    },
-    # Also layers that are no attention.
-    "Qwen3Next": {
-        **{
-            **_SMALL,
-            "shared_expert_intermediate_size": 16,
-            "layer_types": ["linear_attention", "full_attention"],
-        },
-        **{"linear_num_value_heads": 4, "linear_num_key_heads": 2},
-        **{"linear_key_head_dim": 8, "linear_value_head_dim": 8},
-    },
-}
-
+# Their stacked weights and routers are wrapped by peft, too, if it is asked for every linear layer.
+mixtures:
+  Mixtral: *local
+  Qwen3Moe: *small
+  Olmoe: *experts
+  Phimoe: *local
+  GraniteMoe: *local
+  GraniteMoeShared: {<<: *local, shared_intermediate_size: 16}
+  Ernie4_5_Moe:
+    <<: *llama
+    moe_num_experts: 4
+    moe_k: 2
+    moe_num_shared_experts: 1
+    moe_intermediate_size: 16
+  MiniMax: {<<: [*linear, *local], head_dim: 8, block_size: 4}
+  FlexOlmo: *experts
+  DeepseekV3: {<<: [*compressed, *grouped], head_dim: null}
+  Glm4Moe: *grouped
+  MiniMaxM2: {<<: *local, head_dim: 8, rotary_dim: 4}
+  Afmoe:
+    <<: [*windows, *small]
+    num_shared_experts: 1
+    num_dense_layers: 1
+    sliding_window: 5
+  Qwen3Next:  # also layers that are no attention
+    <<: [*linear, *small]
+    shared_expert_intermediate_size: 16
+    linear_num_value_heads: 4
+    linear_num_key_heads: 2
+    linear_key_head_dim: 8
+    linear_value_head_dim: 8
 
 # No attention, or not in every layer, so no keys and values.
-STATE_SPACES: dict[str, dict[str, Any]] = {
-    "Mamba": {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
-    "Mamba2": {
-        **{"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2},
-        **{"num_heads": 8, "head_dim": 8, "n_groups": 2},
-    },
-    "RecurrentGemma": {
-        **LLAMA,
-        "num_hidden_layers": 3,
-        "attention_window_size": 6,
-        "lru_width": 32,
-    },
-    "Jamba": {
-        **{
-            **LLAMA,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "attn_layer_period": 2,
-            "attn_layer_offset": 1,
-        },
-        **{
-            "expert_layer_period": 2,
-            "expert_layer_offset": 1,
-            "mamba_d_state": 8,
-            "mamba_dt_rank": 4,
-        },
-        **{"use_mamba_kernels": False},
-    },
-}
+state spaces:
+  Mamba: &mamba {hidden_size: 32, state_size: 8, num_hidden_layers: 2}
+  Mamba2: {<<: *mamba, num_heads: 8, head_dim: 8, n_groups: 2}
+  RecurrentGemma: {<<: *llama, num_hidden_layers: 3, attention_window_size: 6, lru_width: 32}
+  Jamba:
+    <<: *experts
+    attn_layer_period: 2
+    attn_layer_offset: 1
+    expert_layer_period: 2
+    expert_layer_offset: 1
+    mamba_d_state: 8
+    mamba_dt_rank: 4
+    use_mamba_kernels: false
+""")
+LLAMA: dict[str, Any] = TABLE["llama"]
+ARCHITECTURES: dict[str, dict[str, Any]] = TABLE["packed"]
+UNPACKED: dict[str, dict[str, Any]] = TABLE["unpacked"]
+MIXTURES: dict[str, dict[str, Any]] = TABLE["mixtures"]
+STATE_SPACES: dict[str, dict[str, Any]] = TABLE["state spaces"]
 
 
 # Ways to compute a group's attention, of the fixture `way`.

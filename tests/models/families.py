@@ -15,14 +15,11 @@ from typing import Any
 
 import family_tokenizers
 import own_templates as own
+import yaml
 
 from alignkit_plugins.models import templates
 
-THINK = ("<think>", "</think>")
-TOOL_CALL = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 CONTROL = re.compile(r"<\|[a-zA-Z_]+\|>|<｜[^｜<>]+｜>|<\|\w+>|<\w+\|>|<[a-z]+_of_[a-z]+>")
-SPM = ("spm_first", "spm_legacy", "unigram")
-BYTES = ("bytes", "bytes_bos", "gpt2")
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Family:
     ordinary: added tokens that are not special. strips: whether control tokens swallow the white
     space after them. after: what the template writes after the last answer if there is no end of
     turn. stops: what generation_config.json lists as ends; default: `ends`. reasoning_key: where
-    the template reads reasoning. training: a template with generation marks.
+    the template reads reasoning.
     """
 
     name: str
@@ -53,7 +50,6 @@ class Family:
     after: str = ""
     stops: Sequence[str] = ()
     reasoning_key: str = "reasoning_content"
-    training: str = ""
 
     @cached_property
     def control(self) -> tuple[str, ...]:
@@ -61,7 +57,7 @@ class Family:
         shown = [token for token in CONTROL.findall(self.template) if token not in self.ordinary]
         return (
             tuple(dict.fromkeys([*shown, *self.special, *self.ends]))
-            if self.special != ("none",)
+            if list(self.special) != ["none"]
             else ()
         )
 
@@ -95,181 +91,194 @@ def trl_template(stem: str) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
-def _trl(name: str, stem: str, **facts: Any) -> Family:
-    text = trl_template(stem)
-    marked = text if re.search(r"\{%-?\s*generation", text) else trl_template(f"{stem}_training")
-    return Family(name, text, training=marked, **facts)
+# Facts that families share: the fields of `Family`.
+ALIKE: dict[str, dict[str, Any]] = yaml.safe_load("""
+bytes: &bytes {kinds: [bytes, bytes_bos, gpt2]}
+chatml: &chatml
+  <<: *bytes
+  header: "<|im_start|>assistant\\n"
+  ends: ["<|im_end|>"]
+  eos: "<|im_end|>"
+qwen: &qwen
+  <<: *chatml
+  special: ["<|endoftext|>"]
+  ordinary: &tags
+  - <think>
+  - </think>
+  - <tool_call>
+  - </tool_call>
+  - <tool_response>
+  - </tool_response>
+  tools: true
+thinker: {<<: *qwen, thinks: true}
+qwq: {<<: *qwen, thinks: true, tools: false}
+lfm2: &lfm2 {<<: *chatml, bos: "<|startoftext|>", ordinary: &think [<think>, </think>], tools: true}
+lfm2 without tools: {<<: *lfm2, tools: false}
+lfm2.5: {<<: *lfm2, reasoning_key: thinking}
+smollm2: {<<: *chatml, kinds: [gpt2, bytes]}
+sentencepiece: {<<: *chatml, kinds: [spm_first, spm_legacy, unigram]}
+olmo3: {<<: *chatml, eos: "<|endoftext|>", ends: ["<|im_end|>", "<|endoftext|>"]}
+phi4: {<<: *chatml, header: "<|im_start|>assistant<|im_sep|>"}
+phi4 mini:
+  <<: *bytes
+  header: "<|assistant|>"
+  ends: ["<|end|>"]
+  special: ["<|system|>", "<|user|>"]
+phi3:
+  strips: true
+  kinds: [spm_legacy, spm_first, bytes]
+  header: "<|assistant|>\\n"
+  ends: ["<|end|>"]
+  bos: <s>
+  special: ["<|system|>", "<|user|>"]
+llama3: &llama3
+  kinds: [bytes_bos, bytes]
+  header: "<|start_header_id|>assistant<|end_header_id|>\\n\\n"
+  ends: ["<|eot_id|>"]
+  bos: <|begin_of_text|>
+  eos: <|eot_id|>
+llama3 with tools: {<<: *llama3, tools: true}
+gemma: &gemma
+  kinds: [spm_bare, bytes]
+  header: "<start_of_turn>model\\n"
+  ends: [<end_of_turn>]
+  bos: <bos>
+  eos: <eos>
+gemma4: {<<: *gemma, header: "<|turn>model\\n", ends: [<turn|>, "<|tool_response>"], tools: true}
+cohere: &cohere
+  <<: *bytes
+  header: <|CHATBOT_TOKEN|>
+  ends: [<|END_OF_TURN_TOKEN|>]
+  bos: <BOS_TOKEN>
+  eos: <|END_OF_TURN_TOKEN|>
+cohere2: {<<: *cohere, header: <|CHATBOT_TOKEN|><|START_RESPONSE|>}
+deepseek:
+  <<: *bytes
+  header: <｜Assistant｜>
+  ends: [<｜end▁of▁sentence｜>]
+  bos: <｜begin▁of▁sentence｜>
+  eos: <｜end▁of▁sentence｜>
+  ordinary: *think
+  thinks: true
+glm:
+  <<: *bytes
+  header: <|assistant|>
+  ends: []
+  special: ["[gMASK]", <sop>, <|system|>]
+  ordinary: *tags
+  tools: true
+  thinks: true
+gptoss: &gptoss
+  <<: *bytes
+  header: <|start|>assistant
+  ends: [<|return|>, <|end|>, <|call|>]
+  stops: [<|return|>, <|call|>]
+  eos: <|return|>
+  tools: true
+  reasoning_key: thinking
+muse:
+  <<: *gptoss
+  ends: [<|eot|>]
+  stops: []
+  eos: <|eot|>
+  special: [<|eom|>]
+  reasoning_key: reasoning_content
+images: {kinds: [bytes], header: "Assistant:", ends: [<end_of_utterance>], eos: <end_of_utterance>}
+sequence: &sequence {ends: [</s>], bos: <s>, eos: </s>}
+llama2: &llama2
+  <<: *sequence
+  kinds: [spm_legacy, spm_first, unigram]
+  header: "[/INST]"
+  special: [none]  # the rest of the template is ordinary text
+llava: {<<: *llama2, kinds: [spm_legacy]}
+mistral: &mistral {<<: *llama2, special: ["[INST]", "[/INST]"]}
+nemo: {<<: [*bytes, *mistral]}
+zephyr: {<<: *llama2, header: "<|assistant|>\\n"}
+vicuna: {<<: *llama2, header: "ASSISTANT:"}
+human: &human
+  <<: *sequence
+  kinds: [unigram, spm_legacy, bytes]
+  header: "\\n\\nAssistant:"
+human space: {<<: *human, header: "\\n\\nAssistant: "}
+role: {kinds: [bytes, spm_legacy], header: "assistant:", ends: [], after: "\\n"}
+""")
+
+# A family, its template in TRL, in `templates` or in `own_templates`, and what it is like.
+TABLE = """
+Llama 3 | llama3 | llama3
+`chat_template: llama3` | LLAMA3 | llama3
+Llama 3.1, 3.3 | llama3_1 | llama3 with tools
+Llama 3.2 | llama3_2 | llama3 with tools
+Qwen 2.5 | qwen2_5 | qwen
+Qwen 2.5 VL | qwen2_5_vl | chatml
+Qwen 3 | qwen3 | thinker
+Qwen 3 Instruct 2507 | qwen3_instruct_2507 | qwen
+Qwen 3 VL | qwen3_vl | qwen
+Qwen 3.5, thinking | qwen3_5_think | thinker
+Qwen 3.5, not thinking | qwen3_5_nothink | thinker
+Qwen 3.6 | qwen3_6 | thinker
+Qwen 3.8 | qwen3_8 | thinker
+Gemma 1, 2 | gemma | gemma
+Gemma 3 | gemma3 | gemma
+`chat_template: gemma` | GEMMA | gemma
+Gemma 4 | gemma4 | gemma4
+Gemma 4 (first) | gemma4_v2 | gemma4
+Gemma 4 (second) | gemma4_v3 | gemma4
+Gemma 4 (fourth) | gemma4_v4 | gemma4
+Gemma 4 (newest) | gemma4_v5 | gemma4
+Diffusion Gemma | diffusion_gemma | gemma4
+Phi 3 | phi3 | phi3
+Phi 3.5 | phi3_5 | phi3
+DeepSeek R1 distills | deepseek_r1_distill | deepseek
+DeepSeek V3 | deepseekv3 | deepseek
+Nemotron 3 Nano | nemotron_3_nano | thinker
+Nemotron 3 Super | nemotron_3_super | thinker
+Nemotron 3 Ultra | nemotron_3_ultra | thinker
+Nemotron 3.5 Lightning | nemotron_3_5_lightning | thinker
+Cohere Aya Expanse | cohere | cohere
+Cohere Tiny Aya | cohere2 | cohere2
+GLM 4.5 to 4.6 | glm4moe | glm
+GPT-OSS | gptoss | gptoss
+LFM 2 | lfm2 | lfm2 without tools
+LFM 2 (newer) | lfm2_v2 | lfm2
+LFM 2.5 | lfm2_2_5 | lfm2.5
+LFM 2.5 (newer) | lfm2_2_5_v2 | lfm2.5
+LFM 2.5 VL | lfm2_2_5_vl | lfm2.5
+Muse Glimmer | muse_glimmer | muse
+Idefics 3 | idefics3 | images
+SmolVLM | smolvlm | images
+LLaVA NeXT | llava_next | llava
+Llama 2 | LLAMA2 | llama2
+Mistral 7B v0.1, v0.2 | MISTRAL_1 | llama2
+Mistral 7B v0.3 | MISTRAL_3 | mistral
+Mistral Nemo | MISTRAL_NEMO | nemo
+Zephyr, TinyLlama | ZEPHYR | zephyr
+Vicuna | VICUNA | vicuna
+Yi, ChatML on SentencePiece | CHATML | sentencepiece
+SmolLM2, ChatML | SMOLLM2 | smollm2
+OLMo 3 | OLMO3 | olmo3
+Phi 4 | PHI4 | phi4
+Phi 4 mini | PHI4_MINI | phi4 mini
+QwQ | QWQ | qwq
+Qwen 3 Thinking 2507 | QWEN3_THINKING | qwq
+Human/Assistant | HUMAN | human
+Human/Assistant, prompt ends in a space | HUMAN_SPACE | human space
+role: text, no end of turn | NO_END | role
+"""
 
 
-CHATML: dict[str, Any] = {
-    "kinds": BYTES,
-    "header": "<|im_start|>assistant\n",
-    "ends": ("<|im_end|>",),
-    "eos": "<|im_end|>",
-}
-QWEN: dict[str, Any] = {
-    **CHATML,
-    "special": ("<|endoftext|>",),
-    "ordinary": (*THINK, *TOOL_CALL),
-    "tools": True,
-}
-THINKER: dict[str, Any] = {**QWEN, "thinks": True}
-LFM2: dict[str, Any] = {**CHATML, "bos": "<|startoftext|>", "ordinary": THINK, "tools": True}
-LLAMA3: dict[str, Any] = {
-    "kinds": ("bytes_bos", "bytes"),
-    "header": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-    "ends": ("<|eot_id|>",),
-    "bos": "<|begin_of_text|>",
-    "eos": "<|eot_id|>",
-}
-GEMMA: dict[str, Any] = {
-    "kinds": ("spm_bare", "bytes"),
-    "header": "<start_of_turn>model\n",
-    "ends": ("<end_of_turn>",),
-    "bos": "<bos>",
-    "eos": "<eos>",
-}
-GEMMA4: dict[str, Any] = {
-    **GEMMA,
-    "header": "<|turn>model\n",
-    "ends": ("<turn|>", "<|tool_response>"),
-    "tools": True,
-}
-COHERE: dict[str, Any] = {
-    "kinds": BYTES,
-    "header": "<|CHATBOT_TOKEN|>",
-    "ends": ("<|END_OF_TURN_TOKEN|>",),
-    "bos": "<BOS_TOKEN>",
-    "eos": "<|END_OF_TURN_TOKEN|>",
-}
-DEEPSEEK: dict[str, Any] = {
-    "kinds": BYTES,
-    "header": "<｜Assistant｜>",
-    "ends": ("<｜end▁of▁sentence｜>",),
-    "bos": "<｜begin▁of▁sentence｜>",
-    "eos": "<｜end▁of▁sentence｜>",
-    "ordinary": THINK,
-    "thinks": True,
-}
-PHI3: dict[str, Any] = {
-    "strips": True,
-    "kinds": ("spm_legacy", "spm_first", "bytes"),
-    "header": "<|assistant|>\n",
-    "ends": ("<|end|>",),
-    "bos": "<s>",
-    "special": ("<|system|>", "<|user|>"),
-}
-LLAMA2: dict[str, Any] = {
-    "kinds": ("spm_legacy", "spm_first", "unigram"),
-    "header": "[/INST]",
-    "ends": ("</s>",),
-    "bos": "<s>",
-    "eos": "</s>",
-    "special": ("none",),  # the rest of the template is ordinary text
-}
-GPT_OSS: dict[str, Any] = {
-    "kinds": BYTES,
-    "header": "<|start|>assistant",
-    "ends": ("<|return|>", "<|end|>", "<|call|>"),
-    "stops": ("<|return|>", "<|call|>"),
-    "eos": "<|return|>",
-    "tools": True,
-    "reasoning_key": "thinking",
-}
-MUSE: dict[str, Any] = {
-    **{**GPT_OSS, "ends": ("<|eot|>",), "stops": (), "eos": "<|eot|>", "special": ("<|eom|>",)},
-    "reasoning_key": "reasoning_content",
-}
-IMAGES: dict[str, Any] = {
-    "kinds": ("bytes",),
-    "header": "Assistant:",
-    "ends": ("<end_of_utterance>",),
-    "eos": "<end_of_utterance>",
-}
+def _family(name: str, template: str, like: str) -> Family:
+    if template.islower():
+        text = trl_template(template)
+    else:
+        text = getattr(own if hasattr(own, template) else templates, template)
+    return Family(name, text, **ALIKE[like])
 
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        _trl("Llama 3", "llama3", **LLAMA3),
-        Family("`chat_template: llama3`", templates.LLAMA3, **LLAMA3),
-        _trl("Llama 3.1, 3.3", "llama3_1", **LLAMA3, tools=True),
-        _trl("Llama 3.2", "llama3_2", **LLAMA3, tools=True),
-        _trl("Qwen 2.5", "qwen2_5", **QWEN),
-        _trl("Qwen 2.5 VL", "qwen2_5_vl", **CHATML),
-        _trl("Qwen 3", "qwen3", **THINKER),
-        _trl("Qwen 3 Instruct 2507", "qwen3_instruct_2507", **QWEN),
-        _trl("Qwen 3 VL", "qwen3_vl", **QWEN),
-        _trl("Qwen 3.5, thinking", "qwen3_5_think", **THINKER),
-        _trl("Qwen 3.5, not thinking", "qwen3_5_nothink", **THINKER),
-        _trl("Qwen 3.6", "qwen3_6", **THINKER),
-        _trl("Qwen 3.8", "qwen3_8", **THINKER),
-        _trl("Gemma 1, 2", "gemma", **GEMMA),
-        _trl("Gemma 3", "gemma3", **GEMMA),
-        Family("`chat_template: gemma`", templates.GEMMA, **GEMMA),
-        _trl("Gemma 4", "gemma4", **GEMMA4),
-        _trl("Gemma 4 (first)", "gemma4_v2", **GEMMA4),
-        _trl("Gemma 4 (second)", "gemma4_v3", **GEMMA4),
-        _trl("Gemma 4 (fourth)", "gemma4_v4", **GEMMA4),
-        _trl("Gemma 4 (newest)", "gemma4_v5", **GEMMA4),
-        _trl("Diffusion Gemma", "diffusion_gemma", **GEMMA4),
-        _trl("Phi 3", "phi3", **PHI3),
-        _trl("Phi 3.5", "phi3_5", **PHI3),
-        _trl("DeepSeek R1 distills", "deepseek_r1_distill", **DEEPSEEK),
-        _trl("DeepSeek V3", "deepseekv3", **DEEPSEEK),
-        _trl("Nemotron 3 Nano", "nemotron_3_nano", **THINKER),
-        _trl("Nemotron 3 Super", "nemotron_3_super", **THINKER),
-        _trl("Nemotron 3 Ultra", "nemotron_3_ultra", **THINKER),
-        _trl("Nemotron 3.5 Lightning", "nemotron_3_5_lightning", **THINKER),
-        _trl("Cohere Aya Expanse", "cohere", **COHERE),
-        _trl("Cohere Tiny Aya", "cohere2", **{**COHERE, "header": (
-            "<|CHATBOT_TOKEN|><|START_RESPONSE|>"
-        )}),
-        _trl(
-            "GLM 4.5 to 4.6", "glm4moe", kinds=BYTES, header="<|assistant|>", ends=(),
-            special=("[gMASK]", "<sop>", "<|system|>"), ordinary=(*THINK, *TOOL_CALL), tools=True, thinks=True,
-        ),
-        _trl("GPT-OSS", "gptoss", **GPT_OSS),
-        _trl("LFM 2", "lfm2", **{**LFM2, "tools": False}),
-        _trl("LFM 2 (newer)", "lfm2_v2", **LFM2),
-        _trl("LFM 2.5", "lfm2_2_5", **LFM2, reasoning_key="thinking"),
-        _trl("LFM 2.5 (newer)", "lfm2_2_5_v2", **LFM2, reasoning_key="thinking"),
-        _trl("LFM 2.5 VL", "lfm2_2_5_vl", **LFM2, reasoning_key="thinking"),
-        _trl("Muse Glimmer", "muse_glimmer", **MUSE),
-        _trl("Idefics 3", "idefics3", **IMAGES),
-        _trl("SmolVLM", "smolvlm", **IMAGES),
-        _trl("LLaVA NeXT", "llava_next", **{**LLAMA2, "kinds": ("spm_legacy",)}),
-        Family("Llama 2", templates.LLAMA2, **LLAMA2),
-        Family("Mistral 7B v0.1, v0.2", own.MISTRAL_1, **LLAMA2),
-        Family("Mistral 7B v0.3", own.MISTRAL_3, **{**LLAMA2, "special": ("[INST]", "[/INST]")}),
-        Family(
-            "Mistral Nemo", own.MISTRAL_NEMO, **{**LLAMA2, "special": ("[INST]", "[/INST]"), "kinds": BYTES}
-        ),
-        Family("Zephyr, TinyLlama", templates.ZEPHYR, **{**LLAMA2, "header": "<|assistant|>\n"}),
-        Family("Vicuna", own.VICUNA, **{**LLAMA2, "header": "ASSISTANT:"}),
-        Family("Yi, ChatML on SentencePiece", templates.CHATML, **{**CHATML, "kinds": SPM}),
-        Family("SmolLM2, ChatML", own.SMOLLM2, **{**CHATML, "kinds": ("gpt2", "bytes")}),
-        Family("OLMo 3", own.OLMO3, **{**CHATML, "eos": "<|endoftext|>", "ends": ("<|im_end|>", "<|endoftext|>")}),
-        Family("Phi 4", own.PHI4, **{**CHATML, "header": "<|im_start|>assistant<|im_sep|>"}),
-        Family(
-            "Phi 4 mini", own.PHI4_MINI, kinds=BYTES, header="<|assistant|>", ends=("<|end|>",),
-            special=("<|system|>", "<|user|>"),
-        ),
-        Family("QwQ", own.QWQ, **{**THINKER, "tools": False}),
-        Family("Qwen 3 Thinking 2507", own.QWEN3_THINKING, **{**THINKER, "tools": False}),
-        Family(
-            "Human/Assistant", own.HUMAN, kinds=("unigram", "spm_legacy", "bytes"), header="\n\nAssistant:",
-            ends=("</s>",), bos="<s>", eos="</s>",
-        ),
-        Family(
-            "Human/Assistant, prompt ends in a space", own.HUMAN_SPACE, kinds=("unigram", "spm_legacy", "bytes"),
-            header="\n\nAssistant: ", ends=("</s>",), bos="<s>", eos="</s>",
-        ),
-        Family(
-            "role: text, no end of turn", own.NO_END, kinds=("bytes", "spm_legacy"), header="assistant:", ends=(),
-            after="\n",
-        ),
-    )
-}  # fmt: skip
+
+CHATML = ALIKE["chatml"]
+FAMILIES = {
+    line.partition(" | ")[0]: _family(*line.split(" | ")) for line in TABLE.strip().splitlines()
+}
 
 
 # --- conversations

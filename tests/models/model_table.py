@@ -62,6 +62,6 @@ def _try(family: Family, name: str, kwargs: Mapping[str, Any]) -> str:
     except (RunFailed, DataError) as error:
         return str(error)
     context = encoder.counts["unprompted_turns"]
-    if not kwargs and (outcome := matrix.outcome(judge, encoder)).state == "wrong":
-        raise AssertionError(f"{family.name}, {name}: {outcome.why}")
+    if not kwargs and (why := matrix.wrong(judge, encoder)):
+        raise AssertionError(f"{family.name}, {name}: {why}")
     return ("calls are context" if name == "tools" else "last turn only") if context else ""

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, user
 from torch import Tensor
 
 from alignkit import Group, Response
-from alignkit.data.group import Message
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import memory as budget
@@ -25,35 +24,32 @@ from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, MemoryBudget
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import Examples, measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.plugins import plugins
+from alignkit.settings import LoraSpec, Settings
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner
+from tests.models.tiny import shared
 from tests.training.test_optimizers import named
+
+OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+WORDS = (
+    "yes",
+    "no, not at all, never, by no means",
+    "perhaps",
+    "I am well, and how are you today?",
+)
 
 
 @pytest.fixture
-def policy(tmp_path: Path) -> SharedModel:
-    return tiny_model(tmp_path)
+def policy() -> SharedModel:
+    return tiny_model()
 
 
 def examples(policy: SharedModel) -> Examples:
     encoder = Encoder(policy.tokenizer)
-    words = (
-        "yes",
-        "no, not at all, never, by no means",
-        "perhaps",
-        "I am well, thank you, and how are you today?",
-    )
-    groups = [
-        Group(
-            ({"role": "user", "content": f"how are you, {n}? " * (n % 3 + 1)},),
-            (Response(text=words[n % 4]),),
-            id=str(n),
-        )
-        for n in range(40)
-    ]
-    encoded = [encoder.encode(group, 512) for group in groups]
-    return Examples([e for e in encoded if e is not None])
+    asked = [user(f"how are you, {n}? " * (n % 3 + 1)) for n in range(40)]
+    groups = [Group((q,), (Response(WORDS[n % 4]),), id=str(n)) for n, q in enumerate(asked)]
+    return Examples([e for group in groups if (e := encoder.encode(group, 512)) is not None])
 
 
 @contextmanager
@@ -68,34 +64,20 @@ def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterato
     def hidden(role: str, layout: Any, row: Tensor) -> Tensor:
         left[0] -= len(row) <= tokens
         if len(row) > tokens or left[0] == -1:
-            raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-            )
+            raise RuntimeError(OUT_OF_MEMORY)
         fitted.append(len(row))
         return original(role, layout, row)
 
-    policy.hidden = hidden  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "hidden", hidden)
         yield fitted
-    finally:
-        policy.hidden = original  # type: ignore[method-assign]
-
-
-def learner(policy: SharedModel) -> Learner:
-    from alignkit.plugins import plugins
-
-    sft = plugins().get("algorithm", "sft").implementation
-    policy.add_role("new")
-    return Learner(
-        policy,
-        sft(sft.Options()),
-        Settings(learning_rate=1e-3, optimizer=named("adamw", max_grad_norm=1e9)),
-        "new",
-    )
 
 
 def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedModel) -> None:
-    work, data = learner(policy), examples(policy)
+    sft = plugins().get("algorithm", "sft").implementation
+    settings = Settings(learning_rate=1e-3, optimizer=named("adamw", max_grad_norm=1e9))
+    policy.add_role("new")
+    work, data = Learner(policy, sft(sft.Options()), settings, "new"), examples(policy)
     before = policy.token_budget
     metrics = work._gradients(data)
     whole = {name: p.grad.clone() for name, p in work.parameters.items() if p.grad is not None}
@@ -104,32 +86,41 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedMo
     assert policy.token_budget <= 700 < before and policy.memory.halvings > 0
     assert again["token_budget"] == policy.token_budget and max(fitted) <= 700 and len(fitted) > 1
     # The gradients of the interrupted attempt must not be added to those of the second.
-    for name, gradient in whole.items():
-        torch.testing.assert_close(work.parameters[name].grad, gradient, atol=1e-6, rtol=1e-5)
+    gradients = {name: work.parameters[name].grad for name in whole}
+    torch.testing.assert_close(gradients, whole, atol=1e-6, rtol=1e-5)
     assert again["nll"] == pytest.approx(metrics["nll"], abs=1e-6)
 
 
-def test_measuring_shrinks_too(policy: SharedModel) -> None:
-    data = examples(policy)
-    whole = measure(policy, BASE, data.groups)["logprobs"]
-    with memory_for(policy, 700):
-        smaller = measure(policy, BASE, data.groups)["logprobs"]
-    for one, other in zip(whole, smaller, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+def measured(policy: SharedModel) -> Any:
+    return measure(policy, BASE, examples(policy).groups)["logprobs"]
+
+
+def asked(policy: SharedModel) -> Any:
+    prompts = [[user(f"how are you, {n}?")] for n in range(40)]
+    return LoadedBase(policy, Path)[BASE].next_token_logprobs(prompts, ["yes", "no"])
+
+
+@pytest.mark.parametrize("what", [measured, asked])
+def test_measuring_shrinks_too(what: Callable[[SharedModel], Any], policy: SharedModel) -> None:
+    whole = what(policy)
+    with memory_for(policy, 400):
+        smaller = what(policy)
+    torch.testing.assert_close(smaller, whole, atol=1e-5, rtol=1e-5)
+    assert policy.memory.halvings > 0 and torch.cat(list(whole)).isfinite().all()
 
 
 def test_memory_that_cannot_suffice_is_an_error(policy: SharedModel) -> None:
     with memory_for(policy, 5), pytest.raises(RuntimeError, match="can't allocate"):
-        measure(policy, BASE, examples(policy).groups)["logprobs"]
+        measured(policy)
 
 
-def test_other_errors_are_not_retried(policy: SharedModel) -> None:
+def test_other_errors_are_not_retried(policy: SharedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Tensor:
         raise RuntimeError("sizes do not match")
 
-    policy.hidden = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(policy, "hidden", broken)
     with pytest.raises(RuntimeError, match="sizes do not match"):
-        measure(policy, BASE, examples(policy).groups)["logprobs"]
+        measured(policy)
     assert policy.memory.halvings == 0
 
 
@@ -138,15 +129,12 @@ def test_little_memory_makes_a_small_budget(
 ) -> None:
     monkeypatch.setattr(budget, "CPU_ACTIVATIONS", 2.0**26)
     most = policy.token_budget
-    del policy.memory.activation_bytes
-    monkeypatch.setattr(budget, "total", lambda device: 2.0**27 + 1)  # a quarter of it may be taken
-    assert policy.token_budget > LEAST_TOKENS and policy.token_budget == pytest.approx(
-        most / 2, abs=1
-    )
-    monkeypatch.setattr(budget, "total", lambda device: 1.0)
-    assert policy.token_budget == pytest.approx(most / 2, abs=1)  # read from the device once
-    del policy.memory.activation_bytes
-    assert policy.token_budget == LEAST_TOKENS
+    # A quarter of it may be taken; it is read from the device once
+    for memory, tokens in ((2.0**27 + 1, most / 2), (1.0, LEAST_TOKENS)):
+        del policy.memory.activation_bytes
+        for total in (memory, 2.0**40):
+            monkeypatch.setattr(budget, "total", lambda device, total=total: total)
+            assert policy.token_budget == pytest.approx(tokens, abs=1)
 
 
 def test_a_quarter_of_a_gpu_is_for_activations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,15 +167,12 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(
     monkeypatch.setattr(budget, "total", lambda device: 1.0)
     memory.restore(state)
     assert policy.token_budget == tokens
-    assert memory.halvings == 2 and memory.sampling_halvings == 1
+    assert (memory.halvings, memory.sampling_halvings) == (2, 1)
 
 
-def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
+def test_half_precision_stores_what_was_estimated() -> None:
     """Twice the truth would make micro-batches half as large as intended."""
-    import alignkit_plugins.models.tiny
-
-    spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
-    policy = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
+    policy = shared(dtype="bfloat16", lora=LoraSpec(r=4, lora_alpha=8))
     policy.add_role("new")
     policy.make_trainable("new")
     weights = {p.untyped_storage().data_ptr() for p in policy.model.parameters()}
@@ -196,24 +181,10 @@ def test_half_precision_stores_what_was_estimated(tmp_path: Path) -> None:
 
     def pack(x: Tensor) -> Tensor:
         alive.append(x)
-        if x.untyped_storage().data_ptr() not in weights:
-            stored[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        stored[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         policy.hidden("new", TreeLayout([GroupSpan(0, 512, ())]), torch.arange(512) % 300)
-    assert (
-        0.9 * sum(stored.values())
-        < 512 * policy.memory.bytes_per_token
-        < 1.6 * sum(stored.values())
-    )
-
-
-def test_next_token_logprobs_shrink_too(policy: SharedModel) -> None:
-    service = LoadedBase(policy, lambda reference: Path(reference))
-    prompts = [[Message(role="user", content=f"how are you, {n}?")] for n in range(40)]
-    whole = service[BASE].next_token_logprobs(prompts, ["yes", "no"])
-    with memory_for(policy, 400):
-        smaller = service[BASE].next_token_logprobs(prompts, ["yes", "no"])
-    torch.testing.assert_close(smaller, whole, atol=1e-5, rtol=1e-5)
-    assert policy.memory.halvings > 0 and whole.isfinite().all()
+    found = sum(size for storage, size in stored.items() if storage not in weights)
+    assert 0.9 * found < 512 * policy.memory.bytes_per_token < 1.6 * found

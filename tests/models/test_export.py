@@ -1,100 +1,99 @@
-"""A saved role as a whole model: what the classifier skips, and where a policy's responses end."""
+"""A saved role as a whole model: what the classifier skips, and where a policy's responses end;
+and a base in 4 bits: what is stored, and that training on it is training on the numbers it was
+rounded to.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tiny import shared, user
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from alignkit import Group, Message, Response
-from alignkit.io.text import cache_folder
+from alignkit import Group, Response
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
+from alignkit.models.packing import Wants, forward
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec, ModelSpec
-from alignkit_plugins.models import tiny
-from alignkit_plugins.models.whole_model import end_with, whole_model
+from alignkit.settings import ModelSpec
+from alignkit.testing.tiny import add_noise
+from alignkit_plugins.models.whole_model import end_with, export, whole_model
+from alignkit_plugins.recipes.plan import _Planner
+from tests.same import same
+from tests.test_train import encoded
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here"
+)
+
+
+def with_policy(source: Path | None = None, **fields: Any) -> SharedModel:
+    """A model with a role `policy`, whose adapter has the same noise for every base."""
+    model = shared(source, **fields)
+    model.add_role("policy")
+    add_noise(model, "policy", 0.05, seed=0)
+    return model
 
 
 def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> None:
     """Whatever the tokenizer pads with."""
-    source = str(tiny.source(cache_folder()))
-    spec = ModelSpec(base="tiny", dtype="float32", lora=LoraSpec(r=2), device="cpu")
-    shared = SharedModel(spec, source)
-    shared.add_role("reward", head="scalar")
-    shared.save("reward", tmp_path / "reward")
+    model = shared()
+    model.add_role("reward", head="scalar")
+    model.save("reward", tmp_path / "reward")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     tokenizer.pad_token = "<|im_start|>"
-    model, _ = whole_model(tmp_path / "reward", shared.base, spec, torch.float32, tokenizer)
-    assert shared.roles["reward"].unread == model.config.pad_token_id == 0
+    whole, _ = whole_model(tmp_path / "reward", model.base, model.spec, torch.float32, tokenizer)
+    assert model.roles["reward"].unread == whole.config.pad_token_id == 0
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=needs_bitsandbytes)])
 def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     quantization: Any, tmp_path: Path
 ) -> None:
     """With the run's chat template."""
-    spec = ModelSpec(
-        base="tiny",
-        dtype="float32",
-        lora=LoraSpec(r=2),
-        device="cpu",
-        quantization=quantization,
-        chat_template="plain",
-    )
-    service = LoadedBase(SharedModel(spec, str(tiny.source(cache_folder()))), artifact=Path)
+    model = shared(quantization=quantization, chat_template="plain")
+    service = LoadedBase(model, artifact=Path)
     assert service["base"].save(tmp_path / "model") == []
-    group = Group(
-        (Message(role="user", content="bread is good"),), (Response(text="my old friend"),)
-    )
-    encoded = service.encoder.encode(group, 256)
-    assert encoded is not None
+    group = Group((user("bread is good"),), (Response(text="my old friend"),))
+    found = service.encoder.encode(group, 256)
+    assert found is not None
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = tokenizer.apply_chat_template(
         list(group.prompt), add_generation_prompt=True, tokenize=False
     )
     assert text == "User: bread is good\n\nAssistant:"
-    response = encoded.rows[0].tokens
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ids, first = torch.tensor([*found.prompt, *found.rows[0].tokens]), len(found.prompt)
     with torch.no_grad():
-        logits = model(torch.tensor([[*encoded.prompt, *response]])).logits[
-            0, len(encoded.prompt) - 1 : -1
-        ]
-    theirs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
-    torch.testing.assert_close(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
+        logits = saved(ids[None]).logits[0, first - 1 : -1]
+    theirs = logits.log_softmax(-1).gather(1, ids[first:, None])[:, 0]
+    same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
+@needs_bitsandbytes
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
+@torch.no_grad()
 def test_a_merge_into_a_quantized_base_keeps_its_values(
     dtype: torch.dtype, most: float, tmp_path: Path
 ) -> None:
-    source = str(tiny.source(cache_folder()))
-    spec = ModelSpec(
-        base="tiny", dtype="float32", lora=LoraSpec(r=2), device="cpu", quantization="nf4"
-    )
-    shared = SharedModel(spec, source)
-    shared.add_role("policy")
-    for parameter in shared.parameters_of("policy").values():
-        parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
-    shared.save("policy", tmp_path / "policy")
-    merged, notes = whole_model(tmp_path / "policy", shared.base, spec, dtype, shared.tokenizer)
-    assert notes[0] == "merged into the values that nf4 rounds the weights to, as it was trained"
-    ids = shared.tokenizer(
-        "Why does bread rise? Yeast eats the sugar in the dough.", return_tensors="pt"
+    model = with_policy(quantization="nf4")
+    model.save("policy", tmp_path / "policy")
+    merged, notes = whole_model(tmp_path / "policy", model.base, model.spec, dtype, model.tokenizer)
+    assert "merged into the values that nf4 rounds the weights to" in notes[0]
+    ids = model.tokenizer(
+        "Why does bread rise? Yeast eats the sugar.", return_tensors="pt"
     ).input_ids
-    layout = TreeLayout([GroupSpan(0, ids.shape[1], ())])
-    with torch.no_grad():
-        ours, _ = shared.logprobs(
-            "policy", shared.hidden("policy", layout, ids[0])[:-1], ids[0, 1:]
-        )
-        theirs = (
-            merged(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        )
-    torch.testing.assert_close(theirs, ours, atol=most, rtol=0)
+    hidden = model.hidden("policy", TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0])
+    ours, _ = model.logprobs("policy", hidden[:-1], ids[0, 1:])
+    logits = merged(ids).logits[0, :-1].float()
+    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    same(theirs, ours, atol=most, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +106,49 @@ def test_a_merge_into_a_quantized_base_keeps_its_values(
         (None, set(), None),
     ],
 )
-def test_ends_are_added_behind_the_bases_own(
-    own: int | list[int] | None, ends: set[int], expected: int | list[int] | None
-) -> None:
+def test_ends_are_added_behind_the_bases_own(own: Any, ends: set[int], expected: Any) -> None:
     generation = GenerationConfig(eos_token_id=own)
     end_with(generation, ends)
     assert generation.eos_token_id == expected
     end_with(None, ends)  # of a classifier
+
+
+def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A loss, and the gradients of the adapter by name."""
+    model.make_trainable("policy")
+    loss = -forward(model, "policy", encoded(model, 4), Wants()).logprobs.sum()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.parameters_of("policy").items()}
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("form", ["nf4", "nf4_double_quant"])
+def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_path: Path) -> None:
+    quantized = with_policy(quantization=form)
+    spec, tokenizer = quantized.spec, quantized.tokenizer
+    assert export(None, tmp_path, quantized.base, spec, torch.float32, tokenizer, ()) == []
+    loss, gradients = learned(quantized)
+    expected, others = learned(with_policy(tmp_path))
+    same(loss, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradients, others, rtol=1e-4, atol=1e-6)
+    without, _ = learned(with_policy())
+    assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("form", ["nf4", "nf4_double_quant", "int8"])
+def test_bytes_of_a_quantized_weight(form: Any) -> None:
+    from bitsandbytes.functional import quantize_4bit
+
+    weight, count = torch.randn(512, 1024), 512 * 1024
+    planned = SimpleNamespace(
+        spec=ModelSpec(base="tiny", quantization=form),
+        parameters=count,
+        matrices=count,
+        dtype=torch.float32,
+    )
+    weights: Any = _Planner.weights
+    stored, state = quantize_4bit(weight, compress_statistics=form != "nf4", quant_type="nf4")
+    scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])]
+    bytes_in_4_bits = stored.nbytes + sum(scale.nbytes for scale in scales)
+    assert weights.fget(planned) == (count if form == "int8" else bytes_in_4_bits)

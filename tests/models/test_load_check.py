@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from architectures import ARCHITECTURES, MIXTURES, UNPACKED, check_greedy, check_logprobs, make
 from torch import Tensor
 
@@ -18,25 +19,22 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import checked_model
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.settings import ModelSpec
+from tests.models.tiny import shared
 
+DECODING = "decoding token by token differs"
+PACKED = "packed attention differs from the model's own"
 REASONS = {
-    "DiffLlama": "decoding token by token differs",
-    "Qwen2Moe": "packed attention differs from the model's own",
-    "Llama4Text": "packed attention differs from the model's own",
+    "DiffLlama": DECODING,
     "GptOss": "its attention takes s_aux",
-    "FalconH1": "packed attention differs from the model's own",
-    "Bloom": "packed attention differs from the model's own",
-    "GPTJ": "packed attention differs from the model's own",
-    "Qwen3Next": "packed attention differs from the model's own",
-    "MiniMax": "packed attention differs from the model's own",
+    **dict.fromkeys(("Qwen2Moe", "Llama4Text", "FalconH1", "Bloom", "GPTJ"), PACKED),
+    **dict.fromkeys(("Qwen3Next", "MiniMax"), PACKED),
 }
-
-
-def loaded(folder: Path, name: str, dtype: Any = "float32", **options: Any) -> SharedModel:
-    make(folder, name)
-    spec = ModelSpec(base=str(folder), dtype=dtype, lora=LoraSpec(r=2), device="cpu", **options)
-    return SharedModel(spec, str(folder))
+QUICK = {"Llama", "Gemma2", "DeepseekV2", "Mixtral", "Bloom", "GptOss"}
+EVERY = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in (*ARCHITECTURES, *MIXTURES, *UNPACKED)
+]
 
 
 def test_models_that_cannot_be_packed_use_their_own_attention(unpacked: SharedModel) -> None:
@@ -45,25 +43,23 @@ def test_models_that_cannot_be_packed_use_their_own_attention(unpacked: SharedMo
     check_greedy(unpacked, count=8)
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES, *UNPACKED])
+@pytest.mark.parametrize("name", EVERY)
 def test_every_family_has_its_answer(name: str, tmp_path: Path) -> None:
-    policy = loaded(tmp_path, name)
+    policy = shared(make(tmp_path, name))
     assert policy.packs == (name not in REASONS), policy.unpacked_because
     assert REASONS.get(name, "") in policy.unpacked_because
 
 
 @pytest.mark.parametrize(
-    "options", [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}]
+    "fields", [{"dtype": "bfloat16"}, {"quantization": "nf4"}, {"quantization": "int8"}]
 )
-def test_the_precision_of_the_weights_has_no_say(options: dict[str, Any], tmp_path: Path) -> None:
-    policy = loaded(tmp_path, "Llama", **options)
+def test_the_precision_of_the_weights_has_no_say(fields: dict[str, Any], tmp_path: Path) -> None:
+    policy = shared(make(tmp_path, "Llama"), **fields)
     assert policy.packs, policy.unpacked_because
 
 
 def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     """Its attention is that of the model; drawing its weights draws nothing from the model's."""
-    import transformers
-
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     options = {**ARCHITECTURES["Gemma2"], "num_hidden_layers": 12, "layer_types": kinds * 2}
     transformers.Gemma2Config(vocab_size=1000, **options).save_pretrained(tmp_path)
@@ -71,81 +67,75 @@ def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     copy = checked_model.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None)
     assert torch.equal(torch.get_rng_state(), state)
     assert copy.config.layer_types == kinds and len(copy.model.layers) == 6
-    assert copy.config.vocab_size == 256 and copy.model.layers[0].mlp.down_proj.in_features == 16
-    assert copy.config.hidden_size == 32 and {weight.dtype for weight in copy.parameters()} == {
-        torch.float32
-    }
+    assert (copy.config.vocab_size, copy.config.hidden_size) == (256, 32)
+    assert copy.model.layers[0].mlp.down_proj.in_features == 16
+    assert {weight.dtype for weight in copy.parameters()} == {torch.float32}
 
 
 def test_the_copy_is_small_if_the_layers_have_another_name(tmp_path: Path) -> None:
-    import transformers
-
     transformers.GPT2Config(n_layer=12, n_embd=32, n_head=4).save_pretrained(tmp_path)
     copy = checked_model.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None)
     assert len(copy.transformer.h) == 2 and copy.config.vocab_size == 256
 
 
-def leak(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
+packed, decoded = TreeLayout.attend, Decoding.attend
+
+
+def leak(self: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
     """A token's value also reaches, a little, the token after it, even the next sequence's."""
-    return correct(self, layer, q, k, v + 0.01 * v.roll(1, dims=2), args)
+    return packed(self, layer, q, k, v + 0.01 * v.roll(1, dims=2), args)
 
 
-def blind(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
+def blind(self: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
     """Every token sees only itself."""
-    correct(self, layer, q, k, v, args)
+    packed(self, layer, q, k, v, args)
     return v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
 
 
-def shifted(self: TreeLayout, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
+def scaled(self: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
     """The scale of the scores is one percent too large."""
-    return correct(self, layer, q * 1.01, k, v, args)
+    return packed(self, layer, q * 1.01, k, v, args)
 
 
-correct = TreeLayout.attend
+def mixed(self: Any, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
+    """Rows of a batch see each other."""
+    return decoded(self, layer, q, k, v + 0.01 * v.flip(0), args)
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mixtral"])
-@pytest.mark.parametrize("mistake", [leak, blind, shifted])
+@pytest.mark.parametrize(
+    ("name", "layout", "mistake", "reason"),
+    [
+        ("Llama", TreeLayout, leak, PACKED),
+        ("Llama", TreeLayout, blind, PACKED),
+        ("Llama", TreeLayout, scaled, PACKED),
+        ("Mixtral", TreeLayout, scaled, PACKED),
+        ("Llama", Decoding, mixed, DECODING),
+    ],
+)
 def test_wrong_attention_is_found(
-    mistake: Callable[..., Tensor], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    layout: type,
+    mistake: Callable[..., Tensor],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(TreeLayout, "attend", mistake)
-    policy = loaded(tmp_path, name)
-    assert (
-        not policy.packs
-        and "packed attention differs from the model's own" in policy.unpacked_because
-    )
+    monkeypatch.setattr(layout, "attend", mistake)
+    policy = shared(make(tmp_path, name))
+    assert not policy.packs and reason in policy.unpacked_because
 
 
-def test_rows_of_a_batch_that_see_each_other_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attend = Decoding.attend
-
-    def mixed(self: Decoding, layer: int, q: Tensor, k: Tensor, v: Tensor, args: Any) -> Tensor:
-        return attend(self, layer, q, k, v + 0.01 * v.flip(0), args)
-
-    monkeypatch.setattr(Decoding, "attend", mixed)
-    policy = loaded(tmp_path, "Llama")
-    assert not policy.packs and "decoding token by token differs" in policy.unpacked_because
-
-
-def test_arguments_that_no_layout_knows_are_refused() -> None:
+@pytest.mark.parametrize("name", ["s_aux", "attention_mask", "dropout", "position_bias"])
+def test_arguments_that_no_layout_knows_are_refused(name: str) -> None:
     module, x = torch.nn.Module(), torch.zeros(1, 1, 2, 4)
-    for name, value in {
-        "s_aux": x,
-        "attention_mask": x,
-        "dropout": 0.1,
-        "position_bias": x,
-    }.items():
-        arguments = {"attention_mask": None, name: value}
-        with pytest.raises(attention.UnsupportedAttention, match=f"takes {name}"):
-            attention._interface(module, x, x, x, **arguments)
+    arguments = {"attention_mask": None, name: 0.1 if name == "dropout" else x}
+    with pytest.raises(attention.UnsupportedAttention, match=f"takes {name}"):
+        attention._interface(module, x, x, x, **arguments)
 
 
 def test_the_result_can_be_viewed(tmp_path: Path) -> None:
     """Afmoe views it as [tokens, hidden]."""
-    policy = loaded(tmp_path, "Afmoe")
+    policy = shared(make(tmp_path, "Afmoe"))
     assert policy.packs
     policy.tokenizer.eos_token = "t1"
     check_logprobs(policy)

@@ -1,15 +1,33 @@
-"""Packed rows, and how groups are cut into them."""
+"""Packed rows, how groups are cut into them, and what is measured of them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
+import torch
 from tiny import encoded, encoded_groups, encoder, tiny_model, user, words
 
-from alignkit.data.group import Group, Response
-from alignkit.models.packing import indivisible, micro_batches, pack
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.batch import Outputs
+from alignkit.data.group import Group, Pair, Response
+from alignkit.models.packing import (
+    Examples,
+    Wants,
+    indivisible,
+    join_outputs,
+    measure,
+    micro_batches,
+    pack,
+)
+from alignkit.models.shared_model import SharedModel
+from alignkit.sampling import Sampling
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from tests.sampled import sample
+
+
+def encode(*groups: Group) -> list[Encoded]:
+    made = encoder()
+    return [encoded(made.encode(group, 100)) for group in groups]
 
 
 @pytest.mark.silent_bug(
@@ -23,69 +41,127 @@ def test_a_token_is_predicted_from_the_one_before_it() -> None:
     """The prompt's last token predicts each response's first one, wherever the response is in the
     row.
     """
-    made = encoder()
-    mask = (True, False, True)
-    responses = (words(4), Response(text="", tokens=(40, 41, 42), written=mask), words(2, 50))
-    groups = [Group((user("q"),), responses), Group((user("another"),), (words(1, 60),))]
-    rows = [encoded(made.encode(group, 100)) for group in groups]
+    silent = Response(tokens=(40, 41, 42), written=(True, False, True))
+    rows = encode(
+        Group((user("q"),), (words(4), silent, words(2, 50))),
+        Group((user("another"),), (words(1, 60),)),
+    )
+    first, second = rows[0].prompt, rows[1].prompt
     packed = pack(rows)
-    everything = [*rows[0].prompt, *range(30, 34), 40, 41, 42, 50, 51, *rows[1].prompt, 60]
-    assert packed.tokens.tolist() == everything
-    p, second = len(rows[0].prompt), len(rows[0].prompt) + 9 + len(rows[1].prompt)
-    assert packed.targets.tolist() == [30, 31, 32, 33, 40, 42, 50, 51, 60]
-    assert packed.before.tolist() == [
-        p - 1,
-        p,
-        p + 1,
-        p + 2,
-        p - 1,
-        p + 5,
-        p - 1,
-        p + 7,
-        second - 1,
-    ]
-    assert packed.cells.tolist() == [
-        [0, 0],
-        [0, 1],
-        [0, 2],
-        [0, 3],
-        [1, 0],
-        [1, 2],
-        [2, 0],
-        [2, 1],
-        [3, 0],
-    ]
-    assert packed.scored.tolist() == [p + 3, p + 6, p + 8, second]
+    ids = [*first, *range(30, 34), 40, 41, 42, 50, 51, *second, 60]
+    assert packed.tokens.tolist() == ids
+    p, last = len(first), len(first) + 9 + len(second)
+    #                   the first response | the second without its silent token | the third
+    targets, before = [30, 31, 32, 33, 40, 42, 50, 51, 60], [-1, 0, 1, 2, -1, 5, -1, 7]
+    assert packed.targets.tolist() == targets
+    assert packed.before.tolist() == [*(p + place for place in before), last - 1]
+    cells = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (2, 0), (2, 1), (3, 0)]
+    assert list(map(tuple, packed.cells.tolist())) == cells
+    assert packed.scored.tolist() == [p + 3, p + 6, p + 8, last]
 
 
 def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
     """With and without a token that scoring skips: what precedes it in the row is another
     response.
     """
-    rows = tuple(ResponseTokens(tokens, (True,) * len(tokens), False) for tokens in ((7, 8), ()))
-    groups = [Encoded(Group((user("q"),), ()), (9, 8, 3), rows)]
+    rows = tuple(ResponseTokens(ids, (True,) * len(ids)) for ids in ((7, 8), ()))
+    groups = [Encoded(Group((user("q"),)), (9, 8, 3), rows)]
     assert pack(groups).scored.tolist() == pack(groups, -1).scored.tolist() == [4, 2]
     assert pack(groups, 8).scored.tolist() == [3, 2]
 
 
-BUNDLES = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
-
-
 def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
-    made = encoder()
-    groups = [Group((user("q"),), (words(n),), id=str(n), bundle=bundle) for n, bundle in BUNDLES]
-    rows = [encoded(made.encode(group, 100)) for group in groups]
+    bundles = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
+    rows = encode(*(Group((user("q"),), (words(n),), bundle=bundle) for n, bundle in bundles))
     prompt = len(rows[0].prompt)
+    assert indivisible([row.group.bundle for row in rows]) == [[0, 3], [1], [2], [4]]
     assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
     assert list(micro_batches(rows, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
     # A unit over the budget is a batch of its own
     assert list(micro_batches(rows, 1)) == [[0, 3], [1], [2], [4]]
 
 
-def test_groups_of_a_bundle_are_one_unit_and_stay_in_one_micro_batch(tmp_path: Path) -> None:
-    model = tiny_model(tmp_path)
-    apart, together = encoded_groups(model, 6).groups, encoded_groups(model, 6, bundles=2).groups
-    assert indivisible([e.group.bundle for e in apart]) == [[n] for n in range(6)]
-    assert indivisible([e.group.bundle for e in together]) == [[0, 2, 4], [1, 3, 5]]
-    assert list(micro_batches(apart, 1)) == [[n] for n in range(6)]
-    assert list(micro_batches(together, 1)) == [[0, 2, 4], [1, 3, 5]]
+def test_pairs_point_at_the_batchs_rows() -> None:
+    first = Group((user("a"),), (words(2), words(3)), pairs=(Pair(1, 0, p=0.7, margin="better"),))
+    pairs_of_second = (Pair(2, 0, margin=1.5), Pair(0, 1))
+    second = Group((user("b"),), (words(2), words(3), words(4)), pairs=pairs_of_second)
+    batch = Examples(encode(first, second)).batch()
+    pairs = batch.pairs
+    assert (pairs.better.tolist(), pairs.worse.tolist()) == ([1, 4, 2], [0, 2, 3])
+    assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 0]
+    assert pairs.group_index.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
+    assert batch.group_index.tolist() == [0, 0, 1, 1, 1] and batch.tokens.shape == (5, 4)
+    assert batch.mask.sum(1).tolist() == [2, 3, 2, 3, 4]
+    assert not batch.tokens[~batch.mask].any()
+
+
+def outputs(*rows: Sequence[float]) -> Outputs:
+    logprobs = torch.tensor(rows, dtype=torch.float32)
+    return Outputs(logprobs=logprobs, values=-logprobs, scores=logprobs[:, 0])
+
+
+def test_outputs_of_micro_batches_are_joined_in_order() -> None:
+    """Shorter ones are padded with zeros."""
+    joined = join_outputs([outputs([1, 2]), outputs([3, 4, 5])], [[0], [1]])
+    assert joined.logprobs.tolist() == [[1, 2, 0], [3, 4, 5]]
+    assert joined.values.tolist() == [[-1, -2, 0], [-3, -4, -5]]
+    assert joined.scores.tolist() == [1, 3] and "entropy" not in vars(joined)
+    turned = join_outputs([outputs([3], [4]), outputs([5, 6])], [[2, 0], [1]])
+    assert turned.logprobs.tolist() == [[4, 0], [5, 6], [3, 0]]
+    assert turned.scores.tolist() == [4, 5, 3]
+
+
+@pytest.mark.silent_bug(
+    "models: reference",
+    "Measured log-probabilities belong to other rows.",
+    "They keep the order of the groups.",
+    "huggingface/trl#2423",
+)
+@pytest.mark.parametrize(
+    ("role", "what", "wants"),
+    [
+        ("base", "logprobs", Wants()),
+        ("rm", "values", Wants(False, values="rm")),
+        ("rm", "scores", Wants(False, scores=True)),
+    ],
+)
+def test_measurements_keep_the_order_of_the_groups(role: str, what: str, wants: Wants) -> None:
+    """A bundle's groups are packed together, but results keep the order of the groups."""
+    model = tiny_model()
+    said = ("yes", "no, never", "perhaps, who knows?", "well", "it is late, and I am tired")
+    whole = encode(
+        *(
+            Group((user(f"is it {text}?"),), (Response(text), Response(text + "!")), bundle=bundle)
+            for text, bundle in zip(said, ("a", "b", "a", None, "b"), strict=True)
+        )
+    )
+    model.add_role("rm", head="scalar")
+    alone = [row for e in whole for row in measure(model, role, [e], wants)[what]]
+    found = measure(model, role, whole, wants)[what]
+    assert len(found) == len(alone) == 10
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["measured", "sampled"])
+def test_a_long_pass_can_be_stopped(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Before the next micro-batch or token."""
+    model = tiny_model()
+    monkeypatch.setattr(SharedModel, "token_budget", 1)
+    groups, seen = encoded_groups(model, 9).groups, list[int]()
+
+    def stop() -> None:
+        seen.append(1)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    model.should_stop = stop
+    with pytest.raises(KeyboardInterrupt):
+        if what == "measured":
+            measure(model, "base", groups)
+        else:
+            sampling, asked = (
+                Sampling(max_new_tokens=50, min_new_tokens=40),
+                [e.group for e in groups],
+            )
+            sample(model, "base", Encoder(model.tokenizer), asked, sampling, seed=0)
+    assert len(seen) == 4

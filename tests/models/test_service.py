@@ -9,29 +9,36 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import shared, tiny_model, user
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from alignkit import Context
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout, using
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import ModelSpec
+from alignkit_plugins.ai_feedback.judge import LocalJudge
+from tests.rows import assistant, demos
+from tests.same import same
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> LoadedBase:
-    import alignkit_plugins.models.tiny
-
-    model = SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu"),
-        str(alignkit_plugins.models.tiny.source(tmp_path)),
-    )
-    return LoadedBase(model, lambda reference: tmp_path / reference)
+def models() -> LoadedBase:
+    """With a reward model `judge`."""
+    made = LoadedBase(tiny_model(), Path)
+    made.model.add_role("judge", head="scalar")
+    made.role = lambda reference: reference  # type: ignore[method-assign]
+    return made
 
 
 def asked(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+    return [user(text)]
+
+
+def groups(*texts: str) -> list[Group]:
+    return [Group(tuple(asked(text))) for text in texts]
 
 
 @torch.no_grad()
@@ -47,21 +54,20 @@ def test_next_token_logprobs_match_the_models(
         tokens = torch.tensor([models.encoder.prompt(prompt) + models.encoder.text("answer=")])
         with using(TreeLayout([GroupSpan(0, tokens.shape[1], ())])):
             logits = models.model.model(input_ids=tokens).logits[0, -1]
-        wanted = torch.log_softmax(logits.float(), -1)[first]
-        torch.testing.assert_close(row, wanted, atol=1e-5, rtol=1e-5)
+        same(row, torch.log_softmax(logits.float(), -1)[first], atol=1e-5, rtol=1e-5)
 
 
 def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) -> None:
     """Beyond its context a model's numbers are meaningless."""
-    long = asked("is it? " * models.model.context)
-    found = models["base"].next_token_logprobs(
-        [asked("well?"), long, asked("is it so?")], ["1", "2"]
-    )
+    long, well, so = asked("is it? " * models.model.context), asked("well?"), asked("is it so?")
+
+    def answers(*prompts: list[Message]) -> torch.Tensor:
+        return models["base"].next_token_logprobs(prompts, ["1", "2"])
+
+    found = answers(well, long, so)
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
-    alone = models["base"].next_token_logprobs([asked("is it so?")], ["1", "2"])
-    torch.testing.assert_close(found[2:], alone, atol=1e-5, rtol=1e-5)
-    assert models["base"].next_token_logprobs([long], ["1", "2"]).isnan().all()
-    assert models["base"].next_token_logprobs([], ["1", "2"]).shape == (0, 2)
+    same(found[2:], answers(so), atol=1e-5, rtol=1e-5)
+    assert answers(long).isnan().all() and answers().shape == (0, 2)
 
 
 def test_answers_that_begin_alike_are_refused(models: LoadedBase) -> None:
@@ -69,25 +75,41 @@ def test_answers_that_begin_alike_are_refused(models: LoadedBase) -> None:
         models["base"].next_token_logprobs([asked("well?")], ["1", "1"])
 
 
+@torch.no_grad()
+def test_scores_and_logprobs_are_those_of_plain_transformers(models: LoadedBase) -> None:
+    (head,) = (p for name, p in models.model.parameters_of("judge").items() if "lora" not in name)
+    head.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
+    rows = demos()
+    said = [[*group.prompt, assistant(group.responses[0].text)] for group in rows]
+    texts = [models.encoder.tokenizer.apply_chat_template(one)["input_ids"] for one in said]
+    ids = [torch.tensor([text]) for text in texts]
+    source: Any = models.model.source
+    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
+    plain.score.weight.copy_(head)
+    wanted = torch.stack([plain(one).logits[0, 0] for one in ids])
+    assert float(wanted.max() - wanted.min()) > 0.01
+    same(torch.tensor(models["judge"].scores(rows)), wanted, atol=1e-5, rtol=1e-5)
+    plain = AutoModelForCausalLM.from_pretrained(source).eval()
+    for group, one, found in zip(rows, ids, models["base"].logprobs(rows), strict=True):
+        first = len(models.encoder.prompt(group.prompt))
+        # The line break after the end of turn is no part of the answer
+        logprobs = plain(one).logits[0, first - 1 : -2].log_softmax(-1)
+        same(found, logprobs.gather(1, one[0, first:-1, None])[:, 0], atol=1e-5, rtol=1e-5)
+
+
 def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
     said: list[str] = []
     models.say = said.append
-    models.model.add_role("judge", head="scalar")
-    models.role = lambda reference: reference  # type: ignore[method-assign]
     long = "well " * models.max_length
-    groups = [
+    rows = [
         Group(tuple(asked(text)), (Response(text=answer),))
         for text, answer in (("a", "b"), ("c", long), (long, "d"))
     ]
-    scores = models["judge"].scores(groups)
-    assert [score is None for score in scores] == [False, False, True]
-    assert said == [
-        (
-            "judge: at max_length 1 responses were cut before scoring, and 1 groups have no "
-            "score, because their prompts fill it"
-        )
-    ]
-    models["judge"].scores(groups[:1])
+    found = models["judge"].scores(rows)
+    assert [score is None for score in found] == [False, False, True]
+    (told,) = said
+    assert "judge: at max_length 1 responses were cut" in told and "1 groups have no score" in told
+    models["judge"].scores(rows[:1])
     assert len(said) == 1
 
 
@@ -95,19 +117,15 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBa
     """Samples are named by the place of their prompt, so the same run with a shorter prompt draws
     the same others.
     """
-    long = "well " * models.max_length
-    found = [
-        models["base"].sample(
-            [Group(tuple(asked(text))) for text in ("a", middle, "c")],
-            seed=3,
-            samples_per_prompt=2,
-            max_new_tokens=6,
-        )
-        for middle in ("b", long)
-    ]
-    assert [len(group.responses) for group in found[1]] == [2, 0, 2]
+
+    def drawn(middle: str) -> list[Group]:
+        three = groups("a", middle, "c")
+        return models["base"].sample(three, seed=3, samples_per_prompt=2, max_new_tokens=6)
+
+    found, others = drawn("b"), drawn("well " * models.max_length)
+    assert [len(group.responses) for group in others] == [2, 0, 2]
     for index in (0, 2):
-        for one, other in zip(found[0][index].responses, found[1][index].responses, strict=True):
+        for one, other in zip(found[index].responses, others[index].responses, strict=True):
             assert one.tokens == other.tokens
             # Some processors round by the batch's size
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
@@ -124,16 +142,12 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
         yield shown[what].append
 
     models.progress = progress
-    models.model.add_role("judge", head="scalar")
-    models.role = lambda reference: reference  # type: ignore[method-assign]
-    prompts = [asked("a"), asked("b"), asked("c")]
-    groups = models["base"].sample(
-        [Group(tuple(prompt)) for prompt in prompts], seed=3, samples_per_prompt=2, max_new_tokens=3
-    )
-    models["judge"].scores(groups)
-    models["base"].logprobs(groups)
+    three = groups("a", "b", "c")
+    found = models["base"].sample(three, seed=3, samples_per_prompt=2, max_new_tokens=3)
+    models["judge"].scores(found)
+    models["base"].logprobs(found)
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows
-    models["base"].next_token_logprobs(prompts, ["1", "2"])
+    models["base"].next_token_logprobs([group.prompt for group in three], ["1", "2"])
     totals = {"sampling from base": 6, "measuring judge": 3, "measuring base": 3, "asking base": 3}
     assert {what: done[0] for what, done in shown.items()} == totals
     # Rises up to the total
@@ -142,28 +156,23 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_five_roles_hold_nothing_but_the_base_and_their_weights(
-    tmp_path: Path, quantization: str
-) -> None:
+def test_five_roles_hold_nothing_but_the_base_and_their_weights(quantization: str) -> None:
     """No copies: the tensors are exactly the base's, the adapters', and the heads'."""
-    import alignkit_plugins.models.tiny
     from benchmarks.models import bytes_of
 
-    spec = ModelSpec(base="tiny", dtype="bfloat16", device="cpu", quantization=quantization)  # type: ignore[arg-type]
-    policy = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
+    policy = shared(dtype="bfloat16", quantization=quantization)
     base = bytes_of(policy)
     heads = ("value", "helpful", "safety")
     for role in ("policy", "reference", *heads):
         policy.add_role(role, head="scalar" if role in heads else "language")
     own = [p for role in policy.roles for p in policy.parameters_of(role).values()]
-    assert bytes_of(policy) == base + sum(p.numel() * p.element_size() for p in own)
+    assert bytes_of(policy) == base + sum(p.nbytes for p in own)
     assert len(own) == 5 * len(policy.parameters_of("policy")) + len(heads)
 
 
-def sentencepiece_models(folder: Path, kind: str) -> LoadedBase:
-    """A random model with a SentencePiece tokenizer, which writes a space before the first word of
-    a text.
-    """
+@pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
+def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
+    """Such a tokenizer writes a space before the first word of a text."""
     import family_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -171,33 +180,23 @@ def sentencepiece_models(folder: Path, kind: str) -> LoadedBase:
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
     )
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=4096, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    model = SharedModel(ModelSpec(base=str(folder), dtype="float32", device="cpu"), str(folder))
-    return LoadedBase(model, lambda reference: folder / reference)
-
-
-@pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
-def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
-    from alignkit import Context
-    from alignkit_plugins.ai_feedback.judge import LocalJudge
-
-    models = sentencepiece_models(tmp_path, kind)
-    items = [(asked("is it so?"), "It is four.", "It is five.")]
+        vocab_size=len(tokenizer), num_attention_heads=2, max_position_embeddings=4096, **sizes
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    models = LoadedBase(shared(tmp_path), Path)
 
     def judge(**options: Any) -> LocalJudge:
         made = LocalJudge(LocalJudge.Options(min_mass=0, **options))
         made.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
         return made
 
-    (verdict,) = judge().compare(items)
+    question = asked("is it so?")
+    (verdict,) = judge().compare([(question, "It is four.", "It is five.")])
     assert verdict.p_first is not None and verdict.mass > 0
-    rated = [item[:2] for item in items]
-    advice = r"begin with the same token; choose others\nhelp: set 'reasons: true'"
-    with pytest.raises(RunFailed, match=advice):
+    rated = [(question, "It is four.")]
+    with pytest.raises(RunFailed, match=r"begin with the same token.*\nhelp: set 'reasons: true'"):
         judge(scale=(10, 11)).rate(rated)
     assert judge(scale=(1, 5)).rate(rated)[0].score is not None

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from alignkit.data.group import Group, Message, Response
+from alignkit.io.text import cache_folder
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder
+from alignkit_plugins.models import tiny
 from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 
 
-def tiny_model(tmp_path: Path) -> SharedModel:
-    import alignkit_plugins.models.tiny
+def shared(source: Path | None = None, **fields: Any) -> SharedModel:
+    """The model in a folder, or `tiny`: in fp32, on the CPU, for adapters of rank 2, if the fields
+    of its ModelSpec say nothing else.
+    """
+    folder = str(source or tiny.source(cache_folder()))
+    usual = {"base": folder, "dtype": "float32", "device": "cpu", "lora": LoraSpec(r=2)}
+    return SharedModel(ModelSpec.model_validate({**usual, **fields}), folder)
 
-    lora = LoraSpec(r=4, lora_alpha=8)
-    return SharedModel(
-        ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora),
-        str(alignkit_plugins.models.tiny.source(tmp_path)),
-    )
+
+def tiny_model(folder: Path | None = None) -> SharedModel:
+    return shared(base="tiny", lora=LoraSpec(r=4, lora_alpha=8))
 
 
 def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
@@ -34,14 +40,15 @@ def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Example
     return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
 
 
-def encoder(template: str = CHAT_TEMPLATE, bos: bool = False) -> Encoder:
+SPECIAL = ["start", "head", "eot", "bos", "user", "assistant", "observation"]
+
+
+def encoder(template: str = CHAT_TEMPLATE, bos: bool = False, **kwargs: Any) -> Encoder:
     tokenizer = _tokenizer()
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": ["<|start|>", "<|head|>", "<|eot|>", "<|bos|>"]}
-    )
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|{name}|>" for name in SPECIAL]})
     tokenizer.bos_token = "<|bos|>" if bos else None
     tokenizer.chat_template = template
-    return Encoder(tokenizer)
+    return Encoder(tokenizer, kwargs)
 
 
 def user(content: str) -> Message:

@@ -1,13 +1,21 @@
-"""Our monitors by the rules of their kind."""
+"""The monitors: what is measured of samples, what has changed between looks, and a fall of gold."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from alignkit import Group, Response
 from alignkit.plugins import plugins
 from alignkit.testing import check_monitor
+from alignkit_plugins.monitors.reward_hacking import LEAST, Drift, History, change, measured
+from tests.rows import assistant, user
+
+WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
 
 @pytest.mark.parametrize(
@@ -20,3 +28,163 @@ from alignkit.testing import check_monitor
 )
 def test_it_conforms(name: str, options: dict[str, Any]) -> None:
     check_monitor(plugins().get("monitor", name).implementation, options)
+
+
+# What is measured
+
+
+def answer(prompt: str, text: str, *logprobs: float, **more: Any) -> Group:
+    response = Response(text, tokens=(1,) * len(logprobs), logprobs=logprobs, **more)
+    return Group((user(prompt),), (response,), id=prompt)
+
+
+def test_equal_prompts_are_one_unit() -> None:
+    groups = [
+        answer("q", "a b", -1.0, -2.0, 0.0, written=(True, True, False)),
+        answer("q", "c", -3.0),
+    ]
+    values, texts = measured(groups)
+    assert texts == [["a", "b"], ["c"]] and values["length"] == {"q": 1.5}
+    assert values["sampled_entropy"] == {"q": pytest.approx((1.5 + 3.0) / 2)}
+
+
+def test_turns_of_an_episode_are_read_together() -> None:
+    turns: Any = (assistant("one"), {"role": "tool", "content": "no"}, assistant("two"))
+    response = Response("two", messages=turns, tokens=(1, 2))
+    values, texts = measured([Group((user("q"),), (response,), id="p")])
+    assert texts == [["one", "two"]] and values["sampled_entropy"] == {}
+
+
+def test_metrics_of_a_look() -> None:
+    first, second = answer("p", "yes yes maybe", *[-0.5] * 4), answer("p", "no way out", -1.5, -1.5)
+    metrics, warnings = Drift(5).add([first, second])
+    known = {"sampled_entropy": 1.0, "distinct_1": 5 / 6, "distinct_2": 1.0}
+    known |= {"self_bleu": 0.0, "repetition": 0.0}
+    assert not warnings and {name: metrics[name] for name in known} == pytest.approx(known)
+    assert "length" not in metrics  # of which `response_tokens` is the mean
+
+
+# Departures
+
+
+def made(number: int, lengths: Sequence[int], more: str = "", surprise: float = 2.0) -> list[Group]:
+    """Two answers of random words to each prompt, with about these lengths. more: words that each
+    answer ends with.
+    """
+    rng, groups = np.random.default_rng(number), []
+    for place, length in enumerate(np.repeat(lengths, 2)):
+        count = max(1, int(length + rng.integers(-2, 3)))
+        text = " ".join([*map(str, rng.choice(WORDS, count)), *more.split()])
+        logprob = -(surprise + float(rng.normal(0, 0.1)))
+        groups.append(answer(f"p{place // 2}", text, *[logprob] * count))
+    return groups
+
+
+LONG, SHORT = [12 + n % 5 for n in range(30)], [5 + n % 5 for n in range(30)]
+REPEATS, SURER = {"more": "and so on and so on and so on"}, {"surprise": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("lengths", "changed", "words"),
+    [
+        (SHORT, {}, "answers are shorter than in the first iteration"),
+        (LONG, REPEATS, "answers repeat themselves more"),
+        (LONG, SURER, "the policy is surer of its words"),
+    ],
+)
+def test_each_departure_has_a_name_and_is_said_once(
+    lengths: Sequence[int], changed: dict[str, Any], words: str
+) -> None:
+    drift = Drift(4)
+    assert drift.add(made(1, LONG))[1] == []
+    warnings = [drift.add(made(number, lengths, **changed))[1] for number in (2, 3)]
+    assert any(text.startswith(words) for text in warnings[0])
+    assert not any(text.startswith(words) for text in warnings[1])
+
+
+def test_no_departure_without_a_change() -> None:
+    drift = Drift(10)
+    assert not any(drift.add(made(number, LONG))[1] for number in range(1, 11))
+
+
+# Changes, with intervals over prompts
+
+
+def numbered(values: Any, name: str = "") -> dict[str, float]:
+    return {f"{name}{n}": float(value) for n, value in enumerate(values)}
+
+
+def test_common_prompts_are_compared_with_themselves() -> None:
+    rng = np.random.default_rng(0)
+    difficulty, noise = rng.normal(0, 10, 20), rng.normal(0, 0.1, 20)
+    found = change(numbered(difficulty), numbered(difficulty + 1 + noise), 0.05)
+    assert found is not None and found.prompts == 20
+    mean = float(1 + noise.mean())
+    low, high = stats.t.interval(0.95, 19, loc=mean, scale=stats.sem(noise))
+    assert (found.mean, found.low, found.high) == pytest.approx((mean, low, high))
+    assert found.after - found.before == pytest.approx(found.mean)
+
+
+def test_other_prompts_are_compared_as_independent() -> None:
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.normal(1, 1, 12), rng.normal(0, 3, 30)
+    found = change(numbered(theirs, "a"), numbered(ours, "b"))
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_smaller_level_is_a_wider_interval() -> None:
+    before, after = numbered([0.0] * 10), numbered(range(10))
+    wide, plain = change(before, after, 0.001), change(before, after)
+    assert wide is not None and plain is not None
+    assert wide.low < plain.low < plain.mean < plain.high < wide.high
+
+
+def test_too_few_prompts_say_nothing_and_equal_falls_are_certain() -> None:
+    few, enough = numbered(range(LEAST - 1)), numbered(range(LEAST))
+    assert change(few, few) is None is change({}, {}) and change(enough, enough) is not None
+    found = change(numbered([1.0] * 9), numbered([0.0] * 9))
+    assert found is not None and (found.mean, found.low, found.high) == (-1.0, -1.0, -1.0)
+    assert str(found) == "-1.00 [-1.00, -1.00]"
+
+
+# A fall from the best iteration
+
+
+def by_prompt(mean: float, seed: int) -> dict[str, list[float]]:
+    noise = np.random.default_rng(seed).normal(0, 0.3, 40)
+    # Prompts differ far more than iterations
+    return {str(n): [mean + n / 10 + float(noise[n])] for n in range(40)}
+
+
+def test_gold_that_rises_and_falls() -> None:
+    history = History(10)
+    for number, mean in enumerate((0.0, 0.5, 1.0, 0.9, 0.95), 1):
+        history.add(number, by_prompt(mean, number))
+        assert not history.fell()
+    history.add(6, by_prompt(0.5, 6))
+    moved = history.change()
+    assert history.fell() and history.best == 3 and moved is not None and -0.8 < moved.mean < -0.3
+
+
+def test_an_iteration_without_a_score_says_nothing() -> None:
+    history = History(3)
+    history.add(1, {})
+    assert history.best == 0 and not history.fell() and history.change() is None
+    history.add(2, by_prompt(1.0, 0))
+    history.add(3, {})
+    assert history.best == 2 and not history.fell()
+
+
+def test_luck_in_the_best_iteration_is_no_fall() -> None:
+    """Ten iterations of the same policy: a plain interval would find a fall in a third of them."""
+    falls = 0
+    for seed in range(100):
+        history = History(10)
+        for number in range(10):
+            history.add(number + 1, by_prompt(0.0, 1000 * seed + number))
+            if history.fell():
+                falls += 1
+                break
+    assert falls <= 12  # 5% of 100 are 5; P(more than 12) < 0.1%

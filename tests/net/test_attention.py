@@ -95,39 +95,6 @@ def test_gradients_match(
 
 
 @torch.no_grad()
-def test_decoding_matches_the_full_forward_pass(policy: SharedModel) -> None:
-    """Rows of different prompts; one row leaves halfway."""
-    model = plain(policy)
-    prompts = [tokens(7, 1), tokens(2, 2), tokens(4, 3)]
-    starts = [0, 7, 9]
-    prefill = TreeLayout(
-        [GroupSpan(s, len(p), ()) for s, p in zip(starts, prompts, strict=True)], store_kv=True
-    )
-    policy.hidden(BASE, prefill, torch.tensor([t for p in prompts for t in p]))
-    owners = [0, 1, 1, 2]
-    decoding = Decoding()
-    decoding.update_rows([], 10, prefill, owners)
-    rows = [(*prompts[owner], *tokens(8, 10 + n)) for n, owner in enumerate(owners)]
-    lengths = [len(prompts[owner]) for owner in owners]
-    for step in range(8):
-        if step == 4:
-            decoding.update_rows([0, 2, 3], 6)
-            rows, lengths = [rows[0], *rows[2:]], [lengths[0], *lengths[2:]]
-        new = torch.tensor([[row[n + step]] for row, n in zip(rows, lengths, strict=True)])
-        positions = torch.tensor([[n + step] for n in lengths])
-        with attention.using(decoding), policy.using_role(BASE) as ours:
-            backbone = getattr(ours, ours.base_model_prefix)
-            states = backbone(
-                input_ids=new, position_ids=positions, use_cache=False
-            ).last_hidden_state
-        decoding.advance()
-        found = policy.next_logits(BASE, states[:, 0])
-        for row, n, logits in zip(rows, lengths, found, strict=True):
-            wanted = model(input_ids=torch.tensor([row[: n + step + 1]])).logits[0, -1]
-            torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("entering", [2, 9])
 def test_rows_enter_while_others_continue(policy: SharedModel, entering: int) -> None:
     """A prompt that is shorter than the other rows by then, and a longer one."""

@@ -82,7 +82,9 @@ def test_the_recipes_have_every_method() -> None:
         ] == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe", ["smoke", *(pytest.param(x, marks=pytest.mark.slow) for x in RECIPES if x != "smoke")]
+)
 def test_the_weights_are_those_of_the_base_commit(recipe: str, tmp_path: Path) -> None:
     known, own = pins()
     wanted = {

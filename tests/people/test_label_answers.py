@@ -148,19 +148,3 @@ def test_a_ranking_is_dragged(browser: Any, tmp_path: Path) -> None:
         ada.press("Enter")
         ada.prompt_changes("Rank")
         assert ada.labels()[0].payload["ranks"] == [1, 2, 3, 4]
-
-
-def test_a_safety_task_warns_and_blurs(browser: Any, tmp_path: Path) -> None:
-    items = [Item("safety", (turn(text),), ("yes", "no")) for text in ("first", "second")]
-    with person(browser, tmp_path, items) as ada:
-        blur = "getComputedStyle(document.querySelector('.answer .text')).filter"
-        expect(ada.page.locator("#warning")).to_contain_text("harmful")
-        assert "blur" in ada.page.evaluate(blur)
-        ada.press("v")
-        expect(ada.page.locator("#warning")).to_be_hidden()
-        assert ada.page.evaluate(blur) == "none"
-        ada.press("Digit1", "b", "Enter")
-        ada.prompt_changes("first")
-        assert ada.page.evaluate(blur) == "none"
-        ada.press("v")
-        assert "blur" in ada.page.evaluate(blur)

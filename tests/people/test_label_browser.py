@@ -97,21 +97,6 @@ def test_a_reload_keeps_the_draft(browser: Any, tmp_path: Path) -> None:
         assert ada.page.locator("input[name=scale]:checked").get_attribute("value") == "6"
 
 
-def test_skip_and_flag(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(4)) as ada:
-        for keys, kind, text in (
-            (("s", "Digit2"), "skip", "I do not understand the prompt"),
-            (("f", "b", "a", "d", "Enter"), "flag", "bad"),
-        ):
-            prompt = ada.prompt()
-            ada.press(*keys)
-            ada.prompt_changes(prompt)
-            event = ada.store.events()[-1]
-            assert event.kind == kind and text in event.payload.values()
-        ada.press("s", "Escape", "Digit1", "Enter")
-        ada.shows("1 of ", "#counts")
-
-
 def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(3)) as ada:
         prompt = ada.prompt()
@@ -250,25 +235,6 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         )
 
 
-def test_guidelines_and_help(browser: Any, tmp_path: Path) -> None:
-    file = tmp_path / "guide.md"
-    file.write_text("# Rules\n\nBe *kind*. <script>window.hit=1</script>", encoding="utf-8")
-    with person(browser, tmp_path, pairs(3), guidelines=file) as ada:
-        ada.press("g")
-        assert "Be kind" in ada.page.locator("#guidelines").inner_text()
-        ada.press("g", "?")
-        assert "significantly" in ada.page.locator("#help-dialog").inner_text()
-        ada.press("Escape")
-        file.write_text("# Rules\n\nBe short.", encoding="utf-8")
-        ada.press("Digit1", "Enter")
-        ada.shows("guidelines changed", "#notice")
-        assert "Be short" in ada.page.locator("#guidelines").inner_text()
-        ada.press("Digit1", "Enter")
-        ada.shows("2 of ", "#counts")
-        versions = [event.guidelines for event in ada.labels()]
-        assert [*ada.store.guidelines()] == versions
-
-
 def test_consent(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(2)) as ada:
         assert ada.page.locator("#consent-button").is_hidden()
@@ -282,33 +248,6 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
         ada.shows("2 of 2", "#counts")
         ada.shows("yes", "#consent")
         assert [event.kind for event in ada.store.events()] == ["label", "consent", "label"]
-
-
-@pytest.mark.parametrize("width", [390, 860, 1440])
-def test_the_scale_reads_from_a_to_b(browser: Any, tmp_path: Path, width: int) -> None:
-    """In one row, or in one column on narrow screens; and what is missing is said without keys that
-    are not shown.
-    """
-    with person(browser, tmp_path, pairs(3), width=width) as ada:
-        boxes = ada.page.locator(".scale label").evaluate_all(
-            "all => all.map((one) => one.getBoundingClientRect())"
-        )
-        across, down = ([box[side] for box in boxes] for side in ("x", "y"))
-        one_column = width < 900
-        assert across == sorted(across) and down == sorted(down)
-        assert len(set(across)) == (1 if one_column else 8) and len(set(down)) == (
-            8 if one_column else 1
-        )
-        said = ada.page.locator(".scale input").evaluate_all(
-            "all => all.map((one) => one.getAttribute('aria-label'))"
-        )
-        assert (said[0], said[2], said[-1]) == (
-            "A is significantly better",
-            "A is slightly better",
-            said[0].replace("A", "B"),
-        )
-        assert not any(mark.isdigit() for mark in ada.page.locator("#missing").inner_text())
-        ada.shows("0 of 3 done", "#counts")
 
 
 @pytest.mark.parametrize("width", [390, 1440])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import sqlite3
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from alignkit_plugins.people.label_api import LabelApi, guidelines_now
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import consents, labeled
 from tests.people.pages import Page, application, filled, opened, pairs
-from tests.stores import pair, ranking, turn
+from tests.stores import ranking, turn
 
 LEFT = {"side": "A", "margin": "better"}
 
@@ -85,14 +84,6 @@ def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
     assert labeled(store, [item["id"]])[0].votes[0].label["margin"] == "unsure"
 
 
-def test_another_annotators_event_cannot_be_undone(store: Store) -> None:
-    app, sessions = application(store, ["ada", "bob"])
-    ada, bob = opened(app, sessions), opened(app, sessions, "bob")
-    state = ada.post("submit", ada.event(ada.next()["item"], LEFT)).json()
-    answer = bob.post("undo", {"uuid": str(uuid.uuid4()), "of": state["last"]})
-    assert answer.status_code == 422 and len(store.events()) == 1
-
-
 def test_skips_and_flags(ada: Page, store: Store) -> None:
     first = ada.next()["item"]
     second = ada.post("submit", ada.event(first, {"reason": "too long"}, "skip")).json()
@@ -127,13 +118,6 @@ def test_labels_that_are_refused(
     assert store.events() == []
 
 
-def test_a_label_of_a_row_that_changed_is_kept(ada: Page, store: Store) -> None:
-    item = ada.next()["item"]
-    store.ask([pair("prompt 1", "good 1, improved", "poor")], "")
-    state = ada.post("submit", ada.event(item, LEFT)).json()
-    assert "changed" in state["notice"] and len(store.events()) == 1
-
-
 def test_a_full_disk_is_said_and_the_label_can_be_sent_again(
     ada: Page, store: Store, monkeypatch: Any
 ) -> None:
@@ -160,28 +144,6 @@ def test_a_store_that_another_program_holds_is_said(ada: Page, store: Store) -> 
     other.execute("COMMIT")
     other.close()
     assert ada.post("submit", event).status_code == 200
-
-
-def test_thirty_people_at_two_servers(tmp_path: Path) -> None:
-    """Nobody gets an item that another one has, and every label is stored once."""
-    path = tmp_path / "a.feedback"
-    names = [f"person {n}" for n in range(30)]
-    with filled(path, pairs(90)) as one, Store.open(path) as two:
-        apps = [application(store, names) for store in (one, two)]
-
-        def work(number: int) -> int:
-            person, count = opened(*apps[number % 2], names[number]), 0
-            state = person.next()
-            while item := state["item"]:
-                answer = person.post("submit", person.event(item, LEFT))
-                assert answer.status_code == 200, answer.text
-                state, count = answer.json(), count + 1
-            return count
-
-        with ThreadPoolExecutor(30) as pool:
-            counts = list(pool.map(work, range(30)))
-        assert sum(counts) == len(one.events()) == 90
-        assert len({event.item for event in one.events()}) == 90
 
 
 def test_consent(ada: Page, store: Store) -> None:

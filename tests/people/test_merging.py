@@ -53,16 +53,6 @@ def test_items_are_united_and_all_labels_kept(tmp_path: Path) -> None:
     assert len(bob.events()) == 2
 
 
-def test_merging_again_changes_nothing(tmp_path: Path) -> None:
-    ann, bob = two(tmp_path)
-    merge(ann, bob)
-    before = ann.items(), ann.events(), ann.guidelines()
-    for source in (bob, ann):
-        again = merge(ann, source)
-        assert (again["items"], again["events"]) == (0, 0)
-        assert (ann.items(), ann.events(), ann.guidelines()) == before
-
-
 def test_the_order_of_merging_does_not_matter(tmp_path: Path) -> None:
     ann, bob = two(tmp_path)
     for name, order in (("x", (ann, bob)), ("y", (bob, ann))):

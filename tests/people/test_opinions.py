@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,20 +99,3 @@ def test_rankings_count_all_their_pairs_and_items_without_scores_keep_their_prio
         item.priority for item in rated([*items, alone, unknown], first | missing, second | missing)
     ]
     assert found[0] < found[1] < 0 < found[2] and found[3:] == [3.0, 2.0]
-
-
-def test_labels_where_raters_disagree_find_the_mistakes_of_a_reward() -> None:
-    """The reward is wrong on 25% of pairs and the judge, independently, on 20%: of their 35%
-    disagreements, 4 in 7 are mistakes of the reward, so the first 35% of labels find 80% of these
-    instead of 35%.
-    """
-    draw = random.Random(0)
-    wrong = [draw.random() < 0.25 for _ in range(400)]
-    gaps = [
-        (abs(draw.gauss(0, 1)) * (-1 if fooled else 1), draw.uniform(0.1, 0.9)) for fooled in wrong
-    ]
-    gaps = [(gap, p if draw.random() > 0.2 else -p) for gap, p in gaps]
-    found = priorities(gaps)
-    first = sorted(range(400), key=lambda place: -found[place])[:140]
-    assert sum(wrong[place] for place in first) / sum(wrong) > 0.75
-    assert sum(wrong[:140]) / sum(wrong) < 0.45

@@ -163,26 +163,6 @@ def test_every_task_becomes_data(tmp_path: Path, task: str) -> None:
     assert all(map(READS[task], groups))
 
 
-LEARNERS = {
-    "demonstration": {"algorithm": "sft"},
-    "thumb": {"algorithm": "kto"},
-    "pair": {"algorithm": "dpo"},
-    "ranking": {"algorithm": "reward_model"},
-}
-
-
-def test_every_kind_of_label_is_learned(tmp_path: Path) -> None:
-    stages: dict[str, Any] = {}
-    for task, learner in LEARNERS.items():
-        row = {"ranking": RANKED, "demonstration": {"prompt": "Hi"}}.get(task, PAIR)
-        found = rows(tmp_path, row, {**row, "prompt": "Ho"}, name=f"{task}.jsonl")
-        stages[f"{task}_labels"] = {"step": "people", "data": found, "task": task}
-        stages[task] = {**learner, "data": f"{task}_labels", "max_steps": 1}
-    assert run(tmp_path, stages) == 75, "all wait at once"
-    assert label(tmp_path / "run" / "labels.feedback") == 10
-    assert run(tmp_path, stages) == 0
-
-
 def test_samples_of_two_policies_are_compared(tmp_path: Path) -> None:
     one = {**ANSWERS, "samples_per_prompt": 1}
     people = {"step": "people", "data": ["cold", "hot"], "join_prompts": True}
@@ -308,45 +288,6 @@ def test_a_changed_stage_asks_anew_and_no_label_is_lost(tmp_path: Path) -> None:
     (tmp_path / "run" / "labels" / "data.jsonl").unlink()
     assert run(tmp_path, stages) == 0
     assert data(tmp_path) == first, "from the store, where all labels are"
-
-
-def test_more_items_can_be_asked_about_later(tmp_path: Path) -> None:
-    def stages(limit: int) -> dict[str, Any]:
-        return {"labels": {"step": "people", "data": found, "limit": limit}}
-
-    found = rows(tmp_path, *({**PAIR, "prompt": text} for text in PROMPTS))
-    store = tmp_path / "run" / "labels.feedback"
-    for limit in (2, 3):
-        assert run(tmp_path, stages(limit)) == 75
-        assert label(store) == {2: 2, 3: 1}[limit]
-        assert run(tmp_path, stages(limit)) == 0 and len(data(tmp_path)) == limit
-
-
-def test_two_runs_may_share_a_store(tmp_path: Path) -> None:
-    other = [{**PAIR, "prompt": "another"}]
-    one = {"labels": {"step": "people", "data": rows(tmp_path, PAIR), "store": "all.feedback"}}
-    two = {
-        "labels": {
-            "step": "people",
-            "data": rows(tmp_path, PAIR, *other, name="two.jsonl"),
-            "store": "all.feedback",
-        }
-    }
-    assert (
-        run(tmp_path, one, "one") == 75
-        and run(tmp_path, two, "two") == 75
-        and run(tmp_path, one, "one") == 75
-    )
-    assert label(tmp_path / "all.feedback") == 2
-    assert run(tmp_path, one, "one") == 0 and run(tmp_path, two, "two") == 0
-    before = record(tmp_path, "labels", "one")["hash"]
-    assert run(tmp_path, one, "one") == 0 and record(tmp_path, "labels", "one")["hash"] == before
-    assert (
-        main(
-            ["run", str(tmp_path / "one" / "recipe.resolved.yaml"), "--out", str(tmp_path / "one")]
-        )
-        == 0
-    )
 
 
 ROUNDS: dict[str, Any] = {
@@ -504,26 +445,6 @@ class LengthJudge(Judge):
 def register(add):
     add("judge", "length_judge", LengthJudge, "prefers what is long")
 """
-
-
-def test_the_report_of_a_stage_says_how_far_people_agree(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stages = {"answers": ANSWERS, "labels": {"step": "people", "data": "answers", "annotators": 2}}
-    assert run(tmp_path, stages) == 75
-    store = tmp_path / "run" / "labels.feedback"
-    for who in ("ann", "bob"):
-        label(store, who, answer=lambda given: {"side": "AB"[given.order[0]], "margin": "better"})
-    assert run(tmp_path, stages) == 0
-    assert (
-        "pair: 100% of labels agree, alpha 1.00 over 4 items: too few items to say"
-        in capsys.readouterr().out
-    )
-    assert "pair: 100% of labels agree" in (tmp_path / "run" / "labels" / "report.md").read_text()
-    found = report(tmp_path)
-    which = found["people"][0]["agreement"][0]
-    assert which["shared"] == 4 and which["same"]["mean"] == 1
-    assert "100% of labels agree" in html_of(found)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from stores import event, opened, pair, ranking
+from stores import event, opened, pair
 
 from alignkit.cli import main
 from alignkit.data.group import Pair
@@ -17,7 +17,6 @@ from alignkit.data.sources import DataSource, DataSpec, content_digest, load
 from alignkit.io.digest import file_digest
 from alignkit.plugins import plugins
 from alignkit_plugins.people.agreement import StoreReader
-from alignkit_plugins.people.store import Store
 
 FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 
@@ -106,36 +105,6 @@ stages:
     max_steps: 2
     batch_size: 2
 """
-
-
-def test_a_reward_model_learns_from_a_store(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    items = [
-        pair(f"question {number}", first=f"good {number}", second=f"bad {number}")
-        for number in range(6)
-    ]
-    items.append(ranking("best of four"))
-    with opened(tmp_path, *items) as store:
-        for number, item in enumerate(items[:6]):
-            margin = ["significantly", "better", "slightly", "unsure"][number % 4]
-            store.submit(event(item, {"side": "A", "margin": margin}))
-        store.submit(event(items[6], {"ranks": [1, 2, 2, 4]}))
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(RECIPE)
-    assert main(["check", str(recipe)]) == 0
-    assert "groups (recognized), 7 conversations" in capsys.readouterr().out
-    assert main(["run", str(recipe), "--out", str(out)]) == 0
-    first = (out / "reward" / "metrics.jsonl").read_text()
-    assert "accuracy/significantly" in first or "accuracy/better" in first
-    assert main(["run", str(recipe), "--out", str(out)]) == 0
-    # Nothing new, so the stage is reused
-    assert (out / "reward" / "metrics.jsonl").read_text() == first
-    with Store.open(tmp_path / "labels.feedback") as store:
-        store.submit(event(items[0], {"side": "B", "margin": "significantly"}, who="bob"))
-    capsys.readouterr()
-    assert main(["run", str(recipe), "--out", str(out)]) == 0
-    assert "data: the file has changed" in capsys.readouterr().err
 
 
 def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,15 +100,6 @@ def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
     assert licenses == ["CC0-1.0"] * 4 + ["CC-BY-4.0"]
 
 
-def test_who_shares_and_labels_nothing_is_not_there(tmp_path: Path) -> None:
-    with Store.open(made(tmp_path)) as store:
-        store.submit(event(None, {"granted": True}, kind="consent", who="carl"))
-        store.submit(event(pair("no license"), who="carl"))
-        path = store.path
-    with Store.open(exported(tmp_path, path) / "labels.feedback") as shared:
-        assert len({event.annotator for event in shared.events()}) == 1
-
-
 def test_rows_are_in_the_layouts_of_trainers(tmp_path: Path) -> None:
     out = exported(tmp_path, made(tmp_path))
     one, safe, *ranked = rows(out, "preference.jsonl")
@@ -237,47 +228,6 @@ def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
     assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
     assert main(["labels", "merge", str(other), "--into", str(store)]) == 0  # and back
     assert labels(store) == known
-
-
-def test_labels_of_an_exported_item_come_home(tmp_path: Path) -> None:
-    """Somebody who got the export labels its redacted item; and no export gives back a consent that
-    was withdrawn.
-    """
-    store, item = private(tmp_path)
-    out, away = exported(tmp_path, store), tmp_path / "away.feedback"
-    with Store.open(store) as own:
-        own.submit(event(None, {"granted": False}, kind="consent", who="cat"))
-    assert main(["labels", "merge", str(out), "--into", str(away)]) == 0
-    with Store.open(away) as copy:
-        redacted = next(stored.item for stored in copy.items() if stored.item.task == "pair")
-        copy.submit(event(redacted, {"side": "A", "margin": "unsure"}, who="dan"))
-    assert redacted.id != item.id
-    assert main(["labels", "merge", str(away), "--into", str(store)]) == 0
-    with Store.open(store) as own:
-        (entry,) = (entry for entry in labeled(own) if entry.stored.item.task == "pair")
-    assert entry.stored.item.id == item.id
-    assert {vote.annotator: vote.label["better"] for vote in entry.votes} == {
-        "ann": 1,
-        "bob": 1,
-        "dan": 0,
-    }
-
-
-def test_merging_keeps_what_the_other_store_says_of_an_item(tmp_path: Path) -> None:
-    """Its gold label, license and columns, and which of two items a label is about."""
-    # Exports have one text for both
-    alike = [pair(f"Mail {who}@mail.example") for who in ("ann", "bob")]
-    known = pair("one", license="MIT", gold={"better": 1}, meta={"language": "de"})
-    stores = [tmp_path / "ours.feedback", tmp_path / "theirs.feedback"]
-    for path, item in zip(stores, (pair("one"), known), strict=True):
-        opened(tmp_path, item, *alike, name=path.name).close()
-    with Store.open(stores[1]) as theirs:
-        theirs.submit(event(alike[0], {"side": "A", "margin": "better"}, who="cat"))
-    into = ["labels", "merge", str(stores[1]), "--into", str(stores[0])]
-    assert main(into) == 0
-    with Store.open(stores[0]) as ours:
-        assert ours.items()[0].item == known
-        assert [one.labels for one in ours.items()] == [0, 1, 0]
 
 
 # A pool on the hub

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, pair, turn
+from stores import event, pair
 
-from alignkit.errors import BadRow, DataError, StageWaits, message_of
-from alignkit_plugins.people import store as stores
+from alignkit.errors import DataError, StageWaits
 from alignkit_plugins.people.assignment import next_item
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.step import labels_of
@@ -58,30 +56,6 @@ def test_a_run_waits_until_all_items_are_labeled(tmp_path: Path) -> None:
     entries = asked(tmp_path)
     assert [entry.stored.item.id for entry in entries] == [item.id for item in THREE]
     assert [entry.labels[0]["better"] for entry in entries] == [0, 0, 1]
-
-
-def test_the_message_says_how_many_labels_are_missing_and_how_to_give_them(tmp_path: Path) -> None:
-    folder = tmp_path / "my runs"
-    asked_folder = folder / "labels.feedback"
-    with pytest.raises(StageWaits) as waiting:
-        asked(folder, annotators=2)
-    error = waiting.value
-    assert error.exit_code == 75 and error.store == asked_folder
-    assert message_of(error).splitlines() == [
-        "stage 'labels' waits for 6 labels: 0 of 3 items are done",
-        f"  to label: alignkit label '{asked_folder}' --annotator NAME --annotator NAME",
-    ]
-    say(folder, THREE[0])
-    say(folder, THREE[1])
-    with pytest.raises(StageWaits, match="waits for 1 label: 2 of 3 items are done\n"):
-        asked(folder)
-
-
-def test_asking_again_adds_nothing(tmp_path: Path) -> None:
-    missing(tmp_path)
-    missing(tmp_path, [*THREE, THREE[0]])
-    with Store.open(tmp_path / "labels.feedback") as store:
-        assert [stored.retired for stored in store.items()] == [False] * 3
 
 
 def test_each_item_needs_labels_of_different_people(tmp_path: Path) -> None:
@@ -135,12 +109,6 @@ def test_stages_and_runs_at_one_store_do_not_retire_each_others_items(tmp_path: 
     }
 
 
-def test_a_label_counts_for_every_stage_that_asks_the_same(tmp_path: Path) -> None:
-    missing(tmp_path, THREE[:1], stage="labels_1")
-    say(tmp_path, THREE[0])
-    assert missing(tmp_path, THREE[:2], stage="labels_2") == 1
-
-
 def test_an_item_is_open_until_every_stage_that_asks_has_its_labels(tmp_path: Path) -> None:
     for _ in range(2):  # a run asks for all its stages, again and again
         assert missing(tmp_path, THREE[:1], stage="many", annotators=3) == 3
@@ -177,26 +145,6 @@ def test_nobody_waits_for_gold_items(tmp_path: Path) -> None:
     assert offered(tmp_path) == {"known", "question 0"}
 
 
-def test_what_the_store_knows_of_an_item_stays(tmp_path: Path) -> None:
-    with Store.open(tmp_path / "labels.feedback", new=True) as store:
-        store.add([replace(THREE[0], license="MIT", meta={"language": "en"})])
-    assert missing(tmp_path, [replace(THREE[0], meta={"round": 2})]) == 1
-    with Store.open(tmp_path / "labels.feedback") as store:
-        item = store.item(THREE[0].id).item
-    assert (item.license, item.meta, item.batch) == (
-        "MIT",
-        {"language": "en", "round": 2},
-        "labels",
-    )
-
-
-def test_an_item_that_nobody_could_label_is_not_added(tmp_path: Path) -> None:
-    with pytest.raises(BadRow, match="a pair has 2 to 2 responses, not 1"):
-        asked(tmp_path, [*THREE, Item("pair", (turn("Hi"),), ("one",))])
-    with Store.open(tmp_path / "labels.feedback") as store:
-        assert store.items() == []
-
-
 def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path = tmp_path / "labels.feedback"
     missing(tmp_path)
@@ -208,23 +156,3 @@ def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         file.truncate(3000)
     with pytest.raises(DataError, match=r"damaged|malformed"):
         asked(tmp_path)
-
-
-def test_a_store_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    missing(tmp_path)
-
-    def protected(path: Path, mode: str) -> sqlite3.Connection:
-        connection = raw(path, mode)
-        connection.execute(
-            "PRAGMA query_only = ON"
-        )  # as a file that is protected; root may write all
-        return connection
-
-    raw = stores._connection
-    monkeypatch.setattr(stores, "_connection", protected)
-    with pytest.raises(
-        DataError, match=r"labels\.feedback: cannot use the store: attempt to write a readonly"
-    ):
-        asked(tmp_path, [pair("new")])

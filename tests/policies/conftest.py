@@ -1,4 +1,4 @@
-"""Runs to export from, a server on a run with the tiny model, and a client that is no library."""
+"""A server on a run with the tiny model, and a client that is no library."""
 
 from __future__ import annotations
 
@@ -12,46 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from exported import train
 
-from alignkit import Group, Message, Response
-from alignkit.cli import main
-from alignkit.data.group import write_groups
 from tests.patience import PATIENCE
-
-WORDS = ("bread is good", "my old friend", "the people in this house")
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
-    """A run with a policy, a reward model, and a policy that learned from its own samples."""
-    folder = tmp_path_factory.mktemp("served")
-    write_groups(
-        folder / "demos.jsonl",
-        [Group((Message(role="user", content=w),), (Response(text=w[::-1]),)) for w in WORDS],
-    )
-    both = (Response(text="good bread", rank=0), Response(text="no", rank=1))
-    write_groups(
-        folder / "pairs.jsonl", [Group((Message(role="user", content=w),), both) for w in WORDS]
-    )
-    common = {"learning_rate": 0.02, "batch_size": 1}
-    rollout = {"max_new_tokens": 24, "samples_per_prompt": 2, "temperature": 0.9}
-    stages = {
-        "sft": {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 2, **common},
-        "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", "max_steps": 1, **common},
-        "online": {
-            "algorithm": "rloo",
-            "prompts": "demos.jsonl",
-            "reward": "liked",
-            "rollout": rollout,
-        }
-        | {"iterations": 1, "prompts_per_iteration": 2, **common},
-    }
-    recipe = {"model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}, "stages": stages}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
-    return folder / "run"
 
 
 @dataclass
@@ -119,7 +81,7 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(house_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of two policies, which keeps what users agree to."""
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
@@ -131,7 +93,7 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
     from alignkit_plugins.policies.words import read_words
 
     collection = Collection(tmp_path_factory.mktemp("served") / "users.feedback", "CC0-1.0")
-    named = read_words([str(run / "online"), str(run / "base")])
+    named = read_words([f"{house_run}/online", f"{house_run}/base"])
     with (
         listening(0) as listener,
         opened(named, (), Reporter(), lambda: None, "alignkit serve") as models,
@@ -147,15 +109,3 @@ def server(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serv
         assert not thread.is_alive()
         endpoint.model.shutdown()
     collection.close()
-
-
-@pytest.fixture(scope="session")
-def lora_run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
-    """A run with adapters."""
-    return train(tmp_path_factory.mktemp("lora"), {"lora": {"r": 4, "lora_alpha": 8}})
-
-
-@pytest.fixture(scope="session")
-def whole_run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
-    """A run that trains all weights."""
-    return train(tmp_path_factory.mktemp("whole"), {"lora": "none"})

@@ -1,12 +1,13 @@
 """The model card: a header that the hub reads, the records of the run, how to load the export, and
-no folders.
+no folders; and the command that writes it.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,84 +16,60 @@ import yaml
 from exported import export, train
 from huggingface_hub import ModelCard
 
-from alignkit.io.atomic import write_json
-from alignkit.io.digest import digest
+from alignkit.cli import main
+from alignkit.io.results import read_record, write_record
 from alignkit.models.adapters import Base
-from alignkit_plugins.models.find import Model, find
-from alignkit_plugins.policies.export_folder import (
-    behind,
-    card,
-    evaluations,
-    portable,
-    recipe_text,
-)
-
-BASE = Base("tiny", "/models/tiny")
+from alignkit_plugins.models.find import find
+from alignkit_plugins.policies.export_folder import behind, card, evaluations, portable, recipe_text
+from tests.rows import write_rows
 
 
-@pytest.fixture
-def run(lora_run: Path, tmp_path: Path) -> Path:
-    """A copy of the run, to change."""
-    return Path(shutil.copytree(lora_run, tmp_path / "run", symlinks=True))
+def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
+    """The card of a stage on a base of the hub or of this machine."""
+    return card(find(str(stage)), "out", Base("tiny", hub or "/models/tiny"), True, None, [*notes])
 
 
-def changed(run: Path, stage: str, **values: Any) -> Model:
-    """A stage whose record was changed, and stays valid."""
-    record = json.loads((run / stage / "stage.json").read_text())
-    del record["check"]
-    record |= values
-    write_json(run / stage / "stage.json", {**record, "check": digest(record)})
-    return find(str(run / stage))
-
-
-def spec_of(run: Path, stage: str = "sft", **keys: Any) -> Model:
-    """A stage on a base with other settings."""
-    record = json.loads((run / stage / "stage.json").read_text())
-    record["depends_on"]["model"] |= keys
-    return changed(run, stage, depends_on=record["depends_on"])
+def changed(stage: Path, **keys: Any) -> Path:
+    """A stage whose record depends on other things, and stays valid."""
+    record = dict(read_record(stage))
+    depends_on = dict(record["depends_on"])
+    for part, values in keys.items():
+        depends_on[part] = {**depends_on[part], **values}
+    write_record(stage, {**record, "depends_on": depends_on})
+    return stage
 
 
 @pytest.mark.parametrize(
-    ("stage", "form", "library", "task", "tags"),
+    ("stage", "form", "library", "task", "tag"),
     [
-        ("sft", [], "peft", "text-generation", ["alignkit", "sft"]),
-        ("liked", ["--merge"], "transformers", "text-classification", ["alignkit", "reward-model"]),
+        ("sft", [], "peft", "text-generation", "sft"),
+        ("liked", ["--merge"], "transformers", "text-classification", "reward-model"),
     ],
 )
 def test_the_header(
-    stage: str,
-    form: list[str],
-    library: str,
-    task: str,
-    tags: list[str],
-    lora_run: Path,
-    tmp_path: Path,
+    stage: str, form: Any, library: str, task: str, tag: str, house_run: Path, tmp_path: Path
 ) -> None:
-    assert export(lora_run / stage, tmp_path / "out", *form, "--license", "mit") == 0
-    found = ModelCard.load(tmp_path / "out" / "README.md")
-    data = found.data
-    assert (data.library_name, data.pipeline_tag, data.tags) == (
-        library,
-        task,
-        list(dict.fromkeys(tags)),
-    )
+    export(house_run / stage, tmp_path / "out", *form, "--license", "mit")
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 
 
-def test_bases_and_data_of_the_hub(run: Path) -> None:
-    record = json.loads((run / "sft" / "stage.json").read_text())
-    record["depends_on"]["settings"]["data"]["sources"] = [
-        {"hub": "trl-lib/tldr"},
-        {"hub": str(run)},
-    ]
-    source = changed(run, "sft", depends_on=record["depends_on"])
-    text = card(source, "out", BASE, True, None, ["\x1b[31mred"])
+def of_hub(stage: Path) -> Path:
+    """A stage whose data were of the hub, and of this machine."""
+    data = read_record(stage)["depends_on"]["settings"]["data"]
+    sources = [{"hub": "trl-lib/tldr"}, {"hub": str(stage)}]
+    return changed(stage, settings={"data": {**data, "sources": sources}})
+
+
+def test_bases_and_data_of_the_hub(house_copy: Path) -> None:
+    stage = of_hub(house_copy / "sft")
+    text = told(stage, notes=["\x1b[31mred"])
     data = ModelCard(text).data
     assert (data.base_model, data.license, data.datasets) == (None, None, ["trl-lib/tldr"])
     assert "\x1b" not in text and "`tiny`, which is not on the hub" in text
     assert "from_pretrained" not in text and "export it with --merge" in text
-    hub = ModelCard(card(source, "out", Base("tiny", "me/tiny"), True, None, [])).data
-    assert hub.base_model == "me/tiny"
+    assert ModelCard(told(stage, "me/tiny")).data.base_model == "me/tiny"
 
 
 @pytest.mark.silent_bug(
@@ -101,47 +78,33 @@ def test_bases_and_data_of_the_hub(run: Path) -> None:
     "The card lists the licenses that rows state, of all data behind the model.",
 )
 def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
-    prompt, answers = [{"role": "user", "content": "bread?"}], {"chosen": "good", "rejected": "bad"}
-    rows = [
-        {"prompt": prompt, **answers, "license": name}
-        for name in ("cc-by-nc-4.0", "cc-by-nc-4.0", "")
-    ]
-    (tmp_path / "rated.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    steps = {"max_steps": 1, "batch_size": 1}
+    pair = {"prompt": "bread?", "chosen": "good", "rejected": "bad"}
+    licenses = ["cc-by-nc-4.0", "cc-by-nc-4.0", ""]
+    write_rows(tmp_path / "rated.jsonl", [{**pair, "license": name} for name in licenses])
+    sampled = {"samples_per_prompt": 2, "max_new_tokens": 4}
+    online = {"prompts": "demos.jsonl", "reward": "liked", "rollout": sampled, "iterations": 1}
     stages = {
-        "liked": {"algorithm": "reward_model", "data": "rated.jsonl", **steps},
-        "align": {
-            "algorithm": "grpo",
-            "prompts": "demos.jsonl",
-            "reward": "liked",
-            "iterations": 1,
-            "batch_size": 1,
-        },
+        "liked": {"algorithm": "reward_model", "data": "rated.jsonl", "max_steps": 1},
+        "align": {"algorithm": "grpo", **online},
     }
-    stages["align"]["rollout"] = {"samples_per_prompt": 2, "max_new_tokens": 4}
-    source = find(str(train(tmp_path, {}, stages) / "align"))
-    text = card(source, "out", BASE, True, None, [])
-    assert "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n" in text
-    depends_on = json.loads((tmp_path / "run" / "liked" / "stage.json").read_text())["depends_on"]
-    depends_on["settings"]["data"]["sources"] = [{"hub": "trl-lib/tldr"}]
-    changed(tmp_path / "run", "liked", depends_on=depends_on)
-    text = card(source, "out", BASE, True, None, [])
-    assert ModelCard(text).data.datasets == ["trl-lib/tldr"]
+    run = train(tmp_path, {}, stages)
+    stated = "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n"
+    assert stated in told(run / "align")
+    of_hub(run / "liked")
+    assert ModelCard(told(run / "align")).data.datasets == ["trl-lib/tldr"]
 
 
-def test_stages(run: Path) -> None:
-    liked = find(str(run / "liked"))
-    assert list(behind(run, "liked", liked.record)) == ["sft", "liked"]
-
-
-def test_evaluations(run: Path) -> None:
+def test_what_is_behind_a_model_and_how_it_was_evaluated(house_copy: Path) -> None:
     """Tables with intervals, without the answers; only of this result."""
-    (text,) = evaluations(find(str(run / "sft")))
+    liked = find(str(house_copy / "liked"))
+    assert list(behind(house_copy, "liked", liked.record)) == ["sft", "liked"]
+    (text,) = evaluations(find(str(house_copy / "sft")))
     assert text.startswith("### report\n")
     assert re.search(r"\| liked \| -?\d[\d.]* \[-?[\d.]+, -?[\d.]+\] \| -?\d[\d.]* \[", text)
     assert "```" not in text and "bread is good" not in text
-    assert len(evaluations(find(str(run / "liked")))) == 1  # it judged
-    assert evaluations(changed(run, "sft", hash="1" * 64)) == []
+    assert len(evaluations(liked)) == 1  # it judged
+    write_record(house_copy / "sft", {**read_record(house_copy / "sft"), "hash": "1" * 64})
+    assert evaluations(find(str(house_copy / "sft"))) == []
 
 
 @pytest.mark.silent_bug(
@@ -150,11 +113,10 @@ def test_evaluations(run: Path) -> None:
     "The model card names them.",
     "ggml-org/llama.cpp#13160",
 )
-def test_how_conversations_were_rendered(run: Path) -> None:
-    source = spec_of(run, chat_template_kwargs={"enable_thinking": False})
-    text = card(source, "out", BASE, True, None, [])
-    assert "`{'enable_thinking': False}`" in text
-    assert "logits without a sigmoid" not in text
+def test_how_conversations_were_rendered(house_copy: Path) -> None:
+    kwargs = {"chat_template_kwargs": {"enable_thinking": False}}
+    text = told(changed(house_copy / "sft", model=kwargs))
+    assert "`{'enable_thinking': False}`" in text and "logits without a sigmoid" not in text
 
 
 @pytest.mark.parametrize(
@@ -173,10 +135,74 @@ def test_paths_lose_their_folders(value: Any, expected: Any) -> None:
     assert portable(value) == expected
 
 
-def test_the_recipe(run: Path, lora_run: Path) -> None:
-    plain = yaml.safe_load((run / "recipe.resolved.yaml").read_text())
-    assert plain["stages"]["sft"]["data"] == str(lora_run.parent / "demos.jsonl")
+def test_the_recipe_has_no_folders_and_no_keys(house_copy: Path) -> None:
+    resolved = house_copy / "recipe.resolved.yaml"
+    plain = yaml.safe_load(resolved.read_text())
+    assert plain["stages"]["sft"]["data"] == str(house_copy.parent / "demos.jsonl")
     plain["description"] = "with hf_" + "Ab1" * 12
-    (run / "recipe.resolved.yaml").write_text(yaml.safe_dump(plain))
-    text = yaml.safe_load(recipe_text(run))
+    resolved.write_text(yaml.safe_dump(plain))
+    text = yaml.safe_load(recipe_text(house_copy))
     assert text["stages"]["sft"]["data"] == "demos.jsonl" and text["description"] == "with ***"
+
+
+# --- the command
+
+
+def test_what_it_prints_and_where_it_writes(
+    house_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export(f"{house_run / 'sft'}@1", "--merge")
+    out = Path("exports/run-sft-1")
+    output = capsys.readouterr().out
+    assert f"wrote {out}: README.md, chat_template.jinja, config.json" in output
+    assert f"python convert_hf_to_gguf.py {out} --outfile run-sft-1.gguf" in output
+
+
+LIGHT = """
+import sys
+from alignkit.cli import main
+run = sys.argv[1]
+from alignkit_plugins.evaluate import select_best, step
+assert not sys.modules.keys() & {"torch", "scipy", "rich"}, "the steps"
+assert main(["export", "gone/sft"]) == main(["export", f"{run}/report"]) == 2
+assert main(["show", run]) == 0
+from pathlib import Path
+from alignkit_plugins.report.events import write_report
+write_report(Path(run))
+assert "torch" not in sys.modules, "torch was imported"
+"""
+
+
+def test_no_torch_for_what_only_reads(house_copy: Path, tmp_path: Path) -> None:
+    """Steps that compare, errors of `export`, `show` and reports are there at once."""
+    words = [sys.executable, "-c", LIGHT, str(house_copy)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_of_the_documentation(
+    house_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of docs/policies.md and of --help, on a run of the tiny model."""
+    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
+    export("--help")
+    blocks = re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    lines = "\n".join([*blocks, capsys.readouterr().out]).splitlines()
+    commands = [line.split()[1:] for line in lines if re.match(r" *alignkit export", line)]
+    assert len(commands) >= 3
+    run = tmp_path / "runs" / "quickstart"
+    shutil.copytree(house_run, run, symlinks=True)
+    (run / "sft").rename(run / "align")
+    (run / "liked").rename(run / "helpful")
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        assert main(words) == 0, words
+        assert (Path(words[2]) / "README.md").is_file()
+        shutil.rmtree(words[2])

@@ -23,21 +23,29 @@ from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.talk import Talk
 from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
+from tests.rows import assistant, user
 
 
 @pytest.fixture(scope="module")
-def models(run: Path) -> Iterator[Opened]:
-    named = read_words([str(run / "sft"), str(run / "online")], [str(run / "liked"), "length"])
+def models(house_run: Path) -> Iterator[Opened]:
+    policies = [f"{house_run}/sft", f"{house_run}/online"]
+    named = read_words(policies, [f"{house_run}/liked", "length"])
     with opened(named, (), Reporter(), lambda: None, "alignkit chat") as found:
         yield found
 
 
-def sampled(models: Opened, name: str, messages: Sequence[Message], seed: int) -> Group:
-    """What `alignkit.Policy.sample` gives."""
+def sampled(
+    models: Opened, name: str, messages: Sequence[Message], seed: int, most: int = 16
+) -> Any:
+    """What `alignkit.Policy.sample` gives: the prompt with one response."""
     policy = models.policies[name]
-    options = {"max_new_tokens": 16, "temperature": 0.8, "samples_per_prompt": 1}
+    options = {"max_new_tokens": most, "temperature": 0.8, "samples_per_prompt": 1}
     (group,) = policy.role.sample([Group(tuple(messages))], seed=seed, **options)
     return group
+
+
+def text_of(*asked: Any) -> str:
+    return str(sampled(*asked).responses[0].text)
 
 
 def test_rewards_read_what_they_read_in_training(models: Opened) -> None:
@@ -45,10 +53,6 @@ def test_rewards_read_what_they_read_in_training(models: Opened) -> None:
     sampling = Sampling(max_new_tokens=16, temperature=0.8)
     answer = policy.answer(policy.prompt(messages), sampling, 3)
     assert answer.response == sampled(models, "run-sft", messages, 3).responses[0]
-
-
-def text_of(models: Opened, name: str, messages: Sequence[Message], seed: int) -> str:
-    return sampled(models, name, messages, seed).responses[0].text
 
 
 def session(models: Opened, most: int = 16, **more: Any) -> Talk:
@@ -77,50 +81,28 @@ def said(talk: Talk, *lines: str | type[BaseException]) -> str:
     return out.getvalue()
 
 
-def user(text: str) -> Message:
-    return Message(role="user", content=text)
-
-
-def test_each_policy_has_its_own_conversation(models: Opened) -> None:
-    talks = session(models, seed=3)
-    shown = said(talks, "my old friend", "", "bread is good")
-    for name in models.policies:
-        first = text_of(models, name, [user("my old friend")], 3)
-        turns = [
-            user("my old friend"),
-            Message(role="assistant", content=first),
-            user("bread is good"),
-        ]
-        second = text_of(models, name, turns, 4)
-        assert talks.turns[name] == [*turns, Message(role="assistant", content=second)]
-    assert [line for line in shown.splitlines() if line.endswith(":")] == [
-        "run-sft:",
-        "run-online:",
-    ] * 2
-
-
-def test_rewards_are_shown(models: Opened) -> None:
+def test_each_policy_has_its_own_conversation_with_its_rewards(models: Opened) -> None:
     """Those that a step's scorer gives the samples."""
-    shown = said(session(models, seed=3), "my old friend")
+    talks, first, second = session(models, seed=3), user("my old friend"), user("bread is good")
+    lines = said(talks, first["content"], "", second["content"]).splitlines()
     remarks = []
     for name in models.policies:
-        group = sampled(models, name, [user("my old friend")], 3)
-        liked, length = (
-            scorer.score([group])[0].responses[0].scores["reward"] for scorer in models.scorers
-        )
-        remarks.append(f"[liked {liked:.3g}, length {length:.3g}]")
-    assert [line for line in shown.splitlines() if line in remarks] == remarks and len(
-        set(remarks)
-    ) == 2
+        group = sampled(models, name, [first], 3)
+        turns = [first, assistant(group.responses[0].text), second]
+        last = assistant(text_of(models, name, turns, 4))
+        assert talks.turns[name] == [*turns, last]
+        scored = [each.score([group])[0].responses[0].scores["reward"] for each in models.scorers]
+        remarks.append("[liked {:.3g}, length {:.3g}]".format(*scored))
+    assert [line for line in lines if line.endswith(":")] == ["run-sft:", "run-online:"] * 2
+    assert [line for line in lines if line in remarks] == remarks and len(set(remarks)) == 2
 
 
 def test_a_new_conversation(models: Opened) -> None:
     talks = session(models, seed=3, system="Be kind.")
     said(talks, "bread is good", "/reset", "my old friend")
-    system = Message(role="system", content="Be kind.")
-    expected = text_of(models, "run-sft", [system, user("my old friend")], 4)
-    answer = Message(role="assistant", content=expected)
-    assert talks.turns["run-sft"] == [user("my old friend"), answer]
+    system, asked = Message(role="system", content="Be kind."), user("my old friend")
+    answer = assistant(text_of(models, "run-sft", [system, asked], 4))
+    assert talks.turns["run-sft"] == [asked, answer]
 
 
 def test_a_question_that_is_too_long(models: Opened) -> None:
@@ -151,10 +133,10 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
 
     talks.write = more  # type: ignore[method-assign]
     talks.run(entered("my old friend"))
+    whole = text_of(models, "run-sft", [user("my old friend")], 3, 300)
     text = talks.turns["run-sft"][1]["content"]
-    assert 0 < len(text) < len(sampled_long(models)) and sampled_long(models).startswith(text[:-1])
+    assert 0 < len(text) < len(whole) and whole.startswith(text[:-1])
     assert talks.turns["run-online"] == []  # it has not begun
-    heard.clear()
 
     def leave(text: str) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -165,81 +147,53 @@ def test_ctrl_c_stops_the_answers(models: Opened) -> None:
         talks.run(entered("bread is good"))
 
 
-def sampled_long(models: Opened) -> str:
-    policy = models.policies["run-sft"]
-    options = {"max_new_tokens": 300, "temperature": 0.8}
-    (group,) = policy.role.sample([Group((user("my old friend"),))], seed=3, **options)
-    return group.responses[0].text
-
-
-def test_in_a_pipe(run: Path) -> None:
-    """In Latin-1, with bytes that no encoding has."""
-    words = ["chat", str(run / "sft"), "sampling.max_new_tokens=8", "sampling.temperature=0.8"]
-    environment = {"PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
-    lines = b"bread is good\n/reset\nbread is g\xe9\xff\n\x1b[A\n"
+def test_in_a_pipe(house_run: Path) -> None:
+    """In Latin-1, with bytes that no encoding has. Both sample as the first that learned from its
+    own samples, so that temperature decides no comparison.
+    """
+    words = ["chat", f"{house_run}/sft", f"{house_run}/online", "sampling.temperature=0.2"]
     done = subprocess.run(
         [sys.executable, "-m", "alignkit", *words],
-        input=lines,
+        input=b"bread is good\n/reset\nbread is g\xe9\xff\n\x1b[A\n",
         capture_output=True,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "COLUMNS": "200"},
         timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr.decode()
     out = done.stdout.decode("latin-1")
-    assert (
-        "\x1b" not in out
-        and "the conversation is forgotten" in out
-        and "> " not in out.splitlines()[0]
-    )
-    assert b"run-sft: max_new_tokens 8, temperature 0.8" in done.stderr
+    assert "\x1b" not in out and "the conversation is forgotten" in out
+    assert "> " not in out.splitlines()[0]
+    assert b"run-sft and run-online: max_new_tokens 6, temperature 0.2" in done.stderr
 
 
-def test_two_policies_sample_alike(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the first that learned from its own samples, so that temperature decides no comparison."""
-    monkeypatch.setattr("sys.stdin", io.StringIO("a"))
-    words = [
-        sys.executable,
-        "-m",
-        "alignkit",
-        "chat",
-        str(run / "sft"),
-        str(run / "online"),
-        "sampling.temperature=0.2",
-    ]
-    done = subprocess.run(words, input=b"", capture_output=True, timeout=PATIENCE)
-    assert b"run-sft and run-online: max_new_tokens 24, temperature 0.2" in done.stderr
-
-
-def test_the_page_is_that_of_serve(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_that_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(
-        "alignkit_plugins.policies.command.start",
-        lambda *given, **more: started.append((given, more)),
-    )
-    assert (
-        main(["chat", str(run / "sft"), "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
-    )
+    start = lambda *given, **more: started.append((given, more))  # noqa: E731
+    monkeypatch.setattr("alignkit_plugins.policies.command.start", start)
+    assert main(["chat", "x/sft", "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
     ((words, port, address), more) = started[0]
-    assert (words, port, address.host, more["page"]) == (
-        [str(run / "sft"), "sampling.top_k=1"],
-        None,
-        "127.0.0.1",
-        "/#system=Be+kind",
-    )
+    assert (words, port, address.host) == (["x/sft", "sampling.top_k=1"], None, "127.0.0.1")
+    assert more["page"] == "/#system=Be+kind"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["sft", "--collect", "a.feedback"], "a talk in the terminal keeps nothing"),
-        (["sft", "--page", "--reward", "length"], "the page shows no rewards"),
-        (["liked"], "is a reward model, but a policy is needed"),
-        (["sft", "--reward", "online"], "is a policy, but a reward is needed"),
-        (["sft", "--reward", "lenght"], "did you mean 'length'"),
-        (["nothing"], "stage"),
+        ("sft --collect a.feedback", "a talk in the terminal keeps nothing"),
+        ("sft --page --reward length", "the page shows no rewards"),
+        ("liked", "is a reward model, but a policy is needed"),
+        ("sft --reward online", "is a policy, but a reward is needed"),
+        ("sft --reward lenght", "did you mean 'length'"),
+        ("nothing", "stage"),
     ],
 )
-def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    known = ("sft", "online", "base", "liked", "nothing")
-    assert main(["chat", *(str(run / word) if word in known else word for word in words)]) in (1, 2)
+def test_usage(
+    house_run: Path,
+    words: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stages = "sft", "online", "liked", "nothing"
+    named = [str(house_run / word) if word in stages else word for word in words.split()]
+    assert main(["chat", *named]) in (1, 2)
     assert said in capsys.readouterr().err

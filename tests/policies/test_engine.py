@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,8 +31,8 @@ def server() -> Iterator[FakeVllm]:
     found.close()
 
 
-def models(run: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
-    words, found = split_overrides([str(run / "sft"), *overrides, str(run / "online")])
+def models(finished: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:
+    words, found = split_overrides([f"{finished}/sft", *overrides, f"{finished}/online"])
     assert found == list(overrides)
     return opened(read_words(words), found, Reporter(), should_stop, "alignkit chat")
 
@@ -47,10 +46,10 @@ def answers(found: Opened) -> tuple[list[Answer], list[str]]:
     return each, heard
 
 
-def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) -> None:
-    with models(run) as found:
+def test_policies_answer_with_an_engine_as_without(house_run: Path, server: FakeVllm) -> None:
+    with models(house_run) as found:
         local, _ = answers(found)
-    with models(run, f"engine.vllm.url={server.url}/v1") as found:
+    with models(house_run, f"engine.vllm.url={server.url}/v1") as found:
         # Both adapters are there before anybody asks.
         assert len({body["lora_name"] for body in server.paths("/v1/load_lora_adapter")}) == 2
         theirs, heard = answers(found)
@@ -59,7 +58,7 @@ def test_policies_answer_with_an_engine_as_without(run: Path, server: FakeVllm) 
     assert not server.adapters
 
 
-def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
+def test_a_failure_is_of_no_run(house_run: Path, server: FakeVllm) -> None:
     server.change = lambda choice: (
         choice if "prompt_logprobs" in choice else choice | {"logprobs": None}
     )
@@ -67,11 +66,11 @@ def test_a_failure_is_of_no_run(run: Path, server: FakeVllm) -> None:
         RunFailed,
         match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$",
     ):
-        with models(run, f"engine.vllm.url={server.url}") as found:
+        with models(house_run, f"engine.vllm.url={server.url}") as found:
             answers(found)
 
 
-def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) -> None:
+def test_whoever_gives_up_leaves_no_adapter_behind(house_run: Path, server: FakeVllm) -> None:
     """On a server that others use, too, which has not answered yet."""
     asked, ended = threading.Event(), threading.Event()
 
@@ -87,7 +86,7 @@ def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) 
     server.fault = fault
     with (
         pytest.raises(Stopped),
-        models(run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found,
+        models(house_run, f"engine.vllm.url={server.url}", should_stop=should_stop) as found,
     ):
         assert server.adapters
         answers(found)
@@ -95,37 +94,25 @@ def test_whoever_gives_up_leaves_no_adapter_behind(run: Path, server: FakeVllm) 
     assert not server.adapters
 
 
-def test_overrides_that_mean_nothing_are_refused(run: Path) -> None:
+def test_overrides_that_mean_nothing_are_refused(house_run: Path) -> None:
     for override, said in (
         ("engine.vlm.url=http://127.0.0.1:9", "did you mean 'vllm'"),
         ("seed=2", "unknown key 'seed'"),
         ("engine.vllm.ulr=x", "did you mean 'url'"),
     ):
-        with pytest.raises(RecipeError) as raised, models(run, override):
+        with pytest.raises(RecipeError) as raised, models(house_run, override):
             pass
         assert said in str(raised.value)
 
 
 def test_evaluate_samples_with_an_engine(
-    run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "prompts.jsonl").write_text(
-        "\n".join(json.dumps({"prompt": f"is it {n}?"}) for n in range(3))
-    )
-    words = [
-        str(run / "sft"),
-        str(run / "online"),
-        f"engine.vllm.url={server.url}",
-        "--reward",
-        "length",
-    ]
-    out = tmp_path / "out"
-    code = main(
-        ["evaluate", *words, "--prompts", str(tmp_path / "prompts.jsonl"), "--out", str(out)]
-    )
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    assert "samples: vllm; local: log-probabilities" in captured.err
+    words = [f"{house_run}/sft", f"{house_run}/online", f"engine.vllm.url={server.url}"]
+    words += ["--reward", "length", "--prompts", str(house_run.parent / "prompts.jsonl")]
+    code = main(["evaluate", *words, "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert code == 0 and "samples: vllm; local: log-probabilities" in said
     # Of the base, too, and with the probe
     asked = [body["model"] for body in server.paths("/v1/completions")]
     assert len(asked) == 1 + 3 * 3 and len(set(asked)) == 3

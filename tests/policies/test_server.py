@@ -18,6 +18,7 @@ import pytest
 from alignkit.cli import main
 from alignkit_plugins.people.server import Address, listening, url
 from tests.patience import PATIENCE
+from tests.rows import user
 
 TOKEN = "a-token-of-this-test"
 NAME = "api.example.org"
@@ -27,10 +28,10 @@ NAME = "api.example.org"
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
 def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
-    run: Path, number: signal.Signals
+    house_run: Path, number: signal.Signals
 ) -> None:
     pytest.importorskip("uvicorn")
-    words = ["serve", str(run / "online"), "--host", "0.0.0.0", "--port", "0"]
+    words = ["serve", f"{house_run}/online", "--host", "0.0.0.0", "--port", "0"]
     environment = {**os.environ, "ALIGNKIT_TOKEN": TOKEN}
     command = [sys.executable, "-m", "alignkit", *words]
     with (
@@ -46,14 +47,7 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
             said += line
         assert "warning: others can reach http://0.0.0.0" in said
         address = found[1].replace("0.0.0.0", "127.0.0.1")
-        body = json.dumps(
-            {
-                "messages": [{"role": "user", "content": "a"}],
-                "max_tokens": 1000,
-                "stream": True,
-                "temperature": 0,
-            }
-        )
+        body = json.dumps({"messages": [user("a")], "max_tokens": 1000, "stream": True})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         request = urllib.request.Request(f"{address}/chat/completions", body.encode(), headers)
         with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
@@ -81,82 +75,62 @@ def test_without_the_token() -> None:
     assert client.get("/").status_code == 200
 
 
-def test_a_proxy_passes_on_its_name(run: Path) -> None:
+def test_a_proxy_passes_on_its_name(house_run: Path) -> None:
     """The server listens on this machine only, and answers for the name, but for no other one and
     without the token.
     """
-    words = [
-        "serve",
-        str(run / "online"),
-        "--host",
-        "https://api.example.org",
-        "--port",
-        "0",
-        "--token",
-        TOKEN,
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "alignkit", *words], stderr=subprocess.PIPE, text=True
-    ) as process:
+    words = ["serve", f"{house_run}/online", "--host", f"https://{NAME}", "--port", "0"]
+    command = [sys.executable, "-m", "alignkit", *words, "--token", TOKEN]
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        ExitStack() as end,
+    ):
+        end.callback(process.terminate)
         assert process.stderr is not None
-        try:
-            said = next(line for line in process.stderr if "waits for a proxy" in line)
-            port = int(
-                re.findall(
-                    r"http://127.0.0.1:(\d+) waits for a proxy at https://api.example.org", said
-                )[0]
-            )
-            for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-                connection.request(
-                    "GET", "/v1/models", headers={"Host": name, "Authorization": f"Bearer {token}"}
-                )
-                assert connection.getresponse().status == status
-                connection.close()
-        finally:
-            process.terminate()
+        said = next(line for line in process.stderr if "waits for a proxy" in line)
+        found = re.search(rf"http://127.0.0.1:(\d+) waits for a proxy at https://{NAME}", said)
+        assert found, said
+        for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
+            headers = {"Host": name, "Authorization": f"Bearer {token}"}
+            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE)
+            connection.request("GET", "/v1/models", headers=headers)
+            assert connection.getresponse().status == status
+            connection.close()
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--host", "0.0.0.0"], "others could use the models at 0.0.0.0\n  help: name a --token"),
-        (
-            ["--host", "https://api.example.org"],
-            "others could use the models at https://api.example.org",
-        ),
-        (["--host", "https://a/b", "--token", TOKEN], "--host https://a/b: no address"),
-        (["--token", "short"], "--token must have at least 16 ASCII characters"),
-        (["--host", "no.such.host.invalid", "--token", TOKEN], "--host no.such.host.invalid"),
-        (["--license", "MIT"], "--license is about what is kept"),
-        (["--port", "99999"], "less than or equal to 65535"),
+        ("sft --host 0.0.0.0", "others could use the models at 0.0.0.0\n  help: name a --token"),
+        (f"sft --host https://{NAME}", f"others could use the models at https://{NAME}"),
+        (f"sft --host https://a/b --token {TOKEN}", "--host https://a/b: no address"),
+        ("sft --token short", "--token must have at least 16 ASCII characters"),
+        (f"sft --host no.such.host.invalid --token {TOKEN}", "--host no.such.host.invalid"),
+        ("sft --license MIT", "--license is about what is kept"),
+        ("sft --port 99999", "less than or equal to 65535"),
+        ("liked", "is a reward model, but a policy is needed"),
     ],
 )
-def test_usage(run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage(house_run: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("uvicorn")
-    assert main(["serve", str(run / "sft"), *words]) == 2
+    stage, *more = words.split()
+    assert main(["serve", f"{house_run}/{stage}", *more]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_reward_model_answers_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("uvicorn")
-    assert main(["serve", str(run / "liked")]) == 2
-    assert "is a reward model, but a policy is needed" in capsys.readouterr().err
-
-
 def test_a_missing_package_is_named(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    house_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("alignkit_plugins.people.server.PACKAGES", ("no_such_package",))
-    assert main(["serve", str(run / "sft")]) == 1
+    assert main(["serve", f"{house_run}/sft"]) == 1
     said = capsys.readouterr().err
     assert "alignkit serve needs the package no_such_package\nhelp: " in said
     assert "install 'alignkit[serve]'" in said
 
 
-def test_an_address_in_use(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_in_use(house_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with listening(0) as first:
         port = first.getsockname()[1]
         assert url(first) == f"http://127.0.0.1:{port}"
-        assert main(["serve", str(run / "sft"), "--port", str(port)]) == 2
+        assert main(["serve", f"{house_run}/sft", "--port", str(port)]) == 2
         assert f"port {port} is in use" in capsys.readouterr().err

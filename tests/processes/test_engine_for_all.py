@@ -87,7 +87,7 @@ def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
     return sampled, loaded
 
 
-@pytest.mark.parametrize("shard", [False, True])
+@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_several_processes_learn_what_one_does(work: Path, server: FakeVllm, shard: bool) -> None:
     """An environment and a step are sampled by the engine, too."""
     recipe = recipe_of(server, STAGES)

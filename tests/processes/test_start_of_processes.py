@@ -148,6 +148,7 @@ ACCELERATE = [
 ALIGNKIT = ["--dynamo_backend=no", "--main_process_port=0", "-m", "alignkit", "run"]
 
 
+@pytest.mark.slow
 def test_accelerates_command_runs_stages_of_every_kind(work: Path) -> None:
     """And a step in between, which process 0 runs alone."""
     stages = {

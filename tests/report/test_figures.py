@@ -9,10 +9,11 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pytest
-from made import HOSTILE, align_rows, lines, make_run, sft_rows
+from made import HOSTILE, align_rows, make_run, sft_rows
 
 from alignkit_plugins.report import figures
 from alignkit_plugins.report.facts import facts_of
+from tests.rows import write_rows
 
 
 def test_panels_group_metrics() -> None:
@@ -84,5 +85,5 @@ def test_two_points_of_gold_are_too_few() -> None:
 
 def test_rows_of_a_stage_without_steps(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    lines(run / "sft" / "metrics.jsonl", [{"loss": 1.0}, {"loss": 0.5}])
+    write_rows(run / "sft" / "metrics.jsonl", [{"loss": 1.0}, {"loss": 0.5}])
     assert figures.panels([{"loss": 1.0}, {"loss": 0.5}])["Loss"]["loss"][0] == [1.0, 2.0]

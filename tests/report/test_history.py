@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from made import STARTS, lines, make_run
+from made import STARTS, make_run
 
 from alignkit.errors import RunFailed, StageWaits, Stopped
 from alignkit_plugins.report import history
+from tests.rows import write_rows
 
 
 def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
 
 def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    lines(folder / "starts.jsonl", STARTS[:1])
+    write_rows(folder / "starts.jsonl", STARTS[:1])
     assert history.starts_of(folder)[-1]["outcome"] == "killed"
     with FileLock(folder / ".lock"):
         os.utime(folder / ".lock", (1, 1))

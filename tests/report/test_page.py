@@ -12,6 +12,7 @@ from alignkit_plugins.page import breakable
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
 from tests.pages import Reader
+from tests.rows import cells
 
 
 @pytest.fixture(scope="module")
@@ -19,48 +20,49 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(facts_of(make_run(tmp_path_factory.mktemp("page") / "run")))
 
 
+ORDER = """
+align is better than sft
+Worse: local_judge (trained on it)
+preferred to sft by local_judge
+alignkit chat 
+are training data
+The largest gain
+before 19
+<h2>Evaluation
+<h2>Samples
+<h2>Training
+<h2>Data
+<h2>People
+<h2>Provenance
+alignkit run small --out runs/small
+c0ffee
+"""
+ELSEWHERE = """
+by topic
+local_judge compared 40 pairs
+lengths in characters
+18 responses truncated at max_length (30% of 60)
+mean and 95% interval
+demos.jsonl
+"""
+
+
 def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
-    order = [
-        "align is better than sft",
-        "Worse: local_judge (trained on it)",
-    ]
-    order += [
-        "preferred to sft by local_judge",
-        "alignkit chat ",
-        "are training data",
-        "The largest gain",
-        "before 19",
-    ]
-    order += ["<h2>Evaluation", "<h2>Samples", "<h2>Training", "<h2>Data", "<h2>People"]
-    order += ["<h2>Provenance", "alignkit run small --out runs/small", "c0ffee"]
-    places = [text.index(words) for words in order]
+    places = [text.index(words) for words in ORDER.strip().splitlines()]
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
-    order = ["by topic", "local_judge compared 40 pairs"]
-    order += ["lengths in characters", "18 responses truncated at max_length (30% of 60)"]
-    order += ["mean and 95% interval", "demos.jsonl"]
-    assert all(words in text for words in order)
+    assert [words for words in ELSEWHERE.strip().splitlines() if words not in text] == []
 
 
 def test_nothing_in_it_acts(text: str) -> None:
     read = Reader(text)
-    names = {name for name, _ in read.tags}
-    assert (
-        names & {"script", "link", "iframe", "object", "form", "base", "image", "foreignobject"}
-        == set()
-    )
-    attributes = [(key, value or "") for _, attrs in read.tags for key, value in attrs.items()]
-    assert [key for key, _ in attributes if key.startswith("on")] == []
-    assert all(
-        value.startswith(("#", "data:image/svg+xml,"))
-        for key, value in attributes
-        if key in ("href", "src")
-    )
-    policy = next(
-        attrs["content"]
-        for name, attrs in read.tags
-        if attrs.get("http-equiv") == "Content-Security-Policy"
-    )
+    acting = {"script", "link", "iframe", "object", "form", "base", "image", "foreignobject"}
+    assert acting.isdisjoint(name for name, _ in read.tags)
+    (policy,) = [tag["content"] for _, tag in read.tags if "http-equiv" in tag]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    for _, attributes in read.tags:
+        assert not [key for key in attributes if key.startswith("on")]
+        for key in attributes.keys() & {"href", "src"}:
+            assert str(attributes[key]).startswith(("#", "data:image/svg+xml,"))
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
 
 
@@ -108,13 +110,11 @@ def contrast(first: str, second: str) -> float:
     """The ratio of WCAG 2.2 between two colors such as `#ffffff`."""
 
     def light(color: str) -> float:
-        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [
-            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
-        ]
-        return sum(
-            weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True)
-        )
+        found = 0.0
+        for at, weight in ((1, 0.2126), (3, 0.7152), (5, 0.0722)):
+            part = int(color[at : at + 2], 16) / 255
+            found += weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
+        return found
 
     low, high = sorted((light(first), light(second)))
     return (high + 0.05) / (low + 0.05)
@@ -134,20 +134,21 @@ def test_colors_can_be_read(theme: int, text: str) -> None:
         assert contrast(colors[name], colors["paper"]) >= 3, name
 
 
-def test_long_names_and_paths_can_break_and_short_ones_do_not() -> None:
-    assert (
-        breakable("supervised_fine_tuning_on_demonstrations")
-        == "supervised_fine_<wbr>tuning_on_demonstrations"
-    )
-    assert (
-        breakable("see /data/of/everyone/demos.jsonl") == "see /data/of/everyone/<wbr>demos.jsonl"
-    )
-    assert breakable("rejection_sampling") == "rejection_sampling"
-    assert breakable("add `metrics: <x>`") == "add <code>metrics: &lt;x&gt;</code>"
-    assert (
-        breakable("set `conversations_of_a_person`")
-        == "set <code>conversations_<wbr>of_a_person</code>"
-    )
+BREAKS = """
+    supervised_fine_tuning_on_demonstrations | supervised_fine_<wbr>tuning_on_demonstrations
+    see /data/of/everyone/demos.jsonl        | see /data/of/everyone/<wbr>demos.jsonl
+    rejection_sampling                       | rejection_sampling
+    add `metrics: <x>`                       | add <code>metrics: &lt;x&gt;</code>
+    set `conversations_of_a_person`          | set <code>conversations_<wbr>of_a_person</code>
+"""
+
+
+@pytest.mark.parametrize(("words", "shown"), cells(BREAKS))
+def test_long_names_and_paths_can_break_and_short_ones_do_not(words: str, shown: str) -> None:
+    assert breakable(words) == shown
+
+
+def test_names_that_break_stay_text() -> None:
     assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
 
 

@@ -27,37 +27,29 @@ def agreed(tmp_path: Path) -> list[dict[str, Any]]:
         return agreement(labeled(store))
 
 
-def run_of(folder: Path, agreed: Any) -> Path:
-    """A run whose stages `sft` and `labels` read one store."""
+def run_of(folder: Path, agreed: Any, **stages: str) -> Path:
+    """A run whose stages read one store."""
     run = make_run(folder / "run")
     source = {**SOURCES["sft"][0], "name": "/data/labels.feedback", "agreement": agreed}
-    for name, plugin in {"sft": "sft", "labels": "judge_pairs"}.items():
+    write_stage(run / "sft", "sft", data=[])
+    for name, plugin in stages.items():
         write_stage(run / name, plugin, data=[source])
     return run
 
 
-def without_stores(folder: Path) -> Path:
-    run = make_run(folder / "run")
-    write_stage(run / "sft", "sft", data=[])
-    return run
-
-
 def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> None:
-    facts = facts_of(run_of(tmp_path, agreed))
-    assert [(one["stage"], one["source"]) for one in facts["people"]] == [
-        ("sft", "/data/labels.feedback"),
-        ("labels", "/data/labels.feedback"),
-    ]
-    assert page(facts).count("of labels agree") == 1  # both stages read the same labels
-    for text in [page(facts).replace("\xa0", " ")]:
-        assert "labels.feedback, sft, labels: pair: " in text
-        assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
-        assert "bob" in text and "50% [9, 91]" in text
-    assert '<a href="#people">' in page(facts)
+    facts = facts_of(run_of(tmp_path, agreed, sft="sft", labels="judge_pairs"))
+    stages = [(one["stage"], one["source"]) for one in facts["people"]]
+    assert stages == [(stage, "/data/labels.feedback") for stage in ("sft", "labels")]
+    text = page(facts).replace("\xa0", " ")
+    assert text.count("of labels agree") == 1  # both stages read the same labels
+    assert "labels.feedback, sft, labels: pair: " in text
+    assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
+    assert "bob" in text and "50% [9, 91]" in text and '<a href="#people">' in text
 
 
 def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
-    run = without_stores(tmp_path)
+    run = run_of(tmp_path, agreed)
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
@@ -65,9 +57,5 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
 
 
 def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
-    facts = facts_of(without_stores(tmp_path))
-    assert (
-        facts["people"] == []
-        and "## People" not in page(facts)
-        and 'id="people"' not in page(facts)
-    )
+    facts = facts_of(run_of(tmp_path, []))
+    assert facts["people"] == [] and 'id="people"' not in page(facts)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from made import lines, make_run
+from made import make_run
 
 from alignkit_plugins.report.swaps import samples
+from tests.rows import write_rows
 
 
 def read(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -39,7 +40,7 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     folder, summary = read(make_run(tmp_path / "run"))
     turns = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": None}]
     responses = [{"source": "align", "messages": turns, "scores": {"helpful": 2.0}}]
-    lines(
+    write_rows(
         folder / "samples.jsonl",
         [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}],
     )

@@ -1,88 +1,68 @@
-"""What a run records of its data: lengths, pairs, margins and labels, without a change of any
-hash.
+"""What a run records of its data: lengths, pairs, margins and labels, without a change of any hash;
+and how a report shows it.
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made import SOURCES, make_run, write_stage
 from stores import event, opened, pair
 
-from alignkit import cli
 from alignkit.data.group import Group, Origin, Pair, Response
 from alignkit.data.sources import Loaded, SourceFacts
-from alignkit_plugins.report.data_card import card, cards
+from alignkit_plugins.report.data_card import brief_name, card, cards, left_out
+from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from tests.rows import assistant, run, user, write_recipe, write_rows
 
-# 6 characters
-ASKED = ({"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"})
-RECIPE = """
-model: {base: tiny}
-stages:
-  rm: {algorithm: reward_model, data: {path: pairs.jsonl, validation: 0.3}, max_length: 40}
-"""
+ASKED = user("how?"), assistant("so")  # 6 characters
 
 
-def group(
-    *texts: str,
-    pairs: tuple[Pair, ...] | None = None,
-    labels: tuple[bool, ...] = (),
-    source: int = 0,
-) -> Group:
-    given = labels or (None,) * len(texts)
-    answers = tuple(Response(text, label=label) for text, label in zip(texts, given, strict=True))
-    return Group(ASKED, answers, pairs, origin=Origin("d", 1, source=source))
+def group(*texts: str, pairs: tuple[Pair, ...] | None = None, source: int = 0) -> Group:
+    return Group(ASKED, tuple(map(Response, texts)), pairs, origin=Origin("d", 1, source=source))
 
 
 def test_lengths_are_counted_in_characters() -> None:
     found = card([group("x" * length) for length in (0, 9, 10, 11, 150, 2001)])
     assert found["rows"] == found["responses"] == 6
     assert found["prompt_characters"]["median"] == 6
-    lengths = found["response_characters"]
-    assert lengths == {"least": 0, "median": 10, "most": 2001}
+    assert found["response_characters"] == {"least": 0, "median": 10, "most": 2001}
 
 
 def test_answers_of_several_turns_and_raw_text() -> None:
-    turns = ({"role": "assistant", "content": "ab"}, {"role": "tool", "content": "c"})
-    assert card([Group(ASKED, (Response(messages=turns),))])["response_characters"]["most"] == 3
+    turns = assistant("ab"), {"role": "tool", "content": "c"}
+    several: Any = Response(messages=turns)
+    assert card([Group(ASKED, (several,))])["response_characters"]["most"] == 3
     raw = card([Group((), (Response("text"),))])
     assert raw["prompt_characters"] is None and raw["response_characters"]["most"] == 4
     nothing = card([])
-    assert (
-        nothing["rows"],
-        nothing["response_characters"],
-        nothing["pairs"],
-        nothing["labels"],
-    ) == (
-        0,
-        None,
-        None,
-        None,
-    )
-
-
-def test_a_probability_below_a_half_means_that_the_other_response_is_better() -> None:
-    def longer(p: float) -> int:
-        return int(card([group("long", "s", pairs=(Pair(0, 1, p=p),))])["pairs"]["better_longer"])
-
-    assert [longer(p) for p in (1.0, 0.6, 0.5, 0.4, 0.0)] == [1, 1, 0, 0, 0]
-    assert card([group("s", "long", pairs=(Pair(0, 1, p=0.2),))])["pairs"]["better_longer"] == 1
+    assert nothing["rows"] == 0
+    assert nothing["response_characters"] is nothing["pairs"] is nothing["labels"] is None
 
 
 def test_pairs_say_how_often_the_better_one_is_longer() -> None:
-    groups = [group("long", "s", pairs=(Pair(0, 1),))] * 8
-    groups += [group("s", "long", pairs=(Pair(0, 1),)), group("even", "same", pairs=(Pair(1, 0),))]
+    """A probability below a half means that the other response is better."""
+    longer = [
+        card([group("long", "s", pairs=(Pair(0, 1, p=p),))])["pairs"] for p in (1, 0.6, 0.5, 0.4)
+    ]
+    assert [each["better_longer"] for each in longer] == [1, 1, 0, 0]
+    groups = [group("long", "s", pairs=(Pair(0, 1),))] * 7
+    groups += [
+        group("s", "long", pairs=(Pair(0, 1, p=0.2),)),
+        group("s", "long", pairs=(Pair(0, 1),)),
+    ]
+    groups += [group("even", "same", pairs=(Pair(1, 0),))]
     assert card(groups)["pairs"] == {"count": 10, "better_longer": 8}
 
 
 def test_ranks_are_pairs_and_labels_are_counted() -> None:
-    ranked = Group(ASKED, (Response("a", rank=1), Response("bb", rank=2), Response("ccc", rank=3)))
-    assert card([ranked])["pairs"]["count"] == 3 and card([ranked])["pairs"]["better_longer"] == 0
-    assert card([group("a", labels=(True,)), group("b", labels=(False,))])["labels"] == {
-        "good": 1,
-        "bad": 1,
-    }
+    ranked = (Response("a", rank=1), Response("bb", rank=2), Response("ccc", rank=3))
+    assert card([Group(ASKED, ranked)])["pairs"] == {"count": 3, "better_longer": 0}
+    labeled = [Group(ASKED, (Response("a", label=good),)) for good in (True, False, True)]
+    assert card(labeled)["labels"] == {"good": 2, "bad": 1}
 
 
 def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
@@ -93,23 +73,20 @@ def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
 
 
 def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
-    rows = [
-        {"prompt": f"question {n}", "chosen": "good " * 9, "rejected": "bad", "margin": n / 4}
-        for n in range(12)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    run = tmp_path / "run"
-    assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
-    record = json.loads((run / "rm" / "stage.json").read_text())
+    row = {"chosen": "good " * 9, "rejected": "bad"}
+    rows = [{"prompt": f"question {n}", **row, "margin": n / 4} for n in range(12)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    data = {"path": "pairs.jsonl", "validation": 0.3}
+    stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
+    out = run(write_recipe(tmp_path, {"rm": stage}))
+    record = json.loads((out / "rm" / "stage.json").read_text())
     (source,) = record["data"]
     assert source["card"]["rows"] == 12 and source["card"]["pairs"]["better_longer"] == 12
     assert "card" not in json.dumps(record["depends_on"])
     assert record["summary"]["encoded"] == {"rows": 12, "responses": 24}
-    report = facts_of(run)
-    assert report["data"][0]["response_characters"]["most"] == 45
-    cut = {item["reason"]: (item["rows"], item["of"]) for item in report["dropped"]}
-    assert cut["responses truncated at max_length"] == (12, 24)
+    facts = facts_of(out)
+    assert facts["data"][0]["response_characters"]["most"] == 45
+    assert {"stage": "rm", "reason": CUT, "rows": 12, "of": 24} in facts["dropped"]
 
 
 def test_a_run_on_a_store_shows_how_far_people_agree(
@@ -120,15 +97,36 @@ def test_a_run_on_a_store_shows_how_far_people_agree(
         for n, stored in enumerate(store.items()):
             store.submit(event(stored.item))
             store.submit(event(stored.item, {"side": "AB"[n > 3], "margin": "better"}, who="bob"))
-    (tmp_path / "recipe.yaml").write_text(
-        RECIPE.replace("{path: pairs.jsonl, validation: 0.3}", "pairs.feedback")
-    )
-    run = tmp_path / "run"
-    assert cli.main(["run", str(tmp_path / "recipe.yaml"), "--out", str(run)]) == 0
+    stage = {"algorithm": "reward_model", "data": "pairs.feedback", "max_steps": 1}
+    out = run(write_recipe(tmp_path, {"rm": stage}))
     assert re.search(r"warning: \d pairs are too few for a reward model", capsys.readouterr().err)
-    record = json.loads((run / "rm" / "stage.json").read_text())
-    which = record["data"][0]["agreement"][0]
-    assert which["same"]["mean"] == pytest.approx(4 / 6)
+    record = json.loads((out / "rm" / "stage.json").read_text())
+    assert record["data"][0]["agreement"][0]["same"]["mean"] == pytest.approx(4 / 6)
     assert '"agreement"' not in json.dumps(record["depends_on"])
-    text = (run / "report.html").read_text().replace("\xa0", " ")
+    text = (out / "report.html").read_text().replace("\xa0", " ")
     assert "pairs.feedback, rm" in text and "67% of labels agree" in text
+
+
+# In a report
+
+CUT = "responses truncated at max_length"
+
+
+def test_a_run_without_a_card_has_a_report_and_what_was_counted_twice_no_share(
+    tmp_path: Path,
+) -> None:
+    out = make_run(tmp_path / "run")
+    plain = {key: value for key, value in SOURCES["sft"][0].items() if key != "card"}
+    twice = {"encoded": {"rows": 4, "responses": 4}, "encoding": {"cut": 9}}
+    write_stage(out / "sft", "sft", data=[plain], summary=twice)
+    facts = facts_of(out)
+    assert facts["data"][0]["rows"] == 40 and "demos.jsonl" in page(facts)
+    assert facts["dropped"] == [{"stage": "sft", "reason": CUT, "rows": 9, "of": None}]
+
+
+def test_names_and_shares_are_short() -> None:
+    names = "/a/b/c.jsonl", "../c.jsonl", "org/set[train]", "stage sft"
+    assert [*map(brief_name, names)] == ["c.jsonl", "c.jsonl", "org/set[train]", "stage sft"]
+    item = {"rows": 1200, "reason": "rows left out", "of": 4000}
+    assert left_out(item) == "1,200 rows left out (30% of 4,000)"
+    assert left_out({**item, "of": None}) == "1,200 rows left out"

@@ -84,30 +84,26 @@ def scores(folder: Path, *answers: Response | str, **options: Any) -> list[float
 TEXTS = ("good so good", "bad bad", "", "so")
 
 
-def test_the_score_is_the_labels_probability(tmp_path: Path) -> None:
-    write(tmp_path / "c")
-    p = logits(tmp_path / "c", *TEXTS).softmax(dim=-1)
-    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(
-        p[:, 1].tolist(), abs=1e-6
-    )
-    assert scores(tmp_path / "c", *TEXTS, label="fine") == pytest.approx(p[:, 0].tolist(), abs=1e-6)
-    assert scores(tmp_path / "c", *TEXTS, label="toxic", scale=-2) == pytest.approx(
-        (-2 * p[:, 1]).tolist(), abs=1e-6
-    )
-    assert len(set(scores(tmp_path / "c", *TEXTS, label="toxic"))) == 4
+LABELS: list[tuple[tuple[str, ...], str, float]] = [  # labels, the one that counts, scale
+    (("fine", "toxic"), "toxic", 1.0),
+    (("fine", "toxic"), "fine", 1.0),
+    (("fine", "toxic"), "toxic", -2.0),
+    (("obscene", "threat", "toxic"), "toxic", 1.0),  # of which several may hold
+    (("toxic",), "toxic", 1.0),
+]
 
 
-@pytest.mark.parametrize("labels", [("obscene", "threat", "toxic"), ("toxic",)])
-def test_labels_that_do_not_exclude_each_other(tmp_path: Path, labels: tuple[str, ...]) -> None:
-    write(
-        tmp_path / "c",
-        labels,
-        problem_type="multi_label_classification" if len(labels) > 1 else None,
-    )
-    p = logits(tmp_path / "c", *TEXTS).sigmoid()
-    assert scores(tmp_path / "c", *TEXTS, label="toxic") == pytest.approx(
-        p[:, -1].tolist(), abs=1e-6
-    )
+@pytest.mark.parametrize(("labels", "label", "scale"), LABELS)
+def test_the_score_is_the_labels_probability(
+    tmp_path: Path, labels: tuple[str, ...], label: str, scale: float
+) -> None:
+    exclusive = len(labels) == 2
+    several = "multi_label_classification" if len(labels) == 3 else None
+    write(tmp_path / "c", labels, problem_type=several)
+    found = logits(tmp_path / "c", *TEXTS)
+    p = (found.softmax(dim=-1) if exclusive else found.sigmoid())[:, labels.index(label)]
+    told = scores(tmp_path / "c", *TEXTS, label=label, scale=scale)
+    assert told == pytest.approx((scale * p).tolist(), abs=1e-6) and len(set(told)) == 4
 
 
 def test_the_worst_part_of_a_long_answer_counts(tmp_path: Path) -> None:
@@ -135,32 +131,61 @@ def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
     )
 
 
-def test_mistakes_are_told_before_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "label", "config", "words"),
+    [
+        ("c", "Toxic", {}, "has no label 'Toxic'; its labels are fine, toxic"),
+        ("d", "toxic", {}, r"cannot read .*config\.json"),
+        ("c", "toxic", {"model_type": "bert"}, "its labels are LABEL_0, LABEL_1"),
+    ],
+)
+def test_mistakes_are_told_before_the_run(
+    folder: str, label: str, config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     write(tmp_path / "c")
-    with pytest.raises(RunFailed, match="has no label 'Toxic'; its labels are fine, toxic"):
-        Classifier(Classifier.Options(folder=Path("c"), label="Toxic")).check(tmp_path)
-    with pytest.raises(RunFailed, match=r"cannot read .*config\.json"):
-        Classifier(Classifier.Options(folder=Path("d"), label="toxic")).check(tmp_path)
-    (tmp_path / "c" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(RunFailed, match="its labels are LABEL_0, LABEL_1"):
-        Classifier(Classifier.Options(folder=Path("c"), label="toxic")).check(tmp_path)
+    if config:
+        (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(RunFailed, match=words):
+        Classifier(Classifier.Options(folder=Path(folder), label=label)).check(tmp_path)
 
 
-def test_pickled_weights_are_not_loaded(tmp_path: Path) -> None:
-    write(tmp_path / "c")
-    (tmp_path / "c" / "model.safetensors").unlink()
-    (tmp_path / "c" / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
-    with pytest.raises(RunFailed, match="cannot load"):
-        scores(tmp_path / "c", "so", label="toxic")
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
 
 
-def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "c")
-    file = tmp_path / "c" / "model.safetensors"
+def without_head(folder: Path) -> None:
+    file = folder / "model.safetensors"
     kept = {name: weight for name, weight in load_file(file).items() if "classifier" not in name}
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(RunFailed, match=r"lacks the weights classifier\.bias, classifier\.weight"):
-        scores(tmp_path / "c", "so", label="toxic")
+
+
+def with_code(folder: Path) -> None:
+    kind = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": kind}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+
+@pytest.mark.parametrize(
+    ("damage", "device", "words"),
+    [
+        (pickled, "cpu", "cannot load"),
+        (with_code, "cpu", "cannot load"),
+        (without_head, "cpu", r"lacks the weights classifier\.bias, classifier\.weight"),
+        (lambda folder: None, "cuda:97", r"cannot load .*CUDA"),
+    ],
+)
+def test_a_folder_that_cannot_be_trusted_is_not_loaded(
+    damage: Any, device: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *words: "y")
+    write(tmp_path / "c")
+    damage(tmp_path / "c")
+    with pytest.raises(RunFailed, match=words):
+        scores(tmp_path / "c", "so", label="toxic", device=device)
+    assert not (tmp_path / "c" / "ran").exists()
 
 
 @pytest.mark.silent_bug(
@@ -188,24 +213,3 @@ def test_a_decoder_reads_in_batches_what_it_reads_alone(
     texts = ("good", "bad so bad")
     alone = [scores(tmp_path / "c", text, label="toxic")[0] for text in texts]
     assert scores(tmp_path / "c", *texts, label="toxic") == pytest.approx(alone, abs=1e-6)
-
-
-def test_code_of_the_folder_neither_runs_nor_asks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "c")
-    file = tmp_path / "c" / "config.json"
-    config = json.loads(file.read_text())
-    kind = {"AutoConfig": "own.Config", "AutoModelForSequenceClassification": "own.Model"}
-    file.write_text(json.dumps({**config, "model_type": "own", "auto_map": kind}))
-    (tmp_path / "c" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    monkeypatch.setattr("builtins.input", lambda *words: "y")
-    with pytest.raises(RunFailed, match="cannot load"):
-        scores(tmp_path / "c", "so", label="toxic")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_device_that_is_not_here_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "c")
-    with pytest.raises(RunFailed, match=r"cannot load .*CUDA"):
-        scores(tmp_path / "c", "so", label="toxic", device="cuda:97")

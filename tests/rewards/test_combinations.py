@@ -1,5 +1,5 @@
-"""Combinations of rewards: conditions, limits, running statistics, GDPO and a constraint, against
-plain numpy.
+"""Combinations of rewards against plain numpy: sums, equal length, GDPO, and a constraint in a run that is
+stopped.
 """
 
 from __future__ import annotations
@@ -14,31 +14,145 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit import Group, Response, RewardCombination
-from alignkit.cli import main
-from alignkit.plugins import plugins
+from alignkit import CombinedReward, DataError, Group, Response, RewardCombination, shapes
+from alignkit import functional as F
+from alignkit.errors import PluginError
+from alignkit.plugins import load_plugins, plugins
+from alignkit_plugins.rewards.combinations import EqualLength, WeightedSum
+from tests.rows import prompts, read_rows, run, write_recipe, write_rows
 
 NAN = math.nan
 
 
-def made(cls: type[RewardCombination], **options: Any) -> RewardCombination:
-    return cls(cls.Options(**options))
+def group(lengths: Sequence[int], name: str = "") -> Group:
+    """A prompt with responses of these lengths."""
+    responses = [Response("x", tokens=(1,) * n, written=(True,) * n) for n in lengths]
+    return Group((), tuple(responses), id=name)
 
 
-def groups(*sizes: int) -> list[Group]:
-    return [
-        Group((), tuple(Response() for _ in range(size)), id=str(n)) for n, size in enumerate(sizes)
-    ]
-
-
-def combined(thing: RewardCombination, given: Sequence[Group], **scores: Sequence[float]) -> Any:
-    return thing.combine(
-        given, {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()}
-    )
+def combined(thing: RewardCombination, groups: Sequence[Group], **scores: Sequence[float]) -> Any:
+    columns = {name: torch.tensor(x, dtype=torch.float64) for name, x in scores.items()}
+    return thing.combine(groups, columns)
 
 
 def numbers(values: Any) -> Any:
     return pytest.approx(list(values), nan_ok=True, rel=1e-9, abs=1e-12)
+
+
+# Sums
+
+
+def weighted_sum(weights: dict[str, float], rewards: str) -> WeightedSum:
+    named = {name: name for name in rewards}
+    return WeightedSum(WeightedSum.Options(rewards=named, weights=weights))
+
+
+def test_a_weighted_sum_leaves_out_what_does_not_apply() -> None:
+    thing = weighted_sum({"a": 2.0, "b": -0.5}, "ab")
+    found = combined(thing, [group([1] * 4)], a=[1, 2, NAN, NAN], b=[4, 0, 1, NAN])
+    assert list(thing.parts()) == ["a", "b"]
+    for column in (found.raw, found.reward):
+        assert column.tolist() == numbers([0.0, 4.0, -0.5, NAN])
+    assert found.metrics == pytest.approx({"a_mean": 1.5, "b_mean": 5 / 3, "raw_mean": 3.5 / 3})
+
+
+@pytest.mark.parametrize(
+    ("weights", "rewards", "message"),
+    [
+        ({"a": 1.0}, "ab", "no weight for b"),
+        ({"a": 1.0, "c": 1.0}, "a", "weights for c, which are not among the rewards"),
+        ({}, "", "at least 1"),
+    ],
+)
+def test_weights_and_rewards_have_the_same_names(
+    weights: dict[str, float], rewards: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        weighted_sum(weights, rewards)
+
+
+@pytest.mark.parametrize("at", ["reward", "raw"])
+def test_a_combination_that_gives_no_number_is_an_error(at: str) -> None:
+    found = {"reward": torch.tensor([1.0, 2.0]), "raw": torch.tensor([1.0, NAN])}
+    shapes.combined(2, CombinedReward(**found, metrics={}))
+    found[at] = torch.tensor([math.inf, 2.0])
+    with pytest.raises(PluginError, match="return finite rewards"):
+        shapes.combined(2, CombinedReward(**found, metrics={}))
+
+
+# Equal length
+
+
+def corrected(groups: Sequence[Group], scores: Sequence[float], **options: Any) -> list[float]:
+    thing = EqualLength(EqualLength.Options(reward="liked", **options))
+    found = combined(thing, groups, raw=scores)
+    assert torch.equal(found.reward.nan_to_num(), found.raw.nan_to_num())
+    values: list[float] = found.raw.tolist()
+    return values
+
+
+AT_EQUAL_LENGTH: list[tuple[list[list[int]], list[float], list[float]]] = [
+    # lengths of each prompt's answers, scores, scores at equal length
+    ([[3, 9, 12], [20, 40]], [0.3, 0.9, 1.2, 2.0, 4.0], [0.1 * 84 / 5] * 5),  # length alone
+    # Prompts with long answers say nothing about length.
+    ([[10, 10], [50, 50]], [0.0, 1.0, 5.0, 7.0], [0.0, 1.0, 5.0, 7.0]),
+    ([[10], [50]], [0.0, 5.0], [0.0, 5.0]),
+    ([[2, 4]], [NAN, NAN], [NAN, NAN]),
+    ([], [], []),
+]
+
+
+@pytest.mark.parametrize(("lengths", "scores", "expected"), AT_EQUAL_LENGTH)
+def test_what_length_explains_within_prompts_is_gone(
+    lengths: Any, scores: Any, expected: Any
+) -> None:
+    assert corrected(list(map(group, lengths)), scores) == numbers(expected)
+
+
+def test_what_length_does_not_explain_stays() -> None:
+    """As with ordinary least squares with an intercept per prompt, and the length of a prompt's
+    answers left alone.
+    """
+    random = np.random.default_rng(0)
+    lengths, index = random.integers(1, 60, 24), np.repeat(np.arange(4), 6)
+    scores = 0.05 * lengths + 3.0 * index + random.normal(size=24)  # prompts with higher scores
+    design = np.column_stack([lengths, np.eye(4)[index]])
+    slope = np.linalg.lstsq(design, scores, rcond=None)[0][0]
+    found = corrected([group(lengths[index == n].tolist()) for n in range(4)], scores.tolist())
+    assert found == pytest.approx(scores - slope * (lengths - lengths.mean()))
+    assert np.mean(found) == pytest.approx(scores.mean())
+
+
+def test_an_answer_without_a_score_or_tokens_of_a_tool_have_no_part_in_it() -> None:
+    found = corrected([group([2, 4, 400]), group([10, 14])], [1.0, 2.0, NAN, 7.0, 9.0])
+    without = corrected([group([2, 4]), group([10, 14])], [1.0, 2.0, 7.0, 9.0])
+    assert found == numbers([*without[:2], NAN, *without[2:]])
+    tool = Response("x", tokens=(1,) * 30, written=(True,) * 4 + (False,) * 26)
+    mixed = Group((), (tool, *group([8]).responses))
+    assert corrected([mixed], [1.0, 3.0]) == numbers(corrected([group([4, 8])], [1.0, 3.0]))
+    with pytest.raises(DataError, match="was not sampled in this run"):
+        corrected([Group((), (Response("x"), Response("y")))], [1.0, 2.0])
+
+
+def test_unit_variance_makes_two_rewards_count_alike() -> None:
+    """Scores are divided, not shifted: `llama2` compares them with a threshold."""
+    groups = [group([10, 10, 10]), group([30, 30]), group([7])]
+    scores = np.array([0.1, 0.3, 0.5, 2.0, 2.2, -4.0])
+    pooled = math.sqrt((0.2**2 + 0.2**2 + 0.1**2 + 0.1**2) / 3)  # three values above two means
+    for factor in (1, 100):
+        found = corrected(groups, (factor * scores).tolist(), unit_variance=True)
+        assert found == pytest.approx(scores / pooled)
+    assert corrected([group([5, 5])], [0.25, 0.25], unit_variance=True) == [0.25, 0.25]
+
+
+def test_slope_and_deviation_need_variation() -> None:
+    same, group_of, different = torch.ones(3), torch.zeros(3), torch.tensor([1.0, 2.0, 4.0])
+    assert float(F.slope_within_groups(different, same, group_of)) == 0.0
+    assert float(F.std_within_groups(same, group_of)) == 0.0
+    assert float(F.std_within_groups(different, torch.arange(3))) == 0.0
+
+
+# Those of the package of rare combinations
 
 
 @pytest.mark.usefixtures("combinations")
@@ -50,22 +164,17 @@ def numbers(values: Any) -> Any:
 )
 def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     """They have no part in their group's statistics, and the response keeps its other scores."""
-    thing = made(plugins().get("reward", "gdpo").implementation, rewards={"a": "x", "b": "y"})
-    found = combined(thing, groups(3, 2), a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
-    assert (
-        found.reward.isnan().tolist()
-        == found.raw.isnan().tolist()
-        == [False, False, False, True, False]
-    )
-    assert found.raw[:3].tolist() == numbers([5, 9, 5.5])
+    kind = plugins().get("reward", "gdpo").implementation
+    thing = kind(kind.Options(rewards={"a": "x", "b": "y"}))
+    groups = [group([1] * 3, "0"), group([1] * 2, "1")]
+    found = combined(thing, groups, a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
+    assert found.raw.tolist() == numbers([5, 9, 5.5, NAN, 1])
     a, b = np.array([1.0, 2.0]), np.array([4.0, 9.0, 3.5])
     (a1, a2), within = ((x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (a, b))
     total = np.array([*(within + np.array([a1, 0, a2])), 0.0])
     wanted = (total - total.mean()) / np.sqrt(total.var(ddof=1) + 1e-8)
-    assert found.reward[[0, 1, 2, 4]].tolist() == numbers(wanted)
+    assert found.reward.tolist() == numbers([*wanted[:3], NAN, wanted[3]])
 
-
-# --- in a run that is stopped and continued
 
 STOPPER = """
 import os
@@ -74,84 +183,40 @@ from alignkit import hookimpl
 @hookimpl
 def metrics_logged(run, stage, step, metrics):
     if os.environ.get("STOP_AFTER") == str(step):
-        os.kill(os.getpid(), 9) if os.environ.get("KILL") else run.request_stop("a test")
+        run.request_stop("a test")
 """
-PACKAGE = str(
-    Path(__file__).parents[2] / "docs/examples/alignkit-combinations/alignkit_combinations.py"
-)
-LENGTH: dict[str, Any] = {"length": {"unit": "characters"}}
-COMBINATIONS: dict[str, dict[str, Any]] = {
-    "lagrangian": {"reward": LENGTH, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0},
-    "running_normalization": {"reward": LENGTH},
+PACKAGE = "docs/examples/alignkit-combinations/alignkit_combinations.py"
+LIMIT = {"reward": {"length": {"unit": "characters"}}, "cost": "length", "limit": 2.0}
+ALIGN = {
+    "algorithm": "rloo",
+    "prompts": "prompts.jsonl",
+    "reward": {"lagrangian": LIMIT},
+    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
+    "iterations": 4,
+    "prompts_per_iteration": 2,
 }
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_what_it_remembers_survives_a_stop(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_combination_remembers_survives_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "p.py").write_text(STOPPER, encoding="utf-8")
-    (tmp_path / "rows.jsonl").write_text(
-        '{"prompt": "how are you"}\n{"prompt": "and you"}\n', encoding="utf-8"
-    )
-    stage = {
-        "algorithm": "rloo",
-        "prompts": "rows.jsonl",
-        "reward": {name: COMBINATIONS[name]},
-        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
-        "iterations": 4,
-        "prompts_per_iteration": 2,
-    }
-    report = {
-        "step": "evaluate",
-        "policies": ["base"],
-        "rewards": [stage["reward"]],
-        "prompts": "rows.jsonl",
-    }
-    recipe = {
-        "model": {"base": "tiny"},
-        "stages": {"align": stage, "report": {**report, "sampling": {"max_new_tokens": 4}}},
-    }
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
-
-    def run(out: str) -> int:
-        return main(
-            [
-                "run",
-                str(tmp_path / "recipe.json"),
-                "--plugin",
-                str(tmp_path / "p.py"),
-                "--plugin",
-                PACKAGE,
-                "--out",
-                f"{tmp_path}/{out}",
-            ]
-        )
-
-    assert run("whole") == 0
+    (tmp_path / "stopper.py").write_text(STOPPER, encoding="utf-8")
+    write_rows(tmp_path / "prompts.jsonl", prompts(["how are you", "and you"]))
+    recipe = write_recipe(tmp_path, {"align": ALIGN})
+    package = Path(__file__).parents[2] / PACKAGE
+    words = ("--plugin", str(tmp_path / "stopper.py"), "--plugin", str(package))
+    whole = run(recipe, *words, out=tmp_path / "whole")
     monkeypatch.setenv("STOP_AFTER", "2")
-    assert run("stopped") == 75
+    run(recipe, *words, code=75)
     monkeypatch.delenv("STOP_AFTER")
-    assert run("stopped") == 0
-    weights = [
-        (tmp_path / out / "align/adapter/adapter_model.safetensors").read_bytes()
-        for out in ("whole", "stopped")
-    ]
-    assert weights[0] == weights[1]
-    rows = [
-        json.loads(line)
-        for line in (tmp_path / "stopped/align/metrics.jsonl").read_text().splitlines()
-    ]
-    if name == "lagrangian":
-        # Each iteration's lambda follows from the costs before it.
-        multiplier = 1.0
-        for row in rows:
-            assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)
-            multiplier = max(0.0, multiplier + 0.1 * (row["reward/cost_mean"] - 2.0))
-        told = json.loads((tmp_path / "stopped/align/stage.json").read_text())["summary"][
-            "combinations"
-        ]
-        assert told == {"lagrangian": {"multiplier": pytest.approx(multiplier, rel=1e-4)}}
-    else:
-        assert len({row["reward/mean"] for row in rows}) > 1
+    out = run(recipe, *words)
+    load_plugins()
+    weights = "align/adapter/adapter_model.safetensors"
+    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    # Each iteration's multiplier follows from the costs before it.
+    multiplier = 1.0
+    for row in read_rows(out / "align" / "metrics.jsonl"):
+        assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)
+        multiplier = max(0.0, multiplier + 0.1 * (row["reward/cost_mean"] - 2.0))
+    told = json.loads((out / "align" / "stage.json").read_text())["summary"]["combinations"]
+    assert told == {"lagrangian": {"multiplier": pytest.approx(multiplier, rel=1e-4)}}

@@ -3,6 +3,7 @@
 import importlib.util
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,26 +92,16 @@ def test_a_formula_is_read_whole() -> None:
         reward().check_prompts([group(r"\frac{1}{\unknown{3}}")])
 
 
-def test_scores_come_in_the_order_of_the_responses() -> None:
-    groups = [group(2, "3", "2"), group(3, "3"), group(4, "4", "5", "4")]
-    assert reward().score(groups) == {"": [0.0, 1.0, 1.0, 1.0, 0.0, 1.0]}
-
-
-def test_it_works_outside_the_main_thread() -> None:
+def test_scores_come_in_order_outside_the_main_thread_and_of_the_last_message() -> None:
+    turns: Any = ("7?", "no", "8")
+    messages: Any = [{"role": "assistant", "content": text} for text in turns]
+    talk = Group((), (Response(messages=tuple(messages)),), meta={"answer": 8})
+    groups = [group("1/2", "3", "0.5"), group(3, "3"), talk]
     found: list[object] = []
-    thread = threading.Thread(
-        target=lambda: found.append(reward().score([group("1/2", "0.5", "7")]))
-    )
+    thread = threading.Thread(target=lambda: found.append(reward().score(groups)))
     thread.start()
     thread.join()
-    assert found == [{"": [1.0, 0.0]}]
-
-
-def test_the_last_message_of_a_conversation_counts() -> None:
-    turns = ({"role": "assistant", "content": "7?"}, {"role": "user", "content": "no"})
-    response = Response("", messages=(*turns, {"role": "assistant", "content": "8"}))
-    asked = Group(({"role": "user", "content": "How much?"},), (response,), meta={"answer": 8})
-    assert reward().score([asked]) == {"": [1.0]}
+    assert found == [{"": [0.0, 1.0, 1.0, 1.0]}]
 
 
 def test_prompts_need_an_answer_that_can_be_read() -> None:

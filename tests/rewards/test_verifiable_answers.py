@@ -4,10 +4,8 @@ is written.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 FORMATS: dict[str, type[Format]] = {
     registration.name: registration.implementation
     for registration in load_plugins().registrations("format")
@@ -33,27 +30,26 @@ WRITTEN = [
     ("1,234,567.5", 1234567.5), ("1\u202f234", 1234), ("007", 7), (".5", 0.5), ("12 square feet", 12), ("18.", 18),
     ("1'234", 1234), ("1’234.5", 1234.5), ("٣٫٥", 3.5), ("١٬٢٣٤", 1234),
 ]  # fmt: skip
-NO_NUMBERS = [
-    "",
-    "-",
-    "$",
-    "1,23",
-    "1.234,5",
-    "5k",
-    "5 m",
-    "5 or 6",
-    "5 or six",
-    "5 pi",
-    "5 Sqrt two",
-    "5 squared",
-    "2 thirds",
-    "3:00",
-    "1/0",
-    "3 then 4",
-    "10³",
-    "x5",
-    "4th",
-]
+NO_NUMBERS = """
+-
+$
+1,23
+1.234,5
+5k
+5 m
+5 or 6
+5 or six
+5 pi
+5 Sqrt two
+5 squared
+2 thirds
+3:00
+1/0
+3 then 4
+10³
+x5
+4th
+"""
 
 
 def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
@@ -101,35 +97,34 @@ def test_a_number_has_one_value_however_it_is_written(written: str, value: float
     "Only a comma that separates thousands is part of a number.",
     "databricks/officeqa#23",
 )
-@pytest.mark.parametrize("text", NO_NUMBERS)
-def test_what_is_no_number_is_a_text(text: str) -> None:
-    assert number_of(text) is None
+def test_what_is_no_number_is_a_text() -> None:
+    assert {number_of(text) for text in NO_NUMBERS.split("\n")} == {None}
 
 
 def test_a_number_ends_with_its_line() -> None:
     assert list(numbers_in("Step 1\n3/4, not 1 3/4")) == [1, Fraction(3, 4), Fraction(7, 4)]
 
 
-def test_a_unit_may_be_left_out_but_not_be_another() -> None:
-    def right(known: Any, said: str, **options: Any) -> bool:
-        return (
-            score(ExactMatch, Group(gsm8k("1").prompt, meta={"answer": known}), said, **options)
-            == 1.0
-        )
-
-    assert (
-        right("$18", "18")
-        and right("$18", "18 dollars")
-        and right(18, "$18")
-        and right("50%", "50 percent")
-    )
-    assert (
-        not right("$18", "18%") and not right("5 km", "5 miles") and not right("12 Monkeys", "12")
-    )
-    assert right("12 Monkeys", "12 monkeys") and right(
-        "12 Monkeys", "It is 12 Monkeys.", within=True
-    )
-    assert not right("12 Monkeys", "12 people", within=True) and not right("50%", "0.5")
+@pytest.mark.parametrize(
+    ("known", "said", "right"),
+    [
+        ("$18", "18", True),
+        ("$18", "18 dollars", True),
+        (18, "$18", True),
+        ("50%", "50 percent", True),
+        ("12 Monkeys", "12 monkeys", True),
+        ("12 Monkeys", "It is 12 Monkeys.", True),
+        ("12 Monkeys", "12 people", False),
+        ("$18", "18%", False),
+        ("5 km", "5 miles", False),
+        ("12 Monkeys", "12", False),
+        ("50%", "0.5", False),
+    ],
+)
+def test_a_unit_may_be_left_out_but_not_be_another(known: Any, said: str, right: bool) -> None:
+    group = Group((), meta={"answer": known})
+    within = "It is" in said or "people" in said
+    assert score(ExactMatch, group, said, within=within) == float(right)
 
 
 @pytest.mark.silent_bug(
@@ -162,16 +157,3 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
         FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}
     )
     assert group.meta["answer"] == "1234.5"
-
-
-def test_the_shipped_sums_reward_their_answers() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "arithmetic", RECIPES / "rewards" / "arithmetic.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for file in RECIPES.glob("data/*sums*.jsonl"):
-        for row in map(json.loads, file.read_text().splitlines()):
-            if "answer" in row:
-                assert module.correct([str(row["answer"])], [row["answer"]]) == [1.0]

@@ -11,29 +11,30 @@ from typing import Any
 import pytest
 
 from alignkit import RunFailed, cli
+from alignkit.io import console
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run, run_recipe
 from alignkit.runs.services import begin
 from alignkit.training.collectives import Collectives
+from tests.rows import Said, run, write_recipe, write_rows
 
-RECIPE = """
-name: short
-model: {base: tiny}
-stages:
-  sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
-  report:
-    step: evaluate
-    policies: [base, sft]
-    rewards: [{length: {unit: characters}}]
-    prompts: demos.jsonl
-    sampling: {max_new_tokens: 4}
+SFT = """
+sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
+"""
+REPORT = """
+report:
+  step: evaluate
+  policies: [base, sft]
+  rewards: [{length: {unit: characters}}]
+  prompts: demos.jsonl
+  sampling: {max_new_tokens: 4}
 """
 MORE = """
-  align: {algorithm: rejection_sampling, from: sft, prompts: demos.jsonl, reward: {length: {unit: characters}},
-          iterations: 2, prompts_per_iteration: 1, rollout: {samples_per_prompt: 4, max_new_tokens: 4}}
-  labels: {step: judge_pairs, judge: {local_judge: {min_mass: 0}}, prompts: demos.jsonl, policy: sft,
-           sampling: {max_new_tokens: 4}}
+align: {algorithm: rejection_sampling, from: sft, prompts: demos.jsonl, reward: {length: {unit: characters}},
+        iterations: 2, prompts_per_iteration: 1, rollout: {samples_per_prompt: 4, max_new_tokens: 4}}
+labels: {step: judge_pairs, judge: {local_judge: {min_mass: 0}}, prompts: demos.jsonl, policy: sft,
+         sampling: {max_new_tokens: 4}}
 """
 FIRST = """
 import sys
@@ -68,20 +69,21 @@ cli.main(sys.argv[1:])
 """
 
 
+def write(folder: Path, stages: str = SFT + REPORT) -> Path:
+    write_rows(folder / "demos.jsonl", [{"prompt": "q", "completion": "a"}])
+    return write_recipe(folder, stages, name="short")
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "q", "completion": "a"}\n', encoding="utf-8")
-    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return tmp_path / "recipe.yaml"
+    return write(tmp_path)
 
 
-def test_the_first_line_names_version_recipe_stages_and_folder(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_line_names_version_recipe_stages_and_folder(recipe: Path, said: Said) -> None:
     begin(load_recipe(recipe), Path("runs/short"))
-    assert capsys.readouterr().err == "alignkit 0.1.0: short, 2 stages, runs/short\n"
+    assert said() == "alignkit 0.1.0: short, 2 stages, runs/short\n"
     begin(load_recipe(recipe, ["~stages.report"]), Path("x"))
-    assert capsys.readouterr().err == "alignkit 0.1.0: short, 1 stage, x\n"
+    assert said() == "alignkit 0.1.0: short, 1 stage, x\n"
 
 
 def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
@@ -94,33 +96,27 @@ def test_the_first_lines_come_before_torch_is_imported(recipe: Path) -> None:
 
 
 def test_chat_says_what_it_loads_before_torch_is_imported(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    for model in ("tiny", str(tmp_path)):
-        command = [sys.executable, "-c", WORDS, "chat", model]
-        ran = subprocess.run(command, capture_output=True, text=True)
-        assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
+    command = [sys.executable, "-c", WORDS, "chat", "tiny"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.stderr.splitlines()[0] == "loading torch and transformers False"
 
 
 def test_stages_are_numbered_and_parts_of_steps_are_counted(
     recipe: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from alignkit.io import console
-    from alignkit.runs.run import run_recipe
-
     monkeypatch.setattr(console, "PLAIN_SECONDS", 0.0)
     run_recipe(load_recipe(recipe), tmp_path / "out")
-    lines = capsys.readouterr().err.splitlines()
+    lines = said().splitlines()
     assert lines[0].startswith("alignkit 0.1.0: short, 2 stages, ")
     assert "sft: stage 1 of 2, sft" in lines and "report: stage 2 of 2, evaluate" in lines
     counted = [line.split(" (")[0] for line in lines]
     for line in ("sampling from base 1/1", "sampling from sft 1/1", "measuring sft 1/1"):
         assert f"report: {line}" in counted
-    (tmp_path / "more.yaml").write_text(RECIPE + MORE, encoding="utf-8")
-    run_recipe(load_recipe(tmp_path / "more.yaml"), tmp_path / "out")
-    again = capsys.readouterr().err
+    run_recipe(load_recipe(write(tmp_path, SFT + REPORT + MORE)), tmp_path / "out")
+    again = said()
     assert "sft: unchanged, reused" in again and "stage 1 of 4" not in again
     counted = [line.split(" loss ")[0].split(" (")[0] for line in again.splitlines()]
     for line in (
@@ -143,16 +139,16 @@ def test_an_error_names_the_step_or_the_iteration(
     method: str,
     place: str,
     recipe: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing(*arguments: object) -> None:
         raise RunFailed("it failed")
 
     monkeypatch.setattr(f"alignkit.training.{method}", failing)
-    recipe.write_text(RECIPE + MORE, encoding="utf-8")
+    write(recipe.parent, SFT + REPORT + MORE)
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
-    assert capsys.readouterr().err.endswith(f"error: it failed\n  {place}\n")
+    assert said().endswith(f"error: it failed\n  {place}\n")
     assert logged(recipe.parent / "out")[-2:] == ["error: it failed", f"  {place}"]
 
 
@@ -163,18 +159,15 @@ def test_a_run_that_failed_and_is_killed_while_it_tells_others_is_not_done(
         def fail(self, error: BaseException) -> None:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "execute", lambda self: failed())
+    def failed(self: Run) -> None:
+        raise RunFailed("it failed")
+
+    monkeypatch.setattr(Run, "execute", failed)
     out = recipe.parent / "out"
     with pytest.raises(KeyboardInterrupt):
         run_recipe(load_recipe(recipe), out, collectives=Waits())
-    assert (
-        json.loads((out / "starts.jsonl").read_text(encoding="utf-8").splitlines()[-1])["outcome"]
-        == "failed"
-    )
-
-
-def failed() -> None:
-    raise RunFailed("it failed")
+    last = (out / "starts.jsonl").read_text(encoding="utf-8").splitlines()[-1]
+    assert json.loads(last)["outcome"] == "failed"
 
 
 def logged(folder: Path) -> list[str]:
@@ -201,7 +194,7 @@ def test_the_log_has_all_that_a_run_and_its_resumption_said(
 
 
 def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, said: Said
 ) -> None:
     watch = (
         "from alignkit import hookimpl\n"
@@ -210,33 +203,24 @@ def test_an_observer_that_fails_at_the_end_is_a_warning_which_is_in_the_log(
         "def run_finished(run, error): raise ValueError('too late')\n"
     )
     (recipe.parent / "watch.py").write_text(watch, encoding="utf-8")
-    recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
-    command = [
-        "run",
-        str(recipe),
-        "--out",
-        str(recipe.parent / "out"),
-        "--plugin",
-        str(recipe.parent / "watch.py"),
-    ]
-    assert cli.main(command) == 0
+    write(recipe.parent, SFT)
+    out = recipe.parent / "out"
+    run(recipe, "--plugin", str(recipe.parent / "watch.py"), out=out)
     expected = "warning: plugin 'watch.py', in `run_finished`: ValueError: too late"
-    for lines in (capsys.readouterr().err.splitlines(), logged(recipe.parent / "out")):
+    for lines in (said().splitlines(), logged(out)):
         assert any(line.startswith(expected) for line in lines)
-        assert lines[-1].startswith("done in ") and lines[-1].endswith(
-            f"results: {recipe.parent / 'out'}"
-        )
+        assert lines[-1].startswith("done in ") and lines[-1].endswith(f"results: {out}")
 
 
 def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
-    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any, **options: Any) -> Recipe:
         arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
     monkeypatch.setattr(cli, "load", load)
-    recipe.write_text(RECIPE[: RECIPE.index("  report")], encoding="utf-8")
+    write(recipe.parent, SFT)
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 0
-    assert capsys.readouterr().err.splitlines()[1].startswith("warning: it is old")
+    assert said().splitlines()[1].startswith("warning: it is old")
     assert logged(recipe.parent / "out")[1] == "warning: it is old, token ***"

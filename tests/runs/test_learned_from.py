@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
+from alignkit.runs.run import run_recipe
 from alignkit_plugins.evaluate import learned_from as lineage
 from alignkit_plugins.evaluate.learned_from import RECIPE
+from tests.rows import write_rows
 
 TEXT = """
 name: small
@@ -44,13 +45,25 @@ stages:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    for name in ("pairs", "gold_pairs"):
-        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(pair)}\n")
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
-    (tmp_path / "recipe.yaml").write_text(TEXT)
-    return load_recipe(tmp_path / "recipe.yaml")
+    rows = {
+        "pairs": {"prompt": "a", "chosen": "b", "rejected": "c"},
+        "gold_pairs": {"prompt": "a", "chosen": "b", "rejected": "c"},
+        "demos": {"prompt": "a", "response": "b"},
+        "prompts": {"prompt": "a"},
+    }
+    for name, row in rows.items():
+        write_rows(tmp_path / f"{name}.jsonl", [row])
+    return load(tmp_path, TEXT)
+
+
+def load(folder: Path, text: str) -> Recipe:
+    (folder / "recipe.yaml").write_text(text)
+    return load_recipe(folder / "recipe.yaml")
+
+
+def options(recipe: Recipe) -> Any:
+    """Those of the evaluation."""
+    return recipe.stages["report"].component.options
 
 
 def learned_from(policy: str, rater: Any, recipe: Recipe) -> bool | None:
@@ -63,26 +76,25 @@ def learned(recipe: Recipe, policy: str, raters: dict[str, Any]) -> set[str]:
 
 @pytest.fixture
 def raters(recipe: Recipe) -> dict[str, Any]:
-    options: Any = recipe.stages["report"].component.options
-    return {spec.name: spec for spec in (*options.rewards, *options.judges)}
+    return {spec.name: spec for spec in (*options(recipe).rewards, *options(recipe).judges)}
 
 
-def test_a_policy_learned_from_its_reward_and_all_parts_of_it(
-    recipe: Recipe, raters: dict[str, Any]
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        # Its reward and all parts of it; `other` learned from the pairs of `helpful`. Gold watches.
+        ("ppo", {"helpful", "length", "other"}),
+        ("ppo@2", {"helpful", "length", "other"}),
+        ("dpo", {"helpful", "other"}),  # the same pairs
+        ("labeled", {"helpful", "other", "length", "local_judge"}),  # labels, and earlier stages
+        ("base", set()),
+        ("sft", set()),
+    ],
+)
+def test_a_policy_learned_from_rewards_pairs_and_labels(
+    recipe: Recipe, raters: dict[str, Any], policy: str, said: set[str]
 ) -> None:
-    # `other` learned from the pairs of `helpful`, so it says the same.
-    assert learned(recipe, "ppo", raters) == {"helpful", "length", "other"}
-    assert learned(recipe, "ppo@2", raters) == {"helpful", "length", "other"}
-
-
-def test_gold_only_watches(recipe: Recipe, raters: dict[str, Any]) -> None:
-    assert learned_from("ppo", raters["gold"], recipe) is False
-
-
-def test_a_policy_and_a_reward_model_learned_from_the_same_pairs(
-    recipe: Recipe, raters: dict[str, Any]
-) -> None:
-    assert learned(recipe, "dpo", raters) == {"helpful", "other"}
+    assert learned(recipe, policy, raters) == said
 
 
 @pytest.mark.parametrize(
@@ -101,18 +113,9 @@ def test_other_shares_of_a_file_are_other_pairs(
         "dpo, from: sft, data: {path: pairs.jsonl, part: [0.29, 1]",
         f"dpo, from: sft, data: {{path: pairs.jsonl, part: {part}",
     )
-    (tmp_path / "recipe.yaml").write_text(text)
-    shares = load_recipe(tmp_path / "recipe.yaml")
-    options: Any = shares.stages["report"].component.options
-    assert learned(shares, "dpo", {spec.name: spec for spec in options.rewards}) == said
-
-
-def test_labels_and_earlier_stages_count(recipe: Recipe, raters: dict[str, Any]) -> None:
-    assert learned(recipe, "labeled", raters) == {"helpful", "other", "length", "local_judge"}
-
-
-def test_untouched_models_learned_from_nothing(recipe: Recipe, raters: dict[str, Any]) -> None:
-    assert learned(recipe, "base", raters) == learned(recipe, "sft", raters) == set()
+    shares = load(tmp_path, text)
+    rewards = {spec.name: spec for spec in options(shares).rewards}
+    assert learned(shares, "dpo", rewards) == said
 
 
 def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path: Path) -> None:
@@ -139,14 +142,12 @@ def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path
 def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any]) -> None:
     run = recipe.folder / "run"
     run.mkdir()
-    path = recipe.folder / "recipe.yaml"
-    shutil.copy(path, recipe.folder / RECIPE)
+    shutil.copy(recipe.folder / "recipe.yaml", recipe.folder / RECIPE)
     (run / RECIPE).write_text(TEXT.replace(": demos", f": {recipe.folder}/demos"))
     for name in ("pairs", "gold_pairs", "prompts"):
         shutil.copy(recipe.folder / f"{name}.jsonl", run)
     (run / "ppo" / "model").mkdir(parents=True)
-    path.write_text(TEXT.replace("base: tiny", f"base: {run}/ppo/model"))
-    again = load_recipe(path)
+    again = load(recipe.folder, TEXT.replace("base: tiny", f"base: {run}/ppo/model"))
     assert learned_from("base", raters["length"], again) is True
     assert learned_from("sft", raters["length"], again) is True
     assert learned_from("sft", raters["refusal"], again) is False
@@ -155,14 +156,13 @@ def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any]) ->
 
 
 def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe) -> None:
-    run, path = recipe.folder / "run", recipe.folder / "recipe.yaml"
+    run = recipe.folder / "run"
     run.mkdir()
     pairs = f"{recipe.folder}/pairs.jsonl"
     text = TEXT.replace("data: pairs.jsonl", f"data: {{path: {pairs}, part: [0, 0.5]}}")
     for name in ("demos", "gold_pairs", "prompts"):
         shutil.copy(recipe.folder / f"{name}.jsonl", run)
-    path.write_text(text.replace("part: [0, 0.5]", "part: [0.5, 1]"))
-    mine = load_recipe(path)
+    mine = load(recipe.folder, text.replace("part: [0, 0.5]", "part: [0.5, 1]"))
     rater = RewardSpec("folder", str(run / "helpful" / "adapter"))
     for seed, said in ((mine.seed, False), (mine.seed + 1, True)):
         (run / RECIPE).write_text(f"seed: {seed}\n{text}")
@@ -170,11 +170,8 @@ def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe) -> None:
 
 
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
-    path = recipe.folder / "recipe.yaml"
-    path.write_text(TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))
-    stopped = load_recipe(path)
-    options: Any = stopped.stages["report"].component.options
-    gold = next(spec for spec in options.rewards if spec.name == "gold")
+    stopped = load(recipe.folder, TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))
+    gold = next(spec for spec in options(stopped).rewards if spec.name == "gold")
     assert learned_from("ppo", gold, stopped) is True
     assert learned_from("dpo", gold, stopped) is False
 
@@ -203,13 +200,17 @@ stages:
 """
 
 
-def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> bool | None:
+def asked(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> Recipe:
     for name in ("seen", "held_out"):
         rows = [{"prompt": f"{name} {n}", "answer": "1", "answers": ["1"]} for n in range(4)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(folder / f"{name}.jsonl", rows)
     text = ASKED.replace("TAUGHT", taught).replace("MEASURED", measured).replace("PROMPTS", prompts)
-    (folder / "recipe.yaml").write_text(text)
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "run")]) == 0
+    return load(folder, text)
+
+
+def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> bool | None:
+    folder.mkdir()
+    run_recipe(asked(folder, taught, measured, prompts), folder / "run")
     rows = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["results"]
     (found,) = (row for row in rows if (row["policy"], row["metric"]) == ("align", "m"))
     return found["trained_on"]  # type: ignore[no-any-return]
@@ -236,18 +237,8 @@ def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_ou
 def test_a_measure_is_its_own_reward_with_other_options(
     taught: str, measured: str, own: bool, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "answer": "1", "answers": ["1"]}\n')
-    text = (
-        ASKED.replace("TAUGHT", taught)
-        .replace("MEASURED", measured)
-        .replace("PROMPTS", "a")
-        .replace("seen", "a")
-    )
-    (tmp_path / "recipe.yaml").write_text(text)
-    recipe = load_recipe(tmp_path / "recipe.yaml")
-    options: Any = recipe.stages["report"].component.options
-    rater = options.metrics["m"].reward
-    assert learned_from("align", rater, recipe) is own
+    recipe = asked(tmp_path, taught, measured)
+    assert learned_from("align", options(recipe).metrics["m"].reward, recipe) is own
 
 
 @pytest.mark.silent_bug(
@@ -257,8 +248,6 @@ def test_a_measure_is_its_own_reward_with_other_options(
     "A known answer to a prompt that was not trained on is independent.",
 )
 def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
-    for name in "abc":
-        (tmp_path / name).mkdir()
     taught = (
         "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: "
         "{a: 1, b: 1}}}"

@@ -6,25 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import cli
+from tests.rows import Said, run, write_recipe
 
-RECIPE = """
-name: short
-model: {base: tiny}
-stages:
-  sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
-"""
+SFT = "sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}\n"
 
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    (tmp_path / "demos.jsonl").write_text('{"prompt": "q", "completion": "a"}\n', encoding="utf-8")
-    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    return tmp_path / "recipe.yaml"
-
-
-def run(recipe: Path, out: Path) -> int:
-    return cli.main(["run", str(recipe), "--out", str(out)])
+    return write_recipe(tmp_path, SFT)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -37,14 +26,12 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["report.json", "report.html"])
 def test_a_folder_with_files_that_a_run_would_replace_is_refused(
-    name: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+    name: str, recipe: Path, said: Said
 ) -> None:
     (recipe.parent / name).write_text("mine", encoding="utf-8")
     before = files(recipe.parent)
-    assert run(recipe, recipe.parent) == 2
-    error = capsys.readouterr().err
-    assert f"a run would replace {name}" in error
-    assert "help: choose another folder, such as --out runs/NAME" in error
+    run(recipe, out=recipe.parent, code=2)
+    assert f"a run would replace {name}" in said()
     assert files(recipe.parent) == before
 
 
@@ -64,32 +51,22 @@ def test_a_run_next_to_a_project_leaves_it_alone(recipe: Path) -> None:
     (project / "sft").mkdir()  # empty: nothing to lose
     before = files(project)
     for _ in range(2):
-        assert run(recipe, project) == 0
+        run(recipe, out=project)
         assert files(project).items() >= before.items()
     assert (project / "sft" / "adapter").is_dir()
 
 
-def test_a_stage_added_later_leaves_what_has_its_name(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = recipe.parent / "out"
-    assert run(recipe, out) == 0
+def test_a_stage_added_later_leaves_what_has_its_name(recipe: Path, said: Said) -> None:
+    out = run(recipe)
     (out / "more").mkdir()
     (out / "more" / "notes").write_text("mine", encoding="utf-8")
-    recipe.write_text(
-        RECIPE + RECIPE.splitlines()[-1].replace("sft:", "more:") + "\n", encoding="utf-8"
-    )
-    capsys.readouterr()
-    assert run(recipe, out) == 1
-    assert f"{out / 'more'} is no link to a result of this run" in capsys.readouterr().err
+    run(write_recipe(recipe.parent, SFT + SFT.replace("sft:", "more:", 1)), code=1)
+    assert f"{out / 'more'} is no link to a result of this run" in said()
     assert (out / "more" / "notes").read_text(encoding="utf-8") == "mine"
 
 
-def test_a_first_start_that_fails_can_be_repeated(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = recipe.parent / "out"
+def test_a_first_start_that_fails_can_be_repeated(recipe: Path) -> None:
     (recipe.parent / "demos.jsonl").rename(recipe.parent / "later.jsonl")
-    assert run(recipe, out) == 2
+    run(recipe, code=2)
     (recipe.parent / "later.jsonl").rename(recipe.parent / "demos.jsonl")
-    assert run(recipe, out) == 0
+    run(recipe)

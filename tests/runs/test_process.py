@@ -12,6 +12,7 @@ import pytest
 from alignkit.errors import OutOfResource, RunFailed, should_stop, stoppable
 from alignkit.runs.run import with_help
 from alignkit.runs.start import start
+from tests.rows import Said
 
 
 def test_memory_that_runs_out_says_what_saves_memory() -> None:
@@ -29,7 +30,7 @@ def test_memory_that_runs_out_says_what_saves_memory() -> None:
 
 
 def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     """On a busy machine the launcher asks before this process has found out that the others are
     gone.
@@ -46,4 +47,4 @@ def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(
     with stoppable():
         assert start(lambda warn: pytest.fail("not read"), None) == RunFailed.exit_code
     should_stop()  # nothing outside is stopped
-    assert capsys.readouterr().err == ""
+    assert said() == ""

@@ -4,44 +4,38 @@ anything trains.
 
 from __future__ import annotations
 
-import json
-import signal
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, save_file
-from test_bases import SABOTEUR, TEMPLATE, TINY, make_model
+from test_bases import TEMPLATE, TINY, make_model
 from torch import Tensor
 
 from alignkit.batch import Batch
 from alignkit.cli import main
-from alignkit.data.group import Group, Response
+from alignkit.data.group import Group
 from alignkit.errors import DataError
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import Encoded, ResponseTokens
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
-from tests.killed import forked
+from tests.by_transformers import logprobs, prompt_ids
+from tests.rows import Said, run, user, write_recipe
 
 TEMPERATURE = 0.7
-STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "prompts.jsonl", "iterations": 2}
-STUDENT |= {"prompts_per_iteration": 3, "reference": "big"}
-STUDENT |= {"rollout": {"samples_per_prompt": 2, "max_new_tokens": 8, "temperature": TEMPERATURE}}
-PAIRS: dict[str, Any] = {
-    "algorithm": "dpo",
-    "data": "pairs.jsonl",
-    "batch_size": 2,
-    "reference": "big",
-}
+STUDENT = yaml.safe_load("""
+algorithm: distillation
+prompts: prompts.jsonl
+iterations: 2
+prompts_per_iteration: 3
+rollout: {samples_per_prompt: 2, max_new_tokens: 8, temperature: 0.7}
+""")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,49 +51,15 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("shifted"), 7)
 
 
-def write(folder: Path, stages: dict[str, Any], big: Path, **keys: Any) -> Path:
-    rows = {
-        "demos": [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(4)],
-        "pairs": [
-            {"prompt": f"is it {n}?", "chosen": f"yes, {n}", "rejected": "no"} for n in range(4)
-        ],
-        "prompts": [{"prompt": f"what is {n} and why?"} for n in range(4)],
-    }
-    for name, lines in rows.items():
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    named = {
-        name: stage | {"reference": str(big)}
-        for name, stage in stages.items()
-        if stage["reference"] == "big"
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"model": TINY, "stages": stages | named} | keys, sort_keys=False)
-    )
-    return path
+def student(folder: Path, reference: Path, **model: Any) -> Path:
+    """A recipe that distills a reference."""
+    stages = {"student": {**STUDENT, "reference": str(reference)}}
+    return write_recipe(folder, stages, TINY | model)
 
 
-def direct(source: Path, temperature: float) -> Callable[[Group, Sequence[int]], Tensor]:
-    """What transformers says of a response's tokens behind a prompt, without alignkit."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    network: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-
-    @torch.no_grad()
-    def logprobs(group: Group, tokens: Sequence[int]) -> Tensor:
-        text = tokenizer.apply_chat_template(
-            list(group.prompt), tokenize=False, add_generation_prompt=True
-        )
-        prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        logits = network(input_ids=torch.tensor([[*prompt, *tokens]])).logits[
-            0, len(prompt) - 1 : -1
-        ]
-        return torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(tokens)[:, None])[
-            :, 0
-        ]
-
-    return logprobs
+def direct(source: Path, group: Group, tokens: Sequence[int], temperature: float) -> Tensor:
+    """What transformers says of a response's tokens behind a prompt in its own template."""
+    return logprobs(source, prompt_ids(source, group.prompt), tokens, temperature)
 
 
 def test_a_whole_teacher_reads_the_policys_tokens(
@@ -111,10 +71,9 @@ def test_a_whole_teacher_reads_the_policys_tokens(
     monkeypatch.setattr(
         Distillation, "signal", lambda self, batch: (seen.append(batch), signal(self, batch))[1]
     )
-    run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
-    run.execute()
-    wanted = direct(big, TEMPERATURE)
-    assert len(seen) == 2 and run.recipe.stages["student"].whole_models == (str(big),)
+    made = Run(load_recipe(student(tmp_path, big)), tmp_path / "out")
+    made.execute()
+    assert len(seen) == 2 and made.recipe.stages["student"].whole_models == (str(big),)
     for batch in seen:
         responses = [(group, response) for group in batch.groups for response in group.responses]
         for (group, response), found, old in zip(
@@ -123,7 +82,7 @@ def test_a_whole_teacher_reads_the_policys_tokens(
             assert response.tokens is not None
             count = len(response.tokens)
             torch.testing.assert_close(
-                found[:count], wanted(group, response.tokens), atol=1e-5, rtol=0
+                found[:count], direct(big, group, response.tokens, TEMPERATURE), atol=1e-5, rtol=0
             )
             assert float((found - old)[:count].abs().max()) > 1e-3
 
@@ -136,105 +95,70 @@ def test_an_offline_reference_is_read_by_the_whole_model(
     monkeypatch.setattr(
         DPO, "loss", lambda self, batch, out: (seen.append(batch), loss(self, batch, out))[1]
     )
-    other = make_model(tmp_path / "other", 0)
-    tensors = {
-        name: 1.1 * tensor for name, tensor in load_file(other / "model.safetensors").items()
-    }
-    # The tokens and the name stay the same
-    save_file(tensors, other / "model.safetensors", {"format": "pt"})
-    for number, base in enumerate((big, other)):
-        seen.clear()
-        recipe = load_recipe(write(tmp_path, {"align": PAIRS}, base))
-        Run(recipe, tmp_path / f"out{number}").execute()
-        wanted = direct(base, 1.0)
-        for batch in seen:
-            rows = [group for group in batch.groups for _ in group.responses]
-            for group, tokens, mask, found in zip(
-                rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
-            ):
-                kept = tokens[: int(mask.sum())].tolist()
-                torch.testing.assert_close(
-                    found[: len(kept)], wanted(group, kept), atol=1e-5, rtol=0
-                )
+    align = {"algorithm": "dpo", "data": "pairs.jsonl", "reference": str(big)}
+    Run(load_recipe(write_recipe(tmp_path, {"align": align})), tmp_path / "out").execute()
+    assert seen
+    for batch in seen:
+        rows = [group for group in batch.groups for _ in group.responses]
+        for group, tokens, mask, found in zip(
+            rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
+        ):
+            kept = tokens[: int(mask.sum())].tolist()
+            torch.testing.assert_close(
+                found[: len(kept)], direct(big, group, kept, 1.0), atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_another_tokenizer_is_refused_first(
-    command: str, big: Path, shifted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, big: Path, shifted: Path, tmp_path: Path, said: Said
 ) -> None:
     """While validating, if both tokenizers are on this machine."""
-    path = write(tmp_path, {"student": STUDENT}, shifted, model={**TINY, "base": str(big)})
-    assert (
-        main([command, str(path), *(("--out", str(tmp_path / "out")) if command == "run" else ())])
-        == 2
-    )
-    err = capsys.readouterr().err
-    assert (
-        f"stage 'student': its reference {shifted} has another tokenizer, or ends its turns with "
-        "another token" in err
-    )
-    assert "a step 'sample' with its folder as 'policy'" in err and f"loading {big}" not in err
+    path = str(student(tmp_path, shifted, base=str(big)))
+    out = ["--out", str(tmp_path / "out")] if command == "run" else []
+    assert main([command, path, *out]) == 2
+    err = said()
+    assert f"stage 'student': its reference {shifted} has another tokenizer" in err
+    assert f"loading {big}" not in err
 
 
-def test_another_end_of_turn_is_refused(
-    big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, said: Said) -> None:
     """A template that writes `</>` in front of the token that ends both."""
-    (tmp_path / "other.jinja").write_text(
-        TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'"), encoding="utf-8"
-    )
-    path = write(tmp_path, {"student": STUDENT}, big)
-    override = f"model.chat_template={tmp_path / 'other.jinja'}"
-    assert main(["run", str(path), override, "--out", str(tmp_path / "out")]) == 2
-    err = capsys.readouterr().err
-    assert "ends its turns with another token" in err and "give both the same chat template" in err
+    template = TEMPLATE.replace("'<|im_end|>'", "'</><|im_end|>'")
+    (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
+    run(student(tmp_path, big), f"model.chat_template={tmp_path / 'other.jinja'}", code=2)
+    assert "ends its turns with another token" in said()
 
 
 def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:
     """`tiny` is made by a plugin when a run needs it."""
-    assert main(["check", str(write(tmp_path, {"student": STUDENT}, shifted))]) == 0
+    assert main(["check", str(student(tmp_path, shifted))]) == 0
 
 
 def test_a_hash_covers_the_teacher(tmp_path: Path) -> None:
     big = make_model(tmp_path / "big", 0)
-    context = {"distillation": {"context": [{"role": "user", "content": "1 + 1?"}]}}
-    alone = {**STUDENT, "algorithm": context, "reference": "base"}
-    path = write(tmp_path, {"student": STUDENT, "alone": alone}, big)
+    recipe = load_recipe(student(tmp_path, big))
 
-    def hashes(*overrides: str) -> list[str]:
-        run = Run(load_recipe(path, list(overrides)), tmp_path / "out")
-        return [digest(stage.key()) for stage in run.stages.values()]
+    def key() -> str:
+        return digest(Run(recipe, tmp_path / "out").stages["student"].key())
 
-    student, alone = hashes()
+    before = key()
+    assert key() == before
     (big / "chat_template.jinja").write_text(TEMPLATE + " ", encoding="utf-8")
-    changed = hashes()
-    assert changed[0] != student and changed[1] == alone
-
-
-def test_a_killed_run_ends_in_the_same_bytes(big: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, {"student": STUDENT}, big)
-    (tmp_path / "saboteur.py").write_text(SABOTEUR, encoding="utf-8")
-    command = ["run", str(path), "--plugin", str(tmp_path / "saboteur.py"), "--out"]
-    assert forked(*command, tmp_path / "killed", KILL="yes") == -signal.SIGKILL
-    for name in ("killed", "whole"):
-        assert main([*command, str(tmp_path / name)]) == 0
-    for file in ("student/adapter/adapter_model.safetensors", "student/rollouts/0002.jsonl"):
-        assert (tmp_path / "killed" / file).read_bytes() == (
-            tmp_path / "whole" / file
-        ).read_bytes(), file
+    assert key() != before
 
 
 @pytest.fixture
 def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
     """Starts a stage whose reference is the model `big`, in the folder of an earlier start."""
-    run = Run(load_recipe(write(tmp_path, {"student": STUDENT}, big)), tmp_path / "out")
-    stage = run.stages["student"]
+    made = Run(load_recipe(student(tmp_path, big)), tmp_path / "out")
+    stage = made.stages["student"]
     assert isinstance(stage, TrainingStage)
     stage.folder.mkdir(parents=True)
 
     def start() -> Trainer:
-        run.models.enter(())
-        run.models.enter(stage.stage.whole_models)
+        made.models.enter(())
+        made.models.enter(stage.stage.whole_models)
         return Trainer(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
     return start
@@ -243,10 +167,8 @@ def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
 def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Trainer]) -> None:
     """Another packing would change the last bits of a resumed run."""
     first = work()
-    assert (
-        Path(first.reference_models.name).name.startswith("big")
-        and first.model is not first.reference_models.model
-    )
+    assert Path(first.reference_models.name).name.startswith("big")
+    assert first.model is not first.reference_models.model
     first.reference_models.model.memory.halve()
     first.checkpoint(1, "iteration 1 of 2")
     first.close()
@@ -261,26 +183,7 @@ def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Tr
     """
     started = work()
     assert started.model.context > 512 and started.encoder.max_length == 512
-    long = Group(({"role": "user", "content": "0123456789 " * 60},))
-    with pytest.raises(
-        DataError, match=r"stage 'student': the reference's prompt of .* leaves no room"
-    ):
+    long = Group((user("0123456789 " * 60),))
+    with pytest.raises(DataError, match=r"the reference's prompt of .* leaves no room"):
         started.reference_prompts.check([long], 8)
-    started.close()
-
-
-def test_a_text_without_a_prompt_and_an_equal_template_are_read_as_they_are(
-    work: Callable[[], Trainer],
-) -> None:
-    started = work()
-    prompts = started.reference_prompts
-    raw = Encoded(Group((), (Response("x"),)), (), (ResponseTokens((3,), (True,)),))
-    chat = replace(
-        raw, group=Group(({"role": "user", "content": "hi"},), raw.group.responses), prompt=(5, 6)
-    )
-    assert prompts.encoded([raw])[0] is raw and prompts.encoded([chat])[
-        0
-    ].prompt == prompts.encoder.prompt(chat.group.prompt)
-    prompts.encoder = started.context.models.encoder
-    assert prompts.encoded([chat])[0] is chat
     started.close()

@@ -6,15 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import cli
-from alignkit.report import Report, Table
+from tests.rows import run, write_recipe
 
-REPORT = Report(["notes", Table("means", ["", "sft"], [["helpful", "0.1 [0.0, 0.2]"]])])
-RECIPE = """
-model: {base: tiny}
-stages:
-  report: {step: reported}
-"""
 PLUGIN = """
 from alignkit import Artifact, Step, hookimpl
 from alignkit.report import Report, Table
@@ -33,24 +26,14 @@ def register(add):
 def test_a_step_reports_to_a_pipe_in_80_columns_also_when_it_is_reused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
-    command = [
-        "run",
-        str(tmp_path / "recipe.yaml"),
-        "--plugin",
-        str(tmp_path / "plugin.py"),
-        "--out",
-    ]
-    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    recipe = write_recipe(tmp_path, {"report": {"step": "reported"}})
+    out = run(recipe, "--plugin", str(tmp_path / "plugin.py"))
     first = capsys.readouterr().out
-    assert (
-        first
-        == (tmp_path / "out" / "report" / "report.txt").read_text(encoding="utf-8") + "\nnext: x\n"
+    text, markdown = (
+        (out / "report" / f"report.{kind}").read_text(encoding="utf-8") for kind in ("txt", "md")
     )
-    assert (tmp_path / "out" / "report" / "report.md").read_text(encoding="utf-8").count(
-        "0.12"
-    ) == 5
+    assert first == text + "\nnext: x\n" and markdown.count("0.12") == 5
     assert max(map(len, first.splitlines())) <= 80 and first.count("0.12") == 5
-    assert cli.main([*command, str(tmp_path / "out")]) == 0
+    run(recipe, "--plugin", str(tmp_path / "plugin.py"))
     assert capsys.readouterr().out == first

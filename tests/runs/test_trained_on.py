@@ -4,7 +4,6 @@ number.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +13,10 @@ import pytest
 
 from alignkit.data.group import Group, Message, Response, prompts_of
 from alignkit.data.sources import DataSpec
-from alignkit.io.results import write_record
+from alignkit.io.results import read_record, write_record
 from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
 from alignkit_plugins.evaluate.learned_from import trained_prompts
+from tests.rows import run, write_recipe, write_rows
 
 RECIPE = """
 model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
@@ -44,8 +43,8 @@ def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict
     """The words that each stage of a policy learned from."""
     (folder / "rows").mkdir(exist_ok=True)
     for name, letters in ROWS.items():
-        rows = [json.dumps({"prompt": letter, "response": "x"}) for letter in letters]
-        (folder / "rows" / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+        rows = [{"prompt": letter, "response": "x"} for letter in letters]
+        write_rows(folder / "rows" / f"{name}.jsonl", rows)
     (folder / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "recipe.yaml")
 
@@ -67,10 +66,8 @@ def test_all_stages_that_a_policy_comes_from_count(tmp_path: Path) -> None:
     assert seen(tmp_path, "sft@1", words) == {"sft": ["b", "c"], "warm": ["a", "b"]}
     align = {"align": ["c", "d", "e"], "sft": ["b", "c"], "warm": ["a", "b"]}
     assert seen(tmp_path, "align", words) == align  # through the policy that a step selected
-    assert seen(tmp_path, "align", words, selected="other") == {
-        "align": ["c", "d", "e"],
-        "other": ["z"],
-    }
+    other = {"align": ["c", "d", "e"], "other": ["z"]}
+    assert seen(tmp_path, "align", words, selected="other") == other
     assert seen(tmp_path, "best", words, selected="other") == {"other": ["z"]}
 
 
@@ -80,24 +77,34 @@ def test_repeated_prompts_count_each_and_fresh_ones_not(tmp_path: Path) -> None:
     assert seen(tmp_path, "base", "abc") == {}
 
 
-def test_an_evaluation_on_training_data_warns(tmp_path: Path) -> None:
-    rows = [json.dumps({"prompt": f"question {n}", "response": "yes"}) for n in range(6)]
-    (tmp_path / "demos.jsonl").write_text("\n".join(rows[:4]) + "\n")
-    (tmp_path / "mixed.jsonl").write_text("\n".join(rows[2:]) + "\n")
-    (tmp_path / "recipe.yaml").write_text(
-        """
-model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
-stages:
-  sft: {algorithm: sft, data: demos.jsonl}
-  report: {step: evaluate, policies: [base, sft], rewards: [length], prompts: mixed.jsonl,
-    sampling: {max_new_tokens: 2}}
+def notes(folder: Path, stages: str) -> list[str]:
+    """What an evaluation says of its prompts, of which 2 of 4 are training data."""
+    rows = [{"prompt": f"question {n}", "response": "yes"} for n in range(6)]
+    pairs = [{"prompt": row["prompt"], "chosen": "yes", "rejected": "no"} for row in rows[:4]]
+    write_rows(folder / "demos.jsonl", rows[:4])
+    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "prompts.jsonl", rows[2:])
+    report = run(write_recipe(folder, stages)) / "report"
+    found: list[str] = read_record(report)["summary"]["notes"]
+    text = (report / "report.txt").read_text(encoding="utf-8")
+    assert [note for note in found if note in text]
+    return found
+
+
+EVALUATE = """
+report:
+  step: evaluate
+  policies: POLICIES
+  rewards: [REWARD]
+  prompts: prompts.jsonl
+  sampling: {max_new_tokens: 2}
 """
-    )
-    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
-    record = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())
-    warning = "warning: 2 of 4 prompts are training data (2 by sft)"
-    assert warning in record["summary"]["notes"]
-    assert warning in (tmp_path / "run" / "report" / "report.txt").read_text(encoding="utf-8")
+
+
+def test_an_evaluation_on_training_data_warns(tmp_path: Path) -> None:
+    report = EVALUATE.replace("POLICIES", "[base, sft]").replace("REWARD", "length")
+    found = notes(tmp_path, "sft: {algorithm: sft, data: demos.jsonl}" + report)
+    assert "warning: 2 of 4 prompts are training data (2 by sft)" in found
 
 
 @pytest.mark.parametrize(
@@ -110,28 +117,9 @@ stages:
 def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(
     reward: str, tmp_path: Path
 ) -> None:
-    pairs = [
-        json.dumps({"prompt": f"question {n}", "chosen": "yes", "rejected": "no"}) for n in range(3)
-    ]
-    asked = [json.dumps({"prompt": f"question {n}"}) for n in range(2, 6)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(pairs) + "\n")
-    (tmp_path / "asked.jsonl").write_text("\n".join(asked) + "\n")
-    (tmp_path / "recipe.yaml").write_text(
-        f"""
-model: {{base: tiny, dtype: float32, lora: {{r: 2, lora_alpha: 4}}}}
-stages:
-  liked: {{algorithm: reward_model, data: pairs.jsonl}}
-  report:
-    step: evaluate
-    policies: [base]
-    rewards: [{reward}]
-    prompts: asked.jsonl
-    sampling: {{max_new_tokens: 2}}
-"""
-    )
-    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
-    notes = json.loads((tmp_path / "run" / "report" / "stage.json").read_text())["summary"]["notes"]
-    assert "warning: 1 of 4 prompts are training data (1 by liked)" in notes
+    report = EVALUATE.replace("POLICIES", "[base]").replace("REWARD", reward)
+    found = notes(tmp_path, "liked: {algorithm: reward_model, data: pairs.jsonl}" + report)
+    assert "warning: 2 of 4 prompts are training data (2 by liked)" in found
 
 
 def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:

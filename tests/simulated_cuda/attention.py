@@ -71,7 +71,12 @@ def scaled_dot_product_attention(
         )
     if chosen == "math":
         return _math(query, key, value, mask, is_causal, scale)
-    result: Tensor = _Fused.apply(query, key, value, mask, is_causal, scale)
+    numbers = None if mask is None else mask.elem  # type: ignore[attr-defined]
+
+    def compute(*inputs: Tensor) -> Tensor:
+        return _numbers(*inputs, numbers, is_causal, scale)
+
+    result: Tensor = _Kernel.apply(compute, 3, query, key, value)
     return result
 
 
@@ -101,31 +106,27 @@ def _numbers(
     )
 
 
-class _Fused(torch.autograd.Function):
-    """A kernel that stores its inputs, its mask and its result, and no scores."""
+class _Kernel(torch.autograd.Function):
+    """A kernel that stores its inputs and its result, and no scores. compute: its numbers, on the
+    CPU. backward: kernels of its gradient.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: float | None
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v, mask)
-        ctx.causal, ctx.scale = causal, scale
+    def forward(ctx: Any, compute: Any, backward: int, *inputs: Any) -> Tensor:
+        ctx.save_for_backward(*inputs)
+        ctx.compute, ctx.kernels = compute, backward
         device.launches += 1
-        numbers = _numbers(
-            q.elem, k.elem, v.elem, None if mask is None else mask.elem, causal, scale
-        )
-        return CudaTensor(numbers.detach().transpose(1, 2).contiguous().transpose(1, 2))
+        numbers = compute(*(x.elem for x in inputs)).detach()
+        return CudaTensor(numbers.transpose(1, 2).contiguous().transpose(1, 2))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Any) -> Any:
-        *inputs, mask = ctx.saved_tensors
-        device.launches += 3
-        numbers = [x.elem.detach().requires_grad_() for x in inputs]
+        device.launches += ctx.kernels
+        numbers = [x.elem.detach().requires_grad_() for x in ctx.saved_tensors]
         with torch.enable_grad():
-            out = _numbers(*numbers, None if mask is None else mask.elem, ctx.causal, ctx.scale)
-        gradients = torch.autograd.grad(out, numbers, upstream[0].elem)
-        return (*map(CudaTensor, gradients), None, None, None)
+            gradients = torch.autograd.grad(ctx.compute(*numbers), numbers, upstream[0].elem)
+        return (None, None, *map(CudaTensor, gradients))
 
 
 def flex_attention(
@@ -143,38 +144,12 @@ def flex_attention(
             f"Expected query, key, value and mask on the same device (attention at {place()})"
         )
     device.attention["flex"] += 1
-    before = device.launches, device.waits.copy(), device.copies.copy()
+    before = device.launches, device.waits, device.copies
     sees = seen(block_mask)  # what the kernel computes inside
     device.launches, device.waits, device.copies = before
-    result: Tensor = _Flex.apply(query, key, value, score_mod, sees, scale, enable_gqa)
+
+    def compute(*inputs: Tensor) -> Tensor:
+        return dense(*inputs, score_mod, None, scale, enable_gqa, sees=sees)
+
+    result: Tensor = _Kernel.apply(compute, 2, query, key, value)
     return result
-
-
-class _Flex(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Any,
-        k: Any,
-        v: Any,
-        score_mod: Any,
-        sees: Tensor,
-        scale: float | None,
-        grouped: bool,
-    ) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        ctx.arguments = (score_mod, None, scale, grouped)
-        ctx.sees = sees
-        device.launches += 1
-        numbers = dense(q.elem, k.elem, v.elem, *ctx.arguments, sees=sees)
-        return CudaTensor(numbers.detach().transpose(1, 2).contiguous().transpose(1, 2))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *upstream: Any) -> Any:
-        device.launches += 2
-        numbers = [x.elem.detach().requires_grad_() for x in ctx.saved_tensors]
-        with torch.enable_grad():
-            out = dense(*numbers, *ctx.arguments, sees=ctx.sees)
-        gradients = torch.autograd.grad(out, numbers, upstream[0].elem)
-        return (*map(CudaTensor, gradients), None, None, None, None)

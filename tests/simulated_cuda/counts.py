@@ -1,5 +1,4 @@
-"""Operators and host waits on the simulated device, `python tests/simulated_cuda/counts.py
-[training] [sampling]`.
+"""Operators and host waits on the simulated device, `python tests/simulated_cuda/counts.py`.
 
 Prints one JSON object per line.
 
@@ -15,7 +14,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import device
 import torch
-from architectures import ARCHITECTURES, VOCABULARY, make
+from architectures import ARCHITECTURES, make
 
 from alignkit.data.group import Group
 from alignkit.models.generate import Generation, generate
@@ -35,44 +33,38 @@ from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
 from alignkit_plugins.gpu import flex_attention as gpu_attention
 
-LAYERS = (2, 4)
-GROUPS = (2, 32)
 SHAPES: dict[str, dict[str, Any]] = {
     "Llama": {"hidden_size": 64, "num_attention_heads": 4},
     "Gemma2": {"hidden_size": 64, "head_dim": 16, "sliding_window": 24},
 }
 
 
-def load(name: str, layers: int, lora: bool = True) -> SharedModel:
-    options = {**ARCHITECTURES[name], **SHAPES[name], "num_hidden_layers": layers}
-    before, ARCHITECTURES[name] = ARCHITECTURES[name], options
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            spec = ModelSpec(
-                base="b", dtype="bfloat16", device="cuda", lora=LoraSpec(r=4) if lora else None
-            )
-            return SharedModel(spec, str(make(Path(folder), name)))
-    finally:
-        ARCHITECTURES[name] = before
+def load(name: str, layers: int) -> SharedModel:
+    ARCHITECTURES[name] = {**ARCHITECTURES[name], **SHAPES[name], "num_hidden_layers": layers}
+    with tempfile.TemporaryDirectory() as folder:
+        spec = ModelSpec(base="b", dtype="bfloat16", device="cuda", lora=LoraSpec(r=4))
+        model = SharedModel(spec, str(make(Path(folder), name)))
+    assert model.packs, model.unpacked_because
+    model.add_role("policy")
+    return model
 
 
 def groups(count: int) -> list[Encoded]:
     """Groups of a prompt and two responses whose lengths differ."""
-    prompt = [tuple(range(2, 12 + number % 3)) for number in range(count)]
-    rows = [
-        tuple(ResponseTokens((5,) * length, (True,) * length) for length in (9 + n % 4, 14))
-        for n in range(count)
-    ]
-    return [Encoded(Group(()), *parts) for parts in zip(prompt, rows, strict=True)]
+    found = []
+    for number in range(count):
+        rows = [ResponseTokens((5,) * size, (True,) * size) for size in (9 + number % 4, 14)]
+        found.append(Encoded(Group(()), tuple(range(2, 12 + number % 3)), tuple(rows)))
+    return found
 
 
 def step(model: SharedModel, count: int) -> int:
     """Operators of a forward pass and its backward pass over `count` groups."""
     row = pack(groups(count))
-    for parameter in model.parameters_of("trained").values():
+    for parameter in model.make_trainable("policy").values():
         parameter.grad = None  # adding to a gradient would be one more operator
     before = device.device.launches
-    hidden = model.hidden("trained", row.layout, row.tokens)
+    hidden = model.hidden("policy", row.layout, row.tokens)
     hidden.float().square().mean().backward()
     return device.device.launches - before
 
@@ -80,65 +72,35 @@ def step(model: SharedModel, count: int) -> int:
 def training(name: str, triton: bool) -> dict[str, Any]:
     """Operators per layer: what two more layers add, without what a row needs once."""
     gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
-    counted = []
-    for layers in LAYERS:
-        model = load(name, layers)
-        assert model.packs, model.unpacked_because
-        model.add_role("trained")
-        model.make_trainable("trained")
-        counted.append([step(model, count) for count in GROUPS])
-    few, many = counted
-    per_layer = [(b - a) / (LAYERS[1] - LAYERS[0]) for a, b in zip(few, many, strict=True)]
-    numbers = {f"{count}_groups": number for count, number in zip(GROUPS, per_layer, strict=True)}
-    return {
-        "what": "operators per layer, forward and backward",
-        "model": name,
-        "triton": triton,
-        **numbers,
-    }
+    few, many = load(name, 2), load(name, 4)
+    per_layer = {f"{n}_groups": (step(many, n) - step(few, n)) / 2 for n in (2, 32)}
+    return {"what": "training", "model": name, "triton": triton, **per_layer}
 
 
-def so_far() -> dict[str, float]:
-    found = device.device
-    return {
-        "operators": found.launches,
-        "waits": sum(found.waits.values()),
-        "copies": sum(found.copies.values()),
-    }
-
-
-def sampling(rows: int, tokens: int) -> dict[str, Any]:
-    """Counts per token of a batch, from two lengths: reading the prompts is left out."""
-    model = load("Llama", 2)
-    model.add_role("policy")
-    encoder = Encoder(model.tokenizer, None, frozenset())
-    counted: list[dict[str, float]] = []
+def sampling(tokens: int) -> dict[str, Any]:
+    """Counts per token of 16 rows, from two lengths: reading the prompts is left out."""
+    model, counted = load("Llama", 2), device.device
+    encoder = Encoder(model.tokenizer)
+    seen = []
     for new in (tokens, 2 * tokens):
-        before = so_far()
-        streams: list[Sequence[int]] = [list(range(rows))]
-        generate(
-            Generation(
-                model, "policy", encoder, [(2, 3, 4, 5)], streams, Sampling(max_new_tokens=new)
-            )
-        )
-        counted.append({key: number - before[key] for key, number in so_far().items()})
-    per_token = {key: (counted[1][key] - counted[0][key]) / tokens for key in counted[0]}
-    return {
-        "what": "sampling, per token of 2 layers",
-        "rows": rows,
-        "vocabulary": VOCABULARY,
-        **per_token,
-    }
+        counted.launches = counted.waits = counted.copies = 0
+        streams: list[Sequence[int]] = [list(range(16))]
+        limit = Sampling(max_new_tokens=new)
+        generate(Generation(model, "policy", encoder, [(2, 3, 4, 5)], streams, limit))
+        seen.append((counted.launches, counted.waits, counted.copies))
+    per_token = [(long - short) / tokens for short, long in zip(*seen, strict=True)]
+    return dict(
+        zip(("what", "operators", "waits", "copies"), ("sampling", *per_token), strict=True)
+    )
 
 
 def main() -> None:
     device.enable(80.0)
     torch.set_num_threads(1)
-    wanted = sys.argv[1:] or ["training", "sampling"]
-    for name, triton in product(SHAPES, (False, True)) if "training" in wanted else ():
-        print(json.dumps(training(name, triton)), flush=True)
-    if "sampling" in wanted:
-        print(json.dumps(sampling(16, 64)), flush=True)
+    for name in SHAPES:
+        for triton in (False, True):
+            print(json.dumps(training(name, triton)), flush=True)
+    print(json.dumps(sampling(64)), flush=True)
     os._exit(0)  # the device's threads do not end by themselves
 
 

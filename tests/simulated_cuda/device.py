@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,48 +50,18 @@ STRICT = {
 }
 
 
-class Memory:
-    """The device's memory in bytes, and what is allocated of it."""
-
-    def __init__(self, total: int):
-        self.total, self.allocated, self.peak = total, 0, 0
-
-    def take(self, size: int) -> None:
-        if self.allocated + size > self.total:
-            raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. (simulated)"
-            )
-        self.allocated += size
-        self.peak = max(self.peak, self.allocated)
-
-
-class Allocation:
-    """A piece of the device's memory, shared by the views of a tensor."""
-
-    def __init__(self, memory: Memory, size: int):
-        self.memory, self.size = memory, 0
-        memory.take(size)
-        self.size = size
-
-    def __del__(self) -> None:
-        self.memory.allocated -= self.size
-
-
+@dataclass
 class Device:
-    """The device's memory, and what was counted since `enable`.
-
-    waits, copies: of the host for the device, and blocking copies to it, by the place in alignkit's
-    code. attention: by kernel. launches: operators that compute something. converted_masks: that
-    attention stores for backward.
+    """What was counted since `enable`. waits, copies: of the host for the device, and blocking
+    copies to it. attention: calls by kernel. converted_masks: of calls with a gradient.
     """
 
-    def __init__(self) -> None:
-        self.memory = Memory(80 * 2**30)
-        self.waits: Counter[str] = Counter()
-        self.copies: Counter[str] = Counter()
-        self.attention: Counter[str] = Counter()
-        self.launches = 0
-        self.converted_masks = 0
+    memory: int = 80 * 2**30  # in bytes
+    waits: int = 0
+    copies: int = 0
+    launches: int = 0
+    converted_masks: int = 0
+    attention: Counter[str] = field(default_factory=Counter)
 
 
 device = Device()
@@ -111,10 +82,9 @@ class CudaTensor(Tensor):
     """A tensor on the device. `elem`: its numbers, on the CPU."""
 
     elem: Tensor
-    allocation: Allocation
 
     @staticmethod
-    def __new__(cls, elem: Tensor, allocation: Allocation | None = None) -> CudaTensor:
+    def __new__(cls, elem: Tensor) -> CudaTensor:
         made: CudaTensor = Tensor._make_wrapper_subclass(
             cls,
             elem.size(),
@@ -125,9 +95,8 @@ class CudaTensor(Tensor):
         )
         return made
 
-    def __init__(self, elem: Tensor, allocation: Allocation | None = None):
+    def __init__(self, elem: Tensor):
         self.elem = elem
-        self.allocation = allocation or Allocation(device.memory, elem.untyped_storage().nbytes())
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: CUDA)
@@ -145,7 +114,7 @@ class CudaTensor(Tensor):
     @data.setter
     def data(self, other: CudaTensor) -> None:
         torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
-        self.elem, self.allocation = other.elem, other.allocation
+        self.elem = other.elem
 
     def get_device(self) -> int:
         return 0
@@ -157,7 +126,7 @@ class CudaTensor(Tensor):
         return self.elem.untyped_storage()
 
     def tolist(self) -> Any:
-        device.waits[place()] += 1
+        device.waits += 1
         return self.elem.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,11 +193,9 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
     wanted = kwargs.get("device")
     if not cuda and not on_cuda(wanted):
         return func(*args, **kwargs)
-    shares = facts(func)[2]
     check_devices(func, given, cuda)
     results_on_cuda = count(func, args, bool(cuda), wanted)
     known = {id(x.elem): x for x in cuda}
-    allocation = cuda[0].allocation if shares and cuda else None
 
     def down(x: Any) -> Any:
         if isinstance(x, CudaTensor):
@@ -243,7 +210,7 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
                 f"{func} changes a tensor's shape in place, which is not simulated"
             )
             return known[id(x)]
-        return CudaTensor(x, allocation) if results_on_cuda else x
+        return CudaTensor(x) if results_on_cuda else x
 
     given_kwargs = {
         key: mapped(value, down) for key, value in kwargs.items() if key != "pin_memory"
@@ -279,17 +246,17 @@ def count(func: Any, args: Any, from_cuda: bool, wanted: Any) -> bool:
         if name == "_to_copy":
             arrives = on_cuda(wanted) or (wanted is None and leaves)
         if leaves and not arrives:
-            device.waits[place()] += 1
+            device.waits += 1
         elif arrives and not leaves and source.dim():
-            device.copies[place()] += 1
+            device.copies += 1
         device.launches += 1
         return arrives
     if name in WAITS:
-        device.waits[place()] += 1
+        device.waits += 1
     elif name in INDEXING and any(
         isinstance(x, CudaTensor) and x.dtype == torch.bool for x in args[1]
     ):
-        device.waits[place()] += 1  # the number of true entries
+        device.waits += 1  # the number of true entries
     device.launches += not shares and "empty" not in name and name != "detach"
     return on_cuda(wanted) if wanted is not None else from_cuda
 
@@ -352,30 +319,23 @@ def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
     from alignkit_plugins.gpu import flex_attention as gpu_attention
 
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    device.memory.total = int(memory_gib * 2**30)
-    memory = device.memory
-    functions = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "_lazy_init": lambda: None,
-        "is_initialized": lambda: True,
-        "synchronize": lambda *_: None,
-        "empty_cache": lambda: None,
-        "get_device_name": lambda *_: "simulated",
-        "get_device_capability": lambda *_: (9, 0),
-        "get_device_properties": lambda *_: SimpleNamespace(
-            name="simulated", total_memory=memory.total, major=9, minor=0
-        ),
-        "is_bf16_supported": lambda including_emulation=True: True,
-        "mem_get_info": lambda *_: (memory.total - memory.allocated, memory.total),
-        "memory_allocated": lambda *_: memory.allocated,
-        "memory_reserved": lambda *_: memory.allocated,
-        "max_memory_allocated": lambda *_: memory.peak,
-        "reset_peak_memory_stats": lambda *_: setattr(memory, "peak", memory.allocated),
+    whole = device.memory = int(memory_gib * 2**30)
+    properties = SimpleNamespace(name="simulated", total_memory=whole, major=9, minor=0)
+    answers: dict[str, Any] = {
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "is_initialized": True,
+        "get_device_name": "simulated",
+        "get_device_capability": (9, 0),
+        "get_device_properties": properties,
+        "is_bf16_supported": True,
+        "mem_get_info": (whole, whole),
+        **dict.fromkeys(("_lazy_init", "synchronize", "empty_cache", "reset_peak_memory_stats")),
+        **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated"), 0),
     }
-    for name, function in functions.items():
-        setattr(torch.cuda, name, function)
+    for name, value in answers.items():
+        setattr(torch.cuda, name, lambda *args, value=value, **options: value)
     torch.nn.functional.scaled_dot_product_attention = scaled_dot_product_attention
     gpu_attention.has_triton = lambda: triton  # type: ignore[assignment]
     gpu_attention.compiled_attention = lambda: flex_attention  # type: ignore[assignment]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,20 @@ from alignkit import Environment, RunFailed
 from alignkit.data.group import Group, read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from tests.rows import read_rows, write_recipe, write_rows
 
-STAGE: dict[str, Any] = {
-    "algorithm": "grpo",
-    "prompts": "prompts.jsonl",
-    "environment": "calculator",
-    "reward": "environment",
-    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 90},
-    "iterations": 1,
-    "prompts_per_iteration": 2,
-    "batch_size": 2,
-    "epochs": 1,
-}
+STAGE: dict[str, Any] = yaml.safe_load("""
+algorithm: grpo
+prompts: prompts.jsonl
+environment: calculator
+reward: environment
+rollout: {samples_per_prompt: 2, max_new_tokens: 90}
+iterations: 1
+prompts_per_iteration: 2
+batch_size: 2
+epochs: 1
+""")
+MODEL = {"base": "tiny", "dtype": "float32", "chat_template": "hermes", "lora": {"r": 4}}
 TURNS = [[call("2 + 3")], [f"5{END}", f"It is 6{END}"]]
 
 
@@ -33,23 +34,12 @@ def run_of(folder: Path, cls: type[Environment] | None = None, **keys: Any) -> R
     """A run of one stage, `align`. cls: an environment in place of the calculator, under its
     name.
     """
+    folder.mkdir(exist_ok=True)
     rows = [{"prompt": f"What is {a} + 3?", "answer": str(a + 3)} for a in (2, 3)]
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    write_rows(folder / "prompts.jsonl", rows)
     before = keys.pop("before", {})
-    recipe = {
-        "model": {
-            "base": "tiny",
-            "dtype": "float32",
-            "lora": {"r": 4, "lora_alpha": 8},
-            "chat_template": "hermes",
-        },
-        "stages": {**before, "align": {**STAGE, **keys}},
-    }
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8"
-    )
+    loaded = load_recipe(write_recipe(folder, {**before, "align": {**STAGE, **keys}}, MODEL))
     (folder / "run").mkdir(exist_ok=True)
-    loaded = load_recipe(folder / "recipe.yaml")
     if cls is not None:
         stage = loaded.stages["align"]
         assert stage.settings is not None
@@ -66,8 +56,7 @@ def rollouts(run: Run, number: int = 1) -> list[Group]:
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:
-    lines = (run.folder / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_rows(run.folder / "align" / "metrics.jsonl")
 
 
 def roll_out(run: Run) -> None:

@@ -7,7 +7,6 @@ between processes.
 
 from __future__ import annotations
 
-import json
 import pickle
 import sys
 import threading
@@ -18,21 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
+from watched import weights
 
 from alignkit import Algorithm
 from alignkit.data.group import read_groups
+from alignkit.io.results import read_record
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.training.collectives import Collectives
 from alignkit.training.learner import Learner
+from tests.rows import untimed, write_recipe
 
 UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
 SECONDS = 300  # longer than all processes need from one exchange to the next
-SPEED = ("seconds", "tokens_per_second")  # metrics that differ from run to run
 
 
 @dataclass
@@ -163,15 +163,8 @@ class Ran:
     summary: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        lines = (self.folder / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
-        self.metrics = [
-            {k: v for k, v in row.items() if not k.startswith(SPEED) and k != "time"}
-            for row in rows
-        ]
-        self.summary = json.loads(
-            (self.folder / "align" / "stage.json").read_text(encoding="utf-8")
-        )["summary"]
+        self.metrics = untimed(self.folder / "align" / "metrics.jsonl")
+        self.summary = read_record(self.folder / "align")["summary"]
 
     @property
     def rollouts(self) -> list[Any]:
@@ -184,7 +177,7 @@ class Ran:
 
     @property
     def weights(self) -> bytes:
-        return (self.folder / "align" / "adapter" / "adapter_model.safetensors").read_bytes()
+        return weights(self.folder / "align" / "adapter")
 
 
 def run(
@@ -193,11 +186,10 @@ def run(
     parts: Sequence[int] = (),
     algorithm: type[Algorithm] | None = None,
 ) -> list[Ran]:
-    """Run a recipe on as many processes as there are parts, or on one. Returns what each has
+    """Run stages on as many processes as there are parts, or on one. Returns what each has
     left.
     """
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8")
+    path = write_recipe(folder, recipe)
     if not parts:
         return [_one(path, folder / "one", Watching(), algorithm)]
     exchange = Exchange(len(parts))

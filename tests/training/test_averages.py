@@ -28,11 +28,6 @@ def batch() -> Batch:
 VALUES = torch.tensor([[1.0, 2.0], [6.0, math.nan]])
 
 
-def test_entries_outside_the_mask_do_not_count() -> None:
-    assert float(weighted_sum(VALUES, batch().weights("token"))) == 9
-    assert batch().weights(per_token(VALUES).per).tolist() == [[1, 1], [1, 0]]
-
-
 def test_a_response_without_a_counted_token_does_not_count() -> None:
     masked = batch()
     masked.mask = torch.tensor([[True, True], [False, False]])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from watched import STILL, online
 
 from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
@@ -13,43 +15,41 @@ from alignkit_plugins.rewards.python import Python
 KEYS = {"count": 6, "iterations": 3, "learning_rate": STILL, "plugin": "rejection_sampling"}
 
 
-def best_of() -> RejectionSampling:
-    return RejectionSampling(RejectionSampling.Options())
+def replayed(folder: Path, told: str, capfd: pytest.CaptureFixture[str], **more: Any) -> bool:
+    """Whether the best of N learns earlier samples again; if not, the run must tell it."""
+    best_of = RejectionSampling(RejectionSampling.Options())
+    found = online(folder, best_of, **KEYS, **more)
+    again = any(metrics["replayed"] for metrics in found.metrics)
+    warning = f"earlier samples are not replayed: scores of '{told}'"
+    assert (warning in "".join(capfd.readouterr())) != again
+    return again
 
 
 def test_scores_within_a_group_are_not_carried_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A win rate of 0.4 against weak samples is not better than one of 0.3 against strong ones."""
-    told = "earlier samples are not replayed: scores of 'python'"
-    for within, replayed in ((False, [0, 1, 1]), (True, [0, 0, 0])):
-        monkeypatch.setattr(Python, "within_group", within)
-        folder = tmp_path / str(within)
-        folder.mkdir()
-        found = online(folder, best_of(), **KEYS)
-        assert [metrics["replayed"] for metrics in found.metrics] == replayed
-        assert (told in "".join(capfd.readouterr())) == within
+    assert replayed(tmp_path / "each", "python", capfd)
+    monkeypatch.setattr(Python, "within_group", True)
+    assert not replayed(tmp_path / "within", "python", capfd)
 
 
 @pytest.mark.usefixtures("combinations")
+@pytest.mark.parametrize(
+    ("name", "reward", "again"),
+    [
+        (
+            "lagrangian",
+            "{reward: {length: {unit: characters}}, cost: {length: {unit: tokens}}, limit: 2.0}",
+            False,
+        ),
+        ("running_normalization", "{reward: {length: {unit: characters}}}", True),
+    ],
+)
 def test_scores_that_change_during_a_run_are_not_carried_over(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, reward: str, again: bool
 ) -> None:
     """As lambda rises, earlier samples would only look better. Whitening leaves raw scores as they
     are.
     """
-    told = "earlier samples are not replayed: scores of 'lagrangian'"
-    length = {"length": {"unit": "characters"}}
-    lagrangian = {
-        "lagrangian": {"reward": length, "cost": {"length": {"unit": "tokens"}}, "limit": 2.0}
-    }
-    rewards = {
-        "lagrangian": lagrangian,
-        "running_normalization": {"running_normalization": {"reward": length}},
-    }
-    for name, reward in rewards.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        found = online(folder, best_of(), reward=reward, **KEYS)
-        assert any(metrics["replayed"] for metrics in found.metrics) == (name != "lagrangian")
-        assert (told in "".join(capfd.readouterr())) == (name == "lagrangian")
+    assert replayed(tmp_path, name, capfd, reward={name: yaml.safe_load(reward)}) == again

@@ -9,17 +9,18 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignkit import Group, RunFailed, seeds
 from alignkit.data.group import Origin
 from alignkit.data.sources import Loaded, SourceFacts
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
+from alignkit.models.packing import Examples
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
-from alignkit.training.sampler import Sampler, apportioned, make_sampler
+from alignkit.training.learner import Learner
+from alignkit.training.sampler import AuxiliaryLoss, Sampler, apportioned, make_sampler
+from tests.rows import run, write_recipe, write_rows
 
 
 def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> Sampler:
@@ -68,13 +69,9 @@ def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
 )
 def test_draws_depend_on_seed_and_place_only() -> None:
     shares, sizes = [0.5, 0.3, 0.2], [7, 5, 31]
-    one = draws(sizes, shares)
+    one, other = draws(sizes, shares), draws(sizes, shares)
     whole = [one.at(place) for place in range(150)]
-    assert [draws(sizes, shares).at(place) for place in (149, 3, 77)] == [
-        whole[149],
-        whole[3],
-        whole[77],
-    ]
+    assert [other.at(place) for place in reversed(range(150))] == whole[::-1]
     assert [draws(sizes, shares, seed=1).at(place) for place in range(150)] != whole
 
 
@@ -85,6 +82,7 @@ def test_draws_depend_on_seed_and_place_only() -> None:
 )
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=4), st.integers(2, 40), st.integers(0, 5))
 @example([8, 2, 1, 1], 27, 4)
+@settings(max_examples=25)
 def test_every_batch_has_about_the_share_of_each_source(
     weights: list[int], batch: int, seed: int
 ) -> None:
@@ -106,6 +104,7 @@ def test_every_batch_has_about_the_share_of_each_source(
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=5), st.integers(1, 60))
+@settings(max_examples=25)
 def test_shares_are_whole_and_add_up_and_only_grow(weights: list[int], size: int) -> None:
     shares = [weight / sum(weights) for weight in weights]
     before = [0] * len(shares)
@@ -137,106 +136,46 @@ def test_groups_without_an_origin_cannot_be_weighted() -> None:
 # In stages
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return path.name
-
-
-def ran(folder: Path, stage: dict[str, Any], out: str = "out") -> dict[str, Any]:
-    recipe = {
-        "model": {"base": "tiny", "dtype": "float32"},
-        "stages": {"s": {"learning_rate": 0.001, **stage}},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    run_recipe(load_recipe(folder / "recipe.yaml"), folder / out)
-    found: dict[str, Any] = json.loads(
-        (folder / out / "s" / "stage.json").read_text(encoding="utf-8")
-    )["summary"]
-    return found
-
-
 def demonstrations(name: str, count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"{name} {n}?", "completion": "yes"} for n in range(count)]
 
 
-def test_weights_of_data_repeat_and_drop_no_row(
+def test_weights_of_data_and_of_a_mix_repeat_and_drop_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stage sees different rows, and draws them by weight."""
-    from alignkit.training.learner import Learner
+    """Three epochs of 16 rows: 3/4 of them of one source; and of 24 mixed rows 3/4 of another."""
+    drawn: Counter[str] = Counter()
+    mixed: Counter[str] = Counter()
+    step, batch = Learner.step, AuxiliaryLoss.batch
 
-    drawn: list[str] = []
-    step = Learner.step
+    def watched(self: Learner, examples: Examples, factor: float) -> dict[str, float]:
+        drawn.update(encoded.group.prompt[0]["content"] for encoded in examples.groups)
+        return step(self, examples, factor)
 
-    def watched(self: Any, batch: Any, *rest: Any) -> Any:
-        drawn.extend(e.group.prompt[0]["content"] for e in batch.groups)
-        return step(self, batch, *rest)
+    def counted(self: AuxiliaryLoss, step: int) -> list[Encoded]:
+        groups = batch(self, step)
+        mixed.update(encoded.group.prompt[0]["content"].split()[0] for encoded in groups)
+        return groups
 
     monkeypatch.setattr(Learner, "step", watched)
-    data = [
-        {"path": write(tmp_path / "few.jsonl", demonstrations("few", 4)), "weight": 3},
-        {"path": write(tmp_path / "many.jsonl", demonstrations("many", 12)), "weight": 1},
-    ]
-    summary = ran(tmp_path, {"algorithm": "sft", "data": data, "batch_size": 4, "epochs": 3})
-    assert (summary["groups"], summary["steps"], len(drawn)) == (16, 12, 48)
-    counts = Counter(drawn)
-    assert sum(n for prompt, n in counts.items() if prompt.startswith("few")) == 36
-    assert {n for prompt, n in counts.items() if prompt.startswith("few")} == {9}
-    assert {n for prompt, n in counts.items() if prompt.startswith("many")} == {1}
-
-
-def test_a_stopped_stage_draws_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from alignkit.training import offline
-
-    data = [
-        {"path": write(tmp_path / "few.jsonl", demonstrations("few", 3)), "weight": 0.7},
-        {"path": write(tmp_path / "many.jsonl", demonstrations("many", 7)), "weight": 0.3},
-    ]
-    stage = {"algorithm": "sft", "data": data, "batch_size": 2, "epochs": 2, "checkpoint_every": 1}
-    ran(tmp_path, stage)
-    take, stopped = offline.DatasetTrainer._step, []
-
-    def once(self: Any) -> Any:
-        if self.learner.steps == 7 and not stopped:
-            stopped.append(True)
-            raise RunFailed("killed")
-        return take(self)
-
-    monkeypatch.setattr(offline.DatasetTrainer, "_step", once)
-    with pytest.raises(RunFailed, match="killed"):
-        ran(tmp_path, stage, "again")
-    ran(tmp_path, stage, "again")
-    weights = [
-        (tmp_path / out / "s/adapter/adapter_model.safetensors").read_bytes()
-        for out in ("out", "again")
-    ]
-    assert weights[0] == weights[1]
-
-
-def test_weights_of_a_mix_decide_its_batches(tmp_path: Path) -> None:
-    from alignkit.training.sampler import AuxiliaryLoss
-
-    seen: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        batch = AuxiliaryLoss.batch
-        patch.setattr(
-            AuxiliaryLoss,
-            "batch",
-            lambda self, step: [
-                seen.append(e.group.prompt[0]["content"]) or e for e in batch(self, step)
-            ],  # type: ignore[func-returns-value]
-        )
-        mix = [
-            {"path": write(tmp_path / "a.jsonl", demonstrations("a", 6)), "weight": 1},
-            {"path": write(tmp_path / "b.jsonl", demonstrations("b", 2)), "weight": 3},
-        ]
-        data = write(tmp_path / "d.jsonl", demonstrations("d", 8))
-        stage = {"algorithm": "sft", "data": data, "batch_size": 2, "epochs": 1}
-        ran(
-            tmp_path,
-            {**stage, "mix": {"data": mix, "weight": 0.1, "objective": "sft", "batch_size": 2}},
-        )
-    counts = Counter(words.split()[0] for words in seen)
-    assert counts == {"a": 2, "b": 6}
+    monkeypatch.setattr(AuxiliaryLoss, "batch", counted)
+    for name, count in {"few": 4, "many": 12, "a": 6, "b": 2}.items():
+        write_rows(tmp_path / f"{name}.jsonl", demonstrations(name, count))
+    stages = """
+    only:
+      algorithm: sft
+      data: [{path: few.jsonl, weight: 3}, {path: many.jsonl, weight: 1}]
+      batch_size: 4
+      epochs: 3
+      mix:
+        data: [{path: a.jsonl, weight: 1}, {path: b.jsonl, weight: 3}]
+        objective: sft
+        weight: 0.1
+        batch_size: 2
+    """
+    folder = run(write_recipe(tmp_path, stages))
+    summary = json.loads((folder / "only" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    assert (summary["groups"], summary["steps"]) == (16, 12)
+    few = {f"few {n}?": 9 for n in range(4)}
+    assert drawn == few | {f"many {n}?": 1 for n in range(12)}
+    assert mixed == {"a": 6, "b": 18}

@@ -9,82 +9,65 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from played import STAGE, TURNS, metrics, roll_out, rollouts, run_of
 from scripted import END, call, follow
+from watched import tokens
 
 import alignkit
-from alignkit import Environment, Message, RunFailed
-from alignkit.data.group import Group
+from alignkit import Environment, Message, RunFailed, Source
+from alignkit.algorithm import ExternalTrainer
+from alignkit.data.group import Group, responses_of
+from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.layout import GroupSpan
 from alignkit.models import generate as generate_module
+from alignkit.models.packing import Examples, Wants
+from alignkit.models.packing import forward as run_forward
+from alignkit.plugins import plugins
 from alignkit.runs.run import Run
+from alignkit.testing.tiny import tiny_model
 from alignkit.tokens.encoder import Encoder
-from alignkit.training.trainer import Trainer
 from alignkit_plugins.environments.calculator import Calculator
+from alignkit_plugins.models.templates import HERMES
 from alignkit_plugins.models.tiny import _tokenizer
+from tests.rows import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Every on-policy algorithm
-
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "ppo": {},
-    "grpo": {},
-    "rloo": {},
-    "reinforce_pp": {},
-    "rejection_sampling": {},
-    "online_dpo": {},
-    "rest": {},
-    "expert_iteration": {},
-    "hir": {},
-    "distillation": {
-        "algorithm": {"distillation": {"context": [{"role": "user", "content": "Add."}]}},
-        "reward": None,
-    },
+ON_POLICY = sorted(
+    each.name
+    for each in plugins().registrations("algorithm")
+    if each.distribution == "alignkit"
+    and each.implementation.source is Source.ROLLOUTS
+    and not issubclass(each.implementation, ExternalTrainer)
+)
+DISTILLATION = {
+    "algorithm": {"distillation": {"context": [{"role": "user", "content": "Add."}]}},
+    "reward": None,
 }
-
-
-def test_every_on_policy_algorithm_is_played() -> None:
-    from alignkit import Source
-    from alignkit.algorithm import ExternalTrainer
-    from alignkit.plugins import plugins
-
-    online = {
-        each.name
-        for each in plugins().registrations("algorithm")
-        if each.distribution == "alignkit"
-        and each.implementation.source is Source.ROLLOUTS
-        and not issubclass(each.implementation, ExternalTrainer)
-    }
-    assert online == set(ALGORITHMS)
-
-
 # One of each kind of signal, and the one without a reward; `make slow` has the others.
 OFTEN = ("ppo", "rejection_sampling", "online_dpo", "distillation")
 
 
 @pytest.mark.parametrize(
     "algorithm",
-    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS],
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY],
 )
 def test_algorithms_learn_from_episodes_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     follow(monkeypatch, TURNS)
-    rollout = {"samples_per_prompt": 4, "max_new_tokens": 90}
-    keys = {
-        "algorithm": algorithm,
-        "rollout": rollout,
-        "prompts_per_iteration": 1,
-        **ALGORITHMS[algorithm],
-    }
-    run = run_of(tmp_path, **keys)
+    keys = DISTILLATION if algorithm == "distillation" else {"algorithm": algorithm}
+    run = run_of(
+        tmp_path,
+        **keys,
+        rollout={"samples_per_prompt": 4, "max_new_tokens": 90},
+        prompts_per_iteration=1,
+    )
     run.execute()
     (found,) = metrics(run)
-    assert (found["environment/turns"], found["environment/calls"], found["environment/cut"]) == (
-        2.0,
-        1.0,
-        0.0,
-    )
+    counts = [found[f"environment/{count}"] for count in ("turns", "calls", "cut")]
+    assert counts == [2.0, 1.0, 0.0]
     assert found.get("sampler_gap", 0.0) < 2e-6
     (group,) = rollouts(run)
     for response in group.responses:
@@ -105,8 +88,6 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
     run = run_of(tmp_path)
     run.execute()
     tokenizer = _tokenizer()
-    from alignkit_plugins.models.templates import HERMES
-
     tokenizer.chat_template = HERMES
     encoder = Encoder(tokenizer)
     for group in rollouts(run):
@@ -120,16 +101,7 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
             )
             assert tokenizer.decode([*encoded.prompt, *row.tokens]) + "\n" == whole
             written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
-            others = [token for token, own in zip(row.tokens, row.mask, strict=True) if not own]
             assert tokenizer.decode(written) == call("2 + 3") + response.text + END
-            assert tokenizer.decode(others) == (
-                "\n"
-                "<|im_start|>tool\n"
-                "<tool_response>\n"
-                "5\n"
-                "</tool_response><|im_end|>\n"
-                "<|im_start|>assistant\n"
-            )
             assert sum(row.mask) <= 90 < len(row.tokens) + 30
 
 
@@ -144,10 +116,6 @@ def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
     """The gradient is that of the policy's tokens alone: by plain transformers, of the same
     conversation.
     """
-    from alignkit.models.packing import Examples, Wants
-    from alignkit.models.packing import forward as run_forward
-    from alignkit.testing.tiny import tiny_model
-
     model = tiny_model()
     encoder = Encoder(model.tokenizer)
     prompt = ({"role": "user", "content": "2 and 2?"},)
@@ -179,74 +147,39 @@ def test_tokens_of_the_environment_get_no_gradient(tmp_path: Path) -> None:
 
 
 def _row(ids: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    from alignkit.kernels.attention import TreeLayout
-    from alignkit.kernels.layout import GroupSpan
-
     return TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0]
 
 
-def test_a_killed_run_ends_in_the_same_bytes(
+class Dice(Calculator):
+    """Random in both of its parts."""
+
+    def reset(self, row: Mapping[str, Any]) -> Any:
+        super().reset(row)
+        return f" (hint {self.random.integers(1000)})"
+
+    def respond(self, turn: Message) -> Sequence[Message] | None:
+        thrown = Message(role="user", content=str(self.random.integers(1000)))
+        answers = super().respond(turn)
+        return [*answers, thrown] if answers else None
+
+
+def test_each_prompt_and_each_response_has_random_numbers_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Dice(Calculator):
-        """Random in both of its parts."""
-
-        def reset(self, row: Mapping[str, Any]) -> Any:
-            super().reset(row)
-            return f" (hint {self.random.integers(1000)})"
-
-        def respond(self, turn: Message) -> Sequence[Message] | None:
-            answers = super().respond(turn)
-            return (
-                [*answers, Message(role="user", content=str(self.random.integers(1000)))]
-                if answers
-                else None
-            )
-
     follow(monkeypatch, TURNS)
-    (tmp_path / "whole").mkdir()
-    whole = run_of(tmp_path / "whole", Dice, iterations=3)
-    whole.execute()
-    (tmp_path / "killed").mkdir()
-    killed = run_of(tmp_path / "killed", Dice, iterations=3)
-    original, saves = Trainer.checkpoint, iter(range(10))
-
-    def stop(self: Trainer, *arguments: Any, **named: Any) -> None:
-        original(self, *arguments, **named)
-        if next(saves) == 1:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Trainer, "checkpoint", stop)
-        killed.execute()
-    again = run_of(tmp_path / "killed", Dice, iterations=3)
-    again.execute()
-    for number in (1, 2, 3):
-        assert rollouts(whole, number) == rollouts(again, number)
-    files = [
-        sorted((run.folder / "align" / "adapter").glob("*.safetensors")) for run in (whole, again)
-    ]
-    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-    hints = {
-        group.prompt[0]["content"] for number in (1, 2, 3) for group in rollouts(whole, number)
-    }
-    said = {
-        response.messages[2]["content"]
-        for number in (1, 2, 3)
-        for group in rollouts(whole, number)
-        for response in group.responses
-        if response.messages
-    }
-    assert len(hints) == 6 and len(said) == 12, (
-        "other numbers for each prompt, and for each response"
-    )
+    run = run_of(tmp_path, Dice, iterations=3)
+    run.execute()
+    groups = [group for number in (1, 2, 3) for group in rollouts(run, number)]
+    assert len({group.prompt[0]["content"] for group in groups}) == 6
+    played = [response.messages or () for group in groups for response in group.responses]
+    assert len({turns[2]["content"] for turns in played}) == 12
 
 
 def test_episodes_do_not_depend_on_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the log-probabilities of all turns are those of the training path; tokens of others have
-    none.
+    """With a user in place of tools. The log-probabilities of all turns are those of the training
+    path; tokens of others have none.
     """
     follow(
         monkeypatch,
@@ -255,21 +188,20 @@ def test_episodes_do_not_depend_on_the_batch(
     found: list[list[Group]] = []
     for rows in (1, 3, 128):
         monkeypatch.setattr(generate_module, "ROWS", rows)
-        (tmp_path / str(rows)).mkdir()
         rollout = {"samples_per_prompt": 4, "max_new_tokens": 40}
         run = run_of(tmp_path / str(rows), Asks, algorithm="rejection_sampling", rollout=rollout)
         roll_out(run)
         found.append(rollouts(run))
         assert metrics(run)[0]["sampler_gap"] < 2e-6
-    responses = [[response for group in groups for response in group.responses] for groups in found]
-    assert len({tuple(response.tokens or () for response in each) for each in responses}) == 1
-    assert len({response.tokens for response in responses[0]}) > 4
-    for response in responses[0]:
+    one, *others = map(tokens, found)
+    assert [one] * 2 == others and len(set(one)) > 4
+    assert [turn["role"] for turn in found[0][0].prompt] == ["user", "system"]
+    for response in responses_of(found[0]):
+        roles = [turn["role"] for turn in response.messages or ()]
+        assert roles == ["assistant", "user"] * 2 + ["assistant"] and response.reward == 5.0
         pairs = zip(response.logprobs or (), response.written or (), strict=True)
-        assert (
-            all((logprob == 0.0) != own for logprob, own in pairs)
-            and sum(response.written or ()) <= 40
-        )
+        assert all((logprob == 0.0) != own for logprob, own in pairs)
+        assert sum(response.written or ()) <= 40
 
 
 def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,19 +210,16 @@ def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.M
     """
     follow(monkeypatch, TURNS)
     first = {**STAGE, "algorithm": "rejection_sampling"}
-    reward = {
-        "weighted_sum": {
-            "rewards": {"right": "environment", "short": {"length": {}}},
-            "weights": {"right": 100.0, "short": 1.0},
-        }
-    }
-    keys = {
-        "algorithm": "rejection_sampling",
-        "reward": reward,
-        "replay_from": ["first"],
-        "from": "first",
-    }
-    run = run_of(tmp_path, before={"first": first}, **keys)
+    keys = """
+    algorithm: rejection_sampling
+    reward:
+      weighted_sum:
+        rewards: {right: environment, short: {length: {}}}
+        weights: {right: 100.0, short: 1.0}
+    replay_from: [first]
+    from: first
+    """
+    run = run_of(tmp_path, before={"first": first}, **yaml.safe_load(keys))
     run.execute()
     for group in rollouts(run):
         for response in group.responses:
@@ -317,18 +246,6 @@ class Asks(Environment):
         return float(len(self.turns))
 
 
-class Silent(Environment):
-    """Gives no reward to the first response."""
-
-    def hear(self, word: str) -> str:
-        """Say a word.
-
-        Args:
-            word: the word.
-        """
-        return word
-
-
 def played(
     folder: Path, monkeypatch: pytest.MonkeyPatch, cls: type[Environment], **keys: Any
 ) -> Run:
@@ -339,7 +256,7 @@ def played(
 
 
 def test_an_episode_without_a_reward_is_left_out_and_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     class Sometimes(Calculator):
         def get_reward(self) -> float | None:  # type: ignore[override]
@@ -347,11 +264,11 @@ def test_an_episode_without_a_reward_is_left_out_and_counted(
 
     rollout = {"samples_per_prompt": 6, "max_new_tokens": 90}
     run = played(tmp_path, monkeypatch, Sometimes, algorithm="rejection_sampling", rollout=rollout)
-    responses = [response for group in rollouts(run) for response in group.responses]
+    responses = responses_of(rollouts(run))
     missing = sum(response.scores["reward"] is None for response in responses)
     assert 0 < missing < len(responses) == 12
     assert metrics(run)[0]["unscored"] == missing
-    assert f"{missing} response" in capsys.readouterr().err
+    assert f"{missing} response" in said()
     assert all(response.scores["episode"] != 0 for response in responses)
 
 
@@ -371,29 +288,8 @@ def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         scores = response.scores
         assert scores["reward"] == scores["environment"] == scores["episode/polite"] == 0.25
         assert scores["episode"] == 0.25 + (scores["episode/right"] or 0.0)
-
-
-def test_an_unknown_part_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        RunFailed, match="no response has the reward of an episode under 'episode/x'"
-    ):
+    with pytest.raises(RunFailed, match="episode/x"):
         played(tmp_path, monkeypatch, Calculator, reward={"environment": {"part": "x"}})
-
-
-def test_an_environment_without_tools_answers_as_a_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    follow(monkeypatch, [[f"one{END}", f"two{END}"]] * 3)
-    run = run_of(tmp_path, Asks, algorithm="rejection_sampling")
-    roll_out(run)
-    for group in rollouts(run):
-        assert [turn["role"] for turn in group.prompt] == ["user", "system"]
-        for response in group.responses:
-            assert [turn["role"] for turn in response.messages or ()] == [
-                "assistant",
-                "user",
-            ] * 2 + ["assistant"]
-            assert response.reward == 5.0
 
 
 def test_max_turns_and_max_length_cut_an_episode(
@@ -404,11 +300,8 @@ def test_max_turns_and_max_length_cut_an_episode(
     run = run_of(tmp_path, rollout=rollout, algorithm="rejection_sampling")
     roll_out(run)
     found = metrics(run)[0]
-    assert (found["environment/turns"], found["environment/cut"], found["truncated"]) == (
-        2.0,
-        1.0,
-        0.0,
-    )
+    counts = [found[name] for name in ("environment/turns", "environment/cut", "truncated")]
+    assert counts == [2.0, 1.0, 0.0]
     assert [turn["role"] for turn in rollouts(run)[0].responses[0].messages or ()] == [
         "assistant",
         "tool",
@@ -421,11 +314,8 @@ def test_malformed_and_refused_calls_are_answered_and_counted(
 ) -> None:
     bad = [f"<tool_call>{{{END}", call("2 + 3", name="calculat"), call("1 / 0"), f"5{END}"]
     follow(monkeypatch, [[text] for text in bad])
-    run = run_of(
-        tmp_path,
-        rollout={"samples_per_prompt": 2, "max_new_tokens": 400},
-        algorithm="rejection_sampling",
-    )
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 400}
+    run = run_of(tmp_path, rollout=rollout, algorithm="rejection_sampling")
     roll_out(run)
     found = metrics(run)[0]
     assert (found["environment/malformed_calls"], found["environment/refused_calls"]) == (1.0, 2.0)

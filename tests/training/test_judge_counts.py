@@ -29,26 +29,23 @@ class Priced(Judge):
         return 0.0, 1.0
 
     def rate(self, items: Sequence[Any], rubric: Any = "") -> list[Rating]:
-        return [
-            Rating(
-                None if len(text) > 5 else 1.0,
-                CUT if len(text) > 5 else "",
-                calls=1,
-                tokens=10,
-            )
-            for _, text in items
-        ]
+        cut_off = Rating(None, CUT, calls=1, tokens=10)
+        good = Rating(1.0, calls=1, tokens=10)
+        return [cut_off if len(text) > 5 else good for _, text in items]
 
     def compare(self, items: Sequence[Any]) -> list[Verdict]:
         return [Verdict(0.5, calls=1, tokens=10) for _ in items]
 
 
-def scorer(folder: Path, judge: Component, collectives: Collectives = ONE_PROCESS) -> Rewards:
-    component = Component(
-        "reward", "rating", Registration("rating", Rated), Rated.Options(judge=judge)
-    )
-    around = Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
-    return Rewards(RewardSpec("reward", "rating", component), around, collectives=collectives)
+def around(folder: Path) -> Context:
+    return Context(models=None, cache=folder, folder=folder, seed=0, load=list)  # type: ignore[arg-type]
+
+
+def scorer(folder: Path, collectives: Collectives = ONE_PROCESS) -> Rewards:
+    options = Rated.Options(judge=priced())
+    component = Component("reward", "rating", Registration("rating", Rated), options)
+    spec = RewardSpec("reward", "rating", component)
+    return Rewards(spec, around(folder), collectives=collectives)
 
 
 def priced() -> Component:
@@ -65,29 +62,21 @@ def usage(rewards: Rewards, table: RewardTable) -> dict[str, float]:
     return {name: value for name, value in summary.items() if name.startswith("judge/")}
 
 
-def test_ratings_are_counted(tmp_path: Path) -> None:
-    made = scorer(tmp_path, priced())
+def test_ratings_are_counted_and_a_missing_one_says_why(tmp_path: Path) -> None:
+    made = scorer(tmp_path)
     table = made.ask([GROUP])
-    assert usage(made, table) == {
-        "judge/questions": 3,
-        "judge/tokens": 30,
-    }
+    assert usage(made, table) == {"judge/questions": 3, "judge/tokens": 30}
     assert usage(made, made.ask([GROUP]))["judge/questions"] == 3
     assert usage(made, made.ask([GROUP], table))["judge/questions"] == 6
+    assert table.why_unscored() == f"; a judge said: {CUT}"
 
 
 def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:
     options = Panel.Options(judges=[priced(), priced()])
-    around = Context(models=None, cache=tmp_path, folder=tmp_path, seed=0, load=list)  # type: ignore[arg-type]
     panel = Component("judge", "panel", Registration("panel", Panel), options)
     with spending() as spent:
-        CheckedJudge(panel, around).compare([(GROUP.prompt, "a", "b")] * 3)
+        CheckedJudge(panel, around(tmp_path)).compare([(GROUP.prompt, "a", "b")] * 3)
     assert costs(spent) == {"calls": 6, "tokens": 60}
-
-
-def test_some_missing_ratings_say_why(tmp_path: Path) -> None:
-    why = scorer(tmp_path, priced()).ask([GROUP]).why_unscored()
-    assert why == f"; a judge said: {CUT}"
 
 
 def test_what_all_processes_ask_is_counted_in_each(tmp_path: Path) -> None:
@@ -95,7 +84,7 @@ def test_what_all_processes_ask_is_counted_in_each(tmp_path: Path) -> None:
     exchange = Exchange(2)
 
     def process(number: int) -> list[tuple[float, str]]:
-        made, found = scorer(tmp_path, priced(), Simulated(exchange, number, (1, 1))), []
+        made, found = scorer(tmp_path, Simulated(exchange, number, (1, 1))), []
         with exchange.turn:
             for groups in ([GROUP, GROUP], [GROUP]):
                 table = made.ask(groups)

@@ -24,10 +24,7 @@ def failing(step: int, out: Outputs) -> Loss:
 def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path) -> None:
     found = online(tmp_path, Watched(loss_of=failing), iterations=1, epochs=14)
     assert found.metrics[0]["skipped"] == found.summary["skipped_steps"] == 12
-    (tmp_path / "again").mkdir()
-    with pytest.raises(
-        RunFailed, match=r"nll, loss, grad_norm of .* not finite in 5 steps in a row; lower learn"
-    ):
+    with pytest.raises(RunFailed, match=r"nll, loss, grad_norm .* not finite in 5 steps in a row"):
         online(
             tmp_path / "again",
             Watched(loss_of=lambda step, out: failing(min(step, 5), out)),

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from watched import prompts
 
-from alignkit.data.group import write_groups
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
+from alignkit.io.results import read_record
 from alignkit.training.learner import scaled
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.ppo import PPO
+from tests.rows import TINY, read_rows, run, write_recipe
 
 
 @pytest.mark.parametrize(
@@ -44,43 +40,23 @@ def test_defaults_of_eight_billion_weights_are_near_published_ones() -> None:
         assert 1 / 3 < scaled(rate, 4096, lora) / published < 3
 
 
-def run(
-    folder: Path, lora: Any, *, stage: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], float]:
-    """A stage's summary and the learning rate of its first step."""
-    folder.mkdir()
-    write_groups(folder / "prompts.jsonl", prompts(2))
-    align = {
-        "algorithm": "ppo",
-        "prompts": "prompts.jsonl",
-        "reward": {"length": {"unit": "characters"}},
-        "rollout": {"max_new_tokens": 4},
-        "iterations": 1,
-        "prompts_per_iteration": 2,
-        **(stage or {}),
-    }
-    recipe = {
-        "model": {"base": "tiny", "dtype": "float32", "lora": lora},
-        "stages": {"align": align},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    run_recipe(load_recipe(folder / "recipe.yaml"), folder / "run")
-    stage_file = json.loads((folder / "run" / "align" / "stage.json").read_text(encoding="utf-8"))
-    row = json.loads(
-        (folder / "run" / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0]
-    )
-    return stage_file["summary"], row["learning_rate"]
-
-
-def test_a_stage_uses_and_records_the_default_for_its_model(tmp_path: Path) -> None:
-    """The tiny model is 64 wide."""
-    default = PPO.defaults.learning_rate
-    assert default is not None
-    for number, (lora, rate) in enumerate((({"r": 4}, default), ("none", default / 10))):
-        summary, used = run(tmp_path / str(number), lora)
-        assert summary["learning_rate"] == used == pytest.approx(rate)
-
-
-def test_a_written_rate_is_used_as_it_is(tmp_path: Path) -> None:
-    summary, used = run(tmp_path / "written", "none", stage={"learning_rate": 3e-4})
-    assert summary["learning_rate"] == used == 3e-4
+@pytest.mark.parametrize(
+    ("written", "rate"), [({}, PPO.defaults.learning_rate), ({"learning_rate": 3e-4}, 3e-3)]
+)
+def test_a_stage_of_all_weights_uses_and_records_a_tenth_of_the_default(
+    tmp_path: Path, written: dict[str, float], rate: float
+) -> None:
+    """But a rate that is written as it is. The tiny model is 64 wide."""
+    align = """
+    algorithm: ppo
+    prompts: prompts.jsonl
+    reward: {length: {unit: characters}}
+    rollout: {max_new_tokens: 4}
+    iterations: 1
+    prompts_per_iteration: 2
+    """
+    stages = {"align": yaml.safe_load(align) | written}
+    stage = run(write_recipe(tmp_path, stages, {**TINY, "lora": "none"})) / "align"
+    (row,) = read_rows(stage / "metrics.jsonl")
+    used = read_record(stage)["summary"]["learning_rate"]
+    assert used == row["learning_rate"] == pytest.approx(rate / 10)

@@ -4,7 +4,6 @@ iteration.
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
 from dataclasses import replace
@@ -13,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.training.online import mean_kl
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
+from tests.rows import Said, read_rows, write_recipe, write_rows
 
 HEADER = """
 from dataclasses import replace
@@ -39,30 +38,23 @@ FOOTER = """
 def register(add):
     add("engine", "planted", Planted)
 """
-SFT = {
-    "algorithm": "sft",
-    "data": "rows.jsonl",
-    "epochs": 4,
-    "learning_rate": 0.02,
-    "keep_versions": True,
-}
-ALIGN: dict[str, Any] = {
-    "algorithm": "rloo",
-    "from": "sft",
-    "prompts": "rows.jsonl",
-    "reward": {"length": {"unit": "characters"}},
-    "rollout": {"samples_per_prompt": 4, "max_new_tokens": 8},
-    "iterations": 2,
-    "prompts_per_iteration": 3,
-    "learning_rate": 0.01,
-}
+STAGES = """
+sft: {algorithm: sft, data: rows.jsonl, epochs: 4, learning_rate: 0.02, keep_versions: true}
+align:
+  algorithm: rloo
+  engine: planted
+  from: sft
+  prompts: rows.jsonl
+  reward: {length: {unit: characters}}
+  rollout: {samples_per_prompt: 4, max_new_tokens: 8}
+  iterations: 2
+  prompts_per_iteration: 3
+  learning_rate: 0.01
+"""
 NEVER_LOADED = """
     def publish(self, policy, adapter, version):
         super().publish(policy, None, version)
 """
-PERHAPS = (
-    "the adapter, has old weights, reads another prompt (template) or computes in another dtype"
-)
 # What an engine does wrong.
 PLANTED = {
     "an adapter that is never loaded": NEVER_LOADED,
@@ -70,12 +62,6 @@ PLANTED = {
         """
     def publish(self, policy, adapter, version):
         super().publish(policy, Path(__file__).parent / "out" / "sft" / "kept" / "3", version)
-    """
-    ),
-    "another adapter": (
-        """
-    def publish(self, policy, adapter, version):
-        super().publish(policy, Path(__file__).parent / "out" / "other" / "adapter", version)
     """
     ),
     "another template": (
@@ -103,31 +89,21 @@ KEEPS_THE_FIRST = """
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def run(folder: Path, methods: str, **keys: Any) -> int:
+def train(folder: Path, methods: str, *words: str) -> int:
     """Run SFT with the local engine, then an online stage with a planted one; returns the exit
     code.
     """
     body = textwrap.indent(textwrap.dedent(methods), "    ")
     (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    others = [row | {"completion": "no, that must be a stone"} for row in rows]
-    (folder / "others.jsonl").write_text("\n".join(map(json.dumps, others)))
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4}}
-    other = {"other": SFT | {"data": "others.jsonl"}} if '"other"' in methods else {}
-    stages = {"sft": SFT, **other, "align": {**ALIGN, "engine": "planted", **keys}}
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump({"model": model, "stages": stages}, sort_keys=False)
-    )
+    write_rows(folder / "rows.jsonl", rows)
+    recipe = [str(write_recipe(folder, STAGES)), *words]
     plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
-    return main(["run", str(folder / "recipe.yaml"), *plugin])
+    return main(["run", *recipe, *plugin])
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [
-        json.loads(line)
-        for line in (folder / "out" / "align" / "metrics.jsonl").read_text().splitlines()
-    ]
+    return read_rows(folder / "out" / "align" / "metrics.jsonl")
 
 
 def warnings(err: str) -> list[str]:
@@ -179,13 +155,11 @@ def test_the_kl_of_stale_samples_is_that_of_the_policy() -> None:
 def test_another_model_is_caught_in_the_first_iteration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    code = run(tmp_path, PLANTED[name])
+    code = train(tmp_path, PLANTED[name])
     err = capsys.readouterr().err
-    (gap,) = map(
-        float, re.findall(r"differ by (\S+) nats per token, of which rounding explains 0.001", err)
-    )
-    assert PERHAPS in err and "Traceback" not in err
-    assert (gap > ANOTHER_MODEL) == (name in ("another adapter", "an adapter that is never loaded"))
+    (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding", err))
+    assert "Traceback" not in err
+    assert (gap > ANOTHER_MODEL) == (name == "an adapter that is never loaded")
     if gap > ANOTHER_MODEL:  # nothing was learned from it
         assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
         assert "error: stage 'align': the sampler is not the policy that learns" in err
@@ -195,19 +169,17 @@ def test_another_model_is_caught_in_the_first_iteration(
         assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
 
 
-def test_the_policy_itself_raises_no_alarm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path, "pass") == 0
-    assert not warnings(capsys.readouterr().err)
+def test_the_policy_itself_raises_no_alarm(tmp_path: Path, said: Said) -> None:
+    assert train(tmp_path, "pass") == 0
+    assert not warnings(said())
     assert all(0 < row["sampler_gap"] < 1e-5 for row in metrics(tmp_path))
 
 
 def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
-    assert run(tmp_path, KEEPS_THE_FIRST, iterations=3) == 0
-    err = capsys.readouterr().err
+    assert train(tmp_path, KEEPS_THE_FIRST, "stages.align.iterations=3") == 0
+    err = said()
     assert len(warnings(err)) == 1 and err.index("iteration 1/3") < err.index(
         "warning: the sampler"
     )
@@ -215,26 +187,22 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     assert first < 1e-5 and min(others) > 0.1
 
 
-def test_samples_that_are_an_update_old_raise_no_alarm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_samples_that_are_an_update_old_raise_no_alarm(tmp_path: Path, said: Said) -> None:
     """Only the first iteration has samples of the policy itself."""
-    assert run(tmp_path, "pass", rollout=ALIGN["rollout"] | {"ahead": 1}) == 0
-    assert not warnings(capsys.readouterr().err) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
+    assert train(tmp_path, "pass", "stages.align.rollout.ahead=1") == 0
+    assert not warnings(said()) and metrics(tmp_path)[1]["sampler_gap"] > 0.1
 
 
 def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     silent = """
     def sample(self, *given):
         return [[replace(one, logprobs=None) for one in each] for each in super().sample(*given)]
     """
-    assert run(tmp_path, silent) == 0
-    err = capsys.readouterr().err
-    assert warnings(err) == [
-        "the sampler tells no log-probabilities, so nobody checks that it is the policy that learns"
-    ]
+    assert train(tmp_path, silent) == 0
+    (warning,) = warnings(said())
+    assert "tells no log-probabilities" in warning
     assert not any("sampler_gap" in row for row in metrics(tmp_path))
 
 
@@ -255,9 +223,11 @@ def test_a_run_weights_what_another_dtype_sampled(
         return found, shares
 
     monkeypatch.setattr(Importance, "weighted", noted)
-    engine = {"planted": {"importance": {"cap": 1.0}}}
-    code = run(tmp_path, PLANTED["another dtype"], algorithm="ppo", engine=engine)
-    assert code == 0, capsys.readouterr().err
+    words = [
+        "stages.align.algorithm=ppo",
+        "stages.align.engine={planted: {importance: {cap: 1.0}}}",
+    ]
+    assert train(tmp_path, PLANTED["another dtype"], *words) == 0, capsys.readouterr().err
     for signals, found, old, sampled in seen:
         assert found["returns"] is signals["returns"]
         for row, (learner, sampler) in enumerate(zip(old, sampled, strict=True)):

@@ -4,7 +4,6 @@ weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
@@ -13,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
+from watched import weights
 
+import alignkit_plugins.models.tiny
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
-from alignkit.cli import main
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
@@ -28,6 +27,7 @@ from alignkit_plugins.algorithms.kto import KTO
 from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import SFT
+from tests.rows import Said, run, user, write_recipe, write_rows
 
 SAID = {
     "Why?": ("Because it is so.", "I do not know"),
@@ -50,8 +50,6 @@ LEARNERS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    import alignkit_plugins.models.tiny
-
     source = str(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("tiny")))
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
     return SharedModel(spec, source)
@@ -83,14 +81,16 @@ def rows_of(algorithm: type[Algorithm]) -> list[Group]:
     """Four rows of the kind that an algorithm learns from."""
     rows = []
     for number, (question, answers) in enumerate(SAID.items()):
-        prompt: tuple[Message, ...] = ({"role": "user", "content": question},)
-        if algorithm in (SFT, KTO):
-            label = None if algorithm is SFT else number % 2 == 0
-            rows.append(Group(prompt, (Response(answers[0], label=label),)))
-        else:
-            responses = tuple(map(Response, (*answers, "no idea")))
-            pairs = (Pair(0, 1, p=0.8), *(Pair(1, 2) for _ in responses[2:]))
-            rows.append(Group(prompt, responses, pairs))
+        responses = tuple(map(Response, (*answers, "no idea")))
+        group = Group((user(question),), responses, (Pair(0, 1, p=0.8),))
+        if len(responses) > 2:
+            group = replace(group, pairs=(Pair(0, 1, p=0.8), Pair(1, 2)))
+        if algorithm is SFT:
+            group = replace(group, responses=responses[:1], pairs=None)
+        if algorithm is KTO:
+            labeled = replace(responses[0], label=number % 2 == 0)
+            group = replace(group, responses=(labeled,), pairs=None)
+        rows.append(group)
     return rows
 
 
@@ -114,12 +114,13 @@ def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
     """Weights of 0.25, 0.5, 0.75 and 0 are 1, 2, 3 and no copies, also in micro-batches of one
     row.
     """
-    rows = rows_of(cls)
+    one, two, three, none = rows_of(cls)
+    copies = [one, two, two, three, three, three]
     weighted = [
-        replace(row, weight=number / 4) for row, number in zip(rows, (1, 2, 3, 0), strict=True)
+        replace(row, weight=weight)
+        for row, weight in ((one, 0.25), (two, 0.5), (three, 0.75), (none, 0))
     ]
-    copies = [row for row, number in zip(rows, (1, 2, 3, 0), strict=True) for _ in range(number)]
-    plain = gradients(model, cls(cls.Options(**options)), rows[:3])
+    plain = gradients(model, cls(cls.Options(**options)), [one, two, three])
     wanted = gradients(model, cls(cls.Options(**options)), copies)
     monkeypatch.setattr(SharedModel, "token_budget", 20)
     found = gradients(model, cls(cls.Options(**options)), weighted)
@@ -130,15 +131,14 @@ def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
 
 def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedModel) -> None:
     """By the mean of either turn alone: (0.5 n1 mean1 + n2 mean2) / (0.5 n1 + n2)."""
-    prompt: tuple[Message, ...] = ({"role": "user", "content": "Hi"},)
 
     def conversation(first: bool | float, second: bool | float) -> Group:
         turns: tuple[Message, ...] = (
             {"role": "assistant", "content": "Hello there, you.", "train": first},
-            {"role": "user", "content": "Bye"},
+            user("Bye"),
             {"role": "assistant", "content": "So long.", "train": second},
         )
-        return Group(prompt, (Response(messages=turns),))
+        return Group((user("Hi"),), (Response(messages=turns),))
 
     counts = []
     for flags in ((True, False), (False, True)):
@@ -153,39 +153,20 @@ def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedMode
     assert found == pytest.approx((half * one + whole * two) / (half + whole), rel=1e-5)
 
 
-def run(folder: Path, rows: list[dict[str, Any]], algorithm: str) -> bytes:
+def learned(folder: Path, rows: list[dict[str, Any]]) -> bytes:
     folder.mkdir()
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    stage = {
-        "algorithm": algorithm,
-        "data": "rows.jsonl",
-        "epochs": 1,
-        "batch_size": 2,
-        "max_length": 64,
-    }
-    recipe = {
-        "name": "w",
-        "model": {"base": "tiny", "lora": {"r": 2, "lora_alpha": 4}},
-        "stages": {"learn": stage},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    assert main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out")]) == 0
-    return (folder / "out" / "learn" / "adapter" / "adapter_model.safetensors").read_bytes()
+    write_rows(folder / "rows.jsonl", rows)
+    stage = {"algorithm": "dpo", "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
+    return weights(run(write_recipe(folder, {"learn": stage})) / "learn" / "adapter")
 
 
-@pytest.mark.parametrize(("algorithm", "column"), [("sft", "weight"), ("dpo", "weight")])
-def test_a_row_of_weight_0_is_told_and_teaches_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], algorithm: str, column: str
-) -> None:
-    answers = (
-        {"completion": "Apple."} if algorithm == "sft" else {"chosen": "Apple.", "rejected": "Car."}
-    )
-    rows = [{"prompt": f"A fruit, {number}", **answers} for number in range(4)]
-    without = run(tmp_path / "without", rows, algorithm)
-    zeros = [{**rows[0], "prompt": "no", column: 0.0}, *({**row, column: 1} for row in rows)]
-    capsys.readouterr()
-    assert run(tmp_path / "zeros", zeros, algorithm) == without
-    said = capsys.readouterr().err
-    assert "1 row of weight 0 left out ('no')" in said
-    half = [{**row, column: 1 if number else 0.5} for number, row in enumerate(rows)]
-    assert run(tmp_path / "half", half, algorithm) != without
+def test_a_row_of_weight_0_is_told_and_teaches_nothing(tmp_path: Path, said: Said) -> None:
+    answer = {"chosen": "Apple.", "rejected": "Car."}
+    rows: list[dict[str, Any]] = [{"prompt": f"A fruit, {n}", **answer} for n in range(4)]
+    without = learned(tmp_path / "without", rows)
+    said()
+    zero = {"prompt": "no", **answer, "weight": 0.0}
+    assert learned(tmp_path / "zero", [zero, *rows]) == without
+    assert "1 row of weight 0 left out ('no')" in said()
+    half = [{**rows[0], "weight": 0.5}, *rows[1:]]
+    assert learned(tmp_path / "half", half) != without

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 
 from alignkit import Group, RunFailed
@@ -16,7 +15,7 @@ from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.learner import minibatch, minibatches, schedule
+from alignkit.training.learner import minibatch, schedule
 
 
 @pytest.mark.parametrize(
@@ -37,17 +36,6 @@ def test_parts_are_nearly_equal(total: int, size: int, sizes: list[int]) -> None
     parts = [[int(encoded.group.id) for encoded in part.groups] for part in taken]
     assert sorted(len(part) for part in parts) == sorted(sizes)
     assert [place for part in parts for place in part] == list(range(total))
-
-
-def test_the_last_minibatch_is_not_a_single_group() -> None:
-    """Nine groups and batches of four: a step of one group would count as much as one of four."""
-    groups = [Group(({"role": "user", "content": str(n)},), id=str(n)) for n in range(9)]
-    examples = Examples([Encoded(group, (), ()) for group in groups])
-    parts = minibatches(examples, 4, np.random.default_rng(0))
-    assert [len(part.groups) for part in parts] == [3, 3, 3]
-    assert sorted(encoded.group.id for part in parts for encoded in part.groups) == [
-        group.id for group in groups
-    ]
 
 
 def falling(step: int, total: int) -> float:

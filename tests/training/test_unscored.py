@@ -4,7 +4,6 @@ row, and why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,11 +18,11 @@ from scripted import END, call, follow
 from test_scoring import combination
 
 from alignkit import CombinedReward, Group, Message, Response, RunFailed
-from alignkit.cli import main
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.combinations import WeightedSum
+from tests.rows import Said, run, write_recipe
 
 PLUGIN = """
 from alignkit import *
@@ -59,7 +58,7 @@ def register(add):
 """
 ALIGN = {
     "algorithm": "rloo",
-    "prompts": "rows.jsonl",
+    "prompts": "prompts.jsonl",
     "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
     "iterations": 1,
     "prompts_per_iteration": 2,
@@ -67,18 +66,11 @@ ALIGN = {
 PROMPT = (Message(role="user", content="how are you"),)
 
 
-def failed(folder: Path, reward: Any, capsys: pytest.CaptureFixture[str]) -> str:
+def failed(folder: Path, reward: Any, said: Said) -> str:
     (folder / "strangers.py").write_text(PLUGIN, encoding="utf-8")
-    rows = [json.dumps({"prompt": f"what is {n}?"}) for n in range(2)]
-    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    recipe = {"model": {"base": "tiny"}, "stages": {"align": {**ALIGN, "reward": reward}}}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    plugin = str(folder / "strangers.py")
-    assert (
-        main(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out"), "--plugin", plugin])
-        == 1
-    )
-    return capsys.readouterr().err
+    recipe = write_recipe(folder, {"align": {**ALIGN, "reward": reward}})
+    run(recipe, "--plugin", str(folder / "strangers.py"), code=1)
+    return said()
 
 
 def test_an_environment_without_a_reward_is_named(
@@ -91,39 +83,24 @@ def test_an_environment_without_a_reward_is_named(
     follow(monkeypatch, [[call("2 + 3")], [f"5{END}"]])
     with pytest.raises(RunFailed) as caught:
         run_of(tmp_path, Never).execute()
-    text = str(caught.value)
-    assert "stage 'align': no response could be scored" in text
     caught.match(r"reward 'environment' has no score, first in the row 'What is \d \+ 3\?'")
-    caught.match(r"\(.*prompts\.jsonl:\d\)")
 
 
-def test_a_judges_reason_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    err = failed(tmp_path, {"rated": {"judge": "strict"}}, capsys)
-    assert (
-        "stage 'align': no response could be scored" in err and "reward 'rated' has no score" in err
-    )
-    assert "first in the row 'what is " in err and "rows.jsonl:" in err
-    assert "; a judge said: the server is closed: try again" in err
-
-
-def test_a_judge_without_a_verdict_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("reward", "whose"),
+    [
+        ("rated: {judge: strict}", "reward 'rated' has no score, first in the row '"),
+        ("rlaif: {judge: strict}", "reward 'rlaif' has no score"),
+        ("weighted_sum: {rewards: {a: silent, b: {length: {}}}, weights: {a: 1, b: 1}}", "'a'"),
+    ],
+)
+def test_whose_code_gave_no_score_is_told_with_a_row_and_a_judges_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, whose: str
 ) -> None:
-    err = failed(tmp_path, {"rlaif": {"judge": "strict"}}, capsys)
-    assert "reward 'rlaif' has no score" in err and ": the server is closed: try again" in err
-
-
-def test_the_part_without_a_score_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = {
-        "weighted_sum": {
-            "rewards": {"a": "silent", "b": {"length": {}}},
-            "weights": {"a": 1, "b": 1},
-        }
-    }
-    err = failed(tmp_path, both, capsys)
-    assert "reward 'a' has no score" in err and "reward 'b'" not in err
+    err = failed(tmp_path, yaml.safe_load(reward), capsys)
+    assert "stage 'align': no response could be scored" in err and "prompts.jsonl:" in err
+    assert whose in err and "reward 'b'" not in err
+    assert ("; a judge said: the server is closed" in err) == ("strict" in reward)
 
 
 def test_a_reward_model_without_room_is_named() -> None:
@@ -148,10 +125,7 @@ def test_a_combination_that_loses_all_scores_is_named(
         return CombinedReward(nothing, nothing, {})
 
     monkeypatch.setattr(WeightedSum, "combine", combine)
-    whole: Any = {
-        "weighted_sum": {"rewards": {"a": {"length": {"unit": "words"}}}, "weights": {"a": 1}}
-    }
-    rewards = combination(tmp_path, whole)
-    assert [*rewards.leaves] == ["a"]
+    whole = "weighted_sum: {rewards: {a: {length: {unit: words}}}, weights: {a: 1}}"
+    rewards = combination(tmp_path, yaml.safe_load(whole))
     error = rewards.nothing_scored(rewards.combine(rewards.ask([Group(PROMPT, (Response("x"),))])))
     assert error == "reward 'weighted_sum' makes no number of the scores of its parts"

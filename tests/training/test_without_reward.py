@@ -4,19 +4,27 @@ it names is only reported.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from watched import prompts
+from watched import prompts, weights
 
-from alignkit.cli import main
-from alignkit.data.group import Group, read_groups, write_groups
+from alignkit.data.group import Group, read_groups
+from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 PLUGIN = """
 from alignkit import *
+
+class Growing(RewardCombination):
+    class Options(Options):
+        part: RewardRef
+    def parts(self):
+        return {"part": self.options.part}
+    def combine(self, groups, components):
+        factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
+        return CombinedReward(components["part"], components["part"], {"factor": factor})
 
 class Distill(Algorithm):
     class Options(Options):
@@ -53,9 +61,19 @@ class Nothing(Fixed):
 
 @hookimpl
 def register(add):
+    add("reward", "growing", Growing)
     add("algorithm", "distill", Distill)
     add("algorithm", "fixed", Fixed)
     add("algorithm", "nothing", Nothing)
+"""
+ALIGN = """
+algorithm: distill
+prompts: prompts.jsonl
+rollout: {samples_per_prompt: 2, max_new_tokens: 5}
+iterations: 2
+prompts_per_iteration: 2
+batch_size: 2
+learning_rate: 0.01
 """
 REWARD = {"python": {"path": "reward.py", "function": "reward"}}
 # No score for responses of 1, 5, 9 ... characters.
@@ -68,37 +86,16 @@ SCORES += "def nothing(completions):\n    return [None for c in completions]\n"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def run(
-    folder: Path, expected: int = 0, command: str = "run", **stage: Any
-) -> list[dict[str, Any]]:
-    """Run a recipe with the stage `align`; returns its metrics."""
+def train(folder: Path, code: int = 0, **stage: Any) -> list[dict[str, Any]]:
+    """Run the stage `align`; returns its metrics."""
     folder.mkdir(exist_ok=True)
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     (folder / "reward.py").write_text(SCORES, encoding="utf-8")
-    write_groups(folder / "prompts.jsonl", prompts(4))
-    align = {
-        "algorithm": "distill",
-        "prompts": "prompts.jsonl",
-        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
-        "iterations": 2,
-        "prompts_per_iteration": 2,
-        "batch_size": 2,
-        "learning_rate": 0.01,
-        **stage,
-    }
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump({"model": model, "stages": {"align": align}}), encoding="utf-8"
-    )
-    files = ["--plugin", str(folder / "plugin.py")]
-    runs = ["--out", str(folder / "run")] if command == "run" else []
-    assert main([command, str(folder / "recipe.yaml"), *files, *runs]) == expected
+    write_rows(folder / "prompts.jsonl", prompts(4))
+    recipe = write_recipe(folder, {"align": yaml.safe_load(ALIGN) | stage})
+    run(recipe, "--plugin", str(folder / "plugin.py"), code=code)
     metrics = folder / "run" / "align" / "metrics.jsonl"
-    return (
-        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        if metrics.exists()
-        else []
-    )
+    return read_rows(metrics) if metrics.exists() else []
 
 
 def rollouts(folder: Path) -> list[Group]:
@@ -106,21 +103,11 @@ def rollouts(folder: Path) -> list[Group]:
     return [group for path in paths for group in read_groups(path)]
 
 
-def weights(folder: Path) -> bytes:
-    return (folder / "run" / "align" / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
 def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
     """It has no numbers of a reward anywhere; samples of earlier iterations are replayed whole."""
-    first, second = run(tmp_path)
-    assert not any(
-        "reward" in name or name == "unscored" for line in (first, second) for name in line
-    )
-    assert (
-        first["grad_norm"] > 0
-        and first["kl"] == pytest.approx(0, abs=1e-4)
-        and second["kl"] != first["kl"]
-    )
+    first, second = train(tmp_path)
+    assert not [name for name in first | second if "reward" in name or name == "unscored"]
+    assert first["grad_norm"] > 0 and first["kl"] == pytest.approx(0, abs=1e-4) != second["kl"]
     assert first["response_tokens"] > 0 and 0 <= first["truncated"] <= 1
     assert [first["replayed"], second["replayed"]] == [0, 2]
     assert [len(group.responses) for group in rollouts(tmp_path)] == [2, 2, 2, 2]
@@ -128,56 +115,44 @@ def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
 
 
 def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path) -> None:
-    """Responses without a score are learned from like all others."""
+    """Responses without a score are learned from like all others; a combination that is only
+    reported remembers nothing.
+    """
     without, reported = tmp_path / "without", tmp_path / "reported"
-    plain = run(without)
-    scored = run(reported, reward=REWARD)
-    assert weights(reported) == weights(without)
-    for line, other in zip(scored, plain, strict=True):
-        assert line["loss"] == other["loss"] and line["replayed"] == other["replayed"]
+    plain = train(without)
+    scored = train(reported, reward={"growing": {"part": REWARD}})
+    adapters = [weights(folder / "run" / "align" / "adapter") for folder in (without, reported)]
+    assert adapters[0] == adapters[1]
+    assert [row["replayed"] for row in scored] == [row["replayed"] for row in plain]
     responses = [response for group in rollouts(reported)[:2] for response in group.responses]
     known = [None if len(r.text) % 4 == 1 else len(r.text) / 2 for r in responses]
     assert [response.scores["reward"] for response in responses] == known
     values = [value for value in known if value is not None]
     assert scored[0]["unscored"] == known.count(None) > 0
-    assert scored[0]["reward"] == pytest.approx(sum(values) / len(values)) and values
+    assert scored[0]["reward"] == pytest.approx(sum(values) / len(values))
+    assert [row["reward/factor"] for row in scored] == [1.0, 1.0]
 
 
-def test_an_algorithm_that_reads_rewards_must_say_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
-    assert (
-        "Batch.rewards was not computed: only rollouts with a reward have it"
-        in capsys.readouterr().err
-    )
+def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, said: Said) -> None:
+    train(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
+    assert "Batch.rewards was not computed: only rollouts with a reward have it" in said()
 
 
-def test_an_idle_iteration_gives_the_algorithms_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path, 1, algorithm="nothing")
-    assert "Last reason: nothing to distill" in capsys.readouterr().err
-
-
-def test_a_reported_reward_may_score_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_reported_reward_may_score_nothing(tmp_path: Path, said: Said) -> None:
     nothing = {"python": {"path": "reward.py", "function": "nothing"}}
-    metrics = run(tmp_path / "learns", reward=nothing)
+    metrics = train(tmp_path / "learns", reward=nothing)
     assert not {"reward", "reward_std"} & metrics[0].keys() and metrics[0]["unscored"] == 4
-    run(tmp_path / "idle", 1, algorithm="nothing", reward=nothing)
-    assert "Last reason: nothing to distill" in capsys.readouterr().err
+    train(tmp_path / "idle", 1, algorithm="nothing", reward=nothing)
+    assert "Last reason: nothing to distill" in said()
 
 
 @pytest.mark.parametrize(
     ("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)]
 )
 def test_a_wrong_option_does_not_make_a_reward_missing(
-    tmp_path: Path, algorithm: str, asked: bool, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, algorithm: str, asked: bool, said: Said
 ) -> None:
     """Needs that depend on options are not known if these are wrong."""
-    run(tmp_path, 2, "check", algorithm={algorithm: {"nonsense": 1}})
-    shown = capsys.readouterr().err
-    assert "unknown option" in shown or "nonsense" in shown
-    assert ("stages.align.reward' is missing" in shown) == asked
+    train(tmp_path, 2, algorithm={algorithm: {"nonsense": 1}})
+    shown = said()
+    assert "nonsense" in shown and ("stages.align.reward' is missing" in shown) == asked

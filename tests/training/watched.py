@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from alignkit import (
     Algorithm,
@@ -24,9 +22,10 @@ from alignkit import (
     per_token,
 )
 from alignkit.algorithm import Phase
-from alignkit.data.group import read_groups, write_groups
+from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from tests.rows import pairs, read_rows, write_recipe, write_rows
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
 # The reward of a completion: different texts have different rewards.
@@ -142,10 +141,22 @@ class Ran:
         found: dict[str, Any] = self.run.store.record("align")["summary"]
         return found
 
+    @property
+    def weights(self) -> bytes:
+        return weights(self.folder / "align" / "adapter")
+
+    def kept(self, number: int) -> bytes:
+        """The weights after an iteration."""
+        return weights(self.folder / "align" / "kept" / str(number))
+
     def rollouts(self, stage: str = "align") -> list[list[Group]]:
         return [
             read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))
         ]
+
+
+def weights(adapter: Path) -> bytes:
+    return (adapter / "adapter_model.safetensors").read_bytes()
 
 
 def online(
@@ -164,25 +175,16 @@ def online(
     plugin: the algorithm that the recipe names, whose checks the stage's keys must pass. scores:
     the module reward.py.
     """
-    write_groups(folder / "prompts.jsonl", prompts(count))
-    write_groups(
+    folder.mkdir(exist_ok=True)
+    write_rows(folder / "prompts.jsonl", prompts(count))
+    write_rows(
         folder / "demos.jsonl",
         [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(6)],
     )
-    ranked = (Response(text="good bread", rank=0), Response(text="no, it is bad", rank=1))
-    write_groups(folder / "pairs.jsonl", [replace(group, responses=ranked) for group in prompts(6)])
+    write_rows(folder / "pairs.jsonl", pairs(texts(prompts(6)), rejected="no, it is bad"))
     (folder / "reward.py").write_text(scores, encoding="utf-8")
-    recipe = {
-        "model": {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}},
-        "stages": {**(before or {}), "align": {**ALIGN, "algorithm": plugin, **stage}},
-    }
-    # Through JSON, because YAML writes a shared part as a reference.
-    (folder / "recipe.yaml").write_text(
-        yaml.safe_dump(json.loads(json.dumps(recipe))), encoding="utf-8"
-    )
-    out = folder / "run"
-    out.mkdir(exist_ok=True)
-    loaded = load_recipe(folder / "recipe.yaml")
+    align = {**ALIGN, "algorithm": plugin, **stage}
+    loaded = load_recipe(write_recipe(folder, {**(before or {}), "align": align}))
     named = loaded.stages["align"]
     # Checks ask its class
     given = type("Given", (type(algorithm),), {"__new__": lambda cls, options: algorithm})
@@ -190,10 +192,23 @@ def online(
     loaded.stages["align"] = replace(
         named, component=replace(named.component, registration=registration)
     )
-    run = Run(loaded, out)
+    (folder / "run").mkdir(exist_ok=True)
+    run = Run(loaded, folder / "run")
     run.execute()
-    lines = (out / "align" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return Ran(run, [json.loads(line) for line in lines])
+    return Ran(run, read_rows(run.folder / "align" / "metrics.jsonl"))
+
+
+def dies(algorithm: Watched, iteration: int) -> Watched:
+    """It ends the run in the middle of an iteration."""
+    select = algorithm.select
+
+    def dying(groups: Sequence[Group], context: SelectContext) -> Any:
+        if context.iteration == iteration:
+            raise KeyboardInterrupt
+        return select(groups, context)
+
+    algorithm.select = dying  # type: ignore[method-assign]
+    return algorithm
 
 
 ALIGN = {

@@ -40,7 +40,7 @@ def browse(
         Path, typer.Option(metavar="FILE", help="File for the page, which a browser opens.")
     ] = Path("rows.html"),
 ) -> Result:
-    """Write a page with the rows of a file, and what `alignkit data clean` would leave out.
+    """Write a page with the rows of a file, and what `alignkit data clean` would drop.
 
     \b
     Examples:
@@ -57,7 +57,7 @@ def browse(
 
 @data_app.command()
 def check(file: File, rules: RuleWords = None) -> Result:
-    """Show what a file holds, and what `alignkit data clean` would leave out, without writing
+    """Show what a file holds, and what `alignkit data clean` would drop, without writing
     anything.
 
     Counts, lengths, pairs and labels; then the rows that break a rule of the step `clean`. The exit

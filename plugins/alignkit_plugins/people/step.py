@@ -115,7 +115,7 @@ class People(Step):
             None,
             gt=0,
             le=1,
-            description="leave out people who are right in a smaller share of gold items",
+            description="drop people who are right in a smaller share of gold items",
         )
 
         @field_validator("store")
