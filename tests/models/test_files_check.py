@@ -108,7 +108,6 @@ FOREIGN = {"_attn_implementation": "someone/kernel"}
         ),
         (holding(TOKENS, b"{}"), "its tokenizer cannot be read (KeyError", ""),
     ],
-    ids=str,
 )
 def test_damaged_models_are_refused(
     damage: Damage, problem: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -144,7 +143,6 @@ def with_other_names(adapter: Path) -> None:
         (without(ADAPTER), f"{ADAPTER} cannot be read .FileNotFoundError"),
         (without("adapter_config.json"), r"adapter_config\.json"),
     ],
-    ids=str,
 )
 def test_damaged_adapters_are_refused_and_leave_nothing_behind(
     damage: Damage, problem: str, tmp_path: Path
