@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
-from test_online import averaged, batch, close, double, new, random_batch
 from torch import Tensor
 
 from alignkit import Group, Message, Outputs, RecipeError, Skip
@@ -21,6 +20,7 @@ from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.testing import check_algorithm
 from alignkit_plugins.algorithms.distillation import Distillation
+from tests.by_hand import averaged, batch, close, double, new, random_batch
 from tests.net.test_optimum import (
     Problem,
     check,
