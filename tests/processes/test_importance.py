@@ -21,7 +21,7 @@ from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
 from alignkit_plugins.vllm.engine import Importance
-from tests.algorithms.test_online import averaged, close, double, new, random_batch, reported
+from tests.by_hand import averaged, close, double, new, random_batch, reported
 
 CAP = 1.2
 CASES: list[tuple[type[Algorithm], dict[str, Any]]] = [
