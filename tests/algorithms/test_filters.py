@@ -2,70 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from alignkit import Filter, Group, Message, Response
+from alignkit import Filter, Group, Response
 from alignkit.cli import main
-from alignkit.data.group import read_groups, write_groups
+from alignkit.data.group import read_groups
 from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_filter
+from tests.by_hand import asked, scored
+from tests.rows import prompts, read_rows, write_recipe, write_rows
 
 
-def group(*scores: float | None, cut: int = 0) -> Group:
-    """Scored samples, of which the first `cut` are truncated."""
-    responses = [
-        Response(text="x", scores={"reward": s}, truncated=i < cut) for i, s in enumerate(scores)
-    ]
-    return Group((Message(role="user", content=f"{scores}"),), tuple(responses))
-
-
-def kept(name: str, groups: Sequence[Group], **options: Any) -> list[bool]:
+def kept(name: str, groups: Sequence[Group], **options: Any) -> str:
+    """y for each group that stays."""
     cls = plugins().get("filter", name).implementation
     check_filter(cls, options, groups=groups)
-    return list(cls(cls.Options(**options)).keep(groups))
+    return "".join("y" if keep else "n" for keep in cls(cls.Options(**options)).keep(groups))
 
 
-def test_spread_leaves_out_groups_of_equal_rewards() -> None:
-    groups = [group(1, 1), group(0, 1), group(0.5, 0.6), group(-2), group(0, 0, 1e-9)]
-    assert kept("spread", groups) == [False, True, True, False, True]
+@pytest.mark.parametrize(
+    ("name", "options", "rewards", "stays"),
+    [
+        ("spread", {}, [[1, 1], [0, 1], [0.5, 0.6], [-2], [0, 0, 1e-9]], "nyyny"),
+        ("reward_range", {"low": 0.25, "high": 0.75}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nyyn"),
+        ("reward_range", {"low": 0.3}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nnyy"),
+        ("reward_range", {"high": 0.25}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "yynn"),
+    ],
+)
+def test_filters_of_rewards(
+    name: str, options: dict[str, float], rewards: list[list[float]], stays: str
+) -> None:
+    """Limits belong to the range."""
+    assert kept(name, scored(rewards), **options) == stays
 
 
 def test_spread_keeps_what_a_combination_tells_apart() -> None:
     """GDPO's rewards may differ where the raw ones do not, and cancel where they do."""
-
-    def both(raw: Sequence[float], learned: Sequence[float]) -> Group:
+    groups = []
+    for raw, learned in (((0, 0), (-1, 1)), ((0, 1), (0, 0)), ((0, 0), (2, 2)), ((0, 3), (-1, 1))):
         scores = [{"reward": r, "learned_reward": x} for r, x in zip(raw, learned, strict=True)]
-        return Group(
-            (Message(role="user", content="x"),),
-            tuple(Response(text="x", scores=s) for s in scores),
-        )
-
-    groups = [
-        both((0, 0), (-1, 1)),
-        both((0, 1), (0, 0)),
-        both((0, 0), (2, 2)),
-        both((0, 3), (-1, 1)),
-    ]
-    assert kept("spread", groups) == [True, True, False, True]
+        groups.append(Group(asked("x"), tuple(Response(text="x", scores=s) for s in scores)))  # type: ignore[arg-type]
+    assert kept("spread", groups) == "yyny"
 
 
 def test_not_truncated_allows_a_share() -> None:
-    groups = [group(1, 2, cut=0), group(1, 2, cut=1), group(1, 2, cut=2)]
-    assert kept("not_truncated", groups) == [True, True, False]
-    assert kept("not_truncated", groups, most=0) == [True, False, False]
-
-
-def test_reward_range_includes_its_limits() -> None:
-    groups = [group(0, 0), group(0, 0.5), group(0.5, 1), group(1, 1)]
-    assert kept("reward_range", groups, low=0.25, high=0.75) == [False, True, True, False]
-    assert kept("reward_range", groups, low=0.3) == [False, False, True, True]
-    assert kept("reward_range", groups, high=0.25) == [True, True, False, False]
+    groups = []
+    for cut in (0, 1, 2):
+        responses = [Response("x", scores={"reward": 1.0}, truncated=i < cut) for i in range(2)]
+        groups.append(Group(asked(str(cut)), tuple(responses)))
+    assert kept("not_truncated", groups) == "yyn"
+    assert kept("not_truncated", groups, most=0) == "ynn"
 
 
 @pytest.mark.parametrize("options", [{}, {"low": 1, "high": 0}])
@@ -74,49 +64,22 @@ def test_a_range_needs_limits_in_order(options: dict[str, float]) -> None:
         check_filter(plugins().get("filter", "reward_range").implementation, options)
 
 
-# Broken ones
-
-
-class Filters(Filter):
-    def keep(self, groups: Sequence[Group]) -> Any:
-        return [self.one(each) for each in groups]
-
-    def one(self, group: Group) -> Any:
-        return True
-
-
-class Numbers(Filters):
-    def one(self, group: Group) -> Any:
-        return 1.0
-
-
-class TooFew(Filters):
-    def keep(self, groups: Sequence[Group]) -> Any:
-        return [True] * (len(groups) - 1)
-
-
-class Nothing(Filters):
-    def keep(self, groups: Sequence[Group]) -> Any:
-        return None
-
-
-class First(Filters):
-    def keep(self, groups: Sequence[Group]) -> Any:
-        return [index == 0 for index in range(len(groups))]
+def answering(keep: Any) -> type[Filter]:
+    return type("Broken", (Filter,), {"keep": lambda self, groups: keep(groups)})
 
 
 @pytest.mark.parametrize(
-    ("cls", "message"),
+    ("cls", "named"),
     [
-        (Numbers, "[.]keep`: return true or false, not 1.0"),
-        (TooFew, "[.]keep`: return a list of 4, each true or false, not .True, True, True."),
-        (Nothing, "[.]keep`: return a list of 4, each true or false, not None"),
-        (First, "the order of the groups changes what becomes of group 0"),
-        (str, "must be a subclass of alignkit.Filter"),
+        (answering(lambda groups: [1.0] * len(groups)), "true or false, not 1.0"),
+        (answering(lambda groups: [True] * (len(groups) - 1)), "a list of 4"),
+        (answering(lambda groups: None), "a list of 4"),
+        (answering(lambda groups: [True] + [False] * (len(groups) - 1)), "order of the groups"),
+        (str, "subclass of alignkit.Filter"),
     ],
 )
-def test_broken_filters_are_reported(cls: Any, message: str) -> None:
-    with pytest.raises(ConformanceError, match=message):
+def test_broken_filters_are_reported(cls: Any, named: str) -> None:
+    with pytest.raises(ConformanceError, match=named):
         check_filter(cls)
 
 
@@ -153,21 +116,15 @@ def register(add):
     add("algorithm", "replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
-REWARD += "def twice(completions):\n    return [float(len(c) % 3) * 2 for c in completions]\n"
-REWARD += "def less(completions):\n    return [-float(len(c) % 3) for c in completions]\n"
+TEXTS = ["bread", "old friend", "the house", "good people", "how to bake", "please"]
 
 
-def run(
-    folder: Path, filters: Any, expected: int = 0, command: str = "run", **keys: Any
-) -> list[dict[str, Any]]:
-    folder.mkdir(exist_ok=True)
+def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys: Any) -> list[Any]:
+    """(metrics, groups) of two iterations."""
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
-    words = ["bread", "old friend", "the house", "good people", "how to bake", "please"]
-    write_groups(
-        folder / "prompts.jsonl", [Group((Message(role="user", content=text),)) for text in words]
-    )
-    align = {
+    write_rows(folder / "prompts.jsonl", prompts(TEXTS))
+    stage = {
         "algorithm": "rloo",
         "prompts": "prompts.jsonl",
         "reward": {"python": {"path": "reward.py", "function": "reward"}},
@@ -176,23 +133,16 @@ def run(
         "prompts_per_iteration": 6,
         **keys,
     }
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    recipe = {
-        "model": model,
-        "stages": {"align": {key: value for key, value in align.items() if value is not None}},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    stage = {key: value for key, value in stage.items() if value is not None}
+    recipe = write_recipe(folder, {"align": stage})
     out = ["--out", str(folder / "run")] if command == "run" else []
-    assert (
-        main([command, str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py"), *out])
-        == expected
-    )
-    metrics = folder / "run" / "align" / "metrics.jsonl"
-    return (
-        [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-        if metrics.exists()
-        else []
-    )
+    assert main([command, str(recipe), "--plugin", str(folder / "plugin.py"), *out]) == code
+    if code or not out:
+        return []
+    align = folder / "run" / "align"
+    rollouts = [read_groups(path) for path in sorted((align / "rollouts").glob("*.jsonl"))]
+    assert all(len(groups) == 6 for groups in rollouts)  # all samples stay in the files
+    return list(zip(read_rows(align / "metrics.jsonl"), rollouts, strict=True))
 
 
 @pytest.mark.silent_bug(
@@ -202,65 +152,53 @@ def run(
     "areal-project/AReaL#450",
 )
 def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path) -> None:
-    """Each filter sees what the one before it kept; all samples stay in the files of rollouts."""
-    lines = run(tmp_path, ["spread", "even"])
+    """Each filter sees what the one before it kept."""
     total = {"spread": 0, "even": 0}
-    for number, line in enumerate(lines, 1):
-        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
-        assert len(groups) == 6
-        differ = [
-            g for g in groups if g.responses[0].scores["reward"] != g.responses[1].scores["reward"]
-        ]
+    for metrics, groups in run(tmp_path, ["spread", "even"]):
+        differ = [g for g in groups if g.responses[0].reward != g.responses[1].reward]
         even = [g for g in differ if len(g.responses[0].text) % 2 == 0]
-        assert line["filtered/spread"] == 6 - len(differ) and line["filtered/even"] == len(
-            differ
-        ) - len(even)
-        total["spread"] += 6 - len(differ)
-        total["even"] += len(differ) - len(even)
-    assert total["spread"] > 0 and total["even"] > 0
+        for name, gone in (("spread", 6 - len(differ)), ("even", len(differ) - len(even))):
+            assert metrics[f"filtered/{name}"] == gone
+            total[name] += gone
+    assert all(total.values())
 
 
 def test_filters_of_one_name_are_counted_by_their_places(tmp_path: Path) -> None:
     filters = [{"reward_range": {"low": 0.4}}, {"reward_range": {"high": 1.4}}]
-    lines = run(tmp_path, filters)
-    for number, line in enumerate(lines, 1):
-        groups = read_groups(tmp_path / "run" / "align" / "rollouts" / f"{number:04d}.jsonl")
+    both = 0
+    for metrics, groups in run(tmp_path, filters):
         means = [sum(response.reward for response in group.responses) / 2 for group in groups]
-        assert line["filtered/reward_range"] == sum(mean < 0.4 for mean in means)
-        assert line["filtered/reward_range_2"] == sum(mean > 1.4 for mean in means)
-    assert any(line["filtered/reward_range"] and line["filtered/reward_range_2"] for line in lines)
+        low, high = sum(mean < 0.4 for mean in means), sum(mean > 1.4 for mean in means)
+        assert metrics["filtered/reward_range"] == low
+        assert metrics["filtered/reward_range_2"] == high
+        both += bool(low and high)
+    assert both
 
 
 def test_what_was_filtered_is_not_replayed(tmp_path: Path) -> None:
-    """The files have all samples; what a filter leaves out is not learned from later, either."""
-    first, second = run(tmp_path, ["even"], algorithm="replays")
+    (first, _), (second, _) = run(tmp_path, ["even"], algorithm="replays")
     assert first["filtered/even"] > 0 and first["earlier"] == 0
     assert second["odd"] == 0 and second["earlier"] == 6 - first["filtered/even"] > 0
+
+
+@pytest.mark.parametrize(
+    ("filters", "code", "named"),
+    [
+        (["spread"], 2, "reads rewards, but no_reward learns from none"),
+        ([{"reward_range": {"low": 1}}], 2, "reads rewards"),
+        (["not_truncated"], 0, ""),
+        (["spred"], 2, "no filter 'spred'"),
+    ],
+)
+def test_a_filter_that_a_stage_cannot_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], filters: Any, code: int, named: str
+) -> None:
+    run(tmp_path, filters, code, "check", algorithm="no_reward", reward=None)
+    assert named in capsys.readouterr().err
 
 
 def test_an_iteration_without_groups_is_idle_and_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
-    said = capsys.readouterr().err
-    assert "filters and the algorithm left out every group (filtered/reward_range)" in said
-
-
-def test_a_filter_of_rewards_needs_a_reward(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for filters, expected in (
-        (["spread"], 2),
-        ([{"reward_range": {"low": 1}}], 2),
-        (["not_truncated"], 0),
-    ):
-        run(tmp_path, filters, expected, "check", algorithm="no_reward", reward=None)
-        assert ("reads rewards, but no_reward learns from none" in capsys.readouterr().err) == bool(
-            expected
-        )
-
-
-def test_an_unknown_filter_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, ["spred"], 2, "check")
-    said = capsys.readouterr().err
-    assert "no filter 'spred'" in said and "spread" in said
+    assert "left out every group (filtered/reward_range)" in capsys.readouterr().err

@@ -9,12 +9,42 @@ from typing import Any
 import pytest
 import torch
 from architectures import make, tokens
+from torch import Tensor
 
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
+
+
+def shared(folder: Path, **lora: Any) -> SharedModel:
+    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(**lora), device="cpu")
+    return SharedModel(spec, str(folder))
+
+
+def plain(folder: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def by_peft(folder: Path, adapter: Path, **options: Any) -> Any:
+    """A network with an adapter that peft made and saved."""
+    from peft import LoraConfig, get_peft_model
+
+    usual = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"}
+    network = get_peft_model(plain(folder), LoraConfig(**{**usual, **options})).eval()
+    network.save_pretrained(adapter)
+    return network
+
+
+def logits(policy: SharedModel, role: str, ids: Tensor) -> Tensor:
+    layout = TreeLayout([GroupSpan(0, len(ids), ())])
+    return policy.next_logits(role, policy.hidden(role, layout, ids))
+
+
+IDS = torch.tensor(tokens(9, 3))
 
 
 @pytest.mark.parametrize(
@@ -26,40 +56,26 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     other adapters came and went.
     """
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     folder = make(tmp_path / "base", name)
-    lora = LoraSpec(r=2, lora_alpha=7, target_modules=layers)
-    policy = SharedModel(
-        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
-    )
-    policy.add_role("first")
-    policy.add_role("new")
-    policy.add_role("last")
+    policy = shared(folder, r=2, lora_alpha=7, target_modules=layers)
+    for role in ("first", "new", "last"):
+        policy.add_role(role)
     policy.drop_role("first")
     policy.drop_role("last")
     parameters = policy.make_trainable("new")
     with torch.no_grad():
         for number, parameter in enumerate(parameters.values()):
-            parameter.copy_(
-                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
-            )
+            draw = torch.Generator().manual_seed(number)
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
     policy.save("new", tmp_path / "adapter")
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
-        tmp_path / "adapter",
-        is_trainable=True,
-    )
+    model = PeftModel.from_pretrained(plain(folder), tmp_path / "adapter", is_trainable=True)
     assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
-    ids = torch.tensor(tokens(9, 3))
-    wanted = model(input_ids=ids[None]).logits[0]
-    found = policy.next_logits("new", policy.hidden("new", TreeLayout([GroupSpan(0, 9, ())]), ids))
+    wanted, found = model(input_ids=IDS[None]).logits[0], logits(policy, "new", IDS)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(
-        found, policy.next_logits(BASE, policy.hidden(BASE, TreeLayout([GroupSpan(0, 9, ())]), ids))
-    )
-    for logits in (wanted, found):
-        torch.log_softmax(logits, dim=-1)[:, 5].sum().backward()
+    assert not torch.allclose(found, logits(policy, BASE, IDS))
+    for each in (wanted, found):
+        torch.log_softmax(each, dim=-1)[:, 5].sum().backward()
     theirs = {key.removeprefix("base_model.model."): p.grad for key, p in model.named_parameters()}
     for key, parameter in parameters.items():
         assert parameter.grad is not None
@@ -96,7 +112,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     [
         (
             {"modules_to_save": ["lm_head"]},
-            "has the unknown weight base_model.model.lm_head.weight",
+            "unknown weight base_model.model.lm_head.weight",
         ),
         (
             {"modules_to_save": ["input_layernorm"]},
@@ -118,49 +134,20 @@ def test_an_adapter_that_would_compute_something_else_is_refused(
     """peft would write a saved head into the base that the reference shares, and ignore what
     another start means.
     """
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     folder = make(tmp_path / "base", "Llama")
-    config = LoraConfig(
-        **(
-            {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 7, "target_modules": "all-linear"}
-            | made
-        )
-    )
-    network = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config
-    )
-    network.save_pretrained(tmp_path / "adapter")
-    lora = LoraSpec(r=2, lora_alpha=7)
-    policy = SharedModel(
-        ModelSpec(base=str(folder), dtype="float32", lora=lora, device="cpu"), str(folder)
-    )
+    by_peft(folder, tmp_path / "adapter", **made)
     with pytest.raises(RunFailed, match=re.escape(reason)):
-        policy.add_role("policy", start=tmp_path / "adapter")
+        shared(folder, r=2, lora_alpha=7).add_role("policy", start=tmp_path / "adapter")
 
 
 def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:
     """An adapter that learns begins with the recipe's."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
     folder = make(tmp_path / "base", "Llama")
-    options = {"r": 2, "lora_alpha": 7, "use_rslora": True, "init_lora_weights": False}
-    config = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **options)
-    network = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), config
-    ).eval()
-    network.save_pretrained(tmp_path / "adapter")
-    spec = ModelSpec(
-        base=str(folder), dtype="float32", lora=LoraSpec(r=4, lora_alpha=1), device="cpu"
-    )
-    policy = SharedModel(spec, str(folder))
+    options = {"use_rslora": True, "init_lora_weights": False}
+    network = by_peft(folder, tmp_path / "adapter", **options)
+    policy = shared(folder, r=4, lora_alpha=1)
     policy.add_role("policy", start=tmp_path / "adapter")
-    ids = torch.tensor(tokens(9, 3))
-    found = policy.next_logits(
-        "policy", policy.hidden("policy", TreeLayout([GroupSpan(0, 9, ())]), ids)
-    )
-    torch.testing.assert_close(found, network(input_ids=ids[None]).logits[0], atol=1e-4, rtol=1e-4)
+    wanted = network(input_ids=IDS[None]).logits[0]
+    torch.testing.assert_close(logits(policy, "policy", IDS), wanted, atol=1e-4, rtol=1e-4)
     with pytest.raises(RunFailed, match=r"another scale than model\.lora"):
         policy.add_role("trained", start="policy")
