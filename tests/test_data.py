@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignkit.data import group as groups_module
-from alignkit.data.files import MAX_LISTED, SkippedRow, bad_rows_error
+from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded
 from alignkit.data.sources import load as load_spec
@@ -34,6 +34,8 @@ from alignkit.plugins import plugins
 from alignkit.registry import Component, Registration
 from alignkit_plugins.compare.comparison import distinct_prompts
 from alignkit_plugins.formats.layouts import TEMPLATES
+from tests.formats.reading import shown, turns
+from tests.rows import write_rows
 
 OTHERS = {
     *({*TEMPLATES} - {"gsm8k", "svamp"}),
@@ -75,17 +77,6 @@ def load(
 
 
 ASSISTANT = {"role": "assistant", "content": "a"}
-UNUSABLE = ([1], "x", "inf", -1, None)  # as weights
-
-
-def bad_rows(path: Path, **settings: Any) -> list[tuple[int, str]]:
-    """Row and reason of each bad row that `skip` counts; `error` must list the same ones."""
-    skipped = load(source(path, on_bad_row="skip", **settings)).skipped
-    with pytest.raises(DataError) as error:
-        load(source(path, **settings))
-    for row in skipped[:MAX_LISTED]:
-        assert f"{path}:{row.row}: {row.reason}" in str(error.value)
-    return [(row.row, row.reason) for row in skipped]
 
 
 def prompt(text: str) -> tuple[Message, ...]:
@@ -93,12 +84,11 @@ def prompt(text: str) -> tuple[Message, ...]:
 
 
 def write(path: Path, *rows: Any) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(path, rows)
 
 
 def prompts(path: Path, count: int, start: int = 0) -> Path:
-    return write(path, *({"prompt": f"question {i}"} for i in range(start, start + count)))
+    return write_rows(path, ({"prompt": f"question {i}"} for i in range(start, start + count)))
 
 
 def words(groups: list[Group]) -> list[str]:
@@ -201,44 +191,32 @@ def test_defaults_are_not_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"prompt": []}, "no key 'alignkit'"),
-        ({"alignkit": 2, "prompt": []}, "version 2"),
-        ({"alignkit": 1, "prompt": [], "color": 1}, "color: Unexpected keyword argument"),
-        (
-            {"alignkit": 1, "prompt": [], "responses": [{"words": ""}]},
-            "responses.0.words: Unexpected keyword",
-        ),
-        ({"alignkit": 1}, "prompt: Field required"),
-        ({"alignkit": 1, "prompt": 5}, "prompt: Input should be a valid tuple"),
-        (
-            {"alignkit": 1, "prompt": [{"role": "user", "content": 3}]},
-            "prompt.0.content: Input should be a valid string",
-        ),
-        (
-            {"alignkit": 1, "prompt": [], "responses": [3]},
-            "responses.0: Input should be a dictionary",
-        ),
-        ({"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}, "there are 0"),
-        *(({"alignkit": 1, "prompt": [], "weight": weight}, "weight") for weight in UNUSABLE),
-        *(
-            ({"alignkit": 1, "prompt": [{**ASSISTANT, "train": flag}]}, "train")
-            for flag in UNUSABLE
-        ),
-        (
-            {
-                "alignkit": 1,
-                "prompt": [],
-                "responses": [{"messages": [{**ASSISTANT, "train": -1}]}],
-            },
-            "must be a finite number of 0 or more, not '-1.0'",
-        ),
-    ],
+    "line",
+    """\
+{"prompt": []}                                                              no key 'alignkit'
+{"alignkit": 2, "prompt": []}                                               version 2
+{"alignkit": 1, "prompt": [], "color": 1}                                   color
+{"alignkit": 1, "prompt": [], "origin": {"file": "a.jsonl"}}                origin
+{"alignkit": 1, "prompt": [], "responses": [{"words": ""}]}                 responses.0.words
+{"alignkit": 1}                                                             prompt
+{"alignkit": 1, "prompt": 5}                                                prompt
+{"alignkit": 1, "prompt": [{"role": "user", "content": 3}]}                 prompt.0.content
+{"alignkit": 1, "prompt": [], "responses": [3]}                             responses.0
+{"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}         there are 0
+{"alignkit": 1, "prompt": [], "weight": [1]}                                weight
+{"alignkit": 1, "prompt": [], "weight": "x"}                                weight
+{"alignkit": 1, "prompt": [], "weight": "inf"}                              weight
+{"alignkit": 1, "prompt": [], "weight": -1}                                 weight
+{"alignkit": 1, "prompt": [], "weight": null}                               weight
+{"alignkit": 1, "prompt": [{"role": "user", "content": "a", "train": "x"}]} train
+{"alignkit": 1, "prompt": [{"role": "user", "content": "a", "train": -1}]}  train
+{"alignkit": 1, "prompt": [], "responses": [{"messages": [{"role": "user", "content": "a", "train": -1}]}]}  '-1.0'
+""".splitlines(),
 )
-def test_a_row_that_is_not_a_group_is_bad(row: Any, reason: str) -> None:
-    with pytest.raises(BadRow, match=re.escape(reason)):
-        groups_module.group_from_json(json.dumps(row))
+def test_a_row_that_is_not_a_group_is_bad(line: str) -> None:
+    row, _, reason = line.rpartition("}  ") if "}  " in line else line.rpartition("} ")
+    with pytest.raises(BadRow, match=re.escape(reason.strip())):
+        groups_module.group_from_json(f"{row}}}")
 
 
 def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> None:
@@ -307,72 +285,80 @@ def test_read_groups_names_every_bad_line(tmp_path: Path) -> None:
 # Pairs, ids, prompts
 
 
-def test_the_prompt_of_a_conversation_is_all_before_its_last_answer() -> None:
-    def turn(role: str, content: str) -> Message:
-        return {"role": role, "content": content}
-
-    talk = (
-        turn("assistant", "a"),
-        turn("user", "r"),
-        turn("assistant", "b"),
-        turn("tool", "t"),
-        turn("assistant", "c"),
-    )
+def test_every_row_with_a_prompt_is_a_prompt_with_its_own_columns() -> None:
+    """That of a conversation is all before its last answer; of two answers, neither was given."""
+    talk = tuple(turns("a: a / u: r / a: b / t: t / a: c"))
     given_groups = [
         Group(prompt("q"), (Response(messages=talk),), id="old"),
-        Group(prompt("q"), (Response(messages=talk[:1]),)),
-        # Of two answers, neither was given
-        Group(prompt("q"), (Response(messages=talk), Response(text="x"))),
+        Group(prompt("q"), (Response(messages=talk[:1]),), bundle="x"),
+        Group(prompt("q"), (Response(messages=talk), Response(text="x")), pairs=(Pair(0, 1),)),
+        Group(prompt("b"), (Response(text="1"),), meta={"safety": True}, weight=2.0),
+        Group(prompt("b"), meta={"safety": False}),
+        Group((), (Response(text="raw"),)),
     ]
-    long, *short = groups_module.prompts_of(given_groups)
-    assert long.prompt == (*prompt("q"), *talk[:2]) and long.responses == ()
-    assert long.id == groups_module.group_id(long.prompt)
-    assert [found.prompt for found in short] == [prompt("q"), prompt("q")]
+    found = groups_module.prompts_of(given_groups)
+    assert (
+        "\n".join(map(shown, found))
+        == """\
+u: q / a: a / u: r ->
+u: q ->
+u: q ->
+u: b -> {"safety": true}
+u: b -> {"safety": false}"""
+    )
+    assert [group.bundle for group in found] == [None] * 5
+    assert found[0].id == groups_module.group_id(found[0].prompt)
+    assert len({group.id for group in found}) == 4
 
 
-def test_pairs_follow_from_ranks_and_ties_form_none() -> None:
-    ranked = tuple(Response(text=str(r), rank=r) for r in (2, 1, 2, None, 3))
-    pairs = groups_module.resolved_pairs(Group((), ranked))
-    assert {(p.better, p.worse) for p in pairs} == {(1, 0), (1, 2), (1, 4), (0, 4), (2, 4)}
-    assert groups_module.resolved_pairs(Group((), ranked, pairs=(Pair(4, 0),))) == (Pair(4, 0),)
-    assert groups_module.resolved_pairs(Group((), ranked, pairs=())) == ()
-    assert groups_module.resolved_pairs(Group((), (Response(text="a"), Response(text="b")))) == ()
+@pytest.mark.parametrize(
+    ("ranks", "given_pairs", "wanted"),
+    [
+        ((2, 1, 2, None, 3), None, "1>0 1>2 1>4 0>4 2>4"),
+        ((2, 1, 2, None, 3), (Pair(4, 0),), "4>0"),
+        ((2, 1), (), ""),
+        ((None, None), None, ""),
+    ],
+)
+def test_pairs_follow_from_ranks_and_ties_form_none(
+    ranks: Any, given_pairs: Any, wanted: str
+) -> None:
+    responses = tuple(Response(text="a", rank=rank) for rank in ranks)
+    found = groups_module.resolved_pairs(Group((), responses, given_pairs))
+    assert {f"{pair.better}>{pair.worse}" for pair in found} == set(wanted.split())
 
 
-def test_an_id_depends_on_the_words_only_and_never_changes() -> None:
-    one = groups_module.group_id(prompt("q"), [Response(text="a", rank=1, scores={"x": 1.0})])
-    assert one == groups_module.group_id(prompt("q"), [Response(text="a")])
+# Each says something else, but for the lines after an `=`, which say the same as the one before.
+SAYING = """\
+{"prompt": [Q]}
+{"prompt": [], "responses": [{"text": "a"}]}
+{"prompt": [Q], "responses": [{"text": "a"}]}
+= {"prompt": [Q], "responses": [{"text": "a", "rank": 1, "scores": {"x": 1.0}}], "meta": {"y": 1}}
+{"prompt": [Q], "responses": [{"text": "b"}]}
+{"prompt": [Q], "tools": [{"name": "add"}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a"}]}]}
+= {"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "train": false}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "tool", "content": "a", "name": "add"}]}]}
+{"prompt": [Q], "responses": [{"messages": [{"role": "tool", "content": "a", "tool_call_id": "1"}]}]}
+{"prompt": [Q, {"role": "assistant", "content": "a", "reasoning_content": "b"}]}
+{"prompt": [Q, {"role": "assistant", "content": "a", "tool_calls": [{}]}]}
+{"prompt": [Q, {"role": "tool", "content": "a", "name": "add"}]}
+{"prompt": [Q, {"role": "tool", "content": "a", "tool_call_id": "1"}]}
+"""
+
+
+def test_an_id_depends_on_what_is_said_and_never_changes() -> None:
+    ids: list[str] = []
+    for line in SAYING.replace("Q", '{"role": "user", "content": "q"}').splitlines():
+        group = groups_module.group_from_json('{"alignkit": 1, ' + line.removeprefix("= ")[1:])
+        found = groups_module.group_id(group.prompt, group.responses, group.tools)
+        assert not line.startswith("=") or found == ids.pop()
+        ids.append(found)
+    assert len({*ids}) == len(ids) == 14
     stable = hashlib.sha256(b'[[["user", "q"]], ["a"]]').hexdigest()[:16]
-    assert one == stable  # runs on disk rely on it
-    others = [
-        groups_module.group_id(prompt("q")),
-        groups_module.group_id(prompt("q "), [Response(text="a")]),
-    ]
-    others += [
-        groups_module.group_id((), [Response(text="a")]),
-        groups_module.group_id(prompt("q"), [Response(text="b")]),
-    ]
-    assert len({one, *others}) == 5
-
-
-def test_an_id_depends_on_reasoning_tool_calls_and_tools() -> None:
-    turn: Message = {"role": "assistant", "content": "a"}
-    call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1}}}
-    variants: list[Message] = [
-        turn,
-        {**turn, "reasoning_content": "because"},
-        {**turn, "tool_calls": [call]},
-        {**turn, "role": "tool", "name": "add"},
-        {**turn, "role": "tool", "tool_call_id": "1"},
-    ]
-    ids = [
-        groups_module.group_id(prompt("q"), [Response(messages=(variant,))]) for variant in variants
-    ]
-    ids += [groups_module.group_id([*prompt("q"), variant]) for variant in variants]
-    ids.append(groups_module.group_id(prompt("q"), tools=[{"name": "add"}]))
-    assert len(set(ids)) == 11
-    trained = groups_module.group_id(prompt("q"), [Response(messages=({**turn, "train": False},))])
-    assert trained == ids[0]
+    assert ids[2] == stable  # runs on disk rely on it
 
 
 def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
@@ -383,41 +369,18 @@ def test_an_origin_survives_changes_but_is_no_part_of_a_group() -> None:
     assert "a.jsonl" not in groups_module.group_to_json(group)
     (found,) = groups_module.prompts_of([group])
     assert (found.origin, found.tools) == (origin, group.tools)
-    with pytest.raises(BadRow, match="origin"):
-        groups_module.group_from_json({"alignkit": 1, "prompt": [], "origin": {"file": "a.jsonl"}})
-
-
-def test_every_row_with_a_prompt_is_a_prompt_with_its_own_columns() -> None:
-    given_groups = [
-        Group(
-            prompt("b"),
-            (Response(text="1"), Response(text="2")),
-            pairs=(Pair(0, 1),),
-            meta={"safety": True},
-        ),
-        Group(prompt("a"), (Response(text="1"),), bundle="x"),
-        Group(prompt("b"), meta={"safety": False}),
-        Group((), (Response(text="raw"),)),
-    ]
-    found = groups_module.prompts_of(given_groups)
-    assert [(g.prompt[0]["content"], g.responses, g.pairs, g.bundle, g.meta) for g in found] == [
-        ("b", (), None, None, {"safety": True}),
-        ("a", (), None, None, {}),
-        ("b", (), None, None, {"safety": False}),
-    ]
-    assert found[1].id == groups_module.group_id(prompt("a")) and len({g.id for g in found}) == 3
 
 
 def test_only_rows_that_repeat_words_and_columns_are_duplicates() -> None:
-    rows = [
-        Group(prompt("b"), (Response(text="1"),), meta={"answer": 1, "kind": "x"}),
-        Group(prompt("a")),
-        Group(prompt("b"), (Response(text="2"),), meta={"kind": "x", "answer": 1}),
-        Group(prompt("b"), meta={"answer": 2, "kind": "x"}),
-        Group(prompt("a")),
+    columns: list[tuple[str, dict[str, Any]]] = [
+        ("b", {"answer": 1, "kind": "x"}),
+        ("a", {}),
+        ("b", {"kind": "x", "answer": 1}),
+        ("b", {"answer": 2, "kind": "x"}),
+        ("a", {}),
     ]
-    found = [(g.prompt[0]["content"], g.meta.get("answer")) for g in distinct_prompts(rows)]
-    assert found == [("b", 1), ("a", None), ("b", 2)]
+    rows = [Group(prompt(text), meta=meta) for text, meta in columns]
+    assert distinct_prompts(rows) == groups_module.prompts_of([rows[0], rows[1], rows[3]])
     assert len(groups_module.prompts_of(rows)) == 5
 
 
@@ -430,21 +393,19 @@ ROWS = [
 ]
 
 
-def as_csv(delimiter: str) -> str:
-    cells = [
-        [f'"{row["prompt"]}"'.replace('"one"', '""one""'), str(row["safety"]).lower()]
-        for row in ROWS
-    ]
-    return "".join(delimiter.join(row) + "\r\n" for row in [["prompt", "safety"], *cells])
-
-
+# Lines end as in a file of Windows
+CSV = """prompt,safety\r
+"première\u2028 question",true\r
+"second\r
+""one"", it is",false\r
+"""
 FILES = {
     "d.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS),
     "crlf.jsonl": "\r\n".join(json.dumps(row) for row in ROWS),
     "blank.jsonl": "\n" + "\n  \n".join(json.dumps(row) for row in ROWS) + "\n\n",
     "d.json": json.dumps(ROWS, indent=2),
-    "d.csv": as_csv(","),
-    "d.tsv": as_csv("\t"),
+    "d.csv": CSV,
+    "d.tsv": CSV.replace(",", "\t").replace("\t it", ", it"),
 }
 
 
@@ -464,43 +425,34 @@ def test_every_kind_of_file_has_the_same_rows(
     assert all(g.id == groups_module.group_id(g.prompt) for g in loaded.groups)
 
 
-def test_json_lines_in_a_json_file_are_rows(tmp_path: Path) -> None:
-    path = tmp_path / "d.json"
-    path.write_text('\ufeff{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": ""}\n')
-    loaded = load(source(path, on_bad_row="skip"))
-    assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [4]
-    path.write_text('{"prompt": "a"\n{"prompt": "b"}\n')
-    assert bad_rows(path) == [
-        (1, "not valid JSON: Expecting ',' delimiter: line 1 column 15 (char 14)")
-    ]
-    path.write_text(json.dumps({"prompt": "a", "more": {"deep": [1]}}, indent=1))
-    assert words(load(source(path)).groups) == ["a"]
-    path.write_text('{\n"prompt": "a",\n"more":\n')
-    with pytest.raises(DataError, match=r"d\.json: not valid JSON: .* line 3"):
-        load(source(path))
+def parquet(path: Path, columns: dict[str, list[Any]]) -> list[Group]:
+    """The groups of a table."""
+    pyarrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    writer.write_table(pyarrow.table(columns), path)
+    return load(source(path)).groups
 
 
 def test_values_of_a_table_become_json(tmp_path: Path) -> None:
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    when = datetime.datetime(2024, 5, 6, 7, 8)
-    columns = {
-        "prompt": [b"caf\xc3\xa9"], "when": [when], "blob": [b"\xff\x00"], "price": [decimal.Decimal("1.5")],
-        "tags": [["a", None]], "n": [3],
-    }  # fmt: skip
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
-    [group] = load(source(tmp_path / "d.parquet")).groups
-    assert words([group]) == ["café"]
-    meta = {
-        "when": "2024-05-06T07:08:00",
-        "blob": {"unread": "bytes"},
-        "price": 1.5,
-        "tags": ["a", None],
-        "n": 3,
+    columns: dict[str, list[Any]] = {
+        "prompt": [b"caf\xc3\xa9", b"b"],
+        "chosen": ["x", "y"],
+        "rejected": ["y", "x"],
+        "margin": [1.5, math.nan],
+        "when": [datetime.datetime(2024, 5, 6, 7, 8)] * 2,
+        "blob": [b"\xff\x00"] * 2,
+        "price": [decimal.Decimal("1.5")] * 2,
+        "tags": [["a", None]] * 2,
     }
-    assert (
-        group.meta == meta
-        and groups_module.group_from_json(groups_module.group_to_json(group)) == group
+    found = parquet(tmp_path / "d.parquet", columns)
+    meta = (
+        '{"when": "2024-05-06T07:08:00", "blob": {"unread": "bytes"}, "price": 1.5, '
+        '"tags": ["a", null]}'
     )
+    assert [shown(group) for group in found] == [
+        f"u: café -> x | y [0>1 by 1.5] {meta}",
+        f"u: b -> y | x [0>1] {meta}",
+    ]
+    assert groups_module.group_from_json(groups_module.group_to_json(found[0])) == found[0]
 
 
 @pytest.mark.silent_bug(
@@ -511,11 +463,9 @@ def test_values_of_a_table_become_json(tmp_path: Path) -> None:
 )
 def test_a_picture_in_a_table_is_not_lost(tmp_path: Path) -> None:
     """As `datasets` writes it: its bytes are no text, and were taken for an empty column."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    columns = {"prompt": ["q"], "image": [{"bytes": b"\x89PNG", "path": None}]}
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
+    picture = {"bytes": b"\x89PNG", "path": None}
     with pytest.raises(DataError, match="column 'image' means something"):
-        load(source(tmp_path / "d.parquet"))
+        parquet(tmp_path / "d.parquet", {"prompt": ["q"], "image": [picture]})
 
 
 def test_very_long_rows_are_read(tmp_path: Path) -> None:
@@ -530,67 +480,24 @@ def test_very_long_rows_are_read(tmp_path: Path) -> None:
     assert len(big.responses[0].text) == 10**7
 
 
-def test_text_files_become_raw_text_or_rows_of_the_named_format(tmp_path: Path) -> None:
-    path = tmp_path / "d.txt"
-    path.write_bytes(b"\xef\xbb\xbffirst line\r\nsecond\r\n\r\nthird\n")
-    assert [g.responses[0].text for g in load(source(path)).groups] == [
-        "first line\nsecond\n\nthird"
-    ]
-    assert words(load(source(path, format=named("prompt_only"))).groups) == [
-        "first line",
-        "second",
-        "third",
-    ]
-    with pytest.raises(DataError, match=r"no format matches the first row \(text\)"):
-        load(source(path), formats={"prompt_only": FORMATS["prompt_only"]})
-    path.write_bytes(b"good\ncaf\xe9\n")
-    assert bad_rows(path, format=named("prompt_only")) == [
-        (2, "a text is not valid Unicode; save the file as UTF-8")
-    ]
-
-
-def test_every_dialogue_of_a_plain_text_file_is_a_group(tmp_path: Path) -> None:
-    path = tmp_path / "d.txt"
-    talk = [b"Q. why?", b"A. so.", b"Q. really?", b"A. yes.", b"Q. and?", b"A. no."]
-    blank = [b"Q. ", *talk[1:]]
-    path.write_bytes(
-        b"\r\n\r\n".join([*talk, b"caf\xe9", b"The end", *blank, b"prose", *talk, b"Q. and?"])
-    )
-    chosen = named("dialogues")
-    found = load(source(path, format=chosen, on_bad_row="skip"))
-    assert words(found.groups) == ["why?", "why?"]
-    for group in found.groups:
-        said = [turn["content"] for turn in group.responses[0].messages or ()]
-        assert said == ["so.", "really?", "yes.", "and?", "no."]
-    assert bad_rows(path, format=chosen) == [(17, "the last turn of the prompt is empty")]
-    path.write_text("Once upon a time.")
-    with pytest.raises(DataError, match="no usable row"):
-        load(source(path, format=chosen))
-
-
-def test_a_json_file_may_be_one_object(tmp_path: Path) -> None:
-    (tmp_path / "one.json").write_text('{"prompt": "q"}')
-    assert words(load(source(tmp_path / "one.json")).groups) == ["q"]
-
-
-def _calling(
-    name: str, properties: dict[str, Any], arguments: Any, **columns: Any
-) -> dict[str, Any]:
-    """A row with one tool, a call of it, and other columns."""
-    schema = {"name": name, "parameters": {"type": "object", "properties": properties}}
-    turns: list[dict[str, Any]] = [
-        {"role": "user", "content": "Go"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [
-                {"type": "function", "function": {"name": name, "arguments": arguments}}
-            ],
-        },
-        {"role": "tool", "content": "ok", "name": name},
-        {"role": "assistant", "content": "Done"},
-    ]
-    return {"messages": turns, "tools": [{"type": "function", "function": schema}], **columns}
+CALLS = """\
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]},
+ {"role": "tool", "content": "ok", "name": "get_weather"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object",
+ "properties": {"city": {"type": "string", "enum": ["Oslo"]}}}}}], "info": {"tests": [1]}}
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}]},
+ {"role": "tool", "content": "ok", "name": "add"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object",
+ "properties": {"a": {"type": "number"}, "b": {"type": "number", "description": "?"}}}}}],
+ "info": {"lang": {"n": 1}}}
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
+ {"type": "function", "function": {"name": "now", "arguments": {}}}]},
+ {"role": "tool", "content": "ok", "name": "now"}, {"role": "assistant", "content": "Done"}],
+ "tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object",
+ "properties": {}}}}], "info": {"lang": {"m": 2}}}
+""".replace("\n ", " ")
 
 
 @pytest.mark.silent_bug(
@@ -605,32 +512,17 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
     """A table gives every struct the keys of all others in its column; a person's file has none of
     them.
     """
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    number = {"type": "number"}
-    rows = [
-        _calling(
-            "get_weather",
-            {"city": {"type": "string", "enum": ["Oslo"]}},
-            {"city": "Oslo"},
-            info={"tests": [1]},
-        ),
-        _calling(
-            "add",
-            {"a": number, "b": {**number, "description": "?"}},
-            {"a": 1, "b": 2},
-            info={"lang": {"n": 1}},
-        ),
-        _calling("now", {}, {}, info={"lang": {"m": 2}}),
-    ]
+    pyarrow, writer = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [json.loads(line) for line in CALLS.splitlines()]
     file = tmp_path / ("d.jsonl" if written == "datasets" else "folder/d.parquet")
     file.parent.mkdir(exist_ok=True)
     if written in ("datasets", "datasets.parquet"):
         made = pytest.importorskip("datasets").Dataset.from_list(rows)
         (made.to_json if file.suffix == ".jsonl" else made.to_parquet)(str(file))
     else:
-        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        writer.write_table(pyarrow.Table.from_pylist(rows), file)
     read = DataSource(hub=str(file.parent)) if written == "folder" else source(file)
-    by_hand = load(source(write(tmp_path / "hand.jsonl", *rows))).groups
+    by_hand = load(source(write_rows(tmp_path / "hand.jsonl", rows))).groups
     assert [dataclasses.replace(group, origin=None) for group in load(read).groups] == [
         dataclasses.replace(group, origin=None) for group in by_hand
     ]
@@ -644,9 +536,9 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path, written: str
 def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
     """In JSON as text, in a list, and as a whole column."""
     city = {"type": ["string", "null"], "enum": ["Oslo", None]}
-    row = _calling(
-        "get_weather", {"city": city}, '{"city": null}', note=None, info={"x": [None, 1]}
-    )
+    row = json.loads(CALLS.splitlines()[0]) | {"note": None, "info": {"x": [None, 1]}}
+    row["tools"][0]["function"]["parameters"]["properties"]["city"] = city
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = '{"city": null}'
     [group] = load(source(write(tmp_path / "d.jsonl", row))).groups
     [call] = (group.responses[0].messages or ())[0]["tool_calls"]
     assert call["function"]["arguments"] == {"city": None}
@@ -654,135 +546,136 @@ def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
     assert group.meta == {"note": None, "info": {"x": [None, 1]}}
 
 
-def test_parquet_is_read_from_the_file_itself(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {
-        "prompt": ["a", "b"],
-        "margin": [1.5, math.nan],
-        "chosen": ["x", "y"],
-        "rejected": ["y", "x"],
-    }
-    parquet.write_table(pyarrow.table(columns), tmp_path / "d.parquet")
-    loaded = load(source(tmp_path / "d.parquet"))
-    assert [g.pairs for g in loaded.groups] == [(Pair(0, 1, margin=1.5),), (Pair(0, 1),)]
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match=r"broken\.parquet: cannot read the parquet file"):
-        load(source(tmp_path / "broken.parquet"))
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b'{"prompt": "caf\xe9"}', "not valid UTF-8 at character 16"),
-        (b'{"prompt": "a\0b"}', "Invalid control character at"),
-        (b'{"prompt": "a\\u0000b"}', "NUL character"),
-        (b'{"prompt": "\\ud83d alone"}', "not valid Unicode"),
-        (b'{"prompt": "q", "x": NaN}', "NaN is too large, or not a JSON number"),
-        (b'{"prompt": "q", "x": -Infinity}', "-Infinity is too large, or not"),
-        (b'{"prompt": "q", "x": 1e999}', "1e999 is too large"),
-        (b'{"prompt": "q", "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b'{"prompt": "q",}', "not valid JSON"),
-        (
-            b"{'prompt': 'q'}",
-            "not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2",
-        ),
-        (b'{"prompt": "q"} {"prompt": "r"}', "Extra data: line 1 column 17"),
-        (b"[" * 100_000, "recursion depth"),
-        (b"[1, 2]", "must be an object with columns"),
-        (b"3", "must be an object with columns"),
-        (b"null", "must be an object with columns"),
-        (b"{}", "'prompt' is missing"),
-        (b'{"prompt": null}', "'prompt' is missing"),
-        (b'{"prompt": ""}', "empty"),
-        (b'{"prompt": " \\n"}', "empty"),
-        (b'{"prompt": []}', "no prompt"),
-        (b'{"prompt": 5}', "must be text or a list of messages, not a number"),
-        (
-            b'{"prompt": [{"role": "user", "content": 5}]}',
-            "prompt[0] must have text as its content, not a number",
-        ),
-        (
-            b'{"prompt": [{"role": "wizard", "content": "x"}]}',
-            "prompt[0] has the unknown role 'wizard'",
-        ),
-        (
-            b'{"prompt": [{"role": "assistant", "content": "x"}]}',
-            "must not end with an assistant turn",
-        ),
-        (b'{"prompt": ["x"]}', "prompt[0] must be a message, not text"),
-    ],
-)
-def test_a_bad_line_is_named_with_file_row_and_reason(
-    tmp_path: Path, line: bytes, reason: str
-) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_bytes(b'{"prompt": "first"}\n' + line + b'\n{"prompt": "third"}\n')
-    [(row, found)] = bad_rows(path)
-    assert row == 2 and reason in found
-    assert words(load(source(path, on_bad_row="skip")).groups) == ["first", "third"]
-
-
-def test_duplicate_keys_and_a_long_line_are_fine(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text(
-        '{"prompt": "a", "prompt": "b"}\n' + json.dumps({"prompt": "x" * 3_000_000}) + "\n"
-    )
-    assert [len(word) for word in words(load(source(path)).groups)] == [1, 3_000_000]
-
-
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])
 def test_a_truncated_gzip_is_named_with_its_line(tmp_path: Path, name: str) -> None:
-    rows = [json.dumps({"prompt": f"{i} {hash(str(i))}"}) for i in range(3000)]
-    text = "\n".join(
-        rows
-        if "jsonl" in name
-        else ["prompt", *(row.replace('"', "").replace(",", "") for row in rows)]
-    )
-    packed = gzip.compress(text.encode())
-    path = tmp_path / name
+    lines = [
+        "prompt",
+        *(hashlib.sha256(bytes([n % 256, n // 256])).hexdigest() for n in range(3000)),
+    ]
+    if "jsonl" in name:
+        lines = [json.dumps({"prompt": line}) for line in lines]
+    packed = gzip.compress("\n".join(lines).encode())
     for content in (packed[: len(packed) // 2], b"this is no gzip file"):
-        path.write_bytes(content)
+        (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=r"gz:\d+: the gzip file is damaged or truncated"):
-            load(source(path, on_bad_row="skip"))
+            load(source(tmp_path / name, on_bad_row="skip"))
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('[{"prompt": "a"}, {"prompt": "b"', "not valid JSON"),
-        ('[{"prompt": "a"},\n {"prompt": NaN}]', "NaN is too large, or not a JSON number"),
-        ('[{"prompt": "a"}] x', "Extra data"),
-        ('[{"prompt": "a"}, ' + "[" * 100_000, "recursion depth"),
-        ('[{"prompt": "a"},\n{"prompt" "b"}]', "line 2 column 11"),
-        ('[{"prompt": "a"}, 7]', "d.json:2: a row must be an object with columns"),
-    ],
-)
-def test_faults_of_a_json_array_are_named(tmp_path: Path, text: str, reason: str) -> None:
-    path = tmp_path / "d.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=re.escape(reason)):
-        load(source(path))
+def read_as(path: Path, **keys: Any) -> str:
+    """What the rows of a file are read as, in order: `row: group`, or `row! why` of a bad one."""
+    loaded = load(source(path, on_bad_row="skip", **keys))
+    found = [(group.origin.row, f": {shown(group)}") for group in loaded.groups if group.origin]
+    found += [(skipped.row, f"! {skipped.reason}") for skipped in loaded.skipped]
+    return "\n".join(f"{row}{text}" for row, text in sorted(found))
 
 
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        (b"one,two,three", "has 3 cells, but the header has 2"),
-        (b"one", "has 1 cell, but the header has 2"),
-        (b"caf\xe9,x", "not valid UTF-8; save the file as UTF-8"),
-        (b'"a"b,x', "not a valid table row"),
-        (b",x", "empty"),
-    ],
-)
-def test_faults_of_a_table_are_named_by_the_spreadsheets_row(
-    tmp_path: Path, line: bytes, reason: str
+TALK = "Q. why?\n\nA. so.\n\nQ. really?\n\nA. yes.\n\nQ. and?\n\nA. no."
+SAID = 'u: why? -> a: so. / u: really? / a: yes. / u: and? / a: no. {"speakers": ["Q. ", "A. "]}'
+LONG = 3_000_000 * "x"
+FILES_READ: list[tuple[str, str | bytes, dict[str, Any], list[str]]] = [
+    ("d.json", '{"prompt": "q"}', {}, ["1: u: q ->"]),
+    ("d.json", '{\n"prompt": "q",\n"n": [1]\n}', {}, ['1: u: q -> {"n": [1]}']),
+    (
+        "d.json",
+        '\ufeff{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": ""}\n',
+        {},
+        ["1: u: a ->", "3: u: b ->", "4! "],
+    ),
+    ("d.json", '{"prompt": "a"\n{"prompt": "b"}\n', {}, ["1! column 15", "2: u: b ->"]),
+    ("d.json", '[{"prompt": "a"}, 7]', {}, ["1: u: a ->", "2! must be an object with columns"]),
+    ("d.jsonl", '{broken\n{"prompt": "q"}\n', {}, ["1! not valid JSON", "2: u: q ->"]),
+    ("d.jsonl", '{"prompt": "a", "prompt": "b"}', {}, ["1: u: b ->"]),
+    ("d.jsonl", f'{{"prompt": "{LONG}"}}', {}, [f"1: u: {LONG} ->"]),
+    (
+        "d.jsonl",
+        '{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "b"}\nnot even json\n',
+        {"limit": 2},
+        ["1: u: a ->", "2! empty", "3: u: b ->"],
+    ),
+    (
+        "d.jsonl",
+        '{"prompt": "q", "chosen": "a", "rejected": "b"}\n{"prompt": "q", "chosen": "a"}',
+        {"columns": {"chosen": "rejected", "rejected": "chosen"}},
+        ["1: u: q -> b | a [0>1]", "2! no column 'rejected' to rename"],
+    ),
+    (
+        "d.jsonl",
+        '{"prompt": "q", "kind": "row", "n": 1}',
+        {"meta": {"kind": "source"}},
+        ['1: u: q -> {"kind": "source", "n": 1}'],
+    ),
+    ("d.txt", b"\xef\xbb\xbfa line\r\nb\r\n\r\nc\n", {}, [r"1: -> a line\nb\n\nc"]),
+    (
+        "d.txt",
+        b"a line\ncaf\xe9\n\nc\n",
+        {"format": named("prompt_only")},
+        ["1: u: a line ->", "2! save the file as UTF-8", "4: u: c ->"],
+    ),
+    (
+        "d.txt",
+        f"{TALK}\n\nThe end\n\n{TALK.replace('why?', '')}\n\nprose\n\n{TALK}\n\nQ. and?".encode()
+        + b"\n\ncaf\xe9",
+        {"format": named("dialogues")},
+        [f"1: {SAID}", "15! the last turn of the prompt is empty", f"29: {SAID}"],
+    ),
+    (
+        "d.csv",
+        b'prompt,note\n"two\nlines",x\none,two,three\none\ncaf\xe9,x\n"a"b,x\n,x\n,\n\nlast,\n',
+        {},
+        [
+            r'2: u: two\nlines -> {"note": "x"}',
+            "3! has 3 cells, but the header has 2",
+            "4! has 1 cell, but the header has 2",
+            "5! save the file as UTF-8",
+            "6! not a valid table row",
+            "7! empty",
+            '10: u: last -> {"note": ""}',
+        ],
+    ),
+    *(
+        ("d.jsonl", b'{"prompt": "a"}\n' + line + b'\n{"prompt": "c"}', {}, ["1: u: a ->", f"2! {why}", "3: u: c ->"])
+        for line, why in (
+            (b'{"prompt": "caf\xe9"}', "not valid UTF-8 at character 16"),
+            (b'{"prompt": "a\0b"}', "Invalid control character"),
+            (b'{"prompt": "a\\u0000b"}', "NUL character"),
+            (b'{"prompt": "\\ud83d alone"}', "not valid Unicode"),
+            (b'{"prompt": "q", "x": NaN}', "NaN is too large"),
+            (b'{"prompt": "q", "x": -Infinity}', "-Infinity is too large"),
+            (b'{"prompt": "q", "x": 1e999}', "1e999 is too large"),
+            (b'{"prompt": "q", "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
+            (b"{'prompt': 'q'}", "double quotes: line 1 column 2"),
+            (b'{"prompt": "q"} {"prompt": "r"}', "line 1 column 17"),
+            (b"[" * 100_000, "recursion depth"),
+            (b"null", "must be an object"),
+            (b'{"prompt": null}', "'prompt' is missing"),
+            (b'{"prompt": " \\n"}', "empty"),
+            (b'{"prompt": []}', "no prompt"),
+            (b'{"prompt": 5}', "not a number"),
+            (b'{"prompt": [{"role": "user", "content": 5}]}', "prompt[0] must have text"),
+            (b'{"prompt": [{"role": "assistant", "content": "x"}]}', "assistant turn"),
+            (b'{"prompt": ["x"]}', "prompt[0] must be a message"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "keys", "wanted"), FILES_READ)
+def test_rows_of_a_file_are_read_or_named_with_their_place(
+    tmp_path: Path, name: str, content: str | bytes, keys: dict[str, Any], wanted: list[str]
 ) -> None:
-    path = tmp_path / "d.csv"
-    path.write_bytes(b'prompt,note\n"two\nlines",x\n' + line + b"\n,\n\nlast,x\n")
-    [(row, found)] = bad_rows(path)
-    assert row == 3 and reason in found
-    assert words(load(source(path, on_bad_row="skip")).groups) == ["two\nlines", "last"]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = read_as(path, **keys).splitlines()
+    assert len(found) == len(wanted)
+    for line, said in zip(found, wanted, strict=True):
+        place, bad, why = said.partition("! ")
+        assert (line.startswith(place + "! ") and why in line) if bad else line == said
+    if "! " in "".join(wanted) and "limit" not in keys:
+        with pytest.raises(DataError) as error:
+            load(source(path, **keys))
+        for line in found:
+            if "! " in line[:5]:
+                assert f"{path}:{line.replace('!', ':', 1)}" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -794,9 +687,19 @@ def test_faults_of_a_table_are_named_by_the_spreadsheets_row(
         ("d.jsonl", b"", "no usable row"),
         ("d.json", b"[]", "no usable row"),
         ("d.json", b'[\n"caf\xe9"]', "d.json: not valid UTF-8"),
-        ("d.csv", b"pr\xe9,b\n1,2\n", "d.csv:1: not valid UTF-8; save the file as UTF-8"),
-        ("d.csv", b"a,a\n1,2\n", "every column in the header needs a different name"),
+        (
+            "d.json",
+            b'{\n"prompt": "a",\n"more":\n',
+            "d.json: not valid JSON: Expecting value: line 3",
+        ),
+        ("d.json", b'[{"prompt": "a"},\n {"prompt": NaN}]', "NaN is too large"),
+        ("d.json", b'[{"prompt": "a"}] x', "Extra data"),
+        ("d.json", b'[{"prompt": "a"}, ' + b"[" * 100_000, "recursion depth"),
+        ("d.json", b'[{"prompt": "a"},\n{"prompt" "b"}]', "line 2 column 11"),
+        ("d.csv", b"pr\xe9,b\n1,2\n", "d.csv:1: not valid UTF-8"),
+        ("d.csv", b"a,a\n1,2\n", "needs a different name"),
         ("d.csv", b"", "no usable row"),
+        ("d.parquet", b"PAR1 no", "d.parquet: cannot read the parquet file"),
     ],
 )
 def test_files_that_cannot_be_read_at_all(
@@ -843,26 +746,17 @@ def test_a_format_that_fails_names_the_row(tmp_path: Path) -> None:
         load(source(path, format=component(Fragile)))
 
 
+PAIR = (Response("a"), Response("b"))
+
+
 @pytest.mark.parametrize(
     ("responses", "pairs", "message"),
     [
-        ((Response("a", label="false"),), None, "label must be true or false, not 'false'"),
-        ((Response("a", rank="1"), Response("b", rank=2)), None, "rank must be a number, not '1'"),
-        (
-            (Response("a"), Response("b")),
-            (Pair(0, 1, p="a"),),
-            "p must be a number between 0 and 1, not 'a'",
-        ),
-        (
-            (Response("a"), Response("b")),
-            (Pair(0, 1, margin=[1]),),
-            "margin, .*, must be a number, not .1",
-        ),
-        (
-            (Response("a"), Response("b")),
-            (Pair(0, 1, margin=float("inf")),),
-            "margin, .*, must be a number, not inf",
-        ),
+        ((Response("a", label="false"),), None, "label must be .* not 'false'"),
+        ((Response("a", rank="1"), Response("b", rank=2)), None, "rank must be .* not '1'"),
+        (PAIR, (Pair(0, 1, p="a"),), "p must be .* not 'a'"),
+        (PAIR, (Pair(0, 1, margin=[1]),), "margin, .*, must be a number, not .1"),
+        (PAIR, (Pair(0, 1, margin=math.inf),), "margin, .*, must be a number, not inf"),
     ],
 )
 def test_what_a_format_of_an_author_passes_on_has_the_right_type(
@@ -873,32 +767,23 @@ def test_what_a_format_of_an_author_passes_on_has_the_right_type(
             return Group(prompt("q"), responses, pairs)
 
     with pytest.raises(DataError, match=f"1: {message}"):
-        load(source(write(tmp_path / "d.jsonl", {}), format=component(Careless)))
+        load(source(write_rows(tmp_path / "d.jsonl", [{}]), format=component(Careless)))
 
 
 # Detection and columns
 
 
-def test_an_undetected_format_lists_the_lines_that_read_it(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {"question": "q", "reply": "a"})
+@pytest.mark.parametrize(
+    ("row", "ends"),
+    [({"question": "q", "reply": "a"}, "answer: reply}}  # prompt_only"), ({"xyz": "q"}, "")],
+)
+def test_an_undetected_format_names_the_columns_and_lines_or_formats_that_may_read_it(
+    row: Any, ends: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError) as error:
-        load(source(path))
+        load(source(write(tmp_path / "d.jsonl", row)))
     text = str(error.value)
-    assert "columns question, reply" in text
-    assert [line.strip() for line in text.splitlines()[1:]] == [
-        "data: {path: FILE, columns: {prompt: question, completion: reply}}  # prompt_completion",
-        "data: {path: FILE, columns: {prompt: question, answer: reply}}  # prompt_only",
-    ]
-    renamed = load(source(path, columns={"prompt": "question", "completion": "reply"}))
-    assert renamed.groups[0].prompt == prompt("q") and renamed.groups[0].responses == (
-        Response(text="a"),
-    )
-
-
-def test_columns_that_no_format_names_list_all_formats(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
-        load(source(write(tmp_path / "d.jsonl", {"xyz": "q"})))
-    assert str(error.value).endswith(", ".join(FORMATS))
+    assert f"columns {', '.join(row)}" in text and text.endswith(ends or ", ".join(FORMATS))
 
 
 def test_a_format_that_must_be_named_is_suggested_first(tmp_path: Path) -> None:
@@ -930,31 +815,6 @@ def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None
         "greedy" in text and "prompt_only" in text and "alpaca" not in text and "broken" not in text
     )
     assert words(load(source(path, format=named("prompt_only"))).groups) == ["q"]
-
-
-def test_the_first_row_that_can_be_parsed_decides(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text('{broken\n{"prompt": "q"}\n')
-    assert words(load(source(path, on_bad_row="skip")).groups) == ["q"]
-
-
-def test_columns_may_be_swapped_and_a_missing_one_is_a_bad_row(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "d.jsonl",
-        {"prompt": "q", "chosen": "a", "rejected": "b"},
-        {"prompt": "q", "chosen": "a"},
-    )
-    columns = {"chosen": "rejected", "rejected": "chosen"}
-    loaded = load(source(path, columns=columns, on_bad_row="skip"))
-    assert [r.text for r in loaded.groups[0].responses] == ["b", "a"]
-    assert bad_rows(path, columns=columns) == [
-        (2, "no column 'rejected' to rename; the row has prompt, chosen")
-    ]
-
-
-def test_meta_of_the_source_is_added_to_each_group_and_wins(tmp_path: Path) -> None:
-    path = write(tmp_path / "d.jsonl", {"prompt": "q", "kind": "row", "n": 1})
-    assert load(source(path, meta={"kind": "source"})).groups[0].meta == {"kind": "source", "n": 1}
 
 
 def test_the_data_of_a_stage_are_its_groups(tmp_path: Path) -> None:
@@ -993,22 +853,6 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
 
 
 # Limit, validation, weights
-
-
-def test_limit_counts_good_rows_and_stops_reading(tmp_path: Path) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "b"}\nnot even json\n')
-    loaded = load(source(path, limit=2, on_bad_row="skip"))
-    assert words(loaded.groups) == ["a", "b"] and [row.row for row in loaded.skipped] == [2]
-    assert words(load(source(path, limit=1)).groups) == ["a"]
-
-
-def test_validation_never_shares_a_prompt_and_nothing_is_lost(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{i % 100}", "completion": f"answer {i}"} for i in range(300)]
-    loaded = load(source(write(tmp_path / "d.jsonl", *rows), validation=0.2))
-    held, kept = set(words(loaded.validation)), set(words(loaded.groups))
-    assert not held & kept and len(loaded.groups) + len(loaded.validation) == 300
-    assert 10 <= len(held) <= 30
 
 
 @pytest.mark.silent_bug(
@@ -1139,22 +983,17 @@ def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:
     assert 15 <= len(loaded.validation) <= 45
 
 
-def test_weights_of_one_keep_every_row_in_order(tmp_path: Path) -> None:
-    one, two = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
-    assert words(load(source(one), source(two)).groups) == [
-        f"question {i}" for i in [*range(30), *range(100, 110)]
-    ]
-
-
-def test_weights_leave_every_row_in_place_and_become_shares(tmp_path: Path) -> None:
-    one, two = prompts(tmp_path / "a.jsonl", 90), prompts(tmp_path / "b.jsonl", 10, start=100)
-    loaded = load(source(one, weight=3.0), source(two))
-    assert len(loaded.groups) == 100 and loaded.weights == (0.75, 0.25)
-    assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 90 + [1] * 10
-    assert (
-        load(source(one, weight=3.0)).weights is None
-        and load(source(one), source(two)).weights is None
-    )
+@pytest.mark.parametrize(
+    ("one", "two", "shares"), [(None, None, None), (3.0, None, (0.75, 0.25)), (1, 4, (0.2, 0.8))]
+)
+def test_weights_leave_every_row_in_place_and_become_shares(
+    one: float | None, two: float | None, shares: Any, tmp_path: Path
+) -> None:
+    first, second = prompts(tmp_path / "a.jsonl", 30), prompts(tmp_path / "b.jsonl", 10, start=100)
+    loaded = load(source(first, weight=one), source(second, weight=two))
+    assert words(loaded.groups) == [f"question {i}" for i in [*range(30), *range(100, 110)]]
+    assert [group.origin.source for group in loaded.groups if group.origin] == [0] * 30 + [1] * 10
+    assert loaded.weights == shares and load(source(first, weight=3.0)).weights is None
 
 
 def test_every_group_knows_where_it_was_read(tmp_path: Path) -> None:
@@ -1182,13 +1021,12 @@ def test_a_source_says_how_it_was_read(tmp_path: Path) -> None:
     path.write_text('{"prompt": "a"}\n{"prompt": ""}\n')
     loaded = load(
         source(path, on_bad_row="skip"),
-        source(path, format=named("prompt_only"), limit=1, weight=4),
+        source(path, format=named("prompt_only"), limit=1),
     )
     assert [(f.format, f.recognized, f.rows, f.skipped) for f in loaded.sources] == [
         ("prompt_only", True, 1, 1),
         ("PromptOnly", False, 1, 0),  # by the name in the recipe
     ]
-    assert loaded.weights == (0.2, 0.8)
 
 
 # The data that the recipes use
@@ -1211,46 +1049,33 @@ HELD = [
     "questions_heldout.jsonl",
     "xstest.jsonl",
 ]
+# What the table of licenses says of each file
 COUNTS = {
-    "helpful.jsonl.gz": 940, "safety.jsonl.gz": 940, (
-        "helpful_heldout.jsonl.gz"
-    ): 300, (
-        "safety_heldout.jsonl.gz"
-    ): 300,
-    "prompts.jsonl": 400, "heldout.jsonl": 178, "demos.jsonl": 319, (
-        "demos_validation.jsonl"
-    ): 60, "rankings.jsonl": 65,
-    "rankings_heldout.jsonl": 21, "graded.jsonl": 93, "sums.jsonl": 300, "sums_heldout.jsonl": 100,
-    "small_sums.jsonl": 53, "small_sums_heldout.jsonl": 24, "small_sums_examples.jsonl": 24,
-    "red_team.jsonl": 160, "xstest.jsonl": 184, "questions.jsonl": 534, (
-        "questions_heldout.jsonl"
-    ): 200,
-    "questions_demos.jsonl": 600, "questions_pressure.jsonl": 448,
-    "quickstart/demos.jsonl": 836, "quickstart/safety.jsonl": 119, "quickstart/helpful.jsonl": 162,
-    "quickstart/safety_heldout.jsonl": 20, "quickstart/helpful_heldout.jsonl": 25,
-    "quickstart/harmful_prompts.jsonl": 211, "quickstart/ordinary_prompts.jsonl": 392,
-    "quickstart/heldout.jsonl": 445, "quickstart/tuning.jsonl": 254,
-}  # fmt: skip
+    name: int(count)
+    for name, count in re.findall(
+        r"^\| `(\S+)` \| (\d+) \|", (SHIPPED / "LICENSES.md").read_text(), re.MULTILINE
+    )
+    if not name.startswith("refusal_")
+}
 
 
 def shipped(name: str) -> list[Group]:
     return load(source(SHIPPED / name)).groups
 
 
+def opening(group: Group) -> str:
+    """The first human turn: letters and digits, lower case."""
+    return re.sub(r"[^a-z0-9]", "", group.prompt[0]["content"].lower())
+
+
 def openings(*names: str) -> set[str]:
-    """First human turns: letters and digits, lower case."""
-    return {
-        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower())
-        for name in names
-        for g in shipped(name)
-    }
+    return {opening(group) for name in names for group in shipped(name)}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_shipped_data_has_no_bad_row_and_no_duplicate(name: str) -> None:
     found = shipped(name)
     assert len(found) == COUNTS[name] == len({group.id for group in found})
-    assert f"`{name}` | {COUNTS[name]} |" in (SHIPPED / "LICENSES.md").read_text()
 
 
 def test_shipped_held_out_prompts_are_in_no_training_file() -> None:
@@ -1270,9 +1095,7 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
     held = {f"quickstart/{kind}_heldout.jsonl" for kind in ("helpful", "safety")}
     assert not openings(*held) & openings(*(name for name in own if name not in held))
     gold = [load(source(GOLD / f"gold_{kind}.jsonl.gz")).groups for kind in ("helpful", "safety")]
-    known = {
-        re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for groups in gold for g in groups
-    }
+    known = {opening(group) for groups in gold for group in groups}
     kinds = Counter(group.meta["kind"] for group in shipped("quickstart/heldout.jsonl"))
     assert kinds == {
         "harmful": 100,
@@ -1282,7 +1105,7 @@ def test_what_the_quick_start_asks_is_in_no_file_that_it_learns_from() -> None:
         "facts": 129,
     }
     ordinary = [g for g in shipped("quickstart/heldout.jsonl") if g.meta["kind"] == "ordinary"]
-    assert not known & {re.sub(r"[^a-z0-9]", "", g.prompt[0]["content"].lower()) for g in ordinary}
+    assert not known & set(map(opening, ordinary))
 
 
 def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
@@ -1291,18 +1114,15 @@ def test_beginnings_in_the_demonstrations_teach_no_end() -> None:
 
 
 def test_shipped_files_have_the_contents_that_recipes_expect() -> None:
-    assert [g.meta["safety"] for g in shipped("prompts.jsonl")].count(True) == 200
-    assert [g.meta["safety"] for g in shipped("heldout.jsonl")].count(True) == 89
-    assert [g.meta["label"] for g in shipped("xstest.jsonl")].count("safe") == 92
-    assert all(g.meta["safety"] for g in shipped("red_team.jsonl"))
-    assert all(
-        4 <= len(g.responses) <= 9 and groups_module.resolved_pairs(g)
-        for g in shipped("rankings.jsonl")
-    )
-    margins = {pair.margin for g in shipped("graded.jsonl") for pair in g.pairs or ()}
+    assert sum(group.meta["safety"] for group in shipped("prompts.jsonl")) == 200
+    assert sum(group.meta["safety"] for group in shipped("heldout.jsonl")) == 89
+    assert all(group.meta["safety"] for group in shipped("red_team.jsonl"))
+    for group in shipped("rankings.jsonl"):
+        assert 4 <= len(group.responses) <= 9 and groups_module.resolved_pairs(group)
+    margins = {pair.margin for group in shipped("graded.jsonl") for pair in group.pairs or ()}
     assert margins == {"significantly", "slightly"}
-    text = load(source(SHIPPED / "text.txt")).groups
-    assert len(text) > 20 and not any("gutenberg" in g.responses[0].text.lower() for g in text)
+    texts = [group.responses[0].text for group in load(source(SHIPPED / "text.txt")).groups]
+    assert len(texts) > 20 and "gutenberg" not in "".join(texts).lower()
 
 
 def test_shipped_sums_are_right_and_no_held_out_sum_is_learned() -> None:

@@ -9,21 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 
-from alignkit import Format
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
-from alignkit.plugins import plugins
 from alignkit_plugins.formats.shown import counts, shortened
 from alignkit_plugins.report.data_card import describe
-
-PLUGINS = tuple(
-    f"formats.{name}:"
-    for name in ("messages", "trl", "labeled_pairs", "rankings", "text", "hh_rlhf")
-)
-FORMATS: dict[str, type[Format]] = {
-    one.name: one.implementation
-    for one in plugins().registrations("format")
-    if str(one.target).startswith(tuple(f"alignkit_plugins.{each}" for each in PLUGINS))
-}
+from tests.formats.reading import FORMATS, turns
 
 
 def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
@@ -40,44 +29,79 @@ def lines(tmp_path: Path, *rows: Any, **keys: Any) -> list[str]:
     return [line.replace(str(path), "d.jsonl") for line in describe(loaded(path, *rows, **keys))]
 
 
-def talk(*turns: str, **keys: Any) -> list[dict[str, Any]]:
-    roles = {"s": "system", "u": "user", "a": "assistant"}
-    return [{"role": roles[turn[0]], "content": turn[3:]} for turn in turns]
+CARDS = """\
+{"input": "Which?", "output_1": "one", "output_2": "two", "label": 2}
+{"input": "Which?", "output_1": "one", "output_2": "two", "label": 7}
+read d.jsonl: labeled_pairs (recognized), 1 conversation, 1 pair, 1 bad row
+  user    Which?
+  better  two
+  worse   one
+
+{"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
+{"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 0}
+read d.jsonl: labeled_pairs (recognized), 2 conversations, 1 pair, 1 tie
+  user    Which?
+  better  one
+  worse   two
+
+{"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
+read d.jsonl: labeled_pairs (recognized), 1 conversation
+  user        Which?
+  response 1  one
+  response 2  two
+
+{"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
+read d.jsonl: preference (recognized), 1 conversation, 1 pair
+  user    q
+  better  a  (margin slightly, p 0.75)
+  worse   b
+
+{"prompt": "q", "responses": ["a", "b"], "scores": [0.5, 2]}
+read d.jsonl: rankings (recognized), 1 conversation, 1 pair
+  user    q
+  better  b  (margin 1.5, reward 2.0)
+  worse   a  (reward 0.5)
+
+{"prompt": "q", "responses": ["worst", "mid", "best"], "ranks": [3, 2, 1]}
+read d.jsonl: rankings (recognized), 1 conversation, 3 pairs
+  user        q
+  response 1  worst  (rank 3)
+  response 2  mid  (rank 2)
+  response 3  best  (rank 1)
+
+{"prompt": "q"}
+read d.jsonl: prompt_only (recognized), 1 prompt
+  user  q
+
+{"text": "Once"}
+read d.jsonl: text (recognized), 1 text
+  text  Once
+
+{"prompt": "q", "completion": "a", "score": 2}
+read d.jsonl: prompt_completion (recognized), 1 conversation
+  user       q
+  assistant  a  (reward 2.0)
+
+{"prompt": "q", "completion": {"role": "assistant", "content": "3", "thinking": "1 + 2", "tool_calls": [{"name": "f"}]}}
+read d.jsonl: prompt_completion (recognized), 1 conversation
+  user       q
+  assistant  [thinks: 1 + 2] 3 [calls f({})]
+"""
 
 
-def test_a_labeled_pair_says_which_answer_won_and_why(tmp_path: Path) -> None:
-    row = {"input": "Which?", "output_1": "one", "output_2": "two", "label": 2}
-    tie = {"prompt": "Which?", "response 1": "one", "response 2": "two", "label": 2}
-    assert lines(tmp_path, row, {**row, "label": 7}, on_bad_row="skip") == [
-        "read d.jsonl: labeled_pairs (recognized), 1 conversation, 1 pair, 1 bad row",
-        "  user    Which?",
-        "  better  two",
-        "  worse   one",
-    ]
-    # A tie shows nothing; the first row with a winner is the sample.
-    assert lines(tmp_path, tie, {**tie, "label": 0}) == [
-        "read d.jsonl: labeled_pairs (recognized), 2 conversations, 1 pair, 1 tie",
-        "  user    Which?",
-        "  better  one",
-        "  worse   two",
-    ]
-    assert lines(tmp_path, tie)[2:] == ["  response 1  one", "  response 2  two"]
-
-
-def test_margins_and_probabilities_are_shown(tmp_path: Path) -> None:
-    row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
-    assert lines(tmp_path, row)[2] == "  better  a  (margin slightly, p 0.75)"
-    row = {"prompt": "q", "responses": ["a", "b"], "scores": [0.5, 2]}
-    assert lines(tmp_path, row)[2] == "  better  b  (margin 1.5, reward 2.0)"
+@pytest.mark.parametrize("card", CARDS.split("\n\n"))
+def test_what_is_printed_of_a_file(card: str, tmp_path: Path) -> None:
+    """A tie shows nothing; the first row with a winner is the sample."""
+    texts = card.splitlines()
+    rows = [json.loads(line) for line in texts if line.startswith("{")]
+    assert lines(tmp_path, *rows, on_bad_row="skip") == texts[len(rows) :]
 
 
 def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
-    conversation = talk(
-        "s: be kind", "u: q", *[f"{who}: {n}" for n in range(9) for who in "au"], "a: end"
-    )
+    said = "s: be kind / u: q / " + " / ".join(f"{who}: {n}" for n in range(9) for who in "au")
+    conversation = turns(f"{said} / a: end")
     conversation[2]["train"] = False
-    shown = lines(tmp_path, {"messages": conversation, "tools": [{"name": "add"}, {"name": "now"}]})
-    assert shown == [
+    assert lines(tmp_path, {"messages": conversation, "tools": [{"name": "add"}]}) == [
         "read d.jsonl: messages (recognized), 1 conversation",
         "  system                   be kind",
         "  user                     q",
@@ -86,40 +110,13 @@ def test_a_long_conversation_takes_at_most_8_lines(tmp_path: Path) -> None:
         "  assistant                1",
         "  ... 16 more",
     ]
-    shown = lines(tmp_path, {"messages": conversation, "label": False, "tools": [{"name": "add"}]})
-    assert shown[1:] == [
+    assert lines(tmp_path, {"messages": conversation, "label": False})[1:] == [
         "  ... 17 more turns",
         "  user       7",
         "  assistant  8",
         "  user       8",
         "  assistant  end  (label bad)",
     ]
-
-
-def test_calls_and_reasoning_are_shown(tmp_path: Path) -> None:
-    answer = {
-        "role": "assistant",
-        "content": "3",
-        "thinking": "1 + 2",
-        "tool_calls": [{"name": "add"}],
-    }
-    assert (
-        lines(tmp_path, {"messages": [*talk("u: q"), answer]})[-1]
-        == "  assistant  [thinks: 1 + 2] 3 [calls add({})]"
-    )
-
-
-def test_rankings_prompts_and_raw_text(tmp_path: Path) -> None:
-    ranked = {"prompt": "q", "responses": ["worst", "mid", "best"], "ranks": [3, 2, 1]}
-    assert lines(tmp_path, ranked)[2:] == [
-        "  response 1  worst  (rank 3)",
-        "  response 2  mid  (rank 2)",
-        "  response 3  best  (rank 1)",
-    ]
-    assert lines(tmp_path, {"prompt": "q"}, format=None)[1:] == ["  user  q"]
-    assert lines(tmp_path, {"text": "Once"})[1:] == ["  text  Once"]
-    scored = {"prompt": "q", "completion": "a", "score": 2}
-    assert lines(tmp_path, scored)[-1] == "  assistant  a  (reward 2.0)"
 
 
 def test_held_out_rows_are_counted(tmp_path: Path) -> None:

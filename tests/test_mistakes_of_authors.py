@@ -10,7 +10,6 @@ import typer
 from alignkit.cli import main
 from alignkit.commands import add_commands
 from alignkit.errors import plugin_options
-from alignkit.plugins import load_plugins
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
 __all__ = ["distribution", "fresh"]  # fixtures
@@ -23,56 +22,37 @@ class Mine(Reward):
 def register(add):
     add("reward", "mine", Mine)
 """
-# What a package does at import, and what a user then reads.
-AT_IMPORT = {
-    "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_pack.py:2)"),
-    "module": ("import no_such_module", "No module named 'no_such_module' (fake_x_pack.py:1)"),
-    "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_pack.py:3)"),
-    "name": (GOOD.replace('"mine"', '"my reward!"'), "reward 'my reward!': a name has letters"),
-    "argument": (GOOD.replace("(add)", "(adding)"), "hook 'register'"),
-}
+RECIPE = """\
+model: {base: tiny}
+stages:
+  honest: {algorithm: grpo, data: p.jsonl, reward: mine}
+"""
+EXIT = ("x-pack", f"import sys\nsys.exit(3)\n{GOOD}")
+NAME = ("x-pack", GOOD.replace('"mine"', '"my reward!"'))
 
 
-@pytest.mark.parametrize("mistake", AT_IMPORT)
-def test_an_import_that_fails_breaks_only_itself(
-    distribution: MakeDistribution, mistake: str
-) -> None:
-    source, message = AT_IMPORT[mistake]
-    distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
-    (broken,) = load_plugins().broken
-    assert str(broken).startswith(
-        "plugin 'x-pack' (x-pack 1.2) failed to load: "
-    ) and message in str(broken)
-
-
-@pytest.mark.parametrize("mistake", ["exit", "name"])
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        ([EXIT], "SystemExit: 3 (fake_x_pack.py:2)"),
+        ([NAME], "reward 'my reward!': a name has letters"),
+        ([("x-one", GOOD), ("x-two", GOOD)], "write 'x-one:mine' or 'x-two:mine'"),
+    ],
+)
 def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
-    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path, mistake: str
+    packages: list[tuple[str, str]],
+    said: str,
+    distribution: MakeDistribution,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    source, message = AT_IMPORT[mistake]
-    distribution("x-pack", f"{source}\n{GOOD if 'register' not in source else ''}")
+    for name, source in packages:
+        distribution(name, source)
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
-    (tmp_path / "r.yaml").write_text(
-        "model: {base: tiny}\nstages:\n  honest: {algorithm: grpo, data: p.jsonl, reward: mine}\n",
-        encoding="utf-8",
-    )
+    (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
     assert main(["check", str(tmp_path / "r.yaml")]) in (2, 3)
     text = capsys.readouterr().err
-    assert "x-pack" in text and message in text
-
-
-def test_a_reward_of_two_packages_names_both(
-    distribution: MakeDistribution, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    distribution("x-one", GOOD)
-    distribution("x-two", GOOD)
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
-    (tmp_path / "r.yaml").write_text(
-        "model: {base: tiny}\nstages:\n  mind: {algorithm: grpo, data: p.jsonl, reward: mine}\n",
-        encoding="utf-8",
-    )
-    main(["check", str(tmp_path / "r.yaml")])
-    assert "write 'x-one:mine' or 'x-two:mine'" in capsys.readouterr().err
+    assert packages[0][0] in text and said in text
 
 
 def test_commands_are_left_out_with_their_package(

@@ -12,6 +12,7 @@ import pytest
 from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group, rows_of
+from tests.rows import assistant, read_rows, run, user, write_recipe, write_rows
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
 
@@ -64,74 +65,60 @@ def test_what_a_rule_sees_is_the_answer() -> None:
     assert fault(german, languages=["en", "de"]) == fault("Ja.", languages=["en"]) == ""
 
 
-PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "margin": "better"}
-
-
-def converted(folder: Path, row: Any, layout: str) -> list[Any]:
-    (folder / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    assert (
-        main(
-            [
-                "data",
-                "convert",
-                str(folder / "a.jsonl"),
-                "--to",
-                layout,
-                "--out",
-                str(folder / "b.jsonl"),
-            ]
-        )
-        == 0
-    )
-    return [
-        json.loads(line) for line in (folder / "b.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+CONVERTED = """\
+alpaca      messages    {"messages": [HI, HELLO]}
+alpaca      sft         {"prompt": [HI], "completion": [HELLO]}
+alpaca      prompts     {"prompt": [HI]}
+preference  preference  {"prompt": [HI], "chosen": [HELLO], "rejected": [AWAY], "margin": 0.666667}
+preference  kto         {"prompt": [HI], "completion": [HELLO], "label": true}
+preference  kto         {"prompt": [HI], "completion": [AWAY], "label": false}
+rankings    ranked      {"prompt": [HI], "completions": [[HELLO], [AWAY]], "ranks": [1, 2]}
+"""
+ROWS = {
+    "alpaca": {"instruction": "Hi", "output": "Hello!"},
+    "preference": {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "margin": "better"},
+    "rankings": {"prompt": "Hi", "responses": ["Hello!", "Go away."], "ranks": [1, 2]},
+}
 
 
 def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
-    said = (("user", "Hi"), ("assistant", "Hello!"), ("assistant", "Go away."))
-    hi, hello, away = ([{"role": role, "content": text}] for role, text in said)
-    alpaca = {"instruction": "Hi", "output": "Hello!"}
-    assert converted(tmp_path, alpaca, "messages") == [{"messages": hi + hello}]
-    assert converted(tmp_path, alpaca, "sft") == [{"prompt": hi, "completion": hello}]
-    assert converted(tmp_path, alpaca, "prompts") == [{"prompt": hi}]
-    wanted = {"prompt": hi, "chosen": hello, "rejected": away, "margin": 0.666667}
-    assert converted(tmp_path, PAIR, "preference") == [wanted]
-    thumbs = [
-        {"prompt": hi, "completion": hello, "label": True},
-        {"prompt": hi, "completion": away, "label": False},
-    ]
-    assert converted(tmp_path, PAIR, "kto") == thumbs
-    ranking = {
-        "prompt": "Hi",
-        "responses": [{"text": "Hello!", "rank": 1}, {"text": "Go away.", "rank": 2}],
-    }
-    assert converted(tmp_path, ranking, "ranked") == [
-        {"prompt": hi, "completions": [hello, away], "ranks": [1, 2]}
-    ]
+    said = {"HI": user("Hi"), "HELLO": assistant("Hello!"), "AWAY": assistant("Go away.")}
+    wanted: dict[tuple[str, str], list[Any]] = {}
+    for line in CONVERTED.splitlines():
+        name, layout, row = line.split(maxsplit=2)
+        for word, turn in said.items():
+            row = row.replace(word, json.dumps(turn))
+        wanted.setdefault((name, layout), []).append(json.loads(row))
+    for (name, layout), rows in wanted.items():
+        file = write_rows(tmp_path / "a.jsonl", [ROWS[name]])
+        out = tmp_path / "b.jsonl"
+        assert main(["data", "convert", str(file), "--to", layout, "--out", str(out)]) == 0
+        assert read_rows(out) == rows
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("convert a.jsonl --to sft --out b.jsonl", 4, "they are no demonstrations"),
+        ("convert a.jsonl --to sfd --out b.jsonl", 2, "did you mean 'sft'?"),
+        ("clean a.jsonl --out a.jsonl", 2, "is what the rows come from"),
+        ("clean a.jsonl --out b.csv", 2, "JSON lines are written"),
+        ("clean a.jsonl --out b.jsonl languages=[xx]", 1, "py3langid does not know xx"),
+        ("clean a.jsonl --out b.jsonl nera=0", 2, "did you mean 'near'?"),
+    ],
+)
 def test_what_cannot_be_written_is_an_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "Hi"}\n', encoding="utf-8")
-    for words, code, said in (
-        (
-            ["convert", "--to", "sft", "--out", "b.jsonl"],
-            4,
-            "no row can be written as sft: they are no demonstrations",
-        ),
-        (["convert", "--to", "sfd", "--out", "b.jsonl"], 2, "did you mean 'sft'?"),
-        (["clean", "--out", "a.jsonl"], 2, "is what the rows come from"),
-        (["clean", "--out", "b.csv"], 2, "JSON lines are written"),
-        (["clean", "--out", "b.jsonl", "languages=[xx]"], 1, "py3langid does not know xx"),
-        (["clean", "--out", "b.jsonl", "nera=0"], 2, "did you mean 'near'?"),
-    ):
-        words = [
-            str(tmp_path / word) if word.endswith((".jsonl", ".csv")) else word for word in words
-        ]
-        assert main(["data", words[0], str(tmp_path / "a.jsonl"), *words[1:]]) == code
-        assert said in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("a.jsonl"), [{"prompt": "Hi"}])
+    assert main(["data", *words.split()]) == code
+    assert said in capsys.readouterr().err
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -139,69 +126,38 @@ def test_what_cannot_be_written_is_an_error(
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [
-        {"prompt": f"Question {number}?", "completion": str(hash(str(number)))}
-        for number in range(3000)
-    ]
-    text = json.dumps(rows) if name == "a.json" else "".join(json.dumps(row) + "\n" for row in rows)
-    if "csv" in name:
-        text = "prompt,completion\n" + "".join(",".join(row.values()) + "\n" for row in rows)
-    whole = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    rows = [{"prompt": f"Question {number}?", "completion": "a"} for number in range(3000)]
+    lines = ["prompt,completion", *(",".join(row.values()) for row in rows)]
+    text = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
+    whole = ("\n".join(lines) if "csv" in name else text).encode()
+    whole = gzip.compress(whole) if name.endswith(".gz") else whole
     path = tmp_path / name
     path.write_bytes(whole[: len(whole) // 2])
-    words = ["data", "convert", "--to", "sft", "--out", str(tmp_path / "b.jsonl")]
-    assert main([*words, str(path)]) == 4
-    error = capsys.readouterr().err
-    assert f"{path}:" in error and not (tmp_path / "b.jsonl").exists()
+    out = tmp_path / "b.jsonl"
+    assert main(["data", "convert", "--to", "sft", "--out", str(out), str(path)]) == 4
+    assert f"{path}:" in capsys.readouterr().err and not out.exists()
 
 
-def test_what_was_left_out_is_redacted_too(tmp_path: Path) -> None:
-    row = {
-        "prompt": "Hi",
-        "completion": "As an AI language model I do not write to ann@example.org.",
-    }
-    rows = [row, {"prompt": "Hi", "completion": "Hello!"}, {"prompt": 7, "note": "bob@example.org"}]
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
-    for rules, redacted_there in (([], True), (["personal=false"], False)):
-        assert (
-            main(
-                [
-                    "data",
-                    "clean",
-                    str(tmp_path / "a.jsonl"),
-                    "--out",
-                    str(tmp_path / "b.jsonl"),
-                    *rules,
-                ]
-            )
-            == 0
-        )
-        removed = (tmp_path / "b.removed.jsonl").read_text(encoding="utf-8")
-        assert [json.loads(line)["rule"] for line in removed.splitlines()] == [
-            "stock_phrases",
-            "unreadable",
-        ]
-        assert ("@example.org" not in removed) == redacted_there
+@pytest.mark.parametrize("rules", [[], ["personal=false"]])
+def test_what_was_left_out_is_redacted_too(rules: list[str], tmp_path: Path) -> None:
+    stock = "As an AI language model I do not write to ann@example.org."
+    rows: list[Any] = [
+        {"prompt": "Hi", "completion": stock},
+        {"prompt": "Hi", "completion": "Hello!"},
+        {"prompt": 7, "note": "bob@example.org"},
+    ]
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
+    removed = read_rows(tmp_path / "b.removed.jsonl")
+    assert [row["rule"] for row in removed] == ["stock_phrases", "unreadable"]
+    assert ("@example.org" not in json.dumps(removed)) == (not rules)
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
-    (tmp_path / "a.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
-    assert (
-        main(["data", "clean", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "b.jsonl")]) == 0
-    )
-    kept = [{"prompt": "Hi", "completion": "Call [phone]."}]
-    assert [
-        json.loads(line) for line in (tmp_path / "b.jsonl").read_text(encoding="utf-8").splitlines()
-    ] == kept
-    stages = {"clean": {"step": "clean", "data": "a.jsonl"}}
-    (tmp_path / "s.yaml").write_text(
-        json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
-    )
-    assert main(["run", str(tmp_path / "s.yaml"), "--out", str(tmp_path / "run")]) == 0
-    (made,) = (tmp_path / "run").rglob("data.jsonl")
-    assert len(made.read_text(encoding="utf-8").splitlines()) == 1
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl")]) == 0
+    assert read_rows(tmp_path / "b.jsonl") == [{"prompt": "Hi", "completion": "Call [phone]."}]
+    out = run(write_recipe(tmp_path, {"clean": {"step": "clean", "data": "a.jsonl"}}))
+    (made,) = out.rglob("data.jsonl")
+    assert len(read_rows(made)) == 1

@@ -22,23 +22,13 @@ from alignkit_plugins.report.data_card import describe
 from tests.formats.reading import check, read, shown
 from tests.rows import write_recipe, write_rows
 
-ROW = {
-    "passage": "Rain is wet.",
-    "n": 3,
-    "x": 1.5,
-    "yes": True,
-    "none": None,
-    "empty": "",
-    "words": ["one", "two", 3],
-    "nested": {"deep": [{"text": "a", "more": {"of": "b"}}, {"text": "c", "more": {"of": "d"}}]},
-    "choices": ["Fire", "Rain", "Snow"],
-    "labeled": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
-    "zero": 0,
-    "methods": {"items": 3, "values": ["v"]},
-    "two": "2",
-    "b": "b",
-    "q": "Q",
-}
+ROW = json.loads("""
+{"passage": "Rain is wet.", "n": 3, "x": 1.5, "yes": true, "none": null, "empty": "",
+ "words": ["one", "two", 3],
+ "nested": {"deep": [{"text": "a", "more": {"of": "b"}}, {"text": "c", "more": {"of": "d"}}]},
+ "choices": ["Fire", "Rain", "Snow"], "labeled": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
+ "zero": 0, "methods": {"items": 3, "values": ["v"]}, "two": "2", "b": "b", "q": "Q"}
+""")
 
 
 @pytest.mark.parametrize(

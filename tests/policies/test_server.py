@@ -47,7 +47,8 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
             said += line
         assert "warning: others can reach http://0.0.0.0" in said
         address = found[1].replace("0.0.0.0", "127.0.0.1")
-        body = json.dumps({"messages": [user("a")], "max_tokens": 1000, "stream": True})
+        asked = {"max_tokens": 1000, "stream": True, "temperature": 0}
+        body = json.dumps({"messages": [user("a")], **asked})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
         request = urllib.request.Request(f"{address}/chat/completions", body.encode(), headers)
         with urllib.request.urlopen(request, timeout=PATIENCE) as reply:

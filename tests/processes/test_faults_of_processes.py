@@ -81,12 +81,6 @@ def test_an_error_of_process_0_is_the_error_of_all(work: Path) -> None:
     assert "enough for today" in leader.err and "another process" not in leader.err + other.err
 
 
-@pytest.mark.slow
-def test_memory_that_runs_out_in_one_process_is_its_error(work: Path) -> None:
-    leader, _other = run(work, "memory")
-    assert leader.code and "in process 1" in leader.err and "900 GiB" in leader.err
-
-
 def test_a_failure_while_gradients_are_added_ends_all(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,15 +94,6 @@ def test_a_mistake_in_a_file_is_shown_where_it_is(
     assert message in said and f"--> {tmp_path / 'own.yaml'}:{line}:" in said
 
 
-def test_all_mistakes_are_shown_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(
-        tmp_path, text=GOOD.replace("critique:", "criticize:").replace("compare:", "compares:")
-    )
-    path.write_text(path.read_text().replace("prompts.jsonl", "prompt.jsonl"), encoding="utf-8")
-    said = wrong(path, capsys)
-    assert "'criticize'" in said and "'compares'" in said and "no such file" in said
-
-
 @pytest.mark.parametrize("text", [GOOD.replace("critique:", "criticize:"), GOOD + "- oops: [\n"])
 def test_stages_with_the_same_file_show_its_mistakes_once(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -132,14 +123,6 @@ def test_an_override_starts_at_the_current_folder(
     assert (
         cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
     )
-
-
-def test_a_mistake_in_the_recipe_is_shown_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, [{"name": "a", "compare": 3}])
-    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "compare" in text)
-    assert f"--> {path}:{line}:" in wrong(path, capsys)
 
 
 @pytest.mark.parametrize(

@@ -110,36 +110,29 @@ def test_overrides_reach_into_the_block(folder: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message", "line"),
-    [
-        ("    start: {align: sft}\n", "", "'align' does not exist yet in round 1", 7),
-        (
-            "repeat: 3",
-            "repeat: 0",
-            "stages.rlhf.repeat: must be greater than or equal to 1, got 0",
-            5,
-        ),
-        ("repeat: 3", "repeat: yes", "must be a valid integer", 5),
-        ("start: {align: sft}", "start: sft", "start: must be an object, got 'sft'", 6),
-        ("start: {align: sft}", "begin: {align: sft}", "unknown key 'begin'", 6),
-        ("  report:", "  align_2:", "stage 'align_2' is defined twice", 10),
-        ("      scores:", "      sft:", "stage 'sft' is defined twice", 9),
-        ("reward: scores", "reward: score", "no reward 'score'", 14),
-        ("iterations: 1", "iterations: x", "must be a valid integer", 17),
-    ],
-)
-def test_a_mistake_is_reported_at_its_place(
-    folder: Path, old: str, new: str, message: str, line: int
-) -> None:
+MISTAKES = """\
+repeat: 3            > repeat: 0            > 5   must be greater than or equal to 1, got 0
+repeat: 3            > repeat: yes          > 5   must be a valid integer
+start: {align: sft}  > start: sft           > 6   start: must be an object, got 'sft'
+start: {align: sft}  > begin: {align: sft}  > 6   unknown key 'begin'
+start: {align: sft}  > start: {more: sft}   > 8   'align' does not exist yet in round 1
+report:              > align_2:             > 10  stage 'align_2' is defined twice
+scores:              > sft:                 > 9   stage 'sft' is defined twice
+reward: scores       > reward: score        > 14  no reward 'score'
+iterations: 1        > iterations: x        > 17  must be a valid integer
+iterations: 1        > iteration: 1         > 17  unknown key 'iteration'
+"""
+
+
+@pytest.mark.parametrize("row", MISTAKES.splitlines())
+def test_a_mistake_is_reported_at_its_place_and_once(folder: Path, row: str) -> None:
+    """`what the block says > what it says instead > line and words`."""
+    old, new, said = (part.strip() for part in row.split(" > "))
+    line, _, message = said.partition(" ")
     assert old in BLOCK
-    found = problems(folder, HEAD + BLOCK.replace(old, new))
-    assert any(message in problem.message and problem.line == line for problem in found)
-
-
-def test_a_mistake_in_a_block_is_reported_once(folder: Path) -> None:
-    found = problems(folder, HEAD + BLOCK.replace("iterations: 1", "iteration: 1"))
-    assert [problem.message for problem in found] == ["unknown key 'iteration'"]
+    found = problems(folder, HEAD + BLOCK.replace(old, new, 1))
+    said_at = {(problem.line, problem.message) for problem in found}
+    assert [at for at, words in said_at if message.strip() in words] == [int(line)]
 
 
 def test_what_a_run_finds_out_is_reported_at_the_option_in_the_block(folder: Path) -> None:

@@ -63,25 +63,36 @@ def options(found: Recipe, stage: str) -> Any:
     return found.stages[stage].component.options
 
 
-def test_a_step_samples_as_the_first_online_stage_among_its_policies(tmp_path: Path) -> None:
-    found = recipe(tmp_path)
-    assert options(found, "report").sampled() == {**BEST, "temperature": 0.5}
-    assert options(found, "choice").sampled() == {
-        "max_new_tokens": 40,
-        "temperature": 0.0,
-        "top_k": 50,
-    }
-    # A policy that is trained offline: as in the recipe's first online stage, although that runs
-    # later.
-    assert options(found, "labels").sampled() == BEST
-    assert "samples_per_prompt" not in options(found, "report").sampled()
+WITHOUT = ["~stages.best", "~stages.align", "~stages.choice", "stages.report.policies=[sft]"]
+NINE = "stages.report.sampling={max_new_tokens: 9}"
 
 
-def test_without_an_online_stage_the_defaults_of_rollout_apply(tmp_path: Path) -> None:
-    found = recipe(
-        tmp_path, "~stages.best", "~stages.align", "~stages.choice", "stages.report.policies=[sft]"
-    )
-    assert options(found, "report").sampled() == {"max_new_tokens": 128, "temperature": 0.5}
+@pytest.mark.parametrize(
+    ("stage", "overrides", "sampled"),
+    [
+        ("report", [], {**BEST, "temperature": 0.5}),
+        ("choice", [], {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}),
+        # A policy that is trained offline: as in the recipe's first online stage, although that
+        # runs later.
+        ("labels", [], BEST),
+        ("labels", ["stages.best.rollout.temperature=0.9"], {**BEST, "temperature": 0.9}),
+        # Without an online stage, the defaults of rollout
+        ("report", WITHOUT, {"max_new_tokens": 128, "temperature": 0.5}),
+        # A report has its own temperature: that of training is for learning, not for reading.
+        ("report", [NINE], {**BEST, "min_new_tokens": 3, "max_new_tokens": 9}),
+        ("report", ["~stages.report.sampling"], BEST),
+        # An inherited minimum never exceeds the written maximum.
+        (
+            "report",
+            ["stages.report.sampling={max_new_tokens: 2}"],
+            {**BEST, "min_new_tokens": 2, "max_new_tokens": 2},
+        ),
+    ],
+)
+def test_a_step_samples_as_the_first_online_stage_among_its_policies(
+    stage: str, overrides: list[str], sampled: dict[str, Any], tmp_path: Path
+) -> None:
+    assert options(recipe(tmp_path, *overrides), stage).sampled() == sampled
 
 
 def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> None:
@@ -123,36 +134,27 @@ def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path
     assert hashed("temperature: 0.7, top_k: 9") != hashed()
 
 
-def test_an_inherited_minimum_never_exceeds_the_written_maximum(tmp_path: Path) -> None:
-    assert (
-        options(recipe(tmp_path, "stages.report.sampling.max_new_tokens=2"), "report").sampled()[
-            "min_new_tokens"
-        ]
-        == 2
-    )
-    with pytest.raises(RecipeError, match="min_new_tokens 9 is above max_new_tokens 4"):
-        recipe(
-            tmp_path,
-            "stages.report.sampling.max_new_tokens=4",
-            "stages.report.sampling.min_new_tokens=9",
-        )
-
-
 @pytest.mark.parametrize(
-    "override", ["stop=['']", "top_p=0", "top_k=-1", "max_new_tokens=0", "min_new_tokens=-1"]
+    ("override", "said"),
+    [
+        ("report.sampling.stop=['']", "stop"),
+        ("report.sampling.top_p=0", "top_p"),
+        ("report.sampling.top_k=-1", "top_k"),
+        ("report.sampling.max_new_tokens=0", "max_new_tokens"),
+        ("report.sampling.min_new_tokens=-1", "min_new_tokens"),
+        ("report.sampling={max_new_tokens: 4, min_new_tokens: 9}", "9 is above max_new_tokens 4"),
+        (
+            "labels={step: judge_pairs, judge: local_judge, data: ., sampling: {stop: [x]}}",
+            "`data` is not sampled",
+        ),
+    ],
 )
-def test_impossible_sampling_is_refused(override: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=override.partition("=")[0]):
-        recipe(tmp_path, f"stages.report.sampling.{override}")
-
-
-def test_sampling_of_rows_that_are_there_is_refused(tmp_path: Path) -> None:
-    labels = (
-        f"{{step: judge_pairs, judge: local_judge, data: {tmp_path}, sampling: {{stop: [x], "
-        f"top_p: 1}}}}"
-    )
-    with pytest.raises(RecipeError, match="`data` is not sampled: leave sampling out"):
-        recipe(tmp_path, f"stages.labels={labels}")
+def test_impossible_sampling_is_refused(
+    override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=said):
+        recipe(tmp_path, f"stages.{override}")
 
 
 def test_options_alone_have_the_defaults_of_rollout() -> None:
@@ -167,21 +169,3 @@ def test_options_alone_have_the_defaults_of_rollout() -> None:
             "temperature": temperature,
             "stop": ["x"],
         }
-
-
-def test_a_report_samples_at_its_own_temperature(tmp_path: Path) -> None:
-    """Unless the recipe says so: the temperature of training is that of learning, not of
-    reading.
-    """
-    found = recipe(tmp_path, "stages.report.sampling={max_new_tokens: 9}")
-    assert options(found, "report").sampled() == {**BEST, "max_new_tokens": 9, "temperature": 0.7}
-    assert options(recipe(tmp_path, "~stages.report.sampling"), "report").sampled() == {
-        **BEST,
-        "temperature": 0.7,
-    }
-    assert (
-        options(recipe(tmp_path, "stages.best.rollout.temperature=0.9"), "labels").sampled()[
-            "temperature"
-        ]
-        == 0.9
-    )

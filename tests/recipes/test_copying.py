@@ -56,12 +56,6 @@ def test_the_default_folder_is_the_current_one(
     )
 
 
-def test_an_unknown_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["init", str(tmp_path), "--from", "sum"]) == 2
-    assert "no such recipe: sum\n  help: did you mean 'sums'" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
-
-
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"

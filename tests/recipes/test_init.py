@@ -5,7 +5,8 @@ no file.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,91 +16,47 @@ from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.entries import data_of
+from tests.rows import user
 
-ROWS = 60  # of a file: about 12 are held out
-
-
-def thing(number: int) -> str:
-    """Words with a number, so that no two rows are nearly equal."""
-    return f"the {number}th of all things"
-
-
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
-
-
-def said(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
-
-
-def demo(number: int) -> Any:
-    return {
-        "instruction": f"Tell me of {thing(number)}?",
-        "output": f"It is all about {thing(number + 700)}.",
-    }
-
-
-def pair(number: int) -> Any:
-    return {
-        "prompt": f"Why is {thing(number)}?",
-        "chosen": f"For {thing(number + 800)}.",
-        "rejected": "Who can say?",
-    }
+# A row for each number n: `<n>` are words with it, so that no two rows are nearly equal, `<#>` is
+# it, and `<even>` whether it is even.
+DEMO = '{"instruction": "Tell me of <n>?", "output": "It is all about <n+700>."}'
+PAIR = '{"prompt": "Why is <n>?", "chosen": "For <n+800>.", "rejected": "Who can say?"}'
+REPLY = '{"text": "Say <n+%d>.", "role": "assistant", "rank": %d}'
+REPLIES = ", ".join(REPLY % (90 * rank, rank) for rank in range(3))
+TREE = '{"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [' + REPLIES + "]}}"
+VOTES = (
+    '{"instruction": "Sort <n>.", "input": "", "response1": "So, <n+600>.", "response2": '
+    '"No, <n+1000>.", "annotator1": 1, "annotator2": 1, "annotator3": 2}'
+)
+LABELED = (
+    '{"messages": [{"role": "user", "content": "How is <n>?"}, '
+    '{"role": "assistant", "content": "As <n+900>."}], "label": <even>}'
+)
+SOLVED = '{"question": "How many of <n>, times <#>?", "answer": "2 x <#>\\n#### <#>"}'
+SUM = '{"question": "What is <#> + 3, said <n>?", "answer": <#>}'
+PROMPT = '"Talk about <n+300>."'
+NAMED = '{"question": "Who is <n>?", "answer": "Ann <n>"}'
 
 
-def tree(number: int) -> Any:
-    replies = [
-        {"text": f"Say {thing(number + 90 * place)}.", "role": "assistant", "rank": place}
-        for place in range(3)
-    ]
-    return {"prompt": {"text": f"What is {thing(number)}?", "role": "prompter", "replies": replies}}
-
-
-def votes(number: int) -> Any:
-    asked = {
-        "instruction": f"Sort {thing(number)}.",
-        "input": "",
-        "response1": f"So, {thing(number + 600)}.",
-    }
-    labels = {"annotator1": 1, "annotator2": 1, "annotator3": 2}
-    return {**asked, "response2": f"No, {thing(number + 1000)}.", **labels}
-
-
-def labeled(number: int) -> Any:
-    turns = [user(f"How is {thing(number)}?"), said(f"As {thing(number + 900)}.")]
-    return {"messages": turns, "label": number % 2 == 0}
-
-
-def solved(number: int) -> Any:
-    return {
-        "question": f"How many of {thing(number)}, times {number}?",
-        "answer": f"2 x {number}\n#### {2 * number}",
-    }
-
-
-def sum_of(number: int) -> Any:
-    return {
-        "question": f"What is {number} + {number + 3}, said {thing(number)}?",
-        "answer": 2 * number + 3,
-    }
-
-
-def prompt(number: int) -> Any:
-    return f"Talk about {thing(number + 300)}."
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a file of rows, and returns its name, by which the current folder has it."""
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    return tmp_path
 
-    def written(name: str, row: Callable[[int], Any], rows: Iterable[int] = range(ROWS)) -> str:
-        Path(name).write_text(
-            "".join(json.dumps(row(number)) + "\n" for number in rows), encoding="utf-8"
-        )
-        return name
 
-    return written
+def filled(row: str, number: int) -> str:
+    row = row.replace("<#>", str(number)).replace("<even>", str(number % 2 == 0).lower())
+    return re.sub(r"<n\+?(\d*)>", lambda at: f"the {number + int(at[1] or 0)}th of all things", row)
+
+
+def write(name: str, row: str, numbers: Iterable[int] = range(60)) -> str:
+    """Write a file of rows; about 12 of 60 are held out."""
+    text = "".join(filled(row, number) + "\n" for number in numbers)
+    Path(name).write_text(text, encoding="utf-8")
+    return name
 
 
 def made(*words: str) -> Recipe:
@@ -120,349 +77,357 @@ def part(spec: Any) -> Any:
     return share
 
 
+def settings(recipe: Recipe, stage: str) -> Any:
+    return recipe.stages[stage].settings
+
+
+def options(recipe: Recipe, stage: str = "report") -> Any:
+    return recipe.stages[stage].component.options
+
+
+def read(low: float, high: float) -> list[Group]:
+    """The pairs in a share."""
+    entry = data_of({"path": "pairs.jsonl", "part": [low, high]}, "alignkit init")
+    return RunData(Path, 0).read(entry).groups
+
+
 @pytest.mark.parametrize(
     ("files", "stages", "answer"),
     [
-        ([demo], {"sft": "sft"}, "loss and accuracy of the next tokens of held-out demonstrations"),
+        ([DEMO], "sft: sft", "next tokens of held-out demonstrations"),
+        ([PAIR], "align: dpo", "held-out pairs that `align` gets right, within 2"),
+        ([TREE], "align: dpo", "held-out pairs that `align` gets right, within 2"),
+        ([VOTES], "align: dpo", "held-out pairs"),
+        ([LABELED], "align: kto", "loss of good held-out responses"),
+        ([PAIR, DEMO], "sft: sft, align: dpo", "against `sft` and the base model"),
+        ([SUM], "align: grpo", "held-out questions that `align` gets right, within 2"),
+        ([SOLVED], "sft: sft, align: grpo", "against `sft` and the base model"),
+        ([PROMPT, PAIR], "reward: reward_model, align: ppo", "how the reward model"),
         (
-            [pair],
-            {"align": "dpo"},
-            "the share of the held-out pairs that `align` gets right, within 2",
-        ),
-        (
-            [tree],
-            {"align": "dpo"},
-            "the share of the held-out pairs that `align` gets right, within 2",
-        ),
-        ([votes], {"align": "dpo"}, "the share of the held-out pairs"),
-        ([labeled], {"align": "kto"}, "the loss of good held-out responses"),
-        ([pair, demo], {"sft": "sft", "align": "dpo"}, "against `sft` and the base model"),
-        (
-            [sum_of],
-            {"align": "grpo"},
-            "the share of the held-out questions that `align` gets right, within 2",
-        ),
-        ([solved], {"sft": "sft", "align": "grpo"}, "against `sft` and the base model"),
-        (
-            [prompt, pair],
-            {"reward": "reward_model", "align": "ppo"},
-            "how the reward model that it learned from scores",
-        ),
-        (
-            [prompt, pair, demo],
-            {"sft": "sft", "reward": "reward_model", "align": "ppo"},
+            [PROMPT, PAIR, DEMO],
+            "sft: sft, reward: reward_model, align: ppo",
             "`sft` and the base model",
         ),
     ],
 )
 def test_the_recipe_answers_what_the_data_can(
-    files: list[Callable[[int], Any]],
-    stages: dict[str, str],
-    answer: str,
-    write: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
+    files: list[str], stages: str, answer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = made(*(write(f"{row.__name__}.jsonl", row) for row in files))
+    recipe = made(*(write(f"{number}.jsonl", row) for number, row in enumerate(files)))
     lines = capsys.readouterr().out.splitlines()
-    assert kinds(recipe) == stages | {"report": "evaluate"}
+    expected = dict(stage.split(": ") for stage in stages.split(", "))
+    assert kinds(recipe) == expected | {"report": "evaluate"}
     assert [line.partition(":")[0] for line in lines[1:5]] == ["read", "held out", "answer", "next"]
     assert answer in lines[3] and "about a fifth of the conversations" in lines[2]
-    report: Any = recipe.stages["report"].component.options
-    assert report.policies == ["base", *(name for name in ("sft", "align") if name in stages)]
+    report = options(recipe)
+    policies = ["base", *(name for name in ("sft", "align") if name in expected)]
+    assert report.policies == policies
     assert part(report.prompts) == (0, 0.2) and report.sampling.temperature == 0.7
-    for name in stages:
-        settings = recipe.stages[name].settings
-        assert settings is not None and part(settings.data or settings.prompts) == (0.2, 1)
-        assert settings.prompts or part(settings.validation) == (0, 0.2)
+    for name in expected:
+        stage = settings(recipe, name)
+        assert part(stage.data or stage.prompts) == (0.2, 1)
+        assert stage.prompts or part(stage.validation) == (0, 0.2)
 
 
 @pytest.mark.parametrize("goal", ["align", "reward"])
 def test_many_pairs_are_halved_and_a_reward_model_judges_what_learned_from_the_others(
-    goal: str, write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    goal: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    others = [write("prompts.jsonl", prompt)] if goal == "reward" else []
-    recipe = made(write("pairs.jsonl", pair, range(300)), *others)
-    assert " for `gold`, a reward model that judges `align`" in capsys.readouterr().out
-    settings = {
-        name: stage.settings for name, stage in recipe.stages.items() if stage.settings is not None
-    }
-    assert part(settings[goal].data) == (0.2, 0.6) and part(settings["gold"].data) == (0.6, 1)
-    report: Any = recipe.stages["report"].component.options
+    others = [write("prompts.jsonl", PROMPT)] if goal == "reward" else []
+    recipe = made(write("pairs.jsonl", PAIR, range(300)), *others)
+    held_out, learned, judged = shares = [read(0, 0.2), read(0.2, 0.6), read(0.6, 1)]
+    assert len({group.id for share in shares for group in share}) == sum(map(len, shares)) == 300
+    assert part(settings(recipe, goal).data) == (0.2, 0.6) and learned
+    assert part(settings(recipe, "gold").data) == (0.6, 1)
+    report = options(recipe)
     assert [measure.reward.name for measure in report.metrics.values()] == ["gold"]
     assert report.examples is None if goal == "reward" else part(report.examples) == (0, 0.2)
-    seen = {
-        source: {group.id for group in read(source)} for source in ((0, 0.2), (0.2, 0.6), (0.6, 1))
-    }
-    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 300
-
-
-def read(share: tuple[float, float]) -> list[Any]:
-    """The pairs in a share."""
-    from alignkit.runs.fingerprint import RunData
-    from alignkit_plugins.entries import data_of
-
-    return (
-        RunData(Path, 0)
-        .read(data_of({"path": "pairs.jsonl", "part": list(share)}, "alignkit init"))
-        .groups
-    )
-
-
-def test_the_lines_count_what_the_stages_read(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made(write("pairs.jsonl", pair, range(300)))
     out = capsys.readouterr().out
-    assert "read: pairs.jsonl as 300 conversations, 300 pairs (preference)" in out
-    assert (
-        f"about a fifth of the conversations, {len(read((0, 0.2)))} pairs; and "
-        f"{len(read((0.6, 1)))} pairs for `gold`" in out
-    )
-    assert f"within {round(98 / len(read((0, 0.2))) ** 0.5)} points" in out
-    assert "# read: pairs.jsonl as 300 conversations, 300 pairs" in Path(
-        "new/recipe.yaml"
-    ).read_text(encoding="utf-8")
+    assert " for `gold`, a reward model that judges `align`" in out
+    if goal == "align":
+        said = "read: pairs.jsonl as 300 conversations, 300 pairs"
+        assert said in out and f"# {said}" in Path("new/recipe.yaml").read_text(encoding="utf-8")
+        assert f"{len(held_out)} pairs; and {len(judged)} pairs for `gold`" in out
+        assert f"within {round(98 / len(held_out) ** 0.5)} points" in out
 
 
-def test_the_pairs_of_a_ranking_count_and_its_prompt_is_exact(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("row", "pairs", "rows_of_a_prompt"),
+    [(TREE, 3, 1), (PAIR.replace("<n>", "<n/3>"), 1, 3)],
+)
+def test_what_counts_are_prompts_and_the_pairs_of_a_ranking(
+    row: str, pairs: int, rows_of_a_prompt: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made("pairs=" + write("pairs.jsonl", tree))
-    out, held = capsys.readouterr().out, len(read((0, 0.2)))
-    assert (
-        "pairs.jsonl as 60 conversations, 180 pairs (oasst)" in out
-        and f"conversations, {3 * held} pairs" in out
-    )
-    assert f"within {round(98 / held**0.5)} points" in out
-
-
-def test_answers_to_one_prompt_are_one_conversation(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made(
-        write(
-            "pairs.jsonl",
-            lambda number: {**pair(number), "prompt": f"Why is {thing(number // 3)}?"},
-        )
-    )
-    asked = len({group.prompt[0]["content"] for group in read((0, 0.2))})
-    assert f"within {round(98 / asked**0.5)} points" in capsys.readouterr().out
+    """Answers to one prompt are one conversation."""
+    lines = [
+        filled(row.replace("<n/3>", f"the {number // 3}th"), number) + "\n" for number in range(60)
+    ]
+    Path("pairs.jsonl").write_text("".join(lines), encoding="utf-8")
+    made("pairs=pairs.jsonl")
+    out, held = capsys.readouterr().out, read(0, 0.2)
+    asked = len({group.prompt[0]["content"] for group in held})
+    if rows_of_a_prompt == 1:
+        assert f"pairs.jsonl as 60 conversations, {60 * pairs} pairs" in out
+        assert f"conversations, {pairs * len(held)} pairs" in out and asked == len(held)
+    assert f"within {round(98 / asked**0.5)} points" in out
 
 
 def test_a_tree_as_demonstrations_is_what_its_single_replies_are(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def some(number: int) -> Any:
-        row = tree(number)
-        del row["prompt"]["replies"][number % 3 :]
-        return row if number % 3 else tree(number)
-
-    path = write("trees.jsonl", some)
-    assert kinds(made("demos=" + path))["sft"] == "sft"
-    assert (
-        "dropped of trees.jsonl: bad rows, 40; the first is trees.jsonl:1: the row has 3"
-        in capsys.readouterr().out
+    one = TREE.replace(REPLIES, REPLY % (0, 0))
+    write("trees.jsonl", TREE, range(40))
+    write("single.jsonl", one, range(40, 60))
+    Path("trees.jsonl").write_text(
+        Path("trees.jsonl").read_text() + Path("single.jsonl").read_text(), encoding="utf-8"
     )
-    assert main(["init", "all", "demos=" + write("ranked.jsonl", tree)]) == 4
-    assert (
-        "but the file holds pairs of a better and a worse response (format oasst)"
-        in capsys.readouterr().err
-    )
+    assert kinds(made("demos=trees.jsonl"))["sft"] == "sft"
+    dropped = "dropped of trees.jsonl: bad rows, 40; the first is trees.jsonl:1: "
+    assert dropped in capsys.readouterr().out
+    assert main(["init", "all", "demos=" + write("ranked.jsonl", TREE)]) == 4
+    assert "(format oasst)" in capsys.readouterr().err
 
 
-def test_a_large_file_is_limited_to_ten_minutes(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    def long(number: int) -> Any:
-        return {
-            **demo(number),
-            "output": " ".join(thing(number * 7 + place) for place in range(80)),
-        }
-
-    recipe = made(write("demos.jsonl", long, range(400)))
-    settings: Any = recipe.stages["sft"].settings
-    limit = settings.data.sources[0].limit
+def test_a_large_file_is_limited_to_ten_minutes(capsys: pytest.CaptureFixture[str]) -> None:
+    output = " ".join(f"<n+{place * 7}>" for place in range(80))
+    recipe = made(write("demos.jsonl", DEMO.replace("It", output), range(400)))
+    limit = settings(recipe, "sft").data.sources[0].limit
     rows = Path("demos.jsonl").read_text(encoding="utf-8").splitlines()[:limit]
     texts = ("".join(json.loads(row).values()) for row in rows)
     assert 0.9 < sum(map(len, texts)) / 360_000 < 1.1
     assert f", of its first {limit} rows" in capsys.readouterr().out
-    assert "To use all rows, remove it everywhere." in Path("new/recipe.yaml").read_text(
-        encoding="utf-8"
-    )
+    assert "To use all rows" in Path("new/recipe.yaml").read_text(encoding="utf-8")
 
 
-def test_responses_have_room(write: Callable[..., str]) -> None:
-    def long(number: int) -> Any:
-        return {
-            "question": f"How many of {thing(number)}?",
-            "answer": "Count. " * 55 + f"\n#### {number}",
-        }
-
-    recipe = made(write("sums.jsonl", long))
-    settings: Any = recipe.stages["align"].settings
-    report: Any = recipe.stages["report"].component.options
-    assert settings.rollout.max_new_tokens == report.sampling.max_new_tokens == 160
-    assert settings.iterations == 4
+def test_responses_have_room() -> None:
+    recipe = made(write("sums.jsonl", SOLVED.replace("2 x <#>", "Count. " * 55)))
+    align = settings(recipe, "align")
+    room = options(recipe).sampling.max_new_tokens
+    assert align.rollout.max_new_tokens == room == 160 and align.iterations == 4
 
 
 def test_held_out_examples_that_repeat_others_are_dropped(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Every row has a near double with another beginning, which puts it anywhere."""
-
-    def doubled(number: int) -> Any:
-        text = (
-            f"I would like to know all of it, so why is {thing(number // 2)}, and "
-            f"{thing(number // 2 + 500)}?"
-        )
-        return {**pair(number), "prompt": text if number % 2 else f"Now {text}"}
-
-    recipe = made(write("pairs.jsonl", doubled, range(100)))
+    asked = "I would like to know all of it, so why is <n>, and <n+500>?"
+    write("pairs.jsonl", PAIR.replace("Why is <n>?", asked), range(50))
+    write("doubles.jsonl", PAIR.replace("Why is <n>?", f"Now {asked}"), range(50))
+    recipe = made("pairs.jsonl", "doubles.jsonl")
     out = capsys.readouterr().out
-    assert " of them dropped, as they repeat others)" in out
     assert next(iter(kinds(recipe).items())) == ("held_out_pairs", "clean")
-    settings: Any = recipe.stages["align"].settings
-    report: Any = recipe.stages["report"].component.options
-    for spec in (settings.validation, report.prompts, report.examples):
+    report = options(recipe)
+    for spec in (settings(recipe, "align").validation, report.prompts, report.examples):
         assert [source.stage for source in spec.sources] == ["held_out_pairs"]
     assert main(["run", "new/recipe.yaml", "model.base=tiny", "--out", "run"]) == 0
-    summary = json.loads(Path("run/held_out_pairs/stage.json").read_text(encoding="utf-8"))[
-        "summary"
-    ]
-    assert f"({summary['rows'] - summary['kept']} of them dropped" in out
+    stage = json.loads(Path("run/held_out_pairs/stage.json").read_text(encoding="utf-8"))
+    dropped = stage["summary"]["rows"] - stage["summary"]["kept"]
+    assert dropped and f"({dropped} of them dropped, as they repeat others)" in out
 
 
 @pytest.mark.parametrize(
-    ("answers", "reward"),
+    ("answer", "reward"),
     [
-        (lambda number: f"{number}.5", "exact_match"),
-        (lambda number: "ABCD"[number % 4], "exact_match"),
-        (lambda number: f"\\frac{{{number}}}{{7}}", "math_verify"),
+        ('"<#>.5"', "exact_match"),
+        ('"B"', "exact_match"),
+        (r'"\\frac{<#>}{7}"', "math_verify"),
+        ('"42"', "exact_match"),
+        ('"1,234"', "exact_match"),
+        ('"-5"', "exact_match"),
+        ('"1/2"', "exact_match"),
+        ('".5"', "exact_match"),
     ],
 )
-def test_answers_that_can_be_checked_are_recognized(
-    answers: Callable[[int], str], reward: str, write: Callable[..., str]
+def test_the_reward_of_the_recipe_finds_an_answer_that_can_be_checked(
+    answer: str, reward: str
 ) -> None:
     if reward == "math_verify":
         pytest.importorskip("math_verify")
-    recipe = made(
-        write(
-            "q.jsonl", lambda number: {"problem": f"Of {thing(number)}?", "answer": answers(number)}
-        )
-    )
-    settings: Any = recipe.stages["align"].settings
-    assert kinds(recipe)["align"] == "grpo" and settings.reward.name == reward
+    recipe = made(write("q.jsonl", SUM.replace('"answer": <#>', f'"answer": {answer}')))
+    assert kinds(recipe)["align"] == "grpo"
+    component = settings(recipe, "align").reward.component
+    assert component.name == reward
+    if re.search(r'"[-\d.,/]+"', answer):
+        known = json.loads(answer)
+        said = [f"First 7, so it is {known}.", "It is 43.", f"**{known}**"]
+        group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
+        scores = component.registration.implementation(component.options).score([group])
+        assert [list(each) for each in scores.values()] == [[1.0, 0.0, 1.0]]
 
 
-@pytest.mark.parametrize("answer", ["42", "1,234", "-5", "0.75", "1/2", ".5"])
-def test_the_reward_of_the_recipe_finds_the_number_in_a_sentence(
-    answer: str, write: Callable[..., str]
-) -> None:
-    recipe = made(
-        write("q.jsonl", lambda number: {"problem": f"Of {thing(number)}?", "answer": answer})
-    )
-    settings: Any = recipe.stages["align"].settings
-    component = settings.reward.component
-    reward = component.registration.implementation(component.options)
-    said = [f"First 7, so it is {answer}.", "It is 43.", f"**{answer}**"]
-    group = Group(
-        ({"role": "user", "content": "?"},), tuple(map(Response, said)), meta={"answer": answer}
-    )
-    assert [list(scores) for scores in reward.score([group]).values()] == [[1.0, 0.0, 1.0]]
-
-
-def test_a_solution_next_to_the_answer_is_learned_first(write: Callable[..., str]) -> None:
-    def row(number: int) -> Any:
-        return {
-            "problem": f"Of {thing(number)}?",
-            "answer": str(number),
-            "solution": f"I count {thing(number + 500)}.",
-        }
-
-    recipe = made(write("q.jsonl", row))
-    settings: Any = recipe.stages["sft"].settings
+def test_a_solution_next_to_the_answer_is_learned_first() -> None:
+    solved = '{"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}'
+    recipe = made(write("q.jsonl", solved))
     assert kinds(recipe) == {"sft": "sft", "align": "grpo", "report": "evaluate"}
-    assert settings.data.sources[0].columns == {"prompt": "problem", "completion": "solution"}
+    columns = settings(recipe, "sft").data.sources[0].columns
+    assert columns == {"prompt": "problem", "completion": "solution"}
 
 
-def test_answers_in_words_need_an_option(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(
-        "q.jsonl",
-        lambda number: {"question": f"Who is {thing(number)}?", "answer": f"Ann {thing(number)}"},
-    )
+def test_answers_in_words_need_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("q.jsonl", NAMED)
     assert kinds(made(path))["sft"] == "sft"
     Path("new/recipe.yaml").unlink()
     assert kinds(made("known-answers=" + path)) == {"align": "grpo", "report": "evaluate"}
-    assert "60 prompts with a known answer (prompt_only)" in capsys.readouterr().out
+    assert "60 prompts with a known answer" in capsys.readouterr().out
 
 
-def test_a_question_without_an_answer_is_told(
-    write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write(
-        "q.jsonl", lambda number: sum_of(number) | ({"answer": None} if number == 7 else {})
-    )
+def test_a_question_without_an_answer_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    path = write("q.jsonl", SUM)
+    text = Path(path).read_text().replace('"answer": 7}', '"answer": null}')
+    Path(path).write_text(text, encoding="utf-8")
     assert main(["init", "new", path]) == 4
     assert "q.jsonl:8" in capsys.readouterr().err and not Path("new").exists()
 
 
-def test_files_of_one_kind_are_read_together(write: Callable[..., str]) -> None:
-    recipe = made(write("a.jsonl", demo, range(30)), write("b.jsonl", demo, range(30, 60)))
-    settings: Any = recipe.stages["sft"].settings
-    assert [source.path.name for source in settings.data.sources] == ["a.jsonl", "b.jsonl"]
+def test_files_of_one_kind_are_read_together() -> None:
+    recipe = made(write("a.jsonl", DEMO, range(30)), write("b.jsonl", DEMO, range(30, 60)))
+    sources = settings(recipe, "sft").data.sources
+    assert [source.path.name for source in sources] == ["a.jsonl", "b.jsonl"]
+
+
+def test_the_first_file_needs_no_folder() -> None:
+    assert main(["init", write("a.jsonl", DEMO), write("b.jsonl", PAIR)]) == 0
+    stages = {"sft": "sft", "align": "dpo", "report": "evaluate"}
+    assert kinds(load_recipe(Path("recipe.yaml"))) == stages
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "data: {path: a.jsonl, part: [0.2, 1]}" in text
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ([prompt], "prompts need pairs"),
-        (
-            [sum_of, pair],
-            "questions with a known answer and pairs of a better and a worse response need a "
-            "recipe each",
-        ),
-        (
-            [labeled, pair],
-            "pairs of a better and a worse response and responses with a label, good or bad need "
-            "a recipe",
-        ),
-    ],
+    ("files", "headline"),
+    [([DEMO, PAIR], "pairs right"), ([SOLVED], "right"), ([LABELED], "next tokens right")],
 )
-def test_files_that_answer_no_question_or_several(
-    files: list[Callable[[int], Any]],
-    said: str,
-    write: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(["init", "new", *(write(f"{row.__name__}.jsonl", row) for row in files)]) == 2
-    assert said in capsys.readouterr().err and not Path("new").exists()
-
-
-def test_the_first_file_needs_no_folder(write: Callable[..., str]) -> None:
-    assert main(["init", write("a.jsonl", demo), write("b.jsonl", pair)]) == 0
-    assert kinds(load_recipe(Path("recipe.yaml"))) == {
-        "sft": "sft",
-        "align": "dpo",
-        "report": "evaluate",
-    }
-    assert "data: {path: a.jsonl, part: [0.2, 1]}" in Path("recipe.yaml").read_text(
-        encoding="utf-8"
-    )
-
-
-@pytest.mark.parametrize("files", [[demo, pair], [solved], [labeled]])
-def test_a_recipe_runs_and_ends_in_its_answer(
-    files: list[Callable[[int], Any]], write: Callable[..., str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made(*(write(f"{row.__name__}.jsonl", row) for row in files))
+def test_a_recipe_runs_and_ends_in_its_answer(files: list[str], headline: str) -> None:
+    made(*(write(f"{number}.jsonl", row) for number, row in enumerate(files)))
     quick = ["model.base=tiny", "model.lora.r=2"]
-    if solved in files:  # of which a random model gets none right
+    if SOLVED in files:  # of which a random model gets none right
         quick += ["stages.align.iterations=1", "stages.align.reward={length: {unit: characters}}"]
     assert main(["run", "new/recipe.yaml", *quick, "--out", "run"]) == 0
     found = json.loads(Path("run/report/evaluation.json").read_text(encoding="utf-8"))
-    first = {"demo": "pairs right", "solved": "right", "labeled": "next tokens right"}[
-        files[0].__name__
+    assert found["headline"] == headline
+
+
+# --- columns
+
+COLUMNS = [
+    ("demos", "question,answer", {"prompt": "question", "completion": "answer"}),
+    ("demos", "input,output", {"prompt": "input", "completion": "output"}),
+    ("demos", "prompt,answer", {"completion": "answer"}),
+    ("demos", "instruction,output", {}),  # a format of its own
+    ("pairs", "question,good,bad", {"prompt": "question", "chosen": "good", "rejected": "bad"}),
+    ("pairs", "prompt,better,worse", {"chosen": "better", "rejected": "worse"}),
+    ("", "question,answer", {"prompt": "question", "completion": "answer"}),
+    ("", "prompt,good,bad", {"chosen": "good", "rejected": "bad"}),
+    ("", "prompt,reply", {"completion": "reply"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "header", "columns"), COLUMNS)
+def test_usual_names_of_columns_are_recognized(
+    kind: str, header: str, columns: dict[str, str]
+) -> None:
+    """One prompt is held out of nothing, so there is one stage."""
+    row = ",".join(f"{name} of it" for name in header.split(","))
+    Path("faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    assert main(["init", "new", f"{kind}=faq.csv" if kind else "faq.csv"]) == 0
+    ((name, stage),) = load_recipe(Path("new/recipe.yaml")).stages.items()
+    assert name == ("align" if header.count(",") == 2 else "sft")
+    assert stage.settings is not None and stage.settings.data is not None
+    assert stage.settings.data.sources[0].columns == columns
+    assert main(["init", "new", "faq.csv", "--base", "tiny"]) == 2  # the recipe stays
+
+
+def test_columns_are_renamed_in_the_files_that_have_them() -> None:
+    Path("faq.csv").write_text("question,answer\nIs it?,Yes.\n", encoding="utf-8")
+    Path("odd.csv").write_text("question,a,b\nIs it?,Yes.,No.\n", encoding="utf-8")
+    files = ["demos=faq.csv", "pairs=odd.csv", "--columns"]
+    columns = "prompt=question,completion=answer,chosen=a,rejected=b"
+    assert main(["init", "new", *files, columns]) == 0
+    recipe = load_recipe(Path("new/recipe.yaml"))
+    assert [settings(recipe, name).data.sources[0].columns for name in ("sft", "align")] == [
+        {"prompt": "question", "completion": "answer"},
+        {"prompt": "question", "chosen": "a", "rejected": "b"},
     ]
-    assert found["headline"] == first
+
+
+def test_a_format_that_must_be_named_is_named() -> None:
+    write("g.jsonl", SOLVED, [1])
+    assert main(["init", ".", "demos=g.jsonl"]) == 0
+    assert "    data: {gsm8k: g.jsonl}\n" in Path("recipe.yaml").read_text(encoding="utf-8")
+    assert kinds(load_recipe(Path("recipe.yaml"))) == {"sft": "sft"}
+
+
+# --- what cannot be used
+
+FILES = {
+    "demos.jsonl": filled(DEMO, 1),
+    "pairs.jsonl": filled(PAIR, 1),
+    "prompts.jsonl": filled(PROMPT, 1),
+    "labeled.jsonl": "\n".join(filled(LABELED, number) for number in (1, 2)),
+    "sums.jsonl": filled(SUM, 1),
+    "bad.jsonl": '{"prompt": "hi", "completion": "no", "label": false}',
+    "text.jsonl": '{"text": "It is."}',
+    "open.jsonl": '{"prompt": "hi", "response_a": "ho", "response_b": "no"}',
+    "broken.jsonl": '{"prompt": ',
+    "strange.jsonl": '{"x": 1}',
+    "empty.jsonl": "",
+    "faq.csv": "id,Frage,Antwort\n1,Ist es?,Ja.",
+    "odd.csv": "ask,a,b\nask,a,b",
+}
+MISTAKES = """\
+prompts.jsonl                                      2  prompts need pairs
+prompts=prompts.jsonl                              2  prompts need pairs
+sums.jsonl pairs.jsonl                             2  a recipe each
+labeled.jsonl pairs.jsonl                          2  need a recipe
+demos=nowhere.jsonl                                2  no such file: nowhere.jsonl
+strange.jsonl                                      4  no format matches the first row (columns x)
+demos=strange.jsonl                                4  no format matches the first row (columns x)
+empty.jsonl                                        4  no row that the recipe reads
+demos=broken.jsonl                                 4  bad rows skipped: 1
+demos=prompts.jsonl                                4  (format prompt_only)
+demos=pairs.jsonl                                  4  (format preference)
+demos=bad.jsonl                                    4  (format prompt_completion)
+demos=text.jsonl                                   4  (format text)
+pairs=demos.jsonl                                  4  (format alpaca)
+pairs=prompts.jsonl                                4  (format prompt_only)
+pairs=open.jsonl                                   4  compare responses: alignkit label
+pairs=odd.csv                                      4  --columns prompt=A,chosen=B,rejected=C
+demos=faq.csv --columns prompt=no,completion=id    2  columns: id, Frage, Antwort
+demos=faq.csv --columns prompt=Frage,completion=Antwrot  2  did you mean 'Antwort'?
+demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=A,completion
+demos=faq.csv --columns prompt=Frage,completion=Antwort,x=y  2  no file has a column 'y'
+demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new name
+demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
+--from smoke --base tiny                           2  a recipe is copied unchanged
+"""
+
+
+@pytest.mark.parametrize("line", MISTAKES.splitlines())
+def test_data_that_no_recipe_fits(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`files  exit code  words`; nothing is written."""
+    words, code, said = re.split(r"\s\s+", line)
+    for name, text in FILES.items():
+        Path(name).write_text(text and text + "\n", encoding="utf-8")
+    assert main(["init", "new", *words.split()]) == int(code)
+    assert said in " ".join(capsys.readouterr().err.split()) and not Path("new").exists()
+
+
+def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A row for each answer of a conversation, prompts that differ in case only, and an empty
+    answer.
+    """
+    asked = (
+        '{"messages": [{"role": "user", "content": "Number <#>?"}, '
+        '{"role": "assistant", "content": "So."}]}'
+    )
+    more = ', {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]'
+    other = asked.replace("Number", "NUMBER ").replace("So.", "Well.")
+    write("demos.jsonl", "\n".join([asked, asked.replace("]", more), other]), range(8))
+    rows = Path("demos.jsonl").read_text(encoding="utf-8")
+    empty = asked.replace("So.", "") + "\n"
+    Path("demos.jsonl").write_text(empty + rows, encoding="utf-8")
+    assert main(["init", "new", "demos=demos.jsonl"]) == 0
+    assert "bad rows, 1; the first is demos.jsonl:1: " in capsys.readouterr().out
+    assert main(["check", "new/recipe.yaml", "model.base=tiny"]) == 0

@@ -5,9 +5,7 @@ is written.
 from __future__ import annotations
 
 import json
-import runpy
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +18,7 @@ from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch
-from tests.rows import read_rows
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 FORMATS: dict[str, type[Format]] = {
     registration.name: registration.implementation
     for registration in load_plugins().registrations("format")
@@ -161,10 +157,3 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
         FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}
     )
     assert group.meta["answer"] == "1234.5"
-
-
-def test_the_shipped_sums_reward_their_answers() -> None:
-    correct = runpy.run_path(str(RECIPES / "rewards" / "arithmetic.py"))["correct"]
-    for file in RECIPES.glob("data/*sums*.jsonl"):
-        answers = [row["answer"] for row in read_rows(file) if "answer" in row]
-        assert correct(list(map(str, answers)), answers) == [1.0] * len(answers)

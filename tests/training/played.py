@@ -26,7 +26,8 @@ prompts_per_iteration: 2
 batch_size: 2
 epochs: 1
 """)
-MODEL = {"base": "tiny", "dtype": "float32", "chat_template": "hermes", "lora": {"r": 4}}
+LORA = {"r": 4, "lora_alpha": 8}
+MODEL = {"base": "tiny", "dtype": "float32", "chat_template": "hermes", "lora": LORA}
 TURNS = [[call("2 + 3")], [f"5{END}", f"It is 6{END}"]]
 
 

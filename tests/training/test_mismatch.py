@@ -18,7 +18,7 @@ from alignkit.cli import main
 from alignkit.training.online import mean_kl
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
-from tests.rows import Said, read_rows, write_recipe, write_rows
+from tests.rows import TINY, Said, read_rows, write_recipe, write_rows
 
 HEADER = """
 from dataclasses import replace
@@ -97,7 +97,7 @@ def train(folder: Path, methods: str, *words: str) -> int:
     (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
     write_rows(folder / "rows.jsonl", rows)
-    recipe = [str(write_recipe(folder, STAGES)), *words]
+    recipe = [str(write_recipe(folder, STAGES, {**TINY, "lora": {"r": 4}})), *words]
     plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
     return main(["run", *recipe, *plugin])
 

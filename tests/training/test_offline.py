@@ -59,8 +59,8 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
     data = {"path": "rows.jsonl", "validation": 0.3}
     summary = trained(tmp_path, demonstrations(20), epochs=3, learning_rate=1e-2, data=data)
     held_out = summary["held_out"]
-    means = {metric: found["result"]["mean"] for metric, found in held_out.items()}
-    wanted = {metric: summary["validation"][metric] for metric in ("loss", "accuracy")}
+    means = {metric: held_out[metric]["result"]["mean"] for metric in ("loss", "accuracy")}
+    wanted = {metric: summary["validation"][metric] for metric in means}
     assert means == pytest.approx(wanted, rel=1e-6)
     start, difference = held_out["loss"]["start"]["mean"], held_out["loss"]["difference"]
     assert difference["mean"] == pytest.approx(means["loss"] - start, rel=1e-6)
