@@ -406,56 +406,56 @@ dr: &dr {scale_by_std: false, aggregation: constant_length, max_tokens: 7}
 grpo: &grpo {iterations: 40, epochs: 2, learning_rate: 0.003}
 rows:
   ppo-one:
-    {on: one, ends: {tilted: [0.25]}, groups: [2, 128], slow: true, iterations: 40, epochs: 4,
+    {problem: one, ends: {tilted: [0.25]}, groups: [2, 128], slow: true, iterations: 40, epochs: 4,
      algorithm: {ppo: {<<: *ppo, kl_coefficient: 0.25}}}
   ppo-three:
-    {on: three, ends: {tilted: [0.5]}, groups: [2, 128], iterations: 80, epochs: 3,
+    {problem: three, ends: {tilted: [0.5]}, groups: [2, 128], iterations: 80, epochs: 3,
      algorithm: {ppo: {<<: *ppo, kl_coefficient: 0.5}}}
   ppo-at-its-temperature:
-    {on: one, ends: {tilted: [0.25]}, groups: [64, 4], slow: true, iterations: 40, epochs: 4,
+    {problem: one, ends: {tilted: [0.25]}, groups: [64, 4], slow: true, iterations: 40, epochs: 4,
      temperature: 0.6, algorithm: {ppo: {<<: *ppo, kl_coefficient: 0.25}}}
   rloo-one:
-    {on: one, ends: {tilted: [0.25]}, groups: [64, 4], iterations: 24, epochs: 3,
+    {problem: one, ends: {tilted: [0.25]}, groups: [64, 4], iterations: 24, epochs: 3,
      algorithm: {rloo: {kl_coefficient: 0.25}}}
   rloo-two:
-    {on: two, ends: {tilted: [1.0]}, groups: [64, 4], slow: true, iterations: 40, epochs: 3,
+    {problem: two, ends: {tilted: [1.0]}, groups: [64, 4], slow: true, iterations: 40, epochs: 3,
      algorithm: {rloo: {kl_coefficient: 1.0}}}
   reinforce_pp-whitened:
-    {on: one, ends: {tilted: [0.25]}, groups: [4, 64], slow: true, iterations: 40, epochs: 3,
+    {problem: one, ends: {tilted: [0.25]}, groups: [4, 64], slow: true, iterations: 40, epochs: 3,
      algorithm: {reinforce_pp: {kl_coefficient: 0.25}}}
   reinforce_pp-two:
-    {on: two, ends: {tilted: [1.0]}, groups: [4, 64], slow: true, iterations: 40, epochs: 3,
+    {problem: two, ends: {tilted: [1.0]}, groups: [4, 64], slow: true, iterations: 40, epochs: 3,
      learning_rate: 0.008, algorithm: {reinforce_pp: {<<: *plain, kl_coefficient: 1.0}}}
   online_dpo-one:
-    {on: one, ends: {tilted: [0.5]}, groups: [6, 64], slow: true, <<: *grpo,
+    {problem: one, ends: {tilted: [0.5]}, groups: [6, 64], slow: true, <<: *grpo,
      algorithm: {online_dpo: {beta: 0.5, pairs: all, labels: bradley_terry}}}
   online_dpo-two:
-    {on: two, ends: {tilted: [1.0]}, groups: [4, 64], slow: true, iterations: 40, epochs: 2,
+    {problem: two, ends: {tilted: [1.0]}, groups: [4, 64], slow: true, iterations: 40, epochs: 2,
      algorithm: {online_dpo: {beta: 1.0, pairs: all, labels: bradley_terry}}}
   grpo-one:
-    {on: one, ends: {fixed_point: [8, 1.0, deviation]}, groups: [32, 8], <<: *grpo,
+    {problem: one, ends: {fixed_point: [8, 1.0, deviation]}, groups: [32, 8], <<: *grpo,
      algorithm: {grpo: {kl_coefficient: 1.0}}}
   grpo-two:
-    {on: two, ends: {fixed_point: [12, 3.0, deviation]}, groups: [32, 12], slow: true, <<: *grpo,
+    {problem: two, ends: {fixed_point: [12, 3.0, deviation]}, groups: [32, 12], slow: true, <<: *grpo,
      algorithm: {grpo: {kl_coefficient: 3.0}}}
   gspo-two:
-    {on: two, ends: {fixed_point: [12, 3.0, deviation]}, groups: [32, 12], slow: true, <<: *grpo,
+    {problem: two, ends: {fixed_point: [12, 3.0, deviation]}, groups: [32, 12], slow: true, <<: *grpo,
      algorithm: {grpo: {kl_coefficient: 3.0, ratio: sequence}}}
   dr_grpo-one:
-    {on: one, ends: {fixed_point: [8, 0.5]}, groups: [32, 8], slow: true, <<: *grpo,
+    {problem: one, ends: {fixed_point: [8, 0.5]}, groups: [32, 8], slow: true, <<: *grpo,
      algorithm: {grpo: {<<: *dr, kl_coefficient: 0.5}}}
   dr_grpo-two:
-    {on: two, ends: {fixed_point: [12, 1.5]}, groups: [32, 12], slow: true, <<: *grpo,
+    {problem: two, ends: {fixed_point: [12, 1.5]}, groups: [32, 12], slow: true, <<: *grpo,
      algorithm: {grpo: {<<: *dr, kl_coefficient: 1.5}}}
   cispo-two:
-    {on: two, ends: {fixed_point: [12, 1.5]}, groups: [32, 12], slow: true, <<: *grpo,
+    {problem: two, ends: {fixed_point: [12, 1.5]}, groups: [32, 12], slow: true, <<: *grpo,
      algorithm: {grpo: {kl_coefficient: 1.5, scale_by_std: false, policy_loss: cispo,
                         clip_range_high: 4.0}}}
   maxrl-one:
-    {on: one, ends: {fixed_point: [4, 1.0, mean]}, groups: [64, 4], slow: true, <<: *grpo,
+    {problem: one, ends: {fixed_point: [4, 1.0, mean]}, groups: [64, 4], slow: true, <<: *grpo,
      right_or_wrong: true, algorithm: {grpo: {kl_coefficient: 1.0, scale_by_mean: true}}}
   entropy-one:
-    {on: one, ends: {fixed_point: [8, 0.5, none, 0.3]}, groups: [32, 8], slow: true, <<: *grpo,
+    {problem: one, ends: {fixed_point: [8, 0.5, none, 0.3]}, groups: [32, 8], slow: true, <<: *grpo,
      algorithm: {grpo: {kl_coefficient: 0.5, scale_by_std: false, entropy_coefficient: 0.3}}}
 """
 
@@ -463,7 +463,7 @@ rows:
 @pytest.mark.parametrize("row", table(ROLLOUTS))
 def test_rollouts_end_at_the_optimum(row: dict[str, Any], tmp_path: Path) -> None:
     """At a temperature, P(letter) is P ** (1 / temperature), normalized."""
-    problem = make(tmp_path, *PROBLEMS[row.pop("on")])
+    problem = make(tmp_path, *PROBLEMS[row.pop("problem")])
     temperature, (prompts, samples) = row.pop("temperature", 1.0), row.pop("groups")
     ((optimum, arguments),) = row.pop("ends").items()
     if row.pop("right_or_wrong", False):
@@ -492,40 +492,41 @@ def weighted(problem: Problem) -> list[tuple[int, int]]:
 # closed form.
 PAIRS = """
 rows:
-  dpo: {on: three, ends: {tilted: [0.5]}, algorithm: {dpo: {beta: 0.5}}}
-  dpo-norm: {on: flat, ends: {tilted: [0.5]}, algorithm: {dpo: {beta: 1.5, loss: sigmoid_norm}}}
+  dpo: {problem: three, ends: {tilted: [0.5]}, algorithm: {dpo: {beta: 0.5}}}
+  dpo-norm: {problem: flat, ends: {tilted: [0.5]}, algorithm: {dpo: {beta: 1.5, loss: sigmoid_norm}}}
   cdpo-one:
-    {on: one, ends: {shifted: [0.25, 0.2]}, pairs: first, slow: true,
+    {problem: one, ends: {shifted: [0.25, 0.2]}, pairs: first, slow: true,
      algorithm: {dpo: {beta: 0.25, label_smoothing: 0.2}}}
   cdpo-flat:
-    {on: flat, ends: {shifted: [0.5, 0.2]}, pairs: first, slow: true,
+    {problem: flat, ends: {shifted: [0.5, 0.2]}, pairs: first, slow: true,
      algorithm: {dpo: {beta: 0.5, label_smoothing: 0.2}}}
   robust-undoes-flips:
-    {on: one, ends: {tilted: [0.5]}, flipped: 0.2, slow: true,
+    {problem: one, ends: {tilted: [0.5]}, flipped: 0.2, slow: true,
      algorithm: {dpo: {beta: 0.5, loss: robust, label_smoothing: 0.2}}}
   ipo-one:
-    {on: one, ends: {of_wins: [0.1]}, pairs: weighted, algorithm: {dpo: {beta: 0.1, loss: ipo}}}
+    {problem: one, ends: {of_wins: [0.1]}, pairs: weighted, algorithm: {dpo: {beta: 0.1, loss: ipo}}}
   ipo-three:
-    {on: three, ends: {of_wins: [0.25]}, pairs: weighted, slow: true,
+    {problem: three, ends: {of_wins: [0.25]}, pairs: weighted, slow: true,
      algorithm: {dpo: {beta: 0.25, loss: ipo}}}
   ipo-norm:
-    {on: flat, ends: {of_wins: [0.16666666667]}, pairs: weighted, slow: true,
+    {problem: flat, ends: {of_wins: [0.16666666667]}, pairs: weighted, slow: true,
      algorithm: {dpo: {beta: 0.5, loss: ipo_norm}}}
   cpl-with-a-reference:
-    {on: three, ends: {tilted: [0.5]}, slow: true,
+    {problem: three, ends: {tilted: [0.5]}, slow: true,
      algorithm: {cpl: {alpha: 0.5, conservative_weight: 1.0, reference: true}}}
   cpl-one:
-    {on: one, ends: {maximum_entropy: [0.5, 1.0]}, slow: true,
+    {problem: one, ends: {maximum_entropy: [0.5, 1.0]}, slow: true,
      algorithm: {cpl: {alpha: 0.5, conservative_weight: 1.0}}}
   cpl-flat:
-    {on: flat, ends: {maximum_entropy: [1.0, 0.7]},
+    {problem: flat, ends: {maximum_entropy: [1.0, 0.7]},
      algorithm: {cpl: {alpha: 1.0, gamma: 0.7, conservative_weight: 1.0}}}
   simpo:
-    {on: flat, ends: {least: [simpo]}, algorithm: {simpo: {beta: 2.0, target_margin: 0.5}}}
+    {problem: flat, ends: {least: [simpo]}, algorithm: {simpo: {beta: 2.0, target_margin: 0.5}}}
   orpo:
-    {on: flat, ends: {least: [orpo]}, slow: true, algorithm: {orpo: {odds_ratio_coefficient: 0.7}}}
+    {problem: flat, ends: {least: [orpo]}, slow: true,
+     algorithm: {orpo: {odds_ratio_coefficient: 0.7}}}
   cpo:
-    {on: flat, ends: {least: [cpo]}, slow: true,
+    {problem: flat, ends: {least: [cpo]}, slow: true,
      algorithm: {cpo: {beta: 0.5, nll_coefficient: 0.2}}}
 """
 
@@ -553,7 +554,7 @@ def learn(
 
 @pytest.mark.parametrize("row", table(PAIRS))
 def test_pairs_end_at_the_optimum(row: dict[str, Any], tmp_path: Path) -> None:
-    problem = make(tmp_path, *PROBLEMS[row["on"]])
+    problem = make(tmp_path, *PROBLEMS[row["problem"]])
     choose = {"every": every, "first": first, "weighted": weighted}[row.get("pairs", "every")]
     found = learn(problem, row["algorithm"], choose(problem), row.get("flipped", 0.0))
     ((optimum, arguments),) = row["ends"].items()
