@@ -36,32 +36,25 @@ def recipe(**changes: Any) -> dict[str, Any]:
         *parents, last = path.split("__")
         place = whole
         for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = dict(ALIGN) if parent == "align" else {}
             place = place[parent]
         place[last] = value
     return whole
 
 
+ALIGN = {"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1}
 PLACES: dict[str, Any] = {
-    "data": lambda text: recipe(stages__sft__data=text),
-    "data, as a mapping": lambda text: recipe(stages__sft__data={"path": text}),
-    "a hub data set": lambda text: recipe(stages__sft__data={"hub": "./" + text}),
-    "validation": lambda text: recipe(stages__sft__validation=text),
-    "model.base": lambda text: recipe(model__base=text),
-    "chat_template": lambda text: recipe(model__chat_template=text),
-    "from": lambda text: recipe(stages__sft__from=text),
-    "extends": lambda text: recipe(extends=text),
-    "a reward's file": lambda text: recipe(
-        stages__align={"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1}
-        | {"reward": {"python": {"path": text, "function": "f"}}}
-    ),
-    "a reward's folder": lambda text: recipe(
-        stages__align={
-            "algorithm": "rloo",
-            "prompts": "demos.jsonl",
-            "iterations": 1,
-            "reward": {"folder": text},
-        }
-    ),
+    "stages__sft__data": "TEXT",
+    "stages__sft__data__path": "TEXT",
+    "stages__sft__data__hub": "./TEXT",
+    "stages__sft__validation": "TEXT",
+    "stages__sft__from": "TEXT",
+    "model__base": "TEXT",
+    "model__chat_template": "TEXT",
+    "extends": "TEXT",
+    "stages__align__reward__folder": "TEXT",
+    "stages__align__reward__python": {"path": "TEXT", "function": "f"},
 }
 
 
@@ -85,10 +78,11 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_impossible_names_are_mistakes_of_the_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, text: str
 ) -> None:
-    code = run(tmp_path, PLACES[place](text))
+    hostile = json.dumps(recipe(**{place: PLACES[place]})).replace("TEXT", json.dumps(text)[1:-1])
+    code = run(tmp_path, hostile)
     err = capsys.readouterr().err
     assert code in (2, 4) and "unexpected" not in err and "Traceback" not in err, err
-    assert "r.yaml" in err or place == "a hub data set"
+    assert "r.yaml" in err or place.endswith("hub")
 
 
 @pytest.mark.parametrize("option", ["--out", "--plugin"])
@@ -109,9 +103,7 @@ def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) 
 
 HOSTILE: dict[str, Any] = {
     "a key": json.dumps(recipe(stages__sft__epochs=1)).replace("epochs", "\\u001b[31mepochs"),
-    "a stage": json.dumps(
-        {"model": {"base": "tiny"}, "stages": {RED: {"algorithm": "sft", "data": "demos.jsonl"}}}
-    ),
+    "a stage": json.dumps(recipe(stages={RED: {"algorithm": "sft", "data": "demos.jsonl"}})),
     "an algorithm": recipe(stages__sft__algorithm=RED),
     "a file": recipe(stages__sft__data=f"{RED}.jsonl"),
     "a model": recipe(model__base=f"./{RED}"),

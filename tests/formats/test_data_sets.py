@@ -131,6 +131,18 @@ helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c
 labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 3}
   u: q -> b | c [1>0 by 3.0] {"overall_preference": 3}
 
+helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 1}
+  u: q -> b | c [1>0 by 1.0]
+
+labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 1}
+  u: q -> b | c [1>0 by 1.0] {"overall_preference": 1}
+
+helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": -1}
+  u: q -> b | c [0>1 by 1.0]
+
+labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": -1}
+  u: q -> b | c [0>1 by 1.0] {"overall_preference": -1}
+
 helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 0}
   u: q -> b | c []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +12,38 @@ from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.recipes.check_row import Inspection, inspect
 
-DEMO = {
-    "messages": [
-        {"role": "user", "content": "Is it?"},
-        {"role": "assistant", "content": "No.", "weight": 0},
-        {"role": "user", "content": "Sure?"},
-        {"role": "assistant", "content": "Yes \u201cso\u201d \U0001f600"},
-    ]
+ROWS = {
+    "demos": """\
+{"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No.", "weight": 0},
+ {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes “so” 😀"}]}
+""".replace("\n ", " "),
+    "pairs": """\
+{"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2}
+{"prompt": "One?", "chosen": "1", "rejected": "2"}
+""",
+    "prompts": '{"prompt": "What is 1 + 1?", "answer": "2"}',
 }
-PAIRS = [
-    {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2},
-    {"prompt": "One?", "chosen": "1", "rejected": "2"},
-    {
-        "prompt": [{"role": role, "content": role * 9} for role in ("user", "assistant", "user")],
-        "chosen": "Yes.",
-        "rejected": "No.",
-    },
-]
-STAGES: dict[str, Any] = {
-    "sft": {"algorithm": "sft", "data": "demos.jsonl"},
-    "helpful": {"algorithm": "reward_model", "from": "sft", "data": "pairs.jsonl"},
-    "align": {
-        "algorithm": "ppo",
-        "from": "sft",
-        "prompts": "prompts.jsonl",
-        "reward": "helpful",
-        "iterations": 1,
-        "prompts_per_iteration": 1,
-    },
-    "labels": {
-        "step": "judge_pairs",
-        "policy": "sft",
-        "judge": "local_judge",
-        "prompts": "prompts.jsonl",
-    },
-    "again": {"algorithm": "dpo", "from": "sft", "data": "labels"},
-    "compare": {
-        "step": "evaluate",
-        "policies": ["sft", "align"],
-        "prompts": "prompts.jsonl",
-        "rewards": ["length", {"rlaif": {"judge": {"reward_judge": {"reward_model": "helpful"}}}}],
-        "judges": [{"reward_judge": {"reward_model": "helpful"}}],
-    },
-    "best": {
-        "step": "select_best",
-        "policies": ["sft", "align"],
-        "prompts": "prompts.jsonl",
-        "reward": "helpful",
-    },
-}
+RECIPE = """\
+model: {base: tiny}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl}
+  helpful: {algorithm: reward_model, from: sft, data: pairs.jsonl}
+  align: {algorithm: ppo, from: sft, prompts: prompts.jsonl, reward: helpful}
+  labels: {step: judge_pairs, policy: sft, judge: local_judge, prompts: prompts.jsonl}
+  again: {algorithm: dpo, from: sft, data: labels}
+"""
 
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that inspects a stage; overrides change the recipe."""
-    rows = {
-        "demos": [DEMO],
-        "pairs": PAIRS,
-        "prompts": [{"prompt": "What is 1 + 1?", "answer": "2"}],
-    }
-    for name, found in rows.items():
-        text = "".join(json.dumps(row) + "\n" for row in found)
+    for name, text in ROWS.items():
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    recipe = tmp_path / "r.json"
-    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": STAGES}), encoding="utf-8")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
 
     def look(stage: str, *overrides: str, row: int = 1) -> Inspection:
-        checked = load_recipe(recipe, list(overrides))
-        return inspect(checked, stage, row, tmp_path / "run")
+        return inspect(load_recipe(recipe, list(overrides)), stage, row, tmp_path / "run")
 
     monkeypatch.chdir(tmp_path)
     return look

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from alignkit import cli
 from alignkit_plugins.recipes.check_row import Inspection, Tokens
+from tests.rows import write_recipe, write_rows
 
 
 def shown(found: Inspection) -> str:
@@ -47,20 +47,14 @@ def test_a_row_does_not_act_on_the_terminal() -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "demos.jsonl").write_text(
-        '{"prompt": "Is it?", "completion": "Yes."}\n', encoding="utf-8"
-    )
-    recipe = {
-        "model": {"base": "tiny"},
-        "stages": {"sft": {"algorithm": "sft", "data": "demos.jsonl"}},
-    }
-    (tmp_path / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
-    assert cli.main(["check", str(tmp_path / "r.json"), "sft"]) == 0
+    write_rows(tmp_path / "demos.jsonl", [{"prompt": "Is it?", "completion": "Yes."}])
+    recipe = str(write_recipe(tmp_path, {"sft": {"algorithm": "sft", "data": "demos.jsonl"}}))
+    assert cli.main(["check", recipe, "sft"]) == 0
     out = capsys.readouterr().out
     assert (
         out.startswith("sft (sft): row 1 of 1")
         and "  learned: Y" in out
         and "<|im_start|>|user|\u23ce|" in out
     )
-    assert cli.main(["check", str(tmp_path / "r.json"), "stf"]) == 2
+    assert cli.main(["check", recipe, "stf"]) == 2
     assert "did you mean 'sft'" in capsys.readouterr().err
