@@ -1114,9 +1114,9 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
 
 def test_long_prompts_are_left_out(tmp_path: Path) -> None:
     encoder = Encoder(_tokenizer())
-    lengths = {group.prompt: len(encoder.prompt(group.prompt)) for group in prompts()}
+    lengths = {group.prompt[0]["content"]: len(encoder.prompt(group.prompt)) for group in prompts()}
     limit = sorted(lengths.values())[4] + 7
-    fitting = {prompt[0]["content"] for prompt, n in lengths.items() if n + 7 <= limit}
+    fitting = {text for text, n in lengths.items() if n + 7 <= limit}
     with started(tmp_path, max_length=limit) as stage:
         kept = stage.prompts.prompts
         assert {group.prompt[0]["content"] for group in kept} == fitting
