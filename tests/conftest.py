@@ -146,13 +146,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the golden files that nothing compares, even where skips are not listed."""
-    reasons = [report.longrepr[2] for report in terminalreporter.getreports("skipped")]
-    for reason in sorted(reason for reason in reasons if "not covered:" in reason):
-        terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True)
-
-
 @pytest.fixture(scope="module")  # a browser that stays open stops other modules from starting one
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
