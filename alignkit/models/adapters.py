@@ -164,7 +164,11 @@ class Adapters:
         for parameter in trained:
             parameter.requires_grad_(True)
         if isinstance(start, Path):
-            self._load(adapter, start)
+            try:
+                self._load(adapter, start)
+            except BaseException:
+                self.drop(adapter)
+                raise
         elif start is not None:
             configs = self.model.peft_config
             if scale_of(vars(configs[start])) != scale_of(vars(configs[adapter])):

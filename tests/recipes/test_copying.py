@@ -59,7 +59,5 @@ def test_the_default_folder_is_the_current_one(
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"
-    assert texts["distillation"].endswith(
-        "four examples, without the examples and without a reward"
-    )
+    assert texts["distillation"].endswith("four examples, without a reward")
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

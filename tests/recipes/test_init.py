@@ -213,7 +213,9 @@ def test_held_out_examples_that_repeat_others_are_dropped(
     asked = "I would like to know all of it, so why is <n>, and <n+500>?"
     write("pairs.jsonl", PAIR.replace("Why is <n>?", asked), range(50))
     write("doubles.jsonl", PAIR.replace("Why is <n>?", f"Now {asked}"), range(50))
-    recipe = made("pairs.jsonl", "doubles.jsonl")
+    with Path("pairs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(Path("doubles.jsonl").read_text(encoding="utf-8"))
+    recipe = made("pairs.jsonl")
     out = capsys.readouterr().out
     assert next(iter(kinds(recipe).items())) == ("held_out_pairs", "clean")
     report = options(recipe)

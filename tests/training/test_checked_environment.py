@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def environment(method: str, body: Any) -> type[Environment]:
     """The calculator, one method of which does something else."""
-    return type("Broken", (Calculator,), {method: body})
+    return type("Broken", (Calculator,), {method: body, "__module__": __name__})
 
 
 def raises(error: type[BaseException]) -> Any:
@@ -40,7 +40,8 @@ def answers(content: Any) -> Any:
     return lambda self, turn: [{"role": "tool", "content": content}]
 
 
-def calculate(self: Any, expression: str) -> Any:
+# Without a hint for `self`, which would be an argument of the tool.
+def calculate(self, expression: str) -> Any:  # type: ignore[no-untyped-def]
     """Calculate.
 
     Args:
@@ -79,7 +80,7 @@ def test_a_mistake_names_plugin_stage_iteration_and_row(
         assert place in notes
 
 
-def other(self: Any, word: str) -> str:
+def other(self, word: str) -> str:  # type: ignore[no-untyped-def]
     """Has no description of its argument."""
     return word
 

@@ -95,9 +95,9 @@ def test_an_environment_without_a_reward_is_named(
     ],
 )
 def test_whose_code_gave_no_score_is_told_with_a_row_and_a_judges_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], reward: str, whose: str
+    tmp_path: Path, said: Said, reward: str, whose: str
 ) -> None:
-    err = failed(tmp_path, yaml.safe_load(reward), capsys)
+    err = failed(tmp_path, yaml.safe_load(reward), said)
     assert "stage 'align': no response could be scored" in err and "prompts.jsonl:" in err
     assert whose in err and "reward 'b'" not in err
     assert ("; a judge said: the server is closed" in err) == ("strict" in reward)
