@@ -95,6 +95,16 @@ def _own_stages() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_plugin_stays_disabled() -> Iterator[None]:
+    """What a test disables on a command line is there for the next one."""
+    yield
+    from alignkit import plugins
+
+    if plugins._current is not None and plugins._current.without:
+        plugins.load_plugins([], [])
+
+
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Said:
     """What was written to stderr since the last call."""
