@@ -99,8 +99,9 @@ def _own_stages() -> Iterator[None]:
 def _no_plugin_stays_disabled() -> Iterator[None]:
     """What a test disables on a command line is there for the next one."""
     yield
-    from alignkit import plugins
+    from alignkit import errors, plugins
 
+    errors.plugin_options["--no-plugin"] = []
     if plugins._current is not None and plugins._current.without:
         plugins.load_plugins([], [])
 
