@@ -397,7 +397,10 @@ class SourceReader:
         advice = filter(
             None, plugins().notify("format_unrecognized", row=row, formats=self.formats)
         )
-        help = next(advice, "Name the format: `alignkit plugins format` lists all")
+        help = next(
+            advice,
+            f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}",
+        )
         raise UnknownFormat(
             f"{self.source.name}: no format matches the first row ({content}). {help}"
         )

@@ -89,6 +89,7 @@ def advice(row: Any, formats: Formats) -> str:
     if readings := readings_of(row, formats):
         return "\n  ".join(["Say what its columns mean, as in:", *map(str, readings)])
     return (
-        "Rename columns with `columns: {expected: actual}`, say what they mean with a `template`, "
-        "or name the format: `alignkit plugins format` lists all"
+        f"Rename columns with `columns: {{expected: actual}}`, say what they mean with a "
+        "`template`, or name the format (`alignkit plugins FORMAT` describes it): "
+        f"{', '.join(formats)}"
     )
