@@ -163,12 +163,17 @@ class Adapters:
         self.model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
+        try:
+            self._fill(adapter, start)
+        except BaseException:
+            self.drop(adapter)  # or a second attempt would find half an adapter
+            raise
+        return adapter
+
+    def _fill(self, adapter: str, start: Path | str | None) -> None:
+        """Give a drawn adapter the weights of `start`; see `add`."""
         if isinstance(start, Path):
-            try:
-                self._load(adapter, start)
-            except BaseException:
-                self.drop(adapter)
-                raise
+            self._load(adapter, start)
         elif start is not None:
             configs = self.model.peft_config
             if scale_of(vars(configs[start])) != scale_of(vars(configs[adapter])):
@@ -178,7 +183,6 @@ class Adapters:
             for layer in lora_layers(self.model):
                 for store in (layer.lora_A, layer.lora_B):
                     store[adapter].load_state_dict(store[start].state_dict())
-        return adapter
 
     def drop(self, adapter: str) -> None:
         """Remove an adapter and its weights."""
