@@ -18,6 +18,8 @@ COMPARED = ("accuracy", "loss")
 FEW_STEPS = 50
 # Each has other prompts, whose rewards differ more than the policy's do
 FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10
+# p values: below the first a difference is clear, below the second more likely than not
+CLEAR, LEANS = 1 - statistics.CONFIDENCE, 0.5
 FALLS = 0.95  # of the first training losses, below which the last ones have fallen
 
 Values = Mapping[str, Sequence[float]]
@@ -141,11 +143,8 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     rows: of its metrics.jsonl, the curves by which the advice goes.
     """
     held_out = summary.get("held_out") or {}
-    better = {
-        name: _side(held_out[name]["difference"], -1 if name == "loss" else 1)
-        for name in COMPARED
-        if name in held_out
-    }
+    differences = {name: held_out[name]["difference"] for name in COMPARED if name in held_out}
+    better = {name: _side(name, difference) for name, difference in differences.items()}
     if not better:
         return _still(_curve(rows, "reward"))
     if 1 in better.values():
@@ -156,16 +155,15 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         losses[:part]
     )
     worse = [name for name, side in better.items() if side == -1]
-    rises = [_leans(held_out[name]["difference"], -1 if name == "loss" else 1) for name in better]
-    if worse or falls:
+    got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
+    if all(_side(name, difference, LEANS) == 1 for name, difference in differences.items()):
+        got, cure = "has no clear gain", "hold out more of them to see a gain as small as this"
+    elif worse or falls:
         cure = "it fits its training data only: lower learning_rate or epochs, or add data"
     elif len(losses) < FEW_STEPS:
         cure = f"{len(losses)} steps are few: raise epochs or learning_rate, or add data"
     else:
         cure = "raise learning_rate, or check that the data say what to learn"
-    got = f"got worse ({', '.join(worse)})" if worse else "learned nothing measurable"
-    if all(rises):
-        got, cure = "has no clear gain", "hold out more of them to see a gain as small as this"
     count = held_out["examples"]
     examples = f"{count} held-out example{'s' * (count != 1)}"
     return f"by its {examples} it {got}; {cure}"
@@ -198,16 +196,8 @@ def _rises(rewards: Sequence[float]) -> bool:
     return bool(slope.slope > 0 and slope.pvalue < 1 - statistics.CONFIDENCE)
 
 
-def _leans(difference: Mapping[str, Any], sign: int) -> bool:
-    """Whether a result is better, and more likely not by chance than by chance."""
-    p = difference["p"]
-    return p is not None and p < 0.5 and difference["mean"] * sign > 0
-
-
-def _side(difference: Mapping[str, Any], sign: int) -> int:
-    """1 if a result is clearly better, -1 if it is clearly worse, else 0. sign: -1: less is
-    better.
-    """
-    if difference["p"] is None or difference["p"] >= 1 - statistics.CONFIDENCE:
+def _side(metric: str, difference: Mapping[str, Any], below: float = CLEAR) -> int:
+    """1 if a result is better, -1 if it is worse, and 0 if its p value is not below this."""
+    if difference["p"] is None or difference["p"] >= below:
         return 0
-    return sign if difference["mean"] > 0 else -sign
+    return 1 if (difference["mean"] < 0) == (metric == "loss") else -1
