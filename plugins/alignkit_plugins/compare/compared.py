@@ -154,8 +154,8 @@ def _against(
     difference = scale.difference(ours, theirs, shared)
     if scale.levels is None and own.levels is not None and len(set(theirs)) == 1:
         # Such as 50% of pairs for a base model, which prefers neither: only the policy varies.
-        mean = own.mean(ours, shared)
-        difference = {**difference, **_shifted(mean, theirs[0])}
+        apart = Scale((own.levels[0] - theirs[0], own.levels[1] - theirs[0]), own.samples)
+        difference = {**difference, **apart.mean(statistics.differences(ours, theirs), shared)}
     equal_length: Any = None
     if lengths is not None:
         short = at(lengths[baseline])
@@ -178,14 +178,6 @@ def _against(
         win_rate=statistics.clustered_share(list(decided.values())) or {},
         counts=f"{wins}/{losses}/{len(both) - wins - losses}",
     )
-
-
-def _shifted(estimate: statistics.Estimate, by: float) -> statistics.Estimate:
-    """The estimate less a number that has no chance in it."""
-    low, high = estimate["low"], estimate["high"]
-    bounds = (None, None) if low is None or high is None else (low - by, high - by)
-    middle = None if estimate["mean"] is None else estimate["mean"] - by
-    return {"mean": middle, "low": bounds[0], "high": bounds[1], "n": estimate["n"]}
 
 
 # Answers with scores
