@@ -17,6 +17,7 @@ from torch import Tensor
 from alignkit import Algorithm, Batch, Group, Message, Outputs, Pairs, Response, SelectContext
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Averages, Learner, weighted_sum
+from tests.rows import user
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -117,7 +118,7 @@ class Looking(SelectContext):
 
 
 def asked(question: str) -> tuple[Message, ...]:
-    return (Message(role="user", content=question),)
+    return (user(question),)
 
 
 def scored(rewards: Sequence[Sequence[float | None]], name: str = "") -> list[Group]:

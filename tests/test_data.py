@@ -35,7 +35,7 @@ from alignkit.registry import Component, Registration
 from alignkit_plugins.compare.comparison import distinct_prompts
 from alignkit_plugins.formats.layouts import TEMPLATES
 from tests.formats.reading import shown, turns
-from tests.rows import write_rows
+from tests.rows import user, write_rows
 
 OTHERS = {
     *({*TEMPLATES} - {"gsm8k", "svamp"}),
@@ -80,7 +80,7 @@ ASSISTANT = {"role": "assistant", "content": "a"}
 
 
 def prompt(text: str) -> tuple[Message, ...]:
-    return (Message(role="user", content=text),)
+    return (user(text),)
 
 
 def write(path: Path, *rows: Any) -> Path:

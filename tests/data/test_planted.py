@@ -13,6 +13,7 @@ from planted_rows import LEAKS, PERSONAL, PLANTED, ROWS, plant
 
 from alignkit.cli import main
 from alignkit.errors import Repeated
+from tests.rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +27,15 @@ def run(*words: object, code: int = 0) -> None:
     assert main(["data", *map(str, words)]) == code
 
 
-def lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def number(row: Any) -> int:
     return int(row["row"].rpartition(":")[2])
 
 
 def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> None:
     run("clean", folder / "train.jsonl", "--out", folder / "clean.jsonl", "languages=[en]")
-    removed = lines(folder / "clean.removed.jsonl")
+    removed = read_rows(folder / "clean.removed.jsonl")
     assert Counter(row["rule"] for row in removed) == PLANTED
-    kept = lines(folder / "clean.jsonl")
+    kept = read_rows(folder / "clean.jsonl")
     before = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(kept) + len(removed) == len(before)
     assert sum("[e-mail]" in row["completion"] for row in kept) == PERSONAL
@@ -58,7 +55,7 @@ def test_a_rule_is_off_by_one_option(folder: Path) -> None:
     off = ("near=0", "personal=false")
     run("clean", folder / "train.jsonl", "--out", folder / "all.jsonl", *off)
     always = ("duplicates", "stock_phrases", "unreadable")
-    found = Counter(row["rule"] for row in lines(folder / "all.removed.jsonl"))
+    found = Counter(row["rule"] for row in read_rows(folder / "all.removed.jsonl"))
     assert found == {rule: PLANTED[rule] for rule in always}
     assert "@example.org" in (folder / "all.jsonl").read_text(encoding="utf-8")
 
@@ -101,9 +98,9 @@ def test_the_step_has_the_same_rules(folder: Path) -> None:
     assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "run")]) == 0
     (removed,) = (folder / "run").rglob("removed.jsonl")
     run("clean", good, "--out", folder / "good.clean.jsonl", "languages=[en]")
-    left_out = lines(folder / "good.clean.removed.jsonl")
+    left_out = read_rows(folder / "good.clean.removed.jsonl")
     by_command = [(number(row), row["rule"]) for row in left_out]
-    by_step = [(number(row), row["rule"]) for row in lines(removed)]
+    by_step = [(number(row), row["rule"]) for row in read_rows(removed)]
     assert by_step == by_command and by_step
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import os
 import re
 import subprocess
@@ -15,6 +14,7 @@ from rich.console import Console
 from alignkit.io import console
 from alignkit.io.console import Metrics, Reporter, Terminal
 from alignkit.io.text import duration
+from tests.rows import read_rows
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.31, "7.3s"), (65.0, "1m05s"), (3600.0, "60m00s")])
@@ -197,14 +197,10 @@ def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> 
     size = metrics.sync()
     metrics.write(step=2, loss=1.0)
     Metrics(tmp_path / "metrics.jsonl", size).write(step=2, loss=0.5)
-    assert [(row["step"], row["loss"]) for row in rows(tmp_path / "metrics.jsonl")] == [
+    assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "metrics.jsonl")] == [
         (1, "nan"),
         (2, 0.5),
     ]
-
-
-def rows(path: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_metric_called_time_is_refused(tmp_path: Path) -> None:
@@ -230,7 +226,7 @@ def test_metrics_have_the_time_and_six_significant_digits(
         "large": 123457000.0,
         "ok": True,
     }
-    assert rows(tmp_path / "metrics.jsonl") == [{**expected, "time": 1765432109.877}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{**expected, "time": 1765432109.877}]
 
 
 def test_the_log_has_all_that_is_said_and_plain_progress_even_in_a_terminal(tmp_path: Path) -> None:
