@@ -66,6 +66,7 @@ DECIDE: dict[str, Decide] = {
     "ties": lambda n, first: orders(0.5, 0.5),
     "place": lambda n, first: orders(1.0, 0.0),
     "coins": two_coins,
+    "often": lambda n, first: orders(1.0, 0.0) if n % 50 < 21 else right(True, first),
     "one order": lambda n, first: Verdict(1.0),
     "broken": lambda n, first: REFUSED,
 }
@@ -78,6 +79,7 @@ CARDS = yaml.safe_load("""
 - [ties, 4, null, 0, 0/0/4, ""]
 - [place, 40, 0.5, 1, 0/0/40, "the order of the answers decides 100% ["]
 - [coins, 60, 0.5, 0.5, 15/15/30, "the order of the answers decides 50% ["]
+- [often, 200, 0.79, 0.42, 116/0/84, ""]
 - [one order, 100, 0.5, null, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
 - [broken, 4, null, null, 0/0/0, ""]
 """)

@@ -261,6 +261,7 @@ def test_other_replies_are_missing_with_a_reason(end: str, reply: Any, reason: s
 RATINGS = yaml.safe_load("""
 - {replies: ["7", 7/10, 7 / 10, "7.", "+7", "7.0"], score: 7}
 - {replies: ["10"], score: 10}
+- {replies: ["1"], score: 1}
 - {replies: ["11"], reason: "the judge's rating is outside of the scale: 11, not 1 to 10"}
 - {replies: ["-3"], reason: "the judge's rating is outside of the scale: -3, not 1 to 10"}
 - {replies: [7/5, "7, 8", nan, seven, ٧], reason: "the judge's rating is not a number: '"}

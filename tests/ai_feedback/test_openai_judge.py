@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import RunFailed
+from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
-from alignkit_plugins.ai_feedback.writer import PROBE
+from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
 from tests.ai_feedback.judge_server import (
     Reply,
     Server,
@@ -35,6 +35,7 @@ from tests.ai_feedback.judge_server import (
     texts_of,
     thinking,
 )
+from tests.rows import user
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 ITEM = (PROMPT, "is 2", "is 1")
@@ -151,6 +152,15 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(
     found = judge(reasons=reasons, model="another").compare(MANY)
     # A reply is stored; a question that the server does not accept is asked again with the others.
     assert sum(verdict.p_first is None for verdict in found) == (3 if reply.status == 200 else 0)
+
+
+def test_several_samples_of_a_question_have_seeds_of_their_own(
+    server: Server, tmp_path: Path
+) -> None:
+    server.judge = lambda request: said(str(request["seed"]))
+    writer = ServerWriter(context(tmp_path), "x", options_of(server.url).server, {})
+    written = writer.write([Group((user("q"),))], most=9, seed=5, samples=2)
+    assert [each.text for each in written] == ["5", "6"]
 
 
 def test_a_name_that_a_model_refuses_is_left_out(judge: Built, server: Server) -> None:
