@@ -58,6 +58,7 @@ def test_the_context_is_read_before_the_prompt_and_after_a_system_message() -> N
 # What students learn, on answers few enough to enumerate
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_policy_learns_what_it_says_after_a_context(tmp_path: Path) -> None:
     problem = make(tmp_path, "abcdef", 1)

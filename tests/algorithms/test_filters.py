@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def register(add):
     add("algorithm", "replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
-TEXTS = ["bread", "old friend", "the house", "good people", "how to bake", "please"]
+TEXTS = [f"{a} {b}" for a in ("bread", "old", "the", "good") for b in ("house", "people", "bake")]
 
 
 def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys: Any) -> list[Any]:
@@ -124,7 +124,7 @@ def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys:
         "reward": {"python": {"path": "reward.py", "function": "reward"}},
         "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5, "filters": filters},
         "iterations": 2,
-        "prompts_per_iteration": 6,
+        "prompts_per_iteration": 12,
         **keys,
     }
     stage = {key: value for key, value in stage.items() if value is not None}
@@ -135,7 +135,7 @@ def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys:
         return []
     align = folder / "run" / "align"
     rollouts = [read_groups(path) for path in sorted((align / "rollouts").glob("*.jsonl"))]
-    assert all(len(groups) == 6 for groups in rollouts)  # all samples stay in the files
+    assert all(len(groups) == 12 for groups in rollouts)  # all samples stay in the files
     return list(zip(read_rows(align / "metrics.jsonl"), rollouts, strict=True))
 
 
@@ -149,17 +149,23 @@ def test_a_run_learns_from_what_is_left_and_counts_the_rest(tmp_path: Path) -> N
     """Each filter sees what the one before it kept, two of one name are told apart by their places,
     and what was left out is not replayed.
     """
-    filters = ["even", {"reward_range": {"low": 0.4}}, {"reward_range": {"high": 1.4}}]
-    earlier = odd = 0
-    for metrics, groups in run(tmp_path, filters, algorithm="replays"):
-        assert (metrics["earlier"], metrics["odd"]) == (earlier, 0)
-        even = [group for group in groups if len(group.responses[0].text) % 2 == 0]
-        means = [sum(response.reward for response in group.responses) / 2 for group in even]
-        gone = [6 - len(even), sum(x < 0.4 for x in means), sum(x > 1.4 for x in means)]
-        names = ("even", "reward_range", "reward_range_2")
-        assert [metrics[f"filtered/{name}"] for name in names] == gone
-        earlier, odd = 6 - sum(gone), odd + gone[0]
-    assert odd and earlier
+    filters: dict[str, Callable[[Group], bool]] = {
+        "filtered/reward_range": lambda group: mean(group) >= 0.4,
+        "filtered/even": lambda group: len(group.responses[0].text) % 2 == 0,
+        "filtered/reward_range_3": lambda group: mean(group) <= 1.4,
+    }
+    left: list[Group] = []
+    named = [{"reward_range": {"low": 0.4}}, "even", {"reward_range": {"high": 1.4}}]
+    for metrics, groups in run(tmp_path, named, algorithm="replays"):
+        assert (metrics["earlier"], metrics["odd"]) == (len(left), 0)
+        left = groups
+        for name, keeps in filters.items():
+            before, left = left, list(filter(keeps, left))
+            assert metrics[name] == len(before) - len(left) > 0
+
+
+def mean(group: Group) -> float:
+    return sum(response.reward for response in group.responses) / len(group.responses)
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,12 @@ def test_safety_decides_strictly_below_the_threshold_and_on_safety_prompts() -> 
     assert found.metrics["safety_share"] == 0.5
     never = {"threshold": 0.0}
     for flag, options, raw in (
-        (True, {}, [-900.0, 5.0]),
-        (False, {}, [-900.0, 1.0]),
-        (True, never, [-900.0, 5.0]),
+        (True, {}, [-5.0, 5.0]),
+        (False, {}, [-5.0, 1.0]),
+        (True, never, [-5.0, 5.0]),
         (False, never, [3.0, 1.0]),
     ):
-        found = combine([3.0, 1.0], [-900.0, 5.0], group(2, safety=flag), **options)
+        found = combine([3.0, 1.0], [-5.0, 5.0], group(2, safety=flag), **options)
         assert found.raw.tolist() == raw
 
 
