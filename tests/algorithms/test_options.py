@@ -20,6 +20,9 @@ grpo:
 - {max_tokens: 30, overlong_cache: 20}
 - {ratio: sequence, clip_range: 0.0003, clip_range_high: 0.0004}
 - {policy_loss: cispo, clip_range_high: 0.3, entropy_coefficient: 0.1}
+ppo:
+- {}
+- {aggregation: sequence_mean, kl_target: 3.0, entropy_coefficient: 0.1, dual_clip: 3.0}
 rloo: [{}]
 reinforce_pp:
 - {group_baseline: true, aggregation: sequence_mean}
@@ -109,6 +112,12 @@ reward:
     "Advantages are passed where the loss expects the mask.",
     "Masked tokens change no gradient.",
     "verl-project/verl#2506",
+)
+@pytest.mark.silent_bug(
+    "metrics: padding",
+    "KL, entropy and values are averaged over padding.",
+    "Padding changes no metric.",
+    "huggingface/trl#6809",
 )
 @pytest.mark.parametrize("name", ALLOWED)
 def test_it_keeps_the_rules_of_algorithms(name: str) -> None:

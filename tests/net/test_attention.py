@@ -52,6 +52,13 @@ def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.silent_bug(
+    "models: reference",
+    "The reference is measured with dropout.",
+    "Dropout is never on, though models such as GPT-2 have some.",
+    "huggingface/trl#5542",
+    "unslothai/unsloth-zoo#912",
+)
 def test_gradients_match(
     policy: SharedModel, way: str, gradients: dict[str, torch.Tensor | None]
 ) -> None:
