@@ -55,7 +55,7 @@ def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
 @pytest.mark.silent_bug(
     "models: reference",
     "The reference is measured with dropout.",
-    "Dropout is never on, though models such as GPT-2 have some.",
+    "Dropout is never on.",
     "huggingface/trl#5542",
     "unslothai/unsloth-zoo#912",
 )
