@@ -90,10 +90,16 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
     "NVIDIA-NeMo/RL#2431",
 )
 def test_an_overlong_penalty_keeps_no_group() -> None:
-    """Equal answers of unequal lengths: only the penalty would set them apart."""
+    """Answers of unequal lengths that are equally good to learn: only the penalty, or the raw
+    reward, would set them apart.
+    """
     algorithm = new(GRPO, dynamic_sampling=True, max_tokens=4, overlong_cache=4)
-    responses = [Response(text="x" * n, tokens=(5,) * n, scores={"reward": 0.0}) for n in (1, 4)]
-    assert not algorithm.keep_group(Group(asked("?"), tuple(responses)))
+    for scores in ({"reward": 0.0}, {"learned_reward": 0.0}):
+        responses = [
+            Response(text="x" * n, tokens=(5,) * n, scores={"reward": float(n), **scores})
+            for n in (1, 4)
+        ]
+        assert not algorithm.keep_group(Group(asked("?"), tuple(responses)))
 
 
 @pytest.mark.parametrize("case", golden("group_advantage", "kl_k1"))
@@ -467,7 +473,7 @@ def test_the_same_words_with_other_columns_are_another_prompt() -> None:
         assert [group.responses[0].text for group in found] == wanted
 
 
-@pytest.mark.parametrize(("replay_ratio", "replayed"), [(0.3, 1), (1.5, 6), (9.0, 10)])
+@pytest.mark.parametrize(("replay_ratio", "replayed"), [(0.45, 1), (1.5, 6), (9.0, 10)])
 def test_how_many_earlier_samples_are_replayed(replay_ratio: float, replayed: int) -> None:
     """A share of the four new ones, rounded down, and at most the ten earlier ones; which of them
     is drawn again each time, however low their rewards.
