@@ -141,35 +141,18 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
     assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < 1e-5
 
 
-def test_layers_of_a_row_share_their_masks() -> None:
-    row = Row(spans([(60, (70, 90))]), CPU)
-    # No sequence is as long as the window of 500
-    assert row.mask(None) is row.mask(500)
-    assert row.mask(50) is row.mask(50) is not row.mask(None)
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "triton", "compiler", "compiled"),
-    [
-        ("cuda", (9, 0), "spec", "gcc", True),
-        ("cuda", (7, 5), "spec", "gcc", False),
-        ("cuda", (9, 0), None, "gcc", False),
-        ("cuda", (9, 0), "spec", None, False),  # Triton needs a compiler
-        ("cpu", (9, 0), "spec", "gcc", False),
-    ],
-)
+@pytest.mark.parametrize("lacks", ["", "cuda", "capability", "triton", "compiler"])
 def test_attention_is_compiled_for_gpus_with_triton(
-    device: str,
-    capability: tuple[int, int],
-    triton: str | None,
-    compiler: str | None,
-    compiled: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Triton needs a compiler."""
+    capability = (7, 5) if lacks == "capability" else (9, 0)
+    compiler, triton = (None if lacks == name else "there" for name in ("compiler", "triton"))
     uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(flex_attention, "has_triton", uncached)
     monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
     monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda name: triton)
-    assert flex_attention.can_compile_attention(torch.device(device)) is compiled
+    device = torch.device("cpu" if lacks == "cuda" else "cuda")
+    assert flex_attention.can_compile_attention(device) is not bool(lacks)
