@@ -151,7 +151,6 @@ def test_a_folder_that_is_no_data_set_is_told_by_a_run(tmp_path: Path, said: Sai
             "OF_PAIRS, pairs: later_0",
         ],
     ],
-    ids=["one source with a pair", "pairs of a stage", "columns of a stage"],
 )
 def test_data_that_may_do_are_not_refused(tmp_path: Path, stages: list[str]) -> None:
     assert main(["check", *recipe_of(tmp_path, *stages)]) == 0

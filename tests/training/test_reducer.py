@@ -70,15 +70,12 @@ dpo: &moved {from: sft, reference: base}
 online_dpo: *moved
 distillation: {algorithm: {distillation: {context: [{role: user, content: my old friend}]}}}
 """)
-
-
-def registered() -> list[str]:
-    """The algorithms that alignkit itself trains."""
-    registry = plugins()
-    kinds = {
-        name: registry.get("algorithm", name).implementation for name in registry.names("algorithm")
-    }
-    return [name for name, kind in kinds.items() if not issubclass(kind, ExternalTrainer)]
+# What alignkit itself trains
+REGISTERED = [
+    each.name
+    for each in plugins().registrations("algorithm")
+    if not issubclass(each.implementation, ExternalTrainer)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -184,10 +181,7 @@ OFTEN = ("reinforce_pp", "online_dpo")
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
-        for name in registered()
-    ],
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in REGISTERED],
 )
 def test_every_algorithm_learns_the_same_on_several_processes(
     recipe_folder: Path, name: str

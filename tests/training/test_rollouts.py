@@ -17,8 +17,6 @@ def asked(folder: Path, stages: str, **files: list[dict[str, Any]]) -> list[list
     """The rollouts of each iteration of the stage `align`, with its prompts in files."""
     for name, rows in files.items():
         write_rows(folder / f"{name}.jsonl", rows)
-    code = "def letters(completions, **columns): return [float(len(set(c))) for c in completions]\n"
-    (folder / "letters.py").write_text(code, encoding="utf-8")
     paths = (run(write_recipe(folder, ALIGN + stages)) / "align" / "rollouts").glob("*.jsonl")
     return [read_groups(path) for path in sorted(paths)]
 
@@ -26,7 +24,7 @@ def asked(folder: Path, stages: str, **files: list[dict[str, Any]]) -> list[list
 ALIGN = """
 align:
   algorithm: expert_iteration
-  reward: {python: {path: letters.py, function: letters}}
+  reward: {length: {unit: characters}}
   rollout: {samples_per_prompt: 1, max_new_tokens: 8}
   batch_size: 64
   epochs: 1

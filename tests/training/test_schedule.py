@@ -23,7 +23,6 @@ from alignkit.training.learner import minibatch, schedule
     ("total", "size", "sizes"),
     [
         (17, 16, [8, 9]),
-        (8, 4, [4, 4]),
         (3, 4, [3]),
         (319, 16, [15, *[16] * 19]),
     ],

@@ -61,8 +61,6 @@ def test_a_kl_budget_ends_with_the_last_policy_within_it(
     # The last iteration was measured, and nothing was learned from it
     assert len(watched.seen) == beyond
     assert ran.weights == free.kept(beyond - 1) != free.kept(beyond)
-    kept = {int(each.name) for each in (ran.folder / "align" / "kept").iterdir()}
-    assert kept == {*range(1, beyond + 2)}
     assert "beyond the budget" in ran.summary.pop("stopped")
     counts = {"iterations": beyond + 1, "planned_iterations": 5, "kept_iteration": beyond}
     assert ran.summary.items() >= counts.items()
