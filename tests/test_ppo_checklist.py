@@ -510,9 +510,10 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     ("options", "kept"), [({"group_baseline": True}, False), ({}, False), (PLAIN, True)]
 )
 def test_values_start_at_zero_or_at_the_reward_model(
-    reward_model: Run, options: dict[str, Any], kept: bool
+    stage: RolloutTrainer, reward_model: Run, options: dict[str, Any], kept: bool
 ) -> None:
     """At zero where scores are centered: the level of a reward model has nothing to do with them."""
+    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
     models, ppo = reward_model.models.of("base"), new(PPO, **options)
     head = models.model.roles[models.role("rm")].head
     context: Any = SimpleNamespace(
