@@ -73,8 +73,8 @@ def damages(name: str, data: bytes) -> Iterator[tuple[str, bytes | None]]:
             yield f"{word!r} at {place}", (text[:place] + word + text[place + end :]).encode()
     for text in [*HOSTILE.strip().splitlines(), "\x00", " "] if name.endswith(".jinja") else []:
         yield text, text.encode()
-    values = name.endswith((".yaml", ".json", ".jsonl")) and b"\n{" not in data
-    for _ in range(VALUES if values else 0):
+    is_one = name.endswith((".yaml", ".json", ".jsonl")) and b"\n{" not in data
+    for _ in range(VALUES if is_one and data.strip() else 0):
         value = yaml.safe_load(data)
         what = _replace_somewhere(value, chance)
         dump = yaml.dump if name.endswith(".yaml") else json.dumps

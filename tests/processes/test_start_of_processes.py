@@ -19,6 +19,7 @@ from alignkit.errors import PluginError
 from alignkit.io.text import cache_folder
 from alignkit.kinds import World
 from alignkit.runs.start import world_of
+from tests import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHED = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "ACCELERATE_MIXED_PRECISION": "no"}
@@ -58,12 +59,12 @@ def test_only_several_processes_need_the_plugin(work: Path) -> None:
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
-        (SFT.replace("}", ", epochs: 0}"), "stages.sft.epochs"),
+        ("sft: {algorithm: sft, data: demos.jsonl, epochs: 0}", "stages.sft.epochs"),
         ("dpo: {algorithm: trl, data: pairs.jsonl}", "trl trains by itself, and in one process"),
     ],
 )
 def test_a_recipe_that_is_wrong_is_reported_once(work: Path, stages: str, said: str) -> None:
-    err = refused(write_recipe(stages), "--out", "out")
+    err = refused(rows.write_recipe(work, stages), "--out", "out")
     assert said in err and "recipe.yaml:" in err
 
 
