@@ -46,15 +46,15 @@ TESTS = {
     name: [f"test_{word}.py" for word in words.split()]
     for name, words in yaml.safe_load("""
 sft: golden functional sft testing
-reward_model: golden functional reward_model reward_scores testing
-ppo: golden functional online importance ppo_checklist testing
-rejection_sampling: golden functional online testing
-dpo: golden functional preferences online testing
-reference_free: golden functional preferences
-kto: golden functional preferences
-hir: golden functional preferences
-grpo: golden functional online grpo_variants importance
-distillation: golden functional distillation
+reward_model: golden functional reward_model reward_scores options testing
+ppo: golden functional online importance options testing
+rejection_sampling: golden functional online options
+dpo: golden functional preferences online options
+reference_free: golden functional preferences options
+kto: golden functional preferences options
+hir: golden functional preferences options
+grpo: golden functional online grpo_variants importance options
+distillation: golden functional distillation options
 llama2: golden functional llama2
 combinations: golden functional combinations
 
