@@ -8,8 +8,8 @@ import json
 import math
 import os
 import signal
-import threading
 import time
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,15 @@ def test_replies_under_way_are_waited_for_and_not_paid_for_twice(
     ending: str, tmp_path: Path
 ) -> None:
     """But no request that waits to be sent again."""
-    together = threading.Barrier(4)
 
     def judge(request: dict[str, Any]) -> Reply:
-        together.wait(PATIENCE)  # until all four are under way
+        if len(server.requests) == 4 and ending == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
         if request["n"] == 3:
             return Reply(503, headers={"Retry-After": "50"})
         if request["n"] == 0 and ending == "failure":
-            return Reply(401)
-        if request["n"] == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.6)
-        return good(request)
+            return Reply(401, pause=0.3)
+        return replace(good(request), pause=0.6)
 
     with serving(judge) as server:
         wrong = RemoteError if ending == "failure" else Stopped
