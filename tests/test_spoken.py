@@ -21,9 +21,9 @@ TALKS = yaml.safe_load("""
 - [[], "", ""]
 - [[{role: user, content: Hi}], "", ""]
 - - - {role: assistant, content: Rome.}
-    - {role: user, content: Really?}
+    - {role: user, content: "Really?"}
     - {role: assistant, content: Paris.}
-    - {role: user, content: Really?}
+    - {role: user, content: "Really?"}
   - "Rome.\\n\\nParis."
   - Paris.
 - - - {role: assistant, content: Let me look.}
