@@ -19,7 +19,7 @@ import pytest
 
 from alignkit.errors import RemoteError, Stopped, request_stop, stoppable
 from alignkit_plugins.ai_feedback import remote as asking
-from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions
+from alignkit_plugins.ai_feedback.remote import Remote, RemoteOptions
 from tests.faults.clients import CLIENTS, Client
 from tests.faults.scripted_server import ScriptedServer, reply
 from tests.faults.servers import FAULTS, Fault, stopped_after, tried
@@ -58,13 +58,6 @@ def test_a_stop_is_obeyed_while_a_server_stalls(
 # Replies that are under way
 
 
-def read(text: bytes) -> Any:
-    try:
-        return json.loads(text)["number"]
-    except (ValueError, KeyError, TypeError):
-        raise Malformed("the reply is no number") from None
-
-
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     running = ScriptedServer(lambda body: {"number": body["n"]}, healthy=0)
@@ -73,11 +66,10 @@ def server() -> Iterator[ScriptedServer]:
     running.close()
 
 
-def service(
-    server: ScriptedServer, folder: Path, host: str = "127.0.0.1", **options: Any
-) -> Remote:
-    url = f"http://{host}:{server.port}/v1"
+def service(server: ScriptedServer, folder: Path, **options: Any) -> Remote:
+    url = f"http://127.0.0.1:{server.port}/v1"
     settings = {"base_url": url, "max_retries": 0} | options
+    read = lambda text: json.loads(text)["number"]  # noqa: E731
     return Remote("mine", RemoteOptions(**settings), "score", folder, read)
 
 
@@ -111,11 +103,10 @@ def test_replies_under_way_are_waited_for_and_not_paid_for_twice(
 def test_requests_that_wait_for_a_retry_do_not_delay_the_end(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    server.act = lambda server, connection, body: reply(
-        connection,
-        b"",
-        401 if body["n"] == 3 else 503,
-        {"Retry-After": "100"} if body["n"] < 3 else {},
+    server.act = lambda server, connection, body: (
+        reply(connection, b"", 401)
+        if body["n"] == 3
+        else reply(connection, b"", 503, {"Retry-After": "100"})
     )
     with pytest.raises(RemoteError, match="401"):
         service(server, tmp_path, concurrency=4, max_retries=3).ask(BODIES)
