@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import logprobs_alone
 from tiny import shared, user
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignkit import Group, Response
-from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
-from alignkit.models.packing import Wants, forward
+from alignkit.models.packing import Wants, forward, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.testing.tiny import add_noise
@@ -69,16 +68,12 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     )
     assert text == "User: bread is good\n\nAssistant:"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    ids, first = torch.tensor([*found.prompt, *found.rows[0].tokens]), len(found.prompt)
-    with torch.no_grad():
-        logits = saved(ids[None]).logits[0, first - 1 : -1]
-    theirs = logits.log_softmax(-1).gather(1, ids[first:, None])[:, 0]
+    theirs = logprobs_alone(saved, found.prompt, found.rows[0].tokens)
     same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
-@torch.no_grad()
 def test_a_merge_into_a_quantized_base_keeps_its_values(
     dtype: torch.dtype, most: float, tmp_path: Path
 ) -> None:
@@ -86,25 +81,15 @@ def test_a_merge_into_a_quantized_base_keeps_its_values(
     model.save("policy", tmp_path / "policy")
     merged, notes = whole_model(tmp_path / "policy", model.base, model.spec, dtype, model.tokenizer)
     assert "merged into the values that nf4 rounds the weights to" in notes[0]
-    ids = model.tokenizer(
-        "Why does bread rise? Yeast eats the sugar.", return_tensors="pt"
-    ).input_ids
-    hidden = model.hidden("policy", TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0])
-    ours, _ = model.logprobs("policy", hidden[:-1], ids[0, 1:])
-    logits = merged(ids).logits[0, :-1].float()
-    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-    same(theirs, ours, atol=most, rtol=0)
+    (row,) = encoded(model, 1).groups
+    (ours,) = measure(model, "policy", [row])["logprobs"]
+    theirs = logprobs_alone(merged, row.prompt, row.rows[0].tokens)
+    same(theirs.float(), ours, atol=most, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("own", "ends", "expected"),
-    [
-        (2, {2}, 2),
-        (2, {0, 2}, [2, 0]),
-        ([5, 2], {2, 5}, [5, 2]),
-        (None, {7}, 7),
-        (None, set(), None),
-    ],
+    [(2, {2}, 2), ([5, 2], {2, 0, 5}, [5, 2, 0]), (None, {7}, 7), (None, set(), None)],
 )
 def test_ends_are_added_behind_the_bases_own(own: Any, ends: set[int], expected: Any) -> None:
     generation = GenerationConfig(eos_token_id=own)
@@ -141,12 +126,8 @@ def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     weight, count = torch.randn(512, 1024), 512 * 1024
-    planned = SimpleNamespace(
-        spec=ModelSpec(base="tiny", quantization=form),
-        parameters=count,
-        matrices=count,
-        dtype=torch.float32,
-    )
+    spec = ModelSpec(base="tiny", quantization=form)
+    planned = SimpleNamespace(spec=spec, parameters=count, matrices=count, dtype=torch.float32)
     weights: Any = _Planner.weights
     stored, state = quantize_4bit(weight, compress_statistics=form != "nf4", quant_type="nf4")
     scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])]
