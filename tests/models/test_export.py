@@ -5,7 +5,6 @@ rounded to.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,10 +26,6 @@ from alignkit_plugins.recipes.plan import _Planner
 from tests.same import same
 from tests.test_train import encoded
 
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here"
-)
-
 
 def with_policy(source: Path | None = None, **fields: Any) -> SharedModel:
     """A model with a role `policy`, whose adapter has the same noise for every base."""
@@ -51,7 +46,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     assert model.roles["reward"].unread == whole.config.pad_token_id == 0
 
 
-@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=needs_bitsandbytes)])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     quantization: Any, tmp_path: Path
 ) -> None:
@@ -72,7 +67,6 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
 def test_a_merge_into_a_quantized_base_keeps_its_values(
     dtype: torch.dtype, most: float, tmp_path: Path
@@ -106,7 +100,6 @@ def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, Any]]:
     return loss.detach(), {name: p.grad for name, p in model.parameters_of("policy").items()}
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "nf4_double_quant"])
 def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_path: Path) -> None:
     quantized = with_policy(quantization=form)
@@ -120,7 +113,6 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_pa
     assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "nf4_double_quant", "int8"])
 def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit

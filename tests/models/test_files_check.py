@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from architectures import make
 from safetensors.torch import load_file, save_file
 
@@ -155,22 +156,18 @@ import pathlib
 pathlib.Path(__file__).with_name("it_ran").touch()
 class Own: ...
 """
-OWN = "own.Own"
 # The file that names the code, and what it says
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "a model type of its own": (
-        CONFIG,
-        {"auto_map": {"AutoConfig": OWN, "AutoModelForCausalLM": OWN}, "model_type": "own"},
-    ),
-    "a model of a known type": (
-        CONFIG,
-        {"auto_map": {"AutoConfig": OWN, "AutoModelForSequenceClassification": OWN}},
-    ),
-    "a tokenizer": (
-        "tokenizer_config.json",
-        {"auto_map": {"AutoTokenizer": [OWN, OWN]}, "tokenizer_class": "Own"},
-    ),
-}
+CASES: dict[str, tuple[str, dict[str, Any]]] = yaml.safe_load("""
+a model type of its own:
+- config.json
+- {auto_map: {AutoConfig: own.Own, AutoModelForCausalLM: own.Own}, model_type: own}
+a model of a known type:
+- config.json
+- {auto_map: {AutoConfig: own.Own, AutoModelForSequenceClassification: own.Own}}
+a tokenizer:
+- tokenizer_config.json
+- {auto_map: {AutoTokenizer: [own.Own, own.Own]}, tokenizer_class: Own}
+""")
 
 
 @pytest.mark.parametrize("kind", ["base", "reward"])

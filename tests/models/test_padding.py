@@ -31,7 +31,7 @@ ENDS = {"end of turn": (EOS,), "line break": (EOS, LINE_BREAK)}
 
 
 def reward_model(
-    folder: Path, padding: int | None, has_pad_token: bool, lora: LoraSpec | None
+    folder: Path, padding: int | None, has_pad_token: bool, adapter: bool
 ) -> SharedModel:
     """On a base whose configuration has this padding, and a tokenizer with the same one or none."""
     make(folder, "Llama")
@@ -41,7 +41,7 @@ def reward_model(
     tokenizer.bos_token = f"t{BOS}"
     tokenizer.pad_token = f"t{padding}" if has_pad_token and padding is not None else None
     tokenizer.save_pretrained(folder)
-    policy = shared(folder, lora=lora)
+    policy = shared(folder, lora=LoraSpec(r=2) if adapter else None)
     policy.add_role("reward", head="scalar")
     add_noise(policy, "reward", 0.1, seed=0)
     return policy
@@ -74,11 +74,11 @@ def check_scores(
 
 
 CASES = [
-    (0, True, "end of turn", LoraSpec(r=2)),
-    (EOS, True, "line break", None),
-    (EOS, False, "end of turn", LoraSpec(r=2)),
-    (None, False, "line break", LoraSpec(r=2)),
-    (None, True, "end of turn", None),
+    (0, True, "end of turn", True),
+    (EOS, True, "line break", False),
+    (EOS, False, "end of turn", True),
+    (None, False, "line break", True),
+    (None, True, "end of turn", False),
 ]
 
 
@@ -89,15 +89,15 @@ CASES = [
     "huggingface/transformers#35352",
     "huggingface/transformers#35909",
 )
-@pytest.mark.parametrize(("padding", "has_pad_token", "end", "lora"), CASES)
+@pytest.mark.parametrize(("padding", "has_pad_token", "end", "adapter"), CASES)
 @torch.no_grad()
 def test_strangers_read_the_same_score(
-    padding: int | None, has_pad_token: bool, end: str, lora: LoraSpec | None, tmp_path: Path
+    padding: int | None, has_pad_token: bool, end: str, adapter: bool, tmp_path: Path
 ) -> None:
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
-    policy = reward_model(tmp_path / "base", padding, has_pad_token, lora)
+    policy = reward_model(tmp_path / "base", padding, has_pad_token, adapter)
     policy.save("reward", tmp_path / "reward")
     groups = rows(ENDS[end])
     wanted = scores(policy, "reward", groups)
@@ -106,10 +106,10 @@ def test_strangers_read_the_same_score(
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     kind: Any = AutoModelForSequenceClassification
-    if lora:
+    if adapter:
         kind = AutoPeftModelForSequenceClassification
     model = kind.from_pretrained(tmp_path / "reward", num_labels=1, dtype=torch.float32).eval()
-    check_scores(model, tokenizer, groups, wanted, batches=padding is not None or lora is None)
+    check_scores(model, tokenizer, groups, wanted, batches=padding is not None or not adapter)
     # TRL's RewardTrainer tells the model which token its tokenizer pads with.
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
@@ -117,7 +117,7 @@ def test_strangers_read_the_same_score(
 
 
 def test_a_policy_keeps_its_tokenizer(tmp_path: Path) -> None:
-    policy = reward_model(tmp_path / "base", None, False, LoraSpec(r=2))
+    policy = reward_model(tmp_path / "base", None, False, True)
     policy.add_role("policy")
     policy.save("policy", tmp_path / "policy")
     assert AutoTokenizer.from_pretrained(tmp_path / "policy").pad_token is None
@@ -125,7 +125,7 @@ def test_a_policy_keeps_its_tokenizer(tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_adapters_of_earlier_versions_are_read_at_the_last_token(tmp_path: Path) -> None:
-    policy = reward_model(tmp_path / "base", EOS, True, LoraSpec(r=2))
+    policy = reward_model(tmp_path / "base", EOS, True, True)
     policy.save("reward", tmp_path / "old")
     weights = tmp_path / "old" / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt"})

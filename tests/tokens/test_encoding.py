@@ -57,7 +57,7 @@ VERBATIM = CHATML.replace(
     "+ '\n' + ('<think>\n' if m['role'] == 'assistant' else '') + m['content']",
 ).replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+TOOL = yaml.safe_load("{type: function, function: {name: weather, parameters: {}}}")
 # What a turn of the assistant is besides its words: it has a call, or does not count.
 KINDS = yaml.safe_load("""
 calls: {role: assistant, tool_calls: [{type: function, function: {name: weather, arguments: {}}}]}
