@@ -169,9 +169,10 @@ def name_of(func: Any) -> str:
 
 def check_devices(func: Any, given: list[Tensor], cuda: list[CudaTensor]) -> None:
     """Raise RuntimeError where CUDA would, if an operator reads tensors of both devices."""
-    name, first = name_of(func), isinstance(given[0], CudaTensor)
+    name = name_of(func)
     if len(cuda) in (0, len(given)) or name in COPIES.split():
         return
+    first = isinstance(given[0], CudaTensor)
     # The indexed tensor decides. Indices may stay on the CPU, but not the other way round.
     mixed = not first
     if name not in INDEXING.split():

@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,7 +37,7 @@ def main() -> int:
     from alignkit.cli import main as command
 
     code = command()
-    print(json.dumps(asdict(simulated)), flush=True)
+    print(json.dumps(vars(simulated)), flush=True)
     os._exit(code)  # the simulated device's threads do not end by themselves
 
 
