@@ -25,6 +25,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit_plugins.report import screen
 from tests.documented_commands import commands
 from tests.people.labelers import label
+from tests.rows import assistant, user, write_recipe
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
 RECIPES = {
@@ -152,17 +153,6 @@ def header(name: str) -> list[str]:
     return [word for words in page for word in words[3:] if word.startswith("stages.")]
 
 
-def on_policy_stages(name: str) -> list[str]:
-    """The stages of a recipe that learn from rollouts, in order."""
-    stages = load_recipe(RECIPES[name], [*TINY, *OWN.get(name, [])]).stages.values()
-    return [
-        s.name
-        for s in stages
-        if s.kind == "algorithm"
-        and s.component.registration.implementation.source is Source.ROLLOUTS
-    ]
-
-
 def written_at(name: str, stage: str) -> str:
     """Where a stage is written in a recipe: `align_2` in a repeated block."""
     written = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))["stages"]
@@ -287,110 +277,83 @@ def test_what_ran_can_be_run_from_its_own_folder(smoke: Done, copy: Path) -> Non
     ).read_text()
 
 
-def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]:
-    """Run one stage of the tiny model on rows; gives the exit code and what it said."""
-    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
+def own(
+    folder: Path, capsys: pytest.CaptureFixture[str], algorithm: str, *rows: str, **data: Any
+) -> tuple[int, str, Any]:
+    """Run one stage of the tiny model on rows: the exit code, what it said, and its record."""
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
-    (folder / "own.yaml").write_text(
-        yaml.safe_dump({"model": model, "stages": {"only": stage}}), encoding="utf-8"
-    )
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err):
-        code = cli.main(["run", str(folder / "own.yaml"), "--out", str(folder / "out")])
-    return code, err.getvalue()
+    recipe = write_recipe(folder, {"only": stage})
+    code = cli.main(["run", str(recipe), "--out", str(folder / "out")])
+    record = folder / "out" / "only" / "stage.json"
+    summary = json.loads(record.read_text())["summary"] if code == 0 else None
+    return code, capsys.readouterr().err, summary
 
 
-def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path) -> None:
-    said = [
-        ("user", "q", True),
-        ("assistant", "far too long " * 50, False),
-        ("user", "r", True),
-        ("assistant", "b", True),
-    ]
-    turns = [{"role": role, "content": text, "train": train} for role, text, train in said]
-    cut = json.dumps({"messages": turns}) + "\n"  # the turn to learn lies behind max_length
-    code, err = own(tmp_path, "sft", cut)
+NO_DEMONSTRATION = "sft learns from demonstrations, but the row 'Why?' "
+REFUSED = [
+    ("sft", '{"prompt": "Why?", "chosen": "b", "rejected": "c"}', NO_DEMONSTRATION + "has 2"),
+    ("sft", '{"prompt": "Why?"}', NO_DEMONSTRATION + "ends with the user"),
+    (
+        "sft",
+        '{"prompt": "Why?", "completion": "b", "label": false}',
+        NO_DEMONSTRATION + "is labeled",
+    ),
+    ("sft", '{"text": "Why?"}', NO_DEMONSTRATION + "is raw text"),
+    ("lm", '{"prompt": "Why?", "chosen": "b", "rejected": "c"}', "row 'Why?' has a prompt"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "row", "said"), REFUSED)
+def test_a_row_that_an_algorithm_cannot_learn_from_is_named_by_its_prompt(
+    algorithm: str, row: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, err, _ = own(tmp_path, capsys, algorithm, row)
+    assert code == 4 and "stage 'only': " in err and said in err
+    assert f"{tmp_path / 'rows.jsonl'}:1" in err or algorithm == "lm"
+
+
+def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The turn to learn lies behind max_length."""
+    unlearned = {**assistant("far too long " * 50), "train": False}
+    cut = json.dumps({"messages": [user("q"), unlearned, user("r"), assistant("b")]})
+    whole = json.dumps({"messages": [user("q"), assistant("b")]})
+    code, err, _ = own(tmp_path, capsys, "sft", cut)
     assert code == 4 and "each needs 1 response with a token that counts" in err
-    code, err = own(tmp_path, "sft", cut + json.dumps({"messages": [*turns[:1], turns[-1]]}) + "\n")
+    code, err, summary = own(tmp_path, capsys, "sft", cut, whole)
     assert code == 0 and "left out 1 row without 1 response with a token that counts: 'q'" in err
-    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
     assert summary["without_signal"] == 1 and summary["groups"] == 1
 
 
-def test_skipped_rows_are_listed(tmp_path: Path) -> None:
-    good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
-    code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
-    assert code == 0, err
-    place = tmp_path / "out" / "only" / "stage.json"
-    assert f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
-    understood = "prompt_completion (recognized), 2 conversations, 2 bad rows\n"
-    assert err.count(understood) == 1
-    listed = json.loads(place.read_text())["summary"]["bad_rows"]
-    assert [row.split(":")[1] for row in listed] == ["2", "4"]
+def test_skipped_rows_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = '{"prompt": "a", "completion": "b"}', '{"prompt": "a", "completion": ""}'
+    code, err, summary = own(tmp_path, capsys, "sft", good, bad, good, bad, on_bad_row="skip")
+    assert code == 0 and f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
+    assert err.count("prompt_completion (recognized), 2 conversations, 2 bad rows\n") == 1
+    assert [row.split(":")[1] for row in summary["bad_rows"]] == ["2", "4"]
 
 
-def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
-    row = '{{"prompt": "a", "chosen": "{}", "rejected": "{}"}}\n'
-    end = "x" * 200
-    code, err = own(tmp_path, "dpo", row.format("b", "c") + row.format(end + "b", end + "c"))
-    assert code == 0, err
-    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
-    assert summary["encoding"]["equal_pairs"] == 1 and "without_signal" not in summary
-    assert "only: done in" in err and "groups 1, steps 1" in err
-
-
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
-        ('{"prompt": "Why is the sky blue?"}', "ends with the user"),
-        ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
-         '"responses": [{"text": "b", "label": false}]}', "is labeled as bad"),
-        ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),
-    ],
-)  # fmt: skip
-def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(
-    tmp_path: Path, row: str, fault: str
+def test_pairs_equal_in_tokens_are_counted_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, err = own(tmp_path, "sft", row)
-    assert code == 4
-    row_1 = f"{tmp_path / 'rows.jsonl'}:1"
-    assert (
-        f"stage 'only': {row_1}: sft learns from demonstrations, but the row 'Why is the sky "
-        f"blue?' {fault}" in err
-    )
+    row, end = '{{"prompt": "a", "chosen": "{0}b", "rejected": "{0}c"}}', "x" * 200
+    code, err, summary = own(tmp_path, capsys, "dpo", row.format(""), row.format(end))
+    assert code == 0 and "only: done in" in err and "groups 1, steps 1" in err
+    assert summary["encoding"]["equal_pairs"] == 1 and "without_signal" not in summary
 
 
-def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:
-    code, err = own(
-        tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}'
-    )
-    assert (
-        code == 4
-        and "stage 'only': lm needs raw text, but row 'Why is the sky blue?' has a prompt" in err
-    )
-
-
-def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
+def test_rows_that_are_left_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = '{{"prompt": "{}", "responses": ["b", "c"], "scores": {}}}'
     long = "Why is the sky so very blue " * 40
-    answers = '[{"text": "b"}, {"text": "c"}]'
-    row = '{{"alignkit": 1, "prompt": [{{"role": "user", "content": "{}"}}], "responses": {}{}}}'
-    pairs = ', "pairs": [{"better": 0, "worse": 1}]'
-    rows = [
-        row.format("a", answers, pairs),
-        row.format("Never compared", answers, ""),
-        row.format(long, answers, pairs),
-    ]
-    code, err = own(tmp_path, "dpo", "\n".join(rows))
-    assert code == 0, err
-    assert (
-        "only: left out 1 row without a pair of a better and a worse response: 'Never compared'"
-        in err
-    )
-    assert (
-        "1 row left out: no room for a response in max_length ('Why is the sky so very blue" in err
-    )
+    rows = [row.format("a", [2, 1]), row.format("Never compared", [1, 1]), row.format(long, [2, 1])]
+    code, err, _ = own(tmp_path, capsys, "dpo", *rows)
+    assert code == 0
+    assert "left out 1 row without a pair of a better and a worse response: 'Never compared'" in err
+    assert "1 row left out: no room for a response in max_length ('Why is the sky so very" in err
 
 
 def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:
@@ -406,26 +369,26 @@ def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> 
     assert again.out == smoke.out  # the report is shown again
 
 
-def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy: Path) -> None:
-    again = run("smoke", copy, "stages.best.rollout.max_new_tokens=12")
-    for name in ("sft", "helpful", "safety"):
-        assert f"{name}: unchanged, reused" in again.err
-    for name in ("best", "align", "report"):
-        assert f"{name}: changed since the last run (" in again.err
-    assert (copy / "helpful" / WEIGHTS).read_bytes() == (
-        smoke.folder / "helpful" / WEIGHTS
-    ).read_bytes()
-    assert (copy / "best" / WEIGHTS).read_bytes() != (smoke.folder / "best" / WEIGHTS).read_bytes()
-
-
-def test_a_reward_model_s_option_leaves_what_does_not_need_it(copy: Path) -> None:
-    again = run("smoke", copy, "stages.safety.learning_rate=1e-3")
-    reused = {
-        name
-        for name in load_recipe(RECIPES["smoke"]).stages
-        if f"{name}: unchanged, reused" in again.err
-    }
-    assert reused == {"sft", "helpful"}
+@pytest.mark.parametrize(
+    ("override", "reused"),
+    [
+        ("stages.best.rollout.max_new_tokens=12", "sft helpful safety"),
+        ("stages.safety.learning_rate=1e-3", "sft helpful"),
+    ],
+)
+def test_a_changed_option_reruns_its_stage_and_those_that_need_it(
+    override: str, reused: str, smoke: Done, copy: Path
+) -> None:
+    again = run("smoke", copy, override)
+    for name in load_recipe(RECIPES["smoke"]).stages:
+        unchanged = name in reused.split()
+        said = (
+            f"{name}: unchanged, reused" if unchanged else f"{name}: changed since the last run ("
+        )
+        assert said in again.err
+        if unchanged or name == override.split(".")[1]:
+            before, now = ((at / name / WEIGHTS).read_bytes() for at in (smoke.folder, copy))
+            assert (before == now) == unchanged
 
 
 def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> None:
@@ -598,17 +561,3 @@ def check_rounds_with_people(done: Done) -> None:
             for source in done.json(f"helpful_{k}/stage.json")["data"]
         }
         assert [read.get(f"stage labels_{j}") for j in range(1, 6)] == [4] * k + [None] * (5 - k)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ON_POLICY)
-@pytest.mark.parametrize("name", [name for name in RECIPES if on_policy_stages(name)])
-def test_any_on_policy_algorithm_swaps_for_any_other(
-    name: str, algorithm: str, tmp_path: Path
-) -> None:
-    last = on_policy_stages(name)[-1]
-    place = written_at(name, last)
-    overrides = [*small(name), f"{place}.algorithm={algorithm}"]
-    if name == "distillation" and algorithm != "distillation":  # whose recipe has no reward
-        overrides.append(f"{place}.reward={{length: {{unit: characters}}}}")
-    check_artifacts(name, run(name, tmp_path, *overrides), overrides)
