@@ -43,6 +43,7 @@ ROLLOUTS = {"iterations": 1, "rollout": {"max_new_tokens": 8, "samples_per_promp
 OWN = {
     "constitutional": "stages.by_principle.judge.local_judge.min_mass=0 stages.revised.sampling.stop=[e]",
     "honesty": "stages.align.rollout.samples_per_prompt=8 stages.align.rollout.filters=[]",
+    "people": "stages.rlhf.stages.cool.sampling.max_new_tokens=4 stages.rlhf.stages.warm.sampling.max_new_tokens=4",
     "rlaif": "stages.labels.judge.local_judge.min_mass=0",
     "sums": "'stages.align.reward={length: {unit: characters}}'",
 }
@@ -218,7 +219,8 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up" in done.err
 
 
-# `smoke` is one like `llama2`; `make slow` has the others.
+# `smoke` is one like `llama2`, and the documentation's commands run `quickstart`; `make slow` has the
+# others.
 OFTEN = ("dpo", "sums")
 
 
@@ -226,7 +228,7 @@ OFTEN = ("dpo", "sums")
     "name",
     [
         name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
-        for name in sorted(shipped().keys() - {"smoke"})
+        for name in sorted(shipped().keys() - {"smoke", "quickstart"})
     ],
 )
 def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
