@@ -46,20 +46,30 @@ TESTS = {
         *GOLDEN,
         "test_reward_model.py",
         "test_reward_scores.py",
+        "test_options.py",
         "test_testing.py",
     ],
     "ppo": [
         *GOLDEN,
         "test_online.py",
         "test_importance.py",
-        "test_ppo_checklist.py",
+        "test_options.py",
         "test_testing.py",
     ],
-    "rejection_sampling": [*GOLDEN, "test_online.py", "test_testing.py"],
-    "dpo": [*GOLDEN, "test_preferences.py", "test_online.py", "test_testing.py"],
-    **{name: [*GOLDEN, "test_preferences.py"] for name in ("reference_free", "kto", "hir")},
-    "grpo": [*GOLDEN, "test_online.py", "test_grpo_variants.py", "test_importance.py"],
-    "distillation": [*GOLDEN, "test_distillation.py"],
+    "rejection_sampling": [*GOLDEN, "test_online.py", "test_options.py"],
+    "dpo": [*GOLDEN, "test_preferences.py", "test_online.py", "test_options.py"],
+    **{
+        name: [*GOLDEN, "test_preferences.py", "test_options.py"]
+        for name in ("reference_free", "kto", "hir")
+    },
+    "grpo": [
+        *GOLDEN,
+        "test_online.py",
+        "test_grpo_variants.py",
+        "test_importance.py",
+        "test_options.py",
+    ],
+    "distillation": [*GOLDEN, "test_distillation.py", "test_options.py"],
     "llama2": [*GOLDEN, "test_llama2.py"],
     "combinations": [*GOLDEN, "test_combinations.py"],
     # Plugins that are no algorithms.
