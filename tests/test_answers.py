@@ -15,7 +15,6 @@ from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.form import Form
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.refusal import refuses
 from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
 from tests.rows import cells
 
@@ -27,7 +26,7 @@ WRAPPERS = [
     "「{}」", "({})", "[{}]", "<b>{}</b>", (
         "<answer>{}</answer>"
     ), "# {}", "{}!", "{}.", "{}。", "{} ✓", "{} ✅",
-    "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n", "<think>It is {}1.</think>\n{}",
+    "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n",
 ]  # fmt: skip
 # A response and the known answer: it is right, right within the response, or wrong.
 RIGHT = r"""
@@ -70,6 +69,9 @@ RIGHT = r"""
     東京。 | 東京
     「東京」 | 東 京
     12 monkeys | 12 Monkeys
+    B. A. Smith | (B) A. Smith
+    A. Smith | A. Smith
+    B. 1,000 | 1000
 """
 WITHIN = r"""
     It is 3.5! | 3.5
@@ -86,6 +88,7 @@ WITHIN = r"""
     Paris, France | Paris
     Paris and Rome | Rome
     答えは東京です。 | 東京
+    It was Smith. | B. Smith
 """
 WRONG = r"""
     35 | 3.5
@@ -143,6 +146,7 @@ WRONG = r"""
     答えは大阪です。 | 東京
     12 people | 12 Monkeys
     12 | 12 Monkeys
+    B. A. Smith | B. A. Jones
 """
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
 TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
@@ -171,18 +175,11 @@ def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | N
 def test_a_wrapper_makes_no_answer_wrong_and_none_right(
     wrapper: str, known: str, wrong: str
 ) -> None:
-    meta: Any = {"answer": known, "answers": [known]}
-    for said, right in ((known, 1.0), (wrong, 0.0)):
-        text = wrapper.replace("{}", said)
-        text = text.format() if "{{" in wrapper else text
-        found = [score(ExactMatch, text, meta), score(ExactMatch, text, meta, within=True)]
-        found += [score(HonestyAccuracy, text, meta, match=rule) for rule in ("exact", "contains")]
-        if "think" not in wrapper:
-            extract = r"(?s)Answer: (.*)"
-            found.append(score(ExactMatch, f"Answer: {text}", meta, extract=extract))
+    for said, right in ((known, True), (wrong, False)):
+        text = wrapper.replace("{}", said).replace("{{", "{").replace("}}", "}")
+        assert same(text, known) == mentions(text, known) == right
         if known.isdigit():
-            found.append(score(MathVerify, text, meta))
-        assert set(found) == {right}
+            assert score(MathVerify, text, {"answer": known}) == right
 
 
 @pytest.mark.silent_bug(
@@ -217,18 +214,22 @@ def test_a_repeated_mark_is_read_quickly_and_without_recursion(said: str) -> Non
     assert not same(said, said + "42") and time.process_time() - start < 2  # it is 0.1
 
 
-def test_a_choice_is_taken_off_once() -> None:
-    assert (
-        same("B. A. Smith", "(B) A. Smith")
-        and same("A. Smith", "A. Smith")
-        and same("B. 1,000", "1000")
-    )
-    assert not same("B. A. Smith", "B. A. Jones") and mentions("It was Smith.", "B. Smith")
-
-
 THOUGHTS = (
     '<think>They want {"city": 1}, and the weather today is cold and grey. I am sorry.</think>\n'
 )
+
+
+READ: list[tuple[Any, str, dict[str, Any], float]] = [
+    (Form, "<answer>5</answer>", {"tags": ["answer"]}, 1),
+    (Form, "<answer>5</answer>", {"tags": ["think", "answer"]}, 1),
+    (Length, "one two", {"unit": "words"}, 2),
+    (Length, "one", {"unit": "characters"}, 3),
+    (Length, "今日は雨", {"unit": "words"}, 4),
+    (Regex, "Fine.", {"pattern": "sorry"}, 0),
+    (Regex, "Fine.", {"pattern": "^<think>.*</think>"}, 1),
+    (ExactMatch, "5", {}, 1),
+    (MathVerify, "5", {}, 1),
+]
 
 
 @pytest.mark.silent_bug(
@@ -250,13 +251,8 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
     two = f"```\n{right}\n```\n```\n{{}}\n```"
     for said in ("It is cold.", "<think>" + right, two, THOUGHTS, f"Here: {right}"):
         assert score(Form, said, json_schema=schema) == 0.0
-    assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["answer"]) == 1.0
-    assert score(Form, THOUGHTS + "<answer>5</answer>", tags=["think", "answer"]) == 1.0
-    assert score(Length, THOUGHTS + "one two", unit="words") == 2
-    assert score(Length, THOUGHTS + "one", unit="characters") == 3
-    assert score(Length, "今日は雨", unit="words") == 4
-    assert score(Regex, THOUGHTS + "Fine.", pattern="sorry") == 0.0
-    assert score(Regex, THOUGHTS + "Fine.", pattern="^<think>.*</think>") == 1.0
+    for reward, said, options, expected in READ:
+        assert score(reward, THOUGHTS + said, {"answer": "5"}, **options) == expected
 
 
 def test_the_language_of_thoughts_is_not_judged() -> None:
@@ -267,32 +263,17 @@ def test_the_language_of_thoughts_is_not_judged() -> None:
     assert found == [1.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    "said",
-    ["I can’t help with that.", "I canʼt help.", "I\u00a0cannot help.", "I **cannot** help."],
-)
-def test_a_refusal_is_one_however_it_is_typed(said: str) -> None:
-    assert refuses(said) and not refuses("Here you are.")
-
-
 @pytest.mark.silent_bug(
     "made data: checked answers",
     "Right questions are dropped because the second answer is typed otherwise: 1,000 and 1000.",
     "Both answers are compared as rewards compare an answer with the known one.",
 )
-@pytest.mark.parametrize(
-    ("first", "second", "right"),
-    cells("""
-        1000        | 1,000           | yes
-        a red car   | the red car     | yes
-        **Oslo**    | oslo            | yes
-        5           | 5.5             | no
-        Ann did die | Ann did not die | no
-        the red car | the blue car    | no
-        1990        | 1991            | no
-    """),
-)
-def test_answers_to_a_question_agree_if_they_are_the_same(
-    first: str, second: str, right: str
-) -> None:
-    assert (why_another(first, Written(second)) == "") == (right == "yes")
+def test_answers_to_a_question_agree_if_they_are_the_same() -> None:
+    pairs = (
+        ("1000", "1,000"),
+        ("**Oslo**", "oslo"),
+        ("5", "5.5"),
+        ("Ann did die", "Ann did not die"),
+    )
+    found = [why_another(first, Written(second)) == "" for first, second in pairs]
+    assert found == [True, True, False, False]

@@ -4,14 +4,12 @@ such a step without a run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from scipy import stats
 
 from alignkit import Artifact, Group, Judge, Message, Options, Response, StepContext, Verdict
 from alignkit.data.sources import DataSource, DataSpec
@@ -186,19 +184,29 @@ def row(
     return found
 
 
+def figures(found: Mapping[str, Any]) -> str:
+    keys = [key for key in ("mean", "low", "high", "n", "p") if key in found]
+    return " ".join("-" if found[key] is None else f"{found[key]:.4g}" for key in keys)
+
+
+def lines(evaluation: Mapping[str, Any]) -> list[str]:
+    """The rows of an evaluation: what of whom, against whom, mean, difference, share of prompts
+    won, and how many are won, lost, tied and missing. Numbers are `mean low high n p`.
+    """
+    found = []
+    for one in rows_of(evaluation):
+        head = f"{one.policy} {one.metric} {one.value}".strip()
+        won = figures(one.win_rate).partition(" ")[0]
+        numbers = figures(one.estimate), figures(one.difference), won
+        counts = f"{one.counts} {one.missing}".strip()
+        found.append(" | ".join([head, one.baseline, *numbers, counts]))
+    return found
+
+
 def said(artifact: Artifact, width: int = 300) -> str:
     """All that a run prints of the step."""
     assert artifact.report is not None
     return f"{artifact.report.text(width)}\n\n{artifact.text}"
-
-
-def hand_interval(values: Sequence[Any]) -> tuple[float, float, float]:
-    """Mean and t interval by the textbook's formula."""
-    n = len(values)
-    middle = sum(values) / n
-    deviation = math.sqrt(sum((v - middle) ** 2 for v in values) / (n - 1))
-    half = stats.t.ppf(0.975, n - 1) * deviation / math.sqrt(n)
-    return middle, middle - half, middle + half
 
 
 def triple(found: Any) -> tuple[float, float, float]:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from alignkit import Artifact, Group, Message, Response, RunFailed
-from alignkit_plugins.evaluate.calibration import MEASURES, Calibration, bins, confidence
-from tests.evaluate.scripted import CORRECT, Answering, context, number, row
+from alignkit_plugins.evaluate.calibration import Calibration, bins, confidence
+from tests.evaluate.scripted import CORRECT, Answering, context, lines, number, said
 
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
 # often wrong.
@@ -58,39 +58,46 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
     return made.run(context(models or Sure(), folder, PROMPTS))
 
 
+# By hand: in the bins of 0.75, 0.85 and 0.95, weighted by 1, 2 and 3 of 6 answers, the error of
+# `bold` is (0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6. Both are right at the first prompt only, and
+# wrong at the last only.
+NUMBERS = """
+careful right |  | 0.6667 0.2957 0.9075 6 |  |  | 0
+bold right | careful | 0.3333 0.09252 0.7043 6 | -0.3333 -0.8246 0.3246 6 0.3632 | 0.25 | 1/3/2 0
+careful confidence |  | 0.55 0.1926 0.9074 6 |  |  | 0
+bold confidence | careful | 0.8833 0.7976 0.969 6 | 0.3333 0.05436 0.6123 6 0.02774 | 1 | 5/0/1 0
+careful confidence minus right |  | -0.1167 -0.5131 0.2797 6 |  |  | 0
+bold confidence minus right | careful | 0.55 0.01489 1.085 6 | 0.6667 -0.1667 1.5 6 0.09488 | 0.8 | 4/1/1 0
+careful Brier score |  | 0.1325 -0.09307 0.3581 6 |  |  | 0
+bold Brier score | careful | 0.5192 0.08629 0.952 6 | 0.3867 -0.06107 0.8344 6 0.07713 | 0.2 | 1/4/1 0
+careful confidence when right |  | 0.7 0.2053 1.195 4 |  |  | 0
+bold confidence when right | careful | 0.9 0.2647 1.535 2 | 0 - - 1 1 |  | 0/0/1 0
+careful confidence when wrong |  | 0.25 -1.021 1.521 2 |  |  | 0
+bold confidence when wrong | careful | 0.875 0.7227 1.027 4 | 0.6 - - 1 1 | 1 | 1/0/0 0
+careful measured calibration error (ECE) |  | 0.2833 - - 6 |  |  | 0
+bold measured calibration error (ECE) |  | 0.55 - - 6 |  |  | 0
+"""
+
+
 def test_every_measure_by_hand(tmp_path: Path) -> None:
-    """In the order of MEASURES: right, confidence, confidence minus right, Brier score, confidence
-    when right, and when wrong.
-    """
-    found: Any = run(tmp_path).summary
-    brier = (0.05**2 + 0.15**2 + 0.25**2 + 0.35**2 + 0.75**2 + 0.15**2) / 6
-    careful = 4 / 6, 3.3 / 6, (3.3 - 4) / 6, brier, 2.8 / 4, 0.5 / 2
-    brier = (0.05**2 + 2 * 0.95**2 + 0.15**2 + 0.85**2 + 0.75**2) / 6
-    bold = 2 / 6, 5.3 / 6, (5.3 - 2) / 6, brier, 0.9, 3.5 / 4
-    for policy, by_hand in (("careful", careful), ("bold", bold)):
-        means = [row(found, policy, name).estimate["mean"] for name in MEASURES]
-        assert means == pytest.approx(by_hand, abs=1e-6)
-    # In the bins of 0.75, 0.85 and 0.95, weighted by 1, 2 and 3 of 6 answers
-    error = row(found, "bold", "measured calibration error (ECE)").estimate["mean"]
-    assert error == pytest.approx((0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6)
-
-
-def test_differences_are_paired_at_prompts_that_count_for_both(tmp_path: Path) -> None:
-    found: Any = run(tmp_path).summary
-    assert found["baseline"] == "careful" and row(found, "careful", "right").difference == {}
-    gap = row(found, "bold", "confidence minus right").difference
-    assert gap["mean"] == pytest.approx((0.95 + 0.15 + 0.95 + 0.25 - 0.15 - 0.35 + 1.6 + 0.6) / 6)
-    assert gap["low"] < gap["mean"] < gap["high"]
-    # Both are right at the first prompt only, and wrong at the last only.
-    wrong = row(found, "bold", "confidence when wrong").difference
-    assert (wrong["n"], wrong["mean"]) == (1, pytest.approx(0.75 - 0.15))
+    artifact = run(tmp_path)
+    found: Any = artifact.summary
+    assert found["baseline"] == "careful" and lines(found) == NUMBERS.strip().splitlines()
+    assert "0.2 [-1.0, 1.5]  0.87 [0.72, 1.03]" in said(artifact)
+    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == found
 
 
 def test_the_same_policy_differs_by_nothing(tmp_path: Path) -> None:
-    found: Any = run(tmp_path, Sure(CAREFUL)).summary
-    for name in ("confidence", "Brier score", "confidence minus right"):
-        difference = row(found, "bold", name).difference
-        assert difference["low"] == difference["mean"] == difference["high"] == 0
+    found = lines(run(tmp_path, Sure(CAREFUL)).summary or {})
+    names = "confidence", "Brier score", "confidence minus right"
+    assert (
+        sum(
+            "| 0 0 0 6 1 |" in line and line.startswith(f"bold {name} |")
+            for name in names
+            for line in found
+        )
+        == 3
+    )
 
 
 def test_confidence_is_that_of_the_whole_answer_or_of_a_token(tmp_path: Path) -> None:
@@ -100,30 +107,22 @@ def test_confidence_is_that_of_the_whole_answer_or_of_a_token(tmp_path: Path) ->
     assert confidence(logprobs, "token") == pytest.approx((1 / 16) ** (1 / 3))
     assert confidence([1e-7], "sequence") == 1.0
     models = Sure()
-    found: Any = run(tmp_path, models, confidence="token").summary
+    found = lines(run(tmp_path, models, confidence="token").summary or {})
     by_token = sum(p**0.5 for p in (0.95, 0.85, 0.75, 0.25)) / 4
-    mean = row(found, "careful", "confidence when right").estimate["mean"]
-    assert mean == pytest.approx(by_token, abs=1e-6) and models.temperatures == [1.0, 1.0]
+    (line,) = (line for line in found if line.startswith("careful confidence when right"))
+    assert f"| {by_token:.4g} " in line and models.temperatures == [1.0, 1.0]
 
 
 def test_an_answer_that_is_not_measured_whole_is_left_out_for_all(tmp_path: Path) -> None:
     """And so is that of a policy that diverged, which is not sure."""
     found: Any = run(tmp_path, Sure([(math.nan, False), *BOLD[1:]], cut=[3])).summary
-    right = row(found, "bold", "right").estimate
-    assert (found["prompts"], found["left_out"], right["mean"], right["n"]) == (4, 2, 0.0, 4)
+    assert (found["prompts"], found["left_out"]) == (4, 2)
     with pytest.raises(RunFailed, match="none of 6 prompts"):
         run(tmp_path, Sure(cut=range(6)))
 
 
 def test_certainty_is_in_the_last_bin() -> None:
     rows = bins([1.0, 0.91, 0.0], [1.0, 0.0, 0.0])
-    assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0.0, 0.1, 1), (0.9, 1.0, 2)]
-    assert (rows[1]["confidence"], rows[1]["accuracy"]) == (pytest.approx(0.955), 0.5)
-
-
-def test_the_report_says_how_sure_policies_are_when_wrong(tmp_path: Path) -> None:
-    artifact = run(tmp_path)
-    text = artifact.report.text(200) if artifact.report else ""
-    line, _ = [each for each in text.splitlines() if each.startswith("confidence when wrong")]
-    assert line.split()[3] == "0.2" and "0.87 [" in line and "minus careful" in text
-    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == artifact.summary
+    found = [(row["low"], row["high"], row["n"], row["accuracy"]) for row in rows]
+    assert found == [(0.0, 0.1, 1, 0.0), (0.9, 1.0, 2, 0.5)]
+    assert rows[1]["confidence"] == pytest.approx(0.955)

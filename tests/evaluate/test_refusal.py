@@ -62,6 +62,10 @@ OTHER_WORDS = """
     I’ll have to decline this request.
     I refuse to write this.
     I cannot fulfil your request.
+    I can’t help with that.
+    I canʼt help.
+    I\u00a0cannot help.
+    I **cannot** help.
 """
 OF_OTHERS = """
     Dear Ann, sadly I must decline your kind invitation.
