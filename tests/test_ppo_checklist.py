@@ -74,7 +74,7 @@ ITEMS = {
     30: "test_learning_rate_falls_per_iteration",
     31: "test_each_roles_gradient_is_clipped_after_accumulation",
     32: "test_bases.py::test_a_whole_reward_model_scores_text",
-    33: "test_what_is_scored_ends_its_turn",
+    33: "tokens/test_encoding.py::test_a_long_response_is_truncated_without_an_end_of_turn",
     34: "test_kl_is_zero_at_first_and_then_not",
     35: "test_long_prompts_are_left_out",
     36: "test_a_response_of_one_end_token",
@@ -269,7 +269,6 @@ def rollouts(mask: Tensor | None = None, **columns: Any) -> Batch:
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 REWARDS = torch.tensor([1.0, 2.0, 3.0])
-SCORES = Wants(logprobs=False, scores=True)
 # Returns are the rewards of tokens, as they come.
 PLAIN: dict[str, Any] = {
     "kl_coefficient": 0.0,
@@ -497,12 +496,6 @@ def test_sampling_filters_are_off_and_harmless(
 REWARD_MODEL = {"algorithm": "reward_model", "data": "pairs.jsonl", "batch_size": 4}
 
 
-def scores_by(model: SharedModel, role: str, groups: Sequence[Group]) -> list[float]:
-    encoder = Encoder(model.tokenizer)
-    encoded = [e for g in groups if (e := encoder.encode(g, 200, scoring=True)) is not None]
-    return torch.stack(measure(model, role, encoded, SCORES)["scores"]).tolist()  # type: ignore[no-any-return]
-
-
 @pytest.fixture(scope="module", params=["lora", "whole"])
 def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp(request.param)
@@ -513,26 +506,14 @@ def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return run
 
 
-def test_values_start_at_zero_or_at_the_reward_model(
-    stage: RolloutTrainer, reward_model: Run
-) -> None:
-    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
-    models = reward_model.models.of("base")
-    models.model.add_role("value", start=models.role("rm"), head="scalar")
-    try:
-        groups = prompts(4, Response(text="fine"))
-        found = scores_by(models.model, "value", groups)
-        assert found == pytest.approx(models["rm"].scores(groups), abs=1e-5) and any(found)
-    finally:
-        models.model.drop_role("value")
-
-
 @pytest.mark.parametrize(
     ("options", "kept"), [({"group_baseline": True}, False), ({}, False), (PLAIN, True)]
 )
-def test_a_reward_models_level_has_nothing_to_do_with_centered_scores(
-    reward_model: Run, options: dict[str, Any], kept: bool
+def test_values_start_at_zero_or_at_the_reward_model(
+    stage: RolloutTrainer, reward_model: Run, options: dict[str, Any], kept: bool
 ) -> None:
+    """At zero where scores are centered: the level of a reward model has nothing to do with them."""
+    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
     models, ppo = reward_model.models.of("base"), new(PPO, **options)
     head = models.model.roles[models.role("rm")].head
     context: Any = SimpleNamespace(
@@ -839,23 +820,6 @@ def test_each_roles_gradient_is_clipped_after_accumulation(
 
 
 # 32-40: the rest
-
-
-def test_what_is_scored_ends_its_turn() -> None:
-    """Reward models were trained on ended turns; a cut-off response is given one, also where it is
-    cut to fit.
-    """
-    encoder = Encoder(_tokenizer())
-    end, tokens = encoder.closing, tuple(range(30, 60))
-    (group,) = prompts(1, Response(text="", tokens=tokens, truncated=True))
-    room = len(encoder.prompt(group.prompt))
-    for limit, scoring, wanted in (
-        (200, True, (*tokens, *end)),
-        (room + 10, True, (*tokens[: 10 - len(end)], *end)),
-        (room + 10, False, tokens[:10]),
-    ):
-        encoded = encoder.encode(group, limit, scoring=scoring)
-        assert encoded is not None and encoded.rows[0].tokens == wanted
 
 
 def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:

@@ -86,16 +86,6 @@ def inputs(tokens: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, groups: list[GroupSpan]) -> Tensor:
-    """Attention with a mask of all pairs, in fp64."""
-    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = (q.double() @ k.transpose(-1, -2)) * (args.scaling or q.shape[-1] ** -0.5)
-    if args.softcap is not None:
-        scores = args.softcap * torch.tanh(scores / args.softcap)
-    sees = torch.from_numpy(reference(groups, args.window))
-    return torch.softmax(scores.masked_fill(~sees, float("-inf")), dim=-1) @ v
-
-
 def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: list[Tensor]) -> float:
     """The largest one, of values and gradients."""
     ours, theirs = [found, *gradients(found, learned)], [wanted, *gradients(wanted, others)]
@@ -108,7 +98,7 @@ def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: lis
     ("scaling", "window", "cap"),
     [(None, None, None), (0.3, 90, None), (None, None, 2.0), (None, 200, 3.0)],
 )
-def test_values_and_gradients_equal_the_masked_reference(
+def test_values_and_gradients_are_those_of_each_group_alone(
     scaling: float | None,
     window: int | None,
     cap: float | None,
@@ -126,7 +116,7 @@ def test_values_and_gradients_equal_the_masked_reference(
     others = [x.detach().double().requires_grad_() for x in ours]
     found = flex_attention.attention(*ours, row, args, dense)
     assert found.dtype == dtype and found.shape == (1, 4, row.tokens, 24)
-    assert difference(found, masked(*others, args, groups), ours, others) < most
+    assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < most
 
 
 def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
