@@ -1,4 +1,4 @@
-"""Labels of people as groups: pairs with margins, rankings with ties, demonstrations, thumbs."""
+"""Labels of people as groups: pairs with margins, rankings with ties, reviews, thumbs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from alignkit import BadRow, Pair
-from alignkit.data.group import group_to_json, resolved_pairs
+from alignkit import BadRow
+from alignkit.data.group import group_to_json
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Stored
 from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of
 from tests.rows import cells
 
-ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "demonstration": 0, "thumb": 1}
+ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "review": 3, "demonstration": 0, "thumb": 1}
 
 
 def entry(task: str, *labels: Any, **more: Any) -> Labeled:
@@ -25,50 +25,59 @@ def entry(task: str, *labels: Any, **more: Any) -> Labeled:
     return Labeled(Stored(item, 1, 1, len(votes), False), votes)
 
 
-def choice(better: int, margin: str = "better") -> dict[str, Any]:
-    return {"better": better, "margin": margin}
-
-
-def test_one_label_of_a_pair() -> None:
-    more = {"origins": ("sft", "base"), "meta": {"use": "chat"}, "license": "MIT"}
-    (group,) = groups_of(entry("pair", choice(1, "slightly"), **more))
-    assert group.pairs == (Pair(1, 0, margin="slightly"),)
-    assert [response.source for response in group.responses] == ["sft", "base"]
-    assert group.meta == {"use": "chat", "license": "MIT"}
-
-
-# The degrees of margins are 4 (significantly), 3, 2 and 1 (unsure): (4 + 4 - 1) / 3 = 2.33 is
-# "slightly".
-SEVERAL = """
-pair | 0 significantly, 0 significantly, 1 unsure | [0, 1, 0.6667, "slightly"]
-pair | 1 better, 1 significantly, 0 unsure        | [1, 0, 0.6667, "slightly"]
-pair | 0 unsure, 0 unsure, 1 significantly        | [0, 1, 0.6667, "unsure"]
-pair | 1 better, 1 better                         | [1, 0, 1.0, "better"]
-pair | 0 significantly, 1 unsure                  |
-ranking | 123, 122, 213                | [0, 1, 0.6667, null], [0, 2, 1.0, null], [1, 2, 1.0, null]
-"""
-
-
-@pytest.mark.parametrize(("task", "labels", "expected"), cells(SEVERAL))
-def test_several_labels_of_an_item(task: str, labels: str, expected: str) -> None:
-    given: list[Any] = []
-    for words in map(str.split, labels.split(", ")):
-        if task == "pair":
-            given.append(choice(int(words[0]), words[1]))
-        else:
-            given.append({"ranks": list(map(int, words[0]))})
-    (group,) = groups_of(entry(task, *given))
-    found = [[pair.better, pair.worse, round(pair.p, 4), pair.margin] for pair in group.pairs or ()]
-    assert found == json.loads(f"[{expected}]")
-
-
 LEARNED = """
-pair   | {"gold": {"better": 1}} | {"better": 0}, {"better": 0} | {"pairs": [{"better": 1, "worse": 0}]}
+pair | {"origins": ["sft", "base"], "meta": {"use": "chat"}, "license": "MIT"} \
+| {"better": 1, "margin": "slightly"} | {"pairs": [{"better": 1, "worse": 0, "margin": "slightly"}], \
+"responses": [{"text": "answer 0", "source": "sft"}, {"text": "answer 1", "source": "base"}], \
+"meta": {"use": "chat", "license": "MIT"}}
+
+pair | {} | {"better": 0, "margin": "significantly"}, {"better": 0, "margin": "significantly"}, \
+{"better": 1, "margin": "unsure"} \
+| {"pairs": [{"better": 0, "worse": 1, "p": 0.6666666666666666, "margin": "slightly"}]}
+
+pair | {} | {"better": 1, "margin": "better"}, {"better": 1, "margin": "significantly"}, \
+{"better": 0, "margin": "unsure"} \
+| {"pairs": [{"better": 1, "worse": 0, "p": 0.6666666666666666, "margin": "slightly"}]}
+
+pair | {} | {"better": 0, "margin": "unsure"}, {"better": 0, "margin": "unsure"}, \
+{"better": 1, "margin": "significantly"} \
+| {"pairs": [{"better": 0, "worse": 1, "p": 0.6666666666666666, "margin": "unsure"}]}
+
+pair | {} | {"better": 1, "margin": "better"}, {"better": 1, "margin": "better"} \
+| {"pairs": [{"better": 1, "worse": 0, "margin": "better"}]}
+
+pair | {} | {"better": 0, "margin": "significantly"}, {"better": 1, "margin": "unsure"} | {"pairs": []}
+
+pair | {"gold": {"better": 1}} | {"better": 0}, {"better": 0} | {"pairs": [{"better": 1, "worse": 0}]}
+
 safety | {} | {"better": 0, "safety": "both_safe"}, {"better": 0, "safety": "preferred_safe"}, \
 {"better": 0, "safety": "preferred_safe"} | {"meta": {"safety_bin": "preferred_safe"}}
-demonstration | {} | {"text": "One."}, {"text": "Two."} | \
-{"responses": [{"text": "One."}]}, {"responses": [{"text": "Two."}]}
-thumb | {} | {"good": true}, {"good": true}, {"good": false} | {"responses": [{"text": "answer 0", "label": true}]}
+
+ranking | {} | {"ranks": [2, 1, 1]} | {"responses": [{"text": "answer 0", "rank": 2}, \
+{"text": "answer 1", "rank": 1}, {"text": "answer 2", "rank": 1}]}
+
+ranking | {} | {"ranks": [1, 2, 3]}, {"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]} \
+| {"pairs": [{"better": 0, "worse": 1, "p": 0.6666666666666666}, {"better": 0, "worse": 2}, \
+{"better": 1, "worse": 2}]}
+
+review | {} | {"ranks": [2, 1, 2], "scores": [3, 7, 4], "flags": [["harmful", "invented"], [], []]} \
+| {"responses": [{"text": "answer 0", "rank": 2}, {"text": "answer 1", "rank": 1}, \
+{"text": "answer 2", "rank": 2}], "meta": {"overall": [3, 7, 4], "flags": [["invented", "harmful"], [], []]}}
+
+review | {} | {"ranks": [2, 1, 2], "scores": [3, 7, 4], "flags": [["harmful", "invented"], [], []]}, \
+{"ranks": [3, 1, 2], "scores": [2, 6, 5], "flags": [["harmful"], [], []]} \
+| {"pairs": [{"better": 1, "worse": 0}, {"better": 2, "worse": 0}, {"better": 1, "worse": 2}], \
+"meta": {"overall": [2.5, 6.5, 4.5], "flags": [["harmful"], [], []]}}
+
+review | {"gold": {"ranks": [1, 2, 3]}} | {"ranks": [2, 1, 3], "scores": [7, 4, 1], "flags": [[], [], []]} \
+| {"responses": [{"text": "answer 0", "rank": 1}, {"text": "answer 1", "rank": 2}, \
+{"text": "answer 2", "rank": 3}]}
+
+demonstration | {} | {"text": "One."}, {"text": "Two."} \
+| {"responses": [{"text": "One."}]}, {"responses": [{"text": "Two."}]}
+
+thumb | {} | {"good": true}, {"good": true}, {"good": false} \
+| {"responses": [{"text": "answer 0", "label": true}]}
 thumb | {} | {"good": false} | {"responses": [{"text": "answer 0", "label": false}]}
 thumb | {} | {"good": true}, {"good": false} |
 """
@@ -76,16 +85,15 @@ thumb | {} | {"good": true}, {"good": false} |
 
 @pytest.mark.parametrize(("task", "more", "labels", "expected"), cells(LEARNED))
 def test_what_is_learned_of_an_item(task: str, more: str, labels: str, expected: str) -> None:
+    """The degrees of margins are 4 (significantly), 3, 2 and 1 (unsure), and their mean counts."""
     groups = groups_of(entry(task, *json.loads(f"[{labels}]"), **json.loads(more)))
     known = json.loads(f"[{expected}]")
     for group, parts in zip(map(group_to_json, groups), known, strict=True):
         assert {name: json.loads(group)[name] for name in parts} == parts
 
 
-def test_ties_of_a_ranking_are_kept() -> None:
-    (group,) = groups_of(entry("ranking", {"ranks": [2, 1, 1]}))
-    assert [response.rank for response in group.responses] == [2, 1, 1]
-    assert resolved_pairs(group) == (Pair(1, 0), Pair(2, 0))
+def choice(better: int) -> dict[str, Any]:
+    return {"better": better}
 
 
 # Whose labels count

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 from stores import event, opened, pair, side
 
 from alignkit.cli import main
-from alignkit.data.group import Pair
-from alignkit.data.sources import DataSource, DataSpec, content_digest, load
-from alignkit.plugins import plugins
+from alignkit.data.sources import content_digest
 from alignkit_plugins.people.agreement import StoreReader
 from tests.rows import TINY, write_recipe
 
@@ -31,13 +28,10 @@ def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
         store.submit(event(items["undone"], {"of": given["undone"]}, kind="undo"))
         store.submit(event(items["flagged"], {"note": "private"}, kind="flag", who="bob"))
         store.ask([], "old")
-        formats = {entry.name: entry.implementation for entry in plugins().registrations("format")}
-        spec = DataSpec((DataSource(path=store.path),))  # while it is open elsewhere
-        loaded = load(spec, formats=formats, seed=0, commit=Mock(), stage_data=Path)
-    assert [group.prompt[0]["content"] for group in loaded.groups] == ["labeled", "gold"]
-    assert loaded.groups[0].pairs == (Pair(1, 0, margin="slightly"),)
-    assert str(loaded.groups[0].origin) == f"{store.path}:1"
-    assert loaded.sources[0].format == "groups" and loaded.sources[0].recognized
+        rows = list(StoreReader().rows(store.path))  # while it is open elsewhere
+    found = [(number, row["prompt"][0]["content"]) for number, row in rows]
+    assert found == [(1, "labeled"), (7, "gold")]
+    assert rows[0][1]["pairs"] == [{"better": 1, "worse": 0, "margin": "slightly"}]
 
 
 def test_rows_do_not_show_what_only_the_store_needs(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, pair, side
+from stores import event, pair
 
 from alignkit.errors import DataError, StageWaits
 from alignkit_plugins.people.assignment import next_item
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.step import labels_of
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import Labeled, labeled
+from alignkit_plugins.people.votes import Labeled
 
 THREE = [pair(f"question {index}") for index in range(3)]
 
@@ -54,18 +54,6 @@ def offered(folder: Path, who: str) -> set[str]:
     return found
 
 
-def test_a_run_waits_until_all_items_are_labeled(tmp_path: Path) -> None:
-    assert missing(tmp_path) == 3
-    say(tmp_path, THREE[0])
-    assert missing(tmp_path) == 2
-    say(tmp_path, THREE[2], payload=side("B", "slightly"))
-    assert missing(tmp_path) == 1
-    say(tmp_path, THREE[1])
-    entries = asked(tmp_path)
-    assert [entry.stored.item.id for entry in entries] == [item.id for item in THREE]
-    assert [entry.labels[0]["better"] for entry in entries] == [0, 0, 1]
-
-
 def test_each_item_needs_labels_of_different_people(tmp_path: Path) -> None:
     assert missing(tmp_path, annotators=2) == 6
     say(tmp_path, *THREE)
@@ -80,20 +68,9 @@ def test_flagged_and_skipped_items_do_not_keep_a_run_waiting(tmp_path: Path) -> 
     say(tmp_path, THREE[0])
     say(tmp_path, THREE[1], payload={"reason": "too long"}, kind="skip")
     say(tmp_path, THREE[2], payload={"note": "nonsense"}, kind="flag")
-    assert [bool(entry.votes) for entry in asked(tmp_path)] == [True, False, False]
-
-
-def test_labels_of_an_earlier_version_do_not_count_and_stay(tmp_path: Path) -> None:
-    changed = [pair(f"question {index}", "Another!") for index in range(3)]
-    missing(tmp_path)
-    say(tmp_path, *THREE)
-    assert missing(tmp_path, changed) == 3
-    with store(tmp_path) as opened:
-        found = [(len(entry.votes), entry.stored.retired) for entry in labeled(opened)]
-    assert found == [(1, True)] * 3 + [(0, False)] * 3
-    assert len(asked(tmp_path)) == 3, "asked again, their labels count again"
-    with store(tmp_path) as opened:
-        assert [stored.retired for stored in opened.items()] == [False] * 3 + [True] * 3
+    entries = asked(tmp_path)
+    assert [entry.stored.item.id for entry in entries] == [item.id for item in THREE]
+    assert [bool(entry.votes) for entry in entries] == [True, False, False]
 
 
 def test_stages_and_runs_at_one_store_do_not_retire_each_others_items(tmp_path: Path) -> None:
