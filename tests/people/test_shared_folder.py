@@ -101,7 +101,9 @@ def test_rows_are_in_the_layouts_of_trainers(made: Path) -> None:
     assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
 
 
-def test_an_export_becomes_a_store_and_the_same_export(made: Path) -> None:
+def test_an_export_becomes_a_store_and_the_same_export_and_replaces_none(
+    made: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     first = exported(made)
     again = made.with_name("again.feedback")
     for _ in range(2):
@@ -114,6 +116,11 @@ def test_an_export_becomes_a_store_and_the_same_export(made: Path) -> None:
         with Store.open(folder / "labels.feedback") as store:
             held.append((store.items(), store.events(), store.guidelines()))
     assert held[0] == held[1]
+    capfd.readouterr()
+    (first / "thesis.txt").write_text("x")
+    exported(again, first.name, code=4)
+    assert "there is such a folder; name a new one" in capfd.readouterr().err
+    assert (first / "thesis.txt").exists()
 
 
 def test_consent_can_be_withdrawn(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -124,17 +131,6 @@ def test_consent_can_be_withdrawn(made: Path, capfd: pytest.CaptureFixture[str])
     assert "nothing may be exported: people: 0" in said
     assert "left out: items without a license" in said and "--license NAME" in said
     assert not out.exists()
-
-
-def test_a_folder_with_something_else_is_not_replaced(
-    made: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    thesis = made.with_name("mine") / "thesis.txt"
-    thesis.parent.mkdir()
-    thesis.write_text("x")
-    exported(made, "mine", code=4)
-    assert "there is such a folder; name a new one" in capfd.readouterr().err
-    assert thesis.read_text() == "x"
 
 
 def test_a_damaged_export_is_named(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +149,7 @@ def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert "7 new items, 9 new events" in capfd.readouterr().out
     merged(made, made, code=4)
     assert "cannot be merged into itself" in capfd.readouterr().err
-    assert main(["labels", str(into)]) == 0
-    said = capfd.readouterr().out
-    assert "ranking" in said and "ann" in said
-    assert main(["labels", str(made), "--json"]) == 0
+    assert main(["labels", str(into), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
     assert facts["tasks"]["pair"] == {"items": 3, "labels": 4, "read by recipes": 3, "gold": 0}
     assert main(["labels", "missing.feedback"]) == 4
