@@ -63,19 +63,10 @@ def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
     assert labeled(store, [item["id"]])[0].votes[0].label["margin"] == "unsure"
 
 
-def test_skips_and_flags(ada: Page) -> None:
-    first = ada.next()["item"]
-    second = ada.post("submit", ada.event(first, {"reason": "too long"}, "skip")).json()
-    third = ada.post("submit", ada.event(second["item"], {"note": "broken"}, "flag")).json()
-    assert len({first["id"], second["item"]["id"], third["item"]["id"]}) == 3
-    assert ada.undo(third["last"]).json()["item"] == second["item"]
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"shown": ["0" * 16, "1" * 16]}, "other answers"),
-        ({"shown": []}, "other answers"),
         ({"guidelines": "unknown"}, "guidelines"),
         ({"payload": {}}, "side"),
         ({"item": "none"}, "no item"),
