@@ -104,7 +104,6 @@ def test_good_rewards_conform() -> None:
         (scores(lambda texts: [None for _ in texts]), "scores none of the responses"),
         (scores(lambda texts: [len(text) / len(texts) for text in texts]), "a batch of one group"),
         (scores(lambda texts: [random.random() for _ in texts]), "another process changes"),
-        (scores(lambda texts: [len(text.split()[0]) for text in texts]), r"IndexError.*ts.py:\d+"),
         ({"score": ranks}, "`within_group` must return True"),
         (
             {"of": lambda self, texts: [counted(self)] * len(texts)},
@@ -118,11 +117,7 @@ def test_good_rewards_conform() -> None:
 )
 def test_broken_rewards_are_reported(methods: Methods, message: str) -> None:
     reported(check_reward, type("Broken", (Lengths,), methods), message)
-
-
-def test_a_class_that_is_no_reward_or_scores_nothing_is_reported() -> None:
     reported(check_reward, dict, "must be a subclass of alignkit.Reward")
-    reported(check_reward, type("NoScore", (Reward,), {}), "NotImplementedError")
 
 
 # Combinations
