@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import socket
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import HTTPCookieProcessor, OpenerDirector, Request, build_opener
 
 import pytest
 from stores import opened
@@ -24,7 +27,6 @@ from tests.patience import PATIENCE
 from tests.rows import cells, write_rows
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
-RANKED = {"prompt": "Hi", "responses": ["a", "b", "c"]}
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +62,6 @@ def test_rows_become_items() -> None:
         assert [stored.wanted for stored in store.items()] == [2, 3, 3]
 
 
-def test_answers_that_nobody_compared_are_pairs_and_rankings() -> None:
-    bare = {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"}
-    for row, task, count in ((bare, "pair", 2), ({**RANKED, "ranks": [1, 1, 1]}, "ranking", 3)):
-        with prepared(write(f"{task}.jsonl", row), None, None) as store:
-            (item,) = (stored.item for stored in store.items())
-            assert (item.task, len(item.responses)) == (task, count)
-
-
 def test_gold_rows() -> None:
     file = write("a.jsonl", prompt(1), prompt(2))
     gold = write("gold.jsonl", prompt(2, chosen="What?", rejected="Hello!"), prompt(3))
@@ -79,12 +73,14 @@ def test_gold_rows() -> None:
             }
         right = {"better": 0}, False
         assert known == {"Hi 1": (None, False), "Hi 2": right, "Hi 3": right}
-    bare = write("bare.jsonl", {**RANKED, "responses": ["a", "b"], "ranks": [1, 1]})
+    bare = write("bare.jsonl", {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"})
+    assert [item.task for item in items_of(groups_of(bare))] == ["pair"]
     with pytest.raises(DataError, match=r"bare\.jsonl:1.*states no label"):
         items_of(groups_of(bare), gold=True)
-    ranked = write("r.jsonl", {**RANKED, "ranks": [2, 1, 2]})
+    ranked = write("r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]})
     thumbs = write("t.jsonl", {"prompt": "Hi", "completion": "a", "label": True})
-    assert items_of(groups_of(ranked), gold=True)[0].gold == {"ranks": [2, 1, 2]}
+    for task in (None, "review"):
+        assert items_of(groups_of(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}
     assert items_of(groups_of(thumbs), "thumb", gold=True)[0].gold == {"good": True}
 
 
@@ -160,20 +156,40 @@ def test_without_the_packages_it_says_what_to_install(
 def test_guidelines(tmp_path: Path) -> None:
     with opened(tmp_path) as store:
         assert guidelines_now(store)[1].startswith("# How to label")
-        for text in ("one", "two, longer"):
-            store.add_guidelines(text)
-        assert guidelines_now(store)[1] == "two, longer"
+        store.add_guidelines("two")
+        assert guidelines_now(store)[1] == "two"
     assert rendered("a | b\n--|--\n<b>1</b> | ![x](y)").count("<img") == 0
 
 
-def test_the_server_ends() -> None:
+def ask(browser: OpenerDirector, request: Request | str) -> tuple[int, str]:
+    """The status and the text of an answer."""
+    try:
+        with browser.open(request, timeout=PATIENCE) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, ""
+
+
+def test_the_server_answers_whoever_has_the_link_and_ends() -> None:
     pytest.importorskip("uvicorn")
     write("a.jsonl", *map(prompt, range(3)))
     command = [sys.executable, "-m", "alignkit", "label", "a.jsonl", "--annotator", "ada"]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         try:
             assert process.stdout is not None
-            assert process.stdout.readline().startswith("http://127.0.0.1:")
+            link = process.stdout.readline().strip()
+            site, _, token = link.partition("/?token=")
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+ [\w-]{43}", f"{site} {token}")
+            browser = build_opener(HTTPCookieProcessor())
+            page = ask(browser, link)[1]
+            headers = {"origin": site, "content-type": "application/json"}
+            request = Request(f"{site}/api/label/next", b"{}", headers)
+            assert ask(browser, request)[0] == 403
+            request.add_header("x-csrf-token", re.findall('name="csrf" content="([^"]*)"', page)[0])
+            assert '"progress":{"mine":0,"total":3}' in ask(browser, request)[1]
+            request.add_unredirected_header("Host", "evil.example")
+            assert ask(browser, request)[0] == 400
             process.send_signal(signal.SIGINT)
             text = process.communicate(timeout=PATIENCE)[1]
         finally:
