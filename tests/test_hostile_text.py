@@ -46,7 +46,7 @@ RECIPES = """\
 {extends: "TEXT", model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl}}}
 {model: {base: tiny}, stages: {a: {algorithm: rloo, prompts: demos.jsonl, reward: {folder: "TEXT"}}}}
 {model: {base: tiny}, stages: {a: {algorithm: rloo, prompts: x.jsonl, reward: {python: {path: "TEXT", function: f}}}}}
-{model: {base: tiny}, stages: ["TEXT
+{model: {base: tiny}, stages: ["TEXT"
 """
 GOOD = RECIPES.splitlines()[0].replace("TEXT", "demos.jsonl")
 
