@@ -65,12 +65,12 @@ a: !!int x                      | cannot be read as '!!int' | 1 4 7
 b: &x {c: 1}\na: {<<: *x}\n     | merge keys are not supported | 2 5 2
 a: "\\ud800"                    | cannot be read as '!!str' | 1 4 8
 a: b: c                         | mapping values are not allowed | 1 5 1
-a:\n\t- b\n                     | found character '\\t' | 2 1 1
+a:\n\t- b\n                     | found character '\t' | 2 1 1
 a: [1, 2\n\n\n                  | expected ',' or ']' | 1 9 1
 a: 'open\n                      | found unexpected end of stream | 1 9 1
 a: \x1b[31m\n                   | special characters are not allowed | 1 4 1
 a: *nowhere\n                   | found undefined alias | 1 4 1
-a: &a [*a]\n                    | inside its own anchor | 1 8 2
+a: &a [*a]\n                    | inside its own anchor | 1 4 7
 a: 1\n---\nb: 2\n               | but found another document | 2 1 1
 a: 1\nb: \xff\n                 | not valid YAML | 2 4 1
 """
