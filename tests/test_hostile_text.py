@@ -15,7 +15,8 @@ from alignkit.io.text import exists, expanded, is_dir, is_file, printable, resol
 from tests.rows import write_rows
 
 RED = "\x1b[31mred\x1b[0m\x9b1m\u202eder\x07"
-LONG, UNKNOWN, NUL = RED + "x" * 5000, "~nobody-of-this-name/x", f"{RED}\0b"
+UNKNOWN = "~nobody-of-this-name/x"
+LONG, NUL = RED + "x" * 5000, f"{UNKNOWN}{RED}\0b"
 
 
 @pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, "y" * 300])

@@ -15,6 +15,8 @@ ROWS = {
     "demos": """\
 {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No.", "weight": 0},
  {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes “so” 😀"}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+ {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
 """.replace("\n ", " "),
     "pairs": """\
 {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2}
@@ -33,7 +35,7 @@ stages:
 """
 SHOWN = r"""
 $ sft
-sft (sft): row 1 of 1 (demos.jsonl:1)
+sft (sft): row 1 of 2 (demos.jsonl:1)
 --
 user
   Is it?
@@ -54,8 +56,31 @@ response: 34 tokens, 17 learned
   context: N|o|.|<|im_end|>|⏎|<|im_start|>|user|⏎|S|u|re|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
   learned: Y|es| |||“|s|o|||”| ||||😀|<|im_end|>
 
+$ sft 2
+sft (sft): row 2 of 2 (demos.jsonl:2)
+--
+user
+  a
+--
+assistant
+  b
+--
+user
+  c
+--
+assistant
+  d
+--
+prompt: 9 tokens, none learned
+  context: <|im_start|>|user|⏎|a|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+response: 14 tokens, 4 learned
+  learned: b|<|im_end|>
+  context: ⏎|<|im_start|>|user|⏎|c|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+  learned: d|<|im_end|>
+
 $ sft stages.sft.max_length=40
-sft (sft): row 1 of 1 (demos.jsonl:1)
+sft (sft): row 1 of 2 (demos.jsonl:1)
 note: 1 response truncated at max_length
 --
 user
@@ -78,7 +103,7 @@ response, truncated: 27 tokens, 10 learned
   learned: Y|es| |||“|s|o||
 
 $ sft stages.sft.max_length=3
-sft (sft): row 1 of 1 (demos.jsonl:1)
+sft (sft): row 1 of 2 (demos.jsonl:1)
 note: 1 row left out: no room for a response in max_length
 --
 user
@@ -174,7 +199,7 @@ def test_a_row_is_shown_as_the_stage_sees_it(
     ("words", "code", "said"),
     [
         ("sfd", 2, "did you mean 'sft'"),
-        ("sft 2", 4, "has 1 row, so there is no row 2"),
+        ("sft 3", 4, "has 2 rows, so there is no row 3"),
         ("sft 0", 4, "so there is no row 0"),
         ("again", 4, "run the recipe as far as 'labels' first"),
     ],
