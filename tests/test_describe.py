@@ -9,16 +9,15 @@ from unittest.mock import Mock
 
 import pytest
 
-from alignkit import Group, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit_plugins.formats.shown import counts, shortened
 from alignkit_plugins.report.data_card import describe
 from tests.formats.reading import FORMATS, turns
-from tests.rows import pairs, prompts, write_rows
 
 
 def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
-    source = DataSource(path=write_rows(path, rows), **keys).in_format(format)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = DataSource(path=path, **keys).in_format(format)
     return load(
         DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=lambda name: path
     )
@@ -159,8 +158,18 @@ def test_texts_are_one_short_line_that_no_terminal_obeys(text: str, shown: str) 
     assert shortened(text) == shown
 
 
-def test_data_are_counted_in_words() -> None:
-    assert counts(pairs(), bad=2) == "3 conversations, 3 pairs, 2 bad rows"
+def test_data_are_counted_in_words(tmp_path: Path) -> None:
+    two = {"input": "Hi", "output_1": "one", "output_2": "two"}
+    ranked = [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}, {"text": "c", "rank": 3}]
+    groups = [
+        *loaded(tmp_path / "a.jsonl", {**two, "label": 1}).groups,
+        *loaded(tmp_path / "b.jsonl", {"prompt": "Hi", "responses": ranked}).groups,
+        *loaded(
+            tmp_path / "c.jsonl", {"prompt": "Hi", "responses": ["x", "y"], "scores": [1, 1]}
+        ).groups,
+    ]
+    assert counts(groups, bad=2) == "3 conversations, 4 pairs, 1 tie, 2 bad rows"
     assert counts([]) == "no rows"
-    text = Group((), (Response(text="Once."),))
-    assert counts([*prompts(["Hi"]) * 1200, text]) == "1,200 prompts, 1 text"
+    groups = [*loaded(tmp_path / "d.jsonl", {"prompt": "Hi"}).groups] * 1200
+    text = loaded(tmp_path / "e.jsonl", {"text": "Once."}).groups
+    assert counts([*groups, *text]) == "1,200 prompts, 1 text"

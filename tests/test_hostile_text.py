@@ -12,11 +12,9 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.io.text import exists, expanded, is_dir, is_file, printable, resolved
-from tests.rows import write_rows
 
+LONG, UNKNOWN, NUL, INLINE = "x" * 5000, "~nobody-of-this-name/x", "a\0b", "{{ messages }}\n" * 400
 RED = "\x1b[31mred\x1b[0m\x9b1m\u202eder\x07"
-UNKNOWN = "~nobody-of-this-name/x"
-LONG, NUL = RED + "x" * 5000, f"{UNKNOWN}{RED}\0b"
 
 
 @pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, "y" * 300])
@@ -31,69 +29,96 @@ def test_control_characters_are_shown_as_such() -> None:
     assert printable("a\tb\nc é 日本 👩‍👧\u00a0") == "a\tb\nc é 日本 👩‍👧\u00a0"
 
 
-RECIPES = """\
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: "TEXT"}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: {path: "TEXT"}}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: {hub: "./TEXT"}}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl, validation: "TEXT"}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl, from: "TEXT"}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl, epochs: "TEXT"}}}
-{model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl, "TEXT": 1}}}
-{model: {base: tiny}, stages: {sft: {algorithm: "TEXT", data: demos.jsonl}}}
-{model: {base: tiny}, stages: {"TEXT": {algorithm: sft, data: demos.jsonl}}}
-{model: {base: "TEXT"}, stages: {sft: {algorithm: sft, data: demos.jsonl}}}
-{model: {base: "./TEXT"}, stages: {sft: {algorithm: sft, data: demos.jsonl}}}
-{model: {base: tiny, chat_template: "TEXT"}, stages: {sft: {algorithm: sft, data: demos.jsonl}}}
-{extends: "TEXT", model: {base: tiny}, stages: {sft: {algorithm: sft, data: demos.jsonl}}}
-{model: {base: tiny}, stages: {a: {algorithm: rloo, prompts: demos.jsonl, reward: {folder: "TEXT"}}}}
-{model: {base: tiny}, stages: {a: {algorithm: rloo, prompts: x.jsonl, reward: {python: {path: "TEXT", function: f}}}}}
-{model: {base: tiny}, stages: ["TEXT"
-"""
-GOOD = RECIPES.splitlines()[0].replace("TEXT", "demos.jsonl")
+def recipe(**changes: Any) -> dict[str, Any]:
+    sft: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
+    whole: dict[str, Any] = {"model": {"base": "tiny"}, "stages": {"sft": sft}}
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = whole
+        for parent in parents:
+            if not isinstance(place.get(parent), dict):
+                place[parent] = dict(ALIGN) if parent == "align" else {}
+            place = place[parent]
+        place[last] = value
+    return whole
+
+
+ALIGN = {"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1}
+PLACES: dict[str, Any] = {
+    "stages__sft__data": "TEXT",
+    "stages__sft__data__path": "TEXT",
+    "stages__sft__data__hub": "./TEXT",
+    "stages__sft__validation": "TEXT",
+    "stages__sft__from": "TEXT",
+    "model__base": "TEXT",
+    "model__chat_template": "TEXT",
+    "extends": "TEXT",
+    "stages__align__reward__folder": "TEXT",
+    "stages__align__reward__python": {"path": "TEXT", "function": "f"},
+}
+
+
+def run(folder: Path, content: dict[str, Any] | str, *arguments: str) -> int:
+    (folder / "demos.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    text = content if isinstance(content, str) else json.dumps(content)
+    (folder / "r.yaml").write_text(text, encoding="utf-8")
+    return main(["run", str(folder / "r.yaml"), "--out", str(folder / "run"), *arguments])
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "demos.jsonl", [{"prompt": "a", "completion": "b"}])
-    return tmp_path
 
 
-def run(capsys: pytest.CaptureFixture[str], *words: str, command: str = "run") -> tuple[int, str]:
-    """The exit code, and what is said, in which nothing acts on the terminal."""
-    code = main([command, *words])
-    said = "".join(capsys.readouterr())
-    assert "unexpected" not in said and "Traceback" not in said
-    assert not {*"\x1b\x07\x9b\u202e"}.intersection(said)
-    return code, said
-
-
-@pytest.mark.parametrize("text", [LONG, NUL], ids=["long", "NUL"])
-@pytest.mark.parametrize("recipe", RECIPES.splitlines())
+@pytest.mark.parametrize(
+    "text", [LONG, UNKNOWN, NUL, INLINE], ids=["long", "unknown user", "NUL", "inline"]
+)
+@pytest.mark.parametrize("place", PLACES)
 def test_impossible_names_are_mistakes_of_the_recipe(
-    capsys: pytest.CaptureFixture[str], recipe: str, text: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, text: str
 ) -> None:
-    written = recipe.replace("TEXT", json.dumps(text)[1:-1])
-    Path("r.yaml").write_text(written, encoding="utf-8")
-    code, said = run(capsys, "r.yaml")
-    assert code in (2, 4) and ("r.yaml" in said or "hub:" in recipe)
+    hostile = json.dumps(recipe(**{place: PLACES[place]})).replace("TEXT", json.dumps(text)[1:-1])
+    code = run(tmp_path, hostile)
+    err = capsys.readouterr().err
+    assert code in (2, 4) and "unexpected" not in err and "Traceback" not in err, err
+    assert "r.yaml" in err or place.endswith("hub")
 
 
 @pytest.mark.parametrize("option", ["--out", "--plugin"])
 @pytest.mark.parametrize("text", [LONG, NUL], ids=["long", "NUL"])
 def test_impossible_names_in_options(
-    capsys: pytest.CaptureFixture[str], option: str, text: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
 ) -> None:
-    Path("r.yaml").write_text(GOOD)
-    assert run(capsys, "r.yaml", option, text)[0] in (2, 3, 5)
+    code = run(tmp_path, recipe(), option, str(tmp_path / text))
+    assert code in (2, 3, 5) and "unexpected" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL])
+@pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, f"{RED}.yaml"])
 def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    code, said = run(capsys, name)
-    assert code == 2 and "no such recipe" in said
+    assert main(["run", name]) == 2
+    err = capsys.readouterr().err
+    assert "no such recipe" in err and "\x1b" not in err
+
+
+HOSTILE: dict[str, Any] = {
+    "a key": json.dumps(recipe(stages__sft__epochs=1)).replace("epochs", "\\u001b[31mepochs"),
+    "a stage": json.dumps(recipe(stages={RED: {"algorithm": "sft", "data": "demos.jsonl"}})),
+    "an algorithm": recipe(stages__sft__algorithm=RED),
+    "a file": recipe(stages__sft__data=f"{RED}.jsonl"),
+    "a model": recipe(model__base=f"./{RED}"),
+    "a value": recipe(stages__sft__epochs=RED),
+    "YAML": "model: {base: tiny}\nstages: [\x1b[31m",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_recipe_cannot_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    assert run(tmp_path, HOSTILE[case]) != 0
+    said = capsys.readouterr()
+    assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")
 
 
 @pytest.mark.parametrize(
@@ -104,8 +129,16 @@ def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) 
         {"prompt": RED, "completion": RED},
         {"prompt": {RED: RED}},
     ],
+    ids=["columns", "a column", "texts", "a bad row"],
 )
-def test_data_cannot_act_on_the_terminal(capsys: pytest.CaptureFixture[str], row: Any) -> None:
-    write_rows(Path("demos.jsonl"), [row])
-    Path("r.yaml").write_text(GOOD)
-    assert run(capsys, "r.yaml", command="check")[1]
+def test_data_cannot_act_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: Any
+) -> None:
+    (tmp_path / "r.json").write_text(
+        json.dumps(recipe(stages__sft__data="rows.jsonl")), encoding="utf-8"
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    main(["check", str(tmp_path / "r.json")])
+    said = capsys.readouterr()
+    assert said.out + said.err
+    assert not any(character in said.out + said.err for character in "\x1b\x07\x9b\u202e")

@@ -15,6 +15,7 @@ from alignkit.errors import PluginError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.kinds import reader_of
 from alignkit.plugins import Plugins, load_plugins
+from alignkit.registry import Registration, Registry
 
 GOOD = """
 from alignkit import Algorithm, hookimpl
@@ -192,6 +193,15 @@ def test_files_as_plugins(tmp_path: Path) -> None:
     import json
 
     assert json.dumps(1) == "1"  # not hidden by the plugin file
+
+
+def test_unknown_names() -> None:
+    registry = Registry()
+    registry.add(Registration("dpo", object, kind="algorithm"))
+    registry.add(Registration("ppo", object, kind="algorithm"))
+    with pytest.raises(PluginError, match=r"no algorithm 'pppo'\n  did you mean 'ppo'\?$"):
+        registry.get("algorithm", "pppo")
+    assert PluginError.exit_code == 3
 
 
 def test_plugins_are_loaded_once(distribution: MakeDistribution) -> None:

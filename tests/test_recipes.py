@@ -226,7 +226,7 @@ def test_quantized_base(tmp_path: Path, quantization: str) -> None:
 
 # `smoke` is one like `llama2`, and the documentation's commands run `quickstart`; `make slow` has the
 # others.
-OFTEN = ("distillation", "sums")
+OFTEN = ("dpo", "sums")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,6 @@ OFTEN = ("distillation", "sums")
 def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     done = run(small(name, tmp_path), tmp_path / "run")
     check_artifacts(done)
-    assert "teacher: " in done.out or name != "distillation"  # the numbers of two evaluations
 
 
 # Rows from which nothing is learned
