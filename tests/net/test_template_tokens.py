@@ -17,12 +17,11 @@ from tests.net.changes import NET, ROOT, expected
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 
 import families
-import matrix
+from matrix import MAX_LENGTH
 
 from alignkit.data.chat_templates import PLAIN
 from alignkit.errors import AlignkitError
 from alignkit.tokens import template as chat_template
-from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import templates
 
 PINS = NET / "pins" / "tokens.json"
@@ -37,7 +36,7 @@ CONVERSATIONS = (
 )  # fmt: skip
 SHOWN = ("single", "tools")  # in full; of the others there is a digest
 BUNDLED = {
-    name: families.Family(name, text, **families.CHATML)
+    name: families.Family(name, text, **families.ALIKE["chatml"])
     for name, text in (((
         "`chat_template: chatml`"
     ), templates.CHATML), ((
@@ -55,14 +54,12 @@ def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
     A row is the prompt's ids, the answer's ids, and the lengths of runs in the mask, which begins
     with what does not count; or "refused".
     """
-    judge = matrix.Judge(family, kind, conversation)
+    group = families.group(family, conversation)
     found: list[Any] = []
     for turns, scoring in (("all", False), ("last", False), ("all", True)):
-        encoder = Encoder(family.tokenizer(kind), None, family.end_ids(kind))
+        encoder = families.encoder(family, kind)
         try:
-            encoded = encoder.encode(
-                matrix.group(judge), matrix.MAX_LENGTH, turns=turns, scoring=scoring
-            )
+            encoded = encoder.encode(group, MAX_LENGTH, turns=turns, scoring=scoring)
         except AlignkitError:
             found.append("refused")
             continue
