@@ -124,18 +124,6 @@ reports:
     - [of the stage, '1']
     keys: 1
     note: ''
-  - title: against sft, prompt by prompt
-    columns: [policy, x]
-    rows:
-    - [align, '+1.095 [1.067, 1.123]']
-    keys: 1
-    note: ''
-  - title: the judges themselves
-    columns: [judge, y]
-    rows:
-    - [local_judge, '33% [20, 50]']
-    keys: 1
-    note: ''
 warnings:
 - {stage: report, text: 2 of 20 prompts are training data (2 by sft)}
 - {stage: report, text: 'between equally long answers, no difference between align and sft in helpful

@@ -29,16 +29,15 @@ def test_only_independent_raters_make_a_verdict_green(
 ) -> None:
     folder = make_run(tmp_path / "own")
     for own, style in ((True, "even"), (False, "good")):
-        results = []
-        for row in summary["results"]:
-            if row["kind"] != "judge":
-                results.append({**row, "trained_on": own} if row["metric"] == "helpful" else row)
+        results = [row for row in summary["results"] if row["kind"] != "judge"]
+        for row in results:
+            if row["metric"] == "helpful":
+                row["trained_on"] = own
         known = {**summary, "results": results}
         (folder / "report" / "evaluation.json").write_text(json.dumps(known))
         rewritten(folder / "report")
-        assert f'class="verdict {style}"' in page(
-            facts_of(folder)
-        ) and 'class="state good' not in page(facts_of(folder))
+        text = page(facts_of(folder))
+        assert f'class="verdict {style}"' in text and 'class="state good' not in text
 
 
 def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
@@ -51,9 +50,8 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
     assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
     assert [row["style"] for row in helpful["rows"]] == ["", "", "result"]
     sft, ppo, dpo = helpful["rows"]
-    assert (
-        0 < sft["mean"] < ppo["left"] < ppo["mean"] < ppo["left"] + ppo["width"] < dpo["left"] < 100
-    )
+    places = [sft["mean"], ppo["left"], ppo["mean"], ppo["left"] + ppo["width"], dpo["left"]]
+    assert places[0] > 0 and places == sorted(places) and places[-1] < 100
     assert ppo["text"] == "0.50 [0.40, 0.60]" and len(safety["rows"]) == 2
     assert (judge["title"], judge["middle"]) == ("preferred to sft by local_judge", 50.0)
     bar = judge["rows"][0]

@@ -50,12 +50,8 @@ def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> N
 
 def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
     run = run_of(tmp_path, agreed)
+    assert facts_of(run)["people"] == [] and 'id="people"' not in page(facts_of(run))
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
     assert "labels: pair: 50% of labels agree" in page(facts)
-
-
-def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
-    facts = facts_of(run_of(tmp_path, []))
-    assert facts["people"] == [] and 'id="people"' not in page(facts)

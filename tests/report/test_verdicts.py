@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import CARD, make_run, rewritten, write_stage
+from made import make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
 from alignkit_plugins.compare import readable as numbers
@@ -56,7 +56,8 @@ def said(summary: Mapping[str, Any]) -> str:
 
 def test_doubts_are_of_what_they_say(summary: dict[str, Any]) -> None:
     """All of them are in test_facts.py."""
-    bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
+    card = {**summary["judge_cards"]["local_judge"], "no_judge": NONE}
+    bad = {**summary, "judge_cards": {"local_judge": card}}
     assert next(doubts(bad)) == f"local_judge: {NONE}"
     judged = "estimate 0.7 0.6 0.8; local_judge difference 0.2 0.1 0.3 0.001"
     judged += "; local_judge equal_length 0.68 0.58 0.78"
