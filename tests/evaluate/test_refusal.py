@@ -112,20 +112,17 @@ def answers(name: str) -> list[str]:
     return [row[side][-1]["content"] for side in ("chosen", "rejected") for row in rows]
 
 
-LEARNED = {"demos": 170, "safety": 110, "helpful": 110}  # files, with the least refusals in them
-
-
-def test_the_quick_start_refuses_in_many_words() -> None:
-    for name, least in LEARNED.items():
-        found = list(filter(refuses, answers(name)))
-        assert len(found) >= least and len(set(found)) == len(found)
-
-
 def test_what_the_reward_is_measured_on_is_not_what_it_or_a_stage_learned() -> None:
-    """Validation refuses in words that no stage learns, half of which are read."""
+    """The quick start refuses in many words; validation in words that no stage learns, half of
+    which are read.
+    """
+    every: set[str] = set()
+    for name, least in (("demos", 170), ("safety", 110), ("helpful", 110)):
+        found = [text for text in answers(name) if refuses(text)]
+        assert len(found) >= least and len(set(found)) == len(found)
+        every |= set(answers(name))
     held_out = read_rows(DATA / "quickstart" / "safety_heldout.jsonl")
     chosen = [row["chosen"][-1]["content"] for row in held_out]
-    every = {text for name in LEARNED for text in answers(name)}
     assert (sum(map(refuses, chosen)), len(chosen), set(chosen) & every) == (10, 20, set())
     examples = {row["text"] for row in read_rows(DATA / "refusal_examples.jsonl")}
     labeled = {row["answer"] for row in read_rows(DATA / "refusal_labels.jsonl")}
