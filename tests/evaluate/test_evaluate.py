@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 import alignkit_plugins.evaluate.step as evaluate
@@ -26,10 +27,8 @@ from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.judged import preference
 from tests.documented_keys import documented, paths
 from tests.evaluate.scripted import (
-    ALIGN,
     HELPFUL,
     SCORES,
-    SFT,
     Scripted,
     context,
     lines,
@@ -60,44 +59,45 @@ def decide(n: int, one: str, other: str) -> Verdict:
 
 
 JUDGE, _ = told(decide)
-FIRST = {"reward": HELPFUL, "where": {"half": 0}}
-SECOND = {"reward": HELPFUL, "where": {"half": [1]}, "better": "lower"}
 # What is different in a run: scores of policies, options of the step, and what models do
-RATES = {"base": [0.0] * 6, "sft": [1.0] * 6, "align": [1.0] * 5 + [0.0], "by": ["half"]}
-RUNS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "base": {"baseline": "base"},
-    "wins": {"align": [2.0, 4.0, 5.0, 7.0, 8.0, 12.0]},
-    "gaps": {"align": [None, *ALIGN[1:]], "sft": [*SFT[:5], None]},
-    "full": {"full": {("base", 2)}},
-    "cut": {"cut": 2},
-    "passages": {"prompts": PASSAGES},
-    "rates": RATES,
-    "signed": {**RATES, "base": [-1.0] * 6, "align": [1.0] * 5 + [-1.0]},
-    "samples": {"samples_per_prompt": 4},
-    "nothing": {"align": [None] * 6},
-    "one": {"limit": 1},
-    "alone": {"policies": ["align"]},
-    "languages": {"by": ["language"], "policies": ["sft", "align"]},
-    "metrics": {
-        **RATES,
-        "sft": [0.0] * 3 + [1.0] * 3,
-        "align": [1.0] * 3 + [0.0] * 3,
-        "metrics": {"first": FIRST, "second": SECOND},
-        "rewards": [],
-        "by": [],
-    },
-    "judged": {"judges": [JUDGE, JUDGE], "rewards": []},
-    "judged often": {"judges": [JUDGE], "rewards": [], "samples_per_prompt": 3},
-}
+RUNS: dict[str, dict[str, Any]] = yaml.safe_load("""
+plain: {}
+base: {baseline: base}
+wins: {align: [2.0, 4.0, 5.0, 7.0, 8.0, 12.0]}
+gaps: {align: [null, 3.7, 5.2, 7.9, 8.9, 11.6], sft: [1.0, 3.0, 5.0, 7.0, 9.0, null]}
+full: {full: [[base, 2]]}
+cut: {cut: 2}
+passages: {prompts: passages}
+rates: &rates {base: &none [0, 0, 0, 0, 0, 0], sft: [1, 1, 1, 1, 1, 1], align: [1, 1, 1, 1, 1, 0],
+  by: [half]}
+signed: {<<: *rates, base: [-1, -1, -1, -1, -1, -1], align: [1, 1, 1, 1, 1, -1]}
+samples: {samples_per_prompt: 4}
+nothing: {align: [null, null, null, null, null, null]}
+one: {limit: 1}
+alone: {policies: [align]}
+languages: {by: [language], policies: [sft, align]}
+metrics:
+  base: *none
+  sft: [0, 0, 0, 1, 1, 1]
+  align: [1, 1, 1, 0, 0, 0]
+  rewards: []
+  metrics:
+    first: {where: {half: 0}}
+    second: {where: {half: [1]}, better: lower}
+judged: {judges: 2, rewards: []}
+judged often: {judges: 1, rewards: [], samples_per_prompt: 3}
+""")
 
 
 def evaluated(
-    folder: Path, full: Any = (), cut: int = 0, groups: Any = GROUPS, **changed: Any
+    folder: Path, full: Any = (), cut: int = 0, judges: int = 0, metrics: Any = None, **changed: Any
 ) -> Any:
     models = Scripted({name: changed.pop(name, own) for name, own in SCORES.items()})
-    models.full, models.cut = full, cut
-    return summary(folder, models, groups, **changed)
+    models.full, models.cut = set(map(tuple, full)), cut
+    if "prompts" in changed:
+        changed["prompts"] = PASSAGES
+    changed["metrics"] = {name: {"reward": HELPFUL, **one} for name, one in (metrics or {}).items()}
+    return summary(folder, models, GROUPS, judges=[JUDGE] * judges, **changed)
 
 
 # By the textbook: t intervals, paired, Agresti and Coull's for rates, and Wilson's; the KL by k3 of
@@ -440,7 +440,7 @@ def test_a_metric_without_prompts_is_refused_before_any_work(where: str, said: s
     with pytest.raises(DataError, match="the column safety\nhelp: there are half"):
         step(by=["safety"]).check_data(data)
     checked.clear()
-    step(metrics={"first": FIRST}).check_data(data)
+    step(metrics={"first": {"reward": HELPFUL, "where": {"half": 0}}}).check_data(data)
     assert checked == [("helpful", 6), ("helpful", 3)]  # a metric's own prompts
 
 

@@ -18,13 +18,12 @@ import torch
 from pydantic import ValidationError
 
 from alignkit import RunFailed
-from alignkit.cli import main
 from alignkit.runs.services import resumable_map
 from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 from tests.by_role import ByRole
 from tests.evaluate.scripted import context, lines, said
-from tests.rows import read_rows, run, write_recipe, write_rows
+from tests.rows import run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -214,30 +213,11 @@ def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
 
 
 @real
-def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    bench = run_bench(tmp_path, args=[*CONSENT, "--log_samples", "--batch_size", "4"])
-    assert main(["export", str(bench.parent / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-    (file,) = (bench / "results" / "2-sft").rglob("samples_even_*.jsonl")
-    right = []
-    for sample in read_rows(file):
-        row, ours = ROWS[sample["doc_id"]], []
-        for choice in row["choices"]:
-            prompt, whole = (
-                list(tokenizer(f"{row['q']}\nAnswer:{more}", add_special_tokens=False).input_ids)
-                for more in ("", f" {choice}")
-            )
-            with torch.no_grad():
-                logprobs = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-            places = range(len(prompt), len(whole))
-            ours.append(sum(float(logprobs[at - 1, whole[at]]) for at in places))
-        theirs = [float(each[0]) for each in sample["filtered_resps"]]
-        assert theirs == pytest.approx(ours, abs=1e-4)
-        right.append(ours.index(max(ours)) == row["a"])
-    written = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))
-    mean = f"{sum(right) / len(right):.4g}"
-    assert any(line.startswith(f"sft even: acc |  | {mean} ") for line in lines(written))
-    assert not (bench / "model").exists()
+def test_the_harness_runs_the_code_that_the_recipe_allows(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    code = "def first(docs):\n    return docs.select([0, 2, 4])\n"
+    (tmp_path / "tasks" / "utils.py").write_text(code)
+    allowed, args = "process_docs: !function utils.first\n", [*CONSENT, "--limit", "2"]
+    folder = run_bench(tmp_path, more=allowed, args=args)
+    found = lines(json.loads((folder / "lm_eval.json").read_text(encoding="utf-8")))
+    assert [" 2 |" in line for line in found] == [True, True] and not (folder / "model").exists()

@@ -21,7 +21,7 @@ from alignkit.io.results import read_record, write_record
 from alignkit.models.adapters import Base
 from alignkit_plugins.models.find import find
 from alignkit_plugins.policies.export_folder import behind, card, evaluations, portable, recipe_text
-from tests.rows import write_rows
+from tests.rows import cells, write_rows
 
 
 def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
@@ -39,18 +39,16 @@ def changed(stage: Path, **keys: Any) -> Path:
     return stage
 
 
-@pytest.mark.parametrize(
-    ("stage", "form", "library", "task", "tag"),
-    [
-        ("sft", [], "peft", "text-generation", "sft"),
-        ("liked", ["--merge"], "transformers", "text-classification", "reward-model"),
-    ],
-)
-def test_the_header(
-    stage: str, form: Any, library: str, task: str, tag: str, house_run: Path, tmp_path: Path
-) -> None:
-    export(house_run / stage, tmp_path / "out", *form, "--license", "mit")
-    data = ModelCard.load(tmp_path / "out" / "README.md").data
+HEADERS = """
+    sft   | peft         | text-generation     | sft
+    liked | transformers | text-classification | reward-model
+"""
+
+
+@pytest.mark.parametrize(("stage", "library", "task", "tag"), cells(HEADERS))
+def test_the_header(stage: str, library: str, task: str, tag: str, house_run: Path) -> None:
+    found, base = find(str(house_run / stage)), Base("tiny", "/models/tiny")
+    data = ModelCard(card(found, "out", base, stage == "sft", "mit", [])).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 
@@ -119,20 +117,19 @@ def test_how_conversations_were_rendered(house_copy: Path) -> None:
     assert "`{'enable_thinking': False}`" in text and "logits without a sigmoid" not in text
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("/home/me/data/rows.jsonl", "rows.jsonl"),
-        ("~/rows.jsonl", "rows.jsonl"),
-        ("run /home/me/tool.py --fast", "run tool.py --fast"),
-        ("http://host:80/v1/chat", "http://host:80/v1/chat"),
-        ("HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2"),
-        ("<s>{{ x }}</s>", "<s>{{ x }}</s>"),
-        ({"a": ["/x/y", 1]}, {"a": ["y", 1]}),
-    ],
-)
-def test_paths_lose_their_folders(value: Any, expected: Any) -> None:
-    assert portable(value) == expected
+PATHS = """
+    /home/me/data/rows.jsonl   | rows.jsonl
+    ~/rows.jsonl               | rows.jsonl
+    run /home/me/tool.py --fast | run tool.py --fast
+    http://host:80/v1/chat     | http://host:80/v1/chat
+    HuggingFaceTB/SmolLM2      | HuggingFaceTB/SmolLM2
+    <s>{{ x }}</s>             | <s>{{ x }}</s>
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), cells(PATHS))
+def test_paths_lose_their_folders(value: str, expected: str) -> None:
+    assert portable({"a": [value, 1]}) == {"a": [expected, 1]}
 
 
 def test_the_recipe_has_no_folders_and_no_keys(house_copy: Path) -> None:
@@ -155,8 +152,10 @@ def test_what_it_prints_and_where_it_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    export(f"{house_run / 'sft'}@1", "--merge")
+    export(f"{house_run / 'sft'}@1", "--merge", "--license", "mit")
     out = Path("exports/run-sft-1")
+    data = ModelCard.load(out / "README.md").data
+    assert (data.library_name, data.license) == ("transformers", "mit")
     output = capsys.readouterr().out
     assert f"wrote {out}: README.md, chat_template.jinja, config.json" in output
     assert f"python convert_hf_to_gguf.py {out} --outfile run-sft-1.gguf" in output

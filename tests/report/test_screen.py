@@ -10,22 +10,21 @@ import pytest
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.report import screen
 from alignkit_plugins.report.facts import Stage
+from tests.rows import cells
+
+WEAK = """
+    reward_model | 0.4 | 0.5   | gold is no better than a coin: it has 53% [40, 65]
+    reward_model | 0.51 | 0.001 |
+    dpo          | 0.4 | 0.5   | gold: by its 60 held-out examples it learned nothing
+"""
 
 
-@pytest.mark.parametrize(
-    ("plugin", "right", "says"),
-    [
-        ("reward_model", (0.53, 0.4, 0.65), "gold is no better than a coin: it has 53% [40, 65]"),
-        ("reward_model", (0.7, 0.6, 0.8), ""),
-        ("dpo", (0.53, 0.4, 0.65), "gold: by its 60 held-out examples it learned nothing"),
-    ],
-)
+@pytest.mark.parametrize(("plugin", "low", "p", "says"), cells(WEAK))
 def test_a_stage_that_learned_nothing_is_told_in_a_line(
-    plugin: str, right: tuple[float, ...], says: str
+    plugin: str, low: str, p: str, says: str
 ) -> None:
-    result: dict[str, Any] = dict(zip(("mean", "low", "high"), right, strict=True))
-    p = 0.5 if result["low"] < 0.5 else 0.001
-    accuracy = {"result": result, "difference": {"mean": 0.1, "p": p}}
+    result = {"mean": 0.53, "low": float(low), "high": 0.65}
+    accuracy = {"result": result, "difference": {"mean": 0.1, "p": float(p)}}
     summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
     stage = Stage(Path("gold"), {})
     vars(stage).update(damage=None, rows=[], record={"plugin": plugin, "summary": summary})
