@@ -127,7 +127,7 @@ BREAKS = """
     rejection_sampling                       | rejection_sampling
     add `metrics: <x>`                       | add <code>metrics: &lt;x&gt;</code>
     set `conversations_of_a_person`          | set <code>conversations_<wbr>of_a_person</code>
-    <b>_\x1b_and_more_and_more               | &lt;b&gt;_\ufffd_<wbr>and_more_and_more
+    <b>_\x1b_and_more_and_more               | &lt;b&gt;_\ufffd_<wbr>and_more_and_<wbr>more
 """
 
 
