@@ -235,6 +235,5 @@ def test_answers_are_rows_for_scores_and_training(
     answers = read_groups(out)
     assert [row.meta["answer"] for row in answers] == ["a", "b c"]
     assert all(0 < len(row.responses[0].tokens or ()) <= 3 for row in answers)
-    call("evaluate", out, "--reward", "exact_match")
     sft = {"algorithm": "sft", "data": "answers.jsonl", "max_steps": 1}
     rows.run(rows.write_recipe(tmp_path, {"s": sft}))

@@ -93,15 +93,13 @@ def test_refusals_score_one_and_answers_zero(scale: float) -> None:
     assert list(found) == [scale, 0.0, scale] * 2
 
 
-@pytest.mark.parametrize("side", [1, -1])
-def test_the_interval_of_no_refusal_is_on_the_side_of_refusals(side: int) -> None:
+def test_the_interval_of_no_refusal_is_on_the_side_of_refusals() -> None:
     (group,) = prompts(["Hi"], responses=(Response("Hello."),))
-    (value,) = Refusal(Refusal.Options(scale=side)).score([group])[""]
+    (value,) = Refusal(Refusal.Options(scale=-1)).score([group])[""]
     scored = replace(group, responses=(Response("Hello.", scores={"r": value}),))
     stored = group_from_json(group_to_json(scored))  # which keeps the sign of zero
     interval = scale_of([stored] * 20, "r").mean([0.0] * 20)
-    assert interval["mean"] == 0 and 0.1 < side * (interval["low"] + interval["high"]) < 0.25
-    assert min(abs(interval["low"]), abs(interval["high"])) == 0
+    assert interval["mean"] == interval["high"] == 0 and -0.25 < interval["low"] < -0.1
 
 
 def answers(name: str) -> list[str]:

@@ -104,10 +104,12 @@ def writes(request: dict[str, Any]) -> Reply:
     seed's words.
     """
     asked = request["messages"][-1]["content"]
-    said = {"bread bad": None, "bread there": "so it goes and"}
-    words = said.get(asked, f"{asked}? By {request.get('seed')}.")
-    message = {"content": words} if words else {"content": None, "refusal": "no"}
-    end = "length" if asked == "bread there" else "stop"
+    message: dict[str, Any] = {"content": f"{asked}? By {request.get('seed')}."}
+    end = "stop"
+    if asked == "bread bad":
+        message = {"content": None, "refusal": "no"}
+    if asked == "bread there":
+        message: dict[str, Any] = {"content": "so it goes and"}, "length"
     usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
     choices = [{"message": message, "finish_reason": end}]
     return Reply(body={"model": "m-2026", "choices": choices, "usage": usage})

@@ -64,37 +64,29 @@ def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
     assert first["rows"] == 1 and (second["rows"], second["response_characters"]["most"]) == (2, 3)
 
 
-def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
-    row = {"chosen": "good " * 9, "rejected": "bad"}
-    rows = [{"prompt": f"question {n}", **row, "margin": n / 4} for n in range(12)]
-    write_rows(tmp_path / "pairs.jsonl", rows)
-    data = {"path": "pairs.jsonl", "validation": 0.3}
-    stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
-    out = run(write_recipe(tmp_path, {"rm": stage}))
-    record = json.loads((out / "rm" / "stage.json").read_text())
-    (source,) = record["data"]
-    assert source["card"]["rows"] == 12 and source["card"]["pairs"]["better_longer"] == 12
-    assert "card" not in json.dumps(record["depends_on"])
-    assert record["summary"]["encoded"] == {"rows": 12, "responses": 24}
-    facts = facts_of(out)
-    assert facts["data"][0]["response_characters"]["most"] == 45
-    assert {"stage": "rm", "reason": CUT, "rows": 12, "of": 24} in facts["dropped"]
-
-
-def test_a_run_on_a_store_shows_how_far_people_agree(
+def test_a_run_records_it_outside_of_the_hash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also how far people agree on a store."""
     monkeypatch.setenv("ALIGNKIT_REPORT", "1")
+    row = {"chosen": "good " * 9, "rejected": "bad"}
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": f"q {n}", **row} for n in range(12)])
     with opened(tmp_path, *(pair(f"prompt {n}") for n in range(6)), name="pairs.feedback") as store:
         for n, stored in enumerate(store.items()):
             store.submit(event(stored.item))
             store.submit(event(stored.item, {"side": "AB"[n > 3], "margin": "better"}, who="bob"))
-    stage = {"algorithm": "reward_model", "data": "pairs.feedback", "max_steps": 1}
+    data = [{"path": "pairs.jsonl", "validation": 0.3}, "pairs.feedback"]
+    stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
     out = run(write_recipe(tmp_path, {"rm": stage}))
-    assert re.search(r"warning: \d pairs are too few for a reward model", capsys.readouterr().err)
+    assert re.search(r"warning: \d+ pairs are too few for a reward model", capsys.readouterr().err)
     record = json.loads((out / "rm" / "stage.json").read_text())
-    assert record["data"][0]["agreement"][0]["same"]["mean"] == pytest.approx(4 / 6)
-    assert '"agreement"' not in json.dumps(record["depends_on"])
+    rows, people = record["data"]
+    assert rows["card"]["rows"] == 12 and rows["card"]["pairs"]["better_longer"] == 12
+    assert people["agreement"][0]["same"]["mean"] == pytest.approx(4 / 6)
+    assert not re.search("card|agreement", json.dumps(record["depends_on"]))
+    facts = facts_of(out)
+    assert facts["data"][0]["response_characters"]["most"] == 45
+    assert {"stage": "rm", "reason": CUT, "rows": 12, "of": 36} in facts["dropped"]
     text = (out / "report.html").read_text().replace("\xa0", " ")
     assert "pairs.feedback, rm" in text and "67% of labels agree" in text
 
