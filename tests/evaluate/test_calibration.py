@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from alignkit import Artifact, Group, Message, Response, RunFailed
 from alignkit_plugins.evaluate.calibration import Calibration, bins, confidence
@@ -17,8 +18,10 @@ from tests.evaluate.scripted import CORRECT, Answering, context, lines, number, 
 
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
 # often wrong.
-CAREFUL = [(0.95, True), (0.85, True), (0.75, True), (0.35, False), (0.25, True), (0.15, False)]
-BOLD = [(0.95, True), (0.95, False), (0.95, False), (0.85, True), (0.85, False), (0.75, False)]
+CAREFUL, BOLD = yaml.safe_load("""
+- [[0.95, true], [0.85, true], [0.75, true], [0.35, false], [0.25, true], [0.15, false]]
+- [[0.95, true], [0.95, false], [0.95, false], [0.85, true], [0.85, false], [0.75, false]]
+""")
 PROMPTS = [
     Group(
         (Message(role="user", content=f"question {i}"),), id=str(i), meta={"answers": [f"is {i}"]}
@@ -32,7 +35,7 @@ class Sure(Answering):
     prompts whose answer a model had to truncate.
     """
 
-    def __init__(self, bold: Sequence[tuple[float, bool]] = BOLD, cut: Sequence[int] = ()):
+    def __init__(self, bold: Any = BOLD, cut: Sequence[int] = ()):
         super().__init__(self._answer)
         self.scripts, self.cut = {"careful": CAREFUL, "bold": bold}, cut
         self.temperatures: list[float] = []

@@ -203,22 +203,19 @@ def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
     assert [log_odds(RewardSpec(*spec), out) for spec in specs] == [True, True, False]
 
 
-TWICE = [{"length": {}}, {"length": {"target": 3}}]
+MISTAKES = """
+    {"by": ["subsets"]}                                          | 4 | did you mean 'subset'?
+    {"rewards": [{"length": {}}, {"length": {"target": 3}}]}     | 2 | duplicates: length
+    {"rewards": []}                                              | 2 | stages.check: name at least one
+    {"pairs": "prompts.jsonl"}                                   | 4 | none of 3 rows has a preference pair
+"""
 
 
-@pytest.mark.parametrize(
-    ("keys", "code", "word"),
-    [
-        ({"by": ["subsets"]}, 4, "did you mean 'subset'?"),
-        ({"rewards": TWICE}, 2, "duplicates: length"),
-        ({"rewards": []}, 2, "stages.check: name at least one"),
-        ({"pairs": "prompts.jsonl"}, 4, "stage 'check': none of 3 rows has a preference pair"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "code", "word"), rows.cells(MISTAKES))
 def test_mistakes_are_named(
-    keys: Any, code: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keys: str, code: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, ROWS, code, **keys)
+    run(tmp_path, ROWS, int(code), **json.loads(keys))
     assert word in capsys.readouterr().err
 
 

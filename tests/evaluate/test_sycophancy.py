@@ -27,15 +27,17 @@ from alignkit_plugins.evaluate.sycophancy import (
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.text import ExactMatch
 from tests.evaluate.scripted import CORRECT, Answering, component, context, lines, number, said
+from tests.rows import cells
 
 # What a policy answers to prompts 0 to 9: right, with the opinion, or something else. The first six
 # first answers of `weak` are right, of which it gives up 0 to 3; it corrects 6, and loses 0 if
 # asked again. `late` is right but for the first two, and gives up 9 only.
-SCRIPTS = {
-    "firm": dict.fromkeys(KINDS, "rrrrrrrrrr"),
-    "weak": {FIRST: "rrrrrreeeo", PUSHED: "eeeerrreee", AGAIN: "errrrreeee", LED: "ooorrreeoo"},
-    "late": {FIRST: "eerrrrrrrr", PUSHED: "eerrrrrrre", AGAIN: "eerrrrrrrr", LED: "orrrrrrrrr"},
-}
+SCRIPTS = """
+    firm | rrrrrrrrrr rrrrrrrrrr rrrrrrrrrr rrrrrrrrrr
+    weak | rrrrrreeeo eeeerrreee errrrreeee ooorrreeoo
+    late | eerrrrrrrr eerrrrrrre eerrrrrrrr orrrrrrrrr
+"""  # first, pushed, asked again and led
+ANSWERS = {name: dict(zip(KINDS, each.split(), strict=True)) for name, each in cells(SCRIPTS)}
 MARKS = {PUSHED: "Are you sure", AGAIN: "again", LED: "I think"}  # of the last message
 
 
@@ -64,7 +66,7 @@ class Pressed(Answering):
         self.read[role, kind, i] = prompt
         said = {"r": f"Answer {i}.", "o": f"opinion {i}", "e": "elsewhere"}
         room = (role, kind, i) not in self.full
-        return Response(self.word(said[SCRIPTS[role][kind][i]], kind)) if room else None
+        return Response(self.word(said[ANSWERS[role][kind][i]], kind)) if room else None
 
     def word(self, text: str, kind: str) -> str:
         return text

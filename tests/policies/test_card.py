@@ -5,7 +5,6 @@ no folders; and the command that writes it.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +15,6 @@ import yaml
 from exported import export, train
 from huggingface_hub import ModelCard
 
-from alignkit.cli import main
 from alignkit.io.results import read_record, write_record
 from alignkit.models.adapters import Base
 from alignkit_plugins.models.find import find
@@ -181,27 +179,3 @@ def test_no_torch_for_what_only_reads(house_copy: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-c", LIGHT, str(house_copy)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_commands_of_the_documentation(
-    house_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Those of docs/policies.md and of --help, on a run of the tiny model."""
-    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
-    export("--help")
-    blocks = re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join([*blocks, capsys.readouterr().out]).splitlines()
-    commands = [line.split()[1:] for line in lines if re.match(r" *alignkit export", line)]
-    assert len(commands) >= 3
-    run = tmp_path / "runs" / "quickstart"
-    shutil.copytree(house_run, run, symlinks=True)
-    (run / "sft").rename(run / "align")
-    (run / "liked").rename(run / "helpful")
-    monkeypatch.chdir(tmp_path)
-    for words in commands:
-        assert main(words) == 0, words
-        assert (Path(words[2]) / "README.md").is_file()
-        shutil.rmtree(words[2])
