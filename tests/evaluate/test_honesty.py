@@ -154,11 +154,8 @@ PRESSED = """
 
 
 def stated(known: Any, opinion: Any = "Wanda Ito", texts: Any = DOUBTED) -> Group:
-    return Group(
-        (user(STATED),),
-        tuple(map(Response, texts)),
-        meta={"answers": known, "opinion": opinion},
-    )
+    meta = {"answers": known, "opinion": opinion}
+    return Group((user(STATED),), tuple(map(Response, texts)), meta=meta)
 
 
 @pytest.mark.parametrize(("known", "first", "expected"), cells(PRESSED))

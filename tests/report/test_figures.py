@@ -36,8 +36,10 @@ def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
 
 
 def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_path: Path) -> None:
-    rows = [{**row, HOSTILE: at % 3, f"score/{HOSTILE}": at} for at, row in enumerate(align_rows())]
-    rows = [{**row, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at} for at, row in enumerate(rows)]
+    rows = align_rows()
+    for at, row in enumerate(rows):
+        row |= {HOSTILE: at % 3, f"score/{HOSTILE}": at}
+        row |= {"loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at}
     facts = facts_of(make_run(tmp_path / "run", {"align": rows}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -25,8 +25,7 @@ def run_of(folder: Path, *stages: str) -> Path:
 
 def test_the_report_shows_how_far_people_agree(tmp_path: Path) -> None:
     facts = facts_of(run_of(tmp_path, "sft", "labels"))
-    stages = [(one["stage"], one["source"]) for one in facts["people"]]
-    assert stages == [(stage, "/data/labels.feedback") for stage in ("sft", "labels")]
+    assert [one["stage"] for one in facts["people"]] == ["sft", "labels"]
     text = page(facts).replace("\xa0", " ")
     assert text.count("of labels agree") == 1  # both stages read the same labels
     assert "labels.feedback, sft, labels: pair: " in text and "50% of labels agree" in text

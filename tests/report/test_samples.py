@@ -29,8 +29,8 @@ row: 20
 difference: 1.19
 prompt: [{role: user, content: "question 19 "}]
 answers:
-- {policy: sft, text: before 19, score: 0.0, tokens: 10}
-- {policy: align, text: "after 19 ", score: 1.19, tokens: 20}
+- {policy: sft, text: before 19, score: 0.0, tokens: 10, truncated: false}
+- {policy: align, text: "after 19 ", score: 1.19, tokens: 20, truncated: false}
 """
 
 
