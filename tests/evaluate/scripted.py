@@ -169,13 +169,14 @@ def figures(found: Mapping[str, Any]) -> str:
 
 
 def lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """The rows of an evaluation: what of whom, against whom, mean, difference, share of prompts
-    won, and how many are won, lost, tied and missing. Numbers are `mean low high n p`.
+    """The rows of an evaluation: what of whom, against whom, mean, difference, the low end of
+    the share of prompts won, and how many are won, lost, tied and missing. Numbers are `mean low
+    high n p`.
     """
     found = []
     for one in rows_of(evaluation):
         head = f"{one.policy} {one.metric} {one.value}".strip()
-        won = figures(one.win_rate).partition(" ")[0]
+        won = figures({"low": one.win_rate["low"]} if one.win_rate else {})
         numbers = figures(one.estimate), figures(one.difference), won
         counts = f"{one.counts} {one.missing}".strip()
         found.append(" | ".join([head, one.baseline, *numbers, counts]))

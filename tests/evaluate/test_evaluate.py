@@ -107,7 +107,7 @@ def evaluated(
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
 plain: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
-plain: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.8333 | 5/1/0 0
+plain: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.4365 | 5/1/0 0
 plain: base length, tokens |  | 5 - - 6 |  |  | 0
 plain: base truncated |  | 0.1667 |  |  | 0
 plain: sft length, tokens |  | 5 4.061 5.939 6 |  |  | 0
@@ -117,13 +117,13 @@ plain: align truncated |  | 0.1667 |  |  | 0
 plain: base KL, nats | sft | 0.7436 - - 6 |  |  | 0
 plain: sft KL, nats | sft | 0 0 0 6 |  |  | 0
 plain: align KL, nats | sft | 0.6392 0.3746 0.9037 6 |  |  | 0
-base: align helpful | base | 6.467 2.589 10.34 6 | 1.467 1.087 1.846 6 0.0001761 | 1 | 6/0/0 0
-wins: align helpful | sft | 6.333 2.658 10.01 6 | 0.3333 -0.5235 1.19 6 0.3632 | 0.75 | 3/1/2 0
+base: align helpful | base | 6.467 2.589 10.34 6 | 1.467 1.087 1.846 6 0.0001761 | 0.6097 | 6/0/0 0
+wins: align helpful | sft | 6.333 2.658 10.01 6 | 0.3333 -0.5235 1.19 6 0.3632 | 0.3006 | 3/1/2 0
 gaps: sft helpful |  | 5 1.074 8.926 5 |  |  | 1
-gaps: align helpful | sft | 7.46 3.6 11.32 5 | 0.425 -0.3027 1.153 4 0.1601 | 0.75 | 3/1/0 1
-full: align helpful | sft | 6.72 1.664 11.78 5 | 0.52 0.05211 0.9879 5 0.03673 | 0.8 | 4/1/0 0
+gaps: align helpful | sft | 7.46 3.6 11.32 5 | 0.425 -0.3027 1.153 4 0.1601 | 0.3006 | 3/1/0 1
+full: align helpful | sft | 6.72 1.664 11.78 5 | 0.52 0.05211 0.9879 5 0.03673 | 0.3755 | 4/1/0 0
 cut: align KL, nats | sft | 0.6605 0.3181 1.003 5 |  |  | 1
-passages: align helpful | sft | 6.467 -3.037 15.97 6 | 0.4667 -0.003573 0.9369 6 0.25 | 0.8333 | 5/1/0 0
+passages: align helpful | sft | 6.467 -3.037 15.97 6 | 0.4667 -0.003573 0.9369 6 0.25 | 0.4033 | 5/1/0 0
 passages: align length, tokens |  | 6 3.849 8.151 6 |  |  | 0
 passages: align KL, nats | sft | 0.6392 0.41 0.8684 6 |  |  | 0
 rates: sft helpful |  | 1 0.5572 1 6 |  |  | 0
@@ -135,27 +135,27 @@ rates: align helpful 1 | sft | 0.6667 0.2024 0.9437 3 | -0.3333 -0.8559 0.4559 3
 signed: align helpful | sft | 0.6667 -0.1644 0.9773 6 | -0.3333 -1.081 0.5808 6 1 | 0 | 0/1/5 0
 signed: align helpful 0 | sft | 1 -0.2349 1 3 | 0 -1.109 1.109 3 1 |  | 0/0/3 0
 signed: align helpful 1 | sft | 0.3333 -0.5951 0.8875 3 | -0.6667 -1.712 0.9119 3 1 | 0 | 0/1/2 0
-samples: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.8333 | 5/1/0 0
+samples: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.4365 | 5/1/0 0
 samples: align length, tokens |  | 6 3.517 8.483 6 |  |  | 0
 samples: align truncated |  | 0.1667 |  |  | 0
 samples: align KL, nats | sft | 0.6392 0.3746 0.9037 6 |  |  | 0
 nothing: align helpful | sft | - - - 0 | - - - 0 1 |  | 0/0/0 6
-one: align helpful | sft | 1.5 - - 1 | 0.5 - - 1 1 | 1 | 1/0/0 0
+one: align helpful | sft | 1.5 - - 1 | 0.5 - - 1 1 | 0.2065 | 1/0/0 0
 alone: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 alone: align helpful |  | 6.467 2.589 10.34 6 |  |  | 0
 languages: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 languages: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
-languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 1 | 1/0/0 0
-languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.6667 | 2/1/0 0
-metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 1 | 3/0/0 0
+languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 0.2065 | 1/0/0 0
+languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.2077 | 2/1/0 0
+metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
-metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 1 | 3/0/0 0
+metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
-judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: align judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged often: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
+judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: align judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged often: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
 """
 
 
