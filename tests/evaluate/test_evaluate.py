@@ -186,23 +186,26 @@ SAMPLED |= {"top_p": 0.9, "top_k": 3}
 
 def whole(folder: Path) -> tuple[Scripted, Any]:
     """All options at once. Answers score a tenth per token, and half more if they are the aligned
-    policy's; its last one has no score.
+    policy's; its last one that counts has no score.
     """
     lengths = {"base": [5] * 40, "sft": [20 + i % 7 for i in range(40)]}
     lengths["align"] = [22 + (3 * i) % 8 for i in range(40)]
     scores: dict[str, Any] = {policy: [0.1 * n for n in own] for policy, own in lengths.items()}
     scores["align"] = [n + 0.5 + 0.2 * math.sin(7 * i) for i, n in enumerate(scores["align"])]
-    scores["align"][-1] = None
+    scores["align"][-2] = None
     models = Scripted(scores, lengths, HOSTILE)
     groups = [
         replace(group, meta={"passage": n, "language": "en"}) for n, group in enumerate(prompts(40))
     ]
-    around = context(models, folder, [*groups, groups[0], *prompts(2, passage=0)])
-    options = {"metrics": {"metric": {"reward": HELPFUL, "better": "lower"}}, "judges": [JUDGE]}
+    around = context(models, folder, [*prompts(1, passage=0), *groups, groups[0]])
+    options = {
+        "metrics": {"metric": {"reward": HELPFUL, "better": "lower", "where": {"language": "en"}}},
+        "judges": [JUDGE],
+    }
     made = step(
         sampling=SAMPLED,
         samples_per_prompt=2,
-        limit=41,
+        limit=40,
         by=["language"],
         prompts=PASSAGES,
         next="alignkit chat runs/x",
@@ -212,43 +215,43 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
 
 
 TEXT = """\
-1 of 43 prompts repeat the words and columns of others and do not count again
+1 of 42 prompts repeat the words and columns of others and do not count again
 intervals are over groups of prompts that share passage
 sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop ['\\n']
 the KL is biased: it is of all tokens, and samples leave some out (min_new_tokens, top_k, top_p)
 
-base is better than sft in metric (lower is better), -1.78 [-1.85, -1.71]: 0.50 against 2.28. It is
+base is better than sft in metric (lower is better), -1.78 [-1.85, -1.72]: 0.50 against 2.28. It is
   not known whether it was trained on this, so this may be no independent proof. Worse: the reward
   helpful, -1.78 [-1.85, -1.71]. No clear difference in judge.
-align is worse than sft in metric (lower is better), +0.77 [0.66, 0.88]: 3.05 against 2.28. Also
-  better: the reward helpful, +0.77 [0.66, 0.88]. Worse than the base model: metric (lower is
-  better), +2.55 [2.45, 2.65]. No clear difference in judge.
-judge compared 164 pairs, and how far people agree with it is not known; the order of the answers
-  decides 20% [9, 37]; no verdict on 24 (refused).
+align is worse than sft in metric (lower is better), +0.77 [0.66, 0.89]: 3.06 against 2.28. Also
+  better: the reward helpful, +0.77 [0.66, 0.89]. Worse than the base model: metric (lower is
+  better), +2.56 [2.46, 2.66]. No clear difference in judge.
+judge compared 160 pairs, and how far people agree with it is not known; the order of the answers
+  decides 21% [10, 38]; no verdict on 24 (refused).
 
-mean and 95% interval over 41 prompts
+mean and 95% interval over 40 prompts
                         base                sft              align
 ──────────────────────────────────────────────────────────────────
-metric*                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
+metric*                 0.50  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
 helpful                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
-judge           57% [48, 67]                  -       57% [48, 67]
+judge           59% [49, 68]                  -       59% [49, 68]
 length, tokens          5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
 truncated                 5%                 5%                 5%
-KL, nats                0.74  0.00 [0.00, 0.00]  2.71 [2.62, 2.79]
+KL, nats                0.74  0.00 [0.00, 0.00]  2.70 [2.62, 2.79]
 * lower is better
 
 prompt: question 0
-base (metric 0.5):
+base:
   [31mred[/red] [bold]x 0 from base long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long lon...
-sft (metric 2):
+sft:
   [31mred[/red] [bold]x 0 from sft long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long...
-align (metric 2.7):
+align:
   [31mred[/red] [bold]x 0 from align long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
@@ -260,7 +263,7 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
     """Answers cannot act on the terminal or as markup, and are cut."""
     models, artifact = whole(tmp_path)
     text, found = said(artifact, 100), artifact.summary
-    assert text.partition("\nprompt: question 1")[0] == TEXT
+    assert text.startswith(TEXT)
     assert text.count("prompt: ") == 3 and text.endswith("\n\nnext: alignkit chat runs/x")
     common = {"seed": 7, "samples_per_prompt": 2, **SAMPLED}
     assert models.sampled == [{"role": role, **common} for role in SCORES]
@@ -268,8 +271,8 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
     written = (tmp_path / "out" / "evaluation.json").read_text()
     assert json.loads(written) == found and "NaN" not in written
     samples = read_groups(tmp_path / "out" / "samples.jsonl")
-    assert [number(group.prompt) for group in samples] == [*range(40), 0]
-    last = samples[1].responses[-1]
+    assert [number(group.prompt) for group in samples] == [0, *range(39)]
+    last = samples[2].responses[-1]
     assert (last.source, last.scores) == (
         "align",
         pytest.approx({"metric": 3.131, "helpful": 3.131}, abs=1e-3),
