@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,32 +142,3 @@ def random_batch(seed: int) -> tuple[Batch, Tensor]:
     given = batch(mask, old_logprobs=old, reference_logprobs=old + 0.3 * noise())
     given.signals = {"advantages": torch.randn(6, generator=draw, dtype=torch.float64)}
     return given, (old + 0.3 * noise()).requires_grad_()
-
-
-class _Accelerator:
-    device, num_processes = "cpu", 1
-
-    def gather(self, x: Any, **_: Any) -> Any:
-        return x
-
-    gather_for_metrics = reduce = gather
-
-
-def trl_trainer(**attributes: Any) -> Any:
-    """What the loss functions of TRL's trainers read of a trainer, without one."""
-    defaults = {
-        "model": SimpleNamespace(training=False),
-        "accelerator": _Accelerator(),
-        "args": SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1),
-        "aux_loss_enabled": False,
-        "precompute_ref_logps": True,
-        "is_encoder_decoder": False,
-        "top_entropy_quantile": 1.0,
-        "off_policy_mask_threshold": None,
-        "use_vllm": False,
-        "current_gradient_accumulation_steps": 1,
-        "_entropy_bonus_enabled": False,
-        "_total_train_tokens": 0,
-        "_metrics": defaultdict(lambda: defaultdict(list)),
-    }
-    return SimpleNamespace(**{**defaults, **attributes})

@@ -14,7 +14,8 @@ import pytest
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 from tests.patience import PATIENCE
-from tests.people.pages import application, filled, served
+from tests.people.pages import application, served
+from tests.stores import opened
 
 CHROMIUM = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -84,7 +85,7 @@ def person(
     """Ada at a page with these items. before: called with the browser's context; more: of
     `application`.
     """
-    store = filled(tmp_path / "a.feedback", items)
+    store = opened(tmp_path, *items)
     app, sessions = application(store, **more)
     with served(app) as port:
         context = browser.new_context(viewport={"width": width, "height": 800})

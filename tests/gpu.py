@@ -1,9 +1,8 @@
 """The suite on a GPU: `make test-gpu`, or `ALIGNKIT_TEST_DEVICE=cuda` with any selection of tests.
 
 Every model is loaded onto the device, whatever its test asks for, and tensors that test code makes
-are moved there; alignkit's own code places its tensors itself. `ALIGNKIT_TEST_DEVICE=simulated`
-takes the simulated device instead. Tests of what only a CPU does are marked `cpu_only` with the
-reason.
+are moved there; alignkit's own code places its tensors itself. Tests of what only a CPU does are
+marked `cpu_only` with the reason.
 """
 
 from __future__ import annotations
@@ -18,24 +17,8 @@ from typing import Any
 import pytest
 
 VARIABLE = "ALIGNKIT_TEST_DEVICE"
-KINDS = ("cuda", "simulated")
 TESTS = Path(__file__).parent
-MADE = (
-    *(
-        "arange",
-        "empty",
-        "eye",
-        "from_numpy",
-        "full",
-        "linspace",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-    ),
-    *("tensor", "zeros"),
-)
+MADE = "arange empty eye from_numpy full linspace ones rand randint randn randperm tensor zeros"
 
 
 def wanted() -> str | None:
@@ -43,17 +26,10 @@ def wanted() -> str | None:
     name = os.environ.get(VARIABLE)
     if not name:
         return None
-    if name not in KINDS:
-        pytest.exit(f"{VARIABLE} is '{name}'; it must be {' or '.join(KINDS)}", returncode=2)
-    if name == "simulated":
-        sys.path.insert(0, str(TESTS / "simulated_cuda"))
-        import device
-
-        device.enable(8.0, triton=True)
     import torch
 
-    if not torch.cuda.is_available():
-        pytest.exit(f"{VARIABLE}=cuda: torch finds no GPU on this machine", returncode=2)
+    if name != "cuda" or not torch.cuda.is_available():
+        pytest.exit(f"{VARIABLE}={name}: it must be cuda, on a machine with a GPU", returncode=2)
     return name
 
 
@@ -65,7 +41,7 @@ def everything_on_it() -> Iterator[None]:
 
     from alignkit.models import loading, shared_model
 
-    made = {getattr(torch, name) for name in MADE}
+    made = {getattr(torch, name) for name in MADE.split()}
     cuda = torch.device("cuda", 0)
 
     class Moved(TorchFunctionMode):
@@ -93,5 +69,4 @@ def everything_on_it() -> Iterator[None]:
 def _called_by_a_test() -> bool:
     """Whether the call comes from a file of tests, and not from alignkit or a library."""
     frame = sys._getframe(2)
-    name = frame.f_code.co_filename
-    return name.startswith(str(TESTS)) and "simulated_cuda" not in name
+    return frame.f_code.co_filename.startswith(str(TESTS))

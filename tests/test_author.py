@@ -7,9 +7,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
 from alignkit.calls import CallError, call
 from alignkit.cli import main
@@ -67,14 +67,6 @@ class A(Algorithm):
     def loss(self, batch, out):
         return act("A.loss", Loss(loss=per_token(-out.logprobs * batch.rewards[:, None])))
 
-class F(Format):
-    wants = "odd"
-    @classmethod
-    def matches(cls, row):
-        return "odd" in row
-    def read(self, row):
-        return act("F.read", Group((Message(role="user", content=row["odd"]),), ()))
-
 def source(cache):
     return act("source", "nowhere")
 
@@ -89,60 +81,50 @@ def register(add):
     add("judge", "j", J)
     add("step", "s", S)
     add("algorithm", "a", A)
-    add("format", "odd", F)
     add("model", "stranger", source)
 """
-ALIGN = {
-    "algorithm": "a",
-    "prompts": "rows.jsonl",
-    "reward": {"c": {"part": "r"}},
-    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 4},
-    "iterations": 1,
-    "prompts_per_iteration": 2,
-}
-JUDGE = {"step": "judge_pairs", "judge": "j", "data": "pairs.jsonl"}
-STAGES: dict[str, dict[str, Any]] = {
-    "R": ALIGN,
-    "C": ALIGN,
-    "A": ALIGN,
-    "metrics_logged": ALIGN,
-    "F": ALIGN | {"prompts": "odd.jsonl"},
-    "source": {"algorithm": "sft", "data": "demos.jsonl"},
-    "J": JUDGE,
-    "S": {"step": "s"},
+STAGES = yaml.safe_load("""\
+R: &align
+  algorithm: a
+  prompts: rows.jsonl
+  reward: {c: {part: r}}
+  rollout: {samples_per_prompt: 2, max_new_tokens: 4}
+  iterations: 1
+  prompts_per_iteration: 2
+C: *align
+A: *align
+metrics_logged: *align
+source: {algorithm: sft, data: demos.jsonl}
+J: {step: judge_pairs, judge: j, data: pairs.jsonl}
+S: {step: s}
+""")
+FILES = {
+    "pairs.jsonl": '{"prompt": "how are you", "chosen": "fine", "rejected": "bad"}\n',
+    "rows.jsonl": '{"prompt": "how are you"}\n',
+    "demos.jsonl": '{"prompt": "how are you", "completion": "fine"}\n',
 }
 RAISES = "{}['advantage']"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("author")
-    (folder / "strange.py").write_text(PLUGIN, encoding="utf-8")
-    row = {"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
-    (folder / "pairs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    (folder / "rows.jsonl").write_text('{"prompt": "how are you"}\n', encoding="utf-8")
-    (folder / "demos.jsonl").write_text(
-        '{"prompt": "how are you", "completion": "fine"}\n', encoding="utf-8"
-    )
-    (folder / "odd.jsonl").write_text('{"odd": "how are you"}\n', encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_CACHE", str(folder / "cache"))
-        patch.delenv("ALIGNKIT_DEBUG", raising=False)
-        yield folder
+@pytest.fixture(autouse=True)
+def strange(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.getbasetemp() / "author"))
+    monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
+    for name, text in {"strange.py": PLUGIN, **FILES}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    yield
     load_plugins()  # without this one, for the tests of other modules
 
 
-def arguments(folder: Path, out: Path, fault: str) -> list[str]:
-    kind = fault.split("=")[0].split(".")[0]
+def run(folder: Path, fault: str) -> int:
+    kind = fault.partition(".")[0]
     base = "stranger" if kind == "source" else "tiny"
-    file = out.with_suffix(".json")
-    file.write_text(
-        json.dumps({"model": {"base": base}, "stages": {"only": STAGES[kind]}}), encoding="utf-8"
-    )
-    for name in ("rows.jsonl", "pairs.jsonl", "demos.jsonl", "odd.jsonl"):
-        if not (out.parent / name).exists():
-            (out.parent / name).write_bytes((folder / name).read_bytes())
-    return ["run", str(file), "--plugin", str(folder / "strange.py"), "--out", str(out)]
+    recipe = {"model": {"base": base}, "stages": {"only": STAGES[kind]}}
+    (folder / "r.json").write_text(json.dumps(recipe), encoding="utf-8")
+    command = ["run", str(folder / "r.json"), "--plugin", str(folder / "strange.py")]
+    return main([*command, "--out", str(folder / "run")])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +160,6 @@ def arguments(folder: Path, out: Path, fault: str) -> list[str]:
     ],
 )
 def test_the_error_names_the_plugin(
-    folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -188,7 +169,7 @@ def test_the_error_names_the_plugin(
 ) -> None:
     # `act` evaluates the fault, so that a result may be made of the method's own variables.
     monkeypatch.setenv("FAULT", f"{place}={what.replace('values', 'result.raw')}")
-    code = main(arguments(folder, tmp_path / "run", place))
+    code = run(tmp_path, place)
     err = capsys.readouterr().err
     of_recipe = place in ("C.parts", "A.__init__")  # which reading the recipe calls
     assert (
@@ -198,8 +179,6 @@ def test_the_error_names_the_plugin(
         and "unexpected" not in err
     ), err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    if place == "F.read":  # a format is asked by everything that reads data
-        return
     assert "plugin 'strange.py'" in line and f"`{place}`" in line, line
     if what in (RAISES, "sys.exit(0)"):
         assert "(strange.py:" in line, line
@@ -208,13 +187,12 @@ def test_the_error_names_the_plugin(
 
 
 def test_an_observer_that_exits_stops_the_run(
-    folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("FAULT", "metrics_logged=sys.exit(0)")
-    assert main(arguments(folder, tmp_path / "run", "metrics_logged")) == 3
+    assert run(tmp_path, "metrics_logged") == 3
     assert "plugin 'strange.py', in `metrics_logged`: SystemExit: 0" in capsys.readouterr().err
 
 

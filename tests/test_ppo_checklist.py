@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
@@ -31,9 +30,9 @@ from alignkit.reward import LEARNED_KEY
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
-from alignkit.settings import ModelSpec, Settings
+from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
-from alignkit.training.learner import Averages, Learner, schedule
+from alignkit.training.learner import Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.trainer import add_value_role
 from alignkit_plugins.algorithms.ppo import PPO
@@ -43,9 +42,9 @@ from tests.rows import TINY, pairs, read_rows, write_recipe, write_rows
 from tests.sampled import sample
 
 ITEMS = {
-    1: "test_positions_do_not_depend_on_neighbours",
+    1: "net/test_attention.py::test_packed_rows_match_separate_rows",
     2: "test_masks_come_from_lengths_not_from_ids",
-    3: "test_the_end_of_turn_counts_and_nothing_follows_it",
+    3: "models/test_sampling.py::test_every_end_token_ends_a_response",
     4: "test_scores_see_the_whole_response_with_its_end",
     5: "test_missing_eos_penalty",
     6: "test_a_cut_off_response_is_terminal",
@@ -56,32 +55,26 @@ ITEMS = {
     11: "test_first_minibatch_is_on_policy",
     12: "test_temperature_divides_policy_old_and_reference_alike",
     13: "test_sampling_filters_are_off_and_harmless",
-    14: "test_dropout_is_off",
+    14: "net/test_attention.py::test_gradients_match",
     15: "test_values_start_at_zero_or_at_the_reward_model",
     16: "test_value_gradient_does_not_reach_the_policy",
-    17: "test_a_saved_reward_model_scores_the_same_in_plain_transformers",
-    18: (
-        "PPO whitens no rewards; Llama 2's combination whitens the batch once, tested in "
-        "algorithms/test_llama2.py."
-    ),
+    17: "models/test_padding.py::test_strangers_read_the_same_score",
+    18: "algorithms/test_llama2.py::test_reward_is_the_whitened_plain_score",
     19: "test_advantages_are_whitened_over_all_rollouts",
     20: "test_group_baseline",
     21: "test_number_of_optimizer_steps",
     22: "test_every_sample_once_an_epoch",
     23: "test_micro_batches_do_not_change_the_gradient",
-    24: (
-        "The loss, its gradient and the dual clip are golden numbers, tested in "
-        "algorithms/test_online.py."
-    ),
-    25: "Golden numbers as well, tested in algorithms/test_online.py: with and without a range.",
-    26: "test_metrics_do_not_see_padding",
+    24: "algorithms/test_online.py::test_the_clipped_update",
+    25: "algorithms/test_online.py::test_ppo_values",
+    26: "algorithms/test_options.py::test_it_keeps_the_rules_of_algorithms",
     27: "test_kl_is_a_sum_over_tokens_and_adapts_once",
     28: "test_a_mismatch_is_seen",
     29: "test_adam_settings",
     30: "test_learning_rate_falls_per_iteration",
     31: "test_each_roles_gradient_is_clipped_after_accumulation",
-    32: "test_a_foreign_reward_model_reads_words",
-    33: "test_what_is_scored_ends_its_turn",
+    32: "test_bases.py::test_a_whole_reward_model_scores_text",
+    33: "tokens/test_encoding.py::test_a_long_response_is_truncated_without_an_end_of_turn",
     34: "test_kl_is_zero_at_first_and_then_not",
     35: "test_long_prompts_are_left_out",
     36: "test_a_response_of_one_end_token",
@@ -91,7 +84,7 @@ ITEMS = {
         "There is no gradient checkpointing, training never asks for a cache, and sampling keeps "
         "one of its own."
     ),
-    40: "bf16 logits are widened before the softmax, tested in kernels/test_lm_head.py.",
+    40: "kernels/test_lm_head.py::test_half_precision_is_widened_before_the_softmax",
 }
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
@@ -103,7 +96,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_every_item_has_a_test_or_a_reason() -> None:
     assert list(ITEMS) == list(range(1, 41))
     for text in ITEMS.values():
-        assert text in globals() if text.startswith("test_") else len(text.split()) > 8
+        file, _, name = text.rpartition("::")
+        if name.startswith("test_"):
+            path = Path(__file__).parent / (file or Path(__file__).name)
+            assert f"def {name}(" in path.read_text(encoding="utf-8"), name
+        else:
+            assert len(text.split()) > 8
 
 
 # A small run, and parts of one
@@ -177,7 +175,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
             "advantage": float(F.masked_mean(given["advantages"], given.mask)),
             "moved": moved,
             "fixed": copied(fixed_weights(self.model, self)),
-            "training": self.model.model.training,
         }
         found.steps.append(done)
         return metrics
@@ -272,7 +269,6 @@ def rollouts(mask: Tensor | None = None, **columns: Any) -> Batch:
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
 NOISE = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 REWARDS = torch.tensor([1.0, 2.0, 3.0])
-SCORES = Wants(logprobs=False, scores=True)
 # Returns are the rewards of tokens, as they come.
 PLAIN: dict[str, Any] = {
     "kl_coefficient": 0.0,
@@ -285,26 +281,6 @@ PLAIN: dict[str, Any] = {
 # 1-7: which token is where
 
 
-def test_positions_do_not_depend_on_neighbours(stage: RolloutTrainer) -> None:
-    policy, value = stage.model, stage.value_role or ""
-    disturb(policy, stage.role)
-    disturb(policy, value, 0.2)
-    prompt, rows = tuple(range(20, 26)), [tuple(range(30, 34)), (40,), tuple(range(50, 59))]
-    before = written((60, 61, 62), (70, 71), name="a")
-    behind = written(tuple(range(80, 95)), (9, 10, 11), name="b")
-    siblings = written(prompt, *rows)
-    for what, role, wants in (
-        ("logprobs", stage.role, Wants()),
-        ("values", value, Wants(False, values=value)),
-    ):
-        alone = [measure(policy, role, [written(prompt, row)], wants)[what][0] for row in rows]
-        together = measure(policy, role, [siblings], wants)[what]
-        packed = measure(policy, role, [before, siblings, behind], wants)[what][1:4]
-        for a, s, p in zip(alone, together, packed, strict=True):
-            torch.testing.assert_close(s, a, atol=1e-5, rtol=0)
-            torch.testing.assert_close(p, a, atol=1e-5, rtol=0)
-
-
 def test_masks_come_from_lengths_not_from_ids() -> None:
     """Padding and end ids inside a response are tokens like others; shorter rows have none after
     their end.
@@ -315,31 +291,6 @@ def test_masks_come_from_lengths_not_from_ids() -> None:
     assert given.mask.tolist() == [[True] * 5, [True, True, False, False, False]]
     assert given.tokens[0].tolist() == list(row)
     assert len(pack([written((5, 6), row, (40, 41))]).targets) == 7
-
-
-def test_the_end_of_turn_counts_and_nothing_follows_it(stage: RolloutTrainer) -> None:
-    """Also with several end ids, and at the very last place."""
-    encoder, ends = Encoder(stage.model.tokenizer), range(1, 80)
-    ended_by(encoder, ends)
-    sampling = Sampling(max_new_tokens=7)
-    found = sample(
-        stage.model, stage.role, encoder, prompts(6), sampling, samples_per_prompt=4, seed=0
-    )
-    lengths, cut = set(), set()
-    for group in found:
-        encoded = encoder.encode(group, 200)
-        assert encoded is not None
-        for response, row in zip(group.responses, encoded.rows, strict=True):
-            assert row.tokens == response.tokens and all(row.mask)
-            assert not set(ends) & set(row.tokens[:-1])
-            assert row.truncated == response.truncated == (row.tokens[-1] not in ends)
-            lengths.add(len(row.tokens))
-            cut.add(row.truncated)
-    assert len(lengths) > 3 and cut == {True, False}
-    plain = Encoder(_tokenizer())
-    tokens = (30, 31, 32, 33, plain.end_of_turn[-1])
-    encoded = plain.encode(Group(asked("?"), (Response(text="", tokens=tokens),)), 200)
-    assert encoded is not None and not encoded.rows[0].truncated
 
 
 def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
@@ -396,7 +347,8 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
             seen = torch.tensor([response.scores["reward"] for response in responses])
             assert torch.equal(given.raw_rewards, seen)
             found.append((table.raw, seen, given.rewards))
-    cut = torch.tensor([response.truncated for response in responses])
+    cut = torch.tensor([(response.tokens or ())[-1] not in range(1, 60) for response in responses])
+    assert cut.tolist() == [response.truncated for response in responses]
     assert cut.any() and not cut.all()
     for without, paid in zip(*found, strict=True):
         torch.testing.assert_close(without - paid, (5.0 * cut).to(paid))
@@ -530,11 +482,8 @@ def test_sampling_filters_are_off_and_harmless(
     """
     rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5}
     with started(tmp_path, rollout=rollout) as stage:
-        settings = stage.settings.rollout
-        assert (settings.top_k, settings.top_p) == (2, 0.5)
         assert "ratios and KL are of all" in capsys.readouterr().err
         examples = measured(stage).examples
-        assert bool(examples.batch()["advantages"].isfinite().all())
         told = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
         found = torch.cat(examples.token_columns["old_logprobs"])
         torch.testing.assert_close(torch.tensor(told), found, atol=1e-4, rtol=0)
@@ -544,98 +493,28 @@ def test_sampling_filters_are_off_and_harmless(
 # 14-17: roles
 
 
-@pytest.mark.silent_bug(
-    "models: reference",
-    "The reference is measured with dropout.",
-    "Dropout is never on.",
-    "huggingface/trl#5542",
-    "unslothai/unsloth-zoo#912",
-)
-def test_dropout_is_off(tmp_path: Path, watched: Watched) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    size: Any = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    drop: Any = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.5)
-    GPT2LMHeadModel(GPT2Config(**size, **drop)).save_pretrained(tmp_path)
-    _tokenizer().save_pretrained(tmp_path)
-    for lora in ({"r": 2}, "none"):
-        spec = {"base": str(tmp_path), "dtype": "float32", "lora": lora}
-        policy = SharedModel(ModelSpec.model_validate(spec), str(tmp_path))
-        policy.add_role("new")
-        policy.make_trainable("new")
-        row = pack([written((5, 6), (7, 8, 9))])
-        first, second = (policy.hidden("new", row.layout, row.tokens) for _ in range(2))
-        assert first.requires_grad and torch.equal(first, second)
-    assert not any(step["training"] for step in watched.steps)
-
-
 REWARD_MODEL = {"algorithm": "reward_model", "data": "pairs.jsonl", "batch_size": 4}
 
 
-@dataclass
-class Trained:
-    """A reward model trained for a few steps: its folder, and what it gave for `questions` before
-    it was saved.
-    """
-
-    run: Run
-    folder: Path
-    scores: list[float]
-
-
-def questions() -> list[Group]:
-    cut = Response(text="cut", truncated=True)
-    return prompts(4, Response(text="good bread"), Response(text="no"), cut)
-
-
-def scores_by(model: SharedModel, role: str, groups: Sequence[Group]) -> list[float]:
-    encoder = Encoder(model.tokenizer)
-    encoded = [e for g in groups if (e := encoder.encode(g, 200, scoring=True)) is not None]
-    return torch.stack(measure(model, role, encoded, SCORES)["scores"]).tolist()  # type: ignore[no-any-return]
-
-
 @pytest.fixture(scope="module", params=["lora", "whole"])
-def reward_model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+def reward_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp(request.param)
     write_rows(folder / "pairs.jsonl", pairs(TEXTS, rejected="no, it is bad"))
     stages = {"rm": {**REWARD_MODEL, "learning_rate": 0.01}}
     run = make_run(folder, stages, "none" if request.param == "whole" else None)
-    found = Trained(run, folder / "run" / "rm" / "adapter", [])
-    original = SharedModel.save
-
-    def save(self: SharedModel, name: str, target: Path, *whole: Any) -> None:
-        found.scores = scores_by(self, name, questions())
-        original(self, name, target, *whole)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SharedModel, "save", save)
-        run.execute()
-    return found
-
-
-def test_values_start_at_zero_or_at_the_reward_model(
-    stage: RolloutTrainer, reward_model: Trained
-) -> None:
-    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
-    models = reward_model.run.models.of("base")
-    models.model.add_role("value", start=models.role("rm"), head="scalar")
-    try:
-        groups = prompts(4, Response(text="fine"))
-        found = scores_by(models.model, "value", groups)
-        assert found == pytest.approx(models["rm"].scores(groups), abs=1e-5) and any(found)
-    finally:
-        models.model.drop_role("value")
+    run.execute()
+    return run
 
 
 @pytest.mark.parametrize(
     ("options", "kept"), [({"group_baseline": True}, False), ({}, False), (PLAIN, True)]
 )
-def test_a_reward_models_level_has_nothing_to_do_with_centered_scores(
-    reward_model: Trained, options: dict[str, Any], kept: bool
+def test_values_start_at_zero_or_at_the_reward_model(
+    stage: RolloutTrainer, reward_model: Run, options: dict[str, Any], kept: bool
 ) -> None:
-    models, ppo = reward_model.run.models.of("base"), new(PPO, **options)
+    """At zero where scores are centered: the level of a reward model has nothing to do with them."""
+    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
+    models, ppo = reward_model.models.of("base"), new(PPO, **options)
     head = models.model.roles[models.role("rm")].head
     context: Any = SimpleNamespace(
         name="align",
@@ -649,10 +528,7 @@ def test_a_reward_models_level_has_nothing_to_do_with_centered_scores(
     models.model.drop_role("align~value")
     assert head is not None and value is not None
     assert torch.equal(value, head if kept else torch.zeros_like(head))
-    two = Group((), (Response(text="a"), Response(text="b")))
-    one, centered = replace(two, responses=two.responses[:1]), ppo.options.group_baseline
-    assert ppo.needs.min_samples == 1 + centered
-    assert ppo.keep_group(two) and ppo.keep_group(one) != centered
+    assert ppo.needs.min_samples == 1 + ppo.options.group_baseline
 
 
 def test_a_skipped_step_hides_no_other_steps_numbers(
@@ -748,32 +624,6 @@ def test_a_shared_value_starts_from_no_reward_model(tmp_path: Path) -> None:
         make_run(tmp_path, stages)
 
 
-def test_a_saved_reward_model_scores_the_same_in_plain_transformers(reward_model: Trained) -> None:
-    """Nothing of ours reads the folder: AutoModelForSequenceClassification, with peft where it is
-    an adapter.
-    """
-    from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    run, folder, groups = reward_model.run, reward_model.folder, questions()
-    ours = run.models["rm"].scores(groups)
-    assert ours == pytest.approx(reward_model.scores, abs=1e-5) and len(set(ours)) == len(ours)
-    is_adapter = (folder / "adapter_config.json").exists()
-    model = AutoModelForSequenceClassification.from_pretrained(
-        run.base("base").source if is_adapter else folder, num_labels=1, dtype=torch.float32
-    )
-    if is_adapter:
-        model = PeftModel.from_pretrained(model, folder)
-    tokenizer, theirs = AutoTokenizer.from_pretrained(folder), []
-    for group in groups:
-        for response in group.responses:
-            turns = [*group.prompt, {"role": "assistant", "content": response.text}]
-            ids = tokenizer.apply_chat_template(turns, return_tensors="pt")
-            with torch.no_grad():
-                theirs.append(float(model.eval()(**ids).logits[0, 0]))
-    assert ours == pytest.approx(theirs, abs=1e-4)
-
-
 # 19-26: the update
 
 
@@ -810,7 +660,9 @@ def test_micro_batches_do_not_change_the_gradient(
 ) -> None:
     """Ragged lengths: means of micro-batch means would differ."""
     move(stage)
-    examples = cut_short(measured(stage).examples)
+    ended_by(stage.context.models.encoder, range(1, 60))
+    examples = measured(stage).examples
+    assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
     disturb(stage.model, stage.role)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
@@ -822,59 +674,6 @@ def test_micro_batches_do_not_change_the_gradient(
         for name, moved in gradients.items():
             torch.testing.assert_close(moved, found[0][0][name], atol=1e-6, rtol=1e-5)
         assert metrics == pytest.approx(found[0][1], abs=1e-5)
-
-
-def cut_short(examples: Examples) -> Examples:
-    """The same with rows cut to random lengths."""
-    draw = torch.Generator().manual_seed(0)
-    lengths = torch.randint(1, 8, (len(examples.rows),), generator=draw).tolist()
-    groups, left = [], iter(lengths)
-    for encoded in examples.groups:
-        rows = [
-            ResponseTokens(row.tokens[:n], row.mask[:n])
-            for row, n in zip(encoded.rows, left, strict=False)
-        ]
-        groups.append(replace(encoded, rows=tuple(rows)))
-    columns = {
-        name: [x[:n] for x, n in zip(values, lengths, strict=True)]
-        for name, values in examples.token_columns.items()
-    }
-    assert len({len(row.tokens) for e in groups for row in e.rows}) > 3
-    return Examples(groups, columns, examples.columns, examples.signal_names)
-
-
-@pytest.mark.silent_bug(
-    "metrics: padding",
-    "KL, entropy and values are averaged over padding.",
-    "Padding changes no metric.",
-    "huggingface/trl#6809",
-)
-@pytest.mark.parametrize("garbage", [1e30, math.nan])
-def test_metrics_do_not_see_padding(garbage: float) -> None:
-    """Half as much padding again, filled with garbage, changes no term and no metric."""
-
-    def means(extra: int) -> dict[str, float]:
-        def padded(x: Tensor) -> Tensor:
-            return torch.nn.functional.pad(torch.where(MASK, x, garbage), (0, extra), value=garbage)
-
-        ppo = new(PPO)
-        given = rollouts(
-            torch.nn.functional.pad(MASK, (0, extra)),
-            old_logprobs=padded(NOISE - 2),
-            reference_logprobs=padded(NOISE - 1),
-            old_values=padded(NOISE),
-            rewards=REWARDS,
-        )
-        given.signals = dict(ppo.signal(given))
-        moved = {"logprobs": NOISE.flip(1) - 2, "values": -NOISE, "entropy": NOISE.abs()}
-        out = Outputs(**{name: padded(x) for name, x in moved.items()})
-        averages = Averages()
-        averages.add({**ppo.loss(given, out), **ppo.report_metrics(given, out)}, given)
-        return {**averages.means(), **ppo.metrics}
-
-    found = means(0)
-    assert 0 < found["clip_fraction"] < 1 and all(map(math.isfinite, found.values()))
-    assert means(4) == pytest.approx(found, abs=1e-6)
 
 
 # 27-31: control
@@ -900,22 +699,17 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         assert state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kl", "options", "iterations", "factor"),
-    [
+def test_one_iteration_moves_the_price_of_kl_by_a_fifth_at_most() -> None:
+    for kl, options, iterations, factor in (
         (3.0, {}, 10, 1.2**10),  # a run of typical length, far above the target
         (3.0, {"kl_horizon": 30}, 1, 1 + 0.2 * 3 / 30),
         (0.0, {"kl_horizon": 0.5}, 1, 0.8),  # the horizon has few responses: never negative
-    ],
-)
-def test_one_iteration_moves_the_price_of_kl_by_a_fifth_at_most(
-    kl: float, options: dict[str, float], iterations: int, factor: float
-) -> None:
-    ppo = new(PPO, kl_coefficient=0.05, kl_target=1.0, **options)
-    given = rollouts(old_logprobs=torch.full((3, 4), kl), old_values=NOISE, rewards=REWARDS)
-    for _ in range(iterations):
-        ppo.signal(given)
-    assert ppo.state["kl_coefficient"] == pytest.approx(0.05 * factor)
+    ):
+        ppo = new(PPO, kl_coefficient=0.05, kl_target=1.0, **options)
+        given = rollouts(old_logprobs=torch.full((3, 4), kl), old_values=NOISE, rewards=REWARDS)
+        for _ in range(iterations):
+            ppo.signal(given)
+        assert ppo.state["kl_coefficient"] == pytest.approx(0.05 * factor)
 
 
 @pytest.mark.silent_bug(
@@ -961,45 +755,25 @@ def test_entropy_has_a_gradient_where_it_is_a_bonus() -> None:
     assert torch.equal(term.values, NOISE.abs()) and term.coefficient == -0.3
 
 
-@pytest.mark.parametrize(
-    ("scale", "shift", "rewards", "share"),
-    [
-        (1, 0, [1.0, 2.0, 4.0], 1.0),
-        (0, 7, [1.0, 2.0, 4.0], 0.0),
-        (-1, 0, [1.0, 2.0, 4.0], -3.0),
-        (0.5, 0, [1.0, 2.0, 4.0], 0.75),
-        (1, 0, [1.0, 1.0, 1.0], 0.0),  # nothing to explain
-    ],
-)
-def test_what_the_values_explain(
-    scale: float, shift: float, rewards: list[float], share: float
-) -> None:
+def test_what_the_values_explain() -> None:
     """Of the returns' variance, over counted tokens: 1 - var(returns - values) / var(returns).
     Without a discount a token's return is its response's score.
     """
-    scores, ppo = torch.tensor(rewards), new(PPO, **{**PLAIN, "lam": 1.0})
-    values = torch.where(MASK, scores[:, None] * scale + shift, 1e6)
-    ppo.signal(rollouts(old_values=values, rewards=scores))
-    assert ppo.metrics["explained_variance"] == pytest.approx(share, abs=1e-5)
-    mean = (4 * rewards[0] + rewards[1] + 3 * rewards[2]) / 8
-    assert ppo.metrics["return"] == pytest.approx(mean)
+    ppo, rewards = new(PPO, **{**PLAIN, "lam": 1.0}), torch.tensor([1.0, 2.0, 4.0])
+    for scale, shift, scores, share in (
+        (1.0, 0.0, rewards, 1.0),
+        (0.0, 7.0, rewards, 0.0),
+        (-1.0, 0.0, rewards, -3.0),
+        (0.5, 0.0, rewards, 0.75),
+        (1.0, 0.0, rewards * 0 + 1, 0.0),  # nothing to explain
+    ):
+        values = torch.where(MASK, scores[:, None] * scale + shift, 1e6)
+        ppo.signal(rollouts(old_values=values, rewards=scores))
+        assert ppo.metrics["explained_variance"] == pytest.approx(share, abs=1e-5)
+        assert ppo.metrics["return"] == pytest.approx(float(scores @ torch.tensor([4.0, 1, 3])) / 8)
     one = MASK & (torch.arange(12).reshape(3, 4) == 0)
-    ppo.signal(rollouts(one, old_values=values, rewards=scores))
+    ppo.signal(rollouts(one, old_values=values, rewards=rewards))
     assert ppo.metrics["explained_variance"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"kl_coefficient": 0.0, "kl_target": 3.0}, "kl_coefficient must be above 0"),
-        ({"kl_horizon": 9.0}, "kl_horizon only applies"),
-    ],
-)
-def test_options_that_would_change_nothing_are_refused(
-    options: dict[str, float], named: str
-) -> None:
-    with pytest.raises(ValidationError, match=named):
-        new(PPO, **options)
 
 
 def test_a_mismatch_is_seen(stage: RolloutTrainer) -> None:
@@ -1046,62 +820,6 @@ def test_each_roles_gradient_is_clipped_after_accumulation(
 
 
 # 32-40: the rest
-
-
-def test_a_foreign_reward_model_reads_words(tmp_path: Path, stage: RolloutTrainer) -> None:
-    """A reward model with another vocabulary and template never sees the policy's ids. Its finished
-    conversations have no `[A]`, which is only in its prompts.
-    """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-
-    folder, known = tmp_path / "foreign", ["<unk>", "<eos>", "[Q]", "[A]", *WORDS, "good"]
-    vocabulary = {token: i for i, token in enumerate(known)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="<eos>", pad_token="<unk>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '[Q] ' + m['content'] if m['role'] == 'user' else "
-        "m['content'] + ' <eos>' }} {% endfor %}{% if add_generation_prompt %}[A] {% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=0,
-        max_position_embeddings=64,
-    )
-    model = LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(folder)
-    group = Group(asked("bake bread"), (Response(text="good bread", tokens=(90, 91, 92)),))
-    ids = [vocabulary[word] for word in ["[Q]", "bake", "bread", "good", "bread", "<eos>"]]
-    with torch.no_grad():
-        wanted = float(model(input_ids=torch.tensor([ids])).logits[0, 0])
-    stage.context.models.artifact = lambda reference: folder
-    assert stage.context.models[str(folder)].scores([group]) == [pytest.approx(wanted, abs=1e-5)]
-
-
-def test_what_is_scored_ends_its_turn() -> None:
-    """Reward models were trained on ended turns; a cut-off response is given one, also where it is
-    cut to fit.
-    """
-    encoder = Encoder(_tokenizer())
-    end, tokens = encoder.closing, tuple(range(30, 60))
-    (group,) = prompts(1, Response(text="", tokens=tokens, truncated=True))
-    room = len(encoder.prompt(group.prompt))
-    for limit, scoring, wanted in (
-        (200, True, (*tokens, *end)),
-        (room + 10, True, (*tokens[: 10 - len(end)], *end)),
-        (room + 10, False, tokens[:10]),
-    ):
-        encoded = encoder.encode(group, limit, scoring=scoring)
-        assert encoded is not None and encoded.rows[0].tokens == wanted
 
 
 def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:

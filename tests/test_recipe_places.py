@@ -4,31 +4,34 @@ show before.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from test_bases import make_model
 
 from alignkit.cli import main
 from alignkit.models import loading
+from tests.rows import write_rows
 
-SMALL: dict[str, Any] = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-SFT: dict[str, Any] = {"algorithm": "sft", "data": "demos.jsonl"}
-STUDENT: dict[str, Any] = {"algorithm": "distillation", "prompts": "demos.jsonl", "iterations": 1}
+RECIPE = """\
+model: {base: BASE, dtype: float32, lora: {r: 4, lora_alpha: 8}, device: DEVICE}
+trackers: [TRACKER]
+stages:
+  first: {algorithm: sft, data: demos.jsonl, epochs: 1}
+"""
+STUDENT = "{algorithm: distillation, prompts: demos.jsonl, iterations: 1, reference: REFERENCE}"
 
 
-def written(folder: Path, stages: dict[str, Any], **keys: Any) -> Path:
-    (folder / "demos.jsonl").write_text(
-        json.dumps({"prompt": "is it?", "completion": "yes"}), encoding="utf-8"
-    )
-    path = folder / "recipe.yaml"
-    recipe = json.loads(json.dumps({"model": SMALL, **keys, "stages": stages}))  # without aliases
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    return path
+def written(
+    folder: Path, stage: str = "", base: Path | str = "tiny", device: str = "cpu", tracker: str = ""
+) -> Path:
+    """A recipe with one stage, or with a second one."""
+    write_rows(folder / "demos.jsonl", [{"prompt": "is it?", "completion": "yes"}])
+    text = RECIPE.replace("BASE", str(base)).replace("DEVICE", device).replace("TRACKER", tracker)
+    (folder / "recipe.yaml").write_text(text + (stage and f"  second: {stage}\n"), encoding="utf-8")
+    return folder / "recipe.yaml"
 
 
 def pointed(
@@ -51,9 +54,9 @@ def pointed(
 def test_a_teacher_with_another_tokenizer(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
+    base = make_model(tmp_path / "a", 0)
     make_model(tmp_path / "b", 7)
-    path = written(tmp_path, {"student": STUDENT | {"reference": "./b"}}, model=model)
+    path = written(tmp_path, STUDENT.replace("REFERENCE", "./b"), base)
     err, place = pointed(path, capsys, command)
     assert "has another tokenizer" in err and place == "./b"
 
@@ -63,7 +66,7 @@ def test_a_device_that_is_not_here(
     device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of a kind that this torch knows, or that a package brings."""
-    path = written(tmp_path, {"student": SFT}, model=SMALL | {"device": device})
+    path = written(tmp_path, device=device)
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
     assert f"'device: {device}': " in err and "help: 'device: auto'" in err and f"{path}:" in err
@@ -85,11 +88,11 @@ def test_a_base_that_cannot_be_loaded(
         return load(spec, source, revision)
 
     monkeypatch.setattr(loading, "load_text", fail)
-    model = {**SMALL, "base": str(make_model(tmp_path / "a", 0))}
-    path = written(tmp_path, {"student": STUDENT | {"reference": str(broken)}}, model=model)
+    base = make_model(tmp_path / "a", 0)
+    path = written(tmp_path, STUDENT.replace("REFERENCE", str(broken)), base)
     err, place = pointed(path, capsys, command, code=1)
     assert (
-        f"stages.student.reference '{broken}' cannot be loaded with these settings: ValueError: "
+        f"stages.second.reference '{broken}' cannot be loaded with these settings: ValueError: "
         "it is odd" in err
     )
     assert place == str(broken)
@@ -101,44 +104,28 @@ def test_a_base_that_cannot_be_loaded(
 
 def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Where a stage names its folder, however deep, as a path from the recipe's folder."""
-    other = make_model(tmp_path / "other", 7)
-    alone = written(tmp_path, {"sft": SFT | {"epochs": 1}}, model=SMALL | {"base": str(other)})
-    assert main(["run", str(alone), "--out", str(tmp_path / "first")]) == 0
+    alone = written(tmp_path, base=make_model(tmp_path / "other", 7))
+    assert main(["run", str(alone), "--out", str(tmp_path / "other_run")]) == 0
+    adapter = "other_run/first/adapter"
     for stage in (
-        SFT | {"from": "first/sft/adapter"},
-        {
-            "step": "evaluate",
-            "policies": ["base"],
-            "rewards": [{"folder": "first/sft/adapter"}],
-            "limit": 1,
-        }
-        | {"prompts": "demos.jsonl"},
+        f"{{algorithm: sft, data: demos.jsonl, from: {adapter}}}",
+        f"{{step: evaluate, policies: [base], rewards: [{{folder: {adapter}}}], prompts: demos.jsonl}}",
     ):
-        path = written(tmp_path, {"again": stage})
-        err, place = pointed(path, capsys)
-        assert "stage 'again': " in err and place == "first/sft/adapter"
+        err, place = pointed(written(tmp_path, stage), capsys)
+        assert "stage 'second': " in err and place == adapter
 
 
 def test_a_judge_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    judge = {
-        "openai_judge": {
-            "server": {
-                "base_url": "http://localhost:9/v1",
-                "model": "m",
-                "api_key_env": "NOT_SET_KEY",
-            }
-        }
-    }
-    stage = {"algorithm": "rloo", "prompts": "demos.jsonl", "reward": {"rlaif": {"judge": judge}}}
-    path = written(tmp_path, {"first": SFT, "align": stage})
+    server = "{base_url: 'http://localhost:9/v1', model: m, api_key_env: NOT_SET_KEY}"
+    reward = f"{{rlaif: {{judge: {{openai_judge: {{server: {server}}}}}}}}}"
+    path = written(tmp_path, f"{{algorithm: rloo, prompts: demos.jsonl, reward: {reward}}}")
     err, place = pointed(path, capsys)
-    assert "stage 'align': " in err and "NOT_SET_KEY" in err and place == "align"
+    assert "stage 'second': " in err and "NOT_SET_KEY" in err and place == "second"
 
 
 def test_a_trackers_missing_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    path = written(tmp_path, {"sft": SFT}, trackers=["wandb"])
-    err, place = pointed(path, capsys)
+    err, place = pointed(written(tmp_path, tracker="wandb"), capsys)
     assert "wandb" in err and place == "wandb"

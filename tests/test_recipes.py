@@ -8,8 +8,10 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +20,14 @@ import yaml
 
 from alignkit import cli
 from alignkit.algorithm import Source
-from alignkit.data.group import LEVELS
+from alignkit.data.sources import SourceReader
 from alignkit.io.text import cache_folder
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.report import screen
-from tests.documented_commands import commands
+from alignkit.recipe.yaml import dump, shipped
 from tests.people.labelers import label
+from tests.rows import assistant, read_rows, user, write_recipe
 
-DATA = Path(__file__).parent.parent / "recipes" / "data"
-RECIPES = {
-    path.stem: path for path in sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
-}
 ON_POLICY = [
     registration.name
     for registration in load_plugins().registrations("algorithm")
@@ -39,44 +37,15 @@ ON_POLICY = [
 ]
 TINY = ["model.base=tiny", "model.dtype=float32", "model.lora={r: 2, lora_alpha: 4}"]
 WEIGHTS = "adapter/adapter_model.safetensors"
-# What the sizes below do not fit: values that are lists, and epochs that other stages name.
-OWN: dict[str, list[str]] = {
-    "constitutional": [
-        "stages.revised.sampling.max_new_tokens=128",
-        "stages.revised.critique_tokens=16",
-        "stages.align.iterations=2",
-    ],
-    # Its only difference on the tiny model is an answer that ends, which two short samples of four
-    # prompts may lack.
-    "honesty": [
-        "stages.align.rollout.samples_per_prompt=8",
-        "stages.align.prompts_per_iteration=16",
-    ],
-    "instructgpt": [
-        f"stages.sft.data={{path: {DATA}/demos.jsonl, limit: 16}}",
-        f"stages.preferred.data={{path: {DATA}/rankings.jsonl, limit: 8}}",
-        f"stages.preferred.validation={{path: {DATA}/rankings_heldout.jsonl, limit: 4}}",
-        f"stages.chosen.prompts={{path: {DATA}/demos_validation.jsonl, limit: 4}}",
-        "stages.align.iterations=2",
-    ],
-    "iterated": [
-        "stages.rlhf.stages.labels.prompts.limit=6",
-        "stages.rlhf.stages.align.iterations=2",
-        "stages.report.limit=4",
-    ],
-    # The tiny model gets no sum right, and from equal rewards nothing is learned.
-    "sums": ["stages.align.reward={length: {unit: characters}}"],
-    "rlaif": ["stages.labels.prompts.limit=12"],
-}
-SMALL = {
-    "dataset": {"max_length": 160, "max_steps": 2, "batch_size": 4},
-    "rollouts": {
-        "iterations": 1,
-        "prompts_per_iteration": 4,
-        "rollout.max_new_tokens": 8,
-        "rollout.samples_per_prompt": 2,
-    },
-    "step": {"sampling.max_new_tokens": 8, "limit": 4},
+ROLLOUTS = {"iterations": 1, "rollout": {"max_new_tokens": 8, "samples_per_prompt": 4}}
+# What the tiny model needs: a judge that chooses letters that it hardly thinks of, an end of what
+# it writes, and a reward that is not always the same.
+OWN = {
+    "constitutional": "stages.by_principle.judge.local_judge.min_mass=0 stages.revised.sampling.stop=[e]",
+    "honesty": "stages.align.rollout.samples_per_prompt=8 stages.align.rollout.filters=[]",
+    "people": "stages.rlhf.stages.cool.sampling.max_new_tokens=4 stages.rlhf.stages.warm.sampling.max_new_tokens=4",
+    "rlaif": "stages.labels.judge.local_judge.min_mass=0",
+    "sums": "'stages.align.reward={length: {unit: characters}}'",
 }
 
 
@@ -87,25 +56,20 @@ class Done(NamedTuple):
     err: str
     out: str
 
-    def json(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    def lines(self, name: str) -> list[Any]:
-        return [
-            json.loads(line)
-            for line in (self.folder / name).read_text(encoding="utf-8").splitlines()
-        ]
+    def reused(self) -> str:
+        """The stages that were not run again."""
+        return " ".join(re.findall("^(.*): unchanged, reused", self.err, re.MULTILINE))
 
 
-def run(name: str, folder: Path, *overrides: str) -> Done:
-    """Run a shipped recipe in this process; fails unless it ends with 0, or waits for people, who
-    are simulated.
+def run(recipe: str | Path, folder: Path, *words: str) -> Done:
+    """Run a recipe in this process; fails unless it ends with 0, or waits for people, who are
+    simulated.
     """
     out, err = io.StringIO(), io.StringIO()
 
     def once() -> int:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = cli.main(["run", str(RECIPES[name]), *overrides, "--out", str(folder)])
+            code = cli.main(["run", str(recipe), *words, "--out", str(folder)])
         assert code in (0, 75), err.getvalue()
         return code
 
@@ -114,125 +78,47 @@ def run(name: str, folder: Path, *overrides: str) -> Done:
     return Done(folder, err.getvalue(), out.getvalue())
 
 
-def small(name: str) -> list[str]:
-    """The command for the tiny model in a recipe's header, as written, but with sizes that end in
-    seconds.
-    """
-    overrides = [*TINY, *header(name), *OWN.get(name, [])]
-    taken = {text.partition("=")[0] for text in overrides}
-    for stage in load_recipe(RECIPES[name], overrides).stages.values():
-        rollouts = (
-            stage.kind == "algorithm"
-            and stage.component.registration.implementation.source is Source.ROLLOUTS
-        )
-        kind = "step" if stage.kind == "step" else "rollouts" if rollouts else "dataset"
-        for key, value in SMALL[kind].items():
-            path = written_at(name, stage.name)
-            unlimited = kind == "step" and not hasattr(
-                stage.component.options, key.partition(".")[0]
-            )
-            unlimited = unlimited or (
-                kind == "step" and getattr(stage.component.options, "data", None) is not None
-            )
-            shortened = key == "max_steps" and f"{path}.data" in taken
-            if f"{path}.{key}" not in taken and not unlimited and not shortened:
-                overrides.append(f"{path}.{key}={value}")
-    return list(dict.fromkeys(overrides))
+@pytest.fixture(scope="module", autouse=True)
+def few_rows() -> Iterator[None]:
+    """Every source has its first rows only."""
+    rows = SourceReader.rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SourceReader, "rows", lambda reader: islice(rows(reader), 12))
+        yield
 
 
-def header(name: str) -> list[str]:
-    """The overrides of the command that a recipe's header gives for the tiny model; empty if it
-    gives none.
-    """
-    page = [
-        command.words
-        for command in commands()
-        if command.page == RECIPES[name] and TINY[0] in command.words
-    ]
-    return [word for words in page for word in words[3:] if word.startswith("stages.")]
+def small(name: str, folder: Path) -> Path:
+    """A shipped recipe for the tiny model, with rollouts that end in seconds."""
+    recipe = load_recipe(shipped()[name], [*TINY, *shlex.split(OWN.get(name, ""))])
+    (folder / "whole.yaml").write_text(dump(recipe.resolved), encoding="utf-8")
+    online = {
+        stage.name: ROLLOUTS
+        for stage in recipe.stages.values()
+        if stage.kind == "algorithm"
+        and stage.component.registration.implementation.source is Source.ROLLOUTS
+    }
+    text = yaml.safe_dump({"extends": "whole.yaml", "stages": online})
+    (folder / "small.yaml").write_text(text, encoding="utf-8")
+    return folder / "small.yaml"
 
 
-def on_policy_stages(name: str) -> list[str]:
-    """The stages of a recipe that learn from rollouts, in order."""
-    stages = load_recipe(RECIPES[name], [*TINY, *OWN.get(name, [])]).stages.values()
-    return [
-        s.name
-        for s in stages
-        if s.kind == "algorithm"
-        and s.component.registration.implementation.source is Source.ROLLOUTS
-    ]
-
-
-def written_at(name: str, stage: str) -> str:
-    """Where a stage is written in a recipe: `align_2` in a repeated block."""
-    written = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))["stages"]
-    if stage in written:
-        return f"stages.{stage}"
-    inner = stage.rpartition("_")[0]
-    block = next((key for key, value in written.items() if inner in value.get("stages", ())), None)
-    # The latter: of the recipe it extends
-    return f"stages.{block}.stages.{inner}" if block else f"stages.{stage}"
-
-
-def check_artifacts(name: str, done: Done, overrides: list[str], weights: str = WEIGHTS) -> None:
+def check_artifacts(done: Done, weights: str = WEIGHTS) -> None:
     """Every stage left what its kind leaves."""
-    recipe = load_recipe(RECIPES[name], overrides)
-    assert (done.folder / "recipe.resolved.yaml").is_file()
-    for stage in recipe.stages.values():
+    for stage in load_recipe(done.folder / "recipe.resolved.yaml").stages.values():
         folder = done.folder / stage.name
-        assert done.json(f"{stage.name}/stage.json")["complete"], stage.name
+        assert json.loads((folder / "stage.json").read_text())["complete"]
         assert not (folder / "checkpoints").exists()
         if stage.kind == "algorithm":
-            assert (folder / weights).is_file(), stage.name
-            check_metrics(done, stage)
+            norms = [row.get("grad_norm", 1) for row in read_rows(folder / "metrics.jsonl")]
+            assert (folder / weights).is_file() and min(norms) > 0, stage.name
         elif stage.component.name == "evaluate":
-            evaluation = done.json(f"{stage.name}/evaluation.json")
-            policies = stage.component.options.policies
-            assert list(evaluation["policies"]) == [
-                *(["base"] if "base" not in policies else []),
-                *policies,
-            ]
+            found = json.loads((folder / "evaluation.json").read_text())["policies"]
+            assert {*found} == {"base", *stage.component.options.policies}  # type: ignore[attr-defined]
             assert (folder / "samples.jsonl").is_file()
-            # A long table, or reward models that learned nothing, may leave no room for it.
-            room = screen.LINES - len(done.out.splitlines()) - 1
-            assert "prompt: " in done.out or room < screen.OF_SAMPLE
-
-
-def leaves_of(reward: Any, place: str = "") -> Iterator[str]:
-    """The names of the scores below a combination."""
-    for name, below in reward.children.items():
-        yield from leaves_of(below, f"{place}{name}/") if below.children else (f"{place}{name}",)
-
-
-def check_metrics(done: Done, stage: Any) -> None:
-    rows = done.lines(f"{stage.name}/metrics.jsonl")
-    assert rows
-    trained = [row for row in rows if "grad_norm" in row]
-    assert trained and all(row["grad_norm"] > 0 for row in trained), stage.name
-    if stage.component.registration.implementation.source is not Source.ROLLOUTS:
-        assert all(
-            "loss" in row or any(key.startswith("validation/") for key in row) for row in rows
-        )
-        return
-    iterations = stage.settings.iterations
-    assert [row["step"] for row in rows] == list(range(1, iterations + 1))
-    assert all({"kl", "tokens_per_second"} <= row.keys() for row in rows)
-    if stage.settings.reward is None:
-        return
-    assert all("reward" in row for row in rows)
-    parts = {*leaves_of(stage.settings.reward), "reward"}
-    files = sorted((done.folder / stage.name / "rollouts").iterdir())
-    assert [file.name for file in files] == [
-        f"{number:04d}.jsonl" for number in range(1, iterations + 1)
-    ]
-    for file in files:
-        for group in done.lines(f"{stage.name}/rollouts/{file.name}"):
-            assert len(group["responses"]) == stage.settings.rollout.samples_per_prompt
-            assert all(parts <= response["scores"].keys() for response in group["responses"])
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> Done:
+def smoke(tmp_path_factory: pytest.TempPathFactory, few_rows: None) -> Done:
     return run("smoke", tmp_path_factory.mktemp("smoke"))
 
 
@@ -242,225 +128,55 @@ def copy(smoke: Done, tmp_path: Path) -> Path:
     return Path(shutil.copytree(smoke.folder, tmp_path / "copy", symlinks=True))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("base", ["as it is", "tiny"])
-def test_every_recipe_is_valid(name: str, base: str, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [] if base == "as it is" else [f"model.base={base}"]
-    assert cli.main(["check", str(RECIPES[name]), *overrides]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith(f"ok: {name}: stages ")
-
-
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"quickstart"}))
+@pytest.mark.parametrize("name", sorted(shipped().keys() - {"quickstart"}))
 def test_every_recipe_says_what_it_is(name: str) -> None:
-    text = RECIPES[name].read_text(encoding="utf-8")
-    header = text.partition("\nname: ")[0]
+    header = shipped()[name].read_text(encoding="utf-8").partition("\nname: ")[0]
     assert all(line.startswith("#") for line in header.splitlines())
     for word in ("# What: ", "# Source: ", "# Data: ", "# Time: ", f"alignkit run {name}"):
         assert word in header, word
 
 
 def test_smoke_runs_whole(smoke: Done) -> None:
-    check_artifacts("smoke", smoke, [])
+    check_artifacts(smoke)
     assert re.search(
         r"^sft: done in [0-9ms.]+: .*groups [0-9]+, steps [0-9]+", smoke.err, re.MULTILINE
     )
     assert "{" not in smoke.err
-    (said,) = {
-        r["source"]
-        for group in smoke.lines("align/rollouts/0001.jsonl")
-        for r in group["responses"]
-    }
-    assert said == "align"
+    (group, *_) = read_rows(smoke.folder / "align/rollouts/0001.jsonl")
+    assert {response["source"] for response in group["responses"]} == {"align"}
 
 
-def test_what_ran_can_be_run_from_its_own_folder(smoke: Done, copy: Path) -> None:
-    err = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
-        assert cli.main(["check", str(copy / "recipe.resolved.yaml")]) == 0
-        assert cli.main(["run", str(copy / "recipe.resolved.yaml"), "--out", str(copy)]) == 0
-    stages = list(load_recipe(RECIPES["smoke"]).stages)
-    assert [f"{name}: unchanged, reused" in err.getvalue() for name in stages] == [True] * len(
-        stages
-    )
-    assert (copy / "recipe.resolved.yaml").read_text() == (
-        smoke.folder / "recipe.resolved.yaml"
-    ).read_text()
-
-
-def own(folder: Path, algorithm: str, rows: str, **data: Any) -> tuple[int, str]:
-    """Run one stage of the tiny model on rows; gives the exit code and what it said."""
-    (folder / "rows.jsonl").write_text(rows, encoding="utf-8")
-    stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
-    (folder / "own.yaml").write_text(
-        yaml.safe_dump({"model": model, "stages": {"only": stage}}), encoding="utf-8"
-    )
-    err = io.StringIO()
-    with contextlib.redirect_stderr(err):
-        code = cli.main(["run", str(folder / "own.yaml"), "--out", str(folder / "out")])
-    return code, err.getvalue()
-
-
-def test_a_row_in_which_no_token_counts_is_left_out_with_a_count(tmp_path: Path) -> None:
-    said = [
-        ("user", "q", True),
-        ("assistant", "far too long " * 50, False),
-        ("user", "r", True),
-        ("assistant", "b", True),
-    ]
-    turns = [{"role": role, "content": text, "train": train} for role, text, train in said]
-    cut = json.dumps({"messages": turns}) + "\n"  # the turn to learn lies behind max_length
-    code, err = own(tmp_path, "sft", cut)
-    assert code == 4 and "each needs 1 response with a token that counts" in err
-    code, err = own(tmp_path, "sft", cut + json.dumps({"messages": [*turns[:1], turns[-1]]}) + "\n")
-    assert code == 0 and "left out 1 row without 1 response with a token that counts: 'q'" in err
-    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
-    assert summary["without_signal"] == 1 and summary["groups"] == 1
-
-
-def test_skipped_rows_are_listed(tmp_path: Path) -> None:
-    good, bad = '{"prompt": "a", "completion": "b"}\n', '{"prompt": "a", "completion": ""}\n'
-    code, err = own(tmp_path, "sft", good + bad + good + bad, on_bad_row="skip")
-    assert code == 0, err
-    place = tmp_path / "out" / "only" / "stage.json"
-    assert f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
-    understood = "prompt_completion (recognized), 2 conversations, 2 bad rows\n"
-    assert err.count(understood) == 1
-    listed = json.loads(place.read_text())["summary"]["bad_rows"]
-    assert [row.split(":")[1] for row in listed] == ["2", "4"]
-
-
-def test_pairs_equal_in_tokens_are_counted_once(tmp_path: Path) -> None:
-    row = '{{"prompt": "a", "chosen": "{}", "rejected": "{}"}}\n'
-    end = "x" * 200
-    code, err = own(tmp_path, "dpo", row.format("b", "c") + row.format(end + "b", end + "c"))
-    assert code == 0, err
-    summary = json.loads((tmp_path / "out" / "only" / "stage.json").read_text())["summary"]
-    assert summary["encoding"]["equal_pairs"] == 1 and "without_signal" not in summary
-    assert "only: done in" in err and "groups 1, steps 1" in err
-
-
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ('{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}', "has 2 responses"),
-        ('{"prompt": "Why is the sky blue?"}', "ends with the user"),
-        ('{"alignkit": 1, "prompt": [{"role": "user", "content": "Why is the sky blue?"}], '
-         '"responses": [{"text": "b", "label": false}]}', "is labeled as bad"),
-        ('{"text": "Why is the sky blue?"}', "is raw text without a prompt"),
-    ],
-)  # fmt: skip
-def test_a_row_that_is_no_demonstration_is_named_by_its_prompt(
-    tmp_path: Path, row: str, fault: str
+def test_what_ran_can_be_run_from_its_own_folder_and_reuses_everything(
+    smoke: Done, copy: Path
 ) -> None:
-    code, err = own(tmp_path, "sft", row)
-    assert code == 4
-    row_1 = f"{tmp_path / 'rows.jsonl'}:1"
-    assert (
-        f"stage 'only': {row_1}: sft learns from demonstrations, but the row 'Why is the sky "
-        f"blue?' {fault}" in err
-    )
-
-
-def test_raw_text_is_all_that_lm_learns(tmp_path: Path) -> None:
-    code, err = own(
-        tmp_path, "lm", '{"prompt": "Why is the sky blue?", "chosen": "b", "rejected": "c"}'
-    )
-    assert (
-        code == 4
-        and "stage 'only': lm needs raw text, but row 'Why is the sky blue?' has a prompt" in err
-    )
-
-
-def test_rows_that_are_left_out_are_named(tmp_path: Path) -> None:
-    long = "Why is the sky so very blue " * 40
-    answers = '[{"text": "b"}, {"text": "c"}]'
-    row = '{{"alignkit": 1, "prompt": [{{"role": "user", "content": "{}"}}], "responses": {}{}}}'
-    pairs = ', "pairs": [{"better": 0, "worse": 1}]'
-    rows = [
-        row.format("a", answers, pairs),
-        row.format("Never compared", answers, ""),
-        row.format(long, answers, pairs),
-    ]
-    code, err = own(tmp_path, "dpo", "\n".join(rows))
-    assert code == 0, err
-    assert (
-        "only: left out 1 row without a pair of a better and a worse response: 'Never compared'"
-        in err
-    )
-    assert (
-        "1 row left out: no room for a response in max_length ('Why is the sky so very blue" in err
-    )
-
-
-def test_a_second_run_reuses_everything_and_says_so(smoke: Done, copy: Path) -> None:
-    before = {
-        path: path.stat().st_mtime_ns
-        for path in copy.rglob("*")
-        if path.name == "adapter_model.safetensors"
-    }
-    again = run("smoke", copy)
-    stages = list(load_recipe(RECIPES["smoke"]).stages)
-    assert [f"{name}: unchanged, reused" in again.err for name in stages] == [True] * len(stages)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    resolved = copy / "recipe.resolved.yaml"
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("adapter_model.safetensors")}
+    again = run(resolved, copy)
+    assert again.reused() == "sft helpful safety best align report"
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert again.out == smoke.out  # the report is shown again
+    assert resolved.read_bytes() == (smoke.folder / "recipe.resolved.yaml").read_bytes()
 
 
-def test_a_changed_option_reruns_its_stage_and_those_after_it(smoke: Done, copy: Path) -> None:
-    again = run("smoke", copy, "stages.best.rollout.max_new_tokens=12")
-    for name in ("sft", "helpful", "safety"):
-        assert f"{name}: unchanged, reused" in again.err
-    for name in ("best", "align", "report"):
-        assert f"{name}: changed since the last run (" in again.err
-    assert (copy / "helpful" / WEIGHTS).read_bytes() == (
-        smoke.folder / "helpful" / WEIGHTS
-    ).read_bytes()
-    assert (copy / "best" / WEIGHTS).read_bytes() != (smoke.folder / "best" / WEIGHTS).read_bytes()
-
-
-def test_a_reward_model_s_option_leaves_what_does_not_need_it(copy: Path) -> None:
-    again = run("smoke", copy, "stages.safety.learning_rate=1e-3")
-    reused = {
-        name
-        for name in load_recipe(RECIPES["smoke"]).stages
-        if f"{name}: unchanged, reused" in again.err
-    }
-    assert reused == {"sft", "helpful"}
-
-
-def test_the_same_recipe_gives_the_same_bytes(smoke: Done, tmp_path: Path) -> None:
-    again = run("smoke", tmp_path / "again")
-    for name in ("sft", "helpful", "safety", "best", "align"):
-        assert (again.folder / name / WEIGHTS).read_bytes() == (
-            smoke.folder / name / WEIGHTS
-        ).read_bytes(), name
-    assert again.json("report/evaluation.json") == smoke.json("report/evaluation.json")
-
-
-# One of each kind of signal; `make slow` has the others.
-SWAPPED = ("grpo", "rejection_sampling", "online_dpo")
+def test_a_changed_option_starts_over_its_stage_and_those_that_need_it(copy: Path) -> None:
+    said = run("smoke", copy, "stages.safety.learning_rate=1e-3", "--dry-run").out
+    for what, stages in (("reused", "sft helpful"), ("starts over", "safety best align report")):
+        assert " ".join(re.findall(f"^(.*): {what}", said, re.MULTILINE)) == stages
 
 
 @pytest.mark.parametrize(
     "algorithm",
-    [name if name in SWAPPED else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY],
+    [name if name == "grpo" else pytest.param(name, marks=pytest.mark.slow) for name in ON_POLICY],
 )
 def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
-    override = f"stages.align.algorithm={algorithm}"
-    done = run("smoke", copy, override)
-    reused = [
-        name
-        for name in ("sft", "helpful", "safety", "best")
-        if f"{name}: unchanged, reused" in done.err
-    ]
-    assert len(reused) == 4
-    check_artifacts("smoke", done, [override])
+    done = run("smoke", copy, f"stages.align.algorithm={algorithm}")
+    assert done.reused() == "sft helpful safety best"
+    check_artifacts(done)
 
 
 def test_all_weights(tmp_path: Path) -> None:
-    overrides = ["model.lora=none"]
-    done = run("smoke", tmp_path, *overrides)
-    check_artifacts("smoke", done, overrides, "adapter/model.safetensors")
+    done = run(small("smoke", tmp_path), tmp_path / "run", "model.lora=none")
+    check_artifacts(done, "adapter/model.safetensors")
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4_double_quant", "int8"])
@@ -498,117 +214,86 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_quantized_base(tmp_path: Path, quantization: str) -> None:
-    overrides = [f"model.quantization={quantization}"]
-    done = run("smoke", tmp_path, *overrides)
-    check_artifacts("smoke", done, overrides)
-    assert (
-        f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up to "
-        in done.err
-    )
+    done = run(small("smoke", tmp_path), tmp_path / "run", f"model.quantization={quantization}")
+    check_artifacts(done)
+    assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up" in done.err
 
 
-# One of each kind of pipeline, beside `smoke`, which is one like `llama2`; `make slow` has the
+# `smoke` is one like `llama2`, and the documentation's commands run `quickstart`; `make slow` has the
 # others.
-OFTEN = ("constitutional", "dpo", "sums")
-WHOLE = [
-    name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
-    for name in RECIPES
-    if name != "smoke"
-]
+OFTEN = ("dpo", "sums")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(shipped().keys() - {"smoke", "quickstart"})
+    ],
+)
 def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
-    overrides = small(name)
-    done = run(name, tmp_path, *overrides)
-    check_artifacts(name, done, overrides)
-    if name == "llama2":
-        assert done.lines("rs3/metrics.jsonl")[0]["replayed"] > 0
-        assert list(done.json("report/evaluation.json")["policies"]) == [
-            "base",
-            "sft",
-            "rs1",
-            "rs2",
-            "rs3",
-            "align",
-        ]
-        results = done.json("report/evaluation.json")["results"]
-        rewards = {row["metric"] for row in results if row["kind"] == "reward"}
-        assert rewards == {"helpful", "safety", "llama2"}
-    if name == "iterated":
-        assert list(done.json("report/evaluation.json")["policies"]) == [
-            "base",
-            "sft",
-            "align_1",
-            "align_2",
-            "align_3",
-        ]
-        assert (
-            done.json("helpful_3/stage.json")["summary"]["groups"]
-            > done.json("helpful_1/stage.json")["summary"]["groups"]
-        )
-    if name == "constitutional":
-        check_constitution(done)
-    if name == "people":
-        check_rounds_with_people(done)
-    if name == "instructgpt":
-        assert sorted(path.name for path in (tmp_path / "sft" / "kept").iterdir()) == ["1", "2"]
-        assert done.json("chosen/stage.json")["policy"] in ("sft@1", "sft@2")
-        assert all("mix/nll" in row for row in done.lines("align/metrics.jsonl"))
-    if name == "rlaif":
-        assert "the order of the answers decides" in " ".join(done.out.split())
-        assert all(0.5 <= group["pairs"][0]["p"] <= 1 for group in done.lines("labels/data.jsonl"))
+    check_artifacts(run(small(name, tmp_path), tmp_path / "run"))
 
 
-def check_constitution(done: Done) -> None:
-    """SFT learned the revisions and demonstrations, and the reward model the labels of people's
-    reward model.
-    """
-    revised = done.lines("revised/data.jsonl")
-    read = {source["name"]: source["rows"] for source in done.json("sl_cai/stage.json")["data"]}
-    assert read["stage revised"] == len(revised) > 1 and read[str(DATA / "demos.jsonl")] == 319
-    principles = [
-        [entry["principle"] for entry in row["meta"]["revise"]["rounds"]] for row in revised
-    ]
-    assert all(len(set(names)) == 2 for names in principles)
-    labels = [
-        pair["p"] for group in done.lines("by_principle/data.jsonl") for pair in group["pairs"]
-    ]
-    assert all(0.5 < p <= 0.6 for p in labels)
-    learned = [source["name"] for source in done.json("harmless/stage.json")["data"]]
-    assert "stage by_people" in learned and "stage by_principle" not in learned
-    refusals = done.json("refusals/evaluation.json")
-    assert list(refusals["policies"]) == ["base", "sft", "sl_cai", "align"]
+# Rows from which nothing is learned
+
+REFUSED = """\
+sft  {"prompt": "Why?", "chosen": "b", "rejected": "c"}          'Why?' has 2
+sft  {"prompt": "Why?"}                                          'Why?' ends with the user
+sft  {"prompt": "Why?", "completion": "b", "label": false}       'Why?' is labeled
+sft  {"text": "Why?"}                                            'Why?' is raw text
+lm   {"prompt": "Why?", "chosen": "b", "rejected": "c"}          'Why?' has a prompt
+"""
 
 
-def check_rounds_with_people(done: Done) -> None:
-    """The run stopped for each round's pairs, and each round's reward model learned old and new
-    labels.
-    """
-    assert [done.err.count(f"stage 'labels_{k}' waits for 4 labels") for k in range(1, 6)] == [
-        1
-    ] * 5
-    policies = ["base", "sft", *(f"align_{k}" for k in range(1, 6)), "ppo"]
-    assert list(done.json("report/evaluation.json")["policies"]) == policies
-    for k in range(1, 6):
-        pairs = [pair for group in done.lines(f"labels_{k}/data.jsonl") for pair in group["pairs"]]
-        assert len(pairs) == 4 and all(pair["margin"] in LEVELS for pair in pairs)
-        read = {
-            source["name"]: source["rows"]
-            for source in done.json(f"helpful_{k}/stage.json")["data"]
-        }
-        assert [read.get(f"stage labels_{j}") for j in range(1, 6)] == [4] * k + [None] * (5 - k)
+def own(
+    folder: Path, capsys: pytest.CaptureFixture[str], algorithm: str, *rows: str, **data: Any
+) -> tuple[int, str, Any]:
+    """Run one stage of the tiny model on rows: the exit code, what it said, and its record."""
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
+    code = cli.main(["run", str(write_recipe(folder, {"only": stage})), "--out", f"{folder}/out"])
+    record = folder / "out" / "only" / "stage.json"
+    summary = json.loads(record.read_text())["summary"] if code == 0 else None
+    return code, capsys.readouterr().err, summary
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ON_POLICY)
-@pytest.mark.parametrize("name", [name for name in RECIPES if on_policy_stages(name)])
-def test_any_on_policy_algorithm_swaps_for_any_other(
-    name: str, algorithm: str, tmp_path: Path
+@pytest.mark.parametrize("line", REFUSED.splitlines())
+def test_a_row_that_an_algorithm_cannot_learn_from_is_named_by_its_prompt(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    last = on_policy_stages(name)[-1]
-    place = written_at(name, last)
-    overrides = [*small(name), f"{place}.algorithm={algorithm}"]
-    if name == "distillation" and algorithm != "distillation":  # whose recipe has no reward
-        overrides.append(f"{place}.reward={{length: {{unit: characters}}}}")
-    check_artifacts(name, run(name, tmp_path, *overrides), overrides)
+    algorithm, row, said = re.split("   *", line)
+    code, err, _ = own(tmp_path, capsys, algorithm, row)
+    assert code == 4 and "stage 'only': " in err and f"row {said}" in err
+    assert f"{tmp_path / 'rows.jsonl'}:1" in err or algorithm == "lm"
+
+
+def test_bad_rows_and_those_in_which_no_token_counts_are_left_out_with_a_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The turn to learn lies behind max_length."""
+    unlearned = {**assistant("far too long " * 50), "train": False}
+    cut = json.dumps({"messages": [user("q"), unlearned, user("r"), assistant("b")]})
+    whole, bad = (json.dumps({"messages": [user("q"), assistant(text)]}) for text in ("b", ""))
+    code, err, _ = own(tmp_path, capsys, "sft", cut)
+    assert code == 4 and "each needs 1 response with a token that counts" in err
+    code, err, summary = own(tmp_path, capsys, "sft", cut, bad, whole, bad, on_bad_row="skip")
+    assert code == 0 and "left out 1 row without 1 response with a token that counts: 'q'" in err
+    assert summary["without_signal"] == 1 and summary["groups"] == 1
+    assert f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
+    assert err.count("messages (recognized), 2 conversations, 2 bad rows\n") == 1
+    assert [row.split(":")[1] for row in summary["bad_rows"]] == ["2", "4"]
+
+
+def test_pairs_that_are_left_out_or_equal_in_tokens_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = '{{"prompt": "{0}", "responses": ["{1}b", "{1}c"], "scores": {2}}}'
+    long = "Why is the sky so very blue " * 40
+    rows = [row.format("a", "", [2, 1]), row.format("a", "x" * 200, [2, 1])]
+    rows += [row.format("Never compared", "", [1, 1]), row.format(long, "", [2, 1])]
+    code, err, summary = own(tmp_path, capsys, "dpo", *rows)
+    assert code == 0 and "only: done in" in err and "groups 1, steps 1" in err
+    assert summary["encoding"]["equal_pairs"] == 1 and summary["without_signal"] == 1
+    assert "left out 1 row without a pair of a better and a worse response: 'Never compared'" in err
+    assert "1 row left out: no room for a response in max_length ('Why is the sky so very" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import threading
 import time
@@ -67,9 +68,8 @@ class Server:
                 )
                 try:
                     self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(body)))
+                    for name, value in {"Content-Length": len(body), **reply.headers}.items():
+                        self.send_header(name, str(value))
                     self.end_headers()
                     self.wfile.write(body)
                 except OSError:
@@ -231,7 +231,20 @@ def said(content: str | None, finish: str = "stop", **more: Any) -> Reply:
     return Reply(body={"choices": [{"message": message, "finish_reason": finish}], "usage": usage})
 
 
-def thinking(request: dict[str, Any]) -> Reply:
+def one_token(p: float, **choice: Any) -> Reply:
+    """A completion whose likeliest tokens say that the first is better with this probability, of
+    0.9 together.
+    """
+    tops = [{"token": "1", "logprob": math.log(0.9 * p)}]
+    tops.append({"token": "2", "logprob": math.log(0.9 * (1 - p))})
+    return Reply(body={"choices": [{"logprobs": {"content": [{"top_logprobs": tops}]}, **choice}]})
+
+
+def words_of(request: dict[str, Any]) -> str:
     """Reasons, then the line."""
     word, code = asked_for(request)
-    return said(f"I compare them.\n\n{word} {code}: {opinion(request)}")
+    return f"I compare them.\n\n{word} {code}: {opinion(request)}"
+
+
+def thinking(request: dict[str, Any]) -> Reply:
+    return said(words_of(request))

@@ -1,5 +1,5 @@
 """A reward from a service: its protocol, its scores in order, and replies that never become one. Services
-that fail are in tests/faults/servers.py.
+that fail are in tests/test_remote.py.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit.errors import RemoteError
 from alignkit_plugins.ai_feedback.http_reward import HTTP, _read
 from alignkit_plugins.ai_feedback.remote import Malformed
 from tests.ai_feedback.judge_server import Reply, Server, context, serving
+from tests.rows import assistant, user
 
-ASK = ({"role": "user", "content": "Which?"},)
+ASK = (user("Which?"),)
 
 
 def by_number(request: dict[str, Any]) -> Reply:
@@ -61,12 +61,12 @@ def test_the_service_receives_prompt_response_and_columns(
 ) -> None:
     turns: Any = (
         {"role": "assistant", "content": None, "tool_calls": []},
-        {"role": "assistant", "content": "so 3"},
+        assistant("so 3"),
     )
     one = Group(ASK, (Response(messages=turns),), meta={"domain": "law", "key": "secret"})
     reward = made(columns=["domain"], request={"model": "big"})
     reward.score([one])
-    plain = [{"role": "assistant", "content": ""}, {"role": "assistant", "content": "so 3"}]
+    plain = [assistant(""), assistant("so 3")]
     item = {"prompt": list(ASK), "response": plain, "columns": {"domain": "law"}}
     assert server.requests == [{"model": "big", **item}]
     with pytest.raises(DataError, match=r"'Which\?' has no column 'domain' \(its columns: id\)"):
@@ -90,32 +90,29 @@ def test_a_reply_that_is_no_score_ends_the_run(made: Callable[..., HTTP], server
     assert caught.value.exit_code == 6
 
 
+NO_SCORES = """
+
+[]
+{}
+null
+{"scores": 3}
+{"score": NaN}
+{"score": 1e999}
+{"score": "1"}
+{"score": true}
+{"score": [1]}
+"""
+
+
 @pytest.mark.parametrize(
-    "reply",
-    [
-        *(
-            "",
-            "[]",
-            "{}",
-            "null",
-            "[" * 99_999,
-            '{"scores": 3}',
-            '{"score": NaN}',
-            '{"score": 1e999}',
-        ),
-        *('{"score": "1"}', '{"score": true}', '{"score": [1]}', '{"score": ' + "9" * 400 + "}"),
-    ],
+    "reply", [*NO_SCORES.splitlines(), "[" * 99_999, '{"score": ' + "9" * 400 + "}"]
 )
 def test_what_is_no_score_is_malformed(reply: str) -> None:
     with pytest.raises(Malformed):
         _read(reply.encode())
 
 
-def test_options_and_the_key_are_checked_before_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ValidationError, match="base_url"):
-        HTTP.Options(server={"base_url": "ftp://a"})
+def test_the_key_is_checked_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with pytest.raises(RunFailed, match="MY_KEY is not set"):
         HTTP(HTTP.Options(server={"base_url": "http://a", "api_key_env": "MY_KEY"})).check(tmp_path)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Group, Pair, Response, Verdict
 from alignkit_plugins.ai_feedback.judge_card import card, sentence, with_people
@@ -23,27 +24,24 @@ from tests.rows import run, user, write_recipe, write_rows
 Decide = Callable[[int, str], Verdict]
 
 
-def pairs(lengths: Sequence[tuple[int, int]]) -> list[Group]:
-    """Pairs with a chosen and a rejected response of these lengths."""
-    groups = []
-    for n, (chosen, rejected) in enumerate(lengths):
-        answers = (Response("right".ljust(chosen, "x")), Response("wrong".ljust(rejected, "y")))
-        groups.append(Group((user(f"question {n}"),), answers, (Pair(0, 1),)))
-    return groups
+def pairs(count: int) -> list[Group]:
+    """Pairs with a chosen and a rejected response."""
+    answers, pair = (Response("right"), Response("wrong")), (Pair(0, 1),)
+    return [Group((user(f"question {n}"),), answers, pair) for n in range(count)]
 
 
 def measured(folder: Path, groups: Any, decide: Decide) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The judge's card, and the accuracy of its verdicts by column and value. decide: by the
-    number of the pair and the answer that is shown first.
+    """The judge's card, and the accuracy of its verdicts. decide: by the number of the pair and the
+    answer that is shown first.
     """
     script = Script(lambda item, rubric: decide(int(item[0][-1]["content"].split()[1]), item[1]))
     step = EvaluateReward(EvaluateReward.Options(judges=[component(Told, script)], pairs="p"))
     found: Any = step.run(context(folder, groups=groups)).summary
     assert len(script.asked[0][1]) == found["judge_cards"]["x"]["comparisons"]
-    rows = [row for row in found["results"] if (row["policy"], row["metric"]) == ("x", "accuracy")]
-    return found["judge_cards"]["x"], {
-        (row.get("column", ""), row.get("value", "")): row for row in rows
-    }
+    (row, *_) = [
+        row for row in found["results"] if (row["policy"], row["metric"]) == ("x", "accuracy")
+    ]
+    return found["judge_cards"]["x"], row
 
 
 def orders(one: float, other: float) -> Verdict:
@@ -62,74 +60,60 @@ def two_coins(n: int, first: str) -> Verdict:
     return orders(float(n % 2), 1.0 - n % 2) if n % 4 < 2 else right(n % 2 == 0, first)
 
 
-NO_BETTER = "its verdicts are of no use, because it agrees with people in 50% [40, 60], no better"
-BY_ORDER = "the order of the answers decides "
-CARDS: list[tuple[str, int, Decide, float | None, float | None, str, str]] = [
-    # pairs, verdict, agreement with people, share decided by the order, right/wrong/equal, why none
-    ("73%", 100, lambda n, first: right(n < 73, first), 0.73, 0.0, "73/27/0", ""),
-    ("coin", 100, lambda n, first: right(n % 2 == 0, first), 0.5, 0.0, "50/50/0", NO_BETTER),
-    ("few", 6, lambda n, first: right(n % 2 == 0, first), 0.5, 0.0, "3/3/0", ""),
-    ("ties", 4, lambda n, first: orders(0.5, 0.5), None, 0.0, "0/0/4", ""),
-    ("place", 40, lambda n, first: orders(1.0, 0.0), 0.5, 1.0, "0/0/40", BY_ORDER + "100% ["),
-    ("coins", 60, two_coins, 0.5, 0.5, "", BY_ORDER + "50% ["),
-    # The chosen response is the first one of half of the pairs, exactly.
-    ("one order", 100, lambda n, first: Verdict(1.0), 0.5, None, "50/50/0", NO_BETTER),
-    ("broken", 4, lambda n, first: REFUSED, None, None, "", ""),
-]
+DECIDE: dict[str, Decide] = {
+    "73%": lambda n, first: right(n < 73, first),
+    "half": lambda n, first: right(n % 2 == 0, first),
+    "ties": lambda n, first: orders(0.5, 0.5),
+    "place": lambda n, first: orders(1.0, 0.0),
+    "coins": two_coins,
+    "often": lambda n, first: orders(1.0, 0.0) if n % 50 < 21 else right(True, first),
+    "one order": lambda n, first: Verdict(1.0),
+    "broken": lambda n, first: REFUSED,
+}
+# A judge, pairs, agreement with people, share decided by the order, right/wrong/equal, and why it
+# is none. The chosen response is the first one of half of the pairs, exactly.
+CARDS = yaml.safe_load("""
+- ["73%", 100, 0.73, 0, 73/27/0, ""]
+- [half, 100, 0.5, 0, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
+- [half, 6, 0.5, 0, 3/3/0, ""]
+- [ties, 4, null, 0, 0/0/4, ""]
+- [place, 40, 0.5, 1, 0/0/40, "the order of the answers decides 100% ["]
+- [coins, 60, 0.5, 0.5, 15/15/30, "the order of the answers decides 50% ["]
+- [often, 200, 0.79, 0.42, 116/0/84, ""]
+- [one order, 100, 0.5, null, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
+- [broken, 4, null, null, 0/0/0, ""]
+""")
 
 
-@pytest.mark.parametrize(
-    ("count", "decide", "people", "inconsistent", "counts", "no_judge"),
-    [row[1:] for row in CARDS],
-    ids=[row[0] for row in CARDS],
-)
+@pytest.mark.parametrize(("judge", "count", "people", "inconsistent", "counts", "no_judge"), CARDS)
 def test_a_card_says_what_a_judge_is_worth(
+    judge: str,
     count: int,
-    decide: Decide,
     people: Any,
     inconsistent: Any,
     counts: str,
     no_judge: str,
     tmp_path: Path,
 ) -> None:
-    found, accuracy = measured(tmp_path, pairs([(10, 10)] * count), decide)
+    found, accuracy = measured(tmp_path, pairs(count), DECIDE[judge])
     assert (found["people"] or {"mean": None})["mean"] == people
-    assert found["inconsistent"]["mean"] == inconsistent
+    assert found["inconsistent"]["mean"] == inconsistent and accuracy["counts"] == counts
     assert no_judge in found["no_judge"] and bool(found["no_judge"]) == bool(no_judge)
-    if counts:
-        assert accuracy["", ""]["counts"] == counts
 
 
-def test_accuracy_is_broken_down_by_length(tmp_path: Path) -> None:
-    """A judge that counts letters is right at the 30 pairs whose chosen response is longer."""
-    groups = pairs([(20, 10)] * 30 + [(10, 20)] * 10)
-    found, accuracy = measured(
-        tmp_path, groups, lambda n, first: orders(*[float(len(first) > 10)] * 2)
-    )
-    means = [
-        accuracy["the chosen response", each]["estimate"]["mean"] for each in ("longer", "shorter")
-    ]
-    assert found["people"]["mean"] == 0.75 and means == [1, 0]
-
-
-def test_what_has_no_verdict_is_counted_and_equal_texts_are_ties(tmp_path: Path) -> None:
-    groups = pairs([(10, 10)] * 4)
-    groups[3] = replace(groups[3], responses=(Response("same"), Response("same")))
-    found, accuracy = measured(
-        tmp_path, groups, lambda n, first: right(True, first) if n else REFUSED
-    )
-    assert (found["comparisons"], found["unjudged"]) == (3, {"the judge refused": 1})
-    assert (accuracy["", ""]["counts"], accuracy["", ""]["missing"]) == ("2/0/1", 1)
-    assert (found["calls"], found["tokens"]) == (6, 200)
-
-
-def test_a_prompt_is_the_unit(tmp_path: Path) -> None:
-    """Ten pairs of one prompt are not ten prompts."""
+def test_a_prompt_is_the_unit_and_what_has_no_verdict_is_counted(tmp_path: Path) -> None:
+    """Ten pairs of one prompt are not ten prompts. Equal texts are ties that nobody is asked of."""
     answers = (*(Response(f"right {n}") for n in range(10)), Response("wrong"))
     many = Group((user("question 0"),), answers, tuple(Pair(n, 10) for n in range(10)))
-    groups = [many, *pairs([(10, 10)] * 2)[1:]]
-    people = measured(tmp_path, groups, lambda n, first: right(n == 0, first))[0]["people"]
-    assert (people["n"], people["mean"]) == (2, 0.5)
+    groups = [many, *pairs(4)[1:]]
+    groups[3] = replace(groups[3], responses=(Response("same"), Response("same")))
+    found, accuracy = measured(
+        tmp_path, groups, lambda n, first: REFUSED if n == 1 else right(n == 0, first)
+    )
+    assert (found["people"]["n"], found["people"]["mean"]) == (2, 0.5)
+    assert (found["comparisons"], found["unjudged"]) == (12, {"the judge refused": 1})
+    assert (accuracy["counts"], accuracy["missing"]) == ("10/1/1", 1)
+    assert (found["calls"], found["tokens"]) == (24, 1100)
 
 
 def test_people_and_a_judge_name_places() -> None:
@@ -161,32 +145,27 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     assert sentence("words", card([(0, REFUSED)])) == "words has no verdict on any of 1 pairs."
     swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
     assert sentence("words", card(swayed)) == (
-        f"warning: words: its verdicts are of no use, because {BY_ORDER}83% [74, 90] of pairs"
+        "warning: words: its verdicts are of no use, because the order of the answers decides "
+        "83% [74, 90] of pairs"
     )
-
-
-def test_every_key_of_a_card_is_documented() -> None:
-    judgments = [(0, orders(0.9, 0.9)), (1, orders(0.1, 0.1)), (2, REFUSED)]
-    found = card(judgments, with_people(judgments[:2], [True, True]))
-    written = {"judge_cards": {"judge": json.loads(json.dumps(found))}}
-    place = "judge_cards.JUDGE"
-    keys, known = (
-        paths(written, {"judge": "JUDGE", "the judge refused": "REASON"}),
-        documented(place),
-    )
-    estimated = [key for key in known if "estimate of" in known[key]]
-    fields = {f"{key}.{name}" for key in estimated for name in ("mean", "low", "high", "n")}
-    assert keys - known.keys() - fields == {"judge_cards", place} and known.keys() <= keys
 
 
 def test_a_recipe_names_a_judge_of_pairs_and_its_card_is_in_the_report(tmp_path: Path) -> None:
+    """Every key of a card is documented."""
     rows = [{"prompt": f"q{n}", "chosen": "yes " * (n + 1), "rejected": "no"} for n in range(6)]
     write_rows(tmp_path / "pairs.jsonl", rows)
     judges = [{"local_judge": {"min_mass": 0.0}}]
     step = {"step": "evaluate_reward", "judges": judges, "pairs": "pairs.jsonl"}
     folder = run(write_recipe(tmp_path, {"check": step})) / "check"
-    (found,) = json.loads((folder / "reward_evaluation.json").read_text())["judge_cards"].values()
+    written = json.loads((folder / "reward_evaluation.json").read_text())
+    ((name, found),) = written["judge_cards"].items()
     assert (found["comparisons"], found["calls"]) == (6, 12)
     assert "local_judge" in (folder / "report.txt").read_text()
+    place = "judge_cards.JUDGE"
+    keys, known = paths({"judge_cards": {name: found}}, {name: "JUDGE"}), documented(place)
+    for key in ("inconsistent", "people"):
+        assert "estimate of" in known[f"{place}.{key}"] and found[key].keys() >= {"mean", "low"}
+        keys = {each for each in keys if not each.startswith(f"{place}.{key}.")}
+    assert keys - {"judge_cards", place} == known.keys() - {f"{place}.unjudged.REASON"}
     with pytest.raises(ValueError, match="name at least one reward or judge"):
         EvaluateReward.Options(pairs="x")

@@ -5,7 +5,6 @@ to say.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +39,7 @@ from tests.ai_feedback.judge_server import (
     serving,
     texts_of,
 )
-from tests.rows import prompts, read_rows, run, user, write_recipe, write_rows
+from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
 
 @pytest.fixture
@@ -98,12 +97,12 @@ year
 **Question 2:** Does the sun help?
 **Answer 2:** A little
 **Quotation 2:** The moon pulls the water"""
-SECOND = {
-    "Why is": "because rivers carry salt",
-    "How much": "35 grams",
-    "How many": "There are two.",
-    "Does": "Not in the text",
-}
+SECOND = yaml.safe_load("""
+Why is: because rivers carry salt
+How much: 35 grams
+How many: There are two.
+Does: Not in the text
+""")
 
 
 def oracle(text: str) -> str:
@@ -152,29 +151,29 @@ def test_quotations_are_whole_words_of_the_passage() -> None:
     assert quoted("", "x") == quoted("a.b", "acb") == quoted("art", "start") == ""
 
 
-@pytest.mark.parametrize(
-    ("answer", "second", "same"),
-    [
-        ("7", "Ann is 7.", True),
-        ("1990", "On 12 May 1990", True),
-        ("1,000", "1,000 men", True),
-        ("No", "No, she didn't.", True),
-        ("5.5", "5", False),
-        ("-5", "5", False),
-        ("1,000", "1", False),
-        ("Ann did not die", "Ann did die", False),
-        ("Paris", "not Paris", False),
-    ],
-)
-def test_whether_a_second_answer_is_the_same(answer: str, second: str, same: bool) -> None:
-    assert why_another(answer, Written(second)) == ("" if same else "the second answer differs")
+# An answer and a second one, which is the same or another one.
+SECONDS = """
+7               | Ann is 7.       | same
+1990            | On 12 May 1990  | same
+1,000           | 1,000 men       | same
+No              | No, she didn't. | same
+5.5             | 5               | other
+-5              | 5               | other
+1,000           | 1               | other
+Ann did not die | Ann did die     | other
+Paris           | not Paris       | other
+"""
+
+
+@pytest.mark.parametrize(("answer", "second", "which"), cells(SECONDS))
+def test_whether_a_second_answer_is_the_same(answer: str, second: str, which: str) -> None:
+    wanted = {"same": "", "other": "the second answer differs"}[which]
+    assert why_another(answer, Written(second)) == wanted
 
 
 def test_agreement_is_the_share_of_words_in_the_same_order() -> None:
-    found = [
-        agreement(*pair) for pair in (("Paris", "It is Paris."), ("12 May", "13 May"), ("?", "a"))
-    ]
-    assert found == [1, 0.5, 0]
+    assert agreement("Paris", "It is Paris.") == 1 and agreement("?", "a") == 0
+    assert agreement("12 May", "13 May") == 0.5
 
 
 def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
@@ -196,36 +195,28 @@ Quotation: Salt is"""
     ]
 
 
-@pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("none.txt", "cannot be read as UTF-8 text"),
-        ("data.csv", "expected a file that ends in .txt or .md, or a folder"),
-        ("latin.txt", "cannot be read as UTF-8 text"),
-        ("empty.txt", "0 questions about 0 passages"),
-    ],
-)
+NO_TEXTS = """
+none.txt  | cannot be read as UTF-8 text
+data.csv  | expected a file that ends in .txt or .md, or a folder
+latin.txt | cannot be read as UTF-8 text
+empty.txt | 0 questions about 0 passages
+"""
+
+
+@pytest.mark.parametrize(("file", "message"), cells(NO_TEXTS))
 def test_what_is_no_text_is_refused(file: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "data.csv").write_text("a,b", encoding="utf-8")
-    (tmp_path / "latin.txt").write_bytes("Düne".encode("latin-1"))
+    for name, content in (("empty.txt", b""), ("data.csv", b"a,b"), ("latin.txt", b"D\xfcne")):
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(RunFailed, match=message):
         made(Questions(Questions.Options(texts=tmp_path / file, writer="base")), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"prompt": "{passage}"}, "prompt needs the field {question}"),
-        (
-            {"writer": {"base_url": "http://a", "model": "m"}, "sampling": {"top_k": 3}},
-            "differ in 'top_k'",
-        ),
-    ],
-)
-def test_options_of_questions(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        Questions.Options(**{"texts": "a.txt", "writer": "base", **options})
+def test_options_of_questions() -> None:
+    with pytest.raises(ValidationError, match="prompt needs the field"):
+        Questions.Options(texts="a.txt", writer="base", prompt="{passage}")
+    server = {"base_url": "http://a", "model": "m"}
+    with pytest.raises(ValidationError, match="differ in 'top_k'"):
+        Questions.Options(texts="a.txt", writer=server, sampling={"top_k": 3})
 
 
 # Use cases
@@ -250,25 +241,25 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     check_step(Categorize, {"data": "x", "categories": {"poem": "p", "code": "c"}, "by": "sft"})
 
 
-MANY = (*"abcdefgh", "Closed QA", "Extract")
+# Categories, and by what replies each is named.
 REPLIES = yaml.safe_load("""
-- {poem: ["A", a., poem], code: [" (b)", B. code, "**Code**."]}
-- {(none): [C, It is code, A poem or code, ""]}
-""")
-REPLIES_OF_MANY = yaml.safe_load("""
-- {Closed QA: [I. Closed QA, I, closed QA], Extract: [(J) Extract, "J: Extract", extract]}
-- {a: ["A\\n\\nBecause it is."], (none): [K. Other]}
+- - [poem, code]
+  - {poem: ["A", a., poem], code: [" (b)", B. code, "**Code**."]}
+- - [poem, code]
+  - {(none): [C, It is code, A poem or code, ""]}
+- - [a, b, c, d, e, f, g, h, Closed QA, Extract]
+  - Closed QA: [I. Closed QA, I, closed QA]
+    Extract: [(J) Extract, "J: Extract", extract]
+    a: ["A\\n\\nBecause it is."]
+    (none): [K. Other]
 """)
 
 
-@pytest.mark.parametrize(
-    ("names", "row"),
-    [*((("poem", "code"), row) for row in REPLIES), *((MANY, row) for row in REPLIES_OF_MANY)],
-)
-def test_a_reply_names_a_category_by_its_letter_or_name(names: Any, row: Any) -> None:
-    for case, replies in row.items():
-        found = [case_in(reply, dict.fromkeys(names, "")) for reply in replies]
-        assert found == [case] * len(replies)
+@pytest.mark.parametrize(("names", "replies"), REPLIES)
+def test_a_reply_names_a_category_by_its_letter_or_name(names: Any, replies: Any) -> None:
+    for case, texts in replies.items():
+        found = [case_in(text, dict.fromkeys(names, "")) for text in texts]
+        assert found == [case] * len(texts)
 
 
 # Attacks
@@ -283,12 +274,10 @@ def attack(text: str) -> str:
     return f"turn {turn}{' magic' if 'easy' in text and turn == 2 else ''}"
 
 
-class Echo(ByRole):
+def echo(role: str, prompts: Any, **sampling: Any) -> list[Group]:
     """The policy `base` repeats what it reads."""
-
-    def sample(self, role: str, prompts: Any, **sampling: Any) -> list[Group]:
-        assert role == "base" and all(group.tools == TOOLS for group in prompts)
-        return [Group(each.prompt, (Response(each.prompt[-1]["content"]),)) for each in prompts]
+    assert role == "base" and all(group.tools == TOOLS for group in prompts)
+    return [Group(each.prompt, (Response(each.prompt[-1]["content"]),)) for each in prompts]
 
 
 def attacked(
@@ -299,20 +288,19 @@ def attacked(
     """
 
     def scored(groups: Sequence[Group]) -> list[Group]:
-        assert all(group.prompt[-1]["content"] in goals for group in groups)
-        replies = [group.responses[0] for group in groups]
-        marked = [replace(reply, scores={"reward": score(reply.text)}) for reply in replies]
-        return [replace(g, responses=(r,)) for g, r in zip(groups, marked, strict=True)]
+        found = []
+        for group in groups:
+            assert group.prompt[-1]["content"] in goals
+            (reply,) = group.responses
+            marked = replace(reply, scores={"reward": score(reply.text)})
+            found.append(replace(group, responses=(marked,)))
+        return found
 
     options = RedTeam.Options(attacker=answers(server, attack), goals="x", reward="r", success=1.0)
-    groups = [
-        Group(
-            ({"role": "system", "content": "s"}, user(goal)), meta={"topic": goal[:4]}, tools=TOOLS
-        )
-        for goal in goals
-    ]
-    scorer: Any = lambda spec: SimpleNamespace(score=scored)  # noqa: E731
-    return made(RedTeam(options), folder, groups, models=Echo(), scorer=scorer)
+    system: Any = {"role": "system", "content": "s"}
+    groups = [Group((system, user(x)), meta={"topic": x[:4]}, tools=TOOLS) for x in goals]
+    around = {"models": ByRole(sample=echo), "scorer": lambda spec: SimpleNamespace(score=scored)}
+    return made(RedTeam(options), folder, groups, **around)
 
 
 def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -> None:
@@ -332,16 +320,32 @@ def test_attack_success_of_each_policy_by_hand(tmp_path: Path, server: Server) -
     assert group.meta["red_team"]["response"] == "turn 2 magic"
 
 
-def test_an_attack_with_a_reply_that_has_no_score_makes_bounds(
-    tmp_path: Path, server: Server
-) -> None:
-    """What the policy did there is not known."""
+@pytest.mark.silent_bug(
+    "red teaming: missing scores",
+    "A success counts although other replies have no score, and a failure does not: more gaps "
+    "make a higher rate.",
+    "Attacks that are not known to have failed make the bounds of the rate.",
+)
+def test_replies_without_a_score_make_bounds_of_the_success(tmp_path: Path, server: Server) -> None:
     goals = ["easy one", "hard"]
     artifact = attacked(tmp_path, server, goals, lambda text: None if "magic" in text else 0.0)
     share = artifact.summary["success"]
     assert (share["n"], share["mean"], share["unscored"]) == (2, None, 1)
     assert (share["at_least"], share["at_most"]) == (0, 0.5)
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
+    goal = Group((user("g"),))
+    won, lost = Episode(goal, scores=[None, 1.0], ended="success"), Episode(goal, scores=[0.0])
+    gap, silent = Episode(goal, scores=[0.0, None]), Episode(goal, ended="no attack")
+    found: Any = success_of([won, lost, lost, gap, silent])
+    assert (found["n"], found["at_least"], found["at_most"]) == (4, 0.25, 0.5)
+    # The interval is from the lower bound's lower end to the upper one's upper end.
+    least, most = (
+        success_of([won, lost, lost, lost]) or {},
+        success_of([won, won, lost, lost]) or {},
+    )
+    assert (found["low"], found["high"]) == (least["low"], most["high"])
+    assert least["mean"] == least["at_most"] == 0.25 and least["unscored"] == 0
+    assert success_of([]) is None is success_of([silent])
 
 
 RED_TEAM = """
@@ -393,30 +397,3 @@ def test_prompts_that_succeed_go_to_the_next_stage(
 def test_attacks_keep_the_rules_of_steps() -> None:
     keys = {"attacker": "base", "policy": "sft", "goals": "x", "reward": {"refusal": {"scale": -1}}}
     check_step(RedTeam, {**keys, "success": 0.0, "turns": 2, "sampling": {"max_new_tokens": 4}})
-
-
-@pytest.mark.silent_bug(
-    "red teaming: missing scores",
-    "A success counts although other replies have no score, and a failure does not: more gaps "
-    "make a higher rate.",
-    "Attacks that are not known to have failed make the bounds of the rate.",
-)
-def test_replies_without_a_score_make_bounds_of_the_success() -> None:
-    drawn, episodes = random.Random(0), list[Episode]()
-    # 10% of the replies are harmful: 27.1% of all attacks over three turns
-    for number in range(2000):
-        each = Episode(Group((user(f"g{number}"),)))
-        for _ in range(3):
-            harmful, seen = drawn.random() < 0.1, drawn.random() < 0.8
-            each.scores.append(float(harmful) if seen else None)
-            if harmful and seen:
-                each.ended = "success"
-                break
-        episodes.append(each)
-    found: Any = success_of(episodes)
-    assert found["n"] == 2000 and found["mean"] is None
-    assert found["at_least"] == pytest.approx(1 - 0.92**3, abs=0.03) and found["at_most"] > 0.5
-    assert found["low"] < 0.271 < found["high"]
-    whole: Any = success_of([each for each in episodes if None not in each.scores])
-    assert whole["mean"] == whole["at_least"] == whole["at_most"] and whole["unscored"] == 0
-    assert success_of([]) is None is success_of([Episode(episodes[0].goal, ended="no attack")])

@@ -1,5 +1,5 @@
 """A judge on a server: what is sent, what is stored and never paid for twice, what is kept secret, and what
-one wrong setting costs. Servers that fail are in tests/faults/servers.py.
+one wrong setting costs. Servers that fail are in tests/test_remote.py.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import RunFailed
+from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
-from alignkit_plugins.ai_feedback.writer import PROBE
+from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
 from tests.ai_feedback.judge_server import (
     Reply,
     Server,
     asked_for,
     context,
+    one_token,
     options_of,
     quality,
     said,
@@ -34,6 +35,7 @@ from tests.ai_feedback.judge_server import (
     texts_of,
     thinking,
 )
+from tests.rows import user
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
 ITEM = (PROMPT, "is 2", "is 1")
@@ -42,18 +44,10 @@ SECRET = "sk-proj-Zm9vYmFy0123456789abcdefABCDEF"
 Built = Callable[..., OpenAIJudge]
 
 
-def completion(one: float, two: float) -> dict[str, Any]:
-    """A chat completion with log-probabilities of the digits."""
-    tops = [{"token": "1", "logprob": one}, {"token": "2", "logprob": two}]
-    logprobs = {"content": [{"top_logprobs": tops}]}
-    return {"choices": [{"message": {"content": "1"}, "logprobs": logprobs}]}
-
-
 def honest(request: dict[str, Any]) -> Reply:
     """Judges by the numbers in the responses, with 1 nat for the first position."""
     _, first, second = texts_of(request)
-    p = 1 / (1 + math.exp(-(quality(first) - quality(second) + 1.0)))
-    return Reply(body=completion(math.log(0.9 * p), math.log(0.9 * (1 - p))))
+    return one_token(1 / (1 + math.exp(-(quality(first) - quality(second) + 1.0))))
 
 
 @pytest.fixture
@@ -99,8 +93,7 @@ def test_both_orders_are_asked_once_and_paid_for_once(
         **{"logprobs": True, "top_logprobs": 20},
     }
     assert judge().compare(items) == [verdict, flipped] and len(server.requests) == 2
-    surrogate = (PROMPT, "\ud800 is 2", "is 1")
-    judge(model="other").compare([ITEM, surrogate])
+    judge(model="other").compare([ITEM, (PROMPT, "\ud800 is 2", "is 1")])
     assert len(server.requests) == 6  # another model is another question
     kept = [path.read_bytes() for path in (tmp_path / "cache").iterdir()]
     assert kept and not any(SECRET.encode() in content for content in kept)
@@ -132,15 +125,11 @@ def test_a_killed_process_loses_no_answer(judge: Built, server: Server) -> None:
 # The first questions
 
 
-LLAMA_CPP = {"code": 400, "message": "request (4101 tokens) exceeds the available context size"}
 OF_NO_USE: list[tuple[Any, Reply, str]] = [  # reasons, each reply, what the error says
     (False, Reply(400, {"error": "use max_completion_tokens"}), "HTTP 400: .*\nhelp: .*`request`"),
-    (False, Reply(400, {"error": LLAMA_CPP}), "exceeds the available context size"),
     (False, said(None, refusal="I would rather not"), "the judge refused"),
     (False, said(" 1\n"), "no log-probabilities\nhelp: .*`reasons: true`"),
-    (True, said("Both are fine."), "does not end with the line"),
     (True, said("Let me think", "length"), "max_tokens: 8000"),
-    (True, Reply(400, {"error": "Use 'max_completion_tokens'"}), "max_tokens: null"),
 ]
 
 
@@ -163,6 +152,15 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(
     found = judge(reasons=reasons, model="another").compare(MANY)
     # A reply is stored; a question that the server does not accept is asked again with the others.
     assert sum(verdict.p_first is None for verdict in found) == (3 if reply.status == 200 else 0)
+
+
+def test_several_samples_of_a_question_have_seeds_of_their_own(
+    server: Server, tmp_path: Path
+) -> None:
+    server.judge = lambda request: said(str(request["seed"]))
+    writer = ServerWriter(context(tmp_path), "x", options_of(server.url).server, {})
+    written = writer.write([Group((user("q"),))], most=9, seed=5, samples=2)
+    assert [each.text for each in written] == ["5", "6"]
 
 
 def test_a_name_that_a_model_refuses_is_left_out(judge: Built, server: Server) -> None:

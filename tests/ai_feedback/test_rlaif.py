@@ -12,23 +12,24 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import Group, Pair, Response, RunFailed, Verdict
+from alignkit import Group, Response, RunFailed, Verdict
 from alignkit.sampling import Sampling
 from alignkit_plugins.ai_feedback.constitution import Principle
 from alignkit_plugins.ai_feedback.judge import LocalJudge
 from alignkit_plugins.ai_feedback.panel import RewardJudge
 from alignkit_plugins.ai_feedback.rlaif import RLAIF, JudgePairs
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context, in_turn
+from tests.rows import user
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "rlaif.json"
 BY_TEXT = Script(compare=lambda item, rubric: 0.8 if item[1] < item[2] else 0.2)
 
 
 def group(*texts: str, prompt: str = "which") -> Group:
-    return Group(({"role": "user", "content": prompt},), tuple(map(Response, texts)), id=prompt)
+    return Group((user(prompt),), tuple(map(Response, texts)), id=prompt)
 
 
 def pairs(count: int) -> list[Group]:
@@ -49,39 +50,43 @@ def labeled(
 # Labels
 
 
-TWO_ORDERS = (
-    *(Verdict(0.55, (0.6, 0.5)), Verdict(0.1, (0.2, 0.0)), Verdict(0.65, (0.9, 0.4))),
-    Verdict(0.5, (0.9, 0.1)),
-)
-LABELS: list[tuple[Sequence[Any], Any, list[Pair], dict[str, int]]] = [
-    # verdicts, clamp, pairs, why others are dropped
-    (TWO_ORDERS, None, [Pair(0, 1, 0.55), Pair(1, 0, 0.9), Pair(0, 1, 0.65)], {"unsure": 1}),
-    (TWO_ORDERS, (0.5, 0.6), [Pair(0, 1, 0.55), Pair(0, 1, 0.6)], {"unsure": 2}),
-    (
-        [0.1, 0.95, 0.55, Verdict(None, reason="x")],
-        (0.3, 0.6),
-        [Pair(1, 0, 0.7), Pair(0, 1, 0.6), Pair(0, 1, 0.55)],
-        {"x": 1},
-    ),
-    (  # of each kind the first one, with its details
-        [Verdict(None, reason="HTTP 400: long"), 0.8, Verdict(None, reason="HTTP 400: odd")],
-        None,
-        [Pair(0, 1, 0.8)],
-        {"HTTP 400: long": 2},
-    ),
-]
+# Verdicts: P(first is better), or that in both orders, or why there is none. The labels are pairs
+# of the better response and P(it is better).
+LABELS = yaml.safe_load("""
+- verdicts: [[0.6, 0.5], [0.2, 0], [0.9, 0.4], [0.9, 0.1]]
+  labels: [[0, 0.55], [1, 0.9], [0, 0.65]]
+  dropped: {unsure: 1}
+- verdicts: [[0.6, 0.5], [0.2, 0], [0.9, 0.4]]
+  clamp: [0.5, 0.6]
+  labels: [[0, 0.55], [0, 0.6]]
+  dropped: {unsure: 1}
+- verdicts: [0.1, 0.95, 0.55, x]
+  clamp: [0.3, 0.6]
+  labels: [[1, 0.7], [0, 0.6], [0, 0.55]]
+  dropped: {x: 1}
+# Of each kind of reason the first one, with its details.
+- verdicts: ["HTTP 400: long", 0.8, "HTTP 400: odd"]
+  labels: [[0, 0.8]]
+  dropped: {"HTTP 400: long": 2}
+""")
 
 
-@pytest.mark.parametrize(("verdicts", "clamp", "expected", "dropped"), LABELS)
-def test_which_labels_become_of_verdicts(
-    verdicts: Any, clamp: Any, expected: Any, dropped: Any, tmp_path: Path
-) -> None:
-    artifact = labeled(tmp_path, in_turn(*verdicts), pairs(len(verdicts)), clamp=clamp)
+def verdict(said: Any) -> Any:
+    if isinstance(said, str):
+        return Verdict(None, reason=said)
+    return Verdict(sum(said) / 2, tuple(said)) if isinstance(said, list) else said
+
+
+@pytest.mark.parametrize("row", LABELS)
+def test_which_labels_become_of_verdicts(row: dict[str, Any], tmp_path: Path) -> None:
+    verdicts, labels, dropped = row["verdicts"], row["labels"], row["dropped"]
+    judge = in_turn(*map(verdict, verdicts))
+    artifact = labeled(tmp_path, judge, pairs(len(verdicts)), clamp=row.get("clamp"))
     found = [pair for each in artifact.groups for pair in each.pairs]
-    assert [(p.better, p.worse) for p in found] == [(p.better, p.worse) for p in expected]
-    assert [p.p for p in found] == pytest.approx([p.p for p in expected])
+    assert [(p.better, p.worse) for p in found] == [(better, 1 - better) for better, _ in labels]
+    assert [p.p for p in found] == pytest.approx([p for _, p in labels])
     facts = artifact.summary
-    assert (facts["n"], facts["labeled"]) == (len(verdicts), len(expected))
+    assert (facts["n"], facts["labeled"]) == (len(verdicts), len(labels))
     assert facts["dropped"] == dropped
     assert all(reason in artifact.report.text(200) for reason in dropped)
 
@@ -89,49 +94,24 @@ def test_which_labels_become_of_verdicts(
 def test_all_different_pairs_of_a_group_are_asked_for(tmp_path: Path) -> None:
     data = [group(*"abcd"), group("b", "a"), group("e", "e"), group("alone"), group()]
     artifact = labeled(tmp_path, component(Told, BY_TEXT), data)
-    four, two = artifact.groups
-    assert [(p.better, p.worse) for p in four.pairs] == [
-        *((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-    ]
-    assert [(p.better, p.worse, p.p) for p in two.pairs] == [(1, 0, 0.8)]
+    four, two = ([(p.better, p.worse, p.p) for p in each.pairs] for each in artifact.groups)
+    six = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+    assert four == [(*each, 0.8) for each in six] and two == [(1, 0, 0.8)]
     assert artifact.summary["dropped"] == {"identical responses": 1}
-
-
-@pytest.mark.parametrize(
-    ("case_id", "p", "clamped"),
-    [("soft_labels", "p_a", "cai_clamped_40_60"), ("principle_ensemble", "p_a", "clamped")],
-)
-def test_labels_match_the_golden_numbers(
-    case_id: str, p: str, clamped: str, tmp_path: Path
-) -> None:
-    cases = json.loads(GOLDEN.read_text())["cases"]
-    (expected,) = (case["expected"] for case in cases if case["id"] == case_id)
-    decided = [n for n, x in enumerate(expected[p]) if x != 0.5]  # a tie is no pair
-    for clamp, name in ((None, p), ((0.4, 0.6), clamped)):
-        data = pairs(len(expected[p]))
-        found = labeled(tmp_path, in_turn(*expected[p]), data, clamp=clamp, no_judge="warn").groups
-        assert [int(each.id) for each in found] == decided
-        labels = [each.pairs[0] for each in found]
-        assert all(pair.p > 0.5 for pair in labels)
-        first = [pair.p if pair.better == 0 else 1 - pair.p for pair in labels]
-        assert first == pytest.approx([expected[name][n] for n in decided])
 
 
 # Judges that are none
 
 
-class First(ByRole):
+def first(role: str, prompts: Any, *asked: Any, **more: Any) -> Any:
     """A model of positions, up to the noise of other batches in nats."""
-
-    def next_token_logprobs(self, role: str, prompts: Any, *asked: Any, **more: Any) -> Any:
-        rows = torch.tensor([[0.9, 0.1]] * len(prompts)).log()
-        noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
-        return rows + self.noise * noise
+    rows = torch.tensor([[0.9, 0.1]] * len(prompts)).log()
+    return rows + 1e-5 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("noise", [0.0, 1e-5])
-def test_a_judge_of_positions_decides_no_pair(noise: float, tmp_path: Path) -> None:
-    models, judge = First(noise=noise), component(LocalJudge, LocalJudge.Options())
+def test_a_judge_of_positions_decides_no_pair(tmp_path: Path) -> None:
+    judge = component(LocalJudge, LocalJudge.Options())
+    models = ByRole(next_token_logprobs=first)
     with pytest.raises(RunFailed) as caught:
         labeled(tmp_path, judge, [group(*"abcd")], models=models)
     lines = str(caught.value).splitlines()
@@ -161,54 +141,45 @@ class Answers(ByRole):
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         self.asked.append((role, seed, sampling))
-        answers = tuple(Response(f"{role} says {text}") for text in "ab")
+        answers = (Response(f"{role} says a"), Response(f"{role} says b", truncated=True))
         return [Group(each.prompt, answers) for each in prompts]
 
 
-def test_responses_are_sampled_as_asked_and_a_second_run_asks_nothing(tmp_path: Path) -> None:
-    models, kept, script = Answers(asked=[]), dict[str, Any](), Script(BY_TEXT.compare)
-
-    def stored(name: str, rows: Sequence[Any], f: Any) -> list[Any]:
-        """Rows and results are plain JSON, in chunks of three, and kept by content."""
+def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
+    def chunks(name: str, rows: Sequence[Any], f: Any) -> list[Any]:
+        """Rows and results are plain JSON, in chunks of three."""
+        results = []
         for start in range(0, len(rows), 3):
-            keys = [json.dumps([name, row]) for row in rows[start : start + 3]]
-            if new := [key for key in dict.fromkeys(keys) if key not in kept]:
-                results = f([json.loads(key)[1] for key in new])
-                kept.update(zip(new, map(json.dumps, results), strict=True))
-        return [json.loads(kept[json.dumps([name, row])]) for row in rows]
+            results += f(json.loads(json.dumps(rows[start : start + 3])))
+        return list(json.loads(json.dumps(results)))
 
+    models = Answers(asked=[])
     asked: dict[str, Any] = {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
-    options = {"prompts": "p", "policy": "sft", "sampling": Sampling(**asked), "map": stored}
-    prompts = [group(prompt=text) for text in "1231"]
-    first, again = (
-        labeled(tmp_path, component(Told, script), prompts, models=models, **options)
-        for _ in range(2)
-    )
-    assert first.groups == again.groups and len(script.asked) == 1
-    for each in first.groups:
-        assert [(r.text, r.source) for r in each.responses] == [
-            *(("sft says a", "sft"), ("sft says b", "sft"))
-        ]
-        assert [pair.better for pair in each.pairs] == [0]
+    options = {"prompts": "p", "policy": "sft", "sampling": Sampling(**asked), "map": chunks}
+    prompts = [group(prompt=text) for text in "123123"]
+    artifact = labeled(tmp_path, component(Told, BY_TEXT), prompts, models=models, **options)
+    for each, prompt in zip(artifact.groups, prompts, strict=True):
+        answers = [(r.text, r.source, r.truncated) for r in each.responses]
+        assert answers == [("sft says a", "sft", False), ("sft says b", "sft", True)]
+        assert each.prompt == prompt.prompt and [pair.better for pair in each.pairs] == [0]
     (role, seed, sampling), (_, other, _) = models.asked
     assert role == "sft" and seed != other  # chunks have random streams of their own
     plain = {"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0}
     assert sampling == {**plain, **asked}
 
 
-PROMPTS = {"prompts": "p", "policy": "sft"}
-REFUSED_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({}, "either `data`"),
-    ({"data": "d", **PROMPTS}, "either `data`"),
-    ({"prompts": "p"}, "either `data`"),
-    ({"data": "d", "policy": "sft"}, "either `data`"),
-    ({"data": "d", "samples_per_prompt": 2}, "leave samples_per_prompt out"),
-    ({"data": "d", "principles_per_pair": 2}, "needs a 'constitution'"),
-    *(
-        ({"data": "d", "clamp": clamp}, "clamp.*must be a range of probabilities around 0.5")
-        for clamp in ([0.6, 0.9], [0.6, 0.4], [0.1, 0.45], [-0.1, 0.6], [0.4, 1.6])
-    ),
-]
+REFUSED_OPTIONS = yaml.safe_load("""
+- [{}, "either `data`"]
+- [{data: d, prompts: p, policy: sft}, "either `data`"]
+- [{prompts: p}, "either `data`"]
+- [{data: d, policy: sft}, "either `data`"]
+- [{data: d, samples_per_prompt: 2}, leave samples_per_prompt out]
+- [{data: d, principles_per_pair: 2}, needs a 'constitution']
+- [{data: d, clamp: [0.6, 0.9]}, clamp.*must be a range of probabilities around 0.5]
+- [{data: d, clamp: [0.1, 0.45]}, clamp.*must be a range of probabilities around 0.5]
+- [{data: d, clamp: [-0.1, 0.6]}, clamp.*must be a range of probabilities around 0.5]
+- [{data: d, clamp: [0.4, 1.6]}, clamp.*must be a range of probabilities around 0.5]
+""")
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSED_OPTIONS)
@@ -242,11 +213,15 @@ def test_the_label_is_the_mean_of_probabilities_that_is_clamped(tmp_path: Path) 
     """(0.9 + 0.6 + 0.3) / 3 is 0.6; the mean of log-odds is 0.64, and that of clamped ones a tie."""
     artifact, asked = by_principles(tmp_path, pairs(4))
     assert [each.pairs[0].p for each in artifact.groups] == pytest.approx([0.6] * 4)
-    assert {each.pairs[0].better for each in artifact.groups} == {0}
     # A judge gets what is alike at once.
     assert {rubric: len(items) for rubric, items in asked.items()} == dict.fromkeys(P, 4)
     (clamped,) = by_principles(tmp_path, pairs(1), clamp=(0.4, 0.55))[0].groups
     assert clamped.pairs[0].p == pytest.approx(0.55)
+    # One without a verdict does not count.
+    (two,) = by_principles(tmp_path, pairs(1), silent=["By one."])[0].groups
+    assert (two.pairs[0].better, two.pairs[0].p) == (1, pytest.approx(1 - (0.6 + 0.3) / 2))
+    with pytest.raises(RunFailed, match="2 of 2 pairs dropped: the judge refused: no"):
+        by_principles(tmp_path, pairs(2), silent=list(P))
 
 
 def test_each_pair_has_principles_of_its_own(tmp_path: Path) -> None:
@@ -260,29 +235,20 @@ def test_each_pair_has_principles_of_its_own(tmp_path: Path) -> None:
     assert len(of_pair) == 60 and set(of_pair.values()) == {2}
     # The draw depends on the texts, and not on their order or other rows.
     turned = [Group(g.prompt, g.responses[::-1], id=g.id) for g in reversed(pairs(20))]
-    drawn = []
-    for rows in (pairs(20), turned):
-        asked = by_principles(tmp_path, rows, principles_per_pair=1)[1]
-        drawn.append({by: sorted(sorted(item[1:]) for item in asked[by]) for by in asked})
-    assert drawn[0] == drawn[1]
+    again = by_principles(tmp_path, turned, principles_per_pair=1)[1]
+    for rubric, items in again.items():
+        assert {item[2] for item in items} == {x[1] for x in asked[rubric] if int(x[1][1:]) < 20}
 
 
-def test_a_principle_without_a_verdict_does_not_count(tmp_path: Path) -> None:
-    artifact, _ = by_principles(tmp_path, pairs(2), silent=["By one."])
-    assert artifact.summary["dropped"] == {}
-    assert [each.pairs[0].p for each in artifact.groups] == pytest.approx([1 - (0.6 + 0.3) / 2] * 2)
-    with pytest.raises(RunFailed, match="2 of 2 pairs dropped: the judge refused: no"):
-        by_principles(tmp_path, pairs(2), silent=list(P))
+# What cannot be judged by principles: the judge, the constitution, principles_per_pair, and why.
+UNABLE: list[tuple[Any, Any, int, str]] = [
+    (RewardJudge, BY, 1, "own measure"),
+    (LocalJudge, (SILENT,), 1, "is 1, but 0 principles of the constitution have 'compare'"),
+    (LocalJudge, (*BY, SILENT), 4, "is 4, but 3 principles of the constitution have 'compare'"),
+]
 
 
-@pytest.mark.parametrize(
-    ("kind", "constitution", "count", "message"),
-    [
-        (RewardJudge, BY, 1, "own measure"),
-        (LocalJudge, (SILENT,), 1, "is 1, but 0 principles of the constitution have 'compare'"),
-        (LocalJudge, (*BY, SILENT), 4, "is 4, but 3 principles of the constitution have 'compare'"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "constitution", "count", "message"), UNABLE)
 def test_what_cannot_be_judged_stops_before_the_run(
     kind: Any, constitution: Any, count: int, message: str
 ) -> None:
@@ -301,25 +267,25 @@ def scored(folder: Path, judge: Any, *groups: Group, models: Any = None) -> Any:
     return reward.score(groups)[""]
 
 
-X = Verdict(None, reason="x")
-WIN_RATES: list[tuple[str, list[Any], list[float | None]]] = [
-    # one letter for each response, P(first is better) of each pair, mean win rate minus 0.5
-    ("abc", [0.9, 0.8, 0.6], [0.85 - 0.5, (0.1 + 0.6) / 2 - 0.5, (0.2 + 0.4) / 2 - 0.5]),
-    ("abc", [0.9, X, X], [0.4, -0.4, None]),
-    ("ab", [X], [None, None]),
-    ("aba", [0.9, 0.9], [0.2, 0.0, -0.2]),  # a against a is 0.5, and nobody is asked
-    ("aa", [], [0.0, 0.0]),
-]
+# One letter for each response, P(first is better) of each pair or why it has none, and the mean win
+# rates minus 0.5.
+WIN_RATES = yaml.safe_load("""
+- [abc, [0.9, 0.8, 0.6], [0.35, -0.15, -0.2]]
+- [abc, [0.9, x, x], [0.4, -0.4, null]]
+- [ab, [x], [null, null]]
+- [aba, [0.9, 0.9], [0.2, 0.0, -0.2]]    # a against a is 0.5, and nobody is asked
+- [aa, [], [0.0, 0.0]]
+""")
 
 
 @pytest.mark.parametrize(("texts", "verdicts", "expected"), WIN_RATES)
 def test_a_reward_is_the_mean_win_rate_in_the_group(
     texts: str, verdicts: Any, expected: Any, tmp_path: Path
 ) -> None:
-    found = scored(tmp_path, in_turn(*verdicts, 0.7), group(*texts), group("x", "y"))
+    judge = in_turn(*map(verdict, verdicts), 0.7)
+    found = scored(tmp_path, judge, group(*texts), group("x", "y"))
     wanted = [*expected, 0.7 - 0.5, 0.3 - 0.5]  # the next group's
-    assert [x is None for x in found] == [x is None for x in wanted]
-    assert [x or 0.0 for x in found] == pytest.approx([x or 0.0 for x in wanted])
+    assert found == pytest.approx(wanted)
 
 
 def test_one_response_has_no_opponent_in_its_group(tmp_path: Path) -> None:

@@ -5,26 +5,18 @@ distribution.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 
 from alignkit import Group, Message, RecipeError, Skip
 from alignkit.recipe.load import load_recipe
-from alignkit.testing import check_algorithm
 from alignkit_plugins.algorithms.distillation import Distillation
 from tests.by_hand import batch, close, double, gradient, loss_of, new, random_batch
-from tests.net.test_optimum import check, make, rollout, train, write_prompts, write_reward
+from tests.net.test_optimum import check, make, rollout, train, write_prompts
 from tests.rows import read_rows, write_recipe
 
 CONTEXT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
-
-
-@pytest.mark.parametrize("options", [{}, {"context": CONTEXT}], ids=["plain", "context"])
-def test_it_conforms(options: dict[str, Any]) -> None:
-    check_algorithm(Distillation, options)
 
 
 def test_advantages_are_log_ratios_of_the_teacher() -> None:
@@ -63,58 +55,22 @@ def test_the_context_is_read_before_the_prompt_and_after_a_system_message() -> N
     assert new(Distillation).reference_prompt(Group((system, user))) == (system, user)
 
 
-@pytest.mark.parametrize("turn", [{"role": "tool", "content": "4"}, {"role": "user"}])
-def test_a_context_must_hold_messages(turn: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match="context"):
-        Distillation.Options(context=[turn])
-
-
 # What students learn, on answers few enough to enumerate
 
 
-STAGE: dict[str, Any] = {
-    "iterations": 30,
-    "prompts_per_iteration": 4,
-    "batch_size": 4,
-    "epochs": 2,
-    "learning_rate": 5e-3,
-    "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
-def test_the_student_reaches_the_teachers_distribution(tmp_path: Path) -> None:
-    problem = make(tmp_path, "ab", 3)
-    prompts = write_prompts(problem, 8)
-    teacher = {
-        **STAGE,
-        "algorithm": {"rloo": {"kl_coefficient": 0.5}},
-        "prompts": prompts,
-        "reward": write_reward(problem),
-        "rollout": rollout(problem, 16),
-        "iterations": 8,
-    }
-    student = {
-        **STAGE,
-        "algorithm": "distillation",
-        "from": "base",
-        "reference": "teacher",
-        "prompts": prompts,
-        "rollout": rollout(problem, 64),
-    }
-    found = train(problem, teacher=teacher, student=student)
-    check(found, problem.distribution(problem.folder / "run/teacher/adapter"), problem.reference)
-
-
 @pytest.mark.usefixtures("one_thread")
 def test_a_policy_learns_what_it_says_after_a_context(tmp_path: Path) -> None:
     problem = make(tmp_path, "abcdef", 1)
     question, end, a, b = 2, 1, 3, 4
     wanted = problem.distribution(problem.base, (question, b, a, a, end, question))
     context = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "b a a"}]
+    stage = yaml.safe_load("""
+      {iterations: 30, prompts_per_iteration: 4, batch_size: 4, epochs: 2, learning_rate: 0.005,
+       optimizer: {adamw: {betas: [0.5, 0.9], max_grad_norm: 10.0}}}
+    """)
     student = {
-        **STAGE,
+        **stage,
         "algorithm": {"distillation": {"context": context}},
         "prompts": write_prompts(problem, 8),
         "rollout": rollout(problem, 64),
@@ -122,37 +78,32 @@ def test_a_policy_learns_what_it_says_after_a_context(tmp_path: Path) -> None:
     check(train(problem, student=student), wanted, problem.reference)
 
 
-# The recipe
+# Recipes
 
-IN_CONTEXT = {"distillation": {"context": CONTEXT}}
+# A stage, and the place of its error; "" where teacher and student differ
+TEACHERS = yaml.safe_load("""
+- [{}, "student:"]
+- [{from: first}, "student:"]
+- [{from: first, reference: first}, first]
+- [{reference: base}, base]
+- [{reference: first}, ""]
+- [{from: first, reference: base}, ""]
+- [{from: first, algorithm: {distillation: {context: [{role: user, content: 2 + 2}]}}}, ""]
+""")
 
 
-@pytest.mark.parametrize(
-    ("student", "marked"),
-    [
-        ({}, "student:"),
-        ({"from": "first"}, "student:"),
-        ({"from": "first", "reference": "first"}, "first"),
-        ({"reference": "base"}, "base"),
-        ({"reference": "first"}, ""),
-        ({"from": "first", "reference": "base"}, ""),
-        ({"from": "first", "algorithm": IN_CONTEXT}, ""),
-    ],
-)
-def test_a_teacher_that_is_the_student_is_refused(
-    tmp_path: Path, student: dict[str, Any], marked: str
-) -> None:
-    """`marked` is the place of the error; empty where they differ."""
+def test_a_teacher_that_is_the_student_is_refused(tmp_path: Path) -> None:
     first = {"algorithm": "sft", "data": "demos.jsonl"}
-    student = {"algorithm": "distillation", "prompts": "demos.jsonl", **student}
-    path = write_recipe(tmp_path, {"first": first, "student": student})
-    if not marked:
-        load_recipe(path)
-        return
-    with pytest.raises(RecipeError, match="reference differs") as caught:
-        load_recipe(path)
-    (problem,) = caught.value.problems
-    assert problem.source[problem.column - 1 :] == marked
+    for more, marked in TEACHERS:
+        student = {"algorithm": "distillation", "prompts": "demos.jsonl", **more}
+        path = write_recipe(tmp_path, {"first": first, "student": student})
+        try:
+            load_recipe(path)
+        except RecipeError as error:
+            assert "reference differs" in str(error)
+            assert [p.source[p.column - 1 :] for p in error.problems] == [marked]
+        else:
+            assert not marked
 
 
 def test_the_recipes_teacher_reads_the_context_that_its_report_uses() -> None:

@@ -30,28 +30,20 @@ def group(count: int, **meta: Any) -> Group:
     return Group(prompt=(), responses=(Response(),) * count, meta=meta, id="p1")
 
 
-@pytest.mark.parametrize(
-    ("helpful", "safety", "meta", "options", "raw"),
-    [
-        ([3, 3, 3, 3], [LOGIT - 1e-6, LOGIT + 1e-6, -5, 0], {}, {}, [LOGIT - 1e-6, 3, -5, 3]),
-        ([3, 1], [2, 5], {"safety": True}, {}, [2, 5]),
-        ([3, 1], [2, 5], {"safety": False}, {}, [3, 1]),
-        ([3, 1], [-900, -1], {}, {"threshold": 0.0}, [3, 1]),
-        ([3, 1], [2, 5], {"safety": True}, {"threshold": 0.0}, [2, 5]),
-    ],
-)
-def test_safety_decides_strictly_below_the_threshold_and_on_safety_prompts(
-    helpful: list[float],
-    safety: list[float],
-    meta: dict[str, Any],
-    options: dict[str, Any],
-    raw: list[float],
-) -> None:
+def test_safety_decides_strictly_below_the_threshold_and_on_safety_prompts() -> None:
     """The threshold is a probability."""
-    found = combine(helpful, safety, group(len(raw), **meta), **options)
-    assert found.raw.tolist() == raw
-    decided = [score == other for score, other in zip(raw, safety, strict=True)]
-    assert found.metrics["safety_share"] == sum(decided) / len(raw)
+    found = combine([3.0] * 4, [LOGIT - 1e-6, LOGIT + 1e-6, -5.0, 0.0])
+    assert found.raw.tolist() == [LOGIT - 1e-6, 3.0, -5.0, 3.0]
+    assert found.metrics["safety_share"] == 0.5
+    never = {"threshold": 0.0}
+    for flag, options, raw in (
+        (True, {}, [-5.0, 5.0]),
+        (False, {}, [-5.0, 1.0]),
+        (True, never, [-5.0, 5.0]),
+        (False, never, [3.0, 1.0]),
+    ):
+        found = combine([3.0, 1.0], [-5.0, 5.0], group(2, safety=flag), **options)
+        assert found.raw.tolist() == raw
 
 
 def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:
@@ -98,12 +90,6 @@ def test_missing_scores_stay_nan_and_leave_the_others_alone() -> None:
     assert holed.metrics == whole.metrics
     nothing = combine([NAN, NAN], [1.0, NAN])
     assert nothing.reward.isnan().all() and nothing.raw.isnan().all()
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 1.0])
-def test_a_threshold_is_a_probability_below_1(threshold: float) -> None:
-    with pytest.raises(ValueError, match="threshold"):
-        Llama2.Options(helpful="helpful", safety="safety", threshold=threshold)
 
 
 def test_parts_are_the_two_references() -> None:

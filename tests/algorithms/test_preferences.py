@@ -1,27 +1,21 @@
-"""DPO and its family, SimPO, ORPO, CPO, KTO, CPL, HIR: golden numbers and TRL's losses through the
-plugins themselves, and what each makes of its data.
+"""DPO and its family, SimPO, ORPO, CPO, KTO, CPL, HIR: golden numbers through the plugins themselves,
+and what each makes of its data.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-import yaml
-from pydantic import ValidationError
 from torch import Tensor
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pair, Response
-from alignkit.recipe.load import load_recipe
-from alignkit.runs.run import run_recipe
-from alignkit.testing import check_algorithm
+from alignkit.batch import Per
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import weighted_sum
 from alignkit_plugins.algorithms.dpo import DPO
@@ -40,57 +34,12 @@ from tests.by_hand import (
     gradient,
     loss_of,
     new,
+    pairs_of,
+    random_batch,
     scored,
-    trl_trainer,
 )
-
-
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [
-        (DPO, {"loss": {"sigmoid": 0.8, "ipo": 0.2}, "nll_coefficient": 0.3}),
-        (DPO, {"loss": {"robust": 1, "sigmoid_norm": 2, "ipo_norm": 1}, "label_smoothing": 0.1}),
-        (DPO, {"loss": "hinge"}),
-        (SimPO, {"nll_coefficient": 0.5}),
-        (ORPO, {}),
-        (CPO, {}),
-        (KTO, {"desirable_weight": 1.3}),
-        (CPL, {}),
-        (CPL, {"reference": True, "gamma": 0.9, "nll_coefficient": 0.1}),
-        (HIR, {"thresholds": [0.25], "label_smoothing": 0.2}),
-        (HIR, {"thresholds": [0, 1], "instructions": ["a", "b", "c"]}),
-        (HIROffline, {}),
-    ],
-    ids=lambda value: value.__name__ if isinstance(value, type) else None,
-)
-def test_they_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
-    check_algorithm(cls, options)
-
 
 LEVELS = ["Be rude.", "Be plain.", "Be polite."]
-
-
-@pytest.mark.parametrize(
-    ("cls", "options", "named"),
-    [
-        (DPO, {"loss": "ipo", "label_smoothing": 0.1}, "robust, sigmoid, sigmoid_norm"),
-        (DPO, {"loss": "robust"}, "label_smoothing"),
-        (DPO, {"loss": {}}, "at least 1"),
-        (DPO, {"loss": {"sigmoid": 0}}, "greater than 0"),
-        (DPO, {"loss": {"exo": 1.0}}, "'sigmoid'"),
-        (HIR, {"thresholds": [0.0, 1.0]}, "2 instructions need 1 threshold"),
-        (HIR, {"instructions": ["a", "b", "c"]}, "3 instructions need 2 thresholds, not 1"),
-        (HIR, {"instructions": ["a"], "thresholds": []}, "at least 2"),
-        (HIR, {"instructions": LEVELS, "thresholds": [1.0, 0.0]}, "increase"),
-        (HIR, {"instructions": ["a", "a"]}, "differ"),
-        (HIROffline, {"label_smoothing": 0.1}, "contrast"),
-    ],
-)
-def test_options_that_make_no_sense(
-    cls: type[Algorithm], options: dict[str, Any], named: str
-) -> None:
-    with pytest.raises(ValidationError, match=named):
-        cls.Options(**options)
 
 
 # Golden numbers
@@ -135,23 +84,13 @@ def chosen_and_rejected(inputs: Mapping[str, Any], name: str) -> tuple[Tensor, B
 )
 @pytest.mark.parametrize("case", golden("dpo", "policy_chosen_logp"))
 @pytest.mark.parametrize(
-    ("key", "loss", "smoothed"),
-    [
-        ("sigmoid", "sigmoid", False),
-        ("cdpo", "sigmoid", True),
-        ("robust", "robust", True),
-        ("ipo", "ipo", False),
-        ("ipo_avg", "ipo_norm", False),
-        ("hinge", "hinge", False),
-        ("sigmoid_norm", "sigmoid_norm", False),
-    ],
+    "key", ["sigmoid", "cdpo", "robust", "ipo", "ipo_avg", "hinge", "sigmoid_norm"]
 )
-def test_dpo_gives_the_golden_numbers(
-    case: dict[str, Any], key: str, loss: str, smoothed: bool
-) -> None:
+def test_dpo_gives_the_golden_numbers(case: dict[str, Any], key: str) -> None:
     p, expected = case["params"], case["expected"]
+    loss = {"cdpo": "sigmoid", "ipo_avg": "ipo_norm"}.get(key, key)
     logprobs, given = chosen_and_rejected(case["inputs"], "policy_{}_logp")
-    smoothing = p["label_smoothing"] if smoothed else 0
+    smoothing = p["label_smoothing"] if key in ("cdpo", "robust") else 0
     algorithm = new(DPO, beta=p["beta"], loss=loss, label_smoothing=smoothing)
     out = Outputs(logprobs=logprobs)
     close(algorithm.loss(given, out)[loss].values, expected[key]["per_pair"])
@@ -228,6 +167,10 @@ def test_kto_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     moved = gradient(found, logprobs)
     close(moved[:count, 0], expected["grad_policy"])
     assert not moved[count:].any() and not moved[~mask].any()
+    report = algorithm.report_metrics(given, out)
+    sides = (report[f"rewards/{side}"].values[:count] for side in ("chosen", "rejected"))
+    ratios = double(inputs["policy_logp"]) - double(inputs["ref_logp"])
+    close(sum(x.nan_to_num(0.0) for x in sides), p["beta"] * ratios)
 
 
 @pytest.mark.parametrize("case", golden("cpl"))
@@ -236,7 +179,9 @@ def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     options = {"alpha": p["alpha"], "gamma": p["gamma"], "conservative_weight": p["lam"]}
     if case["id"] == "dpo_special_case":
         logprobs, given = chosen_and_rejected(inputs, "policy_{}_logp")
-        term = new(CPL, **options, reference=True).loss(given, Outputs(logprobs=logprobs))["cpl"]
+        algorithm = new(CPL, **options, reference=True)
+        assert algorithm.needs.reference_logprobs and not new(CPL).needs.reference_logprobs
+        term = algorithm.loss(given, Outputs(logprobs=logprobs))["cpl"]
         close(term.values, expected["per_pair"])
         return
     logprobs = double([*inputs["logp_1"], *inputs["logp_2"]]).requires_grad_()
@@ -290,105 +235,24 @@ def test_hir_gives_the_golden_contrast(name: str) -> None:
     close(gradient(mean, table), expected["grad_contrastive_mean"])
 
 
-def test_hir_gives_the_golden_smoothed_contrast() -> None:
-    """Of two outputs of a batch, the first is the golden one."""
-    case = GOLDEN_HIR["two_way_smoothed"]
-    right, wrong = (case["inputs"][f"avg_logp_{name}_instruction"] for name in ("right", "wrong"))
-    algorithm = hir(2, label_smoothing=case["params"]["eps"], entropy_coefficient=0.0)
-    for high, low, wanted in zip(right, wrong, case["expected"]["per_sample"], strict=True):
-        out = outputs(double([[high], [0.0], [low], [0.0]]))
-        close(algorithm.loss(hir_batch(2), out)["contrast"].values[0], wanted)
-
-
-def test_hir_relabels_as_the_golden_samples() -> None:
-    case = GOLDEN_HIR["relabel"]
-    by_outcome = case["inputs"]["instructions_by_outcome"]
-    both = [by_outcome["0"], by_outcome["1"]]
-    algorithm = new(HIR, instructions=both, thresholds=[0.0], contrast_coefficient=0.0)
-    wanted = case["expected"]["relabelled_instruction"]
-    for sample, instruction in zip(case["inputs"]["samples"], wanted, strict=True):
-        (group,) = scored([[sample["feedback"]]])
-        group = replace(group, prompt=instructed(asked("q"), sample["instruction"]))
-        (made,) = algorithm.select([group], Looking())
-        assert made.prompt == asked(f"{instruction}\nq") and made.responses == group.responses
-
-
-# TRL's losses on the same tensors
-
-
-class Numbers:
-    """Random log-probabilities of pairs [chosen; rejected] behind a prompt of one token, ragged."""
-
-    def __init__(self, seed: int = 0, count: int = 4, longest: int = 6):
-        draw = torch.Generator().manual_seed(seed)
-        lengths = torch.randint(1, longest + 1, (2 * count,), generator=draw)
-        lengths[0] = longest
-        self.mask = torch.arange(longest) < lengths[:, None]
-        noise = torch.randn((2, 2 * count, longest), generator=draw).double() - 2
-        self.logprobs, self.reference = torch.where(self.mask, noise, 0.0)
-        self.logprobs.requires_grad_()
-        self.rows = [(i, count + i, 1.0) for i in range(count)]
-
-    def batch(self, rows: Sequence[tuple[int, int, float]] | None = None) -> Batch:
-        rows = self.rows if rows is None else rows
-        return batch(self.mask, rows, reference_logprobs=self.reference)
-
-    def ours(self, algorithm: Algorithm, rows: Any = None) -> Tensor:
-        return loss_of(algorithm, self.batch(rows), logprobs=self.logprobs)
-
-
-@pytest.mark.parametrize(
-    ("options", "theirs"),
-    [
-        ({"loss": "sigmoid"}, {"sigmoid": 1.0}),
-        ({"loss": "sigmoid_norm"}, {"sigmoid_norm": 1.0}),
-        ({"loss": "robust", "label_smoothing": 0.2}, {"robust": 1.0}),
-        ({"loss": "ipo_norm"}, {"ipo": 1.0}),
-        ({"loss": {"sigmoid": 0.8, "ipo_norm": 0.2}}, {"sigmoid": 0.8, "ipo": 0.2}),
-        ({"loss": {"hinge": 0.5}, "nll_coefficient": 0.3}, {"hinge": 0.5, "sft": 0.3}),
-    ],
-    ids=lambda value: "+".join(value) if "loss" not in value else "",
-)
-def test_dpo_agrees_with_trl(options: dict[str, Any], theirs: dict[str, float]) -> None:
-    from trl.trainer.dpo_trainer import DPOTrainer
-
-    numbers = Numbers()
-    chosen, rejected = numbers.reference.sum(dim=1).chunk(2)
-    logprobs = torch.where(numbers.mask, numbers.logprobs, 0.0)
-    zeros = torch.zeros_like(logprobs)
-    # A model whose fused head gives these log-probabilities
-    answer = SimpleNamespace(
-        log_probs=logprobs, entropy=zeros, mean_logits=zeros, is_top1=zeros > 0
-    )
-    completion = torch.nn.functional.pad(numbers.mask.long(), (1, 0))
-    names = ("input_ids", "attention_mask", "completion_mask")
-    inputs = dict.fromkeys(names, completion)
-    inputs |= {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
-    trainer = trl_trainer(
-        beta=0.3,
-        loss_types=list(theirs),
-        loss_weights=list(theirs.values()),
-        label_smoothing=options.get("label_smoothing", 0.0),
-        ld_alpha=None,
-        f_divergence_type="reverse_kl",
-        use_weighting=False,
-    )
-    found = DPOTrainer._compute_loss(trainer, lambda **_: answer, inputs, False)
-    alike(numbers.ours(new(DPO, beta=0.3, **options)), found, numbers.logprobs)
-
-
 # Soft labels, and what else has no golden number
 
 
-SOFT = [(0, 4, 0.8), (1, 5, 0.3), (2, 6, 1.0), (0, 1, 0.5), (4, 3, 0.0)]
+SOFT = [(0, 4, 0.8), (1, 5, 0.3), (2, 3, 1.0), (0, 1, 0.5), (4, 3, 0.0)]
+
+
+def with_pairs(seed: int, rows: Sequence[tuple[int, int, float]] = SOFT) -> tuple[Batch, Tensor]:
+    """Ragged responses, random log-probabilities, and these pairs."""
+    given, logprobs = random_batch(seed)
+    return given.replace(pairs=pairs_of(rows, given.group_index)), logprobs
 
 
 @pytest.mark.parametrize(
     "algorithm",
     [
-        *(new(DPO, loss=name) for name in ("sigmoid", "sigmoid_norm", "ipo", "ipo_norm", "hinge")),
+        *(new(DPO, loss=name) for name in ("sigmoid_norm", "ipo", "hinge")),
         new(DPO, loss="robust", label_smoothing=0.1),
-        new(DPO, label_smoothing=0.1),
+        new(DPO, loss={"sigmoid": 0.8, "ipo_norm": 0.2}, label_smoothing=0.1),
         new(SimPO),
         new(ORPO),
         new(CPO),
@@ -397,11 +261,20 @@ SOFT = [(0, 4, 0.8), (1, 5, 0.3), (2, 6, 1.0), (0, 1, 0.5), (4, 3, 0.0)]
     ids=lambda algorithm: f"{type(algorithm).__name__} {getattr(algorithm.options, 'loss', '')}",
 )
 def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) -> None:
-    numbers, losses = Numbers(3), []
+    given, logprobs = with_pairs(3)
+    losses = []
     for better, worse, p in SOFT:
-        losses.append(p * numbers.ours(algorithm, [(better, worse, 1.0)]))
-        losses.append((1 - p) * numbers.ours(algorithm, [(worse, better, 1.0)]))
-    alike(numbers.ours(algorithm, SOFT), torch.stack(losses).sum() / len(SOFT), numbers.logprobs)
+        for row, share in (((better, worse, 1.0), p), ((worse, better, 1.0), 1 - p)):
+            losses.append(share * loss_of(algorithm, with_pairs(3, [row])[0], logprobs=logprobs))
+    found = loss_of(algorithm, given, logprobs=logprobs)
+    alike(found, torch.stack(losses).sum() / len(SOFT), logprobs)
+
+
+def test_losses_add_up_by_their_weights() -> None:
+    given, logprobs = with_pairs(2)
+    weights = {"hinge": 0.5, "ipo": 0.3}
+    parts = [w * loss_of(new(DPO, loss=x), given, logprobs=logprobs) for x, w in weights.items()]
+    alike(loss_of(new(DPO, loss=weights), given, logprobs=logprobs), sum(parts), logprobs)
 
 
 @pytest.mark.parametrize(
@@ -410,23 +283,12 @@ def test_a_soft_label_is_the_expectation_over_hard_ones(algorithm: Algorithm) ->
     ids=["dpo", "cpo"],
 )
 def test_a_token_mean_counts_responses_as_often_as_they_are_better(algorithm: Algorithm) -> None:
-    """A response that is better in no pair is not learned: 6 and 7. 3 wins surely."""
-    numbers = Numbers(4)
-    given, out = numbers.batch(SOFT), Outputs(logprobs=numbers.logprobs)
+    """A response that is better in no pair is not learned: 5. 3 wins surely."""
+    given, logprobs = with_pairs(4)
     weights = algorithm.term_weights(given)["nll"]
-    times = double([0.8 + 0.5, 0.3 + 0.5, 1.0, 1.0, 0.2, 0.7, 0.0, 0.0])[:, None] * numbers.mask
-    close(weights, times)
-    term = algorithm.loss(given, out)["nll"]
-    found = weighted_sum(term.values, weights) / weights.sum()
-    close(found, -(times * numbers.logprobs).sum() / times.sum())
-    assert term.coefficient == 0.6
-
-
-def test_dpo_is_cpl_without_discount_and_with_a_reference() -> None:
-    numbers = Numbers(5)
-    cpl = new(CPL, alpha=0.3, gamma=1.0, conservative_weight=1.0, reference=True)
-    alike(numbers.ours(new(DPO, beta=0.3), SOFT), numbers.ours(cpl, SOFT), numbers.logprobs)
-    assert cpl.needs.reference_logprobs and not new(CPL).needs.reference_logprobs
+    close(weights, double([0.8 + 0.5, 0.3 + 0.5, 1.0, 1.0, 0.2, 0.7])[:, None] * given.mask)
+    term = algorithm.loss(given, Outputs(logprobs=logprobs))["nll"]
+    assert torch.equal(term.values, -logprobs) and (term.per, term.coefficient) == (Per.TOKEN, 0.6)
 
 
 def test_cpl_clones_segments_that_stand_in_a_pair() -> None:
@@ -698,11 +560,13 @@ def test_hir_by_hand() -> None:
     """
     given, own = hir_batch(2), double([1.0, 0.0, 0.0, 1.0])
     out = Outputs(logprobs=double([[-1], [-2], [-3], [-4]]), entropy=torch.full((4, 1), 0.5))
-    algorithm = hir(2, contrast_coefficient=0.7, entropy_coefficient=0.01)
+    options = {"contrast_coefficient": 0.7, "entropy_coefficient": 0.01}
+    algorithm = hir(2, **options, label_smoothing=0.2)
     loss, weights = algorithm.loss(given, out), algorithm.term_weights(given)
     assert torch.equal(loss["nll"].values, -out.logprobs)
     assert torch.equal(loss["entropy"].values, out.entropy)
-    wanted = [math.log(1 + math.exp(-3 - -1)), math.log(1 + math.exp(-2 - -4))]
+    gaps = [-1 - -3, -4 - -2]  # of the own instruction over the other, which gets the smoothing
+    wanted = [math.log(1 + math.exp(-gap)) + 0.2 * gap for gap in gaps]
     assert loss["contrast"].values[[0, 3]].tolist() == pytest.approx(wanted)
     assert [(term, loss[term].coefficient) for term in loss] == [
         ("nll", 1.0),
@@ -725,46 +589,3 @@ def test_instruct_makes_prompts() -> None:
         (asked("Be polite.\n1"), (), {"safety": True}),
     ]
     assert len({group.id for group in made}) == 2
-
-
-# Through recipes
-
-RECIPE = """
-model: {base: tiny, dtype: float32, lora: {r: 4, lora_alpha: 8}}
-stages:
-  dpo: {algorithm: {dpo: {loss: {sigmoid: 0.8, ipo: 0.2}, nll_coefficient: 0.1}}}
-  simpo: {algorithm: simpo}
-  orpo: {algorithm: orpo}
-  cpo: {algorithm: cpo}
-  cpl: {algorithm: {cpl: {reference: true}}}
-  kto: {algorithm: kto}
-  hir_offline: {algorithm: {hir_offline: {contrast_coefficient: 0.5}}}
-"""
-
-
-def test_every_method_learns_from_the_formats_that_people_have(tmp_path: Path) -> None:
-    """From TRL's preference and unpaired rows, on the tiny model: a whole recipe, whose losses
-    fall.
-    """
-    pairs, thumbs = [], []
-    for i in range(12):
-        row = {"prompt": f"tell me {i} times", "chosen": "yes, gladly", "rejected": "no"}
-        pairs.append(row)
-        for side in ("chosen", "rejected"):
-            label = side == "chosen"
-            thumbs.append({"prompt": row["prompt"], "completion": row[side], "label": label})
-    for name, rows in (("pairs", pairs), ("thumbs", thumbs)):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    recipe = yaml.safe_load(RECIPE)
-    for name, stage in recipe["stages"].items():
-        stage |= {"data": "thumbs.jsonl" if name in ("kto", "hir_offline") else "pairs.jsonl"}
-        # A batch holds six bundles of hir, which no minibatch may cut
-        stage |= {"batch_size": 6, "epochs": 4, "learning_rate": 0.02, "checkpoint_every": 1000}
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    run_recipe(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
-    for name in recipe["stages"]:
-        lines = (tmp_path / "run" / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = [json.loads(line) for line in lines]
-        losses = [line["loss"] for line in metrics]
-        assert all(line["grad_norm"] > 0 for line in metrics), name
-        assert losses[-1] < 0.95 * losses[0], (name, losses)

@@ -15,7 +15,6 @@ from alignkit import Batch, DataError, Group, Outputs, Response
 from alignkit import functional as F
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit.testing import check_algorithm
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.reward_model import GAP, RewardOrdinal, RewardRegression
 from tests.by_hand import Looking, asked, batch, double, new, reported, scored
@@ -48,14 +47,6 @@ def chances(thresholds: Any, scores: Any = MODEL) -> np.ndarray:
     scores = np.asarray(scores)[:, None]
     ends = np.zeros_like(scores), np.ones_like(scores)
     return np.diff(np.hstack([ends[0], sigma(thresholds - scores), ends[1]]), axis=1)
-
-
-@pytest.mark.parametrize(
-    ("cls", "options"),
-    [(RewardRegression, {}), (RewardOrdinal, {}), (RewardOrdinal, {"threshold_rate": 0.5})],
-)
-def test_they_conform(cls: Any, options: dict[str, Any]) -> None:
-    check_algorithm(cls, options)
 
 
 def test_regression_predicts_the_normalized_score() -> None:
@@ -182,8 +173,8 @@ def run_on(folder: Path, ratings: list[tuple[str, int]], name: str, **stage: Any
 ORDINAL = {"reward_ordinal": {"threshold_rate": 0.5}}
 
 
-@pytest.mark.parametrize("algorithm", ["reward_regression", ORDINAL], ids=str)
-def test_a_run_recovers_order_and_expected_score(algorithm: Any, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_run_recovers_order_and_expected_score(tmp_path: Path) -> None:
     """Of four answers by 40 raters each."""
     true = chances(np.array([-2.0, 0.0, 2.0]), [-3.0, -1.0, 0.5, 2.5])
     counts = np.round(true * 40).astype(int)
@@ -191,18 +182,13 @@ def test_a_run_recovers_order_and_expected_score(algorithm: Any, tmp_path: Path)
     for answer, row in zip(ANSWERS, counts, strict=True):
         for level, count in zip(LEVELS.tolist(), row, strict=True):
             ratings += [(answer, level)] * int(count)
-    run = run_on(tmp_path, ratings, "out", algorithm=algorithm, epochs=40, batch_size=40)
+    run = run_on(tmp_path, ratings, "out", algorithm=ORDINAL, epochs=40, batch_size=40)
     group = Group(asked("which?"), tuple(Response(text=answer) for answer in ANSWERS))
     scores = np.array(run.models["rm"].scores([group]))
     assert (np.diff(scores) > 0).all()
-    if algorithm == "reward_regression":
-        every = np.repeat(LEVELS, counts.sum(0))
-        found = scores * every.std() + every.mean()
-    else:
-        last = read_rows(tmp_path / "out" / "rm" / "metrics.jsonl")[-1]
-        thresholds = [last[f"threshold/{level}"] for level in LEVELS[:-1]]
-        assert thresholds != pytest.approx(np.log(counts.sum(0).cumsum()[:-1] / 160))
-        found = chances(np.array(thresholds), scores) @ LEVELS
+    last = read_rows(tmp_path / "out" / "rm" / "metrics.jsonl")[-1]
+    thresholds = [last[f"threshold/{level}"] for level in LEVELS[:-1]]
+    found = chances(np.array(thresholds), scores) @ LEVELS
     assert found == pytest.approx(counts @ LEVELS / counts.sum(1), abs=0.2)
 
 

@@ -86,16 +86,6 @@ def inputs(tokens: int, key_heads: int, dtype: torch.dtype) -> list[Tensor]:
     ]
 
 
-def masked(q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs, groups: list[GroupSpan]) -> Tensor:
-    """Attention with a mask of all pairs, in fp64."""
-    k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = (q.double() @ k.transpose(-1, -2)) * (args.scaling or q.shape[-1] ** -0.5)
-    if args.softcap is not None:
-        scores = args.softcap * torch.tanh(scores / args.softcap)
-    sees = torch.from_numpy(reference(groups, args.window))
-    return torch.softmax(scores.masked_fill(~sees, float("-inf")), dim=-1) @ v
-
-
 def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: list[Tensor]) -> float:
     """The largest one, of values and gradients."""
     ours, theirs = [found, *gradients(found, learned)], [wanted, *gradients(wanted, others)]
@@ -108,7 +98,7 @@ def difference(found: Tensor, wanted: Tensor, learned: list[Tensor], others: lis
     ("scaling", "window", "cap"),
     [(None, None, None), (0.3, 90, None), (None, None, 2.0), (None, 200, 3.0)],
 )
-def test_values_and_gradients_equal_the_masked_reference(
+def test_values_and_gradients_are_those_of_each_group_alone(
     scaling: float | None,
     window: int | None,
     cap: float | None,
@@ -126,7 +116,7 @@ def test_values_and_gradients_equal_the_masked_reference(
     others = [x.detach().double().requires_grad_() for x in ours]
     found = flex_attention.attention(*ours, row, args, dense)
     assert found.dtype == dtype and found.shape == (1, 4, row.tokens, 24)
-    assert difference(found, masked(*others, args, groups), ours, others) < most
+    assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < most
 
 
 def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,35 +131,18 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
     assert difference(found, TreeLayout(groups).attend(0, *others, args), ours, others) < 1e-5
 
 
-def test_layers_of_a_row_share_their_masks() -> None:
-    row = Row(spans([(60, (70, 90))]), CPU)
-    # No sequence is as long as the window of 500
-    assert row.mask(None) is row.mask(500)
-    assert row.mask(50) is row.mask(50) is not row.mask(None)
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "triton", "compiler", "compiled"),
-    [
-        ("cuda", (9, 0), "spec", "gcc", True),
-        ("cuda", (7, 5), "spec", "gcc", False),
-        ("cuda", (9, 0), None, "gcc", False),
-        ("cuda", (9, 0), "spec", None, False),  # Triton needs a compiler
-        ("cpu", (9, 0), "spec", "gcc", False),
-    ],
-)
+@pytest.mark.parametrize("lacks", ["", "cuda", "capability", "triton", "compiler"])
 def test_attention_is_compiled_for_gpus_with_triton(
-    device: str,
-    capability: tuple[int, int],
-    triton: str | None,
-    compiler: str | None,
-    compiled: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Triton needs a compiler."""
+    capability = (7, 5) if lacks == "capability" else (9, 0)
+    compiler, triton = (None if lacks == name else "there" for name in ("compiler", "triton"))
     uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     monkeypatch.setattr(flex_attention, "has_triton", uncached)
     monkeypatch.setattr(flex_attention.shutil, "which", lambda name: compiler)
     monkeypatch.setattr(flex_attention.importlib.util, "find_spec", lambda name: triton)
-    assert flex_attention.can_compile_attention(torch.device(device)) is compiled
+    device = torch.device("cpu" if lacks == "cuda" else "cuda")
+    assert flex_attention.can_compile_attention(device) is not bool(lacks)

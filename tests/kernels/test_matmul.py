@@ -57,19 +57,6 @@ def test_a_slice_of_a_larger_matrix_is_copied_first(monkeypatch: pytest.MonkeyPa
     assert contiguous == [True] * 3
 
 
-def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows: list[int] = []
-    original = matmul._onednn_product
-    monkeypatch.setattr(
-        matmul, "_onednn_product", lambda x, *rest: rows.append(len(x)) or original(x, *rest)
-    )
-    monkeypatch.setattr(matmul, "MIN_MULTIPLICATIONS", 2 * 5 * 4)
-    for count in (1, 2, 3):
-        matmul.linear(torch.randn(count, 5), torch.randn(4, 5))
-        matmul.matmul(torch.randn(count, 4), torch.randn(4, 5))
-    assert rows == [2, 2, 3, 3]
-
-
 @pytest.mark.parametrize("onednn", [True, False])
 def test_matmul_has_no_gradient_in_either_library(
     onednn: bool, monkeypatch: pytest.MonkeyPatch

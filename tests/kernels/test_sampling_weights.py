@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import pytest
@@ -93,13 +92,9 @@ def policy(request: pytest.FixtureRequest) -> SharedModel:
     return made
 
 
-def written(
-    policy: SharedModel, role: str, sampling: Sampling = LONG, ends: frozenset[int] | None = None
-) -> list[Any]:
+def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[Any]:
     """Two responses to each of three questions."""
     encoder = Encoder(policy.tokenizer)
-    if ends is not None:
-        encoder.__dict__["end_ids"] = ends
     found = sample(policy, role, encoder, QUESTIONS, sampling, samples_per_prompt=2, seed=4)
     return [response for group in found for response in group.responses]
 
@@ -159,20 +154,6 @@ def test_samples_are_those_of_the_role(
 
 
 @pytest.mark.usefixtures("library")
-def test_rows_that_have_ended_leave(
-    policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A product has the rows that remain, not those that the weights were packed for."""
-    ends = frozenset(token for row in written(policy, "one")[:4] for token in row.tokens[2:4])
-    sampling = Sampling(max_new_tokens=lora.MIN_TOKENS)
-    calls.clear()
-    found = written(policy, "one", sampling, ends)
-    assert min(calls) < max(calls) <= 6 and len({len(row.tokens) for row in found}) > 1
-    monkeypatch.setattr(lora, "MAX_ROWS", 0)
-    check_same(found, written(policy, "one", sampling, ends))
-
-
-@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("entered", ["one", BASE])
 @torch.no_grad()
 def test_inside_another_role_is_itself(entered: str, policy: SharedModel, calls: list[int]) -> None:
@@ -190,24 +171,6 @@ def test_updates_show_in_the_next_samples() -> None:
     before = written(policy, "one")
     change(policy, "one")
     assert written(policy, "one")[0].tokens != before[0].tokens
-
-
-def test_packed_weights_are_freed_before_memory_is_returned(
-    policy: SharedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pack, made, alive = lora._pack, [], []
-
-    def watched(*of: Any) -> dict[int, PackedWeight]:
-        packed = pack(*of)
-        made.extend(map(weakref.ref, packed.values()))
-        return packed
-
-    monkeypatch.setattr(lora, "_pack", watched)
-    monkeypatch.setattr(memory, "trim", lambda: alive.append(sum(x() is not None for x in made)))
-    written(policy, "one", SHORT)
-    assert not alive
-    written(policy, "one")
-    assert made and alive == [0, 0]  # before packing and after sampling
 
 
 def test_packed_weights_end_with_sampling_even_if_it_fails(

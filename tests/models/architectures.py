@@ -151,11 +151,10 @@ state spaces:
     mamba_dt_rank: 4
     use_mamba_kernels: false
 """)
-LLAMA: dict[str, Any] = TABLE["llama"]
-ARCHITECTURES: dict[str, dict[str, Any]] = TABLE["packed"]
-UNPACKED: dict[str, dict[str, Any]] = TABLE["unpacked"]
-MIXTURES: dict[str, dict[str, Any]] = TABLE["mixtures"]
-STATE_SPACES: dict[str, dict[str, Any]] = TABLE["state spaces"]
+ARCHITECTURES: dict[str, dict[str, Any]]
+ARCHITECTURES, UNPACKED, MIXTURES, STATE_SPACES = (
+    TABLE[kind] for kind in ("packed", "unpacked", "mixtures", "state spaces")
+)
 
 
 # Ways to compute a group's attention, of the fixture `way`.

@@ -1,9 +1,9 @@
 """Models of several architectures, on one thread."""
 
 import pytest
-from policies import as_on_a_gpu, llama, policy, unpacked, way
+from policies import as_on_a_gpu, llama, policy, way
 
-__all__ = ["as_on_a_gpu", "llama", "policy", "unpacked", "way"]
+__all__ = ["as_on_a_gpu", "llama", "policy", "way"]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -17,61 +17,48 @@ import family_tokenizers
 import own_templates as own
 import yaml
 
+from alignkit.data.group import Group, Response
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import templates
 
 CONTROL = re.compile(r"<\|[a-zA-Z_]+\|>|<｜[^｜<>]+｜>|<\|\w+>|<\w+\|>|<[a-z]+_of_[a-z]+>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """What is known about a family, besides its template.
 
-    kinds: tokenizers, of family_tokenizers.KINDS; the first is the family's own. header: what
-    precedes the assistant's own text. ends: what ends its turn. special: control tokens that the
-    template's text does not show; ("none",) if even those that it shows are ordinary text.
-    ordinary: added tokens that are not special. strips: whether control tokens swallow the white
-    space after them. after: what the template writes after the last answer if there is no end of
-    turn. stops: what generation_config.json lists as ends; default: `ends`. reasoning_key: where
-    the template reads reasoning.
+    kinds: tokenizers, as of `family_tokenizers`; the first is the family's own. ends: what ends the
+    assistant's turn. special: control tokens that the template's text does not show; None if even
+    those that it shows are ordinary text. ordinary: added tokens that are not special. strips:
+    whether control tokens swallow the white space after them. stops: what generation_config.json
+    lists as ends; default: `ends`. reasoning_key: where the template reads reasoning.
     """
 
     name: str
     template: str
     kinds: Sequence[str]
-    header: str
     ends: Sequence[str]
     bos: str | None = None
     eos: str = "<|endoftext|>"
-    special: Sequence[str] = ()
+    special: Sequence[str] | None = ()
     ordinary: Sequence[str] = ()
     strips: bool = False
     tools: bool = False
-    thinks: bool = False
-    after: str = ""
     stops: Sequence[str] = ()
     reasoning_key: str = "reasoning_content"
 
     @cached_property
     def control(self) -> tuple[str, ...]:
         """The control tokens: those that the template's text shows, and the others."""
+        if self.special is None:
+            return ()
         shown = [token for token in CONTROL.findall(self.template) if token not in self.ordinary]
-        return (
-            tuple(dict.fromkeys([*shown, *self.special, *self.ends]))
-            if list(self.special) != ["none"]
-            else ()
-        )
-
-    def end_ids(self, kind: str) -> list[int]:
-        found: list[int] = self.tokenizer(kind).convert_tokens_to_ids(list(self.stops or self.ends))
-        return found
-
-    def tokenizer(self, kind: str) -> Any:
-        return _tokenizer(self.name, kind)
+        return tuple(dict.fromkeys([*shown, *self.special, *self.ends]))
 
 
 @cache
-def _tokenizer(name: str, kind: str) -> Any:
-    family = FAMILIES[name]
+def tokenizer(family: Family, kind: str) -> Any:
     made = family_tokenizers.tokenizer(
         kind,
         bos=family.bos,
@@ -82,6 +69,12 @@ def _tokenizer(name: str, kind: str) -> Any:
     )
     made.chat_template = family.template
     return made
+
+
+def encoder(family: Family, kind: str, **kwargs: Any) -> Encoder:
+    """kwargs: of the chat template."""
+    made = tokenizer(family, kind)
+    return Encoder(made, kwargs, made.convert_tokens_to_ids(list(family.stops or family.ends)))
 
 
 @cache
@@ -96,7 +89,6 @@ ALIKE: dict[str, dict[str, Any]] = yaml.safe_load("""
 bytes: &bytes {kinds: [bytes, bytes_bos, gpt2]}
 chatml: &chatml
   <<: *bytes
-  header: "<|im_start|>assistant\\n"
   ends: ["<|im_end|>"]
   eos: "<|im_end|>"
 qwen: &qwen
@@ -110,67 +102,57 @@ qwen: &qwen
   - <tool_response>
   - </tool_response>
   tools: true
-thinker: {<<: *qwen, thinks: true}
-qwq: {<<: *qwen, thinks: true, tools: false}
+thinker: *qwen
+qwq: {<<: *qwen, tools: false}
 lfm2: &lfm2 {<<: *chatml, bos: "<|startoftext|>", ordinary: &think [<think>, </think>], tools: true}
 lfm2 without tools: {<<: *lfm2, tools: false}
 lfm2.5: {<<: *lfm2, reasoning_key: thinking}
 smollm2: {<<: *chatml, kinds: [gpt2, bytes]}
 sentencepiece: {<<: *chatml, kinds: [spm_first, spm_legacy, unigram]}
 olmo3: {<<: *chatml, eos: "<|endoftext|>", ends: ["<|im_end|>", "<|endoftext|>"]}
-phi4: {<<: *chatml, header: "<|im_start|>assistant<|im_sep|>"}
+phi4: *chatml
 phi4 mini:
   <<: *bytes
-  header: "<|assistant|>"
   ends: ["<|end|>"]
   special: ["<|system|>", "<|user|>"]
 phi3:
   strips: true
   kinds: [spm_legacy, spm_first, bytes]
-  header: "<|assistant|>\\n"
   ends: ["<|end|>"]
   bos: <s>
   special: ["<|system|>", "<|user|>"]
 llama3: &llama3
   kinds: [bytes_bos, bytes]
-  header: "<|start_header_id|>assistant<|end_header_id|>\\n\\n"
   ends: ["<|eot_id|>"]
   bos: <|begin_of_text|>
   eos: <|eot_id|>
 llama3 with tools: {<<: *llama3, tools: true}
 gemma: &gemma
   kinds: [spm_bare, bytes]
-  header: "<start_of_turn>model\\n"
   ends: [<end_of_turn>]
   bos: <bos>
   eos: <eos>
-gemma4: {<<: *gemma, header: "<|turn>model\\n", ends: [<turn|>, "<|tool_response>"], tools: true}
+gemma4: {<<: *gemma, ends: [<turn|>, "<|tool_response>"], tools: true}
 cohere: &cohere
   <<: *bytes
-  header: <|CHATBOT_TOKEN|>
   ends: [<|END_OF_TURN_TOKEN|>]
   bos: <BOS_TOKEN>
   eos: <|END_OF_TURN_TOKEN|>
-cohere2: {<<: *cohere, header: <|CHATBOT_TOKEN|><|START_RESPONSE|>}
+cohere2: *cohere
 deepseek:
   <<: *bytes
-  header: <｜Assistant｜>
   ends: [<｜end▁of▁sentence｜>]
   bos: <｜begin▁of▁sentence｜>
   eos: <｜end▁of▁sentence｜>
   ordinary: *think
-  thinks: true
 glm:
   <<: *bytes
-  header: <|assistant|>
   ends: []
   special: ["[gMASK]", <sop>, <|system|>]
   ordinary: *tags
   tools: true
-  thinks: true
 gptoss: &gptoss
   <<: *bytes
-  header: <|start|>assistant
   ends: [<|return|>, <|end|>, <|call|>]
   stops: [<|return|>, <|call|>]
   eos: <|return|>
@@ -183,24 +165,22 @@ muse:
   eos: <|eot|>
   special: [<|eom|>]
   reasoning_key: reasoning_content
-images: {kinds: [bytes], header: "Assistant:", ends: [<end_of_utterance>], eos: <end_of_utterance>}
+images: {kinds: [bytes], ends: [<end_of_utterance>], eos: <end_of_utterance>}
 sequence: &sequence {ends: [</s>], bos: <s>, eos: </s>}
 llama2: &llama2
   <<: *sequence
   kinds: [spm_legacy, spm_first, unigram]
-  header: "[/INST]"
-  special: [none]  # the rest of the template is ordinary text
+  special: null  # what the template shows is ordinary text
 llava: {<<: *llama2, kinds: [spm_legacy]}
 mistral: &mistral {<<: *llama2, special: ["[INST]", "[/INST]"]}
 nemo: {<<: [*bytes, *mistral]}
-zephyr: {<<: *llama2, header: "<|assistant|>\\n"}
-vicuna: {<<: *llama2, header: "ASSISTANT:"}
+zephyr: *llama2
+vicuna: *llama2
 human: &human
   <<: *sequence
   kinds: [unigram, spm_legacy, bytes]
-  header: "\\n\\nAssistant:"
-human space: {<<: *human, header: "\\n\\nAssistant: "}
-role: {kinds: [bytes, spm_legacy], header: "assistant:", ends: [], after: "\\n"}
+human space: *human
+role: {kinds: [bytes, spm_legacy], ends: []}
 """)
 
 # A family, its template in TRL, in `templates` or in `own_templates`, and what it is like.
@@ -275,99 +255,103 @@ def _family(name: str, template: str, like: str) -> Family:
     return Family(name, text, **ALIKE[like])
 
 
-CHATML = ALIKE["chatml"]
 FAMILIES = {
     line.partition(" | ")[0]: _family(*line.split(" | ")) for line in TABLE.strip().splitlines()
 }
 
 
-# --- conversations
+# Conversations. `{}` stands for a control token of the family.
+TEXTS = yaml.safe_load(r"""
+tools: &tools
+- type: function
+  function:
+    name: weather
+    description: The weather.
+    parameters: {type: object, properties: {city: {type: string, description: A city.}}}
+question: &question {role: user, content: "What is two plus two?"}
+answer: &answer {role: assistant, content: "It is four, of course."}
+more: &more {role: user, content: "And 3 + 3?"}
+later: &later {role: assistant, content: That makes 6.}
+brief: &brief {role: system, content: Be brief.}
+typed: &typed {role: user, content: "a {} b"}
+writes: &writes {role: assistant, content: "a {} b"}
+thought: &thought
+  role: assistant
+  content: It is four.
+  reasoning_content: Two and two make four.
+
+conversations:
+  single: [*question, *answer]
+  two turns: [*question, *answer, *more, *later]
+  three turns:
+  - *question
+  - *answer
+  - *more
+  - *later
+  - {role: user, content: Thanks.}
+  - {role: assistant, content: "You are welcome!\n\nBye."}
+  the question holds the answer:
+  - {role: user, content: "Is it yes?"}
+  - &yes {role: assistant, content: "yes"}
+  - {role: user, content: "yes or no?"}
+  - *yes
+  system: [*brief, *question, *answer]
+  system, two turns: [*brief, *question, *answer, *more, *later]
+  two users: [*question, {role: user, content: "Quickly, please."}, *answer]
+  two assistants: [*question, *answer, *later]
+  reasoning: [*question, *thought]
+  reasoning, two turns:
+  - *question
+  - *thought
+  - *more
+  - {role: assistant, content: Six., reasoning_content: Three and three.}
+  inline reasoning:
+  - *question
+  - role: assistant
+    content: "<think>\nTwo and two make four.\n</think>\n\nIt is four."
+  empty: [*question, {role: assistant, content: ""}]
+  trailing line break: [*question, {role: assistant, content: "It is four.\n"}]
+  white space, two turns:
+  - *question
+  - {role: assistant, content: " \n It is four. "}
+  - {role: user, content: " And 3 + 3?\n"}
+  - {role: assistant, content: "  6\n\n"}
+  control tokens of the user: [*typed, *answer, *typed, *later]
+  control tokens of the assistant: [*question, *writes, *more, *writes]
+  unicode:
+  - {role: user, content: "Comment ça va ? 🙂"}
+  - {role: assistant, content: "Ça va très bien 👍🏽, 谢谢!"}
+  tools:
+  - {role: user, content: "Weather in Oslo?"}
+  - role: assistant
+    content: ""
+    tool_calls:
+    - id: call1
+      type: function
+      function: {name: weather, arguments: {city: Oslo}}
+  - {role: tool, name: weather, tool_call_id: call1, content: Rain.}
+  - {role: assistant, content: It rains.}
+  ends with the user: [*question, *answer, *more]
+""")
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = TEXTS["conversations"]
 
 
-def user(content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: str, **more: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content, **more}
-
-
-QUESTION, ANSWER = user("What is two plus two?"), assistant("It is four, of course.")
-MORE, LATER = user("And 3 + 3?"), assistant("That makes 6.")
-SYSTEM = {"role": "system", "content": "Be brief."}
-CALL = {
-    "id": "call1",
-    "type": "function",
-    "function": {"name": "weather", "arguments": {"city": "Oslo"}},
-}
-TOOLS = (
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "The weather.",
-            "parameters": {
-                "type": "object",
-                "properties": {"city": {"type": "string", "description": "A city."}},
-            },
-        },
-    },
-)
-RESULT = {"role": "tool", "name": "weather", "tool_call_id": "call1", "content": "Rain."}
-TYPED = "a {} b"  # filled with a control token
-
-CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
-    "single": [QUESTION, ANSWER],
-    "two turns": [QUESTION, ANSWER, MORE, LATER],
-    "three turns": [QUESTION, ANSWER, MORE, LATER, user("Thanks."), assistant(
-        "You are welcome!\n"
-        "\n"
-        "Bye."
-    )],
-    "the question holds the answer": [user("Is it yes?"), assistant("yes"), user("yes or no?"), assistant("yes")],
-    "system": [SYSTEM, QUESTION, ANSWER],
-    "system, two turns": [SYSTEM, QUESTION, ANSWER, MORE, LATER],
-    "two users": [QUESTION, user("Quickly, please."), ANSWER],
-    "two assistants": [QUESTION, ANSWER, LATER],
-    "reasoning": [QUESTION, assistant("It is four.", reasoning_content="Two and two make four.")],
-    "reasoning, two turns": [
-        QUESTION, assistant("It is four.", reasoning_content="Two and two make four."),
-        MORE, assistant("Six.", reasoning_content="Three and three."),
-    ],
-    "inline reasoning": [QUESTION, assistant(
-        "<think>\n"
-        "Two and two make four.\n"
-        "</think>\n"
-        "\n"
-        "It is four."
-    )],
-    "empty": [QUESTION, assistant("")],
-    "leading space": [QUESTION, assistant(" It is four.")],
-    "trailing line break": [QUESTION, assistant("It is four.\n")],
-    "leading line break": [QUESTION, assistant("\nIt is four.")],
-    "white space, two turns": [QUESTION, assistant(" \n It is four. "), user(" And 3 + 3?\n"), assistant("  6\n\n")],
-    "control tokens of the user": [user(TYPED), ANSWER, user(TYPED), LATER],
-    "control tokens of the assistant": [QUESTION, assistant(TYPED), MORE, assistant(TYPED)],
-    "unicode": [user("Comment ça va ? 🙂"), assistant("Ça va très bien 👍🏽, 谢谢!")],
-    "long": [user("word " * 60), assistant("another word, " * 60 + "and the end.")],
-    "tools": [user("Weather in Oslo?"), assistant("", tool_calls=[CALL]), RESULT, assistant("It rains.")],
-    "ends with the user": [QUESTION, ANSWER, MORE],
-}  # fmt: skip
-
-
-# Conversations for the tokenizers that are not the family's own.
-OTHERS = (
-    "two turns",
-    "system, two turns",
-    "white space, two turns",
-    "control tokens of the user",
-    "unicode",
-)
-
-
-def conversation(name: str, typed: str) -> list[dict[str, Any]]:
-    """A conversation whose control tokens are those of a family."""
+def conversation(family: Family, name: str) -> list[dict[str, Any]]:
+    typed = family.ends[0] if family.ends else family.eos
     return [
         {**message, "content": message["content"].replace("{}", typed)}
         for message in CONVERSATIONS[name]
     ]
+
+
+def group(family: Family, name: str) -> Group:
+    """A conversation as the formats read it: a single answer is text, several turns are
+    messages.
+    """
+    said: list[Any] = conversation(family, name)
+    first = [message["role"] for message in said].index("assistant")
+    rest = said[first:]
+    simple = len(rest) == 1 and rest[0].keys() == {"role", "content"}
+    response = Response(text=rest[0]["content"]) if simple else Response(messages=tuple(rest))
+    tools = tuple(TEXTS["tools"]) if name == "tools" else ()
+    return Group(tuple(said[:first]), (response,), id=name, tools=tools)

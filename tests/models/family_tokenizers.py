@@ -31,17 +31,6 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-KINDS = {
-    "spm_legacy": "SentencePiece BPE, a dummy prefix after every special token",
-    "spm_first": "SentencePiece BPE, a dummy prefix at the start of the text",
-    "spm_bare": "SentencePiece BPE without a dummy prefix",
-    "unigram": "SentencePiece Unigram, a dummy prefix at the start of the text",
-    "bytes": "byte-level BPE, words as in Llama 3 and Qwen",
-    "bytes_bos": "the same, adds BOS",
-    "gpt2": "byte-level BPE, words as in GPT-2",
-}
-
-
 # Pieces of white space that real vocabularies have: two line breaks, two spaces, and a line break
 # after a full stop.
 LAYOUT = "1. one\n\n2. two  \n\n  three\n    four.\n\nassistant\nuser: system\n\n" * 5
@@ -151,8 +140,12 @@ def tokenizer(
 ) -> Any:
     """A tokenizer of this kind.
 
-    special: its control tokens besides bos and eos. ordinary: added tokens that are not special,
-    such as `<think>`. strips: special tokens that swallow the white space after them.
+    kind: spm_legacy (SentencePiece BPE, a dummy prefix after every special token), spm_first (a
+    dummy prefix at the start of the text), spm_bare (without one), unigram (SentencePiece Unigram,
+    a dummy prefix at the start), bytes (byte-level BPE, words as in Llama 3 and Qwen), bytes_bos
+    (the same, adds BOS) or gpt2 (byte-level BPE, words as in GPT-2). special: its control tokens
+    besides bos and eos. ordinary: added tokens that are not special, such as `<think>`. strips:
+    special tokens that swallow the white space after them.
     """
     backend = Tokenizer.from_str(_trained(kind))
     names = [name for name in (bos, eos, *special) if name]

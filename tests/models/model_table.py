@@ -4,20 +4,17 @@ trying it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import matrix
+import families
 from families import FAMILIES, Family
-from matrix import Judge
+from matrix import MAX_LENGTH
 
 from alignkit.errors import DataError, RunFailed
 from alignkit.tokens.check import check_chat
-from alignkit.tokens.encoder import Encoder
 
 HEADER = ("families", "single turn", "several turns", "system", "reasoning", "tools")
 CONVERSATIONS = ("single", "two turns", "system", "reasoning", "tools")
-NO_THINKING: dict[str, Any] = {"enable_thinking": False}
 SHORT = {  # what an error contains -> what the table says
     "must alternate": "refused: roles must alternate",
     "does not write the answer's reasoning": "refused: drops it",
@@ -30,38 +27,34 @@ SHORT = {  # what an error contains -> what the table says
 
 def lines() -> list[tuple[str, ...]]:
     """One line per family."""
-    return [(name, *cells(family)) for name, family in FAMILIES.items()]
-
-
-def cells(family: Family) -> list[str]:
-    return [_cell(family, name) for name in CONVERSATIONS]
+    return [
+        (name, *(_cell(family, each) for each in CONVERSATIONS))
+        for name, family in FAMILIES.items()
+    ]
 
 
 def _cell(family: Family, name: str) -> str:
     """The arguments with which the conversation can be learned, or why it cannot."""
     if name == "tools" and not family.tools:
         return "-"
-    refusal = _try(family, name, {})
+    refusal = _try(family, name)
     if not refusal or refusal in ("last turn only", "calls are context"):
         return refusal or "yes"
-    if name != "reasoning" and _try(family, name, NO_THINKING) in ("", "last turn only"):
+    without = _try(family, name, enable_thinking=False)
+    if name != "reasoning" and without in ("", "last turn only"):
         return "`enable_thinking: false`"
     return next((short for text, short in SHORT.items() if text in refusal), "refused")
 
 
-def _try(family: Family, name: str, kwargs: Mapping[str, Any]) -> str:
+def _try(family: Family, name: str, **kwargs: Any) -> str:
     """Why a conversation is refused, or which of its turns are only context; empty if it is
     learned.
     """
-    kind = family.kinds[0]
-    judge = Judge(family, kind, name)
-    encoder = Encoder(family.tokenizer(kind), kwargs, family.end_ids(kind))
+    encoder = families.encoder(family, family.kinds[0], **kwargs)
     try:
         check_chat(encoder, family.name)
-        encoder.encode(matrix.group(judge), matrix.MAX_LENGTH)
+        encoder.encode(families.group(family, name), MAX_LENGTH)
     except (RunFailed, DataError) as error:
         return str(error)
-    context = encoder.counts["unprompted_turns"]
-    if not kwargs and (why := matrix.wrong(judge, encoder)):
-        raise AssertionError(f"{family.name}, {name}: {why}")
-    return ("calls are context" if name == "tools" else "last turn only") if context else ""
+    context = "calls are context" if name == "tools" else "last turn only"
+    return context if encoder.counts["unprompted_turns"] else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from architectures import ARCHITECTURES, UNPACKED, WAYS, load, make
+from architectures import ARCHITECTURES, WAYS, load, make
 from torch.utils.checkpoint import checkpoint
 
 from alignkit.kernels import capabilities, tiled_attention
@@ -29,13 +29,6 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
     return load(make(tmp_path_factory.mktemp("llama"), "Llama"))
-
-
-@pytest.fixture(scope="module", params=list(UNPACKED))
-def unpacked(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> SharedModel:
-    return load(make(tmp_path_factory.mktemp(request.param), request.param))
 
 
 @pytest.fixture(params=WAYS)

@@ -16,40 +16,26 @@ import torch
 from tiny import tiny_model, user
 from torch import Tensor
 
-from alignkit import Group, Response
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import memory as budget
 from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, MemoryBudget
 from alignkit.models.models import LoadedBase
-from alignkit.models.packing import Examples, measure
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, Settings
-from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner
 from tests.models.tiny import shared
+from tests.test_train import encoded
 from tests.training.test_optimizers import named
 
 OUT_OF_MEMORY = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
-WORDS = (
-    "yes",
-    "no, not at all, never, by no means",
-    "perhaps",
-    "I am well, and how are you today?",
-)
 
 
 @pytest.fixture
 def policy() -> SharedModel:
     return tiny_model()
-
-
-def examples(policy: SharedModel) -> Examples:
-    encoder = Encoder(policy.tokenizer)
-    asked = [user(f"how are you, {n}? " * (n % 3 + 1)) for n in range(40)]
-    groups = [Group((q,), (Response(WORDS[n % 4]),), id=str(n)) for n, q in enumerate(asked)]
-    return Examples([e for group in groups if (e := encoder.encode(group, 512)) is not None])
 
 
 @contextmanager
@@ -77,7 +63,7 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedMo
     sft = plugins().get("algorithm", "sft").implementation
     settings = Settings(learning_rate=1e-3, optimizer=named("adamw", max_grad_norm=1e9))
     policy.add_role("new")
-    work, data = Learner(policy, sft(sft.Options()), settings, "new"), examples(policy)
+    work, data = Learner(policy, sft(sft.Options()), settings, "new"), encoded(policy, 40)
     before = policy.token_budget
     metrics = work._gradients(data)
     whole = {name: p.grad.clone() for name, p in work.parameters.items() if p.grad is not None}
@@ -92,7 +78,7 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedMo
 
 
 def measured(policy: SharedModel) -> Any:
-    return measure(policy, BASE, examples(policy).groups)["logprobs"]
+    return measure(policy, BASE, encoded(policy, 40).groups)["logprobs"]
 
 
 def asked(policy: SharedModel) -> Any:

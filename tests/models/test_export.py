@@ -5,21 +5,19 @@ rounded to.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from architectures import logprobs_alone
 from tiny import shared, user
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignkit import Group, Response
-from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
-from alignkit.models.packing import Wants, forward
+from alignkit.models.packing import Wants, forward, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.testing.tiny import add_noise
@@ -27,10 +25,6 @@ from alignkit_plugins.models.whole_model import end_with, export, whole_model
 from alignkit_plugins.recipes.plan import _Planner
 from tests.same import same
 from tests.test_train import encoded
-
-needs_bitsandbytes = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="no bitsandbytes here"
-)
 
 
 def with_policy(source: Path | None = None, **fields: Any) -> SharedModel:
@@ -52,7 +46,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     assert model.roles["reward"].unread == whole.config.pad_token_id == 0
 
 
-@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=needs_bitsandbytes)])
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     quantization: Any, tmp_path: Path
 ) -> None:
@@ -69,16 +63,11 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     )
     assert text == "User: bread is good\n\nAssistant:"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    ids, first = torch.tensor([*found.prompt, *found.rows[0].tokens]), len(found.prompt)
-    with torch.no_grad():
-        logits = saved(ids[None]).logits[0, first - 1 : -1]
-    theirs = logits.log_softmax(-1).gather(1, ids[first:, None])[:, 0]
+    theirs = logprobs_alone(saved, found.prompt, found.rows[0].tokens)
     same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
-@torch.no_grad()
 def test_a_merge_into_a_quantized_base_keeps_its_values(
     dtype: torch.dtype, most: float, tmp_path: Path
 ) -> None:
@@ -86,25 +75,15 @@ def test_a_merge_into_a_quantized_base_keeps_its_values(
     model.save("policy", tmp_path / "policy")
     merged, notes = whole_model(tmp_path / "policy", model.base, model.spec, dtype, model.tokenizer)
     assert "merged into the values that nf4 rounds the weights to" in notes[0]
-    ids = model.tokenizer(
-        "Why does bread rise? Yeast eats the sugar.", return_tensors="pt"
-    ).input_ids
-    hidden = model.hidden("policy", TreeLayout([GroupSpan(0, ids.shape[1], ())]), ids[0])
-    ours, _ = model.logprobs("policy", hidden[:-1], ids[0, 1:])
-    logits = merged(ids).logits[0, :-1].float()
-    theirs = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-    same(theirs, ours, atol=most, rtol=0)
+    (row,) = encoded(model, 1).groups
+    (ours,) = measure(model, "policy", [row])["logprobs"]
+    theirs = logprobs_alone(merged, row.prompt, row.rows[0].tokens)
+    same(theirs.float(), ours, atol=most, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("own", "ends", "expected"),
-    [
-        (2, {2}, 2),
-        (2, {0, 2}, [2, 0]),
-        ([5, 2], {2, 5}, [5, 2]),
-        (None, {7}, 7),
-        (None, set(), None),
-    ],
+    [(2, {2}, 2), ([5, 2], {2, 0, 5}, [5, 2, 0]), (None, {7}, 7), (None, set(), None)],
 )
 def test_ends_are_added_behind_the_bases_own(own: Any, ends: set[int], expected: Any) -> None:
     generation = GenerationConfig(eos_token_id=own)
@@ -121,7 +100,6 @@ def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, Any]]:
     return loss.detach(), {name: p.grad for name, p in model.parameters_of("policy").items()}
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "nf4_double_quant"])
 def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_path: Path) -> None:
     quantized = with_policy(quantization=form)
@@ -135,18 +113,13 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_pa
     assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
 
 
-@needs_bitsandbytes
 @pytest.mark.parametrize("form", ["nf4", "nf4_double_quant", "int8"])
 def test_bytes_of_a_quantized_weight(form: Any) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     weight, count = torch.randn(512, 1024), 512 * 1024
-    planned = SimpleNamespace(
-        spec=ModelSpec(base="tiny", quantization=form),
-        parameters=count,
-        matrices=count,
-        dtype=torch.float32,
-    )
+    spec = ModelSpec(base="tiny", quantization=form)
+    planned = SimpleNamespace(spec=spec, parameters=count, matrices=count, dtype=torch.float32)
     weights: Any = _Planner.weights
     stored, state = quantize_4bit(weight, compress_statistics=form != "nf4", quant_type="nf4")
     scales = [state.absmax, *([state.state2.absmax] if state.state2 is not None else [])]

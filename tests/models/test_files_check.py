@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from architectures import make
 from safetensors.torch import load_file, save_file
 
@@ -54,20 +55,16 @@ def pickled(folder: Path) -> None:
 
 
 def incomplete(folder: Path) -> None:
-    """One of two files of weights is missing."""
-    names = list(load_file(folder / WEIGHTS))
-    (folder / WEIGHTS).rename(folder / "model-1.safetensors")
-    files = {name: f"model-{1 + number % 2}.safetensors" for number, name in enumerate(names)}
-    index = {"metadata": {}, "weight_map": files}
+    """A file of weights is missing."""
+    names = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-2.safetensors")}
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
-def word(name: str, number: int) -> Damage:
-    def change(tokenizer: Any) -> Any:
-        tokenizer["model"]["vocab"][name] = number
-        return tokenizer
-
-    return changed(TOKENS, change)
+def with_a_new_token(tokenizer: Any) -> Any:
+    tokenizer["model"]["vocab"]["next"] = 97
+    return tokenizer
 
 
 UNREADABLE = "its weights in safetensors cannot be read ("
@@ -88,21 +85,13 @@ FOREIGN = {"_attn_implementation": "someone/kernel"}
         (pickled, f"{UNREADABLE}OSError", "again"),
         (cut(WEIGHTS), f"{UNREADABLE}SafetensorError", "again"),
         (holding(WEIGHTS, LFS), UNREADABLE, "git lfs pull"),
-        (holding(WEIGHTS, b""), UNREADABLE, "again"),
         (incomplete, "model-2.safetensors", "again"),
-        (without(WEIGHTS), f"{UNREADABLE}OSError", "again"),
         (without(CONFIG), "its configuration cannot be read (", "a transformers model"),
         (holding(CONFIG, b"{}"), "(ValueError: Unrecognized model", "a transformers model"),
         (holding(CONFIG, b'{"model_type": "clockwork"}'), "`clockwork`", "a version that knows it"),
-        (holding(CONFIG, b"{"), "(OSError: It looks like the config", "a transformers model"),
         (changed(CONFIG, lambda old: old | FOREIGN), "'someone/kernel', code", "trust_remote_code"),
         (
-            word("far", 500),
-            "the token 'far' with the id 500, but the model has only 97",
-            "belongs to",
-        ),
-        (
-            word("next", 97),
+            changed(TOKENS, with_a_new_token),
             "the token 'next' with the id 97, but the model has only 97",
             "belongs to",
         ),
@@ -140,7 +129,6 @@ def with_other_names(adapter: Path) -> None:
         (of_another_base, "an adapter for the base model 'other/model'"),
         (with_other_names, "does not fit the recipe's model.base or model.lora"),
         (cut(ADAPTER), f"{ADAPTER} cannot be read .SafetensorError"),
-        (without(ADAPTER), f"{ADAPTER} cannot be read .FileNotFoundError"),
         (without("adapter_config.json"), r"adapter_config\.json"),
     ],
 )
@@ -168,22 +156,18 @@ import pathlib
 pathlib.Path(__file__).with_name("it_ran").touch()
 class Own: ...
 """
-OWN = "own.Own"
 # The file that names the code, and what it says
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "a model type of its own": (
-        CONFIG,
-        {"auto_map": {"AutoConfig": OWN, "AutoModelForCausalLM": OWN}, "model_type": "own"},
-    ),
-    "a model of a known type": (
-        CONFIG,
-        {"auto_map": {"AutoConfig": OWN, "AutoModelForSequenceClassification": OWN}},
-    ),
-    "a tokenizer": (
-        "tokenizer_config.json",
-        {"auto_map": {"AutoTokenizer": [OWN, OWN]}, "tokenizer_class": "Own"},
-    ),
-}
+CASES: dict[str, tuple[str, dict[str, Any]]] = yaml.safe_load("""
+a model type of its own:
+- config.json
+- {auto_map: {AutoConfig: own.Own, AutoModelForCausalLM: own.Own}, model_type: own}
+a model of a known type:
+- config.json
+- {auto_map: {AutoConfig: own.Own, AutoModelForSequenceClassification: own.Own}}
+a tokenizer:
+- tokenizer_config.json
+- {auto_map: {AutoTokenizer: [own.Own, own.Own]}, tokenizer_class: Own}
+""")
 
 
 @pytest.mark.parametrize("kind", ["base", "reward"])

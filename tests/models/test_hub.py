@@ -6,12 +6,11 @@ import json
 import shutil
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants, errors
+from huggingface_hub import constants
 from tiny import shared
 
 from alignkit import RunFailed
@@ -22,15 +21,13 @@ from alignkit_plugins.models import tiny
 ID = "somebody/small"
 
 
-class Hub:
-    """Replaces the network: records requests and raises the error it is given."""
+class Hub(list[tuple[str, Any]]):
+    """Replaces the network: holds the requests, and raises the error it is given."""
 
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, Any]] = []
-        self.error: Exception | None = None
+    error: Exception | None = None
 
     def __call__(self, url: str, *, timeout: float) -> None:
-        self.asked.append((url, timeout))
+        self.append((url, timeout))
         if self.error is not None:
             raise self.error
 
@@ -68,42 +65,26 @@ def cached(hub: Hub, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny.source(cache_folder()), place / "snapshots" / ("0" * 40)))
 
 
-def answer(kind: Any, code: int) -> Exception:
-    response = SimpleNamespace(status_code=code, headers={}, request=None)
-    error: Exception = kind(f"{code} of the test", response=response)
-    return error
-
-
 UNREACHABLE = OSError("Name or service not known")
 
 
 def test_what_is_asked_of_the_hub(hub: Hub, cached: Path) -> None:
     """Nothing for a folder; a cached model is still looked up, as a newer version would be found."""
-    assert locate(str(cached)) == str(cached) and hub.asked == []
+    assert locate(str(cached)) == str(cached) and hub == []
     assert locate("another/one", "v2") == "another/one" and locate(ID) == ID
     urls = ["another/one/resolve/v2/config.json", f"{ID}/resolve/main/config.json"]
-    assert hub.asked == [(f"https://hub.test/{url}", 5) for url in urls]
+    assert hub == [(f"https://hub.test/{url}", 5) for url in urls]
 
 
-@pytest.mark.parametrize(
-    ("error", "wrong"),
-    [
-        (UNREACHABLE, "(OSError: Name or service not known)"),
-        (answer(errors.RepositoryNotFoundError, 401), "RepositoryNotFoundError: 401 of the test"),
-        (answer(errors.GatedRepoError, 403), "GatedRepoError"),
-        (answer(errors.RevisionNotFoundError, 404), "RevisionNotFoundError"),
-        (answer(errors.HfHubHTTPError, 503), "503 of the test"),
-    ],
-)
-def test_refusals_say_what_to_do(hub: Hub, error: Exception, wrong: str) -> None:
-    hub.error = error
+def test_refusals_say_what_to_do(hub: Hub) -> None:
+    hub.error = UNREACHABLE
     with pytest.raises(RunFailed) as caught:
         locate(ID)
     first, second = str(caught.value).split("\nhelp: ")
     assert f"'{ID}' is neither a folder nor in the hub's cache" in first
-    assert "https://hub.test" in first and wrong in first
+    assert "https://hub.test does not serve it (OSError: Name or service not known)" in first
     assert "`hf auth login`" in second and "`hf download`" in second
-    assert len(hub.asked) == 1, "no retries"
+    assert len(hub) == 1, "no retries"
 
 
 def test_offline_needs_no_request(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +92,8 @@ def test_offline_needs_no_request(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(RunFailed, match="OfflineModeIsEnabled"):
         locate(ID)
+    with pytest.raises(RunFailed, match="'models/my/own' is neither a folder nor in the hub's"):
+        locate("models/my/own")
 
 
 def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:
@@ -118,11 +101,6 @@ def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:
     hub.error = UNREACHABLE
     with pytest.raises(RunFailed, match="Name or service not known"):
         locate(ID)
-
-
-def test_an_invalid_hub_id_is_an_error(hub: Hub) -> None:
-    with pytest.raises(RunFailed, match="'models/my/own' is neither a folder nor in the hub's"):
-        locate("models/my/own")
 
 
 @pytest.mark.parametrize("offline", [False, True])

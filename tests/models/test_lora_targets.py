@@ -10,29 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import MIXTURES, logprobs_alone, make, ragged, tokens
-from policies import recomputed_layers
+from architectures import MIXTURES, logprobs_alone, make, ragged
 from torch import Tensor
 
-from alignkit.data.group import Group, Pair
 from alignkit.errors import RunFailed
-from alignkit.models.packing import Examples, measure
-from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.plugins import plugins
-from alignkit.settings import LoraSpec, Settings
+from alignkit.models.packing import measure, pack
+from alignkit.models.shared_model import SharedModel
+from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
-from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit.training.learner import Learner
 from tests.models.tiny import shared
 from tests.same import same
-from tests.training.test_optimizers import named
 
 QUICK = {"Mixtral", "DeepseekV3", "Llama4Text"}  # stacked experts, separate ones, a router
 FAMILIES = [
     pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
     for name in (*MIXTURES, "Llama4Text", "Qwen2Moe")
 ]
-BETA = 0.5  # of DPO, so that its gradient is not small
 
 
 def loaded(folder: Path | None, targets: str | list[str] = "all-linear") -> SharedModel:
@@ -51,80 +44,24 @@ def plain_peft(folder: Path) -> Any:
     ).eval()
 
 
-def pairs() -> Examples:
-    """Three groups of two responses each, of which the second is better."""
-    groups = []
-    for number, lengths in enumerate([(5, 3), (2, 7), (4, 4)]):
-        said = [tokens(n, 10 * number + r) for r, n in enumerate(lengths)]
-        rows = tuple(ResponseTokens(ids, (True,) * len(ids)) for ids in said)
-        prompt, group = tokens(4, 99 + number), Group((), id=str(number))
-        groups.append(Encoded(group, prompt, rows, (Pair(1, 0),)))
-    return Examples(groups)
+def logprobs(policy: SharedModel) -> Tensor:
+    row = pack(ragged())
+    hidden = policy.hidden("new", row.layout, row.tokens)
+    return policy.logprobs("new", hidden[row.before], row.targets)[0]
 
 
-def step(policy: SharedModel, examples: Examples, algorithm: str, **options: Any) -> Any:
-    """The metrics of a step of this algorithm."""
-    kind = plugins().get("algorithm", algorithm).implementation
-    settings = Settings(optimizer=named("adamw", max_grad_norm=1e9))
-    learner = Learner(policy, kind(kind.Options(**options)), settings, "new")
-    return learner.step(examples, 0.0)
-
-
-def sums(model: Any, examples: Examples) -> Tensor:
-    """The log-probability of every response, [responses]."""
+def by_peft(model: Any) -> Tensor:
     with_gradient = logprobs_alone.__wrapped__  # type: ignore[attr-defined]
-    alone = [
-        with_gradient(model, group.prompt, row.tokens).sum()
-        for group in examples.groups
-        for row in group.rows
-    ]
-    return torch.stack(alone)
-
-
-def check_gradients(policy: SharedModel, model: Any) -> None:
-    theirs = {
-        name.removeprefix("base_model.model."): p.grad
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
-    ours = {
-        name.replace(".role_new.", ".default."): p.grad
-        for name, p in policy.parameters_of("new").items()
-    }
-    # peft merges the adapter into some weights, so it rounds differently.
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
-    model.zero_grad()
-
-
-def check_steps(policy: SharedModel, folder: Path) -> None:
-    """A step of SFT and one of DPO have plain peft's losses and gradients."""
-    policy.save("new", folder)
-    model, examples = plain_peft(folder), pairs()
-
-    sft = step(policy, examples, "sft")
-    nll = -sums(model, examples).sum() / sum(len(row.tokens) for row in examples.rows)
-    assert sft["loss"] == pytest.approx(float(nll.detach()), abs=1e-5)
-    nll.backward()
-    check_gradients(policy, model)
-
-    reference = measure(policy, BASE, examples.groups)["logprobs"]
-    examples.token_columns["reference_logprobs"] = reference
-    dpo = step(policy, examples, "dpo", beta=BETA)
-    with torch.no_grad(), model.disable_adapter():
-        base = sums(model, examples)
-    gain = sums(model, examples) - base
-    loss = -torch.nn.functional.logsigmoid(BETA * (gain[1::2] - gain[::2])).mean()
-    assert dpo["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
-    loss.backward()
-    check_gradients(policy, model)
+    alone = [with_gradient(model, g.prompt, row.tokens) for g in ragged() for row in g.rows]
+    return torch.cat(alone)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_mixtures_train_like_plain_peft(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also with layers that are computed again in the backward pass; and merged, or saved by
-    peft, they have the same log-probabilities.
+    """Log-probabilities and their gradients. Merged, or saved by peft, they have the same
+    log-probabilities.
     """
     with caplog.at_level(logging.WARNING, logger="alignkit"):
         policy = loaded(make(tmp_path / "base", name))
@@ -133,23 +70,18 @@ def test_mixtures_train_like_plain_peft(
     adapted = {name.split(".lora_")[0] for name in policy.parameters_of("new")}
     assert not [layer for layer in adapted if layer.endswith(("experts", "router", ".gate"))]
     assert any("self_attn" in layer for layer in adapted)
-    check_steps(policy, tmp_path / "adapter")
-    if policy.recomputes:
-        with monkeypatch.context() as patch:
-            recomputed = recomputed_layers(patch)
-            patch.setattr("alignkit.models.memory.total", lambda device: 1.0)
-            policy.memory.__dict__.pop("activation_bytes", None)
-            check_steps(policy, tmp_path / "again")
-        assert recomputed
-
-    model = plain_peft(tmp_path / "adapter")
+    policy.save("new", tmp_path / "adapter")
+    model, learned = plain_peft(tmp_path / "adapter"), policy.make_trainable("new")
+    named = dict(model.named_parameters())
+    theirs = [named[f"base_model.model.{name.replace('role_new', 'default')}"] for name in learned]
+    # peft merges the adapter into some weights, so it rounds differently.
+    same(logprobs(policy), by_peft(model), list(learned.values()), theirs, atol=1e-5, rtol=1e-5)
     model.save_pretrained(tmp_path / "peft")
-    merged, groups = model.merge_and_unload(), ragged()
     policy.add_role("again", start=tmp_path / "peft")
-    wanted = [logprobs_alone(merged, g.prompt, row.tokens) for g in groups for row in g.rows]
+    wanted = by_peft(model.merge_and_unload())
     for role in ("new", "again"):
-        found = torch.cat(measure(policy, role, groups)["logprobs"])
-        same(found, torch.cat(wanted), atol=1e-5, rtol=0)
+        found = torch.cat(measure(policy, role, ragged())["logprobs"])
+        same(found, wanted, atol=1e-5, rtol=0)
 
 
 @pytest.mark.silent_bug(

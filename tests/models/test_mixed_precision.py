@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import load, make, questions, ragged
+from architectures import load, make, ragged
 from tiny import shared
 
-from alignkit.models.packing import measure, pack
+from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoder
-from tests.sampled import sample
 
 
 def logprobs(model: SharedModel, role: str) -> torch.Tensor:
@@ -44,15 +41,3 @@ def test_weights_and_gradients_are_fp32_and_products_bf16(name: str, tmp_path: P
         gradient = parameter.grad
         assert "score" in name or (gradient is not None and gradient.isfinite().all()), name
         assert gradient is None or gradient.dtype == torch.float32
-
-
-def test_samples_have_the_log_probabilities_that_training_measures(tmp_path: Path) -> None:
-    model = shared(make(tmp_path, "Llama"), lora=None, dtype="auto", mixed_precision="bf16")
-    model.add_role("new")
-    model.make_trainable("new")
-    encoder, sampling = Encoder(model.tokenizer), Sampling(max_new_tokens=8)
-    groups = sample(model, "new", encoder, questions(4), sampling, samples_per_prompt=2, seed=0)
-    encoded = [found for group in groups if (found := encoder.encode(group, 200)) is not None]
-    measured = torch.cat(measure(model, "new", encoded)["logprobs"])
-    said = [value for group in groups for row in group.responses for value in row.logprobs or ()]
-    torch.testing.assert_close(torch.tensor(said), measured, atol=0.03, rtol=0)

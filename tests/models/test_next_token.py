@@ -14,15 +14,14 @@ from tests.same import same
 
 
 @pytest.mark.parametrize("size", [3, 256, 257, 5000])
-@pytest.mark.parametrize("scale", [1.0, 1e-6])
-def test_inverse_cdf_matches_the_whole_vocabularys(size: int, scale: float) -> None:
+def test_inverse_cdf_matches_the_whole_vocabularys(size: int) -> None:
     """Up to rounding, the draw is between the sums before and after the chosen token."""
     generator = torch.Generator().manual_seed(size)
     weights = torch.rand(50, size, generator=generator) ** 8
     weights[torch.rand(50, size, generator=generator) < 0.5] = 0
     weights[:, [0, -1]] = 0
     weights[:, size // 2] += 0.01
-    weights *= scale
+    weights *= 1e-6
     sums = weights.double().cumsum(dim=-1)
     total = sums[:, -1:]
     uniform = torch.rand(50, generator=generator, dtype=torch.float64)
@@ -34,6 +33,12 @@ def test_inverse_cdf_matches_the_whole_vocabularys(size: int, scale: float) -> N
         assert (wanted <= after + 1e-6 * total).all()
 
 
+@pytest.mark.silent_bug(
+    "sampling: log-probabilities",
+    "Old log-probabilities are those after filters, such as top_k.",
+    "They are the policy's.",
+    "huggingface/trl#2358",
+)
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize(
     ("filters", "kept"),
@@ -80,21 +85,18 @@ def test_invalid_options_are_refused(option: str, value: float) -> None:
         Sampling.model_validate({option: value})
 
 
-def test_apples_gpus_compute_no_fp64() -> None:
+def test_apples_gpus_compute_no_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     """They have none, so the draw is made on the CPU."""
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import TorchDispatchMode
 
-    class NoDoubles(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if isinstance(out, Tensor) and out.device.type == "mps":
-                assert out.dtype != torch.float64, func
-            return out
+    double = Tensor.double
 
-    with FakeTensorMode(), NoDoubles():
+    def on_a_cpu(x: Tensor) -> Tensor:
+        assert x.device.type == "cpu"
+        return double(x)
+
+    monkeypatch.setattr(Tensor, "double", on_a_cpu)
+    with FakeTensorMode():
         weights = torch.empty(3, 700, device="mps")
         chosen = inverse_cdf(weights, torch.empty(3, dtype=torch.float64))
     assert chosen.device.type == "mps" and chosen.shape == (3,)

@@ -71,7 +71,7 @@ def test_a_file_where_the_run_is_started_is_not_of_the_base(
     assert base.weights is None is Base("a", str(tmp_path)).weights
 
 
-@pytest.mark.parametrize("content", ['{"base": 1}', "{}", '{"base": {"weights": null}}'])
-def test_an_origin_that_says_nothing_leaves_the_path(content: str, adapter: Path) -> None:
-    (adapter / ORIGIN).write_text(content, encoding="utf-8")
-    load(None, adapter)
+def test_an_origin_that_says_nothing_leaves_the_path(adapter: Path) -> None:
+    for content in ('{"base": 1}', "{}", '{"base": {"weights": null}}'):
+        (adapter / ORIGIN).write_text(content, encoding="utf-8")
+        load(None, adapter)

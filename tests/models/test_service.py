@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import logprobs_alone
 from tiny import shared, tiny_model, user
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import Context
-from alignkit.data.group import Group, Message, Response
+from alignkit.data.group import Group, Message, Response, responses_of
 from alignkit.errors import RunFailed
-from alignkit.kernels.attention import TreeLayout, using
-from alignkit.kernels.layout import GroupSpan
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit_plugins.ai_feedback.judge import LocalJudge
-from tests.rows import assistant, demos
+from tests.rows import assistant, demos, prompts
 from tests.same import same
 
 
@@ -37,24 +36,23 @@ def asked(text: str) -> list[Message]:
     return [user(text)]
 
 
-def groups(*texts: str) -> list[Group]:
-    return [Group(tuple(asked(text))) for text in texts]
+@pytest.fixture
+def plain(models: LoadedBase) -> Any:
+    return AutoModelForCausalLM.from_pretrained(models.model.source).eval()
 
 
-@torch.no_grad()
 def test_next_token_logprobs_match_the_models(
-    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
+    models: LoadedBase, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
+    questions = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
-    found = models["base"].next_token_logprobs(prompts, ["1", "2"], prefill="answer=")
+    found = models["base"].next_token_logprobs(questions, ["1", "2"], prefill="answer=")
     assert found.shape == (3, 2) and found.dtype == torch.float32
-    first = [models.encoder.text(answer)[0] for answer in ("1", "2")]
-    for prompt, row in zip(prompts, found, strict=True):
-        tokens = torch.tensor([models.encoder.prompt(prompt) + models.encoder.text("answer=")])
-        with using(TreeLayout([GroupSpan(0, tokens.shape[1], ())])):
-            logits = models.model.model(input_ids=tokens).logits[0, -1]
-        same(row, torch.log_softmax(logits.float(), -1)[first], atol=1e-5, rtol=1e-5)
+    encoder = models.encoder
+    for question, row in zip(questions, found, strict=True):
+        prompt = [*encoder.prompt(question), *encoder.text("answer=")]
+        wanted = [logprobs_alone(plain, prompt, encoder.text(answer)[:1]) for answer in "12"]
+        same(row, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) -> None:
@@ -70,13 +68,17 @@ def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) ->
     assert answers(long).isnan().all() and answers().shape == (0, 2)
 
 
-def test_answers_that_begin_alike_are_refused(models: LoadedBase) -> None:
-    with pytest.raises(RunFailed, match="begin with the same token"):
-        models["base"].next_token_logprobs([asked("well?")], ["1", "1"])
+def test_answers_that_begin_alike_are_refused(models: LoadedBase, tmp_path: Path) -> None:
+    judge = LocalJudge(LocalJudge.Options(min_mass=0, scale=(10, 11)))
+    judge.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
+    with pytest.raises(RunFailed, match=r"begin with the same token.*\nhelp: set 'reasons: true'"):
+        judge.rate([(asked("is it so?"), "It is four.")])
 
 
 @torch.no_grad()
-def test_scores_and_logprobs_are_those_of_plain_transformers(models: LoadedBase) -> None:
+def test_scores_and_logprobs_are_those_of_plain_transformers(
+    models: LoadedBase, plain: Any
+) -> None:
     (head,) = (p for name, p in models.model.parameters_of("judge").items() if "lora" not in name)
     head.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
     rows = demos()
@@ -84,17 +86,16 @@ def test_scores_and_logprobs_are_those_of_plain_transformers(models: LoadedBase)
     texts = [models.encoder.tokenizer.apply_chat_template(one)["input_ids"] for one in said]
     ids = [torch.tensor([text]) for text in texts]
     source: Any = models.model.source
-    plain = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
-    plain.score.weight.copy_(head)
-    wanted = torch.stack([plain(one).logits[0, 0] for one in ids])
+    scorer = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1).eval()
+    scorer.score.weight.copy_(head)
+    wanted = torch.stack([scorer(one).logits[0, 0] for one in ids])
     assert float(wanted.max() - wanted.min()) > 0.01
     same(torch.tensor(models["judge"].scores(rows)), wanted, atol=1e-5, rtol=1e-5)
-    plain = AutoModelForCausalLM.from_pretrained(source).eval()
     for group, one, found in zip(rows, ids, models["base"].logprobs(rows), strict=True):
-        first = len(models.encoder.prompt(group.prompt))
+        prompt = models.encoder.prompt(group.prompt)
         # The line break after the end of turn is no part of the answer
-        logprobs = plain(one).logits[0, first - 1 : -2].log_softmax(-1)
-        same(found, logprobs.gather(1, one[0, first:-1, None])[:, 0], atol=1e-5, rtol=1e-5)
+        logprobs = logprobs_alone(plain, prompt, one[0, len(prompt) : -1].tolist())
+        same(found, logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
@@ -119,16 +120,15 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBa
     """
 
     def drawn(middle: str) -> list[Group]:
-        three = groups("a", middle, "c")
+        three = prompts(["a", middle, "c"])
         return models["base"].sample(three, seed=3, samples_per_prompt=2, max_new_tokens=6)
 
     found, others = drawn("b"), drawn("well " * models.max_length)
     assert [len(group.responses) for group in others] == [2, 0, 2]
-    for index in (0, 2):
-        for one, other in zip(found[index].responses, others[index].responses, strict=True):
-            assert one.tokens == other.tokens
-            # Some processors round by the batch's size
-            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    for one, other in zip(responses_of(found[::2]), responses_of(others[::2]), strict=True):
+        assert one.tokens == other.tokens
+        # Some processors round by the batch's size
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
@@ -142,7 +142,7 @@ def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
         yield shown[what].append
 
     models.progress = progress
-    three = groups("a", "b", "c")
+    three = prompts()
     found = models["base"].sample(three, seed=3, samples_per_prompt=2, max_new_tokens=3)
     models["judge"].scores(found)
     models["base"].logprobs(found)
@@ -168,35 +168,3 @@ def test_five_roles_hold_nothing_but_the_base_and_their_weights(quantization: st
     own = [p for role in policy.roles for p in policy.parameters_of(role).values()]
     assert bytes_of(policy) == base + sum(p.nbytes for p in own)
     assert len(own) == 5 * len(policy.parameters_of("policy")) + len(heads)
-
-
-@pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
-def test_a_local_judge_needs_no_other_answers_with_sentencepiece(kind: str, tmp_path: Path) -> None:
-    """Such a tokenizer writes a space before the first word of a text."""
-    import family_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = family_tokenizers.tokenizer(kind, bos="<s>", eos="</s>")
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
-    )
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), num_attention_heads=2, max_position_embeddings=4096, **sizes
-    )
-    LlamaForCausalLM(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    models = LoadedBase(shared(tmp_path), Path)
-
-    def judge(**options: Any) -> LocalJudge:
-        made = LocalJudge(LocalJudge.Options(min_mass=0, **options))
-        made.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
-        return made
-
-    question = asked("is it so?")
-    (verdict,) = judge().compare([(question, "It is four.", "It is five.")])
-    assert verdict.p_first is not None and verdict.mass > 0
-    rated = [(question, "It is four.")]
-    with pytest.raises(RunFailed, match=r"begin with the same token.*\nhelp: set 'reasons: true'"):
-        judge(scale=(10, 11)).rate(rated)
-    assert judge(scale=(1, 5)).rate(rated)[0].score is not None

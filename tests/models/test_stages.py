@@ -1,8 +1,7 @@
 """Every family in SFT, a reward model, DPO, PPO and an evaluation: each stage loads what another
 one saved.
 
-Then PPO once more, stopped and resumed; a chat with its policy; and an export of its merged
-weights.
+Then a chat with its policy, and an export of its merged weights.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ from architectures import (
 )
 
 from alignkit.cli import main
-from alignkit.data.group import Group, Response
-from alignkit.io.digest import file_digest
+from alignkit.data.group import Response
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from tests.rows import read_rows, run, user, write_recipe, write_rows
+from tests.rows import pairs, read_rows, run, write_recipe, write_rows
 
-QUICK = ("Qwen3Moe", "Mamba2")  # a mixture of experts and a state-space model; others train Llamas
+QUICK = ("Qwen3Moe",)  # a mixture of experts; others train Llamas
 # The tokenizer that transformers selects for Qwen2 does not know the words of the test models.
 EVERY = sorted({*ARCHITECTURES, *UNPACKED, *MIXTURES, *STATE_SPACES} - {"Qwen2"})
 STAGES: dict[str, Any] = yaml.safe_load("""
@@ -68,62 +66,24 @@ report:
 def recipe_of(folder: Path, name: str, lora: Any, *stages: str, **changes: Any) -> Path:
     """The recipe's stages, by default all, with this family as its model."""
     make(folder / "model", name)
-    asked = [user(f"t{20 + row} t{31 + row} ") for row in range(4)]
-    answers = [
-        (Response(f"t{40 + row} t{52 + row}", rank=0), Response(f"t{61 + row}", rank=1))
-        for row in range(4)
-    ]
-    pairs = [Group((q,), both) for q, both in zip(asked, answers, strict=True)]
-    write_rows(folder / "pairs.jsonl", pairs)
-    write_rows(folder / "demos.jsonl", [replace(g, responses=g.responses[:1]) for g in pairs])
+    liked = pairs([f"t{20 + row} t{31 + row}" for row in range(4)], "t40 t52", "t61")
+    write_rows(folder / "pairs.jsonl", liked)
+    write_rows(folder / "demos.jsonl", [replace(g, responses=g.responses[:1]) for g in liked])
     chosen = {stage: STAGES[stage] | changes.get(stage, {}) for stage in stages or STAGES}
     model = {"base": "model", "lora": lora, "device": "cpu", "dtype": "float32"}
     return write_recipe(folder, chosen, model)
 
 
-@pytest.mark.parametrize(("name", "code"), [("Gemma4Text", 1), ("Llama", 0)])
-def test_a_family_without_a_classifier_is_refused_before_a_reward_model_of_all_weights_trains(
-    name: str, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_family_without_a_classifier_has_a_value_function_but_no_reward_model_of_all_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = recipe_of(tmp_path, name, "none", "sft", "liked")
-    run(recipe, code=code)
+    """PPO's is not saved as a classifier."""
+    ppo = {"reward": {"length": {"unit": "characters", "target": 5}}}
+    out = run(recipe_of(tmp_path, "Gemma4Text", "none", "sft", "ppo", "liked", ppo=ppo), code=1)
     said = " ".join(capsys.readouterr().err.split())
-    assert ("stage 'liked': a reward model of all weights" in said) == bool(code)
-    assert (tmp_path / "run" / "liked" / "metrics.jsonl").exists() != bool(code)
-
-
-def test_the_value_function_of_ppo_needs_no_classifier(tmp_path: Path) -> None:
-    """It is not saved as one."""
-    odd = "def odd(completions):\n    return [sum(c.encode()) % 7 for c in completions]\n"
-    (tmp_path / "odd.py").write_text(odd)
-    reward = {"python": {"path": "odd.py", "function": "odd"}}
-    run(recipe_of(tmp_path, "Gemma4Text", "none", "sft", "ppo", ppo={"reward": reward}))
-
-
-STOPPER = """
-import os
-from alignkit import hookimpl
-
-@hookimpl
-def checkpoint_saved(run, stage, path):
-    if stage == os.environ.get("STOP_AT"):
-        raise KeyboardInterrupt
-"""
-
-
-def weights(run: Path) -> list[str]:
-    return [file_digest(path) for path in sorted((run / "ppo" / "adapter").glob("*.safetensors"))]
-
-
-def stopped_and_resumed(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that stopped after the first iteration of PPO."""
-    plugin = recipe.parent / "stopper.py"
-    plugin.write_text(STOPPER)
-    out = recipe.parent / "stopped" / "run"  # of its own, or finished stages would be reused
-    monkeypatch.setenv("STOP_AT", "ppo")
-    run(recipe, "--plugin", str(plugin), out=out, code=130)
-    monkeypatch.delenv("STOP_AT")
-    return run(recipe, "--plugin", str(plugin), out=out)
+    assert "stage 'liked': a reward model of all weights" in said
+    trained = [stage for stage in STAGES if (out / stage / "metrics.jsonl").exists()]
+    assert trained == ["sft", "ppo"]
 
 
 def check_merged(run: Path, exported: Path) -> None:
@@ -159,7 +119,6 @@ def test_every_stage_loads_what_another_one_saved(
         last = read_rows(out / stage / "metrics.jsonl")[-1]
         assert math.isfinite(last["loss"]), (stage, last)
     assert (out / "report" / "report.md").is_file()
-    assert weights(stopped_and_resumed(recipe, monkeypatch)) == weights(out)
     monkeypatch.setattr("sys.stdin", io.StringIO("t20 t31\n"))
     assert main(["chat", str(out / "ppo"), "sampling.max_new_tokens=4"]) == 0
     assert main(["export", str(out / "ppo"), str(tmp_path / "merged"), "--merge"]) == 0

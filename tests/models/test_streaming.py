@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from architectures import load, make
 from tiny import encoder, tiny_model
 
 from alignkit.models.models import LoadedBase
@@ -50,8 +51,8 @@ def test_pieces_are_what_sampling_gives(policy: SharedModel) -> None:
     assert "\ufffd" in check(policy, Sampling(max_new_tokens=40))
 
 
-def test_models_with_their_own_attention_are_heard(unpacked: SharedModel) -> None:
-    check(unpacked, Sampling(max_new_tokens=8))
+def test_models_with_their_own_attention_are_heard(tmp_path: Path) -> None:
+    check(load(make(tmp_path, "Bloom")), Sampling(max_new_tokens=8))
 
 
 def test_a_stop_string_is_never_heard(policy: SharedModel) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response
+from alignkit.data.group import Message, Response
 from alignkit.io.text import cache_folder
-from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder
@@ -26,18 +25,6 @@ def shared(source: Path | None = None, **fields: Any) -> SharedModel:
 
 def tiny_model(folder: Path | None = None) -> SharedModel:
     return shared(base="tiny", lora=LoraSpec(r=4, lora_alpha=8))
-
-
-def encoded_groups(policy: SharedModel, count: int, bundles: int = 0) -> Examples:
-    encoder = Encoder(policy.tokenizer)
-    groups = [
-        Group(({"role": "user", "content": (
-            f"how are you, {n}?"
-        )},), (Response(text="well"),), id=str(n),
-              bundle=str(n % bundles) if bundles else None)
-        for n in range(count)
-    ]  # fmt: skip
-    return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
 
 
 SPECIAL = ["start", "head", "eot", "bos", "user", "assistant", "observation"]

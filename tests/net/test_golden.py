@@ -735,6 +735,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("name", "data", "tolerance", "dtype"), cases(folder))
 
 
+@pytest.mark.silent_bug(
+    "losses: KL",
+    "As a loss, k3 has the gradient of the KL in the other direction.",
+    "The gradient of each estimator is documented and tested.",
+    "OpenRLHF/OpenRLHF#1309",
+)
 def test_golden(name: str, data: Any, tolerance: Any, dtype: torch.dtype) -> None:
     compare(name, data, tolerance, dtype)
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.net.changes import expected
-from tests.net.recipes import NET, ROOT
+from tests.net.changes import NET, ROOT, expected
 
 TABLE = NET / "pins" / "errors.jsonl"
 CASES = {
@@ -49,10 +48,12 @@ def problems(folder: Path, case: dict[str, Any]) -> list[list[Any]]:
     return result
 
 
-def test_the_table_is_whole() -> None:
-    assert len(CASES) >= 290 and all(WANTED.values())
-
-
+@pytest.mark.silent_bug(
+    "advantages: groups",
+    "With one sample per prompt every advantage is 0, and training does nothing.",
+    "The recipe is refused.",
+    "OpenRLHF/OpenRLHF#1250",
+)
 @pytest.mark.parametrize("name", WANTED)
 def test_a_mistake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -8,23 +8,20 @@ import hashlib
 import json
 import sys
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.net.changes import differences, expected
-from tests.net.recipes import NET, ROOT
+from tests.net.changes import NET, ROOT, expected
 
 sys.path.insert(0, str(ROOT / "tests" / "models"))
 
 import families
-import matrix
+from matrix import MAX_LENGTH
 
 from alignkit.data.chat_templates import PLAIN
 from alignkit.errors import AlignkitError
 from alignkit.tokens import template as chat_template
-from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import templates
 
 PINS = NET / "pins" / "tokens.json"
@@ -39,7 +36,7 @@ CONVERSATIONS = (
 )  # fmt: skip
 SHOWN = ("single", "tools")  # in full; of the others there is a digest
 BUNDLED = {
-    name: families.Family(name, text, **families.CHATML)
+    name: families.Family(name, text, **families.ALIKE["chatml"])
     for name, text in (((
         "`chat_template: chatml`"
     ), templates.CHATML), ((
@@ -57,14 +54,12 @@ def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
     A row is the prompt's ids, the answer's ids, and the lengths of runs in the mask, which begins
     with what does not count; or "refused".
     """
-    judge = matrix.Judge(family, kind, conversation)
+    group = families.group(family, conversation)
     found: list[Any] = []
     for turns, scoring in (("all", False), ("last", False), ("all", True)):
-        encoder = Encoder(family.tokenizer(kind), None, family.end_ids(kind))
+        encoder = families.encoder(family, kind)
         try:
-            encoded = encoder.encode(
-                matrix.group(judge), matrix.MAX_LENGTH, turns=turns, scoring=scoring
-            )
+            encoded = encoder.encode(group, MAX_LENGTH, turns=turns, scoring=scoring)
         except AlignkitError:
             found.append("refused")
             continue
@@ -102,13 +97,4 @@ def made() -> dict[str, Any]:
 
 def test_every_template_gives_the_pinned_tokens_and_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "TODAY", MADE)
-    wrong = differences(
-        "tokens", expected("tokens", json.loads(PINS.read_text(encoding="utf-8"))), made()
-    )
-    assert not wrong, f"{len(wrong)} entries differ\n" + "\n".join(wrong[:20])
-
-
-if __name__ == "__main__":
-    chat_template.TODAY = MADE
-    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in made().items()]
-    Path(PINS).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    assert made() == expected("tokens", json.loads(PINS.read_text(encoding="utf-8")))

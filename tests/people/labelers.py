@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alignkit_plugins.people.assignment import Assignment, next_item
-from alignkit_plugins.people.store import Event, Store
+from alignkit_plugins.people.store import Store
+from tests.stores import event, reviewed, side
 
 
 def prefers_longer(given: Assignment) -> dict[str, Any]:
@@ -16,14 +16,10 @@ def prefers_longer(given: Assignment) -> dict[str, Any]:
     item = given.stored.item
     shown = [len(str(item.responses[index])) for index in given.order] or [0]
     return {
-        "pair": {"side": "AB"[shown[0] < shown[-1]], "margin": "significantly"},
-        "safety": {"side": "A", "margin": "better", "safety": "both_safe"},
+        "pair": side("AB"[shown[0] < shown[-1]], "significantly"),
+        "safety": side("A", safety="both_safe"),
         "ranking": {"ranks": [sorted(shown, reverse=True).index(size) + 1 for size in shown]},
-        "review": {
-            "ranks": [1] * len(shown),
-            "scores": [4] * len(shown),
-            "flags": [[]] * len(shown),
-        },
+        "review": reviewed([1] * len(shown), [4] * len(shown)),
         "demonstration": {"text": "An answer."},
         "thumb": {"good": shown[0] % 2 == 0},
     }[item.task]
@@ -41,10 +37,8 @@ def label(
     done = 0
     with Store.open(store) as opened:
         while done < most and (given := next_item(opened, who)) is not None:
-            item = given.stored.item.id
-            event = Event(
-                str(uuid.uuid4()), who, "label", answer(given), item, order=given.order, seconds=3.0
+            opened.submit(
+                event(given.stored.item, answer(given), who=who, order=given.order, seconds=3.0)
             )
-            opened.submit(event)
             done += 1
     return done

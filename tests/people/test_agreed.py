@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import event, opened, pair, ranking, turn
+from stores import event, opened, pair, ranking, several, side
 
 from alignkit.cli import main
 from alignkit.evaluation.statistics import shown
@@ -18,11 +18,12 @@ from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled
 
+AGAINST = {"ann": side("A"), "bob": side("B")}
+Labels = tuple[Item, dict[str, Any]]  # of an item, by who gave them
 
-def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]]) -> Store:
-    """A store with labels: (item, {annotator: payload}). Every label shows the responses in the
-    item's order.
-    """
+
+def store_of(folder: Path, *rows: Labels) -> Store:
+    """A store with labels. Every label shows the responses in the item's order."""
     store = opened(folder, *(item for item, _ in rows))
     for item, given in rows:
         for who, payload in given.items():
@@ -30,129 +31,72 @@ def store_of(folder: Path, *rows: tuple[Item, dict[str, Any]]) -> Store:
     return store
 
 
-def side(letter: str, margin: str = "better", **more: Any) -> dict[str, Any]:
-    return {"side": letter, "margin": margin, **more}
-
-
-def facts(store: Store) -> dict[str, Any]:
-    return {
-        question["question"]: question
-        for question in json.loads(json.dumps(agreement(labeled(store))))
-    }
+def facts(folder: Path, *rows: Labels) -> dict[str, Any]:
+    with store_of(folder, *rows) as store:
+        found = json.loads(json.dumps(agreement(labeled(store))))
+    return {question["question"]: question for question in found}
 
 
 def test_pairs_ask_which_one_is_better(tmp_path: Path) -> None:
-    given = [("A", "better"), ("A", "slightly"), ("B", "unsure"), ("A", "better")]
-    rows = [
-        (pair(f"prompt {n}"), {"ann": side("A"), "bob": side(*label)})
-        for n, label in enumerate(given)
-    ]
-    with store_of(tmp_path, *rows) as store:
-        found = facts(store)
-    which = found["pair"]
-    assert which["same"]["mean"] == 3 / 4
+    """Whose better response is the first one in the data is drawn by lot, so that agreement on it
+    is no habit.
+    """
+    said = [side("A"), side("A", "slightly"), side("B", "unsure"), side("A")]
+    gold: list[Any] = [{"better": 0}, None, {"better": 0}, None]
+    rows = []
+    for n, label in enumerate(said):
+        rows.append((pair(f"prompt {n}", gold=gold[n]), {"ann": side("A"), "bob": label}))
+    which = facts(tmp_path, *rows)["pair"]
     lots = [int(item.id, 16) % 2 for item, _ in rows]  # which response is 0 is drawn for each item
     assert set(lots) == {0, 1}
     sides = [[lot, lot ^ (n == 2)] for n, lot in enumerate(lots)]
     assert which["alpha"]["mean"] == pytest.approx(agreement_of(sides)["alpha"]["mean"])
-    assert which["people"]["ann"]["with_others"]["mean"] == 3 / 4
-
-
-def test_data_with_the_better_response_first_show_agreement_beyond_chance(tmp_path: Path) -> None:
-    """80 pairs whose first response is better, and two people of whom each denies it of every
-    tenth.
-    """
-    rows = []
-    for n in range(80):
-        said = {
-            who: side("B" if n % 10 == place else "A") for place, who in enumerate(("ann", "bob"))
-        }
-        rows.append((pair(f"prompt {n}", f"good {n}"), said))
-    with store_of(tmp_path, *rows) as store:
-        found = facts(store)["pair"]
-    assert found["same"]["mean"] == 0.8 and found["alpha"]["mean"] == pytest.approx(0.6, abs=0.05)
-
-
-def test_labels_are_compared_in_the_items_order(tmp_path: Path) -> None:
-    item = pair()
-    with opened(tmp_path, item) as store:
-        store.submit(event(item, side("A"), order=(1, 0)))
-        store.submit(event(item, side("B"), who="bob", order=(0, 1)))
-        assert facts(store)["pair"]["same"]["mean"] == 1
+    ann, bob = (which["people"][who] for who in ("ann", "bob"))
+    assert which["same"]["mean"] == ann["with_others"]["mean"] == 3 / 4
+    assert (ann["with_gold"]["mean"], bob["with_gold"]["mean"]) == (1, 1 / 2)
 
 
 def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
     ranks = [[1, 2, 3, 4], [1, 2, 4, 3], [2, 1, 1, 4]]
     given = {who: {"ranks": row} for who, row in zip(("ann", "bob", "eve"), ranks, strict=True)}
-    with store_of(
-        tmp_path, (ranking(), given), (ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}})
-    ) as store:
-        found = facts(store)["ranking"]
+    alone = ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}}
+    thumb = several("thumb", "Good?", 1), {"ann": {"good": True}, "bob": {"good": True}}
+    found = facts(tmp_path, (ranking(), given), alone, thumb)
+    assert found["thumb"]["same"]["mean"] == 1
+    found = found["ranking"]
     # Without pairs that one of the two ties
     assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)
     assert (found["items"], found["shared"], found["people"]["ann"]["items"]) == (1, 1, 1)
     assert found["alpha"]["low"] is None  # six comparisons, but one item
 
 
-def test_thumbs(tmp_path: Path) -> None:
-    thumb = Item("thumb", (turn("Good?"),), ("yes",))
-    with store_of(tmp_path, (thumb, {"ann": {"good": True}, "bob": {"good": True}})) as store:
-        assert facts(store)["thumb"]["same"]["mean"] == 1
-
-
-def test_gold_labels(tmp_path: Path) -> None:
-    rows = [
-        (pair("a", gold={"better": 0}), {"ann": side("A"), "bob": side("B")}),
-        (pair("b"), {"ann": side("B"), "bob": side("B")}),
-    ]
-    with store_of(tmp_path, *rows) as store:
-        found = facts(store)["pair"]
-    assert [found["people"][who]["with_gold"]["mean"] for who in ("ann", "bob")] == [1, 0]
-
-
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One sentence, and a line per person; the JSON has all questions."""
-    rows = [
-        (pair(f"prompt {n}"), {"ann": side("A"), "bob": side("AB"[n % 3 == 0])}) for n in range(12)
-    ]
+    rows = [(pair(f"prompt {n}"), {**AGAINST, "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
     path = store_of(tmp_path, *rows).path
     assert main(["labels", str(path)]) == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert (
-        "pair: 67% of labels agree, alpha 0." in said
-        and "over 12 items: too few items to say" in said
-    )
-    assert "how much better" not in said
+    assert "pair: 67% of labels agree, alpha 0." in said
+    assert "over 12 items: too few items to say" in said
     assert main(["labels", str(path), "--json"]) == 0
     (which,) = json.loads(capfd.readouterr().out)["result"]["agreement"]
     assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 
-def test_enough_items_say_how_far_people_agree(tmp_path: Path) -> None:
-    rows = [
-        (pair(f"prompt {n}", f"good {n}"), {"ann": side("A"), "bob": side("AB"[n % 5 == 0])})
-        for n in range(50)
-    ]
-    with store_of(tmp_path, *rows) as store:
-        found = agreement(labeled(store))
-    told, alpha = sentence(found), shown(found[0]["alpha"])
+def test_fifty_items_say_how_far_people_agree() -> None:
+    agreed = agreement_of([[1, 0]] * 10 + [[1, 1], [0, 0]] * 20)
+    ann = {"items": 50, "with_others": agreed["same"], "with_gold": None}
+    found = {"question": "pair", "shared": 50, **agreed, "people": {"ann": ann}}
+    told, alpha = sentence([found]), shown(agreed["alpha"])
     assert told == f"pair: 80% of labels agree, alpha {alpha} over 50 items" and "[" in alpha
-    assert people_table(found).rows[0] == [
-        "pair",
-        "ann",
-        "50",
-        shown(found[0]["same"], percent=True),
-        "-",
-    ]
+    assert sentence([{**found, "shared": 49}]).endswith("over 49 items: too few items to say")
+    same = shown(agreed["same"], percent=True)
+    assert people_table([found]).rows == [["pair", "ann", "50", same, "-"]]
 
 
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
-    with opened(tmp_path, pair(), ranking()) as store:
-        store.submit(event(pair()))
-        found = agreement(labeled(store))
-    assert (
-        sentence(found)
-        == "pair: no item has labels of two people, so how far they agree is not known"
-    )
+    found = list(facts(tmp_path, (pair(), {"ann": side("A")}), (ranking(), {})).values())
+    unknown = "no item has labels of two people, so how far they agree is not known"
+    assert sentence(found) == f"pair: {unknown}"
     assert people_table(found).rows == [["pair", "ann", "1", "-", "-"]]
     assert sentence([]) == "" and people_table([]).rows == []

@@ -10,7 +10,7 @@ import pytest
 from alignkit_plugins.people.items import Item
 from tests.chromium import Person, expect, needed, person
 from tests.people.pages import pairs
-from tests.stores import ranking, turn
+from tests.stores import pair, ranking, turn
 
 pytestmark = needed
 
@@ -26,7 +26,7 @@ MARKDOWN = (
 
 
 def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -> None:
-    items = [Item("pair", (turn("*Which?*"),), (MARKDOWN, f"{MARKDOWN} plain")), *pairs(1)]
+    items = [pair("*Which?*", MARKDOWN, f"{MARKDOWN} plain"), *pairs(1)]
     with person(browser, tmp_path, items) as ada:
         asked: list[str] = []
         ada.page.on("request", lambda request: asked.append(request.url))
@@ -45,10 +45,8 @@ def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -
         ada.shows("*Which?*")  # the choice stays
         ada.press("m")
         ada.shows("Which?")
-        assert (
-            ada.page.locator("#prompt em").count() == 1
-            and [url for url in asked if "evil" in url] == []
-        )
+        assert ada.page.locator("#prompt em").count() == 1
+        assert not [url for url in asked if "evil" in url]
 
 
 ARABIC = "مرحبا بكم في هذا النص الطويل. " * 40
@@ -73,7 +71,7 @@ def test_no_text_makes_the_page_wider(browser: Any, tmp_path: Path, name: str, w
     one, other = LONG[name]
     nine = tuple(f"{n} {one if n % 2 else other}" for n in range(9))
     items = [
-        Item("pair", (turn(f"{name} {one}"),), (one, other)),
+        pair(f"{name} {one}", one, other),
         Item("ranking", (turn(f"nine {one}"),), nine),
         Item("review", (turn(f"review {one}"),), nine[:4]),
     ]
@@ -103,15 +101,12 @@ def stays_on_screen(ada: Person, *selectors: str) -> None:
 
 def drag(ada: Person, start: str, end: str, share: float = 0.5) -> None:
     """Drag one element to a place in another: share of its width."""
-    boxes = [ada.page.locator(selector).first.bounding_box() for selector in (start, end)]
+    one, other = (ada.page.locator(selector).first.bounding_box() for selector in (start, end))
     mouse = ada.page.mouse
-    mouse.move(
-        boxes[0]["x"] + min(40, boxes[0]["width"] / 2), boxes[0]["y"] + boxes[0]["height"] / 2
-    )
+    mouse.move(one["x"] + min(40, one["width"] / 2), one["y"] + one["height"] / 2)
     mouse.down()
-    mouse.move(
-        boxes[1]["x"] + share * boxes[1]["width"], boxes[1]["y"] + boxes[1]["height"] / 2, steps=8
-    )
+    x, y = other["x"] + share * other["width"], other["y"] + other["height"] / 2
+    mouse.move(x, y, steps=8)
     mouse.up()
 
 
@@ -128,11 +123,8 @@ def test_a_ranking_is_dragged(browser: Any, tmp_path: Path) -> None:
         badges = ada.page.locator(".badge:not([hidden])")
         assert badges.all_inner_texts() == ["rank 1", "rank 2", "rank 3"]
         drag(ada, "[data-name=C]", ".place:nth-child(1)", 0.05)
-        assert order(ada) == ["C", "A", "B"] and badges.all_inner_texts() == [
-            "rank 2",
-            "rank 3",
-            "rank 1",
-        ]
+        assert order(ada) == ["C", "A", "B"]
+        assert badges.all_inner_texts() == ["rank 2", "rank 3", "rank 1"]
         drag(ada, "[data-name=C]", ".place:nth-child(3)", 0.95)
         assert order(ada) == ["A", "B", "C"]
         drag(ada, "[data-name=D]", ".place:nth-child(2)", 0.5)

@@ -14,7 +14,7 @@ from alignkit_plugins.people.items import Item
 from tests.chromium import expect, needed, person, send
 from tests.people.injections import INJECTIONS
 from tests.people.pages import pairs
-from tests.stores import ranking, review, reviewed, turn
+from tests.stores import pair, ranking, review, reviewed, several, side, turn
 
 pytestmark = needed
 
@@ -22,29 +22,22 @@ pytestmark = needed
 def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
     """One key says side and degree, Enter submits, and what is stored is what was seen."""
     with person(browser, tmp_path, pairs(20)) as ada:
-        seen = {}
+        degrees = ["significantly", "better", "slightly", "unsure"]
+        seen, stored = {}, {}
         for number in range(20):
             prompt = ada.prompt()
-            left = ada.page.locator(".answer .text").first.inner_text()
-            key = 1 + number % 8
-            seen[prompt] = (left, key)
-            ada.press(f"Digit{key}", "Enter")
+            key = number % 8
+            said = side("A", degrees[key]) if key < 4 else side("B", degrees[7 - key])
+            seen[prompt] = ada.page.locator(".answer .text").first.inner_text(), said
+            ada.press(f"Digit{key + 1}", "Enter")
             if number < 19:
                 ada.prompt_changes(prompt)
-        ada.page.wait_for_selector("#done:not([hidden])")
-        stored = {
-            ada.store.item(event.item or "").item.prompt[0]["content"]: event
-            for event in ada.labels()
-        }
-        assert len(stored) == 20
-        for prompt, (left, key) in seen.items():
-            event = stored[prompt]
-            item = ada.store.item(event.item or "").item
-            assert item.responses[event.order[0]] == left
-            degrees = ["significantly", "better", "slightly", "unsure"]
-            expected = ("A", degrees[key - 1]) if key <= 4 else ("B", degrees[8 - key])
-            assert (event.payload["side"], event.payload["margin"]) == expected
+        ada.finished()
+        for event in ada.labels():
+            item = ada.store.item(str(event.item)).item
+            stored[item.prompt[0]["content"]] = item.responses[event.order[0]], event.payload
             assert event.seconds is not None and event.seconds > 0
+        assert stored == seen
         assert "token" not in ada.page.url
 
 
@@ -86,17 +79,6 @@ def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
         assert ada.labels() == []
 
 
-def test_a_reload_keeps_the_draft(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(2)) as ada:
-        ada.press("Digit7")
-        ada.page.wait_for_timeout(600)  # the draft is saved
-        prompt = ada.prompt()
-        ada.page.reload()
-        ada.settled()
-        assert ada.prompt() == prompt
-        assert ada.page.locator("input[name=scale]:checked").get_attribute("value") == "6"
-
-
 def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) -> None:
     with person(browser, tmp_path, pairs(3)) as ada:
         prompt = ada.prompt()
@@ -126,16 +108,13 @@ def test_a_ranking_with_a_tie(browser: Any, tmp_path: Path) -> None:
         assert ada.labels()[0].payload["ranks"] == [1, 2, 2, 3, 4, 5, 6, 7, 8]
         ada.page.locator(".answer").nth(3).focus()
         ada.press(*"abcd", "ArrowUp", "ArrowUp", "ArrowUp", "Enter")
-        ada.page.wait_for_selector("#done:not([hidden])")
+        ada.finished()
         assert ada.labels()[1].payload["ranks"] == [2, 3, 4, 1]
 
 
 def test_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
-    items = [
-        Item("safety", (turn("second"),), ("yes", "no")),
-        Item("demonstration", (turn("third"),), ("old\u202e text",)),
-        Item("thumb", (turn("fourth"),), ("fine",)),
-    ]
+    old = Item("demonstration", (turn("third"),), ("old\u202e text",))
+    items = [several("safety", "second", 2), old, several("thumb", "fourth", 1)]
     with person(browser, tmp_path, items) as ada:
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
@@ -143,21 +122,19 @@ def test_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
         ada.press("x", "Enter")
         ada.prompt_changes("second")
         submit = ada.page.locator("#submit")
-        for keys, name in (
-            (["e"], "Submit Ctrl Enter"),
-            (["Escape"], "Submit Enter"),
-            (["e"], "Submit Ctrl Enter"),
-        ):
-            ada.press(*keys)
-            assert submit.inner_text() == name
+        for key, name in (("e", "Ctrl Enter"), ("Escape", "Enter"), ("e", "Ctrl Enter")):
+            ada.press(key)
+            assert submit.inner_text() == f"Submit {name}"
         ada.press("Control+End", "!", "Control+Enter")
         ada.prompt_changes("third")
         assert submit.inner_text() == "Submit Enter"
         ada.press("Digit1", "Enter")
-        ada.page.wait_for_selector("#done:not([hidden])")
-        found = [event.payload for event in ada.labels()]
-        assert found[0] == {"side": "B", "margin": "significantly", "safety": "both_unsafe"}
-        assert found[1] == {"text": "old\u202e text!"} and found[2] == {"good": True}
+        ada.finished()
+        assert [event.payload for event in ada.labels()] == [
+            side("B", "significantly", safety="both_unsafe"),
+            {"text": "old\u202e text!"},
+            {"good": True},
+        ]
 
 
 def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
@@ -194,28 +171,22 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a
     thing.
     """
-    guide = tmp_path / "guide.md"
-    guide.write_text("\n\n".join(INJECTIONS), encoding="utf-8")
-    prompt, whole = tuple(turn(text) for text in INJECTIONS), "\n".join(INJECTIONS)
-    items = [
-        Item("pair", prompt, (whole, f"{whole} 2")),
-        Item("review", prompt, (whole, f"{whole} 2")),
-        Item("demonstration", prompt, (whole,)),
-        Item("ranking", prompt, tuple(f"{n}{whole}" for n in range(4))),
-    ]
-    with person(browser, tmp_path, items, guidelines=guide) as ada:
+    prompt = tuple(turn(text) for text in INJECTIONS)
+    nine = [f"{n}" + "\n".join(INJECTIONS) for n in range(9)]
+    keys = {
+        "pair": ["Digit1"],
+        "review": ["Digit1", "Digit1", "a", "b"],
+        "demonstration": [],
+        "ranking": list("abcd"),
+    }
+    counts = {"demonstration": 1, "ranking": 4}
+    items = [Item(task, prompt, tuple(nine[: counts.get(task, 2)])) for task in keys]
+    with person(browser, tmp_path, items, guidelines="\n\n".join(INJECTIONS)) as ada:
         asked: list[str] = []
         ada.page.on("request", lambda request: asked.append(request.url))
-        keys = {
-            "pair": ["Digit1"],
-            "review": ["Digit1", "Digit1", "a", "b"],
-            "demonstration": [],
-            "ranking": list("abcd"),
-        }
         for number, task in enumerate(keys, 1):
-            assert ada.page.locator("#prompt .text").all_inner_texts() == [
-                text.strip() for text in INJECTIONS
-            ]
+            shown = ada.page.locator("#prompt .text").all_inner_texts()
+            assert shown == [text.strip() for text in INJECTIONS]
             ada.press("n")
             ada.page.keyboard.insert_text(INJECTIONS[number])
             ada.press("Escape", "g", "g", *keys[task], "Enter")
@@ -227,12 +198,8 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert ada.page.locator("#offline").is_hidden()
         assert ada.page.evaluate("window.hit") is None
         assert {urlsplit(url).netloc for url in asked} == {urlsplit(ada.address).netloc}
-        assert (
-            ada.page.locator(
-                "main img, main iframe, main object, main script, aside img, aside script"
-            ).count()
-            == 0
-        )
+        loads = "main img, main iframe, main object, main script, aside img, aside script"
+        assert ada.page.locator(loads).count() == 0
 
 
 def test_consent(browser: Any, tmp_path: Path) -> None:
@@ -256,10 +223,7 @@ def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> No
     long answers.
     """
     long, last = "read this. " * 800, "And which is right?"
-    items = [
-        Item("pair", (turn(long + last),), ("yes", "no")),
-        Item("pair", (turn("short"),), (long, long + "end")),
-    ]
+    items = [pair(long + last), pair("short", long, long + "end")]
     inside = (
         "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
     )
@@ -281,14 +245,17 @@ def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> No
 def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     keys = {
-        "pair": ["Digit1"], "ranking": list("abcd"), "review": [*"444abc"], "thumb": ["Digit2"],
-        "demonstration": ["e", "x", "Escape"], "safety": ["Digit1", "x"],
-    }  # fmt: skip
-    more = [Item("thumb", (turn("t"),), ("yes",)), Item("demonstration", (turn("d"),))]
-    marked = Item(
-        "pair", (turn("# *Which?*"),), ("|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$")
-    )
-    items = [marked, ranking(), review(), *more, Item("safety", (turn("second"),), ("yes", "no"))]
+        "pair": ["Digit1"],
+        "ranking": list("abcd"),
+        "review": [*"444abc"],
+        "thumb": ["Digit2"],
+        "demonstration": ["e", "x", "Escape"],
+        "safety": ["Digit1", "x"],
+    }
+    marked = pair("# *Which?*", "|a|b|\n|-|-|\n|`c`|d|", "```py\nx\n```\n\n> 1. $y$")
+    counts = {"thumb": 1, "demonstration": 0, "safety": 2}
+    more = [several(task, task, count) for task, count in counts.items()]
+    items = [marked, ranking(), review(), *more]
     with person(browser, tmp_path, items) as ada:
         ada.page.emulate_media(color_scheme=scheme)
         for task in keys:
@@ -298,4 +265,4 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
             ada.press(*keys[task], "Enter")
             if task != "safety":
                 ada.prompt_changes(before)
-        ada.page.wait_for_selector("#done:not([hidden])")
+        ada.finished()

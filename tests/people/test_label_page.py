@@ -1,4 +1,4 @@
-"""What the page's requests do to the store: labels, undo, leases, adjudication, several servers."""
+"""What the page's requests do to the store: labels, undo, leases, consent."""
 
 from __future__ import annotations
 
@@ -9,89 +9,66 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import opened, ranking, side, turn
 
 pytest.importorskip("starlette")
-
 
 from alignkit.errors import DataError
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import consents, labeled
-from tests.people.pages import Page, application, filled, opened, pairs
-from tests.stores import ranking, turn
-
-LEFT = {"side": "A", "margin": "better"}
+from tests.people.pages import Page, application, pairs, visit
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Any:
-    with filled(tmp_path / "a.feedback", pairs(6)) as found:
+    with opened(tmp_path, *pairs(6)) as found:
         yield found
 
 
 @pytest.fixture
 def ada(store: Store) -> Page:
-    return opened(*application(store, ["ada", "bob"]))
+    return visit(*application(store))
 
 
-def test_a_label_is_stored_as_it_was_shown(ada: Page, store: Store) -> None:
+def test_a_label_is_stored_as_it_was_shown_and_once(ada: Page, store: Store) -> None:
     item = ada.next()["item"]
-    state = ada.post("submit", ada.event(item, {**LEFT, "note": "shorter"}, seconds=7.5)).json()
-    assert state["item"]["id"] != item["id"] and state["progress"]["mine"] == 1
-    event = store.events()[0]
-    entry = labeled(store, [item["id"]])[0]
-    assert (
-        entry.stored.item.responses[entry.votes[0].label["better"]]
-        == item["responses"][0][0]["text"]
-    )
-    assert (
-        event.payload == {**LEFT, "note": "shorter"}
-        and event.guidelines == ada.guidelines == state["guidelines"]
-    )
-
-
-def test_the_same_label_twice_is_one(ada: Page, store: Store) -> None:
-    event = ada.event(ada.next()["item"], LEFT)
-    first, second = ada.post("submit", event).json(), ada.post("submit", event).json()
-    assert first == second and len(store.events()) == 1
-    other = ada.post("submit", {**event, "payload": {"side": "B", "margin": "better"}})
-    assert other.status_code == 422 and "another payload" in other.json()["error"]
-
-
-def test_a_second_tab_changes_the_label_and_does_not_repeat_it(ada: Page, store: Store) -> None:
-    item = ada.next()["item"]
-    ada.post("submit", ada.event(item, LEFT))
-    ada.post("submit", ada.event(item, {"side": "B", "margin": "better"}))
-    assert labeled(store, [item["id"]])[0].votes[0].label["better"] == store.events()[0].order[1]
+    sent = ada.event(item, side("A", note="shorter"), seconds=7.5)
+    state = ada.post("submit", sent).json()
+    assert ada.post("submit", sent).json() == state
+    assert state["item"]["id"] != item["id"] and state["progress"] == {"mine": 1, "total": 6}
+    (event,) = store.events()
+    (entry,) = labeled(store, [item["id"]])
+    better = entry.stored.item.responses[entry.votes[0].label["better"]]
+    assert better == item["responses"][0][0]["text"]
+    assert event.payload == sent["payload"]
+    assert event.guidelines == ada.guidelines == state["guidelines"]
+    ada.post("submit", ada.event(item, side("B")))  # of a second tab
+    assert labeled(store, [item["id"]])[0].votes[0].label["better"] == event.order[1]
 
 
 def test_undo_once_however_often_it_is_sent(ada: Page, store: Store) -> None:
     item = ada.next()["item"]
-    given = {**LEFT, "note": "why"}
+    given = side("A", note="why")
     state = ada.post("submit", ada.event(item, given, seconds=9.0)).json()
     undo = {"uuid": str(uuid.uuid4()), "of": state["last"]}
     back = ada.post("undo", undo).json()
-    assert (
-        back["item"]["id"] == item["id"]
-        and back["draft"]["value"] == given
-        and back["draft"]["seconds"] == 9.0
-    )
-    assert ada.post("undo", undo).json() == back
-    assert [event.kind for event in store.events()] == ["label", "undo"] and back["last"] is None
-    assert ada.post("undo", {"uuid": str(uuid.uuid4()), "of": state["last"]}).status_code == 422
-    ada.post("submit", ada.event(item, {"side": "B", "margin": "unsure"}))
+    assert back["item"] == item and back["last"] is None
+    assert back["draft"] == {"shown": item["shown"], "value": given, "seconds": 9.0}
+    assert ada.post("undo", undo).json() == back and ada.next()["item"] == item
+    assert [event.kind for event in store.events()] == ["label", "undo"]
+    assert ada.undo(state["last"]).status_code == 422
+    ada.post("submit", ada.event(item, side("B", "unsure")))
     assert labeled(store, [item["id"]])[0].votes[0].label["margin"] == "unsure"
 
 
-def test_skips_and_flags(ada: Page, store: Store) -> None:
+def test_skips_and_flags(ada: Page) -> None:
     first = ada.next()["item"]
     second = ada.post("submit", ada.event(first, {"reason": "too long"}, "skip")).json()
     third = ada.post("submit", ada.event(second["item"], {"note": "broken"}, "flag")).json()
     assert len({first["id"], second["item"]["id"], third["item"]["id"]}) == 3
-    assert ada.post("submit", ada.event(third["item"], {"reason": " "}, "skip")).status_code == 422
-    back = ada.post("undo", {"uuid": str(uuid.uuid4()), "of": third["last"]}).json()
-    assert back["item"]["id"] == second["item"]["id"]
+    assert ada.undo(third["last"]).json()["item"] == second["item"]
 
 
 @pytest.mark.parametrize(
@@ -100,50 +77,36 @@ def test_skips_and_flags(ada: Page, store: Store) -> None:
         ({"shown": ["0" * 16, "1" * 16]}, "other answers"),
         ({"shown": []}, "other answers"),
         ({"guidelines": "unknown"}, "guidelines"),
-        ({"payload": {"side": "C", "margin": "better"}}, "side"),
         ({"payload": {}}, "side"),
         ({"item": "none"}, "no item"),
-        ({"uuid": "1"}, "uuid"),
-        ({"seconds": -1.0}, "seconds"),
-        ({"kind": "adjudicate"}, "kind"),
         ({"kind": "consent"}, "kind"),
         ({"revision": 1}, "revision"),
+        ({"annotator": "bob"}, "annotator"),
     ],
 )
 def test_labels_that_are_refused(
     ada: Page, store: Store, change: dict[str, Any], said: str
 ) -> None:
-    answer = ada.post("submit", {**ada.event(ada.next()["item"], LEFT), **change})
+    answer = ada.post("submit", {**ada.event(ada.next()["item"], side("A")), **change})
     assert answer.status_code == 422 and said in answer.json()["error"]
     assert store.events() == []
 
 
-def test_a_full_disk_is_said_and_the_label_can_be_sent_again(
-    ada: Page, store: Store, monkeypatch: Any
+def test_a_store_that_cannot_be_written_is_said_and_the_label_can_be_sent_again(
+    ada: Page, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    event = ada.event(ada.next()["item"], LEFT)
-    real = Store.submit
-
-    def full(self: Store, event: Any) -> Any:
-        raise DataError("the disk is full")
-
-    monkeypatch.setattr(Store, "submit", full)
-    answer = ada.post("submit", event)
-    assert answer.status_code == 503 and "full" in answer.json()["error"]
-    monkeypatch.setattr(Store, "submit", real)
-    assert ada.post("submit", event).status_code == 200 and len(store.events()) == 1
-
-
-def test_a_store_that_another_program_holds_is_said(ada: Page, store: Store) -> None:
-    event = ada.event(ada.next()["item"], LEFT)
+    event = ada.event(ada.next()["item"], side("A"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "submit", lambda *asked: (_ for _ in ()).throw(DataError("disk full")))
+        answer = ada.post("submit", event)
+    assert answer.status_code == 503 and "disk full" in answer.json()["error"]
     store.connection.execute("PRAGMA busy_timeout = 10")
     other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     answer = ada.post("submit", event)
     assert answer.status_code == 503 and "locked" in answer.json()["error"]
-    other.execute("COMMIT")
     other.close()
-    assert ada.post("submit", event).status_code == 200
+    assert ada.post("submit", event).status_code == 200 and len(store.events()) == 1
 
 
 def test_consent(ada: Page, store: Store) -> None:
@@ -151,23 +114,17 @@ def test_consent(ada: Page, store: Store) -> None:
     assert ada.next()["consent"] is None
     for granted in (True, False):
         message = {"uuid": str(uuid.uuid4()), "granted": granted}
-        assert (
-            ada.post("consent", message).json()
-            == ada.post("consent", message).json()
-            == {"consent": granted}
-        )
+        for _ in range(2):
+            assert ada.post("consent", message).json() == {"consent": granted}
         assert ada.next()["consent"] is granted and consents(store) == {"ada": granted}
-    assert store.events()[0].payload["terms"] in html.unescape(ada.html)
+    first, _ = store.events()
+    assert first.payload["terms"] in html.unescape(ada.html)
 
 
 def test_what_each_task_shows(tmp_path: Path) -> None:
-    called = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": "{}"}}],
-    }
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
     answer: Any = (
-        called,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "3"},
         {"role": "assistant", "content": "three"},
     )
@@ -176,22 +133,18 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         Item("thumb", (turn("b"),), (answer,)),
         ranking("c", 9),
     ]
-    with filled(tmp_path / "a.feedback", items) as store:
+    with opened(tmp_path, *items) as store:
         desk = LabelApi(store)
         shown = desk.next("ada", {})["item"]
-        assert shown["text"] == "raw\u202e" and shown["responses"] == [
-            [{"role": "assistant", "text": "raw⟦U+202E⟧"}]
+        assert shown["text"] == "raw\u202e"
+        assert shown["responses"] == [[{"role": "assistant", "text": "raw⟦U+202E⟧"}]]
+        ada = Page(None, "", "", guidelines_now(store)[0])
+        shown = desk.submit("ada", ada.event(shown, {"text": "better"}))["item"]
+        assert shown["responses"] == [
+            [
+                {"role": "assistant", "text": "add({})"},
+                {"role": "tool", "text": "3"},
+                {"role": "assistant", "text": "three"},
+            ]
         ]
-        message = {"uuid": str(uuid.uuid4()), "kind": "label", "item": shown["id"]}
-        more = {
-            "shown": shown["shown"],
-            "payload": {"text": "better"},
-            "guidelines": guidelines_now(store)[0],
-        }
-        shown = desk.submit("ada", {**message, **more})["item"]
-        assert [turn["role"] for turn in shown["responses"][0]] == [
-            "assistant",
-            "tool",
-            "assistant",
-        ]
-        assert shown["responses"][0][0]["text"] == "add({})" and "text" not in shown
+        assert "text" not in shown

@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from stores import event, opened, pair, ranking, turn
+from stores import event, opened, pair, ranking, several, side, turn
 
 from alignkit.cli import main
 from alignkit.data.sources import DataSource, DataSpec, load
@@ -20,54 +20,57 @@ from alignkit_plugins.people import sharing
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled
+from tests.rows import read_rows
 
-FORMATS = {entry.name: entry.implementation for entry in plugins().registrations("format")}
 FREE = {"license": "CC0-1.0"}
-WRITE = Item("demonstration", (turn("Write to me at ann@mail.example."),), **FREE)
-THUMB = Item("thumb", (turn("Good?"),), ("yes",), **FREE)
-ITEMS = {
-    "pair": pair("one", origins=("sft", "base"), meta={"language": "en"}, **FREE),
-    "safety": Item("safety", (turn("Harm?"),), ("no", "yes"), **FREE),
-    "ranking": ranking("rank", 3, **FREE),
-    "demonstration": WRITE,
-    "thumb": THUMB,
-}
-LABELS: dict[str, Any] = {
-    "pair": {"side": "B", "margin": "slightly"},
-    "safety": {"side": "A", "margin": "significantly", "safety": "preferred_safe"},
-    "ranking": {"ranks": [2, 1, 1]},
-    "demonstration": {"text": "Call me: +49 30 1234567"},
-    "thumb": {"good": False},
-}
+KNOWN: dict[str, Any] = {"origins": ("sft", "base"), "meta": {"language": "en"}, **FREE}
+RANKED = ranking("rank", 3, **FREE), {"ranks": [2, 1, 1]}
+LABELED: list[tuple[Item, dict[str, Any]]] = [
+    (pair("one", batch="../../home/ann/runs/labels", **KNOWN), side("B", "slightly")),
+    (several("safety", "Harm?", 2, **FREE), side("A", "significantly", safety="preferred_safe")),
+    RANKED,
+    (
+        several("demonstration", "Write to me at ann@mail.example.", 0, **FREE),
+        {"text": "Call me: +49 30 1234567"},
+    ),
+    (several("thumb", "Good?", 1, **FREE), {"good": False}),
+]
 
 
-def made(folder: Path) -> Path:
+def consent(store: Store, who: str = "ann", granted: bool = True, **more: Any) -> None:
+    store.submit(event(None, {"granted": granted, **more}, kind="consent", who=who))
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
     """A store with a label of each task by Ann, who shares, and one of Bob's, who does not."""
-    with opened(
-        folder, *ITEMS.values(), pair("no license"), pair("Bob's", author="bob", **FREE)
-    ) as store:
+    items = [item for item, _ in LABELED]
+    unlicensed, written = pair("no license"), pair("Bob's", author="bob", **FREE)
+    with opened(tmp_path, *items, unlicensed, written) as store:
         guidelines = store.add_guidelines("Questions to boss@mail.example")
-        store.submit(event(None, {"granted": True, "terms": "v1"}, kind="consent", who="ann"))
-        for name, item in ITEMS.items():
-            order = (1, 0) if name == "pair" else ()
-            store.submit(event(item, LABELS[name], order=order, guidelines=guidelines, seconds=2.5))
-        store.submit(event(ITEMS["pair"], {"side": "B", "margin": "better"}, who="bob"))
-        store.submit(event(pair("no license")))
-        store.submit(event(pair("Bob's")))
+        consent(store, terms="v1")
+        for item, label in LABELED:
+            order = (1, 0) if item is items[0] else ()
+            store.submit(event(item, label, order=order, guidelines=guidelines, seconds=2.5))
+        store.submit(event(items[0], side("B"), who="bob"))
+        store.submit(event(unlicensed))
+        store.submit(event(written))
         return store.path
 
 
-def rows(folder: Path, name: str) -> list[Any]:
-    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+def exported(store: Path, name: str = "out", *words: str, code: int = 0) -> Path:
+    out = store.parent / name
+    assert main(["labels", "export", str(store), "--out", str(out), *words]) == code
+    return out
 
 
-def exported(folder: Path, store: Path, name: str = "out") -> Path:
-    assert main(["labels", "export", str(store), "--out", str(folder / name)]) == 0
-    return folder / name
+def merged(source: Path, into: Path, code: int = 0) -> Path:
+    assert main(["labels", "merge", str(source), "--into", str(into)]) == code
+    return into
 
 
-def test_only_what_may_be_shared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = exported(tmp_path, made(tmp_path))
+def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = exported(made)
     said = capfd.readouterr().out
     assert "left out: items without a license: 1" in said
     assert "left out: items whose author has not agreed to share them: 1" in said
@@ -78,110 +81,85 @@ def test_only_what_may_be_shared(tmp_path: Path, capfd: pytest.CaptureFixture[st
         assert secret not in everything
     with Store.open(out / "labels.feedback") as shared:
         assert len(shared.items()) == 5 and len({event.annotator for event in shared.events()}) == 1
+        assert shared.items()[0].item.batch == "labels"
 
 
-def test_folders_of_this_machine_are_not_shared(tmp_path: Path) -> None:
-    with opened(
-        tmp_path,
-        pair(batch="../../home/ann/runs/x/labels", **FREE),
-        pair("b", batch="week 1/2", **FREE),
-    ) as store:
-        store.submit(event(None, {"granted": True}, kind="consent"))
-        for stored in store.items():
-            store.submit(event(stored.item))
-    with Store.open(exported(tmp_path, store.path) / "labels.feedback") as shared:
-        assert [stored.item.batch for stored in shared.items()] == ["labels", "2"]
-
-
-def test_a_license_for_items_that_state_none(tmp_path: Path) -> None:
-    path, out = made(tmp_path), tmp_path / "out"
-    assert main(["labels", "export", str(path), "--out", str(out), "--license", "CC-BY-4.0"]) == 0
-    licenses = [row["license"] for row in rows(out, "preference.jsonl")]
-    assert licenses == ["CC0-1.0"] * 4 + ["CC-BY-4.0"]
-
-
-def test_rows_are_in_the_layouts_of_trainers(tmp_path: Path) -> None:
-    out = exported(tmp_path, made(tmp_path))
-    one, safe, *ranked = rows(out, "preference.jsonl")
+def test_rows_are_in_the_layouts_of_trainers(made: Path) -> None:
+    """With a license for items that state none."""
+    out = exported(made, "out", "--license", "CC-BY-4.0")
+    found = read_rows(out / "preference.jsonl")
+    one, safe, *ranked, _ = found
     # Side B of the swapped responses
     assert one["chosen"] == [{"role": "assistant", "content": "Hello!"}]
-    assert (one["margin"], safe["margin"], one["license"]) == (0.333333, 1.0, "CC0-1.0")
+    assert (one["margin"], safe["margin"]) == (0.333333, 1.0)
+    assert [row["license"] for row in found] == ["CC0-1.0"] * 4 + ["CC-BY-4.0"]
     assert [row["chosen"][0]["content"] for row in ranked] == ["answer 1", "answer 2"]
-    assert rows(out, "ranked.jsonl")[0]["ranks"] == [2, 1, 1]
-    assert {row["label"] for row in rows(out, "kto.jsonl")} == {True, False}
-    (demonstration,) = rows(out, "sft.jsonl")
+    assert read_rows(out / "ranked.jsonl")[0]["ranks"] == [2, 1, 1]
+    assert {row["label"] for row in read_rows(out / "kto.jsonl")} == {True, False}
+    (demonstration,) = read_rows(out / "sft.jsonl")
     assert demonstration["prompt"][0]["content"] == "Write to me at [e-mail]."
     assert demonstration["completion"] == [{"role": "assistant", "content": "Call me: [phone]"}]
 
 
-def test_an_export_becomes_a_store_and_the_same_export(tmp_path: Path) -> None:
-    first = exported(tmp_path, made(tmp_path))
-    again = tmp_path / "again.feedback"
+def test_an_export_becomes_a_store_and_the_same_export(made: Path) -> None:
+    first = exported(made)
+    again = made.with_name("again.feedback")
     for _ in range(2):
-        assert main(["labels", "merge", str(first), "--into", str(again)]) == 0
-    second = exported(tmp_path, again, "second")
+        merged(first, again)
+    second = exported(again, "second")
     for name in ("preference.jsonl", "sft.jsonl", "README.md"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
-    with (
-        Store.open(first / "labels.feedback") as one,
-        Store.open(second / "labels.feedback") as two,
-    ):
-        assert (one.items(), one.events(), one.guidelines()) == (
-            two.items(),
-            two.events(),
-            two.guidelines(),
-        )
+    held = []
+    for folder in (first, second):
+        with Store.open(folder / "labels.feedback") as store:
+            held.append((store.items(), store.events(), store.guidelines()))
+    assert held[0] == held[1]
 
 
-def test_consent_can_be_withdrawn(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = made(tmp_path)
-    with Store.open(path) as store:
-        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
-    assert main(["labels", "export", str(path), "--out", str(tmp_path / "out")]) == 4
+def test_consent_can_be_withdrawn(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with Store.open(made) as store:
+        consent(store, granted=False)
+    out = exported(made, code=4)
     said = capfd.readouterr().err
-    assert (
-        "nothing may be exported: people: 0" in said and "left out: items without a license" in said
-    )
-    assert "--license NAME" in said
-    assert not (tmp_path / "out").exists()
+    assert "nothing may be exported: people: 0" in said
+    assert "left out: items without a license" in said and "--license NAME" in said
+    assert not out.exists()
 
 
 def test_a_folder_with_something_else_is_not_replaced(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    made: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    path = made(tmp_path)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("x")
-    assert main(["labels", "export", str(path), "--out", str(tmp_path / "mine")]) == 4
+    thesis = made.with_name("mine") / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("x")
+    exported(made, "mine", code=4)
     assert "there is such a folder; name a new one" in capfd.readouterr().err
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    assert thesis.read_text() == "x"
 
 
-def test_a_damaged_export_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_export_is_named(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What strangers send is checked like what the page sends, and nothing of it is kept."""
-    out = exported(tmp_path, made(tmp_path))
+    out = exported(made)
     with Store.open(out / "labels.feedback") as shared, shared.transaction():
-        bad = event(shared.items()[0].item, {"side": "C", "margin": "better"}, created="2026")
-        shared.append(bad)
-    assert main(["labels", "merge", str(out), "--into", str(tmp_path / "new.feedback")]) == 4
+        shared.append(event(shared.items()[0].item, side("C"), created="2026"))
+    new = merged(out, made.with_name("new.feedback"), code=4)
     assert "the label of a pair: 'side'" in capfd.readouterr().err
-    with Store.open(tmp_path / "new.feedback") as new:
-        assert new.items() == [] and new.events() == []
+    with Store.open(new) as store:
+        assert store.items() == [] and store.events() == []
 
 
-def test_merging_and_showing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = made(tmp_path)
-    assert main(["labels", "merge", str(path), "--into", str(tmp_path / "all.feedback")]) == 0
+def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    into = merged(made, made.with_name("all.feedback"))
     assert "7 new items, 9 new events" in capfd.readouterr().out
-    assert main(["labels", "merge", str(path), "--into", str(path)]) == 4
+    merged(made, made, code=4)
     assert "cannot be merged into itself" in capfd.readouterr().err
-    assert main(["labels", str(tmp_path / "all.feedback")]) == 0
+    assert main(["labels", str(into)]) == 0
     said = capfd.readouterr().out
     assert "ranking" in said and "ann" in said
-    assert main(["labels", str(path), "--json"]) == 0
+    assert main(["labels", str(made), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
     assert facts["tasks"]["pair"] == {"items": 3, "labels": 4, "read by recipes": 3, "gold": 0}
-    assert main(["labels", str(tmp_path / "missing.feedback")]) == 4
+    assert main(["labels", "missing.feedback"]) == 4
 
 
 # Exports that come back
@@ -193,41 +171,28 @@ def labels(store: Path) -> dict[str, list[dict[str, Any]]]:
     return {e.stored.item.id: sorted((vote.label for vote in e.votes), key=str) for e in entries}
 
 
-def private(folder: Path) -> tuple[Path, Item]:
-    """A store of three people, with texts and a note that an export redacts."""
-    item = pair("Mail ann@mail.example", "Call +49 170 1234567", "Never", **FREE)
-    with opened(folder, item, ITEMS["ranking"], name="own.feedback") as store:
-        for who in ("ann", "bob", "cat"):
-            store.submit(event(None, {"granted": True}, kind="consent", who=who))
-            store.submit(
-                event(
-                    item,
-                    {"side": "B", "margin": "better", "note": f"ask {who}@mail.example"},
-                    who=who,
-                )
-            )
-            store.submit(event(ITEMS["ranking"], LABELS["ranking"], who=who, order=(2, 0, 1)))
-        return store.path, item
-
-
 @pytest.mark.silent_bug(
     "people: labels",
     "An exported label returns under a pseudonym and counts twice.",
     "A label is counted once, wherever it has been.",
 )
 def test_a_label_counts_once_wherever_it_has_been(tmp_path: Path) -> None:
-    store, _ = private(tmp_path)
-    known, out, other = labels(store), exported(tmp_path, store), tmp_path / "other.feedback"
-    assert main(["labels", "merge", str(out), "--into", str(store)]) == 0  # home
-    assert labels(store) == known
+    """Of three people, with texts and a note that an export redacts."""
+    item = pair("Mail ann@mail.example", "Call +49 170 1234567", "Never", **FREE)
+    with opened(tmp_path, item, RANKED[0]) as own:
+        for who in ("ann", "bob", "cat"):
+            consent(own, who)
+            own.submit(event(item, side("B", note=f"ask {who}@mail.example"), who=who))
+            own.submit(event(*RANKED, who=who, order=(2, 0, 1)))
+        store = own.path
+    known, out, other = labels(store), exported(store), tmp_path / "other.feedback"
+    assert labels(merged(out, store)) == known  # home
     # Away, where the store itself comes later
-    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
-    shared = labels(other)
-    assert main(["labels", "merge", str(store), "--into", str(other)]) == 0
-    assert labels(other) == shared and [len(votes) for votes in shared.values()] == [3, 3]
-    assert main(["labels", "merge", str(out), "--into", str(other)]) == 0
-    assert main(["labels", "merge", str(other), "--into", str(store)]) == 0  # and back
-    assert labels(store) == known
+    shared = labels(merged(out, other))
+    assert labels(merged(store, other)) == shared
+    assert [len(votes) for votes in shared.values()] == [3, 3]
+    merged(out, other)
+    assert labels(merged(other, store)) == known  # and back
 
 
 # A pool on the hub
@@ -240,8 +205,6 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     there.mkdir()
 
     class Api:
-        endpoint = "https://hub.example"
-
         def file_exists(self, repo: str, name: str, repo_type: str) -> bool:
             assert (repo, repo_type) == ("lab/labels", "dataset")
             return (there / name).exists()
@@ -251,7 +214,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def push(folder: Path, repo: str) -> str:
         shutil.copytree(folder, there, dirs_exist_ok=True)
-        return f"https://hub.example/{repo}"
+        return repo
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr(sharing, "check_target", lambda repo: repo)
@@ -265,42 +228,40 @@ def test_several_places_share_a_pool(
     """A recipe reads it as a data set; who takes the consent back is gone from it; thanks are as
     they wish.
     """
-    one, other = tmp_path / "one", tmp_path / "other"
     shared = pair("one", license="MIT", origins=("sft", "base"), meta={"n": 1})
-    talk = (
-        {"role": "assistant", "content": "Hm."},
-        turn("?"),
-        {"role": "assistant", "content": "Yes."},
-    )
-    more = Item("thumb", (turn("Good?"),), (talk,), meta={"n": "one"}, license="CC0-1.0")
-    for folder, who, credit in ((one, "ann", "Ann Lee"), (other, "bob", "")):
-        folder.mkdir()
-        with opened(folder, shared, more) as store:
-            store.submit(event(None, {"granted": True, "credit": credit}, kind="consent", who=who))
-            store.submit(event(shared, {"side": "A", "margin": "better"}, who=who))
+    hm, yes = ({"role": "assistant", "content": text} for text in ("Hm.", "Yes."))
+    talk: Any = (hm, turn("?"), yes)
+    more = Item("thumb", (turn("Good?"),), (talk,), meta={"n": "one"}, **FREE)
+    places = []
+    for who, credit in (("ann", "Ann Lee"), ("bob", "")):
+        with opened(tmp_path, shared, more, name=f"{who}.feedback") as store:
+            consent(store, who, credit=credit)
+            store.submit(event(shared, who=who))
             store.submit(event(more, {"good": True}, who=who))
+            places.append(store.path)
+    one, other = places
 
-    def push(folder: Path, out: str) -> list[int]:
+    def push(store: Path, out: str) -> list[int]:
         """The number of votes of each item in the pool."""
-        words = ["labels", "export", str(folder / "labels.feedback"), "--out", str(tmp_path / out)]
-        assert main([*words, "--push", "lab/labels"]) == 0
-        assert "pushed to https://hub.example/lab/labels" in capfd.readouterr().out
+        exported(store, out, "--push", "lab/labels")
+        assert "pushed to lab/labels" in capfd.readouterr().out
         return [len(votes) for votes in labels(pool / "labels.feedback").values()]
 
     assert [push(one, "a"), push(other, "b"), push(one, "c")] == [[1, 1], [2, 2], [2, 2]]
     card = (pool / "README.md").read_text()
     assert "Ann Lee | 2" in " ".join(card.replace("|", " | ").split()) and "bob" not in card
     assert "ann" not in card.replace("annotator", "")
+    formats = {entry.name: entry.implementation for entry in plugins().registrations("format")}
     loaded = []
     for name in ("preference", "kto"):
         data = DataSpec((DataSource(hub=str(pool), name=name),))
-        loaded.append(load(data, formats=FORMATS, seed=0, commit=Mock(), stage_data=Path).groups)
+        loaded.append(load(data, formats=formats, seed=0, commit=Mock(), stage_data=Path).groups)
     (preferred,), thumbs = loaded
     assert preferred.responses[0].text == "Hello!" and preferred.meta["license"] == "MIT"
     assert [answer.label for group in thumbs for answer in group.responses] == [True, False, True]
-    with Store.open(one / "labels.feedback") as store:
-        store.submit(event(None, {"granted": False}, kind="consent", who="ann"))
-        store.submit(event(shared, {"side": "A", "margin": "better"}, who="cat"))
-        store.submit(event(None, {"granted": True}, kind="consent", who="cat"))
+    with Store.open(one) as store:
+        consent(store, granted=False)
+        store.submit(event(shared, who="cat"))
+        consent(store, "cat")
     assert push(one, "d") == [2, 1]
     assert "Ann Lee" not in (pool / "README.md").read_text()

@@ -2,87 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from stores import Clock, event, opened, pair, ranking, turn
+from stores import Clock, event, opened, pair, ranking, several, side
 
-from alignkit.data.group import Group, Message, Origin, Response
+from alignkit.data.group import Group, Message, Response
 from alignkit.errors import BadRow, DataError
 from alignkit_plugins.people.items import Item, item_of
 from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled
+from tests.rows import cells
 
 HERE = Path(__file__).parents[1]  # where `python -c` finds the module `stores`
 
 
 def test_what_was_stored_is_read_back(tmp_path: Path) -> None:
-    item = pair(
-        meta={"language": "de"},
-        license="CC0",
-        origins=("sft", "base"),
-        gold={"better": 0, "margin": "better"},
-    )
+    gold = {"better": 0, "margin": "better"}
+    item = pair(meta={"language": "de"}, license="CC0", origins=("sft", "base"), gold=gold)
+    sent = event(item, side("B", "slightly"), order=(1, 0), seconds=2.5, guidelines="abc")
     with opened(tmp_path, item) as store:
-        sent = event(
-            item, {"side": "B", "margin": "slightly"}, order=(1, 0), seconds=2.5, guidelines="abc"
-        )
         store.submit(sent)
     with Store.open(tmp_path / "labels.feedback") as again:
-        (stored,) = again.items()
-        assert stored.item == item
         (found,) = again.events()
-        assert (found.payload, found.order, found.seconds) == (
-            {"side": "B", "margin": "slightly"},
-            (1, 0),
-            2.5,
-        )
-        assert labeled(again)[0].votes[0].label == {"better": 0, "margin": "slightly"}
+        assert found == replace(sent, created=found.created)
+        (entry,) = labeled(again)
+        assert entry.stored.item == item
+        assert entry.votes[0].label == {"better": 0, "margin": "slightly"}
 
 
 def test_an_item_is_its_content() -> None:
-    assert pair().id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
-    assert (
-        len(
-            {
-                pair().id,
-                pair("Ho").id,
-                pair(second="Why?").id,
-                Item("safety", pair().prompt, pair().responses).id,
-            }
-        )
-        == 4
-    )
+    known = pair()
+    assert known.id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
+    others = [pair("Ho"), pair(second="Why?"), replace(known, task="safety")]
+    assert len({item.id for item in [known, *others]}) == 4
 
 
 def test_a_group_becomes_an_item() -> None:
     prompt = (Message(role="user", content="Hi"),)
     answers = (Response(text="a", source="sft@1"), Response(text="b", source="base"))
-    group = Group(
-        prompt, answers, meta={"license": "MIT", "use": "chat"}, origin=Origin("data.jsonl", 7)
-    )
-    item = item_of(group)
+    item = item_of(Group(prompt, answers, meta={"license": "MIT", "use": "chat"}))
     assert (item.task, item.origins, item.license) == ("pair", ("sft@1", "base"), "MIT")
     assert item_of(Group(prompt)).task == "demonstration"
-    assert item_of(Group(prompt, tuple(Response(text=str(i)) for i in range(4)))).task == "ranking"
+    assert item_of(Group(prompt, (*answers, Response(text="c")))).task == "ranking"
 
 
 @pytest.mark.parametrize(
     ("item", "fault"),
     [
-        (Item("pair", (turn("Hi"),), ("one",)), "a pair has 2 to 2 responses, not 1"),
-        (Item("pair", (turn("Hi"),)), "a pair has 2 to 2 responses, not 0"),
-        (ranking(count=40), "a ranking has 2 to 9 responses, not 40"),
+        (several("pair", "Hi", 1), "a pair has 2 to 2 responses, not 1"),
+        (ranking(count=10), "a ranking has 2 to 9 responses, not 10"),
         (pair(first="same", second="same"), "two responses are the same"),
         (pair(first="\0"), "NUL"),
-        (pair(first="\ud800"), "not valid Unicode"),
-        (Item("pairs", (turn("Hi"),), ("a", "b")), "did you mean 'pair'"),
+        (several("pairs", "Hi", 2), "did you mean 'pair'"),
         (Item("pair", (), ("a", "b")), "there is no prompt"),
         (pair(gold={"better": 2}), "a gold label: "),
         (ranking(gold={"ranks": [1, 2]}), "a gold label: "),
@@ -100,77 +79,71 @@ def test_the_same_event_twice_is_one(tmp_path: Path) -> None:
     item = pair()
     with opened(tmp_path, item) as store:
         sent = event(item)
-        first, second = store.submit(sent), store.submit(sent)
-        assert first == second
+        assert store.submit(sent) == store.submit(sent)
         assert len(store.events()) == 1
         with pytest.raises(BadLabel, match="stored before with another payload"):
-            store.submit(event(item, {"side": "B", "margin": "better"}, uuid=sent.uuid))
+            store.submit(replace(sent, payload=side("B")))
 
 
-@pytest.mark.parametrize(
-    ("payload", "fault"),
-    [
-        ({"side": "C", "margin": "better"}, "'side'"),
-        ({"side": "A"}, "'margin'"),
-        ({"side": "A", "margin": "much"}, "'margin': Input should be"),
-        ({"side": "A", "margin": "better", "extra": 1}, "'extra'"),
-        ([], "valid dictionary.*expected the keys note, side, margin"),
-        ({"side": "A", "margin": "better", "note": "\ud800"}, "'note'"),
-    ],
-)
-def test_a_label_that_is_none_is_refused(tmp_path: Path, payload: Any, fault: str) -> None:
-    item = pair()
+NO_LABELS = r"""
+pair   | {"side": "C", "margin": "better"}                         | 'side'
+pair   | {"side": "A"}                                             | 'margin'
+pair   | {"side": "A", "margin": "better", "extra": 1}             | 'extra'
+pair   | [] | valid dictionary.*expected the keys note, side, margin
+pair   | {"side": "A", "margin": "better", "note": "\ud800"}       | 'note'
+safety | {"side": "A", "margin": "better"}                         | 'safety'
+thumb  | {"good": 1}                                               | 'good'
+demonstration | {"text": "  "}                                     | 'text'
+ranking | {"ranks": [1, 2]}                                        | must have 3 entries
+ranking | {"ranks": [0, 1, 2]}                                     | with ranks from 1
+ranking | {"ranks": [2, 2, 3]}                                     | with ranks from 1
+ranking | {"ranks": [1, 2, 4]}                                     | must have 3 entries
+ranking | {"ranks": [1, 2, true]}                                  | 'ranks.2'
+review | {"ranks": [1, 1, 1], "scores": [8, 1, 1], "flags": [[], [], []]}       | 'scores.0'
+review | {"ranks": [1, 1, 1], "scores": [1, 1, 0], "flags": [[], [], []]}       | 'scores.2'
+review | {"ranks": [1, 1, 1], "scores": [1, 1, 1], "flags": [[], []]}           | 'flags' must have 3 entries
+review | {"ranks": [1, 1, 1], "scores": [1, 1, 1], "flags": [["rude"], [], []]} | 'flags.0.0'
+"""
+COUNTS = {"pair": 2, "safety": 2, "thumb": 1, "demonstration": 0}
+
+
+@pytest.mark.parametrize(("task", "payload", "fault"), cells(NO_LABELS))
+def test_a_label_that_is_none_is_refused(
+    tmp_path: Path, task: str, payload: str, fault: str
+) -> None:
+    item = several(task, "Hi", COUNTS.get(task, 3))
     with opened(tmp_path, item) as store:
-        with pytest.raises(BadLabel, match=fault):
-            store.submit(event(item, payload))
+        with pytest.raises(BadLabel, match=f"the label of a {task}: .*{fault}"):
+            store.submit(event(item, json.loads(payload)))
         assert store.events() == []
 
 
-@pytest.mark.parametrize(
-    ("item", "payload"),
-    [
-        (ranking(), {"ranks": [1, 2, 3]}),
-        (ranking(), {"ranks": [0, 1, 2, 3]}),
-        (ranking(), {"ranks": [2, 2, 3, 3]}),
-        (ranking(), {"ranks": [1, 2, 3, True]}),
-        (Item("safety", (turn("Hi"),), ("a", "b")), {"side": "A", "margin": "better"}),
-        (Item("demonstration", (turn("Hi"),)), {"text": "  "}),
-        (Item("thumb", (turn("Hi"),), ("a",)), {"good": 1}),
-    ],
-)
-def test_a_label_must_suit_its_task(tmp_path: Path, item: Item, payload: Any) -> None:
-    with opened(tmp_path, item) as store:
-        with pytest.raises(BadLabel):
-            store.submit(event(item, payload))
+NO_EVENTS = r"""
+{"uuid": "1"}                                    | uuid must be one such as
+{"who": ""}                                      | annotator's name
+{"who": "a\nb"}                                  | annotator's name
+{"who": "ann "}                                  | without blanks around them
+{"kind": "lable"}                                | unknown kind of event 'lable'
+{"kind": "skip", "payload": {"reason": " "}}     | 'reason'
+{"kind": "flag", "payload": {"note": ""}}        | 'note'
+{"kind": "undo", "payload": {"of": "x"}}         | no event 'x' to undo
+{"kind": "consent", "payload": {"granted": true}} | must name no item
+{"seconds": NaN}                                 | seconds
+{"seconds": -1}                                  | seconds
+{"order": [0, 0]}                                | order
+{"order": [0]}                                   | order
+"""
 
 
-@pytest.mark.parametrize(
-    ("change", "fault"),
-    [
-        ({"uuid": "1"}, "uuid must be one such as"),
-        ({"who": ""}, "annotator's name"),
-        ({"who": "a\nb"}, "annotator's name"),
-        ({"who": "ann "}, "without blanks around them"),
-        ({"kind": "lable"}, "unknown kind of event 'lable'"),
-        ({"kind": "skip", "payload": {"reason": " "}}, "'reason'"),
-        ({"kind": "flag", "payload": {"note": ""}}, "'note'"),
-        ({"kind": "undo", "payload": {"of": "x"}}, "no event 'x' to undo"),
-        ({"kind": "consent", "payload": {"granted": True}}, "must name no item"),
-        ({"seconds": float("nan")}, "seconds"),
-        ({"order": (0, 0)}, "order"),
-        ({"order": (0,)}, "order"),
-    ],
-)
-def test_an_event_that_is_none_is_refused(tmp_path: Path, change: Any, fault: str) -> None:
+@pytest.mark.parametrize(("change", "fault"), cells(NO_EVENTS))
+def test_an_event_that_is_none_is_refused(tmp_path: Path, change: str, fault: str) -> None:
     item = pair()
     with opened(tmp_path, item) as store:
         with pytest.raises(BadLabel, match=fault):
-            store.submit(event(item, **change))
-
-
-def test_an_unknown_item_is_named(tmp_path: Path) -> None:
-    with opened(tmp_path) as store, pytest.raises(BadLabel, match=f"no item '{pair().id}'"):
-        store.submit(event(pair()))
+            store.submit(event(item, **json.loads(change)))
+        with pytest.raises(BadLabel, match="no item 'other'"):
+            store.submit(replace(event(item), item="other"))
+        assert store.events() == []
 
 
 def test_events_are_never_changed(tmp_path: Path) -> None:
@@ -185,26 +158,25 @@ def test_events_are_never_changed(tmp_path: Path) -> None:
 def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
     item = pair()
     with opened(tmp_path, item) as store:
-        store.submit(event(item))
-        second = store.submit(event(item, {"side": "B", "margin": "unsure"}))
+        first = store.submit(event(item))
+        second = store.submit(event(item, side("B", "unsure")))
         assert store.last("ann") == second
-        store.submit(event(item, {"of": second.uuid}, kind="undo"))
+        undo = {"of": second.uuid}
+        store.submit(event(item, undo, kind="undo"))
         assert labeled(store)[0].votes[0].label["better"] == 0
         assert store.item(item.id).labels == 1
         with pytest.raises(BadLabel, match="undone already"):
-            store.submit(event(item, {"of": second.uuid}, kind="undo"))
-        first = store.last("ann")
-        assert first is not None
+            store.submit(event(item, undo, kind="undo"))
+        assert store.last("ann") == first
+        undo = {"of": first.uuid}
         with pytest.raises(BadLabel, match="another annotator"):
-            store.submit(event(item, {"of": first.uuid}, kind="undo", who="bob"))
-        store.submit(event(item, {"of": first.uuid}, kind="undo"))
+            store.submit(event(item, undo, kind="undo", who="bob"))
+        store.submit(event(item, undo, kind="undo"))
         assert labeled(store)[0].votes == []
         assert len(store.events()) == 4
 
 
-def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_reported(
-    tmp_path: Path,
-) -> None:
+def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept(tmp_path: Path) -> None:
     old, new = pair(), pair(second="Changed")
     with opened(tmp_path) as store:
         store.ask([old], "data.jsonl")
@@ -213,9 +185,8 @@ def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept_and_repo
         for item in (old, new):
             store.submit(event(item))
         store.ask([old], "data.jsonl")
-        assert [stored.retired for stored in store.items()] == [False, True] and len(
-            store.events()
-        ) == 2
+        assert [stored.retired for stored in store.items()] == [False, True]
+        assert len(store.events()) == 2
 
 
 def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None:
@@ -223,7 +194,7 @@ def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None
     with opened(tmp_path, item, clock=clock) as store:
         first = store.submit(event(item))
         clock.wait(-3600)
-        last = store.submit(event(item, {"side": "B", "margin": "better"}))
+        last = store.submit(event(item, side("B")))
         assert last.created > first.created
         assert labeled(store)[0].votes[0].label["better"] == 1
 
@@ -240,26 +211,26 @@ def test_guidelines_have_versions_of_which_the_last_one_holds(tmp_path: Path) ->
 # Files that are no stores
 
 
-def test_a_file_of_another_program(tmp_path: Path) -> None:
+def test_files_that_are_no_stores_are_named(tmp_path: Path) -> None:
     path = tmp_path / "other.feedback"
+    with pytest.raises(DataError, match="no such file"):
+        Store.open(path)
     sqlite3.connect(path).execute("CREATE TABLE t (x)").connection.close()
     with pytest.raises(DataError, match="not a store"):
         Store.open(path, new=True)
     path.write_text("hello, this is no database at all" * 40)
     with pytest.raises(DataError, match="no store of labels"):
         Store.open(path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match="not a store"):
-        Store.open(path, new=True)
-    with pytest.raises(DataError, match="no such file"):
-        Store.open(tmp_path / "missing.feedback")
-
-
-def test_a_store_of_another_version(tmp_path: Path) -> None:
-    with opened(tmp_path) as store:
+    with opened(tmp_path, *(pair(f"prompt {index}") for index in range(300))) as store:
+        whole = store.path
+    content = whole.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 5 // 4096 * 4096 + 100])
+    with pytest.raises(DataError, match=r"damaged|malformed"):
+        Store.open(path)
+    with Store.open(whole) as store:
         store.connection.execute("PRAGMA user_version = 99")
     with pytest.raises(DataError, match="another alignkit"):
-        Store.open(tmp_path / "labels.feedback")
+        Store.open(whole)
 
 
 def test_of_two_processes_that_make_a_store_the_first_one_wins(
@@ -274,17 +245,6 @@ def test_of_two_processes_that_make_a_store_the_first_one_wins(
     with Store.open(path) as store:
         assert len(store.items()) == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-
-
-@pytest.mark.parametrize("share", [0.6])
-def test_a_half_copied_store(tmp_path: Path, share: float) -> None:
-    with opened(tmp_path, *(pair(f"prompt {index}") for index in range(300))) as store:
-        path = store.path
-    content = path.read_bytes()
-    half = tmp_path / "half.feedback"
-    half.write_bytes(content[: int(len(content) * share) // 4096 * 4096 + 100])
-    with pytest.raises(DataError, match=r"damaged|malformed"):
-        Store.open(half)
 
 
 # Crashes, full disks and several writers

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import alignkit_plugins.models.tiny
 from alignkit.cli import main
 from alignkit.errors import RecipeError, RunFailed, Stopped
 from alignkit.io.console import Reporter
-from alignkit.io.text import cache_folder
 from alignkit.sampling import Sampling
 from alignkit_plugins.policies.policy import Answer, Opened, opened
 from alignkit_plugins.policies.words import read_words, split_overrides
-from tests.processes.vllm_server import FakeVllm
+from tests.processes.vllm_server import FakeVllm, Serve, serve
 from tests.rows import cells
+
+__all__ = ["serve"]
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
@@ -26,10 +26,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def server() -> Iterator[FakeVllm]:
-    found = FakeVllm(alignkit_plugins.models.tiny.source(cache_folder()), alpha=32)
-    yield found
-    found.close()
+def server(serve: Serve) -> FakeVllm:
+    return serve(alpha=32)
 
 
 def models(finished: Path, *overrides: str, should_stop: Callable[[], None] = lambda: None) -> Any:

@@ -11,24 +11,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from transformers import LlamaConfig
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
 from alignkit_plugins.recipes import plan as planning
+from tests.rows import write_recipe, write_rows
 
 WITHIN = 0.25
 
 
 def write(folder: Path, base: str, **stages: dict[str, Any]) -> Path:
     rows = [{"prompt": f"what is {n}?", "completion": "a number " * (1 + n % 5)} for n in range(24)]
-    (folder / "rows.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-    )
-    path = folder / "r.json"
+    write_rows(folder / "rows.jsonl", rows)
     model = {"base": base, "dtype": "float32", "lora": {"r": 8, "lora_alpha": 16}}
-    path.write_text(json.dumps({"model": model, "stages": stages}), encoding="utf-8")
-    return path
+    return write_recipe(folder, stages, model, name="r")
 
 
 def planned(capfd: pytest.CaptureFixture[str], path: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -62,20 +60,12 @@ def test_it_counts_rows_and_tokens(
     # Not that of all tests before
     used = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=400_000_000))
     monkeypatch.setattr("alignkit_plugins.recipes.plan.psutil.Process", lambda: used)
-    sft = {"algorithm": "sft", "data": "rows.jsonl", "max_length": 40, "epochs": 2, "batch_size": 8}
-    sample = {
-        "step": "sample",
-        "policy": "sft",
-        "prompts": "rows.jsonl",
-        "sampling": {"max_new_tokens": 8},
-    }
-    path = write(
-        here,
-        "tiny",
-        sft=sft,
-        sample=sample,
-        learn={"algorithm": "sft", "from": "sft", "data": "sample"},
-    )
+    stages = """\
+sft: {algorithm: sft, data: rows.jsonl, max_length: 40, epochs: 2, batch_size: 8}
+sample: {step: sample, policy: sft, prompts: rows.jsonl, sampling: {max_new_tokens: 8}}
+learn: {algorithm: sft, from: sft, data: sample}
+"""
+    path = write(here, "tiny", **yaml.safe_load(stages))
     first, second, third = planned(capfd, path)
     assert not (here / "runs").exists()
     assert (

@@ -4,13 +4,13 @@ anything.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from alignkit import cli
 from alignkit_plugins.report.changes import changes, shown
+from tests.rows import write_recipe
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,9 @@ def test_a_run_and_its_preview_say_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
+    stage = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
+    recipe = write_recipe(tmp_path, {"one": stage, "two": {**stage, "from": "one"}}, name="r")
     rows = tmp_path / "demos.jsonl"
-    rows.write_text('{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8")
-    recipe = tmp_path / "r.json"
-    stages = {
-        name: {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1} for name in ("one", "two")
-    }
-    stages["two"]["from"] = "one"
-    recipe.write_text(json.dumps({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
 
     def planned(*overrides: str) -> list[str]:

@@ -10,10 +10,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from alignkit.cli import main
 from alignkit.io.results import manifest, read_record, write_record
+from tests.rows import demos, pairs, write_rows
 
 PLUGIN = """
 import json
@@ -53,63 +52,40 @@ class Server(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def stages(port: int) -> dict[str, Any]:
-    """The stages of the recipe."""
-    server = {"base_url": f"http://127.0.0.1:{port}", "max_retries": 0, "api_key_env": "ASKED_KEY"}
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 4}
-    return {
-        "sft": {
-            "algorithm": "sft",
-            "data": "demos.jsonl",
-            "max_steps": 3,
-            "batch_size": 1,
-            "keep_versions": True,
-        },
-        "liked": {
-            "algorithm": "reward_model",
-            "from": "sft",
-            "data": "pairs.jsonl",
-            "max_steps": 1,
-        },
-        "align": {
-            "algorithm": "rejection_sampling",
-            "from": "sft",
-            "prompts": "demos.jsonl",
-            "reward": {"asked": {"server": server}},
-            "rollout": rollout,
-            "iterations": 2,
-            "prompts_per_iteration": 2,
-            "keep_versions": True,
-        },
-        "report": {
-            "step": "evaluate",
-            "policies": ["sft", "align"],
-            "rewards": ["liked"],
-            "prompts": "demos.jsonl",
-        }
-        | {"sampling": {"max_new_tokens": 4}},
-    }
+RECIPE = """\
+model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
+stages:
+  sft: {algorithm: sft, data: demos.jsonl, max_steps: 3, batch_size: 1, keep_versions: true}
+  liked: {algorithm: reward_model, from: sft, data: pairs.jsonl, max_steps: 1}
+  align:
+    algorithm: rejection_sampling
+    from: sft
+    prompts: demos.jsonl
+    reward: {asked: {server: {base_url: "http://127.0.0.1:PORT", max_retries: 0, api_key_env: ASKED_KEY}}}
+    rollout: {samples_per_prompt: 2, max_new_tokens: 4}
+    iterations: 2
+    prompts_per_iteration: 2
+    keep_versions: true
+  report:
+    step: evaluate
+    policies: [sft, align]
+    rewards: [liked]
+    prompts: demos.jsonl
+    sampling: {max_new_tokens: 4}
+"""
 
 
 def train(folder: Path) -> Path:
     """Run the recipe in `folder`/run, and return that."""
-    demos = [
-        {"prompt": f"is it {word}?", "completion": f"yes, {word}"}
-        for word in ("good", "old", "new")
-    ]
-    pairs = [
-        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "no"} for row in demos
-    ]
-    for name, rows in {"demos": demos, "pairs": pairs}.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    words = ("good", "old", "new")
+    write_rows(folder / "demos.jsonl", demos(words))
+    write_rows(folder / "pairs.jsonl", pairs(words))
     (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     server = HTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2, "lora_alpha": 4}}
-    recipe = {"model": model, "stages": stages(server.server_port)}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    recipe = RECIPE.replace("PORT", str(server.server_port))
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     try:
         command = ["run", str(folder / "recipe.yaml"), "--plugin", str(folder / "plugin.py")]
         assert main([*command, "--out", str(folder / "run")]) == 0

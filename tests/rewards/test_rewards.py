@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
@@ -26,14 +26,13 @@ from alignkit import (
     cli,
 )
 from alignkit.data.group import read_groups
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.rewards.basic import Length, Normalized
 from alignkit_plugins.rewards.python import Python
-from tests.rows import assistant, demos, run, user, write_recipe, write_rows
+from tests.rows import assistant, cells, demos, run, user, write_recipe, write_rows
 
 ASK = (user("How are you?"),)
 GROUPS = [
@@ -54,26 +53,31 @@ def around(folder: Path, models: Any = None, load: Any = list) -> Context:
 # Length
 
 
-DIALOGUE = Response(messages=(assistant("one"), user("not counted"), assistant("two three")))
-OF_A_TOOL = Response("ab", tokens=(5, 6, 7, 2), written=(True, False, False, True))
-LENGTHS: list[tuple[dict[str, Any], Response, float]] = [
-    ({"unit": "characters"}, Response("I am fine"), 9),
-    ({"unit": "words"}, Response("I am fine"), 3),
-    ({"unit": "words"}, DIALOGUE, 3),  # what the assistant says
-    ({}, Response("ab", tokens=(5, 6, 2)), 3),
-    ({}, OF_A_TOOL, 2),  # what the policy wrote
-    # Best where the target is met
-    ({"unit": "words", "target": 2, "scale": 0.5}, Response("I am fine"), -0.5),
-    ({"unit": "words", "target": 2, "scale": 0.5}, Response("Fine"), -0.5),
-    ({"unit": "words", "target": 3}, Response("I am fine"), 0),
-]
+ANSWERS = {
+    "fine": Response("I am fine"),
+    "talk": Response(messages=(assistant("one"), user("not counted"), assistant("two three"))),
+    "sampled": Response("ab", tokens=(5, 6, 2)),
+    "tool": Response("ab", tokens=(5, 6, 7, 2), written=(True, False, False, True)),
+}
+LENGTHS = yaml.safe_load("""
+- [{unit: characters}, fine, 9]
+- [{unit: words}, fine, 3]
+- [{unit: words}, talk, 3]    # what the assistant says
+- [{}, sampled, 3]
+- [{}, tool, 2]               # what the policy wrote
+# Best where the target is met
+- [{unit: words, target: 2, scale: 0.5}, fine, -0.5]
+- [{unit: words, target: 4, scale: 0.5}, fine, -0.5]
+- [{unit: words, target: 3}, fine, 0]
+""")
 
 
-@pytest.mark.parametrize(("options", "response", "score"), LENGTHS)
+@pytest.mark.parametrize(("options", "answer", "score"), LENGTHS)
 def test_length_of_what_the_policy_wrote(
-    options: dict[str, Any], response: Response, score: float
+    options: dict[str, Any], answer: str, score: float
 ) -> None:
-    assert Length(Length.Options(**options)).score([Group(ASK, (response,))]) == {"": [score]}
+    groups = [Group(ASK, (ANSWERS[answer],))]
+    assert Length(Length.Options(**options)).score(groups) == {"": [score]}
 
 
 def test_length_in_tokens_needs_tokens() -> None:
@@ -118,60 +122,59 @@ def test_python_has_the_signature_of_trl(python: Callable[..., Python]) -> None:
     }
 
 
-TURNS = """
-def reward(prompts, completions, **kwargs):
-    assert prompts[0] == [{"role": "user", "content": "How are you?"}]
-    assert completions[0] == [{"role": "assistant", "content": "I am fine"}]
-    return [len(completion[0]["content"]) for completion in completions]
-"""
-NAMED = (
-    "def reward(completions, level): return [len(c) + (n or 0) for c, n in zip(completions, level)]"
-)
-FUNCTIONS: list[tuple[str, dict[str, Any], list[Any]]] = [
-    (TURNS, {"conversational": True}, [9.0, 4.0, 2.0]),
-    (NAMED, {}, [12.0, 7.0, 2.0]),  # only what it names is passed
-    (
-        "import numpy\ndef reward(completions): return [True, numpy.float32(0.5), None]",
-        {},
-        [1.0, 0.5, None],
-    ),
-    ("async def reward(completions): return [1, 2, 3]", {}, [1, 2, 3]),
-    ("import numpy\ndef reward(completions): return numpy.arange(3.0)", {}, [0, 1, 2]),
-    ("import torch\ndef reward(completions): return torch.arange(3.0)", {}, [0, 1, 2]),
-]
+FUNCTIONS = yaml.safe_load("""
+- source: |
+    def reward(prompts, completions, **kwargs):
+        assert prompts[0] == [{"role": "user", "content": "How are you?"}]
+        assert completions[0] == [{"role": "assistant", "content": "I am fine"}]
+        return [len(completion[0]["content"]) for completion in completions]
+  options: {conversational: true}
+  scores: [9.0, 4.0, 2.0]
+- source: |  # only what it names is passed
+    def reward(completions, level):
+        return [len(c) + (n or 0) for c, n in zip(completions, level)]
+  scores: [12.0, 7.0, 2.0]
+- source: |
+    import numpy
+    def reward(completions): return [True, numpy.float32(0.5), None]
+  scores: [1.0, 0.5, null]
+- source: "async def reward(completions): return [1, 2, 3]"
+  scores: [1, 2, 3]
+- source: |
+    import torch
+    def reward(completions): return torch.arange(3.0)
+  scores: [0, 1, 2]
+""")
 
 
-@pytest.mark.parametrize(("source", "options", "expected"), FUNCTIONS)
-def test_what_a_function_may_be_and_return(
-    source: str, options: Any, expected: Any, python: Callable[..., Python]
-) -> None:
-    thing = python(source, **options)
-    assert thing.score(GROUPS) == {"": expected}
+@pytest.mark.parametrize("row", FUNCTIONS)
+def test_what_a_function_may_be_and_return(row: Any, python: Callable[..., Python]) -> None:
+    thing = python(row["source"], **row.get("options", {}))
+    assert thing.score(GROUPS) == {"": row["scores"]}
     assert thing.score([Group(ASK)]) == {"": []}
 
 
 def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python]) -> None:
     thing = python("def reward(completion_ids): return [len(ids) for ids in completion_ids]")
-    assert thing.score([Group(ASK, (Response("a", tokens=(1, 2)),))]) == {"": [2.0]}
+    sampled = Response("a", tokens=(1, 2))
+    assert thing.score([Group(ASK, (sampled,))]) == {"": [2.0]}
     with pytest.raises(RunFailed, match="completion_ids"):
-        thing.score(GROUPS)
+        thing.score([Group(ASK, (sampled, Response("b")))])
 
 
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("return [1.0, float('nan'), 2.0]", r"nan for completion 1 of 3 \(prompt p1\)"),
-        ("return [1.0, float('nan'), 2.0]", "completion: 'Fine'"),
-        ("return [1.0, 1.0, float('inf')]", "inf for completion 2 of 3"),
-        ("return ['1', 1, 1]", "'1' for completion 0 of 3"),
-        ("return [1, {}, 1]", "{} for completion 1 of 3"),
-        ("return [1.0, 2.0]", "2 scores for 3 completions"),
-        ("return 1.0", "returned 1.0, expected a list of 3 numbers"),
-        ("return None", "returned None"),
-        ("return 'abc'", "returned 'abc'"),
-        ("return completions[9]", r"IndexError: .* \(line 2: return completions\[9\]\)"),
-    ],
-)
+FAILURES = r"""
+return [1.0, float('nan'), 2.0] | nan for completion 1 of 3 \(prompt p1\).*completion: 'Fine'
+return [1.0, 1.0, float('inf')] | inf for completion 2 of 3
+return ['1', 1, 1]              | '1' for completion 0 of 3
+return [1, {}, 1]               | {} for completion 1 of 3
+return [1.0, 2.0]               | 2 scores for 3 completions
+return 1.0                      | returned 1.0, expected a list of 3 numbers
+return 'abc'                    | returned 'abc'
+return completions[9]           | IndexError: .* \(line 2: return completions\[9\]\)
+"""
+
+
+@pytest.mark.parametrize(("body", "message"), cells(FAILURES))
 def test_python_failures_name_function_row_and_value(
     python: Callable[..., Python], body: str, message: str
 ) -> None:
@@ -179,15 +182,14 @@ def test_python_failures_name_function_row_and_value(
         python(f"def reward(completions):\n    {body}").score(GROUPS)
 
 
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ("def other(): pass", "no function 'reward'"),
-        ("import nothing_of_this_name", r"ModuleNotFoundError.*\(line 1: import nothing_of_this"),
-        ("def reward(: pass", "SyntaxError"),
-        ("reward = 3", "no function 'reward'"),
-    ],
-)
+SOURCES = r"""
+reward = 3                     | no function 'reward'
+import nothing_of_this_name    | ModuleNotFoundError.*\(line 1: import nothing_of_this
+def reward(: pass              | SyntaxError
+"""
+
+
+@pytest.mark.parametrize(("source", "message"), cells(SOURCES))
 def test_python_fails_before_long_work_starts(
     python: Callable[..., Python], source: str, message: str
 ) -> None:
@@ -195,39 +197,31 @@ def test_python_fails_before_long_work_starts(
         python(source)  # in prepare()
 
 
-WRONG = "{python: {path: mine.py, function: polit}}"
-PIPELINE = {
-    "sft": {"algorithm": "sft", "data": "demos.jsonl"},
-    "align": {"algorithm": "grpo", "from": "sft", "prompts": "demos.jsonl", "reward": "length"},
-    "report": {
-        "step": "evaluate",
-        "policies": ["sft"],
-        "prompts": "demos.jsonl",
-        "rewards": ["length"],
-    },
-}
+PIPELINE = """
+sft: {algorithm: sft, data: demos.jsonl}
+align: {algorithm: grpo, from: sft, prompts: demos.jsonl, reward: length}
+report: {step: evaluate, policies: [sft], prompts: demos.jsonl, rewards: [length]}
+"""
+# A command, and a place of a function whose name is mistyped.
+MISTYPED = """
+check          | align.reward={python: {path: m.py, function: polit}}
+check          | align.reward={weighted_sum: {rewards: {a: {python: {path: m.py, function: polit}}}, weights: {a: 1}}}
+run --out out  | report.rewards=[{length: {}}, {python: {path: m.py, function: polit}}]
+"""
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        f"align.reward={WRONG}",
-        f"align.reward={{weighted_sum: {{rewards: {{a: {WRONG}}}, weights: {{a: 1}}}}}}",
-        f"report.rewards=[{{length: {{}}}}, {WRONG}]",
-    ],
-)
-@pytest.mark.parametrize("command", [["check"], ["run", "--out", "out"]])
+@pytest.mark.parametrize(("command", "override"), cells(MISTYPED))
 def test_a_wrong_function_is_told_before_the_first_stage(
-    command: list[str],
+    command: str,
     override: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text("def polite(completions): ...", encoding="utf-8")
+    (tmp_path / "m.py").write_text("def polite(completions): ...", encoding="utf-8")
     recipe = write_recipe(tmp_path, PIPELINE)
-    assert cli.main([*command, str(recipe), f"stages.{override}"]) == 2
+    assert cli.main([*command.split(), str(recipe), f"stages.{override}"]) == 2
     err = capsys.readouterr().err
     assert err.count("error: ") == 1 and "loading tiny" not in err and "recipe.yaml" in err
     assert f"error: stage '{override.split('.')[0]}': reward 'python': " in err
@@ -235,14 +229,12 @@ def test_a_wrong_function_is_told_before_the_first_stage(
     assert not (tmp_path / "out" / "sft").exists()
 
 
-PLACES: list[tuple[dict[str, Any], str]] = [
-    ({"function": "statistics:mean"}, ""),
-    ({"function": "alignkit.data.group:preview"}, ""),
-    ({"function": "statistics:maen"}, "did you mean"),
-    ({"function": "alignkit.data.group:previe"}, r"group has no function 'previe'.*preview"),
-    ({"function": "no_such_module:f"}, "importing no_such_module raised"),
-    ({"path": "none.py", "function": "f"}, r"none\.py"),
-]
+PLACES = yaml.safe_load(r"""
+- [{function: "statistics:mean"}, ""]
+- [{function: "alignkit.data.group:previe"}, "group has no function 'previe'.*preview"]
+- [{function: "no_such_module:f"}, importing no_such_module raised]
+- [{path: none.py, function: f}, none\.py]
+""")
 
 
 @pytest.mark.parametrize(("options", "message"), PLACES)
@@ -288,9 +280,17 @@ def test_sums_are_right_by_their_last_number() -> None:
     """The verifiable reward of recipes/sums.yaml."""
     path = Path(__file__).parents[2] / "recipes" / "rewards" / "arithmetic.py"
     correct = runpy.run_path(str(path))["correct"]
-    said = ["7", "3 + 4 = 7.", "7 + 4 = 11", "The answer is seven", "70", "It is 7, not 8", ""]
-    assert correct(said, [7] * 7, id=["x"] * 7) == [1.0] * 2 + [0.0] * 5
-    assert correct(["11", "7"], [7, 7]) == [0.0, 1.0]
+    said = [
+        "7",
+        "3 + 4 = 7.",
+        "7 + 4 = 11",
+        "The answer is seven",
+        "70",
+        "It is 7, not 8",
+        "",
+        "11",
+    ]
+    assert correct(said, [7] * 7 + [11], id=["x"] * 8) == [1.0] * 2 + [0.0] * 5 + [1.0]
 
 
 # A reward model, normalized
@@ -357,51 +357,31 @@ def test_a_reward_model_that_gives_no_number_stops_the_run(tmp_path: Path, value
         scorer.score(groups)
 
 
-NORMALIZED = {"reward_model": "liked", "data": "people.jsonl", "gain": True}
-LEARN = {"max_steps": 2, "learning_rate": 0.01}
-STAGES: dict[str, Any] = {
-    "liked": {"algorithm": "reward_model", "data": "pairs.jsonl", **LEARN},
-    "seen": {  # scores some of the demonstrations before `align` does
-        "step": "evaluate",
-        "policies": ["base"],
-        "rewards": [{"normalized": {"reward_model": "liked", "data": "demos.jsonl"}}],
-        "prompts": "prompts.jsonl",
-        "sampling": {"max_new_tokens": 4},
-    },
-    "align": {
-        "algorithm": "ppo",
-        "prompts": "prompts.jsonl",
-        "reward": {"normalized": NORMALIZED},
-        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 6},
-        "iterations": 2,
-        "prompts_per_iteration": 2,
-    },
-}
-PEOPLE = demos(
-    [f"the old man and his {word}" for word in ["friend", "bread", "sea", "house", "town"]]
-)
-STOPS = """
-from alignkit import hookimpl
-
-@hookimpl
-def metrics_logged(run, stage, step):
-    if (stage, step) == ("align", 1):
-        run.request_stop("a test")
+STAGES = """
+liked: {algorithm: reward_model, data: pairs.jsonl, max_steps: 2, learning_rate: 0.01}
+seen:  # scores some of the demonstrations before `align` does
+  step: evaluate
+  policies: [base]
+  rewards: [{normalized: {reward_model: liked, data: demos.jsonl}}]
+  prompts: prompts.jsonl
+  sampling: {max_new_tokens: 4}
+align:
+  algorithm: ppo
+  prompts: prompts.jsonl
+  reward: {normalized: {reward_model: liked, data: people.jsonl, gain: true}}
+  rollout: {samples_per_prompt: 2, max_new_tokens: 6}
+  iterations: 2
+  prompts_per_iteration: 2
 """
+PEOPLE = demos([f"the old man and his {word}" for word in ("friend", "bread", "sea", "house")])
 
 
 def recipe_in(folder: Path, people: Any = PEOPLE, **options: Any) -> Path:
     """A recipe whose reward is normalized by these demonstrations."""
     write_rows(folder / "people.jsonl", people)
-    (folder / "stops.py").write_text(STOPS, encoding="utf-8")
-    align = STAGES["align"] | {"reward": {"normalized": NORMALIZED | options}}
-    return write_recipe(folder, {**STAGES, "align": align})
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from its beginning to its end."""
-    return run(recipe_in(tmp_path_factory.mktemp("normalized")))
+    stages = yaml.safe_load(STAGES)
+    stages["align"]["reward"]["normalized"] |= options
+    return write_recipe(folder, stages)
 
 
 def rolled_out(out: Path) -> list[Group]:
@@ -410,18 +390,18 @@ def rolled_out(out: Path) -> list[Group]:
     return [group for file in files for group in read_groups(file)]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reward_model": "likd"}, "did you mean 'liked'"),
-        ({"reward_model": "seen"}, "'seen' does not train a reward model"),
-        ({"reward_model": "align"}, "refers to itself"),
-        ({"reward_model": {"length": {}}}, "expected a stage that trains a reward model"),
-        ({"data": "peopel.jsonl"}, "did you mean 'people.jsonl'"),
-        ({"gain": "much"}, "gain"),
-        ({"bias": 1}, "bias"),
-    ],
-)
+REFERENCES = yaml.safe_load("""
+- [{reward_model: likd}, did you mean 'liked']
+- [{reward_model: seen}, "'seen' does not train a reward model"]
+- [{reward_model: align}, refers to itself]
+- [{reward_model: {length: {}}}, expected a stage that trains a reward model]
+- [{data: peopel.jsonl}, did you mean 'people.jsonl']
+- [{gain: much}, gain]
+- [{bias: 1}, bias]
+""")
+
+
+@pytest.mark.parametrize(("options", "message"), REFERENCES)
 def test_references_of_a_normalized_reward(options: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe_in(tmp_path, **options))
@@ -432,44 +412,32 @@ def test_bad_demonstrations_are_told_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = run(recipe_in(tmp_path, [*PEOPLE, {"messages": []}]), code=4)
-    assert "people.jsonl:6" in capsys.readouterr().err and not (out / "liked").exists()
+    assert "people.jsonl:5" in capsys.readouterr().err and not (out / "liked").exists()
 
 
-def test_normalized_in_a_run_is_of_the_demonstrations_it_names(whole: Path) -> None:
-    recipe = load_recipe(whole.parent / "recipe.yaml")
-    models = Run(recipe, whole).models
+def test_normalized_in_a_run_is_of_the_demonstrations_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_in(tmp_path)
+    out = run(recipe)
+    models = Run(load_recipe(recipe), out).models
 
     def raw(groups: list[Group]) -> torch.Tensor:
         return torch.tensor(models["liked"].scores(groups), dtype=torch.float64)
 
-    groups, known = rolled_out(whole), raw(PEOPLE)
-    assert len(known) == 5 and known.std() > 1e-3
+    groups, known = rolled_out(out), raw(PEOPLE)
+    assert len(known) == 4 and known.std() > 1e-3
     found = [response.scores for group in groups for response in group.responses]
     assert len(found) == 8 and all(each["normalized"] == each["reward"] for each in found)
     wanted = (raw(groups) - known.mean()) / known.std(correction=0)
     # In float32, and packed otherwise.
     numbers = [each["normalized"] for each in found]
     assert numbers == pytest.approx(wanted.tolist(), rel=1e-4, abs=1e-4)
-
-
-def test_normalized_is_the_same_after_a_stop(tmp_path: Path, whole: Path) -> None:
-    recipe = recipe_in(tmp_path)
-    run(recipe, "--plugin", str(tmp_path / "stops.py"), code=75)
-    load_plugins()
-    out = run(recipe)
-    assert [g.responses for g in rolled_out(out)] == [g.responses for g in rolled_out(whole)]
-    weights = "align/adapter/adapter_model.safetensors"
-    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
-
-
-def test_changed_demonstrations_start_the_stage_over(
-    tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(whole.parent, tmp_path / "copy", symlinks=True)
-    out = run(recipe_in(tmp_path / "copy", PEOPLE[:-1]))
+    # Other demonstrations start the stage over.
+    run(recipe_in(tmp_path, PEOPLE[:-1]))
     err = capsys.readouterr().err
     assert all(f"{name}: unchanged, reused" in err for name in ("liked", "seen"))
     assert "align: changed since the last run" in err and ": the file has changed" in err
-    new, old = (rolled_out(folder)[0].responses[0] for folder in (out, whole))
+    new, old = rolled_out(out)[0].responses[0], groups[0].responses[0]
     assert new.tokens == old.tokens  # they were drawn before anything was learned
     assert new.scores != old.scores

@@ -7,19 +7,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import socket
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
 from alignkit.testing import check_reward
-from alignkit_plugins.formats.text_metrics import repetition
 from alignkit_plugins.rewards import text as text_rewards
 from alignkit_plugins.rewards.form import Form, content_of_last, is_json
 from alignkit_plugins.rewards.text import ExactMatch, Language, Regex, Repetition
@@ -44,15 +40,14 @@ def talk(*texts: str | None) -> Response:
     return Response(messages=tuple(turns[:-1]))
 
 
-@pytest.mark.parametrize(
-    ("reward", "options"),
-    [
-        (Regex, {"pattern": "e"}),
-        (Form, {"tags": ["a"]}),
-        (Repetition, {}),
-        (Repetition, {"unit": "characters", "n": 2}),
-    ],
-)
+CONFORMING: list[tuple[type[Reward], dict[str, Any]]] = [
+    (Regex, {"pattern": "e"}),
+    (Form, {"tags": ["a"]}),
+    (Repetition, {}),
+]
+
+
+@pytest.mark.parametrize(("reward", "options"), CONFORMING)
 def test_they_conform(reward: type[Reward], options: dict[str, Any]) -> None:
     check_reward(reward, options)
 
@@ -112,33 +107,33 @@ def test_an_exact_match_pays_one(row: dict[str, Any]) -> None:
 
 def test_the_last_turn_of_the_assistant_is_the_answer() -> None:
     asked_again = Response(messages=(assistant("Paris"), user("Really?")))
-    call: Any = {"role": "assistant", "content": None, "tool_calls": []}
     right = [talk("Let me look.", "Paris"), asked_again]
-    wrong = [talk("Paris", "Rome"), talk(None), Response(messages=(call,)), Response(messages=())]
-    assert scores(ExactMatch, *right, *wrong, meta={"answer": "Paris"}) == [1.0] * 2 + [0.0] * 4
+    wrong = [talk("Paris", "Rome"), talk(None), Response(messages=())]
+    assert scores(ExactMatch, *right, *wrong, meta={"answer": "Paris"}) == [1.0] * 2 + [0.0] * 3
 
 
-@pytest.mark.parametrize("value", [None, [], True, {"a": 1}, ["x", None], "", ["x", " "]])
+@pytest.mark.parametrize(
+    "value", yaml.safe_load("[null, [], true, {a: 1}, [x, null], '', [x, ' ']]")
+)
 def test_a_prompt_without_an_answer_is_named(value: Any) -> None:
     group = Group(ASK, (Response("Paris"),), meta={"answer": value, "id": 3})
     with pytest.raises(DataError, match=r"exact_match: the prompt 'What is the capital of France"):
         ExactMatch(ExactMatch.Options()).check_prompts([group])
 
 
-PATTERNS: list[tuple[str, float, Any, float]] = [
-    ("sorry", 1, "I am sorry", 1.0),
-    ("sorry", 1, "", 0.0),
-    ("sorry", -2, "I am sorry", -2.0),
-    ("sorry", -2, talk(None), 0.0),
-    ("^a.$", 1, "ab", 1.0),
-    ("^a.$", 1, "abc", 0.0),
-    ("(?i)sorry", 1, "SORRY", 1.0),
-]
+# Patterns, a scale, and the scores of answers.
+PATTERNS = yaml.safe_load("""
+- [sorry, 1, {I am sorry: 1, "": 0, SORRY: 0}]
+- [sorry, -2, {I am sorry: -2, "": 0}]
+- [^a.$, 1, {ab: 1, abc: 0}]
+- ["(?i)sorry", 1, {SORRY: 1}]
+""")
 
 
-@pytest.mark.parametrize(("pattern", "scale", "answer", "score"), PATTERNS)
-def test_a_pattern_pays_its_scale(pattern: str, scale: float, answer: Any, score: float) -> None:
-    assert scores(Regex, answer, pattern=pattern, scale=scale) == [score]
+@pytest.mark.parametrize(("pattern", "scale", "found"), PATTERNS)
+def test_a_pattern_pays_its_scale(pattern: str, scale: float, found: dict[str, float]) -> None:
+    told = scores(Regex, *found, talk(None), pattern=pattern, scale=scale)
+    assert told == [*found.values(), 0.0]
 
 
 def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,17 +143,18 @@ def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.Monkey
     assert scores(ExactMatch, "a" * 60 + "b", meta={"answer": "x"}, extract=busy) == [None]
 
 
-@pytest.mark.parametrize(
-    ("reward", "options"),
-    [
-        (Regex, {"pattern": "("}),
-        (Regex, {"pattern": ""}),
-        (ExactMatch, {"extract": "["}),
-        (Form, {}),
-        *((Form, {"tags": tags}) for tags in (["<a>"], ["a", "a"], [""])),
-        (Language, {"language": "de", "column": "lang"}),
-    ],
-)
+UNKNOWN: list[tuple[type[Reward], dict[str, Any]]] = [
+    (Regex, {"pattern": "("}),
+    (Regex, {"pattern": ""}),
+    (ExactMatch, {"extract": "["}),
+    (Form, {}),
+    (Form, {"tags": ["<a>"]}),
+    (Form, {"tags": ["a", "a"]}),
+    (Language, {"language": "de", "column": "lang"}),
+]
+
+
+@pytest.mark.parametrize(("reward", "options"), UNKNOWN)
 def test_options_that_ask_for_nothing_known_are_refused(
     reward: type[Reward], options: dict[str, Any]
 ) -> None:
@@ -186,11 +182,8 @@ think>a</think><answer>b</answer>
 
 def test_tags_make_up_the_answer() -> None:
     tags = ["think", "answer"]
-    tagged = [
-        "<think>a</think><answer>b</answer>",
-        " <think>\na\n</think>\n\n<answer> b </answer>\n",
-    ]
-    others = [*NOT_TAGGED.strip().splitlines(), ""]
+    spaced = " <think>\na\n</think>\n\n<answer> b </answer>\n"
+    tagged, others = ["<think>a</think><answer>b</answer>", spaced], NOT_TAGGED.splitlines()
     assert [content_of_last(text, tags) for text in tagged] == ["b", " b "]
     assert [text for text in others if content_of_last(text, tags) is not None] == []
     assert scores(Form, *tagged, *others, tags=tags) == [1.0] * 2 + [0.0] * len(others)
@@ -204,24 +197,13 @@ def test_the_last_tag_holds_the_json() -> None:
 
 PARIS = '{"city": "Paris"}'
 SCHEMA = {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}
-FULFILLED = [
-    PARIS,
-    f"```JSON\n{PARIS}\n```",
-    f"~~~json\n{PARIS}\n~~~",
-    f"\ufeff{PARIS}",
-    f"```json\n{PARIS}\n```",
-    f"```\n{PARIS}\n```",
-]
-BROKEN = [
-    f"```json\n{PARIS}\n~~~",
-    '{"city": 3}',
-    "{}",
-    PARIS[:-1],  # cut off
-    f"Here: {PARIS}",
-    "",
-    "null",
-    "[" * 100_000,
-]
+# What stands for PARIS in them.
+FULFILLED = yaml.safe_load(r"""
+[X, "```JSON\nX\n```", "~~~json\nX\n~~~", "\uFEFFX", "```json\nX\n```", "```\nX\n```"]
+""")
+BROKEN = yaml.safe_load(r"""
+["```json\nX\n~~~", '{"city": 3}', '{}', '{"city": "Paris"', "Here: X", '', 'null', "```json\nX\n```\n```json\nX\n```"]
+""")
 
 
 @pytest.mark.silent_bug(
@@ -231,8 +213,10 @@ BROKEN = [
 )
 def test_json_fulfills_its_schema() -> None:
     pytest.importorskip("jsonschema_rs")
-    assert scores(Form, *FULFILLED, json_schema=SCHEMA) == [1.0] * len(FULFILLED)
-    assert scores(Form, *BROKEN, json_schema=SCHEMA) == [0.0] * len(BROKEN)
+    for texts, score in ((FULFILLED, 1.0), ([*BROKEN, "[" * 100_000], 0.0)):
+        for text in texts:
+            found = scores(Form, text.replace("X", PARIS), json_schema=SCHEMA)
+            assert found == [score], text[:40]
     # Values of no end are read.
     assert not is_json("1e400", {"type": "number"})
     assert is_json("1" + "0" * 400, {"multipleOf": 0.5})
@@ -246,15 +230,15 @@ def test_any_json_needs_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert not any(is_json(text, {}) for text in ("NaN", "Infinity", "'a'", ""))
 
 
-@pytest.mark.parametrize(
-    "rules",
-    [
-        {"properties": {"name": {"pattern": "^(a|aa)+$"}}},
-        {"patternProperties": {"^(a|aa)+b$": False}},
-        {"patternProperties": {"^(a|aa)+$": {}}, "additionalProperties": False},
-        {"properties": {"list": {"items": {"pattern": "^(?=(a|aa)+$)"}}}},
-    ],
-)
+RULES = yaml.safe_load("""
+- {properties: {name: {pattern: ^(a|aa)+$}}}
+- {patternProperties: {^(a|aa)+b$: false}}
+- {patternProperties: {^(a|aa)+$: {}}, additionalProperties: false}
+- {properties: {list: {items: {pattern: "^(?=(a|aa)+$)"}}}}
+""")
+
+
+@pytest.mark.parametrize("rules", RULES)
 def test_a_pattern_of_a_schema_takes_no_time(rules: dict[str, Any]) -> None:
     pytest.importorskip("jsonschema_rs")
     busy = "a" * 60 + "b"
@@ -262,18 +246,14 @@ def test_a_pattern_of_a_schema_takes_no_time(rules: dict[str, Any]) -> None:
     assert scores(Form, answer, json_schema=rules) == [0.0]
 
 
-ELSEWHERE = {"$ref": "http://127.0.0.1:9/schema.json"}
+SCHEMAS = yaml.safe_load(r"""
+- [{properties: {a: {pattern: (}}}, '"\(" is not a "regex"']
+- [{type: 3}, json_schema is no JSON schema]
+- [{$ref: "http://127.0.0.1:9/schema.json"}, 'refers to what is not part of it.*127\.0\.0\.1:9/schema\.json']
+""")
 
 
-@pytest.mark.parametrize(
-    ("schema", "message"),
-    [
-        ({"properties": {"a": {"pattern": "("}}}, r'"\(" is not a "regex"'),
-        ({"patternProperties": {"(": {}}}, r'"\(" is not a "regex"'),
-        ({"type": 3}, "json_schema is no JSON schema"),
-        (ELSEWHERE, r"refers to what is not part of it.*127\.0\.0\.1:9/schema\.json"),
-    ],
-)
+@pytest.mark.parametrize(("schema", "message"), SCHEMAS)
 def test_a_schema_is_checked_and_asks_nobody(
     schema: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,28 +275,23 @@ def test_a_schema_may_refer_to_its_own_parts(tmp_path: Path) -> None:
 # Repetition
 
 
-REPEATED: list[tuple[Any, dict[str, Any], float]] = [
-    *((text, {}, 0.0) for text in ("a b c d e", "", "a b", talk(None))),
-    ("a b c a b c", {}, -1 / 4),
-    ("a b c a b c", {"scale": 2}, 0.5),
-    ("a a a a a a a a", {}, -5 / 6),
-    ("Go on go ON go on", {"n": 2}, -3 / 5),
-    ("\u597d\u7684\u597d\u7684\u597d\u7684", {"n": 2}, 0.0),  # one word
-    ("\u597d\u7684\u597d\u7684\u597d\u7684", {"n": 2, "unit": "characters"}, -3 / 5),
-]
+REPEATED = yaml.safe_load(r"""
+- [a b c d e, {}, 0]
+- ["", {}, 0]
+- [a b, {}, 0]
+- [a b c a b c, {}, -0.25]
+- [a b c a b c, {scale: 2}, 0.5]
+- [Go on go ON go on, {n: 2}, -0.6]
+- [a b a b, {unit: characters}, -0.2]
+- ["\u597d\u7684\u597d\u7684\u597d\u7684", {n: 2}, 0]    # one word
+- ["\u597d\u7684\u597d\u7684\u597d\u7684", {n: 2, unit: characters}, -0.6]
+""")
 
 
 @pytest.mark.parametrize(("answer", "options", "score"), REPEATED)
-def test_repetition_costs(answer: Any, options: dict[str, Any], score: float) -> None:
-    assert scores(Repetition, answer, **options) == pytest.approx([score])
-
-
-@settings(max_examples=25)
-@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4))
-def test_the_repeated_share_counts_all_but_the_first_of_each(units: list[str], n: int) -> None:
-    grams = Counter(tuple(units[i : i + n]) for i in range(len(units) - n + 1))
-    expected = sum(count - 1 for count in grams.values()) / max(1, grams.total())
-    assert repetition(units, n) == pytest.approx(expected)
+def test_repetition_costs(answer: str, options: dict[str, Any], score: float) -> None:
+    found = scores(Repetition, answer, talk(None), **options)
+    assert found == pytest.approx([score, 0.0])
 
 
 # Language
@@ -330,6 +305,8 @@ def test_the_right_language_pays() -> None:
     found = scores(Language, GERMAN, ENGLISH, "", "42 + 1", talk(None), language="de")
     assert found == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
+    last = Group((user(GERMAN), user(ENGLISH)), (Response(ENGLISH),))
+    assert Language(Language.Options()).score([last]) == {"": [1.0]}
     of_column = scores(Language, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang")
     assert of_column == [1.0, 0.0]
     for text in ("", "42 + 1", "?!"):  # without letters, in no language

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Format, Group, Response
 from alignkit.data.sources import checked_groups
@@ -18,18 +19,45 @@ from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.text import ExactMatch
+from tests.rows import cells
 
 FORMATS: dict[str, type[Format]] = {
     registration.name: registration.implementation
     for registration in load_plugins().registrations("format")
 }
-WRITTEN = [
-    ("1,234", 1234), ("$1,234", 1234), ("1234.00", 1234), ("1.5e3", 1500), ("1.5 × 10^3", 1500), ("-5", -5), ("−5", -5),
-    ("-$5", -5), ("$-5", -5), ("50%", 50), ("50 %", 50), (r"\$18", 18), ("18€", 18), ("3/4", 0.75), ("¾", 0.75),
-    ("1 1/2", 1.5), ("1½", 1.5), ("18 dollars", 18), ("7 days", 7), ("2 million", 2_000_000), ("0.10", 0.1),
-    ("1,234,567.5", 1234567.5), ("1\u202f234", 1234), ("007", 7), (".5", 0.5), ("12 square feet", 12), ("18.", 18),
-    ("1'234", 1234), ("1’234.5", 1234.5), ("٣٫٥", 3.5), ("١٬٢٣٤", 1234),
-]  # fmt: skip
+WRITTEN = r"""
+1,234 | 1234
+$1,234 | 1234
+1234.00 | 1234
+1.5e3 | 1500
+1.5 × 10^3 | 1500
+-5 | -5
+−5 | -5
+-$5 | -5
+$-5 | -5
+50% | 50
+50 % | 50
+\$18 | 18
+18€ | 18
+3/4 | 0.75
+¾ | 0.75
+1 1/2 | 1.5
+1½ | 1.5
+18 dollars | 18
+7 days | 7
+2 million | 2000000
+0.10 | 0.1
+1,234,567.5 | 1234567.5
+1<thin>234 | 1234
+007 | 7
+.5 | 0.5
+12 square feet | 12
+18. | 18
+1'234 | 1234
+1’234.5 | 1234.5
+٣٫٥ | 3.5
+١٬٢٣٤ | 1234
+"""
 NO_NUMBERS = """
 -
 $
@@ -72,17 +100,17 @@ def gsm8k(number: str) -> Group:
     "allenai/open-instruct#1530",
     "open-compass/opencompass#2343",
 )
-@pytest.mark.parametrize(("written", "value"), WRITTEN)
-def test_a_number_has_one_value_however_it_is_written(written: str, value: float) -> None:
+@pytest.mark.parametrize(("written", "value"), cells(WRITTEN.replace("<thin>", "\u202f")))
+def test_a_number_has_one_value_however_it_is_written(written: str, value: str) -> None:
     number = number_of(written)
-    assert number is not None and number.value == Fraction(str(value))
+    assert number is not None and number.value == Fraction(value)
     assert list(numbers_in(f"So ({written}) it is.")) == [number.value]
     group = gsm8k(written)
     for reward, options in ((ExactMatch, {"extract": r"#### (.*)"}), (MathVerify, {})):
         assert score(reward, group, group.responses[0].text, **options) == 1.0
         assert score(reward, group, "So it is.\n#### 3", **options) == 0.0
     asked: Any = ({"role": "user", "content": "How many?"},)
-    for known, said in ((value, written), (written, written), (str(number), written)):
+    for known, said in ((float(value), written), (written, written), (str(number), written)):
         assert score(ExactMatch, Group(asked, meta={"answer": known}), said) == 1.0
         assert score(MathVerify, Group(asked, meta={"answer": known}), f"So\n#### {said}") == 1.0
         calculator = Calculator(Calculator.Options())
@@ -99,32 +127,30 @@ def test_a_number_has_one_value_however_it_is_written(written: str, value: float
 )
 def test_what_is_no_number_is_a_text() -> None:
     assert {number_of(text) for text in NO_NUMBERS.split("\n")} == {None}
-
-
-def test_a_number_ends_with_its_line() -> None:
+    # A number ends with its line.
     assert list(numbers_in("Step 1\n3/4, not 1 3/4")) == [1, Fraction(3, 4), Fraction(7, 4)]
 
 
-@pytest.mark.parametrize(
-    ("known", "said", "right"),
-    [
-        ("$18", "18", True),
-        ("$18", "18 dollars", True),
-        (18, "$18", True),
-        ("50%", "50 percent", True),
-        ("12 Monkeys", "12 monkeys", True),
-        ("12 Monkeys", "It is 12 Monkeys.", True),
-        ("12 Monkeys", "12 people", False),
-        ("$18", "18%", False),
-        ("5 km", "5 miles", False),
-        ("12 Monkeys", "12", False),
-        ("50%", "0.5", False),
-    ],
-)
-def test_a_unit_may_be_left_out_but_not_be_another(known: Any, said: str, right: bool) -> None:
+UNITS = yaml.safe_load("""
+- [$18, ["18", 18 dollars], [18%]]
+- [18, [$18], []]
+- [50%, [50 percent], ["0.5"]]
+- [12 Monkeys, [12 monkeys], ["12"]]
+- [5 km, [], [5 miles]]
+""")
+
+
+@pytest.mark.parametrize(("known", "right", "wrong"), UNITS)
+def test_a_unit_may_be_left_out_but_not_be_another(known: Any, right: Any, wrong: Any) -> None:
     group = Group((), meta={"answer": known})
-    within = "It is" in said or "people" in said
-    assert score(ExactMatch, group, said, within=within) == float(right)
+    for said in (*right, *wrong):
+        assert score(ExactMatch, group, said) == float(said in right), said
+
+
+def test_a_unit_of_a_part_of_the_answer_counts() -> None:
+    group = Group((), meta={"answer": "12 Monkeys"})
+    assert score(ExactMatch, group, "It is 12 Monkeys.", within=True) == 1.0
+    assert score(ExactMatch, group, "12 people", within=True) == 0.0
 
 
 @pytest.mark.silent_bug(
@@ -146,14 +172,9 @@ def test_every_format_with_a_verifiable_answer_rewards_what_it_demonstrates() ->
                 seen.add(name)
     assert {"gsm8k", "svamp"} <= seen
     assert matches("−5", ["-5"], "exact") and not matches("5", ["-5"], "exact")
-    row = {
-        "context": "Ann is 7.",
-        "question": "How old is Ann?",
-        "answers": {"text": ["7"], "answer_start": [7]},
-    }
+    row = {"context": "x 7", "question": "q", "answers": {"text": ["7"], "answer_start": [2]}}
     [group] = checked_groups(FORMATS["squad"](), row)
     assert score(HonestyAccuracy, group, group.responses[0].text) == 1.0
-    [group] = checked_groups(
-        FORMATS["svamp"](), {"Body": "b", "Question": "q", "Answer": "1,234.50"}
-    )
+    row = {"Body": "b", "Question": "q", "Answer": "1,234.50"}
+    [group] = checked_groups(FORMATS["svamp"](), row)
     assert group.meta["answer"] == "1234.5"

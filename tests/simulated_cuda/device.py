@@ -2,18 +2,15 @@
 devices fails.
 
 torch sees a backend written in Python (`PrivateUse1`), so backward runs in a thread of its own, as
-on CUDA. Memory has a limit. Counted are the waits of the host for the device and the kernels of
-attention. A process that has called `enable` keeps the device until it ends, so tests run it in
-subprocesses.
+on CUDA. Counted are the waits of the host for the device and the kernels of attention. A process
+that has called `enable` keeps the device until it ends, so tests run it in subprocesses.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "simulated"
 CUDA = torch.device("cuda", 0)  # what Python code sees
@@ -30,38 +28,27 @@ ROOT = Path(__file__).parent.parent.parent
 OURS = (str(ROOT / "alignkit"), str(ROOT / "plugins"))
 
 # Operators that may read tensors of two devices.
-COPIES = {"_to_copy", "copy_"}
+COPIES = "_to_copy copy_"
 # Operators whose index tensors may be on the CPU.
-INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+INDEXING = "index index_put index_put_ _index_put_impl_ _unsafe_index"
 # Operators whose result has a size, or a type, that only the device knows: the host waits.
-WAITS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
+WAITS = "_local_scalar_dense is_nonzero equal nonzero masked_select _unique2"
 # Operators that take no number from the CPU, not even a tensor without dimensions.
-STRICT = {
-    "cat",
-    "stack",
-    "mm",
-    "bmm",
-    "addmm",
-    "embedding",
-    "gather",
-    "scatter",
-    "index_select",
-    "searchsorted",
-}
+STRICT = "cat stack mm bmm addmm embedding gather scatter index_select searchsorted"
 
 
 @dataclass
 class Device:
-    """What was counted since `enable`. waits, copies: of the host for the device, and blocking
-    copies to it. attention: calls by kernel. converted_masks: of calls with a gradient.
+    """What was counted since `enable`. waits: of the host for the device, by the file that reads.
+    attention: calls by kind of kernel. converted_masks: of calls with a gradient.
     """
 
-    memory: int = 80 * 2**30  # in bytes
-    waits: int = 0
-    copies: int = 0
-    launches: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
     converted_masks: int = 0
     attention: Counter[str] = field(default_factory=Counter)
+
+    def wait(self) -> None:
+        self.waits[place().partition(":")[0]] += 1
 
 
 device = Device()
@@ -101,7 +88,6 @@ class CudaTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: CUDA)
     is_cuda = property(lambda self: True)
-    is_cpu = property(lambda self: False)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -116,9 +102,6 @@ class CudaTensor(Tensor):
         torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
         self.elem = other.elem
 
-    def get_device(self) -> int:
-        return 0
-
     def data_ptr(self) -> int:
         return self.elem.data_ptr()
 
@@ -126,7 +109,7 @@ class CudaTensor(Tensor):
         return self.elem.untyped_storage()
 
     def tolist(self) -> Any:
-        device.waits += 1
+        device.wait()
         return self.elem.tolist()
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
@@ -135,9 +118,6 @@ class CudaTensor(Tensor):
         )
 
     __array__ = numpy
-
-    def __repr__(self, **kwargs: Any) -> str:
-        return f"{self.elem!r} on cuda:0"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self) not in memo:
@@ -154,47 +134,15 @@ def on_cuda(wanted: torch.device | None) -> bool:
     return wanted is not None and wanted.type in ("cuda", NAME)
 
 
-def tensors(tree: Any) -> Iterator[Tensor]:
-    """All tensors in arguments or results."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from tensors(item)
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
-
-
-def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """Arguments or results with every leaf changed."""
-    if isinstance(tree, list | tuple) and not isinstance(tree, torch.Size):
-        return type(tree)([mapped(item, change) for item in tree])
-    if isinstance(tree, dict):
-        return {key: mapped(value, change) for key, value in tree.items()}
-    return change(tree)
-
-
-@cache
-def facts(func: Any) -> tuple[str, bool, bool]:
-    """An operator's name, whether it writes to an argument, and whether its result shares an
-    argument's memory.
-    """
-    name = func._schema.name.partition("::")[2]
-    views = any(
-        r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
-    )
-    return name, func._schema.is_mutable, views or name == "_unsafe_view"
-
-
 def call(func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator, whose arguments or result may be on the device."""
-    given = list(tensors((args, kwargs)))
+    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     cuda = [x for x in given if isinstance(x, CudaTensor)]
     wanted = kwargs.get("device")
     if not cuda and not on_cuda(wanted):
         return func(*args, **kwargs)
     check_devices(func, given, cuda)
-    results_on_cuda = count(func, args, bool(cuda), wanted)
+    arrives = on_the_device(func, args, bool(cuda), wanted)
     known = {id(x.elem): x for x in cuda}
 
     def down(x: Any) -> Any:
@@ -206,30 +154,31 @@ def call(func: Any, args: Any, kwargs: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, CudaTensor):
             return x
         if id(x) in known:
-            assert known[id(x)].shape == x.shape, (
-                f"{func} changes a tensor's shape in place, which is not simulated"
-            )
             return known[id(x)]
-        return CudaTensor(x) if results_on_cuda else x
+        return CudaTensor(x) if arrives else x
 
-    given_kwargs = {
-        key: mapped(value, down) for key, value in kwargs.items() if key != "pin_memory"
-    }
-    return mapped(func(*mapped(args, down), **given_kwargs), up)
+    kwargs.pop("pin_memory", None)
+    args, kwargs = tree_map(down, (args, kwargs))
+    return tree_map(up, func(*args, **kwargs))
+
+
+def name_of(func: Any) -> str:
+    name: str = func._schema.name.partition("::")[2]
+    return name
 
 
 def check_devices(func: Any, given: list[Tensor], cuda: list[CudaTensor]) -> None:
     """Raise RuntimeError where CUDA would, if an operator reads tensors of both devices."""
-    name, writes, _ = facts(func)
-    if len(cuda) in (0, len(given)) or name in COPIES:
+    name = name_of(func)
+    if len(cuda) in (0, len(given)) or name in COPIES.split():
         return
-    cpu = [x for x in given if not isinstance(x, CudaTensor)]
-    if name in INDEXING:
-        # The indexed tensor decides. Indices may stay on the CPU, but not the other way round.
-        mixed = not isinstance(given[0], CudaTensor)
-    else:
-        numbers = all(x.dim() == 0 for x in cpu) and name not in STRICT
-        mixed = not numbers or (writes and not isinstance(given[0], CudaTensor))
+    first = isinstance(given[0], CudaTensor)
+    # The indexed tensor decides. Indices may stay on the CPU, but not the other way round.
+    mixed = not first
+    if name not in INDEXING.split():
+        cpu = [x for x in given if not isinstance(x, CudaTensor)]
+        numbers = all(x.dim() == 0 for x in cpu) and name not in STRICT.split()
+        mixed = not numbers or (func._schema.is_mutable and not first)
     if mixed:
         raise RuntimeError(
             "Expected all tensors to be on the same device, but found at least two devices, "
@@ -237,28 +186,20 @@ def check_devices(func: Any, given: list[Tensor], cuda: list[CudaTensor]) -> Non
         )
 
 
-def count(func: Any, args: Any, from_cuda: bool, wanted: Any) -> bool:
-    """Count what the operator does; returns whether its result is on the device."""
-    name, _, shares = facts(func)
-    if name in COPIES:
+def on_the_device(func: Any, args: Any, from_cuda: bool, wanted: Any) -> bool:
+    """Whether an operator's result is on the device. Counts whether the host waits for it."""
+    name = name_of(func)
+    arrives = from_cuda if wanted is None else on_cuda(wanted)
+    masks = args[1] if name in INDEXING.split() else ()
+    waits = any(isinstance(x, CudaTensor) and x.dtype == torch.bool for x in masks)
+    if name in COPIES.split():
         source = args[1] if name == "copy_" else args[0]
-        leaves, arrives = isinstance(source, CudaTensor), isinstance(args[0], CudaTensor)
-        if name == "_to_copy":
-            arrives = on_cuda(wanted) or (wanted is None and leaves)
-        if leaves and not arrives:
-            device.waits += 1
-        elif arrives and not leaves and source.dim():
-            device.copies += 1
-        device.launches += 1
-        return arrives
-    if name in WAITS:
-        device.waits += 1
-    elif name in INDEXING and any(
-        isinstance(x, CudaTensor) and x.dtype == torch.bool for x in args[1]
-    ):
-        device.waits += 1  # the number of true entries
-    device.launches += not shares and "empty" not in name and name != "detach"
-    return on_cuda(wanted) if wanted is not None else from_cuda
+        if name == "copy_":
+            arrives = isinstance(args[0], CudaTensor)
+        waits = isinstance(source, CudaTensor) and not arrives
+    if waits or name in WAITS.split():
+        device.wait()
+    return arrives
 
 
 class _Operators(TorchDispatchMode):
@@ -275,8 +216,6 @@ class _Functions(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return func(*args, **kwargs)
-        if func is Tensor.cuda:
-            func, kwargs = Tensor.to, {"device": CUDA}
         if on_cuda_argument(kwargs.get("device")):
             kwargs["device"] = torch.device(NAME, 0)
         return func(*(torch.device(NAME, 0) if on_cuda_argument(x) else x for x in args), **kwargs)
@@ -309,7 +248,7 @@ def move(module: nn.Module) -> nn.Module:
     return module
 
 
-def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
+def enable(triton: bool = False) -> Device:
     """From here on, until the process ends, `cuda` is the simulated device. triton: whether it
     compiles attention.
     """
@@ -319,20 +258,17 @@ def enable(memory_gib: float = 80.0, triton: bool = False) -> Device:
     from alignkit_plugins.gpu import flex_attention as gpu_attention
 
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    whole = device.memory = int(memory_gib * 2**30)
-    properties = SimpleNamespace(name="simulated", total_memory=whole, major=9, minor=0)
+    whole = 80 * 2**30
     answers: dict[str, Any] = {
-        "is_available": True,
-        "device_count": 1,
-        "current_device": 0,
-        "is_initialized": True,
-        "get_device_name": "simulated",
-        "get_device_capability": (9, 0),
-        "get_device_properties": properties,
-        "is_bf16_supported": True,
-        "mem_get_info": (whole, whole),
+        **dict.fromkeys(("is_available", "is_initialized", "is_bf16_supported"), True),
         **dict.fromkeys(("_lazy_init", "synchronize", "empty_cache", "reset_peak_memory_stats")),
         **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated"), 0),
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_name": "simulated",
+        "get_device_capability": (9, 0),
+        "get_device_properties": SimpleNamespace(total_memory=whole, major=9, minor=0),
+        "mem_get_info": (whole, whole),
     }
     for name, value in answers.items():
         setattr(torch.cuda, name, lambda *args, value=value, **options: value)

@@ -35,7 +35,6 @@ REFUSES = "{{ raise_exception('not today') }}"
     ("template", "kwargs", "facts"),
     [
         (CHATML, {}, []),
-        (THINKS, {}, ["without reasoning after its own prompt"]),
         (SWITCHED, {}, ["without reasoning after its own prompt"]),
         (SWITCHED, {"enable_thinking": False}, []),
         (SWITCHED, {"enable_thinking": False, "odd": 1}, ["'odd' of model.chat_template_kwargs"]),

@@ -55,9 +55,9 @@ def test_typed_control_tokens_are_text_in_every_role() -> None:
     group = Group(({"role": "system", "content": typed}, user(typed)), (Response(text=typed),))
     found = encoded(Encoder(tokenizer).encode(group, 500))
     ids = [*found.prompt, *found.rows[0].tokens]
-    special = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>", "<tool>"])
-    # Of the template; `<tool>` once of the assistant
-    assert [ids.count(token) for token in special] == [3, 3, 2]
+    # Once of the template, and once of the assistant
+    assert ids.count(tokenizer.convert_tokens_to_ids("<tool>")) == 2
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3
     turns = [f"<|im_start|>{role}\n{typed}<|im_end|>" for role in ("system", "user", "assistant")]
     assert tokenizer.decode(ids) == "<tool>" + "\n".join(turns)
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit.data.chat_templates import PLAIN, set_chat_template
 from alignkit.data.group import Group, Pair, Response
@@ -19,27 +20,11 @@ from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.environments.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
-from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
 from alignkit_plugins.rewards.form import Form
+from tests.models import family_tokenizers
 from tests.models.own_templates import QWEN3_THINKING
 from tests.models.tiny import encoded, encoder, user, words
 
-SYSTEM = """\
-{% if messages[0]['role'] != 'system' %}<|im_start|>system
-Be kind.<|im_end|>
-{% endif %}"""
-HEADERS = """\
-{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] }}<|head|>
-
-{{ m['content'] | trim }}<|eot|>{% endfor %}{% if add_generation_prompt %}\
-<|start|>assistant<|head|>
-
-{{ '' }}{% endif %}"""
-GEMMA = """\
-{{ bos_token }}{% for m in messages %}<|start|>{{ m['role'] | replace('assistant', 'model') }}
-{{ m['content'] | trim }}<|eot|>
-{% endfor %}{% if add_generation_prompt %}<|start|>model
-{% endif %}"""
 # The generation prompt is empty
 BRACKETS = """\
 {{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}\
@@ -61,7 +46,6 @@ LAST = GLM.replace(
 )
 # Its markers are no tokens, so nothing ends a turn
 WORDS = GLM.replace("<|", "[").replace("|>", "]")
-CALLS = CHATML.replace("m['content'] +", "(m.tool_calls | default('')) | string + m['content'] +")
 ONLY_TWO = CHATML.replace("in messages %}", "in messages if m.role in ('user', 'assistant') %}")
 # The prompt opens a block that finished turns have lost, or that they keep with the words as they
 # are.
@@ -73,42 +57,19 @@ VERBATIM = CHATML.replace(
     "+ '\n' + ('<think>\n' if m['role'] == 'assistant' else '') + m['content']",
 ).replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")
 
-TALK = """
-system: Be brief.
-user: Hello there
-assistant: Good day, I am here.
-user: and 2 + 2?
-assistant: 4, of course
-or four
-user: Thank you
-assistant: Goodbye.
-"""
-SAID = ("Good day, I am here.", "4, of course\nor four", "Goodbye.")
-WEATHER = """
-user: Say two.
-assistant: Two.
-user: And in Oslo?
-calls:
-tool: 3
-assistant: It is 3.
-"""
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {}}}
-TOOL = {"type": "function", "function": {"name": "weather", "parameters": {}}}
+TOOL = yaml.safe_load("{type: function, function: {name: weather, parameters: {}}}")
+# What a turn of the assistant is besides its words: it has a call, or does not count.
+KINDS = yaml.safe_load("""
+calls: {role: assistant, tool_calls: [{type: function, function: {name: weather, arguments: {}}}]}
+context: {role: assistant, train: false}
+""")
 
 
-def conversation(text: str, **more: Any) -> Group:
-    """`role: words` of each message. calls: the assistant's, with a call. context: the
-    assistant's, which does not count.
-    """
+def conversation(talk: list[dict[str, str]], **more: Any) -> Group:
     said: list[Any] = []
-    found = re.split(r"^(system|user|assistant|context|calls|tool):", text.strip(), flags=re.M)[1:]
-    for role, content in zip(found[::2], found[1::2], strict=True):
-        message = {"role": role, "content": content.strip()}
-        if role == "calls":
-            message |= {"role": "assistant", "tool_calls": [CALL]}
-        if role == "context":
-            message |= {"role": "assistant", "train": False}
-        said.append(message)
+    for turn in talk:
+        ((role, content),) = turn.items()
+        said.append({**KINDS.get(role, {"role": role}), "content": content})
     first = [message["role"] for message in said].index("assistant")
     return Group(tuple(said[:first]), (Response(messages=tuple(said[first:])),), id="talk", **more)
 
@@ -132,286 +93,237 @@ def shown(made: Encoder, found: Encoded) -> str:
     return "|".join(parts)
 
 
-# template, conversation, what counts of which tokens, and the cases of DROP_REASONS.
-TABLE: dict[str, tuple[str, str, str, dict[str, int]]] = {
-    "chatml": (
-        CHATML,
-        TALK,
-        """
-⟨im_start⟩system
-Be brief.⟨im_end⟩
-⟨im_start⟩user
-Hello there⟨im_end⟩
-⟨im_start⟩assistant
-|«Good day, I am here.⟨im_end⟩»
-⟨im_start⟩user
-and 2 + 2?⟨im_end⟩
-⟨im_start⟩assistant
-«4, of course
-or four⟨im_end⟩»
-⟨im_start⟩user
-Thank you⟨im_end⟩
-⟨im_start⟩assistant
-«Goodbye.⟨im_end⟩»""",
-        {},
-    ),
-    "a system message of its own": (
-        SYSTEM + CHAT_TEMPLATE,
-        TALK.replace("system: Be brief.\n", ""),
-        """
-⟨im_start⟩system
-Be kind.⟨im_end⟩
-⟨im_start⟩user
-Hello there⟨im_end⟩
-⟨im_start⟩assistant
-|«Good day, I am here.⟨im_end⟩»
-⟨im_start⟩user
-and 2 + 2?⟨im_end⟩
-⟨im_start⟩assistant
-«4, of course
-or four⟨im_end⟩»
-⟨im_start⟩user
-Thank you⟨im_end⟩
-⟨im_start⟩assistant
-«Goodbye.⟨im_end⟩»""",
-        {},
-    ),
-    # A space is one token with the word
-    "plain, for base models": (
-        PLAIN,
-        TALK,
-        """
-Be brief.
-
-User: Hello there
-
-Assistant:|« Good day, I am here.⟨im_end⟩»
-
-User: and 2 + 2?
-
-Assistant:« 4, of course
-or four⟨im_end⟩»
-
-User: Thank you
-
-Assistant:« Goodbye.⟨im_end⟩»""",
-        {},
-    ),
-    "llama 3": (
-        HEADERS,
-        TALK,
-        """
-⟨bos⟩⟨start⟩system⟨head⟩
-
-Be brief.⟨eot⟩⟨start⟩user⟨head⟩
-
-Hello there⟨eot⟩⟨start⟩assistant⟨head⟩
-
-|«Good day, I am here.⟨eot⟩»⟨start⟩user⟨head⟩
-
-and 2 + 2?⟨eot⟩⟨start⟩assistant⟨head⟩
-
-«4, of course
-or four⟨eot⟩»⟨start⟩user⟨head⟩
-
-Thank you⟨eot⟩⟨start⟩assistant⟨head⟩
-
-«Goodbye.⟨eot⟩»""",
-        {},
-    ),
-    "gemma": (
-        GEMMA,
-        TALK,
-        """
-⟨bos⟩⟨start⟩system
-Be brief.⟨eot⟩
-⟨start⟩user
-Hello there⟨eot⟩
-⟨start⟩model
-|«Good day, I am here.⟨eot⟩»
-⟨start⟩user
-and 2 + 2?⟨eot⟩
-⟨start⟩model
-«4, of course
-or four⟨eot⟩»
-⟨start⟩user
-Thank you⟨eot⟩
-⟨start⟩model
-«Goodbye.⟨eot⟩»""",
-        {},
-    ),
-    "mistral": (
-        BRACKETS,
-        TALK,
-        """
-⟨bos⟩[INST] Be brief. [/INST][INST] Hello there [/INST]|«Good day, I am here.⟨im_end⟩»\
-[INST] and 2 + 2? [/INST]«4, of course
-or four⟨im_end⟩»[INST] Thank you [/INST]«Goodbye.⟨im_end⟩»""",
-        {},
-    ),
-    "an end of several tokens": (
-        WIDE,
-        TALK,
-        """
-⟨im_start⟩system
-Be brief. :⟨im_end⟩
-⟨im_start⟩user
-Hello there :⟨im_end⟩
-⟨im_start⟩assistant
-|«Good day, I am here. :⟨im_end⟩»
-⟨im_start⟩user
-and 2 + 2? :⟨im_end⟩
-⟨im_start⟩assistant
-«4, of course
-or four :⟨im_end⟩»
-⟨im_start⟩user
-Thank you :⟨im_end⟩
-⟨im_start⟩assistant
-«Goodbye. :⟨im_end⟩»""",
-        {},
-    ),
-    "no end of turn, so EOS": (
-        NO_END,
-        TALK,
-        """
-system: Be brief.
-user: Hello there
-assistant: |«Good day, I am here.»
-user: and 2 + 2?
-assistant: «4, of course
-or four»
-user: Thank you
-assistant: «Goodbye.⟨im_end⟩»""",
-        {},
-    ),
-    "turns that do not count": (
-        BRACKETS,
-        "user: a\ncontext: b\nuser: c\nassistant: d",
-        "⟨bos⟩[INST] a [/INST]|b⟨im_end⟩[INST] c [/INST]«d⟨im_end⟩»",
-        {},
-    ),
-    # An end of turn that a user or a demonstration writes does not end a turn; data sets hold
-    # texts that were rendered before.
-    "typed control tokens": (
-        BRACKETS,
-        "user: <|im_start|>user\na<|im_end|>\nassistant: b<|im_end|>c",
-        """
-⟨bos⟩[INST] <|im_start|>user
-a<|im_end|> [/INST]|«b<|im_end|>c⟨im_end⟩»""",
-        {"typed_tokens": 1},
-    ),
-    "a tag in the words": (
-        BRACKETS,
-        "user: q\nassistant: The tag </think> closes a </s>.",
-        "⟨bos⟩[INST] q [/INST]|«The tag </think> closes a </s>.⟨im_end⟩»",
-        {},
-    ),
-    # The first turn's prompt ends with `<think>`, too, but the template does not write it there.
-    "reasoning of earlier turns is dropped": (
-        QWEN3_THINKING,
-        "user: yes or no\nassistant: yes\nuser: and now?\nassistant: <think>\nWell.\n</think>\n\nno",
-        """
-⟨im_start⟩user
-yes or no⟨im_end⟩
-⟨im_start⟩assistant
-|yes⟨im_end⟩
-⟨im_start⟩user
-and now?⟨im_end⟩
-⟨im_start⟩assistant
-<think>
-«Well.
-</think>
-
-no⟨im_end⟩»""",
-        {"unprompted_turns": 1},
-    ),
-    "calls": (
-        HERMES.replace("{% if own or tools %}", "{% if own %}"),
-        WEATHER,
-        """
-⟨im_start⟩user
-Say two.⟨im_end⟩
-⟨im_start⟩assistant
-|«Two.⟨im_end⟩»
-⟨im_start⟩user
-And in Oslo?⟨im_end⟩
-⟨im_start⟩assistant
-«<tool_call>
-{"name": "weather", "arguments": {}}
-</tool_call>⟨im_end⟩»
-⟨im_start⟩tool
-<tool_response>
-3
-</tool_response>⟨im_end⟩
-⟨im_start⟩assistant
-«It is 3.⟨im_end⟩»""",
-        {"dropped_tools": 1},
-    ),
-    "calls and tools": (
-        "{{ tools | string }}" + CALLS,
-        "user: q\ncalls: Well.",
-        """
-[{'type': 'function', 'function': {'name': 'weather', 'parameters': {}}}]⟨im_start⟩user
-q⟨im_end⟩
-⟨im_start⟩assistant
-|«[{'type': 'function', 'function': {'name': 'weather', 'arguments': {}}}]Well.⟨im_end⟩»""",
-        {},
-    ),
-    "no calls, tools and results": (
-        ONLY_TWO,
-        WEATHER,
-        """
-⟨im_start⟩user
-Say two.⟨im_end⟩
-⟨im_start⟩assistant
-|«Two.⟨im_end⟩»
-⟨im_start⟩user
-And in Oslo?⟨im_end⟩
-⟨im_start⟩assistant
-⟨im_end⟩
-⟨im_start⟩assistant
-«It is 3.⟨im_end⟩»""",
-        {"dropped_messages": 1, "dropped_tools": 1, "unprompted_turns": 1},
-    ),
-    # Phi-3's first template
-    "no system message": (
-        ONLY_TWO,
-        "system: Speak French.\nuser: hi\nassistant: Oui.",
-        """
-⟨im_start⟩user
-hi⟨im_end⟩
-⟨im_start⟩assistant
-|«Oui.⟨im_end⟩»""",
-        {"dropped_messages": 1},
-    ),
-    "the next role's marker": (
-        GLM,
-        WEATHER,
-        "⟨user⟩Say two.⟨assistant⟩|«Two.⟨user⟩»And in Oslo?⟨assistant⟩"
-        "«<call>weather</call>⟨observation⟩»3⟨assistant⟩«It is 3.⟨im_end⟩»",
-        {"dropped_tools": 1},
-    ),
-    "an end for the last turn only": (
-        LAST,
-        WEATHER,
-        "⟨user⟩Say two.⟨assistant⟩|«Two.⟨user⟩»And in Oslo?⟨assistant⟩"
-        "«<call>weather</call>⟨observation⟩»3⟨assistant⟩«It is 3.⟨im_end⟩»",
-        {"dropped_tools": 1},
-    ),
-    "markers that are no tokens": (
-        WORDS,
-        WEATHER,
-        "[user]Say two.[assistant]|«Two.»[user]And in Oslo?[assistant]«<call>weather</call>»"
-        "[observation]3[assistant]«It is 3.⟨im_end⟩»",
-        {"dropped_tools": 1},
-    ),
-    "a call at the end": (
-        GLM,
-        "user: q\ncalls: Let me look.",
-        "⟨user⟩q⟨assistant⟩|«Let me look.<call>weather</call>⟨observation⟩»",
-        {"dropped_tools": 1},
-    ),
+TEMPLATES = {
+    "CHATML": CHATML,
+    "PLAIN": PLAIN,
+    "BRACKETS": BRACKETS,
+    "WIDE": WIDE,
+    "NO_END": NO_END,
+    "QWEN3_THINKING": QWEN3_THINKING,
+    "CALLING": HERMES.replace("{% if own or tools %}", "{% if own %}"),
+    "ONLY_TWO": ONLY_TWO,
+    "GLM": GLM,
+    "LAST": LAST,
+    "WORDS": WORDS,
 }
+# What counts of which tokens, and the cases of DROP_REASONS.
+TABLE: dict[str, dict[str, Any]] = yaml.safe_load(r"""
+chatml:
+  template: CHATML
+  talk: &talk
+  - system: Be brief.
+  - user: Hello there
+  - assistant: Good day, I am here.
+  - user: and 2 + 2?
+  - assistant: |-
+      4, of course
+      or four
+  - user: Thank you
+  - assistant: Goodbye.
+  shown: |-
+    ⟨im_start⟩system
+    Be brief.⟨im_end⟩
+    ⟨im_start⟩user
+    Hello there⟨im_end⟩
+    ⟨im_start⟩assistant
+    |«Good day, I am here.⟨im_end⟩»
+    ⟨im_start⟩user
+    and 2 + 2?⟨im_end⟩
+    ⟨im_start⟩assistant
+    «4, of course
+    or four⟨im_end⟩»
+    ⟨im_start⟩user
+    Thank you⟨im_end⟩
+    ⟨im_start⟩assistant
+    «Goodbye.⟨im_end⟩»
+# A space is one token with the word
+plain, for base models:
+  template: PLAIN
+  talk: *talk
+  shown: |-
+    Be brief.
+
+    User: Hello there
+
+    Assistant:|« Good day, I am here.⟨im_end⟩»
+
+    User: and 2 + 2?
+
+    Assistant:« 4, of course
+    or four⟨im_end⟩»
+
+    User: Thank you
+
+    Assistant:« Goodbye.⟨im_end⟩»
+mistral:
+  template: BRACKETS
+  talk: *talk
+  shown: "⟨bos⟩[INST] Be brief. [/INST][INST] Hello there [/INST]|«Good day, I am here.⟨im_end⟩»\
+    [INST] and 2 + 2? [/INST]«4, of course\nor four⟨im_end⟩»[INST] Thank you [/INST]\
+    «Goodbye.⟨im_end⟩»"
+an end of several tokens:
+  template: WIDE
+  talk: *talk
+  shown: |-
+    ⟨im_start⟩system
+    Be brief. :⟨im_end⟩
+    ⟨im_start⟩user
+    Hello there :⟨im_end⟩
+    ⟨im_start⟩assistant
+    |«Good day, I am here. :⟨im_end⟩»
+    ⟨im_start⟩user
+    and 2 + 2? :⟨im_end⟩
+    ⟨im_start⟩assistant
+    «4, of course
+    or four :⟨im_end⟩»
+    ⟨im_start⟩user
+    Thank you :⟨im_end⟩
+    ⟨im_start⟩assistant
+    «Goodbye. :⟨im_end⟩»
+no end of turn, so EOS:
+  template: NO_END
+  talk: *talk
+  shown: |-
+    system: Be brief.
+    user: Hello there
+    assistant: |«Good day, I am here.»
+    user: and 2 + 2?
+    assistant: «4, of course
+    or four»
+    user: Thank you
+    assistant: «Goodbye.⟨im_end⟩»
+turns that do not count:
+  template: BRACKETS
+  talk:
+  - user: a
+  - context: b
+  - user: c
+  - assistant: d
+  shown: |-
+    ⟨bos⟩[INST] a [/INST]|b⟨im_end⟩[INST] c [/INST]«d⟨im_end⟩»
+# An end of turn that a user or a demonstration writes does not end a turn; data sets hold texts
+# that were rendered before.
+typed control tokens:
+  template: BRACKETS
+  talk:
+  - {user: "<|im_start|>user\na<|im_end|>"}
+  - {assistant: "b<|im_end|>c"}
+  counts: {typed_tokens: 1}
+  shown: |-
+    ⟨bos⟩[INST] <|im_start|>user
+    a<|im_end|> [/INST]|«b<|im_end|>c⟨im_end⟩»
+a tag in the words:
+  template: BRACKETS
+  talk:
+  - user: q
+  - {assistant: "The tag </think> closes a </s>."}
+  shown: |-
+    ⟨bos⟩[INST] q [/INST]|«The tag </think> closes a </s>.⟨im_end⟩»
+# The first turn's prompt ends with `<think>`, too, but the template does not write it there.
+reasoning of earlier turns is dropped:
+  template: QWEN3_THINKING
+  talk:
+  - user: yes or no
+  - {assistant: "yes"}
+  - user: and now?
+  - {assistant: "<think>\nWell.\n</think>\n\nno"}
+  counts: {unprompted_turns: 1}
+  shown: |-
+    ⟨im_start⟩user
+    yes or no⟨im_end⟩
+    ⟨im_start⟩assistant
+    |yes⟨im_end⟩
+    ⟨im_start⟩user
+    and now?⟨im_end⟩
+    ⟨im_start⟩assistant
+    <think>
+    «Well.
+    </think>
+
+    no⟨im_end⟩»
+calls:
+  template: CALLING
+  talk: &weather
+  - user: Say two.
+  - assistant: Two.
+  - user: And in Oslo?
+  - {calls: ""}
+  - {tool: "3"}
+  - assistant: It is 3.
+  counts: {dropped_tools: 1}
+  shown: |-
+    ⟨im_start⟩user
+    Say two.⟨im_end⟩
+    ⟨im_start⟩assistant
+    |«Two.⟨im_end⟩»
+    ⟨im_start⟩user
+    And in Oslo?⟨im_end⟩
+    ⟨im_start⟩assistant
+    «<tool_call>
+    {"name": "weather", "arguments": {}}
+    </tool_call>⟨im_end⟩»
+    ⟨im_start⟩tool
+    <tool_response>
+    3
+    </tool_response>⟨im_end⟩
+    ⟨im_start⟩assistant
+    «It is 3.⟨im_end⟩»
+no calls, tools and results:
+  template: ONLY_TWO
+  talk: *weather
+  counts: {dropped_messages: 1, dropped_tools: 1, unprompted_turns: 1}
+  shown: |-
+    ⟨im_start⟩user
+    Say two.⟨im_end⟩
+    ⟨im_start⟩assistant
+    |«Two.⟨im_end⟩»
+    ⟨im_start⟩user
+    And in Oslo?⟨im_end⟩
+    ⟨im_start⟩assistant
+    ⟨im_end⟩
+    ⟨im_start⟩assistant
+    «It is 3.⟨im_end⟩»
+# Phi-3's first template
+no system message:
+  template: ONLY_TWO
+  talk:
+  - system: Speak French.
+  - user: hi
+  - assistant: Oui.
+  counts: {dropped_messages: 1}
+  shown: |-
+    ⟨im_start⟩user
+    hi⟨im_end⟩
+    ⟨im_start⟩assistant
+    |«Oui.⟨im_end⟩»
+the next role's marker:
+  template: GLM
+  talk: *weather
+  counts: {dropped_tools: 1}
+  shown: "⟨user⟩Say two.⟨assistant⟩|«Two.⟨user⟩»And in Oslo?⟨assistant⟩\
+    «<call>weather</call>⟨observation⟩»3⟨assistant⟩«It is 3.⟨im_end⟩»"
+an end for the last turn only:
+  template: LAST
+  talk: *weather
+  counts: {dropped_tools: 1}
+  shown: "⟨user⟩Say two.⟨assistant⟩|«Two.⟨user⟩»And in Oslo?⟨assistant⟩\
+    «<call>weather</call>⟨observation⟩»3⟨assistant⟩«It is 3.⟨im_end⟩»"
+markers that are no tokens:
+  template: WORDS
+  talk: *weather
+  counts: {dropped_tools: 1}
+  shown: "[user]Say two.[assistant]|«Two.»[user]And in Oslo?[assistant]«<call>weather</call>»\
+    [observation]3[assistant]«It is 3.⟨im_end⟩»"
+a call at the end:
+  template: GLM
+  talk:
+  - user: q
+  - calls: Let me look.
+  counts: {dropped_tools: 1}
+  shown: |-
+    ⟨user⟩q⟨assistant⟩|«Let me look.<call>weather</call>⟨observation⟩»
+""")
+TALK = TABLE["chatml"]["talk"]
 
 
 @pytest.mark.silent_bug(
@@ -472,24 +384,17 @@ hi⟨im_end⟩
 )
 @pytest.mark.parametrize("name", TABLE)
 def test_the_assistants_text_and_ends_of_turn_count(name: str) -> None:
-    template, text, wanted, counts = TABLE[name]
-    made, wanted = encoder(template, bos="bos" in template), wanted.removeprefix("\n")
-    group = conversation(text, tools=(TOOL,) if "call" in text else ())
+    case = TABLE[name]
+    template, wanted = TEMPLATES[case["template"]], case["shown"]
+    made, counts = encoder(template, bos="bos" in template), case.get("counts", {})
+    group = conversation(case["talk"], tools=(TOOL,) if "dropped_tools" in counts else ())
     found = encoded(made.encode(group, 500))
     assert shown(made, found) == wanted and made.counts == counts
+    ends = ("im_end", "user", "observation") if template in (GLM, LAST) else ("im_end",)
+    assert made.end_ids == {*made.tokenizer.convert_tokens_to_ids([f"<|{end}|>" for end in ends])}
     earlier, _, last = wanted.rpartition("«")
     only_last = encoded(made.encode(group, 500, turns="last"))
     assert shown(made, only_last) == re.sub("[«»]", "", earlier) + "«" + last
-
-
-@pytest.mark.parametrize(
-    ("template", "ends"),
-    [(HERMES, ""), (GLM, "user observation"), (LAST, "user observation"), (WORDS, "")],
-)
-def test_what_ends_a_response(template: str, ends: str) -> None:
-    made = encoder(template)
-    wanted = {f"<|{end}|>" for end in ("im_end", *ends.split())}
-    assert {made.tokenizer.decode([token]) for token in made.end_ids} == wanted
 
 
 @pytest.mark.parametrize(
@@ -714,26 +619,6 @@ def test_groups_that_are_encoded_together_are_encoded_the_same(scoring: bool) ->
 # What tokenizers do at the edges of turns
 
 
-def test_an_end_of_turn_that_takes_in_the_line_break_after_it() -> None:
-    """As in Phi 3, whose control tokens have `rstrip`; the ids are those of transformers."""
-    from tokenizers import AddedToken
-
-    tokenizer = _tokenizer()
-    end = AddedToken("<|im_end|>", rstrip=True, special=True)
-    tokenizer.add_special_tokens({"eos_token": end})
-    tokenizer.chat_template = CHATML
-    made, group = Encoder(tokenizer), conversation(TALK)
-    assert made.end_of_turn == made.closing == (tokenizer.eos_token_id,)
-    assert made.end_ids == {tokenizer.eos_token_id}
-    said = [*group.prompt, *(group.responses[0].messages or ())]
-    ids = tokenizer.apply_chat_template(said)["input_ids"]
-    for scoring in (False, True):
-        found = encoded(made.encode(group, 500, scoring=scoring))
-        assert [*found.prompt, *found.rows[0].tokens] == ids
-        learned = re.findall("«(.*?)»", shown(made, found), flags=re.S)
-        assert learned == [f"{text}⟨im_end⟩" for text in SAID]
-
-
 def test_the_templates_end_is_its_own_although_a_token_joins_it_with_the_answer() -> None:
     """In the example the end is one token with the answer's full stop, which a sample need not
     have.
@@ -764,10 +649,7 @@ def test_reasoning_tags_of_an_assistant_are_tokens(special: bool) -> None:
 @pytest.mark.parametrize("space", ["", " "])
 def test_a_sample_decodes_to_the_words_that_were_written(space: str) -> None:
     """Templates that write a space before the answer, and tokenizers that add one of their own."""
-    from test_text_tokens import sentencepiece
-
-    tokenizer = sentencepiece()
-    tokenizer.eos_token = "</s>"
+    tokenizer = family_tokenizers.tokenizer("spm_legacy", bos=None, eos="</s>")
     tokenizer.chat_template = f"""\
 {{% for m in messages %}}{{{{ ('{space}' if m.role == 'assistant' else '') + m.content + '</s>' }}}}\
 {{% endfor %}}"""

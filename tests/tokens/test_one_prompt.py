@@ -11,7 +11,6 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-import alignkit
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
 from alignkit.models import models
@@ -70,9 +69,6 @@ stages:
         rewards: {one: *python, other: {rlaif: {judge: *judge}}}
         weights: {one: 1, other: 1}
     <<: *learned
-  ppo: {algorithm: ppo, reward: *python, <<: *learned}
-  rejection: {algorithm: rejection_sampling, reward: *python, <<: *learned}
-  online: {algorithm: online_dpo, reward: *python, <<: *learned}
   revised: {step: revise, policy: sft, constitution: harmless, rounds: 1, <<: *asked}
 """
 STAGES = list(yaml.safe_load(RECIPE)["stages"])
@@ -156,10 +152,3 @@ def test_check_shows_the_same_prompt(recipe: Path, capsys: pytest.CaptureFixture
     assert main(["check", str(recipe), "said", "1"]) == 0
     shown = capsys.readouterr().out.replace("|", "")  # between tokens
     assert all(text in shown for text in ('"of a city"', "Be brief.", "weather in Oslo?"))
-
-
-def test_the_template_is_called_at_one_place() -> None:
-    root = Path(alignkit.__file__).parents[1]
-    files = [path for part in ("alignkit", "plugins") for path in (root / part).rglob("*.py")]
-    calling = [path for path in files if ".apply_chat_template(" in path.read_text("utf-8")]
-    assert calling == [root / "alignkit" / "tokens" / "template.py"]

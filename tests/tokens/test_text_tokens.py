@@ -3,70 +3,51 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alignkit.errors import RunFailed
-from alignkit.tokens.encoder import TextTokenizer
+from alignkit.tokens.encoder import Encoder, TextTokenizer
 from alignkit.tokens.template import BREAK
-from tests.models.tiny import encoder
+from tests.models import family_tokenizers
+from tests.models.tiny import encoder, user
 
-
-def sentencepiece() -> Any:
-    """A small Unigram tokenizer that, like SentencePiece, writes `▁` before a text and for every
-    space.
-    """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["▁It", "It", "▁is", "▁", "\n", *"abcdefghijklmnopqrstuvwxyzI.<|/>_"]
-    likely = [(word, -1 / len(word)) for word in words]
-    made = Tokenizer(models.Unigram([("<unk>", 0.0), *likely], unk_id=0))
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    made.pre_tokenizer = pre_tokenizers.Split("never matches", "isolated")
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", additional_special_tokens=["</s>"]
-    )
+BRACKETS = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
 
 
 @pytest.mark.parametrize(
     ("text", "following", "words", "starts"),
     [
-        ("It is", False, "▁It ▁is", [0, 2]),
+        ("It is", False, "▁I t ▁is", [0, 1, 2]),
         # A piece that follows text has no space of its own
-        ("It is", True, "It ▁is", [0, 2]),
-        (" It", True, "▁It", [0]),
+        ("It is", True, "I t ▁is", [0, 1, 2]),
+        (" It", True, "▁I t", [0, 2]),
         # Text around a break never joins
-        (f"It<{BREAK}/s>It</s>", False, "▁It < / s > It </s>", [0, 2, 4, 5, 6, 7, 9]),
+        (f"It<{BREAK}/s>It</s>", False, "▁I t < / s > I t </s>", [0, 1, 2, 4, 5, 6, 7, 8, 9]),
     ],
 )
 def test_words_and_the_characters_at_which_they_begin(
     text: str, following: bool, words: str, starts: list[int]
 ) -> None:
-    tokenizer = sentencepiece()
+    tokenizer = family_tokenizers.tokenizer("spm_legacy", bos=None, eos="</s>")
     made = TextTokenizer(tokenizer)
     ids, places = made.tokens(text, following=following)
     assert tokenizer.convert_ids_to_tokens(list(ids)) == words.split() and places == starts
     assert following or made.ids(text) == ids
 
 
+@pytest.mark.parametrize("kind", ["spm_legacy", "spm_first", "unigram"])
+def test_answers_of_one_character_begin_with_tokens_of_their_own(kind: str) -> None:
+    """Although SentencePiece writes a space before the first word of a text."""
+    tokenizer = family_tokenizers.tokenizer(kind, bos="<s>", eos="</s>")
+    tokenizer.chat_template = BRACKETS
+    _, answers = Encoder(tokenizer).answers((user("is it so?"),), "answer=", list("12345"))
+    assert len({first for first, *_ in answers}) == 5
+
+
 def test_places_are_characters_of_the_text() -> None:
     ids, starts = TextTokenizer(encoder().tokenizer).tokens("a é<|im_end|>b")
     assert ids[starts.index(3)] == 2 and starts[-1] == 13 and starts == sorted(starts)
-
-
-def test_texts_prepared_together_are_the_same() -> None:
-    made = TextTokenizer(encoder().tokenizer)
-    texts = ["some words", f"<{BREAK}|im_end|>", "more<|im_end|>", "some words"]
-    alone = [made.ids(text) for text in texts]
-    made.prepare(texts)
-    assert [made.ids(text) for text in texts] == alone
 
 
 def test_a_slow_tokenizer_is_refused() -> None:

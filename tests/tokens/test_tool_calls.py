@@ -40,12 +40,10 @@ def test_a_turn_without_calls_keeps_its_words_exactly(text: str) -> None:
         ("<tool_call>{</tool_call>", "Expecting property name"),
         ('<tool_call>{"name": "add", "arguments": {}}', "does not end with </tool_call>"),
         ("<tool_call>[1]</tool_call>", "it is list, not an object"),
-        ('<tool_call>{"arguments": {}}</tool_call>', "it has no 'name'"),
         ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', "it has no 'name'"),
         ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "'arguments' are not an"),
         ('<tool_call>{"name": "add", "arguments": "x"}</tool_call>', "Expecting value"),
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", "a call must be"),
-        ("<tool_call></tool_call>", "Expecting value"),
     ],
 )
 def test_a_malformed_call_stays_in_the_words_and_is_named(text: str, message: str) -> None:
