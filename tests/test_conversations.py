@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -107,13 +108,9 @@ def test_other_turns_are_refused_by_name(turn: Any, reason: str) -> None:
 def test_tools_get_the_envelope_that_templates_expect() -> None:
     schema = {"name": "add", "parameters": {}}
     wrapped = {"type": "function", "function": schema}
-    assert (
-        tools_of([schema])
-        == tools_of('[{"name": "add", "parameters": {}}]')
-        == tools_of([wrapped])
-        == (wrapped,)
-    )
-    assert tools_of(None) == tools_of("") == tools_of("[]") == tools_of([]) == ()
+    for tools in ([schema], '[{"name": "add", "parameters": {}}]', [wrapped]):
+        assert tools_of(tools) == (wrapped,)
+    assert tools_of(None) == tools_of("") == tools_of("[]") == ()
     for bad in ("add", "3", [3], 3):
         with pytest.raises(BadRow, match="tool"):
             tools_of(bad)
@@ -138,32 +135,34 @@ def test_a_single_answer_with_a_call_or_reasoning_keeps_it() -> None:
         check_group(Group(({"role": "user", "content": "q"},), (response,)))
 
 
-@pytest.mark.parametrize(
-    "turn",
-    [
-        assistant("a", reasoning_content="\0"),
-        assistant(tool_calls=[{"name": "\ud800"}]),
-        assistant("\0"),
-    ],
-)
+NOT_UNICODE = [
+    assistant("a", reasoning_content="\0"),
+    assistant(tool_calls=[{"name": "\ud800"}]),
+    assistant("\0"),
+]
+
+
+@pytest.mark.parametrize("turn", NOT_UNICODE)
 def test_nul_and_surrogates_are_refused_in_every_part(turn: Message) -> None:
     with pytest.raises(BadRow, match=r"NUL|not valid Unicode"):
         check_group(Group((user("q"),), (Response(messages=(turn,)),)))
 
 
 HUGE = "x" * 10**7
-BAD = {
-    "only a greeting": [A],
-    "empty": [],
-    "a last system turn": [Q, A, {"role": "system", "content": "x"}],
-    "an unknown role": [{"role": "narrator", "content": "x"}, A],
-    "a NUL": [{"role": "user", "content": "a\0b"}, A],
-    "a surrogate": [{"role": "user", "content": "a\ud800b"}, A],
-    "text": "hello",
-    "a number": 5,
-    "a huge role": [{"role": HUGE, "content": "x"}, A],
-    "a huge call": [Q, {"role": "assistant", "tool_calls": [{"name": "f", "arguments": HUGE}]}],
-}
+# HUGE stands for that many letters.
+BAD = yaml.safe_load(r"""
+only a greeting: [{role: assistant, content: a}]
+empty: []
+a last system turn:
+  [{role: user, content: q}, {role: assistant, content: a}, {role: system, content: x}]
+an unknown role: [{role: narrator, content: x}, {role: assistant, content: a}]
+a NUL: [{role: user, content: "a\0b"}, {role: assistant, content: a}]
+text: hello
+a number: 5
+a huge role: [{role: HUGE, content: x}, {role: assistant, content: a}]
+a huge call:
+  [{role: user, content: q}, {role: assistant, tool_calls: [{name: f, arguments: HUGE}]}]
+""")
 
 
 def loaded(path: Path, rows: Any, on_bad_row: Any = "error") -> Loaded:
@@ -178,7 +177,8 @@ def loaded(path: Path, rows: Any, on_bad_row: Any = "error") -> Loaded:
 def test_a_bad_conversation_is_named_by_file_and_row_in_a_short_line_and_may_be_skipped(
     tmp_path: Path, conversation: Any
 ) -> None:
-    path, rows = tmp_path / "d.jsonl", [[Q, A], conversation, [Q, A]]
+    bad = json.loads(json.dumps(conversation).replace("HUGE", HUGE))
+    path, rows = tmp_path / "d.jsonl", [[Q, A], bad, [Q, A]]
     with pytest.raises(DataError) as error:
         loaded(path, rows)
     assert f"{path}:2: " in str(error.value) and len(str(error.value)) < 600

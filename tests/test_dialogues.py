@@ -5,9 +5,9 @@ turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
+import yaml
 
 from alignkit_plugins.formats.text import Dialogue, find_dialogues
 
@@ -29,22 +29,30 @@ def test_turns_are_the_paragraphs_without_their_prefix() -> None:
     assert find_dialogues(text.replace("\n", "\r\n")) == find_dialogues(text)
 
 
-LONG = "x" * 37
-PREFIXES: list[tuple[tuple[str, str], bool]] = [  # of both speakers, and whether they count
-    *(((f"Ann{mark}", f"Ben{mark}"), True) for mark in (": ", " - ", ". ", ": - ")),
-    *(((f"Ann{mark}", f"Ben{mark}"), False) for mark in (":", "- ", "? ", " -- ", ":\n")),
-    (("Dr. Ann: ", "Dr. Ben: "), True),
-    (("Dr. Ann: ", "Dr. Ann: "), False),
-    (("Q. Hm. ", "A. Hm. "), True),  # what looks like a prefix does not hide the speaker
-    ((": ", ". "), False),  # a separator needs a name before it
-    ((f"{LONG}a: ", "Ben: "), True),  # of 40 characters
-    ((f"{LONG}ab: ", "Ben: "), False),
-    (("A\nsays: ", "B\nsays: "), False),  # in the first line
-]
+# Prefixes of both speakers, and whether they count. X: 37 characters.
+PREFIXES = yaml.safe_load(r"""
+- ["Ann: ", "Ben: ", true]
+- ["Ann - ", "Ben - ", true]
+- ["Ann. ", "Ben. ", true]
+- ["Ann: - ", "Ben: - ", true]
+- ["Ann:", "Ben:", false]
+- ["Ann- ", "Ben- ", false]
+- ["Ann? ", "Ben? ", false]
+- ["Ann -- ", "Ben -- ", false]
+- ["Ann:\n", "Ben:\n", false]
+- ["Dr. Ann: ", "Dr. Ben: ", true]
+- ["Dr. Ann: ", "Dr. Ann: ", false]
+- ["Q. Hm. ", "A. Hm. ", true]           # what looks like a prefix does not hide the speaker
+- [": ", ". ", false]                    # a separator needs a name before it
+- ["Xa: ", "Ben: ", true]                # of 40 characters
+- ["Xab: ", "Ben: ", false]
+- ["A\nsays: ", "B\nsays: ", false]      # in the first line
+""")
 
 
-@pytest.mark.parametrize(("speakers", "count"), PREFIXES)
-def test_which_prefixes_count(speakers: tuple[str, str], count: bool) -> None:
+@pytest.mark.parametrize(("one", "other", "count"), PREFIXES)
+def test_which_prefixes_count(one: str, other: str, count: bool) -> None:
+    speakers = (one.replace("X", "x" * 37), other)
     assert prefixes(talk(*speakers)) == ([speakers] if count else [])
 
 
@@ -53,7 +61,7 @@ def test_text_that_looks_like_a_prefix_does_not_hide_the_speaker() -> None:
     assert prefixes(chatty) == [("Q. ", "A. ")]
 
 
-@pytest.mark.parametrize("between", ["\n\n", "\r\n\r\n", "\n \t\n", "\n\n\n\n", "\n\n    "])
+@pytest.mark.parametrize("between", ["\r\n\r\n", "\n \t\n", "\n\n\n\n", "\n\n    "])
 def test_blank_lines_separate_paragraphs(between: str) -> None:
     (found,) = find_dialogues(between + talk("Ann: ", "Ben: ", between=between))
     assert found.prefixes == ("Ann: ", "Ben: ") and found.start == 0
@@ -65,24 +73,22 @@ def test_a_turn_may_be_empty() -> None:
     assert find_dialogues("Ann: \n\nBen: hm\n\n" * 3)[0].turns == ("", "hm") * 3
 
 
-PARTS = [talk("Ann: ", "Ben: ", turns=7), talk("Carl: ", "Dan: ", turns=8), "nobody"]
-DOCTORS = talk("Dr. Ann: ", "Dr. Ben: ") + "\n\nDr. Carl: hi\n\nDr. Dan: hi"
-PLACES: list[tuple[str, dict[str, int], list[tuple[int, int, int]]]] = [
-    # text, options, first paragraph, line and number of turns of each dialogue
-    ("\n\n".join([*PARTS, talk("Q. ", "A. ")]), {}, [(0, 1, 7), (7, 15, 8), (16, 33, 6)]),
+def test_where_dialogues_start_and_end() -> None:
+    def places(text: str, **options: int) -> list[tuple[int, int, int]]:
+        """The first paragraph, the line and the number of turns of each dialogue."""
+        found = find_dialogues(text, **options)
+        return [(each.start, each.line, len(each.turns)) for each in found]
+
+    parts = [talk("Ann: ", "Ben: ", turns=7), talk("Carl: ", "Dan: ", turns=8), "nobody"]
+    text = "\n\n".join([*parts, talk("Q. ", "A. ")])
+    assert places(text) == [(0, 1, 7), (7, 15, 8), (16, 33, 6)]
     # It starts when only two speak.
-    ("Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: "), {}, [(1, 3, 7)]),
+    assert places("Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: ")) == [(1, 3, 7)]
     # It ends before its speakers become one, who have the title in common.
-    (DOCTORS, {}, [(0, 1, 7)]),
-    (talk("A: ", "B: ", turns=3), {"min_paragraphs": 3}, [(0, 1, 3)]),
-    (talk("A: ", "B: ", turns=3), {"min_paragraphs": 4}, []),
-]
-
-
-@pytest.mark.parametrize(("text", "options", "expected"), PLACES)
-def test_where_dialogues_start_and_end(text: str, options: Any, expected: Any) -> None:
-    found = find_dialogues(text, **options)
-    assert [(each.start, each.line, len(each.turns)) for each in found] == expected
+    more = "\n\nDr. Carl: hi\n\nDr. Dan: hi"
+    assert places(talk("Dr. Ann: ", "Dr. Ben: ") + more) == [(0, 1, 7)]
+    three = talk("A: ", "B: ", turns=3)
+    assert places(three, min_paragraphs=3) == [(0, 1, 3)] and places(three, min_paragraphs=4) == []
 
 
 def test_a_dialogue_has_at_least_two_paragraphs() -> None:

@@ -7,25 +7,33 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from alignkit import Group, Response
 from alignkit.plugins import plugins
 from alignkit.testing import check_monitor
-from alignkit_plugins.monitors.reward_hacking import LEAST, Drift, History, change, measured
+from alignkit_plugins.monitors.reward_hacking import (
+    LEAST,
+    Drift,
+    History,
+    change,
+    means,
+    measured,
+)
 from tests.rows import assistant, user
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("reward_hacking", {}),
-        ("gold", {"reward": "length", "prompts": "prompts.jsonl", "stop": True}),
-        ("kl_budget", {"max": 0.6}),
-    ],
-)
+MONITORS = yaml.safe_load("""
+- [reward_hacking, {}]
+- [gold, {reward: length, prompts: prompts.jsonl, stop: true}]
+- [kl_budget, {max: 0.6}]
+""")
+
+
+@pytest.mark.parametrize(("name", "options"), MONITORS)
 def test_it_conforms(name: str, options: dict[str, Any]) -> None:
     check_monitor(plugins().get("monitor", name).implementation, options)
 
@@ -67,44 +75,38 @@ def test_metrics_of_a_look() -> None:
 # Departures
 
 
-def made(number: int, lengths: Sequence[int], more: str = "", surprise: float = 2.0) -> list[Group]:
-    """Two answers of random words to each prompt, with about these lengths. more: words that each
-    answer ends with.
-    """
+def made(
+    number: int, shortest: int = 12, more: Sequence[str] = (), surprise: float = 2.0
+) -> list[Group]:
+    """Two answers of random words to each of 30 prompts. more: words that each answer ends with."""
     rng, groups = np.random.default_rng(number), []
-    for place, length in enumerate(np.repeat(lengths, 2)):
-        count = max(1, int(length + rng.integers(-2, 3)))
-        text = " ".join([*map(str, rng.choice(WORDS, count)), *more.split()])
+    for place in range(60):
+        count = int(shortest + place // 2 % 5 + rng.integers(-2, 3))
+        text = " ".join([*map(str, rng.choice(WORDS, count)), *more])
         logprob = -(surprise + float(rng.normal(0, 0.1)))
         groups.append(answer(f"p{place // 2}", text, *[logprob] * count))
     return groups
 
 
-LONG, SHORT = [12 + n % 5 for n in range(30)], [5 + n % 5 for n in range(30)]
-REPEATS, SURER = {"more": "and so on and so on and so on"}, {"surprise": 1.0}
+DEPARTURES: list[tuple[dict[str, Any], str]] = [
+    ({"shortest": 5}, "answers are shorter than in the first iteration"),
+    ({"more": ("and", "so", "on") * 3}, "answers repeat themselves more"),
+    ({"surprise": 1.0}, "the policy is surer of its words"),
+]
 
 
-@pytest.mark.parametrize(
-    ("lengths", "changed", "words"),
-    [
-        (SHORT, {}, "answers are shorter than in the first iteration"),
-        (LONG, REPEATS, "answers repeat themselves more"),
-        (LONG, SURER, "the policy is surer of its words"),
-    ],
-)
-def test_each_departure_has_a_name_and_is_said_once(
-    lengths: Sequence[int], changed: dict[str, Any], words: str
-) -> None:
+@pytest.mark.parametrize(("changed", "words"), DEPARTURES)
+def test_each_departure_has_a_name_and_is_said_once(changed: dict[str, Any], words: str) -> None:
     drift = Drift(4)
-    assert drift.add(made(1, LONG))[1] == []
-    warnings = [drift.add(made(number, lengths, **changed))[1] for number in (2, 3)]
+    assert drift.add(made(1))[1] == []
+    warnings = [drift.add(made(number, **changed))[1] for number in (2, 3)]
     assert any(text.startswith(words) for text in warnings[0])
     assert not any(text.startswith(words) for text in warnings[1])
 
 
 def test_no_departure_without_a_change() -> None:
     drift = Drift(10)
-    assert not any(drift.add(made(number, LONG))[1] for number in range(1, 11))
+    assert not any(drift.add(made(number))[1] for number in range(1, 11))
 
 
 # Changes, with intervals over prompts
@@ -117,7 +119,7 @@ def numbered(values: Any, name: str = "") -> dict[str, float]:
 def test_common_prompts_are_compared_with_themselves() -> None:
     rng = np.random.default_rng(0)
     difficulty, noise = rng.normal(0, 10, 20), rng.normal(0, 0.1, 20)
-    found = change(numbered(difficulty), numbered(difficulty + 1 + noise), 0.05)
+    found = change(numbered(difficulty), numbered(difficulty + 1 + noise))
     assert found is not None and found.prompts == 20
     mean = float(1 + noise.mean())
     low, high = stats.t.interval(0.95, 19, loc=mean, scale=stats.sem(noise))
@@ -128,17 +130,10 @@ def test_common_prompts_are_compared_with_themselves() -> None:
 def test_other_prompts_are_compared_as_independent() -> None:
     rng = np.random.default_rng(1)
     ours, theirs = rng.normal(1, 1, 12), rng.normal(0, 3, 30)
-    found = change(numbered(theirs, "a"), numbered(ours, "b"))
-    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
+    found = change(numbered(theirs, "a"), numbered(ours, "b"), 0.01)
+    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.99)
     assert found is not None
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-
-
-def test_a_smaller_level_is_a_wider_interval() -> None:
-    before, after = numbered([0.0] * 10), numbered(range(10))
-    wide, plain = change(before, after, 0.001), change(before, after)
-    assert wide is not None and plain is not None
-    assert wide.low < plain.low < plain.mean < plain.high < wide.high
 
 
 def test_too_few_prompts_say_nothing_and_equal_falls_are_certain() -> None:
@@ -159,13 +154,15 @@ def by_prompt(mean: float, seed: int) -> dict[str, list[float]]:
 
 
 def test_gold_that_rises_and_falls() -> None:
-    history = History(10)
-    for number, mean in enumerate((0.0, 0.5, 1.0, 0.9, 0.95), 1):
-        history.add(number, by_prompt(mean, number))
+    """The interval holds over all 45 pairs of 10 iterations: the best one is partly lucky."""
+    history, seen = History(10), {}
+    for number, level in enumerate((0.0, 0.5, 1.0, 0.9, 0.95, 0.5), 1):
         assert not history.fell()
-    history.add(6, by_prompt(0.5, 6))
+        seen[number] = by_prompt(level, number)
+        history.add(number, seen[number])
     moved = history.change()
     assert history.fell() and history.best == 3 and moved is not None and -0.8 < moved.mean < -0.3
+    assert moved == change(means(seen[3]), means(seen[6]), 0.05 / 45)
 
 
 def test_an_iteration_without_a_score_says_nothing() -> None:
@@ -175,16 +172,3 @@ def test_an_iteration_without_a_score_says_nothing() -> None:
     history.add(2, by_prompt(1.0, 0))
     history.add(3, {})
     assert history.best == 2 and not history.fell()
-
-
-def test_luck_in_the_best_iteration_is_no_fall() -> None:
-    """Ten iterations of the same policy: a plain interval would find a fall in a third of them."""
-    falls = 0
-    for seed in range(100):
-        history = History(10)
-        for number in range(10):
-            history.add(number + 1, by_prompt(0.0, 1000 * seed + number))
-            if history.fell():
-                falls += 1
-                break
-    assert falls <= 12  # 5% of 100 are 5; P(more than 12) < 0.1%

@@ -156,9 +156,10 @@ def test_what_a_function_may_be_and_return(row: Any, python: Callable[..., Pytho
 
 def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python]) -> None:
     thing = python("def reward(completion_ids): return [len(ids) for ids in completion_ids]")
-    assert thing.score([Group(ASK, (Response("a", tokens=(1, 2)),))]) == {"": [2.0]}
+    sampled = Response("a", tokens=(1, 2))
+    assert thing.score([Group(ASK, (sampled,))]) == {"": [2.0]}
     with pytest.raises(RunFailed, match="completion_ids"):
-        thing.score(GROUPS)
+        thing.score([Group(ASK, (sampled, Response("b")))])
 
 
 FAILURES = r"""

@@ -202,7 +202,7 @@ FULFILLED = yaml.safe_load(r"""
 [X, "```JSON\nX\n```", "~~~json\nX\n~~~", "\uFEFFX", "```json\nX\n```", "```\nX\n```"]
 """)
 BROKEN = yaml.safe_load(r"""
-["```json\nX\n~~~", '{"city": 3}', '{}', '{"city": "Paris"', "Here: X", '', 'null']
+["```json\nX\n~~~", '{"city": 3}', '{}', '{"city": "Paris"', "Here: X", '', 'null', "```json\nX\n```\n```json\nX\n```"]
 """)
 
 
@@ -282,6 +282,7 @@ REPEATED = yaml.safe_load(r"""
 - [a b c a b c, {}, -0.25]
 - [a b c a b c, {scale: 2}, 0.5]
 - [Go on go ON go on, {n: 2}, -0.6]
+- [a b a b, {unit: characters}, -0.2]
 - ["\u597d\u7684\u597d\u7684\u597d\u7684", {n: 2}, 0]    # one word
 - ["\u597d\u7684\u597d\u7684\u597d\u7684", {n: 2, unit: characters}, -0.6]
 """)
@@ -304,6 +305,8 @@ def test_the_right_language_pays() -> None:
     found = scores(Language, GERMAN, ENGLISH, "", "42 + 1", talk(None), language="de")
     assert found == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
+    last = Group((user(GERMAN), user(ENGLISH)), (Response(ENGLISH),))
+    assert Language(Language.Options()).score([last]) == {"": [1.0]}
     of_column = scores(Language, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang")
     assert of_column == [1.0, 0.0]
     for text in ("", "42 + 1", "?!"):  # without letters, in no language

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,85 +18,95 @@ import yaml
 from safetensors.torch import load_file
 
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.data.group import read_groups, write_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.trl.step import check_reference, pairs
+from tests.rows import assistant, read_rows, user, write_recipe, write_rows
 
-PROMPT = ({"role": "user", "content": "how are you"},)
+PROMPT = (user("how are you"),)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
 RANKED = Group(PROMPT, ANSWERS, (Pair(0, 1), Pair(2, 0, p=0.2), Pair(1, 2, p=0.5)), id="g")
+SFT = {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.01, "batch_size": 2}
+STAGE = yaml.safe_load("""
+{from: base, batch_size: 2, data: pairs.jsonl, max_steps: 3, max_length: 128, learning_rate: 0.01}
+""")
 
 
-def stage(**options: Any) -> dict[str, Any]:
-    common = {"algorithm": {"trl": options}, "from": "sft", "batch_size": 2}
-    return common | {
-        "data": "pairs.jsonl",
-        "max_steps": 3,
-        "max_length": 128,
-        "learning_rate": 0.01,
-    }
+def load(
+    folder: Path, options: Any = None, *, sft: Any = None, length: int = 1, **more: Any
+) -> Any:
+    """A recipe with a stage `d` of TRL on six prompts, of which two may be longer."""
+    groups = []
+    for number in range(6):
+        asked = f"how are you, {number} " * (length if number < 2 else 1)
+        groups.append(replace(RANKED, id=str(number), prompt=(user(asked),)))
+    write_rows(folder / "pairs.jsonl", groups)
+    stage = {"algorithm": {"trl": options or {}}, **STAGE, **more}
+    stages = {"sft": sft, "d": stage} if sft else {"d": stage}
+    return load_recipe(write_recipe(folder, stages))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    groups = [
-        replace(RANKED, id=str(n), prompt=({"role": "user", "content": f"how are you, {n}"},))
-        for n in range(6)
-    ]
-    write_groups(tmp_path / "pairs.jsonl", groups)
-    demos = [
-        replace(g, responses=(Response(text=f"I am well, {g.id}"),), pairs=None) for g in groups
-    ]
-    write_groups(tmp_path / "demos.jsonl", demos)
-    return tmp_path
-
-
-def load(folder: Path, **stages: Any) -> Any:
-    first = {
-        "sft": {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.01, "batch_size": 2}
-    }
-    recipe = {
-        "model": {"base": "tiny", "lora": {"r": 4, "lora_alpha": 8}},
-        "stages": first | stages,
-    }
-    (folder / "r.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return load_recipe(folder / "r.yaml")
-
-
-def weights(folder: Path, stage: str) -> dict[str, torch.Tensor]:
+def weights(folder: Path, stage: str = "d") -> dict[str, torch.Tensor]:
     return load_file(folder / "out" / stage / "adapter" / "adapter_model.safetensors")
 
 
-def test_it_starts_where_the_stage_does_and_leaves_an_adapter(folder: Path) -> None:
-    after = {"algorithm": "reward_model", "from": "trained", "data": "pairs.jsonl", "batch_size": 6}
-    run_recipe(load(folder, trained=stage(), after=after), folder / "out")
-    before, trained, later = (weights(folder, name) for name in ("sft", "trained", "after"))
-    assert before.keys() == trained.keys()
-    moved = [float((trained[name] - before[name]).abs().max()) for name in before]
-    # Three steps of 0.01 from the SFT adapter, not from a fresh one, which has a zero B and a
+def moved(before: Any, after: Any) -> float:
+    assert before.keys() == after.keys()
+    return max(float((after[name] - before[name]).abs().max()) for name in before)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Any]]]:
+    """A stage after SFT that warms up all the way, on a machine that seems to have two GPUs, and
+    what TRL was made with.
+    """
+    import trl
+
+    folder, used = tmp_path_factory.mktemp("trl"), list[Any]()
+    made, original = trl.DPOConfig.__post_init__, trl.DPOTrainer.__init__
+
+    def two_gpus(self: Any) -> None:
+        made(self)
+        self._n_gpu = 2
+
+    def trainer(self: Any, *given: Any, args: Any, **more: Any) -> None:
+        used.append((args.n_gpu, args.train_batch_size))
+        original(self, *given, args=args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trl.DPOConfig, "__post_init__", two_gpus)
+        patch.setattr(trl.DPOTrainer, "__init__", trainer)
+        recipe = load(folder, sft=SFT, **{"from": "sft", "warmup_ratio": 1.0, "max_steps": 4})
+        run_recipe(recipe, folder / "out")
+    yield folder, used
+
+
+def test_it_starts_where_the_stage_does_and_leaves_an_adapter(trained: Any) -> None:
+    folder, _ = trained
+    # A few steps of 0.01 from the SFT adapter, not from a fresh one, which has a zero B and a
     # random A.
-    assert 0 < max(moved) < 0.05
-    next_moved = [float((later[name] - trained[name]).abs().max()) for name in before]
-    assert 0 < max(next_moved) < 0.05
-    logged = [
-        json.loads(line)
-        for line in (folder / "out" / "trained" / "metrics.jsonl").read_text().splitlines()
-    ]
-    losses = [row["loss"] for row in logged if "loss" in row]
-    summary = json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]
-    assert len(losses) == summary["steps"]
+    assert 0 < moved(weights(folder, "sft"), weights(folder)) < 0.05
+    logged = [row for row in read_rows(folder / "out" / "d" / "metrics.jsonl") if "loss" in row]
+    summary = json.loads((folder / "out" / "d" / "stage.json").read_text())["summary"]
+    assert len(logged) == summary["steps"] == 4 and summary["rows"] == 12
     # Policy and reference are the same at first
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-3) and losses[1] < losses[0]
+    losses = [row["loss"] for row in logged]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3) and losses[3] < losses[0]
+    rates = [row["learning_rate"] for row in logged]
+    assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
+
+
+def test_one_of_several_gpus_is_used(trained: Any) -> None:
+    """A second one would double batch_size, and wrap the model."""
+    assert trained[1] == [(1, 2)]
 
 
 def test_the_reference_is_checked() -> None:
     parameters = {"x.default.w": torch.ones(2), "x.ref.w": torch.ones(2)}
     model = SimpleNamespace(named_parameters=lambda: parameters.items())
-    trainer = SimpleNamespace(
-        model=model, accelerator=SimpleNamespace(unwrap_model=lambda m: m), beta=0.1
-    )
+    accelerator = SimpleNamespace(unwrap_model=lambda m: m)
+    trainer = SimpleNamespace(model=model, accelerator=accelerator)
     check_reference(trainer)
     parameters["x.ref.w"] = torch.zeros(2)
     with pytest.raises(RunFailed, match="reference"):
@@ -110,123 +121,63 @@ def test_pairs() -> None:
     # P = 0.2 turns a pair, 0.5 drops it
     assert found == [(ANSWERS[0].text, "go away"), (ANSWERS[0].text, "fine")]
     assert pairs(RANKED)[0]["prompt"] == list(PROMPT)
-
-
-def test_options_are_trls_own_fields(folder: Path) -> None:
-    for options, message in (
-        ({"betta": 1}, "DPOConfig has no field 'betta'\ndid you mean 'beta'"),
-        ({"learning_rate": 1}, "'learning_rate' cannot be set here"),
-    ):
-        with pytest.raises(RecipeError, match=message):
-            load(folder, d=stage(**options))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": "demos.jsonl"}, "trl learns from pairs of a better and a worse response"),
-        (
-            {"algorithm": {"trl": {"loss_type": "nonsense"}}},
-            "DPOTrainer rejected",
-        ),
-        (
-            {"data": [{"path": "pairs.jsonl", "validation": 0.5}]},
-            "does not support weights of rows, or 'validation' in 'data'",
-        ),
-        (
-            {"data": [{"path": "pairs.jsonl", "meta": {"weight": 0.5}}]},
-            "does not support weights of rows",
-        ),
-        (
-            {"algorithm": {"trl": {"beta": 1e38}}, "learning_rate": 1.0},
-            "not finite",
-        ),
-    ],
-)
-def test_what_trl_cannot_do_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
-    with pytest.raises((RunFailed, DataError), match=message):
-        run_recipe(load(folder, d={**stage(), **change}), folder / "out")
-    assert not (folder / "out" / "d" / "adapter").exists()
-
-
-def test_keys_that_would_change_nothing_are_refused(folder: Path) -> None:
-    for key, value in {
-        "reference": "base",
-        "mix": {"data": "demos.jsonl", "objective": "sft", "weight": 1},
-        "validation": "pairs.jsonl",
-        "keep_versions": True,
-    }.items():
-        with pytest.raises(RecipeError, match=f"trl does not support '{key}'"):
-            load(folder, d={**stage(), key: value})
-
-
-def test_whole_models_are_refused_before_the_first_stage(folder: Path) -> None:
-    recipe = load(folder, d=stage())
-    recipe = load_recipe(recipe.path, ["model.lora=none"])
-    with pytest.raises(RecipeError, match="needs LoRA on an unquantized base"):
-        run_recipe(recipe, folder / "out")
-    assert not (folder / "out" / "sft" / "adapter").exists()
-
-
-def test_other_options_of_trls_are_another_stage(folder: Path) -> None:
-    run_recipe(load(folder, d=stage(beta=0.1)), folder / "out")
-    first = weights(folder, "d")
-    run_recipe(load(folder, d=stage(beta=50.0)), folder / "out")
-    assert any(not tensor.equal(first[name]) for name, tensor in weights(folder, "d").items())
-
-
-def test_responses_of_several_turns_are_refused() -> None:
-    turns = (
-        {"role": "assistant", "content": "a"},
-        {"role": "user", "content": "b"},
-        {"role": "assistant", "content": "c"},
-    )
-    several = Group(PROMPT, (Response(messages=turns), Response(text="d")), (Pair(0, 1),))
+    turns = Response(messages=(assistant("a"), user("b"), assistant("c")))
     with pytest.raises(DataError, match="to 'how are you' has several turns"):
-        pairs(several)
+        pairs(Group(PROMPT, (turns, Response("d")), (Pair(0, 1),)))
 
 
-def test_warming_up_all_the_way(folder: Path) -> None:
-    run_recipe(load(folder, d=stage() | {"warmup_ratio": 1.0, "max_steps": 4}), folder / "out")
-    logged = [
-        json.loads(line)
-        for line in (folder / "out" / "d" / "metrics.jsonl").read_text().splitlines()
-    ]
-    rates = [row["learning_rate"] for row in logged if "loss" in row]
-    assert rates == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
+# TRL's options, keys of the stage, and why they are refused.
+REFUSED = yaml.safe_load("""
+- [{betta: 1}, {}, "DPOConfig has no field 'betta'\\ndid you mean 'beta'"]
+- [{learning_rate: 1}, {}, "'learning_rate' cannot be set here"]
+- [{}, {reference: base}, trl does not support 'reference']
+- [{}, {mix: {data: demos.jsonl, objective: sft, weight: 1}}, trl does not support 'mix']
+- [{}, {validation: pairs.jsonl}, trl does not support 'validation']
+- [{}, {keep_versions: true}, trl does not support 'keep_versions']
+""")
+
+
+@pytest.mark.parametrize(("options", "keys", "message"), REFUSED)
+def test_what_would_change_nothing_is_refused(
+    tmp_path: Path, options: Any, keys: Any, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load(tmp_path, options, **keys)
+
+
+UNABLE = yaml.safe_load("""
+- [{}, {data: demos.jsonl}, trl learns from pairs of a better and a worse response]
+- [{loss_type: nonsense}, {}, DPOTrainer rejected]
+- [{}, {data: [{path: pairs.jsonl, validation: 0.5}]}, "does not support weights of rows, or 'validation' in 'data'"]
+- [{}, {data: [{path: pairs.jsonl, meta: {weight: 0.5}}]}, does not support weights of rows]
+- [{beta: 1.0e+38}, {learning_rate: 1.0}, not finite]
+""")
+
+
+@pytest.mark.parametrize(("options", "keys", "message"), UNABLE)
+def test_what_trl_cannot_do_is_refused(
+    tmp_path: Path, options: Any, keys: Any, message: str
+) -> None:
+    with pytest.raises((RunFailed, DataError), match=message):
+        run_recipe(load(tmp_path, options, **keys), tmp_path / "out")
+    assert not (tmp_path / "out" / "d" / "adapter").exists()
+
+
+def test_whole_models_are_refused_before_the_first_stage(tmp_path: Path) -> None:
+    recipe = load_recipe(load(tmp_path, sft=SFT).path, ["model.lora=none"])
+    with pytest.raises(RecipeError, match="needs LoRA on an unquantized base"):
+        run_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "sft" / "adapter").exists()
 
 
 def test_rows_that_trl_leaves_out_for_their_length_are_counted(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two of six prompts alone exceed max_length."""
-    long = ({"role": "user", "content": "how are you? " * 40},)
-    rows = read_groups(folder / "pairs.jsonl")
-    groups = [replace(g, prompt=long) if int(g.id) < 2 else g for g in rows]
-    write_groups(folder / "pairs.jsonl", groups)
-    recipe = load(folder, trained={**stage(), "from": "base"})
-    run_recipe(replace(recipe, stages={"trained": recipe.stages["trained"]}), folder / "out")
-    summary = json.loads((folder / "out" / "trained" / "stage.json").read_text())["summary"]
+    """Two of six prompts alone exceed max_length. Other options of TRL's are another stage."""
+    run_recipe(load(tmp_path, {"beta": 0.1}, length=40), tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "d" / "stage.json").read_text())["summary"]
     assert summary["rows"] == 8
     assert "TRL left out 4 of 12 rows" in " ".join(capsys.readouterr().err.split())
-
-
-def test_one_of_several_gpus_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second one would double batch_size, and wrap the model."""
-    import trl
-
-    made, used = trl.DPOConfig.__post_init__, []
-    original = trl.DPOTrainer.__init__
-
-    def two_gpus(self: Any) -> None:
-        made(self)
-        self._n_gpu = 2
-
-    def trainer(self: Any, *given: Any, args: Any, **more: Any) -> None:
-        used.append((args.n_gpu, args.train_batch_size))
-        original(self, *given, args=args, **more)
-
-    monkeypatch.setattr(trl.DPOConfig, "__post_init__", two_gpus)
-    monkeypatch.setattr(trl.DPOTrainer, "__init__", trainer)
-    run_recipe(load(folder, align=stage()), folder / "out")
-    assert used == [(1, 2)]
+    first = weights(tmp_path)
+    run_recipe(load(tmp_path, {"beta": 50.0}, length=40), tmp_path / "out")
+    assert moved(first, weights(tmp_path)) > 0
