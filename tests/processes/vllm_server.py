@@ -14,23 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from alignkit.models.generate import generate
+from alignkit.models.generate import Generation, generate
 from alignkit.models.shared_model import BASE
+from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec
+from alignkit.tokens.encoder import Encoder
 from tests.models.tiny import shared
-from tests.processes.local_engine import asked, measured
+from tests.processes.local_engine import measured
 
 NOTHING_FITS = -77.0  # what it reports where vLLM would count filters in
-# What it is asked for, by the names of `Sampling`
-KEYS = yaml.safe_load("""
-max_tokens: max_new_tokens
-min_tokens: min_new_tokens
-temperature: temperature
-top_p: top_p
-stop: stop
-""")
 CHECKED = ("/v1/completions", "/v1/load_lora_adapter")  # what a server that sleeps does not answer
 
 
@@ -106,15 +99,22 @@ class FakeVllm(ThreadingHTTPServer):
 
     def choice(self, body: Any) -> dict[str, Any]:
         prompt, role = tuple(body["prompt"]), BASE if body["model"] == "served" else body["model"]
-        self.model.end_ids = tuple(body.get("stop_token_ids", self.model.end_ids))
-        sampling = {ours: body[theirs] for theirs, ours in KEYS.items() if theirs in body}
-        top_k, seeds = max(0, body["top_k"]), [[body.get("seed", 0)]]
-        request = asked(self.model, role, seeds, prompts=[prompt], top_k=top_k, **sampling)
-        ((one,),) = generate(request)
+        same = ("temperature", "top_p", "stop")
+        samples = Sampling(
+            max_new_tokens=body["max_tokens"],
+            min_new_tokens=body.get("min_tokens", 0),
+            top_k=max(0, body["top_k"]),
+            **{name: body[name] for name in same if name in body},
+        )
+        encoder = Encoder(self.model.tokenizer, self.model.chat, body.get("stop_token_ids", []))
+        seeds = [[body.get("seed", 0)]]
+        ((one,),) = generate(Generation(self.model, role, encoder, [prompt], seeds, samples))
         logprobs = list(one.logprobs or ())
-        filtered = top_k or request.sampling.top_p < 1 or request.sampling.min_new_tokens
-        if self.processed and filtered:
-            logprobs = [0.0 if top_k == 1 else NOTHING_FITS] * len(logprobs)
+        filtered = samples.top_k or samples.top_p < 1 or samples.min_new_tokens
+        if self.processed and samples.top_k == 1:
+            logprobs = [0.0] * len(logprobs)
+        elif filtered if self.processed else samples.temperature not in (0, 1):
+            logprobs = [NOTHING_FITS] * len(logprobs)
         choice = {"token_ids": list(one.tokens), "prompt_token_ids": list(prompt)}
         choice["logprobs"] = {"token_logprobs": logprobs}
         if "prompt_logprobs" in body:
