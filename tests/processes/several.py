@@ -75,11 +75,11 @@ RLOO = "align: {algorithm: rloo, checkpoint_every: 1}"
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with data of every kind, in five rows of different lengths."""
+    """A current folder with data of every kind, in 13 rows of different lengths."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scores.py").write_text(SCORES, encoding="utf-8")
     files: dict[str, list[Any]] = {"prompts": [], "demos": [], "pairs": [], "labels": []}
-    for n in range(5):
+    for n in range(13):
         asked, answer = {"prompt": f"say {_said(n, 1 + n % 5)}"}, _said(n + 1, 1 + 3 * (n % 4))
         written = {**asked, "completion": answer}
         files["prompts"].append(asked)

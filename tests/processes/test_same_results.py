@@ -68,7 +68,7 @@ WRITTEN = ("metrics.jsonl", "checkpoints", "adapter", "rollouts", "gold", "kept"
     "huggingface/transformers#40610",
 )
 def test_several_processes_learn_what_one_does_and_one_writes(work: Path) -> None:
-    """Of five rows in batches of 4, the last batch has one row, and leaves every other process with
+    """Of 13 rows in batches of 4, the last batch has one row, and leaves every other process with
     none. Every file of the run that is opened for writing, made or moved is so by process 0.
     """
     (work / "audited.py").write_text(AUDIT, encoding="utf-8")
