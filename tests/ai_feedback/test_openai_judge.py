@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from alignkit import Group, RunFailed
@@ -228,18 +229,19 @@ def test_a_key_that_the_server_echoes_gets_into_no_file_and_no_message(
     assert SECRET not in "".join(walk(caught.value))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"api_key_env": SECRET},
-        {"base_url": f"https://user:{SECRET}@host/v1"},
-        {"base_url": f"https://host/v1?key={SECRET}"},
-        {"base_url": f"ftp://{SECRET}"},
-        {"concurrency": 0},
-        {"timeout_seconds": SECRET},
-    ],
-    ids=str,
+DANGEROUS = yaml.safe_load(
+    """
+- {api_key_env: SECRET}
+- {base_url: "https://user:SECRET@host/v1"}
+- {base_url: "https://host/v1?key=SECRET"}
+- {base_url: "ftp://SECRET"}
+- {concurrency: 0}
+- {timeout_seconds: SECRET}
+""".replace("SECRET", SECRET)
 )
+
+
+@pytest.mark.parametrize("options", DANGEROUS, ids=str)
 def test_dangerous_options_are_refused_without_repeating_them(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         OpenAIJudge.Options(server={"base_url": "http://localhost/v1", "model": "m"} | options)

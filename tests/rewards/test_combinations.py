@@ -168,11 +168,9 @@ def test_gdpo_leaves_out_scores_that_do_not_apply() -> None:
     groups = [group([1] * 3, "0"), group([1] * 2, "1")]
     found = combined(thing, groups, a=[1, NAN, 2, NAN, NAN], b=[4, 9, 3.5, NAN, 1])
     assert found.raw.tolist() == numbers([5, 9, 5.5, NAN, 1])
-    a, b = np.array([1.0, 2.0]), np.array([4.0, 9.0, 3.5])
-    (a1, a2), within = ((x - x.mean()) / (x.std(ddof=1) + 1e-4) for x in (a, b))
-    total = np.array([*(within + np.array([a1, 0, a2])), 0.0])
-    wanted = (total - total.mean()) / np.sqrt(total.var(ddof=1) + 1e-8)
-    assert found.reward.tolist() == numbers([*wanted[:3], NAN, wanted[3]])
+    # In numpy: (x - mean) / (std + 1e-4) of each part in its group, then of the sum in the batch
+    wanted = [-1.2496686751810469, 1.198198214584099, 0.05147046059694765, NAN, 0.0]
+    assert found.reward.tolist() == numbers(wanted)
 
 
 STOPPER = """
