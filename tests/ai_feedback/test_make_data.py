@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from alignkit import Group, Response, RunFailed
 from alignkit.data.group import read_groups
 from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
-from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
     Questions,
     items_of,
@@ -161,6 +160,8 @@ No              | No, she didn't. | same
 1,000           | 1               | other
 Ann did not die | Ann did die     | other
 Paris           | not Paris       | other
+Ann Lee         | Lee Ann         | other
+Sally Ann Bob   | It is Sally Ann | other
 """
 
 
@@ -168,11 +169,6 @@ Paris           | not Paris       | other
 def test_whether_a_second_answer_is_the_same(answer: str, second: str, which: str) -> None:
     wanted = {"same": "", "other": "the second answer differs"}[which]
     assert why_another(answer, Written(second)) == wanted
-
-
-def test_agreement_is_the_share_of_words_in_the_same_order() -> None:
-    assert agreement("Paris", "It is Paris.") == 1 and agreement("?", "a") == 0
-    assert agreement("12 May", "13 May") == 0.5
 
 
 def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:

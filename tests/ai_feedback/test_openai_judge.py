@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
+from alignkit.reward import no_progress
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
 from tests.ai_feedback.judge_server import (
@@ -61,10 +62,9 @@ def server() -> Iterator[Server]:
 def judge(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
 
-    def build(progress: Any = None, **options: Any) -> OpenAIJudge:
+    def build(progress: Any = no_progress, **options: Any) -> OpenAIJudge:
         made = OpenAIJudge(options_of(server.url, **{"api_key_env": "JUDGE_KEY"} | options))
-        around = context(tmp_path)
-        made.prepare(dataclasses.replace(around, progress=progress) if progress else around)
+        made.prepare(context(tmp_path, progress=progress))
         return made
 
     return build
