@@ -241,7 +241,7 @@ DANGEROUS = yaml.safe_load(
 )
 
 
-@pytest.mark.parametrize("options", DANGEROUS, ids=str)
+@pytest.mark.parametrize("options", DANGEROUS)
 def test_dangerous_options_are_refused_without_repeating_them(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         OpenAIJudge.Options(server={"base_url": "http://localhost/v1", "model": "m"} | options)

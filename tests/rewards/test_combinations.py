@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from alignkit import CombinedReward, DataError, Group, Response, RewardCombination, shapes
+from alignkit import functional as F
 from alignkit.errors import PluginError
 from alignkit.plugins import load_plugins, plugins
 from alignkit_plugins.rewards.combinations import EqualLength, WeightedSum
@@ -130,6 +131,7 @@ def test_unit_variance_makes_two_rewards_count_alike() -> None:
         found = corrected(groups, (factor * scores).tolist(), unit_variance=True)
         assert found == pytest.approx(scores / pooled)
     assert corrected([group([5, 5])], [0.25, 0.25], unit_variance=True) == [0.25, 0.25]
+    assert float(F.std_within_groups(torch.tensor([1.0, 2.0]), torch.arange(2))) == 0.0
 
 
 # Those of the package of rare combinations
