@@ -133,7 +133,7 @@ def test_an_error_that_ends_the_run_quotes_the_server(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["accepts, then stalls", "503", "429, Retry-After in seconds"])
+@pytest.mark.parametrize("fault", ["accepts, then stalls", "429, Retry-After in seconds"])
 def test_sigterm_ends_a_run_that_waits_for_a_server(
     fault: str, server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
