@@ -113,7 +113,7 @@ def numbered(values: Any, name: str = "") -> dict[str, float]:
 def test_common_prompts_are_compared_with_themselves() -> None:
     rng = np.random.default_rng(0)
     difficulty, noise = rng.normal(0, 10, 20), rng.normal(0, 0.1, 20)
-    found = change(numbered(difficulty), numbered(difficulty + 1 + noise))
+    found = change(numbered(difficulty) | {"x": 99.0}, numbered(difficulty + 1 + noise))
     assert found is not None and found.prompts == 20
     mean = float(1 + noise.mean())
     low, high = stats.t.interval(0.95, 19, loc=mean, scale=stats.sem(noise))
