@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import typer
+import yaml
 
 import alignkit.cli
 import alignkit.commands
@@ -28,97 +29,60 @@ CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
-# What the house may hold: tokens of statements (see `tokens_of`), names and slots of the recipe
-# schema, commands and flags of the command line, and bytes of the files that are no Python. A
-# number is a step's budget, never today's size.
-BUDGETS = {
-    "plugins": 176_000,  # with what the kernel loads by name
-    "alignkit and plugins": 300_000,
-    "all Python but tests": 385_000,
-    "tests": 570_000,
-    "schema names": 340,
-    "schema slots": 850,
-    "other files, bytes": 150_000,
-    "commands": 20,
-    "flags": 60,
-}
-
-# From the bottom to the top; a module may import from its own layer and from lower ones. What lies
-# directly in alignkit/ is the contract, unless it is named here.
-LAYERS = [
-    {"errors", "io", "seeds"},
-    {"contract", "data", "functional"},
-    {"recipe", "evaluation"},
-    {"kernels", "tokens"},
-    {"models"},
-    {"training"},
-    {"runs"},
-    {"commands"},
-    {"cli", "notebook", "testing", "__main__"},
-]
-# Internal, see CONTRACT_ONLY
-ROOMS = {"io", "kernels", "models", "recipe", "runs", "tokens", "training"}
-USES_EVALUATION = {"evaluation", "training", "runs"}  # of the kernel, for held-out examples
-# Kernels know processors, and nothing of alignkit but these.
-BELOW_KERNELS = {"errors", "functional", "io", "kernels"}
-# The folders of plugins/alignkit_plugins: each imports from itself and from those before it.
-NEEDS = (
-    *(
-        "formats",
-        "rewards",
-        "algorithms",
-        "environments",
-        "models",
-        "gpu",
-        "processes",
-        "monitors",
-        "trl",
-    ),
-    *(
-        "compare",
-        "ai_feedback",
-        "vllm",
-        "people",
-        "policies",
-        "evaluate",
-        "report",
-        "data",
-        "recipes",
-        "authors",
-    ),
-)
-# Those that import nothing of the kernel but what a stranger's package may rely on.
-CONTRACT_ONLY = {"algorithms", "formats", "monitors", "rewards", "vllm"}
-
-# Words of first-party plugins that mean something else in the core: module -> words, with the
-# reason.
-OTHER_MEANINGS = {
-    "alignkit.settings": {"sft"},  # an objective of `mix`
-    "alignkit.training.sampler": {"sft"},  # the same
-    "alignkit.environment": {"refusal"},  # a tool's
-    "alignkit.models.checked_model": {"refusal"},  # of a model that cannot be loaded
-}
-COMMON_WORDS = {
-    "rating",
-    "rubric",
-    "panel",
-    *("dialogues", "evaluate", "feedback", "groups", "length", "lm", "messages", "normalized"),
-    *("classifier", "format", "http", "language", "regex", "repetition", "weighted"),
-    *("clean", "environment", "people", "preference", "python", "sample"),
-    *("drop", "questions", "template"),
-    *(
-        "clip",
-        "min",
-        "product",
-        "rankings",
-        "rest",
-        "revise",
-        "reward_model",
-        "text",
-        "weighted_sum",
-        "when",
-    ),
-}
+# budgets: what the house may hold: tokens of statements (see `tokens_of`), names and slots of the
+# recipe schema, commands and flags of the command line, and bytes of the files that are no Python.
+# A number is a step's budget, never today's size. "plugins" includes what the kernel loads by name.
+#
+# layers: from the bottom to the top; a module may import from its own layer and from lower ones.
+# What lies directly in alignkit/ is the contract, unless it is named there.
+#
+# needs: the folders of plugins/alignkit_plugins: each imports from itself and from those before it.
+# contract_only: those that import nothing of the kernel but what a stranger's package may rely on,
+# and so nothing of the internal rooms.
+#
+# other_meanings: words of first-party plugins that mean something else in a module of the core: an
+# objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
+HOUSE = yaml.safe_load("""
+budgets:
+  plugins: 176_000
+  alignkit and plugins: 300_000
+  all Python but tests: 385_000
+  tests: 570_000
+  schema names: 340
+  schema slots: 850
+  other files, bytes: 150_000
+  commands: 20
+  flags: 60
+layers:
+- [errors, io, seeds]
+- [contract, data, functional]
+- [recipe, evaluation]
+- [kernels, tokens]
+- [models]
+- [training]
+- [runs]
+- [commands]
+- [cli, notebook, testing, __main__]
+rooms: [io, kernels, models, recipe, runs, tokens, training]
+uses_evaluation: [evaluation, training, runs]
+below_kernels: [errors, functional, io, kernels]
+needs: [
+  formats, rewards, algorithms, environments, models, gpu, processes, monitors, trl, compare,
+  ai_feedback, vllm, people, policies, evaluate, report, data, recipes, authors]
+contract_only: [algorithms, formats, monitors, rewards, vllm]
+other_meanings:
+  alignkit.settings: [sft]
+  alignkit.training.sampler: [sft]
+  alignkit.environment: [refusal]
+  alignkit.models.checked_model: [refusal]
+common_words: [
+  rating, rubric, panel, dialogues, evaluate, feedback, groups, length, lm, messages, normalized,
+  classifier, format, http, language, regex, repetition, weighted, clean, environment, people,
+  preference, python, sample, drop, questions, template, clip, min, product, rankings, rest, revise,
+  reward_model, text, weighted_sum, when]
+other_files: [.js, .css, .html, .jinja, .j2, .yaml, .yml, .json, .sql, .txt, .svg]
+""")
+LAYERS, NEEDS, BUDGETS = HOUSE["layers"], HOUSE["needs"], HOUSE["budgets"]
 
 
 class Import(NamedTuple):
@@ -197,12 +161,12 @@ def imports_go_down() -> Iterator[str]:
                 yield f"{named(path)}:{item.line}: the kernel imports {item.module}, a plugin"
             elif item.room and (layer(item.room) or 0) > own:
                 yield f"{named(path)}:{item.line}: imports {item.module}, which is above it"
-            if item.room == "evaluation" and name.split(".")[1] not in USES_EVALUATION:
+            if item.room == "evaluation" and name.split(".")[1] not in HOUSE["uses_evaluation"]:
                 yield (
                     f"{named(path)}:{item.line}: {item.module} is a library that the kernel does "
                     "not need"
                 )
-            if name.startswith("alignkit.kernels") and item.room not in BELOW_KERNELS:
+            if name.startswith("alignkit.kernels") and item.room not in HOUSE["below_kernels"]:
                 yield f"{named(path)}:{item.line}: kernels do not know {item.module}"
 
 
@@ -240,7 +204,11 @@ def needs_import_from_those_before() -> Iterator[str]:
             continue
         before = NEEDS[: NEEDS.index(own) + 1] if own else ()
         for item in imports(path):
-            if item.package == "alignkit" and item.room in ROOMS and own in CONTRACT_ONLY:
+            if (
+                item.package == "alignkit"
+                and item.room in HOUSE["rooms"]
+                and own in HOUSE["contract_only"]
+            ):
                 yield f"{named(path)}:{item.line}: {item.module} is internal"
             elif (
                 item.package == "alignkit_plugins"
@@ -263,7 +231,7 @@ def first_party_names() -> set[str]:
         for item in registry.registrations(kind)
         if item.distribution == "alignkit"
     ]
-    return {item.name for item in own} - COMMON_WORDS
+    return {item.name for item in own} - {*HOUSE["common_words"]}
 
 
 def words_of(path: Path) -> Iterator[str]:
@@ -283,7 +251,7 @@ def the_kernel_names_no_plugin() -> Iterator[str]:
     for name, path in KERNEL.items():
         if name.startswith("alignkit.functional"):
             continue
-        for word in plugins & set(words_of(path)) - OTHER_MEANINGS.get(name, set()):
+        for word in plugins & set(words_of(path)) - {*HOUSE["other_meanings"].get(name, ())}:
             yield f"{named(path)}: names the plugin {word!r}"
 
 
@@ -297,19 +265,6 @@ SKIPPED = {
     tokenize.INDENT,
     tokenize.DEDENT,
     tokenize.ENDMARKER,
-}
-OTHER_FILES = {
-    ".js",
-    ".css",
-    ".html",
-    ".jinja",
-    ".j2",
-    ".yaml",
-    ".yml",
-    ".json",
-    ".sql",
-    ".txt",
-    ".svg",
 }
 
 
@@ -378,7 +333,7 @@ def sizes() -> dict[str, int]:
         path
         for name in ("alignkit", "plugins")
         for path in (ROOT / name).rglob("*")
-        if path.suffix in OTHER_FILES
+        if path.suffix in HOUSE["other_files"]
     ]
     names, slots = schema_size()
     commands, flags = command_line()
@@ -403,27 +358,26 @@ def the_house_does_not_grow() -> Iterator[str]:
 
 # Language
 
-IDIOMS = {
-    r"\b(?:is|are|was|were|be) told\b": "is reported, is printed",
-    r"\b(?:afresh|anew)\b": "again, from scratch",
-    r"\bfor ever\b": "forever, always",
-    r"\bbears? on\b": "applies to",
-    r"\bbeside\b": "next to, in addition to, compared with",
-    r"\bof like (?:length|size)\b": "of similar length",
-    r"\btaken off\b": "subtracted, removed",
-    r"\bas (?:it|they) stands?\b": "unchanged",
-    r"\bso (?:many|much)\b(?! (?:that|as))": "this many, up to N",
-    r"\bmend(?:s|ed|ing)?\b": "fix",
-    r"\b(?:goes|go|went|gone) on\b": "continue",
-    r"\b(?:this|that|it|them|these|policy|data|stage|plugin|words?|code) alone\b": "only",
-    r"\bof (?:its|their) own accord\b": "automatically",
-}
-BRITISH = {
-    r"\b\w*(?:normal|optim|initial|quant|summar|recogn|penal|random|general)is(?:e[ds]?|ing|ation|er)\b": "-ize",
-    r"\b\w*(?:behaviour|colour|favour|honour|neighbour)\w*\b": "-or",
-    r"\b(?:artefacts?|centre[ds]?|centring|grey|learnt|licences?|misspelt|spelt|whilst)\b": "American spelling",
-    r"\b(?:cancel|label|model|signal|travel)l(?:ed|ing)\b": "one l",
-}
+# What is not written, and what is written instead
+IDIOMS = r"""
+(?:is|are|was|were|be) told => is reported, is printed
+(?:afresh|anew) => again, from scratch
+for ever => forever, always
+bears? on => applies to
+beside => next to, in addition to, compared with
+of like (?:length|size) => of similar length
+taken off => subtracted, removed
+as (?:it|they) stands? => unchanged
+so (?:many|much)\b(?! (?:that|as)) => this many, up to N
+mend(?:s|ed|ing)? => fix
+(?:goes|go|went|gone) on => continue
+(?:this|that|it|them|these|policy|data|stage|plugin|words?|code) alone => only
+of (?:its|their) own accord => automatically
+\w*(?:normal|optim|initial|quant|summar|recogn|penal|random|general)is(?:e[ds]?|ing|ation|er) => -ize
+\w*(?:behaviour|colour|favour|honour|neighbour)\w* => -or
+(?:artefacts?|centre[ds]?|centring|grey|learnt|licences?|misspelt|spelt|whilst) => American spelling
+(?:cancel|label|model|signal|travel)l(?:ed|ing) => one l
+"""
 # Quotations and foreign names: (file, text).
 SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
 CLOCKS = re.compile(r"timeout=[0-9]|seconds: float = [0-9]|monotonic\(\) - \w+ <")
@@ -438,10 +392,11 @@ def no_test_depends_on_how_busy_the_machine_is() -> Iterator[str]:
 
 
 def language() -> Iterator[str]:
+    rules = [line.split(" => ") for line in IDIOMS.strip().splitlines()]
     for path in (*CODE, *PAGES):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            for pattern, better in {**IDIOMS, **BRITISH}.items():
-                for match in re.finditer(pattern, line, re.IGNORECASE):
+            for pattern, better in rules:
+                for match in re.finditer(rf"\b{pattern}\b", line, re.IGNORECASE):
                     if (named(path), match[0]) not in SPELLED_SO:
                         yield f"{named(path)}:{number}: {match[0]!r}: write {better}"
 

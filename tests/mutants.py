@@ -30,106 +30,71 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import yaml
 from planted import GROUP, PLANTED
 
 ROOT = Path(__file__).resolve().parent.parent
 FUNCTIONAL = "alignkit/functional"  # a package
 MINUTES = 10  # longer than the tests of any algorithm take: a mutant may hang
 
-# Test files by name, wherever they are under tests/, the fast ones first. Tests of known optima
-# take minutes; every mutant must die without them.
-GOLDEN = ("test_golden.py", "test_functional.py")
+# Tests of an algorithm, of another plugin, or of a core module that every algorithm depends on: `x`
+# is the file test_x.py, wherever it is under tests/, the fast ones first. Tests of known optima take
+# minutes; every mutant must die without them.
 TESTS = {
-    "sft": [*GOLDEN, "test_sft.py", "test_testing.py"],
-    "reward_model": [
-        *GOLDEN,
-        "test_reward_model.py",
-        "test_reward_scores.py",
-        "test_options.py",
-        "test_testing.py",
-    ],
-    "ppo": [
-        *GOLDEN,
-        "test_online.py",
-        "test_importance.py",
-        "test_options.py",
-        "test_testing.py",
-    ],
-    "rejection_sampling": [*GOLDEN, "test_online.py", "test_options.py"],
-    "dpo": [*GOLDEN, "test_preferences.py", "test_online.py", "test_options.py"],
-    **{
-        name: [*GOLDEN, "test_preferences.py", "test_options.py"]
-        for name in ("reference_free", "kto", "hir")
-    },
-    "grpo": [
-        *GOLDEN,
-        "test_online.py",
-        "test_grpo_variants.py",
-        "test_importance.py",
-        "test_options.py",
-    ],
-    "distillation": [*GOLDEN, "test_distillation.py", "test_options.py"],
-    "llama2": [*GOLDEN, "test_llama2.py"],
-    "combinations": [*GOLDEN, "test_combinations.py"],
-    # Plugins that are no algorithms.
-    **{name: [f"test_{name}.py"] for name in ("sample", "calculator")},
-    "filters": ["test_filters.py"],
-    "basic": [
-        "test_rewards.py",
-        "test_text_rewards.py",
-        "test_calculator.py",
-        "test_episodes.py",
-    ],
-    "trackers": ["test_tracking.py"],
-    # Core modules that every algorithm depends on.
-    "encoding": ["test_encoding.py", "test_testing.py"],
-    "training/rewards": [
-        "test_scoring.py",
-        "test_rewards.py",
-        "test_llama2.py",
-        "test_ppo_checklist.py",
-    ],
-    "learner": [
-        "test_train.py",
-        "test_learner_steps.py",
-        "test_testing.py",
-        "test_ppo_checklist.py",
-    ],
-    "generate": ["test_sampling.py", "test_sampled_as_generate.py", "test_ppo_checklist.py"],
-    "next_token": ["test_next_token.py"],
-    "attention": ["test_tiled_attention.py", "test_attention.py"],
-    "tiled_attention": ["test_tiled_attention.py", "test_attention.py"],
-    "lora": ["test_lora.py", "test_sampling_weights.py"],
-    "lm_head": ["test_lm_head.py", "test_golden.py"],
-    "matmul": ["test_matmul.py", "test_sampling_weights.py"],
-}
+    name: [f"test_{word}.py" for word in words.split()]
+    for name, words in yaml.safe_load("""
+sft: golden functional sft testing
+reward_model: golden functional reward_model reward_scores options testing
+ppo: golden functional online importance options testing
+rejection_sampling: golden functional online options
+dpo: golden functional preferences online options
+reference_free: golden functional preferences options
+kto: golden functional preferences options
+hir: golden functional preferences options
+grpo: golden functional online grpo_variants importance options
+distillation: golden functional distillation options
+llama2: golden functional llama2
+combinations: golden functional combinations
 
-SWAPS = {
-    "per_token": "per_response",
-    "per_response": "per_token",
-    "per_pair": "per_group",
-    "mean_tokens": "sum_tokens",
-    "sum_tokens": "mean_tokens",
-    "masked_mean": "masked_sum",
+sample: sample
+calculator: calculator
+filters: filters
+basic: rewards text_rewards calculator episodes
+trackers: tracking
+
+encoding: encoding testing
+training/rewards: scoring rewards llama2 ppo_checklist
+learner: train learner_steps testing ppo_checklist
+generate: sampling sampled_as_generate ppo_checklist
+next_token: next_token
+attention: tiled_attention attention
+tiled_attention: tiled_attention attention
+lora: lora sampling_weights
+lm_head: lm_head golden
+matmul: matmul sampling_weights
+""").items()
 }
-WITH_DIMENSION = {
-    *(
-        "all",
-        "amax",
-        "any",
-        "argmax",
-        "cumsum",
-        "flip",
-        "gather",
-        "log_softmax",
-        "logsumexp",
-        "max",
-        "mean",
-        "min",
-    ),
-    *("scatter", "softmax", "squeeze", "sum", "unsqueeze"),
-}
+GOLDEN = ["test_golden.py", "test_functional.py"]
+
+SWAPS = yaml.safe_load("""
+per_token: per_response
+per_response: per_token
+per_pair: per_group
+mean_tokens: sum_tokens
+sum_tokens: mean_tokens
+masked_mean: masked_sum
+minimum: maximum
+maximum: minimum
+better: worse
+worse: better
+""")
+SIDES = ("better", "worse")
+WITH_DIMENSION = yaml.safe_load("""
+[all, amax, any, argmax, cumsum, flip, gather, log_softmax, logsumexp, max, mean, min, scatter,
+softmax, squeeze, sum, unsqueeze]
+""")
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 COMPARISONS = {ast.Gt: ast.Lt, ast.GtE: ast.Lt, ast.Lt: ast.Gt, ast.LtE: ast.Gt, ast.Eq: ast.NotEq}
 
@@ -155,46 +120,41 @@ class Mutant:
 # --- making mutants
 
 
+def changed(node: Any, **fields: Any) -> Any:
+    """A copy of a node with other fields."""
+    other = copy.copy(node)
+    for name, value in fields.items():
+        setattr(other, name, value)
+    return other
+
+
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """Possible replacements of a node, each with its description."""
+    replacements: list[ast.AST] = []
     if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
-        other = copy.deepcopy(node)
-        other.op = OPERATORS[type(node.op)]()
-        yield f"{ast.unparse(node)} -> {ast.unparse(other)}", other
-        yield f"{ast.unparse(node)} -> {ast.unparse(node.left)}", node.left
+        replacements = [changed(node, op=OPERATORS[type(node.op)]()), node.left]
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert):
-        yield f"{ast.unparse(node)} -> {ast.unparse(node.operand)}", node.operand
+        replacements = [node.operand]
     elif isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISONS:
-        reverse = copy.deepcopy(node)
-        reverse.ops = [COMPARISONS[type(node.ops[0])]()]
-        yield f"{ast.unparse(node)} -> {ast.unparse(reverse)}", reverse
+        replacements = [changed(node, ops=[COMPARISONS[type(node.ops[0])]()])]
+    elif isinstance(node, ast.Attribute) and node.attr in SIDES:
+        replacements = [changed(node, attr=SWAPS[node.attr])]
     elif isinstance(node, ast.Call):
         yield from _calls(node)
-    elif isinstance(node, ast.Attribute) and node.attr in ("better", "worse"):
-        side = copy.deepcopy(node)
-        side.attr = "worse" if node.attr == "better" else "better"
-        yield f"{ast.unparse(node)} -> {ast.unparse(side)}", side
+    for new in replacements:
+        yield f"{ast.unparse(node)} -> {ast.unparse(new)}", new
 
 
 def _calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
-    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-    if name in SWAPS:
-        other = copy.deepcopy(node)
-        if isinstance(other.func, ast.Attribute):
-            other.func.attr = SWAPS[name]
-        elif isinstance(other.func, ast.Name):
-            other.func.id = SWAPS[name]
-        yield f"{name} -> {SWAPS[name]}", other
-    if name in ("minimum", "maximum"):
-        other = copy.deepcopy(node)
-        assert isinstance(other.func, ast.Attribute)
-        other.func.attr = "maximum" if name == "minimum" else "minimum"
-        yield f"{name} -> {other.func.attr}", other
+    field = "attr" if isinstance(node.func, ast.Attribute) else "id"
+    name = getattr(node.func, field, "")
+    if name in SWAPS and name not in SIDES:
+        swapped = changed(node.func, **{field: SWAPS[name]})
+        yield f"{name} -> {SWAPS[name]}", changed(node, func=swapped)
     for index, keyword in enumerate(node.keywords):
         if keyword.arg == "mask":
-            other = copy.deepcopy(node)
-            del other.keywords[index]
-            yield f"{ast.unparse(node)} without its mask", other
+            rest = node.keywords[:index] + node.keywords[index + 1 :]
+            yield f"{ast.unparse(node)} without its mask", changed(node, keywords=rest)
     if name == "zero_masked":
         yield f"{ast.unparse(node)} -> {ast.unparse(node.args[0])}", node.args[0]
     if name == "detach" and isinstance(node.func, ast.Attribute):

@@ -33,48 +33,49 @@ OURS = [
     and command.page != NOTES
     and "migrate" not in command.words[1:2]
 ]
-# Commands that no test can run, or whose recipe is not here; they are still parsed.
-EXCEPTIONS = {
-    (
-        "alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: "
-        "my-org/prompts, split: test}' --reward length"
-    ): "my-org is not on the hub",
-    "alignkit chat runs/quickstart/align": "waits for a person",
-    "alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful": (
-        "waits for a person"
-    ),
-    "alignkit chat runs/quickstart/align --page --collect chats.feedback": "waits for a person",
-    "alignkit serve runs/quickstart/base runs/quickstart/align": "ends when it is stopped",
-}
-# Plugins of commands that a reader enters after `pip install`.
-INSTALLED = {
-    "alignkit run quickstart stages.align.algorithm=reinforce": EXAMPLES
-    / "alignkit-reinforce/alignkit_reinforce.py"
-}
-QUICK = {
-    "model.base": "tiny",
-    "model.dtype": "float32",
-    "stages.sft.max_steps": 2,
-    "stages.helpful.max_steps": 2,
-    "stages.safety.max_steps": 2,
-    "stages.align.iterations": 2,
-    "stages.align.prompts_per_iteration": 4,
-    "stages.align.rollout.max_new_tokens": 8,
-    "stages.report.limit": 410,  # the first prompt of a kind is the 406th
-    "stages.report.sampling.max_new_tokens": 8,
-}
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "demos.jsonl": [{"prompt": "Is it?", "completion": "Yes."}],
-    "pairs.jsonl": [{"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}],
-    "graded.jsonl": [
-        {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?", "margin": "significantly"}
-    ],
-    "safety.jsonl": [{"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}],
-    "rankings.jsonl": [{"prompt": "Is it?", "responses": ["Yes.", "Why?"], "ranks": [1, 2]}],
-    "scored.jsonl": [{"prompt": "Is it?", "completion": "Yes.", "score": 1}],
-    "prompts.jsonl": [{"prompt": "What is 1 + 2?", "answer": 3}],
-    "heldout.jsonl": [{"prompt": f"What is {n} + 2?", "answer": n + 2} for n in range(4)],
-}
+# Commands that no test can run, as my-org is not on the hub, and others wait for a person; they are
+# still parsed.
+EXCEPTIONS = """
+alignkit evaluate my-org/my-model runs/quickstart/align --prompts '{hub: my-org/prompts, split: test}' --reward length
+alignkit chat runs/quickstart/align
+alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful
+alignkit chat runs/quickstart/align --page --collect chats.feedback
+alignkit serve runs/quickstart/base runs/quickstart/align
+""".strip().splitlines()
+# A command that a reader enters after `pip install`, and its plugin.
+INSTALLED = "alignkit run quickstart stages.align.algorithm=reinforce"
+REINFORCE = EXAMPLES / "alignkit-reinforce" / "alignkit_reinforce.py"
+# The first prompt of a kind is the 406th.
+QUICK = """
+model.base=tiny
+model.dtype=float32
+stages.sft.max_steps=2
+stages.helpful.max_steps=2
+stages.safety.max_steps=2
+stages.align.iterations=2
+stages.align.prompts_per_iteration=4
+stages.align.rollout.max_new_tokens=8
+stages.report.limit=410
+stages.report.sampling.max_new_tokens=8
+"""
+# What the pages call by these names
+FILES = r"""
+demos.jsonl {"prompt": "Is it?", "completion": "Yes."}
+pairs.jsonl {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}
+graded.jsonl {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?", "margin": "significantly"}
+safety.jsonl {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}
+rankings.jsonl {"prompt": "Is it?", "responses": ["Yes.", "Why?"], "ranks": [1, 2]}
+scored.jsonl {"prompt": "Is it?", "completion": "Yes.", "score": 1}
+prompts.jsonl {"prompt": "What is 1 + 2?", "answer": 3}
+heldout.jsonl {"prompt": "What is 0 + 2?", "answer": 2}
+heldout.jsonl {"prompt": "What is 1 + 2?", "answer": 3}
+heldout.jsonl {"prompt": "What is 2 + 2?", "answer": 4}
+heldout.jsonl {"prompt": "What is 3 + 2?", "answer": 5}
+votes.csv annotator1,annotator2,annotator3
+votes.csv 1,1,2
+votes.csv 2,2,2
+votes.csv 1,2,1
+"""
 
 
 def label(command: Command) -> str:
@@ -100,24 +101,16 @@ def context_of(app: Any, words: tuple[str, ...]) -> Any:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages call recipe.yaml, demos.jsonl, my_dpo.py, and so on."""
     folder = tmp_path_factory.mktemp("files")
-    for name, rows in ROWS.items():
-        (folder / name).write_text(
-            "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
-        )
+    for line in FILES.strip().splitlines():
+        name, _, row = line.partition(" ")
+        with (folder / name).open("a", encoding="utf-8") as file:
+            file.write(f"{row}\n")
     mix = {"data": str(folder / "demos.jsonl"), "objective": "sft", "weight": 0.1}
     stages = {"align": {"mix": mix}, "report": {"baseline": None}}
-    (folder / "recipe.yaml").write_text(
-        json.dumps({"extends": "quickstart", "stages": stages}), encoding="utf-8"
-    )
+    (folder / "recipe.yaml").write_text(json.dumps({"extends": "quickstart", "stages": stages}))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    plugin = next(
-        code
-        for code in re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
-        if "@hookimpl" in code
-    )
-    (folder / "my_dpo.py").write_text(plugin, encoding="utf-8")
-    votes = "annotator1,annotator2,annotator3\n1,1,2\n2,2,2\n1,2,1\n"
-    (folder / "votes.csv").write_text(votes, encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", readme, re.M | re.S)
+    (folder / "my_dpo.py").write_text(next(code for code in blocks if "@hookimpl" in code))
     for name in ("labels", "ann", "bob"):
         item = pair(f"{name} asks", license="CC0-1.0")
         with opened(folder, item, name=f"{name}.feedback") as store:
@@ -127,7 +120,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_exception_is_a_command() -> None:
-    assert EXCEPTIONS.keys() | INSTALLED.keys() <= {command.text for command in COMMANDS}
+    assert {*EXCEPTIONS, INSTALLED} <= {command.text for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", OURS, ids=label)
@@ -173,11 +166,9 @@ def test_recipes_of_commands_are_valid(
         words[0] = str(ROOT / words[0])
     for option in {"--out", "--processes", "--only", "--until"} & set(words):
         del words[words.index(option) : words.index(option) + 2]
-    plugins = (
-        [INSTALLED[command.text]]
-        if command.text in INSTALLED
-        else sorted(Path().glob("alignkit_*.py"))
-    )
+    plugins = sorted(Path().glob("alignkit_*.py"))
+    if command.text == INSTALLED:
+        plugins = [REINFORCE]
     if "--plugin" not in words:
         words += [word for plugin in plugins for word in ("--plugin", str(plugin))]
     if Path("alignkit_verifiers.py").exists() and importlib.util.find_spec("verifiers") is None:
@@ -187,26 +178,19 @@ def test_recipes_of_commands_are_valid(
     assert code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=label)
-def test_make_has_the_target(command: Command) -> None:
-    targets = re.findall(
-        r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert command.words[1] in targets
-
-
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "pip"], ids=label)
-def test_pip_finds_what_is_named(command: Command) -> None:
-    folder = own_folder(command) or ROOT
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-        "optional-dependencies"
-    ]
-    for word in command.words[2:]:
-        name, _, extra = word.rstrip("]").partition("[")
-        if extra:
-            assert name in (".", "alignkit") and set(extra.split(",")) <= extras.keys()
-        elif (name.startswith(".") and len(name) > 1) or name.endswith(".txt"):
-            assert (folder / name).exists()
+def test_make_has_the_targets_and_pip_finds_what_is_named() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for command in COMMANDS:
+        if command.words[0] == "make":
+            assert re.search(rf"^{command.words[1]}:", makefile, re.MULTILINE), label(command)
+        for word in command.words[2:] if command.words[0] == "pip" else ():
+            name, _, extra = word.rstrip("]").partition("[")
+            if extra:
+                assert name in (".", "alignkit")
+                assert {*extra.split(",")} <= project["optional-dependencies"].keys()
+            elif (name.startswith(".") and len(name) > 1) or name.endswith(".txt"):
+                assert ((own_folder(command) or ROOT) / name).exists(), label(command)
 
 
 # What is run: a page's commands in order, in a folder with finished runs.
@@ -219,7 +203,7 @@ def runs_here(command: Command) -> bool:
     if (
         command.words[0] != "alignkit"
         or command.is_pattern
-        or command.text in {*EXCEPTIONS, *INSTALLED}
+        or command.text in {*EXCEPTIONS, INSTALLED}
     ):
         return False
     if own_folder(command) or command.page.suffix == ".yaml" or command.page.name == "commands.md":
@@ -240,12 +224,9 @@ def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(
         shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True)
     )
-    small = [f"{key}={value}" for key, value in QUICK.items()]
     for name, more in (("quickstart", []), ("seed1", ["seed=1"])):
-        assert (
-            cli.main(["run", "quickstart", *small, *more, "--out", str(folder / "runs" / name)])
-            == 0
-        )
+        out = str(folder / "runs" / name)
+        assert cli.main(["run", "quickstart", *QUICK.split(), *more, "--out", out]) == 0
     return folder
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
-import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -21,26 +18,6 @@ def test_a_missing_module_is_named_with_who_needs_it() -> None:
         RunFailed, match=r"needs the package no_such\nhelp: .* install 'alignkit\[serve\]'"
     ):
         extras.check_extra("alignkit serve", "serve", "json", "no_such")
-
-
-@pytest.mark.slow
-def test_pip_adds_an_extra_to_what_is_installed() -> None:
-    """Without an index, because alignkit itself is in none."""
-    words = shlex.split(extras.install_command("serve"))[-1:]
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--no-index",
-        "--disable-pip-version-check",
-        *words,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (
-        done.returncode == 0 and "Requirement already satisfied: alignkit[serve]" in done.stdout
-    ), done.stderr
 
 
 def test_every_extra_that_is_named_exists() -> None:

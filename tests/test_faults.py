@@ -1,100 +1,139 @@
-"""Crashes, signals, flipped bits, hostile recipes, rows, models and templates: nothing is lost or silently wrong.
+"""Crashes, signals, flipped bits, hostile recipes, rows, models and templates: nothing is lost or
+silently wrong.
 
-A few cheap cases of each kind run with all tests, every 20th with `make slow`, and all with `make faults`.
+A few cheap cases of each kind run with all tests, every 20th with `make slow`, and all with `make
+faults`.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from alignkit.io import atomic
 from alignkit.io.atomic import replace_folder, write_text
-from tests.faults import crashes, flips, models, runs, signals, texts
-from tests.faults.case import HELD, HUNG, UNTIDY, Case, TooLong, command
+from alignkit_plugins.models.templates import CHATML
+from tests.faults.case import command, results, write_world
+from tests.faults.damages import damages
+from tests.faults.disk import Disk, restore, synced
+from tests.killed import forked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY = int(os.environ.get("FAULTS_EVERY", "20"))
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A whole run, and what it is for."""
-
-    recipe: Path
-    folder: Path
-    results: dict[str, str]
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("faults")
-    recipe = runs.write(folder)
-    said = command(["run", str(recipe), "--out", str(folder / "run")])
-    assert said.code == 0, said.text
-    return Finished(recipe, folder / "run", runs.results(folder / "run"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    (folder / "template.jinja").write_text(CHATML)
+    return folder
 
 
-FAMILIES: dict[str, Callable[[Finished, Path], list[Case]]] = {
-    "flip": lambda whole, scratch: flips.cases(whole.recipe, whole.results, whole.folder),
-    "recipe": lambda whole, scratch: texts.recipes(whole.recipe),
-    "row": lambda whole, scratch: texts.rows(whole.recipe),
-    "model": lambda whole, scratch: models.folders(whole.recipe, whole.folder / "sft" / "adapter"),
-    "template": lambda whole, scratch: models.templates(whole.recipe),
-    "crash": lambda whole, scratch: crashes.cases(whole.recipe, whole.results, scratch),
-    "signal": lambda whole, scratch: signals.cases(whole.recipe, whole.results, scratch),
+RUN = ("run", "recipe.yaml", "--out", "run")
+# The files of a kind, the command that meets their damages, and how many cases all tests have.
+KINDS: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "recipe": ("recipe.yaml", ("check", "recipe.yaml"), 8),
+    "row": ("row?.jsonl", ("check", "rows.yaml"), 4),
+    "model": ("model/*", ("run", "model.yaml", "--out", "out"), 2),
+    "adapter": ("adapter/*", ("run", "adapter.yaml", "--out", "out"), 2),
+    "template": ("template.jinja", ("run", "template.yaml", "--out", "out"), 3),
+    "run": ("run/**/*", RUN, 3),
 }
-FEW = {"flip": 3, "recipe": 12, "row": 12, "model": 3, "template": 3}  # cases with all tests
 
 
-def assert_held(cases: Sequence[Case], folder: Path) -> None:
-    bad = []
-    for number, case in enumerate(cases):
-        (place := folder / str(number)).mkdir()
-        try:
-            outcome, text = case.run(place)
-        except TooLong:
-            outcome, text = HUNG, ""
-        if outcome not in (HELD, UNTIDY):
-            bad.append(f"{outcome}: {case.name}\n{text[-1500:]}")
-    assert not bad, "\n\n".join(bad[:5])
-
-
-@pytest.mark.parametrize("family", FEW)
-def test_a_few_faults_of_a_kind_hold(family: str, finished: Finished, tmp_path: Path) -> None:
-    cases = FAMILIES[family](finished, tmp_path)
-    assert_held(cases[:: len(cases) // FEW[family]], tmp_path)
+@pytest.mark.parametrize("often", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_file_is_refused_in_words_or_does_no_harm(
+    kind: str, often: bool, world: Path, tmp_path: Path
+) -> None:
+    pattern, words, few = KINDS[kind]
+    files = [file for file in sorted(world.glob(pattern)) if file.is_file() and file.suffix]
+    cases = [(file, *case) for file in files for case in damages(file.name, file.read_bytes())]
+    whole = results(world / "run")
+    for number, (file, what, content) in enumerate(cases[:: len(cases) // few if often else EVERY]):
+        folder = shutil.copytree(world, tmp_path / str(number), symlinks=True)
+        damaged = folder / file.relative_to(world)
+        damaged.unlink()
+        if content is not None:
+            damaged.write_bytes(content)
+        if kind == "run":  # the last stage has to be done again, so that all results are needed
+            shutil.rmtree((folder / "run" / "report").resolve(), ignore_errors=True)
+        code, said = command(folder, *words)
+        if kind == "run" and code:
+            code, said = command(folder, *words)
+            assert code == 0, f"{file}, {what}: lost\n{said}"
+        assert kind != "run" or results(folder / "run") == whole, f"{file}, {what}: silently wrong"
+        shutil.rmtree(folder)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_faults_of_a_kind_hold(family: str, finished: Finished, tmp_path: Path) -> None:
-    (tmp_path / "cases").mkdir()
-    assert_held(FAMILIES[family](finished, tmp_path)[::EVERY], tmp_path / "cases")
+def test_a_run_whose_power_fails_continues(world: Path, tmp_path: Path) -> None:
+    """What a finished stage has is not done again."""
+    disk, whole = Disk(tmp_path / "run"), results(world / "run")
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run"))
+    with disk.watching():
+        command(tmp_path, *RUN)
+    for tree in disk.points[::EVERY]:
+        shutil.rmtree(tmp_path / "run")
+        restore(tree, tmp_path / "run")
+        code, said = command(tmp_path, *RUN)
+        assert code == 0 and results(tmp_path / "run") == whole, said
+        for name, content in tree.items():
+            if isinstance(content, bytes) and b'"complete": true' in content:
+                assert f"{Path(name).parts[-2].partition('-')[0]}: unchanged, reused" in said
 
 
-def replaced(root: Path) -> crashes.Disk:
-    disk = crashes.Disk(root)
-    disk.root.mkdir()
+SIGNALS = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT", "SIGKILL")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_anywhere_stops_a_run_which_continues_to_the_same_bytes(
+    world: Path, tmp_path: Path, name: str
+) -> None:
+    """Anywhere: after a call that makes something durable."""
+    number, whole = signal.Signals[name], results(world / "run")
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True, symlinks=True)
+    for place in itertools.count(1, EVERY):
+        shutil.rmtree(tmp_path / "run")
+        calls = itertools.count(1)
+
+        def stop(handle: int, place: int = place, calls: itertools.count[int] = calls) -> None:
+            if next(calls) == place:
+                os.kill(os.getpid(), number)
+
+        with synced(stop):
+            code = forked("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+        if code == 0:  # it was at its end
+            break
+        assert code in (75, 130, -number)
+        code, said = command(tmp_path, *RUN)
+        assert code == 0 and results(tmp_path / "run") == whole, said
+
+
+def replaced(root: Path) -> Disk:
+    disk = Disk(root)
     with disk.watching():
         for text in ("old", "new"):
-            with replace_folder(disk.root / "target") as folder:
+            with replace_folder(root / "target") as folder:
                 (folder / "file").write_text(text, encoding="utf-8")
-            write_text(disk.root / "done", text)
+            write_text(root / "done", text)
     return disk
 
 
 def test_a_replaced_folder_is_whole_after_every_crash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trees = [tree for tree, _ in replaced(tmp_path / "root").points]
+    trees = replaced(tmp_path / "root").points
     assert [tree["target/file"] for tree in trees if tree.get("done")][-1] == b"new"
     for tree in trees:
         assert not tree.get("done") or tree["target/file"] in (b"old", b"new")
     # Where folders are not synced, the model of the disk notices it.
     monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
-    assert not any("target/file" in tree for tree, _ in replaced(tmp_path / "other").points)
+    assert not any("target/file" in tree for tree in replaced(tmp_path / "other").points)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,12 @@ from typing import Any
 import pytest
 
 import alignkit
+from tests.rows import Said, write_recipe
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "demos.jsonl").write_text(
-        '{"prompt": "is it?", "completion": "yes"}\n', encoding="utf-8"
-    )
-    sft = {"algorithm": "sft", "data": "demos.jsonl", "epochs": 3}
-    file = tmp_path / "r.json"
-    file.write_text(
-        json.dumps({"model": {"base": "tiny"}, "stages": {"sft": sft}}), encoding="utf-8"
-    )
-    return file
+def recipe(tmp_path: Path) -> Path:
+    return write_recipe(tmp_path, "sft: {algorithm: sft, data: demos.jsonl, epochs: 3}")
 
 
 def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) -> None:
@@ -42,10 +33,7 @@ def test_a_run_in_a_thread_returns_what_it_made(recipe: Path, tmp_path: Path) ->
 
 
 def test_a_notebook_can_catch_what_a_run_prints(
-    recipe: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     class ZMQInteractiveShell:
         """What rich takes for Jupyter, where it shows lines as pages and prints nothing."""
@@ -53,8 +41,8 @@ def test_a_notebook_can_catch_what_a_run_prints(
     monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as Jupyter does, which cannot move its cursor
     alignkit.run(recipe, out=tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "sft: stage 1 of 1, sft" in said.splitlines() and "\x1b" not in said
+    printed = said()
+    assert "sft: stage 1 of 1, sft" in printed.splitlines() and "\x1b" not in printed
 
 
 def test_mistakes_are_errors_of_alignkit(recipe: Path, tmp_path: Path) -> None:

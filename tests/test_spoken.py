@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Group, Response
 from alignkit_plugins.environments.calculator import Calculator
@@ -13,58 +14,53 @@ from alignkit_plugins.formats.spoken import all_turns, answer_of, last_turn
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.refusal import Refusal
 from alignkit_plugins.rewards.text import ExactMatch
+from tests.rows import assistant, user
 
-CALL = {"role": "assistant", "content": None, "tool_calls": []}
+# Turns, all that the assistant says in them, and what it says last: nothing is said in a call.
+TALKS = yaml.safe_load("""
+- [[], "", ""]
+- [[{role: user, content: Hi}], "", ""]
+- - - {role: assistant, content: Rome.}
+    - {role: user, content: "Really?"}
+    - {role: assistant, content: Paris.}
+    - {role: user, content: "Really?"}
+  - "Rome.\\n\\nParis."
+  - Paris.
+- - - {role: assistant, content: Let me look.}
+    - {role: assistant, content: null, tool_calls: []}
+  - Let me look.
+  - ""
+- - - {role: assistant, content: null, tool_calls: []}
+    - {role: tool, content: 18 degrees}
+    - {role: assistant, content: It is 18 degrees.}
+  - It is 18 degrees.
+  - It is 18 degrees.
+""")
 
 
-def turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-def test_a_text_is_all_that_is_said() -> None:
+@pytest.mark.parametrize(("turns", "all_of_it", "last"), TALKS)
+def test_only_what_the_assistant_says_is_said(turns: list[Any], all_of_it: str, last: str) -> None:
+    talk = Response(messages=tuple(turns))
+    assert (all_turns(talk), last_turn(talk)) == (all_of_it, last)
     assert all_turns(Response("Paris")) == last_turn(Response("Paris")) == "Paris"
 
 
-def test_only_the_turns_of_the_assistant_are_said() -> None:
-    asks = turn("user", "Really?")
-    talk = Response(messages=(turn("assistant", "Rome."), asks, turn("assistant", "Paris."), asks))  # type: ignore[arg-type]
-    assert all_turns(talk) == "Rome.\n\nParis."
-    assert last_turn(talk) == "Paris."
-
-
-def test_nothing_is_said_in_a_call_or_by_others() -> None:
-    assert last_turn(Response(messages=(turn("assistant", "Let me look."), CALL))) == ""  # type: ignore[arg-type]
-    assert (
-        last_turn(Response(messages=(turn("user", "Hi"),)))
-        == all_turns(Response(messages=()))
-        == ""
-    )  # type: ignore[arg-type]
-
-
-def test_a_turn_that_only_calls_is_no_part_of_all_that_is_said() -> None:
-    talk = Response(
-        messages=(CALL, turn("tool", "18 degrees"), turn("assistant", "It is 18 degrees."))
-    )  # type: ignore[arg-type]
-    assert all_turns(talk) == "It is 18 degrees."
-
-
 # A text, and whether 5 is its answer. Thoughts may find the answer, and drop it again.
-ANSWERS = [
-    ("<think>Is it 4?</think>5", True),
-    ("<think>Is it 4?</think>\n\n5", True),
-    ("<think>It is 5.</think>I do not know.", False),
-    ("<think>It is 5. But", False),
-    ("<think>3 + 1 is 5", False),
-    ("5", True),
-    ("I think the answer is 5", True),
-]
-CALCULATED = "calculator"
+ANSWERS = yaml.safe_load(r"""
+"<think>Is it 4?</think>5": true
+"<think>Is it 4?</think>\n\n5": true
+"<think>It is 5.</think>I do not know.": false
+"<think>It is 5. But": false
+"<think>3 + 1 is 5": false
+"5": true
+I think the answer is 5: true
+""")
 REWARDS: dict[str, Any] = {
     "exact_match": (ExactMatch, {"within": True}),
     "extract": (ExactMatch, {"extract": r"\d"}),
     "math_verify": (MathVerify, {}),
     "honesty": (HonestyAccuracy, {"column": "answer", "match": "contains"}),
-    CALCULATED: (Calculator, {}),
+    "calculator": (Calculator, {}),
 }
 
 
@@ -75,20 +71,20 @@ REWARDS: dict[str, Any] = {
     "huggingface/trl#4563",
     "PrimeIntellect-ai/verifiers#213",
 )
-@pytest.mark.parametrize(("text", "right"), ANSWERS)
 @pytest.mark.parametrize("name", REWARDS)
-def test_what_is_only_thought_of_is_no_answer(name: str, text: str, right: bool) -> None:
+def test_what_is_only_thought_of_is_no_answer(name: str) -> None:
     if name == "math_verify":
         pytest.importorskip("math_verify")
     kind, options = REWARDS[name]
-    if name == CALCULATED:
-        episode = kind(kind.Options(**options))
-        episode.reset({"answer": "5"})
-        episode.turns = (turn("assistant", text),)
-        assert episode.get_reward() == right
-    else:
-        asked = Group((turn("user", "2 + 3"),), (Response(text),), meta={"answer": "5"})  # type: ignore[arg-type]
-        assert kind(kind.Options(**options)).score([asked]) == {"": [float(right)]}
+    judge = kind(kind.Options(**options))
+    for text, right in ANSWERS.items():
+        if name == "calculator":
+            judge.reset({"answer": "5"})
+            judge.turns = (assistant(text),)
+            assert judge.get_reward() == right, text
+        else:
+            asked = Group((user("2 + 3"),), (Response(text),), meta={"answer": "5"})
+            assert judge.score([asked]) == {"": [float(right)]}, text
 
 
 def test_a_refusal_that_is_only_thought_of_is_none() -> None:

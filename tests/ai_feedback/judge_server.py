@@ -68,9 +68,8 @@ class Server:
                 )
                 try:
                     self.send_response(reply.status)
-                    for name, value in reply.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(body)))
+                    for name, value in {"Content-Length": len(body), **reply.headers}.items():
+                        self.send_header(name, str(value))
                     self.end_headers()
                     self.wfile.write(body)
                 except OSError:

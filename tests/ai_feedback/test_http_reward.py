@@ -1,5 +1,5 @@
 """A reward from a service: its protocol, its scores in order, and replies that never become one. Services
-that fail are in tests/faults/servers.py.
+that fail are in tests/test_remote.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""The folder with data that several processes learn from."""
+"""The folder with data that several processes learn from, and servers like vLLM's."""
 
 from several import work
 
-__all__ = ["work"]
+from tests.processes.vllm_server import serve
+
+__all__ = ["serve", "work"]

@@ -8,37 +8,33 @@ and like it, this one ends the others as soon as one has failed.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from accelerate.state import AcceleratorState
 from torch.distributed import TCPStore
 
 from alignkit import cli
 
 SECONDS = 240.0  # longer than any test needs, even on a busy machine
-# From the first process that fails until the others get SIGTERM: a busy machine is late to let them
-# end
-GRACE = 1.0
-KILL = 10.0  # from the same moment until SIGKILL
+# From the first process that fails until the others get SIGTERM, and from there until SIGKILL: a
+# busy machine is late to let them end
+GRACE, KILL = 1.0, 10.0
 
 
-@dataclass
-class Ended:
+class Ended(NamedTuple):
     """How a process ended: its exit code, or the negative number of the signal that ended it, and
     what it printed.
     """
 
-    code: int
+    code: int | None
     out: str
     err: str
-    seconds: float  # after the first process ended
 
 
 # It also asks transformers to load weights in process 0 only: the others would have none.
@@ -50,73 +46,47 @@ SHARDED = {
 
 
 def together(
-    folder: Path,
-    arguments: Sequence[str | Path],
-    processes: int = 2,
-    variables: Sequence[Mapping[str, str]] = (),
-    folders: Sequence[Path] = (),
-    sharded: bool = False,
+    arguments: Sequence[str | Path], processes: int = 2, sharded: bool = False, **variables: str
 ) -> list[Ended]:
-    """Run `alignkit ARGUMENTS` in so many processes. variables, folders: environment and current
-    folder of each.
+    """Run `alignkit ARGUMENTS` in so many processes, which print to files of the current folder.
 
-    folder: for what they print. sharded: as accelerate's launcher asks for with --use_fsdp.
+    In arguments and variables, which are of the environment, {rank} is the number of the process.
+    sharded: as accelerate's launcher asks for with --use_fsdp.
     """
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pids: list[int] = []
+    team = []
     for rank in range(processes):
-        if (pid := os.fork()) == 0:
-            own = {**(SHARDED if sharded else {}), **(variables[rank] if variables else {})}
-            _work(folder, list(map(str, arguments)), rank, processes, server.port, own, folders)
-        pids.append(pid)
-    codes = _wait(pids)
-    ended = []
-    for rank, (code, seconds) in enumerate(codes):
-        out, err = (
-            (folder / f"{name}-{rank}").read_text(encoding="utf-8", errors="replace")
-            for name in ("out", "err")
-        )
-        ended.append(Ended(code, out, err, seconds))
-    return ended
-
-
-def _work(
-    folder: Path,
-    arguments: list[str],
-    rank: int,
-    processes: int,
-    port: int,
-    variables: Mapping[str, str],
-    folders: Sequence[Path],
-) -> None:
-    code = 99
-    try:
-        for number, name in ((1, "out"), (2, "err")):
-            file = os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(file, number)
-        sys.stdout, sys.stderr = (
-            open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-            for number in (1, 2)
-        )
-        # An earlier test may have made one process of it
-        AcceleratorState._reset_state(reset_partial_state=True)
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
+        environment = {
+            **(SHARDED if sharded else {}),
+            **dict.fromkeys(("RANK", "LOCAL_RANK"), "{rank}"),
+            **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes)),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_PORT": str(server.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             "TOKENIZERS_PARALLELISM": "false",
             **variables,
         }
-        torch.set_num_threads(1)
-        if folders:
-            os.chdir(folders[rank])
-        code = cli.main(arguments)
+        own = {name: text.replace("{rank}", str(rank)) for name, text in environment.items()}
+        words = [str(word).replace("{rank}", str(rank)) for word in arguments]
+        team.append(ForkProcess(target=_work, args=(words, str(rank), own)))
+        team[-1].start()
+    _wait(team)
+    return [
+        Ended(process.exitcode, *(Path(f"{name}-{rank}").read_text() for name in ("out", "err")))
+        for rank, process in enumerate(team)
+    ]
+
+
+def _work(words: list[str], rank: str, environment: dict[str, str]) -> None:
+    code = 99
+    try:
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        # An earlier test may have made one process of it
+        AcceleratorState._reset_state(reset_partial_state=True)
+        os.environ |= environment
+        code = cli.main(words)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -125,39 +95,27 @@ def _work(
         os._exit(code)
 
 
-def _wait(pids: Sequence[int]) -> list[tuple[int, float]]:
-    codes: dict[int, tuple[int, float]] = {}
-    began, first, sent = time.monotonic(), 0.0, 0
-    while len(codes) < len(pids):
+def _wait(team: Sequence[ForkProcess]) -> None:
+    """Until all have ended, or one has failed and the others have been ended."""
+    until = time.monotonic() + SECONDS
+    while any(process.is_alive() for process in team) and time.monotonic() < until:
+        if any(process.exitcode for process in team):
+            break
         time.sleep(0.02)
-        now = time.monotonic()
-        for pid in pids:
-            if pid in codes:
-                continue
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if not found:
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            codes[pid] = code, now - (first or now)
-            if code and not first:
-                first = now
-        left, since = [pid for pid in pids if pid not in codes], now - first if first else 0.0
-        if (since > KILL or now - began > SECONDS) and sent != signal.SIGKILL:
-            _signal(left, sent := signal.SIGKILL)
-        elif since > GRACE and not sent:
-            _signal(left, sent := signal.SIGTERM)
-    return [codes[pid] for pid in pids]
-
-
-def _signal(pids: Sequence[int], number: int) -> None:
-    for pid in pids:
-        os.kill(pid, number)
+    for process in team:
+        process.join(GRACE)
+    for process in team:
+        process.terminate()
+        process.join(KILL)
+        process.kill()
+        process.join()
 
 
 def run_together(
-    work: Path, recipe: Path, out: str, *overrides: str, processes: int = 2, sharded: bool = False
-) -> None:
-    """Run a recipe to its end; only process 0 speaks."""
-    ended = together(work, ["run", recipe, *overrides, "--out", out], processes, sharded=sharded)
+    recipe: Path, out: str, *words: str, processes: int = 2, sharded: bool = False
+) -> str:
+    """Run a recipe to its end; only process 0 speaks, and what it says is returned."""
+    ended = together(["run", recipe, *words, "--out", out], processes, sharded)
     assert [process.code for process in ended] == [0] * processes, ended
     assert all(process.out == process.err == "" for process in ended[1:]), "only process 0 speaks"
+    return ended[0].err

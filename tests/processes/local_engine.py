@@ -1,18 +1,22 @@
 """alignkit's own engine as an object with the interface of all engines, for another process or
-machine.
+machine; and engines as a stage asks them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.models.generate import Generation, generate
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoder
+from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit_plugins.processes.engine import StageEngine
 
 
 class LocalEngine(Engine):
@@ -50,3 +54,30 @@ class LocalEngine(Engine):
         request = Generation(self._model, role, self._encoder, ids, seeds, sampling)
         written = generate(request, done=self.context.progress)
         return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]
+
+
+def stage_engine(
+    folder: Path, cls: type[Engine], say: Callable[[str], None] = print, **options: Any
+) -> StageEngine:
+    """An engine of stage 's', with its files in a folder that it makes."""
+    name, made = cls.__name__.lower(), cls.Options(**options)
+    component = Component("engine", name, Registration(name, cls), made)
+    return StageEngine(component, folder / "engine", stage="s", seed=0, say=say)
+
+
+def asked(
+    model: SharedModel, role: str = BASE, seeds: Sequence[Sequence[int]] = ((1,),), **more: Any
+) -> Generation:
+    """Samples of a few tokens. more: prompts and other fields, and keys of the sampling."""
+    fields = {name: more.pop(name) for name in ("prompts", "labels", "rooms") if name in more}
+    fields = {"prompts": [(1, 30, 31)], **fields}
+    sampling = Sampling(**{"max_new_tokens": 3, **more})
+    return Generation(model, role, model.encoder(), streams=seeds, sampling=sampling, **fields)
+
+
+def measured(model: SharedModel, role: str, prompt: Any, response: Any) -> list[float]:
+    """The log-probabilities of a response as training computes them."""
+    row = Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))
+    (found,) = measure(model, role, [row])["logprobs"]
+    values: list[float] = found.tolist()
+    return values

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
-WORDS = (
-    "bread",
-    "milk",
-    "house",
-    "river",
-    "cloud",
-    "stone",
-    "green",
-    "table",
-    "people",
-    "friend",
-    "today",
-)
-SPEED = ("seconds", "tokens_per_second", "time")  # metrics that differ from run to run
+from alignkit import cli
+from alignkit.io.results import read_record
+from tests import rows
+
+SAID = "bread milk house river cloud stone green table people friend today"
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
 WEIGHTS = 1e-5  # absolute, of weights
-# Wrong sums of gradients show, and AdamW makes no whole step of a gradient that is all rounding.
-ADAMW = {"optimizer": {"adamw": {"eps": 1e-4}}}
 PADDING = 1.01  # what parts of weights are filled up by, whose rows cannot be shared out evenly
 SCORES = """
 import os, signal
@@ -37,17 +25,15 @@ from pathlib import Path
 CALLS = []
 
 def fault():
-    what = os.environ.get("FAULT")
+    what, _, rank = os.environ.get("FAULT", "").partition("-")
     CALLS.append(what)
-    if not what or len(CALLS) < 3 or Path("happened").exists():
+    if rank != os.environ.get("RANK") or len(CALLS) < 3 or Path("happened").exists():
         return
     if what == "raises":
         raise KeyError("no such word")
-    if what == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
     if what == "SIGTERM":
         Path("happened").touch()
-        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.Signals[what])
 
 def letters(completions):
     fault()
@@ -59,134 +45,94 @@ def safe(completions):
 def some(completions):
     return [None if sum(c.encode()) % 5 == 0 else len(c) % 7 / 7 for c in completions]
 """
-
-
-def said(number: int, count: int) -> str:
-    return " ".join(
-        WORDS[(number * 3 + place * (1 + number % 4)) % len(WORDS)] for place in range(count)
-    )
+# Wrong sums of gradients show, and AdamW makes no whole step of a gradient that is all rounding.
+STEPS = yaml.safe_load("{batch_size: 4, optimizer: {adamw: {eps: 1e-4}}}")
+OFFLINE = STEPS | {"epochs": 1}
+ONLINE = STEPS | yaml.safe_load("""
+prompts: prompts.jsonl
+reward: {python: {path: scores.py, function: letters}}
+rollout: {samples_per_prompt: 3, max_new_tokens: 6}
+iterations: 3
+prompts_per_iteration: 5
+""")
+# Where the policy is the reference, every margin is rounding, and the accuracy asks for its sign.
+STAGES = """
+sft: {algorithm: sft, data: demos.jsonl, epochs: 2, validation: demos.jsonl}
+rm: {algorithm: reward_model, data: pairs.jsonl, validation: pairs.jsonl}
+dpo: {algorithm: dpo, data: pairs.jsonl, from: sft, reference: base}
+kto: {algorithm: kto, data: labels.jsonl}
+ppo:
+  algorithm: {ppo: {kl_target: 0.01, kl_horizon: 100}}
+  reward: {llama2: {helpful: rm, safety: {python: {path: scores.py, function: safe}}}}
+grpo:
+  algorithm: {grpo: {dynamic_sampling: true}}
+  reward: {python: {path: scores.py, function: some}}
+best: {algorithm: {rejection_sampling: {replay_ratio: 1.0}}}
+"""
+SFT = "sft: {algorithm: sft, data: demos.jsonl}"
+RLOO = "align: {algorithm: rloo, checkpoint_every: 1}"
 
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with data of every kind, in rows of different lengths."""
+    """A current folder with data of every kind, in 13 rows of different lengths."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "scores.py").write_text(SCORES, encoding="utf-8")
-    prompts = [{"prompt": f"say {said(n, 1 + n % 5)}"} for n in range(13)]
-    answers = [said(n + 1, 1 + 3 * (n % 4)) for n in range(13)]
-    _write("prompts.jsonl", prompts)
-    _write("demos.jsonl", [{**p, "completion": a} for p, a in zip(prompts, answers, strict=True)])
-    pairs = [
-        {**p, "chosen": a, "rejected": said(n + 5, 2)}
-        for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    _write("pairs.jsonl", pairs)
-    labels = [
-        {**p, "completion": a, "label": n % 2 == 0}
-        for n, (p, a) in enumerate(zip(prompts, answers, strict=True))
-    ]
-    _write("labels.jsonl", labels)
+    files: dict[str, list[Any]] = {"prompts": [], "demos": [], "pairs": [], "labels": []}
+    for n in range(13):
+        asked, answer = {"prompt": f"say {_said(n, 1 + n % 5)}"}, _said(n + 1, 1 + 3 * (n % 4))
+        written = {**asked, "completion": answer}
+        files["prompts"].append(asked)
+        files["demos"].append(written)
+        files["pairs"].append({**asked, "chosen": answer, "rejected": _said(n + 5, 2)})
+        files["labels"].append({**written, "label": n % 2 == 0})
+    for name, found in files.items():
+        rows.write_rows(tmp_path / f"{name}.jsonl", found)
     return tmp_path
 
 
-def _write(name: str, rows: list[dict[str, Any]]) -> None:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+def _said(number: int, count: int) -> str:
+    places = (number * 3 + place * (1 + number % 4) for place in range(count))
+    words = SAID.split()
+    return " ".join(words[place % len(words)] for place in places)
 
 
-def reward(function: str) -> dict[str, Any]:
-    return {"python": {"path": "scores.py", "function": function}}
-
-
-def online(algorithm: Any, **keys: Any) -> dict[str, Any]:
-    return {
-        "algorithm": algorithm,
-        "prompts": {"path": "prompts.jsonl"},
-        "reward": reward("letters"),
-        "rollout": {"samples_per_prompt": 3, "max_new_tokens": 6},
-        "iterations": 3,
-        "prompts_per_iteration": 5,
-        "batch_size": 4,
-        **ADAMW,
-        **keys,
-    }
-
-
-def offline(algorithm: Any, data: str, **keys: Any) -> dict[str, Any]:
-    return {
-        "algorithm": algorithm,
-        "data": {"path": f"{data}.jsonl"},
-        "batch_size": 4,
-        "epochs": 1,
-        **ADAMW,
-        **keys,
-    }
-
-
-LLAMA2 = {"llama2": {"helpful": "rm", "safety": reward("safe")}}
-# Where the policy is the reference, every margin is rounding, and the accuracy asks for its sign.
-MOVED = {"from": "sft", "reference": "base"}
-STAGES = {
-    "sft": offline("sft", "demos", epochs=2, validation={"path": "demos.jsonl"}),
-    "rm": offline("reward_model", "pairs", validation={"path": "pairs.jsonl"}),
-    "dpo": offline("dpo", "pairs", **MOVED),
-    "kto": offline("kto", "labels"),
-    "ppo": online({"ppo": {"kl_target": 0.01, "kl_horizon": 100}}, reward=LLAMA2),
-    "grpo": online({"grpo": {"dynamic_sampling": True}}, reward=reward("some")),
-    "best": online({"rejection_sampling": {"replay_ratio": 1.0}}),
-}
-
-
-MIX = {"data": {"path": "demos.jsonl"}, "objective": "sft", "weight": 0.3, "batch_size": 3}
-
-
-def answers(policy: str) -> dict[str, Any]:
-    """A step that process 0 runs alone."""
-    prompts = {"path": "prompts.jsonl"}
-    return {
-        "step": "sample",
-        "policy": policy,
-        "prompts": prompts,
-        "samples_per_prompt": 1,
-        "sampling": {"max_new_tokens": 4},
-    }
-
-
-def write_recipe(stages: Mapping[str, Any], **keys: Any) -> Path:
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
-    path = Path("recipe.yaml")
-    content = json.loads(json.dumps({"model": model, **keys, "stages": stages}))
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    return path
-
-
-def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("*/metrics.jsonl"))
-    lines = "".join(file.read_text(encoding="utf-8") for file in files).splitlines()
-    return [
-        {k: v for k, v in json.loads(line).items() if not k.startswith(SPEED)} for line in lines
-    ]
-
-
-def assert_alike(found: Path, expected: Path) -> None:
-    """The same metrics and the same weights in every stage, up to rounding errors, and the same
-    choices.
+def write_recipe(stages: str, model: str = "", **more: Any) -> Path:
+    """Write recipe.yaml. stages: as YAML, without what most of them have. model: more of its keys;
+    more: of every stage that learns.
     """
-    for row, other in zip(metrics_of(found), metrics_of(expected), strict=True):
-        assert row.keys() == other.keys()
-        for name, value in other.items():
-            near = value if isinstance(value, str) else pytest.approx(value, abs=LOSS, rel=LOSS)
-            assert row[name] == near, f"{row['stage']}, step {row.get('step')}: {name}"
-    adapters = sorted(expected.glob("*/adapter"))
-    assert adapters
-    for adapter in adapters:
-        stage = adapter.parent.name
-        ours = load_file(found / stage / "adapter" / "adapter_model.safetensors")
-        theirs = load_file(adapter / "adapter_model.safetensors")
-        assert ours.keys() == theirs.keys()
-        for name, weight in theirs.items():
-            assert (ours[name] - weight).abs().max() <= WEIGHTS, f"{stage}: {name}"
-        summary = [
-            json.loads((folder / stage / "stage.json").read_text())["summary"]
-            for folder in (found, expected)
-        ]
-        assert summary[0].get("best_epoch") == summary[1].get("best_epoch")
+    found = yaml.safe_load(stages)
+    for name, stage in found.items():
+        if "algorithm" in stage:
+            found[name] = (OFFLINE if "data" in stage else ONLINE) | stage | more
+    lora = {"lora": {"r": 4, "lora_alpha": 8}}
+    keys = rows.TINY | lora | yaml.safe_load(f"{{{model}}}")
+    return rows.write_recipe(Path(), found, keys)
+
+
+def assert_same_as_one(recipe: Path, out: str, *words: str) -> None:
+    """A run of several processes has left what one process does, up to rounding errors, and has
+    made the same choices: metrics, best epochs, and the weights of all results.
+    """
+    assert cli.main(["run", str(recipe), *words, "--out", "one"]) == 0
+    found, expected = Path(out), Path("one")
+    for stage in (file.parent.name for file in expected.glob("*/metrics.jsonl")):
+        ours, theirs = (rows.untimed(run / stage / "metrics.jsonl") for run in (found, expected))
+        for row, other in zip(ours, theirs, strict=True):
+            assert row.keys() == other.keys()
+            for name, value in other.items():
+                near = value if isinstance(value, str) else pytest.approx(value, abs=LOSS, rel=LOSS)
+                assert row[name] == near, f"{stage}: {name}"
+        first, second = (read_record(run / stage)["summary"] for run in (found, expected))
+        assert first.get("best_epoch") == second.get("best_epoch")
+    files, others = (
+        {file.relative_to(run) for file in run.glob("*/*/*.safetensors")}
+        for run in (expected, found)
+    )
+    assert files and files == others
+    for file in files:
+        ours, theirs = load_file(found / file), load_file(expected / file)
+        torch.testing.assert_close(ours, theirs, atol=WEIGHTS, rtol=0)
+        for config in (expected / file.parent).glob("*.json"):
+            same = found / file.parent / config.name
+            assert config.read_bytes() == same.read_bytes(), same

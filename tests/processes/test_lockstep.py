@@ -1,5 +1,5 @@
-"""Each process holds a part of the base model: the same results as those of one process, with less
-memory.
+"""Each process holds a part of the weights: less memory, and no process waits for one that has
+failed in the middle of a pass.
 """
 
 from __future__ import annotations
@@ -8,83 +8,22 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import Ended, run_together, together
-from several import (
-    MIX,
-    PADDING,
-    STAGES,
-    answers,
-    assert_alike,
-    offline,
-    online,
-    reward,
-    write_recipe,
-)
-from torch import nn
+from forked import run_together, together
+from several import PADDING, RLOO, SFT, assert_same_as_one, write_recipe
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from alignkit import cli
-from alignkit_plugins.processes.sharded_forward import LockstepPasses, ShardedNetwork
+from alignkit.training.learner import Learner
+from alignkit_plugins.processes.sharded_forward import LockstepPasses, ShardedNetwork, can_learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-# What the next test has no pass of; `make slow` has all stages.
-FEW = {name: STAGES[name] for name in ("sft", "dpo", "grpo")}
-
-
-@pytest.mark.parametrize(
-    ("processes", "stages"),
-    [
-        (2, FEW),
-        pytest.param(2, STAGES, marks=pytest.mark.slow),
-        pytest.param(3, STAGES, marks=pytest.mark.slow),
-    ],
-)
-def test_processes_with_a_part_each_learn_what_one_does(
-    work: Path, processes: int, stages: Mapping[str, Any]
-) -> None:
-    """Of 13 rows in batches of 4, the last batch has one row: the others join its pass without a
-    row of their own.
-    """
-    recipe = write_recipe(stages)
-    assert cli.main(["run", str(recipe), "--out", "one"]) == 0
-    run_together(work, recipe, "several", processes=processes, sharded=True)
-    assert_alike(Path("several"), Path("one"))
-
-
-def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
-    """Recomputed layers, two reward models, a second stream, gold scores, and a step that process 0
-    runs alone.
-    """
-    stages = {
-        "rm": offline("reward_model", "pairs"),
-        "safe": offline("reward_model", "pairs", epochs=2),
-        "ppo": online(
-            "ppo",
-            mix=MIX,
-            reward={"llama2": {"helpful": "rm", "safety": "safe"}},
-            monitors=[{"gold": {"reward": reward("safe")}}],
-            iterations=2,
-        ),
-        "answers": answers("ppo"),
-        "again": {**offline("sft", "demos"), "from": "ppo", "data": {"stage": "answers"}},
-    }
-    recipe = write_recipe(stages)
-    recipe.write_text(
-        recipe.read_text().replace(
-            "dtype: float32", "dtype: float32\n  activation_checkpointing: true"
-        )
-    )
-    run_together(work, recipe, "whole")
-    run_together(work, recipe, "parts", sharded=True)
-    assert_alike(Path("parts"), Path("whole"))
+learns = pytest.mark.skipif(not can_learn(), reason="this torch cannot cut weights that learn")
 
 
 def test_parts_of_a_batch_of_one_row(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,154 +35,153 @@ def test_parts_of_a_batch_of_one_row(work: Path, monkeypatch: pytest.MonkeyPatch
         init(self, *args)
 
     monkeypatch.setattr(ShardedNetwork, "__init__", noted)
-    recipe = write_recipe({"sft": offline("sft", "demos", batch_size=1)})
+    recipe = write_recipe(SFT, batch_size=1)
     some = "model.lora.target_modules=[q_proj]"  # the other layers are torch's own
-    run_together(work, recipe, "parts", some, sharded=True)
+    run_together(recipe, "parts", some, sharded=True)
     assert Path("cut-0").exists() and Path("cut-1").exists()
-    assert cli.main(["run", str(recipe), some, "--out", "one"]) == 0
-    assert_alike(Path("parts"), Path("one"))
+    assert_same_as_one(recipe, "parts", some)
 
 
-# Memory
-
-
-def held(network: nn.Module) -> tuple[int, int]:
-    """Bytes of the base's weights in this process, and of the whole base."""
-    weights = [p for name, p in network.named_parameters() if "lora_" not in name]
-    assert {p.dtype for p in weights} == {torch.float32}
-    local = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
-    whole = sum(p.numel() * p.element_size() for p in weights)
-    return sum(p.untyped_storage().nbytes() for p in local), whole
-
-
-def test_a_process_holds_its_part_between_passes_and_only_samples_with_the_whole(
-    work: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer_call, settle, gather = (
-        GradientCheckpointingLayer.__call__,
-        LockstepPasses.settle,
-        LockstepPasses.gather,
-    )
-    networks: list[nn.Module] = []
-
-    def note(what: str, network: nn.Module) -> None:
-        with Path(f"notes-{os.environ.get('RANK')}").open("a") as file:
-            file.write(json.dumps([what, *held(network)]) + "\n")
-
-    def settled(self: LockstepPasses) -> None:
-        settle(self)
-        networks[:] = [self.model.model] if self.spread else []
-        if networks:
-            note("between", networks[0])
-
-    def gathered(self: LockstepPasses, role: str) -> None:
-        gather(self, role)
-        note("sampling", self.model.model)
+def after(cls: type, name: str, monkeypatch: pytest.MonkeyPatch, then: Callable[..., Any]) -> None:
+    """Let a method call `then` with its result and its object."""
+    method = getattr(cls, name)
 
     def called(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = layer_call(self, *args, **kwargs)
-        if networks and sys._getframe(1).f_code.co_name != "generate":
-            note("layer", network := networks[0])
-            if result.requires_grad:
-                result.register_hook(lambda gradient: note("backward", network))
+        result = method(self, *args, **kwargs)
+        then(result, self)
         return result
 
-    monkeypatch.setattr(LockstepPasses, "settle", settled)
-    monkeypatch.setattr(LockstepPasses, "gather", gathered)
-    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", called)
-    recipe = write_recipe({"sft": offline("sft", "demos"), "align": online("grpo", iterations=1)})
-    run_together(work, recipe, "out", sharded=True)
+    monkeypatch.setattr(cls, name, called)
+
+
+def note(what: str, tensors: Iterable[torch.Tensor]) -> None:
+    """Write down which share of some tensors' bytes is in this process. Gradients of a layer share
+    their storage.
+    """
+    tensors = list(tensors)
+    parts = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    held = {part.untyped_storage().data_ptr(): part.untyped_storage().nbytes() for part in parts}
+    share = sum(held.values()) / max(1, sum(t.numel() * t.element_size() for t in tensors))
+    with Path(f"notes-{os.environ['RANK']}").open("a") as file:
+        file.write(json.dumps([what, share]) + "\n")
+
+
+MORE = {
+    "": "align: {algorithm: grpo, from: sft, iterations: 1}",
+    "lora: none": "dpo: {algorithm: dpo, from: sft, data: pairs.jsonl}",
+}
+# By what is noted: the least and the largest share. Embeddings are whole during a pass, layers are
+# not; backward, one layer is.
+HALF = (0.0, PADDING / 2)
+SHARES = {
+    "": {
+        "between": HALF,
+        "layer": (0.0, 0.75),
+        "backward": (0.0, 0.95),
+        "sampling": (1.0, PADDING),
+    },
+    "lora: none": {"between": HALF, "gradients": HALF, "moments": HALF},
+}
+
+
+@pytest.mark.parametrize("model", ["", pytest.param("lora: none", marks=learns)])
+def test_a_process_holds_its_part_and_only_samples_with_the_whole(
+    work: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    passes: list[LockstepPasses] = []
+
+    def weights(what: str, own: LockstepPasses) -> None:
+        for role in own.model.roles.values():
+            named = role.model.named_parameters()
+            note(what, (weight for name, weight in named if "lora_" not in name))
+
+    def settled(_: None, own: LockstepPasses) -> None:
+        passes[:] = [own] if own.spread else []
+        if passes:
+            weights("between", own)
+
+    def called(result: torch.Tensor, _: Any) -> None:
+        if passes and sys._getframe(2).f_code.co_name != "generate":
+            weights("layer", own := passes[0])
+            if result.requires_grad:
+                result.register_hook(lambda gradient: weights("backward", own))
+
+    def stepped(_: Any, learner: Learner) -> None:
+        learned = learner.parameters.values()
+        note("gradients", (p.grad for p in learned if p.grad is not None))
+        states = [value for state in learner.optimizer.state.values() for value in state.values()]
+        note("moments", filter(torch.Tensor.dim, states))
+
+    after(LockstepPasses, "settle", monkeypatch, settled)
+    after(LockstepPasses, "gather", monkeypatch, lambda _, own: weights("sampling", own))
+    after(GradientCheckpointingLayer, "__call__", monkeypatch, called)
+    after(Learner, "step", monkeypatch, stepped)
+    run_together(write_recipe(f"{SFT}\n{MORE[model]}", model), "out", sharded=True)
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"notes-{rank}").read_text().splitlines()]
-        shares = {
-            what: [mine / whole for w, mine, whole in notes if w == what]
-            for what in ("between", "layer", "backward", "sampling")
-        }
-        assert len(shares["between"]) > 20 and max(shares["between"]) <= PADDING / 2
-        assert shares["layer"] and max(shares["layer"]) < 0.75, (
-            "embeddings are whole during a pass, layers are not"
-        )
-        assert shares["backward"] and max(shares["backward"]) < 0.95, "one layer"
-        assert shares["sampling"] and min(shares["sampling"]) >= 1.0
-
-
-# Faults
-
-
-def is_cut(layer: nn.Module) -> bool:
-    return type(layer).__name__.startswith("FSDP")
-
-
-@pytest.fixture
-def fault(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Process 1 meets a fault in the middle of a pass: the others wait for its part of the next
-    layer.
-    """
-    layer_call, calls = GradientCheckpointingLayer.__call__, []
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (what := os.environ.get("FAULT")) and is_cut(self):
-            calls.append(what)
-            if len(calls) == 8:  # of two layers: the second one of the third pass behind the first
-                if what == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                raise MemoryError("900 GiB")
-        return layer_call(self, *args, **kwargs)
-
-    monkeypatch.setattr(GradientCheckpointingLayer, "__call__", call)
-    yield
-
-
-def faulty(work: Path, what: str, stage: Mapping[str, Any]) -> list[Ended]:
-    recipe = write_recipe({"align": stage})
-    ended = together(work, ["run", recipe, "--out", "out"], 2, [{}, {"FAULT": what}], sharded=True)
-    assert all(process.code and process.seconds < 60 for process in ended), ended
-    assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
-    return ended
+        for what, (least, most) in SHARES[model].items():
+            shares = [share for noted, share in notes if noted == what]
+            assert shares and least <= min(shares) and max(shares) <= most, what
 
 
 @pytest.mark.parametrize("what", ["kill", pytest.param("memory", marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("fault")
 def test_a_process_that_fails_in_the_middle_of_a_pass_ends_the_others(
-    work: Path, what: str
+    work: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    leader, other = faulty(work, what, offline("sft", "demos", epochs=3))
-    assert "error: another process of the run has ended" in leader.err
+    """They wait for its part of the next layer."""
+    layers: list[Any] = []
+
+    def fault(_: Any, layer: Any) -> None:
+        if os.environ["RANK"] == "1" and type(layer).__name__.startswith("FSDP"):
+            layers.append(layer)
+        if len(layers) == 8:  # of two layers: the second one of the third pass behind the first
+            if what == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError("900 GiB")
+
+    after(GradientCheckpointingLayer, "__call__", monkeypatch, fault)
+    arguments = ["run", write_recipe(SFT, epochs=3), "--out", "out"]
+    leader, other = together(arguments, sharded=True)
+    assert leader.code and "error: another process of the run has ended" in leader.err
     assert other.code == -9 if what == "kill" else "900 GiB" in other.err
-
-
-def test_any_number_of_processes_continues_with_or_without_parts(work: Path) -> None:
-    recipe = write_recipe({"align": online("rloo", checkpoint_every=1)})
-    ended = together(
-        work, ["run", recipe, "--out", "out"], 2, [{"FAULT": "SIGTERM"}, {}], sharded=True
-    )
-    assert ended[0].code == 75 and ended[1].code in (75, -15), ended
-    assert list(Path("out/align/checkpoints").iterdir())
-    assert cli.main(["run", str(recipe), "--out", "out"]) == 0
-    assert cli.main(["run", str(recipe), "--out", "whole"]) == 0
-    assert_alike(Path("out"), Path("whole"))
-
-
-# What is refused
+    assert not list(Path("out").rglob("*.tmp")), "nothing half-written"
 
 
 @pytest.mark.parametrize(
-    "override, said",
+    ("model", "before", "after"),
     [
-        ("stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that are cut"),
-        ("model.quantization=nf4", "a quantized base model cannot be cut into parts"),
+        ("", 2, 1),
+        *(
+            pytest.param("lora: none", before, after, marks=[pytest.mark.slow, learns])
+            for before, after in ((1, 2), (2, 1), (2, 3))
+        ),
+    ],
+)
+def test_any_number_of_processes_continues_with_or_without_parts(
+    work: Path, model: str, before: int, after: int
+) -> None:
+    arguments = ["run", write_recipe(RLOO, model), "--out", "out"]
+    leader, *others = together(arguments, before, before > 1, FAULT="SIGTERM-0")
+    assert leader.code == 75 and {other.code for other in others} <= {75, -15}
+    assert list(Path("out/align/checkpoints").iterdir())
+    ended = together(arguments, after, after > 1)
+    assert [process.code for process in ended] == [0] * after, ended
+    assert "continuing after" in Path("out/run.log").read_text()
+    assert_same_as_one(Path("recipe.yaml"), "out")
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "said"),
+    [
+        ("lora: none", "stages.sft.optimizer=adamw_8bit", "'adamw_8bit' cannot train weights that"),
+        ("", "model.quantization=nf4", "a quantized base model cannot be cut into parts"),
     ],
 )
 def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
-    work: Path, override: str, said: str
+    work: Path, model: str, override: str, said: str
 ) -> None:
-    recipe = write_recipe({"sft": offline("sft", "demos")})
-    if "optimizer" in override:
-        recipe.write_text(
-            recipe.read_text().replace("lora:\n    r: 4\n    lora_alpha: 8\n", "lora: none\n")
-        )
-    leader, other = together(work, ["run", recipe, override, "--out", "out"], sharded=True)
-    assert (
-        leader.code and other.code and said in leader.err and f"override '{override}'" in leader.err
-    )
+    recipe = write_recipe(SFT, model)
+    leader, other = together(["run", recipe, override, "--out", "out"], sharded=True)
+    assert leader.code and other.code
+    assert said in leader.err and f"override '{override}'" in leader.err
     assert not Path("out").exists()

@@ -1,42 +1,32 @@
-"""The engine of a stage through the command line: what it is asked, what it is blamed for, and what
-a hang costs.
-"""
+"""The engine of a stage: what it is asked, what it is blamed for, and what a hang costs."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
-import textwrap
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from patience import PATIENCE
 
 from alignkit import EngineContext, RecipeError
 from alignkit.cli import main
-from alignkit.data.group import Group
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
-from alignkit.models.generate import Continuation, Generation, generate
-from alignkit.models.models import LoadedBase
-from alignkit.models.packing import measure
+from alignkit.models.generate import generate
 from alignkit.models.shared_model import BASE
 from alignkit.recipe.load import load_recipe
-from alignkit.registry import Component, Registration
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit.sampling import Sampling
 from alignkit.testing.tiny import add_noise
-from alignkit.tokens.encoder import Encoded, ResponseTokens
-from alignkit_plugins.processes.engine import EngineThread, NoProgress, StageEngine, version_of
+from alignkit_plugins.processes.engine import EngineThread, NoProgress, version_of
 from tests.models.tiny import tiny_model
-from tests.processes.local_engine import LocalEngine
+from tests.processes.local_engine import LocalEngine, asked, measured, stage_engine
+from tests.rows import write_recipe
 
-HEADER = """
-import time
+BROKEN = """
+import os, time
 from dataclasses import replace
 from alignkit import *
 from tests.processes.local_engine import LocalEngine
@@ -44,119 +34,75 @@ from tests.processes.local_engine import LocalEngine
 class Broken(LocalEngine):
     calls = 0
 
-"""
-FOOTER = """
+    def sample(self, policy, prompts, *arguments):
+        how, found = os.environ.get("SABOTAGE"), super().sample(policy, prompts, *arguments)
+        Broken.calls += bool(prompts)  # not of the start
+        if Broken.calls and how == "hang":
+            time.sleep(10**6)
+        if Broken.calls == 2 and how == "version":
+            found[2][1] = replace(found[2][1], version=3)
+        return found
 
 @hookimpl
 def register(add):
     add("engine", "broken", Broken)
 """
-STAGE: dict[str, Any] = {
-    "algorithm": "rloo",
-    "prompts": "rows.jsonl",
-    "reward": {"length": {"unit": "characters"}},
-    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
-    "iterations": 2,
-    "prompts_per_iteration": 3,
-}
-EVALUATE = {
-    "step": "evaluate",
-    "policies": ["align"],
-    "prompts": "rows.jsonl",
-    "rewards": ["length"],
-}
-SECOND = """
-def sample(self, *arguments):
-    found = super().sample(*arguments)
-    Broken.calls += bool(arguments[1])  # not of the start
-    return self.second(found) if Broken.calls == 2 else found
+ALIGN = """
+align:
+  algorithm: rloo
+  prompts: prompts.jsonl
+  reward: {length: {unit: characters}}
+  rollout: {samples_per_prompt: 2, max_new_tokens: 5}
+  iterations: 2
+  prompts_per_iteration: 3
 """
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
-        yield
-
-
-def written(folder: Path, stages: dict[str, Any], **top: Any) -> Path:
-    rows = [{"prompt": f"is it {n}?", "completion": "yes"} for n in range(3)]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    path = folder / "recipe.yaml"
-    model = {"base": "tiny", "dtype": "float32", "lora": {"r": 2}}
-    path.write_text(yaml.safe_dump({"model": model, "stages": stages, **top}))
-    return path
-
-
-def run(folder: Path, methods: str, timeout: float = 900.0) -> int:
-    """Run an online stage with a broken engine from the command line; returns the exit code."""
-    (folder / "broken.py").write_text(
-        HEADER + textwrap.indent(textwrap.dedent(methods), "    ") + FOOTER
-    )
-    path = written(folder, {"align": STAGE}, engine={"broken": {"timeout": timeout}})
-    return main(
-        ["run", str(path), "--plugin", str(folder / "broken.py"), "--out", str(folder / "out")]
-    )
-
-
-@pytest.mark.parametrize(
-    ("second", "message"),
-    [
-        (
-            "return found[:-1]",
-            "in `Broken.sample`: return a list of 3, each a list of Completions, not ",
-        ),
-        ("raise KeyError('x')", r"in `Broken.sample`: KeyError: 'x' \(broken.py:\d+\)"),
-        (
-            "return [*found[:2], [found[2][0], replace(found[2][1], version=3)]]",
-            r"in `Broken.sample`: for prompt 2 \(\S*rows.jsonl:\d\), sample 1 it used version 3 of the weights",
-        ),
-        ("exit(0)", r"in `Broken.sample`: SystemExit: 0"),
-    ],
-)
-def test_a_mistake_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], second: str, message: str
-) -> None:
-    """In the second iteration."""
-    assert run(tmp_path, f"{SECOND}\ndef second(self, found): {second}") == 3
-    err = capsys.readouterr().err
-    assert re.search(rf"^error: plugin 'broken.py', stage 'align', {message}", err, re.M), err
-    assert "in iteration 2 of 2" in err and "Traceback" not in err
-
-
-def test_a_call_that_hangs_is_given_up_and_the_run_continues(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_mistake_is_named_a_call_that_hangs_is_given_up_and_the_run_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another timeout it is the same stage."""
-    methods = """
-    def prepare(self, context):
-        self.options.timeout < 1 or super().prepare(context)
-    def publish(self, *arguments):
-        self.options.timeout < 1 or super().publish(*arguments)
-    def sample(self, *arguments):
-        time.sleep(10**6) if self.options.timeout < 1 else None
-        return super().sample(*arguments)
-    """
-    assert run(tmp_path, methods, 0.2) == 3
-    err = capsys.readouterr().err
-    assert "in `Broken.sample`: it made no progress for 0.2 seconds and was given up" in err
-    running = (
-        "warning: plugin 'broken.py', stage 'align', in `Broken.close`: a call is still running"
+    (tmp_path / "broken.py").write_text(BROKEN)
+    recipe = write_recipe(tmp_path, ALIGN)
+
+    def run(sabotage: str, timeout: float = PATIENCE) -> tuple[int, str]:
+        monkeypatch.setenv("SABOTAGE", sabotage)
+        words = [f"engine.broken.timeout={timeout:g}", "--plugin", str(tmp_path / "broken.py")]
+        code = main(["run", str(recipe), *words, "--out", str(tmp_path / "out")])
+        return code, capsys.readouterr().err
+
+    code, err = run("version")
+    version = (
+        r"in `Broken.sample`: for prompt 2 \(\S*prompts.jsonl:\d\), sample 1 it used version 3"
     )
-    assert err.count(running) == 1
-    assert "the same command continues the run" in err
-    assert run(tmp_path, methods) == 0
-    assert "starting over" not in capsys.readouterr().err
+    assert code == 3 and re.search(
+        f"^error: plugin 'broken.py', stage 'align', {version}", err, re.M
+    )
+    assert "in iteration 2 of 2" in err and "Traceback" not in err
+    code, err = run("hang", 2)
+    assert code == 3 and "it made no progress for 2 seconds and was given up" in err
+    running = "'align', in `Broken.close`: a call is still running"
+    assert err.count(running) == 1 and "the same command continues the run" in err
+    code, err = run("")
+    assert code == 0 and "starting over" not in err
 
 
-def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five parts take three times as long as the timeout, by a clock that only the call moves."""
-    clock, ended = [0.0], threading.Event()
-    monkeypatch.setattr("alignkit_plugins.processes.engine.now", lambda: clock[0])
-    thread = EngineThread(10.0, lambda: None)
+# Calls
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The engine's clock: it moves only when a test moves it."""
+    moved = [0.0]
+    monkeypatch.setattr("alignkit_plugins.processes.engine.now", lambda: moved[0])
+    return moved
+
+
+def test_progress_keeps_a_slow_call_alive(clock: list[float]) -> None:
+    """Five parts take three times as long as the timeout."""
+    ended, thread = threading.Event(), EngineThread(10.0, lambda: None)
 
     def slow(progress: bool) -> str:
         for part in range(1, 6):
@@ -174,57 +120,32 @@ def test_progress_keeps_a_slow_call_alive(monkeypatch: pytest.MonkeyPatch) -> No
     assert not thread.runs  # although its last call was given up
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The engine's clock: it moves only when a test moves it."""
-    moved = [0.0]
-    monkeypatch.setattr("alignkit_plugins.processes.engine.now", lambda: moved[0])
-    return moved
-
-
-def test_progress_does_not_delay_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of an engine that closes part by part."""
-    monkeypatch.setattr("alignkit_plugins.processes.engine.CLOSING", 0.2)
-    ended = threading.Event()
-    thread = EngineThread(1e6)
-
-    def close() -> None:
-        for part in range(1, 1000):
-            thread.progress(part)
-            if ended.wait(0.05):
-                return
-
-    thread.wait(thread.begin(lambda: None))
-    assert isinstance(thread.close(close), NoProgress) and thread.runs
-    ended.set()
-
-
-def asking(folder: Path, cls: type[LocalEngine], said: list[str]) -> StageEngine:
-    component = Component("engine", "e", Registration("e", cls), cls.Options())
-    return StageEngine(component, folder / "engine", stage="s", seed=0, say=said.append)
-
-
-def test_an_engine_that_does_not_close_is_reported(
+def test_an_engine_that_does_not_close_is_reported_and_what_was_dropped_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also if it closes part by part."""
     monkeypatch.setattr("alignkit_plugins.processes.engine.CLOSING", 0.2)
     ended = threading.Event()
 
     class Endless(LocalEngine):
+        def sample(self, *arguments: Any) -> Any:
+            raise ValueError("nobody hears this")
+
         def close(self) -> None:
-            ended.wait(PATIENCE)
+            for part in itertools.count(1):
+                self.context.progress(part)
+                if ended.wait(0.05):
+                    return
 
     said: list[str] = []
-    model, asked = tiny_model(tmp_path), asking(tmp_path, Endless, said)
-    asked.request(
-        Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
-    ).result()
-    asked.close()
+    engine = stage_engine(tmp_path, Endless, said.append)
+    engine.request(asked(tiny_model())).drop()
+    engine.close()
     ended.set()
-    assert "in `Endless.close`: NoProgress: not done after 0.2 seconds" in said[0]
-    assert (
-        "in `Endless.close`: a call is still running; its thread ends with this process" in said[1]
-    )
+    assert [line.partition("`: ")[2] for line in said] == [
+        "NoProgress: not done after 0.2 seconds",
+        "a call is still running; its thread ends with this process",
+    ]
 
 
 def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(
@@ -241,55 +162,18 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(
             self.released.set()
 
     said: list[str] = []
-    model, asked = tiny_model(tmp_path), asking(tmp_path, Held, said)
+    engine = stage_engine(tmp_path, Held, said.append)
     with pytest.raises(PluginError, match=r"[.]prepare`: it made no progress for 600 seconds"):
-        asked.request(
-            Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
-        ).result()
-    asked.close()
+        engine.request(asked(tiny_model()))
+    engine.close()
     assert said == []
 
 
-def engine(folder: Path, cls: type[LocalEngine] = LocalEngine, **options: Any) -> StageEngine:
-    component = Component("engine", "e", Registration("e", cls), cls.Options(**options))
-    return StageEngine(component, folder / "engine", stage="s", seed=0, say=lambda text: None)
+# What it is asked
 
 
-def test_policies_are_published_when_their_weights_change(tmp_path: Path) -> None:
-    published: list[tuple[str, bool, int]] = []
-
-    class Watched(LocalEngine):
-        def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-            published.append((policy, adapter is not None, version))
-            super().publish(policy, adapter, version)
-            assert adapter is None or (adapter / "adapter_model.safetensors").is_file()
-
-    model = tiny_model(tmp_path)
-    model.add_role("one")
-    asked, prompt = engine(tmp_path, Watched), ((1, 30, 31),)
-
-    def sample(role: str) -> None:
-        asked.request(
-            Generation(model, role, model.encoder(), prompt, [[1]], Sampling(max_new_tokens=3))
-        ).result()
-
-    for role in (BASE, "one", "one", BASE):
-        sample(role)
-    first = version_of(model, "one")
-    add_noise(model, "one", 0.1, 1)
-    sample("one")
-    second = version_of(model, "one")
-    assert (
-        published == [(BASE, False, 0), ("one", True, first), ("one", True, second)]
-        and first != second
-    )
-    assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
-    asked.close()
-    assert not (tmp_path / "engine").exists()
-
-
-def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
-    heard: list[str] = []
+def test_an_engine_idles_between_calls_and_gets_weights_that_have_changed(tmp_path: Path) -> None:
+    heard: list[Any] = []
 
     class Watched(LocalEngine):
         def idle(self) -> None:
@@ -299,255 +183,136 @@ def test_an_engine_idles_between_calls(tmp_path: Path) -> None:
             heard.append("wake")
 
         def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-            heard.append(f"publish {policy}")
+            assert adapter is None or (adapter / "adapter_model.safetensors").is_file()
+            heard.append(version)
             super().publish(policy, adapter, version)
 
         def sample(self, policy: str, *arguments: Any) -> Any:
-            heard.append(f"sample {policy}")
+            heard.append(policy)
             return super().sample(policy, *arguments)
 
-    model = tiny_model(tmp_path)
+    model = tiny_model()
     model.add_role("one")
-    model.engine = asked = engine(tmp_path, Watched)
-
-    def sample(role: str) -> list[list[Continuation]]:
-        request = Generation(
-            model, role, model.encoder(), [(1, 30, 31)], [[1]], Sampling(max_new_tokens=3)
-        )
-        return generate(request)
-
-    first = sample("one")
-    assert heard == ["publish one", "sample one", "idle"]
-    sample(BASE)
-    assert heard[3:] == ["wake", f"publish {BASE}", f"sample {BASE}", "idle"]
+    model.engine = engine = stage_engine(tmp_path, Watched)
+    first = generate(asked(model, "one"))
+    generate(asked(model))
+    before = version_of(model, "one")
     model.drop_role("one")
     model.add_role("one")
-    assert sample("one") == first and heard[7:] == ["wake", "sample one", "idle"], (
-        "with the same weights"
-    )
-    asked.request(
-        Generation(model, BASE, model.encoder(), [(1, 30)], [[1]], Sampling(max_new_tokens=3))
-    ).drop()
-    assert heard[10:] == ["wake", f"sample {BASE}", "idle"], "also after samples that nobody wants"
-    asked.close()
+    assert generate(asked(model, "one")) == first, "the same weights"
+    add_noise(model, "one", 0.1, 1)
+    generate(asked(model, "one"))
+    after = version_of(model, "one")
+    engine.request(asked(model)).drop()
+    assert before != after and heard == [
+        *(before, "one", "idle"),
+        *("wake", 0, BASE, "idle"),
+        *("wake", "one", "idle"),
+        *("wake", after, "one", "idle"),
+        *("wake", BASE, "idle"),  # also after samples that nobody wants
+    ]
+    assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
+    engine.close()
+    assert not (tmp_path / "engine").exists()
 
 
-def test_steps_and_rewards_sample_with_the_engine(tmp_path: Path) -> None:
-    """The same answers as alignkit's own."""
-    model = tiny_model(tmp_path)
-    models = LoadedBase(model, artifact=Path)
-    prompts = [Group(({"role": "user", "content": text},)) for text in ("hello", "what is it?")]
-    options: dict[str, Any] = {"seed": 3, "samples_per_prompt": 2, "max_new_tokens": 6}
-    wanted = models[BASE].sample(prompts, **options)
-    model.engine = asked = engine(tmp_path)
-    found = models[BASE].sample(prompts, **options)
-    assert found == wanted and "files" in {path.name for path in (tmp_path / "engine").iterdir()}
-    asked.close()
+def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
+    """The engine is held until the weights have changed, and whoever asks next waits for it."""
+    released = threading.Event()
 
+    class Held(LocalEngine):
+        def sample(self, *arguments: Any) -> Any:
+            assert released.wait(PATIENCE)
+            return super().sample(*arguments)
 
-def test_which_stages_an_engine_samples_for(tmp_path: Path) -> None:
-    stages = {
-        "sft": {"algorithm": "sft", "data": "rows.jsonl"},
-        "align": {**STAGE, "from": "sft"},
-        "ours": {**STAGE, "engine": "local"},
-        "slow": {**STAGE, "engine": {"vllm": {"timeout": 9}}},
-        "shown": {**EVALUATE, "engine": "local"},
-        "judged": EVALUATE,
-    }
-
-    def engines(**top: Any) -> dict[str, str | None]:
-        recipe = load_recipe(written(tmp_path, stages, **top))
-        return {
-            name: stage.engine and f"{stage.engine.options.timeout:g}"
-            for name, stage in recipe.stages.items()
-        }
-
-    own = {"sft": None, "align": None, "ours": None, "slow": "9", "shown": None, "judged": None}
-    assert engines() == engines(engine="local") == own
-    assert engines(engine="vllm") == own | {"align": "600", "judged": "600"}
-
-
-SAMPLING_STEPS: dict[str, tuple[dict[str, Any], bool]] = {
-    "evaluate": (EVALUATE, True),
-    "judge": (
-        {
-            "step": "judge_pairs",
-            "judge": {"local_judge": {"role": "base"}},
-            "prompts": "rows.jsonl",
-        },
-        True,
-    ),
-    "judge data": (
-        {"step": "judge_pairs", "judge": {"local_judge": {"role": "base"}}, "data": "rows.jsonl"},
-        False,
-    ),
-    "judge data in words": (
-        {"step": "judge_pairs", "judge": {"local_judge": {"reasons": True}}, "data": "rows.jsonl"},
-        True,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLING_STEPS)
-def test_an_engine_changes_the_hash_of_a_step_only_if_it_samples(name: str, tmp_path: Path) -> None:
-    """Unless the step names the engine itself: a step of someone else's may sample in ways that
-    options do not say.
-    """
-    step, samples = SAMPLING_STEPS[name]
-    if step.get("judge") and "prompts" in step:
-        step = step | {"policy": "align"}
-
-    def hashed(step: dict[str, Any], **top: Any) -> str:
-        recipe = load_recipe(written(tmp_path, {"align": STAGE, "after": step}, **top))
-        return digest(stage_parts(recipe.stages["after"], recipe, "base", {}, RunData(Path, 0)))
-
-    ours = hashed(step)
-    assert (hashed(step, engine="vllm") != ours) == samples
-    assert (
-        hashed({**step, "engine": "vllm"})
-        != ours
-        == hashed({**step, "engine": "local"}, engine="vllm")
-    )
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"engine": "vlm"}, "no engine 'vlm'.*did you mean 'vllm'"),
-        ({"engine": {"vllm": {"timeout": 0}}}, "timeout.*0"),
-        (
-            {"stages": {"s": {"algorithm": "sft", "data": "rows.jsonl", "engine": "vllm"}}},
-            "sft does not use 'engin",
-        ),
-    ],
-)
-def test_mistakes_in_a_recipe(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    path = written(
-        tmp_path, {"align": STAGE}, **{key: value for key, value in keys.items() if key == "engine"}
-    )
-    document = yaml.safe_load(path.read_text()) | keys
-    path.write_text(yaml.safe_dump(document))
-    with pytest.raises(RecipeError) as raised:
-        load_recipe(path)
-    assert re.search(message, str(raised.value), re.S)
-
-
-def test_an_engine_that_takes_adapters_only_needs_some(tmp_path: Path) -> None:
-    path = written(tmp_path, {"align": STAGE}, engine="vllm")
-    assert load_recipe(path).stages["align"].engine.name == "vllm"
-    path.write_text(
-        yaml.safe_dump(
-            yaml.safe_load(path.read_text()) | {"model": {"base": "tiny", "lora": "none"}}
-        )
-    )
-    with pytest.raises(RecipeError, match="engine 'vllm' takes adapters, but with "):
-        load_recipe(path)
+    model = tiny_model()
+    model.add_role("one")
+    request = asked(model, "one", max_new_tokens=8)
+    expected, engine = generate(request), stage_engine(tmp_path, Held)
+    begun = engine.request(request)
+    add_noise(model, "one", 0.5, 1)
+    assert not begun.seconds
+    released.set()
+    assert engine.request(request).result() != expected == begun.result() and begun.seconds > 0
+    engine.close()
 
 
 def test_prompts_have_rooms_of_their_own(tmp_path: Path) -> None:
     """A prompt may be a conversation, which leaves less room; the log-probabilities are those of
     training.
     """
-    model, asked = tiny_model(tmp_path), engine(tmp_path)
+    model, engine = tiny_model(), stage_engine(tmp_path, LocalEngine)
     model.add_role("one")
     add_noise(model, "one", 0.1, 1)
-    encoder, prompts, rooms = model.encoder(), [(1, 30, 31), (1, 40, 41, 42, 43, 44)], (9, 3)
-    request = Generation(
-        model, "one", encoder, prompts, [[1, 2], [3]], Sampling(max_new_tokens=10), rooms=rooms
-    )
-    plain, model.engine = generate(request), asked
+    prompts, seeds = [(1, 30, 31), (1, 40, 41, 42, 43, 44)], [[1, 2], [3]]
+    request = asked(model, "one", seeds, prompts=prompts, rooms=(9, 3), max_new_tokens=10)
+    plain, model.engine = generate(request), engine
     counts: list[int] = []
     found = generate(request, done=counts.append)
-    assert [[len(one.tokens) for one in each] for each in found] == [[9, 9], [3]] and counts[
-        -1
-    ] == 3
-    for prompt, each, others in zip(prompts, found, plain, strict=True):
-        for one, other in zip(each, others, strict=True):
-            row = Encoded(
-                Group(()), prompt, (ResponseTokens(one.tokens, (True,) * len(one.tokens)),)
-            )
-            (measured,) = measure(model, "one", [row])["logprobs"]
-            assert one.logprobs == pytest.approx(measured.tolist(), abs=1e-4) and len(
-                other.tokens
-            ) == len(one.tokens)
-    asked.close()
+    for each in (found, plain):
+        assert [[len(one.tokens) for one in row] for row in each] == [[9, 9], [3]]
+    assert counts[-1] == 3
+    for prompt, row in zip(prompts, found, strict=True):
+        for one in row:
+            expected = measured(model, "one", prompt, one.tokens)
+            assert one.logprobs == pytest.approx(expected, abs=1e-4)
+    engine.close()
 
 
-# While the caller does something else
+# Recipes
 
 
-def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
-    """The engine is held until the weights have changed, and whoever asks next waits for it."""
-    released, asked = threading.Event(), []
-
-    class Held(LocalEngine):
-        def sample(self, *arguments: Any) -> Any:
-            asked.append(arguments[0])
-            assert released.wait(PATIENCE)
-            return super().sample(*arguments)
-
-    model, prompt = tiny_model(tmp_path), ((1, 30, 31),)
-    model.add_role("one")
-    held, rest = (
-        engine(tmp_path, Held),
-        (model.encoder(), prompt, [[1]], Sampling(max_new_tokens=8)),
-    )
-    request = Generation(model, "one", *rest)
-    begun = held.request(request)
-    add_noise(model, "one", 0.5, 1)
-    assert not begun.seconds
-    released.set()
-    later = held.request(request).result()
-    first = begun.result()
-    assert (
-        asked == ["one"] * 2
-        and first != later == held.request(request).result()
-        and begun.seconds > 0
-    )
-    held.close()
-    same = tiny_model(tmp_path)
-    same.add_role("one")
-    assert generate(Generation(same, "one", *rest)) == first
+STAGES = f"""
+sft: {{algorithm: sft, data: demos.jsonl}}
+{ALIGN.strip()}
+played: {{algorithm: rloo, prompts: prompts.jsonl, environment: calculator, reward: environment}}
+ours: {{algorithm: rloo, prompts: prompts.jsonl, reward: length, engine: local}}
+theirs: {{algorithm: rloo, prompts: prompts.jsonl, reward: length, engine: {{vllm: {{timeout: 9}}}}}}
+evaluated: {{step: evaluate, policies: [align], prompts: prompts.jsonl, rewards: [length]}}
+shown: {{step: evaluate, policies: [align], prompts: prompts.jsonl, rewards: [length], engine: local}}
+judged: {{step: judge_pairs, judge: {{local_judge: {{role: base}}}}, prompts: prompts.jsonl, policy: align}}
+read: {{step: judge_pairs, judge: {{local_judge: {{role: base}}}}, data: pairs.jsonl}}
+asked: {{step: judge_pairs, judge: {{local_judge: {{role: base}}}}, data: pairs.jsonl, engine: vllm}}
+said: {{step: judge_pairs, judge: {{local_judge: {{reasons: true}}}}, data: pairs.jsonl}}
+"""
 
 
-def test_what_was_begun_may_be_dropped(tmp_path: Path) -> None:
-    """Its call ends, as it likes, before the engine is closed."""
-    ended: list[str] = []
+def test_an_engine_changes_the_hash_of_stages_that_it_samples_for(tmp_path: Path) -> None:
+    """Of steps that sample, unless one names an engine itself: a step of someone else's may sample
+    in ways that options do not say. How long is waited, and for which server, changes no result.
+    """
 
-    class Fails(LocalEngine):
-        def sample(self, *arguments: Any) -> Any:
-            ended.append("sample")
-            raise ValueError("nobody hears this")
+    def hashes(**top: Any) -> dict[str, str]:
+        recipe = load_recipe(write_recipe(tmp_path, STAGES, **top))
+        data = RunData(Path, 0)
+        return {
+            name: digest(stage_parts(stage, recipe, "base", {}, data))
+            for name, stage in recipe.stages.items()
+        }
 
-        def close(self) -> None:
-            ended.append("close")
-
-    said: list[str] = []
-    model, asked = tiny_model(tmp_path), asking(tmp_path, Fails, said)
-    asked.request(
-        Generation(model, BASE, model.encoder(), ((1, 30),), [[1]], Sampling(max_new_tokens=3))
-    ).drop()
-    asked.close()
-    assert ended == ["sample", "close"] and not said
-
-
-def test_an_engine_plays_an_environment(tmp_path: Path) -> None:
-    path = written(
-        tmp_path,
-        {"align": {**STAGE, "environment": "calculator", "reward": "environment"}},
-        engine="vllm",
-    )
-    assert load_recipe(path).stages["align"].engine is not None
+    ours = hashes()
+    assert ours == hashes(engine="local")
+    changed = hashes(engine="vllm")
+    assert changed == hashes(engine={"vllm": {"timeout": 5, "url": "http://127.0.0.1:9"}})
+    sampled = {name for name in ours if ours[name] != changed[name]}
+    assert sampled == {"align", "played", "evaluated", "judged", "said"}
+    assert ours["asked"] != ours["read"] and ours["theirs"] != ours["ours"]
 
 
-def test_what_samples_is_in_the_hash_and_the_timeout_is_not(tmp_path: Path) -> None:
-    def hashed(stage: dict[str, Any], **top: Any) -> str:
-        recipe = load_recipe(written(tmp_path, {"align": {**STAGE, **stage}}, **top))
-        return digest(stage_parts(recipe.stages["align"], recipe, "base", {}, RunData(Path, 0)))
-
-    ours = hashed({})
-    assert ours == hashed({}, engine="local") == hashed({"engine": "local"}, engine="vllm")
-    theirs = hashed({}, engine="vllm")
-    assert (
-        ours != theirs == hashed({"engine": {"vllm": {"timeout": 5, "url": "http://127.0.0.1:9"}}})
-    )
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.vllm={timeout: 0}", "greater than 0"),
+        ("stages.sft.engine=vllm", "sft does not use 'engine'"),
+        ("model.lora=none", "engine 'vllm' takes adapters, but with 'model.lora: none' there are"),
+        ("model.quantization=nf4", "the whole weights, and the quantized ones are trained"),
+    ],
+)
+def test_mistakes_in_a_recipe(tmp_path: Path, override: str, message: str) -> None:
+    sft = "sft: {algorithm: sft, data: demos.jsonl}"
+    path = write_recipe(tmp_path, sft + ALIGN, engine="vllm")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, [override])
+    quantized = "engine.vllm.command=serve --quantization bitsandbytes"
+    if "nf4" in override:
+        load_recipe(path, [override, quantized])
