@@ -125,7 +125,7 @@ PLANTED = {
         "alignkit/evaluation/held_out.py",
         "total - mean * weight",
         "total - mean",
-        "test_held_out.py::test_the_spread_of_the_values_is_that_of_the_ratio",
+        "test_held_out.py::test_values_have_the_ratio_of_sums_as_their_mean_and_its_spread",
     ),
     "likeliest_is_any_of_equal_tokens": Planted(
         "alignkit/kernels/lm_head.py",
@@ -246,7 +246,7 @@ PLANTED = {
         ROLES,
         'and reward.kind == "stage"\n        and reward.name == source',
         "",
-        f"{MEASURED}::test_values_of_a_combination_start_from_zero",
+        f"{MEASURED}::test_values_start_from_the_reward_model_that_the_recipe_names",
     ),
     # Learning
     "full_learning_rate": Planted(ONLINE, "factor * phase.lr_scale", "factor", _PHASES),

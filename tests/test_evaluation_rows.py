@@ -23,7 +23,7 @@ from alignkit_plugins.compare.rows import (
     plain,
     rows_of,
 )
-from alignkit_plugins.compare.tables import comparisons, details, table
+from alignkit_plugins.compare.tables import comparisons, table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
     PAIRS,
@@ -31,6 +31,7 @@ from alignkit_plugins.compare.verdicts import (
     Verdict,
     verdicts,
 )
+from tests.rows import cells
 
 UP, DOWN, UNCLEAR = (0.3, 0.2, 0.4), (-0.3, -0.4, -0.2), (0.1, -0.1, 0.3)
 DIFFERENCES = {"+": UP, "-": DOWN, "~": UNCLEAR, "none": None}
@@ -85,71 +86,35 @@ def text(rows: list[Row]) -> str:
 
 IN_VAIN = "refused +, refused in vain ~"
 WON, LOST, EVEN = (0.7, 0.6, 0.8), (0.3, 0.2, 0.45), (0.5, 0.4, 0.6)
+JUDGED = {"won": (WON, False), "lost": (LOST, False), "even": (EVEN, False), "own": (WON, True)}
+# What was found, the verdict, and what is said of it; a loss counts whoever says it
+VERDICTS = """
+refused +, llama2* + | gained | sft in refused, +30 points [20, 40]: 70% against 40%. Also better: the reward llama2
+llama2* + | gained by its own reward | +0.30 [0.20, 0.40]: 0.70 against 0.40. It was trained on this reward or
+helpful? + | gained, not verified | It is not known whether it was trained on this
+llama2* +, refused ~ | nothing clear | No clear difference between align and sft in refused, +10 points [-10, 30].
+llama2* +, refused - | lost | align is worse than sft in refused, -30 points
+refused +, refused in vain + | mixed | Worse: refused in vain (lower is better), +30
+refused +, refused in vain - | gained | Also better: refused in vain (lower is
+refused +, refused in vain ~ | gained | No clear difference in refused in vain.
+refused in vain - | gained | better than sft in refused in vain (lower is better)
+refused +, llama2* - | mixed | Worse: the reward llama2 (trained on it), -0.30
+refused none | unknown | cannot be compared: no prompt has a score for both.
+llama2* +, length - | gained by its own reward | align is better
+won | gained | align is better than sft in judge, which prefers it in 70% [60, 80]
+lost | lost | align is worse than sft in judge, which prefers it in 30% [20, 45]
+even | nothing clear | in judge, which prefers it in 50% [40, 60] of comparisons.
+own | gained by its own reward | Also better: judge (trained on it), which
+"""
 
 
-@pytest.mark.parametrize(
-    ("found", "outcome", "said"),
-    [
-        (
-            "refused +, llama2* +",
-            "gained",
-            "align is better than sft in refused, +30 points [20, 40]: 70% against 40%. "
-            "Also better: the reward llama2 (trained on it), +0.30 [0.20, 0.40].",
-        ),
-        (
-            "llama2* +",
-            "gained by its own reward",
-            "+0.30 [0.20, 0.40]: 0.70 against 0.40. It was trained on this reward or chosen by it,",
-        ),
-        ("helpful? +", "gained, not verified", "It is not known whether it was trained on this"),
-        (
-            "llama2* +, refused ~",
-            "nothing clear",
-            "No clear difference between align and sft in refused, +10 points [-10, 30].",
-        ),
-        ("llama2* +, refused -", "lost", "align is worse than sft in refused, -30 points"),
-        ("refused +, refused in vain +", "mixed", "Worse: refused in vain (lower is better), +30"),
-        ("refused +, refused in vain -", "gained", "Also better: refused in vain (lower is"),
-        ("refused +, refused in vain ~", "gained", "No clear difference in refused in vain."),
-        ("refused in vain -", "gained", "better than sft in refused in vain (lower is better)"),
-        # A loss counts whoever says it
-        ("refused +, llama2* -", "mixed", "Worse: the reward llama2 (trained on it), -0.30"),
-        ("refused none", "unknown", "cannot be compared: no prompt has a score for both."),
-        ("llama2* +, length +", "gained by its own reward", "align is better"),
-    ],
-)
+@pytest.mark.parametrize(("found", "outcome", "said"), cells(VERDICTS))
 def test_what_decides_and_what_is_said_of_it(found: str, outcome: str, said: str) -> None:
-    assert verdict(summary(found)).outcome == outcome and said in text(summary(found))
-
-
-@pytest.mark.parametrize(
-    ("preference", "own", "outcome", "said"),
-    [
-        (
-            WON,
-            False,
-            "gained",
-            "align is better than sft in judge, which prefers it in 70% [60, 80]",
-        ),
-        (LOST, False, "lost", "align is worse than sft in judge, which prefers it in 30% [20, 45]"),
-        (
-            EVEN,
-            False,
-            "nothing clear",
-            "in judge, which prefers it in 50% [40, 60] of comparisons.",
-        ),
-        (WON, True, "gained by its own reward", "Also better: judge (trained on it), which"),
-    ],
-)
-def test_a_judge_decides_unless_it_was_trained_on(
-    preference: Any, own: bool, outcome: str, said: str
-) -> None:
-    rows = judged(summary("llama2* +"), preference, own)
+    """A judge decides unless it was trained on; a reward that is only shown decides nothing."""
+    judge = JUDGED.get(found)
+    rows = judged(summary("llama2* +"), *judge) if judge else summary(found)
     assert verdict(rows).outcome == outcome and said in text(rows)
-
-
-def test_a_reward_that_is_only_shown_decides_nothing() -> None:
-    assert "length" not in text(summary("llama2* +, length -"))
+    assert "length" not in text(rows)
 
 
 def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
@@ -161,25 +126,23 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("longer", "shorter", "difference", "outcome", "said"),
+    ("shorter", "difference", "outcome", "said"),
     [
-        ((0.78, 0.6, 0.9), (0.28, 0.1, 0.5), UP, "only length", "align prefers longer responses"),
-        ((0.78, 0.6, 0.9), (0.28, 0.1, 0.5), UNCLEAR, "nothing clear", "which is no gain"),
-        ((0.78, 0.6, 0.9), (0.45, 0.3, 0.65), UP, "gained", "align is better than sft"),
-        ((0.9, 0.8, 0.95), (0.6, 0.55, 0.7), UP, "gained", "align is better than sft"),
+        ((0.28, 0.1, 0.5), UP, "only length", "align prefers longer responses"),
+        ((0.28, 0.1, 0.5), UNCLEAR, "nothing clear", "which is no gain"),
+        ((0.45, 0.3, 0.65), UP, "gained", "align is better than sft"),
     ],
 )
 def test_a_gain_that_is_only_length_is_no_gain(
-    longer: Any, shorter: Any, difference: Any, outcome: str, said: str
+    shorter: Any, difference: Any, outcome: str, said: str
 ) -> None:
     row = replace(summary("helpful +")[1], metric=PAIRS, difference=estimate(difference))
-    split = {LONGER_IS_BETTER: longer, SHORTER_IS_BETTER: shorter}
     rows = [replace(row, percent=True)]
-    for name, share in split.items():
+    for name, share in ((LONGER_IS_BETTER, (0.78, 0.6, 0.9)), (SHORTER_IS_BETTER, shorter)):
         rows.append(replace(row, metric=name, estimate=estimate(share), difference={}))
     assert verdict(rows).outcome == outcome and said in text(rows)
     found = "78% [60, 90] of pairs right where the better one is longer, and 28% [10, 50] where"
-    assert (found in text(rows)) == (shorter[0] == 0.28)
+    assert (found in text(rows)) == (outcome != "gained")
     assert ("better than" in text(rows)) == (outcome == "gained")
 
 
@@ -244,59 +207,34 @@ def full() -> list[Row]:
     for row in judged(summary(IN_VAIN), (0.7, 0.6, 0.8)):
         equal = estimate((0.6, 0.4, 0.8)) if row.kind == "judge" else estimate(UNCLEAR)
         rows.append(replace(row, equal_length=equal, **won) if row.baseline else row)
-    rated = list(rows)
     rows = adjusted(rows)
-    for policy in ("sft", "align"):
-        rows.append(
-            Row(policy, LENGTH, ANSWERS, {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20})
-        )
+    length = {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20}
+    for policy, kl in (("sft", 0.0), ("align", 2.0)):
+        rows.append(Row(policy, LENGTH, ANSWERS, length))
         rows.append(Row(policy, TRUNCATED, ANSWERS, {"mean": 0.5}, percent=True))
-        rows.append(Row(policy, KL, ANSWERS, {"mean": 2.0 * (policy == "align")}, "sft"))
-    for value in ("food", "sport"):
-        for row in rated:
-            if row.metric != "refused in vain":
-                at = {**row.estimate, "n": 12}
-                part = {"column": "topic", "value": value, "tested": False}
-                rows.append(replace(row, estimate=at, **part))
+        rows.append(Row(policy, KL, ANSWERS, {"mean": kl}, "sft"))
     return rows
 
 
-def test_the_table_has_a_line_per_metric() -> None:
-    rows = main_rows(full())
-    upright = table(rows)
+TABLE = """
+refused | 40% | 70%
+refused in vain* | 40% | 70%
+judge | - | 70% [60, 80]
+length, tokens | 20.0 [19.0, 21.0] | 20.0 [19.0, 21.0]
+truncated | 50% | 50%
+KL, nats | 0.00 | 2.00
+"""
+COMPARISONS = """
+align | refused | +30% [20, 40] | +10% [-10, 30] | 75% [50, 90] | 12/4/4
+align | refused in vain | +10% [-10, 30] | +10% [-10, 30] | 75% [50, 90] | 12/4/4
+align | judge | 70% [60, 80] | 60% [40, 80] | 75% [50, 90] | 12/4/4
+"""
+
+
+def test_tables_and_the_file_are_of_the_same_rows() -> None:
+    rows = full()
+    upright = table(main_rows(rows))
     assert upright.columns == ["", "sft", "align"] and upright.note == "* lower is better"
-    assert upright.rows == [
-        ["refused", "40%", "70%"],
-        ["refused in vain*", "40%", "70%"],
-        ["judge", "-", "70% [60, 80]"],
-        ["length, tokens", "20.0 [19.0, 21.0]", "20.0 [19.0, 21.0]"],
-        ["truncated", "50%", "50%"],
-        ["KL, nats", "0.00", "2.00"],
-    ]
-
-
-def test_the_file_has_every_row() -> None:
-    rows = full()
+    assert list(map(tuple, upright.rows)) == cells(TABLE)
+    assert list(map(tuple, comparisons(rows).rows)) == cells(COMPARISONS)
     assert rows_of({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
-
-
-def test_the_other_tables_are_of_the_same_rows() -> None:
-    rows = full()
-    assert comparisons(rows).rows == [
-        ["align", "refused", "+30% [20, 40]", "+10% [-10, 30]", "75% [50, 90]", "12/4/4"],
-        ["align", "refused in vain", "+10% [-10, 30]", "+10% [-10, 30]", "75% [50, 90]", "12/4/4"],
-        ["align", "judge", "70% [60, 80]", "60% [40, 80]", "75% [50, 90]", "12/4/4"],
-    ]
-    (by_topic,) = details(rows)
-    assert by_topic.title == "by topic" and by_topic.columns == [
-        "topic",
-        "policy",
-        "refused",
-        "judge",
-    ]
-    assert by_topic.rows == [
-        ["food", "sft", "40%"],
-        ["food", "align", "70%", "70% [60, 80]"],
-        ["sport", "sft", "40%"],
-        ["sport", "align", "70%", "70% [60, 80]"],
-    ]

@@ -1,8 +1,7 @@
 """Stopped anywhere, a run continues and ends with the same bytes: kill -9, SIGTERM, damaged
 checkpoints, two at once.
 
-The killed runs are processes of their own; what continues them runs in this one, which saves the
-imports.
+The killed runs are forks; what continues them runs in this process, which saves the imports.
 """
 
 from __future__ import annotations
@@ -16,49 +15,46 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from filelock import FileLock
 
 from alignkit import cli
-from alignkit.training.trainer import load_checkpoint
 from alignkit_plugins.report.events import SWITCH
+from tests.killed import forked
 from tests.patience import PATIENCE
-from tests.rows import untimed
+from tests.rows import demos, prompts, untimed, write_rows
 
-DATA = Path(__file__).parent.parent / "recipes" / "data"
-SFT_STEPS, ITERATIONS = 12, 4
+ITERATIONS = 4
 RECIPE = f"""\
 model: {{base: tiny, dtype: float32, lora: {{r: 4, lora_alpha: 8}}}}
 stages:
   sft:
     algorithm: sft
-    data: {{path: {DATA}/demos.jsonl, limit: 24}}
-    validation: {{path: {DATA}/demos_validation.jsonl, limit: 4}}
+    data: demos.jsonl
+    validation: held_out.jsonl
     epochs: 2
     batch_size: 4
-    max_length: 1024
     checkpoint_every: 2
   align:
     algorithm: {{ppo: {{kl_target: 0.05, kl_horizon: 20}}}} # adapts: the state must be kept, too
     from: sft
-    prompts: {{path: {DATA}/prompts.jsonl, limit: 12}}
+    prompts: prompts.jsonl
     reward: {{length: {{unit: characters, target: 5}}}}
-    rollout: {{samples_per_prompt: 2, max_new_tokens: 12}}
+    rollout: {{samples_per_prompt: 2, max_new_tokens: 8}}
     iterations: {ITERATIONS}
-    prompts_per_iteration: 6
-    batch_size: 4
-    mix: {{data: {DATA}/text.txt, weight: 0.1, batch_size: 1}}
+    prompts_per_iteration: 3
+    batch_size: 2
+    mix: {{data: held_out.jsonl, objective: sft, weight: 0.1, batch_size: 1}}
   report:
     step: evaluate
     policies: [sft, align]
     rewards: [{{length: {{unit: characters}}}}]
-    prompts: {{path: {DATA}/heldout.jsonl, limit: 4}}
-    sampling: {{max_new_tokens: 8}}
+    prompts: held_out.jsonl
+    sampling: {{max_new_tokens: 4}}
 """
 # A plugin that dies, or asks the run to stop, at a named place: HOOK:STAGE:COUNT in the
 # environment. `half` means: in the middle of writing that stage's COUNTth checkpoint.
@@ -110,21 +106,17 @@ def run_finished(run, error): at("run_finished", run, "")
 
 
 class Place:
-    """Where the runs of this module happen: a recipe, the saboteur, and the adapter of an
-    undisturbed run.
-    """
+    """Where the runs of this module happen: a recipe, the saboteur, and an undisturbed run."""
 
-    def __init__(self, folder: Path, more: str = ""):
-        self.recipe, self.plugin, self.undisturbed = (
-            folder / "small.yaml",
-            folder / "saboteur.py",
-            folder / "whole",
-        )
-        self.recipe.write_text(RECIPE.replace("kl_horizon: 20", f"kl_horizon: 20{more}"))
-        self.plugin.write_text(SABOTEUR)
-
-    def arguments(self, out: Path) -> list[str]:
-        return ["run", str(self.recipe), "--plugin", str(self.plugin), "--out", str(out)]
+    def __init__(self, folder: Path):
+        texts = [f"is it {n}?" for n in range(32)]
+        write_rows(folder / "demos.jsonl", demos(texts[:24]))
+        write_rows(folder / "held_out.jsonl", demos(texts[24:28]))
+        write_rows(folder / "prompts.jsonl", prompts(texts[20:]))
+        (folder / "small.yaml").write_text(RECIPE)
+        (folder / "saboteur.py").write_text(SABOTEUR)
+        plugin = ["--plugin", str(folder / "saboteur.py"), "--out"]
+        self.command, self.undisturbed = ["run", str(folder / "small.yaml"), *plugin], folder / "w"
 
     def here(self, out: Path, sabotage: str = "") -> tuple[int, str]:
         """Run in this process; gives the exit code and what was said."""
@@ -132,71 +124,42 @@ class Place:
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
             patch.setenv("SABOTAGE", sabotage)
             with contextlib.redirect_stdout(io.StringIO()):
-                code = cli.main(self.arguments(out))
+                code = cli.main([*self.command, str(out)])
         return code, err.getvalue()
+
+    def killed(self, out: Path, event: str) -> None:
+        assert forked(*self.command, out, SABOTAGE=f"kill={event}") == -signal.SIGKILL
 
     def continued(self, out: Path) -> str:
         """The run goes on in this process and ends as the undisturbed one; gives what was said."""
         code, err = self.here(out)
         assert code == 0, err
-        self.check(out)
+        assert result(out) == result(self.undisturbed)
+        assert not [path for path in out.rglob("*") if ".alignkit-" in path.name]
         return err
 
     def process(self, out: Path, sabotage: str) -> subprocess.Popen[str]:
         """Start a process of its own, with as many threads as this one."""
         environment = {**os.environ, "SABOTAGE": sabotage, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "alignkit", *self.arguments(out)]
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-
-    def check(self, out: Path) -> None:
-        """The run in `out` is the undisturbed one."""
-        for stage in ("sft", "align"):
-            for name in ("adapter_model.safetensors", "adapter_config.json"):
-                file = f"{stage}/adapter/{name}"
-                assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
-        assert metrics(out) == metrics(self.undisturbed)
-        iterations = range(1, ITERATIONS + 1)
-        assert steps(out, "align") == [*iterations]
-        for number in iterations:
-            file = f"align/rollouts/{number:04d}.jsonl"
-            assert (out / file).read_bytes() == (self.undisturbed / file).read_bytes(), file
-        leftovers = [path for path in out.rglob("*") if ".alignkit-" in path.name]
-        assert leftovers == []
+        command = [sys.executable, "-m", "alignkit", *self.command, str(out)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def metrics(out: Path) -> list[dict[str, Any]]:
-    """The metrics of both stages, without what depends on the clock."""
-    return [row for stage in ("sft", "align") for row in untimed(out / stage / "metrics.jsonl")]
-
-
-def steps(out: Path, stage: str) -> list[int]:
-    return [row["step"] for row in metrics(out) if row["stage"] == stage]
-
-
-def wait_for(
-    true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
+def result(out: Path) -> Any:
+    """The adapters, samples and metrics of both stages, without what depends on the clock."""
+    files = [*out.glob("*/adapter/adapter*"), *out.glob("align/rollouts/*")]
+    assert len(files) == 4 + ITERATIONS
+    metrics = [untimed(out / stage / "metrics.jsonl") for stage in ("sft", "align")]
+    return {file.relative_to(out): file.read_bytes() for file in files}, metrics
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """The recipe's place, with the undisturbed run in it. One thread: so have the processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.mktemp("models")))
-        found = Place(tmp_path_factory.mktemp("resume"))
-        code, err = found.here(found.undisturbed)
-        assert code == 0, err
-        yield found
-    torch.set_num_threads(threads)
+    found = Place(tmp_path_factory.mktemp("resume"))
+    code, err = found.here(found.undisturbed)
+    assert code == 0, err
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -216,14 +179,6 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped_once, tmp_path / "copy", symlinks=True))
 
 
-def test_the_undisturbed_run_is_what_the_tests_need(place: Place) -> None:
-    validated = [0, 6, 12]
-    assert sorted(steps(place.undisturbed, "sft")) == sorted([*range(1, SFT_STEPS + 1), *validated])
-    rows = [row for row in metrics(place.undisturbed) if row["stage"] == "align"]
-    assert len({row["kl_coefficient"] for row in rows}) > 1
-    assert all("mix/nll" in row for row in rows)
-
-
 # Where a run is killed, and what its continuation says.
 KILLS = {
     "half:align:3": "align: continuing after iteration 2 of 4",  # while ppo saves
@@ -237,10 +192,10 @@ KILLS = {
 }
 
 
-def first_only(cases: Iterable[str], often: int = 1) -> list[Any]:
+def first_only(cases: Iterable[str]) -> list[Any]:
     """`make slow` has the others."""
-    slow = pytest.mark.slow
-    return [pytest.param(c, marks=[slow] if n >= often else []) for n, c in enumerate(cases)]
+    first, *others = cases
+    return [first, *[pytest.param(case, marks=pytest.mark.slow) for case in others]]
 
 
 @pytest.mark.silent_bug(
@@ -252,38 +207,36 @@ def first_only(cases: Iterable[str], often: int = 1) -> list[Any]:
 )
 @pytest.mark.parametrize("event", first_only(KILLS))
 def test_kill_9_at_a_place(place: Place, tmp_path: Path, event: str) -> None:
-    process = place.process(tmp_path, f"kill={event}")
-    err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == -signal.SIGKILL, err
+    place.killed(tmp_path, event)
     assert KILLS[event] in place.continued(tmp_path)
 
 
 @pytest.mark.slow
-def test_kill_9_with_a_shared_value(place: Place, tmp_path: Path) -> None:
-    """The value is a second head on the policy's own states: in the checkpoint it has no adapter of
-    its own.
-    """
-    shared = Place(tmp_path, ", shared_value: true")
-    code, err = shared.here(shared.undisturbed)
-    assert code == 0, err
-    process = shared.process(tmp_path / "killed", "kill=rollouts_scored:align:3")
-    err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == -signal.SIGKILL, err
-    found = load_checkpoint(tmp_path / "killed" / "align" / "checkpoints", pytest.fail)
-    assert [name for name in found["learner"]["weights"] if name.endswith("score.weight")]
-    assert "align: continuing after iteration 2 of 4" in shared.continued(tmp_path / "killed")
+def test_killed_again_and_again(place: Place, tmp_path: Path) -> None:
+    for event in KILLED.split():
+        place.killed(tmp_path, event)
+    place.continued(tmp_path)
 
 
-@pytest.mark.parametrize("name", first_only(["SIGTERM", "SIGHUP", "SIGUSR1"]))
+KILLED = """
+half:sft:2 metrics_logged:sft:1 checkpoint_saved:sft:1 stage_started:align:1 half:align:2
+rollouts_scored:align:1 checkpoint_saved:align:2 stage_started:report:1
+"""
+
+
+@pytest.mark.parametrize("name", first_only(["SIGUSR1", "SIGHUP"]))
 def test_a_signal_ends_with_75_and_the_command(place: Place, tmp_path: Path, name: str) -> None:
     process = place.process(tmp_path, "slow=0.3")
-    wait_for((tmp_path / "sft" / "checkpoints" / "000000002").exists, process)
+    deadline = time.monotonic() + PATIENCE
+    while not (tmp_path / "sft" / "checkpoints" / "000000002").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(getattr(signal, name))
     err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 75, err
     assert f"stopped: {name}" in err and "Traceback" not in err
     assert err.splitlines()[-1].startswith("  to resume: ")  # after the reason
-    assert err.endswith(shlex.join(place.arguments(tmp_path)) + "\n")
+    assert err.endswith(shlex.join([*place.command, str(tmp_path)]) + "\n")
     assert "sft: continuing after step" in place.continued(tmp_path)
 
 
@@ -296,44 +249,37 @@ def test_a_signal_while_torch_is_imported_ends_with_75_and_a_report(
     while "loading torch" not in (line := process.stderr.readline()):
         assert line, process.wait()
     process.send_signal(signal.SIGTERM)
-    err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 75 and "stopped: SIGTERM" in err and "Traceback" not in err, err
-    assert err.splitlines()[-1].startswith("  to resume: ") and (tmp_path / "report.html").is_file()
+    ended_with_a_report(tmp_path, process.wait(PATIENCE), process.stderr.read())
     assert not (tmp_path / "sft").exists()
-    place.continued(tmp_path)
 
 
-@pytest.mark.slow
 def test_a_signal_after_the_last_stage_ends_with_75_and_a_report(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SWITCH, "1")
     out = Path(shutil.copytree(place.undisturbed, tmp_path / "copy", symlinks=True))
-    process = place.process(out, "signal=run_finished::1")
-    err = process.communicate(timeout=PATIENCE)[1]
-    assert process.returncode == 75 and "stopped: SIGTERM" in err and "Traceback" not in err, err
+    ended_with_a_report(out, *place.here(out, "signal=run_finished::1"))
+
+
+def ended_with_a_report(out: Path, code: int, err: str) -> None:
+    assert code == 75 and "stopped: SIGTERM" in err and "Traceback" not in err, err
     assert err.splitlines()[-1].startswith("  to resume: ") and (out / "report.html").is_file()
-    place.continued(out)
 
 
-STOPS = ("rollouts_scored:align:2", "metrics_logged:sft:5", "stage_started:align:1")
-
-
-@pytest.mark.parametrize("event", first_only((*STOPS, "stage_started:report:1")))
+@pytest.mark.parametrize("event", ["rollouts_scored:align:2", "metrics_logged:sft:5"])
 def test_a_stop_in_any_phase_continues(place: Place, tmp_path: Path, event: str) -> None:
     code, err = place.here(tmp_path, f"stop={event}")
     assert code == 75 and "to resume: " in err, err
     place.continued(tmp_path)
 
 
-def test_ctrl_c_says_where_and_continues(place: Place, tmp_path: Path) -> None:
+def test_ctrl_c_says_where(place: Place, tmp_path: Path) -> None:
     code, err = place.here(tmp_path, "interrupt=rollouts_scored:align:2")
     assert code == 130 and "Traceback" not in err, err
     where = ["interrupted", f"  in iteration 2 of {ITERATIONS}", "  in stage 'align'"]
     assert err.splitlines()[-4:-1] == where and err.splitlines()[-1].startswith("  to resume: ")
     logged = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
     assert [line.partition(" ")[2] for line in logged[-4:-1]] == where
-    place.continued(tmp_path)
 
 
 def flip(file: Path) -> None:
@@ -370,28 +316,10 @@ def test_two_runs_in_one_folder_are_refused(place: Place, stopped: Path) -> None
     with FileLock(stopped / ".lock"):
         code, err = place.here(stopped)
     assert code == 1 and "another run is using" in err and "--out" in err
-    place.continued(stopped)
 
 
-@pytest.mark.parametrize("out", ["/proc/alignkit", "{}/a_file/run"])
-def test_a_folder_that_cannot_be_made_is_named(place: Place, tmp_path: Path, out: str) -> None:
+def test_a_folder_that_cannot_be_made_is_named(place: Place, tmp_path: Path) -> None:
     (tmp_path / "a_file").write_text("")
-    code, err = place.here(Path(out.format(tmp_path)))
-    assert code == 5 and f"error: cannot write {out.format(tmp_path)}: " in err, err
-
-
-def written(out: Path) -> list[tuple[str, int]]:
-    """The metrics files and when they were last written to."""
-    return sorted((str(path), path.stat().st_mtime_ns) for path in out.glob("*/metrics.jsonl"))
-
-
-@pytest.mark.slow
-def test_killed_again_and_again(place: Place, tmp_path: Path) -> None:
-    for delay in (0.0, 0.71, 0.33, 1.13, 0.57):
-        before = written(tmp_path)
-        process = place.process(tmp_path, "slow=0.2")
-        wait_for(lambda before=before: written(tmp_path) != before, process)  # type: ignore[misc]
-        time.sleep(delay)
-        process.kill()
-        process.communicate()
-    place.continued(tmp_path)
+    out = tmp_path / "a_file" / "run"
+    code, err = place.here(out)
+    assert code == 5 and f"error: cannot write {out}: " in err, err

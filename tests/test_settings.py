@@ -7,14 +7,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from alignkit.settings import LoraSpec, ModelSpec, Rollout
+from alignkit.settings import Rollout
 
 
 def test_a_response_has_room_for_its_minimum() -> None:
     with pytest.raises(ValidationError, match="min_new_tokens 8 is above max_new_tokens 4"):
         Rollout(min_new_tokens=8, max_new_tokens=4)
-
-
-def test_none_is_a_word_for_no_adapter() -> None:
-    assert ModelSpec(base="tiny", lora="none").lora is None  # type: ignore[arg-type]
-    assert ModelSpec(base="tiny").lora == LoraSpec()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from alignkit import (
     Algorithm,
@@ -26,19 +27,14 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.batch import Pairs, Term, per_token
+from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_algorithm, example_groups
-from alignkit_plugins.algorithms.dpo import DPO
-from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.algorithms.rejection_sampling import RejectionSampling
-from alignkit_plugins.algorithms.reward_model import RewardModel
-from alignkit_plugins.algorithms.sft import LM, SFT
+from tests.rows import cells
 
 DEMONSTRATIONS = [
-    replace(
-        group, responses=(replace(response, label=None),), pairs=None, id=f"{group.id}-{number}"
-    )
+    replace(group, responses=(replace(response, label=None),), pairs=None)
     for group in example_groups()
-    for number, response in enumerate(group.responses)
+    for response in group.responses
 ]
 TEXTS = [
     Group((), (Response(text=text),), id=text[:5])
@@ -46,26 +42,28 @@ TEXTS = [
 ]
 
 
-ALGORITHMS: list[tuple[type[Algorithm], dict[str, Any]]] = [
-    (SFT, {}),
-    (SFT, {"turns": "last"}),
-    (LM, {}),
-    (RewardModel, {}),
-    (RewardModel, {"margin": "data"}),
-    (RewardModel, {"margin": "llama2-large", "center_coefficient": 0.0}),
-    (PPO, {}),
-    (PPO, {"aggregation": "sequence_mean", "kl_target": 3.0, "entropy_coefficient": 0.1}),
-    (PPO, {"dual_clip": 3.0, "gamma": 0.9, "score_clip": 1.0, "value_clip_range": None}),
-    (PPO, {"whiten_advantages": False}),
-    (RejectionSampling, {}),
-    (DPO, {}),
-    (DPO, {"beta": 0.5, "label_smoothing": 0.2}),
-]
+ALGORITHMS = """
+sft | {}
+sft | {turns: last}
+lm | {}
+reward_model | {}
+reward_model | {margin: data}
+reward_model | {margin: llama2-large, center_coefficient: 0.0}
+ppo | {}
+ppo | {aggregation: sequence_mean, kl_target: 3.0, entropy_coefficient: 0.1}
+ppo | {dual_clip: 3.0, gamma: 0.9, score_clip: 1.0, value_clip_range: null}
+ppo | {whiten_advantages: false}
+rejection_sampling | {}
+dpo | {}
+dpo | {beta: 0.5, label_smoothing: 0.2}
+"""
 
 
-@pytest.mark.parametrize(("cls", "options"), ALGORITHMS)
-def test_first_party_algorithms_conform(cls: type[Algorithm], options: dict[str, Any]) -> None:
-    check_algorithm(cls, options, groups={LM: TEXTS, SFT: DEMONSTRATIONS}.get(cls))
+@pytest.mark.parametrize(("name", "options"), cells(ALGORITHMS))
+def test_first_party_algorithms_conform(name: str, options: str) -> None:
+    algorithm = plugins().get("algorithm", name).implementation
+    groups = {"lm": TEXTS, "sft": DEMONSTRATIONS}.get(name)
+    check_algorithm(algorithm, yaml.safe_load(options), groups=groups)
 
 
 def test_right_is_about_the_likelier_order() -> None:
@@ -181,44 +179,59 @@ def test_an_entropy_is_asked_for_in_words_that_exist() -> None:
 
 
 class Online(Algorithm):
+    """Its advantages, one for each response, can have weights."""
+
     source = Source.ROLLOUTS
-    needs = Needs(min_samples=2)
+    needs = Needs(min_samples=2, advantages="sequence")
+    scale = 1.0
 
     def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        return {"advantage": F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
+        advantages = F.rloo_advantages(rollouts.rewards, rollouts.group_index)
+        return {"advantages": self.scale * advantages}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(policy=per_token(-out.logprobs * batch["advantage"][:, None]))
+        return Loss(policy=per_token(-out.logprobs * batch["advantages"][:, None]))
+
+
+class ComputesOnce(Online):
+    @cached_property
+    def scale(self) -> float:  # type: ignore[override]
+        return 2.0
+
+
+@pytest.mark.parametrize("cls", [Online, ComputesOnce])
+def test_a_group_baseline_and_what_is_computed_once_conform(cls: type[Algorithm]) -> None:
+    check_algorithm(cls)
 
 
 def average(self: Any, rollouts: Batch) -> Mapping[str, Any]:
     mean = rollouts.rewards.mean()
     self.average = 0.9 * getattr(self, "average", mean) + 0.1 * mean
-    return {"advantage": rollouts.rewards - self.average}
+    return {"advantages": rollouts.rewards - self.average}
 
 
 def signal_of(signal: Callable[[Batch], torch.Tensor], **more: Any) -> type[Algorithm]:
-    return broken(Online, signal=lambda self, batch: {"advantage": signal(batch)}, **more)
+    return broken(Online, signal=lambda self, batch: {"advantages": signal(batch)}, **more)
 
 
 def unsaved(self: Algorithm, rollouts: Batch) -> Mapping[str, Any]:
     self.state["seen"] = {1: "x"}
-    return {"advantage": rollouts.rewards}
+    return {"advantages": rollouts.rewards}
 
 
 OLD = Needs(old_logprobs=True, min_samples=2)
 BROKEN_SIGNALS = {
-    "what `signal` remembers outside of `state` changes signal 'advantage'": (
+    "what `signal` remembers outside of `state` changes signal 'advantages'": (
         broken(Online, signal=average)
     ),
-    r"return tensors .responses, tokens. = .12, \d+. or .*, as 'advantage', not .12, 1.": (
+    r"return tensors .responses, tokens. = .12, \d+. or .*, as 'advantages', not .12, 1.": (
         signal_of(lambda batch: batch.rewards[:, None])
     ),
-    "signal 'advantage' is not finite everywhere": signal_of(lambda batch: batch.rewards.log()),
-    "garbage outside the mask changes signal 'advantage' by": (
+    "signal 'advantages' is not finite everywhere": signal_of(lambda batch: batch.rewards.log()),
+    "garbage outside the mask changes signal 'advantages' by": (
         signal_of(lambda batch: batch.old_logprobs.sum(dim=1), needs=OLD)
     ),
-    "the order of groups changes signal 'advantage' by": (
+    "the order of groups changes signal 'advantages' by": (
         signal_of(lambda batch: batch.rewards.cumsum(0))
     ),
     "`state` after `signal` changes when saved as JSON and loaded": broken(Online, signal=unsaved),
@@ -232,42 +245,14 @@ def test_broken_signals_are_reported(message: str) -> None:
         check_algorithm(BROKEN_SIGNALS[message])
 
 
-class ComputesOnce(Online):
-    @cached_property
-    def scale(self) -> float:
-        return 2.0
-
-    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        return {"advantage": self.scale * F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
-
-
-@pytest.mark.parametrize("cls", [Online, ComputesOnce])
-def test_a_group_baseline_and_what_is_computed_once_conform(cls: type[Algorithm]) -> None:
-    check_algorithm(cls)
-
-
-class Weightable(Online):
-    """Its advantages, one for each response, can have weights."""
-
-    needs = Needs(min_samples=2, advantages="sequence")
-
-    def signal(self, rollouts: Batch) -> Mapping[str, Any]:
-        return {"advantages": F.rloo_advantages(rollouts.rewards, rollouts.group_index)}
-
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(policy=per_token(-out.logprobs * batch["advantages"][:, None]))
-
-
-def of_tokens(self: Algorithm, rollouts: Batch) -> Mapping[str, Any]:
-    advantages = F.rloo_advantages(rollouts.rewards, rollouts.group_index)
-    return {"advantages": advantages[:, None].expand_as(rollouts.mask)}
+def of_tokens(batch: Batch) -> torch.Tensor:
+    return batch.rewards[:, None].expand_as(batch.mask)
 
 
 def test_advantages_that_cannot_have_weights_are_reported() -> None:
     """Of another name, or of tokens where those of responses are promised."""
-    check_algorithm(Weightable)
-    other_name = broken(Weightable, signal=lambda self, batch: {"advantage": batch.rewards})
-    for cls in (other_name, broken(Weightable, signal=of_tokens)):
+    other_name = broken(Online, signal=lambda self, batch: {"advantage": batch.rewards})
+    for cls in (other_name, signal_of(of_tokens)):
         with pytest.raises(ConformanceError, match="`needs` promises advantages"):
             check_algorithm(cls)
 
@@ -276,6 +261,3 @@ def test_example_groups_hold_every_kind_of_preference() -> None:
     groups = example_groups(5)
     assert [len(group.responses) for group in groups] == [5] * 4
     assert {pair.margin for group in groups for pair in group.pairs or ()} == {"slightly", 1.5, 2.0}
-    assert all(
-        r.rank is not None and r.scores["reward"] is not None for g in groups for r in g.responses
-    )

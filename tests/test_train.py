@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import DEFAULT, Mock
 
 import pytest
 import torch
+import yaml
 from transformers import get_scheduler
 
 import alignkit_plugins.models.tiny
@@ -24,9 +26,10 @@ from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component
 from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner, schedule
-from tests.rows import user
+from tests.rows import demos, user
 
 
 class Whole(Algorithm):
@@ -46,12 +49,8 @@ class Whole(Algorithm):
 
 
 def encoded(policy: SharedModel, count: int) -> Examples:
-    encoder = Encoder(policy.tokenizer)
-    groups = [
-        Group((user(f"how are you, {n}?"),), (Response(text="well"),), id=str(n))
-        for n in range(count)
-    ]
-    return Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
+    groups = demos([f"how are you, {n}?" for n in range(count)])
+    return Examples(encode_all(Encoder(policy.tokenizer), groups, 200))
 
 
 @pytest.fixture
@@ -78,15 +77,8 @@ def test_held_out_data_are_a_batch_of_their_own(
     learner.step(encoded(model, 3), 1.0)
     assert learner.algorithm.state == {"responses": 3}
     assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
-    faults = iter([MemoryError(), *[None] * 9])
-    loss = learner.algorithm.loss
-
-    def failing(batch: Batch, out: Outputs) -> Loss:
-        if (fault := next(faults)) is not None:
-            raise fault
-        return loss(batch, out)
-
-    monkeypatch.setattr(learner.algorithm, "loss", failing)
+    losses = Mock(side_effect=[MemoryError(), *[DEFAULT] * 9], wraps=learner.algorithm.loss)
+    monkeypatch.setattr(learner.algorithm, "loss", losses)
     assert learner.evaluate(encoded(model, 5))[0]["seen"] == 5
     assert model.memory.halvings == 1
     assert learner.algorithm.state == {"responses": 3}
@@ -106,6 +98,9 @@ def test_a_metric_shows_in_place_of_a_term_but_not_of_the_loss_that_chooses_the_
     loss = learner_of(model).evaluate(examples)[0]["loss"]
     assert learner.step(examples, 0.0)["nll"] == 7
     assert learner.evaluate(examples)[0] == {"nll": 7, "loss": pytest.approx(loss)}
+    for parameter in learner.parameters.values():
+        parameter.data.fill_(math.nan)
+    assert math.isnan(learner.evaluate(examples)[0]["loss"])
 
 
 class Weighted(Algorithm):
@@ -126,91 +121,74 @@ class Weighted(Algorithm):
 
 def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
     """The same terms, one unpadded sequence at a time through the plain model."""
-    late, even, whole = [], [], []
-    places = 0
+    sums = []
     model.model.set_attn_implementation("eager")
     for group in examples.groups:
         for row in group.rows:
-            ids = torch.tensor([[*group.prompt, *row.tokens]])
+            ids = torch.tensor([*group.prompt, *row.tokens])
             with model.using_role("new") as network:
-                logprobs = network(input_ids=ids).logits[0].log_softmax(-1)
-            own = [logprobs[len(group.prompt) - 1 + t, token] for t, token in enumerate(row.tokens)]
-            counted = [(t + 1, -own[t]) for t, counts in enumerate(row.mask) if counts]
-            late += [place * nll for place, nll in counted]
-            places += sum(place for place, _ in counted)
-            even += [nll for _, nll in counted]
-            whole.append(sum(nll for _, nll in counted))
+                logits = network(input_ids=ids[None]).logits[0, len(group.prompt) - 1 : -1]
+            nll = -logits.log_softmax(-1).gather(1, torch.tensor(row.tokens)[:, None])[:, 0]
+            own = torch.tensor(row.mask).float()
+            late = own * torch.arange(1, len(own) + 1)
+            sums.append(torch.stack([late @ nll, late.sum(), own @ nll, own.sum()]))
     model.model.set_attn_implementation(attention.NAME)
-    terms = {
-        "late": torch.stack(late).sum() / places,
-        "even": torch.stack(even).mean(),
-        "whole": torch.stack(whole).mean(),
-    }
+    late, places, even, tokens = torch.stack(sums).sum(dim=0)
+    terms = {"late": late / places, "even": even / tokens, "whole": even / len(sums)}
     return {**terms, "loss": terms["late"] + 2 * terms["even"] + 0.5 * terms["whole"]}
 
 
+@pytest.mark.silent_bug(
+    "masks: tools",
+    "Tokens that tools wrote count in the loss, or the mask is inverted.",
+    "Only the policy's tokens have a gradient.",
+    "PeterGriffinJin/Search-R1#21",
+    "mll-lab-nu/RAGEN#71",
+)
 @pytest.mark.parametrize("budget", [1, 70, 10_000])
 def test_a_global_batch_has_one_normalizer(
     model: SharedModel, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     """However it is cut into micro-batches: sums over all of it, divided once."""
     encoder = Encoder(model.tokenizer)
-    said = [
-        ("Why?", ("Because.", "I do not know why, nobody does")),
-        ("A colour", ("red",)),
-        ("Hm", ("a b c", "x")),
-    ]
-    groups = [
-        Group((user(question),), tuple(map(Response, answers)), id=question)
-        for question, answers in said
-    ]
+    said = {"Why?": ["Because.", "I do not know why, nobody does"], "A": [""], "Hm": ["a b c", "x"]}
+    groups = [Group((user(each),), tuple(map(Response, said[each])), id=each) for each in said]
     tokens = encoder.text("not all of these")
     written = tuple(place % 3 != 1 for place in range(len(tokens)))
     groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
-    examples = Examples([e for group in groups if (e := encoder.encode(group, 200)) is not None])
+    examples = Examples(encode_all(encoder, groups, 200))
     monkeypatch.setattr(SharedModel, "token_budget", budget)
     learner = learner_of(model, Weighted)
     for name, parameter in learner.parameters.items():
         if "lora_B" in name:  # zeros at first, which would hide the gradient of the other half
-            torch.nn.init.normal_(
-                parameter, std=0.02, generator=torch.Generator().manual_seed(len(name))
-            )
+            draw = torch.Generator().manual_seed(len(name))
+            torch.nn.init.normal_(parameter, std=0.02, generator=draw)
     wanted = by_hand(model, examples)
     wanted["loss"].backward()
-    gradients = {
-        name: p.grad.clone() for name, p in learner.parameters.items() if p.grad is not None
-    }
+    plain = {name: p.grad for name, p in learner.parameters.items()}
+    for parameter in learner.parameters.values():
+        parameter.grad = None
+    values = {name: pytest.approx(value.item(), rel=1e-5) for name, value in wanted.items()}
     found = learner._gradients(examples)
-    for name, value in wanted.items():
-        assert found[name] == pytest.approx(float(value.detach()), rel=1e-5), name
-    assert gradients.keys() == learner.parameters.keys()
+    assert {name: found[name] for name in values} == values
     for name, parameter in learner.parameters.items():
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(parameter.grad, plain[name], atol=1e-6, rtol=1e-4)
     held_out, per_group = learner.evaluate(examples)
-    for name, value in wanted.items():
-        assert held_out[name] == pytest.approx(float(value.detach()), rel=1e-5), name
-    values = values_of([per_group])["loss"]  # of each group, however the batch is cut
-    assert len(values) == len(examples.groups)
-    assert sum(values) / len(values) == pytest.approx(float(wanted["loss"].detach()), rel=1e-5)
+    assert {name: held_out[name] for name in values} == values
+    each = values_of([per_group])["loss"]  # of each group, however the batch is cut
+    assert len(each) == len(examples.groups) and sum(each) / len(each) == values["loss"]
 
 
 @pytest.mark.parametrize(
     ("kind", "warmup", "factors"),
     [
-        ("constant", 0.0, [1, 1, 1, 1]),
-        ("constant", 0.5, [0.5, 1, 1, 1]),
-        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
-        ("linear", 0.25, [1, 1, 2 / 3, 1 / 3]),
-        ("linear", 0.3, [0.5, 1, 1, 0.5]),  # 1.2 steps are 2
-        ("cosine", 0.0, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
-        ("cosine", 0.5, [0.5, 1, 1, 0.5]),
+        ("constant", 0.5, [0.5, 1, 1, 1, 1]),
+        ("linear", 0.3, [0.5, 1, 1, 0.5, 0]),  # 1.2 steps are 2
     ],
 )
 def test_schedules(kind: str, warmup: float, factors: list[float]) -> None:
     settings = Settings(lr_scheduler_type=kind, warmup_ratio=warmup)
-    assert [schedule(settings, 1e-3, step, 4) for step in range(4)] == pytest.approx(factors)
-    settings = Settings(lr_scheduler_type=kind, warmup_ratio=0.25)
-    assert schedule(settings, 1e-3, 4, 4) == pytest.approx(1 if kind == "constant" else 0)
+    assert [schedule(settings, 1e-3, step, 4) for step in range(5)] == pytest.approx(factors)
 
 
 def test_warmup_rises_within_a_long_step() -> None:
@@ -225,20 +203,21 @@ def test_warmup_rises_within_a_long_step() -> None:
         assert found == pytest.approx(wanted)
 
 
+SCHEDULES = yaml.safe_load("""
+- [linear, {}]
+- [cosine, {}]
+- [cosine, {num_cycles: 1.5}]
+- [cosine_with_restarts, {num_cycles: 2}]
+- [cosine_with_min_lr, {min_lr: 1.0e-4}]
+- [polynomial, {power: 2.0, lr_end: 1.0e-4}]
+- [inverse_sqrt, {}]
+- [warmup_stable_decay, {num_decay_steps: 4, decay_type: linear}]
+- [warmup_stable_decay, {num_decay_steps: 4, num_stable_steps: 2}]
+""")
+
+
 @pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("cosine", {"num_cycles": 1.5}),
-        ("cosine_with_restarts", {"num_cycles": 2}),
-        ("cosine_with_min_lr", {"min_lr_rate": 0.1}),
-        ("cosine_with_min_lr", {"min_lr": 1e-4}),
-        ("polynomial", {"power": 2.0, "lr_end": 1e-4}),
-        ("inverse_sqrt", {}),
-        ("warmup_stable_decay", {"num_decay_steps": 4, "decay_type": "linear"}),
-        ("warmup_stable_decay", {"num_decay_steps": 4, "num_stable_steps": 2}),
-    ],
-)
+@pytest.mark.parametrize(("name", "options"), SCHEDULES)
 def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: int) -> None:
     """The rates that transformers' own scheduler sets after the warmup, which rises here without a
     step of rate 0.
@@ -256,12 +235,3 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
     found = [2e-3 * schedule(settings, 2e-3, step, 12) for step in range(12)]
     rates[:warmup] = [2e-3 * (step + 1) / warmup for step in range(warmup)]
     assert found == pytest.approx(rates, abs=1e-12)
-
-
-def test_what_is_not_a_number_shows_in_the_validation_loss(model: SharedModel) -> None:
-    learner = learner_of(model)
-    groups = encoded(model, 3)
-    whole = learner.evaluate(groups)[0]["loss"]
-    for parameter in learner.parameters.values():
-        parameter.data.fill_(math.nan)
-    assert math.isfinite(whole) and math.isnan(learner.evaluate(groups)[0]["loss"])

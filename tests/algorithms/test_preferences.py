@@ -167,6 +167,10 @@ def test_kto_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     moved = gradient(found, logprobs)
     close(moved[:count, 0], expected["grad_policy"])
     assert not moved[count:].any() and not moved[~mask].any()
+    report = algorithm.report_metrics(given, out)
+    sides = (report[f"rewards/{side}"].values[:count] for side in ("chosen", "rejected"))
+    ratios = double(inputs["policy_logp"]) - double(inputs["ref_logp"])
+    close(sum(x.nan_to_num(0.0) for x in sides), p["beta"] * ratios)
 
 
 @pytest.mark.parametrize("case", golden("cpl"))

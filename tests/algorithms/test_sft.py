@@ -54,7 +54,8 @@ def test_rows_that_are_no_demonstrations_may_be_left_out_with_a_count() -> None:
 
 
 def test_a_row_whose_last_turn_is_context_teaches_nothing_to_the_last_turns() -> None:
-    turns = (assistant("so"), user("Why?"), {**assistant("it is"), "train": False})
+    last = {**assistant("it is"), "train": False}
+    turns = (assistant("so"), user("Why?"), assistant("so"), user("Why?"), last)
     group = Group(ASK, (Response(messages=turns),))  # type: ignore[arg-type]
     assert new(SFT).select([group], Looking()) == [group]
     with pytest.raises(DataError, match="turns: last"):

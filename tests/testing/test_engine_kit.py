@@ -31,9 +31,7 @@ def refused(engine: type[LocalEngine], message: str) -> None:
     assert str(raised.value).startswith(f"{engine.__name__}: ")
 
 
-def longer(one: Completion) -> Completion:
-    logprobs = [*(one.logprobs or ()), *[-1.0] * 12]
-    return replace(one, tokens=[*one.tokens, *[7] * 12], logprobs=logprobs)
+Change = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
 
 
 @pytest.mark.silent_bug(
@@ -43,47 +41,56 @@ def longer(one: Completion) -> Completion:
     "NVIDIA-NeMo/RL#4218",
 )
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("change", "message"),
     [
-        (lambda one: replace(one, tokens=[*one.tokens[:-1], 10**6]), "1000000 is not in the voc"),
-        (lambda one: replace(one, tokens=[-1, *one.tokens[1:]]), "token -1 is not in the vocab"),
-        (lambda one: replace(one, tokens=list(map(str, one.tokens))), "[.]sample`: TypeError"),
-        (longer, r"it returned \d\d tokens; max_new_tokens is 12"),
-        (lambda one: replace(one, logprobs=[*one.logprobs[:-1], float("nan")]), "is nan"),
-        (lambda one: replace(one, logprobs=[-each for each in one.logprobs]), r"probability is \d"),
-        (lambda one: replace(one, logprobs=one.logprobs[1:]), r"but \d+ log-probabilities"),
+        (lambda ids, known: ([*ids[:-1], 10**6], known), "1000000 is not in the voc"),
+        (lambda ids, known: ([-1, *ids[1:]], known), "token -1 is not in the vocab"),
         (
-            lambda one: replace(one, tokens=one.tokens[:1], logprobs=one.logprobs[:1]),
-            "a response of 1 tokens has neither an end token nor a stop text",
+            lambda ids, known: (ids + ids * 12, known + known * 12),
+            r"it returned \d+ tokens; max_new",
         ),
-        (lambda one: replace(one, logprobs=None), "the log-probabilities are None"),
-        (lambda one: (one.tokens, one.logprobs), "return a Completion, for prompt 0"),
+        (lambda ids, known: (ids, [*known[:-1], float("nan")]), "is nan"),
+        (lambda ids, known: (ids, [-each for each in known]), r"probability is \d"),
+        (lambda ids, known: (ids, known[1:]), r"but \d+ log-probabilities"),
+        (lambda ids, known: (ids[:1], known[:1]), "1 tokens has neither an end token nor a stop"),
+        (lambda ids, known: (ids, None), "the log-probabilities are None"),
     ],
 )
-def test_broken_completions_are_refused(changed: Callable[[Completion], Any], message: str) -> None:
+def test_broken_completions_are_refused(change: Change, message: str) -> None:
+    def broken(one: Completion) -> Completion:
+        tokens, logprobs = change([*one.tokens], [*(one.logprobs or ())])
+        return replace(one, tokens=tokens, logprobs=logprobs)
+
     class Broken(LocalEngine):
         def sample(self, *asked: Any) -> Any:
-            return [[changed(one) for one in each] for each in super().sample(*asked)]
+            return [list(map(broken, each)) for each in super().sample(*asked)]
 
     refused(Broken, message)
 
 
 OWN = itertools.count()
-Sampled = Callable[[Any, Any, Sampling], Any]
+Sample = Callable[[Any, Any, Sampling], Any]
 
 
-def by_length(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+def by_length(sample: Sample, prompts: Any, *asked: Any) -> Any:
     """Right for the order in which it likes prompts."""
-    return sample(sorted(prompts, key=len), seeds, sampling)
+    return sample(sorted(prompts, key=len), *asked)
 
 
-def own_seeds(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-    return sample(prompts, [[next(OWN) for _ in each] for each in seeds], sampling)
+def with_seeds(seed: Callable[[], int]) -> Any:
+    return lambda sample, prompts, seeds, sampling: sample(
+        prompts, [[seed() for _ in each] for each in seeds], sampling
+    )
 
 
-def no_temperature(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
-    temperature = float(sampling.temperature > 0)
-    return sample(prompts, seeds, sampling.model_copy(update={"temperature": temperature}))
+def changing(**changes: Callable[[Any], Any]) -> Any:
+    """It samples with other options."""
+
+    def way(sample: Sample, prompts: Any, seeds: Any, sampling: Sampling) -> Any:
+        update = {name: change(getattr(sampling, name)) for name, change in changes.items()}
+        return sample(prompts, seeds, sampling.model_copy(update=update))
+
+    return way
 
 
 @pytest.mark.parametrize(
@@ -91,26 +98,15 @@ def no_temperature(sample: Sampled, prompts: Any, seeds: Any, sampling: Sampling
     [
         (lambda sample, *asked: sample(*asked)[:-1], "return a list of 4, each a list of Compl"),
         (lambda sample, *asked: [each[:1] for each in sample(*asked)], "return a list of 3"),
-        (lambda sample, *asked: sample(*asked)[::-1], "the log-probabilities differ"),
+        (lambda sample, *asked: [[0] * 3] * 4, "return a Completion, for prompt 0"),
         (by_length, "the log-probabilities.* differ from training's"),
         (
-            lambda sample, prompts, *asked: sample([[1, *each] for each in prompts], *asked),
-            "the log-probabilities differ from training's",
+            changing(temperature=lambda value: float(value > 0)),
+            "the log-probabilities at temperature 0.5 differ from training's",
         ),
-        (no_temperature, "the log-probabilities at temperature 0.5 differ from training's"),
-        (
-            lambda sample, prompts, seeds, sampling: sample(
-                prompts, seeds, sampling.model_copy(update={"top_k": 0})
-            ),
-            "with top_k 1 a first token is not the most likely one",
-        ),
-        (own_seeds, "a second call with the same seeds returns other tokens"),
-        (
-            lambda sample, prompts, seeds, sampling: sample(
-                prompts, [[7] * len(each) for each in seeds], sampling
-            ),
-            "returns the same tokens for other seeds",
-        ),
+        (changing(top_k=lambda k: 0), "with top_k 1 a first token is not the most likely one"),
+        (with_seeds(OWN.__next__), "a second call with the same seeds returns other tokens"),
+        (with_seeds(lambda: 7), "returns the same tokens for other seeds"),
         (lambda sample, prompts, *asked: prompts[99], r"IndexError.*_engine_kit.py:\d+\)"),
     ],
 )
@@ -148,24 +144,12 @@ class Asleep(LocalEngine):
                 self._policies[policy] = BASE, version
 
 
-class NeverWakes(LocalEngine):
-    asleep = False
-
-    def idle(self) -> None:
-        self.asleep = True
-
-    def sample(self, *asked: Any) -> Any:
-        assert not self.asleep, "it sleeps"
-        return super().sample(*asked)
-
-
 @pytest.mark.parametrize(
     ("engine", "message"),
     [
         (OldVersion, r"it used version \d+ .*, but version \d+ was published"),
         (OldWeights, "after new weights were published differ from training's"),
         (Asleep, "differ from training's"),
-        (NeverWakes, "[.]sample`: AssertionError: it sleeps"),
     ],
 )
 def test_engines_that_keep_the_wrong_weights_are_refused(

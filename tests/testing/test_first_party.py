@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Group, Response, RewardCombination
 from alignkit.environment import EPISODE_KEY
@@ -24,85 +25,70 @@ from alignkit.testing import (
 )
 from alignkit_plugins.models.tiny import source as tiny
 
-JUDGE = {"local_judge": {"min_mass": 0}}
-LENGTH = {"length": {"unit": "characters"}}
-SHORT: dict[str, Any] = {"prompts": "held_out.jsonl", "sampling": {"max_new_tokens": 6}}
-# The untrained model ends no answer by itself.
-ENDS: dict[str, Any] = {"sampling": {"max_new_tokens": 64, "stop": ["e"]}, "critique_tokens": 64}
 POLITE = "def polite(prompts, completions, **columns):\n    return [len(t) for t in completions]\n"
 
 # Options of each plugin, or why it cannot be checked here. A test fails for one that is missing.
-REWARDS: dict[str, Any] = {
-    "abstention": {},
-    "classifier": "reads a folder: tests/rewards/test_classifier.py",
-    "environment": {},
-    "exact_match": {"column": "right"},
-    "format": {"tags": ["think", "answer"]},
-    "honesty": {"column": "right"},
-    "honesty_accuracy": {"column": "right", "match": "contains"},
-    "http": "asks a server: tests/ai_feedback/test_http_reward.py",
-    "language": {"language": "en"},
-    "length": {"unit": "words", "target": 3, "scale": 0.5},
-    "math_verify": {"column": "right"},
-    "normalized": {"reward_model": "helpful", "data": "demonstrations.jsonl", "gain": True},
-    "python": {"path": "polite.py", "function": "polite"},
-    "rating": {"judge": JUDGE},
-    "refusal": {"scale": -1.0},
-    "regex": {"pattern": "e+"},
-    "repetition": {},
-    "rlaif": {"judge": JUDGE},
-    "rubric": {"judge": JUDGE},
-    "sycophancy": {"column": "right"},
-    # Combinations
-    "equal_length": {"reward": {"length": {}}, "unit_variance": True},
-    "llama2": {"helpful": "helpful", "safety": "harmless"},
-    "weighted_sum": {
-        "rewards": {"a": "helpful", "b": {"length": {}}},
-        "weights": {"a": 1, "b": -0.5},
-    },
-}
-STEPS: dict[str, Any] = {
-    "calibration": {
-        "policies": ["base", "sft"],
-        "correct": "helpful",
-        "confidence": "token",
-        **SHORT,
-    },
-    "categorize": {"data": "rows.jsonl", "categories": {"a": "good", "b": "bad"}, "by": "base"},
-    "clean": {"data": "rows.jsonl"},
-    "evaluate": {"policies": ["base", "sft"], "rewards": ["helpful", {"length": {}}], **SHORT},
-    "evaluate_reward": {"rewards": ["helpful", LENGTH], "pairs": "rows.jsonl"},
-    "instruct": {"data": "rows.jsonl", "instruction": "Be brief."},
-    "judge_pairs": {"judge": {"local_judge": {"min_mass": 0, "role": "judge"}}}
-    | {"policy": "sft", **SHORT},
-    "lm_eval": "runs another package: tests/evaluate/test_lm_eval.py",
-    "people": "waits for people: tests/people/test_people.py",
-    "questions": "the untrained model writes none: tests/ai_feedback/test_make_data.py",
-    "red_team": {
-        "attacker": "base",
-        "policy": "sft",
-        "goals": "rows.jsonl",
-        "reward": "helpful",
-        "success": 0.0,
-    },
-    "revise": {"policy": "sft", "critic": "base", "constitution": "harmless", **SHORT, **ENDS},
-    "sample": {
-        "policy": "sft",
-        "samples_per_prompt": 2,
-        "reward": "helpful",
-        "keep": "best",
-        **SHORT,
-    },
-    "select_best": {"policies": ["sft@1", "sft@2"], "reward": "helpful", **SHORT},
-    "sycophancy": {"policies": ["base", "sft"], "correct": {"honesty_accuracy": {}}, **SHORT},
-}
-JUDGES: dict[str, Any] = {
-    "local_judge": {"min_mass": 0, "criterion": "harmless", "role": "judge"},
-    "openai_judge": "asks a server: tests/ai_feedback",
-    "panel": {"judges": [JUDGE, {"local_judge": {"min_mass": 0, "criterion": "harmless"}}]},
-    "reward_judge": {"reward_model": "helpful"},
-}
-MODELS = {"tiny", "smollm2-135m-instruct"}  # the latter is a download
+OPTIONS = yaml.safe_load("""
+reward:
+  abstention: {}
+  classifier: "reads a folder: tests/rewards/test_classifier.py"
+  environment: {}
+  exact_match: {column: right}
+  format: {tags: [think, answer]}
+  honesty: {column: right}
+  honesty_accuracy: {column: right, match: contains}
+  http: "asks a server: tests/ai_feedback/test_http_reward.py"
+  language: {language: en}
+  length: {unit: words, target: 3, scale: 0.5}
+  math_verify: {column: right}
+  normalized: {reward_model: helpful, data: demonstrations.jsonl, gain: true}
+  python: {path: polite.py, function: polite}
+  rating: {judge: &judge {local_judge: {min_mass: 0}}}
+  refusal: {scale: -1.0}
+  regex: {pattern: e+}
+  repetition: {}
+  rlaif: {judge: *judge}
+  rubric: {judge: *judge}
+  sycophancy: {column: right}
+  # Combinations
+  equal_length: {reward: {length: {}}, unit_variance: true}
+  llama2: {helpful: helpful, safety: harmless}
+  weighted_sum: {rewards: {a: helpful, b: {length: {}}}, weights: {a: 1, b: -0.5}}
+step:
+  calibration:
+    <<: &short {prompts: held_out.jsonl, sampling: {max_new_tokens: 6}}
+    policies: [base, sft]
+    correct: helpful
+    confidence: token
+  categorize: {data: rows.jsonl, categories: {a: good, b: bad}, by: base}
+  clean: {data: rows.jsonl}
+  evaluate: {policies: [base, sft], rewards: [helpful, {length: {}}], <<: *short}
+  evaluate_reward: {rewards: [helpful, {length: {unit: characters}}], pairs: rows.jsonl}
+  instruct: {data: rows.jsonl, instruction: Be brief.}
+  judge_pairs: {judge: {local_judge: {min_mass: 0, role: judge}}, policy: sft, <<: *short}
+  lm_eval: "runs another package: tests/evaluate/test_lm_eval.py"
+  people: "waits for people: tests/people/test_people.py"
+  questions: "the untrained model writes none: tests/ai_feedback/test_make_data.py"
+  red_team: {attacker: base, policy: sft, goals: rows.jsonl, reward: helpful, success: 0.0}
+  revise:
+    policy: sft
+    critic: base
+    constitution: harmless
+    prompts: held_out.jsonl
+    sampling: {max_new_tokens: 64, stop: [e]}  # the untrained model ends no answer by itself
+    critique_tokens: 64
+  sample: {policy: sft, samples_per_prompt: 2, reward: helpful, keep: best, <<: *short}
+  select_best: {policies: [sft@1, sft@2], reward: helpful, <<: *short}
+  sycophancy: {policies: [base, sft], correct: {honesty_accuracy: {}}, <<: *short}
+judge:
+  local_judge: {min_mass: 0, criterion: harmless, role: judge}
+  openai_judge: "asks a server: tests/ai_feedback"
+  panel: {judges: [*judge, {local_judge: {min_mass: 0, criterion: harmless}}]}
+  reward_judge: {reward_model: helpful}
+model:
+  tiny: "below"
+  smollm2-135m-instruct: "a download"
+""")
 
 
 def first_party(kind: str) -> dict[str, Any]:
@@ -110,15 +96,13 @@ def first_party(kind: str) -> dict[str, Any]:
     return {one.name: one.implementation for one in registrations if one.distribution == "alignkit"}
 
 
-def checked(table: dict[str, Any]) -> list[str]:
-    return [name for name, options in table.items() if isinstance(options, dict)]
+def checked(kind: str) -> list[str]:
+    return [name for name, options in OPTIONS[kind].items() if isinstance(options, dict)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "names"), [("reward", REWARDS), ("step", STEPS), ("judge", JUDGES), ("model", MODELS)]
-)
-def test_every_plugin_is_in_a_table(kind: str, names: Any) -> None:
-    assert first_party(kind).keys() == set(names)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_every_plugin_is_in_the_table(kind: str) -> None:
+    assert first_party(kind).keys() == OPTIONS[kind].keys()
 
 
 def played(groups: Sequence[Group]) -> list[Group]:
@@ -145,21 +129,20 @@ GROUPS: dict[str, Callable[[Sequence[Group]], list[Group]]] = {
 }
 
 
-@pytest.mark.parametrize("name", checked(REWARDS))
+@pytest.mark.parametrize("name", checked("reward"))
 def test_rewards(name: str, tmp_path: Path) -> None:
-    for needed, module in (("math_verify", "math_verify"), ("language", "py3langid")):
-        if name == needed:
-            pytest.importorskip(module)
-    cls = first_party("reward")[name]
+    if needed := {"math_verify": "math_verify", "language": "py3langid"}.get(name):
+        pytest.importorskip(needed)
+    cls, options = first_party("reward")[name], OPTIONS["reward"][name]
     if issubclass(cls, RewardCombination):
-        check_combination(cls, REWARDS[name])
+        check_combination(cls, options)
         return
     (tmp_path / "polite.py").write_text(POLITE, encoding="utf-8")
     groups = GROUPS[name](example_groups()) if name in GROUPS else None
-    check_reward(cls, REWARDS[name], folder=tmp_path, groups=groups)
+    check_reward(cls, options, folder=tmp_path, groups=groups)
 
 
-@pytest.mark.parametrize("name", checked(STEPS))
+@pytest.mark.parametrize("name", checked("step"))
 def test_steps(name: str) -> None:
     asked = {"answers": ["a"], "opinion": "d"}
     opinions = [
@@ -167,12 +150,12 @@ def test_steps(name: str) -> None:
         for id in "abc"
     ]
     groups = opinions if name == "sycophancy" else None
-    check_step(first_party("step")[name], STEPS[name], groups=groups)
+    check_step(first_party("step")[name], OPTIONS["step"][name], groups=groups)
 
 
-@pytest.mark.parametrize("name", checked(JUDGES))
+@pytest.mark.parametrize("name", checked("judge"))
 def test_judges(name: str) -> None:
-    check_judge(first_party("judge")[name], JUDGES[name])
+    check_judge(first_party("judge")[name], OPTIONS["judge"][name])
 
 
 # `template` has options that must be there.

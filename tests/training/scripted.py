@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from alignkit.models import generate as sampling_module
 
@@ -27,67 +26,29 @@ def call(expression: str, name: str = "calculate") -> str:
     )
 
 
-class Script:
-    """A logits processor. turns: for each turn of the policy the texts that it may say; the model
-    chooses.
-
-    After the last turn it says whatever it likes.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: Sequence[Sequence[str]]):
-        self.header = self._ids(tokenizer, HEADER)
-        self.turns = [[self._ids(tokenizer, text) for text in texts] for texts in turns]
-
-    @staticmethod
-    def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def __call__(self, ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        for row, values in zip(ids.tolist(), logits, strict=True):
-            size = len(self.header)
-            starts = [
-                i + size for i in range(len(row) - size + 1) if row[i : i + size] == self.header
-            ]
-            said = row[starts[-1] :]
-            texts = self.turns[len(starts) - 1] if len(starts) <= len(self.turns) else []
-            allowed = [
-                text[len(said)]
-                for text in texts
-                if text[: len(said)] == said and len(text) > len(said)
-            ]
-            if allowed:
-                kept = values[allowed].clone()
-                values.fill_(-torch.inf)
-                values[allowed] = kept
-        return logits
+Processor = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Any]) -> None:
+def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Processor]) -> None:
     """Let policies write what a logits processor allows; log-probabilities stay the policy's.
 
     processor_for: makes it for an encoder. It is given prompt and response of one row at a time,
     and its logits.
     """
-    contexts: list[Any] = []
-    processors: list[Any] = []
+    waiting: list[Any] = []
     write, choose = sampling_module.Decoder.write, sampling_module.choose
 
     def written(self: Any, rows: Any, logits: torch.Tensor) -> torch.Tensor:
-        processors[:] = [processor_for(self.request.encoder)]
-        contexts[:] = []
-        for row in rows:
-            contexts.append(
-                [*self.request.prompts[row.prompt], *row.tokens] if row.active else None
-            )
+        processor, prompts = processor_for(self.request.encoder), self.request.prompts
+        waiting[:] = [processor]
+        waiting.extend([*prompts[row.prompt], *row.tokens] if row.active else None for row in rows)
         return write(self, rows, logits)
 
     def chosen(logits: torch.Tensor, draws: Any, sampling: Any, early: Any, ends: Any) -> Any:
-        allowed = logits.clone()
+        (processor, *contexts), allowed = waiting, logits.clone()
         for row, context in enumerate(contexts):
             if context is not None:
-                allowed[row : row + 1] = processors[0](
-                    torch.tensor([context]), allowed[row : row + 1]
-                )
+                allowed[[row]] = processor(torch.tensor([context]), allowed[[row]])
         tokens, _ = choose(allowed, draws, sampling, early, ends)
         logprobs = torch.log_softmax(logits / (sampling.temperature or 1.0), dim=-1)
         return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
@@ -97,5 +58,25 @@ def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Any
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, turns: Sequence[Sequence[str]]) -> None:
-    """Let policies write what a script says."""
-    choosing(monkeypatch, lambda encoder: Script(encoder.tokenizer, turns))
+    """Let policies write what a script says. turns: for each turn of the policy the texts that it
+    may say; the model chooses. After the last one it says whatever it likes.
+    """
+
+    def script(encoder: Any) -> Processor:
+        def ids_of(text: str) -> list[int]:
+            return list(encoder.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        def allow(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            row, header = ids[0].tolist(), ids_of(HEADER)
+            ends = range(len(header), len(row) + 1)
+            starts = [end for end in ends if row[end - len(header) : end] == header]
+            said, texts = row[starts[-1] :], [*turns, *[[]] * len(starts)][len(starts) - 1]
+            going_on = [text for text in map(ids_of, texts) if text[: len(said)] == said]
+            allowed = [text[len(said)] for text in going_on if len(text) > len(said)]
+            only = torch.full_like(logits, -torch.inf)
+            only[:, allowed] = logits[:, allowed]
+            return only if allowed else logits
+
+        return allow
+
+    choosing(monkeypatch, script)

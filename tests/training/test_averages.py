@@ -7,34 +7,20 @@ import math
 import pytest
 import torch
 
-from alignkit import Batch, Group, per_response, per_token
-from alignkit.batch import Pairs
-from alignkit.training.learner import Averages, means, weighted_sum
+from alignkit import per_response, per_token
+from alignkit.training.learner import Averages, weighted_sum
+from tests.by_hand import batch
 
-
-def batch() -> Batch:
-    """Two responses of two tokens; the second response has one token that counts."""
-    none = torch.zeros(0, dtype=torch.int64)
-    return Batch(
-        groups=[Group(())],
-        tokens=torch.zeros(2, 2, dtype=torch.int64),
-        mask=torch.tensor([[True, True], [True, False]]),
-        group_index=torch.zeros(2, dtype=torch.int64),
-        pairs=Pairs(none, none, torch.zeros(0), torch.zeros(0), none),
-        truncated=torch.zeros(2, dtype=torch.bool),
-    )
-
-
+# Two responses of two tokens; the second response has one token that counts.
+MASK = [[True, True], [True, False]]
 VALUES = torch.tensor([[1.0, 2.0], [6.0, math.nan]])
 
 
 def test_a_response_without_a_counted_token_does_not_count() -> None:
-    masked = batch()
-    masked.mask = torch.tensor([[True, True], [False, False]])
-    term = per_response(torch.tensor([4.0, math.nan]))
-    assert masked.weights(term.per).tolist() == [1, 0]
+    masked = batch([[True, True], [False, False]])
+    assert masked.weights("response").tolist() == [1, 0]
     averages = Averages()
-    averages.add({"length": term}, masked)
+    averages.add({"length": per_response(torch.tensor([4.0, 8.0]))}, masked)
     assert averages.means() == {"length": 4.0}
 
 
@@ -55,21 +41,14 @@ def test_a_response_without_a_counted_token_does_not_count() -> None:
 def test_micro_batches_share_one_denominator() -> None:
     averages = Averages()
     for _ in range(2):
-        averages.add({"nll": per_token(VALUES)}, batch())
+        averages.add({"nll": per_token(VALUES)}, batch(MASK))
     assert averages.means() == pytest.approx({"nll": 3.0})
 
 
 def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
     term = {"length": per_response(torch.tensor([4.0, math.nan]))}
     metrics = Averages()
-    metrics.add(term, batch())
+    metrics.add(term, batch(MASK))
     assert metrics.means() == {"length": 4.0} and math.isnan(
-        float(weighted_sum(term["length"].values, batch().weights("response")))
+        float(weighted_sum(term["length"].values, batch(MASK).weights("response")))
     )
-
-
-def test_metrics_of_steps_are_averaged_over_those_that_have_them() -> None:
-    assert means([{"loss": 1.0}, {"loss": 3.0, "grad_norm": 2.0}]) == {
-        "loss": 2.0,
-        "grad_norm": 2.0,
-    }

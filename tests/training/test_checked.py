@@ -15,9 +15,10 @@ import torch
 
 from alignkit import Algorithm, Batch, Loss, Outputs
 from alignkit.calls import call, create
+from alignkit.errors import PluginError
 from alignkit.options import Options
 from alignkit.registry import Component, Registration
-from tests.rows import run, write_recipe
+from tests.rows import cells, run, write_recipe
 
 HEADER = """
 import torch
@@ -65,59 +66,36 @@ def failed(folder: Path, methods: str, stages: str = ONLINE, code: int = 3) -> s
     return err.getvalue()
 
 
-MISTAKES = {
-    "def signal(self, rollouts): return {'advantages': rollouts.rewards.long()}": (
-        r"signal`: return tensors .* in floating point.*, as 'advantages', not \[4\]"
-    ),
-    "def signal(self, rollouts): return {'advantages': rollouts.rewards[:, None]}": (
-        r"signal`: return tensors .* = \[4, 5\] or .*, as 'advantages', not \[4, 1\]"
-    ),
-    "def signal(self, rollouts): return {'rewards': rollouts.rewards}": (
-        "signal`: return tensors .*, not named as a field of Batch, .* as 'rewards', not"
-    ),
-    "def signal(self, rollouts): return None": "signal`: return a dict of tensors .*, or Skip",
-    "def signal(self, rollouts): return {'advantages': rollouts.reference_logprobs}": (
-        r"signal`: Batch.reference_logprobs was not computed: add reference_logprobs=True to "
-        r".* \(broken.py:\d+\)"
-    ),
-    "def signal(self, rollouts): self.metrics['a'] = rollouts; return {'a': rollouts.rewards}": (
-        "signal`: `metrics` must be JSON; use float"
-    ),
-    "def loss(self, batch, out): return Loss(n=per_token(out.logprobs * batch['advantage']))": (
-        "loss`: no signal 'advantage'; .*did you mean 'advantages'"
-    ),
-    "def loss(self, batch, out): return Loss(nll=per_token(-out.logprobs.detach()))": (
-        "loss`: return terms with gradients, computed from `out`"
-    ),
-    "def loss(self, batch, out): return -out.logprobs.mean()": (
-        r"loss`: return a dict of unreduced terms, .*, not \[\]"
-    ),
-    "def loss(self, batch, out): return Loss(dpo=per_token(out.logprobs.sum(1)))": (
-        r"loss`: return unreduced terms, .* of \[4, 5\], as 'dpo', not \[4\]"
-    ),
-    "def term_weights(self, batch): return {'policy_loss': torch.ones(4)}": (
-        r"term_weights`: return tensors in the shapes of their loss terms, .* not \[4\]"
-    ),
-    "def before_step(self, batch, out): return {'mean': out.logprobs.mean()}": (
-        "before_step`: `state` must be JSON; use float"
-    ),
-    "def report_metrics(self, batch, out): return {'ratio': per_response(out.logprobs)}": (
-        r"report_metrics`: return unreduced terms, .*, as 'ratio', not \[4, 5\]"
-    ),
-    **{
-        f"def {method}(self, *given): return 1 / 0": (
-            rf"{method}`: ZeroDivisionError: .* \(broken.py:\d+\)"
-        )
-        for method in ("signal", "select", "keep_group", "loss", "term_weights", "before_step")
-    },
-    "def report_metrics(self, *given): return 1 / 0": "report_metrics`: ZeroDivisionError",
-}
+# A method, what it returns, and a pattern of what is said of it
+MISTAKES = r"""
+signal(self, b) | {'advantages': b.rewards.long()} | return tensors .* in floating point.*, as 'advantages', not \[4\]
+signal(self, b) | {'advantages': b.rewards[:, None]} | return tensors .* = \[4, 5\] or .*, as 'advantages', not \[4, 1\]
+signal(self, b) | {'rewards': b.rewards} | return tensors .*, not named as a field of Batch, .* as 'rewards', not
+signal(self, b) | None | return a dict of tensors .*, or Skip
+signal(self, b) | b.reference_logprobs | Batch.* was not computed: add reference_logprobs=True to .* \(broken.py:\d+\)
+signal(self, b) | self.metrics.update(a=b) or {'a': b.rewards} | `metrics` must be JSON; use float
+loss(self, b, out) | b['advantage'] | no signal 'advantage'; .*did you mean 'advantages'
+loss(self, b, out) | Loss(n=per_token(-out.logprobs.detach())) | return terms with gradients, computed from `out`
+loss(self, b, out) | -out.logprobs.mean() | return a dict of unreduced terms, .*, not \[\]
+loss(self, b, out) | Loss(d=per_token(out.logprobs.sum(1))) | return unreduced terms, .* of \[4, 5\], as 'd', not \[4\]
+term_weights(self, b) | {'policy_loss': torch.ones(4)} | return tensors in the shapes of their loss terms, .* not \[4\]
+before_step(self, b, out) | {'mean': out.logprobs.mean()} | `state` must be JSON; use float
+report_metrics(self, b, out) | {'r': per_response(out.logprobs)} | return unreduced terms, .*, as 'r', not \[4, 5\]
+report_metrics(self, *given) | 1 / 0 | ZeroDivisionError
+select(self, *given) | 1 / 0 | ZeroDivisionError: .* \(broken.py:\d+\)
+keep_group(self, *given) | 1 / 0 | ZeroDivisionError
+term_weights(self, *given) | 1 / 0 | ZeroDivisionError
+before_step(self, *given) | 1 / 0 | ZeroDivisionError
+"""
 
 
-@pytest.mark.parametrize("methods", MISTAKES)
-def test_a_mistake_is_reported_as_the_plugins(tmp_path: Path, methods: str) -> None:
-    message = f"^error: plugin 'broken.py', stage 'align', in `Broken.{MISTAKES[methods]}"
-    assert re.search(message, err := failed(tmp_path, methods), re.M), err
+@pytest.mark.parametrize(("method", "returned", "said"), cells(MISTAKES))
+def test_a_mistake_is_reported_as_the_plugins(
+    tmp_path: Path, method: str, returned: str, said: str
+) -> None:
+    err, (name, _) = failed(tmp_path, f"def {method}: return {returned}"), method.split("(")
+    message = f"^error: plugin 'broken.py', stage 'align', in `Broken.{name}`: {said}"
+    assert re.search(message, err, re.M), err
 
 
 @pytest.mark.parametrize(
@@ -133,13 +111,6 @@ def test_a_mistake_is_reported_as_the_plugins(tmp_path: Path, methods: str) -> N
 def test_a_mistake_in_an_offline_stage(tmp_path: Path, methods: str, message: str) -> None:
     err = failed(tmp_path, OF_DATA + methods, OFFLINE)
     assert f"error: plugin 'broken.py', stage 'align', in `Broken.{message}" in err
-
-
-def test_log_probabilities_that_were_not_requested_are_absent(tmp_path: Path) -> None:
-    """An online stage measures both for the KL that it logs."""
-    reads = "def signal(self, rollouts): return {'advantages': rollouts.old_logprobs}"
-    err = failed(tmp_path, f"needs = Needs()\n{reads}")
-    assert "Batch.old_logprobs was not computed: add old_logprobs=True" in err
 
 
 def test_data_errors_and_skips_stay_what_they_are(tmp_path: Path) -> None:
@@ -162,28 +133,26 @@ def test_an_algorithm_may_keep_tensors(tmp_path: Path) -> None:
 
 
 def test_the_distribution_is_named() -> None:
-    class Wrong(Algorithm):
-        def loss(self, batch: Batch, out: Outputs) -> Loss:
-            raise KeyError("advantage")
-
-    registration = Registration("wrong", Wrong, plugin="x", distribution="dist", version="0.1")
-    wrong = create(Component("algorithm", "wrong", registration, Options()), "align")
-    place = re.escape(f"{Path(__file__).name}:")
-    with pytest.raises(
-        Exception,
-        match=r"^plugin 'x' \(dist 0.1\), stage 'align', in `Wrong.loss`: KeyError: 'advantage' \("
-        + place,
-    ):
+    registration = Registration("w", Fails, plugin="x", distribution="dist", version="0.1")
+    wrong = create(Component("algorithm", "w", registration, Options()), "align")
+    wrong.error = KeyError("advantage")
+    whose = r"^plugin 'x' \(dist 0.1\), stage 'align', in `Fails.loss`: KeyError: 'advantage' \("
+    with pytest.raises(PluginError, match=whose + re.escape(f"{Path(__file__).name}:")):
         call(wrong, "loss", None, None)
+
+
+class Fails(Algorithm):
+    error: BaseException
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        raise self.error
 
 
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
 )
 def test_exhausted_memory_and_interrupts_pass(error: BaseException) -> None:
-    class Fails(Algorithm):
-        def loss(self, batch: Batch, out: Outputs) -> Loss:
-            raise error
-
+    fails = Fails(None)
+    fails.error = error
     with pytest.raises(type(error)):
-        call(Fails(None), "loss", None, None)
+        call(fails, "loss", None, None)

@@ -12,12 +12,11 @@ import yaml
 from played import TURNS, run_of
 from scripted import follow
 
-from alignkit import DataError, Environment, RecipeError, RunFailed
+from alignkit import Environment, RecipeError, RunFailed
 from alignkit.errors import PluginError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit_plugins.environments.calculator import Calculator
-from tests.rows import write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,13 +52,10 @@ def calculate(self, expression: str) -> Any:  # type: ignore[no-untyped-def]
 shared = random.Random(0)
 MISTAKES: list[tuple[str, Any, str]] = [
     ("respond", raises(KeyError), r"KeyError: 'no server' \(test_checked_environment.py:\d+\)"),
-    ("respond", raises(SystemExit), "SystemExit"),
     ("respond", answers(b"5"), "content Input should be a valid string"),
     ("respond", answers("\ud800"), "UnicodeEncodeError"),
     ("respond", answers("\ufdd0"), r"what it returned cannot be rendered: .* U\+FDD0"),
-    ("respond", lambda self, turn: "5", "Input should be a valid dictionary"),
     ("get_reward", lambda self: float("nan"), "Input should be a finite number"),
-    ("get_reward", lambda self: "good", "Input should be a valid number"),
     ("reset", lambda self, row: str(shared.random()), "the responses to a prompt share it"),
     ("calculate", calculate, "tool 'calculate' must return text or JSON values, not bytes"),
 ]
@@ -88,7 +84,6 @@ def other(self, word: str) -> str:  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize(
     ("method", "body", "error", "message"),
     [
-        ("__init__", raises(OSError), PluginError, r"`Broken.__init__`: OSError: no server"),
         ("other", other, PluginError, "tool 'other': .*the argument 'word'"),
         (
             "reset",
@@ -116,13 +111,10 @@ def test_a_template_without_tools_is_refused_before_training(tmp_path: Path) -> 
 # Recipes
 
 BAD_RECIPES = {
-    "environment: calculater": "no environment 'calculater'.*did you mean 'calculator'",
-    "environment: {calculator: {tolerance: 1}}": "unknown key 'tolerance'",
     "environment: null": "the reward is that of an episode, but the stage has no environment",
     "{environment: null, reward: {length: {}}, monitors: [{gold: {reward: environment}}]}": (
         "the reward is that of an episode"
     ),
-    "rollout: {max_turns: 0}": "greater than or equal to 1",
     "{algorithm: dpo, data: prompts.jsonl}": "dpo does not use 'environment'",
 }
 
@@ -134,10 +126,3 @@ def test_recipes_that_misuse_environments_are_refused(
     with pytest.raises(RecipeError) as caught:
         run_of(tmp_path, **yaml.safe_load(keys))
     assert re.search(message, " ".join(str(caught.value).split())), caught.value
-
-
-def test_rows_without_an_answer_are_refused_before_training(tmp_path: Path) -> None:
-    run = run_of(tmp_path)
-    write_rows(tmp_path / "prompts.jsonl", [{"prompt": "What is it?"}])
-    with pytest.raises(DataError, match=r"prompts.jsonl:1: the environment 'calculator' needs a"):
-        run.execute()

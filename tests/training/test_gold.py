@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watched import PYTHON, STILL, Ran, Watched, dies, online, prompts, reward_model
+from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, online, prompts
 
 from alignkit import DataError
-from alignkit.data.group import read_groups
+from alignkit.data.group import read_groups, responses_of
 from alignkit.registry import Component
 from alignkit.settings import Settings
 from alignkit_plugins.monitors.reward_hacking import Gold
@@ -22,9 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 GOLD = """
 def reward(completions):
     return [float(sum(c.encode()) % 1009) for c in completions]
-
-def gold(completions):
-    return [float(len(c)) for c in completions]
 
 def half(completions):
     return [float(len(c)) if sum(c.encode()) % 2 else None for c in completions]
@@ -46,21 +43,18 @@ def gold(reward: Any, **options: Any) -> list[dict[str, Any]]:
 
 def rows(ran: Ran, iteration: int) -> list[dict[str, Any]]:
     groups = read_groups(ran.folder / "align" / "gold" / f"{iteration:04d}.jsonl")
-    return [
-        {"prompt": group.id, "text": r.text, **r.scores}
-        for group in groups
-        for r in group.responses
-    ]
+    pairs = [(group, response) for group in groups for response in group.responses]
+    return [{"prompt": group.id, "text": r.text, **r.scores} for group, r in pairs]
 
 
-def held_out(folder: Path, count: int = 3) -> str:
+def held_out(folder: Path) -> str:
     folder.mkdir(exist_ok=True)
-    return write_rows(folder / "held_out.jsonl", prompts(8)[8 - count :]).name
+    return write_rows(folder / "held_out.jsonl", prompts(8)).name
 
 
 def test_gold_changes_nothing_that_is_learned(tmp_path: Path) -> None:
     """With reward models for both, whose scores are cached; of rollouts, and of held-out prompts."""
-    models = {"rm": reward_model(1), "other": reward_model(2)}
+    models = {"rm": REWARD_MODEL, "other": {**REWARD_MODEL, "epochs": 2}}
     keys: dict[str, Any] = {"before": models, "reward": "rm", **CHECKED}
     plain = online(tmp_path / "plain", Watched(), **keys)
     assert plain.weights != plain.kept(1)
@@ -72,39 +66,34 @@ def test_gold_changes_nothing_that_is_learned(tmp_path: Path) -> None:
 
 
 def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path: Path) -> None:
-    monitors = gold(by("gold"), prompts=held_out(tmp_path))
+    """And a missing score is missing, and not zero."""
+    monitors = gold(by("half"), prompts=held_out(tmp_path))
     ran = online(tmp_path, Watched(), monitors=monitors, learning_rate=STILL, **CHECKED)
+    unscored = 0
     for number, metrics in enumerate(ran.metrics, 1):
         found = rows(ran, number)
-        assert len(found) == 3 * 2 and len({row["prompt"] for row in found}) == 3
+        assert len(found) == 8 * 2 and len({row["prompt"] for row in found}) == 8
         for row in found:
-            assert row["gold"] == len(row["text"])
-            assert row["reward"] == sum(row["text"].encode()) % 1009
-        assert metrics["gold"] == pytest.approx(sum(row["gold"] for row in found) / 6)
+            number = sum(row["text"].encode())
+            assert row["gold"] == (len(row["text"]) if number % 2 else None)
+            assert row["reward"] == number % 1009
+        known = [row["gold"] for row in found if row["gold"] is not None]
+        assert metrics["gold"] == pytest.approx(sum(known) / len(known))
+        unscored += metrics.get("gold_unscored", 0)
+        assert len(known) + metrics.get("gold_unscored", 0) == 16
+    assert unscored > 0
     assert rows(ran, 1) != rows(ran, 2)  # other samples of the same policy
 
 
 def test_gold_on_rollouts_costs_no_samples(tmp_path: Path, said: Said) -> None:
-    """And the files that are learned from do not know it."""
-    ran = online(tmp_path, Watched(), monitors=gold(by("gold")), **CHECKED)
-    responses = [response for group in ran.rollouts()[0] for response in group.responses]
+    """The files that are learned from do not know it; without a score there is no mean."""
+    ran = online(tmp_path, Watched(), monitors=gold(by("none")), **CHECKED)
+    responses = responses_of(ran.rollouts()[0])
     assert {row["text"] for row in rows(ran, 1)} == {response.text for response in responses}
-    assert all("gold" not in r.scores and r.reward != len(r.text) for r in responses)
-    assert SELF not in " ".join(said().split())
-
-
-def test_missing_scores_are_missing_and_not_zero(tmp_path: Path) -> None:
-    """Of half of the samples, and of all: then there is no mean."""
-    monitors = gold(by("half"), prompts=held_out(tmp_path, 8))
-    ran = online(tmp_path, Watched(), monitors=monitors, **CHECKED)
-    found = [row["gold"] for row in rows(ran, 1)]
-    known = [score for score in found if score is not None]
-    assert 0 < len(known) < len(found)
-    assert ran.metrics[0]["gold"] == pytest.approx(sum(known) / len(known))
-    assert ran.metrics[0]["gold_unscored"] == len(found) - len(known)
-    ran = online(tmp_path / "none", Watched(), monitors=gold(by("none")), **CHECKED)
+    assert all("gold" not in response.scores for response in responses)
     assert all("gold" not in metrics and metrics["gold_unscored"] == 4 for metrics in ran.metrics)
     assert ran.summary["gold"] == {"best_iteration": 0, "change": None}
+    assert SELF not in " ".join(said().split())
 
 
 def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, said: Said) -> None:
@@ -137,12 +126,3 @@ def test_what_does_not_go_with_gold(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Gold(Gold.Options(reward="length", **options)).check(Settings(**keys))
-
-
-def test_what_gold_said_must_be_readable_on_a_restart(tmp_path: Path) -> None:
-    keys: dict[str, Any] = {**CHECKED, "monitors": gold(by("gold"))}
-    with pytest.raises(KeyboardInterrupt):
-        online(tmp_path, dies(Watched(), 3), **keys)
-    (tmp_path / "run" / "align" / "gold" / "0001.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"gold/0001.jsonl:1: not valid JSON"):
-        online(tmp_path, Watched(), **keys)

@@ -1,4 +1,4 @@
-"""What an online stage metrics with other roles than the policy: the reference, and the start of
+"""What an online stage measures with other roles than the policy: the reference, and the start of
 the values.
 """
 
@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from watched import SFT, STILL, Ran, Watched, online, reward_model
+import yaml
+from watched import REWARD_MODEL, SFT, STILL, Ran, Watched, online
 
-from alignkit import Batch, Group, Loss, Needs, Outputs, hookimpl, per_token
-from alignkit.models.shared_model import SharedModel
-from alignkit.plugins import plugins
+from alignkit import Batch, Group, Needs
+from alignkit.recipe.load import load_recipe
+from alignkit.runs.run import Run
+from alignkit.runs.stage import TrainingStage
+from alignkit.training.online import RolloutTrainer
+from tests.rows import run, write_recipe
 
 TEMPERATURE = 0.6
 ROLLOUT = {"samples_per_prompt": 2, "max_new_tokens": 5, "temperature": TEMPERATURE}
-MODELS = {"first": reward_model(1), "second": reward_model(2)}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,31 +55,20 @@ def test_the_reference_is_the_one_that_the_recipe_names(
     assert (abs(found.metrics[0]["kl"]) < 1e-4) == (reference == "sft")
 
 
-@pytest.mark.parametrize(("needs", "measured"), [(Needs(), 2), (Needs(reference_logprobs=True), 4)])
-def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(
-    tmp_path: Path, needs: Needs, measured: int
-) -> None:
+def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path) -> None:
     """Of one prompt in K, with all of its K samples: here of two in four."""
-    keys: dict[str, Any] = {
-        "plugin": "online_dpo",
-        "from": "sft",
-        "reference": "base",
-        "prompts_per_iteration": 4,
-        "iterations": 1,
-    }
-    before = {"sft": SFT}
-    found = online(
-        tmp_path, Watched(needs), before=before, rollout=ROLLOUT, learning_rate=STILL, **keys
-    )
-    groups = found.rollouts()[0][:: 4 // measured]
+    keys: dict[str, Any] = {"from": "sft", "reference": "base", "learning_rate": STILL}
+    keys |= {"plugin": "online_dpo", "prompts_per_iteration": 4, "iterations": 1}
+    found = online(tmp_path, Watched(), before={"sft": SFT}, rollout=ROLLOUT, **keys)
+    groups = found.rollouts()[0][::2]
     policy, reference = (
-        found.run.models[role].logprobs(groups, temperature=TEMPERATURE) for role in ("sft", "base")
+        torch.cat(found.run.models[role].logprobs(groups, temperature=TEMPERATURE)).double()
+        for role in ("sft", "base")
     )
-    gaps = [ours.double() - theirs.double() for ours, theirs in zip(policy, reference, strict=True)]
-    kl = [float(((-gap).exp() - 1 + gap).sum()) for gap in gaps]
-    assert len(groups) == measured and len(kl) == 2 * measured
-    assert found.metrics[0]["kl"] == pytest.approx(sum(kl) / len(kl), abs=1e-3)
-    assert found.metrics[0]["kl"] > 0.1
+    gap = policy - reference
+    kl = float(((-gap).exp() - 1 + gap).sum()) / 4
+    assert len(groups) == 2 and kl > 0.1
+    assert found.metrics[0]["kl"] == pytest.approx(kl, abs=1e-3)
     assert found.metrics[0]["sampler_gap"] < 1e-4
 
 
@@ -101,68 +91,53 @@ def test_groups_that_select_makes_are_measured_by_the_reference(tmp_path: Path) 
 # The start of the values
 
 
-class Roles:
-    """An observer: which reward model's network another role with a head has before the first
-    step.
-    """
-
-    def __init__(self) -> None:
-        self.copied: list[str] = []
-
-    @hookimpl
-    def rollouts_scored(
-        self, run: Any, stage: str, iteration: int, groups: Sequence[Group]
-    ) -> None:
-        done = [name for name in MODELS if (run.folder / name / "adapter").exists()]
-        model = run.models.of("base").model
-        networks = {name: network(model, run.models.of("base").role(name)) for name in done}
-        others = [
-            name
-            for name, role in model.roles.items()
-            if role.head is not None and name not in networks
-        ]
-        for role in others if iteration == 1 else ():
-            own = network(model, role)
-            self.copied += [
-                name for name, known in networks.items() if all(map(torch.equal, own, known))
-            ]
+ALIGN = """
+align:
+  algorithm: {ppo: {center_scores: false}}
+  prompts: prompts.jsonl
+  reward: first
+  iterations: 1
+"""
 
 
-def network(model: SharedModel, role: str) -> list[Tensor]:
-    """A role's weights without its head."""
-    return [weight for name, weight in model.parameters_of(role).items() if name != "score.weight"]
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """A recipe of two reward models, which are trained, and of a stage after them."""
+    stages = {"first": REWARD_MODEL, "second": {**REWARD_MODEL, "epochs": 2}}
+    recipe = write_recipe(tmp_path_factory.mktemp("models"), stages | yaml.safe_load(ALIGN))
+    run(recipe, "--until", "second")
+    return recipe
 
 
-def values_of(folder: Path, **keys: Any) -> tuple[Tensor, list[str]]:
-    """The values before the first step, and the reward model whose network they come from."""
-    watched, roles = Watched(Needs(values=True), loss_of=with_values), Roles()
-    plugins().manager.register(roles)
-    try:
-        online(folder, watched, before=MODELS, plugin="ppo", iterations=1, **keys)
-    finally:
-        plugins().manager.unregister(roles)
-    assert watched.measured is not None
-    return watched.measured.old_values[watched.measured.mask], roles.copied
+COMBINED = "stages.align.reward={weighted_sum: {rewards: {only: first}, weights: {only: 3.0}}}"
 
 
-def with_values(step: int, out: Outputs) -> Loss:
-    return Loss(nll=per_token(-out.logprobs), values=per_token(out.values**2))
-
-
-@pytest.mark.parametrize(("keys", "start"), [({}, "first"), ({"value_from": "second"}, "second")])
+@pytest.mark.parametrize(
+    ("override", "start", "with_head"),
+    [
+        ("stages.align.value_from=null", "first", True),
+        ("stages.align.value_from=second", "second", False),
+        (COMBINED, "first", False),
+    ],
+)
 def test_values_start_from_the_reward_model_that_the_recipe_names(
-    tmp_path: Path, keys: dict[str, Any], start: str
+    models: Path, override: str, start: str, with_head: bool
 ) -> None:
-    """By default from the one that scores. Another one's head has another scale, so it is not
-    used.
+    """By default from the one that scores. A head of another one, or of one in a combination, has
+    another scale, so they begin at zero, in its network.
     """
-    values, copied = values_of(tmp_path, reward="first", **keys)
-    assert copied == [start]
-    assert bool(values.any()) == (start == "first")
-
-
-def test_values_of_a_combination_start_from_zero(tmp_path: Path) -> None:
-    """In the network of its reward model."""
-    reward = {"weighted_sum": {"rewards": {"only": "first"}, "weights": {"only": 3.0}}}
-    values, copied = values_of(tmp_path, reward=reward)
-    assert copied == ["first"] and not bool(values.any())
+    made = Run(load_recipe(models, [override]), models.parent / "run")
+    stage = made.stages["align"]
+    assert isinstance(stage, TrainingStage)
+    stage.folder.mkdir(exist_ok=True)
+    trainer = RolloutTrainer(stage, stage.plugin(stage.stage.component))
+    base = made.models.of("base")
+    values, *known = (
+        dict(trainer.model.parameters_of(role))
+        for role in (trainer.value_role or "", base.role("first"), base.role("second"))
+    )
+    head, *_ = (each.pop("score.weight") for each in (values, *known))
+    assert bool(head.any()) == with_head
+    same = [all(map(torch.equal, values.values(), each.values())) for each in known]
+    assert same == [start == "first", start == "second"]
+    trainer.close()

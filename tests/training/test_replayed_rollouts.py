@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watched import PYTHON, STILL, Ran, Watched, online, prompts, texts, tokens
+import yaml
+from watched import Watched, online, prompts, texts, tokens
 
 from alignkit import Group, RunFailed
 from alignkit.data.group import responses_of
@@ -54,44 +55,35 @@ def test_a_file_that_has_changed_is_not_learned_from(tmp_path: Path) -> None:
     assert len(watched.seen) == 2
 
 
-EARLIER: dict[str, Any] = {
-    "algorithm": {"expert_iteration": {"threshold": -1.0}},
-    "prompts": {"path": "prompts.jsonl"},
-    "reward": PYTHON,
-    "prompts_per_iteration": 2,
-    "iterations": 2,
-    "learning_rate": STILL,
-}
+EARLIER = """
+algorithm: {expert_iteration: {threshold: -1.0}}
+prompts: prompts.jsonl
+reward: {python: {path: reward.py, function: reward}}
+prompts_per_iteration: 2
+iterations: 2
+learning_rate: 1.0e-12
+rollout: {samples_per_prompt: 4, max_new_tokens: 4, stop: [a, e, i, o, t]}
+"""
 
 
-def replayed(folder: Path, rollout: dict[str, Any], **more: Any) -> tuple[Ran, list[list[Group]]]:
-    """A stage that replays an earlier one, and what it is offered."""
-    watched = Watched()
-    before = {"earlier": EARLIER | {"rollout": rollout}}
-    rollout = rollout | more
-    ran = online(
-        folder, watched, before=before, replay_from=["earlier"], rollout=rollout, iterations=1
-    )
-    return ran, watched.seen[0].earlier
-
-
-def test_replayed_rollouts_pay_the_penalty_of_this_stage(tmp_path: Path) -> None:
-    """The earlier stage has no penalty, so its files hold rewards without one."""
-    sampled = {"samples_per_prompt": 4, "max_new_tokens": 4, "stop": list("aeiot")}
-    ran, earlier = replayed(tmp_path, sampled, missing_eos_penalty=5000.0)
-    carried = [response for groups in earlier for response in responses_of(groups)]
-    plain = [response for groups in ran.rollouts("earlier") for response in responses_of(groups)]
-    assert {response.truncated for response in plain} == {True, False}
-    assert [r.reward for r in carried] == [r.reward - 5000 * r.truncated for r in plain]
-
-
-def test_replayed_rollouts_are_in_the_order_of_their_iterations(
+def test_replayed_rollouts_pay_the_penalty_of_this_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From iteration 10,000 on, names are longer than before."""
-    monkeypatch.setattr(
-        RolloutFiles, "_file", lambda self, number: self.folder / f"{number + 9998:04d}.jsonl"
-    )
-    ran, earlier = replayed(tmp_path, {"samples_per_prompt": 2, "max_new_tokens": 5})
+    """The earlier stage has no penalty, so its files hold rewards without one. They are in the order
+    of their iterations: from 10,000 on, names are longer than before.
+    """
+
+    def file(self: RolloutFiles, number: int) -> Path:
+        return self.folder / f"{number + 9998:04d}.jsonl"
+
+    monkeypatch.setattr(RolloutFiles, "_file", file)
+    watched, earlier = Watched(), yaml.safe_load(EARLIER)
+    rollout = {**earlier["rollout"], "missing_eos_penalty": 5000.0}
+    keys = {"before": {"earlier": earlier}, "replay_from": ["earlier"], "iterations": 1}
+    ran = online(tmp_path, watched, rollout=rollout, **keys)
+    carried = [response for groups in watched.seen[0].earlier for response in responses_of(groups)]
     second, first = ran.rollouts("earlier")  # by name
-    assert [tokens(groups) for groups in earlier] == [tokens(first), tokens(second)]
+    plain = responses_of([*first, *second])
+    assert {response.truncated for response in plain} == {True, False}
+    paid = [(r.tokens, r.reward - 5000 * r.truncated) for r in plain]
+    assert [(response.tokens, response.reward) for response in carried] == paid

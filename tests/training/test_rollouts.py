@@ -17,8 +17,6 @@ def asked(folder: Path, stages: str, **files: list[dict[str, Any]]) -> list[list
     """The rollouts of each iteration of the stage `align`, with its prompts in files."""
     for name, rows in files.items():
         write_rows(folder / f"{name}.jsonl", rows)
-    code = "def letters(completions, **columns): return [float(len(set(c))) for c in completions]\n"
-    (folder / "letters.py").write_text(code, encoding="utf-8")
     paths = (run(write_recipe(folder, ALIGN + stages)) / "align" / "rollouts").glob("*.jsonl")
     return [read_groups(path) for path in sorted(paths)]
 
@@ -26,7 +24,7 @@ def asked(folder: Path, stages: str, **files: list[dict[str, Any]]) -> list[list
 ALIGN = """
 align:
   algorithm: expert_iteration
-  reward: {python: {path: letters.py, function: letters}}
+  reward: {length: {unit: characters}}
   rollout: {samples_per_prompt: 1, max_new_tokens: 8}
   batch_size: 64
   epochs: 1
@@ -67,24 +65,3 @@ def test_prompts_are_drawn_by_the_weights_of_their_sources(tmp_path: Path) -> No
     # The prompts, without what was sampled
     summary = read_record(tmp_path / "run" / "align")["summary"]
     assert summary["encoded"] == {"rows": 15, "responses": 0}
-
-
-def test_evaluate_reads_prompts_that_the_stage_held_out(tmp_path: Path) -> None:
-    """They have no prompt in common, and both parts are used."""
-    stages = """
-  prompts: {path: p.jsonl, part: [0.3, 1]}
-  prompts_per_iteration: 20
-  iterations: 1
-report:
-  step: evaluate
-  policies: [base]
-  prompts: {path: p.jsonl, part: [0, 0.3]}
-  rewards: [{python: {path: letters.py, function: letters}}]
-  sampling: {max_new_tokens: 2}
-"""
-    rows = [{"prompt": f"why {n}?", "answer": n} for n in range(20)]
-    [groups] = asked(tmp_path, stages, p=rows)
-    trained = {group.prompt[0]["content"] for group in groups}
-    samples = read_groups(tmp_path / "run" / "report" / "samples.jsonl")
-    measured = {group.prompt[0]["content"] for group in samples}
-    assert measured and trained and not measured & trained and len(measured | trained) == 20

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from watched import weights
 
 import alignkit_plugins.models.tiny
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
+from alignkit.io.results import read_record
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
@@ -30,10 +30,10 @@ from alignkit_plugins.algorithms.sft import SFT
 from tests.rows import Said, run, user, write_recipe, write_rows
 
 SAID = {
-    "Why?": ("Because it is so.", "I do not know"),
-    "A color": ("red",),
-    "Hm": ("a b c d e f", "x"),
-    "No": ("yes",),
+    "Why?": ("Because it is so.", "I do not know", "no idea"),
+    "A color": ("red", "no idea"),
+    "Hm": ("a b c d e f", "x", "no idea"),
+    "No": ("yes", "no idea"),
 }
 NUMBERS = count()  # of roles
 LEARNERS = [
@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
 
 def gradients(
     model: SharedModel, algorithm: Algorithm, groups: Sequence[Group]
-) -> dict[str, torch.Tensor]:
+) -> list[torch.Tensor]:
     """The loss, and the gradient of each parameter."""
     scoring, role = algorithm.trains is Trains.REWARD, f"role{next(NUMBERS)}"
     model.add_role(role, head="scalar" if scoring else "language")
@@ -68,29 +68,20 @@ def gradients(
     if algorithm.needs.reference_logprobs:
         columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
         examples.token_columns["reference_logprobs"] = columns
-    metrics = learner._gradients(examples)
-    found = {
-        name.replace(role, ""): p.grad
-        for name, p in learner.parameters.items()
-        if p.grad is not None
-    }
-    return {"loss": torch.tensor(metrics["loss"]), **found}
+    loss = torch.tensor(learner._gradients(examples)["loss"])
+    return [loss, *(p.grad for p in learner.parameters.values() if p.grad is not None)]
 
 
 def rows_of(algorithm: type[Algorithm]) -> list[Group]:
     """Four rows of the kind that an algorithm learns from."""
     rows = []
     for number, (question, answers) in enumerate(SAID.items()):
-        responses = tuple(map(Response, (*answers, "no idea")))
-        group = Group((user(question),), responses, (Pair(0, 1, p=0.8),))
-        if len(responses) > 2:
-            group = replace(group, pairs=(Pair(0, 1, p=0.8), Pair(1, 2)))
-        if algorithm is SFT:
-            group = replace(group, responses=responses[:1], pairs=None)
-        if algorithm is KTO:
-            labeled = replace(responses[0], label=number % 2 == 0)
-            group = replace(group, responses=(labeled,), pairs=None)
-        rows.append(group)
+        first, *others = map(Response, answers)
+        pairs: Any = (Pair(0, 1, p=0.8), Pair(1, 2))[: len(others)]
+        if algorithm in (SFT, KTO):  # every second answer was bad, as only KTO reads
+            first, others, pairs = replace(first, label=number % 2 == 0), [], None
+        first = replace(first, label=None) if algorithm is SFT else first
+        rows.append(Group((user(question),), (first, *others), pairs))
     return rows
 
 
@@ -115,18 +106,15 @@ def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
     row.
     """
     one, two, three, none = rows_of(cls)
-    copies = [one, two, two, three, three, three]
-    weighted = [
-        replace(row, weight=weight)
-        for row, weight in ((one, 0.25), (two, 0.5), (three, 0.75), (none, 0))
-    ]
-    plain = gradients(model, cls(cls.Options(**options)), [one, two, three])
-    wanted = gradients(model, cls(cls.Options(**options)), copies)
+    weights = (0.25, 0.5, 0.75, 0)
+    weighted = [replace(r, weight=w) for r, w in zip((one, two, three, none), weights, strict=True)]
+    algorithm = cls(cls.Options(**options))
+    plain = gradients(model, algorithm, [one, two, three])
+    wanted = gradients(model, algorithm, [one, two, two, three, three, three])
     monkeypatch.setattr(SharedModel, "token_budget", 20)
-    found = gradients(model, cls(cls.Options(**options)), weighted)
-    for name, value in wanted.items():
-        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-4)
-    assert not torch.allclose(found["loss"], plain["loss"], rtol=1e-3)
+    found = gradients(model, algorithm, weighted)
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(found[0], plain[0], rtol=1e-3)
 
 
 def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedModel) -> None:
@@ -140,33 +128,23 @@ def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedMode
         )
         return Group((user("Hi"),), (Response(messages=turns),))
 
-    counts = []
-    for flags in ((True, False), (False, True)):
-        encoded = Encoder(model.tokenizer).encode(conversation(*flags), 200)
-        assert encoded is not None
-        counts.append(sum(encoded.rows[0].mask))
-    one, two, found = (
-        float(gradients(model, SFT(SFT.Options()), [conversation(*flags)])["loss"])
-        for flags in ((True, False), (False, True), (0.5, True))
-    )
-    half, whole = counts[0] / 2, counts[1]
-    assert found == pytest.approx((half * one + whole * two) / (half + whole), rel=1e-5)
+    def measured(first: bool | float, second: bool | float) -> tuple[float, int]:
+        """The loss, and how many tokens count."""
+        rows = [conversation(first, second)]
+        (encoded,) = encode_all(Encoder(model.tokenizer), rows, 200)
+        return float(gradients(model, SFT(SFT.Options()), rows)[0]), sum(encoded.rows[0].mask)
+
+    (one, n1), (two, n2) = measured(True, False), measured(False, True)
+    wanted = (0.5 * n1 * one + n2 * two) / (0.5 * n1 + n2)
+    assert measured(0.5, True)[0] == pytest.approx(wanted, rel=1e-5)
 
 
-def learned(folder: Path, rows: list[dict[str, Any]]) -> bytes:
-    folder.mkdir()
-    write_rows(folder / "rows.jsonl", rows)
-    stage = {"algorithm": "dpo", "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
-    return weights(run(write_recipe(folder, {"learn": stage})) / "learn" / "adapter")
-
-
-def test_a_row_of_weight_0_is_told_and_teaches_nothing(tmp_path: Path, said: Said) -> None:
+def test_a_row_of_weight_0_is_told_and_left_out(tmp_path: Path, said: Said) -> None:
+    """What it teaches is nothing, as above."""
     answer = {"chosen": "Apple.", "rejected": "Car."}
-    rows: list[dict[str, Any]] = [{"prompt": f"A fruit, {n}", **answer} for n in range(4)]
-    without = learned(tmp_path / "without", rows)
-    said()
-    zero = {"prompt": "no", **answer, "weight": 0.0}
-    assert learned(tmp_path / "zero", [zero, *rows]) == without
-    assert "1 row of weight 0 left out ('no')" in said()
-    half = [{**rows[0], "weight": 0.5}, *rows[1:]]
-    assert learned(tmp_path / "half", half) != without
+    rows = [{"prompt": f"A fruit, {n}", **answer, "weight": float(n > 0)} for n in range(4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    stage = {"algorithm": "dpo", "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
+    out = run(write_recipe(tmp_path, {"learn": stage}))
+    assert "1 row of weight 0 left out ('A fruit, 0')" in said()
+    assert read_record(out / "learn")["summary"]["groups"] == 3

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from watched import prompts, weights
 
-from alignkit.data.group import Group, read_groups
+from alignkit.data.group import Group, read_groups, responses_of
 from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 PLUGIN = """
@@ -27,10 +27,6 @@ class Growing(RewardCombination):
         return CombinedReward(components["part"], components["part"], {"factor": factor})
 
 class Distill(Algorithm):
-    class Options(Options):
-        entropy: bool = Field(False, description="x")
-        reads: bool = Field(False, description="x")
-
     source = Source.ROLLOUTS
 
     @property
@@ -42,8 +38,6 @@ class Distill(Algorithm):
         return groups
 
     def signal(self, rollouts):
-        if self.options.reads:
-            rollouts.rewards
         return {"gap": rollouts.reference_logprobs - rollouts.old_logprobs + 0.1}
 
     def loss(self, batch, out):
@@ -114,41 +108,31 @@ def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
     assert not any(response.scores for group in rollouts(tmp_path) for response in group.responses)
 
 
-def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path) -> None:
-    """Responses without a score are learned from like all others; a combination that is only
-    reported remembers nothing.
+def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path, said: Said) -> None:
+    """Responses without a score are learned from like all others, also if none has one; a
+    combination that is only reported remembers nothing.
     """
-    without, reported = tmp_path / "without", tmp_path / "reported"
-    plain = train(without)
-    scored = train(reported, reward={"growing": {"part": REWARD}})
-    adapters = [weights(folder / "run" / "align" / "adapter") for folder in (without, reported)]
-    assert adapters[0] == adapters[1]
+    none = {"python": {"path": "reward.py", "function": "nothing"}}
+    rewards = {"without": None, "reported": {"growing": {"part": REWARD}}, "none": none}
+    plain, scored, unscored = (
+        train(tmp_path / name, reward=reward) for name, reward in rewards.items()
+    )
+    adapters = {weights(tmp_path / name / "run" / "align" / "adapter") for name in rewards}
+    assert len(adapters) == 1
     assert [row["replayed"] for row in scored] == [row["replayed"] for row in plain]
-    responses = [response for group in rollouts(reported)[:2] for response in group.responses]
+    responses = responses_of(rollouts(tmp_path / "reported")[:2])
     known = [None if len(r.text) % 4 == 1 else len(r.text) / 2 for r in responses]
     assert [response.scores["reward"] for response in responses] == known
     values = [value for value in known if value is not None]
     assert scored[0]["unscored"] == known.count(None) > 0
     assert scored[0]["reward"] == pytest.approx(sum(values) / len(values))
     assert [row["reward/factor"] for row in scored] == [1.0, 1.0]
-
-
-def test_an_algorithm_that_reads_rewards_must_say_so(tmp_path: Path, said: Said) -> None:
-    train(tmp_path, 3, algorithm={"distill": {"reads": True}}, reward=REWARD)
-    assert "Batch.rewards was not computed: only rollouts with a reward have it" in said()
-
-
-def test_a_reported_reward_may_score_nothing(tmp_path: Path, said: Said) -> None:
-    nothing = {"python": {"path": "reward.py", "function": "nothing"}}
-    metrics = train(tmp_path / "learns", reward=nothing)
-    assert not {"reward", "reward_std"} & metrics[0].keys() and metrics[0]["unscored"] == 4
-    train(tmp_path / "idle", 1, algorithm="nothing", reward=nothing)
+    assert not {"reward", "reward_std"} & unscored[0].keys() and unscored[0]["unscored"] == 4
+    train(tmp_path / "idle", 1, algorithm="nothing", reward=none)
     assert "Last reason: nothing to distill" in said()
 
 
-@pytest.mark.parametrize(
-    ("algorithm", "asked"), [("fixed", False), ("distill", True), ("rloo", True)]
-)
+@pytest.mark.parametrize(("algorithm", "asked"), [("fixed", False), ("distill", True)])
 def test_a_wrong_option_does_not_make_a_reward_missing(
     tmp_path: Path, algorithm: str, asked: bool, said: Said
 ) -> None:

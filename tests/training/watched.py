@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from alignkit import (
     Algorithm,
@@ -16,7 +18,6 @@ from alignkit import (
     Loss,
     Needs,
     Outputs,
-    Response,
     SelectContext,
     Source,
     per_token,
@@ -24,8 +25,9 @@ from alignkit import (
 from alignkit.algorithm import Phase
 from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from tests.rows import pairs, read_rows, write_recipe, write_rows
+from tests.rows import demos, pairs, read_rows, user, write_recipe, write_rows
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
 # The reward of a completion: different texts have different rewards.
@@ -37,7 +39,7 @@ REWARD = (
 def prompts(count: int) -> list[Group]:
     words = TEXT.split()
     texts = [" ".join(words[n : n + 2 + n % 5]) for n in range(count)]
-    return [Group(({"role": "user", "content": text},)) for text in texts]
+    return [Group((user(text),)) for text in texts]
 
 
 @dataclass
@@ -53,25 +55,16 @@ class Seen:
     groups: list[Group]
     earlier: list[list[Group]]
     draw: float
+    measured: Batch | None
     learned: list[Batch] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
-    measured: Batch | None = None
-
-
-@dataclass
-class Record:
-    """What a test wants to know of a run."""
-
-    seen: list[Seen] = field(default_factory=list)
-    measured: Batch | None = None
-    steps: int = 0
 
 
 class Watched(Algorithm):
     """Makes what it selects likelier, by default everything, and records its inputs.
 
     choose: what `select` returns. keep: what `keep_group` returns. loss_of: the loss of step n,
-    from 0.
+    from 0. measured: the last batch of `signal`.
     """
 
     source = Source.ROLLOUTS
@@ -88,41 +81,28 @@ class Watched(Algorithm):
     ):
         super().__init__(Algorithm.Options())
         self.needs, self.choose, self.keep, self.loss_of = needs, choose, keep, loss_of
-        self._record = Record()  # a test's notebook, not the algorithm's memory
-
-    @property
-    def seen(self) -> list[Seen]:
-        return self._record.seen
-
-    @property
-    def measured(self) -> Batch | None:
-        return self._record.measured
+        self.seen: list[Seen] = []
+        self.measured: Batch | None = None
+        self.steps = count()
 
     def keep_group(self, group: Group) -> bool:
         return self.keep(group)
 
     def signal(self, rollouts: Batch) -> dict[str, torch.Tensor]:
-        self._record.measured = rollouts
+        self.measured = rollouts
         return {}
 
     def select(
         self, groups: Sequence[Group], context: SelectContext
     ) -> Sequence[Group] | list[Phase]:
-        seen = Seen(
-            context.iteration,
-            list(groups),
-            context.replay(),
-            context.rng.random(),
-            measured=self._record.measured,
-        )
-        self.seen.append(seen)
+        earlier, draw = context.replay(), context.rng.random()
+        self.seen.append(Seen(context.iteration, list(groups), earlier, draw, self.measured))
         return self.choose(groups)
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         self.seen[-1].learned.append(batch)
         self.seen[-1].logprobs.append(out.logprobs.detach())
-        self._record.steps += 1
-        return self.loss_of(self._record.steps - 1, out)
+        return self.loss_of(next(self.steps), out)
 
 
 @dataclass
@@ -177,25 +157,27 @@ def online(
     """
     folder.mkdir(exist_ok=True)
     write_rows(folder / "prompts.jsonl", prompts(count))
-    write_rows(
-        folder / "demos.jsonl",
-        [replace(g, responses=(Response(text="bread is good"),)) for g in prompts(6)],
-    )
-    write_rows(folder / "pairs.jsonl", pairs(texts(prompts(6)), rejected="no, it is bad"))
+    six = texts(prompts(6))
+    write_rows(folder / "demos.jsonl", demos(six))
+    write_rows(folder / "pairs.jsonl", pairs(six, rejected="no, it is bad"))
     (folder / "reward.py").write_text(scores, encoding="utf-8")
     align = {**ALIGN, "algorithm": plugin, **stage}
-    loaded = load_recipe(write_recipe(folder, {**(before or {}), "align": align}))
-    named = loaded.stages["align"]
+    recipe = load_recipe(write_recipe(folder, {**(before or {}), "align": align}))
     # Checks ask its class
     given = type("Given", (type(algorithm),), {"__new__": lambda cls, options: algorithm})
-    registration = replace(named.component.registration, target=given, kind="")
-    loaded.stages["align"] = replace(
-        named, component=replace(named.component, registration=registration)
-    )
     (folder / "run").mkdir(exist_ok=True)
-    run = Run(loaded, folder / "run")
+    run = Run(replaced(recipe, given), folder / "run")
     run.execute()
     return Ran(run, read_rows(run.folder / "align" / "metrics.jsonl"))
+
+
+def replaced(recipe: Recipe, kind: type[Algorithm]) -> Recipe:
+    """The recipe with another algorithm in its stage `align`."""
+    stage = recipe.stages["align"]
+    registration = replace(stage.component.registration, target=kind, kind="")
+    component = replace(stage.component, registration=registration)
+    recipe.stages["align"] = replace(stage, component=component)
+    return recipe
 
 
 def dies(algorithm: Watched, iteration: int) -> Watched:
@@ -211,36 +193,25 @@ def dies(algorithm: Watched, iteration: int) -> Watched:
     return algorithm
 
 
-ALIGN = {
-    "prompts": {"path": "prompts.jsonl"},
-    "reward": {"python": {"path": "reward.py", "function": "reward"}},
-    "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5},
-    "iterations": 2,
-    "prompts_per_iteration": 2,
-    "batch_size": 2,
-    "epochs": 1,
-    "learning_rate": 0.01,
-    "lr_scheduler_type": "constant",
-}
-SFT = {
-    "algorithm": "sft",
-    "data": {"path": "demos.jsonl"},
-    "batch_size": 3,
-    "epochs": 2,
-    "learning_rate": 0.05,
-}
+ALIGN = yaml.safe_load("""
+prompts: {path: prompts.jsonl}
+reward: {python: {path: reward.py, function: reward}}
+rollout: {samples_per_prompt: 2, max_new_tokens: 5}
+iterations: 2
+prompts_per_iteration: 2
+batch_size: 2
+epochs: 1
+learning_rate: 0.01
+lr_scheduler_type: constant
+""")
+SFT = yaml.safe_load("""
+{algorithm: sft, data: demos.jsonl, batch_size: 3, epochs: 2, learning_rate: 0.05}
+""")
+REWARD_MODEL = yaml.safe_load("""
+{algorithm: reward_model, data: pairs.jsonl, batch_size: 3, learning_rate: 0.01, epochs: 1}
+""")
 PYTHON = ALIGN["reward"]
 STILL = 1e-12  # a learning rate at which the policy remains the same
-
-
-def reward_model(epochs: int) -> dict[str, Any]:
-    return {
-        "algorithm": "reward_model",
-        "data": {"path": "pairs.jsonl"},
-        "batch_size": 3,
-        "learning_rate": 0.01,
-        "epochs": epochs,
-    }
 
 
 def texts(groups: Sequence[Group]) -> list[str]:
