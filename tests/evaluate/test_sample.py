@@ -109,8 +109,8 @@ def writes(request: dict[str, Any]) -> Reply:
     if asked == "bread bad":
         message = {"content": None, "refusal": "no"}
     if asked == "bread there":
-        message: dict[str, Any] = {"content": "so it goes and"}, "length"
-    usage = {"total_tokens": 14}
+        message, end = {"content": "so it goes and"}, "length"
+    usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
     choices = [{"message": message, "finish_reason": end}]
     return Reply(body={"model": "m-2026", "choices": choices, "usage": usage})
 

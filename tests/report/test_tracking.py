@@ -122,7 +122,7 @@ def test_wrong_names_and_missing_packages_are_named_before_the_run(
 ) -> None:
     run(tmp_path, [], f"trackers={trackers}", code=2)
     out = run(tmp_path, yaml.safe_load(trackers), code=2)
-    assert capsys.readouterr().err.count(said) == 2 and not (out / "sft").exists()
+    assert capsys.readouterr().err.count(said) >= 2 and not (out / "sft").exists()
 
 
 def test_trackers_without_their_package_say_so() -> None:
