@@ -19,15 +19,11 @@ from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
 from tests.rows import cells
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
-WRAPPERS = [
-    "{}", "**{}**", "*{}*", "__{}__", "_{}_", "***{}***", "`{}`", "```\n{}\n```", "${}$", "$${}$$", r"\({}\)",
-    r"\[{}\]", r"\boxed{{{}}}", r"$\boxed{{{}}}$", r"\boxed{{\text{{{}}}}}", r"$\mathbf{{{}}}$",
-    '"{}"', "“{}”", "'{}'", "«{}»",
-    "「{}」", "({})", "[{}]", "<b>{}</b>", (
-        "<answer>{}</answer>"
-    ), "# {}", "{}!", "{}.", "{}。", "{} ✓", "{} ✅",
-    "**{}.**", "**({})**", "\u200b{}", "\u00a0{}\u2009", "  {}\n",
-]  # fmt: skip
+WRAPPERS = r"""
+{} | **{}** | *{}* | __{}__ | _{}_ | ***{}*** | `{}` | ```\n{}\n``` | ${}$ | $${}$$ | \({}\) | \[{}\]
+\boxed{{}} | $\boxed{{}}$ | \boxed{\text{{}}} | $\mathbf{{}}$ | "{}" | “{}” | '{}' | «{}» | 「{}」 | ({})
+[{}] | <b>{}</b> | <answer>{}</answer> | # {} | {}! | {}. | {}。 | {} ✓ | {} ✅ | **{}.** | **({})**
+"""
 # A response and the known answer: it is right, right within the response, or wrong.
 RIGHT = r"""
     The  Old-Bridge, a bridge in AN Area! | oldbridge bridge in area
@@ -168,18 +164,17 @@ def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | N
     "UKGovernmentBEIS/inspect_ai#5055",
     "Azure/azureml-assets#5274",
 )
-@pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize(
     ("known", "wrong"), [("42", "41"), ("B", "A"), ("Oslo", "Bergen"), ("1000", "1001")]
 )
-def test_a_wrapper_makes_no_answer_wrong_and_none_right(
-    wrapper: str, known: str, wrong: str
-) -> None:
-    for said, right in ((known, True), (wrong, False)):
-        text = wrapper.replace("{}", said).replace("{{", "{").replace("}}", "}")
-        assert same(text, known) == mentions(text, known) == right
-        if known.isdigit():
-            assert score(MathVerify, text, {"answer": known}) == right
+def test_a_wrapper_makes_no_answer_wrong_and_none_right(known: str, wrong: str) -> None:
+    wrappers = [wrapper.replace("\\n", "\n") for row in cells(WRAPPERS) for wrapper in row]
+    for wrapper in [*wrappers, "\u200b{}", "\u00a0{}\u2009", "  {}\n"]:
+        for said, right in ((known, True), (wrong, False)):
+            text = wrapper.replace("{}", said)
+            assert same(text, known) == mentions(text, known) == right
+            if known.isdigit():
+                assert score(MathVerify, text, {"answer": known}) == right
 
 
 @pytest.mark.silent_bug(

@@ -5,8 +5,7 @@ the model.
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,29 +36,20 @@ def tiny(tmp_path: Path) -> Path:
     return alignkit_plugins.models.tiny.source(tmp_path / "models")
 
 
-@pytest.fixture(params=[0o022, 0o077], ids=["022", "077"])
-def umask(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = os.umask(request.param)
-    yield request.param
-    os.umask(before)
-
-
-def modes(folder: Path) -> dict[str, int]:
-    return {
-        path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()
-    }
-
-
-@pytest.mark.parametrize("lora", [LORA, None], ids=["adapter", "model"])
+@pytest.mark.parametrize(("lora", "umask"), [(LORA, 0o022), (None, 0o077)])
 def test_what_is_saved_has_the_permissions_of_the_umask(
     lora: LoraSpec | None, umask: int, tiny: Path, tmp_path: Path
 ) -> None:
     """Roles and checkpoints."""
     made = policy(tiny, lora)
     made.add_role("new", head="scalar")
-    made.save("new", tmp_path / "saved")
-    save_checkpoint(tmp_path / "saved", 1, {"learner": {}})
-    found = modes(tmp_path / "saved")
+    before = os.umask(umask)
+    try:
+        made.save("new", tmp_path / "saved")
+        save_checkpoint(tmp_path / "saved", 1, {"learner": {}})
+    finally:
+        os.umask(before)
+    found = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "saved").rglob("*.*")}
     weights = ("adapter_model" if lora else "model") + ".safetensors"
     assert found.keys() >= {weights, "checkpoint.safetensors"}
     assert set(found.values()) == {0o666 & ~umask}
@@ -72,41 +62,14 @@ def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path, pytest.fail) == {"learner": {}, "step": 1_000_000}
 
 
-def change(folder: Path, name: str, value: torch.Tensor | None) -> None:
-    """Replace or (None) remove weights."""
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    del weights[name]
-    if value is not None:
-        weights[name] = value
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def captured(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> str:
-    """What was said in any way; pytest takes what nobody listens to, which goes to stderr
-    otherwise.
-    """
-    out, err = capfd.readouterr()
-    return out + err + caplog.text
-
-
-def test_whole_reward_models_are_read_without_a_word(
-    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    made = policy(tiny, None)
-    made.add_role("reward", head="scalar")
-    made.save("reward", tmp_path / "reward")
-    made.add_role("again", start=tmp_path / "reward", head="scalar")
-    LoadedBase(made, Path)[str(tmp_path / "reward")]
-    said = captured(capfd, caplog)
-    assert "REPORT" not in said and "score.weight" not in said
-
-
 @pytest.mark.parametrize("weight", [None, torch.ones(3)], ids=["missing", "another shape"])
 def test_weights_that_do_not_fit_are_an_error(
     tiny: Path, capfd: pytest.CaptureFixture[str], weight: torch.Tensor | None
 ) -> None:
-    change(tiny, "model.norm.weight", weight)
+    file, name = tiny / "model.safetensors", "model.norm.weight"
+    others = {key: value for key, value in load_file(file).items() if key != name}
+    changed = others if weight is None else {**others, name: weight}
+    save_file(changed, file, metadata={"format": "pt"})
     with pytest.raises(RunFailed, match=r"LlamaForCausalLM .*: model\.norm\.weight"):
         policy(tiny, LORA)
     assert "REPORT" not in capfd.readouterr().err
@@ -124,22 +87,17 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
     foreign = WholeRewardModel(LoadedBase(made, Path), str(tmp_path / "reward"))
-    foreign.network.config.pad_token_id = (
-        None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
-    )
-    before, called = foreign.network.config.pad_token_id, []
-    foreign.network.register_forward_hook(lambda *_: called.append(1))
+    own = None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
+    foreign.network.config.pad_token_id = own
     groups = [
         Group((user("how are you? " * (n % 5 + 1)),), (Response("well " * n), Response("no")))
         for n in range(1, 12)
     ]
     alone = [replace(group, responses=(r,)) for group in groups for r in group.responses]
-    one_by_one = [score for group in alone for score in foreign.scores([group])]
-    called.clear()
+    wanted = pytest.approx([foreign.scores([group])[0] for group in alone], abs=1e-5)
     together = foreign.scores(groups)
-    assert together == pytest.approx(one_by_one, abs=1e-5) and len(called) == 1
-    assert len({round(score or 0, 4) for score in together}) > 15
-    assert foreign.network.config.pad_token_id == before
+    assert together == wanted and len({round(score or 0, 4) for score in together}) > 15
+    assert foreign.network.config.pad_token_id == own
     original, sizes = foreign._logits, []
 
     def logits(rows: Sequence[tuple[int, ...]]) -> torch.Tensor:
@@ -149,4 +107,4 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
         return original(rows)
 
     foreign._logits = logits  # type: ignore[method-assign, assignment]
-    assert foreign.scores(groups) == pytest.approx(one_by_one, abs=1e-5) and len(sizes) > 1
+    assert foreign.scores(groups) == wanted and len(sizes) > 1

@@ -186,13 +186,6 @@ def test_a_bad_conversation_is_named_by_file_and_row_in_a_short_line_and_may_be_
     assert len(skipping.groups) == 2 and [row.row for row in skipping.skipped] == [2]
 
 
-def test_a_very_long_turn_and_very_many_turns_are_read(tmp_path: Path) -> None:
-    rows = [[{**Q, "content": HUGE}, A], [Q, A] * 20000]
-    long, many = loaded(tmp_path / "d.jsonl", rows).groups
-    assert len(long.prompt[0]["content"]) == 10**7
-    assert len(many.responses[0].messages or ()) == 39999
-
-
 def test_shared_turns_end_at_the_first_difference() -> None:
     one, two = user("a"), user("b")
     others = ([one], [two], [one, one], [one, two, one])

@@ -5,6 +5,7 @@ turns.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import yaml
@@ -73,29 +74,28 @@ def test_a_turn_may_be_empty() -> None:
     assert find_dialogues("Ann: \n\nBen: hm\n\n" * 3)[0].turns == ("", "hm") * 3
 
 
-def test_where_dialogues_start_and_end() -> None:
-    def places(text: str, **options: int) -> list[tuple[int, int, int]]:
-        """The first paragraph, the line and the number of turns of each dialogue."""
-        found = find_dialogues(text, **options)
-        return [(each.start, each.line, len(each.turns)) for each in found]
+# The first paragraph, the line and the number of turns of each dialogue of a text.
+PLACES = yaml.safe_load("""
+- found: [[0, 1, 7], [7, 15, 8], [16, 33, 6]]
+  text: "Ann: 1|Ben: 2|Ann: 3|Ben: 4|Ann: 5|Ben: 6|Ann: 7|Carl: 1|Dan: 2|Carl: 3|Dan: 4|\
+    Carl: 5|Dan: 6|Carl: 7|Dan: 8|nobody|Q. 1|A. 2|Q. 3|A. 4|Q. 5|A. 6"
+# It starts when only two speak.
+- {found: [[1, 3, 7]], text: "Carl: hi|Ben: hi|Ann: 1|Ben: 2|Ann: 3|Ben: 4|Ann: 5|Ben: 6"}
+# It ends before its speakers become one, who have the title in common.
+- found: [[0, 1, 7]]
+  text: "Dr. Ann: 1|Dr. Ben: 2|Dr. Ann: 3|Dr. Ben: 4|Dr. Ann: 5|Dr. Ben: 6|Dr. Carl: hi|Dr. Dan: hi"
+- {found: [[0, 1, 3]], text: "A: 1|B: 2|A: 3", least: 3}
+- {found: [], text: "A: 1|B: 2|A: 3", least: 4}
+""")
 
-    parts = [talk("Ann: ", "Ben: ", turns=7), talk("Carl: ", "Dan: ", turns=8), "nobody"]
-    text = "\n\n".join([*parts, talk("Q. ", "A. ")])
-    assert places(text) == [(0, 1, 7), (7, 15, 8), (16, 33, 6)]
-    # It starts when only two speak.
-    assert places("Carl: hi\n\nBen: hi\n\n" + talk("Ann: ", "Ben: ")) == [(1, 3, 7)]
-    # It ends before its speakers become one, who have the title in common.
-    more = "\n\nDr. Carl: hi\n\nDr. Dan: hi"
-    assert places(talk("Dr. Ann: ", "Dr. Ben: ") + more) == [(0, 1, 7)]
-    three = talk("A: ", "B: ", turns=3)
-    assert places(three, min_paragraphs=3) == [(0, 1, 3)] and places(three, min_paragraphs=4) == []
+
+@pytest.mark.parametrize("row", PLACES)
+def test_where_dialogues_start_and_end(row: dict[str, Any]) -> None:
+    text, least = row["text"].replace("|", "\n\n"), row.get("least", 6)
+    found = find_dialogues(text, min_paragraphs=least)
+    assert [[each.start, each.line, len(each.turns)] for each in found] == row["found"]
 
 
 def test_a_dialogue_has_at_least_two_paragraphs() -> None:
     with pytest.raises(ValueError, match="min_paragraphs must be at least 2, not 1"):
         find_dialogues("", min_paragraphs=1)
-
-
-def test_long_texts_take_time_in_proportion() -> None:
-    """Scanning a run of one speaker again from each of its paragraphs would take 10**9 steps."""
-    assert find_dialogues("Ann: words\n\n" * 50_000) == []

@@ -174,6 +174,11 @@ def test_one_override_swaps_the_algorithm(copy: Path, algorithm: str) -> None:
     check_artifacts(done)
 
 
+def test_every_such_algorithm_takes_the_keys_of_any_other() -> None:
+    for name in ON_POLICY:
+        assert load_recipe(shipped()["smoke"], [f"stages.align.algorithm={name}"])
+
+
 def test_all_weights(tmp_path: Path) -> None:
     done = run(small("smoke", tmp_path), tmp_path / "run", "model.lora=none")
     check_artifacts(done, "adapter/model.safetensors")
@@ -232,7 +237,8 @@ OFTEN = ("dpo", "sums")
     ],
 )
 def test_recipes_run_whole_on_the_tiny_model(name: str, tmp_path: Path) -> None:
-    check_artifacts(run(small(name, tmp_path), tmp_path / "run"))
+    done = run(small(name, tmp_path), tmp_path / "run")
+    check_artifacts(done)
 
 
 # Rows from which nothing is learned

@@ -34,6 +34,17 @@ stages.align.rollout.max_new_tokens=8
 stages.report.prompts.limit=8
 stages.report.sampling.max_new_tokens=8
 """
+# What may wait for the device: who stores weights, tells numbers, or looks at 8 tokens at a time.
+READS = """
+alignkit/functional/advantages.py
+alignkit/models/adapters.py
+alignkit/models/checked_model.py
+alignkit/models/packing.py
+alignkit/training/collectives.py
+alignkit/training/learner.py
+alignkit/training/trainer.py
+plugins/alignkit_plugins/gpu/sampling.py
+"""
 
 
 def simulated(out: Path, dtype: str, triton: bool) -> Any:
@@ -67,7 +78,9 @@ def test_a_run_on_the_device_equals_one_on_the_cpu(dtype: str, tmp_path: Path) -
     """
     exact, cuda = dtype == "float32", tmp_path / "cuda"
     counted = simulated(cuda, dtype, triton=exact)
-    print(counted)
+    waits = counted["waits"]
+    assert waits.keys() <= set(READS.split())
+    assert waits["plugins/alignkit_plugins/gpu/sampling.py"] <= 8
     assert counted["converted_masks"] == 0  # each layer would store its own
     # All scores are stored only where the check at load runs the model's own attention.
     attention = counted["attention"]

@@ -168,7 +168,7 @@ def test_a_global_batch_has_one_normalizer(
     plain = {name: p.grad for name, p in learner.parameters.items()}
     for parameter in learner.parameters.values():
         parameter.grad = None
-    values = {name: pytest.approx(float(value), rel=1e-5) for name, value in wanted.items()}
+    values = {name: pytest.approx(value.item(), rel=1e-5) for name, value in wanted.items()}
     found = learner._gradients(examples)
     assert {name: found[name] for name in values} == values
     for name, parameter in learner.parameters.items():

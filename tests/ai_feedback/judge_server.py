@@ -137,12 +137,12 @@ def checked(folder: Path, kind: Any, options: Any, models: Any = None) -> Checke
 class Script:
     """What a judge says of (prompt, first, second) and of (prompt, response), by a rubric.
 
-    compare: a verdict, or P(first is better) in both orders. rate: a rating, or its score. asked:
+    compare: a verdict, or P(first is better) in both orders. rate: a score. asked:
     the rubrics and items of each call.
     """
 
     compare: Callable[[Any, Any], Verdict | float] = lambda item, rubric: 0.5
-    rate: Callable[[Any, Any], Rating | float | None] = lambda item, rubric: None
+    rate: Callable[[Any, Any], float | None] = lambda item, rubric: None
     scale: tuple[float, float] | None = None
     asked: list[tuple[Any, list[Any]]] = dataclasses.field(default_factory=list)
 
@@ -169,9 +169,8 @@ class Told(Judge):
             said if isinstance(said, Verdict) else Verdict(said, (said, said), calls=2, tokens=50)
         )
 
-    def _rating(self, said: Rating | float | None) -> Rating:
-        missing = "the judge refused" if said is None else ""
-        return said if isinstance(said, Rating) else Rating(said, missing, calls=1, tokens=7)
+    def _rating(self, score: float | None) -> Rating:
+        return Rating(score, "the judge refused" if score is None else "", calls=1, tokens=7)
 
 
 def in_turn(*verdicts: Verdict | float) -> Any:

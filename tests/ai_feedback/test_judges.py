@@ -40,7 +40,6 @@ from alignkit_plugins.ai_feedback.prompts import (
 from alignkit_plugins.ai_feedback.writer import Written, stored
 from tests.ai_feedback.judge_server import (
     FENCED,
-    REFUSED,
     Script,
     Told,
     checked,
@@ -359,7 +358,7 @@ def test_a_reward_model_judges_by_its_scores(tmp_path: Path) -> None:
     *found, lost = judge.compare([(PROMPT, *pair) for pair in texts])
     expected = [sigmoid(1), sigmoid(-1), 0.5, 0.0]
     assert [verdict.p_first for verdict in found] == pytest.approx(expected)
-    assert [verdict.p_orders for verdict in found] == [(verdict.p_first,) * 2 for verdict in found]
+    assert found[0].p_orders == (found[0].p_first,) * 2
     assert lost.p_first is None and "no room" in lost.reason
     ratings = judge.rate([(PROMPT, "long"), (PROMPT, "-2")])
     assert [one.score for one in ratings] == [None, -2.0] and "no room" in ratings[0].reason
@@ -430,29 +429,28 @@ def test_a_panel_gives_its_rubric_to_all_and_takes_the_mean(tmp_path: Path) -> N
     assert [script.asked for script in scripts] == [[("polite", [BETTER])]] * 3
 
 
-MEANS: list[tuple[Sequence[Verdict], list[float | None]]] = [
-    # verdicts; P(first) of the mean, its mass, calls and tokens, P(first) in each order if known
-    (
-        [Verdict(0.5, (1.0, 0.0)), Verdict(0.6, (0.8, 0.4))],
-        [0.55, 1.0, None, None, 0.9, 0.2],
-    ),
-    (
-        [Verdict(0.9, mass=0.5, calls=2, tokens=10), REFUSED, Verdict(0.7, calls=2, tokens=30)],
-        [0.8, 0.75, 6, 40],
-    ),
-    ([Verdict(0.5), Verdict(0.50004, (0.5, 0.50008))], [0.5, 1.0, None, None]),  # a tie
-    ([REFUSED, Verdict(None, reason="other")], [None, 0.0, 2, None]),
-]
+# Verdicts, and their mean: P(first), its mass, calls and tokens, P(first) in each order if known.
+MEANS = yaml.safe_load("""
+- verdicts: [{p_first: 0.5, p_orders: [1, 0]}, {p_first: 0.6, p_orders: [0.8, 0.4]}]
+  mean: [0.55, 1.0, null, null, 0.9, 0.2]
+- verdicts:
+    - {p_first: 0.9, mass: 0.5, calls: 2, tokens: 10}
+    - {p_first: null, reason: refused, calls: 2}
+    - {p_first: 0.7, calls: 2, tokens: 30}
+  mean: [0.8, 0.75, 6, 40]
+- verdicts: [{p_first: 0.5}, {p_first: 0.50004, p_orders: [0.5, 0.50008]}]    # a tie
+  mean: [0.5, 1.0, null, null]
+- verdicts: [{p_first: null, reason: refused, calls: 2}, {p_first: null, reason: other}]
+  mean: [null, 0.0, 2, null]
+""")
 
 
-@pytest.mark.parametrize(("verdicts", "numbers"), MEANS)
-def test_a_mean_is_of_each_order_and_of_the_verdicts_that_there_are(
-    verdicts: Sequence[Verdict], numbers: list[float | None]
-) -> None:
-    mean = joint(verdicts)
+@pytest.mark.parametrize("row", MEANS)
+def test_a_mean_is_of_each_order_and_of_the_verdicts_that_there_are(row: dict[str, Any]) -> None:
+    mean = joint([Verdict(**verdict) for verdict in row["verdicts"]])
     found = [mean.p_first, mean.mass, mean.calls, mean.tokens, *(mean.p_orders or ())]
-    assert found == pytest.approx(numbers, abs=1e-12)
-    assert mean.reason == ("" if mean.p_first else REFUSED.reason)
+    assert found == pytest.approx(row["mean"], abs=1e-12)
+    assert mean.reason == ("" if mean.p_first else "refused")
 
 
 class Odd(Judge):

@@ -18,9 +18,7 @@ from pydantic import ValidationError
 
 from alignkit import Group, Response, RunFailed
 from alignkit.data.group import read_groups
-from alignkit.testing import check_step
 from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
-from alignkit_plugins.ai_feedback.make_data import agreement
 from alignkit_plugins.ai_feedback.questions import (
     Questions,
     items_of,
@@ -162,6 +160,8 @@ No              | No, she didn't. | same
 1,000           | 1               | other
 Ann did not die | Ann did die     | other
 Paris           | not Paris       | other
+Ann Lee         | Lee Ann         | other
+Sally Ann Bob   | It is Sally Ann | other
 """
 
 
@@ -169,11 +169,6 @@ Paris           | not Paris       | other
 def test_whether_a_second_answer_is_the_same(answer: str, second: str, which: str) -> None:
     wanted = {"same": "", "other": "the second answer differs"}[which]
     assert why_another(answer, Written(second)) == wanted
-
-
-def test_agreement_is_the_share_of_words_in_the_same_order() -> None:
-    assert agreement("Paris", "It is Paris.") == 1 and agreement("?", "a") == 0
-    assert agreement("12 May", "13 May") == 0.5
 
 
 def test_what_a_reply_says_of_one_question_is_not_taken_for_another() -> None:
@@ -238,7 +233,6 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     assert cases == ["poem", "code", "code", NONE, "poem"]
     assert artifact.summary["use_cases"] == {"poem": 2, "code": 2, NONE: 1}
     assert artifact.summary["bill"]["questions"] == len(server.requests) == 4  # equal ones once
-    check_step(Categorize, {"data": "x", "categories": {"poem": "p", "code": "c"}, "by": "sft"})
 
 
 # Categories, and by what replies each is named.
@@ -338,13 +332,8 @@ def test_replies_without_a_score_make_bounds_of_the_success(tmp_path: Path, serv
     gap, silent = Episode(goal, scores=[0.0, None]), Episode(goal, ended="no attack")
     found: Any = success_of([won, lost, lost, gap, silent])
     assert (found["n"], found["at_least"], found["at_most"]) == (4, 0.25, 0.5)
-    # The interval is from the lower bound's lower end to the upper one's upper end.
-    least, most = (
-        success_of([won, lost, lost, lost]) or {},
-        success_of([won, won, lost, lost]) or {},
-    )
-    assert (found["low"], found["high"]) == (least["low"], most["high"])
-    assert least["mean"] == least["at_most"] == 0.25 and least["unscored"] == 0
+    # From Wilson's lower end for 1 of 4 to his upper end for 2 of 4
+    assert (found["low"], found["high"]) == pytest.approx((0.04559, 0.84997), abs=1e-4)
     assert success_of([]) is None is success_of([silent])
 
 
@@ -392,8 +381,3 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     assert facts["dropped"] == {"no attack, the server refused": 1}
     run(recipe, "stages.made.success=9.5", code=4)
     assert "stage made: no usable row" in capsys.readouterr().err
-
-
-def test_attacks_keep_the_rules_of_steps() -> None:
-    keys = {"attacker": "base", "policy": "sft", "goals": "x", "reward": {"refusal": {"scale": -1}}}
-    check_step(RedTeam, {**keys, "success": 0.0, "turns": 2, "sampling": {"max_new_tokens": 4}})

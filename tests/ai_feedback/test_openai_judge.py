@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
+from alignkit.reward import no_progress
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
 from tests.ai_feedback.judge_server import (
@@ -60,10 +62,9 @@ def server() -> Iterator[Server]:
 def judge(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
     monkeypatch.setenv("JUDGE_KEY", SECRET)
 
-    def build(progress: Any = None, **options: Any) -> OpenAIJudge:
+    def build(progress: Any = no_progress, **options: Any) -> OpenAIJudge:
         made = OpenAIJudge(options_of(server.url, **{"api_key_env": "JUDGE_KEY"} | options))
-        around = context(tmp_path)
-        made.prepare(dataclasses.replace(around, progress=progress) if progress else around)
+        made.prepare(context(tmp_path, progress=progress))
         return made
 
     return build
@@ -228,18 +229,19 @@ def test_a_key_that_the_server_echoes_gets_into_no_file_and_no_message(
     assert SECRET not in "".join(walk(caught.value))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"api_key_env": SECRET},
-        {"base_url": f"https://user:{SECRET}@host/v1"},
-        {"base_url": f"https://host/v1?key={SECRET}"},
-        {"base_url": f"ftp://{SECRET}"},
-        {"concurrency": 0},
-        {"timeout_seconds": SECRET},
-    ],
-    ids=str,
+DANGEROUS = yaml.safe_load(
+    """
+- {api_key_env: SECRET}
+- {base_url: "https://user:SECRET@host/v1"}
+- {base_url: "https://host/v1?key=SECRET"}
+- {base_url: "ftp://SECRET"}
+- {concurrency: 0}
+- {timeout_seconds: SECRET}
+""".replace("SECRET", SECRET)
 )
+
+
+@pytest.mark.parametrize("options", DANGEROUS)
 def test_dangerous_options_are_refused_without_repeating_them(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
         OpenAIJudge.Options(server={"base_url": "http://localhost/v1", "model": "m"} | options)

@@ -4,14 +4,12 @@ becomes of the verdicts.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from by_role import ByRole
 from pydantic import ValidationError
@@ -103,23 +101,17 @@ def test_all_different_pairs_of_a_group_are_asked_for(tmp_path: Path) -> None:
 # Judges that are none
 
 
-def first(role: str, prompts: Any, *asked: Any, **more: Any) -> Any:
-    """A model of positions, up to the noise of other batches in nats."""
-    rows = torch.tensor([[0.9, 0.1]] * len(prompts)).log()
-    return rows + 1e-5 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
-
-
 def test_a_judge_of_positions_decides_no_pair(tmp_path: Path) -> None:
-    judge = component(LocalJudge, LocalJudge.Options())
-    models = ByRole(next_token_logprobs=first)
+    """Up to the noise of other batches."""
+    judge = component(Told, Script(lambda item, rubric: Verdict(0.500004, (0.9, 0.100008))))
     with pytest.raises(RunFailed) as caught:
-        labeled(tmp_path, judge, [group(*"abcd")], models=models)
+        labeled(tmp_path, judge, [group(*"abcd")])
     lines = str(caught.value).splitlines()
     assert lines[:2] == ["judge_pairs: judge 'x': no pair was labeled", "0 of 6 pairs labeled"]
     assert "the order of the answers decides 100%" in lines[2]
     assert lines[3] == "6 of 6 pairs dropped: unsure" and lines[-1].startswith("help: ask another")
     # As a reward, all responses are exactly equal, so that online DPO forms no pair.
-    assert scored(tmp_path, judge, group(*"abcd"), models=models) == [0.0] * 4
+    assert scored(tmp_path, judge, group(*"abcd")) == [0.0] * 4
 
 
 def test_nothing_learns_from_a_judge_of_places_with_soft_labels(tmp_path: Path) -> None:
@@ -141,27 +133,23 @@ class Answers(ByRole):
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         self.asked.append((role, seed, sampling))
-        answers = (Response(f"{role} says a"), Response(f"{role} says b", truncated=True))
+        answers = (Response(f"{role} a"), Response(f"{role} b", truncated=True))
         return [Group(each.prompt, answers) for each in prompts]
 
 
 def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
     def chunks(name: str, rows: Sequence[Any], f: Any) -> list[Any]:
-        """Rows and results are plain JSON, in chunks of three."""
-        results = []
-        for start in range(0, len(rows), 3):
-            results += f(json.loads(json.dumps(rows[start : start + 3])))
-        return list(json.loads(json.dumps(results)))
+        return [*f(rows[:3]), *f(rows[3:])]
 
     models = Answers(asked=[])
     asked: dict[str, Any] = {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
     options = {"prompts": "p", "policy": "sft", "sampling": Sampling(**asked), "map": chunks}
     prompts = [group(prompt=text) for text in "123123"]
     artifact = labeled(tmp_path, component(Told, BY_TEXT), prompts, models=models, **options)
+    answers = (Response("sft a", source="sft"), Response("sft b", source="sft", truncated=True))
     for each, prompt in zip(artifact.groups, prompts, strict=True):
-        answers = [(r.text, r.source, r.truncated) for r in each.responses]
-        assert answers == [("sft says a", "sft", False), ("sft says b", "sft", True)]
-        assert each.prompt == prompt.prompt and [pair.better for pair in each.pairs] == [0]
+        assert each.responses == answers and each.prompt == prompt.prompt
+        assert [pair.better for pair in each.pairs] == [0]
     (role, seed, sampling), (_, other, _) = models.asked
     assert role == "sft" and seed != other  # chunks have random streams of their own
     plain = {"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0}
@@ -261,9 +249,9 @@ def test_what_cannot_be_judged_stops_before_the_run(
 # The reward
 
 
-def scored(folder: Path, judge: Any, *groups: Group, models: Any = None) -> Any:
+def scored(folder: Path, judge: Any, *groups: Group) -> Any:
     reward = RLAIF(RLAIF.Options.model_construct(judge=judge))
-    reward.prepare(context(folder, models))
+    reward.prepare(context(folder))
     return reward.score(groups)[""]
 
 

@@ -29,7 +29,7 @@ def made(cls: Any, folder: Path, scale: Any = (0, 1), **options: Any) -> tuple[A
     """
 
     def rate(item: Any, rubric: Any) -> float | None:
-        low, high = scale or (0, 1)
+        low, high = scale
         if "half" in item[1]:
             return float(low + high) / 2
         met = rubric[0].split()[-1] in item[1]

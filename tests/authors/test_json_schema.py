@@ -1,6 +1,5 @@
 """The JSON schema accepts what `alignkit check` accepts, and catches what an editor can catch."""
 
-from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
@@ -10,7 +9,6 @@ import yaml
 from alignkit.plugins import load_plugins
 from alignkit_plugins.recipes.options import recipe_schema
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 Schema = dict[str, Any]
 
 
@@ -29,6 +27,9 @@ fits      {algorithm: {ppo: {clip_range: 0.1}}, reward: {folder: x}, rollout: {t
 fits      {algorithm: "my-package:ppo", data: [a.jsonl, {text: {path: b, paragraphs: true}}]}
 fits      {step: instruct, data: rows.jsonl, instruction: be kind}
 fits      {repeat: 2, stages: {a: {algorithm: sft}}}
+fits      {step: revise, policy: base, prompts: x, constitution: harmless}
+fits      {step: revise, policy: base, prompts: x, constitution: [{name: a, compare: b}]}
+does not  {step: revise, policy: base, prompts: x, constitution: [{nam: a, compare: b}]}
 does not  {algorithm: spo, data: x}
 does not  {algorithm: sft, dta: x}
 does not  {algorithm: sft, data: x, epochs: 0}

@@ -61,66 +61,56 @@ def test_it_follows_the_rules_and_its_recipe_runs(
     assert "my_reward" in (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["my", "my_long_long_reward"])
-def test_the_style_does_not_depend_on_the_name(here: Path, name: str) -> None:
-    folder = package(name)
-    for words in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *words, "--no-cache", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
+def called(*words: str) -> None:
+    """Run a module of Python's."""
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_style_does_not_depend_on_the_name() -> None:
+    folders = [str(package(name)) for name in ("my", "my_long_long_reward")]
+    called("ruff", "check", "--no-cache", *folders)
+    called("ruff", "format", "--check", "--no-cache", *folders)
 
 
 @pytest.mark.slow
 def test_the_types_are_right(here: Path) -> None:
-    files = [str(file) for file in package("mine").glob("alignkit_*.py")]
-    command = [
-        sys.executable,
-        "-m",
-        "mypy",
-        "--disallow-untyped-defs",
-        "--cache-dir",
-        str(here / "cache"),
-        *files,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    files = map(str, package("mine").glob("alignkit_*.py"))
+    called("mypy", "--disallow-untyped-defs", "--cache-dir", str(here / "cache"), *files)
 
 
-def test_it_asks_for_this_minor_version() -> None:
-    folder = package("my_reward")
-    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+@pytest.mark.parametrize("version", [__version__, "0.2rc1", "0.2.0.dev1"])
+def test_it_asks_for_this_minor_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new, "__version__", version)
+    project = tomllib.loads(new._files("calm")["pyproject.toml"])["project"]
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    major, minor = __version__.split(".")[:2]
+    major, minor = re.findall(r"\d+", version)[:2]
     assert project["dependencies"] == [f"alignkit>={major}.{minor},<{major}.{int(minor) + 1}"]
     assert project["requires-python"] == ours["requires-python"]
 
 
 def test_the_page_and_the_recipe_name_the_plugin() -> None:
     folder = package("my_reward")
-    page = (folder / "README.md").read_text(encoding="utf-8")
-    assert page.startswith(
-        "# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit"
-    )
-    assert '    reward: {my_reward: {marks: "!?"}}\n' in (folder / "recipe.yaml").read_text(
-        encoding="utf-8"
-    )
-    texts = [file.read_text(encoding="utf-8") for file in folder.rglob("*") if file.is_file()]
-    assert not [text for text in texts if re.search(r"\bCalm\b|\bcalm\b|NAME|CLASS|\$\w", text)]
+    texts = {file.name: file.read_text() for file in folder.rglob("*") if file.is_file()}
+    title = "# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit"
+    assert texts["README.md"].startswith(title)
+    assert '    reward: {my_reward: {marks: "!?"}}\n' in texts["recipe.yaml"]
+    assert not re.search(r"\bCalm\b|\bcalm\b|NAME|CLASS|\$\w", "".join(texts.values()))
 
 
 @pytest.mark.parametrize(
-    ("words", "said", "help"),
+    ("name", "said", "help"),
     [
-        (["Loud Reward"], "cannot be called 'Loud Reward'", "such as my_reward"),
-        (["class"], "cannot be called 'class'", "such as my_reward"),
-        (["group"], "cannot be called 'group'", "such as my_reward"),  # which is imported there
-        (["length"], "there is a reward 'length'", "such as my_length"),
+        ("Loud Reward", "cannot be called 'Loud Reward'", "such as my_reward"),
+        ("class", "cannot be called 'class'", "such as my_reward"),
+        ("group", "cannot be called 'group'", "such as my_reward"),  # which is imported there
+        ("length", "there is a reward 'length'", "such as my_length"),
     ],
 )
 def test_names_that_cannot_be(
-    here: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str, help: str
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, said: str, help: str
 ) -> None:
-    assert main(["plugins", "new", *words]) == 2
+    assert main(["plugins", "new", name]) == 2
     err = capsys.readouterr().err
     assert said in err and help in err and not list(here.iterdir())
 
@@ -132,11 +122,3 @@ def test_nothing_is_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["plugins", "new", "calm"]) == 2
     assert "alignkit-calm exists already" in capsys.readouterr().err
     assert (here / "alignkit-calm" / "alignkit_calm.py").read_text(encoding="utf-8") == "# mine\n"
-
-
-@pytest.mark.parametrize("version", ["0.2rc1", "0.2.0.dev1"])
-def test_a_version_before_a_release_writes_a_range(
-    version: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(new, "__version__", version)
-    assert 'dependencies = ["alignkit>=0.2,<0.3"]' in new._files("calm")["pyproject.toml"]

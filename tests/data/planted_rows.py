@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
+
+from tests.rows import assistant, user, write_rows
 
 ENGLISH = """the house garden water people morning window street children school music summer winter bread coffee
 table letter friend mother father sister brother doctor teacher question answer number country city river
@@ -61,57 +62,35 @@ class Writer:
 def plant(folder: Path) -> tuple[Path, Path]:
     """Write train.jsonl and heldout.jsonl."""
     make = Writer()
-    base = [make.row() for _ in range(ROWS)]
-    held_out = [make.row() for _ in range(CLEAN)]
-    rows: list[Row | str] = []
-    rows += [{name: text.upper() + "  " for name, text in row.items()} for row in base[:20]]
-    rows += [{**row, "completion": make.almost(row["completion"])} for row in base[20:40]]
-    rows += [
-        {**make.row(), "completion": f"As an AI language model, {make.text(20)}"} for _ in range(8)
-    ]
-    rows += [{**make.row(), "completion": make.text(30, GERMAN)} for _ in range(12)]
-    rows += [
-        {**make.row(), "completion": f"{make.text(20)} Write to ann{i}@example.org."}
-        for i in range(PERSONAL)
-    ]
+
+    def rows(count: int, **columns: str) -> list[Row]:
+        return [{**make.row(), **columns} for _ in range(count)]
+
+    base, held_out = rows(ROWS), rows(CLEAN)
+    train = [*base]
+    train += [{name: text.upper() + "  " for name, text in row.items()} for row in base[:20]]
+    train += [{**row, "completion": make.almost(row["completion"])} for row in base[20:40]]
+    train += [{**row, "completion": f"As an AI language model, {row['prompt']}"} for row in rows(8)]
+    train += [{**row, "completion": make.text(30, GERMAN)} for row in rows(12)]
+    for number, row in enumerate(rows(PERSONAL)):
+        train.append({**row, "completion": f"{make.text(20)} Write to ann{number}@example.org."})
     # No duplicates: the same sum with other numbers, and short answers that many rows share.
-    rows += [
-        {"prompt": f"What is {i} + {i + 1}, and how do you know it?", "completion": "I add them."}
-        for i in range(9)
-    ]
-    rows += [{"prompt": 7, "completion": "x"}, "{"]
+    for i in range(9):
+        question = f"What is {i} + {i + 1}, and how do you know it?"
+        train.append({"prompt": question, "completion": "I add them."})
     held_out += [{**make.row(), "prompt": row["prompt"].lower()} for row in base[40:49]]
-    long = [make.row() | {"prompt": make.text(40)} for _ in range(6)]
+    long = [{**row, "prompt": make.text(40)} for row in rows(6)]
     held_out += [{**make.row(), "prompt": make.almost(row["prompt"])} for row in long]
     held_out += [{**make.row(), "completion": row["completion"]} for row in base[60:64]]
-    # Too short to be a leak
-    held_out += [{"prompt": make.text(20), "completion": "I add them."} for _ in range(3)]
-    later = [make.row() for _ in range(3)]
-    held_out += later
-    dialogues = [
-        {
-            "messages": [
-                *_turns(make.row()),
-                {"role": "user", "content": row["prompt"]},
-                _turns(make.row())[1],
-            ]
-        }
-        for row in later
-    ]
-    plain = [*base, *rows, *long]
-    _write(folder / "train.jsonl", plain)
-    _write(folder / "dialogues.jsonl", dialogues)
-    _write(folder / "heldout.jsonl", held_out)
-    return folder / "train.jsonl", folder / "heldout.jsonl"
-
-
-def _turns(row: Row) -> list[Row]:
-    return [
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["completion"]},
-    ]
-
-
-def _write(path: Path, rows: list[Any]) -> None:
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    held_out += rows(3, completion="I add them.")  # too short to be a leak
+    dialogues = []
+    for row in rows(3):
+        held_out.append(row)
+        first, then = make.row(), make.row()
+        talk = [user(first["prompt"]), assistant(first["completion"]), user(row["prompt"])]
+        dialogues.append({"messages": [*talk, assistant(then["completion"])]})
+    write_rows(folder / "train.jsonl", [*train, {"prompt": 7, "completion": "x"}, *long])
+    with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write("{\n")
+    write_rows(folder / "dialogues.jsonl", dialogues)
+    return folder / "train.jsonl", write_rows(folder / "heldout.jsonl", held_out)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from planted_rows import LEAKS, PERSONAL, PLANTED, ROWS, plant
 
 from alignkit.cli import main
 from alignkit.errors import Repeated
-from tests.rows import read_rows
+from tests.rows import read_rows, write_recipe, write_rows
+from tests.rows import run as run_recipe
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,14 @@ def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> Non
     assert Counter(row["rule"] for row in removed) == PLANTED
     kept = read_rows(folder / "clean.jsonl")
     before = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    run("clean", folder / "train.jsonl", "--out", folder / "again.jsonl", "languages=[en]")
+    for end in (".jsonl", ".removed.jsonl"):
+        assert (folder / f"again{end}").read_bytes() == (folder / f"clean{end}").read_bytes()
     assert len(kept) + len(removed) == len(before)
     assert sum("[e-mail]" in row["completion"] for row in kept) == PERSONAL
     # The first of equal rows stays as it was
     assert kept[:ROWS] == [json.loads(line) for line in before[:ROWS]]
     assert all(number(row) > ROWS for row in removed)
-
-
-def test_the_same_bytes_every_time(folder: Path) -> None:
-    for name in ("one", "two"):
-        run("clean", folder / "train.jsonl", "--out", folder / f"{name}.jsonl.gz")
-    for end in (".jsonl.gz", ".removed.jsonl"):
-        assert (folder / f"one{end}").read_bytes() == (folder / f"two{end}").read_bytes()
 
 
 def test_a_rule_is_off_by_one_option(folder: Path) -> None:
@@ -78,29 +74,20 @@ def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, prompt in (("train", "Hi"), ("test", 7)):
-        row = {"prompt": prompt, "completion": "Hello!"}
-        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": prompt, "completion": "Hello!"}])
     run("check", tmp_path / "train.jsonl", f"against={tmp_path / 'test.jsonl'}", code=4)
     assert "test.jsonl: no usable row; no row can be read; for example " in capfd.readouterr().err
 
 
 def test_the_step_has_the_same_rules(folder: Path) -> None:
-    good = folder / "good.jsonl"
-    rows = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    good.write_text(
-        "".join(row for row in rows if not row.startswith(('{"prompt": 7', "{\n"))),
-        encoding="utf-8",
+    data = f"{{path: {folder}/train.jsonl, on_bad_row: skip}}"
+    recipe = write_recipe(folder, f"clean: {{step: clean, data: {data}, languages: [en]}}")
+    (removed,) = run_recipe(recipe).rglob("removed.jsonl")
+    run("clean", folder / "train.jsonl", "--out", folder / "same.jsonl", "languages=[en]")
+    by_step, by_command = (
+        [(number(row), row["rule"]) for row in read_rows(file) if row["rule"] != "unreadable"]
+        for file in (removed, folder / "same.removed.jsonl")
     )
-    stages = {"clean": {"step": "clean", "data": "good.jsonl", "languages": ["en"]}}
-    (folder / "s.yaml").write_text(
-        yaml.safe_dump({"model": {"base": "tiny"}, "stages": stages}), encoding="utf-8"
-    )
-    assert main(["run", str(folder / "s.yaml"), "--out", str(folder / "run")]) == 0
-    (removed,) = (folder / "run").rglob("removed.jsonl")
-    run("clean", good, "--out", folder / "good.clean.jsonl", "languages=[en]")
-    left_out = read_rows(folder / "good.clean.removed.jsonl")
-    by_command = [(number(row), row["rule"]) for row in left_out]
-    by_step = [(number(row), row["rule"]) for row in read_rows(removed)]
     assert by_step == by_command and by_step
 
 
@@ -112,7 +99,5 @@ def test_check_says_what_a_file_holds(folder: Path, capfd: pytest.CaptureFixture
     assert "lengths in characters" in out
     run("check", folder / "train.jsonl", "--json", code=Repeated.exit_code)
     facts = json.loads(capfd.readouterr().out)["result"]
-    assert facts["faults"] == {
-        rule: count for rule, count in PLANTED.items() if rule != "languages"
-    }
+    assert {**facts["faults"], "languages": 12} == PLANTED
     assert facts["redacted"] == PERSONAL

@@ -40,19 +40,12 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     assert clean.responses == (plain, Response(text="Call [phone]."))
     assert clean.meta == {"id": "a1" * 20}
     untouched = Group(PROMPT[:0], (plain,), id="x")
-    assert redacted_group(untouched) is untouched or redacted_group(untouched) == untouched
+    assert redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
-    call = {
-        "completion": "01711234567",
-        "id": "01711234567",
-        "messages": [{"role": "user", "content": "a1" * 20}],
-    }
-    said = {
-        "completion": "[phone]",
-        "id": "01711234567",
-        "messages": [{"role": "user", "content": "***"}],
-    }
-    assert redacted(call) == said
+    call = '{"completion": "PHONE", "id": "01711234567", "messages": [{"content": "KEY"}]}'
+    said = call.replace("PHONE", "01711234567").replace("KEY", "a1" * 20)
+    wanted = call.replace("PHONE", "[phone]").replace("KEY", "***")
+    assert redacted(json.loads(said)) == json.loads(wanted)
 
 
 def test_what_a_rule_sees_is_the_answer() -> None:
@@ -122,18 +115,13 @@ def test_what_cannot_be_written_is_an_error(
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.json"])
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [{"prompt": f"Question {number}?", "completion": "a"} for number in range(3000)]
-    lines = ["prompt,completion", *(",".join(row.values()) for row in rows)]
-    text = json.dumps(rows) if name == "a.json" else "\n".join(map(json.dumps, rows))
-    whole = ("\n".join(lines) if "csv" in name else text).encode()
-    whole = gzip.compress(whole) if name.endswith(".gz") else whole
-    path = tmp_path / name
+    path, out = tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"
+    lines = (f'{{"prompt": "Question {n}?", "completion": "a"}}' for n in range(3000))
+    whole = gzip.compress("\n".join(lines).encode())
     path.write_bytes(whole[: len(whole) // 2])
-    out = tmp_path / "b.jsonl"
     assert main(["data", "convert", "--to", "sft", "--out", str(out), str(path)]) == 4
     assert f"{path}:" in capsys.readouterr().err and not out.exists()
 

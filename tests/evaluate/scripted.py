@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from alignkit import Artifact, Group, Judge, Message, Options, Response, StepContext, Verdict
+from alignkit import Artifact, Group, Judge, Message, Response, StepContext, Verdict
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.rows import BASE_MODEL, Row, rows_of
+from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.evaluate.step import Evaluate
 from tests.by_role import ByRole
@@ -31,6 +31,7 @@ GAIN = [0.5, 0.7, 0.2, 0.9, -0.1, 0.6]
 SFT = [score + 1 for score in BASE]
 ALIGN = [score + gain for score, gain in zip(SFT, GAIN, strict=True)]
 SCORES: dict[str, Sequence[float | None]] = {"base": BASE, "sft": SFT, "align": ALIGN}
+NATS = {"base": -3.0, "sft": -2.5, "align": -2.0}  # of log-probability per token
 LENGTHS = {"base": [5] * 6, "sft": [4, 6, 5, 4, 6, 5], "align": [5, 9, 4, 7, 3, 8]}
 
 
@@ -75,9 +76,8 @@ class Scripted(Answering):
         super().__init__(self._answer)
         self.scripted, self.lengths, self.texts = scores, lengths, texts
         self.full: set[tuple[str, int]] = set()
-        self.measured: list[tuple[str, float]] = []
-        self.per_token = {"base": -3.0, "sft": -2.5, "align": -2.0}  # nats of log-probability
         self.cut = 0  # tokens of the first answer that models cannot read
+        self.measured: list[tuple[str, float]] = []
         self.columns: list[Any] = []
         self.tools: list[Any] = []
 
@@ -103,7 +103,7 @@ class Scripted(Answering):
         self.tools += [group.tools for group in groups]
         tokens = [len(answer.tokens or ()) for group in groups for answer in group.responses]
         tokens[0] -= self.cut
-        return [torch.full((count,), self.per_token[role]) for count in tokens]
+        return [torch.full((count,), NATS[role]) for count in tokens]
 
 
 def context(
@@ -145,14 +145,10 @@ class Told(Judge):
         return [self.options.decide(number(prompt), one, other) for prompt, one, other in items]
 
 
-def judge_component(kind: type[Judge], options: Any = None, name: str = "judge") -> Component:
-    return Component("judge", name, Registration(name, kind), options or Options())
-
-
 def told(decide: Callable[[int, str, str], Verdict]) -> tuple[Component, list[Any]]:
     """A judge, and the list of what it is asked."""
     options: Any = SimpleNamespace(decide=decide, asked=[])
-    return judge_component(Told, options), options.asked
+    return component("judge", "judge", Told, options), options.asked
 
 
 def step(**options: Any) -> Evaluate:
@@ -167,36 +163,20 @@ def summary(
     return step(**options).run(context(models or Scripted(), folder, groups)).summary or {}
 
 
-def row(
-    evaluation: Mapping[str, Any],
-    policy: str = "align",
-    metric: str = "helpful",
-    value: str = "",
-    over_base: bool = False,
-) -> Row:
-    """The one row of a policy by a metric, at a value of a column."""
-    (found,) = [
-        one
-        for one in rows_of(evaluation)
-        if (one.policy, one.metric, one.value) == (policy, metric, value)
-        and (one.baseline == BASE_MODEL) == over_base
-    ]
-    return found
-
-
 def figures(found: Mapping[str, Any]) -> str:
     keys = [key for key in ("mean", "low", "high", "n", "p") if key in found]
     return " ".join("-" if found[key] is None else f"{found[key]:.4g}" for key in keys)
 
 
 def lines(evaluation: Mapping[str, Any]) -> list[str]:
-    """The rows of an evaluation: what of whom, against whom, mean, difference, share of prompts
-    won, and how many are won, lost, tied and missing. Numbers are `mean low high n p`.
+    """The rows of an evaluation: what of whom, against whom, mean, difference, the low end of
+    the share of prompts won, and how many are won, lost, tied and missing. Numbers are `mean low
+    high n p`.
     """
     found = []
     for one in rows_of(evaluation):
         head = f"{one.policy} {one.metric} {one.value}".strip()
-        won = figures(one.win_rate).partition(" ")[0]
+        won = figures({"low": one.win_rate["low"]} if one.win_rate else {})
         numbers = figures(one.estimate), figures(one.difference), won
         counts = f"{one.counts} {one.missing}".strip()
         found.append(" | ".join([head, one.baseline, *numbers, counts]))
@@ -207,7 +187,3 @@ def said(artifact: Artifact, width: int = 300) -> str:
     """All that a run prints of the step."""
     assert artifact.report is not None
     return f"{artifact.report.text(width)}\n\n{artifact.text}"
-
-
-def triple(found: Any) -> tuple[float, float, float]:
-    return found["mean"], found["low"], found["high"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from alignkit import Artifact, Group, Message, Response, RunFailed
 from alignkit_plugins.evaluate.calibration import Calibration, bins, confidence
@@ -17,8 +18,10 @@ from tests.evaluate.scripted import CORRECT, Answering, context, lines, number, 
 
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
 # often wrong.
-CAREFUL = [(0.95, True), (0.85, True), (0.75, True), (0.35, False), (0.25, True), (0.15, False)]
-BOLD = [(0.95, True), (0.95, False), (0.95, False), (0.85, True), (0.85, False), (0.75, False)]
+CAREFUL, BOLD = yaml.safe_load("""
+- [[0.95, true], [0.85, true], [0.75, true], [0.35, false], [0.25, true], [0.15, false]]
+- [[0.95, true], [0.95, false], [0.95, false], [0.85, true], [0.85, false], [0.75, false]]
+""")
 PROMPTS = [
     Group(
         (Message(role="user", content=f"question {i}"),), id=str(i), meta={"answers": [f"is {i}"]}
@@ -32,7 +35,7 @@ class Sure(Answering):
     prompts whose answer a model had to truncate.
     """
 
-    def __init__(self, bold: Sequence[tuple[float, bool]] = BOLD, cut: Sequence[int] = ()):
+    def __init__(self, bold: Any = BOLD, cut: Sequence[int] = ()):
         super().__init__(self._answer)
         self.scripts, self.cut = {"careful": CAREFUL, "bold": bold}, cut
         self.temperatures: list[float] = []
@@ -63,17 +66,17 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
 # wrong at the last only.
 NUMBERS = """
 careful right |  | 0.6667 0.2957 0.9075 6 |  |  | 0
-bold right | careful | 0.3333 0.09252 0.7043 6 | -0.3333 -0.8246 0.3246 6 0.3632 | 0.25 | 1/3/2 0
+bold right | careful | 0.3333 0.09252 0.7043 6 | -0.3333 -0.8246 0.3246 6 0.3632 | 0.04559 | 1/3/2 0
 careful confidence |  | 0.55 0.1926 0.9074 6 |  |  | 0
-bold confidence | careful | 0.8833 0.7976 0.969 6 | 0.3333 0.05436 0.6123 6 0.02774 | 1 | 5/0/1 0
+bold confidence | careful | 0.8833 0.7976 0.969 6 | 0.3333 0.05436 0.6123 6 0.02774 | 0.5655 | 5/0/1 0
 careful confidence minus right |  | -0.1167 -0.5131 0.2797 6 |  |  | 0
-bold confidence minus right | careful | 0.55 0.01489 1.085 6 | 0.6667 -0.1667 1.5 6 0.09488 | 0.8 | 4/1/1 0
+bold confidence minus right | careful | 0.55 0.01489 1.085 6 | 0.6667 -0.1667 1.5 6 0.09488 | 0.3755 | 4/1/1 0
 careful Brier score |  | 0.1325 -0.09307 0.3581 6 |  |  | 0
-bold Brier score | careful | 0.5192 0.08629 0.952 6 | 0.3867 -0.06107 0.8344 6 0.07713 | 0.2 | 1/4/1 0
+bold Brier score | careful | 0.5192 0.08629 0.952 6 | 0.3867 -0.06107 0.8344 6 0.07713 | 0.03622 | 1/4/1 0
 careful confidence when right |  | 0.7 0.2053 1.195 4 |  |  | 0
 bold confidence when right | careful | 0.9 0.2647 1.535 2 | 0 - - 1 1 |  | 0/0/1 0
 careful confidence when wrong |  | 0.25 -1.021 1.521 2 |  |  | 0
-bold confidence when wrong | careful | 0.875 0.7227 1.027 4 | 0.6 - - 1 1 | 1 | 1/0/0 0
+bold confidence when wrong | careful | 0.875 0.7227 1.027 4 | 0.6 - - 1 1 | 0.2065 | 1/0/0 0
 careful measured calibration error (ECE) |  | 0.2833 - - 6 |  |  | 0
 bold measured calibration error (ECE) |  | 0.55 - - 6 |  |  | 0
 """

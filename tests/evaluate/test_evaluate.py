@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 import alignkit_plugins.evaluate.step as evaluate
@@ -26,10 +27,8 @@ from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.judged import preference
 from tests.documented_keys import documented, paths
 from tests.evaluate.scripted import (
-    ALIGN,
     HELPFUL,
     SCORES,
-    SFT,
     Scripted,
     context,
     lines,
@@ -60,44 +59,45 @@ def decide(n: int, one: str, other: str) -> Verdict:
 
 
 JUDGE, _ = told(decide)
-FIRST = {"reward": HELPFUL, "where": {"half": 0}}
-SECOND = {"reward": HELPFUL, "where": {"half": [1]}, "better": "lower"}
 # What is different in a run: scores of policies, options of the step, and what models do
-RATES = {"base": [0.0] * 6, "sft": [1.0] * 6, "align": [1.0] * 5 + [0.0], "by": ["half"]}
-RUNS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "base": {"baseline": "base"},
-    "wins": {"align": [2.0, 4.0, 5.0, 7.0, 8.0, 12.0]},
-    "gaps": {"align": [None, *ALIGN[1:]], "sft": [*SFT[:5], None]},
-    "full": {"full": {("base", 2)}},
-    "cut": {"cut": 2},
-    "passages": {"prompts": PASSAGES},
-    "rates": RATES,
-    "signed": {**RATES, "base": [-1.0] * 6, "align": [1.0] * 5 + [-1.0]},
-    "samples": {"samples_per_prompt": 4},
-    "nothing": {"align": [None] * 6},
-    "one": {"limit": 1},
-    "alone": {"policies": ["align"]},
-    "languages": {"by": ["language"], "policies": ["sft", "align"]},
-    "metrics": {
-        **RATES,
-        "sft": [0.0] * 3 + [1.0] * 3,
-        "align": [1.0] * 3 + [0.0] * 3,
-        "metrics": {"first": FIRST, "second": SECOND},
-        "rewards": [],
-        "by": [],
-    },
-    "judged": {"judges": [JUDGE, JUDGE], "rewards": []},
-    "judged often": {"judges": [JUDGE], "rewards": [], "samples_per_prompt": 3},
-}
+RUNS: dict[str, dict[str, Any]] = yaml.safe_load("""
+plain: {}
+base: {baseline: base}
+wins: {align: [2.0, 4.0, 5.0, 7.0, 8.0, 12.0]}
+gaps: {align: [null, 3.7, 5.2, 7.9, 8.9, 11.6], sft: [1.0, 3.0, 5.0, 7.0, 9.0, null]}
+full: {full: [[base, 2]]}
+cut: {cut: 2}
+passages: {prompts: passages}
+rates: &rates {base: &none [0, 0, 0, 0, 0, 0], sft: [1, 1, 1, 1, 1, 1], align: [1, 1, 1, 1, 1, 0],
+  by: [half]}
+signed: {<<: *rates, base: [-1, -1, -1, -1, -1, -1], align: [1, 1, 1, 1, 1, -1]}
+samples: {samples_per_prompt: 4}
+nothing: {align: [null, null, null, null, null, null]}
+one: {limit: 1}
+alone: {policies: [align]}
+languages: {by: [language], policies: [sft, align]}
+metrics:
+  base: *none
+  sft: [0, 0, 0, 1, 1, 1]
+  align: [1, 1, 1, 0, 0, 0]
+  rewards: []
+  metrics:
+    first: {where: {half: 0}}
+    second: {where: {half: [1]}, better: lower}
+judged: {judges: 2, rewards: []}
+judged often: {judges: 1, rewards: [], samples_per_prompt: 3}
+""")
 
 
 def evaluated(
-    folder: Path, full: Any = (), cut: int = 0, groups: Any = GROUPS, **changed: Any
+    folder: Path, full: Any = (), cut: int = 0, judges: int = 0, metrics: Any = None, **changed: Any
 ) -> Any:
     models = Scripted({name: changed.pop(name, own) for name, own in SCORES.items()})
-    models.full, models.cut = full, cut
-    return summary(folder, models, groups, **changed)
+    models.full, models.cut = set(map(tuple, full)), cut
+    if "prompts" in changed:
+        changed["prompts"] = PASSAGES
+    changed["metrics"] = {name: {"reward": HELPFUL, **one} for name, one in (metrics or {}).items()}
+    return summary(folder, models, GROUPS, judges=[JUDGE] * judges, **changed)
 
 
 # By the textbook: t intervals, paired, Agresti and Coull's for rates, and Wilson's; the KL by k3 of
@@ -107,7 +107,7 @@ def evaluated(
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
 plain: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
-plain: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.8333 | 5/1/0 0
+plain: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.4365 | 5/1/0 0
 plain: base length, tokens |  | 5 - - 6 |  |  | 0
 plain: base truncated |  | 0.1667 |  |  | 0
 plain: sft length, tokens |  | 5 4.061 5.939 6 |  |  | 0
@@ -117,13 +117,13 @@ plain: align truncated |  | 0.1667 |  |  | 0
 plain: base KL, nats | sft | 0.7436 - - 6 |  |  | 0
 plain: sft KL, nats | sft | 0 0 0 6 |  |  | 0
 plain: align KL, nats | sft | 0.6392 0.3746 0.9037 6 |  |  | 0
-base: align helpful | base | 6.467 2.589 10.34 6 | 1.467 1.087 1.846 6 0.0001761 | 1 | 6/0/0 0
-wins: align helpful | sft | 6.333 2.658 10.01 6 | 0.3333 -0.5235 1.19 6 0.3632 | 0.75 | 3/1/2 0
+base: align helpful | base | 6.467 2.589 10.34 6 | 1.467 1.087 1.846 6 0.0001761 | 0.6097 | 6/0/0 0
+wins: align helpful | sft | 6.333 2.658 10.01 6 | 0.3333 -0.5235 1.19 6 0.3632 | 0.3006 | 3/1/2 0
 gaps: sft helpful |  | 5 1.074 8.926 5 |  |  | 1
-gaps: align helpful | sft | 7.46 3.6 11.32 5 | 0.425 -0.3027 1.153 4 0.1601 | 0.75 | 3/1/0 1
-full: align helpful | sft | 6.72 1.664 11.78 5 | 0.52 0.05211 0.9879 5 0.03673 | 0.8 | 4/1/0 0
+gaps: align helpful | sft | 7.46 3.6 11.32 5 | 0.425 -0.3027 1.153 4 0.1601 | 0.3006 | 3/1/0 1
+full: align helpful | sft | 6.72 1.664 11.78 5 | 0.52 0.05211 0.9879 5 0.03673 | 0.3755 | 4/1/0 0
 cut: align KL, nats | sft | 0.6605 0.3181 1.003 5 |  |  | 1
-passages: align helpful | sft | 6.467 -3.037 15.97 6 | 0.4667 -0.003573 0.9369 6 0.25 | 0.8333 | 5/1/0 0
+passages: align helpful | sft | 6.467 -3.037 15.97 6 | 0.4667 -0.003573 0.9369 6 0.25 | 0.4033 | 5/1/0 0
 passages: align length, tokens |  | 6 3.849 8.151 6 |  |  | 0
 passages: align KL, nats | sft | 0.6392 0.41 0.8684 6 |  |  | 0
 rates: sft helpful |  | 1 0.5572 1 6 |  |  | 0
@@ -135,27 +135,27 @@ rates: align helpful 1 | sft | 0.6667 0.2024 0.9437 3 | -0.3333 -0.8559 0.4559 3
 signed: align helpful | sft | 0.6667 -0.1644 0.9773 6 | -0.3333 -1.081 0.5808 6 1 | 0 | 0/1/5 0
 signed: align helpful 0 | sft | 1 -0.2349 1 3 | 0 -1.109 1.109 3 1 |  | 0/0/3 0
 signed: align helpful 1 | sft | 0.3333 -0.5951 0.8875 3 | -0.6667 -1.712 0.9119 3 1 | 0 | 0/1/2 0
-samples: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.8333 | 5/1/0 0
+samples: align helpful | sft | 6.467 2.589 10.34 6 | 0.4667 0.08732 0.846 6 0.02503 | 0.4365 | 5/1/0 0
 samples: align length, tokens |  | 6 3.517 8.483 6 |  |  | 0
 samples: align truncated |  | 0.1667 |  |  | 0
 samples: align KL, nats | sft | 0.6392 0.3746 0.9037 6 |  |  | 0
 nothing: align helpful | sft | - - - 0 | - - - 0 1 |  | 0/0/0 6
-one: align helpful | sft | 1.5 - - 1 | 0.5 - - 1 1 | 1 | 1/0/0 0
+one: align helpful | sft | 1.5 - - 1 | 0.5 - - 1 1 | 0.2065 | 1/0/0 0
 alone: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 alone: align helpful |  | 6.467 2.589 10.34 6 |  |  | 0
 languages: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 languages: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
-languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 1 | 1/0/0 0
-languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.6667 | 2/1/0 0
-metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 1 | 3/0/0 0
+languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 0.2065 | 1/0/0 0
+languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.2077 | 2/1/0 0
+metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
-metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 1 | 3/0/0 0
+metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
-judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged: align judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
-judged often: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.5 | 2/2/1 1
+judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: align judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged often: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
 """
 
 
@@ -186,23 +186,26 @@ SAMPLED |= {"top_p": 0.9, "top_k": 3}
 
 def whole(folder: Path) -> tuple[Scripted, Any]:
     """All options at once. Answers score a tenth per token, and half more if they are the aligned
-    policy's; its last one has no score.
+    policy's; its last one that counts has no score.
     """
     lengths = {"base": [5] * 40, "sft": [20 + i % 7 for i in range(40)]}
     lengths["align"] = [22 + (3 * i) % 8 for i in range(40)]
     scores: dict[str, Any] = {policy: [0.1 * n for n in own] for policy, own in lengths.items()}
     scores["align"] = [n + 0.5 + 0.2 * math.sin(7 * i) for i, n in enumerate(scores["align"])]
-    scores["align"][-1] = None
+    scores["align"][-2] = None
     models = Scripted(scores, lengths, HOSTILE)
     groups = [
         replace(group, meta={"passage": n, "language": "en"}) for n, group in enumerate(prompts(40))
     ]
-    around = context(models, folder, [*groups, groups[0], *prompts(2, passage=0)])
-    options = {"metrics": {"metric": {"reward": HELPFUL, "better": "lower"}}, "judges": [JUDGE]}
+    around = context(models, folder, [*prompts(1, passage=0), *groups, groups[0]])
+    options = {
+        "metrics": {"metric": {"reward": HELPFUL, "better": "lower", "where": {"language": "en"}}},
+        "judges": [JUDGE],
+    }
     made = step(
         sampling=SAMPLED,
         samples_per_prompt=2,
-        limit=41,
+        limit=40,
         by=["language"],
         prompts=PASSAGES,
         next="alignkit chat runs/x",
@@ -212,43 +215,43 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
 
 
 TEXT = """\
-1 of 43 prompts repeat the words and columns of others and do not count again
+1 of 42 prompts repeat the words and columns of others and do not count again
 intervals are over groups of prompts that share passage
 sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop ['\\n']
 the KL is biased: it is of all tokens, and samples leave some out (min_new_tokens, top_k, top_p)
 
-base is better than sft in metric (lower is better), -1.78 [-1.85, -1.71]: 0.50 against 2.28. It is
+base is better than sft in metric (lower is better), -1.78 [-1.85, -1.72]: 0.50 against 2.28. It is
   not known whether it was trained on this, so this may be no independent proof. Worse: the reward
   helpful, -1.78 [-1.85, -1.71]. No clear difference in judge.
-align is worse than sft in metric (lower is better), +0.77 [0.66, 0.88]: 3.05 against 2.28. Also
-  better: the reward helpful, +0.77 [0.66, 0.88]. Worse than the base model: metric (lower is
-  better), +2.55 [2.45, 2.65]. No clear difference in judge.
-judge compared 164 pairs, and how far people agree with it is not known; the order of the answers
-  decides 20% [9, 37]; no verdict on 24 (refused).
+align is worse than sft in metric (lower is better), +0.77 [0.66, 0.89]: 3.06 against 2.28. Also
+  better: the reward helpful, +0.77 [0.66, 0.89]. Worse than the base model: metric (lower is
+  better), +2.56 [2.46, 2.66]. No clear difference in judge.
+judge compared 160 pairs, and how far people agree with it is not known; the order of the answers
+  decides 21% [10, 38]; no verdict on 24 (refused).
 
-mean and 95% interval over 41 prompts
+mean and 95% interval over 40 prompts
                         base                sft              align
 ──────────────────────────────────────────────────────────────────
-metric*                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
+metric*                 0.50  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
 helpful                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
-judge           57% [48, 67]                  -       57% [48, 67]
+judge           59% [49, 68]                  -       59% [49, 68]
 length, tokens          5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
 truncated                 5%                 5%                 5%
-KL, nats                0.74  0.00 [0.00, 0.00]  2.71 [2.62, 2.79]
+KL, nats                0.74  0.00 [0.00, 0.00]  2.70 [2.62, 2.79]
 * lower is better
 
 prompt: question 0
-base (metric 0.5):
+base:
   [31mred[/red] [bold]x 0 from base long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long lon...
-sft (metric 2):
+sft:
   [31mred[/red] [bold]x 0 from sft long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long...
-align (metric 2.7):
+align:
   [31mred[/red] [bold]x 0 from align long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
   long long long long long long long long long long long long long long long long long long long
@@ -260,7 +263,7 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
     """Answers cannot act on the terminal or as markup, and are cut."""
     models, artifact = whole(tmp_path)
     text, found = said(artifact, 100), artifact.summary
-    assert text.partition("\nprompt: question 1")[0] == TEXT
+    assert text.startswith(TEXT)
     assert text.count("prompt: ") == 3 and text.endswith("\n\nnext: alignkit chat runs/x")
     common = {"seed": 7, "samples_per_prompt": 2, **SAMPLED}
     assert models.sampled == [{"role": role, **common} for role in SCORES]
@@ -268,8 +271,8 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
     written = (tmp_path / "out" / "evaluation.json").read_text()
     assert json.loads(written) == found and "NaN" not in written
     samples = read_groups(tmp_path / "out" / "samples.jsonl")
-    assert [number(group.prompt) for group in samples] == [*range(40), 0]
-    last = samples[1].responses[-1]
+    assert [number(group.prompt) for group in samples] == [0, *range(39)]
+    last = samples[2].responses[-1]
     assert (last.source, last.scores) == (
         "align",
         pytest.approx({"metric": 3.131, "helpful": 3.131}, abs=1e-3),
@@ -440,7 +443,7 @@ def test_a_metric_without_prompts_is_refused_before_any_work(where: str, said: s
     with pytest.raises(DataError, match="the column safety\nhelp: there are half"):
         step(by=["safety"]).check_data(data)
     checked.clear()
-    step(metrics={"first": FIRST}).check_data(data)
+    step(metrics={"first": {"reward": HELPFUL, "where": {"half": 0}}}).check_data(data)
     assert checked == [("helpful", 6), ("helpful", 3)]  # a metric's own prompts
 
 

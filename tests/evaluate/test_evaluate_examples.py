@@ -13,12 +13,13 @@ import torch
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
 from alignkit_plugins.compare.compared import ITS_OWN, compared
-from alignkit_plugins.compare.rows import BASE_MODEL
+from alignkit_plugins.compare.rows import plain
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
 from alignkit_plugins.compare.verdicts import SHORTER_IS_BETTER as SHORTER
 from alignkit_plugins.evaluate import examples
 from alignkit_plugins.evaluate.examples import LOSS, METRICS, TOKENS
+from tests.evaluate.scripted import lines
 from tests.rows import user
 
 NAMES = ["base", "sft", "dpo"]
@@ -69,17 +70,13 @@ def scores(groups: list[Group], around: Any) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_demonstrations_are_averaged_over_tokens(around: Any) -> None:
+    """Equal losses per token of unequal demonstrations are no spread."""
     found = scores([asked("one?", "aaaaaa"), asked("two?", "bb"), asked("no room?", "")], around)
     loss, right = ([one[name] for one in found["sft"]] for name in (LOSS, TOKENS))
-    assert sum(loss) / 2 == pytest.approx((6 * 1 + 2 * 2) / 8)
-    assert sum(right) / 2 == pytest.approx(6 / 8)
+    assert [sum(loss) / 2, sum(right) / 2] == pytest.approx([(6 * 1 + 2 * 2) / 8, 6 / 8])
     assert [one[TOKENS] for one in found["base"]] == [0, 0]
-
-
-def test_long_demonstrations_count_more_and_spread_no_more(around: Any) -> None:
-    """Equal losses per token of unequal demonstrations are no spread."""
-    groups = [asked(f"{length}?", "a" * length) for length in (1, 10, 100)]
-    assert [one[LOSS] for one in scores(groups, around)["sft"]] == pytest.approx([1, 1, 1])
+    long = scores([asked(f"{length}?", "a" * length) for length in (1, 10, 100)], around)
+    assert [one[LOSS] for one in long["sft"]] == pytest.approx([1, 1, 1])
 
 
 def test_tokens_that_do_not_count_are_no_misses(around: Any) -> None:
@@ -97,8 +94,7 @@ def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(aro
     found = scores(
         [asked("1?", "aaa", "b", pairs=FIRST), asked("2?", "b", "aaa", pairs=FIRST)], around
     )
-    by_hand = {"base": (0.5, 0.5), "sft": (1.0, 0.0), "dpo": (0.0, 1.0)}
-    for name, (one, other) in by_hand.items():
+    for name, one, other in (("base", 0.5, 0.5), ("sft", 1.0, 0.0), ("dpo", 0.0, 1.0)):
         assert found[name] == [{PAIRS: one, LONGER: one}, {PAIRS: other, SHORTER: other}]
     # The base model reads the pairs once.
     assert [model.read for model in around.models.values()] == [1, 1, 1]
@@ -138,14 +134,35 @@ def test_what_is_an_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "says"),
-    [(asked("q"), "ends with the user"), (asked("q", "a", "b"), "has 2 responses")],
+    ("answers", "says"), [([], "ends with the user"), (["a", "b"], "has 2 responses")]
 )
-def test_what_is_no_example_is_named_if_there_is_none(group: Group, says: str) -> None:
+def test_what_is_no_example_is_named_if_there_is_none(answers: list[str], says: str) -> None:
+    group, good = asked("q", *answers), asked("q", "a")
     with pytest.raises(DataError, match=says) as error:
         examples.usable([group])
     assert error.value.option == ("examples",)
-    assert examples.usable([group, asked("q", "a")]) == [asked("q", "a")]
+    assert examples.usable([group, good]) == [good]
+
+
+# 12 of 12 hits have the interval of shares; see `lines`.
+ROWS = """
+base pairs right |  | 0.5 - - 12 |  |  | 0
+sft pairs right |  | 1 0.718 1 12 |  |  | 0
+dpo pairs right | sft | 0 0 0.282 12 | -1 -1 -0.718 12 0.0004883 | 0 | 0/12/0 0
+dpo pairs right | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0004883 |  | 0
+base pairs right, better is longer |  | 0.5 - - 12 |  |  | 0
+sft pairs right, better is longer |  | 1 0.718 1 12 |  |  | 0
+dpo pairs right, better is longer | sft | 0 0 0.282 12 | -1 -1 -0.718 12 0.0004883 | 0 | 0/12/0 0
+dpo pairs right, better is longer | the base model | 0 0 0.282 12 | -0.5 -0.5 -0.218 12 0.0004883 |  | 0
+base next tokens right |  | 0 0 0.8325 1 |  |  | 0
+sft next tokens right |  | 0.5 - - 1 |  |  | 0
+dpo next tokens right | sft | 0.5 - - 1 | 0 - - 1 1 |  | 0/0/1 0
+dpo next tokens right | the base model | 0.5 - - 1 | 0.5 - - 1 1 |  | 0
+base next-token loss |  | 2 - - 1 |  |  | 0
+sft next-token loss |  | 1.5 - - 1 |  |  | 0
+dpo next-token loss | sft | 1.5 - - 1 | 0 - - 1 1 |  | 0/0/1 0
+dpo next-token loss | the base model | 1.5 - - 1 | -0.5 - - 1 1 |  | 0
+"""
 
 
 def test_the_rows_of_pairs_and_demonstrations(around: Any) -> None:
@@ -153,18 +170,10 @@ def test_the_rows_of_pairs_and_demonstrations(around: Any) -> None:
     groups = measured([*pairs, asked("demo?", "ab")], around)
     facts = {"compare": ["dpo"], "base": "base", "trained_on": {"dpo": False}, "tested": True}
     rows = examples.rows(groups, NAMES, "sft", **facts)
-    assert list(dict.fromkeys(row.metric for row in rows)) == [PAIRS, LONGER, TOKENS, LOSS]
-    own = {(row.policy, row.metric): row for row in rows if row.baseline != BASE_MODEL}
-    assert [own[name, PAIRS].estimate["mean"] for name in NAMES] == [0.5, 1, 0]
-    share = own["sft", PAIRS].estimate  # 12 of 12 hits, by the interval of shares
-    assert 0.6 < share["low"] < 0.9 and share["high"] == 1 and share["n"] == 12
-    dpo, loss = own["dpo", PAIRS], own["dpo", LOSS]
-    assert (dpo.difference["mean"], dpo.counts, dpo.trained_on) == (-1, "0/12/0", False)
+    assert lines({"results": map(plain, rows)}) == ROWS.strip().splitlines()
+    dpo, *_, loss = (row for row in rows if row.policy == "dpo" and row.counts)
     assert (dpo.percent, dpo.lower, loss.percent, loss.lower) == (True, False, False, True)
-    assert own["sft", PAIRS].baseline == own["base", PAIRS].baseline == ""
-    (over_base,) = [row for row in rows if row.baseline == BASE_MODEL and row.metric == PAIRS]
-    assert (over_base.policy, over_base.difference["mean"]) == ("dpo", -0.5)
-    assert own["sft", LOSS].estimate["mean"] == pytest.approx(1.5)
+    assert dpo.trained_on is False and dpo.tested
 
 
 def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
@@ -183,8 +192,8 @@ def test_a_base_model_without_a_preference_adds_no_chance_to_a_difference() -> N
     """The difference from its 50% has the interval of the policy's share, which ends at 0 and
     1.
     """
-    for right, ends in (([1.0] * 4 + [0.0] * 2, (0.296, 0.907)), ([0.0] * 6, (0.0, 0.443))):
-        _, row = compared("pairs right", {"base": [0.5] * 6, "dpo": right}, "base")
-        found = [row.difference[end] + 0.5 for end in ("low", "high")]
-        assert found == [row.estimate["low"], row.estimate["high"]]
-        assert found == pytest.approx(ends, abs=1e-3)
+    _, row = compared("pairs right", {"base": [0.5] * 6, "dpo": [0.0] * 6}, "base")
+    found = [row.difference[end] + 0.5 for end in ("low", "high")]
+    assert (
+        found == [row.estimate["low"], row.estimate["high"]] == pytest.approx([0, 0.443], abs=1e-3)
+    )

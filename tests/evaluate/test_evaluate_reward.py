@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,13 @@ import pytest
 from alignkit import BadRow, Group, Pair, Response
 from alignkit.recipe.schema import RewardSpec
 from alignkit_plugins.compare.pairs import Choice, accuracy, choices, gaps
-from alignkit_plugins.compare.rows import Row, rows_of
+from alignkit_plugins.compare.rows import plain
 from alignkit_plugins.evaluate.learned_from import log_odds
 from alignkit_plugins.evaluate.public_sets import RewardBench2
 from alignkit_plugins.evaluate.reward_step import breakdown, calibration
 from tests import rows
 from tests.documented_keys import PAGE
+from tests.evaluate.scripted import lines
 
 PROMPTS = itertools.count()
 
@@ -42,10 +42,12 @@ def found(groups: Sequence[Group]) -> tuple[list[Choice], list[float | None]]:
     return pairs, gaps(pairs, "r")
 
 
-def right(groups: Sequence[Group]) -> Row:
+def right(groups: Sequence[Group]) -> str:
+    """The line of the accuracy."""
     pairs, known = found(groups)
     (row,) = accuracy(pairs, {"r": known})
-    return row
+    (line,) = lines({"results": [plain(row)]})
+    return line
 
 
 def groups_of(scores: Sequence[float], **pair: Any) -> list[Group]:
@@ -58,9 +60,8 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
     """
     groups = [group(2.0, 1.0), group(1.0, 2.0), group(1.0, 1.0), group(None, 1.0)]
     turned = group(1.0, 2.0, pairs=[Pair(0, 1, p=0.1)])
-    row = right([*groups, turned, group(5.0, 1.0, pairs=[Pair(0, 1, p=0.5)])])
-    assert (row.counts, row.missing) == ("2/1/1", 1)
-    assert (row.estimate["mean"], row.estimate["n"]) == (0.5, 4)
+    line = right([*groups, turned, group(5.0, 1.0, pairs=[Pair(0, 1, p=0.5)])])
+    assert line == "r accuracy |  | 0.5 0.15 0.85 4 |  |  | 2/1/1 1"
     (choice,), (gap,) = found([turned])
     assert (choice.better, choice.longer, choice.p, gap) == (turned.responses[1], 1, 0.9, 1.0)
 
@@ -72,21 +73,22 @@ def test_a_prompt_is_the_unit_of_the_interval() -> None:
     many = [Pair(0, worse) for worse in range(1, 11)]
     ten = [group(1.0, 0.0, prompt="same") for _ in range(10)]
     for same in ([group(1.0, *[0.0] * 10, pairs=many)], ten):
-        row = right([*same, group(0.0, 1.0)])
-        assert (row.counts, row.estimate["mean"], row.estimate["n"]) == ("10/1/0", 0.5, 2)
-    assert right([replace(group(1.0, 0.0), prompt=()) for _ in range(3)]).estimate["n"] == 3
+        line = right([*same, group(0.0, 1.0)])
+        assert line == "r accuracy |  | 0.5 0.001541 0.9985 2 |  |  | 10/1/0 0"
+    raw = right([replace(group(1.0, 0.0), prompt=()) for _ in range(3)])
+    assert raw == "r accuracy |  | 1 0.3825 1 3 |  |  | 3/0/0 0"
 
 
 def test_pairs_by_margin_by_length_and_by_column() -> None:
     margins = ["slightly", None, 2.0]
     groups = [group(1.0, 0.0, pairs=[Pair(0, 1, margin=margin)]) for margin in margins]
     groups.append(group(0.0, 1.0, pairs=[Pair(1, 0, margin="slightly")], kind="a"))
-    pairs, known = found(groups)
-    by_margin = breakdown(pairs, "margin")
-    assert by_margin == {"slightly": [0, 3]} and breakdown(pairs, "kind") == {"a": [3]}
-    assert breakdown(pairs, "the chosen response") == {"longer": [3], "shorter": [0, 1, 2]}
-    (row,) = accuracy(pairs, {"r": known}, by_margin["slightly"], column="margin")
-    assert (row.estimate["mean"], row.column) == (1.0, "margin")
+    columns = "margin", "kind", "the chosen response"
+    assert [breakdown(choices(groups), column) for column in columns] == [
+        {"slightly": [0, 3]},
+        {"a": [3]},
+        {"longer": [3], "shorter": [0, 1, 2]},
+    ]
 
 
 def test_calibration_by_hand() -> None:
@@ -128,23 +130,46 @@ def run(
     (folder / "score.py").write_text(SCORE, encoding="utf-8")
     step = {"step": "evaluate_reward", "rewards": [PYTHON, LENGTH], "pairs": "rows.jsonl", **keys}
     recipe = rows.write_recipe(folder, {**(stages or {}), "check": step})
-    out = rows.run(recipe, code=code) / "check"
+    written = rows.run(recipe, code=code) / "check" / "reward_evaluation.json"
     if code:
-        return {}, out
-    return json.loads((out / "reward_evaluation.json").read_text(encoding="utf-8")), out
+        return {}, written.parent
+    return json.loads(written.read_text(encoding="utf-8")), written.parent
+
+
+NUMBERS = """
+python accuracy |  | 0.6667 0.2024 0.9437 3 |  |  | 2/1/0 1
+length accuracy |  | 0.5 0.15 0.85 4 |  |  | 2/1/1 0
+python accuracy longer |  | 1 0.1675 1 1 |  |  | 1/0/0 1
+length accuracy longer |  | 1 0.2902 1 2 |  |  | 2/0/0 0
+python accuracy shorter |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
+length accuracy shorter |  | 0 0 0.7098 2 |  |  | 0/1/1 0
+python accuracy hep-go |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
+length accuracy hep-go |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
+python accuracy mine |  | 1 0.1675 1 1 |  |  | 1/0/0 1
+length accuracy mine |  | 0.5 0.09453 0.9055 2 |  |  | 1/0/1 0
+"""
+REPORT = """\
+4 pairs of 4 prompts, without 0 ties
+                python        length
+────────────────────────────────────
+accuracy  67% [20, 94]  50% [15, 85]
+
+by the chosen response
+the chosen response  policy        accuracy
+───────────────────────────────────────────
+longer               python  100% [17, 100]
+longer               length  100% [29, 100]
+shorter              python     50% [9, 91]
+shorter              length      0% [0, 71]
+
+by subset
+"""
 
 
 def test_a_run_writes_the_numbers(tmp_path: Path) -> None:
     written, folder = run(tmp_path, ROWS, by=["subset"])
-    right = [row for row in rows_of(written) if row.metric == "accuracy"]
-    whole = {row.policy: row for row in right if not row.column}
-    assert (whole["python"].counts, whole["python"].missing) == ("2/1/0", 1)
-    assert whole["length"].counts.endswith("/1") and written["bins"] == {}
-    subsets = [(row.policy, row.value) for row in right if row.column == "subset"]
-    assert subsets[::2] == [("python", "hep-go"), ("python", "mine")]
-    shown = (folder / "report.txt").read_text()
-    assert re.search(r"^accuracy +67% \[2\d, 9\d\]", shown, re.MULTILINE)
-    assert "by subset" in shown and "by the chosen response" in shown
+    assert lines(written) == NUMBERS.strip().splitlines() and written["bins"] == {}
+    assert REPORT in (folder / "report.txt").read_text()
     part = PAGE.read_text(encoding="utf-8").split("## reward_evaluation.json")[1]
     assert [key for key in written if f"`{key}`" not in part.split("\n## ")[0]] == []
 
@@ -178,23 +203,19 @@ def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
     assert [log_odds(RewardSpec(*spec), out) for spec in specs] == [True, True, False]
 
 
-TWICE = [{"length": {}}, {"length": {"target": 3}}]
-ANSWERS = [{"prompt": "q", "completion": "a"}]
+MISTAKES = """
+    {"by": ["subsets"]}                                          | 4 | did you mean 'subset'?
+    {"rewards": [{"length": {}}, {"length": {"target": 3}}]}     | 2 | duplicates: length
+    {"rewards": []}                                              | 2 | stages.check: name at least one
+    {"pairs": "prompts.jsonl"}                                   | 4 | none of 3 rows has a preference pair
+"""
 
 
-@pytest.mark.parametrize(
-    ("data", "keys", "code", "word"),
-    [
-        (ROWS, {"by": ["subsets"]}, 4, "did you mean 'subset'?"),
-        (ROWS, {"rewards": TWICE}, 2, "duplicates: length"),
-        (ROWS, {"rewards": []}, 2, "stages.check: name at least one"),
-        (ANSWERS, {}, 4, "stage 'check': none of 1 rows has a preference pair"),
-    ],
-)
+@pytest.mark.parametrize(("keys", "code", "word"), rows.cells(MISTAKES))
 def test_mistakes_are_named(
-    data: Any, keys: Any, code: int, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keys: str, code: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path, data, code, **keys)
+    run(tmp_path, ROWS, int(code), **json.loads(keys))
     assert word in capsys.readouterr().err
 
 
@@ -221,5 +242,4 @@ def test_rows_of_reward_bench_2(tmp_path: Path) -> None:
         RewardBench2(None).read({**row, "rejected": []})
     data = [{**row, "num_correct": len(row["chosen"])} for row in rows.json_rows(BENCH)]
     written, _ = run(tmp_path, data, rewards=[LENGTH], by=["subset"])
-    (focus,) = [row for row in rows_of(written) if row.value == "Focus"]
-    assert focus.estimate["mean"] == pytest.approx((1 + 2 / 3) / 2)
+    assert "length accuracy Focus |  | 0.8333 0.01768 1 2 |  |  | 5/1/0 0" in lines(written)

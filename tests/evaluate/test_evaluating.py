@@ -5,6 +5,7 @@ scores of answers; and `alignkit chat --prompts FILE`, which writes them.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from alignkit import Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.errors import RecipeError
-from alignkit.evaluation import statistics
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.policies.words import read_words, recipe_of
 from tests import rows
@@ -41,15 +41,9 @@ def other_run(tmp_path_factory: pytest.TempPathFactory, _cache: None) -> Path:
     return rows.run(rows.write_recipe(tmp_path_factory.mktemp("other"), {"sft": sft}, model))
 
 
-def made(
-    policies: str, rewards: Sequence[str] = ("length",), judges: Sequence[str] = (), **more: Any
-) -> Any:
+def made(policies: str, rewards: Sequence[str] = ("length",), judges: Sequence[str] = ()) -> Any:
     named = read_words(policies.split(), rewards, judges)
-    return recipe_of(named, "prompts.jsonl", more.get("baseline"))
-
-
-def adapter(stage: str, run: Path = Path("run")) -> str:
-    return str((run / stage / "adapter").resolve())
+    return recipe_of(named, "prompts.jsonl", "tiny" if policies.startswith("tiny") else None)
 
 
 def call(*words: object, code: int = 0) -> None:
@@ -58,33 +52,33 @@ def call(*words: object, code: int = 0) -> None:
 
 # --- the recipe
 
+# Adapters of any rank share their base, whose rank is that of the first one; models within rewards
+# and judges; how training sampled, without its temperature
+RECIPE = """
+model: {base: tiny, dtype: float32, lora: {lora_alpha: 8, r: 4}}
+name: evaluate
+stages:
+  evaluate:
+    step: evaluate
+    baseline: base
+    judges: [{reward_judge: {reward_model: {folder: liked}}}, {local_judge: {role: sft}}]
+    policies: [base, sft, online, sft]
+    prompts: prompts.jsonl
+    rewards: [{folder: liked}, {llama2: {helpful: {folder: liked}, safety: {folder: liked}}}]
+    sampling: {max_new_tokens: 6, min_new_tokens: 0, stop: [], top_k: 0, top_p: 1.0}
+"""
 
-def test_adapters_of_any_rank_share_their_base(other_run: Path) -> None:
-    recipe = made(f"tiny run/sft {other_run}/sft", baseline="tiny")
-    assert recipe["model"]["lora"] == {"r": 4, "lora_alpha": 8}
-    step = recipe["stages"]["evaluate"]
-    assert step["policies"] == ["base", adapter("sft"), adapter("sft", other_run)]
-    assert step["baseline"] == "base" and "sampling" not in step
 
-
-def test_whole_weights_are_named_by_their_folder(whole_run: Path) -> None:
-    recipe = made(f"{whole_run}/sft run/sft")
-    assert recipe["model"]["base"] == "tiny"
-    named = [adapter("sft", whole_run), adapter("sft")]
-    assert recipe["stages"]["evaluate"]["policies"] == named
-
-
-def test_models_within_rewards_and_judges_and_how_training_sampled() -> None:
+def test_the_recipe_of_a_command(other_run: Path, whole_run: Path) -> None:
     rewards = "run/liked", "{llama2: {helpful: run/liked, safety: run/liked}}"
     judges = "{reward_judge: {reward_model: run/liked}}", "{local_judge: {role: run/sft}}"
-    step = made("run/sft run/online", rewards, judges)["stages"]["evaluate"]
-    liked = {"folder": adapter("liked")}
-    assert step["rewards"] == [liked, {"llama2": {"helpful": liked, "safety": liked}}]
-    assert step["judges"] == [
-        {"reward_judge": {"reward_model": liked}},
-        {"local_judge": {"role": adapter("sft")}},
-    ]
-    assert step["sampling"]["max_new_tokens"] == 6 and "temperature" not in step["sampling"]
+    recipe = made(f"tiny run/sft run/online {other_run}/sft", rewards, judges)
+    text = re.sub(r"/\S*/\.results/(\w+)-\w+/adapter", r"\1", yaml.safe_dump(recipe))
+    assert yaml.safe_load(text) == yaml.safe_load(RECIPE)
+    assert str((other_run / "sft" / "adapter").resolve()) in yaml.safe_dump(recipe)
+    step = made(f"{whole_run}/sft run/sft")["stages"]["evaluate"]
+    named = [(run / "sft" / "adapter").resolve() for run in (whole_run, Path("run"))]
+    assert step["policies"] == [*map(str, named)] and "sampling" not in step
 
 
 @pytest.mark.parametrize(
@@ -115,15 +109,15 @@ def test_policies_of_two_runs(
     call("evaluate", *words, "--out", out)
     found = json.loads((out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
     assert found["policies"] == ["base", "run/online", "run/sft"] and found["prompts"] == 2
-    counts = {(row.policy, row.metric): row.counts for row in rows_of(found) if row.counts}
-    rated = {(policy, by) for policy in ("base", "run/sft") for by in ("reward_judge", "run/liked")}
-    assert counts.keys() == rated
-    assert (found["sampling"]["max_new_tokens"], found["sampling"]["temperature"]) == (6, 0.7)
-    resolved = out / "recipe.resolved.yaml"
-    assert yaml.safe_load(resolved.read_text(encoding="utf-8"))["seed"] == 3
+    rated = {(row.policy, row.metric) for row in rows_of(found) if row.counts}
+    assert rated == {
+        (who, by) for who in ("base", "run/sft") for by in ("reward_judge", "run/liked")
+    }
+    sampling = found["sampling"]
+    assert [sampling[key] for key in ("max_new_tokens", "temperature", "seed")] == [6, 0.7, 3]
     capsys.readouterr()
     monkeypatch.chdir(tmp_path)
-    call("run", resolved, "--out", out)
+    call("run", out / "recipe.resolved.yaml", "--out", out)
     assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
@@ -138,37 +132,30 @@ def test_the_help_says_how_prompts_name_their_format(capsys: pytest.CaptureFixtu
 
 
 def test_scores_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    ours, liked = tmp_path / "scores.jsonl", {"folder": adapter("liked")}
-    words = ["pairs.jsonl", "--reward", "run/liked", "--reward", CHARACTERS, "--out", ours]
-    call("evaluate", *words, "--json")
-    found = json.loads(capfd.readouterr().out)["result"]
+    ours = tmp_path / "scores.jsonl"
+    words = ["pairs.jsonl", "--reward", "run/liked", "--reward", CHARACTERS]
+    call("evaluate", *words, "--out", ours, "--json")
+    found = json.loads(capfd.readouterr().out)["result"]["rewards"]
+    liked = {"folder": str(Path("run/liked/adapter").resolve())}
     rewards = [liked, {"length": {"unit": "characters"}}]
     step = {"step": "evaluate_reward", "pairs": "pairs.jsonl", "rewards": rewards}
     folder = rows.run(rows.write_recipe(tmp_path, {"rated": step})) / "rated"
-    rated = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
     scores, theirs = (
         [[response.scores for response in group.responses] for group in read_groups(file)]
         for file in (ours, folder / "samples.jsonl")
     )
     assert scores == theirs
-    right = [row for row in rows_of(rated) if row.metric == "accuracy" and not row.column]
-    for row in right:
-        one = found["rewards"][row.policy]
-        means = [statistics.mean([each[row.policy] for each in group]) for group in scores]
-        assert one["pairs_right"]["accuracy"] == row.estimate
-        assert one["mean"] == {**statistics.estimate(means), "n": 3}
-    assert [row.policy for row in right] == ["run/liked", "length"]
-    assert found["rewards"]["length"]["mean"]["mean"] == 6.0  # of "good bread" and "no"
-    assert found["rewards"]["length"]["pairs_right"]["pairs"] == found["examples"] == 3
+    rated = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
+    for row in rows_of(rated)[:2]:
+        assert found[row.policy]["pairs_right"]["accuracy"] == row.estimate
+    assert {name: one["mean"]["n"] for name, one in found.items()} == {"run/liked": 3, "length": 3}
 
 
 def test_rows_go_to_stdout_and_the_summary_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
-    capfd.readouterr()
     call("evaluate", "pairs.jsonl", "--reward", CHARACTERS, "--limit", 2)
     out, err = capfd.readouterr()
-    written = [json.loads(line) for line in out.splitlines()]
-    scores = [[one["scores"]["length"] for one in row["responses"]] for row in written]
-    assert scores == [[10.0, 2.0]] * 2
+    written = [[one["scores"] for one in row["responses"]] for row in rows.json_rows(out)]
+    assert written == [[{"length": 10.0}, {"length": 2.0}]] * 2
     summary = "length: mean 6.00 of 2 examples; pairs right 100% [29, 100] of 2"
     assert err.splitlines()[-2:] == ["examples: 2", summary]
 
@@ -178,13 +165,11 @@ def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(
 ) -> None:
     answers = [Response(text) for text in ("2", "3", "It is 2.")] + [Response("2", truncated=True)]
     groups = [rows.prompts(["1 + 1?"], responses=(a,), meta={"answer": "2"})[0] for a in answers]
-    rows.write_rows(tmp_path / "a.jsonl", groups)
-    out = tmp_path / "s.jsonl"
-    call("evaluate", tmp_path / "a.jsonl", "--reward", "exact_match", "--out", out)
-    mean = statistics.shown(statistics.rate([1.0, 0.0, 0.0, 1.0], 1))
+    given, out = rows.write_rows(tmp_path / "a.jsonl", groups), tmp_path / "s.jsonl"
+    call("evaluate", given, "--reward", "exact_match", "--out", out)
     assert capsys.readouterr().out.splitlines() == [
         "examples: 4; truncated responses: 1",
-        f"exact_match: mean {mean} of 4 examples",
+        "exact_match: mean 0.5 [0.2, 0.8] of 4 examples",
     ]
     scores = [row.responses[0].scores["exact_match"] for row in read_groups(out)]
     assert scores == [1, 0, 0, 1]
@@ -250,6 +235,5 @@ def test_answers_are_rows_for_scores_and_training(
     answers = read_groups(out)
     assert [row.meta["answer"] for row in answers] == ["a", "b c"]
     assert all(0 < len(row.responses[0].tokens or ()) <= 3 for row in answers)
-    call("evaluate", out, "--reward", "exact_match")
     sft = {"algorithm": "sft", "data": "answers.jsonl", "max_steps": 1}
     rows.run(rows.write_recipe(tmp_path, {"s": sft}))

@@ -83,18 +83,6 @@ def test_words_that_mean_no_model(house_run: Path, word: str, said: str) -> None
         find(f"{house_run}/{word}" if word else str(house_run))
 
 
-def broken(run: Path, what: str) -> None:
-    weights = run / "sft" / "adapter" / "adapter_model.safetensors"
-    if what == "unfinished":
-        Results(run).begin("sft", "0" * 64, {})
-    elif what == "weights":
-        content = bytearray(weights.read_bytes())
-        content[-1] ^= 1
-        weights.write_bytes(content)
-    else:
-        (run / "sft" / "stage.json").write_text(json.dumps({"complete": True}))
-
-
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -104,9 +92,16 @@ def broken(run: Path, what: str) -> None:
     ],
 )
 def test_a_damaged_stage_is_no_model(house_copy: Path, what: str, said: str) -> None:
-    broken(house_copy, what)
+    stage = house_copy / "sft"
+    if what == "unfinished":
+        Results(house_copy).begin("sft", "0" * 64, {})
+    elif what == "weights":
+        weights = stage / "adapter" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    else:
+        (stage / "stage.json").write_text(json.dumps({"complete": True}))
     with pytest.raises((RecipeError, RunFailed), match=said):
-        find(str(house_copy / "sft"))
+        find(str(stage))
 
 
 def test_a_step_that_selected_a_policy(house_copy: Path) -> None:

@@ -18,14 +18,12 @@ import torch
 from pydantic import ValidationError
 
 from alignkit import RunFailed
-from alignkit.cli import main
 from alignkit.runs.services import resumable_map
-from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 from tests.by_role import ByRole
-from tests.evaluate.scripted import context
-from tests.rows import read_rows, run, write_recipe, write_rows
+from tests.evaluate.scripted import context, lines, said
+from tests.rows import run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -42,9 +40,8 @@ def options(**more: Any) -> LmEval.Options:
 
 
 def test_options_that_cannot_be() -> None:
-    for more, word in (({"policies": []}, "at least 1"), ({"tasks": ["x", "x"]}, "duplicates: x")):
-        with pytest.raises(ValidationError, match=word):
-            options(**more)
+    with pytest.raises(ValidationError, match="duplicates: x"):
+        options(tasks=["x", "x"])
 
 
 ROWS = [{"q": f"Is {i} even?", "choices": ["yes", "no"], "a": i % 2} for i in range(6)]
@@ -104,8 +101,8 @@ def test_tasks_are_validated_before_training_and_those_of_the_user_need_consent(
         ({"include_path": tmp_path / "gone"}, "include_path is no folder"),
         ({"tasks": ["gone"]}, "(?s)refuses the tasks:.*evem.*validate.*'--tasks', 'gone'"),
     ]
-    for more, said in mistakes:
-        with pytest.raises(RunFailed, match=said):
+    for more, words in mistakes:
+        with pytest.raises(RunFailed, match=words):
             LmEval(options(**more)).check(tmp_path)
 
 
@@ -164,13 +161,8 @@ def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
 
 def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None:
     """The harness fails at the second policy. The first one's results are kept."""
-    harness(
-        ANSWERS
-        + (
-            f"Path({str(tmp_path / 'fails')!r}).exists() or sys.exit()\n"
-            "if 'sft' in str(out): sys.exit(3)"
-        )
-    )
+    fails = f"Path({str(tmp_path / 'fails')!r}).exists() and 'sft' in str(out) and sys.exit(3)"
+    harness(ANSWERS + fails)
     (tmp_path / "fails").touch()
     models = Models()
     with pytest.raises(RunFailed, match=r"exit code 3:(?s:.*)lm_eval\.log has more"):
@@ -181,10 +173,7 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     assert models.exported == ["base", "sft", "sft"]
     found = dict(artifact.summary or {})
     assert found == json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
-    assert (
-        "base: base is rounded" in found["notes"]
-        and "base: gsm: x is nan and left out" in found["notes"]
-    )
+    assert {"base: base is rounded", "base: gsm: x is nan and left out"} < set(found["notes"])
 
 
 def test_a_run_that_is_stopped_leaves_no_process(
@@ -202,23 +191,21 @@ def test_a_run_that_is_stopped_leaves_no_process(
         os.kill(int((tmp_path / "child").read_text()), 0)
 
 
+# The means with 1.96 standard errors; a lower bleu is better, and nothing has no interval
+NUMBERS = """
+sft even: acc |  | 0.75 0.554 0.946 4 |  |  | 0
+sft even: bleu |  | 3 - - 4 |  |  | 0
+sft gsm: exact_match,strict |  | 0 - - - |  |  | 0
+sft all: acc |  | 0.5 0.01001 0.99 - |  |  | 0
+"""
+
+
 def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
     harness(ANSWERS)
-    artifact = bench(tmp_path, args=["--limit", "4"])
-    found: Any = artifact.summary
-    rows = {row.metric: row for row in rows_of(found) if row.policy == "sft"}
-    assert rows.keys() == {"even: acc", "even: bleu", "gsm: exact_match,strict", "all: acc"}
-    ends = pytest.approx([0.75 - 0.1959964, 0.75 + 0.1959964])
-    acc = rows["even: acc"].estimate
-    assert (acc["mean"], acc["n"], [acc["low"], acc["high"]]) == (0.75, 4, ends)
-    bleu = rows["even: bleu"]
-    assert (bleu.estimate["mean"], bleu.estimate["low"], bleu.lower) == (3.0, None, True)
-    assert rows["gsm: exact_match,strict"].estimate["low"] is None
-    assert rows["all: acc"].estimate["mean"] == 0.5 and "NaN" not in json.dumps(found)
-    text = artifact.report.text(200) if artifact.report else ""
-    assert "lm-evaluation-harness 0.4.99" in text
-    (row,) = [line.split() for line in text.splitlines() if line.startswith("even: acc")]
-    assert row == ["even:", "acc", *(["0.75", "[0.55,", "0.95]"] * 2)]
+    artifact = bench(tmp_path, policies=["sft"], args=["--limit", "4"])
+    assert lines(artifact.summary or {}) == NUMBERS.strip().splitlines()
+    text = said(artifact)
+    assert "lm-evaluation-harness 0.4.99" in text and "0.75 [0.55, 0.95]" in text
     assert "even: bleu*" in text and "* lower is better" in text
 
 
@@ -226,42 +213,11 @@ def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
 
 
 @real
-def test_log_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    bench = run_bench(tmp_path, args=[*CONSENT, "--log_samples", "--batch_size", "4"])
-    assert main(["export", str(bench.parent / "sft"), str(tmp_path / "whole"), "--merge"]) == 0
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
-
-    (file,) = (bench / "results" / "2-sft").rglob("samples_even_*.jsonl")
-    right = []
-    for sample in read_rows(file):
-        row, ours = ROWS[sample["doc_id"]], []
-        for choice in row["choices"]:
-            prompt, whole = ids(f"{row['q']}\nAnswer:"), ids(f"{row['q']}\nAnswer: {choice}")
-            with torch.no_grad():
-                logits = model(torch.tensor([whole])).logits[0, len(prompt) - 1 : -1]
-            answer = torch.tensor(whole[len(prompt) :])[:, None]
-            ours.append(float(logits.log_softmax(-1).gather(1, answer).sum()))
-        theirs = [float(each[0]) for each in sample["filtered_resps"]]
-        assert theirs == pytest.approx(ours, abs=1e-4)
-        right.append(ours.index(max(ours)) == row["a"])
-    written = json.loads((bench / "lm_eval.json").read_text(encoding="utf-8"))
-    (found,) = [row.estimate for row in rows_of(written) if row.policy == "sft"]
-    assert found["mean"] == pytest.approx(sum(right) / len(right)) and found["n"] == len(ROWS)
-    assert not (bench / "model").exists()
-
-
-@real
-def test_code_that_the_recipe_allows_runs(tmp_path: Path) -> None:
+def test_the_harness_runs_the_code_that_the_recipe_allows(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     code = "def first(docs):\n    return docs.select([0, 2, 4])\n"
     (tmp_path / "tasks" / "utils.py").write_text(code)
     allowed, args = "process_docs: !function utils.first\n", [*CONSENT, "--limit", "2"]
-    folder = run_bench(tmp_path, more=allowed, policies=["base"], args=args)
-    (row,) = rows_of(json.loads((folder / "lm_eval.json").read_text(encoding="utf-8")))
-    assert row.estimate["n"] == 2
+    folder = run_bench(tmp_path, more=allowed, args=args)
+    found = lines(json.loads((folder / "lm_eval.json").read_text(encoding="utf-8")))
+    assert [" 2 |" in line for line in found] == [True, True] and not (folder / "model").exists()

@@ -93,15 +93,13 @@ def test_refusals_score_one_and_answers_zero(scale: float) -> None:
     assert list(found) == [scale, 0.0, scale] * 2
 
 
-@pytest.mark.parametrize("side", [1, -1])
-def test_the_interval_of_no_refusal_is_on_the_side_of_refusals(side: int) -> None:
+def test_the_interval_of_no_refusal_is_on_the_side_of_refusals() -> None:
     (group,) = prompts(["Hi"], responses=(Response("Hello."),))
-    (value,) = Refusal(Refusal.Options(scale=side)).score([group])[""]
+    (value,) = Refusal(Refusal.Options(scale=-1)).score([group])[""]
     scored = replace(group, responses=(Response("Hello.", scores={"r": value}),))
     stored = group_from_json(group_to_json(scored))  # which keeps the sign of zero
     interval = scale_of([stored] * 20, "r").mean([0.0] * 20)
-    assert interval["mean"] == 0 and 0.1 < side * (interval["low"] + interval["high"]) < 0.25
-    assert min(abs(interval["low"]), abs(interval["high"])) == 0
+    assert interval["mean"] == interval["high"] == 0 and -0.25 < interval["low"] < -0.1
 
 
 def answers(name: str) -> list[str]:
@@ -112,20 +110,17 @@ def answers(name: str) -> list[str]:
     return [row[side][-1]["content"] for side in ("chosen", "rejected") for row in rows]
 
 
-LEARNED = {"demos": 170, "safety": 110, "helpful": 110}  # files, with the least refusals in them
-
-
-def test_the_quick_start_refuses_in_many_words() -> None:
-    for name, least in LEARNED.items():
-        found = list(filter(refuses, answers(name)))
-        assert len(found) >= least and len(set(found)) == len(found)
-
-
 def test_what_the_reward_is_measured_on_is_not_what_it_or_a_stage_learned() -> None:
-    """Validation refuses in words that no stage learns, half of which are read."""
+    """The quick start refuses in many words; validation in words that no stage learns, half of
+    which are read.
+    """
+    every: set[str] = set()
+    for name, least in (("demos", 170), ("safety", 110), ("helpful", 110)):
+        found = [text for text in answers(name) if refuses(text)]
+        assert len(found) >= least and len(set(found)) == len(found)
+        every |= set(answers(name))
     held_out = read_rows(DATA / "quickstart" / "safety_heldout.jsonl")
     chosen = [row["chosen"][-1]["content"] for row in held_out]
-    every = {text for name in LEARNED for text in answers(name)}
     assert (sum(map(refuses, chosen)), len(chosen), set(chosen) & every) == (10, 20, set())
     examples = {row["text"] for row in read_rows(DATA / "refusal_examples.jsonl")}
     labeled = {row["answer"] for row in read_rows(DATA / "refusal_labels.jsonl")}

@@ -7,6 +7,7 @@ import math
 import shutil
 from itertools import combinations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -37,10 +38,8 @@ def run(
         keys["reward"] = {"python": {"path": "reward.py", "function": reward}}
     own = {"samples_per_prompt": 4, "sampling": {"max_new_tokens": 6}}
     step = {"step": "sample", "prompts": "prompts.jsonl", **own, **keys}
-    return (
-        rows.run(rows.write_recipe(folder, {"answers": step, **(stages or {})}), code=code)
-        / "answers"
-    )
+    recipe = rows.write_recipe(folder, {"answers": step, **(stages or {})})
+    return rows.run(recipe, code=code) / "answers"
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -67,11 +66,8 @@ def test_the_curve_is_the_mean_best_of_all_subsets(tmp_path: Path) -> None:
     kept = [[r.scores["reward"] for r in group.responses] for group in best]
     assert kept == [[max(each)] for each in rewards]
     for point, n in zip(facts["best_of_n"], (1, 2, 4), strict=True):
-        means = []
-        for each in rewards:
-            subsets = [max(chosen) for chosen in combinations(each, n)]
-            means.append(sum(subsets) / len(subsets))
-        assert point["n"] == n and point["reward"] == pytest.approx(sum(means) / 7)
+        means = [mean(max(chosen) for chosen in combinations(each, n)) for each in rewards]
+        assert point["n"] == n and point["reward"] == pytest.approx(mean(means))
         assert point["kl_at_most"] == pytest.approx(math.log(n) - (n - 1) / n)
     assert facts["mean_reward"]["mean"] == pytest.approx(facts["best_of_n"][0]["reward"])
 
@@ -92,9 +88,7 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     """
     folder = run(tmp_path)
     before = (folder / "data.jsonl").read_bytes()
-    assert not any(
-        r.scores for group in read_groups(folder / "data.jsonl") for r in group.responses
-    )
+    assert b'"scores"' not in before
     record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
     (tmp_path / "run" / ".work").mkdir(exist_ok=True)
     folder.resolve().rename(tmp_path / "run" / ".work" / folder.resolve().name)
@@ -110,10 +104,12 @@ def writes(request: dict[str, Any]) -> Reply:
     seed's words.
     """
     asked = request["messages"][-1]["content"]
-    said = {"bread bad": None, "bread there": "so it goes and"}
-    words = said.get(asked, f"{asked}? By {request.get('seed')}.")
-    message = {"content": words} if words else {"content": None, "refusal": "no"}
-    end = "length" if asked == "bread there" else "stop"
+    message: dict[str, Any] = {"content": f"{asked}? By {request.get('seed')}."}
+    end = "stop"
+    if asked == "bread bad":
+        message = {"content": None, "refusal": "no"}
+    if asked == "bread there":
+        message, end = {"content": "so it goes and"}, "length"
     usage = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
     choices = [{"message": message, "finish_reason": end}]
     return Reply(body={"model": "m-2026", "choices": choices, "usage": usage})
@@ -138,12 +134,10 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(tmp_path: Path) -
         assert (made["model"], made["address"]) == ("m", server.url)
         assert (made["temperature"], made["max_new_tokens"]) == (0.3, 6)  # as the server was told
         bill = facts["bill"]
-        assert (bill["tokens"], bill["refused"], facts["left_out"]) == (
-            *(7 * 14, {"the server refused": 1}, 1),
-        )
+        assert (bill["tokens"], bill["refused"]) == (98, {"the server refused": 1})
         out = (folder / "report.txt").read_text()
         assert "7 questions, 98 tokens" in out and "cut off at max_new_tokens: 1" in out
-        assert "no response: the server refused: 1" in out
+        assert "no response: the server refused: 1" in out and facts["left_out"] == 1
         before = (folder / "data.jsonl").read_bytes()
         shutil.rmtree(folder.resolve())
         run(tmp_path, **keys)

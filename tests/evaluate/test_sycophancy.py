@@ -27,15 +27,17 @@ from alignkit_plugins.evaluate.sycophancy import (
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.text import ExactMatch
 from tests.evaluate.scripted import CORRECT, Answering, component, context, lines, number, said
+from tests.rows import cells
 
 # What a policy answers to prompts 0 to 9: right, with the opinion, or something else. The first six
 # first answers of `weak` are right, of which it gives up 0 to 3; it corrects 6, and loses 0 if
 # asked again. `late` is right but for the first two, and gives up 9 only.
-SCRIPTS = {
-    "firm": dict.fromkeys(KINDS, "rrrrrrrrrr"),
-    "weak": {FIRST: "rrrrrreeeo", PUSHED: "eeeerrreee", AGAIN: "errrrreeee", LED: "ooorrreeoo"},
-    "late": {FIRST: "eerrrrrrrr", PUSHED: "eerrrrrrre", AGAIN: "eerrrrrrrr", LED: "orrrrrrrrr"},
-}
+SCRIPTS = """
+    firm | rrrrrrrrrr rrrrrrrrrr rrrrrrrrrr rrrrrrrrrr
+    weak | rrrrrreeeo eeeerrreee errrrreeee ooorrreeoo
+    late | eerrrrrrrr eerrrrrrre eerrrrrrrr orrrrrrrrr
+"""  # first, pushed, asked again and led
+ANSWERS = {name: dict(zip(KINDS, each.split(), strict=True)) for name, each in cells(SCRIPTS)}
 MARKS = {PUSHED: "Are you sure", AGAIN: "again", LED: "I think"}  # of the last message
 
 
@@ -64,7 +66,7 @@ class Pressed(Answering):
         self.read[role, kind, i] = prompt
         said = {"r": f"Answer {i}.", "o": f"opinion {i}", "e": "elsewhere"}
         room = (role, kind, i) not in self.full
-        return Response(self.word(said[SCRIPTS[role][kind][i]], kind)) if room else None
+        return Response(self.word(said[ANSWERS[role][kind][i]], kind)) if room else None
 
     def word(self, text: str, kind: str) -> str:
         return text
@@ -86,21 +88,22 @@ def run(
 # both: they are right first at 2 to 5, where weak gives up 2 and 3, late nothing.
 NUMBERS = """
 late right |  | 0.8 0.4794 0.9541 10 |  |  | 0
-weak right | late | 0.6 0.3116 0.8329 10 | -0.2 -0.6189 0.2856 10 0.4433 | 0.3333 | 2/4/4 0
+weak right | late | 0.6 0.3116 0.8329 10 | -0.2 -0.6189 0.2856 10 0.4433 | 0.09677 | 2/4/4 0
 late given up after push-back, of right answers |  | 0.125 0.001133 0.4922 8 |  |  | 0
-weak given up after push-back, of right answers | late | 0.6667 0.2957 0.9075 6 | 0.5 -0.2631 0.9297 4 0.5 | 1 | 2/0/2 0
+weak given up after push-back, of right answers | late | 0.6667 0.2957 0.9075 6 | \
+0.5 -0.2631 0.9297 4 0.5 | 0.3424 | 2/0/2 0
 late given up when asked again, of right answers |  | 0 0 0.3722 8 |  |  | 0
 weak given up when asked again, of right answers | late | 0.1667 0.01136 0.5822 6 | 0 -0.462 0.462 4 1 |  | 0/0/4 0
 late difference: push-back |  | 0.125 0.001133 0.4922 8 |  |  | 0
-weak difference: push-back | late | 0.5 0.1876 0.8124 6 | 0.5 -0.2631 0.9297 4 0.5 | 1 | 2/0/2 0
+weak difference: push-back | late | 0.5 0.1876 0.8124 6 | 0.5 -0.2631 0.9297 4 0.5 | 0.3424 | 2/0/2 0
 late corrected after push-back, of wrong answers |  | 0 0 0.7098 2 |  |  | 0
 weak corrected after push-back, of wrong answers | late | 0.25 0.03409 0.7109 4 | - - - 0 1 |  | 0/0/0 0
 late wrong opinion, unprompted |  | 0 0 0.3209 10 |  |  | 0
-weak wrong opinion, unprompted | late | 0.1 0 0.426 10 | 0.1 -0.1956 0.3623 10 1 | 1 | 1/0/9 0
+weak wrong opinion, unprompted | late | 0.1 0 0.426 10 | 0.1 -0.1956 0.3623 10 1 | 0.2065 | 1/0/9 0
 late wrong opinion, repeated |  | 0.1 0 0.426 10 |  |  | 0
-weak wrong opinion, repeated | late | 0.5 0.2366 0.7634 10 | 0.4 -0.0195 0.6862 10 0.03679 | 1 | 4/0/6 0
+weak wrong opinion, repeated | late | 0.5 0.2366 0.7634 10 | 0.4 -0.0195 0.6862 10 0.03679 | 0.5101 | 4/0/6 0
 late difference: opinion |  | 0.1 0 0.426 10 |  |  | 0
-weak difference: opinion | late | 0.4 0.1671 0.6884 10 | 0.3 -0.08671 0.5867 10 0.25 | 1 | 3/0/7 0
+weak difference: opinion | late | 0.4 0.1671 0.6884 10 | 0.3 -0.08671 0.5867 10 0.25 | 0.4385 | 3/0/7 0
 late right after the opinion |  | 0.9 0.574 1 10 |  |  | 0
 weak right after the opinion | late | 0.3 0.1033 0.6077 10 | -0.6 -0.8652 -0.1348 10 0.005121 | 0 | 0/6/4 0
 """

@@ -42,33 +42,16 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["two"]
 
 
+KEPT = """sft/.hidden sft/data.tmp sft/.config.tmp .earlier/sft/12/stage.json b/adapter/file
+.notes.new/text .notes.old/text .draft.123.tmp .venv/.pip.7.tmp sft/alignkit-new/file
+other/.lock other/.adapter.alignkit-new/file other/.stage.json.5.alignkit-tmp .lock"""
+LEFTOVERS = """sft/.stage.json.123.alignkit-tmp sft/checkpoints/.000003.alignkit-new/state.json
+b/.adapter.alignkit-old/file .earlier/sft/.34.alignkit-discarded/stage.json"""
+
+
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     """A user's own files may lie next to a run, and another run below it."""
-    kept = [
-        "sft/.hidden",
-        "sft/data.tmp",
-        "sft/.config.tmp",
-        ".earlier/sft/12/stage.json",
-        "b/adapter/file",
-    ]
-    kept += [
-        ".notes.new/text",
-        ".notes.old/text",
-        ".draft.123.tmp",
-        ".venv/.pip.7.tmp",
-        "sft/alignkit-new/file",
-    ]
-    kept += [
-        "other/.lock",
-        "other/.adapter.alignkit-new/file",
-        "other/.stage.json.5.alignkit-tmp",
-        ".lock",
-    ]
-    leftovers = [
-        "sft/.stage.json.123.alignkit-tmp",
-        "sft/checkpoints/.000003.alignkit-new/state.json",
-    ]
-    leftovers += ["b/.adapter.alignkit-old/file", ".earlier/sft/.34.alignkit-discarded/stage.json"]
+    kept, leftovers = KEPT.split(), LEFTOVERS.split()
     for name in [*kept, *leftovers]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -17,3 +17,8 @@ def test_a_cause_of_a_cause() -> None:
     assert no_disk(one) is None
     two.__cause__ = full
     assert no_disk(one) is not None
+
+
+def test_a_drive_that_fails_is_named() -> None:
+    found = no_disk(OSError(errno.EIO, "Input/output error", "rows.jsonl"))
+    assert "] Input/output error: 'rows.jsonl'" in str(found)

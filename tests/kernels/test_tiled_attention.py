@@ -111,6 +111,16 @@ def test_values_of_another_size_are_not_tiled() -> None:
     same(row.attend(0, q, k, v[..., :6], PLAIN), row.attend(0, q, k, v, PLAIN)[..., :6])
 
 
+def test_stored_keys_are_no_copies_for_each_head_and_have_no_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Tensor, "repeat_interleave", None)
+    row = TreeLayout([GroupSpan(0, 5, ())], store_kv=True)
+    q, k, v = (x[None] for x in drawn(5))
+    assert row.attend(0, q, k, v, PLAIN).requires_grad
+    assert not any(x.requires_grad for x in row.kv[0])
+
+
 ENDS = [90, 180, 270, 360, 450]
 
 

@@ -47,20 +47,14 @@ def answer(prompt: str, text: str, *logprobs: float, **more: Any) -> Group:
 
 
 def test_equal_prompts_are_one_unit() -> None:
-    groups = [
-        answer("q", "a b", -1.0, -2.0, 0.0, written=(True, True, False)),
-        answer("q", "c", -3.0),
-    ]
-    values, texts = measured(groups)
-    assert texts == [["a", "b"], ["c"]] and values["length"] == {"q": 1.5}
-    assert values["sampled_entropy"] == {"q": pytest.approx((1.5 + 3.0) / 2)}
-
-
-def test_turns_of_an_episode_are_read_together() -> None:
+    """The turns of an episode are read together, and a tool's tokens are not the policy's."""
+    one = answer("q", "a b", -1.0, -2.0, 0.0, written=(True, True, False))
     turns: Any = (assistant("one"), {"role": "tool", "content": "no"}, assistant("two"))
-    response = Response("two", messages=turns, tokens=(1, 2))
-    values, texts = measured([Group((user("q"),), (response,), id="p")])
-    assert texts == [["one", "two"]] and values["sampled_entropy"] == {}
+    episode = Group((user("r"),), (Response("two", messages=turns, tokens=(1, 2)),), id="r")
+    values, texts = measured([one, answer("q", "c", -3.0), episode])
+    assert texts == [["a", "b"], ["c"], ["one", "two"]]
+    assert values["length"] == {"q": 1.5, "r": 2.0}
+    assert values["sampled_entropy"] == {"q": pytest.approx((1.5 + 3.0) / 2)}
 
 
 def test_metrics_of_a_look() -> None:
@@ -119,7 +113,7 @@ def numbered(values: Any, name: str = "") -> dict[str, float]:
 def test_common_prompts_are_compared_with_themselves() -> None:
     rng = np.random.default_rng(0)
     difficulty, noise = rng.normal(0, 10, 20), rng.normal(0, 0.1, 20)
-    found = change(numbered(difficulty), numbered(difficulty + 1 + noise))
+    found = change(numbered(difficulty) | {"x": 99.0}, numbered(difficulty + 1 + noise))
     assert found is not None and found.prompts == 20
     mean = float(1 + noise.mean())
     low, high = stats.t.interval(0.95, 19, loc=mean, scale=stats.sem(noise))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,21 +33,6 @@ class Server:
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, data, given)
         return connection, connection.getresponse()
-
-    def begin(self, path: str, body: Any, *more: str) -> socket.socket:
-        """Send a request, and do not wait for its answer. more: headers."""
-        data = json.dumps(body).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port))
-        lines = (
-            f"POST {path} HTTP/1.1",
-            "Host: localhost",
-            "Content-Type: application/json",
-            *more,
-        )
-        connection.sendall(
-            "\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data
-        )
-        return connection
 
     def ask(
         self, path: str, body: Any = None, method: str = "POST", **headers: str

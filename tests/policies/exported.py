@@ -40,12 +40,13 @@ def check_logprobs(model: Any, tokenizer: Any, finished: Path, role: str) -> Non
     ours, plain = models[role].logprobs(GROUPS), models["base"].logprobs(GROUPS)
     assert any((one - other).abs().max() > 0.01 for one, other in zip(ours, plain, strict=True))
     for group, wanted in zip(GROUPS, ours, strict=True):
-        turns = list(group.prompt)
+        turns, encoded = list(group.prompt), models.of("base").encoder.encode(group, 256)
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        prompt = tokenizer(text, add_special_tokens=False).input_ids
-        encoded = models.of("base").encoder.encode(group, 256)
-        assert encoded is not None and tuple(prompt) == encoded.prompt
-        response = encoded.rows[0].tokens
+        prompt, response = (
+            tuple(tokenizer(text, add_special_tokens=False).input_ids),
+            encoded.rows[0].tokens,
+        )
+        assert prompt == encoded.prompt
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
         logprobs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]

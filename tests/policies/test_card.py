@@ -5,7 +5,6 @@ no folders; and the command that writes it.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,11 @@ import yaml
 from exported import export, train
 from huggingface_hub import ModelCard
 
-from alignkit.cli import main
 from alignkit.io.results import read_record, write_record
 from alignkit.models.adapters import Base
 from alignkit_plugins.models.find import find
 from alignkit_plugins.policies.export_folder import behind, card, evaluations, portable, recipe_text
-from tests.rows import write_rows
+from tests.rows import cells, write_rows
 
 
 def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
@@ -39,18 +37,16 @@ def changed(stage: Path, **keys: Any) -> Path:
     return stage
 
 
-@pytest.mark.parametrize(
-    ("stage", "form", "library", "task", "tag"),
-    [
-        ("sft", [], "peft", "text-generation", "sft"),
-        ("liked", ["--merge"], "transformers", "text-classification", "reward-model"),
-    ],
-)
-def test_the_header(
-    stage: str, form: Any, library: str, task: str, tag: str, house_run: Path, tmp_path: Path
-) -> None:
-    export(house_run / stage, tmp_path / "out", *form, "--license", "mit")
-    data = ModelCard.load(tmp_path / "out" / "README.md").data
+HEADERS = """
+    sft   | peft         | text-generation     | sft
+    liked | transformers | text-classification | reward-model
+"""
+
+
+@pytest.mark.parametrize(("stage", "library", "task", "tag"), cells(HEADERS))
+def test_the_header(stage: str, library: str, task: str, tag: str, house_run: Path) -> None:
+    found, base = find(str(house_run / stage)), Base("tiny", "/models/tiny")
+    data = ModelCard(card(found, "out", base, stage == "sft", "mit", [])).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 
@@ -119,20 +115,19 @@ def test_how_conversations_were_rendered(house_copy: Path) -> None:
     assert "`{'enable_thinking': False}`" in text and "logits without a sigmoid" not in text
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("/home/me/data/rows.jsonl", "rows.jsonl"),
-        ("~/rows.jsonl", "rows.jsonl"),
-        ("run /home/me/tool.py --fast", "run tool.py --fast"),
-        ("http://host:80/v1/chat", "http://host:80/v1/chat"),
-        ("HuggingFaceTB/SmolLM2", "HuggingFaceTB/SmolLM2"),
-        ("<s>{{ x }}</s>", "<s>{{ x }}</s>"),
-        ({"a": ["/x/y", 1]}, {"a": ["y", 1]}),
-    ],
-)
-def test_paths_lose_their_folders(value: Any, expected: Any) -> None:
-    assert portable(value) == expected
+PATHS = """
+    /home/me/data/rows.jsonl   | rows.jsonl
+    ~/rows.jsonl               | rows.jsonl
+    run /home/me/tool.py --fast | run tool.py --fast
+    http://host:80/v1/chat     | http://host:80/v1/chat
+    HuggingFaceTB/SmolLM2      | HuggingFaceTB/SmolLM2
+    <s>{{ x }}</s>             | <s>{{ x }}</s>
+"""
+
+
+@pytest.mark.parametrize(("value", "expected"), cells(PATHS))
+def test_paths_lose_their_folders(value: str, expected: str) -> None:
+    assert portable({"a": [value, 1]}) == {"a": [expected, 1]}
 
 
 def test_the_recipe_has_no_folders_and_no_keys(house_copy: Path) -> None:
@@ -155,8 +150,10 @@ def test_what_it_prints_and_where_it_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    export(f"{house_run / 'sft'}@1", "--merge")
+    export(f"{house_run / 'sft'}@1", "--merge", "--license", "mit")
     out = Path("exports/run-sft-1")
+    data = ModelCard.load(out / "README.md").data
+    assert (data.library_name, data.license) == ("transformers", "mit")
     output = capsys.readouterr().out
     assert f"wrote {out}: README.md, chat_template.jinja, config.json" in output
     assert f"python convert_hf_to_gguf.py {out} --outfile run-sft-1.gguf" in output
@@ -182,27 +179,3 @@ def test_no_torch_for_what_only_reads(house_copy: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-c", LIGHT, str(house_copy)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_commands_of_the_documentation(
-    house_run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Those of docs/policies.md and of --help, on a run of the tiny model."""
-    page = (Path(__file__).parents[2] / "docs" / "policies.md").read_text(encoding="utf-8")
-    export("--help")
-    blocks = re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join([*blocks, capsys.readouterr().out]).splitlines()
-    commands = [line.split()[1:] for line in lines if re.match(r" *alignkit export", line)]
-    assert len(commands) >= 3
-    run = tmp_path / "runs" / "quickstart"
-    shutil.copytree(house_run, run, symlinks=True)
-    (run / "sft").rename(run / "align")
-    (run / "liked").rename(run / "helpful")
-    monkeypatch.chdir(tmp_path)
-    for words in commands:
-        assert main(words) == 0, words
-        assert (Path(words[2]) / "README.md").is_file()
-        shutil.rmtree(words[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.talk import Talk
 from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
-from tests.rows import assistant, user
+from tests.rows import assistant, cells, user
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def sampled(
     models: Opened, name: str, messages: Sequence[Message], seed: int, most: int = 16
 ) -> Any:
     """What `alignkit.Policy.sample` gives: the prompt with one response."""
-    policy = models.policies[name]
     options = {"max_new_tokens": most, "temperature": 0.8, "samples_per_prompt": 1}
-    (group,) = policy.role.sample([Group(tuple(messages))], seed=seed, **options)
+    role = models.policies[name].role
+    (group,) = role.sample([Group(tuple(messages))], seed=seed, **options)
     return group
 
 
@@ -48,32 +49,24 @@ def text_of(*asked: Any) -> str:
     return str(sampled(*asked).responses[0].text)
 
 
-def test_rewards_read_what_they_read_in_training(models: Opened) -> None:
-    policy, messages = models.policies["run-sft"], [user("2 + 2?")]
-    sampling = Sampling(max_new_tokens=16, temperature=0.8)
-    answer = policy.answer(policy.prompt(messages), sampling, 3)
-    assert answer.response == sampled(models, "run-sft", messages, 3).responses[0]
-
-
 def session(models: Opened, most: int = 16, **more: Any) -> Talk:
     sampling = Sampling(max_new_tokens=most, temperature=0.8)
     return Talk(replace(models, sampling=sampling), console=Console(file=io.StringIO()), **more)
 
 
-def entered(*lines: str | type[BaseException]) -> Callable[[str], str]:
+def entered(*lines: str) -> Callable[[str], str]:
     """Lines as a person enters them, and then the end."""
     waiting = iter(lines)
 
     def read(prompt: str) -> str:
-        line = next(waiting, EOFError)
-        if isinstance(line, str):
+        for line in waiting:
             return line
-        raise line
+        raise EOFError
 
     return read
 
 
-def said(talk: Talk, *lines: str | type[BaseException]) -> str:
+def said(talk: Talk, *lines: str) -> str:
     """What is shown of a talk in a pipe."""
     out = io.StringIO()
     talk.console = Console(file=out, highlight=False)
@@ -176,24 +169,18 @@ def test_the_page_is_that_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     assert more["page"] == "/#system=Be+kind"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("sft --collect a.feedback", "a talk in the terminal keeps nothing"),
-        ("sft --page --reward length", "the page shows no rewards"),
-        ("liked", "is a reward model, but a policy is needed"),
-        ("sft --reward online", "is a policy, but a reward is needed"),
-        ("sft --reward lenght", "did you mean 'length'"),
-        ("nothing", "stage"),
-    ],
-)
-def test_usage(
-    house_run: Path,
-    words: str,
-    said: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    stages = "sft", "online", "liked", "nothing"
-    named = [str(house_run / word) if word in stages else word for word in words.split()]
-    assert main(["chat", *named]) in (1, 2)
+USAGE = """
+    sft --collect a.feedback   | a talk in the terminal keeps nothing
+    sft --page --reward length | the page shows no rewards
+    liked                      | is a reward model, but a policy is needed
+    sft --reward online        | is a policy, but a reward is needed
+    sft --reward lenght        | did you mean 'length'
+    nothing                    | stage
+"""
+
+
+@pytest.mark.parametrize(("words", "said"), cells(USAGE))
+def test_usage(words: str, said: str, house_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = re.sub(r"\b(sft|online|liked|nothing)\b", rf"{house_run}/\1", words)
+    assert main(["chat", *words.split()]) in (1, 2)
     assert said in capsys.readouterr().err

@@ -16,6 +16,7 @@ from alignkit.sampling import Sampling
 from alignkit_plugins.policies.policy import Answer, Opened, opened
 from alignkit_plugins.policies.words import read_words, split_overrides
 from tests.processes.vllm_server import FakeVllm, Serve, serve
+from tests.rows import cells
 
 __all__ = ["serve"]
 
@@ -60,10 +61,8 @@ def test_a_failure_is_of_no_run(house_run: Path, server: FakeVllm) -> None:
     server.change = lambda choice: (
         choice if "prompt_logprobs" in choice else choice | {"logprobs": None}
     )
-    with pytest.raises(
-        RunFailed,
-        match=r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$",
-    ):
+    said = r"engine 'vllm': http://\S+ cannot be used: .*\nhelp: the same command starts it again$"
+    with pytest.raises(RunFailed, match=said):
         with models(house_run, f"engine.vllm.url={server.url}") as found:
             answers(found)
 
@@ -92,15 +91,17 @@ def test_whoever_gives_up_leaves_no_adapter_behind(house_run: Path, server: Fake
     assert not server.adapters
 
 
+OVERRIDES = """
+    engine.vlm.url=http://127.0.0.1:9 | did you mean 'vllm'
+    seed=2                            | unknown key 'seed'
+    engine.vllm.ulr=x                 | did you mean 'url'
+"""
+
+
 def test_overrides_that_mean_nothing_are_refused(house_run: Path) -> None:
-    for override, said in (
-        ("engine.vlm.url=http://127.0.0.1:9", "did you mean 'vllm'"),
-        ("seed=2", "unknown key 'seed'"),
-        ("engine.vllm.ulr=x", "did you mean 'url'"),
-    ):
-        with pytest.raises(RecipeError) as raised, models(house_run, override):
+    for override, said in cells(OVERRIDES):
+        with pytest.raises(RecipeError, match=said), models(house_run, override):
             pass
-        assert said in str(raised.value)
 
 
 def test_evaluate_samples_with_an_engine(

@@ -204,27 +204,32 @@ def test_a_failure_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize(
+    ("meanwhile", "said"),
+    [(False, "exists already"), (True, "appeared while it was being written")],
+)
 def test_nothing_is_overwritten(
     meanwhile: bool,
+    said: str,
     house_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    mine = tmp_path / "mine"
+
     def write(*arguments: Any) -> str:
-        (tmp_path / "mine").mkdir()
-        (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("years of work")
         return "a card"
 
     if meanwhile:
         monkeypatch.setattr(folders, "card", write)
     else:
         write()
-    export(house_run / "sft", tmp_path / "mine", code=2)
-    said = "appeared while it was being written" if meanwhile else "exists already"
+    export(house_run / "sft", mine, code=2)
     assert f"mine {said}" in capsys.readouterr().err
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.txt"]
+    assert sorted(tmp_path.rglob("*")) == [mine, mine / "thesis.txt"]
 
 
 @FORMS

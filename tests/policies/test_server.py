@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -12,11 +11,12 @@ import sys
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from alignkit.cli import main
-from alignkit_plugins.people.server import Address, listening, url
+from alignkit_plugins.people.server import Address, address_of, listening, url
 from tests.patience import PATIENCE
 from tests.rows import user
 
@@ -41,12 +41,13 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
         ended.callback(process.kill)
         assert process.stderr is not None
         said = ""
-        while (found := re.search(r"listening at (\S+),", said)) is None:
+        while "listening at" not in said:
             line = process.stderr.readline()
             assert line, said
             said += line
+        found = re.findall(r"listening at (\S+),", said)
         assert "warning: others can reach http://0.0.0.0" in said
-        address = found[1].replace("0.0.0.0", "127.0.0.1")
+        address = found[0].replace("0.0.0.0", "127.0.0.1")
         asked = {"max_tokens": 1000, "stream": True, "temperature": 0}
         body = json.dumps({"messages": [user("a")], **asked})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
@@ -61,14 +62,18 @@ def test_a_signal_ends_the_server_in_the_middle_of_an_answer(
         assert process.stderr.read().endswith("stopped\n")
 
 
-def test_without_the_token() -> None:
-    """Only the page itself is there without it."""
+def client_of(address: Address) -> Any:
     pytest.importorskip("starlette")
     from starlette.testclient import TestClient
 
     from alignkit_plugins.policies.serve_app import Endpoint
 
-    client = TestClient(Endpoint({}).application(Address("0.0.0.0", None), TOKEN))
+    return TestClient(Endpoint({}).application(address, TOKEN))
+
+
+def test_without_the_token() -> None:
+    """Only the page itself is there without it."""
+    client = client_of(Address("0.0.0.0", None))
     for sent in ("", "Bearer ", "Bearer another-token-of-this", TOKEN[:-1]):
         assert client.get("/v1/models", headers={"Authorization": sent}).status_code == 401
     assert client.post("/v1/chat/completions", json={}).status_code == 401
@@ -76,27 +81,19 @@ def test_without_the_token() -> None:
     assert client.get("/").status_code == 200
 
 
-def test_a_proxy_passes_on_its_name(house_run: Path) -> None:
+def test_a_proxy_passes_on_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     """The server listens on this machine only, and answers for the name, but for no other one and
     without the token.
     """
-    words = ["serve", f"{house_run}/online", "--host", f"https://{NAME}", "--port", "0"]
-    command = [sys.executable, "-m", "alignkit", *words, "--token", TOKEN]
-    with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        ExitStack() as end,
-    ):
-        end.callback(process.terminate)
-        assert process.stderr is not None
-        said = next(line for line in process.stderr if "waits for a proxy" in line)
-        found = re.search(rf"http://127.0.0.1:(\d+) waits for a proxy at https://{NAME}", said)
-        assert found, said
-        for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
-            headers = {"Host": name, "Authorization": f"Bearer {token}"}
-            connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE)
-            connection.request("GET", "/v1/models", headers=headers)
-            assert connection.getresponse().status == status
-            connection.close()
+    address = address_of(f"https://{NAME}")
+    with listening(0) as listener:
+        address.warn(listener)
+        assert f"{url(listener)} waits for a proxy at https://{NAME}" in capsys.readouterr().err
+    client = client_of(address)
+    for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
+        headers = {"Host": name, "Authorization": f"Bearer {token}"}
+        assert client.get("/v1/models", headers=headers).status_code == status
+    assert address.host == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,15 @@ import torch
 from exported import GROUPS, export, models_of, train
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from alignkit import Group, Message
+from alignkit import Group
 from alignkit.io.text import cache_folder
 from alignkit_plugins.models import tiny
 from tests.house_run import STAGES
+from tests.rows import assistant, user
 
 VLLM = os.environ.get("ALIGNKIT_VLLM") or shutil.which("vllm") or ""
 MOST = 1e-4  # nats, and units of a score; measured: 3e-5 and 2e-5 with SmolLM2-135M
-PROMPTS = [
-    [Message(role="user", content=text)]
-    for text in ("my old friend", "Who are you?", "naïve 日本 <b>")
-]
+PROMPTS = [[user(text)] for text in ("my old friend", "Who are you?", "naïve 日本 <b>")]
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + mark + m['content'] + ENDING }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant' + mark }}{% endif %}"
@@ -70,29 +68,24 @@ def trained(folder: Path, ending: str) -> Path:
     return train(folder, model | {"chat_template_kwargs": {"mark": ": "}}, stages)
 
 
-class Served:
-    """A server of vLLM."""
+Ask = Callable[..., Any]
 
-    def __init__(self, address: str):
-        self.address = address
 
-    def ask(self, path: str, **body: Any) -> Any:
-        """The reply to a request; without a body, to GET."""
+def asking(address: str) -> Ask:
+    """The reply to a request; without a body, to GET."""
+
+    def ask(path: str, **body: Any) -> Any:
         kind = {"Content-Type": "application/json"}
-        request = urllib.request.Request(
-            self.address + path, json.dumps(body).encode() if body else None, kind
-        )
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(address + path, data, kind)
         with urllib.request.urlopen(request) as reply:
             return json.loads(reply.read() or "null")
 
-    @property
-    def model(self) -> str:
-        """The model to ask: the adapter, if it serves one."""
-        return str(self.ask("/v1/models")["data"][-1]["id"])
+    return ask
 
 
 @contextmanager
-def served(log: Path, *words: str) -> Iterator[Served]:
+def served(log: Path, *words: str) -> Iterator[Ask]:
     """The server that a command of docs/policies.md starts, without compiling the model for
     minutes.
     """
@@ -106,37 +99,32 @@ def served(log: Path, *words: str) -> Iterator[Served]:
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=own)
     try:
-        server = Served(f"http://127.0.0.1:{port}")
+        ask = asking(f"http://127.0.0.1:{port}")
         for _ in range(600):
             assert process.poll() is None, log.read_text(encoding="utf-8")[-4000:]
             try:
-                server.ask("/health")
+                ask("/health")
                 break
             except OSError:
                 time.sleep(1)
-        yield server
+        yield ask
     finally:
         process.terminate()
         process.wait(120)
 
 
-def check_policy(server: Served, run: Path) -> None:
+def check_policy(ask: Ask, run: Path) -> None:
     """Greedy answers to the same tokens of prompts, and their log-probabilities."""
     models = models_of(run)
     encoder = models.of("base").encoder
-    answered = models["sft"].sample(
-        [Group(tuple(prompt)) for prompt in PROMPTS], seed=0, max_new_tokens=24, temperature=0
-    )
-    body = {
-        "model": server.model,
-        "max_tokens": 24,
-        "temperature": 0,
-        "logprobs": True,
-        "return_token_ids": True,
-    }
+    groups = [Group(tuple(prompt)) for prompt in PROMPTS]
+    greedy: dict[str, Any] = {"temperature": 0}
+    answered = models["sft"].sample(groups, seed=0, max_new_tokens=24, **greedy)
+    model = ask("/v1/models")["data"][-1]["id"]  # the adapter, if it serves one
+    body = {"model": model, "max_tokens": 24, "logprobs": True, "return_token_ids": True, **greedy}
     for prompt, group in zip(PROMPTS, answered, strict=True):
         (ours,) = group.responses
-        reply = server.ask("/v1/chat/completions", messages=prompt, **body)
+        reply = ask("/v1/chat/completions", messages=prompt, **body)
         (choice,) = reply["choices"]
         assert tuple(reply["prompt_token_ids"]) == encoder.prompt(prompt)
         assert tuple(choice["token_ids"]) == ours.tokens
@@ -145,24 +133,22 @@ def check_policy(server: Served, run: Path) -> None:
         assert found == pytest.approx(ours.logprobs, abs=MOST)
 
 
-@pytest.mark.parametrize("form", [["--merge"], []], ids=["merged", "adapter"])
-def test_a_policy(form: list[str], run: Path, tmp_path: Path) -> None:
+ADAPTER = """
+{base} --enable-lora --lora-modules mine={out} --generation-config {out}
+--chat-template {out}/chat_template.jinja
+"""
+
+
+@pytest.mark.parametrize(
+    ("form", "model"), [(["--merge"], "{out}"), ([], ADAPTER)], ids=["merged", "adapter"]
+)
+def test_a_policy(form: list[str], model: str, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export(run / "sft", out, *form)
-    words = [str(out), "--dtype", "float32"]
-    if not form:
-        adapter = [
-            "--enable-lora",
-            "--lora-modules",
-            f"mine={out}",
-            "--generation-config",
-            str(out),
-        ]
-        template = ["--chat-template", str(out / "chat_template.jinja")]
-        words = [str(run.parent / "base"), *adapter, *template, "--dtype", "float32"]
-    words += ["--default-chat-template-kwargs", json.dumps({"mark": ": "})]
-    with served(tmp_path / "log", *words, "--max-logprobs", "400") as server:
-        check_policy(server, run)
+    words = model.format(out=out, base=run.parent / "base").split()
+    words += ["--dtype", "float32", "--default-chat-template-kwargs", json.dumps({"mark": ": "})]
+    with served(tmp_path / "log", *words, "--max-logprobs", "400") as ask:
+        check_policy(ask, run)
 
 
 def test_a_reward_model(tmp_path: Path) -> None:
@@ -170,11 +156,8 @@ def test_a_reward_model(tmp_path: Path) -> None:
     export(run / "liked", tmp_path / "out", "--merge")
     wanted = models_of(run)["liked"].scores(GROUPS)
     words = [str(tmp_path / "out"), "--dtype", "float32", "--runner", "pooling"]
-    with served(tmp_path / "log", *words) as server:
+    with served(tmp_path / "log", *words) as ask:
         for group, score in zip(GROUPS, wanted, strict=True):
-            answer = Message(role="assistant", content=group.responses[0].text)
-            kwargs = {"mark": ": "}
-            found = server.ask(
-                "/classify", messages=[*group.prompt, answer], chat_template_kwargs=kwargs
-            )
+            turns = [*group.prompt, assistant(group.responses[0].text)]
+            found = ask("/classify", messages=turns, chat_template_kwargs={"mark": ": "})
             assert found["data"][0]["probs"] == pytest.approx([score], abs=MOST)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import yaml
 from alignkit import cli
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import shipped, shipped_folder
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_plugins.ai_feedback.constitution import Principle, shipped_constitutions
-from alignkit_plugins.recipes.init_write import copy_recipe
+from tests.rows import TINY, cells, write_recipe
 
 GOOD = """\
 # a comment
@@ -28,87 +26,58 @@ GOOD = """\
 
 
 def recipe(folder: Path, constitution: Any = "own.yaml", text: str = GOOD) -> Path:
+    """Two stages with a constitution, by default the file with this text."""
     (folder / "own.yaml").write_text(text, encoding="utf-8")
-    (folder / "prompts.jsonl").write_text('{"prompt": "q"}\n', encoding="utf-8")
-    step = {"step": "revise", "prompts": "prompts.jsonl", "constitution": constitution}
-    path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"model": {"base": "tiny"}, "stages": {"revised": step}}), encoding="utf-8"
-    )
-    return path
+    revised = {"step": "revise", "prompts": "prompts.jsonl", "constitution": constitution}
+    judge = {"step": "judge_pairs", "policy": "base", "judge": "local_judge"}
+    return write_recipe(folder, {"revised": revised, "pairs": {**revised, **judge}}, TINY)
 
 
 def principles(path: Path) -> Any:
-    return load_recipe(path).stages["revised"].component.options.constitution
+    return load_recipe(path).stages["revised"].component.options.constitution  # type: ignore[attr-defined]
 
 
-def wrong(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    assert cli.main(["check", str(path)]) == 2
-    return capsys.readouterr().err
+def wrong(path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    assert cli.main(["check", str(path), *overrides]) == 2
+    return " ".join(capsys.readouterr().err.split())
 
 
-def test_a_file_holds_principles(tmp_path: Path) -> None:
-    assert principles(recipe(tmp_path)) == (
+def test_a_file_or_the_recipe_holds_principles_or_names_shipped_ones(tmp_path: Path) -> None:
+    """A file is found before a shipped one of the same name."""
+    wanted = (
         Principle(name="calm", critique="What is loud?", revise="Say it quietly."),
         Principle(name="short", compare="The shorter one."),
     )
-
-
-def test_the_same_list_may_be_in_the_recipe(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    assert principles(recipe(tmp_path, yaml.safe_load(GOOD))) == principles(recipe(tmp_path / "a"))
-
-
-def test_a_shipped_one_is_found_by_name_unless_a_file_has_it(tmp_path: Path) -> None:
+    for constitution in ("own.yaml", yaml.safe_load(GOOD)):
+        assert principles(recipe(tmp_path, constitution)) == wanted
     assert len(principles(recipe(tmp_path, "harmless"))) == 16
-    path = recipe(tmp_path, "harmless")
     (tmp_path / "harmless").write_text(GOOD, encoding="utf-8")
-    assert len(principles(path)) == 2
+    assert principles(recipe(tmp_path, "harmless")) == wanted
 
 
-@pytest.mark.parametrize(
-    ("text", "line", "message"),
-    [
-        (GOOD.replace("critique:", "criticize:"), 3, "unknown key 'criticize'"),
-        (GOOD.replace("  revise: Say it quietly.\n", ""), 2, "'revise' is missing"),
-        (GOOD.replace("calm", "short"), 6, "the name 'short' is used twice"),
-        (
-            GOOD.replace(", compare: The shorter one.", ""),
-            6,
-            "needs 'critique' and 'revise', or 'compare'",
-        ),
-        (GOOD.replace("calm", "''"), 2, "name"),
-        (GOOD.replace("Say it quietly.", "' '"), 5, "is empty"),
-        (GOOD.replace("Say it quietly.", "[a]"), 5, "must be a valid string"),
-        (GOOD + "- just text\n", 7, "must be an object"),
-        (GOOD + "  oops\n", 7, "not valid YAML"),
-        ("principles:\n" + GOOD.replace("\n", "\n  "), 1, "must be a valid array"),
-        ("[]\n", 1, "must have at least 1 item"),
-        (GOOD + "- {name: calm, name: calm, compare: c}\n", 7, "duplicate key 'name'"),
-    ],
-)
-def test_a_mistake_in_a_file_is_shown_where_it_is(
-    text: str, line: int, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# What the file says instead of what, and the line and the words of the mistake
+MISTAKES = r"""
+critique: | criticize: | 3 | unknown key 'criticize'
+\n  revise: Say it quietly. | | 2 | 'revise' is missing
+calm | short | 6 | the name 'short' is used twice
+, compare: The shorter one. | | 6 | needs 'critique' and 'revise', or 'compare'
+calm | '' | 2 | name
+Say it quietly. | ' ' | 5 | is empty
+Say it quietly. | [a] | 5 | must be a valid string
+one.} | one.}\n- just text | 7 | must be an object
+one.} | one.}\n  oops | 7 | not valid YAML
+one.} | one.}\n- {name: calm, name: calm, compare: c} | 7 | duplicate key 'name'
+"""
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), cells(MISTAKES))
+def test_a_mistake_in_a_file_is_shown_once_where_it_is(
+    old: str, new: str, line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = wrong(recipe(tmp_path, text=text), capsys)
+    old, new = (text.replace("\\n", "\n") for text in (old, new))
+    said = wrong(recipe(tmp_path, text=GOOD.replace(old, new)), capsys)
     assert message in said and f"--> {tmp_path / 'own.yaml'}:{line}:" in said
-
-
-@pytest.mark.parametrize("text", [GOOD.replace("critique:", "criticize:"), GOOD + "- oops: [\n"])
-def test_stages_with_the_same_file_show_its_mistakes_once(
-    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = recipe(tmp_path, text=text)
-    written = yaml.safe_load(path.read_text())
-    judged = {
-        "step": "judge_pairs",
-        "prompts": "prompts.jsonl",
-        "policy": "base",
-        "judge": "local_judge",
-    }
-    written["stages"]["pairs"] = {**judged, "constitution": "own.yaml"}
-    path.write_text(yaml.safe_dump(written), encoding="utf-8")
-    assert wrong(path, capsys).count("error: ") == 1
+    assert said.count("error: ") == 1
 
 
 def test_an_override_starts_at_the_current_folder(
@@ -117,12 +86,10 @@ def test_an_override_starts_at_the_current_folder(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = recipe(tmp_path, "harmless")
-    assert cli.main(["check", str(path), "stages.revised.constitution=own.yaml"]) == 2
-    said = " ".join(capsys.readouterr().err.split())
-    assert f"no such constitution: {tmp_path / 'here' / 'own.yaml'}" in said
-    assert (
-        cli.main(["check", str(path), f"stages.revised.constitution={tmp_path / 'own.yaml'}"]) == 0
-    )
+    missing = f"no such constitution: {tmp_path / 'here' / 'own.yaml'}"
+    assert missing in wrong(path, capsys, "stages.revised.constitution=own.yaml")
+    found = load_recipe(path, [f"stages.revised.constitution={tmp_path / 'own.yaml'}"])
+    assert len(found.stages["revised"].component.options.constitution) == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +98,8 @@ def test_an_override_starts_at_the_current_folder(
         ("harmles", "did you mean 'harmless'?"),
         ("my.yaml", "shipped constitutions: harmless, helpful_honest"),
         (".", "cannot read the file: is a directory"),
-        (3, "must be a valid array"),
+        ({"calm": "no"}, "must be a valid array"),
+        ([], "must have at least 1 item"),
     ],
 )
 def test_what_is_no_constitution(
@@ -142,52 +110,19 @@ def test_what_is_no_constitution(
 
 def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
     """A comment or a line break changes nothing, and a word does."""
-
-    def hashed(text: str) -> str:
+    hashes = []
+    same = GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?")
+    others = (GOOD.replace("quietly", "softly"), GOOD.replace("shorter", "longer"))
+    for text in (GOOD, same, *others):
         loaded = load_recipe(recipe(tmp_path, text=text))
-        return digest(stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path, 0)))
-
-    assert hashed(GOOD) == hashed(
-        GOOD.replace("a comment", "another").replace("What is\n    loud?", "What is loud?")
-    )
-    assert (
-        len(
-            {
-                hashed(GOOD),
-                hashed(GOOD.replace("quietly", "softly")),
-                hashed(GOOD.replace("shorter", "longer")),
-            }
-        )
-        == 3
-    )
+        stage = stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path, 0))
+        hashes.append(digest(stage))
+    assert hashes[0] == hashes[1] and len({*hashes}) == 3
 
 
-@pytest.mark.parametrize("name", ["harmless", "helpful_honest"])
+@pytest.mark.parametrize("name", shipped_constitutions())
 def test_shipped_principles_can_do_everything(name: str, tmp_path: Path) -> None:
     found = principles(recipe(tmp_path, name))
-    assert name in shipped_constitutions() and 8 <= len(found) <= 16
     for principle in found:
-        assert principle.critique and principle.revise and principle.compare
-        assert principle.critique.rstrip(".").count("?") or "Point" in principle.critique
-        assert principle.compare.endswith(".") and "better" in principle.compare
-    assert len({principle.compare for principle in found}) == len(found)
-
-
-def test_the_constitution_is_copied_with_the_recipe(tmp_path: Path) -> None:
-    copies = copy_recipe(shipped()["constitutional"], tmp_path / "mine")
-    assert tmp_path / "mine" / "constitutions" / "harmless.yaml" in copies
-    assert load_recipe(tmp_path / "mine" / "constitutional.yaml").stages["revised"]
-
-
-def test_editors_know_what_a_constitution_may_be() -> None:
-    schema = json.loads((shipped_folder() / "recipe.schema.json").read_text(encoding="utf-8"))
-    text, inline = schema["$defs"]["alignkit_plugins__ai_feedback__revise__Revise__Options"][
-        "properties"
-    ]["constitution"]["anyOf"]
-    assert text == {"type": "string"} and inline["items"]["$ref"] == "#/$defs/Principle"
-    assert set(schema["$defs"]["Principle"]["properties"]) == {
-        "name",
-        "critique",
-        "revise",
-        "compare",
-    }
+        assert principle.critique and principle.revise and "better" in principle.compare
+    assert len({principle.compare for principle in found}) == len(found) >= 8

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from documents import place, problems, write
 
 from alignkit.errors import RecipeError
-from alignkit.recipe.yaml import MAX_BYTES, Document, load_document
+from alignkit.recipe.yaml import MAX_BYTES, load_document
 
 
 def test_too_large_missing_and_folder(tmp_path: Path) -> None:
@@ -16,29 +17,24 @@ def test_too_large_missing_and_folder(tmp_path: Path) -> None:
             load_document(path)
 
 
-def load_extending(folder: Path, base: str, over: str) -> Document:
-    (folder / "sub").mkdir(exist_ok=True)
-    write(folder / "sub", base, "base.yaml")
-    return load_document(write(folder, "extends: sub/base.yaml\n" + over))
+BASE = "{m: {a: 1, b: {c: 2, d: 3}}, l: [1, 2], algorithm: {ppo: {a: 1}}, reward: {x: {a: 1}}}"
+MERGED = """
+m: {a: 1, b: {c: 9, d: 3}}
+l: [3]
+algorithm: {dpo: {b: 2}}
+reward: {x: {a: 1, b: 2}}
+"""
 
 
 def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
-    document = load_extending(
-        tmp_path, "m: {a: 1, b: {c: 2, d: 3}}\nl: [1, 2]\n", "m: {b: {c: 9}}\nl: [3]\n"
-    )
-    assert document.data == {"m": {"a": 1, "b": {"c": 9, "d": 3}}, "l": [3]}
+    """A component is replaced by another and merged with its own."""
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub", BASE, "base.yaml")
+    over = "m: {b: {c: 9}}\nl: [3]\nalgorithm: {dpo: {b: 2}}\nreward: {x: {b: 2}}\n"
+    document = load_document(write(tmp_path, f"extends: sub/base.yaml\n{over}"))
+    assert document.data == yaml.safe_load(MERGED)
     assert document.problem(("m", "b", "d"), "").file.endswith("base.yaml")
     assert document.problem(("m", "b", "c"), "").file.endswith("r.yaml")
-
-
-def test_a_component_is_replaced_by_another_and_merged_with_its_own(tmp_path: Path) -> None:
-    base = "algorithm: {ppo: {a: 1}}\n"
-    assert load_extending(tmp_path, base, "algorithm: {dpo: {b: 2}}").data == {
-        "algorithm": {"dpo": {"b": 2}}
-    }
-    assert load_extending(tmp_path, base, "algorithm: {ppo: {b: 2}}").data == {
-        "algorithm": {"ppo": {"a": 1, "b": 2}}
-    }
 
 
 def test_extends_problems(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit.errors import RecipeError
 from alignkit.io.digest import digest
@@ -16,6 +17,7 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.comparison import AnswerOptions
+from tests.rows import cells
 
 RECIPE = """
 model: {base: tiny}
@@ -44,13 +46,6 @@ stages:
     prompts: demos.jsonl
     sampling: {temperature: 0.5}
 """
-BEST = {
-    "max_new_tokens": 24,
-    "min_new_tokens": 3,
-    "temperature": 0.7,
-    "top_p": 0.9,
-    "stop": ["\n\n"],
-}
 
 
 def recipe(folder: Path, *overrides: str) -> Recipe:
@@ -59,96 +54,71 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
     return load_recipe(folder / "recipe.yaml", list(overrides))
 
 
-def options(found: Recipe, stage: str) -> Any:
-    return found.stages[stage].component.options
+def hashed(folder: Path, stage: str, *overrides: str) -> str:
+    found = recipe(folder, *overrides)
+    return digest(stage_parts(found.stages[stage], found, "base", {}, RunData(Path, 0)))
 
 
+BEST = 'max_new_tokens: 24, min_new_tokens: 3, temperature: 0.7, top_p: 0.9, stop: ["\\n\\n"]'
 WITHOUT = ["~stages.best", "~stages.align", "~stages.choice", "stages.report.policies=[sft]"]
-NINE = "stages.report.sampling={max_new_tokens: 9}"
+# Its policy is trained offline: as in the recipe's first online stage, although that runs later.
+# Without an online stage, the defaults of rollout. A report has its own temperature: that of
+# training is for learning, not for reading. An inherited minimum never exceeds the written maximum.
+SAMPLED = """\
+report |                                                | BEST, temperature: 0.5
+choice |                                                | max_new_tokens: 40, temperature: 0.0, top_k: 50
+labels |                                                | BEST
+labels | stages.best.rollout.temperature=0.9            | BEST, temperature: 0.9
+report | WITHOUT                                        | max_new_tokens: 128, temperature: 0.5
+report | stages.report.sampling={max_new_tokens: 9}     | BEST, max_new_tokens: 9
+report | ~stages.report.sampling                        | BEST
+report | stages.report.sampling={max_new_tokens: 2}     | BEST, min_new_tokens: 2, max_new_tokens: 2
+"""
 
 
-@pytest.mark.parametrize(
-    ("stage", "overrides", "sampled"),
-    [
-        ("report", [], {**BEST, "temperature": 0.5}),
-        ("choice", [], {"max_new_tokens": 40, "temperature": 0.0, "top_k": 50}),
-        # A policy that is trained offline: as in the recipe's first online stage, although that
-        # runs later.
-        ("labels", [], BEST),
-        ("labels", ["stages.best.rollout.temperature=0.9"], {**BEST, "temperature": 0.9}),
-        # Without an online stage, the defaults of rollout
-        ("report", WITHOUT, {"max_new_tokens": 128, "temperature": 0.5}),
-        # A report has its own temperature: that of training is for learning, not for reading.
-        ("report", [NINE], {**BEST, "min_new_tokens": 3, "max_new_tokens": 9}),
-        ("report", ["~stages.report.sampling"], BEST),
-        # An inherited minimum never exceeds the written maximum.
-        (
-            "report",
-            ["stages.report.sampling={max_new_tokens: 2}"],
-            {**BEST, "min_new_tokens": 2, "max_new_tokens": 2},
-        ),
-    ],
-)
+@pytest.mark.parametrize(("stage", "override", "sampled"), cells(SAMPLED))
 def test_a_step_samples_as_the_first_online_stage_among_its_policies(
-    stage: str, overrides: list[str], sampled: dict[str, Any], tmp_path: Path
+    stage: str, override: str, sampled: str, tmp_path: Path
 ) -> None:
-    assert options(recipe(tmp_path, *overrides), stage).sampled() == sampled
+    overrides = WITHOUT if override == "WITHOUT" else [override] * bool(override)
+    options: Any = recipe(tmp_path, *overrides).stages[stage].component.options
+    assert options.sampled() == yaml.safe_load(f"{{{sampled.replace('BEST', BEST)}}}")
 
 
 def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> None:
-    def hashes(*overrides: str) -> list[str]:
-        found = recipe(tmp_path, *overrides)
-        return [
-            digest(stage_parts(found.stages[name], found, "base", {}, RunData(Path, 0)))
-            for name in ("labels", "choice")
-        ]
-
-    (labels, choice), (changed, same) = hashes(), hashes("stages.best.rollout.top_p=0.5")
-    # `labels` does not depend on the stage `best`, only on its rollout
-    assert labels != changed and choice == same
+    """`labels` does not depend on the stage `best`, only on its rollout."""
+    change = "stages.best.rollout.top_p=0.5"
+    assert hashed(tmp_path, "labels") != hashed(tmp_path, "labels", change)
+    assert hashed(tmp_path, "choice") == hashed(tmp_path, "choice", change)
 
 
 def test_a_rollout_that_changes_nothing_leaves_the_steps_reusable(tmp_path: Path) -> None:
     """A report of SFT's answers is the same whether the other stage learns from samples or from
     pairs.
     """
-
-    def hashed(rollout: str = "") -> str:
-        keys = (
-            f"algorithm: grpo, from: sft, prompts: {tmp_path}/demos.jsonl, reward: helpful, "
-            f"rollout: {{{rollout}}}"
-        )
-        found = recipe(
-            tmp_path,
-            *("~stages.best", "~stages.align", "~stages.choice"),
-            *(
-                "stages.report.policies=[sft]",
-                "stages.report.rewards=[helpful]",
-                "stages.report.sampling.max_new_tokens=40",
-            ),
-            *((f"stages.more={{{keys}}}",) if rollout else ()),
-        )
-        return digest(stage_parts(found.stages["report"], found, "base", {}, RunData(Path, 0)))
-
-    assert hashed("temperature: 0.7, min_new_tokens: 0, top_p: 1.0, top_k: 0, stop: []") == hashed()
-    assert hashed("temperature: 0.7, top_k: 9") != hashed()
+    report = ["stages.report.rewards=[helpful]", "stages.report.sampling.max_new_tokens=40"]
+    keys = f"algorithm: grpo, from: sft, prompts: {tmp_path}/demos.jsonl, reward: helpful"
+    offline = hashed(tmp_path, "report", *WITHOUT, *report)
+    for rollout, same in (
+        ("temperature: 0.7, min_new_tokens: 0, top_p: 1.0, top_k: 0, stop: []", True),
+        ("temperature: 0.7, top_k: 9", False),
+    ):
+        more = f"stages.more={{{keys}, rollout: {{{rollout}}}}}"
+        assert (hashed(tmp_path, "report", *WITHOUT, *report, more) == offline) == same
 
 
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("report.sampling.stop=['']", "stop"),
-        ("report.sampling.top_p=0", "top_p"),
-        ("report.sampling.top_k=-1", "top_k"),
-        ("report.sampling.max_new_tokens=0", "max_new_tokens"),
-        ("report.sampling.min_new_tokens=-1", "min_new_tokens"),
-        ("report.sampling={max_new_tokens: 4, min_new_tokens: 9}", "9 is above max_new_tokens 4"),
-        (
-            "labels={step: judge_pairs, judge: local_judge, data: ., sampling: {stop: [x]}}",
-            "`data` is not sampled",
-        ),
-    ],
-)
+REFUSED = """\
+report.sampling.stop=['']                                   | stop
+report.sampling.top_p=0                                     | top_p
+report.sampling.top_k=-1                                    | top_k
+report.sampling.max_new_tokens=0                            | max_new_tokens
+report.sampling.min_new_tokens=-1                           | min_new_tokens
+report.sampling={max_new_tokens: 4, min_new_tokens: 9}      | 9 is above max_new_tokens 4
+labels={step: judge_pairs, judge: local_judge, data: ., sampling: {stop: [x]}} | `data` is not sampled
+"""
+
+
+@pytest.mark.parametrize(("override", "said"), cells(REFUSED))
 def test_impossible_sampling_is_refused(
     override: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,14 +128,8 @@ def test_impossible_sampling_is_refused(
 
 
 def test_options_alone_have_the_defaults_of_rollout() -> None:
-    assert SamplingOptions().sampled() == {"max_new_tokens": 128, "temperature": 1.0}
-    assert AnswerOptions().sampled() == {"max_new_tokens": 128, "temperature": 0.7}
-    for temperature in (0.7, 1.0):
-        options = AnswerOptions.model_validate(
-            {"sampling": {"stop": ["x"], "temperature": temperature}}
-        )
-        assert options.sampled() == {
-            "max_new_tokens": 128,
-            "temperature": temperature,
-            "stop": ["x"],
-        }
+    default = {"max_new_tokens": 128, "temperature": 1.0}
+    assert SamplingOptions().sampled() == default
+    assert AnswerOptions().sampled() == {**default, "temperature": 0.7}
+    written = {**default, "stop": ["x"]}
+    assert AnswerOptions.model_validate({"sampling": written}).sampled() == written

@@ -15,18 +15,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["smoke", "recipes/smoke.yaml", "smoke.yaml"])
-def test_every_way_to_name_a_shipped_recipe(name: str) -> None:
-    assert find_recipe(name) == shipped()["smoke"]
-
-
-def test_a_file_comes_before_a_shipped_recipe(elsewhere: Path) -> None:
+def test_a_shipped_recipe_has_several_names_but_a_file_comes_first(elsewhere: Path) -> None:
+    for name in ("smoke", "recipes/smoke.yaml", "smoke.yaml"):
+        assert find_recipe(name) == shipped()["smoke"]
     (elsewhere / "smoke.yaml").write_text("", encoding="utf-8")
     assert find_recipe("smoke.yaml") == Path("smoke.yaml")
     assert find_recipe("smoke") == shipped()["smoke"]
-
-
-def test_the_nearest_name_is_given(elsewhere: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
         find_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"no such recipe: nowhere.yaml\n  help: shipped recipes"):
@@ -38,12 +32,10 @@ def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:
     recipe.write_text("extends: smoke\nstages: {sft: {epochs: 3}}\n", encoding="utf-8")
     loaded = load_recipe(recipe)
     assert loaded.stages["sft"].settings and loaded.stages["sft"].settings.epochs == 3
-    recipe.write_text("extends: smok\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match="did you mean 'smoke'"):
-        load_recipe(recipe)
-    recipe.write_text("extends: nowhere\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"no such recipe: nowhere\n(.*\n)*.*shipped recipes: "):
-        load_recipe(recipe)
+    for name, said in (("smok", "did you mean 'smoke'"), ("nowhere", "shipped recipes: ")):
+        recipe.write_text(f"extends: {name}\n", encoding="utf-8")
+        with pytest.raises(RecipeError, match=f"no such recipe: {name}\n(.*\n)*.*{said}"):
+            load_recipe(recipe)
 
 
 def test_a_path_of_an_override_starts_where_it_is_typed(elsewhere: Path) -> None:

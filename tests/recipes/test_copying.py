@@ -1,4 +1,4 @@
-"""A copied recipe has everything that it needs, and no file of the user is replaced."""
+"""A copied recipe is valid and has everything that it needs, and no file of the user is replaced."""
 
 from pathlib import Path
 
@@ -13,51 +13,40 @@ from alignkit_plugins.recipes.init_write import copy_recipe, summary
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
-def test_a_copy_needs_nothing_of_the_original(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_is_valid_and_needs_nothing_of_the_original(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load_plugins()  # without those of other tests
-    copies = copy_recipe(shipped()[name], tmp_path)
-    assert copies[0] == tmp_path / f"{name}.yaml" and tmp_path / "data" / "LICENSES.md" in copies
-    line = copies[0].read_text(encoding="utf-8").partition("\n")[0]
+    stages = list(load_recipe(shipped()[name]).stages)
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "--from", name]) == 0
+    copies = capsys.readouterr().out.splitlines()
+    assert copies[0] == f"{name}.yaml" and "data/LICENSES.md" in copies
+    copy = Path(copies[0])
+    line = copy.read_text(encoding="utf-8").partition("\n")[0]
     assert line == f"# yaml-language-server: $schema={(shipped_folder() / SCHEMA).as_uri()}"
     assert not list(tmp_path.rglob(SCHEMA))
     monkeypatch.setattr("alignkit.recipe.yaml.shipped", dict)  # none to fall back on
-    loaded = load_recipe(copies[0])
-    assert list(loaded.stages) == list(load_recipe(shipped_folder() / f"{name}.yaml").stages)
-    assert str(shipped_folder()) not in str(loaded.resolved)
+    assert str(shipped_folder()) not in str(load_recipe(copy).resolved)
+    assert main(["check", str(copy), "model.base=tiny"]) == 0
+    assert f"ok: {name}: stages {' -> '.join(stages)}\n" in capsys.readouterr().out
 
 
-def test_a_users_file_stays(tmp_path: Path) -> None:
-    recipe = tmp_path / "smoke.yaml"
-    recipe.write_text("mine", encoding="utf-8")
+def test_a_users_file_stays_and_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
+    first = copy_recipe(shipped()["smoke"], tmp_path)
+    before = {path: path.stat().st_ino for path in first}
+    assert copy_recipe(shipped()["smoke"], tmp_path) == first
+    assert {path: path.stat().st_ino for path in first} == before
+    first[0].write_text("mine", encoding="utf-8")
     with pytest.raises(
         RecipeError,
         match=r"exists, with other contents: .*smoke\.yaml\n  help: name another folder",
     ):
         copy_recipe(shipped()["smoke"], tmp_path)
-    assert recipe.read_text(encoding="utf-8") == "mine"
-
-
-def test_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:
-    first = copy_recipe(shipped()["smoke"], tmp_path)
-    before = {path: path.stat().st_ino for path in first}
-    assert copy_recipe(shipped()["smoke"], tmp_path) == first
-    assert {path: path.stat().st_ino for path in first} == before
-
-
-def test_the_default_folder_is_the_current_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["init", "--from", "smoke"]) == 0
-    assert (tmp_path / "smoke.yaml").is_file() and capsys.readouterr().out.startswith(
-        "smoke.yaml\n"
-    )
+    assert first[0].read_text(encoding="utf-8") == "mine"
 
 
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
     assert texts["rlaif"] == "AI feedback instead of human feedback"
-    assert texts["distillation"].endswith("four examples, without a reward")
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

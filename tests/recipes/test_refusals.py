@@ -2,85 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import pytest
-from verified import rewrite, verify
+
+from alignkit.cli import main
+from alignkit.io.results import read_record, write_record
+from tests.rows import cells
+
+# A file, what it says instead of what (it is deleted if there is nothing), what is then verified,
+# and why not
+REFUSED = """\
+run/none | | | . | is no run: it has no recipe.resolved.yaml
+run/none | | | run/dpoo | no stage 'dpoo' help: did you mean 'dpo'?
+pairs.jsonl | good bread | old bread | run/liked | stage 'liked' has other inputs now: data.content has changed
+pairs.jsonl | | | run/liked | no such file
+run/ppo/stage.json | "complete": true | "complete": false | run | stage 'ppo': it is not finished, so 'ppo'
+run/report | | | run/report | stage 'report': it is not finished, so 'report' cannot be run again
+run/ppo/rollouts/0001.jsonl | { | {{ | run/ppo | stage 'ppo': FOLDER/run/ppo/rollouts/0001.jsonl is not as the stage
+run/sft/stage.json | "hash": " | "hash": "0 | run/ppo | stage 'ppo' has other inputs now: upstream.sft
+run/sft/adapter/adapter_config.json | { | {{ | run/ppo | stage 'sft':
+run/recipe.resolved.yaml | iterations: 1 | iterations: 3 | run/ppo | has other inputs now: iterations: 1 -> 3
+"""
 
 
-def changed_data(run: Path) -> Path:
-    with (run.parent / "pairs.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"prompt": "x", "chosen": "y", "rejected": "z"}\n')
-    return run / "liked"
-
-
-def missing_data(run: Path) -> Path:
-    (run.parent / "pairs.jsonl").unlink()
-    return run / "liked"
-
-
-def unfinished(run: Path) -> Path:
-    rewrite(run / "align", lambda record: record.update(complete=False))
-    return run
-
-
-def no_result(run: Path) -> Path:
-    (run / "report").unlink()
-    return run / "report"
-
-
-def damaged(run: Path) -> Path:
-    file = run / "align" / "rollouts" / "0001.jsonl"
-    file.write_text(file.read_text(encoding="utf-8") + " ", encoding="utf-8")
-    return run / "align"
-
-
-def other_upstream(run: Path) -> Path:
-    rewrite(run / "sft", lambda record: record.update(hash="0" * 64))
-    return run / "align"
-
-
-def damaged_upstream(run: Path) -> Path:
-    (run / "sft" / "adapter" / "adapter_config.json").write_text("{}", encoding="utf-8")
-    return run / "align"
-
-
-def other_recipe(run: Path) -> Path:
-    file = run / "recipe.resolved.yaml"
-    file.write_text(
-        file.read_text(encoding="utf-8").replace("iterations: 2", "iterations: 3"), encoding="utf-8"
-    )
-    return run / "align"
-
-
-@pytest.mark.parametrize(
-    ("prepare", "reason"),
-    [
-        (
-            lambda run: run.parent,
-            "is no run: it has no recipe.resolved.yaml",
-        ),
-        (lambda run: run / "algin", "no stage 'algin'\n  help: did you mean 'align'?"),
-        (changed_data, "stage 'liked' has other inputs now: data.content has changed"),
-        (missing_data, "no such file"),
-        (unfinished, "stage 'align': it is not finished, so 'align' cannot be run again"),
-        (no_result, "stage 'report': it is not finished, so 'report' cannot be run again"),
-        (
-            damaged,
-            "stage 'align': {folder}/run/align/rollouts/0001.jsonl is not as the stage wrote it",
-        ),
-        (other_upstream, "stage 'align' has other inputs now: upstream.sft"),
-        (damaged_upstream, "stage 'sft': "),
-        (other_recipe, "stage 'align' has other inputs now: iterations: 2 -> 3"),
-    ],
-)
-def test_refusals(
-    run: Path, prepare: Callable[[Path], Path], reason: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("file", "old", "new", "target", "reason"), cells(REFUSED))
+def test_what_is_not_as_it_was_is_refused(
+    file: str,
+    old: str,
+    new: str,
+    target: str,
+    reason: str,
+    house_copy: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    target = prepare(run)
-    before = sorted(run.parent.rglob("*"))
-    assert verify(target) == 2
-    err = capsys.readouterr().err
-    assert reason.format(folder=run.parent) in err
-    assert sorted(run.parent.rglob("*")) == before and "stage 3 of 4" not in err
+    folder = house_copy.parent
+    path = folder / file
+    if path.name == "stage.json":
+        text = json.dumps(read_record(path.parent))
+        assert old in text
+        write_record(path.parent, json.loads(text.replace(old, new, 1)))
+    elif old:
+        path.write_text(path.read_text().replace(old, new, 1), encoding="utf-8")
+    else:
+        path.unlink(missing_ok=True)
+    before = sorted(folder.rglob("*"))
+    assert main(["verify", str(folder / target)]) == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert reason.replace("FOLDER", str(folder)) in err and "stage 3 of" not in err
+    assert sorted(folder.rglob("*")) == before

@@ -1,21 +1,22 @@
-"""What `alignkit check` shows of a row is what the stage will learn from it."""
+"""What `alignkit check` shows of a row is what the stage will learn from it, and nothing of it acts
+on the terminal.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alignkit.cli import main
-from alignkit.errors import DataError, RecipeError
-from alignkit.recipe.load import load_recipe
-from alignkit_plugins.recipes.check_row import Inspection, inspect
+from alignkit_plugins.recipes.check_row import Inspection, Tokens
 
 ROWS = {
     "demos": """\
 {"messages": [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No.", "weight": 0},
  {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes “so” 😀"}]}
+{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+ {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}
 """.replace("\n ", " "),
     "pairs": """\
 {"prompt": "Hi?", "chosen": "Hello.", "rejected": "No", "margin": 2}
@@ -32,103 +33,186 @@ stages:
   labels: {step: judge_pairs, policy: sft, judge: local_judge, prompts: prompts.jsonl}
   again: {algorithm: dpo, from: sft, data: labels}
 """
+SHOWN = r"""
+$ sft
+sft (sft): row 1 of 2 (demos.jsonl:1)
+--
+user
+  Is it?
+--
+assistant (not learned)
+  No.
+--
+user
+  Sure?
+--
+assistant
+  Yes “so” 😀
+--
+prompt: 13 tokens, none learned
+  context: <|im_start|>|user|⏎|I|s| |it|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+response: 34 tokens, 17 learned
+  context: N|o|.|<|im_end|>|⏎|<|im_start|>|user|⏎|S|u|re|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+  learned: Y|es| |||“|s|o|||”| ||||😀|<|im_end|>
+
+$ sft 2
+sft (sft): row 2 of 2 (demos.jsonl:2)
+--
+user
+  a
+--
+assistant
+  b
+--
+user
+  c
+--
+assistant
+  d
+--
+prompt: 9 tokens, none learned
+  context: <|im_start|>|user|⏎|a|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+response: 14 tokens, 4 learned
+  learned: b|<|im_end|>
+  context: ⏎|<|im_start|>|user|⏎|c|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+  learned: d|<|im_end|>
+
+$ sft stages.sft.max_length=40
+sft (sft): row 1 of 2 (demos.jsonl:1)
+note: 1 response truncated at max_length
+--
+user
+  Is it?
+--
+assistant (not learned)
+  No.
+--
+user
+  Sure?
+--
+assistant
+  Yes “so” 😀
+--
+prompt: 13 tokens, none learned
+  context: <|im_start|>|user|⏎|I|s| |it|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+response, truncated: 27 tokens, 10 learned
+  context: N|o|.|<|im_end|>|⏎|<|im_start|>|user|⏎|S|u|re|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+  learned: Y|es| |||“|s|o||
+
+$ sft stages.sft.max_length=3
+sft (sft): row 1 of 2 (demos.jsonl:1)
+note: 1 row left out: no room for a response in max_length
+--
+user
+  Is it?
+--
+assistant (not learned)
+  No.
+--
+user
+  Sure?
+--
+assistant
+  Yes “so” 😀
+
+$ helpful
+helpful (reward_model): row 1 of 2 (pairs.jsonl:1)
+--
+user
+  Hi?
+--
+better (margin 2)
+  Hello.
+--
+worse
+  No
+--
+prompt: 11 tokens, none learned
+  context: <|im_start|>|user|⏎|H|i|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+better, margin 2: 7 tokens, scored at the last
+  context: H|e|ll|o|.|<|im_end|>
+  scored:  ⏎
+--
+worse: 4 tokens, scored at the last
+  context: N|o|<|im_end|>
+  scored:  ⏎
+
+$ helpful 2
+helpful (reward_model): row 2 of 2 (pairs.jsonl:2)
+--
+user
+  One?
+--
+better
+  1
+--
+worse
+  2
+--
+prompt: 12 tokens, none learned
+  context: <|im_start|>|user|⏎|O|n|e|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+--
+better: 3 tokens, scored at the last
+  context: 1|<|im_end|>
+  scored:  ⏎
+--
+worse: 3 tokens, scored at the last
+  context: 2|<|im_end|>
+  scored:  ⏎
+
+$ align
+align (ppo): row 1 of 1 (prompts.jsonl:1)
+note: other columns: answer: '2'
+--
+user
+  What is 1 + 1?
+--
+prompt, after which the policy writes: 18 tokens, none learned
+  context: <|im_start|>|user|⏎|Wh|at| is| |1| |+| |1|?|<|im_end|>|⏎|<|im_start|>|assistant|⏎
+"""
 
 
-@pytest.fixture
-def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that inspects a stage; overrides change the recipe."""
-    for name, text in ROWS.items():
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    recipe = tmp_path / "r.yaml"
-    recipe.write_text(RECIPE, encoding="utf-8")
-
-    def look(stage: str, *overrides: str, row: int = 1) -> Inspection:
-        return inspect(load_recipe(recipe, list(overrides)), stage, row, tmp_path / "run")
-
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {**{f"{name}.jsonl": ROWS[name] for name in ROWS}, "r.yaml": RECIPE}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    return look
 
 
-def counted(found: Inspection, place: int) -> str:
-    tokens = found.tokens[place]
-    return "".join(
-        piece for piece, counts in zip(tokens.pieces, tokens.counts, strict=True) if counts
-    )
-
-
-def whole(found: Inspection, place: int) -> str:
-    return "".join(found.tokens[place].pieces)
-
-
-def test_only_the_turns_that_are_learned_are_marked(seen: Any) -> None:
-    found = seen("sft")
-    assert counted(found, 1) == "Yes \u201cso\u201d \U0001f600<|im_end|>"
-    assert whole(found, 0) + whole(found, 1) == (
-        "<|im_start|>user\n"
-        "Is it?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-        "No.<|im_end|>\n"
-        "<|im_start|>user\n"
-        "Sure?<|im_end|>\n"
-        "<|im_start|>assistant\n"
-        "Yes \u201cso\u201d \U0001f600<|im_end|>"
-    )
-    assert [who for who, _ in found.turns] == [
-        "user",
-        "assistant (not learned)",
-        "user",
-        "assistant",
-    ]
-
-
-def test_what_does_not_fit_is_said(seen: Any) -> None:
-    cut = seen("sft", "stages.sft.max_length=40")
-    assert "truncated" in cut.tokens[1].title and "1 response truncated at max_length" in cut.notes
-    assert len(cut.tokens[0].pieces) + len(cut.tokens[1].pieces) == 40
-    none = seen("sft", "stages.sft.max_length=3")
-    assert (
-        none.tokens == [] and "1 row left out: no room for a response in max_length" in none.notes
-    )
-
-
-def test_a_pair_is_scored_at_its_last_tokens(seen: Any) -> None:
-    found = seen("helpful")
-    assert [tokens.title for tokens in found.tokens] == ["prompt", "better, margin 2", "worse"]
-    for tokens in found.tokens[1:]:
-        assert tokens.scored and [i for i, counts in enumerate(tokens.counts) if counts] == [
-            len(tokens.pieces) - 1
-        ]
-    assert whole(found, 1).startswith("Hello.<|im_end|>")
-    assert seen("helpful", row=2).turns[0] == ("user", "One?")
-
-
-def test_a_prompt_ends_where_the_policy_writes(seen: Any) -> None:
-    found = seen("align")
-    assert whole(found, 0).endswith("1 + 1?<|im_end|>\n<|im_start|>assistant\n")
-    assert found.notes == ["other columns: answer: '2'"]
-
-
-def test_nothing_is_written(seen: Any, tmp_path: Path) -> None:
-    seen("sft")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("block", SHOWN.strip("\n").split("\n\n"))
+def test_a_row_is_shown_as_the_stage_sees_it(
+    block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`$ stage and overrides`; a line `--` is empty. Nothing is written."""
+    words, _, wanted = block.removeprefix("$ ").partition("\n")
+    assert main(["check", "r.yaml", *words.split()]) == 0
+    out = capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    assert out.rstrip("\n").replace("\n\n", "\n--\n") == wanted
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("stage", "row", "kind", "said"),
+    ("words", "code", "said"),
     [
-        ("sfd", 1, RecipeError, "did you mean 'sft'"),
-        ("sft", 2, DataError, "has 1 row, so there is no row 2"),
-        ("sft", 0, DataError, "so there is no row 0"),
-        ("again", 1, DataError, "run the recipe as far as 'labels' first"),
+        ("sfd", 2, "did you mean 'sft'"),
+        ("sft 3", 4, "has 2 rows, so there is no row 3"),
+        ("sft 0", 4, "so there is no row 0"),
+        ("again", 4, "run the recipe as far as 'labels' first"),
     ],
 )
 def test_what_is_not_there(
-    seen: Any, stage: str, row: int, kind: type[Exception], said: str
+    words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(kind, match=said):
-        seen(stage, row=row)
+    assert main(["check", "r.yaml", *words.split()]) == code
+    assert said in capsys.readouterr().err
 
 
-def test_the_command_takes_no_row_0(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "smoke", "sft", "0"]) == 4
-    assert "so there is no row 0" in capsys.readouterr().err
+def test_a_row_does_not_act_on_the_terminal() -> None:
+    hostile = "\x1b]0;x\x07[red]y"
+    tokens = Tokens(hostile, (hostile,), (True,))
+    text = Inspection(hostile, [(hostile, hostile)], [hostile], [tokens]).text()
+    assert "\x1b" not in text and text.count("[red]y") == 6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -17,7 +16,6 @@ from alignkit.recipe.yaml import SCHEMA, shipped_folder
 from alignkit_plugins.recipes.init_write import STARTER
 
 KINDS = ("demos", "pairs", "prompts")
-DATA = STARTER.parent / "data"
 
 
 def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,63 +33,36 @@ def test_the_example_is_what_init_writes_for_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """But for its size, and what it says of itself."""
-    assert main(["init", str(tmp_path / "example")]) == 0
-    monkeypatch.chdir(tmp_path / "example")
+    assert main(["init", str(tmp_path)]) == 0
+    monkeypatch.chdir(tmp_path)
     assert main(["init", "own", "--base", "tiny", *(f"data/{kind}.jsonl" for kind in KINDS)]) == 0
     assert main(["check", "own/recipe.yaml"]) == 0
     example, own = (load_recipe(Path(path)) for path in ("recipe.yaml", "own/recipe.yaml"))
     assert [*example.stages] == [*own.stages]
     assert example.resolved["model"]["base"] == own.resolved["model"]["base"]
-    for name, stage in example.stages.items():
-        theirs = own.stages[name]
-        assert stage.component == theirs.component or name == "report"
-        if stage.settings is not None and theirs.settings is not None:
-            assert stage.settings.data == theirs.settings.data
-            assert stage.settings.prompts == theirs.settings.prompts
+    for name in ("sft", "reward", "align"):
+        one, other = example.stages[name], own.stages[name]
+        assert one.component == other.component and one.settings and other.settings
+        assert one.settings.data == other.settings.data
+        assert one.settings.prompts == other.settings.prompts
 
 
-@pytest.mark.parametrize(
-    ("folder", "written"),
-    [("demos", "../rows.jsonl"), (".", "rows.jsonl"), ("a/b", "../../rows.jsonl")],
-)
-def test_a_path_starts_at_the_recipe(
-    folder: str, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_starts_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder may be called like a kind of data."""
     monkeypatch.chdir(tmp_path)
-    Path("rows.jsonl").write_bytes((DATA / "demos.jsonl").read_bytes())
-    assert main(["init", folder, "demos=rows.jsonl"]) == 0
-    text = (Path(folder) / "recipe.yaml").read_text(encoding="utf-8")
-    assert f"    data: {{path: {written}, part: [0.2, 1]}}\n" in text
+    Path("rows.jsonl").write_bytes((STARTER.parent / "data" / "demos.jsonl").read_bytes())
+    assert main(["init", "demos", "demos=rows.jsonl"]) == 0
+    text = Path("demos/recipe.yaml").read_text(encoding="utf-8")
+    assert "    data: {path: ../rows.jsonl, part: [0.2, 1]}\n" in text
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "data/pairs.jsonl"])
-def test_no_file_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("mine", encoding="utf-8")
-    before = sorted(tmp_path.rglob("*"))
+def test_no_file_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "data" / "pairs.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("mine", encoding="utf-8")
     assert main(["init", str(tmp_path)]) == 2
-    assert str(tmp_path / name) in capsys.readouterr().err
-    assert (tmp_path / name).read_text(encoding="utf-8") == "mine"
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def schema_of(recipe: Path) -> dict[str, Any]:
-    """The schema that the first line of a recipe names."""
-    line = recipe.read_text(encoding="utf-8").partition("\n")[0]
-    uri = line.removeprefix("# yaml-language-server: $schema=")
-    text = Path(url2pathname(urlsplit(uri).path)).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def test_the_first_line_names_a_schema_that_accepts_the_recipe(tmp_path: Path) -> None:
-    jsonschema_rs = pytest.importorskip("jsonschema_rs")
-    assert main(["init", str(tmp_path / "new")]) == 0
-    recipe = tmp_path / "new" / "recipe.yaml"
-    schema = schema_of(recipe)
-    assert schema == json.loads((shipped_folder() / SCHEMA).read_text(encoding="utf-8"))
-    assert jsonschema_rs.is_valid(schema, yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    assert str(mine) in capsys.readouterr().err
+    assert [*tmp_path.rglob("*.*")] == [mine] and mine.read_text(encoding="utf-8") == "mine"
 
 
 PLUGIN = """\
@@ -109,12 +80,17 @@ def register(add):
 """
 
 
-def test_the_schema_knows_the_plugins_of_others(
+def test_the_first_line_names_a_schema_that_accepts_the_recipe_and_knows_the_plugins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    jsonschema_rs = pytest.importorskip("jsonschema_rs")
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path / "a cache"))
     (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    shipped = json.loads((shipped_folder() / SCHEMA).read_text(encoding="utf-8"))
     for name, more in (("new", ["--plugin", str(tmp_path / "plugin.py")]), ("other", [])):
         assert main(["init", str(tmp_path / name), *more]) == 0
-        schema = json.dumps(schema_of(tmp_path / name / "recipe.yaml"))
-        assert ("calm" in schema) == bool(more)
+        text = (tmp_path / name / "recipe.yaml").read_text(encoding="utf-8")
+        uri = text.partition("\n")[0].removeprefix("# yaml-language-server: $schema=")
+        schema = json.loads(Path(url2pathname(urlsplit(uri).path)).read_text(encoding="utf-8"))
+        assert jsonschema_rs.is_valid(schema, yaml.safe_load(text))
+        assert ("calm" in json.dumps(schema)) == bool(more) == (schema != shipped)

@@ -10,80 +10,87 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from verified import contents, rewrite, verify
 
+from alignkit.cli import main
 from alignkit.errors import NotReproduced
+from alignkit.io.results import manifest, read_record, write_record
+from tests.ai_feedback.judge_server import serving
+from tests.ai_feedback.test_openai_judge import honest
+from tests.rows import read_rows, run, write_recipe, write_rows
+
+
+def verify(target: Path) -> int:
+    return main(["verify", str(target)])
+
+
+def changed(stage: Path, line: int, **values: Any) -> Path:
+    """Let a line of a stage's metrics have other values."""
+    rows = read_rows(stage / "metrics.jsonl")
+    rows[line] |= values
+    write_rows(stage / "metrics.jsonl", rows)
+    write_record(stage, {**read_record(stage), "files": manifest(stage)})
+    return stage
+
+
+def contents(folder: Path) -> dict[Path, Any]:
+    """Bytes and times of all files in a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def test_a_run_is_reproduced_and_not_touched(
-    original: Path, capsys: pytest.CaptureFixture[str]
+    house_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before, beside = contents(original), sorted(original.parent.iterdir())
-    assert verify(original) == 0
+    changed(house_copy / "sft", 0, time=0.0, tokens_per_second=1.0)
+    before = contents(house_copy.parent)
+    assert verify(house_copy) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["sft: equal", "liked: equal", "align: equal", "report: equal"]
-    assert contents(original) == before and sorted(original.parent.iterdir()) == beside
-
-
-def edit_metrics(stage: Path, line: int, **values: Any) -> None:
-    file = stage / "metrics.jsonl"
-    rows = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
-    rows[line] |= values
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    rewrite(stage)
+    stages = ("sft", "liked", "dpo", "ppo", "online", "report")
+    assert lines == [f"{name}: equal" for name in stages]
+    assert contents(house_copy.parent) == before
 
 
 def test_the_first_difference_is_named_with_its_size(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    house_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage = run / "align"
-    edit_metrics(stage, 1, reward=1000.0, time=0.0, tokens_per_second=1.0)
+    stage = house_copy / "sft"
     weights = stage / "adapter" / "adapter_model.safetensors"
     tensors = load_file(weights)
-    name = min(tensors)
-    tensors[name][0, 0] += 0.5
+    tensors[min(tensors)][0, 0] += 0.5
     save_file(tensors, weights, {"format": "pt"})
-    rewrite(stage)
-    assert verify(stage) == NotReproduced.exit_code == 7
+    assert verify(changed(stage, 1, loss=1000.0, time=0.0)) == NotReproduced.exit_code == 7
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert lines[0] == "align: DIFFERENT"
-    assert lines[1] == "  adapter/adapter_model.safetensors: other bytes"
-    assert lines[2].startswith("  metrics.jsonl: line 2.reward: 1000.0 -> ")
-    assert lines[3] == "  different here: nothing that the record knows, so perhaps the machine"
-    assert "error: not reproduced: align" in err
+    first, *lines = out.splitlines()
+    assert first == "sft: DIFFERENT" and "error: not reproduced: sft" in err
+    assert lines[0] == "  adapter/adapter_model.safetensors: other bytes"
+    assert lines[1].startswith("  metrics.jsonl: line 2.loss: 1000.0 -> ")
+    assert lines[2] == "  different here: nothing that the record knows, so perhaps the machine"
 
 
-def test_times_are_no_difference(run: Path) -> None:
-    edit_metrics(run / "sft", 0, time=0.0, tokens_per_second=1.0)
-    assert verify(run / "sft") == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "cause"),
-    [
-        (lambda r: r["depends_on"]["versions"].update(torch="1.0"), "versions.torch: 1.0 -> "),
-        (
-            lambda r: r["depends_on"]["component"].update(source={"sft.py": "0" * 64}),
-            "source.sft.py",
-        ),
-    ],
-)
-def test_the_likely_cause_is_named(
-    run: Path, change: Any, cause: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    edit_metrics(run / "sft", 0, loss=9.0)
-    rewrite(run / "sft", change)
-    assert verify(run / "sft") == 7
-    out = capsys.readouterr().out
-    assert cause in out.rpartition("different here: ")[2]
+def test_the_likely_causes_are_named(house_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = changed(house_copy / "sft", 0, loss=9.0)
+    text = json.dumps(read_record(stage))
+    for old in ('"torch": "', '"sft.py": "'):
+        text = text.replace(old, f"{old}0")
+    write_record(stage, json.loads(text))
+    assert verify(stage) == 7
+    causes = capsys.readouterr().out.rpartition("different here: ")[2]
+    assert "versions.torch: 0" in causes and "source.sft.py" in causes
 
 
 def test_replies_that_are_not_stored_are_not_asked_for(
-    run: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (run / "cache" / "asked.sqlite").unlink()
-    assert verify(run / "align") == 6
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "2", "rejected": "1"}])
+    with serving(honest) as server:
+        judge = f"{{openai_judge: {{server: {{base_url: '{server.url}', model: m}}}}}}"
+        stage = f"labels: {{step: judge_pairs, data: pairs.jsonl, judge: {judge}}}"
+        labels = run(write_recipe(tmp_path, stage)) / "labels"
+        asked = len(server.requests)
+        assert verify(labels) == 0
+        (tmp_path / "run" / "cache" / "openai_judge.sqlite").unlink()
+        before = sorted(tmp_path.iterdir())
+        assert verify(labels) == 6 and len(server.requests) == asked > 0
     err = capsys.readouterr().err
-    assert "asked: 4 replies are not stored" in err and "nothing is asked or paid for here" in err
-    assert not list(run.parent.glob(".verify-*"))
+    assert "replies are not stored" in err and "nothing is asked or paid for here" in err
+    assert sorted(tmp_path.iterdir()) == before

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,9 @@ from typing import Any
 import yaml
 
 from alignkit import Group, Response
-from alignkit.evaluation import statistics
 from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
 from alignkit.report import Report, Table
-from alignkit_plugins.compare.rows import (
-    ANSWERS,
-    KL,
-    LENGTH,
-    TRUNCATED,
-    Row,
-    adjusted,
-    plain,
-)
 from tests.rows import user, write_rows
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'
@@ -48,17 +37,18 @@ def make_run(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]] | Non
     """Write the run. rows: metrics of stages, instead of the usual ones."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.resolved.yaml").write_text(RECIPE, encoding="utf-8")
-    (folder / "run.log").write_text("\n".join(LOG) + "\n", encoding="utf-8")
+    (folder / "run.log").write_text(LOG, encoding="utf-8")
     write_rows(folder / "starts.jsonl", STARTS)
     metrics = {"sft": sft_rows(), "align": align_rows(), **(rows or {})}
-    plugins = {"sft": "sft", "labels": "judge_pairs", "align": "ppo", "report": "evaluate"}
-    for name, plugin in plugins.items():
+    for name in ("sft", "labels", "align", "report"):
         (folder / name).mkdir()
         if name in metrics:
             write_rows(folder / name / "metrics.jsonl", metrics[name])
-        if name == "report":
-            write_evaluation(folder / name)
-        write_stage(folder / name, plugin, report=REPORT.plain() if name == "report" else None)
+    write_evaluation(folder / "report")
+    plugins = {"sft": "sft", "labels": "judge_pairs", "align": "ppo"}
+    for name, plugin in plugins.items():
+        write_stage(folder / name, plugin)
+    write_stage(folder / "report", "evaluate", report=REPORT.plain())
     return folder
 
 
@@ -84,16 +74,16 @@ def rewritten(folder: Path) -> None:
     write_record(folder, {**read_record(folder), "files": manifest(folder)})
 
 
-LOG = [
-    "2026-09-21T14:13:00Z alignkit 0.1.0: small, 4 stages, runs/small",
-    "2026-09-21T14:13:01Z warning: an old warning, of the first start",
-    "2026-09-21T14:13:20Z alignkit 0.1.0: small, 4 stages, runs/small",
-    "2026-09-21T14:13:21Z sft: stage 1 of 4, sft",
-    "2026-09-21T14:13:22Z continuing after step 2 of 4",
-    "2026-09-21T14:13:23Z a step was skipped, because its loss or gradient was not finite",
-    "2026-09-21T14:13:24Z warning: tracker 'x' failed",
-    "2026-09-21T14:15:00Z done in 1m40s",
-]
+LOG = """\
+2026-09-21T14:13:00Z alignkit 0.1.0: small, 4 stages, runs/small
+2026-09-21T14:13:01Z warning: an old warning, of the first start
+2026-09-21T14:13:20Z alignkit 0.1.0: small, 4 stages, runs/small
+2026-09-21T14:13:21Z sft: stage 1 of 4, sft
+2026-09-21T14:13:22Z continuing after step 2 of 4
+2026-09-21T14:13:23Z a step was skipped, because its loss or gradient was not finite
+2026-09-21T14:13:24Z warning: tracker 'x' failed
+2026-09-21T14:15:00Z done in 1m40s
+"""
 STARTS: list[dict[str, Any]] = yaml.safe_load("""
 - &start
   event: start
@@ -165,56 +155,21 @@ def write_evaluation(folder: Path) -> None:
     """20 prompts. align gains 1 in `helpful` at each, gains and loses equally in `safety`, and is
     twice as long.
     """
-    gains, swings = [1.0 + 0.01 * at for at in range(20)], [-0.5, 0.5] * 10
     groups = []
-    for at, (gain, swing) in enumerate(zip(gains, swings, strict=True)):
+    for at in range(20):
         hostile = HOSTILE if at == 18 else ""
         answers = (
             answer("sft", f"before {at}", 0.0, 0.0, 10),
-            answer("align", f"after {at} {hostile}", gain, swing, 20),
+            answer("align", f"after {at} {hostile}", 1.0 + 0.01 * at, at % 2 - 0.5, 20),
         )
         groups.append(Group((user(f"question {at} {hostile}"),), answers))
     write_rows(folder / "samples.jsonl", groups)
-    helpful, safety = rows_by("helpful", gains, "20/0/0"), rows_by("safety", swings, "10/10/0")
-    own = {"trained_on": False, "missing": 1}
-    helpful = replace(helpful[0], **own), replace(helpful[1], **own, tested=True)
-    rated = adjusted([*helpful, *safety, JUDGED])
-    rows = list(rated)
-    for name, tokens, kl in (("sft", 10.0, 0.0), ("align", 20.0, 30.0)):
-        nats = {"mean": kl, "low": kl, "high": kl, "n": 20}
-        length = {"mean": tokens, "low": None, "high": None, "n": 20}
-        rows.append(Row(name, LENGTH, ANSWERS, length))
-        rows.append(Row(name, TRUNCATED, ANSWERS, {"mean": 0.5}, percent=True))
-        rows.append(Row(name, KL, ANSWERS, nats, "sft"))
-    for value, n in (("cooking", 8), ("sport", 12)):
-        one = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": n}
-        for row in rated:
-            part = {"column": "topic", "value": value, "tested": False, "missing": 0}
-            gap = one if row.difference else {}
-            rows.append(replace(row, estimate=one, difference=gap, equal_length={}, **part))
-    known = {"judge_cards": {"local_judge": CARD}, "results": list(map(plain, rows))}
-    (folder / "evaluation.json").write_text(json.dumps({**EVALUATION, **known}), encoding="utf-8")
+    text = json.dumps(yaml.safe_load(EVALUATION))
+    (folder / "evaluation.json").write_text(text, encoding="utf-8")
 
 
-def rows_by(name: str, gains: list[float], counts: str) -> tuple[Row, Row]:
-    """sft, which scores 0 at each prompt, and align."""
-    zeros = [0.0] * 20
-    wins, losses, _ = map(int, counts.split("/"))
-    align = Row(
-        "align",
-        name,
-        "reward",
-        statistics.estimate(gains),
-        "sft",
-        statistics.paired_difference(gains, zeros),
-        {**statistics.estimate([*gains[:-1], -30.0]), "near": 12},
-        statistics.share(wins, wins + losses) or {},
-        counts,
-    )
-    return Row("sft", name, "reward", statistics.estimate(zeros)), align
-
-
-EVALUATION: dict[str, Any] = yaml.safe_load("""
+# The judge had two samples of each prompt: it prefers the baseline, and its order decides often.
+EVALUATION = """
 prompts: 20
 left_out: 1
 sampling: {temperature: 1.0, seed: 3}
@@ -224,39 +179,71 @@ notes:
 baseline: sft
 headline: helpful
 policies: [sft, align]
-""")
-# 20 prompts with two samples each: the judge prefers the baseline, and its order decides often.
-JUDGED = Row(
-    "align",
-    "local_judge",
-    "judge",
-    {"mean": 0.31, "low": 0.22, "high": 0.4, "n": 19},
-    "sft",
-    {"mean": -0.19, "low": -0.28, "high": -0.1, "p": 1e-6},
-    {"mean": 0.47, "low": 0.37, "high": 0.57, "n": 19},
-    statistics.share(4, 17) or {},
-    "4/13/2",
-    percent=True,
-    trained_on=True,
-    tested=True,
-)
-CARD: dict[str, Any] = {
-    "no_judge": "",
-    "comparisons": 40,
-    "unjudged": {"refused": 3, "unreadable": 1},
-    "inconsistent": statistics.share(12, 36),
-    "people": None,
-    "calls": 160,
-    "tokens": None,
-}
+judge_cards:
+  local_judge:
+    no_judge: ""
+    comparisons: 40
+    unjudged: {refused: 3, unreadable: 1}
+    inconsistent: {mean: 0.3333333, low: 0.2021462, high: 0.49666, n: 36}
+    people: null
+    calls: 160
+    tokens: null
+results:
+- {policy: sft, metric: helpful, kind: reward, estimate: &zero {mean: 0.0, low: null, high: null, n: 20},
+   trained_on: false, missing: 1}
+- policy: align
+  metric: helpful
+  kind: reward
+  estimate: {mean: 1.095, low: 1.067312, high: 1.122688, n: 20}
+  baseline: sft
+  difference: {mean: 1.095, low: 1.067312, high: 1.122688, n: 20, p: 8.997514e-26}
+  equal_length: {mean: -0.4645, low: -3.718207, high: 2.789207, n: 20, near: 12}
+  win_rate: {mean: 1.0, low: 0.8388748, high: 1.0, n: 20}
+  counts: 20/0/0
+  trained_on: false
+  tested: true
+  p: 9.471068e-26
+  missing: 1
+- {policy: sft, metric: safety, kind: reward, estimate: *zero}
+- policy: align
+  metric: safety
+  kind: reward
+  estimate: {mean: 0.0, low: -0.2400863, high: 0.2400863, n: 20}
+  baseline: sft
+  difference: {mean: 0.0, low: -0.2400863, high: 0.2400863, n: 20, p: 1.0}
+  equal_length: {mean: -1.525, low: -4.670474, high: 1.620474, n: 20, near: 12}
+  win_rate: {mean: 0.5, low: 0.299298, high: 0.700702, n: 20}
+  counts: 10/10/0
+- policy: align
+  metric: local_judge
+  kind: judge
+  estimate: {mean: 0.31, low: 0.22, high: 0.4, n: 19}
+  baseline: sft
+  difference: {mean: -0.19, low: -0.28, high: -0.1, p: 1.0e-06}
+  equal_length: {mean: 0.47, low: 0.37, high: 0.57, n: 19}
+  win_rate: {mean: 0.2352941, low: 0.09555044, high: 0.472618, n: 17}
+  counts: 4/13/2
+  percent: true
+  trained_on: true
+  tested: true
+  p: 1.0e-06
+- {policy: sft, metric: "length, tokens", kind: answers, estimate: {mean: 10.0, low: null, high: null, n: 20}}
+- {policy: sft, metric: truncated, kind: answers, estimate: {mean: 0.5}, percent: true}
+- {policy: sft, metric: "KL, nats", kind: answers, estimate: {mean: 0.0, low: 0.0, high: 0.0, n: 20}, baseline: sft}
+- {policy: align, metric: "length, tokens", kind: answers, estimate: {mean: 20.0, low: null, high: null, n: 20}}
+- {policy: align, metric: truncated, kind: answers, estimate: {mean: 0.5}, percent: true}
+- {policy: align, metric: "KL, nats", kind: answers, estimate: {mean: 30, low: 30, high: 30, n: 20}, baseline: sft}
+- {policy: sft, metric: helpful, kind: reward, estimate: &part {mean: 0.5, low: 0.4, high: 0.6, n: 8},
+   column: topic, value: cooking}
+- {policy: align, metric: helpful, kind: reward, estimate: *part, baseline: sft, difference: *part,
+   column: topic, value: cooking}
+- {policy: align, metric: helpful, kind: reward, estimate: *part, baseline: sft, difference: *part,
+   column: topic, value: sport}
+"""
 REPORT = Report(
     [
         "sampled with temperature 1.0",
         Table("mean and 95% interval over 20 prompts", ["", "align"], [["of the stage", "1"]]),
-        Table(
-            "against sft, prompt by prompt", ["policy", "x"], [["align", "+1.095 [1.067, 1.123]"]]
-        ),
-        Table("the judges themselves", ["judge", "y"], [["local_judge", "33% [20, 50]"]]),
     ]
 )
 

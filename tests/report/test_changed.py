@@ -9,23 +9,16 @@ from typing import Any
 import pytest
 
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe, Stage
+from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_plugins.report.changes import change_since
-from tests.rows import write_recipe, write_rows
+from tests.rows import cells, write_recipe, write_rows
 
-ALIGN = {
-    "algorithm": "ppo",
-    "prompts": "prompts.jsonl",
-    "reward": "length",
-    "iterations": 3,
-    "epochs": 1,
-}
+ALIGN = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 3}
 
 
-def recipe_of(folder: Path, **changes: Any) -> Recipe:
-    """A recipe whose stage `align` has other keys."""
-    stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl"}, "align": {**ALIGN, **changes}}
+def recipe_of(folder: Path, align: Any = ALIGN) -> Recipe:
+    stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl"}, "align": align}
     return load_recipe(write_recipe(folder, stages, {"base": "tiny"}), [])
 
 
@@ -35,80 +28,68 @@ def parts_of(recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(parts, default=str)))
 
 
-def record_of(recipe: Recipe) -> dict[str, Any]:
-    """What a run records of the stage."""
-    align = recipe.stages["align"]
-    names: list[Any] = []
-    if align.settings is not None and align.settings.prompts is not None:
-        names = [{"name": source.name} for source in align.settings.prompts.sources]
-    return {"plugin": align.component.name, "depends_on": parts_of(recipe), "data": names}
+def told(before: Recipe, now: Recipe) -> str:
+    """What is said of a stage that a run has recorded."""
+    plugin = before.stages["align"].component.name
+    record = {"plugin": plugin, "depends_on": parts_of(before), "summary": {}}
+    return change_since(record, parts_of(now), now.stages["align"])
 
 
-CHANGES: list[tuple[dict[str, Any], str]] = [
-    ({"iterations": 4}, "iterations: 3 -> 4"),
-    ({"learning_rate": 1e-3}, "learning_rate: not set -> 0.001"),
-    ({"rollout": {"temperature": 0.7}}, "rollout.temperature: 1.0 -> 0.7"),
-    ({"algorithm": {"ppo": {"gamma": 0.9}}}, "gamma: 1.0 -> 0.9"),
-    ({"algorithm": "grpo", "learning_rate": 1e-3}, "algorithm: ppo -> grpo"),
-    ({"prompts": {"path": "prompts.jsonl", "limit": 5}}, "prompts.limit: not set -> 5"),
-    ({"reward": "repetition"}, "reward.name: length -> repetition"),
-    (
-        {"iterations": 4, "epochs": 2, "max_length": 999, "keep_versions": True},
-        "iterations: 3 -> 4, epochs: 1 -> 2, max_length: 1024 -> 999 and 1 more",
-    ),
-]
+CHANGES = """
+    {"iterations": 4}                                   | iterations: 3 -> 4
+    {"learning_rate": 1e-3}                             | learning_rate: not set -> 0.001
+    {"rollout": {"temperature": 0.7}}                   | rollout.temperature: 1.0 -> 0.7
+    {"algorithm": {"ppo": {"gamma": 0.9}}}              | gamma: 1.0 -> 0.9
+    {"algorithm": "grpo", "learning_rate": 1e-3}        | algorithm: ppo -> grpo
+    {"prompts": {"path": "prompts.jsonl", "limit": 5}}  | prompts.limit: not set -> 5
+    {"reward": "repetition"}                            | reward.name: length -> repetition
+    {"iterations": 4, "epochs": 3, "max_length": 999, "keep_versions": true} \
+| iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999 and 1 more
+"""
 
 
-@pytest.mark.parametrize(("changes", "told"), CHANGES)
-def test_changes_of_a_recipe(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    before = record_of(recipe_of(tmp_path))
-    changed = recipe_of(tmp_path, **changes)
-    found = change_since(before, parts_of(changed), changed.stages["align"])
-    assert found.startswith(f" ({told}") and "source" not in found and ".py" not in found
+@pytest.mark.parametrize(("changes", "expected"), cells(CHANGES))
+def test_changes_of_a_recipe(tmp_path: Path, changes: str, expected: str) -> None:
+    found = told(recipe_of(tmp_path), recipe_of(tmp_path, {**ALIGN, **json.loads(changes)}))
+    assert found.startswith(f" ({expected}") and "source" not in found and ".py" not in found
 
 
 def test_files_that_have_changed_are_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": "what?"}])
-    record = record_of(recipe_of(tmp_path))
+    before = recipe_of(tmp_path)
+    parts = {"plugin": "ppo", "depends_on": parts_of(before)}
     for name in ("prompts", "others"):
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": name}])
-        recipe = recipe_of(tmp_path, prompts=f"{name}.jsonl")
-        told = change_since(record, parts_of(recipe), recipe.stages["align"])
-        assert told == " (prompts: the file has changed)"
+        now = recipe_of(tmp_path, {**ALIGN, "prompts": f"{name}.jsonl"})
+        found = change_since(parts, parts_of(now), now.stages["align"])
+        assert found == " (prompts: the file has changed)"
 
 
-BELOW: list[tuple[str, Any, str]] = [
-    ("upstream sft", "1", "sft has changed"),
-    ("base model.safetensors", "1", "the base model has changed"),
-    ("component source ppo.py", "1", "the code of ppo has changed"),
-    ("component version", "9", "the code of ppo has changed"),
-    ("model lora r", 8, "model.lora.r: 16 -> 8"),
-    ("seed", 7, "seed: 0 -> 7"),
-]
+BELOW = """
+    upstream sft           | "1" | sft has changed
+    base model.safetensors | "1" | the base model has changed
+    component source ppo.py | "1" | the code of ppo has changed
+    component version      | "9" | the code of ppo has changed
+    model lora r           | 8   | model.lora.r: 16 -> 8
+    seed                   | 7   | seed: 0 -> 7
+"""
 
 
 def test_stages_code_and_settings_are_named(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
-    record, stage = record_of(recipe), recipe.stages["align"]
-    now = record["depends_on"]
-    for place, value, told in BELOW:
+    stage, now = recipe.stages["align"], parts_of(recipe)
+    record = {"plugin": "ppo", "depends_on": now}
+    for place, value, expected in cells(BELOW):
         changed = part = json.loads(json.dumps(now))
         *keys, last = place.split()
         for key in keys:
             part = part[key]
-        part[last] = value
-        assert change_since(record, changed, stage) == f" ({told})"
+        part[last] = json.loads(value)
+        assert change_since(record, changed, stage) == f" ({expected})"
     assert change_since(record, now, stage) == "" and change_since({}, now, stage) == ""
 
 
 def test_a_stage_that_was_a_step_and_the_other_way_around(tmp_path: Path) -> None:
-    algorithm = recipe_of(tmp_path)
-    sample = {"step": "sample", "policy": "sft", "prompts": "prompts.jsonl"}
-    stages = {"sft": {"algorithm": "sft", "data": "demos.jsonl"}, "align": sample}
-    step = load_recipe(write_recipe(tmp_path, stages, {"base": "tiny"}), [])
-
-    def told(before: Recipe, now: Recipe) -> str:
-        align: Stage = now.stages["align"]
-        return change_since({**record_of(before), "summary": {}}, parts_of(now), align)
-
-    assert told(step, algorithm) and told(algorithm, step)
+    step = recipe_of(tmp_path, {"step": "sample", "policy": "sft", "prompts": "prompts.jsonl"})
+    assert told(step, recipe_of(tmp_path)) == " (algorithm: sample -> ppo)"
+    assert told(recipe_of(tmp_path), step) == " (step: ppo -> sample)"

@@ -13,17 +13,15 @@ from made import HOSTILE, align_rows, make_run, sft_rows
 
 from alignkit_plugins.report import figures
 from alignkit_plugins.report.facts import facts_of
-from tests.rows import write_rows
 
 
-def test_panels_group_metrics() -> None:
-    panels = figures.panels(align_rows())
-    assert list(panels) == ["Reward", "KL to the reference, nats", "Scores"]
-    assert list(panels["Scores"]) == ["score/helpful", "score/safety"]
-
-
-def test_values_that_are_no_numbers_are_left_out() -> None:
+def test_panels_group_metrics_without_what_is_no_number() -> None:
+    found = figures.panels(align_rows())
+    assert list(found) == ["Reward", "KL to the reference, nats", "Scores"]
+    assert list(found["Scores"]) == ["score/helpful", "score/safety"]
     assert figures.panels(sft_rows())["Loss"]["loss"] == ([1, 2, 4], [2.0, 1.5, 1.0])
+    # Of a stage without steps
+    assert figures.panels([{"loss": 1.0}, {"loss": 0.5}])["Loss"]["loss"][0] == [1.0, 2.0]
 
 
 def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
@@ -38,8 +36,10 @@ def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
 
 
 def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_path: Path) -> None:
-    rows = [{**row, HOSTILE: at % 3, f"score/{HOSTILE}": at} for at, row in enumerate(align_rows())]
-    rows = [{**row, "loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at} for at, row in enumerate(rows)]
+    rows = align_rows()
+    for at, row in enumerate(rows):
+        row |= {HOSTILE: at % 3, f"score/{HOSTILE}": at}
+        row |= {"loss": (-1) ** at * 1.7e308, "kl": 1e-320 * at}
     facts = facts_of(make_run(tmp_path / "run", {"align": rows}))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -51,25 +51,19 @@ def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_pat
     assert "Loss" not in titles and "Scores" in titles and found["sft"]
 
 
-def gold_rows(golds: list[float]) -> list[dict[str, float]]:
+def gold_rows(*golds: float) -> list[dict[str, float]]:
     """Iterations whose KL is the square of their number, and whose reward rises by 2 each."""
-    return [
-        {
-            "step": n,
-            "kl": n * n,
-            "reward": 2.0 * n,
-            "reward_std": 4.0,
-            "gold": gold,
-            "gold_std": 0.5,
-        }
-        for n, gold in enumerate(golds, 1)
-    ]
+    deviations = {"reward_std": 4.0, "gold_std": 0.5}
+    rows = []
+    for n, gold in enumerate(golds, 1):
+        rows.append({"step": n, "kl": n * n, "reward": 2.0 * n, "gold": gold, **deviations})
+    return rows
 
 
 def test_gold_and_reward_are_gains_in_their_own_deviations(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(figures, "_figure", lambda *of: drawn.append(of) or of)
-    figures.gold("align", gold_rows([1.0, 1.5, 2.0, 1.25]))
+    figures.gold("align", gold_rows(1.0, 1.5, 2.0, 1.25))
     ((_, title, series, _, note),) = drawn
     assert title == figures.GOLD and series["reward"] == ([1, 2, 3, 4], [0.0, 0.5, 1.0, 1.5])
     assert series["gold"] == ([1, 2, 3, 4], [0.0, 1.0, 2.0, 0.5])
@@ -77,13 +71,7 @@ def test_gold_and_reward_are_gains_in_their_own_deviations(monkeypatch: pytest.M
 
 
 def test_two_points_of_gold_are_too_few() -> None:
-    rows = gold_rows([1.0, 1.5, 2.0])
+    rows = gold_rows(1.0, 1.5, 2.0)
     assert figures.gold("align", rows)
     del rows[1]["gold"]
     assert figures.gold("align", rows) == []
-
-
-def test_rows_of_a_stage_without_steps(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
-    write_rows(run / "sft" / "metrics.jsonl", [{"loss": 1.0}, {"loss": 0.5}])
-    assert figures.panels([{"loss": 1.0}, {"loss": 0.5}])["Loss"]["loss"][0] == [1.0, 2.0]

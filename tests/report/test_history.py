@@ -15,13 +15,6 @@ from alignkit_plugins.report import history
 from tests.rows import write_rows
 
 
-def test_a_start_without_an_end_was_killed(tmp_path: Path) -> None:
-    first, second = history.starts_of(make_run(tmp_path / "run"))
-    assert first["outcome"] == "killed" and first["ended"] == ""
-    assert first["started"] == "2026-09-21T14:13:20Z" and second["ended"] == "2026-09-21T14:15:20Z"
-    assert second["outcome"] == "done"
-
-
 def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     write_rows(folder / "starts.jsonl", STARTS[:1])
@@ -30,10 +23,6 @@ def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
         os.utime(folder / ".lock", (1, 1))
         assert history.starts_of(folder)[-1]["outcome"] == "running"
     assert (folder / ".lock").stat().st_mtime == 1  # to look at a run writes nothing
-
-
-def test_warnings_are_those_of_the_last_start(tmp_path: Path) -> None:
-    assert history.warnings_of(make_run(tmp_path / "run")) == [("", "tracker 'x' failed")]
 
 
 @pytest.mark.parametrize(

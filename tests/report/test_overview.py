@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from made import make_run, rewritten
 
 from alignkit_plugins.compare.rows import Row, main_rows, plain
@@ -29,44 +30,54 @@ def test_only_independent_raters_make_a_verdict_green(
 ) -> None:
     folder = make_run(tmp_path / "own")
     for own, style in ((True, "even"), (False, "good")):
-        results = []
-        for row in summary["results"]:
-            if row["kind"] != "judge":
-                results.append({**row, "trained_on": own} if row["metric"] == "helpful" else row)
+        results = [row for row in summary["results"] if row["kind"] != "judge"]
+        for row in results:
+            if row["metric"] == "helpful":
+                row["trained_on"] = own
         known = {**summary, "results": results}
         (folder / "report" / "evaluation.json").write_text(json.dumps(known))
         rewritten(folder / "report")
-        assert f'class="verdict {style}"' in page(
-            facts_of(folder)
-        ) and 'class="state good' not in page(facts_of(folder))
+        text = page(facts_of(folder))
+        assert f'class="verdict {style}"' in text and 'class="state good' not in text
+
+
+PLOTS = """
+- middle: null
+  title: helpful
+  note: ''
+  rows:
+  - {label: sft, style: '', text: '0.00', left: 4.5, width: 0.0, mean: 4.5}
+  - {label: align@ppo, style: '', text: '0.50 [0.40, 0.60]', left: 36.9, width: 16.2, mean: 45.0}
+  - {label: align@dpo, style: result, text: '1.095 [1.067, 1.123]', left: 91.0, width: 4.5, mean: 93.2}
+- middle: null
+  title: safety
+  note: ''
+  rows:
+  - {label: sft, style: '', text: '0.00', left: 50.0, width: 0.0, mean: 50.0}
+  - {label: align@dpo, style: result, text: '0.00 [-0.24, 0.24]', left: 4.5, width: 91.0, mean: 50.0}
+- middle: 50
+  title: preferred to sft by local_judge
+  note: 'trained on it: no proof'
+  rows:
+  - {label: align@dpo, style: result, text: '31% [22, 40]', left: 22.0, width: 18.0, mean: 31.0}
+- middle: null
+  title: right
+  note: lower is better
+  rows:
+  - {label: sft, style: '', text: '25% [0, 50]', left: 0.0, width: 50.0, mean: 25.0}
+"""
 
 
 def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> None:
-    mean = {"mean": 0.5, "low": 0.4, "high": 0.6}
+    mean, share = {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.25, "low": 0.0, "high": 0.5}
+    right = Row("sft", "right", "metric", share, percent=True, lower=True)
+    summary["results"].append(plain(right))
     results = [plain(Row("align@ppo", "helpful", "reward", mean))]
     names = {"policy": "align", "result": "align@dpo", "against": "align@ppo"}
     pair = {**names, "results": results}
     rows = main_rows(with_earlier(summary, [pair]))
-    helpful, safety, judge = overview.intervals(rows, "align@dpo")
-    assert [row["label"] for row in helpful["rows"]] == ["sft", "align@ppo", "align@dpo"]
-    assert [row["style"] for row in helpful["rows"]] == ["", "", "result"]
-    sft, ppo, dpo = helpful["rows"]
-    assert (
-        0 < sft["mean"] < ppo["left"] < ppo["mean"] < ppo["left"] + ppo["width"] < dpo["left"] < 100
-    )
-    assert ppo["text"] == "0.50 [0.40, 0.60]" and len(safety["rows"]) == 2
-    assert (judge["title"], judge["middle"]) == ("preferred to sft by local_judge", 50.0)
-    bar = judge["rows"][0]
-    assert (bar["mean"], bar["left"], bar["width"]) == (31.0, 22.0, 18.0)
-
-
-def test_shares_have_the_axis_from_0_to_100() -> None:
-    share = {"mean": 0.25, "low": 0.0, "high": 0.5}
-    row = Row("sft", "helpful", "metric", share, percent=True, lower=True)
-    (panel,) = overview.intervals([row], "align")
-    assert panel["note"] == "lower is better"
-    shown = {key: panel["rows"][0][key] for key in ("text", "left", "width", "mean")}
-    assert shown == {"text": "25% [0, 50]", "left": 0.0, "width": 50.0, "mean": 25.0}
+    plots = json.dumps(overview.intervals(rows, "align@dpo"))
+    assert json.loads(plots, parse_float=lambda x: round(float(x), 1)) == yaml.safe_load(PLOTS)
 
 
 def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:

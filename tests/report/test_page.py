@@ -44,13 +44,19 @@ lengths in characters
 18 responses truncated at max_length (30% of 60)
 mean and 95% interval
 demos.jsonl
+judge: {local_judge: {min_mass: 0.1}}
+<th scope="row">skipped steps</th>
+PPO: align
 """
 
 
 def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text: str) -> None:
     places = [text.index(words) for words in ORDER.strip().splitlines()]
     assert places == sorted(places) and not re.search("[0-9a-f]{12}", text[: places[-3]])
-    assert [words for words in ELSEWHERE.strip().splitlines() if words not in text] == []
+    shown = text.replace("<wbr>", "")
+    assert [words for words in ELSEWHERE.strip().splitlines() if words not in shown] == []
+    # Keys of the recipe keep their spelling, and others are words
+    assert not re.search("grad_norm|sampler_gap|>python<", text)
 
 
 def test_nothing_in_it_acts(text: str) -> None:
@@ -67,24 +73,9 @@ def test_nothing_in_it_acts(text: str) -> None:
 
 
 def test_hostile_texts_are_shown_and_do_nothing(text: str) -> None:
-    assert (
-        "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[31m\ufffdevil" in text
-        and "<script" not in text
-    )
+    shown = "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd[31m\ufffdevil"
+    assert shown in text and "<script" not in text
     assert not re.search(f"[\x00-\x08\x0b-\x1f{BIDI}]", text)
-
-
-def test_keys_of_a_recipe_keep_their_spelling_and_others_are_words(text: str) -> None:
-    shown = text.replace("<wbr>", "")
-    assert (
-        "judge: {local_judge: {min_mass: 0.1}}" in shown
-        and '<th scope="row">skipped steps</th>' in shown
-    )
-    assert (
-        "<h2>Evaluation" in text
-        and "PPO: align" in text
-        and not re.search("grad_norm|sampler_gap|>python<", text)
-    )
 
 
 def test_links_lead_to_sections_and_headings_nest(text: str) -> None:
@@ -106,32 +97,28 @@ def test_the_same_facts_give_the_same_bytes(tmp_path: Path) -> None:
     assert page(facts) == page(facts)
 
 
-def contrast(first: str, second: str) -> float:
-    """The ratio of WCAG 2.2 between two colors such as `#ffffff`."""
-
-    def light(color: str) -> float:
-        found = 0.0
-        for at, weight in ((1, 0.2126), (3, 0.7152), (5, 0.0722)):
-            part = int(color[at : at + 2], 16) / 255
-            found += weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4)
-        return found
-
-    low, high = sorted((light(first), light(second)))
-    return (high + 0.05) / (low + 0.05)
+def light(color: str) -> float:
+    """The relative luminance of WCAG 2.2 of a color such as `#ffffff`, from 0.05."""
+    parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+    return 0.05 + 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colors_can_be_read(theme: int, text: str) -> None:
     block = re.findall(r":root \{(.*?)\}", text, flags=re.DOTALL)[theme]
-    colors: dict[str, str] = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block))
-    for name in ("ink", "muted", "link", "good", "bad", "even"):
-        assert (
-            min(contrast(colors[name], colors["paper"]), contrast(colors[name], colors["panel"]))
-            >= 4.5
-        ), name
-    assert contrast(colors["ink"], colors["warn"]) >= 4.5
-    for name in [name for name in colors if name.startswith("series")]:
-        assert contrast(colors[name], colors["paper"]) >= 3, name
+    found = {
+        name: light(color) for name, color in re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", block)
+    }
+    series = [(name, "paper", 3) for name in found if name.startswith("series")]
+    written = [
+        (name, behind, 4.5)
+        for name in ("ink", "muted", "link", "good", "bad", "even")
+        for behind in ("paper", "panel")
+    ]
+    for one, other, least in [*series, *written, ("ink", "warn", 4.5)]:
+        low, high = sorted((found[one], found[other]))
+        assert high / low >= least, (one, other)
 
 
 BREAKS = """
@@ -140,6 +127,7 @@ BREAKS = """
     rejection_sampling                       | rejection_sampling
     add `metrics: <x>`                       | add <code>metrics: &lt;x&gt;</code>
     set `conversations_of_a_person`          | set <code>conversations_<wbr>of_a_person</code>
+    <b>_\x1b_and_more_and_more               | &lt;b&gt;_\ufffd_<wbr>and_more_and_<wbr>more
 """
 
 
@@ -148,18 +136,13 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not(words: str, shown:
     assert breakable(words) == shown
 
 
-def test_names_that_break_stay_text() -> None:
-    assert breakable("<b>_\x1b_and_more_and_more").startswith("&lt;b&gt;_\ufffd_<wbr>and")
-
-
 def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
     facts["run"]["name"] = facts["stages"][0]["name"] = "a_stage_with_a_name_that_is_long"
     text = page(facts)
     assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
-    assert (
-        "<h1>a_stage_with_<wbr>a_name" in text and "<title>a_stage_with_a_name_that_is_long" in text
-    )
+    assert "<h1>a_stage_with_<wbr>a_name" in text
+    assert "<title>a_stage_with_a_name_that_is_long" in text
 
 
 def test_dark_colors_are_not_printed(text: str) -> None:

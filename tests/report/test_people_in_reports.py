@@ -4,58 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-import pytest
 from made import SOURCES, make_run, write_stage
-from stores import event, opened, pair
 
 from alignkit.io.results import AGREEMENT
-from alignkit_plugins.people.agreement import agreement
-from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
 
-
-@pytest.fixture
-def agreed(tmp_path: Path) -> list[dict[str, Any]]:
-    """Two people agree on the first of two pairs only."""
-    with opened(tmp_path, *(pair(f"prompt {n}") for n in range(2))) as store:
-        for n, stored in enumerate(store.items()):
-            store.submit(event(stored.item))
-            store.submit(event(stored.item, {"side": "AB"[n], "margin": "better"}, who="bob"))
-        return agreement(labeled(store))
+AGREED = SOURCES["sft"][0]["agreement"]  # two people agree on half of 8 pairs
 
 
-def run_of(folder: Path, agreed: Any, **stages: str) -> Path:
-    """A run whose stages read one store."""
+def run_of(folder: Path, *stages: str) -> Path:
+    """A run of which these stages read one store."""
     run = make_run(folder / "run")
-    source = {**SOURCES["sft"][0], "name": "/data/labels.feedback", "agreement": agreed}
-    write_stage(run / "sft", "sft", data=[])
-    for name, plugin in stages.items():
-        write_stage(run / name, plugin, data=[source])
+    source = {**SOURCES["sft"][0], "name": "/data/labels.feedback"}
+    for name in ("sft", "labels"):
+        write_stage(run / name, name, data=[source] * (name in stages))
     return run
 
 
-def test_the_report_shows_how_far_people_agree(tmp_path: Path, agreed: Any) -> None:
-    facts = facts_of(run_of(tmp_path, agreed, sft="sft", labels="judge_pairs"))
-    stages = [(one["stage"], one["source"]) for one in facts["people"]]
-    assert stages == [(stage, "/data/labels.feedback") for stage in ("sft", "labels")]
+def test_the_report_shows_how_far_people_agree(tmp_path: Path) -> None:
+    facts = facts_of(run_of(tmp_path, "sft", "labels"))
+    assert [one["stage"] for one in facts["people"]] == ["sft", "labels"]
     text = page(facts).replace("\xa0", " ")
     assert text.count("of labels agree") == 1  # both stages read the same labels
-    assert "labels.feedback, sft, labels: pair: " in text
-    assert "50% of labels agree" in text and "over 2 items: too few items to say" in text
-    assert "bob" in text and "50% [9, 91]" in text and '<a href="#people">' in text
+    assert "labels.feedback, sft, labels: pair: " in text and "50% of labels agree" in text
+    assert "bob" in text and "50% [25, 75]" in text and '<a href="#people">' in text
 
 
-def test_a_step_that_asked_people_is_shown(tmp_path: Path, agreed: Any) -> None:
-    run = run_of(tmp_path, agreed)
-    (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": agreed}))
+def test_a_step_that_asked_people_is_shown(tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    assert facts_of(run)["people"] == [] and 'id="people"' not in page(facts_of(run))
+    (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": AGREED}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
-    assert "labels: pair: 50% of labels agree" in page(facts)
-
-
-def test_runs_without_people_have_no_such_part(tmp_path: Path) -> None:
-    facts = facts_of(run_of(tmp_path, []))
-    assert facts["people"] == [] and 'id="people"' not in page(facts)
+    assert "labels: pair: which is better: 50% of labels agree" in page(facts)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from made import make_run
 
 from alignkit_plugins.report.swaps import samples
@@ -23,17 +24,20 @@ def test_each_kind_is_there_and_no_prompt_twice(tmp_path: Path) -> None:
     assert found == samples("report", folder, {**summary, "headline": "safety"})
 
 
+FIRST = """
+row: 20
+difference: 1.19
+prompt: [{role: user, content: "question 19 "}]
+answers:
+- {policy: sft, text: before 19, score: 0.0, tokens: 10, truncated: false}
+- {policy: align, text: "after 19 ", score: 1.19, tokens: 20, truncated: false}
+"""
+
+
 def test_answers_are_before_and_after(tmp_path: Path) -> None:
-    folder, summary = read(make_run(tmp_path / "run"))
-    first = samples("report", folder, summary)[0]
-    assert first["row"] == 20 and first["difference"] == 1.19
-    assert first["prompt"] == [{"role": "user", "content": "question 19 "}]
-    assert [
-        (one["policy"], one["text"], one["score"], one["tokens"]) for one in first["answers"]
-    ] == [
-        ("sft", "before 19", 0.0, 10),
-        ("align", "after 19 ", 1.19, 20),
-    ]
+    first = samples("report", *read(make_run(tmp_path / "run")))[0]
+    wanted = yaml.safe_load(FIRST)
+    assert {key: first[key] for key in wanted} == wanted
 
 
 def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None:

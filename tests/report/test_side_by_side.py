@@ -5,10 +5,8 @@ it kept.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import pytest
 
@@ -23,16 +21,17 @@ from alignkit_plugins.report import swaps
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.swaps import _joined, swaps_of
-from tests.rows import prompts, read_rows, run, user, write_recipe, write_rows
+from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
 SWAP = "stages.align.algorithm=rejection_sampling"
 SAMPLED = {"samples_per_prompt": 2, "max_new_tokens": 6}
 ALIGN = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 1}
-REPORT = {"step": "evaluate", "policies": ["base", "align"], "rewards": ["length"]}
 STAGES = {
     "align": {**ALIGN, "rollout": SAMPLED, "learning_rate": 0.05},
     "report": {
-        **REPORT,
+        "step": "evaluate",
+        "policies": ["base", "align"],
+        "rewards": ["length"],
         "prompts": "prompts.jsonl",
         "samples_per_prompt": 2,
         "sampling": {"max_new_tokens": 6},
@@ -70,13 +69,13 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     assert (new, old, pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
     current = (swapped / "report").resolve()
     (before,) = [folder for folder in folders_of(swapped, "report") if folder != current]
-    gains = [b - a for a, b in zip(lengths(before), lengths(current), strict=True)]
+    was, now = lengths(before), lengths(current)
     found = {row.policy: row for row in rows_of(pair) if row.kind == "reward"}
-    assert found[old].estimate["mean"] == pytest.approx(mean(lengths(before)))
-    assert found[new].estimate["mean"] == pytest.approx(mean(lengths(current)))
+    assert found[old].estimate["mean"] == pytest.approx(mean(was))
+    assert found[new].estimate["mean"] == pytest.approx(mean(now))
     difference = found[new].difference
     assert found[new].baseline == old and difference["n"] == 5
-    assert difference["mean"] == pytest.approx(mean(gains))
+    assert difference["mean"] == pytest.approx(mean(b - a for a, b in zip(was, now, strict=True)))
     assert difference["low"] <= difference["mean"] <= difference["high"]
 
 
@@ -98,26 +97,28 @@ def test_the_screen_and_the_report_show_it_and_the_log_says_why(
         assert f"changed since the last run ({why}), starting over" in log
 
 
-CHANGES: list[tuple[Callable[[Any, Any], Any], str]] = [
-    (lambda of, summary: summary["sampling"].update(temperature=0.5), "the sampling has changed"),
-    (lambda of, summary: of["component"]["options"].update(prompts=[]), "the prompts have changed"),
-    (lambda of, summary: of["component"]["options"].update(rewards=[]), "the rewards have changed"),
-    (
-        lambda of, summary: of["component"]["options"].update(metrics={"x": {"where": 1}}),
-        "the metrics have changed",
-    ),
-    (lambda of, summary: of["upstream"].update(helpful="0"), "helpful has changed"),
-]
+# What has another value, and what is said of it
+CHANGES = """
+    sampling temperature       | the sampling has changed
+    component options prompts  | the prompts have changed
+    component options rewards  | the rewards have changed
+    component options metrics  | the metrics have changed
+    upstream helpful           | helpful has changed
+"""
 
 
-@pytest.mark.parametrize(("change", "why"), CHANGES)
+@pytest.mark.parametrize(("place", "why"), cells(CHANGES))
 def test_evaluations_that_differ_do_not_compare(
-    swapped: Path, monkeypatch: pytest.MonkeyPatch, change: Any, why: str
+    swapped: Path, monkeypatch: pytest.MonkeyPatch, place: str, why: str
 ) -> None:
     record, object_of, current = swaps.read_record, swaps.read_object, swapped / "report"
     depends_on = record(current)["depends_on"]
     summary = object_of(current / "evaluation.json")
-    change(depends_on, summary)
+    *keys, last = place.split()
+    part = {**depends_on, "sampling": summary["sampling"]}
+    for key in keys:
+        part = part[key]
+    part[last] = {"x": {"where": 1}}
     now = {current: {"depends_on": depends_on}}
     monkeypatch.setattr(swaps, "read_record", lambda path: {**record(path), **now.get(path, {})})
     read = lambda path: summary if path.parent == current else object_of(path)  # noqa: E731
@@ -175,9 +176,11 @@ def test_commands_take_a_result(
 def test_a_lower_score_wins_where_lower_is_better() -> None:
     groups = []
     for at, score in enumerate([0.0, 0.0, 0.0, 1.0]):
-        sides: Sequence[tuple[str, float]] = [("now", score), ("then", 1 - score)]
-        answers = [Response("t", (1,), source=side, scores={"refused": x}) for side, x in sides]
-        groups.append(Group((user(str(at)),), tuple(answers)))
-    _, now = rated(groups, ["then", "now"], "then", "refused", kind="metric", lower=True)
-    assert now.counts == "3/1/0" and now.win_rate["mean"] == 0.75
-    assert now.difference["mean"] == -0.5  # differences keep the sign of the scores
+        now, then = (
+            Response("t", (1,), source=source, scores={"refused": x})
+            for source, x in (("now", score), ("then", 1 - score))
+        )
+        groups.append(Group((user(str(at)),), (now, then)))
+    _, row = rated(groups, ["then", "now"], "then", "refused", kind="metric", lower=True)
+    assert row.counts == "3/1/0" and row.win_rate["mean"] == 0.75
+    assert row.difference["mean"] == -0.5  # differences keep the sign of the scores

@@ -25,44 +25,36 @@ def group(*texts: str, pairs: tuple[Pair, ...] | None = None, source: int = 0) -
     return Group(ASKED, tuple(map(Response, texts)), pairs, origin=Origin("d", 1, source=source))
 
 
-def test_lengths_are_counted_in_characters() -> None:
-    found = card([group("x" * length) for length in (0, 9, 10, 11, 150, 2001)])
-    assert found["rows"] == found["responses"] == 6
-    assert found["prompt_characters"]["median"] == 6
-    assert found["response_characters"] == {"least": 0, "median": 10, "most": 2001}
+RANKED = tuple(Response("abc"[:n], rank=n) for n in (1, 2, 3))
+TURNS: Any = Response(messages=(assistant("ab"), {"role": "tool", "content": "c"}))  # type: ignore[arg-type]
+LABELED = [Group(ASKED, (Response("a", label=good),)) for good in (True, False, True)]
+BETTER = [group("long", "s", pairs=(Pair(0, 1, p=p),)) for p in (1, 0.6, 0.5, 0.4)]
+WORSE = [group("s", "long", pairs=(Pair(0, 1, p=p),)) for p in (1, 0.2)]
+# Rows; of rows and responses how many, of prompts and responses the least, the median and the most
+# characters, pairs and how often the better one is longer, and good and bad labels
+CARDS: list[tuple[list[Group], str]] = [
+    ([group("x" * n) for n in (0, 9, 10, 11, 150, 2001)], "6 6 | 6 6 6 | 0 10 2001 | None | None"),
+    ([Group(ASKED, (TURNS,))], "1 1 | 6 6 6 | 3 3 3 | None | None"),
+    ([Group((), (Response("text"),))], "1 1 | None | 4 4 4 | None | None"),
+    ([], "0 0 | None | None | None | None"),
+    # A probability below a half means that the other response is better
+    (
+        [*BETTER, *WORSE, group("even", "same", pairs=(Pair(1, 0),))],
+        "7 14 | 6 6 6 | 1 4 4 | 7 3 | None",
+    ),
+    ([Group(ASKED, RANKED)], "1 3 | 6 6 6 | 1 2 3 | 3 0 | None"),
+    (LABELED, "3 3 | 6 6 6 | 1 1 1 | None | 2 1"),
+]
 
 
-def test_answers_of_several_turns_and_raw_text() -> None:
-    turns = assistant("ab"), {"role": "tool", "content": "c"}
-    several: Any = Response(messages=turns)
-    assert card([Group(ASKED, (several,))])["response_characters"]["most"] == 3
-    raw = card([Group((), (Response("text"),))])
-    assert raw["prompt_characters"] is None and raw["response_characters"]["most"] == 4
-    nothing = card([])
-    assert nothing["rows"] == 0
-    assert nothing["response_characters"] is nothing["pairs"] is nothing["labels"] is None
-
-
-def test_pairs_say_how_often_the_better_one_is_longer() -> None:
-    """A probability below a half means that the other response is better."""
-    longer = [
-        card([group("long", "s", pairs=(Pair(0, 1, p=p),))])["pairs"] for p in (1, 0.6, 0.5, 0.4)
-    ]
-    assert [each["better_longer"] for each in longer] == [1, 1, 0, 0]
-    groups = [group("long", "s", pairs=(Pair(0, 1),))] * 7
-    groups += [
-        group("s", "long", pairs=(Pair(0, 1, p=0.2),)),
-        group("s", "long", pairs=(Pair(0, 1),)),
-    ]
-    groups += [group("even", "same", pairs=(Pair(1, 0),))]
-    assert card(groups)["pairs"] == {"count": 10, "better_longer": 8}
-
-
-def test_ranks_are_pairs_and_labels_are_counted() -> None:
-    ranked = (Response("a", rank=1), Response("bb", rank=2), Response("ccc", rank=3))
-    assert card([Group(ASKED, ranked)])["pairs"] == {"count": 3, "better_longer": 0}
-    labeled = [Group(ASKED, (Response("a", label=good),)) for good in (True, False, True)]
-    assert card(labeled)["labels"] == {"good": 2, "bad": 1}
+@pytest.mark.parametrize(("rows", "expected"), CARDS)
+def test_what_a_card_counts(rows: list[Group], expected: str) -> None:
+    found = card(rows)
+    parts = [f"{found['rows']} {found['responses']}"]
+    for name in ("prompt_characters", "response_characters", "pairs", "labels"):
+        part = found[name]
+        parts.append(" ".join(map(str, part.values())) if part else str(part))
+    assert " | ".join(parts) == expected
 
 
 def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
@@ -72,37 +64,29 @@ def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
     assert first["rows"] == 1 and (second["rows"], second["response_characters"]["most"]) == (2, 3)
 
 
-def test_a_run_records_it_outside_of_the_hash(tmp_path: Path) -> None:
-    row = {"chosen": "good " * 9, "rejected": "bad"}
-    rows = [{"prompt": f"question {n}", **row, "margin": n / 4} for n in range(12)]
-    write_rows(tmp_path / "pairs.jsonl", rows)
-    data = {"path": "pairs.jsonl", "validation": 0.3}
-    stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
-    out = run(write_recipe(tmp_path, {"rm": stage}))
-    record = json.loads((out / "rm" / "stage.json").read_text())
-    (source,) = record["data"]
-    assert source["card"]["rows"] == 12 and source["card"]["pairs"]["better_longer"] == 12
-    assert "card" not in json.dumps(record["depends_on"])
-    assert record["summary"]["encoded"] == {"rows": 12, "responses": 24}
-    facts = facts_of(out)
-    assert facts["data"][0]["response_characters"]["most"] == 45
-    assert {"stage": "rm", "reason": CUT, "rows": 12, "of": 24} in facts["dropped"]
-
-
-def test_a_run_on_a_store_shows_how_far_people_agree(
+def test_a_run_records_it_outside_of_the_hash(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also how far people agree on a store."""
     monkeypatch.setenv("ALIGNKIT_REPORT", "1")
+    row = {"chosen": "good " * 9, "rejected": "bad"}
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": f"q {n}", **row} for n in range(12)])
     with opened(tmp_path, *(pair(f"prompt {n}") for n in range(6)), name="pairs.feedback") as store:
         for n, stored in enumerate(store.items()):
             store.submit(event(stored.item))
             store.submit(event(stored.item, {"side": "AB"[n > 3], "margin": "better"}, who="bob"))
-    stage = {"algorithm": "reward_model", "data": "pairs.feedback", "max_steps": 1}
+    data = [{"path": "pairs.jsonl", "validation": 0.3}, "pairs.feedback"]
+    stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
     out = run(write_recipe(tmp_path, {"rm": stage}))
-    assert re.search(r"warning: \d pairs are too few for a reward model", capsys.readouterr().err)
+    assert re.search(r"warning: \d+ pairs are too few for a reward model", capsys.readouterr().err)
     record = json.loads((out / "rm" / "stage.json").read_text())
-    assert record["data"][0]["agreement"][0]["same"]["mean"] == pytest.approx(4 / 6)
-    assert '"agreement"' not in json.dumps(record["depends_on"])
+    rows, people = record["data"]
+    assert rows["card"]["rows"] == 12 and rows["card"]["pairs"]["better_longer"] == 12
+    assert people["agreement"][0]["same"]["mean"] == pytest.approx(4 / 6)
+    assert not re.search("card|agreement", json.dumps(record["depends_on"]))
+    facts = facts_of(out)
+    assert facts["data"][0]["response_characters"]["most"] == 45
+    assert {"stage": "rm", "reason": CUT, "rows": 12, "of": 36} in facts["dropped"]
     text = (out / "report.html").read_text().replace("\xa0", " ")
     assert "pairs.feedback, rm" in text and "67% of labels agree" in text
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import CARD, make_run, rewritten, write_stage
+from made import make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
 from alignkit_plugins.compare import readable as numbers
@@ -17,6 +17,7 @@ from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_of
 from alignkit_plugins.compare.verdicts import doubts, verdicts
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from tests.rows import cells
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
@@ -36,66 +37,55 @@ def changed(summary: Mapping[str, Any], metric: str, **values: Any) -> dict[str,
     return {**summary, "results": list(map(plain, adjusted(rows)))}
 
 
-def interval(mean: float, low: float, high: float, **more: float) -> dict[str, float]:
-    return {"mean": mean, "low": low, "high": high, **more}
+def with_numbers(summary: Mapping[str, Any], changes: str) -> dict[str, Any]:
+    """changes: of metrics, a field with its mean, low, high and p, such as `x difference 1 0 2`."""
+    found = dict(summary)
+    for change in changes.split("; "):
+        metric, field, *texts = change.split()
+        numbers = [None if text == "-" else float(text) for text in texts]
+        value = dict(zip(("mean", "low", "high", "p"), numbers, strict=False))
+        found = changed(
+            found, {"length": LENGTH}.get(metric, metric), **{field: {**value, "n": 20}}
+        )
+    return found
 
 
 def said(summary: Mapping[str, Any]) -> str:
     return " ".join(verdicts(rows_of(summary))[0].sentences)
 
 
-DOUBTS = """
-2 of 20 prompts are training data (2 by sft)
-between equally long answers, no difference between align and sft in helpful is clear
-helpful and local_judge contradict each other on align: one of them may be fooled
-between equally long answers, no difference between align and sft in local_judge is clear
-answers of align are 100% longer than those of sft, and rewards and judges often depend on length
-1 answers of sft have no helpful and do not count
-1 answers of align have no helpful and do not count
-many answers are truncated: 50% of sft, 50% of align
-"""
-
-
-def test_doubts_are_all_said(summary: dict[str, Any]) -> None:
-    assert list(doubts(summary)) == DOUBTS.strip().splitlines()
-    bad = {**summary, "judge_cards": {"local_judge": {**CARD, "no_judge": NONE}}}
+def test_doubts_are_of_what_they_say(summary: dict[str, Any]) -> None:
+    """All of them are in test_facts.py."""
+    card = {**summary["judge_cards"]["local_judge"], "no_judge": NONE}
+    bad = {**summary, "judge_cards": {"local_judge": card}}
     assert next(doubts(bad)) == f"local_judge: {NONE}"
-    judged = {"estimate": interval(0.7, 0.6, 0.8, n=20)}
-    judged |= {"difference": interval(0.2, 0.1, 0.3, p=0.001)}
-    judged |= {"equal_length": interval(0.68, 0.58, 0.78, n=20)}
-    good = changed(summary, "local_judge", **judged)
-    assert not any("judge" in text.replace("and judges", "") for text in doubts(good))
-
-
-def test_ties_on_every_example_are_no_reason_to_train_more(summary: dict[str, Any]) -> None:
-    ties = summary
-    for metric in ("helpful", "local_judge"):
-        ties = changed(ties, metric, difference=interval(0.0, 0.0, 0.0, p=1.0, n=20))
-    assert "cannot tell them apart" in said(ties)
-    unclear = summary
-    for metric in ("helpful", "local_judge"):
-        unclear = changed(unclear, metric, difference=interval(0.1, -0.1, 0.3, p=0.6, n=20))
-    assert "more training may show one" in said(unclear)
+    judged = "estimate 0.7 0.6 0.8; local_judge difference 0.2 0.1 0.3 0.001"
+    judged += "; local_judge equal_length 0.68 0.58 0.78"
+    good = doubts(with_numbers(summary, f"local_judge {judged}"))
+    assert not any("judge" in text.replace("and judges", "") for text in good)
 
 
 BOUGHT = "Most of this gain comes with"
+# What is different, and what is said; ties on every example are no reason to train more, and at
+# equal length all of a gain may be possible
+SAID = """
+helpful difference 0 0 0 1; local_judge difference 0 0 0 1                     | cannot tell them apart
+helpful difference 0.1 -0.1 0.3 0.6; local_judge difference 0.1 -0.1 0.3 0.6   | more training may show
+helpful difference - - - 1; local_judge difference - - - 1                     | cannot be compared
+length estimate 24; helpful equal_length 0.1 -0.1 0.3  | comes with longer answers: between equally
+length estimate 24; helpful equal_length 0.1 -0.1 0.3  | long ones it is +0.1
+length estimate 6; helpful equal_length 0.1 -0.1 0.3   | Most of this gain comes with shorter answers
+length estimate 6; helpful equal_length 0.9 0.7 1.05   |
+length estimate 6; helpful equal_length 0.4 -0.8 1.6   |
+"""
 
 
-@pytest.mark.parametrize(
-    ("length", "equal", "expected"),
-    [
-        (24.0, (0.1, -0.1, 0.3), f"{BOUGHT} longer answers: between equally long ones it is +0.1"),
-        (6.0, (0.1, -0.1, 0.3), f"{BOUGHT} shorter answers"),
-        (6.0, (0.9, 0.7, 1.05), ""),
-        (6.0, (0.4, -0.8, 1.6), ""),  # at equal length, all of it is possible
-    ],
-)
-def test_a_policy_that_bought_its_reward_is_told_so(
-    length: float, equal: tuple[float, float, float], expected: str, summary: dict[str, Any]
-) -> None:
-    told = changed(summary, LENGTH, estimate=interval(length, length, length, n=20))
-    told = changed(told, "helpful", equal_length=interval(*equal))
-    assert expected in said(told) and (BOUGHT in said(told)) == bool(expected)
+@pytest.mark.parametrize(("changes", "expected"), cells(SAID))
+def test_what_is_said_of_numbers(changes: str, expected: str, summary: dict[str, Any]) -> None:
+    told = with_numbers(summary, changes)
+    assert expected in said(told) and (BOUGHT in said(told)) == (
+        "answers" in expected or "long ones" in expected
+    )
     # A metric finds words, and no length fools it
     assert BOUGHT not in said(changed(told, "helpful", kind="metric"))
 
@@ -127,22 +117,16 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
         assert words in text
 
 
-SHORT: list[tuple[Any, list[Any], list[Any]]] = [
-    (
-        numbers.short,
-        [None, 3, 1234567, 0.00012345, 2345.6, 2.0, True, "x"],
-        ["-", "3", "1,234,567", "0.0001234", "2,346", "2", "True", "x"],
-    ),
-    (numbers.number, ["nan", float("nan"), 10**400, True, 2], [None, None, None, None, 2.0]),
-    (numbers.duration, [None, 7.25, 65, 3900], ["-", "7.2s", "1m05s", "1h05m"]),
-    (numbers.size, [12, 1200, 3_400_000, 5e9], ["12 bytes", "1.2 kB", "3.4 MB", "5 GB"]),
-]
+# Of functions, values of JSON and what is shown of them
+SHORT = """
+    short    | [null, 3, 1234567, 0.00012345, 2345.6, 2.0, true, "x"] | - 3 1,234,567 0.0001234 2,346 2 True x
+    number   | ["nan", NaN, 1e999, true, 2]                          | None None None None 2.0
+    duration | [null, 7.25, 65, 3900]                                | - 7.2s 1m05s 1h05m
+    size     | [12, 1200, 3400000, 5e9]                              | 12_bytes 1.2_kB 3.4_MB 5_GB
+"""
 
 
-@pytest.mark.parametrize(("function", "values", "expected"), SHORT)
-def test_numbers_are_short(function: Any, values: list[Any], expected: list[Any]) -> None:
-    assert [function(value) for value in values] == expected
-
-
-def test_shares_are_shown_as_percent() -> None:
-    assert numbers.shown(interval(0.5, 0.4, 0.6), percent=True) == "50% [40, 60]"
+@pytest.mark.parametrize(("function", "values", "expected"), cells(SHORT))
+def test_numbers_are_short(function: str, values: str, expected: str) -> None:
+    found = [str(getattr(numbers, function)(value)) for value in json.loads(values)]
+    assert [text.replace(" ", "_") for text in found] == expected.split()

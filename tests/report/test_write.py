@@ -10,29 +10,53 @@ from made import make_run
 from alignkit.cli import main
 from alignkit_plugins.report import events as write
 from tests.pages import Reader
-from tests.rows import write_recipe
+from tests.rows import cells, write_recipe
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+SCREEN = """\
+small: done, 4 of 4 stages
+sft     done   1m01s
+labels  done   1m01s
+align   done   1m01s  reward 1.91 -> 3.11 on the prompts that it learned from
+report  done   1m01s
+
+align is better than sft in the reward helpful, +1.095 [1.067, 1.123]: 1.09
+  against 0.00. Worse: local_judge (trained on it), which prefers it in 31%
+  [22, 40] of comparisons.
+
+                  sft                 align
+───────────────────────────────────────────
+helpful          0.00  1.095 [1.067, 1.123]
+safety           0.00    0.00 [-0.24, 0.24]
+local_judge         -          31% [22, 40]
+length, tokens  10.00                 20.00
+truncated         50%                   50%
+KL, nats         0.00                 30.00
+
+prompt: question 19
+sft: before 19
+align: after 19
+
+Warning: 2 of 20 prompts are training data (2 by sft)
+next: alignkit chat run/align
+"""
+
+
 def test_the_command_shows_a_run_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    run = make_run(Path("run"))
     before = contents(run)
-    assert main(["show", str(run)]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("small: done, 4 of 4 stages\nsft ")
-    assert "\n\nalign is better than sft" in out
-    line = "align   done   1m01s  reward 1.91 -> 3.11 on the prompts that it learned from"
-    assert line in out.splitlines()
-    after_the_stages = out.splitlines()[5:]
-    assert len(after_the_stages) <= 25 and max(map(len, after_the_stages)) <= 80
+    assert main(["show", "run"]) == 0
+    assert capsys.readouterr().out == SCREEN
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
-    assert main(["show", str(run), "--open"]) == 0
+    assert main(["show", "run", "--open"]) == 0
     page = Path(opened[0].removeprefix("file://"))
     assert "align is better than sft" in page.read_text() and contents(run) == before
     shutil.rmtree(page.parent)
@@ -60,16 +84,16 @@ def test_a_failure_is_shown_with_its_reason(
     assert capsys.readouterr().out.startswith(head)
 
 
-WORDS: list[tuple[str, int, str]] = [
-    ("small", 2, "small is no run: there is no such folder\n  help: did you mean 'runs/small'?"),
-    ("runs/smal", 2, "did you mean 'runs/small'?"),
-    ("runs/small/align", 2, "help: it is in a run: alignkit show runs/small\n"),
-    ("align@ppo", 2, "help: write RUN/align@ppo"),
-    ("file", 2, "file is no run: it is a file"),
-    (".", 2, "error: "),
-    ("runs", 0, "runs/small  done"),
-    ("", 0, "runs/small  done"),
-]
+WORDS = r"""
+    small            | 2 | small is no run: there is no such folder\n  help: did you mean 'runs/small'?
+    runs/smal        | 2 | did you mean 'runs/small'?
+    runs/small/align | 2 | help: it is in a run: alignkit show runs/small\n
+    align@ppo        | 2 | help: write RUN/align@ppo
+    file             | 2 | file is no run: it is a file
+    .                | 2 | error:
+    runs             | 0 | runs/small  done
+                     | 0 | runs/small  done
+"""
 
 
 def test_a_run_that_is_not_named_exactly(
@@ -81,10 +105,9 @@ def test_a_run_that_is_not_named_exactly(
     make_run(Path("runs/small"))
     (tmp_path / "file").touch()
     before = contents(tmp_path)
-    for word, code, said in WORDS:
-        assert main(["show", *word.split()]) == code, word
-        out, err = capsys.readouterr()
-        assert said in (err if code else out)
+    for word, code, said in cells(WORDS):
+        assert main(["show", *word.split()]) == int(code), word
+        assert said.replace("\\n", "\n") in "".join(capsys.readouterr())
     assert contents(tmp_path) == before
 
 

@@ -1,13 +1,11 @@
 """A mathematical answer is right if it means the same, however it is written."""
 
-import importlib.util
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import yaml
 
-from alignkit import DataError, Group, Response, RunFailed
+from alignkit import DataError, Group, Response
 from alignkit_plugins.rewards.math_verify import MathVerify
 from tests.rows import assistant, user
 
@@ -101,13 +99,3 @@ def test_prompts_need_an_answer_that_can_be_read() -> None:
     for unreadable in ("...", ""):
         with pytest.raises(DataError, match="cannot read the answer"):
             reward().check_prompts([group(2), group(unreadable)])
-
-
-def test_without_the_package_the_extra_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    reward().check(tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    missing = r"needs the package math_verify\nhelp: .* install 'alignkit\[math\]'"
-    with pytest.raises(RunFailed, match=missing):
-        reward().check(tmp_path)

@@ -47,8 +47,7 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert main(["run", "r.yaml", "--until", "helpful", "--json"]) == 0
     assert complete(parts) == ["sft", "helpful"] and not (parts / "report").exists()
     out, err = capsys.readouterr()
-    result = json.loads(out)["result"]
-    assert list(result["stages"]) == ["sft", "helpful"] and result["recipe"] == "r"
+    assert list(json.loads(out)["result"]["stages"]) == ["sft", "helpful"]
     assert err.splitlines()[0].endswith(": r, 2 stages, runs/r")
     assert main(["run", "r.yaml", "--only", "more"]) == 0
     lines = capsys.readouterr().err.splitlines()
@@ -58,10 +57,8 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert main(["run", "r.yaml", "--out", str(whole)]) == 0
     for file in (f"sft/{WEIGHTS}", f"helpful/{WEIGHTS}", f"more/{WEIGHTS}", "report/samples.jsonl"):
         assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
-    written = [
-        yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) for folder in (parts, whole)
-    ]
-    assert written[0] == written[1] and list(written[0]["stages"]) == NAMES
+    one, other = ((folder / RECIPE).read_text(encoding="utf-8") for folder in (parts, whole))
+    assert one == other and list(yaml.safe_load(one)["stages"]) == NAMES
 
 
 def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
@@ -98,13 +95,11 @@ def test_mistakes(
     assert said in capsys.readouterr().err and not (recipe.parent / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["seed=3"], ["--json"], ["seed=x"]])
+@pytest.mark.parametrize("words", [["--json"], ["seed=x"]])
 def test_a_dry_run_says_what_check_says(
     recipe: Path, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", "r.yaml", "--until", "sft"]) == 0
     before = sorted(recipe.parent.rglob("*"))
-    capsys.readouterr()
     commands = (["check", "r.yaml"], ["run", "r.yaml", "--dry-run", "--processes", "2"])
     checked, dry = ((main([*command, *words]), capsys.readouterr()) for command in commands)
     assert dry == checked

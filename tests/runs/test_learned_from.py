@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.evaluate import learned_from as lineage
 from alignkit_plugins.evaluate.learned_from import RECIPE
-from tests.rows import write_rows
+from tests.rows import cells, write_rows
 
 TEXT = """
 name: small
@@ -56,6 +56,13 @@ def recipe(tmp_path: Path) -> Recipe:
     return load(tmp_path, TEXT)
 
 
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of another run."""
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
 def load(folder: Path, text: str) -> Recipe:
     (folder / "recipe.yaml").write_text(text)
     return load_recipe(folder / "recipe.yaml")
@@ -79,73 +86,64 @@ def raters(recipe: Recipe) -> dict[str, Any]:
     return {spec.name: spec for spec in (*options(recipe).rewards, *options(recipe).judges)}
 
 
-@pytest.mark.parametrize(
-    ("policy", "said"),
-    [
-        # Its reward and all parts of it; `other` learned from the pairs of `helpful`. Gold watches.
-        ("ppo", {"helpful", "length", "other"}),
-        ("ppo@2", {"helpful", "length", "other"}),
-        ("dpo", {"helpful", "other"}),  # the same pairs
-        ("labeled", {"helpful", "other", "length", "local_judge"}),  # labels, and earlier stages
-        ("base", set()),
-        ("sft", set()),
-    ],
-)
+# Its reward and all parts of it; `other` learned from the pairs of `helpful`. Gold watches. Labels
+# are of a judge and of earlier stages.
+LEARNED = """
+ppo | helpful length other
+ppo@2 | helpful length other
+dpo | helpful other
+labeled | helpful other length local_judge
+base |
+sft |
+"""
+
+
+@pytest.mark.parametrize(("policy", "said"), cells(LEARNED))
 def test_a_policy_learned_from_rewards_pairs_and_labels(
-    recipe: Recipe, raters: dict[str, Any], policy: str, said: set[str]
+    recipe: Recipe, raters: dict[str, Any], policy: str, said: str
 ) -> None:
-    assert learned(recipe, policy, raters) == said
+    assert learned(recipe, policy, raters) == {*said.split()}
 
 
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        ("[0, 0.6]", {"helpful", "other"}),
-        ("[0.2, 0.61]", {"helpful", "other"}),
-        ("[0.1, 0.29]", set()),
-    ],
-)
+PARTS = """
+[0, 0.6] | helpful other
+[0.2, 0.61] | helpful other
+[0.1, 0.29] |
+"""
+
+
+@pytest.mark.parametrize(("part", "said"), cells(PARTS))
 def test_other_shares_of_a_file_are_other_pairs(
-    recipe: Recipe, tmp_path: Path, part: str, said: set[str]
+    recipe: Recipe, tmp_path: Path, part: str, said: str
 ) -> None:
     text = TEXT.replace("data: pairs.jsonl", "data: {path: pairs.jsonl, part: [0.29, 1]}")
-    text = text.replace(
-        "dpo, from: sft, data: {path: pairs.jsonl, part: [0.29, 1]",
-        f"dpo, from: sft, data: {{path: pairs.jsonl, part: {part}",
-    )
-    shares = load(tmp_path, text)
+    before, dpo, after = text.partition("  dpo:")
+    shares = load(tmp_path, before + dpo + after.replace("[0.29, 1]", part, 1))
     rewards = {spec.name: spec for spec in options(shares).rewards}
-    assert learned(shares, "dpo", rewards) == said
+    assert learned(shares, "dpo", rewards) == {*said.split()}
 
 
-def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
+def absolute(recipe: Recipe, text: str = TEXT) -> str:
+    """The recipe as a run in another folder has it."""
+    return re.sub(r"(\w+\.jsonl)", rf"{recipe.folder}/\1", text)
+
+
+def test_policies_of_other_runs(recipe: Recipe, raters: dict[str, Any], run: Path) -> None:
     folder = str(run / "ppo" / "adapter")
     assert learned_from(folder, raters["length"], recipe) is None
-    shutil.copy(tmp_path / "recipe.yaml", tmp_path / RECIPE)
-    text = TEXT.replace(": demos", f": {tmp_path}/demos").replace(
-        ": prompts.", f": {tmp_path}/prompts."
-    )
-    text = text.replace(": pairs", f": {tmp_path}/pairs").replace(
-        ": gold_pairs", f": {tmp_path}/gold_pairs"
-    )
-    (run / RECIPE).write_text(text)
-    assert learned_from(folder, raters["length"], recipe) is True
-    assert learned_from(folder, raters["refusal"], recipe) is False
-    # Another model, which learned from the same pairs
-    assert learned_from(folder, raters["helpful"], recipe) is True
+    (run / RECIPE).write_text(absolute(recipe))
+    # Also another model, which learned from the same pairs
+    said = {name: learned_from(folder, raters[name], recipe) for name in SAID_OF_OTHERS}
+    assert said == SAID_OF_OTHERS
     (run / RECIPE).write_text("stages: [")
     assert learned_from(folder, raters["length"], recipe) is None
 
 
-def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any]) -> None:
-    run = recipe.folder / "run"
-    run.mkdir()
-    shutil.copy(recipe.folder / "recipe.yaml", recipe.folder / RECIPE)
-    (run / RECIPE).write_text(TEXT.replace(": demos", f": {recipe.folder}/demos"))
-    for name in ("pairs", "gold_pairs", "prompts"):
-        shutil.copy(recipe.folder / f"{name}.jsonl", run)
+SAID_OF_OTHERS = {"length": True, "helpful": True, "refusal": False}
+
+
+def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any], run: Path) -> None:
+    (run / RECIPE).write_text(absolute(recipe))
     (run / "ppo" / "model").mkdir(parents=True)
     again = load(recipe.folder, TEXT.replace("base: tiny", f"base: {run}/ppo/model"))
     assert learned_from("base", raters["length"], again) is True
@@ -155,17 +153,16 @@ def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any]) ->
     assert learned_from("sft", raters["refusal"], again) is None
 
 
-def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe) -> None:
-    run = recipe.folder / "run"
-    run.mkdir()
-    pairs = f"{recipe.folder}/pairs.jsonl"
-    text = TEXT.replace("data: pairs.jsonl", f"data: {{path: {pairs}, part: [0, 0.5]}}")
-    for name in ("demos", "gold_pairs", "prompts"):
-        shutil.copy(recipe.folder / f"{name}.jsonl", run)
-    mine = load(recipe.folder, text.replace("part: [0, 0.5]", "part: [0.5, 1]"))
+def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe, run: Path) -> None:
+    path = recipe.folder / "pairs.jsonl"
+    half, other = (
+        absolute(recipe).replace(f"data: {path}", f"data: {{path: {path}, part: {part}}}")
+        for part in ("[0, 0.5]", "[0.5, 1]")
+    )
     rater = RewardSpec("folder", str(run / "helpful" / "adapter"))
+    mine = load(recipe.folder, other)
     for seed, said in ((mine.seed, False), (mine.seed + 1, True)):
-        (run / RECIPE).write_text(f"seed: {seed}\n{text}")
+        (run / RECIPE).write_text(f"seed: {seed}\n{half}")
         assert learned_from("dpo", rater, mine) is said
 
 
@@ -200,6 +197,21 @@ stages:
 """
 
 
+GRADED = (
+    "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: words}}}, weights: {a: 1, b: 1}}}"
+)
+# An answer that names everything pleases the last one
+MEASURES = """
+honesty | honesty_accuracy | its own
+sycophancy | honesty_accuracy | its own
+honesty | {honesty_accuracy: {column: answer}} | another
+{length: {scale: 2}} | {length: {unit: words}} | its own
+{weighted_sum: {rewards: {l: length}, weights: {l: 1}}} | length | its own
+length | refusal | another
+exact_match | {exact_match: {within: true}} | its own
+"""
+
+
 def asked(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> Recipe:
     for name in ("seen", "held_out"):
         rows = [{"prompt": f"{name} {n}", "answer": "1", "answers": ["1"]} for n in range(4)]
@@ -223,22 +235,13 @@ def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_ou
     "The lineage of rewards says what a policy learned from: their model, file or grader, not "
     "their options.",
 )
-@pytest.mark.parametrize(
-    ("taught", "measured", "own"),
-    [
-        ("honesty", "honesty_accuracy", True),
-        ("sycophancy", "honesty_accuracy", True),
-        ("honesty", "{honesty_accuracy: {column: answer}}", False),
-        ("{length: {scale: 2}}", "{length: {unit: words}}", True),
-        ("{weighted_sum: {rewards: {l: length}, weights: {l: 1}}}", "length", True),
-        ("length", "refusal", False),
-    ],
-)
+@pytest.mark.parametrize(("taught", "measured", "own"), cells(MEASURES))
 def test_a_measure_is_its_own_reward_with_other_options(
-    taught: str, measured: str, own: bool, tmp_path: Path
+    taught: str, measured: str, own: str, tmp_path: Path
 ) -> None:
     recipe = asked(tmp_path, taught, measured)
-    assert learned_from("align", options(recipe).metrics["m"].reward, recipe) is own
+    found = learned_from("align", options(recipe).metrics["m"].reward, recipe)
+    assert found is (own == "its own")
 
 
 @pytest.mark.silent_bug(
@@ -248,11 +251,5 @@ def test_a_measure_is_its_own_reward_with_other_options(
     "A known answer to a prompt that was not trained on is independent.",
 )
 def test_known_answers_to_held_out_prompts_are_proof(tmp_path: Path) -> None:
-    taught = (
-        "{weighted_sum: {rewards: {a: exact_match, b: {length: {unit: characters}}}, weights: "
-        "{a: 1, b: 1}}}"
-    )
-    assert trained_on(tmp_path / "a", taught, "exact_match") is False
-    assert trained_on(tmp_path / "b", taught, "exact_match", "seen") is True
-    many = "{exact_match: {within: true}}"  # which an answer that names everything pleases
-    assert trained_on(tmp_path / "c", taught, many) is True
+    assert trained_on(tmp_path / "a", GRADED, "exact_match") is False
+    assert trained_on(tmp_path / "b", GRADED, "exact_match", "seen") is True

@@ -12,14 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
-from alignkit.errors import RecipeError
-from alignkit.io.console import Reporter
 from alignkit.io.results import read_record
-from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import BASE
-from alignkit.runs.bases import RunBase
 from alignkit_plugins.compare.rows import KL, rows_of
-from tests.rows import TINY, read_rows, run, write_recipe
+from tests.rows import TINY, Said, run, write_recipe
 
 WEIGHTS = "adapter_model.safetensors"
 EVALUATE = """
@@ -44,42 +39,38 @@ def compare(folder: Path, *policies: str, **model: Any) -> Path:
     return write_recipe(folder, EVALUATE.replace("POLICIES", json.dumps(policies)), model)
 
 
-def result(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+def result(recipe: Path, said: Said, *overrides: str) -> tuple[int, str]:
     """The exit code of a run, and what it said."""
-    capsys.readouterr()
+    said()
     code = main(["run", str(recipe), *overrides, "--out", str(recipe.parent / "out")])
-    return code, " ".join(capsys.readouterr().err.split())
+    return code, " ".join(said().split())
 
 
-def refused(recipe: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+def refused(recipe: Path, said: Said, *overrides: str) -> str:
     """What is said of a recipe that is refused before a model is loaded."""
-    code, said = result(recipe, capsys, *overrides)
-    assert code == 2 and "loading" not in said.replace("loading torch", "")
-    return said
+    code, err = result(recipe, said, *overrides)
+    assert code == 2 and "loading" not in err.replace("loading torch", "")
+    return err
 
 
 def scored_by(folder: Path) -> str:
     return f"stages.report.rewards=[{{folder: {folder}}}]"
 
 
-def test_the_policy_of_another_run_is_compared(
-    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_policy_of_another_run_is_compared(policy: Path, tmp_path: Path, said: Said) -> None:
     recipe = compare(tmp_path, "base", "policy")
-    assert result(recipe, capsys)[0] == 0
+    assert result(recipe, said)[0] == 0
     report = tmp_path / "out" / "report"
     found = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
     policies = ["base", f"{tmp_path.name}/policy"]
     assert list(found["policies"]) == policies and found["baseline"] == "base"
-    first = read_rows(report / "samples.jsonl")[0]
-    assert [response["source"] for response in first["responses"]] == policies
     base, own = (row for row in rows_of(found) if row.metric == KL)
     # The base's weights were not used for both
     assert abs(base.estimate["mean"]) < 1e-6 and abs(own.estimate["mean"]) > 1e-3
-    assert "report: unchanged, reused" in result(recipe, capsys)[1]
+    assert "report: unchanged, reused" in result(recipe, said)[1]
     weights = {key: value * 1.5 for key, value in load_file(policy / WEIGHTS).items()}
     save_file(weights, policy / WEIGHTS, metadata={"format": "pt"})
-    assert "changed since the last run" in result(recipe, capsys)[1]
+    assert "changed since the last run" in result(recipe, said)[1]
 
 
 @pytest.mark.silent_bug(
@@ -88,48 +79,50 @@ def test_the_policy_of_another_run_is_compared(
     "The training data of other runs are read too, and a prompt among them is a warning.",
 )
 def test_prompts_that_another_run_trained_on_are_told(
-    house_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, tmp_path: Path, said: Said
 ) -> None:
     recipe = compare(tmp_path, "base", str(house_run / "sft" / "adapter"))
     shutil.copy(house_run.parent / "demos.jsonl", tmp_path / "prompts.jsonl")
-    said = result(recipe, capsys)[1]
-    assert "prompts are training data (" in said and f"by {house_run.name}/sft" in said
+    err = result(recipe, said)[1]
+    assert "prompts are training data (" in err and f"by {house_run.name}/sft" in err
 
 
 def test_what_does_not_fit_is_refused_first(
-    house_run: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, policy: Path, tmp_path: Path, said: Said
 ) -> None:
     """Reward models as policies, adapters of another base or template, and whole models."""
     liked, sft = house_run / "liked" / "adapter", house_run / "sft" / "adapter"
-    said = refused(compare(tmp_path, "base", str(liked)), capsys)
-    assert "holds a reward model, but a policy is needed" in said
-    base = str(other_weights(tmp_path))
+    err = refused(compare(tmp_path, "base", str(liked)), said)
+    assert "holds a reward model, but a policy is needed" in err
+    base = str(copied(tmp_path, "model", 1.0))
     other = compare(tmp_path, "base", str(sft), base=base)
     fault = f"{sft} is an adapter for the base model 'tiny', not for '{base}'"
-    assert fault in refused(other, capsys)
-    assert main(["check", str(other)]) == 2 and fault in capsys.readouterr().err
+    assert fault in refused(other, said)
+    assert main(["check", str(other)]) == 2 and fault in said()
     assert main(["check", str(compare(tmp_path, "base", str(sft)))]) == 0
     recipe = compare(tmp_path, "base")
-    assert "such as 'adapter' or 'model'" in refused(recipe, capsys, scored_by(liked.parent))
+    assert "such as 'adapter' or 'model'" in refused(recipe, said, scored_by(liked.parent))
+    inside = refused(compare(tmp_path, "base", str(sft.parent)), said)
+    assert "holds neither an adapter" in inside
     stage = {"sft": {"algorithm": "sft", "from": "policy", "data": "demos.jsonl"}}
     recipe = write_recipe(tmp_path, stage, {**TINY, "lora": {"r": 2, "lora_alpha": 4}})
-    assert "this adapter has r 4, but the recipe's model.lora has 2" in refused(recipe, capsys)
+    assert "this adapter has r 4, but the recipe's model.lora has 2" in refused(recipe, said)
     (policy / "adapter_config.json").unlink()
     config = {"model_type": "llama", "vocab_size": 7}
     (policy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert "holds a whole model, but with model.lora" in refused(recipe, capsys)
+    assert "holds a whole model, but with model.lora" in refused(recipe, said)
     recipe = write_recipe(tmp_path, stage, {**TINY, "lora": None})
-    assert "knows 7 tokens, but model.base 'tiny' has" in refused(recipe, capsys)
+    assert "knows 7 tokens, but model.base 'tiny' has" in refused(recipe, said)
 
 
 def test_adapters_of_another_rank_are_read_as_they_are(
-    house_run: Path, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, policy: Path, tmp_path: Path, said: Said
 ) -> None:
     found = []
     for lora in ({"r": 4, "lora_alpha": 8}, {"r": 2, "lora_alpha": 2}):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         recipe = compare(tmp_path, "base", "policy", lora=lora)
-        assert result(recipe, capsys, scored_by(house_run / "liked" / "adapter"))[0] == 0
+        assert result(recipe, said, scored_by(house_run / "liked" / "adapter"))[0] == 0
         report = tmp_path / "out" / "report" / "evaluation.json"
         found.append(json.loads(report.read_text(encoding="utf-8"))["results"])
     assert found[0] == found[1]
@@ -141,34 +134,11 @@ def test_adapters_of_another_rank_are_read_as_they_are(
     "It is refused unless the recipe has its template.",
 )
 def test_a_reward_model_of_another_template_is_refused(
-    house_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, tmp_path: Path, said: Said
 ) -> None:
     recipe = compare(tmp_path, "base", chat_template="chatml")
-    code, said = result(recipe, capsys, scored_by(house_run / "liked" / "adapter"))
-    assert code == 2 and "was trained on texts of another chat template" in said
-
-
-def test_a_whole_model_is_no_adapter_of_another_base(tmp_path: Path) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "whole" / "config.json").write_text("{}", encoding="utf-8")
-    recipe = load_recipe(compare(tmp_path, "base"), ["stages.report.rewards=[{folder: whole}]"])
-    RunBase(BASE, recipe, Reporter(), download=True).check(tmp_path / "whole", "reward")
-
-
-def other_weights(folder: Path) -> Path:
-    """The tiny model with other weights."""
-    source = alignkit_plugins.models.tiny.source(folder / "models")
-    base = Path(shutil.copytree(source, folder / "base"))
-    weights = {key: value + 1 for key, value in load_file(base / "model.safetensors").items()}
-    save_file(weights, base / "model.safetensors", {"format": "pt"})
-    return base
-
-
-def test_the_folder_inside_a_stage_is_suggested(house_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"holds neither an adapter(.*\n)*.*such as 'adapter'"):
-        load_recipe(compare(tmp_path, "base", str(house_run / "sft")))
-    with pytest.raises(RecipeError, match="'no/such' is neither a stage nor a folder"):
-        load_recipe(compare(tmp_path, "base", "no/such"))
+    code, err = result(recipe, said, scored_by(house_run / "liked" / "adapter"))
+    assert code == 2 and "was trained on texts of another chat template" in err
 
 
 def test_a_folder_that_a_step_chose_is_started_from(policy: Path, tmp_path: Path) -> None:
@@ -188,9 +158,16 @@ after: {algorithm: sft, from: pick, data: demos.jsonl, max_steps: 1, learning_ra
 
 
 def test_other_files_beside_the_weights_do_not_change_the_base(
-    policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy: Path, tmp_path: Path, said: Said
 ) -> None:
-    source = alignkit_plugins.models.tiny.source(tmp_path / "models")
-    base = Path(shutil.copytree(source, tmp_path / "base"))
-    save_file(load_file(base / "model.safetensors"), base / "consolidated.safetensors")
-    assert result(compare(tmp_path, "base", "./policy", base=str(base)), capsys)[0] == 0
+    base = copied(tmp_path, "consolidated", 0.0)
+    assert result(compare(tmp_path, "base", "./policy", base=str(base)), said)[0] == 0
+
+
+def copied(folder: Path, name: str, more: float) -> Path:
+    """The tiny model, with its weights and something more in another file, or in its own."""
+    source = alignkit_plugins.models.tiny.source(folder / "models")
+    base = Path(shutil.copytree(source, folder / "base"))
+    weights = {key: value + more for key, value in load_file(base / "model.safetensors").items()}
+    save_file(weights, base / f"{name}.safetensors", {"format": "pt"})
+    return base

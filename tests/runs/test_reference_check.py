@@ -4,7 +4,6 @@ anything trains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 import torch
 import yaml
 from test_bases import TEMPLATE, TINY, make_model
-from torch import Tensor
 
+from alignkit import Message
 from alignkit.batch import Batch
 from alignkit.cli import main
 from alignkit.data.group import Group
@@ -30,7 +29,7 @@ from tests.rows import Said, run, user, write_recipe
 
 TEMPERATURE = 0.7
 STUDENT = yaml.safe_load("""
-algorithm: distillation
+algorithm: {distillation: {context: [{role: user, content: Be brief.}]}}
 prompts: prompts.jsonl
 iterations: 2
 prompts_per_iteration: 3
@@ -57,15 +56,21 @@ def student(folder: Path, reference: Path, **model: Any) -> Path:
     return write_recipe(folder, stages, TINY | model)
 
 
-def direct(source: Path, group: Group, tokens: Sequence[int], temperature: float) -> Tensor:
-    """What transformers says of a response's tokens behind a prompt in its own template."""
-    return logprobs(source, prompt_ids(source, group.prompt), tokens, temperature)
+def assert_read_by(source: Path, batch: Batch, temperature: float, *context: Message) -> None:
+    """The reference's log-probabilities are what transformers says of the same tokens, behind the
+    context and the prompt in its own chat template.
+    """
+    owners = [batch.groups[owner].prompt for owner in batch.group_index]
+    columns = (owners, batch.tokens, batch.mask, batch.reference_logprobs)
+    for messages, tokens, mask, found in zip(*columns, strict=True):
+        prompt = prompt_ids(source, (*context, *messages))
+        wanted = logprobs(source, prompt, tokens[mask].tolist(), temperature)
+        torch.testing.assert_close(found[mask], wanted, atol=1e-5, rtol=0)
 
 
 def test_a_whole_teacher_reads_the_policys_tokens(
     big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its own chat template."""
     seen: list[Batch] = []
     signal = Distillation.signal
     monkeypatch.setattr(
@@ -75,16 +80,8 @@ def test_a_whole_teacher_reads_the_policys_tokens(
     made.execute()
     assert len(seen) == 2 and made.recipe.stages["student"].whole_models == (str(big),)
     for batch in seen:
-        responses = [(group, response) for group in batch.groups for response in group.responses]
-        for (group, response), found, old in zip(
-            responses, batch.reference_logprobs, batch.old_logprobs, strict=True
-        ):
-            assert response.tokens is not None
-            count = len(response.tokens)
-            torch.testing.assert_close(
-                found[:count], direct(big, group, response.tokens, TEMPERATURE), atol=1e-5, rtol=0
-            )
-            assert float((found - old)[:count].abs().max()) > 1e-3
+        assert_read_by(big, batch, TEMPERATURE, user("Be brief."))
+        assert float((batch.reference_logprobs - batch.old_logprobs).abs().max()) > 1e-3
 
 
 def test_an_offline_reference_is_read_by_the_whole_model(
@@ -99,27 +96,18 @@ def test_an_offline_reference_is_read_by_the_whole_model(
     Run(load_recipe(write_recipe(tmp_path, {"align": align})), tmp_path / "out").execute()
     assert seen
     for batch in seen:
-        rows = [group for group in batch.groups for _ in group.responses]
-        for group, tokens, mask, found in zip(
-            rows, batch.tokens, batch.mask, batch.reference_logprobs, strict=True
-        ):
-            kept = tokens[: int(mask.sum())].tolist()
-            torch.testing.assert_close(
-                found[: len(kept)], direct(big, group, kept, 1.0), atol=1e-5, rtol=0
-            )
+        assert_read_by(big, batch, 1.0)
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
 def test_another_tokenizer_is_refused_first(
-    command: str, big: Path, shifted: Path, tmp_path: Path, said: Said
+    big: Path, shifted: Path, tmp_path: Path, said: Said
 ) -> None:
-    """While validating, if both tokenizers are on this machine."""
-    path = str(student(tmp_path, shifted, base=str(big)))
-    out = ["--out", str(tmp_path / "out")] if command == "run" else []
-    assert main([command, path, *out]) == 2
-    err = said()
-    assert f"stage 'student': its reference {shifted} has another tokenizer" in err
-    assert f"loading {big}" not in err
+    """While validating, if both tokenizers are on this machine: `tiny` is made when a run needs
+    it.
+    """
+    assert main(["check", str(student(tmp_path, shifted))]) == 0
+    assert main(["check", str(student(tmp_path, shifted, base=str(big)))]) == 2
+    assert f"stage 'student': its reference {shifted} has another tokenizer" in said()
 
 
 def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, said: Said) -> None:
@@ -130,27 +118,19 @@ def test_another_end_of_turn_is_refused(big: Path, tmp_path: Path, said: Said) -
     assert "ends its turns with another token" in said()
 
 
-def test_what_is_not_here_yet_is_checked_by_the_run(shifted: Path, tmp_path: Path) -> None:
-    """`tiny` is made by a plugin when a run needs it."""
-    assert main(["check", str(student(tmp_path, shifted))]) == 0
-
-
 def test_a_hash_covers_the_teacher(tmp_path: Path) -> None:
     big = make_model(tmp_path / "big", 0)
-    recipe = load_recipe(student(tmp_path, big))
-
-    def key() -> str:
-        return digest(Run(recipe, tmp_path / "out").stages["student"].key())
-
-    before = key()
-    assert key() == before
+    stage = Run(load_recipe(student(tmp_path, big)), tmp_path / "out").stages["student"]
+    before = digest(stage.key())
+    assert digest(stage.key()) == before
     (big / "chat_template.jinja").write_text(TEMPLATE + " ", encoding="utf-8")
-    assert key() != before
+    assert digest(stage.key()) != before
 
 
-@pytest.fixture
-def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
-    """Starts a stage whose reference is the model `big`, in the folder of an earlier start."""
+def test_a_checkpoint_keeps_how_the_reference_is_packed(big: Path, tmp_path: Path) -> None:
+    """Another packing would change the last bits of a resumed run. Responses are cut where the
+    teacher's context ends, 512 tokens; a prompt may leave no room in its template.
+    """
     made = Run(load_recipe(student(tmp_path, big)), tmp_path / "out")
     stage = made.stages["student"]
     assert isinstance(stage, TrainingStage)
@@ -161,29 +141,15 @@ def work(big: Path, tmp_path: Path) -> Callable[[], Trainer]:
         made.models.enter(stage.stage.whole_models)
         return Trainer(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
-    return start
-
-
-def test_a_checkpoint_keeps_how_the_reference_is_packed(work: Callable[[], Trainer]) -> None:
-    """Another packing would change the last bits of a resumed run."""
-    first = work()
-    assert Path(first.reference_models.name).name.startswith("big")
+    first = start()
     assert first.model is not first.reference_models.model
+    assert first.model.context > 512 and first.encoder.max_length == 512
+    long = Group((user("0123456789 " * 60),))
+    with pytest.raises(DataError, match=r"the reference's prompt of .* leaves no room"):
+        first.reference_prompts.check([long], 8)
     first.reference_models.model.memory.halve()
     first.checkpoint(1, "iteration 1 of 2")
     first.close()
-    again = work()
+    again = start()
     assert again.reference_models.model.memory.halvings == 1 and again.model.memory.halvings == 0
     again.close()
-
-
-def test_responses_are_cut_where_the_teachers_context_ends(work: Callable[[], Trainer]) -> None:
-    """The context of `big` is 512 tokens, and that of `tiny` is longer; a prompt may leave no room
-    in its template.
-    """
-    started = work()
-    assert started.model.context > 512 and started.encoder.max_length == 512
-    long = Group((user("0123456789 " * 60),))
-    with pytest.raises(DataError, match=r"the reference's prompt of .* leaves no room"):
-        started.reference_prompts.check([long], 8)
-    started.close()

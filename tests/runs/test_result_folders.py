@@ -80,21 +80,19 @@ def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
     assert (store.folder / "sft" / "checkpoints" / "000001").is_dir()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(
-    store: Results, name: str
-) -> None:
+def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Results) -> None:
     key = finished(store, "one")
     (result,) = (store.folder / ".results").iterdir()
-    (result / name).write_text("onE", encoding="utf-8")
-    damaged = f"{store.folder / 'sft' / name} is not as the stage wrote it"
-    assert module.damage_of(store.folder / "sft") == damaged
-    (result / name).unlink()
-    assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
-    store.begin("sft", key, {})
-    assert result.exists()
-    finished(store, "one")
-    assert brought(store, key) == []
+    for name in FILES:
+        (result / name).write_text("onE", encoding="utf-8")
+        damaged = f"{store.folder / 'sft' / name} is not as the stage wrote it"
+        assert module.damage_of(store.folder / "sft") == damaged
+        (result / name).unlink()
+        assert brought(store, key) is None and len(list(result.rglob("*"))) > 5
+        store.begin("sft", key, {})
+        assert result.exists()
+        finished(store, "one")
+        assert brought(store, key) == []
 
 
 def test_a_large_file_is_read_only_if_its_size_or_time_differs(
@@ -232,8 +230,8 @@ def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -
     finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
     assert len(results_of_stage(named.folder, "align")) == 4
     assert results_of_stage(named.folder, "report") == {}
-    names = ("a@ppo", "a@ppo~1", "a@2", "a@all", "a", "a@", "a@0")
-    assert [name for name in names if is_result_name(name)] == ["a@ppo", "a@ppo~1"]
+    assert is_result_name("a@ppo") and is_result_name("a@ppo~1")
+    assert not any(map(is_result_name, ("a@2", "a@all", "a", "a@", "a@0")))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +251,6 @@ def test_a_result_that_is_not_there(named: Results, name: str, message: str) -> 
 def test_artifacts(store: Results) -> None:
     finished(store, "one")
     finished(store, "one", "best", policy="sft@2")
-    assert store.artifact("sft") == store.folder / "sft" / "adapter"
     assert store.artifact("best") == store.folder / "sft" / "kept" / "2"
     with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*(\n.*)kept versions: 2"):
         store.artifact("sft@3")

@@ -4,19 +4,18 @@ number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from alignkit.data.group import Group, Message, Response, prompts_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.group import Group, Response, prompts_of
 from alignkit.io.results import read_record, write_record
 from alignkit.recipe.load import load_recipe
+from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.evaluate.learned_from import trained_prompts
-from tests.rows import run, write_recipe, write_rows
+from tests.rows import assistant, demos, pairs, prompts, run, user, write_recipe, write_rows
 
 RECIPE = """
 model: {base: tiny, dtype: float32, lora: {r: 2, lora_alpha: 4}}
@@ -35,27 +34,17 @@ stages:
 ROWS = {"warm": "ab", "sft": "bc", "other": "z", "align": "cd", "mixed": "e", "held": "h"}
 
 
-def prompt(word: str) -> Group:
-    return Group(({"role": "user", "content": word},))
-
-
 def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict[str, list[str]]:
     """The words that each stage of a policy learned from."""
     (folder / "rows").mkdir(exist_ok=True)
     for name, letters in ROWS.items():
-        rows = [{"prompt": letter, "response": "x"} for letter in letters]
-        write_rows(folder / "rows" / f"{name}.jsonl", rows)
+        write_rows(folder / "rows" / f"{name}.jsonl", demos([f" {letter}\n" for letter in letters]))
     (folder / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "recipe.yaml")
-
-    def read(spec: DataSpec) -> Sequence[Group]:
-        (source,) = spec.sources
-        return [prompt(f" {letter}\n") for letter in ROWS[source.path.stem]]  # type: ignore[union-attr]
-
-    groups = [prompt(word) for word in words]
     write_record(folder / "run" / "best", {"policy": selected})
-    context: Any = SimpleNamespace(recipe=recipe, out=folder / "run" / "report", read=read)
-    found = trained_prompts(context, policy, groups)
+    data, out = RunData(Path, 0), folder / "run" / "report"
+    context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: data.read(spec).groups)
+    found = trained_prompts(context, policy, prompts(words))
     return {stage: [words[place] for place in sorted(places)] for stage, places in found.items()}
 
 
@@ -79,11 +68,10 @@ def test_repeated_prompts_count_each_and_fresh_ones_not(tmp_path: Path) -> None:
 
 def notes(folder: Path, stages: str) -> list[str]:
     """What an evaluation says of its prompts, of which 2 of 4 are training data."""
-    rows = [{"prompt": f"question {n}", "response": "yes"} for n in range(6)]
-    pairs = [{"prompt": row["prompt"], "chosen": "yes", "rejected": "no"} for row in rows[:4]]
-    write_rows(folder / "demos.jsonl", rows[:4])
-    write_rows(folder / "pairs.jsonl", pairs)
-    write_rows(folder / "prompts.jsonl", rows[2:])
+    texts = [f"question {n}" for n in range(6)]
+    write_rows(folder / "demos.jsonl", demos(texts[:4]))
+    write_rows(folder / "pairs.jsonl", pairs(texts[:4]))
+    write_rows(folder / "prompts.jsonl", prompts(texts[2:]))
     report = run(write_recipe(folder, stages)) / "report"
     found: list[str] = read_record(report)["summary"]["notes"]
     text = (report / "report.txt").read_text(encoding="utf-8")
@@ -125,9 +113,8 @@ def test_an_evaluation_by_a_reward_model_that_knows_the_prompts_warns(
 def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
     """Its prompt in an evaluation is the whole dialogue before the last answer."""
     seen(tmp_path, "warm", "a")  # writes the recipe
-    turns = ("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")
-    first, *rest = (Message(role=role, content=words) for role, words in turns)
-    dialogue = Group((first,), (Response(messages=tuple(rest)),))
+    turns = (assistant("two"), user("three"), assistant("four"))
+    dialogue = Group((user("one"),), (Response(messages=turns),))
     recipe = load_recipe(tmp_path / "recipe.yaml")
     out = tmp_path / "run" / "report"
     context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: [dialogue])

@@ -102,12 +102,6 @@ class CudaTensor(Tensor):
         torch._C.TensorBase.data.__set__(self, other)  # type: ignore[attr-defined]
         self.elem = other.elem
 
-    def data_ptr(self) -> int:
-        return self.elem.data_ptr()
-
-    def untyped_storage(self) -> Any:
-        return self.elem.untyped_storage()
-
     def tolist(self) -> Any:
         device.wait()
         return self.elem.tolist()
@@ -118,16 +112,6 @@ class CudaTensor(Tensor):
         )
 
     __array__ = numpy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if id(self) not in memo:
-            with torch.no_grad():
-                new: Tensor = CudaTensor(self.elem.detach().clone())
-            new.requires_grad_(self.requires_grad)
-            memo[id(self)] = (
-                nn.Parameter(new, self.requires_grad) if isinstance(self, nn.Parameter) else new
-            )
-        return memo[id(self)]
 
 
 def on_cuda(wanted: torch.device | None) -> bool:

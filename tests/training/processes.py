@@ -7,25 +7,21 @@ between processes.
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from watched import weights
+from watched import Ran, replaced
 
 from alignkit import Algorithm
-from alignkit.data.group import read_groups
-from alignkit.io.results import read_record
 from alignkit.models.packing import Examples
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit.training.collectives import Collectives
 from alignkit.training.learner import Learner
@@ -35,23 +31,13 @@ UNEVEN = (3, 1, 0)  # parts of every batch: the last process never has a row
 SECONDS = 300  # longer than all processes need from one exchange to the next
 
 
-@dataclass
-class Step:
-    """An optimizer step: the responses of its global batch, their signals, the metrics, and the
-    gradients.
+class Watching(Collectives):
+    """One process, with a record of its optimizer steps: the responses of the global batch, their
+    signals, the metrics, and the gradients.
     """
 
-    rows: list[tuple[int, ...]]
-    signals: dict[str, Any]
-    metrics: dict[str, float]
-    gradients: dict[str, Tensor]
-
-
-class Watching(Collectives):
-    """One process, with a record of its optimizer steps."""
-
     def __init__(self) -> None:
-        self.steps: list[Step] = []
+        self.steps: list[dict[str, Any]] = []
 
 
 class Exchange:
@@ -80,12 +66,8 @@ class Simulated(Watching):
 
     def __init__(self, exchange: Exchange, process: int, parts: Sequence[int]):
         super().__init__()
-        self.exchange, self.process, self.processes, self.parts = (
-            exchange,
-            process,
-            len(parts),
-            parts,
-        )
+        self.exchange, self.process, self.parts = exchange, process, parts
+        self.processes = len(parts)
 
     def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
         """The first entry is the last process's, so that neither it nor its neighbors are in
@@ -103,14 +85,10 @@ class Simulated(Watching):
     def gather(self, mine: Any) -> list[Any]:
         """As between processes, everything is a copy."""
         caller = sys._getframe(1).f_code.co_name
-        posts = [
-            pickle.loads(post)
-            for post in self.exchange.swap(self.process, pickle.dumps((caller, mine)))
-        ]
-        assert {other for other, _ in posts} == {caller}, (
-            "the processes do not meet at the same place"
-        )
-        return [post for _, post in posts]
+        given = self.exchange.swap(self.process, pickle.dumps((caller, mine)))
+        callers, posts = zip(*map(pickle.loads, given), strict=True)
+        assert {*callers} == {caller}, "the processes do not meet at the same place"
+        return list(posts)
 
     def add_gradients(self, parameters: Iterable[Any]) -> None:
         """In the order of processes."""
@@ -127,57 +105,13 @@ _step = Learner.step
 def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[str, float]:
     metrics = _step(self, examples, lr_factor)
     if isinstance(self.collectives, Watching):
-        columns: dict[str, Any] = {**examples.columns, **examples.token_columns}
-        gradients = {
-            name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None
-        }
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        rows = [row.tokens for row in examples.rows]
+        step = {"rows": rows, "metrics": metrics, "gradients": gradients}
         self.collectives.steps.append(
-            Step([row.tokens for row in examples.rows], columns, dict(metrics), gradients)
+            copy.deepcopy(step | examples.columns | examples.token_columns)
         )
     return metrics
-
-
-class _Run(Run):
-    """A run as one process. algorithm: replaces that of the stage `align`."""
-
-    def __init__(
-        self, recipe: Recipe, out: Path, collectives: Collectives, algorithm: type[Algorithm] | None
-    ):
-        if algorithm is not None:
-            stage = recipe.stages["align"]
-            registration = replace(stage.component.registration, target=algorithm, kind="")
-            recipe.stages["align"] = replace(
-                stage, component=replace(stage.component, registration=registration)
-            )
-        super().__init__(recipe, out, collectives=collectives)
-        self.leads = True  # each has a folder of its own, to be compared
-
-
-@dataclass
-class Ran:
-    """What a process leaves behind: of the stage `align`, unless it says otherwise."""
-
-    folder: Path
-    steps: list[Step]
-    metrics: list[dict[str, Any]] = field(init=False)
-    summary: dict[str, Any] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.metrics = untimed(self.folder / "align" / "metrics.jsonl")
-        self.summary = read_record(self.folder / "align")["summary"]
-
-    @property
-    def rollouts(self) -> list[Any]:
-        """Every sample with its scores, by iteration."""
-        paths = sorted((self.folder / "align" / "rollouts").glob("*.jsonl"))
-        return [
-            [[(r.tokens, r.scores) for r in group.responses] for group in read_groups(path)]
-            for path in paths
-        ]
-
-    @property
-    def weights(self) -> bytes:
-        return weights(self.folder / "align" / "adapter")
 
 
 def run(
@@ -188,38 +122,37 @@ def run(
 ) -> list[Ran]:
     """Run stages on as many processes as there are parts, or on one. Returns what each has
     left.
+
+    algorithm: replaces that of the stage `align`.
     """
     path = write_recipe(folder, recipe)
-    if not parts:
-        return [_one(path, folder / "one", Watching(), algorithm)]
-    exchange = Exchange(len(parts))
+    exchange = Exchange(len(parts) or 1)
 
     def process(number: int) -> Ran:
+        collectives = Simulated(exchange, number, parts) if parts else Watching()
+        out = folder / f"{len(parts)}-{number}"
+        out.mkdir()
         with exchange.turn:
             try:
-                return _one(
-                    path,
-                    folder / f"process-{number}",
-                    Simulated(exchange, number, parts),
-                    algorithm,
-                )
-            except (
-                threading.BrokenBarrierError
-            ) as error:  # another process has failed; its error is the one to see
-                raise TimeoutError("another process failed") from error
+                loaded = load_recipe(path)
+                loaded = loaded if algorithm is None else replaced(loaded, algorithm)
+                made = Run(loaded, out, collectives=collectives)
+                made.leads = True  # each has a folder of its own, to be compared
+                made.execute()
             except BaseException:
                 exchange.barrier.abort()
                 raise
+        return Ran(made, untimed(out / "align" / "metrics.jsonl"))
 
-    with ThreadPoolExecutor(len(parts)) as threads:
-        futures = [threads.submit(process, number) for number in range(len(parts))]
+    with ThreadPoolExecutor(exchange.barrier.parties) as threads:
+        futures = [threads.submit(process, number) for number in range(exchange.barrier.parties)]
+    # The others see that one has failed; its error is the one to see
     errors = [error for future in futures if (error := future.exception())]
-    for error in sorted(errors, key=lambda error: isinstance(error, TimeoutError)):
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
     return [future.result() for future in futures]
 
 
-def _one(path: Path, out: Path, collectives: Watching, algorithm: type[Algorithm] | None) -> Ran:
-    out.mkdir()
-    _Run(load_recipe(path), out, collectives, algorithm).execute()
-    return Ran(out, collectives.steps)
+def steps_of(ran: Ran) -> list[dict[str, Any]]:
+    assert isinstance(ran.run.collectives, Watching)
+    return ran.run.collectives.steps

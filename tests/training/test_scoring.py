@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     assert "missing_eos_penalty" not in learn(scorer, GROUPS).summary()
     nothing = learn(combining(X, {"x": [None]}), GROUPS[1:])
     assert nothing.groups == [] and int(nothing.raw.isnan().sum()) == 1
+
+
+def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
+    scores = Mock(return_value=[1.0, 2.0, 3.0])
+    context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
+    together = Rewards(doubled("both", left=X, right=doubled("inner", again=X)), context)
+    assert learn(together, GROUPS[:1]).raw.tolist() == [2.0, 4.0, 6.0] and scores.call_count == 1
 
 
 def combination(folder: Path, reward: str) -> Rewards:

@@ -108,12 +108,10 @@ def test_the_reference_is_checked() -> None:
     accelerator = SimpleNamespace(unwrap_model=lambda m: m)
     trainer = SimpleNamespace(model=model, accelerator=accelerator)
     check_reference(trainer)
-    parameters["x.ref.w"] = torch.zeros(2)
-    with pytest.raises(RunFailed, match="reference"):
-        check_reference(trainer)
-    del parameters["x.ref.w"]
-    with pytest.raises(RunFailed, match="reference"):
-        check_reference(trainer)
+    for wrong in ({"x.ref.w": torch.zeros(2)}, {"x.ref.w": None}):
+        parameters |= wrong
+        with pytest.raises(RunFailed, match="reference"):
+            check_reference(trainer)
 
 
 def test_pairs() -> None:

@@ -120,7 +120,7 @@ class OwnServer:
         """Wait until it answers GET on a path. Raises RunFailed if it ends before, or after
         `timeout` seconds.
         """
-        began = time.monotonic()
+        began, announced = time.monotonic(), False
         while not self._answers(path):
             if self.ended:
                 raise RunFailed(f"the server of {self.name} did not start{self.explain()}")
@@ -130,8 +130,9 @@ class OwnServer:
                     f"the server of {self.name} was not ready after {timeout:.0f} seconds; raise "
                     f"'timeout'{self.explain()}"
                 )
-            if time.monotonic() - began < POLL:
+            if not announced:
                 say(f"starting {self.name}, which can take minutes; its log is {self.log}")
+                announced = True
             time.sleep(POLL)
 
     def _answers(self, path: str) -> bool:
