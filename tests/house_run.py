@@ -130,6 +130,7 @@ def _make(folder: Path, stages: Mapping[str, Any], model: Mapping[str, Any]) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALIGNKIT_REPORT", "1")
         run(write_recipe(folder, stages, model))
+    assert (folder / "run" / "report.html").exists()  # not of a test run that was interrupted
     torch.set_num_threads(threads)
 
 

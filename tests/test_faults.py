@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...], int]] = {
     "model": ("model/*", ("run", "model.yaml", "--out", "out"), 2),
     "adapter": ("adapter/*", ("run", "adapter.yaml", "--out", "out"), 2),
     "template": ("template.jinja", ("run", "template.yaml", "--out", "out"), 3),
-    "run": ("run/**/*", RUN, 3),
+    "run": ("run/**/*", RUN, 1),
 }
 
 

@@ -4,6 +4,7 @@ a stop obeyed.
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -42,6 +43,7 @@ def service(server: Server, folder: Path, **options: Any) -> Remote:
     return Remote("mine", RemoteOptions(**where), "score", folder, read)
 
 
+BOMB = gzip.compress(b" " * (50 << 20))
 AGAIN, AT_ONCE, MISSING = "tried again", "at once", "missing"  # how the run ends, or goes on
 FAULTS: dict[str, tuple[Reply, str]] = {
     **{str(code): (Reply(code), AGAIN) for code in (408, 429, 500, 502, 503, 504)},
@@ -55,6 +57,7 @@ FAULTS: dict[str, tuple[Reply, str]] = {
     "cut off": (Reply(body={"number": 7}, headers={"Content-Length": "99"}), AGAIN),
     "empty": (Reply(body=b""), MISSING),
     "half": (Reply(body=b'{"number": '), MISSING),
+    "a bomb": (Reply(body=BOMB, headers={"Content-Encoding": "gzip"}), MISSING),
 }
 
 

@@ -34,6 +34,7 @@ True + 1                        | only numbers and
 2 if 1 else 3                   | only numbers and
 1 / 0                           | division by zero
 9 ** 9 ** 9 ** 9                | an exponent is above 64
+1 ** 65                         | an exponent is above 64
 10 ** 60                        | beyond 1e
 (-8) ** 0.5                     | beyond 1e
 1e400                           | beyond 1e

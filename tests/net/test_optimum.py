@@ -388,7 +388,7 @@ rows:
     {problem: one, ends: {tilted: [0.25]}, groups: [2, 128], slow: true, iterations: 40, epochs: 4,
      algorithm: {ppo: {<<: *ppo, kl_coefficient: 0.25}}}
   ppo-three:
-    {problem: three, ends: {tilted: [0.5]}, groups: [2, 128], iterations: 80, epochs: 3,
+    {problem: three, ends: {tilted: [0.5]}, groups: [2, 128], slow: true, iterations: 80, epochs: 3,
      algorithm: {ppo: {<<: *ppo, kl_coefficient: 0.5}}}
   ppo-at-its-temperature:
     {problem: one, ends: {tilted: [0.25]}, groups: [64, 4], slow: true, iterations: 40, epochs: 4,
@@ -698,7 +698,8 @@ def test_kto_moves_probability_to_what_most_find_desirable(one: Problem) -> None
     assert float(one.reference[disliked].sum()) > 0.5 and float(found[disliked].sum()) < 0.02
 
 
-@pytest.mark.parametrize("alpha", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [1.0, 0.0])
 def test_hir_learns_what_fulfils_each_instruction(tmp_path: Path, alpha: float) -> None:
     """Relabelled samples of an instruction are those that fulfil it, in the policy's own
     proportions, so that is what NLL learns. The contrast, which has no optimum of its own, has

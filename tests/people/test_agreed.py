@@ -32,7 +32,10 @@ def store_of(folder: Path, *rows: Labels) -> Store:
 
 
 def facts(folder: Path, *rows: Labels) -> dict[str, Any]:
-    with store_of(folder, *rows) as store:
+    """The agreement by question, next to an item on which nobody agrees and which is retired."""
+    retired = pair("retired")
+    with store_of(folder, *rows, (retired, AGAINST)) as store:
+        store.put(retired, wanted=1, retired=True)
         found = json.loads(json.dumps(agreement(labeled(store))))
     return {question["question"]: question for question in found}
 

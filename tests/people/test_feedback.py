@@ -51,7 +51,8 @@ pair | {} | {"better": 0, "margin": "significantly"}, {"better": 1, "margin": "u
 pair | {"gold": {"better": 1}} | {"better": 0}, {"better": 0} | {"pairs": [{"better": 1, "worse": 0}]}
 
 safety | {} | {"better": 0, "safety": "both_safe"}, {"better": 0, "safety": "preferred_safe"}, \
-{"better": 0, "safety": "preferred_safe"} | {"meta": {"safety_bin": "preferred_safe"}}
+{"better": 0, "safety": "preferred_safe"}, {"better": 1, "safety": "both_safe"} \
+| {"meta": {"safety_bin": "preferred_safe"}}
 
 ranking | {} | {"ranks": [2, 1, 1]} | {"responses": [{"text": "answer 0", "rank": 2}, \
 {"text": "answer 1", "rank": 1}, {"text": "answer 2", "rank": 1}]}

@@ -82,6 +82,9 @@ def test_gold_rows() -> None:
     for task in (None, "review"):
         assert items_of(groups_of(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}
     assert items_of(groups_of(thumbs), "thumb", gold=True)[0].gold == {"good": True}
+    unsaid = write("u.jsonl", {"prompt": "Hi", "completion": "a"})
+    with pytest.raises(DataError, match="gold label of a thumb"):
+        items_of(groups_of(unsaid), "thumb", gold=True)
 
 
 Fails = Callable[[str], tuple[int, str]]

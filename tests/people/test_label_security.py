@@ -15,6 +15,7 @@ pytest.importorskip("starlette")
 from alignkit.errors import RecipeError
 from alignkit_plugins.people.server import address_of
 from alignkit_plugins.people.texts import visible
+from alignkit_plugins.people.votes import labeled
 from tests.people.injections import INJECTIONS
 from tests.people.pages import ADDRESS, SECRET, Page, application, pairs, visit
 from tests.rows import cells
@@ -182,16 +183,22 @@ def test_the_page_does_not_learn_who_wrote_an_answer(tmp_path: Path) -> None:
     with opened(tmp_path, *gold, *others, name=f"{SECRET}.feedback") as store:
         ada = visit(*application(store))
         assert SECRET not in ada.html
-        shapes, lefts = set(), set()
+        shapes, names, lefts = set(), set(), dict[str, str]()
         state = ada.next()
         while item := state["item"]:
             text = json.dumps(state)
             assert SECRET not in text and "gold" not in text.replace("good", "")
             shapes.add((tuple(sorted(item)), len(item["id"]), tuple(sorted(state))))
-            lefts.add(item["responses"][0][0]["text"].split()[0])
+            names.add(item["shown"][0])
+            lefts[item["id"]] = item["responses"][0][0]["text"]
             state = ada.post("submit", ada.event(item, side("A"))).json()
-        assert len(shapes) == 1 and lefts == {"good", "poor"}
-        assert len(store.events()) == 18
+        assert len(shapes) == 1 and len(names) == 18
+        assert {text.split()[0] for text in lefts.values()} == {"good", "poor"}
+        # What she preferred is what she saw on the left, whatever comes first in the store
+        for entry in labeled(store):
+            (vote,) = entry.votes
+            answer = entry.stored.item.responses[vote.label["better"]]
+            assert answer == lefts[entry.stored.item.id]
 
 
 def test_texts_are_json_and_never_html(tmp_path: Path) -> None:

@@ -43,10 +43,15 @@ def consent(store: Store, who: str = "ann", granted: bool = True, **more: Any) -
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A store with a label of each task by Ann, who shares, and one of Bob's, who does not."""
+    """A store with a label of each task by Ann, who shares, and one of Bob's, who does not.
+
+    One item is retired, and one means nothing once it is redacted.
+    """
     items = [item for item, _ in LABELED]
     unlicensed, written = pair("no license"), pair("Bob's", author="bob", **FREE)
-    with opened(tmp_path, *items, unlicensed, written) as store:
+    retired, alike = pair("Old?", **FREE), pair("Who?", "a@mail.example", "b@mail.example", **FREE)
+    with opened(tmp_path, *items, unlicensed, written, retired, alike) as store:
+        store.add_guidelines("Nobody has labeled by these")
         guidelines = store.add_guidelines("Questions to boss@mail.example")
         consent(store, terms="v1")
         for item, label in LABELED:
@@ -54,7 +59,9 @@ def made(tmp_path: Path) -> Path:
             store.submit(event(item, label, order=order, guidelines=guidelines, seconds=2.5))
         store.submit(event(items[0], side("B"), who="bob"))
         store.submit(event(unlicensed))
-        store.submit(event(written))
+        for item in (written, retired, alike):
+            store.submit(event(item))
+        store.put(retired, wanted=1, retired=True)
         return store.path
 
 
@@ -74,10 +81,22 @@ def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) 
     said = capfd.readouterr().out
     assert "left out: items without a license: 1" in said
     assert "left out: items whose author has not agreed to share them: 1" in said
+    assert "left out: items whose row has changed since: 1" in said
+    assert "left out: items that mean nothing once they are redacted: 1" in said
     assert "left out: events of people who have not agreed to share them: 1" in said
     assert "people: 1; texts in which something was redacted: 2" in said
     everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
-    for secret in (b"ann", b"bob", b"Bob", b"mail.example", b"1234567", b"no license", b"boss"):
+    for secret in (
+        b"ann",
+        b"bob",
+        b"Bob",
+        b"mail.example",
+        b"1234567",
+        b"no license",
+        b"boss",
+        b"Old?",
+        b"Nobody",
+    ):
         assert secret not in everything
     with Store.open(out / "labels.feedback") as shared:
         assert len(shared.items()) == 5 and len({event.annotator for event in shared.events()}) == 1
@@ -146,7 +165,7 @@ def test_a_damaged_export_is_named(made: Path, capfd: pytest.CaptureFixture[str]
 
 def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     into = merged(made, made.with_name("all.feedback"))
-    assert "7 new items, 9 new events" in capfd.readouterr().out
+    assert "9 new items, 11 new events" in capfd.readouterr().out
     merged(made, made, code=4)
     assert "cannot be merged into itself" in capfd.readouterr().err
     assert main(["labels", str(into), "--json"]) == 0

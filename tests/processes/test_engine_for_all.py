@@ -52,7 +52,8 @@ def took(server: FakeVllm) -> tuple[list[Any], list[Any]]:
     return sampled, loaded
 
 
-@pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True])
 def test_several_processes_learn_what_one_does(work: Path, serve: Serve, shard: bool) -> None:
     """An environment, a judge and a step are sampled by the engine, too."""
     server, recipe = serve(), write_recipe(STAGES, "chat_template: hermes")

@@ -15,8 +15,10 @@ from several import RLOO, SFT, assert_same_as_one, write_recipe
 from torch import nn
 
 from alignkit import cli
+from alignkit.errors import Stopped
 from alignkit.plugins import load_plugins
 from alignkit.training.trainer import load_checkpoint
+from alignkit_plugins.processes.collectives import ProcessCollectives
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ARGUMENTS = ("run", "recipe.yaml", "--out", "out")
@@ -74,6 +76,13 @@ def test_a_run_that_ended_is_continued_by_another_number(
     assert other.code in ((75, -15) if code == 75 else (1, -9, -15))
     assert other.err == "" or code != 75
     continued(processes)
+
+
+def test_a_reason_to_stop_of_any_process_stops_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    collectives = ProcessCollectives(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(collectives, "gather", lambda mine: [mine, "enough for today"])
+    with pytest.raises(Stopped, match="enough for today"):
+        collectives.should_stop(lambda: None)
 
 
 def test_a_failure_while_gradients_are_added_ends_all(

@@ -84,7 +84,9 @@ SHARES = {
 }
 
 
-@pytest.mark.parametrize("model", ["", pytest.param("lora: none", marks=learns)])
+@pytest.mark.parametrize(
+    "model", ["", pytest.param("lora: none", marks=[pytest.mark.slow, learns])]
+)
 def test_a_process_holds_its_part_and_only_samples_with_the_whole(
     work: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:

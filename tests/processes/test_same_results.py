@@ -104,6 +104,7 @@ last: {algorithm: sft, data: {stage: answers}, from: again}
 """
 
 
+@pytest.mark.slow
 def test_everything_that_passes_through_layers_is_in_step(work: Path) -> None:
     recipe = write_recipe(EVERYTHING, "activation_checkpointing: true")
     run_together(recipe, "several", sharded=True)

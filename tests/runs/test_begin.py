@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,8 +15,9 @@ from alignkit import RunFailed, cli
 from alignkit.io import console
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
-from alignkit.runs.run import run_recipe
-from tests.rows import Said, run, write_recipe, write_rows
+from alignkit.runs.run import Run, run_recipe
+from alignkit.training.collectives import Collectives
+from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 SFT = """
 sft: {algorithm: sft, data: demos.jsonl, max_steps: 1}
@@ -135,6 +137,17 @@ def test_an_error_names_the_step_or_the_iteration(
     assert cli.main(["run", str(recipe), "--out", str(recipe.parent / "out")]) == 1
     assert said().endswith(f"error: it failed\n  {place}\n")
     assert logged(recipe.parent / "out")[-2:] == ["error: it failed", f"  {place}"]
+
+
+def test_a_run_that_failed_and_is_killed_while_it_tells_others_is_not_done(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collectives, out = Collectives(), recipe.parent / "out"
+    monkeypatch.setattr(collectives, "fail", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(Run, "execute", Mock(side_effect=RunFailed("it failed")))
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(load_recipe(recipe), out, collectives=collectives)
+    assert read_rows(out / "starts.jsonl")[-1]["outcome"] == "failed"
 
 
 def logged(folder: Path) -> list[str]:

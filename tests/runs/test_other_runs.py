@@ -12,7 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit.cli import main
+from alignkit.io.console import Reporter
 from alignkit.io.results import read_record
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import BASE
+from alignkit.runs.bases import RunBase
 from alignkit_plugins.compare.rows import KL, rows_of
 from tests.rows import TINY, Said, run, write_recipe
 
@@ -111,6 +115,8 @@ def test_what_does_not_fit_is_refused_first(
     config = {"model_type": "llama", "vocab_size": 7}
     (policy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert "holds a whole model, but with model.lora" in refused(recipe, said)
+    whole = load_recipe(compare(tmp_path, "base"), [scored_by(policy)])  # is its own base
+    RunBase(BASE, whole, Reporter(), download=True).check(policy, "reward")
     recipe = write_recipe(tmp_path, stage, {**TINY, "lora": None})
     assert "knows 7 tokens, but model.base 'tiny' has" in refused(recipe, said)
 

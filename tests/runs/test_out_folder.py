@@ -47,3 +47,11 @@ def test_a_run_next_to_a_project_leaves_it_alone(recipe: Path) -> None:
         run(recipe, out=project)
         assert files(project).items() >= before.items()
     assert (project / "sft" / "adapter").is_dir()
+
+
+def test_a_first_start_that_fails_can_be_repeated(recipe: Path) -> None:
+    data = recipe.parent / "demos.jsonl"
+    later = data.rename(recipe.parent / "later.jsonl")
+    run(recipe, code=2)
+    later.rename(data)
+    run(recipe)

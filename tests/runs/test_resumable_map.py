@@ -64,3 +64,16 @@ def test_only_missing_chunks_are_computed_in_order(tmp_path: Path) -> None:
     resumable_map(file, ROWS[:CHUNK], partial(map, double))
     assert resumable_map(file, ROWS, elsewhere) == DOUBLED
     assert asked == [ROWS[CHUNK : 2 * CHUNK], ROWS[2 * CHUNK :]]
+
+
+def test_a_chunk_is_in_the_file_before_the_next_one_also_behind_half_a_line(tmp_path: Path) -> None:
+    file, lines = tmp_path / "x.jsonl", list[int]()
+    file.write_text('["of a run that was killed', encoding="utf-8")
+
+    def noted(rows: Sequence[int]) -> list[int]:
+        lines.append(file.read_text(encoding="utf-8").count("\n"))
+        return double(rows)
+
+    resumable_map(file, ROWS, partial(map, noted))
+    assert lines == [0, 1, 2]
+    assert resumable_map(file, ROWS, lambda chunks: iter(())) == DOUBLED

@@ -244,7 +244,7 @@ def test_turns_are_played_in_the_stages_own_thread(talked: Place) -> None:
 # However it ends, it continues
 
 
-# How often checkpoints are made -> where runs are killed, the first one also in the everyday suite.
+# How often checkpoints are made -> where runs are killed; `make test` has two of them.
 ENDS: dict[str, tuple[dict[str, Any], str]] = {
     "every iteration": ({}, "sample:3 logged:2 publish:2 scored:1 saved:2 saved:4 close:1"),
     "every second": ({"checkpoint_every": 2}, "sample:4 any:9"),
@@ -255,8 +255,10 @@ ENDS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(
     ("name", "event"),
     [
-        pytest.param(name, event, marks=[pytest.mark.slow] if n else [])
-        for name, (_, events) in ENDS.items()
+        pytest.param(
+            name, event, marks=[pytest.mark.slow] if n or "checkpoint_every" in more else []
+        )
+        for name, (more, events) in ENDS.items()
         for n, event in enumerate(events.split())
     ],
 )

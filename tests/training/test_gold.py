@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, online, prompts
+from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, dies, online, prompts
 
 from alignkit import DataError
 from alignkit.data.group import read_groups, responses_of
@@ -94,6 +94,15 @@ def test_gold_on_rollouts_costs_no_samples(tmp_path: Path, said: Said) -> None:
     assert all("gold" not in metrics and metrics["gold_unscored"] == 4 for metrics in ran.metrics)
     assert ran.summary["gold"] == {"best_iteration": 0, "change": None}
     assert SELF not in " ".join(said().split())
+
+
+def test_what_gold_said_must_be_readable_on_a_restart(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {**CHECKED, "monitors": gold(by("half"))}
+    with pytest.raises(KeyboardInterrupt):
+        online(tmp_path, dies(Watched(), 3), **keys)
+    (tmp_path / "run" / "align" / "gold" / "0001.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"gold/0001.jsonl:1: not valid JSON"):
+        online(tmp_path, Watched(), **keys)
 
 
 def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, said: Said) -> None:

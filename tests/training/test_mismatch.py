@@ -15,7 +15,9 @@ import torch
 
 from alignkit import Group, Response
 from alignkit.cli import main
+from alignkit.models.packing import Examples
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
+from alignkit_plugins.vllm.engine import Importance
 from tests.rows import TINY, Said, read_rows, write_recipe, write_rows
 
 HEADER = """
@@ -157,7 +159,19 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     assert first < 1e-5 and min(others) > 0.1
 
 
-def test_a_run_weights_what_another_dtype_sampled(tmp_path: Path) -> None:
+def test_a_run_weights_what_another_dtype_sampled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And learns from these signals."""
+    weights, add = Importance.weighted, Examples.add_signals
+    made, learned = list[Any](), list[Any]()
+    monkeypatch.setattr(
+        Importance, "weighted", lambda *of: (made.append(weights(*of)), made[-1])[1]
+    )
+    monkeypatch.setattr(
+        Examples, "add_signals", lambda self, each: (learned.append(each), add(self, each))[1]
+    )
     weighted = "stages.align.engine={planted: {importance: {cap: 1.0}}}"
     assert train(tmp_path, PLANTED["another dtype"], "stages.align.algorithm=ppo", weighted) == 0
     assert all(0 < row["importance_capped"] < 1 for row in metrics(tmp_path))
+    assert [id(signals) for signals, _ in made] == list(map(id, learned)) and len(made) == 2

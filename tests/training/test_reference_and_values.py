@@ -14,7 +14,7 @@ import torch
 import yaml
 from watched import REWARD_MODEL, SFT, STILL, Ran, Watched, online
 
-from alignkit import Batch, Group, Needs
+from alignkit import Batch, Group, Needs, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
@@ -53,6 +53,18 @@ def test_the_reference_is_the_one_that_the_recipe_names(
     assert watched.measured is not None
     assert_measured_by(found, reference, watched.measured)
     assert (abs(found.metrics[0]["kl"]) < 1e-4) == (reference == "sft")
+
+
+def test_a_policy_that_does_not_begin_as_its_reference_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the adapter that both begin as, log-probabilities differ by rounding only."""
+    measure = RolloutTrainer.reference_logprobs
+    monkeypatch.setattr(
+        RolloutTrainer, "reference_logprobs", lambda *of: [x + 0.2 for x in measure(*of)]
+    )
+    with pytest.raises(RunFailed, match="begin as the same adapter, but their KL is"):
+        online(tmp_path, Watched(), iterations=1)
 
 
 def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path) -> None:

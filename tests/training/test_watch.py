@@ -126,7 +126,11 @@ def test_an_iteration_without_a_kl_is_not_within_the_budget(
 
 @pytest.mark.parametrize(
     ("finish", "best", "kept"),
-    [(lambda self: None, 2, 2), (Monitors.finish, 2, 2), (Monitors.finish, 0, 4)],
+    [
+        (lambda self: None, 2, 2),
+        (Monitors.finish, 2, 2),
+        pytest.param(Monitors.finish, 0, 4, marks=pytest.mark.slow),
+    ],
     ids=["before", "after", "without a best one"],
 )
 def test_falling_gold_ends_with_the_best_policy_also_after_a_kill(
