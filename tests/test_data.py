@@ -113,6 +113,8 @@ def test_a_group_survives_json_in_one_line_and_defaults_are_not_written() -> Non
 {"alignkit": 1, "prompt": [{"role": "user", "content": 3}]}                 prompt.0.content
 {"alignkit": 1, "prompt": [], "responses": [3]}                             responses.0
 {"alignkit": 1, "prompt": [], "pairs": [{"better": 0, "worse": 1}]}         there are 0
+{"alignkit": 1, "prompt": [], "responses": [{}, {}], "pairs": [{"better": 1, "worse": 1}]}  with itself
+{"alignkit": 1, "prompt": [], "responses": [{}, {}], "pairs": [{"better": 1, "worse": -1}]}  response -1
 {"alignkit": 1, "prompt": [], "weight": [1]}                                weight
 {"alignkit": 1, "prompt": [], "weight": "x"}                                weight
 {"alignkit": 1, "prompt": [], "weight": "inf"}                              weight

@@ -18,14 +18,18 @@ from tests.rows import cells
 Array = Any
 equal: Any = statistics.at_equal_length
 
-# Worked out apart from the code, with scipy's t test and quantiles. `rate` is of Agresti and Coull
-# 1998, `paired_rates` of Bonett and Price 2012, `share` of Wilson 1927: their second arguments are
-# the samples of a prompt, which count as the independent samples whose mean varies as much, and
-# their third ones the two levels. `holm`: the headline has 95% of the error, the others share 5%,
-# and whatever is clear passes on its share. `bought_with_length`: less than half remains, and not
-# all of it may remain.
+# Each number was worked out by other means than the code's: t tests and t intervals by scipy.stats;
+# `rate` (Agresti and Coull 1998) as p of m trials, z^2/2 hits and z^2/2 misses, where m is n, or with
+# samples p (1 - p) / (the variance of the mean), and at most n times the samples; `paired_rates`
+# (Bonett and Price 2012) as the variance of differences and two more, at +-1 for one sample; `share`
+# (Wilson 1927) as the roots of (p - q)^2 = z^2 q (1 - q) / n; `holm` as the closed test: the largest
+# of min(p / weight), with weights that sum to 1, over all sets of hypotheses that have this one; the
+# sign test as 2 * 0.5^n. `bought_with_length`: less than half remains, and not all of it may remain.
 NUMBERS = """
 rate | [[1, 1, 1, 0, 0, 0, 0, 0, 0, 0]] | [0.607675, 0.103338, 0.3, 10]
+rate | [[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]] | [0.375333, 0, 0.083333, 12]
+rate | [[0, 0, 0], 1, [-1, 0]] | [0, -0.617472, 0.0, 3]
+rate | [[0.5, 0.5, 0.5, 0.5, 0.25], 4] | [0.726947, 0.200873, 0.45, 5]
 rate | [[1, 1, 1, 1, 1], 1] | [1.0, 0.510945, 1.0, 5]
 rate | [[0.5, 0.25, 0.75, 0.5, 1, 0.5], 4] | [0.802849, 0.325152, 0.583333, 6]
 rate | [[0.5, 0.5, 0.5, 0.5, 0.5], 4] | [0.889412, 0.110588, 0.5, 5]
@@ -39,6 +43,7 @@ paired_rates | [[1, 1, -1], [-1, 1, -1], 1, [-1, 1]] | [1.711859, -0.911859, 0.6
 paired_rates | [[1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]] | [1.0, 0.291655, 1.0, 6, 0.03125]
 paired_rates | [[1, 1, 0, 1], [0, 0, 0, 0]] | [1.0, -0.111126, 0.75, 4, 0.25]
 paired_rates | [[], []] | [null, null, null, 0, 1.0]
+paired_rates | [[0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]] | [-0.291655, -1, -1.0, 6, 0.03125]
 estimate | [[1, 2, 4]] | [6.127916, -1.46125, 2.333333, 3]
 estimate | [[3.5, 3.5]] | [null, null, 3.5, 2]
 estimate | [[]] | [null, null, null, 0]
@@ -49,13 +54,19 @@ p_value | [[0.3, -0.1, 0.4, 0.2, 0.0, 0.5, 0.1, 0.3]] | 0.021125
 p_value | [[1, 1, 1, 1, 1, 1, 1, 1]] | 0.007812
 p_value | [[0, 0]] | 1.0
 p_value | [[1.0, 1.1, 0.9]] | 0.25
+p_value | [[1.0, 1.1, 0.9, 1.0]] | 0.000149
+p_value | [[1.0, 0.0, 0.0]] | 1
 holm | [{"headline": 0.04, "a": 0.001, "b": 0.5}, "headline"] | [0.04, 0.5, 0.041053]
 holm | [{"headline": 0.03}, "headline"] | [0.03]
+holm | [{"headline": 0.5, "a": 0.02, "b": 0.021}, "headline"] | [0.526316, 0.526316, 0.526316]
+holm | [{"headline": 0.2, "a": 0.03}, "headline"] | [0.210526, 0.210526]
 share | [3, 10] | [0.603222, 0.107791, 0.3, 10]
 share | [0, 10] | [0.277533, 0.0, 0.0, 10]
 share | [10, 10] | [1.0, 0.722467, 1.0, 10]
 share | [3, 10, 4] | [0.733354, 0.062603, 0.3, 10]
 share | [0, 0] | null
+share | [2.5, 4] | [0.908101, 0.219427, 0.625, 4]
+share | [1, 40] | [0.128814, 0.004427, 0.025, 40]
 levels_of | [[0, 1]] | [0.0, 1.0]
 levels_of | [[1]] | [0.0, 1.0]
 levels_of | [[0]] | [0.0, 1.0]
@@ -74,6 +85,9 @@ bought_with_length | [{"mean": 1.0, "low": -0.5}, {"mean": 0.1, "high": 0.4}] | 
 bought_with_length | [{"mean": 1.0, "low": 0.5}, null] | false
 bought_with_length | [{"mean": 1.0, "low": null}, {"mean": 0.1, "high": 0.4}] | false
 """
+# The variance of a mean of clusters is K / (K - 1) * sum (sum of a cluster - its mean part)^2 / n^2:
+# `clustered` gives K values that have it, `clustered_p` is scipy's t test of them, and
+# `clustered_share` Wilson's interval of p (1 - p) / variance trials, at most n.
 CLUSTERS = """
 clustered | [[1, 1, 0, 0, 0.5, 0.5], ["a", "a", "b", "b", "c", "c"]] | [1.0, 0.0, 0.5]
 clustered | [[1, 1, 1, 0], ["a", "a", "a", null]] | [1.125, 0.375]
@@ -85,6 +99,8 @@ clustered_p | [[1, 1, 1, 0, 1], [0, 1, 2, 3, 3]] | 0.015392
 clustered_p | [[1, 1, 0.5, 0, 1, 0.7, 0.9], [null, null, null, null, null, null, null]] | 0.002076
 clustered_share | [[[1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]]] | [0.924917, 0.24512, 0.666667, 12]
 clustered_share | [[[1], [0], [1], [1]]] | [0.954413, 0.300642, 0.75, 4]
+clustered_share | [[[1, 0], [1, 0], [1, 1], [1, 0]]] | [0.863156, 0.305742, 0.625, 8]
+clustered_share | [[[1, 1, 0], [0.5], [0, 0]]] | [0.788944, 0.120097, 0.416667, 6]
 clustered_share | [[[1, 1], [], [1]]] | [1.0, 0.34238, 1.0, 3]
 clustered_share | [[[]]] | null
 """
@@ -100,15 +116,23 @@ PAIRED: dict[str, list[float]] = json.loads("""
  "either": [1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1],
  "few": [0.9, 0.2, 1.6, -0.7, 1.1, 0.8, 0.1, 0.6, -0.2],
  "least": [3, -4, 10, -12, 5, 8, -6, 2, -9],
- "gains": [0.9, 0.2, 1.6, -0.7, 1.1, 0.8, 0.1, 0.6, -0.2, 1.7, 0.3, 1.3, 0.1, 0.5, -0.9, 0.4, 0.7, 0, 1, 0.3,
-  0.9, 0.2, 1.6, -0.7, 1.1, 0.8, 0.1, 0.6, -0.2, 1.7, 0.3, 1.3, 0.1, 0.5, -0.9, 0.4, 0.7, 0, 1, 0.3],
- "mores": [3, -4, 10, -12, 5, 8, -6, 2, -9, 15, -3, 7, -5, 1, -20, 4, 2, -2, 3, -1,
-  3, -4, 10, -12, 5, 8, -6, 2, -9, 15, -3, 7, -5, 1, -20, 4, 2, -2, 3, -1]}
+ "zeros": [0, 0, 0, 0, 0, 0, 9, -9, 9, -9, 9, -9, 9, -9],
+ "pairs": [0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+ "five": [0, 0, 0, 0, 0, 9, -9, 9, -9, 9, -9, 9, -9],
+ "empty": [0, 30, 25, 40, 35, 50, 22, 28, 33, 45, 38, 27, 31, 24, 60, 41, 36, 29, 52, 26]}
 """)
+# By weighted least squares in numpy (QR), with tricube weights (Cleveland 1979), HC3 of its hat
+# matrix (MacKinnon and White 1985), and scipy's t quantile. Of six prompts at equal length, with all
+# others too far, it is the plain mean of `gain`, and five are too few.
 EQUAL = """
 gain more theirs | [0.603013, 0.350205, 0.476609, 20, 15]
 gain more theirs passage | [0.587805, 0.365412, 0.476609, 20, 15]
-gains mores | [0.463915, 0.327275, 0.395595, 40, 16]
+gain*2 more*2 | [0.463915, 0.327275, 0.395595, 40, 16]
+gain*9 more*9 | [0.408773, 0.365544, 0.387159, 180, 72]
+gain more empty | [0.603829, 0.373983, 0.488906, 20, 19]
+gain zeros | [1.571832, -0.271832, 0.65, 14, 6]
+gain zeros - pairs | [1.293962, 0.006038, 0.65, 14, 6]
+gain five | null
 gain longer theirs | null
 gain none theirs | null
 few least | null
@@ -156,10 +180,13 @@ def test_values_of_a_cluster_count_as_far_as_they_differ(
 @pytest.mark.parametrize(("columns", "expected"), cells(EQUAL))
 def test_the_difference_at_equal_length(columns: str, expected: str) -> None:
     """None where lengths hardly overlap or do not vary, and of few prompts, or without spread."""
-    values = [PAIRED[column] for column in columns.split()]
+    names = [name.partition("*") for name in columns.split()]
+    several = [PAIRED.get(name, []) * int(times or 1) for name, _, times in names]
+    count = min(filter(None, map(len, several)))
+    values = [column[:count] or None for column in several]
     assert plain(equal(*values)) == json.loads(expected)
     if columns == "gain more theirs":  # twice as many rows say nothing new within groups
-        twice = [[*value, *value] for value in values]
+        twice = [PAIRED[name] * 2 for name in columns.split()]
         alone, grouped = equal(*twice), equal(*twice, [*range(20)] * 2)
         width = grouped["high"] - grouped["low"]
         assert width == pytest.approx(2**0.5 * (alone["high"] - alone["low"]), rel=0.1)

@@ -61,9 +61,9 @@ def run(folder: Path, models: Any = None, **options: Any) -> Artifact:
     return made.run(context(models or Sure(), folder, PROMPTS))
 
 
-# By hand: in the bins of 0.75, 0.85 and 0.95, weighted by 1, 2 and 3 of 6 answers, the error of
-# `bold` is (0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6. Both are right at the first prompt only, and
-# wrong at the last only.
+# Means by hand, intervals and p values by scipy. In the bins of 0.75, 0.85 and 0.95, weighted by 1,
+# 2 and 3 of 6 answers, the error of `bold` is (0.75 + 2 * 0.35 + 3 * (0.95 - 1 / 3)) / 6. Both are
+# right at the first prompt only, and wrong at the last only.
 NUMBERS = """
 careful right |  | 0.6667 0.2957 0.9075 6 |  |  | 0
 bold right | careful | 0.3333 0.09252 0.7043 6 | -0.3333 -0.8246 0.3246 6 0.3632 | 0.04559 | 1/3/2 0

@@ -100,8 +100,9 @@ def evaluated(
     return summary(folder, models, GROUPS, judges=[JUDGE] * judges, **changed)
 
 
-# By the textbook: t intervals, paired, Agresti and Coull's for rates, and Wilson's; the KL by k3 of
-# half a nat per token, which is 0.74 of five tokens at -0.5 each, where k1 is -2.5. Three passages
+# Worked out in numpy and scipy, without the code: scipy's t tests and t intervals, paired, for rates
+# Agresti and Coull's, and Bonett and Price's, and the lower root of Wilson's quadratic. The KL is k3 of
+# half a nat per token, (exp(0.5) - 1.5) * 5 = 0.74 at -0.5 each, where k1 is -2.5. Three passages
 # with two prompts each count as three values, whose mean is that of six. Samples 2 and 3 are 10
 # below and above. See `lines`.
 NUMBERS = """
@@ -214,6 +215,7 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
     return models, made.run(around)
 
 
+# The means and intervals are those of scipy on the 39 passages, and a judge's of 34 with a verdict
 TEXT = """\
 1 of 42 prompts repeat the words and columns of others and do not count again
 intervals are over groups of prompts that share passage

@@ -84,8 +84,9 @@ def run(
     return step(**options).run(around)
 
 
-# The shares of `weak`, with denominators of their own, and differences at prompts that count for
-# both: they are right first at 2 to 5, where weak gives up 2 and 3, late nothing.
+# Shares counted in SCRIPTS, with the intervals of Agresti and Coull, and of Bonett and Price, by
+# scipy. Those of `weak` have denominators of their own, and differences are at prompts that count
+# for both: they are right first at 2 to 5, where weak gives up 2 and 3, late nothing.
 NUMBERS = """
 late right |  | 0.8 0.4794 0.9541 10 |  |  | 0
 weak right | late | 0.6 0.3116 0.8329 10 | -0.2 -0.6189 0.2856 10 0.4433 | 0.09677 | 2/4/4 0

@@ -567,6 +567,7 @@ def test_the_recipe_answers_what_the_data_can(
     text = Path("recipe.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["stages"] == yaml.safe_load(stages)
     assert all(f"# {line}\n" in text.replace("\n#   ", " ") for line in said.splitlines())
+    assert ("To use all rows" in text) == (", limit: " in text)
     assert load_recipe(Path("recipe.yaml"))
 
 
