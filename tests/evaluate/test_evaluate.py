@@ -25,6 +25,7 @@ from alignkit.step import StepData
 from alignkit_plugins.compare.comparison import short_names, together, unit_of
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.judged import preference
+from alignkit_plugins.evaluate.metrics import raters_of
 from tests.documented_keys import documented, paths
 from tests.evaluate.scripted import (
     HELPFUL,
@@ -286,11 +287,12 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
         "align",
         pytest.approx({"metric": 3.131, "helpful": 3.131}, abs=1e-3),
     )
-    raters = [one for one in rows_of(found) if one.kind in ("reward", "judge")]
-    equal = raters[-2].equal_length
+    mine = [one for one in rows_of(found) if one.policy == "align" and not one.column]
+    reward, judge = (one for one in mine if one.kind in ("reward", "judge"))
+    equal = reward.equal_length
     assert equal["mean"] == pytest.approx(0.5, abs=0.15) and 0 < equal["low"] < equal["high"] < 0.7
     # As in test_statistics.py, by numpy's least squares
-    assert figures(raters[-1].equal_length) == "0.5773 0.4219 0.7327"
+    assert figures(judge.equal_length) == "0.5773 0.4219 0.7327"
     keys, known = paths(json.loads(written), {}), documented("evaluation.json")
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     estimates = [key for key in known if "estimate of" in known[key]]
@@ -375,13 +377,22 @@ def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
 def test_known_answers_that_the_base_may_have_learned_are_no_proof(
     of_base: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned = {"base": of_base, "align": True}
+    learned = {"base": of_base, "align": True, "/other": True}
     monkeypatch.setattr(evaluate, "learned_from", lambda model, *_: learned[model])
     monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {})
     monkeypatch.setattr(evaluate.metrics, "verifies", lambda rater: True)
     around = context(Scripted(), tmp_path, recipe=object())
-    (found,) = step()._trained_on({"align": "align"}, prompts(), around).values()
-    assert found == {"align": of_base is not False}
+    policies = {"align": "align", "other": "/other"}
+    (found,) = step()._trained_on(policies, prompts(), around).values()
+    assert found == {"align": of_base is not False, "other": True}
+
+
+def test_a_reward_decides_only_without_metrics() -> None:
+    length = [RewardSpec("reward", "length")]
+    assert list(raters_of(step(rewards=length).options)) == ["length"]
+    assert list(raters_of(step(rewards=length, metrics={"m": {"reward": HELPFUL}}).options)) == [
+        "m"
+    ]
 
 
 def test_names_are_as_short_as_they_can_be_and_stay_different() -> None:
@@ -403,7 +414,10 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
         evaluated(tmp_path, full={("base", i) for i in range(6)})
 
 
-def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
+def test_examples_that_compare_nothing_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {"sft": {0}})
     both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
     pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
     rows = [pair, replace(pair, responses=(), pairs=None)]
@@ -413,6 +427,7 @@ def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
     found: Any = made.run(context(Scripted(), tmp_path, load=load)).summary
     assert found["examples"] == 1 and found["headline"] == "pairs right"
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]
+    assert "warning: 1 of 1 examples are training data (1 by sft)" in found["notes"]
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
