@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.io import atomic
-from alignkit.io.atomic import replace_folder, write_text
+from alignkit.io.atomic import move_folder, replace_folder, replace_link, write_text
 from alignkit_plugins.models.templates import CHATML
 from tests.faults.case import command, results, write_world
 from tests.faults.damages import damages
@@ -137,3 +137,17 @@ def test_a_replaced_folder_is_whole_after_every_crash(
     # Where folders are not synced, the model of the disk notices it.
     monkeypatch.setattr(atomic, "sync_folder", lambda folder: None)
     assert not any("target/file" in tree for tree in replaced(tmp_path / "other").points)
+
+
+def test_what_is_moved_or_linked_is_there_after_a_crash(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    disk = Disk(root)
+    with disk.watching():
+        with replace_folder(root / "work" / "new") as folder:
+            (folder / "in").mkdir()
+            (folder / "in" / "file").write_text("x", encoding="utf-8")
+        move_folder(root / "work" / "new", root / "made" / "kept")
+        replace_link(root / "link", Path("made/kept"))
+    folders = dict.fromkeys(("work", "made", "made/kept", "made/kept/in"))
+    link = {"link": Path("made/kept")}
+    assert disk.points[-1] == {**folders, "made/kept/in/file": b"x", **link}

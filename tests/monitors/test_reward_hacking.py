@@ -47,12 +47,14 @@ def answer(prompt: str, text: str, *logprobs: float, **more: Any) -> Group:
 
 
 def test_equal_prompts_are_one_unit() -> None:
-    """The turns of an episode are read together, and a tool's tokens are not the policy's."""
+    """The turns of an episode are read together, thoughts too; a tool's tokens are not the
+    policy's.
+    """
     one = answer("q", "a b", -1.0, -2.0, 0.0, written=(True, True, False))
     turns: Any = (assistant("one"), {"role": "tool", "content": "no"}, assistant("two"))
     episode = Group((user("r"),), (Response("two", messages=turns, tokens=(1, 2)),), id="r")
-    values, texts = measured([one, answer("q", "c", -3.0), episode])
-    assert texts == [["a", "b"], ["c"], ["one", "two"]]
+    values, texts = measured([one, answer("q", "b</think>c", -3.0), episode])
+    assert texts == [["a", "b"], ["b", "<", "/", "think", ">", "c"], ["one", "two"]]
     assert values["length"] == {"q": 1.5, "r": 2.0}
     assert values["sampled_entropy"] == {"q": pytest.approx((1.5 + 3.0) / 2)}
 
@@ -98,6 +100,21 @@ def test_each_departure_has_a_name_and_is_said_once(changed: dict[str, Any], wor
     assert not any(text.startswith(words) for text in warnings[1])
 
 
+@pytest.mark.parametrize(
+    ("looks", "changes", "warnings"),
+    [(2, [1, 21], 1), (3, [1, 21], 0), (2, [2, 2], 1), (2, [1, 2], 0)],
+)
+def test_a_change_must_be_certain_and_large(looks: int, changes: list[int], warnings: int) -> None:
+    """All looks and the 4 measures share the chance of a false warning: t = 3.3 of 9 degrees, p =
+    0.009, counts below 0.05 / 4, and not below 0.05 / 8. A fifth of the first value is large.
+    """
+    drift = Drift(looks)
+    for lengths in ([10] * 10, [10 + each for each in changes * 5]):
+        groups = [answer(f"p{n}", "a", *[-1.0] * count) for n, count in enumerate(lengths)]
+        found = drift.add(groups)[1]
+    assert len(found) == warnings
+
+
 def test_no_departure_without_a_change() -> None:
     drift = Drift(10)
     assert not any(drift.add(made(number))[1] for number in range(1, 11))
@@ -123,16 +140,19 @@ def test_common_prompts_are_compared_with_themselves() -> None:
 
 def test_other_prompts_are_compared_as_independent() -> None:
     rng = np.random.default_rng(1)
-    ours, theirs = rng.normal(1, 1, 12), rng.normal(0, 3, 30)
-    found = change(numbered(theirs, "a"), numbered(ours, "b"), 0.01)
-    expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.99)
-    assert found is not None
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    ours, many = rng.normal(1, 1, 12), rng.normal(0, 3, 30)
+    for theirs in (many, many[:12]):
+        found = change(numbered(theirs, "a"), numbered(ours, "b"), 0.01)
+        expected = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.99)
+        assert found is not None
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_too_few_prompts_say_nothing_and_equal_falls_are_certain() -> None:
     few, enough = numbered(range(LEAST - 1)), numbered(range(LEAST))
-    assert change(few, few) is None is change({}, {}) and change(enough, enough) is not None
+    assert change(few, few) is None is change({}, {})
+    found = change(enough | {"x": 99.0}, numbered(range(1, LEAST + 1)))
+    assert found is not None and (found.low, found.high) == (1.0, 1.0)  # each with itself
     found = change(numbered([1.0] * 9), numbered([0.0] * 9))
     assert found is not None and (found.mean, found.low, found.high) == (-1.0, -1.0, -1.0)
     assert str(found) == "-1.00 [-1.00, -1.00]"

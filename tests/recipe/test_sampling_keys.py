@@ -71,6 +71,7 @@ labels |                                                | BEST
 labels | stages.best.rollout.temperature=0.9            | BEST, temperature: 0.9
 report | WITHOUT                                        | max_new_tokens: 128, temperature: 0.5
 report | stages.report.sampling={max_new_tokens: 9}     | BEST, max_new_tokens: 9
+report | stages.report.sampling={top_p: 1}              | BEST, top_p: 1
 report | ~stages.report.sampling                        | BEST
 report | stages.report.sampling={max_new_tokens: 2}     | BEST, min_new_tokens: 2, max_new_tokens: 2
 """
@@ -82,7 +83,8 @@ def test_a_step_samples_as_the_first_online_stage_among_its_policies(
 ) -> None:
     overrides = WITHOUT if override == "WITHOUT" else [override] * bool(override)
     options: Any = recipe(tmp_path, *overrides).stages[stage].component.options
-    assert options.sampled() == yaml.safe_load(f"{{{sampled.replace('BEST', BEST)}}}")
+    wanted = yaml.safe_load(f"{{{sampled.replace('BEST', BEST)}}}")
+    assert options.sampled() | {"top_p": options.sampling.top_p} == {"top_p": 1, **wanted}
 
 
 def test_a_changed_rollout_changes_the_steps_that_follow_it(tmp_path: Path) -> None:

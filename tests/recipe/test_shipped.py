@@ -1,5 +1,6 @@
 """Shipped recipes are found, listed and extended by name, from any folder."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,37 @@ def test_a_shipped_recipe_has_several_names_but_a_file_comes_first(elsewhere: Pa
         find_recipe("quikstart")
     with pytest.raises(RecipeError, match=r"no such recipe: nowhere.yaml\n  help: shipped recipes"):
         find_recipe("nowhere.yaml")
+
+
+# What papers say of a stage, or a recipe of itself
+CLAIMS = """\
+llama2.rs2.replay_from              ['rs1']
+llama2.rs3.replay_from              ['rs1', 'rs2']
+llama2.helpful.algorithm            {'reward_model': {'margin': 'llama2-small'}}
+iterated.helpful_3.data             [.*, 'labels_1', 'labels_2', 'labels_3']
+iterated.align_3.from               align_2
+iterated.align_3.reference          sft
+iterated.align_3.reward             helpful_3
+people.helpful_5.data               [.*, 'labels_1', 'labels_2', 'labels_3', 'labels_4', 'labels_5']
+people.labels_2.data                ['cool_2', 'warm_2']
+constitutional.sl_cai.data          ['revised', '.*demos.jsonl']
+constitutional.by_principle.clamp   [0.4, 0.6]
+constitutional.harmless.data        by_people
+instructgpt.chosen.policies         ['sft@1', 'sft@2']
+instructgpt.align.from              chosen
+instructgpt.align.mix               {.*'objective': 'text'.*}
+rlaif.liked.data                    {'stage': 'labels', 'validation': 0.15}
+rlaif.align.data                    {'stage': 'labels', 'validation': 0.15}
+"""
+
+
+def test_shipped_recipes_do_what_they_say() -> None:
+    stages = {name: load_recipe(path).resolved["stages"] for name, path in shipped().items()}
+    for line in CLAIMS.splitlines():
+        place, claim = line.split(maxsplit=1)
+        recipe, stage, key = place.split(".")
+        found = str(stages[recipe][stage][key])
+        assert re.fullmatch(re.escape(claim).replace(r"\.\*", ".*"), found), (place, found)
 
 
 def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:

@@ -567,6 +567,7 @@ def test_the_recipe_answers_what_the_data_can(
     text = Path("recipe.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["stages"] == yaml.safe_load(stages)
     assert all(f"# {line}\n" in text.replace("\n#   ", " ") for line in said.splitlines())
+    assert ("To use all rows" in text) == (", limit: " in text)
     assert load_recipe(Path("recipe.yaml"))
 
 
@@ -612,6 +613,12 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
     assert main(words) == 0
     found = json.loads(Path("run/report/evaluation.json").read_text(encoding="utf-8"))
     assert found["headline"] == headline
+
+
+def test_there_is_room_for_nine_of_ten_responses() -> None:
+    write("d.jsonl DEMO 53\nd.jsonl LARGE 7")
+    assert main(["init", "d.jsonl"]) == 0
+    assert "max_new_tokens: 128" in Path("recipe.yaml").read_text(encoding="utf-8")
 
 
 COLUMNS = """\

@@ -53,14 +53,29 @@ def test_it_counts_rows_and_tokens(
 sft: {algorithm: sft, data: rows.jsonl, max_length: 40, epochs: 2, batch_size: 8}
 sample: {step: sample, policy: sft, prompts: rows.jsonl, sampling: {max_new_tokens: 8}}
 learn: {algorithm: sft, from: sft, data: sample}
+align:
+  algorithm: rloo
+  from: sft
+  prompts: rows.jsonl
+  reward: length
+  rollout: {samples_per_prompt: 4, max_new_tokens: 8}
+  iterations: 3
+  prompts_per_iteration: 2
 """
     path = write(here, "tiny", **yaml.safe_load(stages))
-    first, second, third = planned(capfd, path)
+    first, second, third, fourth = planned(capfd, path)
     assert not (here / "runs").exists()
     work = first["work"]
     assert work["rows"] == 24 and work["learned"] == 2 * work["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
     assert third["work"]["rows"] == 0
+    online, memory = fourth["work"], fourth["memory"]
+    assert online["written"] == 3 * 2 * 4 * 8
+    assert online["learned"] == round(3 * 2 * (online["tokens"] / 24 + 4 * 8))
+    # The policy's adapter, and the reference's; no sample is in the cache while it learns.
+    assert memory["adapters"] == 2 * first["memory"]["adapters"]
+    least = min(memory["cache"], memory["activations"])
+    assert least > 0 and fourth["peak"] == pytest.approx(sum(memory.values()) - least)
     assert first["peak"] == pytest.approx(sum(first["memory"].values()))
     assert cli.main(["check", "--plan", str(path)]) == 0
     text = capfd.readouterr().out
@@ -81,7 +96,16 @@ def test_memory_follows_the_shapes(here: Path, capfd: pytest.CaptureFixture[str]
     (full,) = planned(capfd, path, "model.lora=none")
     assert full["memory"]["optimizer"] == 3 * full["memory"]["weights"]
     (nf4,) = planned(capfd, path, "model.quantization=nf4")
-    assert nf4["memory"]["weights"] < found["memory"]["weights"]
+    # 4 bits, and a scale of 32 bits per 64 weights, of each matrix but the head
+    saved = (4 - 4.5 / 8) * sum(layer.weight.numel() for layer in layers)
+    assert nf4["memory"]["weights"] == found["memory"]["weights"] - saved
+    (few,) = planned(capfd, path, "stages.sft.batch_size=3")
+    assert few["work"]["learned"] == round(few["work"]["tokens"] * 2 * 3 / 24)
+    words = ["stages.sft.optimizer=adamw_8bit", "model.activation_checkpointing=true"]
+    (small,) = planned(capfd, path, *words)
+    assert small["memory"]["optimizer"] == 1.5 * adapter  # moments of 8 bits each
+    stored = found["memory"]["activations"] / len(model.model.layers)
+    assert small["memory"]["activations"] == pytest.approx(stored)
 
 
 def test_a_stage_that_is_too_large_is_told(

@@ -38,7 +38,8 @@ def hash_of(folder: Path, stages: Any, **model: Any) -> list[str]:
     found = []
     for stage in recipe.stages.values():
         parts = stage_parts(stage, recipe, "base", {}, RunData(Path, 0))
-        found.append(digest.digest({**parts, "seed": None}))  # which is in every hash
+        assert parts["seed"] == recipe.seed  # which is in every hash
+        found.append(digest.digest({**parts, "seed": None}))
     return found
 
 

@@ -76,7 +76,8 @@ def test_a_conversation_that_ends_with_the_user_is_named(tmp_path: Path, said: S
     "huggingface/swift-transformers#387",
 )
 def test_unknown_tokens_are_a_warning(tmp_path: Path, said: Said) -> None:
-    recipe = written(tmp_path, [[TURN, {"role": "assistant", "content": "qq. No."}]])
+    unknown, known = ([TURN, {**GOOD[1], "content": text}] for text in ("qq. No.", "No. " * 200))
+    recipe = written(tmp_path, [unknown])
     base = tiny.source(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.unk_token = "q"
@@ -84,3 +85,5 @@ def test_unknown_tokens_are_a_warning(tmp_path: Path, said: Said) -> None:
     run(Path(recipe))
     told = said()
     assert "2 of " in told and "tokens are q: the tokenizer lacks characters" in told
+    run(Path(written(tmp_path, [unknown, *[known] * 9])))  # of more than 2,000
+    assert "tokens are q" not in said()

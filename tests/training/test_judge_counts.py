@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from alignkit import Context, Group, Judge, Rating, Response, Verdict
 from alignkit.judges import CheckedJudge, costs, spending
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
+from alignkit.training.collectives import Collectives
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.ai_feedback.panel import Panel
 from alignkit_plugins.ai_feedback.rubric import Rated
@@ -46,7 +49,9 @@ def around(folder: Path) -> Context:
 GROUP = Group((user("q"),), (Response("a"), Response("b"), Response("too long")))
 
 
-def test_ratings_are_counted_and_a_missing_one_says_why(tmp_path: Path) -> None:
+def test_ratings_are_counted_and_a_missing_one_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = RewardSpec("reward", "rating", made("reward", Rated, judge=PRICED))
     rewards = Rewards(spec, around(tmp_path))
     table = rewards.ask([GROUP])
@@ -55,6 +60,11 @@ def test_ratings_are_counted_and_a_missing_one_says_why(tmp_path: Path) -> None:
         assert rewards.combine(asked).summary().items() >= counts.items()
     assert rewards.combine(rewards.ask([GROUP], table)).summary()["judge/questions"] == 6
     assert table.why_unscored() == f"; a judge said: {CUT}"
+    # Of another process, which has asked the same, too
+    both = Collectives()
+    monkeypatch.setattr(both, "gather", lambda mine: [mine] * (1 + isinstance(mine[0], Rating)))
+    rewards.collectives = both
+    assert rewards.combine(rewards.ask([GROUP])).summary()["judge/questions"] == 6
 
 
 def test_what_a_panel_costs_is_counted_once(tmp_path: Path) -> None:

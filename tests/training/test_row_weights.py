@@ -21,6 +21,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
+from alignkit.training.encoding import compact
 from alignkit.training.learner import Learner
 from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.kto import KTO
@@ -64,7 +65,8 @@ def gradients(
     learner = Learner(model, algorithm, Settings(), role)
     for number, parameter in enumerate(learner.parameters.values()):
         torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(number))
-    examples = Examples(encode_all(Encoder(model.tokenizer), groups, 200, scoring=scoring))
+    encoded = encode_all(Encoder(model.tokenizer), groups, 200, scoring=scoring)
+    examples = Examples([*map(compact, encoded)])
     if algorithm.needs.reference_logprobs:
         columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
         examples.token_columns["reference_logprobs"] = columns

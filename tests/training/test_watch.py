@@ -15,6 +15,7 @@ from watched import SFT, Ran, Watched, dies, online, weights
 from alignkit import Monitor, Observation, RunFailed
 from alignkit.errors import PluginError
 from alignkit.training.monitors import Monitors, look
+from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.monitors.reward_hacking import History
 from tests.rows import Said
@@ -87,9 +88,10 @@ def test_a_budget_that_no_update_keeps_leaves_the_first_policy(
 def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
-    """Also from the checkpoint before a damaged one. Nobody asked for the versions, and none is
-    left.
+    """Also from the checkpoint before a damaged one, and after people deleted samples, which most
+    algorithms replay not. Nobody asked for the versions, and none is left.
     """
+    monkeypatch.setattr(RolloutFiles, "before", lambda self, iteration: [])
     every = 1 if damaged else 2
     keys = {**KEYS, "monitors": budget(1e6), "checkpoint_every": every, "keep_versions": False}
     with pytest.raises(KeyboardInterrupt):
@@ -99,6 +101,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
     if damaged:
         newest = max((stage / "checkpoints").iterdir())
         (newest / "checkpoint.safetensors").write_bytes(b"")
+        (stage / "rollouts" / "0001.jsonl").unlink()
     measures(monkeypatch, {})
     ran = online(tmp_path, Watched(), **keys)
     assert ran.summary["kept_iteration"] == 2 and ran.weights == first
