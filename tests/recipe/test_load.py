@@ -212,6 +212,10 @@ model.base            HERE/m
 resolved.name         x
 align.component.name  critic
 
+  + model.base=tiny://m
+  ALL
+model.base            tiny://HERE/m
+
   + model.base=org/name
   + stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}
   ALL
