@@ -12,6 +12,7 @@ import pytest
 from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group, rows_of
+from alignkit_plugins.data.files import write_rows as pack
 from tests.rows import assistant, read_rows, run, user, write_recipe, write_rows
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
@@ -95,6 +96,7 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
         ("convert a.jsonl --to sft --out b.jsonl", 4, "they are no demonstrations"),
         ("convert a.jsonl --to sfd --out b.jsonl", 2, "did you mean 'sft'?"),
         ("clean a.jsonl --out a.jsonl", 2, "is what the rows come from"),
+        ("clean c.removed.jsonl --out c.jsonl", 2, "is what the rows come from"),
         ("clean a.jsonl --out b.csv", 2, "JSON lines are written"),
         ("clean a.jsonl --out b.jsonl languages=[xx]", 1, "py3langid does not know xx"),
         ("clean a.jsonl --out b.jsonl nera=0", 2, "did you mean 'near'?"),
@@ -109,10 +111,17 @@ def test_what_cannot_be_written_is_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_rows(Path("a.jsonl"), [{"prompt": "Hi"}])
+    names = ["a.jsonl", "c.removed.jsonl"]
+    before = [write_rows(Path(name), [{"prompt": "Hi"}]).read_bytes() for name in names]
     assert main(["data", *words.split()]) == code
     assert said in capsys.readouterr().err
-    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    assert [Path(name).read_bytes() for name in names] == before
+
+
+def test_packed_rows_are_the_same_bytes_at_any_time(tmp_path: Path) -> None:
+    pack(tmp_path / "a.jsonl.gz", [{"n": 1}])
+    assert (tmp_path / "a.jsonl.gz").read_bytes()[4:8] == bytes(4)  # the header's time
 
 
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
