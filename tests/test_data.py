@@ -150,7 +150,7 @@ def test_written_groups_are_read_back_and_a_failed_write_leaves_the_old_file(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "deep" / "er" / "g.jsonl"
-    sampled = (Response(tokens=(2,)), Response())
+    sampled = (Response(tokens=(2,), scores={"failed": None}), Response())
     wanted = [Group(prompt("q\u2028\x85"), sampled, (Pair(0, 1),), id=str(i)) for i in range(5)]
     groups_module.write_groups(path, wanted)
     once = path.read_bytes()
