@@ -46,6 +46,8 @@ RIGHT = r"""
     50\% | 50%
     (B) Oslo | B
     B. Oslo | B
+    G. Oslo | G
+    H) Oslo | H
     B) Oslo | Oslo
     B: Oslo | (B)
     Option B | B
@@ -78,6 +80,7 @@ WITHIN = r"""
     It is 42. | 42
     > 5 | 5
     It is B. | B
+    I think that it is B | B
     It is (B), a city | B
     A is right | A
     It is x. | x

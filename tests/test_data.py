@@ -740,6 +740,8 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     assert {*one} & {*other}
     one, other = sides(path, rows, group="passage")
     assert other and not {*one} & {*other} and len(one + other) == 60
+    parts = [load(source(path, part=at, group="passage")).groups for at in ((0, 0.5), (0.5, 1))]
+    assert not set.intersection(*({group.meta["x"] for group in part} for part in parts))
     # More passages do not move the others.
     more = sides(path, [{"prompt": "n", "passage": "q", "x": 9}, *rows], group="passage")
     assert {*one} <= {*more[0]} and {*other} <= {*more[1]}
@@ -747,6 +749,10 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     places = [Origin("a", 1), Origin("b", 1, source=1)]
     numbers = [Group(prompt(at.file), meta={"passage": 3, "author": 3}, origin=at) for at in places]
     assert len({*keys_of_sides(numbers, ["passage", "author"])}) == 2
+    # A column that the format reads may be shared, too.
+    taught = [{"prompt": row["prompt"], "system": row["passage"], "x": row["x"]} for row in rows]
+    one, other = sides(path, taught, group="system")
+    assert other and not {*one} & {*other}
     with pytest.raises(
         DataError, match=r"d\.jsonl:1: the row has no .chapter., by which .group. holds"
     ):
@@ -774,6 +780,13 @@ def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:
         rows += [{"prompt": talk[: 2 * end + 1], "x": n} for end in range(3)]
     training, held_out = sides(tmp_path / "turns.jsonl", rows)
     assert held_out and not {*training} & {*held_out}
+
+
+def test_groups_of_one_row_stay_on_one_side(tmp_path: Path) -> None:
+    inputs = [[{"input": f"{n} {word}", "output": "a"} for word in "xyz"] for n in range(20)]
+    rows = [{"instruction": "Say", "instances": both, "x": n} for n, both in enumerate(inputs)]
+    training, held_out = sides(tmp_path / "d.jsonl", rows)
+    assert held_out and not {*training} & {*held_out} and len(training + held_out) == 60
 
 
 def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:

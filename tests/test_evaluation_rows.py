@@ -131,6 +131,7 @@ def test_a_gain_that_falls_below_the_base_is_mixed() -> None:
         ((0.28, 0.1, 0.5), UP, "only length", "align prefers longer responses"),
         ((0.28, 0.1, 0.5), UNCLEAR, "nothing clear", "which is no gain"),
         ((0.45, 0.3, 0.65), UP, "gained", "align is better than sft"),
+        ((0.52, 0.45, 0.58), UP, "gained", "align is better than sft"),
     ],
 )
 def test_a_gain_that_is_only_length_is_no_gain(

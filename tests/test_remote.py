@@ -84,6 +84,13 @@ def test_a_fault_ends_as_it_should_and_can_be_resumed(name: str, tmp_path: Path)
         assert server.requests[-2:] == BODIES[2:] and len(server.requests) == 2 + tries + 2
 
 
+def test_a_stored_reply_is_that_of_the_service_that_gave_it(tmp_path: Path) -> None:
+    with serving(good) as one, serving(lambda request: Reply(body={"number": 9})) as other:
+        asked = [service(each, tmp_path).ask(BODIES[:1]) for each in (one, other, one)]
+        assert [reply.value for (reply,) in asked] == [0, 9, 0]
+        assert len(one.requests) == len(other.requests) == 1
+
+
 @pytest.mark.parametrize(
     "reply", [Reply(pause=PATIENCE), Reply(429, headers={"Retry-After": "50"})]
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from alignkit.evaluation import statistics
+from alignkit_plugins.compare.compared import compared
 from tests.rows import cells
 
 Array = Any
@@ -49,6 +50,7 @@ estimate | [[3.5, 3.5]] | [null, null, 3.5, 2]
 estimate | [[]] | [null, null, null, 0]
 paired_difference | [[0.3, 2, 4.4, 1], [0, 2.1, 4, 0.5]] | [0.693485, -0.143485, 0.275, 4, 0.12762]
 paired_difference | [[0.30000000000000004, 2], [0.3, 2]] | [0.0, 0.0, 0.0, 2, 1.0]
+paired_difference | [[1e-17, 2], [0, 2]] | [0.0, 0.0, 0.0, 2, 1.0]
 paired_difference | [[], []] | [null, null, null, 0, 1.0]
 p_value | [[0.3, -0.1, 0.4, 0.2, 0.0, 0.5, 0.1, 0.3]] | 0.021125
 p_value | [[1, 1, 1, 1, 1, 1, 1, 1]] | 0.007812
@@ -82,6 +84,7 @@ bought_with_length | [{"mean": 1.0, "low": 0.5}, {"mean": 0.1, "high": 0.4}] | t
 bought_with_length | [{"mean": 1.0, "low": 0.5}, {"mean": 0.6, "high": 0.9}] | false
 bought_with_length | [{"mean": 1.0, "low": 0.5}, {"mean": 0.1, "high": 1.2}] | false
 bought_with_length | [{"mean": 1.0, "low": -0.5}, {"mean": 0.1, "high": 0.4}] | false
+bought_with_length | [{"mean": 1.0, "low": 0.0}, {"mean": 0.1, "high": 0.4}] | false
 bought_with_length | [{"mean": 1.0, "low": 0.5}, null] | false
 bought_with_length | [{"mean": 1.0, "low": null}, {"mean": 0.1, "high": 0.4}] | false
 """
@@ -111,6 +114,9 @@ PAIRED: dict[str, list[float]] = json.loads("""
  "theirs": [20, 30, 25, 40, 35, 50, 22, 28, 33, 45, 38, 27, 31, 24, 60, 41, 36, 29, 52, 26],
  "passage": [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9],
  "longer": [3, 4, 10, 12, 5, 8, 6, 2, 9, 15, 3, 7, 5, 1, 20, 4, 2, 2, 3, 1],
+ "shorter": [-3, -4, -10, -12, -5, -8, -6, -2, -9, -15, -3, -7, -5, -1, -20, -4, -2, -2, -3, -1],
+ "four": [3, 4, 10, 12, 5, 8, 6, 2, 9, 15, 3, 7, 5, 1, 20, 4, -2, -2, -3, -1],
+ "flat": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
  "none": [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2],
  "same": [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5],
  "either": [1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1],
@@ -134,6 +140,10 @@ gain zeros | [1.571832, -0.271832, 0.65, 14, 6]
 gain zeros - pairs | [1.293962, 0.006038, 0.65, 14, 6]
 gain five | null
 gain longer theirs | null
+gain shorter theirs | null
+gain four theirs | null
+flat more theirs | null
+gain shorter | null
 gain none theirs | null
 few least | null
 same either | null
@@ -183,8 +193,15 @@ def test_the_difference_at_equal_length(columns: str, expected: str) -> None:
     names = [name.partition("*") for name in columns.split()]
     several = [PAIRED.get(name, []) * int(times or 1) for name, _, times in names]
     count = min(filter(None, map(len, several)))
-    values = [column[:count] or None for column in several]
+    values: list[Any] = [column[:count] or None for column in several]
     assert plain(equal(*values)) == json.loads(expected)
+    if columns == "gain more theirs passage":  # a row of a report says the same
+        gain, more, theirs, units = values
+        ours = [one + longer for one, longer in zip(theirs, more, strict=True)]
+        lengths = {"sft": theirs, "align": ours}
+        rewards = {"sft": [0.0] * 20, "align": gain}
+        _, row = compared("r", rewards, "sft", lengths=lengths, units=units)
+        assert plain(row.equal_length) == json.loads(expected)
     if columns == "gain more theirs":  # twice as many rows say nothing new within groups
         twice = [PAIRED[name] * 2 for name in columns.split()]
         alone, grouped = equal(*twice), equal(*twice, [*range(20)] * 2)

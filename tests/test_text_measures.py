@@ -41,12 +41,14 @@ def test_distinct_counts_over_all_texts() -> None:
 # Texts of letters, and their self-BLEU. `abcd` against `abx`: 2 of 4 words; pairs (1+1)/(3+1),
 # triples (0+1)/(2+1), fours (0+1)/(1+1); `abx` against `abcd` is shorter, so it pays exp(1 - 4/3),
 # and has no n-gram of four words. `tt` against `tc` is clipped, as by Papineni: it matches one of
-# two words, and (0+1)/(1+1) pairs.
+# two words, and (0+1)/(1+1) pairs. `abc` is as near to two lengths, of which the shorter counts:
+# (2/3 2/3 1/2) ** (1/3); `ab` pays exp(1 - 3/2).
 BLEU = """
     abcde abcde abcde | 1
     abcde vwxyz       | 0
     abcd abx          | 0.4429
     tt tc             | 0.5
+    abc wxyz ab       | 0.4041
 """
 
 

@@ -111,6 +111,7 @@ def test_a_prompt_is_the_unit_and_what_has_no_verdict_is_counted(tmp_path: Path)
         tmp_path, groups, lambda n, first: REFUSED if n == 1 else right(n == 0, first)
     )
     assert (found["people"]["n"], found["people"]["mean"]) == (2, 0.5)
+    assert found["people"]["low"] < 0.01  # t of one degree is 12.7
     assert (found["comparisons"], found["unjudged"]) == (12, {"the judge refused": 1})
     assert (accuracy["counts"], accuracy["missing"]) == ("10/1/1", 1)
     assert (found["calls"], found["tokens"]) == (24, 1100)

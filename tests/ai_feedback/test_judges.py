@@ -144,6 +144,7 @@ def test_what_a_servers_likeliest_tokens_say(tops: Any, expected: float | str) -
         assert verdict.p_first is None and verdict.reason.startswith(expected)
     else:
         assert verdict.p_orders == pytest.approx((expected, 2 / 3), abs=1e-6)
+        assert verdict.mass == pytest.approx((answer.mass + 0.9) / 2)
 
 
 # The question

@@ -155,6 +155,7 @@ SECONDS = """
 1990            | On 12 May 1990  | same
 1,000           | 1,000 men       | same
 No              | No, she didn't. | same
+12 May 1990     | 12 May          | same
 5.5             | 5               | other
 -5              | 5               | other
 1,000           | 1               | other

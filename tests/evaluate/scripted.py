@@ -85,7 +85,7 @@ class Scripted(Answering):
         i = number(prompt)
         if (role, i) in self.full:
             return None
-        text = self.texts.format(policy=role, i=i)
+        text = self.texts.format(policy=role, i=i, k=k)
         return Response(text, tokens=(k,) * self.lengths[role][i], truncated=i == 0, source="other")
 
     def scores(self, stage: str, groups: Sequence[Group]) -> list[float | None]:

@@ -14,6 +14,7 @@ import yaml
 
 from alignkit import Artifact, Group, Message, Response, RunFailed
 from alignkit_plugins.evaluate.calibration import Calibration, bins, confidence
+from alignkit_plugins.evaluate.measured import is_right
 from tests.evaluate.scripted import CORRECT, Answering, context, lines, number, said
 
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
@@ -129,3 +130,4 @@ def test_certainty_is_in_the_last_bin() -> None:
     found = [(row["low"], row["high"], row["n"], row["accuracy"]) for row in rows]
     assert found == [(0.0, 0.1, 1, 0.0), (0.9, 1.0, 2, 0.5)]
     assert rows[1]["confidence"] == pytest.approx(0.955)
+    assert [*map(is_right, (0.5, 0.51, None))] == [False, True, None]

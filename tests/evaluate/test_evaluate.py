@@ -25,12 +25,14 @@ from alignkit.step import StepData
 from alignkit_plugins.compare.comparison import short_names, together, unit_of
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.judged import preference
+from alignkit_plugins.evaluate.metrics import raters_of
 from tests.documented_keys import documented, paths
 from tests.evaluate.scripted import (
     HELPFUL,
     SCORES,
     Scripted,
     context,
+    figures,
     lines,
     number,
     prompts,
@@ -76,7 +78,8 @@ nothing: {align: [null, null, null, null, null, null]}
 one: {limit: 1}
 alone: {policies: [align]}
 languages: {by: [language], policies: [sft, align]}
-metrics:
+shares: {base: *none, sft: [1, 1, 0, 1, 0, 0], align: [1, 1, 1, 1, 1, 0], prompts: passages}
+metrics: &metrics
   base: *none
   sft: [0, 0, 0, 1, 1, 1]
   align: [1, 1, 1, 0, 0, 0]
@@ -84,6 +87,7 @@ metrics:
   metrics:
     first: {where: {half: 0}}
     second: {where: {half: [1]}, better: lower}
+of base: {<<: *metrics, baseline: base}
 judged: {judges: 2, rewards: []}
 judged often: {judges: 1, rewards: [], samples_per_prompt: 3}
 """)
@@ -101,10 +105,10 @@ def evaluated(
 
 
 # Worked out in numpy and scipy, without the code: scipy's t tests and t intervals, paired, for rates
-# Agresti and Coull's, and Bonett and Price's, and the lower root of Wilson's quadratic. The KL is k3 of
-# half a nat per token, (exp(0.5) - 1.5) * 5 = 0.74 at -0.5 each, where k1 is -2.5. Three passages
-# with two prompts each count as three values, whose mean is that of six. Samples 2 and 3 are 10
-# below and above. See `lines`.
+# Agresti and Coull's, and Bonett and Price's, and the lower root of Wilson's quadratic. The KL is k3
+# of half a nat per token, (exp(0.5) - 1.5) * 5 = 0.74 at -0.5 each, where k1 is -2.5. Three passages
+# with two prompts each count as three values, whose mean is that of six, or as three shares of two.
+# Samples 2 and 3 are 10 below and above. See `lines`.
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
 plain: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
@@ -148,10 +152,13 @@ languages: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 languages: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
 languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 0.2065 | 1/0/0 0
 languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.2077 | 2/1/0 0
+shares: sft helpful |  | 0.5 0.03617 0.9638 6 |  |  | 0
+shares: align helpful | sft | 0.8333 0.1317 1 6 | 0.3333 -0.3132 0.7132 6 0.5 | 0.3424 | 2/0/4 0
 metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
 metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
+of base: align first | base | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
 judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
 judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
@@ -178,6 +185,7 @@ def test_numbers_are_those_of_the_textbook(name: str, tmp_path: Path) -> None:
     expected = [line for line in NUMBERS.splitlines() if line.startswith(f"{name}: ")]
     assert [line for line in found if line in expected] == expected != []
     assert name != "plain" or found == expected
+    assert ("the base model" in str(found)) == (name == "metrics")
 
 
 HOSTILE = "\x1b[31mred[/red] [bold]x\x07{i} from {policy} " + "long " * 60
@@ -279,9 +287,12 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
         "align",
         pytest.approx({"metric": 3.131, "helpful": 3.131}, abs=1e-3),
     )
-    rewards = [one for one in rows_of(found) if one.kind == "reward" and one.policy == "align"]
-    equal = rewards[0].equal_length
+    mine = [one for one in rows_of(found) if one.policy == "align" and not one.column]
+    reward, judge = (one for one in mine if one.kind in ("reward", "judge"))
+    equal = reward.equal_length
     assert equal["mean"] == pytest.approx(0.5, abs=0.15) and 0 < equal["low"] < equal["high"] < 0.7
+    # As in test_statistics.py, by numpy's least squares
+    assert figures(judge.equal_length) == "0.5773 0.4219 0.7327"
     keys, known = paths(json.loads(written), {}), documented("evaluation.json")
     fields = {key for key in known if known[key].strip().startswith("of an estimate")}
     estimates = [key for key in known if "estimate of" in known[key]]
@@ -366,13 +377,22 @@ def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
 def test_known_answers_that_the_base_may_have_learned_are_no_proof(
     of_base: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learned = {"base": of_base, "align": True}
+    learned = {"base": of_base, "align": True, "/other": True}
     monkeypatch.setattr(evaluate, "learned_from", lambda model, *_: learned[model])
     monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {})
     monkeypatch.setattr(evaluate.metrics, "verifies", lambda rater: True)
     around = context(Scripted(), tmp_path, recipe=object())
-    (found,) = step()._trained_on({"align": "align"}, prompts(), around).values()
-    assert found == {"align": of_base is not False}
+    policies = {"align": "align", "other": "/other"}
+    (found,) = step()._trained_on(policies, prompts(), around).values()
+    assert found == {"align": of_base is not False, "other": True}
+
+
+def test_a_reward_decides_only_without_metrics() -> None:
+    length = [RewardSpec("reward", "length")]
+    assert list(raters_of(step(rewards=length).options)) == ["length"]
+    assert list(raters_of(step(rewards=length, metrics={"m": {"reward": HELPFUL}}).options)) == [
+        "m"
+    ]
 
 
 def test_names_are_as_short_as_they_can_be_and_stay_different() -> None:
@@ -394,7 +414,10 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
         evaluated(tmp_path, full={("base", i) for i in range(6)})
 
 
-def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
+def test_examples_that_compare_nothing_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {"sft": {0}})
     both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
     pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
     rows = [pair, replace(pair, responses=(), pairs=None)]
@@ -404,6 +427,7 @@ def test_examples_that_compare_nothing_are_counted(tmp_path: Path) -> None:
     found: Any = made.run(context(Scripted(), tmp_path, load=load)).summary
     assert found["examples"] == 1 and found["headline"] == "pairs right"
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]
+    assert "warning: 1 of 1 examples are training data (1 by sft)" in found["notes"]
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -466,13 +490,20 @@ def test_every_answer_meets_the_baselines_and_what_has_no_verdict_is_counted(
     options = {"judges": [judge], "samples_per_prompt": 3, "policies": ["sft", "align"]}
     found, every = summary(tmp_path, **options), [i for i in range(6) for _ in range(3)]
     assert [item[1:] for item in asked] == [(f"align says {i}", f"sft says {i}") for i in every]
+    asked.clear()
+    summary(tmp_path, Scripted(texts="{policy} {k}"), **options)  # sample k meets sample k
+    assert [item[1:] for item in asked] == [(f"align {k}", f"sft {k}") for k in range(3)] * 6
     card = found["judge_cards"]["judge"]
     assert (card["comparisons"], card["unjudged"]) == (18, {"refused": 3})
     asked.clear()
-    same = lines(summary(tmp_path, Scripted(texts="the same {i}"), **options))
+    tied = summary(tmp_path, Scripted(texts="the same {i}"), **options)
+    same, card = lines(tied), tied["judge_cards"]["judge"]
+    assert card["comparisons"] == 0
     assert asked == [] and any("| 0.5 - - 6 1 |" in line and "0/0/6" in line for line in same)
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
     found = preference([0.25, 1.0], [None, None])
     assert (found["mean"], found["low"], found["high"]) == (0.625, 0.0, 1.0)
+    # Of wins alone the interval is Agresti and Coull's, see test_statistics.py
+    assert preference([1.0] * 5, [None] * 5)["low"] == pytest.approx(0.510945, abs=1e-6)

@@ -98,6 +98,8 @@ def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(aro
         assert found[name] == [{PAIRS: one, LONGER: one}, {PAIRS: other, SHORTER: other}]
     # The base model reads the pairs once.
     assert [model.read for model in around.models.values()] == [1, 1, 1]
+    (more,) = scores([asked("3?", "aabb", "a", pairs=FIRST)], around)["sft"]
+    assert more[PAIRS] == 1.0  # not by the mean of its tokens
 
 
 def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(around: Any) -> None:

@@ -62,8 +62,10 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
     turned = group(1.0, 2.0, pairs=[Pair(0, 1, p=0.1)])
     line = right([*groups, turned, group(5.0, 1.0, pairs=[Pair(0, 1, p=0.5)])])
     assert line == "r accuracy |  | 0.5 0.15 0.85 4 |  |  | 2/1/1 1"
-    (choice,), (gap,) = found([turned])
-    assert (choice.better, choice.longer, choice.p, gap) == (turned.responses[1], 1, 0.9, 1.0)
+    for p in (0.1, 0.45):
+        turned = group(1.0, 2.0, pairs=[Pair(0, 1, p=p)])
+        (choice,), (gap,) = found([turned])
+        assert (choice.better, choice.longer, choice.p, gap) == (turned.responses[1], 1, 1 - p, 1.0)
 
 
 def test_a_prompt_is_the_unit_of_the_interval() -> None:

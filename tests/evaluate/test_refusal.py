@@ -54,6 +54,7 @@ def texts(block: str) -> list[str]:
 def test_idioms_are_no_refusals_and_hide_few() -> None:
     assert sum(map(refuses, texts(IDIOMS))) <= 1
     assert sum(map(refuses, texts(REFUSALS))) >= 13
+    assert not refuses("Salt dissolves in water. " * 6 + "I can't help you with that.")
 
 
 OTHER_WORDS = """

@@ -50,6 +50,8 @@ def test_the_best_mean_is_chosen_of_answers_that_are_sampled_as_asked(tmp_path: 
 def test_of_equal_ones_the_earlier_is_chosen(tmp_path: Path, order: str) -> None:
     scores: dict[str, Sequence[float]] = {"a": [1, 2, 6], "b": [0, 0, 0], "c": [2, 1, 6]}
     assert run(tmp_path, scores, policies=list(order))[0].policy == order[0]
+    rounded = {"a": [0.1, 0.2, 0.3], "b": [0.2, 0.2, 0.2]}  # 0.19999999999999998, and more
+    assert run(tmp_path, rounded)[0].policy == "a"
 
 
 def test_means_are_over_the_prompts_that_all_have_in_common(tmp_path: Path) -> None:

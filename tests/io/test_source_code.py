@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io.digest import source_digests
+from alignkit.io.digest import model_digest, source_digests
 
 
 def write(path: Path, text: str) -> Path:
@@ -37,6 +37,11 @@ def test_every_file_of_a_package_counts_even_data(tmp_path: Path) -> None:
         assert changes(tmp_path / "two" / "plugin.py", tmp_path / "two" / other)
     write(tmp_path / "two" / "__pycache__" / "rest.pyc", "")
     assert not {name for name in names(init) if "pyc" in name}
+
+
+def test_the_named_templates_of_a_model_count(tmp_path: Path) -> None:
+    write(tmp_path / "additional_chat_templates" / "tool_use.jinja", "")
+    assert {*model_digest(str(tmp_path))} == {"additional_chat_templates/tool_use.jinja"}
 
 
 def test_neighbors_count_if_they_are_imported(tmp_path: Path) -> None:

@@ -615,6 +615,12 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
     assert found["headline"] == headline
 
 
+def test_there_is_room_for_nine_of_ten_responses() -> None:
+    write("d.jsonl DEMO 53\nd.jsonl LARGE 7")
+    assert main(["init", "d.jsonl"]) == 0
+    assert "max_new_tokens: 128" in Path("recipe.yaml").read_text(encoding="utf-8")
+
+
 COLUMNS = """\
 demos=faq.csv  question,answer       {prompt: question, completion: answer}
 demos=faq.csv  input,output          {prompt: input, completion: output}

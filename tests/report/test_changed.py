@@ -72,6 +72,7 @@ BELOW = """
     component version      | "9" | the code of ppo has changed
     model lora r           | 8   | model.lora.r: 16 -> 8
     seed                   | 7   | seed: 0 -> 7
+    seed                   | null | seed: 0 -> not set
 """
 
 

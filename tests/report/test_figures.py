@@ -75,3 +75,5 @@ def test_two_points_of_gold_are_too_few() -> None:
     assert figures.gold("align", rows)
     del rows[1]["gold"]
     assert figures.gold("align", rows) == []
+    same = [row | {"kl": 1.0} for row in gold_rows(1.0, 1.5, 2.0)]
+    assert figures.gold("align", same) == []

@@ -22,6 +22,9 @@ def test_each_kind_is_there_and_no_prompt_twice(tmp_path: Path) -> None:
     assert len({sample["row"] for sample in found}) == 15
     assert [sample["difference"] for sample in found[:10]] == [0.5] * 5 + [-0.5] * 5
     assert found == samples("report", folder, {**summary, "headline": "safety"})
+    lower = [{**row, "lower": True} for row in summary["results"]]
+    found = samples("report", folder, {**summary, "headline": "safety", "results": lower})
+    assert [sample["difference"] for sample in found[:10]] == [-0.5] * 5 + [0.5] * 5
 
 
 FIRST = """
@@ -44,6 +47,7 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     folder, summary = read(make_run(tmp_path / "run"))
     turns = [{"role": "assistant", "content": "calls"}, {"role": "tool", "content": None}]
     responses = [{"source": "align", "messages": turns, "scores": {"helpful": 2.0}}]
+    responses.append({"source": "align", "text": "again", "scores": {"helpful": 4.0}})
     write_rows(
         folder / "samples.jsonl",
         [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}],
@@ -51,4 +55,5 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
     (found,) = samples("report", folder, {**summary, "baseline": None, "policies": ["align"]})
     assert found["kind"] == "random" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "
+    assert found["answers"][0]["score"] == 3.0  # of both answers
     assert found["prompt"][0]["content"].endswith("x... (7,000 more characters)")

@@ -138,14 +138,15 @@ def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: 
 
 
 def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -> None:
-    for folder in ("now", "then"):
+    for folder, less in (("now", 0), ("then", 0), ("before", 1)):
         (tmp_path / folder).mkdir()
-        answers = [Response("", source="a", scores={"x": x}) for x in (1.0, 0.0, 1.0, 0.0)]
+        answers = [Response("", source="a", scores={"x": x - less}) for x in (1.0, 0.0, 1.0, 0.0)]
         groups = [Group((user("q"),), (answer,)) for answer in answers]
         write_rows(tmp_path / folder / "held_out.jsonl", groups)
-    groups = _joined(tmp_path / "now", tmp_path / "then", "a", "now", "then")
-    _, now = rated(groups, ["then", "now"], "then", "x", kind="metric")
-    assert len(groups) == 4 and now.counts == "0/0/4"
+    for folder, counts in (("then", "0/0/4"), ("before", "4/0/0")):
+        groups = _joined(tmp_path / "now", tmp_path / folder, "a", "now", "then")
+        _, now = rated(groups, ["then", "now"], "then", "x", kind="metric")
+        assert len(groups) == 4 and now.counts == counts
 
 
 def test_commands_take_a_result(

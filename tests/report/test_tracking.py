@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import yaml
 
 from alignkit import RunFailed
 from alignkit.plugins import plugins
+from alignkit_plugins.report.trackers import AccelerateTracker
 from tests import rows
 
 PLUGIN = """
@@ -143,3 +145,13 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     shown = events.Scalars("sft/loss")
     assert [event.step for event in shown] == [1, 2, 3]
     assert [event.value for event in shown] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "step"), [("tensorboard", 3), ("wandb", None)])
+def test_metrics_have_the_names_of_their_stages(name: str, step: int | None) -> None:
+    """Steps of some trackers must rise over all stages, so they are a metric there."""
+    made, sent = AccelerateTracker(AccelerateTracker.Options()), Mock()
+    made.name, made.tracker = name, sent  # type: ignore[misc]
+    made.log("sft", 3, {"loss": 1.0})
+    own = {"sft/loss": 1.0}
+    assert sent.log.mock_calls == [call(own, step=3) if step else call({**own, "sft/step": 3})]

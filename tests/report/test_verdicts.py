@@ -63,6 +63,10 @@ def test_doubts_are_of_what_they_say(summary: dict[str, Any]) -> None:
     judged += "; local_judge equal_length 0.68 0.58 0.78"
     good = doubts(with_numbers(summary, f"local_judge {judged}"))
     assert not any("judge" in text.replace("and judges", "") for text in good)
+    judged += "; local_judge equal_length 0.52 0.44 0.6; length estimate 12.5; truncated estimate"
+    near = " ".join(doubts(with_numbers(summary, f"local_judge {judged} 0.25")))
+    said = "sft in local_judge is clear", "align are 25% longer than", "25% of align"
+    assert [text for text in said if text not in near] == []
 
 
 BOUGHT = "Most of this gain comes with"

@@ -120,6 +120,9 @@ def test_python_has_the_signature_of_trl(python: Callable[..., Python]) -> None:
         "answer": ["fine", "fine", "me"],
         "level": [3, 3, None],
     }
+    thoughts = Response("<think>so</think>Fine")
+    thing.score([Group(ASK, (thoughts,), meta=GROUPS[0].meta)])
+    assert thing._call.__globals__["seen"]["completions"] == [thoughts.text]
 
 
 FUNCTIONS = yaml.safe_load("""

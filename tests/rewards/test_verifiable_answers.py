@@ -46,6 +46,11 @@ $-5 | -5
 18 dollars | 18
 7 days | 7
 2 million | 2000000
+3 hundred | 300
+2 dozen | 24
+4 thousand | 4000
+5 billion | 5000000000
+1.5 trillion | 1500000000000
 0.10 | 0.1
 1,234,567.5 | 1234567.5
 1<thin>234 | 1234

@@ -459,6 +459,8 @@ def test_only_the_template_writes_a_bos_token() -> None:
     tokenizer = encoder(bos=True).tokenizer
     bos = tokenizer.bos_token_id
     assert Encoder(tokenizer).bos == ()  # the tokenizer has one, but does not add it
+    set_chat_template(without := encoder(bos=True).tokenizer, "chatml")
+    assert bos not in Encoder(without).prompt((user("q"),))
     process = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", bos)])
     tokenizer.backend_tokenizer.post_processor = process
     assert Encoder(tokenizer).bos == (bos,)

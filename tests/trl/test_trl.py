@@ -27,7 +27,7 @@ from tests.rows import assistant, read_rows, user, write_recipe, write_rows
 PROMPT = (user("how are you"),)
 ANSWERS = tuple(Response(text=text) for text in ("I am well, thank you", "go away", "fine"))
 RANKED = Group(PROMPT, ANSWERS, (Pair(0, 1), Pair(2, 0, p=0.2), Pair(1, 2, p=0.5)), id="g")
-SFT = {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.01, "batch_size": 2}
+SFT = {"algorithm": "sft", "data": "demos.jsonl", "learning_rate": 0.1, "batch_size": 2}
 STAGE = yaml.safe_load("""
 {from: base, batch_size: 2, data: pairs.jsonl, max_steps: 3, max_length: 128, learning_rate: 0.01}
 """)
