@@ -27,7 +27,7 @@ def test_an_interval_is_around_its_coefficient() -> None:
         assert one["mean"] is not None and one["low"] is not None and one["high"] is not None
         assert one["low"] < one["mean"] < one["high"]
         assert one["high"] - one["low"] == pytest.approx(expected, rel=0.2)
-    assert agreement_of([*units, [1, None], [2]]) == found
+    assert agreement_of([*units, [1, None], [2], [1, math.nan]]) == found
 
 
 def test_no_interval_without_two_units_or_a_coefficient() -> None:

@@ -71,6 +71,7 @@ def test_every_token_attends_as_in_its_whole_sequence(
         if step == 4:
             decoding.update_rows([1, 2], TOKENS)
             rows = [1, 3]
+        assert block or decoding.cache[0][0].shape[2] % 4 == 0  # all that rows attend to
         now = [[x[:, :, places[i] : places[i] + 1] for x in sequences[i]] for i in rows]
         out = decoding.attend(0, *map(torch.cat, zip(*now, strict=True)), args)
         decoding.advance()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from alignkit_plugins.people.sharing import mapped, redact
+from alignkit_plugins.people.sharing import mapped, pseudonym, redact
 from tests.rows import cells
 
 TAKEN_OUT = """
@@ -55,3 +55,8 @@ def test_long_texts_are_quick() -> None:
 def test_texts_at_any_depth() -> None:
     value = {"to": ["a@b.example", {"x": "a@b.example", "n": 3}], "none": None}
     assert mapped(value, redact) == {"to": ["[e-mail]", {"x": "[e-mail]", "n": 3}], "none": None}
+
+
+def test_a_pseudonym_cannot_be_guessed_without_its_store() -> None:
+    one, other = (pseudonym("ann", salt) for salt in ("a", "b"))
+    assert one != other and one == pseudonym("ann", "a") == pseudonym(one, "b")

@@ -73,3 +73,6 @@ def test_labels_of_people_who_withdrew_consent_do_not_count(tmp_path: Path) -> N
         assert consents(store) == {"ann": False, "bob": True, "eve": False}
         # Eve only does not share
         assert [vote.annotator for vote in labeled(store)[0].votes] == ["bob", "eve"]
+        store.add([pair("Ann's", author="ann")])
+        store.submit(event(pair("Ann's"), who="bob"))
+        assert [entry.counts for entry in labeled(store)] == [True, False]

@@ -43,6 +43,8 @@ def test_an_item_is_its_content() -> None:
     assert known.id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
     others = [pair("Ho"), pair(second="Why?"), replace(known, task="safety")]
     assert len({item.id for item in [known, *others]}) == 4
+    named = pair(origins=("x", "y"), license="MIT")
+    assert named.filled(pair(origins=("a", "b"), license="CC0")) == named == known.filled(named)
 
 
 def test_a_group_becomes_an_item() -> None:

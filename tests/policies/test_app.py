@@ -160,6 +160,9 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
     right = {"id": whole["id"], "good": True}
     refused = [("bob", right), ("ada", right | {"id": "chatcmpl-1"}), ("ada", right | {"good": 1})]
     assert [thumb(server, who, **body) for who, body in refused] == [400] * 3
+    consent(server, "bob", True)
+    assert thumb(server, "bob", **right) == 400  # the answer is Ada's
+    consent(server, "bob", False)
     consent(server, "ada", False)
     asks(server, "ada", "after")
     assert thumb(server, "ada", **right) == 400 and "after" not in kept(server)

@@ -41,6 +41,14 @@ align:
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+# Whatever the model's generation_config.json says, a sample is of the policy itself.
+NEUTRAL = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "min_p": 0.0,
+}
+
 
 def test_it_means_what_other_engines_mean_and_sleeps_in_between(serve: Serve) -> None:
     """The kit computes between all calls, and the server answers nothing while it sleeps."""
@@ -54,6 +62,7 @@ def test_it_means_what_other_engines_mean_and_sleeps_in_between(serve: Serve) ->
     assert not server.asleep and not server.adapters
     for body in server.paths("/v1/completions"):
         assert isinstance(body["prompt"], list) and body["return_token_ids"]
+        assert body.items() >= NEUTRAL.items()
 
 
 def test_servers_share_the_samples_of_the_current_adapter(serve: Serve, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from made import BEGAN, make_run, write_stage
 
 from alignkit.errors import RecipeError
 from alignkit_plugins.report.changes import dotted, flat
-from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.report.facts import _next, facts_of
 from tests.documented_keys import documented, paths
 from tests.rows import write_rows
 
@@ -232,3 +233,14 @@ def test_the_last_line_of_a_killed_process_may_be_unfinished(run: Path) -> None:
         file.write(b'{"step": 13, "rew')
     (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
     assert stage["metrics"]["kl"]["last"] == 9.0
+
+
+def test_the_best_policy_is_talked_to() -> None:
+    """Not a reward model, and the baseline if the result lost."""
+    stages: list[Any] = []
+    for name, plugin in (("sft", "sft"), ("align", "ppo"), ("gold", "reward_model")):
+        facts = {"record": {}, "kind": "algorithm", "state": "done", "plugin": plugin}
+        stages.append(SimpleNamespace(name=name, **facts))
+    lost = {"outcome": "lost", "baseline": "sft", "policy": "align"}
+    found = [_next(Path("run"), stages, verdicts)["chat"] for verdicts in ([], [lost])]
+    assert found == ["alignkit chat run/align", "alignkit chat run/sft"]

@@ -55,6 +55,10 @@ def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
             assert max(seen.values()) - min(seen.values()) <= 1
     first = [row for row in epochs[0] + epochs[1] if row < 300]
     assert first[:200] != sorted(first[:200])
+    # Where an epoch has which source, and the order of sources of a size, differ
+    assert len({tuple(row < 300 for row in epoch) for epoch in epochs}) > 1
+    order = draws([50, 50], [0.5, 0.5]).epoch(0)
+    assert [row for row in order if row < 50] != [row - 50 for row in order if row >= 50]
 
 
 @pytest.mark.silent_bug(

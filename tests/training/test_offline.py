@@ -62,6 +62,11 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
     assert before["step"] == 0 and before["validation/loss"] == pytest.approx(start, rel=1e-6)
 
 
+def test_a_policy_that_is_its_reference_is_right_by_chance(house_run: Path) -> None:
+    accuracy = read_record(house_run / "dpo")["summary"]["held_out"]["accuracy"]
+    assert accuracy["start"]["mean"] == 0.5  # all its pairs are ties
+
+
 def test_what_does_not_fit_is_counted_once_and_told(tmp_path: Path, said: Said) -> None:
     """Apart from what validation holds, of which three rows have no room either."""
     no_room = {"prompt": LONG, "completion": "yes"}
