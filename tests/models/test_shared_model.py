@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from architectures import load, make
+from tiny import tiny_model
 from torch import nn
 from transformers import Phi3Config
 
@@ -24,6 +25,15 @@ def test_the_context_ends_where_positions_would_change_for_a_whole_row(tmp_path:
         max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=rope
     )
     assert policy.context == 16
+
+
+def test_a_new_adapter_lets_others_learn_on(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    model.add_role("one")
+    learning = model.make_trainable("one").values()
+    model.add_role("two")
+    assert learning and all(parameter.requires_grad for parameter in learning)
+    assert not any(parameter.requires_grad for parameter in model.parameters_of("two").values())
 
 
 def test_a_skeleton_has_no_numbers_and_can_be_filled() -> None:
