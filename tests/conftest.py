@@ -107,6 +107,13 @@ def _no_plugin_stays_disabled() -> Iterator[None]:
 
 
 @pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]) -> Said:
     """What was written to stderr since the last call."""
     return lambda: capsys.readouterr().err

@@ -29,10 +29,7 @@ from tests.rows import cells, write_rows
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stores are made in the current folder."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")  # stores are made in the current folder
 
 
 def write(name: str, *rows: Any) -> Path:

@@ -44,9 +44,7 @@ PAIR = {"prompt": "Hi", "chosen": "Hello there!", "rejected": "What?"}
 Caught = pytest.CaptureFixture[str]
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def run(stages: dict[str, Any], code: int = 0) -> None:

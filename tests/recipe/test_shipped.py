@@ -9,17 +9,13 @@ from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import find_recipe, shipped
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")  # and not the folder of the shipped recipes
 
 
-def test_a_shipped_recipe_has_several_names_but_a_file_comes_first(elsewhere: Path) -> None:
+def test_a_shipped_recipe_has_several_names_but_a_file_comes_first(here: Path) -> None:
     for name in ("smoke", "recipes/smoke.yaml", "smoke.yaml"):
         assert find_recipe(name) == shipped()["smoke"]
-    (elsewhere / "smoke.yaml").write_text("", encoding="utf-8")
+    (here / "smoke.yaml").write_text("", encoding="utf-8")
     assert find_recipe("smoke.yaml") == Path("smoke.yaml")
     assert find_recipe("smoke") == shipped()["smoke"]
     with pytest.raises(RecipeError, match="did you mean 'quickstart'"):
@@ -59,8 +55,8 @@ def test_shipped_recipes_do_what_they_say() -> None:
         assert re.fullmatch(re.escape(claim).replace(r"\.\*", ".*"), found), (place, found)
 
 
-def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:
-    recipe = elsewhere / "mine.yaml"
+def test_a_recipe_extends_a_shipped_one(here: Path) -> None:
+    recipe = here / "mine.yaml"
     recipe.write_text("extends: smoke\nstages: {sft: {epochs: 3}}\n", encoding="utf-8")
     loaded = load_recipe(recipe)
     assert loaded.stages["sft"].settings and loaded.stages["sft"].settings.epochs == 3
@@ -70,14 +66,14 @@ def test_a_recipe_extends_a_shipped_one(elsewhere: Path) -> None:
             load_recipe(recipe)
 
 
-def test_a_path_of_an_override_starts_where_it_is_typed(elsewhere: Path) -> None:
-    (elsewhere / "data").mkdir()
-    mine = elsewhere / "data" / "demos.jsonl"
+def test_a_path_of_an_override_starts_where_it_is_typed(here: Path) -> None:
+    (here / "data").mkdir()
+    mine = here / "data" / "demos.jsonl"
     mine.write_text('{"prompt": "1", "completion": "2"}\n', encoding="utf-8")
     loaded = load_recipe(find_recipe("smoke"), ["stages.sft.data=data/demos.jsonl"])
     settings = loaded.stages["sft"].settings
     assert settings and settings.data and Path(settings.data.sources[0].path) == mine
     assert loaded.resolved["stages"]["sft"]["data"] == str(mine)
-    missing = elsewhere / "data" / "prompts.jsonl"  # and not the one next to the recipe
+    missing = here / "data" / "prompts.jsonl"  # and not the one next to the recipe
     with pytest.raises(RecipeError, match=f"no such file: {missing}"):
         load_recipe(find_recipe("smoke"), ["stages.align.prompts=data/prompts.jsonl"])
