@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 import alignkit_plugins.evaluate.step as evaluate
-from alignkit import Response, RunFailed, Verdict
+from alignkit import Group, Response, RunFailed, Verdict
 from alignkit.data.group import Origin, Pair, read_groups
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
@@ -421,9 +421,12 @@ def test_examples_that_compare_nothing_are_counted(
     both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
     pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
     rows = [pair, replace(pair, responses=(), pairs=None)]
-    made = step(examples=PASSAGES)
-    load = lambda spec: rows if spec == PASSAGES else prompts()  # noqa: E731
     rows = [replace(row, meta={"passage": 1}) for row in rows]
+
+    def load(spec: Any) -> list[Group]:
+        return rows if spec == PASSAGES else prompts()
+
+    made = step(examples=PASSAGES)
     found: Any = made.run(context(Scripted(), tmp_path, load=load)).summary
     assert found["examples"] == 1 and found["headline"] == "pairs right"
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]

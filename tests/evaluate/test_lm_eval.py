@@ -73,7 +73,10 @@ def test_without_the_package_nothing_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
-    hidden = lambda name, *more: None if name == "lm_eval" else find(name, *more)  # noqa: E731
+
+    def hidden(name: str, *more: Any) -> Any:
+        return None if name == "lm_eval" else find(name, *more)
+
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     assert not (run_bench(tmp_path, code=2).parent / "sft").exists()
     assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in capsys.readouterr().err
@@ -138,9 +141,10 @@ class Models(ByRole):
 
 def bench(folder: Path, models: Models | None = None, **more: Any) -> Any:
     """The artifact of the step."""
-    stored = lambda name, rows, f: resumable_map(  # noqa: E731
-        folder / "map" / f"{name}.jsonl", rows, partial(map, f)
-    )
+
+    def stored(name: str, rows: Any, f: Any) -> Any:
+        return resumable_map(folder / "map" / f"{name}.jsonl", rows, partial(map, f))
+
     around = context(models or Models(), folder, map=stored, stage="bench")
     return LmEval(options(**more)).run(around)
 

@@ -161,7 +161,10 @@ def test_in_a_pipe(house_run: Path) -> None:
 
 def test_the_page_is_that_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    start = lambda *given, **more: started.append((given, more))  # noqa: E731
+
+    def start(*given: Any, **more: Any) -> None:
+        started.append((given, more))
+
     monkeypatch.setattr("alignkit_plugins.policies.command.start", start)
     assert main(["chat", "x/sft", "--page", "--system", "Be kind", "sampling.top_k=1"]) == 0
     ((words, port, address), more) = started[0]

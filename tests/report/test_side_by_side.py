@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 
@@ -121,7 +122,10 @@ def test_evaluations_that_differ_do_not_compare(
     part[last] = {"x": {"where": 1}}
     now = {current: {"depends_on": depends_on}}
     monkeypatch.setattr(swaps, "read_record", lambda path: {**record(path), **now.get(path, {})})
-    read = lambda path: summary if path.parent == current else object_of(path)  # noqa: E731
+
+    def read(path: Path) -> Any:
+        return summary if path.parent == current else object_of(path)
+
     monkeypatch.setattr(swaps, "read_object", read)
     (pair,) = swaps_of(swapped, "report")
     assert pair["differs"] == why and pair["results"] == []
