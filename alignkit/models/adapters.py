@@ -171,7 +171,7 @@ class Adapters:
         return adapter
 
     def _fill(self, adapter: str, start: Path | str | None) -> None:
-        """Give a drawn adapter the weights of `start`; see `add`."""
+        """Fill a new adapter with the weights of `start`; see `add`."""
         if isinstance(start, Path):
             self._load(adapter, start)
         elif start is not None:
