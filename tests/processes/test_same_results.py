@@ -119,11 +119,10 @@ ppo:
   algorithm: ppo
   reward: rm
   mix: {data: demos.jsonl, objective: sft, weight: 0.3, batch_size: 3}
-  monitors: [{gold: {reward: {python: {path: scores.py, function: safe}}}}]
+  monitors: [{gold: {reward: {python: {path: scores.py, function: safe}}}}, {kl_budget: {max: 1000.0}}]
   iterations: 2
   prompts_per_iteration: 1
   optimizer: {adamw: {eps: 1e-4, weight_decay: 0.1}}
-  stop: {kl: 1000.0}
 answers:
   step: sample
   policy: ppo
