@@ -190,7 +190,7 @@ def test_strangers_plugins_learn_the_same_without_a_line_for_it(work: Path) -> N
     words = []
     for name in PACKAGES:
         file = EXAMPLES / f"alignkit-{name.replace('_', '-')}" / f"alignkit_{name}.py"
-        words += ["--plugin", shutil.copy(file, work).name]
+        words += ["--plugin", Path(shutil.copy(file, work)).name]
     recipe = write_recipe(STRANGERS)
     run_together(recipe, "several", *words)
     assert_same_as_one(recipe, "several", *words)
