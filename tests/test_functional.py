@@ -177,12 +177,12 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
 
 def test_clipped_values_are_those_without_a_gradient() -> None:
     """Beyond the range, and on the side away from the return; a masked value is none of them."""
-    values = torch.tensor([[2.0, 2.0, 0.6, -1.0, -1.0, 2.0]], requires_grad=True)
-    old, returns = torch.full((1, 6), 0.5), torch.tensor([[3.0, 1.6, 3.0, -3.0, -0.6, 3.0]])
+    values = torch.tensor([[2.0, 2.0, 0.6, -1.0, -1.0, -0.5, 2.0]], requires_grad=True)
+    old, returns = torch.full((1, 7), 0.5), torch.tensor([[3.0, 1.6, 3.0, -3.0, -0.6, -3.0, 3.0]])
     loss = F.ppo_value_loss(values, old, returns, 0.75).sum()
     still = torch.autograd.grad(loss, values)[0] == 0
-    assert still.tolist() == [[True, False, False, True, False, True]]
-    mask = torch.arange(6)[None] < 5
+    assert still.tolist() == [[True, False, False, True, False, True, True]]
+    mask = torch.arange(7)[None] < 6
     assert torch.equal(F.value_clipped(values, old, returns, 0.75), still.float())
     assert torch.equal(F.value_clipped(values, old, returns, 0.75, mask), (still & mask).float())
     assert not F.value_clipped(values, old, returns, None).any()
