@@ -68,7 +68,7 @@ def test_the_first_difference_is_named_with_its_size(
 
 
 def test_the_likely_causes_are_named(house_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = changed(house_copy / "sft", 0, loss=9.0)
+    stage = changed(house_copy / "sft", 0, step=9)
     text = json.dumps(read_record(stage))
     for old in ('"torch": "', '"sft.py": "'):
         text = text.replace(old, f"{old}0")
