@@ -137,6 +137,8 @@ def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> 
     """
     path = write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "a", "weight": 3}])
     (asked,) = groups_module.prompts_of(load(source(path)).groups)
+    (bare,) = load(source(write_rows(tmp_path / "p.jsonl", [{"prompt": "q", "weight": 3}]))).groups
+    assert asked.weight == bare.weight == 1.0
     answered = dataclasses.replace(asked, responses=(Response(text="b"),))
     made = write_rows(
         tmp_path / "made.jsonl", [answered, dataclasses.replace(answered, weight=0.5)]
@@ -287,10 +289,10 @@ d.json
   1: u: q ->
 
 d.json
-{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": "c"\n
-  1: u: a ->
-  3: u: b ->
-  4! not valid JSON: ...column 15...
+\n{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": "c"\n
+  2: u: a ->
+  4: u: b ->
+  5! not valid JSON: ...column 15...
 
 d.jsonl {limit: 2}
 {"prompt": "a", "prompt": "b"}\n{"prompt": ""}\n{"prompt": "c"}\nnot even json\n
