@@ -107,6 +107,9 @@ def test_exit_codes(
     assert cli.main(["run", *recipe]) == code
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("interrupted" if code == 130 else "error: ")
+    with monkeypatch.context() as other:  # a process that prints nothing
+        other.setattr("alignkit.runs.start.start", lambda *given: code)
+        assert cli.main(["run", *recipe]) == code
     if isinstance(error, ZeroDivisionError):
         monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
         assert cli.main(["run", *recipe]) == 1
