@@ -110,7 +110,7 @@ def test_chunks_of_prompts_have_random_numbers_of_their_own(tmp_path: Path) -> N
         seeds.add(seed)
         return list(prompts)
 
-    step = Sample(Sample.Options(prompts="p", samples_per_prompt=1))
+    step = Sample(Sample.Options.model_validate({"prompts": "p", "samples_per_prompt": 1}))
     respond = step.mapper("responses", context(tmp_path, ByRole(sample=sample)))
     for place in range(3):
         respond([prompt_to_row(place, Group((rows.user("bread"),)))])

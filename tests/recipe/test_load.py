@@ -19,6 +19,7 @@ from alignkit import (
     Options,
     Reward,
     RewardCombination,
+    SamplingOptions,
     Source,
     StageDefaults,
     Step,
@@ -82,6 +83,16 @@ class Asks(Judge):
         role: StageRef = "base"
 
 
+class Talks(Judge):
+    class Options(SamplingOptions):
+        pass
+
+
+class Samples(Step):
+    class Options(SamplingOptions):
+        judge: JudgeRef
+
+
 class Compare(Step):
     class Options(Step.Options):
         policies: list[PolicyRef] = Field(default_factory=list)
@@ -114,8 +125,8 @@ def registry() -> Registry:
     things: dict[str, dict[str, Any]] = {
         "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
         "reward": {"length": Length, "sum": Sum},
-        "judge": {"asks": Asks},
-        "step": {"compare": Compare},
+        "judge": {"asks": Asks, "talks": Talks},
+        "step": {"compare": Compare, "samples": Samples},
         "format": {"pref": Preference},
         "model": {"tiny": lambda cache: cache},
     }
@@ -281,6 +292,9 @@ t.component.options.pair.1          3
 t.component.options.parts.0.reward.name length
 u.component.options.opponent        none
 u.upstream
+
+  s: {step: samples, judge: talks, sampling: {temperature: 0.5}}
+s.component.options.judge.options.sampling.temperature  0.5
 
   first: {algorithm: plain, data: d.jsonl, from: ad}
 first.settings.from_  HERE/ad
