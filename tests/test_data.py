@@ -275,8 +275,8 @@ prompt,safety\r\n"premi\xc3\xa8re\xe2\x80\xa8 question",yes\r\n"second\r\n""one"
   3: u: second\r\n\"one\", it is -> {"safety": "no"}
 
 d.tsv
-prompt\tsafety\r\n"second\r\n""one"", it is"\tno\r\n
-  2: u: second\r\n\"one\", it is -> {"safety": "no"}
+prompt\tsafe, so\r\n"second\r\n""one"", it is"\tno\r\n
+  2: u: second\r\n\"one\", it is -> {"safe, so": "no"}
 
 d.json
 [{"prompt": "a"}, {\n"prompt": "b", "n": [1]},\n 7]
@@ -657,7 +657,10 @@ def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None
     assert words(load(source(path, "prompt_only"), formats=formats).groups) == ["q"]
 
 
-def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_is_asked_for_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a changed folder is prepared anew."""
     asked: list[Any] = []
 
     class Datasets:
@@ -670,6 +673,10 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
     loaded = load(DataSource(hub="org/name", on_bad_row="skip"))
     load(DataSource(hub="org/name", split="test[:10]", limit=1))
     assert asked == [("org/name", {"split": "train"}), ("org/name", {"split": "test[:10]"})]
+    for text in ("a", "b"):
+        (tmp_path / "d.jsonl").write_text(text)
+        load(DataSource(hub=str(tmp_path), limit=1))
+    assert len({where["cache_dir"] for _, where in asked[2:]}) == 2
     assert str(loaded.skipped[0]).startswith("org/name[train]:2: the last turn")
 
 

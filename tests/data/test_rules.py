@@ -36,10 +36,11 @@ def test_stock_phrases(text: str, stock: bool) -> None:
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     plain = Response(text="Fine.", tokens=(1, 2), tokenizer="0" * 64)
     personal = Response(text="Call +1 415 555 0100.", tokens=(1, 2), tokenizer="0" * 64)
-    clean = redacted_group(Group(PROMPT, (plain, personal), meta={"id": "a1" * 20}))
+    meta = {"id": "a1" * 20, "by": "ann@example.org"}
+    clean = redacted_group(Group(PROMPT, (plain, personal), meta=meta))
     assert clean.prompt[0]["content"] == "Write to [e-mail], please."
     assert clean.responses == (plain, Response(text="Call [phone]."))
-    assert clean.meta == {"id": "a1" * 20}
+    assert clean.meta == {"id": "a1" * 20, "by": "[e-mail]"}
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
