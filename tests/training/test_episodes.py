@@ -91,12 +91,12 @@ def test_episodes_do_not_depend_on_the_batch(
     """With a user in place of tools. The log-probabilities of all turns are those of the training
     path; tokens of others have none.
     """
-    asked = [[f"one{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
+    asked = [[f"one word{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
     follow(monkeypatch, asked * 2)
     found: list[list[Group]] = []
     for rows in (1, 3, 128):
         monkeypatch.setattr(generate_module, "ROWS", rows)
-        rollout = {"samples_per_prompt": 4, "max_new_tokens": 40}
+        rollout = {"samples_per_prompt": 4, "max_new_tokens": 40, "min_new_tokens": 3}
         run = run_of(tmp_path / str(rows), Asks, algorithm="rejection_sampling", rollout=rollout)
         roll_out(run)
         found.append(rollouts(run))
