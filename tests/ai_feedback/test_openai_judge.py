@@ -23,7 +23,7 @@ from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.reward import no_progress
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
-from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
+from alignkit_plugins.ai_feedback.writer import PROBE, PolicyWriter, ServerWriter
 from tests.ai_feedback.judge_server import (
     Reply,
     Server,
@@ -37,6 +37,7 @@ from tests.ai_feedback.judge_server import (
     texts_of,
     thinking,
 )
+from tests.by_role import ByRole
 from tests.rows import user
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -162,6 +163,8 @@ def test_several_samples_of_a_question_have_seeds_of_their_own(
     writer = ServerWriter(context(tmp_path), "x", options_of(server.url).server, {})
     written = writer.write([Group((user("q"),))], most=9, seed=5, samples=2)
     assert [each.text for each in written] == ["5", "6"]
+    full = PolicyWriter(context(tmp_path, ByRole(sample=lambda role, groups, **_: groups)), "x", {})
+    assert [each.text for each in full.write([Group(())], most=9, seed=5, samples=2)] == [""] * 2
 
 
 def test_a_name_that_a_model_refuses_is_left_out(judge: Built, server: Server) -> None:

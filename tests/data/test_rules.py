@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +138,21 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
 
 
 @pytest.mark.parametrize("rules", [[], ["personal=false"]])
-def test_what_was_left_out_is_redacted_too(rules: list[str], tmp_path: Path) -> None:
+def test_what_was_left_out_is_redacted_too(
+    rules: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stock = "As an AI language model I do not write to ann@example.org."
     rows: list[Any] = [
         {"prompt": "Hi", "completion": stock},
         {"prompt": "Hi", "completion": "Hello!"},
-        {"prompt": 7, "note": "bob@example.org"},
+        {"prompt": "Hi", "completion": "Ho", "label": "bob@example.org"},
     ]
     file = write_rows(tmp_path / "a.jsonl", rows)
     assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
     removed = read_rows(tmp_path / "b.removed.jsonl")
     assert [row["rule"] for row in removed] == ["stock_phrases", "unreadable"]
     assert ("@example.org" not in json.dumps(removed)) == (not rules)
+    assert re.search(r"of these redacted +0\n", capsys.readouterr().out)
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
