@@ -173,17 +173,26 @@ def test_an_episode_without_a_reward_is_left_out_and_counted(
 
 
 def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of them there is no sum. What the environment does to its turns changes nothing."""
+
     class Parts(Calculator):
         def get_reward(self) -> Mapping[str, float | None]:  # type: ignore[override]
-            return {"right": super().get_reward(), "polite": 0.25}
+            right = super().get_reward() or None
+            self.turns[-1]["content"] = "no"
+            return {"right": right, "polite": 0.25}
 
     follow(monkeypatch, TURNS)
     keys = {"reward": {"environment": {"part": "polite"}}, "algorithm": "rejection_sampling"}
     run = run_of(tmp_path, Parts, **keys)
     roll_out(run)
-    for scores in (response.scores for response in responses_of(rollouts(run))):
+    sums = set[float | None]()
+    for response in responses_of(rollouts(run)):
+        scores = response.scores
         assert scores["reward"] == scores["environment"] == scores["episode/polite"] == 0.25
-        assert scores["episode"] == 0.25 + (scores["episode/right"] or 0.0)
+        assert scores["episode"] == (1.25 if scores["episode/right"] else None)
+        assert (response.messages or ())[-1]["content"] != "no"
+        sums.add(scores["episode"])
+    assert sums == {1.25, None}
     with pytest.raises(RunFailed, match="episode/polite"):
         roll_out(run_of(tmp_path / "none", **keys))
 
