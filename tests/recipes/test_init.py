@@ -630,6 +630,14 @@ def test_what_a_recipe_says(files: str, words: str, text: str) -> None:
     assert f"{text}\n" in Path("recipe.yaml").read_text(encoding="utf-8")
 
 
+def test_a_recipe_reads_the_rows_that_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit_plugins.recipes.init_write.MOST_ROWS", 50)
+    write("d.jsonl DEMO 60")
+    assert main(["init", "d.jsonl"]) == 0
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "{path: d.jsonl, part: [0.2, 1], limit: 50}\n" in text
+
+
 COLUMNS = """\
 demos=faq.csv  question,answer       {prompt: question, completion: answer}
 demos=faq.csv  input,output          {prompt: input, completion: output}
