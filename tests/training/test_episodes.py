@@ -59,8 +59,8 @@ def test_algorithms_learn_from_episodes_unchanged(
         answer = str(group.meta["answer"])
         assert response.scores["episode"] == float(response.text.endswith(answer))
         assert "reward" not in response.scores or response.reward == response.scores["episode"]
-        roles = [turn["role"] for turn in response.messages or ()]
-        assert roles == ["assistant", "tool", "assistant"]
+        turns = [(turn["role"], turn.get("tool_call_id")) for turn in response.messages or ()]
+        assert turns == [("assistant", None), ("tool", "call00000"), ("assistant", None)]
 
 
 # What is stored and learned
