@@ -298,6 +298,7 @@ s.component.options.judge.options.sampling.temperature  0.5
 
   first: {algorithm: plain, data: d.jsonl, from: ad}
 first.settings.from_  HERE/ad
+first.roles           HERE/ad
 
   first: {algorithm: plain, data: d.jsonl, keep_versions: true}
   next: {algorithm: plain, data: d.jsonl, from: first@2}
