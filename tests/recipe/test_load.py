@@ -888,6 +888,11 @@ def test_every_mistake_is_reported_at_its_place(bench: Bench, lines: list[str]) 
         assert any(message in each.message and help in each.help for each in here)
 
 
+def test_what_is_found_later_has_the_place_of_an_option(bench: Bench) -> None:
+    recipe = bench.stages("  s: {algorithm: {plain: {beta: 1}}, data: d.jsonl}\n")
+    assert place(recipe.problem("s", "bad", ("beta",))) == (3, 33, 1)
+
+
 def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:
     for folder in ("sub", "ad", "run"):
         (bench.folder / folder).mkdir()
