@@ -150,7 +150,10 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(
         judge(reasons=reasons).compare(MANY)
     assert len(server.requests) == PROBE
     # Some of the first may be refused, all of them not.
-    server.judge, server.script = thinking if reasons else honest, [reply] * 3
+    usual, known = thinking if reasons else honest, ["is 0", "is 20"]
+    server.judge = lambda request: usual(request) if texts_of(request)[1:] == known else reply
+    judge(reasons=reasons, model="of one question").compare(MANY)
+    server.judge, server.script = usual, [reply] * 3
     found = judge(reasons=reasons, model="another").compare(MANY)
     # A reply is stored; a question that the server does not accept is asked again with the others.
     assert sum(verdict.p_first is None for verdict in found) == (3 if reply.status == 200 else 0)

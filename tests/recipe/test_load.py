@@ -821,6 +821,9 @@ MISTAKES = r"""
   s: {algorithm: plain, data: {path: p.jsonl, part: [0.6, 0.2]}}
                               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
 
+  s: {algorithm: plain, data: {path: p.jsonl, part: [0.2, 0.2]}}
+                              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
+
   s: {algorithm: plain, data: {path: p.jsonl, part: [0.2, 1.5]}}
                               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
 

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError, RecipeError, Stopped, request_stop
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.trl.step import check_reference, pairs
@@ -159,6 +159,24 @@ def test_what_trl_cannot_do_is_refused(
     with pytest.raises((RunFailed, DataError), match=message):
         run_recipe(load(tmp_path, options, **keys), tmp_path / "out")
     assert not (tmp_path / "out" / "d" / "adapter").exists()
+
+
+def test_a_run_that_is_stopped_takes_no_more_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trl
+
+    made, steps = trl.DPOTrainer.training_step, list[Any]()
+
+    def step(self: Any, *given: Any) -> Any:
+        steps.append(given)
+        request_stop("a test")
+        return made(self, *given)
+
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", step)
+    with pytest.raises(Stopped):
+        run_recipe(load(tmp_path), tmp_path / "out")
+    assert len(steps) == 1
 
 
 def test_whole_models_are_refused_before_the_first_stage(tmp_path: Path) -> None:
