@@ -137,6 +137,8 @@ def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> 
     """
     path = write_rows(tmp_path / "d.jsonl", [{"prompt": "q", "completion": "a", "weight": 3}])
     (asked,) = groups_module.prompts_of(load(source(path)).groups)
+    (bare,) = load(source(write_rows(tmp_path / "p.jsonl", [{"prompt": "q", "weight": 3}]))).groups
+    assert asked.weight == bare.weight == 1.0
     answered = dataclasses.replace(asked, responses=(Response(text="b"),))
     made = write_rows(
         tmp_path / "made.jsonl", [answered, dataclasses.replace(answered, weight=0.5)]
@@ -273,8 +275,8 @@ prompt,safety\r\n"premi\xc3\xa8re\xe2\x80\xa8 question",yes\r\n"second\r\n""one"
   3: u: second\r\n\"one\", it is -> {"safety": "no"}
 
 d.tsv
-prompt\tsafety\r\n"second\r\n""one"", it is"\tno\r\n
-  2: u: second\r\n\"one\", it is -> {"safety": "no"}
+prompt\tsafe, so\r\n"second\r\n""one"", it is"\tno\r\n
+  2: u: second\r\n\"one\", it is -> {"safe, so": "no"}
 
 d.json
 [{"prompt": "a"}, {\n"prompt": "b", "n": [1]},\n 7]
@@ -287,10 +289,10 @@ d.json
   1: u: q ->
 
 d.json
-{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": "c"\n
-  1: u: a ->
-  3: u: b ->
-  4! not valid JSON: ...column 15...
+\n{"prompt": "a"}\n\n{"prompt": "b"}\n{"prompt": "c"\n
+  2: u: a ->
+  4: u: b ->
+  5! not valid JSON: ...column 15...
 
 d.jsonl {limit: 2}
 {"prompt": "a", "prompt": "b"}\n{"prompt": ""}\n{"prompt": "c"}\nnot even json\n
@@ -655,7 +657,10 @@ def test_an_ambiguous_format_lists_only_those_that_match(tmp_path: Path) -> None
     assert words(load(source(path, "prompt_only"), formats=formats).groups) == ["q"]
 
 
-def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_is_asked_for_its_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a changed folder is prepared anew."""
     asked: list[Any] = []
 
     class Datasets:
@@ -668,6 +673,10 @@ def test_a_hub_data_set_is_asked_for_its_split(monkeypatch: pytest.MonkeyPatch) 
     loaded = load(DataSource(hub="org/name", on_bad_row="skip"))
     load(DataSource(hub="org/name", split="test[:10]", limit=1))
     assert asked == [("org/name", {"split": "train"}), ("org/name", {"split": "test[:10]"})]
+    for text in ("a", "b"):
+        (tmp_path / "d.jsonl").write_text(text)
+        load(DataSource(hub=str(tmp_path), limit=1))
+    assert len({where["cache_dir"] for _, where in asked[2:]}) == 2
     assert str(loaded.skipped[0]).startswith("org/name[train]:2: the last turn")
 
 

@@ -51,7 +51,8 @@ class Policies(ByRole):
 
     def sample(self, role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         self.seeds.append(seed)
-        limits = sampling["max_new_tokens"], sampling["temperature"]
+        limits = [sampling[f"{name}_new_tokens"] for name in ("min", "max")]
+        limits.append(sampling["temperature"])
         self.asked += [(role, len(group.prompt), *limits) for group in prompts]
         answer = (Response(f"<think>hm</think>\n\n{role}"),)
         return [Group(group.prompt, answer) for group in prompts]
@@ -210,18 +211,22 @@ def test_principles_are_drawn_by_seed_prompt_and_round() -> None:
 def test_a_policy_criticizes_itself_unless_another_one_is_named(
     critic: str | None, tmp_path: Path
 ) -> None:
-    """It is sampled as the policy is, but each kind of text has its own limit. A row keeps its
-    principles whatever the other rows are.
+    """It is sampled as the policy is, but each kind of text has its own limit, and only answers have
+    a least length. A row keeps its principles whatever the other rows are.
     """
     options: dict[str, Any] = {"critic": critic, "critique_tokens": 7}
-    options["sampling"] = {"max_new_tokens": 20, "temperature": 0.5}
+    options["sampling"] = {"min_new_tokens": 4, "max_new_tokens": 20, "temperature": 0.5}
     chosen = []
     for texts in (["q2", "q0"], ["q0", "q1", "q2"]):
         artifact, models = revised(tmp_path, None, texts, **options)
         by_prompt = {group.prompt[0]["content"]: group.meta["revise"] for group in artifact.groups}
         chosen.append(by_prompt)
     who = critic or "sft"
-    answers, critiques, revisions = ("sft", 1, 20, 0.5), (who, 3, 7, 0.5), (who, 5, 20, 0.5)
+    answers, critiques, revisions = (
+        ("sft", 1, 4, 20, 0.5),
+        (who, 3, 0, 7, 0.5),
+        (who, 5, 0, 20, 0.5),
+    )
     assert Counter(models.asked) == {answers: 3, critiques: 6, revisions: 6}
     assert chosen[0] == {text: chosen[1][text] for text in ("q2", "q0")}
     # No two texts of a row share their random numbers

@@ -30,13 +30,15 @@ def pairs(count: int) -> list[Group]:
     return [Group((user(f"question {n}"),), answers, pair) for n in range(count)]
 
 
-def measured(folder: Path, groups: Any, decide: Decide) -> tuple[dict[str, Any], dict[str, Any]]:
+def measured(
+    folder: Path, groups: Any, decide: Decide, seed: int = 7
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The judge's card, and the accuracy of its verdicts. decide: by the number of the pair and the
     answer that is shown first.
     """
     script = Script(lambda item, rubric: decide(int(item[0][-1]["content"].split()[1]), item[1]))
     step = EvaluateReward(EvaluateReward.Options(judges=[component(Told, script)], pairs="p"))
-    found: Any = step.run(context(folder, groups=groups)).summary
+    found: Any = step.run(context(folder, groups=groups, seed=seed)).summary
     assert len(script.asked[0][1]) == found["judge_cards"]["x"]["comparisons"]
     (row, *_) = [
         row for row in found["results"] if (row["policy"], row["metric"]) == ("x", "accuracy")
@@ -115,6 +117,20 @@ def test_a_prompt_is_the_unit_and_what_has_no_verdict_is_counted(tmp_path: Path)
     assert (found["comparisons"], found["unjudged"]) == (12, {"the judge refused": 1})
     assert (accuracy["counts"], accuracy["missing"]) == ("10/1/1", 1)
     assert (found["calls"], found["tokens"]) == (24, 1100)
+
+
+def test_the_seed_draws_the_pairs_whose_better_response_comes_first(tmp_path: Path) -> None:
+    drawn = set[tuple[str, ...]]()
+    for seed in range(3):
+        shown: list[str] = []
+
+        def decide(n: int, first: str, shown: list[str] = shown) -> Verdict:
+            shown.append(first)
+            return right(True, first)
+
+        measured(tmp_path, pairs(20), decide, seed)
+        drawn.add(tuple(shown))
+    assert len(drawn) == 3
 
 
 def test_one_sentence_says_what_a_reader_must_know() -> None:

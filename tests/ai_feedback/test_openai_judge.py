@@ -23,7 +23,7 @@ from alignkit import Group, RunFailed
 from alignkit.errors import RemoteError
 from alignkit.reward import no_progress
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
-from alignkit_plugins.ai_feedback.writer import PROBE, ServerWriter
+from alignkit_plugins.ai_feedback.writer import PROBE, PolicyWriter, ServerWriter
 from tests.ai_feedback.judge_server import (
     Reply,
     Server,
@@ -37,6 +37,7 @@ from tests.ai_feedback.judge_server import (
     texts_of,
     thinking,
 )
+from tests.by_role import ByRole
 from tests.rows import user
 
 PROMPT = [{"role": "user", "content": "Which {first} is it?"}]
@@ -149,7 +150,10 @@ def test_a_judge_of_no_use_is_told_by_a_few_questions(
         judge(reasons=reasons).compare(MANY)
     assert len(server.requests) == PROBE
     # Some of the first may be refused, all of them not.
-    server.judge, server.script = thinking if reasons else honest, [reply] * 3
+    usual, known = thinking if reasons else honest, ["is 0", "is 20"]
+    server.judge = lambda request: usual(request) if texts_of(request)[1:] == known else reply
+    judge(reasons=reasons, model="of one question").compare(MANY)
+    server.judge, server.script = usual, [reply] * 3
     found = judge(reasons=reasons, model="another").compare(MANY)
     # A reply is stored; a question that the server does not accept is asked again with the others.
     assert sum(verdict.p_first is None for verdict in found) == (3 if reply.status == 200 else 0)
@@ -162,6 +166,8 @@ def test_several_samples_of_a_question_have_seeds_of_their_own(
     writer = ServerWriter(context(tmp_path), "x", options_of(server.url).server, {})
     written = writer.write([Group((user("q"),))], most=9, seed=5, samples=2)
     assert [each.text for each in written] == ["5", "6"]
+    full = PolicyWriter(context(tmp_path, ByRole(sample=lambda role, groups, **_: groups)), "x", {})
+    assert [each.text for each in full.write([Group(())], most=9, seed=5, samples=2)] == [""] * 2
 
 
 def test_a_name_that_a_model_refuses_is_left_out(judge: Built, server: Server) -> None:

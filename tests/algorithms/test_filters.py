@@ -169,16 +169,22 @@ def mean(group: Group) -> float:
 
 
 @pytest.mark.parametrize(
-    ("filters", "code", "named"),
+    ("filters", "reward", "code", "named"),
     [
-        (["spread"], 2, "reads rewards, but no_reward learns from none"),
-        (["not_truncated"], 0, ""),
+        (["spread"], None, 2, "reads rewards, but no_reward learns from none"),
+        (["spread"], "length", 0, ""),
+        (["not_truncated"], None, 0, ""),
     ],
 )
 def test_a_filter_that_a_stage_cannot_have(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], filters: Any, code: int, named: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    filters: Any,
+    reward: str | None,
+    code: int,
+    named: str,
 ) -> None:
-    run(tmp_path, filters, code, "check", algorithm="no_reward", reward=None)
+    run(tmp_path, filters, code, "check", algorithm="no_reward", reward=reward)
     assert named in capsys.readouterr().err
 
 

@@ -60,9 +60,9 @@ def test_texts_with_other_numbers_are_no_duplicates() -> None:
 def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
     passage, sea, land = (Writer(n).text(size) for n, size in ((3, 300), (4, 12), (5, 12)))
     parts = [
-        (passage, "Yes"),
-        (passage, "No"),
-        (f"{passage} So?", "Yes."),
+        (passage, "No"),  # of all that is compared more is as in the last one than of the next
+        (f"{passage} {Writer(8).text(8)}", "Yes"),
+        (passage, "Yes."),
         (LONG, sea, land),
         (LONG, land, sea),
     ]
@@ -73,7 +73,7 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
         for prompt, *texts in parts
     ]
     found = near.units_of(rows_of(groups), "row")
-    assert rows(near.repeated(found, 0.8)) == [(2, 0)]
+    assert rows(near.repeated(found, 0.8)) == [(2, 1)]
 
 
 def test_each_pair_that_is_reported_is_as_similar_as_it_says() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ def test_stock_phrases(text: str, stock: bool) -> None:
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     plain = Response(text="Fine.", tokens=(1, 2), tokenizer="0" * 64)
     personal = Response(text="Call +1 415 555 0100.", tokens=(1, 2), tokenizer="0" * 64)
-    clean = redacted_group(Group(PROMPT, (plain, personal), meta={"id": "a1" * 20}))
+    meta = {"id": "a1" * 20, "by": "ann@example.org"}
+    clean = redacted_group(Group(PROMPT, (plain, personal), meta=meta))
     assert clean.prompt[0]["content"] == "Write to [e-mail], please."
     assert clean.responses == (plain, Response(text="Call [phone]."))
-    assert clean.meta == {"id": "a1" * 20}
+    assert clean.meta == {"id": "a1" * 20, "by": "[e-mail]"}
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
@@ -136,18 +138,21 @@ def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
 
 
 @pytest.mark.parametrize("rules", [[], ["personal=false"]])
-def test_what_was_left_out_is_redacted_too(rules: list[str], tmp_path: Path) -> None:
+def test_what_was_left_out_is_redacted_too(
+    rules: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stock = "As an AI language model I do not write to ann@example.org."
     rows: list[Any] = [
         {"prompt": "Hi", "completion": stock},
         {"prompt": "Hi", "completion": "Hello!"},
-        {"prompt": 7, "note": "bob@example.org"},
+        {"prompt": "Hi", "completion": "Ho", "label": "bob@example.org"},
     ]
     file = write_rows(tmp_path / "a.jsonl", rows)
     assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
     removed = read_rows(tmp_path / "b.removed.jsonl")
     assert [row["rule"] for row in removed] == ["stock_phrases", "unreadable"]
     assert ("@example.org" not in json.dumps(removed)) == (not rules)
+    assert re.search(r"of these redacted +0\n", capsys.readouterr().out)
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ True + 1                        | only numbers and
 1 / 0                           | division by zero
 9 ** 9 ** 9 ** 9                | an exponent is above 64
 1 ** 65                         | an exponent is above 64
+1 ** -65                        | an exponent is above 64
 10 ** 60                        | beyond 1e
 (-8) ** 0.5                     | beyond 1e
 1e400                           | beyond 1e
@@ -52,7 +53,7 @@ It is 1,024. | 1024    | 1.0
 5, no, 6     | "5"     | 0.0
 none         | "5"     | 0.0
 -3           | "#### -3" | 1.0
-3.04         | 3       | 0.0
+3.0001       | 3       | 0.0
 1e999        | "5"     | 0.0
 """
 

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from alignkit import Group
 from alignkit.data.group import read_groups
 from alignkit.io.results import Results
+from alignkit_plugins.evaluate.sample import Sample
+from alignkit_plugins.formats.rows import prompt_to_row
 from tests import rows
-from tests.ai_feedback.judge_server import Reply, serving
+from tests.ai_feedback.judge_server import Reply, context, serving
+from tests.by_role import ByRole
 
 SCORES = """
 def whole(completions):
@@ -97,6 +101,20 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     kept = place.read_bytes()
     run(tmp_path)
     assert (folder / "data.jsonl").read_bytes() == before and place.read_bytes() == kept
+
+
+def test_chunks_of_prompts_have_random_numbers_of_their_own(tmp_path: Path) -> None:
+    seeds = set[int]()
+
+    def sample(role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
+        seeds.add(seed)
+        return list(prompts)
+
+    step = Sample(Sample.Options.model_validate({"prompts": "p", "samples_per_prompt": 1}))
+    respond = step.mapper("responses", context(tmp_path, ByRole(sample=sample)))
+    for place in range(3):
+        respond([prompt_to_row(place, Group((rows.user("bread"),)))])
+    assert len(seeds) == 3
 
 
 def writes(request: dict[str, Any]) -> Reply:

@@ -229,9 +229,9 @@ labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "
     "annotator2": 0, "annotator3": 1}
   u: q -> a | b [] {"annotator1": 0, "annotator2": 0, "annotator3": 1}
 
-labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 0,
-    "annotator2": 1, "annotator3": 2}
-  u: q -> a | b [] {"annotator1": 0, "annotator2": 1, "annotator3": 2}
+labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 1,
+    "annotator2": 0, "annotator3": 2}
+  u: q -> a | b [] {"annotator1": 1, "annotator2": 0, "annotator3": 2}
 
 labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "model_b"}
   u: q -> a | b [1>0] {"winner": "model_b"}

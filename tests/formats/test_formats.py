@@ -241,6 +241,10 @@ messages {"prompt": "q", "prompt_id": 1, "messages": <u: q / a: a>, "lang": "en"
 messages {"messages": <s: s / u: q / a: a / u: r / a: b>}
   s: s / u: q -> a: a / u: r / a: b
 
+messages {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a",
+    "reasoning_content": "\u0000"}]}
+  ! contains a NUL character
+
 messages {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "train": false},
     {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]}
   u: q -> a: a {"train": false} / u: r / a: b

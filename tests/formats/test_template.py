@@ -135,6 +135,10 @@ with {prompt: "{{ q }}", response: "{{ a }}", label: "{{ good }}"}
 template {"q": "Q?", "a": "A", "good": "no"}
   ! column 'label' must be true or false, not 'no'
 
+with {prompt: "{{ q }}", response: "{{ a }}", required: "{{ good }}"}
+template () {"q": "Q?", "a": "A", "good": true}
+  u: Q? -> A {"good": true}
+
 with {prompt: "{{ q }}", response: "{{ a }}", required: "{{ a }}"}
 template () {"q": "Q?", "a": 0}
   u: Q? -> 0

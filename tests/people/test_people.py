@@ -174,19 +174,23 @@ def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
 
 
 def test_demonstrations_are_reviewed_by_others(capsys: Caught) -> None:
-    """Nobody reviews what they wrote, and what most find bad is not learned."""
-    asked = written("rows.jsonl", {"prompt": "Hi"}, {"prompt": "Ho"})
+    """Nobody reviews what they wrote, and what most find bad, or anyone flags, is not learned."""
+    asked = written("rows.jsonl", *({"prompt": text} for text in ("Hi", "Ho", "Hm")))
     stages = {"labels": {**LABELS, "data": asked, "task": "demonstration", "reviewers": 2}}
     run(stages, code=75)
-    label(STORE, "ann", most=1, answer=lambda given: {"text": "Good day."})
-    label(STORE, "bob", answer=lambda given: {"text": "Grrr."})
+    for who, text in (("ann", "Good day."), ("bob", "Grrr."), ("cy", "Call Bob.")):
+        label(STORE, who, most=1, answer=lambda given, text=text: {"text": text})  # type: ignore[misc]
     run(stages, code=75)
-    assert "waits for 4 labels: 0 of 2 items are done" in capsys.readouterr().err
+    assert "waits for 6 labels: 0 of 3 items are done" in capsys.readouterr().err
 
     def good(given: Assignment) -> dict[str, Any]:
         return {"good": given.stored.item.responses != ("Grrr.",)}
 
-    assert [label(STORE, who, answer=good) for who in ("ann", "bob", "eve")] == [1, 1, 2]
+    assert [label(STORE, who, answer=good) for who in ("ann", "bob", "eve")] == [2, 2, 2]
+    with Store.open(STORE) as store:
+        for stored in store.items():
+            if stored.item.responses == ("Call Bob.",):
+                store.submit(event(stored.item, {"note": "a name"}, kind="flag", who="eve"))
     run(stages)
     assert [group.responses[0].text for group in data()] == ["Good day."]
 

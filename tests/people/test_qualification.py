@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import opened, side
+from stores import event, opened, several, side
 
 pytest.importorskip("starlette")
 
@@ -79,6 +79,10 @@ def test_who_fails_sees_why_and_labels_nothing(store: Store, wrong: str) -> None
 def test_four_of_five_are_enough(tmp_path: Path) -> None:
     assert [Qualification(25, 25, right).passed for right in (19, 20)] == [False, True]
     assert Qualification(0, 0, 0).passed
+    essay = several("demonstration", "Write.", 0, gold={"text": "b"})
+    with opened(tmp_path, essay, name="texts") as store:  # with another text nobody is wrong
+        store.submit(event(essay, {"text": "a"}))
+        assert qualification(store, "ann", 1).right == 1
     path = opened(tmp_path, *pairs(6, gold={"better": 0})).path
     with pytest.raises(RecipeError, match="--qualify 7: the store has only 6 gold items"):
         prepared(path, None, None, qualify=7)

@@ -217,8 +217,8 @@ def test_wrong_requests_are_refused_by_name(
 
 
 def test_a_conversation_that_is_too_long_is_refused(server: Server) -> None:
-    status, message = error_of(server, CHAT, {**ASKED, "messages": [user("ab" * 9999)]})
-    assert status == 400 and "reads at most 1023" in message
+    status, message = error_of(server, CHAT, {**ASKED, "messages": [user("ab" * 508)]})
+    assert status == 400 and "has 1024 tokens, but run-online reads at most 1023" in message
 
 
 def test_wrong_places_are_refused(server: Server) -> None:

@@ -19,6 +19,7 @@ from alignkit import (
     Options,
     Reward,
     RewardCombination,
+    SamplingOptions,
     Source,
     StageDefaults,
     Step,
@@ -82,6 +83,16 @@ class Asks(Judge):
         role: StageRef = "base"
 
 
+class Talks(Judge):
+    class Options(SamplingOptions):
+        pass
+
+
+class Samples(Step):
+    class Options(SamplingOptions):
+        judge: JudgeRef
+
+
 class Compare(Step):
     class Options(Step.Options):
         policies: list[PolicyRef] = Field(default_factory=list)
@@ -114,8 +125,8 @@ def registry() -> Registry:
     things: dict[str, dict[str, Any]] = {
         "algorithm": {"plain": Plain, "scores": Scores, "online": Online, "critic": Critic},
         "reward": {"length": Length, "sum": Sum},
-        "judge": {"asks": Asks},
-        "step": {"compare": Compare},
+        "judge": {"asks": Asks, "talks": Talks},
+        "step": {"compare": Compare, "samples": Samples},
         "format": {"pref": Preference},
         "model": {"tiny": lambda cache: cache},
     }
@@ -282,8 +293,12 @@ t.component.options.parts.0.reward.name length
 u.component.options.opponent        none
 u.upstream
 
+  s: {step: samples, judge: talks, sampling: {temperature: 0.5}}
+s.component.options.judge.options.sampling.temperature  0.5
+
   first: {algorithm: plain, data: d.jsonl, from: ad}
 first.settings.from_  HERE/ad
+first.roles           HERE/ad
 
   first: {algorithm: plain, data: d.jsonl, keep_versions: true}
   next: {algorithm: plain, data: d.jsonl, from: first@2}
@@ -806,6 +821,9 @@ MISTAKES = r"""
   s: {algorithm: plain, data: {path: p.jsonl, part: [0.6, 0.2]}}
                               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
 
+  s: {algorithm: plain, data: {path: p.jsonl, part: [0.2, 0.2]}}
+                              ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
+
   s: {algorithm: plain, data: {path: p.jsonl, part: [0.2, 1.5]}}
                               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^ is no share
 
@@ -871,6 +889,11 @@ def test_every_mistake_is_reported_at_its_place(bench: Bench, lines: list[str]) 
         message, _, help = said.partition(" | ")
         here = [each for each, at in zip(problems, found, strict=True) if at == where]
         assert any(message in each.message and help in each.help for each in here)
+
+
+def test_what_is_found_later_has_the_place_of_an_option(bench: Bench) -> None:
+    recipe = bench.stages("  s: {algorithm: {plain: {beta: 1}}, data: d.jsonl}\n")
+    assert place(recipe.problem("s", "bad", ("beta",))) == (3, 33, 1)
 
 
 def test_the_resolved_recipe_works_in_any_folder(bench: Bench, registry: Registry) -> None:

@@ -37,6 +37,7 @@ stages:
     from: sft
     prompts: demos.jsonl
     reward: {weighted_sum: {rewards: {j: {rlaif: {judge: local_judge}}}, weights: {j: 1.0}}}
+    keep_versions: true
     rollout: {max_new_tokens: 40, top_k: 50, missing_eos_penalty: 0.3}
   choice: {step: select_best, policies: [align, sft], reward: helpful, prompts: demos.jsonl, sampling: {temperature: 0}}
   report:
@@ -66,7 +67,7 @@ WITHOUT = ["~stages.best", "~stages.align", "~stages.choice", "stages.report.pol
 # training is for learning, not for reading. An inherited minimum never exceeds the written maximum.
 SAMPLED = """\
 report |                                                | BEST, temperature: 0.5
-choice |                                                | max_new_tokens: 40, temperature: 0.0, top_k: 50
+choice | stages.choice.policies=["align@2", sft]        | max_new_tokens: 40, temperature: 0.0, top_k: 50
 labels |                                                | BEST
 labels | stages.best.rollout.temperature=0.9            | BEST, temperature: 0.9
 report | WITHOUT                                        | max_new_tokens: 128, temperature: 0.5

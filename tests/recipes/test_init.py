@@ -16,7 +16,7 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.recipes.init_write import NUMBER, is_number
 from alignkit_plugins.rewards.text import ExactMatch
-from tests.rows import user
+from tests.rows import cells, user
 
 # Rows of a kind, one for each number n: `<n>` are words with it, so that no two rows are nearly
 # equal, `<#>` is it, and `<even>` whether it is even.
@@ -612,10 +612,30 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
     assert found["headline"] == headline
 
 
-def test_there_is_room_for_nine_of_ten_responses() -> None:
-    write("d.jsonl DEMO 53\nd.jsonl LARGE 7")
+# There is room for nine of ten responses. 400 large rows have 796,012 characters. There is time for
+# 90,000 tokens of 4, of which pairs, or samples, take two thirds: 120,000 are left, or 60 rows. Answers
+# of which some are no numbers are compared as they are.
+CHOSEN = """\
+d.jsonl DEMO 53;d.jsonl LARGE 7    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
+d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
+d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
+s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | reward: exact_match
+"""
+
+
+@pytest.mark.parametrize(("files", "words", "text"), cells(CHOSEN))
+def test_what_a_recipe_says(files: str, words: str, text: str) -> None:
+    write(files.replace(";", "\n"))
+    assert main(["init", *words.split()]) == 0
+    assert f"{text}\n" in Path("recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_recipe_reads_the_rows_that_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit_plugins.recipes.init_write.MOST_ROWS", 50)
+    write("d.jsonl DEMO 60")
     assert main(["init", "d.jsonl"]) == 0
-    assert "max_new_tokens: 128" in Path("recipe.yaml").read_text(encoding="utf-8")
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "{path: d.jsonl, part: [0.2, 1], limit: 50}\n" in text
 
 
 COLUMNS = """\

@@ -25,7 +25,10 @@ WITHIN = 0.25
 
 
 def write(folder: Path, base: str, **stages: dict[str, Any]) -> Path:
-    rows = [{"prompt": f"what is {n}?", "completion": "a number " * (1 + n % 5)} for n in range(24)]
+    rows = [
+        {"prompt": f"what is {n}?", "completion": "a number " * (1 + n % 5), "score": n}
+        for n in range(24)
+    ]
     write_rows(folder / "rows.jsonl", rows)
     model = {"base": base, "dtype": "float32", "lora": {"r": 8, "lora_alpha": 16}}
     return write_recipe(folder, stages, model, name="r")
@@ -61,9 +64,12 @@ align:
   rollout: {samples_per_prompt: 4, max_new_tokens: 8}
   iterations: 3
   prompts_per_iteration: 2
+rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
 """
-    path = write(here, "tiny", **yaml.safe_load(stages))
-    first, second, third, fourth = planned(capfd, path)
+    learned = yaml.safe_load(stages)
+    learned["scored"] = {**learned["align"], "reward": "rated"}
+    path = write(here, "tiny", **learned)
+    first, second, third, fourth, _, scored = planned(capfd, path)
     assert not (here / "runs").exists()
     work = first["work"]
     assert work["rows"] == 24 and work["learned"] == 2 * work["tokens"] > 0
@@ -72,6 +78,8 @@ align:
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8
     assert online["learned"] == round(3 * 2 * (online["tokens"] / 24 + 4 * 8))
+    # By the policy and the reference, and by a reward model
+    assert scored["work"]["measured"] == pytest.approx(1.5 * online["measured"], abs=1)
     # The policy's adapter, and the reference's; no sample is in the cache while it learns.
     assert memory["adapters"] == 2 * first["memory"]["adapters"]
     least = min(memory["cache"], memory["activations"])

@@ -58,17 +58,19 @@ def test_the_first_difference_is_named_with_its_size(
     tensors = load_file(weights)
     tensors[min(tensors)][0, 0] += 0.5
     save_file(tensors, weights, {"format": "pt"})
+    (stage / "more.txt").touch()
     assert verify(changed(stage, 1, loss=1000.0, time=0.0)) == NotReproduced.exit_code == 7
     out, err = capsys.readouterr()
     first, *lines = out.splitlines()
     assert first == "sft: DIFFERENT" and "error: not reproduced: sft" in err
     assert lines[0] == "  adapter/adapter_model.safetensors: other bytes"
     assert lines[1].startswith("  metrics.jsonl: line 2.loss: 1000.0 -> ")
-    assert lines[2] == "  different here: nothing that the record knows, so perhaps the machine"
+    assert lines[2] == "  more.txt: only in one of the two"
+    assert lines[3] == "  different here: nothing that the record knows, so perhaps the machine"
 
 
 def test_the_likely_causes_are_named(house_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = changed(house_copy / "sft", 0, loss=9.0)
+    stage = changed(house_copy / "sft", 0, step=9)
     text = json.dumps(read_record(stage))
     for old in ('"torch": "', '"sft.py": "'):
         text = text.replace(old, f"{old}0")

@@ -127,7 +127,7 @@ def test_unit_variance_makes_two_rewards_count_alike() -> None:
     groups = [group([10, 10, 10]), group([30, 30]), group([7])]
     scores = np.array([0.1, 0.3, 0.5, 2.0, 2.2, -4.0])
     pooled = math.sqrt((0.2**2 + 0.2**2 + 0.1**2 + 0.1**2) / 3)  # three values above two means
-    for factor in (1, 100):
+    for factor in (1e-4, 1, 100):
         found = corrected(groups, (factor * scores).tolist(), unit_variance=True)
         assert found == pytest.approx(scores / pooled)
     assert corrected([group([5, 5])], [0.25, 0.25], unit_variance=True) == [0.25, 0.25]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from alignkit import Options
+from alignkit.options import RewardRef
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe
@@ -166,11 +169,22 @@ def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe, run: Path) ->
         assert learned_from("dpo", rater, mine) is said
 
 
+class Own(Options):
+    reward: RewardRef
+
+
 def test_gold_that_chooses_the_result_counts(recipe: Recipe) -> None:
     stopped = load(recipe.folder, TEXT.replace("{reward: gold}", "{reward: gold, stop: true}"))
     gold = next(spec for spec in options(stopped).rewards if spec.name == "gold")
     assert learned_from("ppo", gold, stopped) is True
     assert learned_from("dpo", gold, stopped) is False
+    # A monitor of somebody else, which may choose it without saying so
+    settings = recipe.stages["ppo"].settings
+    assert settings is not None and settings.monitors is not None
+    (watches,) = settings.monitors
+    assert learned_from("ppo", gold, recipe) is False
+    settings.monitors[0] = replace(watches, options=Own(reward=gold))
+    assert learned_from("ppo", gold, recipe) is True
 
 
 def test_what_an_earlier_result_learned_from_is_not_known(

@@ -59,8 +59,8 @@ def test_algorithms_learn_from_episodes_unchanged(
         answer = str(group.meta["answer"])
         assert response.scores["episode"] == float(response.text.endswith(answer))
         assert "reward" not in response.scores or response.reward == response.scores["episode"]
-        roles = [turn["role"] for turn in response.messages or ()]
-        assert roles == ["assistant", "tool", "assistant"]
+        turns = [(turn["role"], turn.get("tool_call_id")) for turn in response.messages or ()]
+        assert turns == [("assistant", None), ("tool", "call00000"), ("assistant", None)]
 
 
 # What is stored and learned
@@ -91,12 +91,12 @@ def test_episodes_do_not_depend_on_the_batch(
     """With a user in place of tools. The log-probabilities of all turns are those of the training
     path; tokens of others have none.
     """
-    asked = [[f"one{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
+    asked = [[f"one word{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
     follow(monkeypatch, asked * 2)
     found: list[list[Group]] = []
     for rows in (1, 3, 128):
         monkeypatch.setattr(generate_module, "ROWS", rows)
-        rollout = {"samples_per_prompt": 4, "max_new_tokens": 40}
+        rollout = {"samples_per_prompt": 4, "max_new_tokens": 40, "min_new_tokens": 3}
         run = run_of(tmp_path / str(rows), Asks, algorithm="rejection_sampling", rollout=rollout)
         roll_out(run)
         found.append(rollouts(run))
@@ -173,17 +173,26 @@ def test_an_episode_without_a_reward_is_left_out_and_counted(
 
 
 def test_a_reward_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one of them there is no sum. What the environment does to its turns changes nothing."""
+
     class Parts(Calculator):
         def get_reward(self) -> Mapping[str, float | None]:  # type: ignore[override]
-            return {"right": super().get_reward(), "polite": 0.25}
+            right = super().get_reward() or None
+            self.turns[-1]["content"] = "no"
+            return {"right": right, "polite": 0.25}
 
     follow(monkeypatch, TURNS)
     keys = {"reward": {"environment": {"part": "polite"}}, "algorithm": "rejection_sampling"}
     run = run_of(tmp_path, Parts, **keys)
     roll_out(run)
-    for scores in (response.scores for response in responses_of(rollouts(run))):
+    sums = set[float | None]()
+    for response in responses_of(rollouts(run)):
+        scores = response.scores
         assert scores["reward"] == scores["environment"] == scores["episode/polite"] == 0.25
-        assert scores["episode"] == 0.25 + (scores["episode/right"] or 0.0)
+        assert scores["episode"] == (1.25 if scores["episode/right"] else None)
+        assert (response.messages or ())[-1]["content"] != "no"
+        sums.add(scores["episode"])
+    assert sums == {1.25, None}
     with pytest.raises(RunFailed, match="episode/polite"):
         roll_out(run_of(tmp_path / "none", **keys))
 

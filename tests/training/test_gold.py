@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, dies, online, prompts
 
@@ -79,6 +80,7 @@ def test_gold_on_held_out_prompts_is_scored_with_the_own_reward_as_well(tmp_path
             assert row["reward"] == number % 1009
         known = [row["gold"] for row in found if row["gold"] is not None]
         assert metrics["gold"] == pytest.approx(sum(known) / len(known))
+        assert metrics["gold_std"] == pytest.approx(np.std(known), rel=1e-5)
         unscored += metrics.get("gold_unscored", 0)
         assert len(known) + metrics.get("gold_unscored", 0) == 16
     assert unscored > 0

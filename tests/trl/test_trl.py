@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError, RecipeError, Stopped, request_stop
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.trl.step import check_reference, pairs
@@ -71,14 +71,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         self._n_gpu = 2
 
     def trainer(self: Any, *given: Any, args: Any, **more: Any) -> None:
-        used.append((args.n_gpu, args.train_batch_size))
+        used.append((args.n_gpu, args.train_batch_size, args.seed))
         original(self, *given, args=args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl.DPOConfig, "__post_init__", two_gpus)
         patch.setattr(trl.DPOTrainer, "__init__", trainer)
         recipe = load(folder, sft=SFT, **{"from": "sft", "warmup_ratio": 1.0, "max_steps": 4})
-        run_recipe(recipe, folder / "out")
+        run_recipe(replace(recipe, seed=5), folder / "out")
     yield folder, used
 
 
@@ -98,8 +98,8 @@ def test_it_starts_where_the_stage_does_and_leaves_an_adapter(trained: Any) -> N
 
 
 def test_one_of_several_gpus_is_used(trained: Any) -> None:
-    """A second one would double batch_size, and wrap the model."""
-    assert trained[1] == [(1, 2)]
+    """A second one would double batch_size, and wrap the model. The seed is the recipe's."""
+    assert trained[1] == [(1, 2, 5)]
 
 
 def test_the_reference_is_checked() -> None:
@@ -159,6 +159,24 @@ def test_what_trl_cannot_do_is_refused(
     with pytest.raises((RunFailed, DataError), match=message):
         run_recipe(load(tmp_path, options, **keys), tmp_path / "out")
     assert not (tmp_path / "out" / "d" / "adapter").exists()
+
+
+def test_a_run_that_is_stopped_takes_no_more_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trl
+
+    made, steps = trl.DPOTrainer.training_step, list[Any]()
+
+    def step(self: Any, *given: Any) -> Any:
+        steps.append(given)
+        request_stop("a test")
+        return made(self, *given)
+
+    monkeypatch.setattr(trl.DPOTrainer, "training_step", step)
+    with pytest.raises(Stopped):
+        run_recipe(load(tmp_path), tmp_path / "out")
+    assert len(steps) == 1
 
 
 def test_whole_models_are_refused_before_the_first_stage(tmp_path: Path) -> None:
