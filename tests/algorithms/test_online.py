@@ -455,6 +455,17 @@ def test_a_prompt_twice_and_prompts_that_come_and_go() -> None:
     assert new(RejectionSampling).select([], Looking()) == []
 
 
+def test_replayed_prompts_do_not_depend_on_the_order_of_a_set() -> None:
+    earlier = rolled("a", *((number, [0.0, 1.0]) for number in range(30)))
+    now = rolled("b", (40, [0.0, 1.0]), (41, [0.0, 1.0]))
+
+    def drawn(earlier: Any) -> list[str]:
+        found = new(RejectionSampling, replay_ratio=20.0).select(now, Looking([earlier]))
+        return [group.responses[0].text for group in found]
+
+    assert drawn(earlier) == drawn(earlier[::-1]) and len(drawn(earlier)) == 32
+
+
 def test_the_same_words_with_other_columns_are_another_prompt() -> None:
     """A sample that is best for one answer says nothing about another answer to the same
     question.

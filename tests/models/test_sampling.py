@@ -268,3 +268,10 @@ def test_every_end_token_ends_a_response() -> None:
         assert not ends & {*before} and response.truncated == (last not in ends)
         ended.add(last)
     assert ended > ends
+
+
+def test_a_stop_string_may_have_more_than_32_tokens(llama: SharedModel) -> None:
+    encoder, ids = Encoder(llama.tokenizer), list(range(20, 70))
+    stop = encoder.decode(ids[5:45])
+    assert decoder.has_stopped(encoder, ids, [stop])
+    assert not decoder.has_stopped(encoder, ids[:44], [stop])

@@ -531,9 +531,9 @@ stages:
     epochs: 2
 
 faq.csv FAQ 1
-odd.csv ODD 1
+odd.csv ODD 60
 $ demos=faq.csv pairs=odd.csv --columns prompt=Frage,completion=Antwort,chosen=a,rejected=b
-read: faq.csv as 1 conversation (prompt_completion); odd.csv as 1 conversation, 1 pair (preference)
+read: faq.csv as 1 conversation (prompt_completion); odd.csv as 119 conversations, 119 pairs (preference)
 held out: nothing, there are too few examples; so the run has no report
 stages:
   sft:
