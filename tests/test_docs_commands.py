@@ -66,6 +66,10 @@ graded.jsonl {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?", "margin"
 safety.jsonl {"prompt": "Is it?", "chosen": "Yes.", "rejected": "Why?"}
 rankings.jsonl {"prompt": "Is it?", "responses": ["Yes.", "Why?"], "ranks": [1, 2]}
 scored.jsonl {"prompt": "Is it?", "completion": "Yes.", "score": 1}
+train.jsonl {"prompt": "How are you today?", "completion": "I am well, thank you, and happy to help."}
+test.jsonl {"prompt": "Is it?", "completion": "Yes."}
+my.csv instruction,output
+my.csv Is it?,Yes.
 prompts.jsonl {"prompt": "What is 1 + 2?", "answer": 3}
 heldout.jsonl {"prompt": "What is 0 + 2?", "answer": 2}
 heldout.jsonl {"prompt": "What is 1 + 2?", "answer": 3}
