@@ -5,8 +5,8 @@ that tests notice.
 
 Each mutant has one change, in the algorithm's module or in a function of `alignkit.functional` that
 it calls: a flipped sign, a dropped operand, factor or mask, a shifted index, another comparison or
-reduction. A mutant is killed if the algorithm's tests fail (for a function: the golden numbers and
-its own tests). Survivors are printed and make the exit status 1.
+reduction. A mutant is killed if the algorithm's tests fail. Survivors are printed and make the exit
+status 1.
 
 The changes to the run loop are written by hand, in planted.py, each with the one test that must
 fail: `run_loop` is the name of them all.
@@ -46,7 +46,7 @@ TESTS = {
     name: [f"test_{word}.py" for word in words.split()]
     for name, words in yaml.safe_load("""
 sft: golden functional sft testing
-reward_model: golden functional reward_model reward_scores options testing
+reward_model: golden functional reward_model reward_scores rounding options testing
 ppo: golden functional online importance ppo_checklist options testing
 rejection_sampling: golden functional online options
 dpo: golden functional preferences online options
@@ -56,7 +56,7 @@ hir: golden functional preferences options
 grpo: golden functional online grpo_variants importance options
 distillation: golden functional distillation options
 llama2: golden functional llama2
-combinations: golden functional combinations
+combinations: golden functional combinations scoring
 
 sample: sample
 calculator: calculator
@@ -76,7 +76,6 @@ lm_head: lm_head golden
 matmul: matmul sampling_weights
 """).items()
 }
-GOLDEN = ["test_golden.py", "test_functional.py"]
 
 SWAPS = yaml.safe_load("""
 per_token: per_response
@@ -329,12 +328,11 @@ def mutants(algorithm: str) -> list[Mutant]:
 
 
 def tests_of(mutant: Mutant) -> list[str]:
-    """The golden numbers must kill a changed function without the help of other tests."""
+    """The files or functions that must fail; golden numbers first."""
     if mutant.tests:
         parts = [test.partition("::") for test in mutant.tests]
         return [f"{_only('tests', file)}::{function}" for file, _, function in parts]
-    names = GOLDEN if mutant.file.startswith(FUNCTIONAL) else TESTS[mutant.algorithm]
-    return [_only("tests", name) for name in names]
+    return [_only("tests", name) for name in TESTS[mutant.algorithm]]
 
 
 def survives(mutant: Mutant) -> bool:

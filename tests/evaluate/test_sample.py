@@ -82,7 +82,10 @@ def test_a_missing_score_is_never_the_best_and_a_prompt_without_room_is_counted(
     folder = run(tmp_path, reward="gaps", keep="best", more=LONG)
     assert all(len(group.responses[0].text) % 5 for group in read_groups(folder / "data.jsonl"))
     facts = summary(folder)
-    assert facts["unscored"] > 0 and facts["left_out"] == 2
+    (tmp_path / "all").mkdir()
+    every = read_groups(run(tmp_path / "all", reward="gaps") / "data.jsonl")
+    silent = [r for group in every for r in group.responses if len(r.text) % 5 == 0]
+    assert facts["unscored"] == len(silent) > 0 and facts["left_out"] == 2
     assert "2 left out" in (folder / "report.txt").read_text()
 
 
@@ -160,6 +163,11 @@ def test_a_model_on_a_server_writes_demonstrations_with_a_bill(tmp_path: Path) -
         shutil.rmtree(folder.resolve())
         run(tmp_path, **keys)
         assert len(server.requests) == 7 and (folder / "data.jsonl").read_bytes() == before
+        (tmp_path / "two").mkdir()
+        folder = run(tmp_path / "two", policy=policy, samples_per_prompt=2)
+        for group in read_groups(folder / "data.jsonl")[:5]:
+            (first, _), (second, _) = (r.text.split("?") for r in group.responses)
+            assert first == second == group.prompt[-1]["content"]
 
 
 SERVER = {"base_url": "http://localhost:1/v1", "model": "m"}
