@@ -64,7 +64,7 @@ filters: filters
 basic: rewards text_rewards calculator episodes
 trackers: tracking
 
-encoding: first_rows reference_check offline ppo_checklist
+encoding: first_rows reference_check offline distillation ppo_checklist
 training/rewards: scoring rewards llama2 ppo_checklist
 learner: train learner_steps testing ppo_checklist
 generate: sampling sampled_as_generate ppo_checklist

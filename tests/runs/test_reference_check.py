@@ -5,6 +5,7 @@ anything trains.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,11 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
+from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.dpo import DPO
+from tests.by_hand import new
 from tests.by_transformers import logprobs, prompt_ids
 from tests.rows import Said, run, user, write_recipe
 
@@ -82,6 +85,16 @@ def test_a_whole_teacher_reads_the_policys_tokens(
     for batch in seen:
         assert_read_by(big, batch, TEMPERATURE, user("Be brief."))
         assert float((batch.reference_logprobs - batch.old_logprobs).abs().max()) > 1e-3
+
+
+def test_a_prompt_of_the_reference_leaves_room_for_a_response() -> None:
+    """Ten tokens, of which its prompt takes seven."""
+    encoder: Any = SimpleNamespace(prompt=lambda messages, tools: [1] * 7)
+    model: Any = SimpleNamespace(context=10)
+    reads = ReferencePrompts(new(DPO), encoder, model, policy=None)  # type: ignore[arg-type]
+    reads.check([Group((user("q"),))], 3)
+    with pytest.raises(DataError, match="has 7 tokens, which leaves no room for 4 response tokens"):
+        reads.check([Group((user("q"),))], 4)
 
 
 def test_an_offline_reference_is_read_by_the_whole_model(

@@ -61,8 +61,8 @@ def learned(table: RewardTable) -> tuple[list[float], list[float]]:
 X, Y = RewardSpec("stage", "x"), RewardSpec("stage", "y")
 CUT = Response(text="c", truncated=True)
 GROUPS = [
-    Group(PROMPT, (Response(text="a"), Response(text="b"), CUT), id="a"),
-    Group(PROMPT, (Response(text="d"),), id="b"),
+    Group(PROMPT, (Response(text="a", tokens=(1, 2)), Response(text="b"), CUT), id="a"),
+    Group(PROMPT, (Response(text="d", tokens=(3,)),), id="b"),
 ]
 
 
@@ -82,7 +82,10 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     scores = [{"x": 1.0, "reward": 1.0}, none, {"x": 3.0, "reward": 2.5}, none]
     assert [response.scores for response in responses_of(table.scored)] == scores
     means = {"reward": 1.75, "score/x": 2.0, "missing_eos_penalty": 0.25, "unscored": 2}
+    means |= {"response_tokens": 1.0, "truncated": 0.5}  # of those that are learned
     assert table.summary().items() >= means.items()
+    two = learn(combining(X, {"x": [1.0, 2.0, 3.0, None]}), GROUPS, penalty=0.75)
+    assert two.summary()["missing_eos_penalty"] == 0.25
     assert "missing_eos_penalty" not in learn(scorer, GROUPS).summary()
     nothing = learn(combining(X, {"x": [None]}), GROUPS[1:])
     assert nothing.groups == [] and int(nothing.raw.isnan().sum()) == 1
