@@ -41,6 +41,8 @@ alignkit chat runs/quickstart/align
 alignkit chat runs/quickstart/sft runs/quickstart/align --reward runs/quickstart/helpful
 alignkit chat runs/quickstart/align --page --collect chats.feedback
 alignkit serve runs/quickstart/base runs/quickstart/align
+alignkit label pairs.jsonl --annotator ada --annotator bob --overlap 2
+alignkit label pairs.jsonl --annotator ada --annotator bob --host https://labels.example.org
 """.strip().splitlines()
 # A command that a reader enters after `pip install`, and its plugin.
 INSTALLED = "alignkit run quickstart stages.align.algorithm=reinforce"
@@ -224,13 +226,14 @@ PAGES = sorted({command.page for command in COMMANDS if runs_here(command)})
 
 @pytest.fixture(scope="module")
 def finished(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/quickstart and runs/seed1, of the tiny model."""
+    """A folder with runs/quickstart, runs/seed1 and runs/qlora, of the tiny model."""
     folder = Path(
         shutil.copytree(files, tmp_path_factory.mktemp("finished") / "files", symlinks=True)
     )
     for name, more in (("quickstart", []), ("seed1", ["seed=1"])):
         out = str(folder / "runs" / name)
         assert cli.main(["run", "quickstart", *QUICK.split(), *more, "--out", out]) == 0
+    (folder / "runs" / "qlora").symlink_to("quickstart")
     return folder
 
 
