@@ -66,7 +66,7 @@ trackers: tracking
 
 encoding: first_rows reference_check offline distillation ppo_checklist
 training/rewards: scoring rewards llama2 ppo_checklist
-learner: train learner_steps testing ppo_checklist
+learner: learning_rate train learner_steps testing ppo_checklist
 generate: sampling sampled_as_generate ppo_checklist
 next_token: next_token
 attention: tiled_attention attention

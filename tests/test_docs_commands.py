@@ -249,5 +249,6 @@ def test_commands_of_a_page_run(
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files", symlinks=True))
     for command in COMMANDS:
         if command.page == page and runs_here(command):
+            monkeypatch.setattr("sys.argv", [*command.words])  # for the processes that it starts
             code = cli.main(list(command.words[1:]))
             assert code == 0, f"{command.text}: {capsys.readouterr().err}"
