@@ -47,7 +47,7 @@ TESTS = {
     for name, words in yaml.safe_load("""
 sft: golden functional sft testing
 reward_model: golden functional reward_model reward_scores options testing
-ppo: golden functional online importance options testing
+ppo: golden functional online importance ppo_checklist options testing
 rejection_sampling: golden functional online options
 dpo: golden functional preferences online options
 reference_free: golden functional preferences options

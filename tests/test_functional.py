@@ -177,12 +177,12 @@ def test_gae_ignores_how_a_row_is_padded() -> None:
 
 def test_clipped_values_are_those_without_a_gradient() -> None:
     """Beyond the range, and on the side away from the return; a masked value is none of them."""
-    values = torch.tensor([[2.0, 2.0, 0.6, -1.0, -1.0, 2.0]], requires_grad=True)
-    old, returns = torch.full((1, 6), 0.5), torch.tensor([[3.0, 1.6, 3.0, -3.0, -0.6, 3.0]])
+    values = torch.tensor([[2.0, 2.0, 0.6, -1.0, -1.0, -0.5, 2.0]], requires_grad=True)
+    old, returns = torch.full((1, 7), 0.5), torch.tensor([[3.0, 1.6, 3.0, -3.0, -0.6, -3.0, 3.0]])
     loss = F.ppo_value_loss(values, old, returns, 0.75).sum()
     still = torch.autograd.grad(loss, values)[0] == 0
-    assert still.tolist() == [[True, False, False, True, False, True]]
-    mask = torch.arange(6)[None] < 5
+    assert still.tolist() == [[True, False, False, True, False, True, True]]
+    mask = torch.arange(7)[None] < 6
     assert torch.equal(F.value_clipped(values, old, returns, 0.75), still.float())
     assert torch.equal(F.value_clipped(values, old, returns, 0.75, mask), (still & mask).float())
     assert not F.value_clipped(values, old, returns, None).any()
@@ -410,3 +410,17 @@ def test_a_pair_with_a_margin_and_a_soft_label(p: float | Tensor) -> None:
     d, m = better - worse, torch.tensor([0.4, 1.5])
     wanted = p * (1 + (m - d).exp()).log() + (1 - p) * (1 + (m + d).exp()).log()
     torch.testing.assert_close(F.pairwise_loss(better, worse, m, p), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_tails_of_an_ordered_logit_stay_finite(dtype: torch.dtype) -> None:
+    scores = torch.tensor([80.0, -80.0, 0.0], dtype=dtype, requires_grad=True)
+    thresholds = torch.tensor([-1.0, 1.0])
+    losses = F.ordinal_loss(scores, torch.tensor([1, 1, 0]), thresholds)
+    gradient = torch.autograd.grad(losses.sum(), scores)[0]
+    sigma = [1 / (1 + math.exp(x)) for x in (1, -1)]  # of -1 and 1
+    tail = 79 - math.log(1 - math.exp(-2.0))
+    assert losses.tolist() == pytest.approx([tail, tail, math.log(1 + math.e)], rel=1e-5)
+    assert gradient.tolist() == pytest.approx([1.0, -1.0, sigma[1]], rel=1e-5)
+    p = F.ordinal_probabilities(torch.zeros(1, dtype=dtype), thresholds)[0]
+    assert p.tolist() == pytest.approx([sigma[0], sigma[1] - sigma[0], sigma[0]], rel=1e-5)

@@ -318,6 +318,12 @@ class TrainingStage(RunStage):
         # The state of another one begins with its own selection
         call(self.take(component), "check_data", selected)
 
+    def _check_made(self) -> None:
+        """Check the rows that earlier stages made. Only process 0 has let the plugins check."""
+        problems = Problems(self.recipe)
+        self._check_entries(problems, filter(_is_made, self.entries), FIRST_ROWS)
+        problems.end_data()
+
     # Its work
 
     def run(self) -> Artifact:
@@ -325,9 +331,7 @@ class TrainingStage(RunStage):
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
 
-        problems = Problems(self.recipe)
-        self._check_entries(problems, filter(_is_made, self.entries), FIRST_ROWS)
-        problems.end_data()
+        self.collectives.on_rank0(self._check_made)
         self.summary.clear()  # of what these checks selected
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)

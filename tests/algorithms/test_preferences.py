@@ -488,6 +488,7 @@ def test_all_responses_get_the_instruction_that_they_fulfil() -> None:
     ]
     shares = {"fulfilled/0": 0.4, "fulfilled/1": 0.4, "fulfilled/2": 0.2}
     assert looking.logged == {**shares, "without_feedback": 2}
+    assert "2 left out (without_feedback): '0', '1'" in looking.said
     with pytest.raises(DataError, match="none of 1 groups"):
         polite([None])
 
@@ -575,6 +576,9 @@ def test_hir_by_hand() -> None:
     ]
     for name in loss:
         close(weights[name].reshape(4), own)
+    first, second = given.groups
+    weighted = batch(given.mask, groups=[replace(first, weight=3.0), second], group=[0, 0, 1, 1])
+    close(algorithm.term_weights(weighted)["contrast"], [3.0, 0.0, 0.0, 1.0])
     silent = hir_batch(2, mask=torch.zeros(4, 1))
     assert not algorithm.term_weights(silent)["contrast"].any()
 

@@ -52,6 +52,11 @@ def test_the_loss_of_a_pair_with_its_margin(kind: str) -> None:
     assert loss["rank"].coefficient == 1.0 and loss["center"].coefficient == 0.3
     for weights in model.term_weights(BATCH).values():
         close(weights, [1 / 3, 1 / 3, 1 / 3, 1.0], rtol=1e-6)
+    # As do rows with weights
+    weighted = batch(torch.ones(4, 1), PAIRS, [Group((), weight=2.0), Group(())], OWNER)
+    close(model.term_weights(weighted)["rank"], [2 / 3, 2 / 3, 2 / 3, 1.0], rtol=1e-6)
+    # Margins pull scores further apart than the log-odds of a pair.
+    assert model.log_odds == (kind == "none")
 
 
 def test_what_it_reports() -> None:

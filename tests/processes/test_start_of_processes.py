@@ -109,7 +109,9 @@ def launched(*words: str, code: int = 0, number: int = 0) -> str:
         if number:
             process.send_signal(number)
         _, err = process.communicate()
-    assert process.returncode == code and "Traceback" not in err, err
+    assert process.returncode == code, err
+    # accelerate's launcher ends with 1 and a traceback of its own.
+    assert code == 1 or "Traceback" not in err, err
     return err
 
 

@@ -689,6 +689,7 @@ prompts=prompts.jsonl                              2  prompts need pairs
 sums.jsonl pairs.jsonl                             2  a recipe each
 labeled.jsonl pairs.jsonl                          2  need a recipe
 demos=nowhere.jsonl                                2  no such file: nowhere.jsonl
+known-answer=sums.jsonl                            2  did you mean 'known-answers'?
 strange.jsonl                                      4  no format matches the first row (columns x)
 demos=strange.jsonl                                4  no format matches the first row (columns x)
 empty.jsonl                                        4  no row that the recipe reads

@@ -458,7 +458,8 @@ def write(
     have, files = list[str](), list[DataFile]()
     for _, path in given:
         if not is_file(path):
-            refuse(f"no such file: {path}")
+            kind, equals, _ = str(path).partition("=")
+            refuse(f"no such file: {path}", did_you_mean(kind, KINDS) if equals else "")
         have += first_row(path)
     for name, column in columns.items():
         if column not in have:
