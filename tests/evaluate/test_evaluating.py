@@ -93,6 +93,14 @@ def test_words_in_the_wrong_place(policy: str, reward: str, said: str) -> None:
         made(policy, (reward,))
 
 
+def test_another_revision_is_another_base(house_copy: Path) -> None:
+    resolved = house_copy / "recipe.resolved.yaml"
+    text = resolved.read_text(encoding="utf-8")
+    resolved.write_text(text.replace("base: tiny\n", "base: tiny\n  revision: b\n"))
+    with pytest.raises(RecipeError, match="one base per command"):
+        made(f"run/base {house_copy}/base")
+
+
 # --- of policies
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from architectures import load, make
@@ -13,6 +15,7 @@ from tiny import encoder, tiny_model
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
+from alignkit_plugins.policies import policy as policy_module
 from alignkit_plugins.policies.policy import Answer, Policy, until_stop
 from tests.rows import WORDS, prompts
 from tests.sampled import sample
@@ -73,7 +76,7 @@ def test_an_answer_that_nobody_wants_ends(policy: SharedModel) -> None:
     assert len(found.response.tokens or ()) == 4 and found.response.truncated
 
 
-def test_a_lead_in_is_not_heard() -> None:
+def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some templates write something before an answer. If the policy does so, too, `decode` leaves
     it out.
     """
@@ -83,3 +86,16 @@ def test_a_lead_in_is_not_heard() -> None:
     begun, whole = made.text(" -"), made.text(" -> yes")
     assert made.decode(begun) == " -" and made.lead.startswith(" -")
     assert made.decode(whole) == "yes" and not made.lead.startswith("yes")
+
+    def writes(request: Any, wrote: Any) -> Any:
+        row = SimpleNamespace(active=True)
+        for row.tokens in (begun, whole):
+            wrote([row])
+        return [[row]]
+
+    monkeypatch.setattr(policy_module, "generate", writes)
+    monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))
+    model, heard = SimpleNamespace(context=99), list[str]()
+    role: Any = SimpleNamespace(encoder=made, model=model, base=MagicMock(), reference="")
+    Policy("t", "t", role, Sampling()).answer((1,), Sampling(), 0, heard.append)
+    assert heard == ["yes"]
