@@ -220,7 +220,9 @@ def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     assert rows(2.0**21) == 2**18 // of_row < 128  # an eighth of little memory
     monkeypatch.setattr(llama, "device", torch.device("cuda"))
     assert rows(0.0) == 1 and rows(2.0**40) == decoder.ROWS_ON_GPU
+    logits = 6 * 4 * llama.model.config.vocab_size  # six copies in fp32
     assert 2**22 < rows(2.0**24) * of_row < 2**23
+    assert rows(2.0**28) == 2**27 // (of_row + logits) < 2**27 // (of_row + 24)
 
 
 @pytest.mark.silent_bug(
