@@ -22,6 +22,7 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
@@ -95,6 +96,14 @@ def test_a_prompt_of_the_reference_leaves_room_for_a_response() -> None:
     reads.check([Group((user("q"),))], 3)
     with pytest.raises(DataError, match="has 7 tokens, which leaves no room for 4 response tokens"):
         reads.check([Group((user("q"),))], 4)
+
+
+def test_a_reference_with_the_policys_template_reads_the_context_too() -> None:
+    encoder: Any = SimpleNamespace(prompt=lambda messages, tools: [len(messages)])
+    distillation = new(Distillation, context=[user("Be brief.")])
+    reads = ReferencePrompts(distillation, encoder, SimpleNamespace(context=9), encoder)  # type: ignore[arg-type]
+    (found,) = reads.encoded([Encoded(Group((user("q"),)), [1], ())])
+    assert found.prompt == [2] and found.group.prompt == (user("Be brief."), user("q"))
 
 
 def test_an_offline_reference_is_read_by_the_whole_model(
