@@ -63,6 +63,7 @@ prompts_per_iteration: 6
 """)
 # By algorithm; others learn pairs or demonstrations
 DATA = {"lm": "text", "kto": "labels", "hir_offline": "labels"}
+DATA |= {"reward_ordinal": "rated", "reward_regression": "rated"}
 # What else some algorithms need. Where the policy is the reference, every margin is rounding, and
 # the accuracy asks for its sign.
 MORE = yaml.safe_load("""
@@ -90,6 +91,7 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "text": [{"text": text} for text in words],
         "pairs": [],
         "labels": [],
+        "rated": [],
     }
     for n, text in enumerate(words):
         answers = (text[::-1], "no, it is bad", "good bread")
@@ -98,6 +100,8 @@ def recipe_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labeled = [Response(answer, label=k == n % 2) for k, answer in enumerate(answers[:2])]
         files["pairs"].append(Group((user(text),), tuple(ranked)))
         files["labels"].append(Group((user(text),), tuple(labeled)))
+        rated = [Response(a, scores={"reward": 1.0 + (n + k) % 3}) for k, a in enumerate(answers)]
+        files["rated"].append(Group((user(text),), tuple(rated)))
     for name, rows in files.items():
         write_rows(tmp_path / f"{name}.jsonl", rows)
     return tmp_path
