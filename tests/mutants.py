@@ -69,7 +69,7 @@ training/rewards: scoring rewards llama2 ppo_checklist
 learner: learning_rate train learner_steps testing ppo_checklist
 generate: sampling sampled_as_generate ppo_checklist
 next_token: next_token
-attention: tiled_attention attention
+attention: tiled_attention attention load_check
 tiled_attention: tiled_attention attention
 lora: lora sampling_weights
 lm_head: lm_head golden
