@@ -41,7 +41,8 @@ _MIXED = "test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups
 _PHASES = f"{ITERATION}::test_a_phase_has_its_own_epochs_and_learning_rate"
 _RECORDED = f"{MEASURED}::test_groups_that_select_makes_are_measured_by_the_reference"
 _BY_REFERENCE = "return self.logprobs(self.reference_role, read, self.reference_models.model)"
-_TEACHER = "test_reference_check.py::test_an_offline_reference_is_read_by_the_whole_model"
+_TEACHER = "test_reference_check.py::test_a_whole_teacher_reads_the_policys_tokens"
+_OFFLINE = "test_reference_check.py::test_an_offline_reference_is_read_by_the_whole_model"
 _REWARDS = "test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening"
 _ENDS = "test_sampling.py::test_every_end_token_ends_a_response"
 _ON_SEVERAL = "test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes"
@@ -234,7 +235,7 @@ PLANTED = {
         "alignkit/training/encoding.py",
         "messages == group.prompt and ids == self.policy.prompt(messages, group.tools)",
         "messages == group.prompt",
-        _TEACHER,
+        _OFFLINE,
     ),
     "no_value_from": Planted(
         ROLES,
