@@ -89,7 +89,7 @@ def test_the_site_is_built(tmp_path: Path) -> None:
 MISTAKES = {
     "[x](recipes.md#no-such-anchor)": "does not exist",
     "![x](assets/no_such.svg)": "no_such.svg",
-    '<img src="https://example.org/x.png">': "another host: docs/gpu.html",
+    '<img src="https://example.org/x.png">': "another host: docs/scale.html",
 }
 
 

@@ -131,3 +131,8 @@ def test_certainty_is_in_the_last_bin() -> None:
     assert found == [(0.0, 0.1, 1, 0.0), (0.9, 1.0, 2, 0.5)]
     assert rows[1]["confidence"] == pytest.approx(0.955)
     assert [*map(is_right, (0.5, 0.51, None))] == [False, True, None]
+
+
+def test_a_bin_holds_what_is_between_its_edges() -> None:
+    rows = bins([0.16, 0.19, 0.25], [1.0, 0.0, 1.0])
+    assert [(row["low"], row["n"]) for row in rows] == [(0.1, 2), (0.2, 1)]

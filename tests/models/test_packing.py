@@ -155,3 +155,10 @@ def test_a_long_pass_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         sample(model, "base", Encoder(model.tokenizer), asked, sampling, seed=0)
     assert len(seen) == 8
+
+
+def test_what_is_changed_in_a_batch_does_not_reach_the_next_one() -> None:
+    examples = Examples(encode(Group((user("a"),), (words(2), words(3)))))
+    examples.add_signals({"advantages": torch.ones(2)})
+    examples.batch().signals["advantages"].zero_()
+    assert examples.batch().signals["advantages"].tolist() == [1, 1]

@@ -187,3 +187,9 @@ def test_a_base_that_cannot_be_cut_is_refused_before_anything_is_written(
     assert leader.code and other.code
     assert said in leader.err and f"override '{override}'" in leader.err
     assert not Path("out").exists()
+
+
+def test_a_batch_may_leave_a_process_without_a_row(work: Path) -> None:
+    recipe = write_recipe(SFT, batch_size=2)  # 13 rows: batches of two, and one of one
+    run_together(recipe, "two")
+    assert_same_as_one(recipe, "two")

@@ -311,3 +311,14 @@ def test_an_option_that_changes_no_result_is_no_part_of_the_key(tmp_path: Path) 
     """)
     assert {of(**each) for each in same} == {of()}
     assert of() not in (of(model="other"), of(request={"seed": 1}))
+
+
+def test_the_package_of_a_stages_reward_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"prompt": "q"}])
+    stage = {"algorithm": "rloo", "prompts": "p.jsonl", "reward": {"language": {"language": "de"}}}
+    before, real = hashed(tmp_path, **stage), importlib.metadata.version
+    other = {"py3langid": "99"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: other.get(name) or real(name))
+    assert hashed(tmp_path, **stage) != before
