@@ -7,6 +7,7 @@ Nothing imports torch before a model is needed.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -195,6 +196,7 @@ def resumable_map(
                 file.flush()
             mapped += stored[key]
             done(len(mapped))
+        os.fsync(file.fileno())  # a stage's record, which comes next, says what is in it
     return mapped
 
 
