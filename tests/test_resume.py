@@ -182,7 +182,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
 # Where a run is killed, and what its continuation says.
 KILLS = {
     "half:align:3": "align: continuing after iteration 2 of 4",  # while ppo saves
-    "metrics_logged:sft:8": "sft: continuing after step 6 of 12",
+    "metrics_logged:sft:9": "sft: continuing after step 6 of 12",
     "half:sft:3": "sft: continuing after step 4 of 12",
     "rollouts_scored:align:3": "align: continuing after iteration 2 of 4",
     "metrics_logged:align:1": "align: from 'sft'",  # before the first checkpoint
