@@ -272,10 +272,11 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "changed"),
     [
-        ("trl", [False, True, False]),
-        ("lm_eval", [False, False, True]),
-        ("bitsandbytes", [False] * 3),
-        ("torch", [True] * 3),
+        ("trl", [False, True, False, False]),
+        ("lm_eval", [False, False, True, False]),
+        ("py3langid", [False, False, False, True]),
+        ("bitsandbytes", [False] * 4),
+        ("torch", [True] * 4),
     ],
 )
 def test_only_what_a_stage_uses_counts(
@@ -286,6 +287,7 @@ def test_only_what_a_stage_uses_counts(
     sft: {algorithm: sft, data: demos.jsonl}
     dpo: {algorithm: trl, data: pairs.jsonl}
     measured: {step: lm_eval, policies: [base], tasks: [even]}
+    german: {algorithm: rloo, prompts: prompts.jsonl, reward: {language: {language: de}}}
     """
 
     def hashes() -> list[str]:
@@ -311,14 +313,3 @@ def test_an_option_that_changes_no_result_is_no_part_of_the_key(tmp_path: Path) 
     """)
     assert {of(**each) for each in same} == {of()}
     assert of() not in (of(model="other"), of(request={"seed": 1}))
-
-
-def test_the_package_of_a_stages_reward_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_rows(tmp_path / "p.jsonl", [{"prompt": "q"}])
-    stage = {"algorithm": "rloo", "prompts": "p.jsonl", "reward": {"language": {"language": "de"}}}
-    before, real = hashed(tmp_path, **stage), importlib.metadata.version
-    other = {"py3langid": "99"}
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: other.get(name) or real(name))
-    assert hashed(tmp_path, **stage) != before

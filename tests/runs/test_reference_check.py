@@ -88,20 +88,27 @@ def test_a_whole_teacher_reads_the_policys_tokens(
         assert float((batch.reference_logprobs - batch.old_logprobs).abs().max()) > 1e-3
 
 
+SHORT: Any = SimpleNamespace(context=10)
+
+
+def asked_by(prompt: Any) -> Any:
+    """An encoder of prompts only."""
+    return SimpleNamespace(prompt=prompt)
+
+
 def test_a_prompt_of_the_reference_leaves_room_for_a_response() -> None:
     """Ten tokens, of which its prompt takes seven."""
-    encoder: Any = SimpleNamespace(prompt=lambda messages, tools: [1] * 7)
-    model: Any = SimpleNamespace(context=10)
-    reads = ReferencePrompts(new(DPO), encoder, model, policy=None)  # type: ignore[arg-type]
+    encoder, policy = asked_by(lambda messages, tools: [1] * 7), asked_by(None)
+    reads = ReferencePrompts(new(DPO), encoder, SHORT, policy)
     reads.check([Group((user("q"),))], 3)
     with pytest.raises(DataError, match="has 7 tokens, which leaves no room for 4 response tokens"):
         reads.check([Group((user("q"),))], 4)
 
 
 def test_a_reference_with_the_policys_template_reads_the_context_too() -> None:
-    encoder: Any = SimpleNamespace(prompt=lambda messages, tools: [len(messages)])
+    encoder = asked_by(lambda messages, tools: [len(messages)])
     distillation = new(Distillation, context=[user("Be brief.")])
-    reads = ReferencePrompts(distillation, encoder, SimpleNamespace(context=9), encoder)  # type: ignore[arg-type]
+    reads = ReferencePrompts(distillation, encoder, SHORT, encoder)
     (found,) = reads.encoded([Encoded(Group((user("q"),)), [1], ())])
     assert found.prompt == [2] and found.group.prompt == (user("Be brief."), user("q"))
 
