@@ -51,6 +51,7 @@ estimate | [[]] | [null, null, null, 0]
 paired_difference | [[0.3, 2, 4.4, 1], [0, 2.1, 4, 0.5]] | [0.693485, -0.143485, 0.275, 4, 0.12762]
 paired_difference | [[0.30000000000000004, 2], [0.3, 2]] | [0.0, 0.0, 0.0, 2, 1.0]
 paired_difference | [[1e-17, 1e-17, 1e-17, 1e-17, 1e-17, 1e-17, 1e-17], [0, 0, 0, 0, 0, 0, 0]] | [0.0, 0.0, 0.0, 7, 1.0]
+paired_difference | [[1], [1]] | [null, null, 0.0, 1, 1.0]
 paired_difference | [[], []] | [null, null, null, 0, 1.0]
 p_value | [[0.3, -0.1, 0.4, 0.2, 0.0, 0.5, 0.1, 0.3]] | 0.021125
 p_value | [[1, 1, 1, 1, 1, 1, 1, 1]] | 0.007812
@@ -62,6 +63,7 @@ holm | [{"headline": 0.04, "a": 0.001, "b": 0.5}, "headline"] | [0.04, 0.5, 0.04
 holm | [{"headline": 0.03}, "headline"] | [0.03]
 holm | [{"headline": 0.5, "a": 0.02, "b": 0.021}, "headline"] | [0.526316, 0.526316, 0.526316]
 holm | [{"headline": 0.2, "a": 0.03}, "headline"] | [0.210526, 0.210526]
+holm | [{"headline": 0.99, "a": 0.9}, "headline"] | [1.0, 1.0]
 share | [3, 10] | [0.603222, 0.107791, 0.3, 10]
 share | [0, 10] | [0.277533, 0.0, 0.0, 10]
 share | [10, 10] | [1.0, 0.722467, 1.0, 10]
@@ -69,6 +71,8 @@ share | [3, 10, 4] | [0.733354, 0.062603, 0.3, 10]
 share | [0, 0] | null
 share | [2.5, 4] | [0.908101, 0.219427, 0.625, 4]
 share | [1, 40] | [0.128814, 0.004427, 0.025, 40]
+equal | [1e-7, 0] | false
+equal | [1e12, 1000000000000.1] | true
 levels_of | [[0, 1]] | [0.0, 1.0]
 levels_of | [[1]] | [0.0, 1.0]
 levels_of | [[0]] | [0.0, 1.0]
@@ -148,6 +152,7 @@ flat more theirs | null
 gain shorter | null
 gain none theirs | null
 few least | null
+few zeros | null
 same either | null
 """
 
@@ -163,6 +168,8 @@ def plain(found: Any) -> Any:
 @pytest.mark.parametrize(("function", "given", "expected"), cells(NUMBERS))
 def test_numbers_are_those_of_the_formulas(function: str, given: str, expected: str) -> None:
     found = getattr(statistics, function)(*json.loads(given))
+    if function == "share" and found and found["mean"] in (0, 1):
+        assert found["mean"] in (found["low"], found["high"])  # exactly
     assert plain(found) == json.loads(expected)
 
 
@@ -221,6 +228,8 @@ SHOWN = """
     0.5 0.2 0.8     |   | 0.5 [0.2, 0.8]
     0   -2  2       |   | 0.0 [-2.0, 2.0]
     1e-5 0  2e-5    |   | 0.000010 [0.000000, 0.000020]
+    1e-9 0  2e-9    |   | 0.000000 [0.000000, 0.000000]
+    0.5  1  1       |   | 0.50 [1.00, 1.00]
     0.5 0.4 0.6     | % | 50% [40, 60]
 """
 
