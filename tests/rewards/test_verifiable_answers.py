@@ -31,6 +31,8 @@ $1,234 | 1234
 1234.00 | 1234
 1.5e3 | 1500
 1.5 × 10^3 | 1500
+1.5 x 10^3 | 1500
+–5 | -5
 -5 | -5
 −5 | -5
 -$5 | -5
@@ -58,6 +60,7 @@ $-5 | -5
 .5 | 0.5
 12 square feet | 12
 18. | 18
+18 dollars. | 18
 1'234 | 1234
 1’234.5 | 1234.5
 ٣٫٥ | 3.5
@@ -134,6 +137,10 @@ def test_what_is_no_number_is_a_text() -> None:
     assert {number_of(text) for text in NO_NUMBERS.split("\n")} == {None}
     # A number ends with its line.
     assert list(numbers_in("Step 1\n3/4, not 1 3/4")) == [1, Fraction(3, 4), Fraction(7, 4)]
+    assert list(numbers_in("1,23 or 1.2.3 on the 4th, 2 Million")) == [2_000_000]
+    words = "and to times minus plus divided over root cubed factorial mod choose point half halves"
+    assert {number_of(f"5 {word} six") for word in words.split()} == {None}
+    assert str(number_of("1/3")) == "1/3"
 
 
 UNITS = yaml.safe_load("""
