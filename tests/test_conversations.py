@@ -32,6 +32,7 @@ TURNS = yaml.safe_load("""
 - [{role: prompter, text: q}, {role: user, content: q}]
 - [{from: observation, value: "3"}, {role: tool, content: "3"}]
 - [{role: ipython, content: "3"}, {role: tool, content: "3"}]
+- [{role: " User", content: [{type: text, value: q}]}, {role: user, content: q}]
 - - {role: tool, content: "3", tool_call_id: c1, name: add}
   - {role: tool, content: "3", tool_call_id: c1, name: add}
 - - {role: assistant, content: null, tool_calls: [{type: function, id: c1, function: {name: add, arguments: {x: 1}}}]}
@@ -56,7 +57,8 @@ CALLS = yaml.safe_load("""
 - {from: function_call, value: '[{"name": "add", "arguments": "{\\"x\\": 1}"}]'}
 - {role: assistant, tool_calls: [{function: {name: add, arguments: '{"x": 1}'}}]}
 - {role: assistant, content: "", function_call: {name: add, arguments: {x: 1}}}
-- {role: assistant, tool_calls: [{name: add, arguments: {x: 1}}]}
+- {role: assistant, tool_calls: [{name: add, parameters: {x: 1}}]}
+- {role: tool_call, content: '{"name": "add", "arguments": {"x": 1}}'}
 """)
 
 
@@ -91,6 +93,8 @@ REFUSED = yaml.safe_load("""
 - [{role: assistant, tool_calls: [{name: f, arguments: x=1}]}, not valid JSON]
 - [{role: assistant, tool_calls: [{name: f, arguments: [1]}]}, the arguments of 'f' must be an obj]
 - [{role: assistant, content: a, weight: -0.5}, "weight must be a number of 0 or more, not '-0.5'"]
+- [{role: assistant, content: a, weight: .inf}, "0 or more, not 'inf'"]
+- [{role: user, content: a, tool_calls: [{name: f}]}, only assistant turns]
 - [{role: assistant, content: a, train: 1}, train must be true or false]
 - [{role: assistant, content: a, loss: false}, "has 'loss', which would be lost"]
 - [{role: system, content: a, tools: '[{"name": "f"}]'}, "has 'tools', which"]

@@ -22,8 +22,8 @@ def prefixes(text: str) -> Sequence[tuple[str, str]]:
 
 
 def test_turns_are_the_paragraphs_without_their_prefix() -> None:
-    text = "A tale\n\n\nAnn: one\ntwo\n\n" + talk("Benny: ", "Ann: ", turns=5) + "\nThe end"
-    said = ("one\ntwo", *(f"words {i}" for i in range(4)), "words 4\nThe end")
+    text = "A tale\n\n\nAnn: one\u2028\ntwo\n\n" + talk("Benny: ", "Ann: ", turns=5) + "\nThe end"
+    said = ("one\u2028\ntwo", *(f"words {i}" for i in range(4)), "words 4\nThe end")
     assert find_dialogues(text) == [
         Dialogue(start=1, line=4, prefixes=("Ann: ", "Benny: "), turns=said)
     ]

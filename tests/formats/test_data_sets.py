@@ -10,6 +10,7 @@ import json
 
 import pytest
 
+from alignkit import Pair
 from alignkit_plugins.formats.layouts import PAIRS
 from tests.formats.reading import FORMATS, check, read
 
@@ -48,12 +49,25 @@ race {"example_id": "h", "article": "Rain.", "answer": "A", "question": "It is _
 winogrande {"sentence": "Ann thanked Eve, as _ helped.", "option1": "Ann", "option2": "Eve", "answer": "2"}
   u: Ann thanked Eve, as _ helped.\nA. Ann\nB. Eve -> B {"answer": "B"}
 
+winogrande {"sentence": "_", "option1": "a", "option2": "b", "answer": 1}
+  u: _\nA. a\nB. b -> A {"answer": "A"}
+
+boolq {"question": "q", "answer": true, "passage": "p"}
+  u: p\n\nq? -> yes {"answer": "yes"}
+
 boolq {"question": "is rain wet", "answer": false, "passage": "Rain."}
   u: Rain.\n\nis rain wet? -> no {"answer": "no"}
 
 mnli () {"premise": "Rain.", "hypothesis": "It is wet. ", "genre": "g", "label": 1}
   u: Rain.\n\nDoes this entail or contradict the following, or is it neutral?\n\nIt is wet. -> neutral
     {"genre": "g", "answer": "neutral"}
+
+mnli () {"premise": "p", "hypothesis": "h", "label": 0}
+  u: p\n\nDoes this entail or contradict the following, or is it neutral?\n\nh -> entailment {"answer": "entailment"}
+
+mnli () {"premise": "p", "hypothesis": "h", "label": "2"}
+  u: p\n\nDoes this entail or contradict the following, or is it neutral?\n\nh -> contradiction
+    {"answer": "contradiction"}
 
 drop {"section_id": "n", "query_id": "f", "passage": "Rain.", "question": "Who?",
     "answers_spans": {"spans": ["Lions", "Bears"], "types": ["span", "span"]}}
@@ -124,31 +138,17 @@ helpsteer3 (labeled_pairs) {"domain": "g", "context": <u: q / a: a / u: r>, "res
 labeled_pairs {"domain": "g", "context": <u: q / a: a / u: r>, "response1": "b", "response2": "c",
     "overall_preference": -2}
   u: q / a: a / u: r -> b | c [0>1 by 2.0] {"domain": "g", "overall_preference": -2}
-
-helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 3}
-  u: q -> b | c [1>0 by 3.0]
-
-labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 3}
-  u: q -> b | c [1>0 by 3.0] {"overall_preference": 3}
-
-helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 1}
-  u: q -> b | c [1>0 by 1.0]
-
-labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 1}
-  u: q -> b | c [1>0 by 1.0] {"overall_preference": 1}
-
-helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": -1}
-  u: q -> b | c [0>1 by 1.0]
-
-labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": -1}
-  u: q -> b | c [0>1 by 1.0] {"overall_preference": -1}
-
-helpsteer3 (labeled_pairs) {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 0}
-  u: q -> b | c []
-
-labeled_pairs {"context": <u: q>, "response1": "b", "response2": "c", "overall_preference": 0}
-  u: q -> b | c [] {"overall_preference": 0}
 """)
+
+
+@pytest.mark.parametrize("strength", range(-3, 4))
+def test_strengths_of_helpsteer(strength: int) -> None:
+    two = {"prompt": "q", "response_1": "b", "response_2": "c", "preference_strength": strength}
+    three = {"context": "q", "response1": "b", "response2": "c", "overall_preference": strength}
+    better = int(strength > 0)
+    wanted = (Pair(better, 1 - better, margin=abs(strength)),) if strength else ()
+    for name, row in (("labeled_pairs", two), ("labeled_pairs", three), ("helpsteer3", three)):
+        assert read(name, row)[0].pairs == wanted
 
 
 def test_a_label_means_what_it_means_in_its_data_set() -> None:
@@ -217,9 +217,9 @@ labeled_pairs {"instruction": "q", "output_1": "a", "generator_1": "x", "output_
     "preference": 0}
   u: q -> a | b [] {"generator_1": "x", "generator_2": "y", "preference": 0}
 
-labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 1,
+labeled_pairs {"instruction": "q", "input": "r", "response1": "a", "response2": "b", "annotator1": 1,
     "annotator2": 1, "annotator3": 2}
-  u: q -> a | b [0>1] {"annotator1": 1, "annotator2": 1, "annotator3": 2}
+  u: q\n\nr -> a | b [0>1] {"annotator1": 1, "annotator2": 1, "annotator3": 2}
 
 labeled_pairs {"instruction": "q", "input": "", "response1": "a", "response2": "b", "annotator1": 2,
     "annotator2": 0, "annotator3": 2}
@@ -238,6 +238,21 @@ labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>,
 
 labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "tie (bothbad)"}
   u: q -> a | b [] {"winner": "tie (bothbad)"}
+
+labeled_pairs {"conversation_a": <u: q / a: a>, "conversation_b": <u: q / a: b>, "winner": "model_a"}
+  u: q -> a | b [0>1] {"winner": "model_a"}
+
+labeled_pairs {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}
+  u: q -> a | b [0>1] {"labels": 1}
+
+labeled_pairs {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 0}
+  u: q -> a | b [1>0] {"labels": 0}
+
+labeled_pairs {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 0}
+  u: q -> a | b [0>1] {"better_response_id": 0}
+
+labeled_pairs {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1}
+  u: q -> a | b [1>0] {"better_response_id": 1}
 
 labeled_pairs {"scenario": "s", "label": 0, "prompt": "q", "response 1": "a", "response 2": "a"}
   ! are the same

@@ -130,6 +130,9 @@ preference {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2, "p": 0.7
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "0.5"}
   u: q -> a | b [0>1 by 0.5]
 
+preference {"prompt": "q ", "chosen": <u: q / a: a>, "rejected": <u: q / a: b>, "margin": "unsure", "p": 0}
+  u: "q " -> a | b [0>1 by unsure p 0.0]
+
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "enormous"}
   ! unless one of significantly
 
@@ -327,8 +330,8 @@ prompt_completion {"prompt": "[{'role': 'user', 'content': 'q'}\n {'role': 'assi
 )
 def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused() -> None:
     check(r"""
-preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 8.0, "score_rejected": 8}
-  u: q -> a | b [] {"score_chosen": 8.0, "score_rejected": 8}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 0.0, "score_rejected": 0}
+  u: q -> a | b [] {"score_chosen": 0.0, "score_rejected": 0}
 
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "4.5", "rejected-rating": "4"}
   u: q -> a | b [0>1] {"chosen-rating": "4.5", "rejected-rating": "4"}
@@ -462,8 +465,8 @@ rankings {"prompt": "q", "responses": ["a", "b"], "scores": [1]}
 rankings {"prompt": "q", "responses": ["a", "b"], "ranks": [1, null]}
   ! responses without a rank, counted from 0: 1
 
-rankings {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, null, null]}
-  ! 2 of 3 responses have no score
+rankings {"prompt": "q", "responses": ["a", "b", "c"], "scores": [1, 2, null]}
+  ! 1 of 3 responses have no score
 
 rankings {"prompt": "q", "responses": ["a", "b"], "ranks": [1, true]}
   ! must be a number
@@ -500,8 +503,8 @@ unlabeled {"prompt": "q", "responses": ["a", "b"]}
 unlabeled {"prompt": "q", "answer 1": "a", "answer 2": "b", "answer 3": "c", "answers": ["right"], "id": 7}
   u: q -> a | b | c [] {"answers": ["right"], "id": 7}
 
-unlabeled {"prompt": "q", "response_a": "a", "response_b": "b", "label": null}
-  u: q -> a | b [] {"label": null}
+unlabeled {"prompt": "q", "response_a": "a", "response_b": "", "label": null}
+  u: q -> a | "" [] {"label": null}
 
 unlabeled {"prompt": "q", "model_a": "x", "completionA": "a", "completionB": "b"}
   u: q -> a | b [] {"model_a": "x"}
@@ -539,7 +542,10 @@ STORY = ["one", "still one", "", "", "two", " ", "three is longer", "and has two
     [
         (99, True, [(1, "one\nstill one"), (5, "two"), (7, "three is longer\nand has two lines")]),
         (99, False, [(1, "one\nstill one\n\ntwo\n\nthree is longer\nand has two lines")]),
-        (40, False, [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]),
+        (33, False, [(1, "one\nstill one\n\ntwo"), (7, "three is longer\nand has two lines")]),
+        # No longer than that, but for a line up to twice as long
+        (17, False, [(1, "one\nstill one"), (5, "two"), (7, STORY[6]), (8, STORY[7])]),
+        (12, True, [(1, "one"), (2, "still one"), (5, "two"), (7, STORY[6]), (8, STORY[7])]),
     ],
 )
 def test_text_files_are_cut_at_blank_lines(
@@ -553,10 +559,10 @@ def test_text_files_are_cut_at_blank_lines(
 
 def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "MAX_CHARS", 40)
-    lines = [(4, "word " * 30 + "end"), (5, ""), (6, "next")]
+    lines = [(4, "a-word " * 30 + "end"), (5, ""), (6, "next")]
     found = list(FORMATS["text"]().rows_of_text(lines))
     assert max(len(text) for _, text in found) <= 40 and found[0][0] == 4
-    assert " ".join(text for _, text in found).split() == [*["word"] * 30, "end", "next"]
+    assert " ".join(text for _, text in found).split() == [*["a-word"] * 30, "end", "next"]
 
 
 def test_texts_dialogues_and_groups() -> None:
@@ -661,7 +667,8 @@ svamp {"Body": "b", "Question": "q", "Answer": "many"}
 @pytest.mark.parametrize(
     ("result", "text"),
     [
-        ({"temp": 3, "ok": True}, '{"temp": 3, "ok": true}'),
+        ({"temp": "3 °", "ok": True}, '{"temp": "3 °", "ok": true}'),
+        ([], "[]"),
         ([{"temp": 3}, {"temp": 4}], '[{"temp": 3}, {"temp": 4}]'),
         (3, "3"),
         ([{"type": "text", "text": "grey"}], "grey"),

@@ -26,7 +26,7 @@ ROW = json.loads("""
 {"passage": "Rain is wet.", "n": 3, "x": 1.5, "yes": true, "none": null, "empty": "",
  "words": ["one", "two", 3],
  "nested": {"deep": [{"text": "a", "more": {"of": "b"}}, {"text": "c", "more": {"of": "d"}}]},
- "choices": ["Fire", "Rain", "Snow"], "labeled": {"text": ["Fire", "Rain"], "label": ["1", "2"]},
+ "choices": ["Fire", "Rain", "Snow"], "labeled": {"text": ["Fire", "Rain"], "label": ["1", "b"]},
  "zero": 0, "methods": {"items": 3, "values": ["v"]}, "two": "2", "b": "b", "q": "Q"}
 """)
 
@@ -40,7 +40,7 @@ ROW = json.loads("""
         ("{{ nested.deep[1].more.of }} {{ nested.deep | map(attribute='text') | join }}", "d ac"),
         ("{{ choices | letters }}", "A. Fire\nB. Rain\nC. Snow"),
         ("{{ zero | letter(choices) }}{{ b | letter(choices) }}{{ two | letter(choices) }}", "ABC"),
-        ("{{ two | letter(labeled.text, labeled.label) }}", "B"),
+        ("{{ b | letter(labeled.text, labeled.label) }}", "B"),
         ("{{ {'3': 'three', '4': 'four'}[n | string] }}", "three"),
         ("\\boxed{ {{ n }} }", "\\boxed{ 3 }"),
         (" {{ passage }} ", "Rain is wet."),
@@ -99,7 +99,7 @@ def test_a_text_that_is_not_valid_is_refused(text: str) -> None:
 def test_what_a_row_becomes() -> None:
     check(r"""
 with {prompt: "{{ context }}\n\n{{ q }}", response: "{{ a }}", system: "Be {{ a }}.", answer: "{{ a }}"}
-template () {"context": "Rain is wet.", "q": "What?", "a": "rain", "note": "by hand"}
+template () {"context": "Rain is wet.", "q": "What?", "a": "rain", "note": "by hand", "answer": "b"}
   s: Be rain. / u: Rain is wet.\n\nWhat? -> rain {"note": "by hand", "answer": "rain"}
 
 with {prompt: "{{ q }}"}
@@ -125,7 +125,7 @@ template () {"q": "Q?", "a": "A", "good": "no"}
   u: Q? -> A (label false)
 
 with {prompt: "{{ q }}", response: "{{ a }}", scores: "{{ good }}"}
-template () {"q": "Q?", "a": "A", "good": "4"}
+template () {"q": "Q?", "a": <u: Q? / a: A>, "good": "4"}
   u: Q? -> A (scores {"reward": 4.0})
 
 template {"q": "Q?", "a": "A", "good": "no"}
@@ -196,8 +196,8 @@ template () {"q": "Q?", "all": ["x", "y", "z"], "best": "B"}
   u: Q? -> x | y | z [1>0 by 1.0, 1>2 by 1.0]
 
 with {prompt: "{{ q }}", responses: "{{ all }}", best: "{{ best }}"}
-template () {"q": "Q?", "all": ["x", "y", "z"], "best": 2}
-  u: Q? -> x | y | z [2>0, 2>1]
+template () {"q": "Q?", "all": ["x", "y", "z"], "best": 0}
+  u: Q? -> x | y | z [0>1, 0>2]
 
 template () {"q": "Q?", "all": ["x", "y", "z"], "best": null}
 template () {"q": "Q?", "all": ["x", "y", "z"], "best": ""}
