@@ -20,8 +20,8 @@ from tests.people.injections import INJECTIONS
 
 ROWS: list[Any] = [
     {"prompt": "Why is the sky blue?", "chosen": "**Light** scatters.", "rejected": "No idea."},
-    {"prompt": "Name a topic.", "chosen": "The weather.", "rejected": "Rain.", "note": {"a": [1]}},
-    {"prompt": 7, "chosen": "A", "rejected": "B"},
+    {"prompt": "Name a topic.", "chosen": "Schön.", "rejected": "Rain.", "note": {"a": [1]}},
+    {"prompt": 7, "chosen": "A", "rejected": "ann@example.org"},
 ]
 
 
@@ -45,10 +45,8 @@ def test_each_row_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
     details = body.split("<details")[1:]
     assert len(details) == 3
     assert re.findall("<h3>(.*)</h3>", details[1]) == ["user", "better", "worse", "as it was read"]
-    assert (
-        json.loads(html.unescape(re.findall(r"<pre[^>]*>(.*?)</pre>", details[1], re.S)[0]))
-        == ROWS[1]
-    )
+    raw = html.unescape(re.findall(r"<pre[^>]*>(.*?)</pre>", details[1], re.S)[0])
+    assert json.loads(raw) == ROWS[1] and "Schön" in raw and "personal (0)" in body
     assert 'data-fault="unreadable"' in details[2] and "column 'prompt'" in html.unescape(
         details[2]
     )
@@ -56,6 +54,7 @@ def test_each_row_is_shown_with_what_is_known_of_it(tmp_path: Path) -> None:
 
 def test_faults_are_those_that_clean_sees(tmp_path: Path) -> None:
     body = written(tmp_path, plant(tmp_path)[0])
+    assert "ann0@example.org" in body
     planted = {rule: count for rule, count in PLANTED.items() if rule != "languages"}
     for rule, count in {**planted, "personal": PERSONAL}.items():
         assert f"{rule.replace('_', ' ')} ({count})" in body

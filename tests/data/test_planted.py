@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def test_clean_leaves_out_what_was_planted_and_nothing_else(folder: Path) -> Non
     # The first of equal rows stays as it was
     assert kept[:ROWS] == [json.loads(line) for line in before[:ROWS]]
     assert all(number(row) > ROWS for row in removed)
+    assert removed[-1].keys() == {"row", "rule", "reason"}  # no JSON
 
 
 def test_a_rule_is_off_by_one_option(folder: Path) -> None:
@@ -75,8 +77,11 @@ def test_a_file_of_which_no_row_can_be_compared_is_no_pass(
 ) -> None:
     for name, prompt in (("train", "Hi"), ("test", 7)):
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": prompt, "completion": "Hello!"}])
-    run("check", tmp_path / "train.jsonl", f"against={tmp_path / 'test.jsonl'}", code=4)
-    assert "test.jsonl: no usable row; no row can be read; for example " in capfd.readouterr().err
+    train, test = (tmp_path / f"{name}.jsonl" for name in ("train", "test"))
+    for words in ([train, f"against={test}"], [f"[{train}, {test}]"]):
+        run("check", *words, code=4)
+        said = capfd.readouterr().err
+        assert "test.jsonl: no usable row; no row can be read; for example " in said
 
 
 def test_the_step_has_the_same_rules(folder: Path) -> None:
@@ -95,9 +100,11 @@ def test_check_says_what_a_file_holds(folder: Path, capfd: pytest.CaptureFixture
     run("check", folder / "train.jsonl", code=Repeated.exit_code)
     out = " ".join(capfd.readouterr().out.split())  # where lines break depends on the folder's name
     assert "train.jsonl: 482 conversations, 2 bad rows" in out
+    assert len(re.findall(r"train.jsonl:\d+: \w+: ", out)) == 20  # examples
     assert "left out: unreadable 2" in out and "left out: duplicates 20" in out
     assert "lengths in characters" in out
     run("check", folder / "train.jsonl", "--json", code=Repeated.exit_code)
     facts = json.loads(capfd.readouterr().out)["result"]
     assert {**facts["faults"], "languages": 12} == PLANTED
+    assert [*facts["faults"].values()] == [20, 20, 8, 2]
     assert facts["redacted"] == PERSONAL

@@ -12,8 +12,11 @@ import pytest
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
+from alignkit.data.group import group_id
 from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group, rows_of
+from alignkit_plugins.data.files import removed_file
 from alignkit_plugins.data.files import write_rows as pack
+from alignkit_plugins.formats.layouts import LAYOUTS
 from tests.rows import assistant, read_rows, run, user, write_recipe, write_rows
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
@@ -36,16 +39,18 @@ def test_stock_phrases(text: str, stock: bool) -> None:
 
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     plain = Response(text="Fine.", tokens=(1, 2), tokenizer="0" * 64)
-    personal = Response(text="Call +1 415 555 0100.", tokens=(1, 2), tokenizer="0" * 64)
+    sampled: Any = {"tokens": (1, 2), "logprobs": (0.0, 0.0), "written": (True, True)}
+    personal = Response(text="Call +1 415 555 0100.", tokenizer="0" * 64, **sampled)
     meta = {"id": "a1" * 20, "by": "ann@example.org"}
-    clean = redacted_group(Group(PROMPT, (plain, personal), meta=meta))
+    clean = redacted_group(Group(PROMPT, (plain, personal), meta=meta, id="x"))
+    assert clean.id == group_id(clean.prompt, clean.responses)
     assert clean.prompt[0]["content"] == "Write to [e-mail], please."
     assert clean.responses == (plain, Response(text="Call [phone]."))
     assert clean.meta == {"id": "a1" * 20, "by": "[e-mail]"}
     untouched = Group(PROMPT[:0], (plain,), id="x")
     assert redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
-    call = '{"completion": "PHONE", "id": "01711234567", "messages": [{"content": "KEY"}]}'
+    call = '{"completion": "PHONE", "responses": ["PHONE"], "id": "01711234567", "messages": [{"content": "KEY"}]}'
     said = call.replace("PHONE", "01711234567").replace("KEY", "a1" * 20)
     wanted = call.replace("PHONE", "[phone]").replace("KEY", "***")
     assert redacted(json.loads(said)) == json.loads(wanted)
@@ -53,12 +58,15 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
 
 def test_what_a_rule_sees_is_the_answer() -> None:
     def fault(answer: str, **options: Any) -> str:
-        found = Rules(**options).fault(rows_of([Group(PROMPT, (Response(text=answer),))])[0])
+        talk: Any = (assistant(answer), user("And?"), assistant("Ja."))
+        (row,) = rows_of([Group(PROMPT, (Response(messages=talk),))])
+        found = Rules(**options).fault(row)
         return found.rule if found else ""
 
     german = "Das ist eine sehr schöne Antwort auf die Frage, die du gestellt hast."
     assert fault(german, languages=["en"]) == "languages"
-    assert fault(german, languages=["en", "de"]) == fault("Ja.", languages=["en"]) == ""
+    assert fault(german, languages=["en", "de"]) == fault("Ja. " + "1" * 20, languages=["en"]) == ""
+    assert str(rows_of([Group(())] * 2)[1]) == "row:2"
 
 
 CONVERTED = """\
@@ -68,12 +76,18 @@ alpaca      prompts     {"prompt": [HI]}
 preference  preference  {"prompt": [HI], "chosen": [HELLO], "rejected": [AWAY], "margin": 0.666667}
 preference  kto         {"prompt": [HI], "completion": [HELLO], "label": true}
 preference  kto         {"prompt": [HI], "completion": [AWAY], "label": false}
+likelier    preference  {"prompt": [HI], "chosen": [AWAY], "rejected": [HELLO], "margin": 0.0}
+likelier    kto         {"prompt": [HI], "completion": [HELLO], "label": false}
+likelier    kto         {"prompt": [HI], "completion": [AWAY], "label": true}
 rankings    ranked      {"prompt": [HI], "completions": [[HELLO], [AWAY]], "ranks": [1, 2]}
+calls       prompts     {"prompt": [HI], "tools": [{"function": {"name": "f"}}]}
 """
 ROWS = {
     "alpaca": {"instruction": "Hi", "output": "Hello!"},
     "preference": {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "margin": "better"},
+    "likelier": {"prompt": "Hi", "chosen": "Hello!", "rejected": "Go away.", "p": 0.2},
     "rankings": {"prompt": "Hi", "responses": ["Hello!", "Go away."], "ranks": [1, 2]},
+    "calls": {"prompt": "Hi", "tools": [{"function": {"name": "f"}}]},
 }
 
 
@@ -90,6 +104,7 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
         out = tmp_path / "b.jsonl"
         assert main(["data", "convert", str(file), "--to", layout, "--out", str(out)]) == 0
         assert read_rows(out) == rows
+    assert not [*LAYOUTS["sft"].rows(Group(PROMPT, (Response("a", label=False),)))]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +115,11 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
         ("clean a.jsonl --out a.jsonl", 2, "is what the rows come from"),
         ("clean c.removed.jsonl --out c.jsonl", 2, "is what the rows come from"),
         ("clean a.jsonl --out b.csv", 2, "JSON lines are written"),
-        ("clean a.jsonl --out b.jsonl languages=[xx]", 1, "py3langid does not know xx"),
+        ("clean a.jsonl --out b.jsonl languages=[en,xx]", 1, "py3langid does not know xx"),
+        ("browse a.jsonl --out b.html languages=[xx]", 1, "py3langid does not know xx"),
+        ("check a.jsonl languages=[xx]", 1, "py3langid does not know xx"),
+        ("check a.jsonl near=2", 2, "less than or equal to 1"),
+        ("check no/a.jsonl", 2, "no/a.jsonl"),
         ("clean a.jsonl --out b.jsonl nera=0", 2, "did you mean 'near'?"),
     ],
 )
@@ -122,8 +141,11 @@ def test_what_cannot_be_written_is_an_error(
 
 
 def test_packed_rows_are_the_same_bytes_at_any_time(tmp_path: Path) -> None:
-    pack(tmp_path / "a.jsonl.gz", [{"n": 1}])
-    assert (tmp_path / "a.jsonl.gz").read_bytes()[4:8] == bytes(4)  # the header's time
+    pack(tmp_path / "a.jsonl.gz", [{"n": "\ud800"}])
+    packed = (tmp_path / "a.jsonl.gz").read_bytes()
+    assert packed[4:8] == bytes(4)  # the header's time
+    assert gzip.decompress(packed) == b'{"n": "\\ud800"}\n'
+    assert removed_file(Path("x/a.jsonl.gz")) == Path("x/a.removed.jsonl")
 
 
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
@@ -153,6 +175,12 @@ def test_what_was_left_out_is_redacted_too(
     assert [row["rule"] for row in removed] == ["stock_phrases", "unreadable"]
     assert ("@example.org" not in json.dumps(removed)) == (not rules)
     assert re.search(r"of these redacted +0\n", capsys.readouterr().out)
+    # Neither repeats another row
+    assert main(["data", "check", str(file), *rules]) == 0
+    out = tmp_path / "c.jsonl"
+    assert main(["data", "convert", str(file), "--to", "sft", "--out", str(out)]) == 0
+    said = capsys.readouterr().out.partition(f"{out}: ")[2].splitlines()
+    assert said == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
