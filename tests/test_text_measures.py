@@ -56,6 +56,7 @@ BLEU = """
 def test_self_bleu_by_hand(texts: str, expected: str) -> None:
     assert self_bleu([*map(list, texts.split())]) == pytest.approx(float(expected), abs=1e-4)
     assert self_bleu([["a"]]) is None and self_bleu([[], []]) == 1.0
+    assert self_bleu([[], [], ["a"]]) == pytest.approx(2 / 3)
 
 
 def test_self_bleu_of_many_texts_compares_a_fixed_number_of_them(

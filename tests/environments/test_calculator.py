@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit import DataError, Group
+from alignkit.data.group import Origin
 from alignkit_plugins.environments.calculator import Calculator
 from tests.rows import cells
 
@@ -54,11 +55,14 @@ It is 1,024. | 1024    | 1.0
 none         | "5"     | 0.0
 -3           | "#### -3" | 1.0
 3.0001       | 3       | 0.0
+3.0000009    | 3       | 1.0
 1e999        | "5"     | 0.0
 """
 
 
-@pytest.mark.parametrize(("expression", "result"), [(" 1 ", "1"), *cells(RESULTS)])
+@pytest.mark.parametrize(
+    ("expression", "result"), [(" 1 ", "1"), (f"1{'+1' * 99}0", "109"), *cells(RESULTS)]
+)
 def test_arithmetic(expression: str, result: str) -> None:
     assert calculator().calculate(expression) == result
 
@@ -78,6 +82,7 @@ def test_the_last_number_is_the_answer(said: str, answer: str, reward: str) -> N
 
 
 def test_prompts_need_an_answer() -> None:
-    group = Group(({"role": "user", "content": "?"},), meta={"answer": "unknown"})
-    with pytest.raises(DataError, match="needs a number in the column 'answer'"):
-        calculator().check_prompts([group])
+    groups = [Group((), meta={"answer": word}, origin=Origin("a", 2)) for word in ("3", "unknown")]
+    calculator().check_prompts(groups[:1])
+    with pytest.raises(DataError, match=r"a:2: .* needs a number in the column 'answer'"):
+        calculator().check_prompts([Group((), meta={"answer": 5}), groups[1]])

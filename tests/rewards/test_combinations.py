@@ -132,8 +132,13 @@ def test_unit_variance_makes_two_rewards_count_alike() -> None:
         assert found == pytest.approx(scores / pooled)
     assert corrected([group([5, 5])], [0.25, 0.25], unit_variance=True) == [0.25, 0.25]
     # As above, at equal length: of deviations of 0.2 and 0.1, each twice
-    found = corrected([group([1, 3]), group([10, 14])], [1, 2, 7, 10], unit_variance=True)
-    assert found == pytest.approx(np.array([5.2, 4.8, 4.9, 5.1]) / math.sqrt(0.1 / 2))
+    std, thing = (
+        math.sqrt(0.1 / 2),
+        EqualLength(EqualLength.Options(reward="x", unit_variance=True)),
+    )
+    found = combined(thing, [group([1, 3]), group([10, 14])], raw=[1, 2, 7, 10])
+    assert found.raw.tolist() == pytest.approx(np.array([5.2, 4.8, 4.9, 5.1]) / std)
+    assert found.metrics == pytest.approx({"slope": 0.7, "std": std})
     assert float(F.std_within_groups(torch.tensor([1.0, 2.0]), torch.arange(2))) == 0.0
 
 

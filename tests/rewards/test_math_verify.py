@@ -74,7 +74,8 @@ def test_a_formula_is_read_whole() -> None:
     answer.
     """
     minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
-    assert reward().score([group(minus, plus, "1", r"$1 - \frac{1}{e}$")]) == {"": [0.0, 0.0, 1.0]}
+    same = [r"$1 - \frac{1}{e}$", rf"${minus}$".replace("mathrm", "operatorname")]
+    assert reward().score([group(minus, plus, "1", *same)]) == {"": [0.0, 0.0, 1.0, 1.0]}
     bold = plus.replace("rm", "bf")
     assert reward().score([group("1", plus, bold, "$1$")]) == {"": [0.0, 0.0, 1.0]}
     with pytest.raises(DataError, match="cannot read the answer"):

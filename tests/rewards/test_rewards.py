@@ -39,10 +39,10 @@ GROUPS = [
     Group(
         ASK,
         (Response("I am fine"), Response("Fine")),
-        meta={"answer": "fine", "level": 3},
+        meta={"answer": "fine"},
         id="p1",
     ),
-    Group((user("Who?"),), (Response("Me"),), meta={"answer": "me"}),
+    Group((user("Who?"),), (Response("Me"),), meta={"answer": "me", "level": 3}),
 ]
 
 
@@ -69,6 +69,7 @@ LENGTHS = yaml.safe_load("""
 - [{unit: words, target: 2, scale: 0.5}, fine, -0.5]
 - [{unit: words, target: 4, scale: 0.5}, fine, -0.5]
 - [{unit: words, target: 3}, fine, 0]
+- [{unit: words, target: 0}, fine, -3]
 """)
 
 
@@ -118,11 +119,13 @@ def test_python_has_the_signature_of_trl(python: Callable[..., Python]) -> None:
         "prompts": ["How are you?", "How are you?", "Who?"],
         "completions": ["I am fine", "Fine", "Me"],
         "answer": ["fine", "fine", "me"],
-        "level": [3, 3, None],
+        "level": [None, None, 3],
     }
     thoughts = Response("<think>so</think>Fine")
-    thing.score([Group(ASK, (thoughts,), meta=GROUPS[0].meta)])
-    assert thing._call.__globals__["seen"]["completions"] == [thoughts.text]
+    thing.score([Group((*ASK, assistant("You?")), (thoughts,), meta=GROUPS[1].meta)])
+    seen = thing._call.__globals__["seen"]
+    assert seen["completions"] == [thoughts.text]
+    assert seen["prompts"] == ["user: How are you?\n\nassistant: You?"]
 
 
 FUNCTIONS = yaml.safe_load("""
@@ -136,7 +139,7 @@ FUNCTIONS = yaml.safe_load("""
 - source: |  # only what it names is passed
     def reward(completions, level):
         return [len(c) + (n or 0) for c, n in zip(completions, level)]
-  scores: [12.0, 7.0, 2.0]
+  scores: [9.0, 4.0, 5.0]
 - source: |
     import numpy
     def reward(completions): return [True, numpy.float32(0.5), None]

@@ -64,7 +64,7 @@ MATCHES = yaml.safe_load(r"""
   right: ["The answer is 5, no, the answer is 4."]
   wrong: ["4", answer is]
 - {known: 4, extract: \d, right: [3 then 4], wrong: [4 then 3]}
-- {known: x, extract: (x)|y, right: [x], wrong: [y]}
+- {known: [x, "None"], extract: (x)|y, right: [x], wrong: [y]}
 # A pattern may describe the thoughts, but extracts what follows them.
 - known: "5"
   extract: (?s)^<think>.*?</think>\s*<answer>(.*?)</answer>$
@@ -115,6 +115,8 @@ PATTERNS = yaml.safe_load("""
 - [sorry, -2, {I am sorry: -2, "": 0}]
 - [^a.$, 1, {ab: 1, abc: 0}]
 - ["(?i)sorry", 1, {SORRY: 1}]
+- [a, 1, {<think>a</think>b: 0, b: 0}]
+- [</think>b$, 1, {<think>a</think>b: 1}]
 """)
 
 
@@ -163,6 +165,7 @@ Well. <think>a</think><answer>b</answer>
 <think>a<think>b</think><answer>c</answer>
 <think>a<answer>b</answer></think><answer>c</answer>
 <think> </think><answer>b</answer>
+<think>a</answer></think><answer>b</answer>
 <think>a</think><answer></answer>
 <think>a</think><answer>b
 think>a</think><answer>b</answer>
@@ -176,6 +179,7 @@ def test_tags_make_up_the_answer() -> None:
     assert [content_of_last(text, tags) for text in tagged] == ["b", " b "]
     assert [text for text in others if content_of_last(text, tags) is not None] == []
     assert scores(Form, *tagged, *others, tags=tags) == [1.0] * 2 + [0.0] * len(others)
+    assert scores(Form, tagged[0], tags=["answer"]) == [1.0]
 
 
 def test_the_last_tag_holds_the_json() -> None:
@@ -259,6 +263,7 @@ def test_a_schema_may_refer_to_its_own_parts(tmp_path: Path) -> None:
     inside = {"$ref": "#/$defs/city", "$defs": {"city": {"type": "string"}}}
     assert scores(Form, '"Paris"', "3", json_schema=inside) == [1.0, 0.0]
     Form(Form.Options(json_schema={"const": {"pattern": "("}})).check(tmp_path)
+    assert scores(Form, '"a"', json_schema={"format": "email"}) == [1.0]
 
 
 # Repetition
