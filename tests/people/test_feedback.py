@@ -43,7 +43,7 @@ pair | {} | {"better": 0, "margin": "unsure"}, {"better": 0, "margin": "unsure"}
 {"better": 1, "margin": "significantly"} \
 | {"pairs": [{"better": 0, "worse": 1, "p": 0.6666666666666666, "margin": "unsure"}]}
 
-pair | {} | {"better": 1, "margin": "better"}, {"better": 1, "margin": "better"} \
+pair | {} | {"better": 1, "margin": "significantly"}, {"better": 1, "margin": "better"} \
 | {"pairs": [{"better": 1, "worse": 0, "margin": "better"}]}
 
 pair | {} | {"better": 0, "margin": "significantly"}, {"better": 1, "margin": "unsure"} | {"pairs": []}
@@ -53,6 +53,9 @@ pair | {"gold": {"better": 1}} | {"better": 0}, {"better": 0} | {"pairs": [{"bet
 safety | {} | {"better": 0, "safety": "both_safe"}, {"better": 0, "safety": "preferred_safe"}, \
 {"better": 0, "safety": "preferred_safe"}, {"better": 1, "safety": "both_safe"} \
 | {"meta": {"safety_bin": "preferred_safe"}}
+
+safety | {} | {"better": 0, "safety": "preferred_safe"}, {"better": 0, "safety": "both_safe"} \
+| {"meta": {"safety_bin": "both_safe"}}
 
 ranking | {} | {"ranks": [2, 1, 1]} | {"responses": [{"text": "answer 0", "rank": 2}, \
 {"text": "answer 1", "rank": 1}, {"text": "answer 2", "rank": 1}]}

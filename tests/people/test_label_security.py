@@ -13,7 +13,7 @@ from stores import opened, pair, side
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_plugins.people.server import address_of
+from alignkit_plugins.people.server import Address, address_of
 from alignkit_plugins.people.texts import visible
 from alignkit_plugins.people.votes import labeled
 from tests.people.injections import INJECTIONS
@@ -44,7 +44,7 @@ def test_the_link_becomes_a_cookie(site: Any) -> None:
     assert "HttpOnly" in cookie and "SameSite=strict" in cookie and token not in cookie
     # Other servers on this machine have other names
     assert cookie.startswith("alignkit-label-8765=")
-    assert browser.get("/").status_code == 200
+    assert [browser.get(path).status_code for path in ("/", "/?token=wrong")] == [200, 401]
     assert len(token) >= 43  # 256 bits
 
 
@@ -66,6 +66,9 @@ def test_exactly_the_given_host(tmp_path: Path) -> None:
     call it.
     """
     host = "labels.example.org"
+    address = Address("127.0.0.1", (host,), f"https://{host}:8443")
+    assert address_of(f"https://{host.upper()}:8443/") == address
+    assert address_of("localhost") == address_of(None)
     with opened(tmp_path, *pairs(2)) as store:
         app, sessions = application(store, address=address_of(f"https://{host}"))
         browser = client(app, f"http://{host}")
@@ -77,6 +80,7 @@ def test_exactly_the_given_host(tmp_path: Path) -> None:
         assert ada.post("next", {}, origin=f"https://{host}").json()["item"]
         for wrong in (f"http://{host}", ADDRESS, "https://evil.example"):
             assert ada.post("next", {}, origin=wrong).status_code == 403
+        assert browser.get("/", headers={"host": host.upper()}).status_code == 200
         for wrong in ("127.0.0.1:8765", "localhost", f"x.{host}", f"{host}.evil.example"):
             answer = browser.get("/", headers={"host": wrong})
             assert answer.status_code == 400 and "content-security-policy" in answer.headers
@@ -101,6 +105,7 @@ REFUSED = """
 {"x-csrf-token": "guess"}                               | 403
 {"sec-fetch-site": "same-site"}                         | 403
 {"sec-fetch-site": "cross-site"}                        | 403
+{"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"} | 403
 {"content-type": "text/plain"}                          | 415
 {"content-type": "application/x-www-form-urlencoded"}   | 415
 """
@@ -144,6 +149,8 @@ def test_a_large_body_is_refused(site: Any) -> None:
     room = (1 << 20) - 40
     assert ada.post("submit", {"value": "x" * room}).status_code == 422
     assert ada.post("submit", {"value": "x" * (room + 40)}).status_code == 413
+    coded = {"content-type": "application/json; charset=utf-8"}
+    assert ada.post("next", {}, **coded).status_code == 200
 
 
 PATHS = r"""
@@ -164,15 +171,38 @@ def test_only_static_files_are_served(site: Any) -> None:
     assert ada.client.get("/static/label.js").status_code == 200
 
 
+POLICY = """
+default-src 'none'
+script-src 'self'
+style-src 'self'
+img-src 'self' data:
+connect-src 'self'
+form-action 'self'
+frame-ancestors 'none'
+base-uri 'none'
+require-trusted-types-for 'script'
+"""
+SENT = """
+cache-control                | no-store
+x-content-type-options       | nosniff
+x-frame-options              | DENY
+referrer-policy              | no-referrer
+cross-origin-opener-policy   | same-origin
+cross-origin-resource-policy | same-origin
+permissions-policy           | camera=(), geolocation=(), microphone=()
+"""
+
+
 def test_every_answer_has_the_headers(site: Any) -> None:
     ada = visit(*site[:2])
     for path in ("/", "/static/label.js", "/nothing", "/api/label/next"):
         headers = ada.client.get(path).headers
-        policy = headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
-        assert "unsafe" not in policy and headers["cache-control"] == "no-store"
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["referrer-policy"] == "no-referrer"
+        policy = set(headers["content-security-policy"].split("; "))
+        assert policy == set(POLICY.strip().splitlines())
+        assert [headers[name] for name, _ in cells(SENT)] == [value for _, value in cells(SENT)]
+    other = {"sec-fetch-site": "cross-site"}
+    modes = [{**other, "sec-fetch-mode": mode} for mode in ("cors", "navigate")]
+    assert [ada.client.get("/", headers=mode).status_code for mode in modes] == [403, 200]
     assert not [part for part in (" style=", "<style", "onclick") if part in ada.html]
     assert ada.html.count("<script") == 1
 
@@ -223,5 +253,7 @@ def test_texts_are_json_and_never_html(tmp_path: Path) -> None:
 def test_hidden_characters_are_named() -> None:
     text = "a\u202eb\u200bc\0d\ufeffe\U000e0041f\r\ng\x1b[31m"
     assert visible(text) == "a⟦U+202E⟧b⟦U+200B⟧c⟦U+0000⟧d⟦U+FEFF⟧e⟦U+E0041⟧f\ng⟦U+001B⟧[31m"
+    shown = "⟦U+2064⟧⟦U+FFFB⟧⟦U+007F⟧⟦U+009F⟧⟦U+D800⟧⟦U+E0100⟧"
+    assert visible("\u2064\ufffb\x7f\x9f\ud800\U000e0100") == shown
     fine = "שלום, e\u0301, 👩‍🚀, می‌خواهم\ttab\nline"
     assert visible(fine) == fine

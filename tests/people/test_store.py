@@ -9,49 +9,71 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stores import Clock, event, opened, pair, ranking, several, side
+from stores import Clock, event, opened, pair, ranking, several, side, turn
 
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import BadRow, DataError
-from alignkit_plugins.people.items import Item, item_of
+from alignkit_plugins.people.collection import Collection, Exchange
+from alignkit_plugins.people.items import Item, item_of, joined, questions_of
 from alignkit_plugins.people.labels import BadLabel
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled
 from tests.rows import cells
 
 HERE = Path(__file__).parents[1]  # where `python -c` finds the module `stores`
+TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {}}}
 
 
 def test_what_was_stored_is_read_back(tmp_path: Path) -> None:
     gold = {"better": 0, "margin": "better"}
     item = pair(meta={"language": "de"}, license="CC0", origins=("sft", "base"), gold=gold)
-    sent = event(item, side("B", "slightly"), order=(1, 0), seconds=2.5, guidelines="abc")
+    seen: Any = {"order": (1, 0), "seconds": 0.0, "guidelines": "abc"}
+    sent = event(item, side("B", "slightly"), who="a" * 64, **seen)
     with opened(tmp_path, item) as store:
         store.submit(sent)
+        store.add([pair()], wanted=2)  # stays as it is
     with Store.open(tmp_path / "labels.feedback") as again:
+        safe = {"trusted_schema": 0, "foreign_keys": 1, "fullfsync": 1, "synchronous": 2}
+        assert {name: again.rows(f"PRAGMA {name}")[0][0] for name in safe} == safe
         (found,) = again.events()
         assert found == replace(sent, created=found.created)
         (entry,) = labeled(again)
-        assert entry.stored.item == item
+        assert (entry.stored.item, entry.stored.wanted) == (item, 1)
         assert entry.votes[0].label == {"better": 0, "margin": "slightly"}
 
 
 def test_an_item_is_its_content() -> None:
     known = pair()
     assert known.id == pair(meta={"a": 1}, license="MIT", origins=("x", "y"), priority=3).id
-    others = [pair("Ho"), pair(second="Why?"), replace(known, task="safety")]
-    assert len({item.id for item in [known, *others]}) == 4
-    named = pair(origins=("x", "y"), license="MIT")
-    assert named.filled(pair(origins=("a", "b"), license="CC0")) == named == known.filled(named)
+    others = [pair("Ho"), pair(second="Why?"), replace(known, task="safety"), pair(tools=({},))]
+    assert len({item.id for item in [known, *others]}) == 5
+    named, other = (
+        pair(
+            origins=(name, "y"), license=name, author=name, meta={"a": name}, gold={"better": gold}
+        )
+        for gold, name in enumerate("xz")
+    )
+    assert named.filled(other) == named == pair(origins=(None, None)).filled(named)
 
 
 def test_a_group_becomes_an_item() -> None:
     prompt = (Message(role="user", content="Hi"),)
     answers = (Response(text="a", source="sft@1"), Response(text="b", source="base"))
-    item = item_of(Group(prompt, answers, meta={"license": "MIT", "use": "chat"}))
+    meta: Any = {"license": "MIT", "use": "chat"}
+    group = Group(prompt, answers, pairs=(), meta=meta, tools=(TOOL,))
+    item = item_of(group)
     assert (item.task, item.origins, item.license) == ("pair", ("sft@1", "base"), "MIT")
+    assert item.group == group
+    one, other = Group(prompt, answers[:1], meta=meta), Group(prompt, answers[1:])
+    more = replace(other, meta={"use": 2, "n": 3})
+    both, alone = joined([one, more, replace(one, tools=(TOOL,))])
+    assert (both.responses, both.meta, alone.tools) == (answers, {**meta, "n": 3}, (TOOL,))
+    (asked,) = questions_of(Group(prompt, (*answers, replace(answers[0], source="c"))), None)
+    assert asked.responses == answers and questions_of(one, None)[0].responses == answers[:1]
+    assert item_of(one).task == "demonstration"
     assert item_of(Group(prompt)).task == "demonstration"
     assert item_of(Group(prompt, (*answers, Response(text="c")))).task == "ranking"
 
@@ -67,6 +89,8 @@ def test_a_group_becomes_an_item() -> None:
         (Item("pair", (), ("a", "b")), "there is no prompt"),
         (pair(gold={"better": 2}), "a gold label: "),
         (ranking(gold={"ranks": [1, 2]}), "a gold label: "),
+        (several("review", "Hi", 1), "a review has 2 to 9 responses"),
+        (several("demonstration", "Hi", 2), "a demonstration has 0 to 1 responses"),
         (pair(origins=("sft",)), "2 responses, but 1 origins"),
     ],
 )
@@ -74,17 +98,21 @@ def test_an_item_that_nobody_could_label_is_refused(tmp_path: Path, item: Item, 
     with opened(tmp_path) as store:
         with pytest.raises(BadRow, match=fault):
             store.add([pair(), item])
+        with pytest.raises(BadRow, match=fault):
+            store.ask([pair(), item], "rows")
         assert store.items() == []
 
 
 def test_the_same_event_twice_is_one(tmp_path: Path) -> None:
-    item = pair()
-    with opened(tmp_path, item) as store:
+    item, other = pair(), pair("other")
+    with opened(tmp_path, item, other) as store:
         sent = event(item)
         assert store.submit(sent) == store.submit(sent)
         assert len(store.events()) == 1
-        with pytest.raises(BadLabel, match="stored before with another payload"):
-            store.submit(replace(sent, payload=side("B")))
+        changes: Any = {"payload": side("B"), "annotator": "bob", "item": other.id}
+        for name, value in changes.items():
+            with pytest.raises(BadLabel, match=f"stored before with another {name}"):
+                store.submit(replace(sent, **{name: value}))
 
 
 NO_LABELS = r"""
@@ -130,7 +158,9 @@ NO_EVENTS = r"""
 {"kind": "flag", "payload": {"note": ""}}        | 'note'
 {"kind": "undo", "payload": {"of": "x"}}         | no event 'x' to undo
 {"kind": "consent", "payload": {"granted": true}} | must name no item
+{"uuid": "00000000-0000-0000-0000-0000000000000"} | uuid must be one such as
 {"seconds": NaN}                                 | seconds
+{"seconds": Infinity}                            | seconds
 {"seconds": -1}                                  | seconds
 {"order": [0, 0]}                                | order
 {"order": [0]}                                   | order
@@ -159,7 +189,7 @@ def test_events_are_never_changed(tmp_path: Path) -> None:
 
 def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
     item = pair()
-    with opened(tmp_path, item) as store:
+    with opened(tmp_path, item, pair("other")) as store:
         first = store.submit(event(item))
         second = store.submit(event(item, side("B", "unsure")))
         assert store.last("ann") == second
@@ -171,8 +201,9 @@ def test_undo_brings_the_earlier_label_back(tmp_path: Path) -> None:
             store.submit(event(item, undo, kind="undo"))
         assert store.last("ann") == first
         undo = {"of": first.uuid}
-        with pytest.raises(BadLabel, match="another annotator"):
-            store.submit(event(item, undo, kind="undo", who="bob"))
+        for about, who in ((item, "bob"), (pair("other"), "ann")):
+            with pytest.raises(BadLabel, match="another annotator"):
+                store.submit(event(about, undo, kind="undo", who=who))
         store.submit(event(item, undo, kind="undo"))
         assert labeled(store)[0].votes == []
         assert len(store.events()) == 4
@@ -189,6 +220,43 @@ def test_a_label_of_an_item_that_nobody_is_asked_about_any_more_is_kept(tmp_path
         store.ask([old], "data.jsonl")
         assert [stored.retired for stored in store.items()] == [False, True]
         assert len(store.events()) == 2
+
+
+def test_an_item_belongs_to_the_batch_that_wants_most(tmp_path: Path) -> None:
+    """Of two that want as many, to the first one, unless that one asks no more."""
+    one, two = pair("one"), pair("two")
+
+    def known() -> list[Any]:
+        return [(stored.item.batch, stored.wanted, stored.retired) for stored in store.items()]
+
+    with opened(tmp_path, one) as store:
+        store.ask([one, two], "a", 2)
+        store.ask([two], "b", 2)
+        assert known() == [("a", 2, False), ("a", 2, False)]
+        store.ask([], "a")
+        store.ask([two], "b")
+        assert known() == [("a", 2, True), ("b", 1, False)]
+
+
+def test_what_is_kept_of_a_chat(tmp_path: Path) -> None:
+    chat = Collection(tmp_path / "chat.feedback", "MIT", {"online": "run/online"})
+    chat.agree("ann", False)
+    assert not chat.path.exists()
+    chat.agree("ann", True)
+    said: Any = (turn("Hi"), {"role": "assistant", "content": "Yes?"}, turn("Why?"))
+    exchange = Exchange("online", said, "So.", 0.5, 3)
+    with pytest.raises(BadLabel, match="the answer is empty"):
+        chat.keep("ann", replace(exchange, answer=" "))
+    facts: Any = {"license": "MIT", "author": "ann", "batch": "chat", "origins": ("run/online",)}
+    item = Item("thumb", said, ("So.",), meta={"seed": 3, "temperature": 0.5}, **facts)
+    assert chat.keep("ann", exchange) == item.id
+    assert [stored.item for stored in chat.store().items()] == [item]
+    again = Collection(chat.path)
+    assert again.agreed("ann") and not again.agreed("bob")
+    chat.store().submit(event(None, {"granted": True, "terms": "older"}, kind="consent"))
+    assert not chat.agreed("ann")
+    chat.close()
+    again.close()
 
 
 def test_times_are_ordered_even_if_the_clock_is_set_back(tmp_path: Path) -> None:
