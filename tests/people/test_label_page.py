@@ -44,7 +44,9 @@ def test_a_label_is_stored_as_it_was_shown_and_once(ada: Page, store: Store) -> 
     assert better == item["responses"][0][0]["text"]
     assert event.payload == sent["payload"]
     assert event.guidelines == ada.guidelines == state["guidelines"]
-    ada.post("submit", ada.event(item, side("B")))  # of a second tab
+    store.ask([], "")
+    state = ada.post("submit", ada.event(item, side("B"))).json()  # of a second tab
+    assert state["notice"].startswith("The data changed.")
     assert labeled(store, [item["id"]])[0].votes[0].label["better"] == event.order[1]
 
 
@@ -104,20 +106,21 @@ def test_consent(ada: Page, store: Store) -> None:
     """It is asked for on the page, and decides what `alignkit labels export` may share."""
     assert ada.next()["consent"] is None
     for granted in (True, False):
-        message = {"uuid": str(uuid.uuid4()), "granted": granted}
+        message = {"uuid": str(uuid.uuid4()), "granted": granted, "credit": "Ada Lee"}
         for _ in range(2):
             assert ada.post("consent", message).json() == {"consent": granted}
         assert ada.next()["consent"] is granted and consents(store) == {"ada": granted}
     first, _ = store.events()
     assert first.payload["terms"] in html.unescape(ada.html)
+    assert first.payload["credit"] == "Ada Lee"
 
 
 def test_what_each_task_shows(tmp_path: Path) -> None:
-    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    call = {"type": "function", "function": {"name": "add", "arguments": "*2*"}}
     answer: Any = (
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "3"},
-        {"role": "assistant", "content": "three"},
+        {"role": "assistant", "content": "three", "reasoning_content": "1 + 2"},
     )
     items = [
         Item("demonstration", (turn("a"),), ("raw\u202e",)),
@@ -133,9 +136,14 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         shown = desk.submit("ada", ada.event(shown, {"text": "better"}))["item"]
         assert shown["responses"] == [
             [
-                {"role": "assistant", "text": "add({})"},
+                {"role": "assistant", "text": "add(*2*)"},
                 {"role": "tool", "text": "3"},
-                {"role": "assistant", "text": "three"},
+                {"role": "assistant", "text": "1 + 2\n\nthree"},
             ]
         ]
         assert "text" not in shown
+        ranked = desk.submit("ada", ada.event(shown, {"good": True}))["item"]
+        desk.submit("ada", ada.event(ranked, {"ranks": [*range(1, 10)]}))
+        label = labeled(store)[-1].votes[0].label
+        best = sorted(items[-1].responses, key=lambda each: label["ranks"][int(str(each)[-1])])
+        assert best == [turns[0]["text"] for turns in ranked["responses"]] != [*items[-1].responses]

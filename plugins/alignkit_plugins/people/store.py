@@ -403,7 +403,7 @@ def event_of(row: sqlite3.Row) -> Event:
 
 
 def _json(value: Item | Event) -> str:
-    return json.dumps(asdict(value), ensure_ascii=False, sort_keys=True)
+    return json.dumps(asdict(value), ensure_ascii=False)  # in order: ids depend on it
 
 
 # Files
