@@ -26,12 +26,14 @@ def test_an_interval_is_around_its_coefficient() -> None:
         assert one["n"] == 300
         assert one["mean"] is not None and one["low"] is not None and one["high"] is not None
         assert one["low"] < one["mean"] < one["high"]
-        assert one["high"] - one["low"] == pytest.approx(expected, rel=0.2)
+        assert one["high"] - one["low"] == pytest.approx(expected, rel=0.1)
+    assert agreement_of(units, seed=1)["alpha"]["low"] != found["alpha"]["low"]
     assert agreement_of([*units, [1, None], [2], [1, math.nan]]) == found
 
 
 def test_no_interval_without_two_units_or_a_coefficient() -> None:
     assert agreement_of([[1, 2]])["alpha"] == {"mean": 0.0, "low": None, "high": None, "n": 1}
+    assert agreement_of([[1, 2], [2, 1]])["alpha"]["mean"] == -0.5
     nothing = {"mean": None, "low": None, "high": None, "n": 0}
     assert agreement_of([]) == {"same": nothing, "alpha": nothing}
     # Most draws have one rating only

@@ -64,11 +64,14 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
     given = {who: {"ranks": row} for who, row in zip(("ann", "bob", "eve"), ranks, strict=True)}
     alone = ranking("alone"), {"ann": {"ranks": [1, 1, 1, 1]}}
     thumb = several("thumb", "Good?", 1), {"ann": {"good": True}, "bob": {"good": True}}
-    found = facts(tmp_path, (ranking(), given), alone, thumb)
-    assert found["thumb"]["same"]["mean"] == 1
+    bad = several("thumb", "Bad?", 1), {"abe": {"good": False}}
+    text = several("demonstration", "Write.", 0), {"ann": {"text": "a"}}
+    found = facts(tmp_path, (ranking(), given), alone, thumb, bad, text)
+    assert set(found) == {"ranking", "thumb"} and found["thumb"]["same"]["mean"] == 1
+    assert list(found["thumb"]["people"]) == ["abe", "ann", "bob"]
     found = found["ranking"]
     # Without pairs that one of the two ties
-    assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5)
+    assert found["same"]["mean"] == (5 + 3 + 2) / (6 + 5 + 5) and found["same"]["n"] == 6
     assert (found["items"], found["shared"], found["people"]["ann"]["items"]) == (1, 1, 1)
     assert found["alpha"]["low"] is None  # six comparisons, but one item
 
@@ -76,13 +79,18 @@ def test_rankings_are_comparisons_of_two_responses(tmp_path: Path) -> None:
 def test_the_report_of_a_store(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One sentence, and a line per person; the JSON has all questions."""
     rows = [(pair(f"prompt {n}"), {**AGAINST, "bob": side("AB"[n % 3 == 0])}) for n in range(12)]
+    rows.append((pair("known", gold={"better": 0}), {}))
     path = store_of(tmp_path, *rows).path
     assert main(["labels", str(path)]) == 0
     said = " ".join(capfd.readouterr().out.split())
     assert "pair: 67% of labels agree, alpha 0." in said
     assert "over 12 items: too few items to say" in said
     assert main(["labels", str(path), "--json"]) == 0
-    (which,) = json.loads(capfd.readouterr().out)["result"]["agreement"]
+    result = json.loads(capfd.readouterr().out)["result"]
+    (which,) = result["agreement"]
+    assert result["tasks"] == {
+        "pair": {"items": 13, "labels": 24, "read by recipes": 13, "gold": 1}
+    }
     assert which["same"]["mean"] == pytest.approx(8 / 12)
 
 
@@ -92,6 +100,7 @@ def test_fifty_items_say_how_far_people_agree() -> None:
     found = {"question": "pair", "shared": 50, **agreed, "people": {"ann": ann}}
     told, alpha = sentence([found]), shown(agreed["alpha"])
     assert told == f"pair: 80% of labels agree, alpha {alpha} over 50 items" and "[" in alpha
+    assert "alpha 0.00" in sentence([{**found, "alpha": {**agreed["alpha"], "mean": 0.0}}])
     assert sentence([{**found, "shared": 49}]).endswith("over 49 items: too few items to say")
     same = shown(agreed["same"], percent=True)
     assert people_table([found]).rows == [["pair", "ann", "50", same, "-"]]

@@ -40,7 +40,7 @@ def answer(store: Store, who: str) -> Item:
 
 
 def test_items_come_by_priority_then_in_order_and_end(tmp_path: Path) -> None:
-    items = [pair("a"), pair("b", priority=2.0), pair("c", priority=1.0), pair("d")]
+    items = [pair("a", author="ann"), pair("b", priority=2.0), pair("c", priority=1.0), pair("d")]
     with opened(tmp_path, *items) as store:
         assert given(store, "ann") == given(store, "ann")  # as a reloaded page shows it
         assert [answer(store, "ann").prompt[0]["content"] for _ in items] == ["b", "c", "a", "d"]
@@ -58,17 +58,26 @@ def test_a_leased_item_goes_to_nobody_else_until_it_expires(tmp_path: Path) -> N
         assert next_item(store, "eve") is None
         clock.wait(10)
         assert given(store, "eve").stored.item.id == first.id
+        clock.wait(590)
+        given(store, "eve")  # which renews her lease
+        clock.wait(20)
+        assert given(store, "joe").stored.item.id == second.id
+        store.put(second, wanted=1, retired=True)
+        assert next_item(store, "joe") is None
 
 
 def test_overlap_is_the_number_of_annotators(tmp_path: Path) -> None:
     with opened(tmp_path, pair("twice"), wanted=2) as store:
+        given(store, "bob")
+        answer(store, "ann")
+        assert next_item(store, "eve") is None  # bob has the lease
         store.add([pair("thrice")], 3)
         seen = {who: 0 for who in ("ann", "bob", "eve", "joe")}
         for who in seen:
             while next_item(store, who) is not None:
                 answer(store, who)
                 seen[who] += 1
-        assert list(seen.values()) == [2, 2, 1, 0]
+        assert list(seen.values()) == [1, 2, 1, 0]
         assert [stored.labels for stored in store.items()] == [2, 3]
 
 
@@ -116,3 +125,5 @@ def test_progress_counts_what_stands_and_what_is_left_for_me(tmp_path: Path) -> 
         while given(store, "bob").stored.wanted == 2:
             answer(store, "bob")
         assert progress(store, "ann") == (2, 3)  # bob has the lease
+        store.put(item, wanted=2, retired=True)
+        assert progress(store, "ann") == (1, 2)

@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.request import HTTPCookieProcessor, OpenerDirector, Request, build_opener
 
 import pytest
-from stores import opened
+from stores import event, opened, pair
 
 from alignkit.cli import main
 from alignkit.errors import DataError
@@ -45,40 +45,46 @@ def test_rows_become_items() -> None:
     more.
     """
     Path("data").mkdir()
-    file = write("data/pairs.jsonl", prompt(1), prompt(2, license="MIT"))
+    file = write("data/pairs.v1.jsonl", prompt(1), prompt(2, license="MIT"), prompt(1, license="X"))
     with prepared(file, "safety", None, overlap=2) as store:
         assert store.path == Path("pairs.feedback")
         kept = [
             (one.item.task, one.item.batch, one.item.license, one.wanted) for one in store.items()
         ]
-        assert kept == [("safety", "data/pairs.jsonl", license, 2) for license in ("", "MIT")]
-    write("data/pairs.jsonl", prompt(1, chosen="Hello, Ada!"), prompt(2))
+        assert kept == [("safety", "data/pairs.v1.jsonl", license, 2) for license in ("", "MIT")]
+    write("data/pairs.v1.jsonl", prompt(1, chosen="Hello, Ada!"), prompt(2))
     with prepared(file.absolute(), "safety", None) as store:
         assert [stored.retired for stored in store.items()] == [True, False, False]
-    with prepared(Path("pairs.feedback"), None, None, overlap=3) as store:
+    prepared(Path("pairs.feedback"), None, None, overlap=3).close()
+    with prepared(Path("pairs.feedback"), None, None) as store:
         assert [stored.wanted for stored in store.items()] == [2, 3, 3]
 
 
 def test_gold_rows() -> None:
     file = write("a.jsonl", prompt(1), prompt(2))
-    gold = write("gold.jsonl", prompt(2, chosen="What?", rejected="Hello!"), prompt(3))
+    gold = write("gold.jsonl", prompt(2, margin="slightly"), prompt(3, margin=1.5))
     prepared(file, None, None).close()
     for data in (file, Path("a.feedback")):
         with prepared(data, None, gold) as store:
             known = {
                 one.item.prompt[0]["content"]: (one.item.gold, one.retired) for one in store.items()
             }
+        slightly = {"better": 0, "margin": "slightly"}, False
         right = {"better": 0}, False
-        assert known == {"Hi 1": (None, False), "Hi 2": right, "Hi 3": right}
+        assert known == {"Hi 1": (None, False), "Hi 2": slightly, "Hi 3": right}
+    with prepared(write("b.jsonl", prompt(1)), "safety", gold) as store:
+        assert {one.item.task for one in store.items()} == {"safety"}
     bare = write("bare.jsonl", {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"})
     assert [item.task for item in items_of(groups_of(bare))] == ["pair"]
     with pytest.raises(DataError, match=r"bare\.jsonl:1.*states no label"):
         items_of(groups_of(bare), gold=True)
-    ranked = write("r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]})
-    thumbs = write("t.jsonl", {"prompt": "Hi", "completion": "a", "label": True})
+    ranked = write("r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [3, 0, 3]})
+    turned = write("p.jsonl", {"input": "Hi", "output_1": "a", "output_2": "b", "label": 2})
+    assert items_of(groups_of(turned), gold=True)[0].gold == {"better": 1}
+    thumbs = write("t.jsonl", {"prompt": "Hi", "completion": "a", "label": False})
     for task in (None, "review"):
         assert items_of(groups_of(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}
-    assert items_of(groups_of(thumbs), "thumb", gold=True)[0].gold == {"good": True}
+    assert items_of(groups_of(thumbs), "thumb", gold=True)[0].gold == {"good": False}
     unsaid = write("u.jsonl", {"prompt": "Hi", "completion": "a"})
     with pytest.raises(DataError, match="gold label of a thumb"):
         items_of(groups_of(unsaid), "thumb", gold=True)
@@ -102,7 +108,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
 
 REFUSED = """
 nowhere.jsonl                        | 2 | no such file: nowhere.jsonl
-many.jsonl                           | 4 | many.jsonl:1 | a ranking has 2 to 9 responses, not 40
+many.jsonl                           | 4 | many.jsonl:1 | many.jsonl:2 | a ranking has 2 to 9 responses, not 40
 pairs.jsonl --task pairs             | 2 | unknown task 'pairs' | did you mean 'pair'?
 pairs.jsonl --task thumb             | 4 | a thumb has 1 to 1 responses, not 2
 pairs.jsonl --overlap 0              | 2 | --overlap
@@ -120,7 +126,8 @@ pairs.jsonl --host https://a.example | 2 | port PORT is in use
 
 def test_what_is_refused(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = list(range(40))
-    write("many.jsonl", {"prompt": "Hi", "responses": list(map(str, numbers)), "ranks": numbers})
+    ranked = {"prompt": "Hi", "responses": list(map(str, numbers)), "ranks": numbers}
+    write("many.jsonl", ranked, ranked)
     write("pairs.jsonl", PAIR)
     write("bad.jsonl", {**PAIR, "chosen": 3})
     Path("old.feedback").write_text("not a store", encoding="utf-8")
@@ -136,6 +143,9 @@ def test_what_is_refused(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_it_says_first(capsys: pytest.CaptureFixture[str]) -> None:
     with prepared(write("a.jsonl", PAIR), None, None, overlap=3) as store:
+        store.add([pair("known", gold={"better": 0}), pair("done"), pair("old")])
+        store.submit(event(pair("done")))
+        store.put(pair("old"), wanted=1, retired=True)
         greet(store, 1)
         alone = capsys.readouterr().err
         greet(store, 3)
@@ -171,23 +181,37 @@ def ask(browser: OpenerDirector, request: Request | str) -> tuple[int, str]:
             return error.code, ""
 
 
+WORDS = """
+--annotator ada --annotator bob --annotator ada --overlap 2 --guidelines rules.md --gold gold.jsonl --qualify 1
+"""
+
+
 def test_the_server_answers_whoever_has_the_link_and_ends() -> None:
     pytest.importorskip("uvicorn")
+    with prepared(write("a.jsonl", PAIR), None, None) as store:  # which is gone from the file
+        store.submit(event(store.items()[0].item))
     write("a.jsonl", *map(prompt, range(3)))
-    command = [sys.executable, "-m", "alignkit", "label", "a.jsonl", "--annotator", "ada"]
+    write("gold.jsonl", prompt(4))
+    Path("rules.md").write_text("\ufeff# Rules", encoding="utf-8")
+    command = [sys.executable, "-m", "alignkit", "label", "a.jsonl", *shlex.split(WORDS)]
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         try:
             assert process.stdout is not None
-            link = process.stdout.readline().strip()
+            name, link = process.stdout.readline().split()
+            assert name == "ada:" and process.stdout.readline().startswith("bob: http")
             site, _, token = link.partition("/?token=")
             assert re.fullmatch(r"http://127\.0\.0\.1:\d+ [\w-]{43}", f"{site} {token}")
             browser = build_opener(HTTPCookieProcessor())
             page = ask(browser, link)[1]
+            assert "<h1>Rules</h1>" in page
             headers = {"origin": site, "content-type": "application/json"}
             request = Request(f"{site}/api/label/next", b"{}", headers)
             assert ask(browser, request)[0] == 403
             request.add_header("x-csrf-token", re.findall('name="csrf" content="([^"]*)"', page)[0])
-            assert '"progress":{"mine":0,"total":3}' in ask(browser, request)[1]
+            state = ask(browser, request)[1]
+            assert (
+                '"progress":{"mine":0,"total":4}' in state and "first 1 items have known" in state
+            )
             request.add_unredirected_header("Host", "evil.example")
             assert ask(browser, request)[0] == 400
             process.send_signal(signal.SIGINT)
@@ -196,4 +220,5 @@ def test_the_server_answers_whoever_has_the_link_and_ends() -> None:
             process.kill()
     assert process.returncode == 0 and "labels in a.feedback: 0; " in text
     with prepared(Path("a.feedback"), None, None) as store:
-        assert len(store.items()) == 3
+        known = [(stored.wanted, stored.retired) for stored in store.items()]
+    assert known == [(1, True), (2, False), (2, False), (2, False), (1, False)]

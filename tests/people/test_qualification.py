@@ -43,8 +43,11 @@ def is_gold(store: Store, item: str) -> bool:
 
 def test_gold_items_come_first_and_who_knows_them_labels_on(store: Store) -> None:
     """Also where an ordinary item was open before."""
-    assert not is_gold(store, visit(*application(store)).next()["item"]["id"])
+    early = visit(*application(store)).next()["item"]
+    assert not is_gold(store, early["id"])
     ada = visit(*application(store, qualify=5))
+    refused = ada.post("submit", ada.event(early, side("A")))
+    assert "some other items come first" in refused.json()["error"]
     assert "The first 5 items have known answers" in ada.next()["notice"]
     slip = answer(ada, "poor")
     assert ada.undo(slip["uuid"]).status_code == 200
@@ -80,9 +83,15 @@ def test_four_of_five_are_enough(tmp_path: Path) -> None:
     assert [Qualification(25, 25, right).passed for right in (19, 20)] == [False, True]
     assert Qualification(0, 0, 0).passed
     essay = several("demonstration", "Write.", 0, gold={"text": "b"})
-    with opened(tmp_path, essay, name="texts") as store:  # with another text nobody is wrong
+    known = pairs(1, gold={"better": 0})[0]
+    with opened(tmp_path, essay, known, name="texts") as store:  # with another text nobody is wrong
         store.submit(event(essay, {"text": "a"}))
+        store.submit(event(known, side("B")))  # which comes after those that were asked
         assert qualification(store, "ann", 1).right == 1
+        store.put(essay, wanted=1, retired=True)
+        assert qualification(store, "ann", 2) == Qualification(asked=2, answered=1, right=0)
     path = opened(tmp_path, *pairs(6, gold={"better": 0})).path
-    with pytest.raises(RecipeError, match="--qualify 7: the store has only 6 gold items"):
-        prepared(path, None, None, qualify=7)
+    with prepared(path, None, None, qualify=6) as store:
+        store.put(store.items()[0].item, wanted=1, retired=True)
+    with pytest.raises(RecipeError, match="--qualify 6: the store has only 5 gold items"):
+        prepared(path, None, None, qualify=6)
