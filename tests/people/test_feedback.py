@@ -10,6 +10,7 @@ import pytest
 from alignkit import BadRow
 from alignkit.data.group import group_to_json
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.step import _review_of
 from alignkit_plugins.people.store import Stored
 from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of
 from tests.rows import cells
@@ -98,6 +99,13 @@ def test_what_is_learned_of_an_item(task: str, more: str, labels: str, expected:
 
 def choice(better: int) -> dict[str, Any]:
     return {"better": better}
+
+
+def test_a_review_is_of_what_somebody_wrote() -> None:
+    more: Any = {"tools": ({"name": "add"},), "license": "MIT"}
+    one = entry("demonstration", {"text": "One."}, author="eve", **more)
+    more |= {"author": "person 0", "origins": ("author",)}
+    assert _review_of(one, one.votes[0]) == Item("thumb", one.stored.item.prompt, ("One.",), **more)
 
 
 # Whose labels count

@@ -22,7 +22,7 @@ def two(tmp_path: Path) -> tuple[Store, Store]:
     """Ann's and Bob's stores of the same three items and one of each alone."""
     shared = [pair("one"), pair("two"), ranking("three")]
     ann = opened(tmp_path, *shared, pair("ann's"), name="ann.feedback")
-    bob = opened(tmp_path, *shared[::-1], pair("bob's"), name="bob.feedback")
+    bob = opened(tmp_path, *shared[::-1], pair("bob's"), name="bob.feedback", wanted=3)
     for store, who, letter in ((ann, "ann", "A"), (bob, "bob", "B")):
         for item in (shared[0], pair(f"{who}'s")):
             store.submit(event(item, side(letter), who=who))
@@ -48,7 +48,8 @@ def test_items_are_united_and_all_labels_kept_in_either_order(
     x, y = both
     assert x.events() == y.events() and votes(x) == votes(y)
     ann, bob = two
-    assert merge(ann, bob) == {"items": 1, "events": 2}
+    assert merge(ann, bob) == {"items": 1, "events": 2} and merge(ann, bob) == {}
+    assert [stored.wanted for stored in ann.items()] == [1, 1, 1, 1, 3]
     one = {"ann": 0, "bob": 1}
     expected = {"one": one, "two": {}, "three": {}, "ann's": {"ann": 0}, "bob's": {"bob": 1}}
     assert votes(ann) == votes(x) == expected

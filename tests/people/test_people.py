@@ -149,11 +149,16 @@ def test_every_task_becomes_data() -> None:
 
 
 def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
-    """Two of four prompts go to `hot`, one to `base`, and on one of them two people disagree."""
+    """Two of four prompts go to `hot`, one to `base`, and on one of them two people disagree. One
+    more is flagged, and on one the policies do not differ.
+    """
     for who, text in {"hot": "a hot answer", "base": "a plain one"}.items():
         answers = (Response(text=text, source=who),)
-        written(f"{who}.jsonl", *(Group((user(f"{n}"),), answers) for n in range(4)))
+        same = Group((user("same"),), (Response(text="x", source=who),))
+        written(f"{who}.jsonl", *(Group((user(f"{n}"),), answers) for n in range(5)), same)
     people = {**LABELS, "data": ["hot.jsonl", "base.jsonl"], "join_prompts": True, "annotators": 2}
+    store = Path("all.feedback")
+    people["store"] = str(store)
     run({"labels": people}, code=75)
     for who, losses in {"ann": "0", "bob": "01"}.items():
 
@@ -162,9 +167,14 @@ def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
             chosen = "base" if item.prompt[0]["content"] in losses else "hot"
             return side("AB"[given.order.index(item.origins.index(chosen))])
 
-        assert label(STORE, who, answer=answer) == 4
+        assert label(store, who, answer=answer) == 5
+    with Store.open(store) as opened:
+        opened.submit(event(opened.items()[4].item, {"note": "?"}, kind="flag", who="eve"))
     run({"labels": people})
     assert "what people prefer" in capsys.readouterr().out
+    said = (RUN / "labels" / "report.txt").read_text(encoding="utf-8")
+    assert "people: 10 labels of 5 items by 2 people" in said
+    assert "1 rows left out: its responses do not differ" in said and len(data()) == 4
     (row,) = summary("labels")["wins"]
     assert (row["source"], row["against"], row["pairs"]) == ("base", "hot", 4)
     preferred = row["preferred"]
@@ -174,19 +184,24 @@ def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
 
 
 def test_demonstrations_are_reviewed_by_others(capsys: Caught) -> None:
-    """Nobody reviews what they wrote, and what most find bad, or anyone flags, is not learned."""
+    """Nobody reviews what they wrote, and what half find bad, or anyone flags, is not learned."""
     asked = written("rows.jsonl", *({"prompt": text} for text in ("Hi", "Ho", "Hm")))
     stages = {"labels": {**LABELS, "data": asked, "task": "demonstration", "reviewers": 2}}
     run(stages, code=75)
     for who, text in (("ann", "Good day."), ("bob", "Grrr."), ("cy", "Call Bob.")):
         label(STORE, who, most=1, answer=lambda given, text=text: {"text": text})  # type: ignore[misc]
     run(stages, code=75)
-    assert "waits for 6 labels: 0 of 3 items are done" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "waits for 6 labels: 0 of 3 items are done" in said
+    assert (
+        f"label {STORE}\n" in said and f"label {STORE} --annotator NAME --annotator NAME\n" in said
+    )
 
     def good(given: Assignment) -> dict[str, Any]:
         return {"good": given.stored.item.responses != ("Grrr.",)}
 
-    assert [label(STORE, who, answer=good) for who in ("ann", "bob", "eve")] == [2, 2, 2]
+    assert [label(STORE, who, answer=good) for who in ("ann", "bob")] == [2, 2]
+    assert label(STORE, "eve", answer=lambda given: {"good": True}) == 2
     with Store.open(STORE) as store:
         for stored in store.items():
             if stored.item.responses == ("Call Bob.",):

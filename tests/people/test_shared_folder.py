@@ -23,17 +23,18 @@ from alignkit_plugins.people.votes import labeled
 from tests.rows import read_rows
 
 FREE = {"license": "CC0-1.0"}
-KNOWN: dict[str, Any] = {"origins": ("sft", "base"), "meta": {"language": "en"}, **FREE}
+KNOWN: dict[str, Any] = {"origins": ("sft", "base"), "meta": {"from": "x@mail.example"}, **FREE}
 RANKED = ranking("rank", 3, **FREE), {"ranks": [2, 1, 1]}
+CALL = {"text": "Call me: +49 30 1234567"}
 LABELED: list[tuple[Item, dict[str, Any]]] = [
     (pair("one", batch="../../home/ann/runs/labels", **KNOWN), side("B", "slightly")),
     (several("safety", "Harm?", 2, **FREE), side("A", "significantly", safety="preferred_safe")),
     RANKED,
     (
-        several("demonstration", "Write to me at ann@mail.example.", 0, **FREE),
-        {"text": "Call me: +49 30 1234567"},
+        several("demonstration", "Write to me at ann@mail.example.", 0, gold=CALL, **FREE),
+        CALL,
     ),
-    (several("thumb", "Good?", 1, **FREE), {"good": False}),
+    (several("thumb", "Good?", 1, author="zoe", **FREE), {"good": False}),
 ]
 
 
@@ -43,26 +44,37 @@ def consent(store: Store, who: str = "ann", granted: bool = True, **more: Any) -
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """A store with a label of each task by Ann, who shares, and one of Bob's, who does not.
+    """A store with a label of each task by Ann, who shares, and two of Bob's, who does not.
 
-    One item is retired, and one means nothing once it is redacted.
+    One item is retired, one is flagged, and one means nothing once it is redacted.
     """
     items = [item for item, _ in LABELED]
     unlicensed, written = pair("no license"), pair("Bob's", author="bob", **FREE)
     retired, alike = pair("Old?", **FREE), pair("Who?", "a@mail.example", "b@mail.example", **FREE)
-    with opened(tmp_path, *items, unlicensed, written, retired, alike) as store:
+    flagged, other = pair("Flagged", **FREE), pair("Bob only", **FREE)
+    more = unlicensed, written, retired, alike, flagged, other
+    with opened(tmp_path, *items, *more) as store:
         store.add_guidelines("Nobody has labeled by these")
         guidelines = store.add_guidelines("Questions to boss@mail.example")
-        consent(store, terms="v1")
+        for who in ("ann", "zoe", "cat"):
+            consent(store, who, terms="v1")
         for item, label in LABELED:
             order = (1, 0) if item is items[0] else ()
             store.submit(event(item, label, order=order, guidelines=guidelines, seconds=2.5))
         store.submit(event(items[0], side("B"), who="bob"))
+        store.submit(event(other, who="bob"))
+        store.submit(event(flagged, {"note": "Ask ann@mail.example"}, kind="flag"))
         store.submit(event(unlicensed))
-        for item in (written, retired, alike):
+        for item in (written, retired, alike, flagged):
             store.submit(event(item))
         store.put(retired, wanted=1, retired=True)
         return store.path
+
+
+HEAD = (
+    "6 items, 6 labels of 1 people, who agreed that they are shared. `alignkit labels merge` reads "
+    "labels.feedback, and a recipe reads a file, or the data set: `data: {hub: ORG/NAME, name: preference}`."
+)
 
 
 def exported(store: Path, name: str = "out", *words: str, code: int = 0) -> Path:
@@ -83,8 +95,9 @@ def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) 
     assert "left out: items whose author has not agreed to share them: 1" in said
     assert "left out: items whose row has changed since: 1" in said
     assert "left out: items that mean nothing once they are redacted: 1" in said
-    assert "left out: events of people who have not agreed to share them: 1" in said
-    assert "people: 1; texts in which something was redacted: 2" in said
+    assert "left out: items without a label that may be shared: 1" in said
+    assert "left out: events of people who have not agreed to share them: 2" in said
+    assert "people: 2; texts in which something was redacted: 5" in said
     everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
     for secret in (
         b"ann",
@@ -96,11 +109,14 @@ def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) 
         b"boss",
         b"Old?",
         b"Nobody",
+        b"zoe",
+        b"Contributors",
     ):
         assert secret not in everything
     with Store.open(out / "labels.feedback") as shared:
-        assert len(shared.items()) == 5 and len({event.annotator for event in shared.events()}) == 1
+        assert len(shared.items()) == 6 and len({event.annotator for event in shared.events()}) == 2
         assert shared.items()[0].item.batch == "labels"
+    assert HEAD in (out / "README.md").read_text()
 
 
 def test_rows_are_in_the_layouts_of_trainers(made: Path) -> None:
@@ -165,13 +181,13 @@ def test_a_damaged_export_is_named(made: Path, capfd: pytest.CaptureFixture[str]
 
 def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     into = merged(made, made.with_name("all.feedback"))
-    assert "9 new items, 11 new events" in capfd.readouterr().out
-    merged(made, made, code=4)
+    assert "11 new items, 16 new events" in capfd.readouterr().out
+    merged(made, made.parent / ".." / made.parent.name / made.name, code=4)
     assert "cannot be merged into itself" in capfd.readouterr().err
     assert main(["labels", str(into), "--json"]) == 0
     facts = json.loads(capfd.readouterr().out)["result"]
-    # Of five pairs one is retired, and Bob has labeled one that Ann has labeled
-    expected = {"items": 5, "labels": 6, "read by recipes": 4, "gold": 0}
+    # Of seven pairs one is retired and one flagged, and Bob has labeled one that Ann has labeled
+    expected = {"items": 7, "labels": 8, "read by recipes": 5, "gold": 0}
     assert facts["tasks"]["pair"] == expected
     assert main(["labels", "missing.feedback"]) == 4
 
@@ -242,7 +258,7 @@ def test_several_places_share_a_pool(
     """A recipe reads it as a data set; who takes the consent back is gone from it; thanks are as
     they wish.
     """
-    shared = pair("one", license="MIT", origins=("sft", "base"), meta={"n": 1})
+    shared = pair("one", origins=("sft", "base"), meta={"n": 1})
     hm, yes = ({"role": "assistant", "content": text} for text in ("Hm.", "Yes."))
     talk: Any = (hm, turn("?"), yes)
     more = Item("thumb", (turn("Good?"),), (talk,), meta={"n": "one"}, **FREE)
@@ -257,11 +273,12 @@ def test_several_places_share_a_pool(
 
     def push(store: Path, out: str) -> list[int]:
         """The number of votes of each item in the pool."""
-        exported(store, out, "--push", "lab/labels")
+        exported(store, out, "--push", "lab/labels", "--license", "MIT")
         assert "pushed to lab/labels" in capfd.readouterr().out
         return [len(votes) for votes in labels(pool / "labels.feedback").values()]
 
     assert [push(one, "a"), push(other, "b"), push(one, "c")] == [[1, 1], [2, 2], [2, 2]]
+    assert not (tmp_path / "a" / "ranked.jsonl").exists()
     card = (pool / "README.md").read_text()
     assert "Ann Lee | 2" in " ".join(card.replace("|", " | ").split()) and "bob" not in card
     assert "ann" not in card.replace("annotator", "")

@@ -229,10 +229,11 @@ def test_an_item_belongs_to_the_batch_that_wants_most(tmp_path: Path) -> None:
     def known() -> list[Any]:
         return [(stored.item.batch, stored.wanted, stored.retired) for stored in store.items()]
 
-    with opened(tmp_path, one) as store:
+    with opened(tmp_path, one, wanted=2) as store:
         store.ask([one, two], "a", 2)
-        store.ask([two], "b", 2)
-        assert known() == [("a", 2, False), ("a", 2, False)]
+        for wanted in (2, 1):
+            store.ask([two], "b", wanted)
+            assert known() == [("a", 2, False), ("a", 2, False)]
         store.ask([], "a")
         store.ask([two], "b")
         assert known() == [("a", 2, True), ("b", 1, False)]

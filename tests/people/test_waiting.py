@@ -61,6 +61,7 @@ def test_each_item_needs_labels_of_different_people(tmp_path: Path) -> None:
     assert offered(tmp_path, "ann") == set()
     say(tmp_path, *THREE, who="bob")
     assert [len(entry.votes) for entry in asked(tmp_path, annotators=2)] == [2, 2, 2]
+    assert len(asked(tmp_path)) == 3
 
 
 def test_flagged_and_skipped_items_do_not_keep_a_run_waiting(tmp_path: Path) -> None:

@@ -124,9 +124,12 @@ def test_reports_of_other_stages_are_shown(tmp_path: Path) -> None:
 # Of functions, values of JSON and what is shown of them
 SHORT = """
     short    | [null, 3, 1234567, 0.00012345, 2345.6, 2.0, true, "x"] | - 3 1,234,567 0.0001234 2,346 2 True x
-    number   | ["nan", NaN, 1e999, true, 2]                          | None None None None 2.0
-    duration | [null, 7.25, 65, 3900]                                | - 7.2s 1m05s 1h05m
-    size     | [12, 1200, 3400000, 5e9]                              | 12_bytes 1.2_kB 3.4_MB 5_GB
+    short    | [-2345.6, -0.5, 0]                                    | -2,346 -0.5 0
+    number   | ["nan", NaN, 1e999, -1e999, true, 2]                  | None None None None None 2.0
+    duration | [null, 0, 7.25, 65, 3599, 3600, 3900]                | - 0.0s 7.2s 1m05s 59m59s 1h00m 1h05m
+    size     | [12, 1000, 1200, 3400000, 5e9]                        | 12_bytes 1_kB 1.2_kB 3.4_MB 5_GB
+    shown    | [null, {"mean": 0.5, "low": 0.25}]                    | - 0.50
+    percentage | [null, 0.156, 0]                                    | - 16% 0%
 """
 
 
