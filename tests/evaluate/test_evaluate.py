@@ -22,7 +22,7 @@ from alignkit.errors import DataError, OtherTokenizer
 from alignkit.recipe.schema import RewardSpec
 from alignkit.sampling import Sampling
 from alignkit.step import StepData
-from alignkit_plugins.compare.comparison import short_names, together, unit_of
+from alignkit_plugins.compare.comparison import prompts_to_compare, short_names, together, unit_of
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate.judged import preference
 from alignkit_plugins.evaluate.metrics import raters_of
@@ -346,6 +346,15 @@ def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(
     found, notes = together(rows, DataSpec(sources))
     assert [*map(unit_of, found)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
     assert notes == ["intervals are over groups of prompts that share a, b"]
+    raw = Group((), (Response("text"),))
+    assert (
+        prompts_to_compare([*prompts(2), raw])[1]
+        == together(rows[:3], DataSpec((DataSource(path=Path("x")),)))[1]
+        == []
+    )
+    with pytest.raises(DataError, match="without a prompt") as error:
+        prompts_to_compare([raw])
+    assert error.value.option == ("prompts",)
     with pytest.raises(DataError, match="x:1: the row has no 'passsage'"):
         together(rows, DataSpec((DataSource(path=Path("x"), group="passsage"),) * 2))
 

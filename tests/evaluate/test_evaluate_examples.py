@@ -12,7 +12,7 @@ import torch
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
-from alignkit_plugins.compare.compared import ITS_OWN, compared
+from alignkit_plugins.compare.compared import ITS_OWN, Scale, compared
 from alignkit_plugins.compare.rows import plain
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
@@ -199,3 +199,16 @@ def test_a_base_model_without_a_preference_adds_no_chance_to_a_difference() -> N
     assert (
         found == [row.estimate["low"], row.estimate["high"]] == pytest.approx([0, 0.443], abs=1e-3)
     )
+    _, row = compared("right", {"base": [0.5, 0.25, 0.5], "dpo": [1.0, 0.0, 1.0]}, "base")
+    # By the t of three differences, because those of the base model vary as well
+    found = [row.difference[end] for end in ("low", "high")]
+    assert found == pytest.approx([-0.8257, 1.3257], abs=1e-4)
+
+
+def test_shares_end_at_1_and_other_rates_are_none() -> None:
+    (row,) = compared("judged", {"dpo": [0.5, 1.0, 0.75]}, percent=True)
+    assert (row.estimate["mean"], row.estimate["high"], row.trained_on) == (0.75, 1.0, None)
+    assert not compared("signed", {"dpo": [-1.0, 1.0]})[0].percent
+    # Three prompts of two units count like two of each
+    share, even = Scale((0.0, 1.0)), Scale((0.0, 1.0), 2)
+    assert share.mean([1.0] * 3, "aab")["low"] == even.mean([1.0] * 2)["low"]

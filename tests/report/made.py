@@ -82,6 +82,8 @@ LOG = """\
 2026-09-21T14:13:22Z continuing after step 2 of 4
 2026-09-21T14:13:23Z a step was skipped, because its loss or gradient was not finite
 2026-09-21T14:13:24Z warning: tracker 'x' failed
+2026-09-21T14:13:25Z sft: warning: few rows
+2026-09-21T14:13:26Z server: warning: it is slow
 2026-09-21T14:15:00Z done in 1m40s
 """
 STARTS: list[dict[str, Any]] = yaml.safe_load("""
@@ -100,8 +102,9 @@ sft:
   steps: 4
   skipped_steps: 1
   encoding: {cut: 18}
-  bad_rows: ["demos.jsonl:7: no prompt"]
-labels: {labeled: 8, position_bias: 0.25, dropped: {}, agreement: null}
+  without_signal: 2
+  bad_rows: ["demos.jsonl:7: no prompt", "demos.jsonl:9: no text"]
+labels: {labeled: 8, position_bias: 0.25, dropped: {no verdict: 3}, agreement: null}
 """)
 SOURCES: dict[str, Any] = yaml.safe_load("""
 sft:

@@ -43,6 +43,7 @@ CHANGES = """
     {"algorithm": "grpo", "learning_rate": 1e-3}        | algorithm: ppo -> grpo
     {"prompts": {"path": "prompts.jsonl", "limit": 5}}  | prompts.limit: not set -> 5
     {"reward": "repetition"}                            | reward.name: length -> repetition
+    {"iterations": 4, "epochs": 3, "max_length": 999} | iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999)
     {"iterations": 4, "epochs": 3, "max_length": 999, "keep_versions": true} \
 | iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999 and 1 more
 """
@@ -73,6 +74,10 @@ BELOW = """
     model lora r           | 8   | model.lora.r: 16 -> 8
     seed                   | 7   | seed: 0 -> 7
     seed                   | null | seed: 0 -> not set
+    seed                   | "0123456789012345678901234567890123456789a" | seed has changed
+    upstream other         | "1" | upstream.other: not set -> 1
+    component recognized   | "1" | the code of ppo has changed
+    settings from_         | "1" | from: not set -> 1
 """
 
 
@@ -87,6 +92,9 @@ def test_stages_code_and_settings_are_named(tmp_path: Path) -> None:
             part = part[key]
         part[last] = json.loads(value)
         assert change_since(record, changed, stage) == f" ({expected})"
+    source = {**now["component"], "source": {"ppo.py": "1"}}
+    both = {**now, "component": source, "seed": 7}
+    assert change_since(record, both, stage).startswith(" (seed: 0 -> 7, the code of")
     assert change_since(record, now, stage) == "" and change_since({}, now, stage) == ""
 
 

@@ -11,8 +11,8 @@ import yaml
 from made import BEGAN, make_run, write_stage
 
 from alignkit.errors import RecipeError
-from alignkit_plugins.report.changes import dotted, flat
-from alignkit_plugins.report.facts import _next, facts_of
+from alignkit_plugins.report.changes import changes, dotted, flat
+from alignkit_plugins.report.facts import _next, facts_of, stage_words
 from tests.documented_keys import documented, paths
 from tests.rows import write_rows
 
@@ -53,7 +53,8 @@ stages:
     steps: 4
     skipped_steps: 1
     encoding: {cut: 18}
-    bad_rows: ['demos.jsonl:7: no prompt']
+    without_signal: 2
+    bad_rows: ['demos.jsonl:7: no prompt', 'demos.jsonl:9: no text']
   learned: ''
   weak: ''
 - name: labels
@@ -67,7 +68,7 @@ stages:
   summary:
     labeled: 8
     position_bias: 0.25
-    dropped: {}
+    dropped: {no verdict: 3}
     agreement: null
   learned: ''
   weak: ''
@@ -113,8 +114,10 @@ data:
   pairs: {count: 12, better_longer: 9}
   labels: {good: 7, bad: 5}
 dropped:
+- {stage: sft, reason: 'rows left out: the algorithm learns nothing from them', rows: 2, of: 48}
 - {stage: sft, reason: responses truncated at max_length, rows: 18, of: 60}
-- {stage: sft, reason: 'bad rows, the first: demos.jsonl:7: no prompt', rows: 1, of: null}
+- {stage: sft, reason: 'bad rows, the first: demos.jsonl:7: no prompt', rows: 2, of: null}
+- {stage: labels, reason: no verdict, rows: 3, of: null}
 reports:
 - stage: report
   blocks:
@@ -139,8 +142,10 @@ warnings:
 - {stage: report, text: 'many answers are truncated: 50% of sft, 50% of align'}
 - {stage: sft, text: '1 steps were skipped, because their loss or gradient was not finite'}
 - {stage: sft, text: 18 responses truncated at max_length (30% of 60)}
-- {stage: sft, text: '1 bad rows, the first: demos.jsonl:7: no prompt'}
+- {stage: sft, text: '2 bad rows, the first: demos.jsonl:7: no prompt'}
 - {stage: '', text: tracker 'x' failed}
+- {stage: sft, text: few rows}
+- {stage: '', text: it is slow}
 next: {told: '', chat: alignkit chat RUN/align}
 reproduce:
   command: alignkit run small --out runs/small
@@ -151,8 +156,9 @@ reproduce:
 """
 
 
-def test_what_is_known_is_there(run: Path) -> None:
+def test_what_is_known_is_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each warning comes from another part: rows, the log, the evaluation, its verdicts."""
+    monkeypatch.delattr("time.localtime")  # all times are in UTC
     facts = facts_of(run)
     kept = {key: facts[key] for key in yaml.safe_load(FACTS)}
     text = json.dumps(kept).replace(str(run), "RUN")
@@ -185,23 +191,26 @@ def test_a_run_that_stopped_halfway_says_where(run: Path) -> None:
     write_rows(run / "starts.jsonl", [{"event": "start", "time": BEGAN}, end])
     for stage in ("labels", "report"):
         shutil.rmtree(run / stage)
-    write_stage(run / "align", "ppo", complete=False, seconds=None)
+    write_stage(run / "align", "ppo", complete=False, seconds=None, versions={"x": "1"})
     facts = facts_of(run)
     assert facts["run"]["outcome"] == "failed" and "out of memory" in facts["run"]["message"]
     assert states(facts) == ["done", "not begun", "begun", "not begun"]
     assert facts["verdicts"] == [] and facts["run"]["stages_done"] == 1
+    assert facts["reproduce"]["versions"] == {"alignkit": "0.1.0", "torch": "2.9.0", "x": "1"}
 
 
 def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
     (tmp_path / "recipe.resolved.yaml").write_text("name: x\nstages: {sft: {algorithm: sft}}\n")
     facts = facts_of(tmp_path)
     assert (facts["run"]["outcome"], states(facts)) == ("incomplete", ["not begun"])
+    assert facts["stages"][0]["about"] == ""
 
 
 def test_plain_data_are_flattened() -> None:
     found = flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None})
     named = {dotted(path): value for path, value in found.items()}
     assert named == {"a.b.0": 1, "a.b.1.c": 2, "e": None}
+    assert changes({"a": [1, 2]}, {"a": [1]}) == [(("a", 1), 2, None)]
 
 
 @pytest.mark.parametrize(
@@ -228,19 +237,24 @@ def test_a_damaged_stage_is_named_and_the_others_are_shown(
 
 
 def test_the_last_line_of_a_killed_process_may_be_unfinished(run: Path) -> None:
+    (run / "sft" / "stage.json").unlink()
     write_stage(run / "align", "ppo", complete=False, files={})
     with (run / "align" / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 13, "rew')
-    (stage,) = [stage for stage in facts_of(run)["stages"] if stage["name"] == "align"]
-    assert stage["metrics"]["kl"]["last"] == 9.0
+    facts = facts_of(run)
+    assert states(facts) == ["begun", "done", "begun", "done"]
+    assert facts["stages"][2]["metrics"]["kl"]["last"] == 9.0
 
 
 def test_the_best_policy_is_talked_to() -> None:
-    """Not a reward model, and the baseline if the result lost."""
+    """Not a reward model nor an unfinished stage, and the baseline if the result lost."""
     stages: list[Any] = []
-    for name, plugin in (("sft", "sft"), ("align", "ppo"), ("gold", "reward_model")):
-        facts = {"record": {}, "kind": "algorithm", "state": "done", "plugin": plugin}
+    for name, plugin in (("sft", "sft"), ("align", "ppo"), ("gold", "reward_model"), ("dpo", "")):
+        state = "done" if plugin else "begun"
+        facts = {"record": {}, "kind": "algorithm", "state": state, "plugin": plugin}
         stages.append(SimpleNamespace(name=name, **facts))
     lost = {"outcome": "lost", "baseline": "sft", "policy": "align"}
-    found = [_next(Path("run"), stages, verdicts)["chat"] for verdicts in ([], [lost])]
-    assert found == ["alignkit chat run/align", "alignkit chat run/sft"]
+    won = {**lost, "outcome": "gained", "policy": "align@ppo"}
+    found = [_next(Path("run"), stages, verdicts)["chat"] for verdicts in ([], [lost], [won])]
+    assert found == [f"alignkit chat run/{name}" for name in ("align", "sft", "align@ppo")]
+    assert [*map(stage_words, ("grpo", "reward_model"))] == ["GRPO", "Reward model"]

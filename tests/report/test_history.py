@@ -22,6 +22,8 @@ def test_a_run_that_holds_its_lock_is_running(tmp_path: Path) -> None:
     with FileLock(folder / ".lock"):
         os.utime(folder / ".lock", (1, 1))
         assert history.starts_of(folder)[-1]["outcome"] == "running"
+        write_rows(folder / "starts.jsonl", STARTS)
+        assert history.starts_of(folder)[-1]["outcome"] == "done"
     assert (folder / ".lock").stat().st_mtime == 1  # to look at a run writes nothing
 
 

@@ -65,6 +65,11 @@ PLOTS = """
   note: lower is better
   rows:
   - {label: sft, style: '', text: '25% [0, 50]', left: 0.0, width: 50.0, mean: 25.0}
+- middle: null
+  title: flat
+  note: ''
+  rows:
+  - {label: sft, style: '', text: '1.00', left: 50.0, width: 0.0, mean: 50.0}
 """
 
 
@@ -72,7 +77,8 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
     mean, share = {"mean": 0.5, "low": 0.4, "high": 0.6}, {"mean": 0.25, "low": 0.0, "high": 0.5}
     right = Row("sft", "right", "metric", share, percent=True, lower=True)
     summary["results"].append(plain(right))
-    results = [plain(Row("align@ppo", "helpful", "reward", mean))]
+    summary["results"].append(plain(Row("sft", "flat", "metric", {"mean": 1.0})))
+    results = [plain(Row("align@ppo", "helpful", "reward", mean, trained_on=True))]
     names = {"policy": "align", "result": "align@dpo", "against": "align@ppo"}
     pair = {**names, "results": results}
     rows = main_rows(with_earlier(summary, [pair]))
@@ -82,6 +88,15 @@ def test_the_plot_has_a_row_per_result_and_metric(summary: dict[str, Any]) -> No
 
 def test_the_prompt_follows_the_verdict(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "other"))
+    loss = {**facts["samples"][-1], "kind": "loss"}
+    more = {**facts, "samples": [{**loss, "stage": "other"}, *facts["samples"], loss]}
+    shown = [
+        overview.chosen(more, {"stage": "report", "outcome": outcome})
+        for outcome in ("mixed", "nothing clear", "lost")
+    ]
+    assert [one and (one["stage"], one["kind"]) for one in shown] == [
+        ("report", kind) for kind in ("gain", "random", "loss")
+    ]
     kinds = {
         outcome: overview.chosen(facts, {"stage": "report", "outcome": outcome})["kind"]  # type: ignore[index]
         for outcome in ("gained", "mixed", "nothing clear", "lost")

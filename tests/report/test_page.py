@@ -47,6 +47,10 @@ demos.jsonl
 judge: {local_judge: {min_mass: 0.1}}
 <th scope="row">skipped steps</th>
 PPO: align
+sft after PPO; reward 1.91 → 3.11 on the prompts
+<strong>Evaluation</strong>: 2 of 20 prompts
+alignkit 0.1.0, torch 2.9.0
+8 GB
 """
 
 
@@ -56,7 +60,7 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
     shown = text.replace("<wbr>", "")
     assert [words for words in ELSEWHERE.strip().splitlines() if words not in shown] == []
     # Keys of the recipe keep their spelling, and others are words
-    assert not re.search("grad_norm|sampler_gap|>python<", text)
+    assert not re.search("grad_norm|sampler_gap|>python<|warning: 2 of", text)
 
 
 def test_nothing_in_it_acts(text: str) -> None:

@@ -38,4 +38,4 @@ def test_a_step_that_asked_people_is_shown(tmp_path: Path) -> None:
     (run / "labels" / AGREEMENT).write_text(json.dumps({"questions": AGREED}))
     facts = facts_of(run)
     assert [(one["stage"], one["source"]) for one in facts["people"]] == [("labels", "")]
-    assert "labels: pair: which is better: 50% of labels agree" in page(facts)
+    assert "<p>labels: pair: which is better: 50% of labels agree" in page(facts)

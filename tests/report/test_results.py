@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Results:
         store.begin("sft", stage_hash, {})
         folder = (tmp_path / "sft").resolve()
         (folder / "adapter").mkdir()
-        (folder / "adapter" / "weights").write_bytes(bytes(1000))
+        (folder / "adapter" / "weights").write_bytes(bytes(1_600_000))
         store.finish("sft", {"hash": stage_hash, "complete": True, "plugin": "sft"})
         if stage_hash.startswith("2"):
             (store.folder / "sft" / "adapter" / "weights").unlink()
@@ -29,22 +29,22 @@ def store(tmp_path: Path) -> Results:
 
 
 LISTED = """
-align unfinished align
-sft current sft
-sft earlier .results/sft-1111111111111111
-sft damaged .results/sft-2222222222222222
+align unfinished 0.0 align
+sft current 1.6 sft
+sft earlier 1.6 .results/sft-1111111111111111
+sft damaged 0.0 .results/sft-2222222222222222
 """
 
 
 def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[str]) -> None:
-    found = [f"{row[0]} {row[1]} {row[3]}" for row in results_table(store.folder).rows]
+    found = [" ".join(row) for row in results_table(store.folder).rows]
     assert found == LISTED.strip().splitlines()
     assert cli.main(["show", str(store.folder)]) == 0
     assert "earlier results: sft, sft (damaged)" in capsys.readouterr().out
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
-    assert pruned(store.folder) == "deleted 2 results, 0 MB"
+    assert pruned(store.folder) == "deleted 2 results, 2 MB"
     assert [row[1] for row in results_table(store.folder).rows] == ["unfinished", "current"]
     assert damage_of(store.folder / "sft") is None
 

@@ -52,6 +52,7 @@ def test_a_policy_without_a_baseline_and_turns_are_shown(tmp_path: Path) -> None
         folder / "samples.jsonl",
         [{"prompt": [{"role": "user", "content": "x" * 9000}], "responses": responses}],
     )
+    assert samples("report", folder, summary) == []  # nothing is there to compare
     (found,) = samples("report", folder, {**summary, "baseline": None, "policies": ["align"]})
     assert found["kind"] == "random" and found["difference"] is None
     assert found["answers"][0]["text"] == "[assistant] calls\n\n[tool] "

@@ -14,6 +14,8 @@ from tests.rows import cells
 
 WEAK = """
     reward_model | 0.4 | 0.5   | gold is no better than a coin: it has 53% [40, 65]
+    reward_model | 0.5 | 0.5   | gold is no better than a coin: it has 53% [50, 65]
+    reward_model | 0   | 0.5   | gold is no better than a coin: it has 53% [0, 65]
     reward_model | 0.51 | 0.001 |
     dpo          | 0.4 | 0.5   | gold: by its 60 held-out examples it learned nothing
 """
@@ -25,9 +27,11 @@ def test_a_stage_that_learned_nothing_is_told_in_a_line(
 ) -> None:
     result = {"mean": 0.53, "low": float(low), "high": 0.65}
     accuracy = {"result": result, "difference": {"mean": 0.1, "p": float(p)}}
-    summary = {"held_out": {"examples": 60, "accuracy": accuracy}}
-    stage = Stage(Path("gold"), {})
+    summary = {"held_out": {"examples": 60, "accuracy": accuracy}, "groups": 1200}
+    stage = Stage(Path("gold"), {"algorithm": plugin, "from": "sft"})
     vars(stage).update(damage=None, rows=[], record={"plugin": plugin, "summary": summary})
+    about = {"reward_model": "a reward model from sft", "dpo": "sft after DPO"}
+    assert stage._about() == f"{about[plugin]} on 1,200 examples"
     told = stage._weak()
     assert told.startswith(says) and bool(told) == bool(says) and len(told) <= 80
 
@@ -39,6 +43,7 @@ SAID = {
     "A": ["A is better than sft.", "No clear difference in x.", "Worse than the base model: y."],
     "B": [LONG, "Worse: b."],
     "C": ["C is better than sft."],
+    "base": ["base is worse than sft."],
 }
 SCREEN = """\
 gold is no better than a coin. gold is no better than a coin. gold is no bet ...
@@ -74,7 +79,11 @@ def test_a_screen_where_much_is_told() -> None:
     """
     stage = {"name": "sft", "learned": "much " * 60, "weak": "gold is no better than a coin. " * 9}
     answers = [{"policy": name, "text": "word " * 90} for name in ("base", "sft", "align")]
-    sample = {"stage": "report", "kind": "random", "prompt": [{"content": "how?"}]}
+    sample = {
+        "stage": "report",
+        "kind": "random",
+        "prompt": [{"content": "hm"}, {"content": "how?"}],
+    }
     verdicts = [
         {"stage": "report", "outcome": "", "policy": policy, "sentences": sentences}
         for policy, sentences in SAID.items()
@@ -82,7 +91,7 @@ def test_a_screen_where_much_is_told() -> None:
     facts: dict[str, Any] = {
         "stages": [stage] * 3,
         "warnings": [{"stage": "", "text": "many " * 60}],
-        "next": {"told": "again " * 90, "chat": ""},
+        "next": {"told": "again " * 90, "chat": "alignkit chat"},
         "verdicts": verdicts,
         "evaluations": [{"stage": "report", "evaluation": {"results": [*map(plain, NUMBERS)]}}],
         "swaps": [],

@@ -104,6 +104,7 @@ CHANGES = """
     component options prompts  | the prompts have changed
     component options rewards  | the rewards have changed
     component options metrics  | the metrics have changed
+    component options examples | the examples have changed
     upstream helpful           | helpful has changed
 """
 
@@ -188,4 +189,5 @@ def test_a_lower_score_wins_where_lower_is_better() -> None:
         groups.append(Group((user(str(at)),), (now, then)))
     _, row = rated(groups, ["then", "now"], "then", "refused", kind="metric", lower=True)
     assert row.counts == "3/1/0" and row.win_rate["mean"] == 0.75
+    assert row.equal_length == {}  # no length fools a metric
     assert row.difference["mean"] == -0.5  # differences keep the sign of the scores

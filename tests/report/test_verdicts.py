@@ -98,7 +98,9 @@ def test_what_a_step_reports_of_its_judge_is_its_own_warning(tmp_path: Path) -> 
     """The run's log has it as well, wrapped, and after the last stage has ended."""
     folder = make_run(tmp_path / "other")
     text = f"local_judge: {NONE}, and would decide half of a coin's"
-    write_stage(folder / "labels", "judge_pairs", report=Report([f"warning: {text}"]).plain())
+    write_stage(
+        folder / "labels", "judge_pairs", report=Report([f"asked\nwarning: {text}"]).plain()
+    )
     log = ["report: done in 2s", f"warning: local_judge: {NONE},", "  and would decide half of a"]
     with (folder / "run.log").open("a", encoding="utf-8") as file:
         file.writelines(f"2026-09-21T14:15:01Z {line}\n" for line in [*log, "  coin's"])
