@@ -174,7 +174,7 @@ def _finish(axes: Any, x_label: str, legend: bool) -> None:
 
 
 def _label(text: str) -> str:
-    plain = printable(worded(text)).replace("\n", " ").lstrip("_")  # else the legend hides it
+    plain = printable(worded(text)).replace("\n", " ")
     if len(plain) <= LABEL:
         return plain
     return f"{plain[: LABEL - 1]}…"
