@@ -73,6 +73,14 @@ read d.jsonl: rankings (recognized), 1 conversation, 3 pairs
 read d.jsonl: prompt_only (recognized), 1 prompt
   user  q
 
+{"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}, \
+{"role": "assistant", "content": "c"}, {"role": "user", "content": "d"}]}
+read d.jsonl: prompt_only (recognized), 1 prompt
+  ... 1 more turns
+  user       b
+  assistant  c
+  user       d
+
 {"text": "Once"}
 read d.jsonl: text (recognized), 1 text
   text  Once

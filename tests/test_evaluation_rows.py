@@ -91,6 +91,7 @@ JUDGED = {"won": (WON, False), "lost": (LOST, False), "even": (EVEN, False), "ow
 VERDICTS = """
 refused +, llama2* + | gained | sft in refused, +30 points [20, 40]: 70% against 40%. Also better: the reward llama2
 llama2* + | gained by its own reward | +0.30 [0.20, 0.40]: 0.70 against 0.40. It was trained on this reward or
+llama2* +, helpful? + | gained, not verified | Also better: the reward llama2 (trained on it)
 helpful? + | gained, not verified | It is not known whether it was trained on this
 llama2* +, refused ~ | nothing clear | No clear difference between align and sft in refused, +10 points [-10, 30].
 llama2* +, refused - | lost | align is worse than sft in refused, -30 points
@@ -209,6 +210,7 @@ def full() -> list[Row]:
         equal = estimate((0.6, 0.4, 0.8)) if row.kind == "judge" else estimate(UNCLEAR)
         rows.append(replace(row, equal_length=equal, **won) if row.baseline else row)
     rows = adjusted(rows)
+    rows += [replace(rows[1], column="topic"), replace(rows[1], baseline=BASE_MODEL)]
     length = {"mean": 20.0, "low": 19.0, "high": 21.0, "n": 20}
     for policy, kl in (("sft", 0.0), ("align", 2.0)):
         rows.append(Row(policy, LENGTH, ANSWERS, length))

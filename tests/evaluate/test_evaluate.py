@@ -188,7 +188,7 @@ def test_numbers_are_those_of_the_textbook(name: str, tmp_path: Path) -> None:
     assert ("the base model" in str(found)) == (name == "metrics")
 
 
-HOSTILE = "\x1b[31mred[/red] [bold]x\x07{i} from {policy} " + "long " * 60
+HOSTILE = "\x1b[31mred[/red] [bold]x\r{i} from {policy} " + "long " * 60
 SAMPLED = {"max_new_tokens": 9, "min_new_tokens": 2, "stop": ["\n"], "temperature": 0.5}
 SAMPLED |= {"top_p": 0.9, "top_k": 3}
 

@@ -58,7 +58,7 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
     """A tie is wrong. A pair that is more likely the other way around is turned; one without a
     score is left out.
     """
-    groups = [group(2.0, 1.0), group(1.0, 2.0), group(1.0, 1.0), group(None, 1.0)]
+    groups = [group(2.0, 1.0), group(1.0, 2.0), group(0.1 + 0.2, 0.3), group(None, 1.0)]
     turned = group(1.0, 2.0, pairs=[Pair(0, 1, p=0.1)])
     line = right([*groups, turned, group(5.0, 1.0, pairs=[Pair(0, 1, p=0.5)])])
     assert line == "r accuracy |  | 0.5 0.15 0.85 4 |  |  | 2/1/1 1"

@@ -103,6 +103,7 @@ sft:
   skipped_steps: 1
   encoding: {cut: 18}
   without_signal: 2
+  trains: whole model
   bad_rows: ["demos.jsonl:7: no prompt", "demos.jsonl:9: no text"]
 labels: {labeled: 8, position_bias: 0.25, dropped: {no verdict: 3}, agreement: null}
 """)
@@ -116,7 +117,7 @@ sft:
   card:
     rows: 48
     responses: 60
-    prompt_characters: {least: 3, median: 61, most: 199}
+    prompt_characters: {least: 2, median: 50, most: 99}
     response_characters: {least: 3, median: 61, most: 199}
     pairs: {count: 12, better_longer: 9}
     labels: {good: 7, bad: 5}
@@ -174,6 +175,7 @@ def write_evaluation(folder: Path) -> None:
 # The judge had two samples of each prompt: it prefers the baseline, and its order decides often.
 EVALUATION = """
 prompts: 20
+examples: 1200
 left_out: 1
 sampling: {temperature: 1.0, seed: 3}
 notes:

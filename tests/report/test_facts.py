@@ -54,6 +54,7 @@ stages:
     skipped_steps: 1
     encoding: {cut: 18}
     without_signal: 2
+    trains: whole model
     bad_rows: ['demos.jsonl:7: no prompt', 'demos.jsonl:9: no text']
   learned: ''
   weak: ''
@@ -109,7 +110,7 @@ data:
   held_out: 8
   skipped: 1
   responses: 60
-  prompt_characters: {least: 3, median: 61, most: 199}
+  prompt_characters: {least: 2, median: 50, most: 99}
   response_characters: {least: 3, median: 61, most: 199}
   pairs: {count: 12, better_longer: 9}
   labels: {good: 7, bad: 5}

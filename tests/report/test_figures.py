@@ -20,6 +20,8 @@ def test_panels_group_metrics_without_what_is_no_number() -> None:
     assert list(found) == ["Reward", "KL to the reference, nats", "Scores"]
     assert list(found["Scores"]) == ["score/helpful", "score/safety"]
     assert figures.panels(sft_rows())["Loss"]["loss"] == ([1, 2, 4], [2.0, 1.5, 1.0])
+    labels = ["a/b_c", "x" * 28, "x" * 29]
+    assert [*map(figures._label, labels)] == ["a, b c", "x" * 28, "x" * 27 + "…"]
     # Of a stage without steps
     assert figures.panels([{"loss": 1.0}, {"loss": 0.5}])["Loss"]["loss"][0] == [1.0, 2.0]
 
@@ -32,6 +34,7 @@ def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
     assert reward.words == "align: Reward; reward from 1.909 to 3.107"
     for one in [reward, *others]:
         text = unquote(one.address.removeprefix("data:image/svg+xml,"))
+        assert "dc:date" not in text
         assert ElementTree.fromstring(text).tag.endswith("svg") and len(text) < 30_000
 
 
@@ -53,10 +56,11 @@ def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_pat
 
 def gold_rows(*golds: float) -> list[dict[str, float]]:
     """Iterations whose KL is the square of their number, and whose reward rises by 2 each."""
-    deviations = {"reward_std": 4.0, "gold_std": 0.5}
+    deviations: Any = {"reward_std": 4.0, "gold_std": 0.5}
     rows = []
     for n, gold in enumerate(golds, 1):
         rows.append({"step": n, "kl": n * n, "reward": 2.0 * n, "gold": gold, **deviations})
+        deviations = {}  # those at the start count
     return rows
 
 

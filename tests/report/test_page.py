@@ -42,7 +42,7 @@ by topic
 local_judge compared 40 pairs
 lengths in characters
 18 responses truncated at max_length (30% of 60)
-mean and 95% interval
+mean and 95% interval over 20 prompts and 1,200 held-out examples
 demos.jsonl
 judge: {local_judge: {min_mass: 0.1}}
 <th scope="row">skipped steps</th>
@@ -50,6 +50,14 @@ PPO: align
 sft after PPO; reward 1.91 → 3.11 on the prompts
 <strong>Evaluation</strong>: 2 of 20 prompts
 alignkit 0.1.0, torch 2.9.0
+<td>messages</td><td class="n">40</td><td class="n">8</td><td class="n">1</td>
+<td>prompts</td><td class="n">2</td><td class="n">50</td><td class="n">99</td>
+<td class="n">12</td><td class="n">75%</td>
+<td class="n">7</td><td class="n">5</td>
+<th scope="row">loss</th><td class="n">2</td><td class="n">1</td>
+<th scope="row">trains</th><td>whole model</td>
+<th scope="row">Started</th><td>2026-09-21T14:13:40Z</td>
+<th scope="row">Ended</th><td>2026-09-21T14:15:20Z</td>
 8 GB
 """
 
@@ -142,10 +150,16 @@ def test_long_names_and_paths_can_break_and_short_ones_do_not(words: str, shown:
 
 def test_long_names_break_in_tables_and_titles(tmp_path: Path) -> None:
     facts = facts_of(make_run(tmp_path / "run"))
+    facts["verdicts"].insert(0, {**facts["verdicts"][0], "policy": "other"})
+    names = {"policy": "align", "result": "align@b", "against": "align@a"}
+    swap = {**names, "differs": "the prompts have changed", "results": []}
+    facts["swaps"] = [{**swap, "stage": stage} for stage in ("report", "other")]
     facts["run"]["name"] = facts["stages"][0]["name"] = "a_stage_with_a_name_that_is_long"
     text = page(facts)
     assert '<th scope="row">a_stage_with_<wbr>a_name_that_<wbr>is_long</th>' in text
     assert "<h1>a_stage_with_<wbr>a_name" in text
+    assert text.count("align@b and align@a do not compare: the prompts have changed") == 1
+    assert "The verdict on other policies: other</summary>" in text
     assert "<title>a_stage_with_a_name_that_is_long" in text
 
 

@@ -43,6 +43,7 @@ CARDS: list[tuple[list[Group], str]] = [
         "7 14 | 6 6 6 | 1 4 4 | 7 3 | None",
     ),
     ([Group(ASKED, RANKED)], "1 3 | 6 6 6 | 1 2 3 | 3 0 | None"),
+    (LABELED[1:2], "1 1 | 6 6 6 | 1 1 1 | None | 0 1"),
     (LABELED, "3 3 | 6 6 6 | 1 1 1 | None | 2 1"),
 ]
 

@@ -4,14 +4,17 @@ that fail.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, call
 
 import pytest
 import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from alignkit import RunFailed
+from alignkit.kinds import TrackedRun
 from alignkit.plugins import plugins
 from alignkit_plugins.report.trackers import AccelerateTracker
 from tests import rows
@@ -77,10 +80,11 @@ def test_each_line_is_logged_once_and_no_hash_knows_a_tracker(
     """A second run reuses the stage, and shows nothing; one that trains on goes on where it is
     shown.
     """
-    folder = run(tmp_path, ["journal"])
+    more = f"{{algorithm: sft, data: {tmp_path}/demos.jsonl, batch_size: 1, max_steps: 1}}"
+    folder = run(tmp_path, ["journal"], f"stages.more={more}")
     found = journal(folder)
     assert found[0] == ["start", "recipe"] and found[-1] == ["finish"]
-    assert [row[:2] for row in found[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3]]
+    assert [row[:2] for row in found[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3], ["more", 1]]
     assert "loss" in found[1][2] and not {"stage", "step", "time"} & set(found[1][2])
     run(tmp_path, ["raises", "journal"])
     assert "sft: unchanged, reused" in capsys.readouterr().err
@@ -147,7 +151,9 @@ def test_tensorboard_shows_what_metrics_hold(tmp_path: Path) -> None:
     assert [event.value for event in shown] == pytest.approx(losses, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "step"), [("tensorboard", 3), ("wandb", None)])
+@pytest.mark.parametrize(
+    ("name", "step"), [("tensorboard", 3), ("wandb", None), ("comet_ml", None)]
+)
 def test_metrics_have_the_names_of_their_stages(name: str, step: int | None) -> None:
     """Steps of some trackers must rise over all stages, so they are a metric there."""
     made, sent = AccelerateTracker(AccelerateTracker.Options()), Mock()
@@ -155,3 +161,26 @@ def test_metrics_have_the_names_of_their_stages(name: str, step: int | None) -> 
     made.log("sft", 3, {"loss": 1.0})
     own = {"sft/loss": 1.0}
     assert sent.log.mock_calls == [call(own, step=3) if step else call({**own, "sft/step": 3})]
+
+
+STARTED = """
+wandb       | call('alignkit', name='small', resume='allow', id='ID', logging_dir='wandb', mode='x')
+trackio     | call('alignkit', name='small', resume='allow', logging_dir='trackio', mode='x')
+tensorboard | call('small', logging_dir='tensorboard', mode='x')
+mlflow      | call('alignkit', logging_dir='mlflow', mode='x')
+"""
+
+
+@pytest.mark.parametrize(("name", "started"), rows.cells(STARTED))
+def test_a_tracker_knows_its_run(
+    name: str, started: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it goes on: one address for each folder."""
+    monkeypatch.setattr("accelerate.PartialState", Mock())
+    made, kind = AccelerateTracker(AccelerateTracker.Options(mode="x")), Mock()  # type: ignore[call-arg]
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, name, kind)
+    made.name = name  # type: ignore[misc]
+    made.start(TrackedRun("small", tmp_path, {}))
+    known = sha256(str(tmp_path).encode()).hexdigest()[:16]
+    text = str(kind.call_args).replace(f"{tmp_path}/trackers/", "").replace(known, "ID")
+    assert text == started
