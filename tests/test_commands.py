@@ -24,13 +24,13 @@ def count(number: int) -> None:
 def fail() -> None:
     raise ValueError("odd")
 
-def hello(name: str, loud: bool = False) -> None:
+def say_hello(name: str, loud: bool = False) -> None:
     """Greet somebody."""
     print(f"hello {name}".upper() if loud else f"hello {name}")
 
 @hookimpl
 def register_commands(register):
-    register(hello)
+    register(say_hello)
     register(tools, name="tools")
 '''
 
@@ -60,13 +60,13 @@ def test_a_package_adds_commands(tmp_path: Path) -> None:
     install(tmp_path, "good", GOOD)
     help = alignkit(tmp_path, "--help").stdout
     assert "Greet somebody." in help and "Tools of mine." in help and "Run a recipe." in help
-    assert alignkit(tmp_path, "hello", "Ann", "--loud").stdout == "HELLO ANN\n"
+    assert alignkit(tmp_path, "say-hello", "Ann", "--loud").stdout == "HELLO ANN\n"
     assert alignkit(tmp_path, "tools", "count", "2").stdout == "3\n"
 
 
 def test_mistakes_end_as_those_of_our_own_commands(tmp_path: Path) -> None:
     install(tmp_path, "good", GOOD)
-    wrong = alignkit(tmp_path, "hello")
+    wrong = alignkit(tmp_path, "say-hello")
     assert (wrong.returncode, "error: Missing argument" in wrong.stderr) == (2, True)
     failed = alignkit(tmp_path, "tools", "fail")
     assert (failed.returncode, "odd" in failed.stderr, "Traceback" in failed.stderr) == (
@@ -84,8 +84,10 @@ def test_a_broken_package_takes_no_other_command_with_it(tmp_path: Path) -> None
         "misspelled",
         "from alignkit import hookimpl\n@hookimpl\ndef register_comands(register): ...\n",
     )
-    install(tmp_path, "taken", GOOD.replace("register(hello)", "register(hello, name='run')"))
-    found = alignkit(tmp_path, "hello", "Ann")
+    install(
+        tmp_path, "taken", GOOD.replace("register(say_hello)", "register(say_hello, name='run')")
+    )
+    found = alignkit(tmp_path, "say-hello", "Ann")
     assert found.stdout == "hello Ann\n"
     lines = found.stderr.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["warning"] * 3

@@ -18,7 +18,14 @@ KEYS = yaml.safe_load("""
 - sk_live_Ab12Cd34Ef56Gh78
 - fw_3ZabcDEF12ghIJK34lmnop
 - nvapi-Ab12-Cd34_Ef56-Gh78_Ij90
+- ASIAIOSFODNN7EXAMPLE
+- AIzaAb12Cd34Ef56Gh78Ij90Kl12Mn34Op56
+- eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.Ab_12
+- -----BEGIN RSA PRIVATE KEY-----Ab12 Cd34-----END RSA PRIVATE KEY-----
 """)
+PREFIXES = """pk_ rk- gsk_ xai- pplx- csk- r8_ tgp_v1_ npm_ pypi- glpat- GOCSPX- ya29. xoxa- xoxb- xoxp- xoxr- xoxs-
+gho_ ghr_ ghs_ ghu_ github_pat_"""
+KEYS += [f"{prefix}Ab12Cd34Ef56Gh78Ij90" for prefix in PREFIXES.split()]
 NO_KEYS = """
 gpt-5-mini-2025-08-07
 Qwen/Qwen3-235B-A22B-Instruct-2507-FP8
@@ -65,6 +72,7 @@ def test_a_key_in_place_of_its_variables_name_is_refused_and_repeated_nowhere(
 def test_a_password_in_an_address_is_hidden() -> None:
     told = redacted("see http://user:hunter2@localhost:9/v1 or http://a/b:c@d")
     assert told == "see http://***@localhost:9/v1 or http://a/b:c@d"
+    assert redacted("Bearer is-a-key, bearer is-a-key") == "Bearer *** bearer ***"
 
 
 @pytest.mark.parametrize("part", ["0", "sk-", "eyJ0.", "x:y@"])

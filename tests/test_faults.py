@@ -148,6 +148,7 @@ def test_what_is_moved_or_linked_is_there_after_a_crash(tmp_path: Path) -> None:
             (folder / "in" / "file").write_text("x", encoding="utf-8")
         move_folder(root / "work" / "new", root / "made" / "kept")
         replace_link(root / "link", Path("made/kept"))
-    folders = dict.fromkeys(("work", "made", "made/kept", "made/kept/in"))
-    link = {"link": Path("made/kept")}
-    assert disk.points[-1] == {**folders, "made/kept/in/file": b"x", **link}
+        write_text(root / "deep" / "er" / "file", "y")
+    folders = dict.fromkeys(("work", "made", "made/kept", "made/kept/in", "deep", "deep/er"))
+    files = {"made/kept/in/file": b"x", "deep/er/file": b"y", "link": Path("made/kept")}
+    assert disk.points[-1] == {**folders, **files}

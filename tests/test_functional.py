@@ -106,6 +106,7 @@ def test_hopelessly_different_policies_stay_finite(gap: float, dtype: torch.dtyp
     torch.testing.assert_close(loss.detach(), torch.tensor(-1.2, dtype=dtype))
     assert torch.autograd.grad(loss, logprobs)[0].abs().max() < 1e-30
     assert F.kl_k3(old, logprobs.detach()).isfinite().all()
+    assert float(F.ratio(old.new_tensor(79.0), old.new_zeros(()))) == pytest.approx(math.exp(79))
 
 
 def test_extreme_preferences_stay_finite() -> None:
@@ -134,6 +135,7 @@ def test_a_combined_score_stays_within_the_logits_of_eps() -> None:
     no = torch.tensor([False, False])
     found, _ = F.llama2_combine(torch.tensor([50.0, -50.0]), torch.tensor([9.0, 9.0]), no, eps=0.1)
     assert found.tolist() == pytest.approx([math.log(9), -math.log(9)])
+    assert F.llama2_margin("unsure") == 0
 
 
 def test_the_other_instructions_share_the_smoothing() -> None:
@@ -146,6 +148,7 @@ def test_the_other_instructions_share_the_smoothing() -> None:
             assert float(found[row]) == pytest.approx(
                 0.7 * float(losses[row, right]) + 0.3 * sum(others) / 2
             )
+    assert F.instruction_contrast(table[:1, :1], label_smoothing=0.3).tolist() == [0.0]
 
 
 def test_log_odds_are_exact_on_both_sides() -> None:
@@ -302,6 +305,7 @@ def test_best_of_n_distribution_shares_ties() -> None:
         (lambda x: F.robust_loss(x, 0.5), "0.5"),
         (lambda x: F.llama2_margin("much better"), "much better"),
         (lambda x: F.llama2_margin("better", "huge"), "huge"),
+        (lambda x: F.llama2_margin(-1), "-1"),
         (lambda x: F.expected_best_of_n(x, 4), "best of 4"),
         (lambda x: F.adaptive_kl(0.1, 1.0, 0.0, 100, 1), "target"),
         (lambda x: F.reward_normalizer(x[:0]), "demonstration"),

@@ -26,6 +26,8 @@ def test_names_that_cannot_be(name: str) -> None:
 
 def test_control_characters_are_shown_as_such() -> None:
     assert printable(RED) == "\ufffd[31mred\ufffd[0m\ufffd1m\ufffdder\ufffd"
+    acting = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\0\b\v\r\x1f\x7f\x80\x9f\ud800\udfff"
+    assert printable(acting) == "\ufffd" * 21
     assert printable("a\tb\nc é 日本 👩‍👧\u00a0") == "a\tb\nc é 日本 👩‍👧\u00a0"
 
 

@@ -16,7 +16,7 @@ from stores import event, opened, pair
 
 from alignkit import cli
 from alignkit.commands import Result, outcome
-from alignkit.errors import Repeated
+from alignkit.errors import Problem, RecipeError, Repeated
 from tests.rows import cells, write_recipe, write_rows
 
 SCHEMA = json.loads((ROOT / "docs" / "assets" / "outcome.schema.json").read_text(encoding="utf-8"))
@@ -188,6 +188,8 @@ def test_numbers_that_json_has_not_are_null_and_paths_are_texts() -> None:
         outcome(Result("x", {"folder": Path("a/b"), 1: (float("nan"), 1.5, True, None)}))
     )["result"]
     assert result == {"folder": "a/b", "1": [None, 1.5, True, None]} and result["1"][2] is True
+    key = "sk-abcdefghijklmnop1234"
+    assert key not in outcome(Result(error=RecipeError([Problem(key, key, help=key)])))
 
 
 @pytest.mark.parametrize("words", ["plugins --no-plugin", "--plugin --no-plugin x run"])

@@ -480,10 +480,12 @@ def test_sampling_filters_are_off_and_harmless(
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is
     finite, but biased.
     """
-    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5, "top_k": 2, "top_p": 0.5}
-    with started(tmp_path, rollout=rollout) as stage:
-        assert "ratios and KL are of all" in capsys.readouterr().err
-        examples = measured(stage).examples
+    rollout = {"samples_per_prompt": 2, "max_new_tokens": 5}
+    for name, value in {"top_p": 0.5, "min_new_tokens": 2, "top_k": 2, "top_": 0}.items():
+        filters = {name: value} if value else {}
+        with started(tmp_path / name, rollout={**rollout, **filters}) as stage:
+            assert ("ratios and KL are of all" in capsys.readouterr().err) == bool(value)
+            examples = measured(stage).examples
         told = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
         found = torch.cat(examples.token_columns["old_logprobs"])
         torch.testing.assert_close(torch.tensor(told), found, atol=1e-4, rtol=0)
@@ -536,13 +538,15 @@ def test_a_skipped_step_hides_no_other_steps_numbers(
 ) -> None:
     """An iteration's metrics are means over the steps that were taken, beside how many were not."""
     skipped = {"loss": math.nan, "skipped": 1.0}
-    steps = iter([{"loss": 1.0}, skipped, {"loss": 3.0}, skipped, {"loss": 5.0}, {"loss": 5.0}])
+    each = [{"loss": 1.0}, skipped, {"loss": 3.0}, skipped, {"loss": 5.0}, {"loss": 5.0}]
+    steps = iter(each * 2)
     with started(tmp_path) as stage:
         monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps))
         iteration = measured(stage)
-        stage.learn(iteration, 0, Phase(iteration.table.groups), iteration.examples)
+        for phase in range(2):
+            stage.learn(iteration, phase, Phase(iteration.table.groups), iteration.examples)
     assert iteration.metrics["loss"] == pytest.approx((1 + 3 + 5 + 5) / 4)
-    assert iteration.metrics["skipped"] == 2
+    assert iteration.metrics["skipped"] == 4
 
 
 SHARED = {"ppo": {"kl_coefficient": 0.1, "shared_value": True}}
@@ -825,6 +829,7 @@ def test_each_roles_gradient_is_clipped_after_accumulation(
 def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     """The reference is the SFT policy, not the base."""
     assert abs(watched.metrics[0]["kl"]) < 1e-6 < 1e-3 < abs(watched.metrics[1]["kl"])
+    assert {row["state/score_level"] for row in watched.metrics} == {watched.metrics[0]["reward"]}
     models, group = watched.run.models.of("base"), prompts(1, Response(text="bread is good"))
     sft, base = models["sft"].logprobs(group)[0], models[BASE].logprobs(group)[0]
     assert float((sft - base).abs().max()) > 0.01

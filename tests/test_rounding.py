@@ -137,7 +137,7 @@ def test_rounding_is_no_spread_and_a_small_difference_is_one(what: str) -> None:
 def test_what_is_no_number_or_infinite() -> None:
     assert F.group_has_spread(torch.tensor([math.nan, 1.0]), torch.zeros(2)).all()
     assert not F.nearly_equal(-math.inf, -3.0) and F.nearly_equal(math.inf, math.inf)
-    assert F.nearly_equal(1e6, 1e6 + 1e-7) and not F.nearly_equal(1.0, 1.0 + 1e-7)
+    assert F.nearly_equal(-1e6, -1e6 - 1e-7) and not F.nearly_equal(1.0, 1.0 + 1e-7)
     x = torch.tensor([1e6, 1.0, -math.inf], dtype=torch.float64)
     y = torch.tensor([1e6 + 1e-7, 1.0 + 1e-7, -3.0], dtype=torch.float64)
     assert F.nearly_equal(x, y).tolist() == [True, False, False]

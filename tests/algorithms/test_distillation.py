@@ -44,6 +44,8 @@ def test_a_teacher_that_agrees_teaches_nothing() -> None:
         batch([[1, 1]], old_logprobs=same, reference_logprobs=same.clone())
     )
     assert isinstance(skip, Skip) and "reference" in skip.reason
+    less = batch([[1, 1]], old_logprobs=same, reference_logprobs=same - 1)
+    assert not isinstance(new(Distillation).signal(less), Skip)
 
 
 def test_the_context_is_read_before_the_prompt_and_after_a_system_message() -> None:

@@ -31,6 +31,7 @@ def kept(name: str, groups: Sequence[Group], **options: Any) -> str:
         ("reward_range", {"low": 0.25, "high": 0.75}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nyyn"),
         ("reward_range", {"low": 0.3}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nnyy"),
         ("reward_range", {"high": 0.25}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "yynn"),
+        ("reward_range", {"low": 1, "high": 1}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nnny"),
     ],
 )
 def test_filters_of_rewards(

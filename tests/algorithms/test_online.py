@@ -124,6 +124,10 @@ def test_overlong_penalty(case: Mapping[str, Any]) -> None:
     found = algorithm.signal(rollouts(rewards, [0] * len(lengths), mask))["advantages"]
     close(found, rewards + penalty - (rewards + penalty).mean())
     close(algorithm.metrics["overlong_penalty"], penalty.mean(), rtol=1e-6)
+    assert algorithm.needs.max_new_tokens == limits["max_tokens"]
+    # It sets equal rewards apart
+    equal = new(GRPO, **limits).signal(rollouts(rewards * 0, [0] * len(lengths), mask))
+    assert isinstance(equal, Skip) == bool((penalty == penalty[0]).all())
 
 
 def test_rloo_prices_the_kl_of_a_whole_response() -> None:
@@ -189,6 +193,7 @@ def test_a_constant_length_counts_empty_responses() -> None:
     algorithm = new(GRPO, aggregation="constant_length", max_tokens=4, kl_coefficient=0.2)
     wanted = (-3.0 * 2 + 0.2 * 2 * (math.exp(0.5) - 1 - 0.5)) / (2 * 4)
     close(loss_of(algorithm, given, logprobs=old), wanted)
+    assert algorithm.needs.max_new_tokens is None
 
 
 # The clipped update, against tests/golden/ppo_policy_loss.json and ppo_value_loss.json
@@ -276,6 +281,7 @@ SKIPPED = yaml.safe_load("""
 - [RLOO, {kl_coefficient: 0.0}, [1, 1, 2, 2.5], false, false]
 - [ReinforcePP, {}, [1, 1, 1, 1], false, true]
 - [ReinforcePP, {}, [1, 1, 2, 2], false, false]
+- [ReinforcePP, {}, [2, 2, 1, 1], false, false]
 - [ReinforcePP, {group_baseline: true}, [1, 1, 2, 2], false, true]
 - [ReinforcePP, {}, [1, 1, 1, 1], true, false]
 - [ReinforcePP, {kl_coefficient: 0.0, whiten_advantages: false}, [1, 1, 1, 1], true, true]

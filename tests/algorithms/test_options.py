@@ -83,6 +83,7 @@ algorithm:
   dpo:
   - [{loss: ipo, label_smoothing: 0.1}, "robust, sigmoid, sigmoid_norm"]
   - [{loss: robust}, label_smoothing]
+  - [{loss: {robust: 1, sigmoid: 1}}, label_smoothing]
   - [{loss: {}}, at least 1]
   - [{loss: {sigmoid: 0}}, greater than 0]
   - [{loss: {exo: 1.0}}, "'sigmoid'"]
@@ -91,6 +92,7 @@ algorithm:
   - [{instructions: [a, b, c]}, "3 instructions need 2 thresholds, not 1"]
   - [{instructions: [a], thresholds: []}, at least 2]
   - [{instructions: [a, b, c], thresholds: [1.0, 0.0]}, increase]
+  - [{instructions: [a, b, c], thresholds: [1.0, 1.0]}, increase]
   - [{instructions: [a, a]}, differ]
   hir_offline: [[{label_smoothing: 0.1}, contrast]]
   distillation:

@@ -358,6 +358,9 @@ def test_a_prompt_with_most_of_the_responses_has_too_few_strangers() -> None:
     assert sorted(map(len, map(strangers, chosen))) == [1, 1]
     assert not any(text.startswith(group.id) for group in chosen for text in strangers(group))
     assert logged["without_other_prompt"] == 2
+    # The same words with other tools are another prompt
+    tools = replace(thumbs("b", False), tools=({"type": "function"},))
+    assert kto_select([thumbs("b", True), tools])[1]["without_other_prompt"] == 0
 
 
 def test_pairs_become_thumbs() -> None:
@@ -409,7 +412,7 @@ def test_labels_are_counted_again_when_rows_did_not_fit() -> None:
     looking, algorithm = Looking(), new(KTO)
     groups = [thumbs("a", True), thumbs("b", False), thumbs("c", True), thumbs("d")]
     chosen = algorithm.select(groups, looking)
-    assert looking.logged["without_label"] == 1  # a prompt without a response
+    assert looking.said == ["1 left out (without_label): 'd'"]  # a prompt without a response
     algorithm.check_data(chosen[:2])
     assert (looking.logged["desirable"], looking.logged["undesirable"]) == (1, 1)
     with pytest.raises(DataError, match="all 1 labels of 1 rows are desirable"):
@@ -479,16 +482,16 @@ def behind(groups: Sequence[Group]) -> list[tuple[str, str]]:
 
 def test_all_responses_get_the_instruction_that_they_fulfil() -> None:
     """A threshold belongs to the lower level; shares are of what has a reward."""
-    made, looking = polite([-1, 0, None, 0.5], [7, 1, math.nan], contrast_coefficient=0)
+    made, looking = polite([-1, 0, None, None, 0.5], [7, 1, math.nan], contrast_coefficient=0)
     assert made == [
         ("Be rude.\n0", "0.0 0.1"),
-        ("Be plain.\n0", "0.3"),
+        ("Be plain.\n0", "0.4"),
         ("Be plain.\n1", "1.1"),
         ("Be polite.\n1", "1.0"),
     ]
     shares = {"fulfilled/0": 0.4, "fulfilled/1": 0.4, "fulfilled/2": 0.2}
-    assert looking.logged == {**shares, "without_feedback": 2}
-    assert "2 left out (without_feedback): '0', '1'" in looking.said
+    assert looking.logged == {**shares, "without_feedback": 3}
+    assert "3 left out (without_feedback): '0', '1'" in looking.said
     with pytest.raises(DataError, match="none of 1 groups"):
         polite([None])
 
@@ -509,15 +512,19 @@ def test_an_instruction_that_is_there_is_replaced_and_nothing_else() -> None:
         ("Be plain.\np", LEVELS, "Be rude.\np"),
         ("Be plain.\nBe rude.\np", LEVELS, "Be rude.\nBe rude.\np"),
         ("Be plain. Sing.", LEVELS, "Be rude.\nBe plain. Sing."),
+        ("Be\nplain\np", ("Be", "Be\nplain"), "Be rude.\np"),
     ):
         assert instructed(asked(before), "Be rude.", known) == asked(after)
 
 
 def test_labels_are_feedback() -> None:
-    looking = Looking()
-    chosen = new(HIROffline).select([thumbs("p", True, False, None)], looking)
+    """If there is no score."""
+    looking, group = Looking(), thumbs("p", True, False, None)
+    both = Response("both", label=True, scores={"reward": -1.0})
+    group = replace(group, responses=(*group.responses, both))
+    chosen = new(HIROffline).select([group], looking)
     assert [(text.split()[2], rows) for text, rows in behind(chosen)] == [
-        ("incorrect", "p1"),
+        ("incorrect", "p1 both"),
         ("correct", "p0"),
     ]
     assert looking.logged["without_feedback"] == 1
@@ -586,10 +593,14 @@ def test_hir_by_hand() -> None:
 def test_instruct_makes_prompts() -> None:
     first, second = scored([[1.0], []])
     groups = [first, replace(second, meta={"safety": True})]
-    step = new(Instruct, data=None, instruction="Be polite.")
-    made = step.run(SimpleNamespace(load=lambda data: groups)).groups
+    step, other = (
+        new(Instruct, data=None, instruction=f"Be {how}.") for how in ("polite", "brief")
+    )
+    made, others = (
+        each.run(SimpleNamespace(load=lambda data: groups)).groups for each in (step, other)
+    )
     assert [(group.prompt, group.responses, group.meta) for group in made] == [
         (asked("Be polite.\n0"), (), {}),
         (asked("Be polite.\n1"), (), {"safety": True}),
     ]
-    assert len({group.id for group in made}) == 2
+    assert len({group.id for group in (*made, *others)}) == 4

@@ -83,6 +83,8 @@ def test_pairs_without_a_margin_are_counted(kind: str, without: int | None, want
     assert model.select(groups, looking) == groups
     assert looking.logged == ({} if without is None else {"pairs_without_margin": without})
     assert "4 pairs are too few" in looking.said[0]
+    model.select((groups * 13)[:50], enough := Looking())
+    assert enough.said == []
     assert model.select([pair(None)], Looking(validation=True)) == [pair(None)]
     if kind != "none":
         with pytest.raises(DataError, match=f"'margin: {kind}' .* {wanted}"):

@@ -73,12 +73,15 @@ def test_ordinal_predicts_levels() -> None:
 
 
 def test_thresholds_learn_from_earlier_steps() -> None:
-    """By numerical gradients of the mean loss; a step uses what the steps before it learned."""
+    """By numerical gradients of the mean loss; a step uses what the steps before it learned. A
+    response without a token says nothing.
+    """
     algorithm, given = fitted(RewardOrdinal, threshold_rate=0.7)
+    given.mask[0] = False
     start = np.array(algorithm.state["thresholds"])
 
     def loss(thresholds: Any) -> float:
-        return float(-np.log(chances(thresholds)[np.arange(6), (Y // 3).astype(int)]).mean())
+        return float(-np.log(chances(thresholds)[np.arange(6), (Y // 3).astype(int)])[1:].mean())
 
     gradient = [(loss(start + d) - loss(start - d)) / 2e-6 for d in 1e-6 * np.eye(2)]
     learned = pytest.approx(start - 0.7 * np.array(gradient), rel=1e-6)
@@ -106,10 +109,10 @@ def test_thresholds_stay_in_order() -> None:
 def test_answers_without_a_score_are_counted() -> None:
     """Held-out answers do not change the scale."""
     algorithm, looking = new(RewardRegression), Looking()
-    kept = algorithm.select(scored([[7.0, None], [None], [1.0]], "row "), looking)
-    assert "2 left out (without_score): 'row 0', 'row 1'" in looking.said
+    kept = algorithm.select(scored([[7.0, None], [None], [1.0], []], "row "), looking)
+    assert "3 left out (without_score): 'row 0', 'row 1', 'row 3'" in looking.said
     assert [len(group.responses) for group in kept] == [1, 1]
-    assert looking.logged == {"without_score": 2, "score_mean": 4.0, "score_std": 3.0}
+    assert looking.logged == {"without_score": 3, "score_mean": 4.0, "score_std": 3.0}
     before = dict(algorithm.state)
     algorithm.select(scored([[2.0]]), Looking(validation=True))
     assert algorithm.state == before
@@ -126,14 +129,15 @@ def test_answers_without_a_score_are_counted() -> None:
 def test_data_without_ratings(cls: Any, ratings: list[float | None], named: str) -> None:
     with pytest.raises(DataError, match=named):
         new(cls).select(scored([ratings]), Looking())
+    new(RewardOrdinal).select(scored([range(20)]), Looking())  # 20 levels are not too many
 
 
 def test_a_level_that_training_never_saw() -> None:
     """Before training, not after an epoch."""
     algorithm, _ = fitted(RewardOrdinal)
-    unknown = scored([[5.0, 1.0]])
+    unknown = scored([[6.0, 5.0, 1.0]])
     with pytest.raises(DataError, match="score 5 is not among the levels"):
-        algorithm.loss(rated(unknown), Outputs(scores=torch.zeros(2)))
+        algorithm.loss(rated(unknown), Outputs(scores=torch.zeros(3)))
     with pytest.raises(DataError, match="score 5"):
         algorithm.select(unknown, Looking(validation=True))
 

@@ -51,6 +51,8 @@ def test_rows_that_are_no_demonstrations_may_be_left_out_with_a_count() -> None:
     looking, lenient = Looking(), Group(ASK, origin=Origin("a.jsonl", 8, skip=True))
     assert new(SFT).select([DEMONSTRATION, lenient], looking) == [DEMONSTRATION]
     assert looking.logged == {"not_demonstrations": 1}
+    new(SFT).select([lenient], held_out := Looking(validation=True))
+    assert held_out.logged == {"validation_not_demonstrations": 1} and held_out.said == []
 
 
 def test_a_row_whose_last_turn_is_context_teaches_nothing_to_the_last_turns() -> None:

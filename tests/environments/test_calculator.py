@@ -40,6 +40,8 @@ True + 1                        | only numbers and
 10 ** 60                        | beyond 1e
 (-8) ** 0.5                     | beyond 1e
 1e400                           | beyond 1e
+-1e12 - 1                       | beyond 1e
+1e12 ** 64                      | out of range
 2 +                             | not an arithmetic expression
                                 | not an arithmetic expression
 """

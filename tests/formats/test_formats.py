@@ -559,10 +559,10 @@ def test_text_files_are_cut_at_blank_lines(
 
 def test_a_line_that_is_too_long_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "MAX_CHARS", 40)
-    lines = [(4, "a-word " * 30 + "end"), (5, ""), (6, "next")]
+    lines = [(4, "my-word " * 30 + "end"), (5, ""), (6, "next")]
     found = list(FORMATS["text"]().rows_of_text(lines))
     assert max(len(text) for _, text in found) <= 40 and found[0][0] == 4
-    assert " ".join(text for _, text in found).split() == [*["a-word"] * 30, "end", "next"]
+    assert " ".join(text for _, text in found).split() == [*["my-word"] * 30, "end", "next"]
 
 
 def test_texts_dialogues_and_groups() -> None:

@@ -1,6 +1,7 @@
 """Files and folders are complete or absent."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "target").iterdir()] == ["two"]
 
 
+def test_files_get_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o007)
+    with replace_folder(tmp_path / "target") as folder:
+        os.umask(before)
+        (folder / "file").touch(0o600)
+    assert (tmp_path / "target" / "file").stat().st_mode & 0o777 == 0o660
+
+
 KEPT = """sft/.hidden sft/data.tmp sft/.config.tmp .earlier/sft/12/stage.json b/adapter/file
 .notes.new/text .notes.old/text .draft.123.tmp .venv/.pip.7.tmp sft/alignkit-new/file
 other/.lock other/.adapter.alignkit-new/file other/.stage.json.5.alignkit-tmp .lock"""
@@ -66,8 +75,9 @@ def test_links_to_folders_elsewhere_are_not_followed(tmp_path: Path) -> None:
     elsewhere.mkdir(parents=True)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "link").symlink_to(elsewhere.parent)
+    (tmp_path / "run" / ".link.alignkit-new").symlink_to(elsewhere.parent)
     remove_leftovers(tmp_path / "run")
-    assert elsewhere.is_dir()
+    assert elsewhere.is_dir() and [path.name for path in (tmp_path / "run").iterdir()] == ["link"]
 
 
 def test_a_folder_that_was_being_replaced_comes_back(tmp_path: Path) -> None:
@@ -98,4 +108,8 @@ def test_what_a_killed_process_had_begun_to_delete_is_gone(
         discard_folder(tmp_path / "sft")
     assert not (tmp_path / "sft").exists()
     remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+    for name in ("sft", ".sft.alignkit-discarded/left"):
+        (tmp_path / name).mkdir(parents=True)
+    discard_folder(tmp_path / "sft")
     assert not list(tmp_path.iterdir())

@@ -14,10 +14,11 @@ from rich.console import Console
 from alignkit.io import console
 from alignkit.io.console import Metrics, Reporter, Terminal
 from alignkit.io.text import duration
+from tests.faults.disk import synced
 from tests.rows import read_rows
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(7.31, "7.3s"), (65.0, "1m05s"), (3600.0, "60m00s")])
+@pytest.mark.parametrize(("seconds", "text"), [(7.31, "7.3s"), (65.9, "1m05s"), (3600.0, "60m00s")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
@@ -42,13 +43,17 @@ def test_a_pipe_gets_a_line_at_most_every_10_seconds_and_the_last(
     clock = [100.0]
     monkeypatch.setattr(console, "monotonic", lambda: clock[0])
     reporter, written = pipe()
+    reporter.stage("align", 1, 2, "ppo")
     reporter.start("align", total=20, done=4, unit="iteration")
-    metrics = {"loss": 1.23456, "reward": 0.1, "kl": 0.0, "response_tokens": 31.0, "other": 3.0}
+    metrics = {"loss": 1.23456, "reward": -1234.5, "kl": 0.0, "response_tokens": 31.0, "other": 3.0}
     for number in range(5, 21):
         clock[0] += 3
+        with reporter.progress("sampling", 2) as done:
+            done(1)
         reporter.advance(number, {**metrics, "tokens_per_second": 1034.0})
-    said = "loss 1.23 reward 0.1 kl 0 length 31 tok/s 1034"
+    said = "loss 1.23 reward -1234 kl 0 length 31 tok/s 1034"
     assert written.getvalue().splitlines() == [
+        "align: stage 1 of 2, ppo",
         f"align iteration 5/20 {said} (3s, 45s left)",
         f"align iteration 9/20 {said} (15s, 33s left)",
         f"align iteration 13/20 {said} (27s, 21s left)",
@@ -69,10 +74,15 @@ def test_the_parts_of_a_step_have_lines_only_if_they_take_long(
             for count in range(1, 5):
                 clock[0] += seconds
                 done(count)
+    reporter.stop()
+    with reporter.progress("scoring", 2) as done:
+        clock[0] += 10
+        done(1)
     assert written.getvalue().splitlines() == [
         "report: stage 6 of 6, evaluate",
         "report: sampling from sft 2/4 (12s, 12s left)",
         "report: sampling from sft 4/4 (24s)",
+        "scoring 1/2 (10s, 10s left)",
     ]
 
 
@@ -88,6 +98,8 @@ def test_the_live_line_is_removed_and_lines_stay_above_it() -> None:
     rest = text[text.rindex("sft step") :]
     assert "\x1b[2K" in rest[: rest.index("done in")]  # the live line is erased before the last one
     assert "sft: a fact\n" in text
+    dumb = Console(force_terminal=True, _environ={"TERM": "dumb"})
+    assert reporter.live and not Reporter(dumb).live
 
 
 def test_latin_1_and_no_color_are_enough() -> None:
@@ -133,6 +145,7 @@ def test_a_terminal_shows_the_running_stage_and_the_log_has_all_that_is_said(
     reporter.stop("sft: done in 1m05s: groups 4")
     with reporter.progress("sampling", 2) as done:
         done(1)
+    assert shown.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K"), "the cursor is back"
     reporter.stop()
     reporter.result("a report\nof lines")
     lines = plain_text(shown).splitlines()
@@ -171,7 +184,10 @@ def test_a_pipe_that_nobody_reads_does_not_end_a_run(tmp_path: Path) -> None:
 def test_metrics_after_the_last_checkpoint_are_written_again(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
     metrics.write(step=1, loss=float("nan"))
-    size = metrics.sync()
+    handles: list[int] = []
+    with synced(handles.append):
+        size = metrics.sync()
+    assert len(handles) == 1
     metrics.write(step=2, loss=1.0)
     Metrics(tmp_path / "metrics.jsonl", size).write(step=2, loss=0.5)
     assert [(row["step"], row["loss"]) for row in read_rows(tmp_path / "metrics.jsonl")] == [
@@ -191,7 +207,8 @@ def test_metrics_have_the_time_and_six_significant_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.time, "time", lambda: 1765432109.87654)
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics, seen = Metrics(tmp_path / "metrics.jsonl"), []
+    metrics.follower = seen.append
     metrics.write(
         stage="sft", step=1234567, loss=1.23456789, rate=0.000123456789, large=123456789.0, ok=True
     )
@@ -199,3 +216,4 @@ def test_metrics_have_the_time_and_six_significant_digits(
         '{"stage": "sft", "step": 1234567, "loss": 1.23457, "rate": 0.000123457, '
         '"large": 123457000.0, "ok": true, "time": 1765432109.877}\n'
     )
+    assert seen == read_rows(tmp_path / "metrics.jsonl")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io.digest import model_digest, source_digests
+from alignkit.io.digest import digest, model_digest, source_digests, versions
 
 
 def write(path: Path, text: str) -> Path:
@@ -30,18 +30,33 @@ def changes(file: Path, other: Path) -> bool:
 
 
 def test_every_file_of_a_package_counts_even_data(tmp_path: Path) -> None:
-    init = write(tmp_path / "two" / "__init__.py", "from two import rest\n")
-    write(tmp_path / "two" / "plugin.py", "")
+    folder = tmp_path / ".plugins" / "two"
+    init = write(folder / "__init__.py", "from two import rest\n")
+    inner = write(folder / "inner" / "__init__.py", "")
     for other in ("rest.py", "unused.py", "prompts/judge.txt"):
-        assert changes(init, write(tmp_path / "two" / other, "x = 1\n"))
-        assert changes(tmp_path / "two" / "plugin.py", tmp_path / "two" / other)
-    write(tmp_path / "two" / "__pycache__" / "rest.pyc", "")
-    assert not {name for name in names(init) if "pyc" in name}
+        assert changes(init, write(folder / other, "x = 1\n"))
+        assert changes(inner, folder / other)
+    for cache in (".cache/x.json", "inner/__pycache__/rest.pyc"):
+        write(folder / cache, "")
+    files = "__init__.py inner/__init__.py rest.py unused.py prompts/judge.txt"
+    assert names(init) == {f"two/{name}" for name in files.split()}
 
 
-def test_the_named_templates_of_a_model_count(tmp_path: Path) -> None:
-    write(tmp_path / "additional_chat_templates" / "tool_use.jinja", "")
-    assert {*model_digest(str(tmp_path))} == {"additional_chat_templates/tool_use.jinja"}
+def test_the_files_of_a_model_count(tmp_path: Path) -> None:
+    kinds = """additional_chat_templates/tool_use.jinja chat_template.jinja config.json model.safetensors
+    modeling.py pytorch_model.bin qwen.tiktoken tokenizer.model vocab.txt"""
+    counted = kinds.split()
+    for name in [*counted, "README.md", "onnx/model.bin"]:
+        write(tmp_path / name, "")
+    assert [*model_digest(str(tmp_path))] == counted
+    assert {*versions(["trl"])} == {
+        "alignkit",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "peft",
+        "trl",
+    }
 
 
 def test_neighbors_count_if_they_are_imported(tmp_path: Path) -> None:
@@ -66,13 +81,14 @@ def test_installed_modules_do_not_count_but_editable_ones_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write(
-        tmp_path / "mine" / "reward.py", "import json, alignkit, torch, elsewhere, packaged_one\n"
+        tmp_path / "mine" / "reward.py",
+        "import json, alignkit, torch, elsewhere, packaged_one, of_debian\n",
     )
     elsewhere = write(tmp_path / "checkout" / "elsewhere" / "__init__.py", "")
     installed = write(tmp_path / "site-packages" / "packaged_one.py", "")
-    monkeypatch.setattr(
-        sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "site-packages"), *sys.path]
-    )
+    write(tmp_path / "dist-packages" / "of_debian.py", "")
+    folders = [str(tmp_path / name) for name in ("checkout", "site-packages", "dist-packages")]
+    monkeypatch.setattr(sys, "path", [*folders, *sys.path])
     assert names(file) == {"reward.py", "elsewhere/__init__.py"}
     assert changes(file, elsewhere) and not changes(file, installed)
 
@@ -100,4 +116,5 @@ def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_impor
         tmp_path / "b" / "reward.py"
     )
     assert names(tmp_path / "a" / "reward.py") == {"reward.py", "words.py"}
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert source_digests(None) is None and source_digests(tmp_path / "no.py") is None

@@ -14,9 +14,14 @@ from huggingface_hub import constants
 from tiny import shared
 
 from alignkit import RunFailed
+from alignkit.io.console import Reporter
 from alignkit.io.text import cache_folder
 from alignkit.models.loading import locate
+from alignkit.recipe.load import load_recipe
+from alignkit.recipe.schema import BASE
+from alignkit.runs.bases import RunBase
 from alignkit_plugins.models import tiny
+from tests.rows import write_recipe
 
 ID = "somebody/small"
 
@@ -94,6 +99,18 @@ def test_offline_needs_no_request(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> 
         locate(ID)
     with pytest.raises(RunFailed, match="'models/my/own' is neither a folder nor in the hub's"):
         locate("models/my/own")
+
+
+def test_a_check_takes_a_whole_copy_of_the_revision(cached: Path, tmp_path: Path) -> None:
+    def source(**model: str) -> str:
+        path = write_recipe(
+            tmp_path, "s: {algorithm: sft, data: demos.jsonl}", {"base": ID, **model}
+        )
+        return RunBase(BASE, load_recipe(path), Reporter(), download=False).source
+
+    assert source() == str(cached) and source(revision="v9") == ""
+    (cached / "model.safetensors").rename(cached / "adapter_model.safetensors")
+    assert source() == ""
 
 
 def test_an_incomplete_copy_does_not_count(hub: Hub, cached: Path) -> None:

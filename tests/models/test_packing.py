@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,14 +67,19 @@ def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
     response.
     """
     rows = tuple(ResponseTokens(ids, (True,) * len(ids)) for ids in ((7, 8), ()))
-    groups = [Encoded(Group((user("q"),)), (9, 8, 3), rows)]
+    groups = [Encoded(Group((user("q"),)), (9, 3, 3), rows)]
     assert pack(groups).scored.tolist() == pack(groups, -1).scored.tolist() == [4, 2]
     assert pack(groups, 8).scored.tolist() == [3, 2]
+    assert pack(groups, 3).scored.tolist() == [4, 0]
+    groups[0] = replace(groups[0], prompt=(8, 8))
+    assert pack(groups, 8).scored.tolist() == [2, 0]  # the first token of all is read
 
 
 def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
     bundles = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
-    rows = encode(*(Group((user("q"),), (words(n),), bundle=bundle) for n, bundle in bundles))
+    rows = encode(
+        *(Group((user("q"),), (words(1), words(n - 1)), bundle=bundle) for n, bundle in bundles)
+    )
     prompt = len(rows[0].prompt)
     assert indivisible([row.group.bundle for row in rows]) == [[0, 3], [1], [2], [4]]
     assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
@@ -84,12 +90,12 @@ def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
 
 def test_pairs_point_at_the_batchs_rows() -> None:
     first = Group((user("a"),), (words(2), words(3)), pairs=(Pair(1, 0, p=0.7, margin="better"),))
-    pairs_of_second = (Pair(2, 0, margin=1.5), Pair(0, 1))
+    pairs_of_second = (Pair(2, 0, margin=1.5), Pair(0, 1, margin=2))
     second = Group((user("b"),), (words(2), words(3), words(4)), pairs=pairs_of_second)
     batch = Examples(encode(first, second)).batch()
     pairs = batch.pairs
     assert (pairs.better.tolist(), pairs.worse.tolist()) == ([1, 4, 2], [0, 2, 3])
-    assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 0]
+    assert pairs.p.tolist() == pytest.approx([0.7, 1, 1]) and pairs.margin.tolist() == [0, 1.5, 2]
     assert pairs.group_index.tolist() == [0, 1, 1] and pairs.levels == ("better", None, None)
     assert str(batch.group_index.tolist()) == "[0, 0, 1, 1, 1]" and batch.tokens.shape == (5, 4)
     assert str(batch.mask.sum(1).tolist()) == "[2, 3, 2, 3, 4]"

@@ -14,6 +14,7 @@ from tiny import shared, tiny_model, user
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import Context
+from alignkit import functional as F
 from alignkit.data.group import Group, Message, Response, responses_of
 from alignkit.errors import RunFailed
 from alignkit.models.models import LoadedBase
@@ -69,7 +70,7 @@ def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) ->
 
 
 def test_answers_that_begin_alike_are_refused(models: LoadedBase, tmp_path: Path) -> None:
-    judge = LocalJudge(LocalJudge.Options(min_mass=0, scale=(10, 11)))
+    judge = LocalJudge(LocalJudge.Options(min_mass=0, scale=(9, 11)))
     judge.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
     with pytest.raises(RunFailed, match=r"begin with the same token.*\nhelp: set 'reasons: true'"):
         judge.rate([(asked("is it so?"), "It is four.")])
@@ -96,6 +97,9 @@ def test_scores_and_logprobs_are_those_of_plain_transformers(
         # The line break after the end of turn is no part of the answer
         logprobs = logprobs_alone(plain, prompt, one[0, len(prompt) : -1].tolist())
         same(found, logprobs, atol=1e-5, rtol=1e-5)
+    (hot,) = models["base"].logprobs([group], temperature=2.0)
+    logits = plain(one).logits[0, len(prompt) - 1 : -2]
+    same(hot, F.token_logprobs(logits, one[0, len(prompt) : -1], 2.0), atol=1e-5, rtol=1e-5)
 
 
 def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
@@ -112,6 +116,9 @@ def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> No
     assert "judge: at max_length 1 responses were cut" in told and "1 groups have no score" in told
     models["judge"].scores(rows[:1])
     assert len(said) == 1
+    for each in rows[1:]:
+        models["judge"].scores([each])
+    assert [" 1 responses" in told for told in said] == [True, True, False]
 
 
 def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBase) -> None:

@@ -67,6 +67,8 @@ def test_a_stop_string_is_never_heard(policy: SharedModel) -> None:
     found, heard = ask(policy, group, stopped)
     assert found.text == until_stop(plain.text, [stop]) == "".join(heard) and stop not in found.text
     assert not found.response.truncated and stop in found.response.text
+    assert policy_module._before("xab", ["abc", "bx"]) == "x"
+    assert until_stop("a.b+c", ["+", "b"]) == "a."
 
 
 def test_an_answer_that_nobody_wants_ends(policy: SharedModel) -> None:

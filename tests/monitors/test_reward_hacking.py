@@ -185,4 +185,6 @@ def test_an_iteration_without_a_score_says_nothing() -> None:
     assert history.best == 0 and not history.fell() and history.change() is None
     history.add(2, by_prompt(1.0, 0))
     history.add(3, {})
+    history.add(4, by_prompt(1.0, 0))  # the first of equals
     assert history.best == 2 and not history.fell()
+    assert means({"p": [0.0], "q": []}) == {"p": 0.0}

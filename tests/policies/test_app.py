@@ -37,8 +37,10 @@ def end_of(reply: Any) -> str:
 def error_of(server: Server, path: str, body: Any, **headers: str) -> tuple[int, str]:
     status, reply = server.ask(path, body, **headers)
     assert reply.keys() == {"error"}
-    assert reply["error"].keys() == {"message", "type", "param", "code"}
-    return status, reply["error"]["message"]
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    said = reply["error"]["message"]
+    assert reply["error"] == {"message": said, "type": kind, "param": None, "code": None}
+    return status, said
 
 
 # --- answers
@@ -50,6 +52,7 @@ def test_an_answer_is_that_of_the_models(server: Server) -> None:
     """
     listed = server.ask("/v1/models", method="GET")[1]["data"]
     assert [model["id"] for model in listed] == ["run-online", "run-base"]
+    assert listed[0]["root"].endswith("/run/online")
     sampling = {"temperature": 0.9, "top_p": 0.8}
     reply = server.chat(seed=7, max_tokens=20, **sampling)
     policy, prompt = server.opened.policies["run-online"], (user("bread is good"),)
@@ -143,7 +146,7 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
     status, reply = server.ask("/v1/consent", {"granted": True})
     assert status == 400 and "X-Alignkit-Annotator" in reply["error"]["message"]
     consent(server, "ada", True)
-    whole = asks(server, "ada", "whole", seed=11)
+    whole = asks(server, "ada", "whole", seed=11, temperature=0.5)
     streamed = asks(server, "ada", "stream", stream=True)
     asks(server, "bob", "other")
     server.chat("nobody's")
@@ -152,7 +155,8 @@ def test_only_users_who_agreed_are_kept(server: Server) -> None:
     item = kept(server)["whole"].stored.item
     assert (item.task, item.author, item.license) == ("thumb", "ada", "CC0-1.0")
     assert list(item.responses) == contents(whole)
-    assert item.meta == {"seed": 11, "temperature": 0.7} and item.origins[0].endswith("online")
+    assert item.meta == {"seed": 11, "temperature": 0.5} and item.origins[0].endswith("online")
+    assert kept(server)["stream"].stored.item.meta["temperature"] == 0.7
     given = [(whole, True), (whole, False), (streamed, True)]  # the last one counts
     assert [thumb(server, "ada", id=one["id"], good=good) for one, good in given] == [200] * 3
     labels = [kept(server)[text].labels for text in ("whole", "stream")]
@@ -188,10 +192,15 @@ CHANGED = """
     {"temperature": "0"}                                | 400 | 'temperature'
     {"n": 2}                                            | 400 | 'n'
     {"logprobs": true}                                  | 400 | logprobs is not supported
+    {"top_logprobs": 2}                                 | 400 | top_logprobs is not supported
+    {"tools": [{"name": "f"}]}                          | 400 | tools is not supported
+    {"presence_penalty": 0.5}                           | 400 | presence_penalty is not supported
+    {"top_p": 0}                                        | 400 | 'top_p'
+    {"max_tokens": 0}                                   | 400 | 'max_tokens'
     {"max_tokens": 1.5}                                 | 400 | 'max_tokens'
     {"stop": ""}                                        | 400 | stop
     {"messages": []}                                    | 400 | 'messages'
-    {"messages": [{"role": "queen", "content": "x"}]}   | 400 | unknown role 'queen'
+    {"messages": [{"role": "user", "content": ""}, {"role": "queen"}]} | 400 | messages[1] has the unknown role
     {"messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
     {"stream": true, "messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
     {"model": "run-onlin"}                              | 404 | there is run-online, run-base
@@ -230,7 +239,8 @@ def test_wrong_places_are_refused(server: Server) -> None:
 
 NEUTRAL = """
 {"presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "user": "me", "tools": null,
- "stop": null, "n": 1, "logprobs": false}
+ "stop": null, "n": 1, "logprobs": false, "functions": [], "metadata": {"a": "b"}, "store": true,
+ "service_tier": "auto", "parallel_tool_calls": true, "prompt_cache_key": "k", "safety_identifier": "s"}
 """
 
 
@@ -238,6 +248,9 @@ def test_neutral_values_are_accepted(server: Server) -> None:
     """And the limit has two names."""
     told = server.chat(seed=1, max_completion_tokens=3, **json.loads(NEUTRAL))
     assert told["choices"] == server.chat(seed=1, max_tokens=3)["choices"]
+    hot, keys = ({"temperature": 2, "max_tokens": 6}, {"max_completion_tokens": 1, "max_tokens": 9})
+    assert contents(server.chat(**hot)) != contents(server.chat(**hot))  # a seed of its own
+    assert server.chat(**keys)["usage"]["completion_tokens"] == 1
 
 
 HEADERS = """

@@ -4,6 +4,7 @@ no folders; and the command that writes it.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,8 +18,16 @@ from huggingface_hub import ModelCard
 
 from alignkit.io.results import read_record, write_record
 from alignkit.models.adapters import Base
+from alignkit.recipe.schema import ADAPTER
 from alignkit_plugins.models.find import find
-from alignkit_plugins.policies.export_folder import behind, card, evaluations, portable, recipe_text
+from alignkit_plugins.policies.export_folder import (
+    base_of,
+    behind,
+    card,
+    evaluations,
+    portable,
+    recipe_text,
+)
 from tests.rows import cells, write_rows
 
 
@@ -58,7 +67,7 @@ def of_hub(stage: Path) -> Path:
     return changed(stage, settings={"data": {**data, "sources": sources}})
 
 
-def test_bases_and_data_of_the_hub(house_copy: Path) -> None:
+def test_bases_and_data_of_the_hub(house_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = of_hub(house_copy / "sft")
     text = told(stage, notes=["\x1b[31mred"])
     data = ModelCard(text).data
@@ -66,6 +75,12 @@ def test_bases_and_data_of_the_hub(house_copy: Path) -> None:
     assert "\x1b" not in text and "`tiny`, which is not on the hub" in text
     assert "from_pretrained" not in text and "export it with --merge" in text
     assert ModelCard(told(stage, "me/tiny")).data.base_model == "me/tiny"
+    (house_copy / "me" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(house_copy)
+    assert ModelCard(told(stage, "me/tiny")).data.base_model is None
+    model, adapter = find(str(stage)), stage / "adapter" / ADAPTER
+    adapter.write_text(json.dumps({"base_model_name_or_path": "a/b", "revision": "c"}))
+    assert base_of(model) == Base("tiny", "a/b", "c")
 
 
 @pytest.mark.silent_bug(
@@ -85,7 +100,9 @@ def test_licenses_of_rows_reach_the_card(tmp_path: Path) -> None:
     }
     run = train(tmp_path, {}, stages)
     stated = "- License of rows: `rated.jsonl`: cc-by-nc-4.0 (2 rows), not stated (1 rows)\n"
-    assert stated in told(run / "align")
+    text = told(run / "align")
+    assert stated in text and text.count("License of rows") == 1
+    assert "trained with alignkit (reward_model, then grpo)" in text
     of_hub(run / "liked")
     assert ModelCard(told(run / "align")).data.datasets == ["trl-lib/tldr"]
 
@@ -128,16 +145,18 @@ PATHS = """
 @pytest.mark.parametrize(("value", "expected"), cells(PATHS))
 def test_paths_lose_their_folders(value: str, expected: str) -> None:
     assert portable({"a": [value, 1]}) == {"a": [expected, 1]}
+    assert portable(f"/{value}\nb").endswith("\nb")
 
 
 def test_the_recipe_has_no_folders_and_no_keys(house_copy: Path) -> None:
     resolved = house_copy / "recipe.resolved.yaml"
     plain = yaml.safe_load(resolved.read_text())
     assert plain["stages"]["sft"]["data"] == str(house_copy.parent / "demos.jsonl")
-    plain["description"] = "with hf_" + "Ab1" * 12
-    resolved.write_text(yaml.safe_dump(plain))
+    plain["description"] = "für hf_" + "Ab1" * 12
+    resolved.write_text(yaml.safe_dump(plain, sort_keys=False))
+    assert "für ***" in recipe_text(house_copy)
     text = yaml.safe_load(recipe_text(house_copy))
-    assert text["stages"]["sft"]["data"] == "demos.jsonl" and text["description"] == "with ***"
+    assert text["stages"]["sft"]["data"] == "demos.jsonl" and [*text] == [*plain]
 
 
 # --- the command

@@ -21,6 +21,7 @@ from transformers import (
 
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
+from alignkit.settings import ModelSpec
 from alignkit_plugins.models import tiny
 from alignkit_plugins.policies import export_folder as folders
 from tests.rows import pairs, user
@@ -42,7 +43,8 @@ def classifier(folder: Path) -> Any:
 def test_an_adapter_in_peft(house_run: Path, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    export(house_run / "sft", out := tmp_path / "out")
+    (out := tmp_path / "out").mkdir()
+    export(house_run / "sft", out)
     config = json.loads((out / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "tiny"
     model = PeftModel.from_pretrained(causal(tiny.source(cache_folder())), out)
@@ -76,10 +78,11 @@ def test_a_merged_reward_model(house_run: Path, tmp_path: Path) -> None:
 
 @FORMS
 def test_weights_trained_without_an_adapter(
-    whole_run: Path, form: list[str], tmp_path: Path
+    whole_run: Path, form: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stage in ("sft", "liked"):
         export(whole_run / stage, tmp_path / stage, *form)
+    assert capsys.readouterr().out.count("for llama.cpp: ") == 1  # it reads no reward model
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sft")
     check_logprobs(causal(tmp_path / "sft"), tokenizer, whole_run, "sft")
     check_scores(classifier(tmp_path / "liked"), tokenizer, whole_run)
@@ -96,7 +99,8 @@ def test_a_quantized_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     """The adapter as it is; merged, into whole weights with the values of the quantized ones."""
     run = train(tmp_path, {"quantization": "nf4", "lora": {"r": 2}}, max_steps=1)
     export(run / "sft", tmp_path / "adapter")
-    assert "it was trained on the nf4 base" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "it was trained on the nf4 base" in said and "llama.cpp" not in said
     export(run / "sft", tmp_path / "merged", "--merge")
     assert "merged into the values that nf4 rounds the weights to" in capsys.readouterr().out
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
@@ -174,12 +178,14 @@ def test_responses_end_where_the_run_ended_them(tmp_path: Path) -> None:
 )
 def test_how_others_sample_by_themselves(tmp_path: Path) -> None:
     """vLLM applies a base's settings to requests that say nothing; the run sampled without them."""
-    sampled = {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.05}
+    told = {"temperature": 0.6, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.05}
+    sampled = {"do_sample": True, **told}
     notes = [folders._sampling_notes(tmp_path)]
     for settings in ({"eos_token_id": [2, 7]}, sampled):
         GenerationConfig(**settings).save_pretrained(tmp_path)
         notes.append(folders._sampling_notes(tmp_path))
-    assert notes[:2] == [[], []] and "(temperature 0.6, repetition_penalty 1.05)" in notes[2][0]
+    words = ", ".join(f"{key} {value}" for key, value in told.items())
+    assert notes[:2] == [[], []] and f"({words})" in notes[2][0]
 
 
 # --- nothing is lost, and nothing told
@@ -187,6 +193,13 @@ def test_how_others_sample_by_themselves(tmp_path: Path) -> None:
 
 def fail(*arguments: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_merged_weights_have_the_dtype_of_the_base_or_the_recipe(key: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({key: "float16"}))
+    found = [folders._dtype(ModelSpec(base="x", dtype=d), tmp_path) for d in ("auto", "float32")]
+    assert found == [torch.float16, torch.float32]
 
 
 def test_a_failure_leaves_nothing(
@@ -247,6 +260,7 @@ def test_no_text_of_an_export_names_a_folder_of_this_machine(
     ("text", "what"), [("/home/me/run/sft", "/home/me/run/"), ("hf_" + "Ab1" * 12, "a key")]
 )
 def test_private_texts_are_refused(text: str, what: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"note": text}))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "config.json").write_text(json.dumps({"note": text}))
     with pytest.raises(RunFailed, match=f"config.json would tell others of {what}"):
         folders._check_private(tmp_path, [Path("/home/me/run")])

@@ -20,7 +20,7 @@ from alignkit_plugins.people.server import Address, address_of, listening, url
 from tests.patience import PATIENCE
 from tests.rows import user
 
-TOKEN = "a-token-of-this-test"
+TOKEN = "a-token-of-this!"  # as short as one may be
 NAME = "api.example.org"
 
 
@@ -79,6 +79,9 @@ def test_without_the_token() -> None:
     assert client.post("/v1/chat/completions", json={}).status_code == 401
     assert client.get("/v1/models", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
     assert client.get("/").status_code == 200
+    # Nor is anything kept here
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    assert client.get("/v1/consent", headers=headers).status_code == 404
 
 
 def test_a_proxy_passes_on_its_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +106,7 @@ def test_a_proxy_passes_on_its_name(capsys: pytest.CaptureFixture[str]) -> None:
         (f"sft --host https://{NAME}", f"others could use the models at https://{NAME}"),
         (f"sft --host https://a/b --token {TOKEN}", "--host https://a/b: no address"),
         ("sft --token short", "--token must have at least 16 ASCII characters"),
+        (f"sft --token {TOKEN}é", "--token must have at least 16 ASCII characters"),
         (f"sft --host no.such.host.invalid --token {TOKEN}", "--host no.such.host.invalid"),
         ("sft --license MIT", "--license is about what is kept"),
         ("sft --port 99999", "less than or equal to 65535"),

@@ -37,6 +37,19 @@ def test_extends_merges_deeply_and_remembers_files(tmp_path: Path) -> None:
     assert document.problem(("m", "b", "c"), "").file.endswith("r.yaml")
 
 
+COMPONENTS = "algorithm step reward rewards judge environment engine data prompts validation"
+
+
+def test_options_of_different_plugins_are_never_merged(tmp_path: Path) -> None:
+    one, two = (
+        "".join(f"{key}: {{{name}: {{x: 1}}}}\n" for key in COMPONENTS.split())
+        for name in ("one", "two")
+    )
+    write(tmp_path, one, "base.yaml")
+    document = load_document(write(tmp_path, f"extends: base.yaml\n{two}"))
+    assert document.data == yaml.safe_load(two)
+
+
 def test_extends_problems(tmp_path: Path) -> None:
     write(tmp_path, "extends: r.yaml\n", "b.yaml")
     (problem,) = problems(tmp_path, "extends: b.yaml\n")

@@ -170,6 +170,7 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.chdir(tmp_path)  # where paths of overrides start
+    monkeypatch.setenv("HOME", str(tmp_path / "rm"))
     return Bench(tmp_path, registry)
 
 
@@ -187,7 +188,9 @@ ALL = FIRST + HELPFUL + ALIGN
 
 RIGHT = """\
   + stages.first.epochs=2
+  + stages.first.prompts=null
   + stages.align.rollout.temperature=0.7
+  + stages.align.rollout.max_new_tokens=null
   ALL
 first.settings.epochs                      2
 first.settings.batch_size                  16
@@ -227,6 +230,10 @@ align.component.name  critic
   ALL
 model.base            tiny://HERE/m
 
+  + model.base=gpt2
+  ALL
+model.base            gpt2
+
   + model.base=org/name
   + stages.align.reward={sum: {main: helpful, more: [{reward: {length: {target: 3}}}, {reward: {folder: rm}}]}}
   ALL
@@ -245,16 +252,18 @@ align.upstream                            first helpful
   first: {algorithm: plain, data: d.jsonl}
   length: {algorithm: scores, from: first, data: d.jsonl}
   align: {algorithm: online, from: first, prompts: p.jsonl, reward: length}
+  again: {algorithm: scores, from: length, data: d.jsonl}
 align.settings.reward.kind  stage
 align.settings.reward.name  length
+again.settings.from_        length
 
   made: {step: compare}
   first:
     algorithm: plain
-    data: [d.jsonl, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, columns: {a: b}}},
+    data: [~/config.json, {path: p.jsonl, limit: 3, weight: 2}, {pref: {path: d.jsonl, chosen: c, columns: {a: b}}},
       {pref: d.jsonl}, {hub: org/set, name: main, revision: v1, data_files: [a.csv], limit: 4}, made,
       {stage: made, limit: 1}, {hub: m}]
-first.settings.data.sources.0.path        HERE/d.jsonl
+first.settings.data.sources.0.path        HERE/rm/config.json
 first.settings.data.sources.0.format      None
 first.settings.data.sources.0.on_bad_row  error
 first.settings.data.sources.1.limit       3
@@ -312,8 +321,9 @@ next.upstream  first
     stages:
       more: {algorithm: plain, from: align, data: d.jsonl}
       scores: {algorithm: scores, from: first, data: p.jsonl}
-      align: {algorithm: online, from: align, prompts: d.jsonl, reward: scores, replay_from: [align@all]}
-  report: {step: compare, policies: [first, more, align@all], rewards: {x: scores}}
+      align: {algorithm: online, from: align, prompts: d.jsonl, reward: scores, replay_from: [align@all],
+        keep_versions: true}
+  report: {step: compare, policies: [first, more, align@all, align@2], rewards: {x: scores}}
   polish:
     repeat: 2
     start: {fine: align}
@@ -330,7 +340,7 @@ align_3.settings.from_  align_2
 align_3.settings.reward.name  scores_3
 align_3.settings.replay_from  align_1 align_2
 align_3.settings.iterations  7
-report.component.options.policies  first more_3 align_1 align_2 align_3
+report.component.options.policies  first more_3 align_1 align_2 align_3 align_3@2
 report.component.options.rewards.x.name  scores_3
 fine_1.settings.from_  align_3
 fine_1.settings.reference  align_3
@@ -343,8 +353,10 @@ fine_2.settings.reference  align_3
     repeat: 2
     stages:
       labels: {step: compare}
+      sft: {algorithm: plain, data: d.jsonl, mix: {data: p.jsonl, weight: 1, objective: sft}}
       scores: {algorithm: scores, data: [p.jsonl, labels@all]}
       alone: {algorithm: scores, data: labels@all}
+sft_2.settings.mix.objective            sft
 scores_2.settings.data.sources.0.stage  None
 scores_2.settings.data.sources.1.stage  labels_1
 scores_2.settings.data.sources.2.stage  labels_2
@@ -372,8 +384,9 @@ def test_what_a_recipe_becomes(bench: Bench, block: str, monkeypatch: pytest.Mon
     """Indented lines are stages, or `+` an override; the others are facts. `ALL` is three stages.
     Only the paths of overrides start at the current folder.
     """
-    for folder in ("m", "ad"):
+    for folder in ("m", "real"):
         (bench.folder / folder).mkdir()
+    (bench.folder / "ad").symlink_to("real")
     (bench.folder / "rm" / "config.json").touch()
     (bench.folder / "ad" / "adapter_config.json").write_text("{}")
     lines = block.splitlines()
@@ -475,6 +488,36 @@ MISTAKES = r"""
 
   s: {algorithm: plain}
   ^ 'stages.s.data' is missing: plain requires it
+
+  s:
+    algorithm: plain
+    data: d.jsonl
+    iterations: 1
+    ^^^^^^^^^^ plain does not use 'iterations'
+    prompts_per_iteration: 1
+    ^^^^^^^^^^^^^^^^^^^^^ plain does not use 'prompts_per_iteration'
+    replay_from: []
+    ^^^^^^^^^^^ plain does not use 'replay_from'
+    monitors: []
+    ^^^^^^^^ plain does not use 'monitors'
+    engine: local
+    ^^^^^^ plain does not use 'engine'
+
+  s: {algorithm: scores, data: d.jsonl, mix: {data: d.jsonl, weight: 1}}
+                                        ^^^ scores does not use 'mix'
+
+  ALL
+    max_steps: 1
+    ^^^^^^^^^ online does not use 'max_steps'
+    validation: d.jsonl
+    ^^^^^^^^^^ online does not use 'validation'
+
+  + seed=-1
+  ^ seed: must be greater than or equal to 0, got -1
+  ALL
+
+  first: {algorithm: plain, data: d.jsonl, max_prompt_length: 1}
+                                           ^^^^^^^^^^^^^^^^^ unknown key 'max_prompt_length' | use 'max_length'
 
   first: {algorithm: plain, data: d.jsonl, rollout: {}}
                                            ^^^^^^^ plain does not use 'rollout' | samples nothing
@@ -579,6 +622,12 @@ MISTAKES = r"""
 
   cache: {algorithm: plain, data: d.jsonl}
   ^^^^^ 'cache' cannot be the name of a stage
+  trackers: {algorithm: plain, data: d.jsonl}
+  ^^^^^^^^ 'trackers' cannot be
+  folder: {algorithm: plain, data: d.jsonl}
+  ^^^^^^ 'folder' cannot be
+  none: {algorithm: plain, data: d.jsonl}
+  ^^^^ 'none' cannot be
 
   a/b: {algorithm: plain, data: d.jsonl}
   ^^^ 'a/b' cannot be the name of a stage
@@ -936,6 +985,8 @@ stages:
     elsewhere = bench.load("extends: sub/base.yaml\nstages: {a: {algorithm: plain, data: d.jsonl}}")
     # A run looks in the recipe's folder
     assert elsewhere.model.chat_template == str(bench.folder / "sub/own.jsonl")
+    path = (bench.folder / "r.yaml").rename(bench.folder / "my r(1).yaml")
+    assert build(load_document(path), registry).name == "my-r-1-"  # of a folder
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_file(bench: Bench) -> None:

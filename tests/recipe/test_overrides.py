@@ -10,12 +10,12 @@ from tests.rows import cells
 
 TEXT = "model: {base: tiny, lora: {r: 8}}\nlist: [{x: 1}, 2]\nempty:\nalgorithm: ppo\nstages: {a: {s: 1}}\n"
 OVERRIDES = """model.lora=none model.quantization=nf4 new.deep.key=1e-5 ~model.base list.0.x=3 list.1=[a,b]
-empty.k= text=a=b algorithm.ppo.x=1 algorithm.ppo.y=2 stages.more={step:x} stages.more.y=1"""
+empty.k= text=a=b algorithm.ppo.x=1 algorithm.ppo.y=2 stages.more={step:x} stages.more.y=1 new.3=x"""
 CHANGED = """
 model: {lora: none, quantization: nf4}
 list: [{x: 3}, [a, b]]
 empty: {k: null}
-new: {deep: {key: 1.0e-5}}
+new: {deep: {key: 1.0e-5}, "3": x}
 text: a=b
 algorithm: {ppo: {x: 1, y: 2}}
 stages: {a: {s: 1}, more: {"step:x": null, y: 1}}

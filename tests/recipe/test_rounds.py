@@ -43,6 +43,7 @@ def written(folder: Path, block: str = BLOCK) -> Path:
 # What the block says, what it says instead, and lines and words of the mistake
 MISTAKES = """\
 repeat: 3            | repeat: 0            | 5    | must be greater than or equal to 1, got 0
+repeat: 3            | repeat: 101          | 5    | must be less than or equal to 100, got 101
 repeat: 3            | repeat: yes          | 5    | must be a valid integer
 start: {align: sft}  | start: sft           | 6    | start: must be an object, got 'sft'
 start: {align: sft}  | begin: {align: sft}  | 6    | unknown key 'begin'

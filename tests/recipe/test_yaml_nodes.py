@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from documents import data, place, problems, write
 
+from alignkit.errors import Problem
 from alignkit.recipe.yaml import load_document
 from tests.rows import cells
 
@@ -15,6 +16,7 @@ SCALARS = """\
 5.         5.0
 017        17
 -3         -3
++3         3
 1_000      '1_000'
 12:30:45   '12:30:45'
 2024-01-02 '2024-01-02'
@@ -23,6 +25,9 @@ on         'on'
 No         'No'
 true       True
 False      False
+TRUE       True
+True       True
+FALSE      False
 ~          None
 null       None
 '1'        '1'
@@ -36,6 +41,7 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
     for row in [*SCALARS.splitlines(), " None"]:
         text, _, value = row.partition(" ")
         assert repr(data(tmp_path, f"a: {text}\n")["a"]) == value.strip(), text
+    assert data(tmp_path, "'<<': 1\n") == {"<<": 1}
 
 
 def test_places_of_keys_and_values(tmp_path: Path) -> None:
@@ -87,6 +93,11 @@ def test_unusable_yaml(tmp_path: Path, text: str, message: str, where: str) -> N
 def test_every_problem_of_a_file_is_reported(tmp_path: Path) -> None:
     found = problems(tmp_path, "a: 1\na: 2\n3: 4\nb: !x 1\n", "nothing", "~zz")
     assert len(found) == 5 and str(found[0]).splitlines()[2:4] == ["2 | a: 2", "    ^"]
+    (long,) = problems(tmp_path, f"a: !x {'1' * 400}\n")
+    assert long.column == 4 and not long.source
+    problem = Problem("bad", "r.yaml", 12, 3, 2, "  ab: c", "good")
+    lines = ["error: bad", "  --> r.yaml:12:3", "12 |   ab: c", "       ^^", "  help: good"]
+    assert str(problem).splitlines() == lines
 
 
 @pytest.mark.parametrize("nested", ["[" * 65 + "]" * 65, "- " * 3000])

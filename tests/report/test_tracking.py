@@ -4,6 +4,7 @@ that fail.
 
 from __future__ import annotations
 
+import math
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from alignkit import RunFailed
-from alignkit.kinds import TrackedRun
+from alignkit.kinds import TrackedRun, tracked
 from alignkit.plugins import plugins
 from alignkit_plugins.report.trackers import AccelerateTracker
 from tests import rows
@@ -91,6 +92,12 @@ def test_each_line_is_logged_once_and_no_hash_knows_a_tracker(
     assert journal(folder) == found  # not even a start
     run(tmp_path, [], "trackers=[journal]", steps=4)
     assert [row[1] for row in journal(folder)[len(found) + 1 : -1]] == [1, 2, 3, 4]
+
+
+def test_a_line_is_tracked_by_its_numbers() -> None:
+    line = {"stage": "sft", "step": 3, "time": 1.5, "loss": 1, "kl": "-inf", "note": "text"}
+    assert tracked(line, 9) == ("sft", 3, {"loss": 1.0, "kl": -math.inf})
+    assert tracked({"win": 0.5}, 9) == ("", 9, {"win": 0.5})
 
 
 FAILS = ["raises", "unstarted", "unfinished"]

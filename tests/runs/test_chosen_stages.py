@@ -21,7 +21,7 @@ helpful: {algorithm: reward_model, data: pairs.jsonl, max_steps: 1}
 more: {algorithm: sft, from: sft, data: demos.jsonl, max_steps: 2}
 report:
   step: evaluate
-  policies: [base, more]
+  policies: [base, sft, more]
   rewards: [{length: {unit: characters}}]
   prompts: demos.jsonl
   sampling: {max_new_tokens: 4}
@@ -73,6 +73,7 @@ def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
 
     said = refused("--only", "report")
     assert "--only needs results of sft, more, which are not complete" in said
+    assert "help: --until more makes them" in said
     assert not {"sft", "report"} & {path.name for path in folder.iterdir()}
     assert main(["run", "r.yaml", "--until", "sft"]) == 0
     assert "--only needs results of more," in refused("--only", "report")

@@ -9,6 +9,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +90,10 @@ def test_the_code_of_a_recognized_format_counts(
     monkeypatch.setitem(vars(plugins().get("format", "prompt_completion")), "version", "9")
     found.append(hashed(tmp_path, data="d.jsonl"))
     assert found[0] == before and len(set(found)) == 4
+    write_rows(tmp_path / "e.jsonl", ROWS)
+    assert hashed(tmp_path, data="e.jsonl") == found[-1]  # its name does not count
+    monkeypatch.setitem(vars(plugins().get("algorithm", "sft")), "version", "9")
+    assert hashed(tmp_path, data="d.jsonl") not in found
 
 
 @pytest.mark.parametrize(
@@ -99,6 +104,7 @@ def test_the_code_of_a_recognized_format_counts(
             "{algorithm: rloo, prompts: prompts.jsonl, reward: {python: {path: a.py, function: f}}}",
             "words.py",
         ),
+        ("{algorithm: rloo, prompts: prompts.jsonl, reward: {folder: rm}}", "rm/config.json"),
     ],
 )
 def test_files_in_a_folder_and_modules_that_code_imports_count(
@@ -106,6 +112,7 @@ def test_files_in_a_folder_and_modules_that_code_imports_count(
 ) -> None:
     (tmp_path / "a.py").write_text("import words\ndef f(prompt, response): return 0.0\n")
     (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
     found = []
     for text in ("x = 1", "x = 2", "x = 1"):
         (tmp_path / file).write_text(text)
@@ -126,6 +133,9 @@ class Hub:
     def sha(self) -> str:
         return self.main * 40
 
+    def at(self, name: str, *, revision: str | None, **_: Any) -> Any:
+        return SimpleNamespace(sha=revision[0] * 40) if revision else self
+
     def load_dataset(self, path: str, **where: Any) -> list[dict[str, Any]]:
         self.asked.append((path, where))
         return ROWS
@@ -135,7 +145,7 @@ class Hub:
 def server(monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub()
     monkeypatch.setitem(sys.modules, "datasets", found)
-    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda _, name, **__: found)
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", found.at)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return found
 
@@ -151,6 +161,8 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, s
         assert commits("org/set", None) == "a" * 40
     assert found[0] == found[1] != found[2]
     assert commits("org/set", "c" * 40) == "c" * 40
+    assert hashed(tmp_path, data={"hub": "org/set", "revision": "d1"}) not in found
+    assert server.asked[-1][1]["revision"] == "d" * 40
 
 
 def test_without_a_network_the_cached_copy_tells_the_commit(
@@ -259,24 +271,37 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
 
     recipe = load_recipe(write_recipe(tmp_path, "s: {algorithm: sft, data: demos.jsonl}"))
     stage = recipe.stages["s"]
-    later = [Later.model_construct(**dict(stage.settings or ()), added=n) for n in (None, 1)]
-    before, same, other = (
+    later = [Later.model_construct(**dict(stage.settings or ()), added=n) for n in (None, 1, 0)]
+    before, same, *others = (
         digest.digest(
             stage_parts(replace(stage, settings=each), recipe, "base", {}, RunData(Path, 0))
         )
         for each in (stage.settings, *later)
     )
-    assert before == same != other
+    assert before == same and len({before, *others}) == 3
+    both = ["demos.jsonl", "pairs.jsonl"]
+    assert hashed(tmp_path, data=both) != hashed(tmp_path, data=both[::-1])
+
+
+def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{n}", "completion": "a"} for n in range(20)]
+    data = {"path": str(write_rows(tmp_path / "d.jsonl", rows)), "validation": 0.5}
+    recipe = write_recipe(tmp_path, {"s": {"algorithm": "sft", "data": data}})
+    held: list[Any] = []
+    for seed in (0, 1):
+        run = Run(load_recipe(recipe, [f"seed={seed}"]), tmp_path / "run")
+        held.append(run.data.read(run.recipe.stages["s"].settings.data).validation)  # type: ignore[union-attr]
+    assert held[0] != held[1]
 
 
 @pytest.mark.parametrize(
     ("package", "changed"),
     [
-        ("trl", [False, True, False, False]),
-        ("lm_eval", [False, False, True, False]),
-        ("py3langid", [False, False, False, True]),
-        ("bitsandbytes", [False] * 4),
-        ("torch", [True] * 4),
+        ("trl", [False, True, False, False, False]),
+        ("lm_eval", [False, False, True, False, False]),
+        ("py3langid", [False, False, False, True, False]),
+        ("bitsandbytes", [False, False, False, False, True]),
+        ("torch", [True] * 5),
     ],
 )
 def test_only_what_a_stage_uses_counts(
@@ -288,6 +313,7 @@ def test_only_what_a_stage_uses_counts(
     dpo: {algorithm: trl, data: pairs.jsonl}
     measured: {step: lm_eval, policies: [base], tasks: [even]}
     german: {algorithm: rloo, prompts: prompts.jsonl, reward: {language: {language: de}}}
+    small: {algorithm: sft, data: demos.jsonl, optimizer: adamw_8bit}
     """
 
     def hashes() -> list[str]:

@@ -142,9 +142,10 @@ def test_adapters_of_another_rank_are_read_as_they_are(
 def test_a_reward_model_of_another_template_is_refused(
     house_run: Path, tmp_path: Path, said: Said
 ) -> None:
-    recipe = compare(tmp_path, "base", chat_template="chatml")
-    code, err = result(recipe, said, scored_by(house_run / "liked" / "adapter"))
-    assert code == 2 and "was trained on texts of another chat template" in err
+    for model in ({"chat_template": "chatml"}, {"chat_template_kwargs": {"x": 1}}):
+        recipe = compare(tmp_path, "base", **model)
+        code, err = result(recipe, said, scored_by(house_run / "liked" / "adapter"))
+        assert code == 2 and "was trained on texts of another chat template" in err
 
 
 def test_a_folder_that_a_step_chose_is_started_from(policy: Path, tmp_path: Path) -> None:

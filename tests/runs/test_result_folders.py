@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from alignkit.io.results import (
     results_of_stage,
     stage_folder,
 )
+from tests.faults.disk import synced
 from tests.rows import Said, write_recipe
 
 FILES = ("adapter/weights", "kept/2/weights", "data.jsonl", "made_with")
@@ -32,7 +34,7 @@ def store(tmp_path: Path) -> Results:
     return Results(tmp_path / "run")
 
 
-def finished(store: Results, name: str, stage: str = "sft", **record: str) -> str:
+def finished(store: Results, name: str, stage: str = "sft", **record: Any) -> str:
     """Make a result, whose files say what it was made with. Returns its key."""
     key = digest(name)
     store.begin(stage, key, {})
@@ -62,6 +64,9 @@ def test_a_result_is_complete_or_absent(store: Results) -> None:
     store.begin("sft", key, {})
     folder = store.folder / "sft"
     assert brought(store, key) is None and os.readlink(folder) == f".work/sft-{key[:16]}"
+    store.wait("sft", 2, Path("/labels"))
+    waits = {"labels": 2, "store": "/labels"}
+    assert store.record("sft").items() >= {"hash": key, "waits_for": waits}.items()
     finished(store, "one")
     assert brought(store, key) == [] and os.readlink(folder) == f".results/sft-{key[:16]}"
     assert not (folder / "checkpoints").exists() and not list((store.folder / ".work").iterdir())
@@ -80,11 +85,20 @@ def test_every_result_comes_back_when_its_recipe_does(store: Results) -> None:
     assert (store.folder / "sft" / "checkpoints" / "000001").is_dir()
 
 
+def test_the_names_of_a_result_survive_a_crash(store: Results) -> None:
+    names: list[str] = []
+    with synced(lambda handle: names.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)):
+        finished(store, "one")
+    assert {"adapter", "kept", "2", ".work", ".results", "run"} <= {*names}
+
+
 def test_what_lacks_a_file_or_differs_is_kept_until_it_is_made_again(store: Results) -> None:
     key = finished(store, "one")
     (result,) = (store.folder / ".results").iterdir()
     for name in FILES:
+        times = (result / name).stat()
         (result / name).write_text("onE", encoding="utf-8")
+        os.utime(result / name, ns=(times.st_atime_ns, times.st_mtime_ns))
         damaged = f"{store.folder / 'sft' / name} is not as the stage wrote it"
         assert module.damage_of(store.folder / "sft") == damaged
         (result / name).unlink()
@@ -159,6 +173,7 @@ def test_what_is_damaged_or_asked_people_is_not_taken(
     key = finished(store, "one")
     (store.folder / "sft" / harm).write_text("{}", encoding="utf-8")
     assert brought(second, key, store) is None and not (second.folder / "sft").exists()
+    assert (brought(store, key) == []) == (harm == "agreement.json")
     finished(third, "one")
     finished(third, "two")
     assert brought(second, key, store, third) == [f"sft: reused from {third.folder}"]
@@ -191,6 +206,7 @@ def test_a_second_out_trains_nothing_again(
     assert both.format("runs/r") in run("--out", "runs/a")
     assert both.format("runs/a") in run("--out", "runs/b").replace("runs/r", "runs/a")
     assert "reused" not in run("--out", "elsewhere/a")
+    monkeypatch.setenv("ALIGNKIT_REUSE", "1")
     assert "sft: reused from runs/r\nreport" not in run("--out", "runs/s", "stages.sft.max_steps=2")
     monkeypatch.setenv("ALIGNKIT_REUSE", "0")
     assert "reused" not in run("--out", "runs/t")
@@ -207,6 +223,7 @@ def named(tmp_path: Path) -> Results:
         finished(store, f"{number}", "align", plugin=algorithm, **settings)
         # As a copy may have it
         os.utime(store.folder / "align" / "stage.json", (9 - number, 9 - number))
+    finished(store, "5", "align-b", plugin="ppo", **settings)
     return store
 
 
@@ -220,6 +237,7 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
     assert named.artifact("align@ppo~2") == earlier / "adapter"
     for folder in (earlier / "kept" / "2", named.artifact("align")):
         assert stage_folder(folder) == named.folder / "align"
+    assert stage_folder(named.artifact("align-b").with_name("model")) == named.folder / "align-b"
     named.bring("align", digest("2"), (), print)
     assert find_result(named.folder, "align@dpo") == (named.folder / "align").resolve()
     assert read_record(find_result(named.folder, "align@ppo"))["hash"] == digest("4")
@@ -227,10 +245,11 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
 
 def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -> None:
     named.begin("align", digest("5"), {"settings": {}})
+    assert stage_folder(named.folder / "align" / "adapter") == named.folder / "align"
     finished(named, "6", "report", plugin="evaluate", depends_on={"settings": None})
     assert len(results_of_stage(named.folder, "align")) == 4
     assert results_of_stage(named.folder, "report") == {}
-    assert is_result_name("a@ppo") and is_result_name("a@ppo~1")
+    assert is_result_name("a@all_pairs") and is_result_name("a@ppo~1")
     assert not any(map(is_result_name, ("a@2", "a@all", "a", "a@", "a@0")))
 
 
@@ -243,6 +262,9 @@ def test_what_is_not_complete_and_what_a_step_made_has_no_name(named: Results) -
     ],
 )
 def test_a_result_that_is_not_there(named: Results, name: str, message: str) -> None:
+    (named.folder / ".results" / f"align-{digest('4')[:16]}" / "data.jsonl").unlink()
+    with pytest.raises(RunFailed, match="run the recipe that made align@ppo again"):
+        named.artifact("align@ppo")
     with pytest.raises(RecipeError) as raised:
         find_result(named.folder, name)
     assert message in str(raised.value).replace(str(named.folder), "RUN")
@@ -250,7 +272,8 @@ def test_a_result_that_is_not_there(named: Results, name: str, message: str) -> 
 
 def test_artifacts(store: Results) -> None:
     finished(store, "one")
-    finished(store, "one", "best", policy="sft@2")
+    finished(store, "one", "best", policy="sft@2", summary={1: Path("x")})
+    assert store.record("best")["summary"] == {"1": "x"}
     assert store.artifact("best") == store.folder / "sft" / "kept" / "2"
     with pytest.raises(RunFailed, match=r"'sft@3' does not exist: .*(\n.*)kept versions: 2"):
         store.artifact("sft@3")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from alignkit.runs.services import CHUNK, resumable_map
+from tests.faults.disk import synced
 
 ROWS = list(range(2 * CHUNK + 3))
 DOUBLED = [2 * row for row in ROWS]
@@ -19,6 +20,10 @@ def double(rows: Sequence[int]) -> list[int]:
 def test_changed_rows_are_computed_again(tmp_path: Path) -> None:
     for row in ({"n": 1}, {"n": 2}):
         assert resumable_map(tmp_path / "x.jsonl", [row], partial(map, list)) == [row]
+    same, handles = [0] * 2 * CHUNK, list[int]()
+    with synced(handles.append):
+        assert resumable_map(tmp_path / "x.jsonl", same, partial(map, zip)) == [[0] for _ in same]
+    assert len(handles) == 1
 
 
 def test_a_chunk_whose_bits_have_changed_is_computed_again(tmp_path: Path) -> None:

@@ -37,8 +37,13 @@ REFUSES = "{{ raise_exception('not today') }}"
         (CHATML, {}, []),
         (SWITCHED, {}, ["without reasoning after its own prompt"]),
         (SWITCHED, {"enable_thinking": False}, []),
-        (SWITCHED, {"enable_thinking": False, "odd": 1}, ["'odd' of model.chat_template_kwargs"]),
+        (
+            SWITCHED,
+            {"enable_thinking": False, "enable": 1},
+            ["'enable' of model.chat_template_kwargs"],
+        ),
         (NO_END, {}, ["no end of turn, so responses end with EOS"]),
+        (NO_END.replace(":{% end", "><{% end"), {}, ["without reasoning", "no end of turn"]),
         ("{{ strftime_now('%Y') }}" + CHATML, {}, ["always 2024-07-26"]),
     ],
 )
@@ -72,6 +77,10 @@ def test_a_control_token_of_the_template_ends_responses_without_eos() -> None:
     made = Encoder(tokenizer)
     check_chat(made, "a/model")
     assert made.eos == made.end_of_turn[-1] and made.end_ids == {made.eos}
+    tokenizer = encoder(NO_END).tokenizer
+    tokenizer.eos_token = "<|pad|>"  # 0
+    made = Encoder(tokenizer)
+    assert check_chat(made, "a/model") and made.end_ids == {0} and made.end_of_turn == (0,)
 
 
 def test_weights_are_not_read_for_a_template_that_is_refused(

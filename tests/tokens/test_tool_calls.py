@@ -28,6 +28,7 @@ def test_calls_in_tags_are_read_in_order_and_numbered() -> None:
         "  4 \n",
         # Only thought of
         '<think>\n<tool_call>{"name": "add", "arguments": {}}</tool_call>\n</think>\n\nNo.',
+        '</think><tool_call>{"name": "add", "arguments": {}}</tool_call></think>No.',
     ],
 )
 def test_a_turn_without_calls_keeps_its_words_exactly(text: str) -> None:

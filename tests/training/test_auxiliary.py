@@ -5,15 +5,18 @@ step.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from watched import Watched, online
 
 from alignkit import DataError
+from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.sampler import AuxiliaryLoss
+from alignkit.training.sampler import AuxiliaryLoss, auxiliary_loss
 from tests.rows import assistant, run, user, write_recipe, write_rows
 
 
@@ -61,9 +64,16 @@ def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
     mix = {"data": "mix.jsonl", "objective": "sft", "weight": 0.1, "batch_size": 1}
     stage = {"algorithm": "kto", "data": "labeled.jsonl", "batch_size": 4, "mix": mix}
     recipe = write_recipe(tmp_path, {"only": stage})
-    run(recipe)
+    summary = read_record(run(recipe) / "only")["summary"]
+    assert summary["encoded"] == {"rows": 5, "responses": 9}  # each labeled one twice
     # Two answers of one token, each with its end of turn
     assert [sum(row.mask) for encoded in drawn for row in encoded.rows] == [4]
     write_rows(tmp_path / "mix.jsonl", [{"messages": turns, "label": False}])
     with pytest.raises(DataError, match=r"only\.mix: the row 'a' is labeled as bad"):
         run_recipe(load_recipe(recipe), tmp_path / "bad")
+    raw = load_recipe(recipe, ["stages.only.mix.objective=text"])
+    with pytest.raises(DataError, match="has a prompt, and objective 'text' needs raw text"):
+        run_recipe(raw, tmp_path / "raw")
+    mix["weight"] = 0.0
+    off: Any = SimpleNamespace(settings=SimpleNamespace(mix=SimpleNamespace(**mix)))
+    assert auxiliary_loss(off, off) is None

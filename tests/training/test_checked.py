@@ -6,19 +6,39 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import textwrap
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from alignkit import Algorithm, Batch, Loss, Outputs
+from alignkit import (
+    Algorithm,
+    Batch,
+    Group,
+    Loss,
+    Outputs,
+    per_group,
+    per_pair,
+    per_response,
+    per_token,
+    shapes,
+)
+from alignkit.algorithm import Phase
 from alignkit.calls import call, create
 from alignkit.errors import PluginError
+from alignkit.kinds import Observation
+from alignkit.models.packing import Examples
 from alignkit.options import Options
 from alignkit.registry import Component, Registration
-from tests.rows import cells, run, write_recipe
+from alignkit.reward import CombinedReward, Rating
+from alignkit.tokens.encoder import Encoded, ResponseTokens
+from tests.rows import cells, run, user, write_recipe
 
 HEADER = """
 import torch
@@ -96,6 +116,69 @@ def test_a_mistake_is_reported_as_the_plugins(
     err, (name, _) = failed(tmp_path, f"def {method}: return {returned}"), method.split("(")
     message = f"^error: plugin 'broken.py', stage 'align', in `Broken.{name}`: {said}"
     assert re.search(message, err, re.M), err
+
+
+def rewards(*values: float) -> CombinedReward:
+    return CombinedReward(torch.tensor(values), torch.tensor([*values[:-1], 0.5]), {})
+
+
+ASKED, PHASE, NAN = Group((user("q"),)), Phase([]), float("nan")
+BATCH = Examples([Encoded(ASKED, (1,), (ResponseTokens((5,), (True,)),) * 2)]).batch()
+ONE, TWO, TABLE = torch.ones(1), torch.ones(2), torch.ones(2, 1)
+LEARNED = TABLE.clone().requires_grad_()
+# A check, what it lets pass, and what it refuses
+CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
+    (partial(shapes.mask, 2), [[True, False], np.array([True, False])], [[True], [1, 0], None]),
+    (shapes.selection, [[], [ASKED], [PHASE]], [[ASKED, PHASE], "ab"]),
+    (
+        partial(shapes.scores, 2),
+        [{"": [1, None]}, {"a": np.ones(2)}],
+        [{"": [1]}, {"": [1, 1, 1]}, {"": [1, math.inf]}, {}, {"a": [1, 1], "b": [1, 1]}],
+    ),
+    (
+        partial(shapes.prompt, ASKED),
+        [[user("a")]],
+        [[], [user("\ud800")], [{"role": "user", "content": 1}]],
+    ),
+    (partial(shapes.prompt, Group(())), [[]], [[user("a")]]),
+    (shapes.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}]),
+    (partial(shapes.combined, 2), [rewards(1.0, 0.5)], [rewards(1.0), rewards(1.0, NAN)]),
+    (
+        partial(shapes.ratings, 2, (1, 5)),
+        [[Rating(1), Rating(None)], [Rating(5), Rating(2)]],
+        [[Rating(0), Rating(1)], [Rating(1), Rating(6)], [Rating(1)], [1, 2]],
+    ),
+    (partial(shapes.ratings, 1, None), [[Rating(-9)]], [[Rating(1)] * 2]),
+    (
+        partial(shapes.observation, 3),
+        [Observation(best=3)],
+        [Observation(best=4), Observation(best=-1), Observation(summary={"a": TWO})],
+    ),
+    (
+        partial(shapes.loss, BATCH),
+        [Loss(a=per_token(LEARNED)), Loss(a=per_token(LEARNED), b=per_token(TABLE, 0))],
+        [Loss(a=per_token(LEARNED), b=per_token(TABLE)), Loss(b=per_token(TABLE, 0)), Loss()],
+    ),
+    (
+        partial(shapes.terms, BATCH),
+        [Loss(a=per_pair(ONE[1:]), b=per_group(ONE), c=per_response(TWO))],
+        [Loss(a=per_group(TWO)), Loss(a=per_pair(ONE)), Loss(a=per_response(ONE)), {"a": TABLE}],
+    ),
+    (
+        partial(shapes.weights, Loss(a=per_pair(ONE), b=per_pair(TWO))),
+        [{"a": ONE, "b": TWO}, {"c": TABLE}],
+        [{"b": ONE}],
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "right", "wrong"), CHECKS)
+def test_what_a_plugin_may_return(check: Any, right: list[Any], wrong: list[Any]) -> None:
+    for value in right:
+        check(value)
+    for value in wrong:
+        with pytest.raises((PluginError, ValueError, TypeError)):
+            check(value)
 
 
 @pytest.mark.parametrize(

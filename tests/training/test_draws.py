@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -17,7 +19,7 @@ from alignkit.models.packing import Examples
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner
-from alignkit.training.sampler import AuxiliaryLoss, Sampler, make_sampler
+from alignkit.training.sampler import AuxiliaryLoss, Sampler, apportioned, make_sampler
 from tests.rows import run, write_recipe, write_rows
 
 
@@ -53,8 +55,9 @@ def test_a_source_is_used_up_before_any_of_its_rows_returns() -> None:
             seen.update(row for row in epoch if row in mine)
             assert len(seen) == min(len(mine), seen.total())
             assert max(seen.values()) - min(seen.values()) <= 1
-    first = [row for row in epochs[0] + epochs[1] if row < 300]
+    first = [row for epoch in epochs for row in epoch if row < 300]
     assert first[:200] != sorted(first[:200])
+    assert first[:300] != first[300:600]
     # Where an epoch has which source, and the order of sources of a size, differ
     assert len({tuple(row < 300 for row in epoch) for epoch in epochs}) > 1
     order = draws([50, 50], [0.5, 0.5]).epoch(0)
@@ -73,6 +76,9 @@ def test_draws_depend_on_seed_and_place_only() -> None:
     whole = [one.at(place) for place in range(150)]
     assert [other.at(place) for place in reversed(range(150))] == whole[::-1]
     assert [draws(sizes, shares, seed=1).at(place) for place in range(150)] != whole
+    stages: Any = [SimpleNamespace(seed=0, name=name) for name in "ab"]
+    first, second = (StageContext.rng(stage, "shuffle").random() for stage in stages)
+    assert first != second  # each stage has an order of its own
 
 
 @pytest.mark.silent_bug(
@@ -102,6 +108,10 @@ def test_every_batch_has_about_the_share_of_each_source(
         for source, share in enumerate(shares):
             bound = (1 - share) + share * (len(shares) - 1) + batch / len(order)
             assert abs(found[source] - batch * share) < bound <= len(shares)
+
+
+def test_draws_are_apportioned_by_webster() -> None:
+    assert apportioned(3, [0.7, 0.2, 0.1]) == [2, 1, 0]  # d'Hondt gives all to the first
 
 
 def test_a_source_whose_rows_are_all_left_out_leaves_its_share_to_the_others() -> None:

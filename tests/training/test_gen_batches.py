@@ -61,6 +61,7 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
     rare_ones = [sum(map(rare, groups)) for groups in ran.rollouts()]
     assert [len(seen.groups) for seen in watched.seen] == [min(4, n) for n in rare_ones if n]
     assert any(rare_ones) and min(rare_ones) < 4
+    assert max(map(len, ran.rollouts())) <= 8
 
 
 @pytest.mark.usefixtures("combinations")

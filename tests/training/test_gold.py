@@ -6,16 +6,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, dies, online, prompts
 
-from alignkit import DataError
+from alignkit import DataError, Observation, RunFailed
 from alignkit.data.group import read_groups, responses_of
 from alignkit.registry import Component
 from alignkit.settings import Settings
-from alignkit_plugins.monitors.reward_hacking import Gold
+from alignkit_plugins.monitors.reward_hacking import Gold, KLBudget
 from tests.rows import Said, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -137,3 +138,22 @@ def test_what_does_not_go_with_gold(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Gold(Gold.Options(reward="length", **options)).check(Settings(**keys))
+
+
+def test_what_goes_with_gold() -> None:
+    held_out = Gold(Gold.Options(reward="length", stop=True, prompts="rows"))
+    held_out.check(Settings(rollout={"ahead": 1}))
+    gold = Gold(Gold.Options(reward="length"))
+    gold.check(Settings(environment="calculator"))
+    gold.history = Mock(best=2, **{"fell.return_value": True, "change.return_value": None})
+    fell = "gold was best in iteration 2 and has fallen since: None"
+    assert gold.finish("").warnings == [fell] and gold.finish("it fell").warnings == []
+
+
+def test_a_budget_needs_the_kl_of_the_policy_that_learns() -> None:
+    """An iteration without groups has none."""
+    budget = KLBudget(KLBudget.Options(max=1))
+    budget.ahead = 1
+    assert budget.look(1, [], {}) == Observation()
+    with pytest.raises(RunFailed, match="the engine tells none"):
+        budget.look(2, [], {"kl": 0.5})

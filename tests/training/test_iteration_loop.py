@@ -13,6 +13,7 @@ from watched import SFT, STILL, Watched, online, texts, tokens
 
 from alignkit import Group
 from alignkit.algorithm import Phase
+from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
 from tests.rows import Said
 
@@ -30,6 +31,7 @@ def test_iterations_walk_through_the_prompts(tmp_path: Path) -> None:
     drawn = [text for groups in found.rollouts() for text in texts(groups)]
     assert len(set(drawn[:6])) == 6 and sorted(drawn[:6]) == sorted(drawn[6:])
     assert drawn[:6] != drawn[6:]
+    assert {r.source for groups in found.rollouts() for r in responses_of(groups)} == {"align"}
 
 
 def test_every_iteration_draws_other_samples(tmp_path: Path) -> None:

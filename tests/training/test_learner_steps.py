@@ -12,6 +12,7 @@ import torch
 from watched import Watched, online
 
 from alignkit import Loss, Needs, Outputs, RunFailed, per_token
+from tests.rows import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,9 +22,10 @@ def failing(step: int, out: Outputs) -> Loss:
     return Loss(nll=per_token(-out.logprobs if step % 5 == 4 else -out.logprobs * math.nan))
 
 
-def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path) -> None:
-    found = online(tmp_path, Watched(loss_of=failing), iterations=1, epochs=14)
-    assert found.metrics[0]["skipped"] == found.summary["skipped_steps"] == 12
+def test_a_step_that_succeeds_ends_a_row_of_failures(tmp_path: Path, said: Said) -> None:
+    found = online(tmp_path, Watched(loss_of=failing), iterations=2, epochs=7)
+    assert [metrics["skipped"] for metrics in found.metrics] == [6, 6]
+    assert found.summary["skipped_steps"] == 12 and said().count("a step was skipped") == 1
     with pytest.raises(RunFailed, match=r"nll, loss, grad_norm .* not finite in 5 steps in a row"):
         online(
             tmp_path / "again",

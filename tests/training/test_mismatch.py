@@ -105,6 +105,9 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     assert sampler_gap([group], [measured]) == pytest.approx(0.3)
     # A response that was cut counts neither its difference nor its tokens.
     assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
+    short = replace(response, tokens=(1,), logprobs=(-1.0,), written=None)
+    both = [replace(group, responses=(response, short))]
+    assert sampler_gap(both, [measured, torch.tensor([-1.9])]) == pytest.approx(0.5)
     # Nothing is told apart from agreement.
     assert (
         sampler_gap([replace(group, responses=(replace(response, logprobs=None),))], [measured])

@@ -4,12 +4,15 @@ nothing.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from watched import weights
 
+from alignkit import Group, Response
 from alignkit.errors import DataError
 from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
@@ -21,9 +24,7 @@ from tests.rows import Said, assistant, read_rows, user, write_recipe, write_row
 LONG = "why " * 200
 
 
-def trained(
-    folder: Path, rows: list[dict[str, Any]], out: str = "run", **settings: Any
-) -> dict[str, Any]:
+def trained(folder: Path, rows: list[Any], out: str = "run", **settings: Any) -> dict[str, Any]:
     """Run one stage over these rows; gives its summary."""
     write_rows(folder / "rows.jsonl", rows)
     stage = {"algorithm": "sft", "data": "rows.jsonl", "batch_size": 2, "epochs": 2}
@@ -40,13 +41,27 @@ def demonstrations(count: int) -> list[dict[str, Any]]:
 def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = iter([0.5, 2.0, 1.0, 3.0])  # before the first step, too, which is no result
+    # Before the first step, too, which is no result; of equals the first counts
+    losses = iter([0.5, 2.0, 1.0, 1.0, math.nan])
     monkeypatch.setattr(Learner, "evaluate", lambda self, examples: ({"loss": next(losses)}, {}))
     data = {"path": "rows.jsonl", "validation": 0.2}
-    summary = trained(tmp_path, demonstrations(20), epochs=3, keep_versions=True, data=data)
+    summary = trained(tmp_path, demonstrations(20), epochs=4, keep_versions=True, data=data)
     assert summary["best_epoch"] == 2 and summary["validation"] == {"loss": 1.0}
-    first, second, third = (weights(tmp_path / "run" / "only" / "kept" / k) for k in "123")
-    assert weights(tmp_path / "run" / "only" / "adapter") == second not in (first, third)
+    first, second, *others = (weights(tmp_path / "run" / "only" / "kept" / k) for k in "1234")
+    assert weights(tmp_path / "run" / "only" / "adapter") == second not in (first, *others)
+
+
+def test_a_stage_ends_at_max_steps(tmp_path: Path) -> None:
+    """In the middle of its first epoch, with a rate that falls until then, and with a result."""
+    write_rows(tmp_path / "held.jsonl", demonstrations(2))
+    keys = {"lr_scheduler_type": "linear", "learning_rate": 0.3, "keep_versions": True}
+    summary = trained(tmp_path, demonstrations(8), max_steps=3, validation="held.jsonl", **keys)
+    stage = tmp_path / "run" / "only"
+    rows = [row for row in read_rows(stage / "metrics.jsonl") if "epoch" in row]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.3, 0.3, 0.15])
+    assert [row["epoch"] for row in rows] == [0.25, 0.5, 0.75]
+    assert (summary["steps"], summary["best_epoch"]) == (3, 1)
+    assert [path.name for path in (stage / "kept").iterdir()] == ["1"]
 
 
 def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path) -> None:
@@ -60,6 +75,8 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
     assert loss["difference"]["high"] < 0 and loss["difference"]["p"] < 0.05
     before = read_rows(tmp_path / "run" / "only" / "metrics.jsonl")[0]
     assert before["step"] == 0 and before["validation/loss"] == pytest.approx(start, rel=1e-6)
+    accuracy = summary["held_out"]["accuracy"]["start"]["mean"]
+    assert accuracy == pytest.approx(before["validation/accuracy"], rel=1e-6)
 
 
 def test_a_policy_that_is_its_reference_is_right_by_chance(house_run: Path) -> None:
@@ -72,13 +89,23 @@ def test_what_does_not_fit_is_counted_once_and_told(tmp_path: Path, said: Said) 
     no_room = {"prompt": LONG, "completion": "yes"}
     write_rows(tmp_path / "held.jsonl", [*demonstrations(1), *[no_room] * 3])
     rows = [*demonstrations(2), no_room, {"prompt": "so?", "completion": LONG}]
-    summary = trained(tmp_path, rows, validation="held.jsonl")
+    summary = trained(tmp_path, rows, validation="held.jsonl", max_steps=99)
     assert summary["encoding"] == {"no_room": 4, "cut": 1}
     assert (summary["groups"], summary["steps"]) == (3, 4)
     assert summary["encoded"] == {"rows": 8, "responses": 8}  # 4 of these rows have no room
     told = said().replace("\n", " ")
     assert "4 groups: 1 row left out: no room for a response in max_length (" in told
     assert "; 1 response truncated at max_length (" in told
+    assert told.count("left out: no room") == 1
+
+
+def test_rows_without_a_pair_are_counted_and_told(tmp_path: Path, said: Said) -> None:
+    yes, no = Response("yes", rank=0), Response("no", rank=1)
+    pair, tie = (Group((user("is it?"),), (yes, other)) for other in (no, replace(no, rank=0)))
+    write_rows(tmp_path / "held.jsonl", [pair, tie, tie])
+    summary = trained(tmp_path, [pair, tie], algorithm="dpo", validation="held.jsonl")
+    assert summary["without_signal"] == 3 and summary["groups"] == 1
+    assert "left out 2 rows without a pair of a better and a worse response: 'is it?'" in said()
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:

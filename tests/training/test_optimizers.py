@@ -66,8 +66,10 @@ def continued(
     examples = encoded(one.model, 6)
     for _ in range(2):
         one.step(examples, 1.0)
+    one.skipped = 2
     save_checkpoint(tmp_path / "checkpoints", 2, {"learner": one.state()})
     other.restore(load_checkpoint(tmp_path / "checkpoints", pytest.fail)["learner"])
+    assert (other.steps, other.skipped) == (2, 2)
     begun = [parameter.detach().clone() for parameter in one.parameters.values()]
     for each in (one, other):
         for _ in range(3):

@@ -79,10 +79,12 @@ def test_replayed_rollouts_pay_the_penalty_of_this_stage(
     monkeypatch.setattr(RolloutFiles, "_file", file)
     watched, earlier = Watched(), yaml.safe_load(EARLIER)
     rollout = {**earlier["rollout"], "missing_eos_penalty": 5000.0}
-    keys = {"before": {"earlier": earlier}, "replay_from": ["earlier"], "iterations": 1}
+    keys = {"before": {"earlier": earlier}, "replay_from": ["earlier"], "iterations": 2}
     ran = online(tmp_path, watched, rollout=rollout, **keys)
     carried = [response for groups in watched.seen[0].earlier for response in responses_of(groups)]
-    second, first = ran.rollouts("earlier")  # by name
+    own = [tokens(groups) for groups in watched.seen[1].earlier[2:]]  # at the end
+    assert own == [tokens(ran.rollouts()[1])]  # by name
+    second, first = ran.rollouts("earlier")
     plain = responses_of([*first, *second])
     assert {response.truncated for response in plain} == {True, False}
     paid = [(r.tokens, r.reward - 5000 * r.truncated) for r in plain]

@@ -104,11 +104,11 @@ def test_a_row_of_three_times_the_weight_is_a_row_that_comes_three_times(
     cls: type[Algorithm],
     options: dict[str, Any],
 ) -> None:
-    """Weights of 0.25, 0.5, 0.75 and 0 are 1, 2, 3 and no copies, also in micro-batches of one
+    """Weights of 0.1, 0.2, 0.3 and 0 are 1, 2, 3 and no copies, also in micro-batches of one
     row.
     """
     one, two, three, none = rows_of(cls)
-    weights = (0.25, 0.5, 0.75, 0)
+    weights = (0.1, 0.2, 0.3, 0)
     weighted = [replace(r, weight=w) for r, w in zip((one, two, three, none), weights, strict=True)]
     algorithm = cls(cls.Options(**options))
     plain = gradients(model, algorithm, [one, two, three])
@@ -148,5 +148,5 @@ def test_a_row_of_weight_0_is_told_and_left_out(tmp_path: Path, said: Said) -> N
     write_rows(tmp_path / "rows.jsonl", rows)
     stage = {"algorithm": "dpo", "data": "rows.jsonl", "epochs": 1, "batch_size": 2}
     out = run(write_recipe(tmp_path, {"learn": stage}))
-    assert "1 row of weight 0 left out ('A fruit, 0')" in said()
+    assert "4 groups: 1 row of weight 0 left out ('A fruit, 0')" in said()
     assert read_record(out / "learn")["summary"]["groups"] == 3

@@ -81,12 +81,21 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     none = {"x": None, "reward": None}
     scores = [{"x": 1.0, "reward": 1.0}, none, {"x": 3.0, "reward": 2.5}, none]
     assert [response.scores for response in responses_of(table.scored)] == scores
-    means = {"reward": 1.75, "score/x": 2.0, "missing_eos_penalty": 0.25, "unscored": 2}
+    means = {
+        "reward": 1.75,
+        "reward_std": 0.75,
+        "score/x": 2.0,
+        "missing_eos_penalty": 0.25,
+        "unscored": 2,
+    }
     means |= {"response_tokens": 1.0, "truncated": 0.5}  # of those that are learned
     assert table.summary().items() >= means.items()
     two = learn(combining(X, {"x": [1.0, 2.0, 3.0, None]}), GROUPS, penalty=0.75)
     assert two.summary()["missing_eos_penalty"] == 0.25
     assert "missing_eos_penalty" not in learn(scorer, GROUPS).summary()
+    reported = scorer.combine(scorer.ask(GROUPS), 0.5, learns=False)
+    assert [response.reward for response in reported.groups[0].responses[::2]] == [1.0, 3.0]
+    assert learn(combining(X, {"x": [0.1]}), GROUPS[1:]).raw.tolist() == [0.1]
     nothing = learn(combining(X, {"x": [None]}), GROUPS[1:])
     assert nothing.groups == [] and int(nothing.raw.isnan().sum()) == 1
 
@@ -143,6 +152,7 @@ def test_a_win_rate_against_the_group_is_within_the_group(
     summed = f"weighted_sum: {{rewards: {{judged: {{{rlaif}}}}}, weights: {{judged: 1}}}}"
     assert combination(tmp_path, summed).within_group
     assert not combination(tmp_path, "length").within_group
+    assert not combining(X, {}).within_group
 
 
 def test_a_reward_that_is_not_finite_is_an_error() -> None:
@@ -165,6 +175,7 @@ class Doubled(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         whole = sum(components.values())
+        groups[0].meta["changed"] = True  # of a copy
         return CombinedReward(self.total(groups, components), whole, {})  # type: ignore[arg-type]
 
     def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
@@ -199,6 +210,7 @@ def test_selection_sees_raw_rewards_and_learning_those_after_whitening(
     table = learn(combining(spec, {"x": x, "y": [0.5, 0.5, 0.5]}), TWO)
     assert [response.scores["reward"] for response in responses_of(table.scored)] == raw
     assert learned(table) == (learned_from, [value for value in raw if value is not None])
+    assert not any(group.meta for group in TWO)
 
 
 # Parts that do not apply
@@ -243,12 +255,13 @@ def tasks(*names: str) -> list[Group]:
 )
 def test_a_part_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
-    table = learn(combination(tmp_path, PARTS), tasks("maths", "code", "x"))
-    assert table.raw.tolist() == [1.0, 1.0, 0.0]
-    counts = {"unscored": 0, "unscored/maths": 2, "unscored/code": 2}
+    rewards = combination(tmp_path, PARTS)
+    table = learn(rewards, tasks("maths", "code", "x"))
+    assert table.raw.tolist() == [1.0, 1.0, 0.0] and rewards.state() == {}
+    counts = {"unscored": 0, "unscored/maths": 2, "unscored/code": 2, "score/code": 2.0}
     assert table.summary().items() >= counts.items()
     nested = learn(combination(tmp_path, NESTED), tasks("maths", "code"))
-    assert nested.raw.tolist() == [14.0, 4.0]
+    assert nested.raw.tolist() == [14.0, 4.0] and list(nested.parts) == ["both/maths", "c"]
 
 
 @pytest.mark.silent_bug(

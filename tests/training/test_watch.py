@@ -113,7 +113,7 @@ def measures(monkeypatch: pytest.MonkeyPatch, kls: Mapping[int, float]) -> None:
     look = Monitors.look
 
     def seen(self: Monitors, number: int, groups: Any, metrics: Any) -> dict[str, Any]:
-        return look(self, number, groups, {"kl": kls.get(number, 1e9)})
+        return look(self, number, groups, {"kl": kls.get(number, 1e9)}) | {"truncated": -1.0}
 
     monkeypatch.setattr(Monitors, "look", seen)
 
@@ -125,6 +125,7 @@ def test_an_iteration_without_a_kl_is_not_within_the_budget(
     measures(monkeypatch, {1: 0.0, 2: math.nan})
     ran = online(tmp_path, Watched(), monitors=budget(1.0), **KEYS)
     assert ran.summary["kept_iteration"] == 1 and ran.summary["iterations"] == 3
+    assert all(metrics["truncated"] >= 0 for metrics in ran.metrics)
 
 
 @pytest.mark.parametrize(
