@@ -25,6 +25,8 @@ STAGES = """\
 fits      {algorithm: sft, data: rows.jsonl, validation: {path: x, limit: 3}}
 fits      {algorithm: {ppo: {clip_range: 0.1}}, reward: {folder: x}, rollout: {top_p: 0.9}}
 fits      {algorithm: "my-package:ppo", data: [a.jsonl, {text: {path: b, paragraphs: true}}]}
+fits      {step: "my-package:judge", anything: 1}
+does not  {algorithm: {ppo: {}, dpo: {}}}
 fits      {step: instruct, data: rows.jsonl, instruction: be kind}
 fits      {repeat: 2, stages: {a: {algorithm: sft}}}
 fits      {step: revise, policy: base, prompts: x, constitution: harmless}

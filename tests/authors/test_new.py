@@ -102,6 +102,7 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
     ("name", "said", "help"),
     [
         ("Loud Reward", "cannot be called 'Loud Reward'", "such as my_reward"),
+        ("a" * 21, "cannot be called 'aaa", "such as my_reward"),
         ("class", "cannot be called 'class'", "such as my_reward"),
         ("group", "cannot be called 'group'", "such as my_reward"),  # which is imported there
         ("length", "there is a reward 'length'", "such as my_length"),

@@ -64,6 +64,7 @@ align:
   rollout: {samples_per_prompt: 4, max_new_tokens: 8}
   iterations: 3
   prompts_per_iteration: 2
+  epochs: 2
 rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
 """
     learned = yaml.safe_load(stages)
@@ -77,7 +78,7 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
     assert online["written"] == 3 * 2 * 4 * 8
-    assert online["learned"] == round(3 * 2 * (online["tokens"] / 24 + 4 * 8))
+    assert online["learned"] == round(2 * 3 * 2 * (online["tokens"] / 24 + 4 * 8))
     # By the policy and the reference, and by a reward model
     assert scored["work"]["measured"] == pytest.approx(1.5 * online["measured"], abs=1)
     # The policy's adapter, and the reference's; no sample is in the cache while it learns.
@@ -89,6 +90,15 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     text = capfd.readouterr().out
     for said in ("about 0.", "about 1", "learn: without the rows that 'sample' makes"):
         assert said in text
+
+
+def test_a_plan_is_told_in_minutes_and_gigabytes() -> None:
+    work = planning.Work(rows=3, learned=1500, written=20)
+    plan = planning.StagePlan("one", "sft", work, {}, peak=2e9, seconds=61.0, room=16e9)
+    columns, rows = planning.table([plan])
+    told = ["one", "sft", "3", "1,500", "20", "about 2.0 of 16.0 GB", "about 2"]
+    assert rows == [told] and len(columns) == len(told)
+    assert planning._some(range(450)) == range(0, 450, 3)  # from everywhere
 
 
 def test_memory_follows_the_shapes(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

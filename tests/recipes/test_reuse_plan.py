@@ -73,5 +73,10 @@ def test_a_run_and_its_preview_say_what_changed(
     assert planned()[0] == f"one: runs again, because {weights} is not as the stage wrote it"
     assert "is not as the stage wrote it; the stage runs again" in ran()
     assert planned() == ["one: reused", "two: reused"]
+    made = Path("runs/r/two").resolve()
+    work = made.parents[1] / ".work" / made.name
+    made.rename(work)
+    assert planned() == ["one: reused", "two: continues"]
+    work.rename(made)
     rows.write_text(rows.read_text(encoding="utf-8") * 2, encoding="utf-8")
     assert planned()[0] == "one: starts over (data: the file has changed)"

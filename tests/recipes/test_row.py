@@ -141,7 +141,7 @@ worse: 4 tokens, scored at the last
   context: N|o|<|im_end|>
   scored:  ⏎
 
-$ helpful 2
+$ helpful 2 ~stages.again
 helpful (reward_model): row 2 of 2 (pairs.jsonl:2)
 --
 user
@@ -216,3 +216,5 @@ def test_a_row_does_not_act_on_the_terminal() -> None:
     tokens = Tokens(hostile, (hostile,), (True,))
     text = Inspection(hostile, [(hostile, hostile)], [hostile], [tokens]).text()
     assert "\x1b" not in text and text.count("[red]y") == 6
+    lines = [*Tokens("one", ("a\tb\n",), (True,)).lines()]
+    assert lines == ["one: 1 token, 1 learned", "  learned: a\u21e5b\u23ce"]

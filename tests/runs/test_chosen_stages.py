@@ -47,7 +47,12 @@ def test_stages_one_after_the_other_are_those_of_the_whole_run(
     assert main(["run", "r.yaml", "--until", "helpful", "--json"]) == 0
     assert complete(parts) == ["sft", "helpful"] and not (parts / "report").exists()
     out, err = capsys.readouterr()
-    assert list(json.loads(out)["result"]["stages"]) == ["sft", "helpful"]
+    result = json.loads(out)["result"]
+    assert list(result["stages"]) == ["sft", "helpful"] and list(result["files"]) == [
+        "run.log",
+        RECIPE,
+    ]
+    assert result["stages"]["sft"]["metrics"]["step"] == 2
     assert err.splitlines()[0].endswith(": r, 2 stages, runs/r")
     assert main(["run", "r.yaml", "--only", "more"]) == 0
     lines = capsys.readouterr().err.splitlines()

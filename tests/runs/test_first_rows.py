@@ -59,6 +59,10 @@ def test_refused_rows_are_errors_of_check(tmp_path: Path, said: Said) -> None:
     recipe = written(tmp_path, [*[GOOD] * 200, REFUSED], chat_template="llama2")
     assert main(["check", recipe]) == 0
     assert main(["check", recipe, "--full"]) == 4
+    write_rows(tmp_path / "more.jsonl", [{"messages": row} for row in [*[GOOD] * 199, REFUSED]])
+    both = f"stages.sft.data=[{tmp_path}/few.jsonl,{tmp_path}/more.jsonl]"
+    write_rows(tmp_path / "few.jsonl", [{"messages": GOOD}])
+    assert main(["check", recipe, both]) == 4  # the first 200 of each source
     assert "demos.jsonl:201: the chat template refuses the conversation" in said()
 
 

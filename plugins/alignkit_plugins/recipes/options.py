@@ -288,7 +288,8 @@ class _Builder:
         for name, model in self._options["step"].items():
             options = {"allOf": [self._open[model], _ref("elsewhere")]}
             yield _closed({**options, **_keys({"step": {"const": name}}, "step")})
-        yield _closed({**_ref("elsewhere"), **_keys({"step": QUALIFIED}, "step")})
+        # Whose options are unknown
+        yield {**_ref("elsewhere"), **_keys({"step": QUALIFIED}, "step")}
 
     def _schema(self, model: type[BaseModel]) -> Schema:
         return self._defs[self._open[model]["$ref"].removeprefix(DEFINITIONS)]
