@@ -74,14 +74,15 @@ def test_a_named_template_needs_its_tokens() -> None:
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small file in place of the wheel, with its checksum taken as the right one; the
-    environment names it.
+    environment names it, from the home folder.
     """
     path = tmp_path / "elsewhere" / smollm2.WHEEL
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(smollm2.MEMBER, b"GGUF")
     monkeypatch.setattr(smollm2, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-    monkeypatch.setenv(smollm2.WHEEL_VARIABLE, str(path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(smollm2.WHEEL_VARIABLE, f"~/elsewhere/{smollm2.WHEEL}")
     return path
 
 
@@ -99,15 +100,15 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def pip(monkeypatch: pytest.MonkeyPatch, code: int, wheel: Path) -> list[list[str]]:
-    """The commands that it gets. code: with which it exits; 0: after it has downloaded a wheel."""
+    """The commands that it gets. code: with which it exits, after it has downloaded a wheel."""
     calls: list[list[str]] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         calls.append(command)
-        if code == 0:
-            folder = Path(command[command.index("--dest") + 1])
-            (folder / wheel.name).write_bytes(wheel.read_bytes())
-        return subprocess.CompletedProcess(command, code, "", "ERROR: No matching distribution")
+        folder = Path(command[command.index("--dest") + 1])
+        (folder / wheel.name).write_bytes(wheel.read_bytes())
+        said = "WARNING: old\n" * 9 + "ERROR: No matching distribution"
+        return subprocess.CompletedProcess(command, code, "", said)
 
     monkeypatch.delenv(smollm2.WHEEL_VARIABLE)
     monkeypatch.setattr(subprocess, "run", run)
@@ -168,6 +169,21 @@ def test_smollm2_starts_over_after_a_kill_and_is_made_once(
         assert set(pool.map(smollm2.source, [tmp_path] * 4)) == {unfinished}
     assert not left.exists() and conversions == [b"GGUF"]
     assert not (unfinished / "model.safetensors").exists()
+
+
+def test_smollm2s_tokenizer_splits_digits_and_must_be_the_expected_one() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {"1": 3, "2": 4, smollm2.EOS: 2, smollm2.PAD: 16}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(ids, unk_token="1")), eos_token=smollm2.EOS
+    )
+    with pytest.raises(RunFailed, match="reads another tokenizer"):  # it has no chat template
+        smollm2._repair_tokenizer(made)
+    made.chat_template = "{{ messages }}"
+    smollm2._repair_tokenizer(made)
+    assert made("212")["input_ids"] == [4, 3, 4] and made.model_max_length == 8192
 
 
 # The real SmolLM2
