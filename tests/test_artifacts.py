@@ -20,7 +20,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from alignkit_plugins.models.whole_model import WholeRewardModel
-from tests.rows import user
+from tests.rows import assistant, user
 
 LORA = LoraSpec(r=2, lora_alpha=4)
 
@@ -79,6 +79,30 @@ def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
     with pytest.raises(RunFailed, match=r"are not in its files, .*: score\.weight"):
         LoadedBase(policy(tiny, LORA), Path)[str(tiny)]
+
+
+def test_what_a_whole_reward_model_cannot_read_is_cut_or_left_out(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said, read = policy(tiny, None), list[str](), list[tuple[int, ...]]()
+    made.add_role("reward", head="scalar")
+    made.save("reward", tmp_path / "reward")
+    foreign = WholeRewardModel(LoadedBase(made, Path, say=said.append), str(tmp_path / "reward"))
+
+    def scored(rows: list[tuple[int, ...]]) -> list[float]:
+        read.extend(rows)
+        return [0.5] * len(rows)
+
+    monkeypatch.setattr(foreign, "_score", scored)
+    encoder, asked = foreign.encoder, (user("how are you?"),)
+    prompt, end = encoder.prompt(asked), encoder.closing
+    foreign.network.config.max_position_embeddings = len(prompt) + 1 + len(end)
+    fits = Response("", messages=(assistant("a"), user("more")))
+    groups = [Group(asked, (fits, Response("well well"))), Group((user("how are you??"),), (fits,))]
+    assert foreign.scores(groups) == [0.5, 0.5, None] and foreign.scores(groups[:1]) == [0.5, 0.5]
+    assert read == [(*prompt, *encoder.text(word)[:1], *end) for word in ("a", "well")] * 2
+    counts = [" 1 responses were cut before scoring, and 1 groups", " 1 responses were cut"]
+    assert all(map(str.__contains__, said, counts)) and ", and 0 groups" in said[1]
 
 
 @pytest.mark.parametrize("pad", ["none", "own"])
