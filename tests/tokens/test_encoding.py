@@ -401,8 +401,14 @@ def test_the_assistants_text_and_ends_of_turn_count(name: str) -> None:
     "template", [THINKS, CHATML.replace("m['content']", "(m['content'] if loop.last else '...')")]
 )
 def test_a_template_that_drops_words_or_its_prompt_is_refused(template: str) -> None:
+    made = encoder(template)
     with pytest.raises(DataError, match="does not write"):
-        encoder(template).encode(conversation(TALK), 500)
+        made.encode(conversation(TALK), 500)
+    assert made.accepted([conversation(TALK)]) == []
+    with pytest.raises(DataError, match="does not write"):
+        made.count_refused()
+    made.forget_counts()
+    assert made.count_refused() == []
 
 
 ANSWERS = (Response(text="ab"), Response(text=""), Response(text="more", truncated=True))
@@ -458,7 +464,9 @@ def test_only_the_template_writes_a_bos_token() -> None:
 
     tokenizer = encoder(bos=True).tokenizer
     bos = tokenizer.bos_token_id
-    assert Encoder(tokenizer).bos == ()  # the tokenizer has one, but does not add it
+    end = TemplateProcessing(single="$A <|im_end|>", special_tokens=[("<|im_end|>", 2)])
+    tokenizer.backend_tokenizer.post_processor = end
+    assert Encoder(tokenizer).bos == ()  # the tokenizer has one, but adds an end only
     set_chat_template(without := encoder(bos=True).tokenizer, "chatml")
     assert bos not in Encoder(without).prompt((user("q"),))
     process = TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", bos)])
@@ -473,8 +481,10 @@ def test_only_the_template_writes_a_bos_token() -> None:
 
 def test_decoded_text_has_no_end_of_turn() -> None:
     made = encoder()
-    ids = made.text("some <|im_end|> words")
-    assert made.decode(ids) == made.decode([*ids, *made.end_of_turn]) == "some <|im_end|> words"
+    ids = made.text("some <|im_end|> , words")
+    assert (
+        made.decode(ids) == made.decode([*ids, *made.end_of_turn * 2]) == "some <|im_end|> , words"
+    )
     assert made.decode(made.end_of_turn) == "" == made.decode([])
 
 
@@ -531,6 +541,14 @@ def test_a_sample_is_read_with_the_reasoning_that_its_prompt_opens(
         again = (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest))
         read, own = encoded(made.encode(Group((user("q"),), again), 500)).rows
         assert read.tokens == own.tokens == tokens
+
+
+@pytest.mark.parametrize("template", [THINKS, VERBATIM, QWEN3_THINKING])
+def test_an_answer_that_is_asked_for_follows_the_reasoning(template: str) -> None:
+    made = encoder(template)
+    prompt, (one, _) = made.answers((user("q"),), "x=", ["1", "2"])
+    assert made.tokenizer.decode(prompt).endswith("assistant\n<think>\n\n</think>\n\nx=")
+    assert one == made.text("1")
 
 
 def test_written_must_match_the_tokens() -> None:
