@@ -8,7 +8,9 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +129,19 @@ def test_a_quarter_of_a_gpu_is_for_activations(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (6 * 2**30, 80 * 2**30))
     assert MemoryBudget(torch.device("cuda"), 1).activation_bytes == 16 * 2**30
     assert 0 < MemoryBudget(torch.device("cpu"), 1).activation_bytes <= CPU_ACTIVATIONS
+    few, many = (MemoryBudget(torch.device("cuda"), 2**power) for power in (30, 20))
+    assert (few.tokens, many.tokens) == (512, 16384) and not many.must_recompute(20 * 1024)
+    few.halvings, many.halvings = 9, 1
+    assert (few.tokens, many.tokens) == (64, 8192)
+    assert many.must_recompute(10 * 1024 + 1) and not many.must_recompute(10 * 1024)
+
+
+def test_what_layers_store_for_each_token() -> None:
+    """Their inner width is four times the outer one if the configuration names none."""
+    config = SimpleNamespace(hidden_size=2, num_hidden_layers=3)
+    stored = partial(budget.activation_bytes_per_token, config)
+    assert stored(torch.float32, frozen=False) == 3 * (24 * 2 + 8 * 8) * 4
+    assert stored(torch.bfloat16, frozen=True) == 3 * (16 * 2 + 4 * 8) * 2
 
 
 def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
@@ -154,6 +169,9 @@ def test_a_resumed_stage_packs_as_the_killed_one_did(
     memory.restore(state)
     assert policy.token_budget == tokens
     assert (memory.halvings, memory.sampling_halvings) == (2, 1)
+    memory.halvings, memory.sampling_halvings, memory.fixed = 3, 4, True
+    memory.restore(state)
+    assert not memory.halve() and (memory.halvings, memory.sampling_halvings) == (3, 4)
 
 
 def test_half_precision_stores_what_was_estimated() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import encoder_with_ends, questions
+from tiny import encoder as tiny_encoder
 from tiny import tiny_model
 from torch import Tensor
 
@@ -212,6 +213,7 @@ def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     request = Generation(llama, BASE, encoder, [(1,) * 256], [[1]], sampling)
     writer = decoder.Decoder(request, lambda: None)
     of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
+    assert of_row == 2 * (2 * 2 * 8 * 4) * (256 + 2 * 256)
 
     def rows(free: float) -> int:
         monkeypatch.setattr(decoder, "available", lambda device: free)
@@ -277,3 +279,5 @@ def test_a_stop_string_may_have_more_than_32_tokens(llama: SharedModel) -> None:
     stop = encoder.decode(ids[5:45])
     assert decoder.has_stopped(encoder, ids, [stop])
     assert not decoder.has_stopped(encoder, ids[:44], [stop])
+    made, faces = tiny_encoder(), "🙂" * 12  # of four tokens each
+    assert decoder.has_stopped(made, made.text(f"a{faces}b"), ["never", faces])

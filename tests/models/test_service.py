@@ -56,7 +56,9 @@ def test_next_token_logprobs_match_the_models(
         same(row, torch.cat(wanted), atol=1e-5, rtol=1e-5)
 
 
-def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) -> None:
+def test_a_question_longer_than_the_context_has_no_answer(
+    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beyond its context a model's numbers are meaningless."""
     long, well, so = asked("is it? " * models.model.context), asked("well?"), asked("is it so?")
 
@@ -67,6 +69,8 @@ def test_a_question_longer_than_the_context_has_no_answer(models: LoadedBase) ->
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     same(found[2:], answers(so), atol=1e-5, rtol=1e-5)
     assert answers(long).isnan().all() and answers().shape == (0, 2)
+    monkeypatch.setattr(SharedModel, "context", len(models.encoder.prompt(well)))
+    assert answers(well, so).isnan().tolist() == [[False] * 2, [True] * 2]
 
 
 def test_answers_that_begin_alike_are_refused(models: LoadedBase, tmp_path: Path) -> None:
@@ -136,6 +140,8 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBa
         assert one.tokens == other.tokens
         # Some processors round by the batch's size
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    models.max_length = len(models.encoder.prompt(asked("a"))) + 6
+    assert [len(group.responses) for group in drawn("b b")] == [2, 0, 2]
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(

@@ -36,6 +36,19 @@ def test_a_new_adapter_lets_others_learn_on(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters_of("two").values())
 
 
+def test_a_head_that_begins_as_another_learns_alone(tmp_path: Path) -> None:
+    model = tiny_model(tmp_path)
+    first = model.add_role("one", head="scalar")
+    first.unread = 7
+    second = model.add_role("two", start="one", head="scalar")
+    assert torch.equal(first.head, second.head) and second.unread == 7
+    first.head.data += 1
+    assert not torch.equal(first.head, second.head)
+    model.add_head("value", "one")
+    model.drop_role("value")
+    assert len(model.parameters_of("one")) > 1 and model.backbone_role("one") == "one"
+
+
 def test_a_skeleton_has_no_numbers_and_can_be_filled() -> None:
     """Tied weights stay tied, buffers are kept, and neither copy shares memory with the network."""
     network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
