@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import cli
+from alignkit import __version__, cli
 from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
@@ -252,6 +252,15 @@ def test_everything_that_is_registered_can_be_imported() -> None:
     for kind in KINDS:
         assert list(registry.usable(kind)) == registry.names(kind)
     assert not registry.broken
+    ours = [one for kind in KINDS for one in registry.registrations(kind) if one.is_address]
+    classes = {
+        one.name: one.target.rpartition(":")[2] for one in ours if one.version == __version__
+    }
+    others = {
+        name for name, cls in classes.items() if cls.lower() != name.strip(".").replace("_", "")
+    }
+    unlike = {"smollm2-135m-instruct", "tiny", "environment", "format", "rating", "sycophancy"}
+    assert others <= {*unlike, ".feedback"} and len(classes) > 100, "a class has another's name"
 
 
 @pytest.mark.parametrize("command", [["plugins"], ["--version"]])
