@@ -124,17 +124,17 @@ def test_files_in_a_folder_and_modules_that_code_imports_count(
 
 
 class Hub:
-    """`datasets` and the hub, which knows one data set whose main branch moves."""
+    """`datasets` and the hub, which knows one data set whose branches move."""
 
     def __init__(self) -> None:
-        self.main, self.asked = "a", list[Any]()
+        self.main, self.branch, self.asked = "a", "d", list[Any]()
 
     @property
     def sha(self) -> str:
         return self.main * 40
 
     def at(self, name: str, *, revision: str | None, **_: Any) -> Any:
-        return SimpleNamespace(sha=revision[0] * 40) if revision else self
+        return SimpleNamespace(sha=self.branch * 40) if revision else self
 
     def load_dataset(self, path: str, **where: Any) -> list[dict[str, Any]]:
         self.asked.append((path, where))
@@ -161,8 +161,10 @@ def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, s
         assert commits("org/set", None) == "a" * 40
     assert found[0] == found[1] != found[2]
     assert commits("org/set", "c" * 40) == "c" * 40
-    assert hashed(tmp_path, data={"hub": "org/set", "revision": "d1"}) not in found
-    assert server.asked[-1][1]["revision"] == "d" * 40
+    for server.branch in "de":
+        found.append(hashed(tmp_path, data={"hub": "org/set", "revision": "v1"}))
+        assert server.asked[-1][1]["revision"] == server.branch * 40
+    assert found[-1] != found[-2]
 
 
 def test_without_a_network_the_cached_copy_tells_the_commit(
