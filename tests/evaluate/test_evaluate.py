@@ -289,6 +289,7 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
     )
     mine = [one for one in rows_of(found) if one.policy == "align" and not one.column]
     reward, judge = (one for one in mine if one.kind in ("reward", "judge"))
+    assert not any(one.equal_length for one in mine if one.kind == "metric")  # no length fools it
     equal = reward.equal_length
     assert equal["mean"] == pytest.approx(0.5, abs=0.15) and 0 < equal["low"] < equal["high"] < 0.7
     # As in test_statistics.py, by numpy's least squares

@@ -182,7 +182,7 @@ def ask(browser: OpenerDirector, request: Request | str) -> tuple[int, str]:
 
 
 WORDS = """
---annotator ada --annotator bob --annotator ada --overlap 2 --guidelines rules.md --gold gold.jsonl --qualify 1
+--annotator ada --annotator ada --annotator bob --overlap 2 --guidelines rules.md --gold gold.jsonl --qualify 1
 """
 
 
