@@ -92,7 +92,7 @@ VERDICTS = """
 refused +, llama2* + | gained | sft in refused, +30 points [20, 40]: 70% against 40%. Also better: the reward llama2
 llama2* + | gained by its own reward | +0.30 [0.20, 0.40]: 0.70 against 0.40. It was trained on this reward or
 llama2* +, helpful? + | gained, not verified | Also better: the reward llama2 (trained on it)
-helpful? + | gained, not verified | It is not known whether it was trained on this
+helpful? + | gained, not verified | reward helpful, +0.30 [0.20, 0.40]: 0.70 against 0.40. It is not known
 llama2* +, refused ~ | nothing clear | No clear difference between align and sft in refused, +10 points [-10, 30].
 llama2* +, refused - | lost | align is worse than sft in refused, -30 points
 refused +, refused in vain + | mixed | Worse: refused in vain (lower is better), +30
@@ -142,6 +142,8 @@ def test_a_gain_that_is_only_length_is_no_gain(
     rows = [replace(row, percent=True)]
     for name, share in ((LONGER_IS_BETTER, (0.78, 0.6, 0.9)), (SHORTER_IS_BETTER, shorter)):
         rows.append(replace(row, metric=name, estimate=estimate(share), difference={}))
+    even = estimate((0.5, 0.4, 0.6))
+    rows += [replace(row, column="topic", estimate=even) for row in rows[1:]]
     assert verdict(rows).outcome == outcome and said in text(rows)
     found = "78% [60, 90] of pairs right where the better one is longer, and 28% [10, 50] where"
     assert (found in text(rows)) == (outcome != "gained")

@@ -243,7 +243,7 @@ results:
 - {policy: align, metric: helpful, kind: reward, estimate: *part, baseline: sft, difference: *part,
    column: topic, value: cooking}
 - {policy: align, metric: helpful, kind: reward, estimate: *part, baseline: sft, difference: *part,
-   column: topic, value: sport}
+   column: topic, value: sport, missing: 2}
 """
 REPORT = Report(
     [

@@ -75,11 +75,13 @@ BOUGHT = "Most of this gain comes with"
 SAID = """
 helpful difference 0 0 0 1; local_judge difference 0 0 0 1                     | cannot tell them apart
 helpful difference 0.1 -0.1 0.3 0.6; local_judge difference 0.1 -0.1 0.3 0.6   | more training may show
+helpful difference 0 -0.1 0.1 1; local_judge difference 0 -0.1 0.1 1           | more training may show
 helpful difference - - - 1; local_judge difference - - - 1                     | cannot be compared
 length estimate 24; helpful equal_length 0.1 -0.1 0.3  | comes with longer answers: between equally
 length estimate 24; helpful equal_length 0.1 -0.1 0.3  | long ones it is +0.1
 length estimate 6; helpful equal_length 0.1 -0.1 0.3   | Most of this gain comes with shorter answers
 length estimate 6; helpful equal_length 0.9 0.7 1.05   |
+length estimate 10; helpful equal_length 0.1 -0.1 0.3  |
 length estimate 6; helpful equal_length 0.4 -0.8 1.6   |
 """
 
