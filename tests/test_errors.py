@@ -15,7 +15,6 @@ from alignkit.errors import (
     error_context,
     handling,
     install_command,
-    memory_ran_out,
     message_of,
     no_disk,
     reason_of,
@@ -50,12 +49,6 @@ def test_a_disk_that_cannot_be_used(name: str) -> None:
     number = getattr(errno, name)
     assert no_disk(OSError(number, os.strerror(number))) is not None
     assert no_disk(OSError(errno.ENOENT, os.strerror(errno.ENOENT))) is None
-
-
-def test_memory_that_ran_out() -> None:
-    for text in ("CUDA Out of memory", "can't allocate 5 bytes", "CUBLAS_STATUS_ALLOC_FAILED"):
-        assert memory_ran_out(RuntimeError(text)) and not memory_ran_out(ValueError(text))
-    assert memory_ran_out(MemoryError()) and not memory_ran_out(RuntimeError("odd"))
 
 
 def test_the_command_that_installs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import BadRow
+from alignkit import BadRow, Format
 from alignkit.data.group import resolved_pairs
 from alignkit_plugins.formats import text
 from alignkit_plugins.formats.columns import ColumnFormat, read_message
@@ -704,3 +704,11 @@ prompt_only {"prompt": "q", "available_tools": [{"name": "f", "parameters": {}}]
     wanted = ({"type": "function", "function": schema},)
     assert ColumnFormat.tools({"tools": [schema]}) == wanted
     assert ColumnFormat.tools({"tools": json.dumps([schema])}) == wanted
+
+
+def test_an_empty_cell_is_no_answer() -> None:
+    cells = ("", "None", "FALSE", None)
+    assert [Format.flag({"x": cell}, "x") for cell in cells] == [None, None, False, None]
+    assert (
+        Format.text({"x": ""}, "x", "absent") == "" and Format.text({}, "x", "absent") == "absent"
+    )
