@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from alignkit import Group, Pair, Response, RunFailed
 from alignkit.errors import DataError, RecipeError, Stopped, request_stop
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.trl.step import check_reference, pairs
+from alignkit_plugins.trl.step import TRL, check_reference, pairs, progress, rows_of
 from tests.rows import assistant, read_rows, user, write_recipe, write_rows
 
 PROMPT = (user("how are you"),)
@@ -122,6 +123,24 @@ def test_pairs() -> None:
     turns = Response(messages=(assistant("a"), user("b"), assistant("c")))
     with pytest.raises(DataError, match="to 'how are you' has several turns"):
         pairs(Group(PROMPT, (turns, Response("d")), (Pair(0, 1),)))
+    stage: Any = SimpleNamespace(name="d", settings=SimpleNamespace(data=None))
+    for weights, weight in (([1.0], 1.0), (None, 0.5)):
+        groups = [replace(RANKED, weight=weight), RANKED]
+        loaded = SimpleNamespace(weights=weights, groups=groups, validation=[])
+        stage.load = lambda data, loaded=loaded: loaded
+        with pytest.raises(RunFailed, match="does not support weights of rows"):
+            rows_of(stage)
+
+
+def test_what_trl_logs_is_the_stages() -> None:
+    stage, metrics, state = Mock(), Mock(), SimpleNamespace(global_step=3)
+    stage.name = "d"
+    callback = progress(stage, metrics)
+    callback.on_log(None, state, None, {"loss": 0.5, "mode": "train"})
+    metrics.write.assert_called_once_with(stage="d", step=3, loss=0.5)
+    stage.notify.assert_called_once_with("metrics_logged", step=3, metrics={"loss": 0.5})
+    with pytest.raises(RunFailed, match="grad_norm is not finite at step 3"):
+        callback.on_log(None, state, None, {"loss": 0.5, "grad_norm": math.inf})
 
 
 # TRL's options, keys of the stage, and why they are refused.
@@ -184,6 +203,9 @@ def test_whole_models_are_refused_before_the_first_stage(tmp_path: Path) -> None
     with pytest.raises(RecipeError, match="needs LoRA on an unquantized base"):
         run_recipe(recipe, tmp_path / "out")
     assert not (tmp_path / "out" / "sft" / "adapter").exists()
+    quantized: Any = SimpleNamespace(lora="r: 4", quantization="nf4")
+    with pytest.raises(RunFailed, match="on an unquantized base"):
+        TRL(TRL.Options()).check_model(quantized)
 
 
 def test_rows_that_trl_leaves_out_for_their_length_are_counted(
