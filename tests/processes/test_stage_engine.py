@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import threading
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from patience import PATIENCE
 
-from alignkit import EngineContext, RecipeError
+from alignkit import Completion, EngineContext, RecipeError
 from alignkit.cli import main
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
@@ -256,6 +257,30 @@ def test_prompts_have_rooms_of_their_own(tmp_path: Path) -> None:
         for one in row:
             expected = measured(model, "one", prompt, one.tokens)
             assert one.logprobs == pytest.approx(expected, abs=1e-4)
+    engine.close()
+
+
+def test_a_completion_is_checked_to_the_last_token(tmp_path: Path) -> None:
+    """Rounding may lift a log-probability above 0."""
+    model, given = tiny_model(), list[int]()
+    size, end = model.model.config.vocab_size, model.end_ids[0]
+
+    class Fixed(LocalEngine):
+        def sample(self, policy: str, prompts: Any, *more: Any) -> Any:
+            version = self._policies[policy][1]
+            return [[Completion(given, [5e-4] * len(given), version)] for _ in prompts]
+
+    engine = stage_engine(tmp_path, Fixed)
+    for given, wrong in (
+        ([30, 31, end], ""),
+        ([30, 31, 32], ""),
+        ([30, end], "a response ends before min_new_tokens 2"),
+        ([30, 31, size], f"token {size} is not in the vocabulary of {size}"),
+    ):
+        context = pytest.raises(PluginError, match=wrong) if wrong else contextlib.nullcontext()
+        with context:
+            ((one,),) = engine.request(asked(model, min_new_tokens=2)).result()
+            assert list(one.tokens) == given
     engine.close()
 
 

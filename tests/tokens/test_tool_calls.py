@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 
-from alignkit_plugins.environments.turns import read_turn
+from alignkit import Environment
+from alignkit.errors import PluginError
+from alignkit_plugins.environments.turns import answers, read_turn, tool_schemas
 
 
 def test_calls_in_tags_are_read_in_order_and_numbered() -> None:
-    text = """Let me see.
+    text = """ Let me see. 
 <tool_call>
 {"name": "add", "arguments": {"a": 1}}
 </tool_call>
@@ -19,7 +24,7 @@ def test_calls_in_tags_are_read_in_order_and_numbered() -> None:
         ({"name": "add", "arguments": {"a": 1}}, "call00003"),
         ({"name": "sub", "arguments": {"b": [2]}}, "call00004"),
     ]
-    assert turn["content"] == "Let me see." and "call_errors" not in turn
+    assert turn["content"] == " Let me see. " and "call_errors" not in turn
 
 
 @pytest.mark.parametrize(
@@ -51,3 +56,31 @@ def test_a_malformed_call_stays_in_the_words_and_is_named(text: str, message: st
     turn = read_turn(text, 0)
     (error,) = turn["call_errors"]
     assert message in error and turn["content"] == text and "tool_calls" not in turn
+
+
+class Adds(Environment):
+    def add(self, a: int, b: int = 0) -> Any:
+        return {"é": a + b} if b else math.nan
+
+
+def test_calls_are_answered_in_order_and_what_is_wrong_is_named() -> None:
+    environment = Adds(None)
+    calls = (
+        '{"name": "add", "arguments": {"a": 1, "b": 2}}',
+        '{"name": "add", "arguments": {"c": 1}}',
+    )
+    turn = read_turn("".join(f"<tool_call>{call}</tool_call>" for call in (*calls, "{", "[]")))
+    told = [answer["content"] for answer in answers(environment, turn)]
+    assert told[0] == '{"é": 3}' and environment.refused_calls == 1
+    assert told[1] == '{"error": "a: Missing required argument; c: Unexpected keyword argument"}'
+    assert len(told) == 4 and "Expecting" in told[2] and "it is list" in told[3]
+    turn = read_turn('<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>')
+    with pytest.raises(TypeError, match="'add' must return text or JSON values, not float"):
+        answers(environment, turn)
+
+
+def test_an_argument_without_a_name_is_refused() -> None:
+    def only(self: Any, a: int, /) -> None: ...
+
+    with pytest.raises(PluginError, match=r"tool 'add': 'a: .*' has no name"):
+        tool_schemas(type("Only", (Adds,), {"add": only})(None))
