@@ -53,6 +53,7 @@ def test_refused_rows_are_skipped_and_told(
     assert refused in told and "looked at the first 200 rows of each source" in told
     summary = read_record(run(Path(recipe)) / "sft")["summary"]
     assert summary["encoding"]["refused"] == 1 and summary["not_demonstrations"] == 1
+    assert "sft: 1 left out (not_demonstrations)" in capsys.readouterr().err
 
 
 def test_refused_rows_are_errors_of_check(tmp_path: Path, said: Said) -> None:

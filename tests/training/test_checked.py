@@ -5,6 +5,7 @@ traceback.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
 import re
@@ -31,7 +32,7 @@ from alignkit import (
 )
 from alignkit.algorithm import Phase
 from alignkit.calls import call, create
-from alignkit.errors import PluginError
+from alignkit.errors import DataError, PluginError
 from alignkit.kinds import Observation
 from alignkit.models.packing import Examples
 from alignkit.options import Options
@@ -231,8 +232,23 @@ class Fails(Algorithm):
         raise self.error
 
 
+@pytest.mark.parametrize("text", ["no rows", "stage 'align': no rows"])
+def test_a_data_error_names_its_stage_once_and_keeps_its_option(text: str) -> None:
+    wrong = create(Component("algorithm", "w", Registration("w", Fails), Options()), "align")
+    wrong.error = DataError(text, option=("data",))
+    with pytest.raises(DataError, match=r"^stage 'align': no rows$") as caught:
+        call(wrong, "loss", None, None)
+    assert caught.value.option == ("data",)
+
+
 @pytest.mark.parametrize(
-    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), KeyboardInterrupt()]
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+    ],
 )
 def test_exhausted_memory_and_interrupts_pass(error: BaseException) -> None:
     fails = Fails(None)
