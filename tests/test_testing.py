@@ -260,4 +260,5 @@ def test_advantages_that_cannot_have_weights_are_reported() -> None:
 def test_example_groups_hold_every_kind_of_preference() -> None:
     groups = example_groups(5)
     assert [len(group.responses) for group in groups] == [5] * 4
+    assert [response.rank for response in groups[0].responses] == [2, 1, 4, 5, 3]
     assert {pair.margin for group in groups for pair in group.pairs or ()} == {"slightly", 1.5, 2.0}

@@ -50,7 +50,10 @@ class QA(Format):
 def test_good_formats_conform() -> None:
     check_format(QA, rows=[{"question": "Who?", "answer_text": "Me.", "id": 7}])
     without = type("Without", (QA,), {"example": ""})
-    check_format(without, rows=[{"question": "Hi", "answer_text": "Hello!"}])
+    good = {"question": "Hi", "answer_text": "Hello!"}
+    check_format(without, rows=[good])
+    with pytest.raises(ConformanceError, match=r"recognize .*Who(?s:.*)refuses .*Who"):
+        check_format(QA, rows=[good, {"question": "Who?"}])
 
 
 def crashes(self: QA, row: Any) -> Group:
@@ -148,6 +151,7 @@ def from_zero(self: Lines, path: Path) -> Iterator[tuple[int, Any]]:
     ("cls", "text", "message"),
     [
         (broken(Lines, rows=from_zero), '["a", "b"]', r"number them upward from 1.* \[0, 1\]"),
+        (broken(Lines, rows=lambda *of: iter([(2, "a"), (1, "b")])), "[]", r"these are \[2, 1\]"),
         (broken(Lines, rows=grows), '["a", "b"]', "a second read has other rows"),
         (Lines, "[]", "there is none: pass another file"),
         (dict, "[]", "must be a subclass of alignkit.Reader"),
@@ -181,6 +185,7 @@ def unreachable(cache: Path) -> Path:
     [
         (lambda cache: 3, "return a model's folder, which has a config.json, or a hub id"),
         (lambda cache: cache, "return a model's folder"),
+        (lambda cache: "tiny", "return a model's folder"),
         (cut, "its weights in safetensors cannot be read"),
         (lambda cache: tiny(cache / str(next(NUMBERS))), "a second call returns .* instead of"),
         (unreachable, "in `unreachable`: OSError: no network"),
@@ -268,6 +273,7 @@ def picky(self: Any, groups: Sequence[Group]) -> None:
             "playing all episodes at the same time changes the episode of row 0",
         ),
         ({"get_reward": lambda self: 1 / 0}, "ZeroDivisionError"),
+        ({"get_reward": lambda self: random.random()}, "playing it again changes"),
         ({"reset": lambda self, row: row.clear()}, "mappingproxy"),
         ({"other": no_hint}, "tool 'other': Argument word is missing a type hint"),
         ({"other": any_arguments}, r"tool 'other': '.{2}words.*has no name and type"),

@@ -104,6 +104,8 @@ def changing(**changes: Callable[[Any], Any]) -> Any:
             changing(temperature=lambda value: float(value > 0)),
             "the log-probabilities at temperature 0.5 differ from training's",
         ),
+        (changing(top_p=lambda p: 1.0), "with top_p 1e-06 a first token is not the"),
+        (changing(temperature=lambda value: value or 1.0), "with temperature 0 a first token"),
         (changing(top_k=lambda k: 0), "with top_k 1 a first token is not the most likely one"),
         (with_seeds(OWN.__next__), "a second call with the same seeds returns other tokens"),
         (with_seeds(lambda: 7), "returns the same tokens for other seeds"),

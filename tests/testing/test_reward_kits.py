@@ -4,6 +4,7 @@ under the name of its class.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -95,6 +96,8 @@ def test_good_rewards_conform() -> None:
     answered = [replace(group, meta={"answer": "7"}) for group in example_groups()]
     needs = type("NeedsAnswer", (Lengths,), {"check_prompts": needs_answer})
     check_reward(needs, groups=answered)
+    some = scores(lambda texts: [None if "7" in text else 1.0 for text in texts])
+    check_reward(type("Some", (Lengths,), some))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +107,7 @@ def test_good_rewards_conform() -> None:
         (scores(lambda texts: [None for _ in texts]), "scores none of the responses"),
         (scores(lambda texts: [len(text) / len(texts) for text in texts]), "a batch of one group"),
         (scores(lambda texts: [random.random() for _ in texts]), "another process changes"),
+        ({"of": lambda self, texts: [id(self)] * len(texts)}, "another process changes the score"),
         ({"score": ranks}, "`within_group` must return True"),
         (
             {"of": lambda self, texts: [counted(self)] * len(texts)},
@@ -170,6 +174,13 @@ def kept(value: Callable[[Tensor], Any]) -> Methods:
     return {"of": of}
 
 
+def raw(function: Callable[[Tensor], Any]) -> Methods:
+    def combine(self: Any, groups: Any, components: Any) -> Any:
+        return CombinedReward(components["it"], function(components["it"]), {})
+
+    return {"combine": combine}
+
+
 def of(function: Callable[[Tensor], Any]) -> Methods:
     return {"of": lambda self, scores: function(scores)}
 
@@ -184,6 +195,9 @@ def of(function: Callable[[Tensor], Any]) -> Methods:
         (of(lambda scores: scores.log()), "a reward is not finite"),
         (of(lambda scores: scores - scores.mean()), "a missing score makes the rewards of other"),
         (kept(lambda scores: scores.mean()), "`state` after `combine` is not JSON"),
+        (kept(lambda scores: math.nan), "`state` after `combine` is not JSON"),
+        (raw(lambda scores: scores.cumsum(0)), "the order of groups and responses"),
+        (raw(lambda scores: scores - scores.mean()), "a missing score makes the rewards of other"),
         (kept(lambda scores: {1: True}), "`state` after `combine` changes when saved"),
         (kept(lambda scores: random.random()), "leaves another `state`"),
         ({"of": remembers}, "what it remembers outside of `state`"),

@@ -20,6 +20,7 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.report import Report
 from alignkit.testing import ConformanceError, check_step
 
 Run = Callable[[Any, StepContext], Any]
@@ -90,6 +91,11 @@ def counts_in_map(self: Any, context: StepContext) -> Artifact:
     return Artifact(summary={"asked": len(asked)})
 
 
+def draws_in_map(self: Any, context: StepContext) -> Artifact:
+    drawn = context.map("draw", ["a"], lambda ids: [random.random()])
+    return Artifact(summary={"drawn": drawn[0]})
+
+
 @pytest.mark.parametrize(
     ("run", "message"),
     [
@@ -103,6 +109,8 @@ def counts_in_map(self: Any, context: StepContext) -> Artifact:
         (hidden_model, "uses models that no option names .*: other"),
         (changes, "changes the groups that `context.load` returned"),
         (makes(summary=lambda: {"first": random.random()}), "numbers from `context.seed` only"),
+        (draws_in_map, "a second run makes another artifact"),
+        (makes(report=lambda: Report([str(random.random())])), "a second run makes another"),
         (counts_in_map, "interrupted after all chunks of `context.map`"),
         (lambda self, context: [][1], r"IndexError: .* \(test_step_kit.py:\d+\)"),
     ],

@@ -86,6 +86,8 @@ def test_every_stage_has_weights_of_its_own_the_same_in_every_check() -> None:
 def test_rollouts_have_tokens_and_one_is_silent(around: Surroundings) -> None:
     responses = responses_of(around.rollouts)
     assert all(response.tokens for response in responses)
+    assert any(each.truncated for each in responses)
+    assert any(False in (each.written or ()) for each in responses)
     assert [response.text for response in responses].count("") == 1
     assert all(group.pairs is None for group in around.rollouts)
     assert list(responses_of(turned_groups(around.rollouts))) == list(responses)[::-1]
