@@ -174,7 +174,7 @@ def test_the_page_is_that_of_serve(monkeypatch: pytest.MonkeyPatch) -> None:
 
 USAGE = """
     sft --collect a.feedback   | a talk in the terminal keeps nothing
-    sft --prompts a --out b --page | --prompts and --out answer a file
+    sft --prompts a --out b --system c | --prompts and --out answer a file
     sft --out b.jsonl          | --prompts and --out answer a file
     sft --page --reward length | the page shows no rewards
     liked                      | is a reward model, but a policy is needed
