@@ -328,7 +328,7 @@ TALK\n\nThe end\n\nTALE\n\nprose\n\nTALK\n\nQ. and?\n\ncaf\xe9
   29: u: why? -> a: so. / u: really? / a: yes. / u: and? / a: no. {"speakers": ["Q. ", "A. "]}
 
 d.csv
-prompt,note\n"two\nlines",x\none,two,three\none\ncaf\xe9,x\n"a"b,x\n,x\n,\n\nlast,\nLONG,\n
+prompt, note\n"two\nlines",x\none,two,three\none\ncaf\xe9,x\n"a"b,x\n,x\n,\n\nlast,\nLONG,\n
   2: u: two\nlines -> {"note": "x"}
   3! the row has 3 cells, but the header has 2
   4! the row has 1 cell, but the header has 2
@@ -488,13 +488,13 @@ def test_values_of_a_table_become_json(tmp_path: Path) -> None:
         "rejected": ["y", "x"],
         "margin": [1.5, math.nan],
         "when": [datetime.datetime(2024, 5, 6, 7, 8)] * 2,
-        "blob": [b"\xff\x00"] * 2,
+        "blob": [b"a\x00"] * 2,
         "price": [decimal.Decimal("1.5")] * 2,
-        "tags": [["a", None]] * 2,
+        "tags": [{"a": [b"b", None]}] * 2,
     }
     meta = (
         '{"when": "2024-05-06T07:08:00", "blob": {"unread": "bytes"}, "price": 1.5, '
-        '"tags": ["a", null]}'
+        '"tags": {"a": ["b", null]}}'
     )
     assert [shown(group) for group in parquet(tmp_path / "d.parquet", columns)] == [
         f"u: café -> x | y [0>1 by 1.5] {meta}",
@@ -571,6 +571,7 @@ def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
  "note": null, "info": {"x": [null, 1], "y": null}}"""
     (tmp_path / "d.jsonl").write_text(row.replace("\n ", " "), encoding="utf-8")
     [group] = load(source(tmp_path / "d.jsonl")).groups
+    assert group.id == groups_module.group_id(group.prompt, group.responses, group.tools)
     assert shown(group) == (
         'u: Go -> a: "" {"tool_calls": [{"type": "function", "function": {"name": "f", '
         '"arguments": {"city": null}}}]} tools [{"type": "function", "function": {"name": "f", '
@@ -725,6 +726,7 @@ def test_a_prompt_held_out_of_one_source_is_held_out_of_all(tmp_path: Path) -> N
     other = prompts(tmp_path / "e.jsonl", range(100, 150))
     loaded = load(source(path, validation=0.2), source(path), source(other, validation=0.2))
     training, validation = words(loaded.groups), words(loaded.validation)
+    assert sum(facts.held_out for facts in loaded.sources) == len(validation)
     assert not {*validation} & {*training} and len(training + validation) == 150
     assert Counter(Counter(validation).values()).keys() == {1, 2}  # of `other`, and of both others
 

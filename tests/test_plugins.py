@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from alignkit import plugins as module
+from alignkit.data.sources import content_digest
 from alignkit.errors import PluginError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.kinds import reader_of
@@ -268,6 +269,9 @@ class Notes(Reader):
     def rows(self, path):
         yield 1, {"prompt": "a"}
 
+    def digest(self, path):
+        return "what it says"
+
 @hookimpl
 def register(add):
     add("reader", ".notes", Notes)
@@ -281,6 +285,7 @@ def test_two_readers_of_a_suffix_matter_only_where_it_is_read(
     load_plugins()
     found = reader_of(tmp_path / "a.notes")
     assert found is not None and list(found.rows(tmp_path)) == [(1, {"prompt": "a"})]
+    assert content_digest(tmp_path / "a.notes") == "what it says"
     distribution("x-two", READER)
     load_plugins()
     assert reader_of(tmp_path / "a.feedback") is not None

@@ -42,13 +42,15 @@ def test_distinct_counts_over_all_texts() -> None:
 # triples (0+1)/(2+1), fours (0+1)/(1+1); `abx` against `abcd` is shorter, so it pays exp(1 - 4/3),
 # and has no n-gram of four words. `tt` against `tc` is clipped, as by Papineni: it matches one of
 # two words, and (0+1)/(1+1) pairs. `abc` is as near to two lengths, of which the shorter counts:
-# (2/3 2/3 1/2) ** (1/3); `ab` pays exp(1 - 3/2).
+# (2/3 2/3 1/2) ** (1/3); `ab` pays exp(1 - 3/2). Of `aa`, which matches one
+# of two words in both others: (1/2 1/2) ** (1/2).
 BLEU = """
     abcde abcde abcde | 1
     abcde vwxyz       | 0
     abcd abx          | 0.4429
     tt tc             | 0.5
     abc wxyz ab       | 0.4041
+    aa a a            | 0.8333
 """
 
 

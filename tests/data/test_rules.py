@@ -188,6 +188,11 @@ def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "a.jsonl", rows)
     assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl")]) == 0
     assert read_rows(tmp_path / "b.jsonl") == [{"prompt": "Hi", "completion": "Call [phone]."}]
+    (why := tmp_path / "c.removed.jsonl").write_text("old")
+    assert (
+        main(["data", "clean", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "c.jsonl")]) == 0
+    )
+    assert why.read_text() == ""
     out = run(write_recipe(tmp_path, {"clean": {"step": "clean", "data": "a.jsonl"}}))
     (made,) = out.rglob("data.jsonl")
     assert len(read_rows(made)) == 1

@@ -53,6 +53,7 @@ messages {"messages": [{"role": "system", "content": "s", "tools": "[]"}, {"role
         ({"query": "Q?", "response": "A"}, ["u: Q? -> A"]),
         ({"problem": "Q?", "solution": "A"}, ["u: Q? -> A", 'u: Q? -> {"answer": "A"}']),
         ({"input": "Q?", "output": "A"}, ["u: Q? -> A"]),
+        ({"Question": "Q?", "Answer": "A", "solution": "S"}, ['u: Q? -> S {"Answer": "A"}']),
         ({"prompt": "Q?", "output": "A"}, ["u: Q? -> A"]),
         ({"question": "Q?", "chosen": "A", "rejected": "B"}, ["u: Q? -> A | B [0>1]"]),
         (
