@@ -56,6 +56,11 @@ def counted(self: Any) -> int:
     return int(self.asked)
 
 
+def drawn(self: Any) -> float:
+    """A number of its own."""
+    return float(vars(self).setdefault("number", random.random()))
+
+
 # Rewards
 
 
@@ -107,7 +112,10 @@ def test_good_rewards_conform() -> None:
         (scores(lambda texts: [None for _ in texts]), "scores none of the responses"),
         (scores(lambda texts: [len(text) / len(texts) for text in texts]), "a batch of one group"),
         (scores(lambda texts: [random.random() for _ in texts]), "another process changes"),
-        ({"of": lambda self, texts: [id(self)] * len(texts)}, "another process changes the score"),
+        (
+            {"of": lambda self, texts: [drawn(self)] * len(texts)},
+            "another process changes the score",
+        ),
         ({"score": ranks}, "`within_group` must return True"),
         (
             {"of": lambda self, texts: [counted(self)] * len(texts)},
