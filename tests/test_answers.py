@@ -70,6 +70,22 @@ RIGHT = r"""
     B. A. Smith | (B) A. Smith
     A. Smith | A. Smith
     B. 1,000 | 1000
+    A、C | A, C
+    ａｂｃ | abc
+    \tfrac{1}{2} | 0.5
+    \text{\textbf{\mathrm{\fbox{42}}}} | 42
+    \textit{x} | x
+    \displaystyle x^2 | x^2
+    #### Oslo | Oslo
+    „$5“ | $5.00
+    $5?; | $5.00
+    5! | 5!
+    a «b c» d | a "b c" d
+    <b class="x">Oslo</b> | Oslo
+    Choice B | B
+    (B): Oslo | B
+    90^\circ | 90°
+    Straße | STRASSE
 """
 WITHIN = r"""
     It is 3.5! | 3.5
@@ -83,6 +99,16 @@ WITHIN = r"""
     I think that it is B | B
     It is (B), a city | B
     A is right | A
+    A was right | A
+    A seems right | A
+    A could be it | A
+    A because it rains | A
+    A) was right | A
+    A Oslo | A
+    K. Oslo | K
+    အဖြေမှာရန်ကုန်ဖြစ်သည် | ရန်ကုန်
+    ចម្លើយគឺភ្នំពេញ | ភ្នំពេញ
+    コーヒーカップです | コーヒー
     It is x. | x
     Paris, France | Paris
     Paris and Rome | Rome
@@ -119,6 +145,16 @@ WRONG = r"""
     A, B | B
     AB | B
     A/B | B
+    A) Oslo, but B fits | A
+    A) Oslo [B] Rome | A
+    It is neither B | B
+    It is never B | B
+    B is incorrect | B
+    B is false | B
+    20 | 20℃
+    costs $5 | costs 5
+    it is b | B
+    i think so | i
     not A, but B | B
     (A) or (B) | A
     I have a dog | A
@@ -148,6 +184,7 @@ WRONG = r"""
     B. A. Smith | B. A. Jones
 """
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
+TYPED += [("Os\u00adl\u200do\u2060", "Oslo"), ("\ufeff$5", "$5.00")]
 TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
 TABLE += [(*row, False, True) for row in cells(WITHIN)]
 TABLE += [(*row, False, False) for row in cells(WRONG)]
