@@ -87,7 +87,9 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     artifact = run(tmp_path)
     found: Any = artifact.summary
     assert found["baseline"] == "careful" and lines(found) == NUMBERS.strip().splitlines()
-    assert "0.2 [-1.0, 1.5]  0.87 [0.72, 1.03]" in said(artifact)
+    text = said(artifact)
+    assert "0.2 [-1.0, 1.5]  0.87 [0.72, 1.03]" in text
+    assert "Brier score*" in text and "calibration error (ECE)*" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == found
 
 

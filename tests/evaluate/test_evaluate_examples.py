@@ -13,6 +13,7 @@ import torch
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
 from alignkit_plugins.compare.compared import ITS_OWN, Scale, compared
+from alignkit_plugins.compare.comparison import unit_of
 from alignkit_plugins.compare.rows import plain
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
@@ -102,6 +103,15 @@ def test_a_pair_is_right_if_the_better_response_gained_more_against_the_base(aro
     assert more[PAIRS] == 1.0  # not by the mean of its tokens
 
 
+def test_examples_of_one_conversation_are_one_unit(around: Any) -> None:
+    later = replace(asked("one?", "aaa", "b", pairs=FIRST), meta={"kind": 1})
+    rows = [later, asked("one?", "b"), asked("two?", "b")]
+    found = examples.measured(rows, {"mine": "sft"}, around)
+    assert [response.source for row in found for response in row.responses] == ["mine"] * 3
+    first, second, third = map(unit_of, found)
+    assert first == second != third and found[0].meta["kind"] == 1 and found[0].pairs is None
+
+
 def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(around: Any) -> None:
     around.base_of = lambda role: role if role == "dpo" else "base"
     (scored,) = measured([asked("one?", "aaa", "b", pairs=FIRST)], around)
@@ -132,7 +142,7 @@ def test_what_is_an_example() -> None:
     good, bad = (
         replace(asked("q"), responses=(Response("a", label=label),)) for label in (True, False)
     )
-    assert examples.usable([bad, good]) == [good]
+    assert examples.usable([bad, good]) == [good] and examples.usable([]) == []
 
 
 @pytest.mark.parametrize(

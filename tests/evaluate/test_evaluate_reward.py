@@ -237,9 +237,11 @@ def test_rows_of_reward_bench_2(tmp_path: Path) -> None:
     """
     row = json.loads(RewardBench2.example) | {"num_correct": 1, "models": ["m"] * 4}
     read = RewardBench2(None).read(row)
-    assert RewardBench2.matches(row)
+    assert RewardBench2.matches(row) and not RewardBench2.matches({**row, "rejected": "3"})
     assert [response.text for response in read.responses] == ["4", "3", "5", "22"]
-    assert read.pairs == (Pair(0, 1), Pair(0, 2), Pair(0, 3)) and read.meta["subset"] == "Math"
+    assert read.pairs == (Pair(0, 1), Pair(0, 2), Pair(0, 3)) and read.meta.keys() == {
+        *("subset", "id", "num_correct", "models")
+    }
     with pytest.raises(BadRow, match="column 'rejected' must be a list of at least one text"):
         RewardBench2(None).read({**row, "rejected": []})
     data = [{**row, "num_correct": len(row["chosen"])} for row in rows.json_rows(BENCH)]

@@ -211,6 +211,19 @@ ABSTENTIONS = """
     I read the passage. It doesn't mention an owner, so I don't know.
     Who owns the mill is not stated in Clara's letter.
     I don't know who owns it.\\nPlease ask another question.
+    I **am not** sure.
+    Not enough information.
+    It cannot be answered.
+    That can't be answered from the text.
+    It can't be determined.
+    There is no answer.
+    The text does not say.
+    The text doesn't say.
+    It is not mentioned.
+    That isn't mentioned.
+    It isn't stated.
+    Nobody mentions an owner. I don't know.
+    Without a name, I don't know.
 """
 OTHERS = """
     Clara
@@ -220,6 +233,10 @@ OTHERS = """
     Clara, who does not saygo
     I don't know. I'm not sure, I guess Clara
     I'm not sure, perhaps Clara. I don't know.
+    Clara! The text does not say.
+    It is Clara, I don't know, I'm not sure
+    Clara, I'm not sure.
+    Superunanswerable
 """
 
 
@@ -232,15 +249,16 @@ def test_what_is_an_abstention() -> None:
 # --- format
 
 FLAT = {"id": "1", "context": "Ann is 7.", "question": "How old is Ann?"}
-RIGHT = {"text": ["7", "7"], "answer_start": [7]}
+RIGHT = {"text": ["7 ", " ", "7", "seven"], "answer_start": [7]}
 
 
 @pytest.mark.parametrize(
-    ("answers", "known", "said"), [(RIGHT, ["7"], "7"), ({"text": []}, [], "I don't know.")]
+    ("answers", "known", "said"),
+    [(RIGHT, ["7", "seven"], "7"), ({"text": []}, [], "I don't know.")],
 )
 def test_a_row_with_and_without_an_answer(answers: Any, known: list[str], said: str) -> None:
     reader = Squad(None)
-    found = reader.read({**FLAT, "answers": answers})
+    found = reader.read({**FLAT, "answers": answers, "plausible_answers": RIGHT})
     reader.check(found)
     question = QUESTION.format(context="Ann is 7.", question="How old is Ann?")
     assert (found.prompt, found.responses) == ((user(question),), (Response(said),))
@@ -248,7 +266,7 @@ def test_a_row_with_and_without_an_answer(answers: Any, known: list[str], said: 
 
 
 BAD = """
-    {"is_impossible": true}                 | is_impossible does not agree with 1
+    {"is_impossible": true}                 | is_impossible does not agree with 2
     {"is_impossible": false, "answers": []} | is_impossible does not agree with 0
     {"context": " "}                        | 'context' is blank
     {"question": null}                      | column 'question'
