@@ -24,6 +24,7 @@ from alignkit.sampling import Sampling
 from alignkit.step import StepData
 from alignkit_plugins.compare.comparison import prompts_to_compare, short_names, together, unit_of
 from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.evaluate import measures
 from alignkit_plugins.evaluate.judged import preference
 from alignkit_plugins.evaluate.metrics import raters_of
 from tests.documented_keys import documented, paths
@@ -320,7 +321,8 @@ def test_the_kl_is_at_the_temperature_of_samples_and_of_what_was_read(tmp_path: 
     sampling = {"samples_per_prompt": 1, "max_new_tokens": 9, "temperature": 0.7, "seed": 7}
     assert found["sampling"] == sampling
     models.measured.clear()
-    found = summary(tmp_path, models, kl=False, sampling={"temperature": 0})
+    found = summary(tmp_path, models, kl=False, sampling={"temperature": 0, "top_k": 3})
+    assert "biased" not in str(found["notes"])
     assert not models.measured and "KL" not in "".join(lines(found))
 
 
@@ -366,6 +368,7 @@ BASELINES = """
     base sft       |       | base
     base sft align |       | sft
     sft best align |       | sft
+    base /r/a/sft/adapter align | | a/sft
     base sft align | align | align
     align          |       |
 """
@@ -427,7 +430,13 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
 def test_examples_that_compare_nothing_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "trained_prompts", lambda *_: {"sft": {0}})
+    asked: list[Any] = []
+
+    def trained(context: Any, model: Any, groups: Any) -> dict[str, set[int]]:
+        asked.append(model)
+        return {"sft": {0}}
+
+    monkeypatch.setattr(evaluate, "trained_prompts", trained)
     both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
     pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
     rows = [pair, replace(pair, responses=(), pairs=None)]
@@ -436,8 +445,12 @@ def test_examples_that_compare_nothing_are_counted(
     def load(spec: Any) -> list[Group]:
         return rows if spec == PASSAGES else prompts()
 
-    made = step(examples=PASSAGES)
-    found: Any = made.run(context(Scripted(), tmp_path, load=load)).summary
+    own = RewardSpec("stage", "own")
+    made = step(examples=PASSAGES, metrics={"m": {"reward": own}}, judges=[JUDGE])
+    monkeypatch.setattr(evaluate, "learned_from", lambda *_: True)
+    found: Any = made.run(context(Scripted(), tmp_path, load=load, recipe=object())).summary
+    assert {row.trained_on for row in rows_of(found) if row.metric == "judge"} == {True}
+    assert asked[:5] == ["base", "sft", "align", HELPFUL, own]
     assert found["examples"] == 1 and found["headline"] == "pairs right"
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]
     assert "warning: 1 of 1 examples are training data (1 by sft)" in found["notes"]
@@ -479,8 +492,11 @@ def test_a_metric_without_prompts_is_refused_before_any_work(where: str, said: s
     with pytest.raises(DataError, match=said) as raised:
         made.check_data(data)
     assert raised.value.option[:2] == ("metrics", "refused")
-    with pytest.raises(DataError, match="the column safety\nhelp: there are half"):
-        step(by=["safety"]).check_data(data)
+    with pytest.raises(DataError, match="the column safety\nhelp: there are half") as raised:
+        step(by=["half", "safety"]).check_data(data)
+    assert raised.value.option == ("by", 1)
+    with pytest.raises(DataError, match="examples are demonstrations, pairs or rankings"):
+        step(examples=PASSAGES).check_data(data)
     checked.clear()
     step(metrics={"first": {"reward": HELPFUL, "where": {"half": 0}}}).check_data(data)
     assert checked == [("helpful", 6), ("helpful", 3)]  # a metric's own prompts
@@ -513,6 +529,12 @@ def test_every_answer_meets_the_baselines_and_what_has_no_verdict_is_counted(
     same, card = lines(tied), tied["judge_cards"]["judge"]
     assert card["comparisons"] == 0
     assert asked == [] and any("| 0.5 - - 6 1 |" in line and "0/0/6" in line for line in same)
+
+
+def test_each_sample_may_be_truncated() -> None:
+    answers = (Response("a", source="sft"), Response("b", source="sft", truncated=True))
+    _, row = measures.of_answers([replace(prompts()[0], responses=answers)], ["sft"])
+    assert (row.metric, row.estimate, row.percent) == ("truncated", {"mean": 0.5}, True)
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
