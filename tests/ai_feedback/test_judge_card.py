@@ -15,7 +15,13 @@ import pytest
 import yaml
 
 from alignkit import Group, Pair, Response, Verdict
-from alignkit_plugins.ai_feedback.judge_card import card, sentence, with_people
+from alignkit_plugins.ai_feedback.judge_card import (
+    card,
+    judge_names,
+    mapped,
+    sentence,
+    with_people,
+)
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
 from tests.documented_keys import documented, paths
@@ -78,9 +84,11 @@ CARDS = yaml.safe_load("""
 - ["73%", 100, 0.73, 0, 73/27/0, ""]
 - [half, 100, 0.5, 0, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
 - [half, 6, 0.5, 0, 3/3/0, ""]
+- [half, 30, 0.5, 0, 15/15/0, ""]
 - [ties, 4, null, 0, 0/0/4, ""]
 - [place, 40, 0.5, 1, 0/0/40, "the order of the answers decides 100% ["]
 - [coins, 60, 0.5, 0.5, 15/15/30, "the order of the answers decides 50% ["]
+- [coins, 20, 0.5, 0.5, 5/5/10, ""]
 - [often, 200, 0.79, 0.42, 116/0/84, ""]
 - [one order, 100, 0.5, null, 50/50/0, "of no use, because it agrees with people in 50% [40, 60], no better"]
 - [broken, 4, null, null, 0/0/0, ""]
@@ -131,6 +139,22 @@ def test_the_seed_draws_the_pairs_whose_better_response_comes_first(tmp_path: Pa
         measured(tmp_path, pairs(20), decide, seed)
         drawn.add(tuple(shown))
     assert len(drawn) == 3
+
+
+def test_each_judge_has_a_name_and_stored_verdicts_of_its_own() -> None:
+    assert judge_names([component(Told)] * 3) == ["x", "x-2", "x-3"]
+    asked: list[Any] = []
+
+    def compare(items: Any) -> list[Verdict]:
+        asked.extend(items)
+        return [orders(1.0, 0.0)]
+
+    def stored(name: str, rows: Any, f: Any) -> list[Any]:
+        asked.append(name)
+        return list(f(rows))
+
+    assert mapped(compare, "x-2", stored)([([], "a", "b")]) == [orders(1.0, 0.0)]
+    assert asked == ["x-2", ([], "a", "b")]
 
 
 def test_one_sentence_says_what_a_reader_must_know() -> None:
