@@ -90,6 +90,8 @@ NO_CRITERIA = yaml.safe_load(r"""
 - [{rubric: [{title: x}]}, 0.text]
 - [{rubric: [{text: x, weight: many}]}, 0.weight]
 - [{rubric: 3}, "'rubric' is no list"]
+- [{rubric: [{text: x, wieght: 2}]}, 0.wieght]
+- [{rubric: [{text: x, weight: .nan}]}, 0.weight]
 """)
 
 
@@ -105,6 +107,8 @@ def test_prompts_without_criteria_stop_the_run(
 def test_a_judge_without_rubric_or_scale_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="reads no rubric"):
         Rubric(Rubric.Options(judge=component(RewardJudge))).check(tmp_path)
+    with pytest.raises(RunFailed, match="reads no rubric"):
+        Rated(Rated.Options(judge=component(RewardJudge), rubric="Kind.")).check(tmp_path)
     with pytest.raises(RunFailed, match="judge 'x' has no scale"):
         made(Rubric, tmp_path, None)
 
