@@ -428,6 +428,9 @@ def test_a_panel_gives_its_rubric_to_all_and_takes_the_mean(tmp_path: Path) -> N
     (found,) = checked(tmp_path, Panel, Panel.Options(judges=parts)).compare([BETTER], "polite")
     assert found.p_first == pytest.approx(0.6) and (found.calls, found.tokens) == (6, 150)
     assert [script.asked for script in scripts] == [[("polite", [BETTER])]] * 3
+    script = Script()
+    assert checked(tmp_path, Told, script).compare([]) == script.asked == []
+    assert costs([Verdict(0.5, calls=0)]) == {"calls": 0, "tokens": None}
 
 
 # Verdicts, and their mean: P(first), its mass, calls and tokens, P(first) in each order if known.
