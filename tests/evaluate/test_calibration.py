@@ -91,6 +91,11 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     assert "0.2 [-1.0, 1.5]  0.87 [0.72, 1.03]" in text
     assert "Brier score*" in text and "calibration error (ECE)*" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == found
+    assert text.startswith("sampled with ")
+    models, path = Sure(), "/r/one/bold/adapter"
+    models.scripts[path] = BOLD
+    other: Any = run(tmp_path, models, policies=["careful", path], baseline=path).summary
+    assert other["baseline"] == "one/bold"
 
 
 def test_the_same_policy_differs_by_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from alignkit import Artifact, RunFailed
+from alignkit import Artifact, RunFailed, StepData
 from alignkit_plugins.evaluate.select_best import SelectBest
 from tests.evaluate.scripted import HELPFUL, Scripted, context, lines, prompts, said
 
@@ -23,7 +23,11 @@ def run(
     models.full = full
     own = {"policies": list(scores), "reward": HELPFUL, "prompts": "x", **options}
     made = SelectBest(SelectBest.Options(**own))
-    return made.run(context(models, folder, prompts(3, safety=True))), models
+    three, checked = prompts(3, safety=True), list[int]()
+    data = StepData(lambda spec: three, lambda reward, groups: checked.append(len(groups)))
+    made.check_data(data)
+    assert checked == [3]
+    return made.run(context(models, folder, [*three, three[0]])), models
 
 
 def test_the_best_mean_is_chosen_of_answers_that_are_sampled_as_asked(tmp_path: Path) -> None:
@@ -42,6 +46,7 @@ def test_the_best_mean_is_chosen_of_answers_that_are_sampled_as_asked(tmp_path: 
     ]
     text = said(artifact)
     assert text.startswith("selected: b, by mean reward over 3 prompts")
+    assert "1 of 4 prompts repeat the words" in text
     assert "sampled with max_new_tokens 5, temperature 0.0, stop" in text
     assert "2.0 [-0.5, 4.5]" in text and "-1.0 [" in text
 

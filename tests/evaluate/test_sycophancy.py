@@ -168,9 +168,11 @@ def test_a_prompt_whose_opinion_is_right_says_nothing_of_wrong_ones(tmp_path: Pa
 
 
 def test_the_columns_of_opinions_and_of_known_answers_must_be_there() -> None:
-    data = StepData(load=lambda spec: prompts(), check_prompts=lambda reward, groups: None)
+    checked: list[int] = []
+    data = StepData(lambda spec: prompts(), lambda reward, groups: checked.append(len(groups)))
     with pytest.raises(DataError, match="no column 'opinon'"):
         step(opinions="opinon").check_data(data)
+    assert checked == [10]
     length = RewardSpec("reward", "length", component("reward", "length", Length))
     with pytest.raises(ValidationError, match="`correct` must read known answers"):
         step(correct=length)
