@@ -15,13 +15,7 @@ import pytest
 import yaml
 
 from alignkit import Group, Pair, Response, Verdict
-from alignkit_plugins.ai_feedback.judge_card import (
-    card,
-    judge_names,
-    mapped,
-    sentence,
-    with_people,
-)
+from alignkit_plugins.ai_feedback.judge_card import card, judge_names, sentence, with_people
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
 from tests.documented_keys import documented, paths
@@ -141,22 +135,6 @@ def test_the_seed_draws_the_pairs_whose_better_response_comes_first(tmp_path: Pa
     assert len(drawn) == 3
 
 
-def test_each_judge_has_a_name_and_stored_verdicts_of_its_own() -> None:
-    assert judge_names([component(Told)] * 3) == ["x", "x-2", "x-3"]
-    asked: list[Any] = []
-
-    def compare(items: Any) -> list[Verdict]:
-        asked.extend(items)
-        return [orders(1.0, 0.0)]
-
-    def stored(name: str, rows: Any, f: Any) -> list[Any]:
-        asked.append(name)
-        return list(f(rows))
-
-    assert mapped(compare, "x-2", stored)([([], "a", "b")]) == [orders(1.0, 0.0)]
-    assert asked == ["x-2", ([], "a", "b")]
-
-
 def test_one_sentence_says_what_a_reader_must_know() -> None:
     """Of 100 pairs, people's choice in 61 and in one of both orders in 20; so in 71% of answers."""
     told = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
@@ -171,6 +149,7 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     people = sentence("words", card(judgments, with_people(judgments, [True] * 100)))
     start = r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; "
     assert re.fullmatch(start + re.escape(by_order) + r"\.", people)
+    assert judge_names([component(Told)] * 3) == ["x", "x-2", "x-3"]
     broken = sentence("words", card([*judgments, (0, REFUSED)]))
     assert broken.endswith(f"{by_order}; no verdict on 1 (the judge refused).")
     assert sentence("words", card([(0, REFUSED)])) == "words has no verdict on any of 1 pairs."

@@ -92,10 +92,8 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     assert "Brier score*" in text and "calibration error (ECE)*" in text
     assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == found
     assert text.startswith("sampled with ")
-    models, path = Sure(), "/r/one/bold/adapter"
-    models.scripts[path] = BOLD
-    other: Any = run(tmp_path, models, policies=["careful", path], baseline=path).summary
-    assert other["baseline"] == "one/bold"
+    other: Any = run(tmp_path, baseline="bold").summary
+    assert other["baseline"] == "bold"
 
 
 def test_the_same_policy_differs_by_nothing(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -430,12 +431,7 @@ def test_a_prompt_without_room_is_left_out_for_all(tmp_path: Path) -> None:
 def test_examples_that_compare_nothing_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
-
-    def trained(context: Any, model: Any, groups: Any) -> dict[str, set[int]]:
-        asked.append(model)
-        return {"sft": {0}}
-
+    trained = Mock(return_value={"sft": {0}})
     monkeypatch.setattr(evaluate, "trained_prompts", trained)
     both = tuple(Response(text, tokens=(1, 2)) for text in "ab")
     pair = replace(prompts()[0], responses=both, pairs=(Pair(0, 1),))
@@ -450,7 +446,8 @@ def test_examples_that_compare_nothing_are_counted(
     monkeypatch.setattr(evaluate, "learned_from", lambda *_: True)
     found: Any = made.run(context(Scripted(), tmp_path, load=load, recipe=object())).summary
     assert {row.trained_on for row in rows_of(found) if row.metric == "judge"} == {True}
-    assert asked[:5] == ["base", "sft", "align", HELPFUL, own]
+    asked = [call.args[1] for call in trained.call_args_list[:5]]
+    assert asked == ["base", "sft", "align", HELPFUL, own]
     assert found["examples"] == 1 and found["headline"] == "pairs right"
     assert "1 of 2 examples compare nothing and are left out" in found["notes"]
     assert "warning: 1 of 1 examples are training data (1 by sft)" in found["notes"]
