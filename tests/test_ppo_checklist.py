@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
@@ -41,51 +42,48 @@ from tests.by_hand import asked, batch, new
 from tests.rows import TINY, pairs, read_rows, write_recipe, write_rows
 from tests.sampled import sample
 
-ITEMS = {
-    1: "net/test_attention.py::test_packed_rows_match_separate_rows",
-    2: "test_masks_come_from_lengths_not_from_ids",
-    3: "models/test_sampling.py::test_every_end_token_ends_a_response",
-    4: "test_scores_see_the_whole_response_with_its_end",
-    5: "test_missing_eos_penalty",
-    6: "test_a_cut_off_response_is_terminal",
-    7: "test_a_value_is_read_before_its_token",
-    8: "test_reference_and_base_stay_bit_identical",
-    9: "test_the_score_sits_on_the_last_token",
-    10: "test_kl_is_priced_in_the_reward_and_only_there",
-    11: "test_first_minibatch_is_on_policy",
-    12: "test_temperature_divides_policy_old_and_reference_alike",
-    13: "test_sampling_filters_are_off_and_harmless",
-    14: "net/test_attention.py::test_gradients_match",
-    15: "test_values_start_at_zero_or_at_the_reward_model",
-    16: "test_value_gradient_does_not_reach_the_policy",
-    17: "models/test_padding.py::test_strangers_read_the_same_score",
-    18: "algorithms/test_llama2.py::test_reward_is_the_whitened_plain_score",
-    19: "test_advantages_are_whitened_over_all_rollouts",
-    20: "test_group_baseline",
-    21: "test_number_of_optimizer_steps",
-    22: "test_every_sample_once_an_epoch",
-    23: "test_micro_batches_do_not_change_the_gradient",
-    24: "algorithms/test_online.py::test_the_clipped_update",
-    25: "algorithms/test_online.py::test_ppo_values",
-    26: "algorithms/test_options.py::test_it_keeps_the_rules_of_algorithms",
-    27: "test_kl_is_a_sum_over_tokens_and_adapts_once",
-    28: "test_a_mismatch_is_seen",
-    29: "test_adam_settings",
-    30: "test_learning_rate_falls_per_iteration",
-    31: "test_each_roles_gradient_is_clipped_after_accumulation",
-    32: "test_bases.py::test_a_whole_reward_model_scores_text",
-    33: "tokens/test_encoding.py::test_a_long_response_is_truncated_without_an_end_of_turn",
-    34: "test_kl_is_zero_at_first_and_then_not",
-    35: "test_long_prompts_are_left_out",
-    36: "test_a_response_of_one_end_token",
-    37: "test_ptx_is_a_token_mean_of_its_own",
-    38: "test_random_streams_differ_by_place",
-    39: (
-        "There is no gradient checkpointing, training never asks for a cache, and sampling keeps "
-        "one of its own."
-    ),
-    40: "kernels/test_lm_head.py::test_half_precision_is_widened_before_the_softmax",
-}
+ITEMS: dict[int, str] = yaml.safe_load("""
+1: net/test_attention.py::test_packed_rows_match_separate_rows
+2: test_masks_come_from_lengths_not_from_ids
+3: models/test_sampling.py::test_every_end_token_ends_a_response
+4: test_scores_see_the_whole_response_with_its_end
+5: test_missing_eos_penalty
+6: test_a_cut_off_response_is_terminal
+7: test_a_value_is_read_before_its_token
+8: test_reference_and_base_stay_bit_identical
+9: test_the_score_sits_on_the_last_token
+10: test_kl_is_priced_in_the_reward_and_only_there
+11: test_first_minibatch_is_on_policy
+12: test_temperature_divides_policy_old_and_reference_alike
+13: test_sampling_filters_are_off_and_harmless
+14: net/test_attention.py::test_gradients_match
+15: test_values_start_at_zero_or_at_the_reward_model
+16: test_value_gradient_does_not_reach_the_policy
+17: models/test_padding.py::test_strangers_read_the_same_score
+18: algorithms/test_llama2.py::test_reward_is_the_whitened_plain_score
+19: test_advantages_are_whitened_over_all_rollouts
+20: test_group_baseline
+21: test_number_of_optimizer_steps
+22: test_every_sample_once_an_epoch
+23: test_micro_batches_do_not_change_the_gradient
+24: algorithms/test_online.py::test_the_clipped_update
+25: algorithms/test_online.py::test_ppo_values
+26: algorithms/test_options.py::test_it_keeps_the_rules_of_algorithms
+27: test_kl_is_a_sum_over_tokens_and_adapts_once
+28: test_a_mismatch_is_seen
+29: test_adam_settings
+30: test_learning_rate_falls_per_iteration
+31: test_each_roles_gradient_is_clipped_after_accumulation
+32: test_bases.py::test_a_whole_reward_model_scores_text
+33: tokens/test_encoding.py::test_a_long_response_is_truncated_without_an_end_of_turn
+34: test_kl_is_zero_at_first_and_then_not
+35: test_long_prompts_are_left_out
+36: test_a_response_of_one_end_token
+37: test_ptx_is_a_token_mean_of_its_own
+38: test_random_streams_differ_by_place
+39: There is no gradient checkpointing, training never asks for a cache, and sampling keeps one of its own.
+40: kernels/test_lm_head.py::test_half_precision_is_widened_before_the_softmax
+""")
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
 WORDS = TEXT.split()
@@ -117,18 +115,17 @@ ROLLOUT = {"samples_per_prompt": 3, "max_new_tokens": 7, "temperature": 0.7}
 
 
 def ppo_stage(**more: Any) -> dict[str, Any]:
-    stage = {
-        "algorithm": {"ppo": {"kl_coefficient": 0.1}},
-        "prompts": "prompts.jsonl",
-        "reward": {"length": {"unit": "characters"}},
-        "rollout": ROLLOUT,
-        "iterations": 2,
-        "prompts_per_iteration": 5,
-        "batch_size": 2,
-        "epochs": 2,
-        "learning_rate": 1e-3,
-    }
-    return {**stage, **more}
+    stage = yaml.safe_load("""
+    algorithm: {ppo: {kl_coefficient: 0.1}}
+    prompts: prompts.jsonl
+    reward: {length: {unit: characters}}
+    iterations: 2
+    prompts_per_iteration: 5
+    batch_size: 2
+    epochs: 2
+    learning_rate: 0.001
+    """)
+    return {**stage, "rollout": ROLLOUT, **more}
 
 
 def make_run(folder: Path, stages: dict[str, Any], lora: Any = None) -> Run:
