@@ -25,49 +25,38 @@ from tests.rows import TINY, run, write_recipe
 
 ROOT = Path(__file__).parent.parent
 LORA = {"r": 4, "lora_alpha": 8}
-_LEARN = {"learning_rate": 0.02, "batch_size": 1}
-_ONLINE = {
-    "from": "sft",
-    "prompts": "prompts.jsonl",
-    "reward": "liked",
-    "rollout": {"max_new_tokens": 6, "samples_per_prompt": 2, "temperature": 0.5},
-    "iterations": 1,
-    "prompts_per_iteration": 2,
-    **_LEARN,
-}
-STAGES: dict[str, dict[str, Any]] = {
-    "sft": {
-        "algorithm": "sft",
-        "data": "demos.jsonl",
-        "max_steps": 3,
-        "keep_versions": True,
-        **_LEARN,
-    },
-    "liked": {
-        "algorithm": "reward_model",
-        "from": "sft",
-        "data": "pairs.jsonl",
-        "max_steps": 2,
-        **_LEARN,
-    },
-    "dpo": {
-        "algorithm": "dpo",
-        "from": "sft",
-        "data": {"path": "pairs.jsonl", "validation": 0.34},
-        "max_steps": 2,
-        **_LEARN,
-    },
-    "ppo": {"algorithm": "ppo", **_ONLINE},
-    "online": {"algorithm": "rloo", **_ONLINE},
-    "report": {
-        "step": "evaluate",
-        "policies": ["base", "sft", "dpo", "ppo"],
-        "rewards": ["liked"],
-        "metrics": {"letters": {"reward": {"length": {"unit": "characters"}}}},
-        "prompts": "prompts.jsonl",
-        "sampling": {"max_new_tokens": 6},
-    },
-}
+STAGES: dict[str, dict[str, Any]] = yaml.safe_load("""
+sft:
+  algorithm: sft
+  data: demos.jsonl
+  max_steps: 3
+  keep_versions: true
+  <<: &learn {learning_rate: 0.02, batch_size: 1}
+liked: {algorithm: reward_model, from: sft, data: pairs.jsonl, max_steps: 2, <<: *learn}
+dpo:
+  algorithm: dpo
+  from: sft
+  data: {path: pairs.jsonl, validation: 0.34}
+  max_steps: 2
+  <<: *learn
+ppo: &online
+  algorithm: ppo
+  from: sft
+  prompts: prompts.jsonl
+  reward: liked
+  rollout: {max_new_tokens: 6, samples_per_prompt: 2, temperature: 0.5}
+  iterations: 1
+  prompts_per_iteration: 2
+  <<: *learn
+online: {<<: *online, algorithm: rloo}
+report:
+  step: evaluate
+  policies: [base, sft, dpo, ppo]
+  rewards: [liked]
+  metrics: {letters: {reward: {length: {unit: characters}}}}
+  prompts: prompts.jsonl
+  sampling: {max_new_tokens: 6}
+""")
 LICENSES = """\
 | file | source | license |
 |---|---|---|
