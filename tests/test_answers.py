@@ -6,16 +6,17 @@ import time
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
+from alignkit.plugins import plugins
 from alignkit_plugins.ai_feedback.questions import why_another
 from alignkit_plugins.ai_feedback.writer import Written
 from alignkit_plugins.evaluate.honesty import HonestyAccuracy
-from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.form import Form
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.text import ExactMatch, Language, Regex
+from alignkit_plugins.rewards.text import ExactMatch, Language
 from tests.rows import cells
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)
@@ -254,17 +255,18 @@ THOUGHTS = (
 )
 
 
-READ: list[tuple[Any, str, dict[str, Any], float]] = [
-    (Form, "<answer>5</answer>", {"tags": ["answer"]}, 1),
-    (Form, "<answer>5</answer>", {"tags": ["think", "answer"]}, 1),
-    (Length, "one two", {"unit": "words"}, 2),
-    (Length, "one", {"unit": "characters"}, 3),
-    (Length, "今日は雨", {"unit": "words"}, 4),
-    (Regex, "Fine.", {"pattern": "sorry"}, 0),
-    (Regex, "Fine.", {"pattern": "^<think>.*</think>"}, 1),
-    (ExactMatch, "5", {}, 1),
-    (MathVerify, "5", {}, 1),
-]
+# A reward, what follows the thoughts, the reward's options, and the score
+READ = """
+format       | <answer>5</answer> | {tags: [answer]}             | 1
+format       | <answer>5</answer> | {tags: [think, answer]}      | 1
+length       | one two            | {unit: words}                | 2
+length       | one                | {unit: characters}           | 3
+length       | 今日は雨           | {unit: words}                | 4
+regex        | Fine.              | {pattern: sorry}             | 0
+regex        | Fine.              | {pattern: ^<think>.*</think>} | 1
+exact_match  | 5                  | {}                           | 1
+math_verify  | 5                  | {}                           | 1
+"""
 
 
 @pytest.mark.silent_bug(
@@ -286,8 +288,10 @@ def test_thoughts_are_no_part_of_the_answer() -> None:
     two = f"```\n{right}\n```\n```\n{{}}\n```"
     for said in ("It is cold.", "<think>" + right, two, THOUGHTS, f"Here: {right}"):
         assert score(Form, said, json_schema=schema) == 0.0
-    for reward, said, options, expected in READ:
-        assert score(reward, THOUGHTS + said, {"answer": "5"}, **options) == expected
+    for name, said, options, expected in cells(READ):
+        reward = plugins().get("reward", name).implementation
+        found = score(reward, THOUGHTS + said, {"answer": "5"}, **yaml.safe_load(options))
+        assert found == float(expected)
 
 
 def test_the_language_of_thoughts_is_not_judged() -> None:
