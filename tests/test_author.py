@@ -15,6 +15,7 @@ from alignkit.calls import CallError, call
 from alignkit.cli import main
 from alignkit.errors import LONGEST, DataError
 from alignkit.plugins import load_plugins
+from tests.rows import cells
 
 PLUGIN = """
 import os, sys
@@ -98,12 +99,32 @@ source: {algorithm: sft, data: demos.jsonl}
 J: {step: judge_pairs, judge: j, data: pairs.jsonl}
 S: {step: s}
 """)
-FILES = {
-    "pairs.jsonl": '{"prompt": "how are you", "chosen": "fine", "rejected": "bad"}\n',
-    "rows.jsonl": '{"prompt": "how are you"}\n',
-    "demos.jsonl": '{"prompt": "how are you", "completion": "fine"}\n',
-}
-RAISES = "{}['advantage']"
+FILES = """
+pairs.jsonl | {"prompt": "how are you", "chosen": "fine", "rejected": "bad"}
+rows.jsonl  | {"prompt": "how are you"}
+demos.jsonl | {"prompt": "how are you", "completion": "fine"}
+"""
+# A place, what it does, and what is said of it
+FAULTS = """
+R.__init__ | {}['advantage']                       | KeyError: 'advantage'
+R.check    | {}['advantage']                       | KeyError: 'advantage'
+R.prepare  | {}['advantage']                       | KeyError: 'advantage'
+C.combine  | {}['advantage']                       | KeyError: 'advantage'
+J.compare  | {}['advantage']                       | KeyError: 'advantage'
+S.run      | {}['advantage']                       | KeyError: 'advantage'
+A.__init__ | {}['advantage']                       | KeyError: 'advantage'
+A.loss     | {}['advantage']                       | KeyError: 'advantage'
+source     | {}['advantage']                       | KeyError: 'advantage'
+R.score    | sys.exit(0)                           | SystemExit: 0
+J.compare  | sys.exit(0)                           | SystemExit: 0
+S.run      | sys.exit(0)                           | SystemExit: 0
+R.score    | None                                  | return one component, such as {"": [0.5, 1.0]}, not None
+R.score    | {'': ['high'] * 4}                    | a finite number, or None if it cannot be scored, not 'high'
+C.combine  | CombinedReward(values[:1], values, {}) | RuntimeError: stack expects each tensor to be equal size
+C.parts    | {'part': 1}                           | return rewards, as 'part', not 1
+J.compare  | [Verdict(1.5)]                        | Input should be less than or equal to 1
+S.run      | Artifact(summary={'t': float('nan')}) | ValueError: Out of range float values are not JSON compliant
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -112,8 +133,8 @@ def strange(
 ) -> Iterator[None]:
     monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path_factory.getbasetemp() / "author"))
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
-    for name, text in {"strange.py": PLUGIN, **FILES}.items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    for name, text in [("strange.py", PLUGIN), *cells(FILES)]:
+        (tmp_path / name).write_text(f"{text}\n", encoding="utf-8")
     yield
     load_plugins()  # without this one, for the tests of other modules
 
@@ -127,38 +148,7 @@ def run(folder: Path, fault: str) -> int:
     return main([*command, "--out", str(folder / "run")])
 
 
-@pytest.mark.parametrize(
-    ("place", "what", "said"),
-    [
-        *(
-            (place, RAISES, "KeyError: 'advantage'")
-            for place in ("R.__init__", "R.check", "R.prepare", "C.combine")
-        ),
-        *(
-            (place, RAISES, "KeyError: 'advantage'")
-            for place in ("J.compare", "S.run", "A.__init__", "A.loss", "source")
-        ),
-        *((place, "sys.exit(0)", "SystemExit: 0") for place in ("R.score", "J.compare", "S.run")),
-        ("R.score", "None", 'return one component, such as {"": [0.5, 1.0]}, not None'),
-        (
-            "R.score",
-            "{'': ['high'] * 4}",
-            "a finite number, or None if it cannot be scored, not 'high'",
-        ),
-        (
-            "C.combine",
-            "CombinedReward(values[:1], values, {})",
-            "RuntimeError: stack expects each tensor to be equal size",
-        ),
-        ("C.parts", "{'part': 1}", "return rewards, as 'part', not 1"),
-        ("J.compare", "[Verdict(1.5)]", "Input should be less than or equal to 1"),
-        (
-            "S.run",
-            "Artifact(summary={'t': float('nan')})",
-            "ValueError: Out of range float values are not JSON compliant",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("place", "what", "said"), cells(FAULTS))
 def test_the_error_names_the_plugin(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -180,7 +170,7 @@ def test_the_error_names_the_plugin(
     ), err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "plugin 'strange.py'" in line and f"`{place}`" in line, line
-    if what in (RAISES, "sys.exit(0)"):
+    if "advantage" in said or "SystemExit" in said:
         assert "(strange.py:" in line, line
     # The recipe is read before its stages run, and its own lines say which stage is meant.
     assert "stage 'only'" in line or of_recipe or place == "source", line
