@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from alignkit.testing import (
     example_groups,
 )
 from alignkit_plugins.models.tiny import source as tiny
+from tests.rows import cells
 
 POLITE = "def polite(prompts, completions, **columns):\n    return [len(t) for t in completions]\n"
 
@@ -164,17 +166,18 @@ def test_formats(name: str) -> None:
     check_format(first_party("format")[name])
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "rows"),
-    [
-        ("template", {"prompt": "{{ question }}", "response": "{{ answer }}"}, []),
-        ("text", {"paragraphs": True}, [{"text": "Raw text.", "id": 3}]),
-        ("rankings", {}, [{"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2.5]}]),
-        ("preference", {}, [{"prompt": "Hi", "chosen": "a", "rejected": "b", "p": 0.75}]),
-    ],
-)
-def test_other_rows_of_formats(name: str, options: dict[str, Any], rows: list[Any]) -> None:
-    check_format(first_party("format")[name], options, rows=rows)
+# A format, its options, and rows
+OTHERS = """
+template   | {"prompt": "{{ question }}", "response": "{{ answer }}"} | []
+text       | {"paragraphs": true} | [{"text": "Raw text.", "id": 3}]
+rankings   | {} | [{"prompt": "Hi", "responses": ["a", "b"], "scores": [1, 2.5]}]
+preference | {} | [{"prompt": "Hi", "chosen": "a", "rejected": "b", "p": 0.75}]
+"""
+
+
+@pytest.mark.parametrize(("name", "options", "rows"), cells(OTHERS))
+def test_other_rows_of_formats(name: str, options: str, rows: str) -> None:
+    check_format(first_party("format")[name], json.loads(options), rows=json.loads(rows))
 
 
 def test_environments_and_models(tmp_path: Path) -> None:
