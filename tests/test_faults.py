@@ -22,6 +22,7 @@ from tests.faults.case import command, results, write_world
 from tests.faults.damages import damages
 from tests.faults.disk import Disk, restore, synced
 from tests.killed import forked
+from tests.rows import cells
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EVERY = int(os.environ.get("FAULTS_EVERY", "20"))
@@ -37,26 +38,27 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 RUN = ("run", "recipe.yaml", "--out", "run")
 # The files of a kind, the command that meets their damages, and how many cases all tests have.
-KINDS: dict[str, tuple[str, tuple[str, ...], int]] = {
-    "recipe": ("recipe.yaml", ("check", "recipe.yaml"), 8),
-    "row": ("row?.jsonl", ("check", "rows.yaml"), 4),
-    "model": ("model/*", ("run", "model.yaml", "--out", "out"), 2),
-    "adapter": ("adapter/*", ("run", "adapter.yaml", "--out", "out"), 2),
-    "template": ("template.jinja", ("run", "template.yaml", "--out", "out"), 3),
-    "run": ("run/**/*", RUN, 1),
-}
+KINDS = """
+recipe   | recipe.yaml    | check recipe.yaml            | 8
+row      | row?.jsonl     | check rows.yaml              | 4
+model    | model/*        | run model.yaml --out out     | 2
+adapter  | adapter/*      | run adapter.yaml --out out   | 2
+template | template.jinja | run template.yaml --out out  | 3
+run      | run/**/*       | run recipe.yaml --out run    | 1
+"""
 
 
 @pytest.mark.parametrize("often", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "pattern", "words", "few"), cells(KINDS))
 def test_a_damaged_file_is_refused_in_words_or_does_no_harm(
-    kind: str, often: bool, world: Path, tmp_path: Path
+    kind: str, pattern: str, words: str, few: str, often: bool, world: Path, tmp_path: Path
 ) -> None:
-    pattern, words, few = KINDS[kind]
     files = [file for file in sorted(world.glob(pattern)) if file.is_file() and file.suffix]
     cases = [(file, *case) for file in files for case in damages(file.name, file.read_bytes())]
     whole = results(world / "run")
-    for number, (file, what, content) in enumerate(cases[:: len(cases) // few if often else EVERY]):
+    for number, (file, what, content) in enumerate(
+        cases[:: len(cases) // int(few) if often else EVERY]
+    ):
         folder = shutil.copytree(world, tmp_path / str(number), symlinks=True)
         damaged = folder / file.relative_to(world)
         damaged.unlink()
@@ -64,9 +66,9 @@ def test_a_damaged_file_is_refused_in_words_or_does_no_harm(
             damaged.write_bytes(content)
         if kind == "run":  # the last stage has to be done again, so that all results are needed
             shutil.rmtree((folder / "run" / "report").resolve(), ignore_errors=True)
-        code, said = command(folder, *words)
+        code, said = command(folder, *words.split())
         if kind == "run" and code:
-            code, said = command(folder, *words)
+            code, said = command(folder, *words.split())
             assert code == 0, f"{file}, {what}: lost\n{said}"
         assert kind != "run" or results(folder / "run") == whole, f"{file}, {what}: silently wrong"
         shutil.rmtree(folder)
