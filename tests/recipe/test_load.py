@@ -1001,23 +1001,27 @@ extra: 1
 """
     with pytest.raises(RecipeError) as caught:
         bench.load(text)
-    assert [(problem.line, problem.message) for problem in caught.value.problems] == [
-        (1, "seed: must be a valid integer, got 'x'"),
-        (2, "'model.base' is missing"),
-        (2, "unknown key 'bas'"),
-        (2, "unknown key 'lora_dropout'"),
-        (2, "model.lora.r: must be greater than or equal to 1, got 0"),
-        (4, "stages.first.algorithm.plain.beta: must be greater than 0, got -1"),
-        (4, "no such file: none.jsonl"),
-        (4, "unknown key 'lr'"),
-        (5, "'nobody' is neither a stage nor a folder"),
-        (5, "stages.s.strict: must be a valid boolean, got 3"),
-        (5, "no reward 'lenth'"),
-        (5, "'stages.s.rewards.x.sum.more.0.reward' is missing"),
-        (5, "stages.s.rewards.x.sum.more.0.weight: must be a valid number, got 'a'"),
-        (6, "no step 'nothing'"),
-        (7, "unknown key 'extra'"),
-    ]
+    found = [f"{problem.line} {problem.message}\n" for problem in caught.value.problems]
+    assert (
+        "".join(found)
+        == """\
+1 seed: must be a valid integer, got 'x'
+2 'model.base' is missing
+2 unknown key 'bas'
+2 unknown key 'lora_dropout'
+2 model.lora.r: must be greater than or equal to 1, got 0
+4 stages.first.algorithm.plain.beta: must be greater than 0, got -1
+4 no such file: none.jsonl
+4 unknown key 'lr'
+5 'nobody' is neither a stage nor a folder
+5 stages.s.strict: must be a valid boolean, got 3
+5 no reward 'lenth'
+5 'stages.s.rewards.x.sum.more.0.reward' is missing
+5 stages.s.rewards.x.sum.more.0.weight: must be a valid number, got 'a'
+6 no step 'nothing'
+7 unknown key 'extra'
+"""
+    )
 
 
 def test_ambiguous_and_broken_plugins(bench: Bench, registry: Registry) -> None:
