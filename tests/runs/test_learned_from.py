@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Options
 from alignkit.options import RewardRef
@@ -48,12 +49,12 @@ stages:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
-    rows = {
-        "pairs": {"prompt": "a", "chosen": "b", "rejected": "c"},
-        "gold_pairs": {"prompt": "a", "chosen": "b", "rejected": "c"},
-        "demos": {"prompt": "a", "response": "b"},
-        "prompts": {"prompt": "a"},
-    }
+    rows = yaml.safe_load("""
+    pairs: &pair {prompt: a, chosen: b, rejected: c}
+    gold_pairs: *pair
+    demos: {prompt: a, response: b}
+    prompts: {prompt: a}
+    """)
     for name, row in rows.items():
         write_rows(tmp_path / f"{name}.jsonl", [row])
     return load(tmp_path, TEXT)

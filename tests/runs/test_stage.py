@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from alignkit.errors import PluginError, Problem, RunFailed
 from alignkit.recipe.load import load_recipe
@@ -24,20 +25,20 @@ def test_the_record(run: Run) -> None:
     stage, parts = run.stages["s"], {"versions": {"torch": "2"}, "seed": 0}
     stage._bad_rows["pairs.jsonl:1: no"] = None
     made = Artifact(summary={"groups": 1}, policy="s@2", text="told")
-    assert stage.record(1.26, made, parts) == {
-        "complete": True,
-        "name": "s",
-        "plugin": "reward_model",
-        "log_odds": True,
-        "seconds": 1.3,
-        "summary": {"groups": 1, "bad_rows": ["pairs.jsonl:1: no"]},
-        "policy": "s@2",
-        "text": "told",
-        "report": None,
-        "data": [],
-        "versions": {"torch": "2"},
-        "depends_on": parts,
-    }
+    wanted = yaml.safe_load("""
+    complete: true
+    name: s
+    plugin: reward_model
+    log_odds: true
+    seconds: 1.3
+    summary: {groups: 1, bad_rows: ["pairs.jsonl:1: no"]}
+    policy: s@2
+    text: told
+    report: null
+    data: []
+    versions: {torch: "2"}
+    """)
+    assert stage.record(1.26, made, parts) == {**wanted, "depends_on": parts}
 
 
 def test_each_problem_is_told_once_and_a_bug_that_follows_is_not(run: Run) -> None:
