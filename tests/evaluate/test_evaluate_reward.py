@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import BadRow, Group, Pair, Response
 from alignkit.recipe.schema import RewardSpec
@@ -186,13 +187,14 @@ def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
     rows.write_rows(tmp_path / "scored.jsonl", scored)
     leveled = [{**row, "margin": "better"} for row in PAIRS]
     rows.write_rows(tmp_path / "leveled.jsonl", leveled)
-    short = {"max_steps": 1}
-    margin = {"reward_model": {"margin": "llama2-small"}}
-    stages = {
-        "plain": {"algorithm": "reward_model", "data": "rows.jsonl", **short},
-        "margin": {"algorithm": margin, "data": "leveled.jsonl", **short},
-        "ratings": {"algorithm": "reward_regression", "data": "scored.jsonl", **short},
-    }
+    stages = yaml.safe_load("""
+    plain: {algorithm: reward_model, data: rows.jsonl, max_steps: 1}
+    margin:
+      algorithm: {reward_model: {margin: llama2-small}}
+      data: leveled.jsonl
+      max_steps: 1
+    ratings: {algorithm: reward_regression, data: scored.jsonl, max_steps: 1}
+    """)
     written, folder = run(tmp_path, PAIRS, stages=stages, rewards=list(stages))
     assert {name: sum(row["n"] for row in bins) for name, bins in written["bins"].items()} == {
         "plain": 4

@@ -25,19 +25,22 @@ from alignkit_plugins.report.swaps import _joined, swaps_of
 from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
 SWAP = "stages.align.algorithm=rejection_sampling"
-SAMPLED = {"samples_per_prompt": 2, "max_new_tokens": 6}
-ALIGN = {"algorithm": "ppo", "prompts": "prompts.jsonl", "reward": "length", "iterations": 1}
-STAGES = {
-    "align": {**ALIGN, "rollout": SAMPLED, "learning_rate": 0.05},
-    "report": {
-        "step": "evaluate",
-        "policies": ["base", "align"],
-        "rewards": ["length"],
-        "prompts": "prompts.jsonl",
-        "samples_per_prompt": 2,
-        "sampling": {"max_new_tokens": 6},
-    },
-}
+STAGES = """
+align:
+  algorithm: ppo
+  prompts: prompts.jsonl
+  reward: length
+  iterations: 1
+  rollout: {samples_per_prompt: 2, max_new_tokens: 6}
+  learning_rate: 0.05
+report:
+  step: evaluate
+  policies: [base, align]
+  rewards: [length]
+  prompts: prompts.jsonl
+  samples_per_prompt: 2
+  sampling: {max_new_tokens: 6}
+"""
 
 
 @pytest.fixture(scope="module")
