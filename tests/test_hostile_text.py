@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit.cli import main
 from alignkit.io.text import exists, expanded, is_dir, is_file, printable, resolved
@@ -46,18 +47,18 @@ def recipe(**changes: Any) -> dict[str, Any]:
 
 
 ALIGN = {"algorithm": "rloo", "prompts": "demos.jsonl", "iterations": 1}
-PLACES: dict[str, Any] = {
-    "stages__sft__data": "TEXT",
-    "stages__sft__data__path": "TEXT",
-    "stages__sft__data__hub": "./TEXT",
-    "stages__sft__validation": "TEXT",
-    "stages__sft__from": "TEXT",
-    "model__base": "TEXT",
-    "model__chat_template": "TEXT",
-    "extends": "TEXT",
-    "stages__align__reward__folder": "TEXT",
-    "stages__align__reward__python": {"path": "TEXT", "function": "f"},
-}
+PLACES: dict[str, Any] = yaml.safe_load("""
+stages__sft__data: TEXT
+stages__sft__data__path: TEXT
+stages__sft__data__hub: ./TEXT
+stages__sft__validation: TEXT
+stages__sft__from: TEXT
+model__base: TEXT
+model__chat_template: TEXT
+extends: TEXT
+stages__align__reward__folder: TEXT
+stages__align__reward__python: {path: TEXT, function: f}
+""")
 
 
 def run(folder: Path, content: dict[str, Any] | str, *arguments: str) -> int:

@@ -37,16 +37,16 @@ def register(add):
 }
 FIRST = "first: {algorithm: sft, data: demos.jsonl, max_steps: 1}"
 # What words in capitals below stand for.
-WORDS = {
-    "GOLD": "ONLINE, prompts: prompts.jsonl, reward: LENGTH, monitors: [{gold:",
-    "ONLINE": "algorithm: rloo, iterations: 1, rollout: {samples_per_prompt: 2, max_new_tokens: 4}",
-    "EVALUATE": "step: evaluate, policies: [base], rewards: [LENGTH]",
-    "OF_PAIRS": "step: evaluate_reward, rewards: [LENGTH]",
-    "LENGTH": "{length: {unit: characters}}",
-    "PYTHON": "{python: {path: reward.py, function: f}}",
-    "JUDGE": "{openai_judge: {server: {base_url: 'http://localhost:9/v1', model: m, api_key_env: NO_KEY}}}",
-    "LOCAL": "step: judge_pairs, judge: {local_judge: {}}",
-}
+WORDS = cells("""
+GOLD     | ONLINE, prompts: prompts.jsonl, reward: LENGTH, monitors: [{gold:
+ONLINE   | algorithm: rloo, iterations: 1, rollout: {samples_per_prompt: 2, max_new_tokens: 4}
+EVALUATE | step: evaluate, policies: [base], rewards: [LENGTH]
+OF_PAIRS | step: evaluate_reward, rewards: [LENGTH]
+LENGTH   | {length: {unit: characters}}
+PYTHON   | {python: {path: reward.py, function: f}}
+JUDGE    | {openai_judge: {server: {base_url: 'http://localhost:9/v1', model: m, api_key_env: NO_KEY}}}
+LOCAL    | step: judge_pairs, judge: {local_judge: {}}
+""")
 # A later stage, the code of the error, what it says, and the text at which its caret points.
 MISTAKES = """
 step: judge_pairs, data: pairs.jsonl, judge: JUDGE | 2 | NO_KEY is not set |
@@ -85,7 +85,7 @@ def recipe_of(folder: Path, *later: str) -> list[str]:
     for name, text in FILES.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
     text = "\n".join([FIRST, *(f"later_{n}: {{{stage}}}" for n, stage in enumerate(later))])
-    for word, meaning in WORDS.items():
+    for word, meaning in WORDS:
         text = text.replace(word, meaning)
     return [str(write_recipe(folder, text, TINY)), "--plugin", str(folder / "picky.py")]
 

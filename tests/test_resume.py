@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from filelock import FileLock
 
 from alignkit import cli
@@ -179,17 +180,18 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stopped_once, tmp_path / "copy", symlinks=True))
 
 
-# Where a run is killed, and what its continuation says.
-KILLS = {
-    "half:align:3": "align: continuing after iteration 2 of 4",  # while ppo saves
-    "metrics_logged:sft:9": "sft: continuing after step 6 of 12",
-    "half:sft:3": "sft: continuing after step 4 of 12",
-    "rollouts_scored:align:3": "align: continuing after iteration 2 of 4",
-    "metrics_logged:align:1": "align: from 'sft'",  # before the first checkpoint
-    "checkpoint_saved:align:4": "align: continuing after iteration 4 of 4",
-    "checkpoint_saved:sft:6": "sft: continuing after step 12 of 12",
-    "stage_finished:sft:1": "sft: unchanged, reused",
-}
+# Where a run is killed, and what its continuation says: while ppo saves, before the first
+# checkpoint, after the last one, and so on.
+KILLS = yaml.safe_load("""
+half:align:3: "align: continuing after iteration 2 of 4"
+metrics_logged:sft:9: "sft: continuing after step 6 of 12"
+half:sft:3: "sft: continuing after step 4 of 12"
+rollouts_scored:align:3: "align: continuing after iteration 2 of 4"
+metrics_logged:align:1: "align: from 'sft'"
+checkpoint_saved:align:4: "align: continuing after iteration 4 of 4"
+checkpoint_saved:sft:6: "sft: continuing after step 12 of 12"
+stage_finished:sft:1: "sft: unchanged, reused"
+""")
 
 
 def first_only(cases: Iterable[str]) -> list[Any]:

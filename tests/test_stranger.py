@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packaging.requirements import Requirement
 
 from tests.rows import read_rows
@@ -25,20 +26,20 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "docs" / "examples"
 # What a recipe improves from its first row of metrics to the mean of its last five: half of what
 # one seed gives, which is far outside the noise of one row.
-GAINS = {
-    "reinforce": ("reward", 0.12),
-    "nash-md": ("reward", 0.15),
-    "bco": ("loss", -0.5),
-    "xpo": ("loss", -0.07),
-}
+GAINS = yaml.safe_load("""
+reinforce: [reward, 0.12]
+nash-md: [reward, 0.15]
+bco: [loss, -0.5]
+xpo: [loss, -0.07]
+""")
 # A command with a package's plugins, and what it then says of one of them
-LISTED = {
-    "reinforce": ("plugins", "reinforce (alignkit-reinforce 0.1.0)"),
-    "notes": ("--help", "Add a note, from which a recipe can learn."),
-    "lion": ("plugins lion", "optimizer lion ("),
-    "archive": ("plugins lab", "template lab ("),
-    "hardest": ("plugins hardest", "weight of a prompt's earlier rewards in its mean"),
-}
+LISTED = yaml.safe_load("""
+reinforce: [plugins, reinforce (alignkit-reinforce 0.1.0)]
+notes: [--help, "Add a note, from which a recipe can learn."]
+lion: [plugins lion, optimizer lion (]
+archive: [plugins lab, template lab (]
+hardest: [plugins hardest, weight of a prompt's earlier rewards in its mean]
+""")
 
 
 def call(*command: object, cwd: Path | None = None, **environment: str) -> str:

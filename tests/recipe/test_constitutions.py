@@ -92,16 +92,16 @@ def test_an_override_starts_at_the_current_folder(
     assert len(found.stages["revised"].component.options.constitution) == 2  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ("harmles", "did you mean 'harmless'?"),
-        ("my.yaml", "shipped constitutions: harmless, helpful_honest"),
-        (".", "cannot read the file: is a directory"),
-        ({"calm": "no"}, "must be a valid array"),
-        ([], "must have at least 1 item"),
-    ],
-)
+NONE = yaml.safe_load("""
+- [harmles, "did you mean 'harmless'?"]
+- [my.yaml, "shipped constitutions: harmless, helpful_honest"]
+- [., "cannot read the file: is a directory"]
+- [{calm: no}, must be a valid array]
+- [[], must have at least 1 item]
+""")
+
+
+@pytest.mark.parametrize(("named", "message"), NONE)
 def test_what_is_no_constitution(
     named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit_plugins.recipes.check_row import Inspection, Tokens
+from tests.rows import cells
 
 ROWS = {
     "demos": """\
@@ -195,19 +196,19 @@ def test_a_row_is_shown_as_the_stage_sees_it(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        ("sfd", 2, "did you mean 'sft'"),
-        ("sft 3", 4, "has 2 rows, so there is no row 3"),
-        ("sft 0", 4, "so there is no row 0"),
-        ("again", 4, "run the recipe as far as 'labels' first"),
-    ],
-)
+MISTAKES = """
+sfd   | 2 | did you mean 'sft'
+sft 3 | 4 | has 2 rows, so there is no row 3
+sft 0 | 4 | so there is no row 0
+again | 4 | run the recipe as far as 'labels' first
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "said"), cells(MISTAKES))
 def test_what_is_not_there(
-    words: str, code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["check", "r.yaml", *words.split()]) == code
+    assert main(["check", "r.yaml", *words.split()]) == int(code)
     assert said in capsys.readouterr().err
 
 

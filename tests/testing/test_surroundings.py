@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import DataRef, Field, Group, JudgeRef, Options, PolicyRef, Reward, RewardRef
 from alignkit.data.group import responses_of
@@ -54,14 +55,14 @@ def test_references_become_what_a_run_makes_of_them(around: Surroundings) -> Non
         assert around.component("reward", Refers, {"reward": reward}).options.reward == spec
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"colour": 3}, "a recipe with these options is refused: unknown key 'colour'"),
-        ({"judge": "nobody"}, "no judge 'nobody'"),
-        ({"reward": {"python": {"path": "x.py"}}}, "'reward.python.function' is missing"),
-    ],
-)
+REFUSED = yaml.safe_load("""
+- [{colour: 3}, "a recipe with these options is refused: unknown key 'colour'"]
+- [{judge: nobody}, no judge 'nobody']
+- [{reward: {python: {path: x.py}}}, "'reward.python.function' is missing"]
+""")
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_options_that_a_recipe_may_not_have(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConformanceError, match=f"Refers: .*{message}"):
         check_reward(Refers, options)
