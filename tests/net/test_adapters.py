@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,27 @@ def test_an_adapter_that_would_compute_something_else_is_refused(
     by_peft(folder, tmp_path / "adapter", **made)
     with pytest.raises(RunFailed, match=re.escape(reason)):
         shared(folder, r=2, lora_alpha=7).add_role("policy", start=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "alpha_pattern",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "rank_pattern",
+        "use_bdlora",
+        "use_qalora",
+    ],
+)
+def test_every_variant_of_lora_is_refused(variant: str, tmp_path: Path) -> None:
+    folder, config = make(tmp_path / "base", "Llama"), tmp_path / "adapter" / "adapter_config.json"
+    by_peft(folder, config.parent)
+    options = json.loads(config.read_text()) | {variant: {"q_proj": 1}}
+    config.write_text(json.dumps(options))
+    with pytest.raises(RunFailed, match=f"has {variant} "):
+        shared(folder, r=2, lora_alpha=7).add_role("policy", start=config.parent)
 
 
 def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:

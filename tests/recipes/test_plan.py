@@ -71,6 +71,10 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     learned["scored"] = {**learned["align"], "reward": "rated"}
     path = write(here, "tiny", **learned)
     first, second, third, fourth, _, scored = planned(capfd, path)
+    with monkeypatch.context() as patch:  # more rows than are read
+        patch.setattr(planning, "READ", 10)
+        sampled = planned(capfd, path)[0]["work"]
+    assert sampled["tokens"] == pytest.approx(first["work"]["tokens"], rel=0.1)
     assert not (here / "runs").exists()
     work = first["work"]
     assert work["rows"] == 24 and work["learned"] == 2 * work["tokens"] > 0

@@ -170,6 +170,17 @@ def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe, run: Path) ->
         assert learned_from("dpo", rater, mine) is said
 
 
+@pytest.mark.parametrize("which", ["model", "base_url"])
+def test_a_judge_is_its_model_on_its_server(
+    recipe: Recipe, raters: dict[str, Any], which: str
+) -> None:
+    server = {"model": "x", "base_url": "http://localhost:1/v1"}
+    for change, same in (({}, True), ({which: "http://localhost:2/v1"}, False)):
+        judge = f"{{openai_judge: {{server: {json.dumps(server | change)}}}}}"
+        taught = load(recipe.folder, TEXT.replace("{local_judge: {min_mass: 0.1}}", judge))
+        assert learned_from("labeled", raters["openai_judge"], taught) is same
+
+
 class Own(Options):
     reward: RewardRef
 
