@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignkit.data.group import Group, Message
-from alignkit.io.text import cache_folder
+from alignkit.data.group import responses_of
 from alignkit.kernels import capabilities, lora, matmul, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan, setting
 from alignkit.kernels.matmul import PACKED, PackedWeight, packed_weight_for
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.settings import LoraSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.gpu import sampling as gpu
-from alignkit_plugins.models import tiny
+from tests.models.tiny import shared
+from tests.rows import prompts
 from tests.same import same
 from tests.sampled import sample
 
@@ -31,10 +31,7 @@ pytestmark = [
 ]
 LONG = Sampling(max_new_tokens=lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
 SHORT = Sampling(max_new_tokens=lora.MIN_TOKENS - 1)
-QUESTIONS = [
-    Group((Message(role="user", content=text),))
-    for text in ("Say something.", "What is it?", "Name a colour, please.")
-]
+QUESTIONS = prompts(["Say something.", "What is it?", "Name a colour, please."])
 
 
 @pytest.fixture(params=["MKL", "oneDNN"])
@@ -71,9 +68,7 @@ def change(policy: SharedModel, role: str) -> None:
 
 
 def loaded() -> SharedModel:
-    base = str(tiny.source(cache_folder()))
-    adapter = LoraSpec(r=2, lora_alpha=6)
-    made = SharedModel(ModelSpec(base=base, dtype="float32", lora=adapter, device="cpu"), base)
+    made = shared(lora=LoraSpec(r=2, lora_alpha=6))
     for role in ("one", "other"):
         made.add_role(role)
     return made
@@ -96,7 +91,7 @@ def written(policy: SharedModel, role: str, sampling: Sampling = LONG) -> list[A
     """Two responses to each of three questions."""
     encoder = Encoder(policy.tokenizer)
     found = sample(policy, role, encoder, QUESTIONS, sampling, samples_per_prompt=2, seed=4)
-    return [response for group in found for response in group.responses]
+    return responses_of(found)
 
 
 def check_same(found: list[Any], wanted: list[Any]) -> None:

@@ -16,8 +16,8 @@ from alignkit.data.group import Group
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from tests.models.tiny import shared
 from tests.sampled import sample
 
 VOCABULARY = 97
@@ -207,9 +207,7 @@ def number_tokenizer() -> Any:
 
 
 def load(folder: Path) -> SharedModel:
-    policy = SharedModel(
-        ModelSpec(base=str(folder), dtype="float32", lora=None, device="cpu"), str(folder)
-    )
+    policy = shared(folder, lora=None)
     # Transformers selects some tokenizers by model type, not by file
     policy.tokenizer = number_tokenizer()
     return policy
@@ -252,18 +250,26 @@ def ragged() -> list[Encoded]:
     return found
 
 
-@torch.no_grad()
-def logprobs_alone(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+def logprobs_of(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Of a response alone."""
     row = torch.tensor([[*prompt, *response]])
     return F.token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
 
 
+logprobs_alone = torch.no_grad()(logprobs_of)
+
+
+def packed_logprobs(policy: SharedModel, role: str) -> Tensor:
+    """Of all responses of `ragged`, in one row."""
+    row = pack(ragged())
+    hidden = policy.hidden(role, row.layout, row.tokens)
+    return policy.logprobs(role, hidden[row.before], row.targets)[0]
+
+
 def check_logprobs(policy: SharedModel) -> None:
     groups = ragged()
-    row = pack(groups)
     with torch.no_grad():
-        hidden = policy.hidden(BASE, row.layout, row.tokens)
-        found, _ = policy.logprobs(BASE, hidden[row.before], row.targets)
+        found = packed_logprobs(policy, BASE)
     model = plain(policy)
     wanted = torch.cat([logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.rows])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)

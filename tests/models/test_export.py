@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import logprobs_alone
+from tiny import encoded as only
 from tiny import shared, user
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -55,8 +56,7 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     service = LoadedBase(model, artifact=Path)
     assert service["base"].save(tmp_path / "model") == []
     group = Group((user("bread is good"),), (Response(text="my old friend"),))
-    found = service.encoder.encode(group, 256)
-    assert found is not None
+    found = only(service.encoder.encode(group, 256))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     text = tokenizer.apply_chat_template(
         list(group.prompt), add_generation_prompt=True, tokenize=False

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import MIXTURES, logprobs_alone, make, ragged
+from architectures import MIXTURES, logprobs_of, make, packed_logprobs, ragged
 from torch import Tensor
 
 from alignkit.errors import RunFailed
-from alignkit.models.packing import measure, pack
+from alignkit.models.packing import measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
@@ -44,16 +44,8 @@ def plain_peft(folder: Path) -> Any:
     ).eval()
 
 
-def logprobs(policy: SharedModel) -> Tensor:
-    row = pack(ragged())
-    hidden = policy.hidden("new", row.layout, row.tokens)
-    return policy.logprobs("new", hidden[row.before], row.targets)[0]
-
-
 def by_peft(model: Any) -> Tensor:
-    with_gradient = logprobs_alone.__wrapped__  # type: ignore[attr-defined]
-    alone = [with_gradient(model, g.prompt, row.tokens) for g in ragged() for row in g.rows]
-    return torch.cat(alone)
+    return torch.cat([logprobs_of(model, g.prompt, row.tokens) for g in ragged() for row in g.rows])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -74,7 +66,7 @@ def test_mixtures_train_like_plain_peft(
     model, learned = plain_peft(tmp_path / "adapter"), policy.make_trainable("new")
     named = dict(model.named_parameters())
     theirs = [named[f"base_model.model.{name.replace('role_new', 'default')}"] for name in learned]
-    found, wanted = logprobs(policy), by_peft(model)
+    found, wanted = packed_logprobs(policy, "new"), by_peft(model)
     same(found, wanted, atol=1e-5, rtol=0)
     # peft merges the adapter into some weights, so it rounds differently. Divided as in a loss
     tokens, close = len(found), {"atol": 1e-5, "rtol": 1e-5}

@@ -6,17 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import load, make, ragged
+from architectures import load, make, packed_logprobs
 from tiny import shared
 
-from alignkit.models.packing import pack
-from alignkit.models.shared_model import BASE, SharedModel
-
-
-def logprobs(model: SharedModel, role: str) -> torch.Tensor:
-    row = pack(ragged())
-    hidden = model.hidden(role, row.layout, row.tokens)
-    return model.logprobs(role, hidden[row.before], row.targets)[0]
+from alignkit.models.shared_model import BASE
 
 
 @pytest.mark.parametrize("name", ["Llama", "Bloom"])  # Bloom has no packed rows
@@ -30,9 +23,9 @@ def test_weights_and_gradients_are_fp32_and_products_bf16(name: str, tmp_path: P
     for module in model.roles["new"].model.modules():
         if type(module) is torch.nn.Linear:
             module.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
-    found = logprobs(model, "new")
+    found = packed_logprobs(model, "new")
     with torch.no_grad():
-        exact = logprobs(load(folder), BASE)
+        exact = packed_logprobs(load(folder), BASE)
     assert seen == {torch.bfloat16} and found.dtype == torch.float32
     assert 0 < (found - exact).abs().max() < 0.05
     found.sum().backward()

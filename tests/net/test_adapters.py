@@ -16,12 +16,8 @@ from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.settings import LoraSpec, ModelSpec
-
-
-def shared(folder: Path, **lora: Any) -> SharedModel:
-    spec = ModelSpec(base=str(folder), dtype="float32", lora=LoraSpec(**lora), device="cpu")
-    return SharedModel(spec, str(folder))
+from alignkit.settings import LoraSpec
+from tests.models.tiny import shared
 
 
 def plain(folder: Path) -> Any:
@@ -59,7 +55,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     from peft import PeftModel
 
     folder = make(tmp_path / "base", name)
-    policy = shared(folder, r=2, lora_alpha=7, target_modules=layers)
+    policy = shared(folder, lora=LoraSpec(r=2, lora_alpha=7, target_modules=layers))
     for role in ("first", "new", "last"):
         policy.add_role(role)
     policy.drop_role("first")
@@ -138,7 +134,9 @@ def test_an_adapter_that_would_compute_something_else_is_refused(
     folder = make(tmp_path / "base", "Llama")
     by_peft(folder, tmp_path / "adapter", **made)
     with pytest.raises(RunFailed, match=re.escape(reason)):
-        shared(folder, r=2, lora_alpha=7).add_role("policy", start=tmp_path / "adapter")
+        shared(folder, lora=LoraSpec(r=2, lora_alpha=7)).add_role(
+            "policy", start=tmp_path / "adapter"
+        )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,7 @@ def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:
     folder = make(tmp_path / "base", "Llama")
     options = {"use_rslora": True, "init_lora_weights": False}
     network = by_peft(folder, tmp_path / "adapter", **options)
-    policy = shared(folder, r=4, lora_alpha=1)
+    policy = shared(folder, lora=LoraSpec(r=4, lora_alpha=1))
     policy.add_role("policy", start=tmp_path / "adapter")
     wanted = network(input_ids=IDS[None]).logits[0]
     torch.testing.assert_close(logits(policy, "policy", IDS), wanted, atol=1e-4, rtol=1e-4)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import check_logprobs, plain, ragged
+from architectures import check_logprobs, logprobs_of, packed_logprobs, plain, ragged
 
-from alignkit import functional as F
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import SharedModel
@@ -43,10 +42,7 @@ def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
     at, weights = 0, torch.linspace(-1, 1, len(pack(ragged()).targets))
     for group in ragged():
         for response in group.rows:
-            ids = torch.tensor([[*group.prompt, *response.tokens]])
-            logprobs = F.token_logprobs(model(input_ids=ids).logits[0, :-1], ids[0, 1:])[
-                len(group.prompt) - 1 :
-            ]
+            logprobs = logprobs_of(model, group.prompt, response.tokens)
             (logprobs * weights[at : at + len(logprobs)]).sum().backward()
             at += len(logprobs)
     return {name: p.grad for name, p in model.named_parameters()}
@@ -65,10 +61,8 @@ def test_gradients_match(
     role = policy.add_role("trained")
     try:
         parameters = policy.make_trainable("trained")
-        row = pack(ragged())
-        hidden = policy.hidden("trained", row.layout, row.tokens)
-        weights = torch.linspace(-1, 1, len(row.targets))
-        (policy.logprobs("trained", hidden[row.before], row.targets)[0] * weights).sum().backward()
+        logprobs = packed_logprobs(policy, "trained")
+        (logprobs * torch.linspace(-1, 1, len(logprobs))).sum().backward()
         for name, parameter in parameters.items():
             torch.testing.assert_close(
                 parameter.grad, gradients[name], atol=1e-4, rtol=1e-4, msg=name

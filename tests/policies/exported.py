@@ -12,6 +12,7 @@ from alignkit import Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from tests.models.architectures import logprobs_alone
 from tests.rows import TINY, WORDS, assistant, prompts, run, write_recipe
 
 # Conversations to compare numbers on
@@ -42,14 +43,8 @@ def check_logprobs(model: Any, tokenizer: Any, finished: Path, role: str) -> Non
     for group, wanted in zip(GROUPS, ours, strict=True):
         turns, encoded = list(group.prompt), models.of("base").encoder.encode(group, 256)
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        prompt, response = (
-            tuple(tokenizer(text, add_special_tokens=False).input_ids),
-            encoded.rows[0].tokens,
-        )
-        assert prompt == encoded.prompt
-        with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
-        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+        assert tuple(tokenizer(text, add_special_tokens=False).input_ids) == encoded.prompt
+        logprobs = logprobs_alone(model, encoded.prompt, encoded.rows[0].tokens)
         torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=0)
 
 

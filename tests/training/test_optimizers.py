@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-import alignkit_plugins.models.tiny
 from alignkit import RunFailed
-from alignkit.models.shared_model import SharedModel
 from alignkit.optimizers import make_optimizer
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
-from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.settings import LoraSpec, Settings
 from alignkit.training.learner import Learner
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
+from tests.models.tiny import shared
 from tests.test_train import Whole, encoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,11 +53,10 @@ def continued(
     """Go on from the checkpoint of another learner, with the same bits; returns the state of each
     parameter.
     """
-    spec = ModelSpec(base="tiny", dtype=dtype, device="cpu", lora=lora)
     settings = Settings(optimizer=optimizer, learning_rate=1e-3)
 
     def learner() -> Learner:
-        model = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
+        model = shared(dtype=dtype, lora=lora)
         model.add_role("new")
         return Learner(model, Whole(Whole.Options()), settings, "new")
 

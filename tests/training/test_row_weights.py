@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-import alignkit_plugins.models.tiny
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
 from alignkit.io.results import read_record
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec, ModelSpec, Settings
+from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.encoding import compact
@@ -28,6 +27,7 @@ from alignkit_plugins.algorithms.kto import KTO
 from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
 from alignkit_plugins.algorithms.reward_model import RewardModel
 from alignkit_plugins.algorithms.sft import SFT
+from tests.models.tiny import tiny_model
 from tests.rows import Said, run, user, write_recipe, write_rows
 
 SAID = {
@@ -50,10 +50,8 @@ LEARNERS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> SharedModel:
-    source = str(alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("tiny")))
-    spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
-    return SharedModel(spec, source)
+def model() -> SharedModel:
+    return tiny_model()
 
 
 def gradients(
