@@ -13,7 +13,7 @@ import yaml
 
 from alignkit import Group, Message, Response
 from alignkit.cli import main
-from alignkit.data.group import group_to_json
+from alignkit.data.group import group_to_json, read_groups
 
 Said = Callable[[], str]  # the fixture: what was written to stderr since it was last asked
 WORDS = ("bread is good", "my old friend", "the people in this house")
@@ -98,6 +98,17 @@ def run(recipe: Path, *words: str, out: Path | None = None, code: int = 0) -> Pa
     out = recipe.parent / "run" if out is None else out
     assert main(["run", str(recipe), "--out", str(out), *words]) == code
     return out
+
+
+def with_plugin(file: Path, text: str) -> tuple[str, str]:
+    """Write a plugin; returns the words that load it."""
+    file.write_text(text, encoding="utf-8")
+    return "--plugin", str(file)
+
+
+def rollouts_of(stage: Path) -> list[list[Group]]:
+    """The groups of each iteration."""
+    return [read_groups(file) for file in sorted((stage / "rollouts").glob("*.jsonl"))]
 
 
 def cells(text: str) -> list[tuple[str, ...]]:

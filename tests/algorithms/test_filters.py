@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import Filter, Group, Response
 from alignkit.cli import main
-from alignkit.data.group import read_groups
 from alignkit.plugins import plugins
 from alignkit.testing import ConformanceError, check_filter
 from tests.by_hand import asked, scored
-from tests.rows import prompts, read_rows, write_recipe, write_rows
+from tests.rows import Said, prompts, read_rows, rollouts_of, with_plugin, write_recipe, write_rows
 
 
 def kept(name: str, groups: Sequence[Group], **options: Any) -> str:
@@ -111,31 +111,31 @@ def register(add):
     add("algorithm", "replays", Replays)
 """
 REWARD = "def reward(completions):\n    return [float(len(c) % 3) for c in completions]\n"
+ALIGN = """
+algorithm: rloo
+prompts: prompts.jsonl
+reward: {python: {path: reward.py, function: reward}}
+rollout: {samples_per_prompt: 2, max_new_tokens: 5}
+iterations: 2
+prompts_per_iteration: 12
+"""
 TEXTS = [f"{a} {b}" for a in ("bread", "old", "the", "good") for b in ("house", "people", "bake")]
 
 
 def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys: Any) -> list[Any]:
     """(metrics, groups) of two iterations."""
-    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     write_rows(folder / "prompts.jsonl", prompts(TEXTS))
-    stage = {
-        "algorithm": "rloo",
-        "prompts": "prompts.jsonl",
-        "reward": {"python": {"path": "reward.py", "function": "reward"}},
-        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 5, "filters": filters},
-        "iterations": 2,
-        "prompts_per_iteration": 12,
-        **keys,
-    }
-    stage = {key: value for key, value in stage.items() if value is not None}
+    stage = yaml.safe_load(ALIGN) | keys
+    stage["rollout"]["filters"] = filters
     recipe = write_recipe(folder, {"align": stage})
     out = ["--out", str(folder / "run")] if command == "run" else []
-    assert main([command, str(recipe), "--plugin", str(folder / "plugin.py"), *out]) == code
+    plugin = with_plugin(folder / "plugin.py", PLUGIN)
+    assert main([command, str(recipe), *plugin, *out]) == code
     if code or not out:
         return []
     align = folder / "run" / "align"
-    rollouts = [read_groups(path) for path in sorted((align / "rollouts").glob("*.jsonl"))]
+    rollouts = rollouts_of(align)
     assert all(len(groups) == 12 for groups in rollouts)  # all samples stay in the files
     return list(zip(read_rows(align / "metrics.jsonl"), rollouts, strict=True))
 
@@ -179,18 +179,16 @@ def mean(group: Group) -> float:
 )
 def test_a_filter_that_a_stage_cannot_have(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     filters: Any,
     reward: str | None,
     code: int,
     named: str,
 ) -> None:
     run(tmp_path, filters, code, "check", algorithm="no_reward", reward=reward)
-    assert named in capsys.readouterr().err
+    assert named in said()
 
 
-def test_an_iteration_without_groups_is_idle_and_says_why(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_iteration_without_groups_is_idle_and_says_why(tmp_path: Path, said: Said) -> None:
     run(tmp_path, [{"reward_range": {"low": 99}}], 1)
-    assert "left out every group (filtered/reward_range)" in capsys.readouterr().err
+    assert "left out every group (filtered/reward_range)" in said()

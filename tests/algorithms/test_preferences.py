@@ -38,6 +38,7 @@ from tests.by_hand import (
     random_batch,
     scored,
 )
+from tests.models.tiny import encoded
 
 LEVELS = ["Be rude.", "Be plain.", "Be polite."]
 
@@ -456,9 +457,7 @@ def test_a_label_is_learned_at_the_last_answer_only(cls: type[Algorithm]) -> Non
     messages = tuple(Message(role=role, content=text) for role, text in turns)
     encoder = Encoder(_tokenizer())
     group = Group(asked("q"), (Response(messages=messages, label=True),))
-    encoded = encoder.encode(group, 200, turns=new(cls).trained_turns())
-    assert encoded is not None
-    (row,) = encoded.rows
+    (row,) = encoded(encoder.encode(group, 200, turns=new(cls).trained_turns())).rows
     counted = [token for token, counts in zip(row.tokens, row.mask, strict=True) if counts]
     assert encoder.decode(counted) == "last"
 

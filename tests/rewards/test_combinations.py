@@ -4,7 +4,6 @@ stopped.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ import yaml
 from alignkit import CombinedReward, DataError, Group, Response, RewardCombination, shapes
 from alignkit import functional as F
 from alignkit.errors import PluginError
+from alignkit.io.results import read_record
 from alignkit.plugins import load_plugins, plugins
 from alignkit_plugins.rewards.combinations import EqualLength, WeightedSum
-from tests.rows import read_rows, run, write_recipe
+from tests.rows import read_rows, run, with_plugin, write_recipe
 
 NAN = math.nan
 
@@ -188,10 +188,9 @@ align:
 def test_what_a_combination_remembers_survives_a_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "stopper.py").write_text(STOPPER, encoding="utf-8")
     recipe = write_recipe(tmp_path, STAGES)
     package = Path(__file__).parents[2] / PACKAGE
-    words = ("--plugin", str(tmp_path / "stopper.py"), "--plugin", str(package))
+    words = (*with_plugin(tmp_path / "stopper.py", STOPPER), "--plugin", str(package))
     whole = run(recipe, *words, out=tmp_path / "whole")
     monkeypatch.setenv("STOP_AFTER", "2")
     run(recipe, *words, code=75)
@@ -205,5 +204,5 @@ def test_what_a_combination_remembers_survives_a_stop(
     for row in read_rows(out / "align" / "metrics.jsonl"):
         assert row["reward/multiplier"] == pytest.approx(multiplier, rel=1e-4)
         multiplier = max(0.0, multiplier + 0.1 * (row["reward/cost_mean"] - 2.0))
-    told = json.loads((out / "align" / "stage.json").read_text())["summary"]["combinations"]
+    told = read_record(out / "align")["summary"]["combinations"]
     assert told == {"lagrangian": {"multiplier": pytest.approx(multiplier, rel=1e-4)}}

@@ -7,6 +7,7 @@ import runpy
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,23 @@ from alignkit import (
     RunFailed,
     cli,
 )
-from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.rewards.basic import Length, Normalized
 from alignkit_plugins.rewards.python import Python
-from tests.rows import assistant, cells, demos, run, user, write_recipe, write_rows
+from tests.rows import (
+    Said,
+    assistant,
+    cells,
+    demos,
+    rollouts_of,
+    run,
+    user,
+    write_recipe,
+    write_rows,
+)
 
 ASK = (user("How are you?"),)
 GROUPS = [
@@ -218,21 +228,16 @@ run --out out  | report.rewards=[{length: {}}, {python: {path: m.py, function: p
 
 @pytest.mark.parametrize(("command", "override"), cells(MISTYPED))
 def test_a_wrong_function_is_told_before_the_first_stage(
-    command: str,
-    override: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    command: str, override: str, here: Path, said: Said
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "m.py").write_text("def polite(completions): ...", encoding="utf-8")
-    recipe = write_recipe(tmp_path, PIPELINE)
+    (here / "m.py").write_text("def polite(completions): ...", encoding="utf-8")
+    recipe = write_recipe(here, PIPELINE)
     assert cli.main([*command.split(), str(recipe), f"stages.{override}"]) == 2
-    err = capsys.readouterr().err
+    err = said()
     assert err.count("error: ") == 1 and "loading tiny" not in err and "recipe.yaml" in err
     assert f"error: stage '{override.split('.')[0]}': reward 'python': " in err
     assert "has no function 'polit'" in err and "did you mean 'polite'?" in err
-    assert not (tmp_path / "out" / "sft").exists()
+    assert not (here / "out" / "sft").exists()
 
 
 PLACES = yaml.safe_load(r"""
@@ -390,12 +395,6 @@ def recipe_in(folder: Path, people: Any = PEOPLE, **options: Any) -> Path:
     return write_recipe(folder, stages)
 
 
-def rolled_out(out: Path) -> list[Group]:
-    """The groups of all iterations."""
-    files = sorted((out / "align" / "rollouts").iterdir())
-    return [group for file in files for group in read_groups(file)]
-
-
 REFERENCES = yaml.safe_load("""
 - [{reward_model: likd}, did you mean 'liked']
 - [{reward_model: seen}, "'seen' does not train a reward model"]
@@ -414,16 +413,12 @@ def test_references_of_a_normalized_reward(options: Any, message: str, tmp_path:
     assert message in str(caught.value)
 
 
-def test_bad_demonstrations_are_told_before_anything_is_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_demonstrations_are_told_before_anything_is_trained(tmp_path: Path, said: Said) -> None:
     out = run(recipe_in(tmp_path, [*PEOPLE, {"messages": []}]), code=4)
-    assert "people.jsonl:5" in capsys.readouterr().err and not (out / "liked").exists()
+    assert "people.jsonl:5" in said() and not (out / "liked").exists()
 
 
-def test_normalized_in_a_run_is_of_the_demonstrations_it_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_normalized_in_a_run_is_of_the_demonstrations_it_names(tmp_path: Path, said: Said) -> None:
     recipe = recipe_in(tmp_path)
     out = run(recipe)
     models = Run(load_recipe(recipe), out).models
@@ -431,7 +426,7 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(
     def raw(groups: list[Group]) -> torch.Tensor:
         return torch.tensor(models["liked"].scores(groups), dtype=torch.float64)
 
-    groups, known = rolled_out(out), raw(PEOPLE)
+    groups, known = [*chain(*rollouts_of(out / "align"))], raw(PEOPLE)
     assert len(known) == 4 and known.std() > 1e-3
     found = [response.scores for group in groups for response in group.responses]
     assert len(found) == 8 and all(each["normalized"] == each["reward"] for each in found)
@@ -441,6 +436,6 @@ def test_normalized_in_a_run_is_of_the_demonstrations_it_names(
     assert numbers == pytest.approx(wanted.tolist(), rel=1e-4, abs=1e-4)
     # Other demonstrations start the stage over.
     run(recipe_in(tmp_path, PEOPLE[:-1]))
-    err = capsys.readouterr().err
+    err = said()
     assert all(f"{name}: unchanged, reused" in err for name in ("liked", "seen"))
     assert "align: changed since the last run" in err and ": the file has changed" in err

@@ -13,7 +13,8 @@ from alignkit import Environment, RunFailed
 from alignkit.data.group import Group, read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from tests.rows import read_rows, write_recipe, write_rows
+from tests.house_run import LORA
+from tests.rows import TINY, read_rows, write_recipe, write_rows
 
 STAGE: dict[str, Any] = yaml.safe_load("""
 algorithm: grpo
@@ -26,8 +27,7 @@ prompts_per_iteration: 2
 batch_size: 2
 epochs: 1
 """)
-LORA = {"r": 4, "lora_alpha": 8}
-MODEL = {"base": "tiny", "dtype": "float32", "chat_template": "hermes", "lora": LORA}
+MODEL = {**TINY, "chat_template": "hermes", "lora": LORA}
 TURNS = [[call("2 + 3")], [f"5{END}", f"It is 6{END}"]]
 
 

@@ -18,9 +18,10 @@ from alignkit.data.group import Group, read_groups, responses_of
 from alignkit.errors import RecipeError
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
+from tests.house_run import LORA
 from tests.killed import forked
 from tests.patience import PATIENCE
-from tests.rows import TINY, Said, read_rows, untimed, write_recipe, write_rows
+from tests.rows import TINY, Said, read_rows, untimed, with_plugin, write_recipe, write_rows
 
 # An engine that notes what it is asked, and dies, fails or hangs where SABOTAGE says:
 # HOW=EVENT:COUNT.
@@ -113,7 +114,7 @@ rollout:
   ahead: 1
   stop: [a, e, i, o, " "]
 """)
-MODEL = {**TINY, "lora": {"r": 4, "lora_alpha": 8}, "chat_template": "hermes"}
+MODEL = {**TINY, "lora": LORA, "chat_template": "hermes"}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,9 +127,8 @@ class Place:
         write_rows(folder / "rows.jsonl", [{"prompt": f"is it {n}?"} for n in range(5)])
         stages = {**(before or {}), "align": STAGE | keys}
         self.recipe = write_recipe(folder, stages, MODEL, engine="double")
-        (folder / "double.py").write_text(PLUGIN)
         self.out, self.log = folder / "out", folder / "events"
-        plugin = ["--plugin", str(folder / "double.py")]
+        plugin = with_plugin(folder / "double.py", PLUGIN)
         self.command = ["run", str(self.recipe), *plugin, "--out", str(self.out)]
         self.stage = self.out / "align"
 

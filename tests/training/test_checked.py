@@ -39,7 +39,7 @@ from alignkit.options import Options
 from alignkit.registry import Component, Registration
 from alignkit.reward import CombinedReward, Rating
 from alignkit.tokens.encoder import Encoded, ResponseTokens
-from tests.rows import cells, run, user, write_recipe
+from tests.rows import cells, run, user, with_plugin, write_recipe
 
 HEADER = """
 import torch
@@ -79,10 +79,10 @@ OF_DATA = "source = Source.DATASET; needs = Needs()\n"
 def failed(folder: Path, methods: str, stages: str = ONLINE, code: int = 3) -> str:
     """Run a stage of the broken plugin, which must end with this code; returns the last error."""
     body = textwrap.indent(textwrap.dedent(methods), "    ")
-    (folder / "broken.py").write_text(HEADER + body + FOOTER)
+    plugin = with_plugin(folder / "broken.py", HEADER + body + FOOTER)
     err = io.StringIO()
     with contextlib.redirect_stderr(err):
-        run(write_recipe(folder, stages), "--plugin", str(folder / "broken.py"), code=code)
+        run(write_recipe(folder, stages), *plugin, code=code)
     assert "Traceback" not in err.getvalue()
     return err.getvalue()
 

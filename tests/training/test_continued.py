@@ -12,7 +12,7 @@ import yaml
 from watched import weights
 
 from alignkit.io.results import read_record
-from tests.rows import run, untimed, write_recipe, write_rows
+from tests.rows import run, untimed, with_plugin, write_recipe, write_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,7 +155,6 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(
 ) -> None:
     """Interrupted in the middle of its first epoch, or in its third iteration."""
     kind, more = STAGES[name]
-    (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     demos = [{"prompt": f"is it {n}?", "completion": "yes " * (n + 1)} for n in range(16)]
     too_long = {"prompt": "why " * 200, "completion": "yes"}
     write_rows(tmp_path / "demos.jsonl", [*demos[:6], too_long])
@@ -164,7 +163,7 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(
         write_rows(tmp_path / f"{file}.jsonl", [{"prompt": f"{file} {n}?"} for n in range(count)])
     stage = yaml.safe_load(kind) | (yaml.safe_load(more) or {})
     recipe = write_recipe(tmp_path, {"only": stage})
-    plugin = ["--plugin", str(tmp_path / "plugin.py")]
+    plugin = with_plugin(tmp_path / "plugin.py", PLUGIN)
     whole, stopped = run(recipe, *plugin), tmp_path / "stopped"
     monkeypatch.setenv("INTERRUPT", "3")
     run(recipe, *plugin, out=stopped, code=130)

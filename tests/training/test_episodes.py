@@ -19,6 +19,7 @@ from alignkit.data.group import Group, responses_of
 from alignkit.models import generate as generate_module
 from alignkit.plugins import plugins
 from alignkit_plugins.environments.calculator import Calculator
+from tests.models.tiny import encoded
 from tests.rows import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,12 +75,11 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
     run.execute()
     encoder = run.models.of("base").encoder
     for group in rollouts(run):
-        encoded = encoder.encode(group, 1024)
-        assert encoded is not None
-        for response, row in zip(group.responses, encoded.rows, strict=True):
+        found = encoded(encoder.encode(group, 1024))
+        for response, row in zip(group.responses, found.rows, strict=True):
             said = encoder.chat.prepare([*group.prompt, *(response.messages or ())])
             whole = encoder.chat.render(said, False, group.tools)
-            assert encoder.tokenizer.decode([*encoded.prompt, *row.tokens]) + "\n" == whole
+            assert encoder.tokenizer.decode([*found.prompt, *row.tokens]) + "\n" == whole
             written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
             assert encoder.tokenizer.decode(written) == call("2 + 3") + response.text + END
             assert sum(row.mask) <= 90 < len(row.tokens) + 30

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from played import roll_out, rollouts, run_of
 from scripted import END, follow
-from watched import Watched, online, texts, tokens
+from watched import PYTHON, Watched, online, texts, tokens
 
 from alignkit import Environment, Group, Message, RecipeError
 from alignkit.data.group import responses_of
@@ -23,6 +23,7 @@ ROLLOUT = {"samples_per_prompt": 2, "max_new_tokens": 5}
 # Keeps all; without one, more batches would have no use
 EVERY = {"filters": [{"reward_range": {"low": -99}}]}
 FILLED = {**ROLLOUT, **EVERY, "max_num_gen_batches": 12}
+KEYS: dict[str, Any] = {"count": 12, "prompts_per_iteration": 4, "rollout": FILLED}
 
 
 def even(group: Group) -> bool:
@@ -32,7 +33,7 @@ def even(group: Group) -> bool:
 
 def test_the_batch_is_filled_with_groups_that_are_kept(tmp_path: Path) -> None:
     watched = Watched(keep=even)
-    ran = online(tmp_path, watched, count=12, prompts_per_iteration=4, iterations=6, rollout=FILLED)
+    ran = online(tmp_path, watched, iterations=6, **KEYS)
     assert [len(seen.groups) for seen in watched.seen] == [4] * 6
     assert all(even(group) for seen in watched.seen for group in seen.groups)
     sampled = ran.rollouts()
@@ -55,8 +56,8 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
         return sum(group.responses[0].text.encode()) % 8 == 0
 
     watched = Watched(keep=rare)
-    keys: dict[str, Any] = {"count": 12, "prompts_per_iteration": 4, "iterations": 5}
-    ran = online(tmp_path, watched, rollout={**FILLED, "max_num_gen_batches": 2}, **keys)
+    bounded = {**FILLED, "max_num_gen_batches": 2}
+    ran = online(tmp_path, watched, iterations=5, **KEYS | {"rollout": bounded})
     assert all(row["gen_batches"] <= 2 for row in ran.metrics)
     rare_ones = [sum(map(rare, groups)) for groups in ran.rollouts()]
     assert [len(seen.groups) for seen in watched.seen] == [min(4, n) for n in rare_ones if n]
@@ -66,11 +67,8 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("combinations")
 def test_combinations_see_every_sample_once(tmp_path: Path) -> None:
-    inner = {"python": {"path": "reward.py", "function": "reward"}}
-    reward = {"running_normalization": {"reward": inner}}
-    watched = Watched(keep=even)
-    keys: dict[str, Any] = {"count": 12, "prompts_per_iteration": 4, "iterations": 3}
-    ran = online(tmp_path, watched, rollout=FILLED, reward=reward, **keys)
+    reward = {"running_normalization": {"reward": PYTHON}}
+    ran = online(tmp_path, Watched(keep=even), iterations=3, reward=reward, **KEYS)
     scores = np.array([r.reward for groups in ran.rollouts() for r in responses_of(groups)])
     (state,) = ran.summary["combinations"].values()
     moments = {"count": len(scores), "mean": scores.mean(), "variance": scores.var()}

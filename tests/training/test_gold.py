@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, dies, online, prompts
+from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, by, dies, online, prompts
 
 from alignkit import DataError, Observation, RunFailed
 from alignkit.data.group import read_groups, responses_of
@@ -33,10 +33,6 @@ def none(completions):
 """
 SELF = "warning: gold is the reward itself"
 CHECKED: dict[str, Any] = {"scores": GOLD, "iterations": 3, "keep_versions": True}
-
-
-def by(function: str) -> dict[str, Any]:
-    return {"python": {"path": "reward.py", "function": function}}
 
 
 def gold(reward: Any, **options: Any) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from alignkit.cli import main
 from alignkit.models.packing import Examples
 from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
-from tests.rows import TINY, Said, read_rows, write_recipe, write_rows
+from tests.rows import TINY, Said, read_rows, with_plugin, write_recipe, write_rows
 
 HEADER = """
 from dataclasses import replace
@@ -79,12 +79,11 @@ def train(folder: Path, methods: str, *words: str) -> int:
     code.
     """
     body = textwrap.indent(textwrap.dedent(methods), "    ")
-    (folder / "planted.py").write_text(HEADER + body + FOOTER)
     rows = [{"prompt": f"is it {n}?", "completion": "yes, it is bread"} for n in range(3)]
     write_rows(folder / "rows.jsonl", rows)
-    recipe = [str(write_recipe(folder, STAGES, {**TINY, "lora": {"r": 4}})), *words]
-    plugin = ["--plugin", str(folder / "planted.py"), "--out", str(folder / "out")]
-    return main(["run", *recipe, *plugin])
+    recipe = str(write_recipe(folder, STAGES, {**TINY, "lora": {"r": 4}}))
+    plugin = with_plugin(folder / "planted.py", HEADER + body + FOOTER)
+    return main(["run", recipe, *words, *plugin, "--out", str(folder / "out")])
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -117,10 +116,10 @@ def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_another_model_is_caught_in_the_first_iteration(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    tmp_path: Path, said: Said, name: str
 ) -> None:
     code = train(tmp_path, PLANTED[name])
-    err = capsys.readouterr().err
+    err = said()
     (gap,) = map(float, re.findall(r"differ by (\S+) nats per token, of which rounding", err))
     assert "Traceback" not in err
     assert (gap > ANOTHER_MODEL) == (name == "an adapter that is never loaded")

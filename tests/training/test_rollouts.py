@@ -8,17 +8,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, read_groups
+from alignkit.data.group import Group
 from alignkit.io.results import read_record
-from tests.rows import run, write_recipe, write_rows
+from tests.rows import rollouts_of, run, write_recipe, write_rows
 
 
 def asked(folder: Path, stages: str, **files: list[dict[str, Any]]) -> list[list[Group]]:
     """The rollouts of each iteration of the stage `align`, with its prompts in files."""
     for name, rows in files.items():
         write_rows(folder / f"{name}.jsonl", rows)
-    paths = (run(write_recipe(folder, ALIGN + stages)) / "align" / "rollouts").glob("*.jsonl")
-    return [read_groups(path) for path in sorted(paths)]
+    return rollouts_of(run(write_recipe(folder, ALIGN + stages)) / "align")
 
 
 ALIGN = """

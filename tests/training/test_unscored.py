@@ -13,7 +13,7 @@ from test_scoring import combination
 
 from alignkit import CombinedReward
 from alignkit_plugins.rewards.combinations import WeightedSum
-from tests.rows import Said, demos, run, write_recipe
+from tests.rows import Said, demos, run, with_plugin, write_recipe
 
 PLUGIN = """
 from alignkit import *
@@ -68,9 +68,8 @@ reward:
 def test_whose_code_gave_no_score_is_told_with_a_row_and_a_judges_reason(
     tmp_path: Path, said: Said, reward: str, whose: str
 ) -> None:
-    (tmp_path / "strangers.py").write_text(PLUGIN, encoding="utf-8")
     recipe = write_recipe(tmp_path, {"align": yaml.safe_load(f"{ALIGN}  {reward}")})
-    run(recipe, "--plugin", str(tmp_path / "strangers.py"), code=1)
+    run(recipe, *with_plugin(tmp_path / "strangers.py", PLUGIN), code=1)
     err = said()
     assert "stage 'align': no response could be scored" in err and "prompts.jsonl:" in err
     assert whose in err and "reward 'b'" not in err

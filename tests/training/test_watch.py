@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from watched import SFT, Ran, Watched, dies, online, weights
+from watched import SFT, Ran, Watched, by, dies, online, weights
 
 from alignkit import Monitor, Observation, RunFailed
 from alignkit.errors import PluginError
@@ -29,8 +29,7 @@ def reward(completions):
 def gold(completions):
     return [float(len(c)) for c in completions]
 """
-GOLD = {"python": {"path": "reward.py", "function": "gold"}}
-STOPS = [{"gold": {"reward": GOLD, "stop": True}}]
+STOPS = [{"gold": {"reward": by("gold"), "stop": True}}]
 KEYS: dict[str, Any] = {
     "scores": SCORES,
     "iterations": 5,

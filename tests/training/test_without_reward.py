@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from watched import prompts, weights
+from watched import PYTHON, by, prompts, weights
 
-from alignkit.data.group import Group, read_groups, responses_of
-from tests.rows import Said, read_rows, run, write_recipe, write_rows
+from alignkit.data.group import Group, responses_of
+from tests.rows import Said, read_rows, rollouts_of, run, with_plugin, write_recipe, write_rows
 
 PLUGIN = """
 from alignkit import *
@@ -69,13 +69,14 @@ prompts_per_iteration: 2
 batch_size: 2
 learning_rate: 0.01
 """
-REWARD = {"python": {"path": "reward.py", "function": "reward"}}
 # No score for responses of 1, 5, 9 ... characters.
-SCORES = (
-    "def reward(completions):\n"
-    "    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]\n"
-)
-SCORES += "def nothing(completions):\n    return [None for c in completions]\n"
+SCORES = """
+def reward(completions):
+    return [None if len(c) % 4 == 1 else len(c) / 2 for c in completions]
+
+def nothing(completions):
+    return [None for c in completions]
+"""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,18 +84,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def train(folder: Path, code: int = 0, **stage: Any) -> list[dict[str, Any]]:
     """Run the stage `align`; returns its metrics."""
     folder.mkdir(exist_ok=True)
-    (folder / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     (folder / "reward.py").write_text(SCORES, encoding="utf-8")
     write_rows(folder / "prompts.jsonl", prompts(4))
     recipe = write_recipe(folder, {"align": yaml.safe_load(ALIGN) | stage})
-    run(recipe, "--plugin", str(folder / "plugin.py"), code=code)
+    run(recipe, *with_plugin(folder / "plugin.py", PLUGIN), code=code)
     metrics = folder / "run" / "align" / "metrics.jsonl"
     return read_rows(metrics) if metrics.exists() else []
 
 
 def rollouts(folder: Path) -> list[Group]:
-    paths = sorted((folder / "run" / "align" / "rollouts").glob("*.jsonl"))
-    return [group for path in paths for group in read_groups(path)]
+    return [group for groups in rollouts_of(folder / "run" / "align") for group in groups]
 
 
 def test_a_stage_without_a_reward_samples_and_learns(tmp_path: Path) -> None:
@@ -112,8 +111,8 @@ def test_a_reward_is_reported_and_changes_nothing(tmp_path: Path, said: Said) ->
     """Responses without a score are learned from like all others, also if none has one; a
     combination that is only reported remembers nothing.
     """
-    none = {"python": {"path": "reward.py", "function": "nothing"}}
-    rewards = {"without": None, "reported": {"growing": {"part": REWARD}}, "none": none}
+    none = by("nothing")
+    rewards = {"without": None, "reported": {"growing": {"part": PYTHON}}, "none": none}
     plain, scored, unscored = (
         train(tmp_path / name, reward=reward) for name, reward in rewards.items()
     )

@@ -23,11 +23,10 @@ from alignkit import (
     per_token,
 )
 from alignkit.algorithm import Phase
-from alignkit.data.group import read_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
-from tests.rows import demos, pairs, read_rows, user, write_recipe, write_rows
+from tests.rows import demos, pairs, read_rows, rollouts_of, user, write_recipe, write_rows
 
 TEXT = "tell me how to bake some bread for my old friend and the people in this house today please"
 # The reward of a completion: different texts have different rewards.
@@ -130,9 +129,7 @@ class Ran:
         return weights(self.folder / "align" / "kept" / str(number))
 
     def rollouts(self, stage: str = "align") -> list[list[Group]]:
-        return [
-            read_groups(path) for path in sorted((self.folder / stage / "rollouts").glob("*.jsonl"))
-        ]
+        return rollouts_of(self.folder / stage)
 
 
 def weights(adapter: Path) -> bytes:
@@ -211,6 +208,13 @@ REWARD_MODEL = yaml.safe_load("""
 {algorithm: reward_model, data: pairs.jsonl, batch_size: 3, learning_rate: 0.01, epochs: 1}
 """)
 PYTHON = ALIGN["reward"]
+
+
+def by(function: str) -> dict[str, Any]:
+    """A reward of reward.py."""
+    return {"python": {"path": "reward.py", "function": function}}
+
+
 STILL = 1e-12  # a learning rate at which the policy remains the same
 
 
