@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,11 @@ def send(ada: Person, code: str, key: str, **more: Any) -> None:
         "cancelable: true, ...init}))",
         {"code": code, "key": key, **more},
     )
+
+
+Visit = Callable[..., AbstractContextManager[Person]]
+
+
+@pytest.fixture
+def visit(browser: Any, tmp_path: Path) -> Visit:
+    return partial(person, browser, tmp_path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from alignkit_plugins.people.items import Item
-from tests.chromium import Person, expect, needed, person
+from tests.chromium import Person, Visit, expect, needed, visit
 from tests.people.pages import pairs
 from tests.stores import pair, ranking, turn
+
+__all__ = ["visit"]
 
 pytestmark = needed
 
@@ -25,9 +24,9 @@ MARKDOWN = (
 )
 
 
-def test_markdown_and_the_text_as_it_was_written(browser: Any, tmp_path: Path) -> None:
+def test_markdown_and_the_text_as_it_was_written(visit: Visit) -> None:
     items = [pair("*Which?*", MARKDOWN, f"{MARKDOWN} plain"), *pairs(1)]
-    with person(browser, tmp_path, items) as ada:
+    with visit(items) as ada:
         asked: list[str] = []
         ada.page.on("request", lambda request: asked.append(request.url))
         answer = ada.page.locator(".answer .text").first
@@ -67,7 +66,7 @@ LONG = {
 
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("name", LONG)
-def test_no_text_makes_the_page_wider(browser: Any, tmp_path: Path, name: str, width: int) -> None:
+def test_no_text_makes_the_page_wider(visit: Visit, name: str, width: int) -> None:
     one, other = LONG[name]
     nine = tuple(f"{n} {one if n % 2 else other}" for n in range(9))
     items = [
@@ -75,7 +74,7 @@ def test_no_text_makes_the_page_wider(browser: Any, tmp_path: Path, name: str, w
         Item("ranking", (turn(f"nine {one}"),), nine),
         Item("review", (turn(f"review {one}"),), nine[:4]),
     ]
-    with person(browser, tmp_path, items, width=width) as ada:
+    with visit(items, width=width) as ada:
         for number, keys in enumerate((["Digit1"], [*"abcdefghi"], [*"4444abcd"]), 1):
             assert ada.page.evaluate("document.documentElement.scrollWidth") <= width
             if width > 860 or number > 1:  # on a phone, the scale of a pair is under the answers
@@ -114,9 +113,9 @@ def order(ada: Person) -> list[str]:
     return [text.replace("\n", "")[1:] for text in ada.page.locator(".place").all_inner_texts()]
 
 
-def test_a_ranking_is_dragged(browser: Any, tmp_path: Path) -> None:
+def test_a_ranking_is_dragged(visit: Visit) -> None:
     """Titles and letters, to the end, between two others, onto an equal one, and out again."""
-    with person(browser, tmp_path, [ranking(), ranking("next")]) as ada:
+    with visit([ranking(), ranking("next")]) as ada:
         for card in (1, 2, 3):
             drag(ada, f".answer:nth-child({card}) h2", ".tray", 0.99)
         assert order(ada) == ["A", "B", "C"]

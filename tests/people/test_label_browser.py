@@ -4,24 +4,24 @@ system.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from alignkit_plugins.people.items import Item
-from tests.chromium import expect, needed, person, send
+from tests.chromium import Visit, expect, needed, send, visit
 from tests.people.injections import INJECTIONS
 from tests.people.pages import pairs
 from tests.stores import pair, ranking, review, reviewed, several, side, turn
 
+__all__ = ["visit"]
+
 pytestmark = needed
 
 
-def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
+def test_twenty_pairs_by_keyboard(visit: Visit) -> None:
     """One key says side and degree, Enter submits, and what is stored is what was seen."""
-    with person(browser, tmp_path, pairs(20)) as ada:
+    with visit(pairs(20)) as ada:
         degrees = ["significantly", "better", "slightly", "unsure"]
         seen, stored = {}, {}
         for number in range(20):
@@ -41,8 +41,8 @@ def test_twenty_pairs_by_keyboard(browser: Any, tmp_path: Path) -> None:
         assert "token" not in ada.page.url
 
 
-def test_undo_reopens_the_last_item_as_it_was(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(3)) as ada:
+def test_undo_reopens_the_last_item_as_it_was(visit: Visit) -> None:
+    with visit(pairs(3)) as ada:
         first = ada.prompt()
         ada.press("n")
         ada.page.keyboard.type("why")
@@ -60,9 +60,9 @@ def test_undo_reopens_the_last_item_as_it_was(browser: Any, tmp_path: Path) -> N
         ada.shows(first)
 
 
-def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
+def test_keys_that_are_not_for_the_page(visit: Visit) -> None:
     """Text boxes, modifiers, held keys and input methods keep their keys."""
-    with person(browser, tmp_path, pairs(2)) as ada:
+    with visit(pairs(2)) as ada:
         checked = ada.page.locator("input[name=scale]:checked")
         ada.press("n")
         ada.page.keyboard.type("12 u s f")
@@ -79,8 +79,8 @@ def test_keys_that_are_not_for_the_page(browser: Any, tmp_path: Path) -> None:
         assert ada.labels() == []
 
 
-def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(3)) as ada:
+def test_a_label_waits_until_the_server_is_back(visit: Visit) -> None:
+    with visit(pairs(3)) as ada:
         prompt = ada.prompt()
         ada.page.route("**/api/label/submit", lambda route: route.abort())
         ada.press("Digit4", "Enter")
@@ -94,8 +94,8 @@ def test_a_label_waits_until_the_server_is_back(browser: Any, tmp_path: Path) ->
         ada.faults.clear()  # the browser reports the request that was aborted
 
 
-def test_a_ranking_with_a_tie(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, [ranking(count=9), ranking("next")]) as ada:
+def test_a_ranking_with_a_tie(visit: Visit) -> None:
+    with visit([ranking(count=9), ranking("next")]) as ada:
         ada.press(*"ab", "=", "c", "d", "Backspace", *"defgh")
         assert ada.page.locator("#submit").is_disabled()
         ada.press("Enter")
@@ -112,10 +112,10 @@ def test_a_ranking_with_a_tie(browser: Any, tmp_path: Path) -> None:
         assert ada.labels()[1].payload["ranks"] == [2, 3, 4, 1]
 
 
-def test_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
+def test_safety_demonstrations_and_thumbs(visit: Visit) -> None:
     old = Item("demonstration", (turn("third"),), ("old\u202e text",))
     items = [several("safety", "second", 2), old, several("thumb", "fourth", 1)]
-    with person(browser, tmp_path, items) as ada:
+    with visit(items) as ada:
         assert ada.page.evaluate("document.body.classList.contains('covered')")
         ada.press("v", "Digit8", "Enter")
         assert "whether they are safe" in ada.page.locator("#missing").inner_text()
@@ -137,11 +137,11 @@ def test_safety_demonstrations_and_thumbs(browser: Any, tmp_path: Path) -> None:
         ]
 
 
-def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
+def test_a_review_by_keyboard(visit: Visit) -> None:
     """Flags and scores go to the marked answer, then letters rank; a draft and undo bring all of it
     back.
     """
-    with person(browser, tmp_path, [review(), review("next", 9)], width=390) as ada:
+    with visit([review(), review("next", 9)], width=390) as ada:
         ada.shows("Answer A", ".marked h2")
         ada.press("o", "w", "w", "7")
         ada.shows("Answer B", ".marked h2")
@@ -167,7 +167,7 @@ def test_a_review_by_keyboard(browser: Any, tmp_path: Path) -> None:
         ada.shows("A: flags, then a score", "#missing")
 
 
-def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
+def test_injections_do_nothing(visit: Visit) -> None:
     """120 injections as prompts, answers, guidelines, drafts and notes: none runs, and none loads a
     thing.
     """
@@ -181,7 +181,7 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
     }
     counts = {"demonstration": 1, "ranking": 4}
     items = [Item(task, prompt, tuple(nine[: counts.get(task, 2)])) for task in keys]
-    with person(browser, tmp_path, items, guidelines="\n\n".join(INJECTIONS)) as ada:
+    with visit(items, guidelines="\n\n".join(INJECTIONS)) as ada:
         asked: list[str] = []
         ada.page.on("request", lambda request: asked.append(request.url))
         for number, task in enumerate(keys, 1):
@@ -202,8 +202,8 @@ def test_injections_do_nothing(browser: Any, tmp_path: Path) -> None:
         assert ada.page.locator(loads).count() == 0
 
 
-def test_consent(browser: Any, tmp_path: Path) -> None:
-    with person(browser, tmp_path, pairs(2)) as ada:
+def test_consent(visit: Visit) -> None:
+    with visit(pairs(2)) as ada:
         assert ada.page.locator("#consent-button").is_hidden()
         ada.press("c", "Digit1", "Enter")
         ada.shows("1 of 2", "#counts")
@@ -218,7 +218,7 @@ def test_consent(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> None:
+def test_the_prompt_is_in_no_box(visit: Visit, width: int) -> None:
     """A long prompt scrolls with the page, so that its end can be read; a short one stays above
     long answers.
     """
@@ -227,7 +227,7 @@ def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> No
     inside = (
         "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
     )
-    with person(browser, tmp_path, items, width=width) as ada:
+    with visit(items, width=width) as ada:
         prompt = ada.page.locator("#prompt")
         assert prompt.evaluate(inside) == [0, "visible"]
         ada.press("End")
@@ -242,7 +242,7 @@ def test_the_prompt_is_in_no_box(browser: Any, tmp_path: Path, width: int) -> No
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
+def test_accessibility(visit: Visit, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     keys = {
         "pair": ["Digit1"],
@@ -256,7 +256,7 @@ def test_accessibility(browser: Any, tmp_path: Path, scheme: str) -> None:
     counts = {"thumb": 1, "demonstration": 0, "safety": 2}
     more = [several(task, task, count) for task, count in counts.items()]
     items = [marked, ranking(), review(), *more]
-    with person(browser, tmp_path, items) as ada:
+    with visit(items) as ada:
         ada.page.emulate_media(color_scheme=scheme)
         for task in keys:
             found = axe.run(ada.page).response["violations"]
