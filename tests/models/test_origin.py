@@ -59,16 +59,15 @@ def test_an_adapter_of_plain_peft_is_told_by_its_path(adapter: Path, moved: Path
 
 
 def test_a_file_where_the_run_is_started_is_not_of_the_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: Path,
 ) -> None:
     """The base is on the hub, and not on this machine."""
-    monkeypatch.chdir(tmp_path)
-    for folder, size in ((tmp_path, 7), (tmp_path / "whole", 8)):
+    for folder, size in ((here, 7), (here / "whole", 8)):
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
     base = Base("owner/name", "owner/name")
-    base.check(tmp_path / "whole")
-    assert base.weights is None is Base("a", str(tmp_path)).weights
+    base.check(here / "whole")
+    assert base.weights is None is Base("a", str(here)).weights
 
 
 def test_an_origin_that_says_nothing_leaves_the_path(adapter: Path) -> None:

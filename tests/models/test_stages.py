@@ -29,7 +29,7 @@ from alignkit.cli import main
 from alignkit.data.group import Response
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from tests.rows import pairs, read_rows, run, write_recipe, write_rows
+from tests.rows import Said, pairs, read_rows, run, write_recipe, write_rows
 
 QUICK = ("Qwen3Moe",)  # a mixture of experts; others train Llamas
 # The tokenizer that transformers selects for Qwen2 does not know the words of the test models.
@@ -76,13 +76,12 @@ def recipe_of(folder: Path, name: str, lora: Any, *stages: str, **changes: Any) 
 
 
 def test_a_family_without_a_classifier_has_a_value_function_but_no_reward_model_of_all_weights(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     """PPO's is not saved as a classifier."""
     ppo = {"reward": {"length": {"unit": "characters", "target": 5}}}
     out = run(recipe_of(tmp_path, "Gemma4Text", "none", "sft", "ppo", "liked", ppo=ppo), code=1)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "stage 'liked': a reward model of all weights" in said
+    assert "stage 'liked': a reward model of all weights" in " ".join(said().split())
     trained = [stage for stage in STAGES if (out / stage / "metrics.jsonl").exists()]
     assert trained == ["sft", "ppo"]
 

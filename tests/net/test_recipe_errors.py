@@ -55,6 +55,5 @@ def problems(folder: Path, case: dict[str, Any]) -> list[list[Any]]:
     "OpenRLHF/OpenRLHF#1250",
 )
 @pytest.mark.parametrize("name", WANTED)
-def test_a_mistake(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert problems(tmp_path, CASES[name]) == WANTED[name], CASES[name]["text"]
+def test_a_mistake(name: str, here: Path) -> None:
+    assert problems(here, CASES[name]) == WANTED[name], CASES[name]["text"]

@@ -24,7 +24,7 @@ from alignkit_plugins.people.command import greet, groups_of, prepared
 from alignkit_plugins.people.items import items_of
 from alignkit_plugins.people.label_api import guidelines_now, rendered
 from tests.patience import PATIENCE
-from tests.rows import cells, write_rows
+from tests.rows import Said, cells, write_rows
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
 
@@ -94,14 +94,14 @@ Fails = Callable[[str], tuple[int, str]]
 
 
 @pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+def fails(said: Said) -> Fails:
     """The exit code of `alignkit label` with these words, and what it says, with $ for ends of
     lines.
     """
     pytest.importorskip("starlette")
 
     def run(words: str) -> tuple[int, str]:
-        return main(["label", *shlex.split(words)]), capsys.readouterr().err.replace("\n", "$")
+        return main(["label", *shlex.split(words)]), said().replace("\n", "$")
 
     return run
 
@@ -141,16 +141,16 @@ def test_what_is_refused(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
             assert (found, missing) == (int(code), []), said
 
 
-def test_what_it_says_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_says_first(said: Said) -> None:
     with prepared(write("a.jsonl", PAIR), None, None, overlap=3) as store:
         store.add([pair("known", gold={"better": 0}), pair("done"), pair("old")])
         store.submit(event(pair("done")))
         store.put(pair("old"), wanted=1, retired=True)
         greet(store, 1)
-        alone = capsys.readouterr().err
+        alone = said()
         greet(store, 3)
     assert "items to label: 1" in alone and "labels by 3 people, but only 1 can label" in alone
-    assert "name more with --annotator" in alone and "warning" not in capsys.readouterr().err
+    assert "name more with --annotator" in alone and "warning" not in said()
 
 
 def test_without_the_packages_it_says_what_to_install(

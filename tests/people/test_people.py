@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from stores import event, pair, side
 
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups
+from alignkit.io.results import read_record
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import labeled
@@ -24,21 +26,14 @@ from alignkit_plugins.report.facts import facts_of
 from tests import rows
 from tests.killed import forked
 from tests.people.labelers import label
-from tests.rows import cells, read_rows, user, write_rows
+from tests.rows import Said, cells, read_rows, user, write_rows
 
 RUN, STORE = Path("run"), Path("run/labels.feedback")
-ANSWERS: dict[str, Any] = {
-    "step": "sample",
-    "prompts": "prompts.jsonl",
-    "samples_per_prompt": 2,
-    "sampling": {"max_new_tokens": 6},
-}
-LABELS: dict[str, Any] = {"step": "people", "data": "answers"}
-REWARD = {
-    "algorithm": {"reward_model": {"margin": "llama2-small"}},
-    "data": "labels",
-    "max_steps": 1,
-}
+ANSWERS, LABELS, REWARD = yaml.safe_load("""
+- {step: sample, prompts: prompts.jsonl, samples_per_prompt: 2, sampling: {max_new_tokens: 6}}
+- {step: people, data: answers}
+- {algorithm: {reward_model: {margin: llama2-small}}, data: labels, max_steps: 1}
+""")
 PAIR = {"prompt": "Hi", "chosen": "Hello there!", "rejected": "What?"}
 
 Caught = pytest.CaptureFixture[str]
@@ -57,8 +52,7 @@ def written(name: str, *found: Any) -> str:
 
 
 def summary(stage: str) -> dict[str, Any]:
-    found = json.loads((RUN / stage / "stage.json").read_text(encoding="utf-8"))
-    return dict(found["summary"])
+    return dict(read_record(RUN / stage)["summary"])
 
 
 def data(stage: str = "labels") -> list[Group]:
@@ -183,7 +177,7 @@ def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
     assert (preferred["low"], preferred["high"]) == pytest.approx((0.043143, 0.88493), abs=1e-6)
 
 
-def test_demonstrations_are_reviewed_by_others(capsys: Caught) -> None:
+def test_demonstrations_are_reviewed_by_others(said: Said) -> None:
     """Nobody reviews what they wrote, and what half find bad, or anyone flags, is not learned."""
     asked = written("rows.jsonl", *({"prompt": text} for text in ("Hi", "Ho", "Hm")))
     stages = {"labels": {**LABELS, "data": asked, "task": "demonstration", "reviewers": 2}}
@@ -191,11 +185,10 @@ def test_demonstrations_are_reviewed_by_others(capsys: Caught) -> None:
     for who, text in (("ann", "Good day."), ("bob", "Grrr."), ("cy", "Call Bob.")):
         label(STORE, who, most=1, answer=lambda given, text=text: {"text": text})  # type: ignore[misc]
     run(stages, code=75)
-    said = capsys.readouterr().err
-    assert "waits for 6 labels: 0 of 3 items are done" in said
-    assert (
-        f"label {STORE}\n" in said and f"label {STORE} --annotator NAME --annotator NAME\n" in said
-    )
+    told = said()
+    assert "waits for 6 labels: 0 of 3 items are done" in told
+    assert f"label {STORE}\n" in told
+    assert f"label {STORE} --annotator NAME --annotator NAME\n" in told
 
     def good(given: Assignment) -> dict[str, Any]:
         return {"good": given.stored.item.responses != ("Grrr.",)}
@@ -210,11 +203,10 @@ def test_demonstrations_are_reviewed_by_others(capsys: Caught) -> None:
     assert [group.responses[0].text for group in data()] == ["Good day."]
 
 
-def test_equal_samples_are_left_out(capsys: Caught) -> None:
+def test_equal_samples_are_left_out(said: Said) -> None:
     greedy = {**ANSWERS, "sampling": {"max_new_tokens": 6, "temperature": 0.001}}
     run({"answers": greedy, "labels": LABELS}, code=1)
-    said = "there is no row to label\n  3 left out: its responses do not differ"
-    assert said in capsys.readouterr().err
+    assert "there is no row to label\n  3 left out: its responses do not differ" in said()
 
 
 def test_every_round_asks_about_the_newest_policy_and_learns_from_all_labels() -> None:
@@ -275,13 +267,13 @@ def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
     ],
 )
 def test_mistakes_are_found_before_the_run(
-    people: dict[str, Any], code: int, text: str, capsys: Caught
+    people: dict[str, Any], code: int, text: str, said: Said
 ) -> None:
     stage = {**LABELS, "data": "pairs.jsonl", **people}
     recipe = rows.write_recipe(Path(), {"labels": stage})
     before = set(Path().rglob("*"))
     assert main(["check", str(recipe)]) == code
-    assert text in capsys.readouterr().err
+    assert text in said()
     assert set(Path().rglob("*")) == before
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from stores import event, opened, pair, side
 
 from alignkit.cli import main
 from alignkit.data.sources import content_digest
 from alignkit_plugins.people.agreement import StoreReader
-from tests.rows import TINY, write_recipe
+from tests.rows import TINY, Said, write_recipe
 
 
 def test_what_counts_is_read_and_nothing_else(tmp_path: Path) -> None:
@@ -72,12 +71,12 @@ def test_the_digest_is_of_what_counts(tmp_path: Path) -> None:
         assert list(StoreReader().rows(path)) == []
 
 
-def test_a_store_without_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_without_labels_says_so(tmp_path: Path, said: Said) -> None:
     opened(tmp_path, pair()).close()
     reward = {"algorithm": "reward_model", "data": "labels.feedback", "max_steps": 2}
     recipe = write_recipe(tmp_path, {"reward": reward}, TINY)
     assert main(["check", str(recipe)]) == 4
-    assert "labels.feedback: no usable row" in capsys.readouterr().err
+    assert "labels.feedback: no usable row" in said()
     (tmp_path / "labels.feedback").write_bytes(b"")
     assert main(["check", str(recipe)]) == 4
-    assert "not a store of feedback" in capsys.readouterr().err
+    assert "not a store of feedback" in said()

@@ -163,12 +163,8 @@ def test_the_recipe_has_no_folders_and_no_keys(house_copy: Path) -> None:
 
 
 def test_what_it_prints_and_where_it_writes(
-    house_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    house_run: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     export(f"{house_run / 'sft'}@1", "--merge", "--license", "mit")
     out = Path("exports/run-sft-1")
     data = ModelCard.load(out / "README.md").data

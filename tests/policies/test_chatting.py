@@ -24,7 +24,7 @@ from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.talk import Talk
 from alignkit_plugins.policies.words import read_words
 from tests.patience import PATIENCE
-from tests.rows import assistant, cells, user
+from tests.rows import Said, assistant, cells, user
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +184,8 @@ USAGE = """
 """
 
 
-@pytest.mark.parametrize(("words", "said"), cells(USAGE))
-def test_usage(words: str, said: str, house_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("words", "why"), cells(USAGE))
+def test_usage(words: str, why: str, house_run: Path, said: Said) -> None:
     words = re.sub(r"\b(sft|online|liked|nothing)\b", rf"{house_run}/\1", words)
     assert main(["chat", *words.split()]) in (1, 2)
-    assert said in capsys.readouterr().err
+    assert why in said()

@@ -16,7 +16,7 @@ from alignkit.sampling import Sampling
 from alignkit_plugins.policies.policy import Answer, Opened, opened
 from alignkit_plugins.policies.words import read_words, split_overrides
 from tests.processes.vllm_server import FakeVllm, Serve, serve
-from tests.rows import cells
+from tests.rows import Said, cells
 
 __all__ = ["serve"]
 
@@ -105,13 +105,12 @@ def test_overrides_that_mean_nothing_are_refused(house_run: Path) -> None:
 
 
 def test_evaluate_samples_with_an_engine(
-    house_run: Path, server: FakeVllm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    house_run: Path, server: FakeVllm, tmp_path: Path, said: Said
 ) -> None:
     words = [f"{house_run}/sft", f"{house_run}/online", f"engine.vllm.url={server.url}"]
     words += ["--reward", "length", "--prompts", str(house_run.parent / "prompts.jsonl")]
-    code = main(["evaluate", *words, "--out", str(tmp_path / "out")])
-    said = capsys.readouterr().err
-    assert code == 0 and "samples: vllm; local: log-probabilities" in said
+    assert main(["evaluate", *words, "--out", str(tmp_path / "out")]) == 0
+    assert "samples: vllm; local: log-probabilities" in said()
     # Of the base, too, and with the probe
     asked = [body["model"] for body in server.paths("/v1/completions")]
     assert len(asked) == 1 + 3 * 3 and len(set(asked)) == 3

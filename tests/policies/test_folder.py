@@ -24,7 +24,7 @@ from alignkit.io.text import cache_folder
 from alignkit.settings import ModelSpec
 from alignkit_plugins.models import tiny
 from alignkit_plugins.policies import export_folder as folders
-from tests.rows import pairs, user
+from tests.rows import Said, pairs, user
 
 FORMS = pytest.mark.parametrize("form", [[], ["--merge"]], ids=["as it is", "merged"])
 
@@ -125,7 +125,7 @@ def test_int8_weights_are_those_of_training(
     torch.testing.assert_close(plain.detach(), rounded + 2.0 * up @ down, atol=1e-6, rtol=0)
 
 
-def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_base(tmp_path: Path, said: Said) -> None:
     """Without the base only the adapter can be exported."""
     other, out = tmp_path / "small", tmp_path / "out"
     shutil.copytree(tiny.source(cache_folder()), other)
@@ -139,7 +139,7 @@ def test_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "`small`, which is not on the hub" in (out / "README.md").read_text()
     shutil.rmtree(other)
     export(run / "sft", tmp_path / "gone", "--merge", code=1)
-    assert f"the base model of 'sft' is not at {other} any more" in capsys.readouterr().err
+    assert f"the base model of 'sft' is not at {other} any more" in said()
     export(run / "sft", tmp_path / "kept")
 
 
@@ -206,28 +206,28 @@ def test_a_failure_leaves_nothing(
     house_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     """Neither does an export that would tell others of a folder of this machine."""
     words = house_run / "sft", tmp_path / "out"
     export(*words, "--license", f"see {house_run}/LICENSE", code=1)
-    assert f"README.md would tell others of {house_run}/" in capsys.readouterr().err
+    assert f"README.md would tell others of {house_run}/" in said()
     monkeypatch.setattr(folders, "card", fail)
     export(*words, code=5)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("meanwhile", "said"),
+    ("meanwhile", "why"),
     [(False, "exists already"), (True, "appeared while it was being written")],
 )
 def test_nothing_is_overwritten(
     meanwhile: bool,
-    said: str,
+    why: str,
     house_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     mine = tmp_path / "mine"
 
@@ -241,7 +241,7 @@ def test_nothing_is_overwritten(
     else:
         write()
     export(house_run / "sft", mine, code=2)
-    assert f"mine {said}" in capsys.readouterr().err
+    assert f"mine {why}" in said()
     assert sorted(tmp_path.rglob("*")) == [mine, mine / "thesis.txt"]
 
 

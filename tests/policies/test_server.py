@@ -18,7 +18,7 @@ import pytest
 from alignkit.cli import main
 from alignkit_plugins.people.server import Address, address_of, listening, url
 from tests.patience import PATIENCE
-from tests.rows import user
+from tests.rows import Said, cells, user
 
 TOKEN = "a-token-of-this!"  # as short as one may be
 NAME = "api.example.org"
@@ -84,14 +84,14 @@ def test_without_the_token() -> None:
     assert client.get("/v1/consent", headers=headers).status_code == 404
 
 
-def test_a_proxy_passes_on_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_proxy_passes_on_its_name(said: Said) -> None:
     """The server listens on this machine only, and answers for the name, but for no other one and
     without the token.
     """
     address = address_of(f"https://{NAME}")
     with listening(0) as listener:
         address.warn(listener)
-        assert f"{url(listener)} waits for a proxy at https://{NAME}" in capsys.readouterr().err
+        assert f"{url(listener)} waits for a proxy at https://{NAME}" in said()
     client = client_of(address)
     for name, token, status in ((NAME, TOKEN, 200), ("x.org", TOKEN, 400), (NAME, "", 401)):
         headers = {"Host": name, "Authorization": f"Bearer {token}"}
@@ -99,40 +99,41 @@ def test_a_proxy_passes_on_its_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert address.host == "127.0.0.1"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ("sft --host 0.0.0.0", "others could use the models at 0.0.0.0\n  help: name a --token"),
-        (f"sft --host https://{NAME}", f"others could use the models at https://{NAME}"),
-        (f"sft --host https://a/b --token {TOKEN}", "--host https://a/b: no address"),
-        ("sft --token short", "--token must have at least 16 ASCII characters"),
-        (f"sft --token {TOKEN}é", "--token must have at least 16 ASCII characters"),
-        (f"sft --host no.such.host.invalid --token {TOKEN}", "--host no.such.host.invalid"),
-        ("sft --license MIT", "--license is about what is kept"),
-        ("sft --port 99999", "less than or equal to 65535"),
-        ("liked", "is a reward model, but a policy is needed"),
-    ],
-)
-def test_usage(house_run: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+USAGE = f"""
+sft --host 0.0.0.0                             | others could use the models at 0.0.0.0$  help: name a --token
+sft --host https://{NAME}                      | others could use the models at https://{NAME}
+sft --host https://a/b --token {TOKEN}         | --host https://a/b: no address
+sft --token short                              | --token must have at least 16 ASCII characters
+sft --token {TOKEN}é                           | --token must have at least 16 ASCII characters
+sft --host no.such.host.invalid --token {TOKEN} | --host no.such.host.invalid
+sft --license MIT                              | --license is about what is kept
+sft --port 99999                               | less than or equal to 65535
+liked                                          | is a reward model, but a policy is needed
+"""
+
+
+@pytest.mark.parametrize(("words", "why"), cells(USAGE))
+def test_usage(house_run: Path, words: str, why: str, said: Said) -> None:
+    """$ is an end of a line."""
     pytest.importorskip("uvicorn")
     stage, *more = words.split()
     assert main(["serve", f"{house_run}/{stage}", *more]) == 2
-    assert said in capsys.readouterr().err
+    assert why in said().replace("\n", "$")
 
 
 def test_a_missing_package_is_named(
-    house_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    house_run: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     monkeypatch.setattr("alignkit_plugins.people.server.PACKAGES", ("no_such_package",))
     assert main(["serve", f"{house_run}/sft"]) == 1
-    said = capsys.readouterr().err
-    assert "alignkit serve needs the package no_such_package\nhelp: " in said
-    assert "install 'alignkit[serve]'" in said
+    told = said()
+    assert "alignkit serve needs the package no_such_package\nhelp: " in told
+    assert "install 'alignkit[serve]'" in told
 
 
-def test_an_address_in_use(house_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_address_in_use(house_run: Path, said: Said) -> None:
     with listening(0) as first:
         port = first.getsockname()[1]
         assert url(first) == f"http://127.0.0.1:{port}"
         assert main(["serve", f"{house_run}/sft", "--port", str(port)]) == 2
-        assert f"port {port} is in use" in capsys.readouterr().err
+        assert f"port {port} is in use" in said()

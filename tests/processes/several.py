@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from alignkit import cli
 from alignkit.io.results import read_record
 from tests import rows
+from tests.house_run import LORA
 
 SAID = "bread milk house river cloud stone green table people friend today"
 LOSS = 1e-5  # absolute and relative, of metrics, which have six digits
@@ -74,10 +75,9 @@ RLOO = "align: {algorithm: rloo, checkpoint_every: 1}"
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(here: Path) -> Path:
     """A current folder with data of every kind, in 13 rows of different lengths."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scores.py").write_text(SCORES, encoding="utf-8")
+    (here / "scores.py").write_text(SCORES, encoding="utf-8")
     files: dict[str, list[Any]] = {"prompts": [], "demos": [], "pairs": [], "labels": []}
     for n in range(13):
         asked, answer = {"prompt": f"say {_said(n, 1 + n % 5)}"}, _said(n + 1, 1 + 3 * (n % 4))
@@ -87,8 +87,8 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         files["pairs"].append({**asked, "chosen": answer, "rejected": _said(n + 5, 2)})
         files["labels"].append({**written, "label": n % 2 == 0})
     for name, found in files.items():
-        rows.write_rows(tmp_path / f"{name}.jsonl", found)
-    return tmp_path
+        rows.write_rows(here / f"{name}.jsonl", found)
+    return here
 
 
 def _said(number: int, count: int) -> str:
@@ -105,8 +105,7 @@ def write_recipe(stages: str, model: str = "", **more: Any) -> Path:
     for name, stage in found.items():
         if "algorithm" in stage:
             found[name] = (OFFLINE if "data" in stage else ONLINE) | stage | more
-    lora = {"lora": {"r": 4, "lora_alpha": 8}}
-    keys = rows.TINY | lora | yaml.safe_load(f"{{{model}}}")
+    keys = rows.TINY | {"lora": LORA} | yaml.safe_load(f"{{{model}}}")
     return rows.write_recipe(Path(), found, keys)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from alignkit import Group, Message, Response
+from alignkit.io.results import read_record
 from alignkit.tokens.encoder import Encoded, ResponseTokens, chunks, is_document
-from tests.rows import TINY, run, write_recipe, write_rows
+from tests.rows import TINY, Said, run, write_recipe, write_rows
 
 TEXT = Group((), (Response(text="words"),))
 
@@ -54,17 +53,15 @@ def test_only_a_single_raw_text_is_a_document() -> None:
     assert not is_document(Group((), (Response(tokens=(1, 2)),)))
 
 
-def test_a_stage_learns_all_of_a_long_text_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_learns_all_of_a_long_text_and_says_so(tmp_path: Path, said: Said) -> None:
     texts = [{"text": " ".join(f"word{n % 10}" for n in range(size))} for size in (5, 300)]
     write_rows(tmp_path / "texts.jsonl", texts)
     stage = "{algorithm: lm, data: texts.jsonl, batch_size: 1, epochs: 1, max_length: 64}"
     out = run(write_recipe(tmp_path, f"s: {stage}", TINY))
-    summary = json.loads((out / "s" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    summary = read_record(out / "s")["summary"]
     counts = summary["encoding"]
     assert counts["split"] == 1 and counts["chunks"] > 4 and "cut" not in counts
     assert summary["groups"] == summary["steps"] == 1 + counts["chunks"]
-    said = " ".join(capsys.readouterr().err.split())
-    assert "1 document longer than max_length and learned in pieces ('word0 word1" in said
-    assert f"{counts['chunks']} pieces of these" in said
+    told = " ".join(said().split())
+    assert "1 document longer than max_length and learned in pieces ('word0 word1" in told
+    assert f"{counts['chunks']} pieces of these" in told

@@ -19,7 +19,7 @@ from alignkit.runs.services import Services
 from alignkit.training import rollouts
 from alignkit_plugins.models import tiny
 from alignkit_plugins.models.templates import HERMES
-from tests.rows import assistant, run, write_rows
+from tests.rows import assistant, run, write_recipe, write_rows
 
 BLOCK = "<think>\n\n</think>\n\n"  # of a thought, which prompts and finished answers begin with
 TEMPLATE = HERMES.replace(
@@ -91,9 +91,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "reward.py").write_text(REWARD)
     (folder / "template.jinja").write_text(TEMPLATE)
     whole = yaml.safe_load(RECIPE)
-    kept = {name: whole[name] for name in ("model", "stages")}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
-    return folder / "recipe.yaml"
+    return write_recipe(folder, whole["stages"], whole["model"])
 
 
 @pytest.fixture(scope="module")
