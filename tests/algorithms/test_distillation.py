@@ -14,9 +14,9 @@ from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.distillation import Distillation
 from tests.by_hand import batch, close, double, gradient, loss_of, new, random_batch
 from tests.net.test_optimum import check, make, rollout, train, write_prompts
-from tests.rows import read_rows, write_recipe
+from tests.rows import assistant, read_rows, user, write_recipe
 
-CONTEXT = [{"role": "user", "content": "2 + 2"}, {"role": "assistant", "content": "4"}]
+CONTEXT = [user("2 + 2"), assistant("4")]
 
 
 def test_advantages_are_log_ratios_of_the_teacher() -> None:
@@ -49,12 +49,11 @@ def test_a_teacher_that_agrees_teaches_nothing() -> None:
 
 
 def test_the_context_is_read_before_the_prompt_and_after_a_system_message() -> None:
-    system, user = Message(role="system", content="Be brief."), Message(role="user", content="1")
-    context = [Message(**turn) for turn in CONTEXT]
+    system, one = Message(role="system", content="Be brief."), user("1")
     algorithm = new(Distillation, context=CONTEXT)
-    assert list(algorithm.reference_prompt(Group((user,)))) == [*context, user]
-    assert list(algorithm.reference_prompt(Group((system, user)))) == [system, *context, user]
-    assert new(Distillation).reference_prompt(Group((system, user))) == (system, user)
+    assert list(algorithm.reference_prompt(Group((one,)))) == [*CONTEXT, one]
+    assert list(algorithm.reference_prompt(Group((system, one)))) == [system, *CONTEXT, one]
+    assert new(Distillation).reference_prompt(Group((system, one))) == (system, one)
 
 
 # What students learn, on answers few enough to enumerate
@@ -66,17 +65,17 @@ def test_a_policy_learns_what_it_says_after_a_context(tmp_path: Path) -> None:
     problem = make(tmp_path, "abcdef", 1)
     question, end, a, b = 2, 1, 3, 4
     wanted = problem.distribution(problem.base, (question, b, a, a, end, question))
-    context = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "b a a"}]
-    stage = yaml.safe_load("""
-      {iterations: 30, prompts_per_iteration: 4, batch_size: 4, epochs: 2, learning_rate: 0.005,
-       optimizer: {adamw: {betas: [0.5, 0.9], max_grad_norm: 10.0}}}
+    student = yaml.safe_load("""
+    algorithm:
+      distillation: {context: [{role: user, content: "?"}, {role: assistant, content: b a a}]}
+    iterations: 30
+    prompts_per_iteration: 4
+    batch_size: 4
+    epochs: 2
+    learning_rate: 0.005
+    optimizer: {adamw: {betas: [0.5, 0.9], max_grad_norm: 10.0}}
     """)
-    student = {
-        **stage,
-        "algorithm": {"distillation": {"context": context}},
-        "prompts": write_prompts(problem, 8),
-        "rollout": rollout(problem, 64),
-    }
+    student |= {"prompts": write_prompts(problem, 8), "rollout": rollout(problem, 64)}
     check(train(problem, student=student), wanted, problem.reference)
 
 

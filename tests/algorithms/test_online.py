@@ -529,6 +529,13 @@ NOTHING = yaml.safe_load("""
 - {algorithm: {ppo: {group_baseline: true, kl_coefficient: 0.0}}, why: "",
    counted: {grad_norm: 0.0, loss: 0.0}}
 """)
+ALIGN = """
+prompts: prompts.jsonl
+reward: {python: {path: reward.py, function: reward}}
+rollout: {samples_per_prompt: 2, max_new_tokens: 2}
+iterations: 1
+prompts_per_iteration: 3
+"""
 
 
 @pytest.mark.parametrize("row", NOTHING, ids=str)
@@ -536,14 +543,7 @@ def test_nothing_to_learn_is_no_success(row: dict[str, Any], tmp_path: Path, sai
     """The metrics say so, and why."""
     reward = "def reward(completions):\n    return [0.0] * len(completions)\n"
     (tmp_path / "reward.py").write_text(reward, encoding="utf-8")
-    stage = {
-        "algorithm": row["algorithm"],
-        "prompts": "prompts.jsonl",
-        "reward": {"python": {"path": "reward.py", "function": "reward"}},
-        "rollout": {"samples_per_prompt": 2, "max_new_tokens": 2},
-        "iterations": 1,
-        "prompts_per_iteration": 3,
-    }
+    stage = yaml.safe_load(ALIGN) | {"algorithm": row["algorithm"]}
     out = run(write_recipe(tmp_path, {"align": stage}), code=1)
     assert "1 of 1 iteration had nothing to learn" in (text := said()) and row["why"] in text
     assert not (out / "align" / "adapter").exists()

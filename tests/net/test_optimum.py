@@ -34,6 +34,7 @@ from alignkit.data.group import read_groups, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from tests.by_hand import asked, double
+from tests.rows import write_recipe
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
 WITHIN = 0.02  # total variation
@@ -92,6 +93,19 @@ class Problem:
         return found
 
 
+SIZES = yaml.safe_load("""
+hidden_size: 32
+intermediate_size: 64
+num_hidden_layers: 1
+num_attention_heads: 2
+max_position_embeddings: 16
+initializer_range: 0.2
+pad_token_id: 0
+bos_token_id: null
+eos_token_id: 1
+""")
+
+
 def make(folder: Path, letters: str, length: int, scale: float = 1.0, others: str = "") -> Problem:
     """A random one-layer model with a word-level tokenizer whose every prompt is the one token
     <q>. scale: of its output, 0 for uniform answers. others: tokens that nobody writes.
@@ -115,18 +129,7 @@ def make(folder: Path, letters: str, length: int, scale: float = 1.0, others: st
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(problem.base)
-    config = PhiConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        initializer_range=0.2,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
+    config = PhiConfig(vocab_size=len(vocabulary), **SIZES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = PhiForCausalLM(config).float()
@@ -159,14 +162,10 @@ def total_variation(p: Tensor, q: Tensor) -> float:
 
 def train(problem: Problem, **stages: Mapping[str, Any]) -> Tensor:
     """Run a recipe of these stages; gives the last one's distribution."""
-    recipe = {
-        "model": {"base": str(problem.base), "dtype": "float32", "lora": "none"},
-        "stages": {name: {"checkpoint_every": 10_000, **stage} for name, stage in stages.items()},
-    }
-    path = problem.folder / "recipe.yaml"
-    text = yaml.safe_dump(json.loads(json.dumps(recipe)), sort_keys=False)
-    path.write_text(text, encoding="utf-8")
-    run_recipe(load_recipe(path), problem.folder / "run")
+    model = {"base": str(problem.base), "dtype": "float32", "lora": "none"}
+    seldom = {name: {"checkpoint_every": 10_000, **stage} for name, stage in stages.items()}
+    recipe = write_recipe(problem.folder, json.loads(json.dumps(seldom)), model)
+    run_recipe(load_recipe(recipe), problem.folder / "run")
     return problem.distribution(problem.folder / "run" / list(stages)[-1] / "adapter")
 
 
@@ -193,8 +192,15 @@ def write_prompts(problem: Problem, count: int) -> dict[str, Any]:
 
 
 def rollout(problem: Problem, samples: int) -> dict[str, Any]:
-    length = {"min_new_tokens": problem.length, "max_new_tokens": problem.length}
-    return {"samples_per_prompt": samples, **length}
+    n = problem.length
+    return {"samples_per_prompt": samples, "min_new_tokens": n, "max_new_tokens": n}
+
+
+# A short memory suits advantages that vanish.
+STEPS = yaml.safe_load("""
+learning_rate: 0.005
+optimizer: {adamw: {betas: [0.5, 0.9], max_grad_norm: 10.0}}
+""")
 
 
 def align(problem: Problem, algorithm: Any, prompts: int, samples: int, **more: Any) -> Tensor:
@@ -208,11 +214,9 @@ def align(problem: Problem, algorithm: Any, prompts: int, samples: int, **more: 
         "rollout": rollout(problem, samples),
         "prompts_per_iteration": prompts,
         "batch_size": prompts,
-        "learning_rate": 5e-3,
-        # A short memory suits advantages that vanish.
-        "optimizer": {"adamw": {"betas": [0.5, 0.9], "max_grad_norm": 10.0}},
+        **STEPS,
     }
-    return train(problem, trained={**stage, **more})
+    return train(problem, trained=stage | more)
 
 
 # Where they end
@@ -520,15 +524,14 @@ def learn(
     labelled = [Pair(i, j, p=float(p[i, j])) for i, j in pairs]
     group = Group(asked("?"), tuple(responses), tuple(labelled))
     write_groups(problem.folder / "pairs.jsonl", [replace(group, id=str(i)) for i in range(40)])
-    stage = {
-        "algorithm": algorithm,
-        "data": {"path": "pairs.jsonl"},
-        "batch_size": 1,
-        "epochs": 3 if problem.length == 1 else 6,
-        "learning_rate": 1e-2,
-        "optimizer": {"adamw": {"betas": [0.9, 0.95]}},  # the gradient has no noise
-    }
-    return train(problem, trained=stage)
+    stage = yaml.safe_load("""
+    data: {path: pairs.jsonl}
+    batch_size: 1
+    learning_rate: 0.01
+    optimizer: {adamw: {betas: [0.9, 0.95]}}  # the gradient has no noise
+    """)
+    epochs = 3 if problem.length == 1 else 6
+    return train(problem, trained={"algorithm": algorithm, "epochs": epochs, **stage})
 
 
 @pytest.mark.parametrize("row", table(PAIRS))
@@ -690,9 +693,11 @@ def test_kto_moves_probability_to_what_most_find_desirable(one: Problem) -> None
         response = Response(answer, tokens=one.ids(answer), truncated=True, label=label)
         groups.append(Group(asked(str(n)), (response,), id=str(n)))
     write_groups(one.folder / "thumbs.jsonl", groups)
-    stage = {"data": {"path": "thumbs.jsonl"}, "batch_size": 30, "epochs": 30}
-    stage |= {"algorithm": {"kto": {"beta": 0.5}}, "learning_rate": 1e-2}
-    found = train(one, trained=stage)
+    stage = """
+    {data: {path: thumbs.jsonl}, batch_size: 30, epochs: 30, learning_rate: 0.01,
+     algorithm: {kto: {beta: 0.5}}}
+    """
+    found = train(one, trained=yaml.safe_load(stage))
     disliked = torch.tensor(up) < 5
     assert (found < one.reference)[disliked].all()
     assert float(one.reference[disliked].sum()) > 0.5 and float(found[disliked].sum()) < 0.02
