@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from alignkit.cli import main
 from tests.rows import assistant, user, write_rows
 
 ENGLISH = """the house garden water people morning window street children school music summer winter bread coffee
@@ -57,6 +58,11 @@ class Writer:
         words = text.split()
         words[self.random.randrange(1, len(words) - 1)] = "elephant"
         return " ".join(words)
+
+
+def data(*words: object, code: int = 0) -> None:
+    """`alignkit data` with these words."""
+    assert main(["data", *map(str, words)]) == code
 
 
 def plant(folder: Path) -> tuple[Path, Path]:

@@ -12,9 +12,8 @@ import pytest
 
 pytest.importorskip("rensa")
 
-from planted_rows import PERSONAL, PLANTED, plant
+from planted_rows import PERSONAL, PLANTED, data, plant
 
-from alignkit.cli import main
 from alignkit_plugins.data import browse
 from tests.people.injections import INJECTIONS
 
@@ -33,7 +32,7 @@ def page(folder: Path, rows: list[Any]) -> str:
 
 
 def written(folder: Path, file: Path) -> str:
-    assert main(["data", "browse", str(file), "--out", str(folder / "page.html")]) == 0
+    data("browse", file, "--out", folder / "page.html")
     text = (folder / "page.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and "script-src" not in text
     return text.partition("<body")[2]

@@ -12,6 +12,7 @@ from alignkit import Group, Message, Response
 from alignkit_plugins.data import near
 from alignkit_plugins.data.clean import rows_of
 from alignkit_plugins.data.near import Kind, Unit
+from tests.rows import assistant, user
 
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
@@ -22,10 +23,6 @@ def units(texts: list[str]) -> list[Unit]:
 
 def rows(matches: list[near.Match]) -> list[tuple[int, int]]:
     return [(match.unit.row, match.other.row) for match in matches]
-
-
-def turn(role: str, content: str) -> Message:
-    return Message(role=role, content=content)
 
 
 def test_case_and_white_space_do_not_count() -> None:
@@ -69,7 +66,7 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
     # Longer than what is compared
     parts += [(long := Writer(6).text(4000), "Yes"), (f"{long} So?", "No")]
     groups = [
-        Group((turn("user", prompt),), tuple(Response(text=text) for text in texts))
+        Group((user(prompt),), tuple(Response(text=text) for text in texts))
         for prompt, *texts in parts
     ]
     found = near.units_of(rows_of(groups), "row")
@@ -131,17 +128,9 @@ def test_many_copies_cost_no_pair_each() -> None:
 @pytest.mark.parametrize("kind", ["prompt", "response"])
 def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None:
     answer = "The platypus lays eggs, and so do four species of echidna."
-    prompt = (
-        turn("system", "Be brief."),
-        turn("user", "Hi"),
-        turn("assistant", answer),
-        turn("user", LONG),
-    )
-    later = (
-        turn("assistant", "Yes, please."),
-        turn("user", LONG[:40]),
-        turn("assistant", answer * 2),
-    )
+    brief = Message(role="system", content="Be brief.")
+    prompt = (brief, user("Hi"), assistant(answer), user(LONG))
+    later = (assistant("Yes, please."), user(LONG[:40]), assistant(answer * 2))
     found = near.units_of(rows_of([Group(prompt, (Response(messages=later),))]), kind)
     wanted = [answer, answer * 2]
     if kind == "prompt":

@@ -9,32 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planted_rows import data
 
 from alignkit import Group, Message, Response
-from alignkit.cli import main
 from alignkit.data.group import group_id
 from alignkit_plugins.data.clean import STOCK, Rules, redacted, redacted_group, rows_of
 from alignkit_plugins.data.files import removed_file
 from alignkit_plugins.data.files import write_rows as pack
 from alignkit_plugins.formats.layouts import LAYOUTS
-from tests.rows import assistant, read_rows, run, user, write_recipe, write_rows
+from tests.rows import Said, assistant, cells, read_rows, run, user, write_recipe, write_rows
 
 PROMPT = (Message(role="user", content="Write to ann@example.org, please."),)
 
 
-@pytest.mark.parametrize(
-    ("text", "stock"),
-    [
-        ("As an AI language model, I cannot", True),
-        ("I'm just an AI.", True),
-        ("as of my last knowledge update", True),
-        ("I was developed by OpenAI", True),
-        ("As an aide to the minister, she", False),
-        ("A language model predicts words.", False),
-    ],
-)
-def test_stock_phrases(text: str, stock: bool) -> None:
-    assert bool(STOCK.search(text)) == stock
+STOCK_PHRASES = """\
+As an AI language model, I cannot
+I'm just an AI.
+as of my last knowledge update
+I was developed by OpenAI
+"""
+
+
+def test_stock_phrases() -> None:
+    assert all(map(STOCK.search, STOCK_PHRASES.splitlines()))
+    for text in ("As an aide to the minister, she", "A language model predicts words."):
+        assert not STOCK.search(text)
 
 
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
@@ -102,41 +101,35 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
     for (name, layout), rows in wanted.items():
         file = write_rows(tmp_path / "a.jsonl", [ROWS[name]])
         out = tmp_path / "b.jsonl"
-        assert main(["data", "convert", str(file), "--to", layout, "--out", str(out)]) == 0
+        data("convert", file, "--to", layout, "--out", out)
         assert read_rows(out) == rows
     assert not [*LAYOUTS["sft"].rows(Group(PROMPT, (Response("a", label=False),)))]
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        ("convert a.jsonl --to sft --out b.jsonl", 4, "they are no demonstrations"),
-        ("convert a.jsonl --to sfd --out b.jsonl", 2, "did you mean 'sft'?"),
-        ("clean a.jsonl --out a.jsonl", 2, "is what the rows come from"),
-        ("clean c.removed.jsonl --out c.jsonl", 2, "is what the rows come from"),
-        ("clean a.jsonl --out b.csv", 2, "JSON lines are written"),
-        ("clean a.jsonl --out b.jsonl languages=[en,xx]", 1, "py3langid does not know xx"),
-        ("browse a.jsonl --out b.html languages=[xx]", 1, "py3langid does not know xx"),
-        ("check a.jsonl languages=[xx]", 1, "py3langid does not know xx"),
-        ("check a.jsonl near=2", 2, "less than or equal to 1"),
-        ("check no/a.jsonl", 2, "no/a.jsonl"),
-        ("clean a.jsonl --out b.jsonl nera=0", 2, "did you mean 'near'?"),
-    ],
-)
+REFUSED = """
+convert a.jsonl --to sft --out b.jsonl        | 4 | they are no demonstrations
+convert a.jsonl --to sfd --out b.jsonl        | 2 | did you mean 'sft'?
+clean a.jsonl --out a.jsonl                   | 2 | is what the rows come from
+clean c.removed.jsonl --out c.jsonl           | 2 | is what the rows come from
+clean a.jsonl --out b.csv                     | 2 | JSON lines are written
+clean a.jsonl --out b.jsonl languages=[en,xx] | 1 | py3langid does not know xx
+browse a.jsonl --out b.html languages=[xx]    | 1 | py3langid does not know xx
+check a.jsonl languages=[xx]                  | 1 | py3langid does not know xx
+check a.jsonl near=2                          | 2 | less than or equal to 1
+check no/a.jsonl                              | 2 | no/a.jsonl
+clean a.jsonl --out b.jsonl nera=0            | 2 | did you mean 'near'?
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "why"), cells(REFUSED))
 def test_what_cannot_be_written_is_an_error(
-    words: str,
-    code: int,
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: str, code: str, why: str, here: Path, said: Said
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     names = ["a.jsonl", "c.removed.jsonl"]
     before = [write_rows(Path(name), [{"prompt": "Hi"}]).read_bytes() for name in names]
-    assert main(["data", *words.split()]) == code
-    assert said in capsys.readouterr().err
-    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    data(*words.split(), code=int(code))
+    assert why in said()
+    assert sorted(file.name for file in here.iterdir()) == names
     assert [Path(name).read_bytes() for name in names] == before
 
 
@@ -149,14 +142,14 @@ def test_packed_rows_are_the_same_bytes_at_any_time(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_cut_off_stops_the_command_as_it_stops_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     path, out = tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl"
     lines = (f'{{"prompt": "Question {n}?", "completion": "a"}}' for n in range(3000))
     whole = gzip.compress("\n".join(lines).encode())
     path.write_bytes(whole[: len(whole) // 2])
-    assert main(["data", "convert", "--to", "sft", "--out", str(out), str(path)]) == 4
-    assert f"{path}:" in capsys.readouterr().err and not out.exists()
+    data("convert", "--to", "sft", "--out", out, path, code=4)
+    assert f"{path}:" in said() and not out.exists()
 
 
 @pytest.mark.parametrize("rules", [[], ["personal=false"]])
@@ -170,15 +163,15 @@ def test_what_was_left_out_is_redacted_too(
         {"prompt": "Hi", "completion": "Ho", "label": "bob@example.org"},
     ]
     file = write_rows(tmp_path / "a.jsonl", rows)
-    assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl"), *rules]) == 0
+    data("clean", file, "--out", tmp_path / "b.jsonl", *rules)
     removed = read_rows(tmp_path / "b.removed.jsonl")
     assert [row["rule"] for row in removed] == ["stock_phrases", "unreadable"]
     assert ("@example.org" not in json.dumps(removed)) == (not rules)
     assert re.search(r"of these redacted +0\n", capsys.readouterr().out)
     # Neither repeats another row
-    assert main(["data", "check", str(file), *rules]) == 0
+    data("check", file, *rules)
     out = tmp_path / "c.jsonl"
-    assert main(["data", "convert", str(file), "--to", "sft", "--out", str(out)]) == 0
+    data("convert", file, "--to", "sft", "--out", out)
     said = capsys.readouterr().out.partition(f"{out}: ")[2].splitlines()
     assert said == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
 
@@ -186,12 +179,10 @@ def test_what_was_left_out_is_redacted_too(
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
     file = write_rows(tmp_path / "a.jsonl", rows)
-    assert main(["data", "clean", str(file), "--out", str(tmp_path / "b.jsonl")]) == 0
+    data("clean", file, "--out", tmp_path / "b.jsonl")
     assert read_rows(tmp_path / "b.jsonl") == [{"prompt": "Hi", "completion": "Call [phone]."}]
     (why := tmp_path / "c.removed.jsonl").write_text("old")
-    assert (
-        main(["data", "clean", str(tmp_path / "b.jsonl"), "--out", str(tmp_path / "c.jsonl")]) == 0
-    )
+    data("clean", tmp_path / "b.jsonl", "--out", tmp_path / "c.jsonl")
     assert why.read_text() == ""
     out = run(write_recipe(tmp_path, {"clean": {"step": "clean", "data": "a.jsonl"}}))
     (made,) = out.rglob("data.jsonl")

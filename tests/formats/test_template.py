@@ -20,7 +20,7 @@ from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.formats.template import Template, Text, written
 from alignkit_plugins.report.data_card import describe
 from tests.formats.reading import check, read, shown
-from tests.rows import write_recipe, write_rows
+from tests.rows import Said, cells, json_rows, write_recipe, write_rows
 
 ROW = json.loads("""
 {"passage": "Rain is wet.", "n": 3, "x": 1.5, "yes": true, "none": null, "empty": "",
@@ -31,22 +31,22 @@ ROW = json.loads("""
 """)
 
 
-@pytest.mark.parametrize(
-    ("text", "filled"),
-    [
-        ("{{ passage }} {{ n }} {{ x }} {{ yes }}", "Rain is wet. 3 1.5 true"),
-        ("[{{ empty }}|{{ none | default('', true) }}|{{ missing | default('') }}]", "[||]"),
-        ("{{ words[0] }} {{ words[-1] }} {{ words | join(', ') }}", "one 3 one, two, 3"),
-        ("{{ nested.deep[1].more.of }} {{ nested.deep | map(attribute='text') | join }}", "d ac"),
-        ("{{ choices | letters }}", "A. Fire\nB. Rain\nC. Snow"),
-        ("{{ zero | letter(choices) }}{{ b | letter(choices) }}{{ two | letter(choices) }}", "ABC"),
-        ("{{ b | letter(labeled.text, labeled.label) }}", "B"),
-        ("{{ {'3': 'three', '4': 'four'}[n | string] }}", "three"),
-        ("\\boxed{ {{ n }} }", "\\boxed{ 3 }"),
-        (" {{ passage }} ", "Rain is wet."),
-        ("{{ methods.items }} {{ methods.values[0] }}", "3 v"),
-    ],
-)
+FILLED_TEXTS = json_rows(r"""
+["{{ passage }} {{ n }} {{ x }} {{ yes }}", "Rain is wet. 3 1.5 true"]
+["[{{ empty }}|{{ none | default('', true) }}|{{ missing | default('') }}]", "[||]"]
+["{{ words[0] }} {{ words[-1] }} {{ words | join(', ') }}", "one 3 one, two, 3"]
+["{{ nested.deep[1].more.of }} {{ nested.deep | map(attribute='text') | join }}", "d ac"]
+["{{ choices | letters }}", "A. Fire\nB. Rain\nC. Snow"]
+["{{ zero | letter(choices) }}{{ b | letter(choices) }}{{ two | letter(choices) }}", "ABC"]
+["{{ b | letter(labeled.text, labeled.label) }}", "B"]
+["{{ {'3': 'three', '4': 'four'}[n | string] }}", "three"]
+["\\boxed{ {{ n }} }", "\\boxed{ 3 }"]
+[" {{ passage }} ", "Rain is wet."]
+["{{ methods.items }} {{ methods.values[0] }}", "3 v"]
+""")
+
+
+@pytest.mark.parametrize(("text", "filled"), FILLED_TEXTS)
 def test_a_text_is_filled_with_what_the_row_holds(text: str, filled: str) -> None:
     assert written(Text(text).value(ROW)) == filled
 
@@ -56,35 +56,36 @@ def test_a_single_expression_keeps_its_type() -> None:
     assert {text: Text(text).value(ROW) for text in values} == values
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{{ pasage }}", "did you mean 'passage'?"),
-        ("{{ nested.depp }} is", "no attribute 'depp'"),
-        ("{{ none }} is", "null is no text"),
-        ("{{ words }} are", "a list is no text"),
-        ("{{ nested }} is", "an object is no text"),
-        ("{{ words[3] }}", "no element 3"),
-        ("{{ [passage, nested.depp] }}", "no attribute 'depp'"),
-        ("{{ passage.title }}", "is no text"),
-        ("{{ passage.title }} is", "is no text"),
-        ("{{ passage | letters }}", "expected a list"),
-        # An answer that is no choice is never taken for another one.
-        ("{{ n | letter(choices) }}", "3 is none of the 3"),
-        ("{{ q | letter(choices) }}", "'Q' is none of the 3"),
-        ("{{ yes | letter(choices) }}", "True is none of the 3"),
-        ("{{ none | letter(choices) }}", "None is none of the 3"),
-        ("{{ x | letter(choices) }}", "1.5 is none of the 3"),
-        ("{{ zero | letter(labeled.text, labeled.label) }}", "0 is none of the 2"),
-        ("{{ {'1': 'one'}[n | string] }}", "no attribute '3'"),
-        ("{{ words | dialogue(choices[:2]) }}", "zip() argument 2 is shorter"),
-        # Nothing but data can be reached.
-        ("{{ ''.__class__ }}", "unsafe"),
-        ("{{ q.__class__.__mro__ }}", ""),
-        ("{{ words.append('x') }}", ""),
-    ],
-)
+NOT_HELD = json_rows("""
+["{{ pasage }}", "did you mean 'passage'?"]
+["{{ nested.depp }} is", "no attribute 'depp'"]
+["{{ none }} is", "null is no text"]
+["{{ words }} are", "a list is no text"]
+["{{ nested }} is", "an object is no text"]
+["{{ words[3] }}", "no element 3"]
+["{{ [passage, nested.depp] }}", "no attribute 'depp'"]
+["{{ passage.title }}", "is no text"]
+["{{ passage.title }} is", "is no text"]
+["{{ passage | letters }}", "expected a list"]
+["{{ n | letter(choices) }}", "3 is none of the 3"]
+["{{ q | letter(choices) }}", "'Q' is none of the 3"]
+["{{ yes | letter(choices) }}", "True is none of the 3"]
+["{{ none | letter(choices) }}", "None is none of the 3"]
+["{{ x | letter(choices) }}", "1.5 is none of the 3"]
+["{{ zero | letter(labeled.text, labeled.label) }}", "0 is none of the 2"]
+["{{ {'1': 'one'}[n | string] }}", "no attribute '3'"]
+["{{ words | dialogue(choices[:2]) }}", "zip() argument 2 is shorter"]
+["{{ ''.__class__ }}", "unsafe"]
+["{{ q.__class__.__mro__ }}", ""]
+["{{ words.append('x') }}", ""]
+""")
+
+
+@pytest.mark.parametrize(("text", "reason"), NOT_HELD)
 def test_what_a_row_does_not_hold_is_named(text: str, reason: str) -> None:
+    """An answer that is no choice is never taken for another one; nothing but data can be
+    reached.
+    """
     with pytest.raises(BadRow) as error:
         Text(text).value(ROW)
     assert reason in str(error.value)
@@ -223,19 +224,19 @@ template {"q": "Q?", "all": ["x", "y", "z"], "votes": "B"}
 """)
 
 
-@pytest.mark.parametrize(
-    ("fields", "reason"),
-    [
-        ("", "prompt must name"),
-        ("response chosen rejected", "response and chosen exclude"),
-        ("chosen", "chosen needs rejected"),
-        ("label", "label needs response"),
-        ("scores", "scores needs response"),
-        ("best", "best needs responses"),
-        ("responses best scores", "best and scores exclude"),
-        ("responses scores margin", "margin needs chosen or best"),
-    ],
-)
+CONTRADICTIONS = """
+                         | prompt must name
+response chosen rejected | response and chosen exclude
+chosen                   | chosen needs rejected
+label                    | label needs response
+scores                   | scores needs response
+best                     | best needs responses
+responses best scores    | best and scores exclude
+responses scores margin  | margin needs chosen or best
+"""
+
+
+@pytest.mark.parametrize(("fields", "reason"), cells(CONTRADICTIONS))
 def test_templates_that_contradict_themselves(fields: str, reason: str) -> None:
     template = dict.fromkeys(fields.split(), "{{ a }}")
     with pytest.raises(ValidationError, match=reason):
@@ -279,12 +280,12 @@ def test_a_recipe_has_the_template_and_says_what_was_left_out(
 
 
 def test_a_mistake_names_file_row_column_and_the_key_of_the_template(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     template = {"path": "d.jsonl", **QUESTIONS, "response": "{{ godl }}"}
     assert main(["check", str(recipe(tmp_path, {"template": template}, FILLED))]) == 4
     place = f"{tmp_path / 'd.jsonl'}:1: template.response: 'godl'"
-    assert place in capsys.readouterr().err
+    assert place in said()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import yaml
 
 from alignkit.kernels import capabilities, matmul
 from alignkit.models.loading import dtype_of
@@ -23,16 +24,17 @@ def _forgotten() -> Iterator[None]:
     capabilities._cpu_multiplies_bf16.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("flags", "supported", "native"),
-    [
-        ("avx512_f avx512_bw avx512_vnni", True, False),  # oneDNN converts every number
-        ("avx2 fma3", False, False),
-        ("avx512_f avx512_bf16", True, True),
-        ("avx512_f avx512_bf16", False, False),  # ONEDNN_MAX_CPU_ISA=AVX2
-        ("neon bf16", True, True),
-    ],
-)
+# Flags of a processor, whether oneDNN supports bf16 on it, and whether it has instructions for it
+PROCESSORS = yaml.safe_load("""
+- [avx512_f avx512_bw avx512_vnni, true, false]  # oneDNN converts every number
+- [avx2 fma3, false, false]
+- [avx512_f avx512_bf16, true, true]
+- [avx512_f avx512_bf16, false, false]  # ONEDNN_MAX_CPU_ISA=AVX2
+- [neon bf16, true, true]
+""")
+
+
+@pytest.mark.parametrize(("flags", "supported", "native"), PROCESSORS)
 def test_auto_dtype_is_bf16_only_with_instructions_for_it(
     flags: str, supported: bool, native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

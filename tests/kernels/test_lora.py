@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 
 from alignkit.kernels import capabilities, matmul
@@ -34,21 +35,21 @@ def on_cpu(onednn: bool) -> object:
     return pytest.param(onednn, marks=pytest.mark.cpu_only("oneDNN multiplies on CPUs"))
 
 
+LEARNED = yaml.safe_load("""
+- [[7], true, x A B]
+- [[1, 7], false, x A B]
+- [[2, 3], true, x A B]
+- [[7], true, x]
+- [[7], true, A]
+- [[7], true, B]
+- [[7], false, A B]
+""")
+
+
 @pytest.mark.parametrize("onednn", [False, on_cpu(True)])
-@pytest.mark.parametrize(
-    ("shape", "biased", "learned"),
-    [
-        ((7,), True, "x A B"),
-        ((1, 7), False, "x A B"),
-        ((2, 3), True, "x A B"),
-        ((7,), True, "x"),
-        ((7,), True, "A"),
-        ((7,), True, "B"),
-        ((7,), False, "A B"),
-    ],
-)
+@pytest.mark.parametrize(("shape", "biased", "learned"), LEARNED)
 def test_values_and_gradients(
-    shape: tuple[int, ...],
+    shape: list[int],
     biased: bool,
     learned: str,
     onednn: bool,

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from alignkit.kernels import attention, capabilities, tiled_attention
@@ -93,13 +94,10 @@ def test_only_dtypes_that_the_processor_multiplies_natively(
     native: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capabilities, "multiplies_bf16", lambda device: native)
-    for name, tiled in (
-        ("float32", True),
-        ("float64", True),
-        ("float16", False),
-        ("bfloat16", native),
-    ):
-        assert tiled_attention.supported(torch.zeros(1, dtype=getattr(torch, name))) is tiled, name
+    tiled = {"float32": True, "float64": True, "float16": False, "bfloat16": native}
+    for name in tiled:
+        x = torch.zeros(1, dtype=getattr(torch, name))
+        assert tiled_attention.supported(x) is tiled[name], name
     assert not tiled_attention.supported(torch.zeros(1, device="meta"))
 
 
@@ -121,27 +119,25 @@ def test_stored_keys_are_no_copies_for_each_head_and_have_no_graph(
     assert not any(x.requires_grad for x in row.kv[0])
 
 
-ENDS = [90, 180, 270, 360, 450]
+# Prompt, responses, width, price, and where tiles end
+CUT = yaml.safe_load("""
+- [100, [60], 576, 1.0, []]  # short
+- [300, [300], 64, 1.0, []]  # narrow heads: products are cheap, tiles expensive
+- [90, [180, 180], 576, 1.0, [90, 180, 270, 360, 450]]
+- [90, [180, 180], 576, 1.45, [90, 180, 270, 360, 450]]
+# A fused kernel skips the half that no query sees, and tiles cannot do better
+- [1000, [], 576, 2.9, []]
+- [500, [500], 576, 2.9, []]
+""")
 
 
-@pytest.mark.parametrize(
-    ("prompt", "responses", "width", "price", "ends"),
-    [
-        (100, (60,), 576, 1.0, None),  # short
-        (300, (300,), 64, 1.0, None),  # narrow heads: products are cheap, tiles expensive
-        (90, (180, 180), 576, 1.0, ENDS),
-        (90, (180, 180), 576, 1.45, ENDS),
-        # A fused kernel skips the half that no query sees, and tiles cannot do better
-        (1000, (), 576, 2.9, None),
-        (500, (500,), 576, 2.9, None),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "responses", "width", "price", "ends"), CUT)
 def test_which_groups_are_cut(
-    prompt: int, responses: tuple[int, ...], width: int, price: float, ends: list[int] | None
+    prompt: int, responses: list[int], width: int, price: float, ends: list[int]
 ) -> None:
-    span = GroupSpan(0, prompt, responses)
+    span = GroupSpan(0, prompt, tuple(responses))
     used = tiles_of(span, width, price)
-    assert used is ends is None or [tile.stop for tile in used or ()] == ends
+    assert (used is None) == (not ends) and [tile.stop for tile in used or ()] == ends
     assert price < 2 or tiles_of(span, width)
 
 
@@ -162,17 +158,17 @@ def test_the_fused_kernel_is_slow_on_amd_and_in_bf16(
     assert (tiles_of(GroupSpan(0, 300, (300,)), 576, price) is not None) is tiled
 
 
+WINDOWS = yaml.safe_load("""
+- [null, null, null, true]
+- [0.7, null, null, true]
+- [null, 13, null, true]  # a window as long as the longest sequence
+- [null, 12, null, false]
+- [null, null, 30.0, false]
+""")
+
+
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(
-    ("scaling", "window", "cap", "tiled"),
-    [
-        (None, None, None, True),
-        (0.7, None, None, True),
-        (None, 13, None, True),  # a window as long as the longest sequence
-        (None, 12, None, False),
-        (None, None, 30.0, False),
-    ],
-)
+@pytest.mark.parametrize(("scaling", "window", "cap", "tiled"), WINDOWS)
 def test_windows_and_caps_are_not_tiled(
     scaling: float | None,
     window: int | None,

@@ -24,7 +24,7 @@ from alignkit.testing.tiny import add_noise
 from alignkit_plugins.processes.engine import EngineThread, NoProgress, version_of
 from tests.models.tiny import tiny_model
 from tests.processes.local_engine import LocalEngine, asked, measured, stage_engine
-from tests.rows import write_recipe
+from tests.rows import Said, cells, with_plugin, write_recipe
 
 BROKEN = """
 import os, time
@@ -62,17 +62,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_mistake_is_named_a_call_that_hangs_is_given_up_and_the_run_continues(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another timeout it is the same stage."""
-    (tmp_path / "broken.py").write_text(BROKEN)
-    recipe = write_recipe(tmp_path, ALIGN)
+    recipe, plugin = write_recipe(tmp_path, ALIGN), with_plugin(tmp_path / "broken.py", BROKEN)
 
     def run(sabotage: str, timeout: float = PATIENCE) -> tuple[int, str]:
         monkeypatch.setenv("SABOTAGE", sabotage)
-        words = [f"engine.broken.timeout={timeout:g}", "--plugin", str(tmp_path / "broken.py")]
-        code = main(["run", str(recipe), *words, "--out", str(tmp_path / "out")])
-        return code, capsys.readouterr().err
+        words = [str(recipe), f"engine.broken.timeout={timeout:g}", *plugin]
+        code = main(["run", *words, "--out", str(tmp_path / "out")])
+        return code, said()
 
     code, err = run("version")
     version = (
@@ -324,15 +323,15 @@ def test_an_engine_changes_the_hash_of_stages_that_it_samples_for(tmp_path: Path
     assert ours["asked"] != ours["read"] and ours["theirs"] != ours["ours"]
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("engine.vllm={timeout: 0}", "greater than 0"),
-        ("stages.sft.engine=vllm", "sft does not use 'engine'"),
-        ("model.lora=none", "engine 'vllm' takes adapters, but with 'model.lora: none' there are"),
-        ("model.quantization=nf4", "the whole weights, and the quantized ones are trained"),
-    ],
-)
+MISTAKES = """
+engine.vllm={timeout: 0} | greater than 0
+stages.sft.engine=vllm   | sft does not use 'engine'
+model.lora=none          | engine 'vllm' takes adapters, but with 'model.lora: none' there are
+model.quantization=nf4   | the whole weights, and the quantized ones are trained
+"""
+
+
+@pytest.mark.parametrize(("override", "message"), cells(MISTAKES))
 def test_mistakes_in_a_recipe(tmp_path: Path, override: str, message: str) -> None:
     sft = "sft: {algorithm: sft, data: demos.jsonl}"
     path = write_recipe(tmp_path, sft + ALIGN, engine="vllm")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from patience import PATIENCE
 
 from alignkit import RunFailed
@@ -26,7 +27,7 @@ from alignkit_plugins.vllm.engine import Vllm
 from tests.models.tiny import tiny_model
 from tests.processes.local_engine import asked, stage_engine
 from tests.processes.vllm_server import Serve
-from tests.rows import TINY, Said, read_rows, run, write_recipe
+from tests.rows import TINY, Said, cells, read_rows, run, write_recipe
 
 ALIGN = """
 align:
@@ -42,12 +43,9 @@ align:
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Whatever the model's generation_config.json says, a sample is of the policy itself.
-NEUTRAL = {
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "min_p": 0.0,
-}
+NEUTRAL = yaml.safe_load("""
+{repetition_penalty: 1.0, presence_penalty: 0.0, frequency_penalty: 0.0, min_p: 0.0}
+""")
 
 
 def test_it_means_what_other_engines_mean_and_sleeps_in_between(serve: Serve) -> None:
@@ -100,11 +98,11 @@ def problem(folder: Path, **options: Any) -> str:
     return " ".join(text.split())
 
 
-OTHER_ANSWERS: list[tuple[dict[str, Any], str]] = [
-    ({"prompt_token_ids": [1, 2]}, "it read another prompt than it was sent"),
-    ({"logprobs": None}, "its answer cannot be read: TypeError"),
-    ({"logprobs": {"token_logprobs": []}}, "tokens have 0 log-probabilities"),
-]
+OTHER_ANSWERS = yaml.safe_load("""
+- [{prompt_token_ids: [1, 2]}, it read another prompt than it was sent]
+- [{logprobs: null}, "its answer cannot be read: TypeError"]
+- [{logprobs: {token_logprobs: []}}, tokens have 0 log-probabilities]
+""")
 
 
 @pytest.mark.parametrize(("changed", "said"), OTHER_ANSWERS)
@@ -118,23 +116,22 @@ def test_a_server_that_answers_wrongly_is_refused_and_keeps_no_adapter(
     assert server.loaded and not server.adapters
 
 
-KEY, LOAD = {"key": "secret"}, "/v1/load_lora_adapter"
-NO_LORA = {"/v1/unload_lora_adapter": (404, "Not Found")}
 # A server, more of its options, and what is said.
-UNFIT: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (KEY, {}, "wants a key: name its environment variable in api_key_env"),
-    (KEY, {"api_key_env": "VLLM_KEY"}, "takes another key than the variable in api_key_env holds"),
-    ({"replies": NO_LORA}, {}, "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"),
-    ({"processed": False}, {}, "start it with --logprobs-mode processed_logprobs"),
-    ({"room": 10}, {}, "has 11 tokens, and the server takes 10; start it with --max-model-len 11"),
-    ({"replies": {"/tokenize": (200, '{"tokens": [5]}')}}, {}, "it serves served; start it with"),
-    ({"replies": {"/tokenize": (500, "busy")}}, {}, "cannot be used: HTTP 500: busy"),
-    ({"replies": {"/tokenize": (200, "?")}}, {}, "its answer to /tokenize is not JSON: ?"),
-    ({"replies": {"/v1/models": (200, '{"data": []}')}}, {}, "is no server of vLLM: as its list"),
-    ({"replies": {LOAD: (404, "No adapter found for /x")}}, {}, "the file system of this machine"),
-    ({"replies": {LOAD: (500, "LoRA rank 4 is greater")}}, {}, "with a larger --max-lora-rank"),
-    ({"replies": {"/wake_up": (404, "")}}, {"sleep": True}, "with VLLM_SERVER_DEV_MODE=1 in its"),
-]
+UNFIT = yaml.safe_load("""
+- [{key: secret}, {}, "wants a key: name its environment variable in api_key_env"]
+- [{key: secret}, {api_key_env: VLLM_KEY}, takes another key than the variable in api_key_env holds]
+- [{replies: {/v1/unload_lora_adapter: [404, Not Found]}}, {},
+   "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"]
+- [{processed: false}, {}, start it with --logprobs-mode processed_logprobs]
+- [{room: 10}, {}, "has 11 tokens, and the server takes 10; start it with --max-model-len 11"]
+- [{replies: {/tokenize: [200, '{"tokens": [5]}']}}, {}, it serves served; start it with]
+- [{replies: {/tokenize: [500, busy]}}, {}, "cannot be used: HTTP 500: busy"]
+- [{replies: {/tokenize: [200, "?"]}}, {}, "its answer to /tokenize is not JSON: ?"]
+- [{replies: {/v1/models: [200, '{"data": []}']}}, {}, "is no server of vLLM: as its list"]
+- [{replies: {/v1/load_lora_adapter: [404, No adapter found for /x]}}, {}, the file system of this machine]
+- [{replies: {/v1/load_lora_adapter: [500, LoRA rank 4 is greater]}}, {}, with a larger --max-lora-rank]
+- [{replies: {/wake_up: [404, ""]}}, {sleep: true}, with VLLM_SERVER_DEV_MODE=1 in its]
+""")
 
 
 @pytest.mark.parametrize(("server", "options", "said"), UNFIT)
@@ -172,17 +169,20 @@ def test_samples_of_filters_have_no_log_probabilities(serve: Serve, tmp_path: Pa
     engine.close()
 
 
+MISTAKES = """
+url=http://127.0.0.1:9          | cannot be used: ConnectError
+url=http://127.0.0.1:9          | start one there, or change 'url'
+url=https://HERE                | does it begin with http://?
+url=http://HERE/v1/completions  | name the address only
+command=vllm 'y                 | No closing quotation
+command=''                      | names no program
+command=no-such-program         | install vLLM into its own environment
+"""
+
+
 def test_mistakes_are_found_before_a_run_begins(serve: Serve, tmp_path: Path, said: Said) -> None:
     recipe = write_recipe(tmp_path, ALIGN, engine="vllm")
-    for override, message in (
-        ("url=http://127.0.0.1:9", "cannot be used: ConnectError"),
-        ("url=http://127.0.0.1:9", "start one there, or change 'url'"),
-        (f"url={serve().url.replace('http:', 'https:')}", "does it begin with http://?"),
-        (f"url={serve().url}/v1/completions", "name the address only"),
-        ("command=vllm 'y", "No closing quotation"),
-        ("command=''", "names no program"),
-        ("command=no-such-program", "install vLLM into its own environment"),
-    ):
+    for override, message in cells(MISTAKES.replace("HERE", serve().url.removeprefix("http://"))):
         run(recipe, f"engine.vllm.{override}", code=2)
         assert message in " ".join(said().split())
     assert not (tmp_path / "run" / "align").exists()

@@ -14,6 +14,7 @@ from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import BREAK
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoded, encoder, user
+from tests.rows import json_rows
 
 ASKED = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
 SWITCHED = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}"
@@ -72,20 +73,20 @@ def test_reserved_characters_are_refused() -> None:
         rendered(CHATML, user(f"a{BREAK}b"))
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("{{ raise_exception('no') }}", "TemplateError: no"),
-        ("{{ messages[7].content }}", "UndefinedError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ messages.__init__.__globals__ }}", "SecurityError"),
-        ("{{ range(10 ** 9) | list }}", "OverflowError"),
-        ("{% if %}", "TemplateSyntaxError"),
-        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"),
-        (None, "ValueError"),
-    ],
-)
+FAILING = json_rows("""
+["{{ raise_exception('no') }}", "TemplateError: no"]
+["{{ messages[7].content }}", "UndefinedError"]
+["{{ 1 / 0 }}", "ZeroDivisionError"]
+["{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"]
+["{{ messages.__init__.__globals__ }}", "SecurityError"]
+["{{ range(10 ** 9) | list }}", "OverflowError"]
+["{% if %}", "TemplateSyntaxError"]
+["{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "RecursionError"]
+[null, "ValueError"]
+""")
+
+
+@pytest.mark.parametrize(("code", "reason"), FAILING)
 def test_a_template_that_fails_is_a_data_error(code: Any, reason: str) -> None:
     with pytest.raises(DataError, match=f"refuses the conversation: {reason}"):
         rendered(code)

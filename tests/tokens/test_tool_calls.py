@@ -10,6 +10,7 @@ import pytest
 from alignkit import Environment
 from alignkit.errors import PluginError
 from alignkit_plugins.environments.turns import answers, read_turn, tool_schemas
+from tests.rows import cells
 
 
 def test_calls_in_tags_are_read_in_order_and_numbered() -> None:
@@ -40,22 +41,30 @@ def test_a_turn_without_calls_keeps_its_words_exactly(text: str) -> None:
     assert read_turn(text, 0) == {"role": "assistant", "content": text}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("<tool_call>{</tool_call>", "Expecting property name"),
-        ('<tool_call>{"name": "add", "arguments": {}}', "does not end with </tool_call>"),
-        ("<tool_call>[1]</tool_call>", "it is list, not an object"),
-        ('<tool_call>{"name": 3, "arguments": {}}</tool_call>', "it has no 'name'"),
-        ('<tool_call>{"name": "add", "arguments": [1]}</tool_call>', "'arguments' are not an"),
-        ('<tool_call>{"name": "add", "arguments": "x"}</tool_call>', "Expecting value"),
-        ("<tool_call>" + "[" * 100_000 + "</tool_call>", "a call must be"),
-    ],
-)
+MALFORMED = """
+<tool_call>{</tool_call>                                     | Expecting property name
+<tool_call>{"name": "add", "arguments": {}}                  | does not end with </tool_call>
+<tool_call>[1]</tool_call>                                   | it is list, not an object
+<tool_call>{"name": 3, "arguments": {}}</tool_call>          | it has no 'name'
+<tool_call>{"name": "add", "arguments": [1]}</tool_call>     | 'arguments' are not an
+<tool_call>{"name": "add", "arguments": "x"}</tool_call>     | Expecting value
+<tool_call>DEEP</tool_call>                                  | a call must be
+"""
+
+
+@pytest.mark.parametrize(("text", "message"), cells(MALFORMED.replace("DEEP", "[" * 100_000)))
 def test_a_malformed_call_stays_in_the_words_and_is_named(text: str, message: str) -> None:
     turn = read_turn(text, 0)
     (error,) = turn["call_errors"]
     assert message in error and turn["content"] == text and "tool_calls" not in turn
+
+
+CALLS = """\
+{"name": "add", "arguments": {"a": 1, "b": 2}}
+{"name": "add", "arguments": {"c": 1}}
+{
+[]
+"""
 
 
 class Adds(Environment):
@@ -65,11 +74,7 @@ class Adds(Environment):
 
 def test_calls_are_answered_in_order_and_what_is_wrong_is_named() -> None:
     environment = Adds(None)
-    calls = (
-        '{"name": "add", "arguments": {"a": 1, "b": 2}}',
-        '{"name": "add", "arguments": {"c": 1}}',
-    )
-    turn = read_turn("".join(f"<tool_call>{call}</tool_call>" for call in (*calls, "{", "[]")))
+    turn = read_turn("".join(f"<tool_call>{call}</tool_call>" for call in CALLS.splitlines()))
     told = [answer["content"] for answer in answers(environment, turn)]
     assert told[0] == '{"é": 3}' and environment.refused_calls == 1
     assert told[1] == '{"error": "a: Missing required argument; c: Unexpected keyword argument"}'
