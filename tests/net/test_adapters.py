@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from architectures import make, tokens
 from torch import Tensor
 
@@ -82,6 +83,17 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
         )
 
 
+REFUSED = yaml.safe_load("""
+- [{modules_to_save: [lm_head]}, unknown weight base_model.model.lm_head.weight]
+- [{modules_to_save: [input_layernorm]}, weight base_model.model.model.layers.0.input_layernorm]
+- [{init_lora_weights: pissa}, "has init_lora_weights pissa, but"]
+- [{init_lora_weights: olora}, "has init_lora_weights olora, but"]
+- [{alora_invocation_tokens: [7]}, "has alora_invocation_tokens [7], but"]
+- [{use_dora: true}, "has use_dora True, but"]
+- [{target_modules: [q_proj]}, it lacks the weight base_model.model.model.layers.0.mlp.down_proj]
+""")
+
+
 @pytest.mark.silent_bug(
     "models: adapters",
     "A saved head or norm replaces the base's, which the reference reads, too; or it is left out.",
@@ -104,27 +116,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     "huggingface/sentence-transformers#3865",
     "paiml/aprender#2189",
 )
-@pytest.mark.parametrize(
-    ("made", "reason"),
-    [
-        (
-            {"modules_to_save": ["lm_head"]},
-            "unknown weight base_model.model.lm_head.weight",
-        ),
-        (
-            {"modules_to_save": ["input_layernorm"]},
-            "weight base_model.model.model.layers.0.input_layernorm",
-        ),
-        ({"init_lora_weights": "pissa"}, "has init_lora_weights pissa, but"),
-        ({"init_lora_weights": "olora"}, "has init_lora_weights olora, but"),
-        ({"alora_invocation_tokens": [7]}, "has alora_invocation_tokens [7], but"),
-        ({"use_dora": True}, "has use_dora True, but"),
-        (
-            {"target_modules": ["q_proj"]},
-            "it lacks the weight base_model.model.model.layers.0.mlp.down_proj",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("made", "reason"), REFUSED)
 def test_an_adapter_that_would_compute_something_else_is_refused(
     made: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
@@ -157,7 +149,7 @@ def test_every_variant_of_lora_is_refused(variant: str, tmp_path: Path) -> None:
     options = json.loads(config.read_text()) | {variant: {"q_proj": 1}}
     config.write_text(json.dumps(options))
     with pytest.raises(RunFailed, match=f"has {variant} "):
-        shared(folder, r=2, lora_alpha=7).add_role("policy", start=config.parent)
+        shared(folder, lora=LoraSpec(r=2, lora_alpha=7)).add_role("policy", start=config.parent)
 
 
 def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:
