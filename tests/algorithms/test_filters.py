@@ -24,16 +24,17 @@ def kept(name: str, groups: Sequence[Group], **options: Any) -> str:
     return "".join("y" if keep else "n" for keep in cls(cls.Options(**options)).keep(groups))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "rewards", "stays"),
-    [
-        ("spread", {}, [[1, 1], [0, 1], [0.5, 0.6], [-2], [0, 0, 1e-9]], "nyyny"),
-        ("reward_range", {"low": 0.25, "high": 0.75}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nyyn"),
-        ("reward_range", {"low": 0.3}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nnyy"),
-        ("reward_range", {"high": 0.25}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "yynn"),
-        ("reward_range", {"low": 1, "high": 1}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], "nnny"),
-    ],
-)
+# A filter, its options, the rewards of each group, and which groups stay
+KEPT = yaml.safe_load("""
+- [spread, {}, [[1, 1], [0, 1], [0.5, 0.6], [-2], [0, 0, 0.000000001]], nyyny]
+- [reward_range, {low: 0.25, high: 0.75}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], nyyn]
+- [reward_range, {low: 0.3}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], nnyy]
+- [reward_range, {high: 0.25}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], yynn]
+- [reward_range, {low: 1, high: 1}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], nnny]
+""")
+
+
+@pytest.mark.parametrize(("name", "options", "rewards", "stays"), KEPT)
 def test_filters_of_rewards(
     name: str, options: dict[str, float], rewards: list[list[float]], stays: str
 ) -> None:

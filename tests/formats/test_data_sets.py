@@ -13,6 +13,7 @@ import pytest
 from alignkit import Pair
 from alignkit_plugins.formats.layouts import PAIRS
 from tests.formats.reading import FORMATS, check, read
+from tests.rows import json_rows
 
 # Formats that recognize the example of another one; the others recognize their own, and no other.
 EXAMPLES = {
@@ -364,14 +365,14 @@ helpsteer3 {"context": <u: q>, "response1": "b", "response2": "c", "overall_pref
 """)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"question": "Why?", "label": 1},
-        {"question": "q", "answer": "no more than it makes", "passage": "Rain."},
-        {"question": "q", "choices": "red or blue", "answerKey": ""},
-        {"passage": "Rain.", "question": "Who?", "answers_spans": "Lions"},
-    ],
-)
+OTHERS = json_rows("""
+{"question": "Why?", "label": 1}
+{"question": "q", "answer": "no more than it makes", "passage": "Rain."}
+{"question": "q", "choices": "red or blue", "answerKey": ""}
+{"passage": "Rain.", "question": "Who?", "answers_spans": "Lions"}
+""")
+
+
+@pytest.mark.parametrize("row", OTHERS)
 def test_columns_with_these_names_may_hold_something_else(row: dict[str, object]) -> None:
     assert not [name for name, cls in FORMATS.items() if cls.matches(row)]

@@ -9,12 +9,14 @@ import json
 from typing import Any
 
 import pytest
+import yaml
 
 from alignkit import BadRow, Format
 from alignkit.data.group import resolved_pairs
 from alignkit_plugins.formats import text
 from alignkit_plugins.formats.columns import ColumnFormat, read_message
 from tests.formats.reading import FORMATS, check, read
+from tests.rows import json_rows
 
 
 @pytest.mark.parametrize("row", [None, 3, True, [], {}, {"x": 1}, {"prompt": None}, [1, 2]])
@@ -517,19 +519,20 @@ unlabeled {"response_a": "a", "response_b": "b"}
 """)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"prompt": "q", "response_a": "a", "response_b": "b", "preference": "a"},
-        {"prompt": "q", "answers": ["a", "b"], "scores": [1.0, 2.0]},
-        {"prompt": "q", "response": "a"},
-        {"prompt": "q", "response_1": "a"},
-        {"prompt": "q", "responses": ["a"]},
-        {"prompt": "Capital of France?", "answers": ["Paris", "paris"]},  # for exact_match
-        {"prompt": "q", "responses": [[1], 2]},
-        "text",
-    ],
-)
+# The answers of "Capital of France?" are for exact_match
+NOT_UNLABELED = json_rows("""
+{"prompt": "q", "response_a": "a", "response_b": "b", "preference": "a"}
+{"prompt": "q", "answers": ["a", "b"], "scores": [1.0, 2.0]}
+{"prompt": "q", "response": "a"}
+{"prompt": "q", "response_1": "a"}
+{"prompt": "q", "responses": ["a"]}
+{"prompt": "Capital of France?", "answers": ["Paris", "paris"]}
+{"prompt": "q", "responses": [[1], 2]}
+"text"
+""")
+
+
+@pytest.mark.parametrize("row", NOT_UNLABELED)
 def test_rows_with_a_label_and_single_answers_are_not_unlabeled(row: Any) -> None:
     assert not FORMATS["unlabeled"].matches(row)
 
@@ -657,6 +660,16 @@ svamp {"Body": "b", "Question": "q", "Answer": "many"}
 """)
 
 
+RESULTS = yaml.safe_load("""
+- [{temp: 3 °, ok: true}, '{"temp": "3 °", "ok": true}']
+- [[], "[]"]
+- [[{temp: 3}, {temp: 4}], '[{"temp": 3}, {"temp": 4}]']
+- [3, "3"]
+- [[{type: text, text: grey}], grey]
+- [grey, grey]
+""")
+
+
 @pytest.mark.silent_bug(
     "data: results of tools",
     "A tool's result that is an object becomes Python's text of a dict in the prompt.",
@@ -664,17 +677,7 @@ svamp {"Body": "b", "Question": "q", "Answer": "many"}
     "langchain-ai/langchain#35382",
     "NousResearch/hermes-agent#48354",
 )
-@pytest.mark.parametrize(
-    ("result", "text"),
-    [
-        ({"temp": "3 °", "ok": True}, '{"temp": "3 °", "ok": true}'),
-        ([], "[]"),
-        ([{"temp": 3}, {"temp": 4}], '[{"temp": 3}, {"temp": 4}]'),
-        (3, "3"),
-        ([{"type": "text", "text": "grey"}], "grey"),
-        ("grey", "grey"),
-    ],
-)
+@pytest.mark.parametrize(("result", "text"), RESULTS)
 def test_results_of_tools_are_read_as_json(result: Any, text: str) -> None:
     assert read_message({"role": "tool", "content": result}, "turn")["content"] == text
 

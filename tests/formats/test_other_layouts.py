@@ -17,6 +17,7 @@ from alignkit import DataError
 from alignkit.data.sources import DataSource, DataSpec, Loaded, load
 from alignkit_plugins.report.data_card import describe
 from tests.formats.reading import FORMATS, check, shown
+from tests.rows import json_rows
 
 
 def read(path: Path, text: str, **keys: Any) -> Loaded:
@@ -46,22 +47,20 @@ messages {"messages": [{"role": "system", "content": "s", "tools": "[]"}, {"role
 """)
 
 
-@pytest.mark.parametrize(
-    ("row", "ways"),
-    [
-        ({"question": "Q?", "answer": "A"}, ["u: Q? -> A", 'u: Q? -> {"answer": "A"}']),
-        ({"query": "Q?", "response": "A"}, ["u: Q? -> A"]),
-        ({"problem": "Q?", "solution": "A"}, ["u: Q? -> A", 'u: Q? -> {"answer": "A"}']),
-        ({"input": "Q?", "output": "A"}, ["u: Q? -> A"]),
-        ({"Question": "Q?", "Answer": "A", "solution": "S"}, ['u: Q? -> S {"Answer": "A"}']),
-        ({"prompt": "Q?", "output": "A"}, ["u: Q? -> A"]),
-        ({"question": "Q?", "chosen": "A", "rejected": "B"}, ["u: Q? -> A | B [0>1]"]),
-        (
-            {"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"},
-            ["u: Q? -> A | B [0>1]"],
-        ),
-    ],
-)
+# A row, and what it is read as in the ways that the error names
+WAYS = json_rows(r"""
+[{"question": "Q?", "answer": "A"}, ["u: Q? -> A", "u: Q? -> {\"answer\": \"A\"}"]]
+[{"query": "Q?", "response": "A"}, ["u: Q? -> A"]]
+[{"problem": "Q?", "solution": "A"}, ["u: Q? -> A", "u: Q? -> {\"answer\": \"A\"}"]]
+[{"input": "Q?", "output": "A"}, ["u: Q? -> A"]]
+[{"Question": "Q?", "Answer": "A", "solution": "S"}, ["u: Q? -> S {\"Answer\": \"A\"}"]]
+[{"prompt": "Q?", "output": "A"}, ["u: Q? -> A"]]
+[{"question": "Q?", "chosen": "A", "rejected": "B"}, ["u: Q? -> A | B [0>1]"]]
+[{"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"}, ["u: Q? -> A | B [0>1]"]]
+""")
+
+
+@pytest.mark.parametrize(("row", "ways"), WAYS)
 def test_the_yaml_that_an_error_names_reads_the_row(
     row: Any, ways: list[str], tmp_path: Path
 ) -> None:

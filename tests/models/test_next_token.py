@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from alignkit.models.next_token import choose, inverse_cdf
@@ -33,6 +34,17 @@ def test_inverse_cdf_matches_the_whole_vocabularys(size: int) -> None:
         assert (wanted <= after + 1e-6 * total).all()
 
 
+# Filters, and how many of 12 tokens they keep: null, as many as add up to 0.6
+FILTERS = yaml.safe_load("""
+- [{}, 12]
+- [{top_k: 3}, 3]
+- [{top_k: 50}, 12]
+- [{top_p: 0.6}, null]
+- [{top_p: 0.000001}, 1]
+- [{min_new_tokens: 1}, 12]
+""")
+
+
 @pytest.mark.silent_bug(
     "sampling: log-probabilities",
     "Old log-probabilities are those after filters, such as top_k.",
@@ -40,17 +52,7 @@ def test_inverse_cdf_matches_the_whole_vocabularys(size: int) -> None:
     "huggingface/trl#2358",
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-@pytest.mark.parametrize(
-    ("filters", "kept"),
-    [
-        ({}, 12),
-        ({"top_k": 3}, 3),
-        ({"top_k": 50}, 12),
-        ({"top_p": 0.6}, None),
-        ({"top_p": 1e-6}, 1),
-        ({"min_new_tokens": 1}, 12),
-    ],
-)
+@pytest.mark.parametrize(("filters", "kept"), FILTERS)
 def test_choose_draws_from_the_filtered_policy(
     temperature: float, filters: dict[str, Any], kept: int | None
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from architectures import encoder_with_ends, questions
 from tiny import encoder as tiny_encoder
 from tiny import tiny_model
@@ -49,17 +50,16 @@ def tokens(responses: Sequence[Response]) -> list[Any]:
     return [response.tokens for response in responses]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"min_new_tokens": 5},
-        {"temperature": 0},
-        {"top_p": 0.8, "top_k": 20},
-        {"stop": ["t4", "t9"]},
-    ],
-    ids=str,
-)
+OPTIONS = yaml.safe_load("""
+- {}
+- {min_new_tokens: 5}
+- {temperature: 0}
+- {top_p: 0.8, top_k: 20}
+- {stop: [t4, t9]}
+""")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     options: dict[str, Any],
     llama: SharedModel,

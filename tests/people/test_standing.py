@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from stores import event, opened, pair, reviewed, side
 
 from alignkit_plugins.people.labels import agrees, canonical, checked
@@ -33,18 +34,19 @@ def test_a_checked_label_has_no_empty_keys() -> None:
     assert checked("label", side("A", note=""), "pair", 2) == side("A")
 
 
-@pytest.mark.parametrize(
-    ("label", "gold", "expected"),
-    [
-        ({"better": 0, "margin": "unsure"}, {"better": 0}, True),
-        ({"better": 1, "margin": "unsure"}, {"better": 0}, False),
-        ({"ranks": [1, 1, 2]}, {"ranks": [1, 2, 3]}, True),
-        ({"ranks": [2, 1, 3]}, {"ranks": [1, 2, 3]}, False),
-        ({"good": False}, {"good": True}, False),
-        ({"good": False}, {"good": False}, True),
-        ({"text": "a"}, {"text": "b"}, None),
-    ],
-)
+# A label, a gold one, and whether they agree
+AGREE = yaml.safe_load("""
+- [{better: 0, margin: unsure}, {better: 0}, true]
+- [{better: 1, margin: unsure}, {better: 0}, false]
+- [{ranks: [1, 1, 2]}, {ranks: [1, 2, 3]}, true]
+- [{ranks: [2, 1, 3]}, {ranks: [1, 2, 3]}, false]
+- [{good: false}, {good: true}, false]
+- [{good: false}, {good: false}, true]
+- [{text: a}, {text: b}, null]
+""")
+
+
+@pytest.mark.parametrize(("label", "gold", "expected"), AGREE)
 def test_what_agrees_with_gold(label: Any, gold: Any, expected: bool | None) -> None:
     assert agrees(label, gold) is expected
 
