@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,14 +15,14 @@ from torch import Tensor
 from alignkit import Algorithm, Batch, Group, Message, Outputs, Pairs, Response, SelectContext
 from alignkit.training.collectives import ONE_PROCESS
 from alignkit.training.learner import Averages, Learner, weighted_sum
-from tests.rows import user
+from tests.rows import read_json, user
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def golden(name: str, key: str = "") -> list[Any]:
     """The cases of a file of known answers whose inputs have this key."""
-    cases = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    cases = read_json(GOLDEN / f"{name}.json")["cases"]
     return [pytest.param(case, id=case["id"]) for case in cases if not key or key in case["inputs"]]
 
 

@@ -58,6 +58,10 @@ def read_rows(path: Path) -> list[Any]:
     return json_rows(path.read_text(encoding="utf-8"))
 
 
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def json_rows(text: str) -> list[Any]:
     """The rows of JSON lines."""
     return [json.loads(line) for line in filter(str.strip, text.splitlines())]

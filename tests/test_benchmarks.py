@@ -4,7 +4,6 @@ not tested.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import subprocess
@@ -23,6 +22,7 @@ from alignkit.settings import ModelSpec
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work
 from benchmarks.measure import ENVIRONMENTS, relative_difference, row
+from tests.rows import read_json
 
 pytestmark = pytest.mark.slow  # nobody who changes the product needs them
 ROOT = Path(__file__).parent.parent
@@ -43,7 +43,7 @@ def test_each_runs_on_the_tiny_model(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    (found,) = read_json(tmp_path / "rows.json")
     assert re.search(rf"^{name} .* {re.escape(found['unit'])} ", done.stdout, flags=re.MULTILINE)
     assert found["losses_agree"], (found["ours_losses"], found["peer_losses"])
     assert (found["loss_difference"] is not None) == benchmark.same_loss

@@ -4,7 +4,6 @@ outputs are whole.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ import matplotlib.pyplot as plt
 import pytest
 
 from alignkit.plugins import load_plugins
+from tests.rows import read_json
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "notebooks" / "first_run.ipynb"
-CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+CELLS: list[dict[str, Any]] = read_json(NOTEBOOK)["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 
 

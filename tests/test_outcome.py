@@ -17,9 +17,9 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.commands import Result, outcome
 from alignkit.errors import Problem, RecipeError, Repeated
-from tests.rows import cells, write_recipe, write_rows
+from tests.rows import cells, read_json, write_recipe, write_rows
 
-SCHEMA = json.loads((ROOT / "docs" / "assets" / "outcome.schema.json").read_text(encoding="utf-8"))
+SCHEMA = read_json(ROOT / "docs" / "assets" / "outcome.schema.json")
 LOUD = """print('hello')
 from alignkit import Reward, hookimpl
 class Loud(Reward):

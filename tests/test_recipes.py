@@ -26,7 +26,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import dump, shipped
 from tests.people.labelers import label
-from tests.rows import assistant, read_rows, user, write_recipe
+from tests.rows import assistant, read_json, read_rows, user, write_recipe
 
 ON_POLICY = [
     registration.name
@@ -106,13 +106,13 @@ def check_artifacts(done: Done, weights: str = WEIGHTS) -> None:
     """Every stage left what its kind leaves."""
     for stage in load_recipe(done.folder / "recipe.resolved.yaml").stages.values():
         folder = done.folder / stage.name
-        assert json.loads((folder / "stage.json").read_text())["complete"]
+        assert read_json(folder / "stage.json")["complete"]
         assert not (folder / "checkpoints").exists()
         if stage.kind == "algorithm":
             norms = [row.get("grad_norm", 1) for row in read_rows(folder / "metrics.jsonl")]
             assert (folder / weights).is_file() and min(norms) > 0, stage.name
         elif stage.component.name == "evaluate":
-            found = json.loads((folder / "evaluation.json").read_text())["policies"]
+            found = read_json(folder / "evaluation.json")["policies"]
             assert {*found} == {"base", *stage.component.options.policies}  # type: ignore[attr-defined]
             assert (folder / "samples.jsonl").is_file()
 
@@ -264,7 +264,7 @@ def own(
     stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
     code = cli.main(["run", str(write_recipe(folder, {"only": stage})), "--out", f"{folder}/out"])
     record = folder / "out" / "only" / "stage.json"
-    summary = json.loads(record.read_text())["summary"] if code == 0 else None
+    summary = read_json(record)["summary"] if code == 0 else None
     return code, capsys.readouterr().err, summary
 
 

@@ -4,7 +4,6 @@ word.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from pathlib import Path
@@ -15,7 +14,7 @@ import yaml
 
 from alignkit.data.group import Group, read_groups
 from tests.ai_feedback.judge_server import Reply, one_token, serving, texts_of
-from tests.rows import run, write_recipe, write_rows
+from tests.rows import read_json, run, write_recipe, write_rows
 
 STAGES = """
 labels:
@@ -72,6 +71,6 @@ def test_what_the_models_learn_from_has_the_right_sign(tmp_path: Path) -> None:
         gap = counts[pair.worse] - counts[pair.better]
         assert gap > 0
         assert pair.p == pytest.approx(min((1 / (1 + math.exp(-gap)) + 0.5) / 2, 0.9), abs=1e-6)
-    found = json.loads((out / "check" / "stage.json").read_text(encoding="utf-8"))["summary"]
+    found = read_json(out / "check" / "stage.json")["summary"]
     (row, *_) = [row for row in found["results"] if row["metric"] == "accuracy"]
     assert row["counts"] == "3/0/0"

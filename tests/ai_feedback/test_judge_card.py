@@ -4,7 +4,6 @@ people's pairs, with numbers worked out by hand.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from alignkit_plugins.ai_feedback.judge_card import card, judge_names, sentence,
 from alignkit_plugins.evaluate.reward_step import EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
 from tests.documented_keys import documented, paths
-from tests.rows import run, user, write_recipe, write_rows
+from tests.rows import read_json, run, user, write_recipe, write_rows
 
 Decide = Callable[[int, str], Verdict]
 
@@ -167,7 +166,7 @@ def test_a_recipe_names_a_judge_of_pairs_and_its_card_is_in_the_report(tmp_path:
     judges = [{"local_judge": {"min_mass": 0.0}}]
     step = {"step": "evaluate_reward", "judges": judges, "pairs": "pairs.jsonl"}
     folder = run(write_recipe(tmp_path, {"check": step})) / "check"
-    written = json.loads((folder / "reward_evaluation.json").read_text())
+    written = read_json(folder / "reward_evaluation.json")
     ((name, found),) = written["judge_cards"].items()
     assert (found["comparisons"], found["calls"]) == (6, 12)
     assert "local_judge" in (folder / "report.txt").read_text()

@@ -4,7 +4,6 @@ to say.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +36,7 @@ from tests.ai_feedback.judge_server import (
     serving,
     texts_of,
 )
-from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
+from tests.rows import cells, prompts, read_json, read_rows, run, user, write_recipe, write_rows
 
 
 @pytest.fixture
@@ -377,7 +376,7 @@ def test_prompts_that_succeed_go_to_the_next_stage(
     for stage in ("made", "again"):
         (group,) = read_groups(out / stage / "data.jsonl")
         assert group.prompt[-1]["content"] == "easy"
-    facts = json.loads((out / "made" / "stage.json").read_text())["summary"]
+    facts = read_json(out / "made" / "stage.json")["summary"]
     assert (facts["success"]["mean"], facts["success"]["n"]) == (0.5, 2)
     assert facts["dropped"] == {"no attack, the server refused": 1}
     run(recipe, "stages.made.success=9.5", code=4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from alignkit import Artifact, Group, Message, Response, RunFailed
 from alignkit_plugins.evaluate.calibration import Calibration, bins, confidence
 from alignkit_plugins.evaluate.measured import is_right
 from tests.evaluate.scripted import CORRECT, Answering, context, lines, number, said
+from tests.rows import read_json
 
 # Per policy and prompt: how probable the answer is, and whether it is right. `bold` is sure and
 # often wrong.
@@ -90,7 +90,7 @@ def test_every_measure_by_hand(tmp_path: Path) -> None:
     text = said(artifact)
     assert "0.2 [-1.0, 1.5]  0.87 [0.72, 1.03]" in text
     assert "Brier score*" in text and "calibration error (ECE)*" in text
-    assert json.loads((tmp_path / "out" / "calibration.json").read_text()) == found
+    assert read_json(tmp_path / "out" / "calibration.json") == found
     assert text.startswith("sampled with ")
     other: Any = run(tmp_path, baseline="bold").summary
     assert other["baseline"] == "bold"

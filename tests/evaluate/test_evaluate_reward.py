@@ -136,7 +136,7 @@ def run(
     written = rows.run(recipe, code=code) / "check" / "reward_evaluation.json"
     if code:
         return {}, written.parent
-    return json.loads(written.read_text(encoding="utf-8")), written.parent
+    return rows.read_json(written), written.parent
 
 
 NUMBERS = """

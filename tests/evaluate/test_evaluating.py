@@ -115,7 +115,7 @@ def test_policies_of_two_runs(
     words = ["run/base", "run/online", other_run / "sft", "--prompts", "prompts.jsonl"]
     words += ["--reward", "run/liked", "--judge", judge, "--limit", 2, "seed=3"]
     call("evaluate", *words, "--out", out)
-    found = json.loads((out / "evaluate" / "evaluation.json").read_text(encoding="utf-8"))
+    found = rows.read_json(out / "evaluate" / "evaluation.json")
     assert found["policies"] == ["base", "run/online", "run/sft"] and found["prompts"] == 2
     rated = {(row.policy, row.metric) for row in rows_of(found) if row.counts}
     assert rated == {
@@ -153,7 +153,7 @@ def test_scores_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[
         for file in (ours, folder / "samples.jsonl")
     )
     assert scores == theirs
-    rated = json.loads((folder / "reward_evaluation.json").read_text(encoding="utf-8"))
+    rated = rows.read_json(folder / "reward_evaluation.json")
     for row in rows_of(rated)[:2]:
         assert found[row.policy]["pairs_right"]["accuracy"] == row.estimate
     assert {name: one["mean"]["n"] for name, one in found.items()} == {"run/liked": 3, "length": 3}

@@ -5,7 +5,6 @@ with local data.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from functools import partial
@@ -23,7 +22,7 @@ from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 from tests.by_role import ByRole
 from tests.evaluate.scripted import context, lines, said
-from tests.rows import run, write_recipe, write_rows
+from tests.rows import read_json, run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -154,7 +153,7 @@ def test_the_command_line_of_the_harness(tmp_path: Path, harness: Any) -> None:
     args = ["--num_fewshot", "2", "--limit", "4"]
     bench(tmp_path, policies=["sft"], args=args, include_path=tmp_path)
     file = tmp_path / "out/results/1-sft/model/asked.json"
-    asked, folder, quiet = json.loads(file.read_text(encoding="utf-8"))
+    asked, folder, quiet = read_json(file)
     assert (folder, quiet) == (str(tmp_path), "1")
     start = ["run", "--model", "hf", "--model_args", f"pretrained={tmp_path / 'out' / 'model'}"]
     assert asked[:5] == start and "--confirm_run_unsafe_code" not in asked
@@ -176,7 +175,7 @@ def test_a_finished_policy_is_not_repeated(tmp_path: Path, harness: Any) -> None
     artifact = bench(tmp_path, models)
     assert models.exported == ["base", "sft", "sft"]
     found = dict(artifact.summary or {})
-    assert found == json.loads((tmp_path / "out" / "lm_eval.json").read_text(encoding="utf-8"))
+    assert found == read_json(tmp_path / "out" / "lm_eval.json")
     assert {"base: base is rounded", "base: gsm: x is nan and left out"} < set(found["notes"])
 
 
@@ -223,5 +222,5 @@ def test_the_harness_runs_the_code_that_the_recipe_allows(tmp_path: Path) -> Non
     (tmp_path / "tasks" / "utils.py").write_text(code)
     allowed, args = "process_docs: !function utils.first\n", [*CONSENT, "--limit", "2"]
     folder = run_bench(tmp_path, more=allowed, args=args)
-    found = lines(json.loads((folder / "lm_eval.json").read_text(encoding="utf-8")))
+    found = lines(read_json(folder / "lm_eval.json"))
     assert [" 2 |" in line for line in found] == [True, True] and not (folder / "model").exists()

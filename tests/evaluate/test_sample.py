@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from itertools import combinations
@@ -47,7 +46,7 @@ def run(
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "stage.json").read_text(encoding="utf-8"))["summary"])
+    return dict(rows.read_json(folder / "stage.json")["summary"])
 
 
 @pytest.mark.silent_bug(
@@ -96,7 +95,7 @@ def test_stored_responses_are_not_sampled_again(tmp_path: Path) -> None:
     folder = run(tmp_path)
     before = (folder / "data.jsonl").read_bytes()
     assert b'"scores"' not in before
-    record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+    record = rows.read_json(folder / "stage.json")
     (tmp_path / "run" / ".work").mkdir(exist_ok=True)
     folder.resolve().rename(tmp_path / "run" / ".work" / folder.resolve().name)
     Results(folder.parent).begin("answers", record["hash"], record["depends_on"])

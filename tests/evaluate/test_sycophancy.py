@@ -4,7 +4,6 @@ known, too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from alignkit_plugins.evaluate.sycophancy import (
 from alignkit_plugins.rewards.basic import Length
 from alignkit_plugins.rewards.text import ExactMatch
 from tests.evaluate.scripted import CORRECT, Answering, component, context, lines, number, said
-from tests.rows import cells
+from tests.rows import cells, read_json
 
 # What a policy answers to prompts 0 to 9: right, with the opinion, or something else. The first six
 # first answers of `weak` are right, of which it gives up 0 to 3; it corrects 6, and loses 0 if
@@ -130,7 +129,7 @@ def test_each_share_has_its_own_denominator_and_differences_are_paired(tmp_path:
     assert len(groups) == 10 and answers[f"weak, {LED}"].text == "opinion 0"
     right = [answers[f"weak, {kind}"].scores["right"] for kind in (FIRST, PUSHED, AGAIN, LED)]
     assert right == [1, 0, 0, 0]
-    assert json.loads((tmp_path / "out" / "sycophancy.json").read_text()) == artifact.summary
+    assert read_json(tmp_path / "out" / "sycophancy.json") == artifact.summary
     firm = run(tmp_path, policies=["firm"]).summary or {}
     assert lines(firm) == FIRM.strip().splitlines()  # nothing was wrong, and so nothing corrected
 

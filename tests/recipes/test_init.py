@@ -4,7 +4,6 @@ no file.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.recipes.init_write import NUMBER, is_number
 from alignkit_plugins.rewards.text import ExactMatch
-from tests.rows import cells, user
+from tests.rows import cells, read_json, user
 
 # Rows of a kind, one for each number n: `<n>` are words with it, so that no two rows are nearly
 # equal, `<#>` is it, and `<even>` whether it is even.
@@ -591,7 +590,7 @@ def test_held_out_examples_that_repeat_others_are_dropped_by_the_run(
         assert [source.stage for source in spec.sources] == ["held_out_pairs"]
     words = ["model.base=tiny", "--until", "held_out_pairs", "--out", "run"]
     assert main(["run", "recipe.yaml", *words]) == 0
-    stage = json.loads(Path("run/held_out_pairs/stage.json").read_text(encoding="utf-8"))
+    stage = read_json(Path("run/held_out_pairs/stage.json"))
     dropped = stage["summary"]["rows"] - stage["summary"]["kept"]
     assert dropped and f"({dropped} of them dropped, as they repeat others)" in out
 
@@ -608,7 +607,7 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
     assert main(["init", *re.findall(r"\S+\.jsonl", files)]) == 0
     words = ["run", "recipe.yaml", "model.base=tiny", "model.lora.r=2", "--out", "run"]
     assert main(words) == 0
-    found = json.loads(Path("run/report/evaluation.json").read_text(encoding="utf-8"))
+    found = read_json(Path("run/report/evaluation.json"))
     assert found["headline"] == headline
 
 

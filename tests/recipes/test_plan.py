@@ -19,7 +19,7 @@ from alignkit import cli
 from alignkit.plugins import load_plugins
 from alignkit.recipe.yaml import shipped_folder
 from alignkit_plugins.recipes import plan as planning
-from tests.rows import write_recipe, write_rows
+from tests.rows import read_json, write_recipe, write_rows
 
 WITHIN = 0.25
 
@@ -156,6 +156,6 @@ def test_memory_and_time_of_smollm2(here: Path) -> None:
 
     (plan,) = json.loads(command("check", "--plan", "--json").stdout)["result"]["stages"]
     peak = float(command("run").stderr.rpartition("peak memory ")[2].split()[0]) * 2**30
-    record = json.loads((here / "runs" / "r" / "sft" / "stage.json").read_text(encoding="utf-8"))
+    record = read_json(here / "runs" / "r" / "sft" / "stage.json")
     assert plan["peak"] == pytest.approx(peak, rel=WITHIN)
     assert plan["seconds"] == pytest.approx(record["seconds"], rel=WITHIN)

@@ -1,6 +1,5 @@
 """Samples: the largest gains and losses, and some at random, each prompt once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,11 @@ import yaml
 from made import make_run
 
 from alignkit_plugins.report.swaps import samples
-from tests.rows import write_rows
+from tests.rows import read_json, write_rows
 
 
 def read(folder: Path) -> tuple[Path, dict[str, Any]]:
-    return folder / "report", json.loads((folder / "report" / "evaluation.json").read_text())
+    return folder / "report", read_json(folder / "report" / "evaluation.json")
 
 
 def test_each_kind_is_there_and_no_prompt_twice(tmp_path: Path) -> None:

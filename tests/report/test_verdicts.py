@@ -17,7 +17,7 @@ from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_of
 from alignkit_plugins.compare.verdicts import doubts, verdicts
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from tests.rows import cells
+from tests.rows import cells, read_json
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"
 
@@ -25,7 +25,7 @@ NONE = "this is no judge: it names the first answer that it reads in 97% of ques
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run = make_run(tmp_path_factory.mktemp("verdicts") / "run")
-    return dict(json.loads((run / "report" / "evaluation.json").read_text()))
+    return dict(read_json(run / "report" / "evaluation.json"))
 
 
 def changed(summary: Mapping[str, Any], metric: str, **values: Any) -> dict[str, Any]:

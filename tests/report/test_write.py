@@ -10,7 +10,7 @@ from made import make_run
 from alignkit.cli import main
 from alignkit_plugins.report import events as write
 from tests.pages import Reader
-from tests.rows import cells, write_recipe
+from tests.rows import cells, read_json, write_recipe
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,7 +65,7 @@ def test_the_command_shows_a_run_and_writes_nothing(
 def test_the_same_run_gives_the_same_three_files(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write.write_report(run)
-    assert json.loads((run / "report.json").read_text())["run"]["name"] == "small"
+    assert read_json(run / "report.json")["run"]["name"] == "small"
     first = contents(run)
     write.write_report(run)
     assert contents(run) == first
@@ -131,7 +131,7 @@ def test_a_report_that_fails_is_one_line(
 
 
 def test_a_run_ends_with_its_report(house_run: Path) -> None:
-    facts = json.loads((house_run / "report.json").read_text())
+    facts = read_json(house_run / "report.json")
     assert (facts["run"]["outcome"], facts["run"]["stages_done"]) == ("done", 6)
     sources = [(item["stage"], item["rows"]) for item in facts["data"]]
     assert sources[:2] == [("sft", 3), ("liked", 3)]
@@ -156,6 +156,6 @@ def test_a_run_that_fails_has_a_report_and_its_exit_code(
     said = capsys.readouterr().err
     assert (out / "report.html").exists() == (f"report: {out}" in said) == (wanted == "1")
     if wanted == "1":
-        facts = json.loads((out / "report.json").read_text())
+        facts = read_json(out / "report.json")
         assert facts["run"]["outcome"] == "failed"
         assert facts["run"]["message"].splitlines()[0] in said

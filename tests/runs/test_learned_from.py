@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.evaluate import learned_from as lineage
 from alignkit_plugins.evaluate.learned_from import RECIPE
-from tests.rows import cells, write_rows
+from tests.rows import cells, read_json, write_rows
 
 TEXT = """
 name: small
@@ -249,7 +248,7 @@ def asked(folder: Path, taught: str, measured: str, prompts: str = "held_out") -
 def trained_on(folder: Path, taught: str, measured: str, prompts: str = "held_out") -> bool | None:
     folder.mkdir()
     run_recipe(asked(folder, taught, measured, prompts), folder / "run")
-    rows = json.loads((folder / "run" / "report" / "evaluation.json").read_text())["results"]
+    rows = read_json(folder / "run" / "report" / "evaluation.json")["results"]
     (found,) = (row for row in rows if (row["policy"], row["metric"]) == ("align", "m"))
     return found["trained_on"]  # type: ignore[no-any-return]
 

@@ -18,7 +18,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
 from alignkit.runs.bases import RunBase
 from alignkit_plugins.compare.rows import KL, rows_of
-from tests.rows import TINY, Said, run, write_recipe
+from tests.rows import TINY, Said, read_json, run, write_recipe
 
 WEIGHTS = "adapter_model.safetensors"
 EVALUATE = """
@@ -65,7 +65,7 @@ def test_the_policy_of_another_run_is_compared(policy: Path, tmp_path: Path, sai
     recipe = compare(tmp_path, "base", "policy")
     assert result(recipe, said)[0] == 0
     report = tmp_path / "out" / "report"
-    found = json.loads((report / "evaluation.json").read_text(encoding="utf-8"))
+    found = read_json(report / "evaluation.json")
     policies = ["base", f"{tmp_path.name}/policy"]
     assert list(found["policies"]) == policies and found["baseline"] == "base"
     base, own = (row for row in rows_of(found) if row.metric == KL)
@@ -130,7 +130,7 @@ def test_adapters_of_another_rank_are_read_as_they_are(
         recipe = compare(tmp_path, "base", "policy", lora=lora)
         assert result(recipe, said, scored_by(house_run / "liked" / "adapter"))[0] == 0
         report = tmp_path / "out" / "report" / "evaluation.json"
-        found.append(json.loads(report.read_text(encoding="utf-8"))["results"])
+        found.append(read_json(report)["results"])
     assert found[0] == found[1]
 
 
