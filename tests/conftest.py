@@ -120,6 +120,12 @@ def said(capsys: pytest.CaptureFixture[str]) -> Said:
 
 
 @pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Said:
+    """What was written to stdout since the last call."""
+    return lambda: capsys.readouterr().out
+
+
+@pytest.fixture
 def combinations() -> Iterator[None]:
     """The package of rare combinations of rewards is loaded."""
     from alignkit.plugins import load_plugins

@@ -15,7 +15,7 @@ from alignkit import Group, Message, Response
 from alignkit.cli import main
 from alignkit.data.group import group_to_json, read_groups
 
-Said = Callable[[], str]  # the fixture: what was written to stderr since it was last asked
+Said = Callable[[], str]  # the fixtures `said` and `printed`: what was written since the last call
 WORDS = ("bread is good", "my old friend", "the people in this house")
 TINY = {"base": "tiny", "dtype": "float32"}
 

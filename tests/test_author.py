@@ -15,7 +15,7 @@ from alignkit.calls import CallError, call
 from alignkit.cli import main
 from alignkit.errors import LONGEST, DataError
 from alignkit.plugins import load_plugins
-from tests.rows import cells
+from tests.rows import Said, cells
 
 PLUGIN = """
 import os, sys
@@ -148,29 +148,29 @@ def run(folder: Path, fault: str) -> int:
     return main([*command, "--out", str(folder / "run")])
 
 
-@pytest.mark.parametrize(("place", "what", "said"), cells(FAULTS))
+@pytest.mark.parametrize(("place", "what", "message"), cells(FAULTS))
 def test_the_error_names_the_plugin(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     place: str,
     what: str,
-    said: str,
+    message: str,
 ) -> None:
     # `act` evaluates the fault, so that a result may be made of the method's own variables.
     monkeypatch.setenv("FAULT", f"{place}={what.replace('values', 'result.raw')}")
     code = run(tmp_path, place)
-    err = capsys.readouterr().err
+    err = said()
     of_recipe = place in ("C.parts", "A.__init__")  # which reading the recipe calls
     assert (
         code == (2 if of_recipe else 3)
-        and said in err
+        and message in err
         and "Traceback" not in err
         and "unexpected" not in err
     ), err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "plugin 'strange.py'" in line and f"`{place}`" in line, line
-    if "advantage" in said or "SystemExit" in said:
+    if "advantage" in message or "SystemExit" in message:
         assert "(strange.py:" in line, line
     # The recipe is read before its stages run, and its own lines say which stage is meant.
     assert "stage 'only'" in line or of_recipe or place == "source", line
@@ -179,11 +179,11 @@ def test_the_error_names_the_plugin(
 def test_an_observer_that_exits_stops_the_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     monkeypatch.setenv("FAULT", "metrics_logged=sys.exit(0)")
     assert run(tmp_path, "metrics_logged") == 3
-    assert "plugin 'strange.py', in `metrics_logged`: SystemExit: 0" in capsys.readouterr().err
+    assert "plugin 'strange.py', in `metrics_logged`: SystemExit: 0" in said()
 
 
 class Odd(RuntimeError):

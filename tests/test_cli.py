@@ -12,7 +12,7 @@ from alignkit import __version__, cli
 from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
-from tests.rows import write_recipe, write_rows
+from tests.rows import Said, write_recipe, write_rows
 
 HEAVY = (
     "torch",
@@ -56,7 +56,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(tmp_path / "small.yaml"), "--plugin", str(tmp_path / "fake.py")]
 
 
-def test_check_prints_the_stages(recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_the_stages(recipe: list[str], printed: Said) -> None:
     assert cli.main(["check", *recipe]) == 0
     shown = """\
 read d.jsonl: prompt_completion (recognized), 1 conversation
@@ -65,7 +65,7 @@ read d.jsonl: prompt_completion (recognized), 1 conversation
 org/model: not looked at: rows as its chat template writes them, because check makes and downloads no model
 ok: small: stages first -> second
 """
-    assert capsys.readouterr().out.replace(f"{Path(recipe[0]).parent}/", "") == shown
+    assert printed().replace(f"{Path(recipe[0]).parent}/", "") == shown
 
 
 def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -
 def test_exit_codes(
     recipe: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     error: BaseException,
     code: int,
 ) -> None:
@@ -105,7 +105,7 @@ def test_exit_codes(
     monkeypatch.setattr("alignkit.runs.run.run_recipe", fail)
     monkeypatch.delenv("ALIGNKIT_DEBUG", raising=False)
     assert cli.main(["run", *recipe]) == code
-    *_, last = capsys.readouterr().err.splitlines()
+    *_, last = said().splitlines()
     assert last.startswith("interrupted" if code == 130 else "error: ")
     with monkeypatch.context() as other:  # a process of several, which starts no others
         other.setenv("RANK", "1")
@@ -115,7 +115,7 @@ def test_exit_codes(
     if isinstance(error, ZeroDivisionError):
         monkeypatch.setenv("ALIGNKIT_DEBUG", "1")
         assert cli.main(["run", *recipe]) == 1
-        assert "Traceback" in capsys.readouterr().err
+        assert "Traceback" in said()
 
 
 SHOWN = """\
@@ -131,11 +131,11 @@ plugins --schema FAKE | "title": "alignkit recipe" | "fake_noop"
 
 
 @pytest.mark.parametrize("line", SHOWN.splitlines())
-def test_a_command_shows(line: str, recipe: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_shows(line: str, recipe: list[str], printed: Said) -> None:
     words, *wanted = line.split(" | ")
     arguments = [*words.replace("FAKE", "").split(), *(recipe[1:] if "FAKE" in words else [])]
     assert cli.main(arguments) == 0
-    out = capsys.readouterr().out
+    out = printed()
     assert not [said for said in wanted if said.strip() not in " ".join(out.split())]
     assert len(out.splitlines()) <= 45 or "--schema" in words
 
@@ -192,18 +192,16 @@ def test_a_mistake_of_who_types_ends_with_2_and_says_what_to_type(
     assert os.listdir("runs") == ["one"]
 
 
-def test_help_fits_into_a_terminal(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_fits_into_a_terminal(monkeypatch: pytest.MonkeyPatch, printed: Said) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["--help"]) == 0
-    overview = capsys.readouterr().out
+    overview = printed()
     listed = overview.split("Commands:")[1]
     commands = re.findall(r"^  (\w+) ", listed, re.MULTILINE)
     assert len(commands) == 13 and "..." not in listed
     for command in commands:
         assert cli.main([command, "--help"]) == 0
-        shown = capsys.readouterr().out
+        shown = printed()
         assert [line for line in shown.splitlines() if len(line) > 80] == []
         assert "\\b" not in shown  # typer's mark of lines to keep, which it then leaves out
 
@@ -226,7 +224,7 @@ def test_nothing_heavy_is_imported(recipe: list[str]) -> None:
 @pytest.mark.parametrize("words", [["init", "--list"], ["plugins"], ["plugins", "ppo"]])
 def test_a_pipe_gets_narrow_tables_with_whole_cells(
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    printed: Said,
     tmp_path: Path,
     words: list[str],
 ) -> None:
@@ -234,7 +232,7 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
     (tmp_path / f"{long}.yaml").write_text("# What: nothing\n")
     monkeypatch.setattr("alignkit.recipe.yaml.shipped_folder", lambda: tmp_path)
     assert cli.main(words) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed().splitlines()
     table = [line for line in lines if not line.startswith("  ") or words != ["plugins", "ppo"]]
     assert max(len(line.rstrip()) for line in table) <= 100
     if words == ["init", "--list"]:

@@ -21,6 +21,7 @@ from stores import event, opened, pair
 from alignkit import cli
 from alignkit.plugins import load_plugins
 from tests.documented_commands import ROOT, Command, commands
+from tests.rows import Said
 
 COMMANDS = commands()
 EXAMPLES = ROOT / "docs" / "examples"
@@ -162,7 +163,7 @@ def test_recipes_of_commands_are_valid(
     files: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     monkeypatch.chdir(
         shutil.copytree(own_folder(command) or files, tmp_path / "files", symlinks=True)
@@ -181,7 +182,7 @@ def test_recipes_of_commands_are_valid(
         pytest.skip("it imports verifiers, which is not installed")
     code = cli.main(["check", *words])
     load_plugins()
-    assert code == 0, capsys.readouterr().err
+    assert code == 0, said()
 
 
 def test_make_has_the_targets_and_pip_finds_what_is_named() -> None:
@@ -244,11 +245,11 @@ def test_commands_of_a_page_run(
     finished: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     monkeypatch.chdir(shutil.copytree(finished, tmp_path / "files", symlinks=True))
     for command in COMMANDS:
         if command.page == page and runs_here(command):
             monkeypatch.setattr("sys.argv", [*command.words])  # for the processes that it starts
             code = cli.main(list(command.words[1:]))
-            assert code == 0, f"{command.text}: {capsys.readouterr().err}"
+            assert code == 0, f"{command.text}: {said()}"

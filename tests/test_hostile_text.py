@@ -13,6 +13,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.io.text import exists, expanded, is_dir, is_file, printable, resolved
+from tests.rows import Said
 
 LONG, UNKNOWN, NUL, INLINE = "x" * 5000, "~nobody-of-this-name/x", "a\0b", "{{ messages }}\n" * 400
 RED = "\x1b[31mred\x1b[0m\x9b1m\u202eder\x07"
@@ -79,28 +80,26 @@ def quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("place", PLACES)
 def test_impossible_names_are_mistakes_of_the_recipe(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, text: str
+    tmp_path: Path, said: Said, place: str, text: str
 ) -> None:
     hostile = json.dumps(recipe(**{place: PLACES[place]})).replace("TEXT", json.dumps(text)[1:-1])
     code = run(tmp_path, hostile)
-    err = capsys.readouterr().err
+    err = said()
     assert code in (2, 4) and "unexpected" not in err and "Traceback" not in err, err
     assert "r.yaml" in err or place.endswith("hub")
 
 
 @pytest.mark.parametrize("option", ["--out", "--plugin"])
 @pytest.mark.parametrize("text", [LONG, NUL], ids=["long", "NUL"])
-def test_impossible_names_in_options(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
-) -> None:
+def test_impossible_names_in_options(tmp_path: Path, said: Said, option: str, text: str) -> None:
     code = run(tmp_path, recipe(), option, str(tmp_path / text))
-    assert code in (2, 3, 5) and "unexpected" not in capsys.readouterr().err
+    assert code in (2, 3, 5) and "unexpected" not in said()
 
 
 @pytest.mark.parametrize("name", [LONG, UNKNOWN, NUL, f"{RED}.yaml"])
-def test_a_recipe_that_cannot_be(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_recipe_that_cannot_be(said: Said, name: str) -> None:
     assert main(["run", name]) == 2
-    err = capsys.readouterr().err
+    err = said()
     assert "no such recipe" in err and "\x1b" not in err
 
 

@@ -10,6 +10,7 @@ import typer
 from alignkit.cli import main
 from alignkit.commands import add_commands
 from alignkit.errors import plugin_options
+from tests.rows import Said
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
 __all__ = ["distribution", "fresh"]  # fixtures
@@ -32,7 +33,7 @@ NAME = ("x-pack", GOOD.replace('"mine"', '"my reward!"'))
 
 
 @pytest.mark.parametrize(
-    ("packages", "said"),
+    ("packages", "message"),
     [
         ([EXIT], "SystemExit: 3 (fake_x_pack.py:2)"),
         ([NAME], "reward 'my reward!': a name has letters"),
@@ -41,9 +42,9 @@ NAME = ("x-pack", GOOD.replace('"mine"', '"my reward!"'))
 )
 def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
     packages: list[tuple[str, str]],
-    said: str,
+    message: str,
     distribution: MakeDistribution,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     tmp_path: Path,
 ) -> None:
     for name, source in packages:
@@ -51,8 +52,8 @@ def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     (tmp_path / "r.yaml").write_text(RECIPE, encoding="utf-8")
     assert main(["check", str(tmp_path / "r.yaml")]) in (2, 3)
-    text = capsys.readouterr().err
-    assert packages[0][0] in text and said in text
+    text = said()
+    assert packages[0][0] in text and message in text
 
 
 def test_commands_are_left_out_with_their_package(

@@ -39,7 +39,7 @@ from alignkit.training.trainer import add_value_role
 from alignkit_plugins.algorithms.ppo import PPO
 from alignkit_plugins.models.tiny import _tokenizer
 from tests.by_hand import asked, batch, new
-from tests.rows import TINY, pairs, read_rows, write_recipe, write_rows
+from tests.rows import TINY, Said, pairs, read_rows, write_recipe, write_rows
 from tests.sampled import sample
 
 ITEMS: dict[int, str] = yaml.safe_load("""
@@ -471,9 +471,7 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTraine
     "The stage says so before it starts.",
     "NVIDIA-NeMo/RL#69",
 )
-def test_sampling_filters_are_off_and_harmless(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sampling_filters_are_off_and_harmless(tmp_path: Path, said: Said) -> None:
     """By default none; with one, log-probabilities stay those of the unfiltered policy, so KL is
     finite, but biased.
     """
@@ -481,7 +479,7 @@ def test_sampling_filters_are_off_and_harmless(
     for name, value in {"top_p": 0.5, "min_new_tokens": 2, "top_k": 2, "top_": 0}.items():
         filters = {name: value} if value else {}
         with started(tmp_path / name, rollout={**rollout, **filters}) as stage:
-            assert ("ratios and KL are of all" in capsys.readouterr().err) == bool(value)
+            assert ("ratios and KL are of all" in said()) == bool(value)
             examples = measured(stage).examples
         told = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
         found = torch.cat(examples.token_columns["old_logprobs"])

@@ -13,7 +13,7 @@ from test_bases import make_model
 
 from alignkit.cli import main
 from alignkit.models import loading
-from tests.rows import write_rows
+from tests.rows import Said, write_rows
 
 RECIPE = """\
 model: {base: BASE, dtype: float32, lora: {r: 4, lora_alpha: 8}, device: DEVICE}
@@ -62,13 +62,11 @@ def test_a_teacher_with_another_tokenizer(
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "hpu"])
-def test_a_device_that_is_not_here(
-    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_device_that_is_not_here(device: str, tmp_path: Path, said: Said) -> None:
     """Of a kind that this torch knows, or that a package brings."""
     path = written(tmp_path, device=device)
     assert main(["run", str(path), "--out", str(tmp_path / "out")]) == 1
-    err = capsys.readouterr().err
+    err = said()
     assert f"'device: {device}': " in err and "help: 'device: auto'" in err and f"{path}:" in err
 
 

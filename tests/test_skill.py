@@ -13,6 +13,7 @@ from documented_commands import ROOT
 
 from alignkit import cli
 from alignkit.plugins import load_plugins
+from tests.rows import Said
 
 SKILL = (ROOT / "docs" / "skill" / "SKILL.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -28,9 +29,7 @@ def test_it_has_every_exit_code() -> None:
 
 
 @pytest.mark.slow
-def test_every_command_works(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ALIGNKIT_REPORT", raising=False)
     done = []
@@ -45,7 +44,7 @@ def test_every_command_works(
             expected = re.search(r"# exit code (\d+)$", line)
             code = cli.main(words)
             load_plugins()
-            assert code == int(expected[1] if expected else 0), f"{line}\n{capsys.readouterr().err}"
+            assert code == int(expected[1] if expected else 0), f"{line}\n{said()}"
             done.append(" ".join([program, *words[:1]]))
     assert {
         "alignkit init",

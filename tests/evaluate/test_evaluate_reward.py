@@ -178,7 +178,7 @@ def test_a_run_writes_the_numbers(tmp_path: Path) -> None:
 
 
 def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: rows.Said
 ) -> None:
     """Unless its scores are no log odds: ratings are on the data's scale, and a margin pushes pairs
     further apart than their odds.
@@ -201,7 +201,7 @@ def test_a_reward_model_has_a_calibration_and_its_training_pairs_are_named(
     }
     (note,) = [note for note in written["notes"] if "plain" in note]
     assert note.startswith("warning: 4 of 4 rows are training data (4 by plain")
-    assert note in capsys.readouterr().err
+    assert note in said()
     out = folder.parent
     specs = ("folder", str(out / "plain" / "adapter")), ("stage", "plain"), ("folder", str(out))
     assert [log_odds(RewardSpec(*spec), out) for spec in specs] == [True, True, False]
@@ -217,10 +217,10 @@ MISTAKES = """
 
 @pytest.mark.parametrize(("keys", "code", "word"), rows.cells(MISTAKES))
 def test_mistakes_are_named(
-    keys: str, code: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keys: str, code: str, word: str, tmp_path: Path, said: rows.Said
 ) -> None:
     run(tmp_path, ROWS, int(code), **json.loads(keys))
-    assert word in capsys.readouterr().err
+    assert word in said()
 
 
 # --- RewardBench 2

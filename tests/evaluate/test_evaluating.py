@@ -129,9 +129,9 @@ def test_policies_of_two_runs(
     assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
-def test_the_help_says_how_prompts_name_their_format(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_says_how_prompts_name_their_format(printed: rows.Said) -> None:
     call("evaluate", "--help")
-    assert "'{gsm8k: FILE}' names its format" in " ".join(capsys.readouterr().out.split())
+    assert "'{gsm8k: FILE}' names its format" in " ".join(printed().split())
     recipe = recipe_of(read_words(["tiny"]), "{gsm8k: FILE}")
     assert recipe["stages"]["evaluate"]["prompts"] == {"gsm8k": "FILE"}
 
@@ -169,13 +169,13 @@ def test_rows_go_to_stdout_and_the_summary_to_stderr(capfd: pytest.CaptureFixtur
 
 
 def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, printed: rows.Said
 ) -> None:
     answers = [Response(text) for text in ("2", "3", "It is 2.")] + [Response("2", truncated=True)]
     groups = [rows.prompts(["1 + 1?"], responses=(a,), meta={"answer": "2"})[0] for a in answers]
     given, out = rows.write_rows(tmp_path / "a.jsonl", groups), tmp_path / "s.jsonl"
     call("evaluate", given, "--reward", "exact_match", "--out", out)
-    assert capsys.readouterr().out.splitlines() == [
+    assert printed().splitlines() == [
         "examples: 4; truncated responses: 1",
         "exact_match: mean 0.5 [0.2, 0.8] of 4 examples",
     ]
@@ -203,12 +203,12 @@ MISTAKES = """
 """
 
 
-@pytest.mark.parametrize(("words", "code", "said"), rows.cells(MISTAKES))
+@pytest.mark.parametrize(("words", "code", "message"), rows.cells(MISTAKES))
 def test_mistakes_are_found_before_anything_is_loaded(
-    words: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
+    words: str, code: str, message: str, said: rows.Said
 ) -> None:
     call(*shlex.split(words), code=int(code))
-    assert said in capsys.readouterr().err
+    assert message in said()
     assert not Path("a.jsonl").exists() and not Path("evaluations").exists()
 
 
@@ -232,14 +232,12 @@ def test_a_file_of_prompts_is_answered_as_in_a_report(
         assert [r.source for r in ours.responses] == ["run-sft", "run-online"]
 
 
-def test_answers_are_rows_for_scores_and_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_answers_are_rows_for_scores_and_training(tmp_path: Path, said: rows.Said) -> None:
     texts = [rows.prompts([text], meta={"answer": text})[0] for text in ("a", "b c", "a")]
     asked, out = rows.write_rows(tmp_path / "p.jsonl", texts), tmp_path / "answers.jsonl"
     sampling = ["sampling.temperature=0", "sampling.max_new_tokens=3"]
     call("chat", "run/sft", *sampling, "--prompts", asked, "--out", out)
-    assert "1 of 3 prompts repeat the words and columns of others" in capsys.readouterr().err
+    assert "1 of 3 prompts repeat the words and columns of others" in said()
     answers = read_groups(out)
     assert [row.meta["answer"] for row in answers] == ["a", "b c"]
     assert all(0 < len(row.responses[0].tokens or ()) <= 3 for row in answers)

@@ -22,7 +22,7 @@ from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 from tests.by_role import ByRole
 from tests.evaluate.scripted import context, lines, said
-from tests.rows import read_json, run, write_recipe, write_rows
+from tests.rows import Said, read_json, run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -69,7 +69,7 @@ def run_bench(folder: Path, more: str = "", code: int = 0, **step: Any) -> Path:
 
 
 def test_without_the_package_nothing_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Said
 ) -> None:
     find = importlib.util.find_spec
 
@@ -78,7 +78,7 @@ def test_without_the_package_nothing_is_trained(
 
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     assert not (run_bench(tmp_path, code=2).parent / "sft").exists()
-    assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in capsys.readouterr().err
+    assert "stage 'bench': step 'lm_eval' needs the package lm_eval" in said()
 
 
 @pytest.fixture

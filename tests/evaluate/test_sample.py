@@ -173,13 +173,13 @@ SERVER = {"base_url": "http://localhost:1/v1", "model": "m"}
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("keys", "message"),
     [
         ({"keep": "best"}, "'keep: best' needs a 'reward'"),
         ({"policy": SERVER, "sampling": {"top_k": 3}}, "servers differ in 'top_k'"),
         ({"policy": {**SERVER, "api_key_env": "NO_SUCH_KEY"}}, "NO_SUCH_KEY is not set"),
     ],
 )
-def test_mistakes(keys: Any, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(keys: Any, message: str, tmp_path: Path, said: rows.Said) -> None:
     run(tmp_path, 2, **keys)
-    assert said in capsys.readouterr().err
+    assert message in said()

@@ -10,17 +10,18 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped, shipped_folder
 from alignkit_plugins.recipes.init_write import copy_recipe, summary
+from tests.rows import Said
 
 
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_a_copy_is_valid_and_needs_nothing_of_the_original(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: Said
 ) -> None:
     load_plugins()  # without those of other tests
     stages = list(load_recipe(shipped()[name]).stages)
     monkeypatch.chdir(tmp_path)
     assert main(["init", "--from", name]) == 0
-    copies = capsys.readouterr().out.splitlines()
+    copies = printed().splitlines()
     assert copies[0] == f"{name}.yaml" and "data/LICENSES.md" in copies
     copy = Path(copies[0])
     line = copy.read_text(encoding="utf-8").partition("\n")[0]
@@ -29,7 +30,7 @@ def test_a_copy_is_valid_and_needs_nothing_of_the_original(
     monkeypatch.setattr("alignkit.recipe.yaml.shipped", dict)  # none to fall back on
     assert str(shipped_folder()) not in str(load_recipe(copy).resolved)
     assert main(["check", str(copy), "model.base=tiny"]) == 0
-    assert f"ok: {name}: stages {' -> '.join(stages)}\n" in capsys.readouterr().out
+    assert f"ok: {name}: stages {' -> '.join(stages)}\n" in printed()
 
 
 def test_a_users_file_stays_and_a_copy_onto_itself_changes_nothing(tmp_path: Path) -> None:

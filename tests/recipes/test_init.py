@@ -15,7 +15,7 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.recipes.init_write import NUMBER, is_number
 from alignkit_plugins.rewards.text import ExactMatch
-from tests.rows import cells, read_json, user
+from tests.rows import Said, cells, read_json, user
 
 # Rows of a kind, one for each number n: `<n>` are words with it, so that no two rows are nearly
 # equal, `<#>` is it, and `<even>` whether it is even.
@@ -549,9 +549,7 @@ stages:
 
 
 @pytest.mark.parametrize("block", WRITTEN.strip("\n").split("\n\n"))
-def test_the_recipe_answers_what_the_data_can(
-    block: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None:
     """The files, the words of the command, what it says, and the stages that it writes."""
     files, _, block = block.partition("$ ")
     words, _, block = block.partition("\n")
@@ -559,7 +557,7 @@ def test_the_recipe_answers_what_the_data_can(
     write(files)
     assert main(["init", *words.split()]) == 0
     said = said.replace("\n  ", " ")
-    assert capsys.readouterr().out == f"recipe.yaml\n{said}next: alignkit run recipe.yaml\n"
+    assert printed() == f"recipe.yaml\n{said}next: alignkit run recipe.yaml\n"
     text = Path("recipe.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(text)["stages"] == yaml.safe_load(stages)
     assert all(f"# {line}\n" in text.replace("\n#   ", " ") for line in said.splitlines())
@@ -577,12 +575,12 @@ def test_the_reward_compares_the_last_number_of_an_answer() -> None:
 
 
 def test_held_out_examples_that_repeat_others_are_dropped_by_the_run(
-    capsys: pytest.CaptureFixture[str],
+    printed: Said,
 ) -> None:
     """Every row has a near double with another beginning, which puts it anywhere."""
     write("pairs.jsonl ASKED 50\npairs.jsonl AGAIN 50")
     assert main(["init", "pairs.jsonl"]) == 0
-    out = capsys.readouterr().out
+    out = printed()
     recipe = load_recipe(Path("recipe.yaml"))
     align, report = recipe.stages["align"].settings, recipe.stages["report"].component.options
     assert align is not None
@@ -713,21 +711,21 @@ demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUM
 
 
 @pytest.mark.parametrize("line", MISTAKES.splitlines())
-def test_data_that_no_recipe_fits(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_no_recipe_fits(line: str, said: Said) -> None:
     """`files  exit code  words`; nothing is written."""
-    words, code, said = re.split(r"\s\s+", line)
+    words, code, message = re.split(r"\s\s+", line)
     write(FILES)
     assert main(["init", "new", *words.split()]) == int(code)
-    assert said in " ".join(capsys.readouterr().err.split()) and not Path("new").exists()
+    assert message in " ".join(said().split()) and not Path("new").exists()
 
 
 def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
-    capsys: pytest.CaptureFixture[str],
+    printed: Said,
 ) -> None:
     """A row for each answer of a conversation, prompts that differ in case only, and an empty
     answer.
     """
     write("d.jsonl EMPTY 1\nd.jsonl TURN 8\nd.jsonl TURNS 8\nd.jsonl UPPER 8")
     assert main(["init", "demos=d.jsonl"]) == 0
-    assert "bad rows, 1; the first is d.jsonl:1: " in capsys.readouterr().out
+    assert "bad rows, 1; the first is d.jsonl:1: " in printed()
     assert main(["check", "recipe.yaml", "model.base=tiny"]) == 0

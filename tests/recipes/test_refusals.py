@@ -9,7 +9,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.io.results import read_record, write_record
-from tests.rows import cells
+from tests.rows import Said, cells
 
 # A file, what it says instead of what (it is deleted if there is nothing), what is then verified,
 # and why not
@@ -35,7 +35,7 @@ def test_what_is_not_as_it_was_is_refused(
     target: str,
     reason: str,
     house_copy: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     folder = house_copy.parent
     path = folder / file
@@ -49,6 +49,6 @@ def test_what_is_not_as_it_was_is_refused(
         path.unlink(missing_ok=True)
     before = sorted(folder.rglob("*"))
     assert main(["verify", str(folder / target)]) == 2
-    err = " ".join(capsys.readouterr().err.split())
+    err = " ".join(said().split())
     assert reason.replace("FOLDER", str(folder)) in err and "stage 3 of" not in err
     assert sorted(folder.rglob("*")) == before

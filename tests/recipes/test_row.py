@@ -10,7 +10,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit_plugins.recipes.check_row import Inspection, Tokens
-from tests.rows import cells
+from tests.rows import Said, cells
 
 ROWS = {
     "demos": """\
@@ -185,13 +185,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("block", SHOWN.strip("\n").split("\n\n"))
-def test_a_row_is_shown_as_the_stage_sees_it(
-    block: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_row_is_shown_as_the_stage_sees_it(block: str, tmp_path: Path, printed: Said) -> None:
     """`$ stage and overrides`; a line `--` is empty. Nothing is written."""
     words, _, wanted = block.removeprefix("$ ").partition("\n")
     assert main(["check", "r.yaml", *words.split()]) == 0
-    out = capsys.readouterr().out.replace(f"{tmp_path}/", "")
+    out = printed().replace(f"{tmp_path}/", "")
     assert out.rstrip("\n").replace("\n\n", "\n--\n") == wanted
     assert not (tmp_path / "runs").exists()
 
@@ -204,12 +202,10 @@ again | 4 | run the recipe as far as 'labels' first
 """
 
 
-@pytest.mark.parametrize(("words", "code", "said"), cells(MISTAKES))
-def test_what_is_not_there(
-    words: str, code: str, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("words", "code", "message"), cells(MISTAKES))
+def test_what_is_not_there(words: str, code: str, message: str, said: Said) -> None:
     assert main(["check", "r.yaml", *words.split()]) == int(code)
-    assert said in capsys.readouterr().err
+    assert message in said()
 
 
 def test_a_row_does_not_act_on_the_terminal() -> None:

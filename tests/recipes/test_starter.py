@@ -14,14 +14,15 @@ from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped_folder
 from alignkit_plugins.recipes.init_write import STARTER
+from tests.rows import Said
 
 KINDS = ("demos", "pairs", "prompts")
 
 
-def test_the_example_runs_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_example_runs_at_once(tmp_path: Path, printed: Said) -> None:
     folder = tmp_path / "my first {project}: yes"
     assert main(["init", str(folder)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed().splitlines()
     assert lines[-1] == f"next: alignkit run {folder / 'recipe.yaml'}" and len(lines) == 5
     assert main(["run", str(folder / "recipe.yaml"), "--out", str(tmp_path / "run")]) == 0
     made = sorted(path.parent.name for path in (tmp_path / "run").glob("*/adapter"))
@@ -56,12 +57,12 @@ def test_a_path_starts_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "    data: {path: ../rows.jsonl, part: [0.2, 1]}\n" in text
 
 
-def test_no_file_is_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_file_is_replaced(tmp_path: Path, said: Said) -> None:
     mine = tmp_path / "data" / "pairs.jsonl"
     mine.parent.mkdir()
     mine.write_text("mine", encoding="utf-8")
     assert main(["init", str(tmp_path)]) == 2
-    assert str(mine) in capsys.readouterr().err
+    assert str(mine) in said()
     assert [*tmp_path.rglob("*.*")] == [mine] and mine.read_text(encoding="utf-8") == "mine"
 
 

@@ -16,7 +16,7 @@ from alignkit.errors import NotReproduced
 from alignkit.io.results import manifest, read_record, write_record
 from tests.ai_feedback.judge_server import serving
 from tests.ai_feedback.test_openai_judge import honest
-from tests.rows import read_rows, run, write_recipe, write_rows
+from tests.rows import Said, read_rows, run, write_recipe, write_rows
 
 
 def verify(target: Path) -> int:
@@ -38,13 +38,11 @@ def contents(folder: Path) -> dict[Path, Any]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
-def test_a_run_is_reproduced_and_not_touched(
-    house_copy: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_reproduced_and_not_touched(house_copy: Path, printed: Said) -> None:
     changed(house_copy / "sft", 0, time=0.0, tokens_per_second=1.0)
     before = contents(house_copy.parent)
     assert verify(house_copy) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed().splitlines()
     stages = ("sft", "liked", "dpo", "ppo", "online", "report")
     assert lines == [f"{name}: equal" for name in stages]
     assert contents(house_copy.parent) == before
@@ -69,7 +67,7 @@ def test_the_first_difference_is_named_with_its_size(
     assert lines[3] == "  different here: nothing that the record knows, so perhaps the machine"
 
 
-def test_the_likely_causes_are_named(house_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_likely_causes_are_named(house_copy: Path, printed: Said) -> None:
     stage = changed(house_copy / "sft", 0, step=9)
     record = read_record(stage)
     del record["files"]["adapter/adapter_config.json"]
@@ -78,14 +76,12 @@ def test_the_likely_causes_are_named(house_copy: Path, capsys: pytest.CaptureFix
         text = text.replace(old, f"{old}0")
     write_record(stage, json.loads(text))
     assert verify(stage) == 7
-    differences, _, causes = capsys.readouterr().out.rpartition("different here: ")
+    differences, _, causes = printed().rpartition("different here: ")
     assert "  adapter/adapter_config.json: only in one of the two\n" in differences
     assert "versions.torch: 0" in causes and "source.sft.py" in causes
 
 
-def test_replies_that_are_not_stored_are_not_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_replies_that_are_not_stored_are_not_asked_for(tmp_path: Path, said: Said) -> None:
     write_rows(tmp_path / "pairs.jsonl", [{"prompt": "q", "chosen": "2", "rejected": "1"}])
     with serving(honest) as server:
         judge = f"{{openai_judge: {{server: {{base_url: '{server.url}', model: m}}}}}}"
@@ -96,6 +92,6 @@ def test_replies_that_are_not_stored_are_not_asked_for(
         (tmp_path / "run" / "cache" / "openai_judge.sqlite").unlink()
         before = sorted(tmp_path.iterdir())
         assert verify(labels) == 6 and len(server.requests) == asked > 0
-    err = capsys.readouterr().err
+    err = said()
     assert "replies are not stored" in err and "nothing is asked or paid for here" in err
     assert sorted(tmp_path.iterdir()) == before

@@ -7,6 +7,7 @@ import pytest
 from alignkit import cli
 from alignkit.io.results import Results, damage_of
 from alignkit_plugins.report.show import pruned, results_table
+from tests.rows import Said
 
 
 @pytest.fixture
@@ -36,11 +37,11 @@ sft damaged 0.0 .results/sft-2222222222222222
 """
 
 
-def test_all_results_are_listed(store: Results, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_results_are_listed(store: Results, printed: Said) -> None:
     found = [" ".join(row) for row in results_table(store.folder).rows]
     assert found == LISTED.strip().splitlines()
     assert cli.main(["show", str(store.folder)]) == 0
-    assert "earlier results: sft, sft (damaged)" in capsys.readouterr().out
+    assert "earlier results: sft, sft (damaged)" in printed()
 
 
 def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
@@ -49,6 +50,6 @@ def test_pruning_keeps_what_the_recipe_uses(store: Results) -> None:
     assert damage_of(store.folder / "sft") is None
 
 
-def test_another_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_folder_is_refused(tmp_path: Path, said: Said) -> None:
     assert cli.main(["show", str(tmp_path), "--prune"]) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is no run" in said()

@@ -16,7 +16,7 @@ from alignkit.data.sources import Loaded, SourceFacts
 from alignkit_plugins.report.data_card import brief_name, card, cards, left_out
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
-from tests.rows import assistant, read_json, run, user, write_recipe, write_rows
+from tests.rows import Said, assistant, read_json, run, user, write_recipe, write_rows
 
 ASKED = user("how?"), assistant("so")  # 6 characters
 
@@ -66,7 +66,7 @@ def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
 
 
 def test_a_run_records_it_outside_of_the_hash(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also how far people agree on a store."""
     monkeypatch.setenv("ALIGNKIT_REPORT", "1")
@@ -79,7 +79,7 @@ def test_a_run_records_it_outside_of_the_hash(
     data = [{"path": "pairs.jsonl", "validation": 0.3}, "pairs.feedback"]
     stage = {"algorithm": "reward_model", "data": data, "max_length": 40, "max_steps": 1}
     out = run(write_recipe(tmp_path, {"rm": stage}))
-    assert re.search(r"warning: \d+ pairs are too few for a reward model", capsys.readouterr().err)
+    assert re.search(r"warning: \d+ pairs are too few for a reward model", said())
     record = read_json(out / "rm" / "stage.json")
     rows, people = record["data"]
     assert rows["card"]["rows"] == 12 and rows["card"]["pairs"]["better_longer"] == 12

@@ -76,7 +76,7 @@ def journal(folder: Path) -> list[Any]:
 
 
 def test_each_line_is_logged_once_and_no_hash_knows_a_tracker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: rows.Said
 ) -> None:
     """A second run reuses the stage, and shows nothing; one that trains on goes on where it is
     shown.
@@ -88,7 +88,7 @@ def test_each_line_is_logged_once_and_no_hash_knows_a_tracker(
     assert [row[:2] for row in found[1:-1]] == [["sft", 1], ["sft", 2], ["sft", 3], ["more", 1]]
     assert "loss" in found[1][2] and not {"stage", "step", "time"} & set(found[1][2])
     run(tmp_path, ["raises", "journal"])
-    assert "sft: unchanged, reused" in capsys.readouterr().err
+    assert "sft: unchanged, reused" in said()
     assert journal(folder) == found  # not even a start
     run(tmp_path, [], "trackers=[journal]", steps=4)
     assert [row[1] for row in journal(folder)[len(found) + 1 : -1]] == [1, 2, 3, 4]
@@ -108,12 +108,12 @@ failed in `finish`: ValueError: not sent
 """
 
 
-def test_bad_trackers_never_hurt_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_trackers_never_hurt_a_run(tmp_path: Path, said: rows.Said) -> None:
     found = run(tmp_path / "with", [*FAILS, "journal"])
-    said = capsys.readouterr().err
+    message = said()
     for name, problem in zip(FAILS, PROBLEMS.strip().splitlines(), strict=True):
-        assert said.count(f"warning: tracker '{name}'") == 1 and problem in said
-    assert "metrics.jsonl has everything" in said
+        assert message.count(f"warning: tracker '{name}'") == 1 and problem in message
+    assert "metrics.jsonl has everything" in message
     assert len([row for row in journal(found) if row[0] == "sft"]) == 3  # the last one is whole
     weights = "sft/adapter/adapter_model.safetensors"
     without = run(tmp_path / "without", [])
@@ -129,13 +129,13 @@ WRONG = """
 """
 
 
-@pytest.mark.parametrize(("trackers", "said"), rows.cells(WRONG))
+@pytest.mark.parametrize(("trackers", "message"), rows.cells(WRONG))
 def test_wrong_names_and_missing_packages_are_named_before_the_run(
-    trackers: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trackers: str, message: str, tmp_path: Path, said: rows.Said
 ) -> None:
     run(tmp_path, [], f"trackers={trackers}", code=2)
     out = run(tmp_path, yaml.safe_load(trackers), code=2)
-    assert capsys.readouterr().err.count(said) >= 2 and not (out / "sft").exists()
+    assert said().count(message) >= 2 and not (out / "sft").exists()
 
 
 def test_trackers_without_their_package_say_so() -> None:

@@ -10,7 +10,7 @@ from made import make_run
 from alignkit.cli import main
 from alignkit_plugins.report import events as write
 from tests.pages import Reader
-from tests.rows import cells, read_json, write_recipe
+from tests.rows import Said, cells, read_json, write_recipe
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,13 +47,13 @@ next: alignkit chat run/align
 
 
 def test_the_command_shows_a_run_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, printed: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = make_run(Path("run"))
     before = contents(run)
     assert main(["show", "run"]) == 0
-    assert capsys.readouterr().out == SCREEN
+    assert printed() == SCREEN
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert main(["show", "run", "--open"]) == 0
@@ -71,9 +71,7 @@ def test_the_same_run_gives_the_same_three_files(tmp_path: Path) -> None:
     assert contents(run) == first
 
 
-def test_a_failure_is_shown_with_its_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failure_is_shown_with_its_reason(tmp_path: Path, printed: Said) -> None:
     run = make_run(tmp_path / "run")
     end = {"event": "end", "outcome": "failed", "message": "error: the disk\n  is full"}
     with (run / "starts.jsonl").open("a") as file:
@@ -81,7 +79,7 @@ def test_a_failure_is_shown_with_its_reason(
             file.write(json.dumps(line) + "\n")
     assert main(["show", str(run)]) == 0
     head = "small: failed, 4 of 4 stages\nthe disk is full\nsft "
-    assert capsys.readouterr().out.startswith(head)
+    assert printed().startswith(head)
 
 
 WORDS = r"""
@@ -147,15 +145,15 @@ def test_a_run_that_fails_has_a_report_and_its_exit_code(
     wanted: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
 ) -> None:
     monkeypatch.setenv("ALIGNKIT_REPORT", wanted)
     sft = {"algorithm": "sft", "data": "demos.jsonl", "max_length": 2}
     recipe, out = write_recipe(tmp_path, {"sft": sft}), tmp_path / "run"
     assert main(["run", str(recipe), "--out", str(out)]) != 0
-    said = capsys.readouterr().err
-    assert (out / "report.html").exists() == (f"report: {out}" in said) == (wanted == "1")
+    words_said = said()
+    assert (out / "report.html").exists() == (f"report: {out}" in words_said) == (wanted == "1")
     if wanted == "1":
         facts = read_json(out / "report.json")
         assert facts["run"]["outcome"] == "failed"
-        assert facts["run"]["message"].splitlines()[0] in said
+        assert facts["run"]["message"].splitlines()[0] in words_said

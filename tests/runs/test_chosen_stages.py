@@ -12,7 +12,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.io.results import RECIPE, damage_of
-from tests.rows import write_recipe
+from tests.rows import Said, write_recipe
 
 NAMES = ["sft", "helpful", "more", "report"]
 STAGES = """
@@ -88,17 +88,15 @@ def test_a_stage_alone_needs_complete_results_of_the_earlier_ones(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--only", "mroe"], "no stage 'mroe'\n  help: did you mean 'more'?"),
         (["--only", "sft", "--until", "more"], "--only runs one stage"),
     ],
 )
-def test_mistakes(
-    recipe: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes(recipe: Path, words: list[str], message: str, said: Said) -> None:
     assert main(["run", "r.yaml", *words]) == 2
-    assert said in capsys.readouterr().err and not (recipe.parent / "runs").exists()
+    assert message in said() and not (recipe.parent / "runs").exists()
 
 
 @pytest.mark.parametrize("words", [["--json"], ["seed=x"]])
