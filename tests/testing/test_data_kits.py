@@ -22,6 +22,7 @@ from alignkit.testing import (
     check_reader,
 )
 from alignkit_plugins.models.tiny import source as tiny
+from tests.testing.kits import broken, reported
 
 NUMBERS = itertools.count()
 
@@ -118,7 +119,7 @@ def matching(rule: Callable[[Any], bool]) -> dict[str, Any]:
 )
 def test_broken_formats_are_reported(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ConformanceError, match=message) as caught:
-        check_format(type("Broken", (QA,), changed))
+        check_format(broken(QA, **changed))
     lines = str(caught.value).splitlines()
     assert all(line.startswith("Broken: ") for line in lines)
     assert changed is not LOSES or len(lines) == 1  # reported once
@@ -133,10 +134,6 @@ class Lines(Reader):
     def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
         for number, prompt in enumerate(json.loads(path.read_bytes()), 1):
             yield number, {"prompt": prompt}
-
-
-def broken(base: type, **methods: Any) -> Any:
-    return type("Broken", (base,), methods)
 
 
 def grows(self: Lines, path: Path) -> Iterator[tuple[int, Any]]:
@@ -162,8 +159,7 @@ def test_readers(cls: Any, text: str, message: str, tmp_path: Path) -> None:
     file.write_text('["a", "b"]', encoding="utf-8")
     check_reader(Lines, file)
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(ConformanceError, match=message):
-        check_reader(cls, file)
+    reported(check_reader, cls, message, file)
 
 
 # Model sources
@@ -281,7 +277,5 @@ def picky(self: Any, groups: Sequence[Group]) -> None:
     ],
 )
 def test_broken_environments_are_reported(methods: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConformanceError, match=message):
-        check_environment(broken(Guess, **methods))
-    with pytest.raises(ConformanceError, match=r"must be a subclass of alignkit\.Environment"):
-        check_environment(str)  # type: ignore[arg-type]
+    reported(check_environment, broken(Guess, **methods), message)
+    reported(check_environment, str, r"must be a subclass of alignkit\.Environment")

@@ -15,20 +15,14 @@ import pytest
 from alignkit import Completion, Sampling
 from alignkit.models.shared_model import BASE
 from alignkit.testing import check_engine
-from alignkit.testing.surroundings import ConformanceError
 from tests.processes.local_engine import LocalEngine
+from tests.testing.kits import reported
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_what_samples_as_alignkit_does_conforms() -> None:
     check_engine(LocalEngine)
-
-
-def refused(engine: type[LocalEngine], message: str) -> None:
-    with pytest.raises(ConformanceError, match=message) as raised:
-        check_engine(engine)
-    assert str(raised.value).startswith(f"{engine.__name__}: ")
 
 
 Change = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
@@ -65,7 +59,7 @@ def test_broken_completions_are_refused(change: Change, message: str) -> None:
         def sample(self, *asked: Any) -> Any:
             return [list(map(broken, each)) for each in super().sample(*asked)]
 
-    refused(Broken, message)
+    reported(check_engine, Broken, message)
 
 
 OWN = itertools.count()
@@ -119,7 +113,7 @@ def test_engines_that_sample_otherwise_are_refused(way: Any, message: str) -> No
 
             return way(sample, *asked)
 
-    refused(Broken, message)
+    reported(check_engine, Broken, message)
 
 
 class OldVersion(LocalEngine):
@@ -156,4 +150,4 @@ class Asleep(LocalEngine):
 def test_engines_that_keep_the_wrong_weights_are_refused(
     engine: type[LocalEngine], message: str
 ) -> None:
-    refused(engine, message)
+    reported(check_engine, engine, message)

@@ -30,20 +30,14 @@ from alignkit import (
 )
 from alignkit.judges import Item, Rated, Rubric
 from alignkit.testing import (
-    ConformanceError,
     check_combination,
     check_judge,
     check_reward,
     example_groups,
 )
+from tests.testing.kits import broken, reported
 
 Methods = dict[str, Any]
-
-
-def reported(check: Callable[..., None], cls: Any, message: str, **more: Any) -> None:
-    with pytest.raises(ConformanceError, match=message) as caught:
-        check(cls, **more)
-    assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
 
 
 def needs_key(self: Any, folder: Any) -> None:
@@ -128,7 +122,7 @@ def test_good_rewards_conform() -> None:
     ],
 )
 def test_broken_rewards_are_reported(methods: Methods, message: str) -> None:
-    reported(check_reward, type("Broken", (Lengths,), methods), message)
+    reported(check_reward, broken(Lengths, **methods), message)
     reported(check_reward, dict, "must be a subclass of alignkit.Reward")
 
 
@@ -219,7 +213,7 @@ def of(function: Callable[[Tensor], Any]) -> Methods:
     ],
 )
 def test_broken_combinations_are_reported(methods: Methods, message: str) -> None:
-    reported(check_combination, type("Broken", (Single,), methods), message)
+    reported(check_combination, broken(Single, **methods), message)
 
 
 # Judges
@@ -342,11 +336,11 @@ def test_good_judges_conform() -> None:
     ],
 )
 def test_broken_judges_are_reported(base: type[Judge], methods: Methods, message: str) -> None:
-    reported(check_judge, type("Broken", (base,), methods), message)
+    reported(check_judge, broken(base, **methods), message)
 
 
 def test_items_must_stay_as_they_are() -> None:
     items = [((), "a", "bc"), ((), "abc", "d")]
     check_judge(Longer, items=items)
-    broken = type("Broken", (Longer,), {"compare": shuffles})
-    reported(check_judge, broken, "changes the items that it is given", items=items)
+    said = "changes the items that it is given"
+    reported(check_judge, broken(Longer, compare=shuffles), said, items=items)

@@ -21,7 +21,8 @@ from alignkit import (
     StepData,
 )
 from alignkit.report import Report
-from alignkit.testing import ConformanceError, check_step
+from alignkit.testing import check_step
+from tests.testing.kits import broken, reported
 
 Run = Callable[[Any, StepContext], Any]
 
@@ -40,16 +41,6 @@ class Head(Step):
         context.log(groups=len(groups))
         context.write_json("lengths.json", lengths)
         return Artifact(groups=groups, text=f"{len(groups)} groups")
-
-
-def broken(**methods: Any) -> type[Step]:
-    return type("Broken", (Head,), methods)
-
-
-def reported(cls: Any, message: str) -> None:
-    with pytest.raises(ConformanceError, match=message) as caught:
-        check_step(cls)
-    assert all(line.startswith(f"{cls.__name__}: ") for line in str(caught.value).splitlines())
 
 
 def test_good_steps_conform() -> None:
@@ -116,7 +107,7 @@ def draws_in_map(self: Any, context: StepContext) -> Artifact:
     ],
 )
 def test_broken_runs_are_reported(run: Run, message: str) -> None:
-    reported(broken(run=run), message)
+    reported(check_step, broken(Head, run=run), message)
 
 
 def needs_data(self: Any, data: StepData) -> None:
@@ -136,11 +127,17 @@ def refuses(self: Any, data: StepData) -> None:
 @pytest.mark.parametrize(
     ("cls", "message"),
     [
-        (broken(check_data=needs_data), r"[.]check_data`: AssertionError.*\(test_step_kit.py:\d+"),
-        (broken(check_data=changes_early), "`check_data` changes the groups that it is given"),
-        (broken(check_data=refuses), "no row has a margin"),
+        (
+            broken(Head, check_data=needs_data),
+            r"[.]check_data`: AssertionError.*\(test_step_kit.py:\d+",
+        ),
+        (
+            broken(Head, check_data=changes_early),
+            "`check_data` changes the groups that it is given",
+        ),
+        (broken(Head, check_data=refuses), "no row has a margin"),
         (Group, r"must be a subclass of alignkit\.Step"),
     ],
 )
 def test_broken_checks_are_reported(cls: Any, message: str) -> None:
-    reported(cls, message)
+    reported(check_step, cls, message)
