@@ -34,13 +34,11 @@ def written(
     return folder / "recipe.yaml"
 
 
-def pointed(
-    path: Path, capsys: pytest.CaptureFixture[str], command: str = "run", code: int = 2
-) -> tuple[str, str]:
+def pointed(path: Path, said: Said, command: str = "run", code: int = 2) -> tuple[str, str]:
     """The error of a command that is refused, and the text of the recipe above its caret."""
     out = ["--out", str(path.parent / "out")] if command == "run" else []
     assert main([command, str(path), *out]) == code
-    err = capsys.readouterr().err
+    err = said()
     lines = err.splitlines()
     (at,) = (index for index, line in enumerate(lines) if line.lstrip().startswith("-->"))
     file, line, column = lines[at].split()[1].rsplit(":", 2)
@@ -51,13 +49,11 @@ def pointed(
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_a_teacher_with_another_tokenizer(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_teacher_with_another_tokenizer(command: str, tmp_path: Path, said: Said) -> None:
     base = make_model(tmp_path / "a", 0)
     make_model(tmp_path / "b", 7)
     path = written(tmp_path, STUDENT.replace("REFERENCE", "./b"), base)
-    err, place = pointed(path, capsys, command)
+    err, place = pointed(path, said, command)
     assert "has another tokenizer" in err and place == "./b"
 
 
@@ -74,7 +70,7 @@ def test_a_device_that_is_not_here(device: str, tmp_path: Path, said: Said) -> N
 def test_a_base_that_cannot_be_loaded(
     command: str,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    said: Said,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken = make_model(tmp_path / "broken", 7)
@@ -88,7 +84,7 @@ def test_a_base_that_cannot_be_loaded(
     monkeypatch.setattr(loading, "load_text", fail)
     base = make_model(tmp_path / "a", 0)
     path = written(tmp_path, STUDENT.replace("REFERENCE", str(broken)), base)
-    err, place = pointed(path, capsys, command, code=1)
+    err, place = pointed(path, said, command, code=1)
     assert (
         f"stages.second.reference '{broken}' cannot be loaded with these settings: ValueError: "
         "it is odd" in err
@@ -96,11 +92,11 @@ def test_a_base_that_cannot_be_loaded(
     assert place == str(broken)
     monkeypatch.undo()
     (broken / "config.json").write_text("{}", encoding="utf-8")
-    err, place = pointed(path, capsys, command, code=1)
+    err, place = pointed(path, said, command, code=1)
     assert "its configuration cannot be read" in err and "  help: " in err and place == str(broken)
 
 
-def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_adapter_for_another_base(tmp_path: Path, said: Said) -> None:
     """Where a stage names its folder, however deep, as a path from the recipe's folder."""
     alone = written(tmp_path, base=make_model(tmp_path / "other", 7))
     assert main(["run", str(alone), "--out", str(tmp_path / "other_run")]) == 0
@@ -109,21 +105,21 @@ def test_an_adapter_for_another_base(tmp_path: Path, capsys: pytest.CaptureFixtu
         f"{{algorithm: sft, data: demos.jsonl, from: {adapter}}}",
         f"{{step: evaluate, policies: [base], rewards: [{{folder: {adapter}}}], prompts: demos.jsonl}}",
     ):
-        err, place = pointed(written(tmp_path, stage), capsys)
+        err, place = pointed(written(tmp_path, stage), said)
         assert "stage 'second': " in err and place == adapter
 
 
-def test_a_judge_without_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_judge_without_a_key(tmp_path: Path, said: Said) -> None:
     server = "{base_url: 'http://localhost:9/v1', model: m, api_key_env: NOT_SET_KEY}"
     reward = f"{{rlaif: {{judge: {{openai_judge: {{server: {server}}}}}}}}}"
     path = written(tmp_path, f"{{algorithm: rloo, prompts: demos.jsonl, reward: {reward}}}")
-    err, place = pointed(path, capsys)
+    err, place = pointed(path, said)
     assert "stage 'second': " in err and "NOT_SET_KEY" in err and place == "second"
 
 
 def test_a_trackers_missing_package(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    err, place = pointed(written(tmp_path, tracker="wandb"), capsys)
+    err, place = pointed(written(tmp_path, tracker="wandb"), said)
     assert "wandb" in err and place == "wandb"

@@ -26,7 +26,7 @@ from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import dump, shipped
 from tests.people.labelers import label
-from tests.rows import assistant, read_json, read_rows, user, write_recipe
+from tests.rows import Said, assistant, read_json, read_rows, user, write_recipe
 
 ON_POLICY = [
     registration.name
@@ -256,38 +256,36 @@ lm   {"prompt": "Why?", "chosen": "b", "rejected": "c"}          'Why?' has a pr
 """
 
 
-def own(
-    folder: Path, capsys: pytest.CaptureFixture[str], algorithm: str, *rows: str, **data: Any
-) -> tuple[int, str, Any]:
+def own(folder: Path, said: Said, algorithm: str, *rows: str, **data: Any) -> tuple[int, str, Any]:
     """Run one stage of the tiny model on rows: the exit code, what it said, and its record."""
     (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
     stage = {"algorithm": algorithm, "max_length": 64, "data": {"path": "rows.jsonl", **data}}
     code = cli.main(["run", str(write_recipe(folder, {"only": stage})), "--out", f"{folder}/out"])
     record = folder / "out" / "only" / "stage.json"
     summary = read_json(record)["summary"] if code == 0 else None
-    return code, capsys.readouterr().err, summary
+    return code, said(), summary
 
 
 @pytest.mark.parametrize("line", REFUSED.splitlines())
 def test_a_row_that_an_algorithm_cannot_learn_from_is_named_by_its_prompt(
-    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    line: str, tmp_path: Path, said: Said
 ) -> None:
-    algorithm, row, said = re.split("   *", line)
-    code, err, _ = own(tmp_path, capsys, algorithm, row)
-    assert code == 4 and "stage 'only': " in err and f"row {said}" in err
+    algorithm, row, message = re.split("   *", line)
+    code, err, _ = own(tmp_path, said, algorithm, row)
+    assert code == 4 and "stage 'only': " in err and f"row {message}" in err
     assert f"{tmp_path / 'rows.jsonl'}:1" in err or algorithm == "lm"
 
 
 def test_bad_rows_and_those_in_which_no_token_counts_are_left_out_with_a_count(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, said: Said
 ) -> None:
     """The turn to learn lies behind max_length."""
     unlearned = {**assistant("far too long " * 50), "train": False}
     cut = json.dumps({"messages": [user("q"), unlearned, user("r"), assistant("b")]})
     whole, bad = (json.dumps({"messages": [user("q"), assistant(text)]}) for text in ("b", ""))
-    code, err, _ = own(tmp_path, capsys, "sft", cut)
+    code, err, _ = own(tmp_path, said, "sft", cut)
     assert code == 4 and "each needs 1 response with a token that counts" in err
-    code, err, summary = own(tmp_path, capsys, "sft", cut, bad, whole, bad, on_bad_row="skip")
+    code, err, summary = own(tmp_path, said, "sft", cut, bad, whole, bad, on_bad_row="skip")
     assert code == 0 and "left out 1 row without 1 response with a token that counts: 'q'" in err
     assert summary["without_signal"] == 1 and summary["groups"] == 1
     assert f"bad rows skipped: 2, the first: {tmp_path / 'rows.jsonl'}:2: " in err
@@ -295,14 +293,12 @@ def test_bad_rows_and_those_in_which_no_token_counts_are_left_out_with_a_count(
     assert [row.split(":")[1] for row in summary["bad_rows"]] == ["2", "4"]
 
 
-def test_pairs_that_are_left_out_or_equal_in_tokens_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pairs_that_are_left_out_or_equal_in_tokens_are_named(tmp_path: Path, said: Said) -> None:
     row = '{{"prompt": "{0}", "responses": ["{1}b", "{1}c"], "scores": {2}}}'
     long = "Why is the sky so very blue " * 40
     rows = [row.format("a", "", [2, 1]), row.format("a", "x" * 200, [2, 1])]
     rows += [row.format("Never compared", "", [1, 1]), row.format(long, "", [2, 1])]
-    code, err, summary = own(tmp_path, capsys, "dpo", *rows)
+    code, err, summary = own(tmp_path, said, "dpo", *rows)
     assert code == 0 and "only: done in" in err and "groups 1, steps 1" in err
     assert summary["encoding"]["equal_pairs"] == 1 and summary["without_signal"] == 1
     assert "left out 1 row without a pair of a better and a worse response: 'Never compared'" in err

@@ -13,7 +13,7 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit_plugins.ai_feedback.constitution import Principle, shipped_constitutions
-from tests.rows import TINY, cells, write_recipe
+from tests.rows import TINY, Said, cells, write_recipe
 
 GOOD = """\
 # a comment
@@ -37,9 +37,9 @@ def principles(path: Path) -> Any:
     return load_recipe(path).stages["revised"].component.options.constitution  # type: ignore[attr-defined]
 
 
-def wrong(path: Path, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+def wrong(path: Path, said: Said, *overrides: str) -> str:
     assert cli.main(["check", str(path), *overrides]) == 2
-    return " ".join(capsys.readouterr().err.split())
+    return " ".join(said().split())
 
 
 def test_a_file_or_the_recipe_holds_principles_or_names_shipped_ones(tmp_path: Path) -> None:
@@ -72,22 +72,22 @@ one.} | one.}\n- {name: calm, name: calm, compare: c} | 7 | duplicate key 'name'
 
 @pytest.mark.parametrize(("old", "new", "line", "message"), cells(MISTAKES))
 def test_a_mistake_in_a_file_is_shown_once_where_it_is(
-    old: str, new: str, line: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    old: str, new: str, line: str, message: str, tmp_path: Path, said: Said
 ) -> None:
     old, new = (text.replace("\\n", "\n") for text in (old, new))
-    said = wrong(recipe(tmp_path, text=GOOD.replace(old, new)), capsys)
-    assert message in said and f"--> {tmp_path / 'own.yaml'}:{line}:" in said
-    assert said.count("error: ") == 1
+    told = wrong(recipe(tmp_path, text=GOOD.replace(old, new)), said)
+    assert message in told and f"--> {tmp_path / 'own.yaml'}:{line}:" in told
+    assert told.count("error: ") == 1
 
 
 def test_an_override_starts_at_the_current_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     path = recipe(tmp_path, "harmless")
     missing = f"no such constitution: {tmp_path / 'here' / 'own.yaml'}"
-    assert missing in wrong(path, capsys, "stages.revised.constitution=own.yaml")
+    assert missing in wrong(path, said, "stages.revised.constitution=own.yaml")
     found = load_recipe(path, [f"stages.revised.constitution={tmp_path / 'own.yaml'}"])
     assert len(found.stages["revised"].component.options.constitution) == 2  # type: ignore[attr-defined]
 
@@ -102,10 +102,8 @@ NONE = yaml.safe_load("""
 
 
 @pytest.mark.parametrize(("named", "message"), NONE)
-def test_what_is_no_constitution(
-    named: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert message in wrong(recipe(tmp_path, named), capsys)
+def test_what_is_no_constitution(named: Any, message: str, tmp_path: Path, said: Said) -> None:
+    assert message in wrong(recipe(tmp_path, named), said)
 
 
 def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
