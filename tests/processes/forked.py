@@ -8,6 +8,7 @@ and like it, this one ends the others as soon as one has failed.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -102,8 +103,9 @@ def _wait(team: Sequence[ForkProcess]) -> None:
         if any(process.exitcode for process in team):
             break
         time.sleep(0.02)
+    killed = any(process.exitcode == -signal.SIGKILL for process in team)
     for process in team:
-        process.join(GRACE)
+        process.join(KILL if killed else GRACE)  # nobody says why: the others find it themselves
     for process in team:
         process.terminate()
         process.join(KILL)
