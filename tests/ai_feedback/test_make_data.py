@@ -15,7 +15,7 @@ import yaml
 from by_role import ByRole
 from pydantic import ValidationError
 
-from alignkit import Group, Response, RunFailed
+from alignkit import DataError, Group, Response, RunFailed
 from alignkit.data.group import read_groups
 from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
 from alignkit_plugins.ai_feedback.questions import (
@@ -233,6 +233,8 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     assert cases == ["poem", "code", "code", NONE, "poem"]
     assert artifact.summary["use_cases"] == {"poem": 2, "code": 2, NONE: 1}
     assert artifact.summary["bill"]["questions"] == len(server.requests) == 4  # equal ones once
+    with pytest.raises(DataError, match="no row has a prompt"):
+        Categorize(options).check_data(SimpleNamespace(load=lambda spec: [Group(())]))  # type: ignore[arg-type]
 
 
 # Categories, and by what replies each is named.

@@ -139,7 +139,7 @@ def test_an_export_becomes_a_store_and_the_same_export_and_replaces_none(
         with Store.open(folder / "labels.feedback") as store:
             held.append((store.items(), store.events(), store.guidelines()))
     assert held[0] == held[1]
-    capfd.readouterr()
+    assert "them: 0" not in capfd.readouterr().out
     (first / "thesis.txt").write_text("x")
     exported(again, first.name, code=4)
     assert "there is such a folder; name a new one" in capfd.readouterr().err

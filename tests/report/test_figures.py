@@ -36,6 +36,7 @@ def test_figures_are_byte_identical_and_described(tmp_path: Path) -> None:
         text = unquote(one.address.removeprefix("data:image/svg+xml,"))
         assert "dc:date" not in text
         assert ElementTree.fromstring(text).tag.endswith("svg") and len(text) < 30_000
+        assert one.title != "Scores" or (">helpful<" in text and ">safety<" in text)
 
 
 def test_hostile_names_are_text_and_strange_numbers_cost_no_other_figure(tmp_path: Path) -> None:

@@ -118,4 +118,5 @@ def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
     recipe = load_recipe(tmp_path / "recipe.yaml")
     out = tmp_path / "run" / "report"
     context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: [dialogue])
-    assert trained_prompts(context, "warm", prompts_of([dialogue])) == {"warm": {0}}
+    asked = [*prompts_of([dialogue]), dialogue]  # the first answer is learned as well
+    assert trained_prompts(context, "warm", asked) == {"warm": {0, 1}}
