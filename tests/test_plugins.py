@@ -215,9 +215,9 @@ def test_plugins_are_loaded_once(distribution: MakeDistribution) -> None:
 OBSERVER = """
 from alignkit import hookimpl
 seen = []
-@hookimpl
+@hookimpl(wrapper=True)
 def stage_started(stage):
-    seen.append(stage)
+    yield seen.append(stage)
 @hookimpl
 def stage_finished(stage):
     raise ValueError("disk on fire")
@@ -234,7 +234,7 @@ class Ended(SimpleNamespace):
 def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     distribution("x-watch", OBSERVER)
     loaded = load_plugins()
-    loaded.notify("stage_started", run=None, stage="sft")
+    assert loaded.notify("stage_started", run=None, stage="sft") == []
     assert sys.modules["fake_x_watch"].seen == ["sft"]
     with pytest.raises(
         PluginError, match=r"plugin 'x-watch' .*, in `stage_finished`: ValueError: disk on fire"

@@ -32,6 +32,7 @@ class Sample(Options):
     stages: list[StageRef] = Field(default_factory=list)
     file: Path
     words: str = "x" * 100
+    lines: str = "a\nb"
     table: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -47,6 +48,7 @@ def test_rows() -> None:
         "stages": ("list of stages", "empty"),
         "file": ("file", "required"),
         "words": ("text", "built-in"),
+        "lines": ("text", "built-in"),
         "table": ("mapping", "empty"),
     }
     assert option_rows(Sample)[0].description == "a rate on two lines"

@@ -123,6 +123,8 @@ def test_an_answer_that_many_rows_give_is_no_leak() -> None:
 def test_many_copies_cost_no_pair_each() -> None:
     texts = [f"{LONG} {'x' * random.Random(n).randrange(3)}" for n in range(3000)]
     assert len(near.repeated(units(texts), 0.8)) == 2999
+    texts = [f"{Writer(1).text(60)} {Writer(n).text(6)}" for n in range(2, 30)]
+    assert rows(near.repeated(units([*texts, f"{texts[-1]} So?"]), 0.97)) == [(28, 27)]
 
 
 @pytest.mark.parametrize("kind", ["prompt", "response"])

@@ -54,6 +54,7 @@ WAYS = json_rows(r"""
 [{"problem": "Q?", "solution": "A"}, ["u: Q? -> A", "u: Q? -> {\"answer\": \"A\"}"]]
 [{"input": "Q?", "output": "A"}, ["u: Q? -> A"]]
 [{"Question": "Q?", "Answer": "A", "solution": "S"}, ["u: Q? -> S {\"Answer\": \"A\"}"]]
+[{"question": "Q?", "image": "a"}, ["u: Q? -> {\"other_image\": \"a\"}"]]
 [{"prompt": "Q?", "output": "A"}, ["u: Q? -> A"]]
 [{"question": "Q?", "chosen": "A", "rejected": "B"}, ["u: Q? -> A | B [0>1]"]]
 [{"prompt": "Q?", "chosen_response": "A", "rejected_response": "B"}, ["u: Q? -> A | B [0>1]"]]

@@ -309,6 +309,12 @@ s.component.options.judge.options.sampling.temperature  0.5
 first.settings.from_  HERE/ad
 first.roles           HERE/ad
 
+  + model.lora=none
+  first: {algorithm: plain, data: d.jsonl, from: rm}
+  s: {step: compare, policies: [base, rm]}
+first.whole_models
+s.whole_models      HERE/rm
+
   first: {algorithm: plain, data: d.jsonl, keep_versions: true}
   next: {algorithm: plain, data: d.jsonl, from: first@2}
 next.upstream  first

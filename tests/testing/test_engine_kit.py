@@ -48,6 +48,7 @@ Change = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
         (lambda ids, known: (ids, known[1:]), r"but \d+ log-probabilities"),
         (lambda ids, known: (ids[:1], known[:1]), "1 tokens has neither an end token nor a stop"),
         (lambda ids, known: (ids, None), "the log-probabilities are None"),
+        (lambda ids, known: (ids, [each - 0.01 for each in known] or None), "up to 0.01 nats"),
     ],
 )
 def test_broken_completions_are_refused(change: Change, message: str) -> None:
