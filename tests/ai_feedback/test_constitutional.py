@@ -108,7 +108,7 @@ def test_each_round_criticizes_and_rewrites_what_the_last_one_wrote(
 
 # By prompt: what the critic says at which question, and why there is no row.
 BAD = yaml.safe_load("""
-q1: {kind: critique, says: {content: ""}, reason: "no critique, an empty reply"}
+q1: {kind: critique, says: {content: "  "}, reason: "no critique, an empty reply"}
 q2: {kind: critique, says: {content: null, refusal: "no"}, reason: "no critique, the server refused"}
 q3: {kind: revision, says: {content: x, finish: content_filter}, reason: "no revision, the server refused"}
 q4: {kind: revision, says: {content: cut o, finish: length}, reason: revision longer than max_new_tokens}

@@ -124,11 +124,12 @@ def test_questions_whose_answers_a_quotation_shows(
         assert group.meta["quotation"] in group.meta["passage"]
         assert group.meta["source"] == "sea.md" and group.meta["writer"]["model"] == "m"
     assert tides.meta["quotation"].endswith("day of the\nyear")  # as it stands in the text
-    assert [each["dropped"] for each in read_rows(tmp_path / "out" / "dropped.jsonl")] == [
-        "the question says the answer",
-        "the quotation is not in the passage",
-        "the second answer differs",
-        "the quotation does not answer the question",
+    dropped = read_rows(tmp_path / "out" / "dropped.jsonl")
+    assert [(each["dropped"], each.get("second_answer")) for each in dropped] == [
+        ("the question says the answer", None),
+        ("the quotation is not in the passage", None),
+        ("the second answer differs", "35 grams"),
+        ("the quotation does not answer the question", "Not in the text"),
     ]
     texts = [request["messages"][0]["content"] for request in server.requests]
     seconds = [text for text in texts if "Read a text" not in text]
@@ -228,7 +229,9 @@ def letter(text: str) -> str:
 def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     options = Categorize.Options(data="x", categories=CASES, by=answers(server, letter))
     texts = ["a poem", "my code", "code!", "hello", "a poem"]
-    artifact = made(Categorize(options), tmp_path, prompts(texts))
+    rows = [replace(group, meta={"n": 1}) for group in prompts(texts)]
+    artifact = made(Categorize(options), tmp_path, [*rows, Group(())])
+    assert artifact.groups[0].meta == {"n": 1, "use_case": "poem"}
     cases = [group.meta["use_case"] for group in artifact.groups]
     assert cases == ["poem", "code", "code", NONE, "poem"]
     assert artifact.summary["use_cases"] == {"poem": 2, "code": 2, NONE: 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from alignkit import Group
+from alignkit import Group, Response
 from alignkit.data.group import read_groups
 from alignkit.io.results import Results
 from alignkit_plugins.evaluate.sample import Sample
@@ -110,10 +111,14 @@ def test_chunks_of_prompts_have_random_numbers_of_their_own(tmp_path: Path) -> N
 
     def sample(role: str, prompts: Any, *, seed: int, **sampling: Any) -> list[Group]:
         seeds.add(seed)
-        return list(prompts)
+        return [replace(prompt, responses=(Response("good"),)) for prompt in prompts]
 
-    step = Sample(Sample.Options.model_validate({"prompts": "p", "samples_per_prompt": 1}))
-    respond = step.mapper("responses", context(tmp_path, ByRole(sample=sample)))
+    step = Sample(Sample.Options.model_validate({"prompts": "p", "policy": "sft"}))
+    around = context(tmp_path, ByRole(sample=sample))
+    (group,) = step._sampled(around, [Group((rows.user("old"),))])
+    assert group.responses[0].source == "sft"
+    seeds.clear()
+    respond = step.mapper("responses", around)
     for place in range(3):
         respond([prompt_to_row(place, Group((rows.user("bread"),)))])
     assert len(seeds) == 3

@@ -110,19 +110,22 @@ def test_a_policy_learned_from_rewards_pairs_and_labels(
 
 
 PARTS = """
-[0, 0.6] | helpful other
-[0.2, 0.61] | helpful other
-[0.1, 0.29] |
+part: [0.29, 1] | part: [0, 0.6]    | helpful other
+part: [0.29, 1] | part: [0.2, 0.61] | helpful other
+part: [0.29, 1] | part: [0.1, 0.29] |
+hub: a/b        | hub: a/b          | helpful other
+hub: a/b        | hub: a/c          |
 """
 
 
-@pytest.mark.parametrize(("part", "said"), cells(PARTS))
-def test_other_shares_of_a_file_are_other_pairs(
-    recipe: Recipe, tmp_path: Path, part: str, said: str
+@pytest.mark.parametrize(("pairs", "other", "said"), cells(PARTS))
+def test_other_shares_or_sources_are_other_pairs(
+    recipe: Recipe, tmp_path: Path, pairs: str, other: str, said: str
 ) -> None:
-    text = TEXT.replace("data: pairs.jsonl", "data: {path: pairs.jsonl, part: [0.29, 1]}")
+    path = "path: pairs.jsonl, " if "part" in pairs else ""
+    text = TEXT.replace("data: pairs.jsonl", f"data: {{{path}{pairs}}}")
     before, dpo, after = text.partition("  dpo:")
-    shares = load(tmp_path, before + dpo + after.replace("[0.29, 1]", part, 1))
+    shares = load(tmp_path, before + dpo + after.replace(pairs, other, 1))
     rewards = {spec.name: spec for spec in options(shares).rewards}
     assert learned(shares, "dpo", rewards) == {*said.split()}
 
