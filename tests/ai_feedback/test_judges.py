@@ -442,7 +442,7 @@ MEANS = yaml.safe_load("""
     - {p_first: null, reason: refused, calls: 2}
     - {p_first: 0.7, calls: 2, tokens: 30}
   mean: [0.8, 0.75, 6, 40]
-- verdicts: [{p_first: 0.5}, {p_first: 0.50004, p_orders: [0.5, 0.50008]}]    # a tie
+- verdicts: [{p_first: 0.5}, {p_first: 0.50009, p_orders: [0.5, 0.50018]}]    # a tie
   mean: [0.5, 1.0, null, null]
 - verdicts: [{p_first: null, reason: refused, calls: 2}, {p_first: null, reason: other}]
   mean: [null, 0.0, 2, null]

@@ -512,10 +512,12 @@ def test_the_pool_may_lack_samples() -> None:
     """Responses without a score are left out before; as many are learned as there are prompts."""
     looking = Looking()
     groups = scored([[0.1, 3.0, 2.0], [1.5], [-1.0, 0.0]])
-    found = new(RejectionSampling, pool="batch").select(groups, looking)
+    algorithm = new(RejectionSampling, pool="batch")
+    found = algorithm.select(groups, looking)
     assert places(found) == [(0, 1), (0, 2), (1, 0)]
     assert [len(group.responses) for group in found] == [2, 1]
     assert looking.logged["best_reward"] == pytest.approx(6.5 / 3)
+    assert not algorithm.needs.replay
 
 
 # Through recipes

@@ -15,10 +15,10 @@ from several import RLOO, SFT, assert_same_as_one, write_recipe
 from torch import nn
 
 from alignkit import cli
-from alignkit.errors import Stopped
+from alignkit.errors import PluginError, Stopped
 from alignkit.plugins import load_plugins
 from alignkit.training.trainer import load_checkpoint
-from alignkit_plugins.processes.collectives import ProcessCollectives
+from alignkit_plugins.processes.collectives import Failure, ProcessCollectives
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ARGUMENTS = ("run", "recipe.yaml", "--out", "out")
@@ -83,6 +83,15 @@ def test_a_reason_to_stop_of_any_process_stops_each(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(collectives, "gather", lambda mine: [mine, "enough for today"])
     with pytest.raises(Stopped, match="enough for today"):
         collectives.should_stop(lambda: None)
+
+
+def test_others_end_with_the_exit_code_of_the_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[Failure] = []
+    monkeypatch.setattr(ProcessCollectives, "gather", lambda _, failure: sent.append(failure))
+    ProcessCollectives(1, 2, torch.device("cpu")).fail(PluginError("no such word"))
+    assert sent == [Failure(1, "no such word", 3, None)]
 
 
 def test_a_failure_while_gradients_are_added_ends_all(
