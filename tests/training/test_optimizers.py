@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from alignkit import RunFailed
-from alignkit.optimizers import make_optimizer
+from alignkit.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
@@ -168,3 +168,12 @@ def test_weight_decay_shrinks_matrices_and_no_norm() -> None:
     optimizer.step()
     for old, new in zip(before.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(new, old * (1 - 0.1 * 0.5 if new.ndim == 2 else 1))
+
+
+def test_state_is_saved_whole_and_restored_in_parts() -> None:
+    weight = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.Adagrad([weight])
+    saved = saved_state(optimizer, {"w": weight}, lambda part: torch.stack([part, part + 1]))
+    assert saved["state"]["w"]["sum"].tolist() == [[0], [1]]
+    restore_state(optimizer, {"w": weight}, saved, lambda whole, parameter: whole[len(parameter)])
+    assert optimizer.state[weight]["sum"].tolist() == [1]
