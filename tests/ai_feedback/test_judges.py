@@ -442,7 +442,7 @@ MEANS = yaml.safe_load("""
     - {p_first: null, reason: refused, calls: 2}
     - {p_first: 0.7, calls: 2, tokens: 30}
   mean: [0.8, 0.75, 6, 40]
-- verdicts: [{p_first: 0.5}, {p_first: 0.50009, p_orders: [0.5, 0.50018]}]    # a tie
+- verdicts: [{p_first: 0.5}, {p_first: 0.50004, p_orders: [0.5, 0.50008]}]    # a tie
   mean: [0.5, 1.0, null, null]
 - verdicts: [{p_first: null, reason: refused, calls: 2}, {p_first: null, reason: other}]
   mean: [null, 0.0, 2, null]
@@ -455,6 +455,8 @@ def test_a_mean_is_of_each_order_and_of_the_verdicts_that_there_are(row: dict[st
     found = [mean.p_first, mean.mass, mean.calls, mean.tokens, *(mean.p_orders or ())]
     assert found == pytest.approx(row["mean"], abs=1e-12)
     assert mean.reason == ("" if mean.p_first else "refused")
+    near = (None, 0.49989, 0.49991, 0.50009, 0.50011)
+    assert [Verdict(p).tied for p in near] == [False, False, True, True, False]
 
 
 class Odd(Judge):

@@ -95,8 +95,6 @@ def test_a_damaged_stage_is_no_model(house_copy: Path, what: str, said: str) -> 
     stage = house_copy / "sft"
     if what == "unfinished":
         Results(house_copy).begin("sft", "0" * 64, {})
-        with pytest.raises(RecipeError, match="a model: dpo, liked, online, ppo"):
-            find(f"{house_copy}/policy")
     elif what == "weights":
         weights = stage / "adapter" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"!")
