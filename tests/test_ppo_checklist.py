@@ -309,6 +309,8 @@ def test_group_baseline() -> None:
     options = {**PLAIN, "lam": 1.0}
     found = new(PPO, **options, group_baseline=True).signal(given)["returns"]
     assert found.tolist() == [[-1.0] * 2, [1.0] * 2, *[[0.0] * 2] * 4]
+    clipped = new(PPO, **options, group_baseline=True, score_clip=2.0).signal(given)["returns"]
+    assert clipped[:2, 0].tolist() == [-0.5, 0.5]  # the mean is of clipped scores
     assert new(PPO, **options).signal(given)["returns"][:, 1].tolist() == rewards.tolist()
 
 
