@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from alignkit import Group, Response
+from alignkit import Group, Monitor, Observation, Response
 from alignkit.plugins import plugins
 from alignkit.testing import check_monitor
 from alignkit_plugins.monitors.reward_hacking import (
@@ -22,6 +22,7 @@ from alignkit_plugins.monitors.reward_hacking import (
     measured,
 )
 from tests.rows import assistant, user
+from tests.testing.kits import broken, reported
 
 WORDS = ("red", "green", "blue", "one", "two", "three", "sun", "moon")
 
@@ -36,6 +37,11 @@ MONITORS = yaml.safe_load("""
 @pytest.mark.parametrize(("name", "options"), MONITORS)
 def test_it_conforms(name: str, options: dict[str, Any]) -> None:
     check_monitor(plugins().get("monitor", name).implementation, options)
+
+
+def test_one_that_needs_samples_is_refused() -> None:
+    look = staticmethod(lambda number, groups, metrics: groups[0] and Observation())
+    reported(check_monitor, broken(Monitor, look=look), "IndexError")
 
 
 # What is measured

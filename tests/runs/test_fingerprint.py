@@ -298,8 +298,9 @@ VERSIONS = """
 trl          | dpo
 lm_eval      | measured
 py3langid    | german
+math-verify  | sums
 bitsandbytes | small quantized
-torch        | sft dpo measured german small quantized
+torch        | sft dpo measured german sums small quantized
 """
 
 
@@ -313,6 +314,7 @@ def test_only_what_a_stage_uses_counts(
     dpo: {algorithm: trl, data: pairs.jsonl}
     measured: {step: lm_eval, policies: [base], tasks: [even]}
     german: {algorithm: rloo, prompts: prompts.jsonl, reward: {language: {language: de}}}
+    sums: {algorithm: rloo, prompts: prompts.jsonl, reward: math_verify}
     small: {algorithm: sft, data: demos.jsonl, optimizer: adamw_8bit}
     """
 
@@ -323,7 +325,7 @@ def test_only_what_a_stage_uses_counts(
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "99" if name == package else real(name)
     )
-    names = "sft", "dpo", "measured", "german", "small", "quantized"
+    names = ["sft", "dpo", "measured", "german", "sums", "small", "quantized"]
     both = zip(names, before, hashes(), strict=True)
     assert [name for name, old, new in both if old != new] == changed.split()
 

@@ -101,7 +101,8 @@ def test_what_does_not_fit_is_counted_once_and_told(tmp_path: Path, said: Said) 
 
 def test_rows_without_a_pair_are_counted_and_told(tmp_path: Path, said: Said) -> None:
     yes, no = Response("yes", rank=0), Response("no", rank=1)
-    pair, tie = (Group((user("is it?"),), (yes, other)) for other in (no, replace(no, rank=0)))
+    asked: Any = {"role": "system", "content": "Be brief."}, user("is it?")
+    pair, tie = (Group(asked, (yes, other)) for other in (no, replace(no, rank=0)))
     write_rows(tmp_path / "held.jsonl", [pair, tie, tie])
     summary = trained(tmp_path, [pair, tie], algorithm="dpo", validation="held.jsonl")
     assert summary["without_signal"] == 3 and summary["groups"] == 1
