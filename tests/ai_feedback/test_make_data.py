@@ -136,6 +136,10 @@ def test_questions_whose_answers_a_quotation_shows(
     # The second time the passage is not shown.
     assert len(seconds) == 4 and not any("towards itself" in text for text in seconds)
     assert artifact.summary["bill"]["questions"] == len(texts) == 6
+    answers(server, lambda text: "No.")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RunFailed, match="no question in the reply: 2"):
+        made(step, tmp_path / "none")
 
 
 def test_passages_are_whole_paragraphs() -> None:

@@ -95,6 +95,7 @@ def test_all_different_pairs_of_a_group_are_asked_for(tmp_path: Path) -> None:
     four, two = ([(p.better, p.worse, p.p) for p in each.pairs] for each in artifact.groups)
     six = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
     assert four == [(*each, 0.8) for each in six] and two == [(1, 0, 0.8)]
+    assert artifact.summary["n"] == 8
     assert artifact.summary["dropped"] == {"identical responses": 1}
 
 
