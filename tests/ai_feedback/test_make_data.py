@@ -17,12 +17,13 @@ from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit.data.group import read_groups
-from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in
+from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in, question
 from alignkit_plugins.ai_feedback.questions import (
     Questions,
     items_of,
     passages_of,
     quoted,
+    read_texts,
     why_another,
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
@@ -211,6 +212,13 @@ def test_what_is_no_text_is_refused(file: str, message: str, tmp_path: Path) -> 
         made(Questions(Questions.Options(texts=tmp_path / file, writer="base")), tmp_path)
 
 
+def test_all_texts_of_a_folder_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "X.MD").write_bytes(b"\xef\xbb\xbfone")  # as Notepad saves it
+    (tmp_path / "a" / "y.txt").write_text("two")
+    assert read_texts(tmp_path) == {"a/b/X.MD": "one", "a/y.txt": "two"}
+
+
 def test_options_of_questions() -> None:
     with pytest.raises(ValidationError, match="prompt needs the field"):
         Questions.Options(texts="a.txt", writer="base", prompt="{passage}")
@@ -240,6 +248,9 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     assert cases == ["poem", "code", "code", NONE, "poem"]
     assert artifact.summary["use_cases"] == {"poem": 2, "code": 2, NONE: 1}
     assert artifact.summary["bill"]["questions"] == len(server.requests) == 4  # equal ones once
+    assert {request["temperature"] for request in server.requests} == {0}
+    asked = question(CASES, Group(({"role": "system", "content": "ü"}, user("ü" * 5000))))
+    assert "A. poem: verse\nB. code: programs" in asked and asked.count("ü") == 4000
     with pytest.raises(DataError, match="no row has a prompt"):
         Categorize(options).check_data(SimpleNamespace(load=lambda spec: [Group(())]))  # type: ignore[arg-type]
 
