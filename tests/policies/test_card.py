@@ -72,6 +72,9 @@ def test_bases_and_data_of_the_hub(house_copy: Path, monkeypatch: pytest.MonkeyP
     text = told(stage, notes=["\x1b[31mred"])
     data = ModelCard(text).data
     assert (data.base_model, data.license, data.datasets) == (None, None, ["trl-lib/tldr"])
+    data_of_a_step = {"options": {"data": {"sources": [{"hub": "a/b"}]}}}
+    changed(stage, component=data_of_a_step)
+    assert ModelCard(told(stage)).data.datasets == ["trl-lib/tldr", "a/b"]
     assert "\x1b" not in text and "`tiny`, which is not on the hub" in text
     assert "from_pretrained" not in text and "export it with --merge" in text
     assert ModelCard(told(stage, "me/tiny")).data.base_model == "me/tiny"

@@ -613,7 +613,7 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
 # 90,000 tokens of 4, of which pairs, or samples, take two thirds: 120,000 are left, or 60 rows. Answers
 # of which some are no numbers are compared as they are.
 CHOSEN = """\
-d.jsonl DEMO 53;d.jsonl LARGE 7    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
+d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
 d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
 d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
 s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | reward: exact_match

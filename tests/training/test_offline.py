@@ -140,4 +140,7 @@ def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, said: Sai
     keys = {"epochs": 1, "validation": "held.jsonl"}
     assert trained(tmp_path, demonstrations(20)[3:], **keys)["validation_trained_on"] == 2
     assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in said()
-    assert "validation_trained_on" not in trained(tmp_path, demonstrations(20)[8:], "other", **keys)
+    keys["data"] = {"path": "rows.jsonl", "validation": 0.3}  # besides the file
+    both = trained(tmp_path, demonstrations(20)[8:], "other", **keys)
+    assert "validation_trained_on" not in both
+    assert both["groups"] + both["held_out"]["examples"] == 12 + 5
