@@ -16,6 +16,7 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
+from alignkit.models.adapters import Base
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec
 from tests.models.tiny import shared
@@ -144,12 +145,10 @@ def test_an_adapter_that_would_compute_something_else_is_refused(
     ],
 )
 def test_every_variant_of_lora_is_refused(variant: str, tmp_path: Path) -> None:
-    folder, config = make(tmp_path / "base", "Llama"), tmp_path / "adapter" / "adapter_config.json"
-    by_peft(folder, config.parent)
-    options = json.loads(config.read_text()) | {variant: {"q_proj": 1}}
-    config.write_text(json.dumps(options))
+    options = {"base_model_name_or_path": "x", variant: {"q_proj": 1}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(options))
     with pytest.raises(RunFailed, match=f"has {variant} "):
-        shared(folder, lora=LoraSpec(r=2, lora_alpha=7)).add_role("policy", start=config.parent)
+        Base("x", "x").check(tmp_path)
 
 
 def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:
