@@ -251,8 +251,9 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     assert {request["temperature"] for request in server.requests} == {0}
     asked = question(CASES, Group(({"role": "system", "content": "ü"}, user("ü" * 5000))))
     assert "A. poem: verse\nB. code: programs" in asked and asked.count("ü") == 4000
+    without: Any = SimpleNamespace(load=lambda spec: [Group(())])
     with pytest.raises(DataError, match="no row has a prompt"):
-        Categorize(options).check_data(SimpleNamespace(load=lambda spec: [Group(())]))  # type: ignore[arg-type]
+        Categorize(options).check_data(without)
 
 
 # Categories, and by what replies each is named.

@@ -289,7 +289,8 @@ def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path) -> None:
     held: list[Any] = []
     for seed in (0, 1):
         run = Run(load_recipe(recipe, [f"seed={seed}"]), tmp_path / "run")
-        held.append(run.data.read(run.recipe.stages["s"].settings.data).validation)  # type: ignore[union-attr]
+        settings: Any = run.recipe.stages["s"].settings
+        held.append(run.data.read(settings.data).validation)
     assert held[0] != held[1]
 
 
