@@ -13,6 +13,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ def _executed(file: Path) -> types.ModuleType:
     return module
 
 
+@cache  # all that is installed is read for an answer
+def _distributions(package: str) -> tuple[str, ...]:
+    """The names under which a package is installed."""
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get(package, ()))))
+
+
 def raised(error: BaseException, file: Path | str) -> str:
     """The error and the line of the user's file that raised it."""
     location = ""
@@ -117,9 +124,8 @@ class Python(Reward):
         @property
         def packages(self) -> tuple[str, ...]:
             """The package whose version decides the scores."""
-            package = self.function.rpartition(":")[0].partition(".")[0]
-            names = importlib.metadata.packages_distributions().get(package, ())
-            return tuple(sorted(set(names)))
+            module = self.function.rpartition(":")[0]
+            return _distributions(module.partition(".")[0]) if module else ()
 
     options: Options
     may_not_apply = True
