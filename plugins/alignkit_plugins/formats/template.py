@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from string import ascii_uppercase
 from typing import Any, ClassVar
@@ -57,17 +57,8 @@ class Text:
     """
 
     def __init__(self, text: str, where: str = ""):
-        from jinja2 import TemplateSyntaxError, meta
-
         self.source, self.where = text, where
-        whole = _WHOLE.fullmatch(text)
-        try:
-            self.columns = meta.find_undeclared_variables(_sandbox().parse(text))
-            self.fill = _sandbox().from_string(text).render
-            if whole:
-                self.fill = _sandbox().compile_expression(whole[1], undefined_to_none=False)
-        except TemplateSyntaxError as error:
-            raise ValueError(f"not valid Jinja: {error.message}") from None
+        self.columns, self.fill = _compiled(text)
 
     def value(self, row: Mapping[str, Any]) -> Any:
         """The text; of a single expression its value, such as a list. Raises BadRow."""
@@ -79,6 +70,20 @@ class Text:
             help = did_you_mean(missing, row) or f"columns: {', '.join(row):.200}"
             raise BadRow(f"{self.where}{error}; {help}") from error
         return value.strip() if isinstance(value, str) else value
+
+
+@cache  # formats are made for each row that nobody recognizes, always of the same texts
+def _compiled(text: str) -> tuple[frozenset[str], Callable[[Mapping[str, Any]], Any]]:
+    """The names in a text, and what it is in a row. Raises ValueError if it is not valid."""
+    from jinja2 import TemplateSyntaxError, meta
+
+    try:
+        columns = frozenset(meta.find_undeclared_variables(_sandbox().parse(text)))
+        if whole := _WHOLE.fullmatch(text):
+            return columns, _sandbox().compile_expression(whole[1], undefined_to_none=False)
+        return columns, _sandbox().from_string(text).render
+    except TemplateSyntaxError as error:
+        raise ValueError(f"not valid Jinja: {error.message}") from None
 
 
 @cache
