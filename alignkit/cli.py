@@ -123,10 +123,10 @@ def run(
 
 
 @cache
-def program() -> typer.Typer:
-    """The command line with the commands of all packages."""
+def program() -> Any:
+    """The command line with the commands of all packages, as Click's group."""
     add_commands(app)
-    return app
+    return typer.main.get_command(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,7 +178,7 @@ def _call(words: Sequence[str], show: bool) -> Result:
 
 def _returned(words: Sequence[str]) -> Any:
     """What a command returns. Raises RecipeError for a mistake in its words."""
-    command = typer.main.get_command(program())
+    command = program()
     try:
         with command.make_context("alignkit", common_options(words) or ["--help"]) as context:
             return command.invoke(context)

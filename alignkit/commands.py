@@ -90,11 +90,15 @@ class DefaultGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] in self.commands:
-            self.params = [param for param in self.params if param.param_type_name == "option"]
-        else:
-            ctx.allow_interspersed_args = True
+        below = ctx.meta["below"] = bool(args) and args[0] in self.commands
+        ctx.allow_interspersed_args = not below
         return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        if ctx.meta.get("below"):  # of the whole command line
+            return [param for param in params if param.param_type_name == "option"]
+        return params
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import typer
-
 from alignkit.cli import program
 from alignkit.errors import (
     DataError,
@@ -46,7 +44,7 @@ OTHERS = [
 
 def commands() -> str:
     """A section per command, in the order of `alignkit --help`."""
-    group: Any = typer.main.get_command(program())
+    group: Any = program()
     context = group.context_class(group, info_name="alignkit")
     first: dict[tuple[str, str], str] = {}
     return "\n".join(

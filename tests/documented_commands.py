@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from alignkit.cli import program
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +78,7 @@ def commands() -> list[Command]:
         for recipe in sorted((ROOT / "recipes").glob("*.yaml"))
         for command in _of_recipe(recipe)
     ]
-    found += _of_help(typer.main.get_command(program()))
+    found += _of_help(program())
     return list(dict.fromkeys(found))
 
 

@@ -89,11 +89,10 @@ def label(command: Command) -> str:
     return f"{command.page.relative_to(ROOT)}: {command.text}"
 
 
-def context_of(app: Any, words: tuple[str, ...]) -> Any:
+def context_of(command: Any, words: tuple[str, ...]) -> Any:
     """The words as their program parses them. Raises its error for an unknown command, option or
     value.
     """
-    command = typer.main.get_command(app)
     name, words = words[0], words[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command, name, words = command.commands[words[0]], words[0], words[1:]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from documented_commands import ROOT
 from jsonschema_rs import validate
 from stores import event, opened, pair
@@ -163,7 +162,7 @@ def test_every_command_has_a_result(
         kinds.add(document["kind"])
         tried.add(command)
     assert kinds == set(SCHEMA["$defs"]) - {"Mistake", "none"}
-    group: Any = typer.main.get_command(cli.program())
+    group: Any = cli.program()
     names = set()
     for name, one in group.commands.items():
         names |= {f"{name} {each}" for each in getattr(one, "commands", ())}
