@@ -74,8 +74,11 @@ def damages(name: str, data: bytes) -> Iterator[tuple[str, bytes | None]]:
     for text in [*HOSTILE.strip().splitlines(), "\x00", " "] if name.endswith(".jinja") else []:
         yield text, text.encode()
     is_one = name.endswith((".yaml", ".json", ".jsonl")) and b"\n{" not in data
-    for _ in range(VALUES if is_one and data.strip() else 0):
-        value = yaml.safe_load(data)
+    if not is_one or not data.strip():
+        return
+    whole = yaml.safe_load(data)
+    for _ in range(VALUES):
+        value = copy.deepcopy(whole)
         what = _replace_somewhere(value, chance)
         dump = yaml.dump if name.endswith(".yaml") else json.dumps
         yield what, dump(value).encode()
