@@ -15,6 +15,7 @@ import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from alignkit import RunFailed
+from alignkit.cli import main
 from alignkit.kinds import TrackedRun, tracked
 from alignkit.plugins import plugins
 from alignkit_plugins.report.trackers import AccelerateTracker
@@ -116,6 +117,8 @@ def test_bad_trackers_never_hurt_a_run(tmp_path: Path, said: rows.Said) -> None:
     assert "metrics.jsonl has everything" in message
     assert len([row for row in journal(found) if row[0] == "sft"]) == 3  # the last one is whole
     weights = "sft/adapter/adapter_model.safetensors"
+    assert main(["verify", str(found), "--plugin", str(tmp_path / "with" / "plugin.py")]) == 0
+    assert "warning: tracker" not in said()  # what is run again is not sent
     without = run(tmp_path / "without", [])
     assert (found / weights).read_bytes() == (without / weights).read_bytes()
 
