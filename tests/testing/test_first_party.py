@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from alignkit.testing import (
     check_step,
     example_groups,
 )
+from alignkit.testing.tiny import tiny_model
 from alignkit_plugins.models.tiny import source as tiny
 from tests.rows import cells
 
@@ -100,6 +101,13 @@ def first_party(kind: str) -> dict[str, Any]:
 
 def checked(kind: str) -> list[str]:
     return [name for name, options in OPTIONS[kind].items() if isinstance(options, dict)]
+
+
+@pytest.fixture(autouse=True)
+def _checks_leave_no_roles() -> Iterator[None]:
+    before = set(tiny_model().roles)
+    yield
+    assert set(tiny_model().roles) == before
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
