@@ -131,6 +131,13 @@ def test_a_row_that_is_not_a_group_is_bad(line: str) -> None:
         groups_module.group_from_json(f"{row}}}")
 
 
+def test_messages_name_a_row_by_what_a_user_says() -> None:
+    talk = (Message(role="system", content="Be brief."), user("a\n b"), user("c"))
+    groups = [Group(talk), Group(talk[:1]), Group((), (Response("raw"),)), Group(prompt("x" * 61))]
+    assert groups_module.previews(groups) == "'a b', 'Be brief.', 'raw' and 1 more"
+    assert groups_module.previews([groups[-1], Group(())]) == f"'{'x' * 60}...', ''"
+
+
 def test_a_row_that_a_step_wrote_has_the_weight_of_its_group(tmp_path: Path) -> None:
     """The column of the row that it was made from stays one, but says nothing about answers that a
     step wrote.
