@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,8 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit.models.generate import ActiveSequence
+from alignkit.sampling import Sampling
 from alignkit_plugins.gpu import sampling as static_decoding
 from alignkit_plugins.gpu.sampling import StaticDecoding
 from tests.same import same
@@ -78,3 +83,17 @@ def test_every_token_attends_as_in_its_whole_sequence(
         for row, i in enumerate(rows):
             same(out[row], whole[i][:, places[i] : places[i] + 1])
             places[i] += 1
+
+
+def test_only_active_rows_are_written_ahead() -> None:
+    """The cache may have no room for more."""
+    rows = [ActiveSequence(0, np.zeros(9), ended=True), ActiveSequence(0, np.zeros(2))]
+    logits, steps = torch.zeros(2, 3), list[int]()
+    decoder = SimpleNamespace(
+        request=SimpleNamespace(sampling=Sampling()),
+        ends=torch.tensor([2]),
+        length=lambda row: 1,
+        append=lambda *of: steps.append(1),
+    )
+    static_decoding.write_ahead(decoder, rows, logits, lambda *of: logits)
+    assert sum(steps) == 2
