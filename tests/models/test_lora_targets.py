@@ -79,6 +79,11 @@ def test_mixtures_train_like_plain_peft(
         same(found, wanted, atol=1e-5, rtol=0)
 
 
+def test_a_layer_that_a_kernel_reads_has_no_adapter(tmp_path: Path) -> None:
+    adapted = loaded(make(tmp_path / "base", "Mamba2")).parameters_of("new")
+    assert {name.split(".")[-4] for name in adapted} == {"in_proj"}
+
+
 @pytest.mark.silent_bug(
     "models: adapters",
     "An adapter of a tied head changes the embeddings, too, when it is merged.",
