@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,13 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignkit.training.learner import Learner
-from alignkit_plugins.processes.sharded_forward import LockstepPasses, ShardedNetwork, can_learn
+from alignkit_plugins.processes import sharded_forward
+from alignkit_plugins.processes.sharded_forward import (
+    LockstepCollectives,
+    LockstepPasses,
+    ShardedNetwork,
+    can_learn,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 learns = pytest.mark.skipif(not can_learn(), reason="this torch cannot cut weights that learn")
@@ -40,6 +47,17 @@ def test_parts_of_a_batch_of_one_row(work: Path, monkeypatch: pytest.MonkeyPatch
     run_together(recipe, "parts", some, sharded=True)
     assert Path("cut-0").exists() and Path("cut-1").exists()
     assert_same_as_one(recipe, "parts", some)
+
+
+def test_the_norm_of_parts_is_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, whole = torch.tensor([3.0]), torch.tensor([12.0])
+    monkeypatch.setattr(sharded_forward, "DTensor", SimpleNamespace)
+    collectives = LockstepCollectives(0, 2, torch.device("cpu"))
+    monkeypatch.setattr(collectives, "sum", lambda mine: {"": mine[""] + 4.0**2})
+    gradients: list[Any] = [SimpleNamespace(to_local=lambda: part), whole]
+    learned: list[Any] = [SimpleNamespace(grad=gradient) for gradient in gradients]
+    assert collectives.clip(learned, 1.3) == 13.0  # of 3, 4 and 12
+    torch.testing.assert_close(torch.cat([part, whole]), torch.tensor([0.3, 1.2]))
 
 
 def after(cls: type, name: str, monkeypatch: pytest.MonkeyPatch, then: Callable[..., Any]) -> None:
