@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -83,8 +84,10 @@ def test_attention_on_a_gpu_needs_no_plan_per_shape(
 
 def test_without_private_operators_torchs_own_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capabilities, "is_amd", lambda: True)
-    for library in ("mkldnn", "mkl"):
-        monkeypatch.setattr(torch.ops, library, object())
+    monkeypatch.setattr(torch.ops, "mkl", object())
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=None))
+    assert capabilities.can_pack_weights()
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert not capabilities.uses_onednn() and not capabilities.can_pack_weights()
     x, weight = torch.randn(300, 64), torch.randn(64, 64)
     assert torch.equal(matmul.linear(x, weight), torch.nn.functional.linear(x, weight))
