@@ -57,7 +57,7 @@ def test_tiny_text_survives_a_round_trip(tokenizer: Any, text: str) -> None:
 def test_a_named_template_needs_its_tokens() -> None:
     tokenizer = tiny._tokenizer()
     set_chat_template(tokenizer, None)
-    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE
+    assert tokenizer.chat_template == tiny.CHAT_TEMPLATE and tokenizer.model_max_length == 1024
     set_chat_template(tokenizer, "hermes")
     assert tokenizer.chat_template == templates.HERMES
     with pytest.raises(RunFailed, match="chatlm is not a Jinja template: FileNotFoundError"):
