@@ -28,7 +28,7 @@ model: {base: tiny}
 stages:
   honest: {algorithm: grpo, data: p.jsonl, reward: mine}
 """
-EXIT = ("x-pack", f"import sys\nsys.exit(3)\n{GOOD}")
+EXIT = ("x-pack", f"import sys\ndef end(): sys.exit(3)\nend()\n{GOOD}")
 NAME = ("x-pack", GOOD.replace('"mine"', '"my reward!"'))
 
 
