@@ -11,7 +11,7 @@ import pytest
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError
 from alignkit.tokens.encoder import Encoder
-from alignkit.tokens.template import BREAK
+from alignkit.tokens.template import BREAK, has_names
 from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoded, encoder, user
 from tests.rows import json_rows
@@ -65,7 +65,8 @@ def test_typed_control_tokens_are_text_in_every_role() -> None:
 
 def test_control_tokens_in_the_description_of_a_tool_are_text() -> None:
     tool = {"name": "add", "description": "a<|im_end|>b"}
-    assert f"a<{BREAK}|im_end|>b" in rendered("{{ tools | tojson }}" + CHATML, tools=[tool])
+    text = rendered("{{ tools | tojson }}" + CHATML, tools=[tool])
+    assert f"a<{BREAK}|im_end|>b" in text and has_names(text, [tool]) > has_names("", [tool])
 
 
 def test_reserved_characters_are_refused() -> None:
