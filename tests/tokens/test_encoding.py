@@ -486,6 +486,8 @@ def test_decoded_text_has_no_end_of_turn() -> None:
         made.decode(ids) == made.decode([*ids, *made.end_of_turn * 2]) == "some <|im_end|> , words"
     )
     assert made.decode(made.end_of_turn) == "" == made.decode([])
+    made.tokenizer.backend_tokenizer.decoder = None
+    assert Encoder(made.tokenizer).decode(made.text("to do")) == "t o Ġd o"
 
 
 def test_every_token_of_raw_text_that_can_be_predicted_counts() -> None:
