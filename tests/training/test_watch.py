@@ -104,6 +104,7 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
     measures(monkeypatch, {})
     ran = online(tmp_path, Watched(), **keys)
     assert ran.summary["kept_iteration"] == 2 and ran.weights == first
+    assert len(list((stage / "rollouts").iterdir())) == 3 - damaged
     assert not (stage / "kept").exists()
 
 
