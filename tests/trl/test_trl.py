@@ -72,13 +72,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         self._n_gpu = 2
 
     def trainer(self: Any, *given: Any, args: Any, **more: Any) -> None:
-        used.append((args.n_gpu, args.train_batch_size, args.seed))
+        schedule = args.lr_scheduler_type, args.lr_scheduler_kwargs
+        used.append((args.n_gpu, args.train_batch_size, args.seed, *schedule))
         original(self, *given, args=args, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trl.DPOConfig, "__post_init__", two_gpus)
         patch.setattr(trl.DPOTrainer, "__init__", trainer)
-        recipe = load(folder, sft=SFT, **{"from": "sft", "warmup_ratio": 1.0, "max_steps": 4})
+        keys = {"from": "sft", "warmup_ratio": 1.0, "max_steps": 4}
+        schedule = {"cosine_with_min_lr": {"min_lr": 1e-3}}
+        recipe = load(folder, sft=SFT, lr_scheduler_type=schedule, **keys)
         run_recipe(replace(recipe, seed=5), folder / "out")
     yield folder, used
 
@@ -99,8 +102,10 @@ def test_it_starts_where_the_stage_does_and_leaves_an_adapter(trained: Any) -> N
 
 
 def test_one_of_several_gpus_is_used(trained: Any) -> None:
-    """A second one would double batch_size, and wrap the model. The seed is the recipe's."""
-    assert trained[1] == [(1, 2, 5)]
+    """A second one would double batch_size, and wrap the model. Seed and schedule are the
+    recipe's.
+    """
+    assert trained[1] == [(1, 2, 5, "cosine_with_min_lr", {"min_lr": 1e-3})]
 
 
 def test_the_reference_is_checked() -> None:
