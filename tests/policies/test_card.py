@@ -121,6 +121,9 @@ def test_what_is_behind_a_model_and_how_it_was_evaluated(house_copy: Path) -> No
     assert len(evaluations(liked)) == 1  # it judged
     write_record(house_copy / "sft", {**read_record(house_copy / "sft"), "hash": "1" * 64})
     assert evaluations(find(str(house_copy / "sft"))) == []
+    report = house_copy / "report"
+    write_record(report, {**read_record(report), "complete": False})
+    assert evaluations(liked) == []
 
 
 @pytest.mark.silent_bug(
