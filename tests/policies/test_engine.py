@@ -45,6 +45,12 @@ def answers(found: Opened) -> tuple[list[Answer], list[str]]:
     return each, heard
 
 
+def test_a_path_is_no_override(here: Path) -> None:
+    Path("a=b").mkdir()
+    Path("c=d").touch()
+    assert split_overrides(["a=b", "c=d", "e=f"]) == (["a=b", "c=d"], ["e=f"])
+
+
 def test_policies_answer_with_an_engine_as_without(house_run: Path, server: FakeVllm) -> None:
     with models(house_run) as found:
         local, _ = answers(found)
