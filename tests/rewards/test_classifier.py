@@ -97,7 +97,7 @@ def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
 
 MISTAKES = yaml.safe_load(r"""
 - [c, Toxic, {}, "has no label 'Toxic'; its labels are fine, toxic"]
-- [d, toxic, {}, "cannot read .*config\\.json"]
+- [~/d, toxic, {}, "cannot read [^~]*config\\.json"]
 - [c, toxic, {model_type: bert}, "its labels are LABEL_0, LABEL_1"]
 """)
 
