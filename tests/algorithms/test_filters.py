@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -71,6 +72,7 @@ def answering(keep: Any) -> type[Filter]:
         (answering(lambda groups: [True] * (len(groups) - 1)), "a list of 4"),
         (answering(lambda groups: None), "a list of 4"),
         (answering(lambda groups: [True] + [False] * (len(groups) - 1)), "order of the groups"),
+        (answering(Mock(side_effect=[[True] * 4, [False] * 4, [True] * 4])), "a second call"),
         (str, "subclass of alignkit.Filter"),
     ],
 )
