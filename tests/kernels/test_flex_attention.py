@@ -136,7 +136,7 @@ def test_attention_is_compiled_for_gpus_with_triton(
     lacks: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Triton needs a compiler."""
-    capability = (7, 5) if lacks == "capability" else (9, 0)
+    capability = (7, 5) if lacks == "capability" else (8, 0)
     compiler, triton = (None if lacks == name else "there" for name in ("compiler", "triton"))
     uncached: Callable[[], bool] = flex_attention.has_triton.__wrapped__
     monkeypatch.delenv("CC", raising=False)
