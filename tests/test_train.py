@@ -5,6 +5,7 @@ whole batch.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,7 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
         rates += theirs.get_last_lr()
         optimizer.step()
         theirs.step()
-    found = [2e-3 * schedule(settings, 2e-3, step, 12) for step in range(12)]
+    with warnings.catch_warnings(action="error"):
+        found = [2e-3 * schedule(settings, 2e-3, step, 12) for step in range(12)]
     rates[:warmup] = [2e-3 * (step + 1) / warmup for step in range(warmup)]
     assert found == pytest.approx(rates, abs=1e-12)
