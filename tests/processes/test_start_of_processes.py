@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from forked import together
@@ -18,7 +20,8 @@ from alignkit import cli
 from alignkit.errors import PluginError
 from alignkit.io.text import cache_folder
 from alignkit.kinds import World
-from alignkit.runs.start import world_of
+from alignkit.runs.start import launch, world_of
+from alignkit_plugins.processes.events import problems_of_device
 from tests import rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +96,31 @@ def test_a_stage_of_processes_with_other_base_models_is_not_trained(work: Path) 
     assert "error: stage 'sft' is not the same in process 0 and in process 1: base\n" in leader.err
 
 
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    few = "3 processes need 3 GPUs, but this machine has 2"
+    one = "'device: cuda:1' is one device, but each process needs its own"
+    for local, device, said in (("2", "auto", ""), ("3", "auto", few), ("2", "cuda:1", one)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        recipe: Any = SimpleNamespace(model=SimpleNamespace(device=device))
+        found = problems_of_device(recipe, on_cpu=False)
+        assert [problem.message for problem in found] == [said] * bool(said)
+
+
 # Launchers
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "torch.distributed.run.run",
+        lambda given: seen.append((given.nproc_per_node, os.environ.pop("OMP_NUM_THREADS"))),
+    )
+    monkeypatch.setattr(os, "cpu_count", lambda: 9)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    for processes in (5, 4, 10):
+        assert launch(processes) == 0
+    assert seen == [("5", "7"), ("4", "2"), ("10", "1")]
 
 
 def launched(*words: str, code: int = 0, number: int = 0) -> str:
