@@ -169,6 +169,16 @@ def test_samples_of_filters_have_no_log_probabilities(serve: Serve, tmp_path: Pa
     engine.close()
 
 
+def test_a_server_is_asked_for_no_more_than_it_has_room_for(serve: Serve, tmp_path: Path) -> None:
+    server = serve(room=1024)
+    engine = stage_engine(tmp_path, Vllm, url=server.url)
+    prompts = [(1, 30), (30,) * 1020]
+    engine.request(asked(tiny_model(), seeds=((1,), (2,)), prompts=prompts, rooms=(8, 4))).result()
+    engine.close()
+    limits = [body["max_tokens"] for body in server.paths("/v1/completions")]
+    assert sorted(limits[-2:]) == [4, 8]
+
+
 MISTAKES = """
 url=http://127.0.0.1:9          | cannot be used: ConnectError
 url=http://127.0.0.1:9          | start one there, or change 'url'
