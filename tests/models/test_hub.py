@@ -130,6 +130,8 @@ def test_a_cached_model_loads_without_a_network(
     policy = shared(Path(ID))
     policy.add_role("new")
     policy.save("new", tmp_path / "adapter")
+    with pytest.raises(RunFailed, match="neither a folder"):
+        locate(ID, "v9")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == ID
     policy.add_role("again", start=tmp_path / "adapter")
