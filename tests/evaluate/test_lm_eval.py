@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +86,8 @@ def harness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def replace(code: str) -> None:
         start = "import json, os, sys\nfrom pathlib import Path\narguments = sys.argv[1:]\n"
-        monkeypatch.setattr(lm_eval, "COMMAND", (sys.executable, "-c", start + code))
+        start += "assert sys.flags.safe_path\n"
+        monkeypatch.setattr(lm_eval, "COMMAND", (*lm_eval.COMMAND[:-2], "-c", start + code))
         monkeypatch.setattr(lm_eval, "check_extra", lambda *names: None)
 
     return replace
