@@ -19,7 +19,7 @@ from alignkit import cli
 from alignkit.plugins import load_plugins
 from alignkit.recipe.yaml import shipped_folder
 from alignkit_plugins.recipes import plan as planning
-from tests.rows import read_json, write_recipe, write_rows
+from tests.rows import pairs, read_json, write_recipe, write_rows
 
 WITHIN = 0.25
 
@@ -69,8 +69,10 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
 """
     learned = yaml.safe_load(stages)
     learned["scored"] = {**learned["align"], "reward": "rated"}
+    write_rows(here / "pairs.jsonl", pairs())
+    learned["dpo"] = {"algorithm": "dpo", "data": "pairs.jsonl"}
     path = write(here, "tiny", **learned)
-    first, second, third, fourth, _, scored = planned(capfd, path)
+    first, second, third, fourth, _, scored, dpo = planned(capfd, path)
     with monkeypatch.context() as patch:  # more rows than are read
         patch.setattr(planning, "READ", 10)
         sampled = planned(capfd, path)[0]["work"]
@@ -78,6 +80,8 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     assert not (here / "runs").exists()
     work = first["work"]
     assert work["rows"] == 24 and work["learned"] == 2 * work["tokens"] > 0
+    # Once, by the reference
+    assert work["measured"] == 0 and dpo["work"]["measured"] == dpo["work"]["tokens"] > 0
     assert second["work"]["written"] == 24 * 8 and second["memory"]["cache"] > 0
     assert third["work"]["rows"] == 0
     online, memory = fourth["work"], fourth["memory"]
