@@ -6,6 +6,7 @@ import platform
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 from filelock import FileLock
 from made import STARTS, make_run
@@ -64,4 +65,6 @@ def test_keys_in_messages_are_hidden_and_the_machine_has_no_name(tmp_path: Path)
     error = RunFailed("the key sk-abcdefghijklmnop1234 is wrong")
     history.write_end(tmp_path, error, "")
     assert "sk-abc" not in (tmp_path / "starts.jsonl").read_text(encoding="utf-8")
-    assert platform.node() == "" or platform.node() not in json.dumps(history.machine())
+    machine = history.machine()
+    assert platform.node() == "" or platform.node() not in json.dumps(machine)
+    assert machine["memory"] == psutil.virtual_memory().total
