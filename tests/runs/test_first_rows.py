@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from alignkit.cli import main
 from alignkit.io.results import read_record
 from alignkit_plugins.models import tiny
-from tests.rows import Said, run, write_recipe, write_rows
+from tests.rows import Said, demos, run, write_recipe, write_rows
 
 TURN = {"role": "user", "content": "Hi"}
 GOOD = [TURN, {"role": "assistant", "content": "Hello."}]
@@ -92,3 +92,12 @@ def test_unknown_tokens_are_a_warning(tmp_path: Path, said: Said) -> None:
     assert "2 of 18 tokens are q: the tokenizer lacks characters" in told
     run(Path(written(tmp_path, [unknown, *[known] * 9])))  # of more than 2,000
     assert "tokens are q" not in said()
+
+
+def test_rows_of_an_earlier_stage_are_checked_before_they_are_learned(
+    tmp_path: Path, said: Said
+) -> None:
+    stages = "made: {step: instruct, data: demos.jsonl, instruction: Be brief.}"
+    write_rows(tmp_path / "demos.jsonl", demos())
+    run(write_recipe(tmp_path, stages + "\ndpo: {algorithm: dpo, data: made}"), code=4)
+    assert "but no row of stage made has a pair" in said()
