@@ -132,6 +132,7 @@ MISTAKES = {
         loss_of(whitens, needs=PAIRS)
     ),
     "the gradient is not finite: look for sqrt": loss_of(root_of_zero),
+    "the gradient is zero everywhere": loss_of(lambda batch, out: per_token(out.logprobs * 0)),
     "a second pass over the same batch changes the gradient by .* random numbers": (
         loss_of(lambda batch, out: per_token(-out.logprobs * torch.rand_like(out.logprobs)))
     ),
