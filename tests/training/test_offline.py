@@ -106,7 +106,9 @@ def test_rows_without_a_pair_are_counted_and_told(tmp_path: Path, said: Said) ->
     write_rows(tmp_path / "held.jsonl", [pair, tie, tie])
     summary = trained(tmp_path, [pair, tie], algorithm="dpo", validation="held.jsonl")
     assert summary["without_signal"] == 3 and summary["groups"] == 1
-    assert "left out 2 rows without a pair of a better and a worse response: 'is it?'" in said()
+    told = said()
+    assert "left out 2 rows without a pair of a better and a worse response: 'is it?'" in told
+    assert "warning: by its 1 held-out example it learned nothing" in told
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:
