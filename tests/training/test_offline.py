@@ -18,6 +18,7 @@ from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import stage
 from alignkit.runs.run import run_recipe
+from alignkit.training import trainer
 from alignkit.training.learner import Learner
 from tests.rows import Said, assistant, read_rows, user, write_recipe, write_rows
 
@@ -44,9 +45,17 @@ def test_the_epoch_with_the_lowest_validation_loss_is_the_result(
     # Before the first step, too, which is no result; of equals the first counts
     losses = iter([0.5, 2.0, 1.0, 1.0, math.nan])
     monkeypatch.setattr(Learner, "evaluate", lambda self, examples: ({"loss": next(losses)}, {}))
+    best: dict[int, Any] = {}  # of each checkpoint
+
+    def save(folder: Path, number: int, state: dict[str, Any]) -> Path:
+        best[number] = state["summary"].get("best_epoch")
+        return folder
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
     data = {"path": "rows.jsonl", "validation": 0.2}
     summary = trained(tmp_path, demonstrations(20), epochs=4, keep_versions=True, data=data)
     assert summary["best_epoch"] == 2 and summary["validation"] == {"loss": 1.0}
+    assert (best[8], best[16]) == (1, 2)
     first, second, *others = (weights(tmp_path / "run" / "only" / "kept" / k) for k in "1234")
     assert weights(tmp_path / "run" / "only" / "adapter") == second not in (first, *others)
 
