@@ -133,7 +133,7 @@ def of_others(params: Any, lr: float) -> torch.optim.Optimizer:
     ("implementation", "why"),
     [
         (of_others, "with all parameters in its groups"),
-        (lambda params, lr: None, "it must be a torch.optim.Optimizer"),
+        (lambda params, lr, *others: None, "it must be a torch.optim.Optimizer"),
     ],
 )
 def test_what_is_no_optimizer_is_named(implementation: Any, why: str) -> None:

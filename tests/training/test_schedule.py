@@ -46,7 +46,7 @@ def falling(step: int, total: int) -> float:
         (lambda step: math.nan, "its factor is nan"),
         (lambda step: math.inf, "its factor is inf"),
         (lambda step: 1 / step, "division by zero"),
-        (lambda step: None, "not 'NoneType'"),
+        (lambda step, *others: None, "not 'NoneType'"),
     ],
 )
 def test_what_is_no_schedule_is_refused(function: Any, why: str) -> None:
