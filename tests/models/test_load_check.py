@@ -62,16 +62,21 @@ def test_the_precision_of_the_weights_has_no_say(fields: dict[str, Any], tmp_pat
     assert policy.packs, policy.unpacked_because
 
 
+WINDOWS = {"sliding_window": 4, "attention_chunk_size": 4, "floor_scale": 2}
+
+
 def test_the_copy_is_small_and_has_layers_of_every_kind(tmp_path: Path) -> None:
     """Its attention is that of the model; drawing its weights draws nothing from the model's."""
     kinds = ["sliding_attention"] * 5 + ["full_attention"]
     options = {**ARCHITECTURES["Gemma2"], "num_hidden_layers": 12, "layer_types": kinds * 2}
+    options |= dict.fromkeys(WINDOWS, 8192)
     transformers.Gemma2Config(vocab_size=1000, **options).save_pretrained(tmp_path)
     state = torch.get_rng_state()
     copy = checked_model.small_copy(ModelSpec(base=str(tmp_path)), str(tmp_path), None)
     assert torch.equal(torch.get_rng_state(), state)
     assert copy.config.layer_types == kinds and len(copy.model.layers) == 6
     assert (copy.config.vocab_size, copy.config.hidden_size) == (256, 32)
+    assert {name: getattr(copy.config, name) for name in WINDOWS} == WINDOWS
     assert copy.model.layers[0].mlp.down_proj.in_features == 16
     assert {weight.dtype for weight in copy.parameters()} == {torch.float32}
 
