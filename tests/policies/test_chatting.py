@@ -18,6 +18,7 @@ from rich.console import Console
 
 from alignkit import Group, Message
 from alignkit.cli import main
+from alignkit.data.group import responses_of
 from alignkit.io.console import Reporter
 from alignkit.sampling import Sampling
 from alignkit_plugins.policies.policy import Opened, opened
@@ -78,16 +79,19 @@ def test_each_policy_has_its_own_conversation_with_its_rewards(models: Opened) -
     """Those that a step's scorer gives the samples."""
     talks, first, second = session(models, seed=3), user("my old friend"), user("bread is good")
     lines = said(talks, first["content"], "", second["content"]).splitlines()
-    remarks = []
+    scored, later = [], []
     for name in models.policies:
-        group = sampled(models, name, [first], 3)
-        turns = [first, assistant(group.responses[0].text), second]
-        last = assistant(text_of(models, name, turns, 4))
-        assert talks.turns[name] == [*turns, last]
-        scored = [each.score([group])[0].responses[0].scores["reward"] for each in models.scorers]
-        remarks.append("[liked {:.3g}, length {:.3g}]".format(*scored))
+        scored.append(sampled(models, name, [first], 3))
+        turns = [first, assistant(scored[-1].responses[0].text), second]
+        later.append(sampled(models, name, turns, 4))
+        assert talks.turns[name] == [*turns, assistant(later[-1].responses[0].text)]
+    rewards = [responses_of(each.score([*scored, *later])) for each in models.scorers]
+    remarks = [
+        f"[liked {liked.scores['reward']:.3g}, length {length.scores['reward']:.3g}]"
+        for liked, length in zip(*rewards, strict=True)
+    ]
     assert [line for line in lines if line.endswith(":")] == ["run-sft:", "run-online:"] * 2
-    assert [line for line in lines if line in remarks] == remarks and len(set(remarks)) == 2
+    assert [line for line in lines if line in remarks] == remarks and len(set(remarks)) == 4
 
 
 def test_a_new_conversation(models: Opened) -> None:
