@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from alignkit.data.group import Group, Response, read_groups
-from alignkit.errors import OtherTokenizer
+from alignkit.errors import OtherTokenizer, should_stop
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.load import load_recipe
@@ -146,6 +146,7 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
     assert small["estimate"].get("mean") is None and small["missing"] == 3
     made.models.enter(made.recipe.stages["both"].whole_models)
     service = made.models.of(str(shifted))
+    assert service.model.should_stop is should_stop
     for group in read_groups(tmp_path / "out/both/samples.jsonl"):
         for response in group.responses:
             found = service.encoder.encode(Group(group.prompt, (response,)), 400)
