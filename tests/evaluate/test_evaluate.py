@@ -529,9 +529,11 @@ def test_every_answer_meets_the_baselines_and_what_has_no_verdict_is_counted(
 
 
 def test_each_sample_may_be_truncated() -> None:
-    answers = (Response("a", source="sft"), Response("b", source="sft", truncated=True))
-    _, row = measures.of_answers([replace(prompts()[0], responses=answers)], ["sft"])
+    long = Response("b", tokens=(1, 2, 3), source="sft", truncated=True)
+    answers = (Response("a", tokens=(1,), source="sft"), long)
+    size, row = measures.of_answers([replace(prompts()[0], responses=answers)], ["sft"])
     assert (row.metric, row.estimate, row.percent) == ("truncated", {"mean": 0.5}, True)
+    assert size.estimate["mean"] == 2.0
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
