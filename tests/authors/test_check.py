@@ -43,4 +43,6 @@ def test_a_module(
 def test_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "check", "length", "--options", "{length: {unit: characters}}"]) == 0
     assert "length" in capsys.readouterr().out
+    options = "{weighted_sum: {rewards: {a: length}, weights: {a: 1}}}"
+    assert main(["plugins", "check", "weighted_sum", "--options", options]) == 0
     assert main(["plugins", "check", "lenght"]) == 2
