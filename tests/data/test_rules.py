@@ -176,6 +176,12 @@ def test_what_was_left_out_is_redacted_too(
     assert said == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
 
 
+def test_texts_become_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('"Hello there."')
+    data("clean", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
+    assert read_rows(tmp_path / "b.jsonl") == [{"text": "Hello there."}]
+
+
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:
     rows = [{"prompt": "Hi", "completion": f"Call 555-123-456{n}."} for n in range(3)]
     file = write_rows(tmp_path / "a.jsonl", rows)
