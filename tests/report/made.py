@@ -48,7 +48,7 @@ def make_run(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]] | Non
     plugins = {"sft": "sft", "labels": "judge_pairs", "align": "ppo"}
     for name, plugin in plugins.items():
         write_stage(folder / name, plugin)
-    write_stage(folder / "report", "evaluate", report=REPORT.plain())
+    write_stage(folder / "report", "evaluate", report=REPORT.plain(), summary={"results": []})
     return folder
 
 
