@@ -49,6 +49,9 @@ def test_a_server_outlives_its_stage_and_ends_with_the_run(
     assert server(tmp_path) is one and not one.ended
     other = server(tmp_path, MORE="1")
     assert other is not one and other.key != one.key
+    other._guard.terminate()  # as if it failed
+    other._guard.wait()
+    assert server(tmp_path, MORE="1") is not other
     end_servers()
     assert one.ended and other.ended
     alone = server(tmp_path)
