@@ -13,7 +13,7 @@ from stores import opened, pair, side
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_plugins.people.server import Address, address_of
+from alignkit_plugins.people.server import Address, address_of, server_of
 from alignkit_plugins.people.texts import visible
 from alignkit_plugins.people.votes import labeled
 from tests.people.injections import INJECTIONS
@@ -200,6 +200,8 @@ def test_every_answer_has_the_headers(site: Any) -> None:
         policy = set(headers["content-security-policy"].split("; "))
         assert policy == set(POLICY.strip().splitlines())
         assert [headers[name] for name, _ in cells(SENT)] == [value for _, value in cells(SENT)]
+    config = server_of(site[0]).config
+    assert not (config.proxy_headers or config.server_header or config.access_log)
     other = {"sec-fetch-site": "cross-site"}
     modes = [{**other, "sec-fetch-mode": mode} for mode in ("cors", "navigate")]
     assert [ada.client.get("/", headers=mode).status_code for mode in modes] == [403, 200]
