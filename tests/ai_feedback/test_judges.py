@@ -193,6 +193,7 @@ def test_the_code_of_a_fence_is_reproducible_and_depends_on_everything() -> None
 
     assert code("a", "b") == code("a", "b")
     assert len({code("a", "b"), code("b", "a"), code("a", "c"), code("a", "b", seed=1)}) == 4
+    assert pair_in_words(OWN, BETTER, 0, "").code != pair_in_words(OWN, WORSE, 0, "").code
     turns = [*PROMPT, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "why"}]
     assert transcript(turns) == "user: Which {first} is it?\n\nassistant: yes\n\nuser: why"
 
