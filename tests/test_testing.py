@@ -256,4 +256,6 @@ def test_example_groups_hold_every_kind_of_preference() -> None:
     groups = example_groups(5)
     assert [len(group.responses) for group in groups] == [5] * 4
     assert [response.rank for response in groups[0].responses] == [2, 1, 4, 5, 3]
+    turns = groups[0].responses[0].messages or ()
+    assert [turn.get("train") for turn in turns] == [False, None, None]
     assert {pair.margin for group in groups for pair in group.pairs or ()} == {"slightly", 1.5, 2.0}
