@@ -357,6 +357,13 @@ alpaca {"instruction": "i", "output": "o", "input": ""}
 alpaca {"instruction": "i", "output": "o", "text": "all of it"}
   u: i -> o {"text": "all of it"}
 
+preference {"prompt": "p", "instruction": "i", "output": "o", "chosen": "a", "rejected": "b"}
+  u: p -> a | b [0>1] {"instruction": "i", "output": "o"}
+
+messages {"instruction": "i", "output": "o", "messages": [{"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a"}]}
+  u: q -> a {"instruction": "i", "output": "o"}
+
 dolly {"instruction": "i", "context": "c", "response": "r", "category": "qa"}
 dolly {"instruction": "i", "input": "c", "response": "r", "category": "qa"}
   u: i\n\nc -> r {"category": "qa"}
