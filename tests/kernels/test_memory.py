@@ -7,6 +7,7 @@ from __future__ import annotations
 import platform
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,13 @@ def test_a_containers_limit_counts(
     machine = memory.total(CPU)
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (file, tmp_path / "none"))
     assert memory.total(CPU) == (limit or machine)
+
+
+def test_glibc_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(memory, "_glibc", lambda *given: asked.append(given))
+    memory.prepare_cpu()
+    assert asked == [("mallopt", -1, 2**31 - 1), ("mallopt", -3, 2**31 - 1)]
 
 
 def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
