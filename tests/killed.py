@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+import torch
+
 from alignkit.cli import main
+
+
+def as_new() -> None:
+    """Call it first in a forked process, which is then as ready as one that was started."""
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a launcher in a test before has its own
+    # Renews torch's pool of threads: two threads that were the first to need it would end in its
+    # "Invalid thread pool"
+    torch.set_num_threads(torch.get_num_threads())
 
 
 def forked(*arguments: str | Path, **variables: str) -> int:
@@ -17,6 +30,7 @@ def forked(*arguments: str | Path, **variables: str) -> int:
     if (child := os.fork()) == 0:
         code = 99
         try:
+            as_new()
             os.environ |= {"TOKENIZERS_PARALLELISM": "false", **variables}
             code = main(list(map(str, arguments)))
         finally:  # whatever happens, the child must not go on with the tests

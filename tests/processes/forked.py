@@ -21,6 +21,7 @@ from accelerate.state import AcceleratorState
 from torch.distributed import TCPStore
 
 from alignkit import cli
+from tests.killed import as_new
 
 SECONDS = 240.0  # longer than any test needs, even on a busy machine
 # From the first process that fails until the others get SIGTERM, and from there until SIGKILL: a
@@ -84,6 +85,7 @@ def _work(words: list[str], rank: str, environment: dict[str, str]) -> None:
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        as_new()
         # An earlier test may have made one process of it
         AcceleratorState._reset_state(reset_partial_state=True)
         os.environ |= environment
