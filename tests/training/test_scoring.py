@@ -281,7 +281,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     scorer._share = lambda leaf, some, own: given[leaf.name]
     table = learn(scorer, TWO)
     assert [response.text for response in responses_of(table.groups)] == ["0.0"]
-    counts = {"unscored": 2, "unscored/first": 1, "unscored/second": 1}
+    counts = {"unscored": 2, "unscored/first": 1, "unscored/second": 1, "score/first": 1.0}
     assert table.summary().items() >= counts.items()
 
 
