@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import torch
@@ -13,9 +12,6 @@ from alignkit.cli import main
 
 def as_new() -> None:
     """Call it first in a forked process, which is then as ready as one that was started."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a launcher in a test before has its own
     # Renews torch's pool of threads: two threads that were the first to need it would end in its
     # "Invalid thread pool"
     torch.set_num_threads(torch.get_num_threads())

@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,19 +165,38 @@ def launch(processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    # Process 0 says what happened
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
     options = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={passed_on}"]
     try:
-        torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
+        with _shared_machine(processes):
+            torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return max(1, failure.exitcode)
     except SignalException as error:
         return 130 if error.sigval == signal.SIGINT else Stopped.exit_code
     return 0
+
+
+@contextmanager
+def _shared_machine(processes: int) -> Iterator[None]:
+    """Each process gets its part of the cores, and process 0 says what happened. Afterwards signals,
+    the environment and logs are the caller's again: torch's launcher keeps its handlers.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
+    log, threads = logging.getLogger("torch.distributed"), os.environ.get("OMP_NUM_THREADS")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
 
 
 def world_of(environment: Mapping[str, str] = os.environ) -> World:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -111,16 +112,25 @@ def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the caller has its handlers, variables and logs back."""
     seen: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        "torch.distributed.run.run",
-        lambda given: seen.append((given.nproc_per_node, os.environ.pop("OMP_NUM_THREADS"))),
-    )
+
+    def run(given: Any) -> None:
+        seen.append((given.nproc_per_node, os.environ["OMP_NUM_THREADS"]))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
     monkeypatch.setattr(os, "cpu_count", lambda: 9)
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    for processes in (5, 4, 10):
-        assert launch(processes) == 0
+    monkeypatch.setattr(sys, "argv", ["alignkit"])
+    before, log = signal.getsignal(signal.SIGINT), logging.getLogger("torch.distributed")
+    for processes, threads in ((5, "7"), (4, None), (10, None)):
+        with monkeypatch.context() as patch:
+            patch.delenv("OMP_NUM_THREADS", raising=False)
+            if threads:
+                patch.setenv("OMP_NUM_THREADS", threads)
+            assert launch(processes) == 0 and os.environ.get("OMP_NUM_THREADS") == threads
     assert seen == [("5", "7"), ("4", "2"), ("10", "1")]
+    assert signal.getsignal(signal.SIGINT) is before and log.level < logging.CRITICAL
 
 
 def launched(*words: str, code: int = 0, number: int = 0) -> str:
