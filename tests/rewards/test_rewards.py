@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import runpy
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -263,6 +265,22 @@ def test_a_function_is_in_one_place_and_names_its_package() -> None:
             Python.Options(**places)
     assert Python.Options(function="json:dumps").packages == ()  # of the standard library
     assert Python.Options(function="trl.rewards:f").packages == ("trl",)
+
+
+def test_what_is_installed_is_read_once_and_again_when_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Mock(side_effect=importlib.metadata.packages_distributions)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", read)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("trl.rewards:f", "json:dumps", "late:f")
+    assert [Python.Options(function=name).packages for name in names] == [("trl",), (), ()]
+    assert Python.Options(path="a.py", function="f").packages == () and read.call_count == 1
+    made = tmp_path / "late_pack-1.dist-info"
+    made.mkdir()
+    (made / "METADATA").write_text("Name: late-pack\nVersion: 1\n")
+    (made / "top_level.txt").write_text("late\n")
+    assert Python.Options(function="late:f").packages == ("late-pack",)
 
 
 def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,19 @@ def _executed(file: Path) -> types.ModuleType:
     return module
 
 
-@cache  # all that is installed is read for an answer
 def _distributions(package: str) -> tuple[str, ...]:
     """The names under which a package is installed."""
-    return tuple(sorted(set(importlib.metadata.packages_distributions().get(package, ()))))
+    folders = [Path(folder or ".") for folder in sys.path]
+    places = tuple((str(each), each.stat().st_mtime_ns) for each in folders if each.exists())
+    return tuple(sorted(set(_installed(places).get(package, ()))))
+
+
+@lru_cache(1)
+def _installed(places: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
+    """Package -> the names under which it is installed. All metadata are read, which takes 0.3 s;
+    again once a folder of `sys.path` changed.
+    """
+    return importlib.metadata.packages_distributions()
 
 
 def raised(error: BaseException, file: Path | str) -> str:
