@@ -15,6 +15,7 @@ import traceback
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from copy import copy
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
@@ -123,10 +124,16 @@ def run(
 
 
 @cache
-def program() -> Any:
-    """The command line with the commands of all packages, as Click's group."""
-    add_commands(app)
-    return typer.main.get_command(app)
+def program(without: frozenset[str] = frozenset()) -> Any:
+    """The command line with the commands of packages, as Click's group.
+
+    without: names of packages and plugins whose code is not imported.
+    """
+    whole = copy(app)
+    whole.registered_commands = [*app.registered_commands]
+    whole.registered_groups = [*app.registered_groups]
+    add_commands(whole, without)
+    return typer.main.get_command(whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -178,9 +185,10 @@ def _call(words: Sequence[str], show: bool) -> Result:
 
 def _returned(words: Sequence[str]) -> Any:
     """What a command returns. Raises RecipeError for a mistake in its words."""
-    command = program()
+    rest = common_options(words) or ["--help"]
+    command = program(frozenset(plugin_options["--no-plugin"]))
     try:
-        with command.make_context("alignkit", common_options(words) or ["--help"]) as context:
+        with command.make_context("alignkit", rest) as context:
             return command.invoke(context)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not a mistake in the words of a command

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from alignkit.errors import (
     Problem,
     did_you_mean,
     message_of,
-    plugin_options,
     reason_of,
 )
 from alignkit.errors import refuse as refuse
@@ -51,11 +50,10 @@ def register_commands(register: RegisterCommand) -> None:
     """
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of all packages. One that fails is a warning."""
-    without = {*plugin_options["--no-plugin"]}
+def add_commands(app: typer.Typer, without: Container[str] = ()) -> None:
+    """Add the commands of all packages but some. One that fails is a warning."""
     for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
-        if {entry.name, getattr(entry.dist, "name", "")} & without:
+        if entry.name in without or getattr(entry.dist, "name", "") in without:
             continue
         try:
             entry.load().register_commands(partial(add_command, app))
@@ -90,13 +88,18 @@ class DefaultGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        below = ctx.meta["below"] = bool(args) and args[0] in self.commands
+        below = ctx.meta[self._below] = bool(args) and args[0] in self.commands
         ctx.allow_interspersed_args = not below
         return super().parse_args(ctx, args)
 
+    @property
+    def _below(self) -> str:
+        """In `meta`, which all groups of a command line share: whether the words name a command."""
+        return f"{__name__}.below.{id(self)}"
+
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)
-        if ctx.meta.get("below"):  # of the whole command line
+        if ctx.meta.get(self._below):
             return [param for param in params if param.param_type_name == "option"]
         return params
 

@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import typer
 
 from alignkit import __version__, cli
 from alignkit import plugins as plugins_module
+from alignkit.commands import DefaultGroup
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
 from tests.rows import Said, write_recipe, write_rows
@@ -139,6 +142,24 @@ def test_a_command_shows(line: str, recipe: list[str], printed: Said) -> None:
     out = printed()
     assert not [said for said in wanted if said.strip() not in " ".join(out.split())]
     assert len(out.splitlines()) <= 45 or "--schema" in words
+
+
+def test_a_command_line_leaves_nothing_to_the_next(printed: Said) -> None:
+    """And what names a command in a group has nothing to do with the groups around it."""
+    for words, usage in (("new", "new [OPTIONS] {NAME}"), ("", "[OPTIONS] [NAME] COMMAND")) * 2:
+        assert cli.main(["plugins", *words.split(), "--help"]) == 0
+        assert f"Usage: alignkit plugins {usage}" in " ".join(printed().split())
+
+    def with_argument(item: Annotated[str, typer.Argument()] = "") -> None: ...
+
+    outer, inner = (typer.Typer(cls=DefaultGroup, rich_markup_mode=None) for _ in range(2))
+    for app in (inner, outer):
+        app.callback(invoke_without_command=True)(with_argument)
+    inner.command("leaf")(lambda: None)
+    outer.add_typer(inner, name="inner")
+    words = ["inner", "--help"]
+    assert typer.main.get_command(outer).main(words, "a", standalone_mode=False) == 0
+    assert printed().startswith("Usage: a inner [OPTIONS]")
 
 
 MISTAKES = """\

@@ -5,11 +5,8 @@ meets it.
 from pathlib import Path
 
 import pytest
-import typer
 
-from alignkit.cli import main
-from alignkit.commands import add_commands
-from alignkit.errors import plugin_options
+from alignkit.cli import main, program
 from tests.rows import Said
 from tests.test_plugins import MakeDistribution, distribution, fresh
 
@@ -57,7 +54,7 @@ def test_a_broken_plugin_is_named_where_its_reward_is_asked_for(
 
 
 def test_commands_are_left_out_with_their_package(
-    monkeypatch: pytest.MonkeyPatch, distribution: MakeDistribution
+    said: Said, distribution: MakeDistribution
 ) -> None:
     entries = next(
         distribution("x-pack", "raise SystemExit(7)").glob("*.dist-info/entry_points.txt")
@@ -65,14 +62,12 @@ def test_commands_are_left_out_with_their_package(
     entries.write_text(
         entries.read_text().replace("[alignkit]", "[alignkit.commands]"), encoding="utf-8"
     )
-    said: list[str] = []
-    monkeypatch.setattr(
-        "alignkit.commands.print", lambda text, file: said.append(text), raising=False
-    )
-    add_commands(typer.Typer())
-    monkeypatch.setitem(plugin_options, "--no-plugin", ["x-pack"])
-    add_commands(typer.Typer())
-    assert len(said) == 1 and "no commands of x-pack" in said[0] and "SystemExit: 7" in said[0]
+    program.cache_clear()
+    for words in (["--no-plugin", "x-pack"], [], ["--no-plugin", "x-pack"]):
+        assert main([*words, "--version"]) == 0
+        text = said()
+        assert (text == "") == bool(words), text
+        assert words or ("no commands of x-pack" in text and "SystemExit: 7" in text)
 
 
 @pytest.mark.parametrize("command", [["init", "new"], ["data", "check", "rows.jsonl"]])
