@@ -51,9 +51,10 @@ def test_a_server_outlives_its_stage_and_ends_with_the_run(
     assert other is not one and other.key != one.key
     other._guard.terminate()  # as if it failed
     other._guard.wait()
-    assert server(tmp_path, MORE="1") is not other
+    again = server(tmp_path, MORE="1")
+    assert again is not other and not again.ended
     end_servers()
-    assert one.ended and other.ended
+    assert one.ended and again.ended
     alone = server(tmp_path)
     assert alone is not one and alone.log.parent == tmp_path
     alone.release()

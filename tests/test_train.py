@@ -236,7 +236,7 @@ def test_schedules_of_transformers(name: str, options: dict[str, Any], warmup: i
         rates += theirs.get_last_lr()
         optimizer.step()
         theirs.step()
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(action="error", category=UserWarning):
         found = [2e-3 * schedule(settings, 2e-3, step, 12) for step in range(12)]
     rates[:warmup] = [2e-3 * (step + 1) / warmup for step in range(warmup)]
     assert found == pytest.approx(rates, abs=1e-12)

@@ -35,7 +35,9 @@ def test_a_containers_limit_counts(
 def test_glibc_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(memory, "_glibc", lambda *given: asked.append(given))
+    monkeypatch.setattr("os.environ", kept := {"LRU_CACHE_CAPACITY": "7"})
     memory.prepare_cpu()
+    assert kept == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "7"}
     assert asked == [("mallopt", -1, 2**31 - 1), ("mallopt", -3, 2**31 - 1)]
 
 

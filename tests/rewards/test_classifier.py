@@ -96,16 +96,22 @@ def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
 
 
 MISTAKES = yaml.safe_load(r"""
-- [c, Toxic, {}, "has no label 'Toxic'; its labels are fine, toxic"]
-- [~/d, toxic, {}, "cannot read [^~]*config\\.json"]
+- [~/c, Toxic, {}, "has no label 'Toxic'; its labels are fine, toxic"]
+- [d, toxic, {}, "cannot read .*config\\.json"]
 - [c, toxic, {model_type: bert}, "its labels are LABEL_0, LABEL_1"]
 """)
 
 
 @pytest.mark.parametrize(("folder", "label", "config", "words"), MISTAKES)
 def test_mistakes_are_told_before_the_run(
-    folder: str, label: str, config: dict[str, Any], words: str, tmp_path: Path
+    folder: str,
+    label: str,
+    config: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "c")
     if config:
         (tmp_path / "c" / "config.json").write_text(json.dumps(config))
