@@ -58,7 +58,7 @@ def test_changes_of_a_recipe(tmp_path: Path, changes: str, expected: str) -> Non
 def test_files_that_have_changed_are_named(tmp_path: Path) -> None:
     write_rows(tmp_path / "prompts.jsonl", [{"prompt": "what?"}])
     before = recipe_of(tmp_path)
-    parts = {"plugin": "ppo", "depends_on": parts_of(before)}
+    parts = {"depends_on": parts_of(before)}  # without a result, such as of a stage that failed
     for name in ("prompts", "others"):
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": name}])
         now = recipe_of(tmp_path, {**ALIGN, "prompts": f"{name}.jsonl"})

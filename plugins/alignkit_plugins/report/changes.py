@@ -81,8 +81,9 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     before = record.get("depends_on")
     if not before:
         return ""
-    if record.get("plugin") != stage.component.name:  # with its defaults, all else may differ
-        return f" ({stage.kind}: {record.get('plugin')} -> {stage.component.name})"
+    was = before["component"]["name"]
+    if was != stage.component.name:  # with its defaults, all else may differ
+        return f" ({stage.kind}: {was} -> {stage.component.name})"
     now = json.loads(json.dumps(parts, default=str))
     every, names = dict[str, None](), flat(now)
     for change in changes(before, now):
