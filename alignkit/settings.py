@@ -132,8 +132,8 @@ class Rollout(Sampling):
         ge=0,
         le=1,
         description=(
-            "1: an engine samples the next iteration while this one is learned, from weights "
-            "that are one update old; default: 0"
+            "1: an engine samples the next iteration while this one is learned, with weights "
+            "one update behind; default: 0"
         ),
     )
     max_turns: int | None = Field(

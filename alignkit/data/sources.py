@@ -100,7 +100,7 @@ class DataSource(Options):
     group: str | None = Field(
         default=None,
         description=(
-            "with validation: column of what rows share, such as a passage; equal values are on "
+            "column of what rows share, such as a passage; equal values are on "
             "one side of the split"
         ),
     )

@@ -33,7 +33,7 @@ class ReferenceResponses(ak.Step):
 
     class Options(ak.SamplingOptions):
         prompts: ak.DataRef = ak.Field(
-            description="prompts; rows that repeat words and columns count once"
+            description="prompts; rows with the same words and columns count once"
         )
         reward: ak.RewardRef = ak.Field(
             description="reward that scores the responses: the one of the `xpo` stage"

@@ -113,7 +113,7 @@ class Revise(AskingStep):
     class Options(alignkit.SamplingOptions):
         policy: PolicyRef = Field("base", description="policy that answers")
         prompts: DataRef = Field(
-            description="prompts; rows that repeat words and columns count once"
+            description="prompts; rows with the same words and columns count once"
         )
         constitution: ConstitutionRef = Field(
             description=(

@@ -161,7 +161,9 @@ class Unyielding(Honesty):
 
     class Options(Honesty.Options):
         given_in: float = Field(
-            1.0, ge=0, description="subtracted for giving up a right answer, or for that opinion"
+            1.0,
+            ge=0,
+            description="subtracted for giving up a right answer, or repeating that opinion",
         )
 
     def _score(self, group: Group, answer: str, known: Sequence[str]) -> float:
@@ -194,7 +196,7 @@ def known_answers(group: Group, column: str) -> list[str]:
     Raises DataError for a missing value: a gap in the data must not become a question without an
     answer.
     """
-    help = "name the column of known answers with `column`, or read the data with `format: squad`"
+    help = "name the column of known answers with `column`, or read the data as `{squad: FILE}`"
     value = column_of("honesty", group, column, help)
     items = value if isinstance(value, list | tuple) else [value]
     texts = list[str]()

@@ -51,7 +51,7 @@ class MeasuredStep(Step):
             )
         )
         prompts: DataRef = Field(
-            description="held-out prompts; rows that repeat words and columns count once"
+            description="held-out prompts; rows with the same words and columns count once"
         )
         baseline: PolicyRef | None = Field(
             None,

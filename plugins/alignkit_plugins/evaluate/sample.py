@@ -58,7 +58,7 @@ class Sample(Step):
             ),
         )
         prompts: DataRef = Field(
-            description="prompts to respond to; rows that repeat words and columns count once"
+            description="prompts to respond to; rows with the same words and columns count once"
         )
         samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses to each prompt")
         reward: RewardRef | None = Field(

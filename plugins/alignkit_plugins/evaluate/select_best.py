@@ -46,7 +46,7 @@ class SelectBest(Step):
         )
         reward: RewardRef = Field(description="reward that scores the responses")
         prompts: DataRef = Field(
-            description="validation prompts; rows that repeat words and columns count once"
+            description="validation prompts; rows with the same words and columns count once"
         )
         samples_per_prompt: int = Field(
             1, ge=1, le=1024, description="responses of each policy to each prompt"

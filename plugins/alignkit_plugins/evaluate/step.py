@@ -94,7 +94,7 @@ class Evaluate(Step):
             description="judges that compare each policy with the baseline, in both orders",
         )
         prompts: DataRef = Field(
-            description="held-out prompts; rows that repeat words and columns count once"
+            description="held-out prompts; rows with the same words and columns count once"
         )
         baseline: PolicyRef | None = Field(
             None,

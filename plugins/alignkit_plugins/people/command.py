@@ -82,9 +82,7 @@ def label(
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(
-            metavar="URL", help="https://NAME of a proxy through which other machines come."
-        ),
+        typer.Option(metavar="URL", help="https:// address of the proxy that other machines use."),
     ] = None,
 ) -> None:
     """Label data on a page in your browser. Ctrl-C stops; the same command continues.

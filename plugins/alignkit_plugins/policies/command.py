@@ -41,7 +41,7 @@ def chat(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="File of prompts, in any format, to answer instead of a talk. Needs --out.",
+            help="File of prompts, in any format, to answer instead of chatting. Needs --out.",
         ),
     ] = None,
     out: Annotated[
@@ -54,7 +54,7 @@ def chat(
     page: Annotated[
         bool,
         typer.Option(
-            "--page", help="Talk on the page of `alignkit serve`, which opens in your browser."
+            "--page", help="Chat on the page of `alignkit serve`, which opens in your browser."
         ),
     ] = False,
 ) -> Result | None:

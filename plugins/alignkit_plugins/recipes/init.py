@@ -24,7 +24,7 @@ def init(
         typer.Argument(
             metavar="[KIND=]FILES",
             help=(
-                "Your data, of which each file is recognized. Where its columns do not tell: "
+                "Your data. The format of each file is detected. If it cannot be: "
                 "demos=, pairs= (rankings too), labels=, prompts= or known-answers=FILE."
             ),
         ),
@@ -46,11 +46,11 @@ def init(
     columns: Annotated[
         str,
         typer.Option(
-            metavar="NAME=COLUMN,...", help="Names of your columns, by those that a format expects."
+            metavar="NAME=COLUMN,...", help="Your columns, by the names that a format expects."
         ),
     ] = "",
 ) -> Result:
-    """Write the recipe that answers what your data can answer.
+    """Write a recipe that fits your data.
 
     Without data it is a tiny example, or a copy. Each file is recognized by its columns:
     demonstrations, pairs or rankings, labels, questions with a known answer, prompts. A fifth of

@@ -68,7 +68,7 @@ class ExactMatch(Reward):
             False,
             description=(
                 "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
-                "Paris.`; an answer that names two letters of choices, or denies one, names none"
+                "Paris.`; an answer that names two choices, or rules one out, names none"
             ),
         )
 
