@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ report:
   prompts: prompts.jsonl
   sampling: {max_new_tokens: 6}
 """)
+LONGEST = 7200  # seconds that the tests take
 LICENSES = """\
 | file | source | license |
 |---|---|---|
@@ -105,9 +107,10 @@ def made(name: str, stages: Mapping[str, Any], model: Mapping[str, Any]) -> Path
         if not (folder / "finished").exists():  # a stopped test may have left half a run
             shutil.rmtree(folder, ignore_errors=True)
             _make(folder, stages, {**TINY, **model})
-            (folder / "finished").touch()
-            for old in sorted(shelf.glob(f"{name}-*"), key=os.path.getmtime)[:-8]:
-                shutil.rmtree(old)
+        (folder / "finished").touch()
+        for old in sorted(shelf.glob(f"{name}-*/finished"), key=os.path.getmtime)[:-8]:
+            if time.time() - old.stat().st_mtime > LONGEST:  # tests of other code may still read it
+                shutil.rmtree(old.parent)
     return folder / "run"
 
 
