@@ -79,6 +79,7 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     assert found[new].estimate["mean"] == pytest.approx(mean(now))
     difference = found[new].difference
     assert found[new].baseline == old and difference["n"] == 5
+    assert found[new].trained_on is True  # by the reward that both learned from
     assert difference["mean"] == pytest.approx(mean(b - a for a, b in zip(was, now, strict=True)))
     assert difference["low"] <= difference["mean"] <= difference["high"]
 
