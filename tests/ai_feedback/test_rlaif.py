@@ -35,14 +35,13 @@ def pairs(count: int) -> list[Group]:
 
 
 def labeled(
-    folder: Path, judge: Any, data: Any, *, models: Any = None, map: Any = None, **options: Any
+    folder: Path, judge: Any, data: Any, *, models: Any = None, around: Any = None, **options: Any
 ) -> Any:
-    """What the step makes of these groups."""
+    """What the step makes of these groups. around: of its context."""
     chosen = options if "prompts" in options else options | {"data": data}
     step = JudgePairs(JudgePairs.Options(judge=judge, **chosen))
     step.check(folder)
-    more = {"map": map} if map else {}
-    return step.run(context(folder, models, data, **more))
+    return step.run(context(folder, models, data, **(around or {})))
 
 
 # Labels
@@ -144,15 +143,20 @@ def test_responses_are_sampled_as_asked(tmp_path: Path) -> None:
 
     models = Answers(asked=[])
     asked: dict[str, Any] = {"stop": ["\n"], "top_p": 0.9, "top_k": 2, "min_new_tokens": 1}
-    options = {"prompts": "p", "policy": "sft", "sampling": Sampling(**asked), "map": chunks}
+    options = {"prompts": "p", "policy": "sft", "sampling": Sampling(**asked), "models": models}
     prompts = [group(prompt=text) for text in "123123"]
-    artifact = labeled(tmp_path, component(Told, BY_TEXT), prompts, models=models, **options)
+    for seed in (7, 8):
+        around = {"map": chunks, "seed": seed}
+        judge = component(Told, BY_TEXT)
+        artifact = labeled(tmp_path, judge, prompts, around=around, **options)
     answers = (Response("sft a", source="sft"), Response("sft b", source="sft", truncated=True))
     for each, prompt in zip(artifact.groups, prompts, strict=True):
         assert each.responses == answers and each.prompt == prompt.prompt
         assert [pair.better for pair in each.pairs] == [0]
-    (role, seed, sampling), (_, other, _) = models.asked
-    assert role == "sft" and seed != other  # chunks have random streams of their own
+    # Chunks have random streams of their own, in each run.
+    assert len({seed for _, seed, _ in models.asked}) == 4
+    role, _, sampling = models.asked[0]
+    assert role == "sft"
     plain = {"samples_per_prompt": 2, "max_new_tokens": 128, "temperature": 1.0}
     assert sampling == {**plain, **asked}
 
