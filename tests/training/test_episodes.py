@@ -90,8 +90,15 @@ def test_episodes_do_not_depend_on_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a user in place of tools. The log-probabilities of all turns are those of the training
-    path; tokens of others have none.
+    path; tokens of others have none. Each turn has random numbers of its own.
     """
+    streams, begin = set[int](), generate_module.Decoder.__init__
+
+    def began(self: Any, request: Any, *rest: Any) -> None:
+        streams.update(*request.streams)
+        begin(self, request, *rest)
+
+    monkeypatch.setattr(generate_module.Decoder, "__init__", began)
     asked = [[f"one word{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
     follow(monkeypatch, asked * 2)
     found: list[list[Group]] = []
@@ -102,6 +109,7 @@ def test_episodes_do_not_depend_on_the_batch(
         roll_out(run)
         found.append(rollouts(run))
         assert metrics(run)[0]["sampler_gap"] < 2e-6
+    assert len(streams) == 2 * 4 * 3  # prompts, samples, turns
     one, *others = map(tokens, found)
     assert [one] * 2 == others and len(set(one)) > 4
     assert [turn["role"] for turn in found[0][0].prompt] == ["user", "system"]
