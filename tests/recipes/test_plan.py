@@ -134,6 +134,17 @@ def test_memory_follows_the_shapes(here: Path, capfd: pytest.CaptureFixture[str]
     assert small["memory"]["activations"] == pytest.approx(stored)
 
 
+def test_checkpointing_costs_a_pass_and_so_do_whole_weights(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning._Planner, "products", lambda self, tokens: 1.0)
+    path = write(here, "tiny", sft={"algorithm": "sft", "data": "rows.jsonl"})
+    words: list[list[str]] = [[], ["model.activation_checkpointing=true"], ["model.lora=none"]]
+    stages = [planned(capfd, path, *each)[0] for each in words]
+    usual, again, whole = (stage["seconds"] - planning.STARTUP for stage in stages)
+    assert again == whole == pytest.approx(1.5 * usual)
+
+
 def test_a_stage_that_is_too_large_is_told(
     here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
