@@ -48,6 +48,9 @@ def test_folders_outside_of_a_run(house_run: Path, tmp_path: Path) -> None:
     found = find(str(tmp_path / "mine"))
     assert found.keys == {"base": "tiny", "lora": KEYS["lora"]}
     assert found.is_reward and found.folder == tmp_path / "mine"
+    saved = tmp_path / "mine" / "adapter_config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "revision": "c" * 40}))
+    assert find(str(tmp_path / "mine")).keys["revision"] == "c" * 40
     assert find(f"{house_run}/base").folder is None
     for kind, reward in (("CausalLM", False), ("SequenceClassification", True)):
         config = {"architectures": [f"LlamaFor{kind}"]}
