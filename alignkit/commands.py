@@ -50,7 +50,7 @@ def register_commands(register: RegisterCommand) -> None:
     """
 
 
-def add_commands(app: typer.Typer, without: Container[str] = ()) -> None:
+def add_commands(app: typer.Typer, without: Container[str]) -> None:
     """Add the commands of all packages but some. One that fails is a warning."""
     for entry in sorted(importlib.metadata.entry_points(group=GROUP)):
         if entry.name in without or getattr(entry.dist, "name", "") in without:

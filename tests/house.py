@@ -15,11 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import typer
 import yaml
 
 import alignkit.cli
-import alignkit.commands
 from alignkit.plugins import load_plugins
 
 ROOT = Path(__file__).parent.parent
@@ -310,8 +308,7 @@ def schema_size() -> tuple[int, int]:
 
 def command_line() -> tuple[int, int]:
     """Commands that do something, and their flags; those of `alignkit` itself not counted."""
-    alignkit.commands.add_commands(alignkit.cli.app)
-    waiting, commands, flags = [*typer.main.get_group(alignkit.cli.app).commands.values()], 0, 0
+    waiting, commands, flags = [*alignkit.cli.program().commands.values()], 0, 0
     while waiting:
         command = waiting.pop()
         below = getattr(command, "commands", {})

@@ -15,7 +15,7 @@ import yaml
 from alignkit.errors import RecipeError, RunFailed
 from alignkit.io.results import Results, read_record, write_record
 from alignkit_plugins.models.find import find, find_run
-from tests.rows import cells
+from tests.rows import cells, read_json
 
 KEYS = {"base": "tiny", "dtype": "float32", "lora": {"r": 4, "lora_alpha": 8}}
 
@@ -49,7 +49,7 @@ def test_folders_outside_of_a_run(house_run: Path, tmp_path: Path) -> None:
     assert found.keys == {"base": "tiny", "lora": KEYS["lora"]}
     assert found.is_reward and found.folder == tmp_path / "mine"
     saved = tmp_path / "mine" / "adapter_config.json"
-    saved.write_text(json.dumps({**json.loads(saved.read_text()), "revision": "c" * 40}))
+    saved.write_text(json.dumps({**read_json(saved), "revision": "c" * 40}))
     assert find(str(tmp_path / "mine")).keys["revision"] == "c" * 40
     assert find(f"{house_run}/base").folder is None
     for kind, reward in (("CausalLM", False), ("SequenceClassification", True)):

@@ -20,6 +20,7 @@ from alignkit.models.adapters import Base
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.settings import LoraSpec
 from tests.models.tiny import shared
+from tests.rows import read_json
 
 
 def plain(folder: Path) -> Any:
@@ -68,8 +69,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
             draw = torch.Generator().manual_seed(number)
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
     policy.save("new", tmp_path / "adapter")
-    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    names = saved["target_modules"]
+    names = read_json(tmp_path / "adapter" / "adapter_config.json")["target_modules"]
     assert names == (sorted(names) if isinstance(names, list) else layers)  # the same bytes always
     model = PeftModel.from_pretrained(plain(folder), tmp_path / "adapter", is_trainable=True)
     assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])

@@ -30,8 +30,7 @@ def parts_of(recipe: Recipe) -> dict[str, Any]:
 
 def told(before: Recipe, now: Recipe) -> str:
     """What is said of a stage that a run has recorded."""
-    plugin = before.stages["align"].component.name
-    record = {"plugin": plugin, "depends_on": parts_of(before), "summary": {}}
+    record = {"depends_on": parts_of(before), "summary": {}}
     return change_since(record, parts_of(now), now.stages["align"])
 
 
@@ -84,7 +83,7 @@ BELOW = """
 def test_stages_code_and_settings_are_named(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path)
     stage, now = recipe.stages["align"], parts_of(recipe)
-    record = {"plugin": "ppo", "depends_on": now}
+    record = {"depends_on": now}
     for place, value, expected in cells(BELOW):
         changed = part = json.loads(json.dumps(now))
         *keys, last = place.split()
