@@ -20,6 +20,7 @@ from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels import capabilities
+from alignkit.kernels.shared_cores import share_cores
 from alignkit.models.saved import CONFIG, read_json, reading
 from alignkit.tokens.check import check_ids
 
@@ -246,6 +247,7 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **option
     have the wrong shape: transformers would draw them at random.
     """
     silence_libraries()
+    share_cores()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
     with reading(f"{source}: its weights in safetensors"):
         model, report = kind.from_pretrained(
