@@ -33,6 +33,7 @@ from alignkit.registry import Component, Registration
 from alignkit_plugins.compare.comparison import distinct_prompts
 from tests.formats.reading import FORMATS, shown, turns
 from tests.rows import json_rows, user, write_rows
+from tests.typings import ASKED, TYPINGS
 
 SHIPPED = Path(__file__).parent.parent / "recipes" / "data"
 GOLD = SHIPPED.parents[1] / "benchmarks" / "outcomes" / "data"
@@ -797,6 +798,15 @@ def test_prompts_that_differ_in_case_stay_on_one_side_whatever_comes_first(tmp_p
     assert other and not {*one} & {*other}
     assert [one[::-1], other[::-1]] == sides(path, reversed(rows))
     assert {*one} <= {*sides(path, [{"prompt": "unlike", "x": -1}, *rows])[0]}
+
+
+def test_a_question_in_another_typing_stays_on_its_side_and_in_its_share(tmp_path: Path) -> None:
+    path, typings = tmp_path / "d.jsonl", [ASKED, *TYPINGS]
+    rows = [{"prompt": f"{n}: {text}", "x": n} for n in range(12) for text in typings]
+    found = [load(source(write_rows(path, rows), part=at)) for at in ((0, 0.5), (0.5, 1))]
+    parts = [[group.meta["x"] for group in loaded.groups] for loaded in found]
+    for one, other in (sides(path, rows), parts):
+        assert one and other and not {*one} & {*other} and len(one + other) == len(rows)
 
 
 def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from alignkit.data.group import (
 from alignkit.errors import BadRow, DataError, LeftOut, reason_of
 from alignkit.formats import Format, columns_of, text_of
 from alignkit.io.digest import file_digest, folder_digest
+from alignkit.io.text import normalized
 from alignkit.kinds import HUB, reader_of
 from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
@@ -520,11 +521,11 @@ def held_together(group: Group, column: str) -> Any:
     return group.meta[column]
 
 
-def _loosely(group: Group) -> str:
-    """The same for prompts that differ in case and white space only: an answer to one tells that to
-    the other.
+def loose_key(group: Group) -> str:
+    """The same for prompts that say the same (`normalized`): an answer to one tells that to the
+    other.
     """
-    return prompt_key(group, lambda text: " ".join(text.casefold().split()))
+    return prompt_key(group, normalized)
 
 
 def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
@@ -549,12 +550,12 @@ def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
 
     first: dict[str, str] = {}  # the key of the first group with a prompt, or of a row
     for key, group in zip(keys, groups, strict=True):
-        join(key, first.setdefault(_loosely(group), key))
+        join(key, first.setdefault(loose_key(group), key))
         if group.origin is not None:
             join(key, first.setdefault(f"{group.origin.source}:{group.origin.row}", key))
     for key, group in zip(keys, groups, strict=True):
         for end in range(1, len(group.prompt) - 1):
-            earlier = first.get(_loosely(replace(group, prompt=group.prompt[:end])))
+            earlier = first.get(loose_key(replace(group, prompt=group.prompt[:end])))
             if earlier is not None:
                 join(key, earlier)
     return [find(key) for key in keys]
@@ -574,7 +575,7 @@ def opening(group: Group, column: str | None) -> str:
         return _unit(group, column)
     first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
     first_words = group if first is None else replace(group, prompt=(first,))
-    return prompt_key(first_words, lambda text: " ".join(WORD.findall(text.casefold())))
+    return prompt_key(first_words, lambda text: " ".join(WORD.findall(normalized(text))))
 
 
 def _number(purpose: str, seed: int, key: str) -> float:

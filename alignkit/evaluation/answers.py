@@ -15,19 +15,8 @@ import unicodedata
 from typing import NamedTuple
 
 from alignkit.evaluation.numbers import number_of, numbers_in
+from alignkit.io.text import typed
 
-# Characters that differ only in how they are typed, and some that nobody sees.
-_TYPED = str.maketrans(
-    dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
-    | dict.fromkeys("“”„‟″«»＂「」『』", '"')
-    | dict.fromkeys(
-        "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "
-    )
-    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff")
-    | dict.fromkeys("\u2010\u2011\u2212", "-")
-    | {"。": ".", "、": ","}
-    | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "＇＂"}
-)
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _SET = re.compile(
     r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}"
@@ -82,13 +71,6 @@ def spaced(text: str) -> str:
     finds its words.
     """
     return _SINGLE.sub(lambda match: f" {match[0]} ", text)
-
-
-def typed(text: str) -> str:
-    """The text with one kind of apostrophe, quotation mark, space and minus, and without characters
-    nobody sees.
-    """
-    return unicodedata.normalize("NFC", text).translate(_TYPED)
 
 
 def unmarked(text: str) -> str:

@@ -4,9 +4,11 @@ pasted into them.
 
 from __future__ import annotations
 
+import html
 import os
 import os.path
 import re
+import unicodedata
 from pathlib import Path
 
 # Turn the direction of what follows
@@ -18,6 +20,42 @@ _ACTING = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff{BIDI}]")
 def printable(text: str) -> str:
     """The text with control characters replaced, except line breaks and tabs."""
     return _ACTING.sub(REPLACEMENT, text)
+
+
+# Characters that differ only in how they are typed, and some that nobody sees.
+_TYPED = str.maketrans(
+    dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
+    | dict.fromkeys("“”„‟″«»＂「」『』", '"')
+    | dict.fromkeys(
+        "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "
+    )
+    | dict.fromkeys(
+        "\u00ad\u061c\u180e\u200b\u200c\u200d\u2060\u2061\u2062\u2063\u2064\ufe0e\ufe0f\ufeff"
+        + BIDI
+    )
+    | dict.fromkeys("\u2010\u2011\u2212", "-")
+    | {"。": ".", "、": ","}
+    | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "＇＂"}
+)
+_DASHES = str.maketrans(dict.fromkeys("‒–—―", "-"))
+_ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")  # of HTML, also one that was escaped again
+
+
+def typed(text: str) -> str:
+    """The text with one kind of apostrophe, quotation mark, space and minus, without entities of
+    HTML such as `&#39;`, and without characters nobody sees.
+    """
+    if "&" in text:
+        text = _ENTITY.sub(lambda match: html.unescape(f"&{match[1]}"), text)
+    return unicodedata.normalize("NFC", text).translate(_TYPED)
+
+
+def normalized(text: str) -> str:
+    """The same for texts that say the same, however they are typed: as by `typed`, in lower case,
+    with plain letters for their variants, one kind of dash, and one blank for each white space.
+    """
+    text = unicodedata.normalize("NFKC", typed(text)).translate(_DASHES)
+    return " ".join(text.casefold().split())
 
 
 def duration(seconds: float, digits: int = 1) -> str:

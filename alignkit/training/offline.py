@@ -10,7 +10,7 @@ from typing import Any
 from alignkit.algorithm import Algorithm
 from alignkit.calls import call
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.data.sources import Loaded, opening, prompt_key
+from alignkit.data.sources import Loaded, loose_key, opening
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.evaluation.held_out import HeldOut, compared, values_of
 from alignkit.models.packing import Examples, indivisible
@@ -116,8 +116,8 @@ class DatasetTrainer(Trainer):
         if self.settings.validation is not None:
             held_out = self.context.load(self.settings.validation).groups
             groups += held_out
-            prompts = set(map(prompt_key, loaded.groups))
-            if known := sum(prompt_key(group) in prompts for group in held_out):
+            prompts = set(map(loose_key, loaded.groups))
+            if known := sum(loose_key(group) in prompts for group in held_out):
                 self.summary["validation_trained_on"] = known
                 self.context.say(
                     f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a "

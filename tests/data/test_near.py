@@ -13,6 +13,7 @@ from alignkit_plugins.data import near
 from alignkit_plugins.data.clean import rows_of
 from alignkit_plugins.data.near import Kind, Unit
 from tests.rows import assistant, user
+from tests.typings import ASKED, TYPINGS
 
 LONG = "Which mammal lays eggs and lives near rivers in the east of Australia?"
 
@@ -33,6 +34,13 @@ def test_case_and_white_space_do_not_count() -> None:
         "\ufeff" + LONG.replace("a", "\u00ada\u200b"),
     ]
     assert rows(near.repeated(units(texts), 0)) == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_a_question_in_another_typing_is_a_leak() -> None:
+    (held_out, *others) = (rows_of([Group((user(text),))]) for text in (ASKED, *TYPINGS))
+    assert len(others) > 20
+    for training in others:
+        assert rows(near.leaks(training, held_out, "prompt", 0)), training
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where the cache is."""
+"""Where the cache is, and one form of texts that are typed in several ways."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io.text import cache_folder
+from alignkit.io.text import cache_folder, normalized, typed
+from tests.typings import ASKED, TYPINGS
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,14 @@ def test_the_cache(own: str, user: str, found: str, monkeypatch: pytest.MonkeyPa
     if not user:
         monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path(found)
+
+
+@pytest.mark.parametrize("text", TYPINGS)
+def test_texts_that_say_the_same_are_equal_however_they_are_typed(text: str) -> None:
+    assert text != ASKED and normalized(text) == normalized(ASKED)
+
+
+def test_what_says_something_else_stays_apart() -> None:
+    texts = ["AT&T", "AT;T", "a & b", "a b", "x < 2", "x > 2", "-1", "1", "it's", "its", "#39;"]
+    assert len({normalized(text) for text in texts}) == len(texts)
+    assert typed("It’s&nbsp;“A”") == 'It\'s "A"'

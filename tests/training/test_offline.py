@@ -147,7 +147,8 @@ def test_a_file_that_changes_before_its_stage_is_read_again(
     "OpenRLHF/OpenRLHF#1089",
 )
 def test_held_out_rows_that_are_trained_on_are_counted(tmp_path: Path, said: Said) -> None:
-    write_rows(tmp_path / "held.jsonl", demonstrations(5))
+    held_out = [dict(row, prompt=f"{row['prompt'].upper()}\u200b") for row in demonstrations(5)]
+    write_rows(tmp_path / "held.jsonl", held_out)
     keys = {"epochs": 1, "validation": "held.jsonl"}
     assert trained(tmp_path, demonstrations(20)[3:], **keys)["validation_trained_on"] == 2
     assert "warning: 2 of 5 rows of 'validation' have a prompt that is trained on" in said()

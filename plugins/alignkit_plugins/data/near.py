@@ -1,23 +1,24 @@
 """Equal and nearly equal texts, by MinHash (Broder 1997) and locality-sensitive hashing.
 
-Two texts are equal if they differ at most in case and white space. They are nearly equal if the
-Jaccard similarity of their sets of five characters in a row is at least a threshold, and if they
-have the same numbers: `2 + 3 = ?` does not repeat `2 + 4 = ?`. Rows are nearly equal if their
-prompts are, and each response and the one in the same place. Signatures (by rensa) only propose
-pairs, and the likeliest of each text are then compared exactly: nothing is reported that is not so.
+Two texts are equal if they differ at most in case, white space and how they are typed
+(`normalized`). They are nearly equal if the Jaccard similarity of their sets of five characters in
+a row is at least a threshold, and if they have the same numbers: `2 + 3 = ?` does not repeat
+`2 + 4 = ?`. Rows are nearly equal if their prompts are, and each response and the one in the same
+place. Signatures (by rensa) only propose pairs, and the likeliest of each text are then compared
+exactly: nothing is reported that is not so.
 A pair at 0.8 is missed in about 1 of 400 cases, also among rows with a long part in common.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from alignkit.data.group import said
+from alignkit.io.text import normalized
 from alignkit_plugins.data.files import Row
 from alignkit_plugins.formats.rows import turns_of_response
 
@@ -28,7 +29,6 @@ GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
-UNSEEN = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff"))  # hyphens, breaks, byte order marks
 ENDS = " .,:;!?'\""
 MOST_ALIKE = 2048  # texts with the same band that are looked at
 LIKELY = 8  # texts that are compared with one
@@ -90,13 +90,6 @@ def _turns(row: Row, kind: Kind) -> Iterator[str]:
                 text = normalized(said([turn]))
                 if turn["role"] == ROLES[kind] and len(text) >= LEAST:
                     yield text
-
-
-def normalized(text: str) -> str:
-    """The text in lower case, with one blank for each white space, without invisible characters."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(UNSEEN))
-    return " ".join(text.casefold().split())
 
 
 def similarity(first: str, second: str) -> float:

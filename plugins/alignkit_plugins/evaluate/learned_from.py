@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alignkit.data.group import Group, prompts_of, sha256_of
-from alignkit.data.sources import DataSpec
+from alignkit.data.group import Group, prompts_of
+from alignkit.data.sources import DataSpec, loose_key
 from alignkit.errors import AlignkitError, DataError
 from alignkit.io.results import RECIPE, is_result_name, read_record, stage_folder
 from alignkit.io.text import is_file
@@ -179,13 +179,13 @@ def trained_prompts(
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and
     those that its starting weights come from, also in another run, as far as its files are still
-    there. Prompts are equal if their words are.
+    there. Prompts are equal if they say the same.
     """
     if context.recipe is None:
         return {}
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):
-        places.setdefault(_words(group), []).append(place)
+        places.setdefault(loose_key(group), []).append(place)
     names = [model] if isinstance(model, str) else _reward_models(model)
     trained: dict[str, set[int]] = {}
     for name in names:
@@ -193,7 +193,7 @@ def trained_prompts(
             groups = _read_by(stage, context, title == stage.name)
             # A dialogue is learned from its first answer on, and asked about at its last.
             for group in (*groups, *prompts_of(groups)):
-                if seen := places.get(_words(group)):
+                if seen := places.get(loose_key(group)):
                     trained.setdefault(title, set()).update(seen)
     return trained
 
@@ -256,8 +256,3 @@ def training_data_note(
     note = f"warning: {count} of {len(groups)} {what} are training data ({stages})"
     context.say(f"{context.out.name}: {note}")
     return [note]
-
-
-def _words(group: Group) -> str:
-    """The same for prompts with the same roles and words."""
-    return sha256_of([[turn["role"], turn.get("content", "").strip()] for turn in group.prompt])
