@@ -62,7 +62,7 @@ class Rules(alignkit.Options):
     otherwise.
 
     Without an option: answers such as `As an AI language model`, and rows that say the same as an
-    earlier one, but for case and white space.
+    earlier one, but for case, white space and typing.
     """
 
     near: float = Field(
