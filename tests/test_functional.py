@@ -187,7 +187,9 @@ def test_clipped_values_are_those_without_a_gradient() -> None:
     assert still.tolist() == [[True, False, False, True, False, True, True]]
     mask = torch.arange(7)[None] < 6
     assert torch.equal(F.value_clipped(values, old, returns, 0.75), still.float())
-    assert torch.equal(F.value_clipped(values, old, returns, 0.75, mask), (still & mask).float())
+    assert torch.equal(
+        F.value_clipped(values, old, returns, 0.75, mask=mask), (still & mask).float()
+    )
     assert not F.value_clipped(values, old, returns, None).any()
 
 
@@ -257,11 +259,11 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     old = torch.tensor([[0.0, 0.0, 0.0, 0.0, 0.0, garbage]])
     new = torch.tensor([[0.5, 0.5, -0.5, -0.5, 0.0, 0.0]], requires_grad=True)
     advantages = torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -garbage]])
-    clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask)
+    clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask=mask)
     assert clipped.tolist() == [[1, 0, 0, 1, 0, 0]] and not clipped.requires_grad
     # With it, a bad token that has become much likelier has no gradient, either
     for dual in (None, 1.5):
-        clipped = F.clipped(new, old, advantages, 0.2, 0.3, mask, dual)
+        clipped = F.clipped(new, old, advantages, 0.2, 0.3, dual, mask=mask)
         loss = F.ppo_policy_loss(new, old, advantages, 0.2, 0.3, dual, mask=mask).sum()
         (gradient,) = torch.autograd.grad(loss, new)
         assert torch.equal((gradient == 0) & mask.bool(), clipped.bool())

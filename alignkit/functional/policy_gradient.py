@@ -133,8 +133,9 @@ def clipped(
     advantages: Tensor,
     clip_range: float,
     clip_range_high: float | None = None,
-    mask: Tensor | None = None,
     dual_clip: float | None = None,
+    *,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """1 for tokens whose gradient the clipping removes, else 0: [B, T] -> [B, T].
 
@@ -183,6 +184,7 @@ def value_clipped(
     old_values: Tensor,
     returns: Tensor,
     clip_range: float | None,
+    *,
     mask: Tensor | None = None,
 ) -> Tensor:
     """1 for tokens whose value gradient the clipping removes, else 0: [B, T] -> [B, T].

@@ -72,6 +72,7 @@ algorithm:
   ppo:
   - [{kl_coefficient: 0.0, kl_target: 3.0}, kl_coefficient must be above 0]
   - [{kl_horizon: 9.0}, kl_horizon only applies]
+  - [{group_baseline: true, center_scores: true}, leave center_scores out]
   rejection_sampling: [[{pool: batch, replay_ratio: 0.5}, replays nothing]]
   rest:
   - [{thresholds: [0.5, 0.5]}, increase]

@@ -278,7 +278,7 @@ def ppo_policy_loss(c: Case) -> Found:
     }
     ratios = F.ratio(new, old, mask)
     of_tokens = {
-        "clip_fraction_active": F.clipped(new, old, c.advantages, low, high, mask),
+        "clip_fraction_active": F.clipped(new, old, c.advantages, low, high, mask=mask),
         "clip_fraction_ratio": ((ratios < 1 - low) | (ratios > 1 + high)).double(),
         "approx_kl_k1_old_new": F.kl_k1(old, new, mask),
         "approx_kl_k2": F.kl_k2(old, new, mask),
@@ -291,7 +291,7 @@ def ppo_policy_loss(c: Case) -> Found:
 def ppo_value_loss(c: Case) -> Found:
     columns = c.values, c.old_values, c.returns, c.clip_value
     loss = F.masked_mean(F.ppo_value_loss(*columns, mask=c.mask), c.mask)
-    clipped = F.masked_mean(F.value_clipped(*columns, c.mask), c.mask)
+    clipped = F.masked_mean(F.value_clipped(*columns, mask=c.mask), c.mask)
     return {"loss": loss, "grad_values": (loss, c.values), "clip_fraction": clipped}
 
 
@@ -351,12 +351,12 @@ def group_policy_loss(c: Case) -> Found:
             losses = F.ppo_policy_loss(new, old, advantages, low, high, mask=mask)
             losses = losses + params["beta_kl_k3"] * F.kl_k3(new, c.ref_logprob, mask)
             loss = F.aggregate(losses, mask, modes[name], params["max_completion_length"])
-            clipped = F.masked_mean(F.clipped(new, old, advantages, low, high, mask), mask)
+            clipped = F.masked_mean(F.clipped(new, old, advantages, low, high, mask=mask), mask)
         else:
             ratios, rows = F.sequence_log_ratio(new, old, mask), mask.any(-1)
             columns = ratios, torch.zeros_like(ratios), c.advantages, low, high
             loss = F.masked_mean(F.ppo_policy_loss(*columns, mask=rows), rows)
-            clipped = F.masked_mean(F.clipped(*columns, rows), rows)
+            clipped = F.masked_mean(F.clipped(*columns, mask=rows), rows)
         found[name] = {"loss": loss, "grad_logprob": (loss, new), "clip_fraction": clipped}
         found[name]["params"] = params
     return found

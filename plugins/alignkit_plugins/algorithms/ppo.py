@@ -76,7 +76,7 @@ class Clipped(Algorithm):
 
     @property
     def bounds(self) -> tuple[float, float | None, float | None]:
-        """Of the ratio, as `ppo_policy_loss` takes them."""
+        """Of the ratio, as `ppo_policy_loss` and `clipped` take them."""
         return self.options.clip_range, self.options.clip_range_high, None
 
     def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
@@ -87,9 +87,8 @@ class Clipped(Algorithm):
 
     def clipped(self, batch: Batch, out: Outputs) -> Tensor:
         """Which ratios have no gradient."""
-        o = self.options
         logprobs, old, advantages, mask = self.ratios(batch, out)
-        return F.clipped(logprobs, old, advantages, o.clip_range, o.clip_range_high, mask)
+        return F.clipped(logprobs, old, advantages, *self.bounds, mask=mask)
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio,
@@ -176,11 +175,17 @@ class PPO(ByToken):
         )
 
         @model_validator(mode="after")
-        def _target_has_a_use(self) -> PPO.Options:
+        def _options_have_a_use(self) -> PPO.Options:
             if self.kl_target is not None and not self.kl_coefficient:
                 raise ValueError(
                     "kl_target scales kl_coefficient, so kl_coefficient must be above 0"
                 )
+            if (
+                self.group_baseline
+                and self.center_scores
+                and "center_scores" in self.model_fields_set
+            ):
+                raise ValueError("group_baseline centers scores: leave center_scores out")
             if self.kl_target is None and "kl_horizon" in self.model_fields_set:
                 raise ValueError("kl_horizon only applies to kl_target")
             return self
