@@ -174,6 +174,14 @@ def test_kto_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     close(sum(x.nan_to_num(0.0) for x in sides), p["beta"] * ratios)
 
 
+def test_the_weight_of_a_row_counts_in_z0() -> None:
+    """1.0, 0.2 and twice 0.4 nats of mismatched responses, of rows that weigh 0.5, 0.5 and 1."""
+    groups, ratios = labeled(None, None, None), double([[1.0], [0.2], [0.4]])
+    weighted = [replace(g, weight=w) for g, w in zip(groups, (0.5, 0.5, 1.0), strict=True)]
+    given = batch(ratios + 1, groups=weighted, reference_logprobs=0 * ratios)
+    close(new(KTO).before_step(given, Outputs(logprobs=ratios))["z0"], (1.0 + 0.2 + 2 * 0.4) / 4)
+
+
 @pytest.mark.parametrize("case", golden("cpl"))
 def test_cpl_gives_the_golden_numbers(case: dict[str, Any]) -> None:
     p, inputs, expected = case["params"], case["inputs"], case["expected"]

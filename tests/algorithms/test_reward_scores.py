@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,27 @@ def test_thresholds_learn_from_earlier_steps() -> None:
     assert algorithm.state["next"] == learned
     algorithm.state |= algorithm.before_step(given, OUT)
     assert algorithm.state["thresholds"] == learned
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"), [(RewardRegression, {}), (RewardOrdinal, {"threshold_rate": 0.5})]
+)
+def test_a_weight_counts_in_the_scale_as_copies_of_the_row_do(cls: Any, options: Any) -> None:
+    """Also in the thresholds that are learned; a row of weight 0, with a score of its own, has no
+    part in either.
+    """
+    groups, weights = scored([[7.0, 4.0], [1.0], [4.0], [9.0]]), (3, 1, 2, 0)
+    weighted = [replace(g, weight=float(w)) for g, w in zip(groups, weights, strict=True)]
+    copies = [g for g, w in zip(groups, weights, strict=True) for _ in range(w)]
+    states = []
+    for given in (weighted, copies):
+        algorithm = new(cls, **options)
+        learned = rated([g for g in algorithm.select(given, Looking()) if g.weight])
+        # What the model says of an answer follows from the answer
+        scores = [len(r.text) - float(r.text) for g in learned.groups for r in g.responses]
+        algorithm.state |= algorithm.before_step(learned, Outputs(scores=double(scores)))
+        states.append({name: pytest.approx(value) for name, value in algorithm.state.items()})
+    assert {name: value.expected for name, value in states[0].items()} == states[1]
 
 
 def test_thresholds_stay_in_order() -> None:

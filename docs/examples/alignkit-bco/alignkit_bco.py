@@ -86,15 +86,15 @@ class BCO(Algorithm):
             )
 
     def before_step(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
-        """The mean reward of each kind of response, over all batches so far, and how many there
-        were.
+        """The mean reward of each kind of response, over all batches so far, and the sum of their
+        weights.
         """
         found: dict[str, Any] = {}
         rewards = self._rewards(batch, out)
         for name, weights in self.term_weights(batch).items():
-            if count := int((weights > 0).sum()):
+            if count := float(weights.sum()):
                 seen, mean = self.state.get(f"{name}_seen", 0) + count, self.state.get(name, 0.0)
-                batch_mean = float(rewards[weights > 0].mean())
+                batch_mean = float((rewards * weights).sum()) / count
                 found |= {name: mean + (batch_mean - mean) * count / seen, f"{name}_seen": seen}
         return found
 

@@ -3,6 +3,7 @@ and a short run.
 """
 
 import json
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -89,6 +90,12 @@ def test_the_shift_is_the_mean_over_all_batches_of_each_kind() -> None:
         algorithm.state |= algorithm.before_step(*inputs([8.0], [True]))
     assert algorithm.state["desirable"] == pytest.approx((2.0 + 1.0 + 4.0) / 3)
     assert algorithm.state["undesirable"] == -1.0
+    # A row of three times the weight is a row that comes three times
+    other = bco(0.5)
+    batch, out = inputs([4.0, 2.0, -2.0], [True, True, False])
+    first, *others = batch.groups
+    rows = [replace(first, weight=3.0), *others]
+    assert other.before_step(batch.replace(groups=rows), out)["desirable"] == pytest.approx(7 / 4)
     batch, out = inputs([8.0, -2.0], [True, False])
     assert float(algorithm.report_metrics(batch, out)["delta"].values[0]) == pytest.approx(
         (7 / 3 - 1) / 2

@@ -122,8 +122,13 @@ class KTO(Algorithm):
         """z0 in nats. A batch without mismatched responses keeps the previous one."""
         # The mismatched responses of the whole global batch: a mean over each micro-batch would
         # depend on the cuts.
-        log_ratios = _log_ratios(batch, out)[_labels(batch).isnan()]
-        return {"z0": float(F.kto_reference_point(log_ratios))} if len(log_ratios) else {}
+        mismatched = _labels(batch).isnan()
+        log_ratios = _log_ratios(batch, out)[mismatched]
+        if not len(log_ratios):
+            return {}
+        weights = batch.weights("group")[batch.group_index][mismatched]
+        # Scaled to a mean of 1, so that the mean below is the weighted one.
+        return {"z0": float(F.kto_reference_point(log_ratios * (weights / weights.mean())))}
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, log_ratios = self.options, _log_ratios(batch, out)

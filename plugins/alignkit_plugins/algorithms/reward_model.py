@@ -17,7 +17,7 @@ Differs from HelpSteer2: ratings are normalized, and there is one per answer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,17 +164,19 @@ class FromRatings(Algorithm):
             if len(rated) < max(1, len(group.responses)):
                 lacking.append(group)
         if not context.validation:
-            ratings = _ratings(kept)
-            context.left_out("without_score", rows - len(ratings), lacking)
+            context.left_out("without_score", rows - len(responses_of(kept)), lacking)
+            # What is not learned has no part in the scale, either.
+            learned = [group for group in kept if group.weight]
+            ratings = _ratings(learned)
             if not ratings or F.nearly_equal(max(ratings), min(ratings)):
                 found = sorted(set(ratings))
                 raise DataError(
                     f"a reward model needs answers with different scores, but found {found}"
                 )
-            self.learn_scale(ratings, context)
+            self.learn_scale(learned, context)
         return kept
 
-    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
+    def learn_scale(self, groups: Sequence[Group], context: SelectContext) -> None:
         """Keep in `state` what the loss needs to know of the training data's ratings."""
         raise NotImplementedError
 
@@ -191,9 +193,9 @@ class FromRatings(Algorithm):
 class RewardRegression(FromRatings):
     """Predict the normalized rating of a response by least squares."""
 
-    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
-        mean = math.fsum(ratings) / len(ratings)
-        variance = math.fsum((x - mean) ** 2 for x in ratings) / len(ratings)
+    def learn_scale(self, groups: Sequence[Group], context: SelectContext) -> None:
+        mean = _mean(groups, float)
+        variance = _mean(groups, lambda rating: (rating - mean) ** 2)
         self.state = {"score_mean": mean, "score_std": math.sqrt(variance)}
         context.log(**self.state)
 
@@ -221,20 +223,19 @@ class RewardOrdinal(FromRatings):
         first evaluation.
         """
         kept = super().select(groups, context)
-        self._levels(kept)
+        self._levels([group for group in kept if group.weight])
         return kept
 
-    def learn_scale(self, ratings: Sequence[float], context: SelectContext) -> None:
-        levels = sorted(set(ratings))
+    def learn_scale(self, groups: Sequence[Group], context: SelectContext) -> None:
+        levels = sorted(set(_ratings(groups)))
         if len(levels) > MAX_LEVELS:
             raise DataError(
                 f"{len(levels)} different scores are no levels (at most {MAX_LEVELS}): use "
                 "reward_regression"
             )
-        thresholds, below = [], 0
+        thresholds = []
         for level in levels[:-1]:
-            below += ratings.count(level)
-            share = below / len(ratings)
+            share = _mean(groups, level.__ge__)
             thresholds.append(math.log(share / (1 - share)))
         self.state = {"levels": levels, "thresholds": thresholds, "next": thresholds}
 
@@ -273,7 +274,9 @@ class RewardOrdinal(FromRatings):
         thresholds.requires_grad_()
         with torch.enable_grad():
             losses = self.losses(batch, out.scores.detach().to(thresholds), thresholds)
-            (gradient,) = torch.autograd.grad(losses[batch.mask.any(dim=1)].mean(), thresholds)
+            weights = batch.weights("response")
+            mean = (losses * weights).sum() / weights.sum()
+            (gradient,) = torch.autograd.grad(mean, thresholds)
         moved = (thresholds.detach() - self.options.threshold_rate * gradient).tolist()
         for k in range(1, len(moved)):
             moved[k] = max(moved[k], moved[k - 1] + GAP)
@@ -292,6 +295,12 @@ class RewardOrdinal(FromRatings):
 
 def _ratings(groups: Sequence[Group]) -> list[float]:
     return [float(response.scores["reward"]) for response in responses_of(groups)]  # type: ignore[arg-type]
+
+
+def _mean(groups: Sequence[Group], value: Callable[[float], float]) -> float:
+    """The mean of a value of each rating, by the weights of the rows."""
+    terms = [group.weight * value(rating) for group in groups for rating in _ratings([group])]
+    return math.fsum(terms) / math.fsum(group.weight * len(group.responses) for group in groups)
 
 
 def _targets(batch: Batch) -> Tensor:
