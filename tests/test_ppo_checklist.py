@@ -33,6 +33,7 @@ from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
 from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit.training import online
 from alignkit.training.learner import Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.trainer import add_value_role
@@ -533,17 +534,20 @@ def test_values_start_at_zero_or_at_the_reward_model(
 def test_a_skipped_step_hides_no_other_steps_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An iteration's metrics are means over the steps that were taken, beside how many were not."""
+    """An iteration's metrics are means over the steps that were taken, of all of its phases, beside
+    how many were not.
+    """
     skipped = {"loss": math.nan, "skipped": 1.0}
     each = [{"loss": 1.0}, skipped, {"loss": 3.0}, skipped, {"loss": 5.0}, {"loss": 5.0}]
-    steps = iter(each * 2)
+    steps = iter([*each, skipped, *[{"loss": 8.0}] * 5])
     with started(tmp_path) as stage:
         monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps))
         iteration = measured(stage)
-        for phase in range(2):
-            stage.learn(iteration, phase, Phase(iteration.table.groups), iteration.examples)
-    assert iteration.metrics["loss"] == pytest.approx((1 + 3 + 5 + 5) / 4)
-    assert iteration.metrics["skipped"] == 4
+        phases = [Phase(iteration.table.groups)] * 2
+        monkeypatch.setattr(online, "select", lambda *_: phases)
+        stage._learn(iteration)
+    assert iteration.metrics["loss"] == pytest.approx((1 + 3 + 5 + 5 + 5 * 8) / 9)
+    assert iteration.metrics["skipped"] == 3 and not list(steps)
 
 
 SHARED = {"ppo": {"kl_coefficient": 0.1, "shared_value": True}}

@@ -55,11 +55,9 @@ class DatasetTrainer(Trainer):
     def run(self) -> dict[str, Any]:
         context = self.context
         self.restore()
-        if self.validation is not None and not self.learner.steps:
+        # A stop may have come between the measurement and the first step.
+        if self.validation is not None and not (self.learner.steps or self.held_out.start):
             self.held_out.start = self._measure(self.validation)[1]
-            if self.algorithm.needs.reference_logprobs and self.reference_name == self.start:
-                # Of a policy that equals its reference all pairs are ties: as good as chance.
-                self.held_out.start["accuracy"] = [0.5] * len(self.validation.groups)
         context.reporter.start(context.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:
@@ -128,16 +126,25 @@ class DatasetTrainer(Trainer):
 
     # Steps
 
+    @property
+    def chance(self) -> dict[str, float]:
+        """The accuracy of a policy that still equals its reference, which rounding must not decide:
+        all pairs are ties.
+        """
+        needs, same = self.algorithm.needs, self.reference_name == self.start
+        ties = same and needs.pairs and needs.reference_logprobs and not self.learner.steps
+        return {"accuracy": 0.5} if ties else {}
+
     def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
-        step, began = self.learner.steps, time.monotonic()
+        step, began, chance = self.learner.steps, time.monotonic(), self.chance
         # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, self.per_epoch)
         batch = minibatch(
             self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index
         )
         factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
-        metrics: dict[str, Any] = self.learner.step(batch, factor)
+        metrics: dict[str, Any] = self.learner.step(batch, factor) | chance
         metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (
             time.monotonic() - began
         )
@@ -167,10 +174,13 @@ class DatasetTrainer(Trainer):
     def _measure(self, validation: Examples) -> tuple[dict[str, float], dict[str, list[float]]]:
         """The metrics of the held-out examples, and the value of each."""
         metrics, per_group = self.learner.evaluate(validation)
+        values = values_of(self.context.collectives.gather(per_group))
+        metrics |= self.chance
+        values |= {name: [value] * len(validation.groups) for name, value in self.chance.items()}
         self.log(
             self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()}
         )
-        return metrics, values_of(self.context.collectives.gather(per_group))
+        return metrics, values
 
     def _validate(self, epoch: int, validation: Examples) -> None:
         """Evaluate the epoch; the best epoch becomes the stage's result."""

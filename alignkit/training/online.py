@@ -244,6 +244,11 @@ class RolloutTrainer(Trainer):
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         table = iteration.table
+        if iteration.number == 1 and iteration.metrics.get("gen_batches") == 1 and not self.filters:
+            self.context.say(
+                "max_num_gen_batches had no effect: nothing left out a group, as 'rollout.filters' "
+                "and options of algorithms do"
+            )
         if unscored := iteration.metrics.get("unscored"):
             self.context.say(
                 f"{counted(unscored, 'response')} without a score{table.why_unscored()}"
@@ -369,20 +374,25 @@ class RolloutTrainer(Trainer):
         chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
         if not any(examples.groups for examples in chosen):
             iteration.metrics["empty_selection"] = 1.0
-        learned = False
+        steps: list[dict[str, float]] = []
         for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True)):
-            learned |= self.learn(iteration, index, phase, examples)
-        if not learned:
+            steps += self.learn(iteration, index, phase, examples)
+        # Skipped steps are only counted, because their numbers are not finite.
+        taken = [step for step in steps if "skipped" not in step]
+        iteration.metrics |= means(taken)
+        if skipped := len(steps) - len(taken):
+            iteration.metrics["skipped"] = skipped
+        if not any(step.get("grad_norm") for step in taken):
             summary = self.summary
             summary["idle_iterations"] = summary.get("idle_iterations", 0) + 1
             summary["idle_reason"] = (
                 iteration.skipped or "no sample was selected, or its loss was not finite"
             )
 
-    def learn(self, iteration: Iteration, index: int, phase: Phase, examples: Examples) -> bool:
-        """Learn from a phase in epochs of shuffled minibatches; returns whether anything was
-        learned.
-        """
+    def learn(
+        self, iteration: Iteration, index: int, phase: Phase, examples: Examples
+    ) -> list[dict[str, float]]:
+        """Learn from a phase in epochs of shuffled minibatches; returns the metrics of its steps."""
         steps: list[dict[str, float]] = []
         iterations = self.settings.iterations
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
@@ -399,12 +409,7 @@ class RolloutTrainer(Trainer):
                     self.settings, self.learner.peak_rate, iteration.number - 1, iterations, done
                 )
                 steps.append(self.learner.step(batch, factor * phase.lr_scale))
-        # Skipped steps are only counted, because their numbers are not finite.
-        taken = [step for step in steps if "skipped" not in step]
-        iteration.metrics |= means(taken)
-        if skipped := len(steps) - len(taken):
-            iteration.metrics["skipped"] = iteration.metrics.get("skipped", 0) + skipped
-        return any(step.get("grad_norm") for step in taken)
+        return steps
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""

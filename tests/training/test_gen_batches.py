@@ -15,7 +15,7 @@ from watched import PYTHON, Watched, online, texts, tokens
 
 from alignkit import Environment, Group, Message, RecipeError
 from alignkit.data.group import responses_of
-from tests.rows import user
+from tests.rows import Said, user
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,6 +105,17 @@ def test_each_prompt_and_each_episode_has_random_numbers_of_its_own_also_in_late
     assert len({group.prompt[-1]["content"] for group in played[0]}) == 2
     turns = [response.messages or () for response in responses_of(played[0])]
     assert len({each[1]["content"] for each in turns}) == 4
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_it_is_told_where_nothing_leaves_out_a_group(
+    filtered: bool, tmp_path: Path, said: Said
+) -> None:
+    """As without DAPO's `dynamic_sampling`: no batch is ever too small."""
+    rollout = {**FILLED, "filters": EVERY["filters"] if filtered else None}
+    ran = online(tmp_path, Watched(), iterations=2, **KEYS | {"rollout": rollout})
+    assert [row["gen_batches"] for row in ran.metrics] == [1, 1]
+    assert said().count("max_num_gen_batches had no effect") == (not filtered)
 
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:

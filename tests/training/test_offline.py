@@ -13,12 +13,13 @@ import pytest
 from watched import weights
 
 from alignkit import Group, Response
-from alignkit.errors import DataError
+from alignkit.errors import DataError, Stopped
 from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs import stage
 from alignkit.runs.run import run_recipe
 from alignkit.training import trainer
+from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner
 from tests.rows import Said, assistant, read_rows, user, write_recipe, write_rows
 
@@ -89,8 +90,28 @@ def test_the_summary_compares_held_out_examples_before_and_after(tmp_path: Path)
 
 
 def test_a_policy_that_is_its_reference_is_right_by_chance(house_run: Path) -> None:
+    """Before its first step, and in the metrics of it: all its pairs are ties."""
     accuracy = read_record(house_run / "dpo")["summary"]["held_out"]["accuracy"]
-    assert accuracy["start"]["mean"] == 0.5  # all its pairs are ties
+    before, first, *_ = read_rows(house_run / "dpo" / "metrics.jsonl")
+    found = accuracy["start"]["mean"], before["validation/accuracy"], first["accuracy"]
+    assert (before["step"], first["step"]) == (0, 1) and found == (0.5, 0.5, 0.5)
+
+
+def test_a_stop_before_the_first_step_repeats_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"path": "rows.jsonl", "validation": 0.5}
+
+    def stopped(self: StageContext) -> None:
+        raise Stopped("signal")
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(StageContext, "should_stop", stopped)
+        trained(tmp_path, demonstrations(6), epochs=1, data=data)
+    summary = trained(tmp_path, demonstrations(6), epochs=1, data=data)
+    rows = read_rows(tmp_path / "run" / "only" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 2]
+    assert summary["held_out"]["loss"]["start"]["mean"] == pytest.approx(rows[0]["validation/loss"])
 
 
 def test_what_does_not_fit_is_counted_once_and_told(tmp_path: Path, said: Said) -> None:
