@@ -96,16 +96,19 @@ rated: {algorithm: reward_regression, from: sft, data: rows.jsonl}
     assert first["peak"] == pytest.approx(sum(first["memory"].values()))
     assert cli.main(["check", "--plan", str(path)]) == 0
     text = capfd.readouterr().out
-    for said in ("about 0.", "about 1", "learn: without the rows that 'sample' makes"):
+    for said in ("about 0.", "s\n", "learn: without the rows that 'sample' makes"):
         assert said in text
 
 
-def test_a_plan_is_told_in_minutes_and_gigabytes() -> None:
+def test_a_plan_is_told_in_times_and_gigabytes() -> None:
+    """With two digits, also of a stage that takes seconds."""
     work = planning.Work(rows=3, learned=1500, written=20)
-    plan = planning.StagePlan("one", "sft", work, {}, peak=2e9, seconds=61.0, room=16e9)
-    columns, rows = planning.table([plan])
-    told = ["one", "sft", "3", "1,500", "20", "about 2.0 of 16.0 GB", "about 2"]
-    assert rows == [told] and len(columns) == len(told)
+    taking = {4.23: "4.2s", 437.0: "7m20s", 5555.0: "1h33m"}
+    plans = [planning.StagePlan("one", "sft", work, {}, 2e9, time, 16e9) for time in taking]
+    columns, rows = planning.table(plans)
+    told = ["one", "sft", "3", "1,500", "20", "about 2.0 of 16.0 GB"]
+    assert rows == [[*told, f"about {time}"] for time in taking.values()]
+    assert len(columns) == len(rows[0])
     assert planning._some(range(450)) == range(0, 450, 3)  # from everywhere
 
 

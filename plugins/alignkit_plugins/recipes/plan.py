@@ -31,7 +31,7 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.runs.run import Run
 from alignkit.sampling import SamplingOptions
 from alignkit.settings import Settings
-from alignkit_plugins.compare.readable import short
+from alignkit_plugins.compare.readable import duration, short
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
@@ -290,8 +290,8 @@ def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]
     """A row for each stage."""
     rows = list[list[str]]()
     for plan in plans:
-        work, minutes = plan.work, f"about {math.ceil(plan.seconds / 60)}"
+        work, time = plan.work, f"about {duration(float(f'{plan.seconds:.2g}'))}"
         memory = f"about {plan.peak / 1e9:.1f} of {plan.room / 1e9:.1f} GB"
         counts = [short(work.rows), short(work.learned), short(work.written)]
-        rows.append([plan.name, plan.plugin, *counts, memory, minutes])
-    return ("stage", "by", "rows", "learned", "sampled", "memory", "minutes"), rows
+        rows.append([plan.name, plan.plugin, *counts, memory, time])
+    return ("stage", "by", "rows", "learned", "sampled", "memory", "time"), rows
