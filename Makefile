@@ -15,7 +15,7 @@ INPUTS := pyproject.toml constraints.txt
 # For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
 PINS ?=
 
-.PHONY: quickstart test test-gpu slow faults test-lowest test-newest bench site lint fix clean
+.PHONY: quickstart test test-gpu gpu-check slow faults test-lowest test-newest bench site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -35,6 +35,10 @@ faults: .venv/.installed-test
 # The suite with models and tensors on a GPU, which it needs. One process: two would share the GPU's memory.
 test-gpu: .venv/.installed-test
 	ALIGNKIT_TEST_DEVICE=cuda $(BIN)/python -m pytest $(ARGS)
+
+# Ten minutes of a GPU, a part after the other, whatever fails; without one: ARGS="--short --simulated".
+gpu-check: .venv/.installed-test
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 test-lowest: .venv-lowest/.installed
