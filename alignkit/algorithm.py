@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Entropy = bool | Literal["reported"]  # "reported": without a gradient
-ADVANTAGES = "advantages"  # the signal that `rollout.importance` weights
+ADVANTAGES = "advantages"  # the signal that an engine's `importance` weights
 
 
 class Source(enum.Enum):
@@ -48,7 +48,7 @@ class Needs:
         old_logprobs: Log-probabilities of the policy that wrote the rollouts.
         reference_logprobs: Of the reference.
         advantages: The loss is linear in the signal of this name, up to terms without it, for
-            weights of 0 and more: then `rollout.importance` can weight it. "token": also token by
+            weights of 0 and more: then an engine's `importance` can weight it. "token": also token by
             token, so that it is [R, T]; "sequence": whole responses.
         values: Train a value function.
         shared_values: As a head on the policy's hidden states, without a gradient into them.

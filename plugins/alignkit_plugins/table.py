@@ -1,5 +1,5 @@
-"""Every name that alignkit's own plugins provide. A module is imported when a recipe names what is
-in it.
+"""The names that alignkit's own plugins provide, but for layouts of data, optimizers, trackers and
+events, which register themselves. A module is imported when a recipe names what is in it.
 """
 
 import re

@@ -255,7 +255,7 @@ class GRPO(Clipped):
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         advantages = batch["advantages"]
         if not self.whole:
-            # [R, T] once `rollout.importance` has weighted tokens.
+            # [R, T] once an engine's `importance` has weighted tokens.
             per_token = (
                 advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
             )
