@@ -156,7 +156,7 @@ def sampling(here: Here, merged: bool) -> None:
     groups = data.prompts(count, 64)
     source = _folder(here) if here.short else random_model("1.5b", _cache())
     model = _learner(source, "bfloat16", "none", "cuda").model
-    separate = patch("alignkit_plugins.gpu.sampling.merged_weights", lambda *_: {})
+    separate: Any = patch("alignkit_plugins.gpu.sampling.merged_weights", lambda *_: {})
     with nullcontext() if merged else separate:
         for seed in range(3):  # the first one compiles
             request = sampler.build_request(
@@ -330,7 +330,7 @@ def _examples(model: Any, rows: int, tokens: int) -> Any:
     ids = np.random.default_rng(0).integers(5, len(model.tokenizer), (rows, tokens)).tolist()
     half, group = tokens // 2, Group((), (Response(""),))
     encoded = [
-        Encoded(group, row[:half], (ResponseTokens(row[half:], [1.0] * (tokens - half)),))
+        Encoded(group, row[:half], (ResponseTokens(row[half:], (1.0,) * (tokens - half)),))
         for row in ids
     ]
     return Examples(encoded)
