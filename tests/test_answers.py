@@ -184,11 +184,126 @@ WRONG = r"""
     12 | 12 Monkeys
     B. A. Smith | B. A. Jones
 """
+# What was asked for, the known answer, a response, and whether it is right as a whole ("whole"),
+# as a part of the response ("within"), or not at all ("no").
+ANY_SCRIPT = r"""
+number | 42          | 答案是42。                    | within
+number | 42          | 答えは42です                  | within
+number | 42          | คำตอบคือ42                    | within
+number | 42          | ຄຳຕອບແມ່ນ42                   | within
+number | 42          | ចម្លើយគឺ42។                    | within
+number | 42          | အဖြေမှာ42ဖြစ်သည်။              | within
+number | 42          | 정답은42입니다                | within
+number | 42          | 一共有42个苹果。              | within
+number | 42          | 42                            | whole
+number | 42          | 答案是420。                   | no
+number | -5          | 答案是-5。                    | within
+number | 5           | 答案是-5。                    | no
+number | 3.5         | 答案是3.5。                   | within
+number | 3           | 答案是3.5。                   | no
+number | 1000        | 共1,000人                     | within
+number | 3/4         | 答案是3/4。                   | within
+number | 50%         | 占50%。                       | within
+number | 42          | 答案是４２。                  | within
+number | 42          | الجواب هو ٤٢.                 | within
+number | 42          | उत्तर ४२ है।                     | within
+number | 42          | ४२                            | whole
+number | 3.5         | ٣٫٥                           | whole
+number | 1234        | ١٬٢٣٤                         | whole
+number | 50%         | ٥٠٪                           | whole
+number | 42          | 42元                          | whole
+number | 42          | 42个                          | whole
+number | 42          | 42개                          | whole
+number | 42          | 42명입니다                    | whole
+number | 42          | 42円です。                    | whole
+number | 42          | 42 m                          | whole
+number | 42          | 42x                           | no
+number | 42          | ₹42                           | whole
+number | 42          | 42€                           | whole
+number | 42美元      | 42元                          | no
+number | 1000        | 1’000                         | whole
+number | 1000        | 1 000                         | whole
+number | 1000000     | 1.000.000                     | whole
+number | 1234567     | 12,34,567                     | whole
+number | 3.5         | 3,50 €                        | whole
+number | 3.5         | Es sind 3,5 Grad.             | within
+number | 3           | Es sind 3,5 Grad.             | no
+number | 1000.5      | 1.000,50                      | whole
+number | 0.5         | ½                             | whole
+number | 1.5         | 1½                            | whole
+number | 2024        | It was on 2024-05-01.         | no
+number | 5           | It was on 2024-05-01.         | no
+number | 5           | 会议在2024-05-01举行          | no
+number | 12          | 12/05/2024                    | no
+number | 5           | on 5.1.2024                   | no
+number | 30          | It starts at 10:30.           | no
+number | 10          | 10:30开始                     | no
+word   | 10:30       | It starts at 10:30.           | within
+number | 1234        | call 555-1234                 | no
+number | 555         | Call +1 555 123 4567.         | no
+number | 3.5         | version 3.5.2                 | no
+number | 12          | Python 3.12.2                 | no
+number | 15          | pages 10-15                   | no
+number | -15         | pages 10-15                   | no
+number | 3           | 3–5 days                      | no
+number | 15          | 10～15分                      | no
+word   | 2-3         | It is 2-3.                    | within
+number | 19          | COVID-19                      | no
+number | 42          | It is not 42.                 | no
+number | 42          | It isn't 42.                  | no
+number | 43          | It is not 42 but 43.          | within
+number | 42          | It is 42, not 43.             | within
+number | 43          | It is 42. Wait, no, 43.       | within
+number | 42          | It is 42. Wait, no, 43.       | no
+number | 42          | 6*7=42                        | within
+number | 42          | \boxed{\textbf{(E)}\ 42}      | whole
+choice | E           | \boxed{\textbf{(E)}\ 42}      | whole
+choice | D           | \boxed{\textbf{(E)}\ 42}      | no
+choice | C           | \boxed{\text{C}}              | whole
+choice | C           | It is $\boxed{\text{C}}$.     | within
+choice | A           | [[A]]                         | whole
+choice | B           | My verdict: [[B]]             | within
+choice | C           | **C. Paris**                  | whole
+choice | C           | C. Both A and B               | whole
+choice | A           | C. Both A and B               | no
+choice | C           | (C) Both A and B are correct  | whole
+choice | D           | D. None of A, B and C         | whole
+choice | D           | D. A and C only               | whole
+choice | E           | E) Neither A nor B            | whole
+choice | A           | A. Wait, no, B.               | no
+choice | I           | The answer is I.              | within
+choice | I           | I. Oslo                       | whole
+choice | I           | I am sure that it is B.       | no
+choice | B           | I am sure that it is B.       | within
+choice | J           | The answer is (j).            | within
+choice | G           | g)                            | whole
+choice | C           | 答案是C。                     | within
+choice | C           | 选C                           | within
+choice | C           | C选项                         | within
+choice | B           | 正解はBです                   | within
+choice | C           | 정답은 C입니다.               | within
+choice | C           | คำตอบคือC                     | within
+choice | C           | 【答案】（C）                 | within
+choice | A           | A和B                          | no
+word   | Paris       | 答案是Paris。                 | within
+word   | Paris       | Answer => Paris               | within
+word   | Paris       | Question -> Paris             | within
+word   | Paris       | Capital = Paris               | within
+word   | Paris       | capital=Paris;                | within
+word   | Paris       | The capital: Paris            | within
+word   | Paris       | France→Paris                  | within
+word   | Paris       | the capital—Paris             | within
+word   | known       | well-known                    | no
+word   | Paris       | It is not Paris.              | no
+"""
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
 TYPED += [("Os\u00adl\u200do\u2060", "Oslo"), ("\ufeff$5", "$5.00")]
 TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
 TABLE += [(*row, False, True) for row in cells(WITHIN)]
 TABLE += [(*row, False, False) for row in cells(WRONG)]
+TABLE += [
+    (said, known, right == "whole", right != "no") for _, known, said, right in cells(ANY_SCRIPT)
+]
 
 
 def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
