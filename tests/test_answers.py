@@ -216,19 +216,19 @@ number | 42          | 42个                          | whole
 number | 42          | 42개                          | whole
 number | 42          | 42명입니다                    | whole
 number | 42          | 42円です。                    | whole
-number | 42          | 42 m                          | whole
+number | 42          | 42 m                          | within
 number | 42          | 42x                           | no
 number | 42          | ₹42                           | whole
 number | 42          | 42€                           | whole
 number | 42美元      | 42元                          | no
 number | 1000        | 1’000                         | whole
-number | 1000        | 1 000                         | whole
-number | 1000000     | 1.000.000                     | whole
-number | 1234567     | 12,34,567                     | whole
-number | 3.5         | 3,50 €                        | whole
-number | 3.5         | Es sind 3,5 Grad.             | within
+number | 1000        | 1 000                         | no
+number | 1000000     | 1.000.000                     | no
+number | 1234567     | 12,34,567                     | no
+number | 3.5         | 3,50 €                        | no
+number | 3.5         | Es sind 3,5 Grad.             | no
 number | 3           | Es sind 3,5 Grad.             | no
-number | 1000.5      | 1.000,50                      | whole
+number | 1000.5      | 1.000,50                      | no
 number | 0.5         | ½                             | whole
 number | 1.5         | 1½                            | whole
 number | 2024        | It was on 2024-05-01.         | no
@@ -294,7 +294,7 @@ word   | Paris       | The capital: Paris            | within
 word   | Paris       | France→Paris                  | within
 word   | Paris       | the capital—Paris             | within
 word   | known       | well-known                    | no
-word   | Paris       | It is not Paris.              | no
+word   | Paris       | It is not Paris.              | within
 """
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
 TYPED += [("Os\u00adl\u200do\u2060", "Oslo"), ("\ufeff$5", "$5.00")]

@@ -5,7 +5,8 @@ around an answer are off, and so is a mark at its end. Numbers are compared by t
 that names a choice may have brackets, `Option` before it and the choice's text after it. Other
 answers are compared word by word as SQuAD's evaluation does (Rajpurkar et al. 2016,
 arXiv:1606.05250, section 6.1): in lower case, without articles and punctuation, except what makes
-another number, formula or list of it. In scripts without spaces, each character is a word.
+another number, formula or list of it. In scripts without spaces and in Korean, each character is a
+word. Articles, and words such as "not", "but" and "option", are English.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from alignkit.evaluation.numbers import number_of, numbers_in
+from alignkit.evaluation.numbers import apart, number_of, numbers_in
 from alignkit.io.text import typed
 
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _SET = re.compile(
     r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}"
 )
-_SPACING = re.compile(r"\\(?:[,;:! ]|(?:left|right|displaystyle)(?![a-z]))")
+_SPACING = re.compile(r"\\(?:[,;:!]|(?:left|right|displaystyle|q?quad)(?![a-z]))")
 # Nothing within it opens another one of its kind, which keeps the search short
 _EMPHASIS = re.compile(
     r"(?<![\w*`])(\*{1,3}|_{1,3}|`{1,3})(?=\S)((?:(?!(?<![\w*`])\1\S).){1,500}?)(?<=\S)\1(?![\w*`])",
@@ -30,7 +31,7 @@ _EMPHASIS = re.compile(
 _HEADING = re.compile(r"#{1,6}\s+")
 _AROUND = re.compile(
     r"```\w*\n(.*?)\n?```|\$\$?([^$]+?)\$\$?|\\\(([^\\]+)\\\)|\\\[([^\\]+)\\\]|\"([^\"]+)\"|'([^']+)'|“([^”]+)”"
-    r"|„([^“]+)“|‘([^’]+)’|«([^»]+)»|「([^」]+)」|『([^』]+)』|\(([^(),\[\]]+)\)|\[([^(),\[\]]+)\]|\{([^{},]+)\}"
+    r"|„([^“]+)“|‘([^’]+)’|«([^»]+)»|「([^」]+)」|『([^』]+)』|\(([^(),\[\]]+)\)|\[+([^(),\[\]]+)\]+|\{([^{},]+)\}"
     r"|<(?P<tag>\w+)[^<>]*>(?P<inside>[^<>]+)</(?P=tag)>",
     re.DOTALL,
 )
@@ -47,23 +48,39 @@ _ABOUT = re.compile(
     re.IGNORECASE,
 )
 _ANOTHER = re.compile(
-    r"\b(?:is|or|and|not|but|option|choice|answer|so)\b[\s:*(\[]*[A-H]\b|[(\[][A-H][)\]]|\b[A-H][).:](?!\w)"
+    r"\b(?:is|no|not|but|option|choice|answer|so)\b[\s:,*(\[]*[A-HJ]\b"
+    r"|[(\[][A-J][)\]]|\b[A-J][).:](?!\w)"
+)
+# A choice about other choices, such as "Both A and B" and "A and C only"
+_OF_CHOICES = re.compile(
+    r"(?:both|all|any|none|neither|either|only)\b|\W?[A-J]\W*(?:and|or|only|[A-J])\b", re.IGNORECASE
 )
 _LETTER = re.compile(
     r"(?<![\w'./-])(?:[(\[]?(?P<marked>[A-Za-z])[)\]]|(?P<alone>[A-Za-z])(?![\w'/+#-])(?P<next>\s+\w+)?)"
 )
 _DENIED = re.compile(r"\b(?:not|no|never|neither|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
+# A number that follows is no answer, and neither is what stands before a correction.
+_RULED_OUT = re.compile(r"(?:\bnot|n['’]t)\s+\S+", re.IGNORECASE)
+_CORRECTED = re.compile(r"\b(?:wait,? no|no,? wait|scratch that|correction)\b", re.IGNORECASE)
 _OPERATOR = re.compile(r"\s*([+*/^=<>])\s*|(?<=\b\w)\s+(-)\s+(?=\w\b)")
+# Signs next to words, such as those of "Answer => Paris", are not parts of them.
+_BETWEEN = re.compile(
+    r"-?[=<>|]+(?=[^\W\d]{2})|(?<=[^\W\d]{2})[=<>|]+|(?<=[^\W\d]{2})[+*/^](?=[^\W\d]{2})"
+)
 _IN_BRACKETS = re.compile(r"[(\[]([^()\[\]]*)[)\]]")
 _FORMULA = re.compile(r"[+*/^=<>|\\]|(?<![^\W\d]{2})-|\d.*,|,.*\d", re.DOTALL)
 _JOINED = re.compile(r"(?<=[^\W\d]{2})-(?=[^\W\d]{2})|'|(?<=[^\W\d])\.(?=[^\W\d])")
-_MARKS = re.compile(r"[,:](?!(?<=\d[,:])\d)|\.(?!\d)|(?<=[^\W\d.])\.|[;?\"—–]|(?<!\d)!|\s-(?=\s)")
+_MARKS = re.compile(
+    r"[,:](?!(?<=\d[,:])\d)|\.(?!\d)|(?<=[^\W\d.])\.|(?<!\d)!|\s-(?=\s)"
+    r"|[;?\"—–…¿¡،؛؟۔।\u2190-\u21ff\u2600-\u27bf\U0001f300-\U0001faff]"
+)
 _ARTICLE = re.compile(r"\b(?:the|an|a(?=\s+\w\w))(?=\s+\S)")
 # Scripts without spaces: each character counts as a word.
 _SINGLE = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff]"
 )
+_SYLLABLE = re.compile(r"[\uac00-\ud7a3]")  # of Korean, whose particles touch the word before them
 
 
 def spaced(text: str) -> str:
@@ -86,12 +103,13 @@ def bare(text: str) -> str:
     for _ in range(_MOST_AROUND):
         before = text
         text = _FRACTION.sub(
-            _divided, _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°"))
+            _divided,
+            _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°").replace("\\ ", " ")),
         )
         text = _HEADING.sub("", unmarked(_SET.sub(r"\1", text)).strip(), count=1)
         if match := _AROUND.fullmatch(text):
             text = match["inside"] or next(filter(None, match.groups()), "")
-        text = text.strip("\u200b\ufeff \t\r\n").rstrip(" .?,;:。？，")
+        text = text.strip("\u200b\ufeff \t\r\n").rstrip(" .?,;:。？，।۔؟،")
         # Such as a check mark
         if text and unicodedata.category(text[-1]) == "So" and text[-1] not in "°℃℉":
             text = text[:-1]
@@ -116,11 +134,12 @@ def choice_of(text: str) -> Choice | None:
     """The choice that a text names, such as `(B)`, `Option B`, `b)` or `B. Oslo`; None if it says
     anything else.
     """
-    match = _CHOICE.fullmatch(bare(text))
+    match = _CHOICE.fullmatch(apart(typed(bare(text))).strip())
     if match is None:
         return None
     letter, said = (match["marked"] or match["alone"]).lower(), match["text"] or ""
-    if said and (letter > "h" or _ABOUT.match(said) or _ANOTHER.search(said)):
+    others = _ANOTHER.search(said) and not _OF_CHOICES.match(said)
+    if said and (letter > "j" or _ABOUT.match(said) or others):
         return None
     return Choice(letter, said)
 
@@ -129,9 +148,9 @@ def words(text: str) -> list[str]:
     """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and
     1,000 is 1000.
     """
-    plain = _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold())
+    plain = _BETWEEN.sub(r" \g<0> ", _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold()))
     plain = _IN_BRACKETS.sub(_without_brackets, plain)
-    plain = spaced(_MARKS.sub(" ", _JOINED.sub("", plain)))
+    plain = _SYLLABLE.sub(r" \g<0> ", spaced(_MARKS.sub(" ", _JOINED.sub("", plain))))
     return [
         _number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()
     ] or text.split()
@@ -169,34 +188,38 @@ def mentions(said: str, known: str) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
     An answer that names two choices, or denies one, has none. A number is there if it has the same
-    value. In a script without spaces, a word may be a part of a longer one.
+    value. One that follows "not" is not there, and neither is what "wait, no" takes back. In a
+    script without spaces and in Korean, a word may be a part of a longer one.
     """
     if same(said, known):
         return True
+    said = _CORRECTED.split(said)[-1]
     if choice := choice_of(known):
         if choice.text and choice_of(said):
             return False
-        named = _letters(said, bare(known).islower())
+        named = _letters(said, choice.letter, bare(known).islower())
         if named or not choice.text:
             return named == {choice.letter} and not _DENIED.search(typed(said))
         known = choice.text
     number = number_of(bare(known))
     if number and number.counts:
-        return number.value in numbers_in(bare(said))
+        return number.value in numbers_in(bare(_RULED_OUT.sub("", said)))
     ours, theirs = words(said), words(known)
     return any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1))
 
 
-def _letters(said: str, lower: bool) -> set[str]:
-    """The letters that stand alone in a text, but `I` and the article. lower: also small ones
-    without a bracket.
+def _letters(said: str, known: str, lower: bool) -> set[str]:
+    """The letters that stand alone in a text, but the article and the pronoun `I`, which may be the
+    known letter. lower: also small ones without a bracket.
     """
     found = set()
-    for match in _LETTER.finditer(typed(bare(said))):
+    for match in _LETTER.finditer(apart(typed(bare(said)))):
         letter, after = match["alone"], (match["next"] or "").strip()
-        if letter and (letter in "Ii" or (letter.islower() and not lower)):
+        if letter and letter.islower() and not lower:
             continue
         if letter and letter in "Aa" and after.islower() and not _ABOUT.match(after):
+            continue
+        if letter and letter in "Ii" and (known != "i" or after.islower()):
             continue
         found.add((letter or match["marked"]).lower())
     return found

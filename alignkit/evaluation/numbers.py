@@ -1,8 +1,9 @@
 """Numbers as people write them: one reader for rewards, formats, environments and demonstrations.
 
 `1,234`, `1234.00`, `$1,234`, `1.234e3`, `1.234 × 10^3` and `1234 dollars` have the same value. So
-have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. A percent sign is a unit: `50%` is 50, not
-0.5. A text with other words, or with a comma that groups no thousands (`1,23`), is no number.
+have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. A percent sign
+is a unit: `50%` is 50, not 0.5. A text with other words, or with a comma that groups no thousands
+(`1,23`), is no number.
 """
 
 from __future__ import annotations
@@ -13,8 +14,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-_MONEY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
-_UNITS = {**_MONEY, "%": "percent", "°": "degree"}
+from alignkit.io.text import WIDE
+
+_UNITS = {
+    "$": "dollar",
+    "€": "euro",
+    "£": "pound",
+    "¥": "yen",
+    "₹": "rupee",
+    "%": "percent",
+    "°": "degree",
+}
+_MONEY = "$£¥฿₠-⃀"  # as in brackets of a pattern
 _SCALES = {
     "hundred": 100,
     "dozen": 12,
@@ -23,17 +34,18 @@ _SCALES = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-# Other signs for minus, the Arabic point and comma, and ¾ as a space and 3/4, so that 1¾ is a
-# number and its fraction.
+# Other signs for minus, the Arabic point, comma and percent, and ¾ as a space and 3/4, so that 1¾
+# is a number and its fraction.
 _PLAIN = str.maketrans(
-    dict.fromkeys("\u2212\u2013\ufe63\uff0d", "-")
-    | {"\u066b": ".", "\u066c": ","}
+    WIDE
+    | dict.fromkeys("\u2010\u2011\u2212\u2013\ufe63", "-")
+    | {"\u066b": ".", "\u066c": ",", "\u066a": "%", "￥": "¥"}
     | {
         mark: " " + unicodedata.normalize("NFKC", mark).replace("\u2044", "/")
-        for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+        for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞℃℉"
     }
 )
-_SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{''.join(_MONEY)}])\s?(?P<inner>[+-]?))?"
+_SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{_MONEY}])\s?(?P<inner>[+-]?))?"
 # At most 60 digits: longer numbers take long to compare. Spaces that do not break and apostrophes
 # may group, too.
 _DECIMAL = (
@@ -42,10 +54,28 @@ _DECIMAL = (
 )
 _FRACTION = r"(?:(?P<whole>\d{1,60})[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
 _NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
-# A unit of one or two words; single letters may mean anything, such as k and m in `5k`.
+# Letters, and the vowel signs that Thai, Hindi and others write over or behind them
+_LETTER = r"(?:[^\W\d_]|(?!\d)[\u0900-\u1cff])"
+# Scripts whose words touch numbers and Latin letters, from Hebrew to Korean
+_TOUCHING = (
+    r"\u0590-\u1cff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
+    r"\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_WORDS = re.compile(rf"(?:(?!\d)[{_TOUCHING}])+")
+# A unit of one or two words; single Latin letters may mean anything, such as k and m in `5k`.
+_WORD = rf"{_LETTER}{{2,20}}(?:\s{_LETTER}{{2,20}})?|(?!\d)[{_TOUCHING}]"
 _ALONE = re.compile(
-    rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{''.join(_UNITS)}])|(?P<word>[^\W\d_]{{2,20}}(?:\s[^\W\d_]{{2,20}})?)))?",
+    rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{_MONEY}%°])|(?P<word>°[CF]|{_WORD})))?",
     re.IGNORECASE,
+)
+_PRICE = rf"[{_MONEY}]?\d[\w.,]*"
+# What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
+# Chinese, Japanese and Korean; and 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19.
+_SEVERAL = re.compile(
+    r"(?:\+|\b0)\d+(?:[ -]\d+){2,}|\(\d{3,5}\) ?\d+[ -]\d+"
+    r"|(?<=[^\W\d]\s)\d{1,2},\s(?=[12]\d{3}\b)|\b\d{1,2}\.?\s(?=[^\W\d]{3,}\.?,?\s[12]\d{3}\b)"
+    r"|\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
+    rf"|(?<![\w.,])[\w.,]*(?:\d[%°]?[:~〜—]|\w(?<!\d[eE])[%°]?-){_PRICE}(?:[%°]?[-:~〜—]{_PRICE})*"
 )
 _WITHIN = re.compile(
     rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)",
@@ -96,8 +126,10 @@ class Number:
 
     @property
     def counts(self) -> bool:
-        """Whether it has no unit, or one with a symbol; not a word such as that of `12 Monkeys`."""
-        return self.unit in ("", *_UNITS.values())
+        """Whether it has no unit, or one with a symbol, or of one character; not a word such as
+        that of `12 Monkeys`.
+        """
+        return len(self.unit) < 2 or self.unit in _UNITS.values()
 
     def accepts(self, said: Number) -> bool:
         """Whether an answer is this number. A unit that has a symbol may be left out."""
@@ -112,6 +144,11 @@ class Number:
         return digits if Fraction(digits) == self.value else str(self.value)
 
 
+def apart(text: str) -> str:
+    """The text with blanks around words in scripts that have none next to numbers and letters."""
+    return _WORDS.sub(r" \g<0> ", text)
+
+
 def number_of(text: str) -> Number | None:
     """The number that a text consists of, which may have a unit and end with a period; None if it
     is something else.
@@ -122,19 +159,18 @@ def number_of(text: str) -> Number | None:
     words = (match["word"] or "").lower().split()
     if not _NO_UNITS.isdisjoint(words):
         return None
-    unit = _UNITS.get(match["symbol"] or match["money"] or "") or " ".join(
-        word.removesuffix("s") for word in words
-    )
+    sign = match["symbol"] or match["money"] or ""
+    unit = _UNITS.get(sign, sign) or " ".join(word.removesuffix("s") for word in words)
     return Number(value, unit)
 
 
 def numbers_in(text: str) -> Iterator[Fraction]:
-    """The values of the numbers in a text, in order; not those that are parts of words, dates or
-    other numbers.
+    """The values of the numbers in a text, in order; not those that are parts of words, dates,
+    times, ranges, telephone numbers or other numbers.
     """
     return (
         value
-        for match in _WITHIN.finditer(text.translate(_PLAIN))
+        for match in _WITHIN.finditer(_SEVERAL.sub(" ; ", apart(text.translate(_PLAIN))))
         if (value := _value(match)) is not None
     )
 

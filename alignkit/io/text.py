@@ -22,9 +22,12 @@ def printable(text: str) -> str:
     return _ACTING.sub(REPLACEMENT, text)
 
 
+# Signs and letters as wide as a Chinese character
+WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 # Characters that differ only in how they are typed, and some that nobody sees.
 _TYPED = str.maketrans(
-    dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
+    WIDE
+    | dict.fromkeys("’‘ʼʹ‛′´`＇", "'")
     | dict.fromkeys("“”„‟″«»＂「」『』", '"')
     | dict.fromkeys(
         "\u00a0\u1680\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))), " "
@@ -35,7 +38,6 @@ _TYPED = str.maketrans(
     )
     | dict.fromkeys("\u2010\u2011\u2212", "-")
     | {"。": ".", "、": ","}
-    | {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code) not in "＇＂"}
 )
 _DASHES = str.maketrans(dict.fromkeys("‒–—―", "-"))
 _ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")  # of HTML, also one that was escaped again
