@@ -32,8 +32,9 @@ from benchmarks.measure import OFFLINE, ROOT
 
 MODEL, TINY = "smollm2-135m-instruct", "tiny"
 SIMULATED = ROOT / "tests" / "simulated_cuda"
+NF4 = "nf4"  # another quantization where bitsandbytes has no kernels
 LOOK = 0.2  # seconds between two looks at a part
-WORST = ("tests/kernels", "tests/models", "tests/training", "tests/algorithms", "tests/tokens")
+SUITE = ("tests/kernels", "tests/models", "tests/training", "tests/algorithms")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -114,7 +115,7 @@ def suite(here: Here) -> None:
                 tell(f", until {report.nodeid.partition('::')[0]}")
 
     os.environ["ALIGNKIT_TEST_DEVICE"] = "cuda"
-    chosen = ["tests/kernels/test_sampling_weights.py"] if here.short else WORST
+    chosen = ["tests/training/test_kl.py"] if here.short else SUITE
     pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", *chosen], plugins=[Counting()])
     tell("")
 
@@ -125,7 +126,7 @@ def nf4(here: Here) -> None:
 
     found = []
     for device in ("cpu", "cuda"):
-        learner = _learner(_folder(here), "float32", "nf4", device)
+        learner = _learner(_folder(here), "float32", NF4, device)
         metrics = learner.step(_examples(learner.model, 4, 48), 0.0)
         packed = {
             name: weight.cpu()
@@ -183,13 +184,13 @@ def grpo(here: Here) -> None:
     """Two runs of one recipe."""
     from alignkit.io.digest import file_digest
 
-    recipe = here.folder / "grpo.yaml"
+    recipe, size = here.folder / "grpo.yaml", 2 if here.short else 16
     recipe.write_text(
         f"name: grpo\nmodel: {{base: {TINY if here.short else MODEL}}}\n"
         "stages:\n  align:\n    algorithm: grpo\n    reward: length\n"
         f"    prompts: {{path: {ROOT / 'recipes' / 'data' / 'prompts.jsonl'}, limit: 64}}\n"
-        "    rollout: {samples_per_prompt: 4, max_new_tokens: 24}\n"
-        "    iterations: 3\n    prompts_per_iteration: 16\n",
+        f"    rollout: {{samples_per_prompt: 4, max_new_tokens: {2 * size}}}\n"
+        f"    iterations: 2\n    prompts_per_iteration: {size}\n",
         encoding="utf-8",
     )
     digests = []
@@ -209,7 +210,12 @@ def quickstart(here: Here) -> None:
         words = [
             "model.base=tiny",
             "stages.align.iterations=1",
+            "stages.align.prompts_per_iteration=2",
+            "stages.align.rollout.max_new_tokens=4",
             "stages.report.prompts.limit=16",
+            "stages.report.sampling.max_new_tokens=4",
+            "~stages.helpful.validation",
+            "~stages.safety.validation",
             "stages.sft.max_steps=2",
             "stages.helpful.max_steps=2",
             "stages.safety.max_steps=2",
@@ -256,7 +262,7 @@ def large(here: Here, tokens: int, rows: int) -> None:
     import torch
 
     source = _folder(here) if here.short else random_model("8b", _cache())
-    learner = _learner(source, "bfloat16", "nf4", "cuda")
+    learner = _learner(source, "bfloat16", NF4, "cuda")
     examples = _examples(learner.model, rows, 64 if here.short else tokens)
     total = sum(encoded.length for encoded in examples.groups)
     for _ in range(3):  # the first one compiles

@@ -110,6 +110,8 @@ def make_sampler(
     """
     stream = partial(context.rng, name)
     if loaded.weights is None:
+        if any(source.weight for source in loaded.sources):
+            context.say("'weight' has no effect: the rows have one source")
         return Sampler([0] * len(groups), None, stream)
     sources = [group.origin.source for group in groups if group.origin is not None]
     if len(sources) < len(groups):

@@ -13,11 +13,12 @@ import device
 
 if __name__ == "__main__":
     device.enable(triton=True)
-    from benchmarks.gpu_check import app
+    from benchmarks import gpu_check
 
+    gpu_check.NF4 = "none"
     code = 0
     try:
-        app(standalone_mode=False)
+        gpu_check.app(standalone_mode=False)
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -119,6 +119,14 @@ def test_a_source_whose_rows_are_all_left_out_leaves_its_share_to_the_others() -
     assert sorted(found.epoch(0)) == [0, 1, 2, 3]
 
 
+def test_the_weight_of_an_only_source_is_told_to_have_no_effect() -> None:
+    context = Mock(rng=lambda *name: seeds.stream(0, *name))
+    for weight in (None, 2.0):
+        source = SourceFacts("a", "f", False, 1, weight=weight)
+        found = make_sampler(context, Loaded([], [], [], (source,)), [Group(())] * 3, "shuffle")
+        assert sorted(found.epoch(0)) == [0, 1, 2] and context.say.called == (weight is not None)
+
+
 def test_groups_without_an_origin_cannot_be_weighted() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1, weight=0.5) for name in "ab")
     known = Group((), origin=Origin("a", 1))
