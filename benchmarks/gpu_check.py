@@ -9,7 +9,6 @@ works, and `--simulated` the device of tests/simulated_cuda.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -223,7 +222,7 @@ def quickstart(here: Here) -> None:
     began = time.perf_counter()
     _run([str(ROOT / "recipes" / "quickstart.yaml"), *words, "--out", str(out), "seed=3"])
     here.tell("quick start, whole", f"{time.perf_counter() - began:.0f} s, {_peak()}")
-    for policy, column, value in rates(out / "report" / "results.csv"):
+    for policy, column, value in rates(out / "report" / "evaluation.json"):
         low, high = intervals()[policy, column]
         side = "inside" if low <= value <= high else "OUTSIDE"
         result = f"{value:.0f}%, {side} the CPU's [{low}, {high}]"
@@ -245,16 +244,16 @@ def intervals() -> dict[tuple[str, str], tuple[int, int]]:
     return found
 
 
-def rates(results: Path) -> Iterator[tuple[str, str, float]]:
+def rates(evaluation: Path) -> Iterator[tuple[str, str, float]]:
     """The shares of an evaluation in percent, by policy and column of that table."""
     from benchmarks.outcomes.tables import MEASURES
 
     policies = {"sft": "sft", "align": "ppo"}
-    with results.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            column, is_share = MEASURES.get(row["metric"], ("", False))
-            if is_share and row["policy"] in policies and not row["by"]:
-                yield policies[row["policy"]], column, 100 * float(row["mean"])
+    for row in json.loads(evaluation.read_text(encoding="utf-8"))["results"]:
+        column, is_share = MEASURES.get(row["metric"], ("", False))
+        mean = row["estimate"].get("mean")
+        if is_share and mean is not None and row["policy"] in policies and "column" not in row:
+            yield policies[row["policy"]], column, 100 * mean
 
 
 def large(here: Here, tokens: int, rows: int) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from torch.utils import backend_registration
 
-from benchmarks.gpu_check import PARTS, Here, attempt, intervals, table
+from alignkit.io.atomic import write_json
+from benchmarks.gpu_check import PARTS, Here, attempt, intervals, rates, table
 from benchmarks.outcomes.tables import MEASURES
 from tests.rows import read_rows
 
@@ -62,6 +63,11 @@ def test_the_quick_start_is_compared_with_the_page(tmp_path: Path) -> None:
     columns = [column for column, is_share in MEASURES.values() if is_share]
     assert {("sft", column) for column in columns} | {("ppo", c) for c in columns} <= set(known)
     assert all(0 <= low <= high <= 100 for low, high in known.values())
+    row = {"policy": "align", "metric": "facts right", "estimate": {"mean": 0.5}}
+    others = [{"policy": "base"}, {"metric": "words"}, {"estimate": {}}, {"column": "kind"}]
+    results = {"results": [row, *(row | other for other in others)]}
+    write_json(tmp_path / "evaluation.json", results)
+    assert [*rates(tmp_path / "evaluation.json")] == [("ppo", "facts right", 50.0)]
 
 
 @pytest.mark.slow
