@@ -93,6 +93,7 @@ def part(what: str) -> str:
         "data sets": data_set_table,
         "families": families,
         "outcomes": outcomes,
+        "outcome gains": outcome_gains,
         "commands": lambda: str(script("docs", "command_reference").commands()),
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "events": event_table,
@@ -240,6 +241,15 @@ def outcomes() -> str:
     return markdown(
         [header[place] for place in kept], [[line[place] for place in kept] for line in lines]
     )
+
+
+def outcome_gains() -> str:
+    """What each method changes in comparison with SFT, over all its seeds and by seed."""
+    rows, tables = (
+        importlib.import_module(f"benchmarks.outcomes.{name}") for name in ("rows", "tables")
+    )
+    header, *lines = tables.gains_table(rows.shipped())
+    return markdown(header, lines)
 
 
 def result_table(machine: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy import stats
 
 from alignkit.data.group import Group, Response
 from alignkit_plugins.algorithms.hir import HIR
@@ -160,6 +161,34 @@ def test_an_interval_grows_with_the_difference_between_seeds() -> None:
     narrow, wide = tables.interval(alike), tables.interval(unlike)
     assert wide[0] < narrow[0] < alike.mean() == unlike.mean() < narrow[1] < wide[1]
     assert tables.interval(unlike) == wide
+
+
+@pytest.mark.parametrize(
+    ("values", "mean_square", "freedom"),
+    [
+        # Mean squares by hand, of prompts, seeds and the rest: 9, 4, 1
+        ([[1, 2], [3, 6]], 9 + 4 - 1, 1),
+        # 8/3, 24, 8: with what prompts add, it would be less than what seeds do
+        ([[0, 4], [4, 4], [0, 8]], 24, 1),
+        # 109/6, 0, 1/2: the same of prompts; degrees of freedom by Satterthwaite
+        ([[1, 2], [4, 4], [8, 7]], 109 / 6, (53 / 3) ** 2 / ((109 / 6) ** 2 / 2 + 1 / 8)),
+        ([[1], [2], [6]], 7, 2),  # one seed: a t interval
+    ],
+)
+def test_intervals_over_prompts_and_seeds(
+    values: list[list[float]], mean_square: float, freedom: float
+) -> None:
+    scores = np.array(values, dtype=float)
+    half = stats.t.ppf(0.975, freedom) * (mean_square / scores.size) ** 0.5
+    assert tables.interval(scores) == pytest.approx((scores.mean() - half, scores.mean() + half))
+
+
+def test_a_difference_of_equal_shares_is_not_certain() -> None:
+    """A prompt that was won and one that was lost are added to every seed."""
+    ones = np.ones((98, 5))
+    mean, low, high = tables.difference_of_shares(ones, ones)
+    half = stats.t.ppf(0.975, 99) * (5 * 2 / 99 / (100 * 5)) ** 0.5
+    assert (mean, low, high) == pytest.approx((0, -half, half))
 
 
 def test_rows_that_come_with_the_project_are_of_its_recipe() -> None:

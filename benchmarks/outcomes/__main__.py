@@ -108,6 +108,7 @@ def _print(rows: Sequence[Row], show: int) -> None:
     titled = {
         f"{len(rows[0].asked)} prompts that no stage saw": tables.methods_table(_by_method(rows)),
         "The same, seed by seed": tables.methods_table([[row] for row in rows]),
+        "Compared with SFT, in points (by seed)": tables.gains_table(_by_method(rows)),
     }
     for title, lines in titled.items():
         typer.echo(f"\n{title}\n")
