@@ -341,7 +341,72 @@ preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "4.5
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3.5, "score_rejected": 4}
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "3.5", "rejected-rating": "4"}
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 3.5, "rejected_score": 4}
-  ! so the columns contradict
+  ! contradict that the chosen answer is better
+""")
+
+
+@pytest.mark.silent_bug(
+    "data: ratings",
+    "Ranks count from the worst, or a label names the answer with the lower score, and every pair "
+    "is learned inverted.",
+    "Two columns that contradict each other are refused.",
+    "argilla-io/argilla#5712",
+)
+def test_columns_that_contradict_each_other_are_refused() -> None:
+    check(r"""
+rankings {"prompt": "q", "responses": [{"text": "a", "rank": 1, "score": 1}, {"text": "b", "rank": 2, "score": 5}]}
+rankings {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "scores": [1, 5]}
+rankings {"prompt": "q", "responses": ["a", "b", "c"], "ranks": [0, 2, 1], "scores": [0, -1, 3]}
+rankings {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}], "scores": [1, 5]}
+rankings {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}], "ranks": [2, 1]}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "p": 0.1, "score_chosen": 4, "score_rejected": 3}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "reward_chosen": 0, "reward_rejected": "0.5"}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_avg_rating": 1, "rejected_avg_rating": 2}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_rank": 2, "rejected_rank": 1}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "better": "rejected"}
+hh_rlhf {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b",
+    "score_chosen": 1, "score_rejected": 2}
+labeled_pairs {"input": "q", "output_1": "a", "output_2": "b", "label": 1, "score_1": 1, "score_2": 2}
+labeled_pairs {"input": "q", "output_1": "a", "output_2": "b", "label": 2, "votes1": 7, "votes2": 2}
+labeled_pairs {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1, "score_A": 1, "score_B": 2}
+labeled_pairs {"prompt": "q", "completion_a": "a", "completion_b": "b", "preference": "a-is-better", "rating_a": 1,
+    "rating_b": 2}
+prompt_completion {"prompt": "q", "completion": "a", "label": true, "kto_tag": false}
+prompt_completion {"prompt": "q", "completion": "a", "response": "b"}
+messages {"messages": <u: q / a: a>, "conversations": <u: q / a: b>}
+messages {"messages": [{"role": "user", "content": "q", "value": "r"}, {"role": "assistant", "content": "a"}]}
+messages {"messages": [{"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a", "train": true, "weight": 0}]}
+messages {"messages": [{"role": "user", "content": "q"},
+    {"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}]}
+  ! contradict
+""")
+
+
+def test_columns_that_agree_are_read() -> None:
+    """So are those that say the same, or another thing."""
+    check(r"""
+rankings {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}], "scores": [4, 4]}
+  u: q -> a (rank 1.0, scores {"reward": 4.0}) | b (rank 2.0, scores {"reward": 4.0})
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "p": 0.2, "score_chosen": 3, "score_rejected": 4}
+  u: q -> a | b [0>1 p 0.2] {"score_chosen": 3, "score_rejected": 4}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_rating": "low", "rejected_rating": "high"}
+  u: q -> a | b [0>1] {"chosen_rating": "low", "rejected_rating": "high"}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_verbosity_score": 1, "rejected_verbosity_score": 2}
+  u: q -> a | b [0>1] {"chosen_verbosity_score": 1, "rejected_verbosity_score": 2}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": null, "score_rejected": null}
+  u: q -> a | b [0>1] {"score_chosen": null, "score_rejected": null}
+
+prompt_completion {"prompt": "q", "completion": "a", "response": "a", "label": null}
+  u: q -> a {"response": "a"}
+
+messages {"messages": [{"role": "user", "content": "q", "value": "q"},
+    {"role": "assistant", "content": "a", "weight": 1}]}
+  u: q -> a
 """)
 
 
@@ -456,8 +521,8 @@ rankings {"prompt": "q", "responses": [{"text": "a", "score": "3"}, {"text": "b"
   u: q -> a (scores {"reward": 3.0}) | b (scores {"reward": 7.0}) | c (scores {"reward": 3.0})
     [1>0 by 4.0, 1>2 by 4.0]
 
-rankings {"prompt": "q", "responses": [{"text": "a", "rank": 2, "score": 9}, {"text": "b", "rank": 1, "score": 1}]}
-  u: q -> a (rank 2.0, scores {"reward": 9.0}) | b (rank 1.0, scores {"reward": 1.0})
+rankings {"prompt": "q", "responses": [{"text": "a", "rank": 2, "score": 1}, {"text": "b", "rank": 1, "score": 9}]}
+  u: q -> a (rank 2.0, scores {"reward": 1.0}) | b (rank 1.0, scores {"reward": 9.0})
 
 rankings {"prompt": "q", "responses": ["a"], "ranks": [1]}
   ! 2 to 64 responses

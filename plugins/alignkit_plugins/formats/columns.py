@@ -23,6 +23,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from itertools import permutations
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
@@ -70,6 +73,19 @@ def first_of(row: Any, names: Iterable[str]) -> str:
     return next((name for name in names if Format.has(row, name)), "")
 
 
+def only_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The one of these columns that says something, else the first that a row has. Raises BadRow if
+    two of them say different things.
+    """
+    row, said = columns_of(row), dict[str, str]()
+    for name in reversed(names):
+        if row.get(name) not in NOTHING:
+            said[str(row[name]).lower()] = name
+    if len(said) > 1:
+        raise BadRow(f"{' and '.join(said.values())} contradict each other; rename one of them")
+    return next(iter(said.values()), first_of(row, names))
+
+
 def read_message(turn: Any, where: str) -> Message:
     """A message from a turn with any of the keys in the module's table. Raises BadRow that names
     `where`.
@@ -84,15 +100,16 @@ def read_message(turn: Any, where: str) -> Message:
             f"{where} has the unknown role {str(speaker)[:60]!r}; expected one of "
             f"{', '.join(SPEAKERS)}"
         )
-    content = turn.get(first_of(turn, ("content", "value", "text")))
+    content = turn.get("content")
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
         return Message(role=role, content=content)  # nearly all turns; several times as fast
+    content = turn.get(only_of(turn, ("content", "value", "text")))
     for key in FOREIGN:
         if turn.get(key) not in NOTHING:
             raise BadRow(f"{where} has '{key}', which would be lost; remove it if it means nothing")
     message: Any = Message(role=role, content="")
     calls = list[dict[str, Any]]()
-    if made := turn.get(first_of(turn, ("tool_calls", "function_call"))):
+    if made := turn.get(only_of(turn, ("tool_calls", "function_call"))):
         calls = _calls(made, where)
     if role == "tool" and _is_result(content):
         content = json.dumps(content, ensure_ascii=False)
@@ -103,7 +120,7 @@ def read_message(turn: Any, where: str) -> Message:
         calls += _calls(text, where)
     else:
         message["content"] = text
-    thought = turn.get(first_of(turn, REASONING)) or ""
+    thought = turn.get(only_of(turn, REASONING)) or ""
     if not isinstance(thought, str):
         raise BadRow(f"{where} must have text as its reasoning, not {kind_of(thought)}")
     if role != "assistant" and (thought or calls):
@@ -130,6 +147,8 @@ def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
         raise BadRow(f"{where}: train must be true or false, not {str(train)[:60]!r}")
     if not isinstance(weight, int | float | None) or not 0 <= (weight or 0) < math.inf:
         raise BadRow(f"{where}: weight must be a number of 0 or more, not {str(weight)[:60]!r}")
+    if train is not None and weight is not None and train != (weight > 0):
+        raise BadRow(f"{where}: train {train} and weight {weight:g} contradict each other")
     if train is False or weight == 0:
         return {"train": False}
     if weight not in (None, 1):
@@ -188,7 +207,7 @@ def _calls(value: Any, where: str) -> list[dict[str, Any]]:
         function: Any = call.get("function", call) if isinstance(call, Mapping) else None
         if not Format.has(function, "name") or not isinstance(function["name"], str):
             raise BadRow(f"{where}: a tool call must have a name, and arguments")
-        arguments = function.get(first_of(function, ("arguments", "parameters")))
+        arguments = function.get(only_of(function, ("arguments", "parameters")))
         arguments = _json(arguments, where) or {}
         if not isinstance(arguments, Mapping):
             raise BadRow(f"{where}: the arguments of {function['name']!r} must be an object")
@@ -233,6 +252,45 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
             schema = {"type": "function", "function": dict(schema)}
         envelopes.append(dict(schema))
     return tuple(envelopes)
+
+
+# Columns that rate two answers
+
+_RATING = re.compile("score|rating|reward|grade|(up)?votes|rank|avg|average|mean|overall|final")
+_NAMED = ("better", "best", "winner", "preferred", "preference", "verdict", "label")
+
+
+def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> set[str]:
+    """The columns that rate two answers alike. Raises BadRow if one says that the worse answer is
+    better.
+
+    better, worse: the columns of the answers. Ratings are called alike, such as score_chosen for
+    chosen.
+    """
+    alike, against = set(), [name for name in _NAMED if str(row.get(name)).lower() == worse]
+    for pair in _rated(tuple(row), better, worse):
+        with suppress(BadRow):  # of ratings in words
+            sign = -1 if "rank" in pair[0].lower() else 1  # the best has rank 1
+            values: Any = [Format.number(row, name) for name in pair]
+            if None not in values and sign * values[0] < sign * values[1]:
+                against.append(f"{pair[0]} {values[0]:g} and {pair[1]} {values[1]:g}")
+            alike |= {*pair} if values[0] == values[1] is not None else set()
+    if against:
+        raise BadRow(f"{' and '.join(against)} contradict that the {better} answer is better")
+    return alike
+
+
+@cache
+def _rated(names: Sequence[str], better: str, worse: str) -> list[tuple[str, str]]:
+    """The names of the better answer's rating and the worse one's."""
+    words = {name: {*re.findall(r"[a-z]+|\d+", name.lower())} for name in (*names, better, worse)}
+    apart = words[better] - words[worse], words[worse] - words[better]
+    pairs = []
+    for pair in permutations(names, 2):
+        one, other = words[pair[0]], words[pair[1]]
+        if (one - other, other - one) == apart and one & other:
+            pairs += [pair] if all(map(_RATING.fullmatch, one & other)) else []
+    return pairs
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:
@@ -369,7 +427,7 @@ class ColumnFormat(Format):
     @classmethod
     def label(cls, row: Mapping[str, Any]) -> bool | None:
         """Whether the row's answer is good, by one of LABEL_COLUMNS; None if it does not say."""
-        return cls.flag(row, first_of(row, LABEL_COLUMNS) or "label")
+        return cls.flag(row, only_of(row, LABEL_COLUMNS) or "label")
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from alignkit import BadRow, Format, Group, Message
 from alignkit.data.group import group_from_json
 from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, only_of
 
 NAMES = ("messages", "conversations")
 # With the answers of comparisons, which `preference` reads.
@@ -45,7 +45,7 @@ class Messages(ColumnFormat):
         return cls.lacks(row, "completion", *COMPARED) and first_of(row, NAMES) != ""
 
     def read(self, row: Any) -> Group:
-        name = first_of(row, NAMES)
+        name = only_of(row, NAMES)
         if not name:
             raise BadRow("column 'messages' or 'conversations' is missing")
         if isinstance(row[name], str) and not row[name].lstrip().startswith("["):

@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
@@ -30,6 +31,7 @@ from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,
     first_of,
+    rated_alike,
     read_message,
     shared_turns,
     with_text,
@@ -78,9 +80,15 @@ class Rankings(ColumnFormat):
         responses = []
         for item, rank, score in zip(items, ranks, scores, strict=True):
             columns = {"rank": rank, "score": score, **with_text(item)}
+            if rank not in (None, columns["rank"]) or score not in (None, columns["score"]):
+                raise BadRow("a response contradicts the columns of ranks and scores")
             score = self.number(columns, "score")
             rank, text = self.number(columns, "rank"), self.text(columns, "text")
             responses.append(Response(text=text, rank=rank, scores=self.scores(score)))
+        known: Any = [(one.rank, one.scores["reward"]) for one in responses if one.scores]
+        for (rank, high), (later, low) in permutations(known, 2):
+            if None not in (rank, later) and rank < later and high < low:
+                raise BadRow(f"rank {rank:g} and score {high:g} contradict {later:g} and {low:g}")
         pairs = None
         if all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)
@@ -129,6 +137,8 @@ class LabeledPairs(ColumnFormat):
         pairs: tuple[Pair, ...] = ()
         if pair is not None and not (others and others[0][1] == count):
             pairs = (pair,)
+            answers = layout.first, layout.second
+            rated_alike(row, answers[pair.better], answers[pair.worse])
         used = (*layout.prompt, layout.first, layout.second)
         return self.group(row, used, prompt, responses, pairs)
 

@@ -19,6 +19,8 @@ from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,
     first_of,
+    only_of,
+    rated_alike,
     shared_turns,
     with_text,
 )
@@ -32,8 +34,8 @@ COMPLETIONS = ("completion", "response")
 NUMBERED = re.compile(
     r"(response|output|completion|answer|conversation)[ _-]?[0-9a-i]|model_[ab]_completion", re.I
 )
-# Columns with the rating of the chosen answer; those of the rejected one are called alike.
-RATINGS = ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating")
+# Columns with the rating of the chosen answer; equal ones make no pair.
+RATINGS = {"score_chosen", "chosen_score", "chosen_rating", "chosen-rating"}
 
 
 class Preference(ColumnFormat):
@@ -73,28 +75,13 @@ class Preference(ColumnFormat):
                 "else"
             )
         p = self.number(row, "p")
-        pairs = [] if self._tied(row) else [Pair(0, 1, 1.0 if p is None else p, self.margin(row))]
+        better, worse = ("chosen", "rejected") if p is None or p >= 0.5 else ("rejected", "chosen")
+        pairs = [Pair(0, 1, 1.0 if p is None else p, self.margin(row))]
+        if rated_alike(row, better, worse) & RATINGS:  # none of them is better
+            pairs = []
         used = ("prompt", "chosen", "rejected", "margin", "p")
         responses = self.answer(chosen), self.answer(rejected)
         return self.group(row, used, prompt, responses, tuple(pairs))
-
-    def _tied(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row's ratings are equal, so that none is better. Refuses ratings that
-        contradict its columns.
-        """
-        for better in RATINGS:
-            worse = better.replace("chosen", "rejected")
-            high, low = self.number(row, better), self.number(row, worse)
-            if high is None or low is None:
-                continue
-            if high < low:
-                raise BadRow(
-                    f"{better} {high:g} is below {worse} {low:g}, so the columns contradict each "
-                    "other"
-                )
-            if high == low:
-                return True
-        return False
 
 
 def answer_after(prompt: Sequence[Message], turns: Sequence[Message]) -> Sequence[Message]:
@@ -145,7 +132,7 @@ class PromptCompletion(ColumnFormat):
         return bool(answered) and cls.lacks(row, *others)
 
     def read(self, row: Any) -> Group:
-        name = first_of(row, COMPLETIONS) or COMPLETIONS[0]
+        name = only_of(row, COMPLETIONS) or COMPLETIONS[0]
         prompt = self.column(row, "prompt")
         turns = answer_after(prompt, self.column(row, name, user=False))
         scores, label = self.scores(self.number(row, "score")), self.label(row)
@@ -216,6 +203,7 @@ class HHRLHF(ColumnFormat):
                 raise BadRow(f"column '{name}' does not end with an assistant turn")
             sides.append(turns)
         chosen, rejected = sides
+        rated_alike(row, "chosen", "rejected")
         # Compare before merging, or a stray turn on one side would hide in its answer.
         if chosen[:-1] != rejected[:-1]:
             raise BadRow("chosen and rejected differ before their last turn")
