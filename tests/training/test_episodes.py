@@ -22,6 +22,7 @@ from alignkit.plugins import plugins
 from alignkit_plugins.environments.calculator import Calculator
 from tests.models.tiny import encoded
 from tests.rows import Said
+from tests.sampled import assert_same_tokens, noting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,6 +37,7 @@ DISTILLATION = {
     "algorithm": {"distillation": {"context": [{"role": "user", "content": "Add."}]}},
     "reward": None,
 }
+ROUNDING = 1e-5  # of log-probabilities, in nats
 # One of each kind of signal, and the one without a reward; `make slow` has the others.
 OFTEN = ("ppo", "rejection_sampling", "online_dpo", "distillation")
 
@@ -55,7 +57,7 @@ def test_algorithms_learn_from_episodes_unchanged(
     (found,) = metrics(run)
     counts = [found[f"environment/{count}"] for count in ("turns", "calls", "cut")]
     assert counts == [2.0, 1.0, 0.0]
-    assert found.get("sampler_gap", 0.0) < 2e-6
+    assert found.get("sampler_gap", 0.0) < ROUNDING
     (group,) = rollouts(run)
     for response in group.responses:
         answer = str(group.meta["answer"])
@@ -106,12 +108,15 @@ def test_episodes_do_not_depend_on_the_batch(
         monkeypatch.setattr(generate_module, "ROWS", rows)
         rollout = {"samples_per_prompt": 4, "max_new_tokens": 40, "min_new_tokens": 3}
         run = run_of(tmp_path / str(rows), Asks, algorithm="rejection_sampling", rollout=rollout)
-        roll_out(run)
+        with noting():
+            roll_out(run)
         found.append(rollouts(run))
-        assert metrics(run)[0]["sampler_gap"] < 2e-6
+        assert metrics(run)[0]["sampler_gap"] < ROUNDING
     assert len(streams) == 2 * 4 * 3  # prompts, samples, turns
     one, *others = map(tokens, found)
-    assert [one] * 2 == others and len(set(one)) > 4
+    for other in others:
+        assert_same_tokens(other, one)
+    assert len(set(one)) > 4
     assert [turn["role"] for turn in found[0][0].prompt] == ["user", "system"]
     for response in responses_of(found[0]):
         roles = [turn["role"] for turn in response.messages or ()]

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from alignkit import Algorithm, Loss, Outputs, Response, Source, per_response, p
 from alignkit import functional as F
 from alignkit.algorithm import ExternalTrainer
 from alignkit.batch import Batch
-from alignkit.data.group import Group
+from alignkit.data.group import Group, responses_of
 from alignkit.plugins import plugins
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.learner import Learner
 from tests.rows import demos, user, write_rows
+from tests.sampled import assert_same_tokens, noting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,19 +123,29 @@ def stage(algorithm: Any, **keys: Any) -> dict[str, Any]:
 def check(
     folder: Path, align: dict[str, Any], kind: type[Algorithm] | None = None, **before: Any
 ) -> list[dict[str, Any]]:
-    """One process and three of uneven shares learn the same; returns the steps of the one."""
+    """One process and three of uneven shares learn the same, up to a token that rounding decides
+    otherwise; returns the steps of the one.
+    """
     if align.get("from") == "sft":
         before = {"sft": stage("sft")}
     recipe = {**before, "align": align}
-    (one,) = run(folder, recipe, algorithm=kind)
+    with noting():
+        (one,) = run(folder, recipe, algorithm=kind)
     several = run(folder, recipe, UNEVEN, algorithm=kind)
     assert len({ran.weights for ran in several}) == 1, "the processes have different weights"
     for ran in several:
-        assert_alike(steps_of(ran), steps_of(one))
-        for found, wanted in zip(chain(*ran.rollouts()), chain(*one.rollouts()), strict=True):
-            for response, expected in zip(found.responses, wanted.responses, strict=True):
-                assert response.tokens == expected.tokens
+        same = True
+        for each, other in zip(ran.rollouts(), one.rollouts(), strict=True):
+            found, wanted = responses_of(each), responses_of(other)
+            starts = assert_same_tokens(found, wanted)
+            same = starts == [len(response.tokens or ()) for response in wanted]
+            if not same:
+                break
+            for response, expected in zip(found, wanted, strict=True):
                 assert_alike(response.scores, expected.scores)
+        if not same:
+            continue
+        assert_alike(steps_of(ran), steps_of(one))
         assert_alike(ran.metrics, one.metrics, WRITTEN)
         assert_alike(ran.summary, one.summary, WRITTEN)
         assert_alike(load(ran.weights), load(one.weights))
