@@ -25,7 +25,7 @@ PACKAGE = ROOT / "alignkit"
 PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
 CODE = [*sorted(PACKAGE.rglob("*.py")), *PLUGINS]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
+TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob("test_*.py"))
 
 # budgets: what the house may hold: tokens of statements (see `tokens_of`), names and slots of the
 # recipe schema, commands and flags of the command line, and bytes of the files that are no Python.

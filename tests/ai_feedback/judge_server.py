@@ -19,17 +19,21 @@ from alignkit.judges import CheckedJudge
 from alignkit.registry import Component, Registration
 from alignkit_plugins.ai_feedback import writer as remote
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
-from tests.patience import impatient
+from tests.patience import PATIENCE, impatient
 
 
 @dataclasses.dataclass
 class Reply:
-    """What the loopback server does with a request."""
+    """What the loopback server does with a request.
+
+    until: what it waits for, and then for `pause` seconds.
+    """
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     pause: float = 0.0
+    until: Callable[[], bool] = lambda: True
 
 
 class Server:
@@ -56,6 +60,9 @@ class Server:
                     server.most_open = max(server.most_open, server.open)
                     reply = server.script.pop(0) if server.script else server.judge(request)
                 try:
+                    limit = time.monotonic() + PATIENCE
+                    while not reply.until() and time.monotonic() < limit:
+                        time.sleep(0.001)
                     time.sleep(reply.pause)
                 finally:
                     with server.lock:

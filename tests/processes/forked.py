@@ -22,8 +22,8 @@ from torch.distributed import TCPStore
 
 from alignkit import cli
 from tests.killed import as_new
+from tests.patience import PATIENCE
 
-SECONDS = 240.0  # longer than any test needs, even on a busy machine
 # From the first process that fails until the others get SIGTERM, and from there until SIGKILL: a
 # busy machine is late to let them end
 GRACE, KILL = 1.0, 10.0
@@ -100,7 +100,7 @@ def _work(words: list[str], rank: str, environment: dict[str, str]) -> None:
 
 def _wait(team: Sequence[ForkProcess]) -> None:
     """Until all have ended, or one has failed and the others have been ended."""
-    until = time.monotonic() + SECONDS
+    until = time.monotonic() + PATIENCE
     while any(process.is_alive() for process in team) and time.monotonic() < until:
         if any(process.exitcode for process in team):
             break

@@ -4,6 +4,7 @@ can go wrong.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from alignkit_plugins.models.templates import CHATML
 from tests.models.tiny import encoded, encoder, user
 from tests.rows import json_rows
 
+DAY = date(2024, 7, 26)  # in the words of the locale
 ASKED = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
 SWITCHED = CHATML + "{% if enable_thinking is defined and not enable_thinking %}<no>{% endif %}"
 # Templates ask whether the function exists, and call it in macros.
@@ -32,9 +34,9 @@ def rendered(code: str, *messages: Message, tools: Any = (), **kwargs: Any) -> s
 @pytest.mark.parametrize(
     ("code", "kwargs", "text"),
     [
-        ("{{ strftime_now('%d %b %Y') }} {{ strftime_now(\"%Y\") }}", {}, "26 Jul 2024 2024"),
+        ("{{ strftime_now('%d %b %Y') }} {{ strftime_now(\"%Y\") }}", {}, f"{DAY:%d %b %Y} 2024"),
         ("{{ strftime_now(format='%Y') }}", {}, "2024"),
-        ("{% set form = '%-d %B' %}{{ strftime_now(form) }}", {}, "26 July"),
+        ("{% set form = '%-d %B' %}{{ strftime_now(form) }}", {}, f"{DAY:%-d %B}"),
         (MACRO, {}, "\n2024"),
         (SWITCHED, {}, ASKED),
         (SWITCHED, {"enable_thinking": False}, ASKED + "<no>"),

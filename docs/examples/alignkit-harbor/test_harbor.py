@@ -2,7 +2,6 @@
 recipe checks.
 """
 
-import time
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -59,13 +58,11 @@ def test_the_verifier_scores_the_answer_without_its_thoughts(
 
 
 def test_a_verifier_without_a_reward_or_an_end_gives_none(folder: Path) -> None:
-    make(folder / "tasks" / "slow", "sleep 30\n")
+    make(folder / "tasks" / "slow", "sleep 300\necho 1 > /logs/verifier/reward.txt\n")
     make(folder / "tasks" / "nan", "echo nan > /logs/verifier/reward.txt\n")
-    begun = time.monotonic()
     assert reward(folder, seconds=1).score(
         [group("cat", task="slow"), group("cat", task="nan")]
     ) == {"": [None, None]}
-    assert time.monotonic() - begun < 20
 
 
 def test_scripts_run_only_if_the_recipe_says_so(folder: Path) -> None:

@@ -129,8 +129,8 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
     driver = subprocess.Popen([*words, "--out", str(out)], env=environment)
     workers: list[Any] = []
-    rows, until = out / "answers/map/responses.jsonl", time.monotonic() + 600
-    while not workers and driver.poll() is None and time.monotonic() < until:
+    rows = out / "answers/map/responses.jsonl"
+    while not workers and driver.poll() is None:
         if rows.exists() and rows.stat().st_size:
             children = psutil.Process(driver.pid).children(recursive=True)
             workers = [child for child in children if "ray::Worker" in " ".join(child.cmdline())]
