@@ -15,7 +15,10 @@ INPUTS := pyproject.toml constraints.txt
 # For test-lowest and test-newest: what may not vary, such as `PINS=torch==2.13.0` where other builds are too large.
 PINS ?=
 
-.PHONY: quickstart test test-gpu gpu-check slow faults test-lowest test-newest bench site lint fix clean
+# For test-perturbed: each seed is another processor, and the suite runs once on each.
+SEEDS ?= 1 2
+
+.PHONY: quickstart test test-perturbed test-gpu gpu-check slow faults test-lowest test-newest bench site lint fix clean
 
 quickstart: .venv/.installed
 	$(BIN)/alignkit run recipes/quickstart.yaml $(ARGS)
@@ -23,6 +26,13 @@ quickstart: .venv/.installed
 # Compiled modules are written even where the environment asks for none: workers and processes of tests read them.
 test: lint
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# The suite as on other processors: every product of matrices changes in its last bit (tests/perturbed).
+test-perturbed: .venv/.installed-test
+	for seed in $(SEEDS); do \
+	  ALIGNKIT_TEST_ROUNDING=$$seed PYTHONPATH=$(CURDIR)/tests/perturbed OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= \
+	  $(BIN)/python -m pytest -p perturbed -n 2 --dist worksteal $(ARGS) || exit 1; \
+	done
 
 # What takes minutes: example packages, all model families, simulated CUDA, browsers, packaging.
 slow: .venv/.installed-test

@@ -7,7 +7,6 @@ read only: a test that changes a run takes `house_copy`.
 from __future__ import annotations
 
 import fcntl
-import getpass
 import hashlib
 import importlib.metadata
 import os
@@ -58,6 +57,12 @@ report:
   prompts: prompts.jsonl
   sampling: {max_new_tokens: 6}
 """)
+# Variables that the last bits of products follow from
+ROUNDING = (
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ALIGNKIT_TEST_ROUNDING",
+)
 LONGEST = 7200  # seconds that the tests take
 LICENSES = """\
 | file | source | license |
@@ -99,7 +104,7 @@ def copy_of(finished: Path, folder: Path) -> Path:
 
 def made(name: str, stages: Mapping[str, Any], model: Mapping[str, Any]) -> Path:
     """The run's folder; processes that want it at the same time wait for the first one."""
-    shelf = Path(tempfile.gettempdir()) / f"alignkit-tests-{getpass.getuser()}"
+    shelf = Path(tempfile.gettempdir()) / f"alignkit-tests-{os.getuid()}"
     shelf.mkdir(mode=0o700, exist_ok=True)
     folder = shelf / f"{name}-{_state()}"
     with (shelf / f"{name}.lock").open("w") as lock:
@@ -129,6 +134,8 @@ def _make(folder: Path, stages: Mapping[str, Any], model: Mapping[str, Any]) -> 
 def _state() -> str:
     """A digest of everything that decides what the run holds."""
     state = hashlib.sha256(torch.backends.cpu.get_cpu_capability().encode())
+    for name in ROUNDING:
+        state.update(f"{name}={os.environ.get(name)} ".encode())
     for package in ("torch", "transformers", "peft", "pydantic"):
         state.update(importlib.metadata.version(package).encode())
     code = [*(ROOT / "alignkit").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")]

@@ -377,7 +377,8 @@ def _tested(project: Path, tests: list[str]) -> int:
     os.chdir(project)
     sys.path[:0] = [str(project), str(project / "plugins"), str(project / "tests")]
     # For tests that start processes of their own
-    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
+    paths = [*sys.path[:2], os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     signal.alarm(60 * MINUTES)  # ends the process, so that a mutant that hangs counts as killed
     return int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
 
