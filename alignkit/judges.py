@@ -35,6 +35,12 @@ def spending() -> Iterator[list[Verdict | Rating]]:
         _spent.reset(token)
 
 
+def tell(answers: Iterable[Verdict | Rating]) -> None:
+    """Add what a judge, or a service that scores, says to what `spending` gathers."""
+    if (everything := _spent.get()) is not None:
+        everything += answers
+
+
 def rates(judge: type[Judge]) -> bool:
     """Whether a judge rates single responses."""
     return judge.rate is not Judge.rate
@@ -140,8 +146,7 @@ class CheckedJudge:
             return []
         with spending():
             answers = list(call(self.judge, method, *args, returns=returns))
-        if (everything := _spent.get()) is not None:
-            everything += answers
+        tell(answers)
         return answers
 
     @property

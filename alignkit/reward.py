@@ -289,6 +289,7 @@ class Verdict:
         reason: Why there is none; such verdicts are counted by its text before a colon.
         calls: Questions that the model was asked; None if that is not known.
         tokens: Those that it read and wrote; None if that is not known.
+        missing: Of a panel: its judges without a verdict, each with the reason.
     """
 
     p_first: Probability | None
@@ -297,6 +298,7 @@ class Verdict:
     reason: str = ""
     calls: int | None = field(default=None, compare=False)
     tokens: int | None = field(default=None, compare=False)
+    missing: list[str] = field(default_factory=list, compare=False)
 
     @property
     def tied(self) -> bool:

@@ -397,7 +397,8 @@ class StepStage(RunStage):
     def _scorer(self, spec: RewardSpec) -> Any:
         from alignkit.training.rewards import Rewards
 
-        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take)
+        say = self.reporter.say
+        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take, say=say)
 
     def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """The groups that a single reward scores at once.

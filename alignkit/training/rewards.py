@@ -26,6 +26,7 @@ from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
 from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Verdict
+from alignkit.tokens.encoder import counted
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 Column = list[float | None]
@@ -82,11 +83,13 @@ class RewardTable:
         return metrics
 
     def why_unscored(self) -> str:
-        """The first reason of a judge, to end a sentence with; empty without one."""
-        reasons = (
-            f"; a judge said: {verdict.reason}" for verdict in self.verdicts if verdict.reason
-        )
-        return next(reasons, "")
+        """The reasons of judges, the first of each kind, to end a sentence with; empty without
+        one.
+        """
+        first = dict[str, str]()
+        for reason in filter(None, [verdict.reason for verdict in self.verdicts]):
+            first.setdefault(reason.partition(":")[0], reason)
+        return f"; reason: {'; '.join(first.values())}" if first else ""
 
 
 def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
@@ -212,9 +215,10 @@ class Rewards:
         chunks: Chunks = lambda name, groups: [groups],
         by_engine: bool = False,
         make: Callable[[Component], Any] = create,
+        say: Callable[[str], None] = lambda text: None,
     ):
         """make: returns the plugin of a component, which may have been made before; default: a new
-        one.
+        one. say: tells the user why `score` gave no scores.
         """
         self.context, self.collectives, self.chunks, self.by_engine = (
             context,
@@ -222,7 +226,7 @@ class Rewards:
             chunks,
             by_engine,
         )
-        self._make = make
+        self._make, self._say = make, say
         self.name, self.root = "", None
         self.leaves: dict[str, Node] = {}
         self.combinations: dict[str, Node] = {}
@@ -273,6 +277,9 @@ class Rewards:
         before = self.state()
         table = self.combine(self.ask(groups), penalty)
         self.restore(before)
+        missing = 0 if table.raw is None else int(table.raw.isnan().sum())
+        if missing and (why := table.why_unscored()):
+            self._say(f"{self.name}: {counted(missing, 'response')} without a score{why}")
         return table.scored
 
     # What single rewards say

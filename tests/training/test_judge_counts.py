@@ -59,7 +59,7 @@ def test_ratings_are_counted_and_a_missing_one_says_why(
     for asked in (table, rewards.ask([GROUP])):
         assert rewards.combine(asked).summary().items() >= counts.items()
     assert rewards.combine(rewards.ask([GROUP], table)).summary()["judge/questions"] == 6
-    assert table.why_unscored() == f"; a judge said: {CUT}"
+    assert table.why_unscored() == f"; reason: {CUT}"
     # Of another process, which has asked the same, too
     both = Collectives()
     monkeypatch.setattr(both, "gather", lambda mine: [mine] * (1 + isinstance(mine[0], Rating)))

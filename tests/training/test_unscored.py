@@ -11,9 +11,12 @@ import torch
 import yaml
 from test_scoring import combination
 
-from alignkit import CombinedReward
+from alignkit import CombinedReward, Verdict
+from alignkit.cli import main
+from alignkit.reward import Rating
+from alignkit.training.rewards import RewardTable
 from alignkit_plugins.rewards.combinations import WeightedSum
-from tests.rows import Said, demos, run, with_plugin, write_recipe
+from tests.rows import Said, demos, pairs, run, with_plugin, write_recipe, write_rows
 
 PLUGIN = """
 from alignkit import *
@@ -73,7 +76,37 @@ def test_whose_code_gave_no_score_is_told_with_a_row_and_a_judges_reason(
     err = said()
     assert "stage 'align': no response could be scored" in err and "prompts.jsonl:" in err
     assert whose in err and "reward 'b'" not in err
-    assert ("; a judge said: the server is closed" in err) == ("strict" in reward)
+    assert ("; reason: the server is closed" in err) == ("strict" in reward)
+
+
+STEPS = """
+scored: {step: evaluate_reward, pairs: pairs.jsonl, rewards: [{rated: {judge: strict}}]}
+sampled: {step: sample, prompts: pairs.jsonl, reward: {rated: {judge: strict}}}
+"""
+
+
+@pytest.mark.parametrize("stage", ["scored", "sampled"])
+def test_a_step_says_how_many_have_no_score_and_why(tmp_path: Path, said: Said, stage: str) -> None:
+    write_rows(tmp_path / "pairs.jsonl", pairs())
+    recipe = write_recipe(tmp_path, {stage: yaml.safe_load(STEPS)[stage]})
+    run(recipe, *with_plugin(tmp_path / "strangers.py", PLUGIN))
+    count = {"scored": 6, "sampled": 3}[stage]
+    assert f"rated: {count} responses without a score; reason: the server is closed: try" in said()
+
+
+def test_evaluate_says_how_many_have_no_score_and_why(tmp_path: Path, said: Said) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", pairs())
+    words = ["evaluate", str(rows), "--reward", "{rated: {judge: strict}}"]
+    assert main([*words, *with_plugin(tmp_path / "strangers.py", PLUGIN)]) == 0
+    told = said()
+    assert "rated: 6 responses without a score; reason: the server is closed: try again" in told
+    assert "rated: mean - of 0 examples; 6 responses without a score" in told
+
+
+def test_the_first_reason_of_each_kind_is_told() -> None:
+    told = [Rating(None, "HTTP 413: long"), Rating(1.0), Rating(None, "HTTP 413: longer")]
+    table = RewardTable(verdicts=[*told, Verdict(None, reason="cut")])
+    assert table.why_unscored() == "; reason: HTTP 413: long; cut"
 
 
 def test_a_combination_that_loses_all_scores_is_named(

@@ -24,6 +24,7 @@ USEFUL = 0.65  # agreement that a judge no better than chance must be clearly be
 # Share of pairs decided by the order that a judge no better than chance must be clearly above.
 HALF_BY_ORDER = 1 / 3
 CHANCE = 0.5
+ALL_BUT_ONE = "all judges but one"  # of a panel
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 Judgment = tuple[int, Verdict]  # a prompt, and a verdict on two different answers to it
@@ -91,19 +92,26 @@ def with_people(judgments: Sequence[Judgment], preferred: Sequence[bool]) -> Est
     return by_unit(same) if same else None
 
 
+def kind_of(verdict: Verdict) -> str:
+    """Why there is no verdict, without details."""
+    return verdict.reason.partition(":")[0] or "no reason given"
+
+
 def card(judgments: Sequence[Judgment], people: Estimate | None = None) -> dict[str, Any]:
     """What a judge's verdicts say of it. people: of `with_people`."""
     unjudged, swayed = Counter[str](), []
+    missing = Counter[str]()
     for unit, verdict in judgments:
+        missing.update(verdict.missing)
         if verdict.p_first is None:
-            reason = verdict.reason.partition(":")[0]
-            unjudged[reason or "no reason given"] += 1
+            unjudged[kind_of(verdict)] += 1
         elif verdict.p_orders:
             one, other = verdict.p_orders
             swayed.append((unit, float((one - CHANCE) * (other - CHANCE) < 0)))
     facts: dict[str, Any] = {
         "comparisons": len(judgments),
         "unjudged": dict(unjudged.most_common()),
+        "panel": dict(missing.most_common()),
         "inconsistent": by_unit(swayed),
         "people": people,
     }
@@ -131,7 +139,7 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
         return f"warning: {name}: {card['no_judge']}"
     silent = sum(card["unjudged"].values())
     if silent == pairs:
-        return f"{name} has no verdict on any of {pairs:,} pairs."
+        return f"{name} has no verdict on any of {pairs:,} pairs ({', '.join(card['unjudged'])})."
     if people:
         agreed = shown(people, percent=True)
         text = f"{name} agrees with people in {agreed} of its answers on {pairs:,} pairs"
@@ -141,4 +149,9 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
         text += f"; the order of the answers decides {shown(swayed, percent=True)}"
     if silent:
         text += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
+    panel = card.get("panel", {})  # earlier cards have none
+    for judge, count in panel.items():
+        text += f"; no verdict of {judge} on {count:,}"
+    if 2 * panel.get(ALL_BUT_ONE, 0) >= pairs - silent:
+        text += f".\nwarning: {name}: one judge alone decides at least half of its verdicts"
     return f"{text}."

@@ -28,15 +28,22 @@ from alignkit import (
     Verdict,
 )
 from alignkit.judges import Item, Rated, Rubric, costs
+from alignkit_plugins.ai_feedback.judge_card import ALL_BUT_ONE, judge_names, kind_of
 
 NO_ROOM = "the prompt leaves the reward model no room for a response"
 
 
-def joint(verdicts: Sequence[Verdict]) -> Verdict:
+def joint(verdicts: Sequence[Verdict], judges: Sequence[str] = ()) -> Verdict:
     """The mean of several verdicts on the same pair. Those that are missing do not count, except
-    for what they cost.
+    for what they cost. judges: whose they are, for `missing`.
     """
     spent: Any = costs(verdicts)
+    spent["missing"] = missing = list[str]()
+    for judge, verdict in zip(judges, verdicts, strict=bool(judges)):
+        if verdict.p_first is None:
+            missing.append(f"{judge} ({kind_of(verdict)})")
+    if len(missing) + 1 == len(judges):
+        missing.append(ALL_BUT_ONE)
     ps, orders, masses = list[float](), list[tuple[float, float]](), list[float]()
     for verdict in verdicts:
         if verdict.p_first is not None:
@@ -73,7 +80,8 @@ class Panel(Judge):
 
     def compare(self, items: Sequence[Item], rubric: Rubric = "") -> list[Verdict]:
         columns = [judge.compare(items, rubric) for judge in self._judges]
-        return list(map(joint, zip(*columns, strict=True)))
+        names = judge_names(self.options.judges)
+        return [joint(verdicts, names) for verdicts in zip(*columns, strict=True)]
 
 
 class RewardJudge(Judge):

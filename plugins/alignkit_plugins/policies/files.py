@@ -94,7 +94,7 @@ def _scored(
         if count := len(known) - known.count(None):
             (found,) = accuracy(pairs, {name: known})
             right = {"accuracy": found.estimate, "pairs": count}
-        facts[name] = {"mean": row.estimate, "pairs_right": right}
+        facts[name] = {"mean": row.estimate, "missing": row.missing, "pairs_right": right}
     return groups, facts
 
 
@@ -106,6 +106,8 @@ def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
     ]
     for name, found in facts.items():
         line = f"{name}: mean {shown(found['mean'])} of {found['mean']['n']} examples"
+        if missing := found["missing"]:
+            line += f"; {missing} responses without a score"
         if right := found["pairs_right"]:
             line += f"; pairs right {shown(right['accuracy'], percent=True)} of {right['pairs']}"
         lines.append(line)

@@ -208,7 +208,7 @@ def opened(
                 # Asked for no answer, an engine starts and takes the weights: this can fail.
                 policies[name].role.sample([], seed=0)
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
-            scorers = [Rewards(reward, context) for reward in words.rewards]
+            scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
             data = run.data.read(words.data).groups if words.data is not None else []
             sampling = _sampling(named.policies.values(), words.sampling)
             yield Opened(policies, scorers, words.rewards, sampling, data)
