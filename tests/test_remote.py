@@ -20,7 +20,7 @@ import pytest
 from alignkit.errors import RemoteError, Stopped, stoppable
 from alignkit_plugins.ai_feedback import remote as asking
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions
-from alignkit_plugins.ai_feedback.writer import stored
+from alignkit_plugins.ai_feedback.writer import CALLS, _sent, stored
 from tests.ai_feedback.judge_server import Reply, Server, serving
 from tests.patience import PATIENCE
 
@@ -140,6 +140,18 @@ def test_an_error_that_ends_the_run_quotes_the_server_and_others_do_not_end_it(
         server.judge = lambda request: Reply(400, b"too long")
         replies = service(server, tmp_path).ask([{"n": n} for n in range(30)])
         assert {each.reason for each in replies} == {"HTTP 400: too long"}
+
+
+def test_calls_of_tools_are_sent_as_json_and_no_reply() -> None:
+    """A reply with a call is never taken for the text next to it."""
+    for arguments in ({"a": 1}, '{"a": 1}'):
+        call = {"function": {"name": "add", "arguments": arguments}}
+        sent = _sent({"role": "assistant", "content": "", "tool_calls": [call]})
+        assert sent["tool_calls"][0]["function"]["arguments"] == '{"a": 1}'
+    for content in (None, "Let me add."):
+        message = {"content": content, "tool_calls": [call]}
+        found = stored(json.dumps({"choices": [{"message": message}]}).encode())
+        assert (found["text"], found["reason"]) == ("", CALLS)
 
 
 ODD: list[Any] = [math.nan, math.inf, 3.0, "-0.1", True]  # log-probabilities

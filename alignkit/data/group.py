@@ -440,14 +440,19 @@ def said(turns: Iterable[Message]) -> str:
     parts = []
     for turn in turns:
         parts += [f"[thinks: {turn['reasoning_content']}]"] if turn.get("reasoning_content") else []
-        parts += [turn["content"]] if turn["content"].strip() else []
-        parts += [_call(call) for call in turn.get("tool_calls", ())]
+        content = turn.get("content") or ""
+        parts += [content] if content.strip() else []
+        parts += calls_of(turn)
     return " ".join(parts)
 
 
-def _call(call: object) -> str:
-    function = call.get("function", call) if isinstance(call, dict) else {}
-    return (
-        "[calls "
-        f"{function.get('name')}({json.dumps(function.get('arguments'), ensure_ascii=False)})]"
-    )
+def calls_of(turn: Mapping[str, Any]) -> list[str]:
+    """The tool calls of a turn as text, such as `[calls add({"a": 1})]`."""
+    texts = []
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):  # a text is JSON already
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        texts.append(f"[calls {function.get('name')}({arguments})]")
+    return texts

@@ -12,6 +12,7 @@ import pytest
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit.errors import RemoteError
+from alignkit.judges import spending
 from alignkit_plugins.ai_feedback.http_reward import HTTP, _read
 from alignkit_plugins.ai_feedback.remote import Malformed
 from tests.ai_feedback.judge_server import Reply, Server, context, serving
@@ -79,7 +80,9 @@ def test_a_response_that_the_service_refuses_has_no_score(
     server.judge = lambda request: (
         Reply(413, b"too long") if "is 2" in str(request) else by_number(request)
     )
-    assert made().score([group(1, 2, 3)]) == {"": [1.0, None, 3.0]}
+    with spending() as told:
+        assert made().score([group(1, 2, 3)]) == {"": [1.0, None, 3.0]}
+    assert [each.reason for each in told] == ["", "HTTP 413: too long", ""]
     assert made().score([group(2)]) == {"": [None]}  # also if it is the first one
 
 

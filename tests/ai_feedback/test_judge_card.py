@@ -15,7 +15,8 @@ import yaml
 
 from alignkit import Group, Pair, Response, Verdict
 from alignkit_plugins.ai_feedback.judge_card import card, judge_names, sentence, with_people
-from alignkit_plugins.evaluate.reward_step import EvaluateReward
+from alignkit_plugins.ai_feedback.panel import joint
+from alignkit_plugins.evaluate.reward_step import SAME, EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
 from tests.documented_keys import documented, paths
 from tests.rows import read_json, run, user, write_recipe, write_rows
@@ -38,11 +39,13 @@ def measured(
     script = Script(lambda item, rubric: decide(int(item[0][-1]["content"].split()[1]), item[1]))
     step = EvaluateReward(EvaluateReward.Options(judges=[component(Told, script)], pairs="p"))
     found: Any = step.run(context(folder, groups=groups, seed=seed)).summary
-    assert len(script.asked[0][1]) == found["judge_cards"]["x"]["comparisons"]
+    about = found["judge_cards"]["x"]
+    same = about["unjudged"].get(SAME.reason, 0)
+    assert len(script.asked[0][1]) == about["comparisons"] - same
     (row, *_) = [
         row for row in found["results"] if (row["policy"], row["metric"]) == ("x", "accuracy")
     ]
-    return found["judge_cards"]["x"], row
+    return about, row
 
 
 def orders(one: float, other: float) -> Verdict:
@@ -105,7 +108,7 @@ def test_a_card_says_what_a_judge_is_worth(
 
 
 def test_a_prompt_is_the_unit_and_what_has_no_verdict_is_counted(tmp_path: Path) -> None:
-    """Ten pairs of one prompt are not ten prompts. Equal texts are ties that nobody is asked of."""
+    """Ten pairs of one prompt are not ten prompts. A judge has no verdict on equal texts."""
     answers = (*(Response(f"right {n}") for n in range(10)), Response("wrong"))
     many = Group((user("question 0"),), answers, tuple(Pair(n, 10) for n in range(10)))
     groups = [many, *pairs(4)[1:]]
@@ -115,8 +118,9 @@ def test_a_prompt_is_the_unit_and_what_has_no_verdict_is_counted(tmp_path: Path)
     )
     assert (found["people"]["n"], found["people"]["mean"]) == (2, 0.5)
     assert found["people"]["low"] < 0.01  # t of one degree is 12.7
-    assert (found["comparisons"], found["unjudged"]) == (12, {"the judge refused": 1})
-    assert (accuracy["counts"], accuracy["missing"]) == ("10/1/1", 1)
+    unjudged = {"the judge refused": 1, SAME.reason: 1}
+    assert (found["comparisons"], found["unjudged"]) == (13, unjudged)
+    assert (accuracy["counts"], accuracy["missing"]) == ("10/1/0", 2)
     assert (found["calls"], found["tokens"]) == (24, 1100)
 
 
@@ -151,12 +155,44 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     assert judge_names([component(Told)] * 3) == ["x", "x-2", "x-3"]
     broken = sentence("words", card([*judgments, (0, REFUSED)]))
     assert broken.endswith(f"{by_order}; no verdict on 1 (the judge refused).")
-    assert sentence("words", card([(0, REFUSED)])) == "words has no verdict on any of 1 pairs."
+    assert sentence("words", card([(0, REFUSED)])) == (
+        "words has no verdict on any of 1 pairs (the judge refused)."
+    )
     swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
     assert sentence("words", card(swayed)) == (
         "warning: words: its verdicts are of no use, because the order of the answers decides "
         "83% [74, 90] of pairs"
     )
+
+
+# Verdicts of two judges of a panel on four pairs, what its card counts, and the warning
+GOOD, NONE, CUT = Verdict(1.0, (1.0, 1.0)), Verdict(None, reason="cut: at 9"), Verdict(None)
+PANELS: list[tuple[list[Any], dict[str, int], str]] = [
+    ([GOOD, GOOD, GOOD, GOOD], {}, ""),
+    ([NONE, GOOD, GOOD, GOOD], {"b (cut)": 1, "all judges but one": 1}, ""),
+    (
+        [NONE, NONE, CUT, GOOD],
+        {"b (cut)": 2, "b (no reason given)": 1, "all judges but one": 3},
+        "x",
+    ),
+]
+
+
+@pytest.mark.parametrize(("second", "panel", "warns"), PANELS)
+def test_a_panel_says_whose_verdicts_are_missing(
+    second: list[Verdict], panel: dict[str, int], warns: str
+) -> None:
+    judgments = [(n, joint([GOOD, verdict], ["a", "b"])) for n, verdict in enumerate(second)]
+    found = card(judgments)
+    assert found["panel"] == panel and found["unjudged"] == {}
+    told = sentence("p", found)
+    for who, count in panel.items():
+        assert f"; no verdict of {who} on {count}" in told
+    assert ("\nwarning: p: one judge alone decides at least half" in told) == bool(warns)
+    one = card([(0, joint([NONE, CUT], ["a", "b"]))])
+    assert one["panel"] == {"a (cut)": 1, "b (no reason given)": 1}
+    assert "(cut)" in sentence("p", one)
+    assert sentence("p", {key: value for key, value in found.items() if key != "panel"})
 
 
 def test_a_recipe_names_a_judge_of_pairs_and_its_card_is_in_the_report(tmp_path: Path) -> None:
@@ -173,7 +209,7 @@ def test_a_recipe_names_a_judge_of_pairs_and_its_card_is_in_the_report(tmp_path:
     place = "judge_cards.JUDGE"
     closed = [f"{place}.inconsistent", f"{place}.people"]  # estimates, as others
     keys = paths({"judge_cards": {name: found}}, {name: "JUDGE"}, closed=closed)
-    known = documented(place).keys() - {f"{place}.unjudged.REASON"}
+    known = documented(place).keys() - {f"{place}.unjudged.REASON", f"{place}.panel.WHO"}
     assert keys == {"judge_cards", place} | known
     with pytest.raises(ValueError, match="name at least one reward or judge"):
         EvaluateReward.Options(pairs="x")

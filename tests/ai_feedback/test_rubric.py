@@ -66,11 +66,11 @@ def test_the_score_is_the_weighted_share_of_criteria_that_are_met(
 
 
 def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
-    """Equal ones of several prompts are asked about in one batch. The judge reads what the
-    assistant said.
+    """Equal ones of several prompts are asked about in one batch. The judge reads all turns
+    of a response.
     """
     reward, script = made(Rubric, tmp_path, column="marks")
-    tool: Any = {"role": "tool", "content": "unsure"}
+    tool: Any = {"role": "tool", "content": "found"}
     turns = Response(messages=(assistant("a doctor"), tool, assistant("or so")))
     rows = [group("a dose, unsure", marks=[DOSE, DOCTOR])]
     rows.append(Group(rows[0].prompt, (turns,), meta={"marks": [DOCTOR]}))
@@ -79,6 +79,8 @@ def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
         assert reward.score(rows) == {"": [None, 1.0]}
     asked = [(rubric, len(items)) for rubric, items in script.asked]
     assert asked == [([DOSE["text"]], 1), ([DOCTOR["text"]], 2)]
+    whole = "assistant: a doctor\n\ntool: found\n\nassistant: or so"
+    assert script.asked[-1][1][-1][1] == whole
     assert {each.reason for each in ratings} == {"the judge refused", ""}
 
 

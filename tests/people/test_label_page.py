@@ -137,7 +137,7 @@ def test_what_each_task_shows(tmp_path: Path) -> None:
         shown = desk.submit("ada", ada.event(shown, {"text": "better"}))["item"]
         assert shown["responses"] == [
             [
-                {"role": "assistant", "text": "add(*2*)"},
+                {"role": "assistant", "text": "[calls add(*2*)]"},
                 {"role": "tool", "text": "3"},
                 {"role": "assistant", "text": "1 + 2\n\nthree"},
             ]

@@ -128,6 +128,11 @@ def test_pairs() -> None:
     turns = Response(messages=(assistant("a"), user("b"), assistant("c")))
     with pytest.raises(DataError, match="to 'how are you' has several turns"):
         pairs(Group(PROMPT, (turns, Response("d")), (Pair(0, 1),)))
+    call: Any = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    calls = Group(PROMPT, (Response(messages=(call,)), Response("d")), (Pair(0, 1),))
+    for with_tools in (calls, replace(RANKED, tools=({"name": "add"},))):
+        with pytest.raises(DataError, match="'how are you' has tools, which TRL would not get"):
+            pairs(with_tools)
     stage: Any = SimpleNamespace(name="d", settings=SimpleNamespace(data=None))
     for weights, weight in (([1.0], 1.0), (None, 0.5)):
         groups = [replace(RANKED, weight=weight), RANKED]

@@ -17,8 +17,8 @@ from alignkit import Artifact, DataError, DataRef, Field, Group, PolicyRef, Step
 from alignkit.evaluation.answers import same
 from alignkit.report import Table
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, filled, question_of
-from alignkit_plugins.ai_feedback.prompts import transcript
 from alignkit_plugins.ai_feedback.writer import Server, writer_of
+from alignkit_plugins.formats.spoken import transcript
 
 NONE = "(none)"
 LETTERS = string.ascii_uppercase

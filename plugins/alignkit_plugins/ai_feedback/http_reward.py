@@ -1,10 +1,10 @@
 """A reward from a service of your own over HTTP.
 
 A request to `BASE_URL/score` is `{"prompt": [messages], "response": [messages], "columns": {...}}`,
-and the reply is `{"score": 0.7}`, or null for a response that cannot be scored. Replies are stored,
-so that no response is scored or paid for twice. A reply that breaks these rules ends the run, which
-can be resumed: it never becomes a score. A response that the service refuses, for instance because
-it is too long (HTTP 400, 413 or 422), has no score.
+with `tools` if the prompt has any, and the reply is `{"score": 0.7}`, or null for a response that
+cannot be scored. Replies are stored, so that no response is scored or paid for twice. A reply that
+breaks these rules ends the run, which can be resumed: it never becomes a score. A response that the
+service refuses, for instance because it is too long (HTTP 400, 413 or 422), has no score.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 from pydantic import ConfigDict
 
 import alignkit
-from alignkit import Context, Field, Group, Response, Reward
+from alignkit import Context, Field, Group, Rating, Response, Reward
 from alignkit.errors import RemoteError
+from alignkit.judges import tell
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, key_of
-from alignkit_plugins.formats.rows import column_of
+from alignkit_plugins.formats.rows import column_of, plain_turns, turns_of_response
 
 
 class HTTP(Reward):
@@ -59,21 +60,20 @@ class HTTP(Reward):
                     "stored; repeat the command to resume"
                 )
             scores.append(reply.value)
+            tell([Rating(None, reply.reason)])
         return {"": scores}
 
     def _body(self, group: Group, response: Response) -> dict[str, Any]:
-        turns = response.messages or ({"role": "assistant", "content": response.text},)
-        body = {"prompt": list(map(_plain, group.prompt)), "response": list(map(_plain, turns))}
+        response_turns = plain_turns(turns_of_response(response))
+        body: dict[str, Any] = {"prompt": plain_turns(group.prompt), "response": response_turns}
+        if group.tools:
+            body["tools"] = list(group.tools)
         if self.options.columns:
             body["columns"] = self._columns(group)
         return self.options.server.body(body)
 
     def _columns(self, group: Group) -> Any:
         return {column: column_of("http", group, column) for column in self.options.columns}
-
-
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {"role": message["role"], "content": message.get("content") or ""}
 
 
 def _read(text: bytes) -> float | None:

@@ -18,6 +18,7 @@ from pydantic import field_validator
 from alignkit import Field, Message, Options
 from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.writer import EMPTY, NO_ROOM, REFUSED, THINKING, Written
+from alignkit_plugins.formats.spoken import transcript
 
 NO_LINE = "the judge's reply does not end with the line that was asked for"
 CUT = "the judge's reply was cut off: raise the judge's option max_tokens, or the server's context"
@@ -240,13 +241,3 @@ def fenced(text: str, nonce: str) -> str:
     """The text between its markers, with a space in whatever would be a control token."""
     harmless = _CONTROL.sub(lambda match: match[0] + " ", text)
     return f"[begin {nonce}]\n{harmless}\n[end {nonce}]"
-
-
-def transcript(prompt: Sequence[Message]) -> str:
-    """A conversation as text: only the content of a single user turn, otherwise one paragraph per
-    turn.
-    """
-    if len(prompt) == 1 and prompt[0].get("role") == "user":
-        return prompt[0].get("content", "")
-    turns = [f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt]
-    return "\n\n".join(turns)

@@ -38,9 +38,9 @@ from alignkit_plugins.ai_feedback.make_data import (
     row,
     write_lines,
 )
-from alignkit_plugins.ai_feedback.prompts import transcript
 from alignkit_plugins.ai_feedback.writer import NO_ROOM, Server, ask, writer_of
 from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.formats.spoken import transcript
 
 ATTACK_TOKENS = 200  # of the attacker's longest message
 TEMPLATE = """\

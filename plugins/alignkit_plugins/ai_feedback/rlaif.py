@@ -58,7 +58,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.compare.comparison import prompts_to_compare
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.spoken import all_turns, as_judged, for_judges
 
 Place = tuple[int, int, int]  # group, first response, second response
 
@@ -288,7 +288,7 @@ def pairs_to_judge(groups: Sequence[Group]) -> tuple[list[Place], list[Place]]:
     places: list[Place] = []
     identical: list[Place] = []
     for g, group in enumerate(groups):
-        texts = list(map(all_turns, group.responses))
+        texts = list(map(as_judged, group.responses))
         for i, j in itertools.combinations(range(len(texts)), 2):
             (identical if texts[i] == texts[j] else places).append((g, i, j))
     return places, identical
@@ -298,8 +298,8 @@ def items_at(groups: Sequence[Group], places: Sequence[Place]) -> list[Item]:
     """The judge's items for these pairs."""
     items: list[Item] = []
     for g, i, j in places:
-        responses = groups[g].responses
-        items.append((list(groups[g].prompt), all_turns(responses[i]), all_turns(responses[j])))
+        first, second = groups[g].responses[i], groups[g].responses[j]
+        items.append((for_judges(groups[g]), as_judged(first), as_judged(second)))
     return items
 
 

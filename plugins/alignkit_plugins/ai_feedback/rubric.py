@@ -27,7 +27,7 @@ from alignkit import (
 )
 from alignkit.judges import Rated as Item
 from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.spoken import as_judged, for_judges
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
 
@@ -147,8 +147,9 @@ def answered(groups: Sequence[Group]) -> list[tuple[Group, Item]]:
     """Each response as a judge rates it, with its group."""
     items: list[tuple[Group, Item]] = []
     for group in groups:
+        prompt = for_judges(group)
         for response in group.responses:
-            items.append((group, (group.prompt, all_turns(response))))
+            items.append((group, (prompt, as_judged(response))))
     return items
 
 

@@ -29,6 +29,7 @@ REFUSED = "the server refused"
 NO_ROOM = "the conversation leaves no room"
 EMPTY = "an empty reply"
 THINKING = "the reply ends before its thoughts do"
+CALLS = "the reply calls a tool, which nobody answers"
 NO_LOGPROBS = "the server returned no log-probabilities"
 SENT = ("role", "content", "name", "tool_call_id")  # of a turn, besides its calls
 TOLD = ("temperature", "top_p")  # sampling options that requests have
@@ -188,7 +189,9 @@ def _sent(turn: Message) -> dict[str, Any]:
     sent: dict[str, Any] = {key: value for key, value in turn.items() if key in SENT}
     calls = []
     for call in turn.get("tool_calls") or ():
-        arguments = json.dumps(call["function"]["arguments"])
+        arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments)
         calls.append({**call, "function": {**call["function"], "arguments": arguments}})
     return sent | {"tool_calls": calls} if calls else sent
 
@@ -203,6 +206,8 @@ def stored(text: bytes) -> dict[str, Any]:
         tokens = tokens if isinstance(tokens, int) else None
         if message.get("refusal") or end == "content_filter":
             return vars(Written(reason=REFUSED, tokens=tokens))
+        if message.get("tool_calls"):
+            return vars(Written(reason=CALLS, tokens=tokens))
         tops, words = _likeliest(choice), message.get("content") or ""
         return vars(spoken(words, end == "length", tokens=tokens, likeliest=tops))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):

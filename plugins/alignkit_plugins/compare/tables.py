@@ -12,6 +12,7 @@ from alignkit.report import SideBySide, Table
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import short, shown
 from alignkit_plugins.compare.rows import RATED, Row, main_rows
+from alignkit_plugins.formats.spoken import all_turns
 
 EXCERPT = 300  # longest text of a sample, in characters
 LOWER = "*"  # marks a metric whose lower values are better
@@ -90,7 +91,7 @@ def side_by_side(group: Group, policies: Sequence[str], headline: str | None) ->
         answer = answers_of(group, name)[0]
         score = answer.scores.get(headline or "")
         heads.append(name if score is None else f"{name} ({headline} {score:.3g})")
-        texts.append(excerpt(answer.text))
+        texts.append(excerpt(all_turns(answer, thoughts=True)))
     return SideBySide(f"prompt: {excerpt(group.prompt[-1]['content'])}", heads, texts)
 
 

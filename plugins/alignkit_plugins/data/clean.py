@@ -104,7 +104,7 @@ class Rules(alignkit.Options):
             return Fault("unreadable", row.bad)
         for group in row.groups:
             for response in group.responses:
-                answer = all_turns(response)
+                answer = all_turns(response, calls=False)
                 if match := STOCK.search(answer):
                     return Fault("stock_phrases", f"says '{shortened(match[0])}'")
                 if self.languages and (code := language_of(answer)) not in ("", *self.languages):

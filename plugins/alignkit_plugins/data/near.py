@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from alignkit.data.group import said
+from alignkit.data.group import said, sha256_of
 from alignkit.io.text import normalized
 from alignkit_plugins.data.files import Row
 from alignkit_plugins.formats.rows import turns_of_response
@@ -76,6 +76,8 @@ def _whole(row: Row) -> Iterator[str]:
     for group in row.groups:
         for turns in (group.prompt, *map(turns_of_response, group.responses)):
             parts.append(normalized(said(turns)))
+        if group.tools:
+            parts.append(sha256_of(group.tools))
     if row.groups:
         yield PART.join(parts)
 

@@ -19,7 +19,7 @@ from alignkit.reward import TIE
 from alignkit_plugins.ai_feedback.judge_card import Compare, card
 from alignkit_plugins.compare.comparison import answers_of, unit_of
 from alignkit_plugins.compare.rows import Row
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.spoken import as_judged, for_judges
 
 COIN = 0.5
 EQUAL = Verdict(COIN)  # of equal answers
@@ -33,7 +33,7 @@ def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare)
     for group in groups:
         for ours, theirs in _texts(group, policy, baseline):
             if ours != theirs:
-                items.append((list(group.prompt), ours, theirs))
+                items.append((for_judges(group), ours, theirs))
     verdicts, answered = list[list[Verdict]](), iter(compare(items))
     for group in groups:
         own = list[Verdict]()
@@ -46,7 +46,7 @@ def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare)
 def _texts(group: Group, policy: str, baseline: str) -> list[tuple[str, str]]:
     """Sample k of a policy with sample k of the baseline, as judges read them."""
     sides = answers_of(group, policy), answers_of(group, baseline)
-    return [(all_turns(ours), all_turns(theirs)) for ours, theirs in zip(*sides, strict=True)]
+    return [(as_judged(ours), as_judged(theirs)) for ours, theirs in zip(*sides, strict=True)]
 
 
 def preferences(verdicts: Verdicts) -> list[float | None]:

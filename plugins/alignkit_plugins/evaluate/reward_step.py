@@ -28,6 +28,7 @@ from alignkit import (
     Step,
     StepContext,
     StepData,
+    Verdict,
     seeds,
 )
 from alignkit import functional as F
@@ -51,7 +52,9 @@ from alignkit_plugins.evaluate.learned_from import (
     trained_prompts,
     training_data_note,
 )
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.spoken import as_judged, for_judges
+
+SAME = Verdict(None, reason="both answers are the same to a judge")
 
 
 class EvaluateReward(Step):
@@ -157,31 +160,27 @@ def judged(
     """How much more a judge prefers the better response of each pair, and its card.
 
     Half of the pairs, drawn by the seed, have the better response first: a judge that ignores its
-    duty to ask in both orders must not learn the answer from the place. Pairs of equal texts are
-    ties, and no judge is asked.
+    duty to ask in both orders must not learn the answer from the place. Pairs whose texts are equal
+    as a judge reads them have no verdict, and no judge is asked.
     """
-    asked = list[int]()
-    for place, pair in enumerate(pairs):
-        if all_turns(pair.better) != all_turns(pair.worse):
-            asked.append(place)
+    texts = [(as_judged(pair.better), as_judged(pair.worse)) for pair in pairs]
+    asked = [place for place, (better, worse) in enumerate(texts) if better != worse]
     order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
     turned, items = [bool(number % 2) for number in order], []
     for place, turn in zip(asked, turned, strict=True):
-        pair = pairs[place]
-        texts = [all_turns(pair.better), all_turns(pair.worse)]
-        first, second = reversed(texts) if turn else texts
-        items.append((list(pair.group.prompt), first, second))
+        first, second = reversed(texts[place]) if turn else texts[place]
+        items.append((for_judges(pairs[place].group), first, second))
     verdicts = mapped(judge.compare, name, context.map)(items)
-    preferred: list[float | None] = [0.0] * len(pairs)
+    preferred: list[float | None] = [None] * len(pairs)
     judgments = []
     for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
         judgments.append((pairs[place].prompt, verdict))
-        p = verdict.p_first
-        if p is None:
-            preferred[place] = None
-        elif not F.nearly_equal(2 * p - 1, 0.0):
-            preferred[place] = 1 - 2 * p if turn else 2 * p - 1
+        if (p := verdict.p_first) is not None:
+            gap = 1 - 2 * p if turn else 2 * p - 1
+            preferred[place] = 0.0 if F.nearly_equal(gap, 0.0) else gap
     people = with_people(judgments, [not turn for turn in turned])
+    for place in set(range(len(pairs))) - set(asked):
+        judgments.append((pairs[place].prompt, SAME))
     return preferred, card(judgments, people=people)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,16 @@ def with_labels(group: Group) -> Group:
             label = wins > 0 if response.label is None else response.label
             labeled.append(replace(response, label=label, rank=None))
     return replace(group, responses=tuple(labeled), pairs=())
+
+
+# What functions and services get of a turn
+PASSED = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
+
+
+def plain_turns(turns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Turns as a user's function or service gets them, like TRL's: with their calls of tools."""
+    empty: dict[str, Any] = {"content": ""}
+    return [empty | {key: turn[key] for key in PASSED if turn.get(key)} for turn in turns]
 
 
 def turns_of_response(response: Response) -> tuple[Message, ...]:

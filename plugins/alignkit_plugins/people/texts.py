@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from alignkit.data.group import calls_of
 from alignkit.io.text import BIDI
 
 if TYPE_CHECKING:
@@ -41,13 +42,8 @@ def shown_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     """A turn's role and text, and the parts of its Markdown if it has any; calls of tools are no
     Markdown.
     """
-    calls = turn.get("tool_calls") or ()
-    called = [
-        f"{call['function']['name']}({call['function'].get('arguments', '')})" for call in calls
-    ]
-    text = "\n\n".join(
-        map(str, filter(None, [turn.get("reasoning_content"), turn["content"], *called]))
-    )
+    calls = calls_of(turn)
+    text = "\n\n".join(filter(None, [turn.get("reasoning_content"), turn["content"], *calls]))
     shown = {"role": visible(str(turn["role"])), "text": visible(text)}
     marked = None if calls else formatted(text)
     return shown if marked is None else {**shown, "parts": marked}

@@ -19,7 +19,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.commands import refuse
-from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
+from alignkit.data.group import (
+    Group,
+    Response,
+    resolved_pairs,
+    responses_of,
+    said,
+    why_not_demonstration,
+)
 from alignkit.data.sources import SourceReader, UnknownFormat, opening
 from alignkit.errors import DataError, OutOfResource, did_you_mean
 from alignkit.evaluation.numbers import number_of
@@ -173,7 +180,7 @@ class DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
         texts = [all_turns(response) for response in self.responses]
         for group in self.read:
-            texts += [turn["content"] for turn in group.prompt]
+            texts.append(said(group.prompt))
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from alignkit.data.group import Group, resolved_pairs
+from alignkit.data.group import Group, resolved_pairs, said
 from alignkit.data.sources import Loaded
 from alignkit.report import Table
 from alignkit_plugins.compare.readable import percentage, short
+from alignkit_plugins.formats.rows import turns_of_response
 from alignkit_plugins.formats.shown import counts, shortened, shown
 
 TURNS = 3  # of a prompt, and of what follows it, that a sample row shows
@@ -83,7 +84,7 @@ def card(groups: Sequence[Group]) -> dict[str, Any]:
             prompts.append(_length(group.prompt))
         lengths = list[int]()
         for one in group.responses:
-            lengths.append(_length(one.messages or [{"content": one.text}]))
+            lengths.append(_length(turns_of_response(one)))
             labels[one.label] += 1
         responses += lengths
         for pair in resolved_pairs(group):
@@ -103,7 +104,7 @@ def card(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _length(turns: Iterable[Any]) -> int:
-    return sum(len(turn["content"]) for turn in turns)
+    return sum(len(said([turn])) for turn in turns)
 
 
 def _spread(values: Sequence[int]) -> dict[str, Any] | None:

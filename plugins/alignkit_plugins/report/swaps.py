@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit.data.group import Group, group_from_json
+from alignkit.data.group import Group, group_from_json, said
 from alignkit.io.results import folders_of, read_record, results_of_stage
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
@@ -62,7 +62,7 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
             continue
         before, after = (answers.get(name, {}).get("score") for name in (baseline, wanted[-1]))
         difference = None if before is None or after is None else after - before
-        prompt = [{**turn, "content": _cut(turn["content"])} for turn in group["prompt"]]
+        prompt = [{**turn, "content": _cut(said([turn]))} for turn in group["prompt"]]
         facts = {"stage": stage, "row": place, "reward": reward, "percent": percent}
         facts |= {"difference": difference, "prompt": prompt}
         every.append({**facts, "answers": list(answers.values())})
@@ -79,7 +79,7 @@ def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) ->
         score = number(one.get("scores", {}).get(reward))
         if score is not None:
             scores.append(score)
-    turns = [f"[{turn['role']}] {turn['content'] or ''}" for turn in first.get("messages") or ()]
+    turns = [f"[{turn['role']}] {said([turn])}" for turn in first.get("messages") or ()]
     return {
         "policy": policy,
         "text": _cut("\n\n".join(turns) or first.get("text") or ""),

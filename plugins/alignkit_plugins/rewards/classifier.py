@@ -87,7 +87,7 @@ class Classifier(Reward):
         model.config.pad_token_id = self._padding
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        texts = list(map(answer_of, responses_of(groups)))
+        texts = [answer_of(response, calls=True) for response in responses_of(groups)]
         owners, pieces = list[int](), list[list[int]]()
         for number, text in enumerate(texts):
             own = self._pieces(text)

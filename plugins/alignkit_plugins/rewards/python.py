@@ -20,9 +20,10 @@ from typing import Any
 from pydantic import model_validator
 
 import alignkit
-from alignkit import Context, DataError, Field, Group, Message, Response, Reward, RunFailed
+from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.formats.rows import plain_turns, turns_of_response
+from alignkit_plugins.formats.spoken import all_turns, transcript
 
 Row = tuple[Group, Response]
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
@@ -233,15 +234,16 @@ def _arguments(rows: Sequence[Row], conversational: bool) -> dict[str, list[Any]
     columns = _columns([group for group, _ in rows])
     prompts, completions, ids = list[Any](), list[Any](), list[list[int]]()
     for group, response in rows:
+        values = _values(group)
         for name in columns:
-            arguments.setdefault(name, []).append(group.meta.get(name))
+            arguments.setdefault(name, []).append(values.get(name))
         if response.tokens is not None:
             ids.append(list(response.tokens))
         if conversational:
-            prompts.append(_turns(group.prompt))
-            completions.append(_turns(_messages(response)))
+            prompts.append(plain_turns(group.prompt))
+            completions.append(plain_turns(turns_of_response(response)))
         else:
-            prompts.append(_prompt_text(group))
+            prompts.append(transcript(group.prompt))
             completions.append(all_turns(response, thoughts=True))
     if len(ids) == len(rows):
         arguments["completion_ids"] = ids
@@ -252,22 +254,10 @@ def _columns(groups: Iterable[Group]) -> dict[str, None]:
     """The names of all columns, in order."""
     columns: dict[str, None] = {}
     for group in groups:
-        columns |= dict.fromkeys(group.meta)
+        columns |= dict.fromkeys(_values(group))
     return columns
 
 
-def _messages(response: Response) -> Sequence[Message]:
-    if response.messages is None:
-        return [Message(role="assistant", content=response.text)]
-    return response.messages
-
-
-def _turns(messages: Sequence[Message]) -> list[dict[str, str]]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in messages]
-
-
-def _prompt_text(group: Group) -> str:
-    """The text of a single message; several messages become paragraphs `role: text`."""
-    if len(group.prompt) == 1:
-        return group.prompt[0]["content"]
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in group.prompt)
+def _values(group: Group) -> dict[str, Any]:
+    """The columns of a row, with its tools if it has any."""
+    return {**group.meta, **({"tools": list(group.tools)} if group.tools else {})}

@@ -25,14 +25,15 @@ def scored(
     score: Callable[[Group, str], float | None],
     *,
     thoughts: bool = False,
+    calls: bool = False,
 ) -> Mapping[str, list[float | None]]:
     """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before
-    it.
+    it. calls: with those of tools.
     """
     read = last_turn if thoughts else answer_of
     scores: list[float | None] = []
     for group in groups:
-        scores += [score(group, read(response)) for response in group.responses]
+        scores += [score(group, read(response, calls=calls)) for response in group.responses]
     return {"": scores}
 
 
@@ -175,7 +176,7 @@ class Regex(Reward):
                 return None
 
         thoughts = any(f"{tag}>" in self.options.pattern for tag in TAGS)
-        return scored(groups, score, thoughts=thoughts)
+        return scored(groups, score, thoughts=thoughts, calls=True)
 
 
 class Repetition(Reward):
@@ -195,7 +196,7 @@ class Repetition(Reward):
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, self._score, thoughts=True)
+        return scored(groups, self._score, thoughts=True, calls=True)
 
     def _score(self, group: Group, answer: str) -> float:
         words = answer.casefold().split()

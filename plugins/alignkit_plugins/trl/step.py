@@ -19,7 +19,7 @@ from pydantic import ConfigDict, model_validator
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
 from alignkit.algorithm import ExternalTrainer
-from alignkit.data.group import preview, resolved_pairs
+from alignkit.data.group import calls_of, preview, resolved_pairs
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -205,6 +205,8 @@ def _completion(group: Group, place: int) -> list[dict[str, str]]:
             f"trl: a response to {preview(group)} has several turns, and TRL would learn the "
             "user's, too"
         )
+    if group.tools or any(map(calls_of, (*group.prompt, *turns))):
+        raise DataError(f"trl: {preview(group)} has tools, which TRL would not get")
     return list(map(_turn, turns))
 
 
