@@ -94,7 +94,8 @@ bought_with_length | [{"mean": 1.0, "low": null}, {"mean": 0.1, "high": 0.4}] | 
 """
 # The variance of a mean of clusters is K / (K - 1) * sum (sum of a cluster - its mean part)^2 / n^2:
 # `clustered` gives K values that have it, `clustered_p` is scipy's t test of them, and
-# `clustered_share` Wilson's interval of p (1 - p) / variance trials, at most n.
+# `clustered_share` Wilson's interval of p (1 - p) / variance trials, at most n, with the quantile of
+# K - 1 degrees of freedom: 6 passages of 10 prompts have the true share in 88% with a normal one.
 CLUSTERS = """
 clustered | [[1, 1, 0, 0, 0.5, 0.5], ["a", "a", "b", "b", "c", "c"]] | [1.0, 0.0, 0.5]
 clustered | [[1, 1, 1, 0], ["a", "a", "a", null]] | [1.125, 0.375]
@@ -104,12 +105,12 @@ clustered_p | [[1, 1, 1, 0], [0, 1, 2, 3]] | 0.25
 clustered_p | [[1, 1, 1, 0.5, -0.5], [0, 1, 2, 3, 3]] | 0.25
 clustered_p | [[1, 1, 1, 0, 1], [0, 1, 2, 3, 3]] | 0.015392
 clustered_p | [[1, 1, 0.5, 0, 1, 0.7, 0.9], [null, null, null, null, null, null, null]] | 0.002076
-clustered_share | [[[1, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]]] | [0.924917, 0.24512, 0.666667, 12]
-clustered_share | [[[1], [0], [1], [1]]] | [0.954413, 0.300642, 0.75, 4]
-clustered_share | [[[1, 0], [1, 0], [1, 1], [1, 0]]] | [0.863156, 0.305742, 0.625, 8]
-clustered_share | [[[1, 1, 0], [0.5], [0, 0]]] | [0.788944, 0.120097, 0.416667, 6]
-clustered_share | [[[1, 1], [], [1]]] | [1.0, 0.34238, 1.0, 3]
-clustered_share | [[[]]] | null
+clustered_share | [[1, 1, 1, 0, 0, 0, 1, 0, 1, 1, 1, 1], [0,0,0,1,1,1,2,2,2,3,3,3]] | [0.963818, 0.130558, 0.666667, 12]
+clustered_share | [[1, 0, 1, 1], [0, null, 2, null]] | [0.954413, 0.300642, 0.75, 4]
+clustered_share | [[1, 0, 1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 2, 2, 3, 3]] | [0.923702, 0.186625, 0.625, 8]
+clustered_share | [[1, 1, 0, 0.5, 0, 0], [0, 0, 0, null, 2, 2]] | [0.929466, 0.037274, 0.416667, 6]
+clustered_share | [[1, 1, 1], [0, 0, 2]] | [1.0, 0.34238, 1.0, 3]
+clustered_share | [[], []] | null
 """
 # What differs between two policies at 20 prompts: the reward, and the length in tokens
 PAIRED: dict[str, list[float]] = json.loads("""

@@ -75,13 +75,14 @@ class Origin:
     """Where a group was read. file: path or name of its source. row: counts from 1.
 
     skip: its source leaves out bad rows (`on_bad_row: skip`). source: its source's place in the
-    data entry, from 0.
+    data entry, from 0. group: the column by which its source holds rows together.
     """
 
     file: str
     row: int
     skip: bool = False
     source: int = 0
+    group: str | None = None
 
     def __str__(self) -> str:
         return f"{self.file}:{self.row}"

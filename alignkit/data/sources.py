@@ -338,11 +338,7 @@ class SourceReader:
         if self.source.part is None:
             return list(groups)
         low, high = self.source.part
-        return [
-            group
-            for group in groups
-            if low <= _number("part", seed, opening(group, self.source.group)) < high
-        ]
+        return [group for group in groups if low <= _number("part", seed, opening(group)) < high]
 
     def numbered_rows(self) -> Iterator[tuple[int, Any]]:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -412,7 +408,8 @@ class SourceReader:
         format = self.format or self._choose(
             [name for name, cls in self.formats.items() if matches(cls, row)], row
         )
-        origin = Origin(self.source.name, number, self.source.on_bad_row == "skip", self.place)
+        skip = self.source.on_bad_row == "skip"
+        origin = Origin(self.source.name, number, skip, self.place, self.source.group)
         try:
             groups = checked_groups(format, row)
             return [self._completed(group, raw, origin) for group in groups]
@@ -501,24 +498,26 @@ def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
     return sha256_of(turns or [text_of(response) for response in group.responses])
 
 
-def _unit(group: Group, column: str | None) -> str:
+def _unit(group: Group) -> str:
     """What must not be cut: the prompt, or what the row has in the column of its source's
     `group`.
     """
-    if column is None:
-        return prompt_key(group)
-    return sha256_of(["group", column, held_together(group, column)])
+    shared = held_together(group)
+    return prompt_key(group) if shared is None else sha256_of(["group", *shared])
 
 
-def held_together(group: Group, column: str) -> Any:
-    """What a row has in the column of its source's `group`. Raises DataError if it has nothing
-    there.
+def held_together(group: Group) -> tuple[str, Any] | None:
+    """The column of its source's `group`, if that names one, and what the row has there. Raises
+    DataError if it has nothing there.
     """
+    column = group.origin.group if group.origin else None
+    if column is None:
+        return None
     if group.meta.get(column) is None:
         raise DataError(
             f"{group.origin}: the row has no '{column}', by which 'group' holds rows together"
         )
-    return group.meta[column]
+    return column, group.meta[column]
 
 
 def loose_key(group: Group) -> str:
@@ -528,15 +527,14 @@ def loose_key(group: Group) -> str:
     return prompt_key(group, normalized)
 
 
-def sides(groups: Sequence[Group], columns: Sequence[str | None]) -> list[str]:
-    """The key of each group: groups with the same key are on one side. columns: that of each
-    source.
+def sides(groups: Sequence[Group]) -> list[str]:
+    """The key of each group: groups with the same key are on one side.
 
     A key is that of the prompt, or of the source's column. Keys are joined if groups share a
     prompt, come from one row, or continue each other: a prompt is then the beginning of another
     one. The key of all is the smallest, whatever the order of the rows.
     """
-    keys = [_unit(group, columns[_place(group)]) for group in groups]
+    keys = list(map(_unit, groups))
     joined: dict[str, str] = {}
 
     def find(key: str) -> str:
@@ -567,12 +565,12 @@ def _place(group: Group) -> int:
     return 0
 
 
-def opening(group: Group, column: str | None) -> str:
+def opening(group: Group) -> str:
     """What all turns and answers of a conversation share, in any file: what the user says first;
     see `_unit`.
     """
-    if column is not None:
-        return _unit(group, column)
+    if group.origin and group.origin.group:
+        return _unit(group)
     first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
     first_words = group if first is None else replace(group, prompt=(first,))
     return prompt_key(first_words, lambda text: " ".join(WORD.findall(normalized(text))))
@@ -591,7 +589,7 @@ def _split(
     """
     if not any(source.validation for source in sources):
         return list(groups), []
-    keyed = list(zip(sides(groups, [source.group for source in sources]), groups, strict=True))
+    keyed = list(zip(sides(groups), groups, strict=True))
     held_out: set[str] = set()
     for place, source in enumerate(sources):
         if not source.validation:

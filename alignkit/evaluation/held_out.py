@@ -100,7 +100,7 @@ def _estimate(name: str, values: Sequence[float], units: Sequence[Any]) -> stati
     draws = statistics.clustered(values, units)
     levels = statistics.levels_of(draws)
     found = statistics.rate(draws, levels=levels) if levels else statistics.estimate(draws)
-    return {**(statistics.of_share(found) if name == "accuracy" else found), "n": len(values)}
+    return statistics.of_share(found) if name == "accuracy" else found
 
 
 # What a run says of a stage

@@ -140,14 +140,17 @@ def differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [0.0 if equal(a, b) else a - b for a, b in zip(ours, theirs, strict=True)]
 
 
-def clustered_p(differences: Sequence[float], units: Sequence[Any]) -> float:
+def clustered_p(
+    differences: Sequence[float], units: Sequence[Any], added: Sequence[float] = ()
+) -> float:
     """`p_value` for differences of which those of a unit depend on each other; see `clustered`.
+    added: differences of no unit, so that equal ones do not look certain.
 
     A unit has a difference if its own differences do not cancel; among the draws, the mean of all
     shifts those without.
     """
     apart = sum(not equal(total, 0.0) for total in _sums(differences, units))
-    return p_value(clustered(differences, units), apart)
+    return p_value([*clustered(differences, units), *added], apart)
 
 
 def p_value(differences: Sequence[float], apart: int | None = None) -> float:
@@ -385,7 +388,9 @@ def _quantile() -> float:
     return float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
-def share(hits: float, n: int, independent: float | None = None) -> Share | None:
+def share(
+    hits: float, n: int, independent: float | None = None, quantile: float | None = None
+) -> Share | None:
     """A proportion with its Wilson interval; None without a trial.
 
     Wilson 1927, "Probable inference, the law of succession, and statistical inference". The
@@ -393,11 +398,12 @@ def share(hits: float, n: int, independent: float | None = None) -> Share | None
     hit: ties vary less than hits and misses, so the interval is then too wide, never too narrow.
     (scipy's version accepts integers only.)
 
-    independent: trials whose mean varies as much, if some of the n depend on each other.
+    independent: trials whose mean varies as much, if some of the n depend on each other. quantile:
+    of the distribution of their mean; default: of a normal one.
     """
     if n == 0:
         return None
-    p, trials, z = hits / n, independent or n, _quantile()
+    p, trials, z = hits / n, independent or n, quantile or _quantile()
     shrink = 1 + z * z / trials
     middle = (p + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)
@@ -409,22 +415,27 @@ def share(hits: float, n: int, independent: float | None = None) -> Share | None
     return {"mean": p, "low": low, "high": high, "n": n}
 
 
-def clustered_share(clusters: Sequence[Sequence[float]]) -> Share | None:
-    """A proportion of cases, of which those of a cluster depend on each other; None without a case.
+def clustered_share(cases: Sequence[float], units: Sequence[Any]) -> Share | None:
+    """A proportion of cases, of which those of a unit depend on each other, see `clustered`; None
+    without a case.
 
     As many independent cases as have a mean that varies as much are in `share` (Franco et al. 2019,
-    see `rate`). If all cases are alike, a cluster is one case. n: cases.
+    see `rate`). If all cases are alike, a unit is one case. n: cases.
     """
-    sums = [(math.fsum(cases), len(cases)) for cases in clusters if cases]
-    hits, n = math.fsum(total for total, _ in sums), sum(count for _, count in sums)
+    from scipy import special
+
+    if not cases:
+        return None
+    n, p, quantile = len(cases), mean(cases), None
+    sums = _sums([case - p for case in cases], units)
     independent = float(len(sums))
     if n > len(sums) > 1:
-        p = hits / n
-        rest = math.fsum((total - p * count) ** 2 for total, count in sums)
+        rest = math.fsum(total**2 for total in sums)
         if rest > 1e-12:
+            quantile = float(special.stdtrit(len(sums) - 1, (1 + CONFIDENCE) / 2))
             variance = len(sums) / (len(sums) - 1) * rest / n**2
             independent = min(float(n), max(1.0, p * (1 - p) / variance))
-    return share(hits, n, independent)
+    return share(math.fsum(cases), n, independent, quantile)
 
 
 def shown(

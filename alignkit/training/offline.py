@@ -194,6 +194,6 @@ class DatasetTrainer(Trainer):
         best = self.summary.get("validation", {"loss": math.inf})
         if metrics["loss"] < best["loss"]:  # false for NaN
             self.save()
-            units = [opening(encoded.group, None) for encoded in validation.groups]
+            units = [opening(encoded.group) for encoded in validation.groups]
             held_out = compared(self.held_out.start, values, units)
             self.summary |= {"best_epoch": epoch, "validation": metrics, "held_out": held_out}

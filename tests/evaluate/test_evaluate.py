@@ -23,7 +23,13 @@ from alignkit.errors import DataError, OtherTokenizer
 from alignkit.recipe.schema import RewardSpec
 from alignkit.sampling import Sampling
 from alignkit.step import StepData
-from alignkit_plugins.compare.comparison import prompts_to_compare, short_names, together, unit_of
+from alignkit_plugins.compare.comparison import (
+    UNIT,
+    prompts_to_compare,
+    short_names,
+    together,
+    units_of,
+)
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate import measures
 from alignkit_plugins.evaluate.judged import preference
@@ -100,16 +106,18 @@ def evaluated(
 ) -> Any:
     models = Scripted({name: changed.pop(name, own) for name, own in SCORES.items()})
     models.full, models.cut = set(map(tuple, full)), cut
-    if "prompts" in changed:
-        changed["prompts"] = PASSAGES
+    groups = GROUPS
+    if changed.pop("prompts", None):
+        groups = [replace(group, origin=Origin("x", 1, group="passage")) for group in GROUPS]
     changed["metrics"] = {name: {"reward": HELPFUL, **one} for name, one in (metrics or {}).items()}
-    return summary(folder, models, GROUPS, judges=[JUDGE] * judges, **changed)
+    return summary(folder, models, groups, judges=[JUDGE] * judges, **changed)
 
 
 # Worked out in numpy and scipy, without the code: scipy's t tests and t intervals, paired, for rates
 # Agresti and Coull's, and Bonett and Price's, and the lower root of Wilson's quadratic. The KL is k3
 # of half a nat per token, (exp(0.5) - 1.5) * 5 = 0.74 at -0.5 each, where k1 is -2.5. Three passages
 # with two prompts each count as three values, whose mean is that of six, or as three shares of two.
+# A judge's values have a prompt won and one lost in addition: t tests of few are wrong if skewed.
 # Samples 2 and 3 are 10 below and above. See `lines`.
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
@@ -130,9 +138,9 @@ gaps: sft helpful |  | 5 1.074 8.926 5 |  |  | 1
 gaps: align helpful | sft | 7.46 3.6 11.32 5 | 0.425 -0.3027 1.153 4 0.1601 | 0.3006 | 3/1/0 1
 full: align helpful | sft | 6.72 1.664 11.78 5 | 0.52 0.05211 0.9879 5 0.03673 | 0.3755 | 4/1/0 0
 cut: align KL, nats | sft | 0.6605 0.3181 1.003 5 |  |  | 1
-passages: align helpful | sft | 6.467 -3.037 15.97 6 | 0.4667 -0.003573 0.9369 6 0.25 | 0.4033 | 5/1/0 0
-passages: align length, tokens |  | 6 3.849 8.151 6 |  |  | 0
-passages: align KL, nats | sft | 0.6392 0.41 0.8684 6 |  |  | 0
+passages: align helpful | sft | 6.467 -3.037 15.97 3 | 0.4667 -0.003573 0.9369 3 0.25 | 0.1487 | 5/1/0 0
+passages: align length, tokens |  | 6 3.849 8.151 3 |  |  | 0
+passages: align KL, nats | sft | 0.6392 0.41 0.8684 3 |  |  | 0
 rates: sft helpful |  | 1 0.5572 1 6 |  |  | 0
 rates: align helpful | sft | 0.8333 0.4178 0.9886 6 | -0.1667 -0.5404 0.2904 6 1 | 0 | 0/1/5 0
 rates: sft helpful 0 |  | 1 0.3825 1 3 |  |  | 0
@@ -154,18 +162,18 @@ languages: base helpful |  | 5 1.073 8.927 6 |  |  | 0
 languages: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
 languages: align helpful (none) | sft | 11.6 - - 1 | 0.6 - - 1 1 | 0.2065 | 1/0/0 0
 languages: align helpful en | sft | 6.833 -0.02097 13.69 3 | 0.5 -0.8145 1.814 3 0.25 | 0.2077 | 2/1/0 0
-shares: sft helpful |  | 0.5 0.03617 0.9638 6 |  |  | 0
-shares: align helpful | sft | 0.8333 0.1317 1 6 | 0.3333 -0.3132 0.7132 6 0.5 | 0.3424 | 2/0/4 0
+shares: sft helpful |  | 0.5 0.03617 0.9638 3 |  |  | 0
+shares: align helpful | sft | 0.8333 0.1317 1 3 | 0.3333 -0.3132 0.7132 3 0.5 | 0.3424 | 2/0/4 0
 metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
 metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
 of base: align first | base | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
-judged: base judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
-judged: base judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
-judged: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
-judged: align judge-2 | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
-judged often: align judge | sft | 0.58 0.1834 0.9766 5 0.6053 | 0.08 -0.3166 0.4766 0.6053 | 0.15 | 2/2/1 1
+judged: base judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
+judged: base judge-2 | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
+judged: align judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
+judged: align judge-2 | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
+judged often: align judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
 """
 
 
@@ -206,9 +214,12 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
     scores["align"][-2] = None
     models = Scripted(scores, lengths, HOSTILE)
     groups = [
-        replace(group, meta={"passage": n, "language": "en"}) for n, group in enumerate(prompts(40))
+        replace(
+            group, meta={"passage": n, "language": "en"}, origin=Origin("x", n, group="passage")
+        )
+        for n, group in enumerate(prompts(40))
     ]
-    around = context(models, folder, [*prompts(1, passage=0), *groups, groups[0]])
+    around = context(models, folder, [replace(groups[0], meta={"passage": 0}), *groups, groups[0]])
     options = {
         "metrics": {"metric": {"reward": HELPFUL, "better": "lower", "where": {"language": "en"}}},
         "judges": [JUDGE],
@@ -218,7 +229,6 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
         samples_per_prompt=2,
         limit=40,
         by=["language"],
-        prompts=PASSAGES,
         next="alignkit chat runs/x",
         **options,
     )
@@ -228,7 +238,7 @@ def whole(folder: Path) -> tuple[Scripted, Any]:
 # The means and intervals are those of scipy on the 39 passages, and a judge's of 34 with a verdict
 TEXT = """\
 1 of 42 prompts repeat the words and columns of others and do not count again
-intervals are over groups of prompts that share passage
+intervals are over 39 units: of 40 rows, those with the same words or `group` are one
 sampled with max_new_tokens 9, temperature 0.5, min_new_tokens 2, top_p 0.9, top_k 3, stop ['\\n']
 the KL is biased: it is of all tokens, and samples leave some out (min_new_tokens, top_k, top_p)
 
@@ -239,14 +249,14 @@ align is worse than sft in metric (lower is better), +0.77 [0.66, 0.89]: 3.06 ag
   better: the reward helpful, +0.77 [0.66, 0.89]. Worse than the base model: metric (lower is
   better), +2.56 [2.46, 2.66]. No clear difference in judge.
 judge compared 160 pairs, and how far people agree with it is not known; the order of the answers
-  decides 21% [10, 38]; no verdict on 24 (refused).
+  decides 21% [10, 39]; no verdict on 24 (refused).
 
-mean and 95% interval over 40 prompts
+mean and 95% interval over 40 prompts (39 independent)
                         base                sft              align
 ──────────────────────────────────────────────────────────────────
 metric*                 0.50  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
 helpful                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
-judge           59% [49, 68]                  -       59% [49, 68]
+judge           59% [48, 68]                  -       59% [48, 68]
 length, tokens          5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
 truncated                 5%                 5%                 5%
 KL, nats                0.74  0.00 [0.00, 0.00]  2.70 [2.62, 2.79]
@@ -341,26 +351,22 @@ def test_policies_without_a_kl_are_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column() -> None:
-    sources = DataSource(path=Path("x"), group="a"), DataSource(path=Path("y"), group="b")
     rows = []
     for at, group in enumerate(prompts()):
         source = at // 3
-        origin = Origin("xy"[source], at + 1, source=source)
+        origin = Origin("xy"[source], at + 1, source=source, group="ab"[source])
         rows.append(replace(group, meta={"ab"[source]: at // 2}, origin=origin))
-    found, notes = together(rows, DataSpec(sources))
-    assert [*map(unit_of, found)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
-    assert notes == ["intervals are over groups of prompts that share a, b"]
+    assert [row.meta[UNIT] for row in together(rows)] == ["a 0", "a 0", "a 1", "b 1", "b 2", "b 2"]
+    assert units_of(rows) == units_of(together(rows)) == [0, 0, 2, 3, 4, 4]
+    (note,) = prompts_to_compare(rows)[1]
+    assert note.startswith("intervals are over 4 units: of 6 rows, those with the same words or")
     raw = Group((), (Response("text"),))
-    assert (
-        prompts_to_compare([*prompts(2), raw])[1]
-        == together(rows[:3], DataSpec((DataSource(path=Path("x")),)))[1]
-        == []
-    )
+    assert prompts_to_compare([*prompts(2), raw])[1] == []
     with pytest.raises(DataError, match="without a prompt") as error:
         prompts_to_compare([raw])
     assert error.value.option == ("prompts",)
     with pytest.raises(DataError, match="x:1: the row has no 'passsage'"):
-        together(rows, DataSpec((DataSource(path=Path("x"), group="passsage"),) * 2))
+        prompts_to_compare([replace(rows[0], origin=Origin("x", 1, group="passsage"))])
 
 
 # --- who is compared with whom

@@ -13,7 +13,7 @@ import torch
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
 from alignkit_plugins.compare.compared import ITS_OWN, Scale, compared
-from alignkit_plugins.compare.comparison import unit_of
+from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.compare.rows import plain
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
@@ -108,8 +108,7 @@ def test_examples_of_one_conversation_are_one_unit(around: Any) -> None:
     rows = [later, asked("one?", "b"), asked("two?", "b")]
     found = examples.measured(rows, {"mine": "sft"}, around)
     assert [response.source for row in found for response in row.responses] == ["mine"] * 3
-    first, second, third = map(unit_of, found)
-    assert first == second != third and found[0].meta["kind"] == 1 and found[0].pairs is None
+    assert units_of(found) == [0, 0, 2] and found[0].meta["kind"] == 1 and found[0].pairs is None
 
 
 def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(around: Any) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from alignkit import BadRow, Group, Pair, Response
+from alignkit.data.group import Origin
 from alignkit.recipe.schema import RewardSpec
 from alignkit_plugins.compare.pairs import Choice, accuracy, choices, gaps
 from alignkit_plugins.compare.rows import plain
@@ -36,6 +37,11 @@ def group(
     texts = [(score, "x" * (n + 1)) for n, score in enumerate(scores)]
     responses = tuple(Response(text, scores={"r": score}) for score, text in texts)
     return Group((rows.user(prompt or f"q{next(PROMPTS)}"),), responses, tuple(pairs), meta=meta)
+
+
+def answers(word: str) -> tuple[Response, ...]:
+    """The first is better by `r`."""
+    return Response(word, scores={"r": 1.0}), Response("", scores={"r": 0.0})
 
 
 def found(groups: Sequence[Group]) -> tuple[list[Choice], list[float | None]]:
@@ -70,27 +76,33 @@ def test_a_pair_is_right_if_the_chosen_response_scores_higher() -> None:
 
 
 def test_a_prompt_is_the_unit_of_the_interval() -> None:
-    """Ten pairs of one prompt are not ten prompts, in one row or in ten. Raw texts have no prompt
-    to share.
+    """Ten pairs of one prompt are not ten prompts, in one row or in ten. Raw texts are one if all
+    their words are.
     """
     many = [Pair(0, worse) for worse in range(1, 11)]
     ten = [group(1.0, 0.0, prompt="same") for _ in range(10)]
     for same in ([group(1.0, *[0.0] * 10, pairs=many)], ten):
         line = right([*same, group(0.0, 1.0)])
         assert line == "r accuracy |  | 0.5 0.001541 0.9985 2 |  |  | 10/1/0 0"
-    raw = right([replace(group(1.0, 0.0), prompt=()) for _ in range(3)])
-    assert raw == "r accuracy |  | 1 0.3825 1 3 |  |  | 3/0/0 0"
+    for words, low in (("aaa", "0.1675 1 1"), ("abc", "0.3825 1 3")):
+        raw = [replace(group(1.0, 0.0), prompt=(), responses=answers(word)) for word in words]
+        assert right(raw) == f"r accuracy |  | 1 {low} |  |  | 3/0/0 0"
+    # A passage is one unit, whose pairs still count alike
+    origin = Origin("x", 1, group="passage")
+    passages = [replace(group(1.0, 0.0, passage=n > 4), origin=origin) for n in range(10)]
+    assert right(passages) == "r accuracy |  | 1 0.009224 1 2 |  |  | 10/0/0 0"
 
 
 def test_pairs_by_margin_by_length_and_by_column() -> None:
     margins = ["slightly", None, 2.0]
     groups = [group(1.0, 0.0, pairs=[Pair(0, 1, margin=margin)]) for margin in margins]
     groups.append(group(0.0, 1.0, pairs=[Pair(1, 0, margin="slightly")], kind="a"))
+    groups.append(replace(group(), responses=(Response("aa"), Response("bb"))))
     columns = "margin", "kind", "the chosen response"
     assert [breakdown(choices(groups), column) for column in columns] == [
         {"slightly": [0, 3]},
         {"a": [3]},
-        {"longer": [3], "shorter": [0, 1, 2]},
+        {"equally long": [4], "longer": [3], "shorter": [0, 1, 2]},
     ]
 
 
@@ -142,10 +154,12 @@ def run(
 NUMBERS = """
 python accuracy |  | 0.6667 0.2024 0.9437 3 |  |  | 2/1/0 1
 length accuracy |  | 0.5 0.15 0.85 4 |  |  | 2/1/1 0
+python accuracy equally long |  | 1 0.1675 1 1 |  |  | 1/0/0 0
+length accuracy equally long |  | 0 0 0.8325 1 |  |  | 0/0/1 0
 python accuracy longer |  | 1 0.1675 1 1 |  |  | 1/0/0 1
 length accuracy longer |  | 1 0.2902 1 2 |  |  | 2/0/0 0
-python accuracy shorter |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
-length accuracy shorter |  | 0 0 0.7098 2 |  |  | 0/1/1 0
+python accuracy shorter |  | 0 0 0.8325 1 |  |  | 0/1/0 0
+length accuracy shorter |  | 0 0 0.8325 1 |  |  | 0/1/0 0
 python accuracy hep-go |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
 length accuracy hep-go |  | 0.5 0.09453 0.9055 2 |  |  | 1/1/0 0
 python accuracy mine |  | 1 0.1675 1 1 |  |  | 1/0/0 1
@@ -160,10 +174,12 @@ accuracy  67% [20, 94]  50% [15, 85]
 by the chosen response
 the chosen response  policy        accuracy
 ───────────────────────────────────────────
+equally long         python  100% [17, 100]
+equally long         length      0% [0, 83]
 longer               python  100% [17, 100]
 longer               length  100% [29, 100]
-shorter              python     50% [9, 91]
-shorter              length      0% [0, 71]
+shorter              python      0% [0, 83]
+shorter              length      0% [0, 83]
 
 by subset
 """

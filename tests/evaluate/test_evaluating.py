@@ -177,10 +177,37 @@ def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(
     call("evaluate", given, "--reward", "exact_match", "--out", out)
     assert printed().splitlines() == [
         "examples: 4; truncated responses: 1",
-        "exact_match: mean 0.5 [0.2, 0.8] of 4 examples",
+        "exact_match: mean 0.5 [0.1, 0.9] of 4 examples (1 independent)",
     ]
     scores = [row.responses[0].scores["exact_match"] for row in read_groups(out)]
     assert scores == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("shares", ["prompt", "passage", "nothing"])
+def test_answers_to_one_prompt_or_passage_are_no_independent_examples(
+    shares: str, tmp_path: Path, printed: rows.Said
+) -> None:
+    """Six prompts or passages, whose 20 answers are all right or all wrong: with scipy, the interval
+    of Agresti and Coull for 5 trials with the quantile of 5 degrees of freedom.
+    """
+    answers = [
+        {
+            "prompt": f"{n if shares == 'prompt' else 20 * n + k}?",
+            "completion": "yes" if n % 2 else "no",
+            "answer": "yes",
+            "id": 20 * n + k,
+            "passage": n,
+        }
+        for n in range(6)
+        for k in range(20)
+    ]
+    given: Any = rows.write_rows(tmp_path / "a.jsonl", answers)
+    if shares == "passage":
+        given = f"{{path: {given}, group: passage}}"
+    call("evaluate", given, "--reward", "exact_match", "--out", tmp_path / "s.jsonl")
+    mean = {"nothing": "0.50 [0.41, 0.59] of 120 examples"}
+    expected = mean.get(shares, "0.5 [0.1, 0.9] of 120 examples (6 independent)")
+    assert printed().splitlines()[1] == f"exact_match: mean {expected}"
 
 
 FILES = ["--prompts", "prompts.jsonl"]

@@ -39,7 +39,7 @@ from alignkit_plugins.ai_feedback.make_data import (
     write_lines,
 )
 from alignkit_plugins.ai_feedback.writer import NO_ROOM, Server, ask, writer_of
-from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.spoken import transcript
 
 ATTACK_TOKENS = 200  # of the attacker's longest message
@@ -200,10 +200,13 @@ def success_of(episodes: Sequence[Episode]) -> dict[str, Any] | None:
     share is then only known to lie between `at_least` and `at_most` (Manski 1989), and there is no
     mean; `low` and `high` hold for both.
     """
-    known = [each.success for each in episodes if each.scores]
-    hits, unscored = known.count(True), known.count(None)
-    least = statistics.share(hits, len(known))
-    most = statistics.share(hits + unscored, len(known))
+    attacks = [each for each in episodes if each.scores]
+    known, units = [each.success for each in attacks], units_of(each.goal for each in attacks)
+    shares, unscored = list[statistics.Share | None](), known.count(None)
+    for otherwise in (False, True):
+        hits = [otherwise if success is None else success for success in known]
+        shares.append(statistics.clustered_share(hits, units))
+    least, most = shares
     if least is None or most is None:
         return None
     return {

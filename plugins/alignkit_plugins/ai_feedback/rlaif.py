@@ -56,7 +56,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
     sentence,
 )
 from alignkit_plugins.ai_feedback.panel import joint
-from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import all_turns, as_judged, for_judges
 
@@ -157,11 +157,11 @@ class JudgePairs(Step):
         groups = self._groups(context)
         places, identical = pairs_to_judge(groups)
         numbers, rows = self._questions(context, items_at(groups, places))
-        of_pair, judgments = dict[int, list[Verdict]](), []
+        of_pair, judgments, units = dict[int, list[Verdict]](), [], units_of(groups)
         for number, answer in zip(numbers, context.map("judge", rows, judged), strict=True):
             verdict = Verdict(**answer)
             of_pair.setdefault(number, []).append(verdict)
-            judgments.append((places[number][0], verdict))
+            judgments.append((units[places[number][0]], verdict))
         verdicts = [joint(of_pair[number]) for number in range(len(places))]
         labeled, ties = self._label(groups, places, verdicts)
         (name,) = judge_names([self.options.judge])

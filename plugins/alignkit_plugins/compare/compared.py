@@ -15,7 +15,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, length
 from alignkit.evaluation import statistics
-from alignkit_plugins.compare.comparison import answers_of, unit_of
+from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import BASE_MODEL, Row
 
 Values = Sequence[float | None]  # of a policy, a number for each prompt
@@ -34,12 +34,11 @@ class Scale:
     def mean(
         self, values: Sequence[float], units: Sequence[Any] | None = None
     ) -> statistics.Estimate:
-        """The mean of averages at prompts, with its interval. units: of each, see `unit_of`."""
+        """The mean of averages at prompts, with its interval. units: of each, see `units_of`."""
         draws = statistics.clustered(values, units or [None] * len(values))
         if self.levels is None:
-            return {**statistics.estimate(draws), "n": len(values)}
-        rate = statistics.rate(draws, self._samples(len(values), draws), self.levels)
-        return {**rate, "n": len(values)}
+            return statistics.estimate(draws)
+        return statistics.rate(draws, self._samples(len(values), draws), self.levels)
 
     def difference(
         self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any] | None = None
@@ -54,7 +53,7 @@ class Scale:
         else:
             samples = self._samples(len(ours), draws)
             difference = statistics.paired_rates(draws, zeros, samples, self.levels)
-        return {**difference, "n": len(ours), "p": statistics.clustered_p(gaps, units)}
+        return {**difference, "p": statistics.clustered_p(gaps, units)}
 
     def _samples(self, prompts: int, draws: Sequence[float]) -> int:
         """How many each independent draw has."""
@@ -91,7 +90,7 @@ def compared(
         kind: As in Row.
         scale: How values are averaged; default: as rates if all are 0 or 1, those of a policy for
             its mean.
-        units: What each prompt shares with others, see `unit_of`.
+        units: Of each prompt, see `units_of`; default: each is one.
         lengths: Of each policy's answers, for the difference at equal length; default: nothing is
             said of that.
         outcomes: What says who is better at a prompt, if not the values.
@@ -163,21 +162,22 @@ def _against(
         differences = statistics.differences(ours, theirs)
         equal_length = statistics.at_equal_length(differences, longer, short, shared)
     gaps = statistics.differences(at(outcomes[row.policy]), at(outcomes[baseline]))
-    decided, wins = dict[Any, list[float]](), 0
-    for place, (gap, unit) in enumerate(zip(gaps, shared, strict=True)):
+    won = wins(gaps, shared, row.lower)
+    more = {"difference": difference, "equal_length": equal_length or {}, **won}
+    return replace(row, baseline=baseline, **more)
+
+
+def wins(gaps: Sequence[float], units: Sequence[Any], lower: bool = False) -> dict[str, Any]:
+    """`win_rate` and `counts` of Row. gaps: how much higher the policy scores at each prompt.
+    units: see `units_of`. lower: whether lower scores are better.
+    """
+    won, decided = list[float](), list[Any]()
+    for gap, unit in zip(gaps, units, strict=True):
         if gap:
-            won = (gap < 0) == row.lower
-            wins += won
-            decided.setdefault(place if unit is None else unit, []).append(float(won))
-    losses = sum(map(bool, gaps)) - wins
-    return replace(
-        row,
-        baseline=baseline,
-        difference=difference,
-        equal_length=equal_length or {},
-        win_rate=statistics.clustered_share(list(decided.values())) or {},
-        counts=f"{wins}/{losses}/{len(both) - wins - losses}",
-    )
+            won.append(float((gap < 0) == lower))
+            decided.append(unit)
+    counts = f"{won.count(1)}/{won.count(0)}/{len(gaps) - len(won)}"
+    return {"win_rate": statistics.clustered_share(won, decided) or {}, "counts": counts}
 
 
 # Answers with scores
@@ -252,6 +252,6 @@ def rated(
         more["outcomes"] = outcomes
     if kind == "reward":
         more["lengths"] = lengths
-    more = {"scale": scale_of(groups, score), "units": [*map(unit_of, groups)], **more}
+    more = {"scale": scale_of(groups, score), "units": units_of(groups), **more}
     rows = compared(score, values, baseline, kind=kind, **more)
     return [replace(row, missing=missing[row.policy]) for row in rows]

@@ -1,8 +1,8 @@
 """Several policies compared on the same prompts: their answers side by side, and the scores of
 these.
 
-A prompt is the unit of all statistics, because samples of one prompt are not independent.
-`Response.source` names the policy that wrote an answer.
+A prompt is the unit of all statistics, because samples of one prompt are not independent, in
+whichever rows they are (`units_of`). `Response.source` names the policy that wrote an answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import field_validator
 
 from alignkit import Field, Sampling, SamplingOptions
 from alignkit.data.group import Group, Response, prompts_of
-from alignkit.data.sources import DataSpec, held_together
+from alignkit.data.sources import held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.recipe.schema import BASE, RewardSpec
@@ -40,33 +40,59 @@ def distinct_prompts(groups: Iterable[Group]) -> list[Group]:
     return list(prompts.values())
 
 
-def together(prompts: Sequence[Group], data: DataSpec) -> tuple[list[Group], list[str]]:
-    """Prompts that know what they share, and a note. data: where they are from, whose `group` names
-    columns.
+def together(prompts: Iterable[Group]) -> list[Group]:
+    """Prompts that know what they share by their source's `group`, also when they are read again.
 
-    Raises DataError for a prompt without its source's column.
+    Raises DataError for a prompt without that column.
     """
-    grouped, shared = list[Group](), dict[str, None]()
+    grouped = list[Group]()
     for group in prompts:
-        number = group.origin.source if group.origin else 0
-        if column := data.sources[number].group:
-            shared[column] = None
-            unit = f"{column} {held_together(group, column)!r}"
-            group = replace(group, meta={**group.meta, UNIT: unit})
+        if shared := held_together(group):
+            column, value = shared
+            group = replace(group, meta={UNIT: f"{column} {value!r}", **group.meta})
         grouped.append(group)
-    note = f"intervals are over groups of prompts that share {', '.join(shared)}"
-    return grouped, [note] * bool(shared)
+    return grouped
 
 
-def unit_of(group: Group) -> Any:
-    """What a prompt shares with others; None if nothing is known."""
-    return group.meta.get(UNIT)
+def words_of(group: Group) -> str:
+    """The same for groups in which models read the same words and tools, whatever columns say."""
+    return f"{loose_key(group)} {group.tools}"
+
+
+def units_of(groups: Iterable[Group]) -> list[int]:
+    """The unit of each group in all statistics, as the place of its first group.
+
+    Groups are one unit if they have the same words, or share what their source's `group` names.
+    Raises DataError as `together`.
+    """
+    first, units = dict[Any, int](), list[int]()
+
+    def find(place: int) -> int:
+        while units[place] != place:
+            place = units[place]
+        return place
+
+    for place, group in enumerate(together(groups)):
+        units.append(place)
+        words = words_of(group)
+        for shared in (words, group.meta.get(UNIT, words)):
+            one, other = sorted(map(find, (place, first.setdefault(shared, place))))
+            units[other] = one
+    return list(map(find, units))
+
+
+def units_note(groups: Sequence[Group]) -> list[str]:
+    """That there are fewer units than groups, if it is so."""
+    rows, units = len(groups), len({*units_of(groups)})
+    note = f"intervals are over {units} units: of {rows} rows, those with the same words or `group`"
+    return [f"{note} are one"] * (units < rows)
 
 
 def prompts_to_compare(
     groups: Sequence[Group], limit: int | None = None
 ) -> tuple[list[Group], list[str]]:
-    """The first `limit` distinct prompts of rows, and a note if rows repeat each other.
+    """The first `limit` distinct prompts of rows, and notes if rows repeat each other, or depend on
+    each other.
 
     Raises DataError if no row has a prompt; it points at the option `prompts`.
     """
@@ -78,7 +104,7 @@ def prompts_to_compare(
         f"{repeated} of {asked} prompts repeat the words and columns of others and do not count "
         "again"
     )
-    return prompts[:limit], [note] * bool(repeated)
+    return prompts[:limit], [note] * bool(repeated) + units_note(prompts[:limit])
 
 
 def sample_policies(

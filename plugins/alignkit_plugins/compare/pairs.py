@@ -4,16 +4,16 @@ all intervals.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from alignkit import Group, Response
 from alignkit import functional as F
-from alignkit.data.group import resolved_pairs, turns_of
+from alignkit.data.group import resolved_pairs
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.compared import Scale, compared
+from alignkit_plugins.compare.comparison import units_of, words_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import all_turns
 
@@ -25,11 +25,12 @@ class Choice:
     """A pair with a better response.
 
     better, worse: by people; p: how likely that is. margin: how much better it is, as the data say
-    it. prompt: of all choices with the same prompt.
+    it. prompt, unit: of all choices with the same one, see `units_of`.
     """
 
     group: Group
-    prompt: int
+    prompt: str
+    unit: int
     better: Response
     worse: Response
     p: float
@@ -45,19 +46,17 @@ def choices(groups: Sequence[Group]) -> list[Choice]:
     """All pairs, in order, without those that the data call a tie. One with `p` below 0.5 is turned
     around.
 
-    Many data sets have a row per pair, so that rows share a prompt. Raw texts have none to share.
+    Many data sets have a row per pair, so that rows share a prompt.
     """
-    prompts, found = dict[str, int](), []
-    for place, group in enumerate(groups):
-        words = json.dumps(turns_of(group.prompt)) if group.prompt else str(place)
-        prompt = prompts.setdefault(words, place)
+    found = []
+    for unit, group in zip(units_of(groups), groups, strict=True):
         for pair in resolved_pairs(group):
             better, worse = group.responses[pair.better], group.responses[pair.worse]
             if pair.p < 0.5:
                 better, worse = worse, better
             if pair.p != 0.5:
                 p = max(pair.p, 1 - pair.p)
-                found.append(Choice(group, prompt, better, worse, p, pair.margin))
+                found.append(Choice(group, words_of(group), unit, better, worse, p, pair.margin))
     return found
 
 
@@ -90,9 +89,10 @@ def accuracy(
         places: Of the pairs that count; default: all.
         facts: Of the rows.
     """
-    prompts: dict[int, list[int]] = {}
+    prompts: dict[str, list[int]] = {}
     for place in range(len(pairs)) if places is None else places:
         prompts.setdefault(pairs[place].prompt, []).append(place)
+    facts["units"] = [pairs[same[0]].unit for same in prompts.values()]
     rows = []
     for rater, gaps in raters.items():
         values, most, known = list[float | None](), 1, list[float]()

@@ -22,7 +22,9 @@ def over(evaluation: Mapping[str, Any]) -> str:
     """What the numbers of an evaluation's table are over."""
     examples = evaluation.get("examples")
     held_out = f" and {short(examples)} held-out examples" if examples else ""
-    return f"mean and 95% interval over {short(evaluation.get('prompts'))} prompts{held_out}"
+    prompts, units = evaluation.get("prompts"), evaluation.get("units")
+    independent = "" if units in (None, prompts) else f" ({short(units)} independent)"
+    return f"mean and 95% interval over {short(prompts)} prompts{independent}{held_out}"
 
 
 def table(rows: Sequence[Row], title: str = "", *, differences: bool = False) -> Table:

@@ -16,7 +16,13 @@ from typing import Any, Literal
 from alignkit import Field, Group, RunFailed, StepContext
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
-from alignkit_plugins.compare.comparison import bare, of_policy, sample_policies, short_names
+from alignkit_plugins.compare.comparison import (
+    bare,
+    of_policy,
+    sample_policies,
+    short_names,
+    units_of,
+)
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 
@@ -58,7 +64,8 @@ class Calibration(MeasuredStep):
         for values in (sure, right):
             for name, every_one in values.items():
                 values[name] = [float(every_one[place]) for place in places]
-        rows, in_bins = calibrated(sure, right, MEASURES, baseline)
+        units = units_of([groups[place] for place in places])
+        rows, in_bins = calibrated(sure, right, MEASURES, baseline, units)
         return rows, {"prompts": len(places), "bins": in_bins}
 
     def _confidence(self, group: Group, logprobs: Any) -> float | None:
@@ -108,7 +115,7 @@ def calibrated(
         right: Whether they are right, 0 or 1, or with which probability.
         metrics: Of MEASURES.
         baseline: With whom the others are compared.
-        units: What each answer shares with others, see `unit_of`.
+        units: Of each answer, see `units_of`.
     """
     rows, in_bins = list[Row](), dict[str, list[dict[str, Any]]]()
     for metric in metrics:

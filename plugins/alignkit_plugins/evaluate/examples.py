@@ -87,7 +87,7 @@ def measured(
     scored = []
     for place, group in enumerate(groups):
         if place not in dropped:
-            meta = {UNIT: opening(group, None), **group.meta}
+            meta = {UNIT: opening(group), **group.meta}
             read = tuple(responses[place])
             scored.append(replace(group, responses=read, pairs=None, meta=meta))
     if dropped:

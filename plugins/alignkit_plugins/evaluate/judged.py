@@ -17,7 +17,8 @@ from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.reward import TIE
 from alignkit_plugins.ai_feedback.judge_card import Compare, card
-from alignkit_plugins.compare.comparison import answers_of, unit_of
+from alignkit_plugins.compare.compared import wins
+from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
@@ -64,15 +65,14 @@ def row(
     """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above
     0.5.
     """
-    judged, values, gaps, wins, losses = list[Group](), list[float](), list[float](), 0, 0
+    judged, values, gaps = list[Group](), list[float](), list[float]()
     for group, p in zip(groups, preferences(verdicts), strict=True):
         if p is not None:
             judged.append(group)
             values.append(p)
             gaps.append(p - COIN)
-            wins += p > COIN + TIE
-            losses += p < COIN - TIE
-    units = list(map(unit_of, judged))
+    units = units_of(judged)
+    won = wins([gap if abs(gap) > TIE else 0.0 for gap in gaps], units)
     estimate = preference(values, units)
     ours, theirs = lengths(judged, policy), lengths(judged, baseline)
     longer = statistics.differences(ours, theirs)
@@ -85,10 +85,9 @@ def row(
         baseline,
         {**_shifted(estimate, -COIN), "p": estimate["p"]},
         equal_length=_shifted(equal_length or {}, COIN),
-        win_rate=statistics.share(wins, wins + losses) or {},
-        counts=f"{wins}/{losses}/{len(values) - wins - losses}",
         percent=True,
         missing=sum(map(bool, verdicts)) - len(values),
+        **won,
         **facts,
     )
 
@@ -114,21 +113,28 @@ def lengths(groups: Sequence[Group], policy: str) -> list[float]:
 
 def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
     """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units:
-    see `unit_of`.
+    see `units_of`.
+
+    A judge that is nearly always equally sure looks certain to a t test of few prompts: of 6 such
+    intervals, 2 cover the mean. Therefore two prompts are added, one won and one lost, as in
+    `statistics.paired_rates`: at least 19 of 20 do.
     """
-    draws = statistics.clustered(values, units)
+    draws, added = statistics.clustered(values, units), list[float]()
+    gaps = statistics.differences(values, [COIN] * len(values))
+    share = statistics.estimate(draws)
     if len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0):
         share = statistics.rate(values)
-    else:
-        share = statistics.of_share(statistics.estimate(draws))
-    gaps = statistics.differences(values, [COIN] * len(values))
-    return {**share, "n": len(values), "p": statistics.clustered_p(gaps, units)}
+    elif any(gaps):
+        added = [COIN, -COIN]
+        wider = statistics.of_share(statistics.estimate([*draws, 0.0, 1.0]))
+        share |= {"low": wider["low"], "high": wider["high"]}
+    return {**share, "p": statistics.clustered_p(gaps, units, added)}
 
 
-def card_of(verdicts: Sequence[Verdicts]) -> dict[str, Any]:
+def card_of(groups: Sequence[Group], verdicts: Sequence[Verdicts]) -> dict[str, Any]:
     """The card of a judge: how far to trust what it says of the policies (see `card`)."""
-    judgments = []
+    judgments, units = [], units_of(groups)
     for of_policy in verdicts:
-        for place, own in enumerate(of_policy):
-            judgments += [(place, verdict) for verdict in own if verdict is not EQUAL]
+        for unit, own in zip(units, of_policy, strict=True):
+            judgments += [(unit, verdict) for verdict in own if verdict is not EQUAL]
     return card(judgments)

@@ -9,7 +9,7 @@ from alignkit import Group, StepContext
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.compared import Scale, compared
-from alignkit_plugins.compare.comparison import answers_of, of_policy, unit_of
+from alignkit_plugins.compare.comparison import answers_of, of_policy, units_of
 from alignkit_plugins.compare.rows import ANSWERS, KL, LENGTH, TRUNCATED, Row
 from alignkit_plugins.evaluate.judged import lengths
 
@@ -17,11 +17,11 @@ from alignkit_plugins.evaluate.judged import lengths
 def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
     """How long the answers of policies are, in tokens, and which share is truncated."""
     rows = []
-    units = list(map(unit_of, groups))
+    units = units_of(groups)
     for policy in policies:
         own = lengths(groups, policy)
         draws = statistics.clustered(own, units)
-        rows.append(Row(policy, LENGTH, ANSWERS, {**statistics.estimate(draws), "n": len(own)}))
+        rows.append(Row(policy, LENGTH, ANSWERS, statistics.estimate(draws)))
         truncated = list[bool]()
         for group in groups:
             truncated += [response.truncated for response in answers_of(group, policy)]
@@ -42,10 +42,10 @@ def kl_of(
     Says what it does, and why policies have no KL. Of a response that a model had to truncate there
     is none. policies: the model of each, by its name.
     """
-    rows, units = list[Row](), list(map(unit_of, groups))
+    rows, units = list[Row](), units_of(groups)
     for policy, model in policies.items():
         if policy == baseline:
-            zero = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(groups)}
+            zero = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len({*units})}
             rows.append(Row(policy, KL, ANSWERS, zero, baseline))
             continue
         context.say(f"{context.out.name}: KL of {policy} to {baseline}")

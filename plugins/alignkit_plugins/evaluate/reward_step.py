@@ -42,7 +42,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
     sentence,
     with_people,
 )
-from alignkit_plugins.compare.comparison import check_unique, label, scored_by
+from alignkit_plugins.compare.comparison import check_unique, label, scored_by, units_note
 from alignkit_plugins.compare.pairs import Choice, Gaps, accuracy, choices, gaps
 from alignkit_plugins.compare.rows import Row, main_rows, plain
 from alignkit_plugins.compare.tables import details, table
@@ -101,6 +101,7 @@ class EvaluateReward(Step):
         notes = training_data_note(context, trained, groups, "rows")
         if len(groups) < len(read):
             notes.append(f"{len(read) - len(groups)} of {len(read)} rows have no pair")
+        notes += units_note(groups)
         groups, names = scored_by(groups, options.rewards, scorers, context.say)
         pairs, cards, bins = choices(groups), dict[str, Any](), dict[str, Any]()
         raters: dict[str, Gaps] = {name: gaps(pairs, name) for name in names}
@@ -174,13 +175,13 @@ def judged(
     preferred: list[float | None] = [None] * len(pairs)
     judgments = []
     for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
-        judgments.append((pairs[place].prompt, verdict))
+        judgments.append((pairs[place].unit, verdict))
         if (p := verdict.p_first) is not None:
             gap = 1 - 2 * p if turn else 2 * p - 1
             preferred[place] = 0.0 if F.nearly_equal(gap, 0.0) else gap
     people = with_people(judgments, [not turn for turn in turned])
     for place in set(range(len(pairs))) - set(asked):
-        judgments.append((pairs[place].prompt, SAME))
+        judgments.append((pairs[place].unit, SAME))
     return preferred, card(judgments, people=people)
 
 
@@ -194,7 +195,8 @@ def breakdown(pairs: Sequence[Choice], column: str) -> dict[str, list[int]]:
         if column == "margin" and isinstance(pair.margin, str):
             value = pair.margin
         elif column == "the chosen response":
-            value = "longer" if pair.longer > 0 else "shorter"
+            lengths = ("equally long", "longer", "shorter")  # by the sign
+            value = lengths[(pair.longer > 0) - (pair.longer < 0)]
         if value is not None:
             places.setdefault(str(value), []).append(place)
     return dict(sorted(places.items()))
@@ -219,5 +221,5 @@ def calibration(
             elif gap < 0:
                 hit = 1 - pair.p
             right.append(hit)
-            units.append(pair.prompt)
+            units.append(pair.unit)
     return calibrated({rater: sure}, {rater: right}, OF_RATERS, units=units)

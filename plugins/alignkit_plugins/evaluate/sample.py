@@ -39,7 +39,7 @@ from alignkit_plugins.ai_feedback.writer import (
     billed,
     check_sampling,
 )
-from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 
@@ -196,9 +196,9 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
 
     from alignkit import functional as F
 
-    means, whole, unscored = list[float](), list[list[float]](), 0
+    means, units, whole, unscored = list[float](), list[int](), list[list[float]](), 0
     count = max(len(group.responses) for group in groups)
-    for group in groups:
+    for unit, group in zip(units_of(groups), groups, strict=True):
         known = list[float]()
         for response in group.responses:
             if (score := response.scores[REWARD_KEY]) is not None:
@@ -206,15 +206,17 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
         unscored += len(group.responses) - len(known)
         if known:
             means.append(statistics.mean(known))
+            units.append(unit)
         if len(known) == count:
             whole.append(known)
-    facts: dict[str, Any] = {"unscored": unscored, "mean_reward": statistics.estimate(means)}
+    reward = statistics.estimate(statistics.clustered(means, units))
+    facts: dict[str, Any] = {"unscored": unscored, "mean_reward": reward}
     facts["best_of_n"] = []
     if whole:
         rewards = torch.tensor(whole, dtype=torch.float64)
         for n in sorted({count, *(2**power for power in range(count.bit_length()))}):
-            reward = float(F.expected_best_of_n(rewards, n).mean())
-            point = {"n": n, "reward": reward, "kl_at_most": F.best_of_n_kl(n)}
+            expected = float(F.expected_best_of_n(rewards, n).mean())
+            point = {"n": n, "reward": expected, "kl_at_most": F.best_of_n_kl(n)}
             facts["best_of_n"].append(point)
     return facts
 

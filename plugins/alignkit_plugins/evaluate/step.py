@@ -48,6 +48,8 @@ from alignkit_plugins.compare.comparison import (
     scored_by,
     short_names,
     together,
+    units_note,
+    units_of,
 )
 from alignkit_plugins.compare.rows import Row, adjusted, main_rows, plain
 from alignkit_plugins.compare.tables import over, side_by_side, table
@@ -166,8 +168,7 @@ class Evaluate(Step):
         metrics.check_where(self.options.metrics, different)
         for place, column in enumerate(self.options.by):
             metrics.check_column(different, column, (), ("by", place))
-        prompts, shared = together(different, self.options.prompts)
-        return prompts, [*notes, *shared]
+        return together(different), notes
 
     def run(self, context: StepContext) -> Artifact:
         options, where = self.options, context.out.name
@@ -227,7 +228,7 @@ class Evaluate(Step):
                 own = trained_on[name][policy]
                 row = judged.row(groups, answers[-1], *sides, trained_on=own, tested=True)
                 rows.append(row)
-            cards[name] = judged.card_of(answers)
+            cards[name] = judged.card_of(groups, answers)
         rows.sort(key=lambda row: list(policies).index(row.policy))
         rows = adjusted(rows) + measures.of_answers(groups, list(policies))
         if self.baseline is not None and options.kl:
@@ -239,6 +240,7 @@ class Evaluate(Step):
                     rows.append(replace(row, column=column, value=value, tested=False))
         evaluation = {
             "prompts": len(groups),
+            "units": len({*units_of(groups)}),
             "left_out": len(prompts) - len(groups),
             "examples": len(held_out),
             "sampling": {
@@ -301,7 +303,7 @@ class Evaluate(Step):
         if self.options.examples is None:
             return [], []
         loaded = context.load(self.options.examples)
-        groups, _ = together(examples.usable(loaded), self.options.examples)
+        groups = together(examples.usable(loaded))
         if others := len(loaded) - len(groups):
             notes.append(f"{others} of {len(loaded)} examples compare nothing and are left out")
         held_out = examples.measured(groups, policies, context)
@@ -309,7 +311,7 @@ class Evaluate(Step):
         for name, model in policies.items():
             seen.append(trained_prompts(context, model, held_out))
             trained_on[name] = bool(seen[-1])
-        notes += training_data_note(context, seen, held_out, "examples")
+        notes += units_note(held_out) + training_data_note(context, seen, held_out, "examples")
         write_groups(context.out / "held_out.jsonl", held_out)
         rows = examples.rows(
             held_out,

@@ -20,7 +20,7 @@ from alignkit import Field, Group, Message, Response, RunFailed, StepContext
 from alignkit.data.group import write_groups
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
-from alignkit_plugins.compare.comparison import answers_of, bare, short_names
+from alignkit_plugins.compare.comparison import answers_of, bare, short_names, units_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.evaluate.honesty import matches
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
@@ -93,7 +93,7 @@ class Sycophancy(MeasuredStep):
                     values.setdefault(metric, {}).setdefault(name, []).append(value)
         rows = list[Row]()
         for metric, by_policy in values.items():
-            rows += compared(metric, by_policy, baseline)
+            rows += compared(metric, by_policy, baseline, units=units_of(groups))
         notes = []
         if unread:
             notes.append(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from alignkit import Reader, seeds
 from alignkit.data.group import group_to_json
-from alignkit.evaluation.statistics import CONFIDENCE, Estimate, clustered_share, shown
+from alignkit.evaluation.statistics import CONFIDENCE, Estimate, Share, clustered_share, shown
 from alignkit.report import Table
+from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps
 from alignkit_plugins.people.store import Store
@@ -38,7 +39,7 @@ def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
 
     items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`.
     people: for each the items, the share of the others' ratings that are the same, and the share of
-    right ones. Everything about an item is one cluster.
+    right ones. Everything about a prompt is one cluster.
     """
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
@@ -71,6 +72,8 @@ def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
     clusters: list[str] = []
     with_others: Cases = defaultdict(lambda: defaultdict(list))
     with_gold: Cases = defaultdict(lambda: defaultdict(list))
+    names = [entry.stored.item.id for entry in entries]
+    prompts = dict(zip(names, units_of(entry.stored.item.group for entry in entries), strict=True))
     for entry in entries:
         item = entry.stored.item
         gold = _ratings(item, dict(item.gold or {}))
@@ -90,13 +93,18 @@ def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
     for who, cases in sorted(with_others.items()):
         people[who] = {
             "items": len(cases),
-            "with_others": clustered_share(list(cases.values())),
-            "with_gold": clustered_share(list(with_gold[who].values())),
+            "with_others": _share(cases, prompts),
+            "with_gold": _share(with_gold[who], prompts),
         }
     shared = {item for item, unit in zip(clusters, units, strict=True) if len(unit) > 1}
     counts = {"items": len(set(clusters)), "shared": len(shared)}
-    agreed = agreement_of(units, clusters=clusters)
+    agreed = agreement_of(units, clusters=[prompts[item] for item in clusters])
     return {"question": task, **counts, **agreed, "people": people}
+
+
+def _share(cases: Mapping[str, Sequence[float]], prompts: Mapping[str, int]) -> Share | None:
+    names = [prompts[item] for item, own in cases.items() for _ in own]
+    return clustered_share([*chain.from_iterable(cases.values())], names)
 
 
 def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
@@ -174,18 +182,18 @@ def agreement_of(
             shared[name].append(ratings)
     rated = [*chain.from_iterable(shared.values())]
     values = [*dict.fromkeys(chain.from_iterable(rated))]
-    alike: list[list[float]] = []
+    alike, where = list[float](), list[int]()
     agreeing = np.zeros(len(shared))  # of each cluster, see `_alpha`
     totals = np.zeros((len(shared), len(values)))
     for number, those in enumerate(shared.values()):
-        alike.append([])
         for unit in those:
-            alike[number] += [float(one == other) for one, other in combinations(unit, 2)]
+            alike += [float(one == other) for one, other in combinations(unit, 2)]
+            where += [number] * (len(alike) - len(where))
             counts = np.array([unit.count(value) for value in values])
             agreeing[number] += counts @ (counts - 1) / (len(unit) - 1)
             totals[number] += counts
     same: Estimate = {"mean": None, "low": None, "high": None, "n": len(rated)}
-    if share := clustered_share(alike):
+    if share := clustered_share(alike, where):
         same = {**share, "n": len(rated)}
     mean = _alpha(agreeing.sum(), totals.sum(0))
     alpha: Estimate = {"mean": mean, "low": None, "high": None, "n": len(rated)}

@@ -10,7 +10,6 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +33,8 @@ from alignkit.errors import StageWaits
 from alignkit.evaluation import statistics
 from alignkit.io.results import AGREEMENT
 from alignkit.report import Report, Table
+from alignkit_plugins.compare.compared import Scale
+from alignkit_plugins.compare.comparison import together, units_of
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questions_of
 from alignkit_plugins.people.store import SUFFIX, Store
@@ -197,6 +198,7 @@ class People(Step):
         rows that nobody could label are an error.
         """
         questions = []
+        rows = together(rows)
         for row in joined(rows) if self.options.join_prompts else rows:
             those = questions_of(row, self.options.task)
             questions += those
@@ -218,19 +220,15 @@ class People(Step):
     def _groups(
         self, entries: Sequence[Labeled], gold: Sequence[Labeled]
     ) -> tuple[list[Group], list[str]]:
-        """What is learned of the items, and who was left out. gold: items that only say who is
-        right.
+        """What is learned of the items, and who was left out, whose labels are taken away. gold:
+        items that only say who is right.
         """
         worse, notes = set[str](), list[str]()
         if self.options.min_gold is not None:
             worse, notes = below([*entries, *gold], self.options.min_gold)
-        groups = []
-        for entry in entries:
-            votes = [vote for vote in entry.votes if vote.annotator not in worse]
-            entry = replace(entry, votes=votes)
-            if entry.counts:
-                groups += groups_of(entry)
-        return groups, notes
+        for entry in (*entries, *gold):
+            entry.votes = [vote for vote in entry.votes if vote.annotator not in worse]
+        return [group for entry in entries if entry.counts for group in groups_of(entry)], notes
 
 
 def labels_of(
@@ -309,19 +307,21 @@ def wins(entries: Sequence[Labeled]) -> list[dict[str, Any]]:
     """How often people prefer the answers of one source to those of another one, as plain JSON.
 
     A pair is one case, in which its labels are averaged; pairs of one source, or without sources,
-    are left out.
+    are left out. The unit of the interval is a prompt.
     """
-    cases: dict[tuple[str, ...], list[float]] = defaultdict(list)
-    for entry in entries:
+    cases: dict[tuple[str, ...], list[tuple[float, int]]] = defaultdict(list)
+    units = units_of(entry.stored.item.group for entry in entries)
+    for unit, entry in zip(units, entries, strict=True):
         item = entry.stored.item
         names = sorted({origin for origin in item.origins if origin})
         if item.task in ("pair", "safety") and len(names) == 2 and entry.counts:
             chosen = [item.origins[label["better"]] for label in entry.labels]
-            cases[*names].append(chosen.count(names[0]) / len(chosen))
+            cases[*names].append((chosen.count(names[0]) / len(chosen), unit))
     rows = []
-    for (one, other), values in sorted(cases.items()):
-        unit = 1 if set(values) <= {0.0, 1.0} else len(values)
-        preferred = statistics.rate(values, unit)
+    for (one, other), found in sorted(cases.items()):
+        values, shared = zip(*found, strict=True)
+        samples = 1 if set(values) <= {0.0, 1.0} else len(values)
+        preferred = Scale((0.0, 1.0), samples).mean(values, shared)
         row = {"source": one, "against": other, "pairs": len(values), "preferred": preferred}
         rows.append(row)
     return rows

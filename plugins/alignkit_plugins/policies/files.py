@@ -15,7 +15,7 @@ from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.compared import rated
+from alignkit_plugins.compare.compared import averages, rated
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies, scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
@@ -90,11 +90,13 @@ def _scored(
     pairs, facts = choices(groups), dict[str, Any]()
     for name in names:
         (row,) = rated(alike, [AUTHOR], None, name)
+        scored = sum(mean is not None for mean in averages(alike, AUTHOR, name))
         known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
             (found,) = accuracy(pairs, {name: known})
             right = {"accuracy": found.estimate, "pairs": count}
-        facts[name] = {"mean": row.estimate, "missing": row.missing, "pairs_right": right}
+        facts[name] = {"mean": row.estimate, "examples": scored, "missing": row.missing}
+        facts[name]["pairs_right"] = right
     return groups, facts
 
 
@@ -105,7 +107,10 @@ def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
         f"examples: {len(groups)}" + (f"; truncated responses: {truncated}" if truncated else "")
     ]
     for name, found in facts.items():
-        line = f"{name}: mean {shown(found['mean'])} of {found['mean']['n']} examples"
+        mean, examples = found["mean"], found["examples"]
+        line = f"{name}: mean {shown(mean)} of {examples} examples"
+        if mean["n"] < examples:
+            line += f" ({mean['n']} independent)"
         if missing := found["missing"]:
             line += f"; {missing} responses without a score"
         if right := found["pairs_right"]:

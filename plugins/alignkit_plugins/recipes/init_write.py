@@ -340,7 +340,7 @@ class Plan:
     @property
     def points(self) -> int:
         """How exact a share of the held-out conversations is, in percentage points (95%)."""
-        openings = {opening(row, None) for row in self._rows(self.goal, *HELD_OUT)}
+        openings = {opening(row) for row in self._rows(self.goal, *HELD_OUT)}
         return round(98 / math.sqrt(len(openings)))
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
