@@ -305,7 +305,7 @@ d.json
   5! not valid JSON: ...column 15...
 
 d.jsonl {limit: 2}
-{"prompt": "a", "prompt": "b"}\n{"prompt": ""}\n{"prompt": "c"}\nnot even json\n
+{"prompt": "b"}\n{"prompt": ""}\n{"prompt": "c"}\nnot even json\n
   1: u: b ->
   2! the last turn of the prompt is empty
   3: u: c ->
@@ -374,6 +374,45 @@ d.jsonl
   19! ...assistant turn...
   20! ...prompt[0] must be a message...
   21: u: c ->
+
+d.jsonl
+{"prompt": "a"}\n{"prompt": "a", "prompt": "b"}\n{"prompt": "q", "x": [{"y": 1, "y": 1}]}\n
+{"prompt": "q", "tools": "[{\\"name\\": \\"f\\", \\"name\\": \\"g\\"}]"}\n
+{"prompt": "[{\\"role\\": \\"user\\", \\"content\\": \\"a\\", \\"content\\": \\"b\\"}]"}\n
+{"prompt": "{\\"x\\": 1, \\"x\\": 2}"}\n
+  1: u: a ->
+  2! has the key 'prompt' twice
+  3! has the key 'y' twice
+  4! column 'tools': not valid JSON of a tool or a call...has the key 'name' twice
+  5! column 'prompt': a message has the key 'content' twice
+  6: u: {\"x\": 1, \"x\": 2} ->
+
+d.json
+[{"prompt": "a"}, {\n"prompt": "b", "n": {"k": [1, 2], "k": 0}} ,\n {"prompt": "c"}]
+  1: u: a ->
+  2! has the key 'k' twice
+  3: u: c ->
+
+d.json
+{"prompt": "a"}\n{"prompt": "b", "prompt": "b"}\n
+  1: u: a ->
+  2! has the key 'prompt' twice
+
+d.json
+{\n"prompt": "b",\n"prompt": "b"}
+  ! d.json: has the key 'prompt' twice
+
+d.json
+[{"prompt": "a", "prompt": "a"}, {"prompt": ]
+  ! d.json: not valid JSON: Expecting value...
+
+d.tsv
+prompt\tx\na\t"I am here.\nb\tHe left."\nc\td\ne\t"say ""hi""\nand go"\nf\t"a\tb"\n"g\th\ni"\tj
+  2! a quotation mark at the beginning of a cell joins it...
+  3: u: c -> {"x": "d"}
+  4: u: e -> {"x": "say \"hi\"\nand go"}
+  5: u: f -> {"x": "a\tb"}
+  6! a quotation mark at the beginning of a cell joins it...
 
 none.jsonl
   ! none.jsonl: cannot read the file: No such file...

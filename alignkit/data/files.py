@@ -118,7 +118,20 @@ def _finite(digits: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+class Twice(BadRow):
+    """An object of JSON has a key twice, of which only one would count."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise Twice(f"has the key '{max(names, key=names.count)}' twice")
+    return value
+
+
+_LENIENT = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+_DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object)
 
 
 def parse(line: str | bytes) -> Any:
@@ -143,11 +156,29 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         value = parse(text)
     except BadRow as error:
+        if isinstance(error, Twice) and text.lstrip().startswith("["):
+            yield from enumerate(_elements(path, text.strip()), 1)
+            return
         if not any(isinstance(_parsed_line(line), dict) for line in lines[:MAX_LISTED]):
             raise DataError(f"{path}: {error}") from error
         yield from jsonl_rows(path)
         return
     yield from enumerate(value if isinstance(value, list) else [value], 1)
+
+
+def _elements(path: Path, text: str) -> Iterator[Any]:
+    """The elements of an array, each a row of its own, as some are bad."""
+    at = 1
+    try:
+        while text[at] != "]":
+            if text[at] in ", \t\r\n":
+                at += 1
+                continue
+            _, end = _LENIENT.raw_decode(text, at)
+            yield _parsed_line(text[at:end])
+            at = end
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
 
 
 def without_fills(row: Any) -> Any:

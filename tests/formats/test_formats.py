@@ -376,8 +376,6 @@ prompt_completion {"prompt": "q", "completion": "a", "response": "b"}
 messages {"messages": <u: q / a: a>, "conversations": <u: q / a: b>}
 messages {"messages": [{"role": "user", "content": "q", "value": "r"}, {"role": "assistant", "content": "a"}]}
 messages {"messages": [{"role": "user", "content": "q"},
-    {"role": "assistant", "content": "a", "train": true, "weight": 0}]}
-messages {"messages": [{"role": "user", "content": "q"},
     {"role": "assistant", "content": "a", "thinking": "b", "reasoning": "c"}]}
   ! contradict
 """)

@@ -207,8 +207,9 @@ CHANGED = """
 """
 BYTES: list[tuple[bytes, int, str]] = [
     (b"{", 400, "not valid JSON"),
+    (b'{"model": "a", "model": "b"}', 400, "has the key 'model' twice"),
     (b"[" * 100_000, 400, "not valid JSON"),
-    (b"\xff", 400, "not valid JSON"),
+    (b"\xff", 400, "not valid UTF-8"),
     (b"[]", 400, "this request: "),
     (b'{"model": "run-online"}', 400, "'messages'"),
     (b'{"messages": [{"role": "user", "content": "x"}]}', 404, "there is run-online"),

@@ -214,6 +214,7 @@ def test_json_fulfills_its_schema() -> None:
     assert not is_json("1e400", {"type": "number"})
     assert is_json("1" + "0" * 400, {"multipleOf": 0.5})
     assert not is_json('"\\ud800"', {"pattern": "a"})
+    assert not is_json('{"city": "Oslo", "city": "Rome"}', {})
 
 
 def test_any_json_needs_no_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

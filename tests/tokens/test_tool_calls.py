@@ -47,7 +47,8 @@ MALFORMED = """
 <tool_call>[1]</tool_call>                                   | it is list, not an object
 <tool_call>{"name": 3, "arguments": {}}</tool_call>          | it has no 'name'
 <tool_call>{"name": "add", "arguments": [1]}</tool_call>     | 'arguments' are not an
-<tool_call>{"name": "add", "arguments": "x"}</tool_call>     | Expecting value
+<tool_call>{"name": "add", "arguments": "x"}</tool_call>     | }</tool_call>: Expecting value
+<tool_call>{"name": "add", "arguments": {"a": 1, "a": 2}}</tool_call> | has the key 'a' twice
 <tool_call>DEEP</tool_call>                                  | a call must be
 """
 

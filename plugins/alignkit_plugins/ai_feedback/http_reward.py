@@ -9,7 +9,6 @@ service refuses, for instance because it is too long (HTTP 400, 413 or 422), has
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from pydantic import ConfigDict
 
 import alignkit
 from alignkit import Context, Field, Group, Rating, Response, Reward
-from alignkit.errors import RemoteError
+from alignkit.data.files import parse
+from alignkit.errors import BadRow, RemoteError
 from alignkit.judges import tell
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.formats.rows import column_of, plain_turns, turns_of_response
@@ -79,8 +79,8 @@ class HTTP(Reward):
 def _read(text: bytes) -> float | None:
     """The score of a reply. Raises Malformed."""
     try:
-        score = json.loads(text)["score"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        score = parse(text)["score"]
+    except (BadRow, KeyError, TypeError):
         raise Malformed('the reply is not {"score": 0.7}') from None
     # An integer may lie beyond the floats.
     number = type(score) in (int, float) and abs(score) < 1e308

@@ -57,7 +57,7 @@ class Csv(Reader):
             if not header:
                 header = _header(path, cells)
             elif any(cells):  # spreadsheets leave empty rows behind
-                yield number, _record(header, cells)
+                yield number, _record(header, cells, delimiter)
 
 
 class Tsv(Csv):
@@ -77,7 +77,7 @@ def _header(path: Path, cells: Sequence[str]) -> list[str]:
     return names
 
 
-def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | BadRow:
+def _record(header: Sequence[str], cells: Sequence[str], mark: str) -> dict[str, str] | BadRow:
     if len(cells) != len(header):
         return BadRow(
             f"the row has {len(cells)} cell{'s' * (len(cells) != 1)}, but the header has "
@@ -85,6 +85,11 @@ def _record(header: Sequence[str], cells: Sequence[str]) -> dict[str, str] | Bad
         )
     if UNDECODED.search("".join(cells)):
         return BadRow(f"not valid UTF-8; {RECODE}")
+    if mark == "\t" and any("\t" in cell and "\n" in cell for cell in cells):
+        return BadRow(
+            "a quotation mark at the beginning of a cell joins it with the next rows; write the "
+            "file as csv or jsonl, or double the mark and quote the cell"
+        )
     return dict(zip(header, cells, strict=True))
 
 

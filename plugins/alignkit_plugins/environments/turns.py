@@ -20,9 +20,10 @@ from typing import Any
 
 from pydantic import ValidationError, validate_call
 
+from alignkit.data.files import parse
 from alignkit.data.group import Message
 from alignkit.environment import Environment
-from alignkit.errors import DataError, PluginError, did_you_mean
+from alignkit.errors import BadRow, DataError, PluginError, did_you_mean
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, OPEN, QUESTION, REASONING, has_names
 
@@ -123,10 +124,10 @@ def read_turn(text: str, first: int = 0) -> Message:
         try:
             if not match[0].endswith(END_CALL):
                 raise ValueError(f"the call does not end with {END_CALL}")
-            calls.append(_checked(json.loads(match[1])))
-        except (ValueError, RecursionError) as error:
+            calls.append(_checked(parse(match[1])))
+        except (ValueError, BadRow) as error:
             form = f'{CALL}{{"name": ..., "arguments": {{...}}}}{END_CALL}'
-            errors.append(f"a call must be {form}: {error}")
+            errors.append(f"a call must be {form}: {str(error).removeprefix('not valid JSON: ')}")
             return match[0]
         return ""
 
@@ -147,7 +148,7 @@ def _checked(call: Any) -> dict[str, Any]:
         raise ValueError(f"it is {type(call).__name__}, not an object")
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
     if isinstance(arguments, str):  # JSON inside JSON
-        arguments = json.loads(arguments)
+        arguments = parse(arguments)
     if not isinstance(name, str) or not name:
         raise ValueError("it has no 'name'")
     if not isinstance(arguments, Mapping):

@@ -29,7 +29,7 @@ from itertools import permutations
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
-from alignkit.data.files import kind_of
+from alignkit.data.files import Twice, kind_of, parse
 from alignkit.data.group import LEVELS, ROLES
 from alignkit.formats import columns_of, to_number
 
@@ -147,8 +147,6 @@ def _trained(turn: Mapping[str, Any], where: str) -> dict[str, bool | float]:
         raise BadRow(f"{where}: train must be true or false, not {str(train)[:60]!r}")
     if not isinstance(weight, int | float | None) or not 0 <= (weight or 0) < math.inf:
         raise BadRow(f"{where}: weight must be a number of 0 or more, not {str(weight)[:60]!r}")
-    if train is not None and weight is not None and train != (weight > 0):
-        raise BadRow(f"{where}: train {train} and weight {weight:g} contradict each other")
     if train is False or weight == 0:
         return {"train": False}
     if weight not in (None, 1):
@@ -226,9 +224,11 @@ def _json(value: Any, where: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
-    except (ValueError, RecursionError) as error:
-        raise BadRow(f"{where}: not valid JSON of a tool or a call: {value[:60]!r}") from error
+        return parse(value) if value.strip() else None
+    except BadRow as error:
+        raise BadRow(
+            f"{where}: not valid JSON of a tool or a call: {value[:60]!r}: {error}"
+        ) from error
 
 
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
@@ -532,9 +532,12 @@ def _messages_in_cell(text: str, name: str, user: bool) -> Any:
     if not text.lstrip().startswith(("[", "{")):
         return text
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = _python_value(text, name) if _MESSAGES.fullmatch(text) else None
+        value = parse(text)
+    except BadRow as error:
+        is_message = _MESSAGES.fullmatch(text)
+        if is_message and isinstance(error, Twice):
+            raise BadRow(f"column '{name}': a message {error}") from error
+        value = _python_value(text, name) if is_message else None
     if isinstance(value, dict):  # one that is no message may be what the user asks about
         speaker = str(value.get("role", value.get("from"))).strip().lower()
         speaks = SPEAKERS.get(speaker) in (ROLES if user else ("assistant",))

@@ -8,7 +8,6 @@ it comes from this page.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,8 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from alignkit.errors import AlignkitError
+from alignkit.data.files import parse
+from alignkit.errors import AlignkitError, BadRow
 from alignkit_plugins.page import templates
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now, rendered
 from alignkit_plugins.people.labels import TERMS, BadLabel
@@ -118,13 +118,13 @@ class _Site:
                 raise Refused(403, "the request does not come from this page")
             if not compare_digest(headers.get("x-csrf-token", "").encode(), session.csrf.encode()):
                 raise Refused(403, "the page is from an earlier session; reload it")
-            message = json.loads(await json_body(request))
+            message = parse(await json_body(request))
             if not isinstance(message, dict):
                 raise BadLabel("a message is a JSON object")
             return JSONResponse(await run_in_threadpool(act, session.annotator, message))
         except Refused as refused:
             return error(refused.status, str(refused))
-        except (BadLabel, ValueError, RecursionError) as bad:
+        except (BadLabel, BadRow, ValueError) as bad:
             return error(BAD, str(bad))
         except AlignkitError as failed:
             return error(BUSY, str(failed))

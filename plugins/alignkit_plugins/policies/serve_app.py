@@ -30,6 +30,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from alignkit.data.files import parse
 from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
 from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.columns import read_message
@@ -331,10 +332,9 @@ def _event(body: Mapping[str, Any]) -> str:
 def _json(body: bytes) -> Any:
     """The JSON of a request."""
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        text = str(error) or "nested too deeply"
-        raise BadLabel(f"the request is not valid JSON: {text}") from None
+        return parse(body)
+    except BadRow as error:
+        raise BadLabel(f"the request: {str(error).partition(';')[0]}") from None
 
 
 def _error(error: Exception) -> tuple[int, dict[str, Any]]:

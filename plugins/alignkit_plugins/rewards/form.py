@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from pydantic import field_validator, model_validator
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
-from alignkit.errors import check_extra
+from alignkit.data.files import parse
+from alignkit.errors import BadRow, check_extra
 from alignkit_plugins.formats.spoken import TAGS, answer_in
 from alignkit_plugins.rewards.text import scored
 
@@ -101,12 +101,9 @@ def is_json(text: str, schema: Mapping[str, Any]) -> bool:
     blocks = _BLOCK.findall(text)
     only = blocks[0][1] if len(blocks) == 1 else text
     try:
-        value = json.loads(only.lstrip("\ufeff"), parse_constant=_no_json)  # a byte order mark
+        value = parse(only.lstrip("\ufeff"))  # a byte order mark
         return not schema or bool(_validator(schema).is_valid(value))
-    except (
-        ValueError,
-        RecursionError,
-    ):  # of reading, or half a character (a surrogate) for a pattern
+    except (BadRow, ValueError):  # half a character (a surrogate) for a pattern
         return False
 
 
@@ -126,7 +123,3 @@ def _validator(schema: Mapping[str, Any]) -> Any:
         if isinstance(error.kind, ValidationErrorKind.Referencing):
             problem = f"refers to what is not part of it, write it into $defs: {error.message}"
         raise RunFailed(f"reward 'format': json_schema {problem}") from None
-
-
-def _no_json(word: str) -> None:
-    raise ValueError(f"{word} is not JSON")
