@@ -114,7 +114,7 @@ def suite(here: Here) -> None:
                 tell(f", until {report.nodeid.partition('::')[0]}")
 
     os.environ["ALIGNKIT_TEST_DEVICE"] = "cuda"
-    chosen = ["tests/training/test_kl.py"] if here.short else SUITE
+    chosen = ["tests/algorithms/test_grpo_variants.py"] if here.short else SUITE
     pytest.main(["-q", "--tb=short", "-p", "no:cacheprovider", *chosen], plugins=[Counting()])
     tell("")
 
@@ -183,12 +183,12 @@ def grpo(here: Here) -> None:
     """Two runs of one recipe."""
     from alignkit.io.digest import file_digest
 
-    recipe, size = here.folder / "grpo.yaml", 2 if here.short else 16
+    recipe, size = here.folder / "grpo.yaml", 4 if here.short else 16
     recipe.write_text(
         f"name: grpo\nmodel: {{base: {TINY if here.short else MODEL}}}\n"
         "stages:\n  align:\n    algorithm: grpo\n    reward: length\n"
         f"    prompts: {{path: {ROOT / 'recipes' / 'data' / 'prompts.jsonl'}, limit: 64}}\n"
-        f"    rollout: {{samples_per_prompt: 4, max_new_tokens: {2 * size}}}\n"
+        f"    rollout: {{samples_per_prompt: 4, max_new_tokens: 24}}\n"
         f"    iterations: 2\n    prompts_per_iteration: {size}\n",
         encoding="utf-8",
     )
@@ -205,13 +205,14 @@ def grpo(here: Here) -> None:
 def quickstart(here: Here) -> None:
     """Its rates against the intervals that CPUs have had over several seeds."""
     out, words = here.folder / "quickstart", list[str]()
+    prompts = ROOT / "recipes" / "data" / "quickstart" / "heldout.jsonl"
     if here.short:
         words = [
             "model.base=tiny",
             "stages.align.iterations=1",
             "stages.align.prompts_per_iteration=2",
             "stages.align.rollout.max_new_tokens=4",
-            "stages.report.prompts.limit=16",
+            f"stages.report.prompts={{path: {prompts}, part: [0, 0.1]}}",
             "stages.report.sampling.max_new_tokens=4",
             "~stages.helpful.validation",
             "~stages.safety.validation",
@@ -262,14 +263,15 @@ def large(here: Here, tokens: int, rows: int) -> None:
 
     source = _folder(here) if here.short else random_model("8b", _cache())
     learner = _learner(source, "bfloat16", NF4, "cuda")
-    examples = _examples(learner.model, rows, 64 if here.short else tokens)
+    size, tokens = ("tiny", 64) if here.short else ("8B", tokens)
+    examples = _examples(learner.model, rows, tokens)
     total = sum(encoded.length for encoded in examples.groups)
     for _ in range(3):  # the first one compiles
         began = time.perf_counter()
         learner.step(examples, 0.0)
         torch.cuda.synchronize()
         speed = total / (time.perf_counter() - began)
-        what = f"SFT step, {'tiny' if here.short else '8B'} in nf4, {rows} x {tokens:,} tokens"
+        what = f"SFT step, {size} in {NF4}, {rows} x {tokens:,} tokens"
         here.tell(what, f"{speed:,.0f} tokens/s, {_peak()}", value=speed)
 
 
@@ -346,7 +348,7 @@ def _run(words: Sequence[str]) -> None:
     from alignkit.cli import main as alignkit
 
     if code := alignkit(["run", *words]):
-        raise RuntimeError(f"alignkit run {' '.join(words)}: exit code {code}")
+        raise RuntimeError(f"alignkit run ended with exit code {code}")
 
 
 def _peak() -> str:
