@@ -188,7 +188,7 @@ def grpo(here: Here) -> None:
         f"name: grpo\nmodel: {{base: {TINY if here.short else MODEL}}}\n"
         "stages:\n  align:\n    algorithm: grpo\n    reward: length\n"
         f"    prompts: {{path: {ROOT / 'recipes' / 'data' / 'prompts.jsonl'}, limit: 64}}\n"
-        f"    rollout: {{samples_per_prompt: 4, max_new_tokens: 24}}\n"
+        "    rollout: {samples_per_prompt: 4, max_new_tokens: 24}\n"
         f"    iterations: 2\n    prompts_per_iteration: {size}\n",
         encoding="utf-8",
     )
