@@ -397,7 +397,9 @@ class StepStage(RunStage):
     def _scorer(self, spec: RewardSpec) -> Any:
         from alignkit.training.rewards import Rewards
 
-        say = self.reporter.say
+        def say(text: str) -> None:
+            self.reporter.say(f"{self.name}: {text}")
+
         return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take, say=say)
 
     def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:

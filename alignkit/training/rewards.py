@@ -279,7 +279,8 @@ class Rewards:
         self.restore(before)
         missing = 0 if table.raw is None else int(table.raw.isnan().sum())
         if missing and (why := table.why_unscored()):
-            self._say(f"{self.name}: {counted(missing, 'response')} without a score{why}")
+            told = f"{counted(missing, 'response')} without a score{why}"
+            self._say(f"warning: {self.name}: {told}")
         return table.scored
 
     # What single rewards say

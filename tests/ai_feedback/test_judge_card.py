@@ -187,8 +187,11 @@ def test_a_panel_says_whose_verdicts_are_missing(
     assert found["panel"] == panel and found["unjudged"] == {}
     told = sentence("p", found)
     for who, count in panel.items():
-        assert f"; no verdict of {who} on {count}" in told
-    assert ("\nwarning: p: one judge alone decides at least half" in told) == bool(warns)
+        assert f"{who} on {count}" in told
+    assert ("\nwarning: p: no verdict of b (cut) on 2, all" in told) == bool(warns)
+    assert ("\np: no verdict of b (cut) on 1, all" in told) == (len(panel) == 2)
+    useless = sentence("p", {**found, "no_judge": "no use"})
+    assert useless.startswith("warning: p: no use") and useless.endswith(told.partition(".")[2])
     one = card([(0, joint([NONE, CUT], ["a", "b"]))])
     assert one["panel"] == {"a (cut)": 1, "b (no reason given)": 1}
     assert "(cut)" in sentence("p", one)

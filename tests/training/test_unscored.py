@@ -15,6 +15,7 @@ from alignkit import CombinedReward, Verdict
 from alignkit.cli import main
 from alignkit.reward import Rating
 from alignkit.training.rewards import RewardTable
+from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.rewards.combinations import WeightedSum
 from tests.rows import Said, demos, pairs, run, with_plugin, write_recipe, write_rows
 
@@ -91,7 +92,10 @@ def test_a_step_says_how_many_have_no_score_and_why(tmp_path: Path, said: Said, 
     recipe = write_recipe(tmp_path, {stage: yaml.safe_load(STEPS)[stage]})
     run(recipe, *with_plugin(tmp_path / "strangers.py", PLUGIN))
     count = {"scored": 6, "sampled": 3}[stage]
-    assert f"rated: {count} responses without a score; reason: the server is closed: try" in said()
+    why = "the server is closed: try again"
+    told = f"rated: {count} responses without a score; reason: {why}"
+    assert f"{stage}: warning: {told}" in said()
+    assert told in {one["text"] for one in facts_of(recipe.parent / "run")["warnings"]}
 
 
 def test_evaluate_says_how_many_have_no_score_and_why(tmp_path: Path, said: Said) -> None:

@@ -111,7 +111,7 @@ def card(judgments: Sequence[Judgment], people: Estimate | None = None) -> dict[
     facts: dict[str, Any] = {
         "comparisons": len(judgments),
         "unjudged": dict(unjudged.most_common()),
-        "panel": dict(missing.most_common()),
+        "panel": dict(missing),
         "inconsistent": by_unit(swayed),
         "people": people,
     }
@@ -133,7 +133,19 @@ def no_judge(card: Mapping[str, Any]) -> str:
 
 
 def sentence(name: str, card: Mapping[str, Any]) -> str:
-    """What a reader must know of a judge: why it is of no use, or how good it is."""
+    """What a reader must know of a judge: why it is of no use, or how good it is; and in another
+    line, which judges of a panel have said nothing.
+    """
+    told = _trust(name, card)
+    if panel := card.get("panel"):  # earlier cards have none
+        often = 2 * panel.get(ALL_BUT_ONE, 0) >= card["comparisons"]
+        lacks = ", ".join(f"{judge} on {count:,}" for judge, count in panel.items())
+        told += f"\n{'warning: ' * often}{name}: no verdict of {lacks}"
+    return told
+
+
+def _trust(name: str, card: Mapping[str, Any]) -> str:
+    """Why a judge is of no use, or how good it is."""
     pairs, people, swayed = card["comparisons"], card["people"], card["inconsistent"]
     if card["no_judge"]:
         return f"warning: {name}: {card['no_judge']}"
@@ -149,9 +161,4 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
         text += f"; the order of the answers decides {shown(swayed, percent=True)}"
     if silent:
         text += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
-    panel = card.get("panel", {})  # earlier cards have none
-    for judge, count in panel.items():
-        text += f"; no verdict of {judge} on {count:,}"
-    if 2 * panel.get(ALL_BUT_ONE, 0) >= pairs - silent:
-        text += f".\nwarning: {name}: one judge alone decides at least half of its verdicts"
     return f"{text}."

@@ -58,7 +58,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
-from alignkit_plugins.formats.spoken import all_turns, as_judged, for_judges
+from alignkit_plugins.formats.spoken import as_judged, for_judges
 
 Place = tuple[int, int, int]  # group, first response, second response
 
@@ -270,8 +270,7 @@ class JudgePairs(Step):
 
 
 def _plain(response: Response) -> dict[str, Any]:
-    text = all_turns(response, thoughts=True)
-    return {"text": text, "truncated": response.truncated}
+    return {"text": response.text, "truncated": response.truncated}
 
 
 def compared(judge: CheckedJudge, rows: Sequence[Sequence[Any]]) -> Iterator[Verdict]:

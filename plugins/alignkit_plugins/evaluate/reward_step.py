@@ -134,6 +134,7 @@ class EvaluateReward(Step):
         told = list(notes)
         for name, one in cards.items():
             told.append(sentence(name, one))
+            context.say(f"{context.out.name}: {told[-1]}")
         lines = "\n".join(told)
         blocks: list[Block] = [lines, table(main_rows(rows), title), *details(rows)]
         return Artifact(summary=summary, report=Report(blocks))

@@ -35,7 +35,7 @@ PASSED = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_ca
 
 def plain_turns(turns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Turns as a user's function or service gets them, like TRL's: with their calls of tools."""
-    empty: dict[str, Any] = {"content": ""}
+    empty = dict.fromkeys(PASSED[:2], "")
     return [empty | {key: turn[key] for key in PASSED if turn.get(key)} for turn in turns]
 
 
