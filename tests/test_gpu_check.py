@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.utils import backend_registration
@@ -63,8 +64,13 @@ def test_the_quick_start_is_compared_with_the_page(tmp_path: Path) -> None:
     columns = [column for column, is_share in MEASURES.values() if is_share]
     assert {("sft", column) for column in columns} | {("ppo", c) for c in columns} <= set(known)
     assert all(0 <= low <= high <= 100 for low, high in known.values())
-    row = {"policy": "align", "metric": "facts right", "estimate": {"mean": 0.5}}
-    others = [{"policy": "base"}, {"metric": "words"}, {"estimate": {}}, {"column": "kind"}]
+    row: dict[str, Any] = {"policy": "align", "metric": "facts right", "estimate": {"mean": 0.5}}
+    others: list[dict[str, Any]] = [
+        {"policy": "base"},
+        {"metric": "words"},
+        {"estimate": {}},
+        {"column": "kind"},
+    ]
     results = {"results": [row, *(row | other for other in others)]}
     write_json(tmp_path / "evaluation.json", results)
     assert [*rates(tmp_path / "evaluation.json")] == [("ppo", "facts right", 50.0)]
