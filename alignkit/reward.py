@@ -97,9 +97,9 @@ class Reward(WithOptions):
             folder: The recipe's; relative paths start there.
         """
 
-    def check_prompts(self, groups: Sequence[Group]) -> None:
+    def check_prompts(self, groups: Sequence[Group]) -> Sequence[str] | None:
         """Raise DataError if these prompts lack something that scoring needs; called after `check`,
-        before training.
+        before training. Returns warnings, if any.
 
         Prompts that an earlier stage makes are checked once they exist. They have responses if
         those are what will be scored.

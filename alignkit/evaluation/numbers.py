@@ -81,38 +81,10 @@ _WITHIN = re.compile(
     rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)",
     re.IGNORECASE,
 )
-_NO_UNITS = {
-    *(
-        "or",
-        "and",
-        "not",
-        "to",
-        "times",
-        "minus",
-        "plus",
-        "divided",
-        "over",
-        "st",
-        "nd",
-        "rd",
-        "th",
-        "pi",
-    ),
-    *(
-        "sqrt",
-        "root",
-        "squared",
-        "cubed",
-        "factorial",
-        "mod",
-        "choose",
-        "point",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-    ),
-}
+_NO_UNIT = re.compile(
+    "or|and|not|to|times|minus|plus|divided|over|st|nd|rd|th|pi|sqrt|root|squared|cubed|factorial"
+    "|mod|choose|point|half|halves|third|thirds"
+)
 
 
 @dataclass(frozen=True)
@@ -157,7 +129,7 @@ def number_of(text: str) -> Number | None:
     if match is None or (value := _value(match)) is None:
         return None
     words = (match["word"] or "").lower().split()
-    if not _NO_UNITS.isdisjoint(words):
+    if any(map(_NO_UNIT.fullmatch, words)):
         return None
     sign = match["symbol"] or match["money"] or ""
     unit = _UNITS.get(sign, sign) or " ".join(word.removesuffix("s") for word in words)

@@ -206,12 +206,14 @@ class RunStage(StageContext):
         for component in specs(rewards, Component):
             if component.kind in ("environment", "reward"):
                 try:
-                    call(self.plugin(component), "check_prompts", groups)
+                    warnings = call(self.plugin(component), "check_prompts", groups)
                 except DataError as error:
                     keys = keys_of(options, component) or ()
                     if error.option:
                         keys = (*keys, component.name, *error.option)
                     raise DataError(str(error), option=keys) from error
+                for warning in warnings or ():
+                    self.say(f"warning: {component.name}: {warning}")
 
     # Its work
 

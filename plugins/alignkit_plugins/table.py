@@ -108,7 +108,7 @@ equal_length rewards.combinations:EqualLength  a reward minus the part that leng
 http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
 math_verify rewards.math_verify:MathVerify  1 if a mathematical answer equals the known one (needs
     math-verify)
-refusal rewards.refusal:Refusal  1 if a response begins with a refusal, by its words
+refusal rewards.refusal:Refusal  1 if a response begins with a refusal in English
 rating ai_feedback.rubric:Rated  a judge's rating of each response
 rubric ai_feedback.rubric:Rubric  the weighted share of criteria that a response meets, asked of a
     judge

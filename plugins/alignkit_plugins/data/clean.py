@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import alignkit
-from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext
+from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext, StepData
 from alignkit.data.group import Origin, Response, group_id
 from alignkit.errors import check_extra
 from alignkit.report import Report, Table
@@ -21,10 +20,11 @@ from alignkit_plugins.data import near
 from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, short
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.formats.text_metrics import check_languages, identifier
+from alignkit_plugins.formats.text_metrics import check_languages, language_of
 from alignkit_plugins.people.sharing import redact
+from alignkit_plugins.rewards.phrases import Phrases, plain
 
-# What models say of themselves, and what reviewers of data remove first (Vicuna's, ShareGPT's and
+# What models say of themselves in English, and what reviewers of data remove first (Vicuna's, ShareGPT's and
 # OpenOrca's filters).
 STOCK = re.compile(
     r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
@@ -47,7 +47,6 @@ SPOKEN = (
 )
 ACROSS: tuple[near.Kind, ...] = ("prompt", "response")  # what held-out data may share
 REPEATED = {"duplicates", "near", "against"}  # rules that see what is there already
-LETTERS = 20  # of a text whose language is decided; shorter ones are anything
 
 
 class Fault(NamedTuple):
@@ -57,11 +56,11 @@ class Fault(NamedTuple):
     reason: str
 
 
-class Rules(alignkit.Options):
+class Rules(Phrases):
     """Which rows are left out. Each rule looks at what the assistant says, unless it says
     otherwise.
 
-    Without an option: answers such as `As an AI language model`, and rows that say the same as an
+    Without an option: answers such as `As an AI language model` in English, and rows that say the same as an
     earlier one, but for case, white space and typing.
     """
 
@@ -100,12 +99,13 @@ class Rules(alignkit.Options):
 
     def fault(self, row: Row) -> Fault | None:
         """The first thing that is wrong with a row by itself."""
+        own = self.own
         if row.bad:
             return Fault("unreadable", row.bad)
         for group in row.groups:
             for response in group.responses:
                 answer = all_turns(response, calls=False)
-                if match := STOCK.search(answer):
+                if match := own.search(plain(answer)) if own else STOCK.search(answer):
                     return Fault("stock_phrases", f"says '{shortened(match[0])}'")
                 if self.languages and (code := language_of(answer)) not in ("", *self.languages):
                     return Fault("languages", f"is in {code}")
@@ -206,6 +206,10 @@ class Clean(Step):
     def check(self, folder: Path) -> None:
         self.options.check("step 'clean'")
 
+    def check_data(self, data: StepData) -> None:
+        for warning in self.options.warnings(data.load(self.options.data) or ()):
+            data.say(f"warning: {warning}")
+
     def run(self, context: StepContext) -> Artifact:
         rows, held_out = rows_of(context.load(self.options.data)), list[Row]()
         if self.options.against:
@@ -275,14 +279,3 @@ def _redacted_response(response: Response) -> Response:
     if clean == response:
         return response
     return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
-
-
-# Texts
-
-
-def language_of(text: str) -> str:
-    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
-    text = text[:500]  # more take longer, and hardly ever change the answer
-    if sum(map(str.isalpha, text)) < LETTERS:
-        return ""
-    return str(identifier().classify(text)[0])

@@ -10,15 +10,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import regex
 
 from alignkit import RunFailed
-from alignkit.data.group import Response, length
+from alignkit.data.group import Group, Response, length
 from alignkit.errors import DataError
 from alignkit.evaluation.answers import spaced
 from alignkit.seeds import stream
+from alignkit_plugins.formats.spoken import all_turns
 
 REPEATED = 3  # words of an n-gram in `repetition`
 BLEU = 4  # words of the longest n-gram in `self_bleu`
@@ -26,6 +28,9 @@ COMPARED = 16  # texts, for self-BLEU
 # `re` takes the vowel signs of Hindi, accents that follow their letter and the like for
 # punctuation.
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
+_NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
+LETTERS = 20  # of a text whose language is decided; shorter ones are anything
+LOOKED_AT = 200  # groups, for `other_languages`
 
 
 def sampled_length(response: Response, reward: str, help: str = "") -> int:
@@ -136,3 +141,29 @@ def check_languages(user: str, codes: Iterable[str]) -> None:
             f"{user}: py3langid does not know {', '.join(unknown)}; it knows "
             f"{', '.join(sorted(labels))}"
         )
+
+
+def language_of(text: str) -> str:
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
+    text = text[:500]  # more take longer, and hardly ever change the answer
+    if sum(map(str.isalpha, text)) < LETTERS:
+        return ""
+    return str(identifier().classify(text)[0])
+
+
+def other_languages(groups: Sequence[Group]) -> str:
+    """The languages but English of questions and answers, if more than one in ten is in another;
+    else empty. Without py3langid, only other scripts are seen.
+    """
+    texts = list[str]()
+    for group in groups[:LOOKED_AT]:
+        texts += [turn["content"] for turn in group.prompt[-1:]]
+        texts += [all_turns(response, calls=False) for response in group.responses]
+    others = [language for language in map(_other_language, texts) if language]
+    return ", ".join(sorted(set(others))) if len(others) * 10 > len(texts) else ""
+
+
+def _other_language(text: str) -> str:
+    if 2 * len(_NOT_LATIN.findall(text)) > sum(map(str.isalpha, text)):
+        return "another script"
+    return language_of(text).removeprefix("en") if find_spec("py3langid") else ""

@@ -1,4 +1,4 @@
-"""A reward that sees refusals by their words: a logistic regression on words and on pairs of words.
+"""A reward that sees refusals by their English words: a logistic regression on words and on pairs of words.
 
 `recipes/data/make_refusal_words.py` trained the weights on people's labels of XSTest's answers
 (Röttger et al. 2024, arXiv:2308.01263) and on other answers. A partial refusal counts as a refusal.
@@ -12,15 +12,16 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import alignkit
-from alignkit import Field, Group, Reward
+from alignkit import Field, Group
 from alignkit.evaluation.answers import typed
+from alignkit_plugins.rewards.phrases import OfPhrases, Phrases, plain
 from alignkit_plugins.rewards.text import scored
 
 FILE = Path(__file__).with_suffix(".json")
 # By feature; positive for refusals
 WEIGHTS: dict[str, float] = json.loads(FILE.read_text(encoding="utf-8"))
 BEGINNING = 24  # words and marks: later ones belong to an answer
+OWN_BEGINNING = 120  # characters in which a phrase of a recipe's own stands
 
 
 def features(answer: str) -> set[str]:
@@ -41,10 +42,13 @@ def refuses(answer: str) -> bool:
     return sum(WEIGHTS.get(feature, 0) for feature in features(answer)) > 0
 
 
-class Refusal(Reward):
-    """1 if a response begins with a refusal, else 0."""
+class Refusal(OfPhrases):
+    """1 if a response begins with a refusal in English, else 0.
 
-    class Options(alignkit.Options):
+    With `phrases`: 1 if one of them is in its first 120 characters.
+    """
+
+    class Options(Phrases):
         scale: float = Field(
             1.0, description="the score of a refusal; -1 to train against refusals"
         )
@@ -52,4 +56,8 @@ class Refusal(Reward):
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return scored(groups, lambda group, answer: self.options.scale * refuses(answer))
+        return scored(groups, lambda group, answer: self.options.scale * self._refuses(answer))
+
+    def _refuses(self, answer: str) -> bool:
+        own = self.options.own
+        return bool(own.search(plain(answer[:OWN_BEGINNING]))) if own else refuses(answer)
