@@ -205,9 +205,14 @@ class Format:
                 raise BadRow(
                     f"column '{name}' means something in other tools, which this format would "
                     f"lose; say which column it is, as in `columns: {{COLUMN: {name}}}`, or "
-                    f"rename it: `columns: {{other_{name}: {name}}}`"
+                    f"{renamed(name)}"
                 )
         return unused
+
+
+def renamed(name: str) -> str:
+    """What to do about a column that means something else."""
+    return f"rename a column of another meaning: `columns: {{other_{name}: {name}}}`"
 
 
 def columns_of(row: Any) -> Mapping[str, Any]:

@@ -224,6 +224,26 @@ prompt_completion {"prompt": "q", "completion": "a", "label": "safe"}
 prompt_completion {"prompt": "q", "completion": "a", "label": "0"}
   ! column 'label' must be true or false
 
+prompt_completion {"prompt": "q", "completion": "a", "label": 0}
+alpaca {"instruction": "q", "output": "a", "label": "greeting"}
+messages {"messages": <u: q / a: a>, "label": "greeting"}
+  ! write true for a good response, or rename a column of another meaning: `columns: {other_label: label}`
+
+messages {"messages": <u: q / a: a>, "kto_tag": 1}
+  ! `columns: {other_kto_tag: kto_tag}`
+
+prompt_completion {"prompt": "q", "response": ["a", "b"]}
+  ! `data: {template: {path: FILE, prompt: "{{ prompt }}", chosen: "{{ response[0] }}", rejected: "{{ response[1] }}"}}`
+
+dolly {"instruction": "q", "response": ["a", "b"]}
+  ! chosen: "{{ response[0] }}", rejected: "{{ response[1] }}"}}`
+
+alpaca {"instruction": "q", "input": "r", "output": ["a", "b"]}
+  ! prompt: "{{ instruction }}\n\n{{ input | default('', true) }}", chosen: "{{ output[0] }}"
+
+alpaca {"instruction": "q", "output": ["a", "b", "c"]}
+  ! column 'output' must be text, not a list
+
 prompt_completion {"prompt": "q", "completion": "a", "score": "good"}
   ! column 'score' must be a number
 
@@ -686,7 +706,7 @@ messages {"messages": <u: q / a: a>, "image": "a.png"}
   ! column 'image' means
 
 prompt_completion {"prompt": "q", "completion": "a", "functions": [{"name": "f"}]}
-  ! rename it: `columns: {other_functions:
+  ! rename a column of another meaning: `columns: {other_functions:
 
 prompt_completion {"prompt": "q", "completion": "a", "mask": [0, 1]}
   ! column 'mask' means

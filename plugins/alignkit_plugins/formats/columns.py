@@ -31,7 +31,7 @@ from typing import Any
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.files import Twice, kind_of, parse
 from alignkit.data.group import LEVELS, ROLES
-from alignkit.formats import columns_of, to_number
+from alignkit.formats import columns_of, renamed, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
@@ -84,6 +84,19 @@ def only_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
     if len(said) > 1:
         raise BadRow(f"{' and '.join(said.values())} contradict each other; rename one of them")
     return next(iter(said.values()), first_of(row, names))
+
+
+def check_one(row: Mapping[str, Any], name: str, prompt: str) -> None:
+    """Raise BadRow for a column that holds two answers, with the line that reads them. prompt: of a
+    template.
+    """
+    answers = row.get(name)
+    if isinstance(answers, list) and list(map(type, answers)) == [str, str]:
+        raise BadRow(
+            f"column '{name}' has two answers; if the first is the better one, write `data: "
+            f'{{template: {{path: FILE, prompt: "{prompt}", chosen: "{{{{ {name}[0] }}}}", '
+            f'rejected: "{{{{ {name}[1] }}}}"}}}}`'
+        )
 
 
 def read_message(turn: Any, where: str) -> Message:
@@ -427,7 +440,12 @@ class ColumnFormat(Format):
     @classmethod
     def label(cls, row: Mapping[str, Any]) -> bool | None:
         """Whether the row's answer is good, by one of LABEL_COLUMNS; None if it does not say."""
-        return cls.flag(row, only_of(row, LABEL_COLUMNS) or "label")
+        name = only_of(row, LABEL_COLUMNS) or "label"
+        try:
+            return cls.flag(row, name)
+        except BadRow as error:
+            text = f"{error}; write true for a good response, or {renamed(name)}"
+            raise BadRow(text) from None
 
     @staticmethod
     def tools(row: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -18,13 +18,20 @@ from pydantic import TypeAdapter, ValidationError
 from alignkit import BadRow, Format, Group, Message
 from alignkit.data.group import group_from_json
 from alignkit.formats import columns_of
-from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, first_of, only_of
+from alignkit_plugins.formats.columns import (
+    LABEL_COLUMNS,
+    ColumnFormat,
+    check_one,
+    first_of,
+    only_of,
+)
 
 NAMES = ("messages", "conversations")
 # With the answers of comparisons, which `preference` reads.
 COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
 QUESTION = ("instruction", "input", "context")
 NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # of Alpaca's generator
+_AS_TEMPLATE = r"{{ instruction }}\n\n{{ input | default('', true) }}"
 _HISTORY = TypeAdapter(list[tuple[str, str]] | None)
 
 
@@ -104,6 +111,7 @@ class Alpaca(Messages):
         for question, answer in pairs:
             turns.append(Message(role="user", content=question))
             turns.append(Message(role="assistant", content=answer))
+        check_one(row, self.answer_column, _AS_TEMPLATE)
         turns += self.joined(row, names)
         turns.append(Message(role="assistant", content=self.text(row, self.answer_column)))
         return self.learned(row, turns, *QUESTION, self.answer_column, "history")

@@ -18,6 +18,7 @@ from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,
+    check_one,
     first_of,
     only_of,
     rated_alike,
@@ -133,6 +134,7 @@ class PromptCompletion(ColumnFormat):
 
     def read(self, row: Any) -> Group:
         name = only_of(row, COMPLETIONS) or COMPLETIONS[0]
+        check_one(columns_of(row), name, "{{ prompt }}")
         prompt = self.column(row, "prompt")
         turns = answer_after(prompt, self.column(row, name, user=False))
         scores, label = self.scores(self.number(row, "score")), self.label(row)
