@@ -365,7 +365,10 @@ def _override(document: Document, text: str) -> None:
         )
         refuse(message)
     reader = _Reader(value, "", [])
-    new = _with_absolute_paths(reader.read(), Path.cwd(), document.path.parent)
+    new = reader.read()
+    if isinstance(new, str) and " #" in value and value.lstrip()[0] not in "\"'":
+        new = value.strip()  # nobody comments on an override, but a path may have a #
+    new = _with_absolute_paths(new, Path.cwd(), document.path.parent)
     if reader.problems:
         raise RecipeError(reader.problems)
     place = Problem("", f"override '{text}'")

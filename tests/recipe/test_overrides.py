@@ -27,6 +27,25 @@ def test_override_sets_and_deletes(tmp_path: Path) -> None:
     assert data(tmp_path, "algorithm: ppo", "algorithm=dpo") == {"algorithm": "dpo"}
 
 
+def test_a_number_sign_in_an_override_is_no_comment(tmp_path: Path) -> None:
+    for text, found in (
+        ("my folder #1/rows.jsonl", "my folder #1/rows.jsonl"),
+        ("a #b: c", "a #b: c"),
+        ("'a #b'", "a #b"),
+        ('"a" # b', "a"),
+        ("5 # b", 5),
+        ("a#b", "a#b"),
+        ("{b: 'a #c'}", {"b": "a #c"}),
+    ):
+        assert data(tmp_path, "z: 1", f"x.y={text}") == {"z": 1, "x": {"y": found}}
+    (tmp_path / "my #1").mkdir()
+    (tmp_path / "my #1" / "a.yaml").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "my #1")
+        read = data(tmp_path, "z: 1", "x=../my #1/a.yaml")
+    assert read["x"].endswith("/my #1/a.yaml")
+
+
 WRONG = """\
 a | must be key.path=value |
 =1 | must be key.path=value |
