@@ -243,7 +243,7 @@ class Results:
         Raises RunFailed if there are files in the place of the link.
         """
         path, result = self.folder / stage, self.of(RESULTS, stage, key)
-        if path.exists() and not path.is_symlink():
+        if path.exists() and not path.is_symlink() and not self._adopted(stage):
             try:
                 path.rmdir()  # an empty folder
             except OSError as error:
@@ -264,6 +264,21 @@ class Results:
         elif self.record(stage).get("hash") not in (None, key):
             say(f"{stage}: restored an earlier result for these settings")
         self._link(stage, result)
+        return True
+
+    def _adopted(self, stage: str) -> bool:
+        """Whether the folder in the place of a link is what the link led to: the run was copied
+        with its links followed. It then takes the place of the copy of that.
+        """
+        path = self.folder / stage
+        record = read_record(path)
+        key = str(record.get("hash"))
+        if not re.match(_KEY, key) or damage_of(path):
+            return False
+        place = self.of(RESULTS if record.get("complete") else WORK, stage, key)
+        if place.exists():
+            discard_folder(place)
+        move_folder(path, place)
         return True
 
     def _put(self, stage: str, key: str) -> None:

@@ -152,6 +152,50 @@ def test_a_kill_when_a_result_is_complete_loses_nothing(
     assert not (store.folder / "sft" / "checkpoints").exists(), "it is cleaned when it is found"
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_run_that_was_copied_with_its_links_followed(
+    store: Results, tmp_path: Path, complete: bool, hidden: bool
+) -> None:
+    """By `scp -r` or `zip`, with the hidden folders, or without them. Then the folder is the
+    result, or the work on one, unless a file of it has changed; notes in it stay.
+    """
+    copy, key = Results(tmp_path / "copy"), digest("one")
+    if complete:
+        finished(store, "one")
+    else:
+        store.begin("sft", key, {})
+        (store.folder / "sft" / "checkpoints" / "000001").mkdir(parents=True)
+    shutil.copytree(store.folder, copy.folder)
+    folder = copy.folder / "sft"
+    if not hidden:
+        for name in (".results", ".work"):
+            shutil.rmtree(copy.folder / name, ignore_errors=True)
+    again = Results(tmp_path / "again")
+    shutil.copytree(copy.folder, again.folder)
+    (again.folder / "sft" / "notes").write_text("mine", encoding="utf-8")
+    assert brought(copy, key) == ([] if complete else None)
+    kind, name = ".results" if complete else ".work", f"sft-{key[:16]}"
+    assert [path.name for path in (copy.folder / kind).iterdir()] == [name]
+    assert complete or (copy.folder / kind / name / "checkpoints" / "000001").is_dir()
+    assert not complete or (os.readlink(folder) == f"{kind}/{name}" and made_with(copy) == "one")
+    brought(again, digest("two"))
+    assert (again.folder / kind / name / "notes").exists()
+    if complete:
+        (store.folder / "sft").unlink()
+        shutil.copytree(copy.folder / kind / name, store.folder / "sft")
+        (store.folder / "sft" / FILES[0]).write_text("other", encoding="utf-8")
+        with pytest.raises(RunFailed, match="is no link to a result of this run"):
+            brought(store, key)
+        assert brought(again, key) == []
+    for text in ("{}", '{"hash": "../../../../../"}'):
+        (again.folder / "sft").unlink() if (again.folder / "sft").is_symlink() else None
+        (again.folder / "sft").mkdir(exist_ok=True)
+        (again.folder / "sft" / "stage.json").write_text(text, encoding="utf-8")
+        with pytest.raises(RunFailed, match="is no link to a result of this run"):
+            brought(again, key)
+
+
 @pytest.mark.parametrize("folder", [True, False])
 def test_what_is_no_result_is_named_and_left_alone(store: Results, folder: bool) -> None:
     notes = store.folder / "sft" / "notes" if folder else (store.folder / "sft")
