@@ -542,6 +542,23 @@ def test_each_sample_may_be_truncated() -> None:
     assert size.estimate["mean"] == 2.0
 
 
+def test_no_length_and_no_kl_is_below_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their t intervals would be, because one of four answers is much longer, and the only one with
+    a KL.
+    """
+    many = [1, 1, 1, 41]
+    groups = [
+        replace(group, responses=(Response("a", tokens=(1,) * count, source="sft"),))
+        for group, count in zip(prompts(), many, strict=False)
+    ]
+    monkeypatch.setattr(measures, "_kl", lambda *given: [[count - 1.0] for count in many])
+    size, _ = measures.of_answers(groups, ["sft"])
+    _, kl = measures.kl_of(groups, {"base": "base", "sft": "sft"}, "base", 1.0, Mock())
+    for row, mean in ((size, 11.0), (kl, 10.0)):
+        assert (row.estimate["mean"], row.estimate["low"], row.estimate["n"]) == (mean, 0.0, 4)
+        assert row.estimate["high"] == pytest.approx(mean + 31.824463)  # t of three times 10
+
+
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
     found = preference([0.25, 1.0], [None, None])
     assert (found["mean"], found["low"], found["high"]) == (0.625, 0.0, 1.0)

@@ -21,7 +21,7 @@ from alignkit_plugins.evaluate import lm_eval
 from alignkit_plugins.evaluate.lm_eval import LmEval
 from tests.by_role import ByRole
 from tests.evaluate.scripted import context, lines, said
-from tests.rows import Said, read_json, run, write_recipe, write_rows
+from tests.rows import Said, cells, read_json, run, write_recipe, write_rows
 
 CONSENT = ["--confirm_run_unsafe_code"]
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -194,12 +194,12 @@ def test_a_run_that_is_stopped_leaves_no_process(
         os.kill(int((tmp_path / "child").read_text()), 0)
 
 
-# The means with 1.96 standard errors; a lower bleu is better, and nothing has no interval
+# The means with their intervals; a lower bleu is better, and nothing has no interval
 NUMBERS = """
-sft even: acc |  | 0.75 0.554 0.946 4 |  |  | 0
+sft even: acc |  | 0.75 0.5239 0.891 4 |  |  | 0
 sft even: bleu |  | 3 - - 4 |  |  | 0
 sft gsm: exact_match,strict |  | 0 - - - |  |  | 0
-sft all: acc |  | 0.5 0.01001 0.99 - |  |  | 0
+sft all: acc |  | 0.5 0.15 0.85 - |  |  | 0
 """
 
 
@@ -208,8 +208,35 @@ def test_numbers_and_table(tmp_path: Path, harness: Any) -> None:
     artifact = bench(tmp_path, policies=["sft"], args=["--limit", "4"])
     assert lines(artifact.summary or {}) == NUMBERS.strip().splitlines()
     text = said(artifact)
-    assert "lm-evaluation-harness 0.4.99" in text and "0.75 [0.55, 0.95]" in text
+    assert "lm-evaluation-harness 0.4.99" in text and "0.75 [0.52, 0.89]" in text
     assert "even: bleu*" in text and "* lower is better" in text
+
+
+# A metric, its mean, its standard error, documents, and its interval: Wilson's of a share, of as many
+# documents as have the error; of others 1.96 standard errors, without what cannot be
+INTERVALS = """
+acc                | 0.02  | 0.014 | 101  | 0.0055 0.0700
+acc_norm           | 0.99  | 0.01  | 100  | 0.9451 0.9982
+exact_match        | 0.05  | 0.05  |      | 0.0086 0.2428
+pass@1             | 0.5   | 0.1   | 26   | 0.3175 0.6825
+mine               | 0.1   | 0.2   | 50   | -0.2920 0.4920
+mcc                | 0.1   | 0.08  | 100  | -0.0568 0.2568
+bleu_diff          | 0.4   | 0.3   | 100  | -0.1880 0.9880
+bleu               | 0.2   | 0.2   | 100  | 0.0000 0.5920
+word_perplexity    | 30    | 20    | 100  | 0.0000 69.1993
+bits_per_byte      | 0.98  | 0.01  | 100  | 0.9604 0.9996
+likelihood         | -3    | 1     | 100  | -4.9600 -1.0400
+"""
+
+
+@pytest.mark.parametrize(("name", "mean", "error", "n", "interval"), cells(INTERVALS))
+def test_an_interval_ends_where_the_metric_does(
+    name: str, mean: str, error: str, n: str, interval: str
+) -> None:
+    values = {f"{name},none": float(mean), f"{name}_stderr,none": float(error)}
+    results = {"results": {"t": values}, "n-samples": {"t": {"effective": int(n) if n else None}}}
+    (row,) = lm_eval.rows_of("sft", results)
+    assert f"{row.estimate['low']:.4f} {row.estimate['high']:.4f}" == interval
 
 
 # With the package

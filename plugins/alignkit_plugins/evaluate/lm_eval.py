@@ -1,8 +1,8 @@
 """The step `lm_eval`: benchmarks of EleutherAI's lm-evaluation-harness, for any policies.
 
 Every policy is written as a plain model folder, and the harness's own command evaluates it in a
-process of its own. Its results stay as it writes them, and are summarized with its standard errors
-(Gao et al., "A framework for few-shot language model evaluation",
+process of its own. Its results stay as it writes them, and are summarized with intervals by its
+standard errors (Gao et al., "A framework for few-shot language model evaluation",
 https://zenodo.org/records/12608602).
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
 from alignkit.errors import check_extra, should_stop
+from alignkit.evaluation import statistics
 from alignkit.report import Report
 from alignkit_plugins.compare.comparison import check_unique, short_names
 from alignkit_plugins.compare.rows import Row, plain
@@ -34,6 +36,9 @@ LOG = "lm_eval.log"
 POLL = 0.2  # seconds
 LAST_LINES = 8  # of the log, in an error
 Z = 1.959964  # of a normal interval at 95%
+# Metrics of the harness that are no shares: those that may be negative, and the others.
+SIGNED = re.compile("diff|mcc|corr|likelihood")
+POSITIVE = re.compile(r"(bleu|chrf|rouge|ter$|.*perplexity|bits|brier)(?!.*diff)")
 CONSENT = "--confirm_run_unsafe_code"
 # Nothing is reported to anybody.
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -169,6 +174,19 @@ def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-LAST_LINES:])
 
 
+def _estimate(name: str, mean: float, error: float, n: int | None) -> Mapping[str, Any]:
+    """A mean and its 95% interval by its standard error. That of a share is of as many independent
+    documents as have this error.
+    """
+    found: Any = {"mean": mean, "low": mean - Z * error, "high": mean + Z * error, "n": n}
+    most = mean * (1 - mean)  # variance that a share can have
+    if POSITIVE.search(name):
+        return statistics.of_share(found, math.inf)
+    if SIGNED.search(name) or error**2 * ((n or 2) - 1) > 1.01 * most:
+        return dict(found)
+    return {**found, **(statistics.share(mean, 1, most / error**2) or {}), "n": n}
+
+
 def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
     """Every metric of the tasks and groups, which the harness calls `acc,none` and
     `acc_stderr,none`.
@@ -180,10 +198,10 @@ def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
             name, comma, filter = key.partition(",")
             if type(mean) not in (int, float) or not comma or name.endswith("_stderr"):
                 continue
-            estimate = {"mean": mean, "low": None, "high": None, "n": n}
+            estimate: Mapping[str, Any] = {"mean": mean, "low": None, "high": None, "n": n}
             error = values.get(f"{name}_stderr,{filter}")
             # No interval without a spread: equal scores of few documents say nothing about others.
             if isinstance(error, float) and 0 < error < math.inf:
-                estimate |= {"low": mean - Z * error, "high": mean + Z * error}
+                estimate = _estimate(name, mean, error, n)
             metric = f"{task}: {name}" if filter == "none" else f"{task}: {key}"
             yield Row(policy, metric, "metric", estimate, lower=higher.get(name) is False)

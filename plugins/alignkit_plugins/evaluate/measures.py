@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from alignkit import Group, StepContext
 from alignkit.errors import OtherTokenizer
@@ -21,7 +23,8 @@ def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
     for policy in policies:
         own = lengths(groups, policy)
         draws = statistics.clustered(own, units)
-        rows.append(Row(policy, LENGTH, ANSWERS, statistics.estimate(draws)))
+        length = statistics.of_share(statistics.estimate(draws), math.inf)
+        rows.append(Row(policy, LENGTH, ANSWERS, length))
         truncated = list[bool]()
         for group in groups:
             truncated += [response.truncated for response in answers_of(group, policy)]
@@ -59,7 +62,9 @@ def kl_of(
             means.append(statistics.mean(nats) if nats else None)
             missing += len(group.responses) - len(nats)
         (row,) = compared(KL, {policy: means}, kind=ANSWERS, scale=Scale(None), units=units)
-        rows.append(replace(row, baseline=baseline, missing=missing))
+        mean: Any = row.estimate
+        kl = statistics.of_share(mean, math.inf)
+        rows.append(replace(row, estimate=kl, baseline=baseline, missing=missing))
     return rows
 
 
