@@ -113,6 +113,8 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     lines = list[str]()
     for count in range(len(names), 0, -1):
         lines = _laid_out(table([row for row in rows if row.metric in names[:count]]))
+        if left := len(names) - count:
+            lines.append(_one_line(f"{left} more in {'/report.txt, '.join(stages)}/report.txt"))
         if len(lines) <= room:
             break
     return lines[: max(0, room)]
