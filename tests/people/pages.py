@@ -4,6 +4,7 @@ be stopped.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import uuid
@@ -29,6 +30,34 @@ def pairs(count: int, **more: Any) -> list[Item]:
     return [
         pair(f"prompt {n}", f"good {n}", f"poor {n}, and longer", **known) for n in range(count)
     ]
+
+
+def left_in_the_middle(app: Any, path: str, **headers: str) -> None:
+    """Send half of a request to an application, and leave."""
+    events = [{"type": "http.request", "body": b'{"a', "more_body": True}]
+    received: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        received.append(path)
+        return events.pop() if events else {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(f"nobody waits for {message}")
+
+    known = {"host": ADDRESS.removeprefix("http://"), "content_type": "application/json"}
+    pairs_of = {name.replace("_", "-"): value for name, value in {**known, **headers}.items()}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in pairs_of.items()],
+        "scheme": "http",
+        "server": ("127.0.0.1", 8765),
+        "root_path": "",
+    }
+    asyncio.run(app(scope, receive, send))
+    assert len(received) == 2, "it was refused before its body was read"
 
 
 @dataclass

@@ -17,7 +17,15 @@ from alignkit_plugins.people.server import Address, address_of, server_of
 from alignkit_plugins.people.texts import visible
 from alignkit_plugins.people.votes import labeled
 from tests.people.injections import INJECTIONS
-from tests.people.pages import ADDRESS, SECRET, Page, application, pairs, visit
+from tests.people.pages import (
+    ADDRESS,
+    SECRET,
+    Page,
+    application,
+    left_in_the_middle,
+    pairs,
+    visit,
+)
 from tests.rows import cells
 
 
@@ -136,12 +144,23 @@ def test_without_an_origin_or_a_session_nothing_is_stored(site: Any) -> None:
     assert "access-control-allow-origin" not in options.headers
 
 
-@pytest.mark.parametrize("body", ["{", "[]", "[" * 100_000, b"\xff", '{"uuid": NaN}', ""])
+@pytest.mark.parametrize(
+    "body", ["{", "[]", "[" * 100_000, b"\xff", '{"uuid": NaN}', "", r'{"\ud800": 1}']
+)
 def test_bodies_that_are_none(site: Any, body: str | bytes) -> None:
     ada = visit(*site[:2])
     headers = {"origin": ADDRESS, "x-csrf-token": ada.csrf, "content-type": "application/json"}
     answer = ada.client.post("/api/label/submit", content=body, headers=headers)
     assert answer.status_code == 422 and answer.json()["error"]
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_request(site: Any) -> None:
+    """No error is left for the server to print."""
+    ada = visit(*site[:2])
+    cookie = "; ".join(f"{name}={value}" for name, value in ada.client.cookies.items())
+    headers = {"origin": ADDRESS, "x_csrf_token": ada.csrf, "cookie": cookie}
+    for act in ("next", "submit", "undo", "consent"):
+        left_in_the_middle(site[0], f"/api/label/{act}", **headers)
 
 
 def test_a_large_body_is_refused(site: Any) -> None:

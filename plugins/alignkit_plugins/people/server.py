@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -186,6 +186,7 @@ class Guard:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.datastructures import Headers, MutableHeaders
+        from starlette.requests import ClientDisconnect
         from starlette.responses import PlainTextResponse
 
         if scope["type"] != "http":
@@ -202,7 +203,8 @@ class Guard:
         scope["scheme"] = self.address.scheme  # a proxy that does TLS speaks HTTP with this server
         fault = self._fault(scope, Headers(scope=scope))
         answer = self.app if fault is None else PlainTextResponse(fault[1], fault[0])
-        await answer(scope, receive, guarded)
+        with suppress(ClientDisconnect):  # nobody waits for the answer
+            await answer(scope, receive, guarded)
 
     def _fault(self, scope: Any, headers: Headers) -> tuple[int, str] | None:
         """Status and reason of a request that is refused."""

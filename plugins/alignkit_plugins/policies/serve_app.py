@@ -48,8 +48,10 @@ IGNORED = {
     "parallel_tool_calls",
     "prompt_cache_key",
     "safety_identifier",
+    "reasoning_effort",
+    "verbosity",
 }
-# Keys that may only ask for nothing: null, 0, false or an empty value.
+# Keys that may only ask for nothing: null, 0, false, an empty value, or one of NOTHING.
 UNSUPPORTED = {
     "logprobs",
     "top_logprobs",
@@ -58,7 +60,12 @@ UNSUPPORTED = {
     "logit_bias",
     "tools",
     "functions",
+    "tool_choice",
+    "function_call",
+    "response_format",
+    "modalities",
 }
+NOTHING = ("none", "auto", {"type": "text"}, ["text"])
 
 Stop = Annotated[str, Field(min_length=1)]
 Body = TypeVar("Body", bound=StrictModel)
@@ -111,7 +118,7 @@ def read_chat(body: bytes) -> ChatRequest:
     raw = _json(body)
     if isinstance(raw, dict):
         for key in UNSUPPORTED:
-            if raw.pop(key, None):
+            if (asked := raw.pop(key, None)) and asked not in NOTHING:
                 raise BadLabel(f"{key} is not supported; leave it out")
         raw = {key: raw[key] for key in raw.keys() - IGNORED if raw[key] is not None}
     request = read(ChatRequest, raw, "this request")
@@ -169,7 +176,7 @@ class Endpoint:
     async def models(self, request: Request) -> Response:
         """The names of all policies."""
         facts = {"object": "model", "created": 0, "owned_by": "alignkit"}
-        data = [{"id": name, **facts, "root": one.word} for name, one in self.policies.items()]
+        data = [{"id": name, **facts} for name in self.policies]
         return JSONResponse({"object": "list", "data": data})
 
     # What is kept
@@ -332,9 +339,11 @@ def _event(body: Mapping[str, Any]) -> str:
 def _json(body: bytes) -> Any:
     """The JSON of a request."""
     try:
-        return parse(body)
-    except BadRow as error:
+        found = parse(body)
+        json.dumps(found, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except (BadRow, ValueError) as error:
         raise BadLabel(f"the request: {str(error).partition(';')[0]}") from None
+    return found
 
 
 def _error(error: Exception) -> tuple[int, dict[str, Any]]:
