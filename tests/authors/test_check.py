@@ -25,7 +25,7 @@ def register(add: Add) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        (REWARD % "", 0, "even (even.py)"),
+        (REWARD % "", 0, "reward even: all rules of its kind hold\n"),
         (REWARD % " + [2.0]", 3, "reward even: "),
         ("raise KeyError('red')", 2, "registers nothing"),
     ],

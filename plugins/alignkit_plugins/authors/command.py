@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from alignkit.commands import DefaultGroup, Result, refuse
+from alignkit.io.text import printable
 from alignkit_plugins.printing import files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
@@ -138,5 +139,7 @@ def check(
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
         refuse(f"{what} registers nothing", "; ".join(broken) or "name a plugin, or FILE.py")
+    lines = [f"{row['kind']} {row['name']}: all rules of its kind hold" for row in rows]
+    lines += [f"broken: {text}" for text in broken]
     facts = {"plugins": rows, "broken": broken}
-    return Result("plugins", facts, lambda: listing.show_names(rows, broken))
+    return Result("plugins", facts, lambda: print(printable("\n".join(lines))))
