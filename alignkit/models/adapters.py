@@ -29,7 +29,7 @@ from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, lora_layers, low_rank
 from alignkit.models.loading import UNREAD, read_weights, weight_files
 from alignkit.models.saved import ADAPTER as CONFIG
-from alignkit.models.saved import ORIGIN, SCALE, base_name, origin_of, read_json, scale_of
+from alignkit.models.saved import ALL, ORIGIN, SCALE, base_name, origin_of, read_json, scale_of
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 VARIANTS = ((
     "alora_invocation_tokens"
 ), "alpha_pattern", "arrow_config", "kasa_config", "monteclora_config",
-            "rank_pattern", "use_bdlora", "use_dora", "use_qalora")  # fmt: skip
+            "layers_to_transform", "rank_pattern", "use_bdlora", "use_dora", "use_qalora")  # fmt: skip
+MERGE = "merge it into its base model (peft's merge_and_unload), and name that"
 # Initializations of peft that subtract the new adapter from the base model's weights.
 SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -107,7 +108,8 @@ class Base:
                     f"this adapter has {key} {saved.get(key)}, but the recipe's model.lora has "
                     f"{value}"
                 )
-                raise RunFailed(f"{folder}: {text}")
+                help = "" if key in SCALE else f"\nhelp: {MERGE}"
+                raise RunFailed(f"{folder}: {text}{help}")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -274,9 +276,11 @@ class Adapters:
         # ones.
         if different := sorted(state.keys() ^ ours.keys()):
             verb = "has the unknown" if different[0] in state else "lacks the"
+            own = json.dumps(read_json(folder / CONFIG).get("target_modules"))
             raise RunFailed(
                 f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it "
-                f"{verb} weight {different[0]}"
+                f"{verb} weight {different[0]}\n"
+                f"help: set model.lora.target_modules to its own, {own}, or {MERGE}"
             )
         set_peft_model_state_dict(self._peft, state, adapter_name=adapter)
 
@@ -312,7 +316,6 @@ def _sort_facts(file: Path) -> None:
         stream.write(text.encode().ljust(size))
 
 
-ALL = "all-linear"
 # Parts of the names of layers that `all-linear` leaves frozen in a mixture of experts: routers,
 # which choose experts by a hard limit, and those that peft takes for an expert's, which are
 # stacked; dense and shared MLPs have the same names.

@@ -46,11 +46,17 @@ def test_a_template_is_that_of_the_recipe(house_copy: Path) -> None:
 def test_folders_outside_of_a_run(house_run: Path, tmp_path: Path) -> None:
     shutil.copytree(house_run / "liked" / "adapter", tmp_path / "mine")
     found = find(str(tmp_path / "mine"))
-    assert found.keys == {"base": "tiny", "lora": KEYS["lora"]}
-    assert found.is_reward and found.folder == tmp_path / "mine"
     saved = tmp_path / "mine" / "adapter_config.json"
-    saved.write_text(json.dumps({**read_json(saved), "revision": "c" * 40}))
-    assert find(str(tmp_path / "mine")).keys["revision"] == "c" * 40
+    targets = read_json(saved)["target_modules"]
+    assert found.keys == {"base": "tiny", "lora": {**KEYS["lora"], "target_modules": targets}}
+    assert found.is_reward and found.folder == tmp_path / "mine"
+    for words in ("q_proj|v_proj", None):  # a pattern, or what only a plugin of peft knows
+        saved.write_text(
+            json.dumps({**read_json(saved), "revision": "c" * 40, "target_modules": words})
+        )
+        keys = find(str(tmp_path / "mine")).keys
+        assert keys["revision"] == "c" * 40
+        assert keys["lora"].get("target_modules") == words
     assert find(f"{house_run}/base").folder is None
     for kind, reward in (("CausalLM", False), ("SequenceClassification", True)):
         config = {"architectures": [f"LlamaFor{kind}"]}

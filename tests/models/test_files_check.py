@@ -123,9 +123,15 @@ def with_other_names(adapter: Path) -> None:
     save_file(renamed, adapter / ADAPTER)
 
 
+def in_one_layer(adapter: Path) -> None:
+    changed("adapter_config.json", lambda old: old | {"layers_to_transform": [0]})(adapter)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
+        (in_one_layer, r"has layers_to_transform \[0\](?s:.*)\nhelp: merge it .*merge_and_unload"),
+        (with_other_names, r'\nhelp: set model.lora.target_modules to its own, \["'),
         (of_another_base, "an adapter for the base model 'other/model'"),
         (with_other_names, "does not fit the recipe's model.base or model.lora"),
         (cut(ADAPTER), f"{ADAPTER} cannot be read .SafetensorError"),

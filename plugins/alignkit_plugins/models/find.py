@@ -24,7 +24,7 @@ from alignkit.io.results import (
     read_record,
 )
 from alignkit.io.text import is_dir, is_file
-from alignkit.models.saved import base_name, has_score, read_json, scale_of
+from alignkit.models.saved import ALL, base_name, has_score, read_json, scale_of
 from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.recipe.yaml import plain_data, shipped_recipe
 from alignkit.settings import ModelSpec
@@ -210,7 +210,7 @@ def _of_folder(folder: Path) -> Model:
         keys = {
             "base": base_name(folder),
             "revision": saved.get("revision"),
-            "lora": scale_of(saved),
+            "lora": {**scale_of(saved), "target_modules": saved.get("target_modules") or ALL},
         }
         return Model(folder.name, _keys(keys), folder)
     if is_file(folder / WHOLE):
