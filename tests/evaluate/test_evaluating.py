@@ -129,6 +129,40 @@ def test_policies_of_two_runs(
     assert "evaluate: unchanged, reused" in capsys.readouterr().err
 
 
+def test_overrides_may_name_keys_of_the_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `chat` takes them; a whole path leads there, too."""
+    words = ["run/sft", "--prompts", "prompts.jsonl", "--reward", "length", "--limit", 1]
+    for number, more in enumerate(("sampling.", "stages.evaluate.sampling.")):
+        out = tmp_path / str(number)
+        call("evaluate", *words, "--out", out, f"{more}max_new_tokens=4", "seed=3")
+        found = rows.read_json(out / "evaluate" / "evaluation.json")
+        assert (found["sampling"]["max_new_tokens"], found["sampling"]["seed"]) == (4, 3)
+    call("evaluate", *words, "--out", tmp_path / "wrong", "sampling.max_tokens=4", code=2)
+    assert "unknown key 'max_tokens'" in capsys.readouterr().err
+
+
+def test_an_adapter_of_other_layers_than_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Peft's default are two of them. Its folder says which; a recipe is told what to write."""
+    lora = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    sft = {"algorithm": "sft", "data": "demos.jsonl", "max_steps": 1}
+    recipe = rows.write_recipe(tmp_path, {"sft": sft}, {**rows.TINY, "lora": lora})
+    folder = (rows.run(recipe) / "sft" / "adapter").resolve().rename(tmp_path / "mine")
+    (folder / "alignkit.json").unlink()  # as plain peft writes it
+    base = rows.read_json(folder / "adapter_config.json")["base_model_name_or_path"]
+    answers = tmp_path / "answers.jsonl"
+    call("chat", folder, "--prompts", "prompts.jsonl", "--out", answers, "sampling.temperature=0")
+    assert len(rows.read_rows(answers)) == len(rows.WORDS)
+    step = {"step": "sample", "policy": str(folder), "prompts": "prompts.jsonl"}
+    model = {**rows.TINY, "base": base}
+    rows.run(rows.write_recipe(tmp_path, {"sample": step}, model), code=1)
+    said = capsys.readouterr().err
+    assert 'help: set model.lora.target_modules to its own, ["q_proj", "v_proj"], or' in said
+
+
 def test_the_help_says_how_prompts_name_their_format(printed: rows.Said) -> None:
     call("evaluate", "--help")
     assert "'{gsm8k: FILE}' names its format" in " ".join(printed().split())

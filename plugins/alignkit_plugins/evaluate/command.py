@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -101,11 +102,15 @@ def evaluate(
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of
+    from alignkit_plugins.evaluate.step import Evaluate
+    from alignkit_plugins.policies.words import STAGE
 
     if baseline is not None and baseline not in names:
         names.append(baseline)
     named = read_words(names, reward or (), judge or ())
     plain = recipe_of(named, prompts, baseline, limit)
+    of_step = rf"^(~?)(?=({'|'.join(Evaluate.Options.model_fields)})\b)"
+    overrides = [re.sub(of_step, rf"\1stages.{STAGE}.", text) for text in overrides]
     recipe = made_recipe(plain, "alignkit evaluate", overrides)
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)
