@@ -143,6 +143,40 @@ def test_every_task_becomes_data() -> None:
         assert {name: groups[0][name] for name in parts} == parts
 
 
+MADE = """
+from alignkit import Add, Artifact, Group, Response, Step, hookimpl
+
+class Made(Step):
+    def run(self, context):
+        groups = []
+        for number, last in enumerate(("no", "n\\0")):
+            prompt = ({"role": "user", "content": f"row {number}"},)
+            groups.append(Group(prompt, (Response(text="yes"), Response(text=last))))
+        return Artifact(groups=groups)
+
+@hookimpl
+def register(add: Add) -> None:
+    add("step", "made", Made, "rows")
+"""
+
+
+def test_a_row_that_nobody_can_label_is_left_out_at_each_start(capsys: Caught) -> None:
+    """Also by the check before a run that continues; of a user's file it is an error."""
+    plugin = rows.with_plugin(Path("made.py"), MADE)
+    recipe = rows.write_recipe(Path(), {"answers": {"step": "made"}, "labels": LABELS})
+    for code in (75, 0):
+        rows.run(recipe, *plugin, out=RUN, code=code)
+        if code:
+            label(STORE)
+    assert "1 rows left out: a text contains a NUL character" in capsys.readouterr().out
+    assert summary("labels")["items"] == 1
+    asked = Path("run/answers/data.jsonl").read_text(encoding="utf-8")
+    Path("rows.jsonl").write_text(asked, encoding="utf-8")
+    recipe = rows.write_recipe(Path(), {"labels": {**LABELS, "data": "rows.jsonl"}})
+    assert main(["check", str(recipe)]) == 4
+    assert "a text contains a NUL character" in capsys.readouterr().err
+
+
 def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
     """Two of four prompts go to `hot`, one to `base`, and on one of them two people disagree. One
     more is flagged, and on one the policies do not differ.
