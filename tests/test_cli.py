@@ -121,6 +121,35 @@ def test_exit_codes(
         assert "Traceback" in said()
 
 
+CLOSED = """\
+--help
+run --help
+plugins
+plugins ppo
+plugins reward
+plugins --schema
+plugins ppo --json
+check smoke
+check smoke --plan
+check {run}/recipe.resolved.yaml
+show {run}
+data check {run}/../demos.jsonl
+"""
+
+
+@pytest.mark.parametrize("words", CLOSED.splitlines())
+def test_a_pipe_that_nobody_reads_ends_each_command_quietly(
+    words: str, house_run: Path, tmp_path: Path
+) -> None:
+    """As with `| head -1`, however fast it is."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "alignkit", *words.format(run=house_run).split()]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, text=True)
+    os.close(write)
+    assert done.returncode == 0 and "error" not in done.stderr.lower(), done.stderr
+
+
 SHOWN = """\
 --version             | alignkit 0.
 plugins FAKE          | judge ( | fake_plain (fake.py) | `alignkit plugins NAME`

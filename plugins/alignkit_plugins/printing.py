@@ -80,6 +80,6 @@ def print_lines(text: str) -> None:
 
 def console() -> Console:
     """Stdout, with a fixed width if it is a pipe."""
-    from rich.console import Console
+    from alignkit.io.console import Terminal
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else PIPE_WIDTH)

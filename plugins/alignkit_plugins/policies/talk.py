@@ -17,7 +17,7 @@ from rich.text import Text
 
 from alignkit.data.group import Message
 from alignkit.errors import DataError, handling, message_of
-from alignkit.io.console import Reporter
+from alignkit.io.console import Reporter, Terminal
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
 from alignkit_plugins.policies.policy import Opened, opened
@@ -43,7 +43,7 @@ class Talk:
     ):
         """seed: of the first answers; by default another one each time."""
         self.models, self.system = models, system
-        self.console = console or Console(highlight=False)
+        self.console = console or Terminal()
         self.turns: dict[str, list[Message]] = {name: [] for name in models.policies}
         self.seed = secrets.randbits(32) if seed is None else seed
         self.stopped = False  # by Ctrl-C
