@@ -348,13 +348,15 @@ def test_replies_without_a_score_make_bounds_of_the_success(tmp_path: Path, serv
     assert (share["n"], share["mean"], share["unscored"]) == (2, None, 1)
     assert (share["at_least"], share["at_most"]) == (0, 0.5)
     assert artifact.summary["dropped"] == {"a reply without a score": 1}
-    goal = Group((user("g"),))
-    won, lost = Episode(goal, scores=[None, 1.0], ended="success"), Episode(goal, scores=[0.0])
-    gap, silent = Episode(goal, scores=[0.0, None]), Episode(goal, ended="no attack")
-    found: Any = success_of([won, lost, lost, gap, silent])
+    one, two, three, four = (Group((user(word),)) for word in "abcd")
+    won, lost = Episode(one, scores=[None, 1.0], ended="success"), Episode(two, scores=[0.0])
+    gap, silent = Episode(four, scores=[0.0, None]), Episode(one, ended="no attack")
+    found: Any = success_of([won, lost, replace(lost, goal=three), gap, silent])
     assert (found["n"], found["at_least"], found["at_most"]) == (4, 0.25, 0.5)
     # From Wilson's lower end for 1 of 4 to his upper end for 2 of 4
     assert (found["low"], found["high"]) == pytest.approx((0.04559, 0.84997), abs=1e-4)
+    same: Any = success_of([won] * 9 + [lost] * 9)  # of two goals
+    assert same["low"] < 0.05 and same["high"] > 0.95
     assert success_of([]) is None is success_of([silent])
 
 

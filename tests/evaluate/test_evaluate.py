@@ -49,7 +49,7 @@ from tests.evaluate.scripted import (
     summary,
     told,
 )
-from tests.rows import cells
+from tests.rows import cells, user
 
 PASSAGES = DataSpec((DataSource(path=Path("x"), group="passage"),))
 LANGUAGES = ["de", "en", "de", "en", "en", None]
@@ -369,6 +369,39 @@ def test_groups_are_those_of_the_prompts_that_are_asked_and_of_their_own_column(
         prompts_to_compare([replace(rows[0], origin=Origin("x", 1, group="passsage"))])
 
 
+UNITS = """
+    a- b- c-         | 0 1 2
+    a- b- A- a-      | 0 1 0 0
+    a1 b1 c2 d-      | 0 0 2 3
+    a1 b2 c2 b3 d3   | 0 1 1 1 1
+    a1 b2 a2 c3      | 0 0 0 3
+"""
+
+
+@pytest.mark.parametrize(("rows", "expected"), cells(UNITS))
+def test_equal_words_and_a_group_are_one_unit(rows: str, expected: str) -> None:
+    """A letter is the prompt, and a digit what its source's `group` names."""
+    made = []
+    for place, (words, value) in enumerate(rows.split()):
+        origin = Origin("x", place, group=None if value == "-" else "g")
+        meta = {"id": place, "g": value}
+        made.append(Group((user(words),), meta=meta, origin=origin))
+    assert units_of(made) == [int(unit) for unit in expected.split()]
+    # What models read besides tells prompts apart
+    told = replace(made[0], prompt=({"role": "system", "content": "s"}, *made[0].prompt))
+    tools = replace(made[0], tools=(TOOL,), origin=None)
+    assert len({*units_of([replace(told, origin=None), tools, replace(made[0], origin=None)])}) == 3
+
+
+def test_rows_with_the_same_words_are_one_unit_of_all_numbers(tmp_path: Path) -> None:
+    rows = [replace(prompts()[n // 2], id=str(n), meta={"id": n}) for n in range(6)]
+    found = summary(tmp_path, Scripted(), rows, judges=[JUDGE])
+    assert (found["prompts"], found["units"]) == (6, 3)
+    assert found["notes"][0].startswith("intervals are over 3 units: of 6 rows")
+    every = [row.estimate for row in rows_of(found) if "n" in row.estimate]
+    assert len(every) > 8 and {one["n"] for one in every} == {3}
+
+
 # --- who is compared with whom
 
 BASELINES = """
@@ -562,5 +595,10 @@ def test_no_length_and_no_kl_is_below_0(monkeypatch: pytest.MonkeyPatch) -> None
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
     found = preference([0.25, 1.0], [None, None])
     assert (found["mean"], found["low"], found["high"]) == (0.625, 0.0, 1.0)
+    # With scipy, of a prompt won and a prompt lost in addition
+    sure = preference([0.9] * 6, range(6))
+    assert (sure["low"], sure["high"], sure["p"]) == pytest.approx(
+        (0.528178, 1, 0.034926), abs=1e-6
+    )
     # Of wins alone the interval is Agresti and Coull's, see test_statistics.py
     assert preference([1.0] * 5, [None] * 5)["low"] == pytest.approx(0.510945, abs=1e-6)

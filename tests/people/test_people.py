@@ -9,6 +9,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +20,13 @@ from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.io.results import read_record
+from alignkit_plugins.compare.comparison import UNIT
+from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.assignment import Assignment, next_item
+from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.step import wins
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import labeled
+from alignkit_plugins.people.votes import Labeled, Vote, labeled
 from alignkit_plugins.report.document import page as html_of
 from alignkit_plugins.report.facts import facts_of
 from tests import rows
@@ -358,3 +363,24 @@ def test_a_step_reads_labels_of_people_who_know_the_task() -> None:
         (which,) = people["agreement"]
         shares = {who: facts["with_gold"]["mean"] for who, facts in which["people"].items()}
         assert shares == {"ann": 1, "bob": 0} and which["items"] == 10
+        # Nobody has to agree with who is left out
+        assert which["shared"] == (10 if people["stage"] == "every" else 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "meta", "units"), [("q", "", 1), ("q{}", "", 8), ("q{}", "p", 1)]
+)
+def test_pairs_of_one_prompt_or_group_are_one_unit(words: str, meta: str, units: int) -> None:
+    """Of what people prefer, and of how far they agree."""
+    entries = []
+    for n in range(8):
+        answers, shared = (f"a{n}", f"b{n}"), {UNIT: meta} if meta else {}
+        asked = (user(words.format(n)),)
+        item = Item("pair", asked, answers, origins=("one", "two"), meta=shared)
+        votes = [Vote(who, {"better": int(n + k > 6)}) for k, who in enumerate(("ann", "bob"))]
+        stored: Any = SimpleNamespace(item=item, retired=False)
+        entries.append(Labeled(stored, votes))
+    (won,), (agreed,) = wins(entries), agreement(entries)
+    assert (won["pairs"], agreed["items"], won["preferred"]["n"]) == (8, 8, units)
+    assert won["preferred"]["mean"] == 13 / 16 and agreed["same"]["mean"] == 7 / 8
+    assert (agreed["alpha"]["low"] is None) == (units == 1)

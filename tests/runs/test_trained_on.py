@@ -53,16 +53,17 @@ def test_all_stages_that_a_policy_comes_from_count(tmp_path: Path) -> None:
     assert seen(tmp_path, "warm", words) == {"warm": ["a", "b"]}
     # Held-out data do not count
     assert seen(tmp_path, "sft@1", words) == {"sft": ["b", "c"], "warm": ["a", "b"]}
-    align = {"align": ["c", "d", "e"], "sft": ["b", "c"], "warm": ["a", "b"]}
+    align = {"align": ["c", "d", "e"], "best": ["h"], "sft": ["b", "c"], "warm": ["a", "b"]}
     assert seen(tmp_path, "align", words) == align  # through the policy that a step selected
-    other = {"align": ["c", "d", "e"], "other": ["z"]}
+    other = {"align": ["c", "d", "e"], "best": ["h"], "other": ["z"]}
     assert seen(tmp_path, "align", words, selected="other") == other
-    assert seen(tmp_path, "best", words, selected="other") == {"other": ["z"]}
+    # To choose by prompts is to learn from them
+    assert seen(tmp_path, "best", words, selected="other") == {"best": ["h"], "other": ["z"]}
 
 
 def test_repeated_prompts_count_each_and_fresh_ones_not(tmp_path: Path) -> None:
     assert seen(tmp_path, "warm", "aba") == {"warm": ["a", "b", "a"]}
-    assert seen(tmp_path, "align", "fgh") == {}
+    assert seen(tmp_path, "align", "fgi") == {}
     assert seen(tmp_path, "base", "abc") == {}
 
 

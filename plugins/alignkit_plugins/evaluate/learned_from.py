@@ -174,8 +174,8 @@ def _pairs_of(stage: Stage, same_seed: bool) -> set[str]:
 def trained_prompts(
     context: StepContext, model: Any, prompts: Sequence[Group]
 ) -> dict[str, set[int]]:
-    """For each training stage of a model, the places of the prompts in its data; stages without any
-    are left out.
+    """For each stage of a model that trained or chose it, the places of the prompts in its data;
+    stages without any are left out.
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and
     those that its starting weights come from, also in another run, as far as its files are still
@@ -199,27 +199,30 @@ def trained_prompts(
 
 
 def _trained_stages(name: str, recipe: Recipe, run: Path) -> Iterator[tuple[str, Stage]]:
-    """The training stages that a model went through, latest first, with their names; those of
-    another run have its name in front.
+    """The stages that trained or chose a model, latest first, with their names; those of another
+    run have its name in front.
     """
     home, model = run, name
     while model and (origin := _origin(model, recipe, run)):
         recipe, run, name = origin
         stage = recipe.stages[name]
+        yield (name if run == home else f"{run.name}/{name}"), stage
         if stage.settings is None:
             model = read_record(run / name).get("policy") or ""
         else:
-            yield (name if run == home else f"{run.name}/{name}"), stage
             model = stage.settings.from_ or ""
 
 
 def _read_by(stage: Stage, context: StepContext, own: bool) -> list[Group]:
-    """What a stage trained on. own: of this run; of another one, what its stages made or what is
+    """What a stage trained on, or chose by. own: of this run; of another one, what its stages made or what is
     gone is left out.
     """
     groups = list[Group]()
     settings: Any = stage.settings
-    for spec in specs([settings.data, settings.prompts, settings.mix], DataSpec):
+    read: Any = stage.component.options
+    if settings is not None:
+        read = [settings.data, settings.prompts, settings.mix]
+    for spec in specs(read, DataSpec):
         if own or not any(source.stage for source in spec.sources):
             with suppress(DataError):
                 groups += context.read(spec)

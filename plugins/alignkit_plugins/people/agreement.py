@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -33,19 +33,20 @@ REPETITIONS = 2000  # of the bootstrap
 Cases = dict[str, dict[str, list[float]]]  # person -> item -> whether comparisons are the same
 
 
-def agreement(entries: Iterable[Labeled]) -> list[dict[str, Any]]:
+def agreement(entries: Iterable[Labeled], left_out: Collection[str] = ()) -> list[dict[str, Any]]:
     """How far people agree in each task, as plain JSON: which of two responses is better, or
     whether one is good.
 
     items, shared: with a label, and with labels of several people. same, alpha: of `agreement_of`.
     people: for each the items, the share of the others' ratings that are the same, and the share of
-    right ones. Everything about a prompt is one cluster.
+    right ones. Everything about a prompt is one cluster. left_out: people with whom nobody has to
+    agree.
     """
     tasks: dict[str, list[Labeled]] = defaultdict(list)
     for entry in entries:
         if entry.votes and not entry.stored.retired:
             tasks[entry.stored.item.task].append(entry)
-    measured = [_measured(task, those) for task, those in tasks.items()]
+    measured = [_measured(task, those, left_out) for task, those in tasks.items()]
     return [facts for facts in measured if facts["items"]]
 
 
@@ -67,7 +68,7 @@ def _ratings(item: Item, label: Label) -> Rating:
     return ratings
 
 
-def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
+def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) -> dict[str, Any]:
     units: list[list[bool]] = []
     clusters: list[str] = []
     with_others: Cases = defaultdict(lambda: defaultdict(list))
@@ -82,10 +83,11 @@ def _measured(task: str, entries: Sequence[Labeled]) -> dict[str, Any]:
             for two, rating in _ratings(item, vote.label).items():
                 comparisons[two][vote.annotator] = rating
         for two, ratings in comparisons.items():
-            units.append(list(ratings.values()))
+            counted = {who: rating for who, rating in ratings.items() if who not in left_out}
+            units.append(list(counted.values()))
             clusters.append(item.id)
             for who, rating in ratings.items():
-                others = [float(rating == other) for name, other in ratings.items() if name != who]
+                others = [float(rating == other) for name, other in counted.items() if name != who]
                 with_others[who][item.id] += others
                 if two in gold:
                     with_gold[who][item.id].append(float(rating == gold[two]))

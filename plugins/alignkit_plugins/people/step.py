@@ -10,6 +10,7 @@ import os
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -164,16 +165,21 @@ class People(Step):
             names = [row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NOT NULL")]
             gold = labeled(store, [name for name in names if name not in asked])
         try:
-            groups, notes = self._groups(entries, gold)
+            worse, notes = self._left_out([*entries, *gold])
         except BadRow as error:
             raise RunFailed(f"{stage}: {error}") from error
+        counted, groups = list[Labeled](), list[Group]()
+        for entry in entries:
+            votes = [vote for vote in entry.votes if vote.annotator not in worse]
+            counted.append(replace(entry, votes=votes))
+            groups += groups_of(counted[-1]) if counted[-1].counts else ()
         if not groups:
             raise RunFailed(
                 f"{stage}: nothing can be learned from the labels: all are tied or absent"
             )
         from alignkit_plugins.people.agreement import agreement, sentence
 
-        agreed = agreement([*entries, *gold])
+        agreed = agreement([*entries, *gold], worse)
         context.write_json(AGREEMENT, {"questions": agreed})
         labels = Counter[str]()
         for entry in entries:
@@ -184,7 +190,7 @@ class People(Step):
             "annotators": len(labels),
             "left_out": dict(Counter(left_out)),
             "notes": notes,
-            "wins": wins(entries),
+            "wins": wins(counted),
         }
         lines = [
             f"people: {labels.total()} labels of {len(entries)} items by {len(labels)} people",
@@ -219,18 +225,11 @@ class People(Step):
         many = self.options.reviewers
         return labels_of(path, texts, stage=context.stage, folder=folder, annotators=many)
 
-    def _groups(
-        self, entries: Sequence[Labeled], gold: Sequence[Labeled]
-    ) -> tuple[list[Group], list[str]]:
-        """What is learned of the items, and who was left out, whose labels are taken away. gold:
-        items that only say who is right.
-        """
-        worse, notes = set[str](), list[str]()
-        if self.options.min_gold is not None:
-            worse, notes = below([*entries, *gold], self.options.min_gold)
-        for entry in (*entries, *gold):
-            entry.votes = [vote for vote in entry.votes if vote.annotator not in worse]
-        return [group for entry in entries if entry.counts for group in groups_of(entry)], notes
+    def _left_out(self, entries: Sequence[Labeled]) -> tuple[set[str], list[str]]:
+        """Whose labels do not count, and notes on it."""
+        if self.options.min_gold is None:
+            return set(), []
+        return below(entries, self.options.min_gold)
 
 
 def labels_of(
