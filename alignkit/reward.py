@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # by up to 1e-5 nats between batches, and servers round theirs to four decimals, which moves a
 # probability by up to 5e-5.
 TIE = 1e-4
+# What `Reward.score` returns
+Scores = Mapping[str, Sequence[float | None]]
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
 # What a combination made of it for learning, where filters and `keep_group` choose
 LEARNED_KEY = "learned_reward"

@@ -9,7 +9,7 @@ service refuses, for instance because it is too long (HTTP 400, 413 or 422), has
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from alignkit import Context, Field, Group, Rating, Response, Reward
 from alignkit.data.files import parse
 from alignkit.errors import BadRow, RemoteError
 from alignkit.judges import tell
+from alignkit.reward import Scores
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.formats.rows import column_of, plain_turns, turns_of_response
 
@@ -48,7 +49,7 @@ class HTTP(Reward):
         super().prepare(context)
         self.remote = Remote("http", self.options.server, "score", context.cache, _read)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         bodies = []
         for group in groups:
             bodies += [self._body(group, response) for response in group.responses]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import shown
-from alignkit.judges import Item, costs
-from alignkit.reward import Verdict
+from alignkit.judges import CheckedJudge, Item, costs
+from alignkit.reward import Context, Verdict
 from alignkit_plugins.compare.comparison import label
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def judge_names(judges: Sequence[Any]) -> list[str]:
         counts[name] += 1
         names.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
     return names
+
+
+def checked_judges(judges: Sequence[Any], context: Context) -> dict[str, CheckedJudge]:
+    """The judges by name, ready to be asked; a missing key or file shows here."""
+    made = [CheckedJudge(judge, context) for judge in judges]
+    return dict(zip(judge_names(judges), made, strict=True))
 
 
 def mapped(compare: Compare, name: str, map_rows: Callable[..., list[Any]]) -> Compare:

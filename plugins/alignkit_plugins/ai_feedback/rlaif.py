@@ -28,7 +28,6 @@ import alignkit
 from alignkit import (
     Artifact,
     CheckedJudge,
-    Context,
     DataError,
     DataRef,
     Field,
@@ -37,7 +36,6 @@ from alignkit import (
     Pair,
     PolicyRef,
     Response,
-    Reward,
     RunFailed,
     SamplingOptions,
     Step,
@@ -49,6 +47,7 @@ from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.report import Report
+from alignkit.reward import Scores
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, drawn
 from alignkit_plugins.ai_feedback.judge_card import (
     card,
@@ -56,6 +55,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
     sentence,
 )
 from alignkit_plugins.ai_feedback.panel import joint
+from alignkit_plugins.ai_feedback.rubric import Judged
 from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import as_judged, for_judges
@@ -345,7 +345,7 @@ def refusal(summary: Mapping[str, Any], what_next: str) -> str:
 # The reward
 
 
-class RLAIF(Reward):
+class RLAIF(Judged):
     """The mean probability of beating the other responses of the group, minus 0.5. Opponents
     without a verdict do not count.
     """
@@ -357,11 +357,7 @@ class RLAIF(Reward):
     # A win rate says nothing about a response to another prompt, or of a later iteration.
     within_group = True
 
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
-        self._judge = CheckedJudge(self.options.judge, context)
-
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         won: dict[tuple[int, int], list[float]] = {}
         for g, group in enumerate(groups):
             if len(group.responses) == 1:

@@ -9,7 +9,7 @@ bad, and takes away.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
@@ -26,13 +26,22 @@ from alignkit import (
     RunFailed,
 )
 from alignkit.judges import Rated as Item
+from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
 
 
-class Rated(Reward):
+class Judged(Reward):
+    """What rewards have in common that ask the judge of their options."""
+
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self._judge = CheckedJudge(self.options.judge, context)
+
+
+class Rated(Judged):
     """A judge's rating of each response, on its own scale."""
 
     class Options(Options):
@@ -46,11 +55,7 @@ class Rated(Reward):
     def check(self, folder: Path) -> None:
         CheckedJudge.check_rates(self.options.judge, self.options.rubric)
 
-    def prepare(self, context: Context) -> None:
-        super().prepare(context)
-        self._judge = CheckedJudge(self.options.judge, context)
-
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         ratings = self._judge.rate([item for _, item in answered(groups)], self.options.rubric)
         return {"": [rating.score for rating in ratings]}
 
@@ -71,7 +76,7 @@ class Criterion(pydantic.BaseModel):
 CRITERIA: pydantic.TypeAdapter[list[Criterion]] = pydantic.TypeAdapter(list[Criterion])
 
 
-class Rubric(Reward):
+class Rubric(Judged):
     """The weighted share of a prompt's criteria that a response meets, 1 if it meets all; missing
     if one has no rating.
     """
@@ -97,12 +102,11 @@ class Rubric(Reward):
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
-        self._judge = CheckedJudge(self.options.judge, context)
         if self._judge.scale is None:
             name = self.options.judge.name
             raise RunFailed(f"reward 'rubric': judge '{name}' has no scale; use another one")
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         """Each criterion is asked alone. Rows with the same criterion are asked about in one
         batch.
         """

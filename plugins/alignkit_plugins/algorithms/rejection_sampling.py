@@ -31,24 +31,21 @@ from pydantic import model_validator
 
 from alignkit import (
     Algorithm,
-    Batch,
     Field,
     Group,
-    Loss,
     Needs,
-    Outputs,
     Response,
     SelectContext,
     Source,
     StageDefaults,
-    per_token,
 )
 from alignkit import functional as F
 from alignkit.algorithm import Phase
 from alignkit.data.group import responses_of
+from alignkit_plugins.algorithms.sft import Likelihood
 
 
-class OwnSamples(Algorithm):
+class OwnSamples(Likelihood):
     """Supervised learning of some of the policy's samples, which a subclass selects."""
 
     source = Source.ROLLOUTS
@@ -59,9 +56,6 @@ class OwnSamples(Algorithm):
         lr_scheduler_type="linear",
         samples_per_prompt=8,
     )
-
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(nll=per_token(-out.logprobs))
 
 
 @dataclass(frozen=True)

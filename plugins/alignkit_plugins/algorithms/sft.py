@@ -27,7 +27,14 @@ from alignkit import (
 from alignkit.data.group import preview, why_not_demonstration
 
 
-class SFT(Algorithm):
+class Likelihood(Algorithm):
+    """What methods have in common that make the tokens likelier that count."""
+
+    def loss(self, batch: Batch, out: Outputs) -> Loss:
+        return Loss(nll=per_token(-out.logprobs))
+
+
+class SFT(Likelihood):
     """Make the assistant's turns of demonstrations likelier."""
 
     needs = Needs(likeliest=True)
@@ -80,14 +87,11 @@ class SFT(Algorithm):
             )
         return ""
 
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(nll=per_token(-out.logprobs))
-
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
         return {"accuracy": per_token(out.likeliest)}
 
 
-class LM(Algorithm):
+class LM(Likelihood):
     """Make every token of raw text likelier."""
 
     defaults = StageDefaults(
@@ -103,6 +107,3 @@ class LM(Algorithm):
                     f"lm needs raw text, but row {preview(group)} {fault}; use sft or dpo"
                 )
         return groups
-
-    def loss(self, batch: Batch, out: Outputs) -> Loss:
-        return Loss(nll=per_token(-out.logprobs))

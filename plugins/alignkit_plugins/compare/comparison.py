@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
-from alignkit import Field, Sampling, SamplingOptions
+from alignkit import DataRef, Field, PolicyRef, Sampling, SamplingOptions
 from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import held_together, loose_key
 from alignkit.errors import DataError
@@ -274,3 +274,34 @@ class AnswerOptions(SamplingOptions):
         default = cls.model_fields["sampling"].get_default(call_default_factory=True)
         keys = sampling.model_dump(exclude_unset=True)
         return sampling.model_copy(update={"temperature": default.temperature} | keys)
+
+
+class PoliciesOptions(AnswerOptions):
+    """Options of what compares the answers of several policies to the same prompts."""
+
+    policies: list[PolicyRef] = Field(
+        min_length=1, description="policies to compare: `base`, stages or `STAGE@k`"
+    )
+    prompts: DataRef = Field(
+        description="held-out prompts; rows with the same words and columns count once"
+    )
+    baseline: PolicyRef | None = Field(
+        None,
+        description=(
+            "policy to compare the others with; default: the first but `base`, or else `base`"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Any:
+        check_policies(self.policies, self.baseline)
+        return self
+
+    @property
+    def baseline_name(self) -> str | None:
+        """The baseline as tables name it; None if there is only one policy."""
+        baseline = self.baseline or default_baseline(self.policies)
+        return baseline and short_names(self.policies)[baseline]
+
+    def policies_to_sample(self) -> list[str]:
+        return self.policies

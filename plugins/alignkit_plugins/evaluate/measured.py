@@ -7,14 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import model_validator
-
 from alignkit import (
     Artifact,
-    DataRef,
     Field,
     Group,
-    PolicyRef,
     RewardRef,
     Sampling,
     Step,
@@ -23,12 +19,9 @@ from alignkit import (
 )
 from alignkit.report import Block, Report
 from alignkit_plugins.compare.comparison import (
-    AnswerOptions,
-    check_policies,
-    default_baseline,
+    PoliciesOptions,
     prompts_to_compare,
     sampled_at,
-    short_names,
 )
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import table
@@ -40,33 +33,13 @@ RIGHT = 0.5  # an answer that scores above this is right
 class MeasuredStep(Step):
     """Policies answer prompts, and are compared by measures of their answers."""
 
-    class Options(AnswerOptions):
+    class Options(PoliciesOptions):
         sampling: Sampling = sampled_at(0)
-        policies: list[PolicyRef] = Field(
-            min_length=1, description="policies to measure: `base`, stages or `STAGE@k`"
-        )
         correct: RewardRef = Field(
             description=(
                 "reward that is above one half for a right answer, such as `honesty_accuracy`"
             )
         )
-        prompts: DataRef = Field(
-            description="held-out prompts; rows with the same words and columns count once"
-        )
-        baseline: PolicyRef | None = Field(
-            None,
-            description=(
-                "policy to compare the others with; default: the first but `base`, or else `base`"
-            ),
-        )
-
-        @model_validator(mode="after")
-        def _policies(self) -> Any:
-            check_policies(self.policies, self.baseline)
-            return self
-
-        def policies_to_sample(self) -> list[str]:
-            return self.policies
 
     file: ClassVar[str]  # that has all numbers
     options: Any
@@ -90,9 +63,7 @@ class MeasuredStep(Step):
             f"sampled with {options.described()}",
             *training_data_note(context, trained, prompts),
         ]
-        baseline = options.baseline or default_baseline(options.policies)
-        if baseline is not None:
-            baseline = short_names(options.policies)[baseline]
+        baseline = options.baseline_name
         rows, facts = self.measured(prompts, baseline, scorer, context)
         notes += facts.pop("notes", ())
         summary = {

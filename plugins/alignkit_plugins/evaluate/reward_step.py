@@ -37,6 +37,7 @@ from alignkit.errors import did_you_mean
 from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import (
     card,
+    checked_judges,
     judge_names,
     mapped,
     sentence,
@@ -92,9 +93,7 @@ class EvaluateReward(Step):
         options = self.options
         # A missing key or file shows here
         scorers = [context.scorer(spec) for spec in options.rewards]
-        judges = {}
-        for name, judge in zip(judge_names(options.judges), options.judges, strict=True):
-            judges[name] = CheckedJudge(judge, context)
+        judges = checked_judges(options.judges, context)
         read = context.load(options.pairs)
         groups = self._with_pairs(read)
         trained = [trained_prompts(context, spec, groups) for spec in options.rewards]

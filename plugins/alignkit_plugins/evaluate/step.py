@@ -20,12 +20,10 @@ from pydantic import model_validator
 
 from alignkit import (
     Artifact,
-    CheckedJudge,
     DataRef,
     Field,
     Group,
     JudgeRef,
-    PolicyRef,
     RewardRef,
     RunFailed,
     Step,
@@ -35,13 +33,11 @@ from alignkit import (
 from alignkit.data.group import write_groups
 from alignkit.recipe.schema import BASE
 from alignkit.report import Block, Report
-from alignkit_plugins.ai_feedback.judge_card import judge_names, mapped, sentence
+from alignkit_plugins.ai_feedback.judge_card import checked_judges, judge_names, mapped, sentence
 from alignkit_plugins.compare.compared import Scale, rated, scale_of
 from alignkit_plugins.compare.comparison import (
-    AnswerOptions,
-    check_policies,
+    PoliciesOptions,
     check_unique,
-    default_baseline,
     label,
     prompts_to_compare,
     sample_policies,
@@ -73,10 +69,7 @@ class Evaluate(Step):
     baseline.
     """
 
-    class Options(AnswerOptions):
-        policies: list[PolicyRef] = Field(
-            min_length=1, description="policies to compare: `base`, stages or `STAGE@k`"
-        )
+    class Options(PoliciesOptions):
         metrics: dict[str, Metric] = Field(
             default_factory=dict,
             description="what the verdict goes by: rewards by name, on all prompts or on some",
@@ -95,15 +88,6 @@ class Evaluate(Step):
             default_factory=list,
             description="judges that compare each policy with the baseline, in both orders",
         )
-        prompts: DataRef = Field(
-            description="held-out prompts; rows with the same words and columns count once"
-        )
-        baseline: PolicyRef | None = Field(
-            None,
-            description=(
-                "policy to compare the others with; default: the first but `base`, or else `base`"
-            ),
-        )
         kl: bool = Field(True, description="measure the KL to the baseline")
         samples_per_prompt: int = Field(
             1, ge=1, le=1024, description="responses of each policy to each prompt"
@@ -116,7 +100,6 @@ class Evaluate(Step):
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:
-            check_policies(self.policies, self.baseline)
             raters = [*self.metrics, *map(label, self.rewards), *judge_names(self.judges)]
             check_unique("metrics, rewards and judges", raters)
             if not raters and self.examples is None:
@@ -130,17 +113,12 @@ class Evaluate(Step):
                 raise ValueError("judges compare policies: name at least two")
             return self
 
-        def policies_to_sample(self) -> list[str]:
-            return self.policies
-
     options: Options
 
     @property
     def baseline(self) -> str | None:
         """The name of the policy that the others are compared with; None if there is only one."""
-        policies = self.options.policies
-        baseline = self.options.baseline or default_baseline(policies)
-        return baseline and short_names(policies)[baseline]
+        return self.options.baseline_name
 
     @property
     def compared(self) -> list[str]:
@@ -176,9 +154,7 @@ class Evaluate(Step):
         # here.
         of_metrics = {name: context.scorer(one.reward) for name, one in options.metrics.items()}
         of_rewards = [context.scorer(spec) for spec in options.rewards]
-        judges = {}
-        for name, component in zip(judge_names(options.judges), options.judges, strict=True):
-            judges[name] = CheckedJudge(component, context)
+        judges = checked_judges(options.judges, context)
         prompts, notes = self._prompts(context.load(options.prompts))
         measured = [metric.reward for metric in options.metrics.values()]
         trained = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -14,6 +14,7 @@ from alignkit import functional as F
 from alignkit.data.group import responses_of
 from alignkit.environment import EPISODE_KEY
 from alignkit.evaluation.answers import spaced
+from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import sampled_length
 
@@ -41,7 +42,7 @@ class Length(Reward):
     def check_prompts(self, groups: Sequence[Group]) -> None:
         self.score(groups)  # raises for the responses of a data set, which have no tokens
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         scores, target = list[float | None](), self.options.target
         for response in responses_of(groups):
             count = self._length(response)
@@ -72,7 +73,7 @@ class EpisodeReward(Reward):
     options: Options
     of_episodes = True
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         episodes = [response.scores for response in responses_of(groups)]
         key = f"{EPISODE_KEY}/{self.options.part}".rstrip("/")
         if episodes and not any(key in scores for scores in episodes):
@@ -124,7 +125,7 @@ class Normalized(Reward):
         bias, gain = F.reward_normalizer(torch.tensor(known, dtype=torch.float64))
         self.bias, self.gain = bias, gain if self.options.gain else 1.0
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         scores = list[float | None]()
         for score in self._raw(groups):
             scores.append(None if score is None else (score + self.bias) * self.gain)

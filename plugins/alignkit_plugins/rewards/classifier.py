@@ -7,13 +7,14 @@ no code of the folder runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
 from alignkit.data.group import responses_of
+from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Classifier(Reward):
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         texts = [answer_of(response, calls=True) for response in responses_of(groups)]
         owners, pieces = list[int](), list[list[int]]()
         for number, text in enumerate(texts):

@@ -13,6 +13,7 @@ import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit.data.files import parse
 from alignkit.errors import BadRow, check_extra
+from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import TAGS, answer_in
 from alignkit_plugins.rewards.text import scored
 
@@ -68,7 +69,7 @@ class Form(Reward):
             check_extra("reward 'format'", "json", "jsonschema_rs")
             _validator(self.options.json_schema)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         return scored(groups, self._score, thoughts=True)
 
     def _score(self, group: Group, answer: str) -> float:

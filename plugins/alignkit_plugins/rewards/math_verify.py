@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
+from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import answer_of
 
@@ -50,7 +51,7 @@ class MathVerify(Reward):
         for group in groups:
             self._right(group)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         scores: list[float | None] = []
         for group in groups:
             text, right = str(group.meta[self.options.column]), self._right(group)

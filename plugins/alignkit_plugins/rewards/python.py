@@ -22,6 +22,7 @@ from pydantic import model_validator
 import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
+from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import plain_turns, turns_of_response
 from alignkit_plugins.formats.spoken import all_turns, transcript
 
@@ -162,7 +163,7 @@ class Python(Reward):
         super().prepare(context)
         self.check(context.folder)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         rows = list[Row]()
         for group in groups:
             for response in group.responses:

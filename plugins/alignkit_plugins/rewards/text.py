@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
 from alignkit.evaluation import answers
+from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import TAGS, after_thoughts, answer_in, answer_of, last_turn
 from alignkit_plugins.formats.text_metrics import check_languages, identifier, repetition
@@ -26,7 +27,7 @@ def scored(
     *,
     thoughts: bool = False,
     calls: bool = False,
-) -> Mapping[str, list[float | None]]:
+) -> Scores:
     """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before
     it. calls: with those of tools.
     """
@@ -89,7 +90,7 @@ class ExactMatch(Reward):
         for group in groups:
             self._known(group)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         return scored(groups, self._score, thoughts=True)
 
     def _score(self, group: Group, text: str) -> float | None:
@@ -164,7 +165,7 @@ class Regex(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         import regex
 
         pattern = regex.compile(self.options.pattern)
@@ -195,7 +196,7 @@ class Repetition(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         return scored(groups, self._score, thoughts=True, calls=True)
 
     def _score(self, group: Group, answer: str) -> float:
@@ -240,7 +241,7 @@ class Language(Reward):
         for group in groups:
             self._expected(group)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Scores:
         return scored(groups, self._score)
 
     def _score(self, group: Group, answer: str) -> float:
