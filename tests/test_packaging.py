@@ -28,7 +28,9 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 OWN = ("algorithms", "rewards", "formats")  # folders with a module or a package for each plugin
-HELPERS = {"columns", "fields", "layouts", "readings", "rows", "shown", "spoken", "text_metrics"}
+HELPERS = {"columns", "fields", "layouts", "phrases", "readings", "rows", "shown", "spoken"} | {
+    "text_metrics"
+}
 RECIPES = "alignkit_recipes/"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,14 @@ def _differ(one: str, other: str) -> bool:
     """Whether only one of two answers denies something, or each has a number that the other one
     does not have.
     """
-    numbers, others = set(numbers_in(one)), set(numbers_in(other))
+    numbers, others = _numbers(one), _numbers(other)
     denies = bool(_DENIAL.search(one)) != bool(_DENIAL.search(other))
     return denies or bool(numbers - others and others - numbers)
+
+
+def _numbers(text: str) -> set[Fraction]:
+    """The numbers of a text, also those inside its dates."""
+    return {number for part in (text, *text.split()) for number in numbers_in(part)}
 
 
 # Texts
