@@ -50,7 +50,7 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     assert redacted_group(untouched) == untouched
     assert redacted([{"a": "x ann@example.org"}, 3, None]) == [{"a": "x [e-mail]"}, 3, None]
     call = '{"completion": "PHONE", "responses": ["PHONE"], "id": "01711234567", "messages": [{"content": "KEY"}]}'
-    said = call.replace("PHONE", "01711234567").replace("KEY", "a1" * 20)
+    said = call.replace("PHONE", "01711234567").replace("KEY", "9aF3kLm2QpX7vTz1Bn5RcY8WdJ4hG6sE")
     wanted = call.replace("PHONE", "[phone]").replace("KEY", "***")
     assert redacted(json.loads(said)) == json.loads(wanted)
 
@@ -180,6 +180,27 @@ def test_texts_become_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('"Hello there."')
     data("clean", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
     assert read_rows(tmp_path / "b.jsonl") == [{"text": "Hello there."}]
+
+
+@pytest.mark.silent_bug(
+    "data: cleaning",
+    "What cleaning replaces is counted, but nobody sees what it was.",
+    "The first details of each kind are shown with their rows, and in a run their outline.",
+)
+def test_what_was_replaced_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Who is {n}?", "completion": f"Call 555-123-456{n}."} for n in range(7)]
+    rows.append({"prompt": "Who?", "completion": "Write to ann@example.org."})
+    file = write_rows(tmp_path / "a.jsonl", rows)
+    for words in (["check"], ["clean", "--out", tmp_path / "b.jsonl"]):
+        data(words[0], file, *words[1:], "near=0")
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"[phone] replaces 555-123-4560 ({file}:1), 555-123-4561" in said
+        assert "and 2 more; [e-mail] replaces ann@example.org" in said
+    stages = {"clean": {"step": "clean", "data": "a.jsonl", "near": 0}}
+    out = run(write_recipe(tmp_path, stages))
+    made = "".join(each.read_text() for each in out.rglob("*") if each.is_file())
+    assert "555-123" not in made and "ann@" not in made
+    assert f"[phone] replaces 000-000-0000 ({file}:1)" in made and "xxx@xxxxxxx.xxx" in made
 
 
 def test_rows_that_redaction_makes_equal_are_kept_once(tmp_path: Path) -> None:

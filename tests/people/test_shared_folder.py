@@ -5,6 +5,7 @@ store again.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,9 @@ def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) 
     assert "left out: items without a label that may be shared: 1" in said
     assert "left out: events of people who have not agreed to share them: 2" in said
     assert "people: 2; texts in which something was redacted: 5" in said
+    assert re.search(r"\[phone\] replaces \+49 30 1234567 \(item \w+\)", said)
+    assert re.search(r"\[e-mail\] replaces .*ann@mail\.example \(item \w+\)", said)
+    assert "old@" not in said and "ann@mail.example (a flag)" in said
     everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
     secrets = b"ann,bob,Bob,mail.example,1234567,no license,boss,Old?,Nobody,zoe,Contributors"
     assert not [secret for secret in secrets.split(b",") if secret in everything]

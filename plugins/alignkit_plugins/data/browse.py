@@ -34,7 +34,7 @@ def write_page(options: Any, out: Path) -> str:
         why = f"{rule.replace('_', ' ')}: {reason}".removesuffix(": ")
         line = {"where": str(row), "fault": rule, "reason": why, "turns": turns, "raw": raw}
         lines.append({**line, "preview": shortened(turns[0].text) if turns else row.bad})
-    faults = {**done.counts, PERSONAL: len(done.redacted - done.faults.keys())}
+    faults = {**done.counts, PERSONAL: len(done.redacted.keys() - done.faults.keys())}
     words = counts(groups_of(rows), faults.get("unreadable", 0))
     page = templates(Path(__file__).parent).get_template("browse.html.j2")
     facts = {"name": name_of(options.data), "counts": words, "total": len(rows), "longest": LONGEST}

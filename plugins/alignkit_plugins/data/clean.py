@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, s
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import check_languages, language_of
-from alignkit_plugins.people.sharing import redact
+from alignkit_plugins.people.personal import examples, outline, redact
 from alignkit_plugins.rewards.phrases import Phrases, plain
 
 # What models say of themselves in English, and what reviewers of data remove first (Vicuna's, ShareGPT's and
@@ -116,12 +117,12 @@ class Rules(Phrases):
 class Cleaned:
     """Rows after redaction, and why some of them are left out, by their places.
 
-    redacted: the places of rows that redaction has changed.
+    redacted: by the places of rows that redaction has changed, what was replaced, as by `redact`.
     """
 
     rows: Sequence[Row]
     faults: Mapping[int, Fault]
-    redacted: set[int]
+    redacted: Mapping[int, Sequence[tuple[str, str]]]
 
     @property
     def kept(self) -> list[Row]:
@@ -148,20 +149,27 @@ class Cleaned:
             lines.append(line)
         return lines
 
-    def table(self, title: str = "") -> Table:
-        """What became of the rows."""
+    def table(self, title: str = "", hidden: Callable[[str], str] = str) -> Table:
+        """What became of the rows, and the first details that were replaced. hidden: how these are
+        shown.
+        """
         rows = [[f"left out: {rule}", f"{count:,}"] for rule, count in self.counts.items()]
         rows += [["kept", f"{len(self.rows) - len(self.faults):,}"]]
-        rows += [["of these redacted", f"{len(self.redacted - self.faults.keys()):,}"]]
-        return Table(title, ["rows", "number"], rows)
+        rows += [["of these redacted", f"{len(self.redacted.keys() - self.faults.keys()):,}"]]
+        found = []
+        for at, parts in self.redacted.items():
+            found += [(word, hidden(part), str(self.rows[at])) for word, part in parts]
+        return Table(title, ["rows", "number"], rows, note="; ".join(examples(found)))
 
 
 def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> Cleaned:
     """Apply the rules to rows. held_out: those of `against`."""
-    clean = list(rows)
-    if rules.personal:
-        clean = list(map(redacted_row, rows))
-    redacted_rows = {at for at, row in enumerate(rows) if clean[at] != row}
+    clean, changed = list(rows), dict[int, list[tuple[str, str]]]()
+    for at, row in enumerate(rows if rules.personal else ()):
+        clean[at] = redacted_row(row)
+        if clean[at] != row:
+            raw = row.raw or list(map(asdict, row.groups))
+            redacted(raw, change=partial(redact, found=changed.setdefault(at, [])))
     faults: dict[int, Fault] = {}
     left = list(clean)  # rows with a fault of their own are not compared
     for at, row in enumerate(clean):
@@ -180,7 +188,7 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
         if match.similarity == 1.0:
             fault = Fault("duplicates", f"says the same as {clean[match.other.row]}")
         faults[match.unit.row] = fault
-    return Cleaned(clean, faults, redacted_rows)
+    return Cleaned(clean, faults, changed)
 
 
 def cleaned_file(options: Any) -> tuple[list[Row], Cleaned]:
@@ -217,14 +225,14 @@ class Clean(Step):
         done = cleaned(rows, self.options, held_out)
         groups = groups_of(done.kept)
         context.write_text("removed.jsonl", json_lines(done.removed))
-        redacted = len(done.redacted - done.faults.keys())
+        redacted = len(done.redacted.keys() - done.faults.keys())
         summary = {
             "rows": len(done.rows),
             "kept": len(groups),
             "removed": done.counts,
             "redacted": redacted,
         }
-        return Artifact(groups=groups, summary=summary, report=Report([done.table()]))
+        return Artifact(groups=groups, summary=summary, report=Report([done.table(hidden=outline)]))
 
 
 def rows_of(groups: Sequence[Group]) -> list[Row]:
@@ -239,15 +247,15 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
 # Redaction
 
 
-def redacted(value: Any, name: str = "") -> Any:
+def redacted(value: Any, name: str = "", change: Callable[[str], str] = redact) -> Any:
     """Plain data whose texts are without personal details. name: of the column that has them."""
     if isinstance(value, str):
         # A word by itself may be a row's id, unless it is what somebody says.
-        return value if value.isalnum() and name not in SPOKEN else redact(value)
+        return value if value.isalnum() and name not in SPOKEN else change(value)
     if isinstance(value, Mapping):
-        return {key: redacted(inner, key) for key, inner in value.items()}
+        return {key: redacted(inner, key, change) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [redacted(inner, name) for inner in value]
+        return [redacted(inner, name, change) for inner in value]
     return value
 
 

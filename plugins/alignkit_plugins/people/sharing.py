@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,11 @@ from typing import Any
 
 from alignkit.errors import BadRow, DataError, RunFailed, refuse
 from alignkit.io.atomic import replace_folder
-from alignkit.io.text import HIDDEN, redacted
 from alignkit.report import Report, Table
 from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.personal import examples, mapped, redact
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
 from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
 
@@ -40,48 +40,6 @@ TEXTS = (
     "gold",
 )  # of an item, in which somebody may be named
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
-
-# Personal data
-
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
-_RANDOM = re.compile(
-    r"(?<![A-Za-z0-9])(?=[A-Za-z0-9]*[0-9])(?=[A-Za-z0-9]*[A-Za-z])[A-Za-z0-9]{32,}"
-)
-# spaces and hyphens at which no line ends are among them
-_GAP = " .\u00a0\u2009\u202f\u2010\u2011\u2012\u2013-"
-_DIGITS = rf"(?:[/(){_GAP}]{{0,2}}\d){{7,13}}"
-_PHONE = re.compile(
-    rf"(?<![\w.,/+-])(?:(?:\+|\(?00?)[1-9]{_DIGITS}|\(?[2-9]\d\d\)?[{_GAP}]\d{{3}}[{_GAP}]\d{{4}})(?![\w-])"
-)
-
-
-def redact(text: str) -> str:
-    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
-    more.
-
-    The rules are simple on purpose, and find only what has a shape of its own; names and addresses
-    stay.
-
-    - E-mail: `name@host.tld` becomes `[e-mail]`.
-    - Telephone: 9 to 15 digits in groups that begin with `+`, `00` or `0`, or an American number
-    such as
-      `555-123-4567`, become `[phone]`.
-    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits without a break
-    become `***`.
-    """
-    text = _RANDOM.sub(HIDDEN, redacted(text))
-    return _PHONE.sub("[phone]", _EMAIL.sub("[e-mail]", text))
-
-
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Nested plain data with each text changed; keys stay."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {name: mapped(below, change) for name, below in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(below, change) for below in value)
-    return value
 
 
 def pseudonym(name: str, salt: str) -> str:
@@ -199,17 +157,19 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
     labels = {event.item for event in events if event.kind == "label"}
     others = len(everything) - len(events)
     out = Counter({"events of people who have not agreed to share them": others})
-    changed = 0
+    changed, found = 0, list[tuple[str, str, str]]()
     names: dict[str | None, str] = {}  # an item's id -> the id of its redacted form
     present: set[str] = set()
     with shared.transaction() as connection:
         for stored in store.items():
             item = replace(stored.item, license=stored.item.license or license)
-            clean = _redacted(item, salt)
+            parts: list[tuple[str, str]] = []
+            clean = _redacted(item, salt, partial(redact, found=parts))
             if why := _kept_back(stored, item, clean, agreed, labels):
                 out[why] += 1
                 continue
             changed += sum(getattr(clean, name) != getattr(item, name) for name in TEXTS)
+            found += [(word, part, f"item {item.id}") for word, part in parts]
             shared.put(clean, wanted=stored.wanted)
             names[item.id] = clean.id
             present.add(item.author)
@@ -217,8 +177,11 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
         used = set()
         for event in events:
             if event.item in names or (event.item is None and event.annotator in present):
-                payload = event.payload if event.kind == "undo" else mapped(event.payload, redact)
+                payload, parts = event.payload, []
+                if event.kind != "undo":
+                    payload = mapped(payload, partial(redact, found=parts))
                 changed += payload != event.payload
+                found += [(word, part, f"a {event.kind}") for word, part in parts]
                 who, item_id = pseudonym(event.annotator, salt), names.get(event.item)
                 shared.append(replace(event, annotator=who, payload=payload, item=item_id))
                 used.add(event.guidelines)
@@ -227,6 +190,7 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
                 values = (name, redact(text), "")
                 connection.execute("INSERT INTO guidelines VALUES (?, ?, ?)", values)
     notes = [f"people: {len(present - {''})}; texts in which something was redacted: {changed}"]
+    notes += examples(found)
     return notes + [f"left out: {why}: {count}" for why, count in out.items() if count]
 
 
@@ -249,9 +213,9 @@ def _kept_back(
     return ""
 
 
-def _redacted(item: Item, salt: str) -> Item:
+def _redacted(item: Item, salt: str, change: Callable[[str], str]) -> Item:
     """The item without personal data, and without what only this store needs."""
-    texts = {name: mapped(getattr(item, name), redact) for name in TEXTS}
+    texts = {name: mapped(getattr(item, name), change) for name in TEXTS}
     batch = item.batch.rpartition("/")[2]  # folders tell who somebody is
     return replace(item, **texts, author=pseudonym(item.author, salt), batch=batch, priority=0.0)
 

@@ -1,0 +1,135 @@
+"""Personal details in texts, by their shape: e-mail addresses, telephone numbers and keys.
+
+The rules would rather miss a detail than replace what is none: dates, times, versions, sizes,
+sums of money, ISBNs, check sums, commits and names of packages stay, and so do names of people.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+from typing import Any
+
+from alignkit.io.text import HIDDEN, redacted
+
+FIRST = 5  # examples of a kind
+# What the patterns below name: letters, but those of scripts without spaces; what may stand between
+# digits, also where no line ends; a number with the code of its country; what follows no number.
+_PARTS = {
+    "<abroad>": r"(?:[17]<more>{10}|(?:2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
+    r"|(?:2[1-689]|3[578]|42|5[09]|6[7-9]|8[0578]|9[679])\d)<more>{7,12})",
+    "<more>": r"(?:[/(<gap>)]{0,2}\d)",
+    "<end>": r"(?![<word>-]|[.,:/]\d)",
+    "<sum>": r"[\d<gap>]{0,12}000[<gap>]?000",
+    "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f",
+    "<gap>": r" .\u00a0\u2009\u202f\u2010-\u2013-",
+}
+# No files such as icon@2x.png, versions, addresses of git, prompts of a shell, and no code
+_EMAIL = (
+    r"(?<![<word>.+-])(?<!//)(?P<part>(?!(?:git|hg|svn|root)@)[<word>][<word>.+'%-]{0,63}@(?!v?\d+\.\d)"
+    r"(?:[<word>-]{1,63}\.){1,8}"
+    r"(?!(?:png|jpe?g|gif|svg|webp|js|json|ya?ml|txt|tgz|gz|service|timer|socket|local|internal)\b)"
+    r"(?:[a-z]{2,4}|[A-Z]{2,4}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+|email|online|cloud|store|world|group|museum"
+    r"|social|travel|agency|example))(?![<word>(\[]|\.[a-z]|:[~/])"
+)
+# With three numbers or more, which names rarely have, and not of base 16
+_RANDOM = (
+    r"(?<![A-Za-z0-9])(?P<part>(?=[A-Za-z0-9]{32})(?![0-9a-f]+\b|[0-9A-F]+\b)(?=[A-Z0-9]*[a-z])"
+    r"(?=[A-Za-z]*\d+[A-Za-z]+\d+[A-Za-z]+\d)[A-Za-z0-9]+)"
+)
+# Not after the name of a thing that has a number; no digits in order, binary numbers and sizes
+_PHONE = (
+    r"(?=[+(\d])(?<![<word>.,/#=+-])(?<!\d:)(?i:(?<!sku.)(?<!part.)(?<!room.)(?<!case.)(?<!item.)(?<!isbn.)(?<!model.)"
+    r"(?<!order.)(?<!serial.)(?<!account.)(?<!invoice.)(?<!version.))(?P<part>(?![01<gap>]{9,20}<end>|012[<gap>]?3)(?:"
+    r"\+(?!<sum>)<abroad>|00(?=[1-9]\d*[<gap>/(])<abroad>"
+    # North America
+    r"|(?:1[<gap>])?\([2-9]\d\d\)[<gap>]?\d{3}[<gap>]\d{4}"
+    r"|(?:1[<gap>])?(?![2346]00)[2-9]\d\d(?P<mark>(?! )[<gap>])\d{3}(?P=mark)(?!\d\d00|1024|2048|4096|8192)\d{4}"
+    # France: mobile numbers, and others that are in no order
+    r"|(?=0[67](?!.0[789])|(?:...){1,3}(?:1..0|2..[01]|3..[0-2]|4..[0-3]|5..[0-4]|6..[0-5]|7..[0-6]|8..[0-7]|9..[0-8]))"
+    r"0[1-9](?P<pair>[<gap>])\d\d(?:(?P=pair)\d\d){3}(?![<gap>]?\d)"
+    # Europe and Australia
+    r"|\(0[1-9]\d{1,3}\)(?:[<gap>]?\d){5,9}|0[1-9]\d{1,3}[<gap>/]\d{6,8}|0[1-9]\d[<gap>]\d{3,4}[<gap>]\d{4}"
+    r"|0[1-9]\d\d[<gap>/](?!\d00[<gap>]\d00)\d{3}[<gap>]\d{3,4}"
+    r"|0[1-9]\d{1,2}[<gap>]\d{3}[<gap>]\d\d[<gap>]\d\d|01[567]\d{8}|07\d{9}"
+    # Japan, China, Russia
+    r"|(?=.{12,13}<end>)0[1-9]\d{0,2}-\d{2,4}-\d{4}|1[3-9]\d[ -]\d{4}[ -]\d{4}"
+    r"|8[ -]?\(?\d{3}\)?[ -]?\d{3}-\d\d-\d\d))<end>"
+)
+# A number after a word that asks to call it may have any shape but that of a date or a sum
+_CALLED = (
+    r"(?i)(?<![^\W\d_])(?:t[eé]l|t[eé]l[eé]phone|tel[eé]fono?|phone|call|dial|fax|mobil|mobile|m[oó]vil|whatsapp|sms"
+    r"|ruf|appell?e|llama|chiama|звоните|тел|телефон|电话|手机|電話|携帯|전화)"
+    r"(?:[-\s.:：]{1,3}(?:me|my|us|at|on|is|no|nr|moi|mich|al|au|le|am|an|unter|по))*[\s.:：]{0,3}"
+    r"(?!\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d\d)(?![./-]?\d)|(?:19|20)\d\d(?!\d)|<sum>)"
+    r"(?P<part>[+(]?\d<more>{7,13})<end>"
+)
+_KINDS = ((HIDDEN, _RANDOM), ("[e-mail]", _EMAIL), ("[phone]", _CALLED), ("[phone]", _PHONE))
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    for name, part in _PARTS.items():
+        pattern = pattern.replace(name, part)
+    return re.compile(pattern)
+
+
+def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
+    """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
+    more.
+
+    - E-mail: `name@host.tld` becomes `[e-mail]`.
+    - Telephone: a number as a country writes it, such as +49 30 1234567, 06 12 34 56 78 or
+      555-123-4567, or after a word such as `call`, becomes `[phone]`.
+    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits in no order
+      become `***`.
+
+    found: gets each part that is replaced, after what replaces it; of a key only the beginning.
+    """
+
+    def hide(word: str, match: re.Match[str]) -> str:
+        part = match["part"]
+        if word == HIDDEN and b64decode(part + "A" * (-len(part) % 4)).isascii():
+            return match[0]  # a text in base 64
+        if found is not None:
+            found.append((word, f"{part[:4]}..." if word == HIDDEN else part))
+        return match[0].removesuffix(part) + word
+
+    known = redacted(text)
+    if found is not None and known != text:
+        found.append((HIDDEN, "a key"))
+    for word, pattern in _KINDS:
+        known = _compiled(pattern).sub(partial(hide, word), known)
+    return known
+
+
+def examples(found: Iterable[tuple[str, str, str]]) -> list[str]:
+    """What was replaced, a line for each kind with its first examples. found: what replaces it, the
+    part, and where it was.
+    """
+    kinds: dict[str, list[str]] = {}
+    for word, part, where in found:
+        kinds.setdefault(word, []).append(f"{part} ({where})")
+    lines = []
+    for word, parts in kinds.items():
+        more = f" and {len(parts) - FIRST:,} more" if len(parts) > FIRST else ""
+        lines.append(f"{word} replaces {', '.join(parts[:FIRST])}{more}")
+    return lines
+
+
+def outline(part: str) -> str:
+    """The shape of a detail, such as `00.00.0000`, for files that others may read."""
+    return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", part))
+
+
+def mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Nested plain data with each text changed; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: mapped(below, change) for name, below in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(below, change) for below in value)
+    return value
