@@ -37,9 +37,9 @@ def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
     return masked_sum(x, mask, dim=-1)
 
 
-def sum_present(terms: Sequence[Tensor], start: float = 0.0) -> Tensor:
-    """Sum of tensors of one shape, plus `start`, without their NaNs; NaN where all of them are."""
-    total = torch.full_like(terms[0], start)
+def sum_present(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of tensors of one shape, without their NaNs; NaN where all of them are."""
+    total = torch.zeros_like(terms[0])
     for term in terms:
         total = total + torch.where(term.isnan(), 0.0, term)
     return total.masked_fill(torch.stack([term.isnan() for term in terms]).all(dim=0), float("nan"))

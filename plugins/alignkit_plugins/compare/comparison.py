@@ -22,8 +22,8 @@ from alignkit.data.sources import held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.recipe.schema import BASE, RewardSpec
-from alignkit.reward import REWARD_KEY
 from alignkit.step import StepContext
+from alignkit_plugins.formats.rows import with_score
 
 TEMPERATURE = 0.7  # of `evaluate`, chat and serve
 # Column of prompts: what they share with others, on which their scores then depend
@@ -227,7 +227,7 @@ def scored_by(
     for name, scorer in zip(names, scorers, strict=True):
         say(name)
         for place, scored in enumerate(scorer.score(unscored)):
-            merged[place] = with_scores(merged[place], scored, [name])
+            merged[place] = with_score(merged[place], scored, name)
     return merged, names
 
 
@@ -238,15 +238,6 @@ def bare(groups: Sequence[Group]) -> list[Group]:
         responses = tuple(replace(response, scores={}) for response in group.responses)
         unscored.append(replace(group, responses=responses))
     return unscored
-
-
-def with_scores(group: Group, scored: Group, names: Sequence[str]) -> Group:
-    """The group with the reward of the scored one, by other names."""
-    responses = []
-    for old, new in zip(group.responses, scored.responses, strict=True):
-        scores = dict.fromkeys(names, new.scores[REWARD_KEY])
-        responses.append(replace(old, scores={**old.scores, **scores}))
-    return replace(group, responses=tuple(responses))
 
 
 # How answers are sampled that people read or that are compared: not at the temperature of training

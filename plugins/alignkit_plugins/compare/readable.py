@@ -39,12 +39,10 @@ def short(value: Any) -> str:
 def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
     """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
     mean, low, high = bounds(estimate)
-    ends = (
-        {"low": low, "high": high}
-        if low is not None and high is not None
-        else {"low": None, "high": None}
-    )
-    return statistics.shown({"mean": mean, **ends}, sign=sign, percent=percent)
+    if low is None or high is None:
+        low = high = None
+    known = {"mean": mean, "low": low, "high": high}
+    return statistics.shown(known, sign=sign, percent=percent)
 
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:

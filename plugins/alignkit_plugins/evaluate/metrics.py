@@ -14,7 +14,8 @@ import alignkit
 from alignkit import DataError, Field, Group, RewardRef
 from alignkit.errors import did_you_mean
 from alignkit_plugins.ai_feedback.judge_card import judge_names
-from alignkit_plugins.compare.comparison import bare, label, with_scores
+from alignkit_plugins.compare.comparison import bare, label
+from alignkit_plugins.formats.rows import with_score
 
 SHOWN = 8  # columns or values that an error lists
 
@@ -93,7 +94,7 @@ def scored(
         say(name)
         counted = bare([groups[place] for place in places])
         for place, one in zip(places, scorers[name].score(counted), strict=True):
-            merged[place] = with_scores(merged[place], one, [name])
+            merged[place] = with_score(merged[place], one, name)
     return merged
 
 

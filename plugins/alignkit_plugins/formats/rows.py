@@ -9,6 +9,7 @@ from typing import Any
 from alignkit import DataError, Group, Message, Response
 from alignkit.data.group import preview, resolved_pairs
 from alignkit.errors import did_you_mean
+from alignkit.reward import REWARD_KEY
 
 
 def with_labels(group: Group) -> Group:
@@ -27,6 +28,14 @@ def with_labels(group: Group) -> Group:
             label = wins > 0 if response.label is None else response.label
             labeled.append(replace(response, label=label, rank=None))
     return replace(group, responses=tuple(labeled), pairs=())
+
+
+def with_score(group: Group, scored: Group, name: str) -> Group:
+    """The group with the reward of the scored one, under another name."""
+    responses = []
+    for old, new in zip(group.responses, scored.responses, strict=True):
+        responses.append(replace(old, scores={**old.scores, name: new.scores[REWARD_KEY]}))
+    return replace(group, responses=tuple(responses))
 
 
 # What functions and services get of a turn

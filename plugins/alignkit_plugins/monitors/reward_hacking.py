@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from statistics import fmean as mean
 from statistics import pstdev
@@ -26,9 +25,9 @@ from alignkit import (
 from alignkit.data.group import Response, length, read_groups, write_groups
 from alignkit.evaluation.statistics import shown
 from alignkit.kinds import MonitoredStage
-from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit_plugins.formats import text_metrics
+from alignkit_plugins.formats.rows import with_score
 from alignkit_plugins.formats.spoken import all_turns
 
 GOLD_KEY = "gold"  # of a response's scores
@@ -278,7 +277,8 @@ class Gold(Monitor):
         if iteration > self.stage.done:
             if self.prompts:
                 groups = self.stage.answer(self.prompts, SAMPLES, iteration)
-            measured = list(map(_with_gold, groups, self.rewards.score(groups)))
+            scored = zip(groups, self.rewards.score(groups), strict=True)
+            measured = [with_score(group, by_gold, GOLD_KEY) for group, by_gold in scored]
             self.stage.on_rank0(lambda: write_groups(file, measured))
         scores: dict[str, list[float]] = {}
         numbers = {"gold_unscored": 0.0}
@@ -307,15 +307,6 @@ class Gold(Monitor):
             warnings = [f"gold was best in iteration {best} and has fallen since: {moved}"]
         summary = {"best_iteration": best, "change": moved and moved._asdict()}
         return Observation(warnings=warnings, summary={"gold": summary})
-
-
-def _with_gold(group: Group, by_gold: Group) -> Group:
-    """A group with the reward of another as its gold."""
-    responses = []
-    for response, other in zip(group.responses, by_gold.responses, strict=True):
-        scores = {**response.scores, GOLD_KEY: other.scores.get(REWARD_KEY)}
-        responses.append(replace(response, scores=scores))
-    return replace(group, responses=tuple(responses))
 
 
 class KLBudget(Monitor):
