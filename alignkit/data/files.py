@@ -27,6 +27,8 @@ RECODE = (
 )
 UNDECODED = re.compile("[\udc80-\udcff]")  # what `text_lines` makes of bytes that are not UTF-8
 
+NumberedRows = Iterator[tuple[int, Any]]  # each with its line, or its place in the file
+
 
 @dataclass(frozen=True)
 class SkippedRow:
@@ -97,7 +99,7 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def jsonl_rows(path: Path) -> NumberedRows:
     """The numbered rows of a file of JSON lines; one that cannot be parsed is a `BadRow`."""
     for number, line in text_lines(path):
         if line.strip():
@@ -145,7 +147,7 @@ def parse(line: str | bytes) -> Any:
         raise BadRow(f"not valid JSON: {error}") from error
 
 
-def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def json_rows(path: Path) -> NumberedRows:
     """The rows of a JSON file: the elements of an array, one object, or an object per line, as in a
     .jsonl file.
     """

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PrivateAttr, model_validator
 
 from alignkit.calls import line_in
 from alignkit.data.files import (
+    NumberedRows,
     SkippedRow,
     bad_rows_error,
     json_rows,
@@ -340,7 +341,7 @@ class SourceReader:
         low, high = self.source.part
         return [group for group in groups if low <= _number("part", seed, opening(group)) < high]
 
-    def numbered_rows(self) -> Iterator[tuple[int, Any]]:
+    def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
         rows = ((number, without_fills(row)) for number, row in self._stored_rows())
         try:
@@ -348,7 +349,7 @@ class SourceReader:
         except BadRow as error:
             raise DataError(f"{self.source.name}: {error}") from error
 
-    def _stored_rows(self) -> Iterator[tuple[int, Any]]:
+    def _stored_rows(self) -> NumberedRows:
         path = self.source.path or HUB
         if self.source.stage:
             path = self.stage_data(self.source.stage)
@@ -369,7 +370,7 @@ class SourceReader:
             f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}"
         )
 
-    def _text_rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+    def _text_rows(self, path: Path) -> NumberedRows:
         format = self.format or self._choose(
             [name for name, cls in self.formats.items() if cls.plain_text], ""
         )

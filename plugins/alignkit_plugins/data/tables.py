@@ -11,7 +11,7 @@ import csv
 import importlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from decimal import Decimal
 from itertools import chain, count
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 from alignkit import BadRow, DataError, Reader
-from alignkit.data.files import RECODE, UNDECODED, text_lines
+from alignkit.data.files import RECODE, UNDECODED, NumberedRows, text_lines
 from alignkit.data.sources import CommitOf, DataSource
 from alignkit.io.digest import folder_digest
 from alignkit.io.text import NO_FILE, cache_folder, is_special
@@ -36,7 +36,7 @@ class Csv(Reader):
 
     usual: ClassVar[str] = ","
 
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+    def rows(self, path: Path) -> NumberedRows:
         csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB
         lines = (line for _, line in text_lines(path))
         first = next(lines, None)
@@ -96,7 +96,7 @@ def _record(header: Sequence[str], cells: Sequence[str], mark: str) -> dict[str,
 class Parquet(Reader):
     """Records of a file, read from the file itself: the cache of `datasets` would miss a change."""
 
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+    def rows(self, path: Path) -> NumberedRows:
         parquet = importlib.import_module("pyarrow.parquet")  # takes a second, so only when needed
         if is_special(path):
             raise DataError(f"{path}: {NO_FILE}")
@@ -117,7 +117,7 @@ class Parquet(Reader):
 class Hub(Reader):
     """A part of a data set on the hub, or of a local folder in the layout of one."""
 
-    def rows_of(self, source: DataSource, commit: CommitOf) -> Iterator[tuple[int, Any]]:
+    def rows_of(self, source: DataSource, commit: CommitOf) -> NumberedRows:
         datasets = importlib.import_module("datasets")  # takes seconds, so only when needed
         # A README without a card is no fault
         logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit import BadRow, Field, Group, Message, Options, Response
+from alignkit.data.files import NumberedRows
 from alignkit_plugins.formats.columns import ColumnFormat, with_text
 
 Piece = tuple[int, str]  # number of the first line, and text
@@ -63,7 +64,7 @@ class Text(ColumnFormat):
         row = with_text(row)
         return Group((), (Response(text=self.text(row, "text")),), meta=self.rest(row, "text"))
 
-    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> NumberedRows:
         if self.options.paragraphs:
             return paragraphs(lines)
         return joined(paragraphs(lines))
@@ -209,7 +210,7 @@ class Dialogues(ColumnFormat):
             )
         return self._group(matches[0], self.rest(row, "text"))
 
-    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
+    def rows_of_text(self, lines: Iterable[tuple[int, str]]) -> NumberedRows:
         numbered = list(lines)
         for dialogue in find_dialogues("\n".join(line for _, line in numbered)):
             yield numbered[dialogue.line - 1][0], dialogue

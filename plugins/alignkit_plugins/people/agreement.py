@@ -7,12 +7,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import chain, combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from alignkit import Reader, seeds
+from alignkit.data.files import NumberedRows
 from alignkit.data.group import group_to_json
 from alignkit.evaluation.statistics import CONFIDENCE, Estimate, Share, clustered_share, shown
 from alignkit.report import Table
@@ -234,7 +235,7 @@ class StoreReader(Reader):
 
     grows = True
 
-    def rows(self, path: Path) -> Iterator[tuple[int, Any]]:
+    def rows(self, path: Path) -> NumberedRows:
         """The groups of a store, numbered by the positions of their items, as it is now.
 
         Without items that are flagged, that have no label, that nobody is asked about any more, or
