@@ -108,7 +108,7 @@ def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_pa
     loss, gradients = learned(quantized)
     expected, others = learned(with_policy(tmp_path))
     same(loss, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(gradients, others, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients, others, rtol=1e-4, atol=5e-5)
     without, _ = learned(with_policy())
     assert abs(float(without - expected)) > 1e-3  # rounding to 4 bits changes the loss
 
