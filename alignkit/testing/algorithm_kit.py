@@ -35,7 +35,7 @@ from alignkit.training.learner import Learner
 from alignkit.training.rewards import with_columns
 from alignkit.training.trainer import groups_kept
 
-TOLERANCE = 1e-5  # relative; float32 sums in another order differ by about 1e-6
+TOLERANCE = 1e-4  # relative; float32 sums of another shape differ by up to 1e-5
 # Entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
 GARBAGE = 20.0
 LONGEST = 256  # tokens of a prompt with a response
