@@ -28,7 +28,7 @@ from alignkit.errors import (
     reason_of,
 )
 from alignkit.errors import refuse as refuse
-from alignkit.io.text import is_file, printable, redacted
+from alignkit.io.text import Say, is_file, printable, redacted
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe, Stage
@@ -172,7 +172,7 @@ Overrides = Annotated[
 def load(
     name: str,
     overrides: Sequence[str] | None,
-    warn: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr),
+    warn: Say = lambda text: print(printable(text), file=sys.stderr),
     only: str | None = None,
     until: str | None = None,
 ) -> Recipe:

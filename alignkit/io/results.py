@@ -18,7 +18,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from alignkit.io.atomic import (
     write_json,
 )
 from alignkit.io.digest import digest, file_digest
+from alignkit.io.text import Say
 
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"
@@ -234,9 +235,7 @@ class Results:
         """
         return self.folder / kind / f"{stage}-{key[:16]}"
 
-    def bring(
-        self, stage: str, key: str, others: Sequence[Path], say: Callable[[str], None]
-    ) -> bool:
+    def bring(self, stage: str, key: str, others: Sequence[Path], say: Say) -> bool:
         """Let a stage's link lead to its whole result for a key, which may be of another run.
         Returns whether it does.
 

@@ -9,8 +9,10 @@ import os
 import os.path
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+Say = Callable[[str], None]  # prints a line that the user must know
 # Turn the direction of what follows
 BIDI = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 REPLACEMENT = "\ufffd"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignkit.data.group import Group, Message, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
+from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import attach, build_request, generate
@@ -38,7 +39,7 @@ class LoadedBase:
         model: SharedModel,
         artifact: Callable[[str], Path],
         max_length: int = 1024,
-        say: Callable[[str], None] = lambda text: None,
+        say: Say = lambda text: None,
         progress: Progress = no_progress,
         name: str = BASE,
     ):

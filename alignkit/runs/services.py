@@ -26,7 +26,7 @@ from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import FACTS, PAGE, RECIPE, Results, other_runs
-from alignkit.io.text import exists, redacted
+from alignkit.io.text import Say, exists, redacted
 from alignkit.kinds import launcher
 from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, Stage
@@ -67,7 +67,7 @@ class Services:
         )
         self.leads = collectives.process == 0
         self.reporter = reporter or Reporter()
-        self.say: Callable[[str], None] = self.reporter.say
+        self.say: Say = self.reporter.say
         self.store = Results(folder)
         self.others = other_runs(folder)
         self.base = cache(

@@ -24,7 +24,7 @@ from rich.console import Console
 from alignkit.errors import SIGNALS, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
-from alignkit.io.text import exists
+from alignkit.io.text import Say, exists
 from alignkit.kinds import World, launcher
 from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
@@ -37,9 +37,7 @@ RANK = "RANK"  # the variable in which launchers say which process this is
 SAME_ERROR = 5.0  # seconds in which process 0 meets an error that this one meets, too
 
 
-def start(
-    load: Callable[[Callable[[str], None]], Recipe], out: Path | None
-) -> dict[str, Any] | int:
+def start(load: Callable[[Say], Recipe], out: Path | None) -> dict[str, Any] | int:
     """Run a recipe; returns what it left, or the exit code. load: reads the recipe, and passes on
     its warnings.
     """
@@ -61,9 +59,7 @@ def start(
     return 0
 
 
-def _run(
-    load: Callable[[Callable[[str], None]], Recipe], out: Path | None, world: World
-) -> dict[str, Any]:
+def _run(load: Callable[[Say], Recipe], out: Path | None, world: World) -> dict[str, Any]:
     """Run a recipe as one of its processes. Only the first one prints."""
     began, warnings = time.monotonic(), list[str]()
     recipe = load(warnings.append)

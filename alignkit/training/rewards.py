@@ -21,6 +21,7 @@ from alignkit import shapes
 from alignkit.calls import blame, call, create, remembered
 from alignkit.data.group import Group, copies, length, preview, responses_of
 from alignkit.errors import PluginError, RunFailed
+from alignkit.io.text import Say
 from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
@@ -215,7 +216,7 @@ class Rewards:
         chunks: Chunks = lambda name, groups: [groups],
         by_engine: bool = False,
         make: Callable[[Component], Any] = create,
-        say: Callable[[str], None] = lambda text: None,
+        say: Say = lambda text: None,
     ):
         """make: returns the plugin of a component, which may have been made before; default: a new
         one. say: tells the user why `score` gave no scores.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
+from alignkit.io.text import Say
 from alignkit.models.loading import has_classifier
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import HeadKind, SharedModel
@@ -64,7 +65,7 @@ def save_checkpoint(folder: Path, number: int, state: dict[str, Any]) -> Path:
     return target
 
 
-def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def load_checkpoint(folder: Path, say: Say) -> dict[str, Any]:
     """The state of the newest checkpoint that is not damaged; empty if there is none.
 
     Damaged ones are reported through `say`, and removed, or newer ones would count as older.

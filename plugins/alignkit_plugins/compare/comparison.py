@@ -8,7 +8,7 @@ whichever rows they are (`units_of`). `Response.source` names the policy that wr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from alignkit.data.group import Group, Response, prompts_of
 from alignkit.data.sources import held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
+from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
 from alignkit.step import StepContext
 from alignkit_plugins.formats.rows import with_score
@@ -216,7 +217,7 @@ def scored_by(
     groups: Sequence[Group],
     rewards: Sequence[Any],
     scorers: Sequence[Any],
-    say: Callable[[str], None],
+    say: Say,
 ) -> tuple[list[Group], list[str]]:
     """The groups with a score of each reward among their responses' scores, and its names.
 

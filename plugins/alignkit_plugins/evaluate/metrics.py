@@ -7,12 +7,13 @@ have no score by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import alignkit
 from alignkit import DataError, Field, Group, RewardRef
 from alignkit.errors import did_you_mean
+from alignkit.io.text import Say
 from alignkit_plugins.ai_feedback.judge_card import judge_names
 from alignkit_plugins.compare.comparison import bare, label
 from alignkit_plugins.formats.rows import with_score
@@ -82,7 +83,7 @@ def scored(
     groups: Sequence[Group],
     metrics: Mapping[str, Metric],
     scorers: Mapping[str, Any],
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[Group]:
     """The groups with a score per metric, under its name, at the prompts that are part of it.
 

@@ -26,6 +26,7 @@ from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
+from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached
 from alignkit.models.generate import Continuation, Generation, has_stopped
 from alignkit.models.packing import measure
@@ -239,9 +240,7 @@ class StageEngine:
     author's mistake.
     """
 
-    def __init__(
-        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
-    ):
+    def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Say):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
         self.engine: Engine = create(component, stage)
         self.name, self.folder, self.stage = component.name, folder, stage

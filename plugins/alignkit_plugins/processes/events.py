@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from alignkit import Add, hookimpl
 from alignkit.algorithm import ExternalTrainer
 from alignkit.errors import Problem, RecipeError, RunFailed
 from alignkit.io.digest import versions
+from alignkit.io.text import Say
 from alignkit.kinds import Launcher, World
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Accelerate(Launcher):
         return collectives
 
     def engine(
-        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
+        self, component: Any, folder: Path, *, stage: str, seed: int, say: Say
     ) -> StageEngine:
         from alignkit_plugins.processes.engine import StageEngine
 

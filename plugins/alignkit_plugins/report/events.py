@@ -5,7 +5,7 @@ it ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from alignkit import hookimpl
 from alignkit.errors import reason_of
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.results import FACTS, PAGE
+from alignkit.io.text import Say
 
 SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
@@ -66,7 +67,7 @@ def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
         report_run(run.folder, run.reporter.say)
 
 
-def report_run(folder: Path, say: Callable[[str], None]) -> None:
+def report_run(folder: Path, say: Say) -> None:
     """Write the report of a run that ends. Whatever goes wrong is said in a line; how the run ended
     stays as it is.
     """
