@@ -236,6 +236,11 @@ number | 5           | It was on 2024-05-01.         | no
 number | 5           | 会议在2024-05-01举行          | no
 number | 12          | 12/05/2024                    | no
 number | 5           | on 5.1.2024                   | no
+number | 5           | on May 5, 2024                | no
+number | 5           | 2024年5月1日                  | no
+number | 10          | 10%-15%                       | no
+number | 42          | 答案：42                      | within
+number | 42          | Step 1: 42                    | within
 number | 30          | It starts at 10:30.           | no
 number | 10          | 10:30开始                     | no
 word   | 10:30       | It starts at 10:30.           | within
@@ -270,6 +275,9 @@ choice | C           | (C) Both A and B are correct  | whole
 choice | D           | D. None of A, B and C         | whole
 choice | D           | D. A and C only               | whole
 choice | E           | E) Neither A nor B            | whole
+choice | C           | C. Both A and B. They are so. | whole
+choice | C           | C) Both (A) and (B)           | whole
+choice | A           | A. Oslo and B. Rome           | no
 choice | A           | A. Wait, no, B.               | no
 choice | I           | The answer is I.              | within
 choice | I           | I. Oslo                       | whole
@@ -286,6 +294,8 @@ choice | C           | คำตอบคือC                     | within
 choice | C           | 【答案】（C）                 | within
 choice | A           | A和B                          | no
 word   | Paris       | 答案是Paris。                 | within
+word   | Paris       | 정답은 Paris입니다.           | within
+word   | 서울        | 정답은 서울입니다.            | within
 word   | Paris       | Answer => Paris               | within
 word   | Paris       | Question -> Paris             | within
 word   | Paris       | Capital = Paris               | within

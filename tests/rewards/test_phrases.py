@@ -9,11 +9,12 @@ import pytest
 from pydantic import ValidationError
 
 from alignkit import Group, Response
+from alignkit.cli import main
 from alignkit_plugins.data.clean import Rules
 from alignkit_plugins.data.files import Row
 from alignkit_plugins.evaluate.honesty import Abstention, Honesty, HonestyAccuracy, Unyielding
 from alignkit_plugins.rewards.refusal import Refusal
-from tests.rows import cells, user
+from tests.rows import cells, user, write_rows
 
 # What is said, and whether the phrases find it: in any script, and not in other words
 SAID = """
@@ -102,3 +103,41 @@ def test_a_language_of_latin_letters_is_told() -> None:
     pytest.importorskip("py3langid")
     [warning] = Refusal(Refusal.Options()).check_prompts([Group((user(GERMAN),))])
     assert "are in de" in warning
+
+
+RECIPE = """
+name: other
+model: {base: tiny}
+stages:
+  cleaned: {step: clean, data: d.jsonl}
+  align:
+    algorithm: grpo
+    prompts: d.jsonl
+    reward: {weighted_sum: {rewards: {a: refusal, b: length}, weights: {a: 1, b: 1}}}
+"""
+# Words of a command, and where it says that only English phrases are known
+COMMANDS = """
+    check r.yaml                                             | cleaned; align: warning: refusal
+    check r.yaml stages.cleaned.phrases=own.txt              | align: warning: refusal
+    data check d.jsonl                                       | warning
+    data check d.jsonl phrases=own.txt                       |
+    evaluate d.jsonl --reward refusal --out o.jsonl          | warning: refusal
+"""
+
+
+@pytest.mark.parametrize(("words", "places"), cells(COMMANDS))
+def test_commands_tell_what_is_found_in_english_only(
+    words: str,
+    places: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own(tmp_path)
+    Path("r.yaml").write_text(RECIPE, encoding="utf-8")
+    write_rows(Path("d.jsonl"), [{"prompt": "挪威的首都是哪里？", "completion": "奥斯陆。"}])
+    assert main(words.split()) == 0
+    everything = "".join(capsys.readouterr())
+    assert everything.count("English phrases") == len(list(filter(None, places.split("; "))))
+    assert all(place in everything for place in places.split("; "))

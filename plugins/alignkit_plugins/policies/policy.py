@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field
@@ -28,6 +28,7 @@ from alignkit.recipe.yaml import dump, parse_document
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.services import Services
+from alignkit.runs.stage import RunStage
 from alignkit.sampling import Sampling
 from alignkit.settings import EngineRef, ModelSpec
 from alignkit.tokens.encoder import Ids
@@ -210,6 +211,8 @@ def opened(
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
             scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
             data = run.data.read(words.data).groups if words.data is not None else []
+            named_stage = replace(stage, name=command)
+            RunStage(run, named_stage).check_scoring(words, words.rewards, data)
             sampling = _sampling(named.policies.values(), words.sampling)
             yield Opened(policies, scorers, words.rewards, sampling, data)
 
