@@ -211,8 +211,9 @@ def opened(
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
             scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
             data = run.data.read(words.data).groups if words.data is not None else []
-            named_stage = replace(stage, name=command)
-            RunStage(run, named_stage).check_scoring(words, words.rewards, data)
+            if data:
+                named_stage = replace(stage, name=command)
+                RunStage(run, named_stage).check_scoring(words, words.rewards, data)
             sampling = _sampling(named.policies.values(), words.sampling)
             yield Opened(policies, scorers, words.rewards, sampling, data)
 
