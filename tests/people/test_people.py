@@ -338,7 +338,8 @@ def test_people_are_asked_first_where_two_rewards_disagree() -> None:
 
 def test_a_step_reads_labels_of_people_who_know_the_task() -> None:
     """With `min_gold`; without, all are tied."""
-    asked = [{**PAIR, "prompt": f"asked {place}"} for place in range(5)]
+    answers = Response("good", source="one"), Response("bad", source="two")
+    asked = [Group((user(f"asked {place}"),), answers) for place in range(5)]
     every = {**LABELS, "data": written("rows.jsonl", *asked), "annotators": 2}
     stages = {"every": every, "sure": {**every, "min_gold": 0.8}}
     run(stages, code=75)
@@ -356,7 +357,9 @@ def test_a_step_reads_labels_of_people_who_know_the_task() -> None:
     known = [(0, 1.0)]
     for stage, pairs in (("every", [known, [], [], [], []]), ("sure", [known] * 5)):
         found = data(stage)
-        assert [group.prompt[0]["content"] for group in found] == [row["prompt"] for row in asked]
+        assert [group.prompt for group in found] == [group.prompt for group in asked]
+        (won,) = summary(stage)["wins"]
+        assert won["preferred"]["mean"] == (1 if stage == "sure" else 0.6)  # of the known item, all
         of_each = [[(each.better, each.p) for each in group.pairs or ()] for group in found]
         assert of_each == pairs
     for people in facts_of(RUN)["people"]:

@@ -202,11 +202,9 @@ def success_of(episodes: Sequence[Episode]) -> dict[str, Any] | None:
     """
     attacks = [each for each in episodes if each.scores]
     known, units = [each.success for each in attacks], units_of(each.goal for each in attacks)
-    shares, unscored = list[statistics.Share | None](), known.count(None)
-    for otherwise in (False, True):
-        hits = [otherwise if success is None else success for success in known]
-        shares.append(statistics.clustered_share(hits, units))
-    least, most = shares
+    unscored = known.count(None)
+    least = statistics.clustered_share(list(map(bool, known)), units)
+    most = statistics.clustered_share([success is not False for success in known], units)
     if least is None or most is None:
         return None
     return {

@@ -31,7 +31,7 @@ FEW = 50  # items of several people, below which their agreement is hardly known
 Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
 Unit = Sequence[Hashable]
 REPETITIONS = 2000  # of the bootstrap
-Cases = dict[str, dict[str, list[float]]]  # person -> item -> whether comparisons are the same
+Cases = defaultdict[str, list[tuple[bool, int]]]  # person -> whether ratings are the same, prompt
 
 
 def agreement(entries: Iterable[Labeled], left_out: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -70,13 +70,11 @@ def _ratings(item: Item, label: Label) -> Rating:
 
 
 def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) -> dict[str, Any]:
-    units: list[list[bool]] = []
-    clusters: list[str] = []
-    with_others: Cases = defaultdict(lambda: defaultdict(list))
-    with_gold: Cases = defaultdict(lambda: defaultdict(list))
-    names = [entry.stored.item.id for entry in entries]
-    prompts = dict(zip(names, units_of(entry.stored.item.group for entry in entries), strict=True))
-    for entry in entries:
+    units, clusters = list[list[bool]](), list[int]()
+    rated, shared, items = set[str](), set[str](), defaultdict[str, set[str]](set)
+    with_others, with_gold = Cases(list), Cases(list)
+    prompts = units_of(entry.stored.item.group for entry in entries)
+    for prompt, entry in zip(prompts, entries, strict=True):
         item = entry.stored.item
         gold = _ratings(item, dict(item.gold or {}))
         comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
@@ -86,28 +84,27 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
         for two, ratings in comparisons.items():
             counted = {who: rating for who, rating in ratings.items() if who not in left_out}
             units.append(list(counted.values()))
-            clusters.append(item.id)
+            clusters.append(prompt)
+            rated.add(item.id)
+            shared |= {item.id} if len(counted) > 1 else set()
             for who, rating in ratings.items():
-                others = [float(rating == other) for name, other in counted.items() if name != who]
-                with_others[who][item.id] += others
+                items[who].add(item.id)
+                for name, other in counted.items():
+                    if name != who:
+                        with_others[who].append((rating == other, prompt))
                 if two in gold:
-                    with_gold[who][item.id].append(float(rating == gold[two]))
+                    with_gold[who].append((rating == gold[two], prompt))
     people = {}
-    for who, cases in sorted(with_others.items()):
-        people[who] = {
-            "items": len(cases),
-            "with_others": _share(cases, prompts),
-            "with_gold": _share(with_gold[who], prompts),
-        }
-    shared = {item for item, unit in zip(clusters, units, strict=True) if len(unit) > 1}
-    counts = {"items": len(set(clusters)), "shared": len(shared)}
-    agreed = agreement_of(units, clusters=[prompts[item] for item in clusters])
+    for who, own in sorted(items.items()):
+        shares = {"with_others": _share(with_others[who]), "with_gold": _share(with_gold[who])}
+        people[who] = {"items": len(own), **shares}
+    counts = {"items": len(rated), "shared": len(shared)}
+    agreed = agreement_of(units, clusters=clusters)
     return {"question": task, **counts, **agreed, "people": people}
 
 
-def _share(cases: Mapping[str, Sequence[float]], prompts: Mapping[str, int]) -> Share | None:
-    names = [prompts[item] for item, own in cases.items() for _ in own]
-    return clustered_share([*chain.from_iterable(cases.values())], names)
+def _share(cases: Sequence[tuple[bool, int]]) -> Share | None:
+    return clustered_share([same for same, _ in cases], [prompt for _, prompt in cases])
 
 
 def sentence(facts: Sequence[Mapping[str, Any]]) -> str:

@@ -165,7 +165,7 @@ class People(Step):
             names = [row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NOT NULL")]
             gold = labeled(store, [name for name in names if name not in asked])
         try:
-            worse, notes = self._left_out([*entries, *gold])
+            worse, notes = below([*entries, *gold], options.min_gold)
         except BadRow as error:
             raise RunFailed(f"{stage}: {error}") from error
         counted, groups = list[Labeled](), list[Group]()
@@ -224,12 +224,6 @@ class People(Step):
         folder = context.out.with_name(f"{context.out.name}-reviews")
         many = self.options.reviewers
         return labels_of(path, texts, stage=context.stage, folder=folder, annotators=many)
-
-    def _left_out(self, entries: Sequence[Labeled]) -> tuple[set[str], list[str]]:
-        """Whose labels do not count, and notes on it."""
-        if self.options.min_gold is None:
-            return set(), []
-        return below(entries, self.options.min_gold)
 
 
 def labels_of(

@@ -109,13 +109,16 @@ def withdrawn(store: Store) -> set[str]:
 # Whose labels count
 
 
-def below(entries: Iterable[Labeled], least: float) -> tuple[set[str], list[str]]:
-    """Who answers gold items worse than asked, and notes on it, as `why: person; person`.
+def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], list[str]]:
+    """Who answers gold items worse than asked, and notes on it, as `why: person; person`. least:
+    the smallest share of right answers; None: nobody is.
 
     Five answers are enough to leave somebody out. Raises `BadRow` if nobody answered a gold item,
     or if nobody is left.
     """
     answers: dict[str, list[bool]] = defaultdict(list)
+    if least is None:
+        return set(), []
     for entry in entries:
         gold = entry.stored.item.gold
         for vote in entry.votes:
