@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 
 from alignkit.data.files import kind_of
 from alignkit.data.group import (
+    LARGEST,
     LEVELS,
     ROLES,
     Group,
@@ -230,8 +231,9 @@ def to_number(value: Any, what: str) -> float | None:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise BadRow(f"{what} must be a number, not {value!r}")
+    if isinstance(value, bool) or not abs(number) <= LARGEST:
+        reason = ", which is too large" if abs(number) > LARGEST else ""
+        raise BadRow(f"{what} must be a number, not {value!r}{reason}")
     return number
 
 

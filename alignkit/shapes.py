@@ -8,23 +8,24 @@ the kits of `alignkit.testing` check the rest.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Real
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import FiniteFloat, TypeAdapter
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from alignkit.algorithm import Phase, Skip
 from alignkit.batch import Batch, Per, Term
-from alignkit.data.group import Group, Message
+from alignkit.data.group import LARGEST, Group, Message
 from alignkit.errors import PluginError
 from alignkit.kinds import Observation
 from alignkit.reward import CombinedReward, Rating, Verdict
 
+FINITE = f"a finite number of at most {LARGEST:g}"
 _MESSAGE = TypeAdapter(Message)
-_NUMBERS = TypeAdapter[Any](dict[str, FiniteFloat | None] | FiniteFloat | None)
+_Number = Annotated[FiniteFloat, Field(ge=-LARGEST, le=LARGEST)]
+_NUMBERS = TypeAdapter[Any](dict[str, _Number | None] | _Number | None)
 
 
 def need(is_right: bool, wanted: str, value: Any) -> None:
@@ -82,8 +83,8 @@ def prompt(group: Group, values: Any) -> None:
 
 
 def is_score(value: Any) -> bool:
-    """Whether it is a finite number, or None because there is none."""
-    return value is None or (isinstance(value, Real) and math.isfinite(value))
+    """Whether it is a finite number, not too large, or None because there is none."""
+    return value is None or (isinstance(value, Real) and abs(float(value)) <= LARGEST)
 
 
 def numbers(value: Any) -> None:
@@ -96,7 +97,7 @@ def scores(count: int, components: Any) -> None:
     is_one = isinstance(components, Mapping) and len(components) == 1
     need(is_one, 'one component, such as {"": [0.5, 1.0]}', components)
     for column in components.values():
-        listing(column, "a finite number, or None if it cannot be scored", is_score, count)
+        listing(column, f"{FINITE}, or None if it cannot be scored", is_score, count)
 
 
 def combined(count: int, result: Any) -> None:
@@ -106,8 +107,12 @@ def combined(count: int, result: Any) -> None:
     need(isinstance(result, CombinedReward), "a CombinedReward", result)
     values = torch.stack([result.reward, result.raw])
     need(values.shape == (2, count), f"`reward` and `raw` as [responses] = [{count}]", result.raw)
-    finite = values[:, ~result.raw.isnan()].isfinite()
-    need(bool(finite.all()), "finite rewards; where there is none, `raw` is NaN", result)
+    fits = values[:, ~result.raw.isnan()].abs() <= LARGEST
+    need(
+        bool(fits.all()),
+        f"finite rewards of at most {LARGEST:g}; where there is none, `raw` is NaN",
+        result,
+    )
 
 
 def mask(count: int, kept: Any) -> None:
@@ -203,7 +208,7 @@ def verdicts(count: int, values: Any) -> None:
 
 def ratings(count: int, scale: tuple[float, float] | None, values: Any) -> None:
     """A rating of each of `count` responses, on the judge's scale."""
-    low, high = scale or (-math.inf, math.inf)
+    low, high = scale or (-LARGEST, LARGEST)
 
     def fits(rating: Any) -> bool:
         return isinstance(rating, Rating) and (rating.score is None or low <= rating.score <= high)

@@ -119,7 +119,7 @@ R.score    | sys.exit(0)                           | SystemExit: 0
 J.compare  | sys.exit(0)                           | SystemExit: 0
 S.run      | sys.exit(0)                           | SystemExit: 0
 R.score    | None                                  | return one component, such as {"": [0.5, 1.0]}, not None
-R.score    | {'': ['high'] * 4}                    | a finite number, or None if it cannot be scored, not 'high'
+R.score    | {'': ['high'] * 4}                    | or None if it cannot be scored, not 'high'
 C.combine  | CombinedReward(values[:1], values, {}) | RuntimeError: stack expects each tensor to be equal size
 C.parts    | {'part': 1}                           | return rewards, as 'part', not 1
 J.compare  | [Verdict(1.5)]                        | Input should be less than or equal to 1

@@ -8,7 +8,6 @@ import copy
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,6 +23,7 @@ from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
 ROLES = ("system", "user", "assistant", "tool")
+LARGEST = 1e15  # of a score or a weight: sums, means and variances of more may not be finite
 LEVELS = ("significantly", "better", "slightly", "unsure")
 _VERSION = 1  # of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
@@ -397,10 +397,10 @@ def check_weights(group: Group) -> None:
     may be a bool.
     """
     for weight in (group.weight, *(turn.get("train", True) for turn in every_turn(group))):
-        if not isinstance(weight, int | float) or not 0 <= weight <= sys.float_info.max:
+        if not isinstance(weight, int | float) or not 0 <= weight <= LARGEST:
             raise BadRow(
-                "'weight', and 'train' unless it is true or false, must be a finite number of 0 "
-                f"or more, not {str(weight)[:60]!r}"
+                "'weight', and 'train' unless it is true or false, must be a number from 0 to "
+                f"{LARGEST:g}, not {str(weight)[:60]!r}"
             )
 
 

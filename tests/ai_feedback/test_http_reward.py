@@ -103,6 +103,7 @@ null
 {"score": "1"}
 {"score": true}
 {"score": [1]}
+{"score": -1e307}
 {"score": 1, "score": 2}
 """
 

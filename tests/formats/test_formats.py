@@ -247,6 +247,11 @@ alpaca {"instruction": "q", "output": ["a", "b", "c"]}
 prompt_completion {"prompt": "q", "completion": "a", "score": "good"}
   ! column 'score' must be a number
 
+prompt_completion {"prompt": "q", "completion": "a", "score": "-1e99"}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1e16}
+rankings {"prompt": "q", "responses": ["a", "b"], "scores": [1e308, -1e308]}
+  ! which is too large
+
 prompt_completion {"prompt": "q", "completion": "\n"}
   ! response is empty
 """)

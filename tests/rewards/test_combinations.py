@@ -75,7 +75,8 @@ def test_weights_and_rewards_have_the_same_names(
 def test_a_combination_that_gives_no_number_is_an_error() -> None:
     endless, partly = torch.tensor([math.inf, 2.0]), torch.tensor([1.0, NAN])
     shapes.combined(2, CombinedReward(reward=partly.nan_to_num(), raw=partly, metrics={}))
-    for reward, raw in ((endless, partly), (partly.nan_to_num(), endless)):
+    large = torch.tensor([1e30, 2.0])
+    for reward, raw in ((endless, partly), (partly.nan_to_num(), endless), (large, large)):
         with pytest.raises(PluginError, match="return finite rewards"):
             shapes.combined(2, CombinedReward(reward=reward, raw=raw, metrics={}))
 

@@ -142,14 +142,18 @@ CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
         [[], [user("\ud800")], [{"role": "user", "content": 1}]],
     ),
     (partial(shapes.prompt, Group(())), [[]], [[user("a")]]),
-    (shapes.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}]),
+    (shapes.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}, 1e308]),
     (partial(shapes.combined, 2), [rewards(1.0, 0.5)], [rewards(1.0), rewards(1.0, NAN)]),
     (
         partial(shapes.ratings, 2, (1, 5)),
         [[Rating(1), Rating(None)], [Rating(5), Rating(2)]],
         [[Rating(0), Rating(1)], [Rating(1), Rating(6)], [Rating(1)], [1, 2]],
     ),
-    (partial(shapes.ratings, 1, None), [[Rating(-9)]], [[Rating(1)] * 2]),
+    (
+        partial(shapes.ratings, 1, None),
+        [[Rating(-9)]],
+        [[Rating(1)] * 2, [Rating(1e308)]],
+    ),
     (
         partial(shapes.observation, 3),
         [Observation(best=3)],

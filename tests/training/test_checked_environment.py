@@ -56,6 +56,7 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("respond", answers("\ud800"), "UnicodeEncodeError"),
     ("respond", answers("\ufdd0"), r"what it returned cannot be rendered: .* U\+FDD0"),
     ("get_reward", lambda self: float("nan"), "Input should be a finite number"),
+    ("get_reward", lambda self: {"a": -1e308}, "greater than or equal to -1000000000000000"),
     ("reset", lambda self, row: str(shared.random()), "the responses to a prompt share it"),
     ("calculate", calculate, "tool 'calculate' must return text or JSON values, not bytes"),
 ]

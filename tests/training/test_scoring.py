@@ -155,9 +155,10 @@ def test_a_win_rate_against_the_group_is_within_the_group(
     assert not combining(X, {}).within_group
 
 
-def test_a_reward_that_is_not_finite_is_an_error() -> None:
+@pytest.mark.parametrize("score", [math.inf, 1e308])
+def test_a_reward_of_which_no_mean_is_finite_is_an_error(score: float) -> None:
     with pytest.raises(RunFailed, match=r"reward 'x': return a finite number.*, not "):
-        learn(combining(X, {"x": [math.inf]}), GROUPS[1:])
+        learn(combining(X, {"x": [score]}), GROUPS[1:])
 
 
 # Combinations

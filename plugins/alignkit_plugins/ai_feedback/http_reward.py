@@ -18,9 +18,11 @@ from pydantic import ConfigDict
 import alignkit
 from alignkit import Context, Field, Group, Rating, Response, Reward
 from alignkit.data.files import parse
+from alignkit.data.group import LARGEST
 from alignkit.errors import BadRow, RemoteError
 from alignkit.judges import tell
 from alignkit.reward import Scores
+from alignkit.shapes import FINITE
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.formats.rows import column_of, plain_turns, turns_of_response
 
@@ -83,8 +85,7 @@ def _read(text: bytes) -> float | None:
         score = parse(text)["score"]
     except (BadRow, KeyError, TypeError):
         raise Malformed('the reply is not {"score": 0.7}') from None
-    # An integer may lie beyond the floats.
-    number = type(score) in (int, float) and abs(score) < 1e308
-    if score is not None and not number:
-        raise Malformed(f"the score is {score!r:.40}, not a finite number")
+    is_number = type(score) in (int, float) and abs(score) <= LARGEST  # also of endless integers
+    if score is not None and not is_number:
+        raise Malformed(f"the score is {score!r:.40}, not {FINITE}")
     return None if score is None else float(score)

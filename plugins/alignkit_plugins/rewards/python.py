@@ -23,6 +23,7 @@ import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
 from alignkit.reward import Scores
+from alignkit.shapes import FINITE, is_score
 from alignkit_plugins.formats.rows import plain_turns, turns_of_response
 from alignkit_plugins.formats.spoken import all_turns, transcript
 
@@ -206,11 +207,11 @@ class Python(Reward):
         numbers: list[float | None] = []
         for place, (score, (group, response)) in enumerate(zip(scores, rows, strict=True)):
             number = None if score is None else _number(score)
-            if number is not None and not math.isfinite(number):
+            if not is_score(number):
                 prompt = f" (prompt {group.id})" if group.id else ""
                 raise RunFailed(
                     f"{self._name} returned {score!r:.200} for completion {place} of {len(rows)}"
-                    f"{prompt}, expected a finite number, or None if it does not apply\n"
+                    f"{prompt}, expected {FINITE}, or None if it does not apply\n"
                     f"  completion: {all_turns(response, thoughts=True)!r:.200}"
                 )
             numbers.append(number)
