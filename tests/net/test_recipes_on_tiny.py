@@ -32,9 +32,9 @@ def overrides(name: str) -> list[list[str]]:
         if command.page == ROOT / "recipes" / f"{name}.yaml":
             words = list(command.words[3:])
             found.append(words[: words.index("--out")] if "--out" in words else words)
-    own = [words for words in found if TINY in words]
-    assert len(own) == 1 or name == "smoke", f"recipes/{name}.yaml: no command for the tiny model"
-    (own,) = own or [[]]
+    on_tiny = [words for words in found if TINY in words]
+    assert on_tiny or name == "smoke", f"recipes/{name}.yaml: no command for the tiny model"
+    (own,) = on_tiny or [[]]
     return [own, *([*own, *words] for words in found if words and words != own)]
 
 
