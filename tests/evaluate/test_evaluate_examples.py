@@ -109,6 +109,8 @@ def test_examples_of_one_conversation_are_one_unit(around: Any) -> None:
     found = examples.measured(rows, {"mine": "sft"}, around)
     assert [response.source for row in found for response in row.responses] == ["mine"] * 3
     assert units_of(found) == [0, 0, 2] and found[0].meta["kind"] == 1 and found[0].pairs is None
+    raw = [replace(asked("", text, "b", pairs=FIRST), prompt=()) for text in "aca"]
+    assert units_of(raw) == units_of(examples.measured(raw, {"mine": "sft"}, around)) == [0, 1, 0]
 
 
 def test_a_whole_model_of_another_folder_has_no_base_model_to_gain_against(around: Any) -> None:

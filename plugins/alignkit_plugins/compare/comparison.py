@@ -76,7 +76,8 @@ def units_of(groups: Iterable[Group]) -> list[int]:
     for place, group in enumerate(together(groups)):
         units.append(place)
         words = words_of(group)
-        for shared in (words, group.meta.get(UNIT, words)):
+        unit = group.meta.get(UNIT, words)
+        for shared in (words if group.prompt else unit, unit):  # raw texts may not be kept
             one, other = sorted(map(find, (place, first.setdefault(shared, place))))
             units[other] = one
     return list(map(find, units))
