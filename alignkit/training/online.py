@@ -244,7 +244,8 @@ class RolloutTrainer(Trainer):
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         table = iteration.table
-        if iteration.number == 1 and iteration.metrics.get("gen_batches") == 1 and not self.filters:
+        idle = "gen_batches" in iteration.metrics and not (self.prompts.extra or self.filters)
+        if idle and iteration.number == self.settings.iterations:
             self.context.say(
                 "max_num_gen_batches had no effect: nothing left out a group, as 'rollout.filters' "
                 "and options of algorithms do"

@@ -107,15 +107,19 @@ def test_each_prompt_and_each_episode_has_random_numbers_of_its_own_also_in_late
     assert len({each[1]["content"] for each in turns}) == 4
 
 
-@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize(
+    ("filtered", "chosen"), [(False, False), (True, False), (False, True)], ids=str
+)
 def test_it_is_told_where_nothing_leaves_out_a_group(
-    filtered: bool, tmp_path: Path, said: Said
+    filtered: bool, chosen: bool, tmp_path: Path, said: Said
 ) -> None:
-    """As without DAPO's `dynamic_sampling`: no batch is ever too small."""
+    """As without DAPO's `dynamic_sampling`: no batch is ever too small. chosen: one later is."""
     rollout = {**FILLED, "filters": EVERY["filters"] if filtered else None}
-    ran = online(tmp_path, Watched(), iterations=2, **KEYS | {"rollout": rollout})
-    assert [row["gen_batches"] for row in ran.metrics] == [1, 1]
-    assert said().count("max_num_gen_batches had no effect") == (not filtered)
+    watched = Watched(keep=lambda group: not (chosen and watched.seen) or even(group))
+    ran = online(tmp_path, watched, iterations=2, **KEYS | {"rollout": rollout})
+    batches = [row["gen_batches"] for row in ran.metrics]
+    assert batches[0] == 1 and (batches[1] > 1) == chosen
+    assert said().count("max_num_gen_batches had no effect") == (not (filtered or chosen))
 
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
