@@ -77,13 +77,11 @@ def only_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """The one of these columns that says something, else the first that a row has. Raises BadRow if
     two of them say different things.
     """
-    row, said = columns_of(row), dict[str, str]()
-    for name in reversed(names):
-        if row.get(name) not in NOTHING:
-            said[str(row[name]).lower()] = name
-    if len(said) > 1:
-        raise BadRow(f"{' and '.join(said.values())} contradict each other; rename one of them")
-    return next(iter(said.values()), first_of(row, names))
+    row = columns_of(row)
+    said = [name for name in names if row.get(name) not in NOTHING]
+    if len(said) > 1 and len({str(row[name]).lower() for name in said}) > 1:
+        raise BadRow(f"{' and '.join(said)} contradict each other; rename one of them")
+    return next(iter(said), first_of(row, names))
 
 
 def check_one(row: Mapping[str, Any], name: str, prompt: str) -> None:
