@@ -17,7 +17,7 @@ import yaml
 from alignkit import Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups
-from alignkit.errors import RecipeError
+from alignkit.errors import DataError, RecipeError
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.policies.words import read_words, recipe_of
 from tests import rows
@@ -200,6 +200,21 @@ def test_rows_go_to_stdout_and_the_summary_to_stderr(capfd: pytest.CaptureFixtur
     assert written == [[{"length": 10.0}, {"length": 2.0}]] * 2
     summary = "length: mean 6.00 of 2 examples; pairs right 100% [29, 100] of 2"
     assert err.splitlines()[-2:] == ["examples: 2", summary]
+
+
+def test_a_function_of_ones_own_scores_a_file_and_says_which_column_it_lacks(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "def own(completions): return [1.0] * len(completions)\n"
+        "def needs(completions, gold): return [1.0] * len(completions)\n"
+    )
+    file = rows.write_rows(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Hello."}])
+    reward = f"{{python: {{path: {tmp_path / 'own.py'}, function: %s}}}}"
+    assert main(["evaluate", str(file), "--reward", reward % "own"]) == 0
+    assert "python: mean 1.0" in capfd.readouterr().err
+    assert main(["evaluate", str(file), "--reward", reward % "needs"]) == DataError.exit_code
+    assert "needs the argument 'gold', but no prompt has a column" in capfd.readouterr().err
 
 
 def test_answers_are_checked_without_a_model_and_truncated_ones_are_counted(

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from alignkit import seeds
+from alignkit.calls import call
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
@@ -23,7 +24,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.rules import MODEL, broken
-from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump, parse_document
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY, Context, no_progress
@@ -212,8 +213,10 @@ def opened(
             scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
             data = run.data.read(words.data).groups if words.data is not None else []
             if data:
-                named_stage = replace(stage, name=command)
-                RunStage(run, named_stage).check_scoring(words, words.rewards, data)
+                scoring = RunStage(run, replace(stage, name=command))
+                for component in specs(words.rewards, Component):
+                    call(scoring.plugin(component), "check", Path.cwd())
+                scoring.check_scoring(words, words.rewards, data)
             sampling = _sampling(named.policies.values(), words.sampling)
             yield Opened(policies, scorers, words.rewards, sampling, data)
 
