@@ -124,7 +124,7 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
         else:
             found = {whole.name: file_digest(whole)}
         digests |= found
-        if _is_foreign(whole):
+        if is_foreign(whole):
             continue
         code = [
             (whole.parent / path).read_text("utf-8", "replace")
@@ -136,7 +136,7 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
             spec = PathFinder.find_spec(name, [str(whole.parent), *sys.path])
             if spec is not None and spec.origin is not None:
                 own = _whole(Path(spec.origin))
-                if not _is_foreign(own) and own not in waiting:
+                if not is_foreign(own) and own not in waiting:
                     waiting.append(own)
     return digests
 
@@ -149,7 +149,8 @@ def _whole(file: Path) -> Path:
     return whole
 
 
-def _is_foreign(path: Path) -> bool:
+def is_foreign(path: Path) -> bool:
+    """Whether a file is alignkit's, of the standard library, or of an installed package."""
     installed = {"site-packages", "dist-packages"}.intersection(path.parts)
     return bool(installed) or any(path.is_relative_to(folder) for folder in _FOREIGN)
 
@@ -160,9 +161,14 @@ Kind = Literal["dataset", "model"]
 TIMEOUT = 5  # seconds to wait for the hub's answer
 
 
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which no branch or tag can move."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision or "") is not None
+
+
 def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
     """The commit that a revision means now; offline, that of the copy in the hub's cache."""
-    if revision and re.fullmatch(r"[0-9a-f]{40}", revision):
+    if is_commit(revision):
         return revision
     from huggingface_hub import HfApi
 

@@ -11,6 +11,9 @@ import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+Plain = TypeVar("Plain")
 
 Say = Callable[[str], None]  # prints a line that the user must know
 # Turn the direction of what follows
@@ -121,6 +124,15 @@ _KEY = re.compile(
 )
 
 
-def redacted(text: str) -> str:
-    """The text with `***` in place of keys of known kinds, and of passwords in addresses."""
-    return _KEY.sub(HIDDEN, text)
+def redacted(value: Plain) -> Plain:
+    """A text, or all texts in plain data, with `***` in place of keys of known kinds, and of
+    passwords in addresses.
+    """
+    clear: Any = value
+    if isinstance(value, str):
+        clear = _KEY.sub(HIDDEN, value)
+    elif isinstance(value, dict):
+        clear = {redacted(key): redacted(item) for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        clear = list(map(redacted, value))
+    return clear

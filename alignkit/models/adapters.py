@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
-from alignkit.io.digest import cached_snapshot, digest, file_digest
+from alignkit.io.digest import cached_snapshot, digest, file_digest, is_commit
 from alignkit.kernels import matmul
 from alignkit.kernels.lora import adapted, lora_layers, low_rank
 from alignkit.models.loading import UNREAD, read_weights, weight_files
@@ -91,7 +91,8 @@ class Base:
         if origin.get("weights") and self.weights:
             fits = origin["weights"] == self.weights
         else:
-            fits = saved.get("base_model_name_or_path") == self.source
+            commits = {each for each in (saved.get("revision"), self.revision) if is_commit(each)}
+            fits = saved.get("base_model_name_or_path") == self.source and len(commits) < 2
         if not fits:
             text = (
                 f"the base model '{base_name(folder)}', not for '{self.name}', or for other weights"

@@ -18,12 +18,11 @@ from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
 from alignkit.io.results import read_record, stage_folder
-from alignkit.io.text import cache_folder, is_dir, is_file
+from alignkit.io.text import cache_folder, is_dir, is_file, redacted
 from alignkit.plugins import plugins, source_of
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, walk
 from alignkit.recipe.yaml import Keys
-from alignkit.runs.fingerprint import template_parts
 from alignkit.seeds import number
 from alignkit.settings import ModelSpec
 
@@ -44,6 +43,7 @@ _UNLOADABLE = (
     TypeError,
     AttributeError,
 )
+TEMPLATE = "chat template"
 # Tokens that rewards and judges may read, even if all stages have a smaller max_length
 LEAST_LENGTH = 1024
 
@@ -163,13 +163,38 @@ class RunBase:
                 "none'"
             )
         self.origin.check(folder, lora if use == "start" else None)
-        read = (read_record(stage_folder(folder)).get("depends_on") or {}).get("template")
-        if use == "reward" and read not in (None, template_parts(self._recipe.folder, self.spec)):
+        if other := self._reads_otherwise(folder):
+            text = f"{folder} was trained with another {other}"
+            if other == "special token" or (use == "start" and other == TEMPLATE):  # may be meant
+                self._reporter.say(f"warning: {text} than that of 'model'")
+                return
             raise RunFailed(
-                f"the reward model {folder} was trained on texts of another chat template\n"
-                "help: give 'model' the same one, or export the reward model with --merge: a "
-                "whole one has its own"
+                f"{text}\nhelp: give 'model' the same one (that folder has it), or export it with "
+                "--merge: a whole model has its own"
             )
+
+    def _reads_otherwise(self, folder: Path) -> str:
+        """Why a conversation is other tokens here than where a saved role was trained; empty if it
+        is not, or if its folder does not tell.
+        """
+        if self.encoder is None or not is_file(folder / "tokenizer_config.json"):
+            return ""
+        from alignkit.models.loading import load_tokenizer
+        from alignkit.tokens.encoder import Encoder
+
+        ours, arguments = self.encoder.tokenizer, self.spec.chat_template_kwargs
+        trust = self.spec.trust_remote_code
+        theirs = load_tokenizer(folder, str(folder), trust_remote_code=trust)
+        made = read_record(stage_folder(folder)).get("depends_on") or {}
+        given = (made.get("template") or {}).get("kwargs", redacted(arguments))
+        code = theirs.chat_template or ours.chat_template
+        if (code, given) != (ours.chat_template, redacted(arguments)):
+            return TEMPLATE
+        theirs.chat_template = code
+        if Encoder(theirs, arguments, self.encoder.end_ids).digest != self.encoder.digest:
+            return "tokenizer"
+        one, other = ([each.bos_token, each.eos_token] for each in (ours, theirs))
+        return "special token" if one != other else ""
 
     def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
         """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of

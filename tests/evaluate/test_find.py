@@ -48,7 +48,9 @@ def test_folders_outside_of_a_run(house_run: Path, tmp_path: Path) -> None:
     found = find(str(tmp_path / "mine"))
     saved = tmp_path / "mine" / "adapter_config.json"
     targets = read_json(saved)["target_modules"]
-    assert found.keys == {"base": "tiny", "lora": {**KEYS["lora"], "target_modules": targets}}
+    lora = {**KEYS["lora"], "target_modules": targets}
+    template = str(tmp_path / "mine" / "chat_template.jinja")
+    assert found.keys == {"base": "tiny", "lora": lora, "chat_template": template}
     assert found.is_reward and found.folder == tmp_path / "mine"
     for words in ("q_proj|v_proj", None):  # a pattern, or what only a plugin of peft knows
         saved.write_text(

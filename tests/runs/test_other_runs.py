@@ -17,10 +17,13 @@ from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
 from alignkit.runs.bases import RunBase
+from alignkit.runs.run import Run
+from alignkit.runs.stage import Problems
 from alignkit_plugins.compare.rows import KL, rows_of
 from tests.rows import TINY, Said, read_json, run, write_recipe
 
 WEIGHTS = "adapter_model.safetensors"
+HOUSE = {**TINY, "lora": {"r": 4, "lora_alpha": 8}}
 EVALUATE = """
 report:
   step: evaluate
@@ -134,18 +137,69 @@ def test_adapters_of_another_rank_are_read_as_they_are(
     assert found[0] == found[1]
 
 
+USES = """
+{step: evaluate, policies: [base, FOLDER], rewards: [length], prompts: prompts.jsonl}
+{step: evaluate, policies: [base], rewards: [{folder: FOLDER}], prompts: prompts.jsonl}
+{step: judge_pairs, data: pairs.jsonl, judge: {local_judge: {role: FOLDER}}}
+{step: select_best, policies: [base, FOLDER], reward: length, prompts: prompts.jsonl}
+{step: sample, policy: FOLDER, prompts: prompts.jsonl}
+{algorithm: sft, data: demos.jsonl, from: FOLDER}
+{algorithm: dpo, data: pairs.jsonl, reference: FOLDER}
+"""
+
+
+def with_another_token(adapter: Path) -> None:
+    """Two letters of the vocabulary change their places."""
+    tokenizer = read_json(adapter / "tokenizer.json")
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+def with_another_end(adapter: Path) -> None:
+    config = read_json(adapter / "tokenizer_config.json")
+    (adapter / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "a"}))
+
+
 @pytest.mark.silent_bug(
     "rewards: other runs",
-    "A reward model of another run scores texts of this run's chat template, which it never read.",
-    "It is refused unless the recipe has its template.",
+    "A model of another run reads texts of this run's chat template, which it never learned.",
+    "It is refused unless the recipe has its template; a stage that starts from it warns.",
 )
-def test_a_reward_model_of_another_template_is_refused(
-    house_run: Path, tmp_path: Path, said: Said
+@pytest.mark.parametrize("use", USES.strip().splitlines())
+def test_a_folder_that_read_other_texts_is_refused_wherever_it_is_named(
+    use: str, house_run: Path, tmp_path: Path, said: Said
 ) -> None:
-    for model in ({"chat_template": "chatml"}, {"chat_template_kwargs": {"x": 1}}):
-        recipe = compare(tmp_path, "base", **model)
-        code, err = result(recipe, said, scored_by(house_run / "liked" / "adapter"))
-        assert code == 2 and "was trained on texts of another chat template" in err
+    name = "liked" if "{folder:" in use else "sft"
+    adapter = Path(shutil.copytree(house_run / name / "adapter", tmp_path / "copy"))
+    recipe = write_recipe(tmp_path, "s: " + use.replace("FOLDER", str(adapter)), HOUSE)
+    own = str(house_run / name / "adapter")
+    written = recipe.read_text(encoding="utf-8")
+
+    def told(*overrides: str, folder: str = str(adapter)) -> tuple[bool, str]:
+        recipe.write_text(written.replace(str(adapter), folder), encoding="utf-8")
+        loaded, lines = load_recipe(recipe, overrides), list[str]()
+        made = Run(loaded, tmp_path / "out")
+        made.reporter.say = lines.append  # type: ignore[method-assign]
+        problems = Problems(loaded)
+        made.stages["s"].check_weights(problems)
+        return bool(problems.problems), " ".join([*map(str, problems.problems), *lines])
+
+    assert told() == (False, "")
+    template = "was trained with another chat template"
+    is_start = "from:" in use
+    for changed in ("model.chat_template=chatml", "model.chat_template_kwargs={x: 1}"):
+        found, text = told(changed, folder=own)
+        assert found is not is_start and template in text and ("warning" in text) is is_start
+    assert template in told("model.chat_template=chatml")[1]
+    for damage, what, refused in (
+        (with_another_token, "tokenizer", True),
+        (with_another_end, "special token", False),
+    ):
+        again = Path(shutil.copytree(adapter, tmp_path / damage.__name__))
+        damage(again)
+        found, text = told(folder=str(again))
+        assert found is refused and f"another {what}" in text
 
 
 def test_a_folder_that_a_step_chose_is_started_from(policy: Path, tmp_path: Path) -> None:

@@ -212,6 +212,8 @@ def _of_folder(folder: Path) -> Model:
             "revision": saved.get("revision"),
             "lora": {**scale_of(saved), "target_modules": saved.get("target_modules") or ALL},
         }
+        if is_file(template := folder / "chat_template.jinja"):  # which may not be that of the base
+            keys["chat_template"] = str(template)
         return Model(folder.name, _keys(keys), folder)
     if is_file(folder / WHOLE):
         return Model(folder.name, {"base": str(folder)}, folder)
