@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from alignkit.io.text import redacted
+
 UNFINISHED, NEW, OLD, DISCARDED = (
     ".alignkit-tmp",
     ".alignkit-new",
@@ -50,8 +52,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write plain data as indented JSON, like `write_text`."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write plain data as indented JSON without keys of services, like `write_text`."""
+    write_text(path, json.dumps(redacted(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def make_folder(path: Path) -> None:

@@ -199,7 +199,7 @@ class Metrics:
         )
         if self.path is None:
             return
-        _append(self.path, json.dumps(plain, allow_nan=False) + "\n")
+        _append(self.path, json.dumps(redacted(plain), allow_nan=False) + "\n")
         self.follower(plain)
 
     def sync(self) -> int:

@@ -33,7 +33,7 @@ from alignkit.io.atomic import (
     write_json,
 )
 from alignkit.io.digest import digest, file_digest
-from alignkit.io.text import Say
+from alignkit.io.text import Say, redacted
 
 RESULTS, WORK = ".results", ".work"
 RECIPE = "recipe.resolved.yaml"
@@ -71,7 +71,8 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a stage folder's stage.json."""
-    plain = json.loads(json.dumps(record, default=str))  # the check is one of what will be read
+    # The check is one of what will be read
+    plain = redacted(json.loads(json.dumps(record, default=str)))
     write_json(folder / "stage.json", {**plain, "check": digest(plain)})
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from alignkit.errors import Problem, RecipeError, did_you_mean, refuse
-from alignkit.io.text import absolute, exists, expanded, is_file, resolved
+from alignkit.io.text import absolute, exists, expanded, is_file, redacted, resolved
 from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
@@ -116,6 +116,25 @@ def dump(data: Any, flow: bool = False) -> str:
     layout: dict[str, Any] = {"default_flow_style": True, "width": MAX_BYTES} if flow else {}
     text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **layout)
     return text
+
+
+_HIDES = "# *** stands for a key at: "
+
+
+def without_keys(data: Any) -> str:
+    """Plain data as YAML without keys of services. Its first line names the places of those that
+    were there, so that `load_document` refuses it until they are given.
+    """
+    hidden: list[str] = []
+
+    def note(text: str, keys: Keys) -> str:
+        if redacted(text) != text:
+            hidden.append(".".join(map(str, keys)))
+        return text
+
+    rewritten(data, note)
+    text = dump(redacted(data))
+    return f"{_HIDES}{' '.join(hidden)}\n{text}" if hidden else text
 
 
 # Tag -> a scalar's value. PyYAML's own constructors follow YAML 1.1, where 017 is octal.
@@ -232,7 +251,16 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     """
     problems: list[Problem] = []
     data, places = _file(path, path.parent, problems)
-    return _document(Document(path, data, places), problems, overrides)
+    document = _document(Document(path, data, places), problems, overrides)
+    head = _text(path).partition("\n")[0]
+    hidden = head.removeprefix(_HIDES).split() if head.startswith(_HIDES) else ()
+    for keys, place in places.items():
+        name = ".".join(map(str, keys))
+        if name in hidden and document.places.get(keys) == place:
+            message = f"'{name}' was a key, which no run stores"
+            help = f"add {name}=... to the command, or run the recipe that has it"
+            document.problems.append(document.problem(keys, message, help=help))
+    return document
 
 
 def parse_document(text: str, path: Path, overrides: Sequence[str] = ()) -> Document:

@@ -30,9 +30,9 @@ from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, damage_of, read_metrics
-from alignkit.io.text import duration, exists, redacted
+from alignkit.io.text import duration, exists
 from alignkit.recipe.schema import Recipe
-from alignkit.recipe.yaml import dump
+from alignkit.recipe.yaml import without_keys
 from alignkit.runs.services import Services, begin, locked, resume_command
 from alignkit.runs.stage import FIRST_ROWS, Problems, RunStage, StepStage, TrainingStage
 from alignkit.step import Artifact
@@ -158,7 +158,7 @@ class Run(Services):
                 "settings"
             )
             refuse(text, f"--until {missing[-1]} makes them")
-        write_text(self.folder / RECIPE, redacted(dump(self.recipe.resolved)))
+        write_text(self.folder / RECIPE, without_keys(self.recipe.resolved))
         self.prepare(incomplete)
 
     def _show(self) -> None:

@@ -23,6 +23,7 @@ from alignkit.environment import player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
+from alignkit.io.text import redacted
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
@@ -369,8 +370,8 @@ class StepStage(RunStage):
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)
         if artifact.report is not None:
-            write_text(self.folder / "report.txt", artifact.report.text() + "\n")
-            write_text(self.folder / "report.md", artifact.report.markdown())
+            write_text(self.folder / "report.txt", redacted(artifact.report.text()) + "\n")
+            write_text(self.folder / "report.md", redacted(artifact.report.markdown()))
         return artifact
 
     def context(self, metrics: Metrics) -> StepContext:

@@ -331,7 +331,7 @@ def recipe_text(run: Path) -> str:
     """Return the recipe of a run as a file that can be shared: files are named without their
     folders.
     """
-    plain = portable(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
+    plain = redacted(portable(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
     head = "# The recipe of the run. Put its files, which have no folders here, next to it."
-    return f"{head}\n{redacted(text)}"
+    return f"{head}\n{text}"

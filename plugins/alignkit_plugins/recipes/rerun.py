@@ -16,6 +16,7 @@ from alignkit.commands import Result, refuse
 from alignkit.errors import NotReproduced, stoppable
 from alignkit.io.console import Reporter
 from alignkit.io.results import RESULTS, Results, damage_of, folders_of
+from alignkit.io.text import redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
@@ -57,7 +58,7 @@ class Rerun(Run):
             damage = damage_of(run / part) if record.get("complete") else "it is not finished"
             if damage:
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run it again")
-        now = json.loads(json.dumps(self.stage.key(), default=str))
+        now = redacted(json.loads(json.dumps(self.stage.key(), default=str)))
         inputs, self.around = list[str](), list[str]()
         for one in changes(self.record["depends_on"], now):
             (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(shown(one))

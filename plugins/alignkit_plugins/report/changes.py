@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from alignkit.io.text import redacted
 from alignkit.recipe.schema import Stage
 
 LONGEST = 40  # characters of a value that a message shows; digests have 64
@@ -84,7 +85,7 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     was = before["component"]["name"]
     if was != stage.component.name:  # with its defaults, all else may differ
         return f" ({stage.kind}: {was} -> {stage.component.name})"
-    now = json.loads(json.dumps(parts, default=str))
+    now = redacted(json.loads(json.dumps(parts, default=str)))
     every, names = dict[str, None](), flat(now)
     for change in changes(before, now):
         every[_in_words(change, names)] = None

@@ -15,6 +15,7 @@ import alignkit
 from alignkit.errors import refuse
 from alignkit.evaluation import held_out
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
+from alignkit.io.text import redacted
 from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_plugins.compare import verdicts
@@ -77,7 +78,7 @@ def facts_of(folder: Path) -> Facts:
         "versions": versions,
         "machine": last.get("machine", {}),
     }
-    return {**facts, "recipe": text}
+    return redacted({**facts, "recipe": text})
 
 
 @dataclass(frozen=True)

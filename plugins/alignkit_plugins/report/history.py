@@ -39,7 +39,7 @@ def write_end(folder: Path, error: BaseException | None, peak_memory: str) -> No
     """Append how a run ended. peak_memory: in words."""
     outcome, message = "done", ""
     if error is not None:
-        outcome, message = "failed", redacted(message_of(error))
+        outcome, message = "failed", message_of(error)
     if isinstance(error, StageWaits):
         outcome = "waiting"
     elif isinstance(error, KeyboardInterrupt | Stopped):
@@ -48,7 +48,7 @@ def write_end(folder: Path, error: BaseException | None, peak_memory: str) -> No
 
 
 def _append(folder: Path, event: str, **values: Any) -> None:
-    line = json.dumps({"event": event, "time": time.time(), **values})
+    line = json.dumps(redacted({"event": event, "time": time.time(), **values}))
     # On a full disk the run itself says so where it loses a result.
     with suppress(OSError), (folder / STARTS).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")  # what a killed process left of a line stays a line of its own

@@ -15,6 +15,7 @@ from pydantic import ConfigDict
 
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.calls import create
+from alignkit.io.text import redacted
 from alignkit.kinds import TrackedRun, tracked
 
 # By the package that each needs, which is also accelerate's name
@@ -92,7 +93,7 @@ class Following:
 
     def __init__(self, run: Any):
         self.say = run.reporter.say
-        self.run = TrackedRun(run.recipe.name, run.folder, run.recipe.resolved)
+        self.run = TrackedRun(run.recipe.name, run.folder, redacted(run.recipe.resolved))
         self.trackers: dict[str, Tracker] = {one.name: create(one) for one in run.recipe.trackers}
         self.lines = Counter[str]()  # of each stage
 
