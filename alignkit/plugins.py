@@ -19,6 +19,7 @@ import pluggy
 from alignkit import hookspecs
 from alignkit.calls import blame, line_in
 from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
+from alignkit.io.opened import watch
 from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
@@ -155,6 +156,7 @@ def load_plugins(
     that no plugin has.
     """
     global _current
+    watch()
     if extra_files is None:
         extra_files = map(Path, plugin_options["--plugin"])
     if disabled is None:

@@ -141,6 +141,13 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
     return digests
 
 
+def module_file(name: str) -> Path | None:
+    """The file of the user's own module in `package.module:name`; None if it is installed."""
+    found = PathFinder.find_spec(name.partition(":")[0].partition(".")[0])
+    file = found and found.origin and Path(found.origin)
+    return file if file and not is_foreign(file) else None
+
+
 def _whole(file: Path) -> Path:
     """A module, or the outermost package that it is in."""
     whole = file.resolve()

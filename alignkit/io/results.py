@@ -19,6 +19,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +292,15 @@ class Results:
             discard_folder(result)
         move_folder(work, result)
 
+    def note(self, stage: str, key: str, files: Sequence[str] = ()) -> list[str]:
+        """Write, or else read, which files a stage's code has read. key: without them."""
+        file = self.folder / RESULTS / f".{stage}-{key[:16]}.json"
+        if files:
+            write_json(file, files)
+        with suppress(OSError, ValueError):
+            return list(json.loads(file.read_text(encoding="utf-8")))
+        return []
+
     def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> None:
         """Begin or continue a stage's work. parts: what the key is made of."""
         make_folder(work := self.of(WORK, stage, key))
@@ -304,10 +314,15 @@ class Results:
         waits = {"labels": labels, "store": str(store.resolve())}
         write_record(self.folder / stage, {**self.record(stage), "waits_for": waits})
 
-    def finish(self, stage: str, record: Mapping[str, Any]) -> None:
-        """Make a stage's work its result, whose checkpoints are no longer needed."""
+    def finish(self, stage: str, record: Mapping[str, Any], began: str = "") -> None:
+        """Make a stage's work its result, whose checkpoints are no longer needed. began: the key
+        under which it began, if it is another one.
+        """
         key = record["hash"]
         work = self.of(WORK, stage, key)
+        if began and began != key:
+            shutil.rmtree(work, ignore_errors=True)
+            move_folder(self.of(WORK, stage, began), work)
         write_record(work, {**record, "finished": time.time(), "files": manifest(work)})
         self._put(stage, key)
         self._link(stage, self.of(RESULTS, stage, key))

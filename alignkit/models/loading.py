@@ -147,6 +147,15 @@ def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if capabilities.multiplies_bf16(device) else torch.float32
 
 
+def machine(spec: ModelSpec) -> str:
+    """What a model's numbers depend on besides its weights: `float32 on AVX2 with 2 threads`."""
+    device = device_of(spec.device)
+    where = f"{torch.backends.cpu.get_cpu_capability()} with {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    return f"{dtype_of(spec, device)} on {where}".removeprefix("torch.")
+
+
 def load_base(
     spec: ModelSpec,
     source: str,

@@ -20,6 +20,7 @@ from alignkit.io.digest import (
     file_digest,
     folder_digest,
     model_digest,
+    module_file,
     source_digests,
     versions,
 )
@@ -188,9 +189,11 @@ class _Fingerprint:
 
 
 def _content_of(path: Path) -> Any:
-    """The digest of a file; that of Python code includes the user's modules that it imports."""
+    """The digest of a file; that of Python code includes the user's modules that it imports, as does
+    that of a user's `module:name`.
+    """
     if not is_file(path):
-        return None
+        return source_digests(module_file(path.name)) if ":" in path.name else None
     return source_digests(path) if path.suffix == ".py" else file_digest(path)
 
 

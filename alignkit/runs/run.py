@@ -148,7 +148,9 @@ class Run(Services):
         self.event("run_started")
         make_folder(self.folder / "cache")
         incomplete = [
-            name for name, stage in self.stages.items() if not self._reuse(name, stage.key())
+            name
+            for name, stage in self.stages.items()
+            if not self._reuse(name, stage.with_files(stage.key()))
         ]
         if missing := [
             name for name in incomplete if name not in (self.recipe.chosen or incomplete)
@@ -248,9 +250,13 @@ class Run(Services):
         None if it can be reused.
         """
         name, before = stage.name, self.store.record(stage.name)
-        parts = stage.key()  # again, because files may have changed while earlier stages ran
+        # Again, because files may have changed while earlier stages ran
+        parts = stage.with_files(stage.key())
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
+            made, here = self.store.record(name).get("made_on"), stage.machine()
+            if made not in (None, here):
+                self.say(f"{name}: warning: made in {made}, and its numbers differ in {here}")
             return None
         key, folder = self.hashes[name], self.folder / name
         if before.get("hash") == key:
@@ -264,8 +270,11 @@ class Run(Services):
 
     def _finish(self, stage: RunStage, record: Mapping[str, Any]) -> None:
         """Make a stage's work its result."""
-        name = stage.name
-        self.store.finish(name, {"hash": self.hashes[name], **record})
+        name, began = stage.name, self.hashes[stage.name]
+        parts = stage.with_files(record["depends_on"], made=True)
+        self.hashes[name] = digest(parts)
+        facts = {"made_on": stage.machine(), "depends_on": parts}
+        self.store.finish(name, {"hash": self.hashes[name], **record, **facts}, began)
         self.ready.add(name)
         summary, rows = record["summary"], read_metrics(self.folder / name)
         counts = [

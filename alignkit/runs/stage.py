@@ -23,7 +23,10 @@ from alignkit.environment import player
 from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
-from alignkit.io.text import redacted
+from alignkit.io.digest import digest, file_digest
+from alignkit.io.opened import files_read
+from alignkit.io.results import Results
+from alignkit.io.text import is_file, redacted
 from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
@@ -105,6 +108,31 @@ class RunStage(StageContext):
         return stage_parts(
             self.stage, self.recipe, services.base(BASE).digest, upstream, services.data
         )
+
+    def machine(self) -> str | None:
+        """What rounds the numbers of its models; None if it uses none."""
+        from alignkit.models.loading import machine  # imports torch
+
+        return machine(self.stage.model) if self.stage.roles or self.stage.settings else None
+
+    def with_files(self, parts: Mapping[str, Any], made: bool = False) -> dict[str, Any]:
+        """Parts of a key with digests of the files that the stage's code read when it was made. Those
+        that have one keep it.
+
+        made: whether it was made now; if it never was, what was read so far counts.
+        """
+        services = self.services
+        named = {key: value for key, value in parts.items() if key != "files"}
+        files, key = dict[str, str](parts.get("files", {})), digest(named)
+        notes = (Results(run).note(self.name, key) for run in (services.folder, *services.others))
+        names = next(filter(None, notes), [])
+        if made or not names:
+            names += files_read(named, services.folder)
+        for name in names:
+            files.setdefault(name, file_digest(Path(name)) if is_file(name) else "missing")
+        if made and files:
+            services.store.note(self.name, key, [*files])
+        return {**named, "files": files} if files else named
 
     def record(
         self, seconds: float, artifact: Artifact, parts: Mapping[str, Any]

@@ -120,7 +120,7 @@ def planned(run: Run) -> Iterator[str]:
     folders = [run.folder, *run.others]
     known = any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
     for stage in run.stages.values():
-        parts = stage.key() if known else {}
+        parts = stage.with_files(stage.key()) if known else {}
         run.hashes[stage.name] = digest(parts)
         yield f"{stage.name}: {_planned(run, stage.stage, parts)}"
 

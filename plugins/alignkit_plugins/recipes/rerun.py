@@ -46,6 +46,8 @@ class Rerun(Run):
             for result in folders_of(run, other):
                 link = folder / RESULTS / result.name
                 link.symlink_to(result.resolve(), target_is_directory=True)
+        for noted in (run / RESULTS).glob(".*.json"):
+            shutil.copy(noted, folder / RESULTS)
         if (run / "cache").is_dir():
             engines = shutil.ignore_patterns("engine-*")
             shutil.copytree(run / "cache", folder / "cache", ignore=engines)
@@ -58,7 +60,7 @@ class Rerun(Run):
             damage = damage_of(run / part) if record.get("complete") else "it is not finished"
             if damage:
                 refuse(f"stage '{part}': {damage}, so '{name}' cannot be run again", "run it again")
-        now = redacted(json.loads(json.dumps(self.stage.key(), default=str)))
+        now = redacted(json.loads(json.dumps(self.stage.with_files(self.stage.key()), default=str)))
         inputs, self.around = list[str](), list[str]()
         for one in changes(self.record["depends_on"], now):
             (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(shown(one))
