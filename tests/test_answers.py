@@ -304,6 +304,15 @@ word   | Paris       | The capital: Paris            | within
 word   | Paris       | France→Paris                  | within
 word   | Paris       | the capital—Paris             | within
 word   | known       | well-known                    | no
+latex  | x^2         | So $\boxed{x^2}$.             | within
+latex  | x^{2}+1     | The answer is $\boxed{x^{2}+1}$. | within
+latex  | 4210_{5}    | So it is \boxed{4210_{5}}     | within
+latex  | \sqrt{2}    | The answer is \boxed{\sqrt{2}}. | within
+latex  | \sqrt{2}    | The answer is $\sqrt{2}$.     | within
+latex  | \sqrt{2}    | The answer is $\sqrt{3}$.     | no
+latex  | \pi         | Answer: $\pi$                 | within
+latex  | \frac{1}{2} | \boxed{\dfrac12}              | whole
+latex  | \frac12     | It is 1/2                     | within
 word   | Paris       | It is not Paris.              | within
 """
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]

@@ -19,6 +19,9 @@ from alignkit.evaluation.numbers import apart, number_of, numbers_in
 from alignkit.io.text import typed
 
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_SHORT_FRACTION = re.compile(r"(?<=frac)(\d)(\d)")
+_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})+)\}")
+_BETWEEN_DOLLARS = re.compile(r"\$([^$]+)\$")
 _SET = re.compile(
     r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}"
 )
@@ -102,6 +105,7 @@ def bare(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     for _ in range(_MOST_AROUND):
         before = text
+        text = _SHORT_FRACTION.sub(r"{\1}{\2}", text)
         text = _FRACTION.sub(
             _divided,
             _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°").replace("\\ ", " ")),
@@ -205,7 +209,10 @@ def mentions(said: str, known: str) -> bool:
     if number and number.counts:
         return number.value in numbers_in(bare(_RULED_OUT.sub("", said)))
     ours, theirs = words(said), words(known)
-    return any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1))
+    if any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1)):
+        return True
+    formulas = [*_BOXED.findall(said), *_BETWEEN_DOLLARS.findall(said)]
+    return any(same(formula, known) for formula in formulas)
 
 
 def _letters(said: str, known: str, lower: bool) -> set[str]:
