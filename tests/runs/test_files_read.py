@@ -23,7 +23,7 @@ CODE = [
     ("open('words.txt').read()", True),
     ("from pathlib import Path; Path(__file__).with_name('words.txt').read_bytes()", True),
     ("import os; os.close(os.open('words.txt', os.O_RDONLY))", True),
-    ("import csv; rows = list(csv.reader(open('words.txt')))", True),
+    ("import csv; list(csv.reader(open('words.txt')))", True),
     ("import helper", True),
     ("import importlib; importlib.import_module('hel' + 'per')", True),
     (

@@ -41,12 +41,14 @@ def test_what_is_written_stays_valid(tmp_path: Path, text: str, left: str) -> No
     assert yaml.safe_load(written) == clear == redacted(data)
     assert written.startswith("# *** stands for a key at: a list.0\n")
     assert without_keys(clear).startswith("a: ")
-    (tmp_path / RECIPE).write_text(yaml.safe_dump(data), encoding="utf-8")
-    assert yaml.safe_load(recipe_text(tmp_path))["a"] == left.removeprefix("/")
-    write_record(tmp_path, data)
-    assert read_record(tmp_path) == clear
-    Metrics(tmp_path / "metrics.jsonl").write(a=text)
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["a"] == left
+    folder = tmp_path / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / RECIPE).write_text(yaml.safe_dump(data), encoding="utf-8")
+    assert yaml.safe_load(recipe_text(folder))["a"] == left
+    write_record(folder, data)
+    assert read_record(folder) == clear
+    Metrics(folder / "metrics.jsonl").write(a=text)
+    assert json.loads((folder / "metrics.jsonl").read_text())["a"] == left
 
 
 @pytest.fixture
