@@ -21,6 +21,7 @@ from alignkit.training.learner import minibatch, schedule
 from alignkit.training.sampler import make_sampler
 from alignkit.training.trainer import Trainer
 
+CHANCE = 0.5  # accuracy where all pairs are ties
 CHECKPOINTS = 10  # in a stage whose recipe does not set checkpoint_every
 
 
@@ -127,24 +128,25 @@ class DatasetTrainer(Trainer):
     # Steps
 
     @property
-    def chance(self) -> dict[str, float]:
-        """The accuracy of a policy that still equals its reference, which rounding must not decide:
-        all pairs are ties.
+    def tied(self) -> bool:
+        """Whether the policy still equals its reference. All pairs are ties then, and rounding must
+        not decide which are in the right order.
         """
         needs, same = self.algorithm.needs, self.reference_name == self.start
-        ties = same and needs.pairs and needs.reference_logprobs and not self.learner.steps
-        return {"accuracy": 0.5} if ties else {}
+        return same and needs.pairs and needs.reference_logprobs and not self.learner.steps
 
     def _step(self) -> dict[str, Any]:
         """One optimizer step; returns its metrics."""
-        step, began, chance = self.learner.steps, time.monotonic(), self.chance
+        step, began, tied = self.learner.steps, time.monotonic(), self.tied
         # Only the step decides, so that a resumed run learns from the same batches.
         epoch, index = divmod(step, self.per_epoch)
         batch = minibatch(
             self.encoded, self.units, self.draws.epoch(epoch), self.settings.batch_size, index
         )
         factor = schedule(self.settings, self.learner.peak_rate, step, self.total)
-        metrics: dict[str, Any] = self.learner.step(batch, factor) | chance
+        metrics: dict[str, Any] = self.learner.step(batch, factor)
+        if tied and "accuracy" in metrics:
+            metrics["accuracy"] = CHANCE
         metrics["tokens_per_second"] = sum(e.length for e in batch.groups) / (
             time.monotonic() - began
         )
@@ -175,8 +177,9 @@ class DatasetTrainer(Trainer):
         """The metrics of the held-out examples, and the value of each."""
         metrics, per_group = self.learner.evaluate(validation)
         values = values_of(self.context.collectives.gather(per_group))
-        metrics |= self.chance
-        values |= {name: [value] * len(validation.groups) for name, value in self.chance.items()}
+        if self.tied and "accuracy" in metrics:
+            metrics["accuracy"] = CHANCE
+            values["accuracy"] = [CHANCE] * len(validation.groups)
         self.log(
             self.learner.steps, {f"validation/{name}": value for name, value in metrics.items()}
         )
