@@ -177,3 +177,22 @@ def test_near_duplicates_are_found_among_rows_with_a_long_part_in_common() -> No
     found = {place for place, _ in rows(near.shared(units(others), units(texts), 0.8))}
     repeated = {place - 1000 for place, _ in rows(near.repeated(units(texts + others), 0.8))}
     assert len(wanted) > 80 and len(wanted - found) <= 1 and len(wanted - repeated) <= 1
+
+
+def test_leaks_are_found_among_many_rows_that_are_nearly_alike() -> None:
+    """1500 rows of 60 words, of which 45 are the same; the others are 30 different ones. Copies of
+    100 rows differ in three words, and any two rows are at 0.74.
+    """
+    draw = np.random.default_rng(3)
+    words = ["".join(draw.choice(list("abcdefghijklmnopqrstuvwxyz"), size=6)) for _ in range(30)]
+    head = " ".join(words + words[:15])
+    tails = draw.choice(words, size=(1500, 15))
+    copies = tails[::15].copy()
+    for copy in copies:
+        copy[draw.choice(15, size=3, replace=False)] = draw.choice(words, size=3)
+    texts, others = ([f"{head} {' '.join(tail)}" for tail in some] for some in (tails, copies))
+    wanted = {
+        at for at, other in enumerate(others) if near.similarity(texts[15 * at], other) >= 0.8
+    }
+    found = {place for place, _ in rows(near.shared(units(others), units(texts), 0.8))}
+    assert len(wanted) > 40 and wanted <= found

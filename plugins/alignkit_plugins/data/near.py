@@ -15,7 +15,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import numpy
 
 from alignkit.data.group import said, sha256_of
 from alignkit.io.text import normalized
@@ -25,13 +27,14 @@ from alignkit_plugins.formats.rows import turns_of_response
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
 # similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
+VALUES = 512  # of a longer signature, which says how similar candidates are to within 0.04
 GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
 ENDS = " .,:;!?'\""
 MOST_ALIKE = 2048  # texts with the same band that are looked at
-LIKELY = 8  # texts that are compared with one
+LIKELY = 32  # texts that are compared with one
 COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak
 _NUMBER = re.compile(r"\d+")
@@ -114,23 +117,29 @@ def _alike(first: str, second: str) -> float:
     if first == second or (is_short and first.strip(ENDS) == second.strip(ENDS)):
         return 1.0
     one, other = _grams(first), _grams(second)
-    return len(one & other) / len(one | other)
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)
 
 
+@lru_cache(maxsize=8)  # of long texts they take megabytes
 def _grams(text: str) -> set[str]:
     text = text[:MOST]
     return {text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1))}
 
 
 @lru_cache(maxsize=1)
-def _bands(text: str) -> list[int]:
-    """The bands of a text's signature, each with its place."""
+def _signature(text: str) -> tuple[list[int], Any]:
+    """The bands of a text, each with its place, and the last bytes of its longer signature."""
     from rensa import RMinHash
 
-    sketch = RMinHash(num_perm=BANDS * PER_BAND, seed=SEED)
-    sketch.update(list(_grams(text)))  # in any order
-    digest = sketch.digest()
-    return [hash((at, *digest[at : at + PER_BAND])) for at in range(0, len(digest), PER_BAND)]
+    digests = []
+    for size in (BANDS * PER_BAND, VALUES):
+        sketch = RMinHash(num_perm=size, seed=SEED)
+        sketch.update(list(_grams(text)))  # in any order
+        digests.append(sketch.digest())
+    short, long = digests
+    bands = [hash((at, *short[at : at + PER_BAND])) for at in range(0, len(short), PER_BAND)]
+    return bands, numpy.array(long, numpy.uint64).astype(numpy.uint8)
 
 
 class Index:
@@ -139,7 +148,8 @@ class Index:
     def __init__(self, threshold: float, units: Iterable[Unit] = ()):
         self.threshold = threshold
         self.first: dict[str, Unit] = {}
-        self.bands: defaultdict[int, list[Unit]] = defaultdict(list)
+        self.signed: list[tuple[Unit, Any]] = []
+        self.bands: defaultdict[int, list[int]] = defaultdict(list)
         for unit in units:
             self.add(unit)
 
@@ -149,22 +159,30 @@ class Index:
             return
         self.first[unit.text] = unit
         if self.threshold:
-            for band in _bands(unit.text):
-                self.bands[band].append(unit)
+            bands, values = _signature(unit.text)
+            for band in bands:
+                self.bands[band].append(len(self.signed))
+            self.signed.append((unit, values))
 
     def match(self, unit: Unit) -> Match | None:
         """The text that equals another one, or that is nearly equal to it.
 
-        The more bands two texts share, the likelier they are alike. So texts with a long part in
-        common, which share a few bands with all others, still find theirs.
+        Of texts with a long part in common, which share a few bands with all others, those are
+        compared whose longer signatures are most alike.
         """
         if unit.text in self.first:
             return Match(unit, self.first[unit.text], 1.0)
-        shares: Counter[Unit] = Counter()
+        places: set[int] = set()
         if self.bands:
-            for band in _bands(unit.text):
-                shares.update(self.bands.get(band, [])[-MOST_ALIKE:])
-        for other, _ in shares.most_common(LIKELY):
+            bands, values = _signature(unit.text)
+            for band in bands:
+                places.update(self.bands.get(band, [])[-MOST_ALIKE:])
+        found = [self.signed[place] for place in sorted(places)]
+        if found:
+            alike = numpy.stack([theirs for _, theirs in found]) == values
+            order = numpy.argsort(-alike.sum(axis=1), kind="stable")
+            found = [found[at] for at in order[:LIKELY]]
+        for other, _ in found:
             alike_by = similarity(other.text, unit.text)
             if alike_by >= self.threshold:
                 return Match(unit, other, alike_by)
