@@ -17,8 +17,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import numpy
-
 from alignkit.data.group import said, sha256_of
 from alignkit.io.text import normalized
 from alignkit_plugins.data.files import Row
@@ -130,6 +128,7 @@ def _grams(text: str) -> set[str]:
 @lru_cache(maxsize=1)
 def _signature(text: str) -> tuple[list[int], Any]:
     """The bands of a text, each with its place, and the last bytes of its longer signature."""
+    import numpy  # only here, so that commands start fast
     from rensa import RMinHash
 
     digests = []
@@ -172,17 +171,13 @@ class Index:
         """
         if unit.text in self.first:
             return Match(unit, self.first[unit.text], 1.0)
-        places: set[int] = set()
-        if self.bands:
-            bands, values = _signature(unit.text)
-            for band in bands:
-                places.update(self.bands.get(band, [])[-MOST_ALIKE:])
+        if not self.bands:
+            return None
+        bands, values = _signature(unit.text)
+        places = {place for band in bands for place in self.bands.get(band, [])[-MOST_ALIKE:]}
         found = [self.signed[place] for place in sorted(places)]
-        if found:
-            alike = numpy.stack([theirs for _, theirs in found]) == values
-            order = numpy.argsort(-alike.sum(axis=1), kind="stable")
-            found = [found[at] for at in order[:LIKELY]]
-        for other, _ in found:
+        found.sort(key=lambda one: -(one[1] == values).sum())
+        for other, _ in found[:LIKELY]:
             alike_by = similarity(other.text, unit.text)
             if alike_by >= self.threshold:
                 return Match(unit, other, alike_by)
