@@ -222,8 +222,9 @@ def compute(method: str, seed: int, recipe: Recipe, overrides: Sequence[str], ou
 
 
 def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
-    """Run outcomes.yaml in a process of its own and return its peak memory in GiB. Raises
-    RunFailed.
+    """Run outcomes.yaml in a process of its own, with one thread, and return its peak memory in GiB.
+
+    Raises RunFailed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     command = [
@@ -241,7 +242,7 @@ def run(overrides: Sequence[str], folder: Path, log: Path) -> float:
             command,
             stdout=text,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "ALIGNKIT_REUSE": "1"},
+            env={**os.environ, "ALIGNKIT_REUSE": "1", "OMP_NUM_THREADS": "1"},
         )
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

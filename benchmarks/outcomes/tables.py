@@ -106,11 +106,11 @@ def _gain(rows: Sequence[Row], starts: Sequence[Row], measure: str) -> str:
 
 def _answers(row: Row, policy: str | None, kind: str | None = None) -> dict[str, Answer]:
     """A policy's answers by prompt; None: of the only one."""
-    asked = [item for item in row.asked if kind in (None, item.kind)]
-    return {
-        item.prompt: item.answers[policy] if policy else next(iter(item.answers.values()))
-        for item in asked
-    }
+    answers = {}
+    for item in row.asked:
+        if kind in (None, item.kind):
+            (answers[item.prompt],) = [item.answers[policy]] if policy else item.answers.values()
+    return answers
 
 
 def scores(rows: Sequence[Row], policy: str | None, measure: str) -> dict[str, list[float]]:

@@ -420,10 +420,16 @@ def test_the_baseline_is_where_training_began(policies: str, asked: str, expecte
     assert made.baseline == (expected or None)
 
 
-def test_no_base_for_policies_on_several(tmp_path: Path) -> None:
-    around = context(Scripted(), tmp_path, base_of=lambda policy: policy)
-    found: Any = step(policies=["sft", "align"]).run(around).summary
-    assert found["policies"] == ["sft", "align"]
+@pytest.mark.parametrize(
+    ("policies", "baseline", "base_of"),
+    [(["sft", "align"], None, lambda policy: policy), (["align"], "align", lambda policy: "base")],
+)
+def test_no_base_for_policies_on_several_or_for_the_baseline_alone(
+    policies: list[str], baseline: str | None, base_of: Any, tmp_path: Path
+) -> None:
+    made = step(policies=policies, baseline=baseline)
+    found: Any = made.run(context(Scripted(), tmp_path, base_of=base_of)).summary
+    assert found["policies"] == policies
 
 
 @pytest.mark.parametrize("of_base", [False, None, True])

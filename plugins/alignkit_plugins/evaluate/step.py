@@ -253,14 +253,14 @@ class Evaluate(Step):
 
     def _policies(self, context: StepContext) -> tuple[dict[str, str], str | None]:
         """The model of each policy by its name, and their base model, which answers as well; None
-        if they have several.
+        if they have several, or if the baseline is all there is.
         """
         policies, bases = dict[str, str](), set[str | None]()
         for policy, name in short_names(self.options.policies).items():
             policies[name] = policy
             bases.add(context.base_of(policy))
         base = bases.pop()
-        if bases or base is None:
+        if bases or base is None or list(policies) == [self.baseline]:
             return policies, None
         if base not in policies:
             policies = {base: base, **policies}
