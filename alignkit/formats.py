@@ -2,24 +2,23 @@
 
 `Format.check` decides which rows are bad; a format may override it:
 
-| the row has                                                          | it is      |
-|----------------------------------------------------------------------|------------|
-| no prompt or a blank last turn, if the format needs a prompt         | bad        |
-| a prompt that ends with an assistant turn                            | bad        |
-| a role other than system, user, assistant, tool                      | bad        |
-| a NUL character or invalid Unicode in a text                         | bad        |
-| demonstration: a blank response, or no turn that is learned          | bad        |
-| comparison: both responses blank                                     | bad        |
-| comparison: one response blank                                       | good: only the end of turn
-|
-| comparison: responses that differ only in surrounding white space    | bad        |
-| ranking: fewer than 2 responses, or a rank missing                   | bad        |
-| a tie: of ranks, of scores, or by a label                            | good: ties make no pair |
-| a rank, label, margin or p of a wrong type                           | bad        |
-| a margin that is negative or no level; p outside 0..1                | bad        |
-| a weight that is not a number of 0 or more                           | bad        |
-| a turn of a weight other than 0 and 1, if it is no demonstration     | bad        |
-| a pair of a response with itself, or with one that does not exist    | bad        |
+| the row has                                                       | it is                      |
+|-------------------------------------------------------------------|----------------------------|
+| no prompt or a blank last turn, if the format needs a prompt      | bad                        |
+| a prompt that ends with an assistant turn                         | bad                        |
+| a role other than system, user, assistant, tool                   | bad                        |
+| a NUL character or invalid Unicode in a text                      | bad                        |
+| demonstration: a blank response, or no turn that is learned       | bad                        |
+| comparison: both responses blank                                  | bad                        |
+| comparison: one response blank                                    | good: only the end of turn |
+| comparison: responses that differ only in surrounding white space | bad                        |
+| ranking: fewer than 2 responses, or a rank missing                | bad                        |
+| a tie: of ranks, of scores, or by a label                         | good: ties make no pair    |
+| a rank, label, margin or p of a wrong type                        | bad                        |
+| a margin that is negative or no level; p outside 0..1             | bad                        |
+| a weight that is not a number of 0 or more                        | bad                        |
+| a turn of a weight other than 0 and 1, if it is no demonstration  | bad                        |
+| a pair of a response with itself, or with one that does not exist | bad                        |
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ WHAT_TO_DO = {
     OutOfResource: (
         "[Use less memory](troubleshooting.md#it-runs-out-of-memory), or free some disk space."
     ),
-    RemoteError: ("Fix the key or the address, and repeat the command."),
+    RemoteError: "Fix the key or the address, and repeat the command.",
     NotReproduced: "The message names the likely cause.",
     Repeated: "The report names the rows, which [cleaning](data.md#cleaning) drops.",
     Stopped: "Label, if it waits for people. Then repeat the command.",

@@ -174,7 +174,7 @@ def test_a_device_that_cannot_be_is_a_mistake_of_the_recipe(tmp_path: Path, said
 # The chat template
 
 TEMPLATES = {
-    ("{% for m in messages %}\n{{ m }}\n{% if %}{% endif %}{% endfor %}"): (
+    "{% for m in messages %}\n{{ m }}\n{% if %}{% endif %}{% endfor %}": (
         "t.jinja:3: Expected an expression"
     ),
     "\n{{ messages | shout }}": "t.jinja:2: No filter named 'shout'",

@@ -60,9 +60,14 @@ def raise_if_bad(row: Any) -> Any:
 
 
 _KINDS = {
-    type(None): "null", bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list",
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
     dict: "an object",
-}  # fmt: skip
+}
 
 
 def kind_of(value: Any) -> str:

@@ -75,13 +75,14 @@ def gae(
     lam: float,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalized advantage estimation: rewards, values, mask [B, T] -> (advantages, returns) [B,
-    T], no gradient.
+    """Generalized advantage estimation, without gradients: rewards, values, mask [B, T] ->
+    (advantages, returns) [B, T].
 
-    delta_t = r_t + gamma V_next - V_t,  A_t = delta_t + gamma lam A_next,  returns = A + V.
-    Schulman et al. 2016, eq. (16). `next` is the next valid token, however many masked ones lie
-    between. `bootstrap` [B] is the value after the last token: 0 for an episode that ended (the
-    default), V of the next state for a truncated one.
+    delta_t = r_t + gamma V_next - V_t,  A_t = delta_t + gamma lam A_next,  returns = A + V
+
+    This is eq. (16) of Schulman et al. 2016. `next` is the next valid token, however many masked
+    ones lie between. `bootstrap` [B] is the value after the last token: 0 for an episode that ended
+    (the default), V of the next state for a truncated one.
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     with torch.no_grad():

@@ -1,10 +1,10 @@
 """The results of a run's stages, each under a key that stands for everything that it depends on:
 complete or absent.
 
-STAGE                  a link to the stage's current folder, which is one of these:
-.results/STAGE-KEY     a complete result: stage.json with the digests of all its files; adapter,
-kept/K, data.jsonl, ... .work/STAGE-KEY        what is being made, with its checkpoints; one rename
-makes it a result
+STAGE                a link to the stage's current folder, which is one of these:
+.results/STAGE-KEY   a complete result: stage.json with the digests of all its files; adapter,
+                     kept/K, data.jsonl, ...
+.work/STAGE-KEY      what is being made, with its checkpoints; one rename makes it a result
 
 A result has a name: `align@ppo` is the newest that ppo made, `align@ppo~1` the one before it.
 `align@2` is something else: the version after epoch or iteration 2 of the current result.

@@ -35,10 +35,18 @@ if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
 
 # Options of peft that compute something else with weights of the same names.
-VARIANTS = ((
-    "alora_invocation_tokens"
-), "alpha_pattern", "arrow_config", "kasa_config", "monteclora_config",
-            "layers_to_transform", "rank_pattern", "use_bdlora", "use_dora", "use_qalora")  # fmt: skip
+VARIANTS = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "arrow_config",
+    "kasa_config",
+    "layers_to_transform",
+    "monteclora_config",
+    "rank_pattern",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
 MERGE = "merge it into its base model (peft's merge_and_unload), and name that"
 # Initializations of peft that subtract the new adapter from the base model's weights.
 SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")

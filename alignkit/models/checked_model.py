@@ -42,7 +42,7 @@ SIZES = {
     "sliding_window": 4,
     "attention_chunk_size": 4,
     "floor_scale": 2,
-    ("num_kv_shared_layers"): 1,
+    "num_kv_shared_layers": 1,
     "pad_token_id": 0,
 }
 # What transformers raises for a model that does not work as others do.

@@ -67,11 +67,9 @@ def load_config(source: str, revision: str | None, trust_remote_code: bool) -> A
     from transformers import AutoConfig
 
     with reading(
-        (f"{source}: its configuration"),
-        (
-            "use a transformers model, and a version that knows it; set model.trust_remote_code "
-            "for a model with its own code that you trust"
-        ),
+        f"{source}: its configuration",
+        "use a transformers model, and a version that knows it; set model.trust_remote_code "
+        "for a model with its own code that you trust",
     ):
         config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
@@ -219,11 +217,9 @@ def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
     with reading(
-        (f"{name}: its tokenizer"),
-        (
-            "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
-            "model.trust_remote_code if it has code of its own that you trust"
-        ),
+        f"{name}: its tokenizer",
+        "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
+        "model.trust_remote_code if it has code of its own that you trust",
     ):
         return AutoTokenizer.from_pretrained(source, **options)
 

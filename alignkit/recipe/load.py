@@ -7,10 +7,11 @@ read:
     rlhf:
       repeat: 3
       start: {align: sft}
-      stages: labels: {step: judge_pairs, policy: align, ...}                         # of the round
-        before: align is below
-        reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}   # labels of
-            all rounds so far
+      stages:
+        # The policy is that of the round before, because `align` is below.
+        labels: {step: judge_pairs, policy: align, ...}
+        # These are the labels of all rounds so far.
+        reward: {algorithm: reward_model, from: sft, data: [human.jsonl, labels@all]}
         align: {algorithm: ppo, from: align, reward: reward, ...}
 
 becomes `labels_1`, `reward_1`, `align_1`, `labels_2` and so on. Inside the block, a name means this

@@ -28,25 +28,19 @@ The other checks call the plugin as a run does, with the same checks of what it 
 
 | check | what must hold |
 |---|---|
-| `check_reward` | a finite number or None per response, in order; the same on every call, in every
-batch and order |
-| `check_combination` | [responses], finite; the same from the same `state`; a missing score spoils
-no other |
-| `check_judge` | an answer per item; the same on every call, in every batch, and mirrored in the
-other order |
-| `check_environment` | text and described tools; the same episode again, alone, and next to others
-|
-| `check_format` | reads its `example`, which no other format recognizes; loses no column; refuses
-others with BadRow |
-| `check_step` | an Artifact that can be saved, the same on every call, only from what options name;
-early checks pass |
-| `check_filter` | true or false per group; the same on every call and in any order of the groups |
-| `check_monitor` | the same observations of the same samples, also as a resumed run reads them;
-changes none |
-| `check_engine` | the tokens, order, ends and weights that were asked for, with log-probabilities
-as in training |
-| `check_reader` | rows numbered from 1, the same on every read |
-| `check_model_source` | a model that loads, and the same one on the next call |
+| `check_reward` | a finite number or None per response, in order; the same in any batch or order |
+| `check_combination` | [responses], finite; a missing score spoils no other; the same from one `state` |
+| `check_judge` | an answer per item; the same in every batch, and mirrored in the other order |
+| `check_environment` | text and described tools; the same episode again, alone and among others |
+| `check_format` | reads its `example`, as no other does; loses no column; else raises BadRow |
+| `check_step` | an Artifact that can be saved, only from what options name; early checks pass |
+| `check_filter` | true or false per group; the same in any order of the groups |
+| `check_monitor` | the same observations of the same samples, also after a resume; changes none |
+| `check_engine` | the tokens, order, ends and weights asked for; log-probabilities as in training |
+| `check_reader` | rows numbered from 1 |
+| `check_model_source` | a model that loads |
+
+What a check calls twice must return the same both times.
 
 A file of the recipe's folder that a reward, judge or step reads must be named in its options: these
 are part of a stage's key, with the contents of the files.

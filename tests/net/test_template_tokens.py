@@ -27,23 +27,26 @@ from alignkit_plugins.models import templates
 PINS = NET / "pins" / "tokens.json"
 MADE = date(2026, 11, 27)  # the day that three families' templates write into the pins
 CONVERSATIONS = (
-    "single", "three turns", (
-        "the question holds the answer"
-    ), "system, two turns", (
-        "reasoning, two turns"
-    ),
-    "inline reasoning", "white space, two turns", "control tokens of the user", "unicode", "tools",
-)  # fmt: skip
+    "single",
+    "three turns",
+    "the question holds the answer",
+    "system, two turns",
+    "reasoning, two turns",
+    "inline reasoning",
+    "white space, two turns",
+    "control tokens of the user",
+    "unicode",
+    "tools",
+)
 SHOWN = ("single", "tools")  # in full; of the others there is a digest
 BUNDLED = {
     name: families.Family(name, text, **families.ALIKE["chatml"])
-    for name, text in (((
-        "`chat_template: chatml`"
-    ), templates.CHATML), ((
-        "`chat_template: hermes`"
-    ), templates.HERMES),
-                       ("`chat_template: plain`", PLAIN))
-}  # fmt: skip
+    for name, text in (
+        ("`chat_template: chatml`", templates.CHATML),
+        ("`chat_template: hermes`", templates.HERMES),
+        ("`chat_template: plain`", PLAIN),
+    )
+}
 families.FAMILIES.update(BUNDLED)
 
 

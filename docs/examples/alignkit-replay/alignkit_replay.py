@@ -4,9 +4,11 @@ teaches.
 As TRL's experimental trainer did, which was removed. The buffer has the `buffer_size` groups with
 the largest sum of |advantage| times the rewards' deviation, of this iteration and all earlier ones.
 As many as there are groups without spread are drawn from it, with probabilities in proportion to
-that sum, without replacement if there are enough. Differs from TRL: the ratio of a replayed
-response is to the policy that sampled it, so that it is clipped if the policy has moved away;
-TRL's, in its default settings, is to the present policy. The loss is a mean over responses.
+that sum, without replacement if there are enough.
+
+Differs from TRL: the ratio of a replayed response is to the policy that sampled it, so that it is
+clipped if the policy has moved away; TRL's, in its default settings, is to the present policy. The
+loss is a mean over responses.
 """
 
 from __future__ import annotations

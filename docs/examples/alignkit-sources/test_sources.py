@@ -33,16 +33,15 @@ def scores(*said: str, known: Any = None, **options: Any) -> list[float | None]:
     ("answer", "expected"),
     [
         (f"Mill Street {STREET}.", [("Mill Street ", ["The Old Shop is on Mill Street."])]),
-        ((
-            'It is. There ["a"]\n'
-            '[ “b\n'
-            'c” ] Or'
-        ), [("It is.", []), ("There ", ["a", "b\nc"]), (" Or", [])]),
+        (
+            'It is. There ["a"]\n[ “b\nc” ] Or',
+            [("It is.", []), ("There ", ["a", "b\nc"]), (" Or", [])],
+        ),
         ('["a b c"] Yes', [("", ["a b c"]), (" Yes", [])]),
         ('Yes ["The Old', [('Yes ["The Old', [])]),  # cut off
         (" .\n", []),
     ],
-)  # fmt: skip
+)
 def test_claims_carry_the_quotes_that_follow_them(answer: str, expected: list[Any]) -> None:
     assert claims_in(answer) == expected
 

@@ -1,8 +1,9 @@
 """JSON over HTTP for judges and rewards on a server: bounded, retried, with every reply stored on
 disk.
 
-    remote = Remote("my_reward", self.options.server, "score", context.cache, read)  # server:
-    RemoteOptions replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
+    # `server` is an option of the type `RemoteOptions`.
+    remote = Remote("my_reward", self.options.server, "score", context.cache, read)
+    replies = remote.ask([{"text": ...}, ...])  # one Reply per request body, in order
 
 `read` turns the bytes of a reply into a JSON value, which is stored, or raises `Malformed`.
 Failures that may be temporary (no connection, time-outs, 408, 429, 5xx) are retried, by the client

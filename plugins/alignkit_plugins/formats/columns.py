@@ -8,8 +8,7 @@ LLaMA-Factory's keys.
 | system, developer | a system turn |
 | tool, function, observation, function_response, ipython | a tool turn: the result of a call |
 | function_call, tool_call | an assistant turn whose calls are its text, as JSON |
-| `tool_calls` or `function_call` next to the text | calls; their arguments may be an object or JSON
-of one |
+| `tool_calls` or `function_call` next to the text | calls; arguments may be an object or its JSON |
 | `reasoning_content`, `reasoning`, `thinking` | what the assistant thought before its text |
 | `train` true or false | whether an assistant turn is learned |
 | `weight`, a number of 0 or more | how much its tokens count in the loss of a demonstration |

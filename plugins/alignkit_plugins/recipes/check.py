@@ -35,7 +35,7 @@ def check(
         bool,
         typer.Option(
             "--full",
-            help=("Let the chat template render all rows, not only the first 200 of each source."),
+            help="Let the chat template render all rows, not only the first 200 of each source.",
         ),
     ] = False,
     plan: Annotated[
