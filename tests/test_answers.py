@@ -154,7 +154,6 @@ WRONG = r"""
     B is false | B
     20 | 20℃
     costs $5 | costs 5
-    it is b | B
     i think so | i
     not A, but B | B
     (A) or (B) | A
@@ -293,6 +292,21 @@ choice | C           | 정답은 C입니다.               | within
 choice | C           | คำตอบคือC                     | within
 choice | C           | 【答案】（C）                 | within
 choice | A           | A和B                          | no
+choice | D           | The correct answer is d.      | within
+choice | B           | b is right                    | within
+choice | A           | It is a                       | within
+choice | E           | I think it's e                | within
+choice | D           | It's d o e                    | within
+choice | B           | b or d                        | no
+choice | A           | It is a Ferrari               | no
+choice | D           | D, because copper is not magnetic. | within
+choice | D           | The answer is D. The other options are wrong. | within
+choice | D           | The best choice is D: the battery isn't charged | within
+choice | D           | D is correct, as no other planet has rings | within
+choice | D           | No, it is D.                  | within
+choice | D           | It is D: wrong                | no
+choice | D           | I do not think that D is right. | no
+choice | D           | A magnet attracts iron, so it cannot be D. | no
 word   | Paris       | 答案是Paris。                 | within
 word   | Paris       | 정답은 Paris입니다.           | within
 word   | 서울        | 정답은 서울입니다.            | within

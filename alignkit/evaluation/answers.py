@@ -61,7 +61,16 @@ _OF_CHOICES = re.compile(
 _LETTER = re.compile(
     r"(?<![\w'./-])(?:[(\[]?(?P<marked>[A-Za-z])[)\]]|(?P<alone>[A-Za-z])(?![\w'/+#-])(?P<next>\s+\w+)?)"
 )
-_DENIED = re.compile(r"\b(?:not|no|never|neither|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
+_WORDS = "eiklmnopqrstuvwxyz"  # small letters that are rarely choices, such as Spanish "e" and "y"
+_DENIED = re.compile(
+    r"\b(?:(?:can)?not|no|never|neither|wrong|incorrect|false)\b|n't\b", re.IGNORECASE
+)
+# What denies another thing than the letter is behind one of these.
+_CLAUSE = re.compile(
+    r"[.,;!](?=\s)|:(?!\s*(?:no|not|wrong|incorrect|false)\b)"
+    r"|\b(?:because|since|as|while|whereas|although|but|so)\b",
+    re.IGNORECASE,
+)
 # A number that follows is no answer, and neither is what stands before a correction.
 _RULED_OUT = re.compile(r"(?:\bnot|n['’]t)\s+\S+", re.IGNORECASE)
 _CORRECTED = re.compile(r"\b(?:wait,? no|no,? wait|scratch that|correction)\b", re.IGNORECASE)
@@ -191,7 +200,7 @@ def _same_value(said: str, known: str) -> bool:
 def mentions(said: str, known: str) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
-    An answer that names two choices, or denies one, has none. A number is there if it has the same
+    An answer that names two choices, or denies its own, has none. A number is there if it has the same
     value. One that follows "not" is not there, and neither is what "wait, no" takes back. In a
     script without spaces and in Korean, a word may be a part of a longer one.
     """
@@ -201,9 +210,11 @@ def mentions(said: str, known: str) -> bool:
     if choice := choice_of(known):
         if choice.text and choice_of(said):
             return False
-        named = _letters(said, choice.letter, bare(known).islower())
+        named = _letters(said, choice.letter)
         if named or not choice.text:
-            return named == {choice.letter} and not _DENIED.search(typed(said))
+            clauses = filter(_DENIED.search, _CLAUSE.split(typed(said)))
+            denied = any(_letters(clause, choice.letter) for clause in clauses)
+            return named == {choice.letter} and not denied
         known = choice.text
     number = number_of(bare(known))
     if number and number.counts:
@@ -215,16 +226,17 @@ def mentions(said: str, known: str) -> bool:
     return any(same(formula, known) for formula in formulas)
 
 
-def _letters(said: str, known: str, lower: bool) -> set[str]:
-    """The letters that stand alone in a text, but the article and the pronoun `I`, which may be the
-    known letter. lower: also small ones without a bracket.
+def _letters(said: str, known: str) -> set[str]:
+    """The letters that stand alone in a text. The article, the pronoun `I`, and small letters that
+    are words of other languages count only where they are the known letter and nothing else.
     """
     found = set()
     for match in _LETTER.finditer(apart(typed(bare(said)))):
         letter, after = match["alone"], (match["next"] or "").strip()
-        if letter and letter.islower() and not lower:
+        if letter and letter in _WORDS and letter != known:
             continue
-        if letter and letter in "Aa" and after.islower() and not _ABOUT.match(after):
+        is_about = not after or _ABOUT.match(after)
+        if letter and (letter == "a" or (letter == "A" and after.islower())) and not is_about:
             continue
         if letter and letter in "Ii" and (known != "i" or after.islower()):
             continue

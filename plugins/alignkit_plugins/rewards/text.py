@@ -70,7 +70,7 @@ class ExactMatch(Reward):
             False,
             description=(
                 "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
-                "Paris.`; an answer that names two choices, or rules one out, names none"
+                "Paris.`; an answer that names two choices, or rules out its own, names none"
             ),
         )
 
