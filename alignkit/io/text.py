@@ -124,15 +124,23 @@ _KEY = re.compile(
 )
 
 
-def redacted(value: Plain) -> Plain:
-    """A text, or all texts in plain data, with `***` in place of keys of known kinds, and of
-    passwords in addresses.
+# Names of keys whose values have no form of their own, as gateways and headers have them.
+_SECRET = re.compile(
+    r"(?:^|[_-])(?:(?:api|access|secret|private)[_-]?key|(?:access|auth|api|hub)[_-]token"
+    r"|(?:proxy[_-])?authorization|cookie|password|passwd|secret)$",
+    re.IGNORECASE,
+)
+
+
+def redacted(value: Plain, name: str = "") -> Plain:
+    """A text, or all texts in plain data, with `***` in place of keys of known kinds, of passwords
+    in addresses, and of what has the name of a key.
     """
     clear: Any = value
     if isinstance(value, str):
-        clear = _KEY.sub(HIDDEN, value)
+        clear = HIDDEN if value and _SECRET.search(name) else _KEY.sub(HIDDEN, value)
     elif isinstance(value, dict):
-        clear = {redacted(key): redacted(item) for key, item in value.items()}
+        clear = {redacted(key): redacted(item, str(key)) for key, item in value.items()}
     elif isinstance(value, list | tuple):
-        clear = list(map(redacted, value))
+        clear = [redacted(item, name) for item in value]
     return clear

@@ -128,7 +128,7 @@ def without_keys(data: Any) -> str:
     hidden: list[str] = []
 
     def note(text: str, keys: Keys) -> str:
-        if redacted(text) != text:
+        if redacted(text, str(keys[-1]) if keys else "") != text:
             hidden.append(".".join(map(str, keys)))
         return text
 

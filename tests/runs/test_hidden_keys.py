@@ -51,6 +51,29 @@ def test_what_is_written_stays_valid(tmp_path: Path, text: str, left: str) -> No
     assert json.loads((folder / "metrics.jsonl").read_text())["a"] == left
 
 
+NAMED = [
+    "api_key",
+    "X-API-Key",
+    "Authorization",
+    "proxy-authorization",
+    "hub_token",
+    "client_secret",
+    "password",
+]
+UNNAMED = ["api_key_env", "pad_token", "num_memory_tokens", "token", "secretary", "key", "monkey"]
+
+
+def test_what_has_the_name_of_a_key_is_hidden() -> None:
+    request = {name: "plain" for name in NAMED + UNNAMED}
+    clear = {**request, **{name: "***" for name in NAMED}}
+    assert redacted({"request": [request]}) == {"request": [clear]}
+    first, *rest = without_keys({"headers": request, "api_key": ""}).splitlines()
+    assert first.removeprefix("# *** stands for a key at: ").split() == [
+        f"headers.{name}" for name in NAMED
+    ]
+    assert yaml.safe_load("\n".join(rest)) == {"headers": clear, "api_key": ""}
+
+
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A recipe with keys in its data, in arguments of its template and in a stage without data."""
