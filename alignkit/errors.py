@@ -5,13 +5,14 @@ line.
 from __future__ import annotations
 
 import difflib
+import dis
+import errno
 import importlib.util
 import re
 import shlex
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,16 @@ from typing import NoReturn
 
 from alignkit.io.text import redacted
 
-# What the system says of a disk, in the words of C, Rust and SQLite.
+# Numbers of an OSError that say that a disk is full, read-only or gone.
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+}
+# Libraries in C++ and Rust, and SQLite, have no such number, only the system's words.
 _DISK = re.compile(
-    r"No space left|Disk quota exceeded|File too large|disk is full|Read-only file system|"
-    r"\[Errno 13\] Permission denied|Input/output error|Stale file handle"
+    r"No space left|Disk quota exceeded|File too large|disk is full|disk I/O error|"
+    r"Read-only file system|Permission denied|Input/output error|Stale file handle"
 )
-# In the errors of torch's allocators and of CUDA's libraries, which report a failed allocation of
-# their own.
+# Torch's allocators and CUDA's libraries report a failed allocation as a RuntimeError.
 _OUT_OF_MEMORY = re.compile(
     "out of memory|can't allocate|_status_alloc_failed|error_out_of_memory|errormemoryallocation"
 )
@@ -229,19 +233,59 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether an error, by its type or text, means that memory ran out."""
-    if isinstance(error, RuntimeError):
+    """Whether an error of Python or torch means that memory ran out."""
+    if isinstance(error, RuntimeError) and _quotes_the_system(error):
         return _OUT_OF_MEMORY.search(reason_of(error).lower()) is not None
     return isinstance(error, MemoryError)
 
 
 def no_disk(error: BaseException) -> OutOfResource | None:
-    """The error to show if the disk is full, read-only or gone, however a library reported it, or
-    one that it met.
+    """The error to show if this error, or one that led to it, means that the disk is full,
+    read-only or gone.
     """
-    if _DISK.search("".join(traceback.format_exception(error))):
+    if any(map(_is_of_disk, _with_causes(error))):
         return OutOfResource(f"the disk is full, or cannot be read or written: {reason_of(error)}")
     return None
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    number = getattr(error, "errno", None)
+    if isinstance(error, OSError) and number is not None:
+        return number in _DISK_ERRORS
+    return _quotes_the_system(error) and _DISK.search(reason_of(error)) is not None
+
+
+def _with_causes(error: BaseException) -> list[BaseException]:
+    """An error, the members of its group, and the errors that were being handled before."""
+    found, waiting = list[BaseException](), [error]
+    while waiting:
+        each = waiting.pop()
+        if each in found:
+            continue
+        found.append(each)
+        waiting += getattr(each, "exceptions", ())
+        before = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+        waiting += [before] if before else []
+    return found
+
+
+def _quotes_the_system(error: BaseException) -> bool:
+    """Whether compiled code wrote an error's text. What Python code raises may quote anything, such
+    as a server's answer.
+    """
+    library = type(error).__module__.split(".")[0]
+    if library in ("safetensors", "sqlite3", "torch") or str(error).startswith("[enforce fail"):
+        return True
+    if type(error) not in (Exception, OSError, RuntimeError):
+        return False
+    innermost = error.__traceback__
+    while innermost and innermost.tb_next:
+        innermost = innermost.tb_next
+    if innermost is None:
+        return True
+    frame = innermost.tb_frame
+    is_raised = dis.opname[frame.f_code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
+    return not is_raised or frame.f_globals.get("__name__", "").startswith("torch.")
 
 
 # SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.

@@ -5,11 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
+from collections.abc import Callable
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
+import torch
 
+from alignkit.calls import blame
 from alignkit.errors import (
     LONGEST,
+    PluginError,
     Stopped,
     did_you_mean,
     error_context,
@@ -44,11 +51,43 @@ def test_the_nearest_name() -> None:
     assert did_you_mean("zzz", ["PPO"]) == ""
 
 
-@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO", "ESTALE"])
-def test_a_disk_that_cannot_be_used(name: str) -> None:
-    number = getattr(errno, name)
-    assert no_disk(OSError(number, os.strerror(number))) is not None
-    assert no_disk(OSError(errno.ENOENT, os.strerror(errno.ENOENT))) is None
+def test_a_disk_that_cannot_be_used() -> None:
+    unusable = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EIO", "ESTALE")
+    for name, is_found in [*((name, True) for name in unusable), ("ENOENT", False)]:
+        number = getattr(errno, name)
+        assert (no_disk(OSError(number, os.strerror(number))) is not None) is is_found
+
+
+class ServerError(RuntimeError):
+    """An error of a plugin's client."""
+
+
+# What a plugin raises that quotes a server, and calls of compiled libraries that fail on this
+# machine
+QUOTED: list[Exception] = [
+    ValueError("HTTP 413: File too large, the endpoint takes 1 MB"),
+    RuntimeError("HTTP 507: No space left on device"),
+    HTTPError("http://x.test", 403, "Permission denied", Message(), None),
+    OSError("the server says: Disk quota exceeded"),
+    ServerError("HTTP 500: CUDA out of memory"),
+    RuntimeError("HTTP 500: CUDA out of memory"),
+    ExceptionGroup("two", [ValueError("the disk is full"), ServerError("out of memory")]),
+]
+FAILING: list[Callable[[], object]] = [
+    lambda: sqlite3.connect(":memory:").executescript("PRAGMA max_page_count=1; CREATE TABLE t(x)"),
+    lambda: torch.empty(2**50),
+]
+
+
+def test_what_ran_out_here_is_not_what_a_server_says() -> None:
+    for error in QUOTED:
+        with pytest.raises(PluginError, match=r"^plugin 'x', in `ServerError.ask`: "):
+            with blame(ServerError, "ask", "plugin 'x'"):
+                raise error
+        assert "the disk" not in message_of(error)
+    for fail in FAILING:
+        with pytest.raises((sqlite3.Error, RuntimeError)), blame(ServerError, "ask"):
+            fail()
 
 
 def test_the_command_that_installs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
