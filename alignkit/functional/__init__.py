@@ -29,8 +29,8 @@ Conventions, for choices that the papers leave open:
 Design: docs/architecture.md.
 """
 
-# `__all__` is what plugins of others may rely on. Those that come with alignkit change together
-# with the rest.
+# `__all__` is what plugins of others may rely on: all that ppo, grpo and dpo call. Other names may
+# change with alignkit's own plugins.
 # ruff: isort: skip_file
 
 from alignkit.functional._tensors import (
@@ -130,14 +130,34 @@ from alignkit.functional.reward_model import (
 )
 
 __all__ = [
+    "adaptive_kl",
+    "centered_advantages",
+    "cispo_policy_loss",
+    "clipped",
+    "gae",
+    "group_has_spread",
     "grpo_advantages",
+    "hinge_loss",
+    "implicit_reward",
+    "ipo_loss",
     "kl_k1",
     "kl_k3",
+    "masked_mean",
+    "masked_whiten",
+    "maxrl_advantages",
     "mean_tokens",
     "nearly_equal",
+    "overlong_penalty",
     "ppo_policy_loss",
+    "ppo_value_loss",
     "preference_loss",
     "preferred",
+    "ratio",
+    "reinforce_returns",
     "rloo_advantages",
+    "robust_loss",
+    "sequence_log_ratio",
+    "shape_rewards",
     "sum_tokens",
+    "value_clipped",
 ]

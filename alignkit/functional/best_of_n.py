@@ -36,8 +36,8 @@ def expected_best_of_n(rewards: Tensor, n: int) -> Tensor:
             f"and {k}"
         )
     ascending = widen(rewards).sort(-1).values
-    # Of the C(K, n) subsets, C(i, n - 1) have r_(i) as their largest: i rewards are smaller (i from
-    # 0).
+    # There are C(K, n) subsets, and r_(i) is the largest of C(i, n - 1) of them, because i rewards
+    # are smaller (i from 0).
     weights = [math.comb(i, n - 1) / math.comb(k, n) for i in range(k)]
     return (ascending * ascending.new_tensor(weights)).sum(-1)
 

@@ -16,8 +16,7 @@ from alignkit.functional.reductions import mean_tokens
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
     """pi / pi_old per token: [B, T] -> [B, T]; 1 on masked entries."""
-    # The mask applies before exp: applied after it, the gradient of a masked entry would be 0 *
-    # inf.
+    # The mask applies before exp, or the gradient of a masked entry would be 0 * inf.
     return exponent(log_ratio(logprobs, old_logprobs, mask)).exp()
 
 
