@@ -129,7 +129,7 @@ def outcome(result: Result) -> str:
     """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not
     finite is null.
     """
-    problems: Sequence[Problem] = getattr(result.error, "problems", ())  # of a recipe
+    problems: Sequence[Problem] = getattr(result.error, "problems", ())  # a recipe's
     if result.error is not None and not problems:
         message, _, help = message_of(result.error).removeprefix("error: ").partition("\nhelp: ")
         problems = [Problem(message, help=help)]

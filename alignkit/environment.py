@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-EPISODE_KEY = "episode"  # of an episode's reward in Response.scores; of its parts: `episode/NAME`
+# Key of an episode's reward in Response.scores; its parts are `episode/NAME`
+EPISODE_KEY = "episode"
 
 
 class Environment(WithOptions):

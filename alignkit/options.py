@@ -81,7 +81,7 @@ GIVEN = {
     "rate",
     "cache",
     "path",
-    # of transformers' schedules
+    # Arguments of transformers' schedules
     "optimizer",
     "last_epoch",
     "num_warmup_steps",
@@ -128,7 +128,7 @@ class Ref:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
         schema = handler(source)
-        if schema["type"] == "any":  # else it is checked first
+        if schema["type"] == "any":  # any other type is checked first
             return core_schema.with_info_before_validator_function(self.read, schema)
         return core_schema.with_info_after_validator_function(self.read, schema)
 

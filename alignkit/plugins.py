@@ -23,7 +23,7 @@ from alignkit.io.opened import watch
 from alignkit.registry import KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
-_NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # that of a reader is a suffix
+_NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # a reader's name is a suffix, such as .csv
 # Before a module's name, so that a file `json.py` does not hide the standard one
 _OF_FILES = "alignkit_plugin_file_"
 
@@ -97,7 +97,7 @@ class Plugins(Registry):
         try:
             module = plugin.load()
             self.manager.register(module, name=label)
-            self.manager.check_pending()  # of a misspelled hook
+            self.manager.check_pending()  # raises for a misspelled hook
             if not self.manager.get_hookcallers(module):
                 raise PluginError("it registers nothing: no function is marked with @hookimpl")
             for impl in self.manager.hook.register.get_hookimpls():

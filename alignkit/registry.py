@@ -61,7 +61,7 @@ class Origin:
         """`plugin 'grpo' (alignkit-grpo 0.3)`; empty without a plugin."""
         if not self.plugin:
             return ""
-        if not self.version:  # of a file
+        if not self.version:  # a plugin in a file has none
             return f"plugin '{self.plugin}'"
         return f"plugin '{self.plugin}' ({self.origin})"
 

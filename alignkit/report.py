@@ -16,8 +16,8 @@ from typing import Any
 
 from alignkit.io.text import printable
 
-WIDTH = 80  # of files and pipes, in characters
-MOST = 1_000_000  # of texts in Markdown, which are not wrapped
+WIDTH = 80  # characters per line of files and pipes
+MOST = 1_000_000  # characters per line of Markdown, which is not wrapped
 INTERVAL = re.compile(r"\[[-+\w.]+, [-+\w.]+\]\S*")  # such as [0.21, 0.63]
 JOINT = "\ue000"  # stands for the space in an interval while lines are broken
 _MARKUP = re.compile(r"[\\`*|<]")

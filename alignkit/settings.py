@@ -158,13 +158,13 @@ class Mix(Options):
     )
 
 
-# Of which rows may be held out for validation
+# Rows of it may be held out for validation.
 TrainingDataRef = Annotated[Any, Ref("training_data")]
 EngineRef = Annotated[Any, Ref("engine")]
 TrackerRef = Annotated[Any, Ref("tracker")]
 OptimizerRef = Annotated[Any, Ref("optimizer")]
 ScheduleRef = Annotated[Any, Ref("schedule")]
-LEARNING_RATE = 2e-4  # of algorithms without a default
+LEARNING_RATE = 2e-4  # for algorithms without a default
 MAX_GRAD_NORM = 1.0
 
 

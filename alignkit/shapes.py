@@ -69,7 +69,7 @@ def selection(chosen: Any) -> None:
 def messages(values: Any) -> None:
     """Messages that can be rendered, or None."""
     for message in values or ():
-        # Which halves of characters have not
+        # Half a character has no UTF-8.
         _MESSAGE.validate_python(message, strict=True)["content"].encode()
 
 

@@ -27,7 +27,7 @@ PLAIN = (
 )
 # A tag of transformers around the assistant's words
 GENERATION = re.compile(r"{%[-+]?\s*(end)?generation\s*[-+]?%}")
-MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # which only one token can be
+MARKER = re.compile(r"<\|\w+\|>|<\w+_of_\w+>")  # texts that are always one token
 
 
 def named_template(name: str) -> str | None:

@@ -23,9 +23,9 @@ from alignkit.errors import BadRow
 from alignkit.io.atomic import whole_file
 
 ROLES = ("system", "user", "assistant", "tool")
-LARGEST = 1e15  # of a score or a weight: sums, means and variances of more may not be finite
+LARGEST = 1e15  # the largest score or weight: sums and variances of larger ones may overflow
 LEVELS = ("significantly", "better", "slightly", "unsure")
-_VERSION = 1  # of a group's JSON
+_VERSION = 1  # the version of a group's JSON
 _PREVIEW_LENGTH = 60  # characters of a prompt in a message
 _PREVIEWS = 3  # groups in a message
 _STORED = ConfigDict(extra="forbid")  # a key that is not known is a fault of the file

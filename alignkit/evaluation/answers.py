@@ -92,7 +92,7 @@ _SINGLE = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
     r"\U00020000-\U0003ffff]"
 )
-_SYLLABLE = re.compile(r"[\uac00-\ud7a3]")  # of Korean, whose particles touch the word before them
+_SYLLABLE = re.compile(r"[\uac00-\ud7a3]")  # Korean, whose particles touch the word before them
 
 
 def spaced(text: str) -> str:

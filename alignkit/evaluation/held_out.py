@@ -20,7 +20,7 @@ FEW_STEPS = 50
 FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10
 # p values: below the first a difference is clear, below the second more likely than not
 CLEAR, LEANS = 1 - statistics.CONFIDENCE, 0.5
-FALLS = 0.95  # of the first training losses, below which the last ones have fallen
+FALLS = 0.95  # a loss has fallen if its last values are below this share of its first
 
 Values = Mapping[str, Sequence[float]]
 

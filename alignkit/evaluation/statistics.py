@@ -13,8 +13,7 @@ from typing import Any, TypedDict
 __all__ = ["estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
 FEW = 4  # differences; for more, a t test is right often enough (`python -m benchmarks.verdicts`)
-# Of the error that a verdict may make, the share of its headline; the rest is for all others
-# together
+# The headline has this share of the error that a verdict may make; all others share the rest.
 HEADLINE = 0.95
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
 NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
@@ -455,10 +454,10 @@ def shown(
     scale = 100 if percent else 1
     digits = 0 if percent else decimals(estimate) if digits is None else digits
     # z: a mean of -0.001 reads as 0, not as -0.
-    mean = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
+    text = f"{estimate['mean'] * scale:{'+' if sign else ''}z.{digits}f}{'%' if percent else ''}"
     low, high = estimate["low"], estimate["high"]
     return (
-        mean if low is None else f"{mean} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
+        text if low is None else f"{text} [{low * scale:z.{digits}f}, {high * scale:z.{digits}f}]"
     )
 
 

@@ -23,7 +23,7 @@ UNFINISHED, NEW, OLD, DISCARDED = (
     ".alignkit-old",
     ".alignkit-discarded",
 )
-LOCK = ".lock"  # of a run's folder
+LOCK = ".lock"  # the lock in a run's folder
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Terminal(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, **options)
-        if self.is_jupyter:  # which sets FORCE_COLOR, and cannot move its cursor
+        if self.is_jupyter:  # Jupyter sets FORCE_COLOR, and cannot move its cursor
             super().__init__(highlight=False, force_jupyter=False, force_terminal=False, **options)
 
     def on_broken_pipe(self) -> None:

@@ -118,7 +118,7 @@ def source_digests(file: Path | None) -> dict[str, str] | None:
     if file is None or not file.is_file():
         return None
     digests, waiting = dict[str, str](), [_whole(file)]
-    for whole in waiting:  # which grows
+    for whole in waiting:  # the list grows meanwhile
         if whole.is_dir():
             found = {f"{whole.name}/{name}": value for name, value in folder_digests(whole).items()}
         else:
@@ -179,7 +179,7 @@ def commit_of(kind: Kind, name: str, revision: str | None) -> str | None:
         return revision
     from huggingface_hub import HfApi
 
-    # Of many kinds; whoever loads it looks into the cache, or says what is wrong
+    # Errors are of many kinds; whoever loads it looks into the cache, or says what is wrong.
     with suppress(Exception):
         return (
             HfApi().repo_info(name, revision=revision, repo_type=kind, timeout=TIMEOUT).sha

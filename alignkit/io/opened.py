@@ -21,8 +21,9 @@ from typing import Any
 from alignkit.io.digest import file_digest, is_foreign
 from alignkit.io.text import is_file
 
-_OURS, _READERS = ("alignkit", "alignkit_plugins"), ("importlib", "linecache")  # of code
-# Of the system, and of accounts and caches of the user
+# Modules that open code
+_OURS, _READERS = ("alignkit", "alignkit_plugins"), ("importlib", "linecache")
+# Folders of the system, and of accounts and caches of the user
 _ELSEWHERE = ("<", "/proc/", "/sys/", "/dev/", "/etc/", "/usr/", os.path.expanduser("~/."))
 _log: list[int] = []  # a file without a name that forked processes write, too
 _logged = set[str]()

@@ -47,7 +47,8 @@ _TYPED = (
 )
 _OTHERWISE = re.compile(f"[{''.join(_TYPED)}]")  # `str.translate` is many times as slow
 _DASHES = re.compile("[‒–—―]")
-_ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")  # of HTML, also one that was escaped again
+# An entity of HTML, also one that was escaped again
+_ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")
 
 
 def typed(text: str) -> str:

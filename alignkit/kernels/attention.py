@@ -92,7 +92,7 @@ class TreeLayout:
         self._mask = functools.cache(group_mask)
         self._padding = functools.cache(_padding)
         self._tiles = functools.cache(tiled_attention.tiles)
-        self._row: Any = None  # of a GPU's attention
+        self._row: Any = None  # the packed row of a GPU's attention
 
     @property
     def position_ids(self) -> Tensor:

@@ -19,7 +19,7 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 BLOCK = 32  # rows that one call of the attention decodes
 
-KeyValues = dict[int, tuple[Tensor, Tensor]]  # of each layer
+KeyValues = dict[int, tuple[Tensor, Tensor]]  # by layer
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,13 @@ class Decoding:
     write_ahead: ClassVar[Callable[..., Tensor] | None] = None
 
     def __init__(self) -> None:
-        self.column = 0  # where every row's next token goes
+        self.column = 0  # the place of every row's next token
         self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
         self.cache: KeyValues = {}  # [rows, heads, columns, size] each
         # Rows, and the first column that any of them fills
         self._blocks: list[tuple[slice, int]] = []
-        self._masks: dict[Hashable, Tensor] = {}  # of the present column, by the layer's window
+        # Masks of the present column, by the layer's window
+        self._masks: dict[Hashable, Tensor] = {}
 
     def update_rows(
         self,

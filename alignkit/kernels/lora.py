@@ -123,7 +123,7 @@ def prepacked_weights(model: Any, adapter: str | None, rows: int, tokens: int) -
         with setting(PACKED, packed):
             yield
     finally:
-        packed.clear()  # or trimming would find them in use
+        packed.clear()  # trimming would find them in use otherwise
         memory.trim()  # many small weights leave gaps that the next step's tensors do not fit
 
 

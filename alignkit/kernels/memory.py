@@ -73,8 +73,8 @@ def prepare_cpu() -> None:
     """
     for threshold in THRESHOLDS:
         _glibc("mallopt", threshold, 2**31 - 1)
-    # Of oneDNN and of torch's layer above it. A step needs about 25 at a time, and few of the steps
-    # before.
+    # OneDNN and torch's layer above it cache what they compile. A step needs about 25 at a time,
+    # and few of those of earlier steps.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
 

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from alignkit.kernels import capabilities
 from alignkit.kernels.layout import GroupSpan
 
-QUERIES = 128  # of a tile at most: smaller tiles compute fewer masked pairs, but at a lower rate
+QUERIES = 128  # per tile at most: smaller tiles compute fewer masked pairs, but at a lower rate
 # Pairs of tokens whose products take as long as a tile's setup, times the width of a query
 SETUP = 3_000_000
 

@@ -177,7 +177,7 @@ class Adapters:
         try:
             self._fill(adapter, start)
         except BaseException:
-            self.drop(adapter)  # or a second attempt would find half an adapter
+            self.drop(adapter)  # a second attempt must not find half an adapter
             raise
         return adapter
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # 6.
 SPANS = [GroupSpan(0, 5, (6, 3)), GroupSpan(14, 4, (6,))]
 LENGTH = 24
-TOLERANCE = 1e-4  # of states, relative: correct models differ by 1e-6
+TOLERANCE = 1e-4  # relative, for states: correct models differ by 1e-6
 VOCABULARY = 256
 NARROW = 16  # width of what is between attention
 # Parts of the names of its widths

@@ -34,11 +34,11 @@ from alignkit.tokens.encoder import Encoder, Ids
 # Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however
 # few rows it has.
 ROWS, ROWS_ON_GPU = 128, 1024
-# Of keys and values, on a CPU; fewer rows are decoded together if they need more
+# Keys and values take at most this on a CPU; fewer rows are decoded together if they need more.
 CACHE_BYTES = 2 * 2**30
-CACHE_SHARE = 1 / 8  # of a CPU's memory at most
-FREE_SHARE = 1 / 2  # of a GPU's free memory, for keys, values and logits
-LOGIT_COPIES = 6  # of a row's logits in fp32 that choosing a token takes
+CACHE_SHARE = 1 / 8  # share of a CPU's memory, at most
+FREE_SHARE = 1 / 2  # share of a GPU's free memory for keys, values and logits
+LOGIT_COPIES = 6  # copies of a row's logits in fp32 that choosing a token takes
 CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
 # Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the
 # rows is idle.

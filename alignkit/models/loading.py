@@ -310,8 +310,8 @@ def backbone(model: Any) -> Any:
     return model.model if network is None else network
 
 
-# Where a reward model reads its score, so that transformers, peft and TRL read it at the same
-# token. Transformers scores a sequence at its last token that is not the padding of the model's
+# A reward model reads its score at the token where transformers, peft and TRL do. Transformers
+# scores a sequence at its last token that is not the padding of the model's
 # configuration. An adapter is loaded onto its base, so the base's configuration decides. If the end
 # of a turn is also the padding, that is one token before it. A base without padding is read at the
 # last token; whoever pads needs a token that ends no turn.
@@ -347,7 +347,7 @@ def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
 
     config = copy.deepcopy(network.config)
     config.num_labels = 1
-    config.problem_type = "regression"  # or else vLLM puts the score through a sigmoid
+    config.problem_type = "regression"  # without it, vLLM puts the score through a sigmoid
     config.get_text_config().pad_token_id = padding
     model = AutoModelForSequenceClassification.from_config(config, dtype=network.dtype)
     backbone(model).load_state_dict(backbone(network).state_dict())

@@ -28,7 +28,7 @@ T = TypeVar("T")
 MOST_TOKENS = 16384
 LEAST_TOKENS, LEAST_ON_GPU = 256, 512  # before any halving
 CPU_ACTIVATIONS = 2.0**30  # bytes per packed row on a CPU; longer rows are hardly faster
-SHARE = 1 / 4  # of all memory, for the activations of a packed row
+SHARE = 1 / 4  # share of all memory for the activations of a packed row
 
 
 @dataclass

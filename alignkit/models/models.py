@@ -76,7 +76,7 @@ class LoadedBase:
         """
         if reference == self.name:
             return BASE
-        name = reference.replace("/", "|")  # of a folder
+        name = reference.replace("/", "|")  # a folder's path has slashes, which role names do not
         if name not in self.model.roles:
             folder = self.artifact(reference)
             head: HeadKind = "scalar" if has_score(folder) else "language"

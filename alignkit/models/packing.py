@@ -26,7 +26,7 @@ from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
 
 T = TypeVar("T")
 
-TOKEN_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values")  # of a batch
+TOKEN_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values")  # fields of a batch
 
 
 # Packed rows
@@ -64,13 +64,13 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
     """
     row: list[int] = []
     spans: list[GroupSpan] = []
-    # Of each response: its first token, the last one of its prompt, the last one that is read, its
-    # length.
+    # Each response has its first token, the last one of its prompt, the last one that is read, and
+    # its length.
     starts: list[int] = []
     prompt_ends: list[int] = []
     scored: list[int] = []
     sizes: list[int] = []
-    counts: list[float] = []  # of each token of the responses
+    counts: list[float] = []  # one per token of the responses
     for group in groups:
         spans.append(
             GroupSpan(

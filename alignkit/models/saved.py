@@ -11,7 +11,7 @@ from typing import Any
 from alignkit.errors import AlignkitError, RunFailed, memory_ran_out, reason_of
 
 CONFIG = "config.json"
-ADAPTER, ORIGIN = "adapter_config.json", "alignkit.json"  # of an adapter
+ADAPTER, ORIGIN = "adapter_config.json", "alignkit.json"  # files of an adapter
 SCALE = ("r", "lora_alpha", "use_rslora")
 ALL = "all-linear"  # the layers that have one by default
 _AGAIN = "copy or download the files again (`git lfs pull` if they come from a repository)"

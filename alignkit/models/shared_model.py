@@ -79,7 +79,7 @@ class Role:
 class SharedModel:
     """The base model with its tokenizer and roles."""
 
-    autocast: torch.dtype | None = None  # of products, if weights are stored in another dtype
+    autocast: torch.dtype | None = None  # dtype of products, if weights are stored in another one
     # Through the layers; other ones if other processes hold a part of the weights
     passes = Passes()
 
@@ -100,7 +100,7 @@ class SharedModel:
             self.chat_facts.append("it has no chat template, so the template 'plain' is used")
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
-        self.engine: Any = None  # of `Launcher.engine`, which samples instead of this model
+        self.engine: Any = None  # made by `Launcher.engine`; it samples instead of this model
         # Called during long passes; raises to end them
         self.should_stop: Callable[[], None] = lambda: None
         self._load_base()
@@ -161,9 +161,9 @@ class SharedModel:
                 weight, role.unread = other.head.detach().clone(), other.unread
             elif isinstance(start, Path) and has_score(start):
                 weight, role.unread = saved_head(start), saved_unread(start)
-            # drawn on the CPU, so that every device starts alike; not from `seed`, from which
-            # adapters are drawn
             else:
+                # The head is drawn on the CPU, so that every device starts alike, and not from
+                # `seed`, because adapters are drawn from it.
                 generator = torch.Generator().manual_seed(self.seed + 1)
                 weight = (
                     torch.randn(1, self.hidden_size, generator=generator)
@@ -188,9 +188,8 @@ class SharedModel:
         if role.adapter is None:
             del role
             gc.collect()  # recomputable layers hold references to themselves
-        elif (
-            role.backbone_role is None and self.adapters is not None
-        ):  # a mere head shares its adapter
+        elif role.backbone_role is None and self.adapters is not None:
+            # A mere head shares its adapter.
             self.adapters.drop(role.adapter)
 
     def backbone_role(self, name: str) -> str:
@@ -204,9 +203,8 @@ class SharedModel:
         if role.backbone_role is None:
             if role.adapter is not None and self.adapters is not None:
                 parameters = self.adapters.parameters(role.adapter)
-            elif (
-                role.model is not self.model
-            ):  # with `lora: none` a role owns its copy; the base never learns
+            elif role.model is not self.model:
+                # With `lora: none` a role owns its copy; the base never learns.
                 parameters = dict(role.model.named_parameters())
         if role.head is not None:
             parameters["score.weight"] = role.head

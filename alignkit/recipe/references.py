@@ -189,7 +189,7 @@ class Reading:
             raise wrong(f"'{value}' is a reward model, but a policy is needed here")
         return value
 
-    read_policy = read_from  # of a step, which trains no reward model
+    read_policy = read_from  # a step trains no reward model
 
     def _folder(self, name: str, *keys: str) -> str:
         """The absolute path of a folder with weights. keys: under which it is named."""

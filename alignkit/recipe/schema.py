@@ -39,7 +39,7 @@ class RewardSpec:
     whitens: bool = False  # itself, or one of its parts
 
 
-UNREAD: Any = None  # of a stage that is being read
+UNREAD: Any = None  # the value of a key that is not read yet
 
 
 @dataclass

@@ -102,7 +102,7 @@ def stage_parts(
         "settings": fingerprint.of(
             stage.settings and stage.settings.model_copy(update={"engine": None})
         ),
-        "engine": fingerprint.of(stage.engine),  # of the stage, or of the recipe
+        "engine": fingerprint.of(stage.engine),  # the stage's, or the recipe's
         "upstream": dict(upstream),
         "model": _plain(recipe.folder, recipe.model),
         "template": template_parts(recipe.folder, recipe.model),
@@ -178,7 +178,7 @@ class _Fingerprint:
             path = self.folder / value
             if is_dir(path):
                 return folder_digest(path)
-            if (reader := reader_of(path)) and reader.grows:  # where it is does not matter
+            if (reader := reader_of(path)) and reader.grows:  # its place does not matter
                 return path.name
             return _content_of(path) or path.name
         if isinstance(value, Mapping):

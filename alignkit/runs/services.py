@@ -76,7 +76,7 @@ class Services:
         self.data = RunData(self.store.data, recipe.seed)
         self.hashes: dict[str, str] = {}
         self.ready: set[str] = set()
-        self.stage_name = ""  # of the current stage
+        self.stage_name = ""  # the current stage's
         self.reused: list[str] = []  # stages of this start
         # The engine of the current stage
         self._attach: Callable[[LoadedBase], None] = lambda base: None

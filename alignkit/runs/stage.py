@@ -40,7 +40,7 @@ from alignkit.training.context import StageContext
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
 
-FIRST_ROWS = 200  # of each source that the chat template renders before a run
+FIRST_ROWS = 200  # the chat template renders this many of each source before a run
 SCORED = 64  # groups that a reward of a step scores at once
 # Kinds of plugins that check themselves before a run
 CHECKED = {"judge", "environment", "engine", "reward"}
@@ -64,7 +64,7 @@ class Problems:
         except RecipeError as error:
             self.add(error.problems)
         except PluginError:
-            if not self.problems:  # else the plugin may have got what is wrong
+            if not self.problems:  # after a mistake the plugin may have got wrong input
                 raise
         except DataError as error:
             self.add([self.recipe.problem(stage, str(error), (*option, *(error.option or ())))])
@@ -190,7 +190,7 @@ class RunStage(StageContext):
                 self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]
             ):
                 base(BASE).check(Path(folder), use)
-        if reference in stage.whole_models:  # which must read the tokens that the policy writes
+        if reference in stage.whole_models:  # it must read the tokens that the policy writes
             ours, theirs = base(BASE).encoder, base(reference).encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
@@ -363,7 +363,7 @@ class TrainingStage(RunStage):
         from alignkit.training.online import RolloutTrainer
 
         self.collectives.on_rank0(self._check_made)
-        self.summary.clear()  # of what these checks selected
+        self.summary.clear()  # the checks above filled it
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})

@@ -49,7 +49,7 @@ def start(load: Callable[[Say], Recipe], out: Path | None) -> dict[str, Any] | i
     except KeyboardInterrupt:  # as all processes of a terminal
         return 130
     except Exception as error:  # process 0 prints an error that all have
-        # With which whoever started this process ends it now
+        # Whoever started this process ends it with this signal now.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(SAME_ERROR)
         with suppress(Stopped):  # or has asked it to end already
@@ -70,7 +70,7 @@ def _run(load: Callable[[Say], Recipe], out: Path | None, world: World) -> dict[
         reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
     if world.shard:
-        # Else transformers would load weights in process 0 only, and none elsewhere.
+        # Transformers would load weights in process 0 only, and none elsewhere.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     for warning in warnings:
         reporter.say(warning)

@@ -86,7 +86,7 @@ class EngineCheck:
     be sampled.
     """
 
-    engine: Any  # of the launcher, as in a run
+    engine: Any  # the launcher's, as in a run
     model: SharedModel
     tolerance: float
     problems: Problems = field(default_factory=Problems)

@@ -26,7 +26,7 @@ from alignkit.training.rewards import Node, Rewards, filter_mask
 
 # Relative, of two scores of a response; models in other batches differ by about 1e-5
 SCORE_TOLERANCE = 1e-4
-# Of probabilities; models in other batches, and servers that round, differ by less
+# Probabilities of models in other batches, and of servers that round, differ by less.
 VERDICT_TOLERANCE = 1e-3
 COMBINED_TOLERANCE = 1e-6  # relative, in float64
 RUBRIC = ("It answers the question.", "It is short.")

@@ -33,7 +33,7 @@ TURNS = (
     "<tool_call>{</tool_call>",
     "The answer is 5.",
 )
-LOOKS = 4  # of a monitor
+LOOKS = 4  # iterations that a monitor is shown
 
 SEEDED = "a step draws random numbers from `context.seed` only"
 RANDOM = "what is random must be drawn from self.random"

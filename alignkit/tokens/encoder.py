@@ -526,7 +526,7 @@ class Encoder:
                 self.count("chunks", group, len(pieces))
             return pieces
         scoring = scoring and bool(group.prompt)
-        end = self.closing if scoring else ()  # which a response that is cut keeps
+        end = self.closing if scoring else ()  # a response that is cut keeps it
         room = max_length - len(prompt)
         keep = room - len(end)
         if keep < 1:

@@ -26,9 +26,9 @@ from alignkit.errors import DataError, reason_of
 BREAK = "\ufdd0"
 OPEN, CLOSE = REASONING = ("<think>", "</think>")
 AFTER_REASONING = f"\n{CLOSE}\n\n"  # what templates write between reasoning and answer
-# Of a prompt
+# A prompt may end in such a tag.
 OPENED_AT_END = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)
-# That templates may read
+# Templates may read these.
 KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call_id")
 
 # What a template writes as today: the same tokens on every day. Llama 3.2's writes it by itself if
@@ -39,7 +39,8 @@ DATE_FORMS = (*"aAbBdHIjmMpSyY", "-d", "-m")
 # An example, on which the template's shape is seen.
 QUESTION, ANSWER = "What is two plus two?", "It is four."
 ASKED, ANSWERED = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
-NO_PARAMETERS = {"type": "object", "properties": dict[str, Any]()}  # of a function in an example
+# What an example's function takes
+NO_PARAMETERS = {"type": "object", "properties": dict[str, Any]()}
 EXAMPLE_TOOL = {
     "type": "function",
     "function": {"name": "add", "description": "adds", "parameters": NO_PARAMETERS},

@@ -20,7 +20,7 @@ from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together
-UNKNOWN = 1 / 1000  # of the tokens; more are a warning
+UNKNOWN = 1 / 1000  # share of tokens; more are a warning
 
 
 class StageEncoder:
@@ -32,7 +32,7 @@ class StageEncoder:
         self.context, self.algorithm, self.summary = context, algorithm, context.summary
         self.encoder = context.models.encoder
         self._told: set[str] = set()  # reasons
-        # Which reads the same rows
+        # The reference reads the same rows.
         reference = context.models_of(context.settings.reference or BASE)
         self.max_length = min(
             context.settings.max_length, context.model.context, reference.model.context

@@ -135,9 +135,9 @@ class Learner:
             metrics[name] = self.collectives.clip(parameters, self.settings.max_grad_norm)
         # A skipped step counts, too: batches and the schedule follow from the number of steps.
         self.steps += 1
-        metrics["learning_rate"] = learning_rate = self.peak_rate * lr_factor
+        metrics["learning_rate"] = rate = self.peak_rate * lr_factor
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate
         # These are sums over all processes, so either every process skips the step or none does.
         unfit = [name for name, value in metrics.items() if not math.isfinite(value)]
         if "loss" in unfit or self.clipped.keys() & unfit:
@@ -203,9 +203,10 @@ class Learner:
 
         # Other processes wait in the collectives, so nothing that may be repeated uses it.
         terms, metrics = within_memory(self.model.memory, work)
-        means = self.collectives.sum(terms)
+        losses = self.collectives.sum(terms)
         # No metric may take the place of what steps are skipped and the best epoch is chosen by.
-        return means | metrics.means(self.collectives) | {"loss": means["loss"]}, metrics.per_group
+        reported = losses | metrics.means(self.collectives) | {"loss": losses["loss"]}
+        return reported, metrics.per_group
 
     def _cuts(self, examples: Examples, budget: Callable[[], int]) -> Cuts:
         """The groups of this process, cut again only if the budget has changed. Bundles stay
@@ -307,8 +308,8 @@ class Learner:
         # `steps` is incremented later, so the first batch is number 0, and a repeated attempt gets
         # the same one.
         examples = Examples(auxiliary.batch(self.steps))
-        # Of all groups, not only this process's: the collectives adds gradients up and does not
-        # average them.
+        # The sum is over all groups, not only this process's, because the collectives add gradients
+        # up and do not average them.
         total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
         nll = 0.0
         for part in self._cuts(examples, lambda: self.model.token_budget)():

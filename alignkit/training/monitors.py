@@ -137,9 +137,8 @@ class Monitors:
             if version.is_dir():
                 with replace_folder(self.context.adapter) as new:
                     copytree(version, new, dirs_exist_ok=True)
-            elif (
-                not self.context.adapter.is_dir()
-            ):  # else a start that was killed has settled already
+            elif not self.context.adapter.is_dir():
+                # If the adapter were there, a start that was killed would have settled already.
                 raise RunFailed(
                     f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
                     f"help: delete {self.context.folder}, and the stage starts over"

@@ -91,9 +91,8 @@ class DatasetTrainer(Trainer):
         for e in self.encoder.encode(groups):
             if len(e.rows) >= needs.min_samples and has_signal(e, needs):
                 usable.append(e)
-            elif not (
-                needs.pairs and resolved_pairs(e.group)
-            ):  # pairs that the encoder left out, it has counted
+            elif not (needs.pairs and resolved_pairs(e.group)):
+                # The encoder has counted the pairs that it left out.
                 lost.append(e.group)
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)

@@ -92,7 +92,7 @@ class RolloutTrainer(Trainer):
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self, self.rewards, self.files)
-        self.warned = False  # that the sampler is not the policy
+        self.warned = False  # the user knows that the sampler is not the policy
         self.importance = getattr(
             context.stage.engine and context.stage.engine.options, "importance", None
         )
@@ -138,8 +138,8 @@ class RolloutTrainer(Trainer):
                     or self.monitors.stopped
                 ):
                     self.checkpoint(number, f"iteration {number} of {iterations}")
-        if remembered := self.rewards.state():
-            self.summary["combinations"] = remembered
+        if state := self.rewards.state():
+            self.summary["combinations"] = state
         self._report()
         self.monitors.finish()
         return self.summary

@@ -261,7 +261,7 @@ class RolloutFiles:
         """learns_from_reward: responses without a score are left out."""
         self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
         self.folder = context.folder / "rollouts"
-        self.digests: dict[str, str] = {}  # of this stage's files by name, for its checkpoints
+        self.digests: dict[str, str] = {}  # this stage's files by name, for its checkpoints
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
         file = self._file(iteration)

@@ -48,7 +48,7 @@ class Sampler:
             self.rows = [[] for _ in shares]
             for row, source in enumerate(sources):
                 self.rows[source].append(row)
-            # Of sources that still have rows.
+            # Only sources that still have rows share a batch.
             present = [
                 share if mine else 0.0 for share, mine in zip(shares, self.rows, strict=True)
             ]
@@ -76,7 +76,7 @@ class Sampler:
         # (place in [0, 1), row): a source's draws are evenly spaced over the epoch.
         drawn: list[tuple[float, int]] = []
         for source, (start, end) in enumerate(zip(before, after, strict=True)):
-            for position in range(start, end):  # of the source's own endless walk
+            for position in range(start, end):  # a position in the source's own endless walk
                 place = (position - start + starts[source]) / (end - start)
                 lap, index = divmod(position, len(self.rows[source]))
                 drawn.append((place, self._lap(source, lap)[index]))

@@ -22,8 +22,8 @@ from alignkit_plugins.formats.spoken import transcript
 
 NONE = "(none)"
 LETTERS = string.ascii_uppercase
-REPLY_TOKENS = 64  # of a server; for a model that thinks, its `request` says more
-MOST_CHARACTERS = 4000  # of a prompt in the question
+REPLY_TOKENS = 64  # a server's limit; a model that thinks needs more, set in its `request`
+MOST_CHARACTERS = 4000  # the question has this much of a prompt
 _LETTER = re.compile(r"\W*([A-Za-z])(?=\W*\Z|[.):\n])")
 TEMPLATE = """\
 What does the user want in this conversation? Choose the kind that fits best.

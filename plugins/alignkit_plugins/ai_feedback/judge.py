@@ -43,7 +43,7 @@ from alignkit_plugins.ai_feedback.writer import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-START, RATED = "Preferred Response=", "Rating="  # of the local judge's turn
+START, RATED = "Preferred Response=", "Rating="  # the local judge's turn begins so
 
 
 @dataclass(frozen=True)

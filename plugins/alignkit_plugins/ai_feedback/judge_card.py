@@ -24,7 +24,7 @@ USEFUL = 0.65  # agreement that a judge no better than chance must be clearly be
 # Share of pairs decided by the order that a judge no better than chance must be clearly above.
 HALF_BY_ORDER = 1 / 3
 CHANCE = 0.5
-ALL_BUT_ONE = "all judges but one"  # of a panel
+ALL_BUT_ONE = "all judges but one"  # the name of a panel's other judges
 
 Compare = Callable[[Sequence[Item]], list[Verdict]]
 Judgment = tuple[int, Verdict]  # a prompt, and a verdict on two different answers to it

@@ -71,7 +71,7 @@ def checked_address(url: str) -> str:
             "must not contain a user, a query or a fragment; put the key's environment variable "
             "into api_key_env"
         )
-    if parts.port == 0:  # or raises ValueError
+    if parts.port == 0:  # raises ValueError for one above 65535
         raise ValueError("has a port that is not a number from 1 to 65535")
     return url.rstrip("/")
 

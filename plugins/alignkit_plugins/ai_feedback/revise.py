@@ -151,7 +151,7 @@ class Revise(AskingStep):
         options, desk, sampling = self.options, Desk(context), self.options.sampled()
         length = sampling["max_new_tokens"]
         answering = writer_of(context, "revise", options.policy, sampling)
-        sampling.pop("min_new_tokens", None)  # of answers
+        sampling.pop("min_new_tokens", None)  # it applies to answers only
         # First, so that a missing key shows before sampling.
         critic = writer_of(context, "revise", options.critic or options.policy, sampling)
         prompts, notes = prompts_to_compare(context.load(options.prompts))

@@ -31,7 +31,7 @@ EMPTY = "an empty reply"
 THINKING = "the reply ends before its thoughts do"
 CALLS = "the reply calls a tool, which nobody answers"
 NO_LOGPROBS = "the server returned no log-probabilities"
-SENT = ("role", "content", "name", "tool_call_id")  # of a turn, besides its calls
+SENT = ("role", "content", "name", "tool_call_id")  # a turn's keys, besides its calls
 TOLD = ("temperature", "top_p")  # sampling options that requests have
 UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 PROBE = 4  # questions that are asked first
@@ -220,7 +220,8 @@ def _likeliest(choice: Mapping[str, Any]) -> list[tuple[str, float]]:
     tops, mass = [], 0.0
     for top in content[0].get("top_logprobs") or ():
         token, logprob = top["token"], top["logprob"]
-        if isinstance(logprob, bool) or not logprob <= 1e-3 or token != str(token):  # or NaN
+        # NaN is refused, too.
+        if isinstance(logprob, bool) or not logprob <= 1e-3 or token != str(token):
             raise ValueError("not a log-probability")
         tops.append((token, logprob))
         mass += exp(logprob)

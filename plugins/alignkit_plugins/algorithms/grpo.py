@@ -236,9 +236,8 @@ class GRPO(Clipped):
             k3 = F.kl_k3(out.logprobs, batch.reference_logprobs, batch.mask)  # Shao et al., eq. 4
             terms["kl_loss"] = self._aggregated(k3, batch.mask, o.kl_coefficient)
         if o.entropy_coefficient:
-            terms["entropy"] = per_token(
-                out.entropy, -o.entropy_coefficient
-            )  # a bonus, so subtracted
+            # It is a bonus, so it is subtracted.
+            terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -255,14 +254,11 @@ class GRPO(Clipped):
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         advantages = batch["advantages"]
         if not self.whole:
-            # [R, T] once an engine's `importance` has weighted tokens.
-            per_token = (
-                advantages if advantages.dim() == 2 else advantages[:, None].expand_as(out.logprobs)
-            )
-            return out.logprobs, batch.old_logprobs, per_token, batch.mask
-        log_ratio = F.sequence_log_ratio(
-            out.logprobs, batch.old_logprobs, batch.mask
-        )  # Zheng et al., eq. 7
+            if advantages.dim() == 1:  # they are [R, T] if an engine's `importance` weighs tokens
+                advantages = advantages[:, None].expand_as(out.logprobs)
+            return out.logprobs, batch.old_logprobs, advantages, batch.mask
+        # This is eq. 7 of Zheng et al.
+        log_ratio = F.sequence_log_ratio(out.logprobs, batch.old_logprobs, batch.mask)
         # As new and old log-probabilities: exp(log_ratio - 0) is the ratio of the response.
         return log_ratio, log_ratio.new_zeros(len(log_ratio)), advantages, batch.mask.any(dim=1)
 

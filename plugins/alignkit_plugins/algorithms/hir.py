@@ -201,7 +201,7 @@ class HIR(Algorithm):
         indices = []
         for response in responses_of(batch.groups):
             score = _score(response)
-            assert score is not None  # or it would not have been selected
+            assert score is not None  # only responses with a score are selected
             indices.append(self._fulfilled_by(score))
         return batch.tokens.new_tensor(indices)
 

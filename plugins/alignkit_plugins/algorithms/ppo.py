@@ -76,7 +76,9 @@ class Clipped(Algorithm):
 
     @property
     def bounds(self) -> tuple[float, float | None, float | None]:
-        """Of the ratio, as `ppo_policy_loss` and `clipped` take them."""
+        """The clip ranges below and above 1 and the dual clip of the ratio, as functions of
+        `alignkit.functional` take them.
+        """
         return self.options.clip_range, self.options.clip_range_high, None
 
     def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
@@ -228,11 +230,11 @@ class PPO(ByToken):
             "explained_variance": _explained_variance(rollouts.old_values[mask], returns[mask]),
         }
         if o.kl_target is not None:
-            # For the next iteration; these rewards have been paid with the present one.
+            # The next iteration uses it; these rewards have been paid with the present one.
             self.state["kl_coefficient"] = self._adapted(kl_coefficient, rollouts)
         return {
-            # Not in the loss: a minibatch's own mean and deviation would change the objective from
-            # step to step.
+            # They are whitened here and not in the loss, where a minibatch's own mean and
+            # deviation would change the objective from step to step.
             "advantages": F.masked_whiten(advantages, mask) if o.whiten_advantages else advantages,
             "returns": returns,
         }
@@ -247,10 +249,9 @@ class PPO(ByToken):
             return F.centered_advantages(scores, rollouts.group_index)
         if not o.center_scores or not len(scores):
             return scores
-        # Fixed by the first iteration: the values have learned returns with this level.
-        return scores - self.state.setdefault(
-            "score_level", float(scores.mean())
-        )  # Ziegler et al. 2019, section 2.1
+        # The first iteration fixes it, because the values have learned returns with this level
+        # (Ziegler et al. 2019, section 2.1).
+        return scores - self.state.setdefault("score_level", float(scores.mean()))
 
     def _adapted(self, kl_coefficient: float, rollouts: Batch) -> float:
         o, old, mask = self.options, rollouts.old_logprobs, rollouts.mask

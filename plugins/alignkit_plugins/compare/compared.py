@@ -18,7 +18,7 @@ from alignkit.evaluation import statistics
 from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import BASE_MODEL, Row
 
-Values = Sequence[float | None]  # of a policy, a number for each prompt
+Values = Sequence[float | None]  # a policy's, one for each prompt
 ITS_OWN = "{}, of this example"  # score whose value depends on no other example
 
 

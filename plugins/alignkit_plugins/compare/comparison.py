@@ -26,7 +26,7 @@ from alignkit.recipe.schema import BASE, RewardSpec
 from alignkit.step import StepContext
 from alignkit_plugins.formats.rows import with_score
 
-TEMPERATURE = 0.7  # of `evaluate`, chat and serve
+TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve
 # Column of prompts: what they share with others, on which their scores then depend
 UNIT = "drawn together"
 

@@ -17,7 +17,7 @@ from alignkit_plugins.compare.comparison import units_of, words_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import all_turns
 
-Gaps = Sequence[float | None]  # of each choice: how much higher the better response scores
+Gaps = Sequence[float | None]  # by choice: how much higher the better response scores
 
 
 @dataclass(frozen=True)

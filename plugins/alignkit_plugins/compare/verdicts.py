@@ -29,7 +29,7 @@ LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, b
 COIN = 0.5
 LONGER = 0.2  # share by which lengths may differ without a warning
 CUT = 0.2  # share of answers that may be truncated without a warning
-# By whether the policy learned from what it gains by.
+# Keys say whether the policy learned from what it gains by.
 GAINS = {False: "gained", True: "gained by its own reward", None: "gained, not verified"}
 NO_PROOF = {
     True: "It was trained on this reward or chosen by it, so this is no independent proof.",

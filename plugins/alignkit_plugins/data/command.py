@@ -11,7 +11,7 @@ import typer
 from alignkit.commands import Result
 from alignkit_plugins.printing import files_written, reported
 
-EXAMPLES = 20  # of rows that would be left out
+EXAMPLES = 20  # dropped rows that are shown
 data_app = typer.Typer(
     rich_markup_mode=None, help="Look at files of rows, check, clean and convert them."
 )

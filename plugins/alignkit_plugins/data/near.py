@@ -25,7 +25,7 @@ from alignkit_plugins.formats.rows import turns_of_response
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
 # similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
-VALUES = 512  # of a longer signature, which says how similar candidates are to within 0.04
+VALUES = 512  # a longer signature says how similar candidates are to within 0.04
 GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; no normalized text has it
@@ -119,7 +119,7 @@ def _alike(first: str, second: str) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-@lru_cache(maxsize=8)  # of long texts they take megabytes
+@lru_cache(maxsize=8)  # long texts take megabytes
 def _grams(text: str) -> set[str]:
     text = text[:MOST]
     return {text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1))}

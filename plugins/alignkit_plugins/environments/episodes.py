@@ -25,7 +25,7 @@ from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
 from alignkit_plugins.environments.turns import Turns, read_turn, tool_schemas
 
-MOST_TURNS = 8  # of the policy, by default
+MOST_TURNS = 8  # the policy's turns, by default
 
 
 @dataclass
@@ -153,8 +153,8 @@ class Episodes:
         except DataError as error:
             where = f"stage '{factory.stage}': environment '{factory.component.name}'"
             raise RunFailed(f"{where}: {error}") from error
-        self._playing: list[list[Episode]] = []  # of each prompt, those that `begin` began last
-        self._counts = Counter[str]()  # of the iteration's episodes that are over
+        self._playing: list[list[Episode]] = []  # by prompt: the episodes that `begin` began last
+        self._counts = Counter[str]()  # counted over the iteration's finished episodes
 
     def with_tools(self, groups: Sequence[Group]) -> list[Group]:
         """The groups with the environment's tools, which the template writes into the prompts."""

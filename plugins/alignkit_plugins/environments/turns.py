@@ -160,7 +160,7 @@ def _checked(call: Any) -> dict[str, Any]:
 
 CHANGES = "the chat template changes earlier turns when others follow"
 REPLY, THOUGHT = "Twelve.", "Two and two."
-_WORD = re.compile("[A-Za-z0-9]{1,20}")  # which templates neither trim nor escape
+_WORD = re.compile("[A-Za-z0-9]{1,20}")  # words that templates neither trim nor escape
 OTHER = (
     "set model.chat_template to one that only appends: hermes, if the model has no other format of "
     "calls"

@@ -26,8 +26,8 @@ from alignkit_plugins.compare.comparison import (
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 
-BINS = 10  # of confidence, from 0 to 1
-Values = Mapping[str, Sequence[float]]  # of a policy or rater, one for each answer
+BINS = 10  # equal parts of the confidence from 0 to 1
+Values = Mapping[str, Sequence[float]]  # by policy or rater, one for each answer
 
 
 class Calibration(MeasuredStep):
@@ -85,7 +85,7 @@ def confidence(logprobs: Sequence[float], kind: str) -> float:
     return math.exp(min(0.0, total))  # rounding may exceed 0
 
 
-# Of how sure and how right an answer is; None where a measure does not count
+# Arguments: how sure and how right an answer is. None: the measure leaves it out.
 MEASURES: dict[str, Callable[[float, float], float | None]] = {
     "right": lambda sure, right: right,
     "confidence": lambda sure, right: sure,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TOKENS, LOSS = "next tokens right", "next-token loss"
 METRICS = (PAIRS, LONGER_IS_BETTER, SHORTER_IS_BETTER, TOKENS, LOSS)
 
-# Of an example, by metric, with the number of its tokens or pairs
+# An example's sums by metric, with the number of its tokens or pairs
 Sums = dict[str, tuple[float, int]]
 Logprobs = Callable[[str], "Sequence[Tensor]"]
 

@@ -243,9 +243,8 @@ def _parts(answer: str, phrases: re.Pattern[str]) -> Iterator[str]:
         if first is None:
             yield text
         elif first[0].startswith(("i ", "i'")):
-            yield text[
-                : first.start()
-            ]  # of "Paris, I don't know", but not of "who owns it is not stated"
+            # Yes for "Paris, I don't know", but not for "who owns it is not stated"
+            yield text[: first.start()]
 
 
 def _answers(part: str) -> bool:

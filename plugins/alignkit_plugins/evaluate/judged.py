@@ -23,7 +23,7 @@ from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
 COIN = 0.5
-EQUAL = Verdict(COIN)  # of equal answers
+EQUAL = Verdict(COIN)  # equal answers are not judged
 
 Verdicts = Sequence[Sequence[Verdict]]  # by prompt and sample; P(the policy is better) is `p_first`
 

@@ -34,8 +34,8 @@ from alignkit_plugins.compare.tables import table
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"
 POLL = 0.2  # seconds
-LAST_LINES = 8  # of the log, in an error
-Z = 1.959964  # of a normal interval at 95%
+LAST_LINES = 8  # lines of the log in an error
+Z = 1.959964  # deviations in a normal interval at 95%
 # Metrics of the harness that are no shares: those that may be negative, and the others.
 SIGNED = re.compile("diff|mcc|corr|likelihood")
 POSITIVE = re.compile(r"(bleu|chrf|rouge|ter$|.*perplexity|bits|brier)(?!.*diff)")
@@ -74,7 +74,7 @@ class LmEval(Step):
             check_unique("the list", value)
             return value
 
-    packages = ("lm_eval",)  # whose version decides the results
+    packages = ("lm_eval",)  # its version decides the results
     options: Options
 
     @property
@@ -123,7 +123,7 @@ class LmEval(Step):
         """
         told, log, model = output / "notes.json", context.out / LOG, context.out / "model"
         if not told.exists():
-            shutil.rmtree(output, ignore_errors=True)  # of a run that was interrupted
+            shutil.rmtree(output, ignore_errors=True)  # left by a run that was interrupted
             tasks = ", ".join(self.options.tasks)
             context.say(f"{context.stage}: {policy} answers {tasks} (log: {log})")
             command = [*COMMAND, "run", "--model", "hf", "--model_args", f"pretrained={model}"]

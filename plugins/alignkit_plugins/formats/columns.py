@@ -279,7 +279,7 @@ def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> set[str]:
     """
     alike, against = set(), [name for name in _NAMED if str(row.get(name)).lower() == worse]
     for pair in _rated(tuple(row), better, worse):
-        with suppress(BadRow):  # of ratings in words
+        with suppress(BadRow):  # ratings may be in words
             sign = -1 if "rank" in pair[0].lower() else 1  # the best has rank 1
             values: Any = [Format.number(row, name) for name in pair]
             if None not in values and sign * values[0] < sign * values[1]:

@@ -30,7 +30,8 @@ NAMES = ("messages", "conversations")
 # With the answers of comparisons, which `preference` reads.
 COMPARED = ("chosen", "rejected", "chosen_response", "rejected_response", "rejected_messages")
 QUESTION = ("instruction", "input", "context")
-NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")  # of Alpaca's generator
+# Alpaca's generator wrote these
+NO_INPUT = ("<noinput>", "<no input>", "noinput", "no input", "n/a")
 _AS_TEMPLATE = r"{{ instruction }}\n\n{{ input | default('', true) }}"
 _HISTORY = TypeAdapter(list[tuple[str, str]] | None)
 

@@ -29,7 +29,7 @@ COMPARED = 16  # texts, for self-BLEU
 # punctuation.
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 _NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
-LETTERS = 20  # of a text whose language is decided; shorter ones are anything
+LETTERS = 20  # a text with fewer may be in any language
 LOOKED_AT = 200  # groups, for `other_languages`
 
 

@@ -27,7 +27,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repeat
-SIZES = range(16, 257)  # of a head, that Triton's kernel supports
+SIZES = range(16, 257)  # sizes of a head that Triton's kernel supports
 
 DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
 
@@ -154,7 +154,8 @@ class Row:
         _, _, positions, groups, prompts, parts = self._places
         queries = np.arange(len(positions), dtype=np.int32)
         reach = len(queries) if window is None else window  # keys that a query sees, with itself
-        nearest = groups + np.maximum(0, positions - reach + 1)  # of the prompt
+        # The first visible position of the prompt
+        nearest = groups + np.maximum(0, positions - reach + 1)
         # Keys that a query sees: those of its part up to itself, and those of its prompt.
         seen = (
             (np.maximum(parts, queries - reach + 1), queries + 1),

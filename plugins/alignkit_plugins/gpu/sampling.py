@@ -27,7 +27,8 @@ from alignkit.models.next_token import choose
 # Tokens that are written between two looks of the host: the GPU would stand idle meanwhile
 LOOK_EVERY = 8
 STEP = 128  # columns by which those that rows attend to grow
-FREE_SHARE = 1 / 4  # of the free memory that merged weights may take; keys and values take half
+# Merged weights may take this share of the free memory; keys and values take half
+FREE_SHARE = 1 / 4
 
 
 class PaddedChange(Change):

@@ -29,14 +29,11 @@ from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.recipe.yaml import plain_data, shipped_recipe
 from alignkit.settings import ModelSpec
 
-RUNS = Path("runs")  # where runs are by default
-WHOLE = "config.json"  # of a folder with a whole model
+RUNS = Path("runs")  # the default folder of runs
+WHOLE = "config.json"  # a folder with a whole model has it
 FORMS = "name RUN/STAGE, a model's folder, or an id on the hub"
-_OF_BASE = (
-    "revision",
-    "lora",
-    "chat_template",
-)  # keys of `model` that a whole model's folder replaces
+# Keys of `model` that a whole model's folder replaces
+_OF_BASE = ("revision", "lora", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -191,9 +188,8 @@ def _of_stage(run: Path, name: str) -> Model:
         refuse(text, _listed(run))
     weights = Results(run).artifact(name).resolve()
     keys, template = dict(record["depends_on"]["model"]), _recipe_model(run).get("chat_template")
-    if Path(template or "").name == (
-        keys["chat_template"] or ""
-    ):  # the record names a file without its folder
+    if Path(template or "").name == (keys["chat_template"] or ""):
+        # The record names a file without its folder.
         keys["chat_template"] = template
     if not is_file(weights / ADAPTER):
         keys = {key: value for key, value in keys.items() if key not in _OF_BASE} | {

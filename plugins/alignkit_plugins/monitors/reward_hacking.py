@@ -30,7 +30,7 @@ from alignkit_plugins.formats import text_metrics
 from alignkit_plugins.formats.rows import with_score
 from alignkit_plugins.formats.spoken import all_turns
 
-GOLD_KEY = "gold"  # of a response's scores
+GOLD_KEY = "gold"  # a key of a response's scores
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt
 
 
@@ -94,7 +94,8 @@ def change(before: ByPrompt, after: ByPrompt, level: float = LEVEL) -> Change | 
     # Takes a second to load, which no command that only looks at a recipe should wait for
     from scipy import stats
 
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # of equal values
+    # Scipy warns of equal values
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         if len(common) >= LEAST:
             test = stats.ttest_rel(new, old)
         else:
@@ -154,7 +155,7 @@ class Drift:
         """
         values, texts = measured(groups)
         metrics = {name: mean(each.values()) for name, each in values.items() if each}
-        metrics.pop("length", None)  # of which `response_tokens` is the mean over answers
+        metrics.pop("length", None)  # `response_tokens` is its mean over answers
         for size in (1, 2):
             if (value := text_metrics.distinct(texts, size)) is not None:
                 metrics[f"distinct_{size}"] = value

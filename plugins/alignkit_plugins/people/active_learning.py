@@ -51,7 +51,7 @@ def prioritized(items: Sequence[Item], rewards: Sequence[Any], context: StepCont
             preferences[two].append(math.copysign(share, gap) if gap else 0.0)
     urgency: dict[str, list[float]] = defaultdict(list)
     for (item_id, *_), raters in preferences.items():
-        sure = [(raters[0], math.copysign(1, raters[0]))]  # of one rater
+        sure = [(raters[0], math.copysign(1, raters[0]))]  # the only rater
         urgency[item_id].append(fmean(-a * b for a, b in list(combinations(raters, 2)) or sure))
     result = []
     for item in items:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEW = 50  # items of several people, below which their agreement is hardly known
-Rating = dict[tuple[int, int], bool]  # of what a label compares: which of two responses is better
+# By the pairs that a label compares: whether the first is better
+Rating = dict[tuple[int, int], bool]
 Unit = Sequence[Hashable]
-REPETITIONS = 2000  # of the bootstrap
+REPETITIONS = 2000  # samples of the bootstrap
 Cases = defaultdict[str, list[tuple[bool, int]]]  # person -> whether ratings are the same, prompt
 
 
@@ -183,7 +184,7 @@ def agreement_of(
     rated = [*chain.from_iterable(shared.values())]
     values = [*dict.fromkeys(chain.from_iterable(rated))]
     alike, where = list[float](), list[int]()
-    agreeing = np.zeros(len(shared))  # of each cluster, see `_alpha`
+    agreeing = np.zeros(len(shared))  # by cluster, see `_alpha`
     totals = np.zeros((len(shared), len(values)))
     for number, those in enumerate(shared.values()):
         for unit in those:

@@ -15,9 +15,9 @@ from alignkit_plugins.people.labels import agrees, canonical, check_annotator
 from alignkit_plugins.people.store import LATEST, Store, Stored, event_of, stored_of
 
 LEASE = 600.0  # seconds for which nobody else gets the item
-SEED = 0  # of the order of responses, and of what comes next
+SEED = 0  # it decides the order of responses, and what comes next
 GOLD_RATE = 0.05  # share of gold items
-LEAST = 0.8  # of the gold items of a qualification, right
+LEAST = 0.8  # share of a qualification's gold items that must be right
 
 # Nobody judges a response of their own.
 _UNSEEN = (

@@ -184,7 +184,7 @@ def groups_of(path: Path) -> list[Group]:
 
     if not is_file(path):
         refuse(f"no such file: {path}", "name a file with rows, or a store")
-    plugins()  # which have readers and formats
+    plugins()  # plugins have readers and formats
     try:
         return RunData(Path, 0).read(DataSpec((DataSource(path=path.resolve()),))).groups
     except DataError as error:  # only a recipe can skip rows

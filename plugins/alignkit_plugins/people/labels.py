@@ -21,7 +21,7 @@ from alignkit_plugins.formats.layouts import DEGREES
 SIDES = "AB"
 LONGEST_NAME = 64  # characters of an annotator's name
 PER_RESPONSE = ("ranks", "scores", "flags")  # parts of a label with an entry for each response
-TERMS = (  # of consent
+TERMS = (  # annotators consent to them
     "What I write, the answers that I get and my labels are kept in a file, and models may be "
     "trained on them. They may be shared with others, under a pseudonym and the license of the "
     "data; without a license they are not. A name under which I want thanks stands next to my "
@@ -33,8 +33,8 @@ Filled = Annotated[str, Field(max_length=200_000, pattern=r"^[^\x00]*\S[^\x00]*$
 Word = Annotated[str, Field(max_length=LONGEST_NAME, pattern=r"^[^\x00-\x1f]*$")]
 Margin = Literal["significantly", "better", "slightly", "unsure"]
 Bin = Literal["preferred_safe", "both_safe", "both_unsafe"]  # Llama 2 (2023), section 3.2.1
-# Of an answer in a review, after InstructGPT's page (Ouyang et al. 2022, arXiv:2203.02155, figure
-# 12 and table 3).
+# A review flags an answer, as InstructGPT's page does (Ouyang et al. 2022, arXiv:2203.02155,
+# figure 12 and table 3).
 Flag = Literal["off_task", "invented", "harmful", "unsuited"]
 Score = Annotated[int, Field(ge=1, le=7)]
 Label = dict[str, Any]

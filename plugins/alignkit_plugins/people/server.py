@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 HOSTS = (HOST, "localhost")
 PORT, PORTS = 8765, 20  # the first port, and how many are tried
-MOST_BYTES = 1 << 20  # of a request
+MOST_BYTES = 1 << 20  # the largest request
 ENDING = 3  # seconds for open connections to end
-PACKAGES = ("starlette", "uvicorn")  # of the extra `label`
+PACKAGES = ("starlette", "uvicorn")  # those of the extra `label`
 _HOST = re.compile(r"([\w.-]+)(?::\d+)?")  # a name, with or without a port
 
 

@@ -29,16 +29,11 @@ from alignkit_plugins.people.store import SUFFIX, Store, Stored
 from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
-DATASET = "dataset"  # of the hub's kinds of repositories
+DATASET = "dataset"  # one of the hub's kinds of repositories
 SHARED, CARD = f"labels{SUFFIX}", "README.md"
 WRITTEN = ("preference", "ranked", "kto", "sft")  # layouts of the rows
-TEXTS = (
-    "prompt",
-    "responses",
-    "tools",
-    "meta",
-    "gold",
-)  # of an item, in which somebody may be named
+# Columns of an item that may name somebody
+TEXTS = ("prompt", "responses", "tools", "meta", "gold")
 _PSEUDONYM = re.compile(r"person-[0-9a-f]{12}")
 
 
@@ -323,8 +318,8 @@ def upload(folder: Path, repo: str) -> str:
 
     api, command = HfApi(), f"hf upload {repo} {folder} --repo-type {DATASET}"
     again = f"it is in {folder}; push it with `{command}`"
-    upload = partial(api.upload_folder, repo_id=repo, repo_type=DATASET, folder_path=folder)
-    _asked(partial(upload, commit_message="Exported with alignkit"), again)
+    send = partial(api.upload_folder, repo_id=repo, repo_type=DATASET, folder_path=folder)
+    _asked(partial(send, commit_message="Exported with alignkit"), again)
     is_private = _asked(partial(api.repo_info, repo, repo_type=DATASET), again).private
     return f"{api.endpoint}/{repo}, which {'only you' if is_private else 'everybody'} can read"
 
@@ -337,5 +332,5 @@ def _asked(call: Callable[[], Any], help: str) -> Any:
         return call()
     except HFValidationError as error:
         refuse(f"--push: this is no name of a repository: {error}", "write OWNER/NAME")
-    except Exception as error:  # of the hub, or of the HTTP library, whose errors have many names
+    except Exception as error:  # the hub's and the HTTP library's errors have many names
         raise RunFailed(f"the hub refused, or did not answer: {error}\nhelp: {help}") from error

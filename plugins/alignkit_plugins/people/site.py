@@ -33,7 +33,7 @@ from alignkit_plugins.people.labels import TERMS, BadLabel
 from alignkit_plugins.people.server import THIS_MACHINE, Address, Guard, Refused, json_body
 
 HERE = Path(__file__).parent
-BUSY, BAD = 503, 422  # of HTTP: a page keeps what it sent and tries again, except if it is bad
+BUSY, BAD = 503, 422  # a page keeps what it sent and tries again, except if it is bad
 STALE = "this link was for another run of the server; open the address that it printed"
 
 

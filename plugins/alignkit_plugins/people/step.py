@@ -41,7 +41,7 @@ from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questi
 from alignkit_plugins.people.store import SUFFIX, Store
 from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of, is_good, labeled
 
-STORE = "labels.feedback"  # of a run, in its folder
+STORE = "labels.feedback"  # a file in the run's folder
 Task = Literal["pair", "safety", "ranking", "review", "demonstration", "thumb"]
 
 

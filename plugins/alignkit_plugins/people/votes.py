@@ -106,7 +106,7 @@ def withdrawn(store: Store) -> set[str]:
     return {name for name, granted in consents(store).items() if name in agreed and not granted}
 
 
-# Whose labels count
+# People whose labels count
 
 
 def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], list[str]]:
@@ -124,7 +124,7 @@ def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], li
         for vote in entry.votes:
             right = answers[vote.annotator]
             agreed = None if gold is None else agrees(vote.label, gold)
-            if agreed is not None:  # of a text nobody can say it
+            if agreed is not None:  # nobody can say it of a text
                 right.append(agreed)
     if not any(answers.values()):
         raise BadRow(

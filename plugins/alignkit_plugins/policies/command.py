@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 PORT = 8000
 LEAST_TOKEN = 16  # characters
-CONVERTER = ("python", "convert_hf_to_gguf.py")  # of llama.cpp
+CONVERTER = ("python", "convert_hf_to_gguf.py")  # a script of llama.cpp
 Collect = Annotated[
     Path | None,
     typer.Option(

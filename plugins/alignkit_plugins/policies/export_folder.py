@@ -32,9 +32,9 @@ from alignkit_plugins.models.whole_model import end_with
 from alignkit_plugins.models.whole_model import export as write_model
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-# Of generation settings.
+# Generation settings
 SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # of which "/home" may be a word
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # "/home" may be a word in these
 
 
 def base_of(model: Model) -> Base:

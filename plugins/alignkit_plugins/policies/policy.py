@@ -37,7 +37,7 @@ from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.comparison import TEMPERATURE
 from alignkit_plugins.policies.words import Named, NamedPolicy, sampling_of
 
-MAX_NEW_TOKENS = 512  # of an answer, by a policy that did not learn from its own samples
+MAX_NEW_TOKENS = 512  # for a policy that did not learn from its own samples
 
 
 class Words(Options):

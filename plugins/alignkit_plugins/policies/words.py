@@ -102,7 +102,7 @@ def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
     adapters = [model.keys for model in models if model.is_adapter]
     candidates = adapters or [model.keys for model in models if not model.is_reward]
     for keys in candidates:
-        is_bare = len(keys) == 1  # and takes the settings of a run
+        is_bare = len(keys) == 1  # a bare name takes the settings of a run
         if not is_bare and _is_same(keys, candidates[0]):
             return keys
     return next(iter(candidates), {})

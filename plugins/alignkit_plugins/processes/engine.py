@@ -293,7 +293,7 @@ class StageEngine:
         if not self.vocabulary:
             self._prepare(model)
         if self._idle:
-            release_cached(model.device)  # which the engine may need
+            release_cached(model.device)  # the engine may need this memory
             self._call("wake", self.engine.wake)
             self._idle = False
 

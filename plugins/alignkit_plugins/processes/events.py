@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alignkit_plugins.processes.collectives import ProcessCollectives
     from alignkit_plugins.processes.engine import StageEngine
 
-LONGEST = timedelta(hours=6)  # that a process computes while the others wait for it
+LONGEST = timedelta(hours=6)  # others wait this long for a process that computes
 WHOLE = "start the run without --use_fsdp"
 
 

@@ -243,9 +243,9 @@ class LockstepPasses(Passes):
         _check(loaded.model)
         self.name, self.model, self.collectives = name, loaded.model, collectives
         self._role = loaded.role
-        self._parts: dict[Any, ShardedNetwork] = {}  # of networks
-        self._skeletons: dict[Any, Any] = {}  # of networks that learn
-        # Of the passes since the last backward, in the same order in every process
+        self._parts: dict[Any, ShardedNetwork] = {}  # by network
+        self._skeletons: dict[Any, Any] = {}  # by network that learns
+        # Outputs of the passes since the last backward, in the same order in every process
         self._hidden: list[Tensor] = []
         collectives.passes[name] = self
 
@@ -330,7 +330,7 @@ class LockstepPasses(Passes):
         network = self.model.roles[role].model
         if network not in self._parts:
             if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
-                # Of which others are copies, and which nothing else may pass through
+                # Other networks are copies of it, and nothing else may pass through it.
                 self._network(BASE)
             adapters = [weight for name, weight in network.named_parameters() if ".lora_" in name]
             self.model.memory.fixed = True

@@ -116,7 +116,7 @@ def planned(run: Run) -> Iterator[str]:
     from alignkit.io.digest import digest
     from alignkit.io.results import RESULTS, WORK
 
-    # Else no key is needed, and no base model.
+    # Without any result, no key and no base model is needed.
     folders = [run.folder, *run.others]
     known = any((one / RESULTS).exists() or (one / WORK).exists() for one in folders)
     for stage in run.stages.values():

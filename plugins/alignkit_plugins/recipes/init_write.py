@@ -45,11 +45,11 @@ from alignkit_plugins.rewards.text import ExactMatch
 
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter") / RECIPE
-_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # of files
+_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
 HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
-LEAST_PAIRS = 200  # of which a half teaches a reward model something
-TOKENS = 90_000  # of all files together, which SmolLM2-135M learns in ten minutes of two cores
-CHARACTERS = 4  # of a token, about
+LEAST_PAIRS = 200  # half of them teach a reward model something
+TOKENS = 90_000  # all files together: SmolLM2-135M learns this many in ten minutes of two cores
+CHARACTERS = 4  # per token, about
 # Has no group, which would be all that counts
 NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"
 # The first of these kinds that is there decides what is written; which others may be there, too.
@@ -244,7 +244,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
         except DataError as error:
             problems.append(error)
         if found and (kind or found[-1].kind != "prompts"):
-            return found[-1]  # of prompts, another reading may find responses
+            return found[-1]  # in prompts, another reading may find responses
     if not found:
         raise problems[0]
     return found[0]

@@ -34,7 +34,7 @@ Schema = dict[str, Any]
 # Rows of text
 
 LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as a judge's question
-# Of references (`alignkit.options.Ref`), those that are not called what they are
+# References (`alignkit.options.Ref`) that are not called what they are
 _REFERENCES = {
     "policy": "stage",
     "reward_stage": "stage",
@@ -173,7 +173,7 @@ QUALIFIED: Schema = {"type": "string", "pattern": ":"}  # PACKAGE:NAME
 _CORE: tuple[type[BaseModel], ...] = (TopKeys, BlockKeys, DataSource, ModelSpec, Settings)
 # Kinds of plugins without a class `Options`
 _OTHERS = ("model", "optimizer", "schedule", "template", "reader", "launcher")
-# Of references, those whose shapes have other names
+# References whose shapes have other names
 _NAMES = {"stage": "stage_name", "training_data": "data"}
 
 
@@ -249,7 +249,7 @@ class _Builder:
         block = self._schema(BlockKeys)
         block["properties"]["stages"] = {"type": "object", "additionalProperties": _ref("stage")}
         source, folder = _ref("source"), _object({"folder": TEXT}, "folder")
-        library = _any_of(TEXT, {"type": "object", "maxProperties": 1})  # whose versions differ
+        library = _any_of(TEXT, {"type": "object", "maxProperties": 1})  # its versions differ
         shapes = {
             "source": _any_of(TEXT, self._ref_of(DataSource), *self._formats()),
             "data": _any_of(source, {"type": "array", "items": source}),
@@ -288,7 +288,7 @@ class _Builder:
         for name, model in self._options["step"].items():
             options = {"allOf": [self._open[model], _ref("elsewhere")]}
             yield _closed({**options, **_keys({"step": {"const": name}}, "step")})
-        # Whose options are unknown
+        # The options of these are unknown.
         yield {**_ref("elsewhere"), **_keys({"step": QUALIFIED}, "step")}
 
     def _schema(self, model: type[BaseModel]) -> Schema:

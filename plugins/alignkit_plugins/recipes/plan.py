@@ -51,8 +51,8 @@ SMALLER = (
 class Work:
     """Rows and tokens of a stage, and why they are no counts (note)."""
 
-    rows: int = 0  # of its data, or its prompts
-    tokens: int = 0  # of all rows once
+    rows: int = 0  # rows of its data, or prompts
+    tokens: int = 0  # tokens of all rows, once
     learned: int = 0  # tokens in all optimizer steps
     measured: int = 0  # tokens that are read without gradients
     written: int = 0  # tokens that are sampled at most
@@ -254,7 +254,7 @@ class _Planner:
             activations = self.stored * tokens
             if self.spec.activation_checkpointing:
                 activations /= self.text.num_hidden_layers
-            copies = 3.0  # of what is trained: gradients and moments
+            copies = 3.0  # what is trained has gradients and two moments
             if "8bit" in str(getattr(stage.settings, "optimizer", "")):
                 copies = 1.5
             found |= {"optimizer": copies * self.trained, "activations": activations}

@@ -136,7 +136,7 @@ def verified(recipe: Recipe, run: Path, names: Sequence[str]) -> Result:
     with tempfile.TemporaryDirectory(prefix=".verify-", dir=above) as folder, stoppable():
         reruns = [Rerun(recipe, run, name, Path(folder, name)) for name in names]
         for name in names:
-            stages[name] = reruns.pop(0).verified()  # and its models go
+            stages[name] = reruns.pop(0).verified()  # its models are freed
             if stages[name]["equal"] is False:
                 wrong.append(name)
     facts = {"run": run, "stages": stages}

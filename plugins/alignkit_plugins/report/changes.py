@@ -12,7 +12,7 @@ from alignkit.recipe.schema import Stage
 
 LONGEST = 40  # characters of a value that a message shows; digests have 64
 MOST = 3  # changes that a message names
-_CODE = {"source", "version", "recognized"}  # of a plugin, by digests
+_CODE = {"source", "version", "recognized"}  # a plugin's parts, compared by digests
 _AROUND = ("settings", "component", "options", "sources")  # keys that a recipe does not write
 _CONTENTS = {"base": "the base model", "template": "the chat template"}
 

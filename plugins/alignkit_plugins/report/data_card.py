@@ -16,7 +16,7 @@ from alignkit_plugins.compare.readable import percentage, short
 from alignkit_plugins.formats.rows import turns_of_response
 from alignkit_plugins.formats.shown import counts, shortened, shown
 
-TURNS = 3  # of a prompt, and of what follows it, that a sample row shows
+TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
 
 

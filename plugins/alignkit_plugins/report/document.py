@@ -19,9 +19,9 @@ from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, worded
 from alignkit_plugins.report.swaps import evaluated
 
-MOST_METRICS = 40  # of a stage, at its end
+MOST_METRICS = 40  # metrics of a stage at its end
 PLOTTED = 6  # metrics of the first screen; the tables have all of them
-MARGIN = 0.05  # of the plot, on each side of the widest intervals
+MARGIN = 0.05  # share of the plot on each side of the widest intervals
 
 
 def page(facts: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COIN = 0.5  # share of pairs
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
-DATA = ("name", "format", "rows", "held_out", "skipped")  # of a source
+DATA = ("name", "format", "rows", "held_out", "skipped")  # facts of a source
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")
 NO_SIGNAL = "rows left out: the algorithm learns nothing from them"
 

@@ -138,7 +138,7 @@ def svg(draw: Callable[[Any], None]) -> str:
 
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would report fonts
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of signs that a font lacks, and of numbers that overflow
+        warnings.simplefilter("ignore")  # a font may lack signs, and numbers may overflow
         matplotlib.rcdefaults()  # a person's own style must not change the report
         matplotlib.rcParams.update(STYLE)
         canvas = Canvas(figsize=SIZE, layout="constrained", facecolor="white")

@@ -18,7 +18,7 @@ from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.swaps import evaluated
 
 BASE = "base"  # the name of the base model
-LINES = 23  # of the screen; what a run or `show` says besides makes up to 25
+LINES = 23  # the screen's; what a run or `show` adds makes up to 25
 OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
 
 

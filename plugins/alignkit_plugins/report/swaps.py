@@ -25,7 +25,7 @@ from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import json_lines, read_object
 
 EACH = 5  # samples of each kind
-SEED = 0  # of those at random
+SEED = 0  # for samples at random
 LONGEST = 2000  # characters that a report keeps of a turn and of an answer
 DECIDES = ("prompts", "rewards", "metrics", "examples")  # options that both evaluations must share
 

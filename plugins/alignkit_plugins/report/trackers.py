@@ -66,7 +66,7 @@ class AccelerateTracker(Tracker):
         options: dict[str, Any] = {}
         if self.name in RESUMING:
             options = {"name": run.name, "resume": "allow"}
-        if self.name in RESUMING[:2]:  # else a name may be another run's
+        if self.name in RESUMING[:2]:  # otherwise a name may be another run's
             options["id"] = hashlib.sha256(str(run.folder.resolve()).encode()).hexdigest()[:16]
         if kind.requires_logging_directory:
             options["logging_dir"] = str(folder / self.name)
@@ -95,7 +95,7 @@ class Following:
         self.say = run.reporter.say
         self.run = TrackedRun(run.recipe.name, run.folder, redacted(run.recipe.resolved))
         self.trackers: dict[str, Tracker] = {one.name: create(one) for one in run.recipe.trackers}
-        self.lines = Counter[str]()  # of each stage
+        self.lines = Counter[str]()  # by stage
 
     def log(self, line: Mapping[str, Any]) -> None:
         """A new line of a stage's metrics.jsonl."""

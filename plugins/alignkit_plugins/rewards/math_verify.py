@@ -22,9 +22,8 @@ from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import answer_of
 
-_UPRIGHT = re.compile(
-    r"\\(?:mathrm|operatorname)\{(\w)\}"
-)  # the package reads no upright letters, such as e
+# The package reads no upright letters, such as e
+_UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")
 SECONDS = 5  # for reading an answer, and for comparing two
 
 
@@ -69,9 +68,8 @@ class MathVerify(Reward):
         forms = [text] if "$" in text or "\\boxed" in text else [f"${text}$", text]
         for written in forms if number is None else [*forms, f"${number}$"]:
             read = _read(written)
-            if any(
-                not isinstance(item, str) for item in read
-            ):  # a text is what could not be understood
+            if any(not isinstance(item, str) for item in read):
+                # A text is what could not be understood.
                 return read
         raise DataError(f"math_verify: {row_of(group)}: cannot read the answer {text!r}")
 

@@ -105,7 +105,7 @@ class TRL(ExternalTrainer):
                 trainer.add_callback(progress(stage, metrics))
                 stage.say("TRL's DPOTrainer; if interrupted, the stage starts over")
                 trainer.train()
-            except (ValueError, TypeError) as error:  # of options that TRL does not combine
+            except (ValueError, TypeError) as error:  # TRL does not combine some options
                 raise RunFailed(f"trl: DPOTrainer rejected the configuration: {error}") from error
             finally:
                 stage.reporter.stop()

@@ -19,7 +19,7 @@ LEAVING = 20.0  # seconds for servers to be left as they were
 ENDING = 5.0  # seconds for a call to end before that
 POLL = 0.01  # seconds between two looks at whether it has ended
 KEPT = 2.0  # seconds that a connection is kept unused; servers close theirs after 5
-RETRIES = 2  # of a connection that nobody takes
+RETRIES = 2  # attempts for a connection that nobody takes
 
 ADDRESS = "name the address only, such as http://10.0.0.5:8000"
 ADAPTERS = (
