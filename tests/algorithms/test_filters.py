@@ -28,6 +28,7 @@ def kept(name: str, groups: Sequence[Group], **options: Any) -> str:
 # A filter, its options, the rewards of each group, and which groups stay
 KEPT = yaml.safe_load("""
 - [spread, {}, [[1, 1], [0, 1], [0.5, 0.6], [-2], [0, 0, 0.000000001]], nyyny]
+- [spread, {least: 1}, [[1, 1], [0, 1], [0.5, 0.6], [-2, 1, 0], [2, 1.1]], nynyn]
 - [reward_range, {low: 0.25, high: 0.75}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], nyyn]
 - [reward_range, {low: 0.3}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], nnyy]
 - [reward_range, {high: 0.25}, [[0, 0], [0, 0.5], [0.5, 1], [1, 1]], yynn]

@@ -421,15 +421,19 @@ def test_the_baseline_is_where_training_began(policies: str, asked: str, expecte
 
 
 @pytest.mark.parametrize(
-    ("policies", "baseline", "base_of"),
-    [(["sft", "align"], None, lambda policy: policy), (["align"], "align", lambda policy: "base")],
+    ("asked", "answers", "base_of"),
+    [
+        (True, "sft align", lambda policy: policy),
+        (True, "base sft align", lambda policy: "base"),
+        (False, "sft align", lambda policy: "base"),
+    ],
 )
-def test_no_base_for_policies_on_several_or_for_the_baseline_alone(
-    policies: list[str], baseline: str | None, base_of: Any, tmp_path: Path
+def test_the_base_answers_if_there_is_one_and_it_is_asked(
+    asked: bool, answers: str, base_of: Any, tmp_path: Path
 ) -> None:
-    made = step(policies=policies, baseline=baseline)
-    found: Any = made.run(context(Scripted(), tmp_path, base_of=base_of)).summary
-    assert found["policies"] == policies
+    around = context(Scripted(), tmp_path, base_of=base_of)
+    found: Any = step(policies=["sft", "align"], base=asked).run(around).summary
+    assert found["policies"] == answers.split()
 
 
 @pytest.mark.parametrize("of_base", [False, None, True])

@@ -21,20 +21,33 @@ def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
 
 
 class Spread(Filter):
-    """Leave out groups whose rewards are all equal: they have no group-relative advantage (DAPO,
-    arXiv:2503.14476).
+    """Leave out groups whose rewards are all equal, or nearly so: they have no group-relative
+    advantage (DAPO, arXiv:2503.14476), or one of a reward model's noise.
 
     As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again.
     A combination that normalizes its parts, such as GDPO's, can tell responses apart whose raw
     rewards are equal: such a group stays.
     """
 
+    class Options(Filter.Options):
+        least: float = Field(
+            0,
+            ge=0,
+            description="smallest difference between the best and the worst reward that is kept",
+        )
+
+    options: Options
+
     def keep(self, groups: Sequence[Group]) -> list[bool]:
-        return [_differ(rewards(group)) or _differ(rewards(group, LEARNED_KEY)) for group in groups]
+        return [
+            self._differ(group, REWARD_KEY) or self._differ(group, LEARNED_KEY) for group in groups
+        ]
 
-
-def _differ(values: Sequence[float]) -> bool:
-    return bool(values) and not F.nearly_equal(max(values), min(values))
+    def _differ(self, group: Group, key: str) -> bool:
+        values = rewards(group, key)
+        if not values or F.nearly_equal(max(values), min(values)):
+            return False
+        return max(values) - min(values) >= self.options.least
 
 
 class NotTruncated(Filter):

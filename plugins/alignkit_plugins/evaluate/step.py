@@ -88,6 +88,7 @@ class Evaluate(Step):
             default_factory=list,
             description="judges that compare each policy with the baseline, in both orders",
         )
+        base: bool = Field(True, description="the policies' base model answers as well")
         kl: bool = Field(True, description="measure the KL to the baseline")
         samples_per_prompt: int = Field(
             1, ge=1, le=1024, description="responses of each policy to each prompt"
@@ -253,18 +254,18 @@ class Evaluate(Step):
 
     def _policies(self, context: StepContext) -> tuple[dict[str, str], str | None]:
         """The model of each policy by its name, and their base model, which answers as well; None
-        if they have several, or if the baseline is all there is.
+        if they have several, or if it does not answer.
         """
         policies, bases = dict[str, str](), set[str | None]()
         for policy, name in short_names(self.options.policies).items():
             policies[name] = policy
             bases.add(context.base_of(policy))
         base = bases.pop()
-        if bases or base is None or list(policies) == [self.baseline]:
+        if bases or base is None:
             return policies, None
-        if base not in policies:
+        if base not in policies and self.options.base:
             policies = {base: base, **policies}
-        return policies, base
+        return policies, base if base in policies else None
 
     def _of_examples(
         self,
