@@ -25,17 +25,11 @@ https://ann:secret@example.com/x       | https://***@example.com/x
 9aF3kLm2QpX7vTz1Bn5RcY8WdJ4hG6sE      | ***
 """
 STAYS = """
-on 2026-01-05 at 12:30:45
-ISBN 978-3-16-148410-0
-3.14159265358979
 0.123456789012
 1,000,000,000
 1234567890
-version 1.2.3
 @handle and #tag
 x@y
-the answer is 42
-192.168.0.1
 +1234567
 +123456789012345
 11111111111111111111111111111111111111111111111111
@@ -173,43 +167,62 @@ HARMLESS = [
     "Sales were 250 300 4000 units; population 1 425 887 337 and 331 002 651",
     "00:14:22, 01:02:03:04; 1-1-2000; 31.12.1999-01.01.2000",
     "6.02e23 1.38e-23 9.109e-31; 299 792 458 m/s; 8.854 187 8128e-12",
+    "The password: it must be at least twelve characters long and not be a word from the dictionary.",
+    "Run the job with password=None to use the key file instead.",
+    "Between 06 and 10 December 2024 the office is closed, and the 12 34 56 78 rows were kept.",
+    "The lottery numbers were 04 11 23 35 42 and the bonus ball was 07.",
+    "Line (12) 2024-0615 of the ledger refers to invoice 91234-5678.",
+    "The matrix had shape (16) 4096 x 11008, then (32) 8192-1024.",
+    "DE is the code of Germany, and GB 12 players met FR 14 players on field 1 2 3 4.",
+    "The secret: use fresh yeast, and let the dough rest for 18 hours.",
+    "The ratio rose from +12 (3.5%) to +49 (0.30%) between 2019 and 2023.",
+    "In Python 3.12 the token: Token = Token() annotation is checked, and api_key: str is a field.",
+    "Pay DE89 3704 0044 0532 0130 00 or FR76 3000 6000 0112 3456 7890 189; call 4111 0044 1111 1111.",
+    "Nature 34 (12) 2345-3456, Cell (12) 1033-1045; x² = 10¹² m², １２３４５円、２０２４年１月１５日",
+    "The password is 8-digit; password: 8-16 characters; password = self.password2; password: ${PASS12}, password=f1()",
 ]
-# Each holds some, of this kind
-PERSONAL = [
-    ("Write to jane.doe@example.com today.", "e-mail"),
-    ("mailto:max.mustermann+news@web.de?subject=Hi", "e-mail"),
-    ("Meine Adresse ist müller@firma-müller.de.", "e-mail"),
-    ("<JOHN_SMITH99@MAIL.UNIVERSITY.AC.UK>", "e-mail"),
-    ("联系邮箱:zhang.wei@qq.com。", "e-mail"),
-    ("Contact 7streets@gmail.com or o'neil@yahoo.ie.", "e-mail"),
-    ("Call me at (555) 123-4567.", "phone"),
-    ("Call 555-123-4567 after five.", "phone"),
-    ("My number: 415.555.2671, ask for Ann.", "phone"),
-    ("Phone +1 415 555 2671.", "phone"),
-    ("Phone +14155552671.", "phone"),
-    ("1-800-555-0199 is the hotline; 1-415-555-2671 is me.", "phone"),
-    ("Tel. 030 12345678 (Berlin)", "phone"),
-    ("Telefon: 0171 2345678", "phone"),
-    ("Ruf mich an: 0171/2345678.", "phone"),
-    ("Mobil +49 (0)171 2345678", "phone"),
-    ("Appelle le 06 12 34 56 78.", "phone"),
-    ("Appelle-moi au 06.12.34.56.78 ce soir.", "phone"),
-    ("Tél. +33 6 12 34 56 78", "phone"),
-    ("Ring 020 7946 0958 in London.", "phone"),
-    ("Ring 07700 900123.", "phone"),
-    ("UK +44 7700 900123.", "phone"),
-    ("电话 138 1234 5678", "phone"),
-    ("手机:13812345678", "phone"),
-    ("電話は 090-1234-5678 です。", "phone"),
-    ("Звоните 8 (912) 345-67-89.", "phone"),
-    ("Звоните +7 912 345-67-89.", "phone"),
-    ("Llama al 612 345 678.", "phone"),
-    ("Call +91 98765 43210.", "phone"),
-    ("OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD", "***"),
-    ("token ghp_abcdefghijklmnopqrstuvwxyz0123456789", "***"),
-    ("AKIAIOSFODNN7EXAMPLE is my AWS key", "***"),
-    ("Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijklmnop", "***"),
-]
+# Each holds some of its kind
+PERSONAL = {
+    "e-mail": [
+        "Write to jane.doe@example.com today.",
+        "mailto:max.mustermann+news@web.de?subject=Hi",
+        "Meine Adresse ist müller@firma-müller.de.",
+        "<JOHN_SMITH99@MAIL.UNIVERSITY.AC.UK>",
+        "联系邮箱:zhang.wei@qq.com。",
+        "Contact 7streets@gmail.com or o'neil@yahoo.ie.",
+    ],
+    "phone": [
+        "Call me at (555) 123-4567.",
+        "Call 555-123-4567 after five.",
+        "My number: 415.555.2671, ask for Ann.",
+        "Phone +1 415 555 2671.",
+        "Phone +14155552671.",
+        "1-800-555-0199 is the hotline; 1-415-555-2671 is me.",
+        "Tel. 030 12345678 (Berlin)",
+        "Telefon: 0171 2345678",
+        "Ruf mich an: 0171/2345678.",
+        "Mobil +49 (0)171 2345678",
+        "Appelle le 06 12 34 56 78.",
+        "Appelle-moi au 06.12.34.56.78 ce soir.",
+        "Tél. +33 6 12 34 56 78",
+        "Ring 020 7946 0958 in London.",
+        "Ring 07700 900123.",
+        "UK +44 7700 900123.",
+        "电话 138 1234 5678",
+        "手机:13812345678",
+        "電話は 090-1234-5678 です。",
+        "Звоните 8 (912) 345-67-89.",
+        "Звоните +7 912 345-67-89.",
+        "Llama al 612 345 678.",
+        "Call +91 98765 43210.",
+    ],
+    "***": [
+        "OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD",
+        "token ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+        "AKIAIOSFODNN7EXAMPLE is my AWS key",
+        "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijklmnop",
+    ],
+}
 ABROAD = [
     "Reach Ann at +1-202-555-0143 or +44 (0)20 7946 0018.",
     "(212) 555-0187 ext. 4; 212-555-0187; 212.555.0187; 1 (212) 555-0187",
@@ -224,6 +237,14 @@ ABROAD = [
     "+55 11 91234-5678",
     "+91-9876543210; 09876 543210",
     "+34 612 34 56 78; +39 06 6982 1234; tel. 912 345 678",
+    "06 1234 5678; (11) 91234-5678; (11) 3123-4567; +49 (0)30 123456; +49 (0) 30 / 123456; (55) 1234 5678",
+    "06-12345678; 06 12345678; 02 1234567; 08-123 456 78; 0475 12 34 56; 0475/12.34.56; 02-123-4567; 09012345678",
+    "電話 ０３－１２３４－５６７８、（０３）１２３４－５６７８、090ー1234ー5678、+８１ ３ 1234 5678",
+    "٠٥٠-١٢٣-٤٥٦٧; 𝟎𝟔 𝟏𝟐 𝟑𝟒 𝟓𝟔 𝟕𝟖",
+    "ｊａｎｅ＠ｅｘａｍｐｌｅ．ｃｏｍ へ; ｊａｎｅ@example.com（職場）",
+    "𝗷𝗮𝗻𝗲@example.com, ofﬁce@example.com; jane﹫example﹒com",
+    "password=hunter2; My password is hunter22. Passwort: Geheim123! and **Password:** tr0ub4dor&33",
+    'DB_PASSWORD=\'s3cr3tpw22\' {"password": "s3cr3tpw22"} pwd=abc12345 api_key: abcd1234efgh 密码：abc12345',
 ]
 
 
@@ -249,17 +270,19 @@ def test_what_is_no_detail_stays(text: str) -> None:
     assert redact(text) == text
 
 
-@pytest.mark.parametrize(("text", "kind"), PERSONAL)
-def test_details_of_many_countries_are_taken_out(text: str, kind: str) -> None:
-    found: list[tuple[str, str]] = []
-    clean = redact(text, found)
-    assert {word.strip("[]") for word, _ in found} == {kind} and redact(clean) == clean
-    assert kind == "***" or all(part in text and part not in clean for _, part in found)
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_details_of_many_countries_are_taken_out(kind: str) -> None:
+    for text in PERSONAL[kind]:
+        found: list[tuple[str, str]] = []
+        clean = redact(text, found)
+        assert {word.strip("[]") for word, _ in found} == {kind} and redact(clean) == clean, text
+        assert kind == "***" or all(part in text and part not in clean for _, part in found)
 
 
 @pytest.mark.parametrize("text", ABROAD)
 def test_no_number_is_left(text: str) -> None:
-    assert not re.search(r"\d\d", redact(text))
+    clean = redact(text)
+    assert not re.search(r"\d\d|[@＠﹫ﬁ]|er2", clean) and redact(clean) == clean
 
 
 def test_long_texts_are_quick() -> None:
@@ -276,7 +299,7 @@ def test_long_texts_are_quick() -> None:
 
 def test_texts_at_any_depth() -> None:
     value = {"to": ["a@b.example", {"x": "a@b.example", "n": 3}], "a@b.example": None}
-    assert mapped(value, redact) == {
+    assert mapped(value, lambda text, _: redact(text)) == {
         "to": ["[e-mail]", {"x": "[e-mail]", "n": 3}],
         "a@b.example": None,
     }

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from alignkit_plugins.data.files import Row, groups_of, json_lines, read_rows, s
 from alignkit_plugins.formats.shown import shortened
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import check_languages, language_of
-from alignkit_plugins.people.personal import examples, outline, redact
+from alignkit_plugins.people.personal import examples, mapped, outline, redact
 from alignkit_plugins.rewards.phrases import Phrases, plain
 
 # What models say of themselves in English, and what reviewers of data remove first (Vicuna's, ShareGPT's and
@@ -169,7 +168,7 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
         clean[at] = redacted_row(row)
         if clean[at] != row:
             raw = row.raw or list(map(asdict, row.groups))
-            redacted(raw, change=partial(redact, found=changed.setdefault(at, [])))
+            redacted(raw, changed.setdefault(at, []))
     faults: dict[int, Fault] = {}
     left = list(clean)  # rows with a fault of their own are not compared
     for at, row in enumerate(clean):
@@ -247,16 +246,14 @@ def rows_of(groups: Sequence[Group]) -> list[Row]:
 # Redaction
 
 
-def redacted(value: Any, name: str = "", change: Callable[[str], str] = redact) -> Any:
-    """Plain data whose texts are without personal details. name: of the column that has them."""
-    if isinstance(value, str):
+def redacted(value: Any, found: list[tuple[str, str]] | None = None) -> Any:
+    """Plain data whose texts are without personal details. found: as in `redact`."""
+
+    def change(text: str, name: str) -> str:
         # A word by itself may be a row's id, unless it is what somebody says.
-        return value if value.isalnum() and name not in SPOKEN else change(value)
-    if isinstance(value, Mapping):
-        return {key: redacted(inner, key, change) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(inner, name, change) for inner in value]
-    return value
+        return text if text.isalnum() and name not in SPOKEN else redact(text, found)
+
+    return mapped(value, change)
 
 
 def redacted_row(row: Row) -> Row:
@@ -273,7 +270,7 @@ def redacted_group(group: Group) -> Group:
     """A group without personal details. A response that changes loses the tokens it was sampled
     as.
     """
-    prompt = tuple(redacted(group.prompt))
+    prompt = redacted(group.prompt)
     responses = tuple(map(_redacted_response, group.responses))
     clean = replace(group, prompt=prompt, responses=responses, meta=redacted(group.meta))
     if clean == group:
@@ -282,7 +279,7 @@ def redacted_group(group: Group) -> Group:
 
 
 def _redacted_response(response: Response) -> Response:
-    turns = None if response.messages is None else tuple(redacted(response.messages))
+    turns = redacted(response.messages)
     clean = replace(response, text=redact(response.text), messages=turns)
     if clean == response:
         return response

@@ -1,15 +1,17 @@
 """Personal details in texts, by their shape: e-mail addresses, telephone numbers and keys.
 
 The rules would rather miss a detail than replace what is none: dates, times, versions, sizes,
-sums of money, ISBNs, check sums, commits and names of packages stay, and so do names of people.
+sums of money, ISBNs, IBANs, numbers of cards, check sums, commits and names of packages stay, and
+so do names of people.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from alignkit.io.text import HIDDEN, redacted
@@ -20,10 +22,12 @@ FIRST = 5  # examples of a kind
 _PARTS = {
     "<abroad>": r"(?:[17]<more>{10}|(?:2[07]|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]"
     r"|(?:2[1-689]|3[578]|42|5[09]|6[7-9]|8[0578]|9[679])\d)<more>{7,12})",
-    "<more>": r"(?:[/(<gap>)]{0,2}\d)",
+    "<more>": r"(?:[/(<gap>)]{0,3}\d)",
     "<end>": r"(?![<word>-]|[.,:/]\d)",
+    "<card>": r"\d{4}(?:[ -]\d{4}){3}",
+    "<power>": r"1024|2048|4096|8192",
     "<sum>": r"[\d<gap>]{0,12}000[<gap>]?000",
-    "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f",
+    "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f\ufb00-\ufb06",
     "<gap>": r" .\u00a0\u2009\u202f\u2010-\u2013-",
 }
 # No files such as icon@2x.png, versions, addresses of git, prompts of a shell, and no code
@@ -39,22 +43,30 @@ _RANDOM = (
     r"(?<![A-Za-z0-9])(?P<part>(?=[A-Za-z0-9]{32})(?![0-9a-f]+\b|[0-9A-F]+\b)(?=[A-Z0-9]*[a-z])"
     r"(?=[A-Za-z]*\d+[A-Za-z]+\d+[A-Za-z]+\d)[A-Za-z0-9]+)"
 )
-# Not after the name of a thing that has a number; no digits in order, binary numbers and sizes
+# Not after the name of a thing that has a number; no digits in order, binary numbers and sizes.
+# Numbers of bank accounts and cards stay as a whole: they match without a part.
 _PHONE = (
-    r"(?=[+(\d])(?<![<word>.,/#=+-])(?<!\d:)(?i:(?<!sku.)(?<!part.)(?<!room.)(?<!case.)(?<!item.)(?<!isbn.)(?<!model.)"
+    r"\b(?:[A-Z]{2}\d\d(?:[<gap>]?[A-Z\d]{4}){3,7}(?:[<gap>]?[A-Z\d]{1,3})?|<card>)\b"
+    r"|(?=[+(\d])(?<![<word>.,/#=+-])(?<!\d:)(?i:(?<!sku.)(?<!part.)(?<!room.)(?<!case.)(?<!item.)(?<!isbn.)(?<!model.)"
     r"(?<!order.)(?<!serial.)(?<!account.)(?<!invoice.)(?<!version.))(?P<part>(?![01<gap>]{9,20}<end>|012[<gap>]?3)(?:"
     r"\+(?!<sum>)<abroad>|00(?=[1-9]\d*[<gap>/(])<abroad>"
     # North America
     r"|(?:1[<gap>])?\([2-9]\d\d\)[<gap>]?\d{3}[<gap>]\d{4}"
-    r"|(?:1[<gap>])?(?![2346]00)[2-9]\d\d(?P<mark>(?! )[<gap>])\d{3}(?P=mark)(?!\d\d00|1024|2048|4096|8192)\d{4}"
+    r"|(?:1[<gap>])?(?![2346]00)[2-9]\d\d(?P<mark>(?! )[<gap>])\d{3}(?P=mark)(?!\d\d00|<power>)\d{4}"
     # France: mobile numbers, and others that are in no order
     r"|(?=0[67](?!.0[789])|(?:...){1,3}(?:1..0|2..[01]|3..[0-2]|4..[0-3]|5..[0-4]|6..[0-5]|7..[0-6]|8..[0-7]|9..[0-8]))"
     r"0[1-9](?P<pair>[<gap>])\d\d(?:(?P=pair)\d\d){3}(?![<gap>]?\d)"
     # Europe and Australia
     r"|\(0[1-9]\d{1,3}\)(?:[<gap>]?\d){5,9}|0[1-9]\d{1,3}[<gap>/]\d{6,8}|0[1-9]\d[<gap>]\d{3,4}[<gap>]\d{4}"
     r"|0[1-9]\d\d[<gap>/](?!\d00[<gap>]\d00)\d{3}[<gap>]\d{3,4}"
-    r"|0[1-9]\d{1,2}[<gap>]\d{3}[<gap>]\d\d[<gap>]\d\d|01[567]\d{8}|07\d{9}"
+    r"|0[1-9]\d{1,2}[<gap>]\d{3}[<gap>]\d\d[<gap>]\d\d|01[567]\d{8}|07\d{9}|0[26][<gap>](?!19|20)\d{7,8}"
+    r"|0[1-9][<gap>](?!19|20|<power>)\d{4}[<gap>](?!19|20|<power>)\d{4}|08-\d{3}[<gap>]\d{3}[<gap>]\d\d"
+    r"|04[5-9]\d[<gap>/]\d\d(?P<dot>[<gap>])\d\d(?P=dot)\d\d|0[2-9]-\d{3}-\d{4}"
+    # Latin America; no pages after a number of a magazine
+    r"|(?<!\d )\((?!00)\d\d\)[<gap>]?(?:9\d{4}[<gap>]"
+    r"|(?!19|20|<power>)(?P<two>\d\d)\d\d[<gap>](?!(?P=two)|<power>))\d{4}"
     # Japan, China, Russia
+    r"|0[789]0\d{8}"
     r"|(?=.{12,13}<end>)0[1-9]\d{0,2}-\d{2,4}-\d{4}|1[3-9]\d[ -]\d{4}[ -]\d{4}"
     r"|8[ -]?\(?\d{3}\)?[ -]?\d{3}-\d\d-\d\d))<end>"
 )
@@ -63,10 +75,32 @@ _CALLED = (
     r"(?i)(?<![^\W\d_])(?:t[eé]l|t[eé]l[eé]phone|tel[eé]fono?|phone|call|dial|fax|mobil|mobile|m[oó]vil|whatsapp|sms"
     r"|ruf|appell?e|llama|chiama|звоните|тел|телефон|电话|手机|電話|携帯|전화)"
     r"(?:[-\s.:：]{1,3}(?:me|my|us|at|on|is|no|nr|moi|mich|al|au|le|am|an|unter|по))*[\s.:：]{0,3}"
-    r"(?!\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d\d)(?![./-]?\d)|(?:19|20)\d\d(?!\d)|<sum>)"
+    r"(?!\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d\d)(?![./-]?\d)|(?:19|20)\d\d(?!\d)|<sum>|<card>)"
     r"(?P<part>[+(]?\d<more>{7,13})<end>"
 )
-_KINDS = ((HIDDEN, _RANDOM), ("[e-mail]", _EMAIL), ("[phone]", _CALLED), ("[phone]", _PHONE))
+# What has the name of a secret, and is no word, file, call or variable
+_SECRET = (
+    r"(?i)(?<![a-z])(?:pass(?:w(?:or[dt]|d)|phrase|code)|pwd|mot de passe|contraseña|senha|парол[ья]"
+    r"|密码|密碼|パスワード|(?:api|secret|access)[ _-]?(?:key|token))[\"'*`]{0,3}"
+    r"(?:\s?[:=：＝]|\s(?:is|ist|est|es|é)\s)[\s\"'*`]{0,4}"
+    r"(?P<part>(?![/$%<{~*-]|\d+-)(?=[^\s.,]*\d)(?=[^\s.,]*[a-z]|\d+\b)[^\s.,;:()\[\]{}<>\"'`]{6,})"
+    r"(?=[\"'`,;]|\.?(?:\s|$)|\.[\"'`)])"
+)
+_DIGITS = r"\d(?:\D{0,4}\d){6}"
+BEFORE = 100  # characters of a detail and its name before what a detail never lacks
+# What replaces a detail, what a detail never lacks, and the detail
+_KINDS = (
+    (HIDDEN, r"\d", _SECRET),
+    (HIDDEN, r"\d[A-Za-z]+\d", _RANDOM),
+    ("[e-mail]", "@", _EMAIL),
+    ("[phone]", _DIGITS, _CALLED),
+    ("[phone]", _DIGITS, _PHONE),
+)
+# Other forms of letters, digits and signs that are one character each
+_FORMS = re.compile(
+    r"[^\x00-\x7f](?:(?<=\d)|(?<=（)(?=\d)|(?<=\d）)|(?<=\d[ー\u2010-\u2013\u2212])(?=\d)|(?<=[\u24b6-\u24e9\ufe52\ufe62"
+    r"\ufe63\ufe6b\uff0b\uff0d\uff0e\uff20-\uff3a\uff3f\uff41-\uff5a\U0001d400-\U0001d7ff]))"
+)
 
 
 @cache
@@ -76,6 +110,12 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern)
 
 
+def _form(match: re.Match[str]) -> str:
+    """The plain form of a character."""
+    form = unicodedata.normalize("NFKC", match[0])
+    return form if form.isascii() else str(unicodedata.decimal(form, "-"))
+
+
 def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
     more.
@@ -83,26 +123,40 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     - E-mail: `name@host.tld` becomes `[e-mail]`.
     - Telephone: a number as a country writes it, such as +49 30 1234567, 06 12 34 56 78 or
       555-123-4567, or after a word such as `call`, becomes `[phone]`.
-    - Keys: those of known hosts, passwords in addresses, and 32 letters and digits in no order
-      become `***`.
+    - Keys: those of known hosts, passwords in addresses and after their name, as in
+      `password: ...`, and 32 letters and digits in no order become `***`.
+
+    Digits may be of any script, and letters, digits and signs may be full-width.
 
     found: gets each part that is replaced, after what replaces it; of a key only the beginning.
     """
-
-    def hide(word: str, match: re.Match[str]) -> str:
-        part = match["part"]
-        if word == HIDDEN and b64decode(part + "A" * (-len(part) % 4)).isascii():
-            return match[0]  # a text in base 64
-        if found is not None:
-            found.append((word, f"{part[:4]}..." if word == HIDDEN else part))
-        return match[0].removesuffix(part) + word
-
     known = redacted(text)
     if found is not None and known != text:
         found.append((HIDDEN, "a key"))
-    for word, pattern in _KINDS:
-        known = _compiled(pattern).sub(partial(hide, word), known)
+    plain = known if known.isascii() else _FORMS.sub(_form, known)  # with the same places
+    for word, needed, pattern in _KINDS:
+        whole = plain
+        first = _compiled(needed).search(whole)
+        if first is None:
+            continue
+        for match in _compiled(pattern).finditer(whole, max(0, first.start() - BEFORE)):
+            moved = len(plain) - len(whole)
+            start, end = match.start("part") + moved, match.end("part") + moved
+            part = known[start:end]
+            if not match["part"] or (pattern is _RANDOM and _is_base64(part)):
+                continue
+            plain = plain[:start] + word + plain[end:]
+            known = known[:start] + word + known[end:]
+            if word == HIDDEN:
+                part = f"{part[: len(part) // 8]}..."
+            if found is not None:
+                found.append((word, part))
     return known
+
+
+def _is_base64(part: str) -> bool:
+    """Whether it is a text in base 64."""
+    return b64decode(part + "A" * (-len(part) % 4)).isascii()
 
 
 def examples(found: Iterable[tuple[str, str, str]]) -> list[str]:
@@ -124,12 +178,12 @@ def outline(part: str) -> str:
     return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", part))
 
 
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """Nested plain data with each text changed; keys stay."""
+def mapped(value: Any, change: Callable[[str, str], str], name: str = "") -> Any:
+    """Nested plain data with each text changed; keys stay. change: gets a text and its key."""
     if isinstance(value, str):
-        return change(value)
+        return change(value, name)
     if isinstance(value, Mapping):
-        return {name: mapped(below, change) for name, below in value.items()}
+        return {key: mapped(below, change, key) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(mapped(below, change) for below in value)
+        return type(value)(mapped(below, change, name) for below in value)
     return value

@@ -159,7 +159,7 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
         for stored in store.items():
             item = replace(stored.item, license=stored.item.license or license)
             parts: list[tuple[str, str]] = []
-            clean = _redacted(item, salt, partial(redact, found=parts))
+            clean = _redacted(item, salt, parts)
             if why := _kept_back(stored, item, clean, agreed, labels):
                 out[why] += 1
                 continue
@@ -174,7 +174,7 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
             if event.item in names or (event.item is None and event.annotator in present):
                 payload, parts = event.payload, []
                 if event.kind != "undo":
-                    payload = mapped(payload, partial(redact, found=parts))
+                    payload = _clear(payload, parts)
                 changed += payload != event.payload
                 found += [(word, part, f"a {event.kind}") for word, part in parts]
                 who, item_id = pseudonym(event.annotator, salt), names.get(event.item)
@@ -208,11 +208,15 @@ def _kept_back(
     return ""
 
 
-def _redacted(item: Item, salt: str, change: Callable[[str], str]) -> Item:
-    """The item without personal data, and without what only this store needs."""
-    texts = {name: mapped(getattr(item, name), change) for name in TEXTS}
+def _redacted(item: Item, salt: str, found: list[tuple[str, str]]) -> Item:
+    """The item without personal data, and without what only this store needs. found: as in `redact`."""
+    texts = {name: _clear(getattr(item, name), found) for name in TEXTS}
     batch = item.batch.rpartition("/")[2]  # folders tell who somebody is
     return replace(item, **texts, author=pseudonym(item.author, salt), batch=batch, priority=0.0)
+
+
+def _clear(value: Any, found: list[tuple[str, str]]) -> Any:
+    return mapped(value, lambda text, _: redact(text, found))
 
 
 def card(store: Store, layouts: Sequence[str]) -> str:
