@@ -50,6 +50,15 @@ read d.jsonl: labeled_pairs (recognized), 1 conversation
   response 1  one
   response 2  two
 
+{"prompt": "q", "chosen": "a", "rejected": "b"}
+{"prompt": "Q", "chosen": "B", "rejected": "a"}
+{"prompt": "q", "chosen": "a", "rejected": "A"}
+read d.jsonl: preference (recognized), 3 conversations, 3 pairs
+read d.jsonl: warning: with the same prompt and the opposite preference: row 1 and row 2
+  user    q
+  better  a
+  worse   b
+
 {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "slightly", "p": 0.75}
 read d.jsonl: preference (recognized), 1 conversation, 1 pair
   user    q

@@ -138,6 +138,17 @@ ONLINE = (
         "name a 'reward', or leave the filter out",
     ),
     Rule(
+        "rollout.missing_eos_penalty",
+        lambda x: (
+            x.rollout.missing_eos_penalty
+            and x.needs
+            and not x.needs.reward
+            and "reward" not in x.written
+        ),
+        "missing_eos_penalty is subtracted from rewards, and the stage has none",
+        "name a 'reward', or leave missing_eos_penalty out",
+    ),
+    Rule(
         "rollout.samples_per_prompt",
         lambda x: x.needs and x.rollout.samples_per_prompt < x.needs.min_samples,
         "{x.registration.name} needs at least {x.needs.min_samples} responses to each prompt, not "

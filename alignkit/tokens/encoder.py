@@ -7,6 +7,7 @@ names of `DROP_REASONS`.
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.data.files import bad_rows_error
-from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
+from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs, said
 from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
@@ -548,9 +549,9 @@ class Encoder:
         for pair in resolved_pairs(group):
             better, worse = rows[pair.better], rows[pair.worse]
             # Without a counted token a response's log-probability would be 0.
-            if better.tokens != worse.tokens and (
-                scoring or (any(better.mask) and any(worse.mask))
-            ):
+            one, other = group.responses[pair.better], group.responses[pair.worse]
+            is_equal = better.tokens == worse.tokens or _typed_otherwise(one, other)
+            if not is_equal and (scoring or (any(better.mask) and any(worse.mask))):
                 pairs.append(pair)
             else:
                 self.count("equal_pairs", group)
@@ -648,3 +649,10 @@ def chunks(document: Encoded, max_length: int) -> list[Encoded]:
         row = ResponseTokens(text.tokens[start:end], mask, text.truncated or end < len(text.tokens))
         rows.append(replace(document, rows=(row,)))
     return rows
+
+
+def _typed_otherwise(one: Response, other: Response) -> bool:
+    """Whether two texts differ only in how their accents are stored."""
+    texts = [said(each.messages) if each.messages else each.text for each in (one, other)]
+    forms = [unicodedata.normalize("NFC", text) for text in texts]
+    return texts[0] != texts[1] and forms[0] == forms[1]

@@ -81,7 +81,15 @@ def test_a_file_without_a_phrase_is_refused(text: str, tmp_path: Path) -> None:
 WARNED = [
     ([ENGLISH] * 3, [], ""),
     ([ENGLISH] * 3, ["我不知道。"], "another script"),
-    (["6*7?"] * 19, ["42"], ""),
+    (
+        [
+            "6*7?",
+            "Translate hello to French",
+            "Ｗｈａｔ ｉｓ ｔｈｅ ｃａｐｉｔａｌ ｏｆ Ｎｏｒｗａｙ？",
+        ],
+        ["42"],
+        "",
+    ),
     (["挪威的首都是哪里？"], [], "another script"),
     ([ENGLISH] * 19 + ["Где столица?"], [], ""),
 ]
@@ -101,8 +109,9 @@ def test_other_languages_are_told_unless_the_phrases_are_given(
 
 def test_a_language_of_latin_letters_is_told() -> None:
     pytest.importorskip("py3langid")
-    [warning] = Refusal(Refusal.Options()).check_prompts([Group((user(GERMAN),))])
-    assert "are in de" in warning
+    for text, name in ((GERMAN, "de"), ("Quelle est la capitale de la Norvège ?", "fr")):
+        [warning] = Refusal(Refusal.Options()).check_prompts([Group((user(text),))])
+        assert f"are in {name}:" in warning
 
 
 RECIPE = """

@@ -619,7 +619,8 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
     assert pairs(6, one, other) == 0 and made.counts["equal_pairs"] == 1
     for both in ((one, silent), (silent, one)):
         assert pairs(8, *both) == 0 and pairs(9, *both, scoring=True) == 1
-    assert made.counts["equal_pairs"] == 3
+    assert pairs(8, Response(text="caf\u00e9"), Response(text="cafe\u0301")) == 0
+    assert made.counts["equal_pairs"] == 4
 
 
 @pytest.mark.parametrize("scoring", [False, True])

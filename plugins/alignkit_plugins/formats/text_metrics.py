@@ -7,6 +7,7 @@ These are cheap signs of reward hacking. They are simple on purpose: anyone can 
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -30,6 +31,7 @@ COMPARED = 16  # texts, for self-BLEU
 _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 _NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
 LETTERS = 20  # a text with fewer may be in any language
+CLEARLY = 20  # how much likelier than English a language must be, as a logarithm
 LOOKED_AT = 200  # groups, for `other_languages`
 
 
@@ -145,10 +147,15 @@ def check_languages(user: str, codes: Iterable[str]) -> None:
 
 def language_of(text: str) -> str:
     """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
-    text = text[:500]  # more take longer, and hardly ever change the answer
-    if sum(map(str.isalpha, text)) < LETTERS:
-        return ""
-    return str(identifier().classify(text)[0])
+    scores = _likely(text)
+    return max(scores, key=scores.__getitem__) if scores else ""
+
+
+def _likely(text: str) -> dict[str, float]:
+    """How likely each language is, as a logarithm; empty if the text has too few letters."""
+    # More take longer, and hardly ever change the answer. Full-width letters are no Cantonese.
+    text = unicodedata.normalize("NFKC", text[:500])
+    return dict(identifier().rank(text)) if sum(map(str.isalpha, text)) >= LETTERS else {}
 
 
 def other_languages(groups: Sequence[Group]) -> str:
@@ -166,4 +173,6 @@ def other_languages(groups: Sequence[Group]) -> str:
 def _other_language(text: str) -> str:
     if 2 * len(_NOT_LATIN.findall(text)) > sum(map(str.isalpha, text)):
         return "another script"
-    return language_of(text).removeprefix("en") if find_spec("py3langid") else ""
+    scores = _likely(text) if find_spec("py3langid") else {}
+    best = max(scores, key=scores.__getitem__, default="")
+    return best if scores and scores[best] - scores["en"] > CLEARLY else ""

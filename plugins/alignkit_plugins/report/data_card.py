@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit.data.group import Group, resolved_pairs, said
 from alignkit.data.sources import Loaded
+from alignkit.io.text import normalized
 from alignkit.report import Table
 from alignkit_plugins.compare.readable import percentage, short
 from alignkit_plugins.formats.rows import turns_of_response
@@ -32,7 +33,7 @@ def describe(loaded: Loaded) -> list[str]:
         if held_out or source.held_out:
             text += f"; held out: {counts(held_out) if held_out else source.held_out}"
         lines.append(f"{name}: {source.format}{how}, {text}")
-        lines += [f"{name}: {note}" for note in source.notes]
+        lines += [f"{name}: {note}" for note in (*source.notes, *contradictions(mine))]
         if source.sample is not None and not source.name.startswith("stage "):
             lines += _sample(source.sample)
             unused = [key for key, value in source.sample.meta.items() if " " in str(value)]
@@ -40,6 +41,27 @@ def describe(loaded: Loaded) -> list[str]:
                 names = ", ".join(unused)
                 lines.append(f"{name}: not in the conversation, kept for rewards: {names}")
     return lines
+
+
+def contradictions(groups: Iterable[Group]) -> list[str]:
+    """A warning if rows have the same prompt, and chosen and rejected exchanged."""
+    first, found = dict[tuple[str, ...], Group](), list[str]()
+    for group in groups:
+        texts = [normalized(said(turns_of_response(one))) for one in group.responses]
+        for pair in resolved_pairs(group):
+            prompt, sides = normalized(said(group.prompt)), (texts[pair.better], texts[pair.worse])
+            other = first.get((prompt, *reversed(sides)))
+            if other is not None and sides[0] != sides[1]:
+                found.append(f"{_row(other)} and {_row(group)}")
+            first.setdefault((prompt, *sides), group)
+    examples = ", ".join(found[:3])
+    more = f" ({len(found):,} pairs)" if len(found) > 3 else ""
+    text = f"warning: with the same prompt and the opposite preference: {examples}{more}"
+    return [text] if found else []
+
+
+def _row(group: Group) -> str:
+    return f"row {group.origin.row}" if group.origin else "a row"
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
