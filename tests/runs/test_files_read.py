@@ -18,14 +18,20 @@ from alignkit.models import loading
 from alignkit.plugins import import_file, load_plugins
 from tests.rows import Said, run, write_recipe
 
-# What a module does when it is imported -> whether `words.txt` counts
+LOADED = "import importlib; importlib.import_module('hel' + 'per')"
+# What a module does when it is imported -> whether `words.txt` counts, or else which files do
 CODE = [
     ("open('words.txt').read()", True),
     ("from pathlib import Path; Path(__file__).with_name('words.txt').read_bytes()", True),
     ("import os; os.close(os.open('words.txt', os.O_RDONLY))", True),
     ("import csv; list(csv.reader(open('words.txt')))", True),
     ("import helper", True),
-    ("import importlib; importlib.import_module('hel' + 'per')", True),
+    (LOADED, "helper.py words.txt"),
+    (f"{LOADED}\nimport sys\ndel sys.modules['helper']\n{LOADED}", "helper.py words.txt"),
+    (
+        "from importlib.machinery import SourceFileLoader as L; L('', '').get_data('words.txt')",
+        True,
+    ),
     (
         "from concurrent.futures import ThreadPoolExecutor as T; T(1).submit(open, 'words.txt').result()\n"
         "T(1).submit(lambda: open('words.txt').read()).result()",
@@ -46,7 +52,7 @@ CODE = [
 
 @pytest.mark.parametrize(("code", "counts"), CODE)
 def test_what_is_read_and_not_written_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, counts: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, counts: bool | str
 ) -> None:
     load_plugins()
     monkeypatch.chdir(tmp_path)
@@ -61,7 +67,8 @@ def test_what_is_read_and_not_written_counts(
     (tmp_path / "other.py").touch()
     key = {"source": source_digests(tmp_path / "user.py")}
     found = files_read(key, tmp_path / "run")
-    assert found == ([str(tmp_path / "words.txt")] if counts else [])
+    names = {True: "words.txt", False: ""}.get(counts, counts)  # type: ignore[call-overload]
+    assert found == [str(tmp_path / name) for name in names.split()]
     assert files_read({"source": source_digests(tmp_path / "other.py")}, tmp_path) == []
 
 
