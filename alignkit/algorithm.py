@@ -46,16 +46,17 @@ class Needs:
 
     Attributes:
         old_logprobs: Log-probabilities of the policy that wrote the rollouts.
-        reference_logprobs: Of the reference.
+        reference_logprobs: Log-probabilities of the reference.
         advantages: The loss is linear in the signal of this name, up to terms without it, for
-            weights of 0 and more: then an engine's `importance` can weight it. "token": also token by
-            token, so that it is [R, T]; "sequence": whole responses.
+            weights of 0 and more: then an engine's `importance` can weight it. "token": also token
+            by token, so that it is [R, T]; "sequence": whole responses.
         values: Train a value function.
-        shared_values: As a head on the policy's hidden states, without a gradient into them.
+        shared_values: The value function is a head on the policy's hidden states, without a
+            gradient into them.
         centered_values: Returns are centered on zero, so the values do not start from a reward
             model's head.
-        entropy: Of the policy at each response token; "reported": without a gradient, which is
-            cheaper.
+        entropy: The policy's entropy at each response token; "reported": without a gradient, which
+            is cheaper.
         likeliest: Whether each response token is the policy's likeliest one; not together with
             `entropy`.
         min_samples: Fewest responses in a group.

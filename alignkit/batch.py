@@ -90,7 +90,7 @@ class Loss(dict[str, Term]):
     coefficients.
 
     Args:
-        terms: By name, under which each is logged without its coefficient.
+        terms: Each is logged under its name, without its coefficient.
     """
 
     def __init__(self, **terms: Term):
@@ -164,8 +164,8 @@ class Pairs:
     """Pairs of a batch as indices into its responses.
 
     Attributes:
-        better: [P] int64, the two responses.
-        worse: [P] int64, the two responses.
+        better: [P] int64, the index of the better response.
+        worse: [P] int64, the index of the other one.
         p: [P], the probability that `better` is the better one.
         margin: [P], how much better; 0 if the data do not say.
         group_index: [P] int64, the group of both in `groups`.

@@ -76,12 +76,12 @@ class EngineContext:
     Attributes:
         base: Transformers folder or hub id of the base model.
         model: The recipe's `model`.
-        dtype: Of its weights, such as `float32`.
+        dtype: The type of its weights, such as `float32`.
         vocabulary: Token ids are below it.
         max_length: Longest sequence of the base, in tokens.
         end_ids: Tokens that end a response.
         cache: A folder for this engine's files.
-        revision: Of a hub id; None: the newest.
+        revision: The revision of a hub id; None: the newest.
         stage: Its name.
         seed: The stage's.
         progress: Called as `progress(n)`: n responses of the current call are complete; a call

@@ -39,8 +39,8 @@ class Environment(WithOptions):
             In `reset` it draws the same numbers for all responses to a prompt, and afterwards
             others for each.
         folder: The recipe's.
-        turns: Of the episode so far, the policy's and the environment's; the prompt is not among
-            them.
+        turns: The episode's turns so far, the policy's and the environment's; the prompt is not
+            among them.
         refused_calls: Calls that no tool could take.
     """
 

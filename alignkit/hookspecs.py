@@ -53,7 +53,8 @@ def register(add: Add) -> None:
     """
 
 
-# Events of a run. Hooks observe: they must not change what is computed.
+# Events of a run. Hooks observe, and must not change what is computed, except those that return
+# something, which the run uses.
 
 
 @hookspec
@@ -108,7 +109,7 @@ def map_elsewhere(
         run: Has `folder`, `recipe` and `should_stop()`.
         stage: Its name; the step is `run.recipe.stages[stage].component`.
         folder: The stage's.
-        name: Of the map.
+        name: The name of the map.
     """
 
 
@@ -186,7 +187,7 @@ def results_shown(
     Args:
         run: Has `folder`, `recipe` and `request_stop(reason)`.
         records: Each stage's stage.json.
-        width: Of the terminal, in characters.
+        width: The terminal's, in characters.
     """
 
 

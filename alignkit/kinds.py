@@ -125,7 +125,7 @@ class Monitor(WithOptions):
         Args:
             iteration: Counts from 1.
             groups: Empty if their file was deleted before the stage resumed.
-            metrics: Of the iteration so far, such as `reward` and `kl`.
+            metrics: The iteration's so far, such as `reward` and `kl`.
         """
         raise NotImplementedError
 
@@ -285,7 +285,7 @@ class World:
 
     Attributes:
         process: The number of this one, from 0.
-        processes: Of the run.
+        processes: How many the run has.
         shard: Whether base models are cut with FSDP2.
     """
 
@@ -310,7 +310,7 @@ class Launcher:
 
         Args:
             recipe: The recipe.
-            folder: Of the run.
+            folder: The run's.
             world: Which process this is.
         """
         raise NotImplementedError

@@ -30,7 +30,7 @@ class Policy(Protocol):
         """Sample responses to prompts. A prompt that leaves no room for `max_new_tokens` gets none.
 
         Args:
-            prompts: Of which only `prompt` and `tools` are read; the groups that come back have no
+            prompts: Only their `prompt` and `tools` are read; the groups that come back have no
                 more of them.
             seed: The same seed gives the same responses.
             samples_per_prompt: Responses to each prompt.
@@ -49,7 +49,7 @@ class Policy(Protocol):
 
         Args:
             groups: The responses to measure.
-            temperature: Of the distribution that is measured.
+            temperature: The temperature of the distribution that is measured.
         """
         ...
 

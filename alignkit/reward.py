@@ -270,8 +270,8 @@ class Rating:
     Attributes:
         score: Higher is better, on the judge's own scale; None if there is no rating, never 0.
         reason: Why there is none; such ratings are counted by its text before a colon.
-        calls: As those of a Verdict.
-        tokens: As those of a Verdict.
+        calls: Questions that the model was asked; None if that is not known.
+        tokens: Tokens that it read and wrote; None if that is not known.
     """
 
     score: FiniteFloat | None
@@ -290,8 +290,8 @@ class Verdict:
         mass: Probability of the two answers together.
         reason: Why there is none; such verdicts are counted by its text before a colon.
         calls: Questions that the model was asked; None if that is not known.
-        tokens: Those that it read and wrote; None if that is not known.
-        missing: Of a panel: its judges without a verdict, each with the reason.
+        tokens: Tokens that it read and wrote; None if that is not known.
+        missing: The judges of a panel without a verdict, each with the reason.
     """
 
     p_first: Probability | None

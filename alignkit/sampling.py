@@ -23,7 +23,7 @@ class Sampling(Options):
     trains. Models and engines are asked with them.
 
     Attributes:
-        max_new_tokens: Of a response, and in an episode of all turns of the policy.
+        max_new_tokens: The limit of a response; in an episode, of all turns of the policy.
         min_new_tokens: Below it no end token is sampled; a stop text ends a response nevertheless.
         temperature: 0 is greedy.
         top_p: 1 does not filter.

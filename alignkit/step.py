@@ -75,7 +75,7 @@ class StepContext(Context):
         """Write a JSON file into the stage's folder, complete or not at all.
 
         Args:
-            name: Of the file.
+            name: The name of the file.
             value: JSON data.
         """
         write_json(self.out / name, value)
@@ -84,7 +84,7 @@ class StepContext(Context):
         """Write a text file into the stage's folder, complete or not at all.
 
         Args:
-            name: Of the file.
+            name: The name of the file.
             text: Its contents.
         """
         write_text(self.out / name, text)

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -398,10 +399,66 @@ def language() -> Iterator[str]:
                         yield f"{named(path)}:{number}: {match[0]!r}: write {better}"
 
 
+# Texts that explain
+
+# A comment is a sentence with a subject or names a thing; such a word begins in the middle of one.
+FRAGMENT = re.compile(
+    r"#\s*(?:(?:of|else|whose|nor|(?:with|in|by|for) which|(?:which|that)(?! (?:is|one|a)\b)))\b",
+    re.I,
+)
+
+
+def comments_have_a_subject() -> Iterator[str]:
+    for path in CODE:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for token in tokenize.generate_tokens(iter(lines).__next__):
+            number = token.start[0]
+            continues = lines[number - 2].lstrip().startswith("#")
+            if token.type == tokenize.COMMENT and FRAGMENT.match(token.string) and not continues:
+                yield f"{named(path)}:{number}: a comment begins with its subject: {token.string}"
+
+
+def examples_in_docstrings_are_valid() -> Iterator[str]:
+    for path in CODE:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                for example in invalid_examples(ast.get_docstring(node) or ""):
+                    name = getattr(node, "name", "the module")
+                    yield f"{named(path)}: {name}: neither Python nor YAML, or no table: {example}"
+
+
+def invalid_examples(docstring: str) -> Iterator[str]:
+    """Paragraphs that are indented and neither Python nor a mapping in YAML, and tables with a
+    line that does not begin and end with a bar.
+    """
+    for paragraph in docstring.split("\n\n"):
+        lines = paragraph.strip("\n").splitlines()
+        if any(line.startswith("|") for line in lines):
+            is_valid = all(line.startswith("|") and line.endswith("|") for line in lines)
+        else:
+            is_example = bool(lines) and all(line.startswith("    ") for line in lines)
+            is_valid = not is_example or is_python_or_yaml(textwrap.dedent(paragraph))
+        if not is_valid:
+            yield paragraph
+
+
+def is_python_or_yaml(text: str) -> bool:
+    try:
+        ast.parse(text)
+        return True
+    except SyntaxError:
+        pass
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
+
+
 RULES = (
     *(imports_go_down, no_modules_import_each_other, needs_import_from_those_before),
     *(the_kernel_names_no_plugin, the_house_does_not_grow),
     *(no_test_depends_on_how_busy_the_machine_is, language),
+    *(comments_have_a_subject, examples_in_docstrings_are_valid),
 )
 
 

@@ -51,10 +51,8 @@ class Message(TypedDict, total=False):
         reasoning_content: An assistant's thoughts, without tags.
         tool_calls: An assistant's calls, each {"type": "function", "function": {"name",
             "arguments"}}, optionally "id".
-        name: Of a tool turn: the function, and the call that it answers. A user may have a name,
-            too.
-        tool_call_id: Of a tool turn: the function, and the call that it answers. A user may have a
-            name, too.
+        name: The function that a tool turn is the result of. A user may have a name, too.
+        tool_call_id: The call that a tool turn answers.
         call_errors: What is wrong with calls in a sampled turn that could not be read.
     """
 
@@ -142,8 +140,8 @@ class Pair:
     """A preference between two responses of a group.
 
     Attributes:
-        better: Indices into the group's responses.
-        worse: Indices into the group's responses.
+        better: Index of the better one in the group's responses.
+        worse: Index of the other one.
         p: The probability that `better` really is the better one, as an AI judge estimates it.
         margin: In units of the reward, or one of LEVELS, which a reward model maps to a number.
     """

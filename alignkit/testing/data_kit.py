@@ -132,7 +132,7 @@ def _check_row(around: Surroundings, format: Format, row: Any) -> None:
     for name in row:
         if _read(format, {key: value for key, value in row.items() if key != name}) == groups:
             problems.append(f"column '{name}' of {_shown(row)} changes nothing and is lost: {LOST}")
-        _read(format, {**row, name: 3})  # which may refuse it
+        _read(format, {**row, name: 3})  # a format may refuse it
     kept = _read(format, {**row, EXTRA: "kept"})
     if isinstance(kept, list) and not all(group.meta.get(EXTRA) == "kept" for group in kept):
         problems.append(f"a further column is not in the group's `meta`: {LOST}")

@@ -142,8 +142,8 @@ def check_combination(
     Args:
         options: As in a recipe; a part that is no installed reward is a stage that trains a reward
             model.
-        groups: As of `check_reward`.
-        folder: As of `check_reward`.
+        groups: As in `check_reward`.
+        folder: As in `check_reward`.
     """
     conform("reward", cls, options, _check_combination, folder=folder, groups=groups)
 

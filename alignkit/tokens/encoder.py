@@ -405,7 +405,7 @@ class Encoder:
         """`encode` the groups that fit, and all pieces of raw texts. They are tokenized on all
         cores.
         """
-        texts: list[str] = []  # for which `_continuation` will ask
+        texts: list[str] = []  # `_continuation` will ask for these
         for _, prompt, conversations in rendered:
             cut = self._cut_of(prompt)
             texts += [prompt, prompt[cut:]]

@@ -83,16 +83,16 @@ def compared(
 
     Args:
         metric: The name in tables.
-        values: Of each policy, a number for each prompt, None without one.
+        values: For each policy, a number for each prompt, None without one.
         baseline: One of the policies.
-        compare: Which policies are compared with it; default: all others.
+        compare: The policies that are compared with it; default: all others.
         base: The base model, with which they are compared as well.
         kind: As in Row.
         scale: How values are averaged; default: as rates if all are 0 or 1, those of a policy for
             its mean.
-        units: Of each prompt, see `units_of`; default: each is one.
-        lengths: Of each policy's answers, for the difference at equal length; default: nothing is
-            said of that.
+        units: One for each prompt, see `units_of`; default: each is one.
+        lengths: The lengths of each policy's answers, for the difference at equal length; default:
+            nothing is said of that.
         outcomes: What says who is better at a prompt, if not the values.
         percent: Whether values are shares; default: whether all are 0 or 1.
         trained_on: As in Row, by policy.

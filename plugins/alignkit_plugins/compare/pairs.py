@@ -86,8 +86,8 @@ def accuracy(
     Args:
         pairs: All pairs.
         raters: What each rater makes of them.
-        places: Of the pairs that count; default: all.
-        facts: Of the rows.
+        places: The places of the pairs that count; default: all.
+        facts: Columns of the rows.
     """
     prompts: dict[str, list[int]] = {}
     for place in range(len(pairs)) if places is None else places:

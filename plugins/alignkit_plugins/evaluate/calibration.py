@@ -113,9 +113,9 @@ def calibrated(
     Args:
         sure: How sure each is of its answers, from 0 to 1.
         right: Whether they are right, 0 or 1, or with which probability.
-        metrics: Of MEASURES.
+        metrics: Names in MEASURES.
         baseline: With whom the others are compared.
-        units: Of each answer, see `units_of`.
+        units: One for each answer, see `units_of`.
     """
     rows, in_bins = list[Row](), dict[str, list[dict[str, Any]]]()
     for metric in metrics:

@@ -41,7 +41,7 @@ class MeasuredStep(Step):
             )
         )
 
-    file: ClassVar[str]  # that has all numbers
+    file: ClassVar[str]  # the file with all numbers
     options: Any
 
     def check_data(self, data: StepData) -> None:

@@ -58,10 +58,10 @@ from alignkit_plugins.evaluate.learned_from import (
 )
 from alignkit_plugins.evaluate.metrics import Metric, raters_of
 
-NONE = "(none)"  # of prompts without the column
-FILTERS = ("min_new_tokens", "top_k", "top_p")  # of sampling: they leave tokens out
+NONE = "(none)"  # the group of prompts without the column
+FILTERS = ("min_new_tokens", "top_k", "top_p")  # options of sampling that leave tokens out
 SHOWN = 3  # prompts whose answers are in the report
-TrainedOn = Mapping[str, Mapping[str, bool | None]]  # of raters, by policy
+TrainedOn = Mapping[str, Mapping[str, bool | None]]  # by policy and rater
 
 
 class Evaluate(Step):

@@ -340,7 +340,7 @@ class ColumnFormat(Format):
                 `meta`.
             prompt: The turns before the responses.
             responses: To the prompt.
-            pairs: Of the responses; None derives them from their ranks.
+            pairs: Pairs of the responses; None derives them from their ranks.
         """
         meta = self.rest(row, *used, *SYSTEM_COLUMNS, "tools")
         return Group(
@@ -419,7 +419,7 @@ class ColumnFormat(Format):
         """The turns, after the system message that one of SYSTEM_COLUMNS holds.
 
         Args:
-            turns: Of a conversation, in order.
+            turns: A conversation's, in order.
             row: Its columns.
         """
         words = {cls.text(row, name, "").strip() for name in SYSTEM_COLUMNS} - {""}
@@ -455,7 +455,7 @@ class ColumnFormat(Format):
         messages.
 
         Args:
-            turns: Of a conversation, in order.
+            turns: A conversation's, in order.
             fields: Further fields of the response.
         """
         if not turns or turns[-1]["role"] != "assistant":
@@ -483,7 +483,7 @@ class ColumnFormat(Format):
         belongs to the last answer, so that all other turns are part of the prompt.
 
         Args:
-            turns: Of a conversation, in order.
+            turns: A conversation's, in order.
             fields: Further fields of the response.
         """
         roles = [turn["role"] for turn in turns]

@@ -65,7 +65,7 @@ class Messages(ColumnFormat):
 
         Args:
             row: With the label of its last answer, if it has one.
-            turns: Of the conversation.
+            turns: The conversation's.
             used: The columns that these are from.
         """
         turns, label = self.opened(turns, row), self.label(row)

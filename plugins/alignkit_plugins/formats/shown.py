@@ -86,7 +86,7 @@ def counts(groups: Iterable[Group], bad: int = 0) -> str:
     compared are ties only if others have pairs.
 
     Args:
-        groups: That were read.
+        groups: Those that were read.
         bad: Rows that could not be read.
     """
     numbers: Counter[str] = Counter()

@@ -42,8 +42,8 @@ class Model:
 
     Attributes:
         label: What to call it: `quickstart-align` for runs/quickstart/align.
-        keys: Of `model` in a recipe: an adapter's base model, or the model itself.
-        folder: Of its weights; None if `keys` name them.
+        keys: Keys of `model` in a recipe: an adapter's base model, or the model itself.
+        folder: The folder of its weights; None if `keys` name them.
         run: The run that trained it; None if it is not of a run.
         name: Its name there: `align`, `align@2` or `align@ppo`.
         record: The stage.json of the stage that trained it.
@@ -208,7 +208,8 @@ def _of_folder(folder: Path) -> Model:
             "revision": saved.get("revision"),
             "lora": {**scale_of(saved), "target_modules": saved.get("target_modules") or ALL},
         }
-        if is_file(template := folder / "chat_template.jinja"):  # which may not be that of the base
+        if is_file(template := folder / "chat_template.jinja"):
+            # It may differ from the base model's.
             keys["chat_template"] = str(template)
         return Model(folder.name, _keys(keys), folder)
     if is_file(folder / WHOLE):

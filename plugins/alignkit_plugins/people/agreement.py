@@ -171,7 +171,7 @@ def agreement_of(
         units: The ratings of each unit, in any order.
         clusters: A name for each unit; units with the same one depend on each other. Default: none
             do.
-        seed: Of the bootstrap.
+        seed: The seed of the bootstrap.
     """
     import numpy as np
 

@@ -57,7 +57,7 @@ def write(model: Model, out: Path, merge: bool, license: str | None) -> list[str
     """Write an export; return what its user must know.
 
     Args:
-        model: Of a stage.
+        model: A stage's.
         out: A new folder.
         merge: Whether to write a whole model instead of an adapter.
         license: For the model card.

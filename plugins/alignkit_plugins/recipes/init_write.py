@@ -61,7 +61,7 @@ GOALS: Mapping[str, Sequence[str]] = {
     "demos": (),
 }
 COMMAND = "alignkit init"
-MOST_ROWS = 100_000  # that are read to find out what a file holds
+MOST_ROWS = 100_000  # rows that show what a file holds
 ANSWER = "answer"  # the column in which rewards look for a known answer
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
