@@ -13,15 +13,13 @@ from torch import Tensor
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs, resolved_pairs
+from alignkit.functional.logprobs import entropy_of
+from alignkit.kernels.lm_head import HeadSpec
 
 
 def test_half_precision_is_widened() -> None:
-    logits, tokens = torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor([0, 2])
-    assert (
-        F.token_logprobs(logits, tokens).dtype
-        == F.masked_mean(logits, logits > 0).dtype
-        == torch.float32
-    )
+    logits = torch.zeros(2, 3, dtype=torch.bfloat16)
+    assert F.masked_mean(logits, logits > 0).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -29,7 +27,7 @@ def test_entropy_with_forbidden_tokens(dtype: torch.dtype) -> None:
     logits = torch.tensor(
         [[0.0, 0.0, -math.inf], [700.0, -700.0, 0.0]], dtype=dtype, requires_grad=True
     )
-    entropy = F.token_entropy(logits)
+    entropy = entropy_of(torch.log_softmax(logits, -1))
     torch.testing.assert_close(entropy, torch.tensor([math.log(2), 0.0], dtype=dtype))
     (gradient,) = torch.autograd.grad(entropy.sum(), logits)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient))
@@ -56,10 +54,8 @@ def test_masked_garbage_leaves_no_trace(garbage: float, dtype: torch.dtype) -> N
             F.ppo_policy_loss(x, 0.9 * other, other + 1.0, 0.2, 0.2, 3.0, mask=mask).sum(),
             F.ppo_value_loss(x, 0.9 * other, -other, 0.2, mask=mask).sum(),
             *(estimator(x, 2 * other, mask).sum() for estimator in F.KL_ESTIMATORS.values()),
-            *(
-                F.aggregate(x, mask, mode)
-                for mode in ("token_mean", "sequence_mean", "constant_length")
-            ),
+            F.masked_mean(x, mask),
+            F.mean_tokens(x, mask).sum(),
             F.sequence_log_ratio(x, 2 * other, mask).sum(),
             F.segment_advantage(x, mask, 0.1, 0.9).sum(),
         ]
@@ -270,14 +266,6 @@ def test_clipped_tokens_are_marked(garbage: float) -> None:
     assert clipped.tolist() == [[1, 1, 0, 1, 0, 0]]
 
 
-def test_best_of_n_distribution_shares_ties() -> None:
-    base, rewards = torch.tensor([0.2, 0.3, 0.4, 0.1]), torch.tensor([1.0, 0.0, 1.0, 2.0])
-    policy = F.best_of_n_distribution(base, rewards, 3)
-    torch.testing.assert_close(policy.sum(), torch.tensor(1.0))
-    torch.testing.assert_close(policy[2], 2 * policy[0])
-    torch.testing.assert_close(policy[1], torch.tensor(0.3**3))
-
-
 @pytest.mark.silent_bug(
     "evaluation: best of n",
     "With fewer than k samples, pass@k is 1.",
@@ -299,9 +287,7 @@ def test_best_of_n_distribution_shares_ties() -> None:
         (lambda x: F.shape_rewards(x, x, x, x, 0.1), "mask_rows"),
         (lambda x: F.pairwise_loss(x[:, 0], x), "worse"),
         (lambda x: F.masked_mean(x, x[0]), "mask"),
-        (lambda x: F.token_logprobs(x, x.long()), "logits"),
-        (lambda x: F.token_logprobs(x, x[:, 0].long(), temperature=0.0), "temperature"),
-        (lambda x: F.aggregate(x, x, "mean"), "mean"),
+        (lambda x: HeadSpec(x, temperature=0.0), "temperature"),
         (lambda x: F.shape_rewards(x[:, 0], x, x, x, 0.1, estimator="k4"), "k4"),
         (lambda x: F.missing_eos_penalty(x[0], x[0] > 0, penalty=1.0, replace=-1.0), "both"),
         (lambda x: F.robust_loss(x, 0.5), "0.5"),

@@ -6,10 +6,6 @@ prompt, `N` anything flat. Logarithms are natural: log-probabilities, KL and ent
 count; it may be bool, int or float. Losses are minimized and not yet reduced. Half-precision inputs
 are widened to float32; float64 stays float64.
 
-Some functions define in a few lines what the training loop, the packer and the sampler compute in
-another way: `token_logprobs`, `token_entropy`, `response_mask`, `position_ids`, `aggregate`. These,
-and the best-of-n estimates, are for tests, analysis and plugins.
-
 Conventions, for choices that the papers leave open:
 
 - A masked entry has no effect on values or gradients, even if it is inf or 1e30.
@@ -54,17 +50,14 @@ from alignkit.functional.advantages import (
     std_within_groups as std_within_groups,
 )
 from alignkit.functional.best_of_n import (
-    best_of_n_distribution as best_of_n_distribution,
     best_of_n_kl as best_of_n_kl,
     expected_best_of_n as expected_best_of_n,
     raft_top as raft_top,
 )
 from alignkit.functional.judge import (
     clamp_cai as clamp_cai,
-    hard_label as hard_label,
     judge_probability as judge_probability,
     order_probabilities as order_probabilities,
-    position_inconsistent as position_inconsistent,
     preferred as preferred,
 )
 from alignkit.functional.kl import (
@@ -76,10 +69,6 @@ from alignkit.functional.kl import (
 )
 from alignkit.functional.logprobs import (
     last_index as last_index,
-    position_ids as position_ids,
-    response_mask as response_mask,
-    token_entropy as token_entropy,
-    token_logprobs as token_logprobs,
 )
 from alignkit.functional.policy_gradient import (
     cispo_policy_loss as cispo_policy_loss,
@@ -105,7 +94,6 @@ from alignkit.functional.preference import (
     segment_advantage as segment_advantage,
 )
 from alignkit.functional.reductions import (
-    aggregate as aggregate,
     masked_mean as masked_mean,
     masked_sum as masked_sum,
     masked_whiten as masked_whiten,

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from alignkit.functional._tensors import check_shapes, widen
+from alignkit.functional._tensors import widen
 
 
 def raft_top(rewards: Tensor, count: int | None = None) -> Tensor:
@@ -50,18 +49,3 @@ def best_of_n_kl(n: int) -> float:
     if n < 1:
         raise ValueError(f"n must be positive, not {n}")
     return math.log(n) - (n - 1) / n
-
-
-def best_of_n_distribution(probs: Tensor, rewards: Tensor, n: int) -> Tensor:
-    """Exact policy of best-of-n over a finite set of responses: base policy [V], rewards [V] ->
-    [V].
-
-    P(reward <= r)^n - P(reward < r)^n, divided among equal rewards by their base probability.
-    """
-    check_shapes(probs=probs, rewards=rewards)
-    level = torch.unique(rewards, return_inverse=True)[1]
-    mass = widen(probs).new_zeros(len(probs)).index_add(0, level, widen(probs))
-    up_to = mass.cumsum(0)
-    chosen = up_to**n - (up_to - mass).clamp(min=0) ** n  # a difference of sums may be -1e-8
-    share = torch.where(mass > 0, chosen / mass.clamp(min=torch.finfo(mass.dtype).tiny), 0.0)
-    return widen(probs) * share[level]

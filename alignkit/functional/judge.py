@@ -35,27 +35,6 @@ def judge_probability(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
     return 0.5 + (torch.tanh((ab[:, 0] - ab[:, 1]) / 2) + torch.tanh((ba[:, 1] - ba[:, 0]) / 2)) / 4
 
 
-def position_inconsistent(logp_ab: Tensor, logp_ba: Tensor) -> Tensor:
-    """True [N] if the judge prefers the same *position* in both orders, whichever candidate is
-    shown there.
-    """
-    in_ab, in_ba = order_probabilities(logp_ab, logp_ba)
-    # Both are P(A better); on different sides of 0.5, the judge followed the position.
-    return (in_ab - 0.5) * (in_ba - 0.5) < 0
-
-
-def hard_label(p: Tensor, tolerance: float = 1e-4) -> Tensor:
-    """1, 0, or 0.5 within `tolerance` of a tie: [N] -> [N]. A judge that only sees positions
-    averages to 0.5.
-
-    The default is `alignkit.reward.TIE`.
-    """
-    p = widen(p)
-    return torch.where((p - 0.5).abs() <= tolerance, 0.5, torch.where(p > 0.5, 1.0, 0.0)).to(
-        p.dtype
-    )
-
-
 def clamp_cai(p: Tensor, low: float = 0.4, high: float = 0.6) -> Tensor:
     """Probabilities clamped to [low, high]: chain of thought makes judges overconfident. Bai et al.
     2022b, sec. 4.1.

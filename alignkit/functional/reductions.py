@@ -1,6 +1,4 @@
-"""Sums, means and whitening under a mask, and the three ways to reduce per-token losses to one
-number.
-"""
+"""Sums, means and whitening under a mask."""
 
 from __future__ import annotations
 
@@ -82,31 +80,3 @@ def masked_whiten(
 def whiten(x: Tensor, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
     """`masked_whiten` of all entries, such as the scores [N] of a whole batch of responses."""
     return masked_whiten(x, torch.ones_like(x, dtype=torch.bool), unbiased=unbiased, eps=eps)
-
-
-def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -> Tensor:
-    """Reduce per-token losses [B, T] to a scalar, by one of the values of the recipe key
-    `aggregation`.
-
-    - `token_mean`: every token has the same weight (DAPO, eq. 8).
-    - `sequence_mean`: the mean over sequences of their token means (GRPO, eq. 3).
-    - `constant_length`: the sum over all tokens, divided by B * `length` (default T). B includes
-      empty rows, so a token has the same weight in every batch of this size (Dr. GRPO, Liu et al.
-      2025).
-
-    Raises `ValueError` for any other mode. The denominators are those of the given tensors, so do
-    not apply it to micro-batches.
-    """
-    match mode:
-        case "token_mean":
-            return masked_mean(x, mask)
-        case "sequence_mean":
-            # Rows without tokens have a mean of 0, and are left out of the count.
-            return mean_tokens(x, mask).sum() / mask.bool().any(-1).sum().clamp(min=1)
-        case "constant_length":
-            return masked_sum(x, mask) / (
-                max(len(x), 1) * float(x.shape[-1] if length is None else length)
-            )
-    raise ValueError(
-        f"aggregation must be token_mean, sequence_mean or constant_length, not {mode!r}"
-    )

