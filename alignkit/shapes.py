@@ -22,7 +22,7 @@ from alignkit.errors import PluginError
 from alignkit.kinds import Observation
 from alignkit.reward import CombinedReward, Rating, Verdict
 
-FINITE = f"a finite number of at most {LARGEST:g}"
+FINITE = f"a finite number from {-LARGEST:g} to {LARGEST:g}"
 _MESSAGE = TypeAdapter(Message)
 _Number = Annotated[FiniteFloat, Field(ge=-LARGEST, le=LARGEST)]
 _NUMBERS = TypeAdapter[Any](dict[str, _Number | None] | _Number | None)

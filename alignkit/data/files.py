@@ -137,7 +137,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_LENIENT = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
 _DECODER = json.JSONDecoder(parse_constant=_finite, parse_float=_finite, object_pairs_hook=_object)
 
 
@@ -177,12 +176,11 @@ def _elements(path: Path, text: str) -> Iterator[Any]:
     """The elements of an array, each a row of its own, as some are bad."""
     at = 1
     try:
-        while text[at] != "]":
-            if text[at] in ", \t\r\n":
-                at += 1
-                continue
-            _, end = _LENIENT.raw_decode(text, at)
-            yield _parsed_line(text[at:end])
+        while text[at] != "]" or text[at + 1 :]:
+            end = at + 1
+            if text[at] not in ", \t\r\n":
+                _, end = json.JSONDecoder().raw_decode(text, at)
+                yield _parsed_line(text[at:end])
             at = end
     except (ValueError, IndexError) as error:
         raise DataError(f"{path}: not valid JSON: {error}") from error

@@ -181,7 +181,7 @@ def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python])
 
 
 FAILURES = r"""
-return [1.0, -1e308, 2.0] | -1e\+308 for completion 1 of 3 .*expected a finite number of at most 1e\+15
+return [1.0, -1e308, 2.0] | -1e\+308 for completion 1 of 3 .*expected a finite number from -1e\+15 to 1e\+15
 return [1.0, float('nan'), 2.0] | nan for completion 1 of 3 \(prompt p1\).*completion: 'Fine'
 return [1.0, 1.0, float('inf')] | inf for completion 2 of 3
 return ['1', 1, 1]              | '1' for completion 0 of 3

@@ -25,7 +25,7 @@ from alignkit_plugins.formats.rows import turns_of_response
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
 # similarity s.
 BANDS, PER_BAND, SEED = 20, 6, 49
-VALUES = 512  # a longer signature says how similar candidates are to within 0.04
+VALUES = 512  # a signature says how similar candidates are to within 0.04
 GRAM = 5  # characters
 MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; no normalized text has it
@@ -127,18 +127,15 @@ def _grams(text: str) -> set[str]:
 
 @lru_cache(maxsize=1)
 def _signature(text: str) -> tuple[list[int], Any]:
-    """The bands of a text, each with its place, and the last bytes of its longer signature."""
+    """The bands of a text, each with its place, and the last byte of each value of its signature."""
     import numpy  # only here, so that commands start fast
     from rensa import RMinHash
 
-    digests = []
-    for size in (BANDS * PER_BAND, VALUES):
-        sketch = RMinHash(num_perm=size, seed=SEED)
-        sketch.update(list(_grams(text)))  # in any order
-        digests.append(sketch.digest())
-    short, long = digests
-    bands = [hash((at, *short[at : at + PER_BAND])) for at in range(0, len(short), PER_BAND)]
-    return bands, numpy.array(long, numpy.uint64).astype(numpy.uint8)
+    sketch = RMinHash(num_perm=VALUES, seed=SEED)
+    sketch.update(list(_grams(text)))  # in any order
+    digest = sketch.digest()
+    bands = [hash((at, *digest[at : at + PER_BAND])) for at in range(0, BANDS * PER_BAND, PER_BAND)]
+    return bands, numpy.array(digest, numpy.uint64).astype(numpy.uint8)
 
 
 class Index:
@@ -167,7 +164,7 @@ class Index:
         """The text that equals another one, or that is nearly equal to it.
 
         Of texts with a long part in common, which share a few bands with all others, those are
-        compared whose longer signatures are most alike.
+        compared whose signatures are most alike.
         """
         if unit.text in self.first:
             return Match(unit, self.first[unit.text], 1.0)

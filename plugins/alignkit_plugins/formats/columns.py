@@ -24,7 +24,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
-from itertools import permutations
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
@@ -266,41 +265,46 @@ def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
 
 # Columns that rate two answers
 
-_RATING = re.compile("score|rating|reward|grade|(up)?votes|rank|avg|average|mean|overall|final")
+_WORD = re.compile(r"[A-Za-z]+|\d+")
+_RATING = re.compile(
+    "(?i:score|rating|reward|grade|(up)?votes|rank|avg|average|mean|overall|final)"
+)
 _NAMED = ("better", "best", "winner", "preferred", "preference", "verdict", "label")
 
 
-def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> set[str]:
-    """The columns that rate two answers alike. Raises BadRow if one says that the worse answer is
-    better.
+def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> bool:
+    """Whether a rating of two answers is the same. Raises BadRow if one says that the worse answer
+    is better.
 
     better, worse: the columns of the answers. Ratings are called alike, such as score_chosen for
     chosen.
     """
-    alike, against = set(), [name for name in _NAMED if str(row.get(name)).lower() == worse]
-    for pair in _rated(tuple(row), better, worse):
+    alike, against = False, [name for name in _NAMED if str(row.get(name)).lower() == worse]
+    for name in row:
+        pair = name, _twin(name, better, worse)
         with suppress(BadRow):  # ratings may be in words
-            sign = -1 if "rank" in pair[0].lower() else 1  # the best has rank 1
-            values: Any = [Format.number(row, name) for name in pair]
-            if None not in values and sign * values[0] < sign * values[1]:
-                against.append(f"{pair[0]} {values[0]:g} and {pair[1]} {values[1]:g}")
-            alike |= {*pair} if values[0] == values[1] is not None else set()
+            high, low = (to_number(row.get(each), each) for each in pair)
+            if high is None or low is None:
+                continue
+            alike |= high == low
+            if high != low and (high < low) != ("rank" in name.lower()):  # the best has rank 1
+                against.append(f"{name} {high:g} and {pair[1]} {low:g}")
     if against:
         raise BadRow(f"{' and '.join(against)} contradict that the {better} answer is better")
     return alike
 
 
 @cache
-def _rated(names: Sequence[str], better: str, worse: str) -> list[tuple[str, str]]:
-    """The names of the better answer's rating and the worse one's."""
-    words = {name: {*re.findall(r"[a-z]+|\d+", name.lower())} for name in (*names, better, worse)}
-    apart = words[better] - words[worse], words[worse] - words[better]
-    pairs = []
-    for pair in permutations(names, 2):
-        one, other = words[pair[0]], words[pair[1]]
-        if (one - other, other - one) == apart and one & other:
-            pairs += [pair] if all(map(_RATING.fullmatch, one & other)) else []
-    return pairs
+def _twin(name: str, better: str, worse: str) -> str:
+    """The column that rates the worse answer, of the one that rates the better; empty if that is
+    none.
+    """
+    words = [_WORD.findall(column) for column in (better, worse, name)]
+    one, other = next(pair for pair in zip(*words[:2], strict=False) if pair[0] != pair[1])
+    others = [word for word in words[2] if word != one]
+    if len(words[2]) - len(others) != 1 or not others or not all(map(_RATING.fullmatch, others)):
+        return ""
+    return _WORD.sub(lambda word: other if word[0] == one else word[0], name)
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:

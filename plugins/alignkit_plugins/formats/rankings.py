@@ -88,7 +88,10 @@ class Rankings(ColumnFormat):
         known: Any = [(one.rank, one.scores["reward"]) for one in responses if one.scores]
         for (rank, high), (later, low) in permutations(known, 2):
             if None not in (rank, later) and rank < later and high < low:
-                raise BadRow(f"rank {rank:g} and score {high:g} contradict {later:g} and {low:g}")
+                raise BadRow(
+                    f"rank {rank:g} has score {high:g} and rank {later:g} has {low:g}, which "
+                    "contradict each other"
+                )
         pairs = None
         if all(response.rank is None for response in responses):
             pairs = self.pairs_by_score(responses)

@@ -35,8 +35,6 @@ COMPLETIONS = ("completion", "response")
 NUMBERED = re.compile(
     r"(response|output|completion|answer|conversation)[ _-]?[0-9a-i]|model_[ab]_completion", re.I
 )
-# Columns with the rating of the chosen answer; equal ones make no pair.
-RATINGS = {"score_chosen", "chosen_score", "chosen_rating", "chosen-rating"}
 
 
 class Preference(ColumnFormat):
@@ -78,7 +76,7 @@ class Preference(ColumnFormat):
         p = self.number(row, "p")
         better, worse = ("chosen", "rejected") if p is None or p >= 0.5 else ("rejected", "chosen")
         pairs = [Pair(0, 1, 1.0 if p is None else p, self.margin(row))]
-        if rated_alike(row, better, worse) & RATINGS:  # none of them is better
+        if p != 0.5 and rated_alike(row, better, worse):  # none of them is better
             pairs = []
         used = ("prompt", "chosen", "rejected", "margin", "p")
         responses = self.answer(chosen), self.answer(rejected)
