@@ -25,7 +25,16 @@ from typing import Annotated, Any
 import typer
 
 from alignkit import __version__
-from alignkit.commands import Overrides, RecipeName, Result, add_commands, load, outcome, refuse
+from alignkit.commands import (
+    Overrides,
+    RecipeName,
+    Result,
+    add_commands,
+    load,
+    option,
+    outcome,
+    refuse,
+)
 from alignkit.errors import SIGNALS, as_shown, message_of, plugin_options, stoppable
 
 app = typer.Typer(
@@ -67,22 +76,17 @@ def run(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder of the run. Default: runs/NAME, by the name of the recipe."
-        ),
+        option("DIR", "Folder of the run. Default: runs/NAME, by the name of the recipe."),
     ] = None,
     only: Annotated[
         str | None,
-        typer.Option(
-            metavar="STAGE",
-            help="Run only this stage, on the complete results of the stages that it needs.",
+        option(
+            "STAGE", "Run only this stage, on the complete results of the stages that it needs."
         ),
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(
-            metavar="STAGE", help="Run the stages up to this one, and leave the later ones."
-        ),
+        option("STAGE", "Run the stages up to this one, and leave the later ones."),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -93,9 +97,7 @@ def run(
     ] = False,
     processes: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=1, help="Number of processes of this machine that run it together."
-        ),
+        option("N", "Number of processes of this machine that run it together.", min=1),
     ] = 1,
 ) -> Any:
     """Run a recipe. The same command resumes a run that was interrupted.
@@ -201,8 +203,8 @@ def common_options(words: Sequence[str]) -> list[str]:
     """Set `plugin_options`; returns the words that are no options of every command."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--json", action="store_true")
-    for option in plugin_options:
-        parser.add_argument(option, dest=option, action="append", default=[])
+    for name in plugin_options:
+        parser.add_argument(name, dest=name, action="append", default=[])
     try:
         values, rest = parser.parse_known_args(words)
     except ArgumentError as error:

@@ -154,18 +154,23 @@ def outcome(result: Result) -> str:
     return json.dumps(plain, indent=1)
 
 
+def option(metavar: str, help: str, *names: str, **more: Any) -> Any:
+    """An option of a command, in its annotation. metavar: what `--help` shows for its value."""
+    return typer.Option(*names, metavar=metavar, help=help, **more)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """An argument of a command, in its annotation."""
+    return typer.Argument(metavar=metavar, help=help)
+
+
 RecipeName = Annotated[
     str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A recipe file, or the name of a recipe that comes with alignkit.",
-    ),
+    argument("RECIPE", "A recipe file, or the name of a recipe that comes with alignkit."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."
-    ),
+    argument("KEY=VALUE", "Overrides of the recipe: a.b=c sets a key, and ~a.b deletes one."),
 ]
 
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from alignkit.commands import Result
+from alignkit.commands import Result, argument, option
 from alignkit.io.text import printable
 
 if TYPE_CHECKING:
@@ -19,9 +17,9 @@ if TYPE_CHECKING:
 
 Policies = Annotated[
     list[str],
-    typer.Argument(
-        metavar="POLICY...",
-        help=(
+    argument(
+        "POLICY...",
+        (
             "Policies: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, or an id on "
             "the hub. Then overrides, KEY=VALUE, such as sampling.temperature=0 (default: 0.7) "
             "or engine.vllm.url=URL."
@@ -30,19 +28,15 @@ Policies = Annotated[
 ]
 Rewards = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="REWARD",
-        help=(
-            "Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. "
-            "Repeatable."
-        ),
+    option(
+        "REWARD",
+        ("Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. Repeatable."),
     ),
 ]
 Judges = Annotated[
     list[str] | None,
-    typer.Option(
-        metavar="JUDGE",
-        help="Judge that compares answers, as in a recipe: '{openai_judge: {...}}'. Repeatable.",
+    option(
+        "JUDGE", "Judge that compares answers, as in a recipe: '{openai_judge: {...}}'. Repeatable."
     ),
 ]
 PIPE_WIDTH = 100  # characters

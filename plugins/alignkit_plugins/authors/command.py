@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, Result, refuse
+from alignkit.commands import DefaultGroup, Result, argument, option, refuse
 from alignkit.io.text import printable
 from alignkit_plugins.printing import files_written
 
@@ -20,10 +20,7 @@ def plugins(
     context: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(
-            metavar="NAME",
-            help="Name of a plugin, whose options are shown, or of a kind of plugins.",
-        ),
+        argument("NAME", "Name of a plugin, whose options are shown, or of a kind of plugins."),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")
@@ -65,9 +62,7 @@ def plugins(
 def new(
     name: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME", help="Name of the reward in recipes, such as `calm` or `my_reward`."
-        ),
+        argument("NAME", "Name of the reward in recipes, such as `calm` or `my_reward`."),
     ],
 ) -> Result:
     """Write a package with a reward that works.
@@ -92,13 +87,11 @@ def new(
 def check(
     what: Annotated[
         str,
-        typer.Argument(
-            metavar="NAME|FILE", help="Plugin to check: its name, that of its package, or a module."
-        ),
+        argument("NAME|FILE", "Plugin to check: its name, that of its package, or a module."),
     ],
     options: Annotated[
         str,
-        typer.Option(metavar="YAML", help="Options by plugin: '{calm: {marks: \"?\"}}'."),
+        option("YAML", "Options by plugin: '{calm: {marks: \"?\"}}'."),
     ] = "{}",
 ) -> Result:
     """Check a plugin by the rules of its kind.

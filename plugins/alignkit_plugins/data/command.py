@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result
+from alignkit.commands import Result, argument, option
 from alignkit_plugins.printing import files_written, reported
 
 EXAMPLES = 20  # dropped rows that are shown
@@ -18,17 +18,11 @@ data_app = typer.Typer(
 
 File = Annotated[
     str,
-    typer.Argument(
-        metavar="FILE",
-        help="Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'.",
-    ),
+    argument("FILE", "Data: a file, a folder, a hub data set, or YAML such as '{alpaca: my.csv}'."),
 ]
 RuleWords = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="RULE=VALUE",
-        help="Options of the step `clean`; `alignkit plugins clean` lists them.",
-    ),
+    argument("RULE=VALUE", "Options of the step `clean`; `alignkit plugins clean` lists them."),
 ]
 
 
@@ -36,9 +30,9 @@ RuleWords = Annotated[
 def browse(
     file: File,
     rules: RuleWords = None,
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="File for the page, which a browser opens.")
-    ] = Path("rows.html"),
+    out: Annotated[Path, option("FILE", "File for the page, which a browser opens.")] = Path(
+        "rows.html"
+    ),
 ) -> Result:
     """Write a page with the rows of a file, and what `alignkit data clean` would drop.
 
@@ -101,9 +95,7 @@ def clean(
     *,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE", help="File for the rows that are left, as .jsonl or .jsonl.gz."
-        ),
+        option("FILE", "File for the rows that are left, as .jsonl or .jsonl.gz."),
     ],
 ) -> Result:
     """Write a file without the rows that break a rule of the step `clean`.
@@ -138,14 +130,9 @@ def convert(
     file: File,
     to: Annotated[
         str,
-        typer.Option(
-            metavar="LAYOUT",
-            help="Layout of the rows: messages, sft, preference, ranked, kto or prompts.",
-        ),
+        option("LAYOUT", "Layout of the rows: messages, sft, preference, ranked, kto or prompts."),
     ],
-    out: Annotated[
-        Path, typer.Option(metavar="FILE", help="File for the rows, as .jsonl or .jsonl.gz.")
-    ],
+    out: Annotated[Path, option("FILE", "File for the rows, as .jsonl or .jsonl.gz.")],
 ) -> Result:
     """Write the rows of any format in a layout that TRL and other tools read; all turns are lists
     of messages.

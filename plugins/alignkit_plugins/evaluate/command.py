@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from alignkit.commands import Result, refuse
+from alignkit.commands import Result, argument, option, refuse
 from alignkit_plugins.printing import Judges, Rewards
 
 
 def evaluate(
     words: Annotated[
         list[str],
-        typer.Argument(
-            metavar="POLICY...|FILE",
-            help=(
+        argument(
+            "POLICY...|FILE",
+            (
                 "Policies to compare: RUN/STAGE, RUN/align@ppo, RUN/base, a folder with a model, "
                 "or a model's id on the hub. Or a file of answers to score, in any format. Then "
                 "overrides, KEY=VALUE."
@@ -27,9 +25,9 @@ def evaluate(
     ],
     prompts: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help=(
+        option(
+            "FILE",
+            (
                 "Held-out prompts for the policies: a file, or data as in a recipe: '{gsm8k: "
                 "FILE}' names its format."
             ),
@@ -39,16 +37,13 @@ def evaluate(
     judge: Judges = None,
     baseline: Annotated[
         str | None,
-        typer.Option(
-            metavar="POLICY",
-            help="Policy that the others are compared with. Default: as in the step.",
-        ),
+        option("POLICY", "Policy that the others are compared with. Default: as in the step."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR|FILE",
-            help=(
+        option(
+            "DIR|FILE",
+            (
                 "Folder of the run, by default runs/evaluate; or file for the scores of answers, "
                 "by default stdout."
             ),
@@ -56,11 +51,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Use only the first N prompts, or the first N examples of FILE.",
-        ),
+        option("N", "Use only the first N prompts, or the first N examples of FILE.", min=1),
     ] = None,
 ) -> Result:
     """Compare policies on held-out prompts, or score given answers.

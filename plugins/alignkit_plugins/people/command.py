@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, Result, refuse
+from alignkit.commands import DefaultGroup, Result, argument, option, refuse
 from alignkit.errors import DataError, check_extra, did_you_mean
 from alignkit.io.text import printable
 from alignkit_plugins.printing import files_written, reported
@@ -21,23 +21,19 @@ if TYPE_CHECKING:
     from alignkit_plugins.people.store import Store
 
 labels_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
-StoreFile = Annotated[
-    Path, typer.Argument(metavar="STORE", help="Store of labels, such as labels.feedback.")
-]
+StoreFile = Annotated[Path, argument("STORE", "Store of labels, such as labels.feedback.")]
 
 
 def label(
     data: Annotated[
         Path,
-        typer.Argument(
-            metavar="DATA", help="Data to label: a file in any format, or a store (.feedback)."
-        ),
+        argument("DATA", "Data to label: a file in any format, or a store (.feedback)."),
     ],
     task: Annotated[
         str | None,
-        typer.Option(
-            metavar="TASK",
-            help=(
+        option(
+            "TASK",
+            (
                 "Task: pair, safety, ranking, review, demonstration or thumb. Default: by the "
                 "responses."
             ),
@@ -45,44 +41,28 @@ def label(
     ] = None,
     guidelines: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Guidelines for labelers, in Markdown. Each label records their version.",
-        ),
+        option("FILE", "Guidelines for labelers, in Markdown. Each label records their version."),
     ] = None,
     gold: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Items with known labels, mixed in unseen, to check the labelers."
-        ),
+        option("FILE", "Items with known labels, mixed in unseen, to check the labelers."),
     ] = None,
     qualify: Annotated[
         int,
-        typer.Option(
-            metavar="N",
-            min=0,
-            help="Number of gold items that everybody answers first, 80% of them right.",
-        ),
+        option("N", "Number of gold items that everybody answers first, 80% of them right.", min=0),
     ] = 0,
     annotator: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Name of a labeler. Repeatable: each gets an address."),
+        option("NAME", "Name of a labeler. Repeatable: each gets an address."),
     ] = None,
-    overlap: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of people who label each item.")
-    ] = 1,
+    overlap: Annotated[int, option("N", "Number of people who label each item.", min=1)] = 1,
     port: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            max=65535,
-            help="Port of the page. Default: 8765, or the next free one.",
-        ),
+        option("N", "Port of the page. Default: 8765, or the next free one.", min=1, max=65535),
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="https:// address of the proxy that other machines use."),
+        option("URL", "https:// address of the proxy that other machines use."),
     ] = None,
 ) -> None:
     """Label data on a page in your browser. Ctrl-C stops; the same command continues.
@@ -243,13 +223,11 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
 def merge(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="STORE...", help="Stores, or folders of exports, to add."),
+        argument("STORE...", "Stores, or folders of exports, to add."),
     ],
     into: Annotated[
         Path,
-        typer.Option(
-            metavar="STORE", help="Store to add them to, which is made if it does not exist."
-        ),
+        option("STORE", "Store to add them to, which is made if it does not exist."),
     ],
 ) -> Result:
     """Add the items and labels of stores or exports to a store. Doing it twice changes nothing.
@@ -280,15 +258,11 @@ def merge(
 @labels_app.command()
 def export(
     store: StoreFile,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the export.")],
-    license: Annotated[
-        str, typer.Option(metavar="NAME", help="License of items that state none themselves.")
-    ] = "",
+    out: Annotated[Path, option("DIR", "New folder for the export.")],
+    license: Annotated[str, option("NAME", "License of items that state none themselves.")] = "",
     push: Annotated[
         str,
-        typer.Option(
-            metavar="ORG/NAME", help="Data set on the hub to add it to; it is made private."
-        ),
+        option("ORG/NAME", "Data set on the hub to add it to; it is made private."),
     ] = "",
 ) -> Result:
     """Write a folder of what may be shared: redacted, with pseudonyms.

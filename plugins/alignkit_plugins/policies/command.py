@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from alignkit.commands import Result, refuse
+from alignkit.commands import Result, argument, option, refuse
 from alignkit.errors import check_extra
 from alignkit_plugins.printing import Policies, Rewards, files_written
 
@@ -25,30 +25,23 @@ LEAST_TOKEN = 16  # characters
 CONVERTER = ("python", "convert_hf_to_gguf.py")  # a script of llama.cpp
 Collect = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE.feedback", help="File that keeps answers and thumbs of users who agreed."
-    ),
+    option("FILE.feedback", "File that keeps answers and thumbs of users who agreed."),
 ]
 
 
 def chat(
     policies: Policies,
     reward: Rewards = None,
-    system: Annotated[
-        str, typer.Option(metavar="TEXT", help="System message before the first question.")
-    ] = "",
+    system: Annotated[str, option("TEXT", "System message before the first question.")] = "",
     prompts: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE",
-            help="File of prompts, in any format, to answer instead of chatting. Needs --out.",
+        option(
+            "FILE", "File of prompts, in any format, to answer instead of chatting. Needs --out."
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="File that the answers to --prompts are written to, as .jsonl."
-        ),
+        option("FILE", "File that the answers to --prompts are written to, as .jsonl."),
     ] = None,
     collect: Collect = None,
     page: Annotated[
@@ -103,29 +96,23 @@ def serve(
     policies: Policies,
     port: Annotated[
         int,
-        typer.Option(
-            metavar="N", min=0, max=65535, help="Port to listen on; 0 takes any free one."
-        ),
+        option("N", "Port to listen on; 0 takes any free one.", min=0, max=65535),
     ] = PORT,
     host: Annotated[
         str,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Address that other machines use, or https://NAME of a proxy. They need --token.",
+        option(
+            "ADDRESS",
+            "Address that other machines use, or https://NAME of a proxy. They need --token.",
         ),
     ] = "127.0.0.1",
     token: Annotated[
         str | None,
-        typer.Option(
-            metavar="TEXT", envvar="ALIGNKIT_TOKEN", help="API key that clients must send."
-        ),
+        option("TEXT", "API key that clients must send.", envvar="ALIGNKIT_TOKEN"),
     ] = None,
     collect: Collect = None,
     license: Annotated[
         str,
-        typer.Option(
-            metavar="NAME", help="License of what --collect keeps, so that it can be shared."
-        ),
+        option("NAME", "License of what --collect keeps, so that it can be shared."),
     ] = "",
 ) -> None:
     """Answer OpenAI clients on this machine with your policies.
@@ -217,22 +204,20 @@ def start(
 def export(
     stage: Annotated[
         str,
-        typer.Argument(
-            metavar="RUN/STAGE",
-            help="Stage of a run to export; RUN/STAGE@K is a kept version, RUN/align@ppo a result.",
+        argument(
+            "RUN/STAGE",
+            "Stage of a run to export; RUN/STAGE@K is a kept version, RUN/align@ppo a result.",
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="FOLDER", help="New folder for the export. Default: exports/RUN-STAGE."
-        ),
+        argument("FOLDER", "New folder for the export. Default: exports/RUN-STAGE."),
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Write a whole model instead of an adapter.")
     ] = False,
     license: Annotated[
-        str | None, typer.Option(metavar="ID", help="License of the export, for its model card.")
+        str | None, option("ID", "License of the export, for its model card.")
     ] = None,
 ) -> Result:
     """Write a trained model, with a model card, for other programs.

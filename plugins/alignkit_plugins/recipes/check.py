@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.commands import RecipeName, Result, load, refuse, stage_of
+from alignkit.commands import RecipeName, Result, argument, load, refuse, stage_of
 from alignkit_plugins.printing import print_lines, print_table
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[STAGE [N]] KEY=VALUE",
-        help=(
+    argument(
+        "[STAGE [N]] KEY=VALUE",
+        (
             "STAGE and N name a stage and the row of it to show, the first by default. Overrides "
             "are as in run."
         ),
@@ -182,9 +182,7 @@ def _plan(recipe: Recipe, folder: Path) -> Result:
 def verify(
     stage: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN[/STAGE]", help="Folder of a run, or of one of its stages, to run again."
-        ),
+        argument("RUN[/STAGE]", "Folder of a run, or of one of its stages, to run again."),
     ],
 ) -> Result:
     """Run stages again and say whether the bytes are the same.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, refuse
+from alignkit.commands import Result, argument, option, refuse
 from alignkit.io.text import is_file
 from alignkit_plugins.printing import files_written, print_table
 
@@ -15,15 +15,13 @@ from alignkit_plugins.printing import files_written, print_table
 def init(
     folder: Annotated[
         str,
-        typer.Argument(
-            metavar="DIR", help="Where the recipe is written. Default: the current folder."
-        ),
+        argument("DIR", "Where the recipe is written. Default: the current folder."),
     ] = ".",
     files: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KIND=]FILES",
-            help=(
+        argument(
+            "[KIND=]FILES",
+            (
                 "Your data. The format of each file is detected. If it cannot be: "
                 "demos=, pairs= (rankings too), labels=, prompts= or known-answers=FILE."
             ),
@@ -31,23 +29,18 @@ def init(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--from", metavar="RECIPE", help="Copy a recipe that comes with alignkit."),
+        option("RECIPE", "Copy a recipe that comes with alignkit.", "--from"),
     ] = None,
     listed: Annotated[
         bool, typer.Option("--list", help="List the recipes that come with alignkit.")
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Base model: a hub id, a folder, or a name of `alignkit plugins model`.",
-        ),
+        option("MODEL", "Base model: a hub id, a folder, or a name of `alignkit plugins model`."),
     ] = None,
     columns: Annotated[
         str,
-        typer.Option(
-            metavar="NAME=COLUMN,...", help="Your columns, by the names that a format expects."
-        ),
+        option("NAME=COLUMN,...", "Your columns, by the names that a format expects."),
     ] = "",
 ) -> Result:
     """Write a recipe that fits your data.

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.commands import Result, refuse
+from alignkit.commands import Result, argument, refuse
 from alignkit.io.atomic import discard_folder, write_text
 from alignkit.io.results import (
     PAGE,
@@ -32,9 +32,8 @@ from alignkit_plugins.printing import reported
 def show(
     folder: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Folder of a run, or one of its results: RUN/align@ppo. Default: list runs/.",
+        argument(
+            "RUN", "Folder of a run, or one of its results: RUN/align@ppo. Default: list runs/."
         ),
     ] = None,
     prune: Annotated[
