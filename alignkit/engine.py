@@ -10,10 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
-
+from alignkit.options import Field, WithOptions
 from alignkit.options import Options as _Options
-from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +28,7 @@ class EngineOptions(_Options):
     changes_no_result: ClassVar[frozenset[str]] = frozenset({"timeout"})
 
     timeout: float = Field(
-        default=600.0,
-        gt=0,
-        description="seconds without progress after which a call has failed; changes no result",
+        600.0, "seconds without progress after which a call has failed; changes no result", gt=0
     )
 
     @property

@@ -17,8 +17,19 @@ from pydantic import (
     create_model,
     field_validator,
 )
-from pydantic import Field as Field
-from pydantic_core import core_schema
+from pydantic import Field as field
+from pydantic_core import PydanticUndefined, core_schema
+
+
+def Field(default: Any = PydanticUndefined, description: str | None = None, **more: Any) -> Any:
+    """A field of options.
+
+    Args:
+        default: Without one, the field is required.
+        description: What `alignkit plugins NAME` says of it.
+        more: What pydantic's `Field` takes, such as `ge=0`.
+    """
+    return field(default, description=description, **more)
 
 
 class Options(BaseModel):

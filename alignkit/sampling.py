@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, model_validator
 
-from alignkit.options import Options
+from alignkit.options import Field, Options
 
 
 class Sampling(Options):
@@ -33,27 +33,17 @@ class Sampling(Options):
 
     model_config = ConfigDict(frozen=True)
 
-    max_new_tokens: int = Field(default=128, ge=1, description="maximum response length, in tokens")
-    min_new_tokens: int = Field(default=0, ge=0, description="minimum response length, in tokens")
+    max_new_tokens: int = Field(128, "maximum response length, in tokens", ge=1)
+    min_new_tokens: int = Field(0, "minimum response length, in tokens", ge=0)
     temperature: float = Field(
-        default=1.0,
-        ge=0,
-        description="sampling temperature, which log-probabilities also use; 0 is greedy",
+        1.0, "sampling temperature, which log-probabilities also use; 0 is greedy", ge=0
     )
     top_p: float = Field(
-        default=1.0,
-        gt=0,
-        le=1,
-        description="sample from the most likely tokens with this total probability; 1: all",
+        1.0, "sample from the most likely tokens with this total probability; 1: all", gt=0, le=1
     )
-    top_k: int = Field(
-        default=0, ge=0, description="sample from this many most likely tokens; 0: all"
-    )
+    top_k: int = Field(0, "sample from this many most likely tokens; 0: all", ge=0)
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=list,
-        description=(
-            "texts that end a response, even before min_new_tokens; they stay part of the response"
-        ),
+        [], "texts that end a response, even before min_new_tokens; they stay part of the response"
     )
 
     @model_validator(mode="after")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict
 
 from alignkit.options import (
     DataRef,
     EnvironmentRef,
+    Field,
     FilterRef,
     MonitorRef,
     Options,
@@ -24,18 +25,16 @@ from alignkit.sampling import Sampling
 class LoraSpec(Options):
     """The LoRA adapter, under peft's names."""
 
-    r: int = Field(default=16, ge=1, le=4096, description="rank of the adapter")
-    lora_alpha: int = Field(
-        default=32, ge=1, description="scale: the adapter's output is multiplied by lora_alpha / r"
-    )
+    r: int = Field(16, "rank of the adapter", ge=1, le=4096)
+    lora_alpha: int = Field(32, "scale: the adapter's output is multiplied by lora_alpha / r", ge=1)
     target_modules: str | list[str] = Field(
-        default="all-linear",
-        description=(
+        "all-linear",
+        (
             "layers that get an adapter: names, or all-linear for every linear layer; the "
             "routers and MLPs of a mixture of experts stay frozen"
         ),
     )
-    use_rslora: bool = Field(default=False, description="multiply by lora_alpha / sqrt(r) instead")
+    use_rslora: bool = Field(False, "multiply by lora_alpha / sqrt(r) instead")
 
 
 class ModelSpec(Options):
@@ -44,102 +43,86 @@ class ModelSpec(Options):
     base: Annotated[str, in_recipe("model")] = Field(
         min_length=1, description="Hugging Face model id, folder, or a plugin's NAME or NAME://PATH"
     )
-    revision: str | None = Field(
-        default=None, description="commit, branch or tag on the Hub; default: the latest"
-    )
+    revision: str | None = Field(None, "commit, branch or tag on the Hub; default: the latest")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto",
-        description=(
+        "auto",
+        (
             "dtype of the base weights; auto: bfloat16 if the base is frozen and the hardware "
             "supports it, else float32"
         ),
     )
     quantization: Literal["none", "nf4", "nf4_double_quant", "int8"] = Field(
-        default="none",
-        description=(
+        "none",
+        (
             "store the base weights in 4 or 8 bits (bitsandbytes), with double_quant also their "
             "scales; requires LoRA (QLoRA, Dettmers et al. 2023, arXiv:2305.14314)"
         ),
     )
     lora: Annotated[
         LoraSpec | None, BeforeValidator(lambda value: None if value == "none" else value)
-    ] = Field(
-        default=LoraSpec(), description="LoRA options, such as {r: 16}; none: train all weights"
-    )
+    ] = Field(LoraSpec(), "LoRA options, such as {r: 16}; none: train all weights")
     mixed_precision: Literal["none", "bf16"] = Field(
-        default="none",
-        description=(
-            "bf16: with lora: none, keep weights and losses in float32 and multiply in bfloat16"
-        ),
+        "none", "bf16: with lora: none, keep weights and losses in float32 and multiply in bfloat16"
     )
     activation_checkpointing: bool = Field(
-        default=False,
-        description=(
+        False,
+        (
             "store only the input of each layer, and compute the layer again for its gradient: "
             "less memory, about a third more time"
         ),
     )
     chat_template: Annotated[str | None, in_recipe("template")] = Field(
-        default=None,
-        description=(
+        None,
+        (
             "plain, a plugin's such as chatml, hermes (chatml with tools), llama2, llama3, gemma "
             "or zephyr, or a Jinja file; default: the model's own, or plain if it has none"
         ),
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict,
-        description="arguments of the chat template, such as {enable_thinking: false}",
+        {}, "arguments of the chat template, such as {enable_thinking: false}"
     )
-    trust_remote_code: bool = Field(
-        default=False, description="run Python code that comes with a Hub model"
-    )
+    trust_remote_code: bool = Field(False, "run Python code that comes with a Hub model")
     device: str = Field(
-        default="auto",
+        "auto",
+        "torch device, such as cpu or cuda:1; auto: a GPU if there is one",
         pattern=r"^(auto|cpu(:0)?|(cuda|mps|xpu|hpu|npu|mtia)(:\d{1,3})?)$",
-        description="torch device, such as cpu or cuda:1; auto: a GPU if there is one",
     )
 
 
 class Rollout(Sampling):
     """How the policy samples responses."""
 
-    temperature: float = Field(
-        default=1.0, gt=0, description="sampling temperature, which log-probabilities also use"
-    )
-    samples_per_prompt: int = Field(
-        default=1, ge=1, le=1024, description="responses to each prompt"
-    )
+    temperature: float = Field(1.0, "sampling temperature, which log-probabilities also use", gt=0)
+    samples_per_prompt: int = Field(1, "responses to each prompt", ge=1, le=1024)
     missing_eos_penalty: float = Field(
-        default=0.0,
-        ge=0,
-        description="subtracted from the reward of a response truncated at max_new_tokens",
+        0.0, "subtracted from the reward of a response truncated at max_new_tokens", ge=0
     )
     filters: list[FilterRef] | None = Field(
-        default=None,
-        description=(
+        None,
+        (
             "which scored groups are learned from, such as [spread]; each filter sees those that "
             "the ones before it kept; default: all"
         ),
     )
     max_num_gen_batches: int | None = Field(
-        default=None,
+        None,
+        (
+            "most batches of prompts in an iteration, until filters and algorithm leave "
+            "`prompts_per_iteration` groups (DAPO's dynamic sampling); default: one, whatever is left"
+        ),
         ge=2,
-        description="most batches of prompts in an iteration, until filters and algorithm leave "
-        "`prompts_per_iteration` groups (DAPO's dynamic sampling); default: one, whatever is left",
     )
     ahead: int | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description=(
+        None,
+        (
             "1: an engine samples the next iteration while this one is learned, with weights "
             "one update behind; default: 0"
         ),
+        ge=0,
+        le=1,
     )
     max_turns: int | None = Field(
-        default=None,
-        ge=1,
-        description="turns that the policy may write in an episode; default: 8 (with environment)",
+        None, "turns that the policy may write in an episode; default: 8 (with environment)", ge=1
     )
 
 
@@ -148,13 +131,13 @@ class Mix(Options):
 
     data: DataRef = Field(description="the second data stream")
     objective: Literal["text", "sft"] = Field(
-        default="text", description="how the rows are used: text (raw text) or sft (demonstrations)"
+        "text", "how the rows are used: text (raw text) or sft (demonstrations)"
     )
     weight: float = Field(
         ge=0, description="weight of this loss, added to the algorithm's own loss"
     )
     batch_size: int | None = Field(
-        default=None, ge=1, description="rows per optimizer step; default: the stage's batch_size"
+        None, "rows per optimizer step; default: the stage's batch_size", ge=1
     )
 
 
@@ -171,9 +154,7 @@ MAX_GRAD_NORM = 1.0
 class OptimizerOptions(Options):
     """What alignkit itself does with the gradients, whatever the optimizer."""
 
-    max_grad_norm: float = Field(
-        default=MAX_GRAD_NORM, gt=0, description="gradients are clipped to this norm"
-    )
+    max_grad_norm: float = Field(MAX_GRAD_NORM, "gradients are clipped to this norm", gt=0)
 
 
 class Settings(Options):
@@ -182,48 +163,46 @@ class Settings(Options):
     model_config = ConfigDict(populate_by_name=True)
 
     from_: Annotated[str, Ref("from")] | None = Field(
-        default=None,
-        alias="from",
-        description=(
+        None,
+        (
             "starting weights: a stage, stage@k, base, or a folder with an adapter or a model; "
             "default: the base model"
         ),
+        alias="from",
     )
     reference: PolicyRef | None = Field(
-        default=None,
-        description=(
+        None,
+        (
             "policy that the trained one is kept close to: a stage, base, or a folder with an "
             "adapter or a whole model, such as a larger teacher; default: the starting weights"
         ),
     )
-    data: TrainingDataRef = Field(default=None, description="training data (offline algorithms)")
+    data: TrainingDataRef = Field(None, "training data (offline algorithms)")
     validation: DataRef = Field(
-        default=None,
-        description=(
+        None,
+        (
             "held-out data; its loss is measured after every epoch, and the best epoch is kept "
             "(offline algorithms)"
         ),
     )
-    prompts: DataRef = Field(
-        default=None, description="prompts that the policy responds to (online algorithms)"
-    )
+    prompts: DataRef = Field(None, "prompts that the policy responds to (online algorithms)")
     reward: RewardRef = Field(
-        default=None,
-        description=(
+        None,
+        (
             "scores the responses: a reward-model stage or a reward plugin (online algorithms); "
             "algorithms that learn from no reward only report it"
         ),
     )
     monitors: list[MonitorRef] | None = Field(
-        default=None,
-        description=(
+        None,
+        (
             "what looks at the samples, and may end the stage, such as [{kl_budget: {max: 8}}, "
             "{gold: {reward: REWARD}}] (online algorithms)"
         ),
     )
     environment: EnvironmentRef = Field(
-        default=None,
-        description=(
+        None,
+        (
             "writes the turns between those of the policy, which may call its tools (online "
             "algorithms)"
         ),
@@ -232,93 +211,80 @@ class Settings(Options):
         default_factory=Rollout, description="how responses are sampled (online algorithms)"
     )
     engine: EngineRef = Field(
-        default=None,
-        description=(
+        None,
+        (
             "what samples: local (alignkit itself) or an engine plugin; default: the recipe's "
             "engine (online algorithms)"
         ),
     )
     iterations: int = Field(
-        default=10,
-        ge=1,
-        description="number of iterations; each samples, scores and trains (online algorithms)",
+        10, "number of iterations; each samples, scores and trains (online algorithms)", ge=1
     )
     prompts_per_iteration: int = Field(
-        default=32, ge=1, description="prompts sampled per iteration (online algorithms)"
+        32, "prompts sampled per iteration (online algorithms)", ge=1
     )
-    mix: Mix | None = Field(
-        default=None, description="a second data stream in every optimizer step"
-    )
+    mix: Mix | None = Field(None, "a second data stream in every optimizer step")
     value_from: Annotated[str, Ref("reward_stage")] | None = Field(
-        default=None,
-        description="reward-model stage that the value function starts from; "
-        "default: the first one in reward, else a zero head on the policy",
+        None,
+        (
+            "reward-model stage that the value function starts from; "
+            "default: the first one in reward, else a zero head on the policy"
+        ),
     )
     batch_size: int = Field(
-        default=16,
-        ge=1,
-        description="groups per optimizer step; the size of micro-batches depends on memory",
+        16, "groups per optimizer step; the size of micro-batches depends on memory", ge=1
     )
-    epochs: int = Field(
-        default=1, ge=1, description="passes over the data, or over the rollouts of an iteration"
-    )
+    epochs: int = Field(1, "passes over the data, or over the rollouts of an iteration", ge=1)
     max_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="stop after this many optimizer steps; default: no limit (offline algorithms)",
+        None, "stop after this many optimizer steps; default: no limit (offline algorithms)", ge=1
     )
     learning_rate: float | None = Field(
-        default=None,
-        gt=0,
-        le=1,
-        description=(
+        None,
+        (
             "peak learning rate; default: the algorithm's, scaled to the model's hidden size and "
             "to LoRA or all weights"
         ),
+        gt=0,
+        le=1,
     )
     optimizer: OptimizerRef = Field(
-        default="adamw",
-        description=(
+        "adamw",
+        (
             "optimizer of torch, bitsandbytes, transformers or a plugin, with its options, as in "
             "{adamw: {betas: [0.9, 0.95], eps: 1.0e-8, weight_decay: 0.1, max_grad_norm: 1}}"
         ),
     )
     warmup_ratio: float = Field(
-        default=0.0,
+        0.0,
+        "fraction of the steps (or iterations) in which the learning rate rises, step by step",
         ge=0,
         le=1,
-        description=(
-            "fraction of the steps (or iterations) in which the learning rate rises, step by step"
-        ),
     )
     lr_scheduler_type: ScheduleRef = Field(
-        default="linear",
-        description=(
+        "linear",
+        (
             "learning rate after warmup, over steps (offline) or iterations (online): constant, "
             "linear, cosine, another one of transformers or of a plugin, as in {polynomial: "
             "{power: 2}}"
         ),
     )
     max_length: int = Field(
-        default=1024,
-        ge=2,
-        description="maximum length of a prompt and its response together, in tokens",
+        1024, "maximum length of a prompt and its response together, in tokens", ge=2
     )
     checkpoint_every: int | None = Field(
-        default=None,
-        ge=1,
-        description=(
+        None,
+        (
             "steps (offline; default: a tenth of the stage) or iterations (online; default: 1) "
             "between checkpoints"
         ),
+        ge=1,
     )
     keep_versions: bool = Field(
-        default=False,
-        description="keep the adapter of every epoch or iteration k, for use as STAGE@k",
+        False, "keep the adapter of every epoch or iteration k, for use as STAGE@k"
     )
     replay_from: list[StageRef] = Field(
-        default_factory=list,
-        description=(
+        [],
+        (
             "earlier stages whose rollouts are replayed, rescored by this stage's reward; "
             "default: none"
         ),

@@ -32,8 +32,7 @@ SAME = {
     "register",
     "options",
 }
-# Which is pydantic's
-NAMES = [name for names in PAGES.values() for name in names if name != "Field"]
+NAMES = [name for names in PAGES.values() for name in names]
 
 
 def functions(name: str) -> Iterator[tuple[str, griffe.Function, set[str]]]:

@@ -60,71 +60,49 @@ class DataSource(Options):
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
-    path: Path | None = Field(
-        default=None, description="file; set exactly one of path, hub and stage"
-    )
+    path: Path | None = Field(None, "file; set exactly one of path, hub and stage")
     hub: Annotated[str | None, in_recipe("hub")] = Field(
-        default=None,
-        description="data set on the Hugging Face Hub, or a folder of data files such as ./folder",
+        None, "data set on the Hugging Face Hub, or a folder of data files such as ./folder"
     )
     config: str | None = Field(
-        default=None,
-        alias="name",
-        description="configuration (subset) of a Hub data set, such as main",
+        None, "configuration (subset) of a Hub data set, such as main", alias="name"
     )
     revision: str | None = Field(
-        default=None,
-        description="commit, branch or tag of a Hub data set; default: its main branch",
+        None, "commit, branch or tag of a Hub data set; default: its main branch"
     )
     data_files: str | list[str] | None = Field(
-        default=None,
-        description=(
-            "files or patterns inside a Hub data set to download and read, such as FOLDER/train*"
-        ),
+        None, "files or patterns inside a Hub data set to download and read, such as FOLDER/train*"
     )
     stage: Annotated[str | None, in_recipe("data_stage")] = Field(
-        default=None, description="step that produces the data"
+        None, "step that produces the data"
     )
-    limit: int | None = Field(
-        default=None, ge=1, description="use only the first N good rows; default: all"
-    )
-    split: str | None = Field(default=None, description="split of a Hub data set; default: train")
+    limit: int | None = Field(None, "use only the first N good rows; default: all", ge=1)
+    split: str | None = Field(None, "split of a Hub data set; default: train")
     validation: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="fraction of the prompts that is held out for validation",
+        0.0, "fraction of the prompts that is held out for validation", ge=0, lt=1
     )
     part: tuple[float, float] | None = Field(
-        default=None,
-        description="share of the conversations by their first message, such as [0.2, 0.6]",
+        None, "share of the conversations by their first message, such as [0.2, 0.6]"
     )
     group: str | None = Field(
-        default=None,
-        description=(
-            "column of what rows share, such as a passage; equal values are on "
-            "one side of the split"
-        ),
+        None,
+        ("column of what rows share, such as a passage; equal values are on one side of the split"),
     )
     weight: float | None = Field(
-        default=None,
-        gt=0,
-        description=(
+        None,
+        (
             "share of the rows drawn from this source, relative to the others; default: 1 if "
             "another source has a weight, else every row is drawn once per epoch"
         ),
+        gt=0,
     )
     on_bad_row: Literal["error", "skip"] = Field(
-        default="error",
-        description="error: stop and list the bad rows; skip: count them and continue",
+        "error", "error: stop and list the bad rows; skip: count them and continue"
     )
     columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="column names as {the name the format expects: the name in the file}",
+        {}, "column names as {the name the format expects: the name in the file}"
     )
-    meta: dict[str, Any] = Field(
-        default_factory=dict, description="values to add to every row, such as {safety: true}"
-    )
+    meta: dict[str, Any] = Field({}, "values to add to every row, such as {safety: true}")
     _format: Component | None = PrivateAttr(None)
 
     @model_validator(mode="after")

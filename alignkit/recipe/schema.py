@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from alignkit.algorithm import Needs, Source, Trains
 from alignkit.data.sources import DataSpec
 from alignkit.errors import Problem
 from alignkit.io.text import is_file
-from alignkit.options import Options, in_recipe
+from alignkit.options import Field, Options, in_recipe
 from alignkit.recipe.yaml import Document, Keys, children
 from alignkit.registry import Component
 from alignkit.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRef
@@ -139,22 +139,22 @@ class TopKeys(Options):
     """The keys of a recipe."""
 
     name: str | None = Field(
-        default=None,
+        None,
+        "name of the run's folder, runs/NAME; default: the name of the file",
         pattern=NAME_PATTERN,
-        description="name of the run's folder, runs/NAME; default: the name of the file",
     )
-    description: str = Field(default="", description="what the recipe does, for people who read it")
+    description: str = Field("", "what the recipe does, for people who read it")
     extends: str | None = Field(
-        default=None,
-        description=(
+        None,
+        (
             "recipe whose keys this one inherits and overrides: a path, relative to this file, "
             "or the name of a shipped recipe"
         ),
     )
-    seed: int = Field(default=0, ge=0, description="seed of all random draws")
+    seed: int = Field(0, "seed of all random draws", ge=0)
     trackers: list[TrackerRef] = Field(
-        default_factory=list,
-        description=(
+        [],
+        (
             "where metrics are shown, in addition to metrics.jsonl: [tensorboard, {wandb: "
             "{project: x}}]"
         ),
@@ -163,8 +163,8 @@ class TopKeys(Options):
         description="the base model, such as {base: HuggingFaceTB/SmolLM2-135M-Instruct}"
     )
     engine: EngineRef = Field(
-        default=None,
-        description=(
+        None,
+        (
             "what samples in every stage: local (alignkit itself) or an engine plugin; default: "
             "local"
         ),
@@ -181,8 +181,8 @@ class BlockKeys(Options):
         ge=1, le=MAX_ROUNDS, description="number of rounds; each runs every stage of the block once"
     )
     start: dict[str, str] = Field(
-        default_factory=dict,
-        description=(
+        {},
+        (
             "round 1 only: the stage to use for a block stage that has not run yet, such as "
             "{align: sft}"
         ),

@@ -34,10 +34,10 @@ class Principle(Options):
     """
 
     name: str = Field(min_length=1, max_length=60, description="name in reports")
-    critique: str | None = Field(None, description="what a critic is asked about an answer")
-    revise: str | None = Field(None, description="how the answer is to be rewritten")
+    critique: str | None = Field(None, "what a critic is asked about an answer")
+    revise: str | None = Field(None, "how the answer is to be rewritten")
     compare: str | None = Field(
-        None, description="which of two answers is better, in a sentence that a judge reads"
+        None, "which of two answers is better, in a sentence that a judge reads"
     )
 
     @field_validator("name", "critique", "revise", "compare")

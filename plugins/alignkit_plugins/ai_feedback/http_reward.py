@@ -34,9 +34,7 @@ class HTTP(Reward):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
         server: RemoteOptions = Field(description="the service, `{base_url: ...}`")
-        columns: list[str] = Field(
-            [], description="columns of the prompts that the service receives"
-        )
+        columns: list[str] = Field([], "columns of the prompts that the service receives")
 
     options: Options
 

@@ -150,7 +150,7 @@ class LocalJudge(ModelJudge):
     """
 
     class Options(Asking):
-        role: PolicyRef = Field("base", description="model that judges: `base` or a stage")
+        role: PolicyRef = Field("base", "model that judges: `base` or a stage")
 
         def asks_engine(self) -> bool:
             return self.reasons  # one token is read from log-probabilities

@@ -76,27 +76,23 @@ class Asking(Options):
 
     criterion: str = Field(
         "helpful",
+        "`helpful`, `harmless`, or a sentence that describes a good response",
         min_length=1,
-        description="`helpful`, `harmless`, or a sentence that describes a good response",
     )
     min_mass: float = Field(
         0.1,
+        "minimum probability of both answers together; below it there is no verdict",
         ge=0,
         lt=1,
-        description="minimum probability of both answers together; below it there is no verdict",
     )
     reasons: bool = Field(
         False,
-        description=(
-            "the judge thinks before it answers, and its last line counts; false: one token decides"
-        ),
+        "the judge thinks before it answers, and its last line counts; false: one token decides",
     )
     max_tokens: int = Field(
-        2000, ge=8, description="limit of a reply in words, in tokens, with the judge's reasons"
+        2000, "limit of a reply in words, in tokens, with the judge's reasons", ge=8
     )
-    scale: tuple[int, int] = Field(
-        (1, 9), description="the lowest and the highest rating; [0, 1]: met or not"
-    )
+    scale: tuple[int, int] = Field((1, 9), "the lowest and the highest rating; [0, 1]: met or not")
 
     @field_validator("scale")
     @classmethod

@@ -78,9 +78,7 @@ class Questions(AskingStep):
         texts: Path = Field(description="a text (.txt, .md), or a folder of them")
         prompt: str = Field(
             "{passage}\n\n{question}",
-            description=(
-                "the user's message, with {question} and, if it is to be shown, {passage} in it"
-            ),
+            "the user's message, with {question} and, if it is to be shown, {passage} in it",
         )
 
         @model_validator(mode="after")

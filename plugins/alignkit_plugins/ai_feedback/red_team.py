@@ -106,13 +106,11 @@ class RedTeam(AskingStep):
 
     class Options(alignkit.SamplingOptions):
         attacker: PolicyRef | Server = Field(description=f"who attacks: {WHO}")
-        policy: PolicyRef = Field("base", description="policy to attack: `base` or a stage")
+        policy: PolicyRef = Field("base", "policy to attack: `base` or a stage")
         goals: DataRef = Field(
             description="what the attacker wants from the policy: prompts, one goal each"
         )
-        turns: int = Field(
-            3, ge=1, le=32, description="most messages of the attacker in a conversation"
-        )
+        turns: int = Field(3, "most messages of the attacker in a conversation", ge=1, le=32)
         reward: RewardRef = Field(
             description="scores each reply as an answer to the goal: a classifier, or a judge by "
             "`{rating: {judge: ..., rubric: ...}}`"

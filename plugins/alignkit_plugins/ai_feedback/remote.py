@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, field_validator
 
 from alignkit.errors import AlignkitError, RemoteError, RunFailed, should_stop
 from alignkit.io.text import HIDDEN, redacted
-from alignkit.options import Options
+from alignkit.options import Field, Options
 from alignkit.reward import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -89,21 +89,13 @@ class RemoteOptions(Options):
     base_url: str = Field(
         description="base address of the service, such as http://localhost:8000/v1"
     )
-    api_key_env: str = Field(
-        default="", description="environment variable that holds the key (not the key itself)"
-    )
-    concurrency: int = Field(default=8, ge=1, le=256, description="maximum concurrent requests")
+    api_key_env: str = Field("", "environment variable that holds the key (not the key itself)")
+    concurrency: int = Field(8, "maximum concurrent requests", ge=1, le=256)
     timeout_seconds: float = Field(
-        default=60.0,
-        gt=0,
-        description="seconds to wait for a connection, and for the next bytes of a reply",
+        60.0, "seconds to wait for a connection, and for the next bytes of a reply", gt=0
     )
-    max_retries: int = Field(
-        default=5, ge=0, description="retries after a failure that may be temporary"
-    )
-    request: dict[str, Any] = Field(
-        {}, description="additional fields of the request; null removes a field"
-    )
+    max_retries: int = Field(5, "retries after a failure that may be temporary", ge=0)
+    request: dict[str, Any] = Field({}, "additional fields of the request; null removes a field")
 
     @field_validator("base_url")
     @classmethod

@@ -111,7 +111,7 @@ class Revise(AskingStep):
     """
 
     class Options(alignkit.SamplingOptions):
-        policy: PolicyRef = Field("base", description="policy that answers")
+        policy: PolicyRef = Field("base", "policy that answers")
         prompts: DataRef = Field(
             description="prompts; rows with the same words and columns count once"
         )
@@ -121,17 +121,12 @@ class Revise(AskingStep):
             )
         )
         rounds: int = Field(
-            2,
-            ge=1,
-            le=16,
-            description="number of critiques and revisions of each answer; the paper has 4",
+            2, "number of critiques and revisions of each answer; the paper has 4", ge=1, le=16
         )
         critic: PolicyRef | Server | None = Field(
-            None, description=f"who criticizes and revises: {WHO}; default: the policy itself"
+            None, f"who criticizes and revises: {WHO}; default: the policy itself"
         )
-        critique_tokens: int = Field(
-            200, ge=1, description="maximum length of a critique, in tokens"
-        )
+        critique_tokens: int = Field(200, "maximum length of a critique, in tokens", ge=1)
 
         def policies_to_sample(self) -> list[str]:
             return policies_of(self.policy, self.critic)

@@ -78,35 +78,32 @@ class JudgePairs(Step):
 
         judge: JudgeRef = Field(description="judge that compares the responses")
         data: DataRef | None = Field(
-            None, description="groups of responses; alternatively, set `prompts` and `policy`"
+            None, "groups of responses; alternatively, set `prompts` and `policy`"
         )
-        prompts: DataRef | None = Field(None, description="prompts that the policy responds to")
-        policy: PolicyRef | None = Field(None, description="model that responds: `base` or a stage")
+        prompts: DataRef | None = Field(None, "prompts that the policy responds to")
+        policy: PolicyRef | None = Field(None, "model that responds: `base` or a stage")
         samples_per_prompt: int = Field(
-            2, ge=2, le=16, description="responses to each prompt; all pairs are judged"
+            2, "responses to each prompt; all pairs are judged", ge=2, le=16
         )
         clamp: tuple[float, float] | None = Field(
-            None,
-            description=(
-                "range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
-            ),
+            None, "range to clamp soft labels to; [0.4, 0.6] suits a judge with a chain of thought"
         )
         no_judge: Literal["stop", "warn"] = Field(
             "stop",
-            description=(
+            (
                 "what to do if the verdicts are no better than chance: `stop` before a stage "
                 "learns from the labels, or `warn`"
             ),
         )
         constitution: ConstitutionRef | None = Field(
             None,
-            description=(
+            (
                 "principles to judge by: a file, `harmless`, `helpful_honest` or a list; "
                 "default: the judge's own criterion"
             ),
         )
         principles_per_pair: int = Field(
-            1, ge=1, description="principles that each pair is judged by; its label is their mean"
+            1, "principles that each pair is judged by; its label is their mean", ge=1
         )
 
         @model_validator(mode="after")

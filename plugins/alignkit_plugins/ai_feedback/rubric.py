@@ -47,7 +47,7 @@ class Rated(Judged):
     class Options(Options):
         judge: JudgeRef = Field(description="judge that rates the responses")
         rubric: str | list[str] = Field(
-            "", description="what a good response is; default: the judge's own rubric"
+            "", "what a good response is; default: the judge's own rubric"
         )
 
     options: Options
@@ -69,7 +69,7 @@ class Criterion(pydantic.BaseModel):
         min_length=1, description="what a response has to do, such as `It names the dose.`"
     )
     weight: float = Field(
-        1.0, description="share of the criterion in the score; below 0: what a bad response does"
+        1.0, "share of the criterion in the score; below 0: what a bad response does"
     )
 
 
@@ -87,8 +87,10 @@ class Rubric(Judged):
         )
         column: str = Field(
             "rubric",
-            description="column of the prompts with their criteria: a list of {text, weight}; "
-            "default weight: 1",
+            (
+                "column of the prompts with their criteria: a list of {text, weight}; "
+                "default weight: 1"
+            ),
         )
 
     options: Options

@@ -68,9 +68,9 @@ class Distillation(Algorithm):
 
     class Options(Algorithm.Options):
         context: list[ContextTurn] = Field(
-            [], description="messages that the teacher reads before each prompt, such as examples"
+            [], "messages that the teacher reads before each prompt, such as examples"
         )
-        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range: float = Field(0.2, "clip range of the policy ratio", gt=0)
 
     def reference_prompt(self, group: Group) -> Sequence[Message]:
         """The context and the prompt; a system message of the prompt stays first."""

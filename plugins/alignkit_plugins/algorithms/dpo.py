@@ -90,22 +90,15 @@ class DPO(Pairwise):
     class Options(Algorithm.Options):
         beta: float = Field(
             0.1,
+            "scale of the implicit reward: higher keeps the policy closer to the reference",
             gt=0,
-            description=(
-                "scale of the implicit reward: higher keeps the policy closer to the reference"
-            ),
         )
         loss: (
             LossName | Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)]
-        ) = Field(
-            "sigmoid",
-            description="loss of a pair, or several with weights: {sigmoid: 0.8, ipo: 0.2}",
-        )
-        label_smoothing: float = Field(
-            0.0, ge=0, lt=0.5, description="share of labels assumed to be wrong"
-        )
+        ) = Field("sigmoid", "loss of a pair, or several with weights: {sigmoid: 0.8, ipo: 0.2}")
+        label_smoothing: float = Field(0.0, "share of labels assumed to be wrong", ge=0, lt=0.5)
         nll_coefficient: float = Field(
-            0.0, ge=0, description="weight of the NLL term: over better responses' tokens"
+            0.0, "weight of the NLL term: over better responses' tokens", ge=0
         )
 
         @property
@@ -173,13 +166,14 @@ class OnlineDPO(DPO):
 
     class Options(DPO.Options):
         pairs: Literal["best_worst", "all"] = Field(
-            "best_worst",
-            description="samples of a prompt to compare: the best with the worst, or all",
+            "best_worst", "samples of a prompt to compare: the best with the worst, or all"
         )
         labels: Literal["score", "bradley_terry", "soft"] = Field(
             "score",
-            description="the higher score wins, or wins with P = sigma(difference): drawn, or as a "
-            "soft label",
+            (
+                "the higher score wins, or wins with P = sigma(difference): drawn, or as a "
+                "soft label"
+            ),
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:

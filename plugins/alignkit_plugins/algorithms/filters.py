@@ -61,11 +61,9 @@ class NotTruncated(Filter):
     class Options(Filter.Options):
         most: float = Field(
             0.5,
+            "largest share of a group's responses that may be truncated at max_new_tokens",
             ge=0,
             lt=1,
-            description=(
-                "largest share of a group's responses that may be truncated at max_new_tokens"
-            ),
         )
 
     options: Options
@@ -84,12 +82,8 @@ class RewardRange(Filter):
     """
 
     class Options(Filter.Options):
-        low: float | None = Field(
-            None, description="lowest mean reward, included; default: no limit"
-        )
-        high: float | None = Field(
-            None, description="highest mean reward, included; default: no limit"
-        )
+        low: float | None = Field(None, "lowest mean reward, included; default: no limit")
+        high: float | None = Field(None, "highest mean reward, included; default: no limit")
 
         @model_validator(mode="after")
         def _ordered(self) -> RewardRange.Options:

@@ -60,58 +60,51 @@ class GRPO(Clipped):
 
     class Options(Clipped.Options):
         kl_coefficient: float = Field(
-            0.04, ge=0, description="weight of the KL to the reference: a term of the loss (k3)"
+            0.04, "weight of the KL to the reference: a term of the loss (k3)", ge=0
         )
         scale_by_std: bool = Field(
-            True,
-            description=(
-                "divide advantages by the standard deviation of the group (Dr. GRPO: false)"
-            ),
+            True, "divide advantages by the standard deviation of the group (Dr. GRPO: false)"
         )
         scale_by_mean: bool = Field(
             False,
-            description=(
+            (
                 "divide advantages by the group's mean reward instead (MaxRL); needs rewards of "
                 "0 or more"
             ),
         )
         policy_loss: Literal["clipped", "cispo"] = Field(
             "clipped",
-            description=(
+            (
                 "PPO's clipped objective, or a capped ratio as weight: all tokens keep a "
                 "gradient (CISPO)"
             ),
         )
         entropy_coefficient: float = Field(
-            0.0, ge=0, description="weight of the entropy bonus, a mean over tokens"
+            0.0, "weight of the entropy bonus, a mean over tokens", ge=0
         )
         ratio: Literal["token", "sequence"] = Field(
-            "token", description="ratio of each token, or of the whole response (GSPO)"
+            "token", "ratio of each token, or of the whole response (GSPO)"
         )
         aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = Field(
             "sequence_mean",
-            description=(
+            (
                 "how the policy loss is averaged: per response first, over tokens, or as sum / "
                 "max_tokens"
             ),
         )
-        dynamic_sampling: bool = Field(
-            False, description="drop groups whose rewards are all equal (DAPO)"
-        )
+        dynamic_sampling: bool = Field(False, "drop groups whose rewards are all equal (DAPO)")
         max_tokens: int | None = Field(
             None,
-            ge=1,
-            description=(
+            (
                 "maximum response length, in tokens; overlong_cache requires the rollout's "
                 "max_new_tokens"
             ),
+            ge=1,
         )
         overlong_cache: int | None = Field(
             None,
+            "number of tokens before max_tokens over which the penalty rises to 1 (DAPO)",
             ge=1,
-            description=(
-                "number of tokens before max_tokens over which the penalty rises to 1 (DAPO)"
-            ),
         )
 
         @model_validator(mode="after")

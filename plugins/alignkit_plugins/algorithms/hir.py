@@ -68,23 +68,25 @@ class HIR(Algorithm):
                 "Generate an incorrect answer to this problem.",
                 "Generate a correct answer to this problem.",
             ],
+            "instructions that responses can fulfill, in the order of rising scores",
             min_length=2,
-            description="instructions that responses can fulfill, in the order of rising scores",
         )
         thresholds: list[float] | None = Field(
             None,
-            description="increasing reward thresholds, one between neighboring instructions; "
-            "default for two: the mean of the iteration's samples",
+            (
+                "increasing reward thresholds, one between neighboring instructions; "
+                "default for two: the mean of the iteration's samples"
+            ),
         )
         contrast_coefficient: float = Field(
-            1.0, ge=0, description="weight of the contrast between instructions"
+            1.0, "weight of the contrast between instructions", ge=0
         )
-        entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
+        entropy_coefficient: float = Field(0.001, "weight of the entropy bonus", ge=0)
         label_smoothing: float = Field(
             0.0,
+            "share of labels assumed to be wrong, split among the other instructions",
             ge=0,
             lt=1,
-            description="share of labels assumed to be wrong, split among the other instructions",
         )
 
         @model_validator(mode="after")
@@ -258,13 +260,13 @@ class HIROffline(HIR):
     class Options(HIR.Options):
         thresholds: list[float] | None = Field(
             [0.0],
-            description=(
+            (
                 "increasing reward thresholds, one between neighboring instructions; a label "
                 "counts as 0 or 1"
             ),
         )
         contrast_coefficient: float = Field(
-            0.0, ge=0, description="weight of the contrast between instructions"
+            0.0, "weight of the contrast between instructions", ge=0
         )
 
     def trained_turns(self) -> str:

@@ -50,15 +50,14 @@ class KTO(Algorithm):
     class Options(Algorithm.Options):
         beta: float = Field(
             0.1,
+            ("scale of the implicit reward: higher keeps the policy closer to the reference"),
             gt=0,
-            description="scale of the implicit reward: higher keeps the policy closer to the "
-            "reference",
         )
         desirable_weight: float = Field(
-            1.0, gt=0, description="weight of desirable responses: the paper's lambda_D"
+            1.0, "weight of desirable responses: the paper's lambda_D", gt=0
         )
         undesirable_weight: float = Field(
-            1.0, gt=0, description="weight of undesirable responses: the paper's lambda_U"
+            1.0, "weight of undesirable responses: the paper's lambda_U", gt=0
         )
 
     def trained_turns(self) -> str:

@@ -30,16 +30,14 @@ class Llama2(RewardCombination):
         safety: RewardRef = Field(description="the safety reward: a reward-model stage or a reward")
         threshold: float = Field(
             0.15,
-            ge=0,
-            lt=1,
-            description=(
+            (
                 "probability below which the safety score counts; 0: it counts for safety "
                 "prompts alone"
             ),
+            ge=0,
+            lt=1,
         )
-        whiten: bool = Field(
-            True, description="scale rewards to mean 0 and variance 1 over the batch"
-        )
+        whiten: bool = Field(True, "scale rewards to mean 0 and variance 1 over the batch")
 
     options: Options
 

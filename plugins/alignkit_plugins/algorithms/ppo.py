@@ -56,11 +56,11 @@ class Clipped(Algorithm):
 
     class Options(Algorithm.Options):
         kl_coefficient: float = Field(
-            0.05, ge=0, description="weight of the KL to the reference: reward per nat"
+            0.05, "weight of the KL to the reference: reward per nat", ge=0
         )
-        clip_range: float = Field(0.2, gt=0, description="clip range of the policy ratio")
+        clip_range: float = Field(0.2, "clip range of the policy ratio", gt=0)
         clip_range_high: float | None = Field(
-            None, gt=0, description="upper clip range, if different (DAPO: 0.28; CISPO: 4)"
+            None, "upper clip range, if different (DAPO: 0.28; CISPO: 4)", gt=0
         )
 
     @property
@@ -111,18 +111,13 @@ class ByToken(Clipped):
 
     class Options(Clipped.Options):
         whiten_advantages: bool = Field(
-            True,
-            description="scale advantages to mean 0 and variance 1 over the iteration's tokens",
+            True, "scale advantages to mean 0 and variance 1 over the iteration's tokens"
         )
         group_baseline: bool = Field(
-            False,
-            description=(
-                "subtract the mean score of a prompt's samples; values then start near zero"
-            ),
+            False, "subtract the mean score of a prompt's samples; values then start near zero"
         )
         aggregation: Literal["token_mean", "sequence_mean"] = Field(
-            "token_mean",
-            description="how the policy loss is averaged: over tokens, or per response first",
+            "token_mean", "how the policy loss is averaged: over tokens, or per response first"
         )
 
 
@@ -134,47 +129,29 @@ class PPO(ByToken):
     class Options(ByToken.Options):
         kl_target: float | None = Field(
             None,
+            "target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)",
             gt=0,
-            description=(
-                "target KL for adapting kl_coefficient, in nats per response (Ziegler et al. 2019)"
-            ),
         )
         kl_horizon: float | None = Field(
-            None,
-            gt=0,
-            description=(
-                "responses over which kl_coefficient adapts; default: those of an iteration"
-            ),
+            None, "responses over which kl_coefficient adapts; default: those of an iteration", gt=0
         )
-        gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-        lam: float = Field(
-            1.0, ge=0, le=1, description="lambda of GAE: 0 trusts the values, 1 the returns"
-        )
+        gamma: float = Field(1.0, "discount per token", gt=0, le=1)
+        lam: float = Field(1.0, "lambda of GAE: 0 trusts the values, 1 the returns", ge=0, le=1)
         value_clip_range: float | None = Field(
-            0.2, gt=0, description="clip range of the value update; null: no clipping"
+            0.2, "clip range of the value update; null: no clipping", gt=0
         )
         dual_clip: float | None = Field(
-            None,
-            gt=1,
-            description="dual-clip bound of the ratio for negative advantages (Ye et al. 2020)",
+            None, "dual-clip bound of the ratio for negative advantages (Ye et al. 2020)", gt=1
         )
-        value_coefficient: float = Field(0.1, ge=0, description="weight of the value loss")
-        entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+        value_coefficient: float = Field(0.1, "weight of the value loss", ge=0)
+        entropy_coefficient: float = Field(0.0, "weight of the entropy bonus", ge=0)
         center_scores: bool = Field(
-            True,
-            description=(
-                "without a group baseline: subtract the mean score of the stage's first iteration"
-            ),
+            True, "without a group baseline: subtract the mean score of the stage's first iteration"
         )
         shared_value: bool = Field(
-            False,
-            description=(
-                "read values from the policy's hidden states; nearly halves the training time"
-            ),
+            False, "read values from the policy's hidden states; nearly halves the training time"
         )
-        score_clip: float | None = Field(
-            None, gt=0, description="clip scores to plus or minus this"
-        )
+        score_clip: float | None = Field(None, "clip scores to plus or minus this", gt=0)
 
         @model_validator(mode="after")
         def _options_have_a_use(self) -> PPO.Options:

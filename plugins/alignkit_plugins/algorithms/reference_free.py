@@ -83,16 +83,12 @@ class SimPO(ReferenceFree):
     class Options(Algorithm.Options):
         preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
-            2.0,
-            gt=0,
-            description="scale of the implicit reward: the mean log-probability of a token",
+            2.0, "scale of the implicit reward: the mean log-probability of a token", gt=0
         )
         target_margin: float = Field(
-            1.0, ge=0, description="margin the better response must win by: SimPO's gamma"
+            1.0, "margin the better response must win by: SimPO's gamma", ge=0
         )
-        nll_coefficient: float = Field(
-            0.0, ge=0, description="weight of the NLL term: above 0 it is CPO-SimPO"
-        )
+        nll_coefficient: float = Field(0.0, "weight of the NLL term: above 0 it is CPO-SimPO", ge=0)
 
     def preference_loss(self, margin: Tensor) -> Tensor:
         return F.preference_loss(margin - self.options.target_margin)
@@ -108,7 +104,7 @@ class ORPO(ReferenceFree):
 
     class Options(Algorithm.Options):
         odds_ratio_coefficient: float = Field(
-            0.1, gt=0, description="weight of the odds-ratio term: the paper's lambda, TRL's beta"
+            0.1, "weight of the odds-ratio term: the paper's lambda, TRL's beta", gt=0
         )
         nll_coefficient: ClassVar[float] = 1.0
 
@@ -128,13 +124,9 @@ class CPO(ReferenceFree):
     class Options(Algorithm.Options):
         preference_coefficient: ClassVar[float] = 1.0
         beta: float = Field(
-            0.1,
-            gt=0,
-            description="scale of the implicit reward: the log-probability of the response",
+            0.1, "scale of the implicit reward: the log-probability of the response", gt=0
         )
-        nll_coefficient: float = Field(
-            1.0, ge=0, description="weight of the NLL term: TRL's cpo_alpha"
-        )
+        nll_coefficient: float = Field(1.0, "weight of the NLL term: TRL's cpo_alpha", ge=0)
 
     def rewards(self, batch: Batch, out: Outputs) -> Tensor:
         return self.options.beta * F.sum_tokens(out.logprobs, batch.mask)
@@ -145,23 +137,18 @@ class CPL(Pairwise):
 
     class Options(Algorithm.Options):
         alpha: float = Field(
-            0.1,
-            gt=0,
-            description="scale of the segment score: advantage per nat of log-probability",
+            0.1, "scale of the segment score: advantage per nat of log-probability", gt=0
         )
-        gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
+        gamma: float = Field(1.0, "discount per token", gt=0, le=1)
         conservative_weight: float = Field(
             0.5,
+            ("weight of the worse segment's score: the paper's lambda; 1: no regularization"),
             gt=0,
             le=1,
-            description="weight of the worse segment's score: the paper's lambda; 1: no "
-            "regularization",
         )
-        reference: bool = Field(
-            False, description="measure log-probabilities relative to the reference"
-        )
+        reference: bool = Field(False, "measure log-probabilities relative to the reference")
         nll_coefficient: float = Field(
-            0.0, ge=0, description="weight of the NLL term: over both segments' tokens"
+            0.0, "weight of the NLL term: over both segments' tokens", ge=0
         )
 
     @property

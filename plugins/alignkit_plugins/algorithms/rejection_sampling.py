@@ -74,12 +74,11 @@ class RejectionSampling(OwnSamples):
 
     class Options(Algorithm.Options):
         replay_ratio: float = Field(
-            0.5, ge=0, description="replayed samples of earlier iterations per new sample"
+            0.5, "replayed samples of earlier iterations per new sample", ge=0
         )
         pool: Literal["prompt", "batch"] = Field(
             "prompt",
-            description="train on the best of each prompt's K samples, or on the best 1/K of all "
-            "(RAFT)",
+            ("train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"),
         )
 
         @model_validator(mode="after")
@@ -179,19 +178,13 @@ class ReST(OwnSamples):
 
     class Options(Algorithm.Options):
         thresholds: list[float] = Field(
-            [0.5, 0.7, 0.9],
-            min_length=1,
-            description="increasing reward thresholds, one for each improve step",
+            [0.5, 0.7, 0.9], "increasing reward thresholds, one for each improve step", min_length=1
         )
         scale: Literal["quantile", "absolute"] = Field(
-            "quantile",
-            description="scale of the thresholds: quantiles of the iteration's samples, or rewards",
+            "quantile", "scale of the thresholds: quantiles of the iteration's samples, or rewards"
         )
         lr_decay: float = Field(
-            0.5,
-            gt=0,
-            le=1,
-            description="factor on the learning rate from one improve step to the next",
+            0.5, "factor on the learning rate from one improve step to the next", gt=0, le=1
         )
 
         @model_validator(mode="after")
@@ -239,14 +232,15 @@ class ExpertIteration(OwnSamples):
     class Options(Algorithm.Options):
         threshold: float | None = Field(
             None,
-            description="train on samples whose reward is above this; default: the mean of the "
-            "iteration's samples",
+            (
+                "train on samples whose reward is above this; default: the mean of the "
+                "iteration's samples"
+            ),
         )
         max_per_prompt: int | None = Field(
             None,
+            ("use at most this many samples of a prompt, so that easy prompts do not dominate"),
             ge=1,
-            description="use at most this many samples of a prompt, so that easy prompts do not "
-            "dominate",
         )
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:

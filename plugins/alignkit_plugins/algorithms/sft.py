@@ -44,7 +44,7 @@ class SFT(Likelihood):
 
     class Options(Algorithm.Options):
         turns: Literal["all", "last"] = Field(
-            "all", description="assistant turns of a conversation to train on"
+            "all", "assistant turns of a conversation to train on"
         )
 
     def trained_turns(self) -> str:

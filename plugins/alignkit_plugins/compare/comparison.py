@@ -279,10 +279,7 @@ class PoliciesOptions(AnswerOptions):
         description="held-out prompts; rows with the same words and columns count once"
     )
     baseline: PolicyRef | None = Field(
-        None,
-        description=(
-            "policy to compare the others with; default: the first but `base`, or else `base`"
-        ),
+        None, "policy to compare the others with; default: the first but `base`, or else `base`"
     )
 
     @model_validator(mode="after")

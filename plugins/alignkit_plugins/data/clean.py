@@ -66,28 +66,22 @@ class Rules(Phrases):
 
     near: float = Field(
         0.8,
+        "drop rows at least this similar to an earlier one, with the same numbers; 0: none",
         ge=0,
         le=1,
-        description=(
-            "drop rows at least this similar to an earlier one, with the same numbers; 0: none"
-        ),
     )
     languages: list[str] = Field(
-        [],
-        description=(
-            "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
-        ),
+        [], "drop answers in other languages than these (ISO 639-1), such as [en]; [] allows all"
     )
     personal: bool = Field(
         True,
-        description=(
+        (
             "replace e-mail addresses, telephone numbers and keys in all texts by [e-mail], "
             "[phone], ***"
         ),
     )
     against: DataRef = Field(
-        None,
-        description="held-out data; drop rows with its prompts or responses, or nearly equal ones",
+        None, "held-out data; drop rows with its prompts or responses, or nearly equal ones"
     )
 
     def check(self, user: str) -> None:

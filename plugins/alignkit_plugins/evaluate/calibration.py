@@ -37,8 +37,7 @@ class Calibration(MeasuredStep):
 
     class Options(MeasuredStep.Options):
         confidence: Literal["sequence", "token"] = Field(
-            "sequence",
-            description="probability of the whole answer, or its geometric mean per token",
+            "sequence", "probability of the whole answer, or its geometric mean per token"
         )
 
     file = "calibration"

@@ -57,15 +57,10 @@ class LmEval(Step):
         )
         include_path: Path | None = Field(
             None,
-            description=(
-                "folder with tasks of your own as YAML; the harness runs the Python that they name"
-            ),
+            "folder with tasks of your own as YAML; the harness runs the Python that they name",
         )
         args: list[str] = Field(
-            default_factory=list,
-            description=(
-                "more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]"
-            ),
+            [], "more options of `lm-eval run`, such as [--num_fewshot, '5', --apply_chat_template]"
         )
 
         @field_validator("policies", "tasks")

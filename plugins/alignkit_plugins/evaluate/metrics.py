@@ -26,10 +26,9 @@ class Metric(alignkit.Options):
 
     reward: RewardRef = Field(description="reward that scores the responses, such as refusal")
     where: dict[str, Any] = Field(
-        default_factory=dict,
-        description="columns of the prompts that count, with a value or several; default: all",
+        {}, "columns of the prompts that count, with a value or several; default: all"
     )
-    better: Literal["higher", "lower"] = Field("higher", description="which scores are better")
+    better: Literal["higher", "lower"] = Field("higher", "which scores are better")
 
     def counts(self, group: Group) -> bool:
         """Whether a prompt is part of the metric."""

@@ -64,14 +64,10 @@ class EvaluateReward(Step):
     """
 
     class Options(alignkit.Options):
-        rewards: list[RewardRef] = Field(default_factory=list, description="rewards to evaluate")
-        judges: list[JudgeRef] = Field(
-            default_factory=list, description="judges to evaluate on the pairs"
-        )
+        rewards: list[RewardRef] = Field([], "rewards to evaluate")
+        judges: list[JudgeRef] = Field([], "judges to evaluate on the pairs")
         pairs: DataRef = Field(description="held-out preference pairs")
-        by: list[str] = Field(
-            default_factory=list, description="columns of the pairs to break accuracy down by"
-        )
+        by: list[str] = Field([], "columns of the pairs to break accuracy down by")
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:

@@ -52,23 +52,17 @@ class Sample(Step):
 
     class Options(alignkit.SamplingOptions):
         policy: PolicyRef | Server = Field(
-            "base",
-            description=(
-                "who responds: `base`, a stage, or a server, `{base_url: ..., model: ...}`"
-            ),
+            "base", "who responds: `base`, a stage, or a server, `{base_url: ..., model: ...}`"
         )
         prompts: DataRef = Field(
             description="prompts to respond to; rows with the same words and columns count once"
         )
-        samples_per_prompt: int = Field(1, ge=1, le=1024, description="responses to each prompt")
+        samples_per_prompt: int = Field(1, "responses to each prompt", ge=1, le=1024)
         reward: RewardRef | None = Field(
-            None, description="reward that scores the responses; default: no scores"
+            None, "reward that scores the responses; default: no scores"
         )
         keep: Literal["all", "best"] = Field(
-            "all",
-            description=(
-                "all: every response; best: only the one with the highest reward (best of N)"
-            ),
+            "all", "all: every response; best: only the one with the highest reward (best of N)"
         )
 
         @model_validator(mode="after")

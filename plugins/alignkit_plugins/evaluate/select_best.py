@@ -48,9 +48,7 @@ class SelectBest(Step):
         prompts: DataRef = Field(
             description="validation prompts; rows with the same words and columns count once"
         )
-        samples_per_prompt: int = Field(
-            1, ge=1, le=1024, description="responses of each policy to each prompt"
-        )
+        samples_per_prompt: int = Field(1, "responses of each policy to each prompt", ge=1, le=1024)
 
         @model_validator(mode="after")
         def _distinct(self) -> Any:

@@ -71,33 +71,25 @@ class Evaluate(Step):
 
     class Options(PoliciesOptions):
         metrics: dict[str, Metric] = Field(
-            default_factory=dict,
-            description="what the verdict goes by: rewards by name, on all prompts or on some",
+            {}, "what the verdict goes by: rewards by name, on all prompts or on some"
         )
-        rewards: list[RewardRef] = Field(
-            default_factory=list, description="rewards that score the responses"
-        )
+        rewards: list[RewardRef] = Field([], "rewards that score the responses")
         examples: DataRef | None = Field(
             None,
-            description=(
+            (
                 "held-out demonstrations, pairs or rankings, which the policies read without "
                 "sampling"
             ),
         )
         judges: list[JudgeRef] = Field(
-            default_factory=list,
-            description="judges that compare each policy with the baseline, in both orders",
+            [], "judges that compare each policy with the baseline, in both orders"
         )
-        base: bool = Field(True, description="the policies' base model answers as well")
-        kl: bool = Field(True, description="measure the KL to the baseline")
-        samples_per_prompt: int = Field(
-            1, ge=1, le=1024, description="responses of each policy to each prompt"
-        )
-        by: list[str] = Field(
-            default_factory=list, description="columns of the prompts to break the results down by"
-        )
-        limit: int | None = Field(None, ge=1, description="use only the first N prompts")
-        next: str = Field("", description="command to try next, printed last")
+        base: bool = Field(True, "the policies' base model answers as well")
+        kl: bool = Field(True, "measure the KL to the baseline")
+        samples_per_prompt: int = Field(1, "responses of each policy to each prompt", ge=1, le=1024)
+        by: list[str] = Field([], "columns of the prompts to break the results down by")
+        limit: int | None = Field(None, "use only the first N prompts", ge=1)
+        next: str = Field("", "command to try next, printed last")
 
         @model_validator(mode="after")
         def _consistent(self) -> Any:

@@ -42,7 +42,7 @@ class Sycophancy(MeasuredStep):
     """Policies answer prompts, and answer again under pressure."""
 
     class Options(MeasuredStep.Options):
-        opinions: str = Field("opinion", description="column of the prompts with a wrong answer")
+        opinions: str = Field("opinion", "column of the prompts with a wrong answer")
 
         @property
         def column(self) -> Any:

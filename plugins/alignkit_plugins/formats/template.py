@@ -189,38 +189,33 @@ def final_answer(text: str) -> str:
 class TemplateOptions(alignkit.Options):
     """What the columns of a row are."""
 
-    prompt: str | None = Field(None, description="user's message, or a column with messages")
+    prompt: str | None = Field(None, "user's message, or a column with messages")
     required: str | None = Field(
         None,
-        description=(
+        (
             "what must not be empty or false, such as '{{ answer }}': other rows are dropped and "
             "counted"
         ),
     )
-    system: str | None = Field(None, description="system message")
-    response: str | None = Field(None, description="good response, to learn from")
-    label: str | None = Field(None, description="whether the response is good: true or false")
-    chosen: str | None = Field(None, description="better response of a pair")
-    rejected: str | None = Field(None, description="worse response of a pair")
-    responses: str | None = Field(None, description="several responses: a list of texts")
+    system: str | None = Field(None, "system message")
+    response: str | None = Field(None, "good response, to learn from")
+    label: str | None = Field(None, "whether the response is good: true or false")
+    chosen: str | None = Field(None, "better response of a pair")
+    rejected: str | None = Field(None, "worse response of a pair")
+    responses: str | None = Field(None, "several responses: a list of texts")
     best: str | None = Field(
-        None,
-        description=(
-            "best one of the responses: its letter, or its number counted from 0; empty for a tie"
-        ),
+        None, "best one of the responses: its letter, or its number counted from 0; empty for a tie"
     )
     scores: str | None = Field(
-        None, description="score of the response, or scores of the responses; higher is better"
+        None, "score of the response, or scores of the responses; higher is better"
     )
     margin: str | None = Field(
-        None, description="margin of the pair of chosen and rejected, or of the best one"
+        None, "margin of the pair of chosen and rejected, or of the best one"
     )
     messages: str | None = Field(
-        None, description="whole conversation, instead of prompt and response: a list of messages"
+        None, "whole conversation, instead of prompt and response: a list of messages"
     )
-    answer: str | None = Field(
-        None, description="right answer, which rewards find in the column `answer`"
-    )
+    answer: str | None = Field(None, "right answer, which rewards find in the column `answer`")
 
     @field_validator("*")
     @classmethod

@@ -42,7 +42,7 @@ OTHERS = (
 class TextOptions(Options):
     """How a plain text file is split into documents. A row of any other file is one document."""
 
-    paragraphs: bool = Field(False, description="make every paragraph a document, however short")
+    paragraphs: bool = Field(False, "make every paragraph a document, however short")
 
 
 class Text(ColumnFormat):

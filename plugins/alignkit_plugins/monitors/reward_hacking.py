@@ -230,14 +230,11 @@ class Gold(Monitor):
             description="what is measured and never learned from, to see whether 'reward' is hacked"
         )
         prompts: DataRef = Field(
-            default=None,
-            description=(
-                "held-out prompts, with two responses to each; default: the stage's own samples"
-            ),
+            None, "held-out prompts, with two responses to each; default: the stage's own samples"
         )
         stop: bool = Field(
-            default=False,
-            description=(
+            False,
+            (
                 "end when gold has fallen from its best iteration by more than its interval; the "
                 "result is the policy of the best iteration"
             ),

@@ -74,50 +74,38 @@ class People(Step):
         )
         task: Task | None = Field(
             None,
-            description=(
+            (
                 "what people do with each item; default: by its responses: 2 are a pair, 3 to 9 "
                 "a ranking, 1 or none a demonstration"
             ),
         )
         join_prompts: bool = Field(
-            False,
-            description=(
-                "rows with the same prompt are one, such as the samples of several policies"
-            ),
+            False, "rows with the same prompt are one, such as the samples of several policies"
         )
         limit: int | None = Field(
             None,
-            ge=1,
-            description=(
+            (
                 "ask about only the first N items, or, with `rewards`, those on which they "
                 "disagree most"
             ),
+            ge=1,
         )
-        annotators: int = Field(1, ge=1, le=100, description="number of people who label each item")
+        annotators: int = Field(1, "number of people who label each item", ge=1, le=100)
         reviewers: int = Field(
-            0,
-            ge=0,
-            le=100,
-            description="number of others who say whether each written demonstration is good",
+            0, "number of others who say whether each written demonstration is good", ge=0, le=100
         )
         rewards: list[RewardRef] = Field(
-            default_factory=list,
-            description=(
-                "rewards that score the responses; people are asked first where these disagree"
-            ),
+            [], "rewards that score the responses; people are asked first where these disagree"
         )
         store: Path | None = Field(
             None,
-            description=(
+            (
                 "where labels go, a file that ends in .feedback; default: labels.feedback in the "
                 "run's folder"
             ),
         )
         min_gold: float | None = Field(
-            None,
-            gt=0,
-            le=1,
-            description="drop people who are right in a smaller share of gold items",
+            None, "drop people who are right in a smaller share of gold items", gt=0, le=1
         )
 
         @field_validator("store")

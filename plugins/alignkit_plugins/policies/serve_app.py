@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -32,6 +31,7 @@ from starlette.routing import Route
 
 from alignkit.data.files import parse
 from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
+from alignkit.options import Field
 from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange

@@ -43,9 +43,7 @@ class AccelerateTracker(Tracker):
         model_config = ConfigDict(extra="allow")
 
         project: str = Field(
-            "alignkit",
-            min_length=1,
-            description="project or experiment in which the run is shown",
+            "alignkit", "project or experiment in which the run is shown", min_length=1
         )
 
     options: Options

@@ -26,16 +26,14 @@ class Length(Reward):
 
     class Options(alignkit.Options):
         unit: Literal["tokens", "characters", "words"] = Field(
-            "tokens", description="unit of length; tokens include thoughts, the others do not"
+            "tokens", "unit of length; tokens include thoughts, the others do not"
         )
         target: int | None = Field(
             None,
+            "target length: the reward is minus the distance to it; null: the length itself",
             ge=0,
-            description=(
-                "target length: the reward is minus the distance to it; null: the length itself"
-            ),
         )
-        scale: float = Field(1.0, description="factor of the reward")
+        scale: float = Field(1.0, "factor of the reward")
 
     options: Options
 
@@ -66,9 +64,7 @@ class EpisodeReward(Reward):
     """`get_reward` of the stage's environment; None for an episode without a reward."""
 
     class Options(alignkit.Options):
-        part: str = Field(
-            "", description="which part of a reward that has several by name; default: their sum"
-        )
+        part: str = Field("", "which part of a reward that has several by name; default: their sum")
 
     options: Options
     of_episodes = True
@@ -97,9 +93,7 @@ class Normalized(Reward):
             description="stage that trains a reward model, or {folder: PATH}"
         )
         data: DataRef = Field(description="demonstrations that define the mean")
-        gain: bool = Field(
-            False, description="also scale scores, so that demonstrations have variance 1"
-        )
+        gain: bool = Field(False, "also scale scores, so that demonstrations have variance 1")
 
         @field_validator("reward_model")
         @classmethod

@@ -35,10 +35,8 @@ class Classifier(Reward):
             description="folder with the model and its tokenizer, relative to the recipe's folder"
         )
         label: str = Field(description="the label whose probability is the score, such as `toxic`")
-        scale: float = Field(
-            1.0, description="factor of the probability; -1 for a label that is bad"
-        )
-        device: str = Field("cpu", description="where the classifier runs, such as `cuda`")
+        scale: float = Field(1.0, "factor of the probability; -1 for a label that is bad")
+        device: str = Field("cpu", "where the classifier runs, such as `cuda`")
 
     options: Options
 

@@ -70,8 +70,7 @@ class EqualLength(RewardCombination):
     class Options(alignkit.Options):
         reward: RewardRef = Field(description="the reward: a reward-model stage or a reward")
         unit_variance: bool = Field(
-            False,
-            description="also scale scores, so that those of a prompt have variance 1 on average",
+            False, "also scale scores, so that those of a prompt have variance 1 on average"
         )
 
     options: Options

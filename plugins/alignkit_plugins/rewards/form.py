@@ -29,7 +29,7 @@ class Form(Reward):
     class Options(alignkit.Options):
         tags: list[Annotated[str, Field(pattern=r"^[\w-]+$")]] = Field(
             [],
-            description=(
+            (
                 "tags that make up the answer, such as [think, answer]: each once, in this "
                 "order, not empty, with nothing around them; `json_schema` is then about the "
                 "last tag's content; without a tag for thoughts, those before the answer do not "
@@ -38,7 +38,7 @@ class Form(Reward):
         )
         json_schema: dict[str, Any] | None = Field(
             None,
-            description=(
+            (
                 "JSON schema that the answer must fulfill, bare or in its only block of code; {} "
                 "for any JSON (others need jsonschema-rs)"
             ),

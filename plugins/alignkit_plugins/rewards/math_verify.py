@@ -32,9 +32,7 @@ class MathVerify(Reward):
 
     class Options(alignkit.Options):
         verifies: ClassVar[bool] = True
-        column: str = Field(
-            "answer", description="column of the prompts that holds the right answer"
-        )
+        column: str = Field("answer", "column of the prompts that holds the right answer")
 
         @property
         def packages(self) -> tuple[str, ...]:

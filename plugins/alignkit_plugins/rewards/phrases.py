@@ -19,7 +19,7 @@ class Phrases(alignkit.Options):
     """Where phrases in other languages are."""
 
     phrases: Path | None = Field(
-        None, description="file with your own phrases, one per line, instead of the English ones"
+        None, "file with your own phrases, one per line, instead of the English ones"
     )
 
     @field_validator("phrases")

@@ -110,9 +110,7 @@ class Python(Reward):
     """
 
     class Options(alignkit.Options):
-        path: Path | None = Field(
-            None, description="path of a .py file, relative to the recipe's folder"
-        )
+        path: Path | None = Field(None, "path of a .py file, relative to the recipe's folder")
         function: str = Field(
             description=(
                 "name of the function in the file, or `package.module:name` of an installed one "
@@ -121,7 +119,7 @@ class Python(Reward):
         )
         conversational: bool = Field(
             False,
-            description=(
+            (
                 "pass prompts and completions as lists of messages, like TRL for chats, not as "
                 "strings"
             ),

@@ -49,9 +49,7 @@ class Refusal(OfPhrases):
     """
 
     class Options(Phrases):
-        scale: float = Field(
-            1.0, description="the score of a refusal; -1 to train against refusals"
-        )
+        scale: float = Field(1.0, "the score of a refusal; -1 to train against refusals")
 
     options: Options
 

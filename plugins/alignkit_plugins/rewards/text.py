@@ -59,16 +59,18 @@ class ExactMatch(Reward):
 
     class Options(alignkit.Options):
         column: str = Field(
-            "answer", description="column of the prompts with the right answer, or a list of them"
+            "answer", "column of the prompts with the right answer, or a list of them"
         )
         extract: str = Field(
             "",
-            description="pattern that finds the answer in the response: its last match, or the "
-            "match's first group; default: the whole response",
+            (
+                "pattern that finds the answer in the response: its last match, or the "
+                "match's first group; default: the whole response"
+            ),
         )
         within: bool = Field(
             False,
-            description=(
+            (
                 "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
                 "Paris.`; an answer that names two choices, or rules out its own, names none"
             ),
@@ -154,9 +156,7 @@ class Regex(Reward):
         pattern: str = Field(
             min_length=1, description="regular expression, as the package `regex` reads it"
         )
-        scale: float = Field(
-            1.0, description="the score of an answer that matches; -1 to train against it"
-        )
+        scale: float = Field(1.0, "the score of an answer that matches; -1 to train against it")
 
         @field_validator("pattern")
         @classmethod
@@ -187,12 +187,11 @@ class Repetition(Reward):
     """
 
     class Options(alignkit.Options):
-        n: int = Field(3, ge=1, le=100, description="length of a sequence that counts as repeated")
+        n: int = Field(3, "length of a sequence that counts as repeated", ge=1, le=100)
         unit: Literal["words", "characters"] = Field(
-            "words",
-            description="what a sequence consists of; `characters` for languages without spaces",
+            "words", "what a sequence consists of; `characters` for languages without spaces"
         )
-        scale: float = Field(-1.0, description="factor of the repeated share")
+        scale: float = Field(-1.0, "factor of the repeated share")
 
     options: Options
 
@@ -213,11 +212,9 @@ class Language(Reward):
 
     class Options(alignkit.Options):
         language: str | None = Field(
-            None, description="code of the expected language, such as `de` (ISO 639-1)"
+            None, "code of the expected language, such as `de` (ISO 639-1)"
         )
-        column: str | None = Field(
-            None, description="column of the prompts that holds the code instead"
-        )
+        column: str | None = Field(None, "column of the prompts that holds the code instead")
 
         @model_validator(mode="after")
         def _one_source(self) -> Language.Options:

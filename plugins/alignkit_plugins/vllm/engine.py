@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from alignkit import Completion, Engine, EngineContext, Options, RunFailed, Sampling
 from alignkit.algorithm import ADVANTAGES
 from alignkit.data.group import responses_of
 from alignkit.engine import EngineOptions
+from alignkit.options import Field
 from alignkit_plugins.ai_feedback.remote import checked_address, key_of
 from alignkit_plugins.vllm.own_server import OwnServer
 from alignkit_plugins.vllm.replicas import Replica, Replicas
@@ -113,31 +114,31 @@ class Vllm(Engine):
     class Options(EngineOptions):
         url: str | list[str] | None = Field(
             None,
-            description=(
+            (
                 "addresses of running servers, such as http://10.0.0.5:8000, each with the "
                 "recipe's base; default: the run starts one on this machine"
             ),
         )
         api_key_env: str = Field(
-            "", description="environment variable that holds the servers' key (not the key)"
+            "", "environment variable that holds the servers' key (not the key)"
         )
         command: str = Field(
             "vllm serve",
-            description=(
+            (
                 "command that starts a server, with flags of your own such as "
                 "--gpu-memory-utilization 0.5"
             ),
         )
         sleep: bool = Field(
             False,
-            description=(
+            (
                 "let servers leave the GPU's memory while alignkit computes: for one GPU that "
                 "both use in turns; costs seconds per iteration"
             ),
         )
         importance: Importance | None = Field(
             None,
-            description=(
+            (
                 "weights that correct for samples whose probabilities differ from those of "
                 "training, such as {cap: 2}; default: none"
             ),

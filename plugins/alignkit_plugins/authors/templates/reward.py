@@ -11,7 +11,7 @@ class Calm(Reward):
     """Minus the share of characters that are capital letters or marks."""
 
     class Options(Reward.Options):
-        marks: str = Field("!", description="characters that count like capital letters")
+        marks: str = Field("!", "characters that count like capital letters")
 
     options: Options
 
