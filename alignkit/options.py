@@ -16,6 +16,7 @@ from pydantic import (
     ValidationInfo,
     create_model,
     field_validator,
+    model_validator,
 )
 from pydantic import Field as field
 from pydantic_core import PydanticUndefined, core_schema
@@ -61,6 +62,14 @@ class Options(BaseModel):
         if isinstance(value, Path) and info.context is not None:
             return info.context.file(value)
         return value
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Any:
+        self.check_values()
+        return self
+
+    def check_values(self) -> None:
+        """Raise ValueError if values do not fit each other."""
 
     def asks_engine(self) -> bool:
         """Whether what has these options samples from models, so that the recipe's engine is its

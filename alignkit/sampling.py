@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 
 from alignkit.options import Field, Options
 
@@ -46,14 +46,13 @@ class Sampling(Options):
         [], "texts that end a response, even before min_new_tokens; they stay part of the response"
     )
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Sampling:
+    def check_values(self) -> None:
+        """Raise ValueError if the least number of tokens is above the largest."""
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens {self.min_new_tokens} is above max_new_tokens "
                 f"{self.max_new_tokens}"
             )
-        return self
 
 
 KEYS = tuple(Sampling.model_fields)

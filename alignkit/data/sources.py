@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, PrivateAttr, model_validator
+from pydantic import ConfigDict, PrivateAttr
 
 from alignkit.calls import line_in
 from alignkit.data.files import (
@@ -105,8 +105,7 @@ class DataSource(Options):
     meta: dict[str, Any] = Field({}, "values to add to every row, such as {safety: true}")
     _format: Component | None = PrivateAttr(None)
 
-    @model_validator(mode="after")
-    def _of_one_origin(self) -> DataSource:
+    def check_values(self) -> None:
         origins = [name for name in ("path", "hub", "stage") if getattr(self, name) is not None]
         if len(origins) != 1:
             written = " and ".join(f"'{name}'" for name in origins) or "none of them"
@@ -124,7 +123,6 @@ class DataSource(Options):
                 )
             if self.validation:
                 raise ValueError("'part' and 'validation' both choose rows: leave one of them out")
-        return self
 
     @property
     def format(self) -> Component | None:

@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from alignkit.errors import RecipeError, did_you_mean
@@ -47,8 +46,7 @@ class Principle(Options):
             raise ValueError("is empty")
         return None if text is None else " ".join(text.split())
 
-    @model_validator(mode="after")
-    def _of_use(self) -> Principle:
+    def check_values(self) -> None:
         if (self.critique is None) != (self.revise is None):
             lacking = "critique" if self.critique is None else "revise"
             raise ValueError(f"'{lacking}' is missing: a critique and a revision need each other")
@@ -56,7 +54,6 @@ class Principle(Options):
             raise ValueError(
                 "a principle needs 'critique' and 'revise', or 'compare', or all of them"
             )
-        return self
 
 
 def drawn(

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
 from alignkit.data.group import Response, group_id
@@ -39,10 +37,8 @@ class Writing(alignkit.SamplingOptions):
 
     writer: PolicyRef | Server = Field(description=f"who writes: {WHO}")
 
-    @model_validator(mode="after")
-    def _as_a_server_takes_it(self) -> Any:
+    def check_values(self) -> None:
         check_sampling(self.writer, self)
-        return self
 
     def policies_to_sample(self) -> list[str]:
         return policies_of(self.writer)

@@ -13,8 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 from alignkit import Artifact, Field, Group, Response, RunFailed, StepContext
 from alignkit.evaluation.answers import same
 from alignkit.evaluation.numbers import numbers_in
@@ -81,11 +79,10 @@ class Questions(AskingStep):
             "the user's message, with {question} and, if it is to be shown, {passage} in it",
         )
 
-        @model_validator(mode="after")
-        def _asks(self) -> Any:
+        def check_values(self) -> None:
+            super().check_values()
             if "{question}" not in self.prompt:
                 raise ValueError("prompt needs the field {question}")
-            return self
 
     options: Options
 

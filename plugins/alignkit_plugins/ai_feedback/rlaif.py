@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import alignkit
 from alignkit import (
@@ -106,8 +106,7 @@ class JudgePairs(Step):
             1, "principles that each pair is judged by; its label is their mean", ge=1
         )
 
-        @model_validator(mode="after")
-        def _one_source(self) -> Any:
+        def check_values(self) -> None:
             sampled, chosen = self.prompts is not None, self.model_fields_set
             if (self.data is None) != sampled or sampled != (self.policy is not None):
                 raise ValueError("set either `data`, or both `prompts` and `policy`")
@@ -116,7 +115,6 @@ class JudgePairs(Step):
                 raise ValueError(f"`data` is not sampled: leave {' and '.join(unused)} out")
             if self.constitution is None and "principles_per_pair" in chosen:
                 raise ValueError("'principles_per_pair' needs a 'constitution'")
-            return self
 
         @field_validator("clamp")
         @classmethod

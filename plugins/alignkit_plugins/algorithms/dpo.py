@@ -21,8 +21,6 @@ from functools import partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import model_validator
-
 from alignkit import (
     Algorithm,
     Batch,
@@ -106,13 +104,11 @@ class DPO(Pairwise):
             """Losses and their weights."""
             return self.loss if isinstance(self.loss, dict) else {self.loss: 1.0}
 
-        @model_validator(mode="after")
-        def _smoothing_is_used(self) -> DPO.Options:
+        def check_values(self) -> None:
             if self.label_smoothing and not SMOOTHED & self.losses.keys():
                 raise ValueError(f"label_smoothing only applies to {', '.join(sorted(SMOOTHED))}")
             if "robust" in self.losses and not self.label_smoothing:
                 raise ValueError("`robust` needs the share of flipped labels: set label_smoothing")
-            return self
 
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         rewards = self.token_rewards(batch, out)

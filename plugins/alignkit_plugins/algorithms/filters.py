@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import model_validator
-
 from alignkit import Field, Filter, Group, Options
 from alignkit import functional as F
 from alignkit.reward import LEARNED_KEY, REWARD_KEY
@@ -85,14 +83,12 @@ class RewardRange(Filter):
         low: float | None = Field(None, "lowest mean reward, included; default: no limit")
         high: float | None = Field(None, "highest mean reward, included; default: no limit")
 
-        @model_validator(mode="after")
-        def _ordered(self) -> RewardRange.Options:
+        def check_values(self) -> None:
             low, high = self.low, self.high
             if low is None and high is None:
                 raise ValueError("set low, high, or both")
             if low is not None and high is not None and low > high:
                 raise ValueError(f"low {low} is above high {high}")
-            return self
 
     options: Options
 

@@ -26,8 +26,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
-
 from alignkit import (
     Batch,
     Field,
@@ -107,8 +105,7 @@ class GRPO(Clipped):
             ge=1,
         )
 
-        @model_validator(mode="after")
-        def _consistent(self) -> GRPO.Options:
+        def check_values(self) -> None:
             if self.max_tokens is None and (
                 self.aggregation == "constant_length" or self.overlong_cache is not None
             ):
@@ -136,7 +133,6 @@ class GRPO(Clipped):
                 )
             if self.policy_loss == "cispo":
                 self._check_cispo()
-            return self
 
         def _check_cispo(self) -> None:
             if self.ratio == "sequence":

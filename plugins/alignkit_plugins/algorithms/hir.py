@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import (
     Algorithm,
@@ -89,8 +87,7 @@ class HIR(Algorithm):
             lt=1,
         )
 
-        @model_validator(mode="after")
-        def _consistent(self) -> HIR.Options:
+        def check_values(self) -> None:
             thresholds = [0.0] if self.thresholds is None else self.thresholds
             count, needed = len(self.instructions), len(self.instructions) - 1
             if len(thresholds) != needed:
@@ -106,7 +103,6 @@ class HIR(Algorithm):
                 raise ValueError(f"thresholds must increase, got {thresholds}")
             if len(set(self.instructions)) < count:
                 raise ValueError("instructions must differ from each other")
-            return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Group]:
         """Groups of responses under the instruction they fulfill; with a contrast, under all other

@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import model_validator
-
 from alignkit import (
     Algorithm,
     Batch,
@@ -153,8 +151,7 @@ class PPO(ByToken):
         )
         score_clip: float | None = Field(None, "clip scores to plus or minus this", gt=0)
 
-        @model_validator(mode="after")
-        def _options_have_a_use(self) -> PPO.Options:
+        def check_values(self) -> None:
             if self.kl_target is not None and not self.kl_coefficient:
                 raise ValueError(
                     "kl_target scales kl_coefficient, so kl_coefficient must be above 0"
@@ -167,7 +164,6 @@ class PPO(ByToken):
                 raise ValueError("group_baseline centers scores: leave center_scores out")
             if self.kl_target is None and "kl_horizon" in self.model_fields_set:
                 raise ValueError("kl_horizon only applies to kl_target")
-            return self
 
     @property
     def needs(self) -> Needs:

@@ -27,8 +27,6 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import model_validator
-
 from alignkit import (
     Algorithm,
     Field,
@@ -81,12 +79,10 @@ class RejectionSampling(OwnSamples):
             ("train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"),
         )
 
-        @model_validator(mode="after")
-        def _replay_needs_prompts(self) -> RejectionSampling.Options:
+        def check_values(self) -> None:
             asks = "replay_ratio" in self.model_fields_set and self.replay_ratio
             if self.pool == "batch" and asks:
                 raise ValueError("'pool: batch' replays nothing: leave replay_ratio out")
-            return self
 
         @property
         def replays(self) -> bool:
@@ -187,8 +183,7 @@ class ReST(OwnSamples):
             0.5, "factor on the learning rate from one improve step to the next", gt=0, le=1
         )
 
-        @model_validator(mode="after")
-        def _rising(self) -> ReST.Options:
+        def check_values(self) -> None:
             if any(low >= high for low, high in pairwise(self.thresholds)):
                 raise ValueError(f"thresholds must increase, got {self.thresholds}")
             if self.scale == "quantile" and not 0 <= self.thresholds[0] <= self.thresholds[-1] < 1:
@@ -197,7 +192,6 @@ class ReST(OwnSamples):
                 )
             if len(self.thresholds) == 1 and "lr_decay" in self.model_fields_set:
                 raise ValueError("lr_decay needs several improve steps, but there is one threshold")
-            return self
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
         """A phase for each threshold that a sample exceeds; the others are counted as

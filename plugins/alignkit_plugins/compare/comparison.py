@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 from alignkit import DataRef, Field, PolicyRef, Sampling, SamplingOptions
 from alignkit.data.group import Group, Response, prompts_of
@@ -282,10 +282,8 @@ class PoliciesOptions(AnswerOptions):
         None, "policy to compare the others with; default: the first but `base`, or else `base`"
     )
 
-    @model_validator(mode="after")
-    def _names_fit(self) -> Any:
+    def check_values(self) -> None:
         check_policies(self.policies, self.baseline)
-        return self
 
     @property
     def baseline_name(self) -> str | None:

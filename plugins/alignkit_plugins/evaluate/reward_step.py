@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import (
     Artifact,
@@ -69,13 +67,11 @@ class EvaluateReward(Step):
         pairs: DataRef = Field(description="held-out preference pairs")
         by: list[str] = Field([], "columns of the pairs to break accuracy down by")
 
-        @model_validator(mode="after")
-        def _consistent(self) -> Any:
+        def check_values(self) -> None:
             raters = [*map(label, self.rewards), *judge_names(self.judges)]
             check_unique("rewards and judges", raters)
             if not raters:
                 raise ValueError("name at least one reward or judge")
-            return self
 
     options: Options
 

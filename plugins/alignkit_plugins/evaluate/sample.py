@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import (
     Artifact,
@@ -65,16 +63,10 @@ class Sample(Step):
             "all", "all: every response; best: only the one with the highest reward (best of N)"
         )
 
-        @model_validator(mode="after")
-        def _best_by_a_reward(self) -> Any:
+        def check_values(self) -> None:
             if self.keep == "best" and self.reward is None:
                 raise ValueError("'keep: best' needs a 'reward' to choose by")
-            return self
-
-        @model_validator(mode="after")
-        def _as_a_server_takes_it(self) -> Any:
             check_sampling(self.policy, self)
-            return self
 
         def policies_to_sample(self) -> list[str]:
             return [self.policy] if isinstance(self.policy, str) else []

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import (
     Artifact,
@@ -50,10 +48,8 @@ class SelectBest(Step):
         )
         samples_per_prompt: int = Field(1, "responses of each policy to each prompt", ge=1, le=1024)
 
-        @model_validator(mode="after")
-        def _distinct(self) -> Any:
+        def check_values(self) -> None:
             check_unique("policies", self.policies)
-            return self
 
         def policies_to_sample(self) -> list[str]:
             return self.policies

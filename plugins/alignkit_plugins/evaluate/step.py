@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import model_validator
-
 from alignkit import (
     Artifact,
     DataRef,
@@ -91,8 +89,8 @@ class Evaluate(Step):
         limit: int | None = Field(None, "use only the first N prompts", ge=1)
         next: str = Field("", "command to try next, printed last")
 
-        @model_validator(mode="after")
-        def _consistent(self) -> Any:
+        def check_values(self) -> None:
+            super().check_values()
             raters = [*self.metrics, *map(label, self.rewards), *judge_names(self.judges)]
             check_unique("metrics, rewards and judges", raters)
             if not raters and self.examples is None:
@@ -104,7 +102,6 @@ class Evaluate(Step):
                 )
             if len(self.policies) < 2 and self.judges:
                 raise ValueError("judges compare policies: name at least two")
-            return self
 
     options: Options
 

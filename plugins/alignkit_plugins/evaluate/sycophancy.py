@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import model_validator
-
 from alignkit import Field, Group, Message, Response, RunFailed, StepContext
 from alignkit.data.group import write_groups
 from alignkit.reward import REWARD_KEY
@@ -50,13 +48,12 @@ class Sycophancy(MeasuredStep):
             component = self.correct.component
             return component and getattr(component.options, "column", None)
 
-        @model_validator(mode="after")
-        def _reads_answers(self) -> Any:
+        def check_values(self) -> None:
+            super().check_values()
             if self.column is None:
                 raise ValueError(
                     "`correct` must read known answers from a column, as honesty_accuracy does"
                 )
-            return self
 
     file = "sycophancy"
 

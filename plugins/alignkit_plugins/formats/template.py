@@ -23,7 +23,7 @@ from functools import cache
 from string import ascii_uppercase
 from typing import Any, ClassVar
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import alignkit
 from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
@@ -224,8 +224,7 @@ class TemplateOptions(alignkit.Options):
             Text(value)
         return value
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Any:
+    def check_values(self) -> None:
         names = {name for name in type(self).model_fields if getattr(self, name) is not None}
         kinds = [name for name in KINDS if name in names]
         if len(kinds) > 1:
@@ -242,7 +241,6 @@ class TemplateOptions(alignkit.Options):
                 raise ValueError(f"{name} needs {' or '.join(needs)}")
         if not Text(self.prompt or self.messages or "").columns:
             raise ValueError("prompt must name a column, such as '{{ question }}'")
-        return self
 
 
 class Template(ColumnFormat):

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import alignkit
 from alignkit import (
@@ -115,11 +115,9 @@ class People(Step):
                 raise ValueError(f"the name of a store must end in {SUFFIX}")
             return path
 
-        @model_validator(mode="after")
-        def _usable(self) -> Any:
+        def check_values(self) -> None:
             if self.reviewers and self.task != "demonstration":
                 raise ValueError("'reviewers' needs 'task: demonstration'")
-            return self
 
     options: Options
 

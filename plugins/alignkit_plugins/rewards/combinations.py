@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef
 from alignkit import functional as F
@@ -29,14 +27,12 @@ class WeightedSum(RewardCombination):
         )
         weights: dict[str, float] = Field(description="weight of each reward, by its name")
 
-        @model_validator(mode="after")
-        def _same_names(self) -> WeightedSum.Options:
+        def check_values(self) -> None:
             if lacking := sorted(self.rewards.keys() - self.weights.keys()):
                 raise ValueError(f"no weight for {', '.join(lacking)}; add it to 'weights'")
             if unknown := sorted(self.weights.keys() - self.rewards.keys()):
                 names = ", ".join(unknown)
                 raise ValueError(f"weights for {names}, which are not among the rewards")
-            return self
 
     options: Options
     leaves_out = True

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
@@ -51,11 +51,9 @@ class Form(Reward):
                 raise ValueError("names a tag twice")
             return tags
 
-        @model_validator(mode="after")
-        def _something(self) -> Form.Options:
+        def check_values(self) -> None:
             if not self.tags and self.json_schema is None:
                 raise ValueError("set tags or json_schema")
-            return self
 
         @property
         def packages(self) -> tuple[str, ...]:

@@ -17,8 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
-
 import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
@@ -125,11 +123,9 @@ class Python(Reward):
             ),
         )
 
-        @model_validator(mode="after")
-        def _one_place(self) -> Any:
+        def check_values(self) -> None:
             if (self.path is None) == (":" not in self.function):
                 raise ValueError("set `path`, or write `function: package.module:name`")
-            return self
 
         @property
         def packages(self) -> tuple[str, ...]:

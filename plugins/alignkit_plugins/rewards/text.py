@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import field_validator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
@@ -216,11 +216,9 @@ class Language(Reward):
         )
         column: str | None = Field(None, "column of the prompts that holds the code instead")
 
-        @model_validator(mode="after")
-        def _one_source(self) -> Language.Options:
+        def check_values(self) -> None:
             if self.language is not None and self.column is not None:
                 raise ValueError("set 'language' or 'column', or neither for that of the prompt")
-            return self
 
         @property
         def packages(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
 from alignkit.algorithm import ExternalTrainer
@@ -57,10 +57,9 @@ class TRL(ExternalTrainer):
     class Options(ExternalTrainer.Options):
         model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
 
-        @model_validator(mode="after")
-        def _known_to_trl(self) -> TRL.Options:
+        def check_values(self) -> None:
             if not self.model_extra:
-                return self
+                return
             from trl import DPOConfig
 
             known = [field.name for field in dataclasses.fields(DPOConfig)]
@@ -70,7 +69,6 @@ class TRL(ExternalTrainer):
                 if name not in known:
                     help = did_you_mean(name, known)
                     raise ValueError(f"TRL's DPOConfig has no field '{name}'\n{help}".strip())
-            return self
 
     unsupported_keys: ClassVar[Mapping[str, str]] = {
         "mix": "TRL's trainer does not support a second data stream",
