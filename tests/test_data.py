@@ -9,6 +9,7 @@ import datetime
 import decimal
 import gzip
 import hashlib
+import json
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.data.sources import DataSource, DataSpec, Loaded
@@ -610,20 +612,37 @@ def test_nulls_that_a_table_fills_in_change_nothing(tmp_path: Path) -> None:
     "A null inside arguments written as JSON text stays.",
 )
 def test_a_null_that_a_person_wrote_stays(tmp_path: Path) -> None:
-    """In JSON as text, in a list, and as a whole column."""
+    """In JSON as text, in a list, as a whole column, in a call and in its tool's schema; a table keeps
+    those that the schema requires.
+    """
     row = """\
-{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": "", "tool_calls": [
- {"type": "function", "function": {"name": "f", "arguments": "{\\"city\\": null}"}}]}],
- "tools": [{"type": "function", "function": {"name": "f", "parameters": {"enum": ["Oslo", null]}}}],
- "note": null, "info": {"x": [null, 1], "y": null}}"""
-    (tmp_path / "d.jsonl").write_text(row.replace("\n ", " "), encoding="utf-8")
+{"messages": [{"role": "user", "content": "Go"}, {"role": "assistant", "content": null, "tool_calls": [
+ {"type": "function", "function": {"name": "f", "arguments": "{\\"city\\": null}"}},
+ {"name": "f", "parameters": {"due": null, "to": {"x": null}}}]}],
+ "tools": [{"name": "f", "parameters": {"properties": {"due": {"enum": ["Oslo", null], "default": null},
+ "to": {"type": "object"}}, "required": ["due"]}}],
+ "note": null, "info": {"x": [null, 1], "y": null}}""".replace("\n ", " ")
+    (tmp_path / "d.jsonl").write_text(row, encoding="utf-8")
     [group] = load(source(tmp_path / "d.jsonl")).groups
     assert group.id == groups_module.group_id(group.prompt, group.responses, group.tools)
-    assert shown(group) == (
-        'u: Go -> a: "" {"tool_calls": [{"type": "function", "function": {"name": "f", '
-        '"arguments": {"city": null}}}]} tools [{"type": "function", "function": {"name": "f", '
-        '"parameters": {"enum": ["Oslo", null]}}}] {"note": null, "info": {"x": [null, 1]}}'
+    call = '{"type": "function", "function": {"name": "f", "arguments": '
+    text = (
+        f'u: Go -> a: "" {{"tool_calls": [{call}{{"city": null}}}}}}, '
+        f'{call}{{"due": null, "to": {{"x": null}}}}}}}}]}} tools [{{"type": "function", "function": '
+        '{"name": "f", "parameters": {"properties": {"due": {"enum": ["Oslo", null], "default": null},'
+        ' "to": {"type": "object"}}, "required": ["due"]}}}] {"note": null, "info": {"x": [null, 1]}}'
     )
+    assert shown(group) == text
+    filled = json.loads(row)
+    for json_of_table in (True, False):
+        if json_of_table:
+            filled["tools"][0]["parameters"]["properties"]["a"] = None
+        dense = files.without_fills(filled, table=not json_of_table)
+        assert dense["messages"][1]["tool_calls"][1]["parameters"] == {"due": None, "to": {}}
+        assert dense["tools"][0]["parameters"]["properties"] == {
+            "due": {"enum": ["Oslo", None]},
+            "to": {"type": "object"},
+        }
 
 
 @pytest.mark.parametrize("name", ["d.jsonl.gz", "d.csv.gz"])

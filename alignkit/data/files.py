@@ -13,7 +13,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,21 +186,56 @@ def _elements(path: Path, text: str) -> Iterator[Any]:
         raise DataError(f"{path}: not valid JSON: {error}") from error
 
 
-def without_fills(row: Any) -> Any:
+def without_fills(row: Any, table: bool = True) -> Any:
     """The row without the nulls that tables fill in: every struct of a column has the keys of all
     its others.
 
     Nulls in lists stay, and so does JSON in a text, which a person wrote. Rows that alignkit wrote
     are returned as they are. A row's columns may be null: only what is inside of them changes.
+    table: false of JSON, whose calls and schemas keep their nulls, unless a table was written as
+    JSON: its schemas have nulls where none can be.
     """
     if not isinstance(row, dict) or "alignkit" in row:
         return row
-    return {name: _dense(inner) for name, inner in row.items()}
+    schemas = dict(_schemas(row))
+    tools = schemas if table or any(map(_filled, schemas.values())) else None
+    return {name: _dense(inner, tools) for name, inner in row.items()}
 
 
-def _dense(value: Any) -> Any:
+def _schemas(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The name and the parameters of each tool inside of a value."""
     if isinstance(value, dict):
-        return {key: _dense(inner) for key, inner in value.items() if inner is not None}
+        parameters = value.get("parameters")
+        if isinstance(parameters, dict) and "properties" in parameters:
+            yield str(value.get("name")), parameters
+        value = [*value.values()]
+    for inner in value if isinstance(value, list) else ():
+        yield from _schemas(inner)
+
+
+def _filled(schema: Any) -> bool:
+    """Whether a schema has a null other than a value that it allows."""
+    if isinstance(schema, dict):
+        inner = [value for key, value in schema.items() if key not in ("default", "const")]
+        return None in inner or any(map(_filled, inner))
+    return isinstance(schema, list) and any(map(_filled, schema))
+
+
+def _dense(
+    value: Any, tools: Mapping[str, dict[str, Any]] | None, needed: Sequence[str] = ()
+) -> Any:
+    """The value without nulls. tools: see `_schemas`; None: calls and schemas stay as they are.
+    needed: keys that may be null.
+    """
     if isinstance(value, list):
-        return [_dense(inner) for inner in value]
-    return value
+        return [_dense(inner, tools) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    dense = {}
+    for key, inner in value.items():
+        if key in ("arguments", "parameters") and isinstance(inner, dict):
+            required = tools and tools.get(str(value.get("name")), {}).get("required")
+            dense[key] = inner if tools is None else _dense(inner, tools, required or ())
+        elif inner is not None or key in needed:
+            dense[key] = _dense(inner, tools)
+    return dense

@@ -42,7 +42,7 @@ from alignkit.errors import BadRow, DataError, LeftOut, reason_of
 from alignkit.formats import Format, columns_of, text_of
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.io.text import normalized
-from alignkit.kinds import HUB, reader_of
+from alignkit.kinds import HUB, reader_of, registration_of
 from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
 from alignkit.registry import Component
@@ -319,7 +319,8 @@ class SourceReader:
 
     def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
-        rows = ((number, without_fills(row)) for number, row in self._stored_rows())
+        table = registration_of(self.source.path or HUB) is not None
+        rows = ((number, without_fills(row, table)) for number, row in self._stored_rows())
         try:
             return rows if self.format is None else self.format.rows(rows)
         except BadRow as error:
