@@ -54,7 +54,7 @@ read d.jsonl: labeled_pairs (recognized), 1 conversation
 {"prompt": "Q", "chosen": "B", "rejected": "a"}
 {"prompt": "q", "chosen": "a", "rejected": "A"}
 read d.jsonl: preference (recognized), 3 conversations, 3 pairs
-read d.jsonl: warning: with the same prompt and the opposite preference: row 1 and row 2
+read d.jsonl: warning: 1 with the same prompt and the opposite preference: row 1 and 2
   user    q
   better  a
   worse   b

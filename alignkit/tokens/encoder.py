@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.data.files import bad_rows_error
-from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs, said
+from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
 from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
@@ -549,7 +549,7 @@ class Encoder:
         for pair in resolved_pairs(group):
             better, worse = rows[pair.better], rows[pair.worse]
             # Without a counted token a response's log-probability would be 0.
-            one, other = group.responses[pair.better], group.responses[pair.worse]
+            one, other = group.responses[pair.better].text, group.responses[pair.worse].text
             is_equal = better.tokens == worse.tokens or _typed_otherwise(one, other)
             if not is_equal and (scoring or (any(better.mask) and any(worse.mask))):
                 pairs.append(pair)
@@ -651,8 +651,6 @@ def chunks(document: Encoded, max_length: int) -> list[Encoded]:
     return rows
 
 
-def _typed_otherwise(one: Response, other: Response) -> bool:
+def _typed_otherwise(one: str, other: str) -> bool:
     """Whether two texts differ only in how their accents are stored."""
-    texts = [said(each.messages) if each.messages else each.text for each in (one, other)]
-    forms = [unicodedata.normalize("NFC", text) for text in texts]
-    return texts[0] != texts[1] and forms[0] == forms[1]
+    return one != other and unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)

@@ -145,17 +145,17 @@ def check_languages(user: str, codes: Iterable[str]) -> None:
         )
 
 
-def language_of(text: str) -> str:
-    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters."""
-    scores = _likely(text)
-    return max(scores, key=scores.__getitem__) if scores else ""
+def language_of(text: str, clearly: float = 0.0) -> str:
+    """The code of a text's language (ISO 639-1), by py3langid; empty if it has too few letters.
 
-
-def _likely(text: str) -> dict[str, float]:
-    """How likely each language is, as a logarithm; empty if the text has too few letters."""
+    clearly: English, unless another language is this much likelier, as a logarithm.
+    """
     # More take longer, and hardly ever change the answer. Full-width letters are no Cantonese.
     text = unicodedata.normalize("NFKC", text[:500])
-    return dict(identifier().rank(text)) if sum(map(str.isalpha, text)) >= LETTERS else {}
+    if sum(map(str.isalpha, text)) < LETTERS:
+        return ""
+    (best, score), *others = identifier().rank(text)
+    return "en" if clearly and score - dict(others).get("en", -math.inf) < clearly else str(best)
 
 
 def other_languages(groups: Sequence[Group]) -> str:
@@ -173,6 +173,4 @@ def other_languages(groups: Sequence[Group]) -> str:
 def _other_language(text: str) -> str:
     if 2 * len(_NOT_LATIN.findall(text)) > sum(map(str.isalpha, text)):
         return "another script"
-    scores = _likely(text) if find_spec("py3langid") else {}
-    best = max(scores, key=scores.__getitem__, default="")
-    return best if scores and scores[best] - scores["en"] > CLEARLY else ""
+    return language_of(text, CLEARLY).removeprefix("en") if find_spec("py3langid") else ""

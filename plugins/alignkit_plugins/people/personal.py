@@ -133,19 +133,17 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     known = redacted(text)
     if found is not None and known != text:
         found.append((HIDDEN, "a key"))
-    plain = known if known.isascii() else _FORMS.sub(_form, known)  # with the same places
     for word, needed, pattern in _KINDS:
-        whole = plain
-        first = _compiled(needed).search(whole)
+        plain = _FORMS.sub(_form, known)  # with the same places
+        first = _compiled(needed).search(plain)
         if first is None:
             continue
-        for match in _compiled(pattern).finditer(whole, max(0, first.start() - BEFORE)):
-            moved = len(plain) - len(whole)
-            start, end = match.start("part") + moved, match.end("part") + moved
+        matches = [*_compiled(pattern).finditer(plain, max(0, first.start() - BEFORE))]
+        for match in reversed(matches):  # so that the places before it stay
+            start, end = match.span("part")
             part = known[start:end]
-            if not match["part"] or (pattern is _RANDOM and _is_base64(part)):
+            if not part or (pattern is _RANDOM and _is_base64(plain[start:end])):
                 continue
-            plain = plain[:start] + word + plain[end:]
             known = known[:start] + word + known[end:]
             if word == HIDDEN:
                 part = f"{part[: len(part) // 8]}..."

@@ -45,23 +45,18 @@ def describe(loaded: Loaded) -> list[str]:
 
 def contradictions(groups: Iterable[Group]) -> list[str]:
     """A warning if rows have the same prompt, and chosen and rejected exchanged."""
-    first, found = dict[tuple[str, ...], Group](), list[str]()
+    first, found = dict[tuple[str, ...], int](), list[str]()
     for group in groups:
         texts = [normalized(said(turns_of_response(one))) for one in group.responses]
+        prompt, row = normalized(said(group.prompt)), group.origin.row if group.origin else 0
         for pair in resolved_pairs(group):
-            prompt, sides = normalized(said(group.prompt)), (texts[pair.better], texts[pair.worse])
-            other = first.get((prompt, *reversed(sides)))
-            if other is not None and sides[0] != sides[1]:
-                found.append(f"{_row(other)} and {_row(group)}")
-            first.setdefault((prompt, *sides), group)
-    examples = ", ".join(found[:3])
-    more = f" ({len(found):,} pairs)" if len(found) > 3 else ""
-    text = f"warning: with the same prompt and the opposite preference: {examples}{more}"
+            better, worse = texts[pair.better], texts[pair.worse]
+            if better != worse and (prompt, worse, better) in first:
+                found.append(f"{first[prompt, worse, better]} and {row}")
+            first.setdefault((prompt, better, worse), row)
+    places = ", ".join(found[:3])
+    text = f"warning: {len(found):,} with the same prompt and the opposite preference: row {places}"
     return [text] if found else []
-
-
-def _row(group: Group) -> str:
-    return f"row {group.origin.row}" if group.origin else "a row"
 
 
 def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
