@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import difflib
 import dis
-import errno
 import importlib.util
+import os
 import re
 import shlex
 import signal
@@ -22,11 +22,7 @@ from typing import NoReturn
 
 from alignkit.io.text import redacted
 
-# Numbers of an OSError that say that a disk is full, read-only or gone.
-_DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
-}
-# Libraries in C++ and Rust, and SQLite, have no such number, only the system's words.
+# What the system says of a disk, in the words of C, Rust and SQLite.
 _DISK = re.compile(
     r"No space left|Disk quota exceeded|File too large|disk is full|disk I/O error|"
     r"Read-only file system|Permission denied|Input/output error|Stale file handle"
@@ -249,23 +245,20 @@ def no_disk(error: BaseException) -> OutOfResource | None:
 
 
 def _is_of_disk(error: BaseException) -> bool:
-    number = getattr(error, "errno", None)
-    if isinstance(error, OSError) and number is not None:
-        return number in _DISK_ERRORS
-    return _quotes_the_system(error) and _DISK.search(reason_of(error)) is not None
+    """Whether an error's number, or else the words of compiled code, tell of a disk."""
+    text = reason_of(error) if _quotes_the_system(error) else ""
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        text = os.strerror(error.errno)
+    return _DISK.search(text) is not None
 
 
 def _with_causes(error: BaseException) -> list[BaseException]:
     """An error, the members of its group, and the errors that were being handled before."""
-    found, waiting = list[BaseException](), [error]
-    while waiting:
-        each = waiting.pop()
-        if each in found:
-            continue
-        found.append(each)
-        waiting += getattr(each, "exceptions", ())
+    found = [error]
+    for each in found:  # the list grows meanwhile
         before = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
-        waiting += [before] if before else []
+        others = [before, *getattr(each, "exceptions", ())]
+        found += [other for other in others if other is not None and other not in found]
     return found
 
 

@@ -31,6 +31,11 @@ def missing_eos_penalty(
 def overlong_penalty(lengths: Tensor, max_length: int, cache: int) -> Tensor:
     """0 up to max_length - cache, then linearly down to -1 at max_length and beyond: [N] -> [N].
     DAPO, eq. (13).
+
+    Args:
+        lengths: [N], in tokens.
+        max_length: The length from which the penalty is -1, in tokens.
+        cache: The number of tokens before it over which the penalty grows.
     """
     return ((max_length - cache - widen(lengths)) / cache).clamp(-1.0, 0.0)
 
@@ -50,6 +55,15 @@ def shape_rewards(
 
     InstructGPT 2022, eq. (2), per token as in Stiennon et al. 2020. The score is first clipped to
     +-score_clip. Masked tokens get 0. Raises `ValueError` unless the estimator is k1, k2 or k3.
+
+    Args:
+        scores: [B].
+        logprobs: [B, T], in nats, of the policy.
+        reference_logprobs: [B, T], in nats, of the reference.
+        mask: [B, T]: true for tokens that count.
+        kl_coefficient: Reward per nat.
+        score_clip: The bound of a score; None: no bound.
+        estimator: How the KL is estimated.
     """
     if estimator not in KL_ESTIMATORS:
         raise ValueError(f"the KL estimator must be {', '.join(KL_ESTIMATORS)}, not {estimator!r}")
@@ -83,6 +97,14 @@ def gae(
     This is eq. (16) of Schulman et al. 2016. `next` is the next valid token, however many masked
     ones lie between. `bootstrap` [B] is the value after the last token: 0 for an episode that ended
     (the default), V of the next state for a truncated one.
+
+    Args:
+        rewards: [B, T], of tokens.
+        values: [B, T], of the value function.
+        mask: [B, T]: true for tokens that count.
+        gamma: The discount per token.
+        lam: 0 trusts the values, 1 the returns.
+        bootstrap: [B], the value after the last token; None: 0.
     """
     check_shapes(rewards=rewards, values=values, mask=mask)
     with torch.no_grad():
@@ -110,6 +132,12 @@ def reinforce_returns(scores: Tensor, kl: Tensor, mask: Tensor, kl_coefficient: 
     """score - kl_coefficient * (KL from this token to the end): scores [B], kl [B, T] -> [B, T].
 
     REINFORCE++, Hu 2025.
+
+    Args:
+        scores: [B].
+        kl: [B, T], in nats.
+        mask: [B, T]: true for tokens that count.
+        kl_coefficient: Reward per nat.
     """
     # A cumulative sum from the right, the token itself included.
     remaining = zero_masked(widen(kl), mask).flip(-1).cumsum(-1).flip(-1)
@@ -142,6 +170,10 @@ def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
     something: [N] -> [N].
 
     DAPO, Yu et al. 2025. A nan counts as spread, so that it reaches the loss and is noticed.
+
+    Args:
+        rewards: [N], one per response.
+        group_index: [N]: the same number for all responses of one group.
     """
     check_shapes(rewards=rewards, group_index=group_index)
     inverse = torch.unique(group_index, return_inverse=True)[1]
@@ -152,7 +184,12 @@ def group_has_spread(rewards: Tensor, group_index: Tensor) -> Tensor:
 
 
 def centered_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
-    """r - mean of the group: [N] -> [N], exactly 0 without spread. Dr. GRPO, Liu et al. 2025."""
+    """r - mean of the group: [N] -> [N], exactly 0 without spread. Dr. GRPO, Liu et al. 2025.
+
+    Args:
+        rewards: [N], one per response.
+        group_index: [N]: the same number for all responses of one group.
+    """
     deviations = widen(rewards) - group_mean(rewards, group_index)
     # Equal rewards may differ from their mean by rounding, which a division by the deviation would
     # blow up.
@@ -224,6 +261,10 @@ def maxrl_advantages(rewards: Tensor, group_index: Tensor) -> Tensor:
     MaxRL, Tajwar et al. 2026: with rewards of 0 and 1, 1/K for each of K right responses, minus a
     baseline. Its expected gradient is that of log p, the probability of a right response, cut after
     as many powers of 1 - p as the group has other members.
+
+    Args:
+        rewards: [N], one per response.
+        group_index: [N]: the same number for all responses of one group.
     """
     mean = group_mean(rewards, group_index)
     return centered_advantages(rewards, group_index) / torch.where(mean > 0, mean, 1.0)

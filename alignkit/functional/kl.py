@@ -74,6 +74,13 @@ def adaptive_kl(kl_coefficient: float, kl: float, target: float, horizon: float,
     Ziegler et al. 2019, section 2.2. `kl` and `target` are means over sequences of the sum over
     tokens; `n` is the number of sequences since the last call. Raises `ValueError` unless target
     and horizon are positive.
+
+    Args:
+        kl_coefficient: The present one.
+        kl: The measured KL, in nats per sequence.
+        target: The wanted KL, in nats per sequence.
+        horizon: The number of sequences over which the coefficient adapts.
+        n: The number of sequences since the last call.
     """
     if target <= 0 or horizon <= 0:
         raise ValueError(f"target and horizon must be positive, not {target} and {horizon}")

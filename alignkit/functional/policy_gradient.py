@@ -15,7 +15,13 @@ from alignkit.functional.reductions import mean_tokens
 
 
 def ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) -> Tensor:
-    """pi / pi_old per token: [B, T] -> [B, T]; 1 on masked entries."""
+    """pi / pi_old per token: [B, T] -> [B, T]; 1 on masked entries.
+
+    Args:
+        logprobs: [B, T], in nats, of the policy.
+        old_logprobs: [B, T], in nats, of the policy that wrote the tokens.
+        mask: [B, T]: true for tokens that count; None: all.
+    """
     # The mask applies before exp, or the gradient of a masked entry would be 0 * inf.
     return exponent(log_ratio(logprobs, old_logprobs, mask)).exp()
 
@@ -23,6 +29,11 @@ def ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor | None = None) ->
 def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Mean over tokens of log(pi / pi_old): [B, T] -> [B], the log of GSPO's importance ratio
     (Zheng et al. 2025).
+
+    Args:
+        logprobs: [B, T], in nats, of the policy.
+        old_logprobs: [B, T], in nats, of the policy that wrote the tokens.
+        mask: [B, T]: true for tokens that count.
     """
     return mean_tokens(log_ratio(logprobs, old_logprobs, mask), mask)
 
@@ -117,6 +128,13 @@ def cispo_policy_loss(
     CISPO, MiniMax-M1 2025, eqs. (4) and (5), without a lower bound, as in its experiments. Every
     token keeps its gradient; PPO's clipping drops it. Masked entries are 0. Gradients flow through
     `logprobs` only.
+
+    Args:
+        logprobs: [B, T], in nats, of the policy.
+        old_logprobs: [B, T], in nats, of the policy that wrote the tokens.
+        advantages: [B, T]; no gradient flows into them.
+        clip_range_high: How far the weight may rise above 1.
+        mask: [B, T]: true for tokens that count; None: all.
     """
     check_shapes(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     # Detached, so that the gradient is that of log pi even if the ratio is capped.
@@ -139,6 +157,15 @@ def clipped(
     """1 for tokens whose gradient the clipping removes, else 0: [B, T] -> [B, T].
 
     Those are the ones with clip(r) A < r A, and with a `dual_clip` c those with A < 0 and r > c.
+
+    Args:
+        logprobs: [B, T], in nats, of the policy.
+        old_logprobs: [B, T], in nats, of the policy that wrote the tokens.
+        advantages: [B, T]; no gradient flows into them.
+        clip_range: How far the ratio may fall below 1.
+        clip_range_high: How far it may rise above 1; None: as far as `clip_range`.
+        dual_clip: The bound c > 1 of the ratio if A < 0; None: no bound.
+        mask: [B, T]: true for tokens that count; None: all.
     """
     with torch.no_grad():
         r, advantages = ratio(logprobs, old_logprobs, mask), widen(advantages)
@@ -166,6 +193,13 @@ def ppo_value_loss(
 
     From OpenAI baselines; not in the PPO paper. The maximum is the pessimistic choice. Without a
     `clip_range`: plain squared error. Gradients flow through `values` only.
+
+    Args:
+        values: [B, T], of the value function.
+        old_values: [B, T], of the value function that measured the rollouts.
+        returns: [B, T], what the values should be.
+        clip_range: How far a value may move from its old one; None: no bound.
+        mask: [B, T]: true for tokens that count; None: all.
     """
     check_shapes(values=values, old_values=old_values, returns=returns)
     v, old, target = (
@@ -189,6 +223,13 @@ def value_clipped(
     """1 for tokens whose value gradient the clipping removes, else 0: [B, T] -> [B, T].
 
     These are the tokens at which the clipped value has the larger error.
+
+    Args:
+        values: [B, T], of the value function.
+        old_values: [B, T], of the value function that measured the rollouts.
+        returns: [B, T], what the values should be.
+        clip_range: How far a value may move from its old one; None: no bound.
+        mask: [B, T]: true for tokens that count; None: all.
     """
     with torch.no_grad():
         v, old, target = (zero_masked(widen(x), mask) for x in (values, old_values, returns))

@@ -16,6 +16,11 @@ def implicit_reward(logprobs: Tensor, reference_logprobs: Tensor, beta: float) -
     """beta (log pi(y|x) - log pi_ref(y|x)) of sequences: [N] -> [N].
 
     Rafailov et al. 2023, eq. (5) without log Z.
+
+    Args:
+        logprobs: [N], in nats, of whole responses, by the policy.
+        reference_logprobs: [N], in nats, by the reference.
+        beta: The weight of the KL in the implicit reward.
     """
     return beta * log_ratio(logprobs, reference_logprobs, None)
 
@@ -45,6 +50,10 @@ def robust_loss(logits: Tensor, label_smoothing: float) -> Tensor:
 
     Chowdhury et al. 2024; z as in `preference_loss`. May be negative. Raises `ValueError` unless 0
     <= e < 0.5.
+
+    Args:
+        logits: [P], z.
+        label_smoothing: The probability that a label is wrong, from 0 to below one half.
     """
     if not 0 <= label_smoothing < 0.5:
         raise ValueError(f"label_smoothing must be in [0, 0.5), not {label_smoothing}")
@@ -53,13 +62,21 @@ def robust_loss(logits: Tensor, label_smoothing: float) -> Tensor:
 
 
 def hinge_loss(logits: Tensor) -> Tensor:
-    """max(0, 1 - z) per pair: [P] -> [P]; z as in `preference_loss`. SLiC-HF, Zhao et al. 2023."""
+    """max(0, 1 - z) per pair: [P] -> [P]; z as in `preference_loss`. SLiC-HF, Zhao et al. 2023.
+
+    Args:
+        logits: [P], z.
+    """
     return relu(1 - widen(logits))
 
 
 def ipo_loss(h: Tensor, beta: float) -> Tensor:
     """(h - 1 / (2 beta))^2 per pair: [P] -> [P]; h is *not* multiplied by beta. Azar et al. 2023,
     eq. (17).
+
+    Args:
+        h: [P], the log-ratio of the better response minus that of the other one.
+        beta: The weight of the KL, which sets the target 1 / (2 beta).
     """
     return (widen(h) - 1 / (2 * beta)) ** 2
 

@@ -19,6 +19,11 @@ def masked_sum(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Mean of the valid entries, over everything or along `dim`; 0 with a zero gradient if there
     are none.
+
+    Args:
+        x: Numbers of any shape.
+        mask: True for entries that count, in the shape of `x`.
+        dim: The dimension to average over; None: all.
     """
     count = mask.bool().sum() if dim is None else mask.bool().sum(dim)
     return masked_sum(x, mask, dim) / count.clamp(min=1)
@@ -62,6 +67,13 @@ def masked_whiten(
     `unbiased` selects the sample variance. `shift_mean=False` adds the mean back, so that only the
     scale changes (Ziegler et al. 2019, lm-human-preferences). Pass the whole batch: the statistics
     of its parts differ. Entries that differ only by rounding become 0.
+
+    Args:
+        x: Numbers of any shape.
+        mask: True for entries that count, in the shape of `x`.
+        shift_mean: Whether the mean becomes 0.
+        unbiased: Whether the variance is divided by one less than the number of entries.
+        eps: Is added to the variance, inside of the root.
     """
     with torch.no_grad():
         values, count = widen(x), mask.bool().sum()
