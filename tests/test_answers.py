@@ -93,7 +93,6 @@ WITHIN = r"""
     It is -5! | -5
     It is $5.00! | $5.00
     คำตอบคือกรุงเทพ | กรุงเทพ
-    42 or 43 | 42
     It is 42. | 42
     > 5 | 5
     It is B. | B
@@ -253,6 +252,13 @@ number | 3           | 3–5 days                      | no
 number | 15          | 10～15分                      | no
 word   | 2-3         | It is 2-3.                    | within
 number | 19          | COVID-19                      | no
+number | 3           | It is 3 or 4.                 | no
+number | 3           | between 3 and 5               | no
+number | 5           | It is minus 5.                | no
+number | -5          | negative 5                    | whole
+number | 5           | 7 minus 5 is 2                | within
+number | 1500        | 1.5 * 10^3                    | whole
+number | 1500        | 1.5 \times 10**3              | whole
 number | 42          | It is not 42.                 | no
 number | 42          | It isn't 42.                  | no
 number | 43          | It is not 42 but 43.          | within

@@ -50,7 +50,7 @@ _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{_MONEY}])\s?(?P<inner>[+-]?))?"
 # may group, too.
 _DECIMAL = (
     r"(?P<decimal>(?:\d{1,3}(?:[,'’\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
-    r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?[x×·]\s?10\^\{?(?P<power>[+-]?\d{1,3})\}?)?"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?(?:[x×·*]|\\times)\s?10(?:\^|\*\*)\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
 _FRACTION = r"(?:(?P<whole>\d{1,60})[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
 _NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
@@ -70,13 +70,15 @@ _ALONE = re.compile(
 )
 _PRICE = rf"[{_MONEY}]?\d[\w.,]*"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
-# Chinese, Japanese and Korean; and 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19.
+# Chinese, Japanese and Korean, 3 or 4; and 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19.
 _SEVERAL = re.compile(
     r"(?:\+|\b0)\d+(?:[ -]\d+){2,}|\(\d{3,5}\) ?\d+[ -]\d+"
     r"|(?<=[^\W\d]\s)\d{1,2},\s(?=[12]\d{3}\b)|\b\d{1,2}\.?\s(?=[^\W\d]{3,}\.?,?\s[12]\d{3}\b)"
     r"|\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
+    rf"|{_PRICE}\s+or\s+{_PRICE}|[Bb]etween\s+{_PRICE}\s+and\s+{_PRICE}"
     rf"|(?<![\w.,])[\w.,]*(?:\d[%°]?[:~〜—]|\w(?<!\d[eE])[%°]?-){_PRICE}(?:[%°]?[-:~〜—]{_PRICE})*"
 )
+_MINUS = re.compile(r"(?<![\d)]\s)\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
 _WITHIN = re.compile(
     rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)",
     re.IGNORECASE,
@@ -125,7 +127,7 @@ def number_of(text: str) -> Number | None:
     """The number that a text consists of, which may have a unit and end with a period; None if it
     is something else.
     """
-    match = _ALONE.fullmatch(text.translate(_PLAIN).strip().removesuffix(".").strip())
+    match = _ALONE.fullmatch(_plain(text).strip().removesuffix(".").strip())
     if match is None or (value := _value(match)) is None:
         return None
     words = (match["word"] or "").lower().split()
@@ -142,9 +144,14 @@ def numbers_in(text: str) -> Iterator[Fraction]:
     """
     return (
         value
-        for match in _WITHIN.finditer(_SEVERAL.sub(" ; ", apart(text.translate(_PLAIN))))
+        for match in _WITHIN.finditer(_SEVERAL.sub(" ; ", apart(_plain(text))))
         if (value := _value(match)) is not None
     )
+
+
+def _plain(text: str) -> str:
+    """The text with ASCII's digits and signs."""
+    return _MINUS.sub("-", text.translate(_PLAIN))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
