@@ -98,9 +98,9 @@ def test_rated_answers() -> None:
     check(r"""
 ultrafeedback {"source": "e", "instruction": "q", "models": ["x", "y"], "completions":
     [{"model": "x", "principle": "p", "response": "a", "critique": "c", "overall_score": 7.5},
-    {"model": "y", "principle": "p", "response": "b", "overall_score": 9.0}],
+    {"model": "y", "response": "b", "overall_score": 10, "annotations": {"x": {"Rating": "5"}}}],
     "correct_answers": ["None"]}
-  u: q -> a (scores {"reward": 7.5}) | b (scores {"reward": 9.0}) [1>0 by 1.5]
+  u: q -> a (scores {"reward": 7.5}) | b (scores {"reward": 10.0}) [1>0 by 2.5]
     {"source": "e", "models": ["x", "y"], "correct_answers": ["None"]}
 
 helpsteer2 (prompt_completion) {"prompt": "q", "response": "a", "helpfulness": 3, "verbosity": 1}
@@ -331,6 +331,10 @@ mnli () {"premise": "Rain.", "hypothesis": "It is wet. ", "label": -1}
 ultrafeedback {"instruction": "q", "completions": []}
 ultrafeedback {"instruction": "q", "completions":
     [{"response": "a", "overall_score": 85.0}, {"response": "b", "overall_score": 1.0}]}
+ultrafeedback {"instruction": "q", "completions":
+    [{"response": "a", "overall_score": 10, "fine-grained_score": 1.0}, {"response": "b", "overall_score": 1.0}]}
+ultrafeedback {"instruction": "q", "completions": [{"response": "a", "overall_score": 1.0},
+    {"response": "b", "overall_score": 10, "annotations": {"x": {"Rating": "1"}, "y": {"Rating": "N/A"}}}]}
   - is empty or false
 
 prm800k {"question": {"problem": "q", "ground_truth_answer": "200", "pre_generated_steps": ["I."]},

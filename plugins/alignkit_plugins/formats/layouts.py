@@ -155,8 +155,11 @@ ultrafeedback:
     prompt: "{{ instruction }}"
     responses: "{{ completions | map(attribute='response') | list }}"
     scores: "{{ completions | map(attribute='overall_score') | list }}"
-    # a score of 85 lies on a scale of 10
-    required: "{{ completions and completions | map(attribute='overall_score') | max <= 10 }}"
+    # a score of 85 lies on a scale of 10, and 10 was written for 1, as other ratings (1 to 5) tell
+    required: >-
+      {% for c in completions if c.overall_score > 10 or c.overall_score == 10 and
+      c['fine-grained_score'] | default((c.annotations | default({'': {'Rating': 5}})).values() |
+      map(attribute='Rating') | map('float') | max) <= 2 %}{% else %}{{ completions | length or '' }}{% endfor %}
   example: >-
     {"instruction": "Hi", "completions": [{"response": "Hello!", "overall_score": 8.0},
     {"response": "What?", "overall_score": 3.5}]}
