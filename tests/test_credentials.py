@@ -69,13 +69,17 @@ def test_a_key_in_place_of_its_variables_name_is_refused_and_repeated_nowhere(
     assert key not in said.out + said.err and "key" in said.err and not out.exists()
 
 
-def test_a_password_in_an_address_is_hidden() -> None:
+def test_a_password_or_a_key_in_an_address_is_hidden() -> None:
     told = redacted("see http://user:hunter2@localhost:9/v1 or http://a/b:c@d")
     assert told == "see http://***@localhost:9/v1 or http://a/b:c@d"
+    told = redacted("'//a/v1?api_key=Q-1' //a?v=1&X-Api-Key=Q&token=Q&max_tokens=9&monkey=2#key=3")
+    assert (
+        told == "'//a/v1?api_key=***' //a?v=1&X-Api-Key=***&token=***&max_tokens=9&monkey=2#key=3"
+    )
     assert redacted("Bearer is-a-key, bearer is-a-key") == "Bearer *** bearer ***"
 
 
-@pytest.mark.parametrize("part", ["0", "sk-", "eyJ0.", "x:y@"])
+@pytest.mark.parametrize("part", ["0", "sk-", "eyJ0.", "x:y@", "?a-"])
 def test_a_long_text_is_searched_once(part: str) -> None:
     """With a search that begins again at every letter, this would take minutes."""
     text = part * (60_000 // len(part))

@@ -111,6 +111,12 @@ def cache_folder() -> Path:
 
 
 HIDDEN = "***"
+# Names of keys whose values have no form of their own, as gateways and headers have them
+_NAMES = (
+    r"(?:api|access|secret|private)[_-]?key|(?:access|auth|api|hub)[_-]token"
+    r"|(?:proxy[_-])?authorization|cookie|password|passwd|secret"
+)
+_SECRET = re.compile(rf"(?:^|[_-])(?:{_NAMES})$", re.IGNORECASE)
 _KEY = re.compile(
     r"""\b(?:[srp]k[-_](?=[\w-]{0,200}?(?=[A-Za-z]{0,200}[0-9])[A-Za-z0-9]{12})[\w-]+  # OpenAI; not sk-slovak-texts
     | (?:gsk|fw|nvapi|xai|pplx|csk|r8|tgp_v1|npm|pypi|glpat|GOCSPX|ya29|xox[abprs])[-_.](?=[A-Za-z_-]*[0-9])[\w-]{16,}
@@ -121,16 +127,10 @@ _KEY = re.compile(
     )
     | (?<=[Bb]earer\ )[^\s'"]{8,}
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?
-    | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host""",
+    | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host
+    | (?P<name>[?&](?i:[\w-]*[_-])?(?i:key|token|sig|signature|"""
+    rf"""{_NAMES})=)[^\s&#'"]+                    # in a query""",
     re.VERBOSE,
-)
-
-
-# Names of keys whose values have no form of their own, as gateways and headers have them.
-_SECRET = re.compile(
-    r"(?:^|[_-])(?:(?:api|access|secret|private)[_-]?key|(?:access|auth|api|hub)[_-]token"
-    r"|(?:proxy[_-])?authorization|cookie|password|passwd|secret)$",
-    re.IGNORECASE,
 )
 
 
@@ -140,7 +140,7 @@ def redacted(value: Plain, name: str = "") -> Plain:
     """
     clear: Any = value
     if isinstance(value, str):
-        clear = HIDDEN if value and _SECRET.search(name) else _KEY.sub(HIDDEN, value)
+        clear = HIDDEN if value and _SECRET.search(name) else _KEY.sub(rf"\g<name>{HIDDEN}", value)
     elif isinstance(value, dict):
         clear = {redacted(key): redacted(item, str(key)) for key, item in value.items()}
     elif isinstance(value, list | tuple):
