@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -75,11 +76,13 @@ class Reward(WithOptions):
         runs_code: Whether its checks run code that the recipe names, which `alignkit check` then
             says.
         of_episodes: Whether it needs a stage with an environment.
+        bounds: The lowest and the highest score, where intervals of means end.
     """
 
     may_not_apply: ClassVar[bool] = False
     runs_code: ClassVar[bool] = False
     of_episodes: ClassVar[bool] = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def within_group(self) -> bool:

@@ -116,13 +116,13 @@ def estimate(values: Sequence[float]) -> Estimate:
     return {"mean": middle, "low": low, "high": high, "n": n}
 
 
-def of_share(found: Estimate, most: float = 1.0) -> Estimate:
-    """An estimate of what lies between 0 and `most`, where its interval ends; by default a
+def of_share(found: Estimate, most: float = 1.0, least: float = 0.0) -> Estimate:
+    """An estimate of what lies between `least` and `most`, where its interval ends; by default a
     share.
     """
     if found["low"] is None or found["high"] is None:
         return found
-    return {**found, "low": max(0.0, found["low"]), "high": min(most, found["high"])}
+    return {**found, "low": max(least, found["low"]), "high": min(most, found["high"])}
 
 
 def equal(one: float, other: float) -> bool:

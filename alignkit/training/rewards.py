@@ -26,7 +26,15 @@ from alignkit.judges import costs, spending
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.registry import Component
-from alignkit.reward import LEARNED_KEY, REWARD_KEY, CombinedReward, Context, Rating, Verdict
+from alignkit.reward import (
+    LEARNED_KEY,
+    REWARD_KEY,
+    CombinedReward,
+    Context,
+    Rating,
+    Reward,
+    Verdict,
+)
 from alignkit.tokens.encoder import counted
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
@@ -251,6 +259,11 @@ class Rewards:
         if node.plugin is not None:
             call(node.plugin, "prepare", self.context)
         return node
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The lowest and the highest score."""
+        return getattr(self.root and self.root.plugin, "bounds", Reward.bounds)
 
     @property
     def within_group(self) -> bool:

@@ -54,6 +54,7 @@ def test_ratings_are_counted_and_a_missing_one_says_why(
 ) -> None:
     spec = RewardSpec("reward", "rating", made("reward", Rated, judge=PRICED))
     rewards = Rewards(spec, around(tmp_path))
+    assert rewards.bounds == Priced.scale
     table = rewards.ask([GROUP])
     counts = {"judge/questions": 3, "judge/tokens": 30}
     for asked in (table, rewards.ask([GROUP])):

@@ -55,6 +55,10 @@ class Rated(Judged):
     def check(self, folder: Path) -> None:
         CheckedJudge.check_rates(self.options.judge, self.options.rubric)
 
+    def prepare(self, context: Context) -> None:
+        super().prepare(context)
+        self.bounds = self._judge.scale or self.bounds
+
     def score(self, groups: Sequence[Group]) -> Scores:
         ratings = self._judge.rate([item for _, item in answered(groups)], self.options.rubric)
         return {"": [rating.score for rating in ratings]}

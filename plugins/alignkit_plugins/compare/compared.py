@@ -15,6 +15,7 @@ from typing import Any
 
 from alignkit.data.group import Group, Response, length
 from alignkit.evaluation import statistics
+from alignkit.reward import Reward
 from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import BASE_MODEL, Row
 
@@ -25,11 +26,12 @@ ITS_OWN = "{}, of this example"  # score whose value depends on no other example
 @dataclass(frozen=True)
 class Scale:
     """How a score is averaged. levels: the two values of a binary score, else None. samples: per
-    prompt.
+    prompt. bounds: the lowest and the highest score.
     """
 
     levels: tuple[float, float] | None
     samples: int = 1
+    bounds: tuple[float, float] = Reward.bounds
 
     def mean(
         self, values: Sequence[float], units: Sequence[Any] | None = None
@@ -37,7 +39,8 @@ class Scale:
         """The mean of averages at prompts, with its interval. units: of each, see `units_of`."""
         draws = statistics.clustered(values, units or [None] * len(values))
         if self.levels is None:
-            return statistics.estimate(draws)
+            least, most = self.bounds
+            return statistics.of_share(statistics.estimate(draws), most, least)
         return statistics.rate(draws, self._samples(len(values), draws), self.levels)
 
     def difference(
@@ -212,15 +215,17 @@ def has_score(groups: Sequence[Group], score: str) -> bool:
     return False
 
 
-def scale_of(groups: Sequence[Group], score: str) -> Scale:
-    """The scale of a score, by the answers of all policies."""
+def scale_of(
+    groups: Sequence[Group], score: str, bounds: tuple[float, float] = Reward.bounds
+) -> Scale:
+    """The scale of a score, by the answers of all policies. bounds: as in Scale."""
     counts, values = Counter[Any](), list[float | None]()
     for number, group in enumerate(groups):
         for response in group.responses:
             counts[number, response.source] += 1
             values.append(response.scores.get(score))
     levels = statistics.levels_of(_known(values))
-    return Scale(levels, max(counts.values(), default=1))
+    return Scale(levels, max(counts.values(), default=1), bounds)
 
 
 def rated(

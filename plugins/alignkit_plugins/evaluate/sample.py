@@ -37,6 +37,7 @@ from alignkit_plugins.ai_feedback.writer import (
     billed,
     check_sampling,
 )
+from alignkit_plugins.compare.compared import Scale
 from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
@@ -102,7 +103,7 @@ class Sample(Step):
             raise RunFailed(f"stage '{context.stage}': {text}")
         if scorer is not None:
             groups = scorer.score(groups)
-            facts |= scores(groups)
+            facts |= scores(groups, scorer.bounds)
         if options.keep == "best":
             groups = [group for group in map(best, groups) if group.responses]
         facts["responses"] = sum(len(group.responses) for group in groups)
@@ -174,9 +175,9 @@ def best(group: Group) -> Group:
     return replace(group, responses=kept)
 
 
-def scores(groups: Sequence[Group]) -> dict[str, Any]:
+def scores(groups: Sequence[Group], bounds: tuple[float, float]) -> dict[str, Any]:
     """The mean reward, and the expected reward of the best of n with its KL bound, for n = 1, 2, 4
-    ... N.
+    ... N. bounds: the lowest and the highest score.
     """
     import torch
 
@@ -195,7 +196,7 @@ def scores(groups: Sequence[Group]) -> dict[str, Any]:
             units.append(unit)
         if len(known) == count:
             whole.append(known)
-    reward = statistics.estimate(statistics.clustered(means, units))
+    reward = Scale(None, bounds=bounds).mean(means, units)
     facts: dict[str, Any] = {"unscored": unscored, "mean_reward": reward}
     facts["best_of_n"] = []
     if whole:

@@ -177,8 +177,9 @@ class Evaluate(Step):
         groups = metrics.scored(groups, options.metrics, of_metrics, say)
         trained_on = self._trained_on(policies, groups, context)
         scales, headline = dict[str, Scale](), None
-        for name in (*options.metrics, *names):
-            scales[name] = scale_of(groups, name)
+        scorers = {**of_metrics, **dict(zip(names, of_rewards, strict=True))}
+        for name, scorer in scorers.items():
+            scales[name] = scale_of(groups, name, scorer.bounds)
             if headline is None and name in trained_on:
                 headline = name
         if rows:

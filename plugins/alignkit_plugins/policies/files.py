@@ -15,7 +15,7 @@ from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.compared import averages, rated
+from alignkit_plugins.compare.compared import averages, rated, scale_of
 from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies, scored_by
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
@@ -88,8 +88,9 @@ def _scored(
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()
-    for name in names:
-        (row,) = rated(alike, [AUTHOR], None, name)
+    for name, scorer in zip(names, models.scorers, strict=True):
+        scale = scale_of(alike, name, scorer.bounds)
+        (row,) = rated(alike, [AUTHOR], None, name, scale=scale)
         scored = sum(mean is not None for mean in averages(alike, AUTHOR, name))
         known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
