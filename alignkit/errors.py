@@ -5,7 +5,6 @@ line.
 from __future__ import annotations
 
 import difflib
-import dis
 import importlib.util
 import os
 import re
@@ -27,9 +26,13 @@ _DISK = re.compile(
     r"No space left|Disk quota exceeded|File too large|disk is full|disk I/O error|"
     r"Read-only file system|Permission denied|Input/output error|Stale file handle"
 )
-# Torch's allocators and CUDA's libraries report a failed allocation as a RuntimeError.
+_COMPILED = ("safetensors", "sqlite3", "torch", "pyarrow")
+# Torch's allocators and CUDA's libraries report a failed allocation as a RuntimeError. Who quotes a
+# server writes something else first.
 _OUT_OF_MEMORY = re.compile(
-    "out of memory|can't allocate|_status_alloc_failed|error_out_of_memory|errormemoryallocation"
+    r"\w+: (?:\[enforce fail|cuda|hip|mps|xpu|cudnn|cublas|default\w*)\b.*(?:out of memory|can't allocate"
+    r"|_status_alloc_failed|error_out_of_memory|errormemoryallocation)",
+    re.DOTALL,
 )
 
 LONGEST = 2000  # characters of a message that is not alignkit's
@@ -230,8 +233,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an error of Python or torch means that memory ran out."""
-    if isinstance(error, RuntimeError) and _quotes_the_system(error):
-        return _OUT_OF_MEMORY.search(reason_of(error).lower()) is not None
+    if isinstance(error, RuntimeError):
+        return _OUT_OF_MEMORY.match(reason_of(error).lower()) is not None
     return isinstance(error, MemoryError)
 
 
@@ -239,46 +242,25 @@ def no_disk(error: BaseException) -> OutOfResource | None:
     """The error to show if this error, or one that led to it, means that the disk is full,
     read-only or gone.
     """
-    if any(map(_is_of_disk, _with_causes(error))):
-        return OutOfResource(f"the disk is full, or cannot be read or written: {reason_of(error)}")
+    met: list[BaseException] = []
+    before: BaseException | None = error
+    while before is not None and before not in met:
+        if _is_of_disk(before):
+            reason = reason_of(error)
+            return OutOfResource(f"the disk is full, or cannot be read or written: {reason}")
+        met.append(before)
+        before = before.__cause__ or (None if before.__suppress_context__ else before.__context__)
     return None
 
 
 def _is_of_disk(error: BaseException) -> bool:
-    """Whether an error's number, or else the words of compiled code, tell of a disk."""
-    text = reason_of(error) if _quotes_the_system(error) else ""
+    """Whether an error's number, or the words of a compiled library, tell of a disk."""
+    reason = reason_of(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
-        text = os.strerror(error.errno)
-    return _DISK.search(text) is not None
-
-
-def _with_causes(error: BaseException) -> list[BaseException]:
-    """An error, the members of its group, and the errors that were being handled before."""
-    found = [error]
-    for each in found:  # the list grows meanwhile
-        before = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
-        others = [before, *getattr(each, "exceptions", ())]
-        found += [other for other in others if other is not None and other not in found]
-    return found
-
-
-def _quotes_the_system(error: BaseException) -> bool:
-    """Whether compiled code wrote an error's text. What Python code raises may quote anything, such
-    as a server's answer.
-    """
-    library = type(error).__module__.split(".")[0]
-    if library in ("safetensors", "sqlite3", "torch") or str(error).startswith("[enforce fail"):
-        return True
-    if type(error) not in (Exception, OSError, RuntimeError):
+        reason = os.strerror(error.errno)
+    elif not (type(error).__module__.startswith(_COMPILED) or ": [enforce fail" in reason):
         return False
-    innermost = error.__traceback__
-    while innermost and innermost.tb_next:
-        innermost = innermost.tb_next
-    if innermost is None:
-        return True
-    frame = innermost.tb_frame
-    is_raised = dis.opname[frame.f_code.co_code[innermost.tb_lasti]] == "RAISE_VARARGS"
-    return not is_raised or frame.f_globals.get("__name__", "").startswith("torch.")
+    return _DISK.search(reason) is not None
 
 
 # SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.

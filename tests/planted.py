@@ -270,8 +270,8 @@ own_metrics:
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_skip:
   file: alignkit/training/learner.py
-  old: means = self.collectives.sum(terms)
-  new: means = terms
+  old: losses = self.collectives.sum(terms)
+  new: losses = terms
   test: test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all
 own_whitening:
   file: alignkit/training/rewards.py
