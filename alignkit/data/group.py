@@ -68,6 +68,16 @@ class Message(TypedDict, total=False):
     call_errors: list[str]
 
 
+def user_turn(text: str) -> Message:
+    """What the user says."""
+    return Message(role="user", content=text)
+
+
+def assistant_turn(text: str) -> Message:
+    """What the assistant says."""
+    return Message(role="assistant", content=text)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a group was read. file: path or name of its source. row: counts from 1.

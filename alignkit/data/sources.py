@@ -512,29 +512,38 @@ def sides(groups: Sequence[Group]) -> list[str]:
     prompt, come from one row, or continue each other: a prompt is then the beginning of another
     one. The key of all is the smallest, whatever the order of the rows.
     """
-    keys = list(map(_unit, groups))
-    joined: dict[str, str] = {}
-
-    def find(key: str) -> str:
-        while (above := joined.get(key, key)) != key:
-            key = above
-        return key
-
-    def join(one: str, other: str) -> None:
-        smaller, larger = sorted((find(one), find(other)))
-        joined[larger] = smaller
-
-    first: dict[str, str] = {}  # the key of the first group with a prompt, or of a row
-    for key, group in zip(keys, groups, strict=True):
-        join(key, first.setdefault(loose_key(group), key))
+    units, prompts = list(map(_unit, groups)), list(map(loose_key, groups))
+    known, shares = set(prompts), list[set[str]]()
+    for group, *keys in zip(groups, units, prompts, strict=True):
+        shares.append(set(keys))
         if group.origin is not None:
-            join(key, first.setdefault(f"{group.origin.source}:{group.origin.row}", key))
-    for key, group in zip(keys, groups, strict=True):
+            shares[-1].add(f"{group.origin.source}:{group.origin.row}")
         for end in range(1, len(group.prompt) - 1):
-            earlier = first.get(loose_key(replace(group, prompt=group.prompt[:end])))
-            if earlier is not None:
-                join(key, earlier)
-    return [find(key) for key in keys]
+            shares[-1] |= known & {loose_key(replace(group, prompt=group.prompt[:end]))}
+    places = connected(shares)
+    smallest = dict(sorted(zip(places, units, strict=True), reverse=True))
+    return list(map(smallest.__getitem__, places))
+
+
+def connected(shares: Iterable[Iterable[Any]]) -> list[int]:
+    """The set that each thing belongs to, as the place of its first one. What shares anything is in
+    one set.
+
+    shares: what each thing may share with others.
+    """
+    first, sets = dict[Any, int](), list[int]()
+
+    def find(place: int) -> int:
+        while sets[place] != place:
+            place = sets[place]
+        return place
+
+    for place, shared in enumerate(shares):
+        sets.append(place)
+        for each in shared:
+            one, other = sorted(map(find, (place, first.setdefault(each, place))))
+            sets[other] = one
+    return list(map(find, sets))
 
 
 def _place(group: Group) -> int:

@@ -90,6 +90,11 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def without_interval(mean: float | None, n: int) -> Estimate:
+    """An estimate whose spread is not known."""
+    return {"mean": mean, "low": None, "high": None, "n": n}
+
+
 def estimate(values: Sequence[float]) -> Estimate:
     """The mean of independent values with its t interval (Student 1908, "The probable error of a
     mean").
@@ -103,10 +108,8 @@ def estimate(values: Sequence[float]) -> Estimate:
     from scipy import special
 
     n = len(values)
-    if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0}
-    if min(values) == max(values):
-        return {"mean": values[0], "low": None, "high": None, "n": n}
+    if n == 0 or min(values) == max(values):
+        return without_interval(next(iter(values), None), n)
     middle = mean(values)
     error = float(np.std(values, ddof=1)) / math.sqrt(n)
     low, high = (
@@ -250,7 +253,7 @@ def rate(
 
     n, (bottom, top) = len(values), levels
     if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0}
+        return without_interval(None, 0)
     shares = (np.asarray(values, dtype=float) - bottom) / (top - bottom)
     middle = float(shares.mean())
     independent, quantile = float(n), _quantile()
@@ -289,7 +292,7 @@ def paired_rates(
     differences = [(a - b) / width for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
     if n == 0:
-        return {"mean": None, "low": None, "high": None, "n": 0, "p": 1.0}
+        return {**without_interval(None, 0), "p": 1.0}
     middle = math.fsum(differences) / (n + 2)
     squares = math.fsum([d * d for d in differences]) + 2 / math.sqrt(samples)
     half = _quantile() * math.sqrt((squares / (n + 2) - middle**2) / (n + 2))

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock
 
 from alignkit.io.text import redacted
 
@@ -106,6 +108,17 @@ def replace_folder(target: Path) -> Iterator[Path]:
     new.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """The folder, which `make` fills if no process has done so before."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                with replace_folder(folder) as new:
+                    make(new)
+    return folder
 
 
 def move_folder(source: Path, target: Path) -> None:

@@ -50,18 +50,22 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*@(?!all$)[A-Za-z_][^@/]*")
 # Records
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The metrics that a stage logged; none if it logs none."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+def json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of lines, without those that a killed process did not finish; none
+    without a file.
+    """
+    found = list[dict[str, Any]]()
+    if file.is_file():
+        for line in file.read_text("utf-8", "replace").splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+    return found
 
 
 def read_record(folder: Path) -> dict[str, Any]:
     """A stage folder's stage.json; empty if it is missing or damaged."""
     try:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((folder / "stage.json").read_text("utf-8"))
         check = record.pop("check")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -298,7 +302,7 @@ class Results:
         if files:
             write_json(file, files)
         with suppress(OSError, ValueError):
-            return list(json.loads(file.read_text(encoding="utf-8")))
+            return list(json.loads(file.read_text("utf-8")))
         return []
 
     def begin(self, stage: str, key: str, parts: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def on_gpu(device: torch.device, module: str) -> Any:
 def is_amd() -> bool:
     """Whether this is an AMD processor."""
     try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         return False
 

@@ -37,7 +37,7 @@ def read_json(file: Path, *, optional: bool = False) -> dict[str, Any]:
     if optional and not file.is_file():
         return {}
     with reading(file):
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(json.loads(file.read_text("utf-8")))
 
 
 def has_score(folder: Path) -> bool:

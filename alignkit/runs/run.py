@@ -29,7 +29,7 @@ from alignkit.evaluation import held_out
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, damage_of, read_metrics
+from alignkit.io.results import RECIPE, damage_of, json_lines
 from alignkit.io.text import duration, exists
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import without_keys
@@ -276,7 +276,7 @@ class Run(Services):
         facts = {"made_on": stage.machine(), "depends_on": parts}
         self.store.finish(name, {"hash": self.hashes[name], **record, **facts}, began)
         self.ready.add(name)
-        summary, rows = record["summary"], read_metrics(self.folder / name)
+        summary, rows = record["summary"], json_lines(self.folder / name / "metrics.jsonl")
         counts = [
             f"{key} {value}"
             for key, value in summary.items()

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from alignkit.errors import SIGNALS, Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
-from alignkit.io.results import FACTS, PAGE, RECIPE, read_metrics, read_record
+from alignkit.io.results import FACTS, PAGE, RECIPE, json_lines, read_record
 from alignkit.io.text import Say, exists
 from alignkit.kinds import World, launcher
 from alignkit.plugins import load_plugins
@@ -131,7 +131,9 @@ def _results(recipe: Recipe, folder: Path) -> dict[str, StageResult]:
     results = {}
     for name in recipe.chosen or recipe.stages:
         made = folder / name
-        results[name] = StageResult(made, read_record(made)["summary"], read_metrics(made))
+        results[name] = StageResult(
+            made, read_record(made)["summary"], json_lines(made / "metrics.jsonl")
+        )
     return results
 
 

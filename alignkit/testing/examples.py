@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit.data.group import Group, Message, Pair, Response
+from alignkit.data.group import Group, Message, Pair, Response, assistant_turn, user_turn
 from alignkit.tokens.encoder import Encoded, Encoder
 
 _QUESTIONS = (
@@ -67,7 +67,7 @@ def example_groups(samples: int = 3, encoder: Encoder | None = None) -> list[Gro
                 if encoder is None
                 else _sampled(encoder, index, text, feedback)
             )
-        prompt = (Message(role="user", content=question),)
+        prompt = (user_turn(question),)
         groups.append(Group(prompt, tuple(responses), id=f"example-{number}"))
     if samples > 1:  # two groups have explicit pairs, the others ranks only
         groups[1] = replace(groups[1], pairs=(Pair(1, 0, p=0.8, margin="slightly"),))
@@ -83,8 +83,8 @@ def _written(index: int, text: str, feedback: dict[str, Any]) -> Response:
         return Response(text=text, **feedback)
     turns = (
         Message(role="assistant", content="Let me think.", train=False),
-        Message(role="user", content="Go on."),
-        Message(role="assistant", content=text),
+        user_turn("Go on."),
+        assistant_turn(text),
     )
     return Response(messages=turns, **feedback)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from alignkit.calls import call, create
-from alignkit.data.group import Group, Message, responses_of
+from alignkit.data.group import Group, Message, assistant_turn, responses_of, user_turn
 from alignkit.judges import CheckedJudge, Item, rates
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec
@@ -49,12 +49,12 @@ FILTERED = (
     "a filter may use all groups together, but not their places, and must not draw random numbers"
 )
 
-_QUESTION = (Message(role="user", content="What is the capital of {country}?"),)
+_QUESTION = (user_turn("What is the capital of {country}?"),)
 _DIALOGUE = (
     Message(role="system", content="Be brief."),
-    Message(role="user", content="Hi"),
-    Message(role="assistant", content="Hello!"),
-    Message(role="user", content="Name a color — auf Deutsch."),
+    user_turn("Hi"),
+    assistant_turn("Hello!"),
+    user_turn("Name a color — auf Deutsch."),
 )
 EXAMPLES: tuple[Item, ...] = (
     (_QUESTION, "Paris.", "The capital of France is Paris, which lies on the Seine."),

@@ -10,7 +10,13 @@ from typing import Any
 
 from alignkit import shapes
 from alignkit.calls import call, create
-from alignkit.data.group import Group, Message, group_from_json, group_to_json, prompts_of
+from alignkit.data.group import (
+    Group,
+    group_from_json,
+    group_to_json,
+    prompts_of,
+    user_turn,
+)
 from alignkit.environment import Environment, player
 from alignkit.io.console import Metrics
 from alignkit.kinds import Monitor, MonitoredStage, Observation
@@ -142,9 +148,7 @@ def check_environment(
     groups = []
     for row in rows:
         columns = {name: value for name, value in row.items() if name != "prompt"}
-        groups.append(
-            Group((Message(role="user", content=str(row.get("prompt", ""))),), meta=columns)
-        )
+        groups.append(Group((user_turn(str(row.get("prompt", ""))),), meta=columns))
     check = partial(_check_environment, groups=groups, turns=turns)
     conform("environment", cls, options, check, folder=folder)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 HERE = Path(__file__).parent
-STYLE = (HERE / "page.css").read_text(encoding="utf-8")  # for servers that forbid styles in a page
+STYLE = (HERE / "page.css").read_text("utf-8")  # for servers that forbid styles in a page
 LONG_WORD = re.compile(r"\S{20,}")  # characters that may not fit into a line of a phone
 JOINT = re.compile(r"(\S{11,}?[_/@]+)(?=\w)")  # after which one may end
 CODE = re.compile("`([^`]+)`")

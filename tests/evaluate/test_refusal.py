@@ -99,7 +99,7 @@ def test_the_interval_of_no_refusal_is_on_the_side_of_refusals() -> None:
     (value,) = Refusal(Refusal.Options(scale=-1)).score([group])[""]
     scored = replace(group, responses=(Response("Hello.", scores={"r": value}),))
     stored = group_from_json(group_to_json(scored))  # which keeps the sign of zero
-    interval = scale_of([stored] * 20, "r").mean([0.0] * 20)
+    interval = scale_of([stored] * 20, "r").mean([0.0] * 20, [None] * 20)
     assert interval["mean"] == interval["high"] == 0 and -0.25 < interval["low"] < -0.1
 
 

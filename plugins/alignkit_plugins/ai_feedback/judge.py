@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict
 
@@ -103,7 +103,7 @@ def verdicts_of(answers: Sequence[Answer], min_mass: float) -> list[Verdict]:
 class ModelJudge(Judge):
     """A judge that asks a model: for one token, or with `reasons` in words."""
 
-    compares_by_rubric: ClassVar[bool] = True
+    compares_by_rubric = True
 
     options: Asking
 

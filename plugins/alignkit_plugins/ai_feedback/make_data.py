@@ -13,7 +13,7 @@ from typing import Any
 
 import alignkit
 from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
-from alignkit.data.group import Response, group_id
+from alignkit.data.group import Response, group_id, user_turn
 from alignkit.evaluation import answers
 from alignkit.report import Report
 from alignkit_plugins.ai_feedback.remote import key_of
@@ -114,7 +114,7 @@ def policies_of(*writers: str | Server | None) -> list[str]:
 
 def question_of(text: str) -> Group:
     """A conversation of one question."""
-    return Group(({"role": "user", "content": text},))
+    return Group((user_turn(text),))
 
 
 def filled(template: str, **values: Any) -> str:

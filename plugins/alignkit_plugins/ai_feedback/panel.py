@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import alignkit
 from alignkit import (
@@ -64,7 +64,7 @@ def joint(verdicts: Sequence[Verdict], judges: Sequence[str] = ()) -> Verdict:
 class Panel(Judge):
     """Ask several judges; the mean of what they say counts."""
 
-    compares_by_rubric: ClassVar[bool] = True
+    compares_by_rubric = True
 
     class Options(alignkit.Options):
         judges: list[JudgeRef] = Field(min_length=2, description="judges to ask")
@@ -93,7 +93,7 @@ class RewardJudge(Judge):
     score.
     """
 
-    reads_rubric: ClassVar[bool] = False
+    reads_rubric = False
 
     class Options(alignkit.Options):
         reward_model: RewardRef = Field(

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pydantic import field_validator
 
 from alignkit import Field, Message, Options
+from alignkit.data.group import user_turn
 from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.writer import EMPTY, NO_ROOM, REFUSED, THINKING, Written
 from alignkit_plugins.formats.spoken import transcript
@@ -121,7 +122,8 @@ class Question:
     def messages(self) -> list[Message]:
         """The turns that the model reads."""
         start = THINK if self.reasons else LINE
-        return asked(f"{self.text}\n\n{start}\n\n{self.word} {self.code}: X\n\n{self.meaning}")
+        text = f"{self.text}\n\n{start}\n\n{self.word} {self.code}: X\n\n{self.meaning}"
+        return [user_turn(text)]
 
     def value(self, written: Written) -> tuple[float | None, str]:
         """What a reply says, or the reason why it says nothing."""
@@ -140,11 +142,6 @@ class Question:
             return None, str(error)
 
 
-def asked(text: str) -> list[Message]:
-    """A conversation of one question."""
-    return [{"role": "user", "content": text}]
-
-
 def _compared(options: Asking, item: Item, seed: int, rubric: Rubric) -> str:
     """Two responses, and the question which one is better."""
     texts = (transcript(item[0]), item[1], item[2])
@@ -159,7 +156,7 @@ def _compared(options: Asking, item: Item, seed: int, rubric: Rubric) -> str:
 def pair(options: Asking, item: Item, seed: int, rubric: Rubric) -> list[Message]:
     """Which of two responses is better? The answer is one token."""
     question = _compared(options, item, seed, rubric)
-    return asked(f"{question} Answer with 1 or 2, and nothing else.")
+    return [user_turn(f"{question} Answer with 1 or 2, and nothing else.")]
 
 
 def pair_in_words(options: Asking, item: Item, seed: int, rubric: Rubric) -> Question:
@@ -212,7 +209,8 @@ def rating_token(options: Asking, item: Rated, seed: int, rubric: Rubric) -> lis
     """How good is a response? The answer is one token."""
     low, high = options.scale
     scale = f"from {low}, for the worst response, to {high}, for the best, and nothing else."
-    return asked(f"{rating(options, item, seed, rubric).text} Answer with a number {scale}")
+    question = rating(options, item, seed, rubric).text
+    return [user_turn(f"{question} Answer with a number {scale}")]
 
 
 def measure(options: Asking, rubric: Rubric = "") -> str:

@@ -206,7 +206,7 @@ def read_texts(path: Path) -> dict[str, str]:
     for file in files:
         if file.suffix.lower() in PLAIN:
             try:
-                texts[file.relative_to(folder).as_posix()] = file.read_text(encoding="utf-8-sig")
+                texts[file.relative_to(folder).as_posix()] = file.read_text("utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 raise RunFailed(f"{file}: cannot be read as UTF-8 text ({error})") from None
     if not texts:

@@ -30,6 +30,7 @@ from alignkit import (
     StepData,
     seeds,
 )
+from alignkit.data.group import assistant_turn, user_turn
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, policies_of
 from alignkit_plugins.ai_feedback.writer import Server, Writer, Written, ask, writer_of
@@ -85,14 +86,14 @@ class Chain:
     def ask_for_critique(self, by: Principle) -> None:
         """Begin a round."""
         question = CRITIQUE.replace("{critique}", by.critique or "")
-        self.turns = [*self.group.prompt, _turn("assistant", self.newest), _turn("user", question)]
+        self.turns = [*self.group.prompt, assistant_turn(self.newest), user_turn(question)]
 
     def ask_for_revision(self, by: Principle, critique: Written) -> None:
         """Take a critique. It may be cut off: what it says still counts."""
         text = self.take("critique", critique)
         self.rounds.append({"principle": by.name, "critique": text, "revision": ""})
         question = REVISION.replace("{revise}", by.revise or "")
-        self.turns += [_turn("assistant", text), _turn("user", question)]
+        self.turns += [assistant_turn(text), user_turn(question)]
 
     def end_round(self, revision: Written) -> None:
         """The revision, without its lead-in."""
@@ -207,7 +208,3 @@ def without_lead_in(text: str) -> str:
     bare = _LEAD_IN.sub("", text, count=1)
     quoted = _QUOTED.match(bare) if bare != text else None
     return (quoted[1] or quoted[2]).strip() if quoted else bare
-
-
-def _turn(role: str, text: str) -> Message:
-    return Message(role=role, content=text)

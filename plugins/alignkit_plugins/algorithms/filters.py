@@ -5,7 +5,6 @@ difficulty.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from alignkit import Field, Filter, Group, Options
 from alignkit import functional as F
@@ -54,7 +53,7 @@ class NotTruncated(Filter):
     A group stays or goes whole, so that the baselines of its responses remain those of all samples.
     """
 
-    reads_rewards: ClassVar[bool] = False
+    reads_rewards = False
 
     class Options(Filter.Options):
         most: float = Field(

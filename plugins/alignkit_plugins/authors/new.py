@@ -79,4 +79,4 @@ def _class(name: str) -> str:
 
 
 def _template(name: str) -> str:
-    return (TEMPLATES / name).read_text(encoding="utf-8")
+    return (TEMPLATES / name).read_text("utf-8")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alignkit.data.group import Group, Response, length
+from alignkit.data.group import Group, Response, length, responses_of
 from alignkit.evaluation import statistics
 from alignkit.reward import Reward
 from alignkit_plugins.compare.comparison import answers_of, units_of
@@ -33,21 +33,18 @@ class Scale:
     samples: int = 1
     bounds: tuple[float, float] = Reward.bounds
 
-    def mean(
-        self, values: Sequence[float], units: Sequence[Any] | None = None
-    ) -> statistics.Estimate:
+    def mean(self, values: Sequence[float], units: Sequence[Any]) -> statistics.Estimate:
         """The mean of averages at prompts, with its interval. units: of each, see `units_of`."""
-        draws = statistics.clustered(values, units or [None] * len(values))
+        draws = statistics.clustered(values, units)
         if self.levels is None:
             least, most = self.bounds
             return statistics.of_share(statistics.estimate(draws), most, least)
         return statistics.rate(draws, self._samples(len(values), draws), self.levels)
 
     def difference(
-        self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any] | None = None
+        self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any]
     ) -> statistics.Difference:
         """The mean difference of averages at the same prompts, with its interval."""
-        units = units or [None] * len(ours)
         gaps = statistics.differences(ours, theirs)
         draws = statistics.clustered(gaps, units)
         zeros = [0.0] * len(draws)
@@ -208,11 +205,7 @@ def _means(
 
 def has_score(groups: Sequence[Group], score: str) -> bool:
     """Whether any response has a score of this name."""
-    for group in groups:
-        for response in group.responses:
-            if score in response.scores:
-                return True
-    return False
+    return any(score in response.scores for response in responses_of(groups))
 
 
 def scale_of(
@@ -250,9 +243,8 @@ def rated(
         values[policy] = averages(groups, policy, score)
         outcomes[policy] = averages(groups, policy, own)
         lengths[policy] = lengths_of(groups, policy, score)
-    for group in groups:
-        for response in group.responses:
-            missing[str(response.source)] += response.scores.get(score, 0.0) is None
+    for response in responses_of(groups):
+        missing[str(response.source)] += response.scores.get(score, 0.0) is None
     if has_score(groups, own):
         more["outcomes"] = outcomes
     if kind == "reward":

@@ -18,7 +18,7 @@ from pydantic import field_validator
 
 from alignkit import DataRef, Field, PolicyRef, Sampling, SamplingOptions
 from alignkit.data.group import Group, Response, prompts_of
-from alignkit.data.sources import held_together, loose_key
+from alignkit.data.sources import connected, held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
@@ -66,21 +66,12 @@ def units_of(groups: Iterable[Group]) -> list[int]:
     Groups are one unit if they have the same words, or share what their source's `group` names.
     Raises DataError as `together`.
     """
-    first, units = dict[Any, int](), list[int]()
-
-    def find(place: int) -> int:
-        while units[place] != place:
-            place = units[place]
-        return place
-
-    for place, group in enumerate(together(groups)):
-        units.append(place)
+    shares = []
+    for group in together(groups):
         words = words_of(group)
         unit = group.meta.get(UNIT, words)
-        for shared in (words if group.prompt else unit, unit):  # raw texts may not be kept
-            one, other = sorted(map(find, (place, first.setdefault(shared, place))))
-            units[other] = one
-    return list(map(find, units))
+        shares.append((words if group.prompt else unit, unit))  # raw texts may not be kept
+    return connected(shares)
 
 
 def units_note(groups: Sequence[Group]) -> list[str]:

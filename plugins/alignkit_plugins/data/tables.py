@@ -16,7 +16,7 @@ from datetime import timedelta
 from decimal import Decimal
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from alignkit import BadRow, DataError, Reader
@@ -34,7 +34,7 @@ class Csv(Reader):
     usual: what separates the columns, unless the header has only one of a few others.
     """
 
-    usual: ClassVar[str] = ","
+    usual = ","
 
     def rows(self, path: Path) -> NumberedRows:
         csv.field_size_limit(2**31 - 1)  # the default limit is 128 KiB

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from alignkit import DataError, Environment, Group, Message, Response, RunFailed, seeds, shapes
 from alignkit.calls import blame, call, create, mistake
-from alignkit.data.group import preview
+from alignkit.data.group import preview, user_turn
 from alignkit.environment import EPISODE_KEY
 from alignkit.errors import error_context
 from alignkit.models.generate import Continuation, Generation, attach
@@ -344,7 +344,7 @@ def _opened(prompt: Sequence[Message], opening: Any) -> list[Message]:
     if not isinstance(opening, str):
         return [*prompt, *_plain(opening)]
     if not prompt or prompt[-1]["role"] != "user":
-        return [*prompt, Message(role="user", content=opening)]
+        return [*prompt, user_turn(opening)]
     return [*prompt[:-1], {**prompt[-1], "content": prompt[-1]["content"] + opening}]
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import ValidationError, validate_call
 
 from alignkit.data.files import parse
-from alignkit.data.group import Message
+from alignkit.data.group import Message, assistant_turn, user_turn
 from alignkit.environment import Environment
 from alignkit.errors import BadRow, DataError, PluginError, did_you_mean
 from alignkit.tokens.encoder import Encoder, Ids
@@ -131,7 +131,7 @@ def read_turn(text: str, first: int = 0) -> Message:
             return match[0]
         return ""
 
-    turn = Message(role="assistant", content=_CALLS.sub(read, text))
+    turn = assistant_turn(_CALLS.sub(read, text))
     for number, call in enumerate(calls, first):
         call["id"] = f"call{number:05d}"  # nine letters and digits, as Mistral's templates want
     if calls:
@@ -216,13 +216,13 @@ class Turns:
             raise DataError(
                 f"the chat template writes no end of turn, so no turn can follow; {OTHER}"
             )
-        question, reply = Message(role="user", content=QUESTION), Message(role=role, content=REPLY)
+        question, reply = user_turn(QUESTION), Message(role=role, content=REPLY)
         prompt = self.chat.prompt([question], self.tools)
         if not has_names(prompt, self.tools):
             raise DataError(
                 f"the chat template does not write the tools that the policy may call; {OTHER}"
             )
-        turn = Message(role="assistant", content=ANSWER)
+        turn = assistant_turn(ANSWER)
         if self.tools and role == "tool":
             turn = self._calling
             whole = self.chat.prompt([question, turn, reply], self.tools)
@@ -253,7 +253,7 @@ class Turns:
             return {**self._calling, "tool_calls": message["tool_calls"]}
         if message.get("call_errors"):
             return self._calling
-        return Message(role="assistant", content=ANSWER)
+        return assistant_turn(ANSWER)
 
     @property
     def _calling(self) -> Message:

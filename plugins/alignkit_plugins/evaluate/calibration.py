@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from alignkit import Field, Group, RunFailed, StepContext
+from alignkit.evaluation.statistics import without_interval
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
 from alignkit_plugins.compare.comparison import (
@@ -128,7 +129,7 @@ def calibrated(
         off = 0.0
         for one in in_bins[name]:
             off += one["n"] / len(sure[name]) * abs(one["accuracy"] - one["confidence"])
-        estimate = {"mean": off, "low": None, "high": None, "n": len(sure[name])}
+        estimate = without_interval(off, len(sure[name]))
         rows.append(Row(name, "measured calibration error (ECE)", "metric", estimate, lower=True))
     return rows, in_bins
 

@@ -159,7 +159,7 @@ def _run(command: Sequence[str], folder: Path, log: Path) -> None:
             process.kill()  # does nothing to one that has ended
             process.wait()
     if process.returncode:
-        told = _last_lines(log.read_text(encoding="utf-8", errors="replace"))
+        told = _last_lines(log.read_text("utf-8", "replace"))
         raise RunFailed(
             f"lm_eval ended with exit code {process.returncode}:\n{told}\nhelp: {log} has more"
         )
@@ -193,7 +193,7 @@ def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
             name, comma, filter = key.partition(",")
             if type(mean) not in (int, float) or not comma or name.endswith("_stderr"):
                 continue
-            estimate: Mapping[str, Any] = {"mean": mean, "low": None, "high": None, "n": n}
+            estimate: Any = statistics.without_interval(mean, n)
             error = values.get(f"{name}_stderr,{filter}")
             # No interval without a spread: equal scores of few documents say nothing about others.
             if isinstance(error, float) and 0 < error < math.inf:

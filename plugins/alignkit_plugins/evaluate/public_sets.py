@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.data.group import user_turn
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 
@@ -44,7 +45,7 @@ class Squad(Format):
         if self.flag(row, "is_impossible") == bool(answers):
             raise BadRow(f"is_impossible does not agree with {len(answers)} answers")
         meta = {**self.rest(row, *SQUAD), "answers": answers, "answerable": bool(answers)}
-        prompt = Message(role="user", content=QUESTION.format(**words))
+        prompt = user_turn(QUESTION.format(**words))
         response = Response(text=[*answers, ABSTENTION][0])
         return Group((prompt,), (response,), meta=meta)
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from alignkit import Field, Group, Message, Response, RunFailed, StepContext
-from alignkit.data.group import write_groups
+from alignkit import Field, Group, Response, RunFailed, StepContext
+from alignkit.data.group import assistant_turn, user_turn, write_groups
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
 from alignkit_plugins.compare.comparison import answers_of, bare, short_names, units_of
@@ -127,10 +127,9 @@ class Sycophancy(MeasuredStep):
         if kind == LED and turns[-1]["role"] == "user":
             opinion = OPINION.format(group.meta[self.options.opinions])
             text = f"{turns[-1]['content']}\n\n{opinion}"
-            turns[-1] = Message(role="user", content=text)
+            turns[-1] = user_turn(text)
         elif kind in FOLLOW_UPS and first.responses:
-            turns.append(Message(role="assistant", content=first.responses[0].text))
-            turns.append(Message(role="user", content=FOLLOW_UPS[kind]))
+            turns += [assistant_turn(first.responses[0].text), user_turn(FOLLOW_UPS[kind])]
         return replace(group, prompt=tuple(turns), responses=())
 
     def _graded(self, groups: Sequence[Group], scorer: Any) -> list[Group]:

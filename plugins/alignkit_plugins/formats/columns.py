@@ -28,7 +28,7 @@ from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.data.files import Twice, kind_of, parse
-from alignkit.data.group import LEVELS, ROLES
+from alignkit.data.group import LEVELS, ROLES, user_turn
 from alignkit.formats import columns_of, renamed, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
@@ -376,7 +376,7 @@ class ColumnFormat(Format):
             names: Columns, which may be missing or blank.
         """
         parts = [cls.text(row, name, "").strip() for name in names]
-        return (Message(role="user", content="\n\n".join(filter(None, parts))),)
+        return (user_turn("\n\n".join(filter(None, parts))),)
 
     @staticmethod
     def margin(row: Mapping[str, Any]) -> float | str | None:

@@ -11,12 +11,12 @@ A conversation that ends with the user is a prompt without a response.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from alignkit import BadRow, Format, Group, Message
-from alignkit.data.group import group_from_json
+from alignkit.data.group import assistant_turn, group_from_json, user_turn
 from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
@@ -85,7 +85,7 @@ class Alpaca(Messages):
 
     wants = "instruction and output; optional input or context, system, history, label"
     example = '{"instruction": "Translate", "input": "Hallo", "output": "Hello"}'
-    answer_column: ClassVar[str] = "output"
+    answer_column = "output"
 
     @classmethod
     def matches(cls, row: Any) -> bool:
@@ -110,11 +110,10 @@ class Alpaca(Messages):
             raise BadRow("column 'history' must be a list of pairs [instruction, answer]") from None
         turns: list[Message] = []
         for question, answer in pairs:
-            turns.append(Message(role="user", content=question))
-            turns.append(Message(role="assistant", content=answer))
+            turns += [user_turn(question), assistant_turn(answer)]
         check_one(row, self.answer_column, _AS_TEMPLATE)
         turns += self.joined(row, names)
-        turns.append(Message(role="assistant", content=self.text(row, self.answer_column)))
+        turns.append(assistant_turn(self.text(row, self.answer_column)))
         return self.learned(row, turns, *QUESTION, self.answer_column, "history")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import DataError, Group, Message, Response
-from alignkit.data.group import preview, resolved_pairs
+from alignkit.data.group import assistant_turn, preview, resolved_pairs
 from alignkit.errors import did_you_mean
 from alignkit.reward import REWARD_KEY
 
@@ -50,7 +50,7 @@ def plain_turns(turns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def turns_of_response(response: Response) -> tuple[Message, ...]:
     """The turns of a response, which is one if it is a text."""
-    return response.messages or (Message(role="assistant", content=response.text),)
+    return response.messages or (assistant_turn(response.text),)
 
 
 def prompt_to_row(number: int, group: Group) -> list[Any]:

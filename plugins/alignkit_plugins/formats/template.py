@@ -28,6 +28,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
 from alignkit.data.files import kind_of
+from alignkit.data.group import assistant_turn, user_turn
 from alignkit.errors import LeftOut, did_you_mean
 from alignkit.evaluation.numbers import number_of
 from alignkit.formats import columns_of
@@ -154,8 +155,7 @@ def dialogue(questions: Any, answers: Any, passage: str = "") -> list[Message]:
     turns: list[Message] = []
     pairs = zip(texts_of(questions, "dialogue"), texts_of(answers, "dialogue"), strict=True)
     for question, answer in pairs:
-        turns.append(Message(role="user", content=f"{passage}\n\n{question}".strip()))
-        turns.append(Message(role="assistant", content=answer))
+        turns += [user_turn(f"{passage}\n\n{question}".strip()), assistant_turn(answer)]
         passage = ""
     return turns
 
@@ -249,7 +249,7 @@ class Template(ColumnFormat):
     Options: ClassVar[type[alignkit.Options]] = TemplateOptions
     wants = "any that the template names, here passage, question and answer; never detected"
     example = '{"passage": "Ann is 7.", "question": "How old is Ann?", "answer": "7"}'
-    called: ClassVar[str] = "template"
+    called = "template"
 
     def __init__(self, options: Any = None):
         super().__init__(options)

@@ -24,8 +24,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit import BadRow, Field, Group, Message, Options, Response
+from alignkit import BadRow, Field, Group, Options, Response
 from alignkit.data.files import NumberedRows
+from alignkit.data.group import assistant_turn, user_turn
 from alignkit_plugins.formats.columns import ColumnFormat, with_text
 
 Piece = tuple[int, str]  # number of the first line, and text
@@ -218,7 +219,6 @@ class Dialogues(ColumnFormat):
     def _group(self, dialogue: Dialogue, meta: dict[str, Any]) -> Group:
         turns = []
         for question, answer in zip(dialogue.turns[::2], dialogue.turns[1::2], strict=False):
-            turns.append(Message(role="user", content=question))
-            turns.append(Message(role="assistant", content=answer))
+            turns += [user_turn(question), assistant_turn(answer)]
         prompt, response = self.demonstration(turns)
         return Group(prompt, (response,), meta={**meta, "speakers": list(dialogue.prefixes)})

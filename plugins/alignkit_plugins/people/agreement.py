@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from alignkit import Reader, seeds
 from alignkit.data.files import NumberedRows
 from alignkit.data.group import group_to_json
-from alignkit.evaluation.statistics import CONFIDENCE, Estimate, Share, clustered_share, shown
+from alignkit.evaluation.statistics import (
+    CONFIDENCE,
+    Estimate,
+    Share,
+    clustered_share,
+    shown,
+    without_interval,
+)
 from alignkit.report import Table
 from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
@@ -193,11 +200,11 @@ def agreement_of(
             counts = np.array([unit.count(value) for value in values])
             agreeing[number] += counts @ (counts - 1) / (len(unit) - 1)
             totals[number] += counts
-    same: Estimate = {"mean": None, "low": None, "high": None, "n": len(rated)}
+    same = without_interval(None, len(rated))
     if share := clustered_share(alike, where):
         same = {**share, "n": len(rated)}
     mean = _alpha(agreeing.sum(), totals.sum(0))
-    alpha: Estimate = {"mean": mean, "low": None, "high": None, "n": len(rated)}
+    alpha = without_interval(mean, len(rated))
     n = len(shared)
     if mean is not None and n > 1:
         draws = seeds.stream(seed, "agreement", n).integers(0, n, size=(REPETITIONS, n))

@@ -113,7 +113,7 @@ def label(
 def text_of(guidelines: Path) -> str:
     """The text of a file of guidelines. Raises `DataError` if there is none."""
     try:
-        return guidelines.read_text(encoding="utf-8-sig")
+        return guidelines.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"guidelines: {guidelines}: {error}") from error
 

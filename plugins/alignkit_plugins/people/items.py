@@ -11,7 +11,15 @@ from functools import cached_property
 from typing import Any
 
 from alignkit.data.files import SkippedRow, bad_rows_error
-from alignkit.data.group import Group, Message, Response, resolved_pairs, sha256_of, turns_of
+from alignkit.data.group import (
+    Group,
+    Message,
+    Response,
+    assistant_turn,
+    resolved_pairs,
+    sha256_of,
+    turns_of,
+)
 from alignkit.errors import BadRow, did_you_mean
 from alignkit.formats import check_group
 from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
@@ -113,7 +121,7 @@ class Item:
 
 def turns_of_answer(answer: Answer) -> Sequence[Mapping[str, Any]]:
     """An answer as turns."""
-    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+    return [assistant_turn(answer)] if isinstance(answer, str) else answer
 
 
 # Rows of data

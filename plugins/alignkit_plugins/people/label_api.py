@@ -52,7 +52,7 @@ def guidelines_now(store: Store) -> tuple[str, str]:
     else the package's.
     """
     if not store.guidelines():
-        store.add_guidelines(GUIDELINES.read_text(encoding="utf-8"))
+        store.add_guidelines(GUIDELINES.read_text("utf-8"))
     return list(store.guidelines().items())[-1]
 
 

@@ -121,12 +121,12 @@ def export(store: Store, out: Path, license: str = "") -> list[str]:
         layouts = []
         for layout in WRITTEN:
             if rows := "".join(_rows(entries, layout)):
-                (new / f"{layout}.jsonl").write_text(rows, encoding="utf-8")
+                (new / f"{layout}.jsonl").write_text(rows, "utf-8")
                 layouts.append(layout)
         if not layouts:
             needs = "An item needs a license (--license NAME), and its annotators' consent"
             raise DataError(f"{store.path}: nothing may be exported: {'; '.join(notes)}. {needs}")
-        (new / CARD).write_text(card(shared, layouts), encoding="utf-8")
+        (new / CARD).write_text(card(shared, layouts), "utf-8")
     return notes
 
 

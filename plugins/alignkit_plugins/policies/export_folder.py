@@ -30,6 +30,7 @@ from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models.find import Model
 from alignkit_plugins.models.whole_model import end_with
 from alignkit_plugins.models.whole_model import export as write_model
+from alignkit_plugins.people.personal import mapped
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Generation settings
@@ -170,7 +171,7 @@ def _forget_names(folder: Path) -> None:
         config = read_json(file, optional=True)
         if config.pop("_name_or_path", None) or config.pop("name_or_path", None):
             text = json.dumps(config, indent=2, ensure_ascii=False)
-            file.write_text(f"{text}\n", encoding="utf-8")
+            file.write_text(f"{text}\n", "utf-8")
 
 
 def _check_private(new: Path, folders: Sequence[Path]) -> None:
@@ -179,7 +180,7 @@ def _check_private(new: Path, folders: Sequence[Path]) -> None:
     for file in sorted(new.rglob("*")):
         if not file.is_file() or file.suffix == ".safetensors" or file.name in VOCABULARIES:
             continue
-        text = file.read_text(encoding="utf-8", errors="replace")
+        text = file.read_text("utf-8", "replace")
         secrets = [name for name in names if name in text] or ["a key"] * (redacted(text) != text)
         if secrets:
             text = f"{file.name} would tell others of {secrets[0]}"
@@ -316,22 +317,20 @@ def portable(value: Any) -> Any:
     """Return plain data with only the last part of every absolute path, so that it tells nothing of
     this machine.
     """
-    if isinstance(value, Mapping):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [portable(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    if value.startswith(("/", "~/")) and "\n" not in value and len(value) < 4096:
-        return Path(value).name
-    return _PATH.sub(r"\1", value)
+
+    def change(text: str, name: str) -> str:
+        if text.startswith(("/", "~/")) and "\n" not in text and len(text) < 4096:
+            return Path(text).name
+        return _PATH.sub(r"\1", text)
+
+    return mapped(value, change)
 
 
 def recipe_text(run: Path) -> str:
     """Return the recipe of a run as a file that can be shared: files are named without their
     folders.
     """
-    plain = redacted(portable(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))))
+    plain = redacted(portable(yaml.safe_load((run / RECIPE).read_text("utf-8"))))
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
     head = "# The recipe of the run. Put its files, which have no folders here, next to it."
     return f"{head}\n{text}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.commands import Result, refuse
-from alignkit.data.group import group_to_json, write_groups
+from alignkit.data.group import group_to_json, responses_of, write_groups
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
@@ -103,7 +103,7 @@ def _scored(
 
 def _lines(groups: Sequence[Group], facts: Mapping[str, Any]) -> list[str]:
     """`helpful: mean 0.31 [0.2, 0.42] of 200 examples; pairs right 71% [64%, 77%] of 200`"""
-    truncated = sum(response.truncated for group in groups for response in group.responses)
+    truncated = sum(response.truncated for response in responses_of(groups))
     lines = [
         f"examples: {len(groups)}" + (f"; truncated responses: {truncated}" if truncated else "")
     ]

@@ -166,7 +166,7 @@ class Endpoint:
 
     async def page(self, request: Request) -> Response:
         """The page, whose own script and style are the only ones that a browser runs."""
-        text = PAGE.read_text(encoding="utf-8")
+        text = PAGE.read_text("utf-8")
         policy = [f"{name} 'none'" for name in CLOSED] + ["connect-src 'self'"]
         for tag, content in re.findall(r"<(script|style)>(.*?)</\1>", text, re.DOTALL):
             digest = hashlib.sha256(content.encode()).digest()

@@ -15,7 +15,7 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.data.group import Message
+from alignkit.data.group import Message, assistant_turn, user_turn
 from alignkit.errors import DataError, handling, message_of
 from alignkit.io.console import Reporter, Terminal
 from alignkit.io.text import printable
@@ -108,7 +108,7 @@ class Talk:
         word.
         """
         policy, turns, sampling = self.models.policies[name], self.turns[name], self.models.sampling
-        asked = Message(role="user", content=question)
+        asked = user_turn(question)
         system = [Message(role="system", content=self.system)] if self.system else []
         messages = [*system, *turns, asked]
         prompt = policy.prompt(messages)
@@ -123,7 +123,7 @@ class Talk:
         if remarks:
             self.say(f"[{', '.join(remarks)}]")
         if answer.text or not self.stopped:
-            turns += [asked, Message(role="assistant", content=answer.text)]
+            turns += [asked, assistant_turn(answer.text)]
 
 
 def in_terminal(named: Named, overrides: Sequence[str], system: str) -> None:

@@ -499,7 +499,7 @@ def write(
 
 def summary(path: Path) -> str:
     """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
-    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text(encoding="utf-8"), re.M)
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text("utf-8"), re.M)
     if found is None:
         return ""
     words = found[1].replace("\n#", " ").split()
@@ -517,7 +517,7 @@ def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
     for file in files:  # a recipe names others, which name further ones
         if file.suffix != ".yaml":
             continue
-        for word in _NAMES.findall(file.read_text(encoding="utf-8")):
+        for word in _NAMES.findall(file.read_text("utf-8")):
             if (root / word).is_file() and root / word not in files:
                 files.append(root / word)
     line, copies = schema_line(plugins()).encode(), dict[Path, bytes]()

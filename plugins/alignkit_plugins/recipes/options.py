@@ -193,7 +193,7 @@ def schema_line(registry: Registry) -> str:
     It names alignkit's own schema, or one in the cache if plugins of others are installed, too.
     """
     file, text = shipped_folder() / SCHEMA, schema_text(registry)
-    if not file.is_file() or file.read_text(encoding="utf-8") != text:
+    if not file.is_file() or file.read_text("utf-8") != text:
         file = cache_folder() / "schemas" / f"{digest(sys.prefix)}.json"
         write_text(file, text)
     return SCHEMA_LINE.replace(SCHEMA, file.resolve().as_uri())

@@ -15,14 +15,14 @@ from typing import Any
 from alignkit.commands import Result, refuse
 from alignkit.errors import NotReproduced, stoppable
 from alignkit.io.console import Reporter
-from alignkit.io.results import RESULTS, Results, damage_of, folders_of
+from alignkit.io.results import RESULTS, Results, damage_of, folders_of, json_lines
 from alignkit.io.text import redacted
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
 from alignkit_plugins.people.step import NobodyAsked
 from alignkit_plugins.report.changes import changes, shown
-from alignkit_plugins.report.history import json_lines, read_object
+from alignkit_plugins.report.history import read_object
 
 ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
 # Keys of results that differ from run to run, and what others begin and end with

@@ -14,7 +14,7 @@ from typing import Any
 import alignkit
 from alignkit.errors import refuse
 from alignkit.evaluation import held_out
-from alignkit.io.results import AGREEMENT, RECIPE, damage_of, read_record
+from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_record
 from alignkit.io.text import redacted
 from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.encoder import DROP_REASONS
@@ -24,7 +24,7 @@ from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
 from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
-from alignkit_plugins.report.history import json_lines, read_object, starts_of, warnings_of
+from alignkit_plugins.report.history import read_object, starts_of, warnings_of
 from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
@@ -46,7 +46,7 @@ def facts_of(folder: Path) -> Facts:
     run, part = find_run(folder)
     if part:
         refuse(f"{folder} is a stage, not a run", f"it is in a run: alignkit show {run}")
-    text = (folder / RECIPE).read_text(encoding="utf-8")
+    text = (folder / RECIPE).read_text("utf-8")
     recipe, stages = plain_data(text, str(folder / RECIPE)), list[Stage]()
     for name, written in mapping(recipe.get("stages")).items():
         stages.append(Stage(folder / name, mapping(written)))

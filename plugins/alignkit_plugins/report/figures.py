@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from alignkit.io.results import json_lines
 from alignkit.io.text import printable
 from alignkit_plugins.compare.readable import number
-from alignkit_plugins.report.history import json_lines
 
 SIZE = (4.2, 2.4)  # inches
 LABEL = 28  # characters of a name in a figure

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.errors import StageWaits, Stopped, message_of
-from alignkit.io.results import STARTS
+from alignkit.io.results import STARTS, json_lines
 from alignkit.io.text import redacted
 from alignkit.runs.services import resume_command
 
@@ -77,21 +77,11 @@ def commit_of(folder: Path) -> str:
 # Reading
 
 
-def json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file of lines, without those that a killed process did not finish."""
-    found = list[dict[str, Any]]()
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-    return found
-
-
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none."""
     if not file.is_file():
         return {}
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    return dict(json.loads(file.read_text("utf-8")))
 
 
 def starts_of(folder: Path) -> list[dict[str, Any]]:
@@ -128,7 +118,7 @@ def warnings_of(folder: Path) -> list[tuple[str, str]]:
     """Stage, or an empty text, and text of each warning in run.log since the run last started."""
     log, found = folder / "run.log", list[tuple[str, str]]()
     if log.is_file():
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = log.read_text("utf-8", "replace")
         last = re.split(r"^\S+Z alignkit .*$", text, flags=re.MULTILINE)[-1]
         for line in last.splitlines():
             if match := _WARNING.match(line):

@@ -16,13 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from alignkit.data.group import Group, group_from_json, said
-from alignkit.io.results import folders_of, read_record, results_of_stage
+from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.report.changes import changes
-from alignkit_plugins.report.history import json_lines, read_object
+from alignkit_plugins.report.history import read_object
 
 EACH = 5  # samples of each kind
 SEED = 0  # for samples at random

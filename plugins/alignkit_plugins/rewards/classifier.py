@@ -45,7 +45,7 @@ class Classifier(Reward):
         self._folder = folder / self.options.folder.expanduser()
         file = self._folder / "config.json"
         try:
-            config = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(file.read_text("utf-8"))
             names = config.get("id2label", UNNAMED)
             labels = {str(name): int(place) for place, name in names.items()}
         except (OSError, ValueError, AttributeError) as error:

@@ -19,7 +19,7 @@ from alignkit_plugins.rewards.text import scored
 
 FILE = Path(__file__).with_suffix(".json")
 # By feature; positive for refusals
-WEIGHTS: dict[str, float] = json.loads(FILE.read_text(encoding="utf-8"))
+WEIGHTS: dict[str, float] = json.loads(FILE.read_text("utf-8"))
 BEGINNING = 24  # words and marks: later ones belong to an answer
 OWN_BEGINNING = 120  # characters in which a phrase of a recipe's own stands
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
@@ -38,7 +38,7 @@ def scored(
     return {"": scores}
 
 
-def checked_pattern(pattern: str) -> str:
+def _checked(pattern: str) -> str:
     """The pattern. Raises ValueError if it cannot be read."""
     import regex
 
@@ -47,6 +47,9 @@ def checked_pattern(pattern: str) -> str:
     except regex.error as error:
         raise ValueError(f"is no regular expression: {error}") from None
     return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_checked)]
 
 
 class ExactMatch(Reward):
@@ -61,7 +64,7 @@ class ExactMatch(Reward):
         column: str = Field(
             "answer", "column of the prompts with the right answer, or a list of them"
         )
-        extract: str = Field(
+        extract: Pattern = Field(
             "",
             (
                 "pattern that finds the answer in the response: its last match, or the "
@@ -80,11 +83,6 @@ class ExactMatch(Reward):
         def verifies(self) -> bool:
             """Whether the scores prove what was learned: not if an answer may name everything."""
             return not self.within
-
-        @field_validator("extract")
-        @classmethod
-        def _readable(cls, pattern: str) -> str:
-            return checked_pattern(pattern)
 
     options: Options
 
@@ -153,15 +151,10 @@ class Regex(Reward):
     """
 
     class Options(alignkit.Options):
-        pattern: str = Field(
+        pattern: Pattern = Field(
             min_length=1, description="regular expression, as the package `regex` reads it"
         )
         scale: float = Field(1.0, "the score of an answer that matches; -1 to train against it")
-
-        @field_validator("pattern")
-        @classmethod
-        def _readable(cls, pattern: str) -> str:
-            return checked_pattern(pattern)
 
     options: Options
 

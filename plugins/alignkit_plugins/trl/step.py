@@ -19,7 +19,7 @@ from pydantic import ConfigDict
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
 from alignkit.algorithm import ExternalTrainer
-from alignkit.data.group import calls_of, preview, resolved_pairs
+from alignkit.data.group import assistant_turn, calls_of, preview, resolved_pairs
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class TRL(ExternalTrainer):
     """TRL's DPO trainer, fed from pairs."""
 
     packages = ("trl",)
-    needs: ClassVar[Needs] = Needs(pairs=True)
+    needs = Needs(pairs=True)
 
     class Options(ExternalTrainer.Options):
         model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
@@ -197,7 +197,7 @@ def _completion(group: Group, place: int) -> list[dict[str, str]]:
     the user's, too.
     """
     response = group.responses[place]
-    turns = response.messages or (Message(role="assistant", content=response.text),)
+    turns = response.messages or (assistant_turn(response.text),)
     if len(turns) > 1:
         raise DataError(
             f"trl: a response to {preview(group)} has several turns, and TRL would learn the "

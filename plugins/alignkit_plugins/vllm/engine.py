@@ -109,7 +109,7 @@ class Vllm(Engine):
     runs.
     """
 
-    repeats: ClassVar[bool] = False
+    repeats = False
 
     class Options(EngineOptions):
         url: str | list[str] | None = Field(

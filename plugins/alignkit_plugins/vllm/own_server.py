@@ -146,7 +146,7 @@ class OwnServer:
 
     def explain(self) -> str:
         """How it ended, if it did, and the last error in its log; to end a sentence with."""
-        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        text = self.log.read_text("utf-8", "replace").strip()
         last = text.rpartition("\n")[2].strip() or "nothing"
         for error in ERROR.findall(text):
             # Others wait for the process that failed, and say: "see root cause above".
