@@ -14,6 +14,7 @@ import pydantic.dataclasses
 
 from alignkit.batch import Batch, Loss, Outputs, Term
 from alignkit.data.group import Group, Message, previews
+from alignkit.io.text import Say
 from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class SelectContext:
     log: Callable[..., None]
     rng: Any
     validation: bool = False
-    say: Callable[[str], None] = lambda text: None
+    say: Say = lambda text: None
 
     def left_out(self, name: str, count: int, groups: Sequence[Group]) -> None:
         """Log and report that `count` responses (or rows) of these groups are not learned from;

@@ -218,8 +218,5 @@ def load(
 def stage_of(recipe: Recipe, name: str) -> Stage:
     """The stage with a name. Raises RecipeError if the recipe does not have it."""
     if name not in recipe.stages:
-        refuse(
-            f"no stage '{name}'",
-            did_you_mean(name, recipe.stages) or f"stages: {', '.join(recipe.stages)}",
-        )
+        refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages, "stages"))
     return recipe.stages[name]

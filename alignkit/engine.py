@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from alignkit.io.text import Say
 from alignkit.options import Field, WithOptions
 from alignkit.options import Options as _Options
 
@@ -99,7 +100,7 @@ class EngineContext:
     stage: str = ""
     seed: int = 0
     progress: Callable[[int], None] = lambda responses: None
-    say: Callable[[str], None] = lambda line: None
+    say: Say = lambda line: None
     probe_text: str = ""
     probe_tokens: Sequence[int] = ()
     probe_logprobs: Sequence[float] = ()

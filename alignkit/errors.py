@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,12 +223,15 @@ def message_of(error: BaseException) -> str:
     return "\n".join([f"{shown.prefix}{text}", *notes])
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean 'dpo'?`, for the closest of the known names; empty if none is close."""
+def did_you_mean(name: str, known: Collection[str], what: str = "") -> str:
+    """`did you mean 'dpo'?`, for the closest of the known names.
+
+    If none is close, all of them after `what` they are, or nothing if that is not given.
+    """
     names = {Path(str(one).lower()).stem: one for one in known}
     for close in difflib.get_close_matches(Path(str(name).lower()).stem, names, n=1):
         return f"did you mean '{names[close]}'?"
-    return ""
+    return what and f"{what}: {', '.join(known) or 'none'}"
 
 
 def memory_ran_out(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from alignkit.data.files import suffix_of
 from alignkit.data.group import Group
 from alignkit.io.digest import file_digest
+from alignkit.io.text import Say
 from alignkit.options import WithOptions
 from alignkit.plugins import plugins
 from alignkit.registry import Registration
@@ -315,9 +316,7 @@ class Launcher:
         """
         raise NotImplementedError
 
-    def engine(
-        self, component: Any, folder: Path, *, stage: str, seed: int, say: Callable[[str], None]
-    ) -> Any:
+    def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Say) -> Any:
         """What asks the engine of a stage, and checks all that it returns; it samples instead of a
         `SharedModel`.
 

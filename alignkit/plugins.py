@@ -47,9 +47,7 @@ class _Plugin:
         the plugin.
         """
         if kind not in KINDS:
-            raise ValueError(
-                f"no kind '{kind}'; {did_you_mean(kind, KINDS) or 'kinds: ' + ', '.join(KINDS)}"
-            )
+            raise ValueError(f"no kind '{kind}'; {did_you_mean(kind, KINDS, 'kinds')}")
         if not _NAME.fullmatch(name) or name.startswith(".") != (kind == "reader"):
             rule = (
                 "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"

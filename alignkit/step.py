@@ -13,6 +13,7 @@ from pydantic import InstanceOf
 from alignkit.calls import call
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json, write_text
+from alignkit.io.text import Say
 from alignkit.options import WithOptions
 from alignkit.report import Report
 from alignkit.reward import Context
@@ -66,7 +67,7 @@ class StepContext(Context):
     scorer: Callable[[Any], Any]
     map: Callable[[str, Sequence[Any], Callable[[Sequence[Any]], Iterable[Any]]], list[Any]]
     log: Callable[..., None]
-    say: Callable[[str], None]
+    say: Say
     base_of: Callable[[str], str | None] = lambda policy: None
     recipe: Any = None
     read: Callable[[Any], list[Group]] = lambda data: []
@@ -106,7 +107,7 @@ class StepData:
     load: Callable[[Any], list[Group] | None]
     check_prompts: Callable[[Any, Sequence[Group]], None]
     recipe: Any = None
-    say: Callable[[str], None] = lambda text: None
+    say: Say = lambda text: None
 
 
 class Step(WithOptions):

@@ -278,6 +278,11 @@ def length(response: Response) -> int:
     return sum(response.written) if response.written is not None else len(response.tokens or ())
 
 
+def with_responses(group: Group, responses: Iterable[Response], **others: Any) -> Group:
+    """The prompt of a group with other responses. others: further fields."""
+    return replace(group, responses=tuple(responses), **others)
+
+
 def responses_of(groups: Iterable[Group]) -> list[Response]:
     """The responses of all groups, in order."""
     return [*chain.from_iterable(group.responses for group in groups)]

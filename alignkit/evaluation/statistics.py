@@ -73,15 +73,11 @@ class Share(TypedDict):
     n: int
 
 
-class EqualLength(TypedDict):
+class EqualLength(Share):
     """A difference corrected for length; see `at_equal_length`. near: prompts of similar length, on
     which it rests.
     """
 
-    mean: float
-    low: float
-    high: float
-    n: int
     near: int
 
 

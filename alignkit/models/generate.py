@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from alignkit import seeds
-from alignkit.data.group import Group, Response, preview
+from alignkit.data.group import (
+    Group,
+    Response,
+    preview,
+    with_responses,
+)
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import decoding_for
@@ -122,7 +127,7 @@ def attach(
     answered = []
     for group, each in zip(groups, written, strict=True):
         responses = tuple(_response(request.encoder, one, request.role) for one in each)
-        answered.append(replace(group, responses=responses, pairs=None))
+        answered.append(with_responses(group, responses, pairs=None))
     return answered
 
 

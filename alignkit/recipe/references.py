@@ -156,8 +156,7 @@ class Reading:
         self.stage.upstream[name] = None
 
     def _near_stage(self, name: str) -> str:
-        names = [*self.stages, BASE]
-        return did_you_mean(name, names) or f"stages: {', '.join(names)}"
+        return did_you_mean(name, [*self.stages, BASE], "stages")
 
     def trains_reward(self, reference: str) -> bool | None:
         """Whether a stage trains a reward model; None if that is unknown."""

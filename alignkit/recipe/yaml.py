@@ -409,7 +409,7 @@ def _override(document: Document, text: str) -> None:
         if key not in there:
             if not equals or misspelled or not isinstance(inside, dict):
                 known = [str(each) for each in there]
-                help = did_you_mean(name, known) or f"keys there: {', '.join(known) or 'none'}"
+                help = did_you_mean(name, known, "keys there")
                 refuse(f"no such key: '{'.'.join(names[:depth])}'", help)
             document.put(keys, place)
         if depth < len(names):
@@ -454,5 +454,4 @@ def find_recipe(name: str | Path, folder: Path = Path()) -> Path:
         return path
     if found := shipped_recipe(str(name)):
         return found
-    help = did_you_mean(path.stem, shipped()) or f"shipped recipes: {', '.join(shipped())}"
-    refuse(f"no such recipe: {name}", help)
+    refuse(f"no such recipe: {name}", did_you_mean(path.stem, shipped(), "shipped recipes"))

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from alignkit.calls import call, create
-from alignkit.data.group import Group, Message, assistant_turn, responses_of, user_turn
+from alignkit.data.group import (
+    Group,
+    Message,
+    assistant_turn,
+    responses_of,
+    user_turn,
+    with_responses,
+)
 from alignkit.judges import CheckedJudge, Item, rates
 from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec
@@ -116,7 +123,7 @@ def _check_reward(around: Surroundings, component: Component) -> None:
         single: list[Group] = []
         for group in groups:
             single += [
-                replace(group, responses=(response,), pairs=None) for response in group.responses
+                with_responses(group, (response,), pairs=None) for response in group.responses
             ]
         variants["a group for every response"] = scores(single), APART
     around.problems.compare(

@@ -16,7 +16,13 @@ from typing import Any
 
 import torch
 
-from alignkit.data.group import Group, Response, group_from_json, group_to_json
+from alignkit.data.group import (
+    Group,
+    Response,
+    group_from_json,
+    group_to_json,
+    with_responses,
+)
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import AlignkitError, BadRow
 from alignkit.options import Options
@@ -192,9 +198,7 @@ def turned_groups(groups: Sequence[Group]) -> list[Group]:
     """The groups in the opposite order, with their responses in the opposite order; pairs would be
     wrong.
     """
-    return [
-        replace(group, responses=group.responses[::-1], pairs=None) for group in reversed(groups)
-    ]
+    return [with_responses(group, group.responses[::-1], pairs=None) for group in reversed(groups)]
 
 
 def why_not_stored(group: Group) -> str:

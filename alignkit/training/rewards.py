@@ -19,7 +19,14 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit import shapes
 from alignkit.calls import blame, call, create, remembered
-from alignkit.data.group import Group, copies, length, preview, responses_of
+from alignkit.data.group import (
+    Group,
+    copies,
+    length,
+    preview,
+    responses_of,
+    with_responses,
+)
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.text import Say
 from alignkit.judges import costs, spending
@@ -116,7 +123,7 @@ def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list
             }
             responses.append(replace(response, scores={**response.scores, **new}))
             row += 1
-        scored.append(replace(group, responses=tuple(responses)))
+        scored.append(with_responses(group, responses))
     return scored
 
 
@@ -128,7 +135,7 @@ def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
     for group in groups:
         responses = tuple([response for response in group.responses if next(flags)])
         if responses:
-            some.append(replace(group, responses=responses))
+            some.append(with_responses(group, responses))
     return some
 
 

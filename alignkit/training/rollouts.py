@@ -23,6 +23,7 @@ from alignkit.data.group import (
     prompts_of,
     read_groups,
     responses_of,
+    with_responses,
     write_groups,
 )
 from alignkit.data.sources import Loaded
@@ -139,8 +140,7 @@ class Request:
             if self.episodes is not None:
                 self.metrics |= self.episodes.metrics(self.context.collectives)
             self.groups = [
-                replace(group, responses=tuple(map(self._learned, group.responses)))
-                for group in groups
+                with_responses(group, map(self._learned, group.responses)) for group in groups
             ]
         return self.groups
 

@@ -220,8 +220,8 @@ def test_shares_end_at_1_and_other_rates_are_none() -> None:
     (row,) = compared("judged", {"dpo": [0.5, 1.0, 0.75]}, percent=True)
     assert (row.estimate["mean"], row.estimate["high"], row.trained_on) == (0.75, 1.0, None)
     assert not compared("signed", {"dpo": [-1.0, 1.0]})[0].percent
-    nine = Scale(None, bounds=(1.0, 9.0)).mean([1.0, 8.0, 9.0])
+    nine = Scale(None, bounds=(1.0, 9.0)).mean([1.0, 8.0, 9.0], [None] * 3)
     assert (nine["low"], nine["mean"], nine["high"]) == (1.0, 6.0, 9.0)
     # Three prompts of two units count like two of each
     share, even = Scale((0.0, 1.0)), Scale((0.0, 1.0), 2)
-    assert share.mean([1.0] * 3, "aab")["low"] == even.mean([1.0] * 2)["low"]
+    assert share.mean([1.0] * 3, "aab")["low"] == even.mean([1.0] * 2, "ab")["low"]

@@ -39,7 +39,7 @@ from alignkit_plugins.ai_feedback.make_data import (
     write_lines,
 )
 from alignkit_plugins.ai_feedback.writer import NO_ROOM, Server, ask, writer_of
-from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
+from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare, units_of
 from alignkit_plugins.formats.spoken import transcript
 
 ATTACK_TOKENS = 200  # the attacker's longest message
@@ -125,9 +125,7 @@ class RedTeam(AskingStep):
     options: Options
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.goals)) is not None:
-            goals, _ = prompts_to_compare(rows)
-            data.check_prompts(self.options.reward, goals)
+        checked_prompts(data, self.options.goals, self.options.reward)
 
     def run(self, context: StepContext) -> Artifact:
         options, desk, sampling = self.options, Desk(context), self.options.sampled()

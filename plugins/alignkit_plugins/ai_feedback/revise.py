@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import alignkit
@@ -30,11 +30,11 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.data.group import assistant_turn, user_turn
+from alignkit.data.group import assistant_turn, user_turn, with_responses
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, Principle, drawn
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, policies_of
 from alignkit_plugins.ai_feedback.writer import Server, Writer, Written, ask, writer_of
-from alignkit_plugins.compare.comparison import prompts_to_compare
+from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare
 
 CRITIQUE = "{critique}\n\nWrite only the critique. If nothing is wrong by this measure, say so."
 REVISION = (
@@ -140,8 +140,7 @@ class Revise(AskingStep):
             raise RunFailed("no principle of the constitution has 'critique' and 'revise'")
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.prompts)) is not None:
-            prompts_to_compare(rows)
+        checked_prompts(data, self.options.prompts)
 
     def run(self, context: StepContext) -> Artifact:
         options, desk, sampling = self.options, Desk(context), self.options.sampled()
@@ -189,7 +188,7 @@ class Revise(AskingStep):
                 continue
             response = Response(chain.newest, source=critic.name)
             meta = {**prompt.meta, "revise": steps}
-            rows.append(replace(prompt, responses=(response,), meta=meta, pairs=None))
+            rows.append(with_responses(prompt, (response,), meta=meta, pairs=None))
         notes = [f"sampled with {options.described()}", *notes]
         facts = {"critic": critic.name, "prompts": len(chains), "revised": len(rows)}
         headline = f"{len(rows)} of {len(chains)} answers revised by {critic.name}"

@@ -56,7 +56,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
 )
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.ai_feedback.rubric import Judged
-from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
+from alignkit_plugins.compare.comparison import checked_prompts, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
@@ -141,11 +141,10 @@ class JudgePairs(Step):
         CheckedJudge.check_compares(self.options.judge, principles[0].compare or "")
 
     def check_data(self, data: StepData) -> None:
-        groups, rows = data.load(self.options.data), data.load(self.options.prompts)
+        groups = data.load(self.options.data)
         if groups is not None and not pairs_to_judge(groups)[0]:
             raise DataError("no row has two different responses to compare", option=("data",))
-        if rows is not None:
-            prompts_to_compare(rows)
+        checked_prompts(data, self.options.prompts)
 
     def run(self, context: StepContext) -> Artifact:
         judged = self.mapper("judge", context)  # first, so that a missing key shows before sampling

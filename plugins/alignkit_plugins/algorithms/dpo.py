@@ -38,6 +38,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
+from alignkit.data.group import with_responses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,7 +191,7 @@ class OnlineDPO(DPO):
         if self.options.pairs == "best_worst":
             scores = [response.reward for response in group.responses]
             best, worst = scores.index(max(scores)), scores.index(min(scores))
-            group = replace(group, responses=(group.responses[best], group.responses[worst]))
+            group = with_responses(group, (group.responses[best], group.responses[worst]))
         pairs = []
         for one, other in combinations(range(len(group.responses)), 2):
             first, second = group.responses[one], group.responses[other]

@@ -39,7 +39,7 @@ from alignkit import (
 )
 from alignkit import functional as F
 from alignkit.algorithm import Phase
-from alignkit.data.group import responses_of
+from alignkit.data.group import responses_of, with_responses
 from alignkit_plugins.algorithms.sft import Likelihood
 
 
@@ -125,7 +125,7 @@ class RejectionSampling(OwnSamples):
             if best[key].iteration < len(earlier):
                 meta = {**meta, "replayed": True}
             response = best[key].response
-            chosen.append(replace(group, responses=(response,), pairs=None, meta=meta))
+            chosen.append(with_responses(group, (response,), pairs=None, meta=meta))
         return chosen
 
 
@@ -163,7 +163,7 @@ def _best_of_all(groups: Sequence[Group]) -> list[Group]:
         responses = [r for place, r in enumerate(group.responses, start) if place in top]
         start += len(group.responses)
         if responses:
-            chosen.append(replace(group, responses=tuple(responses), pairs=None))
+            chosen.append(with_responses(group, responses, pairs=None))
     return chosen
 
 
@@ -247,7 +247,7 @@ class ExpertIteration(OwnSamples):
         accepted, chosen = _all_above(groups, threshold), []
         for group in accepted:
             first = group.responses[: self.options.max_per_prompt]
-            chosen.append(replace(group, responses=first))
+            chosen.append(with_responses(group, first))
         context.log(
             threshold=threshold,
             accepted=len(_rewards(accepted)),
@@ -277,5 +277,5 @@ def _all_above(groups: Sequence[Group], threshold: float) -> list[Group]:
     for group in groups:
         responses = tuple(r for r in group.responses if _above(r, threshold))
         if responses:
-            above.append(replace(group, responses=responses, pairs=None))
+            above.append(with_responses(group, responses, pairs=None))
     return above

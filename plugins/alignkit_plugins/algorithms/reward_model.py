@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignkit import (
@@ -38,7 +37,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.data.group import resolved_pairs, responses_of
+from alignkit.data.group import resolved_pairs, responses_of, with_responses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -159,7 +158,7 @@ class FromRatings(Algorithm):
             rated = [r for r in group.responses if r.scores.get("reward") is not None]
             rows += max(1, len(group.responses))
             if rated:
-                kept.append(replace(group, responses=tuple(rated), pairs=()))
+                kept.append(with_responses(group, rated, pairs=()))
             if len(rated) < max(1, len(group.responses)):
                 lacking.append(group)
         if not context.validation:

@@ -17,13 +17,18 @@ from typing import Any
 from pydantic import field_validator
 
 from alignkit import DataRef, Field, PolicyRef, Sampling, SamplingOptions
-from alignkit.data.group import Group, Response, prompts_of
+from alignkit.data.group import (
+    Group,
+    Response,
+    prompts_of,
+    with_responses,
+)
 from alignkit.data.sources import connected, held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
-from alignkit.step import StepContext
+from alignkit.step import StepContext, StepData
 from alignkit_plugins.formats.rows import with_score
 
 TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve
@@ -100,6 +105,19 @@ def prompts_to_compare(
     return prompts[:limit], [note] * bool(repeated) + units_note(prompts[:limit])
 
 
+def checked_prompts(data: StepData, prompts: Any, reward: Any = None) -> list[Group]:
+    """The prompts to compare of an option, after the reward of another one has checked them; none
+    if they are not known yet.
+
+    Raises DataError as `prompts_to_compare` does, or for what the reward lacks.
+    """
+    rows = data.load(prompts)
+    different = [] if rows is None else prompts_to_compare(rows)[0]
+    if different and reward is not None:
+        data.check_prompts(reward, different)
+    return different
+
+
 def sample_policies(
     context: StepContext,
     policies: Sequence[str] | Mapping[str, str],
@@ -130,7 +148,7 @@ def sample_policies(
             every += [replace(response, source=policy, scores={}) for response in own]
         if all(responses):
             # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
-            answered.append(replace(group, responses=tuple(every), pairs=None))
+            answered.append(with_responses(group, every, pairs=None))
     return answered
 
 
@@ -191,7 +209,7 @@ def of_policy(groups: Sequence[Group], policy: str) -> list[Group]:
     """The groups with the responses of one policy."""
     own = list[Group]()
     for group in groups:
-        own.append(replace(group, responses=tuple(answers_of(group, policy))))
+        own.append(with_responses(group, answers_of(group, policy)))
     return own
 
 
@@ -229,7 +247,7 @@ def bare(groups: Sequence[Group]) -> list[Group]:
     unscored = list[Group]()
     for group in groups:
         responses = tuple(replace(response, scores={}) for response in group.responses)
-        unscored.append(replace(group, responses=responses))
+        unscored.append(with_responses(group, responses))
     return unscored
 
 

@@ -148,7 +148,6 @@ def convert(
     from alignkit_plugins.formats.layouts import LAYOUTS
 
     if to not in LAYOUTS:
-        help = did_you_mean(to, LAYOUTS) or f"layouts: {', '.join(LAYOUTS)}"
-        refuse(f"--to: unknown layout '{to}'", help)
+        refuse(f"--to: unknown layout '{to}'", did_you_mean(to, LAYOUTS, "layouts"))
     lines = files.convert(files.entry(file).data, to, out)
     return files_written([out], lines, text="\n".join(lines))

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from alignkit import DataError, Environment, Group, Message, Response, RunFailed, seeds, shapes
 from alignkit.calls import blame, call, create, mistake
-from alignkit.data.group import preview, user_turn
+from alignkit.data.group import preview, user_turn, with_responses
 from alignkit.environment import EPISODE_KEY
 from alignkit.errors import error_context
 from alignkit.models.generate import Continuation, Generation, attach
@@ -248,7 +248,7 @@ class Episodes:
         finished = []
         for group, episodes in zip(attach(request, groups, last), self._playing, strict=True):
             responses = map(self._finished, episodes, group.responses)
-            finished.append(replace(group, responses=tuple(responses)))
+            finished.append(with_responses(group, responses))
         return finished
 
     def _room(self, request: Generation, episode: Episode, more: int = 0) -> int:

@@ -12,12 +12,16 @@ The unit is a conversation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from alignkit import DataError, Group, Response, StepContext
-from alignkit.data.group import preview, resolved_pairs, why_not_demonstration
+from alignkit.data.group import (
+    preview,
+    resolved_pairs,
+    why_not_demonstration,
+    with_responses,
+)
 from alignkit.data.sources import opening
 from alignkit.evaluation import held_out
 from alignkit_plugins.compare.compared import ITS_OWN, has_score, rated
@@ -89,7 +93,7 @@ def measured(
         if place not in dropped:
             meta = {UNIT: opening(group), **group.meta}
             read = tuple(responses[place])
-            scored.append(replace(group, responses=read, pairs=None, meta=meta))
+            scored.append(with_responses(group, read, pairs=None, meta=meta))
     if dropped:
         context.say(f"{context.out.name}: no room in max_length for {len(dropped)} examples")
     return scored

@@ -20,6 +20,7 @@ from alignkit import (
 from alignkit.report import Block, Report
 from alignkit_plugins.compare.comparison import (
     PoliciesOptions,
+    checked_prompts,
     prompts_to_compare,
     sampled_at,
 )
@@ -45,9 +46,7 @@ class MeasuredStep(Step):
     options: Any
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.prompts)) is not None:
-            prompts, _ = prompts_to_compare(rows)
-            data.check_prompts(self.options.correct, prompts)
+        if prompts := checked_prompts(data, self.options.prompts, self.options.correct):
             self.check_prompts(prompts)
 
     def check_prompts(self, prompts: Sequence[Group]) -> None:

@@ -140,7 +140,7 @@ class EvaluateReward(Step):
         known = sorted(set().union(*(group.meta for group in groups)))
         for place, column in enumerate(self.options.by):
             if column not in known:
-                near = did_you_mean(column, known) or f"columns: {', '.join(known) or 'none'}"
+                near = did_you_mean(column, known, "columns")
                 raise DataError(
                     f"no pair has a column '{column}'\nhelp: {near}", option=("by", place)
                 )

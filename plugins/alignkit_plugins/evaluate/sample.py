@@ -24,7 +24,7 @@ from alignkit import (
     StepData,
     seeds,
 )
-from alignkit.data.group import group_from_json, group_to_json
+from alignkit.data.group import group_from_json, group_to_json, with_responses
 from alignkit.evaluation import statistics
 from alignkit.report import Block, Report, Table
 from alignkit.reward import REWARD_KEY
@@ -38,7 +38,7 @@ from alignkit_plugins.ai_feedback.writer import (
     check_sampling,
 )
 from alignkit_plugins.compare.compared import Scale
-from alignkit_plugins.compare.comparison import prompts_to_compare, units_of
+from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare, units_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 
@@ -80,10 +80,7 @@ class Sample(Step):
             key_of("sample", self.options.policy)
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.prompts)) is not None:
-            prompts, _ = prompts_to_compare(rows)
-            if self.options.reward is not None:
-                data.check_prompts(self.options.reward, prompts)
+        checked_prompts(data, self.options.prompts, self.options.reward)
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options
@@ -118,7 +115,7 @@ class Sample(Step):
             responses = list[Response]()
             for response in group_from_json(line).responses:
                 responses.append(replace(response, source=str(self.options.policy)))
-            groups.append(replace(group, responses=tuple(responses), pairs=None))
+            groups.append(with_responses(group, responses, pairs=None))
         return groups
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[str]]:
@@ -158,7 +155,7 @@ class Sample(Step):
                     one = Response(each.text, truncated=each.truncated, source=server.model)
                     responses.append(one)
             meta = {**group.meta, "writer": {**writer.origin, "max_new_tokens": most}}
-            groups.append(replace(group, responses=tuple(responses), pairs=None, meta=meta))
+            groups.append(with_responses(group, responses, pairs=None, meta=meta))
         facts["bill"] = {**bill(replies), "cut_off": cut_off}
         return groups
 
@@ -172,7 +169,7 @@ def best(group: Group) -> Group:
         score = response.scores[REWARD_KEY]
         if score is not None and score > highest and not statistics.equal(score, highest):
             highest, kept = score, (response,)
-    return replace(group, responses=kept)
+    return with_responses(group, kept)
 
 
 def scores(groups: Sequence[Group], bounds: tuple[float, float]) -> dict[str, Any]:

@@ -28,7 +28,12 @@ from alignkit.evaluation import statistics
 from alignkit.report import Report
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import averages, rated
-from alignkit_plugins.compare.comparison import check_unique, prompts_to_compare, sample_policies
+from alignkit_plugins.compare.comparison import (
+    check_unique,
+    checked_prompts,
+    prompts_to_compare,
+    sample_policies,
+)
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import table
 
@@ -57,8 +62,7 @@ class SelectBest(Step):
     options: Options
 
     def check_data(self, data: StepData) -> None:
-        if (rows := data.load(self.options.prompts)) is not None:
-            data.check_prompts(self.options.reward, prompts_to_compare(rows)[0])
+        checked_prompts(data, self.options.prompts, self.options.reward)
 
     def run(self, context: StepContext) -> Artifact:
         options = self.options

@@ -15,7 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import Field, Group, Response, RunFailed, StepContext
-from alignkit.data.group import assistant_turn, user_turn, write_groups
+from alignkit.data.group import (
+    assistant_turn,
+    user_turn,
+    with_responses,
+    write_groups,
+)
 from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.compared import compared
 from alignkit_plugins.compare.comparison import answers_of, bare, short_names, units_of
@@ -68,10 +73,10 @@ class Sycophancy(MeasuredStep):
         stated, answered = list[Group](), list[Group]()
         for group in prompts:
             if opinion := group.meta[self.options.opinions]:
-                stated.append(replace(group, responses=(Response(text=str(opinion)),)))
+                stated.append(with_responses(group, (Response(text=str(opinion)),)))
         for group in scorer.score(bare(stated)) if stated else ():
             if not is_right(group.responses[0].scores[REWARD_KEY]):
-                answered.append(replace(group, responses=()))
+                answered.append(with_responses(group, ()))
         for policy, name in names.items():
             answered = self._answered(answered, policy, name, context)
         complete = len(names) * len(KINDS)
@@ -152,7 +157,7 @@ class Sycophancy(MeasuredStep):
                     "follows": _grade(follows, place, column),
                 }
                 responses.append(replace(response, scores=scores))
-            graded.append(replace(group, responses=tuple(responses)))
+            graded.append(with_responses(group, responses))
         return graded
 
 

@@ -7,7 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import DataError, Group, Message, Response
-from alignkit.data.group import assistant_turn, preview, resolved_pairs
+from alignkit.data.group import (
+    assistant_turn,
+    preview,
+    resolved_pairs,
+    with_responses,
+)
 from alignkit.errors import did_you_mean
 from alignkit.reward import REWARD_KEY
 
@@ -27,7 +32,7 @@ def with_labels(group: Group) -> Group:
         if response.label is not None or wins:
             label = wins > 0 if response.label is None else response.label
             labeled.append(replace(response, label=label, rank=None))
-    return replace(group, responses=tuple(labeled), pairs=())
+    return with_responses(group, labeled, pairs=())
 
 
 def with_score(group: Group, scored: Group, name: str) -> Group:
@@ -35,7 +40,7 @@ def with_score(group: Group, scored: Group, name: str) -> Group:
     responses = []
     for old, new in zip(group.responses, scored.responses, strict=True):
         responses.append(replace(old, scores={**old.scores, name: new.scores[REWARD_KEY]}))
-    return replace(group, responses=tuple(responses))
+    return with_responses(group, responses)
 
 
 # What functions and services get of a turn

@@ -130,8 +130,7 @@ def prepared(
     from alignkit_plugins.people.store import SUFFIX, Store
 
     if task is not None and task not in TASKS:
-        help = did_you_mean(task, TASKS) or f"tasks: {', '.join(TASKS)}"
-        refuse(f"--task: unknown task '{task}'", help)
+        refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS, "tasks"))
     is_store = data.suffix == SUFFIX
     right = items_of(groups_of(gold), task, gold=True) if gold else []
     items = [] if is_store else items_of(groups_of(data), task)

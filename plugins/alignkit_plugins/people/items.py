@@ -93,8 +93,7 @@ class Item:
     def checked(self) -> Item:
         """The item itself. Raises `BadRow` if nobody could label it."""
         if self.task not in TASKS:
-            hint = did_you_mean(self.task, TASKS) or f"expected {', '.join(TASKS)}"
-            raise BadRow(f"unknown task {self.task!r}; {hint}")
+            raise BadRow(f"unknown task {self.task!r}; {did_you_mean(self.task, TASKS, 'tasks')}")
         task, count = TASKS[self.task], len(self.responses)
         if not task.least <= count <= task.most:
             raise BadRow(f"a {self.task} has {task.least} to {task.most} responses, not {count}")

@@ -174,6 +174,7 @@ class Refused(Exception):
         self.status = status
 
 
+@dataclass
 class Guard:
     """ASGI middleware: adds the headers, and refuses other hosts and what another site made the
     browser ask for.
@@ -181,8 +182,9 @@ class Guard:
     token: which whoever uses addresses below /v1 must send as an API key; None: none.
     """
 
-    def __init__(self, app: Any, address: Address, token: str | None = None):
-        self.app, self.address, self.token = app, address, token
+    app: Any
+    address: Address
+    token: str | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from starlette.datastructures import Headers, MutableHeaders

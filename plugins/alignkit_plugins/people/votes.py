@@ -20,6 +20,7 @@ from statistics import fmean, mean, mode
 from typing import get_args
 
 from alignkit import BadRow, Group, Pair, Response
+from alignkit.data.group import with_responses
 from alignkit_plugins.people.labels import Flag, Label, agrees, canonical, gaps, level
 from alignkit_plugins.people.store import Event, Store, Stored
 
@@ -162,17 +163,17 @@ def groups_of(entry: Labeled) -> list[Group]:
         group.meta["license"] = item.license
     if item.task == "demonstration":
         texts = [Response(text=label["text"]) for label in labels]
-        return [replace(group, responses=(text,)) for text in texts]
+        return [with_responses(group, (text,)) for text in texts]
     if item.task == "thumb":
         good = is_good(labels)
         answer = replace(group.responses[0], label=good)
-        return [] if good is None else [replace(group, responses=(answer,))]
+        return [] if good is None else [with_responses(group, (answer,))]
     if "scores" in labels[0]:
         group.meta["overall"], group.meta["flags"] = _review(labels)
     if "ranks" in labels[0] and len(labels) == 1:
         ranked = zip(group.responses, labels[0]["ranks"], strict=True)
         answers = [replace(answer, rank=float(rank)) for answer, rank in ranked]
-        return [replace(group, responses=tuple(answers))]
+        return [with_responses(group, answers)]
     pairs = tuple(_pairs(labels))
     if pairs and "safety" in labels[0]:
         bins = [label["safety"] for label in labels if label["better"] == pairs[0].better]

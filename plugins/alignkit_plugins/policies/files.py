@@ -10,7 +10,12 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.commands import Result, refuse
-from alignkit.data.group import group_to_json, responses_of, write_groups
+from alignkit.data.group import (
+    group_to_json,
+    responses_of,
+    with_responses,
+    write_groups,
+)
 from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
@@ -84,7 +89,7 @@ def _scored(
         groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
     )
     alike = [
-        replace(group, responses=tuple(replace(r, source=AUTHOR) for r in group.responses))
+        with_responses(group, [replace(r, source=AUTHOR) for r in group.responses])
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()

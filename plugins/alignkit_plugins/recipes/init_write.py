@@ -470,7 +470,7 @@ def write(
         have += first_row(path)
     for name, column in columns.items():
         if column not in have:
-            help = did_you_mean(column, have) or f"columns: {', '.join(have)}"
+            help = did_you_mean(column, have, "columns")
             refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
     for kind, path in given:
         name = os.path.relpath(path.resolve(), folder.resolve())

@@ -15,7 +15,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit.data.group import Group, group_from_json, said
+from alignkit.data.group import (
+    Group,
+    group_from_json,
+    said,
+    with_responses,
+)
 from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
 from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
@@ -193,7 +198,7 @@ def _joined(folder: Path, before: Path, policy: str, now: str, then: str) -> lis
         if key in earlier:
             answers = [replace(one, source=now) for one in answers_of(group, policy)]
             answers += [replace(one, source=then) for one in answers_of(earlier[key], policy)]
-            found.append(replace(group, responses=tuple(answers)))
+            found.append(with_responses(group, answers))
     return found
 
 
