@@ -17,9 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from alignkit.io.text import redacted
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 # What the system says of a disk, in the words of C, Rust and SQLite.
 _DISK = re.compile(
@@ -221,6 +224,19 @@ def message_of(error: BaseException) -> str:
     text = str(shown).removeprefix(shown.prefix)  # a place in a recipe has it
     notes = [f"  {note}" for note in getattr(shown, "__notes__", ())]
     return "\n".join([f"{shown.prefix}{text}", *notes])
+
+
+def path_text(keys: Iterable[str | int]) -> str:
+    """A path as people write it: `stages.align.epochs`."""
+    return ".".join(map(str, keys))
+
+
+def faults_of(error: ValidationError) -> list[str]:
+    """What pydantic found, by place: `digits: Unexpected keyword argument`."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        faults.append(f"{path_text(fault['loc'])}: {fault['msg']}")
+    return faults
 
 
 def did_you_mean(name: str, known: Collection[str], what: str = "") -> str:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, PlainSerializer, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from alignkit.data.files import SkippedRow, bad_rows_error, jsonl_rows, parse, raise_if_bad
-from alignkit.errors import BadRow
+from alignkit.errors import BadRow, faults_of
 from alignkit.io.atomic import whole_file
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -388,9 +388,7 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
             {name: value for name, value in row.items() if name != "alignkit"}
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise BadRow(f"not a group written by alignkit: {key}: {first['msg']}") from error
+        raise BadRow(f"not a group written by alignkit: {faults_of(error)[0]}") from error
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     check_weights(group)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.errors import Problem, did_you_mean
+from alignkit.errors import Problem, did_you_mean, path_text
 from alignkit.options import Options
 from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.yaml import Document, Keys, children
@@ -76,11 +76,6 @@ class Collected(list[Mistake]):
 def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False) -> Mistakes:
     """One mistake, to raise in a validator."""
     return Mistakes(Mistake(message, help, keys, at_key))
-
-
-def path_text(keys: Iterable[str | int]) -> str:
-    """Return a path as people write it: `stages.align.epochs`."""
-    return ".".join(map(str, keys))
 
 
 def shown(value: Any) -> str:

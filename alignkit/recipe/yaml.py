@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from alignkit.errors import Problem, RecipeError, did_you_mean, refuse
+from alignkit.errors import Problem, RecipeError, did_you_mean, path_text, refuse
 from alignkit.io.text import absolute, exists, expanded, is_file, redacted, resolved
 from alignkit.kinds import reader_of
 
@@ -129,7 +129,7 @@ def without_keys(data: Any) -> str:
 
     def note(text: str, keys: Keys) -> str:
         if redacted(text, str(keys[-1]) if keys else "") != text:
-            hidden.append(".".join(map(str, keys)))
+            hidden.append(path_text(keys))
         return text
 
     rewritten(data, note)
@@ -255,7 +255,7 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> Document:
     head = _text(path).partition("\n")[0]
     hidden = head.removeprefix(_HIDES).split() if head.startswith(_HIDES) else ()
     for keys, place in places.items():
-        name = ".".join(map(str, keys))
+        name = path_text(keys)
         if name in hidden and document.places.get(keys) == place:
             message = f"'{name}' was a key, which no run stores"
             help = f"add {name}=... to the command, or run the recipe that has it"

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit.calls import blame
-from alignkit.errors import RunFailed
+from alignkit.errors import RunFailed, path_text
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
 from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, redacted
 from alignkit.plugins import plugins, source_of
-from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.seeds import number

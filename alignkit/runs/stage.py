@@ -20,14 +20,21 @@ from alignkit.calls import call
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.environment import player
-from alignkit.errors import AlignkitError, DataError, PluginError, Problem, RecipeError, RunFailed
+from alignkit.errors import (
+    AlignkitError,
+    DataError,
+    PluginError,
+    Problem,
+    RecipeError,
+    RunFailed,
+    path_text,
+)
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.io.digest import digest, file_digest
 from alignkit.io.opened import files_read
 from alignkit.io.results import Results
 from alignkit.io.text import is_file, redacted
-from alignkit.recipe.mistakes import path_text
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.yaml import Keys
 from alignkit.registry import Component

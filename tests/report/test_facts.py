@@ -10,8 +10,8 @@ import pytest
 import yaml
 from made import BEGAN, make_run, write_stage
 
-from alignkit.errors import RecipeError
-from alignkit_plugins.report.changes import changes, dotted, flat
+from alignkit.errors import RecipeError, path_text
+from alignkit_plugins.report.changes import changes, flat
 from alignkit_plugins.report.facts import _next, facts_of, stage_words
 from tests.documented_keys import documented, paths
 from tests.rows import write_rows
@@ -209,7 +209,7 @@ def test_a_run_without_any_result_has_a_report(tmp_path: Path) -> None:
 
 def test_plain_data_are_flattened() -> None:
     found = flat({"a": {"b": [1, {"c": 2}], "d": {}}, "e": None})
-    named = {dotted(path): value for path, value in found.items()}
+    named = {path_text(path): value for path, value in found.items()}
     assert named == {"a.b.0": 1, "a.b.1.c": 2, "e": None}
     assert changes({"a": [1, 2]}, {"a": [1]}) == [(("a", 1), 2, None)]
 

@@ -25,6 +25,7 @@ from alignkit import (
     Reward,
     RunFailed,
 )
+from alignkit.errors import faults_of
 from alignkit.judges import Rated as Item
 from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
@@ -144,9 +145,7 @@ class Rubric(Judged):
         try:
             criteria = CRITERIA.validate_python(written)
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            problem = f"is no list of {{text, weight}}: {place}: {first['msg']}"
+            problem = f"is no list of {{text, weight}}: {faults_of(error)[0]}"
             raise DataError(f"{where} {problem}") from None
         if not any(criterion.weight > 0 for criterion in criteria):
             raise DataError(f"{where} has no criterion with a weight above 0")

@@ -23,7 +23,7 @@ from pydantic import ValidationError, validate_call
 from alignkit.data.files import parse
 from alignkit.data.group import Message, assistant_turn, user_turn
 from alignkit.environment import Environment
-from alignkit.errors import BadRow, DataError, PluginError, did_you_mean
+from alignkit.errors import BadRow, DataError, PluginError, did_you_mean, faults_of
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, OPEN, QUESTION, REASONING, has_names
 
@@ -86,12 +86,7 @@ def _result(environment: Environment, function: Mapping[str, Any]) -> str:
     try:
         result = validate_call(tools[name])(**function["arguments"])
     except ValidationError as error:
-        # `expression: Missing required argument; digits: Unexpected keyword argument`
-        faults = []
-        for fault in error.errors(include_url=False):
-            where = ".".join(map(str, fault["loc"]))
-            faults.append(f"{where}: {fault['msg']}")
-        raise ValueError("; ".join(faults)) from error
+        raise ValueError("; ".join(faults_of(error))) from error
     if isinstance(result, str):
         return result
     try:

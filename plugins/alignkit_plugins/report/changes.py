@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from alignkit.errors import path_text
 from alignkit.io.text import redacted
 from alignkit.recipe.schema import Stage
 
@@ -43,11 +44,6 @@ def flat(value: Any, path: Path = ()) -> dict[Path, Any]:
     return found
 
 
-def dotted(path: Path) -> str:
-    """`rollout.temperature`"""
-    return ".".join(map(str, path))
-
-
 def changes(old: Any, new: Any) -> list[Change]:
     """The values that differ between two pieces of plain data. Missing ones count as None."""
     before, now, found = flat(old), flat(new), list[Change]()
@@ -72,7 +68,7 @@ def _name(path: Path) -> str:
     for key, before in zip(path, (None, *path), strict=False):
         if key not in _AROUND and (key, before) != (0, "sources"):
             names.append(str(key).rstrip("_"))
-    return dotted(tuple(names or path))
+    return path_text(names or path)
 
 
 def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Stage) -> str:

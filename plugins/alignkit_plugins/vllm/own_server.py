@@ -9,13 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 
 from alignkit.errors import RunFailed
-from alignkit.io.text import Say
 
 ENDING = 25.0  # seconds for a server to end; the guard kills it before that
 # For the server to end before the guard kills it, in seconds
@@ -117,7 +116,7 @@ class OwnServer:
     def ended(self) -> bool:
         return self._guard.poll() is not None
 
-    def wait(self, timeout: float, say: Say, path: str = "/health") -> None:
+    def wait(self, timeout: float, say: Callable[[str], None], path: str = "/health") -> None:
         """Wait until it answers GET on a path. Raises RunFailed if it ends before, or after
         `timeout` seconds.
         """
