@@ -110,12 +110,15 @@ def replace_folder(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """The folder, which `make` fills if no process has done so before."""
-    if not folder.is_dir():
+def made_once(folder: Path, make: Callable[[Path], None], last: str = "") -> Path:
+    """The folder, which `make` fills if no process has done so before. last: the file that it
+    writes last; a folder without it is made again.
+    """
+    if not (folder / last).exists():
         make_folder(folder.parent)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not folder.is_dir():  # another process may have made it while this one waited
+            # Another process may have made it while this one waited
+            if not (folder / last).exists():
                 with replace_folder(folder) as new:
                     make(new)
     return folder

@@ -50,7 +50,7 @@ def source(cache: Path) -> Path:
     """A transformers folder under `cache`; made on the first call, and afterwards instant and
     offline.
     """
-    return made_once(cache / f"{NAME}-{CONVERSION}", partial(_make, cache))
+    return made_once(cache / f"{NAME}-{CONVERSION}", partial(_make, cache), MANIFEST)
 
 
 def _make(cache: Path, made: Path) -> None:
