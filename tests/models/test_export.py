@@ -64,7 +64,7 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     assert text == "User: bread is good\n\nAssistant:"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     theirs = logprobs_alone(saved, found.prompt, found.rows[0].tokens)
-    same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=0)
+    same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)], ids=str)
