@@ -133,8 +133,8 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     known = redacted(text)
     if found is not None and known != text:
         found.append((HIDDEN, "a key"))
+    plain = _FORMS.sub(_form, known)  # with the same places
     for word, needed, pattern in _KINDS:
-        plain = _FORMS.sub(_form, known)  # with the same places
         first = _compiled(needed).search(plain)
         if first is None:
             continue
@@ -149,6 +149,8 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
                 part = f"{part[: len(part) // 8]}..."
             if found is not None:
                 found.append((word, part))
+        if matches:
+            plain = _FORMS.sub(_form, known)
     return known
 
 
