@@ -86,7 +86,7 @@ class DataSource(Options):
     )
     group: str | None = Field(
         None,
-        ("column of what rows share, such as a passage; equal values are on one side of the split"),
+        "column of what rows share, such as a passage; equal values are on one side of the split",
     )
     weight: float | None = Field(
         None,

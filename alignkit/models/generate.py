@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 from alignkit import seeds
-from alignkit.data.group import (
-    Group,
-    Response,
-    preview,
-    with_responses,
-)
+from alignkit.data.group import Group, Response, preview, with_responses
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import decoding_for

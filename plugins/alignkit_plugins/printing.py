@@ -30,7 +30,7 @@ Rewards = Annotated[
     list[str] | None,
     option(
         "REWARD",
-        ("Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. Repeatable."),
+        "Reward that scores answers: RUN/STAGE of a reward model, or as in a recipe. Repeatable.",
     ),
 ]
 Judges = Annotated[

@@ -50,7 +50,7 @@ class KTO(Algorithm):
     class Options(Algorithm.Options):
         beta: float = Field(
             0.1,
-            ("scale of the implicit reward: higher keeps the policy closer to the reference"),
+            "scale of the implicit reward: higher keeps the policy closer to the reference",
             gt=0,
         )
         desirable_weight: float = Field(

@@ -142,7 +142,7 @@ class CPL(Pairwise):
         gamma: float = Field(1.0, "discount per token", gt=0, le=1)
         conservative_weight: float = Field(
             0.5,
-            ("weight of the worse segment's score: the paper's lambda; 1: no regularization"),
+            "weight of the worse segment's score: the paper's lambda; 1: no regularization",
             gt=0,
             le=1,
         )

@@ -76,7 +76,7 @@ class RejectionSampling(OwnSamples):
         )
         pool: Literal["prompt", "batch"] = Field(
             "prompt",
-            ("train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)"),
+            "train on the best of each prompt's K samples, or on the best 1/K of all (RAFT)",
         )
 
         def check_values(self) -> None:
@@ -233,7 +233,7 @@ class ExpertIteration(OwnSamples):
         )
         max_per_prompt: int | None = Field(
             None,
-            ("use at most this many samples of a prompt, so that easy prompts do not dominate"),
+            "use at most this many samples of a prompt, so that easy prompts do not dominate",
             ge=1,
         )
 

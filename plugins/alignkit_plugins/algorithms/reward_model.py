@@ -65,7 +65,7 @@ class RewardModel(Algorithm):
     class Options(Algorithm.Options):
         margin: Literal["none", "llama2-small", "llama2-large", "data"] = Field(
             "none",
-            ("margin of a pair: from Llama 2's table by its level, or the number in the data"),
+            "margin of a pair: from Llama 2's table by its level, or the number in the data",
         )
         center_coefficient: float = Field(
             0.01, "weight of the term that centers scores around 0", ge=0
@@ -211,7 +211,7 @@ class RewardOrdinal(FromRatings):
     class Options(Algorithm.Options):
         threshold_rate: float = Field(
             0.0,
-            ("learning rate of the thresholds, per step; 0: they stay those of the data's shares"),
+            "learning rate of the thresholds, per step; 0: they stay those of the data's shares",
             ge=0,
         )
 
