@@ -133,8 +133,9 @@ def run(folder: Path, filters: Any, code: int = 0, command: str = "run", **keys:
     """(metrics, groups) of two iterations."""
     (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     write_rows(folder / "prompts.jsonl", prompts(TEXTS))
+    rollout = keys.pop("rollout", {})
     stage = yaml.safe_load(ALIGN) | keys
-    stage["rollout"]["filters"] = filters
+    stage["rollout"] |= {"filters": filters} | rollout
     recipe = write_recipe(folder, {"align": stage})
     out = ["--out", str(folder / "run")] if command == "run" else []
     plugin = with_plugin(folder / "plugin.py", PLUGIN)
@@ -177,22 +178,24 @@ def mean(group: Group) -> float:
 
 
 @pytest.mark.parametrize(
-    ("filters", "reward", "code", "named"),
+    ("rollout", "reward", "named"),
     [
-        (["spread"], None, 2, "reads rewards, but no_reward learns from none"),
-        (["spread"], "length", 0, ""),
-        (["not_truncated"], None, 0, ""),
+        ({"filters": ["spread"]}, None, "reads rewards, but no_reward learns from none"),
+        ({"filters": ["spread"]}, "length", ""),
+        ({"filters": ["not_truncated"]}, None, ""),
+        ({"missing_eos_penalty": 0.5}, None, "is subtracted from rewards, and the stage has none"),
+        ({"missing_eos_penalty": 0.5}, "length", ""),
     ],
 )
-def test_a_filter_that_a_stage_cannot_have(
+def test_rewards_that_a_stage_does_not_have(
     tmp_path: Path,
     said: Said,
-    filters: Any,
+    rollout: dict[str, Any],
     reward: str | None,
-    code: int,
     named: str,
 ) -> None:
-    run(tmp_path, filters, code, "check", algorithm="no_reward", reward=reward)
+    code = 2 if named else 0
+    run(tmp_path, [], code, "check", algorithm="no_reward", reward=reward, rollout=rollout)
     assert named in said()
 
 
