@@ -53,6 +53,17 @@ def register(add: Add) -> None:
     """
 
 
+@hookspec(firstresult=True)
+def dry_run(recipe: Any, out: Path | None) -> Any:
+    """A recipe is to be checked instead of run. Return a `commands.Result`, or raise the error with
+    which a run would stop.
+
+    Args:
+        recipe: As it was read.
+        out: The folder of the run; None: the default.
+    """
+
+
 # Events of a run. Hooks observe, and must not change what is computed, except those that return
 # something, which the run uses.
 

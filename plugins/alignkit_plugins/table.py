@@ -4,6 +4,7 @@ events, which register themselves. A module is imported when a recipe names what
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from alignkit import Add, hookimpl
@@ -193,6 +194,13 @@ def register(add: Add) -> None:
             name, target, summary = line.split(maxsplit=2)
             package = "" if target.startswith("alignkit.") else "alignkit_plugins."
             add(kind, name, f"{package}{target}", summary)
+
+
+@hookimpl
+def dry_run(recipe: Any, out: Path | None) -> Any:
+    from alignkit_plugins.recipes.check import checked
+
+    return checked(recipe, out)
 
 
 # Servers that an engine has started outlive its stage, because starting one may take minutes.
