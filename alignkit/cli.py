@@ -114,10 +114,11 @@ def run(
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
-        from alignkit.runs.start import RANK, launch, start
+        from alignkit.kinds import launcher
+        from alignkit.runs.start import RANK, start
 
         if processes > 1 and RANK not in os.environ:
-            raise typer.Exit(launch(processes))
+            raise typer.Exit(launcher().launch(processes))
         left = start(chosen, out)
     if isinstance(left, int):
         raise typer.Exit(left)

@@ -39,9 +39,18 @@ class Add(Protocol):
         implementation: The class, function or text, or where it is: `"module:Class"` is imported
             when it is used.
         summary: One line for `alignkit plugins`.
+        default: Every online stage has this monitor, with its default options.
     """
 
-    def __call__(self, kind: str, name: str, implementation: Any, summary: str = "") -> None: ...
+    def __call__(
+        self,
+        kind: str,
+        name: str,
+        implementation: Any,
+        summary: str = "",
+        *,
+        default: bool = False,
+    ) -> None: ...
 
 
 @hookspec

@@ -44,9 +44,6 @@ class Filter(WithOptions):
         raise NotImplementedError
 
 
-REWARD_HACKING = "reward_hacking"  # the monitor that every stage has
-
-
 @dataclass(frozen=True)
 class Observation:
     """What a monitor says of an iteration.
@@ -277,9 +274,6 @@ def registration_of(path: Path) -> Registration | None:
     return plugins().get("reader", suffix)
 
 
-ACCELERATE = "accelerate"  # the name of the one that runs use
-
-
 @dataclass(frozen=True)
 class World:
     """Which process of how many this is.
@@ -287,20 +281,29 @@ class World:
     Attributes:
         process: The number of this one, from 0.
         processes: How many the run has.
-        shard: Whether base models are cut with FSDP2.
     """
 
     process: int = 0
     processes: int = 1
-    shard: bool = False
 
 
 class Launcher:
     """Base class of a launcher: whatever lets several processes run one recipe together, and asks
     engines.
 
-    A run of one process with its own sampler needs none.
+    A run of one process with its own sampler needs none. No recipe names it: there may be one only.
     """
+
+    def launch(self, processes: int) -> int:
+        """Start this command in several processes of this machine; returns the exit code of the
+        first one that fails.
+
+        Each has the variables RANK, WORLD_SIZE and MASTER_PORT, as torch's launcher sets them.
+
+        Args:
+            processes: How many.
+        """
+        raise NotImplementedError
 
     def join(self, recipe: Any, folder: Path, world: World) -> Any:
         """Meet the other processes, each of which runs the recipe; returns the `Collectives` of the
@@ -331,6 +334,6 @@ class Launcher:
 
 
 def launcher() -> Launcher:
-    """What starts several processes. Raises PluginError if no plugin does."""
-    made: Launcher = plugins().get("launcher", ACCELERATE).implementation()
+    """What starts several processes. Raises PluginError unless one plugin does."""
+    made: Launcher = plugins().only("launcher").implementation()
     return made

@@ -42,7 +42,15 @@ class _Plugin:
         """What `--no-plugin` calls it."""
         return {self.origin.plugin, f"{self.origin.distribution}:{self.origin.plugin}"}
 
-    def add(self, kind: str, name: str, implementation: Any, summary: str = "") -> None:
+    def add(
+        self,
+        kind: str,
+        name: str,
+        implementation: Any,
+        summary: str = "",
+        *,
+        default: bool = False,
+    ) -> None:
         """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at
         the plugin.
         """
@@ -53,8 +61,12 @@ class _Plugin:
                 "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"
             )
             raise ValueError(f"{kind} {name!r}: {rule}")
+        if default and kind != "monitor":
+            raise ValueError(f"{kind} {name!r}: only a monitor can be a default")
         file = Path(str(sys.modules[self.module].__file__))
-        registration = Registration(name, implementation, summary, kind, file, **vars(self.origin))
+        registration = Registration(
+            name, implementation, summary, kind, file, default, **vars(self.origin)
+        )
         if not registration.is_address:
             registration.check(implementation)
         self.added.append(registration)

@@ -74,6 +74,7 @@ class Registration(Origin):
     """An implementation under a name.
 
     target: the implementation, or where it is, as `module:Class`. file: of the plugin's module.
+    default: whether it is used without being named.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Registration(Origin):
     summary: str = ""
     kind: str = ""
     file: Path | None = None
+    default: bool = False
 
     @cached_property
     def implementation(self) -> Any:
@@ -147,6 +149,24 @@ class Registry:
     def registrations(self, kind: str) -> list[Registration]:
         """Every registration of a kind, sorted by name."""
         return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
+
+    def defaults(self, kind: str) -> list[Registration]:
+        """Those of a kind that are used without being named."""
+        return [one for one in self.registrations(kind) if one.default]
+
+    def only(self, kind: str) -> Registration:
+        """The registration of a kind that recipes do not name. Raises PluginError unless there is
+        exactly one.
+        """
+        found = self.registrations(kind)
+        if len(found) != 1:
+            origins = " and ".join(f"'{one.name}' ({one.origin})" for one in found)
+            help = f"disable one of {origins} with --no-plugin"
+            if not found:
+                help = "`alignkit plugins` lists what is installed"
+            text = f"{len(found) or 'no'} plugins provide a {kind}, which needs one"
+            raise PluginError("\n  ".join([text, help, *map(str, self.broken)]))
+        return found[0]
 
     def usable(self, kind: str) -> dict[str, Any]:
         """The implementations of a kind that can be imported, by name."""

@@ -110,6 +110,7 @@ BROKEN = {
         adding("'step', 'a', type('S', (Step,), {'Options': int})"),
         "a subclass of alignkit.Options",
     ),
+    "default": (adding("'step', 'a', Step, default=True"), "only a monitor can be a default"),
     "name": (GOOD.format(name="a:b"), "algorithm 'a:b': a name has letters"),
 }
 
@@ -168,6 +169,16 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
         "  write 'x-one:same' or 'x-two:same', or disable one with --no-plugin"
     )
     assert registry.get("algorithm", "x-two:same").distribution == "x-two"
+
+
+def test_of_two_launchers_one_must_be_disabled(distribution: MakeDistribution) -> None:
+    distribution("x-cluster", adding("'launcher', 'mine', Launcher", "Launcher"))
+    with pytest.raises(
+        PluginError, match=r"(?s)2 plugins provide a launcher, .*'mine' \(x-cluster 1"
+    ):
+        load_plugins().only("launcher")
+    loaded = load_plugins(disabled=["alignkit_distributed"])
+    assert loaded.only("launcher").distribution == "x-cluster"
 
 
 def test_disabling(distribution: MakeDistribution) -> None:

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import logging
 import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import SIGNALS, Stopped, message_of, should_stop
+from alignkit.errors import Stopped, message_of, should_stop
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, json_lines, read_record
 from alignkit.io.text import Say, exists
@@ -69,9 +67,6 @@ def _run(load: Callable[[Say], Recipe], out: Path | None, world: World) -> dict[
     else:
         reporter = Reporter(Console(quiet=True), Console(quiet=True))
     reporter.began = began
-    if world.shard:
-        # Transformers would load weights in process 0 only, and none elsewhere.
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     for warning in warnings:
         reporter.say(warning)
     reporter.say("loading torch and transformers")
@@ -155,53 +150,8 @@ def result_of(recipe: Recipe, folder: Path) -> dict[str, Any]:
 # Processes
 
 
-def launch(processes: int) -> int:
-    """Start this command in several processes of this machine; returns the exit code of the first
-    one that fails.
-    """
-    from torch.distributed import run as torchrun
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
-    options = ["--standalone", f"--nproc-per-node={processes}", f"--signals-to-handle={passed_on}"]
-    try:
-        with _shared_machine(processes):
-            torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return max(1, failure.exitcode)
-    except SignalException as error:
-        return 130 if error.sigval == signal.SIGINT else Stopped.exit_code
-    return 0
-
-
-@contextmanager
-def _shared_machine(processes: int) -> Iterator[None]:
-    """Each process gets its part of the cores, and process 0 says what happened. Afterwards signals,
-    the environment and logs are the caller's again: torch's launcher keeps its handlers.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
-    log, threads = logging.getLogger("torch.distributed"), os.environ.get("OMP_NUM_THREADS")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-        if threads is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        for number, handler in handlers.items():
-            if signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-
-
 def world_of(environment: Mapping[str, str] = os.environ) -> World:
-    """What accelerate's launcher, or torchrun, has set; one process if neither has started this
-    one.
-    """
-    shard = environment.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    """What a launcher has set, as torch's does; one process if none has started this one."""
     if environment.keys() >= {RANK, "WORLD_SIZE", "MASTER_PORT"}:
-        return World(int(environment[RANK]), int(environment["WORLD_SIZE"]), shard)
-    return World(shard=shard)
+        return World(int(environment[RANK]), int(environment["WORLD_SIZE"]))
+    return World()

@@ -12,14 +12,14 @@ from shutil import copytree
 from typing import Any
 
 from alignkit import shapes
-from alignkit.calls import call
+from alignkit.calls import blame, call
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.kinds import REWARD_HACKING, Monitor, MonitoredStage, Observation
+from alignkit.kinds import Monitor, MonitoredStage, Observation
 from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
-from alignkit.registry import Component
+from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import Request, RolloutFiles, usable_prompts
 from alignkit.training.trainer import Trainer
@@ -34,6 +34,11 @@ def look(
     return seen
 
 
+def _with_default_options(one: Registration) -> Component:
+    with blame(one.implementation, "Options", one.label):
+        return Component(one.kind, one.name, one, options_of(one)())
+
+
 class Monitors:
     """All that watches a stage's samples, and the policies that it may go back to.
 
@@ -44,10 +49,8 @@ class Monitors:
         context, settings = trainer.context, trainer.settings
         self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
         self.metrics: list[dict[str, Any]] = []
-        components = list(settings.monitors or ())
-        if plugins().has("monitor", REWARD_HACKING):
-            ours = plugins().get("monitor", REWARD_HACKING)
-            components.insert(0, Component("monitor", REWARD_HACKING, ours, options_of(ours)()))
+        components = [*map(_with_default_options, plugins().defaults("monitor"))]
+        components += settings.monitors or ()
         self.monitors: list[Monitor] = [context.take(component) for component in components]
         stage = MonitoredStage(
             settings,

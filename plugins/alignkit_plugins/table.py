@@ -168,7 +168,6 @@ not_truncated algorithms.filters:NotTruncated  drop groups with too many truncat
 reward_range algorithms.filters:RewardRange  keep groups whose mean reward is in a range
 
 [monitor]
-reward_hacking monitors.reward_hacking:RewardHacking  drift of answers
 gold monitors.reward_hacking:Gold  a reward that is only measured, and may end a stage
 kl_budget monitors.reward_hacking:KLBudget  ends a stage beyond a KL to the reference
 
@@ -194,6 +193,8 @@ def register(add: Add) -> None:
             name, target, summary = line.split(maxsplit=2)
             package = "" if target.startswith("alignkit.") else "alignkit_plugins."
             add(kind, name, f"{package}{target}", summary)
+    drift = "alignkit_plugins.monitors.reward_hacking:RewardHacking"
+    add("monitor", "reward_hacking", drift, "drift of answers", default=True)
 
 
 @hookimpl

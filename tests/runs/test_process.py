@@ -74,9 +74,9 @@ def test_all_stages_that_wait_are_told_and_what_needs_one_does_not_begin(
 
 
 def test_several_processes_are_those_of_a_launcher() -> None:
-    launched = {"RANK": "1", "WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "True"}
-    assert world_of(launched) == World(shard=True)  # of a batch system
-    assert world_of({**launched, "MASTER_PORT": "1"}) == World(1, 2, True)
+    launched = {"RANK": "1", "WORLD_SIZE": "2"}
+    assert world_of(launched) == World()  # of a batch system
+    assert world_of({**launched, "MASTER_PORT": "1"}) == World(1, 2)
 
 
 def test_a_process_that_was_asked_to_end_does_not_repeat_the_error_of_all(

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from watched import SFT, Ran, Watched, by, dies, online, weights
 
-from alignkit import Monitor, Observation, RunFailed
+from alignkit import Monitor, Observation, Options, RunFailed
 from alignkit.errors import PluginError
+from alignkit.plugins import plugins
+from alignkit.registry import Registration
 from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.trainer import Trainer
@@ -201,3 +203,30 @@ def test_a_monitor_goes_back_and_not_forward() -> None:
     assert look(monitor, 4, [], {}).best == 4
     with pytest.raises(PluginError, match="return as `best` an iteration up to this one, 3, not 4"):
         look(monitor, 3, [], {})
+
+
+class Every(Monitor):
+    """Looks at every stage."""
+
+    def look(self, iteration: int, groups: Any, metrics: Any) -> Observation:
+        return Observation({"looks": iteration})
+
+
+class Limited(Every):
+    """Cannot be a default: it has an option without a default."""
+
+    class Options(Options):
+        limit: int
+
+
+def test_every_stage_has_what_plugins_add_as_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for monitor in (Every, Limited):
+        mine = Registration("mine", monitor, kind="monitor", default=True, plugin="x")
+        monkeypatch.setattr(plugins(), "_all", [*plugins()._all, mine])
+        if monitor is Every:
+            ran = online(tmp_path / "a", Watched(), iterations=2)
+            assert [metrics["looks"] for metrics in ran.metrics] == [1, 2]
+    with pytest.raises(PluginError, match=r"plugin 'x', in `Limited.Options`.*limit"):
+        online(tmp_path / "b", Watched(), iterations=1)

@@ -9,15 +9,19 @@ started them ends the others.
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Add, hookimpl
 from alignkit.algorithm import ExternalTrainer
-from alignkit.errors import Problem, RecipeError, RunFailed
+from alignkit.errors import SIGNALS, Problem, RecipeError, RunFailed, Stopped
 from alignkit.io.digest import versions
 from alignkit.io.text import Say
 from alignkit.kinds import Launcher, World
@@ -34,6 +38,27 @@ WHOLE = "start the run without --use_fsdp"
 class Accelerate(Launcher):
     """Each method imports torch."""
 
+    def launch(self, processes: int) -> int:
+        from torch.distributed import run as torchrun
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        passed_on = ",".join(["SIGINT", "SIGQUIT", *(number.name for number in SIGNALS)])
+        options = [
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            f"--signals-to-handle={passed_on}",
+        ]
+        try:
+            with _shared_machine(processes):
+                torchrun.run(torchrun.parse_args([*options, "-m", "alignkit", *sys.argv[1:]]))
+        except ChildFailedError as error:
+            _, failure = error.get_first_failure()
+            return max(1, failure.exitcode)
+        except SignalException as error:
+            return 130 if error.sigval == signal.SIGINT else Stopped.exit_code
+        return 0
+
     def join(self, recipe: Recipe, folder: Path, world: World) -> ProcessCollectives:
         """Wait for all processes of the run; each calls this.
 
@@ -46,8 +71,12 @@ class Accelerate(Launcher):
         from alignkit_plugins.processes.collectives import ProcessCollectives
         from alignkit_plugins.processes.sharded_forward import LockstepCollectives
 
+        shard = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+        if shard:
+            # Transformers would load weights in process 0 only, and none elsewhere.
+            os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available()
-        problems = [*problems_of_stages(recipe, world), *problems_of_device(recipe, on_cpu)]
+        problems = [*problems_of_stages(recipe, shard), *problems_of_device(recipe, on_cpu)]
         if problems:
             raise RecipeError(problems)
         try:
@@ -59,14 +88,14 @@ class Accelerate(Launcher):
             raise RunFailed(
                 f"accelerate knows {count} processes, but the launcher started {world.processes}"
             )
-        kind = LockstepCollectives if world.shard else ProcessCollectives
+        kind = LockstepCollectives if shard else ProcessCollectives
         collectives = kind(world.process, world.processes, state.device)
         facts: dict[str, Any] = {
             "python": sys.version.split()[0],
             **versions(("accelerate",)),
             "recipe": recipe.resolved,
             "folder": str(folder.resolve()),
-            "--use_fsdp": world.shard,
+            "--use_fsdp": shard,
         }
         # Before the first of them writes. Keys of stages are compared later.
         collectives.compare("the run", lambda: facts)
@@ -80,14 +109,35 @@ class Accelerate(Launcher):
         return StageEngine(component, folder, stage=stage, seed=seed, say=say)
 
 
-def problems_of_stages(recipe: Recipe, world: World) -> list[Problem]:
+@contextmanager
+def _shared_machine(processes: int) -> Iterator[None]:
+    """Each process gets its part of the cores, and process 0 says what happened. Afterwards signals,
+    the environment and logs are the caller's again: torch's launcher keeps its handlers.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGQUIT)}
+    log, threads = logging.getLogger("torch.distributed"), os.environ.get("OMP_NUM_THREADS")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        if threads is None:
+            os.environ.pop("OMP_NUM_THREADS", None)
+        for number, handler in handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+
+
+def problems_of_stages(recipe: Recipe, shard: bool) -> list[Problem]:
     """What several processes cannot do, or cannot do with a part of the weights each."""
     problems: list[Problem] = []
 
     def refuse(place: tuple[str, ...], text: str, help: str = WHOLE) -> None:
         problems.append(recipe.document.problem(place, text, help=help))
 
-    cut = world.shard and recipe.model.lora is None
+    cut = shard and recipe.model.lora is None
     for name, stage in recipe.stages.items():
         cls = stage.component.registration.implementation
         if isinstance(cls, type) and issubclass(cls, ExternalTrainer):
@@ -112,7 +162,7 @@ def problems_of_stages(recipe: Recipe, world: World) -> list[Problem]:
                 "asks for"
             )
             refuse(("model", "lora"), text)
-    if world.shard and recipe.model.quantization != "none":
+    if shard and recipe.model.quantization != "none":
         refuse(("model", "quantization"), "model: a quantized base model cannot be cut into parts")
     return problems
 
