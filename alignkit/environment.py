@@ -8,13 +8,15 @@ exceptions only ValueError reaches the policy.
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import ValidationError, validate_call
+
 from alignkit.data.group import Group, Message
-from alignkit.errors import RunFailed
+from alignkit.errors import PluginError, RunFailed, did_you_mean, faults_of
 from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
@@ -119,10 +121,71 @@ class Environment(WithOptions):
         Args:
             turn: A turn of the policy.
         """
-        answers = importlib.import_module("alignkit_plugins.environments.turns").answers(self, turn)
-        return answers or None
+        return answers(self, turn) or None
 
 
-def player() -> Any:
-    """The module that plays episodes. Stages without an environment do not load it."""
-    return importlib.import_module("alignkit_plugins.environments.episodes")
+_Parameter = inspect.Parameter
+WITHOUT_NAME = (_Parameter.VAR_POSITIONAL, _Parameter.VAR_KEYWORD, _Parameter.POSITIONAL_ONLY)
+
+
+def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
+    """The JSON schemas of an environment's tools, as chat templates take them.
+
+    Raises PluginError for a tool without type hints, or whose docstring does not describe its
+    arguments.
+    """
+    from transformers.utils import get_json_schema
+
+    schemas: list[dict[str, Any]] = []
+    for name, function in environment.tools().items():
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind in WITHOUT_NAME:
+                unknown = f"'{parameter}' has no name and type that the policy could know"
+                raise PluginError(f"tool '{name}': {unknown}")
+        try:
+            schemas.append(get_json_schema(function))
+        except Exception as error:  # whatever transformers makes of the docstring
+            help = "a method that is no tool begins with '_'"
+            raise PluginError(f"tool '{name}': {error}\nhelp: {help}") from error
+    return schemas
+
+
+def answers(environment: Environment, turn: Message) -> list[Message]:
+    """The answers to the calls of a turn, in order; see `Environment.call_tools`."""
+    messages = []
+    for call in turn.get("tool_calls", ()):
+        message = Message(role="tool", name=call["function"]["name"], content="")
+        if "id" in call:
+            message["tool_call_id"] = call["id"]
+        try:
+            message["content"] = _result(environment, call["function"])
+        except ValueError as error:
+            environment.refused_calls += 1
+            message["content"] = _as_json({"error": str(error)})
+        messages.append(message)
+    for text in turn.get("call_errors", ()):
+        messages.append(Message(role="tool", name="", content=_as_json({"error": text})))
+    return messages
+
+
+def _result(environment: Environment, function: Mapping[str, Any]) -> str:
+    """What a tool returns for a call. Raises ValueError for what the policy should know."""
+    name, tools = function["name"], environment.tools()
+    if name not in tools:
+        guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
+        raise ValueError(f"no tool '{name}'; {guess}")
+    try:
+        result = validate_call(tools[name])(**function["arguments"])
+    except ValidationError as error:
+        raise ValueError("; ".join(faults_of(error))) from error
+    if isinstance(result, str):
+        return result
+    try:
+        return _as_json(result)
+    except (TypeError, ValueError) as error:
+        kind = type(result).__name__
+        raise TypeError(f"tool '{name}' must return text or JSON values, not {kind}") from error
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

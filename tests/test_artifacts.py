@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.models.tiny
 from alignkit import Group, Response, RunFailed
-from alignkit.models.models import LoadedBase
+from alignkit.models.models import LoadedBase, WholeRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
-from alignkit_plugins.models.whole_model import WholeRewardModel
 from tests.rows import assistant, user
 
 LORA = LoraSpec(r=2, lora_alpha=4)

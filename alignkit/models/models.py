@@ -8,27 +8,32 @@ adapter is loaded onto the shared base on first use. A whole model in a folder i
 from __future__ import annotations
 
 import gc
-import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from alignkit.data.group import Group, Message, preview
+from alignkit.data.group import Group, Message, Response, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import attach, build_request, generate
+from alignkit.models.loading import load_tokenizer, load_weights, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Wants, cut, measure, read_prompts
 from alignkit.models.saved import has_score
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.models.whole_model import export
 from alignkit.reward import Progress, no_progress
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Ids
+from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
+
+DEFAULT_CONTEXT = 2048  # tokens of a whole reward model whose configuration names no limit
 
 
 class LoadedBase:
@@ -66,8 +71,7 @@ class LoadedBase:
         if is_adapter(folder) or (self.model.spec.lora is None and not has_score(folder)):
             return RolePolicy(self, reference)
         if reference not in self._whole:
-            plugin = importlib.import_module("alignkit_plugins.models.whole_model")
-            self._whole[reference] = plugin.WholeRewardModel(self, reference)
+            self._whole[reference] = WholeRewardModel(self, reference)
         return self._whole[reference]
 
     def role(self, reference: str) -> str:
@@ -232,10 +236,106 @@ class RolePolicy:
 
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
-        notes: list[str] = importlib.import_module("alignkit_plugins.models.whole_model").save(
-            self, folder
+        model, tokenizer, saved = self.model, self.model.tokenizer, None
+        if self.reference != self.base.name:
+            saved = self.base.artifact(self.reference)
+            if has_score(saved):
+                tokenizer = with_padding(tokenizer, model.model.config)
+        return export(
+            saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids
         )
-        return notes
+
+
+class WholeRewardModel(RolePolicy):
+    """A reward model in a folder that is no adapter, such as the hub's. It scores text, by its own
+    tokenizer and template, with the device and dtype of a base model of the run.
+    """
+
+    def __init__(self, base: LoadedBase, reference: str):
+        """Raises RunFailed if the folder holds no complete reward model."""
+        from transformers import AutoModelForSequenceClassification
+
+        super().__init__(base, reference)
+        folder, trust = base.artifact(reference), self.model.spec.trust_remote_code
+        # The folder may still hold the language head of the original model.
+        options = {"dtype": self.model.dtype, "num_labels": 1, "trust_remote_code": trust}
+        self.network = load_weights(
+            AutoModelForSequenceClassification, folder, ("lm_head.weight",), **options
+        )
+        self.network.to(self.model.device).eval()
+        self.memory = self.model.memory
+        self.encoder = Encoder(load_tokenizer(folder, str(folder), trust_remote_code=trust))
+
+    @torch.no_grad()
+    def scores(self, groups: Sequence[Group]) -> list[float | None]:
+        """Score all responses in order; None if the prompt does not fit."""
+        limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
+        rows: list[Ids | None] = []
+        for group in groups:
+            # Text, because this model has another vocabulary than the policy.
+            rows += [self._row(group, response, limit) for response in group.responses]
+        fitting = [row for row in rows if row is not None]
+        scored = iter(within_memory(self.memory, lambda: self._score(fitting)))
+        self.report_unread()
+        return [None if row is None else next(scored) for row in rows]
+
+    def _row(self, group: Group, response: Response, limit: int) -> Ids | None:
+        """A conversation as the template renders it; None if the prompt does not fit.
+
+        It needs no prompt of its own in front of the answer. Counts as `Encoder.encode` does, and
+        raises RowRefused.
+        """
+        encoder = self.encoder
+        try:
+            text = encoder.chat.render(
+                encoder.chat.prepare([*group.prompt, *answers_of(response)]), False, group.tools
+            )
+            ids = encoder.rendered.ids(text)
+            if len(ids) <= limit:
+                return ids
+            prompt = encoder.prompt(group.prompt, group.tools)
+        except DataError as error:
+            raise RowRefused(group, str(error)) from error
+        if len(prompt) + 1 + len(encoder.closing) > limit:
+            encoder.count("no_room", group)
+            return None
+        encoder.count("cut", group)
+        return ids[: limit - len(encoder.closing)] + encoder.closing
+
+    def _score(self, rows: Sequence[Ids]) -> list[float]:
+        """Score rows of similar lengths together, padded on the right."""
+        scores = [0.0] * len(rows)
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        while order:
+            longest = len(rows[order[-1]])
+            # As many tokens as any pass without gradients
+            batch = order[-max(1, 4 * self.memory.tokens // longest) :]
+            del order[-len(batch) :]
+            for index, score in zip(
+                batch, self._logits([rows[index] for index in batch]).tolist(), strict=True
+            ):
+                scores[index] = score
+        return scores
+
+    def _logits(self, rows: Sequence[Ids]) -> Tensor:
+        """The scores of some rows, [rows]. Transformers reads each at its last token that does not
+        count as padding.
+        """
+        config = self.network.config
+        own = pad = config.pad_token_id
+        if pad is None:
+            used = set(itertools.chain.from_iterable(rows))
+            pad = next(token for token in itertools.count() if token not in used)
+        ids = [torch.tensor(row) for row in rows]
+        tokens = pad_sequence(ids, batch_first=True, padding_value=pad).to(self.network.device)
+        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        mask = mask.to(self.network.device)
+        config.pad_token_id = pad if len(rows) > 1 else own
+        try:
+            logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
+        finally:
+            config.pad_token_id = own
+        return logits
 
 
 class Models:

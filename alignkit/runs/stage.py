@@ -19,7 +19,6 @@ from alignkit.algorithm import Algorithm, ExternalTrainer, Source
 from alignkit.calls import call
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
 from alignkit.data.sources import DataSpec, Loaded
-from alignkit.environment import player
 from alignkit.errors import (
     AlignkitError,
     DataError,
@@ -287,12 +286,12 @@ class TrainingStage(RunStage):
             self.plugin(settings.environment).folder = self.recipe.folder
             self._check(problems, settings.environment, "check_reward")
         if self.services.download:
+            from alignkit.training.episodes import Episodes, Factory
+
             # Is the chat template fit for it?
             with problems.gathering(self.name, ("environment",)):
-                factory = player().Factory(
-                    settings.environment, self.name, self.seed, self.recipe.folder
-                )
-                player().Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
+                factory = Factory(settings.environment, self.name, self.seed, self.recipe.folder)
+                Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         self._check_entries(problems, filter(self._is_here, self.entries), rows)

@@ -17,7 +17,7 @@ from alignkit.data.group import (
     prompts_of,
     user_turn,
 )
-from alignkit.environment import Environment, player
+from alignkit.environment import Environment
 from alignkit.io.console import Metrics
 from alignkit.kinds import Monitor, MonitoredStage, Observation
 from alignkit.models.shared_model import BASE
@@ -27,6 +27,7 @@ from alignkit.runs.services import resumable_map
 from alignkit.settings import Settings
 from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
+from alignkit.training.episodes import Factory
 from alignkit.training.monitors import look
 from alignkit.training.rewards import Rewards
 
@@ -156,7 +157,7 @@ def check_environment(
 def _check_environment(
     around: Surroundings, component: Component, groups: Sequence[Group], turns: Sequence[str]
 ) -> None:
-    factory = player().Factory(component, "", SEED, around.folder)
+    factory = Factory(component, "", SEED, around.folder)
     early = create(component)
     call(early, "check", around.folder)
     call(early, "check_prompts", groups)

@@ -20,12 +20,12 @@ from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.batch import likelier_now
 from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, responses_of
-from alignkit.environment import player
 from alignkit.errors import RunFailed, error_context
 from alignkit.models.packing import Examples
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
+from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
 from alignkit.training.rewards import RewardTable, filter_mask, with_scores
@@ -98,7 +98,7 @@ class RolloutTrainer(Trainer):
         )
         episodes = None
         if self.settings.environment is not None:
-            episodes = player().episodes_of(context)
+            episodes = episodes_of(context)
         self.prompts = PromptSource(self, episodes)
         # What a checkpoint keeps of each.
         self.parts = {

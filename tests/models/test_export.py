@@ -20,9 +20,9 @@ from alignkit import Group, Response
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import Wants, forward, measure
 from alignkit.models.shared_model import SharedModel
+from alignkit.models.whole_model import end_with, export, whole_model
 from alignkit.settings import ModelSpec
 from alignkit.testing.tiny import add_noise
-from alignkit_plugins.models.whole_model import end_with, export, whole_model
 from alignkit_plugins.recipes.plan import _Planner
 from tests.same import same
 from tests.test_train import encoded

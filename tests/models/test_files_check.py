@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
 from alignkit.models import shared_model
-from alignkit.models.models import LoadedBase
-from alignkit_plugins.models.whole_model import WholeRewardModel
+from alignkit.models.models import LoadedBase, WholeRewardModel
 from tests.models.tiny import shared
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

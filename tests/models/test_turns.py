@@ -12,7 +12,7 @@ from tiny import encoder, user
 from alignkit.data.chat_templates import PLAIN
 from alignkit.data.group import Message
 from alignkit.errors import DataError
-from alignkit_plugins.environments.turns import Turns
+from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {}}}

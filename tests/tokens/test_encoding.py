@@ -18,7 +18,7 @@ from alignkit.errors import DataError
 from alignkit.models.generate import Continuation, _response
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoded, Encoder
-from alignkit_plugins.environments.turns import Turns
+from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
 from alignkit_plugins.rewards.form import Form
 from tests.models import family_tokenizers

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from alignkit import Environment
+from alignkit.environment import answers, tool_schemas
 from alignkit.errors import PluginError
-from alignkit_plugins.environments.turns import answers, read_turn, tool_schemas
+from alignkit.tokens.turns import read_turn
 from tests.rows import cells
 
 

@@ -22,14 +22,14 @@ from alignkit.io.text import printable, redacted
 from alignkit.models.adapters import ORIGIN, Base
 from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer
 from alignkit.models.saved import read_json
+from alignkit.models.whole_model import end_with
+from alignkit.models.whole_model import export as write_model
 from alignkit.recipe.schema import ADAPTER
 from alignkit.report import Report, Table
 from alignkit.runs.bases import base_source
 from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.models.find import Model
-from alignkit_plugins.models.whole_model import end_with
-from alignkit_plugins.models.whole_model import export as write_model
 from alignkit_plugins.people.personal import mapped
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

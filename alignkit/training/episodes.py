@@ -13,17 +13,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from alignkit import DataError, Environment, Group, Message, Response, RunFailed, seeds, shapes
+from alignkit import seeds, shapes
 from alignkit.calls import blame, call, create, mistake
-from alignkit.data.group import preview, user_turn, with_responses
-from alignkit.environment import EPISODE_KEY
-from alignkit.errors import error_context
+from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
+from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
+from alignkit.errors import DataError, RunFailed, error_context
 from alignkit.models.generate import Continuation, Generation, attach
 from alignkit.registry import Component
 from alignkit.tokens.encoder import Encoder, Ids
+from alignkit.tokens.turns import Turns, read_turn
 from alignkit.training.collectives import Collectives
 from alignkit.training.context import StageContext
-from alignkit_plugins.environments.turns import Turns, read_turn, tool_schemas
 
 MOST_TURNS = 8  # the policy's turns, by default
 

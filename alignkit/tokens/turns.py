@@ -1,5 +1,5 @@
-"""The turns of a conversation with tools: how the policy's calls are read and answered, and what a
-chat template writes between two of its turns.
+"""The turns of a conversation with tools: how the policy's calls are read, and what a chat template
+writes between two of its turns.
 
 A call is JSON in tags, as most templates write it:
 `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
@@ -12,92 +12,18 @@ matter for the piece, so others stand for them: what a policy writes cannot make
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError, validate_call
-
 from alignkit.data.files import parse
 from alignkit.data.group import Message, assistant_turn, user_turn
-from alignkit.environment import Environment
-from alignkit.errors import BadRow, DataError, PluginError, did_you_mean, faults_of
+from alignkit.errors import BadRow, DataError
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.template import AFTER_REASONING, ANSWER, OPEN, QUESTION, REASONING, has_names
 
 CALL, END_CALL = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(f"{CALL}(.*?)(?:{END_CALL}|(?={CALL})|\\Z)", re.DOTALL)
-
-_Parameter = inspect.Parameter
-WITHOUT_NAME = (_Parameter.VAR_POSITIONAL, _Parameter.VAR_KEYWORD, _Parameter.POSITIONAL_ONLY)
-
-
-# The tools of an environment
-
-
-def tool_schemas(environment: Environment) -> list[dict[str, Any]]:
-    """The JSON schemas of an environment's tools, as chat templates take them.
-
-    Raises PluginError for a tool without type hints, or whose docstring does not describe its
-    arguments.
-    """
-    from transformers.utils import get_json_schema
-
-    schemas: list[dict[str, Any]] = []
-    for name, function in environment.tools().items():
-        for parameter in inspect.signature(function).parameters.values():
-            if parameter.kind in WITHOUT_NAME:
-                unknown = f"'{parameter}' has no name and type that the policy could know"
-                raise PluginError(f"tool '{name}': {unknown}")
-        try:
-            schemas.append(get_json_schema(function))
-        except Exception as error:  # whatever transformers makes of the docstring
-            help = "a method that is no tool begins with '_'"
-            raise PluginError(f"tool '{name}': {error}\nhelp: {help}") from error
-    return schemas
-
-
-def answers(environment: Environment, turn: Message) -> list[Message]:
-    """The answers to the calls of a turn, in order; see `Environment.call_tools`."""
-    messages = []
-    for call in turn.get("tool_calls", ()):
-        message = Message(role="tool", name=call["function"]["name"], content="")
-        if "id" in call:
-            message["tool_call_id"] = call["id"]
-        try:
-            message["content"] = _result(environment, call["function"])
-        except ValueError as error:
-            environment.refused_calls += 1
-            message["content"] = _as_json({"error": str(error)})
-        messages.append(message)
-    for text in turn.get("call_errors", ()):
-        messages.append(Message(role="tool", name="", content=_as_json({"error": text})))
-    return messages
-
-
-def _result(environment: Environment, function: Mapping[str, Any]) -> str:
-    """What a tool returns for a call. Raises ValueError for what the policy should know."""
-    name, tools = function["name"], environment.tools()
-    if name not in tools:
-        guess = did_you_mean(name, tools) or f"the tools are {', '.join(tools)}"
-        raise ValueError(f"no tool '{name}'; {guess}")
-    try:
-        result = validate_call(tools[name])(**function["arguments"])
-    except ValidationError as error:
-        raise ValueError("; ".join(faults_of(error))) from error
-    if isinstance(result, str):
-        return result
-    try:
-        return _as_json(result)
-    except (TypeError, ValueError) as error:
-        kind = type(result).__name__
-        raise TypeError(f"tool '{name}' must return text or JSON values, not {kind}") from error
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 # What the policy wrote
