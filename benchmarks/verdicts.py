@@ -21,10 +21,10 @@ from scipy import special
 from alignkit.data.files import jsonl_rows
 from alignkit.evaluation.statistics import CONFIDENCE
 from alignkit.recipe.load import load_recipe
-from alignkit_plugins.compare.compared import Scale, compared
 from alignkit_plugins.compare.rows import Row, adjusted
+from alignkit_plugins.compare.scores import Measure, Scale, Scores, compare
 from alignkit_plugins.compare.verdicts import verdicts
-from alignkit_plugins.evaluate.judged import preference
+from alignkit_plugins.evaluate.judged import Preference
 from alignkit_plugins.evaluate.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -115,29 +115,25 @@ def evaluation(
     of the headline alone.
     """
     policies = [f"policy {number}" for number in range(setting.compared)]
-    scale, alone, rows = (
-        Scale((0.0, 1.0) if setting.scores == "binary" else None, setting.samples),
-        1.0,
-        list[Row](),
-    )
+    scale = Scale((0.0, 1.0) if setting.scores == "binary" else None, setting.samples)
     facts: dict[str, Any] = {"trained_on": dict.fromkeys(policies, False), "tested": True}
+    alone, table = 1.0, Scores()
     for number, prompts in enumerate(setting.raters):
         base, baseline, *ours = drawn(setting, prompts, 0.0 if number else gain, random)
         scores = dict(zip(policies, ours, strict=True)) | {"baseline": baseline, "base": base}
-        sides: dict[str, Any] = {"compare": policies, "base": "base", "scale": scale, **facts}
-        rows += compared(f"rater {number}", scores, "baseline", **sides)
+        table.add(Measure(f"rater {number}", scale=scale, **facts), scores)
         if not number and ours[-1] != baseline:
             gap = np.subtract(ours[-1], baseline)
             alone = 2 * float(
                 special.stdtr(prompts - 1, -abs(gap.mean()) / (gap.std(ddof=1) / np.sqrt(prompts)))
             )
-    for policy in policies:
-        for number in range(setting.judges):
-            values = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35)).tolist()
-            found: Any = preference(values, [None] * len(values))
-            half = {key: found[key] - (key != "p") / 2 for key in ("mean", "low", "high", "p")}
-            own: dict[str, Any] = {"trained_on": False, "tested": True}
-            rows.append(Row(policy, f"judge {number}", "judge", found, "baseline", half, **own))
+    for number in range(setting.judges):
+        prefers = {"baseline": [0.5] * setting.raters[0]}
+        for policy in policies:
+            drawn_ones = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35))
+            prefers[policy] = drawn_ones.tolist()
+        table.add(Measure(f"judge {number}", "judge", Preference(None), **facts), prefers)
+    rows = compare(table, "baseline", policies, "base")
     rows.sort(key=lambda row: row.policy)
     return adjusted(rows), alone
 

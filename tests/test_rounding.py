@@ -28,7 +28,7 @@ from alignkit_plugins.algorithms.rejection_sampling import (
     ReST,
     best_samples,
 )
-from alignkit_plugins.compare.compared import rated
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.evaluate.sample import best
 from alignkit_plugins.evaluate.select_best import selected
 from alignkit_plugins.formats.columns import ColumnFormat
@@ -77,7 +77,8 @@ def against(scores: list[float]) -> float:
     score.
     """
     rows = [replace(group([scores[0], each]), id=str(n)) for n, each in enumerate(scores)]
-    row, _ = rated(rows, ["0", "1"], "1", "reward")
+    measure = Measure("reward", "reward", scale_of(rows, "reward"))
+    row, _ = compare(scores_of(rows, ["0", "1"], [measure]), "1")
     return abs(row.difference["mean"]) + (not row.counts.startswith("0/0/"))
 
 

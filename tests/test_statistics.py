@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from alignkit.evaluation import statistics
-from alignkit_plugins.compare.compared import compared
+from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from tests.rows import cells
 
 Array = Any
@@ -208,9 +208,12 @@ def test_the_difference_at_equal_length(columns: str, expected: str) -> None:
     if columns == "gain more theirs passage":  # a row of a report says the same
         gain, more, theirs, units = values
         ours = [one + longer for one, longer in zip(theirs, more, strict=True)]
-        lengths = {"sft": theirs, "align": ours}
-        rewards = {"sft": [0.0] * 20, "align": gain}
-        _, row = compared("r", rewards, "sft", lengths=lengths, units=units)
+        scores = Scores([Measure("r", "reward")])
+        for place, unit in enumerate(units):
+            for policy, reward, length in (("sft", 0.0, theirs), ("align", gain[place], ours)):
+                one = Score("r", policy, str(place), reward, unit, length=length[place])
+                scores.rows.append(one)
+        _, row = compare(scores, "sft")
         assert plain(row.equal_length) == json.loads(expected)
     if columns == "gain more theirs":  # twice as many rows say nothing new within groups
         twice = [PAIRED[name] * 2 for name in columns.split()]

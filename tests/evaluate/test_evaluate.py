@@ -32,7 +32,7 @@ from alignkit_plugins.compare.comparison import (
 )
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.evaluate import measures
-from alignkit_plugins.evaluate.judged import preference
+from alignkit_plugins.evaluate.judged import Preference
 from alignkit_plugins.evaluate.metrics import raters_of
 from tests.documented_keys import documented, paths
 from tests.evaluate.scripted import (
@@ -603,12 +603,12 @@ def test_no_length_and_no_kl_is_below_0(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_probabilities_have_no_interval_beyond_0_and_1() -> None:
-    found = preference([0.25, 1.0], [None, None])
+    found = Preference(None).mean([0.25, 1.0], [None, None])
     assert (found["mean"], found["low"], found["high"]) == (0.625, 0.0, 1.0)
     # With scipy, of a prompt won and a prompt lost in addition
-    sure = preference([0.9] * 6, range(6))
+    sure = Preference(None).mean([0.9] * 6, range(6))
     assert (sure["low"], sure["high"], sure["p"]) == pytest.approx(
         (0.528178, 1, 0.034926), abs=1e-6
     )
     # Of wins alone the interval is Agresti and Coull's, see test_statistics.py
-    assert preference([1.0] * 5, [None] * 5)["low"] == pytest.approx(0.510945, abs=1e-6)
+    assert Preference(None).mean([1.0] * 5, [None] * 5)["low"] == pytest.approx(0.510945, abs=1e-6)

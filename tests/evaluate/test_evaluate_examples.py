@@ -12,9 +12,9 @@ import torch
 
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
-from alignkit_plugins.compare.compared import ITS_OWN, Scale, compared
 from alignkit_plugins.compare.comparison import units_of
-from alignkit_plugins.compare.rows import plain
+from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.scores import ITS_OWN, Measure, Scale, Scores, compare
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
 from alignkit_plugins.compare.verdicts import SHORTER_IS_BETTER as SHORTER
@@ -181,8 +181,7 @@ dpo next-token loss | the base model | 1.5 - - 1 | -0.5 - - 1 1 |  | 0
 def test_the_rows_of_pairs_and_demonstrations(around: Any) -> None:
     pairs = [asked(f"{n}?", "aaa", "b", pairs=FIRST) for n in range(12)]
     groups = measured([*pairs, asked("demo?", "ab")], around)
-    facts = {"compare": ["dpo"], "base": "base", "trained_on": {"dpo": False}, "tested": True}
-    rows = examples.rows(groups, NAMES, "sft", **facts)
+    rows = compare(examples.scores(groups, NAMES, {"dpo": False}), "sft", ["dpo"], "base")
     assert lines({"results": map(plain, rows)}) == ROWS.strip().splitlines()
     dpo, *_, loss = (row for row in rows if row.policy == "dpo" and row.counts)
     assert (dpo.percent, dpo.lower, loss.percent, loss.lower) == (True, False, False, True)
@@ -193,7 +192,8 @@ def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
     """The long one is read as before, but its value moves with the mean of all."""
     groups = [asked("one?", "bbbbbb"), asked("two?", "aa"), asked("three?", "aa")]
     scored = measured(groups, around, NAMES[:2])
-    (_, row) = (one for one in examples.rows(scored, NAMES[:2], "base") if one.metric == LOSS)
+    rows = compare(examples.scores(scored, NAMES[:2], {}), "base")
+    (_, row) = (one for one in rows if one.metric == LOSS)
     assert row.counts == "2/0/1" and row.win_rate["mean"] == 1.0
     assert row.difference["mean"] == pytest.approx(-4 / 10)
     base, sft = scored[0].responses
@@ -201,25 +201,31 @@ def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
     assert base.scores[ITS_OWN.format(LOSS)] == sft.scores[ITS_OWN.format(LOSS)] == 2.0
 
 
+def compared(values: dict[str, list[float]], **facts: Any) -> list[Row]:
+    scores = Scores()
+    scores.add(Measure("metric", **facts), values)
+    return compare(scores, "base")
+
+
 def test_a_base_model_without_a_preference_adds_no_chance_to_a_difference() -> None:
     """The difference from its 50% has the interval of the policy's share, which ends at 0 and
     1.
     """
-    _, row = compared("pairs right", {"base": [0.5] * 6, "dpo": [0.0] * 6}, "base")
+    _, row = compared({"base": [0.5] * 6, "dpo": [0.0] * 6})
     found = [row.difference[end] + 0.5 for end in ("low", "high")]
     assert (
         found == [row.estimate["low"], row.estimate["high"]] == pytest.approx([0, 0.443], abs=1e-3)
     )
-    _, row = compared("right", {"base": [0.5, 0.25, 0.5], "dpo": [1.0, 0.0, 1.0]}, "base")
+    _, row = compared({"base": [0.5, 0.25, 0.5], "dpo": [1.0, 0.0, 1.0]})
     # By the t of three differences, because those of the base model vary as well
     found = [row.difference[end] for end in ("low", "high")]
     assert found == pytest.approx([-0.8257, 1.3257], abs=1e-4)
 
 
 def test_shares_end_at_1_and_other_rates_are_none() -> None:
-    (row,) = compared("judged", {"dpo": [0.5, 1.0, 0.75]}, percent=True)
+    (row,) = compared({"dpo": [0.5, 1.0, 0.75]}, percent=True)
     assert (row.estimate["mean"], row.estimate["high"], row.trained_on) == (0.75, 1.0, None)
-    assert not compared("signed", {"dpo": [-1.0, 1.0]})[0].percent
+    assert not compared({"dpo": [-1.0, 1.0]})[0].percent
     nine = Scale(None, bounds=(1.0, 9.0)).mean([1.0, 8.0, 9.0], [None] * 3)
     assert (nine["low"], nine["mean"], nine["high"]) == (1.0, 6.0, 9.0)
     # Three prompts of two units count like two of each

@@ -11,7 +11,7 @@ import pytest
 
 from alignkit import Response
 from alignkit.data.group import group_from_json, group_to_json
-from alignkit_plugins.compare.compared import scale_of
+from alignkit_plugins.compare.scores import scale_of
 from alignkit_plugins.rewards.refusal import Refusal, refuses
 from tests.rows import assistant, prompts, read_rows
 

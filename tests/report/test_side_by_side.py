@@ -14,9 +14,9 @@ import pytest
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of
-from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import short_names
-from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.compare.rows import Row, rows_of
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.models.find import find
 from alignkit_plugins.report import swaps
 from alignkit_plugins.report.document import page
@@ -136,13 +136,18 @@ def test_evaluations_that_differ_do_not_compare(
     assert pair["differs"] == why and pair["results"] == []
 
 
+def against_then(groups: list[Group], name: str, kind: str = "metric", **facts: Any) -> Row:
+    measure = Measure(name, kind, scale_of(groups, name), **facts)
+    return compare(scores_of(groups, ["then", "now"], [measure]), "then")[1]
+
+
 def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:
     rows = read_rows(swapped / "report" / "samples.jsonl")[:3]
     for response in rows[0]["responses"]:
         response["scores"] = {}
     write_rows(tmp_path / "samples.jsonl", rows)
     groups = _joined(tmp_path, swapped / "report", "align", "now", "then")
-    _, now = rated(groups, ["then", "now"], "then", "length")
+    now = against_then(groups, "length", "reward")
     assert now.difference["n"] == 2 and now.difference["mean"] == 0.0
 
 
@@ -154,7 +159,7 @@ def test_examples_of_one_prompt_meet_their_own_earlier_results(tmp_path: Path) -
         write_rows(tmp_path / folder / "held_out.jsonl", groups)
     for folder, counts in (("then", "0/0/4"), ("before", "4/0/0")):
         groups = _joined(tmp_path / "now", tmp_path / folder, "a", "now", "then")
-        _, now = rated(groups, ["then", "now"], "then", "x", kind="metric")
+        now = against_then(groups, "x")
         assert len(groups) == 4 and now.counts == counts
 
 
@@ -191,6 +196,6 @@ def test_a_lower_score_wins_where_lower_is_better() -> None:
             for source, x in (("now", score), ("then", 1 - score))
         )
         groups.append(Group((user(str(at)),), (now, then)))
-    _, row = rated(groups, ["then", "now"], "then", "refused", kind="metric", lower=True)
+    row = against_then(groups, "refused", lower=True)
     assert row.counts == "3/1/0" and row.win_rate["mean"] == 0.75
     assert row.difference["mean"] == -0.5  # differences keep the sign of the scores

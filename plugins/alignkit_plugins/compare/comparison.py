@@ -225,21 +225,26 @@ def label(spec: Any) -> str:
 
 def scored_by(
     groups: Sequence[Group],
-    rewards: Sequence[Any],
-    scorers: Sequence[Any],
+    scorers: Mapping[str, Any],
     say: Say,
-) -> tuple[list[Group], list[str]]:
-    """The groups with a score of each reward among their responses' scores, and its names.
+    metrics: Mapping[str, Any] | None = None,
+) -> list[Group]:
+    """The groups with a score of each reward among their responses' scores.
 
-    scorers: those of the rewards (`StepContext.scorer`), which see no scores of the data. say:
-    called with the name of a reward before it scores.
+    scorers: of each reward (`StepContext.scorer`), by its name; they see no scores of the data.
+    say: called with the name of a reward before it scores. metrics: of the rewards that score only
+    the prompts that a `Metric` counts.
     """
-    unscored, merged, names = bare(groups), list(groups), list(map(label, rewards))
-    for name, scorer in zip(names, scorers, strict=True):
+    merged = list(groups)
+    for name, scorer in scorers.items():
         say(name)
-        for place, scored in enumerate(scorer.score(unscored)):
+        places = list(range(len(groups)))
+        if metrics and name in metrics:
+            places = [place for place in places if metrics[name].counts(groups[place])]
+        counted = bare([groups[place] for place in places])
+        for place, scored in zip(places, scorer.score(counted), strict=True):
             merged[place] = with_score(merged[place], scored, name)
-    return merged, names
+    return merged
 
 
 def bare(groups: Sequence[Group]) -> list[Group]:

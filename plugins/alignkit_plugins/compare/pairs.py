@@ -11,10 +11,9 @@ from typing import Any
 from alignkit import Group, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
-from alignkit.evaluation import statistics
-from alignkit_plugins.compare.compared import Scale, compared
 from alignkit_plugins.compare.comparison import units_of, words_of
 from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.scores import Measure, Scale, Scores, average, compare
 from alignkit_plugins.formats.spoken import all_turns
 
 Gaps = Sequence[float | None]  # by choice: how much higher the better response scores
@@ -92,25 +91,21 @@ def accuracy(
     prompts: dict[str, list[int]] = {}
     for place in range(len(pairs)) if places is None else places:
         prompts.setdefault(pairs[place].prompt, []).append(place)
-    facts["units"] = [pairs[same[0]].unit for same in prompts.values()]
+    units = [(prompt, pairs[same[0]].unit) for prompt, same in prompts.items()]
     rows = []
     for rater, gaps in raters.items():
         values, most, known = list[float | None](), 1, list[float]()
         for same in prompts.values():
-            hits = list[float]()
-            for place in same:
-                gap = gaps[place]
-                if gap is not None:
-                    hits.append(float(gap > 0))
-                    known.append(gap)
-            values.append(statistics.mean(hits) if hits else None)
-            most = max(most, len(hits))
-        scale = Scale((0.0, 1.0), most)
-        (row,) = compared(
-            "accuracy", {rater: values}, kind="reward", scale=scale, percent=True, **facts
-        )
+            there = [gap for gap in map(gaps.__getitem__, same) if gap is not None]
+            known += there
+            values.append(average(float(gap > 0) for gap in there))
+            most = max(most, len(there))
+        scores = Scores()
+        measure = Measure("accuracy", "reward", Scale((0.0, 1.0), most), percent=True)
+        scores.add(measure, {rater: values}, units)
+        (row,) = compare(scores)
         right, tied = sum(gap > 0 for gap in known), known.count(0.0)
         counts = f"{right}/{len(known) - right - tied}/{tied}"
         missing = sum(map(len, prompts.values())) - len(known)
-        rows.append(replace(row, counts=counts, missing=missing))
+        rows.append(replace(row, counts=counts, missing=missing, **facts))
     return rows

@@ -10,21 +10,20 @@ arXiv:2303.08774, figure 8: reinforcement learning makes it worse.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from alignkit import Field, Group, RunFailed, StepContext
 from alignkit.evaluation.statistics import without_interval
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.compared import compared
 from alignkit_plugins.compare.comparison import (
     bare,
     of_policy,
     sample_policies,
     short_names,
-    units_of,
 )
 from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.scores import Measure, Prompt, Scores, compare, prompts_in
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 
 BINS = 10  # equal parts of the confidence from 0 to 1
@@ -64,8 +63,8 @@ class Calibration(MeasuredStep):
         for values in (sure, right):
             for name, every_one in values.items():
                 values[name] = [float(every_one[place]) for place in places]
-        units = units_of([groups[place] for place in places])
-        rows, in_bins = calibrated(sure, right, MEASURES, baseline, units)
+        measured = prompts_in([groups[place] for place in places])
+        rows, in_bins = calibrated(sure, right, MEASURES, measured, baseline)
         return rows, {"prompts": len(places), "bins": in_bins}
 
     def _confidence(self, group: Group, logprobs: Any) -> float | None:
@@ -100,9 +99,9 @@ OF_RATERS = ("confidence minus right", "Brier score")  # the measures of rewards
 def calibrated(
     sure: Values,
     right: Values,
-    metrics: Sequence[str] | Mapping[str, Any],
+    metrics: Iterable[str],
+    prompts: Sequence[Prompt],
     baseline: str | None = None,
-    units: Sequence[Any] | None = None,
 ) -> tuple[list[Row], dict[str, list[dict[str, Any]]]]:
     """The rows of MEASURES, with the expected calibration error, and the bins.
 
@@ -114,16 +113,16 @@ def calibrated(
         sure: How sure each is of its answers, from 0 to 1.
         right: Whether they are right, 0 or 1, or with which probability.
         metrics: Names in MEASURES.
+        prompts: One for each answer.
         baseline: With whom the others are compared.
-        units: One for each answer, see `units_of`.
     """
-    rows, in_bins = list[Row](), dict[str, list[dict[str, Any]]]()
+    scores, in_bins = Scores(), dict[str, list[dict[str, Any]]]()
     for metric in metrics:
         values = {}
         for name in sure:
             values[name] = list(map(MEASURES[metric], sure[name], right[name]))
-        lower = metric == "Brier score"
-        rows += compared(metric, values, baseline, units=units, lower=lower)
+        scores.add(Measure(metric, lower=metric == "Brier score"), values, prompts)
+    rows = compare(scores, baseline)
     for name in sure:
         in_bins[name] = bins(sure[name], right[name])
         off = 0.0

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignkit import DataError, Group, Response, StepContext
 from alignkit.data.group import (
     preview,
     resolved_pairs,
+    responses_of,
     why_not_demonstration,
     with_responses,
 )
 from alignkit.data.sources import opening
 from alignkit.evaluation import held_out
-from alignkit_plugins.compare.compared import ITS_OWN, has_score, rated
 from alignkit_plugins.compare.comparison import UNIT
-from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.scores import ITS_OWN, Measure, Scores, scores_of
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, PAIRS, SHORTER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -164,15 +164,20 @@ def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
     return scores
 
 
-def rows(
-    groups: Sequence[Group], policies: Sequence[str], baseline: str | None, **facts: Any
-) -> list[Row]:
-    """The rows of policies by METRICS. groups: of `measured`. facts: of `compared`."""
-    every = list[Row]()
+def scores(
+    groups: Sequence[Group], policies: Sequence[str], trained_on: Mapping[str, bool | None]
+) -> Scores:
+    """The scores of policies by METRICS. groups: of `measured`. trained_on: as in Row, by
+    policy.
+    """
+    there = set[str]().union(*(response.scores for response in responses_of(groups)))
+    measures = list[Measure]()
     for name in METRICS:
-        if has_score(groups, name):
-            facts |= {"percent": name != LOSS, "lower": name == LOSS}
+        if name in there:
             # The base model's scores of pairs are ties, which are no shares of hits: no scale for
             # all.
-            every += rated(groups, policies, baseline, name, kind="metric", scale=None, **facts)
-    return every
+            loss = name == LOSS
+            measures.append(
+                Measure(name, lower=loss, percent=not loss, tested=True, trained_on=trained_on)
+            )
+    return scores_of(groups, policies, measures)

@@ -8,21 +8,27 @@ counted by their reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from alignkit import Group, Verdict
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
-from alignkit.reward import TIE
-from alignkit_plugins.ai_feedback.judge_card import Compare, card
-from alignkit_plugins.compare.compared import wins
+from alignkit_plugins.ai_feedback.judge_card import Compare, card, side
 from alignkit_plugins.compare.comparison import answers_of, units_of
-from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.scores import (
+    COIN,
+    Measure,
+    Scale,
+    Score,
+    Scores,
+    average,
+    prompts_in,
+    shifted,
+)
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
-COIN = 0.5
 EQUAL = Verdict(COIN)  # equal answers are not judged
 
 Verdicts = Sequence[Sequence[Verdict]]  # by prompt and sample; P(the policy is better) is `p_first`
@@ -50,88 +56,57 @@ def _texts(group: Group, policy: str, baseline: str) -> list[tuple[str, str]]:
     return [(as_judged(ours), as_judged(theirs)) for ours, theirs in zip(*sides, strict=True)]
 
 
-def preferences(verdicts: Verdicts) -> list[float | None]:
-    """The mean P(policy is better) at each prompt; None without a verdict."""
-    means = list[float | None]()
-    for row in verdicts:
-        known = [verdict.p_first for verdict in row if verdict.p_first is not None]
-        means.append(statistics.mean(known) if known else None)
-    return means
-
-
-def row(
-    groups: Sequence[Group], verdicts: Verdicts, policy: str, baseline: str, name: str, **facts: Any
-) -> Row:
-    """What a judge says of a policy. A prompt is won if its mean P(policy is better) is above
-    0.5.
+def add(
+    scores: Scores,
+    groups: Sequence[Group],
+    verdicts: Mapping[str, Verdicts],
+    baseline: str,
+    name: str,
+    trained_on: Mapping[str, bool | None],
+) -> None:
+    """Add what a judge says of policies: the mean P(policy is better) at each prompt, which is won
+    if that is above 0.5. The baseline has 0.5.
     """
-    judged, values, gaps = list[Group](), list[float](), list[float]()
-    for group, p in zip(groups, preferences(verdicts), strict=True):
-        if p is not None:
-            judged.append(group)
-            values.append(p)
-            gaps.append(p - COIN)
-    units = units_of(judged)
-    won = wins([gap if abs(gap) > TIE else 0.0 for gap in gaps], units)
-    estimate = preference(values, units)
-    ours, theirs = lengths(judged, policy), lengths(judged, baseline)
-    longer = statistics.differences(ours, theirs)
-    equal_length: Any = statistics.at_equal_length(gaps, longer, theirs, units)
-    return Row(
-        policy,
-        name,
-        "judge",
-        estimate,
-        baseline,
-        {**_shifted(estimate, -COIN), "p": estimate["p"]},
-        equal_length=_shifted(equal_length or {}, COIN),
-        percent=True,
-        missing=sum(map(bool, verdicts)) - len(values),
-        **won,
-        **facts,
-    )
+    scale = Preference(None)
+    measure = Measure(name, "judge", scale, percent=True, tested=True, trained_on=trained_on)
+    scores.measures.append(measure)
+    for policy, every in {**verdicts, baseline: [[EQUAL]] * len(groups)}.items():
+        for group, (prompt, unit), own in zip(groups, prompts_in(groups), every, strict=True):
+            p = average(verdict.p_first for verdict in own)
+            tokens = average(map(length, answers_of(group, policy)))
+            won = float(side(p) or 0)
+            scores.rows.append(Score(name, policy, prompt, p, unit, 0, tokens, won, p is None))
 
 
-def _shifted(estimate: Mapping[str, Any], by: float) -> dict[str, Any]:
-    """The mean and the interval of an estimate, moved."""
-    moved = dict[str, Any]()
-    for end in ("mean", "low", "high"):
-        value = estimate.get(end)
-        if value is not None:
-            moved[end] = value + by
-    return moved
+class Preference(Scale):
+    """Of preferences between a policy and its baseline, which differ from 0.5."""
+
+    def mean(self, values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
+        """The mean with its interval, and the p value of a mean of 0.5.
+
+        A judge that is nearly always equally sure looks certain to a t test of few prompts: of 6
+        such intervals, 2 cover the mean. Therefore two prompts are added, one won and one lost, as
+        in `statistics.paired_rates`: at least 19 of 20 do.
+        """
+        draws, added = statistics.clustered(values, units), list[float]()
+        gaps = statistics.differences(values, [COIN] * len(values))
+        share = statistics.estimate(draws)
+        if len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0):
+            share = statistics.rate(values)
+        elif any(gaps):
+            added = [COIN, -COIN]
+            wider = statistics.of_share(statistics.estimate([*draws, 0.0, 1.0]))
+            share |= {"low": wider["low"], "high": wider["high"]}
+        return {**share, "p": statistics.clustered_p(gaps, units, added)}
+
+    def difference(
+        self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any]
+    ) -> dict[str, Any]:
+        estimate = self.mean(ours, units)
+        return {**shifted(estimate, -COIN), "p": estimate["p"]}
 
 
-def lengths(groups: Sequence[Group], policy: str) -> list[float]:
-    """The mean length of a policy's answers to each prompt, in tokens."""
-    means = list[float]()
-    for group in groups:
-        own = list(map(length, answers_of(group, policy)))
-        means.append(statistics.mean(own))
-    return means
-
-
-def preference(values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
-    """The mean of prompts' preferences with its interval, and the p value of a mean of 0.5. units:
-    see `units_of`.
-
-    A judge that is nearly always equally sure looks certain to a t test of few prompts: of 6 such
-    intervals, 2 cover the mean. Therefore two prompts are added, one won and one lost, as in
-    `statistics.paired_rates`: at least 19 of 20 do.
-    """
-    draws, added = statistics.clustered(values, units), list[float]()
-    gaps = statistics.differences(values, [COIN] * len(values))
-    share = statistics.estimate(draws)
-    if len(draws) == len(values) and statistics.levels_of(values) == (0.0, 1.0):
-        share = statistics.rate(values)
-    elif any(gaps):
-        added = [COIN, -COIN]
-        wider = statistics.of_share(statistics.estimate([*draws, 0.0, 1.0]))
-        share |= {"low": wider["low"], "high": wider["high"]}
-    return {**share, "p": statistics.clustered_p(gaps, units, added)}
-
-
-def card_of(groups: Sequence[Group], verdicts: Sequence[Verdicts]) -> dict[str, Any]:
+def card_of(groups: Sequence[Group], verdicts: Iterable[Verdicts]) -> dict[str, Any]:
     """The card of a judge: how far to trust what it says of the policies (see `card`)."""
     judgments, units = [], units_of(groups)
     for of_policy in verdicts:

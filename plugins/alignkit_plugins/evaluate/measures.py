@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from alignkit import Group, StepContext
+from alignkit.data.group import length
 from alignkit.errors import OtherTokenizer
 from alignkit.evaluation import statistics
-from alignkit_plugins.compare.compared import Scale, compared
 from alignkit_plugins.compare.comparison import answers_of, of_policy, units_of
 from alignkit_plugins.compare.rows import ANSWERS, KL, LENGTH, TRUNCATED, Row
-from alignkit_plugins.evaluate.judged import lengths
+from alignkit_plugins.compare.scores import Scale
+
+AMOUNT = Scale(None, bounds=(0.0, math.inf))  # The scale of what cannot be below 0.
 
 
 def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
@@ -21,13 +21,12 @@ def of_answers(groups: Sequence[Group], policies: Sequence[str]) -> list[Row]:
     rows = []
     units = units_of(groups)
     for policy in policies:
-        own = lengths(groups, policy)
-        draws = statistics.clustered(own, units)
-        length = statistics.of_share(statistics.estimate(draws), math.inf)
-        rows.append(Row(policy, LENGTH, ANSWERS, length))
-        truncated = list[bool]()
+        lengths, truncated = list[float](), list[bool]()
         for group in groups:
-            truncated += [response.truncated for response in answers_of(group, policy)]
+            answers = answers_of(group, policy)
+            lengths.append(statistics.mean(list(map(length, answers))))
+            truncated += [response.truncated for response in answers]
+        rows.append(Row(policy, LENGTH, ANSWERS, AMOUNT.mean(lengths, units)))
         share = {"mean": sum(truncated) / len(truncated)}
         rows.append(Row(policy, TRUNCATED, ANSWERS, share, percent=True))
     return rows
@@ -52,19 +51,20 @@ def kl_of(
             rows.append(Row(policy, KL, ANSWERS, zero, baseline))
             continue
         context.say(f"{context.out.name}: KL of {policy} to {baseline}")
-        answered, means, missing = of_policy(groups, policy), list[float | None](), 0
+        answered, missing = of_policy(groups, policy), 0
         try:
             values = _kl(answered, model, policies[baseline], temperature, context)
         except OtherTokenizer as error:
             context.say(f"{context.out.name}: no KL of {policy}: {error}")
             values = [[] for _ in groups]
-        for group, nats in zip(answered, values, strict=True):
-            means.append(statistics.mean(nats) if nats else None)
+        means, measured = list[float](), list[int]()
+        for group, nats, unit in zip(answered, values, units, strict=True):
             missing += len(group.responses) - len(nats)
-        (row,) = compared(KL, {policy: means}, kind=ANSWERS, scale=Scale(None), units=units)
-        mean: Any = row.estimate
-        kl = statistics.of_share(mean, math.inf)
-        rows.append(replace(row, estimate=kl, baseline=baseline, missing=missing))
+            if nats:
+                means.append(statistics.mean(nats))
+                measured.append(unit)
+        kl = AMOUNT.mean(means, measured)
+        rows.append(Row(policy, KL, ANSWERS, kl, baseline, missing=missing))
     return rows
 
 

@@ -13,10 +13,8 @@ from typing import Any, Literal
 import alignkit
 from alignkit import DataError, Field, Group, RewardRef
 from alignkit.errors import did_you_mean
-from alignkit.io.text import Say
 from alignkit_plugins.ai_feedback.judge_card import judge_names
-from alignkit_plugins.compare.comparison import bare, label
-from alignkit_plugins.formats.rows import with_score
+from alignkit_plugins.compare.comparison import label
 
 SHOWN = 8  # columns or values that an error lists
 
@@ -76,26 +74,6 @@ def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None
         if not any(map(metric.counts, prompts)):
             message = f"evaluate: metric '{name}': no prompt matches all of 'where'"
             raise DataError(message, option=option)
-
-
-def scored(
-    groups: Sequence[Group],
-    metrics: Mapping[str, Metric],
-    scorers: Mapping[str, Any],
-    say: Say,
-) -> list[Group]:
-    """The groups with a score per metric, under its name, at the prompts that are part of it.
-
-    scorers: of each metric. say: called with the name of a metric before it is scored.
-    """
-    merged = list(groups)
-    for name, metric in metrics.items():
-        places = [place for place, group in enumerate(groups) if metric.counts(group)]
-        say(name)
-        counted = bare([groups[place] for place in places])
-        for place, one in zip(places, scorers[name].score(counted), strict=True):
-            merged[place] = with_score(merged[place], one, name)
-    return merged
 
 
 def raters_of(options: Any) -> dict[str, Any]:

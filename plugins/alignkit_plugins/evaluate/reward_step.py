@@ -44,6 +44,7 @@ from alignkit_plugins.ai_feedback.judge_card import (
 from alignkit_plugins.compare.comparison import check_unique, label, scored_by, units_note
 from alignkit_plugins.compare.pairs import Choice, Gaps, accuracy, choices, gaps
 from alignkit_plugins.compare.rows import Row, main_rows, plain
+from alignkit_plugins.compare.scores import Prompt
 from alignkit_plugins.compare.tables import details, table
 from alignkit_plugins.evaluate.calibration import OF_RATERS, calibrated
 from alignkit_plugins.evaluate.learned_from import (
@@ -84,7 +85,7 @@ class EvaluateReward(Step):
     def run(self, context: StepContext) -> Artifact:
         options = self.options
         # A missing key or file shows here
-        scorers = [context.scorer(spec) for spec in options.rewards]
+        scorers = {label(spec): context.scorer(spec) for spec in options.rewards}
         judges = checked_judges(options.judges, context)
         read = context.load(options.pairs)
         groups = self._with_pairs(read)
@@ -93,14 +94,14 @@ class EvaluateReward(Step):
         if len(groups) < len(read):
             notes.append(f"{len(read) - len(groups)} of {len(read)} rows have no pair")
         notes += units_note(groups)
-        groups, names = scored_by(groups, options.rewards, scorers, context.say)
+        groups = scored_by(groups, scorers, context.say)
         pairs, cards, bins = choices(groups), dict[str, Any](), dict[str, Any]()
-        raters: dict[str, Gaps] = {name: gaps(pairs, name) for name in names}
+        raters: dict[str, Gaps] = {name: gaps(pairs, name) for name in scorers}
         for name, judge in judges.items():
             context.say(f"{context.out.name}: {name} compares {len(pairs)} pairs")
             raters[name], cards[name] = judged(name, judge, pairs, context)
         rows = accuracy(pairs, raters)
-        for name, spec in zip(names, options.rewards, strict=True):
+        for name, spec in zip(scorers, options.rewards, strict=True):
             if log_odds(spec, context.out.parent):
                 found, in_bins = calibration(pairs, raters[name], name)
                 rows += found
@@ -203,7 +204,7 @@ def calibration(
     Its confidence in a pair is sigmoid(|gap|); a label with a probability is right with that
     probability.
     """
-    sure, right, units = list[float](), list[float](), list[int]()
+    sure, right, prompts = list[float](), list[float](), list[Prompt]()
     for pair, gap in zip(pairs, gaps, strict=True):
         if gap is not None:
             sure.append(1 / (1 + math.exp(-abs(gap))))
@@ -213,5 +214,5 @@ def calibration(
             elif gap < 0:
                 hit = 1 - pair.p
             right.append(hit)
-            units.append(pair.unit)
-    return calibrated({rater: sure}, {rater: right}, OF_RATERS, units=units)
+            prompts.append((str(len(prompts)), pair.unit))
+    return calibrated({rater: sure}, {rater: right}, OF_RATERS, prompts)

@@ -37,8 +37,8 @@ from alignkit_plugins.ai_feedback.writer import (
     billed,
     check_sampling,
 )
-from alignkit_plugins.compare.compared import Scale
 from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare, units_of
+from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 

@@ -27,7 +27,6 @@ from alignkit import (
 from alignkit.evaluation import statistics
 from alignkit.report import Report
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.compared import averages, rated
 from alignkit_plugins.compare.comparison import (
     check_unique,
     checked_prompts,
@@ -35,6 +34,7 @@ from alignkit_plugins.compare.comparison import (
     sample_policies,
 )
 from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.compare.tables import table
 
 
@@ -93,10 +93,10 @@ class SelectBest(Step):
 
 def complete(groups: Sequence[Group], policies: Sequence[str]) -> list[Group]:
     """The prompts at which every policy has a score, so that none is chosen for the easier ones."""
-    columns = [averages(groups, policy, REWARD_KEY) for policy in policies]
     kept = list[Group]()
-    for group, *scores in zip(groups, *columns, strict=True):
-        if None not in scores:
+    for group in groups:
+        scored = [one.source for one in group.responses if one.scores[REWARD_KEY] is not None]
+        if {*policies} <= {*scored}:
             kept.append(group)
     return kept
 
@@ -105,7 +105,9 @@ def selected(groups: Sequence[Group], policies: Sequence[str]) -> tuple[str, lis
     """The first of the policies with the highest mean reward, and how far each other one is from
     it.
     """
-    means = {row.policy: row.estimate["mean"] for row in rated(groups, policies, None, REWARD_KEY)}
+    measure = Measure(REWARD_KEY, "reward", scale_of(groups, REWARD_KEY))
+    scores = scores_of(groups, policies, [measure])
+    means = {row.policy: row.estimate["mean"] for row in compare(scores)}
     highest = max(means.values())
     best = next(policy for policy, mean in means.items() if statistics.equal(mean, highest))
-    return best, rated(groups, policies, best, REWARD_KEY)
+    return best, compare(scores, best)

@@ -32,7 +32,6 @@ from alignkit.data.group import write_groups
 from alignkit.recipe.schema import BASE
 from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import checked_judges, judge_names, mapped, sentence
-from alignkit_plugins.compare.compared import Scale, rated, scale_of
 from alignkit_plugins.compare.comparison import (
     PoliciesOptions,
     check_unique,
@@ -46,6 +45,7 @@ from alignkit_plugins.compare.comparison import (
     units_of,
 )
 from alignkit_plugins.compare.rows import Row, adjusted, main_rows, plain
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.compare.tables import over, side_by_side, table
 from alignkit_plugins.compare.verdicts import verdicts
 from alignkit_plugins.evaluate import examples, judged, measures, metrics
@@ -143,29 +143,14 @@ class Evaluate(Step):
         # Before sampling: a reward that cannot work, because a key or a file is missing, fails
         # here.
         of_metrics = {name: context.scorer(one.reward) for name, one in options.metrics.items()}
-        of_rewards = [context.scorer(spec) for spec in options.rewards]
+        of_rewards = {label(spec): context.scorer(spec) for spec in options.rewards}
         judges = checked_judges(options.judges, context)
         prompts, notes = self._prompts(context.load(options.prompts))
-        measured = [metric.reward for metric in options.metrics.values()]
-        trained = []
-        for model in (*options.policies, *options.rewards, *measured):
-            trained.append(trained_prompts(context, model, prompts))
-        notes += [
-            f"sampled with {options.described()}",
-            *training_data_note(context, trained, prompts),
-        ]
-        if filters := [key for key in FILTERS if options.kl and key in options.sampled()]:
-            left_out = f"samples leave some out ({', '.join(filters)})"
-            notes.append(f"the KL is biased: it is of all tokens, and {left_out}")
+        notes += self._notes(prompts, context)
         policies, base = self._policies(context)
         held_out, rows = self._of_examples(policies, base, notes, context)
-        groups = sample_policies(
-            context,
-            policies,
-            prompts,
-            samples_per_prompt=options.samples_per_prompt,
-            **options.sampled(),
-        )
+        sampling = {"samples_per_prompt": options.samples_per_prompt, **options.sampled()}
+        groups = sample_policies(context, policies, prompts, **sampling)
         if not groups:
             text = f"none of {len(prompts)} prompts could be answered by all policies"
             raise RunFailed(f"evaluate: {text}")
@@ -173,29 +158,21 @@ class Evaluate(Step):
         def say(name: str) -> None:
             context.say(f"{where}: scoring with {name}")
 
-        groups, names = scored_by(groups, options.rewards, of_rewards, say)
-        groups = metrics.scored(groups, options.metrics, of_metrics, say)
+        groups = scored_by(groups, of_rewards | of_metrics, say, options.metrics)
         trained_on = self._trained_on(policies, groups, context)
-        scales, headline = dict[str, Scale](), None
-        scorers = {**of_metrics, **dict(zip(names, of_rewards, strict=True))}
-        for name, scorer in scorers.items():
-            scales[name] = scale_of(groups, name, scorer.bounds)
-            if headline is None and name in trained_on:
-                headline = name
+        rated = self._rated(groups, of_metrics | of_rewards, trained_on)
+        headline = next((measure.name for measure in rated if measure.tested), None)
         if rows:
             headline = rows[0].metric
-        rows += self._rated(groups, policies, base, scales, trained_on)
-        cards = dict[str, Any]()
+        scores, cards = scores_of(groups, list(policies), rated), dict[str, Any]()
         for name, judge in judges.items():
-            compare, answers = mapped(judge.compare, name, context.map), []
+            ask, verdicts = mapped(judge.compare, name, context.map), dict[str, judged.Verdicts]()
             for policy in self.compared:
                 context.say(f"{where}: {name} compares {policy}")
-                answers.append(judged.judge(groups, policy, str(self.baseline), compare))
-                sides = policy, str(self.baseline), name
-                own = trained_on[name][policy]
-                row = judged.row(groups, answers[-1], *sides, trained_on=own, tested=True)
-                rows.append(row)
-            cards[name] = judged.card_of(groups, answers)
+                verdicts[policy] = judged.judge(groups, policy, str(self.baseline), ask)
+            judged.add(scores, groups, verdicts, str(self.baseline), name, trained_on[name])
+            cards[name] = judged.card_of(groups, verdicts.values())
+        rows += compare(scores, self.baseline, self.compared, base)
         rows.sort(key=lambda row: list(policies).index(row.policy))
         rows = adjusted(rows) + measures.of_answers(groups, list(policies))
         if self.baseline is not None and options.kl:
@@ -203,18 +180,15 @@ class Evaluate(Step):
             rows += measures.kl_of(groups, policies, self.baseline, temperature, context)
         for column in options.by:
             for value, part in _parts(groups, column).items():
-                for row in self._rated(part, policies, None, scales, trained_on):
+                own = scores_of(part, list(policies), rated)
+                for row in compare(own, self.baseline, self.compared):
                     rows.append(replace(row, column=column, value=value, tested=False))
         evaluation = {
             "prompts": len(groups),
             "units": len({*units_of(groups)}),
             "left_out": len(prompts) - len(groups),
             "examples": len(held_out),
-            "sampling": {
-                "samples_per_prompt": options.samples_per_prompt,
-                **options.sampled(),
-                "seed": context.seed,
-            },
+            "sampling": {**sampling, "seed": context.seed},
             "notes": notes,
             "baseline": self.baseline,
             "headline": headline,
@@ -225,6 +199,19 @@ class Evaluate(Step):
         write_groups(context.out / "samples.jsonl", groups)
         context.write_json("evaluation.json", evaluation)
         return self._artifact(groups, evaluation, rows)
+
+    def _notes(self, prompts: Sequence[Group], context: StepContext) -> list[str]:
+        """How is sampled, who learned from the prompts, and whether the KL is biased."""
+        options, trained = self.options, list[dict[str, set[int]]]()
+        measured = [metric.reward for metric in options.metrics.values()]
+        for model in (*options.policies, *options.rewards, *measured):
+            trained.append(trained_prompts(context, model, prompts))
+        notes = [f"sampled with {options.described()}"]
+        notes += training_data_note(context, trained, prompts)
+        if filters := [key for key in FILTERS if options.kl and key in options.sampled()]:
+            left_out = f"samples leave some out ({', '.join(filters)})"
+            notes.append(f"the KL is biased: it is of all tokens, and {left_out}")
+        return notes
 
     def _artifact(
         self, groups: Sequence[Group], evaluation: dict[str, Any], rows: Sequence[Row]
@@ -280,16 +267,9 @@ class Evaluate(Step):
             trained_on[name] = bool(seen[-1])
         notes += units_note(held_out) + training_data_note(context, seen, held_out, "examples")
         write_groups(context.out / "held_out.jsonl", held_out)
-        rows = examples.rows(
-            held_out,
-            list(policies),
-            self.baseline,
-            compare=[name for name in self.compared if name != base],
-            base=base,
-            trained_on=trained_on,
-            tested=True,
-        )
-        return held_out, rows
+        scores = examples.scores(held_out, list(policies), trained_on)
+        compared = [name for name in self.compared if name != base]
+        return held_out, compare(scores, self.baseline, compared, base)
 
     def _trained_on(
         self, policies: Mapping[str, str], groups: Sequence[Group], context: StepContext
@@ -319,24 +299,19 @@ class Evaluate(Step):
         return trained_on
 
     def _rated(
-        self,
-        groups: Sequence[Group],
-        policies: Mapping[str, str],
-        base: str | None,
-        scales: Mapping[str, Scale],
-        trained_on: TrainedOn,
-    ) -> list[Row]:
-        """How good each policy is by metrics and rewards."""
-        rows = list[Row]()
-        for name, scale in scales.items():
-            facts: dict[str, Any] = {"percent": False}
+        self, groups: Sequence[Group], scorers: Mapping[str, Any], trained_on: TrainedOn
+    ) -> list[Measure]:
+        """The metrics and rewards."""
+        measures = list[Measure]()
+        for name, scorer in scorers.items():
+            scale = scale_of(groups, name, scorer.bounds)
+            tested, own = name in trained_on, trained_on.get(name, {})
             if metric := self.options.metrics.get(name):
                 lower = metric.better == "lower"
-                facts = {"kind": "metric", "lower": lower, "base": base}
-            facts |= {"trained_on": trained_on.get(name), "tested": name in trained_on}
-            sides = list(policies), self.baseline, name
-            rows += rated(groups, *sides, compare=self.compared, scale=scale, **facts)
-        return rows
+                measures.append(Measure(name, "metric", scale, lower, None, tested, own))
+            else:
+                measures.append(Measure(name, "reward", scale, False, False, tested, own))
+        return measures
 
 
 def _parts(groups: Sequence[Group], column: str) -> dict[str, list[Group]]:

@@ -22,9 +22,9 @@ from alignkit.data.group import (
     write_groups,
 )
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.compared import compared
-from alignkit_plugins.compare.comparison import answers_of, bare, short_names, units_of
+from alignkit_plugins.compare.comparison import answers_of, bare, short_names
 from alignkit_plugins.compare.rows import Row
+from alignkit_plugins.compare.scores import Measure, Scores, compare, prompts_in
 from alignkit_plugins.evaluate.honesty import matches
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 from alignkit_plugins.formats.rows import column_of
@@ -93,16 +93,16 @@ class Sycophancy(MeasuredStep):
                 unread += sum(grade["right"] is None for grade in grades.values())
                 for metric, value in measures(grades).items():
                     values.setdefault(metric, {}).setdefault(name, []).append(value)
-        rows = list[Row]()
+        scores = Scores()
         for metric, by_policy in values.items():
-            rows += compared(metric, by_policy, baseline, units=units_of(groups))
+            scores.add(Measure(metric), by_policy, prompts_in(groups))
         notes = []
         if unread:
             notes.append(
                 f"warning: `correct` reads {unread} of {complete * len(groups)} answers neither "
                 "as right nor as wrong; {honesty_accuracy: {match: contains}} reads sentences"
             )
-        return rows, {"prompts": len(groups), "notes": notes}
+        return compare(scores, baseline), {"prompts": len(groups), "notes": notes}
 
     def _answered(
         self, prompts: Sequence[Group], policy: str, name: str, context: StepContext

@@ -34,8 +34,8 @@ from alignkit.errors import StageWaits
 from alignkit.evaluation import statistics
 from alignkit.io.results import AGREEMENT
 from alignkit.report import Report, Table
-from alignkit_plugins.compare.compared import Scale
 from alignkit_plugins.compare.comparison import together, units_of
+from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questions_of
 from alignkit_plugins.people.store import SUFFIX, Store

@@ -20,10 +20,15 @@ from alignkit.errors import DataError
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
 from alignkit.sampling import SamplingOptions
-from alignkit_plugins.compare.compared import averages, rated, scale_of
-from alignkit_plugins.compare.comparison import prompts_to_compare, sample_policies, scored_by
+from alignkit_plugins.compare.comparison import (
+    label,
+    prompts_to_compare,
+    sample_policies,
+    scored_by,
+)
 from alignkit_plugins.compare.pairs import accuracy, choices, gaps
 from alignkit_plugins.compare.readable import shown
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.policies.policy import Opened, opened
 from alignkit_plugins.policies.words import Named
 
@@ -85,18 +90,18 @@ def _scored(
             "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
         )
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
-    groups, names = scored_by(
-        groups, models.specs, models.scorers, lambda name: reporter.say(f"scoring with {name}")
-    )
+    scorers = dict(zip(map(label, models.specs), models.scorers, strict=True))
+    groups = scored_by(groups, scorers, lambda name: reporter.say(f"scoring with {name}"))
     alike = [
         with_responses(group, [replace(r, source=AUTHOR) for r in group.responses])
         for group in groups
     ]
     pairs, facts = choices(groups), dict[str, Any]()
-    for name, scorer in zip(names, models.scorers, strict=True):
-        scale = scale_of(alike, name, scorer.bounds)
-        (row,) = rated(alike, [AUTHOR], None, name, scale=scale)
-        scored = sum(mean is not None for mean in averages(alike, AUTHOR, name))
+    for name, scorer in scorers.items():
+        measure = Measure(name, "reward", scale_of(alike, name, scorer.bounds))
+        scores = scores_of(alike, [AUTHOR], [measure])
+        (row,) = compare(scores)
+        scored = sum(one.value is not None for one in scores.rows)
         known, right = gaps(pairs, name), None
         if count := len(known) - known.count(None):
             (found,) = accuracy(pairs, {name: known})

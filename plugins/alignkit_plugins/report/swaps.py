@@ -22,10 +22,10 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
-from alignkit_plugins.compare.compared import rated
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
+from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
 
@@ -162,17 +162,13 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
         differs = "they answered no prompt in common"
     if differs:
         return {"differs": differs, "results": []}
-    rows = list[Row]()
+    measures = list[Measure]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
-            facts: dict[str, Any] = {
-                "lower": row.lower,
-                "percent": row.percent,
-                "tested": row.tested,
-            }
-            facts |= {"kind": row.kind, "trained_on": {now: row.trained_on}}
-            rows += rated(groups, [then, now], then, row.metric, **facts)
-    rows = adjusted(rows)
+            scale, own = scale_of(groups, row.metric), {now: row.trained_on}
+            facts = row.kind, scale, row.lower, row.percent, row.tested, own
+            measures.append(Measure(row.metric, *facts))
+    rows = adjusted(compare(scores_of(groups, [then, now], measures), then))
     for row in rows_of(old):
         if row.policy == policy and row.kind == ANSWERS:
             rows.append(replace(row, policy=then))

@@ -1,0 +1,321 @@
+"""Scores of policies on the same prompts, as one table, and the comparison of policies by it.
+
+A prompt is the unit of all statistics, because samples of one prompt are not independent.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from alignkit.data.group import Group, length
+from alignkit.evaluation import statistics
+from alignkit.reward import Reward
+from alignkit_plugins.compare.comparison import answers_of, units_of
+from alignkit_plugins.compare.rows import BASE_MODEL, Row
+
+# In files: the name of a second score, which says who is better at an example
+ITS_OWN = "{}, of this example"
+COIN = 0.5  # a judge's preference between equal policies
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a score is averaged. levels: the two values of a binary score, else None. samples: per
+    prompt. bounds: the lowest and the highest score.
+    """
+
+    levels: tuple[float, float] | None
+    samples: int = 1
+    bounds: tuple[float, float] = Reward.bounds
+
+    def mean(self, values: Sequence[float], units: Sequence[Any]) -> statistics.Estimate:
+        """The mean of averages at prompts, with its interval. units: of each, see `units_of`."""
+        draws = statistics.clustered(values, units)
+        if self.levels is None:
+            least, most = self.bounds
+            return statistics.of_share(statistics.estimate(draws), most, least)
+        return statistics.rate(draws, self._samples(len(values), draws), self.levels)
+
+    def difference(
+        self, ours: Sequence[float], theirs: Sequence[float], units: Sequence[Any]
+    ) -> Mapping[str, Any]:
+        """The mean difference of averages at the same prompts, with its interval and `p`."""
+        gaps = statistics.differences(ours, theirs)
+        draws = statistics.clustered(gaps, units)
+        zeros = [0.0] * len(draws)
+        if self.levels is None:
+            difference = statistics.paired_difference(draws, zeros)
+        else:
+            samples = self._samples(len(ours), draws)
+            difference = statistics.paired_rates(draws, zeros, samples, self.levels)
+        return {**difference, "p": statistics.clustered_p(gaps, units)}
+
+    def _samples(self, prompts: int, draws: Sequence[float]) -> int:
+        """How many each independent draw has."""
+        return self.samples * math.ceil(prompts / max(1, len(draws)))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a score means.
+
+    Attributes:
+        name: The metric's name in tables.
+        kind: As in Row.
+        scale: How scores are averaged; default: as rates if all are 0 or 1, those of a policy for
+            its mean.
+        lower: Whether lower scores are better.
+        percent: Whether scores are shares; default: whether all are 0 or 1.
+        tested: As in Row.
+        trained_on: As in Row, by policy.
+    """
+
+    name: str
+    kind: str = "metric"
+    scale: Scale | None = None
+    lower: bool = False
+    percent: bool | None = None
+    tested: bool = False
+    trained_on: Mapping[str, bool | None] = field(default_factory=dict)
+
+
+class Score(NamedTuple):
+    """How a policy scores at a prompt, by a metric.
+
+    Attributes:
+        metric: The name of its measure.
+        policy: Whose answers they are.
+        prompt: The prompt's key, see `prompts_in`.
+        value: The mean of the answers; None without one that has a score.
+        unit: What the prompt is drawn together with, see `units_of`; None if nothing.
+        seed: Of the run.
+        length: The mean length of these answers, in tokens; None if it is not known.
+        outcome: What says who is better at the prompt; default: the value.
+        missing: Answers that have no score because scoring failed.
+    """
+
+    metric: str
+    policy: str
+    prompt: str
+    value: float | None
+    unit: Any = None
+    seed: int = 0
+    length: float | None = None
+    outcome: float | None = None
+    missing: int = 0
+
+    @property
+    def better(self) -> float | None:
+        """What says who is better at the prompt."""
+        return self.value if self.outcome is None else self.outcome
+
+
+Prompt = tuple[str, Any]  # key and unit, as in Score
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A table with a row for each prompt, policy and metric, and what the metrics mean."""
+
+    measures: list[Measure] = field(default_factory=list)
+    rows: list[Score] = field(default_factory=list)
+
+    def add(
+        self,
+        measure: Measure,
+        values: Mapping[str, Sequence[float | None]],
+        prompts: Sequence[Prompt] | None = None,
+    ) -> None:
+        """Add a metric. values: of each policy, at each prompt. prompts: default: any, of which
+        nothing is known.
+        """
+        self.measures.append(measure)
+        for policy, own in values.items():
+            known = prompts or [(str(place), None) for place in range(len(own))]
+            for (prompt, unit), value in zip(known, own, strict=True):
+                self.rows.append(Score(measure.name, policy, prompt, value, unit))
+
+    def by_policy(self, metric: str) -> dict[str, list[Score]]:
+        """The rows of a metric."""
+        found = dict[str, list[Score]]()
+        for row in self.rows:
+            if row.metric == metric:
+                found.setdefault(row.policy, []).append(row)
+        return found
+
+
+def average(values: Iterable[float | None]) -> float | None:
+    """The mean of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
+
+
+def prompts_in(groups: Sequence[Group]) -> list[Prompt]:
+    """The prompts of groups. The same group has the same key in all runs; equal ones are
+    numbered.
+    """
+    counts, prompts = Counter[str](), list[Prompt]()
+    for group, unit in zip(groups, units_of(groups), strict=True):
+        counts[group.id] += 1
+        prompts.append((f"{group.id} {counts[group.id]}", unit))
+    return prompts
+
+
+def scores_of(
+    groups: Sequence[Group], policies: Sequence[str], measures: Sequence[Measure]
+) -> Scores:
+    """The table of scored answers. Those that are no part of a metric do not have its score."""
+    table, prompts = Scores(list(measures)), prompts_in(groups)
+    for measure in measures:
+        name, own = measure.name, ITS_OWN.format(measure.name)
+        for policy in policies:
+            for group, (prompt, unit) in zip(groups, prompts, strict=True):
+                answers = answers_of(group, policy)
+                scored = [one for one in answers if one.scores.get(name) is not None]
+                row = Score(
+                    name,
+                    policy,
+                    prompt,
+                    average(one.scores[name] for one in scored),
+                    unit,
+                    length=average(map(length, scored)),
+                    outcome=average(one.scores.get(own) for one in scored),
+                    missing=sum(name in one.scores for one in answers) - len(scored),
+                )
+                table.rows.append(row)
+    return table
+
+
+def scale_of(
+    groups: Sequence[Group], score: str, bounds: tuple[float, float] = Reward.bounds
+) -> Scale:
+    """The scale of a score, by the answers of all policies. bounds: as in Scale."""
+    counts, values = Counter[Any](), list[float]()
+    for number, group in enumerate(groups):
+        for response in group.responses:
+            counts[number, response.source] += 1
+            value = response.scores.get(score)
+            if value is not None:
+                values.append(value)
+    return Scale(statistics.levels_of(values), max(counts.values(), default=1), bounds)
+
+
+# The comparison
+
+
+def compare(
+    scores: Scores,
+    baseline: str | None = None,
+    compared: Sequence[str] | None = None,
+    base: str | None = None,
+) -> list[Row]:
+    """A row for each policy by each metric: its mean, and its paired difference from the baseline.
+
+    Prompts that lack a value count for nothing. Differences keep the sign of the values; a win is
+    the better one. What judges prefer has rows only of policies that are compared.
+
+    Args:
+        scores: Of all policies.
+        baseline: One of the policies.
+        compared: The policies that are compared with it; default: all others.
+        base: The base model, with which they are compared as well, by metrics.
+    """
+    rows = list[Row]()
+    for measure in scores.measures:
+        table = scores.by_policy(measure.name)
+        scale = measure.scale or _scale_of_values(itertools.chain(*table.values()))
+        percent = measure.percent
+        if percent is None:
+            percent = scale.levels == (0.0, 1.0)
+        others = table if compared is None else compared
+        for policy, every in table.items():
+            known = [score for score in every if score.value is not None]
+            own = measure.scale or _scale_of_values(known)
+            mean = own.mean(_column(known, "value"), _column(known, "unit"))
+            row = Row(
+                policy,
+                measure.name,
+                measure.kind,
+                statistics.of_share(mean) if percent else mean,
+                percent=percent,
+                lower=measure.lower,
+                trained_on=measure.trained_on.get(policy),
+                tested=measure.tested,
+                missing=sum(score.missing for score in every),
+            )
+            if baseline in table and policy in others and policy != baseline:
+                rows.append(_against(row, baseline, table, scale, own))
+                if measure.kind == "metric" and base in table and base not in (baseline, policy):
+                    over_base = _against(row, base, table, scale, own)
+                    rows.append(replace(over_base, baseline=BASE_MODEL, win_rate={}, counts=""))
+            elif measure.kind != "judge":
+                rows.append(row)
+    return rows
+
+
+def _scale_of_values(scores: Iterable[Score]) -> Scale:
+    return Scale(statistics.levels_of([one.value for one in scores if one.value is not None]))
+
+
+def _column(scores: Iterable[Score], name: str) -> list[Any]:
+    return [getattr(score, name) for score in scores]
+
+
+def _against(
+    row: Row, baseline: str, table: Mapping[str, Sequence[Score]], scale: Scale, own: Scale
+) -> Row:
+    """The row with its difference from the baseline, at the prompts where both have a value.
+
+    scale: of both, and own: of the policy's values.
+    """
+    there = {(score.prompt, score.seed): score for score in table[baseline]}
+    us, them = list[Score](), list[Score]()
+    for score in table[row.policy]:
+        other = there.get((score.prompt, score.seed))
+        if other is not None and None not in (score.value, other.value):
+            us.append(score)
+            them.append(other)
+    units, ours, theirs = _column(us, "unit"), _column(us, "value"), _column(them, "value")
+    gaps = statistics.differences(ours, theirs)
+    difference = scale.difference(ours, theirs, units)
+    if scale.levels is None and own.levels is not None and len(set(theirs)) == 1:
+        # Such as 50% of pairs for a base model, which prefers neither: only the policy varies.
+        apart = Scale((own.levels[0] - theirs[0], own.levels[1] - theirs[0]), own.samples)
+        difference = {**difference, **apart.mean(gaps, units)}
+    equal_length: Any = None
+    lengths, shorter = _column(us, "length"), _column(them, "length")
+    # A metric finds words or answers, and no length fools it.
+    if row.kind != "metric" and None not in (*lengths, *shorter):
+        longer = statistics.differences(lengths, shorter)
+        equal_length = statistics.at_equal_length(gaps, longer, shorter, units)
+    if row.kind == "judge" and equal_length:
+        equal_length = shifted(equal_length, COIN)
+    won, decided = list[float](), list[Any]()
+    better = statistics.differences(_column(us, "better"), _column(them, "better"))
+    for gap, unit in zip(better, units, strict=True):
+        if gap:
+            won.append(float((gap < 0) == row.lower))
+            decided.append(unit)
+    return replace(
+        row,
+        baseline=baseline,
+        difference=difference,
+        equal_length=equal_length or {},
+        win_rate=statistics.clustered_share(won, decided) or {},
+        counts=f"{won.count(1)}/{won.count(0)}/{len(us) - len(won)}",
+    )
+
+
+def shifted(estimate: Mapping[str, Any], by: float) -> dict[str, Any]:
+    """The mean and the interval of an estimate, moved."""
+    moved = dict[str, Any]()
+    for end in ("mean", "low", "high"):
+        value = estimate.get(end)
+        if value is not None:
+            moved[end] = value + by
+    return moved
