@@ -9,7 +9,7 @@ def test_only_a_terminal_gets_other_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "60")
-    text = "words " * 20
+    text = "words " * 20 + "words"
     print_lines(text)
     assert capsys.readouterr().out == f"{text}\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
