@@ -39,7 +39,9 @@ class Add(Protocol):
         implementation: The class, function or text, or where it is: `"module:Class"` is imported
             when it is used.
         summary: One line for `alignkit plugins`.
-        default: Every online stage has this monitor, with its default options.
+        default: Whether it is used where no recipe names one. Every online stage has the monitors
+            that are. There must be one launcher, one reader of data without a file, such as the
+            hub's, and one model for the kits of `alignkit.testing`.
     """
 
     def __call__(

@@ -200,9 +200,6 @@ def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, f
     return str(line.get("stage", "")), int(line.get("step", number)), metrics
 
 
-HUB = Path("data.hub")  # stands for what `hub:` names
-
-
 class Reader:
     """Reads the files with one suffix, such as tables or databases, as rows. JSON and text need
     none.
@@ -255,7 +252,7 @@ class Reader:
         return {}
 
 
-def reader_of(path: Path) -> Reader | None:
+def reader_of(path: Path | None) -> Reader | None:
     """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
 
     Raises PluginError if several plugins read it.
@@ -266,8 +263,10 @@ def reader_of(path: Path) -> Reader | None:
     return registration.implementation()
 
 
-def registration_of(path: Path) -> Registration | None:
-    """Where the reader of a file is from. See `reader_of`."""
+def registration_of(path: Path | None) -> Registration | None:
+    """Where the reader of a file is from; None: of data without a file. See `reader_of`."""
+    if path is None:
+        return plugins().only("reader") if plugins().defaults("reader") else None
     suffix = suffix_of(path)
     if not plugins().has("reader", suffix):
         return None
@@ -291,7 +290,8 @@ class Launcher:
     """Base class of a launcher: whatever lets several processes run one recipe together, and asks
     engines.
 
-    A run of one process with its own sampler needs none. No recipe names it: there may be one only.
+    A run of one process with its own sampler needs none. No recipe names it, so there must be one
+    default.
     """
 
     def launch(self, processes: int) -> int:
@@ -334,6 +334,6 @@ class Launcher:
 
 
 def launcher() -> Launcher:
-    """What starts several processes. Raises PluginError unless one plugin does."""
+    """What starts several processes. Raises PluginError if no plugin does."""
     made: Launcher = plugins().only("launcher").implementation()
     return made

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.utils._pytree import tree_map_only
 
 from alignkit.errors import RunFailed, reason_of
@@ -30,7 +30,33 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     """What a stage names, and its options."""
     if isinstance(value, Component):
         return value.registration.implementation, value.options.model_dump(exclude_unset=True)
-    return plugins().get(kind, value).implementation, {}
+    return OWN.get(value) or plugins().get(kind, value).implementation, {}
+
+
+def constant(step: int, total: int) -> float:
+    """Return the factor of the same rate after the warmup."""
+    return 1.0
+
+
+def linear(step: int, total: int, warmup: int) -> float:
+    """Return a factor that falls to 0."""
+    return max(0.0, 1 - (step - warmup) / max(1, total - warmup))
+
+
+def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float:
+    """Return a factor that falls to 0 as half a wave of the cosine."""
+    return max(
+        0.0, 0.5 * (1 + math.cos(math.pi * (1 - linear(step, total, warmup)) * 2 * num_cycles))
+    )
+
+
+# What alignkit itself provides, without options
+OWN: dict[str, Callable[..., Any]] = {
+    "adamw": AdamW,
+    "constant": constant,
+    "linear": linear,
+    "cosine": cosine,
+}
 
 
 def factor_of(schedule: Component | str, **given: float) -> float:

@@ -20,7 +20,7 @@ from alignkit import hookspecs
 from alignkit.calls import blame, line_in
 from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
 from alignkit.io.opened import watch
-from alignkit.registry import KINDS, Origin, Registration, Registry
+from alignkit.registry import DEFAULTS, KINDS, Origin, Registration, Registry
 
 GROUP = "alignkit"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # a reader's name is a suffix, such as .csv
@@ -61,8 +61,8 @@ class _Plugin:
                 "a name has letters, digits, '.', '_' and '-', and only a reader's begins with '.'"
             )
             raise ValueError(f"{kind} {name!r}: {rule}")
-        if default and kind != "monitor":
-            raise ValueError(f"{kind} {name!r}: only a monitor can be a default")
+        if default and kind not in DEFAULTS:
+            raise ValueError(f"{kind} {name!r}: only {', '.join(DEFAULTS)} can be a default")
         file = Path(str(sys.modules[self.module].__file__))
         registration = Registration(
             name, implementation, summary, kind, file, default, **vars(self.origin)

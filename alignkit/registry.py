@@ -35,6 +35,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "reader": ("Reader",),
     "launcher": ("Launcher",),
 }
+DEFAULTS = ("monitor", "reader", "launcher", "model")  # kinds with defaults
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 
@@ -74,7 +75,7 @@ class Registration(Origin):
     """An implementation under a name.
 
     target: the implementation, or where it is, as `module:Class`. file: of the plugin's module.
-    default: whether it is used without being named.
+    default: whether it is used where no recipe names one.
     """
 
     name: str
@@ -151,20 +152,18 @@ class Registry:
         return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
 
     def defaults(self, kind: str) -> list[Registration]:
-        """Those of a kind that are used without being named."""
+        """Those of a kind that are used where no recipe names one."""
         return [one for one in self.registrations(kind) if one.default]
 
     def only(self, kind: str) -> Registration:
-        """The registration of a kind that recipes do not name. Raises PluginError unless there is
-        exactly one.
-        """
-        found = self.registrations(kind)
+        """The one default of a kind. Raises PluginError if there is none, or another one."""
+        found = self.defaults(kind)
         if len(found) != 1:
             origins = " and ".join(f"'{one.name}' ({one.origin})" for one in found)
             help = f"disable one of {origins} with --no-plugin"
             if not found:
                 help = "`alignkit plugins` lists what is installed"
-            text = f"{len(found) or 'no'} plugins provide a {kind}, which needs one"
+            text = f"{len(found) or 'no'} plugins provide the default {kind}"
             raise PluginError("\n  ".join([text, help, *map(str, self.broken)]))
         return found[0]
 

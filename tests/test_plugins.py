@@ -110,7 +110,7 @@ BROKEN = {
         adding("'step', 'a', type('S', (Step,), {'Options': int})"),
         "a subclass of alignkit.Options",
     ),
-    "default": (adding("'step', 'a', Step, default=True"), "only a monitor can be a default"),
+    "default": (adding("'step', 'a', Step, default=True"), "launcher, model can be a default"),
     "name": (GOOD.format(name="a:b"), "algorithm 'a:b': a name has letters"),
 }
 
@@ -172,9 +172,9 @@ def test_a_name_of_two_plugins_names_both_and_how_to_choose(distribution: MakeDi
 
 
 def test_of_two_launchers_one_must_be_disabled(distribution: MakeDistribution) -> None:
-    distribution("x-cluster", adding("'launcher', 'mine', Launcher", "Launcher"))
+    distribution("x-cluster", adding("'launcher', 'mine', Launcher, default=True", "Launcher"))
     with pytest.raises(
-        PluginError, match=r"(?s)2 plugins provide a launcher, .*'mine' \(x-cluster 1"
+        PluginError, match=r"(?s)2 plugins provide the default launcher.*'mine' \(x-cluster 1"
     ):
         load_plugins().only("launcher")
     loaded = load_plugins(disabled=["alignkit_distributed"])

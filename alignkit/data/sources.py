@@ -42,7 +42,7 @@ from alignkit.errors import BadRow, DataError, LeftOut, reason_of
 from alignkit.formats import Format, columns_of, text_of
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.io.text import normalized
-from alignkit.kinds import HUB, reader_of, registration_of
+from alignkit.kinds import reader_of, registration_of
 from alignkit.options import Field, Options, in_recipe
 from alignkit.plugins import plugins
 from alignkit.registry import Component
@@ -319,7 +319,7 @@ class SourceReader:
 
     def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
-        table = registration_of(self.source.path or HUB) is not None
+        table = registration_of(self.source.path) is not None
         rows = ((number, without_fills(row, table)) for number, row in self._stored_rows())
         try:
             return rows if self.format is None else self.format.rows(rows)
@@ -327,10 +327,10 @@ class SourceReader:
             raise DataError(f"{self.source.name}: {error}") from error
 
     def _stored_rows(self) -> NumberedRows:
-        path = self.source.path or HUB
+        path = self.source.path
         if self.source.stage:
             path = self.stage_data(self.source.stage)
-        if path != HUB and path.is_dir():
+        if path is not None and path.is_dir():
             return (self.format or Format()).rows_of_folder(path)
         ours = {
             ".txt": self._text_rows,
@@ -338,11 +338,13 @@ class SourceReader:
             ".jsonl": jsonl_rows,
             ".ndjson": jsonl_rows,
         }
-        if read := ours.get(suffix_of(path)):
+        if path is not None and (read := ours.get(suffix_of(path))):
             return read(path)
         if reader := reader_of(path):
             return reader.rows_of(self.source, self.commit)
         known = [*ours, *plugins().names("reader")]
+        if path is None:
+            raise DataError(f"{self.source.name}: no plugin reads it; write it to a file")
         raise DataError(
             f"{path}: unknown file type '{suffix_of(path)}'; use one of {', '.join(known)}"
         )

@@ -33,7 +33,7 @@ from alignkit.shapes import by_name
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {
     "engine": (LOCAL,),
-    "optimizer": ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    "optimizer": ("adamw",),
     "schedule": ("constant", "linear", "cosine"),
 }
 _COMMON = dict.fromkeys(allowed_keys(DataSource), "")
@@ -73,7 +73,12 @@ class Reading:
         if value in _OWN.get(kind, ()):
             return value
         read = getattr(self, f"read_{kind}", None)
-        return self.component(kind, value) if read is None else read(value)
+        if read is not None:
+            return read(value)
+        name, registration, raw = self.plugin(kind, value)
+        if registration.name == value and getattr(registration.target, "stays_a_name", False):
+            return value
+        return self.with_options(name, registration, raw, name)
 
     # --- plugins
 

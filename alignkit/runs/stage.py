@@ -291,7 +291,9 @@ class TrainingStage(RunStage):
             # Is the chat template fit for it?
             with problems.gathering(self.name, ("environment",)):
                 factory = Factory(settings.environment, self.name, self.seed, self.recipe.folder)
-                Episodes(factory, self.services.base(BASE).encoder, settings.max_length)
+                encoder = self.services.base(BASE).encoder
+                assert encoder is not None  # it was downloaded
+                Episodes(factory, encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
         self._check_entries(problems, filter(self._is_here, self.entries), rows)

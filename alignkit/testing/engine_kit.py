@@ -17,12 +17,11 @@ from alignkit.kinds import launcher
 from alignkit.models.generate import Generation, generate
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.plugins import plugins
 from alignkit.registry import Component
 from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
-from alignkit.testing.tiny import SPEC, add_noise
+from alignkit.testing.tiny import SPEC, add_noise, tiny_folder
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
 
 TOLERANCE = 1e-3  # nats
@@ -59,7 +58,7 @@ def _check_engine(around: Surroundings, component: Component, tolerance: float) 
     early = create(component)
     call(early, "check", around.folder)
     # Not the model that all checks of a process share: an engine reads the base from its folder.
-    model = SharedModel(SPEC, str(plugins().get("model", "tiny").implementation(around.cache)))
+    model = SharedModel(SPEC, tiny_folder(around.cache))
     model.end_ids = tuple(range(2, model.model.config.vocab_size, 10))  # so that some responses end
     engine = launcher().engine(
         component, around.cache / "engine", stage="", seed=SEED, say=lambda text: None

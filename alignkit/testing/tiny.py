@@ -1,4 +1,4 @@
-"""The model `tiny` as all kits share it, and the models of a run's stages on it."""
+"""The model as all kits share it, and the models of a run's stages on it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from alignkit.plugins import plugins
 from alignkit.settings import LoraSpec, ModelSpec
 
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
-SPEC = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
+SPEC = ModelSpec(base="tests", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
 
 
 class TinyModel(SharedModel):
-    """The model `tiny`, with a token budget that can be set."""
+    """The model of the kits, with a token budget that can be set."""
 
     budget = ONE_BATCH
 
@@ -34,7 +34,12 @@ class TinyModel(SharedModel):
 def tiny_model() -> TinyModel:
     """The model that all checks of a process share."""
     with tempfile.TemporaryDirectory(prefix="alignkit-testing-") as folder:
-        return TinyModel(SPEC, str(plugins().get("model", "tiny").implementation(Path(folder))))
+        return TinyModel(SPEC, tiny_folder(Path(folder)))
+
+
+def tiny_folder(cache: Path) -> str:
+    """The folder of the model that plugins provide for kits."""
+    return str(plugins().only("model").implementation(cache))
 
 
 def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
@@ -48,7 +53,7 @@ def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
 
 
 class TinyModels(LoadedBase):
-    """The models of a run on the model `tiny`: every stage has weights of its own."""
+    """The models of a run on the model of the kits: every stage has weights of its own."""
 
     def __init__(self) -> None:
         super().__init__(tiny_model(), artifact=Path)

@@ -168,6 +168,7 @@ not_truncated algorithms.filters:NotTruncated  drop groups with too many truncat
 reward_range algorithms.filters:RewardRange  keep groups whose mean reward is in a range
 
 [monitor]
+reward_hacking monitors.reward_hacking:RewardHacking  drift of answers
 gold monitors.reward_hacking:Gold  a reward that is only measured, and may end a stage
 kl_budget monitors.reward_hacking:KLBudget  ends a stage beyond a KL to the reference
 
@@ -182,6 +183,8 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .feedback people.agreement:StoreReader  people's labels from a store
 """
 
+DEFAULTS = ("reward_hacking", ".hub", "tiny")
+
 
 @hookimpl
 def register(add: Add) -> None:
@@ -192,9 +195,7 @@ def register(add: Add) -> None:
         elif line:
             name, target, summary = line.split(maxsplit=2)
             package = "" if target.startswith("alignkit.") else "alignkit_plugins."
-            add(kind, name, f"{package}{target}", summary)
-    drift = "alignkit_plugins.monitors.reward_hacking:RewardHacking"
-    add("monitor", "reward_hacking", drift, "drift of answers", default=True)
+            add(kind, name, f"{package}{target}", summary, default=name in DEFAULTS)
 
 
 @hookimpl

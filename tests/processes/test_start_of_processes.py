@@ -53,7 +53,7 @@ def test_only_several_processes_need_the_plugin(work: Path) -> None:
     words = ["run", str(write_recipe(SFT)), "--no-plugin", "alignkit_distributed", "--out", "out"]
     leader, _ = together(words)
     assert leader.code == PluginError.exit_code
-    assert "no plugins provide a launcher" in leader.err
+    assert "no plugins provide the default launcher" in leader.err
     assert cli.main(words) == 0
 
 

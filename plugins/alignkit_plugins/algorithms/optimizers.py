@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import math
 from functools import partial
 from typing import Any
 
@@ -49,6 +48,8 @@ class Class:
     def __init__(self, module: str, name: str):
         self.module, self.__name__ = module, name
         self.packages = (module.partition(".")[0],)  # part of a stage's hash
+        # So that a recipe that names it, without options, can be read without bitsandbytes
+        self.stays_a_name = name in ("AdamW8bit", "PagedAdamW32bit", "PagedAdamW8bit")
 
     @property
     def _class(self) -> Any:
@@ -130,20 +131,6 @@ def short(name: str) -> str:
     return plain.replace("paged", "paged_")
 
 
-def constant(step: int, total: int) -> float:
-    return 1.0
-
-
-def linear(step: int, total: int, warmup: int) -> float:
-    return max(0.0, 1 - (step - warmup) / max(1, total - warmup))
-
-
-def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float:
-    return max(
-        0.0, 0.5 * (1 + math.cos(math.pi * (1 - linear(step, total, warmup)) * 2 * num_cycles))
-    )
-
-
 @hookimpl
 def register(add: Add) -> None:
     for module, names in (("torch.optim", TORCH), ("bitsandbytes.optim", BITSANDBYTES)):
@@ -151,8 +138,13 @@ def register(add: Add) -> None:
             add("optimizer", short(name), Class(module, name), f"{name} of {module}")
     adafactor = Class("transformers.optimization", "Adafactor")
     add("optimizer", "transformers_adafactor", adafactor, "Adafactor of transformers.optimization")
-    add("schedule", "constant", constant, "the same rate after the warmup")
-    add("schedule", "linear", linear, "falls to 0")
-    add("schedule", "cosine", cosine, "falls to 0 as half a wave of the cosine")
+    add("schedule", "constant", "alignkit.optimizers:constant", "the same rate after the warmup")
+    add("schedule", "linear", "alignkit.optimizers:linear", "falls to 0")
+    add(
+        "schedule",
+        "cosine",
+        "alignkit.optimizers:cosine",
+        "falls to 0 as half a wave of the cosine",
+    )
     for name, function in SCHEDULES.items():
         add("schedule", name, Schedule(function), f"{function} of transformers")

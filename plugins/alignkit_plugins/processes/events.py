@@ -184,4 +184,5 @@ def problems_of_device(recipe: Recipe, on_cpu: bool) -> list[Problem]:
 
 @hookimpl
 def register(add: Add) -> None:
-    add("launcher", "accelerate", Accelerate, "several processes, with accelerate's collectives")
+    summary = "several processes, with accelerate's collectives"
+    add("launcher", "accelerate", Accelerate, summary, default=True)
