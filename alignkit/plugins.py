@@ -16,6 +16,7 @@ from typing import Any
 
 import pluggy
 
+import alignkit
 from alignkit import hookspecs
 from alignkit.calls import blame, line_in
 from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
@@ -36,6 +37,11 @@ class _Plugin:
     module: str
     load: Callable[[], Any]
     added: list[Registration] = field(default_factory=list)
+
+    @property
+    def package(self) -> str:
+        """Of its module."""
+        return self.module.partition(".")[0]
 
     @property
     def names(self) -> set[str]:
@@ -166,13 +172,14 @@ def load_plugins(
     that no plugin has.
     """
     global _current
-    watch()
+    installed = _installed()
+    watch(one.package for one in installed if one.origin.distribution == alignkit.__name__)
     if extra_files is None:
         extra_files = map(Path, plugin_options["--plugin"])
     if disabled is None:
         disabled = plugin_options["--no-plugin"]
     result = Plugins(extra_files, disabled)
-    found = [*_installed(), *map(_of_file, result.files)]
+    found = [*installed, *map(_of_file, result.files)]
     names = set[str]().union(*(plugin.names for plugin in found))
     for name in disabled:
         if name not in names:

@@ -14,12 +14,13 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import yaml
 
 import alignkit.cli
 from alignkit.plugins import load_plugins
+from alignkit.registry import KINDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignkit"
@@ -39,6 +40,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # contract_only: those that import nothing of the kernel but what a stranger's package may rely on,
 # and so nothing of the internal rooms.
 #
+# names_plugins: modules of the core that name the package of the plugins: none is to be left.
 # other_meanings: words of first-party plugins that mean something else in a module of the core: an
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
@@ -69,6 +71,7 @@ needs: [
   formats, rewards, algorithms, environments, models, gpu, processes, monitors, trl, compare,
   ai_feedback, vllm, people, policies, evaluate, report, data, recipes, authors]
 contract_only: [algorithms, formats, monitors, rewards, vllm]
+names_plugins: [alignkit.kernels.capabilities, alignkit.kernels.lora]
 other_meanings:
   alignkit.settings: [sft]
   alignkit.training.sampler: [sft]
@@ -78,7 +81,7 @@ common_words: [
   rating, rubric, panel, dialogues, evaluate, feedback, groups, length, lm, messages, normalized,
   classifier, format, http, language, regex, repetition, weighted, clean, environment, people,
   preference, python, sample, drop, questions, template, clip, min, product, rankings, rest, revise,
-  reward_model, text, weighted_sum, when]
+  reward_model, text, weighted_sum, when, plain, spread, tiny]
 other_files: [.js, .css, .html, .jinja, .j2, .yaml, .yml, .json, .sql, .txt, .svg]
 """)
 LAYERS, NEEDS, BUDGETS = HOUSE["layers"], HOUSE["needs"], HOUSE["budgets"]
@@ -116,19 +119,38 @@ MODULES = {module_name(path): path for path in CODE}
 KERNEL = {name: path for name, path in MODULES.items() if name.startswith("alignkit.")}
 
 
+# Where the names are that `alignkit` imports when they are asked for
+HOMES = {f"alignkit.{name}": f"alignkit.{home}" for name, home in alignkit._HOME.items()}
+
+
+IMPORTS = ("import_module", "__import__")
+
+
 @cache
 def imports(path: Path) -> list[Import]:
-    """Every import of ours in a file, those of functions and for type checkers included."""
+    """Every import of ours in a file, those of functions, for type checkers and by a text
+    included.
+    """
     result = []
     for node in ast.walk(tree(path)):
+        names: list[str] = []
         if isinstance(node, ast.Import):
-            result += [Import(alias.name, node.lineno) for alias in node.names]
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            result += [
-                Import(name if name in MODULES else node.module, node.lineno) for name in names
-            ]
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                names.append(name if name in MODULES else HOMES.get(name, node.module))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(IMPORTS):
+            names += [beginning(argument) for argument in node.args]
+        result += [Import(name, getattr(node, "lineno", 0)) for name in names]
     return [item for item in result if item.package.startswith("alignkit")]
+
+
+def beginning(node: ast.expr) -> str:
+    """What is known of a text: a constant, or an f-string up to its first value."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    return str(node.value).rstrip(".") if isinstance(node, ast.Constant) else ""
 
 
 def named(path: Path) -> str:
@@ -157,6 +179,8 @@ def imports_go_down() -> Iterator[str]:
             continue
         for item in imports(path):
             if item.package != "alignkit":
+                if name in HOUSE["names_plugins"]:
+                    continue
                 yield f"{named(path)}:{item.line}: the kernel imports {item.module}, a plugin"
             elif item.room and (layer(item.room) or 0) > own:
                 yield f"{named(path)}:{item.line}: imports {item.module}, which is above it"
@@ -222,11 +246,10 @@ def needs_import_from_those_before() -> Iterator[str]:
 
 def first_party_names() -> set[str]:
     """What first-party plugins are called in recipes, without names that are common words."""
-    kinds = ("format", "algorithm", "reward", "judge", "environment", "step", "engine")
     registry = load_plugins()
     own = [
         item
-        for kind in kinds
+        for kind in KINDS.keys() - {"optimizer", "schedule"}  # libraries' names
         for item in registry.registrations(kind)
         if item.distribution == "alignkit"
     ]
@@ -248,10 +271,39 @@ def words_of(path: Path) -> Iterator[str]:
 def the_kernel_names_no_plugin() -> Iterator[str]:
     plugins = first_party_names()
     for name, path in KERNEL.items():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if "alignkit_plugins" in line and name not in HOUSE["names_plugins"]:
+                yield f"{named(path)}:{number}: names the package of the plugins"
         if name.startswith("alignkit.functional"):
             continue
         for word in plugins & set(words_of(path)) - {*HOUSE["other_meanings"].get(name, ())}:
             yield f"{named(path)}: names the plugin {word!r}"
+
+
+def no_plugin_is_looked_up_by_a_fixed_name() -> Iterator[str]:
+    """A recipe, the command line, or a default that any package may add decides."""
+    for path in KERNEL.values():
+        for node in ast.walk(tree(path)):
+            if is_look_up(node) and (name := fixed(node.args[1])):
+                yield f"{named(path)}:{node.lineno}: looks a plugin up by the fixed name {name}"
+
+
+def is_look_up(node: ast.AST) -> TypeGuard[ast.Call]:
+    """Whether a call asks a registry for a name of a kind: `plugins().get("model", name)`."""
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("get", "has")
+        and ast.unparse(node.func.value).endswith(("plugins()", "registry", "load_plugins()"))
+        and len(node.args) > 1
+    )
+
+
+def fixed(node: ast.expr) -> str:
+    """A text or a constant, as code; empty for what is only known when it runs."""
+    name = ast.unparse(node)
+    plain = name.rpartition(".")[2]
+    return name if isinstance(node, ast.Constant | ast.JoinedStr) or plain.isupper() else ""
 
 
 # Sizes
@@ -456,8 +508,8 @@ def is_python_or_yaml(text: str) -> bool:
 
 RULES = (
     *(imports_go_down, no_modules_import_each_other, needs_import_from_those_before),
-    *(the_kernel_names_no_plugin, the_house_does_not_grow),
-    *(no_test_depends_on_how_busy_the_machine_is, language),
+    *(the_kernel_names_no_plugin, no_plugin_is_looked_up_by_a_fixed_name),
+    *(the_house_does_not_grow, no_test_depends_on_how_busy_the_machine_is, language),
     *(comments_have_a_subject, examples_in_docstrings_are_valid),
 )
 

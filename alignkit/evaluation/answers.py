@@ -1,6 +1,6 @@
 """The answer in a response: one definition for rewards, graders and judges.
 
-Thoughts are off (`alignkit_plugins.formats.spoken`). Markdown, LaTeX, quotation marks and brackets
+Thoughts are off. Markdown, LaTeX, quotation marks and brackets
 around an answer are off, and so is a mark at its end. Numbers are compared by their value. A letter
 that names a choice may have brackets, `Option` before it and the choice's text after it. Other
 answers are compared word by word as SQuAD's evaluation does (Rajpurkar et al. 2016,

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,15 +22,19 @@ from typing import Any
 from alignkit.io.digest import file_digest, is_foreign
 from alignkit.io.text import is_file
 
-_OURS = ("alignkit", "alignkit_plugins")
+_ours = {"alignkit"}
 # Folders of the system, and of accounts and caches of the user
 _ELSEWHERE = ("<", "/proc/", "/sys/", "/dev/", "/etc/", "/usr/", os.path.expanduser("~/."))
 _log: list[int] = []  # a file without a name that forked processes write, too
 _logged = set[str]()
 
 
-def watch() -> None:
-    """Note what is opened from now on. Python cannot remove a hook, so it is added once."""
+def watch(ours: Iterable[str]) -> None:
+    """Note what is opened from now on. Python cannot remove a hook, so it is added once.
+
+    ours: the packages that come with alignkit, next to its own.
+    """
+    _ours.update(ours)
     if not _log:
         with tempfile.TemporaryFile() as file:
             _log.append(os.dup(file.fileno()))
@@ -56,7 +61,7 @@ def _users(frame: FrameType | None) -> list[str]:
     files = list[str]()
     while frame:
         package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package in _OURS or (package == "linecache" and not files):
+        if package in _ours or (package == "linecache" and not files):
             break
         if not _is_library(frame.f_code.co_filename):
             files.append(os.path.abspath(frame.f_code.co_filename))
