@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
-from typer.core import TyperGroup
 
 from alignkit.errors import (
     AlignkitError,
@@ -76,32 +75,6 @@ def add_command(
         app.add_typer(command, name=name)
     else:
         app.command(name)(command)
-
-
-class DefaultGroup(TyperGroup):
-    """A group of commands that is a command itself: `alignkit plugins ppo` next to `alignkit
-    plugins new`.
-
-    Words that do not begin with the name of a command are arguments of the group's callback, which
-    is registered with `invoke_without_command=True`. It is called before a command of the group,
-    too, and returns if its `context.invoked_subcommand` is one.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        below = ctx.meta[self._below] = bool(args) and args[0] in self.commands
-        ctx.allow_interspersed_args = not below
-        return super().parse_args(ctx, args)
-
-    @property
-    def _below(self) -> str:
-        """In `meta`, which all groups of a command line share: whether the words name a command."""
-        return f"{__name__}.below.{id(self)}"
-
-    def get_params(self, ctx: Any) -> list[Any]:
-        params = super().get_params(ctx)
-        if ctx.meta.get(self._below):
-            return [param for param in params if param.param_type_name == "option"]
-        return params
 
 
 @dataclass(frozen=True)

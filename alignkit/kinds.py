@@ -136,9 +136,6 @@ class Monitor(WithOptions):
         return Observation()
 
 
-_NOT_METRICS = ("stage", "step", "time")
-
-
 @dataclass(frozen=True)
 class TrackedRun:
     """What a tracker knows of a run.
@@ -185,19 +182,6 @@ class Tracker(WithOptions):
 
     def finish(self) -> None:
         """Write what is pending; the last call."""
-
-
-def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, float]]:
-    """Stage, step and numbers of a line of `metrics.jsonl`. number: the step of a line without one.
-
-    "nan" and "inf" become floats again; other texts are left out.
-    """
-    metrics = {}
-    for name, value in line.items():
-        is_number = isinstance(value, int | float) or value in ("nan", "inf", "-inf")
-        if is_number and name not in _NOT_METRICS:
-            metrics[name] = float(value)
-    return str(line.get("stage", "")), int(line.get("step", number)), metrics
 
 
 class Reader:

@@ -12,9 +12,9 @@ import typer
 
 from alignkit import __version__, cli
 from alignkit import plugins as plugins_module
-from alignkit.commands import DefaultGroup
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
+from alignkit_plugins.groups import DefaultGroup
 from tests.rows import Said, write_recipe, write_rows
 
 HEAVY = (

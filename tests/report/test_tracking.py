@@ -16,9 +16,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from alignkit import RunFailed
 from alignkit.cli import main
-from alignkit.kinds import TrackedRun, tracked
+from alignkit.kinds import TrackedRun
 from alignkit.plugins import plugins
-from alignkit_plugins.report.trackers import AccelerateTracker
+from alignkit_plugins.report.trackers import AccelerateTracker, tracked
 from tests import rows
 
 PLUGIN = """

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, Result, argument, option, refuse
+from alignkit.commands import Result, argument, option, refuse
 from alignkit.io.text import printable
+from alignkit_plugins.groups import DefaultGroup
 from alignkit_plugins.printing import files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import DefaultGroup, Result, argument, option, refuse
+from alignkit.commands import Result, argument, option, refuse
 from alignkit.errors import DataError, check_extra, did_you_mean
 from alignkit.io.text import printable
+from alignkit_plugins.groups import DefaultGroup
 from alignkit_plugins.printing import files_written, reported
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
 from alignkit.calls import create
 from alignkit.io.text import redacted
-from alignkit.kinds import TrackedRun, tracked
+from alignkit.kinds import TrackedRun
 
 # By the package that each needs, which is also accelerate's name
 TRACKERS = {
@@ -31,6 +31,7 @@ TRACKERS = {
     "dvclive": "DVCLive",
 }
 RESUMING = ("wandb", "swanlab", "trackio")  # take `resume`
+NOT_METRICS = ("stage", "step", "time")
 RISING = (*RESUMING, "comet_ml")  # their steps must rise over all stages, so they count their own
 
 
@@ -115,6 +116,19 @@ class Following:
 
 
 _following: WeakKeyDictionary[Any, Following] = WeakKeyDictionary()
+
+
+def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, float]]:
+    """Stage, step and numbers of a line of `metrics.jsonl`. number: the step of a line without one.
+
+    "nan" and "inf" become floats again; other texts are left out.
+    """
+    metrics = {}
+    for name, value in line.items():
+        is_number = isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+        if is_number and name not in NOT_METRICS:
+            metrics[name] = float(value)
+    return str(line.get("stage", "")), int(line.get("step", number)), metrics
 
 
 @hookimpl
