@@ -122,11 +122,25 @@ class Plugins(Registry):
         except (Exception, SystemExit) as error:
             if self.manager.has_plugin(label):
                 self.manager.unregister(name=label)
-            reason = f"{reason_of(error)}{line_in(error, [plugin.module])}"
+            reason = f"{reason_of(error)}{line_in(error, [plugin.module])}{moved(error)}"
             self.broken.append(replace(plugin.origin, reason=reason))
         else:
             for registration in plugin.added:
                 self.add(registration)
+
+
+def moved(error: BaseException) -> str:
+    """What to import instead of a module of alignkit that is not there: one of the same name."""
+    name = str(getattr(error, "name", ""))
+    package, _, rest = name.partition(".")
+    if not isinstance(error, ModuleNotFoundError) or not package.startswith(alignkit.__name__):
+        return ""
+    found = set[str]()
+    for place in {alignkit.__name__, package} & sys.modules.keys():
+        root = Path(str(sys.modules[place].__path__[0]))
+        for file in root.rglob(f"{rest.rpartition('.')[2]}.py"):
+            found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
+    return f"; import {' or '.join(sorted(found))} instead" if found else ""
 
 
 def _installed() -> list[_Plugin]:

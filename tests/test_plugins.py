@@ -92,6 +92,10 @@ def adding(words: str, imported: str = "Step") -> str:
 HOOK = "from alignkit import hookimpl\n@hookimpl\ndef {}: ..."
 BROKEN = {
     "import": ("import no_such_module", "No module named 'no_such_module' (fake_x_import.py:1)"),
+    "moved": (
+        "import alignkit_plugins.environments.turns",
+        "(fake_x_moved.py:1); import alignkit.tokens.turns instead",
+    ),
     "syntax": ("def (", "SyntaxError"),
     "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_exit.py:2)"),
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_line.py:3)"),
