@@ -2,7 +2,7 @@
 
 A schedule is `factor(step, total)` for step 0, 1, ... of `total`, so that a resumed run needs none
 of its past. It may take `warmup`, the steps in which alignkit lets the rate rise and after which it
-is asked, and `rate`, the highest one.
+is asked, and `rate`, the highest one. Reading one for a check does not load torch.
 """
 
 from __future__ import annotations
@@ -14,15 +14,14 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.utils._pytree import tree_map_only
-
 from alignkit.errors import RunFailed, reason_of
 from alignkit.plugins import plugins
 from alignkit.registry import Component
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
     from alignkit.settings import Settings
 
 
@@ -50,9 +49,8 @@ def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float
     )
 
 
-# What alignkit itself provides, without options
+# Schedules that alignkit itself provides, without options
 OWN: dict[str, Callable[..., Any]] = {
-    "adamw": AdamW,
     "constant": constant,
     "linear": linear,
     "cosine": cosine,
@@ -89,11 +87,16 @@ def make_optimizer(
     suited: options that suit the algorithm, as in its `defaults`, if the optimizer is of Adam's
     family. They count more than alignkit's, and those of the recipe more than both.
     """
+    from torch.optim import AdamW, Optimizer
+
     known = list(parameters)
     groups: list[dict[str, Any]] = [{"params": [p for p in known if p.ndim >= 2]}]
     if vectors := [p for p in known if p.ndim < 2]:
         groups.append({"params": vectors, "weight_decay": 0.0})
-    implementation, options = _named("optimizer", settings.optimizer)
+    implementation: Callable[..., Any] = AdamW  # alignkit's own, without options
+    options: dict[str, Any] = {}
+    if settings.optimizer != "adamw":
+        implementation, options = _named("optimizer", settings.optimizer)
     options.pop("max_grad_norm", None)
     defaults: dict[str, Any] = {"weight_decay": 0.0}
     if "adam" in getattr(implementation, "__name__", "").lower():
@@ -119,6 +122,9 @@ def saved_state(
 
     whole: returns all of a tensor that may be cut between processes.
     """
+    from torch import Tensor
+    from torch.utils._pytree import tree_map_only
+
     state = {
         name: dict(optimizer.state.get(parameter, {})) for name, parameter in parameters.items()
     }
@@ -139,6 +145,9 @@ def restore_state(
     Not by `load_state_dict`, which rounds what an optimizer keeps in fp32 to the dtype of the
     weights.
     """
+    from torch import Tensor
+    from torch.utils._pytree import tree_map_only
+
     for name, parameter in parameters.items():
         state = saved["state"][name]
         if state:
