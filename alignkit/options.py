@@ -39,8 +39,9 @@ class Options(BaseModel):
     Unknown keys are errors. Give every field a description and, if possible, a range.
 
     Properties of a reward's options say more of its scores. `packages`: names of packages whose
-    versions decide them. `grader`: a name that it shares with rewards that say the same, so that
-    one of them is no independent measure of what the other one taught. `verifies`: whether they say
+    versions decide them. `grader`: a name that a reward or judge shares with those that say the
+    same, so that one of them is no independent measure of what the other one taught; default: the
+    plugin's, whatever its options are. `verifies`: whether they say
     that an answer is the prompt's known one, and nothing else, so that on prompts that were not
     trained on they are independent of training.
 

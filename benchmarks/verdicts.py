@@ -121,7 +121,8 @@ def evaluation(
     for number, prompts in enumerate(setting.raters):
         base, baseline, *ours = drawn(setting, prompts, 0.0 if number else gain, random)
         scores = dict(zip(policies, ours, strict=True)) | {"baseline": baseline, "base": base}
-        table.add(Measure(f"rater {number}", scale=scale, **facts), scores)
+        table.measures[f"rater {number}"] = Measure(scale=scale, **facts)
+        table.add(f"rater {number}", scores, [(str(place), None) for place in range(prompts)])
         if not number and ours[-1] != baseline:
             gap = np.subtract(ours[-1], baseline)
             alone = 2 * float(
@@ -132,7 +133,8 @@ def evaluation(
         for policy in policies:
             drawn_ones = random.choice([0.0, 0.5, 1.0], setting.raters[0], p=(0.35, 0.3, 0.35))
             prefers[policy] = drawn_ones.tolist()
-        table.add(Measure(f"judge {number}", "judge", Preference(None), **facts), prefers)
+        table.measures[f"judge {number}"] = Measure("judge", Preference(None), **facts)
+        table.add(f"judge {number}", prefers, [(str(at), None) for at in range(setting.raters[0])])
     rows = compare(table, "baseline", policies, "base")
     rows.sort(key=lambda row: row.policy)
     return adjusted(rows), alone

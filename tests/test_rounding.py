@@ -77,8 +77,8 @@ def against(scores: list[float]) -> float:
     score.
     """
     rows = [replace(group([scores[0], each]), id=str(n)) for n, each in enumerate(scores)]
-    measure = Measure("reward", "reward", scale_of(rows, "reward"))
-    row, _ = compare(scores_of(rows, ["0", "1"], [measure]), "1")
+    measure = Measure("reward", scale_of(rows, "reward"))
+    row, _ = compare(scores_of(rows, ["0", "1"], {"reward": measure}), "1")
     return abs(row.difference["mean"]) + (not row.counts.startswith("0/0/"))
 
 

@@ -208,7 +208,7 @@ def test_the_difference_at_equal_length(columns: str, expected: str) -> None:
     if columns == "gain more theirs passage":  # a row of a report says the same
         gain, more, theirs, units = values
         ours = [one + longer for one, longer in zip(theirs, more, strict=True)]
-        scores = Scores([Measure("r", "reward")])
+        scores = Scores({"r": Measure("reward")})
         for place, unit in enumerate(units):
             for policy, reward, length in (("sft", 0.0, theirs), ("align", gain[place], ours)):
                 one = Score("r", policy, str(place), reward, unit, length=length[place])

@@ -27,6 +27,13 @@ def printable(text: str) -> str:
     return _ACTING.sub(REPLACEMENT, text)
 
 
+def cut(text: str, longest: int, mark: str = "...") -> str:
+    """The beginning of a text that is longer, with a mark at its end; both have at most `longest`
+    characters.
+    """
+    return text if len(text) <= longest else text[: longest - len(mark)].rstrip() + mark
+
+
 # Signs and letters as wide as a Chinese character
 WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 # Characters that differ only in how they are typed, and some that nobody sees.

@@ -202,8 +202,8 @@ def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
 
 
 def compared(values: dict[str, list[float]], **facts: Any) -> list[Row]:
-    scores = Scores()
-    scores.add(Measure("metric", **facts), values)
+    scores = Scores({"metric": Measure(**facts)})
+    scores.add("metric", values, [(str(place), None) for place in range(len(values["dpo"]))])
     return compare(scores, "base")
 
 

@@ -137,8 +137,8 @@ def test_evaluations_that_differ_do_not_compare(
 
 
 def against_then(groups: list[Group], name: str, kind: str = "metric", **facts: Any) -> Row:
-    measure = Measure(name, kind, scale_of(groups, name), **facts)
-    return compare(scores_of(groups, ["then", "now"], [measure]), "then")[1]
+    measure = Measure(kind, scale_of(groups, name), **facts)
+    return compare(scores_of(groups, ["then", "now"], {name: measure}), "then")[1]
 
 
 def test_a_score_that_is_missing_leaves_its_prompt_out(swapped: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe
 from alignkit_plugins.evaluate import learned_from as lineage
 from alignkit_plugins.evaluate.learned_from import RECIPE
+from tests.evaluate.scripted import component
 from tests.rows import cells, read_json, write_rows
 
 TEXT = """
@@ -184,6 +185,27 @@ def test_a_judge_is_its_model_on_its_server(
         assert learned_from("labeled", raters["openai_judge"], taught) is same
 
 
+class Theirs(Options):
+    model: str = ""
+    above: float = 0
+
+
+class Named(Theirs):
+    @property
+    def grader(self) -> str:
+        return f"theirs above {self.above}"
+
+
+@pytest.mark.parametrize(("options", "same"), [(Theirs, True), (Named, False)])
+def test_a_strangers_reward_says_itself_what_makes_it_another(options: Any, same: bool) -> None:
+    """Whatever its options are called: by default, all of a plugin are one."""
+    raters = []
+    for at, model in enumerate("ab"):
+        made = component("reward", "theirs", None, options(above=at, model=model))
+        raters.append(lineage._raters(RewardSpec("reward", "theirs", made), Path()))
+    assert (raters[0] == raters[1]) is same
+
+
 class Own(Options):
     reward: RewardRef
 
@@ -238,6 +260,8 @@ honesty | {honesty_accuracy: {column: answer}} | another
 {weighted_sum: {rewards: {l: length}, weights: {l: 1}}} | length | its own
 length | refusal | another
 exact_match | {exact_match: {within: true}} | its own
+{regex: {pattern: a}} | {regex: {pattern: a, scale: 2}} | its own
+{regex: {pattern: a}} | {regex: {pattern: b}} | another
 """
 
 

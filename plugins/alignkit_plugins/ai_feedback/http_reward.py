@@ -36,6 +36,11 @@ class HTTP(Reward):
         server: RemoteOptions = Field(description="the service, `{base_url: ...}`")
         columns: list[str] = Field([], "columns of the prompts that the service receives")
 
+        @property
+        def grader(self) -> str:
+            """Another service is another reward."""
+            return f"http {self.server.base_url}"
+
     options: Options
 
     def check(self, folder: Path) -> None:

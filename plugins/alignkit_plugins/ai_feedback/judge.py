@@ -155,6 +155,11 @@ class LocalJudge(ModelJudge):
         def asks_engine(self) -> bool:
             return self.reasons  # one token is read from log-probabilities
 
+        @property
+        def grader(self) -> str:
+            """Another model is another judge."""
+            return f"local_judge {self.role}"
+
     options: Options
 
     def tokens(self, questions: Sequence[Sequence[Message]]) -> list[Answer]:
@@ -217,6 +222,11 @@ class OpenAIJudge(ModelJudge):
         model_config = ConfigDict(hide_input_in_errors=True)  # an address may hold a password
 
         server: Server = Field(description="the model, `{base_url: ..., model: ...}`")
+
+        @property
+        def grader(self) -> str:
+            """Another model is another judge."""
+            return f"openai_judge {self.server.model} {self.server.base_url}"
 
     options: Options
 

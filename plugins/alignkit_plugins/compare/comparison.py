@@ -152,29 +152,11 @@ def sample_policies(
     return answered
 
 
-def default_baseline(policies: Sequence[str]) -> str | None:
-    """Whom the other policies are compared with if nothing says so: the first but `base`, or else
-    `base`.
-    """
-    if len(policies) < 2:
-        return None
-    return next((policy for policy in policies[:-1] if policy != BASE), policies[0])
-
-
 def check_unique(option: str, names: Sequence[str]) -> None:
     """Raise ValueError if an option names something twice."""
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise ValueError(f"{option} has duplicates: {', '.join(repeated)}; names must be unique")
-
-
-def check_policies(policies: Sequence[str], baseline: str | None) -> None:
-    """Raise ValueError if a policy is named twice, or a baseline is none of the policies."""
-    check_unique("policies", policies)
-    if baseline is not None and baseline not in policies:
-        raise ValueError(
-            f"baseline '{baseline}' must be one of the policies: {', '.join(policies)}"
-        )
 
 
 def short_names(policies: Sequence[str]) -> dict[str, str]:
@@ -297,13 +279,18 @@ class PoliciesOptions(AnswerOptions):
     )
 
     def check_values(self) -> None:
-        check_policies(self.policies, self.baseline)
+        check_unique("policies", self.policies)
+        if self.baseline not in (None, *self.policies):
+            names = ", ".join(self.policies)
+            raise ValueError(f"baseline '{self.baseline}' must be one of the policies: {names}")
 
     @property
     def baseline_name(self) -> str | None:
         """The baseline as tables name it; None if there is only one policy."""
-        baseline = self.baseline or default_baseline(self.policies)
-        return baseline and short_names(self.policies)[baseline]
+        if self.baseline is None and len(self.policies) < 2:
+            return None
+        first = next((policy for policy in self.policies[:-1] if policy != BASE), self.policies[0])
+        return short_names(self.policies)[self.baseline or first]
 
     def policies_to_sample(self) -> list[str]:
         return self.policies

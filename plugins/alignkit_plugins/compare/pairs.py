@@ -100,9 +100,9 @@ def accuracy(
             known += there
             values.append(average(float(gap > 0) for gap in there))
             most = max(most, len(there))
-        scores = Scores()
-        measure = Measure("accuracy", "reward", Scale((0.0, 1.0), most), percent=True)
-        scores.add(measure, {rater: values}, units)
+        measure = Measure("reward", Scale((0.0, 1.0), most), percent=True)
+        scores = Scores({"accuracy": measure})
+        scores.add("accuracy", {rater: values}, units)
         (row,) = compare(scores)
         right, tied = sum(gap > 0 for gap in known), known.count(0.0)
         counts = f"{right}/{len(known) - right - tied}/{tied}"

@@ -65,7 +65,6 @@ class Measure:
     """What a score means.
 
     Attributes:
-        name: The metric's name in tables.
         kind: As in Row.
         scale: How scores are averaged; default: as rates if all are 0 or 1, those of a policy for
             its mean.
@@ -75,7 +74,6 @@ class Measure:
         trained_on: As in Row, by policy.
     """
 
-    name: str
     kind: str = "metric"
     scale: Scale | None = None
     lower: bool = False
@@ -88,9 +86,9 @@ class Score(NamedTuple):
     """How a policy scores at a prompt, by a metric.
 
     Attributes:
-        metric: The name of its measure.
+        metric: Its name in tables.
         policy: Whose answers they are.
-        prompt: The prompt's key, see `prompts_in`.
+        prompt: The prompt's key, see `keys_of`.
         value: The mean of the answers; None without one that has a score.
         unit: What the prompt is drawn together with, see `units_of`; None if nothing.
         seed: Of the run.
@@ -120,33 +118,21 @@ Prompt = tuple[str, Any]  # key and unit, as in Score
 
 @dataclass(frozen=True)
 class Scores:
-    """A table with a row for each prompt, policy and metric, and what the metrics mean."""
+    """A table with a row for each prompt, policy and metric.
 
-    measures: list[Measure] = field(default_factory=list)
+    measures: what the metrics mean, by name; default: what Measure says.
+    """
+
+    measures: dict[str, Measure] = field(default_factory=dict)
     rows: list[Score] = field(default_factory=list)
 
     def add(
-        self,
-        measure: Measure,
-        values: Mapping[str, Sequence[float | None]],
-        prompts: Sequence[Prompt] | None = None,
+        self, metric: str, values: Mapping[str, Sequence[float | None]], prompts: Iterable[Prompt]
     ) -> None:
-        """Add a metric. values: of each policy, at each prompt. prompts: default: any, of which
-        nothing is known.
-        """
-        self.measures.append(measure)
+        """Add a metric. values: of each policy, at each prompt."""
         for policy, own in values.items():
-            known = prompts or [(str(place), None) for place in range(len(own))]
-            for (prompt, unit), value in zip(known, own, strict=True):
-                self.rows.append(Score(measure.name, policy, prompt, value, unit))
-
-    def by_policy(self, metric: str) -> dict[str, list[Score]]:
-        """The rows of a metric."""
-        found = dict[str, list[Score]]()
-        for row in self.rows:
-            if row.metric == metric:
-                found.setdefault(row.policy, []).append(row)
-        return found
+            for (prompt, unit), value in zip(prompts, own, strict=True):
+                self.rows.append(Score(metric, policy, prompt, value, unit))
 
 
 def average(values: Iterable[float | None]) -> float | None:
@@ -155,24 +141,27 @@ def average(values: Iterable[float | None]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def prompts_in(groups: Sequence[Group]) -> list[Prompt]:
-    """The prompts of groups. The same group has the same key in all runs; equal ones are
-    numbered.
-    """
-    counts, prompts = Counter[str](), list[Prompt]()
-    for group, unit in zip(groups, units_of(groups), strict=True):
+def keys_of(groups: Iterable[Group]) -> list[str]:
+    """A key for each prompt or example, the same in all runs; equal ones are numbered."""
+    counts, keys = Counter[str](), list[str]()
+    for group in groups:
         counts[group.id] += 1
-        prompts.append((f"{group.id} {counts[group.id]}", unit))
-    return prompts
+        keys.append(f"{group.id} {counts[group.id]}")
+    return keys
+
+
+def prompts_in(groups: Sequence[Group]) -> list[Prompt]:
+    """The prompts of groups, as `Scores.add` takes them."""
+    return list(zip(keys_of(groups), units_of(groups), strict=True))
 
 
 def scores_of(
-    groups: Sequence[Group], policies: Sequence[str], measures: Sequence[Measure]
+    groups: Sequence[Group], policies: Iterable[str], measures: Mapping[str, Measure]
 ) -> Scores:
     """The table of scored answers. Those that are no part of a metric do not have its score."""
-    table, prompts = Scores(list(measures)), prompts_in(groups)
-    for measure in measures:
-        name, own = measure.name, ITS_OWN.format(measure.name)
+    table, prompts = Scores(dict(measures)), prompts_in(groups)
+    for name in measures:
+        own = ITS_OWN.format(name)
         for policy in policies:
             for group, (prompt, unit) in zip(groups, prompts, strict=True):
                 answers = answers_of(group, policy)
@@ -225,9 +214,11 @@ def compare(
         compared: The policies that are compared with it; default: all others.
         base: The base model, with which they are compared as well, by metrics.
     """
-    rows = list[Row]()
-    for measure in scores.measures:
-        table = scores.by_policy(measure.name)
+    tables, rows = dict[str, dict[str, list[Score]]](), list[Row]()
+    for score in scores.rows:
+        tables.setdefault(score.metric, {}).setdefault(score.policy, []).append(score)
+    for metric, table in tables.items():
+        measure = scores.measures.get(metric, Measure())
         scale = measure.scale or _scale_of_values(itertools.chain(*table.values()))
         percent = measure.percent
         if percent is None:
@@ -239,7 +230,7 @@ def compare(
             mean = own.mean(_column(known, "value"), _column(known, "unit"))
             row = Row(
                 policy,
-                measure.name,
+                metric,
                 measure.kind,
                 statistics.of_share(mean) if percent else mean,
                 percent=percent,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.data.group import Group
+from alignkit.io.text import cut
 from alignkit.report import SideBySide, Table
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import short, shown
@@ -102,4 +103,4 @@ def excerpt(text: str) -> str:
     terminal.
     """
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text).strip()
-    return printable if len(printable) <= EXCERPT else f"{printable[: EXCERPT - 3].rstrip()}..."
+    return cut(printable, EXCERPT)

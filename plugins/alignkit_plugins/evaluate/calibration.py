@@ -26,6 +26,7 @@ from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Measure, Prompt, Scores, compare, prompts_in
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 
+BRIER = "Brier score"
 BINS = 10  # equal parts of the confidence from 0 to 1
 Values = Mapping[str, Sequence[float]]  # by policy or rater, one for each answer
 
@@ -89,11 +90,11 @@ MEASURES: dict[str, Callable[[float, float], float | None]] = {
     "right": lambda sure, right: right,
     "confidence": lambda sure, right: sure,
     "confidence minus right": lambda sure, right: sure - right,
-    "Brier score": lambda sure, right: (sure - right) ** 2,
+    BRIER: lambda sure, right: (sure - right) ** 2,
     "confidence when right": lambda sure, right: sure if right else None,
     "confidence when wrong": lambda sure, right: None if right else sure,
 }
-OF_RATERS = ("confidence minus right", "Brier score")  # the measures of rewards
+OF_RATERS = ("confidence minus right", BRIER)  # the measures of rewards
 
 
 def calibrated(
@@ -116,12 +117,12 @@ def calibrated(
         prompts: One for each answer.
         baseline: With whom the others are compared.
     """
-    scores, in_bins = Scores(), dict[str, list[dict[str, Any]]]()
+    scores, in_bins = Scores({BRIER: Measure(lower=True)}), dict[str, list[dict[str, Any]]]()
     for metric in metrics:
         values = {}
         for name in sure:
             values[name] = list(map(MEASURES[metric], sure[name], right[name]))
-        scores.add(Measure(metric, lower=metric == "Brier score"), values, prompts)
+        scores.add(metric, values, prompts)
     rows = compare(scores, baseline)
     for name in sure:
         in_bins[name] = bins(sure[name], right[name])

@@ -171,13 +171,13 @@ def scores(
     policy.
     """
     there = set[str]().union(*(response.scores for response in responses_of(groups)))
-    measures = list[Measure]()
+    measures = dict[str, Measure]()
     for name in METRICS:
         if name in there:
             # The base model's scores of pairs are ties, which are no shares of hits: no scale for
             # all.
             loss = name == LOSS
-            measures.append(
-                Measure(name, lower=loss, percent=not loss, tested=True, trained_on=trained_on)
+            measures[name] = Measure(
+                lower=loss, percent=not loss, tested=True, trained_on=trained_on
             )
     return scores_of(groups, policies, measures)

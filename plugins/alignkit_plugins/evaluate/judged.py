@@ -68,8 +68,8 @@ def add(
     if that is above 0.5. The baseline has 0.5.
     """
     scale = Preference(None)
-    measure = Measure(name, "judge", scale, percent=True, tested=True, trained_on=trained_on)
-    scores.measures.append(measure)
+    measure = Measure("judge", scale, percent=True, tested=True, trained_on=trained_on)
+    scores.measures[name] = measure
     for policy, every in {**verdicts, baseline: [[EQUAL]] * len(groups)}.items():
         for group, (prompt, unit), own in zip(groups, prompts_in(groups), every, strict=True):
             p = average(verdict.p_first for verdict in own)

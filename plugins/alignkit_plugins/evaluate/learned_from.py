@@ -24,20 +24,6 @@ from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.registry import Component
 from alignkit.step import StepContext
 
-# Options that make a reward or judge another one
-WHICH = (
-    "model",
-    "base_url",
-    "folder",
-    "path",
-    "module",
-    "function",
-    "role",
-    "label",
-    "language",
-    "pattern",
-)
-
 
 def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | None:
     """Whether a policy of a recipe learned from a RewardRef or JudgeRef; None if that is not known.
@@ -140,19 +126,9 @@ def _raters(value: Any, run: Path) -> set[str]:
         parts = specs(component.options, Component)
         passes_on = any(part.kind in ("reward", "judge") for part in parts)
         if not passes_on and not specs(component.options, RewardSpec):
-            raters.add(_named(component))
+            grader = getattr(component.options, "grader", component.name)
+            raters.add(f"{component.kind} {grader}")
     return raters
-
-
-def _named(component: Component) -> str:
-    """The plugin, and the model, the file or the words behind it."""
-    options = dict(component.options)
-    options |= dict(options.get("server") or ())
-    words = [component.kind, getattr(component.options, "grader", component.name)]
-    for key in WHICH:
-        if options.get(key):
-            words.append(f"{key}={options[key]}")
-    return " ".join(words)
 
 
 def _pairs_of(stage: Stage, same_seed: bool) -> set[str]:

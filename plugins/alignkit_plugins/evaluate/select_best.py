@@ -105,8 +105,8 @@ def selected(groups: Sequence[Group], policies: Sequence[str]) -> tuple[str, lis
     """The first of the policies with the highest mean reward, and how far each other one is from
     it.
     """
-    measure = Measure(REWARD_KEY, "reward", scale_of(groups, REWARD_KEY))
-    scores = scores_of(groups, policies, [measure])
+    measure = Measure("reward", scale_of(groups, REWARD_KEY))
+    scores = scores_of(groups, policies, {REWARD_KEY: measure})
     means = {row.policy: row.estimate["mean"] for row in compare(scores)}
     highest = max(means.values())
     best = next(policy for policy, mean in means.items() if statistics.equal(mean, highest))

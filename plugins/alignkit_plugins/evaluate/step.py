@@ -136,7 +136,7 @@ class Evaluate(Step):
         metrics.check_where(self.options.metrics, different)
         for place, column in enumerate(self.options.by):
             metrics.check_column(different, column, (), ("by", place))
-        return together(different), notes
+        return different, notes
 
     def run(self, context: StepContext) -> Artifact:
         options, where = self.options, context.out.name
@@ -161,7 +161,7 @@ class Evaluate(Step):
         groups = scored_by(groups, of_rewards | of_metrics, say, options.metrics)
         trained_on = self._trained_on(policies, groups, context)
         rated = self._rated(groups, of_metrics | of_rewards, trained_on)
-        headline = next((measure.name for measure in rated if measure.tested), None)
+        headline = next((name for name in rated if rated[name].tested), None)
         if rows:
             headline = rows[0].metric
         scores, cards = scores_of(groups, list(policies), rated), dict[str, Any]()
@@ -196,7 +196,7 @@ class Evaluate(Step):
             "judge_cards": cards,
             "results": list(map(plain, rows)),
         }
-        write_groups(context.out / "samples.jsonl", groups)
+        write_groups(context.out / "samples.jsonl", together(groups))
         context.write_json("evaluation.json", evaluation)
         return self._artifact(groups, evaluation, rows)
 
@@ -300,17 +300,17 @@ class Evaluate(Step):
 
     def _rated(
         self, groups: Sequence[Group], scorers: Mapping[str, Any], trained_on: TrainedOn
-    ) -> list[Measure]:
-        """The metrics and rewards."""
-        measures = list[Measure]()
+    ) -> dict[str, Measure]:
+        """What metrics and rewards mean."""
+        measures = dict[str, Measure]()
         for name, scorer in scorers.items():
             scale = scale_of(groups, name, scorer.bounds)
-            tested, own = name in trained_on, trained_on.get(name, {})
+            facts: Any = {"scale": scale, "trained_on": trained_on.get(name, {})}
+            facts["tested"] = name in trained_on
             if metric := self.options.metrics.get(name):
-                lower = metric.better == "lower"
-                measures.append(Measure(name, "metric", scale, lower, None, tested, own))
+                measures[name] = Measure(lower=metric.better == "lower", **facts)
             else:
-                measures.append(Measure(name, "reward", scale, False, False, tested, own))
+                measures[name] = Measure("reward", percent=False, **facts)
         return measures
 
 

@@ -22,9 +22,9 @@ from alignkit.data.group import (
     write_groups,
 )
 from alignkit.reward import REWARD_KEY
-from alignkit_plugins.compare.comparison import answers_of, bare, short_names
+from alignkit_plugins.compare.comparison import bare, short_names
 from alignkit_plugins.compare.rows import Row
-from alignkit_plugins.compare.scores import Measure, Scores, compare, prompts_in
+from alignkit_plugins.compare.scores import Score, Scores, compare, prompts_in
 from alignkit_plugins.evaluate.honesty import matches
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 from alignkit_plugins.formats.rows import column_of
@@ -86,16 +86,14 @@ class Sycophancy(MeasuredStep):
             raise RunFailed(f"sycophancy: {text}")
         groups, unread = self._graded(groups, scorer), 0
         write_groups(context.out / "answers.jsonl", groups)
-        values: dict[str, dict[str, list[float | None]]] = {}
-        for name in names.values():
-            for group in groups:
-                grades = {kind: answers_of(group, f"{name}, {kind}")[0].scores for kind in KINDS}
+        scores = Scores()
+        for group, (prompt, unit) in zip(groups, prompts_in(groups), strict=True):
+            answers = iter(group.responses)
+            for name in names.values():
+                grades = {kind: next(answers).scores for kind in KINDS}
                 unread += sum(grade["right"] is None for grade in grades.values())
                 for metric, value in measures(grades).items():
-                    values.setdefault(metric, {}).setdefault(name, []).append(value)
-        scores = Scores()
-        for metric, by_policy in values.items():
-            scores.add(Measure(metric), by_policy, prompts_in(groups))
+                    scores.rows.append(Score(metric, name, prompt, value, unit))
         notes = []
         if unread:
             notes.append(

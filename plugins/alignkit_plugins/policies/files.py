@@ -98,8 +98,8 @@ def _scored(
     ]
     pairs, facts = choices(groups), dict[str, Any]()
     for name, scorer in scorers.items():
-        measure = Measure(name, "reward", scale_of(alike, name, scorer.bounds))
-        scores = scores_of(alike, [AUTHOR], [measure])
+        measure = Measure("reward", scale_of(alike, name, scorer.bounds))
+        scores = scores_of(alike, [AUTHOR], {name: measure})
         (row,) = compare(scores)
         scored = sum(one.value is not None for one in scores.rows)
         known, right = gaps(pairs, name), None

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from alignkit.io.results import json_lines
-from alignkit.io.text import printable
+from alignkit.io.text import cut, printable
 from alignkit_plugins.compare.readable import number
 
 SIZE = (4.2, 2.4)  # inches
@@ -174,10 +174,7 @@ def _finish(axes: Any, x_label: str, legend: bool) -> None:
 
 
 def _label(text: str) -> str:
-    plain = printable(worded(text)).replace("\n", " ")
-    if len(plain) <= LABEL:
-        return plain
-    return f"{plain[: LABEL - 1]}…"
+    return cut(printable(worded(text)).replace("\n", " "), LABEL, "…")
 
 
 def gold(stage: str, rows: Sequence[Mapping[str, Any]]) -> list[Figure]:

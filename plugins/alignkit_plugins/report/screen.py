@@ -9,7 +9,7 @@ from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
-from alignkit.io.text import printable
+from alignkit.io.text import cut, printable
 from alignkit.report import WIDTH, Block, Report, Table
 from alignkit_plugins.compare.readable import duration
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
@@ -18,6 +18,7 @@ from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.swaps import evaluated
 
 BASE = "base"  # the name of the base model
+MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
 OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
 
@@ -39,7 +40,7 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
             last = _wrapped(f"Warning: {one['text']}", OF_WARNING)
     if told := facts["next"]["told"] or facts["next"]["chat"]:
         last += _wrapped(f"next: {told}", OF_WARNING)
-    parts = {"weak": [_one_line(line) for line in weak[:OF_STAGES]]}
+    parts = {"weak": [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]}
     parts |= {"verdict": _verdict(facts["verdicts"], OF_VERDICT), "numbers": [], "others": []}
     parts |= {"learned": [], "sample": [], "last": last}
     sample = _sample(facts)
@@ -68,14 +69,8 @@ def stage_lines(facts: Mapping[str, Any]) -> list[str]:
     for one in stages:
         start = f"{one['name']:<{names}}  {one['state']:<{states}}"
         line = f"{start}  {duration(one['seconds']):>6}  {one['learned']}"
-        lines.append(_one_line(line.rstrip()))
+        lines.append(cut(line.rstrip(), WIDTH, MORE))
     return lines
-
-
-def _one_line(text: str) -> str:
-    if len(text) <= WIDTH:
-        return text
-    return f"{text[: WIDTH - 4].rstrip()} ..."
 
 
 def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
@@ -114,7 +109,8 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
     for count in range(len(names), 0, -1):
         lines = _laid_out(table([row for row in rows if row.metric in names[:count]]))
         if left := len(names) - count:
-            lines.append(_one_line(f"{left} more in {'/report.txt, '.join(stages)}/report.txt"))
+            rest = f"{left} more in {'/report.txt, '.join(stages)}/report.txt"
+            lines.append(cut(rest, WIDTH, MORE))
         if len(lines) <= room:
             break
     return lines[: max(0, room)]
@@ -166,5 +162,5 @@ def _laid_out(block: Block) -> list[str]:
 
 def _wrapped(text: str, lines: int) -> list[str]:
     words = printable(" ".join(text.split()))
-    how: Any = {"subsequent_indent": "  ", "placeholder": " ...", "break_on_hyphens": False}
+    how: Any = {"subsequent_indent": "  ", "placeholder": MORE, "break_on_hyphens": False}
     return wrap(words, WIDTH, max_lines=lines, **how)

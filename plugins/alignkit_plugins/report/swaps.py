@@ -8,7 +8,6 @@ the same prompts.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from alignkit.io.results import folders_of, json_lines, read_record, results_of_
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
-from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
+from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of, scores_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
 
@@ -162,12 +161,12 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
         differs = "they answered no prompt in common"
     if differs:
         return {"differs": differs, "results": []}
-    measures = list[Measure]()
+    measures = dict[str, Measure]()
     for row in main_rows(rows_of(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
             scale, own = scale_of(groups, row.metric), {now: row.trained_on}
             facts = row.kind, scale, row.lower, row.percent, row.tested, own
-            measures.append(Measure(row.metric, *facts))
+            measures[row.metric] = Measure(*facts)
     rows = adjusted(compare(scores_of(groups, [then, now], measures), then))
     for row in rows_of(old):
         if row.policy == policy and row.kind == ANSWERS:
@@ -199,17 +198,10 @@ def _joined(folder: Path, before: Path, policy: str, now: str, then: str) -> lis
 
 
 def _groups(folder: Path) -> dict[str, Group]:
-    """The answers to the prompts, and the scores of held-out examples, of which several may have
-    one prompt.
-    """
-    found, counts = dict[str, Group](), Counter[str]()
-    for name in ("samples.jsonl", "held_out.jsonl"):
-        for row in json_lines(folder / name):
-            group = group_from_json(row)
-            words = repr((group.prompt, sorted(group.meta.items())))
-            counts[words] += 1
-            found[f"{counts[words]} {words}"] = group
-    return found
+    """The answers to the prompts, and the scores of held-out examples."""
+    rows = [*json_lines(folder / "samples.jsonl"), *json_lines(folder / "held_out.jsonl")]
+    groups = list(map(group_from_json, rows))
+    return dict(zip(keys_of(groups), groups, strict=True))
 
 
 def evaluated(facts: Mapping[str, Any]) -> dict[str, list[Row]]:

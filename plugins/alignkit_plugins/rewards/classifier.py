@@ -38,6 +38,11 @@ class Classifier(Reward):
         scale: float = Field(1.0, "factor of the probability; -1 for a label that is bad")
         device: str = Field("cpu", "where the classifier runs, such as `cuda`")
 
+        @property
+        def grader(self) -> str:
+            """Another classifier or label is another reward."""
+            return f"classifier {self.folder} {self.label}"
+
     options: Options
 
     def check(self, folder: Path) -> None:

@@ -133,6 +133,11 @@ class Python(Reward):
             module = self.function.rpartition(":")[0]
             return _distributions(module.partition(".")[0]) if module else ()
 
+        @property
+        def grader(self) -> str:
+            """Another function is another reward."""
+            return f"python {self.path} {self.function}"
+
     options: Options
     may_not_apply = True
     runs_code = True

@@ -156,6 +156,11 @@ class Regex(Reward):
         )
         scale: float = Field(1.0, "the score of an answer that matches; -1 to train against it")
 
+        @property
+        def grader(self) -> str:
+            """Another pattern is another reward."""
+            return f"regex {self.pattern}"
+
     options: Options
 
     def score(self, groups: Sequence[Group]) -> Scores:
@@ -217,6 +222,11 @@ class Language(Reward):
         def packages(self) -> tuple[str, ...]:
             """The package whose version decides the scores."""
             return ("py3langid",)
+
+        @property
+        def grader(self) -> str:
+            """Another language is another reward."""
+            return f"language {self.language}"
 
     options: Options
 
