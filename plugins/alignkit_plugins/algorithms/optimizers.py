@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ConfigDict
 
 from alignkit import Add, Options, RunFailed, hookimpl
+from alignkit.optimizers import constant, cosine, linear
 from alignkit.options import options_of_call
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD"
@@ -138,12 +139,12 @@ def register(add: Add) -> None:
             add("optimizer", short(name), Class(module, name), f"{name} of {module}")
     adafactor = Class("transformers.optimization", "Adafactor")
     add("optimizer", "transformers_adafactor", adafactor, "Adafactor of transformers.optimization")
-    add("schedule", "constant", "alignkit.optimizers:constant", "the same rate after the warmup")
-    add("schedule", "linear", "alignkit.optimizers:linear", "falls to 0")
+    add("schedule", "constant", constant, "the same rate after the warmup")
+    add("schedule", "linear", linear, "falls to 0")
     add(
         "schedule",
         "cosine",
-        "alignkit.optimizers:cosine",
+        cosine,
         "falls to 0 as half a wave of the cosine",
     )
     for name, function in SCHEDULES.items():
