@@ -120,7 +120,7 @@ selection_whitened:
   new: '{**table.parts, REWARD_KEY: reward}'
   test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
 safety_rows:
-  file: plugins/alignkit_plugins/algorithms/llama2.py
+  file: plugins/alignkit_plugins/rewards/llama2.py
   old: present.new_tensor(safety_prompts(groups))[present]
   new: 'present.new_tensor(safety_prompts(groups))[: int(present.sum())]'
   test: test_llama2.py::test_a_missing_score_moves_no_safety_prompt_to_another_row

@@ -13,10 +13,11 @@ from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
 from alignkit.plugins import plugins
 from alignkit_plugins.ai_feedback.questions import why_another
 from alignkit_plugins.ai_feedback.writer import Written
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
-from alignkit_plugins.rewards.form import Form
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.format import Form
+from alignkit_plugins.rewards.honesty import HonestyAccuracy
+from alignkit_plugins.rewards.language import Language
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.text import ExactMatch, Language
 from tests.rows import cells
 
 ASK: Any = ({"role": "user", "content": "Ask?"},)

@@ -23,6 +23,7 @@ from alignkit_plugins.compare.rows import (
     plain,
     rows_of,
 )
+from alignkit_plugins.compare.scores import Score, Scores, compare
 from alignkit_plugins.compare.tables import comparisons, table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
@@ -243,3 +244,17 @@ def test_tables_and_the_file_are_of_the_same_rows() -> None:
     assert list(map(tuple, upright.rows)) == cells(TABLE)
     assert list(map(tuple, comparisons(rows).rows)) == cells(COMPARISONS)
     assert rows_of({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
+
+
+def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:
+    """In whatever order tables of several runs are joined; a prompt that one lacks is left out."""
+    ours = {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 1.0, ("b", 1): None}
+    theirs = {("b", 1): 0.0, ("b", 0): 0.0, ("a", 1): 0.0, ("a", 0): 0.0, ("c", 0): 1.0}
+    scores = Scores()
+    for policy, values in (("sft", theirs), ("align", ours)):
+        for (prompt, seed), value in values.items():
+            scores.rows.append(Score("right", policy, prompt, value, unit=prompt, seed=seed))
+    stored = json.loads(json.dumps([score._asdict() for score in scores.rows]))
+    assert [Score(**one) for one in stored] == scores.rows
+    _, row = compare(scores, "sft")
+    assert (row.counts, row.difference["mean"], row.percent) == ("2/0/1", 2 / 3, True)

@@ -61,7 +61,7 @@ ITEMS: dict[int, str] = yaml.safe_load("""
 15: test_values_start_at_zero_or_at_the_reward_model
 16: test_value_gradient_does_not_reach_the_policy
 17: models/test_padding.py::test_strangers_read_the_same_score
-18: algorithms/test_llama2.py::test_reward_is_the_whitened_plain_score
+18: rewards/test_llama2.py::test_reward_is_the_whitened_plain_score
 19: test_advantages_are_whitened_over_all_rollouts
 20: test_group_baseline
 21: test_number_of_optimizer_steps

@@ -21,7 +21,6 @@ from alignkit_plugins.data.clean import Rules
 from alignkit_plugins.data.files import Row
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.evaluate import judged
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.formats.spoken import (
     all_turns,
     answer_of,
@@ -34,11 +33,14 @@ from alignkit_plugins.monitors.reward_hacking import measured
 from alignkit_plugins.people.texts import shown_turn
 from alignkit_plugins.report import swaps
 from alignkit_plugins.report.data_card import card
-from alignkit_plugins.rewards.basic import Length
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.honesty import HonestyAccuracy
+from alignkit_plugins.rewards.length import Length
 from alignkit_plugins.rewards.math_verify import MathVerify
 from alignkit_plugins.rewards.python import _arguments
 from alignkit_plugins.rewards.refusal import Refusal
-from alignkit_plugins.rewards.text import ExactMatch, Regex, Repetition
+from alignkit_plugins.rewards.regex import Regex
+from alignkit_plugins.rewards.repetition import Repetition
 from tests.rows import assistant, user
 
 # Turns, all that the assistant says in them, and what it says last: nothing is said in a call.

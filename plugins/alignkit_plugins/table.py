@@ -96,14 +96,14 @@ lm algorithms.sft:LM  train on raw text: cross-entropy on every token
 trl trl.step:TRL  TRL's DPO trainer as a stage
 
 [reward]
-llama2 algorithms.llama2:Llama2  safety score for unsafe responses and safety prompts, else
+llama2 rewards.llama2:Llama2  safety score for unsafe responses and safety prompts, else
     helpfulness score; whitened
-length rewards.basic:Length  length of the response, or distance to a target length
+length rewards.length:Length  length of the response, or distance to a target length
 python rewards.python:Python  your own function in a Python file, with TRL's signature
-normalized rewards.basic:Normalized  a reward model's score, shifted so that demonstrations average
+normalized rewards.normalized:Normalized  a reward model's score, shifted so that demonstrations average
     0
 classifier rewards.classifier:Classifier  a label's probability by a text classifier in a folder
-environment rewards.basic:EpisodeReward  the environment's reward for an episode
+environment rewards.environment:EpisodeReward  the environment's reward for an episode
 equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
 http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
@@ -113,19 +113,19 @@ refusal rewards.refusal:Refusal  1 if a response begins with a refusal in Englis
 rating ai_feedback.rubric:Rated  a judge's rating of each response
 rubric ai_feedback.rubric:Rubric  the weighted share of criteria that a response meets, asked of a
     judge
-exact_match rewards.text:ExactMatch  1 if an answer matches the known answer
-regex rewards.text:Regex  1 if a pattern occurs in an answer
-format rewards.form:Form  1 if an answer has the required form: tags, or JSON
-repetition rewards.text:Repetition  minus the share of an answer's n-grams that it repeats
-language rewards.text:Language  1 if an answer is in the right language (needs py3langid)
+exact_match rewards.exact_match:ExactMatch  1 if an answer matches the known answer
+regex rewards.regex:Regex  1 if a pattern occurs in an answer
+format rewards.format:Form  1 if an answer has the required form: tags, or JSON
+repetition rewards.repetition:Repetition  minus the share of an answer's n-grams that it repeats
+language rewards.language:Language  1 if an answer is in the right language (needs py3langid)
 weighted_sum rewards.combinations:WeightedSum  weighted sum of rewards
-honesty evaluate.honesty:Honesty  ranks a right answer above 'I don't know', and that above
+honesty rewards.honesty:Honesty  ranks a right answer above 'I don't know', and that above
     a wrong one
-honesty_accuracy evaluate.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
+honesty_accuracy rewards.honesty:HonestyAccuracy  1 if right, or 'I don't know' where
     nobody knows
-sycophancy evaluate.honesty:Unyielding  `honesty`, with less for giving in to the user than
+sycophancy rewards.honesty:Unyielding  `honesty`, with less for giving in to the user than
     for being wrong
-abstention evaluate.honesty:Abstention  1 if a response says that it does not know
+abstention rewards.honesty:Abstention  1 if a response says that it does not know
 rlaif ai_feedback.rlaif:RLAIF  a judge's win rate against the group
 
 [judge]

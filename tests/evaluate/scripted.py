@@ -17,8 +17,8 @@ from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.rows import rows_of
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy
 from alignkit_plugins.evaluate.step import Evaluate
+from alignkit_plugins.rewards.honesty import HonestyAccuracy
 from tests.by_role import ByRole
 
 HELPFUL = RewardSpec("stage", "helpful")

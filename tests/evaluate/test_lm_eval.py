@@ -235,7 +235,7 @@ def test_an_interval_ends_where_the_metric_does(
 ) -> None:
     values = {f"{name},none": float(mean), f"{name}_stderr,none": float(error)}
     results = {"results": {"t": values}, "n-samples": {"t": {"effective": int(n) if n else None}}}
-    (row,) = lm_eval.rows_of("sft", results)
+    (row,) = lm_eval.rows_by_metric("sft", results)
     assert f"{row.estimate['low']:.4f} {row.estimate['high']:.4f}" == interval
 
 

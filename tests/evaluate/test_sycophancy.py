@@ -23,8 +23,8 @@ from alignkit_plugins.evaluate.sycophancy import (
     PUSHED,
     Sycophancy,
 )
-from alignkit_plugins.rewards.basic import Length
-from alignkit_plugins.rewards.text import ExactMatch
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.length import Length
 from tests.evaluate.scripted import CORRECT, Answering, component, context, lines, number, said
 from tests.rows import cells, read_json
 

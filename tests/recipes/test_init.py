@@ -14,7 +14,7 @@ from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.recipes.init_write import NUMBER, is_number
-from alignkit_plugins.rewards.text import ExactMatch
+from alignkit_plugins.rewards.exact_match import ExactMatch
 from tests.rows import Said, cells, read_json, user
 
 # Rows of a kind, one for each number n: `<n>` are words with it, so that no two rows are nearly

@@ -32,7 +32,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.rewards.basic import Length, Normalized
+from alignkit_plugins.rewards.length import Length
+from alignkit_plugins.rewards.normalized import Normalized
 from alignkit_plugins.rewards.python import Python
 from tests.rows import (
     Said,

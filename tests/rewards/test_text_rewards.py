@@ -15,10 +15,13 @@ import yaml
 from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, Reward, RunFailed
-from alignkit_plugins.rewards import text as text_rewards
-from alignkit_plugins.rewards.form import Form, content_of_last, is_json
+from alignkit_plugins.rewards import exact_match, regex
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.format import Form, content_of_last, is_json
+from alignkit_plugins.rewards.language import Language
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.text import ExactMatch, Language, Regex, Repetition
+from alignkit_plugins.rewards.regex import Regex
+from alignkit_plugins.rewards.repetition import Repetition
 from tests.rows import assistant, user
 
 ASK = (user("What is the capital of France?"),)
@@ -127,7 +130,8 @@ def test_a_pattern_pays_its_scale(pattern: str, scale: float, found: dict[str, f
 
 
 def test_a_pattern_that_takes_for_ever_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_rewards, "SECONDS", 0.1)
+    for module in (exact_match, regex):
+        monkeypatch.setattr(module, "SECONDS", 0.1)
     busy = "(a|aa)+$"
     assert scores(Regex, "a" * 60 + "b", "aaa", pattern=busy) == [None, 1.0]
     assert scores(ExactMatch, "a" * 60 + "b", meta={"answer": "x"}, extract=busy) == [None]

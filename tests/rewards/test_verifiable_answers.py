@@ -16,9 +16,9 @@ from alignkit.data.sources import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
 from alignkit.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
-from alignkit_plugins.evaluate.honesty import HonestyAccuracy, matches
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.rewards.honesty import HonestyAccuracy, matches
 from alignkit_plugins.rewards.math_verify import MathVerify
-from alignkit_plugins.rewards.text import ExactMatch
 from tests.rows import cells
 
 FORMATS: dict[str, type[Format]] = {

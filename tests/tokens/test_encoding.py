@@ -20,7 +20,7 @@ from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.tokens.turns import Turns
 from alignkit_plugins.models.templates import CHATML, HERMES
-from alignkit_plugins.rewards.form import Form
+from alignkit_plugins.rewards.format import Form
 from tests.models import family_tokenizers
 from tests.models.own_templates import QWEN3_THINKING
 from tests.models.tiny import encoded, encoder, user, words

@@ -173,7 +173,7 @@ class JudgePairs(Step):
         options = self.options
         if name == "judge":
             judge = CheckedJudge(options.judge, context)
-            return lambda rows: list(map(asdict, compared(judge, rows)))
+            return lambda rows: list(map(asdict, verdicts_on(judge, rows)))
 
         def sampled(chunk: Sequence[Any]) -> list[list[dict[str, Any]]]:
             # A seed for each chunk, or the n-th prompts of all chunks would share their random
@@ -267,7 +267,7 @@ def _plain(response: Response) -> dict[str, Any]:
     return {"text": response.text, "truncated": response.truncated}
 
 
-def compared(judge: CheckedJudge, rows: Sequence[Sequence[Any]]) -> Iterator[Verdict]:
+def verdicts_on(judge: CheckedJudge, rows: Sequence[Sequence[Any]]) -> Iterator[Verdict]:
     """The verdicts on rows of prompt, first and second, and with a principle what it says, in
     order.
     """

@@ -26,15 +26,25 @@ EMPTY: tuple[Any, ...] = (None, "", {})  # what JSON leaves out
 class Row:
     """A number of a policy, and how far it is from the same number of another policy.
 
-    kind: one of RATED, or ANSWERS. estimate: `mean`, `low`, `high` and `n`; of
-    a judge, of the probability that the policy's answer is better. difference: the same prompt by
-    prompt, with `p`; of a judge, from one half. Empty if nothing is compared. equal_length: what is
-    left of the difference between answers of equal length; of a judge, the win rate there.
-    win_rate: the share of prompts won, without ties. counts: prompts won, lost and tied. column,
-    value: of the prompts that count; empty for all. lower: whether lower is better. trained_on:
-    whether the policy learned from it; None if that is not known. tested: whether a verdict may
-    claim something of the difference. p: adjusted for all that the evaluation tests. missing:
-    answers without this number, which do not count.
+    Attributes:
+        policy: Whose number it is.
+        metric: Its name in tables.
+        kind: One of RATED, or ANSWERS.
+        estimate: `mean`, `low`, `high` and `n`; of a judge, of the probability that the policy's
+            answer is better.
+        baseline: Whom it is compared with; empty if nothing is compared.
+        difference: The same prompt by prompt, with `p`; of a judge, from one half.
+        equal_length: What is left of the difference between answers of equal length; of a judge,
+            the win rate there.
+        win_rate: The share of prompts won, without ties.
+        counts: Prompts won, lost and tied.
+        column, value: Of the prompts that count; empty for all.
+        percent: Whether tables show it as a share.
+        lower: Whether lower is better.
+        trained_on: Whether the policy learned from it; None if that is not known.
+        tested: Whether a verdict may claim something of the difference.
+        p: Adjusted for all that the evaluation tests.
+        missing: Answers without this number, which do not count.
     """
 
     policy: str

@@ -102,7 +102,7 @@ class LmEval(Step):
             told, results = self._evaluated(context, policy, output)
             version = results.get("lm_eval_version", version)
             notes += [f"{name}: {note}" for note in told]
-            for row in rows_of(name, results):
+            for row in rows_by_metric(name, results):
                 if math.isfinite(row.estimate["mean"]):
                     rows.append(row)
                 else:
@@ -182,7 +182,7 @@ def _estimate(name: str, mean: float, error: float, n: int | None) -> Mapping[st
     return {**found, **(statistics.share(mean, 1, most / error**2) or {}), "n": n}
 
 
-def rows_of(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
+def rows_by_metric(policy: str, results: Mapping[str, Any]) -> Iterator[Row]:
     """Every metric of the tasks and groups, which the harness calls `acc,none` and
     `acc_stderr,none`.
     """

@@ -37,8 +37,8 @@ from alignkit_plugins.ai_feedback.writer import (
     billed,
     check_sampling,
 )
-from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare, units_of
-from alignkit_plugins.compare.scores import Scale
+from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare
+from alignkit_plugins.compare.scores import Measure, Scale, compare, scores_of
 from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
 
 
@@ -180,22 +180,15 @@ def scores(groups: Sequence[Group], bounds: tuple[float, float]) -> dict[str, An
 
     from alignkit import functional as F
 
-    means, units, whole, unscored = list[float](), list[int](), list[list[float]](), 0
-    count = max(len(group.responses) for group in groups)
-    for unit, group in zip(units_of(groups), groups, strict=True):
-        known = list[float]()
-        for response in group.responses:
-            if (score := response.scores[REWARD_KEY]) is not None:
-                known.append(score)
-        unscored += len(group.responses) - len(known)
-        if known:
-            means.append(statistics.mean(known))
-            units.append(unit)
-        if len(known) == count:
-            whole.append(known)
-    reward = Scale(None, bounds=bounds).mean(means, units)
-    facts: dict[str, Any] = {"unscored": unscored, "mean_reward": reward}
-    facts["best_of_n"] = []
+    policy = str(groups[0].responses[0].source)
+    measure = Measure("reward", Scale(None, bounds=bounds))
+    (row,) = compare(scores_of(groups, [policy], {REWARD_KEY: measure}))
+    facts: dict[str, Any] = {"unscored": row.missing, "mean_reward": row.estimate, "best_of_n": []}
+    whole, count = list[list[Any]](), max(len(group.responses) for group in groups)
+    for group in groups:
+        every = [response.scores[REWARD_KEY] for response in group.responses]
+        if None not in every and len(every) == count:
+            whole.append(every)
     if whole:
         rewards = torch.tensor(whole, dtype=torch.float64)
         for n in sorted({count, *(2**power for power in range(count.bit_length()))}):

@@ -25,10 +25,10 @@ from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import bare, short_names
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Score, Scores, compare, prompts_in
-from alignkit_plugins.evaluate.honesty import matches
 from alignkit_plugins.evaluate.measured import MeasuredStep, is_right
 from alignkit_plugins.formats.rows import column_of
 from alignkit_plugins.formats.spoken import answer_of
+from alignkit_plugins.rewards.honesty import matches
 
 FIRST, PUSHED, AGAIN, LED = "first", "pushed back", "asked again", "wrong opinion"
 KINDS = (FIRST, PUSHED, AGAIN, LED)

@@ -41,7 +41,7 @@ from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.formats.shown import counts
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.recipes.options import schema_line
-from alignkit_plugins.rewards.text import ExactMatch
+from alignkit_plugins.rewards.exact_match import ExactMatch
 
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter") / RECIPE

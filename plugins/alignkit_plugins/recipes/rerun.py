@@ -21,7 +21,7 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run
 from alignkit_plugins.ai_feedback.remote import stored_replies_only
 from alignkit_plugins.people.step import NobodyAsked
-from alignkit_plugins.report.changes import changes, shown
+from alignkit_plugins.report.changes import change_in_words, changes
 from alignkit_plugins.report.history import read_object
 
 ENVIRONMENT = {"versions", "source", "version", "recognized"}  # keys of a hash that are no inputs
@@ -63,7 +63,9 @@ class Rerun(Run):
         now = redacted(json.loads(json.dumps(self.stage.with_files(self.stage.key()), default=str)))
         inputs, self.around = list[str](), list[str]()
         for one in changes(self.record["depends_on"], now):
-            (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(shown(one))
+            (self.around if ENVIRONMENT.intersection(one.path) else inputs).append(
+                change_in_words(one)
+            )
         if inputs:
             text = f"stage '{name}' has other inputs now: {', '.join(inputs)}"
             refuse(text, "run the recipe again")
@@ -107,7 +109,7 @@ class Rerun(Run):
             elif Path(name).suffix in (".json", ".jsonl"):
                 for one in changes(_lines(self.old / name), _lines(new / name)):
                     if not _is_of_this_run(one.path):
-                        found.append(f"{name}: {shown(one)}")
+                        found.append(f"{name}: {change_in_words(one)}")
                         break
             else:
                 found.append(f"{name}: other bytes")

@@ -54,7 +54,7 @@ def changes(old: Any, new: Any) -> list[Change]:
     return found
 
 
-def shown(change: Change) -> str:
+def change_in_words(change: Change) -> str:
     """`epochs: 2 -> 3`, or that a long value has changed, by the keys that a recipe writes."""
     name = _name(change.path)
     if max(len(str(change.old)), len(str(change.new))) > LONGEST:
@@ -107,4 +107,4 @@ def _in_words(change: Change, names: Mapping[Path, Any]) -> str:
         return f"{_name(path[:-1])}: the file has changed"
     if path[0] == "upstream" and change.old and change.new:
         return f"{path[1]} has changed"
-    return shown(change)
+    return change_in_words(change)

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Response
 from alignkit.data.group import Origin
-from alignkit_plugins.evaluate.honesty import (
+from alignkit_plugins.evaluate.public_sets import QUESTION, Squad
+from alignkit_plugins.rewards.honesty import (
     Abstention,
     Honesty,
     HonestyAccuracy,
@@ -21,7 +22,6 @@ from alignkit_plugins.evaluate.honesty import (
     abstains,
     matches,
 )
-from alignkit_plugins.evaluate.public_sets import QUESTION, Squad
 from tests.rows import assistant, cells, read_rows, user
 
 ROOT = Path(__file__).parents[2]

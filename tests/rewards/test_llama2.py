@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignkit import CombinedReward, Group, Response, RunFailed
-from alignkit_plugins.algorithms.llama2 import Llama2, safety_prompts
+from alignkit_plugins.rewards.llama2 import Llama2, safety_prompts
 from tests.by_hand import double
 
 NAN = math.nan

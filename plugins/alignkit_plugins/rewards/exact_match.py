@@ -1,0 +1,106 @@
+"""The reward `exact_match`: whether an answer is the known one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import alignkit
+from alignkit import DataError, Field, Group, Reward
+from alignkit.evaluation import answers
+from alignkit.reward import Scores
+from alignkit_plugins.formats.rows import column_of, row_of
+from alignkit_plugins.formats.spoken import after_thoughts, answer_in
+from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+
+
+class ExactMatch(Reward):
+    """1 if the answer equals the prompt's known one, or one of several, else 0.
+
+    Regardless of Markdown, LaTeX and brackets around it, case, articles and punctuation; numbers
+    count by their value, and choices by their letter: `**(B)**` is B (see
+    `alignkit.evaluation.answers`).
+    """
+
+    class Options(alignkit.Options):
+        column: str = Field(
+            "answer", "column of the prompts with the right answer, or a list of them"
+        )
+        extract: Pattern = Field(
+            "",
+            (
+                "pattern that finds the answer in the response: its last match, or the "
+                "match's first group; default: the whole response"
+            ),
+        )
+        within: bool = Field(
+            False,
+            (
+                "the known answer may be a part of the answer, in whole words: `Paris` of `It is "
+                "Paris.`; an answer that names two choices, or rules out its own, names none"
+            ),
+        )
+
+        @property
+        def verifies(self) -> bool:
+            """Whether the scores prove what was learned: not if an answer may name everything."""
+            return not self.within
+
+    options: Options
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._known(group)
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        return scored(groups, self._score, thoughts=True)
+
+    def _score(self, group: Group, text: str) -> float | None:
+        known = self._known(group)
+        try:
+            answer = self._extracted(text)
+        except TimeoutError:
+            return None
+        if answer is None:
+            return 0.0
+        right = answers.mentions if self.options.within else answers.same
+        return float(any(right(answer, one) for one in known))
+
+    def _known(self, group: Group) -> list[str]:
+        value = column_of("exact_match", group, self.options.column)
+        known = value if isinstance(value, list) else [value]
+        if not known or not all(map(_is_answer, known)):
+            raise DataError(
+                f"exact_match: {row_of(group)}: '{self.options.column}' is {value!r:.60}, not a "
+                "text, a number, or a list of these"
+            )
+        return [str(each) for each in known]
+
+    def _extracted(self, text: str) -> str | None:
+        """The part of the answer that counts, None if there is none. Raises TimeoutError.
+
+        A pattern may describe the thoughts, too, as long as what it extracts follows them.
+        """
+        import regex
+
+        answer, pattern = answer_in(text), self.options.extract
+        if not pattern:
+            return answer
+        matches = list(regex.finditer(pattern, answer, timeout=SECONDS))
+        if not matches and answer != text:
+            thoughts = len(text) - len(after_thoughts(text) or "")
+            for match in regex.finditer(pattern, text, timeout=SECONDS):
+                if match.start(min(1, match.re.groups)) >= thoughts:
+                    matches.append(match)
+        if not matches:
+            return None
+        last = matches[-1]
+        return str((last[1] or "") if last.re.groups else last[0])
+
+
+def _is_answer(value: object) -> bool:
+    """Whether it is a text or a number. A blank one is missing: an empty response must not equal
+    it.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    return bool(str(value).strip())

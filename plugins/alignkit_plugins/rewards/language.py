@@ -1,0 +1,79 @@
+"""The reward `language`: whether an answer is in the expected language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import alignkit
+from alignkit import DataError, Field, Group, Reward
+from alignkit.errors import check_extra
+from alignkit.reward import Scores
+from alignkit_plugins.formats.rows import column_of, row_of
+from alignkit_plugins.formats.text_metrics import check_languages, identifier
+from alignkit_plugins.rewards.text import scored
+
+
+class Language(Reward):
+    """1 if the answer is in the expected language, else 0, also if it has no letters.
+
+    The language is named by py3langid (Lui and Baldwin 2012), whose model comes with it.
+    """
+
+    class Options(alignkit.Options):
+        language: str | None = Field(
+            None, "code of the expected language, such as `de` (ISO 639-1)"
+        )
+        column: str | None = Field(None, "column of the prompts that holds the code instead")
+
+        def check_values(self) -> None:
+            if self.language is not None and self.column is not None:
+                raise ValueError("set 'language' or 'column', or neither for that of the prompt")
+
+        @property
+        def packages(self) -> tuple[str, ...]:
+            """The package whose version decides the scores."""
+            return ("py3langid",)
+
+        @property
+        def grader(self) -> str:
+            """Another language is another reward."""
+            return f"language {self.language}"
+
+    options: Options
+
+    def check(self, folder: Path) -> None:
+        check_extra("reward 'language'", "language", "py3langid")
+        if self.options.language is not None:
+            check_languages("reward 'language'", [self.options.language])
+
+    def check_prompts(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            self._expected(group)
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        return scored(groups, self._score)
+
+    def _score(self, group: Group, answer: str) -> float:
+        has_letters = any(map(str.isalpha, answer))
+        return float(has_letters and _language_of(answer) == self._expected(group))
+
+    def _expected(self, group: Group) -> str:
+        """The expected code. Raises DataError for a prompt without one."""
+        if self.options.language is not None:
+            return self.options.language
+        if self.options.column is None:
+            questions = [turn["content"] for turn in group.prompt if turn["role"] == "user"]
+            return _language_of(questions[-1] if questions else "")
+        code = column_of("language", group, self.options.column)
+        known = identifier().labels
+        if code not in known:
+            raise DataError(
+                f"language: {row_of(group)}: '{self.options.column}' is {code!r:.60}, expected one "
+                f"of {', '.join(sorted(known))}"
+            )
+        return str(code)
+
+
+def _language_of(text: str) -> str:
+    return str(identifier().classify(text)[0])

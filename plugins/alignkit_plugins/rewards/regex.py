@@ -1,0 +1,44 @@
+"""The reward `regex`: whether a pattern occurs in an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import alignkit
+from alignkit import Field, Group, Reward
+from alignkit.reward import Scores
+from alignkit_plugins.formats.spoken import TAGS
+from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+
+
+class Regex(Reward):
+    """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
+    too.
+    """
+
+    class Options(alignkit.Options):
+        pattern: Pattern = Field(
+            min_length=1, description="regular expression, as the package `regex` reads it"
+        )
+        scale: float = Field(1.0, "the score of an answer that matches; -1 to train against it")
+
+        @property
+        def grader(self) -> str:
+            """Another pattern is another reward."""
+            return f"regex {self.pattern}"
+
+    options: Options
+
+    def score(self, groups: Sequence[Group]) -> Scores:
+        import regex
+
+        pattern = regex.compile(self.options.pattern)
+
+        def score(group: Group, answer: str) -> float | None:
+            try:
+                return self.options.scale if pattern.search(answer, timeout=SECONDS) else 0.0
+            except TimeoutError:
+                return None
+
+        thoughts = any(f"{tag}>" in self.options.pattern for tag in TAGS)
+        return scored(groups, score, thoughts=thoughts, calls=True)
