@@ -21,7 +21,7 @@ from alignkit import hookspecs
 from alignkit.calls import blame, line_in
 from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
 from alignkit.io.opened import watch
-from alignkit.registry import DEFAULTS, KINDS, Origin, Registration, Registry
+from alignkit.registry import DEFAULTS, KINDS, PRIVATE, Origin, Registration, Registry
 
 GROUP = "alignkit"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # a reader's name is a suffix, such as .csv
@@ -60,7 +60,7 @@ class _Plugin:
         """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at
         the plugin.
         """
-        if kind not in KINDS:
+        if kind not in KINDS | PRIVATE:
             raise ValueError(f"no kind '{kind}'; {did_you_mean(kind, KINDS, 'kinds')}")
         if not _NAME.fullmatch(name) or name.startswith(".") != (kind == "reader"):
             rule = (

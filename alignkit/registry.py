@@ -36,6 +36,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "launcher": ("Launcher",),
 }
 DEFAULTS = ("monitor", "reader", "launcher", "model")  # kinds with defaults
+# Kinds that no recipe names and no page lists
+PRIVATE: dict[str, tuple[str, ...]] = {"_backend": ()}
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 
@@ -114,7 +116,7 @@ class Registration(Origin):
 
     def check(self, implementation: Any) -> None:
         """Raise TypeError if something cannot be registered as this kind."""
-        bases = tuple(getattr(alignkit, name) for name in KINDS[self.kind])
+        bases = tuple(getattr(alignkit, name) for name in (KINDS | PRIVATE)[self.kind])
         if bases:
             good = isinstance(implementation, type) and issubclass(implementation, bases)
             wanted = "a subclass of " + " or ".join(f"alignkit.{base.__name__}" for base in bases)

@@ -30,7 +30,7 @@ SETTINGS: dict[str, Mapping[str, str] | None] = {
 RUN = """
 import sys
 from alignkit.cli import main
-from alignkit.kernels import shared_cores
+from alignkit_plugins.backends import shared_cores
 if sys.argv.pop(1) == "off":
     shared_cores.TOLERATED = float("inf")
 raise SystemExit(main(sys.argv[1:]))

@@ -176,18 +176,21 @@ def probe(job: Job, gate: Gate) -> None:
     gate.begin()
     import torch
 
-    from alignkit.kernels.capabilities import default_device, multiplies_bf16
-    from alignkit.kernels.matmul import matmul
+    from alignkit.kernels.backends import chosen
+    from alignkit.models.loading import device_of, dtype_of
+    from alignkit.settings import ModelSpec
 
-    device = default_device().type
+    device = device_of("auto").type
     width = 8192 if device == "cuda" else 256 if job.short else 2048
     rates: dict[str, Any] = {"flop": {}}
-    for name in BYTES if multiplies_bf16(torch.device(device)) else ["float32"]:
+    bf16 = dtype_of(ModelSpec(base="tiny"), torch.device(device)) == torch.bfloat16
+    for name in BYTES if bf16 else ["float32"]:
         a, b = (
             torch.randn(width, width, device=device, dtype=getattr(torch, name)) for _ in range(2)
         )
+        linear = chosen(a.device, a.dtype).linear
         # The faster of torch's product and ours: a low rate would flatter us.
-        best = min(_best(partial(product, a, b)) for product in (torch.mm, matmul))
+        best = min(_best(partial(product, a, b)) for product in (torch.mm, linear))
         rates["flop"][name] = 2 * width**3 / best
     x = torch.ones((32 if job.short else 256) * 2**20, device=device)
     rates["bandwidth"] = x.numel() * 4 / _best(x.sum)

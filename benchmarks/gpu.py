@@ -82,7 +82,7 @@ def random_model(shape: str, folder: Path) -> str:
     import transformers
 
     from alignkit.io.atomic import replace_folder
-    from alignkit.kernels.capabilities import default_device
+    from alignkit.models.loading import device_of
     from benchmarks.models import folder_of
 
     target = folder / f"random-{shape}"
@@ -90,7 +90,7 @@ def random_model(shape: str, folder: Path) -> str:
         options = dict(SHAPES[shape])
         config = getattr(transformers, f"{options.pop('kind')}Config")(**options)
         torch.manual_seed(0)
-        with default_device():  # a CPU draws eight billion numbers in minutes
+        with device_of("auto"):  # a CPU draws eight billion numbers in minutes
             model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         with replace_folder(target) as new:
             model.save_pretrained(new)

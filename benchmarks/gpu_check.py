@@ -33,7 +33,7 @@ MODEL, TINY = "smollm2-135m-instruct", "tiny"
 SIMULATED = ROOT / "tests" / "simulated_cuda"
 NF4 = "nf4"  # another quantization where bitsandbytes has no kernels
 LOOK = 0.2  # seconds between two looks at a part
-SUITE = ("tests/kernels", "tests/models", "tests/training", "tests/algorithms")
+SUITE = ("tests/backends", "tests/kernels", "tests/models", "tests/training", "tests/algorithms")
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -156,7 +156,7 @@ def sampling(here: Here, merged: bool) -> None:
     groups = data.prompts(count, 64)
     source = _folder(here) if here.short else random_model("1.5b", _cache())
     model = _learner(source, "bfloat16", "none", "cuda").model
-    separate: Any = patch("alignkit_plugins.gpu.sampling.merged_weights", lambda *_: {})
+    separate: Any = patch("alignkit_plugins.backends.gpu.Gpu.prepares", lambda *_: False)
     with nullcontext() if merged else separate:
         for seed in range(3):  # the first one compiles
             request = sampler.build_request(

@@ -75,14 +75,14 @@ def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> Non
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
+    from alignkit.kernels.backends import chosen
+    from alignkit.kernels.lm_head import HeadSpec
 
     def score(problem: Problem, hidden: Tensor) -> Tensor:
         counts = problem.scored[:, 1:]
         tokens = problem.tokens[:, 1:][counts]
-        return -logprobs_and_entropy(hidden[:, :-1][counts], tokens, HeadSpec(problem.weight))[
-            0
-        ].mean()
+        backend, head = chosen(hidden.device, hidden.dtype), HeadSpec(problem.weight)
+        return -backend.next_token(hidden[:, :-1][counts], tokens, head)[0].mean()
 
     run(job, gate, score)
 

@@ -40,7 +40,6 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # contract_only: those that import nothing of the kernel but what a stranger's package may rely on,
 # and so nothing of the internal rooms.
 #
-# names_plugins: modules of the core that name the package of the plugins: none is to be left.
 # other_meanings: words of first-party plugins that mean something else in a module of the core: an
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
@@ -66,12 +65,11 @@ layers:
 - [cli, notebook, testing, __main__]
 rooms: [io, kernels, models, recipe, runs, tokens, training]
 uses_evaluation: [evaluation, training, runs]
-below_kernels: [errors, functional, io, kernels]
+below_kernels: [errors, functional, io, kernels, plugins]
 needs: [
-  formats, rewards, algorithms, environments, models, gpu, processes, monitors, trl, compare,
+  formats, rewards, algorithms, environments, models, backends, processes, monitors, trl, compare,
   ai_feedback, vllm, people, policies, evaluate, report, data, recipes, authors]
 contract_only: [algorithms, formats, monitors, rewards, vllm]
-names_plugins: [alignkit.kernels.capabilities, alignkit.kernels.lora]
 other_meanings:
   alignkit.settings: [sft]
   alignkit.training.sampler: [sft]
@@ -179,8 +177,6 @@ def imports_go_down() -> Iterator[str]:
             continue
         for item in imports(path):
             if item.package != "alignkit":
-                if name in HOUSE["names_plugins"]:
-                    continue
                 yield f"{named(path)}:{item.line}: the kernel imports {item.module}, a plugin"
             elif item.room and (layer(item.room) or 0) > own:
                 yield f"{named(path)}:{item.line}: imports {item.module}, which is above it"
@@ -272,7 +268,7 @@ def the_kernel_names_no_plugin() -> Iterator[str]:
     plugins = first_party_names()
     for name, path in KERNEL.items():
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if "alignkit_plugins" in line and name not in HOUSE["names_plugins"]:
+            if "alignkit_plugins" in line:
                 yield f"{named(path)}:{number}: names the package of the plugins"
         if name.startswith("alignkit.functional"):
             continue

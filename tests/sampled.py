@@ -24,7 +24,6 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.training.context import StageContext
-from alignkit_plugins.gpu import sampling as gpu
 
 # Several times what the models of tests round by
 NEAR_LOGITS = 1e-4  # between the two likeliest tokens
@@ -87,8 +86,7 @@ def noting() -> Iterator[set[str]]:
         append(self, rows, ids, logprobs)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (decoder, gpu):
-            patch.setattr(module, "choose", chosen)
+        patch.setattr(decoder, "choose", chosen)
         patch.setattr(decoder.Decoder, "append", appended)
         patch.setattr(StageContext, "notify", notified)
         yield undecided

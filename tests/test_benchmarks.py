@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from alignkit.kernels.capabilities import default_device, multiplies_bf16
+from alignkit.models.loading import device_of, dtype_of
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from benchmarks.catalogue import BENCHMARKS, Benchmark
@@ -37,7 +37,8 @@ def test_each_runs_on_the_tiny_model(name: str, tmp_path: Path) -> None:
         pytest.skip("vLLM does not serve a model as small as tiny")
     if not ENVIRONMENTS[benchmark.environment].is_file():
         pytest.skip("`make bench` makes the peer's environment")
-    if benchmark.precision == "bfloat16" and not multiplies_bf16(default_device()):
+    native = dtype_of(ModelSpec(base="tiny"), device_of("auto")) == torch.bfloat16
+    if benchmark.precision == "bfloat16" and not native:
         pytest.skip("this machine has no instructions that multiply bf16")
     words = ["--short", "--rounds", "1", "--only", name, "--json", str(tmp_path / "rows.json")]
     command = [sys.executable, "-m", "benchmarks", *words]

@@ -39,11 +39,11 @@ READS = """
 alignkit/functional/advantages.py
 alignkit/models/adapters.py
 alignkit/models/checked_model.py
+alignkit/models/generate.py
 alignkit/models/packing.py
 alignkit/training/collectives.py
 alignkit/training/learner.py
 alignkit/training/trainer.py
-plugins/alignkit_plugins/gpu/sampling.py
 """
 
 

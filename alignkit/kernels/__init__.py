@@ -1,10 +1,10 @@
-"""Fast operators for language models, and the only code that knows about processors.
+"""What language models compute, by torch's own operators; plugins know about processors.
 
-- `layout`, `attention`, `decoding`: which tokens see which, in training and in sampling.
-- `tiled_attention`, `matmul`, `lora`, `lm_head`: faster ways to compute what torch can compute too.
+- `layout`, `attention`, `plain_attention`, `decoding`: which tokens see which, in training and in
+  sampling.
+- `lora`, `lm_head`: adapters, and the probabilities of the next token.
+- `backends`: the choice of what computes all of this.
 - `memory`: how much memory there is, and when to return freed memory to the system.
-- `scoped`: what a pass reads without being given it.
-- `capabilities`: what the processor and this build of torch can do.
 
 Design: docs/architecture.md.
 """

@@ -6,20 +6,26 @@ The only mask is the empty space to the left of the shorter ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from alignkit.kernels import capabilities
-from alignkit.kernels.attention import TreeLayout, attention
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
+from alignkit.kernels.plain_attention import attention
 
 BLOCK = 32  # rows that one call of the attention decodes
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # by layer
+
+
+class Prefill(Protocol):
+    """Prompts that were read, with each layer's keys and values, [heads, tokens, size] each."""
+
+    spans: Sequence[GroupSpan]
+    kv: KeyValues
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,12 @@ class Decoding:
     Rows leave and enter while others continue. Neighbors should have similar lengths: rows are
     decoded in blocks, and a block skips the columns that all of its rows leave empty.
 
-    change: how its cache follows. write_ahead: writes several tokens of all rows; None: one at a
-    time is as fast.
+    change: how its cache follows. ahead: tokens of a row that are written before anybody looks at
+    them.
     """
 
     change: ClassVar[type[Change]] = Change
-    write_ahead: ClassVar[Callable[..., Tensor] | None] = None
+    ahead: ClassVar[int] = 1
 
     def __init__(self) -> None:
         self.column = 0  # the place of every row's next token
@@ -87,7 +93,7 @@ class Decoding:
         self,
         keep: Sequence[int],
         room: int,
-        prefill: TreeLayout | None = None,
+        prefill: Prefill | None = None,
         owners: Sequence[int] = (),
     ) -> None:
         """Drop all rows but `keep`, then append one for each of `owners`: the prompt's index in
@@ -95,13 +101,13 @@ class Decoding:
 
         prefill: has stored its prompts' keys and values. room: tokens that a row may still write.
         """
-        prefill = prefill or TreeLayout([])
-        prompts = [prefill.spans[owner] for owner in owners]
+        entering = prefill.kv if prefill else {}
+        prompts = [prefill.spans[owner] for owner in owners] if prefill else []
         kept = self.starts[list(keep)]
         # Columns that only dropped rows had filled disappear.
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
-        for layer, (keys, values) in prefill.kv.items():  # a layer without a cache has no rows yet
+        for layer, (keys, values) in entering.items():  # a layer without a cache has no rows yet
             self.cache.setdefault(layer, (keys[None][:0], values[None][:0]))
         device = self.cache[min(self.cache)][0].device
         change = self.change(
@@ -113,7 +119,7 @@ class Decoding:
         )
         # One tensor at a time, so that only one layer is in memory twice.
         for layer, (keys, values) in self.cache.items():
-            new_keys, new_values = prefill.kv.get(layer, (None, None))
+            new_keys, new_values = entering.get(layer, (None, None))
             self.cache[layer] = change.applied(keys, new_keys), change.applied(values, new_values)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
         # Kept rows stay aligned on the right, so their first columns move with their last column.
@@ -170,9 +176,3 @@ class Decoding:
         """Move to the next column; all layers have written this one."""
         self.column += 1
         self._masks.clear()
-
-
-def decoding_for(device: torch.device) -> Decoding:
-    """How rows on this device are decoded."""
-    gpu = capabilities.on_gpu(device, "sampling")
-    return Decoding() if gpu is None else gpu.StaticDecoding()

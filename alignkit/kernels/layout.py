@@ -53,18 +53,6 @@ class GroupSpan:
         """
         return window is not None and window < self.prompt + max(self.responses, default=0)
 
-    @property
-    def split_responses(self) -> bool:
-        """Whether padded rows, one per response, take clearly fewer products than one mask over the
-        whole group.
-        """
-        if len(self.responses) < 2 or min(self.prompt, *self.responses) == 0:
-            return False
-        longest = max(self.responses)
-        # Pairs of tokens: the prompt's own, and each padded response's with the prompt and itself.
-        split = self.prompt**2 + len(self.responses) * longest * (self.prompt + longest)
-        return 2 * split < self.length**2
-
     def positions(self) -> Tensor:
         """Each token's position in its own sequence, [length]: every response continues the
         prompt.

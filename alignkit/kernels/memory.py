@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import resource
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 GROWTH = 512 * 2**20  # bytes
-THRESHOLDS = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's `mallopt`
 
 
 def total(device: torch.device) -> float:
@@ -62,29 +60,12 @@ def release_cached(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def prepare_cpu() -> None:
-    """Let glibc keep the memory of freed tensors, and oneDNN few kernels. Call before the first
-    product.
-
-    Returning memory and faulting it in again takes a tenth of a step. oneDNN makes kernels for
-    every number of rows, and packed rows differ in length from step to step: SFT of a model with
-    135M weights in bf16 grew by 12 MB a step, up to 1024 kernels in each of its caches, which also
-    lie between the tensors and leave gaps.
-    """
-    for threshold in THRESHOLDS:
-        _glibc("mallopt", threshold, 2**31 - 1)
-    # OneDNN and torch's layer above it cache what they compile. A step needs about 25 at a time,
-    # and few of those of earlier steps.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
-
-
 def trim() -> None:
     """Let glibc, where it is the C library, return freed memory to the system."""
-    _glibc("malloc_trim", 0)
+    glibc("malloc_trim", 0)
 
 
-def _glibc(name: str, *arguments: int) -> None:
+def glibc(name: str, *arguments: int) -> None:
     """Call a function of glibc's allocator, if the C library has it."""
     function = getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
     if function is not None:
@@ -94,7 +75,7 @@ def _glibc(name: str, *arguments: int) -> None:
 class TrimOnGrowth:
     """Trims the process once it has grown by GROWTH.
 
-    Packed rows differ in size from step to step, so pieces kept by `prepare_cpu` fit badly. Without
+    Packed rows differ in size from step to step, so freed pieces that are kept fit badly. Without
     trimming, the process grows without bound: SFT of a model with 135M weights went from 2 to 4.4
     GiB in 20 steps.
     """

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import cached_snapshot, digest, file_digest, is_commit
-from alignkit.kernels import matmul
-from alignkit.kernels.lora import adapted, lora_layers, low_rank
+from alignkit.kernels.backends import Backend
+from alignkit.kernels.lora import LowRank, lora_layers
 from alignkit.models.loading import UNREAD, read_weights, weight_files
 from alignkit.models.saved import ADAPTER as CONFIG
 from alignkit.models.saved import ALL, ORIGIN, SCALE, base_name, origin_of, read_json, scale_of
@@ -146,10 +146,12 @@ ACTIVE: ContextVar[str | None] = ContextVar("alignkit_adapter", default=None)
 
 
 class Adapters:
-    """The adapters of one model. base: the model's name, for saved adapters."""
+    """The adapters of one model. base: the model's name, for saved adapters. backend: computes its
+    layers.
+    """
 
-    def __init__(self, model: Any, spec: LoraSpec, base: Base):
-        self.model, self.spec, self.base = model, spec, base
+    def __init__(self, model: Any, spec: LoraSpec, base: Base, backend: Backend):
+        self.model, self.spec, self.base, self.backend = model, spec, base, backend
         self._peft: Any = None
         self._targets: Any = None
 
@@ -262,7 +264,7 @@ class Adapters:
                 raise RunFailed(f"model.lora: {error}") from error
         tied = (self.model.get_output_embeddings(), self.model.get_input_embeddings())
         for layer in lora_layers(self.model):
-            layer.forward = MethodType(_forward, layer)
+            layer.forward, layer.backend = MethodType(_forward, layer), self.backend
             kind = type(layer.get_base_layer()).__name__
             # A router may return a tuple, to which an adapter's term cannot be added. peft merges
             # experts with their adapters in every pass, which would store as much as all experts
@@ -297,18 +299,18 @@ class Adapters:
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
     base, adapter = self.base_layer, ACTIVE.get()
+    backend: Backend = self.backend
     plain = type(base) is nn.Linear  # quantized layers are subclasses with their own matrix product
     if adapter is None:
-        return matmul.linear(x, base.weight, base.bias) if plain else base(x, *args, **kwargs)
-    down, up, scale = (
-        self.lora_A[adapter].weight,
-        self.lora_B[adapter].weight,
-        self.scaling[adapter],
-    )
+        if plain:
+            return backend.linear(x, base.weight, base.bias)
+        return base(x, *args, **kwargs)
+    down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+    factors = LowRank(down, up, self.scaling[adapter])
     if plain:
-        return adapted(x, base.weight, base.bias, down, up, scale)
+        return backend.linear(x, base.weight, base.bias, factors)
     result: Tensor = base(x, *args, **kwargs)
-    return result + low_rank(x, down, up, scale)
+    return result + factors.term(x, backend.linear)
 
 
 def _sort_facts(file: Path) -> None:

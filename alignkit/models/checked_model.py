@@ -17,7 +17,6 @@ from torch import Tensor
 from alignkit.errors import RunFailed
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout, UnsupportedAttention
-from alignkit.kernels.decoding import decoding_for
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.loading import backbone, load_config
 from alignkit.models.memory import last_states
@@ -138,7 +137,7 @@ def _decoded(model: Any, base: str, rows: Sequence[Tensor]) -> Tensor:
     first, second = (len(row) - 1 for row in rows)
     prefill = TreeLayout([GroupSpan(0, first, ()), GroupSpan(first, second, ())], store_kv=True)
     model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
-    decoding = decoding_for(model.device)
+    decoding = model.backend.decoding()
     decoding.update_rows([], 1, prefill, [0, 1])
     ids = torch.stack([row[-1:] for row in rows]).to(model.device)
     positions = torch.tensor([[first], [second]], device=model.device)

@@ -20,8 +20,6 @@ from alignkit import seeds
 from alignkit.data.group import Group, Response, preview, with_responses
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
-from alignkit.kernels.decoding import decoding_for
-from alignkit.kernels.lora import prepacked_weights
 from alignkit.kernels.memory import available
 from alignkit.models.loading import backbone, largest
 from alignkit.models.memory import last_states, within_memory
@@ -268,7 +266,7 @@ class Decoder:
 
     def _clear(self) -> None:
         """Begin without rows."""
-        self.decoding = decoding_for(self.model.device)
+        self.decoding = self.model.backend.decoding()
         self.rows: list[ActiveSequence] = []
         # [rows, vocabulary] of the next tokens
         self.logits = torch.zeros(0, device=self.model.device)
@@ -286,7 +284,7 @@ class Decoder:
                 self._write_by_prompt()
                 return
             rows = min(self.limit, len(self.queue))
-            with prepacked_weights(
+            with self.model.backend.prepare(
                 weights.model, weights.adapter, rows, self.request.sampling.max_new_tokens
             ):
                 self._write_together()
@@ -321,22 +319,41 @@ class Decoder:
         """Tokens of a row, with its prompt."""
         return len(self.request.prompts[row.prompt]) + len(row.tokens)
 
-    def write(self, rows: Sequence[ActiveSequence], logits: Tensor) -> Tensor:
-        """Append a token to every active row, and return the new tokens of all rows, [rows].
+    def write(self, rows: Sequence[ActiveSequence], logits: Tensor, ahead: int = 1) -> Tensor:
+        """Append up to `ahead` tokens to every active row, then look at them; return the last ones,
+        [rows]. The caller reads these, if any row still needs more.
 
-        logits: [rows, vocabulary]. Ended rows stay until the next refill. What is drawn for them is
-        dropped, and no other row reads it.
+        logits: [rows, vocabulary] of the first. Ended rows stay until the next refill. What is drawn
+        for them is dropped, and no other row reads it.
         """
-        draws, early, sampling = np.zeros(len(rows)), None, self.request.sampling
+        device, sampling, count = logits.device, self.request.sampling, 1
+        if ahead > 1:
+            lengths = torch.tensor([self.length(row) for row in rows])
+            room = torch.tensor([row.room if row.active else 0 for row in rows])
+            count = min(ahead, max(1, int(room.max())))
+            # [count, rows]. A row without room stays at its last position.
+            positions = (lengths + torch.minimum(torch.arange(count)[:, None], room - 1)).to(device)
+        draws = np.zeros((count, len(rows)))
         for column, row in enumerate(rows):
             if row.active:
-                draws[column] = row.draws[len(row.tokens)]
-        short = [len(row.tokens) < sampling.min_new_tokens for row in rows]
-        if any(short):
-            early = torch.tensor(short, device=logits.device)
-        chosen, logprobs = choose(logits, torch.from_numpy(draws), sampling, early, self.ends)
-        self.append(rows, chosen.tolist(), logprobs.tolist())
-        return chosen
+                written = len(row.tokens)
+                draws[: row.room, column] = row.draws[written : written + count]
+        uniform = torch.from_numpy(draws).to(device)
+        tokens = np.array([len(row.tokens) for row in rows])
+        short = torch.from_numpy(tokens + np.arange(count)[:, None] < sampling.min_new_tokens)
+        early = short.to(device) if short.any() else [None] * count
+        chosen, logprobs = list[Tensor](), list[Tensor]()
+        for step in range(count):
+            if step:
+                logits = self._read(chosen[-1], positions[step - 1])
+            found = choose(logits, uniform[step], sampling, early[step], self.ends)
+            chosen.append(found[0])
+            logprobs.append(found[1])
+        # The only time that the host waits for the device
+        ids, values = torch.stack(chosen).tolist(), torch.stack(logprobs).tolist()
+        for step in range(count):
+            self.append(rows, ids[step], values[step])
+        return chosen[-1]
 
     def append(
         self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]
@@ -387,10 +404,8 @@ class Decoder:
         """Write in packed rows and one cache."""
         while self._refill():
             self.model.should_stop()
-            if self.decoding.write_ahead is None or self.wrote is not None:
-                tokens = self.write(self.rows, self.logits)
-            else:
-                tokens = self.decoding.write_ahead(self, self.rows, self.logits, self._read)
+            ahead = 1 if self.wrote is not None else self.decoding.ahead
+            tokens = self.write(self.rows, self.logits, ahead)
             if any(row.active for row in self.rows):
                 # The token just appended is read next; as positions count from 0, its position is
                 # the length minus 1.

@@ -19,8 +19,7 @@ from torch import Tensor
 from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
-from alignkit.kernels import capabilities
-from alignkit.kernels.shared_cores import share_cores
+from alignkit.kernels.backends import chosen
 from alignkit.models.saved import CONFIG, read_json, reading
 from alignkit.tokens.check import check_ids
 
@@ -122,7 +121,7 @@ def device_of(name: str) -> torch.device:
     torch has none.
     """
     if name == "auto":
-        return capabilities.default_device()
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, ImportError) as error:
@@ -135,23 +134,30 @@ def device_of(name: str) -> torch.device:
 def dtype_of(spec: ModelSpec, device: torch.device) -> torch.dtype:
     """The dtype that `model.dtype` names.
 
-    `auto`: bf16 if the base is frozen and the device has instructions that multiply bf16, else
-    fp32.
+    `auto`: bf16 if the base is frozen and the device computes it better than fp32.
     """
     if spec.dtype != "auto":
         return DTYPES[spec.dtype]
     if spec.lora is None:
         return torch.float32
-    return torch.bfloat16 if capabilities.multiplies_bf16(device) else torch.float32
+    full, half = (
+        chosen(device, dtype).priority(device, dtype) or 0
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return torch.bfloat16 if half > full else torch.float32
 
 
-def machine(spec: ModelSpec) -> str:
-    """What a model's numbers depend on besides its weights: `float32 on AVX2 with 2 threads`."""
+def machine(spec: ModelSpec) -> dict[str, str]:
+    """What a model's numbers depend on besides its weights: `made_on`, such as `float32 on AVX2
+    with 2 threads`, and the `backend` that computes them.
+    """
     device = device_of(spec.device)
+    dtype = dtype_of(spec, device)
     where = f"{torch.backends.cpu.get_cpu_capability()} with {torch.get_num_threads()} threads"
     if device.type == "cuda":
         where = torch.cuda.get_device_name(device)
-    return f"{dtype_of(spec, device)} on {where}".removeprefix("torch.")
+    made_on = f"{dtype} on {where}".removeprefix("torch.")
+    return {"made_on": made_on, "backend": chosen(device, dtype).label}
 
 
 def load_base(
@@ -252,7 +258,6 @@ def load_weights(kind: Any, source: str | Path, spare: tuple[str, ...], **option
     have the wrong shape: transformers would draw them at random.
     """
     silence_libraries()
-    share_cores()
     load_config(str(source), options.get("revision"), options["trust_remote_code"])
     with reading(f"{source}: its weights in safetensors"):
         model, report = kind.from_pretrained(

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from alignkit.data.chat_templates import is_plain
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
-from alignkit.kernels import attention, capabilities, matmul
+from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.backends import chosen
 from alignkit.kernels.layout import Layout, setting
-from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
-from alignkit.kernels.memory import prepare_cpu
+from alignkit.kernels.lm_head import Entropy, HeadSpec
 from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
@@ -89,10 +89,8 @@ class SharedModel:
         self.spec, self.source, self.seed = spec, locate(source, revision), seed
         self.device = device_of(spec.device)
         self.dtype = dtype_of(spec, self.device)
-        if self.device.type == "cpu":
-            prepare_cpu()
-        if (gpu := capabilities.on_gpu(self.device, "flex_attention")) is not None:
-            gpu.prepare()
+        self.backend = chosen(self.device, self.dtype)
+        self.backend.start()
         self.tokenizer, self.chat, self.end_ids = load_text(spec, self.source, revision)
         # Before the weights, which take minutes
         self.chat_facts = check_chat(self.encoder(), spec.base)
@@ -110,7 +108,7 @@ class SharedModel:
         self.memory = MemoryBudget(self.device, per_token)
         self.adapters: Adapters | None = None
         if spec.lora is not None:
-            self.adapters = Adapters(self.model, spec.lora, self.base)
+            self.adapters = Adapters(self.model, spec.lora, self.base, self.backend)
         if spec.mixed_precision != "none":  # after the checks, which compare in fp32
             self.autocast = torch.bfloat16
 
@@ -309,7 +307,7 @@ class SharedModel:
         gradient.
         """
         with self.multiplying():
-            return logprobs_and_entropy(
+            return self.backend.next_token(
                 hidden, tokens.to(self.device), self._head(name, temperature), entropy=entropy
             )
 
@@ -319,7 +317,7 @@ class SharedModel:
         """
         head = self._head(name)
         with self.multiplying():
-            logits = matmul.linear(hidden, head.weight, head.bias).float()
+            logits = self.backend.linear(hidden, head.weight, head.bias).float()
         if head.scale != 1.0:  # multiplying by 1 would still read and write the whole table
             logits = logits * head.scale
         return torch.tanh(logits / head.softcap) * head.softcap if head.softcap else logits

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.io.atomic import replace_folder
-from alignkit.kernels import capabilities
 from alignkit.models.adapters import Base, is_adapter
 from alignkit.models.loading import (
+    device_of,
     dtype_of,
     ends_of,
     load_base,
@@ -70,8 +70,7 @@ def whole_model(
     """
     quantized = spec.quantization != "none"
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
-    device = CPU if spec.device == "cpu" else capabilities.default_device()
-    stored = dtype_of(spec, device) if quantized else torch.float32
+    stored = dtype_of(spec, device_of(spec.device)) if quantized else torch.float32
     network = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
     if quantized:
         network = network.dequantize(torch.float32).float()

@@ -28,7 +28,7 @@ from alignkit.io.text import is_dir, is_file
 from alignkit.kinds import reader_of, registration_of
 from alignkit.plugins import GROUP, plugins
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.registry import Component
+from alignkit.registry import Component, Registration
 from alignkit.settings import ModelSpec
 
 
@@ -71,7 +71,7 @@ class RunData:
             and (reader := registration_of(source.path))
             and reader.distribution != GROUP
         ):
-            facts["reader"] = [reader.name, reader.version, source_digests(reader.source_path)]
+            facts["reader"] = _code_of(reader)
         if source.format is None:
             first = SourceReader(
                 source, plugins().usable("format"), self._stage_data, self._commits
@@ -79,12 +79,7 @@ class RunData:
             with suppress(DataError):  # reported when the stage reads its data
                 any(first.format_name for _ in first.rows())
             if name := first.format_name:
-                registration = plugins().get("format", name)
-                facts["recognized"] = [
-                    name,
-                    registration.version,
-                    source_digests(registration.source_path),
-                ]
+                facts["recognized"] = _code_of(plugins().get("format", name))
         return facts
 
 
@@ -97,7 +92,10 @@ def stage_parts(
     each source holds.
     """
     fingerprint = _Fingerprint(recipe, data)
+    backends = plugins().registrations("_backend")
+    others = [_code_of(one) for one in backends if one.distribution != GROUP]
     return {
+        **({"backends": others} if others else {}),  # the version of ours is alignkit's
         "component": fingerprint.of(stage.component),
         "settings": fingerprint.of(
             stage.settings and stage.settings.model_copy(update={"engine": None})
@@ -111,6 +109,12 @@ def stage_parts(
         "seed": recipe.seed,
         "versions": versions(_packages(stage, recipe.model)),
     }
+
+
+def _code_of(registration: Registration) -> list[Any]:
+    """Name, version and source of an implementation."""
+    source = source_digests(registration.source_path)
+    return [registration.name, registration.version, source]
 
 
 def _plain(folder: Path, spec: ModelSpec) -> dict[str, Any]:

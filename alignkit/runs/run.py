@@ -254,9 +254,10 @@ class Run(Services):
         parts = stage.with_files(stage.key())
         if self._reuse(name, parts):
             self.reporter.stop(f"{name}: unchanged, reused")
-            made, here = self.store.record(name).get("made_on"), stage.machine()
-            if made not in (None, here):
-                self.say(f"{name}: warning: made in {made}, and its numbers differ in {here}")
+            record = self.store.record(name)
+            for fact, here in stage.machine().items():
+                if (made := record.get(fact)) not in (None, here):
+                    self.say(f"{name}: warning: made in {made}, and its numbers differ in {here}")
             return None
         key, folder = self.hashes[name], self.folder / name
         if before.get("hash") == key:
@@ -273,8 +274,8 @@ class Run(Services):
         name, began = stage.name, self.hashes[stage.name]
         parts = stage.with_files(record["depends_on"], made=True)
         self.hashes[name] = digest(parts)
-        facts = {"made_on": stage.machine(), "depends_on": parts}
-        self.store.finish(name, {"hash": self.hashes[name], **record, **facts}, began)
+        facts = {"hash": self.hashes[name], **record, **stage.machine(), "depends_on": parts}
+        self.store.finish(name, facts, began)
         self.ready.add(name)
         summary, rows = record["summary"], json_lines(self.folder / name / "metrics.jsonl")
         counts = [

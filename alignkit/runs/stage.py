@@ -115,11 +115,11 @@ class RunStage(StageContext):
             self.stage, self.recipe, services.base(BASE).digest, upstream, services.data
         )
 
-    def machine(self) -> str | None:
-        """What rounds the numbers of its models; None if it uses none."""
+    def machine(self) -> dict[str, str]:
+        """What rounds the numbers of its models; empty if it uses none."""
         from alignkit.models.loading import machine  # imports torch
 
-        return machine(self.stage.model) if self.stage.roles or self.stage.settings else None
+        return machine(self.stage.model) if self.stage.roles or self.stage.settings else {}
 
     def with_files(self, parts: Mapping[str, Any], made: bool = False) -> dict[str, Any]:
         """Parts of a key with digests of the files that the stage's code read when it was made. Those

@@ -181,6 +181,10 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .parquet data.tables:Parquet  a table that pyarrow reads
 .hub data.tables:Hub  what `hub:` names: `datasets` reads it
 .feedback people.agreement:StoreReader  people's labels from a store
+
+[_backend]
+cpu backends.cpu:Cpu  tiles, packed weights, oneDNN
+gpu backends.gpu:Gpu  Triton, merged weights, tokens ahead of the host
 """
 
 DEFAULTS = ("reward_hacking", ".hub", "tiny")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.models.generate import ActiveSequence
+from alignkit.models.generate import ActiveSequence, Decoder
 from alignkit.sampling import Sampling
-from alignkit_plugins.gpu import sampling as static_decoding
-from alignkit_plugins.gpu.sampling import StaticDecoding
+from alignkit_plugins.backends import static_decoding
+from alignkit_plugins.backends.static_decoding import StaticDecoding
 from tests.same import same
 
 HEADS = (4, 2, 2)  # of queries, keys and values
@@ -89,11 +90,12 @@ def test_only_active_rows_are_written_ahead() -> None:
     """The cache may have no room for more."""
     rows = [ActiveSequence(0, np.zeros(9), ended=True), ActiveSequence(0, np.zeros(2))]
     logits, steps = torch.zeros(2, 3), list[int]()
-    decoder = SimpleNamespace(
+    decoder: Any = SimpleNamespace(
         request=SimpleNamespace(sampling=Sampling()),
         ends=torch.tensor([2]),
         length=lambda row: 1,
         append=lambda *of: steps.append(1),
+        _read=lambda *of: logits,
     )
-    static_decoding.write_ahead(decoder, rows, logits, lambda *of: logits)
+    Decoder.write(decoder, rows, logits, ahead=StaticDecoding.ahead)
     assert sum(steps) == 2

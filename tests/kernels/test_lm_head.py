@@ -5,17 +5,30 @@ ever holding all.
 from __future__ import annotations
 
 import math
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
 from alignkit.functional.logprobs import entropy_of
-from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
+from alignkit.kernels import lm_head
+from alignkit.kernels.backends import chosen
+from alignkit.kernels.lm_head import HeadSpec
 from tests.by_hand import token_logprobs
 from tests.same import gradients, same
 
 ROWS, WIDTH, VOCABULARY = 11, 5, 17
+
+
+def logprobs_and_entropy(
+    hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Any = False, chunk: int = 256
+) -> tuple[Tensor, Tensor | None]:
+    with patch.object(lm_head, "CHUNK", chunk):
+        return chosen(hidden.device, hidden.dtype).next_token(hidden, tokens, head, entropy)
+
+
 either_way = pytest.mark.parametrize("frozen", [True, False])
 
 
@@ -89,7 +102,7 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, lear
 def test_a_reported_entropy_has_no_gradient(frozen: bool) -> None:
     hidden, head, _, tokens = inputs(frozen)
     (logprobs, learned), (others, reported), (_, truthy) = (
-        logprobs_and_entropy(hidden, tokens, HeadSpec(head), entropy=entropy, chunk=4)  # type: ignore[arg-type]
+        logprobs_and_entropy(hidden, tokens, HeadSpec(head), entropy=entropy, chunk=4)
         for entropy in (True, "reported", 1)
     )
     assert learned is not None and reported is not None and truthy is not None

@@ -7,7 +7,6 @@ from __future__ import annotations
 import platform
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,15 +29,6 @@ def test_a_containers_limit_counts(
     machine = memory.total(CPU)
     monkeypatch.setattr(memory, "CGROUP_LIMITS", (file, tmp_path / "none"))
     assert memory.total(CPU) == (limit or machine)
-
-
-def test_glibc_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(memory, "_glibc", lambda *given: asked.append(given))
-    monkeypatch.setattr("os.environ", kept := {"LRU_CACHE_CAPACITY": "7"})
-    memory.prepare_cpu()
-    assert kept == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "7"}
-    assert asked == [("mallopt", -1, 2**31 - 1), ("mallopt", -3, 2**31 - 1)]
 
 
 def test_a_gpu_has_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ ARCHITECTURES, UNPACKED, MIXTURES, STATE_SPACES = (
 
 
 # Ways to compute a group's attention, of the fixture `way`.
-WAYS = ("one mask", "split responses", "tiles", "one call")
+WAYS = ("one mask", "split responses", "tiles", "one call", "reference")
 
 
 # Prompt and response lengths: several responses, none, one token, longer than every window.

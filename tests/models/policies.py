@@ -8,14 +8,20 @@ import pytest
 from architectures import ARCHITECTURES, WAYS, load, make
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.kernels import capabilities, tiled_attention
+from alignkit.kernels.backends import Backend
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models import generate as row_batch
 from alignkit.models import memory
 from alignkit.models.shared_model import SharedModel
-from alignkit_plugins.gpu import flex_attention
-from alignkit_plugins.gpu import sampling as static_decoding
-from alignkit_plugins.gpu.sampling import StaticDecoding
+from alignkit_plugins.backends import (
+    cpu,
+    flex_attention,
+    split_attention,
+    static_decoding,
+    tiled_attention,
+)
+from alignkit_plugins.backends.cpu import Cpu
+from alignkit_plugins.backends.gpu import Gpu
+from alignkit_plugins.backends.static_decoding import StaticDecoding
 from tests.simulated_cuda.flex import dense
 
 
@@ -42,14 +48,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "one call":
         monkeypatch.setattr(flex_attention, "supported", lambda *_: True)
         monkeypatch.setattr(flex_attention, "compiled_attention", lambda: dense)
-        monkeypatch.setattr(
-            capabilities, "on_gpu", lambda _, module: flex_attention if "flex" in module else None
-        )
-    monkeypatch.setattr(
-        GroupSpan,
-        "split_responses",
-        property(lambda s: split and len(s.responses) > 0 < min(s.responses)),
-    )
+        monkeypatch.setattr(Cpu, "attention", Gpu.attention)
+
+    def splits(span: GroupSpan) -> bool:
+        return split and len(span.responses) > 0 < min(span.responses)
+
+    for module in (split_attention, cpu):
+        monkeypatch.setattr(module, "saves_products", splits)
+    if request.param == "reference":
+        monkeypatch.setattr(Cpu, "attention", Backend.attention)
     return str(request.param)
 
 
@@ -68,5 +75,5 @@ def recomputed_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are decoded, and drawn ahead, as a GPU does it."""
-    monkeypatch.setattr(row_batch, "decoding_for", lambda device: StaticDecoding())
+    monkeypatch.setattr(Cpu, "decoding", StaticDecoding)
     monkeypatch.setattr(static_decoding, "STEP", 4)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,7 +23,9 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs
 from alignkit.evaluation import statistics
-from alignkit.kernels.lm_head import HeadSpec, logprobs_and_entropy
+from alignkit.kernels import lm_head
+from alignkit.kernels.backends import chosen
+from alignkit.kernels.lm_head import HeadSpec
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 from alignkit_plugins.formats import text
 from alignkit_plugins.people import agreement as people
@@ -138,7 +141,9 @@ def with_head(
     for learned, chunk in ((False, 2), (False, 128), (True, 3)):
         weight = torch.eye(logits.shape[-1], dtype=c.dtype, requires_grad=learned)
         head = HeadSpec(weight, temperature=temperature)
-        logprobs, entropy = logprobs_and_entropy(rows, targets, head, entropy=True, chunk=chunk)
+        backend = chosen(rows.device, rows.dtype)
+        with patch.object(lm_head, "CHUNK", chunk):
+            logprobs, entropy = backend.next_token(rows, targets, head, entropy=True)
         assert entropy is not None
         found.append((logprobs.view(tokens.shape), entropy.view(tokens.shape)))
     return found

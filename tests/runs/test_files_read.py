@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from alignkit import __version__
 from alignkit.cli import main
 from alignkit.io.digest import source_digests
 from alignkit.io.opened import files_read
@@ -154,11 +155,15 @@ def test_a_result_of_another_machine_is_reused_with_a_word(
     recipe = write_recipe(
         tmp_path, {"plain": STEP, "clean": {"step": "clean", "data": "demos.jsonl"}}
     )
-    made = read_record(run(recipe) / "plain")["made_on"]
-    assert made.startswith("float32 on ") and made.endswith(" threads")
+    record = read_record(run(recipe) / "plain")
+    assert record["made_on"].startswith("float32 on ") and record["made_on"].endswith(" threads")
+    assert record["backend"] == f"cpu {__version__}"
     run(recipe)
     assert "warning: made" not in said()
-    monkeypatch.setattr(loading, "machine", lambda spec: "bfloat16 on AVX512 with 8 threads")
-    run(recipe)
-    text = said()
-    assert f"plain: warning: made in {made}, and" in text and "clean: warning" not in text
+    for fact in ("made_on", "backend"):
+        here = {**record, fact: "another"}
+        monkeypatch.setattr(loading, "machine", lambda spec, here=here: here)
+        run(recipe)
+        text = said()
+        assert f"plain: warning: made in {record[fact]}, and its numbers differ in another" in text
+        assert text.count("warning: made") == 1

@@ -343,3 +343,17 @@ def test_an_option_that_changes_no_result_is_no_part_of_the_key(tmp_path: Path) 
     """)
     assert {of(**each) for each in same} == {of()}
     assert of() not in (of(model="other"), of(request={"seed": 1}))
+
+
+def test_backends_of_others_are_part_of_the_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The version of alignkit's own is alignkit's."""
+    known = list(plugins()._all)
+    found = [hashed(tmp_path, data="demos.jsonl")]
+    one = Registration("own", None, kind="_backend", file=Path(__file__))
+    for distribution, version in (("alignkit", "9"), ("theirs", "1"), ("theirs", "2")):
+        added = replace(one, distribution=distribution, version=version)
+        monkeypatch.setattr(plugins(), "_all", [*known, added])
+        found.append(hashed(tmp_path, data="demos.jsonl"))
+    assert found[0] == found[1] and len(set(found)) == 3

@@ -239,7 +239,7 @@ def enable(triton: bool = False) -> Device:
     import peft  # noqa: F401 - it imports bitsandbytes, which looks for a real CUDA
     from attention import flex_attention, scaled_dot_product_attention
 
-    from alignkit_plugins.gpu import flex_attention as gpu_attention
+    from alignkit_plugins.backends import flex_attention as gpu_attention
 
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     whole = 80 * 2**30

@@ -22,7 +22,7 @@ from alignkit.algorithm import Algorithm, Source, Trains
 from alignkit.calls import call, create
 from alignkit.data.group import Group, prompts_of
 from alignkit.data.sources import DataSource, DataSpec
-from alignkit.kernels.matmul import linear
+from alignkit.kernels.backends import chosen
 from alignkit.kernels.memory import total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import QUANTIZED, device_of, dtype_of
@@ -136,7 +136,7 @@ class _Planner:
         dtype = torch.bfloat16 if self.spec.mixed_precision != "none" else self.dtype
         x = torch.ones((tokens, size), dtype=dtype, device=self.device)
         w = torch.ones((2 * size, size), dtype=dtype, device=self.device)
-        values = {"f": linear, "x": x, "w": w}
+        values = {"f": chosen(self.device, dtype).linear, "x": x, "w": w}
         timer = Timer("f(x, w)", globals=values, num_threads=torch.get_num_threads())
         # A busy machine makes some of them longer
         fastest = min(timer.timeit(1).mean for _ in range(10))

@@ -1,14 +1,11 @@
-"""What this machine and this build of torch can do.
+"""What a CPU and this build of torch can do, from names and versions.
 
-The answers follow from names and versions, never from timings: a resumed run must round exactly as
-the original did. Where torch was built without the private operators of a library, its public ones
-are used instead.
+Where torch was built without the private operators of a library, its public ones are used instead.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +13,6 @@ import torch
 
 # CPU flags of instructions that multiply bf16.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
-
-
-# The machine
-
-
-def default_device() -> torch.device:
-    """The GPU if torch can use one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def on_gpu(device: torch.device, module: str) -> Any:
-    """A module of the plugin with what only GPUs compute in another way; None for other devices."""
-    if device.type == "cuda":
-        return importlib.import_module(f"alignkit_plugins.gpu.{module}")
-    return None
 
 
 @functools.cache
@@ -42,16 +24,9 @@ def is_amd() -> bool:
         return False
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions that multiply bf16."""
-    if device.type == "cuda":
-        # Emulated bf16 is slower than fp32
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return _cpu_multiplies_bf16()
-
-
 @functools.cache
-def _cpu_multiplies_bf16() -> bool:
+def multiplies_bf16() -> bool:
+    """Whether it has instructions that multiply bf16."""
     # oneDNN's word is not enough: with AVX-512 alone it converts every number, four times as slow
     # as fp32. It has the last word, for ONEDNN_MAX_CPU_ISA keeps it from instructions that the
     # processor has.

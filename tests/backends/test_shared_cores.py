@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from alignkit.kernels.shared_cores import teams_above
+from alignkit_plugins.backends.shared_cores import teams_above
 from tests.patience import PATIENCE
 
 WATCHED = """
 import hashlib, os, sys, time
 import psutil, torch
-from alignkit.kernels import shared_cores
+from alignkit_plugins.backends import shared_cores
 
 def product():
     draws = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def test_as_few_teams_as_make_more_threads_than_cores(cores: int, threads: int) 
 
 def test_a_single_thread_starts_no_watcher() -> None:
     code = (
-        "import threading; from alignkit.kernels.shared_cores import share_cores; share_cores(); "
+        "import threading; from alignkit_plugins.backends.shared_cores import share_cores; share_cores(); "
         "print(threading.active_count())"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from alignkit.kernels import capabilities, matmul
+from alignkit.kernels import backends, memory
 from alignkit.models.loading import dtype_of
 from alignkit.settings import ModelSpec
-from alignkit_plugins.gpu import flex_attention
+from alignkit_plugins.backends import cpu, gpu, processor
+from alignkit_plugins.backends.cpu import Cpu
+from alignkit_plugins.backends.gpu import Gpu
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -20,9 +23,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
     """What an earlier test found out about the processor."""
-    capabilities._cpu_multiplies_bf16.cache_clear()
+    for cached in (processor.multiplies_bf16, backends._choose):
+        cached.cache_clear()
     yield
-    capabilities._cpu_multiplies_bf16.cache_clear()
+    for cached in (processor.multiplies_bf16, backends._choose):
+        cached.cache_clear()
 
 
 # Flags of a processor, whether oneDNN supports bf16 on it, and whether it has instructions for it
@@ -58,21 +63,21 @@ def test_a_gpu_without_the_instructions_emulates_bf16(
         return including_emulation or native
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-    assert capabilities.multiplies_bf16(GPU) is native
+    assert Gpu().priority(GPU, torch.bfloat16) == 1 + native
+    assert Gpu().priority(GPU, torch.float32) == 1 and Gpu().priority(CPU, torch.float32) is None
 
 
 @pytest.mark.parametrize("deterministic", ["", "1"])
 def test_attention_on_a_gpu_needs_no_plan_per_shape(
     deterministic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(flex_attention.DETERMINISTIC, deterministic)
+    monkeypatch.setenv(gpu.DETERMINISTIC, deterministic)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     backend = torch.backends.cuda
     before = backend.cudnn_sdp_enabled(), backend.mem_efficient_sdp_enabled()
     try:
         backend.enable_cudnn_sdp(True)
-        assert capabilities.on_gpu(CPU, "flex_attention") is None
-        capabilities.on_gpu(GPU, "flex_attention").prepare()
+        Gpu().start()
         assert not backend.cudnn_sdp_enabled()
         assert backend.mem_efficient_sdp_enabled() is not bool(deterministic)
         assert torch.are_deterministic_algorithms_enabled() is bool(deterministic)
@@ -83,11 +88,21 @@ def test_attention_on_a_gpu_needs_no_plan_per_shape(
 
 
 def test_without_private_operators_torchs_own_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capabilities, "is_amd", lambda: True)
+    monkeypatch.setattr(processor, "is_amd", lambda: True)
     monkeypatch.setattr(torch.ops, "mkl", object())
     monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(_linear_pointwise=None))
-    assert capabilities.can_pack_weights()
+    assert processor.can_pack_weights()
     monkeypatch.setattr(torch.ops, "mkldnn", object())
-    assert not capabilities.uses_onednn() and not capabilities.can_pack_weights()
+    assert not processor.uses_onednn() and not processor.can_pack_weights()
     x, weight = torch.randn(300, 64), torch.randn(64, 64)
-    assert torch.equal(matmul.linear(x, weight), torch.nn.functional.linear(x, weight))
+    assert torch.equal(Cpu().linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+def test_glibc_keeps_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(memory, "glibc", lambda *given: asked.append(given))
+    monkeypatch.setattr(cpu, "share_cores", lambda: None)
+    monkeypatch.setattr("os.environ", kept := {"LRU_CACHE_CAPACITY": "7"})
+    Cpu().start()
+    assert kept == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "7"}
+    assert asked == [("mallopt", -1, 2**31 - 1), ("mallopt", -3, 2**31 - 1)]

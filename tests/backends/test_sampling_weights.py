@@ -9,15 +9,19 @@ import torch
 import torch.nn.functional as F
 
 from alignkit.data.group import responses_of
-from alignkit.kernels import capabilities, lora, matmul, memory
+from alignkit.kernels import lora, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan, setting
-from alignkit.kernels.matmul import PACKED, PackedWeight, packed_weight_for
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.gpu import sampling as gpu
+from alignkit_plugins.backends import cpu, gpu, processor, products
+from alignkit_plugins.backends.cpu import Cpu
+from alignkit_plugins.backends.fast import MIN_TOKENS
+from alignkit_plugins.backends.gpu import Gpu
+from alignkit_plugins.backends.prepared import PREPARED, PreparedWeight, prepared_for
+from alignkit_plugins.backends.products import PackedWeight
 from tests.models.tiny import shared
 from tests.rows import prompts
 from tests.same import same
@@ -25,29 +29,29 @@ from tests.sampled import assert_same_tokens, sample
 
 pytestmark = [
     pytest.mark.skipif(
-        not capabilities.can_pack_weights(), reason="this build of torch cannot pack weights"
+        not processor.can_pack_weights(), reason="this build of torch cannot pack weights"
     ),
     pytest.mark.cpu_only("weights are packed on CPUs"),
 ]
-LONG = Sampling(max_new_tokens=lora.MIN_TOKENS, min_new_tokens=lora.MIN_TOKENS)
-SHORT = Sampling(max_new_tokens=lora.MIN_TOKENS - 1)
+LONG = Sampling(max_new_tokens=MIN_TOKENS, min_new_tokens=MIN_TOKENS)
+SHORT = Sampling(max_new_tokens=MIN_TOKENS - 1)
 QUESTIONS = prompts(["Say something.", "What is it?", "Name a colour, please."])
 
 
 @pytest.fixture(params=["MKL", "oneDNN"])
 def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed weights of this library, whichever the processor's is."""
-    monkeypatch.setattr(capabilities, "uses_onednn", lambda: request.param == "oneDNN")
-    if not capabilities.can_pack_weights():
+    monkeypatch.setattr(processor, "uses_onednn", lambda: request.param == "oneDNN")
+    if not processor.can_pack_weights():
         pytest.skip(f"torch was built without {request.param}")
 
 
-def rows_of(kind: type[PackedWeight], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def rows_of(kind: type[PreparedWeight], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows of every product by such a weight, from now on."""
     rows: list[int] = []
     original = kind.__call__
 
-    def spy(self: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def spy(self: PreparedWeight, x: torch.Tensor) -> torch.Tensor:
         rows.append(x.numel() // x.shape[-1])
         return original(self, x)
 
@@ -115,20 +119,20 @@ def test_a_packed_weight_is_a_copy_with_torchs_product(
 
 @torch.no_grad()
 def test_which_products_a_packed_weight_replaces() -> None:
-    weight, x, rows = torch.randn(6, 5), torch.randn(3, 5), 2 * matmul.MAX_PADDING
+    weight, x, rows = torch.randn(6, 5), torch.randn(3, 5), 2 * products.MAX_PADDING
     packed = {id(weight): PackedWeight(2 * weight, None, rows)}
-    with setting(PACKED, packed):
-        assert packed_weight_for(weight, x, None) is packed[id(weight)]
-        same(matmul.linear(x, weight), 2 * F.linear(x, weight))
-        assert packed_weight_for(weight.clone(), x, None) is None
-        assert packed_weight_for(weight, x, torch.zeros(6)) is None  # it adds no bias
+    with setting(PREPARED, packed):
+        assert prepared_for(weight, x, None) is packed[id(weight)]
+        same(Cpu().linear(x, weight), 2 * F.linear(x, weight))
+        assert prepared_for(weight.clone(), x, None) is None
+        assert prepared_for(weight, x, torch.zeros(6)) is None  # it adds no bias
         with torch.enable_grad():
-            assert packed_weight_for(weight, x, None) is None
+            assert prepared_for(weight, x, None) is None
         # Not for more rows, and not when nearly all have left
         counts = (0, 1, 2, 3, rows, rows + 1)
-        used = [packed_weight_for(weight, torch.zeros(n, 5), None) is not None for n in counts]
+        used = [prepared_for(weight, torch.zeros(n, 5), None) is not None for n in counts]
     assert used == [False, False, True, True, True, False]
-    assert packed_weight_for(weight, x, None) is None
+    assert prepared_for(weight, x, None) is None
 
 
 @pytest.mark.usefixtures("library")
@@ -141,7 +145,7 @@ def test_samples_are_those_of_the_role(
     layers = len(lora.lora_layers(policy.model))
     assert calls == [6] * ((layers + 1) * (LONG.max_new_tokens - 1) + 1)
     calls.clear()
-    monkeypatch.setattr(lora, "MAX_ROWS", 0)
+    monkeypatch.setattr(cpu, "MAX_ROWS", 0)
     check_same(found, written(policy, role))
     others = {"one", "other", BASE} - {role}
     assert found[0].tokens not in [written(policy, other)[0].tokens for other in others]
@@ -155,10 +159,20 @@ def test_inside_another_role_is_itself(entered: str, policy: SharedModel, calls:
     row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
     apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
     packed = policy.roles[entered]
-    with lora.prepacked_weights(packed.model, packed.adapter, 6, lora.MIN_TOKENS):
+    with Cpu().prepare(packed.model, packed.adapter, 6, MIN_TOKENS):
         for role, wanted in apart.items():
             same(policy.hidden(role, row, ids), wanted)
     assert calls
+
+
+@torch.no_grad()
+def test_copies_are_refused_once_the_adapter_has_moved(policy: SharedModel) -> None:
+    role, row = policy.roles["one"], TreeLayout([GroupSpan(0, 3, ())])
+    with Cpu().prepare(role.model, role.adapter, 3, MIN_TOKENS):
+        policy.hidden("one", row, torch.arange(3))
+        next(iter(policy.parameters_of("one").values())).mul_(1)
+        with pytest.raises(RuntimeError, match="was changed while its copy was in use"):
+            policy.hidden("one", row, torch.arange(3))
 
 
 def test_updates_show_in_the_next_samples() -> None:
@@ -177,7 +191,7 @@ def test_packed_weights_end_with_sampling_even_if_it_fails(
     monkeypatch.setattr(policy, "should_stop", stop)
     with pytest.raises(KeyboardInterrupt):
         written(policy, "one")
-    assert PACKED.get({}) == {}
+    assert PREPARED.get({}) == {}
 
 
 @pytest.mark.parametrize("why", ["few tokens", "many rows", "little memory", "another torch"])
@@ -185,30 +199,23 @@ def test_weights_are_packed_only_if_that_helps(
     why: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "many rows":
-        monkeypatch.setattr(lora, "MAX_ROWS", 5)
+        monkeypatch.setattr(cpu, "MAX_ROWS", 5)
     elif why == "little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
-        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / lora.MEMORY_SHARE)
+        monkeypatch.setattr(memory, "total", lambda device: (size - 1) / cpu.MEMORY_SHARE)
     elif why == "another torch":
-        monkeypatch.setattr(capabilities, "can_pack_weights", lambda: False)
+        monkeypatch.setattr(processor, "can_pack_weights", lambda: False)
     written(policy, "one", SHORT if why == "few tokens" else LONG)
     assert not calls
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "packable"),
-    [
-        ("cpu", torch.float32, True),
-        ("cpu", torch.bfloat16, False),
-        ("meta", torch.float32, False),
-    ],
-)
-def test_only_fp32_on_a_cpu(device: str, dtype: torch.dtype, packable: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_fp32(dtype: torch.dtype) -> None:
     class Model(torch.nn.Linear):
         def get_output_embeddings(self) -> torch.nn.Linear:
             return self
 
-    assert lora._packable(Model(3, 4, device=device, dtype=dtype)) is packable
+    assert Cpu().prepares(Model(3, 4, dtype=dtype), None, 4) is (dtype == torch.float32)
 
 
 def test_sampling_works_without_memory_for_packed_weights(
@@ -218,7 +225,7 @@ def test_sampling_works_without_memory_for_packed_weights(
         def pack(*of: Any) -> None:
             raise RuntimeError(message)
 
-        monkeypatch.setattr(lora, "_pack", pack)
+        monkeypatch.setattr(Cpu, "copies", pack)
 
     fails("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
     assert written(policy, "one") and not calls
@@ -240,7 +247,7 @@ def test_quantized_layers_keep_their_own_products(
     for layer in lora.lora_layers(policy.model)[1:]:
         monkeypatch.setattr(layer.base_layer, "__class__", Quantized)
     role = policy.roles["one"]
-    assert len(lora._pack(role.model, role.adapter, 4)) == 2  # the head and the remaining layer
+    assert len(Cpu().copies(role.model, role.adapter, 4)) == 2  # the head and the remaining layer
 
 
 # On a GPU, weights are merged, not packed
@@ -249,9 +256,9 @@ def test_quantized_layers_keep_their_own_products(
 def test_merged_weights_write_the_same_samples(
     policy: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merged = rows_of(gpu.MergedWeight, monkeypatch)
-    on_gpu = {"sampling": gpu}
-    monkeypatch.setattr(capabilities, "on_gpu", lambda _, module: on_gpu.get(module))
+    merged = rows_of(PreparedWeight, monkeypatch)
+    for name in ("decoding", "prepares", "copy"):
+        monkeypatch.setattr(Cpu, name, getattr(Gpu, name))
     ours = written(policy, "one")
     assert 6 in merged
     merged.clear()
@@ -270,9 +277,9 @@ def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
     before = weight.data
     try:
         weight.data = before.bfloat16()
-        merged = gpu.merged_weights(policy.model, adapter)[id(up)]
+        merged = Gpu().copies(policy.model, adapter, 1)[id(up)]
         exact = weight.double() + layer.scaling[adapter] * (up.double() @ down.double())
-        assert isinstance(merged, gpu.MergedWeight) and merged.weight.dtype == torch.bfloat16
+        assert merged.weight.dtype == torch.bfloat16
         same(merged.weight.double(), exact, rtol=2**-8, atol=0)
     finally:
         weight.data = before
@@ -283,5 +290,5 @@ def test_weights_are_merged_where_copies_have_room(
     policy: SharedModel, free: float, merges: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available", lambda device: free)
-    assert bool(gpu.merged_weights(policy.model, policy.roles["one"].adapter)) is merges
-    assert not gpu.merged_weights(policy.model, None)
+    assert Gpu().prepares(policy.model, policy.roles["one"].adapter, 1) is merges
+    assert not Gpu().prepares(policy.model, None, 1)

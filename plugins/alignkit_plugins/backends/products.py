@@ -10,42 +10,32 @@ each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.kernels import capabilities
+from alignkit_plugins.backends import processor
+from alignkit_plugins.backends.prepared import PreparedWeight
 
 MAX_PADDING = 8  # a packed weight computes up to this many times the requested rows
 MIN_MULTIPLICATIONS = 2**20  # below this, oneDNN's setup takes longer than its product saves
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, x W^T + b: x [..., inputs], weight [outputs, inputs], bias
-    [outputs].
-    """
-    if (packed := packed_weight_for(weight, x, bias)) is not None:
-        return packed(x)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: x [..., inputs], weight [outputs, inputs], bias [outputs]."""
     if not _uses_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and x.requires_grad:
-        product: Tensor = _FrozenLinear.apply(x, weight, bias)
-        return product
+        result: Tensor = _FrozenLinear.apply(x, weight, bias)
+        return result
     return _onednn_product(x, weight, bias)
 
 
-@torch.no_grad()
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b` without a gradient: [rows, inner] x [inner, columns] -> [rows, columns]."""
-    return _onednn_product(a, b.t(), None) if _uses_onednn(a, b.t(), None) else a @ b
-
-
 class _FrozenLinear(torch.autograd.Function):
-    """`linear` by oneDNN, with a gradient for x only."""
+    """`product` by oneDNN, with a gradient for x only."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -68,31 +58,28 @@ def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _uses_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     small = x.numel() * len(weight) < MIN_MULTIPLICATIONS
-    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or small:
+    if small or not x.dtype == weight.dtype == torch.float32:
         return False
     learned = weight.requires_grad or (bias is not None and bias.requires_grad)
-    return not (learned and torch.is_grad_enabled()) and capabilities.uses_onednn()
+    return not (learned and torch.is_grad_enabled()) and processor.uses_onednn()
 
 
-class PackedWeight:
-    """x W^T + b for up to `rows` rows, without a gradient, by a packed copy of W [outputs,
-    inputs].
-    """
+class PackedWeight(PreparedWeight):
+    """A packed copy of W [outputs, inputs], for up to `rows` rows."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rows: int):
-        self.bias, self.rows, self.outputs = bias, rows, len(weight)
-        self._onednn = capabilities.uses_onednn()
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rows: int, made_of: Sequence[Tensor] = ()
+    ):
+        # MKL also takes the weight itself but reads only its shape; an expanded scalar has it
+        # without the memory.
+        super().__init__(weight.new_empty(1).expand(weight.shape), bias, rows, made_of)
+        self._onednn = processor.uses_onednn()
         mkl, onednn = torch.ops.mkl, torch.ops.mkldnn
         reorder = onednn._reorder_linear_weight if self._onednn else mkl._mkl_reorder_linear_weight
         self._packed = reorder(weight.detach(), rows)
-        # MKL also takes the weight itself but reads only its shape; an expanded scalar has it
-        # without the memory.
-        self._shape = weight.new_empty(1).expand(weight.shape)
 
     def suits(self, rows: int) -> bool:
-        """Whether it is fast for this many rows. With far fewer, padding would cost more than
-        packing saves.
-        """
+        """With far fewer rows, padding would cost more than packing saves."""
         return self.rows <= MAX_PADDING * rows <= MAX_PADDING * self.rows
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -103,31 +90,12 @@ class PackedWeight:
             if self._onednn
             else self._mkl_product(rows)
         )
-        return product.view(*x.shape[:-1], self.outputs)
+        return product.view(*x.shape[:-1], len(self.weight))
 
     def _mkl_product(self, x: Tensor) -> Tensor:
         missing = self.rows - len(x)
         padded = F.pad(x, (0, 0, 0, missing)) if missing else x
         product: Tensor = torch.ops.mkl._mkl_linear(
-            padded, self._packed, self._shape, self.bias, self.rows
+            padded, self._packed, self.weight, self.bias, self.rows
         )
         return product[: len(x)]
-
-
-# Products without gradients are computed by these weights, keyed by the `id` of the parameter that
-# they replace.
-PACKED: ContextVar[Mapping[int, PackedWeight]] = ContextVar("alignkit_packed_weights")
-
-
-def packed_weight_for(parameter: Tensor, x: Tensor, bias: Tensor | None) -> PackedWeight | None:
-    """The weight that replaces this parameter, if one is in use, has this bias and suits the rows
-    of x.
-
-    Without a gradient only.
-    """
-    packed = PACKED.get({}).get(id(parameter))
-    if packed is None or torch.is_grad_enabled() or packed.bias is not bias:
-        return None
-    if packed.suits(x.numel() // x.shape[-1]):
-        return packed
-    return None

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.kernels import capabilities
 from alignkit.kernels.layout import GroupSpan
+from alignkit_plugins.backends import processor
 
 QUERIES = 128  # per tile at most: smaller tiles compute fewer masked pairs, but at a lower rate
 # Pairs of tokens whose products take as long as a tile's setup, times the width of a query
@@ -33,17 +33,15 @@ def price(x: Tensor, *, masked: bool) -> float:
 
     masked: whether that kernel needs a mask. In causal order it skips half of the pairs.
     """
-    if capabilities.is_amd() or x.dtype == torch.bfloat16:
+    if processor.is_amd() or x.dtype == torch.bfloat16:
         return 1.0
     return 1.45 if masked else 2.9
 
 
 def supported(x: Tensor) -> bool:
-    """Whether tiles work for this device and dtype: on a CPU that multiplies the dtype natively."""
-    if x.device.type != "cpu":
-        return False
+    """Whether tiles work for this dtype: the processor multiplies it natively."""
     if x.dtype == torch.bfloat16:
-        return capabilities.multiplies_bf16(x.device)
+        return processor.multiplies_bf16()
     return x.dtype in (torch.float32, torch.float64)
 
 

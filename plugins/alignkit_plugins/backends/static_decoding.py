@@ -1,5 +1,4 @@
-"""Sampling on a GPU: attention of one token per row without waiting for the host, and weights with
-the adapter in them.
+"""Sampling on a GPU: attention of one token per row without waiting for the host.
 
 A GPU waits for the host to start each operator. So shapes repeat from token to token, no step needs
 a number from the host, and one call serves all rows.
@@ -7,28 +6,19 @@ a number from the host, and one call serves all rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.kernels import memory
-from alignkit.kernels.attention import attention
 from alignkit.kernels.decoding import Change, Decoding
 from alignkit.kernels.layout import AttentionArgs
-from alignkit.kernels.lora import plain_layers
-from alignkit.kernels.matmul import PackedWeight
-from alignkit.models.next_token import choose
+from alignkit.kernels.plain_attention import attention
 
-# Tokens that are written between two looks of the host: the GPU would stand idle meanwhile
-LOOK_EVERY = 8
 STEP = 128  # columns by which those that rows attend to grow
-# Merged weights may take this share of the free memory; keys and values take half
-FREE_SHARE = 1 / 4
 
 
 class PaddedChange(Change):
@@ -52,44 +42,6 @@ class PaddedChange(Change):
         return cells.to(self.keep.device)
 
 
-def write_ahead(
-    decoder: Any, rows: Sequence[Any], logits: Tensor, read: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Append up to LOOK_EVERY tokens to every active row, as `decoder.write` does, and return the
-    last ones, [rows].
-
-    decoder, rows: those of `alignkit.models.generate`. logits: [rows, vocabulary] of the first.
-    read: given tokens and their positions, [rows] each, returns the logits of the next ones. The
-    caller reads the last token, if any row still needs more.
-    """
-    device, sampling = logits.device, decoder.request.sampling
-    lengths = torch.tensor([decoder.length(row) for row in rows])
-    room = torch.tensor([row.room if row.active else 0 for row in rows])
-    count = min(LOOK_EVERY, max(1, int(room.max())))
-    # [count, rows] each. A row without room stays at its last position.
-    positions = (lengths + torch.minimum(torch.arange(count)[:, None], room - 1)).to(device)
-    draws = np.zeros((count, len(rows)))
-    for column, row in enumerate(rows):
-        if row.active:
-            own = row.draws[len(row.tokens) :][:count]
-            draws[: len(own), column] = own
-    uniform = torch.from_numpy(draws).to(device)
-    short = (
-        torch.tensor([len(row.tokens) for row in rows]) + torch.arange(count)[:, None]
-        < sampling.min_new_tokens
-    )
-    early = short.to(device) if short.any() else [None] * count
-    chosen, drawn = torch.zeros(0), []
-    for step in range(count):
-        if step:
-            logits = read(chosen, positions[step - 1])
-        chosen, logprobs = choose(logits, uniform[step], sampling, early[step], decoder.ends)
-        drawn.append(torch.stack([chosen.double(), logprobs.double()]))  # both exact in fp64
-    for ids, values in torch.stack(drawn).tolist():  # the only time that the host waits for the GPU
-        decoder.append(rows, list(map(int, ids)), values)
-    return chosen
-
-
 class StaticDecoding(Decoding):
     """`Decoding` in one block of rows, on the device of the cache.
 
@@ -98,7 +50,7 @@ class StaticDecoding(Decoding):
     """
 
     change = PaddedChange
-    write_ahead = staticmethod(write_ahead)
+    ahead = 8  # the GPU would stand idle while the host looks
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,54 +114,3 @@ class StaticDecoding(Decoding):
         """Move to the next column; all layers have written this one."""
         super().advance()
         self._place += 1
-
-
-# Copies of the weights with a role's adapter merged in: the adapter's calls are half of all calls
-# of a token. Merged in half precision, an adapter is rounded with its weight.
-
-
-class MergedWeight(PackedWeight):
-    """x W^T + b by a weight that contains an adapter, for any number of rows, without a
-    gradient.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None):
-        self.weight, self.bias = weight, bias
-
-    def suits(self, rows: int) -> bool:
-        """Any number of rows."""
-        return True
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight, self.bias)
-
-
-@torch.no_grad()
-def merged_weights(model: Any, adapter: str | None) -> dict[int, PackedWeight]:
-    """Merged weights by the `id` of the adapter's upper factor; none without an adapter, or without
-    room for copies.
-
-    Quantized layers keep their adapters apart.
-    """
-    layers = plain_layers(model)
-    size = sum(layer.base_layer.weight.nbytes for layer in layers)
-    if adapter is None or size > FREE_SHARE * memory.available(
-        model.get_output_embeddings().weight.device
-    ):
-        return {}
-    merged: dict[int, PackedWeight] = {}
-    for layer in layers:
-        base, down, up = (
-            layer.base_layer,
-            layer.lora_A[adapter].weight,
-            layer.lora_B[adapter].weight,
-        )
-        # The products of bf16 numbers would be rounded twice.
-        weight = torch.addmm(
-            base.weight.float(), up.float(), down.float(), alpha=layer.scaling[adapter]
-        )
-        # By `up`, which `adapted` has at hand and which differs between adapters; the frozen weight
-        # is shared.
-        merged[id(up)] = MergedWeight(weight.to(base.weight.dtype), base.bias)
-    return merged

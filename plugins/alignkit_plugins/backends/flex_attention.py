@@ -29,8 +29,6 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repeat
 SIZES = range(16, 257)  # sizes of a head that Triton's kernel supports
 
-DETERMINISTIC = "ALIGNKIT_DETERMINISTIC"
-
 
 @functools.cache
 def has_triton() -> bool:
@@ -65,41 +63,13 @@ def compiled_attention() -> Callable[..., Tensor]:
     return compiled
 
 
-def prepare() -> None:
-    """Choose among torch's kernels.
-
-    cuDNN's attention builds a plan for every new shape, which takes longer than the attention: our
-    groups differ in length. With `ALIGNKIT_DETERMINISTIC=1` torch takes operators that repeat their
-    bits wherever it has some.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    if os.environ.get(DETERMINISTIC, "") not in ("", "0"):
-        # CuBLAS reads it when it starts
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass adds in any order
-
-
-def added_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What torch's kernels add to the scores of a mask [queries, keys], true if a query sees a
-    key.
-    """
-    columns = mask.shape[1]
-    # The kernels want rows that begin at a multiple of 16 numbers, or copy the mask.
-    added = torch.zeros(len(mask), columns + -columns % 16, dtype=dtype, device=mask.device)[
-        :, :columns
-    ]
-    return added.masked_fill_(~mask, float("-inf"))
-
-
 def supported(q: Tensor, v: Tensor) -> bool:
     """Whether one call can attend: on a GPU with Triton, for [rows, heads, tokens, size] of a usual
     size and dtype.
     """
-    if q.device.type != "cuda" or not can_compile_attention(q.device):
-        return False
     usual = q.shape[-1] in SIZES and v.shape[-1] in SIZES
-    return usual and q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    known = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return usual and known and can_compile_attention(q.device)
 
 
 class Row:

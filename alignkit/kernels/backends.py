@@ -1,0 +1,105 @@
+"""What depends on a processor: attention, linear layers, and the probabilities of the next token.
+
+`Backend` is the reference, in plain torch. Plugins register faster ones as `_backend`, a kind that
+no recipe names: each says how well it computes a dtype on a device, and the best is chosen. The kit
+in tests/backends holds them to the reference.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from alignkit.errors import PluginError
+from alignkit.kernels.decoding import Decoding
+from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
+from alignkit.kernels.lora import LowRank
+from alignkit.kernels.plain_attention import GroupAttention
+from alignkit.plugins import Plugins, plugins
+
+
+class Backend:
+    """The reference, for any device and dtype.
+
+    One that cannot do something raises an error, and never leaves it to another.
+
+    label: its name, and the version of a plugin, for records. attention: is given a packed row's
+    spans, and computes the attention of all of its layers. decoding: computes the attention of one
+    new token per row, of rows that are sampled.
+    """
+
+    label = "reference"
+    attention: ClassVar[type[GroupAttention]] = GroupAttention
+    decoding: ClassVar[type[Decoding]] = Decoding
+
+    def priority(self, device: torch.device, dtype: torch.dtype) -> int | None:
+        """How well it computes this dtype there; None: it cannot.
+
+        The highest is chosen. `dtype: auto` is bf16 where that has a higher one than fp32. It
+        follows from names and versions, never from timings: a resumed run must round as before.
+        """
+        return 0
+
+    def start(self) -> None:
+        """Called before a model is loaded."""
+
+    def linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, adapter: LowRank | None = None
+    ) -> Tensor:
+        """x W^T + b, and what the adapter adds, in the dtype of x.
+
+        x: [..., inputs]. weight: [outputs, inputs], frozen if there is an adapter. bias: [outputs].
+        """
+        out = F.linear(x, weight, bias)
+        return out if adapter is None else out + adapter.term(x, self.linear)
+
+    def prepare(
+        self, model: Any, adapter: str | None, rows: int, tokens: int
+    ) -> AbstractContextManager[None]:
+        """Let `linear` use copies of a role's weights inside, if they are worth it. Raises
+        RuntimeError if they are used after a weight has changed.
+
+        model: of transformers, with peft's adapters. adapter: the role's. rows, tokens: as many are
+        sampled at most.
+        """
+        return nullcontext()
+
+    def next_token(
+        self, hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log P(token) [N] and entropies [N], or None unless requested, in nats.
+
+        hidden: [N, D], the states before the tokens [N]. The product has the dtype of the head, the
+        rest is float32, or float64 if the head is. Gradients reach the hidden states and the
+        parameters of the head that learn.
+        """
+        return logprobs_and_entropy(hidden, tokens, head, self.linear, entropy)
+
+
+def chosen(device: torch.device, dtype: torch.dtype) -> Backend:
+    """What computes a dtype on a device. Raises PluginError if two do it best."""
+    return _choose(plugins(), device, dtype)
+
+
+@lru_cache(maxsize=32)
+def _choose(found: Plugins, device: torch.device, dtype: torch.dtype) -> Backend:
+    able = [(0, Backend())]
+    for one in found.registrations("_backend"):
+        made: Backend = one.implementation()
+        made.label = f"{one.name} {one.version}"
+        if (priority := made.priority(device, dtype)) is not None:
+            able.append((priority, made))
+    most = max(priority for priority, _ in able)
+    best = [made for priority, made in able if priority == most]
+    if len(best) > 1:
+        names = " and ".join(made.label for made in best)
+        raise PluginError(
+            f"{names} both compute {dtype} on {device} with priority {most}\n"
+            "  disable one with --no-plugin"
+        )
+    return best[0]
