@@ -249,7 +249,7 @@ def test_tables_and_the_file_are_of_the_same_rows() -> None:
 def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:
     """In whatever order tables of several runs are joined; a prompt that one lacks is left out."""
     ours = {("a", 0): 1.0, ("a", 1): 0.0, ("b", 0): 1.0, ("b", 1): None}
-    theirs = {("b", 1): 0.0, ("b", 0): 0.0, ("a", 1): 0.0, ("a", 0): 0.0, ("c", 0): 1.0}
+    theirs = {("b", 1): 0.0, ("b", 0): 0.0, ("a", 1): 1.0, ("a", 0): 0.0, ("c", 0): 1.0}
     scores = Scores()
     for policy, values in (("sft", theirs), ("align", ours)):
         for (prompt, seed), value in values.items():
@@ -257,4 +257,4 @@ def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:
     stored = json.loads(json.dumps([score._asdict() for score in scores.rows]))
     assert [Score(**one) for one in stored] == scores.rows
     _, row = compare(scores, "sft")
-    assert (row.counts, row.difference["mean"], row.percent) == ("2/0/1", 2 / 3, True)
+    assert (row.counts, row.difference["mean"], row.percent) == ("2/1/0", 1 / 3, True)
