@@ -11,7 +11,7 @@
 | demonstration: a blank response, or no turn that is learned       | bad                        |
 | comparison: both responses blank                                  | bad                        |
 | comparison: one response blank                                    | good: only the end of turn |
-| comparison: responses that differ only in surrounding white space | bad                        |
+| comparison: responses that differ only in how they are typed      | bad                        |
 | ranking: fewer than 2 responses, or a rank missing                | bad                        |
 | a tie: of ranks, of scores, or by a label                         | good: ties make no pair    |
 | a rank, label, margin or p of a wrong type                        | bad                        |
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,9 +41,11 @@ from alignkit.data.group import (
     check_indices,
     check_weights,
     every_turn,
+    resolved_pairs,
     turns_of,
 )
 from alignkit.errors import BadRow, DataError
+from alignkit.io.text import typed
 from alignkit.options import Options
 
 # Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
@@ -275,13 +277,13 @@ def check_group(group: Group, *, needs_prompt: bool = True) -> None:
         raise BadRow("the last turn of the prompt is empty")
     if group.prompt and group.prompt[-1]["role"] == "assistant":
         raise BadRow("the prompt must not end with an assistant turn")
-    if group.pairs is not None:
-        for pair in group.pairs:
-            _check_pair(pair, group.responses)
-    elif any(response.rank is not None for response in group.responses):
-        _check_ranks(group.responses)
-    elif not all(map(text_of, group.responses)):
+    forms = [*map(text_of, group.responses)]
+    if group.pairs is None and any(response.rank is not None for response in group.responses):
+        _check_ranks(group.responses, forms)
+    elif group.pairs is None and not all(forms):
         raise BadRow("the response is empty")
+    for pair in resolved_pairs(group):
+        _check_pair(pair, forms)
 
 
 def _check_words(text: Any) -> None:
@@ -300,18 +302,29 @@ def _learned(message: Message) -> bool:
     return message["role"] == "assistant" and bool(message.get("train", True)) and says
 
 
-def text_of(response: Response) -> Any:
-    """The response's text or turns, for comparison: without surrounding white space."""
-    return response.text.strip() if response.messages is None else turns_of(response.messages)
+def _plain(text: str) -> str:
+    return typed(text).strip()
 
 
-def _check_pair(pair: Pair, responses: Sequence[Response]) -> None:
-    check_indices(pair, len(responses))
-    better, worse = text_of(responses[pair.better]), text_of(responses[pair.worse])
+def text_of(response: Response, words: Callable[[str], str] = _plain) -> Any:
+    """The response's text or turns, for comparison. words: the form of a text; default: the same
+    for texts that differ only in how they are typed.
+    """
+    if response.messages is None:
+        return words(response.text)
+    return turns_of(response.messages, words)
+
+
+def _check_pair(pair: Pair, forms: Sequence[Any]) -> None:
+    """forms: the responses, by `text_of`."""
+    check_indices(pair, len(forms))
+    better, worse = forms[pair.better], forms[pair.worse]
     if not better and not worse:
         raise BadRow("both responses are empty")
     if better == worse:
-        raise BadRow("the better and the worse response are the same")
+        raise BadRow(
+            "the better and the worse response are the same, or differ only in how they are typed"
+        )
     if not isinstance(pair.p, int | float) or not 0 <= pair.p <= 1:
         raise BadRow(f"p must be a number between 0 and 1, not {pair.p!r}")
     if pair.margin in LEVELS:
@@ -329,11 +342,11 @@ def _check_number(value: Any, what: str) -> None:
         raise BadRow(f"{what} must be a number, not {value!r}")
 
 
-def _check_ranks(responses: Sequence[Response]) -> None:
+def _check_ranks(responses: Sequence[Response], forms: Sequence[Any]) -> None:
     if len(responses) < 2:
         raise BadRow("a ranking needs at least 2 responses")
     missing = [str(index) for index, response in enumerate(responses) if response.rank is None]
     if missing:
         raise BadRow(f"responses without a rank, counted from 0: {', '.join(missing)}")
-    if not any(map(text_of, responses)):
+    if not any(forms):
         raise BadRow("all responses are empty")

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -320,13 +320,13 @@ def _up_to_last_question(group: Group) -> tuple[Message, ...]:
     return (*group.prompt, *(turns or ())[: last + 1])
 
 
-def turns_of(messages: Sequence[Message]) -> list[list[Any]]:
+def turns_of(messages: Sequence[Message], words: Callable[[str], str] = str) -> list[list[Any]]:
     """[role, content] of each message, then its other keys as an object if it has any; without the
-    `train` flags.
+    `train` flags. words: the form of a content.
     """
     turns = []
     for message in messages:
-        turn: list[Any] = [message["role"], message["content"]]
+        turn: list[Any] = [message["role"], words(message["content"])]
         others = {
             key: value
             for key, value in sorted(message.items())

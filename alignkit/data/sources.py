@@ -474,8 +474,8 @@ def matches(format_class: type[Format], row: Any) -> bool:
 
 def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
     """The same for prompts of equal words; raw text has no prompt and is identified by its text."""
-    turns = [[role, words(content), *others] for role, content, *others in turns_of(group.prompt)]
-    return sha256_of(turns or [text_of(response) for response in group.responses])
+    turns = turns_of(group.prompt, words)
+    return sha256_of(turns or [text_of(response, str.strip) for response in group.responses])
 
 
 def _unit(group: Group) -> str:

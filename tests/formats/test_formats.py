@@ -154,7 +154,12 @@ preference {"prompt": "q", "chosen": "a", "rejected": null}
   ! 'rejected' is missing or null
 
 preference {"prompt": "q", "chosen": "b", "rejected": "b "}
-  ! are the same
+preference {"prompt": "q", "chosen": "caf\u00e9", "rejected": "cafe\u0301"}
+preference {"prompt": "q", "chosen": <a: a b>, "rejected": "a\u200b\u00a0b\ufeff "}
+preference {"prompt": "q", "chosen": <a: it’s / u: r / a: b>, "rejected": <a: it's / u: r / a: b >}
+rankings {"prompt": "q", "responses": ["a", "a", "b"], "ranks": [1, 3, 2]}
+rankings {"prompt": "q", "responses": ["a\u200b", "b", "a"], "scores": [1, 1, 2]}
+  ! are the same, or differ only in how they are typed
 
 preference {"prompt": "q", "chosen": "", "rejected": " "}
   ! both responses are empty
@@ -534,6 +539,9 @@ def test_rankings() -> None:
     check(r"""
 rankings {"prompt": "q", "responses": [{"text": "a", "rank": 1}, {"text": "b", "rank": 2}]}
   u: q -> a (rank 1.0) | b (rank 2.0)
+
+rankings {"prompt": "q", "responses": ["a", "a", "b"], "ranks": [1, 1, 2]}
+  u: q -> a (rank 1.0) | a (rank 1.0) | b (rank 2.0)
 
 rankings {"prompt": <u: q>, "responses": ["a", "b", ""], "ranks": [2, 1, 2], "topic": "t"}
   u: q -> a (rank 2.0) | b (rank 1.0) | "" (rank 2.0) {"topic": "t"}

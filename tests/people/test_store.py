@@ -84,6 +84,7 @@ def test_a_group_becomes_an_item() -> None:
         (several("pair", "Hi", 1), "a pair has 2 to 2 responses, not 1"),
         (ranking(count=10), "a ranking has 2 to 9 responses, not 10"),
         (pair(first="same", second="same"), "two responses are the same"),
+        (pair(first="it’s", second="it's"), "two responses are the same"),
         (pair(first="\0"), "NUL"),
         (several("pairs", "Hi", 2), "did you mean 'pair'"),
         (Item("pair", (), ("a", "b")), "there is no prompt"),

@@ -21,7 +21,7 @@ from alignkit.data.group import (
     turns_of,
 )
 from alignkit.errors import BadRow, did_you_mean
-from alignkit.formats import check_group
+from alignkit.formats import check_group, text_of
 from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
 
 AUTHOR = "author"  # as an origin: the item's author wrote this response
@@ -100,7 +100,7 @@ class Item:
         if self.origins and len(self.origins) != count:
             raise BadRow(f"there are {count} responses, but {len(self.origins)} origins")
         check_group(self.group)
-        if len(set(map(json.dumps, self.responses))) < count:
+        if len(set(map(json.dumps, map(text_of, self.group.responses)))) < count:
             raise BadRow("two responses are the same, so nobody can prefer one")
         if self.gold is not None:
             check_gold(self.task, self.gold, count)
