@@ -29,14 +29,19 @@ _PARTS = {
     "<sum>": r"[\d<gap>]{0,12}000[<gap>]?000",
     "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f\ufb00-\ufb06",
     "<gap>": r" .\u00a0\u2009\u202f\u2010-\u2013-",
+    "<at>": r"(?:@|&#(?:64|x40);|%40|\s?[\[({]\s?at\s?[\])}]\s?)",
+    "<point>": r"(?:\.|\s?[\[({]\s?dot\s?[\])}]\s?)",
+    "<far>": r"[\u0530-\u1fff\u3041-\u9fff\uac00-\ud7a3]",
 }
-# No files such as icon@2x.png, versions, addresses of git, prompts of a shell, and no code
+# No files such as icon@2x.png, versions, addresses of git, prompts of a shell, and no code, of which
+# the last names are words of programs
 _EMAIL = (
-    r"(?<![<word>.+-])(?<!//)(?P<part>(?!(?:git|hg|svn|root)@)[<word>][<word>.+'%-]{0,63}@(?!v?\d+\.\d)"
-    r"(?:[<word>-]{1,63}\.){1,8}"
-    r"(?!(?:png|jpe?g|gif|svg|webp|js|json|ya?ml|txt|tgz|gz|service|timer|socket|local|internal)\b)"
-    r"(?:[a-z]{2,4}|[A-Z]{2,4}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+|email|online|cloud|store|world|group|museum"
-    r"|social|travel|agency|example))(?![<word>(\[]|\.[a-z]|:[~/])"
+    r"(?i)(?<![<word>.+-])(?<!//)(?P<part>(?!(?:git|hg|svn|root|this|super)@)[<word>][<word>.+'%-]{0,63}?<at>"
+    r"(?!v?\d+\.[\dx]|self\.)(?:[<word>-]{1,63}<point>){1,8}(?!(?:png|jpe?g|gif|svg|webp|js|json|ya?ml|txt|html?|tgz|gz"
+    r"|service|timer|socket|target|mount|slice|local\w*|internal|latest|canary|data|shape|dtype|grad|device|weights?|bias"
+    r"|values?|transpose|inverse|array|numpy|size)\b)(?:[a-z]{2,24}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+)"
+    r"(?![<word>(\[]|(?-i:\.(?:[a-z]|T\b))|:[~/])"
+    r"|<far>{1,16}@(?:<far>{1,63}\.)+(?:中[国國]|公司|网[络址]|網[絡址]|香港|台[湾灣]|[\u0530-\u1fff\uac00-\ud7a3]{2,}))"
 )
 # With three numbers or more, which names rarely have, and not of base 16
 _RANDOM = (
@@ -92,7 +97,7 @@ BEFORE = 100  # characters of a detail and its name before what a detail never l
 _KINDS = (
     (HIDDEN, r"\d", _SECRET),
     (HIDDEN, r"\d[A-Za-z]+\d", _RANDOM),
-    ("[e-mail]", "@", _EMAIL),
+    ("[e-mail]", "(?i)<at>", _EMAIL),
     ("[phone]", _DIGITS, _CALLED),
     ("[phone]", _DIGITS, _PHONE),
 )
@@ -120,7 +125,7 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     """The text without e-mail addresses, telephone numbers and keys; doing it twice changes nothing
     more.
 
-    - E-mail: `name@host.tld` becomes `[e-mail]`.
+    - E-mail: `name@host.tld`, also as `name(at)host(dot)tld`, becomes `[e-mail]`.
     - Telephone: a number as a country writes it, such as +49 30 1234567, 06 12 34 56 78 or
       555-123-4567, or after a word such as `call`, becomes `[phone]`.
     - Keys: those of known hosts, passwords in addresses and after their name, as in
