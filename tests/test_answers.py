@@ -221,7 +221,7 @@ number | 42          | ₹42                           | whole
 number | 42          | 42€                           | whole
 number | 42美元      | 42元                          | no
 number | 1000        | 1’000                         | whole
-number | 1000        | 1 000                         | no
+number | 1000        | 1 000                         | whole
 number | 1000000     | 1.000.000                     | no
 number | 1234567     | 12,34,567                     | no
 number | 3.5         | 3,50 €                        | no
@@ -334,8 +334,82 @@ latex  | \sqrt{2}    | The answer is $\sqrt{3}$.     | no
 latex  | \pi         | Answer: $\pi$                 | within
 latex  | \frac{1}{2} | \boxed{\dfrac12}              | whole
 latex  | \frac12     | It is 1/2                     | within
-word   | Paris       | It is not Paris.              | within
+word   | Paris       | It is not Paris.              | no
 """
+# A response, the known answers that it gives, and those of which it has only a part or which it denies
+PARTS = [
+    "It is 9 500. | 9500 | 500; 9; 0",
+    "It is 1 200 300. |  | 1; 200; 300",
+    "In 2010 300 people came. |  | 2010300; 10300; 2010",
+    "It is €5. | 5 | $5",
+    "It is 5 cents. |  | $5",
+    "It is 5 euros. |  | $5",
+    "It is 5 EUR or so. |  | $5",
+    "It is US$5. | $5 | £5",
+    "It is 5 USD in total. | $5 | €5",
+    "It is 5 in total. | $5; €5 | 5!",
+    "It is 50°. | 50° | 50%",
+    "It is 20 °C. |  | 20%",
+    "It is 50 per cent. | 50% | 50°; $50",
+    "答案是5元。 | 5元 | $5",
+    "It is 10^3. |  | 3; 10",
+    "It is $2^{10}$. |  | 2; 10",
+    "It is 2**10. |  | 2; 10",
+    "It is √2. |  | 2",
+    r"It is \sqrt{2} or so. |  | 2",
+    r"It is \frac{\sqrt{3}}{2} here. |  | 2; 3",
+    r"It is 2\sqrt{3} here. |  | 2; 3",
+    "It is sqrt(2). |  | 2",
+    "It is log 2. |  | 2",
+    "It is 2π. |  | 2",
+    "5! = 120 | 120 | 5",
+    "3 + 4 = 7 | 7 | 3; 4",
+    "5 pears + 3 pears = 8 pears | 8 | 5; 3",
+    "(3 + 4) × 2 = 14 | 14 | 2; 3; 4",
+    "It is 3 × 4. |  | 3; 4",
+    "It is 3 times 4. |  | 3; 4",
+    "It is 12 - 5. |  | 12; 5",
+    "It is 12 / 5. |  | 12; 5",
+    "It is 2 + 3i. |  | 2; 3",
+    "It is (3, 4). |  | 3; 4",
+    "f(3) = 9 | 9 | 3",
+    "It is 2 and 1/2. | 2.5 | 2; 1/2",
+    "It is 2 and a half. |  | 2",
+    "The area is 10 m^2. | 10 | 2",
+    "It is (1,234). | 1234 | 234; 1",
+    "It is 5 km/h. | 5 | 5 miles",
+    "It is 42 - a nice number | 42 | -42",
+    "It is <b>5</b>. | 5 | 6",
+    "It is ≤ 5. |  | 5",
+    "Here x>5. |  | 5",
+    "It is 5 < x. |  | 5",
+    "At least 5. |  | 5",
+    "It is less than 5 km. |  | 5; 5 km",
+    "It is 5 or more. |  | 5",
+    "5 at most |  | 5",
+    "It is 5+. |  | 5",
+    "It is 5 ± 1. |  | 5; 1",
+    "Step 1: add. Step 2: 7. | 7 | 1; 2",
+    "1) 7 | 7 | 1",
+    "1. Add.\n2. It is 7. | 7 | 1; 2",
+    "42. That is it. | 42 | 2",
+    "It's not Paris. |  | Paris",
+    "Paris? No, Rome. | Rome | Paris",
+    "It is not Paris but Rome. | Rome | Paris",
+    "It is not only Paris. | Paris | Rome",
+    "It is not true. |  | true",
+    "I am not sure, but it is Paris. | Paris | Rome",
+    "He is not guilty. | not guilty | guilty",
+    "It isn't exactly 5. |  | 5",
+    "It can't be 5, so 6. | 6 | 5",
+    "It is neither 5 nor 6. |  | 5; 6",
+    "It is 6 rather than 5. | 6 | 5",
+    "5. Actually, 6. | 6 | 5",
+    "The answer is B. Note that A is a common distractor. | B; B) Oslo | A",
+    "ANSWER: A ... actually, ANSWER: B | B | A",
+    "I do not think that the answer is B. |  | B",
+    "答案是C。A是错误的。 | C | A",
+]
 TYPED = [("New\xa0York", "new york"), ("New\u2011York", "New-York"), ("Umea\u030a", "Ume\xe5")]
 TYPED += [("Os\u00adl\u200do\u2060", "Oslo"), ("\ufeff$5", "$5.00")]
 TABLE = [(*row, True, True) for row in [*cells(RIGHT), *TYPED]]
@@ -343,6 +417,12 @@ TABLE += [(*row, False, True) for row in cells(WITHIN)]
 TABLE += [(*row, False, False) for row in cells(WRONG)]
 TABLE += [
     (said, known, right == "whole", right != "no") for _, known, said, right in cells(ANY_SCRIPT)
+]
+TABLE += [
+    (said, known, False, side is right)
+    for said, right, wrong in (row.split(" | ") for row in PARTS)
+    for side in (right, wrong)
+    for known in filter(None, side.strip().split("; "))
 ]
 
 
@@ -393,7 +473,7 @@ def test_what_is_the_known_answer_and_what_is_not(
 
 
 LONG = ["(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000]
-LONG += ["a " * 20_000 + "*", "`" * 8000, "(_a " * 4000, "a. " * 1200]
+LONG += ["a " * 20_000 + "*", "`" * 8000, "(_a " * 4000, "a. " * 1200, "1" * 20_000]
 
 
 @pytest.mark.parametrize("said", LONG, ids=[text[:4] for text in LONG])

@@ -71,9 +71,22 @@ _CLAUSE = re.compile(
     r"|\b(?:because|since|as|while|whereas|although|but|so)\b",
     re.IGNORECASE,
 )
-# A number that follows is no answer, and neither is what stands before a correction.
-_RULED_OUT = re.compile(r"(?:\bnot|n['’]t)\s+\S+", re.IGNORECASE)
-_CORRECTED = re.compile(r"\b(?:wait,? no|no,? wait|scratch that|correction)\b", re.IGNORECASE)
+# What follows in its clause is no answer, and neither is what stands before a correction.
+_RULED_OUT = re.compile(
+    r"(?:\b(?:cannot|(?:not|never)(?! (?:only|just))|neither|nor|instead of|(?:rather|other) than)\b|n['’]t\b)"
+    rf"(?:(?!{_CLAUSE.pattern}|\?\s|—).)*",
+    re.IGNORECASE,
+)
+_CORRECTED = re.compile(
+    r"\b(?:wait,? no|no,? wait|scratch that|correction)\b|\?\s+no\b"
+    r"|(?<=[.!?])\s+actually,?\s+(?:(?:it's|it is|the answer is)\s+)?(?=\S+\W*$)",
+    re.IGNORECASE,
+)
+# The sentence that says which choice the answer is
+_STATED = re.compile(
+    r"(?:\b(?i:answer)(?: is|:)|答案(?:是|[:：])|正解は|정답은|คำตอบคือ)\W*[A-J]\b(?!')"
+)
+_SENTENCE = re.compile(r"(?<=[.!?。])\s+|\n")
 _OPERATOR = re.compile(r"\s*([+*/^=<>])\s*|(?<=\b\w)\s+(-)\s+(?=\w\b)")
 # Signs next to words, such as those of "Answer => Paris", are not parts of them.
 _BETWEEN = re.compile(
@@ -200,25 +213,31 @@ def _same_value(said: str, known: str) -> bool:
 def mentions(said: str, known: str) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
-    An answer that names two choices, or denies its own, has none. A number is there if it has the same
-    value. One that follows "not" is not there, and neither is what "wait, no" takes back. In a
-    script without spaces and in Korean, a word may be a part of a longer one.
+    An answer that names two choices, or denies its own, has none, unless a sentence says what the
+    answer is. A number is there if it has the same value and no other unit. What follows "not" in
+    its clause is not there, and neither is what "wait, no" takes back. In a script without spaces
+    and in Korean, a word may be a part of a longer one.
     """
     if same(said, known):
         return True
     said = _CORRECTED.split(said)[-1]
     if choice := choice_of(known):
+        stated = filter(_STATED.search, _SENTENCE.split(apart(typed(bare(said)))))
+        said = [said, *stated][-1]
         if choice.text and choice_of(said):
-            return False
+            return same(said, known)
         named = _letters(said, choice.letter)
         if named or not choice.text:
             clauses = filter(_DENIED.search, _CLAUSE.split(typed(said)))
             denied = any(_letters(clause, choice.letter) for clause in clauses)
             return named == {choice.letter} and not denied
         known = choice.text
-    number = number_of(bare(known))
-    if number and number.counts:
-        return number.value in numbers_in(bare(_RULED_OUT.sub("", said)))
+    if not _RULED_OUT.search(known):
+        said = _RULED_OUT.sub("", said)
+    if number := number_of(bare(known)):
+        found = [one for one in numbers_in(bare(said)) if one.value == number.value]
+        if number.counts or not found:
+            return any(map(number.accepts, found))
     ours, theirs = words(said), words(known)
     if any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1)):
         return True

@@ -25,6 +25,13 @@ _UNITS = {
     "%": "percent",
     "°": "degree",
 }
+# Other names of units, as patterns
+_NAMED = {
+    "$": r"\bUS(?:D\b|\$)|美元|달러",
+    "€": r"\bEUR\b|欧元",
+    "£": r"\bGBP\b",
+    "%": r"\bper cent\b",
+}
 _MONEY = "$£¥฿₠-⃀"  # as in brackets of a pattern
 _SCALES = {
     "hundred": 100,
@@ -46,13 +53,12 @@ _PLAIN = str.maketrans(
     }
 )
 _SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{_MONEY}])\s?(?P<inner>[+-]?))?"
-# At most 60 digits: longer numbers take long to compare. Spaces that do not break and apostrophes
-# may group, too.
+# At most 60 digits: longer numbers take long to compare. Spaces and apostrophes may group, too.
 _DECIMAL = (
-    r"(?P<decimal>(?:\d{1,3}(?:[,'’\u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
+    r"(?P<decimal>(?:\d{1,3}(?:[,'’ \u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?(?:[x×·*]|\\times)\s?10(?:\^|\*\*)\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
-_FRACTION = r"(?:(?P<whole>\d{1,60})[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
+_FRACTION = r"(?:(?P<whole>\d{1,60})(?: and)?[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
 _NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
 # Letters, and the vowel signs that Thai, Hindi and others write over or behind them
 _LETTER = r"(?:[^\W\d_]|(?!\d)[\u0900-\u1cff])"
@@ -69,22 +75,60 @@ _ALONE = re.compile(
     re.IGNORECASE,
 )
 _PRICE = rf"[{_MONEY}]?\d[\w.,]*"
+_STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
-# Chinese, Japanese and Korean, 3 or 4; and 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19.
+# Chinese, Japanese and Korean, 3 or 4; 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19; and the
+# labels of steps and lists.
 _SEVERAL = re.compile(
     r"(?:\+|\b0)\d+(?:[ -]\d+){2,}|\(\d{3,5}\) ?\d+[ -]\d+"
     r"|(?<=[^\W\d]\s)\d{1,2},\s(?=[12]\d{3}\b)|\b\d{1,2}\.?\s(?=[^\W\d]{3,}\.?,?\s[12]\d{3}\b)"
-    r"|\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
-    rf"|{_PRICE}\s+or\s+{_PRICE}|[Bb]etween\s+{_PRICE}\s+and\s+{_PRICE}"
+    r"|(?<!\d)\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
+    rf"|(?<![\w.,]){_PRICE}\s+or\s+{_PRICE}|[Bb]etween\s+{_PRICE}\s+and\s+{_PRICE}"
     rf"|(?<![\w.,])[\w.,]*(?:\d[%°]?[:~〜—]|\w(?<!\d[eE])[%°]?-){_PRICE}(?:[%°]?[-:~〜—]{_PRICE})*"
+    rf"|{_STEP}[:)]|^{_STEP}\.|^[^\S\n]*\(?\d{{1,2}}\)(?=[^\S\n])|(?<=\n)[^\S\n]*\d{{1,2}}\.(?=[^\S\n]\S)"
+    r"|\A\s*\d{1,2}\.(?=\s(?:\W?\d\S*\Z|[\s\S]*\n\s*\d{1,2}\.\s))",
+    re.MULTILINE,
 )
 _MINUS = re.compile(r"(?<![\d)]\s)\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
-_WITHIN = re.compile(
-    rf"(?<![\w/])(?<!\d[.,]){_NUMBER}(?![\d_/]|[.,]\d|[^\W\d_](?![^\W\d_])|(?:st|nd|rd|th)\b)",
-    re.IGNORECASE,
+# What follows a number and is none of its units
+_NEXT = (
+    "or|and|not|to|times|minus|plus|over|is|are|was|were|in|of|for|per|but|because|so|as|at|on|by|with"
+    "|from|if|when|which|that|then|total|each|more|less|left|only|altogether|since|while|the|an|it"
+    "|this|we|en|im|ist|sind|es|est|sont|son|de|und|et"
+)
+_AMOUNT = (
+    rf"[+-]?(?:\\?[{_MONEY}]\s?[+-]?)?\.?\d+"
+    r"(?:[.,/'’\u00a0\u2009\u202f]\d+| \d{3}(?!\d)|(?: and)? \d+/\d+)*(?:[eE][+-]?\d+)?"
+    r"(?:[^\W\d_](?![^\W\d_])\w*|[_/][\w/]*)?"
+    rf"(?: (?:{'|'.join(_SCALES)})\b)?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
+    rf"|(?!\d|[是でだ입이])[{_TOUCHING}]|(?!(?:{_NEXT})\b){_LETTER}{{2,20}}))?"
+)
+_VARIABLE = r"(?<![^\W\d_])(?<![</])[b-zB-HJ-Z](?![^\W\d_])"
+_FUNCTION = (
+    r"(?:√|\\?\b(?:sqrt|log|ln|exp|sin|cos|tan|binom|[dt]?frac)(?![a-z])|\b(?:root|square|cube|half) of\b)"
+    r"(?:_\{?\w+\}?|\[\d+\])?\s?"
+)
+_BOUND = (
+    r"(?i:[≤≥±]|\\(?:[lg]eq?|[lg]t)\b|<(?!\s?[\d.,]+>)=?|(?<=\w )>=?|\bat (?:least|most)"
+    r"|\b(?:[a-z]{2,9}er|more|less) than(?: or equal to)?|\b(?:up to|over|under|above|below|exceeds))\s?"
+)
+_TERM = (
+    rf"(?:{_BOUND})?(?:{_FUNCTION}(?:(?:\{{(?:[^{{}}\n]|\{{[^{{}}\n]*\}}){{0,99}}\}}){{1,2}}|\([^()\n]{{0,99}}\))"
+    rf"|(?:{_FUNCTION})?(?:{_AMOUNT}|{_VARIABLE}|\\(?:pi|theta)\b"
+    rf"|\\?[({{\[](?:[^()\[\]{{}}\n\w=≈]|\d|{_VARIABLE}){{1,60}}\\?[)}}\]]))"
+)
+_OPERATOR = (
+    r"(?:[^\S\n]*(?:\*\*|\+/-|[+*×·÷±∓^<>≤≥]=?|\\(?:times|cdot|div|pm|[lg]eq?)|(?:plus|times|over|divided by"
+    r"|multiplied by)\b)[^\S\n]*|[^\S\n][-/x][^\S\n]?|[^\S\n]?(?=[√\\])|(?=[({]))"
+)
+# A calculation, a list in brackets or a bound as a whole, or a number with its unit
+_EXPRESSION = re.compile(
+    rf"(?<![\w/^×÷√±{_MONEY}])(?<![×÷√±]\s)(?<!\d[.,])(?<![\^_]\{{){_TERM}(?:{_OPERATOR}{_TERM})*"
+    r"(?:\+(?!\w)|![^\S\n]*(?=[=a-z+*/-])|[^\S\n](?:at (?:least|most)|and (?:a|one) (?:half|third|quarter)"
+    r"|(?:or|and) (?:more|less|fewer|above|over|higher|lower|greater|up|under|below))\b)?"
 )
 _NO_UNIT = re.compile(
-    "or|and|not|to|times|minus|plus|divided|over|st|nd|rd|th|pi|sqrt|root|squared|cubed|factorial"
+    "or|and|not|to|at|times|minus|plus|divided|over|st|nd|rd|th|pi|sqrt|root|squared|cubed|factorial"
     "|mod|choose|point|half|halves|third|thirds"
 )
 
@@ -138,20 +182,21 @@ def number_of(text: str) -> Number | None:
     return Number(value, unit)
 
 
-def numbers_in(text: str) -> Iterator[Fraction]:
-    """The values of the numbers in a text, in order; not those that are parts of words, dates,
-    times, ranges, telephone numbers or other numbers.
+def numbers_in(text: str) -> Iterator[Number]:
+    """The numbers in a text, in order; not those that are parts of words, dates, times, ranges,
+    telephone numbers, calculations or bounds, or labels of steps.
     """
-    return (
-        value
-        for match in _WITHIN.finditer(_SEVERAL.sub(" ; ", apart(_plain(text))))
-        if (value := _value(match)) is not None
-    )
+    for match in _EXPRESSION.finditer(_SEVERAL.sub(" ; ", apart(_plain(text)))):
+        if number := number_of(match[0].strip("\\()[]{} ")):
+            yield number
 
 
 def _plain(text: str) -> str:
     """The text with ASCII's digits and signs."""
-    return _MINUS.sub("-", text.translate(_PLAIN))
+    text = text.translate(_PLAIN)
+    for sign, names in _NAMED.items():
+        text = re.sub(names, sign, text)
+    return _MINUS.sub("-", text)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -112,7 +112,7 @@ def gsm8k(number: str) -> Group:
 def test_a_number_has_one_value_however_it_is_written(written: str, value: str) -> None:
     number = number_of(written)
     assert number is not None and number.value == Fraction(value)
-    assert list(numbers_in(f"So ({written}) it is.")) == [number.value]
+    assert [one.value for one in numbers_in(f"So ({written}) it is.")] == [number.value]
     group = gsm8k(written)
     for reward, options in ((ExactMatch, {"extract": r"#### (.*)"}), (MathVerify, {})):
         assert score(reward, group, group.responses[0].text, **options) == 1.0
@@ -136,8 +136,10 @@ def test_a_number_has_one_value_however_it_is_written(written: str, value: str) 
 def test_what_is_no_number_is_a_text() -> None:
     assert {number_of(text) for text in NO_NUMBERS.split("\n")} == {None}
     # A number ends with its line.
-    assert list(numbers_in("Step 1\n3/4, not 1 3/4")) == [1, Fraction(3, 4), Fraction(7, 4)]
-    assert list(numbers_in("1,23 or 1.2.3 on the 4th, 2 Million")) == [2_000_000]
+    found = [one.value for one in numbers_in("Step 1\n3/4, not 1 3/4")]
+    assert found == [1, Fraction(3, 4), Fraction(7, 4)]
+    [only] = numbers_in("1,23 or 1.2.3 on the 4th, 2 Million")
+    assert only.value == 2_000_000
     words = "and to times minus plus divided over root cubed factorial mod choose point half halves"
     assert {number_of(f"5 {word} six") for word in words.split()} == {None}
     assert str(number_of("1/3")) == "1/3"

@@ -189,7 +189,7 @@ def _differ(one: str, other: str) -> bool:
 
 def _numbers(text: str) -> set[Fraction]:
     """The numbers of a text, also those inside its dates."""
-    return {number for part in (text, *text.split()) for number in numbers_in(part)}
+    return {number.value for part in (text, *text.split()) for number in numbers_in(part)}
 
 
 # Texts

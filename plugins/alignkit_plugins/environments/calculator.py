@@ -97,4 +97,4 @@ def _value(node: ast.expr) -> float:
 def _last_number(text: str) -> Fraction | None:
     """The exact value: a policy may write 1e999, which no float holds."""
     number = [*numbers_in(text)]
-    return number[-1] if number else None
+    return number[-1].value if number else None
