@@ -52,6 +52,11 @@ def bad_rows_error(bad: Sequence[object]) -> DataError:
     return DataError("\n".join(lines))
 
 
+def skips(bad: Sequence[object]) -> str:
+    """What is said of bad rows that are skipped; nothing if there are none."""
+    return f"bad rows skipped: {len(bad)}, the first: {bad[0]}" if bad else ""
+
+
 def raise_if_bad(row: Any) -> Any:
     """Return a row that was parsed; raise one that is a `BadRow`."""
     if isinstance(row, BadRow):

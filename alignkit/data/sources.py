@@ -25,6 +25,7 @@ from alignkit.data.files import (
     jsonl_rows,
     kind_of,
     raise_if_bad,
+    skips,
     suffix_of,
     text_lines,
     without_fills,
@@ -224,11 +225,7 @@ def load(
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
-            why = (
-                f"bad rows skipped: {len(bad)}, the first: {bad[0]}"
-                if bad
-                else "it has no row that the recipe reads"
-            )
+            why = skips(bad) or "it has no row that the recipe reads"
             raise DataError(f"{reader.source.name}: no usable row; {why}")
         groups += found
     if errors:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignkit import seeds, shapes
 from alignkit.algorithm import Algorithm, Phase, SelectContext
 from alignkit.calls import call, create
+from alignkit.data.files import skips
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, Loaded
 from alignkit.io.console import Metrics
@@ -91,9 +92,9 @@ class StageContext:
             for each in more:
                 record |= each
             self._sources.append(record)
-        if bad := list(map(str, loaded.skipped)):
-            self._bad_rows |= dict.fromkeys(bad)
-            self.say(f"bad rows skipped: {len(bad)}, the first: {bad[0]}")
+        if skipped := skips(loaded.skipped):
+            self._bad_rows |= dict.fromkeys(map(str, loaded.skipped))
+            self.say(skipped)
         return loaded
 
     def metrics(self, size: int = 0) -> Metrics:

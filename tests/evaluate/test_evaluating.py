@@ -21,6 +21,7 @@ from alignkit.errors import DataError, RecipeError
 from alignkit_plugins.compare.rows import rows_of
 from alignkit_plugins.policies.words import read_words, recipe_of
 from tests import rows
+from tests.rows import assistant, user
 
 CHARACTERS = "{length: {unit: characters}}"
 
@@ -209,11 +210,16 @@ def test_a_function_of_ones_own_scores_a_file_and_says_which_column_it_lacks(
         "def own(completions): return [1.0] * len(completions)\n"
         "def needs(completions, gold): return [1.0] * len(completions)\n"
     )
-    file = rows.write_rows(tmp_path / "rows.jsonl", [{"prompt": "Hi", "completion": "Hello."}])
+    talks: Any = [[assistant("Hello.")], [assistant("")], []]
+    written = [{"messages": [user("Hi"), *talk]} for talk in talks]
+    path = rows.write_rows(tmp_path / "rows.jsonl", written)
+    file = f"{{path: {path}, on_bad_row: skip}}"
     reward = f"{{python: {{path: {tmp_path / 'own.py'}, function: %s}}}}"
-    assert main(["evaluate", str(file), "--reward", reward % "own"]) == 0
-    assert "python: mean 1.0" in capfd.readouterr().err
-    assert main(["evaluate", str(file), "--reward", reward % "needs"]) == DataError.exit_code
+    assert main(["evaluate", file, "--reward", reward % "own"]) == 0
+    said = capfd.readouterr().err
+    assert "python: mean 1.0" in said and f"bad rows skipped: 1, the first: {path}:2: " in said
+    assert "examples without a response, which are left out: 1\n" in said
+    assert main(["evaluate", file, "--reward", reward % "needs"]) == DataError.exit_code
     assert "needs the argument 'gold', but no prompt has a column" in capfd.readouterr().err
 
 

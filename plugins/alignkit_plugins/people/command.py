@@ -157,6 +157,7 @@ def prepared(
 
 def groups_of(path: Path) -> list[Group]:
     """The rows of a file. Raises `RecipeError` if there is no such file, `DataError` for bad rows."""
+    from alignkit.data.files import skips
     from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
     from alignkit.io.text import is_file
     from alignkit.plugins import plugins
@@ -166,9 +167,12 @@ def groups_of(path: Path) -> list[Group]:
         refuse(f"no such file: {path}", "name a file with rows, or a store")
     plugins()  # plugins have readers and formats
     try:
-        return RunData(Path, 0).read(DataSpec((DataSource(path=path.resolve()),))).groups
+        loaded = RunData(Path, 0).read(DataSpec((DataSource(path=path.resolve()),)))
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
+    if told := skips(loaded.skipped):  # those that a format leaves out
+        typer.echo(f"{path}: {told}", err=True)
+    return loaded.groups
 
 
 def greet(store: Store, people: int) -> None:

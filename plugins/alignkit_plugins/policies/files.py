@@ -90,6 +90,8 @@ def _scored(
             "a policy answers prompts: alignkit chat RUN/STAGE --prompts FILE --out ANSWERS.jsonl"
         )
         raise DataError(f"none of {len(rows)} examples has a response\nhelp: {help}")
+    if without := len(rows) - len(groups):
+        reporter.say(f"examples without a response, which are left out: {without}")
     scorers = dict(zip(map(label, models.specs), models.scorers, strict=True))
     groups = scored_by(groups, scorers, lambda name: reporter.say(f"scoring with {name}"))
     alike = [

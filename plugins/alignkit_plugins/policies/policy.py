@@ -13,6 +13,7 @@ from pydantic import Field
 
 from alignkit import seeds
 from alignkit.calls import call
+from alignkit.data.files import skips
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
@@ -211,8 +212,12 @@ def opened(
                 policies[name].role.sample([], seed=0)
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
             scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
-            data = run.data.read(words.data).groups if words.data is not None else []
-            if data:
+            data: Sequence[Group] = ()
+            if words.data is not None:
+                loaded = run.data.read(words.data)
+                data = loaded.groups
+                if told := skips(loaded.skipped):
+                    reporter.say(told)
                 scoring = RunStage(run, replace(stage, name=command))
                 for component in specs(words.rewards, Component):
                     call(scoring.plugin(component), "check", Path.cwd())
