@@ -75,7 +75,7 @@ alpaca      prompts     {"prompt": [HI]}
 preference  preference  {"prompt": [HI], "chosen": [HELLO], "rejected": [AWAY], "margin": 0.666667}
 preference  kto         {"prompt": [HI], "completion": [HELLO], "label": true}
 preference  kto         {"prompt": [HI], "completion": [AWAY], "label": false}
-likelier    preference  {"prompt": [HI], "chosen": [AWAY], "rejected": [HELLO], "margin": 0.0}
+likelier    preference  {"prompt": [HI], "chosen": [AWAY], "rejected": [HELLO], "margin": 0.0, "p": 0.8}
 likelier    kto         {"prompt": [HI], "completion": [HELLO], "label": false}
 likelier    kto         {"prompt": [HI], "completion": [AWAY], "label": true}
 rankings    ranked      {"prompt": [HI], "completions": [[HELLO], [AWAY]], "ranks": [1, 2]}
@@ -104,6 +104,30 @@ def test_rows_in_the_layouts_of_other_tools(tmp_path: Path) -> None:
         data("convert", file, "--to", layout, "--out", out)
         assert read_rows(out) == rows
     assert not [*LAYOUTS["sft"].rows(Group(PROMPT, (Response("a", label=False),)))]
+
+
+LOST = """
+preference | {"p": 0.2, "margin": 1}                       |
+kto        | {"p": 0.2, "margin": 1, "weight": 2, "id": 7} | id margin p weight
+kto        | {"responses": [1, 2, 2, 3]}                   | rank responses
+sft        | {"completion": "a", "score": 1, "label": true} | scores
+prompts    | {"completion": "a", "score": 1, "id": 7}      | id
+"""
+
+
+@pytest.mark.parametrize(("layout", "columns", "lost"), cells(LOST))
+def test_what_a_layout_has_no_place_for_is_said(
+    layout: str, columns: str, lost: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", **json.loads(columns)}
+    if ranks := row.get("responses"):
+        row = {"prompt": "Hi", "responses": ["a", "b", "c", "d"], "ranks": ranks}
+    elif "completion" in row:
+        del row["chosen"], row["rejected"]
+    file = write_rows(tmp_path / "a.jsonl", [row] * 2)
+    data("convert", file, "--to", layout, "--out", tmp_path / "b.jsonl")
+    said = re.findall(r"rows without their '(.*)': 2\n", capsys.readouterr().out)
+    assert said == lost.split()
 
 
 REFUSED = """
@@ -173,7 +197,8 @@ def test_what_was_left_out_is_redacted_too(
     out = tmp_path / "c.jsonl"
     data("convert", file, "--to", "sft", "--out", out)
     said = capsys.readouterr().out.partition(f"{out}: ")[2].splitlines()
-    assert said == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
+    assert said[:2] == ["2 rows from 3", "rows not written: 1 (they cannot be read)"]
+    assert said[2].startswith(f"bad rows skipped: 1, the first: {file}:3: column 'label' must be")
 
 
 def test_texts_become_rows(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_gold_rows() -> None:
     ranked = write("r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [3, 0, 3]})
     turned = write("p.jsonl", {"input": "Hi", "output_1": "a", "output_2": "b", "label": 2})
     assert items_of(groups_of(turned), gold=True)[0].gold == {"better": 1}
+    likelier = write("l.jsonl", prompt(1, p=0.2))
+    assert items_of(groups_of(likelier), gold=True)[0].gold == {"better": 1}
     thumbs = write("t.jsonl", {"prompt": "Hi", "completion": "a", "label": False})
     for task in (None, "review"):
         assert items_of(groups_of(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.commands import refuse
+from alignkit.data.files import skips
 from alignkit.data.group import Group
 from alignkit.data.sources import DataSpec, SourceReader
 from alignkit.errors import BadRow, DataError
@@ -98,27 +99,33 @@ def entry(word: str, rules: Sequence[str] = ()) -> Any:
 
 
 def convert(spec: DataSpec, name: str, out: Path) -> list[str]:
-    """Write rows in a layout of LAYOUTS, with their tools. Other columns are left out.
-
-    Returns in lines how many were written, and how many not, by reason. Raises DataError if none
+    """Write rows in a layout of LAYOUTS, with their tools. Returns in lines how many were
+    written, how many not and why, and what the layout has no place for. Raises DataError if none
     fits.
     """
     check_target(out, spec)
     layout, rows = LAYOUTS[name], read_rows(spec)
     written: list[Any] = []
     without: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
     for row in rows:
-        before = len(written)
+        before, left_out = len(written), set[str]()
         for group in row.groups:
-            tools = {"tools": list(group.tools)} if group.tools else {}
-            written += [{**each, **tools} for each in layout.rows(group)]
+            if made := layout.written(group):
+                written += made
+                left_out |= layout.lost(group, made)
+        lost.update(left_out)
         if len(written) == before:
             without["they cannot be read" if row.bad else layout.lack] += 1
     if not written:
         raise DataError(f"{name_of(spec)}: no row can be written as {name}: {', '.join(without)}")
     write_rows(out, written)
-    reasons = [f"rows not written: {count:,} ({reason})" for reason, count in without.items()]
-    return [f"{out}: {len(written):,} row{'s' * (len(written) > 1)} from {len(rows):,}", *reasons]
+    lines = [f"{out}: {len(written):,} row{'s' * (len(written) > 1)} from {len(rows):,}"]
+    lines += [f"rows not written: {count:,} ({reason})" for reason, count in without.items()]
+    for name, count in sorted(lost.items()):
+        lines.append(f"rows without their '{name}': {count:,}")
+    bad = skips([f"{row}: {row.bad}" for row in rows if row.bad])
+    return [*lines, bad] if bad else lines
 
 
 def check_target(out: Path, spec: DataSpec) -> None:

@@ -7,13 +7,14 @@ it. PAIRS are read by `labeled_pairs`. LAYOUTS are those of TRL and of other too
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import yaml
 
-from alignkit.data.group import Group, resolved_pairs
+from alignkit.data.group import Group, Response, group_to_json, resolved_pairs
 from alignkit_plugins.formats.rows import turns_of_response, with_labels
 
 
@@ -307,11 +308,33 @@ Row = dict[str, Any]
 DEGREES = {"unsure": 1, "slightly": 2, "better": 3, "significantly": 4}
 
 
+_PARTS = "alignkit prompt responses pairs id meta tools bundle text messages better worse"
+_OF_RESPONSE = " ".join(vars(Response()))
+
+
 class Layout(NamedTuple):
-    """How groups are written. rows: of a group. lack: what is said of groups that give none."""
+    """How groups are written. rows: of a group. lack: what is said of groups that give none. holds:
+    what the rows say of responses and pairs; all, if they are not wanted.
+    """
 
     rows: Callable[[Group], Iterable[Row]]
     lack: str
+    holds: str
+
+    def written(self, group: Group) -> list[Row]:
+        """The rows of a group, with its tools."""
+        tools = {"tools": list(group.tools)} if group.tools else {}
+        return [{**row, **tools} for row in self.rows(group)]
+
+    def lost(self, group: Group, rows: Sequence[Row]) -> set[str]:
+        """The names of what a group says and its rows do not."""
+        said, text = json.loads(group_to_json(replace(group, meta={}))), str(rows)
+        names = set[str]().union(said, *said.get("responses", ()), *said.get("pairs", ()))
+        names -= {*_PARTS.split()}
+        for response in group.responses:
+            if str(turns_of_response(response)[-1]) not in text:
+                names.add("responses")
+        return names.difference(self.holds.split()).union(group.meta)
 
 
 def _sft(group: Group) -> Iterable[Row]:
@@ -326,7 +349,7 @@ def _messages(group: Group) -> Iterable[Row]:
 
 
 def _preference(group: Group) -> Iterable[Row]:
-    """The likelier order of each pair; none of an undecided one."""
+    """The likelier order of each pair, with its probability; none of an undecided one."""
     turns = [list(turns_of_response(response)) for response in group.responses]
     for pair in resolved_pairs(group):
         margin = pair.margin or 0.0
@@ -336,7 +359,9 @@ def _preference(group: Group) -> Iterable[Row]:
         chosen, rejected = answers if pair.p > 0.5 else reversed(answers)
         if pair.p != 0.5:
             row = {"prompt": list(group.prompt), "chosen": chosen, "rejected": rejected}
-            yield {**row, "margin": round(margin, 6)}
+            row["margin"] = round(margin, 6)
+            likelier = max(pair.p, 1 - pair.p)
+            yield row if likelier == 1 else {**row, "p": round(likelier, 6)}
 
 
 def _ranked(group: Group) -> Iterable[Row]:
@@ -358,10 +383,10 @@ def _prompts(group: Group) -> Iterable[Row]:
 
 
 LAYOUTS = {
-    "messages": Layout(_messages, "they are no demonstrations"),
-    "sft": Layout(_sft, "they are no demonstrations"),
-    "preference": Layout(_preference, "nobody said which response is better"),
-    "ranked": Layout(_ranked, "they have no ranks"),
-    "kto": Layout(_kto, "nothing says that a response is good or bad"),
-    "prompts": Layout(_prompts, "they have no prompt"),
+    "messages": Layout(_messages, "they are no demonstrations", "label"),
+    "sft": Layout(_sft, "they are no demonstrations", "label"),
+    "preference": Layout(_preference, "nobody said which response is better", "rank p margin"),
+    "ranked": Layout(_ranked, "they have no ranks", "rank"),
+    "kto": Layout(_kto, "nothing says that a response is good or bad", "label"),
+    "prompts": Layout(_prompts, "they have no prompt", f"responses weight p margin {_OF_RESPONSE}"),
 }

@@ -154,9 +154,11 @@ def gold_of(group: Group, task: str) -> Label:
     """The label that a row states, in the order of its responses. Raises `BadRow` if it states
     none.
     """
-    if task in ("pair", "safety") and len(pairs := resolved_pairs(group)) == 1:
-        margin = {"margin": pairs[0].margin} if isinstance(pairs[0].margin, str) else {}
-        return {"better": pairs[0].better, **margin}
+    pairs = resolved_pairs(group)
+    if task in ("pair", "safety") and len(pairs) == 1 and pairs[0].p != 0.5:
+        (pair,) = pairs
+        margin = {"margin": pair.margin} if isinstance(pair.margin, str) else {}
+        return {"better": pair.better if pair.p > 0.5 else pair.worse, **margin}
     ranks = [float(response.rank) for response in group.responses if response.rank is not None]
     if task in ("ranking", "review") and len(ranks) == len(group.responses):
         return {"ranks": places(ranks)}

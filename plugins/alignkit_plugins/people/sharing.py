@@ -134,7 +134,7 @@ def _rows(entries: Sequence[Labeled], layout: str) -> Iterator[str]:
     """The lines of a file."""
     for entry in entries:
         for group in groups_of(entry):
-            for row in LAYOUTS[layout].rows(group):
+            for row in LAYOUTS[layout].written(group):
                 line = {**row, "license": entry.stored.item.license}
                 yield json.dumps(line, ensure_ascii=False) + "\n"
 
