@@ -303,7 +303,7 @@ def _learned(message: Message) -> bool:
 
 
 def _plain(text: str) -> str:
-    return typed(text).strip()
+    return typed(text, entities=True).strip()
 
 
 def text_of(response: Response, words: Callable[[str], str] = _plain) -> Any:

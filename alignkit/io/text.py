@@ -58,11 +58,13 @@ _DASHES = re.compile("[‒–—―]")
 _ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")
 
 
-def typed(text: str) -> str:
-    """The text with one kind of apostrophe, quotation mark, space and minus, without entities of
-    HTML such as `&#39;`, and without characters nobody sees.
+def typed(text: str, entities: bool = False) -> str:
+    """The text with one kind of apostrophe, quotation mark, space and minus, and without characters
+    nobody sees.
+
+    entities: keep those of HTML, such as `&#39;`, which code means as they are.
     """
-    if "&" in text:
+    if "&" in text and not entities:
         text = _ENTITY.sub(lambda match: html.unescape(f"&{match[1]}"), text)
     return _OTHERWISE.sub(lambda match: _TYPED[match[0]], unicodedata.normalize("NFC", text))
 
