@@ -210,13 +210,15 @@ def _same_value(said: str, known: str) -> bool:
     return other.accepts(one) if one and other else words(said) == words(known)
 
 
-def mentions(said: str, known: str) -> bool:
+def mentions(said: str, known: str, denied: bool = False) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
     An answer that names two choices, or denies its own, has none, unless a sentence says what the
     answer is. A number is there if it has the same value and no other unit. What follows "not" in
     its clause is not there, and neither is what "wait, no" takes back. In a script without spaces
     and in Korean, a word may be a part of a longer one.
+
+    denied: what follows "not" is there, too.
     """
     if same(said, known):
         return True
@@ -232,7 +234,7 @@ def mentions(said: str, known: str) -> bool:
             denied = any(_letters(clause, choice.letter) for clause in clauses)
             return named == {choice.letter} and not denied
         known = choice.text
-    if not _RULED_OUT.search(known):
+    if not denied and not _RULED_OUT.search(known):
         said = _RULED_OUT.sub("", said)
     if number := number_of(bare(known)):
         found = [one for one in numbers_in(bare(said)) if one.value == number.value]
