@@ -103,7 +103,7 @@ def test_rows_are_told_apart_by_recipe_data_judge_and_defaults(
     judged = f"stages.report.metrics.helpfulness by gold.reward={{folder: {judge}}}"
     first = key()
     assert key() == key(asked) == key(judged) == first
-    keys = [first, key(seed=4), key("stages.align.learning_rate=1"), key("model.dtype=float32")]
+    keys = [first, key(seed=4), key("stages.align.learning_rate=1"), key("model.dtype=bfloat16")]
     copy.write_text(copy.read_text(encoding="utf-8").replace("eyes", "ears"), encoding="utf-8")
     (judge / "adapter_model.safetensors").write_bytes(b"other")
     keys += [key(asked), key(judged)]

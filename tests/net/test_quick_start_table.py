@@ -16,8 +16,8 @@ import pytest
 
 from tests.net.changes import ROOT
 
-# README.md: 95% intervals of means over 5 seeds. Where the next seed lies is wider by the root of 6.
-WIDER = math.sqrt(6)
+# README.md: 95% intervals of means over 10 seeds. Where the next seed lies is wider by the root of 11.
+WIDER = math.sqrt(11)
 COLUMNS = (
     "harmful requests refused",
     "ordinary requests refused",
