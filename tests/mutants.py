@@ -61,7 +61,7 @@ combinations: golden functional combinations scoring
 sample: sample
 calculator: calculator
 filters: filters
-basic: rewards text_rewards calculator episodes
+exact_match: rewards verifiable_answers calculator episodes
 trackers: tracking
 
 encoding: first_rows reference_check offline distillation ppo_checklist
@@ -71,9 +71,9 @@ generate: sampling sampled_as_generate ppo_checklist
 next_token: next_token
 attention: tiled_attention attention load_check
 tiled_attention: tiled_attention attention
-lora: lora sampling_weights
+lora: sampling_weights
 lm_head: lm_head golden
-matmul: matmul sampling_weights
+products: matmul sampling_weights
 """).items()
 }
 

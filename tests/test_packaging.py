@@ -29,14 +29,19 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 OWN = ("algorithms", "rewards", "formats")  # folders with a module or a package for each plugin
 HELPERS = {"columns", "fields", "layouts", "phrases", "readings", "rows", "shown", "spoken"} | {
-    "text_metrics"
+    "text",
+    "text_metrics",
 }
 RECIPES = "alignkit_recipes/"
 
 
 def test_every_plugin_file_is_in_the_table_and_back() -> None:
     named: set[str] = set()
-    table.register(lambda kind, name, address, summary="": named.add(address.partition(":")[0]))
+
+    def add(kind: str, name: str, address: str, summary: str = "", default: bool = False) -> None:
+        named.add(address.partition(":")[0])
+
+    table.register(add)
     named |= set(DECLARED.values())  # what others may disable has an entry point of its own
     assert [name for name in named if find_spec(name) is None] == []
     held = {tuple(name.split(".")[1:3]) for name in named if name.count(".") > 1}
