@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from alignkit import cli
-from alignkit_plugins.report.changes import changes, shown
+from alignkit_plugins.report.changes import change_in_words, changes
 from tests.rows import write_recipe
 
 OLD = """
@@ -30,7 +30,7 @@ def test_differences() -> None:
     new = OLD.replace("a" * 64, "b" * 64).replace("epochs: 2", "epochs: 3")
     new = new.replace("2.12", "2.13").replace("{beta: 0.1}", "{}")
     found = changes(yaml.safe_load(OLD), yaml.safe_load(new))
-    assert "\n".join(map(shown, found)) == CHANGES
+    assert "\n".join(map(change_in_words, found)) == CHANGES
 
 
 @pytest.mark.silent_bug(

@@ -38,11 +38,11 @@ def choosing(monkeypatch: pytest.MonkeyPatch, processor_for: Callable[[Any], Pro
     waiting: list[Any] = []
     write, choose = sampling_module.Decoder.write, sampling_module.choose
 
-    def written(self: Any, rows: Any, logits: torch.Tensor) -> torch.Tensor:
+    def written(self: Any, rows: Any, logits: torch.Tensor, ahead: int) -> torch.Tensor:
         processor, prompts = processor_for(self.request.encoder), self.request.prompts
         waiting[:] = [processor]
         waiting.extend([*prompts[row.prompt], *row.tokens] if row.active else None for row in rows)
-        return write(self, rows, logits)
+        return write(self, rows, logits, ahead)
 
     def chosen(logits: torch.Tensor, draws: Any, sampling: Any, early: Any, ends: Any) -> Any:
         (processor, *contexts), allowed = waiting, logits.clone()
