@@ -300,17 +300,14 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
     base, adapter = self.base_layer, ACTIVE.get()
     backend: Backend = self.backend
-    plain = type(base) is nn.Linear  # quantized layers are subclasses with their own matrix product
-    if adapter is None:
-        if plain:
-            return backend.linear(x, base.weight, base.bias)
-        return base(x, *args, **kwargs)
-    down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
-    factors = LowRank(down, up, self.scaling[adapter])
-    if plain:
+    factors = None
+    if adapter is not None:
+        down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        factors = LowRank(down, up, self.scaling[adapter])
+    if type(base) is nn.Linear:  # quantized layers are subclasses with their own matrix product
         return backend.linear(x, base.weight, base.bias, factors)
     result: Tensor = base(x, *args, **kwargs)
-    return result + factors.term(x, backend.linear)
+    return result if factors is None else result + factors.term(x, backend.linear)
 
 
 def _sort_facts(file: Path) -> None:

@@ -336,8 +336,8 @@ class Decoder:
         draws = np.zeros((count, len(rows)))
         for column, row in enumerate(rows):
             if row.active:
-                written = len(row.tokens)
-                draws[: row.room, column] = row.draws[written : written + count]
+                left = row.draws[len(row.tokens) :][:count]
+                draws[: len(left), column] = left
         uniform = torch.from_numpy(draws).to(device)
         tokens = np.array([len(row.tokens) for row in rows])
         short = torch.from_numpy(tokens + np.arange(count)[:, None] < sampling.min_new_tokens)

@@ -52,7 +52,7 @@ class Fast(Backend):
         if adapter is None:
             return self.product(x, weight, bias)
         if not torch.is_grad_enabled():  # the few rows of sampling gain nothing from one step
-            return self.linear(x, weight, bias).add_(adapter.term(x, self.product))
+            return self.product(x, weight, bias).add_(adapter.term(x, self.product))
         return adapted(x, weight, bias, adapter, self.product)
 
     def next_token(
