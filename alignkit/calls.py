@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from inspect import getattr_static
 from traceback import walk_tb
 from typing import Any
 
@@ -107,7 +108,8 @@ def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator
         modules = [
             each.__module__ for each in classes if not each.__module__.startswith("alignkit.")
         ]
-        raise mistake(owner, method, reason_of(error) + line_in(error, modules), label) from error
+        where = line_in(error, modules) or first_line(getattr_static(owner, method, None), modules)
+        raise mistake(owner, method, reason_of(error) + where, label) from error
 
 
 def line_in(error: BaseException, modules: Collection[str]) -> str:
@@ -119,3 +121,11 @@ def line_in(error: BaseException, modules: Collection[str]) -> str:
         if frame.f_globals.get("__name__") in modules:
             innermost = f" ({os.path.basename(frame.f_code.co_filename)}:{line})"
     return innermost
+
+
+def first_line(method: Any, modules: Collection[str]) -> str:
+    """` (file.py:12)`: where a method of these modules begins, whose result is wrong; else empty."""
+    code = getattr(method, "__code__", None)
+    if code is None or method.__module__ not in modules:
+        return ""
+    return f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"

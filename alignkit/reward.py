@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 # by up to 1e-5 nats between batches, and servers round theirs to four decimals, which moves a
 # probability by up to 5e-5.
 TIE = 1e-4
-# What `Reward.score` returns
-Scores = Mapping[str, Sequence[float | None]]
 REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
 # What a combination made of it for learning, where filters and `keep_group` choose
 LEARNED_KEY = "learned_reward"
@@ -114,11 +112,9 @@ class Reward(WithOptions):
         """Load and measure what scoring needs; called once, before the work of the stage begins."""
         self.context = context
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        """One score per response of all groups, in order; None for a response that cannot be
-        scored, never 0 or NaN.
-
-        Return them as `{"": [...]}`. The empty name means the reward's own.
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
+        """One score per response of all groups, in order: a list or an array. It is None, never 0
+        or NaN, for a response that cannot be scored.
         """
         raise NotImplementedError
 

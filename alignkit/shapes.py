@@ -92,12 +92,10 @@ def numbers(value: Any) -> None:
     _NUMBERS.validate_python(value)
 
 
-def scores(count: int, components: Any) -> None:
-    """What a reward returns: one component with a score per response."""
-    is_one = isinstance(components, Mapping) and len(components) == 1
-    need(is_one, 'one component, such as {"": [0.5, 1.0]}', components)
-    for column in components.values():
-        listing(column, f"{FINITE}, or None if it cannot be scored", is_score, count)
+def scores(count: int, values: Any) -> None:
+    """What a reward returns: a score for each of `count` responses."""
+    need(not isinstance(values, Mapping), "the list itself, such as [0.5, 1.0]", values)
+    listing(values, f"{FINITE}, or None if it cannot be scored", is_score, count)
 
 
 def combined(count: int, result: Any) -> None:

@@ -429,7 +429,7 @@ TABLE += [
 def score(reward: Any, said: str, meta: Any = None, **options: Any) -> float | None:
     [value] = reward(reward.Options(**options)).score(
         [Group(ASK, (Response(said),), meta=meta or {})]
-    )[""]
+    )
     return value  # type: ignore[no-any-return]
 
 

@@ -28,7 +28,7 @@ class Picky(Reward):
             raise DataError("picky: a prompt has no column 'answer'")
 
     def score(self, groups):
-        return {"": [0.0 for group in groups for _ in group.responses]}
+        return [0.0 for group in groups for _ in group.responses]
 
 @hookimpl
 def register(add):

@@ -134,12 +134,12 @@ SERVICE = HTTP.Options(server={"base_url": "http://localhost"})
 
 
 def length_of(response: Response) -> Any:
-    return Length(Length.Options(unit="characters")).score([asked(response)])[""][0]
+    return Length(Length.Options(unit="characters")).score([asked(response)])[0]
 
 
 def text_reward(kind: Any, **options: Any) -> Any:
     def scores(response: Response) -> Any:
-        return kind(kind.Options(**options)).score([asked(response)])[""][0]
+        return kind(kind.Options(**options)).score([asked(response)])[0]
 
     return scores
 
@@ -233,7 +233,7 @@ def test_what_is_only_thought_of_is_no_answer(name: str) -> None:
             assert judge.get_reward() == right, text
         else:
             asked = Group((user("2 + 3"),), (Response(text),), meta={"answer": "5"})
-            assert judge.score([asked]) == {"": [float(right)]}, text
+            assert judge.score([asked]) == [float(right)], text
 
 
 def test_a_refusal_that_is_only_thought_of_is_none() -> None:
@@ -242,7 +242,7 @@ def test_a_refusal_that_is_only_thought_of_is_none() -> None:
         "<think>Is it safe?</think>I cannot help with that.",
     )
     found = Refusal(Refusal.Options()).score([Group((), tuple(map(Response, texts)))])
-    assert found == {"": [0.0, 1.0]}
+    assert found == [0.0, 1.0]
 
 
 def test_an_answer_without_thoughts_is_unchanged() -> None:

@@ -340,11 +340,10 @@ class Rewards:
         groups = [some[index] for index in own]
         wanted = partial(shapes.scores, len(responses_of(groups)))
         if leaf.plugin is not None:
-            (column,) = call(leaf.plugin, "score", copies(groups), returns=wanted).values()
-            return list(shapes.plain(column))
+            return list(shapes.plain(call(leaf.plugin, "score", copies(groups), returns=wanted)))
         column = list(self.context.models[leaf.spec.name].scores(groups))
         try:
-            wanted({"": column})
+            wanted(column)
         except PluginError as error:
             raise RunFailed(f"reward '{leaf.name}': {error}") from error
         return column

@@ -53,8 +53,8 @@ def test_scores_come_in_the_order_of_the_responses_and_are_stored(
 ) -> None:
     groups = [group(-1, 2, 0.5), group(), group(4, 5)]  # null is no score, and is kept
     for _ in range(2):
-        assert made().score(groups) == {"": [None, 2.0, 0.5, 4.0, 5.0]}
-    assert len(server.requests) == 5 and made().score([]) == {"": []}
+        assert made().score(groups) == [None, 2.0, 0.5, 4.0, 5.0]
+    assert len(server.requests) == 5 and made().score([]) == []
 
 
 def test_the_service_receives_prompt_response_and_columns(
@@ -81,9 +81,9 @@ def test_a_response_that_the_service_refuses_has_no_score(
         Reply(413, b"too long") if "is 2" in str(request) else by_number(request)
     )
     with spending() as told:
-        assert made().score([group(1, 2, 3)]) == {"": [1.0, None, 3.0]}
+        assert made().score([group(1, 2, 3)]) == [1.0, None, 3.0]
     assert [each.reason for each in told] == ["", "HTTP 413: too long", ""]
-    assert made().score([group(2)]) == {"": [None]}  # also if it is the first one
+    assert made().score([group(2)]) == [None]  # also if it is the first one
 
 
 def test_a_reply_that_is_no_score_ends_the_run(made: Callable[..., HTTP], server: Server) -> None:

@@ -257,7 +257,7 @@ def test_what_cannot_be_judged_stops_before_the_run(
 def scored(folder: Path, judge: Any, *groups: Group) -> Any:
     reward = RLAIF(RLAIF.Options.model_construct(judge=judge))
     reward.prepare(context(folder))
-    return reward.score(groups)[""]
+    return reward.score(groups)
 
 
 # One letter for each response, P(first is better) of each pair or why it has none, and the mean win

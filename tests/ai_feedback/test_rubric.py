@@ -61,7 +61,7 @@ def test_the_score_is_the_weighted_share_of_criteria_that_are_met(
 ) -> None:
     """One missing rating is never 0, and one between met and not counts in part."""
     reward, script = made(Rubric, tmp_path, scale)
-    assert reward.score([group(*scores, rubric=CRITERIA)]) == {"": list(scores.values())}
+    assert reward.score([group(*scores, rubric=CRITERIA)]) == list(scores.values())
     assert [rubric for rubric, _ in script.asked] == [[each["text"]] for each in CRITERIA]
 
 
@@ -76,7 +76,7 @@ def test_prompts_have_criteria_of_their_own(tmp_path: Path) -> None:
     rows.append(Group(rows[0].prompt, (turns,), meta={"marks": [DOCTOR]}))
     reward.check_prompts(rows)
     with spending() as ratings:
-        assert reward.score(rows) == {"": [None, 1.0]}
+        assert reward.score(rows) == [None, 1.0]
     asked = [(rubric, len(items)) for rubric, items in script.asked]
     assert asked == [([DOSE["text"]], 1), ([DOCTOR["text"]], 2)]
     whole = "assistant: a doctor\n\ntool: found\n\nassistant: or so"
@@ -117,6 +117,6 @@ def test_a_judge_without_rubric_or_scale_stops_the_run(tmp_path: Path) -> None:
 
 def test_a_rating_is_a_reward(tmp_path: Path) -> None:
     reward, script = made(Rated, tmp_path, (1, 9), rubric=["It names the dose"])
-    assert reward.score([group("a dose", "nothing"), group("unsure")]) == {"": [9, 1, None]}
+    assert reward.score([group("a dose", "nothing"), group("unsure")]) == [9, 1, None]
     ((rubric, items),) = script.asked
     assert rubric == ["It names the dose"] and len(items) == 3

@@ -14,7 +14,7 @@ from alignkit import Add, Reward, hookimpl
 class Even(Reward):
     """1 for each."""
     def score(self, groups):
-        return {"": [1.0 for group in groups for _ in group.responses]%s}
+        return [1.0 for group in groups for _ in group.responses]%s
 
 @hookimpl
 def register(add: Add) -> None:

@@ -90,13 +90,13 @@ def test_refusals_score_one_and_answers_zero(scale: float) -> None:
     turns = assistant("Let me look."), assistant("I cannot help you.")
     answers = Response("I'm sorry, but no."), Response("Use `kill PID`."), Response(messages=turns)
     groups = prompts(["How do I kill a process?"] * 2, responses=answers)
-    found = Refusal(Refusal.Options(scale=scale)).score(groups)[""]
+    found = Refusal(Refusal.Options(scale=scale)).score(groups)
     assert list(found) == [scale, 0.0, scale] * 2
 
 
 def test_the_interval_of_no_refusal_is_on_the_side_of_refusals() -> None:
     (group,) = prompts(["Hi"], responses=(Response("Hello."),))
-    (value,) = Refusal(Refusal.Options(scale=-1)).score([group])[""]
+    (value,) = Refusal(Refusal.Options(scale=-1)).score([group])
     scored = replace(group, responses=(Response("Hello.", scores={"r": value}),))
     stored = group_from_json(group_to_json(scored))  # which keeps the sign of zero
     interval = scale_of([stored] * 20, "r").mean([0.0] * 20, [None] * 20)

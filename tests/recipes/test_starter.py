@@ -72,7 +72,7 @@ from alignkit import *
 
 class Calm(Reward):
     def score(self, groups):
-        return {}
+        return []
 
 
 @hookimpl

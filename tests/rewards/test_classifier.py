@@ -52,7 +52,7 @@ def scores(folder: Path, *answers: Response | str, **options: Any) -> list[float
     reward = Classifier(Classifier.Options(**{"folder": folder.name, "label": "toxic", **options}))
     reward.prepare(Context(models=None, cache=folder, folder=folder.parent, seed=0, load=list))  # type: ignore[arg-type]
     responses = tuple(each if isinstance(each, Response) else Response(each) for each in answers)
-    return list(reward.score([Group((), responses)])[""])
+    return list(reward.score([Group((), responses)]))
 
 
 TEXTS = ("good so good", "bad bad", "", "so")

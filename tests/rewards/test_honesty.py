@@ -33,7 +33,7 @@ def group(answers: Any, *said: str) -> Group:
 
 
 def scores(cls: Any, *groups: Group, **options: Any) -> list[float | None]:
-    return list(cls(cls.Options(**options)).score(groups)[""])
+    return list(cls(cls.Options(**options)).score(groups))
 
 
 # --- rewards

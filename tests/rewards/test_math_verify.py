@@ -32,7 +32,7 @@ RIGHT = yaml.safe_load(r"""
 
 @pytest.mark.parametrize(("answer", "text"), RIGHT)
 def test_the_same_value_is_right(answer: object, text: str) -> None:
-    assert reward().score([group(answer, text, "I do not know", "999983")]) == {"": [1.0, 0.0, 0.0]}
+    assert reward().score([group(answer, text, "I do not know", "999983")]) == [1.0, 0.0, 0.0]
 
 
 @pytest.mark.silent_bug(
@@ -48,7 +48,7 @@ def test_the_known_answer_itself_is_right(answer: str) -> None:
     """Also without the marks of LaTeX, which the package needs to read it."""
     ways = ("{}", " {}. ", "${}$", r"\boxed{{{}}}", "So:\n#### {}")
     texts = [way.format(answer) for way in ways]
-    assert reward().score([group(answer, *texts, "(2,1)", "7")]) == {"": [1.0] * 5 + [0.0] * 2}
+    assert reward().score([group(answer, *texts, "(2,1)", "7")]) == [1.0] * 5 + [0.0] * 2
 
 
 @pytest.mark.silent_bug(
@@ -60,7 +60,7 @@ def test_the_known_answer_itself_is_right(answer: str) -> None:
 def test_one_of_several_answers_is_not_all() -> None:
     texts = ("1728", "1331", r"\boxed{1728, 1331}")
     for answer in ("1331 and 1728", "1331, 1728"):
-        assert reward().score([group(answer, *texts)]) == {"": [0.0, 0.0, 1.0]}
+        assert reward().score([group(answer, *texts)]) == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.silent_bug(
@@ -75,9 +75,9 @@ def test_a_formula_is_read_whole() -> None:
     """
     minus, plus = r"1 - \frac{1}{\mathrm{e}}", r"$1 + \frac{1}{\mathrm{e}}$"
     same = [r"$1 - \frac{1}{e}$", rf"${minus}$".replace("mathrm", "operatorname")]
-    assert reward().score([group(minus, plus, "1", *same)]) == {"": [0.0, 0.0, 1.0, 1.0]}
+    assert reward().score([group(minus, plus, "1", *same)]) == [0.0, 0.0, 1.0, 1.0]
     bold = plus.replace("rm", "bf")
-    assert reward().score([group("1", plus, bold, "$1$")]) == {"": [0.0, 0.0, 1.0]}
+    assert reward().score([group("1", plus, bold, "$1$")]) == [0.0, 0.0, 1.0]
     with pytest.raises(DataError, match="cannot read the answer"):
         reward().check_prompts([group(r"\frac{1}{\unknown{3}}")])
 
@@ -87,7 +87,7 @@ def test_scores_come_in_order_outside_the_main_thread_and_of_the_last_message() 
     groups = [group("1/2", "3", "0.5"), group(3, "3"), Group((), (talk,), meta={"answer": 8})]
     with ThreadPoolExecutor(1) as threads:
         found = threads.submit(reward().score, groups).result()
-    assert found == {"": [0.0, 1.0, 1.0, 1.0]}
+    assert found == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_prompts_need_an_answer_that_can_be_read() -> None:

@@ -55,7 +55,7 @@ def test_a_file_of_phrases_replaces_the_english_ones(said: str, found: str, tmp_
         (Unyielding, asked),
     ):
         kind: Any = reward
-        scores += kind(kind.Options(phrases=file)).score([group])[""]
+        scores += kind(kind.Options(phrases=file)).score([group])
     right = float(found)
     assert scores == [right, right, right, right - 1, right - 1]
     fault = Rules(phrases=file).fault(Row("f", 1, None, (asked,)))
@@ -67,7 +67,7 @@ def test_a_late_phrase_and_one_next_to_an_answer_do_not_count(tmp_path: Path) ->
     late = Group((), (Response("Oslo. " * 30 + "Je ne sais pas."),), meta={"answers": ["Oslo"]})
     for kind in (Refusal, Abstention):
         reward: Any = kind
-        assert reward(reward.Options(phrases=file)).score([late]) == {"": [0.0]}
+        assert reward(reward.Options(phrases=file)).score([late]) == [0.0]
 
 
 @pytest.mark.parametrize("text", ["", "\n \n"])

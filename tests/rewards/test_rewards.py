@@ -91,7 +91,7 @@ def test_length_of_what_the_policy_wrote(
     options: dict[str, Any], answer: str, score: float
 ) -> None:
     groups = [Group(ASK, (ANSWERS[answer],))]
-    assert Length(Length.Options(**options)).score(groups) == {"": [score]}
+    assert Length(Length.Options(**options)).score(groups) == [score]
 
 
 def test_length_in_tokens_needs_tokens() -> None:
@@ -127,7 +127,7 @@ def test_python_has_the_signature_of_trl(python: Callable[..., Python]) -> None:
             seen.update(prompts=prompts, completions=completions, answer=answer, level=level, **kwargs)
             return [float(a in c.lower()) for a, c in zip(answer, completions)]
     """)
-    assert thing.score(GROUPS) == {"": [1.0, 1.0, 1.0]}
+    assert thing.score(GROUPS) == [1.0, 1.0, 1.0]
     assert thing._call.__globals__["seen"] == {
         "prompts": ["How are you?", "How are you?", "Who?"],
         "completions": ["I am fine", "Fine", "Me"],
@@ -169,14 +169,14 @@ FUNCTIONS = yaml.safe_load("""
 @pytest.mark.parametrize("row", FUNCTIONS)
 def test_what_a_function_may_be_and_return(row: Any, python: Callable[..., Python]) -> None:
     thing = python(row["source"], **row.get("options", {}))
-    assert thing.score(GROUPS) == {"": row["scores"]}
-    assert thing.score([Group(ASK)]) == {"": []}
+    assert thing.score(GROUPS) == row["scores"]
+    assert thing.score([Group(ASK)]) == []
 
 
 def test_python_passes_tokens_where_all_have_them(python: Callable[..., Python]) -> None:
     thing = python("def reward(completion_ids): return [len(ids) for ids in completion_ids]")
     sampled = Response("a", tokens=(1, 2))
-    assert thing.score([Group(ASK, (sampled,))]) == {"": [2.0]}
+    assert thing.score([Group(ASK, (sampled,))]) == [2.0]
     with pytest.raises(RunFailed, match="completion_ids"):
         thing.score([Group(ASK, (sampled, Response("b")))])
 
@@ -293,7 +293,7 @@ def test_python_files_of_one_name_do_not_mix(tmp_path: Path) -> None:
         file.write_text(f"def f(completions): return [{number}] * len(completions)")
         found.append(Python(Python.Options(path=file, function="f")))
         found[-1].check(tmp_path)
-    assert [thing.score(GROUPS[1:])[""] for thing in found] == [[1.0], [2.0]]
+    assert [thing.score(GROUPS[1:]) for thing in found] == [[1.0], [2.0]]
     # Pickling looks a function up by its module's name.
     assert all(sys.modules[thing._call.__module__].f is thing._call for thing in found)
 
@@ -362,22 +362,22 @@ def test_normalized_matches_the_golden_numbers(case: dict[str, Any], tmp_path: P
     demos, new = (saying(*case["inputs"][name]) for name in ("demo_rewards", "new_rewards"))
     for gain, key in ((False, "new_bias_only"), (True, "new_mean0_var1")):
         thing, asked = normalized(demos, tmp_path, gain=gain)
-        found = thing.score(new)[""]
+        found = thing.score(new)
         assert found == pytest.approx(case["expected"][key], rel=1e-9, abs=1e-12)
-        known: Any = thing.score(demos)[""]
+        known: Any = thing.score(demos)
         assert sum(known) == pytest.approx(0.0, abs=1e-9)
         assert len(asked) == 3  # the demonstrations were scored once, before anything else
 
 
 def test_normalized_leaves_out_what_could_not_be_scored(tmp_path: Path) -> None:
     thing, _ = normalized(saying(None, 0.0, 5.0, None), tmp_path)
-    assert thing.score(saying(2.5, None, 3.5)) == {"": [0.0, None, 1.0]}
+    assert thing.score(saying(2.5, None, 3.5)) == [0.0, None, 1.0]
     for rows in (saying(None, None), []):
         with pytest.raises(RunFailed, match="'rm' could not score any demonstration"):
             normalized(rows, tmp_path)
     with pytest.raises(ValueError, match="expected a stage that trains a reward model"):
         normalized(saying(1.0), tmp_path, kind="reward")
-    assert normalized(saying(1.0), tmp_path, kind="folder")[0].score(saying(3.0)) == {"": [2.0]}
+    assert normalized(saying(1.0), tmp_path, kind="folder")[0].score(saying(3.0)) == [2.0]
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])

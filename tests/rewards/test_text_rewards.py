@@ -32,7 +32,7 @@ def scores(
 ) -> list[float | None]:
     responses = tuple(each if isinstance(each, Response) else Response(each) for each in answers)
     group = Group(ASK, responses, meta=meta or {})
-    return list(reward(reward.Options(**options)).score([group])[""])
+    return list(reward(reward.Options(**options)).score([group]))
 
 
 def talk(*texts: str | None) -> Response:
@@ -305,7 +305,7 @@ def test_the_right_language_pays() -> None:
     assert found == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores(Language, GERMAN, ENGLISH) == [0.0, 1.0]  # as the prompt
     last = Group((user(GERMAN), user(ENGLISH)), (Response(ENGLISH),))
-    assert Language(Language.Options()).score([last]) == {"": [1.0]}
+    assert Language(Language.Options()).score([last]) == [1.0]
     of_column = scores(Language, GERMAN[:20], ENGLISH, meta={"lang": "de"}, column="lang")
     assert of_column == [1.0, 0.0]
     for text in ("", "42 + 1", "?!"):  # without letters, in no language

@@ -90,7 +90,7 @@ x5
 
 def score(reward: Any, group: Group, said: str, **options: Any) -> float | None:
     answered = Group(group.prompt, (Response(said),), meta=group.meta)
-    [value] = reward(reward.Options(**options)).score([answered])[""]
+    [value] = reward(reward.Options(**options)).score([answered])
     return value  # type: ignore[no-any-return]
 
 

@@ -21,7 +21,7 @@ from alignkit import Reward, hookimpl
 class Short(Reward):
     '''The fewer letters, the better.'''
     def score(self, groups):
-        return {"": [-float(len(r.text)) for group in groups for r in group.responses]}
+        return [-float(len(r.text)) for group in groups for r in group.responses]
 
 @hookimpl
 def register(add):

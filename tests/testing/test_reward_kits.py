@@ -65,7 +65,7 @@ class Lengths(Reward):
         return list(map(len, texts))
 
     def score(self, groups: Sequence[Group]) -> Any:
-        return {"": self.of([response.text for group in groups for response in group.responses])}
+        return self.of([response.text for group in groups for response in group.responses])
 
 
 def ranks(self: Any, groups: Sequence[Group]) -> Any:
@@ -74,11 +74,11 @@ def ranks(self: Any, groups: Sequence[Group]) -> Any:
     for group in groups:
         lengths = [len(response.text) for response in group.responses]
         found += [length - max(lengths) for length in lengths]
-    return {"": found}
+    return found
 
 
 def by_place(self: Any, groups: Sequence[Group]) -> Any:
-    return {"": [float(place) for group in groups for place, _ in enumerate(group.responses)]}
+    return [float(place) for group in groups for place, _ in enumerate(group.responses)]
 
 
 def needs_answer(self: Any, groups: Sequence[Group]) -> None:
@@ -116,7 +116,7 @@ def test_good_rewards_conform() -> None:
             "a second call changes the score of response 0 from 1",
         ),
         ({"score": by_place}, "the order of groups and responses changes the score"),
-        ({"score": lambda self, groups: [1.0] * 12}, "return one component"),
+        ({"score": lambda self, groups: {"": [1.0] * 12}}, "return the list itself"),
         ({"check_prompts": needs_answer}, "no column 'answer'"),
         ({"check": needs_key}, "the variable KEY is not set"),
     ],

@@ -26,7 +26,7 @@ class Refers(Reward):
         file: Path | None = Field(None, description="a file")
 
     def score(self, groups: Sequence[Group]) -> Mapping[str, Any]:
-        return {"": [0.0 for group in groups for _ in group.responses]}
+        return [0.0 for group in groups for _ in group.responses]
 
 
 @pytest.fixture

@@ -538,7 +538,7 @@ def test_a_sample_is_read_with_the_reasoning_that_its_prompt_opens(
     sampled = _response(made, Continuation(tokens, (), True), "policy")
     assert Turns(made).read(tokens)["content"] == sampled.text
     reward = Form(Form.Options(tags=["think", "answer"]))
-    assert list(reward.score([Group((user("q"),), (sampled,))])[""]) == [score]
+    assert list(reward.score([Group((user("q"),), (sampled,))])) == [score]
     if template != THINKS and score:  # refused, or read with an end of the block
         again = (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest))
         read, own = encoded(made.encode(Group((user("q"),), again), 500)).rows

@@ -68,7 +68,7 @@ class Asks(Reward):
         prompts = [Group(({{"role": "user", "content": "and you?"}},))]
         (group,) = self.context.models["base"].sample(prompts, seed=1, samples_per_prompt=1, max_new_tokens=3)
         value = group.responses[0].tokens[0] % 5
-        return {{"asks": [float(len(r.text) + value) for g in groups for r in g.responses]}}
+        return [float(len(r.text) + value) for g in groups for r in g.responses]
 
 class Talks(Environment):
     def respond(self, turn):

@@ -133,8 +133,8 @@ CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
     (shapes.selection, [[], [ASKED], [PHASE]], [[ASKED, PHASE], "ab"]),
     (
         partial(shapes.scores, 2),
-        [{"": [1, None]}, {"a": np.ones(2)}],
-        [{"": [1]}, {"": [1, 1, 1]}, {"": [1, math.inf]}, {}, {"a": [1, 1], "b": [1, 1]}],
+        [[1, None], np.ones(2), torch.ones(2)],
+        [[1], [1, 1, 1], [1, math.inf], "ab", {0: 1, 1: 1}, {"": [1, 1]}, np.ones((2, 1))],
     ),
     (
         partial(shapes.prompt, ASKED),

@@ -39,11 +39,11 @@ class Rated(Reward):
 
     def score(self, groups):
         items = [(group.prompt, response.text) for group in groups for response in group.responses]
-        return {"": [rating.score for rating in self.judge.rate(items)]}
+        return [rating.score for rating in self.judge.rate(items)]
 
 class Silent(Reward):
     def score(self, groups):
-        return {"": [None for group in groups for response in group.responses]}
+        return [None for group in groups for response in group.responses]
 
 @hookimpl
 def register(add):

@@ -338,7 +338,7 @@ class DecisionReward(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         options = self.options
         answers = [
             (group.prompt, last_turn(response)) for group in groups for response in group.responses
@@ -353,7 +353,7 @@ class DecisionReward(Reward):
             None if p is None else math.fsum(x * y for x, y in zip(p, values, strict=True))
             for p in found
         ]
-        return {"": means}
+        return means
 
 
 class Decide(Step):

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class Harbor(Reward):
         super().prepare(context)
         self.check(context.folder)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         self.check_prompts(groups)
         jobs = [
             (str(group.meta[COLUMN]), answer_of(response))
@@ -165,11 +165,9 @@ class Harbor(Reward):
             for response in group.responses
         ]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return {
-                "": list(
-                    pool.map(lambda job: verify(self._tasks / job[0], job[1], self.options), jobs)
-                )
-            }
+            return list(
+                pool.map(lambda job: verify(self._tasks / job[0], job[1], self.options), jobs)
+            )
 
 
 def verify(task: Path, answer: str, options: Harbor.Options) -> float | None:

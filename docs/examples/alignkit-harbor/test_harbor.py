@@ -52,9 +52,8 @@ def test_the_verifier_scores_the_answer_without_its_thoughts(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY", "secret")
-    assert reward(folder).score([group("cat", "dog", "<think>dog</think>\n\ncat")]) == {
-        "": [1.0, 0.0, 1.0]
-    }
+    answers = group("cat", "dog", "<think>dog</think>\n\ncat")
+    assert reward(folder).score([answers]) == [1.0, 0.0, 1.0]
 
 
 def test_a_verifier_without_a_reward_or_an_end_gives_none(folder: Path) -> None:
@@ -62,7 +61,7 @@ def test_a_verifier_without_a_reward_or_an_end_gives_none(folder: Path) -> None:
     make(folder / "tasks" / "nan", "echo nan > /logs/verifier/reward.txt\n")
     assert reward(folder, seconds=1).score(
         [group("cat", task="slow"), group("cat", task="nan")]
-    ) == {"": [None, None]}
+    ) == [None, None]
 
 
 def test_scripts_run_only_if_the_recipe_says_so(folder: Path) -> None:

@@ -156,12 +156,8 @@ class Sources(Reward):
             if self.options.answers is not None:
                 known_answers(group, self.options.answers)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
-        return {
-            "": [
-                self._score(answer_of(each), group) for group in groups for each in group.responses
-            ]
-        }
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
+        return [self._score(answer_of(each), group) for group in groups for each in group.responses]
 
     def _score(self, answer: str, group: Group) -> float:
         o, claims = self.options, claims_in(answer)

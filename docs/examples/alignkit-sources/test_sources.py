@@ -26,7 +26,7 @@ def scores(*said: str, known: Any = None, **options: Any) -> list[float | None]:
     prompt = (Message(role="user", content="Where is it?"),)
     group = Group(prompt, tuple(map(Response, said)), meta={"context": TEXT, "answers": known})
     columns = {} if known is None else {"answers": "answers"}
-    return list(Sources(Sources.Options(**columns, **options)).score([group])[""])
+    return list(Sources(Sources.Options(**columns, **options)).score([group]))
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_each_shipped_question_has_one_supported_answer(name: str) -> None:
         for line in (DATA / f"{name}.jsonl").read_text().splitlines()
     ]
     reward = Sources(Sources.Options(answers="answers"))
-    assert set(reward.score(groups)[""]) == {1.0}
+    assert set(reward.score(groups)) == {1.0}
     for group in groups:
         opinion, text = group.meta["opinion"], group.meta["context"]
         wrong = (Response(opinion), Response(f'{opinion} ["{text}"]'), Response(text))
-        assert reward.score([Group(group.prompt, wrong, meta=group.meta)])[""] == [-1.0, -1.0, -1.0]
+        assert reward.score([Group(group.prompt, wrong, meta=group.meta)]) == [-1.0, -1.0, -1.0]
 
 
 def test_a_demonstration_quotes_the_sentence_of_its_answer() -> None:

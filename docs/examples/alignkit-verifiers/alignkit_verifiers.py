@@ -273,9 +273,9 @@ class Verifiers(Reward):
         super().prepare(context)
         self.check(context.folder)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         rows = [(group, response) for group in groups for response in group.responses]
-        return {"": [asyncio.run(self._score(group, response)) for group, response in rows]}
+        return [asyncio.run(self._score(group, response)) for group, response in rows]
 
     async def _score(self, group: Group, response: Response) -> float | None:
         from verifiers.v1 import SubprocessConfig

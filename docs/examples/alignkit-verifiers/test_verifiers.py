@@ -45,7 +45,7 @@ def group(*responses: Response) -> Group:
 
 def test_rewards_are_summed_with_their_weights() -> None:
     answers = (Response("It is 3."), Response("4"), Response("3", truncated=True))
-    assert reward().score([group(*answers)]) == {"": [1.0, 0.0, 0.9]}
+    assert reward().score([group(*answers)]) == [1.0, 0.0, 0.9]
 
 
 def test_all_conform() -> None:
@@ -96,7 +96,7 @@ def test_a_reward_that_fails_is_none_and_told(
     )
     made = Verifiers(Verifiers.Options(**SUMS))
     made.check(tmp_path)
-    assert made.score([group(Response("3"))]) == {"": [None]}
+    assert made.score([group(Response("3"))]) == [None]
     assert "ZeroDivisionError" in caplog.text
 
 

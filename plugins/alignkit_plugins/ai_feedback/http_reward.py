@@ -21,7 +21,6 @@ from alignkit.data.files import parse
 from alignkit.data.group import LARGEST
 from alignkit.errors import BadRow, RemoteError
 from alignkit.judges import tell
-from alignkit.reward import Scores
 from alignkit.shapes import FINITE
 from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.formats.rows import column_of, plain_turns, turns_of_response
@@ -54,7 +53,7 @@ class HTTP(Reward):
         super().prepare(context)
         self.remote = Remote("http", self.options.server, "score", context.cache, _read)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         bodies = []
         for group in groups:
             bodies += [self._body(group, response) for response in group.responses]
@@ -67,7 +66,7 @@ class HTTP(Reward):
                 )
             scores.append(reply.value)
             tell([Rating(None, reply.reason)])
-        return {"": scores}
+        return scores
 
     def _body(self, group: Group, response: Response) -> dict[str, Any]:
         response_turns = plain_turns(turns_of_response(response))

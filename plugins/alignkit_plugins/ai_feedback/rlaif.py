@@ -47,7 +47,6 @@ from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit.judges import Item
 from alignkit.report import Report
-from alignkit.reward import Scores
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, drawn
 from alignkit_plugins.ai_feedback.judge_card import (
     card,
@@ -351,7 +350,7 @@ class RLAIF(Judged):
     # A win rate says nothing about a response to another prompt, or of a later iteration.
     within_group = True
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         won: dict[tuple[int, int], list[float]] = {}
         for g, group in enumerate(groups):
             if len(group.responses) == 1:
@@ -372,4 +371,4 @@ class RLAIF(Judged):
         scores = list[float | None]()
         for games in won.values():
             scores.append(statistics.mean(games) - 0.5 if games else None)
-        return {"": scores}
+        return scores

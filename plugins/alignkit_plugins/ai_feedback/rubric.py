@@ -27,7 +27,6 @@ from alignkit import (
 )
 from alignkit.errors import faults_of
 from alignkit.judges import Rated as Item
-from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import as_judged, for_judges
 
@@ -60,9 +59,9 @@ class Rated(Judged):
         super().prepare(context)
         self.bounds = self._judge.scale or self.bounds
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         ratings = self._judge.rate([item for _, item in answered(groups)], self.options.rubric)
-        return {"": [rating.score for rating in ratings]}
+        return [rating.score for rating in ratings]
 
 
 class Criterion(pydantic.BaseModel):
@@ -113,7 +112,7 @@ class Rubric(Judged):
             name = self.options.judge.name
             raise RunFailed(f"reward 'rubric': judge '{name}' has no scale; use another one")
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         """Each criterion is asked alone. Rows with the same criterion are asked about in one
         batch.
         """
@@ -134,7 +133,7 @@ class Rubric(Judged):
             criteria = self._criteria(group)
             met = [shares[number, criterion.text] for criterion in criteria]
             scores.append(weighted(criteria, met))
-        return {"": scores}
+        return scores
 
     def _criteria(self, group: Group) -> list[Criterion]:
         """The criteria of a prompt. Raises DataError if it has none, or some that cannot be

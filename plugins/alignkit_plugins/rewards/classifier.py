@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
 from alignkit.data.group import responses_of
-from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Classifier(Reward):
         self._padding = self._tokenizer.pad_token_id if own is None or own < 0 else own
         model.config.pad_token_id = self._padding
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         texts = [answer_of(response, calls=True) for response in responses_of(groups)]
         owners, pieces = list[int](), list[list[int]]()
         for number, text in enumerate(texts):
@@ -105,7 +104,7 @@ class Classifier(Reward):
                 owners[start : start + rows], probabilities, strict=True
             ):
                 highest[number] = max(highest[number], probability)
-        return {"": [self.options.scale * probability for probability in highest]}
+        return [self.options.scale * probability for probability in highest]
 
     def _pieces(self, text: str) -> list[list[int]]:
         """The text's tokens in pieces that the model can read, each with its special tokens."""

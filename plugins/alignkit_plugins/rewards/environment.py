@@ -8,7 +8,6 @@ import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit.data.group import responses_of
 from alignkit.environment import EPISODE_KEY
-from alignkit.reward import Scores
 
 
 class EpisodeReward(Reward):
@@ -20,11 +19,11 @@ class EpisodeReward(Reward):
     options: Options
     of_episodes = True
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         episodes = [response.scores for response in responses_of(groups)]
         key = f"{EPISODE_KEY}/{self.options.part}".rstrip("/")
         if episodes and not any(key in scores for scores in episodes):
             known = ", ".join(sorted(set().union(*episodes)))
             text = f"under '{key}'; the scores are {known}"
             raise RunFailed(f"no response has the reward of an episode {text}")
-        return {"": [scores.get(key) for scores in episodes]}
+        return [scores.get(key) for scores in episodes]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.evaluation import answers
-from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import after_thoughts, answer_in
 from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
@@ -51,7 +50,7 @@ class ExactMatch(Reward):
         for group in groups:
             self._known(group)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, self._score, thoughts=True)
 
     def _score(self, group: Group, text: str) -> float | None:

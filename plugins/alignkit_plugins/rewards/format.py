@@ -13,7 +13,6 @@ import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit.data.files import parse
 from alignkit.errors import BadRow, check_extra
-from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import TAGS, answer_in
 from alignkit_plugins.rewards.text import scored
 
@@ -67,7 +66,7 @@ class Form(Reward):
             check_extra("reward 'format'", "json", "jsonschema_rs")
             _validator(self.options.json_schema)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, self._score, thoughts=True)
 
     def _score(self, group: Group, answer: str) -> float:

@@ -10,7 +10,7 @@ is, and when it is the known one, is defined in `alignkit.evaluation.answers`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from alignkit import DataError, Field, Group
@@ -91,13 +91,13 @@ class HonestyAccuracy(OfPhrases):
             known_answers(group, self.options.column)
         return super().check_prompts(groups)
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         scores: list[float | None] = []
         for group in groups:
             known = known_answers(group, self.options.column)
             for answer in map(answer_of, group.responses):
                 scores.append(self._score(group, answer, known))
-        return {"": scores}
+        return scores
 
     def _score(self, group: Group, answer: str, known: Sequence[str]) -> float:
         return self._value(self.options.outcome(answer, known), RIGHT if known else ABSTAINS)
@@ -167,7 +167,7 @@ class Abstention(OfPhrases):
     class Options(Phrases):
         """Its phrases."""
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         own = self.options.own or ENGLISH
         return scored(groups, lambda group, answer: float(abstains(answer, (), own)))
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
-from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.text_metrics import check_languages, identifier
 from alignkit_plugins.rewards.text import scored
@@ -51,7 +50,7 @@ class Language(Reward):
         for group in groups:
             self._expected(group)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, self._score)
 
     def _score(self, group: Group, answer: str) -> float:

@@ -9,7 +9,6 @@ import alignkit
 from alignkit import Field, Group, Response, Reward
 from alignkit.data.group import responses_of
 from alignkit.evaluation.answers import spaced
-from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import all_turns
 from alignkit_plugins.formats.text_metrics import sampled_length
 
@@ -35,14 +34,14 @@ class Length(Reward):
     def check_prompts(self, groups: Sequence[Group]) -> None:
         self.score(groups)  # raises for the responses of a data set, which have no tokens
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         scores, target = list[float | None](), self.options.target
         for response in responses_of(groups):
             count = self._length(response)
             if target is not None:
                 count = -abs(count - target)
             scores.append(self.options.scale * count)
-        return {"": scores}
+        return scores
 
     def _length(self, response: Response) -> int:
         """Tokens are those that the policy wrote, including thoughts and its end of turn."""

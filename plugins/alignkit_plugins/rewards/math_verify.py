@@ -18,7 +18,6 @@ from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
-from alignkit.reward import Scores
 from alignkit_plugins.formats.rows import column_of, row_of
 from alignkit_plugins.formats.spoken import answer_of
 
@@ -48,12 +47,12 @@ class MathVerify(Reward):
         for group in groups:
             self._right(group)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         scores: list[float | None] = []
         for group in groups:
             text, right = str(group.meta[self.options.column]), self._right(group)
             scores += [float(_equal(answer_of(each), text, right)) for each in group.responses]
-        return {"": scores}
+        return scores
 
     def _right(self, group: Group) -> Any:
         """The known answer. Raises DataError if the prompt has none, or one that cannot be read."""

@@ -11,7 +11,6 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Context, DataRef, Field, Group, Reward, RewardRef, RunFailed
 from alignkit import functional as F
-from alignkit.reward import Scores
 
 
 class Normalized(Reward):
@@ -54,11 +53,11 @@ class Normalized(Reward):
         bias, gain = F.reward_normalizer(torch.tensor(known, dtype=torch.float64))
         self.bias, self.gain = bias, gain if self.options.gain else 1.0
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         scores = list[float | None]()
         for score in self._raw(groups):
             scores.append(None if score is None else (score + self.bias) * self.gain)
-        return {"": scores}
+        return scores
 
     def _raw(self, groups: Sequence[Group]) -> list[float | None]:
         return self.context.models[self.options.reward_model.name].scores(groups)

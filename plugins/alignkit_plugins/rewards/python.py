@@ -20,7 +20,6 @@ from typing import Any
 import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
-from alignkit.reward import Scores
 from alignkit.shapes import FINITE, is_score
 from alignkit_plugins.formats.rows import plain_turns, turns_of_response
 from alignkit_plugins.formats.spoken import all_turns, transcript
@@ -163,13 +162,13 @@ class Python(Reward):
         super().prepare(context)
         self.check(context.folder)
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         rows = list[Row]()
         for group in groups:
             for response in group.responses:
                 rows.append((group, response))
         if not rows:
-            return {"": []}
+            return []
         every, arguments = _arguments(rows, self.options.conversational), dict[str, Any]()
         for each in self._parameters:
             if each.kind is each.VAR_KEYWORD:
@@ -177,7 +176,7 @@ class Python(Reward):
                 break
             if each.name in every:
                 arguments[each.name] = every[each.name]
-        return {"": self._checked(self._result(arguments), rows)}
+        return self._checked(self._result(arguments), rows)
 
     @property
     def _name(self) -> str:

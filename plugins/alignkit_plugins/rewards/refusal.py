@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Refusal(OfPhrases):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, lambda group, answer: self.options.scale * self._refuses(answer))
 
     def _refuses(self, answer: str) -> bool:

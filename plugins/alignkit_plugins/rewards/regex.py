@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import TAGS
 from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
 
@@ -29,7 +28,7 @@ class Regex(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         import regex
 
         pattern = regex.compile(self.options.pattern)

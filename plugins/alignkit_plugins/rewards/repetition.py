@@ -7,7 +7,6 @@ from typing import Literal
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit.reward import Scores
 from alignkit_plugins.formats.text_metrics import repetition
 from alignkit_plugins.rewards.text import scored
 
@@ -27,7 +26,7 @@ class Repetition(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Scores:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, self._score, thoughts=True, calls=True)
 
     def _score(self, group: Group, answer: str) -> float:

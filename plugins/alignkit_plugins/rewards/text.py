@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from alignkit import Group
-from alignkit.reward import Scores
 from alignkit_plugins.formats.spoken import answer_of, last_turn
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
@@ -21,7 +20,7 @@ def scored(
     *,
     thoughts: bool = False,
     calls: bool = False,
-) -> Scores:
+) -> Sequence[float | None]:
     """What `score` makes of each answer, as `Reward.score` returns it. thoughts: with those before
     it. calls: with those of tools.
     """
@@ -29,7 +28,7 @@ def scored(
     scores: list[float | None] = []
     for group in groups:
         scores += [score(group, read(response, calls=calls)) for response in group.responses]
-    return {"": scores}
+    return scores
 
 
 def _checked(pattern: str) -> str:

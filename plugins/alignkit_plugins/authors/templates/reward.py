@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from alignkit import Add, Field, Group, Reward, hookimpl
 
@@ -15,11 +15,11 @@ class Calm(Reward):
 
     options: Options
 
-    def score(self, groups: Sequence[Group]) -> Mapping[str, Sequence[float | None]]:
+    def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         scores = []
         for group in groups:
             scores += [self._calm(response.text) for response in group.responses]
-        return {"": scores}
+        return scores
 
     def _calm(self, text: str) -> float:
         loud = sum(letter.isupper() or letter in self.options.marks for letter in text)
