@@ -2,7 +2,7 @@
 
 And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure
 alone, which corrects nothing. Scores are drawn, and judged as an evaluation judges them
-(`alignkit_plugins.evaluate`). A claim is any "better" or "worse" of any policy, by any rater, than
+(`alignkit_plugins.evals`). A claim is any "better" or "worse" of any policy, by any rater, than
 the baseline or the base model.
 """
 
@@ -24,8 +24,8 @@ from alignkit.recipe.load import load_recipe
 from alignkit_plugins.compare.rows import Row, adjusted
 from alignkit_plugins.compare.scores import Measure, Scale, Scores, compare
 from alignkit_plugins.compare.verdicts import verdicts
-from alignkit_plugins.evaluate.judged import Preference
-from alignkit_plugins.evaluate.metrics import raters_of
+from alignkit_plugins.evals.judged import Preference
+from alignkit_plugins.evals.metrics import raters_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 GAIN = 0.2

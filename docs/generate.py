@@ -37,9 +37,14 @@ from alignkit.registry import KINDS, Registration
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
-from alignkit_plugins.evaluate.metrics import Metric
-from alignkit_plugins.recipes.init_write import summary
-from alignkit_plugins.recipes.options import OptionRow, option_rows, schema_text, stage_defaults
+from alignkit_plugins.evals.metrics import Metric
+from alignkit_plugins.recipe_tools.init_write import summary
+from alignkit_plugins.recipe_tools.options import (
+    OptionRow,
+    option_rows,
+    schema_text,
+    stage_defaults,
+)
 from alignkit_plugins.vllm.engine import Importance
 from benchmarks.catalogue import BENCHMARKS
 from benchmarks.markdown import markdown_table

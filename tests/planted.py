@@ -80,12 +80,12 @@ unread_score_is_0:
   new: 0.0 if score is None else float(score[0])
   test: test_service.py::test_truncated_and_unscored_responses_are_reported
 certain_tokens_do_not_count:
-  file: plugins/alignkit_plugins/evaluate/examples.py
+  file: plugins/alignkit_plugins/evals/examples.py
   old: (logprobs != 0) | (likeliest != 0)
   new: logprobs != 0
   test: test_evaluate_examples.py::test_tokens_that_do_not_count_are_no_misses
 soft_pairs_are_not_turned:
-  file: plugins/alignkit_plugins/evaluate/examples.py
+  file: plugins/alignkit_plugins/evals/examples.py
   old: (pair.better, pair.worse) if pair.p > 0.5 else (pair.worse, pair.better)
   new: (pair.better, pair.worse)
   test: test_evaluate_examples.py::test_labels_may_say_that_the_second_is_better_and_rankings_have_several_pairs

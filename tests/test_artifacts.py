@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import alignkit_plugins.models.tiny
+import alignkit_plugins.bases.tiny
 from alignkit import Group, Response, RunFailed
 from alignkit.models.models import LoadedBase, WholeRewardModel
 from alignkit.models.shared_model import SharedModel
@@ -32,7 +32,7 @@ def policy(source: Path, lora: LoraSpec | None) -> SharedModel:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    return alignkit_plugins.models.tiny.source(tmp_path / "models")
+    return alignkit_plugins.bases.tiny.source(tmp_path / "models")
 
 
 @pytest.mark.parametrize(("lora", "umask"), [(LORA, 0o022), (None, 0o077)])

@@ -39,7 +39,7 @@ def make_tokenizer(offset: int, kept: int = 0) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    from alignkit_plugins.models.tiny import END, PAD, START, _tokenizer
+    from alignkit_plugins.bases.tiny import END, PAD, START, _tokenizer
 
     content = json.loads(_tokenizer().backend_tokenizer.to_str())
     ids, size = content["model"]["vocab"], len(content["model"]["vocab"])
@@ -158,9 +158,9 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
 @pytest.fixture(scope="module")
 def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedBase]:
     """`tiny`, and a model with another tokenizer."""
-    import alignkit_plugins.models.tiny
+    import alignkit_plugins.bases.tiny
 
-    made, tiny = {}, alignkit_plugins.models.tiny.source(tmp_path_factory.mktemp("cache"))
+    made, tiny = {}, alignkit_plugins.bases.tiny.source(tmp_path_factory.mktemp("cache"))
     for name, source in (("base", tiny), ("small", shifted)):
         spec = ModelSpec(base=name, dtype="float32", device="cpu", lora=LoraSpec(r=2))
         made[name] = LoadedBase(SharedModel(spec, str(source)), Path, name=name)

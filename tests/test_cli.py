@@ -14,7 +14,7 @@ from alignkit import __version__, cli
 from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.registry import KINDS
-from alignkit_plugins.groups import DefaultGroup
+from alignkit_plugins.command_line.groups import DefaultGroup
 from tests.rows import Said, write_recipe, write_rows
 
 HEAVY = (
@@ -291,7 +291,7 @@ def test_a_pipe_gets_narrow_tables_with_whole_cells(
 
 
 def test_check_imports_the_plugins_that_a_recipe_can_mean(recipe: list[str]) -> None:
-    modules = ("alignkit_plugins.models.tiny", "alignkit_plugins.ai_feedback.revise")
+    modules = ("alignkit_plugins.bases.tiny", "alignkit_plugins.ai_feedback.revise")
     code = f"main({['check', *recipe, 'model.base=tiny']}); print([m in sys.modules for m in {modules}])"
     assert in_a_new_process(code) == "[True, False]"
 

@@ -17,7 +17,7 @@ import pytest
 
 from alignkit.io import atomic
 from alignkit.io.atomic import move_folder, replace_folder, replace_link, write_text
-from alignkit_plugins.models.templates import CHATML
+from alignkit_plugins.bases.templates import CHATML
 from tests.faults.case import command, results, write_world
 from tests.faults.damages import damages
 from tests.faults.disk import Disk, restore, synced

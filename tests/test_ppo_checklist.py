@@ -38,7 +38,7 @@ from alignkit.training.learner import Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
 from alignkit.training.trainer import add_value_role
 from alignkit_plugins.algorithms.ppo import PPO
-from alignkit_plugins.models.tiny import _tokenizer
+from alignkit_plugins.bases.tiny import _tokenizer
 from tests.by_hand import asked, batch, new
 from tests.rows import TINY, Said, pairs, read_rows, write_recipe, write_rows
 from tests.sampled import sample

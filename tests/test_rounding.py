@@ -17,6 +17,7 @@ import torch
 from alignkit import Group, Response
 from alignkit import functional as F
 from alignkit.data.group import resolved_pairs
+from alignkit_plugins.ai_feedback.sample import best
 from alignkit_plugins.algorithms.dpo import OnlineDPO
 from alignkit_plugins.algorithms.filters import Spread
 from alignkit_plugins.algorithms.grpo import GRPO
@@ -29,8 +30,7 @@ from alignkit_plugins.algorithms.rejection_sampling import (
     best_samples,
 )
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
-from alignkit_plugins.evaluate.sample import best
-from alignkit_plugins.evaluate.select_best import selected
+from alignkit_plugins.evals.select_best import selected
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.rewards.combinations import EqualLength
 

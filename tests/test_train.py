@@ -17,7 +17,7 @@ import torch
 import yaml
 from transformers import get_scheduler
 
-import alignkit_plugins.models.tiny
+import alignkit_plugins.bases.tiny
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
 from alignkit.evaluation.held_out import values_of
 from alignkit.kernels import attention
@@ -59,7 +59,7 @@ def model(tmp_path: Path) -> SharedModel:
     """The tiny model with a role `new`."""
     lora = LoraSpec(r=4, lora_alpha=8)
     spec = ModelSpec(base="tiny", dtype="float32", device="cpu", lora=lora)
-    made = SharedModel(spec, str(alignkit_plugins.models.tiny.source(tmp_path)))
+    made = SharedModel(spec, str(alignkit_plugins.bases.tiny.source(tmp_path)))
     made.add_role("new")
     return made
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from alignkit import hookimpl
 from alignkit.commands import RegisterCommand
 from alignkit_plugins.authors.command import plugins_app
-from alignkit_plugins.data.command import data_app
-from alignkit_plugins.evaluate.command import evaluate
+from alignkit_plugins.data_tools.command import data_app
+from alignkit_plugins.evals.command import evaluate
 from alignkit_plugins.people.command import label, labels_app
-from alignkit_plugins.policies.command import chat, export, serve
-from alignkit_plugins.recipes.check import check, verify
-from alignkit_plugins.recipes.init import init
+from alignkit_plugins.recipe_tools.check import check, verify
+from alignkit_plugins.recipe_tools.init import init
 from alignkit_plugins.report.show import show
+from alignkit_plugins.serving.command import chat, export, serve
 
 
 @hookimpl

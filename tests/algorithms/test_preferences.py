@@ -22,7 +22,7 @@ from alignkit_plugins.algorithms.dpo import DPO
 from alignkit_plugins.algorithms.hir import HIR, HIROffline, Instruct, instructed
 from alignkit_plugins.algorithms.kto import KTO
 from alignkit_plugins.algorithms.reference_free import CPL, CPO, ORPO, SimPO
-from alignkit_plugins.models.tiny import _tokenizer
+from alignkit_plugins.bases.tiny import _tokenizer
 from tests.by_hand import (
     Looking,
     alike,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from alignkit.plugins import load_plugins
-from alignkit_plugins.recipes.options import recipe_schema
+from alignkit_plugins.recipe_tools.options import recipe_schema
 
 Schema = dict[str, Any]
 

@@ -13,7 +13,7 @@ from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.registry import KINDS
 from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_plugins.algorithms.distillation import Distillation
-from alignkit_plugins.recipes.options import (
+from alignkit_plugins.recipe_tools.options import (
     option_rows,
     stage_defaults,
     value_text,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignkit_plugins.printing import print_lines
+from alignkit_plugins.command_line.printing import print_lines
 
 
 def test_only_a_terminal_gets_other_lines(

@@ -17,7 +17,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
-from alignkit_plugins.models import tiny
+from alignkit_plugins.bases import tiny
 from tests.rows import WORDS, demos, pairs, prompts, write_recipe, write_rows
 
 LIMIT = 120  # seconds

@@ -95,11 +95,11 @@ def test_installed_modules_do_not_count_but_editable_ones_do(
 
 def test_a_first_party_plugin_counts_without_the_others() -> None:
     import alignkit_plugins.algorithms.ppo
-    import alignkit_plugins.evaluate.step
+    import alignkit_plugins.evals.step
 
     assert names(Path(alignkit_plugins.algorithms.ppo.__file__)) == {"ppo.py"}
     parts = {"evaluate/__init__.py", "evaluate/measures.py"}
-    found = names(Path(alignkit_plugins.evaluate.step.__file__))
+    found = names(Path(alignkit_plugins.evals.step.__file__))
     assert parts <= found and all(name.startswith("evaluate/") for name in found)
 
 

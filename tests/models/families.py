@@ -19,7 +19,7 @@ import yaml
 
 from alignkit.data.group import Group, Response
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.models import templates
+from alignkit_plugins.bases import templates
 
 CONTROL = re.compile(r"<\|[a-zA-Z_]+\|>|<｜[^｜<>]+｜>|<\|\w+>|<\w+\|>|<[a-z]+_of_[a-z]+>")
 

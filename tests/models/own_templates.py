@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alignkit_plugins.models.templates import CHATML
+from alignkit_plugins.bases.templates import CHATML
 
 ALTERNATE = (
     "{% for m in turns %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"

@@ -23,7 +23,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.models.whole_model import end_with, export, whole_model
 from alignkit.settings import ModelSpec
 from alignkit.testing.tiny import add_noise
-from alignkit_plugins.recipes.plan import _Planner
+from alignkit_plugins.recipe_tools.plan import _Planner
 from tests.same import same
 from tests.test_train import encoded
 

@@ -20,7 +20,7 @@ from alignkit.models.loading import locate
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
 from alignkit.runs.bases import RunBase
-from alignkit_plugins.models import tiny
+from alignkit_plugins.bases import tiny
 from tests.rows import write_recipe
 
 ID = "somebody/small"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
 from alignkit.models.adapters import ORIGIN, Base
-from alignkit_plugins.models import tiny
+from alignkit_plugins.bases import tiny
 from tests.models.tiny import shared
 
 

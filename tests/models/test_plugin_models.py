@@ -26,7 +26,7 @@ from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import BASE
 from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.models import smollm2, templates, tiny
+from alignkit_plugins.bases import smollm2, templates, tiny
 from tests.models.tiny import shared
 from tests.rows import prompts, read_rows
 from tests.sampled import assert_same_tokens, sample

@@ -15,8 +15,8 @@ from tiny import encoder, tiny_model
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit_plugins.policies import policy as policy_module
-from alignkit_plugins.policies.policy import Answer, Policy, until_stop
+from alignkit_plugins.serving import policy as policy_module
+from alignkit_plugins.serving.policy import Answer, Policy, until_stop
 from tests.rows import WORDS, prompts
 from tests.sampled import sample
 

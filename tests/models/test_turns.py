@@ -13,7 +13,7 @@ from alignkit.data.chat_templates import PLAIN
 from alignkit.data.group import Message
 from alignkit.errors import DataError
 from alignkit.tokens.turns import Turns
-from alignkit_plugins.models.templates import CHATML, HERMES
+from alignkit_plugins.bases.templates import CHATML, HERMES
 
 TOOL = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {}}}
 QUESTION = user("2 and 2?")

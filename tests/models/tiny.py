@@ -10,8 +10,8 @@ from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder
-from alignkit_plugins.models import tiny
-from alignkit_plugins.models.tiny import CHAT_TEMPLATE, _tokenizer
+from alignkit_plugins.bases import tiny
+from alignkit_plugins.bases.tiny import CHAT_TEMPLATE, _tokenizer
 
 
 def shared(source: Path | None = None, **fields: Any) -> SharedModel:

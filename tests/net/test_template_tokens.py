@@ -22,7 +22,7 @@ from matrix import MAX_LENGTH
 from alignkit.data.chat_templates import PLAIN
 from alignkit.errors import AlignkitError
 from alignkit.tokens import template as chat_template
-from alignkit_plugins.models import templates
+from alignkit_plugins.bases import templates
 
 PINS = NET / "pins" / "tokens.json"
 MADE = date(2026, 11, 27)  # the day that three families' templates write into the pins

@@ -15,8 +15,8 @@ from typing import Any
 
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi
-from alignkit_plugins.people.server import listening, server_of
 from alignkit_plugins.people.store import Store
+from alignkit_plugins.servers.server import listening, server_of
 from tests.patience import PATIENCE
 from tests.stores import pair
 

@@ -19,10 +19,10 @@ from stores import event, opened, pair
 
 from alignkit.cli import main
 from alignkit.errors import DataError
-from alignkit_plugins.people import server
 from alignkit_plugins.people.command import greet, groups_of, prepared
 from alignkit_plugins.people.items import items_of
 from alignkit_plugins.people.label_api import guidelines_now, rendered
+from alignkit_plugins.servers import server
 from tests.patience import PATIENCE
 from tests.rows import Said, cells, write_rows
 

@@ -13,9 +13,9 @@ from stores import opened, pair, side
 pytest.importorskip("starlette")
 
 from alignkit.errors import RecipeError
-from alignkit_plugins.people.server import Address, address_of, server_of
 from alignkit_plugins.people.texts import visible
 from alignkit_plugins.people.votes import labeled
+from alignkit_plugins.servers.server import Address, address_of, server_of
 from tests.people.injections import INJECTIONS
 from tests.people.pages import (
     ADDRESS,

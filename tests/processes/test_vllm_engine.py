@@ -22,7 +22,7 @@ from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
 from alignkit.testing.tiny import add_noise
-from alignkit_plugins.models import smollm2
+from alignkit_plugins.bases import smollm2
 from alignkit_plugins.vllm.engine import Vllm
 from tests.models.tiny import tiny_model
 from tests.processes.local_engine import asked, stage_engine

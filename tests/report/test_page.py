@@ -8,9 +8,9 @@ import pytest
 from made import make_run
 
 from alignkit.io.text import BIDI
-from alignkit_plugins.page import breakable
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.servers.page import breakable
 from tests.pages import Reader
 from tests.rows import cells
 

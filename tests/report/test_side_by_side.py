@@ -14,10 +14,10 @@ import pytest
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of
+from alignkit_plugins.command_line.find import find
 from alignkit_plugins.compare.comparison import short_names
 from alignkit_plugins.compare.rows import Row, rows_of
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
-from alignkit_plugins.models.find import find
 from alignkit_plugins.report import swaps
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of

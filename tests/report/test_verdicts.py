@@ -12,11 +12,11 @@ import pytest
 from made import make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
-from alignkit_plugins.compare import readable as numbers
 from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_of
 from alignkit_plugins.compare.verdicts import doubts, verdicts
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
+from alignkit_plugins.text import readable as numbers
 from tests.rows import cells, read_json
 
 NONE = "this is no judge: it names the first answer that it reads in 97% of questions"

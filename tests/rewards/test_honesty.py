@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from alignkit import BadRow, DataError, Group, Response
 from alignkit.data.group import Origin
-from alignkit_plugins.evaluate.public_sets import QUESTION, Squad
+from alignkit_plugins.formats.public_sets import QUESTION, Squad
 from alignkit_plugins.rewards.honesty import (
     Abstention,
     Honesty,

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from alignkit import Group, Response
 from alignkit.cli import main
-from alignkit_plugins.data.clean import Rules
-from alignkit_plugins.data.files import Row
+from alignkit_plugins.data_tools.clean import Rules
+from alignkit_plugins.data_tools.files import Row
 from alignkit_plugins.rewards.honesty import Abstention, Honesty, HonestyAccuracy, Unyielding
 from alignkit_plugins.rewards.refusal import Refusal
 from tests.rows import cells, user, write_rows

@@ -27,7 +27,7 @@ from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.settings import Settings
-from alignkit_plugins.data import tables
+from alignkit_plugins.data_tools import tables
 from tests.rows import cells, write_recipe, write_rows
 
 ROWS = [{"prompt": f"q{n}", "completion": "a"} for n in range(3)]

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.io.results import read_record
-from alignkit_plugins.models import tiny
+from alignkit_plugins.bases import tiny
 from tests.rows import Said, demos, run, write_recipe, write_rows
 
 TURN = {"role": "user", "content": "Hi"}

@@ -16,7 +16,7 @@ from alignkit.io.results import RECIPE, read_record, write_record
 from alignkit.io.text import redacted
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import without_keys
-from alignkit_plugins.policies.export_folder import recipe_text
+from alignkit_plugins.serving.export_folder import recipe_text
 from tests.rows import Said, run, write_recipe
 
 KEY = "ghp_abcdefghijklmnopqrstuvwxyz0123456789"

@@ -16,9 +16,9 @@ from alignkit.options import RewardRef
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.evaluate import learned_from as lineage
-from alignkit_plugins.evaluate.learned_from import RECIPE
-from tests.evaluate.scripted import component
+from alignkit_plugins.evals import learned_from as lineage
+from alignkit_plugins.evals.learned_from import RECIPE
+from tests.evals.scripted import component
 from tests.rows import cells, read_json, write_rows
 
 TEXT = """

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-import alignkit_plugins.models.tiny
+import alignkit_plugins.bases.tiny
 from alignkit.cli import main
 from alignkit.io.console import Reporter
 from alignkit.io.results import read_record
@@ -227,7 +227,7 @@ def test_other_files_beside_the_weights_do_not_change_the_base(
 
 def copied(folder: Path, name: str, more: float) -> Path:
     """The tiny model, with its weights and something more in another file, or in its own."""
-    source = alignkit_plugins.models.tiny.source(folder / "models")
+    source = alignkit_plugins.bases.tiny.source(folder / "models")
     base = Path(shutil.copytree(source, folder / "base"))
     weights = {key: value + more for key, value in load_file(base / "model.safetensors").items()}
     save_file(weights, base / f"{name}.safetensors", {"format": "pt"})

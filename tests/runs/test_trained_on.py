@@ -14,7 +14,7 @@ from alignkit.data.group import Group, Response, prompts_of
 from alignkit.io.results import read_record, write_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.evaluate.learned_from import trained_prompts
+from alignkit_plugins.evals.learned_from import trained_prompts
 from tests.rows import assistant, demos, pairs, prompts, run, user, write_recipe, write_rows
 
 RECIPE = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit_plugins.models.tiny import source
+from alignkit_plugins.bases.tiny import source
 from tests.rows import read_json, read_rows, run, with_plugin, write_recipe
 
 KEPT = ("algorithms", "formats")  # of alignkit_plugins, as if they were the stranger's

@@ -21,7 +21,7 @@ from alignkit.testing import (
     check_model_source,
     check_reader,
 )
-from alignkit_plugins.models.tiny import source as tiny
+from alignkit_plugins.bases.tiny import source as tiny
 from tests.testing.kits import broken, reported
 
 NUMBERS = itertools.count()

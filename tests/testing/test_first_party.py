@@ -25,7 +25,7 @@ from alignkit.testing import (
     example_groups,
 )
 from alignkit.testing.tiny import tiny_model
-from alignkit_plugins.models.tiny import source as tiny
+from alignkit_plugins.bases.tiny import source as tiny
 from tests.rows import cells
 
 POLITE = "def polite(prompts, completions, **columns):\n    return [len(t) for t in completions]\n"
@@ -40,7 +40,7 @@ reward:
   format: {tags: [think, answer]}
   honesty: {column: right}
   honesty_accuracy: {column: right, match: contains}
-  http: "asks a server: tests/ai_feedback/test_http_reward.py"
+  http: "asks a server: tests/rewards/test_http_reward.py"
   language: {language: en}
   length: {unit: words, target: 3, scale: 0.5}
   math_verify: {column: right}
@@ -69,7 +69,7 @@ step:
   evaluate_reward: {rewards: [helpful, {length: {unit: characters}}], pairs: rows.jsonl}
   instruct: {data: rows.jsonl, instruction: Be brief.}
   judge_pairs: {judge: {local_judge: {min_mass: 0, role: judge}}, policy: sft, <<: *short}
-  lm_eval: "runs another package: tests/evaluate/test_lm_eval.py"
+  lm_eval: "runs another package: tests/evals/test_lm_eval.py"
   people: "waits for people: tests/people/test_people.py"
   questions: "the untrained model writes none: tests/ai_feedback/test_make_data.py"
   red_team: {attacker: base, policy: sft, goals: rows.jsonl, reward: helpful, success: 0.0}

@@ -14,8 +14,8 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.settings import ModelSpec
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
-from alignkit_plugins.models import tiny
-from alignkit_plugins.models.templates import CHATML
+from alignkit_plugins.bases import tiny
+from alignkit_plugins.bases.templates import CHATML
 from tests.models.tiny import encoder
 
 THINKS = CHATML.replace("assistant\n' }}{% end", "assistant\n<think>\n' }}{% end")

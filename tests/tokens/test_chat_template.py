@@ -13,7 +13,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError
 from alignkit.tokens.encoder import Encoder
 from alignkit.tokens.template import BREAK, has_names
-from alignkit_plugins.models.templates import CHATML
+from alignkit_plugins.bases.templates import CHATML
 from tests.models.tiny import encoded, encoder, user
 from tests.rows import json_rows
 

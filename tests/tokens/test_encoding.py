@@ -19,7 +19,7 @@ from alignkit.models.generate import Continuation, _response
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.tokens.turns import Turns
-from alignkit_plugins.models.templates import CHATML, HERMES
+from alignkit_plugins.bases.templates import CHATML, HERMES
 from alignkit_plugins.rewards.format import Form
 from tests.models import family_tokenizers
 from tests.models.own_templates import QWEN3_THINKING

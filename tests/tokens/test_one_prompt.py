@@ -17,8 +17,8 @@ from alignkit.models import models
 from alignkit.recipe.schema import Stage
 from alignkit.runs.services import Services
 from alignkit.training import rollouts
-from alignkit_plugins.models import tiny
-from alignkit_plugins.models.templates import HERMES
+from alignkit_plugins.bases import tiny
+from alignkit_plugins.bases.templates import HERMES
 from tests.rows import assistant, run, write_recipe, write_rows
 
 BLOCK = "<think>\n\n</think>\n\n"  # of a thought, which prompts and finished answers begin with

@@ -33,7 +33,7 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit_plugins.formats.rows import with_labels
+from alignkit_plugins.text.rows import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -51,7 +51,7 @@ from alignkit.evaluation.statistics import CONFIDENCE, shown
 from alignkit.judges import Item
 from alignkit.report import Report, Table
 from alignkit_plugins.formats.columns import ColumnFormat
-from alignkit_plugins.formats.spoken import last_turn
+from alignkit_plugins.text.spoken import last_turn
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -41,8 +41,8 @@ from alignkit import (
     RunFailed,
     hookimpl,
 )
-from alignkit_plugins.formats.rows import column_of
-from alignkit_plugins.formats.spoken import answer_of
+from alignkit_plugins.text.rows import column_of
+from alignkit_plugins.text.spoken import answer_of
 
 COLUMN = "task"  # of the prompts: the name of the task's folder
 ANSWER = "app/answer.txt"  # where verifiers look for the answer

@@ -107,7 +107,7 @@ def test_the_bytes_are_the_same_and_a_stage_is_reused_wherever_its_rows_were(
 def test_an_error_in_a_worker_is_the_one_of_a_run_without_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("alignkit_plugins.evaluate.sample.seeds.number", lambda *parts: 1 // 0)
+    monkeypatch.setattr("alignkit_plugins.ai_feedback.sample.seeds.number", lambda *parts: 1 // 0)
     assert run(tmp_path / "dealt") == 3
     assert "in `Sample.run`: ZeroDivisionError" in capsys.readouterr().err
 

@@ -35,7 +35,7 @@ from alignkit_plugins.ai_feedback.make_data import (
 )
 from alignkit_plugins.ai_feedback.writer import Written, writer_of
 from alignkit_plugins.compare.comparison import distinct_prompts
-from alignkit_plugins.formats.text_metrics import words_of
+from alignkit_plugins.text.text_metrics import words_of
 
 ROUND = 8  # questions that read the same tasks; the next ones read what these have brought
 IDLE = 2  # rounds without a new task after which the writer is asked no more

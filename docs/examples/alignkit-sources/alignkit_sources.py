@@ -29,9 +29,9 @@ from alignkit import (
     Reward,
     hookimpl,
 )
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import answer_of
 from alignkit_plugins.rewards.honesty import Match, abstains, known_answers, matches
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.spoken import answer_of
 
 PROMPT = (
     "{context}\n"

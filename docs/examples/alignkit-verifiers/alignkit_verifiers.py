@@ -38,8 +38,8 @@ from alignkit import (
     StepContext,
     hookimpl,
 )
-from alignkit_plugins.formats.rows import column_of
 from alignkit_plugins.rewards.python import NamedCode
+from alignkit_plugins.text.rows import column_of
 
 if TYPE_CHECKING:
     from verifiers.v1 import Task, Taskset, Toolset, Trace

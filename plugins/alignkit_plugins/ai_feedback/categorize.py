@@ -18,7 +18,7 @@ from alignkit.evaluation.answers import same
 from alignkit.report import Table
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, filled, question_of
 from alignkit_plugins.ai_feedback.writer import Server, writer_of
-from alignkit_plugins.formats.spoken import transcript
+from alignkit_plugins.text.spoken import transcript
 
 NONE = "(none)"
 LETTERS = string.ascii_uppercase

@@ -30,7 +30,6 @@ from alignkit_plugins.ai_feedback.prompts import (
     rating,
     rating_token,
 )
-from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.writer import (
     NO_LOGPROBS,
     PolicyWriter,
@@ -39,6 +38,7 @@ from alignkit_plugins.ai_feedback.writer import (
     Written,
     fault_of,
 )
+from alignkit_plugins.servers.remote import key_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,6 @@ from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepCon
 from alignkit.data.group import Response, group_id, user_turn
 from alignkit.evaluation import answers
 from alignkit.report import Report
-from alignkit_plugins.ai_feedback.remote import key_of
 from alignkit_plugins.ai_feedback.writer import (
     Server,
     Writer,
@@ -27,7 +26,8 @@ from alignkit_plugins.ai_feedback.writer import (
     check_sampling,
     kind_of,
 )
-from alignkit_plugins.formats.rows import prompt_to_row
+from alignkit_plugins.servers.remote import key_of
+from alignkit_plugins.text.rows import prompt_to_row
 
 WHO = "`base`, a stage, or a server, `{base_url: ..., model: ...}`"
 

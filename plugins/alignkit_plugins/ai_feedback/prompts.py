@@ -19,7 +19,7 @@ from alignkit import Field, Message, Options
 from alignkit.data.group import user_turn
 from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.writer import EMPTY, NO_ROOM, REFUSED, THINKING, Written
-from alignkit_plugins.formats.spoken import transcript
+from alignkit_plugins.text.spoken import transcript
 
 NO_LINE = "the judge's reply does not end with the line that was asked for"
 CUT = "the judge's reply was cut off: raise the judge's option max_tokens, or the server's context"

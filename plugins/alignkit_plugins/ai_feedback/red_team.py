@@ -40,7 +40,7 @@ from alignkit_plugins.ai_feedback.make_data import (
 )
 from alignkit_plugins.ai_feedback.writer import NO_ROOM, Server, ask, writer_of
 from alignkit_plugins.compare.comparison import checked_prompts, prompts_to_compare, units_of
-from alignkit_plugins.formats.spoken import transcript
+from alignkit_plugins.text.spoken import transcript
 
 ATTACK_TOKENS = 200  # the attacker's longest message
 TEMPLATE = """\

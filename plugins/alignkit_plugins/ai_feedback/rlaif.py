@@ -56,8 +56,8 @@ from alignkit_plugins.ai_feedback.judge_card import (
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.ai_feedback.rubric import Judged
 from alignkit_plugins.compare.comparison import checked_prompts, units_of
-from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
-from alignkit_plugins.formats.spoken import as_judged, for_judges
+from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
+from alignkit_plugins.text.spoken import as_judged, for_judges
 
 Place = tuple[int, int, int]  # group, first response, second response
 

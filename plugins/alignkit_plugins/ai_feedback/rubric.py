@@ -27,8 +27,8 @@ from alignkit import (
 )
 from alignkit.errors import faults_of
 from alignkit.judges import Rated as Item
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import as_judged, for_judges
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.spoken import as_judged, for_judges
 
 ANY = "any"  # a rubric, for checks that only ask whether one is read
 

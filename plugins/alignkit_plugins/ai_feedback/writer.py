@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from alignkit import Context, Field, Group, Message, RunFailed, SamplingOptions, StepContext, seeds
 from alignkit.reward import Progress, no_progress
-from alignkit_plugins.ai_feedback.remote import Malformed, Remote, RemoteOptions
-from alignkit_plugins.formats.rows import prompt_to_row, prompts_from_rows
-from alignkit_plugins.formats.spoken import after_thoughts
+from alignkit_plugins.servers.remote import Malformed, Remote, RemoteOptions
+from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
+from alignkit_plugins.text.spoken import after_thoughts
 
 REFUSED = "the server refused"
 NO_ROOM = "the conversation leaves no room"

@@ -33,7 +33,7 @@ from alignkit import (
 from alignkit import functional as F
 from alignkit.data.group import group_id, responses_of
 from alignkit_plugins.algorithms.dpo import Pairwise
-from alignkit_plugins.formats.rows import with_labels
+from alignkit_plugins.text.rows import with_labels
 
 if TYPE_CHECKING:
     from torch import Tensor

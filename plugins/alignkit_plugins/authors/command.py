@@ -10,8 +10,8 @@ import typer
 
 from alignkit.commands import Result, argument, option, refuse
 from alignkit.io.text import printable
-from alignkit_plugins.groups import DefaultGroup
-from alignkit_plugins.printing import files_written
+from alignkit_plugins.command_line.groups import DefaultGroup
+from alignkit_plugins.command_line.printing import files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 
@@ -45,7 +45,7 @@ def plugins(
 
     loaded = load_plugins()
     if schema:
-        from alignkit_plugins.recipes.options import schema_text
+        from alignkit_plugins.recipe_tools.options import schema_text
 
         text = schema_text(loaded)
         return Result("recipe_schema", json.loads(text), lambda: print(text, end=""))

@@ -14,8 +14,8 @@ from alignkit.io.text import printable
 from alignkit.recipe.references import options_of
 from alignkit.recipe.rules import required_keys
 from alignkit.registry import KINDS, Registration, Registry
-from alignkit_plugins.printing import print_lines, print_table
-from alignkit_plugins.recipes.options import OptionRow, option_rows, stage_defaults
+from alignkit_plugins.command_line.printing import print_lines, print_table
+from alignkit_plugins.recipe_tools.options import OptionRow, option_rows, stage_defaults
 
 
 def rows_of(registry: Registry) -> list[dict[str, str]]:

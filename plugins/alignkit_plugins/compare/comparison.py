@@ -29,7 +29,7 @@ from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
 from alignkit.step import StepContext, StepData
-from alignkit_plugins.formats.rows import with_score
+from alignkit_plugins.text.rows import with_score
 
 TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve
 # Column of prompts: what they share with others, on which their scores then depend

@@ -14,7 +14,7 @@ from alignkit.data.group import resolved_pairs
 from alignkit_plugins.compare.comparison import units_of, words_of
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Measure, Scale, Scores, average, compare
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.text.spoken import all_turns
 
 Gaps = Sequence[float | None]  # by choice: how much higher the better response scores
 

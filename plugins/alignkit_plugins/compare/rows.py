@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from alignkit.evaluation.statistics import CONFIDENCE, holm
-from alignkit_plugins.compare.readable import bounds
+from alignkit_plugins.text.readable import bounds
 
 BASE_MODEL = "the base model"
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is

@@ -11,9 +11,9 @@ from alignkit.data.group import Group
 from alignkit.io.text import cut
 from alignkit.report import SideBySide, Table
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.compare.readable import short, shown
 from alignkit_plugins.compare.rows import RATED, Row, main_rows
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.text.readable import short, shown
+from alignkit_plugins.text.spoken import all_turns
 
 EXCERPT = 300  # longest text of a sample, in characters
 LOWER = "*"  # marks a metric whose lower values are better

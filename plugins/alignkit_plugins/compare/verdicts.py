@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignkit.evaluation.statistics import bought_with_length
-from alignkit_plugins.compare.readable import bounds, mapping, shown
 from alignkit_plugins.compare.rows import (
     BASE_MODEL,
     LENGTH,
@@ -23,6 +22,7 @@ from alignkit_plugins.compare.rows import (
     decides,
     rows_of,
 )
+from alignkit_plugins.text.readable import bounds, mapping, shown
 
 PAIRS = "pairs right"
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"

@@ -14,7 +14,7 @@ from typing import Any
 
 from alignkit import DataError, Environment, Group
 from alignkit.evaluation.numbers import numbers_in
-from alignkit_plugins.formats.spoken import after_thoughts
+from alignkit_plugins.text.spoken import after_thoughts
 
 LONGEST, LARGEST = 200, 1e12  # characters of an expression; its numbers and results
 TOLERANCE = 1e-6  # largest distance between answers that count as equal

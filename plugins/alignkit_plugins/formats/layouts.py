@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from alignkit.data.group import Group, Response, group_to_json, resolved_pairs
-from alignkit_plugins.formats.rows import turns_of_response, with_labels
+from alignkit_plugins.text.rows import turns_of_response, with_labels
 
 
 @dataclass(frozen=True)

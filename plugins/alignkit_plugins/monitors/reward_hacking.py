@@ -26,9 +26,9 @@ from alignkit.data.group import Response, length, read_groups, write_groups
 from alignkit.evaluation.statistics import shown
 from alignkit.kinds import MonitoredStage
 from alignkit.settings import Settings
-from alignkit_plugins.formats import text_metrics
-from alignkit_plugins.formats.rows import with_score
-from alignkit_plugins.formats.spoken import all_turns
+from alignkit_plugins.text import text_metrics
+from alignkit_plugins.text.rows import with_score
+from alignkit_plugins.text.spoken import all_turns
 
 GOLD_KEY = "gold"  # a key of a response's scores
 SAMPLES = 2  # answers to each held-out prompt, enough to compare answers to one prompt

@@ -14,8 +14,8 @@ import typer
 from alignkit.commands import Result, argument, option, refuse
 from alignkit.errors import DataError, check_extra, did_you_mean
 from alignkit.io.text import printable
-from alignkit_plugins.groups import DefaultGroup
-from alignkit_plugins.printing import files_written, reported
+from alignkit_plugins.command_line.groups import DefaultGroup
+from alignkit_plugins.command_line.printing import files_written, reported
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
@@ -78,7 +78,7 @@ def label(
       alignkit label pairs.jsonl --gold known.jsonl --guidelines rules.md
       alignkit label runs/people/labels.feedback
     """
-    from alignkit_plugins.people import server
+    from alignkit_plugins.servers import server
 
     check_extra("the page", "label", *server.PACKAGES)
     from alignkit_plugins.people.label_api import LabelApi

@@ -24,9 +24,9 @@ from alignkit.report import Report, Table
 from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
-from alignkit_plugins.people.personal import examples, mapped, redact
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
 from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
+from alignkit_plugins.text.personal import examples, mapped, redact
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
 DATASET = "dataset"  # one of the hub's kinds of repositories

@@ -27,10 +27,10 @@ from starlette.staticfiles import StaticFiles
 
 from alignkit.data.files import parse
 from alignkit.errors import AlignkitError, BadRow
-from alignkit_plugins.page import templates
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now, rendered
 from alignkit_plugins.people.labels import TERMS, BadLabel
-from alignkit_plugins.people.server import THIS_MACHINE, Address, Guard, Refused, json_body
+from alignkit_plugins.servers.page import templates
+from alignkit_plugins.servers.server import THIS_MACHINE, Address, Guard, Refused, json_body
 
 HERE = Path(__file__).parent
 BUSY, BAD = 503, 422  # a page keeps what it sent and tries again, except if it is bad

@@ -224,7 +224,7 @@ def labels_of(
     DataError for a store that cannot be used, BadRow for an item that nobody could label, and
     NobodyAsked while a stage is verified.
     """
-    from alignkit_plugins.ai_feedback.remote import (
+    from alignkit_plugins.servers.remote import (
         asking_is_allowed,  # imports asyncio, which `alignkit check` can spare
     )
 

@@ -13,9 +13,9 @@ from alignkit.data.group import Group, resolved_pairs, said
 from alignkit.data.sources import Loaded
 from alignkit.io.text import normalized
 from alignkit.report import Table
-from alignkit_plugins.compare.readable import percentage, short
-from alignkit_plugins.formats.rows import turns_of_response
-from alignkit_plugins.formats.shown import counts, shortened, shown
+from alignkit_plugins.text.readable import percentage, short
+from alignkit_plugins.text.rows import turns_of_response
+from alignkit_plugins.text.shown import counts, shortened, shown
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}

@@ -8,16 +8,16 @@ from typing import Any
 
 from alignkit.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
-from alignkit_plugins.compare.readable import bounds, duration, mapping, short, size
 from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
 from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
 from alignkit_plugins.compare.verdicts import GAINS
-from alignkit_plugins.page import templates
 from alignkit_plugins.people import agreement
 from alignkit_plugins.report import data_card
 from alignkit_plugins.report.facts import stage_words
 from alignkit_plugins.report.figures import figures_of, worded
 from alignkit_plugins.report.swaps import evaluated
+from alignkit_plugins.servers.page import templates
+from alignkit_plugins.text.readable import bounds, duration, mapping, short, size
 
 MOST_METRICS = 40  # metrics of a stage at its end
 PLOTTED = 6  # metrics of the first screen; the tables have all of them

@@ -18,14 +18,14 @@ from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_r
 from alignkit.io.text import redacted
 from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.encoder import DROP_REASONS
+from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
-from alignkit_plugins.compare.readable import mapping, number, shown
 from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
-from alignkit_plugins.models.find import find_run
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
 from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
+from alignkit_plugins.text.readable import mapping, number, shown
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COIN = 0.5  # share of pairs

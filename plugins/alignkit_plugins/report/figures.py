@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from alignkit.io.results import json_lines
 from alignkit.io.text import cut, printable
-from alignkit_plugins.compare.readable import number
+from alignkit_plugins.text.readable import number
 
 SIZE = (4.2, 2.4)  # inches
 LABEL = 28  # characters of a name in a figure

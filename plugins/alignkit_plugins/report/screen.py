@@ -11,11 +11,11 @@ from typing import Any
 
 from alignkit.io.text import cut, printable
 from alignkit.report import WIDTH, Block, Report, Table
-from alignkit_plugins.compare.readable import duration
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.swaps import evaluated
+from alignkit_plugins.text.readable import duration
 
 BASE = "base"  # the name of the base model
 MORE = " ..."  # the end of a line that is cut

@@ -26,7 +26,7 @@ from alignkit.io.results import (
 )
 from alignkit.io.text import is_file
 from alignkit.report import Block, Report, Table
-from alignkit_plugins.printing import reported
+from alignkit_plugins.command_line.printing import reported
 
 
 def show(
@@ -57,7 +57,7 @@ def show(
       alignkit show runs/quickstart --open
       alignkit show runs/quickstart --prune
     """
-    from alignkit_plugins.models.find import RUNS, find_run, runs_in
+    from alignkit_plugins.command_line.find import RUNS, find_run, runs_in
 
     runs = [] if folder and is_file(folder / RECIPE) else runs_in(folder or RUNS)
     if runs:

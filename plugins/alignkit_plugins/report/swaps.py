@@ -22,11 +22,11 @@ from alignkit.data.group import (
 )
 from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.compare.readable import number
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
 from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of, scores_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
+from alignkit_plugins.text.readable import number
 
 EACH = 5  # samples of each kind
 SEED = 0  # for samples at random

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import alignkit
 from alignkit import Context, Field, Group, Reward, RunFailed
 from alignkit.data.group import responses_of
-from alignkit_plugins.formats.spoken import answer_of
+from alignkit_plugins.text.spoken import answer_of
 
 if TYPE_CHECKING:
     from torch import Tensor

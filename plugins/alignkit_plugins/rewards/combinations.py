@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import alignkit
 from alignkit import CombinedReward, Field, Group, RewardCombination, RewardRef
 from alignkit import functional as F
-from alignkit_plugins.formats.text_metrics import sampled_length
+from alignkit_plugins.text.text_metrics import sampled_length
 
 if TYPE_CHECKING:
     from torch import Tensor

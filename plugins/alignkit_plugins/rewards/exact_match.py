@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.evaluation import answers
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import after_thoughts, answer_in
 from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.spoken import after_thoughts, answer_in
 
 
 class ExactMatch(Reward):

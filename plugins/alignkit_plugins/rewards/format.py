@@ -13,8 +13,8 @@ import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit.data.files import parse
 from alignkit.errors import BadRow, check_extra
-from alignkit_plugins.formats.spoken import TAGS, answer_in
 from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.text.spoken import TAGS, answer_in
 
 _BLOCK = re.compile(
     r"^[ \t]*(```|~~~)(?:json\w*)?[ \t]*\n?(.*?)\1[ \t]*$",

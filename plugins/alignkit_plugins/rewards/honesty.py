@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from alignkit import DataError, Field, Group
 from alignkit.evaluation import answers
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import answer_in, answer_of
 from alignkit_plugins.rewards.phrases import OfPhrases, Phrases, plain
 from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.spoken import answer_in, answer_of
 
 RIGHT, ABSTAINS, WRONG = "right", "abstains", "wrong"
 Match = Literal["exact", "contains"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import alignkit
 from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.text_metrics import check_languages, identifier
 from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.text_metrics import check_languages, identifier
 
 
 class Language(Reward):

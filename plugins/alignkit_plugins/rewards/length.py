@@ -9,8 +9,8 @@ import alignkit
 from alignkit import Field, Group, Response, Reward
 from alignkit.data.group import responses_of
 from alignkit.evaluation.answers import spaced
-from alignkit_plugins.formats.spoken import all_turns
-from alignkit_plugins.formats.text_metrics import sampled_length
+from alignkit_plugins.text.spoken import all_turns
+from alignkit_plugins.text.text_metrics import sampled_length
 
 
 class Length(Reward):

@@ -18,8 +18,8 @@ from alignkit import DataError, Field, Group, Reward
 from alignkit.errors import check_extra
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
-from alignkit_plugins.formats.rows import column_of, row_of
-from alignkit_plugins.formats.spoken import answer_of
+from alignkit_plugins.text.rows import column_of, row_of
+from alignkit_plugins.text.spoken import answer_of
 
 # The package reads no upright letters, such as e
 _UPRIGHT = re.compile(r"\\(?:mathrm|operatorname)\{(\w)\}")

@@ -12,7 +12,7 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Field, Group, Reward
 from alignkit.evaluation.answers import spaced, typed, unmarked
-from alignkit_plugins.formats.text_metrics import other_languages
+from alignkit_plugins.text.text_metrics import other_languages
 
 
 class Phrases(alignkit.Options):

@@ -21,8 +21,8 @@ import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
 from alignkit.errors import did_you_mean
 from alignkit.shapes import FINITE, is_score
-from alignkit_plugins.formats.rows import plain_turns, turns_of_response
-from alignkit_plugins.formats.spoken import all_turns, transcript
+from alignkit_plugins.text.rows import plain_turns, turns_of_response
+from alignkit_plugins.text.spoken import all_turns, transcript
 
 Row = tuple[Group, Response]
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function

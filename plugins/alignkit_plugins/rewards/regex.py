@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit_plugins.formats.spoken import TAGS
 from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+from alignkit_plugins.text.spoken import TAGS
 
 
 class Regex(Reward):

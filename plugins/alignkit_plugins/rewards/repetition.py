@@ -7,8 +7,8 @@ from typing import Literal
 
 import alignkit
 from alignkit import Field, Group, Reward
-from alignkit_plugins.formats.text_metrics import repetition
 from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.text.text_metrics import repetition
 
 
 class Repetition(Reward):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from alignkit import Group
-from alignkit_plugins.formats.spoken import answer_of, last_turn
+from alignkit_plugins.text.spoken import answer_of, last_turn
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
 SECONDS = 2.0

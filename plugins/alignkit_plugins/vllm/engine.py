@@ -23,7 +23,7 @@ from alignkit.algorithm import ADVANTAGES
 from alignkit.data.group import responses_of
 from alignkit.engine import EngineOptions
 from alignkit.options import Field
-from alignkit_plugins.ai_feedback.remote import checked_address, key_of
+from alignkit_plugins.servers.remote import checked_address, key_of
 from alignkit_plugins.vllm.own_server import OwnServer
 from alignkit_plugins.vllm.replicas import Replica, Replicas
 

@@ -1,0 +1,167 @@
+"""What the words of chat, serve and evaluate mean together: policies, rewards and judges on one
+base model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from alignkit.commands import refuse
+from alignkit.io.text import is_dir, is_file
+from alignkit.recipe.schema import BASE
+from alignkit.recipe.yaml import Keys, plain_data, rewritten
+from alignkit.sampling import KEYS
+from alignkit_plugins.command_line.find import Model, find, is_model
+
+STAGE = "evaluate"
+_OVERRIDE = re.compile(r"[\w-]+(\.[\w-]+)*=|~")
+_PATHS = {"path", "folder", "file"}  # keys whose values are never models
+
+
+@dataclass(frozen=True)
+class NamedPolicy:
+    """A policy of a command line. word: what it was named by. reference: what a recipe calls it."""
+
+    word: str
+    model: Model
+    reference: str
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a command line names.
+
+    keys: of `model` in a recipe: the base that everything shares; empty without a model. policies:
+    by what to call them. rewards, judges: as options of a step. data: a file of prompts or answers,
+    as in a recipe.
+    """
+
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    policies: Mapping[str, NamedPolicy] = field(default_factory=dict)
+    rewards: Sequence[Any] = ()
+    judges: Sequence[Any] = ()
+    data: Any = None
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What to call each policy, by its word."""
+        return {policy.word: name for name, policy in self.policies.items()}
+
+
+def read_words(
+    words: Sequence[str],
+    rewards: Sequence[str] = (),
+    judges: Sequence[str] = (),
+    data: str | None = None,
+) -> Named:
+    """Return what policies, rewards, judges and a file mean.
+
+    Raises RecipeError for a word that names no model, and for models on several bases; RunFailed
+    for a damaged one.
+    """
+    models = {word: find(word) for word in words}
+    for word, model in models.items():
+        if model.is_reward:
+            help = f"name it as a reward: --reward {word}"
+            refuse(f"{word} is a reward model, but a policy is needed", help)
+    raters: dict[str, Model] = {}
+
+    def collect(text: str, keys: Keys) -> str:
+        if _PATHS.isdisjoint(keys) and is_model(text):
+            raters[text] = find(text)
+        return text
+
+    def name(text: str, keys: Keys) -> Any:
+        if text not in raters:
+            return text
+        reference = _reference(raters[text], base)
+        return {"folder": reference} if raters[text].is_reward else reference
+
+    options: dict[str, Any] = {"rewards": [*map(_value, rewards)], "judges": [*map(_value, judges)]}
+    rewritten(options, collect)
+    for word in rewards:
+        if word in raters and not raters[word].is_reward:
+            help = "name a stage that trained a reward model"
+            refuse(f"{word} is a policy, but a reward is needed", help)
+    base = _base_of([*models.values(), *raters.values()])
+    labels = [model.label for model in models.values()]
+    policies = {}
+    for word, model in models.items():
+        title = model.label if labels.count(model.label) == 1 else word
+        policies[title] = NamedPolicy(word, model, _reference(model, base))
+    return Named(base, policies, **rewritten(options, name), data=data and _value(data))
+
+
+def _base_of(models: Sequence[Model]) -> Mapping[str, Any]:
+    """The keys of `model` in the recipe: those of the adapters' base, or else of the first
+    policy.
+    """
+    adapters = [model.keys for model in models if model.is_adapter]
+    candidates = adapters or [model.keys for model in models if not model.is_reward]
+    for keys in candidates:
+        is_bare = len(keys) == 1  # a bare name takes the settings of a run
+        if not is_bare and _is_same(keys, candidates[0]):
+            return keys
+    return next(iter(candidates), {})
+
+
+def _is_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("base", "revision"))
+
+
+def _reference(model: Model, base: Mapping[str, Any]) -> str:
+    """What a recipe with this base model calls a model: `base`, or its folder."""
+    if not _is_same(model.keys, base):
+        if model.folder is not None and not model.is_adapter:
+            return str(model.folder)
+        text = f"{model.label} needs the base model {model.keys['base']}, not {base['base']}"
+        refuse(
+            text,
+            "one base per command; `alignkit export RUN/STAGE --merge` makes a whole model",
+        )
+    return str(model.folder) if model.is_adapter else BASE
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the words of a command into policies and overrides."""
+    policies = [
+        word for word in words if is_file(word) or is_dir(word) or not _OVERRIDE.match(word)
+    ]
+    return policies, [word for word in words if word not in policies]
+
+
+def sampling_of(policies: Iterable[NamedPolicy]) -> dict[str, Any]:
+    """Sampling keys as in training, but the temperature: of the first policy that learned from its
+    own samples.
+    """
+    rollout = next((policy.model.rollout for policy in policies if policy.model.rollout), {})
+    return {
+        key: rollout[key] for key in KEYS if rollout.get(key) is not None and key != "temperature"
+    }
+
+
+def recipe_of(
+    named: Named, prompts: str, baseline: str | None = None, limit: int | None = None
+) -> dict[str, Any]:
+    """The recipe of `alignkit evaluate` as plain data. baseline: one of the words."""
+    references = {policy.word: policy.reference for policy in named.policies.values()}
+    keys = {
+        "step": "evaluate",
+        "policies": list(references.values()),
+        "rewards": named.rewards,
+        "judges": named.judges,
+        "prompts": _value(prompts),
+        "sampling": sampling_of(named.policies.values()),
+        "baseline": references.get(baseline or ""),
+        "limit": limit,
+    }
+    step = {key: value for key, value in keys.items() if value}
+    return {"name": STAGE, "model": dict(named.keys), "stages": {STAGE: step}}
+
+
+def _value(text: str) -> Any:
+    """A word of the command line as YAML."""
+    return plain_data(text, f"'{text}'")

@@ -1,0 +1,93 @@
+"""The command `alignkit init`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alignkit.commands import Result, argument, option, refuse
+from alignkit.io.text import is_file
+from alignkit_plugins.command_line.printing import files_written, print_table
+
+
+def init(
+    folder: Annotated[
+        str,
+        argument("DIR", "Where the recipe is written. Default: the current folder."),
+    ] = ".",
+    files: Annotated[
+        list[str] | None,
+        argument(
+            "[KIND=]FILES",
+            (
+                "Your data. The format of each file is detected. If it cannot be: "
+                "demos=, pairs= (rankings too), labels=, prompts= or known-answers=FILE."
+            ),
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        option("RECIPE", "Copy a recipe that comes with alignkit.", "--from"),
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="List the recipes that come with alignkit.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        option("MODEL", "Base model: a hub id, a folder, or a name of `alignkit plugins model`."),
+    ] = None,
+    columns: Annotated[
+        str,
+        option("NAME=COLUMN,...", "Your columns, by the names that a format expects."),
+    ] = "",
+) -> Result:
+    """Write a recipe that fits your data.
+
+    Without data it is a tiny example, or a copy. Each file is recognized by its columns:
+    demonstrations, pairs or rankings, labels, questions with a known answer, prompts. A fifth of
+    the conversations is held out, and the run ends in what was learned about them. Where the
+    columns do not tell, KIND says what a file is, or --columns which are meant. No file is ever
+    replaced.
+
+    \b
+    Examples:
+      alignkit init my-project
+      alignkit init my-project demos.jsonl pairs.jsonl
+      alignkit init my-project known-answers=questions.csv --base MODEL
+      alignkit init demos=faq.csv --columns prompt=question,completion=answer
+      alignkit init my-project --from quickstart
+    """
+    from alignkit.plugins import load_plugins
+    from alignkit.recipe.yaml import find_recipe, shipped
+    from alignkit_plugins.recipe_tools.init_write import STARTER, copy_recipe, named, summary, write
+
+    if listed:
+        rows = [(name, summary(path)) for name, path in shipped().items()]
+        facts = [{"name": name, "summary": text} for name, text in rows]
+        return Result("recipes", facts, lambda: print_table(("name", "what it does"), rows))
+    words, place = list(files or ()), Path(folder)
+    if named(folder)[0] or is_file(place):
+        words, place = [folder, *words], Path()
+    load_plugins()
+    if words and recipe is None:
+        written, assumed = write(place, base, list(map(named, words)), _named_columns(columns))
+    else:
+        if words or base or columns:
+            help = "leave out data, --base and --columns, and edit the copy"
+            refuse("a recipe is copied unchanged", help)
+        written, assumed = copy_recipe(find_recipe(recipe) if recipe else STARTER, place), []
+    return files_written(written, assumed, f"alignkit run {written[0]}")
+
+
+def _named_columns(text: str) -> dict[str, str]:
+    """Column names by the names that a format expects, from `prompt=question,completion=answer`."""
+    columns: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, column = part.partition("=")
+        if not name or not column or name in columns:
+            help = "as in prompt=question,completion=answer"
+            refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
+        columns[name] = column
+    return columns

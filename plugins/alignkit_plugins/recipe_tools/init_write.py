@@ -1,0 +1,548 @@
+"""Writes the recipe that answers what the data can answer, with examples that no stage learns from;
+or a copy of a recipe, with every file that it names.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from alignkit.commands import refuse
+from alignkit.data.group import (
+    Group,
+    Response,
+    resolved_pairs,
+    responses_of,
+    said,
+    why_not_demonstration,
+)
+from alignkit.data.sources import SourceReader, UnknownFormat, opening
+from alignkit.errors import DataError, OutOfResource, did_you_mean
+from alignkit.evaluation.numbers import number_of
+from alignkit.io.digest import commit_of
+from alignkit.io.text import is_file
+from alignkit.plugins import plugins
+from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
+from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.command_line.entries import data_of
+from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_of
+from alignkit_plugins.formats.readings import Reading, readings_of
+from alignkit_plugins.recipe_tools.options import schema_line
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.text.shown import counts
+from alignkit_plugins.text.spoken import all_turns
+
+RECIPE = "recipe.yaml"
+STARTER = Path(__file__).with_name("starter") / RECIPE
+_NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
+HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
+LEAST_PAIRS = 200  # half of them teach a reward model something
+TOKENS = 90_000  # all files together: SmolLM2-135M learns this many in ten minutes of two cores
+CHARACTERS = 4  # per token, about
+# Has no group, which would be all that counts
+NUMBER = r"[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)"
+# The first of these kinds that is there decides what is written; which others may be there, too.
+GOALS: Mapping[str, Sequence[str]] = {
+    "known-answers": ("demos",),
+    "prompts": ("pairs", "demos"),
+    "pairs": ("demos",),
+    "labels": ("demos",),
+    "demos": (),
+}
+COMMAND = "alignkit init"
+MOST_ROWS = 100_000  # rows that show what a file holds
+ANSWER = "answer"  # the column in which rewards look for a known answer
+_WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
+
+
+# What files hold
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a row may be.
+
+    words: many of them. columns: how `--columns` names theirs. holds: whether a row is one. tells:
+    whether such a row says so itself, or else only the command line does.
+    """
+
+    words: str
+    columns: str
+    holds: Callable[[Group], Any]
+    tells: Callable[[Group], Any] = bool
+
+
+def is_number(text: Any) -> bool:
+    """Whether a text is a number."""
+    return number_of(str(text)) is not None
+
+
+def _in_words(text: str) -> bool:
+    """Whether a text is no number, letter or formula, which can be checked."""
+    return bool(_WORD.search(text)) and not is_number(text)
+
+
+def _is_labeled(row: Group) -> bool:
+    return len(row.responses) == 1 and row.responses[0].label is not None
+
+
+def _has_answer(row: Group) -> bool:
+    return bool(row.prompt) and row.meta.get(ANSWER) not in (None, "", [])
+
+
+def _is_checkable(row: Group) -> bool:
+    return _has_answer(row) and not _in_words(str(row.meta[ANSWER]))
+
+
+KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its rows are
+    "pairs": Kind(
+        "pairs of a better and a worse response", "prompt=A,chosen=B,rejected=C", resolved_pairs
+    ),
+    "labels": Kind(
+        "responses with a label, good or bad", "prompt=A,completion=B,label=C", _is_labeled
+    ),
+    "known-answers": Kind(
+        "questions with a known answer",
+        "prompt=A,answer=B",
+        _has_answer,
+        _is_checkable,
+    ),
+    "demos": Kind(
+        "prompts with one good response each",
+        "prompt=A,completion=B",
+        lambda row: not why_not_demonstration(row),
+        lambda row: _in_words(all_turns(row.responses[0])),
+    ),
+    "prompts": Kind(
+        "prompts without responses",
+        "prompt=A",
+        lambda row: row.prompt and not row.responses,
+        lambda row: not _is_checkable(row),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file, as a recipe reads it.
+
+    file: its place. path: as the recipe names it. keys: the others of its data entry. named:
+    whether the recipe names its format. read: the rows that can be read. bad: those that must be
+    dropped, and why.
+    """
+
+    file: Path
+    path: str
+    kind: str
+    keys: Mapping[str, Any]
+    format: str
+    named: bool
+    read: Sequence[Group]
+    bad: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return Path(self.path).name
+
+    @property
+    def limit(self) -> int | None:
+        """How many rows are read; None: all."""
+        return self.keys.get("limit")
+
+    @property
+    def examples(self) -> list[Group]:
+        """The rows of its kind."""
+        return list(filter(KINDS[self.kind].holds, self.read))
+
+    @property
+    def counted(self) -> str:
+        """What it holds, as `check` and a run count it: `300 conversations, 300 pairs`."""
+        return counts(self.examples, len(self.bad))
+
+    @property
+    def responses(self) -> list[Response]:
+        """The responses of its examples."""
+        return responses_of(self.examples)
+
+    def limited(self, characters: float) -> DataFile:
+        """The file, read up to about the row that brings its length to this many characters."""
+        texts = [all_turns(response) for response in self.responses]
+        for group in self.read:
+            texts.append(said(group.prompt))
+        rows = list(dict.fromkeys(group.origin for group in self.read))
+        limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
+        if limit >= len(rows):
+            return self
+        kept = set(rows[:limit])
+        read = [group for group in self.read if group.origin in kept]
+        return replace(self, keys={**self.keys, "limit": limit}, read=read)
+
+    def part(self, *share: float) -> list[Group]:
+        """The examples in a share of the conversations."""
+        return _reader({"path": str(self.file), "part": share}).of_part(self.examples, seed=0)
+
+    def entry(self, *share: float) -> Any:
+        """A data entry of a recipe that reads the examples in a share."""
+        keys: dict[str, Any] = {"path": self.path}
+        if share:
+            keys["part"] = list(share)
+        keys |= self.keys
+        entry: Any = keys
+        if len(keys) == 1:
+            entry = self.path
+        if self.named:
+            return {self.format: entry}
+        return entry
+
+
+def _reader(entry: Any) -> SourceReader:
+    """What reads a data entry."""
+    (source,) = data_of(entry, COMMAND).sources
+    return SourceReader(source, plugins().usable("format"), Path, partial(commit_of, "dataset"))
+
+
+def first_row(path: Path) -> Mapping[str, Any]:
+    """The first row of a file; empty if it is no table."""
+    row = next((row for _, row in _reader(str(path)).numbered_rows()), None)
+    if isinstance(row, Mapping):
+        return row
+    return {}
+
+
+def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> DataFile:
+    """What a file holds, by `columns`, or else by those that a format expects or that are often
+    called so.
+
+    name: as the recipe names it. kind: what it is said to hold; empty: what most of its rows are.
+    Raises DataError if it holds something else.
+    """
+    row = first_row(path)
+    chosen = {expected: column for expected, column in columns.items() if column in row}
+    readings = [Reading("", chosen)]
+    if not chosen:
+        readings += readings_of(row, plugins().usable("format"))
+    found: list[DataFile] = []
+    problems: list[DataError] = []
+    for reading in readings:
+        try:
+            found.append(_read(path, name, kind, reading))
+        except UnknownFormat as error:
+            help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
+            problems.append(DataError(f"{error}\nhelp: {help}"))
+        except DataError as error:
+            problems.append(error)
+        if found and (kind or found[-1].kind != "prompts"):
+            return found[-1]  # in prompts, another reading may find responses
+    if not found:
+        raise problems[0]
+    return found[0]
+
+
+def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
+    """A file, read in one way. Raises DataError like `recognize`."""
+    keys = dict[str, Any]()
+    if reading.columns:
+        keys["columns"] = dict(reading.columns)
+    named = bool(reading.format and not reading.columns)
+    entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
+    loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry, COMMAND))
+    format = loaded.sources[0].format
+    rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
+    if len({row.responses[0].label for row in rows["labels"]}) < 2:
+        rows["labels"] = []  # good ones are demonstrations
+    told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
+    most = max(told, key=told.__getitem__)
+    expected, holds = KINDS[kind or most], KINDS[most].words
+    help = "leave out the kind, and it is read as these"
+    if not told[most]:
+        holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
+    if not rows[kind or most]:
+        text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
+        columns = f"or say which columns are meant: --columns {expected.columns}"
+        raise DataError(f"{text}\nhelp: {help}, {columns}")
+    kind = kind or most
+    bad = [*map(str, loaded.skipped)]
+    if kind == "demos":
+        for row in loaded.groups:
+            if why := why_not_demonstration(row):
+                bad.append(f"{row.origin}: the row {why}")
+    if loaded.sources[0].rows >= MOST_ROWS:
+        keys["limit"] = MOST_ROWS
+    if bad:
+        keys["on_bad_row"] = "skip"
+    bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
+    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad)
+
+
+# What a recipe does with them
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe does with files.
+
+    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see
+    `_repeated`.
+    """
+
+    goal: str
+    files: Sequence[DataFile]
+    held_out: bool = False
+    repeated: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, kind: str) -> list[DataFile]:
+        """The files of a kind."""
+        return [file for file in self.files if file.kind == kind]
+
+    @property
+    def taught(self) -> list[DataFile]:
+        """The files that SFT learns from: demonstrations, and questions with solutions."""
+        return self.of("demos") + [file for file in self.of("known-answers") if file.responses]
+
+    @property
+    def gold(self) -> bool:
+        """Whether there are enough pairs for a reward model that judges what learned from the
+        others.
+        """
+        return (
+            self.held_out
+            and self.goal in ("pairs", "prompts")
+            and self.count("pairs", *TRAINING) >= LEAST_PAIRS
+        )
+
+    def count(self, kind: str, *share: float) -> int:
+        """The number of examples of a kind, of rankings the number of pairs, in a share of the
+        conversations.
+        """
+        rows = self._rows(kind, *share)
+        if kind == "pairs":
+            return sum(len(resolved_pairs(row)) for row in rows)
+        return len(rows)
+
+    def _rows(self, kind: str, *share: float) -> list[Group]:
+        rows = list[Group]()
+        for file in self.of(kind):
+            rows += file.part(*share)
+        return rows
+
+    @property
+    def points(self) -> int:
+        """How exact a share of the held-out conversations is, in percentage points (95%)."""
+        openings = {opening(row) for row in self._rows(self.goal, *HELD_OUT)}
+        return round(98 / math.sqrt(len(openings)))
+
+    def entry(self, files: Sequence[DataFile], *share: float) -> str:
+        """A data entry of the recipe, in one line."""
+        shares = share * self.held_out
+        return _flow_of([file.entry(*shares) for file in files])
+
+    def held(self, files: Sequence[DataFile]) -> str:
+        """A data entry of the held-out examples, without those that nearly repeat an example to
+        learn from.
+        """
+        entries = dict[str, Any]()
+        for file in files:
+            if file.kind in self.repeated:
+                entries[f"held_out_{file.kind}"] = f"held_out_{file.kind}"
+            else:
+                entries[file.path] = file.entry(*HELD_OUT)
+        return _flow_of(list(entries.values()))
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Room for nine of ten responses; for solutions, more: each digit is a token."""
+        lengths = list[int]()
+        for file in self.files:
+            lengths += [len(all_turns(response)) for response in file.responses]
+        if not lengths:
+            return 64
+        lengths.sort()
+        factor, most = 1.25, 128
+        if self.goal == "known-answers":
+            factor, most = 1.5, 256
+        tokens = lengths[len(lengths) * 9 // 10] / CHARACTERS * factor
+        return min(most, max(32, math.ceil(tokens / 16) * 16))
+
+    @property
+    def reward(self) -> str:
+        """What compares a response with the known answer. Raises DataError if a question has
+        none.
+        """
+        rows = list[Group]()
+        for file in self.of("known-answers"):
+            rows += file.read
+        ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
+        answers = [str(row.meta[ANSWER]) for row in rows]
+        if all(map(is_number, answers)):
+            return flow({"exact_match": {"extract": NUMBER}})
+        formulas = "\\" in "".join(answers) and find_spec("math_verify")
+        return "math_verify" if formulas else "exact_match"
+
+
+def flow(value: Any) -> str:
+    """Plain data as YAML in one line."""
+    return dump(value, flow=True).removesuffix("...\n").strip()
+
+
+def _flow_of(entries: Sequence[Any]) -> str:
+    return flow(entries[0] if len(entries) == 1 else entries)
+
+
+def planned(files: Sequence[DataFile]) -> Plan:
+    """What a recipe does with files, of which it reads what there is time for.
+
+    Raises RecipeError if there is nothing to learn from, or if they need several recipes.
+    """
+    kinds = {file.kind for file in files}
+    goal = next(goal for goal in GOALS if goal in kinds)
+    if goal == "prompts" and "pairs" not in kinds:
+        help = "add a file of pairs, or write known-answers=FILE if a column has the right answer"
+        refuse("prompts need pairs: without a reward, nothing can be learned on prompts", help)
+    if others := kinds - {goal, *GOALS[goal]}:
+        refuse(
+            f"{KINDS[goal].words} and {KINDS[min(others)].words} need a recipe each",
+            "leave out one of the files",
+        )
+    plan, weights = Plan(goal, files), list[int]()
+    for file in files:
+        times = {"pairs": 2, "labels": 2}.get(file.kind, 0)  # two responses, or answers to sample
+        weights.append(1 if file in plan.taught else times)
+    sampling = 2 * (goal in ("known-answers", "prompts"))
+    most = TOKENS * CHARACTERS / (sum(weights) + sampling)
+    limited, held_out = list[DataFile](), True
+    for file, weight in zip(files, weights, strict=True):
+        limited.append(file.limited(most * weight) if weight else file)
+        held_out = held_out and bool(limited[-1].part(*HELD_OUT) and limited[-1].part(*TRAINING))
+    repeated = _repeated(limited) if held_out and find_spec("rensa") else {}
+    return Plan(goal, limited, held_out, repeated)
+
+
+def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
+    """How many held-out examples of a kind the step `clean` drops, if some nearly repeat an example
+    to learn from.
+    """
+    training = list[Group]()
+    for file in files:
+        training += file.part(*TRAINING)
+    rules, dropped = Rules.model_validate({"personal": False}), Counter[str]()
+    for file in files:
+        rows = rows_of(file.part(*HELD_OUT))
+        faults = cleaned(rows, rules, rows_of(training)).faults
+        if any(fault.rule == "against" for fault in faults.values()):
+            dropped[file.kind] += len(faults)
+    return dropped
+
+
+def named(word: str) -> tuple[str, Path]:
+    """The kind that a word of the command line gives a file, such as `demos=faq.csv`, or an empty
+    one; and the file.
+    """
+    kind, equals, file = word.partition("=")
+    return (kind, Path(file)) if equals and kind in KINDS else ("", Path(word))
+
+
+def write(
+    folder: Path, base: str | None, given: Sequence[tuple[str, Path]], columns: Mapping[str, str]
+) -> tuple[list[Path], list[str]]:
+    """Write a recipe for data. Returns the file, and in lines what was assumed.
+
+    base: None: a small model. given: files, each with the kind that it is said to be of, or "".
+    columns: of any of the files, by the names that a format expects. Raises RecipeError or
+    DataError if nothing can be made of the data, or if a file is in the way.
+    """
+    have, files = list[str](), list[DataFile]()
+    for _, path in given:
+        if not is_file(path):
+            kind, equals, _ = str(path).partition("=")
+            refuse(f"no such file: {path}", did_you_mean(kind, KINDS) if equals else "")
+        have += first_row(path)
+    for name, column in columns.items():
+        if column not in have:
+            help = did_you_mean(column, have, "columns")
+            refuse(f"--columns {name}={column}: no file has a column '{column}'", help)
+    for kind, path in given:
+        name = os.path.relpath(path.resolve(), folder.resolve())
+        files.append(recognize(path, name, kind, columns))
+    plan = planned(files)
+    texts = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    paragraphs = texts.get_template("assumed.txt.j2").render(plan=plan).split("\n\n")
+    assumed = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
+    recipe = texts.get_template(f"{RECIPE}.j2").render(
+        schema=schema_line(plugins()),
+        assumed=assumed,
+        name=flow(name),
+        base=base and flow(base),
+        plan=plan,
+    )
+    return write_files({folder / RECIPE: recipe.encode()}), assumed
+
+
+# Copies of recipes, which can be edited
+
+
+def summary(path: Path) -> str:
+    """What a recipe does: the comment `What:` of its file, up to the first sentence's end."""
+    found = re.search(r"^# What:(.*(?:\n#   .*)*)", path.read_text("utf-8"), re.M)
+    if found is None:
+        return ""
+    words = found[1].replace("\n#", " ").split()
+    return " ".join(words).partition(". ")[0].rstrip(".")
+
+
+def copy_recipe(recipe: Path, folder: Path) -> list[Path]:
+    """Copy a recipe and the files below its folder that it names; return the copies, the recipe
+    first.
+
+    Raises RecipeError if a file with other contents is in the way; nothing is written then.
+    """
+    root = recipe.parent
+    files = [recipe, *root.glob("data/LICENSES.md")]
+    for file in files:  # a recipe names others, which name further ones
+        if file.suffix != ".yaml":
+            continue
+        for word in _NAMES.findall(file.read_text("utf-8")):
+            if (root / word).is_file() and root / word not in files:
+                files.append(root / word)
+    line, copies = schema_line(plugins()).encode(), dict[Path, bytes]()
+    for file in files:
+        if file.name != SCHEMA:
+            copy = file.read_bytes().replace(SCHEMA_LINE.encode(), line, 1)
+            copies[folder / file.relative_to(root)] = copy
+    return write_files(copies)
+
+
+def write_files(files: Mapping[Path, bytes]) -> list[Path]:
+    """Write files: all, or none if one would replace another file. One with the same contents
+    stays.
+    """
+    for path, contents in files.items():
+        if path.exists() and not (path.is_file() and path.read_bytes() == contents):
+            help = "name another folder: alignkit init FOLDER"
+            refuse(f"already exists, with other contents: {path}", help)
+    try:
+        for path, contents in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.write_bytes(contents)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        text = f"cannot write {path}: {reason}\n  help: name another folder"
+        raise OutOfResource(text) from error
+    return list(files)

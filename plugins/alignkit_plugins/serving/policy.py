@@ -1,0 +1,267 @@
+"""Policies and rewards that a command names, loaded: who answers, and who scores the answers."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from alignkit import seeds
+from alignkit.calls import call
+from alignkit.data.files import skips
+from alignkit.data.group import Group, Message, Response
+from alignkit.errors import DataError, RecipeError
+from alignkit.io.console import Reporter
+from alignkit.io.results import stage_folder
+from alignkit.models.generate import ActiveSequence, Generation, attach, generate
+from alignkit.models.models import RolePolicy
+from alignkit.options import DataRef, Options, PolicyRef, RewardRef
+from alignkit.plugins import plugins
+from alignkit.recipe.mistakes import problems_of, validated
+from alignkit.recipe.references import Reading
+from alignkit.recipe.rules import MODEL, broken
+from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.yaml import dump, parse_document
+from alignkit.registry import Component
+from alignkit.reward import REWARD_KEY, Context, no_progress
+from alignkit.runs.services import Services
+from alignkit.runs.stage import RunStage
+from alignkit.sampling import Sampling
+from alignkit.settings import EngineRef, ModelSpec
+from alignkit.tokens.encoder import Ids
+from alignkit.training.rewards import Rewards
+from alignkit_plugins.command_line.words import Named, NamedPolicy, sampling_of
+from alignkit_plugins.compare.comparison import TEMPERATURE
+
+MAX_NEW_TOKENS = 512  # for a policy that did not learn from its own samples
+
+
+class Words(Options):
+    """What a command and its overrides may set. sampling: keys that replace those of
+    `sampling_of`.
+    """
+
+    model: ModelSpec
+    engine: EngineRef = None
+    policies: list[PolicyRef]
+    rewards: list[RewardRef]
+    data: DataRef | None = None
+    sampling: Sampling = Field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A complete answer.
+
+    text: without the stop string that ended it. response: as sampling and rewards have it.
+    """
+
+    text: str
+    response: Response
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that answers.
+
+    name: what people call it. word: what it was named by. role: its weights. sampling: how it
+    samples, unless somebody says otherwise.
+    """
+
+    name: str
+    word: str
+    role: RolePolicy
+    sampling: Sampling
+
+    def prompt(self, messages: Sequence[Message]) -> Ids:
+        """Return the tokens of a conversation.
+
+        Raises DataError if there are none, or too many, or the template refuses the conversation.
+        """
+        prompt = self.role.encoder.prompt(messages)
+        if not prompt:
+            raise DataError("the prompt has no tokens")
+        context = self.role.model.context
+        if len(prompt) >= context:
+            raise DataError(
+                f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}"
+            )
+        return prompt
+
+    def answer(
+        self,
+        prompt: Ids,
+        sampling: Sampling,
+        seed: int,
+        heard: Callable[[str], None] = lambda text: None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Answer:
+        """Sample an answer: that of `alignkit.Policy.sample`, without its stop.
+
+        Args:
+            prompt: From `prompt`.
+            sampling: How to sample.
+            seed: Equal ones give equal answers.
+            heard: Is given the text in pieces that no later token changes.
+            wanted: Asked after every token; once it is false, nothing more is written.
+        """
+        role, encoder, sent = self.role, self.role.encoder, ""
+
+        def hear(text: str) -> None:
+            nonlocal sent
+            if text.startswith(sent) and text != sent:
+                heard(text[len(sent) :])
+                sent = text
+
+        def wrote(rows: Sequence[ActiveSequence]) -> None:
+            for row in rows:
+                if row.active and not wanted():
+                    row.abandon()
+                elif row.active:
+                    # A character may take several tokens, and a lead-in may be left out.
+                    text = encoder.decode(row.tokens).rstrip("\ufffd")
+                    if not encoder.lead.startswith(text):
+                        hear(_before(text, sampling.stop))
+
+        most = min(sampling.max_new_tokens, role.model.context - len(prompt))
+        sampling = sampling.model_copy(update={"max_new_tokens": most})
+        weights, streams = role.base.role(role.reference), [[seeds.number(seed, 0, 0)]]
+        request = Generation(role.model, weights, encoder, [prompt], streams, sampling)
+        ((written,),) = generate(request, wrote=wrote)
+        text = until_stop(encoder.decode(written.tokens), sampling.stop)
+        hear(text)
+        (group,) = attach(request, [Group(())], [[written]])
+        return Answer(text, group.responses[0])
+
+
+def until_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text before the first stop string."""
+    ends = "|".join(map(re.escape, stops))
+    return re.split(ends, text, maxsplit=1)[0] if ends else text
+
+
+def _before(text: str, stops: Sequence[str]) -> str:
+    """The text that is not the beginning of a stop string."""
+    text = until_stop(text, stops)
+    held = 0
+    for stop in stops:
+        for count in range(1, len(stop)):
+            if text.endswith(stop[:count]):
+                held = max(held, count)
+    return text[: len(text) - held]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Policies by name, and rewards with their scorers, in the order in which they were named.
+
+    sampling: what all policies have in common, so that their answers can be compared. data: the
+    rows of the file.
+    """
+
+    policies: Mapping[str, Policy]
+    scorers: Sequence[Rewards] = ()
+    specs: Sequence[RewardSpec] = ()
+    sampling: Sampling = Sampling()
+    data: Sequence[Group] = ()
+
+    def rewards(self, messages: Sequence[Message], answer: Answer) -> dict[str, float | None]:
+        """Return the score of an answer by every reward."""
+        scores: dict[str, float | None] = {}
+        for scorer in self.scorers:
+            folder = Path(scorer.name)
+            name = stage_folder(folder).name if folder.is_absolute() else scorer.name
+            (scored,) = scorer.score([Group(tuple(messages), (answer.response,))])
+            scores[name] = scored.responses[0].scores[REWARD_KEY]
+        return scores
+
+
+@contextmanager
+def opened(
+    named: Named,
+    overrides: Sequence[str],
+    reporter: Reporter,
+    should_stop: Callable[[], None],
+    command: str,
+) -> Iterator[Opened]:
+    """Load the models that a command names. should_stop: raises to end long passes.
+
+    Raises RecipeError for a mistake in an override, and RunFailed for a model that cannot be
+    loaded.
+    """
+    recipe, stage, words = _read(named, overrides, command)
+    with tempfile.TemporaryDirectory(prefix="alignkit-") as folder:
+        run = Services(recipe, Path(folder), reporter)
+        run.should_stop = should_stop
+        with run.models_for(stage):
+            for name in (BASE, *stage.whole_models) if named.keys else ():
+                base = run.models.of(name)
+                base.max_length = base.model.context
+                if words.data is None:
+                    base.progress = no_progress  # a talk shows its own
+            policies = {}
+            for name, policy in named.policies.items():
+                sampling = _sampling([policy], words.sampling)
+                policies[name] = Policy(name, policy.word, run.models[policy.reference], sampling)
+                # Asked for no answer, an engine starts and takes the weights: this can fail.
+                policies[name].role.sample([], seed=0)
+            context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
+            scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
+            data: Sequence[Group] = ()
+            if words.data is not None:
+                loaded = run.data.read(words.data)
+                data = loaded.groups
+                if told := skips(loaded.skipped):
+                    reporter.say(told)
+                scoring = RunStage(run, replace(stage, name=command))
+                for component in specs(words.rewards, Component):
+                    call(scoring.plugin(component), "check", Path.cwd())
+                scoring.check_scoring(words, words.rewards, data)
+            sampling = _sampling(named.policies.values(), words.sampling)
+            yield Opened(policies, scorers, words.rewards, sampling, data)
+
+
+def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe, Stage, Words]:
+    """A recipe without stages, what would be its only stage, and what words and overrides mean."""
+    plain = {
+        "model": dict(named.keys) or {"base": "no-model-is-named"},
+        "policies": [policy.reference for policy in named.policies.values()],
+        "rewards": named.rewards,
+        "data": named.data,
+    }
+    document = parse_document(dump(plain), Path(command), overrides)
+    reading = Reading(plugins(), document.path.parent)
+    words, mistakes = validated(Words, document.data, reading)
+    if words is not None:
+        mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]
+    problems = [*document.problems, *problems_of(document, mistakes)]
+    if problems or words is None:
+        raise RecipeError(problems)
+    stage = reading.stage
+    stage.engine = words.engine if isinstance(words.engine, Component) else None
+    path = document.path
+    recipe = Recipe(
+        path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document
+    )
+    return recipe, stage, words
+
+
+def _sampling(policies: Iterable[NamedPolicy], overrides: Sampling) -> Sampling:
+    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that
+    overrides set.
+    """
+    default = {
+        "max_new_tokens": MAX_NEW_TOKENS,
+        "temperature": TEMPERATURE,
+        **sampling_of(policies),
+    }
+    return Sampling(**default | overrides.model_dump(exclude_unset=True))
+
+
+def _no_data(spec: object) -> list[Group]:
+    raise DataError("this reward reads data, which only a stage of a recipe can give it")

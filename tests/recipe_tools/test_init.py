@@ -1,0 +1,730 @@
+"""`alignkit init FILES`: the recipe fits the data, holds out examples, is valid, runs, and replaces
+no file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from alignkit import Group, Response
+from alignkit.cli import main
+from alignkit.recipe.load import load_recipe
+from alignkit_plugins.recipe_tools.init_write import NUMBER, is_number
+from alignkit_plugins.rewards.exact_match import ExactMatch
+from tests.rows import Said, cells, read_json, user
+
+# Rows of a kind, one for each number n: `<n>` are words with it, so that no two rows are nearly
+# equal, `<#>` is it, and `<even>` whether it is even.
+KINDS = r"""
+DEMO     {"instruction": "Tell me of <n>?", "output": "It is all about <n+700>."}
+LARGE    {"instruction": "Tell me of <n>?", "output": "MUCH is all about <n+700>."}
+PAIR     {"prompt": "Why is <n>?", "chosen": "For <n+800>.", "rejected": "Who can say?"}
+THRICE   {"prompt": "Why is the <n/3>th?", "chosen": "For <n+800>.", "rejected": "Who can say?"}
+ASKED    {"prompt": "I would like to know all of it, so why is <n>, and <n+500>?",
+  "chosen": "For <n+800>.", "rejected": "Who can say?"}
+AGAIN    {"prompt": "Now I would like to know all of it, so why is <n>, and <n+500>?",
+  "chosen": "For <n+800>.", "rejected": "Who can say?"}
+REPLY    {"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [
+  {"text": "Say <n>.", "role": "assistant", "rank": 0}]}}
+TREE     {"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [
+  {"text": "Say <n>.", "role": "assistant", "rank": 0}, {"text": "Say <n+90>.", "role": "assistant", "rank": 1},
+  {"text": "Say <n+180>.", "role": "assistant", "rank": 2}]}}
+LABELED  {"prompt": "How is <n>?", "completion": "As <n+900>.", "label": <even>}
+SOLVED   {"question": "How many of <n>, times <#>?", "answer": "2 x <#>\n#### <#>"}
+LONG     {"question": "How many of <n>, times <#>?", "answer": "COUNT<#>\n#### <#>"}
+SUM      {"question": "What is <#> + 3, said <n>?", "answer": <#>}
+FORMULA  {"question": "What is <#> / 7, said <n>?", "answer": "\\frac{<#>}{7}"}
+ABSENT   {"question": "What is it?", "answer": null}
+WORKED   {"problem": "Of <n>?", "answer": "<#>", "solution": "I count <n+500>."}
+PROMPT   "Talk about <n+300>."
+NAMED    {"question": "Who is <n>?", "answer": "Ann <n>"}
+BAD      {"prompt": "hi", "completion": "no", "label": false}
+TEXT     {"text": "It is."}
+OPEN     {"prompt": "hi", "response_a": "ho", "response_b": "no"}
+BROKEN   {"prompt"
+STRANGE  {"x": 1}
+FAQ      id,Frage,Antwort§1,Ist es?,Ja.
+ODD      Frage,a,b§Ist es?,b,c
+TURN     {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": "So."}]}
+EMPTY    {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": ""}]}
+UPPER    {"messages": [{"role": "user", "content": "NUMBER  <#>?"}, {"role": "assistant", "content": "Well."}]}
+TURNS    {"messages": [{"role": "user", "content": "Number <#>?"}, {"role": "assistant", "content": "So."},
+  {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]}
+"""
+MUCH = " ".join(f"<n+{place * 7}>" for place in range(80))
+ROWS = dict(
+    line.replace("MUCH", MUCH).replace("COUNT", "Count. " * 55).replace("§", "\n").split(maxsplit=1)
+    for line in KINDS.strip("\n").replace("\n  ", " ").split("\n")
+)
+
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def write(lines: str) -> None:
+    """Add rows to files: `FILE KIND COUNT`. About 12 of 60 are held out."""
+    for name, kind, count in map(str.split, lines.splitlines()):
+        with Path(name).open("a", encoding="utf-8") as file:
+            for number in range(int(count)):
+                row = ROWS[kind].replace("<#>", str(number)).replace("<n/3>", str(number // 3))
+                row = row.replace("<even>", str(number % 2 == 0).lower())
+                words = re.sub(
+                    r"<n\+?(\d*)>",
+                    lambda at, n=number: f"the {n + int(at[1] or 0)}th of all things",
+                    row,
+                )
+                file.write(words + "\n")
+
+
+WRITTEN = r"""
+d.jsonl DEMO 60
+$ d.jsonl
+read: d.jsonl as 60 conversations (alpaca)
+held out: about a fifth of the conversations, 9 demonstrations
+answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
+  answers are better, people or a judge can say
+stages:
+  sft:
+    algorithm: sft
+    data: {path: d.jsonl, part: [0.2, 1]}
+    validation: {path: d.jsonl, part: [0, 0.2]}
+    epochs: 2
+  report:
+    step: evaluate
+    policies: [base, sft]
+    examples: {path: d.jsonl, part: [0, 0.2]}
+    prompts: {path: d.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+d.jsonl LARGE 400
+$ d.jsonl
+read: d.jsonl as 180 conversations (alpaca), of its first 180 rows
+held out: about a fifth of the conversations, 37 demonstrations
+answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
+  answers are better, people or a judge can say
+stages:
+  sft:
+    algorithm: sft
+    data: {path: d.jsonl, part: [0.2, 1], limit: 180}
+    validation: {path: d.jsonl, part: [0, 0.2], limit: 180}
+    epochs: 2
+  report:
+    step: evaluate
+    policies: [base, sft]
+    examples: {path: d.jsonl, part: [0, 0.2], limit: 180}
+    prompts: {path: d.jsonl, part: [0, 0.2], limit: 180}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 128}
+    kl: false
+
+a.jsonl DEMO 30
+b.jsonl DEMO 30
+p.jsonl PAIR 60
+$ p.jsonl a.jsonl b.jsonl
+read: p.jsonl as 60 conversations, 60 pairs (preference); a.jsonl as 30 conversations (alpaca); b.jsonl as 30
+  conversations (alpaca)
+held out: about a fifth of the conversations, 12 pairs, 10 demonstrations; too few pairs for a second reward
+  model that judges `align`
+answer: the share of the held-out pairs that `align` gets right, within 28 points at worst, against `sft` and
+  the base model
+stages:
+  sft:
+    algorithm: sft
+    data: [{path: a.jsonl, part: [0.2, 1]}, {path: b.jsonl, part: [0.2, 1]}]
+    validation: [{path: a.jsonl, part: [0, 0.2]}, {path: b.jsonl, part: [0, 0.2]}]
+    epochs: 2
+  align:
+    algorithm: dpo
+    from: sft
+    data: {path: p.jsonl, part: [0.2, 1]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+    batch_size: 8
+    learning_rate: 4e-4
+  report:
+    step: evaluate
+    policies: [base, sft, align]
+    examples: [{path: p.jsonl, part: [0, 0.2]}, {path: a.jsonl, part: [0, 0.2]}, {path: b.jsonl, part: [0, 0.2]}]
+    prompts: {path: p.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+p.jsonl PAIR 300
+$ p.jsonl
+read: p.jsonl as 300 conversations, 300 pairs (preference)
+held out: about a fifth of the conversations, 66 pairs; and 121 pairs for `gold`, a reward model that judges
+  `align`, which never sees them
+answer: the share of the held-out pairs that `align` gets right, within 12 points at worst, against the base
+  model; and how `gold` scores its answers
+stages:
+  align:
+    algorithm: dpo
+    from: base
+    data: {path: p.jsonl, part: [0.2, 0.6]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+    batch_size: 8
+    learning_rate: 4e-4
+  gold:
+    algorithm: reward_model
+    from: base
+    data: {path: p.jsonl, part: [0.6, 1]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+  report:
+    step: evaluate
+    policies: [base, align]
+    examples: {path: p.jsonl, part: [0, 0.2]}
+    metrics: {gold reward: {reward: gold}}
+    prompts: {path: p.jsonl, part: [0, 0.2]}
+    limit: 50
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+a.jsonl PROMPT 60
+p.jsonl PAIR 300
+$ a.jsonl p.jsonl
+read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 300 conversations, 300 pairs (preference)
+held out: about a fifth of the conversations, 16 prompts, 66 pairs; and 121 pairs for `gold`, a reward model
+  that judges `align`, which never sees them
+answer: how `gold` scores answers of `align`, against the base model; it is worth as much as the share of
+  held-out pairs that the reward model gets right
+stages:
+  reward:
+    algorithm: reward_model
+    from: base
+    data: {path: p.jsonl, part: [0.2, 0.6]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+  align:
+    algorithm: {ppo: {group_baseline: true, shared_value: true}}
+    from: base
+    prompts: {path: a.jsonl, part: [0.2, 1]}
+    reward: reward
+    rollout: {samples_per_prompt: 4, max_new_tokens: 32}
+    iterations: 20
+    prompts_per_iteration: 16
+    epochs: 1
+    learning_rate: 3e-4
+  gold:
+    algorithm: reward_model
+    from: base
+    data: {path: p.jsonl, part: [0.6, 1]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+  report:
+    step: evaluate
+    policies: [base, align]
+    metrics: {gold reward: {reward: gold}}
+    prompts: {path: a.jsonl, part: [0, 0.2]}
+    limit: 50
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+a.jsonl PROMPT 60
+p.jsonl PAIR 60
+d.jsonl DEMO 60
+$ a.jsonl p.jsonl d.jsonl
+read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 60 conversations, 60 pairs (preference); d.jsonl as 60
+  conversations (alpaca)
+held out: about a fifth of the conversations, 16 prompts, 12 pairs, 9 demonstrations; too few pairs for a
+  second reward model that judges `align`
+answer: how the reward model that it learned from scores answers of `align`, against `sft` and the base model;
+  it is worth as much as the share of held-out pairs that the reward model gets right
+stages:
+  sft:
+    algorithm: sft
+    data: {path: d.jsonl, part: [0.2, 1]}
+    validation: {path: d.jsonl, part: [0, 0.2]}
+    epochs: 2
+  reward:
+    algorithm: reward_model
+    from: sft
+    data: {path: p.jsonl, part: [0.2, 1]}
+    validation: {path: p.jsonl, part: [0, 0.2]}
+  align:
+    algorithm: {ppo: {group_baseline: true, shared_value: true}}
+    from: sft
+    prompts: {path: a.jsonl, part: [0.2, 1]}
+    reward: reward
+    rollout: {samples_per_prompt: 4, max_new_tokens: 32}
+    iterations: 20
+    prompts_per_iteration: 16
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, sft, align]
+    rewards: [reward]
+    prompts: {path: a.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+l.jsonl LABELED 60
+$ l.jsonl
+read: l.jsonl as 60 conversations (prompt_completion)
+held out: about a fifth of the conversations, 13 labeled responses
+answer: the loss of good held-out responses, against the base model; whether answers are better, people or a
+  judge can say
+stages:
+  align:
+    algorithm: kto
+    from: base
+    data: {path: l.jsonl, part: [0.2, 1]}
+    validation: {path: l.jsonl, part: [0, 0.2]}
+    batch_size: 8
+    learning_rate: 4e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    examples: {path: l.jsonl, part: [0, 0.2]}
+    prompts: {path: l.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+s.jsonl SUM 60
+$ s.jsonl
+read: s.jsonl as 60 prompts with a known answer (prompt_only)
+held out: about a fifth of the conversations, 15 questions
+answer: the share of the held-out questions that `align` gets right, within 25 points at worst, against the
+  base model
+stages:
+  align:
+    algorithm: grpo
+    from: base
+    prompts: {path: s.jsonl, part: [0.2, 1], columns: {prompt: question}}
+    reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}
+    rollout: {samples_per_prompt: 8, max_new_tokens: 64}
+    iterations: 10
+    prompts_per_iteration: 8
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    metrics: {right: {reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}}}
+    prompts: {path: s.jsonl, part: [0, 0.2], columns: {prompt: question}}
+    limit: 100
+    sampling: {temperature: 0.7, max_new_tokens: 64}
+    kl: false
+
+s.jsonl LONG 60
+$ s.jsonl
+read: s.jsonl as 60 conversations with a known answer (gsm8k)
+held out: about a fifth of the conversations, 13 questions
+answer: the share of the held-out questions that `align` gets right, within 27 points at worst, against `sft`
+  and the base model
+stages:
+  sft:
+    algorithm: sft
+    data: {gsm8k: {path: s.jsonl, part: [0.2, 1]}}
+    validation: {gsm8k: {path: s.jsonl, part: [0, 0.2]}}
+    epochs: 2
+  align:
+    algorithm: grpo
+    from: sft
+    prompts: {gsm8k: {path: s.jsonl, part: [0.2, 1]}}
+    reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}
+    rollout: {samples_per_prompt: 8, max_new_tokens: 160}
+    iterations: 4
+    prompts_per_iteration: 8
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, sft, align]
+    metrics: {right: {reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}}}
+    prompts: {gsm8k: {path: s.jsonl, part: [0, 0.2]}}
+    limit: 100
+    sampling: {temperature: 0.7, max_new_tokens: 160}
+    kl: false
+
+s.jsonl WORKED 60
+$ s.jsonl
+read: s.jsonl as 60 conversations with a known answer (prompt_completion)
+held out: about a fifth of the conversations, 10 questions
+answer: the share of the held-out questions that `align` gets right, within 31 points at worst, against `sft`
+  and the base model
+stages:
+  sft:
+    algorithm: sft
+    data: {path: s.jsonl, part: [0.2, 1], columns: {prompt: problem, completion: solution}}
+    validation: {path: s.jsonl, part: [0, 0.2], columns: {prompt: problem, completion: solution}}
+    epochs: 2
+  align:
+    algorithm: grpo
+    from: sft
+    prompts: {path: s.jsonl, part: [0.2, 1], columns: {prompt: problem, completion: solution}}
+    reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}
+    rollout: {samples_per_prompt: 8, max_new_tokens: 32}
+    iterations: 20
+    prompts_per_iteration: 8
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, sft, align]
+    metrics: {right: {reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}}}
+    prompts: {path: s.jsonl, part: [0, 0.2], columns: {prompt: problem, completion: solution}}
+    limit: 100
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+n.jsonl NAMED 60
+$ known-answers=n.jsonl
+read: n.jsonl as 60 prompts with a known answer (prompt_only)
+held out: about a fifth of the conversations, 11 questions
+answer: the share of the held-out questions that `align` gets right, within 30 points at worst, against the
+  base model
+stages:
+  align:
+    algorithm: grpo
+    from: base
+    prompts: {path: n.jsonl, part: [0.2, 1], columns: {prompt: question}}
+    reward: exact_match
+    rollout: {samples_per_prompt: 8, max_new_tokens: 64}
+    iterations: 10
+    prompts_per_iteration: 8
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    metrics: {right: {reward: exact_match}}
+    prompts: {path: n.jsonl, part: [0, 0.2], columns: {prompt: question}}
+    limit: 100
+    sampling: {temperature: 0.7, max_new_tokens: 64}
+    kl: false
+
+n.jsonl NAMED 60
+$ n.jsonl
+read: n.jsonl as 60 conversations (prompt_completion)
+held out: about a fifth of the conversations, 11 demonstrations
+answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
+  answers are better, people or a judge can say
+stages:
+  sft:
+    algorithm: sft
+    data: {path: n.jsonl, part: [0.2, 1], columns: {prompt: question, completion: answer}}
+    validation: {path: n.jsonl, part: [0, 0.2], columns: {prompt: question, completion: answer}}
+    epochs: 2
+  report:
+    step: evaluate
+    policies: [base, sft]
+    examples: {path: n.jsonl, part: [0, 0.2], columns: {prompt: question, completion: answer}}
+    prompts: {path: n.jsonl, part: [0, 0.2], columns: {prompt: question, completion: answer}}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+s.jsonl FORMULA 30
+$ s.jsonl
+read: s.jsonl as 30 prompts with a known answer (prompt_only)
+held out: about a fifth of the conversations, 8 questions
+answer: the share of the held-out questions that `align` gets right, within 35 points at worst, against the
+  base model
+stages:
+  align:
+    algorithm: grpo
+    from: base
+    prompts: {path: s.jsonl, part: [0.2, 1], columns: {prompt: question}}
+    reward: math_verify
+    rollout: {samples_per_prompt: 8, max_new_tokens: 64}
+    iterations: 10
+    prompts_per_iteration: 8
+    epochs: 1
+    learning_rate: 3e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    metrics: {right: {reward: math_verify}}
+    prompts: {path: s.jsonl, part: [0, 0.2], columns: {prompt: question}}
+    limit: 100
+    sampling: {temperature: 0.7, max_new_tokens: 64}
+    kl: false
+
+t.jsonl TREE 60
+$ t.jsonl
+read: t.jsonl as 60 conversations, 180 pairs (oasst)
+held out: about a fifth of the conversations, 42 pairs; too few pairs for a second reward model that judges
+  `align`
+answer: the share of the held-out pairs that `align` gets right, within 26 points at worst, against the base
+  model
+stages:
+  align:
+    algorithm: dpo
+    from: base
+    data: {path: t.jsonl, part: [0.2, 1]}
+    validation: {path: t.jsonl, part: [0, 0.2]}
+    batch_size: 8
+    learning_rate: 4e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    examples: {path: t.jsonl, part: [0, 0.2]}
+    prompts: {path: t.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+t.jsonl THRICE 60
+$ t.jsonl
+read: t.jsonl as 60 conversations, 60 pairs (preference)
+held out: about a fifth of the conversations, 9 pairs; too few pairs for a second reward model that judges
+  `align`
+answer: the share of the held-out pairs that `align` gets right, within 57 points at worst, against the base
+  model
+stages:
+  align:
+    algorithm: dpo
+    from: base
+    data: {path: t.jsonl, part: [0.2, 1]}
+    validation: {path: t.jsonl, part: [0, 0.2]}
+    batch_size: 8
+    learning_rate: 4e-4
+  report:
+    step: evaluate
+    policies: [base, align]
+    examples: {path: t.jsonl, part: [0, 0.2]}
+    prompts: {path: t.jsonl, part: [0, 0.2]}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+t.jsonl TREE 40
+t.jsonl REPLY 20
+$ demos=t.jsonl
+read: t.jsonl as 20 conversations, 40 bad rows (oasst)
+dropped of t.jsonl: bad rows, 40; the first is t.jsonl:1: the row has 3 responses, all of which would be
+  learned; use an algorithm that learns comparisons
+held out: about a fifth of the conversations, 5 demonstrations
+answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
+  answers are better, people or a judge can say
+stages:
+  sft:
+    algorithm: sft
+    data: {path: t.jsonl, part: [0.2, 1], on_bad_row: skip}
+    validation: {path: t.jsonl, part: [0, 0.2], on_bad_row: skip}
+    epochs: 2
+  report:
+    step: evaluate
+    policies: [base, sft]
+    examples: {path: t.jsonl, part: [0, 0.2], on_bad_row: skip}
+    prompts: {path: t.jsonl, part: [0, 0.2], on_bad_row: skip}
+    limit: 20
+    sampling: {temperature: 0.7, max_new_tokens: 32}
+    kl: false
+
+g.jsonl SOLVED 1
+$ demos=g.jsonl
+read: g.jsonl as 1 conversation (gsm8k)
+held out: nothing, there are too few examples; so the run has no report
+stages:
+  sft:
+    algorithm: sft
+    data: {gsm8k: g.jsonl}
+    epochs: 2
+
+faq.csv FAQ 1
+odd.csv ODD 60
+$ demos=faq.csv pairs=odd.csv --columns prompt=Frage,completion=Antwort,chosen=a,rejected=b
+read: faq.csv as 1 conversation (prompt_completion); odd.csv as 119 conversations, 119 pairs (preference)
+held out: nothing, there are too few examples; so the run has no report
+stages:
+  sft:
+    algorithm: sft
+    data: {path: faq.csv, columns: {prompt: Frage, completion: Antwort}}
+    epochs: 2
+  align:
+    algorithm: dpo
+    from: sft
+    data: {path: odd.csv, columns: {prompt: Frage, chosen: a, rejected: b}}
+    batch_size: 8
+    learning_rate: 4e-4
+"""
+
+
+@pytest.mark.parametrize("block", WRITTEN.strip("\n").split("\n\n"))
+def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None:
+    """The files, the words of the command, what it says, and the stages that it writes."""
+    files, _, block = block.partition("$ ")
+    words, _, block = block.partition("\n")
+    said, _, stages = block.partition("stages:\n")
+    write(files)
+    assert main(["init", *words.split()]) == 0
+    said = said.replace("\n  ", " ")
+    assert printed() == f"recipe.yaml\n{said}next: alignkit run recipe.yaml\n"
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(text)["stages"] == yaml.safe_load(stages)
+    assert all(f"# {line}\n" in text.replace("\n#   ", " ") for line in said.splitlines())
+    assert ("To use all rows" in text) == (", limit: " in text)
+    assert load_recipe(Path("recipe.yaml"))
+
+
+def test_the_reward_compares_the_last_number_of_an_answer() -> None:
+    reward = ExactMatch(ExactMatch.Options(extract=NUMBER))
+    for known in ("42", "1,234", "-5", "1/2", ".5"):
+        said = [f"First 7, so it is {known}.", "It is 43.", f"**{known}**"]
+        group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
+        assert is_number(known) and reward.score([group]) == [1.0, 0.0, 1.0]
+
+
+def test_held_out_examples_that_repeat_others_are_dropped_by_the_run(
+    printed: Said,
+) -> None:
+    """Every row has a near double with another beginning, which puts it anywhere."""
+    write("pairs.jsonl ASKED 50\npairs.jsonl AGAIN 50")
+    assert main(["init", "pairs.jsonl"]) == 0
+    out = printed()
+    recipe = load_recipe(Path("recipe.yaml"))
+    align, report = recipe.stages["align"].settings, recipe.stages["report"].component.options
+    assert align is not None
+    for spec in (align.validation, report.prompts, report.examples):  # type: ignore[attr-defined]
+        assert [source.stage for source in spec.sources] == ["held_out_pairs"]
+    words = ["model.base=tiny", "--until", "held_out_pairs", "--out", "run"]
+    assert main(["run", "recipe.yaml", *words]) == 0
+    stage = read_json(Path("run/held_out_pairs/stage.json"))
+    dropped = stage["summary"]["rows"] - stage["summary"]["kept"]
+    assert dropped and f"({dropped} of them dropped, as they repeat others)" in out
+
+
+@pytest.mark.parametrize(
+    ("files", "headline"),
+    [
+        ("d.jsonl DEMO 40\np.jsonl PAIR 40", "pairs right"),
+        ("l.jsonl LABELED 40", "next tokens right"),
+    ],
+)
+def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None:
+    write(files)
+    assert main(["init", *re.findall(r"\S+\.jsonl", files)]) == 0
+    words = ["run", "recipe.yaml", "model.base=tiny", "model.lora.r=2", "--out", "run"]
+    assert main(words) == 0
+    found = read_json(Path("run/report/evaluation.json"))
+    assert found["headline"] == headline
+
+
+# There is room for nine of ten responses. 400 large rows have 796,012 characters. There is time for
+# 90,000 tokens of 4, of which pairs, or samples, take two thirds: 120,000 are left, or 60 rows. Answers
+# of which some are no numbers are compared as they are.
+CHOSEN = """\
+d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
+d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
+d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
+s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | reward: exact_match
+"""
+
+
+@pytest.mark.parametrize(("files", "words", "text"), cells(CHOSEN))
+def test_what_a_recipe_says(files: str, words: str, text: str) -> None:
+    write(files.replace(";", "\n"))
+    assert main(["init", *words.split()]) == 0
+    assert f"{text}\n" in Path("recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_a_recipe_reads_the_rows_that_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alignkit_plugins.recipe_tools.init_write.MOST_ROWS", 50)
+    write("d.jsonl DEMO 60")
+    assert main(["init", "d.jsonl"]) == 0
+    text = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "{path: d.jsonl, part: [0.2, 1], limit: 50}\n" in text
+
+
+COLUMNS = """\
+demos=faq.csv  question,answer       {prompt: question, completion: answer}
+demos=faq.csv  input,output          {prompt: input, completion: output}
+demos=faq.csv  prompt,answer         {completion: answer}
+demos=faq.csv  instruction,output    {}
+pairs=faq.csv  question,good,bad     {prompt: question, chosen: good, rejected: bad}
+pairs=faq.csv  prompt,better,worse   {chosen: better, rejected: worse}
+faq.csv        question,answer       {prompt: question, completion: answer}
+faq.csv        prompt,good,bad       {chosen: good, rejected: bad}
+faq.csv        prompt,reply          {completion: reply}
+"""
+
+
+@pytest.mark.parametrize("line", COLUMNS.splitlines())
+def test_usual_names_of_columns_are_recognized(line: str) -> None:
+    """One prompt is held out of nothing, so there is one stage."""
+    word, header, columns = line.split(maxsplit=2)
+    row = re.sub(r"(\w+)", r"\1 of it", header)
+    Path("faq.csv").write_text(f"{header}\n{row}\n", encoding="utf-8")
+    assert main(["init", word]) == 0
+    (stage,) = load_recipe(Path("recipe.yaml")).stages.values()
+    assert stage.settings is not None and stage.settings.data is not None
+    assert stage.settings.data.sources[0].columns == yaml.safe_load(columns)
+    assert main(["init", "faq.csv", "--base", "tiny"]) == 2  # the recipe stays
+
+
+# What cannot be used
+
+FILES = """\
+demos.jsonl DEMO 1
+pairs.jsonl PAIR 1
+prompts.jsonl PROMPT 1
+labeled.jsonl LABELED 2
+sums.jsonl SUM 1
+holes.jsonl SUM 7
+holes.jsonl ABSENT 1
+ranked.jsonl TREE 9
+bad.jsonl BAD 1
+text.jsonl TEXT 1
+open.jsonl OPEN 1
+broken.jsonl BROKEN 1
+strange.jsonl STRANGE 1
+empty.jsonl TEXT 0
+faq.csv FAQ 1
+odd.csv ODD 1"""
+MISTAKES = """\
+prompts.jsonl                                      2  prompts need pairs
+prompts=prompts.jsonl                              2  prompts need pairs
+sums.jsonl pairs.jsonl                             2  a recipe each
+labeled.jsonl pairs.jsonl                          2  need a recipe
+demos=nowhere.jsonl                                2  no such file: nowhere.jsonl
+known-answer=sums.jsonl                            2  did you mean 'known-answers'?
+strange.jsonl                                      4  no format matches the first row (columns x)
+demos=strange.jsonl                                4  no format matches the first row (columns x)
+empty.jsonl                                        4  no row that the recipe reads
+holes.jsonl                                        4  holes.jsonl:8
+demos=broken.jsonl                                 4  bad rows skipped: 1
+demos=prompts.jsonl                                4  (format prompt_only)
+demos=pairs.jsonl                                  4  (format preference)
+demos=ranked.jsonl                                 4  (format oasst)
+demos=bad.jsonl                                    4  (format prompt_completion)
+demos=text.jsonl                                   4  (format text)
+pairs=demos.jsonl                                  4  (format alpaca)
+pairs=open.jsonl                                   4  compare responses: alignkit label
+pairs=odd.csv                                      4  --columns prompt=A,chosen=B,rejected=C
+demos=faq.csv --columns prompt=no,completion=id    2  columns: id, Frage, Antwort
+demos=faq.csv --columns prompt=Frage,completion=Antwrot  2  did you mean 'Antwort'?
+demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=A,completion
+demos=faq.csv --columns prompt=Frage,completion=Antwort,x=y  2  no file has a column 'y'
+demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new name
+demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
+--from smoke --base tiny                           2  a recipe is copied unchanged
+"""
+
+
+@pytest.mark.parametrize("line", MISTAKES.splitlines())
+def test_data_that_no_recipe_fits(line: str, said: Said) -> None:
+    """`files  exit code  words`; nothing is written."""
+    words, code, message = re.split(r"\s\s+", line)
+    write(FILES)
+    assert main(["init", "new", *words.split()]) == int(code)
+    assert message in " ".join(said().split()) and not Path("new").exists()
+
+
+def test_bad_rows_and_turns_of_conversations_give_a_recipe_that_is_checked(
+    printed: Said,
+) -> None:
+    """A row for each answer of a conversation, prompts that differ in case only, and an empty
+    answer.
+    """
+    write("d.jsonl EMPTY 1\nd.jsonl TURN 8\nd.jsonl TURNS 8\nd.jsonl UPPER 8")
+    assert main(["init", "demos=d.jsonl"]) == 0
+    assert "bad rows, 1; the first is d.jsonl:1: " in printed()
+    assert main(["check", "recipe.yaml", "model.base=tiny"]) == 0
