@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from traceback import walk_tb
+from traceback import extract_tb, walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -131,15 +131,19 @@ class Plugins(Registry):
 
 def moved(error: BaseException) -> str:
     """What to import instead of a module of alignkit that is not there: one of the same name."""
-    name = str(getattr(error, "name", ""))
-    package, _, rest = name.partition(".")
+    missing = str(getattr(error, "name", ""))
+    package = missing.partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or not package.startswith(alignkit.__name__):
         return ""
+    # The error names the first folder that is not there, and only the code names the module in it.
+    code = extract_tb(error.__traceback__)[-1].line or ""
+    wanted = {*re.findall(r"\w+", code.partition(missing)[2]), missing.rpartition(".")[2]}
     found = set[str]()
     for place in {alignkit.__name__, package} & sys.modules.keys():
         root = Path(str(sys.modules[place].__path__[0]))
-        for file in root.rglob(f"{rest.rpartition('.')[2]}.py"):
-            found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
+        for file in root.rglob("*.py"):
+            if file.stem in wanted:
+                found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
     return f"; import {' or '.join(sorted(found))} instead" if found else ""
 
 

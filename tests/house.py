@@ -67,8 +67,9 @@ rooms: [io, kernels, models, recipe, runs, tokens, training]
 uses_evaluation: [evaluation, training, runs]
 below_kernels: [errors, functional, io, kernels, plugins]
 needs: [
-  formats, rewards, algorithms, environments, models, backends, processes, monitors, trl, compare,
-  ai_feedback, vllm, people, policies, evaluate, report, data, recipes, authors]
+  text, servers, command_line, formats, rewards, algorithms, environments, bases, backends,
+  processes, monitors, trl, compare, ai_feedback, vllm, people, serving, evals, report, data_tools,
+  recipe_tools, authors]
 contract_only: [algorithms, formats, monitors, rewards, vllm]
 other_meanings:
   alignkit.settings: [sft]

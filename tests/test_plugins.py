@@ -96,6 +96,18 @@ BROKEN = {
         "import alignkit_plugins.environments.turns",
         "(fake_x_moved.py:1); import alignkit.tokens.turns instead",
     ),
+    "remote": (
+        "from alignkit_plugins.ai_feedback.remote import Remote",
+        "; import alignkit_plugins.servers.remote instead",
+    ),
+    "folder": (
+        "from alignkit_plugins.evaluate.select_best import SelectBest",
+        "; import alignkit_plugins.evals.select_best instead",
+    ),
+    "module": (
+        "from alignkit_plugins.policies import talk",
+        "; import alignkit_plugins.serving.talk instead",
+    ),
     "syntax": ("def (", "SyntaxError"),
     "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_exit.py:2)"),
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_line.py:3)"),

@@ -98,9 +98,9 @@ def test_a_first_party_plugin_counts_without_the_others() -> None:
     import alignkit_plugins.evals.step
 
     assert names(Path(alignkit_plugins.algorithms.ppo.__file__)) == {"ppo.py"}
-    parts = {"evaluate/__init__.py", "evaluate/measures.py"}
+    parts = {"evals/__init__.py", "evals/measures.py"}
     found = names(Path(alignkit_plugins.evals.step.__file__))
-    assert parts <= found and all(name.startswith("evaluate/") for name in found)
+    assert parts <= found and all(name.startswith("evals/") for name in found)
 
 
 def test_the_folder_and_the_order_do_not_matter_and_faults_are_left_to_the_import(
