@@ -243,12 +243,12 @@ def test_digits_follow_the_interval(numbers: str, how: str, text: str) -> None:
     """A number that rounds to zero has no minus."""
     mean, low, high = [*map(float, numbers.split()), None, None][:3]
     found = {"mean": mean, "low": low, "high": high}
-    assert statistics.shown(found, sign=how == "+", percent=how == "%") == text
+    assert statistics.interval_text(found, sign=how == "+", percent=how == "%") == text
 
 
 def test_the_documentation_shows_the_interval_of_equal_scores() -> None:
     page = (Path(__file__).parent.parent / "docs" / "evaluate.md").read_text(encoding="utf-8")
-    assert f"the mean is `{statistics.shown(statistics.rate([0] * 50))}`" in page
+    assert f"the mean is `{statistics.interval_text(statistics.rate([0] * 50))}`" in page
 
 
 # --- the difference at equal length, by simulation

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.statistics import interval_text
 
 # Metrics, the one that a reader looks for first; of a loss, less is better
 COMPARED = ("accuracy", "loss")
@@ -132,7 +132,9 @@ def _change(name: str, one: Mapping[str, Any]) -> str:
     percent = name == "accuracy"
     start = {**one["start"], "low": None, "high": None}
     digits = statistics.decimals(one["result"])
-    begin, end = (shown(each, percent=percent, digits=digits) for each in (start, one["result"]))
+    begin, end = (
+        interval_text(each, percent=percent, digits=digits) for each in (start, one["result"])
+    )
     return f"{name} {begin} -> {end}"
 
 

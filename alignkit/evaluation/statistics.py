@@ -438,7 +438,7 @@ def clustered_share(cases: Sequence[float], units: Sequence[Any]) -> Share | Non
     return share(math.fsum(cases), n, independent, quantile)
 
 
-def shown(
+def interval_text(
     estimate: Mapping[str, Any] | None,
     *,
     sign: bool = False,

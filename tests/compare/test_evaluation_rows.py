@@ -21,7 +21,7 @@ from alignkit_plugins.compare.rows import (
     adjusted,
     main_rows,
     plain,
-    rows_of,
+    rows_in,
 )
 from alignkit_plugins.compare.scores import Score, Scores, compare
 from alignkit_plugins.compare.tables import comparisons, table
@@ -243,7 +243,7 @@ def test_tables_and_the_file_are_of_the_same_rows() -> None:
     assert upright.columns == ["", "sft", "align"] and upright.note == "* lower is better"
     assert list(map(tuple, upright.rows)) == cells(TABLE)
     assert list(map(tuple, comparisons(rows).rows)) == cells(COMPARISONS)
-    assert rows_of({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
+    assert rows_in({"results": json.loads(json.dumps(list(map(plain, rows))))}) == rows
 
 
 def test_scores_are_plain_and_meet_at_their_prompt_and_seed() -> None:

@@ -10,7 +10,7 @@ from planted_rows import Writer
 
 from alignkit import Group, Message, Response
 from alignkit_plugins.data_tools import near
-from alignkit_plugins.data_tools.clean import rows_of
+from alignkit_plugins.data_tools.clean import rows_to_clean
 from alignkit_plugins.data_tools.near import Kind, Unit
 from tests.rows import assistant, user
 from tests.typings import ASKED, TYPINGS
@@ -37,7 +37,7 @@ def test_case_and_white_space_do_not_count() -> None:
 
 
 def test_a_question_in_another_typing_is_a_leak() -> None:
-    (held_out, *others) = (rows_of([Group((user(text),))]) for text in (ASKED, *TYPINGS))
+    (held_out, *others) = (rows_to_clean([Group((user(text),))]) for text in (ASKED, *TYPINGS))
     assert len(others) > 20
     for training in others:
         assert rows(near.leaks(training, held_out, "prompt", 0)), training
@@ -79,7 +79,7 @@ def test_rows_are_as_similar_as_their_least_similar_parts() -> None:
         Group((user(prompt),), tuple(Response(text=text) for text in texts))
         for prompt, *texts in parts
     ]
-    found = near.units_of(rows_of(groups), "row")
+    found = near.units_of(rows_to_clean(groups), "row")
     assert rows(near.repeated(found, 0.8)) == [(2, 1)]
 
 
@@ -122,10 +122,10 @@ def test_an_answer_that_many_rows_give_is_no_leak() -> None:
         return Group((), (Response(text=answer),))
 
     other = LONG[::-1]
-    held_out = rows_of([row(LONG), row(other)])
+    held_out = rows_to_clean([row(LONG), row(other)])
     every = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 1)]
     for copies, leaked in ((5, every), (6, [(6, 1)])):
-        training = rows_of([row(LONG)] * copies + [row(other)])
+        training = rows_to_clean([row(LONG)] * copies + [row(other)])
         matches = near.leaks(training, held_out, "response", 0.8)
         assert rows(matches) == leaked
 
@@ -143,7 +143,7 @@ def test_turns_are_texts_by_themselves_unless_they_are_short(kind: Kind) -> None
     brief = Message(role="system", content="Be brief.")
     prompt = (brief, user("Hi"), assistant(answer), user(LONG))
     later = (assistant("Yes, please."), user(LONG[:40]), assistant(answer * 2))
-    found = near.units_of(rows_of([Group(prompt, (Response(messages=later),))]), kind)
+    found = near.units_of(rows_to_clean([Group(prompt, (Response(messages=later),))]), kind)
     wanted = [answer, answer * 2]
     if kind == "prompt":
         wanted = [f"Hi {answer} {LONG}", LONG, LONG[:40]]

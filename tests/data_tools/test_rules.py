@@ -13,7 +13,7 @@ from planted_rows import data
 
 from alignkit import Group, Message, Response
 from alignkit.data.group import group_id
-from alignkit_plugins.data_tools.clean import STOCK, Rules, redacted, redacted_group, rows_of
+from alignkit_plugins.data_tools.clean import STOCK, Rules, redacted, redacted_group, rows_to_clean
 from alignkit_plugins.data_tools.files import removed_file
 from alignkit_plugins.data_tools.files import write_rows as pack
 from alignkit_plugins.formats.layouts import LAYOUTS
@@ -58,14 +58,14 @@ def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
 def test_what_a_rule_sees_is_the_answer() -> None:
     def fault(answer: str, **options: Any) -> str:
         talk: Any = (assistant(answer), user("And?"), assistant("Ja."))
-        (row,) = rows_of([Group(PROMPT, (Response(messages=talk),))])
+        (row,) = rows_to_clean([Group(PROMPT, (Response(messages=talk),))])
         found = Rules(**options).fault(row)
         return found.rule if found else ""
 
     german = "Das ist eine sehr schöne Antwort auf die Frage, die du gestellt hast."
     assert fault(german, languages=["en"]) == "languages"
     assert fault(german, languages=["en", "de"]) == fault("Ja. " + "1" * 20, languages=["en"]) == ""
-    assert str(rows_of([Group(())] * 2)[1]) == "row:2"
+    assert str(rows_to_clean([Group(())] * 2)[1]) == "row:2"
 
 
 CONVERTED = """\

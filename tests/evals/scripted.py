@@ -16,7 +16,7 @@ from alignkit.data.sources import DataSource, DataSpec
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.evals.step import Evaluate
 from alignkit_plugins.rewards.honesty import HonestyAccuracy
 from tests.by_role import ByRole
@@ -174,7 +174,7 @@ def lines(evaluation: Mapping[str, Any]) -> list[str]:
     high n p`.
     """
     found = []
-    for one in rows_of(evaluation):
+    for one in rows_in(evaluation):
         head = f"{one.policy} {one.metric} {one.value}".strip()
         won = figures({"low": one.win_rate["low"]} if one.win_rate else {})
         numbers = figures(one.estimate), figures(one.difference), won

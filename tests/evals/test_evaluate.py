@@ -30,7 +30,7 @@ from alignkit_plugins.compare.comparison import (
     together,
     units_of,
 )
-from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.evals import measures
 from alignkit_plugins.evals.judged import Preference
 from alignkit_plugins.evals.metrics import raters_of
@@ -299,7 +299,7 @@ def test_the_whole_report_and_its_files(tmp_path: Path) -> None:
         "align",
         pytest.approx({"metric": 3.131, "helpful": 3.131}, abs=1e-3),
     )
-    mine = [one for one in rows_of(found) if one.policy == "align" and not one.column]
+    mine = [one for one in rows_in(found) if one.policy == "align" and not one.column]
     reward, judge = (one for one in mine if one.kind in ("reward", "judge"))
     assert not any(one.equal_length for one in mine if one.kind == "metric")  # no length fools it
     equal = reward.equal_length
@@ -398,7 +398,7 @@ def test_rows_with_the_same_words_are_one_unit_of_all_numbers(tmp_path: Path) ->
     found = summary(tmp_path, Scripted(), rows, judges=[JUDGE])
     assert (found["prompts"], found["units"]) == (6, 3)
     assert found["notes"][0].startswith("intervals are over 3 units: of 6 rows")
-    every = [row.estimate for row in rows_of(found) if "n" in row.estimate]
+    every = [row.estimate for row in rows_in(found) if "n" in row.estimate]
     assert len(every) > 8 and {one["n"] for one in every} == {3}
 
 
@@ -494,7 +494,7 @@ def test_examples_that_compare_nothing_are_counted(
     made = step(examples=PASSAGES, metrics={"m": {"reward": own}}, judges=[JUDGE])
     monkeypatch.setattr(evaluate, "learned_from", lambda *_: True)
     found: Any = made.run(context(Scripted(), tmp_path, load=load, recipe=object())).summary
-    assert {row.trained_on for row in rows_of(found) if row.metric == "judge"} == {True}
+    assert {row.trained_on for row in rows_in(found) if row.metric == "judge"} == {True}
     asked = [call.args[1] for call in trained.call_args_list[:5]]
     assert asked == ["base", "sft", "align", HELPFUL, own]
     assert found["examples"] == 1 and found["headline"] == "pairs right"

@@ -19,7 +19,7 @@ from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.errors import DataError, RecipeError
 from alignkit_plugins.command_line.words import read_words, recipe_of
-from alignkit_plugins.compare.rows import rows_of
+from alignkit_plugins.compare.rows import rows_in
 from tests import rows
 from tests.rows import assistant, user
 
@@ -118,7 +118,7 @@ def test_policies_of_two_runs(
     call("evaluate", *words, "--out", out)
     found = rows.read_json(out / "evaluate" / "evaluation.json")
     assert found["policies"] == ["base", "run/online", "run/sft"] and found["prompts"] == 2
-    rated = {(row.policy, row.metric) for row in rows_of(found) if row.counts}
+    rated = {(row.policy, row.metric) for row in rows_in(found) if row.counts}
     assert rated == {
         (who, by) for who in ("base", "run/sft") for by in ("reward_judge", "run/liked")
     }
@@ -189,7 +189,7 @@ def test_scores_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[
     )
     assert scores == theirs
     rated = rows.read_json(folder / "reward_evaluation.json")
-    for row in rows_of(rated)[:2]:
+    for row in rows_in(rated)[:2]:
         assert found[row.policy]["pairs_right"]["accuracy"] == row.estimate
     assert {name: one["mean"]["n"] for name, one in found.items()} == {"run/liked": 3, "length": 3}
 

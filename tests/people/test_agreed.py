@@ -12,7 +12,7 @@ import pytest
 from stores import event, opened, pair, ranking, several, side
 
 from alignkit.cli import main
-from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.statistics import interval_text
 from alignkit_plugins.people.agreement import agreement, agreement_of, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store
@@ -98,11 +98,11 @@ def test_fifty_items_say_how_far_people_agree() -> None:
     agreed = agreement_of([[1, 0]] * 10 + [[1, 1], [0, 0]] * 20)
     ann = {"items": 50, "with_others": agreed["same"], "with_gold": None}
     found = {"question": "pair", "shared": 50, **agreed, "people": {"ann": ann}}
-    told, alpha = sentence([found]), shown(agreed["alpha"])
+    told, alpha = sentence([found]), interval_text(agreed["alpha"])
     assert told == f"pair: 80% of labels agree, alpha {alpha} over 50 items" and "[" in alpha
     assert "alpha 0.00" in sentence([{**found, "alpha": {**agreed["alpha"], "mean": 0.0}}])
     assert sentence([{**found, "shared": 49}]).endswith("over 49 items: too few items to say")
-    same = shown(agreed["same"], percent=True)
+    same = interval_text(agreed["same"], percent=True)
     assert people_table([found]).rows == [["pair", "ann", "50", same, "-"]]
 
 

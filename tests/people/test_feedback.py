@@ -12,7 +12,7 @@ from alignkit.data.group import group_to_json
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.step import _review_of
 from alignkit_plugins.people.store import Stored
-from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of
+from alignkit_plugins.people.votes import Labeled, Vote, below, labeled_groups
 from tests.rows import cells
 
 ANSWERS = {"pair": 2, "safety": 2, "ranking": 3, "review": 3, "demonstration": 0, "thumb": 1}
@@ -91,7 +91,7 @@ thumb | {} | {"good": true}, {"good": false} |
 @pytest.mark.parametrize(("task", "more", "labels", "expected"), cells(LEARNED))
 def test_what_is_learned_of_an_item(task: str, more: str, labels: str, expected: str) -> None:
     """The degrees of margins are 4 (significantly), 3, 2 and 1 (unsure), and their mean counts."""
-    groups = groups_of(entry(task, *json.loads(f"[{labels}]"), **json.loads(more)))
+    groups = labeled_groups(entry(task, *json.loads(f"[{labels}]"), **json.loads(more)))
     known = json.loads(f"[{expected}]")
     for group, parts in zip(map(group_to_json, groups), known, strict=True):
         assert {name: json.loads(group)[name] for name in parts} == parts

@@ -19,7 +19,7 @@ from stores import event, opened, pair
 
 from alignkit.cli import main
 from alignkit.errors import DataError
-from alignkit_plugins.people.command import greet, groups_of, prepared
+from alignkit_plugins.people.command import greet, groups_to_label, prepared
 from alignkit_plugins.people.items import items_of
 from alignkit_plugins.people.label_api import guidelines_now, rendered
 from alignkit_plugins.servers import server
@@ -75,21 +75,21 @@ def test_gold_rows() -> None:
     with prepared(write("b.jsonl", prompt(1)), "safety", gold) as store:
         assert {one.item.task for one in store.items()} == {"safety"}
     bare = write("bare.jsonl", {"prompt": "Hi", "response_a": "Hello!", "response_b": "What?"})
-    assert [item.task for item in items_of(groups_of(bare))] == ["pair"]
+    assert [item.task for item in items_of(groups_to_label(bare))] == ["pair"]
     with pytest.raises(DataError, match=r"bare\.jsonl:1.*states no label"):
-        items_of(groups_of(bare), gold=True)
+        items_of(groups_to_label(bare), gold=True)
     ranked = write("r.jsonl", {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [3, 0, 3]})
     turned = write("p.jsonl", {"input": "Hi", "output_1": "a", "output_2": "b", "label": 2})
-    assert items_of(groups_of(turned), gold=True)[0].gold == {"better": 1}
+    assert items_of(groups_to_label(turned), gold=True)[0].gold == {"better": 1}
     likelier = write("l.jsonl", prompt(1, p=0.2))
-    assert items_of(groups_of(likelier), gold=True)[0].gold == {"better": 1}
+    assert items_of(groups_to_label(likelier), gold=True)[0].gold == {"better": 1}
     thumbs = write("t.jsonl", {"prompt": "Hi", "completion": "a", "label": False})
     for task in (None, "review"):
-        assert items_of(groups_of(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}
-    assert items_of(groups_of(thumbs), "thumb", gold=True)[0].gold == {"good": False}
+        assert items_of(groups_to_label(ranked), task, gold=True)[0].gold == {"ranks": [2, 1, 2]}
+    assert items_of(groups_to_label(thumbs), "thumb", gold=True)[0].gold == {"good": False}
     unsaid = write("u.jsonl", {"prompt": "Hi", "completion": "a"})
     with pytest.raises(DataError, match="gold label of a thumb"):
-        items_of(groups_of(unsaid), "thumb", gold=True)
+        items_of(groups_to_label(unsaid), "thumb", gold=True)
 
 
 Fails = Callable[[str], tuple[int, str]]

@@ -16,7 +16,7 @@ from alignkit.cli import main
 from alignkit.io.results import find_result, folders_of
 from alignkit_plugins.command_line.find import find
 from alignkit_plugins.compare.comparison import short_names
-from alignkit_plugins.compare.rows import Row, rows_of
+from alignkit_plugins.compare.rows import Row, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
 from alignkit_plugins.report import swaps
 from alignkit_plugins.report.document import page
@@ -74,7 +74,7 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     current = (swapped / "report").resolve()
     (before,) = [folder for folder in folders_of(swapped, "report") if folder != current]
     was, now = lengths(before), lengths(current)
-    found = {row.policy: row for row in rows_of(pair) if row.kind == "reward"}
+    found = {row.policy: row for row in rows_in(pair) if row.kind == "reward"}
     assert found[old].estimate["mean"] == pytest.approx(mean(was))
     assert found[new].estimate["mean"] == pytest.approx(mean(now))
     difference = found[new].difference

@@ -12,7 +12,7 @@ import pytest
 from made import make_run, rewritten, write_stage
 
 from alignkit.report import Report, Table
-from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_of
+from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_in
 from alignkit_plugins.compare.verdicts import doubts, verdicts
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of
@@ -31,7 +31,7 @@ def summary(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def changed(summary: Mapping[str, Any], metric: str, **values: Any) -> dict[str, Any]:
     """The summary with another row of align."""
     rows = []
-    for row in rows_of(summary):
+    for row in rows_in(summary):
         own = (row.policy, row.metric, row.column) == ("align", metric, "")
         rows.append(replace(row, **values) if own else row)
     return {**summary, "results": list(map(plain, adjusted(rows)))}
@@ -51,7 +51,7 @@ def with_numbers(summary: Mapping[str, Any], changes: str) -> dict[str, Any]:
 
 
 def said(summary: Mapping[str, Any]) -> str:
-    return " ".join(verdicts(rows_of(summary))[0].sentences)
+    return " ".join(verdicts(rows_in(summary))[0].sentences)
 
 
 def test_doubts_are_of_what_they_say(summary: dict[str, Any]) -> None:

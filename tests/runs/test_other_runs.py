@@ -19,7 +19,7 @@ from alignkit.recipe.schema import BASE
 from alignkit.runs.bases import RunBase
 from alignkit.runs.run import Run
 from alignkit.runs.stage import Problems
-from alignkit_plugins.compare.rows import KL, rows_of
+from alignkit_plugins.compare.rows import KL, rows_in
 from tests.rows import TINY, Said, read_json, run, write_recipe
 
 WEIGHTS = "adapter_model.safetensors"
@@ -71,7 +71,7 @@ def test_the_policy_of_another_run_is_compared(policy: Path, tmp_path: Path, sai
     found = read_json(report / "evaluation.json")
     policies = ["base", f"{tmp_path.name}/policy"]
     assert list(found["policies"]) == policies and found["baseline"] == "base"
-    base, own = (row for row in rows_of(found) if row.metric == KL)
+    base, own = (row for row in rows_in(found) if row.metric == KL)
     # The base's weights were not used for both
     assert abs(base.estimate["mean"]) < 1e-6 and abs(own.estimate["mean"]) > 1e-3
     assert "report: unchanged, reused" in result(recipe, said)[1]

@@ -22,7 +22,7 @@ from alignkit import Group, Pair, Response, RunFailed
 from alignkit.errors import DataError, RecipeError, Stopped, request_stop
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
-from alignkit_plugins.trl.step import TRL, check_reference, pairs, progress, rows_of
+from alignkit_plugins.trl.step import TRL, check_reference, pair_rows, pairs, progress
 from tests.rows import assistant, read_rows, user, write_recipe, write_rows
 
 PROMPT = (user("how are you"),)
@@ -139,7 +139,7 @@ def test_pairs() -> None:
         loaded = SimpleNamespace(weights=weights, groups=groups, validation=[])
         stage.load = lambda data, loaded=loaded: loaded
         with pytest.raises(RunFailed, match="does not support weights of rows"):
-            rows_of(stage)
+            pair_rows(stage)
 
 
 def test_what_trl_logs_is_the_stages() -> None:

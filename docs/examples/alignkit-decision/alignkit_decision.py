@@ -47,7 +47,7 @@ from alignkit import (
 )
 from alignkit.data.group import group_id, resolved_pairs
 from alignkit.evaluation import statistics as stats
-from alignkit.evaluation.statistics import CONFIDENCE, shown
+from alignkit.evaluation.statistics import CONFIDENCE, interval_text
 from alignkit.judges import Item
 from alignkit.report import Report, Table
 from alignkit_plugins.formats.columns import ColumnFormat
@@ -468,7 +468,7 @@ def _report(summary: Mapping[str, Any]) -> Report:
         "questions"
     )
     rows = [
-        [text, *(shown(found[name]) for found in policies.values())]
+        [text, *(interval_text(found[name]) for found in policies.values())]
         for name, text in MEASURES.items()
     ]
     return Report([Table(title, ["", *policies], rows)])

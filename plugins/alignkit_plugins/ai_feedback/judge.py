@@ -172,7 +172,7 @@ class LocalJudge(ModelJudge):
         if not questions:
             return []
         writer = PolicyWriter(self.context, self.options.role, {"temperature": 0.0})
-        groups = groups_of(question.messages for question in questions)
+        groups = question_groups(question.messages for question in questions)
         return writer.write(groups, self.options.max_tokens, self.context.seed)
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -242,18 +242,18 @@ class OpenAIJudge(ModelJudge):
         def unusable(place: int, written: Written) -> str:
             return answer_in(written).unusable(self.options.min_mass)
 
-        groups = groups_of(questions)
+        groups = question_groups(questions)
         return list(map(answer_in, self._writer.write(groups, 1, 0, logprobs=True, check=unusable)))
 
     def replies(self, questions: Sequence[Question]) -> list[Written]:
         def unusable(place: int, written: Written) -> str:
             return questions[place].value(written)[1]
 
-        groups = groups_of(question.messages for question in questions)
+        groups = question_groups(question.messages for question in questions)
         return self._writer.write(groups, self.options.max_tokens, 0, check=unusable)
 
 
-def groups_of(questions: Iterable[Sequence[Message]]) -> list[Group]:
+def question_groups(questions: Iterable[Sequence[Message]]) -> list[Group]:
     """Questions as conversations."""
     return [Group(tuple(question)) for question in questions]
 

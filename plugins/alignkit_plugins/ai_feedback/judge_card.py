@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from alignkit.evaluation import statistics
-from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.statistics import interval_text
 from alignkit.judges import CheckedJudge, Item, costs
 from alignkit.reward import Context, Verdict
 from alignkit_plugins.compare.comparison import label
@@ -130,10 +130,10 @@ def no_judge(card: Mapping[str, Any]) -> str:
     """
     reasons, people, swayed = [], card["people"], card["inconsistent"]
     if people and people["low"] is not None and people["low"] <= CHANCE and people["high"] < USEFUL:
-        agreed = shown(people, percent=True)
+        agreed = interval_text(people, percent=True)
         reasons.append(f"it agrees with people in {agreed}, no better than chance")
     if swayed["low"] is not None and swayed["low"] > HALF_BY_ORDER and swayed["high"] >= CHANCE:
-        share = shown(swayed, percent=True)
+        share = interval_text(swayed, percent=True)
         reasons.append(f"the order of the answers decides {share} of pairs")
     return f"its verdicts are of no use, because {' and '.join(reasons)}" if reasons else ""
 
@@ -159,12 +159,12 @@ def _trust(name: str, card: Mapping[str, Any]) -> str:
     if silent == pairs:
         return f"{name} has no verdict on any of {pairs:,} pairs ({', '.join(card['unjudged'])})."
     if people:
-        agreed = shown(people, percent=True)
+        agreed = interval_text(people, percent=True)
         text = f"{name} agrees with people in {agreed} of its answers on {pairs:,} pairs"
     else:
         text = f"{name} compared {pairs:,} pairs, and how far people agree with it is not known"
     if swayed["mean"] is not None:
-        text += f"; the order of the answers decides {shown(swayed, percent=True)}"
+        text += f"; the order of the answers decides {interval_text(swayed, percent=True)}"
     if silent:
         text += f"; no verdict on {silent:,} ({', '.join(card['unjudged'])})"
     return f"{text}."

@@ -210,7 +210,7 @@ def report(policy: str, facts: Mapping[str, Any]) -> Report:
             lines.append(f"no response: {why}: {count}")
     blocks: list[Block] = []
     if "mean_reward" in facts:
-        reward = statistics.shown(facts["mean_reward"])
+        reward = statistics.interval_text(facts["mean_reward"])
         lines.append(f"mean reward {reward}, {facts['unscored']} responses without a score")
         rows = []
         for one in facts["best_of_n"]:

@@ -52,7 +52,7 @@ def plugins(
     from alignkit_plugins.authors import listing
 
     if name is None:
-        rows, broken = listing.rows_of(loaded), [str(one) for one in loaded.broken]
+        rows, broken = listing.plugin_rows(loaded), [str(one) for one in loaded.broken]
         facts = {"plugins": rows, "broken": broken}
         return Result("plugins", facts, lambda: listing.show_names(rows, broken))
     plugins = listing.described(name, loaded)
@@ -129,7 +129,7 @@ def check(
                 kit(cls, values.get(one.name, {}))
             except AssertionError as error:
                 raise PluginError(f"{kind} {one.name}: {error}") from error
-            rows.append(listing.row_of(one))
+            rows.append(listing.plugin_row(one))
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
         refuse(f"{what} registers nothing", "; ".join(broken) or "name a plugin, or FILE.py")

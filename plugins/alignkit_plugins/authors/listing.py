@@ -18,15 +18,15 @@ from alignkit_plugins.command_line.printing import print_lines, print_table
 from alignkit_plugins.recipe_tools.options import OptionRow, option_rows, stage_defaults
 
 
-def rows_of(registry: Registry) -> list[dict[str, str]]:
+def plugin_rows(registry: Registry) -> list[dict[str, str]]:
     """Return all plugins: kind, name, summary, and the package that each is from."""
     rows: list[dict[str, str]] = []
     for kind in KINDS:
-        rows += map(row_of, registry.registrations(kind))
+        rows += map(plugin_row, registry.registrations(kind))
     return rows
 
 
-def row_of(one: Registration) -> dict[str, str]:
+def plugin_row(one: Registration) -> dict[str, str]:
     return {"kind": one.kind, "name": one.name, "summary": one.summary, "from": one.origin}
 
 
@@ -54,7 +54,7 @@ def described(name: str, registry: Registry) -> list[dict[str, Any]]:
     plugins = []
     for one in chosen:
         options = [asdict(row) for row in option_rows(options_of(one))]
-        plugins.append({**row_of(one), "options": options, "facts": [*_facts(one)]})
+        plugins.append({**plugin_row(one), "options": options, "facts": [*_facts(one)]})
     if plugins:
         return plugins
     for broken in registry.broken:

@@ -86,7 +86,7 @@ class Row:
         return low is not None and high is not None and not low <= 0 <= high
 
 
-def rows_of(evaluation: Mapping[str, Any]) -> list[Row]:
+def rows_in(evaluation: Mapping[str, Any]) -> list[Row]:
     """The rows of an evaluation.json."""
     return [Row(**row) for row in evaluation.get("results") or ()]
 

@@ -12,7 +12,7 @@ from alignkit.io.text import cut
 from alignkit.report import SideBySide, Table
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import RATED, Row, main_rows
-from alignkit_plugins.text.readable import short, shown
+from alignkit_plugins.text.readable import estimate_text, short
 from alignkit_plugins.text.spoken import all_turns
 
 EXCERPT = 300  # longest text of a sample, in characters
@@ -50,8 +50,10 @@ def comparisons(rows: Sequence[Row]) -> Table:
     for row in main_rows(rows):
         if row.kind in RATED and row.difference:
             baselines[row.baseline] = None
-            equally_long = shown(row.equal_length, sign=row.kind != "judge", percent=row.percent)
-            won = shown(row.win_rate, percent=True)
+            equally_long = estimate_text(
+                row.equal_length, sign=row.kind != "judge", percent=row.percent
+            )
+            won = estimate_text(row.win_rate, percent=True)
             lines.append([row.policy, row.metric, cell(row, True), equally_long, won, row.counts])
     heads = [
         "policy",
@@ -84,7 +86,7 @@ def cell(row: Row, difference: bool = False) -> str:
     """`59% [47, 71]`, or the difference with its sign. A judge's is its preference."""
     of_difference = difference and row.kind != "judge"
     value = row.difference if of_difference else row.estimate
-    return shown(value, sign=of_difference, percent=row.percent)
+    return estimate_text(value, sign=of_difference, percent=row.percent)
 
 
 def side_by_side(group: Group, policies: Sequence[str], headline: str | None) -> SideBySide:

@@ -20,9 +20,9 @@ from alignkit_plugins.compare.rows import (
     TRUST,
     Row,
     decides,
-    rows_of,
+    rows_in,
 )
-from alignkit_plugins.text.readable import bounds, mapping, shown
+from alignkit_plugins.text.readable import bounds, estimate_text, mapping
 
 PAIRS = "pairs right"
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
@@ -120,8 +120,8 @@ def _of_length(rows: Sequence[Row], policy: str) -> str:
         return ""
     return (
         f"{policy} prefers longer responses, which is no gain: it has "
-        f"{shown(longer, percent=True)} of pairs right where the better one is longer, and "
-        f"{shown(shorter, percent=True)} where it is shorter."
+        f"{estimate_text(longer, percent=True)} of pairs right where the better one is longer, and "
+        f"{estimate_text(shorter, percent=True)} where it is shorter."
     )
 
 
@@ -132,15 +132,15 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
         if (one.policy, one.metric, one.column) == (baseline, row.metric, row.column):
-            ours = shown({"mean": row.estimate.get("mean")}, percent=row.percent)
-            theirs = shown({"mean": one.estimate.get("mean")}, percent=row.percent)
+            ours = estimate_text({"mean": row.estimate.get("mean")}, percent=row.percent)
+            theirs = estimate_text({"mean": one.estimate.get("mean")}, percent=row.percent)
             text += f": {ours} against {theirs}"
     return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {text}."
 
 
 def _difference(row: Row) -> str:
     """`facts right, +20 points [4, 36]`"""
-    name, difference = row.metric, shown(row.difference, sign=True, percent=row.percent)
+    name, difference = row.metric, estimate_text(row.difference, sign=True, percent=row.percent)
     if row.kind == "reward":
         name = f"the reward {name}"
     if row.lower:
@@ -149,7 +149,7 @@ def _difference(row: Row) -> str:
         name += " (trained on it)"
     text = f"{name}, {difference.replace('%', ' points')}"
     if row.kind == "judge":
-        text = f"{name}, which prefers it in {shown(row.estimate, percent=True)} of comparisons"
+        text = f"{name}, which prefers it in {estimate_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:
         text += f", p {row.p:.1g} after adjusting for all comparisons"
     return text
@@ -161,7 +161,7 @@ def _bought(row: Row, rows: Sequence[Row]) -> Iterator[str]:
     equal = row.equal_length or None
     if row.kind == "reward" and longer and bought_with_length(row.difference, equal):
         what = f"Most of this gain comes with {_longer(longer)} answers"
-        yield f"{what}: between equally long ones it is {shown(equal, sign=True)}."
+        yield f"{what}: between equally long ones it is {estimate_text(equal, sign=True)}."
 
 
 def _longer(share: float) -> str:
@@ -180,7 +180,7 @@ def longer_by(rows: Sequence[Row], policy: str, baseline: str) -> float | None:
 
 def doubts(evaluation: Mapping[str, Any]) -> Iterator[str]:
     """Warnings about an evaluation, in plain words."""
-    rows = [row for row in rows_of(evaluation) if not row.column]
+    rows = [row for row in rows_in(evaluation) if not row.column]
     yield from no_judges(evaluation)
     for note in evaluation.get("notes") or ():
         if note.startswith("warning: "):

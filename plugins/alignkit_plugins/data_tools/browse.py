@@ -10,7 +10,7 @@ from alignkit.io.atomic import write_text
 from alignkit_plugins.data_tools.clean import cleaned_file
 from alignkit_plugins.data_tools.files import groups_of, name_of
 from alignkit_plugins.servers.page import templates
-from alignkit_plugins.text.shown import Shown, counts, shortened, shown
+from alignkit_plugins.text.shown import ReadableTurn, counts, readable_turns, shortened
 
 MOST = 5_000  # rows on a page
 LONGEST = 20_000  # characters of a text
@@ -27,9 +27,9 @@ def write_page(options: Any, out: Path) -> str:
     for at, row in enumerate(rows[:MOST]):
         personal = PERSONAL * (at in done.redacted)
         rule, reason = done.faults.get(at, (personal, ""))
-        turns: list[Shown] = []
+        turns: list[ReadableTurn] = []
         for group in row.groups:
-            turns += shown(group)
+            turns += readable_turns(group)
         raw = json.dumps(row.raw, indent=1, ensure_ascii=False, default=str)
         why = f"{rule.replace('_', ' ')}: {reason}".removesuffix(": ")
         line = {"where": str(row), "fault": rule, "reason": why, "turns": turns, "raw": raw}

@@ -212,9 +212,9 @@ class Clean(Step):
             data.say(f"warning: {warning}")
 
     def run(self, context: StepContext) -> Artifact:
-        rows, held_out = rows_of(context.load(self.options.data)), list[Row]()
+        rows, held_out = rows_to_clean(context.load(self.options.data)), list[Row]()
         if self.options.against:
-            held_out = rows_of(context.load(self.options.against))
+            held_out = rows_to_clean(context.load(self.options.against))
         done = cleaned(rows, self.options, held_out)
         groups = groups_of(done.kept)
         context.write_text("removed.jsonl", json_lines(done.removed))
@@ -228,7 +228,7 @@ class Clean(Step):
         return Artifact(groups=groups, summary=summary, report=Report([done.table(hidden=outline)]))
 
 
-def rows_of(groups: Sequence[Group]) -> list[Row]:
+def rows_to_clean(groups: Sequence[Group]) -> list[Row]:
     """A row for each group that was read."""
     rows = []
     for number, group in enumerate(groups, 1):

@@ -111,7 +111,7 @@ class Evaluate(Step):
         return self.options.baseline_name
 
     @property
-    def compared(self) -> list[str]:
+    def challengers(self) -> list[str]:
         """The names of the policies that are compared with the baseline."""
         names = list(short_names(self.options.policies).values())
         return [name for name in names if self.baseline not in (None, name)]
@@ -167,12 +167,12 @@ class Evaluate(Step):
         scores, cards = scores_of(groups, list(policies), rated), dict[str, Any]()
         for name, judge in judges.items():
             ask, verdicts = mapped(judge.compare, name, context.map), dict[str, judged.Verdicts]()
-            for policy in self.compared:
+            for policy in self.challengers:
                 context.say(f"{where}: {name} compares {policy}")
                 verdicts[policy] = judged.judge(groups, policy, str(self.baseline), ask)
             judged.add(scores, groups, verdicts, str(self.baseline), name, trained_on[name])
             cards[name] = judged.card_of(groups, verdicts.values())
-        rows += compare(scores, self.baseline, self.compared, base)
+        rows += compare(scores, self.baseline, self.challengers, base)
         rows.sort(key=lambda row: list(policies).index(row.policy))
         rows = adjusted(rows) + measures.of_answers(groups, list(policies))
         if self.baseline is not None and options.kl:
@@ -181,7 +181,7 @@ class Evaluate(Step):
         for column in options.by:
             for value, part in _parts(groups, column).items():
                 own = scores_of(part, list(policies), rated)
-                for row in compare(own, self.baseline, self.compared):
+                for row in compare(own, self.baseline, self.challengers):
                     rows.append(replace(row, column=column, value=value, tested=False))
         evaluation = {
             "prompts": len(groups),
@@ -268,7 +268,7 @@ class Evaluate(Step):
         notes += units_note(held_out) + training_data_note(context, seen, held_out, "examples")
         write_groups(context.out / "held_out.jsonl", held_out)
         scores = examples.scores(held_out, list(policies), trained_on)
-        compared = [name for name in self.compared if name != base]
+        compared = [name for name in self.challengers if name != base]
         return held_out, compare(scores, self.baseline, compared, base)
 
     def _trained_on(

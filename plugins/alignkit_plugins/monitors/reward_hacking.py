@@ -23,7 +23,7 @@ from alignkit import (
     RunFailed,
 )
 from alignkit.data.group import Response, length, read_groups, write_groups
-from alignkit.evaluation.statistics import shown
+from alignkit.evaluation.statistics import interval_text
 from alignkit.kinds import MonitoredStage
 from alignkit.settings import Settings
 from alignkit_plugins.text import text_metrics
@@ -70,7 +70,7 @@ class Change(NamedTuple):
     prompts: int
 
     def __str__(self) -> str:
-        return shown(self._asdict(), sign=True)
+        return interval_text(self._asdict(), sign=True)
 
 
 def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:

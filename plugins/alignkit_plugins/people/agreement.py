@@ -20,7 +20,7 @@ from alignkit.evaluation.statistics import (
     Estimate,
     Share,
     clustered_share,
-    shown,
+    interval_text,
     without_interval,
 )
 from alignkit.report import Table
@@ -28,7 +28,7 @@ from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps
 from alignkit_plugins.people.store import Store
-from alignkit_plugins.people.votes import Labeled, groups_of, labeled
+from alignkit_plugins.people.votes import Labeled, labeled, labeled_groups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,9 +123,9 @@ def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
         if not shared:
             text = "no item has labels of two people, so how far they agree is not known"
         else:
-            text = f"{shown({**same, 'low': None}, percent=True)} of labels agree"
+            text = f"{interval_text({**same, 'low': None}, percent=True)} of labels agree"
             if alpha["mean"] is not None:
-                text += f", alpha {shown(alpha)}"
+                text += f", alpha {interval_text(alpha)}"
             text += f" over {shared} items"
             text += ": too few items to say" * (shared < FEW)
         lines.append(f"{each['question']}: {text}")
@@ -137,7 +137,9 @@ def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") 
     rows = []
     for each in facts:
         for who, person in each["people"].items():
-            shares = [shown(person[key], percent=True) for key in ("with_others", "with_gold")]
+            shares = [
+                interval_text(person[key], percent=True) for key in ("with_others", "with_gold")
+            ]
             rows.append([each["question"], who, str(person["items"]), *shares])
     heads = ["task", "annotator", "items", "same as others", "right on gold items"]
     return Table(title, heads, rows, keys=2)
@@ -250,7 +252,7 @@ class StoreReader(Reader):
             entries = labeled(store)
         for entry in entries:
             if entry.counts:
-                for group in groups_of(entry):
+                for group in labeled_groups(entry):
                     yield entry.stored.position, json.loads(group_to_json(group))
 
     def digest(self, path: Path) -> str:

@@ -133,8 +133,8 @@ def prepared(
     if task is not None and task not in TASKS:
         refuse(f"--task: unknown task '{task}'", did_you_mean(task, TASKS, "tasks"))
     is_store = data.suffix == SUFFIX
-    right = items_of(groups_of(gold), task, gold=True) if gold else []
-    items = [] if is_store else items_of(groups_of(data), task)
+    right = items_of(groups_to_label(gold), task, gold=True) if gold else []
+    items = [] if is_store else items_of(groups_to_label(data), task)
     if not items and not is_store:
         raise DataError(f"{data}: there is no row to label")
     path = data if is_store else Path(data.name.split(".")[0] + SUFFIX)
@@ -155,7 +155,7 @@ def prepared(
     return store
 
 
-def groups_of(path: Path) -> list[Group]:
+def groups_to_label(path: Path) -> list[Group]:
     """The rows of a file. Raises `RecipeError` if there is no such file, `DataError` for bad rows."""
     from alignkit.data.files import skips
     from alignkit.data.sources import OR_SKIP, DataSource, DataSpec

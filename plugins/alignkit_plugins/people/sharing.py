@@ -25,7 +25,7 @@ from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
-from alignkit_plugins.people.votes import Labeled, consents, groups_of, labeled
+from alignkit_plugins.people.votes import Labeled, consents, labeled, labeled_groups
 from alignkit_plugins.text.personal import examples, mapped, redact
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -133,7 +133,7 @@ def export(store: Store, out: Path, license: str = "") -> list[str]:
 def _rows(entries: Sequence[Labeled], layout: str) -> Iterator[str]:
     """The lines of a file."""
     for entry in entries:
-        for group in groups_of(entry):
+        for group in labeled_groups(entry):
             for row in LAYOUTS[layout].written(group):
                 line = {**row, "license": entry.stored.item.license}
                 yield json.dumps(line, ensure_ascii=False) + "\n"

@@ -39,7 +39,7 @@ from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.people.active_learning import prioritized
 from alignkit_plugins.people.items import AUTHOR, Item, items_of, joined, questions_of
 from alignkit_plugins.people.store import SUFFIX, Store
-from alignkit_plugins.people.votes import Labeled, Vote, below, groups_of, is_good, labeled
+from alignkit_plugins.people.votes import Labeled, Vote, below, is_good, labeled, labeled_groups
 
 STORE = "labels.feedback"  # a file in the run's folder
 Task = Literal["pair", "safety", "ranking", "review", "demonstration", "thumb"]
@@ -158,7 +158,7 @@ class People(Step):
         for entry in entries:
             votes = [vote for vote in entry.votes if vote.annotator not in worse]
             counted.append(replace(entry, votes=votes))
-            groups += groups_of(counted[-1]) if counted[-1].counts else ()
+            groups += labeled_groups(counted[-1]) if counted[-1].counts else ()
         if not groups:
             raise RunFailed(
                 f"{stage}: nothing can be learned from the labels: all are tied or absent"
@@ -312,6 +312,6 @@ def wins_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The table of what `wins` returned."""
     cells = []
     for row in rows:
-        preferred = statistics.shown(row["preferred"], percent=True)
+        preferred = statistics.interval_text(row["preferred"], percent=True)
         cells.append([row["source"], row["against"], str(row["pairs"]), preferred])
     return Table("what people prefer", ["source", "against", "pairs", "preferred"], cells)

@@ -153,7 +153,7 @@ def below(entries: Iterable[Labeled], least: float | None) -> tuple[set[str], li
 # What recipes learn
 
 
-def groups_of(entry: Labeled) -> list[Group]:
+def labeled_groups(entry: Labeled) -> list[Group]:
     """What is learned of an item: a group, or one for each text that people wrote; none of a thumb
     that as many give up as down.
     """

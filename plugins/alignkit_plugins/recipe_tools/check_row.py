@@ -24,7 +24,7 @@ from alignkit.recipe.schema import BASE, Recipe, specs
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import Encoder, drop_reason
-from alignkit_plugins.text.shown import response_names, shown
+from alignkit_plugins.text.shown import readable_turns, response_names
 
 BREAK, TAB = "\u23ce", "\u21e5"  # stand for a line break and a tab
 BEFORE = 4  # tokens that are decoded with a token, because its text depends on them
@@ -126,7 +126,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
     title = f"{name} ({stage.component.name}): row {row} of {count}"
     if group.origin:
         title += f" ({group.origin})"
-    found = Inspection(title, [(one.title, one.text) for one in shown(group)])
+    found = Inspection(title, [(one.title, one.text) for one in readable_turns(group)])
     if group.meta:
         columns = [f"{key}: {value!r:.200}" for key, value in group.meta.items()]
         found.notes.append(f"other columns: {', '.join(columns)}")

@@ -36,7 +36,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.entries import data_of
-from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_of
+from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.recipe_tools.options import schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -438,8 +438,8 @@ def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
         training += file.part(*TRAINING)
     rules, dropped = Rules.model_validate({"personal": False}), Counter[str]()
     for file in files:
-        rows = rows_of(file.part(*HELD_OUT))
-        faults = cleaned(rows, rules, rows_of(training)).faults
+        rows = rows_to_clean(file.part(*HELD_OUT))
+        faults = cleaned(rows, rules, rows_to_clean(training)).faults
         if any(fault.rule == "against" for fault in faults.values()):
             dropped[file.kind] += len(faults)
     return dropped

@@ -15,7 +15,7 @@ from alignkit.io.text import normalized
 from alignkit.report import Table
 from alignkit_plugins.text.readable import percentage, short
 from alignkit_plugins.text.rows import turns_of_response
-from alignkit_plugins.text.shown import counts, shortened, shown
+from alignkit_plugins.text.shown import counts, readable_turns, shortened
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
 LENGTHS = {"prompt_characters": "prompts", "response_characters": "responses"}
@@ -68,7 +68,7 @@ def _by_source(loaded: Loaded, groups: Iterable[Group]) -> list[list[Group]]:
 
 def _sample(group: Group) -> Iterator[str]:
     """Who says what in a group."""
-    every = shown(group)
+    every = readable_turns(group)
     prompt, responses = every[: len(group.prompt)], every[len(group.prompt) :]
     responses.sort(key=lambda one: one.who == "worse")
     left = len(prompt) - TURNS

@@ -8,7 +8,7 @@ from typing import Any
 
 from alignkit.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
-from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_of
+from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import cell, comparisons, details, over, table
 from alignkit_plugins.compare.verdicts import GAINS
 from alignkit_plugins.people import agreement
@@ -62,7 +62,7 @@ def _evaluation(
             notes.append(note)
     for swap in facts["swaps"]:
         if swap["stage"] == item["stage"]:
-            compared.append(comparisons(rows_of(swap)))
+            compared.append(comparisons(rows_in(swap)))
             if why := swap["differs"]:
                 notes.append(f"{swap['result']} and {swap['against']} do not compare: {why}")
     for name, card in mapping(evaluation.get("judge_cards")).items():

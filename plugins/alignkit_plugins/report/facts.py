@@ -20,12 +20,12 @@ from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
-from alignkit_plugins.compare.rows import BASE_MODEL, rows_of
+from alignkit_plugins.compare.rows import BASE_MODEL, rows_in
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
 from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
-from alignkit_plugins.text.readable import mapping, number, shown
+from alignkit_plugins.text.readable import estimate_text, mapping, number
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
 COIN = 0.5  # share of pairs
@@ -191,7 +191,7 @@ class Stage:
         right = mapping(accuracy.get("result"))
         low = number(right.get("low"))
         if "reward" in self.plugin and low is not None and low <= COIN:
-            share = shown(right, percent=True)
+            share = estimate_text(right, percent=True)
             text = "is no better than a coin: it has"
             return f"{self.name} {text} {share} of its held-out pairs right."
         doubt, _, _ = held_out.doubt(self.summary, self.rows).partition(";")
@@ -299,7 +299,7 @@ def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
     found = verdicts.verdicts(with_earlier(stage.evaluation, swaps))
     for swap in swaps:
-        found += verdicts.verdicts(rows_of(swap))
+        found += verdicts.verdicts(rows_in(swap))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 
 

@@ -22,7 +22,7 @@ from alignkit.data.group import (
 )
 from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
 from alignkit_plugins.compare.comparison import answers_of
-from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_of
+from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of, scores_of
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
@@ -53,7 +53,7 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
     others = [name for name in evaluation["policies"] if name != baseline]
     wanted = [name for name in evaluation["policies"] if name in ("base", baseline, *others[-1:])]
     lower = percent = False
-    for row in rows_of(evaluation):
+    for row in rows_in(evaluation):
         if row.metric == reward:
             lower, percent = row.lower, row.percent
     every = list[Sample]()
@@ -162,13 +162,13 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
     if differs:
         return {"differs": differs, "results": []}
     measures = dict[str, Measure]()
-    for row in main_rows(rows_of(current)):
+    for row in main_rows(rows_in(current)):
         if row.policy == policy and row.kind in ("metric", "reward"):
             scale, own = scale_of(groups, row.metric), {now: row.trained_on}
             facts = row.kind, scale, row.lower, row.percent, row.tested, own
             measures[row.metric] = Measure(*facts)
     rows = adjusted(compare(scores_of(groups, [then, now], measures), then))
-    for row in rows_of(old):
+    for row in rows_in(old):
         if row.policy == policy and row.kind == ANSWERS:
             rows.append(replace(row, policy=then))
     return {"differs": "", "results": list(map(plain, rows))}
@@ -219,9 +219,9 @@ def with_earlier(evaluation: Mapping[str, Any], swaps: Sequence[Swap]) -> list[R
     for swap in swaps:
         if swap["results"]:
             names[swap["policy"]] = swap["result"]
-            rows = rows_of(swap)
+            rows = rows_in(swap)
             earlier[swap["policy"]] = [row for row in rows if row.policy == swap["against"]]
-    for row in rows_of(evaluation):
+    for row in rows_in(evaluation):
         found += earlier.pop(row.policy, [])
         policy, baseline = (names.get(name, name) for name in (row.policy, row.baseline))
         found.append(replace(row, policy=policy, baseline=baseline))

@@ -36,13 +36,15 @@ def short(value: Any) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
-def shown(estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False) -> str:
+def estimate_text(
+    estimate: Mapping[str, Any] | None, *, sign: bool = False, percent: bool = False
+) -> str:
     """`0.42 [0.21, 0.63]`, with as many digits as the interval justifies; `-` without a mean."""
     mean, low, high = bounds(estimate)
     if low is None or high is None:
         low = high = None
     known = {"mean": mean, "low": low, "high": high}
-    return statistics.shown(known, sign=sign, percent=percent)
+    return statistics.interval_text(known, sign=sign, percent=percent)
 
 
 def bounds(estimate: Any) -> tuple[float | None, float | None, float | None]:

@@ -13,7 +13,7 @@ WIDTH = 88  # characters of a text
 LABELS = {True: "good", False: "bad"}
 
 
-class Shown(NamedTuple):
+class ReadableTurn(NamedTuple):
     """What somebody says in a row. facts: what is known of it, such as `margin 1` or `label
     good`.
     """
@@ -28,7 +28,7 @@ class Shown(NamedTuple):
         return f"{self.who} ({', '.join(self.facts)})" if self.facts else self.who
 
 
-def shown(group: Group) -> list[Shown]:
+def readable_turns(group: Group) -> list[ReadableTurn]:
     """A row for a reader, in full: each turn of the prompt, then each response with its facts."""
     rows = [_turn(turn) for turn in group.prompt]
     for (name, *facts), response in zip(response_names(group), group.responses, strict=True):
@@ -44,7 +44,7 @@ def shown(group: Group) -> list[Shown]:
     return rows
 
 
-def _turn(turn: Message, assistant: str = "assistant") -> Shown:
+def _turn(turn: Message, assistant: str = "assistant") -> ReadableTurn:
     """A turn. assistant: what the assistant is called."""
     who, weight = str(turn["role"]), turn.get("train", True)
     if who == "assistant":
@@ -53,7 +53,7 @@ def _turn(turn: Message, assistant: str = "assistant") -> Shown:
             who += " (not learned)"
         elif weight is not True:
             who += f" (weight {weight:g})"
-    return Shown(who, said([turn]), [])
+    return ReadableTurn(who, said([turn]), [])
 
 
 def response_names(group: Group) -> list[list[str]]:

@@ -88,7 +88,7 @@ class TRL(ExternalTrainer):
             )
 
     def train(self, stage: Any) -> Mapping[str, Any]:
-        rows, metrics = rows_of(stage), stage.metrics(0)
+        rows, metrics = pair_rows(stage), stage.metrics(0)
         start = stage.models.role(stage.settings.from_ or stage.models.name)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
@@ -163,7 +163,7 @@ def arguments(stage: Any, folder: Path) -> dict[str, Any]:
     return fields
 
 
-def rows_of(stage: Any) -> list[Row]:
+def pair_rows(stage: Any) -> list[Row]:
     """The pairs in TRL's conversational format. Raises RunFailed for what TRL lacks."""
     loaded, rows = stage.load(stage.settings.data), list[Row]()
     weighted = loaded.weights is not None
