@@ -403,6 +403,20 @@ def the_house_does_not_grow() -> Iterator[str]:
             yield f"{name}: {size:,}; at most {BUDGETS[name]:,}"
 
 
+FUNCTION, FILE = 80, 700  # lines at most
+
+
+def functions_and_files_are_short() -> Iterator[str]:
+    for path in CODE:
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > FILE:
+            yield f"{named(path)}: {lines} lines; at most {FILE}"
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > FUNCTION:
+                    yield f"{named(path)}:{node.lineno}: {node.name}: {lines} lines; at most {FUNCTION}"
+
+
 # Language
 
 # What is not written, and what is written instead
@@ -506,7 +520,8 @@ def is_python_or_yaml(text: str) -> bool:
 RULES = (
     *(imports_go_down, no_modules_import_each_other, needs_import_from_those_before),
     *(the_kernel_names_no_plugin, no_plugin_is_looked_up_by_a_fixed_name),
-    *(the_house_does_not_grow, no_test_depends_on_how_busy_the_machine_is, language),
+    *(the_house_does_not_grow, functions_and_files_are_short),
+    *(no_test_depends_on_how_busy_the_machine_is, language),
     *(comments_have_a_subject, examples_in_docstrings_are_valid),
 )
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from alignkit.commands import Result, argument, option, refuse
 from alignkit_plugins.command_line.printing import Judges, Rewards
+
+ADD_REWARD = "add --reward REWARD, such as RUN/helpful of a reward model, exact_match or length"
 
 
 def evaluate(
@@ -70,39 +73,48 @@ def evaluate(
       alignkit evaluate answers.jsonl --reward exact_match --out scores.jsonl
       alignkit evaluate pairs.jsonl --reward RUN/helpful --reward RUN/safety
     """
-    from alignkit_plugins.command_line.find import is_model
     from alignkit_plugins.command_line.words import read_words, recipe_of, split_overrides
 
     names, overrides = split_overrides(words)
-    policies = [word for word in names if is_model(word)]
-    if prompts is None and policies:
-        refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
-    if prompts is None and (len(names) != 1 or judge or baseline):
-        help = "alignkit evaluate FILE --reward REWARD"
-        refuse("without --prompts, one file of answers is scored by rewards", help)
+    if prompts is None:
+        _check_answers(names, bool(judge or baseline))
     if not reward and not judge:
         what = "nothing says which answers are better" if prompts else "nothing scores the answers"
-        help = "add --reward REWARD, such as RUN/helpful of a reward model, exact_match or length"
-        refuse(what, f"{help}; or --judge JUDGE" if len(names) > 1 else help)
+        refuse(what, f"{ADD_REWARD}; or --judge JUDGE" if len(names) > 1 else ADD_REWARD)
     if prompts is None:
         print("loading torch and transformers", file=sys.stderr)
-        from alignkit_plugins.serving.files import answer_and_score
+        from alignkit_plugins.serving import files  # imports torch
 
         named = read_words((), reward or (), data=names[0])
-        return answer_and_score(named, overrides, out, limit)
+        return files.answer_and_score(named, overrides, out, limit)
+    if baseline is not None and baseline not in names:
+        names.append(baseline)
+    named = read_words(names, reward or (), judge or ())
+    return _run(recipe_of(named, prompts, baseline, limit), overrides, out)
+
+
+def _check_answers(names: Sequence[str], compares: bool) -> None:
+    """Raise RecipeError unless the words are one file of answers, which nothing compares."""
+    from alignkit_plugins.command_line.find import is_model
+
+    if policies := [word for word in names if is_model(word)]:
+        refuse(f"{policies[0]} needs prompts to answer", "add --prompts FILE")
+    if len(names) != 1 or compares:
+        what = "without --prompts, one file of answers is scored by rewards"
+        refuse(what, "alignkit evaluate FILE --reward REWARD")
+
+
+def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | None) -> Result:
+    """Run a recipe of one step. overrides: of the recipe, or of options of the step."""
     from alignkit.recipe.load import made_recipe
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of
     from alignkit_plugins.command_line.words import STAGE
     from alignkit_plugins.evals.step import Evaluate
 
-    if baseline is not None and baseline not in names:
-        names.append(baseline)
-    named = read_words(names, reward or (), judge or ())
-    plain = recipe_of(named, prompts, baseline, limit)
     of_step = rf"^(~?)(?=({'|'.join(Evaluate.Options.model_fields)})\b)"
     overrides = [re.sub(of_step, rf"\1stages.{STAGE}.", text) for text in overrides]
-    recipe = made_recipe(plain, "alignkit evaluate", overrides)
+    recipe = made_recipe(recipe_keys, "alignkit evaluate", overrides)
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch

@@ -90,25 +90,21 @@ def label(
         check_annotator(name)
     with ExitStack() as stack:
         store = stack.enter_context(prepared(data, task, gold, overlap, qualify))
-        sessions = [Session(name) for name in names]
         address = server.address_of(host)
         if guidelines is not None:
             store.add_guidelines(text_of(guidelines))
         listener = stack.enter_context(server.listening(port, address))
         greet(store, len(names))
         address.warn(listener)
+        sessions = list(map(Session, names))
         for session in sessions:
             link = f"{address.url(listener)}/?token={session.token}"
-            named = link if len(names) == 1 else f"{session.annotator}: {link}"
-            print(printable(named), flush=True)
+            print(printable(f"{session.annotator}: {link}" if names[1:] else link), flush=True)
         typer.echo("Whoever has an address labels under that name. Ctrl-C stops.", err=True)
         app = make_app(LabelApi(store, qualify), sessions, address)
         with suppress(KeyboardInterrupt):
             server.server_of(app).run(sockets=[listener])
-        count = store.rows("SELECT coalesce(sum(labels), 0) FROM items WHERE retired = 0")[0][0]
-        path = os.path.relpath(store.path)
-        text = "a run that waits for them continues with the same command, and another recipe reads"
-        typer.echo(f"labels in {path}: {count}; {text} them with `data: {path}`", err=True)
+        say_goodbye(store)
 
 
 def text_of(guidelines: Path) -> str:
@@ -184,6 +180,14 @@ def greet(store: Store, people: int) -> None:
     if wanted > people:
         text = f"each item needs labels by {wanted} people, but only {people} can label here"
         typer.echo(f"warning: {text}\n  help: name more with --annotator", err=True)
+
+
+def say_goodbye(store: Store) -> None:
+    """Say how many labels there are, and who reads them."""
+    count = store.rows("SELECT coalesce(sum(labels), 0) FROM items WHERE retired = 0")[0][0]
+    path = os.path.relpath(store.path)
+    text = "a run that waits for them continues with the same command, and another recipe reads"
+    typer.echo(f"labels in {path}: {count}; {text} them with `data: {path}`", err=True)
 
 
 # alignkit labels
