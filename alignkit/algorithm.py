@@ -69,6 +69,8 @@ class Needs:
             unless this option is set, which lets the reference read another prompt.
         reward: Rollouts have a reward to learn from. Without, a recipe need not name one; if it
             does, it is only reported.
+        whiten_rewards: Scale `batch.rewards` to mean 0 and variance 1 over all scored responses of
+            the iteration, before filters and the penalty for a missing end.
     """
 
     old_logprobs: bool = False
@@ -85,6 +87,7 @@ class Needs:
     replay: bool = False
     teacher: bool | str = False
     reward: bool = True
+    whiten_rewards: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,9 +242,7 @@ class Algorithm(WithOptions):
         """Whether to learn from a group, scored if there is a reward; others are counted and left
         out.
 
-        A group has fewer than `needs.min_samples` responses if some could not be scored. Next to
-        the raw `reward`, the scores have the `learned_reward`, which a combination may have
-        normalized; replayed samples have only the first.
+        A group has fewer than `needs.min_samples` responses if some could not be scored.
         """
         return len(group.responses) >= self.needs.min_samples
 

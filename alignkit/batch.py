@@ -245,8 +245,7 @@ class Batch(_OnRequest):
         old_logprobs: [R, T] fp32, measured before the first update, in nats.
         reference_logprobs: [R, T] fp32, measured before the first update, in nats.
         old_values: [R, T] fp32, measured before the first update, in the unit of the rewards.
-        rewards: [R] for gradient methods, whitened if the combination whitens.
-        raw_rewards: [R] before whitening.
+        rewards: [R] fp32; with `Needs(whiten_rewards=True)` scaled to mean 0 and variance 1.
         signals: What `signal` returned, for these responses; `batch["name"]` reads one.
         turn_weights: [R, T] fp32, of tokens by their turns; None: all turns that count are equal.
     """
@@ -261,7 +260,6 @@ class Batch(_OnRequest):
     reference_logprobs: Tensor = _needs("reference_logprobs")
     old_values: Tensor = _needs("values")
     rewards: Tensor = _on_request(_ROLLOUTS)
-    raw_rewards: Tensor = _on_request(_ROLLOUTS)
     signals: dict[str, Tensor] = field(default_factory=dict)
     turn_weights: Tensor | None = None
 

@@ -37,9 +37,8 @@ class Filter(WithOptions):
         """Whether to learn from each group, in order. They are all groups of the iteration that
         earlier filters kept.
 
-        Responses that could not be scored are already left out. Next to the raw `reward`
-        (`REWARD_KEY`), the scores have the `learned_reward` (`LEARNED_KEY`), which a combination
-        may have normalized. Samples of earlier iterations have only the first.
+        Responses that could not be scored are already left out; the scores of the others have the
+        `reward` (`REWARD_KEY`).
         """
         raise NotImplementedError
 

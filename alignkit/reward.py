@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 # by up to 1e-5 nats between batches, and servers round theirs to four decimals, which moves a
 # probability by up to 5e-5.
 TIE = 1e-4
-REWARD_KEY = "reward"  # the combined raw reward in Response.scores, next to its components
-# What a combination made of it for learning, where filters and `keep_group` choose
-LEARNED_KEY = "learned_reward"
+REWARD_KEY = "reward"  # the combined reward in Response.scores, next to its components
 
 
 # `with progress(what, total) as done:` shows how many of `total` parts of some work are done:
@@ -124,24 +122,20 @@ class CombinedReward:
     """What a combination makes of the scores.
 
     Attributes:
-        reward: Float [responses], for learning.
-        raw: Float [responses], not whitened, for curves and selection.
+        reward: Float [responses]; NaN where there is none, and such a response is left out.
         metrics: Numbers to log, by name.
     """
 
     reward: Tensor
-    raw: Tensor
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 class RewardCombination(WithOptions):
     """Base class of a combination: several rewards become one number per response, over the whole
     iteration's batch.
 
-    `combine` is called with the parts' raw scores of all samples of an iteration. If samples are
-    added, it is called again, with the state from before the iteration. A combination that only
-    adds and multiplies also defines `total`, and may then have whitened parts. A recipe with a
-    whitened part in any other one is refused.
+    `combine` is called with the parts' scores of all samples of an iteration. If samples are added,
+    it is called again, with the state from before the iteration.
 
     Attributes:
         leaves_out: Whether `combine` leaves out a part that does not apply to a response; otherwise
@@ -158,13 +152,8 @@ class RewardCombination(WithOptions):
         self.state: dict[str, Any] = {}
 
     @property
-    def sums(self) -> bool:
-        """Whether it defines `total`."""
-        return type(self).total is not RewardCombination.total
-
-    @property
-    def whitens(self) -> bool:
-        """Whether `combine` returns a `reward` on another scale than `raw`."""
+    def within_group(self) -> bool:
+        """Whether its reward only ranks a response among its group's; see `Reward.within_group`."""
         return False
 
     def parts(self) -> Mapping[str, Any]:
@@ -186,19 +175,7 @@ class RewardCombination(WithOptions):
 
         Args:
             components: Name -> float64 [responses]. NaN if a part is a combination and returned it,
-                or, with `leaves_out`, if it does not apply. A response whose raw reward is NaN is
-                dropped.
-        """
-        raise NotImplementedError
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        """The reward [responses] of these components: of whitened ones, it is learned from instead
-        of `combine`'s.
-
-        Called before `combine`. It must not change `state`.
-
-        Args:
-            components: Name -> float64 [responses].
+                or, with `leaves_out`, if it does not apply.
         """
         raise NotImplementedError
 

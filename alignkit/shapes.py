@@ -100,17 +100,11 @@ def scores(count: int, values: Any) -> None:
 
 def combined(count: int, result: Any) -> None:
     """What a combination returns, a reward for each of `count` responses."""
-    import torch
-
     need(isinstance(result, CombinedReward), "a CombinedReward", result)
-    values = torch.stack([result.reward, result.raw])
-    need(values.shape == (2, count), f"`reward` and `raw` as [responses] = [{count}]", result.raw)
-    fits = values[:, ~result.raw.isnan()].abs() <= LARGEST
-    need(
-        bool(fits.all()),
-        f"finite rewards of at most {LARGEST:g}; where there is none, `raw` is NaN",
-        result,
-    )
+    reward = result.reward
+    need(reward.shape == (count,), f"`reward` as [responses] = [{count}]", reward)
+    fits = reward[~reward.isnan()].abs() <= LARGEST
+    need(bool(fits.all()), f"finite rewards of at most {LARGEST:g}, or NaN for none", result)
 
 
 def mask(count: int, kept: Any) -> None:

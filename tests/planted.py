@@ -73,7 +73,7 @@ failed_score_is_0:
   file: alignkit/training/rewards.py
   old: '[math.nan if value is None else value'
   new: '[0.0 if value is None else value'
-  test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
+  test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 unread_score_is_0:
   file: alignkit/models/models.py
   old: None if score is None else float(score[0])
@@ -99,26 +99,26 @@ likeliest_is_any_of_equal_tokens:
   old: likeliest = [(logits.argmax(dim=-1) == tokens).to(logits)]
   new: likeliest = [(logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, 0]).to(logits)]
   test: test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits
-nested_whitened:
+nested_rows:
   file: alignkit/training/rewards.py
-  old: 'combined = self.combine(some, {name: child.raw[rows] for name, child in children.items()})'
-  new: 'combined = self.combine(some, {name: child.reward[rows] for name, child in children.items()})'
-  test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
-nested_raw_whitened:
-  file: alignkit/training/rewards.py
-  old: raw = missing.masked_scatter(rows, combined.raw.double())
-  new: raw = missing.masked_scatter(rows, (combined.raw if total is None else total).double())
-  test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
-nested_not_whitened:
-  file: alignkit/training/rewards.py
-  old: "        if total is not None:\n"
-  new: "        if False:\n"
-  test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
+  old: child.reward(groups, parts, rows).reward[rows]
+  new: child.reward(groups, parts, rows).reward[: int(rows.sum())]
+  test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 selection_whitened:
-  file: alignkit/training/rewards.py
-  old: '{**table.parts, REWARD_KEY: raw}'
-  new: '{**table.parts, REWARD_KEY: reward}'
-  test: test_scoring.py::test_selection_sees_raw_rewards_and_learning_those_after_whitening
+  file: alignkit/training/table.py
+  old: '{**self.parts, REWARD_KEY: self.reward}'
+  new: '{**self.parts, REWARD_KEY: self.reward if self.learned is None else self.learned}'
+  test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
+whitened_after_filter:
+  file: alignkit/training/table.py
+  old: self.keep = self.keep.masked_scatter(self.keep, rows)
+  new: self.keep = self.keep.masked_scatter(self.keep, rows.flip(0))
+  test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
+penalty_is_whitened:
+  file: alignkit/training/table.py
+  old: learned[present] = F.whiten(reward[present])
+  new: learned[present] = F.whiten((reward - penalty * ~self.ended)[present])
+  test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 safety_rows:
   file: plugins/alignkit_plugins/rewards/llama2.py
   old: present.new_tensor(safety_prompts(groups))[present]
@@ -131,9 +131,9 @@ same_selection:
   new: self.context.rng("select")
   test: test_iteration_loop.py::test_every_iteration_draws_other_samples
 first_rewards:
-  file: alignkit/models/packing.py
-  old: scores_of(groups, LEARNED_KEY),
-  new: scores_of(groups, LEARNED_KEY).flip(0),
+  file: alignkit/training/online.py
+  old: rollouts.learned[rollouts.keep]
+  new: rollouts.learned[: int(rollouts.keep.sum())]
   test: test_iteration_loop.py::test_kept_groups_keep_their_rewards
 rollout_order:
   file: alignkit/training/online.py
@@ -275,18 +275,17 @@ own_skip:
   test: test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all
 own_whitening:
   file: alignkit/training/rewards.py
-  old: "        combined = self.root.reward(table.sampled, table.parts, answered)\n"
+  old: "        rollouts.add_reward(combined.reward, learns=learns, whiten=whiten, penalty=penalty)\n"
   new: |2
-            combined = self.root.reward(table.sampled, table.parts, answered)
-            if self.collectives.processes > 1:
-                sizes = [len(group.responses) for group in table.sampled]
+            rollouts.add_reward(combined.reward, learns=learns, whiten=whiten, penalty=penalty)
+            if self.collectives.processes > 1 and whiten:
+                sizes = [len(group.responses) for group in rollouts.sampled]
                 def alone(own):
                     places = [sum(sizes[:i]) + k for i in own for k in range(sizes[i])]
-                    some = {name: column[places] for name, column in table.parts.items()}
-                    groups = [table.sampled[i] for i in own]
-                    return self.root.reward(groups, some, answered[places]).reward.tolist()
-                rewards = torch.tensor(self.collectives.map_sharded(sizes, alone), dtype=torch.float64)
-                combined = replace(combined, reward=rewards)
+                    rewards = combined.reward[places]
+                    return ((rewards - rewards.mean()) / (rewards.std() + 1e-8)).tolist()
+                rewards = self.collectives.map_sharded(sizes, alone)
+                rollouts.learned = torch.tensor(rewards, dtype=torch.float64)
   test: test_reducer.py::test_numbers_over_the_batch_are_over_all_processes
 draws_by_share:
   file: alignkit/training/rollouts.py

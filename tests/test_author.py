@@ -48,7 +48,7 @@ class C(RewardCombination):
         return act("C.parts", {"part": self.options.part})
     def combine(self, groups, components):
         (values,) = components.values()
-        return act("C.combine", CombinedReward(values, values, {}))
+        return act("C.combine", CombinedReward(values))
 
 class J(Judge):
     def prepare(self, context):
@@ -121,7 +121,7 @@ S.run      | sys.exit(0)                           | SystemExit: 0
 R.score    | {'': [0.5] * 4}                       | return the list itself, such as [0.5, 1.0], not {'': [0.5, 0.5
 R.score    | None                                  | return a list of 4, each a finite number
 R.score    | ['high'] * 4                          | or None if it cannot be scored, not 'high'
-C.combine  | CombinedReward(values[:1], values, {}) | RuntimeError: stack expects each tensor to be equal size
+C.combine  | CombinedReward(values[:1])            | return `reward` as [responses] = [
 C.parts    | {'part': 1}                           | return rewards, as 'part', not 1
 J.compare  | [Verdict(1.5)]                        | Input should be less than or equal to 1
 S.run      | Artifact(summary={'t': float('nan')}) | ValueError: Out of range float values are not JSON compliant
@@ -159,7 +159,7 @@ def test_the_error_names_the_plugin(
     message: str,
 ) -> None:
     # `act` evaluates the fault, so that a result may be made of the method's own variables.
-    monkeypatch.setenv("FAULT", f"{place}={what.replace('values', 'result.raw')}")
+    monkeypatch.setenv("FAULT", f"{place}={what.replace('values', 'result.reward')}")
     code = run(tmp_path, place)
     err = said()
     of_recipe = place in ("C.parts", "A.__init__")  # which reading the recipe calls

@@ -23,11 +23,10 @@ from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
 from alignkit.algorithm import Phase
 from alignkit.errors import RecipeError
-from alignkit.models.packing import Examples, Wants, measure, pack, scores_of
+from alignkit.models.packing import Examples, Wants, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.reward import LEARNED_KEY
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
@@ -214,8 +213,7 @@ def started(folder: Path, lora: Any = None, **more: Any) -> Iterator[RolloutTrai
 
 
 def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
-    iteration = Iteration(1)
-    stage.rewards.ask(groups, iteration.table)
+    iteration = Iteration(1, stage.rewards.ask(groups))
     iteration.metrics |= stage.score(iteration)
     return iteration
 
@@ -228,6 +226,7 @@ def measured(stage: RolloutTrainer, groups: Sequence[Group] | None = None) -> It
     """Scored and measured rollouts."""
     iteration = scored(stage, sampled(stage) if groups is None else groups)
     stage.measure(iteration)
+    stage.compute_advantages(iteration)
     return iteration
 
 
@@ -260,8 +259,8 @@ def rollouts(mask: Tensor | None = None, **columns: Any) -> Batch:
     mask = MASK if mask is None else mask
     names = ("old_logprobs", "reference_logprobs", "old_values")
     known = dict.fromkeys(names, torch.zeros(mask.shape))
-    rewards = dict.fromkeys(("rewards", "raw_rewards"), torch.zeros(len(mask)))
-    return batch(mask, **{"group": [0] * len(mask), **known, **rewards, **columns})
+    known |= {"rewards": torch.zeros(len(mask)), "group": [0] * len(mask)}
+    return batch(mask, **{**known, **columns})
 
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
@@ -295,8 +294,8 @@ def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     """The reward here is the number of tokens, the end of turn included."""
     with started(tmp_path, reward="length") as stage:
         ended_by(stage.context.models.encoder, range(1, 60))
-        examples = measured(stage).examples
-        rewards = examples.batch().raw_rewards.tolist()
+        examples = measured(stage).rollouts.examples
+        rewards = examples.batch().rewards.tolist()
         assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows]
         assert len(set(rewards)) > 3
 
@@ -340,13 +339,13 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
         rollout = {**ROLLOUT, "missing_eos_penalty": penalty}
         with started(tmp_path / str(penalty), rollout=rollout) as stage:
             ended_by(stage.context.models.encoder, range(1, 60))
-            iteration = measured(stage)
-            table, given = iteration.table, iteration.examples.batch()
-            assert len(table.groups) == len(table.scored)
-            responses = [response for group in table.groups for response in group.responses]
+            table = measured(stage).rollouts
+            given = table.examples.batch()
+            assert len(table.kept) == len(table.scored)
+            responses = [response for group in table.kept for response in group.responses]
             seen = torch.tensor([response.scores["reward"] for response in responses])
-            assert torch.equal(given.raw_rewards, seen)
-            found.append((table.raw, seen, given.rewards))
+            assert torch.equal(given.rewards, seen)
+            found.append((table.reward, seen, given.rewards))
     cut = torch.tensor([(response.tokens or ())[-1] not in range(1, 60) for response in responses])
     assert cut.tolist() == [response.truncated for response in responses]
     assert cut.any() and not cut.all()
@@ -429,7 +428,7 @@ def test_first_minibatch_is_on_policy(stage: RolloutTrainer, watched: Watched) -
     advantage.
     """
     move(stage)
-    examples = measured(stage).examples
+    examples = measured(stage).rollouts.examples
     given, out = examples.batch(), stage.learner._forward(examples)
     torch.testing.assert_close(out.values.detach(), given.old_values, atol=1e-5, rtol=0)  # type: ignore[union-attr]
     ratio = F.ratio(out.logprobs.detach(), given.old_logprobs, given.mask)  # type: ignore[union-attr]
@@ -450,7 +449,7 @@ def test_first_minibatch_is_on_policy(stage: RolloutTrainer, watched: Watched) -
 )
 def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTrainer) -> None:
     move(stage)
-    examples = measured(stage).examples
+    examples = measured(stage).rollouts.examples
     row = pack(examples.groups)
     for role, name in ((stage.role, "old_logprobs"), (BASE, "reference_logprobs")):
         with torch.no_grad():
@@ -483,7 +482,7 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, said: Said) -> No
         filters = {name: value} if value else {}
         with started(tmp_path / name, rollout={**rollout, **filters}) as stage:
             assert ("ratios and KL are of all" in said()) == bool(value)
-            examples = measured(stage).examples
+            examples = measured(stage).rollouts.examples
         told = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
         found = torch.cat(examples.token_columns["old_logprobs"])
         torch.testing.assert_close(torch.tensor(told), found, atol=1e-4, rtol=0)
@@ -513,7 +512,7 @@ def test_values_start_at_zero_or_at_the_reward_model(
     stage: RolloutTrainer, reward_model: Run, options: dict[str, Any], kept: bool
 ) -> None:
     """At zero where scores are centered: the level of a reward model has nothing to do with them."""
-    assert not any(bool(x.any()) for x in measured(stage).examples.token_columns["old_values"])
+    assert not any(bool(x.any()) for x in measured(stage).rollouts.examples.token_columns["old_values"])
     models, ppo = reward_model.models.of("base"), new(PPO, **options)
     head = models.model.roles[models.role("rm")].head
     context: Any = SimpleNamespace(
@@ -543,9 +542,9 @@ def test_a_skipped_step_hides_no_other_steps_numbers(
     with started(tmp_path) as stage:
         monkeypatch.setattr(stage.learner, "step", lambda part, factor: next(steps))
         iteration = measured(stage)
-        phases = [Phase(iteration.table.groups)] * 2
+        phases = [Phase(iteration.rollouts.kept)] * 2
         monkeypatch.setattr(online, "select", lambda *_: phases)
-        stage._learn(iteration)
+        stage.learn(iteration)
     assert iteration.metrics["loss"] == pytest.approx((1 + 3 + 5 + 5 + 5 * 8) / 9)
     assert iteration.metrics["skipped"] == 3 and not list(steps)
 
@@ -560,7 +559,7 @@ def test_value_gradient_does_not_reach_the_policy(
 ) -> None:
     with started(tmp_path, lora, **options) as stage:
         move(stage)
-        examples = measured(stage).examples
+        examples = measured(stage).rollouts.examples
         columns = examples.token_columns
         columns["advantages"] = [torch.zeros_like(x) for x in columns["advantages"]]
         stage.learner._gradients(examples)
@@ -579,14 +578,13 @@ def test_a_group_that_is_left_out_takes_its_own_rewards_with_it(
     stage: RolloutTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first of three groups goes: the other two keep their rewards."""
-    table = scored(stage, sampled(stage, 3)).table
-    groups, rewards = table.groups, scores_of(table.groups, LEARNED_KEY).float()
+    table = scored(stage, sampled(stage, 3)).rollouts
+    groups, rewards = table.kept, table.learned.float()
     assert len(set(rewards.tolist())) > 3
     monkeypatch.setattr(stage.algorithm, "keep_group", lambda group: group.id != groups[0].id)
     iteration = measured(stage, table.sampled)
-    assert iteration.table.groups == groups[1:] and iteration.metrics["groups_without_signal"] == 1
-    given = iteration.examples.batch()
-    assert torch.equal(given.rewards, rewards[3:]) and torch.equal(given.raw_rewards, rewards[3:])
+    assert iteration.rollouts.kept == groups[1:] and iteration.metrics["groups_without_signal"] == 1
+    assert torch.equal(iteration.rollouts.examples.batch().rewards, rewards[3:])
 
 
 @pytest.mark.parametrize("lora", [None, "none"])
@@ -602,7 +600,7 @@ def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora
         assert names == ["align~value:score.weight"]
         move(stage)
         disturb(policy, value, 3.0)  # the tiny model's states are small
-        examples = measured(stage).examples
+        examples = measured(stage).rollouts.examples
         out, given = stage.learner._forward(examples), examples.batch()
         row = pack(examples.groups)
         states = policy.hidden(stage.role, row.layout, row.tokens)[row.before]
@@ -633,7 +631,7 @@ def test_a_shared_value_starts_from_no_reward_model(tmp_path: Path) -> None:
 
 
 def test_advantages_are_whitened_over_all_rollouts(stage: RolloutTrainer) -> None:
-    examples = measured(stage).examples
+    examples = measured(stage).rollouts.examples
     whole = torch.cat(examples.token_columns["advantages"])
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5)
     assert float(whole.std()) == pytest.approx(1, abs=1e-4)
@@ -666,7 +664,7 @@ def test_micro_batches_do_not_change_the_gradient(
     """Ragged lengths: means of micro-batch means would differ."""
     move(stage)
     ended_by(stage.context.models.encoder, range(1, 60))
-    examples = measured(stage).examples
+    examples = measured(stage).rollouts.examples
     assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
     disturb(stage.model, stage.role)  # off policy: ratios differ from 1
     found = []
@@ -691,15 +689,16 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         stage.learner.steps = 1  # not the first step: policy and reference may differ
         disturb(stage.model, stage.role, 0.1)
         iteration = measured(stage)
-        columns = iteration.examples.token_columns
+        columns = iteration.rollouts.examples.token_columns
         gap = torch.cat(columns["old_logprobs"]) - torch.cat(columns["reference_logprobs"])
         k1, k3 = float(gap.sum()) / 15, float(((-gap).exp() - 1 + gap).sum()) / 15
         assert iteration.metrics["kl"] == pytest.approx(k3, abs=1e-4) and abs(k1) > 0.05
         adapted, state = F.adaptive_kl(0.1, k1, 3.0, 100.0, 15), stage.algorithm.state
         assert state["kl_coefficient"] == pytest.approx(adapted, rel=1e-5)
         stage.measure(iteration)
+        stage.compute_advantages(iteration)
         for _ in range(2):
-            stage.learner.step(iteration.examples, 1.0)
+            stage.learner.step(iteration.rollouts.examples, 1.0)
         twice = F.adaptive_kl(adapted, k1, 3.0, 100.0, 15)
         assert state["kl_coefficient"] == pytest.approx(twice, rel=1e-5)
 
@@ -815,7 +814,7 @@ def test_each_roles_gradient_is_clipped_after_accumulation(
     monkeypatch.setattr(Settings, "max_grad_norm", 0.01)
     monkeypatch.setattr(SharedModel, "token_budget", 60)  # several micro-batches
     disturb(stage.model, stage.value_role or "", 0.1)
-    metrics = stage.learner.step(measured(stage).examples, 1.0)
+    metrics = stage.learner.step(measured(stage).rollouts.examples, 1.0)
     assert metrics["grad_norm"] > 0.02 and metrics["value_grad_norm"] > 0.02
     for role in (stage.role, stage.value_role):
         own = [
@@ -855,7 +854,7 @@ def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     groups = sampled(stage)
     for response in (response for group in groups for response in group.responses):
         assert (response.text, len(response.tokens or ()), response.truncated) == ("", 1, False)
-    examples = measured(stage, groups).examples
+    examples = measured(stage, groups).rollouts.examples
     assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])
     metrics = stage.learner.step(examples, 1.0)
     assert math.isfinite(metrics["loss"]) and "skipped" not in metrics
@@ -867,7 +866,7 @@ def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
 def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mix = {"data": "demos.jsonl", "objective": "sft", "weight": 3.0, "batch_size": 3}
     with started(tmp_path, mix=mix) as stage:
-        learner, examples = stage.learner, measured(stage).examples
+        learner, examples = stage.learner, measured(stage).rollouts.examples
         monkeypatch.setattr(SharedModel, "token_budget", 60)
         own, learner.auxiliary = learner.auxiliary, None
         assert own is not None

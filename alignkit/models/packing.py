@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from alignkit.batch import Batch, Outputs, Pairs
-from alignkit.data.group import Group, Pair, responses_of
+from alignkit.data.group import Pair
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.kernels.lm_head import Entropy
 from alignkit.models.memory import within_memory
 from alignkit.models.shared_model import SharedModel
-from alignkit.reward import LEARNED_KEY, REWARD_KEY
 from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
 
 T = TypeVar("T")
 
-TOKEN_COLUMNS = ("old_logprobs", "reference_logprobs", "old_values")  # fields of a batch
+# Columns that are fields of a batch; others are signals
+FIELDS = ("old_logprobs", "reference_logprobs", "old_values", "rewards")
 
 
 # Packed rows
@@ -251,21 +251,8 @@ class Examples:
             ),
             signals={name: arrays[name] for name in self.signal_names},
             turn_weights=weights.to(device) if weighted else None,
-            **{name: arrays[name] for name in TOKEN_COLUMNS if name in arrays},
-            **{name: scores.to(device, torch.float32) for name, scores in self._rewards().items()},
+            **{name: arrays[name] for name in FIELDS if name in arrays},
         )
-
-    def _rewards(self) -> dict[str, Tensor]:
-        """What is learned from, and the raw rewards, [responses] each; nothing for groups
-        without.
-        """
-        groups = [encoded.group for encoded in self.groups]
-        if not all(LEARNED_KEY in response.scores for response in responses_of(groups)):
-            return {}
-        return {
-            "rewards": scores_of(groups, LEARNED_KEY),
-            "raw_rewards": scores_of(groups, REWARD_KEY),
-        }
 
     def _padded(self, column: Iterable[Any], dtype: torch.dtype) -> Tensor:
         """One sequence per response as [R, T], zero (or false) after its end."""
@@ -293,13 +280,6 @@ class Examples:
                 pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs
             ),
         )
-
-
-def scores_of(groups: Sequence[Group], name: str) -> Tensor:
-    """A score that all responses have, float64 [responses]."""
-    return torch.tensor(
-        [response.scores[name] for response in responses_of(groups)], dtype=torch.float64
-    )
 
 
 def _integers(values: Sequence[int] | np.ndarray, device: torch.device | str) -> Tensor:

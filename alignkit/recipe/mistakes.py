@@ -212,6 +212,10 @@ RENAMED = {
 }
 
 
+# Keys that are gone -> what to write.
+RETIRED = {"whiten": "set 'whiten_rewards: true' among the options of the stage's algorithm"}
+
+
 def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str:
     """Return the help for an unknown key. allowed: the keys at its place. others: those elsewhere,
     with help.
@@ -220,7 +224,8 @@ def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str
     if name in allowed:
         return f"use '{name}'"
     near = (
-        others.get(key)
+        RETIRED.get(key)
+        or others.get(key)
         or others.get(name)
         or did_you_mean(key, [*allowed, *(other for other in others if not others[other])])
     )

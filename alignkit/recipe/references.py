@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import create_model
 
-from alignkit.calls import blame, call, create
+from alignkit.calls import call, create
 from alignkit.data.sources import DataSource, DataSpec
 from alignkit.engine import LOCAL
 from alignkit.errors import PluginError, Problem, did_you_mean
@@ -236,8 +236,6 @@ class Reading:
         try:
             combination = create(component)
             parts = dict(call(combination, "parts", returns=_check_parts))
-            with blame(combination, "whitens"):
-                whitens = bool(combination.whitens)
         except PluginError as error:
             raise wrong(str(error), keys=(name,)) from None
         specs: dict[str, RewardSpec] = {}
@@ -250,15 +248,8 @@ class Reading:
                     )
                 # `parts` may return what is no RewardRef option
                 specs[key] = self.read_reward(part)
-                if specs[key].whitens and not combination.sums:
-                    message = (
-                        f"reward '{name}' compares raw scores, so its part '{key}' cannot be "
-                        "whitened"
-                    )
-                    raise wrong(message, "set 'whiten: false' in the part, or leave it out")
         mistakes.end()
-        whitens = whitens or any(part.whitens for part in specs.values())
-        return RewardSpec("combine", name, component, specs, whitens)
+        return RewardSpec("combine", name, component, specs)
 
     # --- data
 

@@ -36,7 +36,6 @@ class RewardSpec:
     name: str
     component: Component | None = None
     children: dict[str, RewardSpec] = field(default_factory=dict)
-    whitens: bool = False  # itself, or one of its parts
 
 
 UNREAD: Any = None  # the value of a key that is not read yet

@@ -20,10 +20,10 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Sourc
 from alignkit.batch import Batch, Outputs
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
-from alignkit.models.packing import Examples, Wants, measure, scores_of
+from alignkit.models.packing import Examples, Wants, measure
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
-from alignkit.reward import LEARNED_KEY, REWARD_KEY
+from alignkit.reward import REWARD_KEY
 from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
@@ -32,8 +32,8 @@ from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.rewards import with_columns
-from alignkit.training.trainer import groups_kept
+from alignkit.training.table import with_columns
+from alignkit.training.trainer import keeps_group
 
 TOLERANCE = 1e-4  # relative; float32 sums of another shape differ by up to 1e-5
 # Entries outside the mask are drawn from -20 to 20: exp() of their differences is still finite
@@ -128,10 +128,7 @@ class AlgorithmCheck:
         self.problems.must_be_json("`state` at first", algorithm.state)
         groups, rollouts = self.groups, Examples([])
         if self.rollouts:
-            groups = groups_kept(algorithm, groups)
-            if self.needs.reward:
-                rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
-                groups = _with_rewards(groups, torch.tensor(rewards, dtype=torch.float64))
+            groups = [group for group in groups if keeps_group(algorithm, group)]
             rollouts = self._rolled_out(algorithm, groups)
             self._check_signal(algorithm, rollouts)
             self.problems.must_be_json("`state` after `signal`", algorithm.state)
@@ -154,6 +151,9 @@ class AlgorithmCheck:
             examples.token_columns["old_values"] = measure(
                 self.model, VALUE_BEFORE, examples.groups, Wants(False, values=VALUE_BEFORE)
             )["values"]
+        if self.needs.reward:
+            rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
+            examples.columns["rewards"] = torch.tensor(rewards, dtype=torch.float64)
         return examples
 
     def _selected(
@@ -222,11 +222,12 @@ class AlgorithmCheck:
             list(rollouts.groups), dict(rollouts.token_columns), dict(rollouts.columns)
         )
         if self.needs.reward:
+            later.columns["rewards"] = doubled = 2 * rollouts.columns["rewards"]
             groups = [encoded.group for encoded in rollouts.groups]
-            doubled = _with_rewards(groups, 2 * scores_of(groups, REWARD_KEY))
+            scored = with_columns(groups, {REWARD_KEY: doubled})
             later.groups = [
                 replace(encoded, group=group)
-                for encoded, group in zip(rollouts.groups, doubled, strict=True)
+                for encoded, group in zip(rollouts.groups, scored, strict=True)
             ]
         resumed = _signals(self.new(algorithm.state), later)
         cause = "a second call of `signal` from the same state"
@@ -292,11 +293,6 @@ class AlgorithmCheck:
             self.problems.append(
                 f"{cause} changes {names} (relative; up to {TOLERANCE:g} is allowed): {help}"
             )
-
-
-def _with_rewards(groups: Sequence[Group], rewards: Tensor) -> list[Group]:
-    """The groups with these rewards, raw and to learn from, [responses]."""
-    return with_columns(groups, {REWARD_KEY: rewards, LEARNED_KEY: rewards})
 
 
 def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:

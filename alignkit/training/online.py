@@ -1,4 +1,4 @@
-"""A training stage in iterations: roll out, score, measure, select, learn."""
+"""A training stage in iterations: sample, score, measure, compute advantages, learn."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
-from alignkit.training.rewards import RewardTable, filter_mask, with_scores
+from alignkit.training.rewards import filter_mask
 from alignkit.training.rollouts import (
     ANOTHER_MODEL,
     PromptSource,
@@ -36,7 +36,8 @@ from alignkit.training.rollouts import (
     rounding_of,
     sampler_gap,
 )
-from alignkit.training.trainer import Trainer, groups_kept
+from alignkit.training.table import Rollouts, with_scores
+from alignkit.training.trainer import Trainer, keeps_group
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the
 # same adapter.
@@ -48,14 +49,14 @@ MOSTLY_CUT = 0.5  # share of truncated samples that is worth a warning
 class Iteration:
     """The state of one iteration, filled step by step.
 
-    number: counts from 1. table: every sample so far, with its scores. examples: what is learned
-    from in tokens, with the measurements and the signal. skipped: why the iteration learns nothing,
-    or an empty string.
+    number: counts from 1. rollouts: every sample so far, with all that is known of it. old: the
+    policy's log-probabilities of the responses that were measured, [tokens] each. skipped: why the
+    iteration learns nothing, or an empty string.
     """
 
     number: int
-    table: RewardTable = field(default_factory=RewardTable)
-    examples: Examples = field(default_factory=lambda: Examples([]))
+    rollouts: Rollouts
+    old: list[Tensor] = field(default_factory=list)
     skipped: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -71,7 +72,7 @@ class Iteration:
 
     def speed_metrics(self) -> dict[str, float]:
         """Seconds in total and by part, and tokens sampled per second."""
-        new_tokens = sum(map(length, responses_of(self.table.sampled)))
+        new_tokens = sum(map(length, responses_of(self.rollouts.sampled)))
         parts = {f"seconds/{part}": seconds for part, seconds in self.seconds.items()}
         speed = new_tokens / (self.metrics.get("seconds/sampling") or self.seconds["rollout"])
         return {"tokens_per_second": speed, "seconds": sum(self.seconds.values()), **parts}
@@ -147,23 +148,22 @@ class RolloutTrainer(Trainer):
     # The parts of an iteration, in order
 
     def _iterate(self, number: int) -> Iteration:
-        iteration = Iteration(number)
-        table = iteration.table
-        self._roll_out_and_score(iteration)
+        iteration = Iteration(number, Rollouts(self.rewards.state()))
+        self.sample_and_score(iteration)
         with iteration.timer("learn"):
-            self.files.write(number, table.scored)
-            scored = with_scores(table.scored) if self.learns else table.scored
-            self.context.notify("rollouts_scored", iteration=number, groups=scored)
+            self.files.write(number, iteration.rollouts.scored)
+            self._notify(iteration)
             self.measure(iteration)
+            self.compute_advantages(iteration)
         with iteration.timer("watch"):
             # Before learning, as the samples are those of the weights that the stage would end
             # with.
-            seen = self.monitors.look(number, table.scored, iteration.metrics)
+            seen = self.monitors.look(number, iteration.rollouts.scored, iteration.metrics)
             # A metric of the stage counts, whatever monitors call theirs
             iteration.metrics = seen | iteration.metrics
         if not self.monitors.stopped:
             with iteration.timer("learn"):
-                self._learn(iteration)
+                self.learn(iteration)
         if self.settings.rollout.ahead:
             with iteration.timer("waiting"):
                 self.prompts.wait(stopped=bool(self.monitors.stopped))
@@ -174,76 +174,92 @@ class RolloutTrainer(Trainer):
         }
         return iteration
 
-    def _roll_out_and_score(self, iteration: Iteration) -> None:
+    def sample_and_score(self, iteration: Iteration) -> None:
         """Sample and score, in more batches as long as too few groups are left to learn from and
         the recipe allows it.
-
-        Only the parts of a reward are asked batch by batch. What combines them sees all samples so
-        far, from the state that it had before the iteration.
         """
-        table, before = iteration.table, self.rewards.state()
+        rollouts = iteration.rollouts
         bound, wanted = self.settings.rollout.max_num_gen_batches, self.prompts.per_iteration
         facts: dict[str, Any] = {}
         for batch in range(1, (bound or 1) + 1):
-            sampled, left = len(table.sampled), len(table.groups)
-            count = wanted
-            if left:  # as many as probably fill the batch, by the share that was left so far
-                count = min(wanted, math.ceil((wanted - left) * sampled / left))
-            with iteration.timer("rollout"):
-                request = self.prompts.samples(iteration.number, sampled, count)
-                iteration.metrics |= request.metrics
+            self.sample(iteration)
             with iteration.timer("score"):
-                self.context.reporter.note("scoring")
-                self.rewards.ask(request.groups, table)
-                self.rewards.restore(before)  # it is combined again
                 facts = self.score(iteration)
             if bound is not None:
                 facts["gen_batches"] = batch
-            if len(table.groups) >= wanted:
+            if len(rollouts.kept) >= wanted:
                 break
         iteration.metrics |= facts
-        self.prompts.extra += len(table.sampled) - wanted
-        table.groups = table.groups[:wanted]  # those beyond a full batch are left out
-        if not self.learns:  # what is only reported leaves no trace in later scores
-            self.rewards.restore(before)
+        self.prompts.extra += len(rollouts.sampled) - wanted
+        # Those beyond a full batch are left out
+        rollouts.keep_groups([place < wanted for place in range(len(rollouts.kept))])
         self._tell(iteration)
 
+    def sample(self, iteration: Iteration) -> None:
+        """Sample responses to the next prompts, and let every single reward score them."""
+        rollouts = iteration.rollouts
+        sampled, left = len(rollouts.sampled), len(rollouts.kept)
+        count = wanted = self.prompts.per_iteration
+        if left:  # as many as probably fill the batch, by the share that was left so far
+            count = min(wanted, math.ceil((wanted - left) * sampled / left))
+        with iteration.timer("rollout"):
+            request = self.prompts.samples(iteration.number, sampled, count)
+            iteration.metrics |= request.metrics
+        with iteration.timer("score"):
+            self.context.reporter.note("scoring")
+            self.rewards.ask(request.groups, rollouts)
+
     def score(self, iteration: Iteration) -> dict[str, Any]:
-        """Combine the scores so far, and leave out what nothing is learned from. Returns
-        metrics.
+        """Combine the scores of all samples so far, and leave out what nothing is learned from.
+        Returns metrics.
         """
-        table = iteration.table
-        self.rewards.combine(table, self.settings.rollout.missing_eos_penalty, learns=self.learns)
-        if not table.groups:
-            why = self.rewards.nothing_scored(table)
+        rollouts = iteration.rollouts
+        self.rewards.combine(
+            rollouts,
+            learns=self.learns,
+            whiten=self.algorithm.needs.whiten_rewards,
+            penalty=self.settings.rollout.missing_eos_penalty,
+        )
+        if not rollouts.kept:
+            why = self.rewards.nothing_scored(rollouts)
             raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
-        facts = table.summary()
-        table.groups, left_out = self._kept(table.groups)
+        facts = rollouts.summary()
+        chosen, left_out = self._chosen(rollouts.kept)
+        rollouts.keep_groups(chosen)
         iteration.skipped = ""
-        if not table.groups:
+        if not rollouts.kept:
             iteration.skipped = (
                 f"filters and the algorithm left out every group ({', '.join(left_out)})"
             )
         return facts | left_out
 
-    def _kept(self, groups: list[Group]) -> tuple[list[Group], Counter[str]]:
-        """The groups that filters and the algorithm keep, and how many each of them leaves out."""
+    def _chosen(self, groups: Sequence[Group]) -> tuple[list[bool], Counter[str]]:
+        """Whether filters and the algorithm keep each group, and how many each of them leaves
+        out.
+        """
         left_out: Counter[str] = Counter()
+        places = [*range(len(groups))]  # of the groups that are left
         for name, chooser in self.filters:
-            kept = [*compress(groups, filter_mask(chooser, groups))]
+            kept = filter_mask(chooser, [groups[place] for place in places])
             key = f"filtered/{name}"
             if key in left_out:
                 key += f"_{len(left_out) + 1}"  # its place among the filters
-            left_out[key] = len(groups) - len(kept)
-            groups = kept
-        kept = groups_kept(self.algorithm, groups)
-        if len(kept) < len(groups):
-            left_out["groups_without_signal"] = len(groups) - len(kept)
-        return kept, left_out
+            left_out[key] = len(kept) - sum(kept)
+            places = [*compress(places, kept)]
+        kept = [keeps_group(self.algorithm, groups[place]) for place in places]
+        if not all(kept):
+            left_out["groups_without_signal"] = len(kept) - sum(kept)
+        chosen = {*compress(places, kept)}
+        return [place in chosen for place in range(len(groups))], left_out
+
+    def _notify(self, iteration: Iteration) -> None:
+        groups = iteration.rollouts.scored
+        if self.learns:
+            groups = with_scores(groups)
+        self.context.notify("rollouts_scored", iteration=iteration.number, groups=groups)
 
     def _tell(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
-        table = iteration.table
         idle = "gen_batches" in iteration.metrics and not (self.prompts.extra or self.filters)
         if idle and iteration.number == self.settings.iterations:
             self.context.say(
@@ -251,9 +267,8 @@ class RolloutTrainer(Trainer):
                 "and options of algorithms do"
             )
         if unscored := iteration.metrics.get("unscored"):
-            self.context.say(
-                f"{counted(unscored, 'response')} without a score{table.why_unscored()}"
-            )
+            why = iteration.rollouts.why_unscored()
+            self.context.say(f"{counted(unscored, 'response')} without a score{why}")
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
             self.context.say(
                 f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after "
@@ -262,54 +277,55 @@ class RolloutTrainer(Trainer):
             )
 
     def measure(self, iteration: Iteration) -> None:
-        """Encode the rollouts, measure them before the first update, and compute the signal."""
-        table = iteration.table
-        if not table.groups:
-            return
-        encoded = self.encoder.encode(table.groups)
-        # Rewards belong to groups by position, so none may be missing.
-        if len(encoded) != len(table.groups):
-            raise RunFailed("a rollout did not fit max_length although its prompt did")
-        examples = Examples(encoded)
-        old = self._measure_logprobs(iteration, examples)
-        iteration.examples = examples
-        self._signal(iteration, old)
-
-    def _measure_logprobs(self, iteration: Iteration, examples: Examples) -> list[Tensor]:
-        """Log-probabilities and values; returns the policy's, of the groups that were measured.
+        """Encode the groups that are kept, and measure them before the first update: columns
+        `old_logprobs`, `reference_logprobs` and `old_values`, as the algorithm needs them.
 
         The KL to the reference is logged even if the algorithm does not need it.
         """
-        needs = self.algorithm.needs
+        rollouts, needs = iteration.rollouts, self.algorithm.needs
+        if not rollouts.kept:
+            return
+        encoded = self.encoder.encode(rollouts.kept)
+        # Rewards belong to groups by position, so none may be missing.
+        if len(encoded) != len(rollouts.kept):
+            raise RunFailed("a rollout did not fit max_length although its prompt did")
+        examples = rollouts.examples = Examples(encoded)
+        if rollouts.learned is not None:
+            examples.columns["rewards"] = rollouts.learned[rollouts.keep]
         each = 1
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
             # Two passes over every sample cost more than learning the best of each prompt: some
             # groups are measured.
-            each = max(len(group.responses) for group in iteration.table.groups)
-        groups, encoded = iteration.table.groups[::each], examples.groups[::each]
+            each = max(len(group.responses) for group in rollouts.kept)
+        groups, encoded = rollouts.kept[::each], encoded[::each]
         measured = self.measured(self.role, encoded, values=self.value_role)
-        old = [columns[0] for columns in measured]
-        if self.value_role is not None:
-            examples.token_columns["old_values"] = [columns[1] for columns in measured]
+        iteration.old = old = measured["logprobs"]
         reference = self.reference_logprobs(encoded)
         if needs.old_logprobs:
             examples.token_columns["old_logprobs"] = old
         if needs.reference_logprobs:
             examples.token_columns["reference_logprobs"] = reference
+        if "values" in measured:
+            examples.token_columns["old_values"] = measured["values"]
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
+        self._check_kl(kl)
+        self._check_sampler(iteration, sampler_gap(groups, old))
+
+    def _check_kl(self, kl: float) -> None:
+        """Raise RunFailed if the policy diverged, or is not the reference before the first update
+        although both begin as one adapter.
+        """
         if not math.isfinite(kl):
             raise RunFailed(
                 f"stage '{self.context.name}': the policy's log-probabilities are not finite: "
                 "lower learning_rate"
             )
-        # Before the first update, equal adapters behind the same prompts differ by rounding only.
+        # Equal adapters behind the same prompts differ by rounding only.
         same = self.reference_name == self.start and not self.reference_prompts.may_differ
         if same and not self.learner.steps and kl > SAME_ADAPTER:
             raise RunFailed(
                 f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats"
             )
-        self._check_sampler(iteration, sampler_gap(groups, old))
-        return old
 
     def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
         """Warn once if what sampled is not the policy. Raises RunFailed before the first update if
@@ -335,33 +351,37 @@ class RolloutTrainer(Trainer):
             if gap > ANOTHER_MODEL and self.learner.steps == 0:
                 raise RunFailed(f"stage '{self.context.name}': {text}")
         # Samples of older weights differ on purpose.
-        stale = any(response.staleness for response in responses_of(iteration.table.groups))
+        stale = any(response.staleness for response in responses_of(iteration.rollouts.kept))
         if not (self.warned or stale):
             self.warned = True
             self.monitors.warn([text])
 
-    def _signal(self, iteration: Iteration, old: list[Tensor]) -> None:
-        rollouts = iteration.examples.batch()
-        signals = call(
-            self.algorithm, "signal", rollouts, returns=partial(shapes.signals, rollouts)
-        )
+    def compute_advantages(self, iteration: Iteration) -> None:
+        """Add what the algorithm's `signal` computes of the kept rollouts as columns, or a reason
+        to skip the iteration.
+        """
+        examples = iteration.rollouts.examples
+        if not examples.groups:
+            return
+        batch = examples.batch()
+        signals = call(self.algorithm, "signal", batch, returns=partial(shapes.signals, batch))
         iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(signals, Skip):
-            signals, weights = self.importance.weighted(
-                signals, rollouts, old, self.algorithm.needs.advantages
-            )
+            needed = self.algorithm.needs.advantages
+            signals, weights = self.importance.weighted(signals, batch, iteration.old, needed)
             iteration.metrics |= weights
         if isinstance(signals, Skip):
             iteration.skipped = signals.reason
         else:
-            iteration.examples.add_signals(signals)
+            examples.add_signals(signals)
 
-    def _learn(self, iteration: Iteration) -> None:
+    def learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
-        number = iteration.number
+        number, rollouts = iteration.number, iteration.rollouts
 
         def replay() -> list[list[Group]]:
-            return [self._kept(groups)[0] for groups in self.files.before(number)]
+            before = self.files.before(number)
+            return [[*compress(groups, self._chosen(groups)[0])] for groups in before]
 
         phases: list[Phase] = []
         if not iteration.skipped:
@@ -369,15 +389,15 @@ class RolloutTrainer(Trainer):
             context = SelectContext(
                 number, self.context.seed, replay, log, rng, say=self.context.say
             )
-            phases = select(self.algorithm, iteration.table.groups, context)
+            phases = select(self.algorithm, rollouts.kept, context)
         # Measure all phases before learning from any: "old" is the policy at the start of the
         # iteration.
-        chosen = [self._examples_of(phase, iteration.examples) for phase in phases]
+        chosen = [self._examples_of(phase, rollouts.examples) for phase in phases]
         if not any(examples.groups for examples in chosen):
             iteration.metrics["empty_selection"] = 1.0
         steps: list[dict[str, float]] = []
         for index, (phase, examples) in enumerate(zip(phases, chosen, strict=True)):
-            steps += self.learn(iteration, index, phase, examples)
+            steps += self._learn_phase(number, index, phase, examples)
         # Skipped steps are only counted, because their numbers are not finite.
         taken = [step for step in steps if "skipped" not in step]
         iteration.metrics |= means(taken)
@@ -390,8 +410,8 @@ class RolloutTrainer(Trainer):
                 iteration.skipped or "no sample was selected, or its loss was not finite"
             )
 
-    def learn(
-        self, iteration: Iteration, index: int, phase: Phase, examples: Examples
+    def _learn_phase(
+        self, iteration: int, index: int, phase: Phase, examples: Examples
     ) -> list[dict[str, float]]:
         """Learn from a phase in epochs of shuffled minibatches; returns the metrics of its steps."""
         steps: list[dict[str, float]] = []
@@ -399,7 +419,7 @@ class RolloutTrainer(Trainer):
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
-            stream = self.context.rng("minibatch", iteration.number, index, epoch)
+            stream = self.context.rng("minibatch", iteration, index, epoch)
             batches = minibatches(examples, self.settings.batch_size, stream)
             for number, batch in enumerate(batches, 1):
                 self.context.should_stop()
@@ -407,7 +427,7 @@ class RolloutTrainer(Trainer):
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs
                 factor = schedule(
-                    self.settings, self.learner.peak_rate, iteration.number - 1, iterations, done
+                    self.settings, self.learner.peak_rate, iteration - 1, iterations, done
                 )
                 steps.append(self.learner.step(batch, factor * phase.lr_scale))
         return steps

@@ -32,8 +32,9 @@ from alignkit.io.digest import file_digest
 from alignkit.models.generate import attach, build_request, generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.training.context import StageContext
-from alignkit.training.rewards import Rewards, with_scores
+from alignkit.training.rewards import Rewards
 from alignkit.training.sampler import make_sampler
+from alignkit.training.table import with_scores
 from alignkit.training.trainer import Trainer
 
 

@@ -124,9 +124,9 @@ def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str
     return name
 
 
-def groups_kept(algorithm: Algorithm, groups: Sequence[Group]) -> list[Group]:
-    """The groups that the algorithm learns from."""
-    return [group for group in groups if call(algorithm, "keep_group", group)]
+def keeps_group(algorithm: Algorithm, group: Group) -> bool:
+    """Whether the algorithm learns from a group."""
+    return bool(call(algorithm, "keep_group", group))
 
 
 class Trainer:
@@ -239,7 +239,7 @@ class Trainer:
         """Of each response in order, float32 [tokens], in nats. model: the role's base; default:
         the stage's own.
         """
-        return [columns[0] for columns in self.measured(role, encoded, model)]
+        return self.measured(role, encoded, model)["logprobs"]
 
     def measured(
         self,
@@ -247,21 +247,26 @@ class Trainer:
         encoded: Sequence[Encoded],
         model: SharedModel | None = None,
         values: str | None = None,
-    ) -> list[tuple[Tensor, ...]]:
-        """For each response its log-probabilities, and its values at the same tokens if a role has
-        any.
+    ) -> dict[str, list[Tensor]]:
+        """`logprobs` of each response in order, float32 [tokens], and `values` at the same tokens
+        if a role has any.
 
         Each process does its share.
         """
         wants = Wants(values=values, temperature=self.learner.temperature)
+        names = ["logprobs"] if values is None else ["logprobs", "values"]
 
-        def work(own: Sequence[int]) -> list[tuple[Tensor, ...]]:
+        def work(own: Sequence[int]) -> list[list[Tensor]]:
             groups = [encoded[index] for index in own]
             with self.context.reporter.progress("measuring", len(groups)) as done:
                 columns = measure(model or self.model, role, groups, wants, done)
-            return list(zip(*columns.values(), strict=True))
+            return [*map(list, zip(*[columns[name] for name in names], strict=True))]
 
-        return self.context.collectives.map_sharded([len(group.rows) for group in encoded], work)
+        sizes = [len(group.rows) for group in encoded]
+        of_responses = self.context.collectives.map_sharded(sizes, work)
+        return {
+            name: [columns[place] for columns in of_responses] for place, name in enumerate(names)
+        }
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Write metrics and notify the event hooks."""

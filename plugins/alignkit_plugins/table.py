@@ -97,7 +97,7 @@ trl trl.step:TRL  TRL's DPO trainer as a stage
 
 [reward]
 llama2 rewards.llama2:Llama2  safety score for unsafe responses and safety prompts, else
-    helpfulness score; whitened
+    helpfulness score
 length rewards.length:Length  length of the response, or distance to a target length
 python rewards.python:Python  your own function in a Python file, with TRL's signature
 normalized rewards.normalized:Normalized  a reward model's score, shifted so that demonstrations average

@@ -44,15 +44,6 @@ def test_filters_of_rewards(
     assert kept(name, scored(rewards), **options) == stays
 
 
-def test_spread_keeps_what_a_combination_tells_apart() -> None:
-    """GDPO's rewards may differ where the raw ones do not, and cancel where they do."""
-    groups = []
-    for raw, learned in (((0, 0), (-1, 1)), ((0, 1), (0, 0)), ((0, 0), (2, 2)), ((0, 3), (-1, 1))):
-        scores = [{"reward": r, "learned_reward": x} for r, x in zip(raw, learned, strict=True)]
-        groups.append(Group(asked("x"), tuple(Response(text="x", scores=s) for s in scores)))  # type: ignore[arg-type]
-    assert kept("spread", groups) == "yyny"
-
-
 def test_not_truncated_allows_a_share() -> None:
     groups = []
     for cut in (0, 1, 2):

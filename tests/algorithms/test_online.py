@@ -90,16 +90,10 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
     "NVIDIA-NeMo/RL#2431",
 )
 def test_an_overlong_penalty_keeps_no_group() -> None:
-    """Answers of unequal lengths that are equally good to learn: only the penalty, or the raw
-    reward, would set them apart.
-    """
+    """Answers of unequal lengths that are equally good: only the penalty would set them apart."""
     algorithm = new(GRPO, dynamic_sampling=True, max_tokens=4, overlong_cache=4)
-    for scores in ({"reward": 0.0}, {"learned_reward": 0.0}):
-        responses = [
-            Response(text="x" * n, tokens=(5,) * n, scores={"reward": float(n), **scores})
-            for n in (1, 4)
-        ]
-        assert not algorithm.keep_group(Group(asked("?"), tuple(responses)))
+    responses = [Response("x" * n, tokens=(5,) * n, scores={"reward": 0.0}) for n in (1, 4)]
+    assert not algorithm.keep_group(Group(asked("?"), tuple(responses)))
 
 
 @pytest.mark.parametrize("case", golden("group_advantage", "kl_k1"))

@@ -168,9 +168,3 @@ def test_what_is_changed_in_a_batch_does_not_reach_the_next_one() -> None:
     examples.add_signals({"advantages": torch.ones(2)})
     examples.batch().signals["advantages"].zero_()
     assert examples.batch().signals["advantages"].tolist() == [1, 1]
-
-
-def test_rewards_are_those_that_are_learned_and_raw_ones_before() -> None:
-    said = replace(words(2), scores={"reward": 2.0, "learned_reward": -1.0})
-    batch = Examples(encode(Group((user("a"),), (said,)))).batch()
-    assert (batch.rewards.tolist(), batch.raw_rewards.tolist()) == ([-1.0], [2.0])

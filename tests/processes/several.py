@@ -65,7 +65,7 @@ rm: {algorithm: reward_model, data: pairs.jsonl, validation: pairs.jsonl}
 dpo: {algorithm: dpo, data: pairs.jsonl, from: sft, reference: base}
 kto: {algorithm: kto, data: labels.jsonl}
 ppo:
-  algorithm: {ppo: {kl_target: 0.01, kl_horizon: 100}}
+  algorithm: {ppo: {kl_target: 0.01, kl_horizon: 100, whiten_rewards: true}}
   reward: {llama2: {helpful: rm, safety: {python: {path: scores.py, function: safe}}}}
 grpo:
   algorithm: {grpo: {dynamic_sampling: true}}

@@ -88,7 +88,7 @@ EVERYTHING = """
 rm: {algorithm: reward_model, data: pairs.jsonl}
 safe: {algorithm: reward_model, data: pairs.jsonl, learning_rate: 0.001}
 ppo:
-  algorithm: ppo
+  algorithm: {ppo: {whiten_rewards: true}}
   reward: {llama2: {helpful: rm, safety: safe}}
   mix: {data: demos.jsonl, objective: sft, weight: 0.3, batch_size: 3}
   monitors: [{gold: {reward: {python: {path: scores.py, function: safe}}}}]

@@ -1,4 +1,4 @@
-"""Llama 2's reward: which model decides, the whitening, and what a missing score does."""
+"""Llama 2's reward: which model decides, and what a missing score does."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def group(count: int, **meta: Any) -> Group:
 def test_safety_decides_strictly_below_the_threshold_and_on_safety_prompts() -> None:
     """The threshold is a probability."""
     found = combine([3.0] * 4, [LOGIT - 1e-6, LOGIT + 1e-6, -5.0, 0.0])
-    assert found.raw.tolist() == [LOGIT - 1e-6, 3.0, -5.0, 3.0]
+    assert found.reward.tolist() == [LOGIT - 1e-6, 3.0, -5.0, 3.0]
     assert found.metrics["safety_share"] == 0.5
     never = {"threshold": 0.0}
     for flag, options, raw in (
@@ -43,7 +43,7 @@ def test_safety_decides_strictly_below_the_threshold_and_on_safety_prompts() -> 
         (False, never, [3.0, 1.0]),
     ):
         found = combine([3.0, 1.0], [-5.0, 5.0], group(2, safety=flag), **options)
-        assert found.raw.tolist() == raw
+        assert found.reward.tolist() == raw
 
 
 def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:
@@ -53,7 +53,7 @@ def test_a_missing_score_moves_no_safety_prompt_to_another_row() -> None:
     groups = [group(2, safety=True), group(2), group(1, safety=0)]
     assert safety_prompts(groups) == [True, True, False, False, False]
     combined = combine([NAN, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], *groups)
-    assert combined.raw[1:].tolist() == [6.0, 2.0, 3.0, 4.0] and bool(combined.raw[0].isnan())
+    assert combined.reward[1:].tolist() == [6.0, 2.0, 3.0, 4.0] and bool(combined.reward[0].isnan())
 
 
 @pytest.mark.parametrize("value", ["yes", "false", 2, 0.5])
@@ -62,19 +62,12 @@ def test_safety_column_that_is_no_flag_is_an_error(value: object) -> None:
         combine([1.0], [1.0], group(1, safety=value))
 
 
-def test_reward_is_the_whitened_plain_score() -> None:
-    """Mean 0.5, sample variance (0.25 + 2.25 + 6.25 + 20.25) / 3."""
-    scores = [1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 0.0, -4.0]
-    combined, root = combine(*scores), math.sqrt(29 / 3)
-    assert combined.raw.tolist() == [1.0, 2.0, 3.0, -4.0]
-    wanted = [0.5 / root, 1.5 / root, 2.5 / root, -4.5 / root]
-    assert combined.reward.tolist() == pytest.approx(wanted, rel=1e-8)
+def test_means_are_of_what_was_chosen() -> None:
+    combined = combine([1.0, 2.0, 3.0, 9.0], [0.0, 0.0, 0.0, -4.0])
+    assert combined.reward.tolist() == [1.0, 2.0, 3.0, -4.0]
     assert combined.metrics == pytest.approx(
         {"helpful_mean": 3.75, "safety_mean": -1.0, "safety_share": 0.25, "raw_mean": 0.5}
     )
-    assert torch.equal(combine(*scores, whiten=False).reward, combined.raw)
-    for equal in ([2.0, 2.0, 2.0], [2.0]):
-        assert not combine(equal, [0.0] * len(equal)).reward.any()
 
 
 def test_missing_scores_stay_nan_and_leave_the_others_alone() -> None:
@@ -83,13 +76,10 @@ def test_missing_scores_stay_nan_and_leave_the_others_alone() -> None:
     """
     whole = combine([1.0, 2.0], [0.0, 1.0])
     holed = combine([1.0, 7.0, NAN, 2.0], [0.0, NAN, -9.0, 1.0])
-    for name in ("reward", "raw"):
-        values = getattr(holed, name)
-        assert values.isnan().tolist() == [False, True, True, False]
-        assert torch.equal(values[[0, 3]], getattr(whole, name))
+    assert holed.reward.isnan().tolist() == [False, True, True, False]
+    assert torch.equal(holed.reward[[0, 3]], whole.reward)
     assert holed.metrics == whole.metrics
-    nothing = combine([NAN, NAN], [1.0, NAN])
-    assert nothing.reward.isnan().all() and nothing.raw.isnan().all()
+    assert combine([NAN, NAN], [1.0, NAN]).reward.isnan().all()
 
 
 def test_parts_are_the_two_references() -> None:

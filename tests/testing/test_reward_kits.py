@@ -140,7 +140,7 @@ class Single(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Any:
         reward = self.of(components["it"])
-        return CombinedReward(reward=reward, raw=reward, metrics={})
+        return CombinedReward(reward)
 
     def of(self, scores: Tensor) -> Any:
         return scores
@@ -176,13 +176,6 @@ def kept(value: Callable[[Tensor], Any]) -> Methods:
     return {"of": of}
 
 
-def raw(function: Callable[[Tensor], Any]) -> Methods:
-    def combine(self: Any, groups: Any, components: Any) -> Any:
-        return CombinedReward(components["it"], function(components["it"]), {})
-
-    return {"combine": combine}
-
-
 def of(function: Callable[[Tensor], Any]) -> Methods:
     return {"of": lambda self, scores: function(scores)}
 
@@ -198,12 +191,9 @@ def of(function: Callable[[Tensor], Any]) -> Methods:
         (of(lambda scores: scores - scores.mean()), "a missing score makes the rewards of other"),
         (kept(lambda scores: scores.mean()), "`state` after `combine` is not JSON"),
         (kept(lambda scores: math.nan), "`state` after `combine` is not JSON"),
-        (raw(lambda scores: scores.cumsum(0)), "the order of groups and responses"),
-        (raw(lambda scores: scores - scores.mean()), "a missing score makes the rewards of other"),
         (kept(lambda scores: {1: True}), "`state` after `combine` changes when saved"),
         (kept(lambda scores: random.random()), "leaves another `state`"),
         ({"of": remembers}, "what it remembers outside of `state`"),
-        ({"total": lambda self, groups, parts: 2 * parts["it"]}, "`total` changes the rewards"),
         ({"__init__": starts_with_set}, "`state` at first is not JSON"),
         ({"parts": lambda self: {"reward": self.options.reward}}, "cannot be named 'reward'"),
         (

@@ -120,7 +120,7 @@ def test_a_mistake_is_reported_as_the_plugins(
 
 
 def rewards(*values: float) -> CombinedReward:
-    return CombinedReward(torch.tensor(values), torch.tensor([*values[:-1], 0.5]), {})
+    return CombinedReward(torch.tensor(values))
 
 
 ASKED, PHASE, NAN = Group((user("q"),)), Phase([]), float("nan")
@@ -143,7 +143,7 @@ CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
     ),
     (partial(shapes.prompt, Group(())), [[]], [[user("a")]]),
     (shapes.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}, 1e308]),
-    (partial(shapes.combined, 2), [rewards(1.0, 0.5)], [rewards(1.0), rewards(1.0, NAN)]),
+    (partial(shapes.combined, 2), [rewards(1.0, NAN)], [rewards(1.0), rewards(1.0, math.inf)]),
     (
         partial(shapes.ratings, 2, (1, 5)),
         [[Rating(1), Rating(None)], [Rating(5), Rating(2)]],

@@ -29,9 +29,7 @@ class Growing(RewardCombination):
         return {"part": self.options.part}
     def combine(self, groups, components):
         factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
-        return CombinedReward(components["part"] * factor, components["part"] * factor, {"factor": factor})
-    def total(self, groups, components):
-        return components["part"]
+        return CombinedReward(components["part"] * factor, {"factor": factor})
 
 class Dice(Environment):
     def reset(self, row):

@@ -210,7 +210,7 @@ adaptive_kl:
   iterations: 3
   mix: {data: demos.jsonl, objective: sft, weight: 0.5, batch_size: 3}
 whitened_rewards:
-  algorithm: rloo
+  algorithm: {rloo: {whiten_rewards: true}}
   reward:
     llama2:
       helpful: {python: {path: scores.py, function: reward}}

@@ -28,11 +28,11 @@ from alignkit import (
 )
 from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
-from alignkit.models.packing import scores_of
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.registry import Component, Registration
-from alignkit.training.rewards import Rewards, RewardTable
+from alignkit.training.rewards import Rewards
+from alignkit.training.table import Rollouts
 from alignkit_plugins.ai_feedback.rlaif import RLAIF
 from tests.by_hand import scored
 from tests.rows import write_recipe
@@ -47,15 +47,17 @@ def combining(spec: RewardSpec, scores: Mapping[str, Sequence[float | None]]) ->
     return Rewards(spec, context)
 
 
-def learn(rewards: Rewards, groups: Sequence[Group], penalty: float = 0.0) -> RewardTable:
+def learn(rewards: Rewards, groups: Sequence[Group], **options: Any) -> Rollouts:
     """As an iteration does that learns from all that has a score."""
-    return rewards.combine(rewards.ask(groups), penalty)
+    rollouts = rewards.ask(groups)
+    rewards.combine(rollouts, **options)
+    return rollouts
 
 
-def learned(table: RewardTable) -> tuple[list[float], list[float]]:
-    """The rewards that are learned from, and the raw ones."""
-    rewards, raw = (scores_of(table.groups, name) for name in ("learned_reward", "reward"))
-    return rewards.tolist(), raw.tolist()
+def learned(table: Rollouts) -> tuple[list[float], list[float]]:
+    """The rewards that are learned from, and those that are shown."""
+    assert table.learned is not None and table.reward is not None
+    return table.learned[table.keep].tolist(), table.reward[table.keep].tolist()
 
 
 X, Y = RewardSpec("stage", "x"), RewardSpec("stage", "y")
@@ -76,7 +78,7 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     """One meaning of `reward`: in what is learned, in the files of rollouts, and in the metrics."""
     scorer = combining(X, {"x": [1.0, None, 3.0, None]})
     table = learn(scorer, GROUPS, penalty=0.5)
-    assert [group.id for group in table.groups] == ["a"]
+    assert [group.id for group in table.kept] == ["a"]
     assert learned(table) == ([1.0, 2.5], [1.0, 2.5])
     none = {"x": None, "reward": None}
     scores = [{"x": 1.0, "reward": 1.0}, none, {"x": 3.0, "reward": 2.5}, none]
@@ -93,18 +95,36 @@ def test_responses_without_a_score_are_left_out_and_those_that_were_cut_off_pay(
     two = learn(combining(X, {"x": [1.0, 2.0, 3.0, None]}), GROUPS, penalty=0.75)
     assert two.summary()["missing_eos_penalty"] == 0.25
     assert "missing_eos_penalty" not in learn(scorer, GROUPS).summary()
-    reported = scorer.combine(scorer.ask(GROUPS), 0.5, learns=False)
-    assert [response.reward for response in reported.groups[0].responses[::2]] == [1.0, 3.0]
-    assert learn(combining(X, {"x": [0.1]}), GROUPS[1:]).raw.tolist() == [0.1]
-    nothing = learn(combining(X, {"x": [None]}), GROUPS[1:])
-    assert nothing.groups == [] and int(nothing.raw.isnan().sum()) == 1
+    reported = learn(scorer, GROUPS, penalty=0.5, whiten=True, learns=False)
+    assert [response.reward for response in reported.kept[0].responses[::2]] == [1.0, 3.0]
+    assert reported.learned is None and len(reported.kept) == 2
+    assert learn(combining(X, {"x": [0.1]}), GROUPS[1:]).reward.tolist() == [0.1]
+    nothing = learn(combining(X, {"x": [None]}), GROUPS[1:], whiten=True)
+    assert nothing.kept == [] and int(nothing.reward.isnan().sum()) == 1
+
+
+@pytest.mark.silent_bug(
+    "rewards: whitening",
+    "Rewards are whitened over the groups that a filter kept, or the penalty for a missing end with "
+    "them, so that it counts more in some iterations than in others.",
+    "They are whitened in float64 over all scored responses; then the penalty is subtracted.",
+)
+def test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it() -> None:
+    table = learn(combining(X, {"x": [1.0, 4.0, 7.0, None]}), GROUPS, whiten=True, penalty=0.5)
+    assert learned(table) == (pytest.approx([-1.0, 0.0, 1.0 - 0.5]), [1.0, 4.0, 6.5])
+    assert table.learned.dtype == torch.float64
+    whole = learn(combining(X, {"x": [1.0, 4.0, 9.0, 7.0]}), GROUPS, whiten=True)
+    before = learned(whole)[0]
+    whole.keep_groups([False, True])  # a filter
+    assert learned(whole) == (before[3:], [7.0]) and [group.id for group in whole.kept] == ["b"]
+    assert learned(learn(combining(X, {"x": [2.0]}), GROUPS[1:], whiten=True)) == ([0.0], [2.0])
 
 
 def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
     scores = Mock(return_value=[1.0, 2.0, 3.0])
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     together = Rewards(doubled("both", left=X, right=doubled("inner", again=X)), context)
-    assert learn(together, GROUPS[:1]).raw.tolist() == [2.0, 4.0, 6.0] and scores.call_count == 1
+    assert learn(together, GROUPS[:1]).reward.tolist() == [2.0, 4.0, 6.0] and scores.call_count == 1
 
 
 def combination(folder: Path, reward: str) -> Rewards:
@@ -115,33 +135,10 @@ def combination(folder: Path, reward: str) -> Rewards:
     return Rewards(settings.reward, context)
 
 
-LLAMA2 = "{llama2: {helpful: length, safety: length}}"
-
-
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [
-        (
-            "llama2: {safety: length, helpful: {weighted_sum: {rewards: {x: LLAMA2}, weights: {x: 1}}}}",
-            "'llama2' compares raw scores, so its part 'helpful'",
-        ),
-        ("equal_length: {reward: LLAMA2}", "'equal_length' compares raw scores"),
-        ("weighted_sum: {rewards: {reward: length}, weights: {reward: 1}}", "cannot be named"),
-    ],
-)
-def test_parts_that_do_not_suit_their_combination_are_refused(
-    tmp_path: Path, reward: str, message: str
-) -> None:
-    """Whitened parts where raw scores are compared, and one whose scores would be overwritten."""
-    with pytest.raises(RecipeError, match=message):
-        combination(tmp_path, reward.replace("LLAMA2", LLAMA2))
-
-
-def test_a_raw_part_is_compared_with_others(tmp_path: Path) -> None:
-    raw = (
-        "llama2: {safety: length, helpful: {llama2: {helpful: length, safety: length, whiten: no}}}"
-    )
-    assert combination(tmp_path, raw).root.spec.whitens
+def test_a_part_cannot_have_the_name_of_the_whole(tmp_path: Path) -> None:
+    """Its scores would be overwritten."""
+    with pytest.raises(RecipeError, match="cannot be named"):
+        combination(tmp_path, "weighted_sum: {rewards: {reward: length}, weights: {reward: 1}}")
 
 
 def test_a_win_rate_against_the_group_is_within_the_group(
@@ -165,28 +162,20 @@ def test_a_reward_of_which_no_mean_is_finite_is_an_error(score: float) -> None:
 
 
 class Doubled(RewardCombination):
-    """The sum of its parts; what gradient methods see is twice as much and shifted, as after
-    whitening.
-    """
-
-    whitens = True  # type: ignore[assignment]
+    """Twice the sum of its parts."""
 
     def __init__(self) -> None:
         super().__init__(alignkit.Options())
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        whole = sum(components.values())
         groups[0].meta["changed"] = True  # of a copy
-        return CombinedReward(self.total(groups, components), whole, {})  # type: ignore[arg-type]
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        return 2 * sum(components.values()) - 7  # type: ignore[return-value]
+        return CombinedReward(2 * sum(components.values()))  # type: ignore[arg-type]
 
 
 def doubled(name: str, **parts: RewardSpec) -> RewardSpec:
     registration = Registration(name, lambda options: Doubled())
     component = Component("reward", "x", registration, None)  # type: ignore[arg-type]
-    return RewardSpec("combine", name, component, parts, whitens=True)
+    return RewardSpec("combine", name, component, parts)
 
 
 BOTH = doubled("both", first=X, second=Y)
@@ -195,22 +184,22 @@ INNER = doubled("outer", inner=doubled("inner", first=X), second=Y)
 
 
 @pytest.mark.parametrize(
-    ("spec", "x", "raw", "learned_from"),
+    ("spec", "x", "reward"),
     [
-        (BOTH, [1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [-4.0, -2.0, 0.0]),
-        # The raw scores of the parts add up to the raw score, and their rewards to the reward.
-        (INNER, [1.0, 2.0, 3.0], [1.5, 2.5, 3.5], [-16.0, -12.0, -8.0]),
+        (BOTH, [1.0, 2.0, 3.0], [3.0, 5.0, 7.0]),
+        (INNER, [1.0, 2.0, 3.0], [5.0, 9.0, 13.0]),
         # A response that lacks a part has no score: zero would be a score like others.
-        (BOTH, [1.0, None, 3.0], [1.5, None, 3.5], [-4.0, 0.0]),
+        (BOTH, [1.0, None, 3.0], [3.0, None, 7.0]),
     ],
     ids=["both", "nested", "one lacks a part"],
 )
-def test_selection_sees_raw_rewards_and_learning_those_after_whitening(
-    spec: RewardSpec, x: list[float | None], raw: list[float | None], learned_from: list[float]
+def test_a_combination_makes_one_number_of_the_scores_of_its_parts(
+    spec: RewardSpec, x: list[float | None], reward: list[float | None]
 ) -> None:
     table = learn(combining(spec, {"x": x, "y": [0.5, 0.5, 0.5]}), TWO)
-    assert [response.scores["reward"] for response in responses_of(table.scored)] == raw
-    assert learned(table) == (learned_from, [value for value in raw if value is not None])
+    assert [response.scores["reward"] for response in responses_of(table.scored)] == reward
+    present = [value for value in reward if value is not None]
+    assert learned(table) == (present, present)
     assert not any(group.meta for group in TWO)
 
 
@@ -258,11 +247,11 @@ def test_a_part_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(TASKS)
     rewards = combination(tmp_path, PARTS)
     table = learn(rewards, tasks("maths", "code", "x"))
-    assert table.raw.tolist() == [1.0, 1.0, 0.0] and rewards.state() == {}
+    assert table.reward.tolist() == [1.0, 1.0, 0.0] and rewards.state() == {}
     counts = {"unscored": 0, "unscored/maths": 2, "unscored/code": 2, "score/code": 2.0}
     assert table.summary().items() >= counts.items()
     nested = learn(combination(tmp_path, NESTED), tasks("maths", "code"))
-    assert nested.raw.tolist() == [14.0, 4.0] and list(nested.parts) == ["both/maths", "c"]
+    assert nested.reward.tolist() == [14.0, 4.0] and list(nested.parts) == ["both/maths", "c"]
 
 
 @pytest.mark.silent_bug(
@@ -281,7 +270,7 @@ def test_a_part_that_failed_is_no_part_that_does_not_apply() -> None:
     scorer.leaves["first"].plugin = SimpleNamespace(may_not_apply=True)
     scorer._share = lambda leaf, some, own: given[leaf.name]
     table = learn(scorer, TWO)
-    assert [response.text for response in responses_of(table.groups)] == ["0.0"]
+    assert [response.text for response in responses_of(table.kept)] == ["0.0"]
     counts = {"unscored": 2, "unscored/first": 1, "unscored/second": 1, "score/first": 1.0}
     assert table.summary().items() >= counts.items()
 
@@ -312,12 +301,8 @@ class Growing(RewardCombination):
     """The sum of its parts, times a number that grows with every batch that is learned from."""
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        total = self.total(groups, components)
         factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
-        return CombinedReward(total, total, {"factor": factor})
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        return (self.state.get("factor", 0.0) + 1.0) * components["part"]  # type: ignore[no-any-return]
+        return CombinedReward(factor * components["part"], {"factor": factor})
 
 
 def growing(part: RewardSpec) -> RewardSpec:
@@ -326,11 +311,13 @@ def growing(part: RewardSpec) -> RewardSpec:
     return RewardSpec("combine", "growing", component, {"part": part})
 
 
-@pytest.mark.parametrize("part", [X, doubled("inner", first=X)], ids=["raw", "whitened"])
-def test_a_combination_remembers_once_an_iteration_and_continues(part: RewardSpec) -> None:
-    scorer, resumed = (combining(growing(part), {"x": [1.0, None, 3.0]}) for _ in range(2))
+def test_a_combination_remembers_once_an_iteration_and_continues() -> None:
+    """Also if it is asked twice, because too few groups were left; and never what only reports."""
+    scorer, resumed = (combining(growing(X), {"x": [1.0, None, 3.0]}) for _ in range(2))
     for iteration in (1.0, 2.0, 3.0):
+        learn(scorer, TWO, learns=False)
         table = learn(scorer, TWO)
+        scorer.combine(table)
         assert learned(table)[1] == [iteration, 3 * iteration]
         assert table.metrics == {"reward/factor": iteration}
         assert scorer.state() == {"growing": {"factor": iteration}}
@@ -351,16 +338,9 @@ def test_a_nested_combination_has_a_state_of_its_own() -> None:
     assert scorer.state() == {"growing": {"factor": 11.0}, "growing/part": {"factor": 1.0}}
 
 
-@pytest.mark.parametrize("method", ["combine", "total"])
-def test_rewards_that_are_not_finite_name_their_plugin(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those of a combination, and the total of whitened parts."""
-    nan, ones = torch.tensor([math.nan, 2.0, 1.0]), torch.ones(3)
-    answers: dict[str, Any] = {"combine": CombinedReward(ones, ones, {}), "total": ones}
-    answers[method] = nan if method == "total" else CombinedReward(nan, ones, {})
+def test_rewards_that_are_not_finite_name_their_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = combining(INNER, {"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]})
-    for name, answer in answers.items():
-        monkeypatch.setattr(scorer.root.plugin, name, lambda *given, answer=answer: answer)
-    with pytest.raises(PluginError, match=rf"`Doubled.{method}`: return finite rewards"):
+    endless = CombinedReward(torch.tensor([math.inf, 2.0, 1.0]))
+    monkeypatch.setattr(scorer.root.plugin, "combine", lambda *given: endless)
+    with pytest.raises(PluginError, match="`Doubled.combine`: return finite rewards"):
         learn(scorer, TWO)

@@ -14,7 +14,7 @@ from test_scoring import combination
 from alignkit import CombinedReward, Verdict
 from alignkit.cli import main
 from alignkit.reward import Rating
-from alignkit.training.rewards import RewardTable
+from alignkit.training.table import Rollouts
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.rewards.combinations import WeightedSum
 from tests.rows import Said, demos, pairs, run, with_plugin, write_recipe, write_rows
@@ -109,7 +109,7 @@ def test_evaluate_says_how_many_have_no_score_and_why(tmp_path: Path, said: Said
 
 def test_the_first_reason_of_each_kind_is_told() -> None:
     told = [Rating(None, "HTTP 413: long"), Rating(1.0), Rating(None, "HTTP 413: longer")]
-    table = RewardTable(verdicts=[*told, Verdict(None, reason="cut")])
+    table = Rollouts(verdicts=[*told, Verdict(None, reason="cut")])
     assert table.why_unscored() == "; reason: HTTP 413: long; cut"
 
 
@@ -117,9 +117,11 @@ def test_a_combination_that_loses_all_scores_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing = torch.full((1,), torch.nan, dtype=torch.float64)
-    monkeypatch.setattr(WeightedSum, "combine", lambda *given: CombinedReward(nothing, nothing, {}))
+    monkeypatch.setattr(WeightedSum, "combine", lambda *given: CombinedReward(nothing))
     rewards = combination(
         tmp_path, "weighted_sum: {rewards: {a: {length: {unit: words}}}, weights: {a: 1}}"
     )
-    error = rewards.nothing_scored(rewards.combine(rewards.ask(demos(["x"]))))
+    rollouts = rewards.ask(demos(["x"]))
+    rewards.combine(rollouts)
+    error = rewards.nothing_scored(rollouts)
     assert error == "reward 'weighted_sum' makes no number of the scores of its parts"

@@ -24,7 +24,7 @@ class Growing(RewardCombination):
         return {"part": self.options.part}
     def combine(self, groups, components):
         factor = self.state["factor"] = self.state.get("factor", 0.0) + 1.0
-        return CombinedReward(components["part"], components["part"], {"factor": factor})
+        return CombinedReward(components["part"], {"factor": factor})
 
 class Distill(Algorithm):
     source = Source.ROLLOUTS

@@ -31,12 +31,10 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 
 
-def combined(
-    reward: Tensor, raw: Tensor, parts: Mapping[str, Tensor], **metrics: float
-) -> CombinedReward:
+def combined(reward: Tensor, parts: Mapping[str, Tensor], **metrics: float) -> CombinedReward:
     """A reward [R] with the means of all parts as metrics."""
     means = {f"{name}_mean": float(scores.nanmean()) for name, scores in parts.items()}
-    return CombinedReward(reward, raw, {**means, **metrics})
+    return CombinedReward(reward, {**means, **metrics})
 
 
 class Weighted(RewardCombination):
@@ -74,10 +72,6 @@ class Weighted(RewardCombination):
             )
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        total = self.total(groups, components)
-        return combined(total, total, components)
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
         weights, terms = self.options.weights, []
         for name, scores in components.items():
             factors = []
@@ -86,7 +80,7 @@ class Weighted(RewardCombination):
                 factor = weights.get(self._value(group), {}).get(name, default)
                 factors += [factor] * len(group.responses)
             terms.append(scores * scores.new_tensor(factors))
-        return F.sum_present(terms)
+        return combined(F.sum_present(terms), components)
 
     def _value(self, group: Group) -> str:
         """A prompt's value as YAML writes it."""
@@ -119,7 +113,7 @@ class Minimum(OfSeveral):
         smallest, *others = components.values()
         for scores in others:
             smallest = smallest.fmin(scores)  # NaN if both are
-        return combined(smallest, smallest, components)
+        return combined(smallest, components)
 
 
 class When(RewardCombination):
@@ -142,7 +136,7 @@ class When(RewardCombination):
         scores, condition = components["raw"], components["condition"]
         chosen = scores.where(condition >= self.options.at_least, self.options.otherwise)
         chosen = chosen.masked_fill(scores.isnan() | condition.isnan(), math.nan)
-        return combined(chosen, chosen, components)
+        return combined(chosen, components)
 
 
 class Product(OfSeveral):
@@ -155,7 +149,7 @@ class Product(OfSeveral):
         for scores in others:
             both = product * scores.where(~scores.isnan(), 1.0)
             product = both.where(~product.isnan(), scores)
-        return combined(product, product, components)
+        return combined(product, components)
 
 
 class Clip(RewardCombination):
@@ -173,7 +167,7 @@ class Clip(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         clipped = components["raw"].clamp(self.options.low, self.options.high)
-        return combined(clipped, clipped, components)
+        return combined(clipped, components)
 
 
 class Lagrangian(RewardCombination):
@@ -204,19 +198,15 @@ class Lagrangian(RewardCombination):
         return {"raw": self.options.reward, "cost": self.options.cost}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        o, multiplier, total = self.options, self._multiplier, self.total(groups, components)
+        o = self.options
+        multiplier = float(self.state.get("multiplier", o.multiplier))
+        total = F.sum_present([components["raw"], -multiplier * components["cost"]])
+        if o.rescale:
+            total = total / (1 + multiplier)
         excess = float(components["cost"].nanmean()) - o.limit
         if not math.isnan(excess):
             self.state["multiplier"] = max(0.0, multiplier + o.multiplier_rate * excess)
-        return combined(total, total, components, multiplier=multiplier)
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        total = F.sum_present([components["raw"], -self._multiplier * components["cost"]])
-        return total / (1 + self._multiplier) if self.options.rescale else total
-
-    @property
-    def _multiplier(self) -> float:
-        return float(self.state.get("multiplier", self.options.multiplier))
+        return combined(total, components, multiplier=multiplier)
 
 
 class RunningNormalization(RewardCombination):
@@ -228,7 +218,6 @@ class RunningNormalization(RewardCombination):
         reward: RewardRef = Field(description="the reward to normalize")
 
     options: Options
-    whitens = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return {"raw": self.options.reward}
@@ -239,7 +228,7 @@ class RunningNormalization(RewardCombination):
         mean, deviation = self.state.get("mean", 0.0), math.sqrt(self.state.get("variance", 0.0))
         if F.nearly_equal(mean + deviation, mean):
             deviation = 1.0  # all scores so far are equal
-        return combined((scores - mean) / deviation, scores, components, mean=mean, std=deviation)
+        return combined((scores - mean) / deviation, components, mean=mean, std=deviation)
 
     def _take_in(self, scores: Tensor) -> None:
         """Add scores [N] to the count, the mean and the population variance."""
@@ -254,10 +243,10 @@ class RunningNormalization(RewardCombination):
 
 
 class GDPO(RewardCombination):
-    """Each reward is normalized within its group, then summed; the sums are normalized over the
-    batch.
+    """Each reward is normalized within its group, then summed.
 
-    The result is an advantage, which `grpo` with `scale_by_std: false` learns from unchanged.
+    With `whiten_rewards: true` and `scale_by_std: false`, `grpo` normalizes the sums over the batch
+    and learns from them unchanged: they are advantages.
     """
 
     class Options(alignkit.Options):
@@ -270,7 +259,7 @@ class GDPO(RewardCombination):
 
     options: Options
     leaves_out = True
-    whitens = True
+    within_group = True
 
     def parts(self) -> Mapping[str, RewardRef]:
         return self.options.rewards
@@ -278,19 +267,16 @@ class GDPO(RewardCombination):
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Where a reward does not apply, it has no part in its group's statistics."""
         weights = {name: self.options.weights.get(name, 1.0) for name in components}
-        raw = F.sum_present([weights[name] * scores for name, scores in components.items()])
-        index = raw.new_tensor(
-            [number for number, group in enumerate(groups) for _ in group.responses]
-        )
+        numbers: list[int] = []
+        for number, group in enumerate(groups):
+            numbers += [number] * len(group.responses)
+        index = next(iter(components.values())).new_tensor(numbers)
         advantages = {name: scores.clone() for name, scores in components.items()}
         for scores in advantages.values():
             applies = ~scores.isnan()
             scores[applies] = F.grpo_advantages(scores[applies], index[applies])
         reward = F.sum_present([weights[name] * scores for name, scores in advantages.items()])
-        present = ~reward.isnan()
-        if present.any():
-            reward[present] = F.whiten(reward[present])
-        return combined(reward, raw, components)
+        return combined(reward, components)
 
 
 @hookimpl
@@ -321,5 +307,5 @@ def register(add: Add) -> None:
         "reward",
         "gdpo",
         GDPO,
-        "rewards normalized one by one within their group, then summed and whitened",
+        "rewards normalized one by one within their group, then summed",
     )

@@ -55,12 +55,10 @@ class GFPO(ak.Algorithm):
     def signal(self, rollouts: ak.Batch) -> Mapping[str, Tensor] | ak.Skip:
         """Advantages [R], 0 for samples that are left out, and which are kept [R]."""
         lengths, kept = rollouts.mask.sum(dim=1), rollouts.mask.new_zeros(len(rollouts.mask))
-        # The rewards as they are, not whitened ones: 1 for a right answer stays better than 0, per
-        # token, too.
         scores = (
             -lengths.double()
             if self.options.metric == "length"
-            else rollouts.raw_rewards.double() / lengths
+            else rollouts.rewards.double() / lengths
         )
         for group in rollouts.group_index.unique():
             own = (rollouts.group_index == group).nonzero()[:, 0]

@@ -38,7 +38,6 @@ def rollouts(rewards: list[float], lengths: list[int], group: list[int]) -> Batc
         old_logprobs=torch.full((count, longest), -1.0),
         reference_logprobs=torch.full((count, longest), -1.0),
         rewards=torch.tensor(rewards),
-        raw_rewards=torch.tensor(rewards),
     )
 
 

@@ -71,12 +71,12 @@ class NashMD(Algorithm):
         log_ratios = F.sum_tokens(
             rollouts.old_logprobs - rollouts.reference_logprobs, rollouts.mask
         )
-        wins = rollouts.raw_rewards.new_empty(len(log_ratios))
+        wins = rollouts.rewards.new_empty(len(log_ratios))
         opponents = wins.clone()
         for group in range(len(rollouts.groups)):
             own = rollouts.group_index == group
             wins[own], opponents[own] = self._against_mixture(
-                rollouts.raw_rewards[own], log_ratios[own]
+                rollouts.rewards[own], log_ratios[own]
             )
         self.metrics = {
             "win_rate": float(wins.mean()),

@@ -45,8 +45,7 @@ def rollouts(
         truncated=torch.zeros(count, dtype=torch.bool),
         old_logprobs=tokens(old, 3.0),
         reference_logprobs=tokens(reference, -8.0),
-        rewards=torch.full((count,), 99.0),  # whitened rewards do not decide who wins
-        raw_rewards=torch.tensor(scores),
+        rewards=torch.tensor(scores),
     )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from alignkit import Field, Filter, Group, Options
 from alignkit import functional as F
-from alignkit.reward import LEARNED_KEY, REWARD_KEY
+from alignkit.reward import REWARD_KEY
 
 
-def rewards(group: Group, key: str = REWARD_KEY) -> list[float]:
-    """The raw rewards of a group's responses. key: LEARNED_KEY for those that are learned from."""
-    scores = [response.scores.get(key) for response in group.responses]
+def rewards(group: Group) -> list[float]:
+    """The rewards of a group's responses."""
+    scores = [response.scores.get(REWARD_KEY) for response in group.responses]
     return [score for score in scores if score is not None]
 
 
@@ -22,8 +22,6 @@ class Spread(Filter):
     advantage (DAPO, arXiv:2503.14476), or one of a reward model's noise.
 
     As DAPO does, `rollout.max_num_gen_batches` samples more prompts until the batch is full again.
-    A combination that normalizes its parts, such as GDPO's, can tell responses apart whose raw
-    rewards are equal: such a group stays.
     """
 
     class Options(Filter.Options):
@@ -36,12 +34,10 @@ class Spread(Filter):
     options: Options
 
     def keep(self, groups: Sequence[Group]) -> list[bool]:
-        return [
-            self._differ(group, REWARD_KEY) or self._differ(group, LEARNED_KEY) for group in groups
-        ]
+        return list(map(self._differ, groups))
 
-    def _differ(self, group: Group, key: str) -> bool:
-        values = rewards(group, key)
+    def _differ(self, group: Group) -> bool:
+        values = rewards(group)
         if not values or F.nearly_equal(max(values), min(values)):
             return False
         return max(values) - min(values) >= self.options.least

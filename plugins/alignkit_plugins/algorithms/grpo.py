@@ -40,7 +40,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
-from alignkit.reward import LEARNED_KEY, REWARD_KEY
+from alignkit.reward import REWARD_KEY
 from alignkit_plugins.algorithms.ppo import ByToken, Clipped
 
 if TYPE_CHECKING:
@@ -154,14 +154,12 @@ class GRPO(Clipped):
             entropy=self.options.entropy_coefficient > 0,
             min_samples=2,
             max_new_tokens=longest,
+            whiten_rewards=self.options.whiten_rewards,
         )
 
     def keep_group(self, group: Group) -> bool:
-        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11): those that
-        advantages come from.
-        """
-        # Replayed samples have no learned reward.
-        rewards = [r.scores.get(LEARNED_KEY, r.scores[REWARD_KEY]) or 0.0 for r in group.responses]
+        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11)."""
+        rewards = [response.scores[REWARD_KEY] or 0.0 for response in group.responses]
         varied = not F.nearly_equal(max(rewards), min(rewards))
         return super().keep_group(group) and (varied or not self.options.dynamic_sampling)
 
@@ -267,9 +265,19 @@ class RLOO(Clipped):
     likely.
     """
 
-    needs = Needs(old_logprobs=True, reference_logprobs=True, advantages="sequence", min_samples=2)
     defaults = replace(Clipped.defaults, epochs=1)
     whole = True
+
+    @property
+    def needs(self) -> Needs:
+        """The baseline of a response needs another one."""
+        return Needs(
+            old_logprobs=True,
+            reference_logprobs=True,
+            advantages="sequence",
+            min_samples=2,
+            whiten_rewards=self.options.whiten_rewards,
+        )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]."""
@@ -301,9 +309,13 @@ class ReinforcePP(ByToken):
     @property
     def needs(self) -> Needs:
         """The mean of a group needs two samples."""
-        min_samples = 2 if self.options.group_baseline else 1
+        o = self.options
         return Needs(
-            old_logprobs=True, reference_logprobs=True, advantages="token", min_samples=min_samples
+            old_logprobs=True,
+            reference_logprobs=True,
+            advantages="token",
+            min_samples=2 if o.group_baseline else 1,
+            whiten_rewards=o.whiten_rewards,
         )
 
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:

@@ -56,6 +56,10 @@ class Clipped(Algorithm):
         kl_coefficient: float = Field(
             0.05, "weight of the KL to the reference: reward per nat", ge=0
         )
+        whiten_rewards: bool = Field(
+            False,
+            "scale rewards to mean 0 and variance 1 over the iteration's responses (Llama 2)",
+        )
         clip_range: float = Field(0.2, "clip range of the policy ratio", gt=0)
         clip_range_high: float | None = Field(
             None, "upper clip range, if different (DAPO: 0.28; CISPO: 4)", gt=0
@@ -175,9 +179,10 @@ class PPO(ByToken):
             advantages="token",
             values=True,
             shared_values=o.shared_value,
-            centered_values=o.center_scores or o.group_baseline,
+            centered_values=o.center_scores or o.group_baseline or o.whiten_rewards,
             entropy=True if o.entropy_coefficient else "reported",
             min_samples=2 if o.group_baseline else 1,
+            whiten_rewards=o.whiten_rewards,
         )
 
     @property

@@ -18,7 +18,7 @@ class WeightedSum(RewardCombination):
     """The weighted sum of the rewards that apply to a response; NaN if none does.
 
     As in TRL, a part that does not apply is left out of the sum, and the weights of the others stay
-    as they are. It does not whiten; a part that is whitened, such as `llama2`, stays so.
+    as they are.
     """
 
     class Options(alignkit.Options):
@@ -42,15 +42,12 @@ class WeightedSum(RewardCombination):
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
         """Sum the components, [R] each."""
-        raw = self.total(groups, components)
-        metrics = {"raw_mean": float(raw.nanmean())}
+        weights = self.options.weights
+        reward = F.sum_present([weights[name] * components[name] for name in weights])
+        metrics = {"raw_mean": float(reward.nanmean())}
         for name, scores in components.items():
             metrics[f"{name}_mean"] = float(scores.nanmean())
-        return CombinedReward(raw, raw, metrics)
-
-    def total(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> Tensor:
-        weights = self.options.weights
-        return F.sum_present([weights[name] * components[name] for name in weights])
+        return CombinedReward(reward, metrics)
 
 
 class EqualLength(RewardCombination):
@@ -93,4 +90,4 @@ class EqualLength(RewardCombination):
             deviation = F.std_within_groups(corrected[present], index[present])
             corrected = corrected / deviation if deviation > 0 else corrected
             metrics["std"] = float(deviation)
-        return CombinedReward(reward=corrected, raw=corrected, metrics=metrics)
+        return CombinedReward(corrected, metrics)

@@ -2,9 +2,9 @@
 arXiv:2307.09288, section 3.2.3).
 
 The safety score of a response counts if the prompt is a safety prompt or the response is unsafe
-(probability below `threshold`); otherwise its helpfulness score counts. The chosen scores are
-whitened over the batch. Differs from the paper: raw scores are clamped to the logits of 1e-6 and 1
-- 1e-6.
+(probability below `threshold`); otherwise its helpfulness score counts. The paper then whitens the
+chosen scores, which is the algorithm's option `whiten_rewards`. Differs from the paper: scores are
+clamped to the logits of 1e-6 and 1 - 1e-6.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Llama2(RewardCombination):
-    """The raw reward is the chosen model's score, a logit; the reward is that score whitened."""
+    """The reward is the chosen model's score, a logit."""
 
     class Options(alignkit.Options):
         helpful: RewardRef = Field(
@@ -37,19 +37,14 @@ class Llama2(RewardCombination):
             ge=0,
             lt=1,
         )
-        whiten: bool = Field(True, "scale rewards to mean 0 and variance 1 over the batch")
 
     options: Options
-
-    @property
-    def whitens(self) -> bool:
-        return self.options.whiten
 
     def parts(self) -> Mapping[str, RewardRef]:
         return {"helpful": self.options.helpful, "safety": self.options.safety}
 
     def combine(self, groups: Sequence[Group], components: Mapping[str, Tensor]) -> CombinedReward:
-        """Combine the raw scores `helpful` and `safety`, [R] each. The reward is NaN if either is
+        """Combine the scores `helpful` and `safety`, [R] each. The reward is NaN if either is
         missing.
 
         Even a safety prompt needs both scores: a failure must not change which of them counts.
@@ -61,11 +56,8 @@ class Llama2(RewardCombination):
         means = {"helpful": helpful, "safety": safety, "raw": chosen}
         metrics = {f"{name}_mean": _mean(values) for name, values in means.items()}
         metrics["safety_share"] = _mean(by_safety.double())
-        whitened = F.whiten(chosen) if self.options.whiten and len(chosen) else chosen
-        raw = components["helpful"].new_full(present.shape, float("nan"))
-        reward = raw.clone()
-        raw[present], reward[present] = chosen.to(raw.dtype), whitened.to(reward.dtype)
-        return CombinedReward(reward=reward, raw=raw, metrics=metrics)
+        reward = components["helpful"].new_full(present.shape, float("nan"))
+        return CombinedReward(reward.masked_scatter(present, chosen.to(reward.dtype)), metrics)
 
 
 def safety_prompts(groups: Sequence[Group]) -> list[bool]:
