@@ -31,7 +31,7 @@ def pairs(job: Job, tokenizer: Any) -> list[Encoded]:
 def ours(job: Job, gate: Gate) -> None:
     import torch
 
-    from alignkit.models.packing import Examples, measure
+    from alignkit.models.packing import Examples, flat, measure
     from alignkit.models.shared_model import BASE
 
     policy = models.load(job)
@@ -44,7 +44,7 @@ def ours(job: Job, gate: Gate) -> None:
         gate.begin()
         examples = Examples(encoded)
         reference = measure(policy, BASE, encoded)["logprobs"]
-        examples.token_columns["reference_logprobs"] = reference
+        examples.token_columns["reference_logprobs"] = flat(reference)
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}
         if gate.checking and job.options.get("compared") == "nll":

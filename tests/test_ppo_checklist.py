@@ -484,7 +484,7 @@ def test_sampling_filters_are_off_and_harmless(tmp_path: Path, said: Said) -> No
             assert ("ratios and KL are of all" in said()) == bool(value)
             examples = measured(stage).rollouts.examples
         told = [x for e in examples.groups for r in e.group.responses for x in r.logprobs or ()]
-        found = torch.cat(examples.token_columns["old_logprobs"])
+        found = examples.token_columns["old_logprobs"]
         torch.testing.assert_close(torch.tensor(told), found, atol=1e-4, rtol=0)
     assert (Sampling().top_k, Sampling().top_p) == (0, 1.0)
 
@@ -512,7 +512,7 @@ def test_values_start_at_zero_or_at_the_reward_model(
     stage: RolloutTrainer, reward_model: Run, options: dict[str, Any], kept: bool
 ) -> None:
     """At zero where scores are centered: the level of a reward model has nothing to do with them."""
-    assert not any(bool(x.any()) for x in measured(stage).rollouts.examples.token_columns["old_values"])
+    assert not measured(stage).rollouts.examples.token_columns["old_values"].any()
     models, ppo = reward_model.models.of("base"), new(PPO, **options)
     head = models.model.roles[models.role("rm")].head
     context: Any = SimpleNamespace(
@@ -561,7 +561,7 @@ def test_value_gradient_does_not_reach_the_policy(
         move(stage)
         examples = measured(stage).rollouts.examples
         columns = examples.token_columns
-        columns["advantages"] = [torch.zeros_like(x) for x in columns["advantages"]]
+        columns["advantages"] = torch.zeros_like(columns["advantages"])
         stage.learner._gradients(examples)
         norms = {"new": 0.0, "value": 0.0}
         for name, parameter in stage.learner.parameters.items():
@@ -632,10 +632,10 @@ def test_a_shared_value_starts_from_no_reward_model(tmp_path: Path) -> None:
 
 def test_advantages_are_whitened_over_all_rollouts(stage: RolloutTrainer) -> None:
     examples = measured(stage).rollouts.examples
-    whole = torch.cat(examples.token_columns["advantages"])
+    whole = examples.token_columns["advantages"]
     assert float(whole.mean()) == pytest.approx(0, abs=1e-5)
     assert float(whole.std()) == pytest.approx(1, abs=1e-4)
-    part = torch.cat(examples.take([0, 1]).token_columns["advantages"])
+    part = examples.take([0, 1]).token_columns["advantages"]
     # Its mean is 0 in any case: scores are centered in each group
     assert abs(float(part.std()) - 1) > 1e-3
 
@@ -690,7 +690,7 @@ def test_kl_is_a_sum_over_tokens_and_adapts_once(tmp_path: Path) -> None:
         disturb(stage.model, stage.role, 0.1)
         iteration = measured(stage)
         columns = iteration.rollouts.examples.token_columns
-        gap = torch.cat(columns["old_logprobs"]) - torch.cat(columns["reference_logprobs"])
+        gap = columns["old_logprobs"] - columns["reference_logprobs"]
         k1, k3 = float(gap.sum()) / 15, float(((-gap).exp() - 1 + gap).sum()) / 15
         assert iteration.metrics["kl"] == pytest.approx(k3, abs=1e-4) and abs(k1) > 0.05
         adapted, state = F.adaptive_kl(0.1, k1, 3.0, 100.0, 15), stage.algorithm.state
@@ -855,7 +855,7 @@ def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     for response in (response for group in groups for response in group.responses):
         assert (response.text, len(response.tokens or ()), response.truncated) == ("", 1, False)
     examples = measured(stage, groups).rollouts.examples
-    assert all(bool(x.isfinite().all()) for x in examples.token_columns["advantages"])
+    assert examples.token_columns["advantages"].isfinite().all()
     metrics = stage.learner.step(examples, 1.0)
     assert math.isfinite(metrics["loss"]) and "skipped" not in metrics
     for mask in (torch.ones(1, 1) > 0, torch.zeros(2, 3) > 0):

@@ -174,15 +174,14 @@ def cut(
 
 @dataclass
 class Examples:
-    """Encoded groups with columns of measured numbers, one entry per response in the order of the
-    groups.
+    """Encoded groups with columns of measured numbers, in the order of their responses.
 
-    token_columns: fp32 tensors [tokens]. columns: tensors [responses]. signal_names: the columns
-    that hold an algorithm's signals.
+    token_columns: fp32 [N], for the N tokens of all responses, one response after the other.
+    columns: [responses]. signal_names: the columns that hold an algorithm's signals.
     """
 
     groups: list[Encoded]
-    token_columns: dict[str, list[Tensor]] = field(default_factory=dict)
+    token_columns: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
     signal_names: tuple[str, ...] = ()
 
@@ -196,6 +195,11 @@ class Examples:
         """Index of each group's first response, and the number of responses."""
         return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
 
+    @cached_property
+    def token_offsets(self) -> np.ndarray:
+        """Index of each response's first token, and the number of tokens, int64 [responses + 1]."""
+        return np.cumsum([0, *(len(row.tokens) for row in self.rows)])
+
     def rows_of(self, indices: Sequence[int]) -> list[int]:
         """Indices of these groups' responses."""
         rows: list[int] = []
@@ -206,9 +210,12 @@ class Examples:
     def take(self, indices: Sequence[int]) -> Examples:
         """Select groups, with their columns."""
         rows = self.rows_of(indices)
+        starts, ends = self.token_offsets[:-1], self.token_offsets[1:]
+        tokens = [np.arange(starts[row], ends[row]) for row in rows if self.token_columns]
+        places = torch.from_numpy(np.concatenate([np.arange(0), *tokens]))
         return Examples(
             [self.groups[i] for i in indices],
-            {name: [*map(column.__getitem__, rows)] for name, column in self.token_columns.items()},
+            {name: column[places] for name, column in self.token_columns.items()},
             {name: column[rows] for name, column in self.columns.items()},
             self.signal_names,
         )
@@ -218,9 +225,7 @@ class Examples:
         for name, tensor in signals.items():
             values = tensor.detach()
             if tensor.dim() == 2:
-                self.token_columns[name] = [
-                    values[r, : len(row.tokens)] for r, row in enumerate(self.rows)
-                ]
+                self.token_columns[name] = values[self._in_response()]
             else:
                 self.columns[name] = values
         self.signal_names = (*self.signal_names, *signals)
@@ -233,14 +238,16 @@ class Examples:
             for name, column in self.columns.items()
         }
         for name, column in self.token_columns.items():
-            arrays[name] = self._padded(column, torch.float32).to(device)
-        weights = self._padded((row.mask for row in self.rows), torch.float32)
+            arrays[name] = self._padded(column).to(device)
+        masks = chain.from_iterable(row.mask for row in self.rows)
+        tokens = chain.from_iterable(row.tokens for row in self.rows)
+        weights = self._padded(torch.tensor([*masks], dtype=torch.float32))
         mask = weights > 0
         # Compared here: a GPU would have to be waited for
         weighted = not torch.equal(weights, mask.float())
         return Batch(
             groups=[encoded.group for encoded in self.groups],
-            tokens=self._padded((row.tokens for row in self.rows), torch.int64).to(device),
+            tokens=self._padded(torch.tensor([*tokens], dtype=torch.int64)).to(device),
             mask=mask.to(device),
             group_index=_integers(
                 np.repeat(range(len(self.groups)), np.diff(self.offsets)), device
@@ -254,13 +261,15 @@ class Examples:
             **{name: arrays[name] for name in FIELDS if name in arrays},
         )
 
-    def _padded(self, column: Iterable[Any], dtype: torch.dtype) -> Tensor:
-        """One sequence per response as [R, T], zero (or false) after its end."""
-        longest = max((len(row.tokens) for row in self.rows), default=0)
-        table = torch.zeros(len(self.rows), longest, dtype=dtype)
-        for r, values in enumerate(column):
-            table[r, : len(values)] = torch.as_tensor(values, dtype=dtype)
-        return table
+    def _in_response(self) -> Tensor:
+        """Whether an entry of [R, T] is a token of its response, and not after its end."""
+        lengths = torch.from_numpy(np.diff(self.token_offsets))
+        return torch.arange(int(lengths.max()) if len(lengths) else 0) < lengths[:, None]
+
+    def _padded(self, column: Tensor) -> Tensor:
+        """A column of tokens as [R, T], zero after the end of a response."""
+        places = self._in_response()
+        return column.new_zeros(places.shape).masked_scatter(places, column)
 
     def _pairs(self, device: torch.device | str) -> Pairs:
         pairs: list[tuple[Pair, int]] = []
@@ -280,6 +289,11 @@ class Examples:
                 pair.margin if isinstance(pair.margin, str) else None for pair, _ in pairs
             ),
         )
+
+
+def flat(columns: Sequence[Tensor]) -> Tensor:
+    """Numbers of responses, fp32 [tokens] each, as a column of `Examples`."""
+    return torch.cat([torch.empty(0), *columns])
 
 
 def _integers(values: Sequence[int] | np.ndarray, device: torch.device | str) -> Tensor:

@@ -20,7 +20,7 @@ from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Sourc
 from alignkit.batch import Batch, Outputs
 from alignkit.calls import call, create
 from alignkit.data.group import Group, responses_of
-from alignkit.models.packing import Examples, Wants, measure
+from alignkit.models.packing import Examples, Wants, flat, measure
 from alignkit.models.shared_model import BASE
 from alignkit.registry import Component
 from alignkit.reward import REWARD_KEY
@@ -148,9 +148,9 @@ class AlgorithmCheck:
         """All rollouts as `signal` sees them."""
         examples = self._measured(algorithm, groups)
         if self.needs.values:
-            examples.token_columns["old_values"] = measure(
-                self.model, VALUE_BEFORE, examples.groups, Wants(False, values=VALUE_BEFORE)
-            )["values"]
+            wants = Wants(False, values=VALUE_BEFORE)
+            found = measure(self.model, VALUE_BEFORE, examples.groups, wants)
+            examples.token_columns["old_values"] = flat(found["values"])
         if self.needs.reward:
             rewards = [response.scores[REWARD_KEY] or 0.0 for response in responses_of(groups)]
             examples.columns["rewards"] = torch.tensor(rewards, dtype=torch.float64)
@@ -182,16 +182,12 @@ class AlgorithmCheck:
         encoded = encode_all(self.encoder, groups, LONGEST, turns=turns, scoring=self.scores)
         examples = Examples(encoded)
         if self.needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = measure(self.model, BEFORE, encoded)[
-                "logprobs"
-            ]
+            old = measure(self.model, BEFORE, encoded)["logprobs"]
+            examples.token_columns["old_logprobs"] = flat(old)
         if self.needs.reference_logprobs:
-            read = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder).encoded(
-                encoded
-            )
-            examples.token_columns["reference_logprobs"] = measure(self.model, BASE, read)[
-                "logprobs"
-            ]
+            prompts = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder)
+            reference = measure(self.model, BASE, prompts.encoded(encoded))["logprobs"]
+            examples.token_columns["reference_logprobs"] = flat(reference)
         return examples
 
     # Rules
@@ -320,14 +316,9 @@ def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:
 
 def counted_signals(examples: Examples) -> Numbers:
     """Every signal as one vector: of the tokens that count, or of the responses."""
-    signals = {}
-    for name in examples.signal_names:
-        if name in examples.columns:
-            signals[f"signal '{name}'"] = examples.columns[name].float()
-        else:
-            columns = zip(examples.rows, examples.token_columns[name], strict=True)
-            counted = [values[torch.tensor(row.mask, dtype=torch.bool)] for row, values in columns]
-            signals[f"signal '{name}'"] = torch.cat(counted)
+    signals, batch = {}, examples.batch()
+    for name, values in batch.signals.items():
+        signals[f"signal '{name}'"] = values[batch.mask] if values.dim() == 2 else values
     return signals
 
 

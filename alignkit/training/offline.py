@@ -13,7 +13,7 @@ from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.data.sources import Loaded, loose_key, opening
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.evaluation.held_out import HeldOut, compared, values_of
-from alignkit.models.packing import Examples, indivisible
+from alignkit.models.packing import Examples, flat, indivisible
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal
@@ -106,7 +106,7 @@ class DatasetTrainer(Trainer):
             )
         examples = Examples(usable)
         if needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"] = self.reference_logprobs(usable)
+            examples.token_columns["reference_logprobs"] = flat(self.reference_logprobs(usable))
         return examples
 
     def _validation(self, loaded: Loaded) -> Examples | None:

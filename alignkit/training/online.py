@@ -21,7 +21,7 @@ from alignkit.batch import likelier_now
 from alignkit.calls import call, create, remembered
 from alignkit.data.group import Group, length, responses_of
 from alignkit.errors import RunFailed, error_context
-from alignkit.models.packing import Examples
+from alignkit.models.packing import Examples, flat
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
@@ -302,11 +302,11 @@ class RolloutTrainer(Trainer):
         iteration.old = old = measured["logprobs"]
         reference = self.reference_logprobs(encoded)
         if needs.old_logprobs:
-            examples.token_columns["old_logprobs"] = old
+            examples.token_columns["old_logprobs"] = flat(old)
         if needs.reference_logprobs:
-            examples.token_columns["reference_logprobs"] = reference
+            examples.token_columns["reference_logprobs"] = flat(reference)
         if "values" in measured:
-            examples.token_columns["old_values"] = measured["values"]
+            examples.token_columns["old_values"] = flat(measured["values"])
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         self._check_kl(kl)
         self._check_sampler(iteration, sampler_gap(groups, old))
@@ -441,11 +441,11 @@ class RolloutTrainer(Trainer):
         else:  # groups that `select` created, which have no signal
             examples = Examples(self.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
-                examples.token_columns["reference_logprobs"] = self.reference_logprobs(
-                    examples.groups
-                )
+                reference = self.reference_logprobs(examples.groups)
+                examples.token_columns["reference_logprobs"] = flat(reference)
             if self.algorithm.needs.old_logprobs:
-                examples.token_columns["old_logprobs"] = self.logprobs(self.role, examples.groups)
+                old = self.logprobs(self.role, examples.groups)
+                examples.token_columns["old_logprobs"] = flat(old)
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
         return examples.take(

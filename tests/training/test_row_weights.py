@@ -15,7 +15,7 @@ import torch
 
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
 from alignkit.io.results import read_record
-from alignkit.models.packing import Examples
+from alignkit.models.packing import Examples, flat
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all
@@ -67,7 +67,7 @@ def gradients(
     examples = Examples([*map(compact, encoded)])
     if algorithm.needs.reference_logprobs:
         columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
-        examples.token_columns["reference_logprobs"] = columns
+        examples.token_columns["reference_logprobs"] = flat(columns)
     loss = torch.tensor(learner._gradients(examples)["loss"])
     return [loss, *(p.grad for p in learner.parameters.values() if p.grad is not None)]
 
