@@ -342,5 +342,5 @@ def test_rewards_that_are_not_finite_name_their_plugin(monkeypatch: pytest.Monke
     scorer = combining(INNER, {"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0]})
     endless = CombinedReward(torch.tensor([math.inf, 2.0, 1.0]))
     monkeypatch.setattr(scorer.root.plugin, "combine", lambda *given: endless)
-    with pytest.raises(PluginError, match="`Doubled.combine`: return finite rewards"):
+    with pytest.raises(PluginError, match=r"`Doubled\.combine`: return finite rewards"):
         learn(scorer, TWO)
