@@ -20,13 +20,14 @@ BETA = 0.1
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.models.packing import Examples, measure
+    from alignkit.models.packing import Examples, flat, measure
     from alignkit.models.shared_model import BASE
 
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY), beta=BETA)
     encoded = _pairs(job, policy)
-    examples = Examples(encoded, {"reference_logprobs": measure(policy, BASE, encoded)["logprobs"]})
+    reference = measure(policy, BASE, encoded)["logprobs"]
+    examples = Examples(encoded, {"reference_logprobs": flat(reference)})
     steps = _steps(job)
     work = Work(Shape.of(job.source), job.dtype)
     for _ in range(steps):

@@ -124,7 +124,9 @@ def test_a_model_in_several_places_of_an_expression_scores_once() -> None:
     scores = Mock(return_value=[1.0, 2.0, 3.0])
     context: Any = SimpleNamespace(models=ByRole(scores=scores), stage="")
     together = Rewards(doubled("both", left=X, right=doubled("inner", again=X)), context)
-    assert learn(together, GROUPS[:1]).reward.tolist() == [2.0, 4.0, 6.0] and scores.call_count == 1
+    assert (
+        learn(together, GROUPS[:1]).reward.tolist() == [6.0, 12.0, 18.0] and scores.call_count == 1
+    )
 
 
 def combination(folder: Path, reward: str) -> Rewards:
