@@ -60,7 +60,7 @@ ITEMS: dict[int, str] = yaml.safe_load("""
 15: test_values_start_at_zero_or_at_the_reward_model
 16: test_value_gradient_does_not_reach_the_policy
 17: models/test_padding.py::test_strangers_read_the_same_score
-18: rewards/test_llama2.py::test_reward_is_the_whitened_plain_score
+18: training/test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 19: test_advantages_are_whitened_over_all_rollouts
 20: test_group_baseline
 21: test_number_of_optimizer_steps
@@ -456,7 +456,7 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTraine
             hidden = stage.model.hidden(role, row.layout, row.tokens)[row.before]
             logits = stage.model.next_logits(role, hidden)
         wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0]
-        found = torch.cat(examples.token_columns[name])
+        found = examples.token_columns[name]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 

@@ -69,7 +69,7 @@ def test_the_bound_ends_it(tmp_path: Path) -> None:
 def test_combinations_see_every_sample_once(tmp_path: Path) -> None:
     reward = {"running_normalization": {"reward": PYTHON}}
     ran = online(tmp_path, Watched(keep=even), iterations=3, reward=reward, **KEYS)
-    scores = np.array([r.reward for groups in ran.rollouts() for r in responses_of(groups)])
+    scores = np.array([r.scores["raw"] for groups in ran.rollouts() for r in responses_of(groups)])
     (state,) = ran.summary["combinations"].values()
     moments = {"count": len(scores), "mean": scores.mean(), "variance": scores.var()}
     assert state == pytest.approx(moments) and len(scores) > 24
