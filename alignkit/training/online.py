@@ -238,7 +238,7 @@ class RolloutTrainer(Trainer):
         out.
         """
         left_out: Counter[str] = Counter()
-        places = [*range(len(groups))]  # of the groups that are left
+        places = [*range(len(groups))]  # the groups that are left, by their index
         for name, chooser in self.filters:
             kept = filter_mask(chooser, [groups[place] for place in places])
             key = f"filtered/{name}"

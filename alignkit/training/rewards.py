@@ -166,8 +166,7 @@ class Rewards:
         Combinations remember nothing of it. penalty: subtracted from the rewards of truncated
         responses.
         """
-        rollouts = self.ask(groups)
-        self.combine(rollouts, penalty=penalty)
+        rollouts = self.combine(self.ask(groups), penalty=penalty)
         self.restore(rollouts.before)
         missing = 0 if rollouts.reward is None else int(rollouts.reward.isnan().sum())
         if missing and (why := rollouts.why_unscored()):
@@ -222,8 +221,8 @@ class Rewards:
 
     def combine(
         self, rollouts: Rollouts, *, learns: bool = True, whiten: bool = False, penalty: float = 0.0
-    ) -> None:
-        """Fill in the rewards of all rows, and keep those to learn from.
+    ) -> Rollouts:
+        """Fill in the rewards of all rows, and keep those to learn from; returns the table.
 
         Combinations see all of them at once, with what they remembered before the iteration.
         learns: whether something is learned from the rewards; otherwise combinations remember
@@ -231,7 +230,7 @@ class Rewards:
         """
         if self.root is None:
             rollouts.keep_all()
-            return
+            return rollouts
         self.restore(rollouts.before)
         answered = torch.ones(len(responses_of(rollouts.sampled)), dtype=torch.bool)
         for name, leaf in self.leaves.items():
@@ -242,6 +241,7 @@ class Rewards:
         rollouts.add_reward(combined.reward, learns=learns, whiten=whiten, penalty=penalty)
         if not learns:
             self.restore(rollouts.before)
+        return rollouts
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What combinations remember, by their place in the expression. Raises PluginError if it is

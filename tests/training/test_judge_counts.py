@@ -58,8 +58,7 @@ def test_ratings_are_counted_and_a_missing_one_says_why(
     table = rewards.ask([GROUP])
     counts = {"judge/questions": 3, "judge/tokens": 30}
     for asked in (table, rewards.ask([GROUP])):
-        rewards.combine(asked)
-        assert asked.summary().items() >= counts.items()
+        assert rewards.combine(asked).summary().items() >= counts.items()
     assert rewards.combine(rewards.ask([GROUP], table)).summary()["judge/questions"] == 6
     assert table.why_unscored() == f"; reason: {CUT}"
     # Of another process, which has asked the same, too

@@ -49,9 +49,7 @@ def combining(spec: RewardSpec, scores: Mapping[str, Sequence[float | None]]) ->
 
 def learn(rewards: Rewards, groups: Sequence[Group], **options: Any) -> Rollouts:
     """As an iteration does that learns from all that has a score."""
-    rollouts = rewards.ask(groups)
-    rewards.combine(rollouts, **options)
-    return rollouts
+    return rewards.combine(rewards.ask(groups), **options)
 
 
 def learned(table: Rollouts) -> tuple[list[float], list[float]]:

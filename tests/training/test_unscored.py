@@ -121,7 +121,5 @@ def test_a_combination_that_loses_all_scores_is_named(
     rewards = combination(
         tmp_path, "weighted_sum: {rewards: {a: {length: {unit: words}}}, weights: {a: 1}}"
     )
-    rollouts = rewards.ask(demos(["x"]))
-    rewards.combine(rollouts)
-    error = rewards.nothing_scored(rollouts)
+    error = rewards.nothing_scored(rewards.combine(rewards.ask(demos(["x"]))))
     assert error == "reward 'weighted_sum' makes no number of the scores of its parts"
