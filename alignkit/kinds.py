@@ -303,8 +303,8 @@ class Launcher:
         raise NotImplementedError
 
     def engine(self, component: Any, folder: Path, *, stage: str, seed: int, say: Say) -> Any:
-        """What asks the engine of a stage, and checks all that it returns; it samples instead of a
-        `SharedModel`.
+        """What asks the engine of a stage, and checks all that it returns: a `StageEngine`, as
+        alignkit's own decoder is one.
 
         Args:
             component: The recipe's engine.

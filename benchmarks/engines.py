@@ -20,10 +20,9 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.models.generate import Continuation
-    from alignkit.models.shared_model import SharedModel
+    from alignkit.engine import Completion
+    from alignkit.models.models import LoadedBase
     from alignkit.sampling import Sampling
-    from alignkit.tokens.encoder import Encoder
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
 MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
@@ -47,9 +46,9 @@ def sampled(job: Job, gate: Gate) -> None:
     """32 prompts x 4 samples x 64 tokens, by the policy's adapter. options: `servers`, 0 for
     alignkit's own sampler.
     """
-    with _policy(job) as (policy, encoder):
+    with _base(job) as base:
         groups, samples, tokens, ends = sample.plan(job)
-        prompts = [encoder.prompt(group.prompt) for group in groups]
+        prompts = [base.encoder.prompt(group.prompt) for group in groups]
         work = Work(Shape.of(job.source), job.dtype)
         work.write([(len(prompt), [tokens] * samples) for prompt in prompts])
         pieces = [] if job.options["servers"] else work.pieces
@@ -58,7 +57,7 @@ def sampled(job: Job, gate: Gate) -> None:
             gate.begin()
             seed += 1
             if gate.checking:
-                loss, evidence = _checked(gate, policy, encoder, prompts[:CHECKED], tokens)
+                loss, evidence = _checked(gate, base, prompts[:CHECKED], tokens)
                 gate.end(1, {"loss": loss}, evidence=evidence)
                 continue
             sampling = _sampling(tokens, tokens)
@@ -66,35 +65,31 @@ def sampled(job: Job, gate: Gate) -> None:
                 [seed * 10_000 + len(groups) * k + p for k in range(samples)]
                 for p in range(len(groups))
             ]
-            _generate(policy, encoder, prompts, streams, sampling)
+            _generate(base, prompts, streams, sampling)
             gate.end(sum(ends), {"loss": 0.0}, pieces)
 
 
 def _checked(
-    gate: Gate, policy: SharedModel, encoder: Encoder, prompts: Sequence[Any], tokens: int
+    gate: Gate, base: LoadedBase, prompts: Sequence[Any], tokens: int
 ) -> tuple[float, Any]:
     """The mean -log P of the first side's samples: as its engine reports it, and as training
     measures it.
     """
-    from alignkit.data.group import Group
     from alignkit.models.packing import measure
-    from alignkit.tokens.encoder import Encoded, ResponseTokens
+    from alignkit.tokens.encoder import Encoded
 
     if gate.evidence is None:
         # An engine tells log-probabilities without filters only, so some samples may be shorter.
         streams = [[number] for number in range(len(prompts))]
-        written = [
-            one for (one,) in _generate(policy, encoder, prompts, streams, _sampling(tokens))
-        ]
+        written = [one for (one,) in _generate(base, prompts, streams, _sampling(tokens))]
         values = [value for one in written for value in one.logprobs or ()]
         evidence = [[list(p), list(one.tokens)] for p, one in zip(prompts, written, strict=True)]
         return -sum(values) / len(values), evidence
-    rows = [
-        Encoded(Group(()), tuple(prompt), (ResponseTokens(tuple(tokens), (True,) * len(tokens)),))
-        for prompt, tokens in gate.evidence
-    ]
+    rows = [Encoded.of(tuple(prompt), tuple(tokens)) for prompt, tokens in gate.evidence]
     values = [
-        value for row in measure(policy, models.ROLE, rows)["logprobs"] for value in row.tolist()
+        value
+        for row in measure(base.model, models.ROLE, rows)["logprobs"]
+        for value in row.tolist()
     ]
     return -sum(values) / len(values), None
 
@@ -114,20 +109,20 @@ def swap(job: Job, gate: Gate) -> None:
     from alignkit.testing.tiny import add_noise
     from alignkit_plugins.processes.engine import version_of
 
-    with _policy(job) as (policy, encoder):
+    with _base(job) as base:
         folder = Path(job.adapters) / "written"
         number = 0
         while True:
             gate.begin()
             for _ in range(SWAPS):
                 number += 1
-                add_noise(policy, models.ROLE, 1e-4, number)
-                if policy.engine is not None:
+                add_noise(base.model, models.ROLE, 1e-4, number)
+                if job.options["servers"]:
                     # Asked for nothing, it takes the weights
-                    _generate(policy, encoder, [], [], _sampling(1))
+                    _generate(base, [], [], _sampling(1))
                 else:
-                    version_of(policy, models.ROLE)
-                    policy.save(models.ROLE, folder)
+                    version_of(base.model, models.ROLE)
+                    base.model.save(models.ROLE, folder)
             gate.end(SWAPS, {})
 
 
@@ -135,22 +130,23 @@ def swap(job: Job, gate: Gate) -> None:
 
 
 @contextmanager
-def _policy(job: Job) -> Iterator[tuple[SharedModel, Encoder]]:
+def _base(job: Job) -> Iterator[LoadedBase]:
     """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a
     core of its own.
     """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    policy, count = models.load(job), int(job.options["servers"])
-    policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
+    from alignkit.models.models import LoadedBase
+
+    base, count = LoadedBase(models.load(job), Path), int(job.options["servers"])
+    base.model.add_role(models.ROLE, start=job.adapter(models.POLICY))
     with ExitStack() as stack:
         if count and job.options.get("pinned"):
             urls = [stack.enter_context(_server(job, core)) for core in range(count)]
-            policy.engine = _engine(job, {"url": urls})
+            base.engine = _engine(job, {"url": urls})
         elif count:
-            policy.engine = _engine(job, _options())
-        if policy.engine is not None:
-            stack.callback(policy.engine.close)
-        yield policy, policy.encoder()
+            base.engine = _engine(job, _options())
+        stack.callback(base.close_engine)
+        yield base
 
 
 def _options() -> dict[str, Any]:
@@ -213,12 +209,12 @@ def _sampling(tokens: int, least: int = 0) -> Sampling:
 
 
 def _generate(
-    policy: SharedModel,
-    encoder: Encoder,
+    base: LoadedBase,
     prompts: Sequence[Any],
     streams: Sequence[Any],
     sampling: Sampling,
-) -> list[list[Continuation]]:
-    from alignkit.models.generate import Generation, generate
+) -> list[list[Completion]]:
+    from alignkit.models.generate import SamplingRequest
 
-    return generate(Generation(policy, models.ROLE, encoder, prompts, streams, sampling))
+    request = SamplingRequest(base.model, models.ROLE, base.encoder, prompts, streams, sampling)
+    return base.engine.request(request).result()

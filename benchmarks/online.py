@@ -75,11 +75,11 @@ def run(
     from transformers import AutoTokenizer
 
     import alignkit
+    from alignkit.models import generate as engines
     from alignkit.plugins import plugins
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
     from alignkit.tokens.encoder import Encoder
-    from alignkit.training import rollouts
 
     encoder = Encoder(AutoTokenizer.from_pretrained(job.source))
     fixed = fixed_responses(job, encoder, samples)
@@ -103,7 +103,7 @@ def run(
     plugins().manager.register(Pace())
     folder = Path(tempfile.mkdtemp(dir=job.adapters))
     recipe = load_recipe(_write_recipe(job, folder, stage, samples))
-    with patch.object(rollouts, "generate", _with_fixed_responses(gate, rollouts.generate, fixed)):
+    with patch.object(engines, "generate", _with_fixed_responses(gate, engines.generate, fixed)):
         run_recipe(recipe, folder / "run")
 
 
@@ -142,14 +142,13 @@ def _with_fixed_responses(
     gate: Gate, generate: Callable[..., Any], fixed: Mapping[Ids, list[Ids]]
 ) -> Callable[..., Any]:
     """`generate`, which returns the fixed responses during the check."""
-    from alignkit.models.generate import Continuation
+    from alignkit.engine import Completion
 
-    def generate_or_fixed(request: Any, **named: Any) -> Any:
+    def generate_or_fixed(request: Any, *done: Any) -> Any:
         if not gate.checking:
-            return generate(request, **named)
+            return generate(request, *done)
         return [
-            [Continuation(tokens, None, ended=True) for tokens in fixed[prompt]]
-            for prompt in request.prompts
+            [Completion(tokens, None, 0) for tokens in fixed[prompt]] for prompt in request.prompts
         ]
 
     return generate_or_fixed

@@ -18,7 +18,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
-    from alignkit.models.generate import ActiveSequence
+    from alignkit.models.generate import Slot
     from alignkit.tokens.encoder import Ids
 
 BATCHES = (8, 32, 128)  # batch sizes tried with `generate`
@@ -38,7 +38,7 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 def ours(job: Job, gate: Gate) -> None:
     from alignkit.models import generate as sampler
-    from alignkit.models.generate import ActiveSequence
+    from alignkit.models.generate import Slot
     from alignkit.models.shared_model import BASE
     from alignkit.sampling import Sampling
     from alignkit.tokens.encoder import Encoder
@@ -56,11 +56,11 @@ def ours(job: Job, gate: Gate) -> None:
 
     left: list[int] = []
 
-    def with_its_length(prompt: int, draws: Any, *rest: Any, **more: Any) -> ActiveSequence:
-        return ActiveSequence(prompt, draws[: left.pop(0)], *rest, **more)
+    def with_its_length(prompt: int, draws: Any, *rest: Any, **more: Any) -> Slot:
+        return Slot(prompt, draws[: left.pop(0)], *rest, **more)
 
     seed = 0
-    with patch.object(sampler, "ActiveSequence", with_its_length):
+    with patch.object(sampler, "Slot", with_its_length):
         while True:
             gate.begin()
             seed += 1

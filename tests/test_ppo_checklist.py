@@ -31,7 +31,7 @@ from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.sampling import Sampling
 from alignkit.settings import Settings
-from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training import online
 from alignkit.training.learner import Learner, schedule
 from alignkit.training.online import Iteration, RolloutTrainer
@@ -219,7 +219,7 @@ def scored(stage: RolloutTrainer, groups: Sequence[Group]) -> Iteration:
 
 
 def sampled(stage: RolloutTrainer, count: int = 5) -> list[Group]:
-    return stage.prompts.ask(prompts(count), 1).result()
+    return stage.prompts.ask(prompts(count), 1).result().groups
 
 
 def measured(stage: RolloutTrainer, groups: Sequence[Group] | None = None) -> Iteration:
@@ -250,8 +250,7 @@ def disturb(policy: SharedModel, role: str, size: float = 0.05) -> None:
 
 
 def written(prompt: Sequence[int], *rows: Sequence[int], name: str = "g") -> Encoded:
-    responses = [ResponseTokens(tuple(row), (True,) * len(row)) for row in rows]
-    return Encoded(Group((), id=name), tuple(prompt), tuple(responses))
+    return replace(Encoded.of(tuple(prompt), *map(tuple, rows)), group=Group((), id=name))
 
 
 def rollouts(mask: Tensor | None = None, **columns: Any) -> Batch:

@@ -48,7 +48,7 @@ def choose(sampling: Sampling, values: list[float], draw: float) -> int:
     )
     encoder = SimpleNamespace(end_ids=())
     owner: Any = SimpleNamespace(
-        request=SimpleNamespace(encoder=encoder, sampling=sampling), wrote=None
+        request=SimpleNamespace(encoder=encoder, sampling=sampling, wrote=None)
     )
     decoder.Decoder.append(owner, [row], ids.tolist(), logprobs.tolist())
     return int(ids)

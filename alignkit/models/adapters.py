@@ -28,8 +28,17 @@ from alignkit.io.digest import cached_snapshot, digest, file_digest, is_commit
 from alignkit.kernels.backends import Backend
 from alignkit.kernels.lora import LowRank, lora_layers
 from alignkit.models.loading import UNREAD, read_weights, weight_files
-from alignkit.models.saved import ADAPTER as CONFIG
-from alignkit.models.saved import ALL, ORIGIN, SCALE, base_name, origin_of, read_json, scale_of
+from alignkit.models.saved import (
+    ADAPTER,
+    ALL,
+    CONFIG,
+    ORIGIN,
+    SCALE,
+    base_name,
+    origin_of,
+    read_json,
+    scale_of,
+)
 
 if TYPE_CHECKING:
     from alignkit.settings import LoraSpec
@@ -95,7 +104,7 @@ class Base:
                     f"{folder} knows {theirs} tokens, but model.base '{self.name}' has {ours}"
                 )
             return
-        saved, origin = read_json(folder / CONFIG), origin_of(folder)
+        saved, origin = read_json(folder / ADAPTER), origin_of(folder)
         if origin.get("weights") and self.weights:
             fits = origin["weights"] == self.weights
         else:
@@ -123,16 +132,12 @@ class Base:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, for any base model."""
-    return (folder / CONFIG).is_file()
+    return (folder / ADAPTER).is_file()
 
 
 def _vocabulary(folder: Path | None) -> Any:
     """The number of tokens that the model in a folder knows; None if that is not known."""
-    return (
-        None
-        if folder is None
-        else read_json(folder / "config.json", optional=True).get("vocab_size")
-    )
+    return None if folder is None else read_json(folder / CONFIG, optional=True).get("vocab_size")
 
 
 # Adapters in memory
@@ -169,7 +174,7 @@ class Adapters:
         spec = self.spec
         if isinstance(start, Path):
             self.base.check(start)
-            spec = spec.model_copy(update=scale_of(read_json(start / CONFIG)))
+            spec = spec.model_copy(update=scale_of(read_json(start / ADAPTER)))
         self._inject(adapter, seed, spec)
         # peft turns gradients on for the new adapter and off for all others, even if another role
         # is in training.
@@ -287,7 +292,7 @@ class Adapters:
         # ones.
         if different := sorted(state.keys() ^ ours.keys()):
             verb = "has the unknown" if different[0] in state else "lacks the"
-            own = json.dumps(read_json(folder / CONFIG).get("target_modules"))
+            own = json.dumps(read_json(folder / ADAPTER).get("target_modules"))
             raise RunFailed(
                 f"{folder}: this adapter does not fit the recipe's model.base or model.lora: it "
                 f"{verb} weight {different[0]}\n"

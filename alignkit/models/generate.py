@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignkit import seeds
 from alignkit.data.group import Group, Response, preview, with_responses
+from alignkit.engine import Completion
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.memory import available
@@ -45,31 +46,22 @@ DIVERGED = (
     "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
 )
 
-# Given the rows: the active ones have just got a token.
-Wrote = Callable[[Sequence["ActiveSequence"]], None]
+Completions = list[list[Completion]]  # those of each prompt
+# Is given the number of complete responses.
+Done = Callable[[int], None]
+# Is given the rows: the active ones have just got a token.
+Wrote = Callable[[Sequence["Slot"]], None]
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """Sampled tokens, the log-probability of each in nats, and whether an end token or a stop
-    string ended them.
-
-    logprobs: None if an engine cannot tell them.
-    """
-
-    tokens: Ids
-    logprobs: tuple[float, ...] | None
-    ended: bool
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What a role is asked to write: one continuation for each of a prompt's random streams, in
+class SamplingRequest:
+    """What a role is asked to write: one completion for each of a prompt's random streams, in
     order.
 
-    prompts: token ids. A prompt may be a conversation with its answers so far. streams: numbers, as
-    from `seeds.number`. labels: of the prompts, for errors. rooms: most new tokens of each prompt;
-    empty: `max_new_tokens`. Prompts with their new tokens must fit the model's context.
+    prompts: token ids, at least one each. A prompt may be a conversation with its answers so far.
+    streams: numbers, as from `seeds.number`. labels: of the prompts, for errors. rooms: most new
+    tokens of each prompt; empty: `max_new_tokens`. Prompts with their new tokens must fit the
+    model's context. wrote: alignkit's own decoder calls it after every token.
     """
 
     model: SharedModel
@@ -80,13 +72,18 @@ class Generation:
     sampling: Sampling
     labels: Sequence[str] = ()
     rooms: Sequence[int] = ()
+    wrote: Wrote | None = None
+
+    def __post_init__(self) -> None:
+        if not all(self.prompts):
+            raise DataError(
+                "cannot sample from an empty prompt: this tokenizer does not begin texts with a "
+                "special token"
+            )
 
     def room(self, prompt: int) -> int:
         """Most new tokens of a prompt, by its index."""
         return self.rooms[prompt] if self.rooms else self.sampling.max_new_tokens
-
-
-# What samples
 
 
 def build_request(
@@ -100,7 +97,7 @@ def build_request(
     path: tuple[str | int, ...],
     numbers: Sequence[int],
     samples_per_prompt: int,
-) -> Generation:
+) -> SamplingRequest:
     """Ask for responses to the groups' prompts.
 
     seed, path: name the random streams, with each prompt's number and its sample's number.
@@ -110,71 +107,97 @@ def build_request(
     streams = []
     for n in numbers:
         streams.append([seeds.number(seed, *path, n, k) for k in range(samples_per_prompt)])
-    return Generation(model, role, encoder, prompts, streams, sampling, labels)
+    return SamplingRequest(model, role, encoder, prompts, streams, sampling, labels)
 
 
 def attach(
-    request: Generation, groups: Sequence[Group], written: Sequence[Sequence[Continuation]]
+    request: SamplingRequest, groups: Sequence[Group], completions: Sequence[Sequence[Completion]]
 ) -> list[Group]:
-    """The groups with what was written for them as their responses."""
-    answered = []
-    for group, each in zip(groups, written, strict=True):
-        responses = tuple(_response(request.encoder, one, request.role) for one in each)
+    """The groups with the completions of their prompts as their responses."""
+    encoder, answered = request.encoder, []
+    for group, each in zip(groups, completions, strict=True):
+        responses = []
+        for one in each:
+            responses.append(
+                Response(
+                    text=encoder.said(one.tokens),
+                    tokens=tuple(one.tokens),
+                    logprobs=None if one.logprobs is None else tuple(one.logprobs),
+                    truncated=not has_ended(encoder, one.tokens, request.sampling.stop),
+                    source=request.role,
+                    tokenizer=encoder.digest,
+                )
+            )
         answered.append(with_responses(group, responses, pairs=None))
     return answered
 
 
-def _response(encoder: Encoder, written: Continuation, role: str) -> Response:
-    return Response(
-        text=encoder.said(written.tokens),
-        tokens=written.tokens,
-        logprobs=written.logprobs,
-        truncated=not written.ended,
-        source=role,
-        tokenizer=encoder.digest,
-    )
+# What samples in a stage
+
+
+class EngineCall:
+    """A request to alignkit's own decoder, which writes when the completions are needed. The call
+    of another engine is a subclass, and may write while something else is computed.
+
+    seconds: that another engine has worked.
+    """
+
+    seconds = 0.0
+
+    def __init__(self, request: SamplingRequest):
+        self.request = request
+
+    def result(self, done: Done = lambda responses: None) -> Completions:
+        """Wait for the completions of each prompt."""
+        return generate(self.request, done)
+
+    def follow(self, request: SamplingRequest) -> Completions:
+        """Completions by the same weights, even if the policy has learned since: the next turns."""
+        return generate(request)
+
+    def drop(self) -> None:
+        """End the call, because nobody wants the completions any more."""
+
+
+class StageEngine:
+    """What samples in a stage: the engine `local`, which is alignkit's own decoder. Another engine
+    is a subclass.
+
+    samples_for_all: the first process asks it for all of them.
+    """
+
+    samples_for_all = False
+
+    def request(self, request: SamplingRequest) -> EngineCall:
+        """Begin to sample by the weights that the role has now."""
+        return EngineCall(request)
+
+    def close(self) -> None:
+        """Free what it holds."""
 
 
 @torch.no_grad()
-def generate(
-    request: Generation,
-    *,
-    done: Callable[[int], None] = lambda responses: None,
-    wrote: Wrote | None = None,
-) -> list[list[Continuation]]:
-    """Write the continuations of a request, of prompts that are not empty.
-
-    done: is given the number of finished responses. wrote: called after every token; not by an
-    engine.
-    """
-    model = request.model
-    if not all(request.prompts):
-        raise DataError(
-            "cannot sample from an empty prompt: this tokenizer does not begin texts with a "
-            "special token"
-        )
-    if model.engine is not None:
-        return list(model.engine.request(request).result(done))
-    model.passes.gather(request.role)
-    decoder = Decoder(request, done, wrote)
-    within_memory(model.memory, decoder.run, decoder.halve)
-    continuations: list[list[Continuation]] = [[] for _ in request.prompts]
+def generate(request: SamplingRequest, done: Done = lambda responses: None) -> Completions:
+    """Write the completions of a request with the weights in this process."""
+    request.model.passes.gather(request.role)
+    decoder = Decoder(request, done)
+    within_memory(request.model.memory, decoder.run, decoder.halve)
+    completions: Completions = [[] for _ in request.prompts]
     for row in decoder.sequences:
-        continuations[row.prompt].append(
-            Continuation(tuple(row.tokens), tuple(row.logprobs), row.ended)
-        )
-    return continuations
+        # No version is published of weights that are read where they are.
+        completions[row.prompt].append(Completion(tuple(row.tokens), tuple(row.logprobs), 0))
+    return completions
 
 
 # A response while it is sampled
 
 
 @dataclass(eq=False)
-class ActiveSequence:
-    """A response being written.
+class Slot:
+    """What the decoder keeps of a response that it writes.
 
     prompt: index of its prompt. draws: uniform in [0, 1), one for each token that the policy may
-    write. ended: by an end token or a stop string.
+    write. ended: by an end token or a stop text.
     """
 
     prompt: int
@@ -229,8 +252,13 @@ def most_rows(row: int, memory: float, halvings: int, vocabulary: int = 0) -> in
     return max(1, min(ROWS, int(min(CACHE_BYTES, CACHE_SHARE * memory) // row)) >> halvings)
 
 
+def has_ended(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:
+    """Whether an end token or a stop text ends these tokens."""
+    return not encoder.end_ids.isdisjoint(tokens[-1:]) or has_stopped(encoder, tokens, stops)
+
+
 def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:
-    """Whether the end of these tokens contains a stop string."""
+    """Whether the end of these tokens contains a stop text."""
     if not stops:
         return False
     longest = max(len(stop.encode()) for stop in stops)  # every token is at least a part of a byte
@@ -246,28 +274,25 @@ class Decoder:
     model's device.
     """
 
-    def __init__(
-        self, request: Generation, done: Callable[[int], None], wrote: Wrote | None = None
-    ):
-        """done, wrote: see `generate`."""
-        self.request, self.done, self.wrote = request, done, wrote
+    def __init__(self, request: SamplingRequest, done: Done):
+        self.request, self.done = request, done
         self.model, self.role = request.model, request.role
         self.ends = torch.tensor(
             sorted(request.encoder.end_ids), dtype=torch.int64, device=self.model.device
         )
-        self.sequences: list[ActiveSequence] = []
+        self.sequences: list[Slot] = []
         for prompt, streams in enumerate(request.streams):
             for stream in streams:
                 # All draws in advance: they do not depend on when, or next to which rows, a token
                 # is written.
                 draws = seeds.generator(stream).random(request.room(prompt))
-                self.sequences.append(ActiveSequence(prompt, draws))
+                self.sequences.append(Slot(prompt, draws))
         self._clear()
 
     def _clear(self) -> None:
         """Begin without rows."""
         self.decoding = self.model.backend.decoding()
-        self.rows: list[ActiveSequence] = []
+        self.rows: list[Slot] = []
         # [rows, vocabulary] of the next tokens
         self.logits = torch.zeros(0, device=self.model.device)
 
@@ -315,11 +340,11 @@ class Decoder:
         vocabulary = config.vocab_size if device.type == "cuda" else 0
         return most_rows(row, available(device), halvings, vocabulary)
 
-    def length(self, row: ActiveSequence) -> int:
+    def length(self, row: Slot) -> int:
         """Tokens of a row, with its prompt."""
         return len(self.request.prompts[row.prompt]) + len(row.tokens)
 
-    def write(self, rows: Sequence[ActiveSequence], logits: Tensor, ahead: int = 1) -> Tensor:
+    def write(self, rows: Sequence[Slot], logits: Tensor, ahead: int = 1) -> Tensor:
         """Append up to `ahead` tokens to every active row, then look at them; return the last ones,
         [rows]. The caller reads these, if any row still needs more.
 
@@ -355,11 +380,9 @@ class Decoder:
             self.append(rows, ids[step], values[step])
         return chosen[-1]
 
-    def append(
-        self, rows: Sequence[ActiveSequence], ids: Sequence[int], logprobs: Sequence[float]
-    ) -> None:
+    def append(self, rows: Sequence[Slot], ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """Append a token to every active row, which may end it."""
-        encoder, ended = self.request.encoder, False
+        encoder, stops, ended = self.request.encoder, self.request.sampling.stop, False
         for row, token, logprob in zip(rows, ids, logprobs, strict=True):
             if not row.active:
                 continue
@@ -367,11 +390,10 @@ class Decoder:
                 raise RunFailed(DIVERGED)
             row.tokens.append(token)
             row.logprobs.append(logprob)
-            stopped = has_stopped(encoder, row.tokens, self.request.sampling.stop)
-            row.ended = stopped or token in encoder.end_ids
+            row.ended = token in encoder.end_ids or has_stopped(encoder, row.tokens, stops)
             ended = ended or not row.active
-        if self.wrote is not None:
-            self.wrote(rows)
+        if self.request.wrote is not None:
+            self.request.wrote(rows)
         if ended:
             self.done(sum(not row.active for row in self.sequences))
 
@@ -404,7 +426,7 @@ class Decoder:
         """Write in packed rows and one cache."""
         while self._refill():
             self.model.should_stop()
-            ahead = 1 if self.wrote is not None else self.decoding.ahead
+            ahead = 1 if self.request.wrote is not None else self.decoding.ahead
             tokens = self.write(self.rows, self.logits, ahead)
             if any(row.active for row in self.rows):
                 # The token just appended is read next; as positions count from 0, its position is
@@ -431,7 +453,7 @@ class Decoder:
         active = [row for row in self.rows if row.active]
         if active and len(active) > BUSY * (self.limit if self.queue else len(self.rows)):
             return True
-        of_prompts: dict[int, list[ActiveSequence]] = {}
+        of_prompts: dict[int, list[Slot]] = {}
         for row in self.queue[: self.limit - len(active)]:
             of_prompts.setdefault(row.prompt, []).append(row)
         del self.queue[: self.limit - len(active)]
@@ -445,7 +467,7 @@ class Decoder:
             self._update([])
         return bool(active or of_prompts)
 
-    def _admit(self, new: Sequence[ActiveSequence]) -> None:
+    def _admit(self, new: Sequence[Slot]) -> None:
         """Append rows, whose prompts are read here, each once."""
         prompts = sorted({row.prompt for row in new})
         owners = [prompts.index(row.prompt) for row in new]
@@ -458,7 +480,7 @@ class Decoder:
 
     def _update(
         self,
-        entering: Sequence[ActiveSequence],
+        entering: Sequence[Slot],
         layout: TreeLayout | None = None,
         owners: Sequence[int] = (),
     ) -> None:

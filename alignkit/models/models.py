@@ -22,7 +22,7 @@ from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached, trim
 from alignkit.models.adapters import is_adapter
-from alignkit.models.generate import attach, build_request, generate
+from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.loading import load_tokenizer, load_weights, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Wants, cut, measure, read_prompts
@@ -56,11 +56,17 @@ class LoadedBase:
         self.name = name
         self.model, self.artifact, self.say = model, artifact, say
         self.progress = progress
+        self.engine = StageEngine()
         self.max_length = min(max_length, model.context)
         self.encoder = model.encoder()
         self.encoder.foreign = name != BASE
         # Reward models with their own network and tokenizer
         self._whole: dict[str, RolePolicy] = {}
+
+    def close_engine(self) -> None:
+        """End the stage's engine; alignkit's own decoder samples from now on."""
+        engine, self.engine = self.engine, StageEngine()
+        engine.close()
 
     def __getitem__(self, reference: str) -> RolePolicy:
         """The policy or reward model of a reference on this base."""
@@ -229,7 +235,7 @@ class RolePolicy:
         with base.progress(
             f"sampling from {self.reference}", len(fitting) * samples_per_prompt
         ) as done:
-            sampled = attach(request, answerable, generate(request, done=done))
+            sampled = attach(request, answerable, base.engine.request(request).result(done))
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups

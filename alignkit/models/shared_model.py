@@ -98,7 +98,6 @@ class SharedModel:
             self.chat_facts.append("it has no chat template, so the template 'plain' is used")
         self.roles: dict[str, Role] = {}
         self.recomputes = False  # whether the backward pass can compute layers a second time
-        self.engine: Any = None  # made by `Launcher.engine`; it samples instead of this model
         # Called during long passes; raises to end them
         self.should_stop: Callable[[], None] = lambda: None
         self._load_base()
@@ -262,9 +261,8 @@ class SharedModel:
         def run() -> Tensor:
             restore = (lambda: self.using_role(name, layout)) if recomputes else None
             with setting(RECOMPUTING, restore), self.using_role(name, layout) as model:
-                return self.passes.states(
-                    model, tokens[None].to(self.device), layout.position_ids.to(self.device)
-                )[0]
+                positions = layout.position_ids.to(self.device, non_blocking=True)
+                return self.passes.states(model, tokens[None].to(self.device), positions)[0]
 
         always = self.spec.activation_checkpointing
         recomputes = (

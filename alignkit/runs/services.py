@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, cached_property, partial
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,8 +77,9 @@ class Services:
         self.ready: set[str] = set()
         self.stage_name = ""  # the current stage's
         self.reused: list[str] = []  # stages of this start
-        # The engine of the current stage
-        self._attach: Callable[[LoadedBase], None] = lambda base: None
+        # The current stage, and what closes its engines, one for each open model
+        self._current: Stage | None = None
+        self._engines = ExitStack()
 
     request_stop, should_stop = staticmethod(errors.request_stop), staticmethod(errors.should_stop)
 
@@ -101,39 +101,42 @@ class Services:
     def _open(self, base: str) -> LoadedBase:
         loaded = self.base(base).load(self.artifact, self.should_stop)
         loaded.model.passes = self.collectives.passes_of(base, loaded)
-        self._attach(loaded)
+        self._start_engine(loaded)
         return loaded
 
     @contextmanager
     def models_for(self, stage: Stage) -> Iterator[None]:
-        """Free whole models that a stage does not use, and let its engine, if it has one, sample
-        instead of others.
-        """
+        """Free whole models that a stage does not use, and sample with its engine until it ends."""
         self.models.enter(stage.whole_models)
-        numbers = count()
-        with ExitStack() as engines:  # all are closed, also if closing one of them is interrupted
-
-            def attach(loaded: LoadedBase) -> None:
-                folder, say = self.folder / "cache" / f"engine-{next(numbers)}", self.reporter.say
-                engine = launcher().engine(
-                    stage.engine, folder, stage=stage.name, seed=self.recipe.seed, say=say
-                )
-                engines.callback(engine.close)
-                engines.callback(setattr, loaded.model, "engine", None)
-                loaded.model.engine = engine
-
-            if stage.engine is not None:
-                local = "log-probabilities, scores of reward models, verdicts of one token"
-                self.reporter.say(f"samples: {stage.engine.name}; local: {local}")
-                engines.callback(setattr, self, "_attach", self._attach)
-                self._attach = attach
+        if stage.engine is not None:
+            local = "log-probabilities, scores of reward models, verdicts of one token"
+            self.reporter.say(f"samples: {stage.engine.name}; local: {local}")
+        self._current = stage
+        try:
+            # All engines are closed, also if closing one of them is interrupted.
+            with ExitStack() as self._engines:
                 for loaded in self.models.bases.values():
-                    attach(loaded)
-            # Now: a model that cannot be loaded should not cost an iteration
-            if stage.kind == "algorithm":
-                for base in (BASE, *stage.whole_models):
-                    self.models.of(base)
-            yield
+                    self._start_engine(loaded)
+                # Now: a model that cannot be loaded should not cost an iteration
+                if stage.kind == "algorithm":
+                    for base in (BASE, *stage.whole_models):
+                        self.models.of(base)
+                yield
+        finally:
+            self._current = None
+
+    def _start_engine(self, loaded: LoadedBase) -> None:
+        """Let the current stage's engine sample from a model, if the recipe names one."""
+        if self._current is None or self._current.engine is None:
+            return
+        loaded.engine = launcher().engine(
+            self._current.engine,
+            self.folder / "cache" / f"engine-{digest(loaded.name)[:8]}",
+            stage=self._current.name,
+            seed=self.recipe.seed,
+            say=self.reporter.say,
+        )
+        self._engines.callback(loaded.close_engine)
 
     def artifact(self, reference: str) -> Path:
         """The folder of a saved role: a stage's result, or the user's own. Raises RunFailed if it

@@ -10,11 +10,12 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from alignkit.calls import call, create
-from alignkit.data.group import Group
 from alignkit.engine import Engine
 from alignkit.kinds import launcher
-from alignkit.models.generate import Generation, generate
+from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.registry import Component
@@ -22,7 +23,7 @@ from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise, tiny_folder
-from alignkit.tokens.encoder import Encoded, Encoder, Ids, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder, Ids
 
 TOLERANCE = 1e-3  # nats
 NEW_TOKENS = 12
@@ -122,11 +123,11 @@ class EngineCheck:
         ]
         asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
         answers = self.engine.request(
-            Generation(self.model, role, self.encoder, self.prompts, seeds, asked)
+            SamplingRequest(self.model, role, self.encoder, self.prompts, seeds, asked)
         ).result()
         samples: list[Sample] = []
-        for prompt, continuations in zip(self.prompts, answers, strict=True):
-            samples += [Sample(prompt, one.tokens, one.logprobs) for one in continuations]
+        for prompt, completions in zip(self.prompts, answers, strict=True):
+            samples += [Sample(prompt, tuple(one.tokens), one.logprobs) for one in completions]
         return samples
 
     def _responses(self, seed: int = 0) -> list[Ids]:
@@ -136,11 +137,7 @@ class EngineCheck:
         self, samples: Sequence[Sample], role: str = POLICY, temperature: float = 1.0
     ) -> list[Any]:
         """The log-probabilities of the training path."""
-        rows = []
-        for prompt, response, _ in samples:
-            rows.append(
-                Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))
-            )
+        rows = [Encoded.of(prompt, response) for prompt, response, _ in samples]
         return list(measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"])
 
     def _as_in_training(
@@ -160,15 +157,7 @@ class EngineCheck:
         for measured, sample in zip(
             self._measured(samples, role, temperature), samples, strict=True
         ):
-            gap = max(
-                [
-                    gap,
-                    *(
-                        abs(float(a) - float(b))
-                        for a, b in zip(measured, sample.logprobs, strict=True)
-                    ),
-                ]
-            )
+            gap = max(gap, float((measured - torch.tensor(sample.logprobs)).abs().max()))
         if gap > self.tolerance:
             self.problems.append(
                 f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"
@@ -179,9 +168,9 @@ class EngineCheck:
         """Check that first tokens are as likely as those of alignkit's own greedy samples."""
         likeliest, seeds = Sampling(max_new_tokens=1, temperature=0.0), [[0]] * len(self.prompts)
         best = generate(
-            Generation(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest)
+            SamplingRequest(self.model, POLICY, self.encoder, self.prompts, seeds, likeliest)
         )
-        best_of = {prompt: one.tokens for prompt, (one,) in zip(self.prompts, best, strict=True)}
+        best_of = {p: tuple(one.tokens) for p, (one,) in zip(self.prompts, best, strict=True)}
         samples = self._sample(**{name: value})
         firsts = [sample._replace(response=sample.response[:1]) for sample in samples]
         bests = [sample._replace(response=best_of[sample.prompt]) for sample in samples]

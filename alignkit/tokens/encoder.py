@@ -176,6 +176,12 @@ class Encoded:
     rows: tuple[ResponseTokens, ...]
     pairs: tuple[Pair, ...] = ()
 
+    @classmethod
+    def of(cls, prompt: Ids, *responses: Ids) -> Encoded:
+        """Token ids of no group, of which all in the responses count."""
+        rows = (ResponseTokens(ids, (True,) * len(ids)) for ids in responses)
+        return cls(Group(()), prompt, tuple(rows))
+
     @property
     def length(self) -> int:
         """Tokens in a packed row, where the prompt appears once."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any, cast
 from alignkit import seeds, shapes
 from alignkit.calls import blame, call, create, mistake
 from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
+from alignkit.engine import Completion
 from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.errors import DataError, RunFailed, error_context
-from alignkit.models.generate import Continuation, Generation, attach
+from alignkit.models.generate import EngineCall, SamplingRequest, attach, has_ended
 from alignkit.registry import Component
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns, read_turn
@@ -50,7 +51,7 @@ class Episode:
     ids: Ids = ()
     stream: int = 0
     label: str = ""
-    last: Continuation | None = None
+    last: Completion | None = None
 
     def count(self, key: str) -> int:
         """How many `tool_calls` or `call_errors` the turns have."""
@@ -200,7 +201,7 @@ class Episodes:
             groups.append(opened)
         return groups
 
-    def limited(self, request: Generation) -> Generation:
+    def limited(self, request: SamplingRequest) -> SamplingRequest:
         """A request for the first turns, with the room of each."""
         rooms = []
         for prompt, episodes in enumerate(self._playing):
@@ -212,18 +213,17 @@ class Episodes:
 
     def play(
         self,
-        request: Generation,
+        call: EngineCall,
         groups: Sequence[Group],
-        written: Sequence[Sequence[Continuation]],
-        follow: Callable[[Generation], list[list[Continuation]]],
+        completions: Sequence[Sequence[Completion]],
     ) -> list[Group]:
         """Play all episodes to their ends. Returns the groups with whole episodes, and their
         rewards among the scores.
 
-        request, written: the first turns. follow: writes later ones, which have random streams of
-        their own.
+        call, completions: of the first turns. Later ones have random streams of their own.
         """
-        for episodes, each in zip(self._playing, written, strict=True):
+        request = call.request
+        for episodes, each in zip(self._playing, completions, strict=True):
             for episode, one in zip(episodes, each, strict=True):
                 episode.last = one
         # The first turn has had the fewest tokens.
@@ -239,7 +239,7 @@ class Episodes:
                 labels=[episode.label for episode in going],
                 rooms=[self._room(request, episode) for episode in going],
             )
-            for episode, (one,) in zip(going, follow(following), strict=True):
+            for episode, (one,) in zip(going, call.follow(following), strict=True):
                 episode.last = one
             going = self._going(request, going)
         last = []
@@ -251,12 +251,12 @@ class Episodes:
             finished.append(with_responses(group, responses))
         return finished
 
-    def _room(self, request: Generation, episode: Episode, more: int = 0) -> int:
+    def _room(self, request: SamplingRequest, episode: Episode, more: int = 0) -> int:
         """Tokens that the policy may still write in an episode, if `more` of others come first."""
         room = self.max_length - len(episode.ids) - len(episode.tokens) - more
         return min(request.sampling.max_new_tokens - sum(episode.own), room)
 
-    def _going(self, request: Generation, episodes: Iterable[Episode]) -> list[Episode]:
+    def _going(self, request: SamplingRequest, episodes: Iterable[Episode]) -> list[Episode]:
         """Those that another turn of the policy follows, after its last one and the answer to
         it.
         """
@@ -267,12 +267,13 @@ class Episodes:
                     going.append(episode)
         return going
 
-    def _continues(self, request: Generation, episode: Episode) -> bool:
+    def _continues(self, request: SamplingRequest, episode: Episode) -> bool:
         one = episode.last
         assert one is not None
         episode.write(one.tokens, one.logprobs, own=True)
         turn = self.turns.read(one.tokens, episode.count("tool_calls"))
-        if not one.ended:  # the environment does not see it
+        # The environment does not see a turn without an end.
+        if not has_ended(self.encoder, one.tokens, request.sampling.stop):
             episode.add([turn])
             return False
         before = [*episode.prompt, *episode.turns]

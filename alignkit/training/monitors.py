@@ -21,7 +21,7 @@ from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
 from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
-from alignkit.training.rollouts import Request, RolloutFiles, usable_prompts
+from alignkit.training.rollouts import RolloutFiles, SamplesUnderWay, usable_prompts
 from alignkit.training.trainer import Trainer
 
 
@@ -69,8 +69,8 @@ class Monitors:
         return usable_prompts(self.trainer, spec, "held_out_prompts")[1]
 
     def _answer(self, prompts: Sequence[Group], samples: int, iteration: int) -> list[Group]:
-        request = Request(self.trainer, prompts, samples, (self.context.name, "monitor", iteration))
-        return self.rewards.score(request.result())
+        asked = SamplesUnderWay(self.trainer, prompts, samples, "monitor", iteration)
+        return self.rewards.score(asked.result().groups)
 
     @property
     def stopped(self) -> str:

@@ -7,7 +7,7 @@ little if an engine rounds in another way, and much if it has other weights or r
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from alignkit.data.group import (
 from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
-from alignkit.models.generate import attach, build_request, generate
+from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.shared_model import SharedModel
 from alignkit.training.context import StageContext
 from alignkit.training.rewards import Rewards
@@ -60,12 +60,33 @@ def usable_prompts(
     return loaded, usable
 
 
-class Request:
-    """The current policy's responses to some prompts, under way or complete: an engine writes them
-    while something else is computed (`rollout: {ahead: 1}`), but only the first turns of episodes.
-    Without an engine, samples are written when they are needed.
+@dataclass
+class Samples:
+    """The policy's responses to the prompts of an iteration, which learns from them.
 
-    number: the iteration that learns from them. metrics: once they are complete.
+    number: the iteration's.
+    """
+
+    number: int
+    groups: list[Group]
+    metrics: dict[str, float]
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], prompts: Sequence[Group]) -> Samples:
+        """The inverse of `state`. prompts: those of the iteration."""
+        groups = []
+        for prompt, group in zip(prompts, state["groups"], strict=True):
+            groups.append(replace(group_from_json(group), origin=prompt.origin))
+        return cls(state["number"], groups, state["metrics"])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {**vars(self), "groups": [*map(group_to_json, self.groups)]}
+
+
+class SamplesUnderWay:
+    """The current policy's responses to some prompts, which an engine may write while something
+    else is computed (`rollout: {ahead: 1}`), but only the first turns of episodes.
     """
 
     def __init__(
@@ -73,35 +94,21 @@ class Request:
         trainer: Trainer,
         prompts: Sequence[Group],
         samples: int,
-        path: tuple[str | int, ...],
+        purpose: str,
+        number: int,
         *,
         first: int = 0,
         lag: int = 0,
         episodes: Any = None,
-        complete: Mapping[str, Any] | None = None,
     ):
-        """samples: of each prompt. path: names the random streams, with the prompts' numbers from
-        `first` on; it ends with the iteration. lag: updates between the weights that write and
-        those that learn. episodes: play the stage's environment. complete: what a checkpoint has of
-        them.
+        """samples: of each prompt. purpose: names the random streams, with the iteration `number`
+        and the prompts' numbers from `first` on. lag: updates between the weights that write and
+        those that learn. episodes: play the stage's environment.
         """
-        self.context, self.trainer, self.lag, self.episodes = (
-            trainer.context,
-            trainer,
-            lag,
-            episodes,
-        )
-        self.sizes, self.number = [1] * len(prompts), int(path[-1])
-        self.groups: list[Group] = []
-        self.metrics: dict[str, float] = {}
-        if complete is not None:
-            self.metrics = complete["metrics"]
-            for prompt, group in zip(prompts, complete["groups"], strict=True):
-                self.groups.append(replace(group_from_json(group), origin=prompt.origin))
-            return
-        engine = trainer.model.engine  # the first process's, which samples for all
-        self.led = engine is not None
-        collectives = self.context.collectives
+        self.context, self.number, self.lag, self.episodes = trainer.context, number, lag, episodes
+        self.rollout = trainer.settings.rollout
+        models, collectives = self.context.models, self.context.collectives
+        self.sizes, self.led = [1] * len(prompts), models.engine.samples_for_all
         own = collectives.partition(self.sizes, self.led)[collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws
         # it.
@@ -110,75 +117,54 @@ class Request:
         if episodes is not None:
             if not first:
                 episodes.forget()
-            self.asked = episodes.begin(self.asked, samples, self.number, numbers)
-        self.request = build_request(
+            self.asked = episodes.begin(self.asked, samples, number, numbers)
+        request = build_request(
             trainer.model,
             trainer.role,
-            trainer.context.models.encoder,
+            models.encoder,
             self.asked,
-            trainer.settings.rollout,
+            self.rollout,
             seed=self.context.seed,
-            path=path,
+            path=(self.context.name, purpose, number),
             numbers=numbers,
             samples_per_prompt=samples,
         )
         if episodes is not None:
-            self.request = episodes.limited(self.request)
-        self.under_way: Any = None
-        # The weights are saved for it before anything else happens
-        if engine is not None and self.asked:
-            self.under_way = engine.request(self.request)
+            request = episodes.limited(request)
+        # An engine saves the weights before anything else happens. A process that has no prompts
+        # must not start one.
+        engine = models.engine if self.asked else StageEngine()
+        self.call = engine.request(request)
 
-    def result(self) -> list[Group]:
+    def result(self) -> Samples:
         """Wait for the samples. Their source is the stage, the name that users know."""
-        if not self.groups:
-            groups = self.context.collectives.map_sharded(
-                self.sizes, lambda own: self._sampled(), self.led
-            )
-            if self.trainer.settings.rollout.ahead:
-                self.metrics["staleness"] = self.lag
-                self.metrics["seconds/sampling"] = getattr(self.under_way, "seconds", 0.0)
-            if self.episodes is not None:
-                self.metrics |= self.episodes.metrics(self.context.collectives)
-            self.groups = [
-                with_responses(group, map(self._learned, group.responses)) for group in groups
-            ]
-        return self.groups
+        collectives, metrics = self.context.collectives, dict[str, float]()
+        groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
+        if self.rollout.ahead:
+            metrics = {"staleness": self.lag, "seconds/sampling": self.call.seconds}
+        if self.episodes is not None:
+            metrics |= self.episodes.metrics(collectives)
+        groups = [with_responses(group, map(self._learned, group.responses)) for group in groups]
+        return Samples(self.number, groups, metrics)
 
     def _sampled(self) -> list[Group]:
-        count = sum(map(len, self.request.streams))
+        request = self.call.request
+        count = sum(map(len, request.streams))
         with self.context.reporter.progress("rolling out", count) as done:
-            if self.under_way is not None:
-                written, follow = self.under_way.result(done), self.under_way.follow
-            else:
-                written, follow = generate(self.request, done=done), generate
+            completions = self.call.result(done)
             if self.episodes is not None:
-                return self.episodes.play(self.request, self.asked, written, follow)
-        return attach(self.request, self.asked, written)
+                return self.episodes.play(self.call, self.asked, completions)
+        return attach(request, self.asked, completions)
 
     def _learned(self, response: Response) -> Response:
         return replace(response, source=self.context.name, staleness=self.lag or None)
-
-    def drop(self) -> None:
-        """Forget the samples, which nobody will learn from: the stage ends early."""
-        if not self.groups and self.under_way is not None:
-            self.under_way.drop()
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps of complete samples."""
-        return {
-            "number": self.number,
-            "metrics": self.metrics,
-            "groups": [*map(group_to_json, self.groups)],
-        }
 
 
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`. request: of the next
-    iteration, which an engine writes ahead.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. under_way: what an engine
+    writes ahead of the next iteration. ahead: the same once it is complete.
     """
 
     def __init__(self, trainer: Trainer, episodes: Any):
@@ -189,21 +175,21 @@ class PromptSource:
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
         self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
-        self.request: Request | None = None
+        self.under_way: SamplesUnderWay | None = None
+        self.ahead: Samples | None = None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         state: dict[str, Any] = {"extra": self.extra}
-        if self.request is not None:
-            state["ahead"] = self.request.saved
+        if self.ahead is not None:
+            state["ahead"] = self.ahead.state()
         return state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self.extra = state["extra"]
         if ahead := state.get("ahead"):
-            number = ahead["number"]
-            self.request = self.ask(self.draw(number), number, lag=1, complete=ahead)
+            self.ahead = Samples.restored(ahead, self.draw(ahead["number"]))
 
     def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
         """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of
@@ -218,39 +204,47 @@ class PromptSource:
             for place in range(count or self.per_iteration)
         ]
 
-    def ask(self, prompts: Sequence[Group], number: int, first: int = 0, **more: Any) -> Request:
+    def ask(
+        self, prompts: Sequence[Group], number: int, first: int = 0, lag: int = 0
+    ) -> SamplesUnderWay:
         """The current policy's responses, in the place of an iteration's from the prompt `first`
         on.
         """
-        path = self.context.name, "rollout", number
-        samples = self.context.settings.rollout.samples_per_prompt
-        return Request(
-            self.trainer, prompts, samples, path, first=first, episodes=self.episodes, **more
+        samples, episodes = self.context.settings.rollout.samples_per_prompt, self.episodes
+        return SamplesUnderWay(
+            self.trainer,
+            prompts,
+            samples,
+            "rollout",
+            number,
+            first=first,
+            lag=lag,
+            episodes=episodes,
         )
 
-    def samples(self, number: int, first: int, count: int) -> Request:
+    def samples(self, number: int, first: int, count: int) -> Samples:
         """Complete samples, new ones or those that the engine wrote ahead; it begins with the next
         iteration's.
         """
-        request = self.request or self.ask(self.draw(number, first, count), number, first)
-        request.result()
-        self.request = None
+        samples, self.ahead = self.ahead, None
+        if samples is None:
+            samples = self.ask(self.draw(number, first, count), number, first).result()
         settings = self.context.settings
         if settings.rollout.ahead and number < settings.iterations:
-            self.request = self.ask(self.draw(number + 1), number + 1, lag=1)
-        return request
+            self.under_way = self.ask(self.draw(number + 1), number + 1, lag=1)
+        return samples
 
     def wait(self, *, stopped: bool) -> None:
         """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn
         from them.
         """
-        if self.request is None:
+        under_way, self.under_way = self.under_way, None
+        if under_way is None:
             return
         if stopped:
-            self.request.drop()
-            self.request = None
+            under_way.call.drop()
         else:
-            self.request.result()
+            self.ahead = under_way.result()
 
 
 class RolloutFiles:

@@ -14,7 +14,7 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.models.generate import ActiveSequence, Decoder
+from alignkit.models.generate import Decoder, Slot
 from alignkit.sampling import Sampling
 from alignkit_plugins.backends import static_decoding
 from alignkit_plugins.backends.static_decoding import StaticDecoding
@@ -88,7 +88,7 @@ def test_every_token_attends_as_in_its_whole_sequence(
 
 def test_only_active_rows_are_written_ahead() -> None:
     """The cache may have no room for more."""
-    rows = [ActiveSequence(0, np.zeros(9), ended=True), ActiveSequence(0, np.zeros(2))]
+    rows = [Slot(0, np.zeros(9), ended=True), Slot(0, np.zeros(2))]
     logits, steps = torch.zeros(2, 3), list[int]()
     decoder: Any = SimpleNamespace(
         request=SimpleNamespace(sampling=Sampling()),

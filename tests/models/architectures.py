@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from alignkit.data.group import Group
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder
 from tests.by_hand import token_logprobs
 from tests.models.tiny import shared
 from tests.sampled import assert_same_tokens, sample
@@ -239,14 +240,8 @@ def ragged() -> list[Encoded]:
     found = []
     for g, (prompt, lengths) in enumerate(RAGGED):
         rows = [tokens(n, 100 * g + r) for r, n in enumerate(lengths)]
-        group = Group((), id=str(g))
-        found.append(
-            Encoded(
-                group,
-                tokens(prompt, 1000 + g),
-                tuple(ResponseTokens(row, (True,) * len(row)) for row in rows),
-            )
-        )
+        plain = Encoded.of(tokens(prompt, 1000 + g), *rows)
+        found.append(replace(plain, group=Group((), id=str(g))))
     return found
 
 

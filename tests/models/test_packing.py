@@ -22,7 +22,7 @@ from alignkit.models.packing import (
 )
 from alignkit.models.shared_model import SharedModel
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
+from alignkit.tokens.encoder import Encoded, Encoder
 from tests.sampled import sample
 from tests.test_train import encoded as questions
 
@@ -66,8 +66,7 @@ def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
     """With and without a token that scoring skips: what precedes it in the row is another
     response.
     """
-    rows = tuple(ResponseTokens(ids, (True,) * len(ids)) for ids in ((7, 8), ()))
-    groups = [Encoded(Group((user("q"),)), (9, 3, 3), rows)]
+    groups = [Encoded.of((9, 3, 3), (7, 8), ())]
     assert pack(groups).scored.tolist() == pack(groups, -1).scored.tolist() == [4, 2]
     assert pack(groups, 8).scored.tolist() == [3, 2]
     assert pack(groups, 3).scored.tolist() == [4, 0]

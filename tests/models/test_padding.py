@@ -15,13 +15,12 @@ from architectures import make, number_tokenizer, tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from alignkit.data.group import Group
 from alignkit.models.loading import with_padding
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import SharedModel
 from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded
 from tests.models.tiny import shared
 
 EOS, BOS, LINE_BREAK = 1, 2, 9
@@ -51,8 +50,7 @@ def rows(end: tuple[int, ...]) -> list[Encoded]:
     encoded = []
     for prompt, words in zip(PROMPTS, RESPONSES, strict=True):
         answer = (*words, *end)
-        row = ResponseTokens(answer, (True,) * len(answer))
-        encoded.append(Encoded(Group(()), prompt, (row,)))
+        encoded.append(Encoded.of(prompt, answer))
     return encoded
 
 

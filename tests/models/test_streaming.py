@@ -89,15 +89,15 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.decode(begun) == " -" and made.lead.startswith(" -")
     assert made.decode(whole) == made.said(whole) == "yes" and not made.lead.startswith("yes")
 
-    def writes(request: Any, wrote: Any) -> Any:
+    def writes(request: Any) -> Any:
         row = SimpleNamespace(active=True)
         for row.tokens in (begun, whole):
-            wrote([row])
-        return [[row]]
+            request.wrote([row])
+        return MagicMock(result=lambda: [[row]])
 
-    monkeypatch.setattr(policy_module, "generate", writes)
     monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))
     model, heard = SimpleNamespace(context=99), list[str]()
     role: Any = SimpleNamespace(encoder=made, model=model, base=MagicMock(), reference="")
+    role.base.engine.request = writes
     Policy("t", "t", role, Sampling()).answer((1,), Sampling(), 0, heard.append)
     assert heard == ["yes"]

@@ -5,18 +5,18 @@ machine; and engines as a stage asks them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
-from alignkit.models.generate import Generation, generate
+from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.registry import Component, Registration
 from alignkit.sampling import Sampling
-from alignkit.tokens.encoder import Encoded, Encoder, ResponseTokens
-from alignkit_plugins.processes.engine import StageEngine
+from alignkit.tokens.encoder import Encoded, Encoder
+from alignkit_plugins.processes.engine import PluginEngine
 
 
 class LocalEngine(Engine):
@@ -51,33 +51,32 @@ class LocalEngine(Engine):
     ) -> list[list[Completion]]:
         role, version = self._policies[policy]
         ids = [tuple(prompt) for prompt in prompts]
-        request = Generation(self._model, role, self._encoder, ids, seeds, sampling)
+        request = SamplingRequest(self._model, role, self._encoder, ids, seeds, sampling)
         written = generate(request, done=self.context.progress)
-        return [[Completion(one.tokens, one.logprobs, version) for one in each] for each in written]
+        return [[replace(one, version=version) for one in each] for each in written]
 
 
 def stage_engine(
     folder: Path, cls: type[Engine], say: Callable[[str], None] = print, **options: Any
-) -> StageEngine:
+) -> PluginEngine:
     """An engine of stage 's', with its files in a folder that it makes."""
     name, made = cls.__name__.lower(), cls.Options(**options)
     component = Component("engine", name, Registration(name, cls), made)
-    return StageEngine(component, folder / "engine", stage="s", seed=0, say=say)
+    return PluginEngine(component, folder / "engine", stage="s", seed=0, say=say)
 
 
 def asked(
     model: SharedModel, role: str = BASE, seeds: Sequence[Sequence[int]] = ((1,),), **more: Any
-) -> Generation:
+) -> SamplingRequest:
     """Samples of a few tokens. more: prompts and other fields, and keys of the sampling."""
     fields = {name: more.pop(name) for name in ("prompts", "labels", "rooms") if name in more}
     fields = {"prompts": [(1, 30, 31)], **fields}
     sampling = Sampling(**{"max_new_tokens": 3, **more})
-    return Generation(model, role, model.encoder(), streams=seeds, sampling=sampling, **fields)
+    return SamplingRequest(model, role, model.encoder(), streams=seeds, sampling=sampling, **fields)
 
 
 def measured(model: SharedModel, role: str, prompt: Any, response: Any) -> list[float]:
     """The log-probabilities of a response as training computes them."""
-    row = Encoded(Group(()), prompt, (ResponseTokens(response, (True,) * len(response)),))
-    (found,) = measure(model, role, [row])["logprobs"]
+    (found,) = measure(model, role, [Encoded.of(prompt, response)])["logprobs"]
     values: list[float] = found.tolist()
     return values

@@ -193,15 +193,19 @@ def test_an_engine_idles_between_calls_and_gets_weights_that_have_changed(tmp_pa
 
     model = tiny_model()
     model.add_role("one")
-    model.engine = engine = stage_engine(tmp_path, Watched)
-    first = generate(asked(model, "one"))
-    generate(asked(model))
+    engine = stage_engine(tmp_path, Watched)
+
+    def ask(role: str = BASE) -> Any:
+        return engine.request(asked(model, role)).result()
+
+    first = ask("one")
+    ask()
     before = version_of(model, "one")
     model.drop_role("one")
     model.add_role("one")
-    assert generate(asked(model, "one")) == first, "the same weights"
+    assert ask("one") == first, "the same weights"
     add_noise(model, "one", 0.1, 1)
-    generate(asked(model, "one"))
+    ask("one")
     after = version_of(model, "one")
     engine.request(asked(model)).drop()
     assert before != after and heard == [
@@ -228,12 +232,13 @@ def test_what_was_begun_is_from_the_weights_of_then(tmp_path: Path) -> None:
     model = tiny_model()
     model.add_role("one")
     request = asked(model, "one", max_new_tokens=8)
-    expected, engine = generate(request), stage_engine(tmp_path, Held)
+    ((expected,),), engine = generate(request), stage_engine(tmp_path, Held)
     begun = engine.request(request)
     add_noise(model, "one", 0.5, 1)
     assert not begun.seconds
     released.set()
-    assert engine.request(request).result() != expected == begun.result() and begun.seconds > 0
+    ((later,),), ((first,),) = engine.request(request).result(), begun.result()
+    assert later.tokens != expected.tokens == first.tokens and begun.seconds > 0
     engine.close()
 
 
@@ -246,10 +251,9 @@ def test_prompts_have_rooms_of_their_own(tmp_path: Path) -> None:
     add_noise(model, "one", 0.1, 1)
     prompts, seeds = [(1, 30, 31), (1, 40, 41, 42, 43, 44)], [[1, 2], [3]]
     request = asked(model, "one", seeds, prompts=prompts, rooms=(9, 3), max_new_tokens=10)
-    plain, model.engine = generate(request), engine
     counts: list[int] = []
-    found = generate(request, done=counts.append)
-    for each in (found, plain):
+    found = engine.request(request).result(counts.append)
+    for each in (found, generate(request)):
         assert [[len(one.tokens) for one in row] for row in each] == [[9, 9], [3]]
     assert counts[-1] == 3
     for prompt, row in zip(prompts, found, strict=True):

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.models.generate import Generation, generate
+from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.shared_model import BASE
 from alignkit.sampling import Sampling
 from alignkit.settings import LoraSpec
@@ -108,7 +108,7 @@ class FakeVllm(ThreadingHTTPServer):
         )
         encoder = Encoder(self.model.tokenizer, self.model.chat, body.get("stop_token_ids", []))
         seeds = [[body.get("seed", 0)]]
-        ((one,),) = generate(Generation(self.model, role, encoder, [prompt], seeds, samples))
+        ((one,),) = generate(SamplingRequest(self.model, role, encoder, [prompt], seeds, samples))
         logprobs = list(one.logprobs or ())
         filtered = samples.top_k or samples.top_p < 1 or samples.min_new_tokens
         if self.processed and samples.top_k == 1:

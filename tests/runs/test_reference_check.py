@@ -22,7 +22,7 @@ from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.algorithms.distillation import Distillation
@@ -111,7 +111,7 @@ def test_a_reference_with_the_policys_template_reads_the_context_too() -> None:
     reads = ReferencePrompts(distillation, encoder, SHORT, encoder)
     (found,) = reads.encoded([Encoded(Group((user("q"),)), [1], ())])
     assert found.prompt == [2] and found.group.prompt == (user("Be brief."), user("q"))
-    rows = tuple(ResponseTokens((5,) * count, (True,) * count) for count in (10, 2))
+    rows = Encoded.of((1,), (5,) * 10, (5,) * 2).rows
     with pytest.raises(DataError, match="no room for 10 response tokens"):
         reads.encoded([Encoded(Group((user("q"),)), [1], rows)])
 

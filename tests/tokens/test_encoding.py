@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ import yaml
 
 from alignkit.data.chat_templates import PLAIN, set_chat_template
 from alignkit.data.group import Group, Pair, Response
+from alignkit.engine import Completion
 from alignkit.errors import DataError
-from alignkit.models.generate import Continuation, _response
+from alignkit.models.generate import attach
+from alignkit.sampling import Sampling
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.tokens.turns import Turns
@@ -535,7 +538,9 @@ def test_a_sample_is_read_with_the_reasoning_that_its_prompt_opens(
     """By the reward `format`, as an environment's turn, and as text, which has its tokens."""
     made = encoder(template)
     tokens = (*made.text(text), *made.end_of_turn)
-    sampled = _response(made, Continuation(tokens, (), True), "policy")
+    asked: Any = SimpleNamespace(encoder=made, role="policy", sampling=Sampling())
+    (group,) = attach(asked, [Group(())], [[Completion(tokens, (), 0)]])
+    (sampled,) = group.responses
     assert Turns(made).read(tokens)["content"] == sampled.text
     reward = Form(Form.Options(tags=["think", "answer"]))
     assert list(reward.score([Group((user("q"),), (sampled,))])) == [score]

@@ -13,10 +13,9 @@ from transformers import AutoTokenizer
 
 from alignkit.cli import main
 from alignkit.io.text import cache_folder
-from alignkit.models import models
+from alignkit.models import generate as engines
 from alignkit.recipe.schema import Stage
 from alignkit.runs.services import Services
-from alignkit.training import rollouts
 from alignkit_plugins.bases import tiny
 from alignkit_plugins.bases.templates import HERMES
 from tests.rows import assistant, run, write_recipe, write_rows
@@ -111,19 +110,18 @@ def asked(recipe: Path) -> dict[str, list[tuple[int, ...]]]:
     """The prompts that every stage's policies read."""
     asked: dict[str, list[tuple[int, ...]]] = {name: [] for name in STAGES}
     begun: list[str] = []
-    generate, models_for = models.generate, Services.models_for
+    generate, models_for = engines.generate, Services.models_for
 
-    def noted(request: Any, **named: Any) -> Any:
+    def noted(request: Any, *done: Any) -> Any:
         asked[begun[-1]].extend(request.prompts)
-        return generate(request, **named)
+        return generate(request, *done)
 
     def entered(services: Services, stage: Stage) -> Any:
         begun.append(stage.name)
         return models_for(services, stage)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "generate", noted)
-        patch.setattr(rollouts, "generate", noted)
+        patch.setattr(engines, "generate", noted)
         patch.setattr(Services, "models_for", entered)
         run(recipe, code=1)  # the last stage fails, because so short a revision has no end
     assert begun == STAGES

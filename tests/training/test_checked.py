@@ -38,7 +38,7 @@ from alignkit.models.packing import Examples
 from alignkit.options import Options
 from alignkit.registry import Component, Registration
 from alignkit.reward import CombinedReward, Rating
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded
 from tests.rows import cells, run, user, with_plugin, write_recipe
 
 HEADER = """
@@ -124,7 +124,7 @@ def rewards(*values: float) -> CombinedReward:
 
 
 ASKED, PHASE, NAN = Group((user("q"),)), Phase([]), float("nan")
-BATCH = Examples([Encoded(ASKED, (1,), (ResponseTokens((5,), (True,)),) * 2)]).batch()
+BATCH = Examples([Encoded.of((1,), (5,), (5,))]).batch()
 ONE, TWO, TABLE = torch.ones(1), torch.ones(2), torch.ones(2, 1)
 LEARNED = TABLE.clone().requires_grad_()
 # A check, what it lets pass, and what it refuses

@@ -22,17 +22,24 @@ import torch
 
 from alignkit import shapes
 from alignkit.calls import blame, create, label_of, mistake
-from alignkit.data.group import Group
 from alignkit.engine import Completion, Engine, EngineContext
 from alignkit.errors import PluginError, RunFailed
 from alignkit.io.atomic import make_folder
 from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached
-from alignkit.models.generate import Continuation, Generation, has_stopped
+from alignkit.models.generate import (
+    Completions,
+    Done,
+    EngineCall,
+    SamplingRequest,
+    StageEngine,
+    has_ended,
+    has_stopped,
+)
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.sampling import KEYS, Sampling
-from alignkit.tokens.encoder import Encoded, ResponseTokens
+from alignkit.tokens.encoder import Encoded
 
 POLL = 0.05  # seconds between two looks at a call
 CLOSING = 30.0  # seconds for an engine to close
@@ -124,46 +131,42 @@ class EngineThread:
                 call.set_exception(error)
 
 
-class EngineRequest:
-    """Samples of a policy that an engine writes while the caller does something else.
+class PluginCall(EngineCall):
+    """A request that a plugin's engine answers while the caller does something else."""
 
-    seconds: that the engine has worked.
-    """
-
-    def __init__(self, engine: StageEngine, version: int, asked: Generation):
+    def __init__(self, engine: PluginEngine, version: int, request: SamplingRequest):
         """version: of the policy's weights."""
-        self.engine, self.version, self.asked, self.seconds = engine, version, asked, 0.0
-        self.rooms = list(map(asked.room, range(len(asked.prompts))))
-        most = max(self.rooms, default=asked.sampling.max_new_tokens)
+        super().__init__(request)
+        self.engine, self.version = engine, version
+        self.rooms = list(map(request.room, range(len(request.prompts))))
+        most = max(self.rooms, default=request.sampling.max_new_tokens)
         # Engines need no more of a stage's `rollout`.
-        values = {key: getattr(asked.sampling, key) for key in KEYS}
-        least = min(asked.sampling.min_new_tokens, most)
+        values = {key: getattr(request.sampling, key) for key in KEYS}
+        least = min(request.sampling.min_new_tokens, most)
         self.limits = Sampling(**{**values, "max_new_tokens": most, "min_new_tokens": least})
-        prompts, numbers = list(map(list, asked.prompts)), list(map(list, asked.streams))
+        prompts, numbers = list(map(list, request.prompts)), list(map(list, request.streams))
 
         def sampled() -> Any:
             began = now()
             try:
-                return engine.engine.sample(asked.role, prompts, numbers, self.limits)
+                return engine.engine.sample(request.role, prompts, numbers, self.limits)
             finally:
                 self.seconds += now() - began
 
         with engine.asking("sample"):
             self._call = engine.thread.begin(sampled)
 
-    def result(
-        self, done: Callable[[int], None] = lambda responses: None
-    ) -> list[list[Continuation]]:
-        """Wait for the samples. done: is given the number of complete responses."""
-        samples: list[list[Continuation]] = []
+    def result(self, done: Done = lambda responses: None) -> Completions:
+        """Wait for the samples, and check them."""
+        samples: Completions = []
         with self.engine.asking("sample"):
             returned = self.engine.thread.wait(self._call, done)
             shapes.listing(returned, "a list of Completions", _is_list, len(self.rooms))
             for index, completions in enumerate(returned):
                 where = f"for prompt {index}"
-                if self.asked.labels:
-                    where += f" ({self.asked.labels[index]})"
-                count = len(self.asked.streams[index])
+                if self.request.labels:
+                    where += f" ({self.request.labels[index]})"
+                count = len(self.request.streams[index])
                 shapes.listing(completions, f"a Completion, {where}", _is_completion, count)
                 samples.append([])
                 for k, completion in enumerate(completions):
@@ -175,11 +178,9 @@ class EngineRequest:
         done(sum(map(len, samples)))
         return samples
 
-    def follow(self, asked: Generation) -> list[list[Continuation]]:
-        """Other samples of the same weights, even if the policy has learned since: the next turns
-        of these.
-        """
-        return self.engine.request(asked, self.version).result()
+    def follow(self, request: SamplingRequest) -> Completions:
+        """See `EngineCall`."""
+        return self.engine.request(request, self.version).result()
 
     def drop(self) -> None:
         """Wait for the call that is running, whose samples nobody wants any more. It may fail."""
@@ -188,7 +189,7 @@ class EngineRequest:
         with suppress(Exception):
             self.engine.rest()
 
-    def _read(self, one: Completion, room: int) -> Continuation | str:
+    def _read(self, one: Completion, room: int) -> Completion | str:
         """A completion, without what follows a stop text or exceeds the room; a text says what is
         wrong.
         """
@@ -197,7 +198,7 @@ class EngineRequest:
             if not 0 <= token < self.engine.vocabulary:
                 return f"token {token} is not in the vocabulary of {self.engine.vocabulary}"
         if one.version != self.version:
-            used = f"it used version {one.version!r:.40} of the weights of '{self.asked.role}'"
+            used = f"it used version {one.version!r:.40} of the weights of '{self.request.role}'"
             return f"{used}, but version {self.version} was published"
         if logprobs is not None:
             logprobs = tuple(map(float, logprobs))
@@ -206,7 +207,7 @@ class EngineRequest:
             for value in logprobs:
                 if not (math.isfinite(value) and value <= ROUNDING):
                     return f"a log-probability is {value}"
-        encoder, limits = self.asked.encoder, self.limits
+        encoder, limits = self.request.encoder, self.limits
         for k in range(1, len(tokens)):
             if has_stopped(encoder, tokens[:k], limits.stop):
                 tokens = tokens[:k]
@@ -214,15 +215,13 @@ class EngineRequest:
         if not 0 < len(tokens) <= limits.max_new_tokens:
             return f"it returned {len(tokens)} tokens; max_new_tokens is {limits.max_new_tokens}"
         tokens = tokens[:room]
-        by_token = tokens[-1] in encoder.end_ids
-        ended = by_token or has_stopped(encoder, tokens, limits.stop)
-        if not ended and len(tokens) < room:
+        if len(tokens) < room and not has_ended(encoder, tokens, limits.stop):
             return f"a response of {len(tokens)} tokens has neither an end token nor a stop text"
         if not encoder.end_ids.isdisjoint(tokens[:-1]):
             return "a response continues after its end token"
-        if by_token and len(tokens) <= limits.min_new_tokens:
+        if tokens[-1] in encoder.end_ids and len(tokens) <= limits.min_new_tokens:
             return f"a response ends before min_new_tokens {limits.min_new_tokens}"
-        return Continuation(tuple(tokens), logprobs and logprobs[: len(tokens)], ended)
+        return Completion(tuple(tokens), logprobs and logprobs[: len(tokens)], self.version)
 
 
 def _is_list(value: Any) -> bool:
@@ -233,12 +232,14 @@ def _is_completion(value: Any) -> bool:
     return isinstance(value, Completion)
 
 
-class StageEngine:
-    """The engine of one stage. It is prepared when it is first asked.
+class PluginEngine(StageEngine):
+    """A plugin's engine in one stage. It is prepared when it is first asked.
 
     Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an
     author's mistake.
     """
+
+    samples_for_all = True
 
     def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Say):
         """component: the recipe's. folder: for published adapters and for files of the engine."""
@@ -253,16 +254,16 @@ class StageEngine:
 
     # What a stage asks
 
-    def request(self, asked: Generation, version: int | None = None) -> EngineRequest:
+    def request(self, request: SamplingRequest, version: int | None = None) -> PluginCall:
         """Samples from the current weights, which the caller may change while the engine writes.
 
         version: of the weights that were published last, to sample from these instead.
         """
-        self._wake(asked.model)
+        self._wake(request.model)
         if version is None:
-            version = self._publish(asked.model, asked.role)
+            version = self._publish(request.model, request.role)
         self._under_way += 1
-        return EngineRequest(self, version, asked)
+        return PluginCall(self, version, request)
 
     def rest(self) -> None:
         """Samples are complete. If no others are under way, the engine gives way to what computes
@@ -385,6 +386,5 @@ def version_of(model: SharedModel, role: str) -> int:
 def _probe(model: SharedModel) -> dict[str, Any]:
     """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
     tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
-    rest = ResponseTokens(tokens[1:], (True,) * (len(tokens) - 1))
-    (measured,) = measure(model, BASE, [Encoded(Group(()), tokens[:1], (rest,))])["logprobs"]
+    (measured,) = measure(model, BASE, [Encoded.of(tokens[:1], tokens[1:])])["logprobs"]
     return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}

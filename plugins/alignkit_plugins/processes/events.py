@@ -29,7 +29,7 @@ from alignkit.kinds import Launcher, World
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe
     from alignkit_plugins.processes.collectives import ProcessCollectives
-    from alignkit_plugins.processes.engine import StageEngine
+    from alignkit_plugins.processes.engine import PluginEngine
 
 LONGEST = timedelta(hours=6)  # others wait this long for a process that computes
 WHOLE = "start the run without --use_fsdp"
@@ -103,10 +103,10 @@ class Accelerate(Launcher):
 
     def engine(
         self, component: Any, folder: Path, *, stage: str, seed: int, say: Say
-    ) -> StageEngine:
-        from alignkit_plugins.processes.engine import StageEngine
+    ) -> PluginEngine:
+        from alignkit_plugins.processes.engine import PluginEngine
 
-        return StageEngine(component, folder, stage=stage, seed=seed, say=say)
+        return PluginEngine(component, folder, stage=stage, seed=seed, say=say)
 
 
 @contextmanager

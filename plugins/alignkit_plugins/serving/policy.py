@@ -18,7 +18,7 @@ from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.models.generate import ActiveSequence, Generation, attach, generate
+from alignkit.models.generate import SamplingRequest, Slot, attach
 from alignkit.models.models import RolePolicy
 from alignkit.options import DataRef, Options, PolicyRef, RewardRef
 from alignkit.plugins import plugins
@@ -118,7 +118,7 @@ class Policy:
                 heard(text[len(sent) :])
                 sent = text
 
-        def wrote(rows: Sequence[ActiveSequence]) -> None:
+        def wrote(rows: Sequence[Slot]) -> None:
             for row in rows:
                 if row.active and not wanted():
                     row.abandon()
@@ -131,11 +131,13 @@ class Policy:
         most = min(sampling.max_new_tokens, role.model.context - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})
         weights, streams = role.base.role(role.reference), [[seeds.number(seed, 0, 0)]]
-        request = Generation(role.model, weights, encoder, [prompt], streams, sampling)
-        ((written,),) = generate(request, wrote=wrote)
-        text = until_stop(encoder.decode(written.tokens), sampling.stop)
+        request = SamplingRequest(
+            role.model, weights, encoder, [prompt], streams, sampling, wrote=wrote
+        )
+        ((completion,),) = role.base.engine.request(request).result()
+        text = until_stop(encoder.decode(completion.tokens), sampling.stop)
         hear(text)
-        (group,) = attach(request, [Group(())], [[written]])
+        (group,) = attach(request, [Group(())], [[completion]])
         return Answer(text, group.responses[0])
 
 
