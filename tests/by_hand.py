@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from alignkit import Algorithm, Batch, Group, Message, Outputs, Pairs, Response, SelectContext
+from alignkit.models.packing import Examples
 from alignkit.training.collectives import ONE_PROCESS
-from alignkit.training.learner import Averages, Learner, weighted_sum
+from alignkit.training.learner import Averages, Learner, MicroBatch, weighted_sum
 from tests.rows import read_json, user
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -91,16 +92,20 @@ def batch(
 
 def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Tensor:
     """The loss of a global batch in these parts, as the training loop adds it up."""
-    learner = SimpleNamespace(algorithm=algorithm, collectives=ONE_PROCESS)
-    totals = Learner._denominators(learner, [part for part, _ in parts])  # type: ignore[arg-type]
+    learner: Any = SimpleNamespace(collectives=ONE_PROCESS)
+    cuts = [micro_batch(part, algorithm) for part, _ in parts]
+    totals = Learner._denominators(learner, cuts)
     total = torch.zeros((), dtype=torch.float64)
-    for part, out in parts:
-        weights = algorithm.term_weights(part)
+    for cut, (part, out) in zip(cuts, parts, strict=True):
         for name, term in algorithm.loss(part, out).items():
-            over = totals[name if name in weights else term.per]
-            each = weights.get(name, part.weights(term.per))
-            total = total + term.coefficient * weighted_sum(term.values, each) / over
+            unit = name if name in cut.weights else term.per
+            share = weighted_sum(term.values, cut.weights[unit]) / totals[unit]
+            total = total + term.coefficient * share
     return total
+
+
+def micro_batch(given: Batch, algorithm: Algorithm | None = None) -> MicroBatch:
+    return MicroBatch(algorithm or new(Algorithm), Examples([]), given, [], [])
 
 
 def loss_of(algorithm: Algorithm, given: Batch, **outputs: Any) -> Tensor:
@@ -110,7 +115,7 @@ def loss_of(algorithm: Algorithm, given: Batch, **outputs: Any) -> Tensor:
 def reported(algorithm: Algorithm, given: Batch, out: Outputs) -> dict[str, float]:
     averages = Averages()
     with torch.no_grad():
-        averages.add(algorithm.report_metrics(given, out), given)
+        averages.add(algorithm.report_metrics(given, out), micro_batch(given, algorithm))
     return averages.means()
 
 

@@ -122,6 +122,9 @@ class Weighted(Algorithm):
         nll = torch.where(batch.mask, -out.logprobs, float("nan"))
         return Loss(late=per_token(nll), even=per_token(nll, 2.0), whole=per_response(-sums, 0.5))
 
+    def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Any]:
+        return {"seen": per_token(out.logprobs)}
+
 
 def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
     """The same terms, one unpadded sequence at a time through the plain model."""
@@ -153,7 +156,9 @@ def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
 def test_a_global_batch_has_one_normalizer(
     model: SharedModel, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
-    """However it is cut into micro-batches: sums over all of it, divided once."""
+    """However it is cut into micro-batches: sums over all of it, divided once. Numbers, for which
+    a GPU would have to finish its work, are read of these sums only.
+    """
     encoder = Encoder(model.tokenizer)
     said = {"Why?": ["Because.", "I do not know why, nobody does"], "A": [""], "Hm": ["a b c", "x"]}
     groups = [Group((user(each),), tuple(map(Response, said[each])), id=each) for each in said]
@@ -173,7 +178,18 @@ def test_a_global_batch_has_one_normalizer(
     for parameter in learner.parameters.values():
         parameter.grad = None
     values = {name: pytest.approx(value.item(), rel=1e-5) for name, value in wanted.items()}
-    found = learner._gradients(examples)
+    reads: list[str] = []
+    with monkeypatch.context() as patch:
+        for name in ("__bool__", "__float__", "__int__", "item", "tolist"):
+            original = getattr(torch.Tensor, name)
+
+            def read(x: Any, name: str = name, original: Any = original) -> Any:
+                reads.append(name)
+                return original(x)
+
+            patch.setattr(torch.Tensor, name, read)
+        found = learner._gradients(examples)
+    assert reads == ["tolist"] * 4  # denominators, terms, and metrics with their weights
     assert {name: found[name] for name in values} == values
     for name, parameter in learner.parameters.items():
         torch.testing.assert_close(parameter.grad, plain[name], atol=1e-6, rtol=1e-4)

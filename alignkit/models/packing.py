@@ -39,7 +39,7 @@ class PackedBatch:
     layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens.
     before: [n] index in the row of each target's predecessor. cells: [n, 2] response and token
     index of each target. scored: [R] index in the row of the token at which each response is
-    scored. shape: (R, T). All tensors are int64 on the CPU.
+    scored. shape: (R, T). All tensors are int64.
     """
 
     layout: TreeLayout
@@ -52,11 +52,13 @@ class PackedBatch:
 
     def unpack(self, values: Tensor) -> Tensor:
         """Arrange one value per target [n] as [R, T], zero elsewhere; differentiable."""
-        response, token = self.cells.to(values.device).unbind(1)
+        response, token = self.cells.unbind(1)
         return values.new_zeros(self.shape).index_put((response, token), values)
 
 
-def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
+def pack(
+    groups: Sequence[Encoded], unread: int | None = None, device: torch.device | str = "cpu"
+) -> PackedBatch:
     """Lay groups side by side; each prompt appears once, before its responses.
 
     unread: the token that a reward model skips at the end of a response, and of the prompt if
@@ -108,13 +110,18 @@ def pack(groups: Sequence[Encoded], unread: int | None = None) -> PackedBatch:
     before = np.where(
         token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index]
     )
+
+    def copied(values: np.ndarray) -> Tensor:
+        # The host does not wait for earlier work of the device.
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
     return PackedBatch(
         layout=TreeLayout(spans),
-        tokens=torch.from_numpy(tokens),
-        targets=torch.from_numpy(tokens[targets]),
-        before=torch.from_numpy(before),
-        cells=torch.from_numpy(np.stack([response_index, token_index], axis=1)),
-        scored=torch.tensor(scored, dtype=torch.int64),
+        tokens=copied(tokens),
+        targets=copied(tokens[targets]),
+        before=copied(before),
+        cells=copied(np.stack([response_index, token_index], axis=1)),
+        scored=copied(np.array(scored, dtype=np.int64)),
         shape=(len(lengths), int(lengths.max(initial=0))),
     )
 
@@ -359,7 +366,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
     Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses].
     With gradients enabled they reach the role's parameters and those of the value role.
     """
-    packed = pack(examples.groups, model.roles[role].unread)
+    packed = pack(examples.groups, model.roles[role].unread, model.device)
     hidden = model.hidden(role, packed.layout, packed.tokens)
     outputs = Outputs()
     if wants.scores:

@@ -16,7 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from alignkit import shapes
 from alignkit.algorithm import Algorithm, StageDefaults, Trains
 from alignkit.batch import Batch, Outputs, Per, Term
-from alignkit.calls import call, label_of, remembered
+from alignkit.calls import blame, call, label_of, remembered
 from alignkit.errors import RunFailed
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
@@ -58,10 +58,20 @@ class MicroBatch:
     global batch.
     """
 
+    algorithm: Algorithm
     examples: Examples
     batch: Batch
     groups: list[int]
     rows: list[int]
+
+    @cached_property
+    def weights(self) -> dict[str | Per, Tensor]:
+        """Weights of entries, by the name of their term, or by the unit of terms that have no
+        weights of their own.
+        """
+        units = {per: self.batch.weights(per) for per in Per}
+        own = call(self.algorithm, "term_weights", self.batch, returns=partial(shapes.weights, {}))
+        return units | own
 
 
 # This process's part of a global batch, in micro-batches for the present memory
@@ -188,22 +198,21 @@ class Learner:
         cuts = self._cuts(examples, budget)
         self._before_step(examples, cuts)
         # Before any backward pass: each micro-batch divides by what the whole global batch counts.
-        totals = self._denominators([part.batch for part in cuts()])
+        denominators = self._denominators(cuts())
 
-        def work() -> tuple[dict[str, float], Averages]:
+        def work() -> tuple[Sums, Averages]:
             # An attempt that ran out of memory may have set some
             self.optimizer.zero_grad(set_to_none=True)
-            terms: dict[str, float] = defaultdict(float)
-            metrics = Averages()
+            terms, metrics = Sums(), Averages(by_group=not torch.is_grad_enabled())
             for part in cuts():
-                self._micro_batch(part, totals, terms, metrics)
+                self._micro_batch(part, denominators, terms, metrics)
             if self.auxiliary is not None and torch.is_grad_enabled():
-                terms["mix/nll"] = self._mix(self.auxiliary)
+                terms.add("mix/nll", self._mix(self.auxiliary))
             return terms, metrics
 
         # Other processes wait in the collectives, so nothing that may be repeated uses it.
         terms, metrics = within_memory(self.model.memory, work)
-        losses = self.collectives.sum(terms)
+        losses = self.collectives.sum(terms.numbers())
         # No metric may take the place of what steps are skipped and the best epoch is chosen by.
         reported = losses | metrics.means(self.collectives) | {"loss": losses["loss"]}
         return reported, metrics.per_group
@@ -225,11 +234,8 @@ class Learner:
             for places in micro_batches([groups[index] for index in own], tokens):
                 indices = [own[place] for place in places]
                 part = examples.take(indices)
-                parts.append(
-                    MicroBatch(
-                        part, part.batch(self.model.device), indices, examples.rows_of(indices)
-                    )
-                )
+                batch, rows = part.batch(self.model.device), examples.rows_of(indices)
+                parts.append(MicroBatch(self.algorithm, part, batch, indices, rows))
             return parts
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
@@ -237,27 +243,29 @@ class Learner:
     def _micro_batch(
         self,
         part: MicroBatch,
-        totals: Mapping[str | Per, float],
-        sums: dict[str, float],
+        denominators: Mapping[str | Per, float],
+        sums: Sums,
         metrics: Averages,
     ) -> None:
         """Add a micro-batch's share of the loss and of its terms to the sums, and to the gradients
         if enabled.
+
+        Nothing here reads a number of a device, which would have to finish its work first.
         """
-        batch, out = part.batch, self._forward(part.examples)
-        groups = () if torch.is_grad_enabled() else part.groups
+        batch, weights, out = part.batch, part.weights, self._forward(part.examples)
         terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
-        weights = term_weights(self.algorithm, batch, terms)
+        with blame(self.algorithm, "term_weights"):
+            shapes.weights(terms, weights)
         loss = torch.zeros((), device=self.model.device)
         for name, term in terms.items():
             # The global denominator, not this micro-batch's: the shares then add up to one mean,
             # however they are cut.
             unit = name if name in weights else term.per
-            share = weighted_sum(term.values, weights[unit]) / totals[unit]
+            share = weighted_sum(term.values, weights[unit]) / denominators[unit]
             loss = loss + term.coefficient * share
-            sums[name] += float(share.detach())
-            metrics.keep(f"loss/{name}", term, weights[unit], batch, groups)
-        sums["loss"] += float(loss.detach())
+            sums.add(name, share)
+            metrics.keep(f"loss/{name}", term, weights[unit], part)
+        sums.add("loss", loss)
         # Here, and not after the last one, so that one micro-batch's activations are stored at a
         # time.
         if torch.is_grad_enabled():
@@ -266,7 +274,7 @@ class Learner:
             reported = call(
                 self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)
             )
-            metrics.add(reported, batch, groups)
+            metrics.add(reported, part)
 
     def _before_step(self, examples: Examples, cuts: Cuts) -> None:
         """Let the algorithm see the outputs for the whole global batch, those of other processes
@@ -288,20 +296,20 @@ class Learner:
             batch, out = examples.batch(self.model.device), join_outputs(outs, rows)
             self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=dict)
 
-    def _denominators(self, batches: Sequence[Batch]) -> dict[str | Per, float]:
+    def _denominators(self, parts: Sequence[MicroBatch]) -> dict[str | Per, float]:
         """The denominator of each term: the sum of the weights of its entries in the global
         batch.
         """
-        totals: dict[str | Per, float] = defaultdict(float)
-        for batch in batches:
-            for key, entries in term_weights(self.algorithm, batch).items():
-                totals[key] += float(entries.sum())
+        totals = Sums()
+        for part in parts:
+            for key, entries in part.weights.items():
+                totals.add(key, entries.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
-        return {key: total or 1.0 for key, total in self.collectives.sum(totals).items()}
+        return {key: total or 1.0 for key, total in self.collectives.sum(totals.numbers()).items()}
 
-    def _mix(self, auxiliary: AuxiliaryLoss) -> float:
+    def _mix(self, auxiliary: AuxiliaryLoss) -> Tensor:
         """Add the gradients of the second stream's token-mean cross-entropy times its weight;
-        returns the mean.
+        returns the mean, [] in float64.
 
         Both are this process's share of them.
         """
@@ -311,13 +319,13 @@ class Learner:
         # The sum is over all groups, not only this process's, because the collectives add gradients
         # up and do not average them.
         total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
-        nll = 0.0
+        nll = torch.zeros((), dtype=torch.float64, device=self.model.device)
         for part in self._cuts(examples, lambda: self.model.token_budget)():
-            if part.batch.mask.any():
+            if any(any(row.mask) for row in part.examples.rows):
                 logprobs = forward(self.model, self.role, part.examples, Wants()).logprobs
                 loss = weighted_sum(-logprobs, part.batch.weights(Per.TOKEN)) / total
                 self.model.passes.backward(auxiliary.weight * loss)
-                nll += float(loss.detach())
+                nll += loss.detach()
         return nll
 
     def _forward(self, examples: Examples) -> Outputs:
@@ -363,33 +371,50 @@ PerGroup = dict[str, dict[int, list[float]]]
 # Averages: of unreduced terms over a global batch, and of metrics over steps
 
 
+class Sums:
+    """Sums of numbers by name, in float64 on their device, which need not be waited for until all
+    are added.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[Any, Tensor] = {}
+
+    def add(self, name: str | Per, number: Tensor) -> None:
+        """number: []."""
+        self._sums[name] = self._sums.get(name, 0.0) + number.detach().double()
+
+    def numbers(self) -> dict[Any, float]:
+        """All sums, for which one wait is enough."""
+        if not self._sums:
+            return {}
+        return dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True))
+
+
 class Averages:
     """Weighted means of metrics over several micro-batches. Entries that are NaN, "unknown", do not
     count.
 
-    per_group: what each group adds to a sum of values times weights, and to the sum of weights, if
-    it is asked for.
+    per_group: what each group adds to a sum of values times weights, and to the sum of weights.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = defaultdict(float)
-        self.totals: dict[str, float] = defaultdict(float)
+    def __init__(self, by_group: bool = False):
+        """by_group: whether to note what each group adds."""
+        self.by_group, self.sums, self.totals = by_group, Sums(), Sums()
         self.per_group: PerGroup = {}
 
-    def add(self, terms: Mapping[str, Term], batch: Batch, groups: Sequence[int] = ()) -> None:
-        """groups: the places of the batch's groups, to note what each adds."""
+    def add(self, terms: Mapping[str, Term], part: MicroBatch) -> None:
+        """Add metrics of a micro-batch."""
         for name, term in terms.items():
-            weights = batch.weights(term.per).masked_fill(term.values.isnan(), 0.0)
-            self.sums[name] += float(weighted_sum(term.values, weights))
-            self.totals[name] += float(weights.sum())
-            self.keep(name, term, weights, batch, groups)
+            weights = part.weights[term.per].masked_fill(term.values.isnan(), 0.0)
+            self.sums.add(name, weighted_sum(term.values, weights))
+            self.totals.add(name, weights.sum())
+            self.keep(name, term, weights, part)
 
-    def keep(
-        self, name: str, term: Term, weights: Tensor, batch: Batch, groups: Sequence[int]
-    ) -> None:
+    def keep(self, name: str, term: Term, weights: Tensor, part: MicroBatch) -> None:
         """Note what each group adds to the sums of a term, times its coefficient."""
-        if not groups:
+        if not self.by_group:
             return
+        batch = part.batch
         places = {Per.PAIR: batch.pairs.group_index, Per.GROUP: torch.arange(len(batch.groups))}
         entries = torch.stack(
             [term.coefficient * torch.where(weights > 0, term.values, 0.0) * weights, weights],
@@ -399,13 +424,14 @@ class Averages:
             entries = entries.sum(dim=1)
         sums = entries.new_zeros(len(batch.groups), 2)
         sums.index_add_(0, places.get(term.per, batch.group_index).to(sums.device), entries)
-        self.per_group.setdefault(name, {}).update(zip(groups, sums.tolist(), strict=True))
+        self.per_group.setdefault(name, {}).update(zip(part.groups, sums.tolist(), strict=True))
 
     def means(self, collectives: Collectives = ONE_PROCESS) -> dict[str, float]:
         """The mean of every term with an entry that counts, over the micro-batches of all
         processes.
         """
-        sums, totals = collectives.sum(self.sums), collectives.sum(self.totals)
+        sums = collectives.sum(self.sums.numbers())
+        totals = collectives.sum(self.totals.numbers())
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 
@@ -416,16 +442,6 @@ def means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
         for name, value in step.items():
             values[name].append(value)
     return {name: sum(column) / len(column) for name, column in values.items()}
-
-
-def term_weights(
-    algorithm: Algorithm, batch: Batch, terms: Mapping[str, Term] | None = None
-) -> dict[str | Per, Tensor]:
-    """Weights by the name of their term, in its shape, or by the unit of terms that have no weights
-    of their own.
-    """
-    own = call(algorithm, "term_weights", batch, returns=partial(shapes.weights, terms or {}))
-    return {per: batch.weights(per) for per in Per} | own
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:

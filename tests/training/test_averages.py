@@ -9,7 +9,7 @@ import torch
 
 from alignkit import per_response, per_token
 from alignkit.training.learner import Averages, weighted_sum
-from tests.by_hand import batch
+from tests.by_hand import batch, micro_batch
 
 # Two responses of two tokens; the second response has one token that counts.
 MASK = [[True, True], [True, False]]
@@ -20,7 +20,7 @@ def test_a_response_without_a_counted_token_does_not_count() -> None:
     masked = batch([[True, True], [False, False]])
     assert masked.weights("response").tolist() == [1, 0]
     averages = Averages()
-    averages.add({"length": per_response(torch.tensor([4.0, 8.0]))}, masked)
+    averages.add({"length": per_response(torch.tensor([4.0, 8.0]))}, micro_batch(masked))
     assert averages.means() == {"length": 4.0}
 
 
@@ -41,14 +41,14 @@ def test_a_response_without_a_counted_token_does_not_count() -> None:
 def test_micro_batches_share_one_denominator() -> None:
     averages = Averages()
     for _ in range(2):
-        averages.add({"nll": per_token(VALUES)}, batch(MASK))
+        averages.add({"nll": per_token(VALUES)}, micro_batch(batch(MASK)))
     assert averages.means() == pytest.approx({"nll": 3.0})
 
 
 def test_a_nan_is_unknown_in_a_metric_and_visible_in_a_loss() -> None:
     term = {"length": per_response(torch.tensor([4.0, math.nan]))}
     metrics = Averages()
-    metrics.add(term, batch(MASK))
+    metrics.add(term, micro_batch(batch(MASK)))
     assert metrics.means() == {"length": 4.0} and math.isnan(
         float(weighted_sum(term["length"].values, batch(MASK).weights("response")))
     )
