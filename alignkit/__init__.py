@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "algorithm": "Algorithm Needs SelectContext Skip Source StageDefaults Trains",
-    "batch": "Batch Loss Outputs Pairs Term per_group per_pair per_response per_token",
-    "commands": "RegisterCommand",
+    "contract.algorithm": "Algorithm Needs SelectContext Skip Source StageDefaults Trains",
+    "contract.batch": "Batch Loss Outputs Pairs Term per_group per_pair per_response per_token",
+    "contract.commands": "RegisterCommand",
+    "contract.engine": "Completion Engine EngineContext",
+    "contract.environment": "Environment",
+    "contract.formats": "Format",
+    "contract.hookspecs": "Add hookimpl",
+    "contract.kinds": "Filter Launcher Monitor Observation Reader TrackedRun Tracker",
+    "contract.options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
+    "contract.policy": "Models Policy",
+    "contract.report": "Report Table",
+    "contract.reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
+    "contract.sampling": "Sampling SamplingOptions",
+    "contract.step": "Artifact Step StepContext StepData",
     "data.group": "Group Message Pair Response",
-    "engine": "Completion Engine EngineContext",
-    "environment": "Environment",
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
-    "formats": "Format",
-    "hookspecs": "Add hookimpl",
-    "judges": "CheckedJudge",
-    "kinds": "Filter Launcher Monitor Observation Reader TrackedRun Tracker",
-    "options": "DataRef Field JudgeRef Options PolicyRef RewardRef",
-    "report": "Report Table",
-    "policy": "Models Policy",
-    "reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
+    "host.judges": "CheckedJudge",
     "runs.start": "run",
-    "sampling": "Sampling SamplingOptions",
-    "step": "Artifact Step StepContext StepData",
 }
 _HOME = dict[str, str]()
 for _module, _names in _WHERE.items():
@@ -41,7 +41,7 @@ __all__ = [*sorted(_HOME), *_MODULES]
 if TYPE_CHECKING:
     from alignkit import evaluation as evaluation
     from alignkit import functional as functional
-    from alignkit.algorithm import (
+    from alignkit.contract.algorithm import (
         Algorithm,
         Needs,
         SelectContext,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         StageDefaults,
         Trains,
     )
-    from alignkit.batch import (
+    from alignkit.contract.batch import (
         Batch,
         Loss,
         Outputs,
@@ -61,19 +61,24 @@ if TYPE_CHECKING:
         per_response,
         per_token,
     )
-    from alignkit.commands import RegisterCommand
-    from alignkit.data.group import Group, Message, Pair, Response
-    from alignkit.engine import Completion, Engine, EngineContext
-    from alignkit.environment import Environment
-    from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
-    from alignkit.formats import Format
-    from alignkit.hookspecs import Add, hookimpl
-    from alignkit.judges import CheckedJudge
-    from alignkit.kinds import Filter, Launcher, Monitor, Observation, Reader, TrackedRun, Tracker
-    from alignkit.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
-    from alignkit.policy import Models, Policy
-    from alignkit.report import Report, Table
-    from alignkit.reward import (
+    from alignkit.contract.commands import RegisterCommand
+    from alignkit.contract.engine import Completion, Engine, EngineContext
+    from alignkit.contract.environment import Environment
+    from alignkit.contract.formats import Format
+    from alignkit.contract.hookspecs import Add, hookimpl
+    from alignkit.contract.kinds import (
+        Filter,
+        Launcher,
+        Monitor,
+        Observation,
+        Reader,
+        TrackedRun,
+        Tracker,
+    )
+    from alignkit.contract.options import DataRef, Field, JudgeRef, Options, PolicyRef, RewardRef
+    from alignkit.contract.policy import Models, Policy
+    from alignkit.contract.report import Report, Table
+    from alignkit.contract.reward import (
         CombinedReward,
         Context,
         Judge,
@@ -82,9 +87,12 @@ if TYPE_CHECKING:
         RewardCombination,
         Verdict,
     )
+    from alignkit.contract.sampling import Sampling, SamplingOptions
+    from alignkit.contract.step import Artifact, Step, StepContext, StepData
+    from alignkit.data.group import Group, Message, Pair, Response
+    from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed
+    from alignkit.host.judges import CheckedJudge
     from alignkit.runs.start import run
-    from alignkit.sampling import Sampling, SamplingOptions
-    from alignkit.step import Artifact, Step, StepContext, StepData
 
 
 class _Lazy(ModuleType):

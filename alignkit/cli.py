@@ -7,13 +7,15 @@ Each command imports what it needs when it runs, so that `--help` is fast.
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import io
+import json
 import os
 import signal
 import sys
 import traceback
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from copy import copy
 from dataclasses import replace
@@ -24,17 +26,13 @@ from typing import Annotated, Any
 import typer
 
 from alignkit import __version__
-from alignkit.commands import (
-    Overrides,
-    RecipeName,
-    Result,
-    add_commands,
-    load,
-    option,
-    outcome,
-    refuse,
-)
-from alignkit.errors import SIGNALS, as_shown, message_of, plugin_options, stoppable
+from alignkit.contract.commands import Overrides, RecipeName, Result, option
+from alignkit.errors import PluginError, Problem, as_shown, message_of, reason_of, refuse
+from alignkit.host import plugin_options
+from alignkit.io.text import Say, printable, redacted
+from alignkit.runs.signals import SIGNALS, stoppable
+
+COMMANDS = "alignkit.commands"  # the group of entry points
 
 app = typer.Typer(
     name="alignkit",
@@ -110,11 +108,16 @@ def run(
       alignkit run recipe.yaml --only report
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
-    chosen = partial(load, recipe, overrides, only=only, until=until)
+
+    def chosen(*warn: Say) -> Any:
+        from alignkit.recipe.load import load_named
+
+        return load_named(recipe, overrides, only, until, *warn)
+
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
-        from alignkit.kinds import launcher
+        from alignkit.host.plugins import launcher
         from alignkit.runs.start import RANK, start
 
         if processes > 1 and RANK not in os.environ:
@@ -127,12 +130,40 @@ def run(
 
 def _checked(recipe: Any, out: Path | None) -> Result:
     """What plugins find out about a recipe without running it."""
-    from alignkit.plugins import plugins
+    from alignkit.host.plugins import plugins
 
     found: Result | None = plugins().manager.hook.dry_run(recipe=recipe, out=out)
     if found is None:
         refuse("--dry-run: no plugin checks recipes", "`alignkit plugins` lists what is installed")
     return found
+
+
+def add_commands(app: typer.Typer, without: Container[str]) -> None:
+    """Add the commands of all packages but some. One that fails is a warning."""
+    for entry in sorted(importlib.metadata.entry_points(group=COMMANDS)):
+        if entry.name in without or getattr(entry.dist, "name", "") in without:
+            continue
+        try:
+            entry.load().register_commands(partial(add_command, app))
+        except (Exception, SystemExit) as error:
+            from alignkit.host.registry import moved
+
+            reason = f"{reason_of(error)}{moved(error)}"
+            print(printable(f"warning: no commands of {entry.name}: {reason}"), file=sys.stderr)
+
+
+def add_command(
+    app: typer.Typer, command: Callable[..., Any] | typer.Typer, name: str = ""
+) -> None:
+    """See `RegisterCommand`. Raises PluginError for a name that a command has already."""
+    name = name or getattr(command, "__name__", "").replace("_", "-")
+    others: list[Any] = [*app.registered_commands, *app.registered_groups]
+    if name in [other.name for other in others]:
+        raise PluginError(f"alignkit has a command '{name}' already")
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        app.command(name)(command)
 
 
 @cache
@@ -172,6 +203,35 @@ def _main(words: Sequence[str]) -> int:
     with nobody_need_read():
         print(outcome(result))
     return result.exit_code
+
+
+def outcome(result: Result) -> str:
+    """How a command ended, as JSON by `docs/assets/outcome.schema.json`; a number that is not
+    finite is null.
+    """
+    problems: Sequence[Problem] = getattr(result.error, "problems", ())  # a recipe's
+    if result.error is not None and not problems:
+        message, _, help = message_of(result.error).removeprefix("error: ").partition("\nhelp: ")
+        problems = [Problem(message, help=help)]
+    errors = [
+        {
+            "code": result.exit_code,
+            "message": redacted(problem.message),
+            "file": redacted(problem.file),
+            "line": problem.line,
+            "column": problem.column,
+            "help": redacted(problem.help),
+        }
+        for problem in problems
+    ]
+    document = {
+        "exit_code": result.exit_code,
+        "errors": errors,
+        "kind": result.kind,
+        "result": result.facts,
+    }
+    plain = json.loads(json.dumps(document, default=str), parse_constant=lambda name: None)
+    return json.dumps(plain, indent=1)
 
 
 def _call(words: Sequence[str], show: bool) -> Result:

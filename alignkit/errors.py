@@ -1,22 +1,14 @@
-"""The errors that users see, and requests to stop. Each class has the exit code of the command
-line.
-"""
+"""The errors that users see. Each class has the exit code of the command line."""
 
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import re
-import shlex
-import signal
-import sys
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from alignkit.io.text import redacted
@@ -282,11 +274,6 @@ def _is_of_disk(error: BaseException) -> bool:
     return _DISK.search(reason) is not None
 
 
-# SIGHUP: the terminal was closed. SIGUSR1: a batch system's warning before its time limit.
-SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-_reasons: list[str] = []
-
-
 class Stopped(AlignkitError):
     """The run was asked to stop; the same command resumes it."""
 
@@ -305,72 +292,3 @@ class StageWaits(Stopped):
     def __init__(self, message: str, *, missing: int = 0, store: Path = Path()):
         super().__init__(message)  # the defaults let it be pickled
         self.missing, self.store = missing, store
-
-
-def request_stop(reason: str) -> None:
-    """Stop at the next opportunity; the run can be resumed."""
-    _reasons.append(reason)
-
-
-def should_stop() -> None:
-    """Raise Stopped if a stop was requested."""
-    if _reasons:
-        raise Stopped(f"stopped: {_reasons[0]}")
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Let signals request a stop; a second signal stops at once. Only the main thread receives
-    signals.
-    """
-    if signal.getsignal(SIGNALS[0]) is _signalled:  # within a block that does this already
-        yield
-        return
-    received = SIGNALS if threading.current_thread() is threading.main_thread() else []
-    try:
-        with handling(received, _signalled):
-            yield
-    finally:
-        _reasons.clear()
-
-
-@contextmanager
-def handling(
-    signals: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]
-) -> Iterator[None]:
-    """Let a function receive signals; afterward, whoever received them before does."""
-    previous = {number: signal.signal(number, handler) for number in signals}
-    try:
-        yield
-    finally:
-        for number, earlier in previous.items():
-            signal.signal(number, earlier)
-
-
-def _signalled(number: int, _frame: FrameType | None) -> None:
-    request_stop(signal.Signals(number).name)
-    if len(_reasons) > 1:
-        should_stop()
-
-
-# --- packages that only some users need
-
-
-def check_extra(user: str, extra: str, *modules: str) -> None:
-    """Raise RunFailed if a module of an extra is not installed.
-
-    user: what needs it, such as `reward 'language'`. extra: its name in pyproject.toml, such as
-    `language`.
-    """
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise RunFailed(f"{user} needs the package {module}\nhelp: {install_command(extra)}")
-
-
-def install_command(extra: str) -> str:
-    """The command that adds an extra to this installation, for this Python."""
-    return f"{shlex.quote(sys.executable)} -m pip install 'alignkit[{extra}]'"
-
-
-# What these options of this command name.
-plugin_options: dict[str, list[str]] = {"--plugin": [], "--no-plugin": []}

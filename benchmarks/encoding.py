@@ -25,7 +25,7 @@ MAX_LENGTH = 100_000  # tokens: nothing is truncated
 
 def rows(job: Job) -> list[Group]:
     """The pairs and the demonstrations of the bundled recipes."""
-    from alignkit.plugins import plugins
+    from alignkit.host.plugins import plugins
 
     found: list[Group] = []
     with gzip.open(DATA / "helpful.jsonl.gz", "rt", encoding="utf-8") as file:

@@ -20,9 +20,9 @@ from benchmarks.floor import Shape, Work
 from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
-    from alignkit.engine import Completion
+    from alignkit.contract.engine import Completion
+    from alignkit.contract.sampling import Sampling
     from alignkit.models.models import LoadedBase
-    from alignkit.sampling import Sampling
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
 MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
@@ -154,9 +154,8 @@ def _options() -> dict[str, Any]:
 
 
 def _engine(job: Job, options: dict[str, Any]) -> Any:
-    from alignkit.kinds import launcher
-    from alignkit.plugins import plugins
-    from alignkit.registry import Component
+    from alignkit.host.plugins import launcher, plugins
+    from alignkit.host.registry import Component
 
     found = plugins().get("engine", "vllm")
     component = Component("engine", "vllm", found, found.implementation.Options(**options))
@@ -203,7 +202,7 @@ def _server(job: Job, core: int) -> Iterator[str]:
 
 
 def _sampling(tokens: int, least: int = 0) -> Sampling:
-    from alignkit.sampling import Sampling
+    from alignkit.contract.sampling import Sampling
 
     return Sampling(max_new_tokens=tokens, min_new_tokens=least)
 

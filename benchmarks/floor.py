@@ -176,9 +176,9 @@ def probe(job: Job, gate: Gate) -> None:
     gate.begin()
     import torch
 
+    from alignkit.contract.settings import ModelSpec
     from alignkit.kernels.backends import chosen
     from alignkit.models.loading import device_of, dtype_of
-    from alignkit.settings import ModelSpec
 
     device = device_of("auto").type
     width = 8192 if device == "cuda" else 256 if job.short else 2048

@@ -147,8 +147,8 @@ def sampling(here: Here, merged: bool) -> None:
     """Eight samples of 128 tokens to each of 64 prompts, with an adapter."""
     import torch
 
+    from alignkit.contract.sampling import Sampling
     from alignkit.models import generate as sampler
-    from alignkit.sampling import Sampling
     from alignkit.tokens.encoder import Encoder
     from benchmarks import data, models
 
@@ -309,9 +309,9 @@ def _learner(source: str, dtype: Any, quantization: Any, device: str) -> Any:
     """A learner of SFT, whose adapter has the same random numbers on every device."""
     import torch
 
+    from alignkit.contract.settings import ModelSpec, Settings
+    from alignkit.host.plugins import plugins
     from alignkit.models.shared_model import SharedModel
-    from alignkit.plugins import plugins
-    from alignkit.settings import ModelSpec, Settings
     from alignkit.training.learner import Learner
     from benchmarks.models import LORA_STD, ROLE
 

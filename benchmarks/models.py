@@ -25,8 +25,8 @@ MAX_LENGTH = 1024  # tokens
 
 def load(job: Job) -> SharedModel:
     """The base model with LoRA r=16 on all linear layers."""
+    from alignkit.contract.settings import ModelSpec
     from alignkit.models.shared_model import SharedModel
-    from alignkit.settings import ModelSpec
 
     quantization = job.options.get("quantization", "none")
     spec = ModelSpec(base=job.source, dtype=job.dtype, quantization=quantization)  # type: ignore[arg-type]
@@ -39,9 +39,9 @@ def learner(policy: SharedModel, algorithm: str, start: Path, **options: Any) ->
 
     The benchmarks take steps with a learning-rate factor of 0.
     """
-    from alignkit.algorithm import Trains
-    from alignkit.plugins import plugins
-    from alignkit.settings import Settings
+    from alignkit.contract.algorithm import Trains
+    from alignkit.contract.settings import Settings
+    from alignkit.host.plugins import plugins
     from alignkit.training.learner import Learner
 
     kind = plugins().get("algorithm", algorithm).implementation
@@ -80,8 +80,8 @@ def prepare(job: Job, gate: Gate) -> None:
     """
     import torch
 
+    from alignkit.contract.settings import ModelSpec
     from alignkit.models.shared_model import SharedModel
-    from alignkit.settings import ModelSpec
 
     gate.begin()
     source = folder_of(job.options["model"])
@@ -103,9 +103,9 @@ def prepare(job: Job, gate: Gate) -> None:
 def folder_of(model: str) -> str:
     """The folder of a base model, which may be a plugin's name, a folder or a hub id."""
     from alignkit.errors import RunFailed
+    from alignkit.host.plugins import plugins
     from alignkit.io.text import cache_folder
     from alignkit.models.loading import locate
-    from alignkit.plugins import plugins
 
     registry: Any = plugins()
     if Path(model).is_dir():

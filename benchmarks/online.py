@@ -75,8 +75,8 @@ def run(
     from transformers import AutoTokenizer
 
     import alignkit
+    from alignkit.host.plugins import plugins
     from alignkit.models import generate as engines
-    from alignkit.plugins import plugins
     from alignkit.recipe.load import load_recipe
     from alignkit.runs.run import run_recipe
     from alignkit.tokens.encoder import Encoder
@@ -142,7 +142,7 @@ def _with_fixed_responses(
     gate: Gate, generate: Callable[..., Any], fixed: Mapping[Ids, list[Ids]]
 ) -> Callable[..., Any]:
     """`generate`, which returns the fixed responses during the check."""
-    from alignkit.engine import Completion
+    from alignkit.contract.engine import Completion
 
     def generate_or_fixed(request: Any, *done: Any) -> Any:
         if not gate.checking:

@@ -37,10 +37,10 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 
 def ours(job: Job, gate: Gate) -> None:
+    from alignkit.contract.sampling import Sampling
     from alignkit.models import generate as sampler
     from alignkit.models.generate import Slot
     from alignkit.models.shared_model import BASE
-    from alignkit.sampling import Sampling
     from alignkit.tokens.encoder import Encoder
 
     groups, samples, tokens, ends = plan(job)

@@ -21,7 +21,7 @@ from benchmarks.markdown import markdown_table
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "plugins" / "api"
 PART = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)
-HOOKS = ("hookspecs", "commands")
+HOOKS = ("contract.hookspecs", "contract.commands")
 
 
 @cache
@@ -30,8 +30,8 @@ def package() -> griffe.Object:
 
 
 def path_of(name: str) -> str:
-    """`alignkit.Group`, `alignkit.functional.logprobs_k1`, `alignkit.hookspecs.run_started`. Raises
-    ValueError if unknown.
+    """`alignkit.Group`, `alignkit.functional.logprobs_k1`, `alignkit.contract.hookspecs.register`.
+    Raises ValueError if unknown.
     """
     for path in (name, *(f"{module}.{name}" for module in HOOKS)):
         with suppress(KeyError):

@@ -28,13 +28,13 @@ from pydantic import BaseModel
 
 import alignkit_plugins.formats.layouts
 import alignkit_plugins.formats.template
-from alignkit import hookspecs
-from alignkit.data.sources import DataSource
-from alignkit.plugins import load_plugins, plugins
+from alignkit.contract import hookspecs
+from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.host.plugins import load_plugins, plugins
+from alignkit.host.registry import KINDS, Registration
 from alignkit.recipe.schema import TopKeys
+from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import shipped
-from alignkit.registry import KINDS, Registration
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
 from alignkit_plugins.ai_feedback.writer import Server
 from alignkit_plugins.authors import new
 from alignkit_plugins.evals.metrics import Metric

@@ -99,9 +99,9 @@ def _own_stages() -> Iterator[None]:
 def _no_plugin_stays_disabled() -> Iterator[None]:
     """What a test disables on a command line is there for the next one."""
     yield
-    from alignkit import errors, plugins
+    from alignkit.host import plugin_options, plugins
 
-    errors.plugin_options["--no-plugin"] = []
+    plugin_options["--no-plugin"] = []
     if plugins._current is not None and plugins._current.without:
         plugins.load_plugins([], [])
 
@@ -128,7 +128,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Said:
 @pytest.fixture
 def combinations() -> Iterator[None]:
     """The package of rare combinations of rewards is loaded."""
-    from alignkit.plugins import load_plugins
+    from alignkit.host.plugins import load_plugins
 
     examples = Path(__file__).parents[1] / "docs" / "examples"
     load_plugins([examples / "alignkit-combinations" / "alignkit_combinations.py"])

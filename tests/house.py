@@ -19,8 +19,8 @@ from typing import NamedTuple, TypeGuard
 import yaml
 
 import alignkit.cli
-from alignkit.plugins import load_plugins
-from alignkit.registry import KINDS
+from alignkit.host.plugins import load_plugins
+from alignkit.host.registry import KINDS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "alignkit"
@@ -34,7 +34,8 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # A number is a step's budget, never today's size. "plugins" includes what the kernel loads by name.
 #
 # layers: from the bottom to the top; a module may import from its own layer and from lower ones.
-# What lies directly in alignkit/ is the contract, unless it is named there.
+# So the contract imports nothing of what finds, calls or runs plugins, and a module that lies
+# directly in alignkit/ is one of those named here.
 #
 # needs: the folders of plugins/alignkit_plugins: each imports from itself and from those before it.
 # contract_only: those that import nothing of the kernel but what a stranger's package may rely on,
@@ -55,26 +56,27 @@ budgets:
   flags: 60
 layers:
 - [errors, io, seeds]
-- [contract, data, functional]
+- [data, functional]
+- [contract]
+- [host]
 - [recipe, evaluation]
 - [kernels, tokens]
 - [models]
 - [training]
 - [runs]
-- [commands]
-- [cli, notebook, testing, __main__]
-rooms: [io, kernels, models, recipe, runs, tokens, training]
+- [cli, testing, __main__]
+rooms: [host, io, kernels, models, recipe, runs, tokens, training]
 uses_evaluation: [evaluation, training, runs]
-below_kernels: [errors, functional, io, kernels, plugins]
+below_kernels: [errors, functional, host, io, kernels]
 needs: [
   text, servers, command_line, formats, rewards, algorithms, environments, bases, backends,
   processes, monitors, trl, compare, ai_feedback, vllm, people, serving, evals, report, data_tools,
   recipe_tools, authors]
 contract_only: [algorithms, formats, monitors, rewards, vllm]
 other_meanings:
-  alignkit.settings: [sft]
+  alignkit.contract.settings: [sft]
   alignkit.training.sampler: [sft]
-  alignkit.environment: [refusal]
+  alignkit.contract.environment: [refusal]
   alignkit.models.checked_model: [refusal]
 common_words: [
   rating, rubric, panel, dialogues, evaluate, feedback, groups, length, lm, messages, normalized,
@@ -157,14 +159,7 @@ def named(path: Path) -> str:
 
 
 def layer(room: str) -> int | None:
-    name = (
-        room
-        if any(room in rooms for rooms in LAYERS)
-        else ""
-        if (PACKAGE / room).is_dir()
-        else "contract"
-    )
-    return next((number for number, rooms in enumerate(LAYERS) if name in rooms), None)
+    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), None)
 
 
 # Layers

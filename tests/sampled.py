@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group
 from alignkit.models import generate as decoder
 from alignkit.models.generate import attach, build_request, generate
 from alignkit.models.shared_model import SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.training.context import StageContext
 

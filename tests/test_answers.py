@@ -10,7 +10,7 @@ import yaml
 
 from alignkit import Group, Response
 from alignkit.evaluation.answers import bare, choice_of, mentions, same, words
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit_plugins.ai_feedback.questions import why_another
 from alignkit_plugins.ai_feedback.writer import Written
 from alignkit_plugins.rewards.exact_match import ExactMatch

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import alignkit_plugins.bases.tiny
 from alignkit import Group, Response, RunFailed
+from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.models.models import LoadedBase, WholeRewardModel
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from tests.rows import assistant, user
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from alignkit.calls import CallError, call
 from alignkit.cli import main
 from alignkit.errors import LONGEST, DataError
-from alignkit.plugins import load_plugins
+from alignkit.host.calls import CallError, call
+from alignkit.host.plugins import load_plugins
 from tests.rows import Said, cells
 
 PLUGIN = """

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.data.group import Group, Response, read_groups
-from alignkit.errors import OtherTokenizer, should_stop
+from alignkit.errors import OtherTokenizer
 from alignkit.models.models import LoadedBase, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
-from alignkit.settings import LoraSpec, ModelSpec
+from alignkit.runs.signals import should_stop
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.compare.rows import KL
 from tests.rows import assistant, prompts, run, user, write_recipe

@@ -16,9 +16,9 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.models.loading import device_of, dtype_of
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import ModelSpec
 from benchmarks.catalogue import BENCHMARKS, Benchmark
 from benchmarks.floor import Shape, Work
 from benchmarks.measure import ENVIRONMENTS, relative_difference, row

@@ -11,9 +11,9 @@ import pytest
 import typer
 
 from alignkit import __version__, cli
-from alignkit import plugins as plugins_module
 from alignkit.errors import DataError, OutOfResource, RunFailed
-from alignkit.registry import KINDS
+from alignkit.host import plugins as plugins_module
+from alignkit.host.registry import KINDS
 from alignkit_plugins.command_line.groups import DefaultGroup
 from tests.rows import Said, write_recipe, write_rows
 
@@ -113,7 +113,7 @@ def test_exit_codes(
     with monkeypatch.context() as other:  # a process of several, which starts no others
         other.setenv("RANK", "1")
         other.setattr("alignkit.runs.start.start", lambda *given: code)
-        other.setattr("alignkit.kinds.launcher", lambda: pytest.fail("starts processes"))
+        other.setattr("alignkit.host.plugins.launcher", lambda: pytest.fail("starts processes"))
         assert cli.main(["run", *recipe, "--processes", "2"]) == code
     if isinstance(error, ZeroDivisionError):
         monkeypatch.setenv("ALIGNKIT_DEBUG", "1")

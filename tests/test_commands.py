@@ -78,6 +78,7 @@ def test_mistakes_end_as_those_of_our_own_commands(tmp_path: Path) -> None:
 
 def test_a_broken_package_takes_no_other_command_with_it(tmp_path: Path) -> None:
     install(tmp_path, "bad", "import no_such_module_at_all")
+    install(tmp_path, "left", "from alignkit.contract.commands import refuse")
     install(tmp_path, "good", GOOD)
     install(
         tmp_path,
@@ -90,12 +91,13 @@ def test_a_broken_package_takes_no_other_command_with_it(tmp_path: Path) -> None
     found = alignkit(tmp_path, "say-hello", "Ann")
     assert found.stdout == "hello Ann\n"
     lines = found.stderr.splitlines()
-    assert [line.partition(":")[0] for line in lines] == ["warning"] * 3
+    assert [line.partition(":")[0] for line in lines] == ["warning"] * 4
     assert (
         "no commands of bad" in lines[0] and "No module named 'no_such_module_at_all'" in lines[0]
     )
-    assert "has no attribute 'register_commands'" in lines[1]
-    assert "alignkit has a command 'run' already" in lines[2]
+    assert "import refuse from alignkit.errors instead" in lines[1]
+    assert "has no attribute 'register_commands'" in lines[2]
+    assert "alignkit has a command 'run' already" in lines[3]
 
 
 def test_help_loads_no_plugin(tmp_path: Path) -> None:

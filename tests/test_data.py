@@ -23,15 +23,15 @@ from typing import Any
 import pytest
 import yaml
 
+from alignkit.contract.formats import Format
 from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.group import Group, Message, Origin, Pair, Response
-from alignkit.data.sources import DataSource, DataSpec, Loaded
-from alignkit.data.sources import load as load_spec
-from alignkit.data.sources import sides as keys_of_sides
 from alignkit.errors import BadRow, DataError
-from alignkit.formats import Format
-from alignkit.registry import Component, Registration
+from alignkit.host.registry import Component, Registration
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded
+from alignkit.recipe.sources import load as load_spec
+from alignkit.recipe.sources import sides as keys_of_sides
 from alignkit_plugins.compare.comparison import distinct_prompts
 from tests.formats.reading import FORMATS, shown, turns
 from tests.rows import json_rows, user, write_rows

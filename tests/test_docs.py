@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import hookspecs
-from alignkit.plugins import load_plugins
+from alignkit.contract import hookspecs
+from alignkit.host.plugins import load_plugins
 from alignkit.testing import check_algorithm, check_reward
 from alignkit_plugins.authors.new import example
 

@@ -19,7 +19,7 @@ import typer
 from stores import event, opened, pair
 
 from alignkit import cli
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from tests.documented_commands import ROOT, Command, commands
 from tests.rows import Said
 

@@ -13,22 +13,19 @@ from urllib.error import HTTPError
 import pytest
 import torch
 
-from alignkit.calls import blame
 from alignkit.errors import (
     LONGEST,
     PluginError,
     Stopped,
     did_you_mean,
     error_context,
-    handling,
-    install_command,
     message_of,
     no_disk,
     reason_of,
-    request_stop,
-    should_stop,
-    stoppable,
 )
+from alignkit.host.calls import blame
+from alignkit.runs.signals import handling, request_stop, should_stop, stoppable
+from alignkit_plugins.extras import install_command
 
 
 def test_what_is_unexpected_is_one_line_and_where_the_run_was() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import errors as extras
 from alignkit.errors import RunFailed
+from alignkit_plugins import extras
 
 
 def test_a_missing_module_is_named_with_who_needs_it() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytest
 
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from tests.rows import read_json
 
 NOTEBOOK = Path(__file__).parent.parent / "docs" / "notebooks" / "first_run.ipynb"

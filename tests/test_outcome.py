@@ -14,7 +14,8 @@ from jsonschema_rs import validate
 from stores import event, opened, pair
 
 from alignkit import cli
-from alignkit.commands import Result, outcome
+from alignkit.cli import outcome
+from alignkit.contract.commands import Result
 from alignkit.errors import Problem, RecipeError, Repeated
 from tests.rows import cells, read_json, write_recipe, write_rows
 

@@ -10,13 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from alignkit import plugins as module
-from alignkit.data.sources import content_digest
 from alignkit.errors import PluginError, RecipeError
+from alignkit.host import plugins as module
+from alignkit.host.plugins import Plugins, load_plugins, reader_of
+from alignkit.host.registry import Registration, Registry
 from alignkit.io.console import Reporter
-from alignkit.kinds import reader_of
-from alignkit.plugins import Plugins, load_plugins
-from alignkit.registry import Registration, Registry
+from alignkit.recipe.sources import content_digest
 
 GOOD = """
 from alignkit import Algorithm, hookimpl
@@ -107,6 +106,14 @@ BROKEN = {
     "module": (
         "from alignkit_plugins.policies import talk",
         "; import alignkit_plugins.serving.talk instead",
+    ),
+    "contract": (
+        "from alignkit.reward import Reward",
+        "(fake_x_contract.py:1); import alignkit.contract.reward instead",
+    ),
+    "left": (
+        "from alignkit.contract.commands import refuse",
+        "(fake_x_left.py:1); import refuse from alignkit.errors instead",
     ),
     "syntax": ("def (", "SyntaxError"),
     "exit": ("import sys\nsys.exit(3)", "SystemExit: 3 (fake_x_exit.py:2)"),

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
-from alignkit.algorithm import Phase
+from alignkit.contract.algorithm import Phase
+from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Settings
 from alignkit.errors import RecipeError
 from alignkit.models.packing import Examples, Wants, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel
@@ -29,8 +31,6 @@ from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.sampling import Sampling
-from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training import online
 from alignkit.training.learner import Learner, schedule

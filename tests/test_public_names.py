@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import alignkit
-from alignkit import commands, hookspecs
-from alignkit.plugins import load_plugins
-from alignkit.registry import KINDS
+from alignkit.contract import commands, hookspecs
+from alignkit.host.plugins import load_plugins
+from alignkit.host.registry import KINDS
 
 MODULES = ("", "functional", "evaluation.statistics", "testing")  # whose `__all__` is public
 LISTED = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)

@@ -19,11 +19,11 @@ import pytest
 import yaml
 
 from alignkit import cli
-from alignkit.algorithm import Source
-from alignkit.data.sources import SourceReader
+from alignkit.contract.algorithm import Source
+from alignkit.host.plugins import load_plugins
 from alignkit.io.text import cache_folder
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.sources import SourceReader
 from alignkit.recipe.yaml import dump, shipped
 from tests.people.labelers import label
 from tests.rows import Said, assistant, read_json, read_rows, user, write_recipe
@@ -197,9 +197,9 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
+    from alignkit.contract.settings import ModelSpec
+    from alignkit.host.plugins import plugins
     from alignkit.models.shared_model import SharedModel
-    from alignkit.plugins import plugins
-    from alignkit.settings import ModelSpec
 
     source = plugins().get("model", "tiny").implementation(cache_folder())
     spec = ModelSpec.model_validate({"base": "tiny", "quantization": quantization})

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from alignkit.report import Report, SideBySide, Table
+from alignkit.contract.report import Report, SideBySide, Table
 
 NAMES = ["base", "sft", "rejection_sampling", "ppo_after_rejection_sampling"]
 VALUES = [f"{i - 3}.{i}4 [{i - 4}.12, {i}.07]" for i in range(len(NAMES))]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from alignkit.settings import Rollout
+from alignkit.contract.settings import Rollout
 
 
 def test_a_response_has_room_for_its_minimum() -> None:

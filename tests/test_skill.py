@@ -12,7 +12,7 @@ import pytest
 from documented_commands import ROOT
 
 from alignkit import cli
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from tests.rows import Said
 
 SKILL = (ROOT / "docs" / "skill" / "SKILL.md").read_text(encoding="utf-8")

@@ -26,8 +26,8 @@ from alignkit import (
     per_response,
 )
 from alignkit import functional as F
-from alignkit.batch import Pairs, Term, per_token
-from alignkit.plugins import plugins
+from alignkit.contract.batch import Pairs, Term, per_token
+from alignkit.host.plugins import plugins
 from alignkit.testing import check_algorithm, example_groups
 from tests.rows import cells
 from tests.testing.kits import broken, reported

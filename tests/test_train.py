@@ -19,14 +19,14 @@ from transformers import get_scheduler
 
 import alignkit_plugins.bases.tiny
 from alignkit import Algorithm, Batch, Group, Loss, Outputs, Response, per_response, per_token
+from alignkit.contract.settings import LoraSpec, ModelSpec, Settings
 from alignkit.evaluation.held_out import values_of
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component
 from alignkit.kernels import attention
 from alignkit.models.packing import Examples
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
-from alignkit.registry import Component
-from alignkit.settings import LoraSpec, ModelSpec, Settings
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import Learner, schedule

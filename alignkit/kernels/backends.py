@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from alignkit.errors import PluginError
+from alignkit.host.plugins import Plugins, plugins
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
 from alignkit.kernels.lora import LowRank
 from alignkit.kernels.plain_attention import GroupAttention
-from alignkit.plugins import Plugins, plugins
 
 
 class Backend:

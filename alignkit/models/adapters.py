@@ -41,7 +41,7 @@ from alignkit.models.saved import (
 )
 
 if TYPE_CHECKING:
-    from alignkit.settings import LoraSpec
+    from alignkit.contract.settings import LoraSpec
 
 # Options of peft that compute something else with weights of the same names.
 VARIANTS = (

@@ -23,7 +23,7 @@ from alignkit.models.memory import last_states
 from alignkit.models.saved import reading
 
 if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec
 
 # Two groups: a prompt of 5 tokens with responses of 6 and 3, and a prompt of 4 with a response of
 # 6.

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from alignkit import seeds
+from alignkit.contract.engine import Completion
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group, Response, preview, with_responses
-from alignkit.engine import Completion
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.memory import available
@@ -27,7 +28,6 @@ from alignkit.models.memory import last_states, within_memory
 from alignkit.models.next_token import choose
 from alignkit.models.packing import cut, read_prompts
 from alignkit.models.shared_model import SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids
 
 # Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however

@@ -16,15 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alignkit.data.chat_templates import set_chat_template
 from alignkit.errors import RunFailed, reason_of
 from alignkit.io.digest import cached_snapshot
 from alignkit.kernels.backends import chosen
 from alignkit.models.saved import CONFIG, read_json, reading
+from alignkit.tokens.chat_templates import set_chat_template
 from alignkit.tokens.check import check_ids
 
 if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

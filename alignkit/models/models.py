@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from alignkit.contract.reward import Progress, no_progress
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group, Message, Response, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.io.text import Say
@@ -29,8 +31,6 @@ from alignkit.models.packing import Wants, cut, measure, read_prompts
 from alignkit.models.saved import has_score
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
 from alignkit.models.whole_model import export
-from alignkit.reward import Progress, no_progress
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 
 DEFAULT_CONTEXT = 2048  # tokens of a whole reward model whose configuration names no limit

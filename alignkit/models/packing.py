@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alignkit.batch import Batch, Outputs, Pairs
+from alignkit.contract.batch import Batch, Outputs, Pairs
 from alignkit.data.group import Pair
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan

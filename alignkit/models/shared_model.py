@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignkit.data.chat_templates import is_plain
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import replace_folder
 from alignkit.kernels import attention
@@ -50,11 +49,12 @@ from alignkit.models.memory import (
     make_recomputable,
 )
 from alignkit.models.saved import has_score
+from alignkit.tokens.chat_templates import is_plain
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 
 if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec
 
 HeadKind = Literal["language", "scalar"]
 BASE = "base"

@@ -25,7 +25,7 @@ from alignkit.models.loading import (
 from alignkit.models.saved import has_score
 
 if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec
 
 WEIGHTS = "adapter_model.safetensors"
 CPU = torch.device("cpu")

@@ -23,14 +23,21 @@ data, means the stages of all rounds so far.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alignkit.algorithm import StageDefaults
-from alignkit.calls import blame, create
-from alignkit.errors import PluginError, RecipeError, did_you_mean
-from alignkit.plugins import plugins
+from alignkit.contract.algorithm import StageDefaults
+from alignkit.contract.sampling import Sampling, SamplingOptions
+from alignkit.contract.settings import Rollout, Settings
+from alignkit.errors import PluginError, RecipeError, did_you_mean, refuse
+from alignkit.host.calls import blame, create
+from alignkit.host.plugins import load_plugins, plugins
+from alignkit.host.registry import Component, Registry
+from alignkit.io.results import RECIPE
+from alignkit.io.text import Say, is_file, printable
 from alignkit.recipe.mistakes import Collected, Mistake, problems_of, validated, wrong
 from alignkit.recipe.references import Reading, options_of
 from alignkit.recipe.rules import (
@@ -46,13 +53,11 @@ from alignkit.recipe.yaml import (
     Keys,
     children,
     dump,
+    find_recipe,
     load_document,
     parse_document,
     rewritten,
 )
-from alignkit.registry import Component, Registry
-from alignkit.sampling import Sampling, SamplingOptions
-from alignkit.settings import Rollout, Settings
 
 _KINDS = ("algorithm", "step")
 
@@ -62,6 +67,49 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     problem found.
     """
     return build(load_document(Path(path), overrides), plugins())
+
+
+def load_named(
+    name: str,
+    overrides: Sequence[str] | None,
+    only: str | None = None,
+    until: str | None = None,
+    warn: Say = lambda text: print(printable(text), file=sys.stderr),
+) -> Recipe:
+    """Load the plugins, then the recipe. A broken plugin is a warning, unless it was given as a
+    file.
+
+    only, until: as options of `alignkit run`. Raises RecipeError for a stage that the recipe does
+    not have.
+    """
+    if is_file(Path(name) / RECIPE):
+        refuse(
+            f"{name} is the folder of a run, not a recipe",
+            f"`alignkit run {Path(name) / RECIPE}` continues it",
+        )
+    path = find_recipe(name)
+    loaded = load_plugins()
+    requested = {file.name for file in loaded.files}
+    for origin in loaded.broken:
+        if origin.distribution in requested:
+            raise PluginError(str(origin))
+    recipe = load_recipe(path, list(overrides or ()))
+    for origin in loaded.broken:  # only now: errors of a recipe already mention broken plugins
+        warn(f"warning: {origin}")
+    if only and until:
+        refuse("--only runs one stage, and --until several", "choose one of them")
+    if last := only or until:
+        names = (*recipe.stages,)
+        end = names.index(stage_of(recipe, last).name)
+        recipe = replace(recipe, chosen=names[end if only else 0 : end + 1])
+    return recipe
+
+
+def stage_of(recipe: Recipe, name: str) -> Stage:
+    """The stage with a name. Raises RecipeError if the recipe does not have it."""
+    if name not in recipe.stages:
+        refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages, "stages"))
+    return recipe.stages[name]
 
 
 def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Recipe:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from alignkit.contract.options import Options
 from alignkit.errors import Problem, did_you_mean, path_text
-from alignkit.options import Options
 from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.yaml import Document, Keys, children
 

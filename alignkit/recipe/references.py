@@ -15,20 +15,20 @@ from typing import Any
 
 from pydantic import create_model
 
-from alignkit.calls import call, create
-from alignkit.data.sources import DataSource, DataSpec
-from alignkit.engine import LOCAL
+from alignkit.contract.engine import LOCAL
+from alignkit.contract.options import Options, options_of_call
+from alignkit.contract.reward import REWARD_KEY, RewardCombination
+from alignkit.contract.settings import OptimizerOptions
 from alignkit.errors import PluginError, Problem, did_you_mean
+from alignkit.host.calls import call, create
+from alignkit.host.plugins import reader_of
+from alignkit.host.registry import Component, Registration, Registry
+from alignkit.host.shapes import by_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
-from alignkit.kinds import reader_of
-from alignkit.options import Options, options_of_call
 from alignkit.recipe.mistakes import PATH, Collected, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
+from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.recipe.yaml import Keys
-from alignkit.registry import Component, Registration, Registry
-from alignkit.reward import REWARD_KEY, RewardCombination
-from alignkit.settings import OptimizerOptions
-from alignkit.shapes import by_name
 
 # Kind -> what alignkit itself provides, which stays text, and needs no torch.
 _OWN = {

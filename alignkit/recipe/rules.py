@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alignkit.algorithm import Needs, Source
+from alignkit.contract.algorithm import Needs, Source
+from alignkit.contract.settings import Settings
+from alignkit.host.registry import Component
 from alignkit.recipe.mistakes import PATH, Mistake
 from alignkit.recipe.schema import BASE, Stage, specs
 from alignkit.recipe.yaml import children
-from alignkit.registry import Component
-from alignkit.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
-from alignkit.algorithm import Needs, Source, Trains
-from alignkit.data.sources import DataSpec
+from alignkit.contract.algorithm import Needs, Source, Trains
+from alignkit.contract.options import Field, Options, in_recipe
+from alignkit.contract.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRef
 from alignkit.errors import Problem
+from alignkit.host.registry import Component
 from alignkit.io.text import is_file
-from alignkit.options import Field, Options, in_recipe
+from alignkit.recipe.sources import DataSpec
 from alignkit.recipe.yaml import Document, Keys, children
-from alignkit.registry import Component
-from alignkit.settings import EngineRef, ModelSpec, Rollout, Settings, TrackerRef
 
 MAX_ROUNDS = 100
 BASE = "base"  # a reserved name: the recipe's `model`, and its unmodified weights

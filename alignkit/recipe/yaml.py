@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from alignkit.errors import Problem, RecipeError, did_you_mean, path_text, refuse
+from alignkit.host.plugins import reader_of
 from alignkit.io.text import absolute, exists, expanded, is_file, redacted, resolved
-from alignkit.kinds import reader_of
 
 Keys = tuple[str | int, ...]
 # Keys -> the place of the key and of its value: a problem without a message. An override has a file

@@ -12,18 +12,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.calls import blame
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, path_text
+from alignkit.host.calls import blame
+from alignkit.host.plugins import plugins, source_of
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import cached_snapshot, commit_of, model_digest
 from alignkit.io.results import read_record, stage_folder
 from alignkit.io.text import cache_folder, is_dir, is_file, redacted
-from alignkit.plugins import plugins, source_of
 from alignkit.recipe.schema import BASE, Recipe, walk
 from alignkit.recipe.yaml import Keys
 from alignkit.seeds import number
-from alignkit.settings import ModelSpec
 
 if TYPE_CHECKING:
     from alignkit.models.adapters import Base

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from alignkit.data.chat_templates import named_template
-from alignkit.data.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import DataError
+from alignkit.host.plugins import GROUP, plugins, reader_of, registration_of
+from alignkit.host.registry import Component, Registration
 from alignkit.io.digest import (
     commit_of,
     file_digest,
@@ -25,11 +26,9 @@ from alignkit.io.digest import (
     versions,
 )
 from alignkit.io.text import is_dir, is_file
-from alignkit.kinds import reader_of, registration_of
-from alignkit.plugins import GROUP, plugins
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.registry import Component, Registration
-from alignkit.settings import ModelSpec
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
+from alignkit.tokens.chat_templates import named_template
 
 
 class RunData:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from alignkit.calls import call, create
+from alignkit.contract.step import Artifact
 from alignkit.errors import (
     OutOfResource,
     PluginError,
@@ -23,9 +23,9 @@ from alignkit.errors import (
     message_of,
     no_disk,
     refuse,
-    stoppable,
 )
 from alignkit.evaluation import held_out
+from alignkit.host.calls import call, create
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
@@ -34,8 +34,8 @@ from alignkit.io.text import duration, exists
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import without_keys
 from alignkit.runs.services import Services, begin, locked, resume_command
+from alignkit.runs.signals import stoppable
 from alignkit.runs.stage import FIRST_ROWS, Problems, RunStage, StepStage, TrainingStage
-from alignkit.step import Artifact
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 

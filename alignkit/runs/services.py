@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 import alignkit
-from alignkit import errors
 from alignkit.errors import OutOfResource, RunFailed, refuse
+from alignkit.host.plugins import launcher, plugins
 from alignkit.io.atomic import LOCK, make_folder, remove_leftovers
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import FACTS, PAGE, RECIPE, Results, other_runs
 from alignkit.io.text import Say, exists, redacted
-from alignkit.kinds import launcher
-from alignkit.plugins import plugins
 from alignkit.recipe.schema import BASE, Recipe, Stage
+from alignkit.runs import signals
 from alignkit.runs.bases import RunBase
 from alignkit.runs.fingerprint import RunData
 from alignkit.training.collectives import ONE_PROCESS, Collectives
@@ -81,7 +80,10 @@ class Services:
         self._current: Stage | None = None
         self._engines = ExitStack()
 
-    request_stop, should_stop = staticmethod(errors.request_stop), staticmethod(errors.should_stop)
+    request_stop, should_stop = (
+        staticmethod(signals.request_stop),
+        staticmethod(signals.should_stop),
+    )
 
     def event(self, hook: str, **values: Any) -> list[Any]:
         """Call an event hook; returns what its observers do."""

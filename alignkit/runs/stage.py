@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit.algorithm import Algorithm, ExternalTrainer, Source
-from alignkit.calls import call
+from alignkit.contract.algorithm import Algorithm, ExternalTrainer, Source
+from alignkit.contract.step import Artifact, StepContext, StepData
 from alignkit.data.group import Group, prompts_of, resolved_pairs, write_groups
-from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import (
     AlignkitError,
     DataError,
@@ -28,6 +27,9 @@ from alignkit.errors import (
     RunFailed,
     path_text,
 )
+from alignkit.host import shapes
+from alignkit.host.calls import call
+from alignkit.host.registry import Component
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
 from alignkit.io.digest import digest, file_digest
@@ -35,12 +37,11 @@ from alignkit.io.opened import files_read
 from alignkit.io.results import Results
 from alignkit.io.text import is_file, redacted
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
+from alignkit.recipe.sources import DataSpec, Loaded
 from alignkit.recipe.yaml import Keys
-from alignkit.registry import Component
 from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.services import Services, resumable_map
-from alignkit.step import Artifact, StepContext, StepData, run_step
 from alignkit.training.context import StageContext
 
 if TYPE_CHECKING:
@@ -402,7 +403,10 @@ class StepStage(RunStage):
         self._check(problems, component, "check_data", data)
 
     def run(self) -> Artifact:
-        artifact = run_step(self.take(self.stage.component), self.context(self.metrics()))
+        step = self.take(self.stage.component)
+        artifact: Artifact = call(
+            step, "run", self.context(self.metrics()), returns=shapes.artifact
+        )
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)
         if artifact.report is not None:

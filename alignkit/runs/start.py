@@ -19,16 +19,17 @@ from typing import Any
 
 from rich.console import Console
 
-from alignkit.errors import Stopped, message_of, should_stop
+from alignkit.contract.kinds import World
+from alignkit.errors import Stopped, message_of
+from alignkit.host.plugins import launcher, load_plugins
 from alignkit.io.console import Reporter
 from alignkit.io.results import FACTS, PAGE, RECIPE, json_lines, read_record
 from alignkit.io.text import Say, exists
-from alignkit.kinds import World, launcher
-from alignkit.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import find_recipe
 from alignkit.runs.services import begin, folder_of
+from alignkit.runs.signals import should_stop
 from alignkit.training.collectives import ONE_PROCESS
 
 RANK = "RANK"  # the variable in which launchers say which process this is

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alignkit import shapes
-from alignkit.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
-from alignkit.batch import Batch, Outputs
-from alignkit.calls import call, create
+from alignkit.contract.algorithm import ADVANTAGES, Algorithm, SelectContext, Skip, Source, Trains
+from alignkit.contract.batch import Batch, Outputs
+from alignkit.contract.reward import REWARD_KEY
+from alignkit.contract.settings import Settings
 from alignkit.data.group import Group, responses_of
+from alignkit.host import shapes
+from alignkit.host.calls import call, create
+from alignkit.host.registry import Component
 from alignkit.models.packing import Examples, Wants, flat, measure
 from alignkit.models.shared_model import BASE
-from alignkit.registry import Component
-from alignkit.reward import REWARD_KEY
-from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model

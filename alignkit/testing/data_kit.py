@@ -8,16 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.calls import blame, call, create
+from alignkit.contract.formats import Format, checked_groups
+from alignkit.contract.kinds import Reader
 from alignkit.data.group import Group
-from alignkit.data.sources import checked_groups
 from alignkit.errors import BadRow, PluginError
-from alignkit.formats import Format
+from alignkit.host.calls import blame, call, create
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component, Registration
 from alignkit.io.text import is_dir, is_file
-from alignkit.kinds import Reader
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugins import plugins
-from alignkit.registry import Component, Registration
 from alignkit.testing.surroundings import Surroundings, conform, why_not_stored
 from alignkit.testing.tiny import SPEC
 

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from alignkit.calls import call, create
-from alignkit.engine import Engine
-from alignkit.kinds import launcher
+from alignkit.contract.engine import Engine
+from alignkit.contract.sampling import Sampling
+from alignkit.host.calls import call, create
+from alignkit.host.plugins import launcher
+from alignkit.host.registry import Component
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.registry import Component
-from alignkit.sampling import Sampling
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise, tiny_folder

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from alignkit.calls import call, create
+from alignkit.contract.kinds import Filter
+from alignkit.contract.reward import CombinedReward, Item, Judge, Reward, RewardCombination
 from alignkit.data.group import (
     Group,
     Message,
@@ -23,11 +24,10 @@ from alignkit.data.group import (
     user_turn,
     with_responses,
 )
-from alignkit.judges import CheckedJudge, Item, rates
-from alignkit.kinds import Filter
+from alignkit.host.calls import call, create
+from alignkit.host.judges import CheckedJudge, rates
+from alignkit.host.registry import Component
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component
-from alignkit.reward import CombinedReward, Judge, Reward, RewardCombination
 from alignkit.testing.surroundings import Surroundings, conform, turned_groups
 from alignkit.training.rewards import Node, Rewards, filter_mask
 

@@ -8,8 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit import shapes
-from alignkit.calls import call, create
+from alignkit.contract.environment import Environment
+from alignkit.contract.kinds import Monitor, MonitoredStage, Observation
+from alignkit.contract.reward import Context
+from alignkit.contract.settings import Settings
+from alignkit.contract.step import Artifact, Step, StepContext, StepData
 from alignkit.data.group import (
     Group,
     group_from_json,
@@ -17,15 +20,12 @@ from alignkit.data.group import (
     prompts_of,
     user_turn,
 )
-from alignkit.environment import Environment
+from alignkit.host import shapes
+from alignkit.host.calls import call, create
+from alignkit.host.registry import Component
 from alignkit.io.console import Metrics
-from alignkit.kinds import Monitor, MonitoredStage, Observation
 from alignkit.models.shared_model import BASE
-from alignkit.registry import Component
-from alignkit.reward import Context
 from alignkit.runs.services import resumable_map
-from alignkit.settings import Settings
-from alignkit.step import Artifact, Step, StepContext, StepData, run_step
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
 from alignkit.training.episodes import Factory
 from alignkit.training.monitors import look
@@ -116,7 +116,8 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         log=lambda **values: metrics.write(stage="", **values),
         say=lambda text: None,
     )
-    return run_step(create(component), step_context)
+    made: Artifact = call(create(component), "run", step_context, returns=shapes.artifact)
+    return made
 
 
 def _stored(artifact: Artifact) -> list[Any]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from alignkit.contract.options import Options
+from alignkit.contract.reward import Context
 from alignkit.data.group import (
     Group,
     Response,
@@ -23,15 +25,13 @@ from alignkit.data.group import (
     group_to_json,
     with_responses,
 )
-from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import AlignkitError, BadRow
-from alignkit.options import Options
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component, Registration
 from alignkit.recipe.mistakes import Mistakes, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
-from alignkit.reward import Context
+from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.testing.examples import example_groups
 from alignkit.testing.tiny import TinyModels, tiny_model
 from alignkit.tokens.encoder import Encoder

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
+from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.data.group import Group
+from alignkit.host.plugins import plugins
 from alignkit.models.models import LoadedBase, RolePolicy
 from alignkit.models.shared_model import BASE, HeadKind, SharedModel
-from alignkit.plugins import plugins
-from alignkit.settings import LoraSpec, ModelSpec
 
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
 SPEC = ModelSpec(base="tests", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))

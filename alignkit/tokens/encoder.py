@@ -17,9 +17,9 @@ from typing import Any
 
 from alignkit.data.files import bad_rows_error
 from alignkit.data.group import Group, Message, Pair, Response, preview, resolved_pairs
-from alignkit.data.sources import OR_SKIP
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import digest
+from alignkit.recipe.sources import OR_SKIP
 from alignkit.tokens.template import (
     AFTER_REASONING,
     ANSWER,

@@ -8,18 +8,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignkit import seeds, shapes
-from alignkit.algorithm import Algorithm, Phase, SelectContext
-from alignkit.calls import call, create
+from alignkit import seeds
+from alignkit.contract.algorithm import Algorithm, Phase, SelectContext
+from alignkit.contract.reward import Context
+from alignkit.contract.settings import Settings
 from alignkit.data.files import skips
 from alignkit.data.group import Group
-from alignkit.data.sources import DataSpec, Loaded
+from alignkit.host import shapes
+from alignkit.host.calls import call, create
+from alignkit.host.plugins import reader_of
+from alignkit.host.registry import Component
 from alignkit.io.console import Metrics
-from alignkit.kinds import reader_of
 from alignkit.recipe.schema import BASE, RewardSpec, Stage
-from alignkit.registry import Component
-from alignkit.reward import Context
-from alignkit.settings import Settings
+from alignkit.recipe.sources import DataSpec, Loaded
 
 if TYPE_CHECKING:
     from numpy.random import Generator

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from alignkit import shapes
-from alignkit.algorithm import Algorithm, Needs, Trains
-from alignkit.calls import call
+from alignkit.contract.algorithm import Algorithm, Needs, Trains
 from alignkit.data.group import Group, Message, preview, previews, responses_of
 from alignkit.errors import DataError
+from alignkit.host import shapes
+from alignkit.host.calls import call
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
 from alignkit.training.context import StageContext

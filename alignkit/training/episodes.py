@@ -13,14 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from alignkit import seeds, shapes
-from alignkit.calls import blame, call, create, mistake
+from alignkit import seeds
+from alignkit.contract.engine import Completion
+from alignkit.contract.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
-from alignkit.engine import Completion
-from alignkit.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.errors import DataError, RunFailed, error_context
+from alignkit.host import shapes
+from alignkit.host.calls import blame, call, create, mistake
+from alignkit.host.registry import Component
 from alignkit.models.generate import EngineCall, SamplingRequest, attach, has_ended
-from alignkit.registry import Component
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns, read_turn
 from alignkit.training.collectives import Collectives

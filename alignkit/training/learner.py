@@ -24,11 +24,12 @@ import torch
 from numpy.random import Generator
 from torch import Tensor, nn
 
-from alignkit import shapes
-from alignkit.algorithm import Algorithm, StageDefaults, Trains
-from alignkit.batch import Batch, Outputs, Per, Term
-from alignkit.calls import blame, call, label_of, remembered
+from alignkit.contract.algorithm import Algorithm, StageDefaults, Trains
+from alignkit.contract.batch import Batch, Outputs, Per, Term
+from alignkit.contract.settings import LEARNING_RATE, Settings
 from alignkit.errors import RunFailed
+from alignkit.host import shapes
+from alignkit.host.calls import blame, call, label_of, remembered
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import (
@@ -40,13 +41,12 @@ from alignkit.models.packing import (
     micro_batches,
 )
 from alignkit.models.shared_model import SharedModel
-from alignkit.optimizers import factor_of, make_optimizer, restore_state, saved_state
-from alignkit.settings import LEARNING_RATE, Settings
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.context import StageContext
+from alignkit.training.optimizers import factor_of, make_optimizer, restore_state, saved_state
 
 if TYPE_CHECKING:
-    from alignkit.settings import Settings
+    from alignkit.contract.settings import Settings
     from alignkit.training.sampler import AuxiliaryLoss
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails

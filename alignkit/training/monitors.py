@@ -11,15 +11,15 @@ from functools import partial
 from shutil import copytree
 from typing import Any
 
-from alignkit import shapes
-from alignkit.calls import blame, call
+from alignkit.contract.kinds import Monitor, MonitoredStage, Observation
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
+from alignkit.host import shapes
+from alignkit.host.calls import blame, call
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component, Registration
 from alignkit.io.atomic import discard_folder, replace_folder
-from alignkit.kinds import Monitor, MonitoredStage, Observation
-from alignkit.plugins import plugins
 from alignkit.recipe.references import options_of
-from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import RolloutFiles, SamplesUnderWay, usable_prompts
 from alignkit.training.trainer import Trainer

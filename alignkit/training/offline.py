@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.algorithm import Algorithm
-from alignkit.calls import call
+from alignkit.contract.algorithm import Algorithm
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.data.sources import Loaded, loose_key, opening
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.evaluation.held_out import HeldOut, compared, values_of
+from alignkit.host.calls import call
 from alignkit.models.packing import Examples, flat, indivisible
+from alignkit.recipe.sources import Loaded, loose_key, opening
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from alignkit import functional as F
-from alignkit import shapes
-from alignkit.algorithm import Algorithm, Phase, SelectContext, Skip
-from alignkit.batch import likelier_now
-from alignkit.calls import call, create, remembered
+from alignkit.contract.algorithm import Algorithm, Phase, SelectContext, Skip
+from alignkit.contract.batch import likelier_now
 from alignkit.data.group import Group, length, responses_of
 from alignkit.errors import RunFailed, error_context
+from alignkit.host import shapes
+from alignkit.host.calls import call, create, remembered
 from alignkit.models.packing import Examples, flat
 from alignkit.tokens.encoder import counted
 from alignkit.training.context import StageContext, select

@@ -16,16 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from alignkit import shapes
-from alignkit.calls import call, create, remembered
+from alignkit.contract.kinds import Filter
+from alignkit.contract.reward import CombinedReward, Context, Reward, spending
 from alignkit.data.group import Group, copies, preview, responses_of
 from alignkit.errors import PluginError, RunFailed
+from alignkit.host import shapes
+from alignkit.host.calls import call, create, remembered
+from alignkit.host.registry import Component
 from alignkit.io.text import Say
-from alignkit.judges import spending
-from alignkit.kinds import Filter
 from alignkit.recipe.schema import RewardSpec, specs
-from alignkit.registry import Component
-from alignkit.reward import CombinedReward, Context, Reward
 from alignkit.tokens.encoder import counted
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.table import Rollouts, taken

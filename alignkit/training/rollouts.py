@@ -26,11 +26,11 @@ from alignkit.data.group import (
     with_responses,
     write_groups,
 )
-from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
 from alignkit.io.digest import file_digest
 from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.shared_model import SharedModel
+from alignkit.recipe.sources import Loaded
 from alignkit.training.context import StageContext
 from alignkit.training.rewards import Rewards
 from alignkit.training.sampler import make_sampler

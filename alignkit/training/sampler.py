@@ -18,8 +18,8 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from alignkit.data.group import Group, preview, why_not_demonstration
-from alignkit.data.sources import Loaded
 from alignkit.errors import DataError, RunFailed
+from alignkit.recipe.sources import Loaded
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import StageEncoder

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from alignkit import functional as F
+from alignkit.contract.reward import REWARD_KEY, Rating, Verdict, costs
 from alignkit.data.group import Group, length, responses_of, with_responses
-from alignkit.judges import costs
 from alignkit.models.packing import Examples
-from alignkit.reward import REWARD_KEY, Rating, Verdict
 
 
 @dataclass(eq=False)

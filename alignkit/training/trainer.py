@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from alignkit import seeds
-from alignkit.algorithm import Algorithm, Needs, Trains
-from alignkit.calls import call
+from alignkit.contract.algorithm import Algorithm, Needs, Trains
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
+from alignkit.host.calls import call
 from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
 from alignkit.io.text import Say

@@ -17,11 +17,11 @@ import yaml
 
 from alignkit.data.group import Group, Response, length, read_groups
 from alignkit.errors import RunFailed
+from alignkit.host.registry import Component
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest, file_digest, folder_digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, Stage, specs
-from alignkit.registry import Component
 from alignkit_plugins.compare.comparison import answers_of
 
 FOLDER = Path(__file__).resolve().parent

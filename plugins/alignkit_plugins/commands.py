@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alignkit import hookimpl
-from alignkit.commands import RegisterCommand
+from alignkit.contract.commands import RegisterCommand
 from alignkit_plugins.authors.command import plugins_app
 from alignkit_plugins.data_tools.command import data_app
 from alignkit_plugins.evals.command import evaluate

@@ -17,7 +17,7 @@ smollm2-135m-instruct bases.smollm2:source  SmolLM2 135M Instruct from the packa
 tiny bases.tiny:source  random two-layer Llama without a download, for tests and smoke runs
 
 [template]
-plain alignkit.data.chat_templates:PLAIN  User: and Assistant:, for base models without a template
+plain alignkit.tokens.chat_templates:PLAIN  User: and Assistant:, for base models without a template
 chatml bases.templates:CHATML  ChatML, without a system message of its own
 hermes bases.templates:HERMES  ChatML with tools, as Hermes 2 Pro writes them
 llama2 bases.templates:LLAMA2  [INST], as Llama 2 Chat has it

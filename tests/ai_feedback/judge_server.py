@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import Group, Judge, Rating, StepContext, Verdict
-from alignkit.judges import CheckedJudge
-from alignkit.registry import Component, Registration
+from alignkit.host.judges import CheckedJudge
+from alignkit.host.registry import Component, Registration
 from alignkit_plugins.ai_feedback import writer as remote
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from tests.patience import PATIENCE, impatient

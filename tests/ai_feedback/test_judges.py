@@ -18,8 +18,9 @@ from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Group, Judge, Response, RunFailed, Verdict
+from alignkit.contract.reward import costs
 from alignkit.errors import PluginError
-from alignkit.judges import CheckedJudge, costs
+from alignkit.host.judges import CheckedJudge
 from alignkit_plugins.ai_feedback.judge import (
     Answer,
     LocalJudge,

@@ -20,8 +20,8 @@ import yaml
 from pydantic import ValidationError
 
 from alignkit import Group, RunFailed
+from alignkit.contract.reward import no_progress
 from alignkit.errors import RemoteError
-from alignkit.reward import no_progress
 from alignkit_plugins.ai_feedback.judge import OpenAIJudge
 from alignkit_plugins.ai_feedback.writer import PROBE, PolicyWriter, ServerWriter
 from tests.ai_feedback.judge_server import (

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from alignkit import DataError, Group, Response, RunFailed
-from alignkit.judges import spending
+from alignkit.contract.reward import spending
 from alignkit_plugins.ai_feedback.panel import RewardJudge
 from alignkit_plugins.ai_feedback.rubric import Rated, Rubric
 from tests.ai_feedback.judge_server import Script, Told, component, context

@@ -12,7 +12,7 @@ import yaml
 
 from alignkit import Filter, Group, Response
 from alignkit.cli import main
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit.testing import ConformanceError, check_filter
 from tests.by_hand import asked, scored
 from tests.rows import Said, prompts, read_rows, rollouts_of, with_plugin, write_recipe, write_rows

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit.testing import check_algorithm
 
 ALLOWED = yaml.safe_load("""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alignkit import Algorithm, Batch, DataError, Group, Message, Outputs, Pair, Response
-from alignkit.batch import Per
+from alignkit.contract.batch import Per
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.learner import weighted_sum
 from alignkit_plugins.algorithms.dpo import DPO

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignkit import Algorithm, DataError, Group, Outputs, Response
-from alignkit.batch import Per
+from alignkit.contract.batch import Per
 from alignkit.data.group import Origin
 from alignkit_plugins.algorithms.sft import LM, SFT
 from tests.by_hand import Looking, asked, batch, double, new

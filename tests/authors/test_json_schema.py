@@ -6,7 +6,7 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit_plugins.recipe_tools.options import recipe_schema
 
 Schema = dict[str, Any]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from alignkit import __version__
-from alignkit import plugins as plugins_module
 from alignkit.cli import main
-from alignkit.plugins import load_plugins
+from alignkit.host import plugins as plugins_module
+from alignkit.host.plugins import load_plugins
 from alignkit_plugins.authors import new
 from alignkit_plugins.authors.new import write_package
 

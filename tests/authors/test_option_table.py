@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from alignkit import Algorithm, DataRef, Field, Options
-from alignkit.algorithm import Source, StageDefaults
-from alignkit.data.sources import DataSource
-from alignkit.options import Ref, StageRef
-from alignkit.plugins import load_plugins
+from alignkit.contract.algorithm import Source, StageDefaults
+from alignkit.contract.options import Ref, StageRef
+from alignkit.contract.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.host.plugins import load_plugins
+from alignkit.host.registry import KINDS
 from alignkit.recipe.rules import required_keys
 from alignkit.recipe.schema import BlockKeys, TopKeys
-from alignkit.registry import KINDS
-from alignkit.settings import LoraSpec, Mix, ModelSpec, Rollout, Settings
+from alignkit.recipe.sources import DataSource
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.recipe_tools.options import (
     option_rows,

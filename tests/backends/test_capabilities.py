@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.kernels import backends, memory
 from alignkit.models.loading import dtype_of
-from alignkit.settings import ModelSpec
 from alignkit_plugins.backends import cpu, gpu, processor
 from alignkit_plugins.backends.cpu import Cpu
 from alignkit_plugins.backends.gpu import Gpu

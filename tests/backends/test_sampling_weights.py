@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import LoraSpec
 from alignkit.data.group import responses_of
 from alignkit.kernels import lora, memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan, setting
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
-from alignkit.settings import LoraSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.backends import cpu, gpu, processor, products
 from alignkit_plugins.backends.cpu import Cpu

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from alignkit import Artifact, Group, Judge, Message, Response, StepContext, Verdict
-from alignkit.data.sources import DataSource, DataSpec
+from alignkit.host.registry import Component, Registration
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
+from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.compare.rows import rows_in
 from alignkit_plugins.evals.step import Evaluate

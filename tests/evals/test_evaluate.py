@@ -17,12 +17,12 @@ from pydantic import ValidationError
 
 import alignkit_plugins.evals.step as evaluate
 from alignkit import Group, Response, RunFailed, Verdict
+from alignkit.contract.sampling import Sampling
+from alignkit.contract.step import StepData
 from alignkit.data.group import Origin, Pair, read_groups
-from alignkit.data.sources import DataSource, DataSpec
 from alignkit.errors import DataError, OtherTokenizer
 from alignkit.recipe.schema import RewardSpec
-from alignkit.sampling import Sampling
-from alignkit.step import StepData
+from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit_plugins.compare.comparison import (
     UNIT,
     prompts_to_compare,

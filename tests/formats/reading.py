@@ -22,10 +22,10 @@ from typing import Any
 import yaml
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.contract.formats import checked_groups
 from alignkit.data.group import group_from_json, group_to_json
-from alignkit.data.sources import checked_groups
 from alignkit.errors import LeftOut
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit_plugins.formats.layouts import LAYOUTS
 
 FORMATS: dict[str, type[Format]] = {

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from alignkit import BadRow, DataError, Group, Message, Response
-from alignkit.data.sources import DataSource, DataSpec, Loaded, load
-from alignkit.formats import check_group
+from alignkit.contract.formats import check_group
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded, load
 from alignkit_plugins.formats.columns import ColumnFormat, read_message, shared_turns, tools_of
 from alignkit_plugins.formats.messages import Messages
 from tests.rows import user, write_rows

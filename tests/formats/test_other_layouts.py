@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from alignkit import DataError
-from alignkit.data.sources import DataSource, DataSpec, Loaded, load
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded, load
 from alignkit_plugins.report.data_card import describe
 from tests.formats.reading import FORMATS, check, shown
 from tests.rows import json_rows

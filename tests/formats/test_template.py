@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from alignkit import BadRow
 from alignkit.cli import main
-from alignkit.data.sources import DataSpec, Loaded
 from alignkit.errors import DataError, RecipeError
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.sources import DataSpec, Loaded
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.formats.template import Template, Text, written
 from alignkit_plugins.report.data_card import describe

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from alignkit.contract.sampling import Sampling
 from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.models.generate import Decoder, Slot
-from alignkit.sampling import Sampling
 from alignkit_plugins.backends import static_decoding
 from alignkit_plugins.backends.static_decoding import StaticDecoding
 from tests.same import same

@@ -12,10 +12,10 @@ import torch
 import yaml
 from torch import Tensor
 
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoded, Encoder
 from tests.by_hand import token_logprobs
 from tests.models.tiny import shared

@@ -18,6 +18,8 @@ import torch
 from tiny import tiny_model, user
 from torch import Tensor
 
+from alignkit.contract.settings import LoraSpec, Settings
+from alignkit.host.plugins import plugins
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import memory as budget
@@ -25,8 +27,6 @@ from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, MemoryBudget
 from alignkit.models.models import LoadedBase
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.plugins import plugins
-from alignkit.settings import LoraSpec, Settings
 from alignkit.training.learner import Learner
 from tests.models.tiny import shared
 from tests.test_train import encoded

@@ -21,11 +21,11 @@ from architectures import (
 )
 from torch import Tensor
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import checked_model
-from alignkit.settings import ModelSpec
 from tests.models.tiny import shared
 
 DECODING = "decoding token by token differs"

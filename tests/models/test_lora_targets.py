@@ -13,10 +13,10 @@ import torch
 from architectures import MIXTURES, logprobs_of, make, packed_logprobs, ragged
 from torch import Tensor
 
+from alignkit.contract.settings import LoraSpec
 from alignkit.errors import RunFailed
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
 from tests.models.tiny import shared
 from tests.same import same

@@ -9,8 +9,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from alignkit.contract.sampling import Sampling
 from alignkit.models.next_token import choose, inverse_cdf
-from alignkit.sampling import Sampling
 from tests.same import same
 
 

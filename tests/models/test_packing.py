@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny import encoded, encoder, tiny_model, user, words
 
-from alignkit.batch import Outputs
+from alignkit.contract.batch import Outputs
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group, Pair, Response
 from alignkit.models.packing import (
     Examples,
@@ -21,7 +22,6 @@ from alignkit.models.packing import (
     pack,
 )
 from alignkit.models.shared_model import SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoded, Encoder
 from tests.sampled import sample
 from tests.test_train import encoded as questions

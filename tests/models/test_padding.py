@@ -15,10 +15,10 @@ from architectures import make, number_tokenizer, tokens
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from alignkit.contract.settings import LoraSpec
 from alignkit.models.loading import with_padding
 from alignkit.models.packing import Wants, measure
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded
 from tests.models.tiny import shared

@@ -19,12 +19,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignkit import RunFailed
-from alignkit.data.chat_templates import set_chat_template
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group
 from alignkit.io.atomic import NEW
 from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import BASE
-from alignkit.sampling import Sampling
+from alignkit.tokens.chat_templates import set_chat_template
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.bases import smollm2, templates, tiny
 from tests.models.tiny import shared

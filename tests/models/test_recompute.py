@@ -10,12 +10,12 @@ from architectures import ARCHITECTURES, WAYS, make, ragged
 from policies import recomputed_layers
 from torch import Tensor
 
+from alignkit.contract.settings import LoraSpec
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.adapters import ACTIVE
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE
-from alignkit.settings import LoraSpec
 from alignkit.testing.tiny import add_noise
 from tests.models.tiny import shared
 

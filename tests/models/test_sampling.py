@@ -17,6 +17,7 @@ from tiny import encoder as tiny_encoder
 from tiny import tiny_model
 from torch import Tensor
 
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group, Response, responses_of
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout
@@ -24,7 +25,6 @@ from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 from tests.sampled import assert_same_tokens, noting, same_start, sample
 

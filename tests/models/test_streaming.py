@@ -12,9 +12,9 @@ import pytest
 from architectures import load, make
 from tiny import encoder, tiny_model
 
+from alignkit.contract.sampling import Sampling
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
 from alignkit_plugins.serving import policy as policy_module
 from alignkit_plugins.serving.policy import Answer, Policy, until_stop
 from tests.rows import WORDS, prompts

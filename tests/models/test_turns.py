@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tiny import encoder, user
 
-from alignkit.data.chat_templates import PLAIN
 from alignkit.data.group import Message
 from alignkit.errors import DataError
+from alignkit.tokens.chat_templates import PLAIN
 from alignkit.tokens.turns import Turns
 from alignkit_plugins.bases.templates import CHATML, HERMES
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.data.group import Message, Response
 from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.bases import tiny
 from alignkit_plugins.bases.tiny import CHAT_TEMPLATE, _tokenizer

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from alignkit import Group, Monitor, Observation, Response
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit.testing import check_monitor
 from alignkit_plugins.monitors.reward_hacking import (
     LEAST,

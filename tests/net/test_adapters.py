@@ -13,12 +13,12 @@ import yaml
 from architectures import make, tokens
 from torch import Tensor
 
+from alignkit.contract.settings import LoraSpec
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.adapters import Base
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.settings import LoraSpec
 from tests.models.tiny import shared
 from tests.rows import read_json
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from architectures import STATE_SPACES, check_greedy, load, make, questions
 
+from alignkit.contract.sampling import Sampling
 from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoder
 from tests.sampled import sample
 

@@ -19,9 +19,9 @@ sys.path.insert(0, str(ROOT / "tests" / "models"))
 import families
 from matrix import MAX_LENGTH
 
-from alignkit.data.chat_templates import PLAIN
 from alignkit.errors import AlignkitError
 from alignkit.tokens import template as chat_template
+from alignkit.tokens.chat_templates import PLAIN
 from alignkit_plugins.bases import templates
 
 PINS = NET / "pins" / "tokens.json"

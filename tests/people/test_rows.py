@@ -8,7 +8,7 @@ from pathlib import Path
 from stores import event, opened, pair, side
 
 from alignkit.cli import main
-from alignkit.data.sources import content_digest
+from alignkit.recipe.sources import content_digest
 from alignkit_plugins.people.agreement import StoreReader
 from tests.rows import TINY, Said, write_recipe
 

@@ -15,8 +15,8 @@ import pytest
 from stores import event, opened, pair, ranking, several, side, turn
 
 from alignkit.cli import main
-from alignkit.data.sources import DataSource, DataSpec, load
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
+from alignkit.recipe.sources import DataSource, DataSpec, load
 from alignkit_plugins.people import sharing
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import Store

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit.engine import Completion, Engine, EngineContext
+from alignkit.contract.engine import Completion, Engine, EngineContext
+from alignkit.contract.sampling import Sampling
+from alignkit.host.registry import Component, Registration
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.registry import Component, Registration
-from alignkit.sampling import Sampling
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.processes.engine import PluginEngine
 

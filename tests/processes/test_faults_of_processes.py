@@ -16,7 +16,7 @@ from torch import nn
 
 from alignkit import cli
 from alignkit.errors import PluginError, Stopped
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit.training.trainer import load_checkpoint
 from alignkit_plugins.processes.collectives import Failure, ProcessCollectives
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from alignkit import Algorithm, Group, Outputs, RecipeError, Response
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit.recipe.load import load_recipe
 from alignkit_plugins.algorithms.distillation import Distillation
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP

@@ -18,9 +18,9 @@ from forked import together
 from several import SFT, assert_same_as_one, write_recipe
 
 from alignkit import cli
+from alignkit.contract.kinds import World
 from alignkit.errors import PluginError
 from alignkit.io.text import cache_folder
-from alignkit.kinds import World
 from alignkit.runs.start import world_of
 from alignkit_plugins.processes.events import Accelerate, problems_of_device
 from tests import rows

@@ -15,10 +15,10 @@ import yaml
 from patience import PATIENCE
 
 from alignkit import RunFailed
+from alignkit.contract.settings import LoraSpec, ModelSpec
+from alignkit.host.plugins import load_plugins
 from alignkit.io.text import cache_folder
 from alignkit.models.shared_model import SharedModel
-from alignkit.plugins import load_plugins
-from alignkit.settings import LoraSpec, ModelSpec
 from alignkit.testing import check_engine
 from alignkit.testing.engine_kit import POLICY, EngineCheck
 from alignkit.testing.tiny import add_noise

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import LoraSpec
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.shared_model import BASE
-from alignkit.sampling import Sampling
-from alignkit.settings import LoraSpec
 from alignkit.tokens.encoder import Encoder
 from tests.models.tiny import shared
 from tests.processes.local_engine import measured

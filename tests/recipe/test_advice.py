@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from alignkit.plugins import load_plugins
+from alignkit.contract.settings import LoraSpec, ModelSpec, Rollout, Settings
+from alignkit.host.plugins import load_plugins
 from alignkit.recipe.mistakes import RENAMED
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import allowed_keys
-from alignkit.settings import LoraSpec, ModelSpec, Rollout, Settings
 
 
 def test_keys_of_other_tools_lead_to_keys_that_exist() -> None:

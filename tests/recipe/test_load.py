@@ -25,14 +25,14 @@ from alignkit import (
     Step,
     Trains,
 )
+from alignkit.contract.kinds import Monitor
+from alignkit.contract.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
 from alignkit.errors import Problem, RecipeError
-from alignkit.kinds import Monitor
-from alignkit.options import DataRef, JudgeRef, PolicyRef, RewardRef, StageRef
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Origin, Registration, Registry
 from alignkit.recipe.load import build
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import dump, load_document
-from alignkit.registry import Origin, Registration, Registry
 
 
 class Plain(Algorithm):

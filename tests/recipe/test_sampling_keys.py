@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from alignkit.contract.sampling import SamplingOptions
 from alignkit.errors import RecipeError
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
-from alignkit.sampling import SamplingOptions
 from alignkit_plugins.compare.comparison import AnswerOptions
 from tests.rows import cells
 

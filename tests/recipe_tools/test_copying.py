@@ -6,7 +6,7 @@ import pytest
 
 from alignkit.cli import main
 from alignkit.errors import RecipeError
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.yaml import SCHEMA, shipped, shipped_folder
 from alignkit_plugins.recipe_tools.init_write import copy_recipe, summary

@@ -16,7 +16,7 @@ from torch.nn import Linear
 from transformers import AutoModelForCausalLM
 
 from alignkit import cli
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit.recipe.yaml import shipped_folder
 from alignkit_plugins.recipe_tools import plan as planning
 from tests.rows import pairs, read_json, write_recipe, write_rows

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from alignkit import Group, Response
+from alignkit.contract.report import Report, Table
 from alignkit.io.digest import digest
 from alignkit.io.results import manifest, read_record, write_record
-from alignkit.report import Report, Table
 from tests.rows import user, write_rows
 
 HOSTILE = '<script>alert(1)</script>\x1b[31m\u202eevil & "quotes" $x_1^2$ `code` |'

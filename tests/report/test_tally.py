@@ -12,7 +12,7 @@ from made import SOURCES, make_run, write_stage
 from stores import event, opened, pair
 
 from alignkit.data.group import Group, Origin, Pair, Response
-from alignkit.data.sources import Loaded, SourceFacts
+from alignkit.recipe.sources import Loaded, SourceFacts
 from alignkit_plugins.report.data_card import brief_name, card, cards, left_out
 from alignkit_plugins.report.document import page
 from alignkit_plugins.report.facts import facts_of

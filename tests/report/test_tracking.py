@@ -16,8 +16,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from alignkit import RunFailed
 from alignkit.cli import main
-from alignkit.kinds import TrackedRun
-from alignkit.plugins import plugins
+from alignkit.contract.kinds import TrackedRun
+from alignkit.host.plugins import plugins
 from alignkit_plugins.report.trackers import AccelerateTracker, tracked
 from tests import rows
 

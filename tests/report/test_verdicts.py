@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from made import make_run, rewritten, write_stage
 
-from alignkit.report import Report, Table
+from alignkit.contract.report import Report, Table
 from alignkit_plugins.compare.rows import LENGTH, adjusted, plain, rows_in
 from alignkit_plugins.compare.verdicts import doubts, verdicts
 from alignkit_plugins.report.document import page

@@ -14,11 +14,12 @@ import pytest
 import torch
 import yaml
 
-from alignkit import CombinedReward, DataError, Group, Response, RewardCombination, shapes
+from alignkit import CombinedReward, DataError, Group, Response, RewardCombination
 from alignkit import functional as F
 from alignkit.errors import PluginError
+from alignkit.host import shapes
+from alignkit.host.plugins import load_plugins, plugins
 from alignkit.io.results import read_record
-from alignkit.plugins import load_plugins, plugins
 from alignkit_plugins.rewards.combinations import EqualLength, WeightedSum
 from tests.rows import read_rows, run, with_plugin, write_recipe
 

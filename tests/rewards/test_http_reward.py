@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from alignkit import DataError, Group, Response, RunFailed
+from alignkit.contract.reward import spending
 from alignkit.errors import RemoteError
-from alignkit.judges import spending
 from alignkit_plugins.rewards.http import HTTP, _read
 from alignkit_plugins.servers.remote import Malformed
 from tests.ai_feedback.judge_server import Reply, Server, context, serving

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from alignkit import Format, Group, Response
-from alignkit.data.sources import checked_groups
+from alignkit.contract.formats import checked_groups
 from alignkit.evaluation.numbers import number_of, numbers_in
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit_plugins.environments.calculator import Calculator
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.rewards.honesty import HonestyAccuracy, matches

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 
 # Options whose values differ although the idea is the same.
 SAME_IDEA = {"loss"}

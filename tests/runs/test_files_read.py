@@ -12,11 +12,11 @@ import pytest
 
 from alignkit import __version__
 from alignkit.cli import main
+from alignkit.host.plugins import import_file, load_plugins
 from alignkit.io.digest import source_digests
 from alignkit.io.opened import files_read
 from alignkit.io.results import read_record
 from alignkit.models import loading
-from alignkit.plugins import import_file, load_plugins
 from tests.rows import Said, run, write_recipe
 
 LOADED = "import importlib; importlib.import_module('hel' + 'per')"

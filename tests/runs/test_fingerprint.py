@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.data.sources import DataSource
+from alignkit.contract.settings import Settings
 from alignkit.errors import RunFailed
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Registration
 from alignkit.io import digest
 from alignkit.io.digest import commit_of
 from alignkit.models import shared_model
-from alignkit.plugins import plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.registry import Registration
+from alignkit.recipe.sources import DataSource
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.settings import Settings
 from alignkit_plugins.data_tools import tables
 from tests.rows import cells, write_recipe, write_rows
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from alignkit import Options
-from alignkit.options import RewardRef
+from alignkit.contract.options import RewardRef
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe, RewardSpec
 from alignkit.runs.run import run_recipe

@@ -11,18 +11,11 @@ from typing import Any
 
 import pytest
 
-from alignkit.errors import (
-    DataError,
-    OutOfResource,
-    RemoteError,
-    StageWaits,
-    Stopped,
-    should_stop,
-    stoppable,
-)
-from alignkit.kinds import World
+from alignkit.contract.kinds import World
+from alignkit.errors import DataError, OutOfResource, RemoteError, StageWaits, Stopped
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run, with_help
+from alignkit.runs.signals import should_stop, stoppable
 from alignkit.runs.start import start, world_of
 from tests.rows import Said, write_recipe
 

@@ -14,8 +14,8 @@ import yaml
 from test_bases import TEMPLATE, TINY, make_model
 
 from alignkit import Message
-from alignkit.batch import Batch
 from alignkit.cli import main
+from alignkit.contract.batch import Batch
 from alignkit.data.group import Group
 from alignkit.errors import DataError
 from alignkit.io.digest import digest

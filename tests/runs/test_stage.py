@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from alignkit.contract.step import Artifact
 from alignkit.errors import PluginError, Problem, RunFailed
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
 from alignkit.runs.stage import Problems
-from alignkit.step import Artifact
 from tests.rows import write_recipe
 
 

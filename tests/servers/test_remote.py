@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from alignkit.errors import RemoteError, Stopped, stoppable
+from alignkit.errors import RemoteError, Stopped
+from alignkit.runs.signals import stoppable
 from alignkit_plugins.ai_feedback.writer import CALLS, _sent, stored
 from alignkit_plugins.servers import remote as asking
 from alignkit_plugins.servers.remote import Malformed, Remote, RemoteOptions

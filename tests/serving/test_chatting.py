@@ -18,9 +18,9 @@ from rich.console import Console
 
 from alignkit import Group, Message
 from alignkit.cli import main
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import responses_of
 from alignkit.io.console import Reporter
-from alignkit.sampling import Sampling
 from alignkit_plugins.command_line.words import read_words
 from alignkit_plugins.serving.policy import Opened, opened
 from alignkit_plugins.serving.talk import Talk

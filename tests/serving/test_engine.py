@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
+from alignkit.contract.sampling import Sampling
 from alignkit.errors import RecipeError, RunFailed, Stopped
 from alignkit.io.console import Reporter
-from alignkit.sampling import Sampling
 from alignkit_plugins.command_line.words import read_words, split_overrides
 from alignkit_plugins.serving.policy import Answer, Opened, opened
 from tests.processes.vllm_server import FakeVllm, Serve, serve

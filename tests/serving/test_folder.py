@@ -19,9 +19,9 @@ from transformers import (
     GenerationConfig,
 )
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
-from alignkit.settings import ModelSpec
 from alignkit_plugins.bases import tiny
 from alignkit_plugins.serving import export_folder as folders
 from tests.rows import Said, pairs, user

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from alignkit import Group, Response, RewardCombination
-from alignkit.environment import EPISODE_KEY
-from alignkit.plugins import plugins
+from alignkit.contract.environment import EPISODE_KEY
+from alignkit.host.plugins import plugins
 from alignkit.testing import (
     check_combination,
     check_environment,

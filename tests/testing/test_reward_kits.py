@@ -28,7 +28,7 @@ from alignkit import (
     RunFailed,
     Verdict,
 )
-from alignkit.judges import Item, Rated, Rubric
+from alignkit.contract.reward import Item, Rated, Rubric
 from alignkit.testing import (
     check_combination,
     check_judge,

@@ -20,7 +20,7 @@ from alignkit import (
     StepContext,
     StepData,
 )
-from alignkit.report import Report
+from alignkit.contract.report import Report
 from alignkit.testing import check_step
 from tests.testing.kits import broken, reported
 

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from alignkit.data.sources import DataSource, DataSpec, Loaded, load
+from alignkit.recipe.sources import DataSource, DataSpec, Loaded, load
 from alignkit_plugins.report.data_card import describe
 from alignkit_plugins.text.shown import counts, shortened
 from tests.formats.reading import FORMATS, turns

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed
 from alignkit.models import shared_model
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import ModelSpec
 from alignkit.tokens.check import check_chat
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.bases import tiny

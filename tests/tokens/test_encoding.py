@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.data.chat_templates import PLAIN, set_chat_template
+from alignkit.contract.engine import Completion
+from alignkit.contract.sampling import Sampling
 from alignkit.data.group import Group, Pair, Response
-from alignkit.engine import Completion
 from alignkit.errors import DataError
 from alignkit.models.generate import attach
-from alignkit.sampling import Sampling
 from alignkit.testing.examples import encode_all
+from alignkit.tokens.chat_templates import PLAIN, set_chat_template
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.tokens.turns import Turns
 from alignkit_plugins.bases.templates import CHATML, HERMES

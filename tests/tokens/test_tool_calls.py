@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignkit import Environment
-from alignkit.environment import answers, tool_schemas
+from alignkit.contract.environment import answers, tool_schemas
 from alignkit.errors import PluginError
 from alignkit.tokens.turns import read_turn
 from tests.rows import cells

@@ -28,16 +28,16 @@ from alignkit import (
     per_pair,
     per_response,
     per_token,
-    shapes,
 )
-from alignkit.algorithm import Phase
-from alignkit.calls import call, create
+from alignkit.contract.algorithm import Phase
+from alignkit.contract.kinds import Observation
+from alignkit.contract.options import Options
+from alignkit.contract.reward import CombinedReward, Rating
 from alignkit.errors import DataError, PluginError
-from alignkit.kinds import Observation
+from alignkit.host import shapes
+from alignkit.host.calls import call, create
+from alignkit.host.registry import Component, Registration
 from alignkit.models.packing import Examples
-from alignkit.options import Options
-from alignkit.registry import Component, Registration
-from alignkit.reward import CombinedReward, Rating
 from alignkit.tokens.encoder import Encoded
 from tests.rows import cells, run, user, with_plugin, write_recipe
 

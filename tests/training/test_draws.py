@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from alignkit import Group, RunFailed, seeds
 from alignkit.data.group import Origin
-from alignkit.data.sources import Loaded, SourceFacts
 from alignkit.models.packing import Examples
+from alignkit.recipe.sources import Loaded, SourceFacts
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.learner import Learner

@@ -15,10 +15,10 @@ from scripted import END, call, follow
 from watched import tokens
 
 from alignkit import Environment, Message, RunFailed, Source
-from alignkit.algorithm import ExternalTrainer
+from alignkit.contract.algorithm import ExternalTrainer
 from alignkit.data.group import Group, responses_of
+from alignkit.host.plugins import plugins
 from alignkit.models import generate as generate_module
-from alignkit.plugins import plugins
 from alignkit_plugins.environments.calculator import Calculator
 from tests.models.tiny import encoded
 from tests.rows import Said

@@ -13,9 +13,9 @@ import pytest
 from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, by, dies, online, prompts
 
 from alignkit import DataError, Observation, RunFailed
+from alignkit.contract.settings import Settings
 from alignkit.data.group import read_groups, responses_of
-from alignkit.registry import Component
-from alignkit.settings import Settings
+from alignkit.host.registry import Component
 from alignkit_plugins.monitors.reward_hacking import Gold, KLBudget
 from tests.rows import Said, write_rows
 

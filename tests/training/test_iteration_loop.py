@@ -12,7 +12,7 @@ from scripted import END, follow
 from watched import SFT, STILL, Watched, online, texts, tokens
 
 from alignkit import Group
-from alignkit.algorithm import Phase
+from alignkit.contract.algorithm import Phase
 from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
 from tests.rows import Said

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from alignkit import Context, Group, Judge, Rating, Response, Verdict
-from alignkit.judges import CheckedJudge, costs, spending
+from alignkit.contract.reward import costs, spending
+from alignkit.host.judges import CheckedJudge
+from alignkit.host.registry import Component, Registration
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
 from alignkit.training.collectives import Collectives
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.ai_feedback.panel import Panel

@@ -24,7 +24,7 @@ HEADER = """
 from dataclasses import replace
 from pathlib import Path
 from alignkit import *
-from alignkit.engine import EngineOptions
+from alignkit.contract.engine import EngineOptions
 from alignkit_plugins.vllm.engine import Importance
 from tests.processes.local_engine import LocalEngine
 

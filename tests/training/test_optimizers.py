@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from alignkit import RunFailed
-from alignkit.optimizers import make_optimizer, restore_state, saved_state
-from alignkit.plugins import plugins
+from alignkit.contract.settings import LoraSpec, Settings
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component, Registration
 from alignkit.recipe.references import options_of
-from alignkit.registry import Component, Registration
-from alignkit.settings import LoraSpec, Settings
 from alignkit.training.learner import Learner
+from alignkit.training.optimizers import make_optimizer, restore_state, saved_state
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from tests.models.tiny import shared
 from tests.test_train import Whole, encoded

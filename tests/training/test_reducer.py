@@ -18,10 +18,10 @@ from watched import prompts, texts
 
 from alignkit import Algorithm, Loss, Outputs, Response, Source, per_response, per_token
 from alignkit import functional as F
-from alignkit.algorithm import ExternalTrainer
-from alignkit.batch import Batch
+from alignkit.contract.algorithm import ExternalTrainer
+from alignkit.contract.batch import Batch
 from alignkit.data.group import Group, responses_of
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.learner import Learner
 from tests.rows import demos, user, write_rows

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from alignkit import Algorithm, Group, Message, Pair, Response, Trains
+from alignkit.contract.settings import Settings
 from alignkit.io.results import read_record
 from alignkit.models.packing import Examples, flat
 from alignkit.models.shared_model import SharedModel
-from alignkit.settings import Settings
 from alignkit.testing.examples import encode_all
 from alignkit.tokens.encoder import Encoder
 from alignkit.training.encoding import compact

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from alignkit import Group, RunFailed
+from alignkit.contract.settings import Settings
+from alignkit.host.registry import Component, Registration
 from alignkit.models.packing import Examples
 from alignkit.recipe.references import options_of
-from alignkit.registry import Component, Registration
-from alignkit.settings import Settings
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.learner import minibatch, schedule
 

@@ -28,9 +28,9 @@ from alignkit import (
 )
 from alignkit.data.group import responses_of
 from alignkit.errors import PluginError
+from alignkit.host.registry import Component, Registration
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
-from alignkit.registry import Component, Registration
 from alignkit.training.rewards import Rewards
 from alignkit.training.table import Rollouts
 from alignkit_plugins.ai_feedback.rlaif import RLAIF

@@ -13,7 +13,7 @@ from test_scoring import combination
 
 from alignkit import CombinedReward, Verdict
 from alignkit.cli import main
-from alignkit.reward import Rating
+from alignkit.contract.reward import Rating
 from alignkit.training.table import Rollouts
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.rewards.combinations import WeightedSum
@@ -21,7 +21,7 @@ from tests.rows import Said, demos, pairs, run, with_plugin, write_recipe, write
 
 PLUGIN = """
 from alignkit import *
-from alignkit.judges import CheckedJudge, Rating
+from alignkit.host.judges import CheckedJudge, Rating
 
 class Strict(Judge):
     def rate(self, items, rubric=""):

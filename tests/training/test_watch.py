@@ -14,8 +14,8 @@ from watched import SFT, Ran, Watched, by, dies, online, weights
 
 from alignkit import Monitor, Observation, Options, RunFailed
 from alignkit.errors import PluginError
-from alignkit.plugins import plugins
-from alignkit.registry import Registration
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Registration
 from alignkit.training.monitors import Monitors, look
 from alignkit.training.rollouts import RolloutFiles
 from alignkit.training.trainer import Trainer

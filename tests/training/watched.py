@@ -22,7 +22,7 @@ from alignkit import (
     Source,
     per_token,
 )
-from alignkit.algorithm import Phase
+from alignkit.contract.algorithm import Phase
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import Recipe
 from alignkit.runs.run import Run

@@ -19,9 +19,10 @@ import yaml
 from safetensors.torch import load_file
 
 from alignkit import Group, Pair, Response, RunFailed
-from alignkit.errors import DataError, RecipeError, Stopped, request_stop
+from alignkit.errors import DataError, RecipeError, Stopped
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
+from alignkit.runs.signals import request_stop
 from alignkit_plugins.trl.step import TRL, check_reference, pair_rows, pairs, progress
 from tests.rows import assistant, read_rows, user, write_recipe, write_rows
 

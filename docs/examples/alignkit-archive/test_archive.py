@@ -12,7 +12,7 @@ import pytest
 
 from alignkit import Group, Message, RecipeError, Response
 from alignkit.cli import main
-from alignkit.plugins import load_plugins
+from alignkit.host.plugins import load_plugins
 from alignkit.testing import check_model_source
 
 HERE = Path(__file__).parent

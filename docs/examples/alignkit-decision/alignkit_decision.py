@@ -45,11 +45,11 @@ from alignkit import (
     hookimpl,
     per_group,
 )
+from alignkit.contract.report import Report, Table
+from alignkit.contract.reward import Item
 from alignkit.data.group import group_id, resolved_pairs
 from alignkit.evaluation import statistics as stats
 from alignkit.evaluation.statistics import CONFIDENCE, interval_text
-from alignkit.judges import Item
-from alignkit.report import Report, Table
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.text.spoken import last_turn
 

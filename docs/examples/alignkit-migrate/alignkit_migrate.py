@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from alignkit import hookimpl
-from alignkit.commands import RegisterCommand
+from alignkit.contract.commands import RegisterCommand
 
 
 def migrate(
@@ -35,7 +35,7 @@ def migrate(
     """
     import yaml
 
-    from alignkit.commands import refuse
+    from alignkit.errors import refuse
 
     if not config.is_file():
         refuse(f"no such file: {config}")
@@ -69,7 +69,7 @@ def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, A
     """
     import yaml
 
-    from alignkit.commands import refuse
+    from alignkit.errors import refuse
 
     tables = yaml.safe_load(
         Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def work_of(run: Any, stage: str, folder: Path, name: str) -> Work:
     """The work of a map of a stage. run: an `alignkit.runs.run.Run`. folder: the stage's."""
     import torch
 
-    from alignkit.plugins import plugins
+    from alignkit.host.plugins import plugins
 
     loaded = plugins()
     files = tuple(file.resolve() for file in loaded.files)
@@ -127,9 +127,9 @@ class Worker:
         import torch
         from rich.console import Console
 
+        from alignkit.host.plugins import load_plugins
         from alignkit.io.console import Metrics, Reporter
         from alignkit.io.results import RECIPE
-        from alignkit.plugins import load_plugins
         from alignkit.recipe.load import build
         from alignkit.recipe.yaml import parse_document
         from alignkit.runs.run import Run
@@ -150,7 +150,7 @@ class Worker:
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
         """A result for each row of a chunk."""
-        from alignkit.calls import blame
+        from alignkit.host.calls import blame
 
         with blame(self.step, "run"):
             return list(self.function(rows))

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 import alignkit
 from alignkit import Artifact, DataError, DataRef, Field, Group, PolicyRef, StepContext, StepData
+from alignkit.contract.report import Table
 from alignkit.evaluation.answers import same
-from alignkit.report import Table
 from alignkit_plugins.ai_feedback.make_data import WHO, AskingStep, Desk, filled, question_of
 from alignkit_plugins.ai_feedback.writer import Server, writer_of
 from alignkit_plugins.text.spoken import transcript

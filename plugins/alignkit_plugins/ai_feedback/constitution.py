@@ -16,9 +16,9 @@ from pydantic import (
     field_validator,
 )
 
+from alignkit.contract.options import Field, Options
 from alignkit.errors import RecipeError, did_you_mean
 from alignkit.io.text import exists
-from alignkit.options import Field, Options
 from alignkit.recipe.mistakes import Mistakes, problems_of, validated, wrong
 from alignkit.recipe.yaml import load_document, shipped_folder
 from alignkit.seeds import stream

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from pydantic import ConfigDict
 
 from alignkit import Context, Field, Group, Judge, Message, PolicyRef, Rating, RunFailed, Verdict
+from alignkit.contract.reward import Item, Rated, Rubric
 from alignkit.errors import SameFirstToken
-from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.prompts import (
     ANSWERS,
     REASONS,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from alignkit.contract.reward import Context, Item, Verdict, costs
 from alignkit.evaluation import statistics
 from alignkit.evaluation.statistics import interval_text
-from alignkit.judges import CheckedJudge, Item, costs
-from alignkit.reward import Context, Verdict
+from alignkit.host.judges import CheckedJudge
 from alignkit_plugins.compare.comparison import label
 
 if TYPE_CHECKING:

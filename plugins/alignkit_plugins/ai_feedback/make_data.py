@@ -13,9 +13,9 @@ from typing import Any
 
 import alignkit
 from alignkit import Artifact, Field, Group, PolicyRef, RunFailed, Step, StepContext
+from alignkit.contract.report import Report
 from alignkit.data.group import Response, group_id, user_turn
 from alignkit.evaluation import answers
-from alignkit.report import Report
 from alignkit_plugins.ai_feedback.writer import (
     Server,
     Writer,

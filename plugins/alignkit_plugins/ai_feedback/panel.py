@@ -27,7 +27,7 @@ from alignkit import (
     RunFailed,
     Verdict,
 )
-from alignkit.judges import Item, Rated, Rubric, costs
+from alignkit.contract.reward import Item, Rated, Rubric, costs
 from alignkit_plugins.ai_feedback.judge_card import ALL_BUT_ONE, judge_names, kind_of
 
 NO_ROOM = "the prompt leaves the reward model no room for a response"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pydantic import field_validator
 
 from alignkit import Field, Message, Options
+from alignkit.contract.reward import Item, Rated, Rubric
 from alignkit.data.group import user_turn
-from alignkit.judges import Item, Rated, Rubric
 from alignkit_plugins.ai_feedback.writer import EMPTY, NO_ROOM, REFUSED, THINKING, Written
 from alignkit_plugins.text.spoken import transcript
 

@@ -26,8 +26,8 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.evaluation import statistics
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.make_data import (
     WHO,
     AskingStep,

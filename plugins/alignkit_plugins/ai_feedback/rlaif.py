@@ -43,10 +43,10 @@ from alignkit import (
     StepData,
     Verdict,
 )
+from alignkit.contract.report import Report
+from alignkit.contract.reward import Item
 from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
-from alignkit.judges import Item
-from alignkit.report import Report
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, drawn
 from alignkit_plugins.ai_feedback.judge_card import (
     card,

@@ -25,8 +25,8 @@ from alignkit import (
     Reward,
     RunFailed,
 )
+from alignkit.contract.reward import Rated as Item
 from alignkit.errors import faults_of
-from alignkit.judges import Rated as Item
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.spoken import as_judged, for_judges
 

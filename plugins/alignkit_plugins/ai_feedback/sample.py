@@ -24,10 +24,10 @@ from alignkit import (
     StepData,
     seeds,
 )
+from alignkit.contract.report import Block, Report, Table
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import group_from_json, group_to_json, with_responses
 from alignkit.evaluation import statistics
-from alignkit.report import Block, Report, Table
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.ai_feedback.writer import (
     Server,
     ServerWriter,

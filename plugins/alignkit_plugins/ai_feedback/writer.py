@@ -20,7 +20,7 @@ from math import exp
 from typing import Any, Protocol
 
 from alignkit import Context, Field, Group, Message, RunFailed, SamplingOptions, StepContext, seeds
-from alignkit.reward import Progress, no_progress
+from alignkit.contract.reward import Progress, no_progress
 from alignkit_plugins.servers.remote import Malformed, Remote, RemoteOptions
 from alignkit_plugins.text.rows import prompt_to_row, prompts_from_rows
 from alignkit_plugins.text.spoken import after_thoughts

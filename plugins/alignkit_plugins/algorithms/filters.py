@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from alignkit import Field, Filter, Group, Options
 from alignkit import functional as F
-from alignkit.reward import REWARD_KEY
+from alignkit.contract.reward import REWARD_KEY
 
 
 def rewards(group: Group) -> list[float]:

@@ -40,7 +40,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
-from alignkit.reward import REWARD_KEY
+from alignkit.contract.reward import REWARD_KEY
 from alignkit_plugins.algorithms.ppo import ByToken, Clipped
 
 if TYPE_CHECKING:

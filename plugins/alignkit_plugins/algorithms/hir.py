@@ -38,8 +38,8 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import group_id, prompts_of, responses_of
-from alignkit.reward import REWARD_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -33,7 +33,7 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
-from alignkit.batch import likelier_now
+from alignkit.contract.batch import likelier_now
 from alignkit.data.group import responses_of
 
 if TYPE_CHECKING:

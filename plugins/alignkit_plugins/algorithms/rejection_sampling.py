@@ -38,7 +38,7 @@ from alignkit import (
     StageDefaults,
 )
 from alignkit import functional as F
-from alignkit.algorithm import Phase
+from alignkit.contract.algorithm import Phase
 from alignkit.data.group import responses_of, with_responses
 from alignkit_plugins.algorithms.sft import Likelihood
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, argument, option, refuse
+from alignkit.contract.commands import Result, argument, option
+from alignkit.errors import refuse
 from alignkit.io.text import printable
 from alignkit_plugins.command_line.groups import DefaultGroup
 from alignkit_plugins.command_line.printing import files_written
@@ -41,7 +42,7 @@ def plugins(
     """
     if context.invoked_subcommand is not None:
         return None
-    from alignkit.plugins import load_plugins
+    from alignkit.host.plugins import load_plugins
 
     loaded = load_plugins()
     if schema:
@@ -76,7 +77,7 @@ def new(
     Examples:
       alignkit plugins new calm
     """
-    from alignkit.plugins import load_plugins
+    from alignkit.host.plugins import load_plugins
     from alignkit_plugins.authors.new import write_package
 
     files = write_package(name, load_plugins())
@@ -105,11 +106,11 @@ def check(
       alignkit plugins check sums.py --options '{sums: {strict: true}}'
     """
     from alignkit import testing
+    from alignkit.contract.reward import RewardCombination
     from alignkit.errors import PluginError
-    from alignkit.plugins import load_plugins
+    from alignkit.host.plugins import load_plugins
+    from alignkit.host.registry import KINDS
     from alignkit.recipe.yaml import plain_data
-    from alignkit.registry import KINDS
-    from alignkit.reward import RewardCombination
     from alignkit_plugins.authors import listing
 
     path, values = Path(what), plain_data(options, "--options")

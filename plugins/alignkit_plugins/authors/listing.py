@@ -10,10 +10,10 @@ from operator import itemgetter
 from typing import Any
 
 from alignkit.errors import did_you_mean, refuse
+from alignkit.host.registry import KINDS, Registration, Registry
 from alignkit.io.text import printable
 from alignkit.recipe.references import options_of
 from alignkit.recipe.rules import required_keys
-from alignkit.registry import KINDS, Registration, Registry
 from alignkit_plugins.command_line.printing import print_lines, print_table
 from alignkit_plugins.recipe_tools.options import OptionRow, option_rows, stage_defaults
 

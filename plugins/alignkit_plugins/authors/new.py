@@ -15,8 +15,8 @@ from packaging.version import Version
 
 from alignkit import __version__
 from alignkit.errors import refuse
+from alignkit.host.registry import Registry
 from alignkit.io.atomic import write_text
-from alignkit.registry import Registry
 
 TEMPLATES = Path(__file__).with_name("templates")
 LONGEST = 20  # letters of a name: lines of the templates have room for as many

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from alignkit.data.sources import DataSpec
 from alignkit.recipe.load import made_recipe
 from alignkit.recipe.schema import Recipe
+from alignkit.recipe.sources import DataSpec
 
 
 def recipe_of(value: Any, command: str, rules: Sequence[str] = (), base: str = "tiny") -> Recipe:

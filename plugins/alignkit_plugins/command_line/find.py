@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import did_you_mean, refuse
 from alignkit.io.results import (
     RECIPE,
@@ -27,7 +28,6 @@ from alignkit.io.text import is_dir, is_file
 from alignkit.models.saved import ALL, base_name, has_score, read_json, scale_of
 from alignkit.recipe.schema import ADAPTER, BASE
 from alignkit.recipe.yaml import plain_data, shipped_recipe
-from alignkit.settings import ModelSpec
 
 RUNS = Path("runs")  # the default folder of runs
 WHOLE = "config.json"  # a folder with a whole model has it

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from alignkit.commands import Result, argument, option
+from alignkit.contract.commands import Result, argument, option
 from alignkit.io.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from alignkit.report import Report
+    from alignkit.contract.report import Report
 
 Policies = Annotated[
     list[str],
@@ -60,7 +60,7 @@ def files_written(
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from alignkit.report import Report, Table
+    from alignkit.contract.report import Report, Table
 
     print(Report([Table("", columns, rows, keys=len(columns))]).text(console().width))
 

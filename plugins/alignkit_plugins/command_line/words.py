@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.commands import refuse
+from alignkit.contract.sampling import KEYS
+from alignkit.errors import refuse
 from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import BASE
 from alignkit.recipe.yaml import Keys, plain_data, rewritten
-from alignkit.sampling import KEYS
 from alignkit_plugins.command_line.find import Model, find, is_model
 
 STAGE = "evaluate"

@@ -17,18 +17,18 @@ from typing import Any
 from pydantic import field_validator
 
 from alignkit import DataRef, Field, PolicyRef, Sampling, SamplingOptions
+from alignkit.contract.step import StepContext, StepData
 from alignkit.data.group import (
     Group,
     Response,
     prompts_of,
     with_responses,
 )
-from alignkit.data.sources import connected, held_together, loose_key
 from alignkit.errors import DataError
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
-from alignkit.step import StepContext, StepData
+from alignkit.recipe.sources import connected, held_together, loose_key
 from alignkit_plugins.text.rows import with_score
 
 TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+from alignkit.contract.reward import Reward
 from alignkit.data.group import Group, length
 from alignkit.evaluation import statistics
-from alignkit.reward import Reward
 from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import BASE_MODEL, Row
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alignkit.contract.report import SideBySide, Table
 from alignkit.data.group import Group
 from alignkit.io.text import cut
-from alignkit.report import SideBySide, Table
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import RATED, Row, main_rows
 from alignkit_plugins.text.readable import estimate_text, short

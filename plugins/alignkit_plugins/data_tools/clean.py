@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext, StepData
+from alignkit.contract.report import Report, Table
 from alignkit.data.group import Origin, Response, group_id
-from alignkit.errors import check_extra
-from alignkit.report import Report, Table
 from alignkit_plugins.data_tools import near
 from alignkit_plugins.data_tools.files import Row, groups_of, json_lines, read_rows, short
+from alignkit_plugins.extras import check_extra
 from alignkit_plugins.rewards.phrases import Phrases, plain
 from alignkit_plugins.text.personal import examples, mapped, outline, redact
 from alignkit_plugins.text.shown import shortened

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, argument, option
+from alignkit.contract.commands import Result, argument, option
 from alignkit_plugins.command_line.printing import files_written, reported
 
 EXAMPLES = 20  # dropped rows that are shown
@@ -62,8 +62,8 @@ def check(file: File, rules: RuleWords = None) -> Result:
       alignkit data check train.jsonl
       alignkit data check train.jsonl against=test.jsonl near=0.7
     """
+    from alignkit.contract.report import Block, Report
     from alignkit.errors import Repeated
-    from alignkit.report import Block, Report
     from alignkit_plugins.data_tools import clean, files
     from alignkit_plugins.report import data_card
     from alignkit_plugins.text.shown import counts
@@ -108,7 +108,7 @@ def clean(
       alignkit data clean train.jsonl --out clean.jsonl
       alignkit data clean train.jsonl --out clean.jsonl 'languages=[en]' near=0.9 against=test.jsonl
     """
-    from alignkit.report import Report
+    from alignkit.contract.report import Report
     from alignkit_plugins.data_tools import files
     from alignkit_plugins.data_tools.clean import cleaned_file
 
@@ -142,8 +142,7 @@ def convert(
       alignkit data convert '{alpaca: my.csv}' --to messages --out messages.jsonl
       alignkit data convert llmbar.json --to preference --out pairs.jsonl
     """
-    from alignkit.commands import refuse
-    from alignkit.errors import did_you_mean
+    from alignkit.errors import did_you_mean, refuse
     from alignkit_plugins.data_tools import files
     from alignkit_plugins.formats.layouts import LAYOUTS
 

@@ -12,14 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from alignkit.commands import refuse
 from alignkit.data.files import skips
 from alignkit.data.group import Group
-from alignkit.data.sources import DataSpec, SourceReader
-from alignkit.errors import BadRow, DataError
+from alignkit.errors import BadRow, DataError, refuse
+from alignkit.host.plugins import load_plugins, plugins
 from alignkit.io.atomic import whole_file
 from alignkit.io.digest import commit_of
-from alignkit.plugins import load_plugins, plugins
+from alignkit.recipe.sources import DataSpec, SourceReader
 from alignkit.recipe.yaml import plain_data
 from alignkit_plugins.command_line.entries import recipe_of
 from alignkit_plugins.formats.layouts import LAYOUTS

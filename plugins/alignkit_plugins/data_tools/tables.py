@@ -21,9 +21,9 @@ from uuid import UUID
 
 from alignkit import BadRow, DataError, Reader
 from alignkit.data.files import RECODE, UNDECODED, NumberedRows, text_lines
-from alignkit.data.sources import CommitOf, DataSource
 from alignkit.io.digest import folder_digest
 from alignkit.io.text import NO_FILE, cache_folder, is_special
+from alignkit.recipe.sources import CommitOf, DataSource
 
 PARQUET_ROWS = 1024  # decoded together
 

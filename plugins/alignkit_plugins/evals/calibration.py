@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from alignkit import Field, Group, RunFailed, StepContext
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.evaluation.statistics import without_interval
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import (
     bare,
     of_policy,

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from alignkit.commands import Result, argument, option, refuse
+from alignkit.contract.commands import Result, argument, option
+from alignkit.errors import refuse
 from alignkit_plugins.command_line.printing import Judges, Rewards
 
 ADD_REWARD = "add --reward REWARD, such as RUN/helpful of a reward model, exact_match or length"

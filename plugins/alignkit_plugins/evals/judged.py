@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from alignkit import Group, Verdict
+from alignkit.contract.reward import Item
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
-from alignkit.judges import Item
 from alignkit_plugins.ai_feedback.judge_card import Compare, card, side
 from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.scores import (

@@ -24,12 +24,13 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Artifact, Field, PolicyRef, RunFailed, Step, StepContext
-from alignkit.errors import check_extra, should_stop
+from alignkit.contract.report import Report
 from alignkit.evaluation import statistics
-from alignkit.report import Report
+from alignkit.runs.signals import should_stop
 from alignkit_plugins.compare.comparison import check_unique, short_names
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import table
+from alignkit_plugins.extras import check_extra
 
 COMMAND = (sys.executable, "-P", "-m", "lm_eval")
 LOG = "lm_eval.log"

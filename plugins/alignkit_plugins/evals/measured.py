@@ -17,7 +17,7 @@ from alignkit import (
     StepContext,
     StepData,
 )
-from alignkit.report import Block, Report
+from alignkit.contract.report import Block, Report
 from alignkit_plugins.compare.comparison import (
     PoliciesOptions,
     checked_prompts,

@@ -30,9 +30,9 @@ from alignkit import (
     seeds,
 )
 from alignkit import functional as F
+from alignkit.contract.report import Block, Report
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
-from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import (
     card,
     checked_judges,

@@ -24,9 +24,9 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.contract.report import Report
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.evaluation import statistics
-from alignkit.report import Report
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import (
     check_unique,
     checked_prompts,

@@ -28,9 +28,9 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.contract.report import Block, Report
 from alignkit.data.group import write_groups
 from alignkit.recipe.schema import BASE
-from alignkit.report import Block, Report
 from alignkit_plugins.ai_feedback.judge_card import checked_judges, judge_names, mapped, sentence
 from alignkit_plugins.compare.comparison import (
     PoliciesOptions,

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import Field, Group, Response, RunFailed, StepContext
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import (
     assistant_turn,
     user_turn,
     with_responses,
     write_groups,
 )
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import bare, short_names
 from alignkit_plugins.compare.rows import Row
 from alignkit_plugins.compare.scores import Score, Scores, compare, prompts_in

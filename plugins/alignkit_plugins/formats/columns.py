@@ -27,9 +27,9 @@ from functools import cache
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.contract.formats import columns_of, renamed, to_number
 from alignkit.data.files import Twice, kind_of, parse
 from alignkit.data.group import LEVELS, ROLES, user_turn
-from alignkit.formats import columns_of, renamed, to_number
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")

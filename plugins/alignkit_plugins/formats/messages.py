@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from alignkit import BadRow, Format, Group, Message
+from alignkit.contract.formats import columns_of
 from alignkit.data.group import assistant_turn, group_from_json, user_turn
-from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.contract.formats import columns_of
 from alignkit.data.group import user_turn
-from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 
 QUESTION = "{context}\n\n{question} If the text does not say, answer: I don't know."

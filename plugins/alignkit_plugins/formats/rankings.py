@@ -25,8 +25,8 @@ from itertools import permutations
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit.contract.formats import columns_of
 from alignkit.data.group import ranking_pairs
-from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,

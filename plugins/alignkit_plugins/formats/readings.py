@@ -7,8 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit import Format
-from alignkit.data.sources import Formats, checked_groups, matches, with_renamed_columns
-from alignkit.formats import FOREIGN
+from alignkit.contract.formats import (
+    FOREIGN,
+    Formats,
+    checked_groups,
+    matches,
+    with_renamed_columns,
+)
 
 # What columns with a question and with its answer are called, besides `prompt` and `completion`.
 QUESTIONS = {"question", "query", "problem", "input", "instruction", "goal", "user"}

@@ -27,11 +27,11 @@ from pydantic import field_validator
 
 import alignkit
 from alignkit import Add, BadRow, Field, Group, Message, Pair, Response, hookimpl
+from alignkit.contract.formats import columns_of
 from alignkit.data.files import kind_of
 from alignkit.data.group import assistant_turn, user_turn
 from alignkit.errors import LeftOut, did_you_mean
 from alignkit.evaluation.numbers import number_of
-from alignkit.formats import columns_of
 from alignkit_plugins.formats.columns import ColumnFormat
 from alignkit_plugins.formats.layouts import TEMPLATES, DataSet
 from alignkit_plugins.formats.trl import answer_after

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit import BadRow, Group, Message, Pair, Response
-from alignkit.formats import columns_of
+from alignkit.contract.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,

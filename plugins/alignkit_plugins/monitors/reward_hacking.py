@@ -22,10 +22,10 @@ from alignkit import (
     RewardRef,
     RunFailed,
 )
+from alignkit.contract.kinds import MonitoredStage
+from alignkit.contract.settings import Settings
 from alignkit.data.group import Response, length, read_groups, write_groups
 from alignkit.evaluation.statistics import interval_text
-from alignkit.kinds import MonitoredStage
-from alignkit.settings import Settings
 from alignkit_plugins.text import text_metrics
 from alignkit_plugins.text.rows import with_score
 from alignkit_plugins.text.spoken import all_turns

@@ -22,13 +22,13 @@ from itertools import combinations
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import group_from_json, group_to_json
-from alignkit.reward import REWARD_KEY
 from alignkit_plugins.compare.comparison import label
 from alignkit_plugins.people.items import Item
 
 if TYPE_CHECKING:
-    from alignkit.step import StepContext
+    from alignkit.contract.step import StepContext
 
 # (item's id, response, response) -> how much better the first one is
 Gaps = dict[tuple[str, int, int], float]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from alignkit import Reader, seeds
+from alignkit.contract.report import Table
 from alignkit.data.files import NumberedRows
 from alignkit.data.group import group_to_json
 from alignkit.evaluation.statistics import (
@@ -23,7 +24,6 @@ from alignkit.evaluation.statistics import (
     interval_text,
     without_interval,
 )
-from alignkit.report import Table
 from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.labels import Label, gaps

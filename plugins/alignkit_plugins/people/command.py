@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from alignkit.commands import Result, argument, option, refuse
-from alignkit.errors import DataError, check_extra, did_you_mean
+from alignkit.contract.commands import Result, argument, option
+from alignkit.errors import DataError, did_you_mean, refuse
 from alignkit.io.text import printable
 from alignkit_plugins.command_line.groups import DefaultGroup
 from alignkit_plugins.command_line.printing import files_written, reported
+from alignkit_plugins.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit.data.group import Group
@@ -154,9 +155,9 @@ def prepared(
 def groups_to_label(path: Path) -> list[Group]:
     """The rows of a file. Raises `RecipeError` if there is no such file, `DataError` for bad rows."""
     from alignkit.data.files import skips
-    from alignkit.data.sources import OR_SKIP, DataSource, DataSpec
+    from alignkit.host.plugins import plugins
     from alignkit.io.text import is_file
-    from alignkit.plugins import plugins
+    from alignkit.recipe.sources import OR_SKIP, DataSource, DataSpec
     from alignkit.runs.fingerprint import RunData
 
     if not is_file(path):
@@ -206,7 +207,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     """
     if context.invoked_subcommand is not None:
         return None
-    from alignkit.report import Report, Table
+    from alignkit.contract.report import Report, Table
     from alignkit_plugins.people.agreement import agreement, people_table, sentence
     from alignkit_plugins.people.store import Store
     from alignkit_plugins.people.votes import labeled

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from alignkit.contract.formats import check_group, text_of
 from alignkit.data.files import SkippedRow, bad_rows_error
 from alignkit.data.group import (
     Group,
@@ -21,7 +22,6 @@ from alignkit.data.group import (
     turns_of,
 )
 from alignkit.errors import BadRow, did_you_mean
-from alignkit.formats import check_group, text_of
 from alignkit_plugins.people.labels import TASKS, Label, check_gold, places
 
 AUTHOR = "author"  # as an origin: the item's author wrote this response

@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from alignkit.contract.report import Report, Table
 from alignkit.errors import BadRow, DataError, RunFailed, refuse
 from alignkit.io.atomic import replace_folder
-from alignkit.report import Report, Table
 from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item

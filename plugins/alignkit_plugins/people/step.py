@@ -30,10 +30,10 @@ from alignkit import (
     StepContext,
     StepData,
 )
+from alignkit.contract.report import Report, Table
 from alignkit.errors import StageWaits
 from alignkit.evaluation import statistics
 from alignkit.io.results import AGREEMENT
-from alignkit.report import Report, Table
 from alignkit_plugins.compare.comparison import together, units_of
 from alignkit_plugins.compare.scores import Scale
 from alignkit_plugins.people.active_learning import prioritized

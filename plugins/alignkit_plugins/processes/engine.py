@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
-from alignkit import shapes
-from alignkit.calls import blame, create, label_of, mistake
-from alignkit.engine import Completion, Engine, EngineContext
+from alignkit.contract.engine import Completion, Engine, EngineContext
+from alignkit.contract.sampling import KEYS, Sampling
 from alignkit.errors import PluginError, RunFailed
+from alignkit.host import shapes
+from alignkit.host.calls import blame, create, label_of, mistake
 from alignkit.io.atomic import make_folder
 from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached
@@ -38,7 +39,6 @@ from alignkit.models.generate import (
 )
 from alignkit.models.packing import measure
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.sampling import KEYS, Sampling
 from alignkit.tokens.encoder import Encoded
 
 POLL = 0.05  # seconds between two looks at a call

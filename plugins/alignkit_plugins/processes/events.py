@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignkit import Add, hookimpl
-from alignkit.algorithm import ExternalTrainer
-from alignkit.errors import SIGNALS, Problem, RecipeError, RunFailed, Stopped
+from alignkit.contract.algorithm import ExternalTrainer
+from alignkit.contract.kinds import Launcher, World
+from alignkit.errors import Problem, RecipeError, RunFailed, Stopped
 from alignkit.io.digest import versions
 from alignkit.io.text import Say
-from alignkit.kinds import Launcher, World
+from alignkit.runs.signals import SIGNALS
 
 if TYPE_CHECKING:
     from alignkit.recipe.schema import Recipe

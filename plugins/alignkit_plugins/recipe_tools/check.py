@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.commands import RecipeName, Result, argument, load, refuse, stage_of
+from alignkit.contract.commands import RecipeName, Result, argument
+from alignkit.errors import refuse
 from alignkit_plugins.command_line.printing import print_lines, print_table
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ def check(
         refuse(f"not a stage and the number of a row: {' '.join(row)}", help)
     if row and plan:
         refuse("a plan is for all stages", "leave STAGE out, or --plan")
+    from alignkit.recipe.load import load_named
     from alignkit.runs.services import folder_of
 
-    loaded = load(recipe, [word for word in words or () if word not in row])
+    loaded = load_named(recipe, [word for word in words or () if word not in row])
     folder = folder_of(loaded, None)
     if row:
         from alignkit_plugins.recipe_tools.check_row import inspect  # imports torch
@@ -196,10 +198,11 @@ def verify(
       alignkit verify runs/quickstart/align
     """
     from alignkit.io.results import RECIPE
+    from alignkit.recipe.load import load_named, stage_of
     from alignkit_plugins.command_line.find import find_run
 
     run, name = find_run(stage)
-    recipe = load(str(run / RECIPE), None)
+    recipe = load_named(str(run / RECIPE), None)
     names = list(recipe.stages)
     if name:
         names = [stage_of(recipe, name).name]

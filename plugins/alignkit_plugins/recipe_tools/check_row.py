@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from alignkit.algorithm import Algorithm, Trains
-from alignkit.calls import call
-from alignkit.commands import refuse, stage_of
+from alignkit.contract.algorithm import Algorithm, Trains
 from alignkit.data.group import Group, prompts_of
-from alignkit.data.sources import DataSpec
-from alignkit.errors import DataError
+from alignkit.errors import DataError, refuse
+from alignkit.host.calls import call
 from alignkit.io.results import is_result_name
 from alignkit.io.text import REPLACEMENT, printable
+from alignkit.recipe.load import stage_of
 from alignkit.recipe.schema import BASE, Recipe, specs
+from alignkit.recipe.sources import DataSpec
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
 from alignkit.tokens.encoder import Encoder, drop_reason

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from alignkit.commands import Result, argument, option, refuse
+from alignkit.contract.commands import Result, argument, option
+from alignkit.errors import refuse
 from alignkit.io.text import is_file
 from alignkit_plugins.command_line.printing import files_written, print_table
 
@@ -59,7 +60,7 @@ def init(
       alignkit init demos=faq.csv --columns prompt=question,completion=answer
       alignkit init my-project --from quickstart
     """
-    from alignkit.plugins import load_plugins
+    from alignkit.host.plugins import load_plugins
     from alignkit.recipe.yaml import find_recipe, shipped
     from alignkit_plugins.recipe_tools.init_write import STARTER, copy_recipe, named, summary, write
 

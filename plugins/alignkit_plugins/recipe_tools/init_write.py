@@ -18,7 +18,6 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignkit.commands import refuse
 from alignkit.data.group import (
     Group,
     Response,
@@ -27,12 +26,12 @@ from alignkit.data.group import (
     said,
     why_not_demonstration,
 )
-from alignkit.data.sources import SourceReader, UnknownFormat, opening
-from alignkit.errors import DataError, OutOfResource, did_you_mean
+from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
 from alignkit.evaluation.numbers import number_of
+from alignkit.host.plugins import plugins
 from alignkit.io.digest import commit_of
 from alignkit.io.text import is_file
-from alignkit.plugins import plugins
+from alignkit.recipe.sources import SourceReader, UnknownFormat, opening
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.entries import data_of

@@ -17,24 +17,24 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from alignkit.algorithm import Algorithm, StageDefaults
-from alignkit.data.sources import DataSource
-from alignkit.engine import LOCAL
+from alignkit.contract.algorithm import Algorithm, StageDefaults
+from alignkit.contract.engine import LOCAL
+from alignkit.contract.settings import ModelSpec, Settings
+from alignkit.host.registry import KINDS, Registry
 from alignkit.io.atomic import write_text
 from alignkit.io.digest import digest
 from alignkit.io.text import cache_folder
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, TopKeys
+from alignkit.recipe.sources import DataSource
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder
-from alignkit.registry import KINDS, Registry
-from alignkit.settings import ModelSpec, Settings
 
 Schema = dict[str, Any]
 
 # Rows of text
 
 LONGEST_DEFAULT = 60  # characters; a longer default is a built-in text, such as a judge's question
-# References (`alignkit.options.Ref`) that are not called what they are
+# References (`alignkit.contract.options.Ref`) that are not called what they are
 _REFERENCES = {
     "policy": "stage",
     "reward_stage": "stage",

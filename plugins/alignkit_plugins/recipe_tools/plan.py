@@ -18,19 +18,19 @@ import psutil
 import torch
 from torch.utils.benchmark import Timer
 
-from alignkit.algorithm import Algorithm, Source, Trains
-from alignkit.calls import call, create
+from alignkit.contract.algorithm import Algorithm, Source, Trains
+from alignkit.contract.sampling import SamplingOptions
+from alignkit.contract.settings import Settings
 from alignkit.data.group import Group, prompts_of
-from alignkit.data.sources import DataSource, DataSpec
+from alignkit.host.calls import call, create
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.memory import total
 from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
 from alignkit.models.loading import QUANTIZED, device_of, dtype_of
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
+from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.runs.run import Run
-from alignkit.sampling import SamplingOptions
-from alignkit.settings import Settings
 from alignkit_plugins.text.readable import duration, short
 
 READ = 200  # rows of an entry that are tokenized; more are estimated from these

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from alignkit.contract.report import Table
 from alignkit.data.group import Group, resolved_pairs, said
-from alignkit.data.sources import Loaded
 from alignkit.io.text import normalized
-from alignkit.report import Table
+from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
 from alignkit_plugins.text.rows import turns_of_response
 from alignkit_plugins.text.shown import counts, readable_turns, shortened

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignkit.report import Report, Table
+from alignkit.contract.report import Report, Table
 from alignkit_plugins.ai_feedback.judge_card import sentence
 from alignkit_plugins.compare.rows import RATED, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import cell, comparisons, details, over, table

@@ -9,8 +9,8 @@ from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
+from alignkit.contract.report import WIDTH, Block, Report, Table
 from alignkit.io.text import cut, printable
-from alignkit.report import WIDTH, Block, Report, Table
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen

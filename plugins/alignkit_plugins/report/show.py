@@ -10,7 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from alignkit.commands import Result, argument, refuse
+from alignkit.contract.commands import Result, argument
+from alignkit.contract.report import Block, Report, Table
+from alignkit.errors import refuse
 from alignkit.io.atomic import discard_folder, write_text
 from alignkit.io.results import (
     PAGE,
@@ -25,7 +27,6 @@ from alignkit.io.results import (
     stage_of,
 )
 from alignkit.io.text import is_file
-from alignkit.report import Block, Report, Table
 from alignkit_plugins.command_line.printing import reported
 
 

@@ -14,9 +14,9 @@ from weakref import WeakKeyDictionary
 from pydantic import ConfigDict
 
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
-from alignkit.calls import create
+from alignkit.contract.kinds import TrackedRun
+from alignkit.host.calls import create
 from alignkit.io.text import redacted
-from alignkit.kinds import TrackedRun
 
 # By the package that each needs, which is also accelerate's name
 TRACKERS = {

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
+from alignkit.contract.environment import EPISODE_KEY
 from alignkit.data.group import responses_of
-from alignkit.environment import EPISODE_KEY
 
 
 class EpisodeReward(Reward):

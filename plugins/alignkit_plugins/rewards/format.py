@@ -12,7 +12,8 @@ from pydantic import field_validator
 import alignkit
 from alignkit import Field, Group, Reward, RunFailed
 from alignkit.data.files import parse
-from alignkit.errors import BadRow, check_extra
+from alignkit.errors import BadRow
+from alignkit_plugins.extras import check_extra
 from alignkit_plugins.rewards.text import scored
 from alignkit_plugins.text.spoken import TAGS, answer_in
 

@@ -17,11 +17,10 @@ from pydantic import ConfigDict
 
 import alignkit
 from alignkit import Context, Field, Group, Rating, Response, Reward
+from alignkit.contract.reward import FINITE, tell
 from alignkit.data.files import parse
 from alignkit.data.group import LARGEST
 from alignkit.errors import BadRow, RemoteError
-from alignkit.judges import tell
-from alignkit.shapes import FINITE
 from alignkit_plugins.servers.remote import Malformed, Remote, RemoteOptions, key_of
 from alignkit_plugins.text.rows import column_of, plain_turns, turns_of_response
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.errors import check_extra
+from alignkit_plugins.extras import check_extra
 from alignkit_plugins.rewards.text import scored
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.text_metrics import check_languages, identifier

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import alignkit
 from alignkit import DataError, Field, Group, Reward
-from alignkit.errors import check_extra
 from alignkit.evaluation.answers import bare
 from alignkit.evaluation.numbers import number_of
+from alignkit_plugins.extras import check_extra
 from alignkit_plugins.text.rows import column_of, row_of
 from alignkit_plugins.text.spoken import answer_of
 

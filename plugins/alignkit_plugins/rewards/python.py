@@ -19,8 +19,8 @@ from typing import Any
 
 import alignkit
 from alignkit import Context, DataError, Field, Group, Response, Reward, RunFailed
+from alignkit.contract.reward import FINITE, is_score
 from alignkit.errors import did_you_mean
-from alignkit.shapes import FINITE, is_score
 from alignkit_plugins.text.rows import plain_turns, turns_of_response
 from alignkit_plugins.text.spoken import all_turns, transcript
 

@@ -30,10 +30,11 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, field_validator
 
-from alignkit.errors import AlignkitError, RemoteError, RunFailed, should_stop
+from alignkit.contract.options import Field, Options
+from alignkit.contract.reward import Progress, no_progress
+from alignkit.errors import AlignkitError, RemoteError, RunFailed
 from alignkit.io.text import HIDDEN, redacted
-from alignkit.options import Field, Options
-from alignkit.reward import Progress, no_progress
+from alignkit.runs.signals import should_stop
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI

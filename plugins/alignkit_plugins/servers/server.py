@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from alignkit import errors
 from alignkit.errors import refuse
 from alignkit.io.text import printable
+from alignkit.runs import signals
 
 if TYPE_CHECKING:
     import uvicorn
@@ -151,15 +151,15 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.errors.stoppable`); a second one stops at
+    """Let Ctrl-C and SIGTERM ask for a stop (`alignkit.runs.signals.stoppable`); a second one stops at
     once.
     """
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        errors.request_stop("SIGINT")
+        signals.request_stop("SIGINT")
 
-    with errors.stoppable(), errors.handling([signal.SIGINT], interrupted):
+    with signals.stoppable(), signals.handling([signal.SIGINT], interrupted):
         yield
 
 

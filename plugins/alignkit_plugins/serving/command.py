@@ -13,9 +13,10 @@ from urllib.parse import urlencode
 
 import typer
 
-from alignkit.commands import Result, argument, option, refuse
-from alignkit.errors import check_extra
+from alignkit.contract.commands import Result, argument, option
+from alignkit.errors import refuse
 from alignkit_plugins.command_line.printing import Policies, Rewards, files_written
+from alignkit_plugins.extras import check_extra
 
 if TYPE_CHECKING:
     from alignkit_plugins.servers.server import Address
@@ -160,10 +161,11 @@ def start(
     from alignkit_plugins.servers.server import PACKAGES, interruptible, listening, server_of
 
     check_extra("alignkit serve", "serve", *PACKAGES)
-    from alignkit import errors
+    from alignkit.contract.sampling import SamplingOptions
+    from alignkit.errors import Stopped
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable
-    from alignkit.sampling import SamplingOptions
+    from alignkit.runs.signals import should_stop
     from alignkit_plugins.command_line.words import read_words, split_overrides
     from alignkit_plugins.people.collection import Collection
 
@@ -179,9 +181,9 @@ def start(
         from alignkit_plugins.serving.policy import opened
         from alignkit_plugins.serving.serve_app import Endpoint
 
-        stack.enter_context(suppress(errors.Stopped))
+        stack.enter_context(suppress(Stopped))
         stack.enter_context(interruptible())
-        opening = opened(named, overrides, reporter, errors.should_stop, "alignkit serve")
+        opening = opened(named, overrides, reporter, should_stop, "alignkit serve")
         models = stack.enter_context(opening)
         for policy in models.policies.values():
             sampling = SamplingOptions(sampling=policy.sampling).described()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import yaml
 
+from alignkit.contract.report import Report, Table
+from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, refuse
 from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot
@@ -25,9 +27,7 @@ from alignkit.models.saved import read_json
 from alignkit.models.whole_model import end_with
 from alignkit.models.whole_model import export as write_model
 from alignkit.recipe.schema import ADAPTER
-from alignkit.report import Report, Table
 from alignkit.runs.bases import base_source
-from alignkit.settings import ModelSpec
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.command_line.find import Model
 from alignkit_plugins.text.personal import mapped

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 from alignkit import Group
-from alignkit.commands import Result, refuse
+from alignkit.contract.commands import Result
+from alignkit.contract.sampling import SamplingOptions
 from alignkit.data.group import (
     group_to_json,
     responses_of,
     with_responses,
     write_groups,
 )
-from alignkit.errors import DataError
+from alignkit.errors import DataError, refuse
 from alignkit.io.console import Reporter
 from alignkit.io.text import printable
-from alignkit.sampling import SamplingOptions
 from alignkit_plugins.command_line.words import Named
 from alignkit_plugins.compare.comparison import (
     label,

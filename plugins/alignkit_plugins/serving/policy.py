@@ -12,27 +12,27 @@ from pathlib import Path
 from pydantic import Field
 
 from alignkit import seeds
-from alignkit.calls import call
+from alignkit.contract.options import DataRef, Options, PolicyRef, RewardRef
+from alignkit.contract.reward import REWARD_KEY, Context, no_progress
+from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import EngineRef, ModelSpec
 from alignkit.data.files import skips
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError, RecipeError
+from alignkit.host.calls import call
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
 from alignkit.models.generate import SamplingRequest, Slot, attach
 from alignkit.models.models import RolePolicy
-from alignkit.options import DataRef, Options, PolicyRef, RewardRef
-from alignkit.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated
 from alignkit.recipe.references import Reading
 from alignkit.recipe.rules import MODEL, broken
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.recipe.yaml import dump, parse_document
-from alignkit.registry import Component
-from alignkit.reward import REWARD_KEY, Context, no_progress
 from alignkit.runs.services import Services
 from alignkit.runs.stage import RunStage
-from alignkit.sampling import Sampling
-from alignkit.settings import EngineRef, ModelSpec
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
 from alignkit_plugins.command_line.words import Named, NamedPolicy, sampling_of

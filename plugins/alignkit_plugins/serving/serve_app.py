@@ -29,9 +29,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from alignkit.contract.options import Field
 from alignkit.data.files import parse
 from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
-from alignkit.options import Field
 from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.columns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange

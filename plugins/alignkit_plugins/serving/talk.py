@@ -15,11 +15,12 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
+from alignkit.contract.sampling import SamplingOptions
 from alignkit.data.group import Message, assistant_turn, user_turn
-from alignkit.errors import DataError, handling, message_of
+from alignkit.errors import DataError, message_of
 from alignkit.io.console import Reporter, Terminal
 from alignkit.io.text import printable
-from alignkit.sampling import SamplingOptions
+from alignkit.runs.signals import handling
 from alignkit_plugins.command_line.words import Named
 from alignkit_plugins.serving.policy import Opened, opened
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignkit import DataError, Group, Message, Response
+from alignkit.contract.reward import REWARD_KEY
 from alignkit.data.group import (
     assistant_turn,
     preview,
@@ -14,7 +15,6 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.errors import did_you_mean
-from alignkit.reward import REWARD_KEY
 
 
 def with_labels(group: Group) -> Group:

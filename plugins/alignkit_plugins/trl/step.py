@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
-from alignkit.algorithm import ExternalTrainer
+from alignkit.contract.algorithm import ExternalTrainer
 from alignkit.data.group import assistant_turn, calls_of, preview, resolved_pairs
 from alignkit.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec
 
 Row = dict[str, Any]
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import field_validator
 
 from alignkit import Completion, Engine, EngineContext, Options, RunFailed, Sampling
-from alignkit.algorithm import ADVANTAGES
+from alignkit.contract.algorithm import ADVANTAGES
+from alignkit.contract.engine import EngineOptions
+from alignkit.contract.options import Field
 from alignkit.data.group import responses_of
-from alignkit.engine import EngineOptions
-from alignkit.options import Field
 from alignkit_plugins.servers.remote import checked_address, key_of
 from alignkit_plugins.vllm.own_server import OwnServer
 from alignkit_plugins.vllm.replicas import Replica, Replicas

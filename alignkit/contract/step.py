@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,14 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pydantic.dataclasses
 from pydantic import InstanceOf
 
-from alignkit.calls import call
+from alignkit.contract.options import WithOptions
+from alignkit.contract.report import Report
+from alignkit.contract.reward import Context
 from alignkit.data.group import Group
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.text import Say
-from alignkit.options import WithOptions
-from alignkit.report import Report
-from alignkit.reward import Context
-from alignkit.shapes import need
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,19 +155,3 @@ class Step(WithOptions):
         its results.
         """
         raise NotImplementedError
-
-
-def run_step(step: Step, context: StepContext) -> Artifact:
-    """What a step makes. Raises PluginError, with the step's plugin and method, for a mistake in
-    it.
-    """
-    artifact: Artifact = call(step, "run", context, returns=_check_artifact)
-    return artifact
-
-
-def _check_artifact(artifact: Any) -> None:
-    need(isinstance(artifact, Artifact), "an Artifact", artifact)
-    json.dumps(dict(artifact.summary or {}), allow_nan=False)
-    if artifact.report is not None:  # the run lays it out at its end
-        Report.restored(artifact.report.plain()).text()
-        artifact.report.markdown()

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError, validate_call
 
+from alignkit.contract.options import WithOptions
 from alignkit.data.group import Group, Message
 from alignkit.errors import PluginError, RunFailed, did_you_mean, faults_of
-from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

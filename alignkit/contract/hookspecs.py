@@ -26,7 +26,7 @@ class Add(Protocol):
     """Provides an implementation under a kind and a name. May be called several times.
 
     Args:
-        kind: One of `alignkit.registry.KINDS`. `format`, `algorithm`, `reward`, `judge`,
+        kind: One of `alignkit.host.registry.KINDS`. `format`, `algorithm`, `reward`, `judge`,
             `environment`, `step`, `filter`, `monitor`, `tracker`, `engine`, `reader` and `launcher`
             take a subclass of the class of this name; `reward` also takes a `RewardCombination`.
             `model` takes a function `source(cache) -> Path` that returns a local transformers

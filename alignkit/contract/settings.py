@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict
 
-from alignkit.options import (
+from alignkit.contract.options import (
     DataRef,
     EnvironmentRef,
     Field,
@@ -19,7 +19,7 @@ from alignkit.options import (
     StageRef,
     in_recipe,
 )
-from alignkit.sampling import Sampling
+from alignkit.contract.sampling import Sampling
 
 
 class LoraSpec(Options):

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from alignkit.contract.options import Options
 from alignkit.data.files import kind_of
 from alignkit.data.group import (
     LARGEST,
@@ -46,7 +47,6 @@ from alignkit.data.group import (
 )
 from alignkit.errors import BadRow, DataError
 from alignkit.io.text import typed
-from alignkit.options import Options
 
 # Columns with a meaning in other tools. A row that has one is read whole, or it is bad.
 FOREIGN = (
@@ -224,6 +224,17 @@ def columns_of(row: Any) -> Mapping[str, Any]:
     return row
 
 
+def with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
+    """The row with the column names that the format expects. columns: expected -> actual."""
+    if not columns:
+        return row
+    for actual in columns.values():
+        if actual not in columns_of(row):
+            raise BadRow(f"no column '{actual}' to rename; the row has {', '.join(row)}")
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return others | {expected: row[actual] for expected, actual in columns.items()}
+
+
 def to_number(value: Any, what: str) -> float | None:
     """A value of a table as a finite number; None if it is empty. what: for the message."""
     if value is None or value == "":
@@ -236,6 +247,29 @@ def to_number(value: Any, what: str) -> float | None:
         reason = ", which is too large" if abs(number) > LARGEST else ""
         raise BadRow(f"{what} must be a number, not {value!r}{reason}")
     return number
+
+
+# Rows
+
+Formats = Mapping[str, type[Format]]  # by name
+
+
+def matches(format_class: type[Format], row: Any) -> bool:
+    """Whether a format recognizes a row."""
+    try:
+        return format_class.matches(row)
+    except Exception:  # a plugin that fails on a foreign row does not match it
+        return False
+
+
+def checked_groups(format: Format, row: Any) -> list[Group]:
+    """The groups that a format reads from a row. Raises `BadRow` for a bad one."""
+    groups = list(format.groups(row))
+    for group in groups:
+        if not isinstance(group, Group):
+            raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
+        format.check(group)
+    return groups
 
 
 # Checks

@@ -12,7 +12,7 @@ from jinja2 import Environment, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 
 from alignkit.errors import RunFailed, reason_of
-from alignkit.plugins import plugins
+from alignkit.host.plugins import plugins
 
 # The white space before an answer belongs to it: words and the space before them are one token.
 PLAIN = (

@@ -20,7 +20,7 @@ from alignkit.errors import (
     no_disk,
     reason_of,
 )
-from alignkit.registry import Component
+from alignkit.host.registry import Component
 
 
 class CallError(PluginError):

@@ -2,7 +2,7 @@
 held out.
 
 A source is read as numbered rows (`alignkit.data.files`), and a format plugin turns each row into a
-group (`alignkit.formats`). All faults are reported together as `file:row: reason`.
+group (`alignkit.contract.formats`). All faults are reported together as `file:row: reason`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, PrivateAttr
 
-from alignkit.calls import line_in
+from alignkit.contract.formats import (
+    Format,
+    Formats,
+    checked_groups,
+    matches,
+    text_of,
+    with_renamed_columns,
+)
+from alignkit.contract.options import Field, Options, in_recipe
 from alignkit.data.files import (
     NumberedRows,
     SkippedRow,
@@ -40,17 +48,14 @@ from alignkit.data.group import (
     turns_of,
 )
 from alignkit.errors import BadRow, DataError, LeftOut, reason_of
-from alignkit.formats import Format, columns_of, text_of
+from alignkit.host.calls import line_in
+from alignkit.host.plugins import plugins, reader_of, registration_of
+from alignkit.host.registry import Component
 from alignkit.io.digest import file_digest, folder_digest
 from alignkit.io.text import normalized
-from alignkit.kinds import reader_of, registration_of
-from alignkit.options import Field, Options, in_recipe
-from alignkit.plugins import plugins
-from alignkit.registry import Component
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
 WORD = re.compile(r"\w+")
-Formats = Mapping[str, type[Format]]
 StageData = Callable[[str], Path]
 # Data set, revision -> commit, or None if it is unknown
 CommitOf = Callable[[str, str | None], str | None]
@@ -430,40 +435,11 @@ class SourceReader:
         )
 
 
-def checked_groups(format: Format, row: Any) -> list[Group]:
-    """The groups that a format reads from a row. Raises `BadRow` for a bad one."""
-    groups = list(format.groups(row))
-    for group in groups:
-        if not isinstance(group, Group):
-            raise TypeError(f"`read` must return a Group, not {type(group).__name__}")
-        format.check(group)
-    return groups
-
-
-def with_renamed_columns(row: Any, columns: Mapping[str, str]) -> Any:
-    """The row with the column names that the format expects. columns: expected -> actual."""
-    if not columns:
-        return row
-    for actual in columns.values():
-        if actual not in columns_of(row):
-            raise BadRow(f"no column '{actual}' to rename; the row has {', '.join(row)}")
-    others = {name: value for name, value in row.items() if name not in columns.values()}
-    return others | {expected: row[actual] for expected, actual in columns.items()}
-
-
 # --- recognizing a format
 
 
 class UnknownFormat(DataError):
     """No format recognizes a source, whose columns the user may name."""
-
-
-def matches(format_class: type[Format], row: Any) -> bool:
-    """Whether a format recognizes a row."""
-    try:
-        return format_class.matches(row)
-    except Exception:  # a plugin that fails on a foreign row does not match it
-        return False
 
 
 # --- splitting

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import alignkit
+from alignkit.contract.options import Options
 from alignkit.errors import PluginError, did_you_mean, reason_of
-from alignkit.options import Options
 
 # Kind -> the classes, by their names in `alignkit`, that its implementations derive from; none: any
 # function will do. A combination can be used wherever a reward can.
@@ -38,6 +40,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 DEFAULTS = ("monitor", "reader", "launcher", "model")  # kinds with defaults
 # Kinds that no recipe names and no page lists
 PRIVATE: dict[str, tuple[str, ...]] = {"_backend": ()}
+_NAME = re.compile(r"cannot import name '(\w+)'")
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
 
@@ -100,6 +103,7 @@ class Registration(Origin):
             self.check(implementation)
         except (Exception, SystemExit) as error:
             reason = f"{self.kind} '{self.name}' is {self.target}: {reason_of(error)}"
+            reason += moved(error)
             raise PluginError(str(replace(self, reason=reason))) from error
         return implementation
 
@@ -132,6 +136,29 @@ class Registration(Origin):
             raise TypeError(
                 f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options"
             )
+
+
+def moved(error: BaseException) -> str:
+    """What to import instead of a module or a name of alignkit that is not there: one of the same
+    name.
+    """
+    missing = str(getattr(error, "name", ""))
+    package = missing.partition(".")[0]
+    if not isinstance(error, ImportError) or not package.startswith(alignkit.__name__):
+        return ""
+    # The error names the first folder that is not there, and only the code names the module in it.
+    code = extract_tb(error.__traceback__)[-1].line or ""
+    wanted = {*re.findall(r"\w+", code.partition(missing)[2]), missing.rpartition(".")[2]}
+    name = _NAME.match(str(error))
+    defined = name and re.compile(rf"^(?:(?:def|class) {name[1]}\b|{name[1]}\b.* = )", re.MULTILINE)
+    found = set[str]()
+    for place in {alignkit.__name__, package} & sys.modules.keys():
+        root = Path(str(sys.modules[place].__path__[0]))
+        for file in root.rglob("*.py"):
+            if defined.search(file.read_text("utf-8")) if defined else file.stem in wanted:
+                found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
+    what = f"{name[1]} from " if name else ""
+    return f"; import {what}{' or '.join(sorted(found))} instead" if found else ""
 
 
 class Registry:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pydantic.dataclasses
 
-from alignkit.batch import Batch, Loss, Outputs, Term
+from alignkit.contract.batch import Batch, Loss, Outputs, Term
+from alignkit.contract.options import WithOptions
 from alignkit.data.group import Group, Message, previews
 from alignkit.io.text import Say
-from alignkit.options import WithOptions
 
 if TYPE_CHECKING:
     from pathlib import Path

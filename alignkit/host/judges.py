@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from alignkit import shapes
-from alignkit.calls import call, create
-from alignkit.data.group import Message
+from alignkit.contract.reward import (
+    Context,
+    Item,
+    Judge,
+    Rated,
+    Rating,
+    Rubric,
+    Verdict,
+    spending,
+    tell,
+)
 from alignkit.errors import RunFailed
-from alignkit.reward import Context, Judge, Rating, Verdict
-
-Item = tuple[Sequence[Message], str, str]  # prompt, first, second
-Rated = tuple[Sequence[Message], str]  # prompt, response
-Rubric = str | Sequence[str]
-
-_spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
-
-
-@contextmanager
-def spending() -> Iterator[list[Verdict | Rating]]:
-    """Gather everything that judges say, for what it costs. What a panel's judges say is part of
-    the panel's.
-    """
-    found: list[Verdict | Rating] = []
-    token = _spent.set(found)
-    try:
-        yield found
-    finally:
-        _spent.reset(token)
-
-
-def tell(answers: Iterable[Verdict | Rating]) -> None:
-    """Add what a judge, or a service that scores, says to what `spending` gathers."""
-    if (everything := _spent.get()) is not None:
-        everything += answers
+from alignkit.host import shapes
+from alignkit.host.calls import call, create
 
 
 def rates(judge: type[Judge]) -> bool:
@@ -153,12 +135,3 @@ class CheckedJudge:
     def scale(self) -> tuple[float, float] | None:
         """The lowest and the highest rating; None if ratings have no bounds."""
         return self.judge.scale
-
-
-def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | None]:
-    """Questions and tokens of all verdicts; None if no verdict says them."""
-    every, found = list(verdicts), {}
-    for name in ("calls", "tokens"):
-        known = [getattr(each, name) for each in every if getattr(each, name) is not None]
-        found[name] = sum(known) if known else None
-    return found

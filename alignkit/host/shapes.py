@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from numbers import Real
 from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from alignkit.algorithm import Phase, Skip
-from alignkit.batch import Batch, Per, Term
+from alignkit.contract.algorithm import Phase, Skip
+from alignkit.contract.batch import Batch, Per, Term
+from alignkit.contract.kinds import Observation
+from alignkit.contract.report import Report
+from alignkit.contract.reward import FINITE, CombinedReward, Rating, Verdict, is_score
+from alignkit.contract.step import Artifact
 from alignkit.data.group import LARGEST, Group, Message
 from alignkit.errors import PluginError
-from alignkit.kinds import Observation
-from alignkit.reward import CombinedReward, Rating, Verdict
 
-FINITE = f"a finite number from {-LARGEST:g} to {LARGEST:g}"
 _MESSAGE = TypeAdapter(Message)
 _Number = Annotated[FiniteFloat, Field(ge=-LARGEST, le=LARGEST)]
 _NUMBERS = TypeAdapter[Any](dict[str, _Number | None] | _Number | None)
@@ -80,11 +80,6 @@ def prompt(group: Group, values: Any) -> None:
 
 
 # Numbers
-
-
-def is_score(value: Any) -> bool:
-    """Whether it is a finite number, not too large, or None because there is none."""
-    return value is None or (isinstance(value, Real) and abs(float(value)) <= LARGEST)
 
 
 def numbers(value: Any) -> None:
@@ -179,7 +174,7 @@ def weights(of: Mapping[str, Term], values: Any) -> None:
     by_name(values, "tensors in the shapes of their loss terms", fits)
 
 
-# Monitors and judges
+# Monitors, judges and steps
 
 
 def observation(iteration: int, seen: Any) -> None:
@@ -206,6 +201,15 @@ def ratings(count: int, scale: tuple[float, float] | None, values: Any) -> None:
         return isinstance(rating, Rating) and (rating.score is None or low <= rating.score <= high)
 
     listing(values, f"a Rating from {low:g} to {high:g}, or None", fits, count)
+
+
+def artifact(made: Any) -> None:
+    """What a step makes. Its report can be laid out, as the run does at its end."""
+    need(isinstance(made, Artifact), "an Artifact", made)
+    json.dumps(dict(made.summary or {}), allow_nan=False)
+    if made.report is not None:  # the run lays it out at its end
+        Report.restored(made.report.plain()).text()
+        made.report.markdown()
 
 
 # Values in words

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict
 
-from alignkit.options import Field, Options
+from alignkit.contract.options import Field, Options
 
 
 class Sampling(Options):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pydantic.dataclasses
 from pydantic import Field, FiniteFloat
 
-from alignkit.data.group import Group, Message
-from alignkit.options import WithOptions
-from alignkit.policy import Models
+from alignkit.contract.options import WithOptions
+from alignkit.contract.policy import Models
+from alignkit.data.group import LARGEST, Group, Message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +27,13 @@ if TYPE_CHECKING:
 # by up to 1e-5 nats between batches, and servers round theirs to four decimals, which moves a
 # probability by up to 5e-5.
 TIE = 1e-4
+FINITE = f"a finite number from {-LARGEST:g} to {LARGEST:g}"
 REWARD_KEY = "reward"  # the combined reward in Response.scores, next to its components
+
+
+def is_score(value: Any) -> bool:
+    """Whether it is a finite number, not too large, or None because there is none."""
+    return value is None or (isinstance(value, Real) and abs(float(value)) <= LARGEST)
 
 
 # `with progress(what, total) as done:` shows how many of `total` parts of some work are done:
@@ -180,6 +188,11 @@ class RewardCombination(WithOptions):
         raise NotImplementedError
 
 
+Item = tuple[Sequence[Message], str, str]  # prompt, first, second
+Rated = tuple[Sequence[Message], str]  # prompt, response
+Rubric = str | Sequence[str]
+
+
 class Judge(WithOptions):
     """Base class of a judge: a model that is asked in words which response is better, or how good
     one is.
@@ -208,7 +221,7 @@ class Judge(WithOptions):
         """Called once, before the first comparison."""
         self.context = context
 
-    def compare(self, items: Sequence[tuple[Sequence[Message], str, str]]) -> list[Verdict]:
+    def compare(self, items: Sequence[Item]) -> list[Verdict]:
         """One verdict on each (prompt, first, second), in order. Ask in both orders and average.
 
         Args:
@@ -282,3 +295,36 @@ class Verdict:
     def tied(self) -> bool:
         """Whether `p_first` is within TIE of 0.5, so that neither is preferred."""
         return self.p_first is not None and abs(self.p_first - 0.5) <= TIE
+
+
+# What judges cost
+
+_spent: ContextVar[list[Verdict | Rating] | None] = ContextVar("spent", default=None)
+
+
+@contextmanager
+def spending() -> Iterator[list[Verdict | Rating]]:
+    """Gather everything that judges say, for what it costs. What a panel's judges say is part of
+    the panel's.
+    """
+    found: list[Verdict | Rating] = []
+    token = _spent.set(found)
+    try:
+        yield found
+    finally:
+        _spent.reset(token)
+
+
+def tell(answers: Iterable[Verdict | Rating]) -> None:
+    """Add what a judge, or a service that scores, says to what `spending` gathers."""
+    if (everything := _spent.get()) is not None:
+        everything += answers
+
+
+def costs(verdicts: Iterable[Verdict | Rating]) -> dict[str, int | None]:
+    """Questions and tokens of all verdicts; None if no verdict says them."""
+    every, found = list(verdicts), {}
+    for name in ("calls", "tokens"):
+        known = [getattr(each, name) for each in every if getattr(each, name) is not None]
+        found[name] = sum(known) if known else None
+    return found

@@ -1,8 +1,6 @@
 """The optimizer and the schedule of a stage: made, and kept in checkpoints.
 
-A schedule is `factor(step, total)` for step 0, 1, ... of `total`, so that a resumed run needs none
-of its past. It may take `warmup`, the steps in which alignkit lets the rate rise and after which it
-is asked, and `rate`, the highest one. Reading one for a check does not load torch.
+Reading one for a check does not load torch.
 """
 
 from __future__ import annotations
@@ -14,15 +12,16 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from alignkit.contract.schedules import OWN
 from alignkit.errors import RunFailed, reason_of
-from alignkit.plugins import plugins
-from alignkit.registry import Component
+from alignkit.host.plugins import plugins
+from alignkit.host.registry import Component
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
-    from alignkit.settings import Settings
+    from alignkit.contract.settings import Settings
 
 
 def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -32,34 +31,9 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     return OWN.get(value) or plugins().get(kind, value).implementation, {}
 
 
-def constant(step: int, total: int) -> float:
-    """Return the factor of the same rate after the warmup."""
-    return 1.0
-
-
-def linear(step: int, total: int, warmup: int) -> float:
-    """Return a factor that falls to 0."""
-    return max(0.0, 1 - (step - warmup) / max(1, total - warmup))
-
-
-def cosine(step: int, total: int, warmup: int, num_cycles: float = 0.5) -> float:
-    """Return a factor that falls to 0 as half a wave of the cosine."""
-    return max(
-        0.0, 0.5 * (1 + math.cos(math.pi * (1 - linear(step, total, warmup)) * 2 * num_cycles))
-    )
-
-
-# Schedules that alignkit itself provides, without options
-OWN: dict[str, Callable[..., Any]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
-}
-
-
 def factor_of(schedule: Component | str, **given: float) -> float:
-    """The factor on the learning rate at a step after the warmup. given: what a schedule may take,
-    see above.
+    """The factor on the learning rate at a step after the warmup. given: what a schedule may take;
+    see `alignkit.contract.schedules`.
 
     Raises RunFailed for what is no factor: a negative one would unlearn.
     """

@@ -9,14 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit.data.files import suffix_of
+from alignkit.contract.options import WithOptions
+from alignkit.contract.settings import Settings
 from alignkit.data.group import Group
 from alignkit.io.digest import file_digest
 from alignkit.io.text import Say
-from alignkit.options import WithOptions
-from alignkit.plugins import plugins
-from alignkit.registry import Registration
-from alignkit.settings import Settings
 
 
 class Filter(WithOptions):
@@ -235,27 +232,6 @@ class Reader:
         return {}
 
 
-def reader_of(path: Path | None) -> Reader | None:
-    """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
-
-    Raises PluginError if several plugins read it.
-    """
-    registration = registration_of(path)
-    if registration is None:
-        return None
-    return registration.implementation()
-
-
-def registration_of(path: Path | None) -> Registration | None:
-    """Where the reader of a file is from; None: of data without a file. See `reader_of`."""
-    if path is None:
-        return plugins().only("reader") if plugins().defaults("reader") else None
-    suffix = suffix_of(path)
-    if not plugins().has("reader", suffix):
-        return None
-    return plugins().get("reader", suffix)
-
-
 @dataclass(frozen=True)
 class World:
     """Which process of how many this is.
@@ -314,9 +290,3 @@ class Launcher:
             say: Prints a line.
         """
         raise NotImplementedError
-
-
-def launcher() -> Launcher:
-    """What starts several processes. Raises PluginError if no plugin does."""
-    made: Launcher = plugins().only("launcher").implementation()
-    return made

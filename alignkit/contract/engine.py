@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from alignkit.contract.options import Field, WithOptions
+from alignkit.contract.options import Options as _Options
 from alignkit.io.text import Say
-from alignkit.options import Field, WithOptions
-from alignkit.options import Options as _Options
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignkit.sampling import Sampling
-    from alignkit.settings import ModelSpec
+    from alignkit.contract.sampling import Sampling
+    from alignkit.contract.settings import ModelSpec
 
 LOCAL = "local"  # what recipes call alignkit itself, which is no plugin
 

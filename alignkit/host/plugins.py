@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from traceback import extract_tb, walk_tb
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
 import alignkit
-from alignkit import hookspecs
-from alignkit.calls import blame, line_in
-from alignkit.errors import PluginError, did_you_mean, plugin_options, reason_of, refuse
+from alignkit.contract import hookspecs
+from alignkit.contract.kinds import Launcher, Reader
+from alignkit.data.files import suffix_of
+from alignkit.errors import PluginError, did_you_mean, reason_of, refuse
+from alignkit.host import plugin_options
+from alignkit.host.calls import blame, line_in
+from alignkit.host.registry import DEFAULTS, KINDS, PRIVATE, Origin, Registration, Registry, moved
 from alignkit.io.opened import watch
-from alignkit.registry import DEFAULTS, KINDS, PRIVATE, Origin, Registration, Registry
 
 GROUP = "alignkit"
 _NAME = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*")  # a reader's name is a suffix, such as .csv
@@ -129,24 +132,6 @@ class Plugins(Registry):
                 self.add(registration)
 
 
-def moved(error: BaseException) -> str:
-    """What to import instead of a module of alignkit that is not there: one of the same name."""
-    missing = str(getattr(error, "name", ""))
-    package = missing.partition(".")[0]
-    if not isinstance(error, ModuleNotFoundError) or not package.startswith(alignkit.__name__):
-        return ""
-    # The error names the first folder that is not there, and only the code names the module in it.
-    code = extract_tb(error.__traceback__)[-1].line or ""
-    wanted = {*re.findall(r"\w+", code.partition(missing)[2]), missing.rpartition(".")[2]}
-    found = set[str]()
-    for place in {alignkit.__name__, package} & sys.modules.keys():
-        root = Path(str(sys.modules[place].__path__[0]))
-        for file in root.rglob("*.py"):
-            if file.stem in wanted:
-                found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
-    return f"; import {' or '.join(sorted(found))} instead" if found else ""
-
-
 def _installed() -> list[_Plugin]:
     """The installed plugins, from their metadata; nothing is imported. Sorted, as the file system
     has no order.
@@ -223,3 +208,30 @@ def source_of(base: str) -> tuple[str, str]:
     """
     name, _, path = base.partition("://")
     return (name, path) if plugins().has("model", name) else ("", "")
+
+
+def reader_of(path: Path | None) -> Reader | None:
+    """The reader of a file; None for one of JSON or text, and if no plugin reads its suffix.
+
+    Raises PluginError if several plugins read it.
+    """
+    registration = registration_of(path)
+    if registration is None:
+        return None
+    return registration.implementation()
+
+
+def registration_of(path: Path | None) -> Registration | None:
+    """Where the reader of a file is from; None: of data without a file. See `reader_of`."""
+    if path is None:
+        return plugins().only("reader") if plugins().defaults("reader") else None
+    suffix = suffix_of(path)
+    if not plugins().has("reader", suffix):
+        return None
+    return plugins().get("reader", suffix)
+
+
+def launcher() -> Launcher:
+    """What starts several processes. Raises PluginError if no plugin does."""
+    made: Launcher = plugins().only("launcher").implementation()
+    return made
