@@ -1,27 +1,49 @@
-"""Data that a command names, read as a recipe reads them."""
+"""What a command names, read as a recipe reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
-from alignkit.recipe.load import made_recipe
-from alignkit.recipe.schema import Recipe
+from alignkit.contract.options import DataRef, Options
+from alignkit.contract.settings import ModelSpec
+from alignkit.errors import RecipeError
+from alignkit.host.plugins import plugins
+from alignkit.recipe.mistakes import problems_of, validated
+from alignkit.recipe.references import Reading
+from alignkit.recipe.rules import MODEL, broken
+from alignkit.recipe.schema import Stage
 from alignkit.recipe.sources import DataSpec
+from alignkit.recipe.yaml import Document, dump, parse_document
+
+Read = TypeVar("Read", bound=Options)
 
 
-def recipe_of(value: Any, command: str, rules: Sequence[str] = (), base: str = "tiny") -> Recipe:
-    """A recipe whose only stage, `data`, cleans a data entry. command: who asks, for errors. base:
-    its model.
+class _Data(Options):
+    data: DataRef
 
-    rules: other options of the step `clean`, as KEY=VALUE.
+
+def read_as(
+    kind: type[Read], keys: Mapping[str, Any], command: str, overrides: Sequence[str] = ()
+) -> tuple[Read, Stage, Document]:
+    """Keys as these options, the stage whose they would be, and the document that they are in.
+
+    command: who asks, for errors. overrides: KEY=VALUE. Relative paths start at the current folder.
+    Raises RecipeError with every problem found.
     """
-    data = {"model": {"base": base}, "stages": {"data": {"step": "clean", "data": value}}}
-    return made_recipe(data, command, [f"stages.data.{rule}" for rule in rules])
+    document = parse_document(dump(keys), Path(command), overrides)
+    reading = Reading(plugins(), document.path.parent)
+    options, mistakes = validated(kind, document.data, reading)
+    if isinstance(model := getattr(options, "model", None), ModelSpec):
+        mistakes += [mistake.below("model") for mistake in broken(MODEL, model)]
+    problems = [*document.problems, *problems_of(document, mistakes)]
+    if problems or options is None:
+        raise RecipeError(problems)
+    return options, reading.stage, document
 
 
 def data_of(value: Any, command: str) -> DataSpec:
     """A data entry, as in a recipe. command: who asks, for errors."""
-    options: Any = recipe_of(value, command).stages["data"].component.options
-    spec: DataSpec = options.data
+    spec: DataSpec = read_as(_Data, {"data": value}, command)[0].data
     return spec

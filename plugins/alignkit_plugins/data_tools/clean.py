@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from alignkit import Artifact, DataError, DataRef, Field, Group, Step, StepContext, StepData
 from alignkit.contract.report import Report, Table
 from alignkit.data.group import Origin, Response, group_id
+from alignkit.host.plugins import load_plugins
+from alignkit.recipe.yaml import plain_data
+from alignkit_plugins.command_line.entries import read_as
 from alignkit_plugins.data_tools import near
 from alignkit_plugins.data_tools.files import Row, groups_of, json_lines, read_rows, short
 from alignkit_plugins.extras import check_extra
@@ -33,6 +36,7 @@ STOCK = re.compile(
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,
 )
+ON_HUB = re.compile(r"(?!\.\.?/|~/)[^/]+/[^/.]+")  # OWNER/NAME, and no path
 SPOKEN = (
     "content",
     "value",
@@ -226,6 +230,19 @@ class Clean(Step):
             "redacted": redacted,
         }
         return Artifact(groups=groups, summary=summary, report=Report([done.table(hidden=outline)]))
+
+
+def named_rows(word: str, rules: Sequence[str] = ()) -> Clean.Options:
+    """The options of a step `clean` of a word: a file, a folder, a hub data set, or YAML.
+
+    rules: its other options, as KEY=VALUE.
+    """
+    load_plugins()
+    value = plain_data(word, f"'{word}'")
+    path = Path(value) if isinstance(value, str) else None
+    if path and (path.is_dir() or (ON_HUB.fullmatch(str(value)) and not path.is_file())):
+        value = {"hub": value}
+    return read_as(Clean.Options, {"data": value}, "alignkit data", rules)[0]
 
 
 def rows_to_clean(groups: Sequence[Group]) -> list[Row]:

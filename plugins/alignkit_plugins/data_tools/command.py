@@ -42,9 +42,9 @@ def browse(
       alignkit data browse demos.jsonl 'languages=[en]' --out demos.html
     """
     from alignkit_plugins.data_tools.browse import write_page
-    from alignkit_plugins.data_tools.files import entry
+    from alignkit_plugins.data_tools.clean import named_rows
 
-    options = entry(file, rules or ())
+    options = named_rows(file, rules or ())
     options.check("alignkit data browse")
     return files_written([out], [write_page(options, out)], "open it in a browser")
 
@@ -68,7 +68,7 @@ def check(file: File, rules: RuleWords = None) -> Result:
     from alignkit_plugins.report import data_card
     from alignkit_plugins.text.shown import counts
 
-    options = files.entry(file, rules or ())
+    options = clean.named_rows(file, rules or ())
     options.check("alignkit data check")
     rows, done = clean.cleaned_file(options)
     groups = files.groups_of(rows)
@@ -110,9 +110,9 @@ def clean(
     """
     from alignkit.contract.report import Report
     from alignkit_plugins.data_tools import files
-    from alignkit_plugins.data_tools.clean import cleaned_file
+    from alignkit_plugins.data_tools.clean import cleaned_file, named_rows
 
-    options = files.entry(file, rules or ())
+    options = named_rows(file, rules or ())
     options.check("alignkit data clean")
     files.check_target(out, options.data)
     _, done = cleaned_file(options)
@@ -144,9 +144,10 @@ def convert(
     """
     from alignkit.errors import did_you_mean, refuse
     from alignkit_plugins.data_tools import files
+    from alignkit_plugins.data_tools.clean import named_rows
     from alignkit_plugins.formats.layouts import LAYOUTS
 
     if to not in LAYOUTS:
         refuse(f"--to: unknown layout '{to}'", did_you_mean(to, LAYOUTS, "layouts"))
-    lines = files.convert(files.entry(file).data, to, out)
+    lines = files.convert(named_rows(file).data, to, out)
     return files_written([out], lines, text="\n".join(lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,11 @@ from typing import Any
 from alignkit.data.files import skips
 from alignkit.data.group import Group
 from alignkit.errors import BadRow, DataError, refuse
-from alignkit.host.plugins import load_plugins, plugins
+from alignkit.host.plugins import plugins
 from alignkit.io.atomic import whole_file
 from alignkit.io.digest import commit_of
 from alignkit.recipe.sources import DataSpec, SourceReader
-from alignkit.recipe.yaml import plain_data
-from alignkit_plugins.command_line.entries import recipe_of
 from alignkit_plugins.formats.layouts import LAYOUTS
-
-ON_HUB = re.compile(r"(?!\.\.?/|~/)[^/]+/[^/.]+")  # OWNER/NAME, and no path
 
 
 @dataclass(frozen=True)
@@ -79,19 +74,6 @@ def name_of(spec: DataSpec) -> str:
 def short(name: str) -> str:
     """A path from the current folder, if it is below it; any other name."""
     return name.removeprefix(f"{Path.cwd()}/")
-
-
-def entry(word: str, rules: Sequence[str] = ()) -> Any:
-    """The options of a step `clean` of what `data:` may be: a file, a folder, a hub data set, YAML.
-
-    rules: its other options, as KEY=VALUE.
-    """
-    load_plugins()
-    value = plain_data(word, f"'{word}'")
-    path = Path(value) if isinstance(value, str) else None
-    if path and (path.is_dir() or (ON_HUB.fullmatch(str(value)) and not path.is_file())):
-        value = {"hub": value}
-    return recipe_of(value, "alignkit data", rules).stages["data"].component.options
 
 
 # Writing

@@ -18,23 +18,19 @@ from alignkit.contract.sampling import Sampling
 from alignkit.contract.settings import EngineRef, ModelSpec
 from alignkit.data.files import skips
 from alignkit.data.group import Group, Message, Response
-from alignkit.errors import DataError, RecipeError
+from alignkit.errors import DataError
 from alignkit.host.calls import call
-from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
 from alignkit.models.generate import SamplingRequest, Slot, attach
 from alignkit.models.models import RolePolicy
-from alignkit.recipe.mistakes import problems_of, validated
-from alignkit.recipe.references import Reading
-from alignkit.recipe.rules import MODEL, broken
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
-from alignkit.recipe.yaml import dump, parse_document
 from alignkit.runs.services import Services
 from alignkit.runs.stage import RunStage
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
+from alignkit_plugins.command_line.entries import read_as
 from alignkit_plugins.command_line.words import Named, NamedPolicy, sampling_of
 from alignkit_plugins.compare.comparison import TEMPERATURE
 
@@ -236,19 +232,19 @@ def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe,
         "rewards": named.rewards,
         "data": named.data,
     }
-    document = parse_document(dump(plain), Path(command), overrides)
-    reading = Reading(plugins(), document.path.parent)
-    words, mistakes = validated(Words, document.data, reading)
-    if words is not None:
-        mistakes += [mistake.below("model") for mistake in broken(MODEL, words.model)]
-    problems = [*document.problems, *problems_of(document, mistakes)]
-    if problems or words is None:
-        raise RecipeError(problems)
-    stage = reading.stage
+    words, stage, document = read_as(Words, plain, command, overrides)
     stage.engine = words.engine if isinstance(words.engine, Component) else None
-    path = document.path
     recipe = Recipe(
-        path.name, path, path.parent.resolve(), 0, "", words.model, {}, {}, (), document
+        name=document.path.name,
+        path=document.path,
+        folder=document.path.parent.resolve(),
+        seed=0,
+        description="",
+        model=words.model,
+        stages={},
+        resolved={},
+        trackers=(),
+        document=document,
     )
     return recipe, stage, words
 
