@@ -58,7 +58,7 @@ def peer(job: Job, gate: Gate) -> None:
     def sums(role: str) -> torch.Tensor:
         """Log-probabilities [R] of the responses, better and worse alternately."""
         hidden = policy.hidden(role, row.layout, row.tokens)
-        logprobs, _ = policy.logprobs(role, hidden[row.before], row.targets)
+        logprobs, *_ = policy.logprobs(role, hidden[row.before], row.targets)
         return logprobs.new_zeros(rows).index_add(0, owner, logprobs)
 
     with torch.no_grad():

@@ -58,8 +58,7 @@ class Needs:
             model's head.
         entropy: The policy's entropy at each response token; "reported": without a gradient, which
             is cheaper.
-        likeliest: Whether each response token is the policy's likeliest one; not together with
-            `entropy`.
+        likeliest: Whether each response token is the policy's likeliest one.
         min_samples: Fewest responses in a group.
         pairs: Groups without a pair are left out and counted; a data set without any pair is an
             error.

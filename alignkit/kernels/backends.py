@@ -18,7 +18,7 @@ from torch import Tensor
 from alignkit.errors import PluginError
 from alignkit.host.plugins import Plugins, plugins
 from alignkit.kernels.decoding import Decoding
-from alignkit.kernels.lm_head import Entropy, HeadSpec, logprobs_and_entropy
+from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken, logprobs_and_entropy
 from alignkit.kernels.lora import LowRank
 from alignkit.kernels.plain_attention import GroupAttention
 
@@ -70,15 +70,20 @@ class Backend:
         return nullcontext()
 
     def next_token(
-        self, hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Entropy = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log P(token) [N] and entropies [N], or None unless requested, in nats.
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        head: HeadSpec,
+        entropy: Entropy = False,
+        likeliest: bool = False,
+    ) -> NextToken:
+        """What is requested of tokens [N], by the states before them.
 
-        hidden: [N, D], the states before the tokens [N]. The product has the dtype of the head, the
+        hidden: [N, D]. The product has the dtype of the head, the
         rest is float32, or float64 if the head is. Gradients reach the hidden states and the
         parameters of the head that learn.
         """
-        return logprobs_and_entropy(hidden, tokens, head, self.linear, entropy)
+        return logprobs_and_entropy(hidden, tokens, head, self.linear, entropy, likeliest)
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> Backend:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,28 @@ from torch.utils.checkpoint import checkpoint
 from alignkit.functional.logprobs import entropy_of
 
 # Whether to compute entropies. "reported" means without gradients, which saves a third of the
-# products. "likeliest": in their place, 1 where the token is the likeliest one, else 0.
-Entropy = bool | Literal["reported", "likeliest"]
+# products.
+Entropy = bool | Literal["reported"]
 CHUNK = 256  # rows of logits that are held at a time
 Linear = Callable[[Tensor, Tensor], Tensor]  # x, weight -> x W^T
+
+
+class NextToken(NamedTuple):
+    """Numbers of tokens by their distributions, [N] each; None: not requested.
+
+    logprobs, entropy: in nats. likeliest: 1 where the token is the likeliest one, else 0.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor | None
+    likeliest: Tensor | None
+
+    @staticmethod
+    def of(columns: Sequence[Tensor], entropy: Entropy, likeliest: bool) -> NextToken:
+        """columns: those that were requested."""
+        return NextToken(
+            columns[0], columns[1] if entropy else None, columns[-1] if likeliest else None
+        )
 
 
 @dataclass(frozen=True)
@@ -56,14 +74,15 @@ def logprobs_and_entropy(
     head: HeadSpec,
     linear: Linear,
     entropy: Entropy,
-) -> tuple[Tensor, Tensor | None]:
+    likeliest: bool,
+) -> NextToken:
     """See `Backend.next_token`; the backward pass computes the logits again."""
     # A chunk draws no random numbers, so there is no generator state to preserve.
     compute = functools.partial(
         checkpoint, _logprobs, use_reentrant=False, preserve_rng_state=False
     )
-    logprobs, *entropies = by_chunk(compute, hidden, tokens, head, linear, entropy)
-    return logprobs, entropies[0] if entropies else None
+    columns = by_chunk(compute, hidden, tokens, head, linear, entropy, likeliest)
+    return NextToken.of(columns, entropy, likeliest)
 
 
 def by_chunk(
@@ -81,21 +100,23 @@ def by_chunk(
 
 
 def _logprobs(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, linear: Linear, entropy: Entropy
+    hidden: Tensor,
+    tokens: Tensor,
+    head: HeadSpec,
+    linear: Linear,
+    entropy: Entropy,
+    likeliest: bool,
 ) -> tuple[Tensor, ...]:
-    """(log-probabilities,) or (log-probabilities, entropies) of some rows, by torch's own
-    operators.
-    """
+    """The requested columns of `NextToken` for some rows, by torch's own operators."""
     logits, _ = logits_of(hidden, head, linear)
     log_probabilities = torch.log_softmax(logits, dim=-1)
-    logprobs = log_probabilities.gather(-1, tokens[:, None])[:, 0]
-    if not entropy:
-        return (logprobs,)
-    if entropy == "likeliest":
-        return logprobs, (log_probabilities.argmax(dim=-1) == tokens).to(logprobs)
-    return logprobs, entropy_of(
-        log_probabilities.detach() if entropy == "reported" else log_probabilities
-    )
+    columns = [log_probabilities.gather(-1, tokens[:, None])[:, 0]]
+    if entropy:
+        learned = log_probabilities.detach() if entropy == "reported" else log_probabilities
+        columns.append(entropy_of(learned))
+    if likeliest:
+        columns.append((log_probabilities.argmax(dim=-1) == tokens).to(columns[0]))
+    return tuple(columns)
 
 
 def logits_of(hidden: Tensor, head: HeadSpec, linear: Linear) -> tuple[Tensor, Tensor | None]:

@@ -145,9 +145,7 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
         nothing = (torch.zeros(0), torch.zeros(0))
-        return [
-            outputs or nothing for outputs in self._measured(groups, Wants(entropy="likeliest"))
-        ]
+        return [outputs or nothing for outputs in self._measured(groups, Wants(likeliest=True))]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""

@@ -270,8 +270,8 @@ class Examples:
 
     def _in_response(self) -> Tensor:
         """Whether an entry of [R, T] is a token of its response, and not after its end."""
-        lengths = torch.from_numpy(np.diff(self.token_offsets))
-        return torch.arange(int(lengths.max()) if len(lengths) else 0) < lengths[:, None]
+        lengths = np.diff(self.token_offsets)
+        return torch.from_numpy(np.arange(lengths.max(initial=0)) < lengths[:, None])
 
     def _padded(self, column: Tensor) -> Tensor:
         """A column of tokens as [R, T], zero after the end of a response."""
@@ -332,13 +332,14 @@ class Wants:
     """The numbers to compute for every response.
 
     logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same
-    distributions; "reported" gives it no gradient; "likeliest": in its place, whether the token is
-    the likeliest. values: the role whose scalar head predicts one before each counted token.
-    scores: the scalar head of the role itself, at the last token that it reads.
+    distributions; "reported" gives it no gradient. likeliest: whether the token is the likeliest.
+    values: the role whose scalar head predicts one before each counted token. scores: the scalar
+    head of the role itself, at the last token that it reads.
     """
 
     logprobs: bool = True
     entropy: Entropy = False
+    likeliest: bool = False
     values: str | None = None
     scores: bool = False
     temperature: float = 1.0
@@ -373,20 +374,17 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
         outputs.scores = model.scalars(role, hidden[packed.scored])
     if wants.logprobs:
         # The shift by one: the state at a token predicts the next, so it is read at `before`.
-        logprobs, entropy = model.logprobs(
+        found = model.logprobs(
             role,
             hidden[packed.before],
             packed.targets,
             temperature=wants.temperature,
             entropy=wants.entropy,
+            likeliest=wants.likeliest,
         )
-        outputs.logprobs = packed.unpack(logprobs)
-        if entropy is not None:
-            setattr(
-                outputs,
-                "likeliest" if wants.entropy == "likeliest" else "entropy",
-                packed.unpack(entropy),
-            )
+        for name, column in found._asdict().items():
+            if column is not None:
+                setattr(outputs, name, packed.unpack(column))
     if wants.values is not None:
         # A head on the policy's backbone reads the states that are already here.
         if model.backbone_role(wants.values) != model.backbone_role(role):

@@ -25,7 +25,7 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.layout import Layout, setting
-from alignkit.kernels.lm_head import Entropy, HeadSpec
+from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken
 from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
@@ -298,15 +298,13 @@ class SharedModel:
         *,
         temperature: float = 1.0,
         entropy: Entropy = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Compute log P(token) [n] and, if requested, entropies [n], in nats, fp32.
-
-        hidden: [n, hidden], the states before the tokens [n]. entropy: "reported" gives it no
-        gradient.
-        """
+        likeliest: bool = False,
+    ) -> NextToken:
+        """See `Backend.next_token`: fp32, of tokens [n] and the states before them, [n, hidden]."""
         with self.multiplying():
+            head = self._head(name, temperature)
             return self.backend.next_token(
-                hidden, tokens.to(self.device), self._head(name, temperature), entropy=entropy
+                hidden, tokens.to(self.device), head, entropy=entropy, likeliest=likeliest
             )
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:

@@ -332,7 +332,8 @@ class Learner:
         """The outputs that the loss needs, [responses, tokens] or [responses], with gradients."""
         needs = self.algorithm.needs
         wants = Wants(
-            entropy="likeliest" if needs.likeliest else needs.entropy,
+            entropy=needs.entropy,
+            likeliest=needs.likeliest,
             values=self.value_role,
             temperature=self.temperature,
         )

@@ -26,7 +26,7 @@ def logprobs_and_entropy(
     hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Any = False, chunk: int = 256
 ) -> tuple[Tensor, Tensor | None]:
     with patch.object(lm_head, "CHUNK", chunk):
-        return chosen(hidden.device, hidden.dtype).next_token(hidden, tokens, head, entropy)
+        return chosen(hidden.device, hidden.dtype).next_token(hidden, tokens, head, entropy)[:2]
 
 
 either_way = pytest.mark.parametrize("frozen", [True, False])
@@ -89,13 +89,15 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, lear
     tokens[::2] = best[::2]
     tokens[0] = len(bias) - 1
     with torch.set_grad_enabled(learns):
-        logprobs, likeliest = logprobs_and_entropy(
-            hidden, tokens, spec, entropy="likeliest", chunk=4
-        )
-        plain, _ = logprobs_and_entropy(hidden, tokens, spec, chunk=4)
+        plain = logprobs_and_entropy(hidden, tokens, spec, entropy=True, chunk=4)
+        backend = chosen(hidden.device, hidden.dtype)
+        with patch.object(lm_head, "CHUNK", 4):
+            found = backend.next_token(hidden, tokens, spec, True, likeliest=True)
+    likeliest = found.likeliest
     assert likeliest is not None and likeliest.tolist() == (tokens == best).double().tolist()
-    assert tokens[0] != best[0]
-    same(logprobs, plain, [hidden] if learns else [], rtol=0, atol=0)
+    assert tokens[0] != best[0] and not likeliest.requires_grad
+    for ours, theirs in zip(found[:2], plain, strict=True):
+        same(ours, theirs, [hidden] if learns else [], rtol=0, atol=0)
 
 
 @either_way

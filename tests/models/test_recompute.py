@@ -45,7 +45,7 @@ def test_recomputed_layers_have_the_same_gradients(
 
     def gradients() -> list[Tensor]:
         before = policy.hidden("new", row.layout, row.tokens)[row.before]
-        logprobs, _ = policy.logprobs("new", before, row.targets)
+        logprobs, *_ = policy.logprobs("new", before, row.targets)
         values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
         policy.hidden(BASE, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])

@@ -143,7 +143,7 @@ def with_head(
         head = HeadSpec(weight, temperature=temperature)
         backend = chosen(rows.device, rows.dtype)
         with patch.object(lm_head, "CHUNK", chunk):
-            logprobs, entropy = backend.next_token(rows, targets, head, entropy=True)
+            logprobs, entropy, _ = backend.next_token(rows, targets, head, entropy=True)
         assert entropy is not None
         found.append((logprobs.view(tokens.shape), entropy.view(tokens.shape)))
     return found

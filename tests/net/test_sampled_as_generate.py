@@ -82,7 +82,7 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     row = pack(encoded)
     with torch.no_grad():
         hidden = policy.hidden(BASE, row.layout, row.tokens)
-        again, _ = policy.logprobs(BASE, hidden[row.before], row.targets, temperature=0.7)
+        again = policy.logprobs(BASE, hidden[row.before], row.targets, temperature=0.7)[0]
     sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
     torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
 

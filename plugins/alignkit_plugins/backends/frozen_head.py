@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.kernels.lm_head import Entropy, HeadSpec, Linear, by_chunk, logits_of
+from alignkit.kernels.lm_head import Entropy, HeadSpec, Linear, NextToken, by_chunk, logits_of
 
 
 def logprobs_and_entropy(
@@ -21,13 +21,13 @@ def logprobs_and_entropy(
     head: HeadSpec,
     product: Linear,
     entropy: Entropy,
-) -> tuple[Tensor, Tensor | None]:
+    likeliest: bool,
+) -> NextToken:
     """See `Backend.next_token`."""
     # Decided here, because gradients are always off inside of a Function's forward.
     learns = torch.is_grad_enabled() and hidden.requires_grad
-    found = _FrozenHead.apply(hidden, tokens, head, product, entropy, learns)
-    logprobs, *entropies = found
-    return logprobs, entropies[0] if entropies else None
+    columns = _FrozenHead.apply(hidden, tokens, head, product, entropy, likeliest, learns)
+    return NextToken.of(columns, entropy, likeliest)
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -41,14 +41,15 @@ class _FrozenHead(torch.autograd.Function):
         head: HeadSpec,
         product: Linear,
         entropy: Entropy,
+        likeliest: bool,
         learns: bool,
     ) -> tuple[Tensor, ...]:
-        found = by_chunk(_frozen, hidden, tokens, head, product, entropy, learns)
-        results = 2 if entropy else 1
+        found = by_chunk(_frozen, hidden, tokens, head, product, entropy, likeliest, learns)
+        results = 1 + bool(entropy) + likeliest
         # All that backward needs: the logits, [N, V], are gone by then
         ctx.save_for_backward(*found[results:])
-        if entropy in ("reported", "likeliest"):
-            ctx.mark_non_differentiable(found[1])
+        learned = 2 if entropy and entropy != "reported" else 1
+        ctx.mark_non_differentiable(*found[learned:results])
         return tuple(found[:results])
 
     @staticmethod
@@ -60,14 +61,20 @@ class _FrozenHead(torch.autograd.Function):
             gradient[:, None] * grad
             for gradient, grad in zip(upstream, ctx.saved_tensors, strict=False)
         ]
-        return sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), *[None] * 5
+        return sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), *[None] * 6
 
 
 def _frozen(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, product: Linear, entropy: Entropy, learns: bool
+    hidden: Tensor,
+    tokens: Tensor,
+    head: HeadSpec,
+    product: Linear,
+    entropy: Entropy,
+    likeliest: bool,
+    learns: bool,
 ) -> list[Tensor]:
-    """The log-probabilities of some rows, their entropies if they are wanted, and then the gradients
-    of both with respect to `hidden` if it learns.
+    """The requested columns of `NextToken` for some rows, and then the gradients of those that have
+    one with respect to `hidden` if it learns.
 
     [rows, V] is large, and fresh memory costs more than the arithmetic in it. So each step
     overwrites the one before, under a new name.
@@ -76,20 +83,20 @@ def _frozen(
     chosen = tokens[:, None]
     # Only one of several equal logits, which bfloat16 makes frequent, is what greedy sampling
     # takes.
-    likeliest = [(logits.argmax(dim=-1) == tokens).to(logits)] if entropy == "likeliest" else []
+    best = [(logits.argmax(dim=-1) == tokens).to(logits)] if likeliest else []
     # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs = shifted.gather(-1, chosen)[:, 0]
-    if of_entropy := entropy and not likeliest:
+    if entropy:
         # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would
         # be nan.
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
     exponentials = shifted.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
-    results, grads = [logprobs.sub_(total.log()[:, 0]), *likeliest], []
+    results, grads = [logprobs.sub_(total.log()[:, 0])], list[Tensor]()
     probabilities = exponentials.div_(total)
-    if of_entropy:
+    if entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
         results.append(-(probabilities * log_probabilities).sum(dim=-1))
@@ -103,7 +110,7 @@ def _frozen(
         ones = torch.ones_like(chosen, dtype=probabilities.dtype)
         logprob_grad = probabilities.neg_().scatter_add_(-1, chosen, ones)
         grads.insert(0, _to_hidden(logprob_grad, softcap_grad, head, product))
-    return results + [grad.to(hidden.dtype) for grad in grads]
+    return results + best + [grad.to(hidden.dtype) for grad in grads]
 
 
 def _to_hidden(
