@@ -102,7 +102,7 @@ likeliest_is_any_of_equal_tokens:
 nested_rows:
   file: alignkit/training/rewards.py
   old: child.reward(groups, parts, rows).reward[rows]
-  new: child.reward(groups, parts, rows).reward[: int(rows.sum())]
+  new: 'child.reward(groups, parts, rows).reward[: int(rows.sum())]'
   test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 selection_whitened:
   file: alignkit/training/table.py
@@ -133,7 +133,7 @@ same_selection:
 first_rewards:
   file: alignkit/training/online.py
   old: rollouts.learned[rollouts.keep]
-  new: rollouts.learned[: int(rollouts.keep.sum())]
+  new: 'rollouts.learned[: int(rollouts.keep.sum())]'
   test: test_iteration_loop.py::test_kept_groups_keep_their_rewards
 rollout_order:
   file: alignkit/training/online.py
@@ -160,7 +160,7 @@ current_is_earlier:
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
 rejected_again:
   file: alignkit/training/online.py
-  old: return [self._kept(groups)[0] for groups in
+  old: return [[*compress(groups, self._chosen(groups)[0])] for groups in
   new: return [groups for groups in
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
 unscored_again:

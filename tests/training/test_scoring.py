@@ -111,6 +111,7 @@ def test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it() ->
     table = learn(combining(X, {"x": [1.0, 4.0, 7.0, None]}), GROUPS, whiten=True, penalty=0.5)
     assert learned(table) == (pytest.approx([-1.0, 0.0, 1.0 - 0.5]), [1.0, 4.0, 6.5])
     assert table.learned.dtype == torch.float64
+    assert [response.reward for response in responses_of(table.kept)] == [1.0, 4.0, 6.5]
     whole = learn(combining(X, {"x": [1.0, 4.0, 9.0, 7.0]}), GROUPS, whiten=True)
     before = learned(whole)[0]
     whole.keep_groups([False, True])  # a filter
