@@ -34,7 +34,7 @@ PLANTED = {
     for name, change in yaml.safe_load(r"""
 # Sampling
 same_prompts:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/prompts.py
   old: start = (number - 1) * self.per_iteration + self.extra + first
   new: start = first
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
@@ -44,12 +44,12 @@ same_epochs:
   new: self.stream(0).permutation(self.size)
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
 same_samples:
-  file: alignkit/training/rollouts.py
-  old: path = self.context.name, "rollout", number
-  new: path = self.context.name, "rollout", 0
+  file: alignkit/training/prompts.py
+  old: path=(self.context.name, purpose, number)
+  new: path=(self.context.name, purpose, 0)
   test: test_iteration_loop.py::test_every_iteration_draws_other_samples
 reference_samples:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/prompts.py
   old: '            trainer.role,'
   new: '            trainer.reference_role,'
   test: test_iteration_loop.py::test_the_policy_samples_and_not_its_reference
@@ -105,17 +105,17 @@ nested_rows:
   new: 'child.reward(groups, parts, rows).reward[: int(rows.sum())]'
   test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 selection_whitened:
-  file: alignkit/training/table.py
+  file: alignkit/training/rollouts.py
   old: '{**self.parts, REWARD_KEY: self.reward}'
   new: '{**self.parts, REWARD_KEY: self.reward if self.learned is None else self.learned}'
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 whitened_after_filter:
-  file: alignkit/training/table.py
+  file: alignkit/training/rollouts.py
   old: self.keep = self.keep.masked_scatter(self.keep, rows)
   new: self.keep = self.keep.masked_scatter(self.keep, rows.flip(0))
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 penalty_is_whitened:
-  file: alignkit/training/table.py
+  file: alignkit/training/rollouts.py
   old: learned[present] = F.whiten(reward[present])
   new: learned[present] = F.whiten((reward - penalty * ~self.ended)[present])
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
@@ -149,12 +149,12 @@ selected_once:
   new: rollouts.take(sorted({index_of[id(group)] for group in phase.groups}))
   test: test_iteration_loop.py::test_selected_groups_are_learned_as_often_as_they_are_selected
 carried_without_penalty:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/replay.py
   old: self.rewards.score(groups, penalty)
   new: self.rewards.score(groups)
   test: test_replayed_rollouts.py::test_replayed_rollouts_pay_the_penalty_of_this_stage
 current_is_earlier:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/replay.py
   old: range(1, iteration))
   new: range(1, iteration + 1))
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
@@ -164,7 +164,7 @@ rejected_again:
   new: return [groups for groups in
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
 unscored_again:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/replay.py
   old: '[with_scores(groups) for groups in'
   new: '[groups for groups in'
   test: test_replayed_rollouts.py::test_earlier_iterations_are_offered_as_they_were_selected_from
@@ -255,8 +255,8 @@ failed_value_step:
 # Several processes
 own_denominators:
   file: alignkit/training/learner.py
-  old: self.collectives.sum(totals).items()
-  new: totals.items()
+  old: self.collectives.sum(totals.numbers()).items()
+  new: totals.numbers().items()
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_gradients:
   file: alignkit/training/learner.py
@@ -265,13 +265,13 @@ own_gradients:
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_metrics:
   file: alignkit/training/learner.py
-  old: collectives.sum(self.sums), collectives.sum(self.totals)
-  new: self.sums, self.totals
+  old: sums = collectives.sum(self.sums.numbers())
+  new: sums = self.sums.numbers()
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_skip:
   file: alignkit/training/learner.py
-  old: losses = self.collectives.sum(terms)
-  new: losses = terms
+  old: losses = self.collectives.sum(terms.numbers())
+  new: losses = terms.numbers()
   test: test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all
 own_whitening:
   file: alignkit/training/rewards.py
@@ -288,7 +288,7 @@ own_whitening:
                 rollouts.learned = torch.tensor(rewards, dtype=torch.float64)
   test: test_reducer.py::test_numbers_over_the_batch_are_over_all_processes
 draws_by_share:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/prompts.py
   old: '[first + index for index in own]'
   new: '[*range(len(own))]'
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
@@ -322,7 +322,7 @@ another_version:
   new: "\"kept\" / str(int(version) - 1)\n"
   test: test_iteration_loop.py::test_a_kept_version_is_the_policy_after_its_iteration
 remaining_rollouts:
-  file: alignkit/training/rollouts.py
+  file: alignkit/training/replay.py
   old: "                path.unlink()\n"
   new: "                pass\n"
   test: test_iteration_loop.py::test_rollouts_of_an_iteration_that_was_not_completed_are_removed

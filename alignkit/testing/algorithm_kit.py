@@ -32,7 +32,7 @@ from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit.training.context import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
-from alignkit.training.table import with_columns
+from alignkit.training.rollouts import with_columns
 from alignkit.training.trainer import keeps_group
 
 TOLERANCE = 1e-4  # relative; float32 sums of another shape differ by up to 1e-5

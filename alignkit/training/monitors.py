@@ -20,8 +20,9 @@ from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
 from alignkit.io.atomic import discard_folder, replace_folder
 from alignkit.recipe.references import options_of
+from alignkit.training.prompts import SamplesUnderWay, usable_prompts
+from alignkit.training.replay import RolloutFiles
 from alignkit.training.rewards import Rewards
-from alignkit.training.rollouts import RolloutFiles, SamplesUnderWay, usable_prompts
 from alignkit.training.trainer import Trainer
 
 

@@ -28,15 +28,10 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
+from alignkit.training.prompts import ANOTHER_MODEL, PromptSource, rounding_of, sampler_gap
+from alignkit.training.replay import RolloutFiles
 from alignkit.training.rewards import filter_mask
-from alignkit.training.rollouts import (
-    ANOTHER_MODEL,
-    PromptSource,
-    RolloutFiles,
-    rounding_of,
-    sampler_gap,
-)
-from alignkit.training.table import Rollouts, with_scores
+from alignkit.training.rollouts import Rollouts, with_scores
 from alignkit.training.trainer import Trainer, keeps_group
 
 # Nats per response. If the KL before the first update is larger, policy and reference are not the

@@ -27,7 +27,7 @@ from alignkit.io.text import Say
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import counted
 from alignkit.training.collectives import ONE_PROCESS, Collectives
-from alignkit.training.table import Rollouts, taken
+from alignkit.training.rollouts import Rollouts, taken
 
 Column = list[float | None]
 # The groups, some at a time, that a single reward, by its name, scores at once.

@@ -1,382 +1,174 @@
-"""The prompts of rollouts, and the files of rollouts, which later iterations and stages can replay.
+"""The table of an iteration: its groups of responses, and what is known of each response, a row
+each.
 
-Also whether the sampler is the policy that learns, by the log-probabilities of both: they differ a
-little if an engine rounds in another way, and much if it has other weights or reads another prompt.
+Rewards write columns of scores, a combination makes the reward of them, filters and the algorithm
+decide which rows are kept, and the kept rows in tokens get measurements and advantages.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from alignkit import functional as F
+from alignkit.contract.reward import REWARD_KEY, Rating, Verdict, costs
 from alignkit.data.group import (
     Group,
-    Response,
-    group_from_json,
-    group_to_json,
-    prompts_of,
-    read_groups,
+    length,
     responses_of,
     with_responses,
-    write_groups,
 )
-from alignkit.errors import DataError, RunFailed
-from alignkit.io.digest import file_digest
-from alignkit.models.generate import StageEngine, attach, build_request
-from alignkit.models.shared_model import SharedModel
-from alignkit.recipe.sources import Loaded
-from alignkit.training.context import StageContext
-from alignkit.training.rewards import Rewards
-from alignkit.training.sampler import make_sampler
-from alignkit.training.table import with_scores
-from alignkit.training.trainer import Trainer
+from alignkit.models.packing import Examples
 
 
-def usable_prompts(
-    trainer: Trainer, spec: Any, key: str, episodes: Any = None
-) -> tuple[Loaded, list[Group]]:
-    """The prompts of a data entry of the stage, without those that leave no room for a response;
-    says how many go.
-    """
-    context = trainer.context
-    new_tokens = context.settings.rollout.max_new_tokens
-    loaded = context.load(spec)
-    groups = prompts_of(loaded.groups)
-    if episodes is not None:
-        groups = episodes.with_tools(groups)
-    trainer.encoder.count_read(groups)
-    usable = [encoded.group for encoded in trainer.encoder.encode(groups, new_tokens=new_tokens)]
-    if not usable:
-        room = f"no room for {new_tokens} new tokens in max_length {trainer.encoder.max_length}"
-        raise DataError(
-            f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}"
-        )
-    return loaded, usable
+@dataclass(eq=False)
+class Rollouts:
+    """The sampled groups of an iteration with columns over their R responses, in their order. A
+    score that is missing is NaN.
 
-
-@dataclass
-class Samples:
-    """The policy's responses to the prompts of an iteration, which learns from them.
-
-    number: the iteration's.
+    before: what combinations remembered before it. sampled: the groups as they were sampled. parts:
+    name of a single reward -> float64 [R]. verdicts: of judges. reward: float64 [R], what the
+    combination made of the parts, less the penalty for a missing end; None without a reward.
+    learned: float64 [R], the reward that advantages come from, whitened where the algorithm says
+    so. metrics: of the combination. scored: the groups with the scores of their responses, as files
+    keep them. keep: bool [R], whether a response is learned from. kept: the groups of these
+    responses. examples: the kept groups in tokens, with what was measured and their advantages.
     """
 
-    number: int
-    groups: list[Group]
-    metrics: dict[str, float]
+    before: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sampled: list[Group] = field(default_factory=list)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    verdicts: list[Verdict | Rating] = field(default_factory=list)
+    reward: Tensor | None = None
+    learned: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    scored: list[Group] = field(default_factory=list)
+    keep: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
+    kept: list[Group] = field(default_factory=list)
+    examples: Examples = field(default_factory=lambda: Examples([]))
 
-    @classmethod
-    def restored(cls, state: Mapping[str, Any], prompts: Sequence[Group]) -> Samples:
-        """The inverse of `state`. prompts: those of the iteration."""
-        groups = []
-        for prompt, group in zip(prompts, state["groups"], strict=True):
-            groups.append(replace(group_from_json(group), origin=prompt.origin))
-        return cls(state["number"], groups, state["metrics"])
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {**vars(self), "groups": [*map(group_to_json, self.groups)]}
-
-
-class SamplesUnderWay:
-    """The current policy's responses to some prompts, which an engine may write while something
-    else is computed (`rollout: {ahead: 1}`), but only the first turns of episodes.
-    """
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        prompts: Sequence[Group],
-        samples: int,
-        purpose: str,
-        number: int,
-        *,
-        first: int = 0,
-        lag: int = 0,
-        episodes: Any = None,
-    ):
-        """samples: of each prompt. purpose: names the random streams, with the iteration `number`
-        and the prompts' numbers from `first` on. lag: updates between the weights that write and
-        those that learn. episodes: play the stage's environment.
-        """
-        self.context, self.number, self.lag, self.episodes = trainer.context, number, lag, episodes
-        self.rollout = trainer.settings.rollout
-        models, collectives = self.context.models, self.context.collectives
-        self.sizes, self.led = [1] * len(prompts), models.engine.samples_for_all
-        own = collectives.partition(self.sizes, self.led)[collectives.process]
-        # Streams are named by the place in the iteration, so a sample does not depend on who draws
-        # it.
-        numbers = [first + index for index in own]
-        self.asked = [prompts[index] for index in own]
-        if episodes is not None:
-            if not first:
-                episodes.forget()
-            self.asked = episodes.begin(self.asked, samples, number, numbers)
-        request = build_request(
-            trainer.model,
-            trainer.role,
-            models.encoder,
-            self.asked,
-            self.rollout,
-            seed=self.context.seed,
-            path=(self.context.name, purpose, number),
-            numbers=numbers,
-            samples_per_prompt=samples,
-        )
-        if episodes is not None:
-            request = episodes.limited(request)
-        # An engine saves the weights before anything else happens. A process that has no prompts
-        # must not start one.
-        engine = models.engine if self.asked else StageEngine()
-        self.call = engine.request(request)
-
-    def result(self) -> Samples:
-        """Wait for the samples. Their source is the stage, the name that users know."""
-        collectives, metrics = self.context.collectives, dict[str, float]()
-        groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
-        if self.rollout.ahead:
-            metrics = {"staleness": self.lag, "seconds/sampling": self.call.seconds}
-        if self.episodes is not None:
-            metrics |= self.episodes.metrics(collectives)
-        groups = [with_responses(group, map(self._learned, group.responses)) for group in groups]
-        return Samples(self.number, groups, metrics)
-
-    def _sampled(self) -> list[Group]:
-        request = self.call.request
-        count = sum(map(len, request.streams))
-        with self.context.reporter.progress("rolling out", count) as done:
-            completions = self.call.result(done)
-            if self.episodes is not None:
-                return self.episodes.play(self.call, self.asked, completions)
-        return attach(request, self.asked, completions)
-
-    def _learned(self, response: Response) -> Response:
-        return replace(response, source=self.context.name, staleness=self.lag or None)
-
-
-class PromptSource:
-    """The prompts of a stage, and the current policy's samples.
-
-    extra: prompts that earlier iterations drew beyond `per_iteration`. under_way: what an engine
-    writes ahead of the next iteration. ahead: the same once it is complete.
-    """
-
-    def __init__(self, trainer: Trainer, episodes: Any):
-        """episodes: of the stage's environment."""
-        self.trainer, self.context, self.episodes = trainer, trainer.context, episodes
-        settings = self.context.settings
-        loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
-        trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
-        self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
-        self.per_iteration, self.extra = settings.prompts_per_iteration, 0
-        self.under_way: SamplesUnderWay | None = None
-        self.ahead: Samples | None = None
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        state: dict[str, Any] = {"extra": self.extra}
-        if self.ahead is not None:
-            state["ahead"] = self.ahead.state()
-        return state
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.extra = state["extra"]
-        if ahead := state.get("ahead"):
-            self.ahead = Samples.restored(ahead, self.draw(ahead["number"]))
-
-    def draw(self, number: int, first: int = 0, count: int | None = None) -> list[Group]:
-        """Prompts of an iteration, from 1: shuffled epochs over all of them, or by the weights of
-        their sources.
-
-        first: prompts of this iteration that were drawn before. count: default: `per_iteration`.
-        """
-        # Positions run through all iterations, so a resumed run draws the same prompts.
-        start = (number - 1) * self.per_iteration + self.extra + first
-        return [
-            self.prompts[self.draws.at(start + place)]
-            for place in range(count or self.per_iteration)
-        ]
-
-    def ask(
-        self, prompts: Sequence[Group], number: int, first: int = 0, lag: int = 0
-    ) -> SamplesUnderWay:
-        """The current policy's responses, in the place of an iteration's from the prompt `first`
-        on.
-        """
-        samples, episodes = self.context.settings.rollout.samples_per_prompt, self.episodes
-        return SamplesUnderWay(
-            self.trainer,
-            prompts,
-            samples,
-            "rollout",
-            number,
-            first=first,
-            lag=lag,
-            episodes=episodes,
+    @property
+    def ended(self) -> Tensor:
+        """Whether each response has an end, bool [R]."""
+        return torch.tensor(
+            [not response.truncated for response in responses_of(self.sampled)], dtype=torch.bool
         )
 
-    def samples(self, number: int, first: int, count: int) -> Samples:
-        """Complete samples, new ones or those that the engine wrote ahead; it begins with the next
-        iteration's.
+    def add_reward(self, reward: Tensor, *, learns: bool, whiten: bool, penalty: float) -> None:
+        """Take in the combined reward [R], and keep the responses that have one if they are learned
+        from.
+
+        whiten: to mean 0 and variance 1 over all of them, before the penalty, which it would
+        rescale. penalty: for each response without an end, in units of the (whitened) reward.
         """
-        samples, self.ahead = self.ahead, None
-        if samples is None:
-            samples = self.ask(self.draw(number, first, count), number, first).result()
-        settings = self.context.settings
-        if settings.rollout.ahead and number < settings.iterations:
-            self.under_way = self.ask(self.draw(number + 1), number + 1, lag=1)
-        return samples
+        self.reward, self.learned = reward, None
+        present = ~reward.isnan()
+        if learns:
+            learned = reward.clone()
+            if whiten and present.any():
+                learned[present] = F.whiten(reward[present])
+            if penalty:
+                self.reward = F.missing_eos_penalty(reward, self.ended, penalty)
+                learned = F.missing_eos_penalty(learned, self.ended, penalty)
+                if present.any():
+                    missing = (~self.ended[present]).double().mean()
+                    self.metrics["missing_eos_penalty"] = penalty * float(missing)
+            self.learned = learned
+        self.scored = with_columns(self.sampled, {**self.parts, REWARD_KEY: self.reward})
+        self.keep = present if learns else torch.ones_like(present)
+        self.kept = taken(self.scored, self.keep.tolist())
 
-    def wait(self, *, stopped: bool) -> None:
-        """Wait for samples that are under way, which a checkpoint keeps. stopped: nobody will learn
-        from them.
+    def keep_all(self) -> None:
+        """Learn from all responses, which have no reward."""
+        self.scored = self.kept = self.sampled
+        self.keep = torch.ones(len(responses_of(self.sampled)), dtype=torch.bool)
+
+    def keep_groups(self, chosen: Sequence[bool]) -> None:
+        """Leave out some of the groups that are kept so far. chosen: whether each of them stays."""
+        sizes = torch.tensor([len(group.responses) for group in self.kept], dtype=torch.int64)
+        rows = torch.tensor(chosen, dtype=torch.bool).repeat_interleave(sizes)
+        self.keep = self.keep.masked_scatter(self.keep, rows)
+        self.kept = [*compress(self.kept, chosen)]
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and deviation of the reward, means of its parts, lengths, and shares, of what has
+        one; as metrics.
+
+        The reward includes the penalty for a missing end, and its parts do not.
         """
-        under_way, self.under_way = self.under_way, None
-        if under_way is None:
-            return
-        if stopped:
-            under_way.call.drop()
-        else:
-            self.ahead = under_way.result()
+        metrics: dict[str, Any] = {}
+        if self.reward is not None:
+            present = ~self.reward.isnan()
+            if present.any():
+                reward = self.reward[present]
+                deviation = float(reward.std(correction=0))
+                metrics |= {"reward": float(reward.mean()), "reward_std": deviation}
+            metrics["unscored"] = int((~present).sum())
+            for name, column in self.parts.items():
+                if missing := int(column.isnan().sum()):
+                    metrics[f"unscored/{name}"] = missing
+                scores = column[present & ~column.isnan()]
+                if len(scores) and name != REWARD_KEY:
+                    metrics[f"score/{name}"] = float(scores.mean())
+        metrics |= self.metrics
+        responses = responses_of(self.kept)
+        metrics["response_tokens"] = sum(map(length, responses)) / len(responses)
+        metrics["truncated"] = sum(response.truncated for response in responses) / len(responses)
+        usage = costs(self.verdicts)  # stored replies count, too
+        for name, key in (("calls", "questions"), ("tokens", "tokens")):
+            if usage[name] is not None:
+                metrics[f"judge/{key}"] = usage[name]
+        return metrics
+
+    def why_unscored(self) -> str:
+        """The reasons of judges, the first of each kind, to end a sentence with; empty without
+        one.
+        """
+        first = dict[str, str]()
+        for reason in filter(None, [verdict.reason for verdict in self.verdicts]):
+            first.setdefault(reason.partition(":")[0], reason)
+        return f"; reason: {'; '.join(first.values())}" if first else ""
 
 
-class RolloutFiles:
-    """The scored rollouts of a stage on disk, one file per iteration, and those of the stages in
-    `replay_from`.
+def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list[Group]:
+    """The groups with more scores of their responses: by name, [responses] each; None where a
+    column is NaN.
     """
-
-    def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool):
-        """learns_from_reward: responses without a score are left out."""
-        self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
-        self.folder = context.folder / "rollouts"
-        self.digests: dict[str, str] = {}  # this stage's files by name, for its checkpoints
-
-    def write(self, iteration: int, groups: Sequence[Group]) -> None:
-        file = self._file(iteration)
-
-        def written() -> str:
-            write_groups(file, groups)
-            return file_digest(file)
-
-        self.digests[file.name] = self.context.collectives.on_rank0(written)
-
-    def state(self) -> dict[str, str]:
-        """What a checkpoint keeps."""
-        return self.digests
-
-    def restore(self, digests: Mapping[str, str]) -> None:
-        """Continue with the files of a checkpoint. Later ones are removed: they will be written
-        again.
-
-        Raises RunFailed if a file has changed since the checkpoint.
-        """
-        self.digests = dict(digests)
-        # People may have deleted others
-        for file in filter(Path.is_file, map(self.folder.joinpath, digests)):
-            self._check(file)
-
-        def remove_later() -> None:
-            for path in self.folder.glob("*.jsonl"):
-                if path.name not in digests:
-                    path.unlink()
-
-        self.context.collectives.on_rank0(remove_later)
-
-    def before(self, iteration: int) -> list[list[Group]]:
-        """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.
-
-        None, which is reported, if their scores cannot be compared with the current ones. Raises
-        RunFailed if a file has changed since this stage wrote it.
-        """
-        if not self.rewards.comparable:
-            name = self.rewards.name
-            self.context.say(
-                f"earlier samples are not replayed: scores of '{name}' change between iterations"
-            )
-            return []
-        for name in self.digests:
-            self._check(self.folder / name)
-        everything = [*self._replayed, *map(self.seen, range(1, iteration))]
-        return (
-            [with_scores(groups) for groups in everything]
-            if self.learns_from_reward
-            else everything
-        )
-
-    def seen(self, iteration: int) -> list[Group]:
-        """What an iteration sampled; empty if people deleted the file."""
-        file = self._file(iteration)
-        return read_groups(file) if file.is_file() else []
-
-    def _check(self, file: Path) -> None:
-        if not file.is_file() or file_digest(file) != self.digests[file.name]:
-            raise RunFailed(
-                f"{file} has changed since stage '{self.context.name}' wrote it\n"
-                f"help: delete {self.context.folder.resolve()}, and the stage starts over"
-            )
-
-    def _file(self, iteration: int) -> Path:
-        return self.folder / f"{iteration:04d}.jsonl"
-
-    @cached_property
-    def _replayed(self) -> list[list[Group]]:
-        """Rollouts of other stages, scored again by this stage's reward, whose scale may differ
-        from theirs.
-        """
-        penalty = self.context.settings.rollout.missing_eos_penalty
-        replayed: list[list[Group]] = []
-        for stage in self.context.settings.replay_from:
-            paths = sorted(
-                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"),
-                key=lambda path: int(path.stem),
-            )
-            if not paths:
-                raise RunFailed(
-                    f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts"
-                )
-            for groups in map(read_groups, paths):
-                replayed.append(self.rewards.score(groups, penalty))
-        return replayed
+    values = {name: column.tolist() for name, column in columns.items()}
+    scored, row = [], 0
+    for group in groups:
+        responses = []
+        for response in group.responses:
+            new = {
+                name: None if math.isnan(column[row]) else column[row]
+                for name, column in values.items()
+            }
+            responses.append(replace(response, scores={**response.scores, **new}))
+            row += 1
+        scored.append(with_responses(group, responses))
+    return scored
 
 
-# Mean differences, in nats per token, that rounding explains: in float32, and in fewer bits.
-# Measured on SmolLM2: 1e-5 in float32, sampled here or by vLLM, and 0.05 in bfloat16. A sampler in
-# bfloat16 is 0.004 (tiny) to 0.05 from float32.
-EXACT, ROUNDED = 1e-3, 0.1
-# Nats per token, which no rounding explains; SmolLM2 without an adapter of 3 steps: 0.6
-ANOTHER_MODEL = 0.5
+def taken(groups: Sequence[Group], keep: Sequence[bool]) -> list[Group]:
+    """The groups with only some of their responses; groups left without one are absent. keep: for
+    each response.
+    """
+    some, flags = [], iter(keep)
+    for group in groups:
+        responses = tuple([response for response in group.responses if next(flags)])
+        if responses:
+            some.append(with_responses(group, responses))
+    return some
 
 
-def rounding_of(model: SharedModel) -> float:
-    """The difference between sampler and learner that rounding explains, in nats per token."""
-    exact = (
-        model.dtype_name == "float32"
-        and model.spec.quantization == model.spec.mixed_precision == "none"
+def with_scores(groups: Sequence[Group]) -> list[Group]:
+    """The groups without the responses that could not be scored."""
+    return taken(
+        groups, [response.scores.get(REWARD_KEY) is not None for response in responses_of(groups)]
     )
-    return EXACT if exact else ROUNDED
-
-
-def sampler_gap(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
-    """How far the sampler's log-probabilities are from the learner's, which are measured; None if
-    it tells none.
-
-    The mean absolute difference in nats, over all tokens of the policy.
-    """
-    gaps: list[Tensor] = []
-    for response, learner in zip(responses_of(groups), measured, strict=True):
-        # A response that was cut to fit has other tokens than its sampler's numbers, and is left
-        # out.
-        if response.logprobs is not None and len(response.logprobs) == len(learner):
-            gap = (learner.double() - torch.tensor(response.logprobs, dtype=torch.float64)).abs()
-            # Tokens of others are 0 in both, and would count as perfect agreement
-            if response.written is not None:
-                gap = gap[torch.tensor(response.written)]
-            gaps.append(gap)
-    return float(torch.cat(gaps).mean()) if gaps else None

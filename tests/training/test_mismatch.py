@@ -16,7 +16,7 @@ import torch
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.models.packing import Examples
-from alignkit.training.rollouts import ANOTHER_MODEL, sampler_gap
+from alignkit.training.prompts import ANOTHER_MODEL, sampler_gap
 from alignkit_plugins.vllm.engine import Importance
 from tests.rows import TINY, Said, read_rows, with_plugin, write_recipe, write_rows
 

@@ -14,7 +14,7 @@ from watched import Watched, online, prompts, texts, tokens
 
 from alignkit import Group, RunFailed
 from alignkit.data.group import responses_of
-from alignkit.training.rollouts import RolloutFiles
+from alignkit.training.replay import RolloutFiles
 
 HALF = """
 def reward(completions):

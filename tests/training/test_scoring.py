@@ -32,7 +32,7 @@ from alignkit.host.registry import Component, Registration
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.training.rewards import Rewards
-from alignkit.training.table import Rollouts
+from alignkit.training.rollouts import Rollouts
 from alignkit_plugins.ai_feedback.rlaif import RLAIF
 from tests.by_hand import scored
 from tests.rows import write_recipe

@@ -14,7 +14,7 @@ from test_scoring import combination
 from alignkit import CombinedReward, Verdict
 from alignkit.cli import main
 from alignkit.contract.reward import Rating
-from alignkit.training.table import Rollouts
+from alignkit.training.rollouts import Rollouts
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.rewards.combinations import WeightedSum
 from tests.rows import Said, demos, pairs, run, with_plugin, write_recipe, write_rows

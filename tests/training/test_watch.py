@@ -17,7 +17,7 @@ from alignkit.errors import PluginError
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Registration
 from alignkit.training.monitors import Monitors, look
-from alignkit.training.rollouts import RolloutFiles
+from alignkit.training.replay import RolloutFiles
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.monitors.reward_hacking import History
 from tests.rows import Said
