@@ -31,6 +31,7 @@ stages.first.seed=3 | seed |
 stages.first.adam_beta1=0.8 | adam_beta1 | use 'optimizer'
 stages.learned.rollout={keep_recent_turns: 2} | keep_recent_turns | known keys: ahead
 stages.learned.reward=gdpo | gdpo |
+stages.learned.algorithm={grpo: {dynamic_sampling: true}} | dynamic_sampling | filters: [spread]
 stages.seen.people=[ada] | people |
 stages.bench.num_fewshot=5 | num_fewshot | known keys: args
 stages.more.max_new_tokens=9 | max_new_tokens | sampling

@@ -20,7 +20,6 @@ from alignkit.data.group import resolved_pairs
 from alignkit_plugins.ai_feedback.sample import best
 from alignkit_plugins.algorithms.dpo import OnlineDPO
 from alignkit_plugins.algorithms.filters import Spread
-from alignkit_plugins.algorithms.grpo import GRPO
 from alignkit_plugins.algorithms.hir import HIR
 from alignkit_plugins.algorithms.ppo import _explained_variance
 from alignkit_plugins.algorithms.rejection_sampling import (
@@ -97,7 +96,6 @@ NOTHING: dict[str, Callable[[list[float]], Any]] = {
     "normalizer": lambda x: F.reward_normalizer(table(x))[1] != 1.0,
     "pairs": lambda x: set(F.preferred([(x[0], each) for each in x])) - {None},
     "equal_length": combined,
-    "dynamic sampling": lambda x: GRPO(GRPO.Options(dynamic_sampling=True)).keep_group(group(x)),
     "filter": lambda x: any(Spread(Spread.Options()).keep([group(x)])),
     "rest": lambda x: ReST(ReST.Options()).select([group(x)], log),
     "rejection_sampling": lambda x: select(RejectionSampling, x, pool="batch"),

@@ -213,7 +213,10 @@ RENAMED = {
 
 
 # Keys that are gone -> what to write.
-RETIRED = {"whiten": "set 'whiten_rewards: true' among the options of the stage's algorithm"}
+RETIRED = {
+    "whiten": "set 'whiten_rewards: true' among the options of the stage's algorithm",
+    "dynamic_sampling": "set 'filters: [spread]' in the stage's 'rollout'",
+}
 
 
 def advice(key: str, allowed: Collection[str], others: Mapping[str, str]) -> str:

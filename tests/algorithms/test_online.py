@@ -18,6 +18,7 @@ from torch import Tensor
 
 from alignkit import Algorithm, Batch, Group, Outputs, Response, Skip
 from alignkit_plugins.algorithms.dpo import DPO, OnlineDPO
+from alignkit_plugins.algorithms.filters import Spread
 from alignkit_plugins.algorithms.grpo import GRPO, RLOO, ReinforcePP
 from alignkit_plugins.algorithms.ppo import PPO
 from alignkit_plugins.algorithms.rejection_sampling import ExpertIteration, RejectionSampling, ReST
@@ -80,7 +81,7 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
         assert [algorithm.keep_group(each) for each in groups] == [table.shape[1] > 1] * len(table)
     keeps = expected["dapo_keep_group"]
     assert centered.metrics["groups_without_spread"] == keeps.count(False)
-    assert list(map(new(GRPO, dynamic_sampling=True).keep_group, groups)) == keeps
+    assert new(Spread).keep(groups) == keeps
 
 
 @pytest.mark.silent_bug(
@@ -91,9 +92,9 @@ def test_group_advantages(case: Mapping[str, Any]) -> None:
 )
 def test_an_overlong_penalty_keeps_no_group() -> None:
     """Answers of unequal lengths that are equally good: only the penalty would set them apart."""
-    algorithm = new(GRPO, dynamic_sampling=True, max_tokens=4, overlong_cache=4)
     responses = [Response("x" * n, tokens=(5,) * n, scores={"reward": 0.0}) for n in (1, 4)]
-    assert not algorithm.keep_group(Group(asked("?"), tuple(responses)))
+    group = Group(asked("?"), tuple(responses))
+    assert new(Spread).keep([group]) == [False]
 
 
 @pytest.mark.parametrize("case", golden("group_advantage", "kl_k1"))
@@ -524,8 +525,8 @@ def test_the_pool_may_lack_samples() -> None:
 
 NOTHING = yaml.safe_load("""
 - {algorithm: grpo, why: rewards within every group are equal, counted: {groups_without_spread: 3}}
-- {algorithm: {grpo: {dynamic_sampling: true}}, why: left out every group,
-   counted: {groups_without_signal: 3}}
+- {algorithm: grpo, rollout: {filters: [spread]}, why: left out every group,
+   counted: {filtered/spread: 3}}
 - {algorithm: rest, why: "", counted: {empty_steps: 3, learned/1: 0.0}}
 - {algorithm: expert_iteration, why: no sample, counted: {accepted: 0, prompts_without: 3}}
 - {algorithm: {ppo: {group_baseline: true, kl_coefficient: 0.0}}, why: "",
@@ -546,6 +547,7 @@ def test_nothing_to_learn_is_no_success(row: dict[str, Any], tmp_path: Path, sai
     reward = "def reward(completions):\n    return [0.0] * len(completions)\n"
     (tmp_path / "reward.py").write_text(reward, encoding="utf-8")
     stage = yaml.safe_load(ALIGN) | {"algorithm": row["algorithm"]}
+    stage["rollout"] |= row.get("rollout", {})
     out = run(write_recipe(tmp_path, {"align": stage}), code=1)
     assert "1 of 1 iteration had nothing to learn" in (text := said()) and row["why"] in text
     assert not (out / "align" / "adapter").exists()

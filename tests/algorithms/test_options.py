@@ -16,7 +16,7 @@ from alignkit.testing import check_algorithm
 ALLOWED = yaml.safe_load("""
 grpo:
 - {scale_by_std: false, aggregation: constant_length, max_tokens: 20}
-- {aggregation: token_mean, clip_range_high: 0.28, dynamic_sampling: true, kl_coefficient: 0.0}
+- {aggregation: token_mean, clip_range_high: 0.28, kl_coefficient: 0.0}
 - {max_tokens: 30, overlong_cache: 20}
 - {ratio: sequence, clip_range: 0.0003, clip_range_high: 0.0004}
 - {policy_loss: cispo, clip_range_high: 0.3, entropy_coefficient: 0.1}

@@ -68,7 +68,8 @@ ppo:
   algorithm: {ppo: {kl_target: 0.01, kl_horizon: 100, whiten_rewards: true}}
   reward: {llama2: {helpful: rm, safety: {python: {path: scores.py, function: safe}}}}
 grpo:
-  algorithm: {grpo: {dynamic_sampling: true}}
+  algorithm: grpo
+  rollout: {samples_per_prompt: 3, max_new_tokens: 6, filters: [spread]}
   reward: {python: {path: scores.py, function: some}}
 best: {algorithm: {rejection_sampling: {replay_ratio: 1.0}}}
 """

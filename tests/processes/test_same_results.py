@@ -54,7 +54,8 @@ ppo:
   monitors: [{gold: {reward: {python: {path: scores.py, function: safe}}}}]
   iterations: 2
 grpo:
-  algorithm: {grpo: {dynamic_sampling: true}}
+  algorithm: grpo
+  rollout: {samples_per_prompt: 3, max_new_tokens: 6, filters: [spread]}
   reward: {python: {path: scores.py, function: some}}
   iterations: 2
 """

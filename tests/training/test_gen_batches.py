@@ -113,7 +113,7 @@ def test_each_prompt_and_each_episode_has_random_numbers_of_its_own_also_in_late
 def test_it_is_told_where_nothing_leaves_out_a_group(
     filtered: bool, chosen: bool, tmp_path: Path, said: Said
 ) -> None:
-    """As without DAPO's `dynamic_sampling`: no batch is ever too small. chosen: one later is."""
+    """As without the filter `spread`: no batch is ever too small. chosen: one later is."""
     rollout = {**FILLED, "filters": EVERY["filters"] if filtered else None}
     watched = Watched(keep=lambda group: not (chosen and watched.seen) or even(group))
     ran = online(tmp_path, watched, iterations=2, **KEYS | {"rollout": rollout})

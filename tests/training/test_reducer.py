@@ -216,12 +216,13 @@ whitened_rewards:
       helpful: {python: {path: scores.py, function: reward}}
       safety: {python: {path: scores.py, function: safe}}
 missing_scores:
-  algorithm: {grpo: {dynamic_sampling: true}}
+  algorithm: grpo
+  rollout: {samples_per_prompt: 4, max_new_tokens: 6, filters: [spread]}
   reward: {python: {path: scores.py, function: other}}
 filled:
-  algorithm: {grpo: {dynamic_sampling: true}}
+  algorithm: grpo
   reward: {python: {path: scores.py, function: coarse}}
-  rollout: {samples_per_prompt: 4, max_new_tokens: 6, max_num_gen_batches: 4}
+  rollout: {samples_per_prompt: 4, max_new_tokens: 6, filters: [spread], max_num_gen_batches: 4}
 replayed: {algorithm: {rejection_sampling: {replay_ratio: 1.0}}, iterations: 3}
 penalized:
   algorithm: grpo

@@ -3,9 +3,9 @@ arXiv:2402.03300, eq. 3).
 
 Later corrections are options: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al. 2025,
 arXiv:2503.14476), GSPO (Zheng et al. 2025, arXiv:2507.18071), CISPO (MiniMax-M1, 2025,
-arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al. 2026, arXiv:2602.02710). DAPO samples until the
-batch is full: that is `rollout.max_num_gen_batches`. An iteration that has nothing to learn from is
-skipped and counted.
+arXiv:2506.13585, eq. 4) and MaxRL (Tajwar et al. 2026, arXiv:2602.02710). DAPO's dynamic sampling
+is the filter `spread` with `rollout.max_num_gen_batches`. An iteration that has nothing to
+learn from is skipped and counted.
 
 Two relatives have other advantages and the same clipped update, so that rollouts can be learned
 from more than once; in the first step of an iteration the ratio is 1.
@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Literal
 from alignkit import (
     Batch,
     Field,
-    Group,
     Loss,
     Needs,
     Outputs,
@@ -40,7 +39,6 @@ from alignkit import (
     per_token,
 )
 from alignkit import functional as F
-from alignkit.contract.reward import REWARD_KEY
 from alignkit_plugins.algorithms.ppo import ByToken, Clipped
 
 if TYPE_CHECKING:
@@ -90,7 +88,6 @@ class GRPO(Clipped):
                 "max_tokens"
             ),
         )
-        dynamic_sampling: bool = Field(False, "drop groups whose rewards are all equal (DAPO)")
         max_tokens: int | None = Field(
             None,
             (
@@ -157,12 +154,6 @@ class GRPO(Clipped):
             whiten_rewards=self.options.whiten_rewards,
         )
 
-    def keep_group(self, group: Group) -> bool:
-        """With dynamic sampling the rewards of a group must differ (DAPO, eq. 11)."""
-        rewards = [response.scores[REWARD_KEY] or 0.0 for response in group.responses]
-        varied = not F.nearly_equal(max(rewards), min(rewards))
-        return super().keep_group(group) and (varied or not self.options.dynamic_sampling)
-
     def signal(self, rollouts: Batch) -> Mapping[str, Tensor] | Skip:
         """Advantages, [R]: all tokens of a response share one."""
         o, rewards = self.options, rollouts.rewards
@@ -194,10 +185,6 @@ class GRPO(Clipped):
         advantages = F.grpo_advantages if self.options.scale_by_std else F.centered_advantages
         return advantages(rewards, group_index)
 
-    @property
-    def whole(self) -> bool:
-        return self.options.ratio == "sequence"
-
     def policy_loss(self, batch: Batch, out: Outputs) -> Tensor:
         if self.options.policy_loss != "cispo":
             return super().policy_loss(batch, out)
@@ -215,7 +202,9 @@ class GRPO(Clipped):
     def loss(self, batch: Batch, out: Outputs) -> Loss:
         o, policy = self.options, self.policy_loss(batch, out)
         terms = Loss(
-            policy_loss=per_response(policy) if self.whole else self._aggregated(policy, batch.mask)
+            policy_loss=per_response(policy)
+            if o.ratio == "sequence"
+            else self._aggregated(policy, batch.mask)
         )
         if o.kl_coefficient:
             # A loss, so the gradient flows through k3; it is not part of the rewards as in a
@@ -240,7 +229,7 @@ class GRPO(Clipped):
 
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         advantages = batch["advantages"]
-        if not self.whole:
+        if self.options.ratio == "token":
             if advantages.dim() == 1:  # they are [R, T] if an engine's `importance` weighs tokens
                 advantages = advantages[:, None].expand_as(out.logprobs)
             return out.logprobs, batch.old_logprobs, advantages, batch.mask
@@ -266,7 +255,6 @@ class RLOO(Clipped):
     """
 
     defaults = replace(Clipped.defaults, epochs=1)
-    whole = True
 
     @property
     def needs(self) -> Needs:

@@ -65,11 +65,6 @@ class Clipped(Algorithm):
             None, "upper clip range, if different (DAPO: 0.28; CISPO: 4)", gt=0
         )
 
-    @property
-    def whole(self) -> bool:
-        """Whether ratios are those of whole responses, not of tokens."""
-        return False
-
     def ratios(self, batch: Batch, out: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """New and old log-probabilities, advantages and mask: [R, T] each, or [R] for whole
         responses.
@@ -98,8 +93,8 @@ class Clipped(Algorithm):
         """The share that clipping leaves without a gradient (with less weight in CISPO), the ratio,
         and the KL to the old policy: of tokens, or of whole responses.
         """
-        per = per_response if self.whole else per_token
         logprobs, old, _, mask = self.ratios(batch, out)
+        per = per_response if mask.dim() == 1 else per_token
         return {
             "clip_fraction": per(self.clipped(batch, out)),
             "ratio": per(F.ratio(logprobs, old, mask)),
