@@ -170,10 +170,10 @@ class PluginCall(EngineCall):
                 shapes.listing(completions, f"a Completion, {where}", _is_completion, count)
                 samples.append([])
                 for k, completion in enumerate(completions):
-                    read = self._read(completion, self.rooms[index])
-                    if isinstance(read, str):
-                        raise PluginError(f"{where}, sample {k} {read}")
-                    samples[-1].append(read)
+                    try:
+                        samples[-1].append(self._read(completion, self.rooms[index]))
+                    except ValueError as error:
+                        raise PluginError(f"{where}, sample {k} {error}") from None
         self.engine.rest()
         done(sum(map(len, samples)))
         return samples
@@ -189,39 +189,55 @@ class PluginCall(EngineCall):
         with suppress(Exception):
             self.engine.rest()
 
-    def _read(self, one: Completion, room: int) -> Completion | str:
-        """A completion, without what follows a stop text or exceeds the room; a text says what is
-        wrong.
+    def _read(self, one: Completion, room: int) -> Completion:
+        """A completion, without what follows a stop text or exceeds the room. Raises ValueError if
+        anything is wrong with it.
         """
         tokens, logprobs = list(map(as_integer, one.tokens)), one.logprobs
         for token in tokens:
             if not 0 <= token < self.engine.vocabulary:
-                return f"token {token} is not in the vocabulary of {self.engine.vocabulary}"
+                raise ValueError(
+                    f"token {token} is not in the vocabulary of {self.engine.vocabulary}"
+                )
         if one.version != self.version:
             used = f"it used version {one.version!r:.40} of the weights of '{self.request.role}'"
-            return f"{used}, but version {self.version} was published"
+            raise ValueError(f"{used}, but version {self.version} was published")
         if logprobs is not None:
-            logprobs = tuple(map(float, logprobs))
-            if len(logprobs) != len(tokens):
-                return f"it returned {len(tokens)} tokens, but {len(logprobs)} log-probabilities"
-            for value in logprobs:
-                if not (math.isfinite(value) and value <= ROUNDING):
-                    return f"a log-probability is {value}"
+            logprobs = _logprobs(logprobs, len(tokens))
+        tokens = self._ended(tokens, room)
+        return Completion(tuple(tokens), logprobs and logprobs[: len(tokens)], self.version)
+
+    def _ended(self, tokens: list[int], room: int) -> list[int]:
+        """The tokens up to the end of the response. Raises ValueError if it ends in a wrong place."""
         encoder, limits = self.request.encoder, self.limits
         for k in range(1, len(tokens)):
             if has_stopped(encoder, tokens[:k], limits.stop):
                 tokens = tokens[:k]
                 break
-        if not 0 < len(tokens) <= limits.max_new_tokens:
-            return f"it returned {len(tokens)} tokens; max_new_tokens is {limits.max_new_tokens}"
+        most = limits.max_new_tokens
+        if not 0 < len(tokens) <= most:
+            raise ValueError(f"it returned {len(tokens)} tokens; max_new_tokens is {most}")
         tokens = tokens[:room]
         if len(tokens) < room and not has_ended(encoder, tokens, limits.stop):
-            return f"a response of {len(tokens)} tokens has neither an end token nor a stop text"
+            raise ValueError(
+                f"a response of {len(tokens)} tokens has neither an end token nor a stop text"
+            )
         if not encoder.end_ids.isdisjoint(tokens[:-1]):
-            return "a response continues after its end token"
+            raise ValueError("a response continues after its end token")
         if tokens[-1] in encoder.end_ids and len(tokens) <= limits.min_new_tokens:
-            return f"a response ends before min_new_tokens {limits.min_new_tokens}"
-        return Completion(tuple(tokens), logprobs and logprobs[: len(tokens)], self.version)
+            raise ValueError(f"a response ends before min_new_tokens {limits.min_new_tokens}")
+        return tokens
+
+
+def _logprobs(given: Sequence[float], tokens: int) -> tuple[float, ...]:
+    """One log-probability for each token. Raises ValueError for anything else."""
+    logprobs = tuple(map(float, given))
+    if len(logprobs) != tokens:
+        raise ValueError(f"it returned {tokens} tokens, but {len(logprobs)} log-probabilities")
+    for value in logprobs:
+        if not (math.isfinite(value) and value <= ROUNDING):
+            raise ValueError(f"a log-probability is {value}")
+    return logprobs
 
 
 def _is_list(value: Any) -> bool:

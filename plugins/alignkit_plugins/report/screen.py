@@ -38,26 +38,28 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     for one in facts["warnings"]:
         if not last and one["text"].partition(";")[0] not in " ".join(weak):
             last = _wrapped(f"Warning: {one['text']}", OF_WARNING)
-    if told := facts["next"]["told"] or facts["next"]["chat"]:
-        last += _wrapped(f"next: {told}", OF_WARNING)
-    parts = {"weak": [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]}
-    parts |= {"verdict": _verdict(facts["verdicts"], OF_VERDICT), "numbers": [], "others": []}
-    parts |= {"learned": [], "sample": [], "last": last}
+    if command := facts["next"]["told"] or facts["next"]["chat"]:
+        last += _wrapped(f"next: {command}", OF_WARNING)
+    weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
+    verdict = _verdict(facts["verdicts"], OF_VERDICT)
     sample = _sample(facts)
-    reserved = OF_SAMPLE + 1 if sample else 0
-    lines = _laid_out("; ".join(learned))[:OF_STAGES]
-    if stages and learned and _room(parts) - reserved - OF_TABLE > len(lines):
-        parts["learned"] = lines
-    parts["numbers"] = _numbers(facts, _room(parts) - reserved)
-    parts["others"] = _others(facts, _room(parts) - reserved)
+    room = LINES - _height(weak, verdict, last) - (OF_SAMPLE + 1 if sample else 0)
+    told = _laid_out("; ".join(learned))[:OF_STAGES]
+    told = told if stages and learned and room - OF_TABLE > len(told) else []
+    room -= _height(told)
+    numbers = _numbers(facts, room)
+    others = _others(facts, room - _height(numbers))
+    answers = list[str]()
     if sample:
-        parts["sample"] = _side_by_side(sample, _room(parts))
-    return "\n\n".join("\n".join(part) for part in parts.values() if part)
+        room = LINES - _height(weak, verdict, numbers, others, told, last)
+        answers = _side_by_side(sample, room)
+    parts = (weak, verdict, numbers, others, told, answers, last)
+    return "\n\n".join("\n".join(part) for part in parts if part)
 
 
-def _room(parts: Mapping[str, Sequence[str]]) -> int:
-    """The lines that another part may have."""
-    return LINES - sum(len(part) + bool(part) for part in parts.values())
+def _height(*parts: Sequence[str]) -> int:
+    """The lines of parts, with an empty one for each."""
+    return sum(len(part) + bool(part) for part in parts)
 
 
 def stage_lines(facts: Mapping[str, Any]) -> list[str]:
