@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from alignkit import Group, Pair, Response, Verdict
-from alignkit_plugins.ai_feedback.judge_card import card, judge_names, sentence, with_people
+from alignkit_plugins.ai_feedback.judge_card import judge_card, judge_names, sentence, with_people
 from alignkit_plugins.ai_feedback.panel import joint
 from alignkit_plugins.evals.reward_step import SAME, EvaluateReward
 from tests.ai_feedback.judge_server import REFUSED, Script, Told, component, context
@@ -143,23 +143,23 @@ def test_one_sentence_says_what_a_reader_must_know() -> None:
     told = [(1.0, 0.0)] * 20 + [(1.0, 1.0)] * 61 + [(0.0, 0.0)] * 19
     judgments = [(unit, orders(*p)) for unit, p in enumerate(told)]
     alone, by_order = (
-        sentence("words", card(judgments)),
+        sentence("words", judge_card(judgments)),
         "the order of the answers decides 20% [13, 29]",
     )
     assert alone == (
         f"words compared 100 pairs, and how far people agree with it is not known; {by_order}."
     )
-    people = sentence("words", card(judgments, with_people(judgments, [True] * 100)))
+    people = sentence("words", judge_card(judgments, with_people(judgments, [True] * 100)))
     start = r"words agrees with people in 71% \[6\d, 7\d\] of its answers on 100 pairs; "
     assert re.fullmatch(start + re.escape(by_order) + r"\.", people)
     assert judge_names([component(Told)] * 3) == ["x", "x-2", "x-3"]
-    broken = sentence("words", card([*judgments, (0, REFUSED)]))
+    broken = sentence("words", judge_card([*judgments, (0, REFUSED)]))
     assert broken.endswith(f"{by_order}; no verdict on 1 (the judge refused).")
-    assert sentence("words", card([(0, REFUSED)])) == (
+    assert sentence("words", judge_card([(0, REFUSED)])) == (
         "words has no verdict on any of 1 pairs (the judge refused)."
     )
     swayed = [(unit, orders(1.0, 0.0 if unit % 6 else 1.0)) for unit in range(90)]
-    assert sentence("words", card(swayed)) == (
+    assert sentence("words", judge_card(swayed)) == (
         "warning: words: its verdicts are of no use, because the order of the answers decides "
         "83% [74, 90] of pairs"
     )
@@ -183,7 +183,7 @@ def test_a_panel_says_whose_verdicts_are_missing(
     second: list[Verdict], panel: dict[str, int], warns: str
 ) -> None:
     judgments = [(n, joint([GOOD, verdict], ["a", "b"])) for n, verdict in enumerate(second)]
-    found = card(judgments)
+    found = judge_card(judgments)
     assert found["panel"] == panel and found["unjudged"] == {}
     told = sentence("p", found)
     for who, count in panel.items():
@@ -192,7 +192,7 @@ def test_a_panel_says_whose_verdicts_are_missing(
     assert ("\np: no verdict of b (cut) on 1, all" in told) == (len(panel) == 2)
     useless = sentence("p", {**found, "no_judge": "no use"})
     assert useless.startswith("warning: p: no use") and useless.endswith(told.partition(".")[2])
-    one = card([(0, joint([NONE, CUT], ["a", "b"]))])
+    one = judge_card([(0, joint([NONE, CUT], ["a", "b"]))])
     assert one["panel"] == {"a (cut)": 1, "b (no reason given)": 1}
     assert "(cut)" in sentence("p", one)
     assert sentence("p", {key: value for key, value in found.items() if key != "panel"})

@@ -22,7 +22,6 @@ EXAMPLES = {
     "mnli": [],
     "template": [],
     "helpsteer2": ["prompt_completion"],
-    "helpsteer3": ["labeled_pairs"],
     "tulu3_preference": ["preference"],
 }
 
@@ -132,13 +131,10 @@ reward_bench_2 {"prompt": "q", "chosen": ["a"], "rejected": ["b", "c", "d"], "nu
 labeled_pairs {"split": "train", "prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": 2}
   u: q -> a | b [1>0 by 2.0] {"split": "train", "preference_strength": 2}
 
-helpsteer3 (labeled_pairs) {"domain": "g", "context": <u: q / a: a / u: r>, "response1": "b", "response2": "c",
+helpsteer3 {"domain": "g", "context": <u: q / a: a / u: r>, "response1": "b", "response2": "c",
     "overall_preference": -2}
   u: q / a: a / u: r -> b | c [0>1 by 2.0] {"domain": "g"}
 
-labeled_pairs {"domain": "g", "context": <u: q / a: a / u: r>, "response1": "b", "response2": "c",
-    "overall_preference": -2}
-  u: q / a: a / u: r -> b | c [0>1 by 2.0] {"domain": "g", "overall_preference": -2}
 """)
 
 
@@ -148,7 +144,7 @@ def test_strengths_of_helpsteer(strength: int) -> None:
     three = {"context": "q", "response1": "b", "response2": "c", "overall_preference": strength}
     better = int(strength > 0)
     wanted = (Pair(better, 1 - better, margin=abs(strength)),) if strength else ()
-    for name, row in (("labeled_pairs", two), ("labeled_pairs", three), ("helpsteer3", three)):
+    for name, row in (("labeled_pairs", two), ("helpsteer3", three)):
         assert read(name, row)[0].pairs == wanted
 
 

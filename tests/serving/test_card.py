@@ -23,7 +23,6 @@ from alignkit_plugins.command_line.find import find
 from alignkit_plugins.serving.export_folder import (
     base_of,
     behind,
-    card,
     evaluations,
     portable,
     recipe_text,
@@ -33,7 +32,9 @@ from tests.rows import cells, write_rows
 
 def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
     """The card of a stage on a base of the hub or of this machine."""
-    return card(find(str(stage)), "out", Base("tiny", hub or "/models/tiny"), True, None, [*notes])
+    return model_card(
+        find(str(stage)), "out", Base("tiny", hub or "/models/tiny"), True, None, [*notes]
+    )
 
 
 def changed(stage: Path, **keys: Any) -> Path:
@@ -55,7 +56,7 @@ HEADERS = """
 @pytest.mark.parametrize(("stage", "library", "task", "tag"), cells(HEADERS))
 def test_the_header(stage: str, library: str, task: str, tag: str, house_run: Path) -> None:
     found, base = find(str(house_run / stage)), Base("tiny", "/models/tiny")
-    data = ModelCard(card(found, "out", base, stage == "sft", "mit", [])).data
+    data = ModelCard(model_card(found, "out", base, stage == "sft", "mit", [])).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
 

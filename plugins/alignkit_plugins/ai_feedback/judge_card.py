@@ -103,7 +103,7 @@ def kind_of(verdict: Verdict) -> str:
     return verdict.reason.partition(":")[0] or "no reason given"
 
 
-def card(judgments: Sequence[Judgment], people: Estimate | None = None) -> dict[str, Any]:
+def judge_card(judgments: Sequence[Judgment], people: Estimate | None = None) -> dict[str, Any]:
     """What a judge's verdicts say of it. people: of `with_people`."""
     unjudged, swayed = Counter[str](), []
     missing = Counter[str]()

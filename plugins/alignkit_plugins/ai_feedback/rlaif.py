@@ -49,7 +49,7 @@ from alignkit.data.group import sha256_of
 from alignkit.evaluation import statistics
 from alignkit_plugins.ai_feedback.constitution import ConstitutionRef, drawn
 from alignkit_plugins.ai_feedback.judge_card import (
-    card,
+    judge_card,
     judge_names,
     sentence,
 )
@@ -162,7 +162,7 @@ class JudgePairs(Step):
             "n": len(places) + len(identical),
             "labeled": sum(len(group.pairs or ()) for group in labeled),
             "dropped": dropped(verdicts, ties, len(identical)),
-            "judge_cards": {name: card(judgments)},
+            "judge_cards": {name: judge_card(judgments)},
         }
         if text := refusal(summary, self.options.no_judge):
             raise RunFailed(text)

@@ -16,11 +16,10 @@ from alignkit.contract.reward import Reward
 from alignkit.data.group import Group, length
 from alignkit.evaluation import statistics
 from alignkit_plugins.compare.comparison import answers_of, units_of
-from alignkit_plugins.compare.rows import BASE_MODEL, Row
+from alignkit_plugins.compare.rows import BASE_MODEL, COIN, Row
 
 # In files: the name of a second score, which says who is better at an example
 ITS_OWN = "{}, of this example"
-COIN = 0.5  # a judge's preference between equal policies
 
 
 @dataclass(frozen=True)

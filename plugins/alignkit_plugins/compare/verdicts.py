@@ -14,6 +14,7 @@ from typing import Any
 from alignkit.evaluation.statistics import bought_with_length
 from alignkit_plugins.compare.rows import (
     BASE_MODEL,
+    COIN,
     LENGTH,
     RATED,
     TRUNCATED,
@@ -26,7 +27,6 @@ from alignkit_plugins.text.readable import bounds, estimate_text, mapping
 
 PAIRS = "pairs right"
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
-COIN = 0.5
 LONGER = 0.2  # share by which lengths may differ without a warning
 CUT = 0.2  # share of answers that may be truncated without a warning
 # Keys say whether the policy learned from what it gains by.
@@ -40,7 +40,7 @@ TIED = "Both are equal on every example, so these examples cannot tell them apar
 
 
 @dataclass(frozen=True)
-class Verdict:
+class PolicyVerdict:
     """What all metrics together say of a policy.
 
     outcome: what the headline says, the first metric that the policy did not learn from: `gained`,
@@ -57,22 +57,22 @@ class Verdict:
     sentences: Sequence[str]
 
 
-def verdicts(rows: Sequence[Row]) -> list[Verdict]:
+def verdicts(rows: Sequence[Row]) -> list[PolicyVerdict]:
     """A verdict per policy that an evaluation compares with its baseline."""
-    found = dict[str, Verdict]()
+    found = dict[str, PolicyVerdict]()
     for row in rows:
         if decides(row) and row.policy not in found:
             found[row.policy] = _verdict(rows, row.policy)
     return list(found.values())
 
 
-def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
+def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     own = [row for row in rows if row.policy == policy and row.kind in RATED and row.tested]
     against = [row for row in own if row.baseline != BASE_MODEL and row.clear is not None]
     if not against:
         baseline = next(row.baseline for row in own if decides(row))
         text = f"{policy} and {baseline} cannot be compared: no prompt has a score for both."
-        return Verdict(policy, baseline, "", "unknown", [text])
+        return PolicyVerdict(policy, baseline, "", "unknown", [text])
     head = min(against, key=lambda row: TRUST.index(row.trained_on))
     sides: dict[Any, list[Row]] = {1: [], -1: [], 0: []}
     below = list[Row]()
@@ -108,7 +108,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> Verdict:
     if sides[0]:
         unclear = [_difference(row) if row.excludes_zero else row.metric for row in sides[0]]
         told.append(f"No clear difference in {'; '.join(unclear)}.")
-    return Verdict(policy, head.baseline, head.metric, outcome, told)
+    return PolicyVerdict(policy, head.baseline, head.metric, outcome, told)
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:

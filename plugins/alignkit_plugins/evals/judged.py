@@ -15,10 +15,10 @@ from alignkit import Group, Verdict
 from alignkit.contract.reward import Item
 from alignkit.data.group import length
 from alignkit.evaluation import statistics
-from alignkit_plugins.ai_feedback.judge_card import Compare, card, side
+from alignkit_plugins.ai_feedback.judge_card import Compare, judge_card, side
 from alignkit_plugins.compare.comparison import answers_of, units_of
+from alignkit_plugins.compare.rows import COIN
 from alignkit_plugins.compare.scores import (
-    COIN,
     Measure,
     Scale,
     Score,
@@ -31,10 +31,10 @@ from alignkit_plugins.text.spoken import as_judged, for_judges
 
 EQUAL = Verdict(COIN)  # equal answers are not judged
 
-Verdicts = Sequence[Sequence[Verdict]]  # by prompt and sample; P(the policy is better) is `p_first`
+Judged = Sequence[Sequence[Verdict]]  # by prompt and sample; P(the policy is better) is `p_first`
 
 
-def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Verdicts:
+def judge(groups: Sequence[Group], policy: str, baseline: str, compare: Compare) -> Judged:
     """Ask a judge about all answers of a policy."""
     items: list[Item] = []
     for group in groups:
@@ -59,7 +59,7 @@ def _texts(group: Group, policy: str, baseline: str) -> list[tuple[str, str]]:
 def add(
     scores: Scores,
     groups: Sequence[Group],
-    verdicts: Mapping[str, Verdicts],
+    verdicts: Mapping[str, Judged],
     baseline: str,
     name: str,
     trained_on: Mapping[str, bool | None],
@@ -106,10 +106,10 @@ class Preference(Scale):
         return {**shifted(estimate, -COIN), "p": estimate["p"]}
 
 
-def card_of(groups: Sequence[Group], verdicts: Iterable[Verdicts]) -> dict[str, Any]:
+def card_of(groups: Sequence[Group], verdicts: Iterable[Judged]) -> dict[str, Any]:
     """The card of a judge: how far to trust what it says of the policies (see `card`)."""
     judgments, units = [], units_of(groups)
     for of_policy in verdicts:
         for unit, own in zip(units, of_policy, strict=True):
             judgments += [(unit, verdict) for verdict in own if verdict is not EQUAL]
-    return card(judgments)
+    return judge_card(judgments)

@@ -34,8 +34,8 @@ from alignkit.contract.report import Block, Report
 from alignkit.data.group import resolved_pairs, write_groups
 from alignkit.errors import did_you_mean
 from alignkit_plugins.ai_feedback.judge_card import (
-    card,
     checked_judges,
+    judge_card,
     judge_names,
     mapped,
     sentence,
@@ -175,7 +175,7 @@ def judged(
     people = with_people(judgments, [not turn for turn in turned])
     for place in set(range(len(pairs))) - set(asked):
         judgments.append((pairs[place].unit, SAME))
-    return preferred, card(judgments, people=people)
+    return preferred, judge_card(judgments, people=people)
 
 
 def breakdown(pairs: Sequence[Choice], column: str) -> dict[str, list[int]]:

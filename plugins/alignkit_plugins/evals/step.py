@@ -166,7 +166,7 @@ class Evaluate(Step):
             headline = rows[0].metric
         scores, cards = scores_of(groups, list(policies), rated), dict[str, Any]()
         for name, judge in judges.items():
-            ask, verdicts = mapped(judge.compare, name, context.map), dict[str, judged.Verdicts]()
+            ask, verdicts = mapped(judge.compare, name, context.map), dict[str, judged.Judged]()
             for policy in self.challengers:
                 context.say(f"{where}: {name} compares {policy}")
                 verdicts[policy] = judged.judge(groups, policy, str(self.baseline), ask)

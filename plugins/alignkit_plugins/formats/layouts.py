@@ -1,7 +1,8 @@
 """The table of layouts: how rows of public data sets are read, and in which ones rows are written.
 
 TEMPLATES are read by `template`, as in a recipe: whoever wants other words copies one and changes
-it. PAIRS are read by `labeled_pairs`. LAYOUTS are those of TRL and of other tools, which
+it. PAIRS, whose labels a template cannot tell apart, are read by `labeled_pairs`, and lists that no
+template reads by the classes of `public_sets`. LAYOUTS are those of TRL and of other tools, which
 `alignkit data convert` writes.
 """
 
@@ -183,7 +184,6 @@ helpsteer3:
   example: >-
     {"context": [{"role": "user", "content": "Hi"}], "response1": "Hello!", "response2":
     "What?", "overall_preference": -2}
-  recognized: false  # `labeled_pairs` does
 prm800k:
   summary: "PRM800K, phase 2: whole solutions, good if people found no wrong step"
   template:
@@ -282,18 +282,11 @@ PKU-SafeRLHF:
   second: response_1
   label: [better_response_id]
   labels: {"0": first, "1": second, "2": tie}
-HelpSteer2:
+HelpSteer2-Preference:
   prompt: [prompt]
   first: response_1
   second: response_2
   label: [preference_strength]
-  labels: {"-3": first, "-2": first, "-1": first, "0": tie, "1": second, "2": second, "3": second}
-  margins: {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
-HelpSteer3:
-  prompt: [context]
-  first: response1
-  second: response2
-  label: [overall_preference]
   labels: {"-3": first, "-2": first, "-1": first, "0": tie, "1": second, "2": second, "3": second}
   margins: {"-3": 3.0, "-2": 2.0, "-1": 1.0, "1": 1.0, "2": 2.0, "3": 3.0}
 """

@@ -126,7 +126,7 @@ def export(store: Store, out: Path, license: str = "") -> list[str]:
         if not layouts:
             needs = "An item needs a license (--license NAME), and its annotators' consent"
             raise DataError(f"{store.path}: nothing may be exported: {'; '.join(notes)}. {needs}")
-        (new / CARD).write_text(card(shared, layouts), "utf-8")
+        (new / CARD).write_text(data_set_card(shared, layouts), "utf-8")
     return notes
 
 
@@ -219,7 +219,7 @@ def _clear(value: Any, found: list[tuple[str, str]]) -> Any:
     return mapped(value, lambda text, _: redact(text, found))
 
 
-def card(store: Store, layouts: Sequence[str]) -> str:
+def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     """The README of an export: its licenses, how to read it, how far people agree, and who wants to
     be credited. layouts: of its rows.
     """

@@ -136,9 +136,15 @@ KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its
 class DataFile:
     """A file, as a recipe reads it.
 
-    file: its place. path: as the recipe names it. keys: the others of its data entry. named:
-    whether the recipe names its format. read: the rows that can be read. bad: those that must be
-    dropped, and why.
+    Attributes:
+        file: Its place.
+        path: As the recipe names it.
+        kind: Of KINDS.
+        keys: The others of its data entry.
+        format: What reads it.
+        named: Whether the recipe names the format.
+        read: The rows that can be read.
+        bad: Those that must be dropped, and why.
     """
 
     file: Path
@@ -263,15 +269,15 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
         rows["labels"] = []  # good ones are demonstrations
     told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
     most = max(told, key=told.__getitem__)
-    expected, holds = KINDS[kind or most], KINDS[most].words
-    help = "leave out the kind, and it is read as these"
-    if not told[most]:
-        holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
-    if not rows[kind or most]:
+    kind = kind or most
+    if not rows[kind]:
+        expected, holds = KINDS[kind], KINDS[most].words
+        help = "leave out the kind, and it is read as these"
+        if not told[most]:
+            holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
         columns = f"or say which columns are meant: --columns {expected.columns}"
         raise DataError(f"{text}\nhelp: {help}, {columns}")
-    kind = kind or most
     bad = [*map(str, loaded.skipped)]
     if kind == "demos":
         for row in loaded.groups:

@@ -20,7 +20,7 @@ from alignkit.recipe.yaml import plain_data
 from alignkit.tokens.encoder import DROP_REASONS
 from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
-from alignkit_plugins.compare.rows import BASE_MODEL, rows_in
+from alignkit_plugins.compare.rows import BASE_MODEL, COIN, rows_in
 from alignkit_plugins.report.data_card import left_out
 from alignkit_plugins.report.figures import series_of
 from alignkit_plugins.report.history import read_object, starts_of, warnings_of
@@ -28,7 +28,6 @@ from alignkit_plugins.report.swaps import Swap, samples, swaps_of, with_earlier
 from alignkit_plugins.text.readable import estimate_text, mapping, number
 
 LOST = 0.2  # share of rows or responses that may be left out or cut without a warning
-COIN = 0.5  # share of pairs
 ACRONYM = 4  # characters of a name that is one, such as `ppo`
 DATA = ("name", "format", "rows", "held_out", "skipped")  # facts of a source
 CARD = ("responses", "prompt_characters", "response_characters", "pairs", "labels")

@@ -87,7 +87,7 @@ def write(model: Model, out: Path, merge: bool, license: str | None) -> list[str
             _write_generation(base_folder if as_adapter else new, new, ends)
         notes += _sampling_notes(new)
         write_text(new / "recipe.yaml", recipe_text(model.run))
-        text = card(model, out.resolve().name, base, as_adapter, license, notes)
+        text = model_card(model, out.resolve().name, base, as_adapter, license, notes)
         write_text(new / "README.md", redacted(text))
         _forget_names(new)
         around = model.run.resolve(), out.resolve().parent, Path.home(), Path.cwd()
@@ -196,7 +196,7 @@ _PATH = re.compile(r"(?<![\w:/.~<])~?/(?:[^\s'\"/]+/)+([^\s'\"/]*)")
 Record = Mapping[str, Any]
 
 
-def card(
+def model_card(
     model: Model,
     name: str,
     base: Base,
