@@ -96,8 +96,8 @@ held_out_is_not_linearized:
   test: test_held_out.py::test_values_have_the_ratio_of_sums_as_their_mean_and_its_spread
 likeliest_is_any_of_equal_tokens:
   file: plugins/alignkit_plugins/backends/frozen_head.py
-  old: best = [(logits.argmax(dim=-1) == tokens).to(logits)]
-  new: best = [(logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, 0]).to(logits)]
+  old: best = (logits.argmax(dim=-1) == tokens).to(logits)
+  new: best = (logits.amax(dim=-1) == logits.gather(-1, tokens[:, None])[:, 0]).to(logits)
   test: test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits
 nested_rows:
   file: alignkit/training/rewards.py

@@ -33,13 +33,6 @@ class NextToken(NamedTuple):
     entropy: Tensor | None
     likeliest: Tensor | None
 
-    @staticmethod
-    def of(columns: Sequence[Tensor], entropy: Entropy, likeliest: bool) -> NextToken:
-        """columns: those that were requested."""
-        return NextToken(
-            columns[0], columns[1] if entropy else None, columns[-1] if likeliest else None
-        )
-
 
 @dataclass(frozen=True)
 class HeadSpec:
@@ -81,13 +74,12 @@ def logprobs_and_entropy(
     compute = functools.partial(
         checkpoint, _logprobs, use_reentrant=False, preserve_rng_state=False
     )
-    columns = by_chunk(compute, hidden, tokens, head, linear, entropy, likeliest)
-    return NextToken.of(columns, entropy, likeliest)
+    return NextToken(*by_chunk(compute, hidden, tokens, head, linear, entropy, likeliest))
 
 
 def by_chunk(
-    compute: Callable[..., Sequence[Tensor]], hidden: Tensor, tokens: Tensor, *args: Any
-) -> list[Tensor]:
+    compute: Callable[..., Sequence[Tensor | None]], hidden: Tensor, tokens: Tensor, *args: Any
+) -> list[Any]:
     """What `compute` returns for CHUNK rows at a time, joined."""
     # An empty batch is one chunk of no rows, which keeps it connected to the graph for its backward
     # pass.
@@ -96,7 +88,8 @@ def by_chunk(
         compute(hidden[start : start + CHUNK], tokens[start : start + CHUNK], *args)
         for start in starts
     ]
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
+    columns = zip(*parts, strict=True)
+    return [None if column[0] is None else torch.cat(column) for column in columns]
 
 
 def _logprobs(
@@ -106,17 +99,17 @@ def _logprobs(
     linear: Linear,
     entropy: Entropy,
     likeliest: bool,
-) -> tuple[Tensor, ...]:
-    """The requested columns of `NextToken` for some rows, by torch's own operators."""
+) -> NextToken:
+    """The numbers of some rows, by torch's own operators."""
     logits, _ = logits_of(hidden, head, linear)
     log_probabilities = torch.log_softmax(logits, dim=-1)
-    columns = [log_probabilities.gather(-1, tokens[:, None])[:, 0]]
-    if entropy:
-        learned = log_probabilities.detach() if entropy == "reported" else log_probabilities
-        columns.append(entropy_of(learned))
-    if likeliest:
-        columns.append((log_probabilities.argmax(dim=-1) == tokens).to(columns[0]))
-    return tuple(columns)
+    learned = log_probabilities.detach() if entropy == "reported" else log_probabilities
+    best = log_probabilities.argmax(dim=-1) == tokens if likeliest else None
+    return NextToken(
+        log_probabilities.gather(-1, tokens[:, None])[:, 0],
+        entropy_of(learned) if entropy else None,
+        None if best is None else best.to(learned),
+    )
 
 
 def logits_of(hidden: Tensor, head: HeadSpec, linear: Linear) -> tuple[Tensor, Tensor | None]:

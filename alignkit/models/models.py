@@ -106,10 +106,10 @@ class RolePolicy:
         self.encoder.forget_counts()
         scores = self._measured(groups, Wants(logprobs=False, scores=True))
         self.report_unread()
-        return [None if score is None else float(score[0]) for score in scores]
+        return [float(found["scores"]) if found else None for found in scores]
 
-    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[tuple[Tensor, ...] | None]:
-        """The outputs for every response; None where the prompt does not fit."""
+    def _measured(self, groups: Sequence[Group], wants: Wants) -> list[dict[str, Tensor]]:
+        """The outputs for every response by name; none where the prompt does not fit."""
         encoded = [
             self.encoder.encode(group, self.base.max_length, scoring=wants.scores)
             for group in groups
@@ -119,9 +119,10 @@ class RolePolicy:
         with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
             columns = measure(self.model, role, fitting, wants, done)
         measured = zip(*columns.values(), strict=True)
-        outputs: list[tuple[Tensor, ...] | None] = []
+        outputs: list[dict[str, Tensor]] = []
         for group, e in zip(groups, encoded, strict=True):
-            outputs += [None if e is None else next(measured) for _ in group.responses]
+            for _ in group.responses:
+                outputs.append({} if e is None else dict(zip(columns, next(measured), strict=True)))
         return outputs
 
     def report_unread(self) -> None:
@@ -139,13 +140,14 @@ class RolePolicy:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
         measured = self._measured(groups, Wants(temperature=temperature))
-        return [torch.zeros(0) if outputs is None else outputs[0] for outputs in measured]
+        return [found.get("logprobs", torch.zeros(0)) for found in measured]
 
     def predictions(self, groups: Sequence[Group]) -> list[tuple[Tensor, ...]]:
         """See `alignkit.Policy`."""
         self._check_tokens(groups)
-        nothing = (torch.zeros(0), torch.zeros(0))
-        return [outputs or nothing for outputs in self._measured(groups, Wants(likeliest=True))]
+        names, none = ("logprobs", "likeliest"), torch.zeros(0)
+        measured = self._measured(groups, Wants(likeliest=True))
+        return [tuple(found.get(name, none) for name in names) for found in measured]
 
     def _check_tokens(self, groups: Sequence[Group]) -> None:
         """Raise OtherTokenizer for sampled tokens that mean something else to this model."""

@@ -372,23 +372,19 @@ PerGroup = dict[str, dict[int, list[float]]]
 # Averages: of unreduced terms over a global batch, and of metrics over steps
 
 
-class Sums:
+class Sums(dict[Any, Tensor]):
     """Sums of numbers by name, in float64 on their device, which need not be waited for until all
     are added.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[Any, Tensor] = {}
-
     def add(self, name: str | Per, number: Tensor) -> None:
         """number: []."""
-        self._sums[name] = self._sums.get(name, 0.0) + number.detach().double()
+        self[name] = self.get(name, 0.0) + number.detach().double()
 
     def numbers(self) -> dict[Any, float]:
         """All sums, for which one wait is enough."""
-        if not self._sums:
-            return {}
-        return dict(zip(self._sums, torch.stack([*self._sums.values()]).tolist(), strict=True))
+        sums = torch.stack([*self.values()]).tolist() if self else []
+        return dict(zip(self, sums, strict=True))
 
 
 class Averages:

@@ -26,8 +26,7 @@ def logprobs_and_entropy(
     """See `Backend.next_token`."""
     # Decided here, because gradients are always off inside of a Function's forward.
     learns = torch.is_grad_enabled() and hidden.requires_grad
-    columns = _FrozenHead.apply(hidden, tokens, head, product, entropy, likeliest, learns)
-    return NextToken.of(columns, entropy, likeliest)
+    return NextToken(*_FrozenHead.apply(hidden, tokens, head, product, entropy, likeliest, learns))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -43,14 +42,15 @@ class _FrozenHead(torch.autograd.Function):
         entropy: Entropy,
         likeliest: bool,
         learns: bool,
-    ) -> tuple[Tensor, ...]:
-        found = by_chunk(_frozen, hidden, tokens, head, product, entropy, likeliest, learns)
-        results = 1 + bool(entropy) + likeliest
+    ) -> tuple[Tensor | None, ...]:
+        logprobs, entropies, best, *grads = by_chunk(
+            _frozen, hidden, tokens, head, product, entropy, likeliest, learns
+        )
         # All that backward needs: the logits, [N, V], are gone by then
-        ctx.save_for_backward(*found[results:])
-        learned = 2 if entropy and entropy != "reported" else 1
-        ctx.mark_non_differentiable(*found[learned:results])
-        return tuple(found[:results])
+        ctx.save_for_backward(*grads)
+        constant = [best, entropies if entropy == "reported" else None]
+        ctx.mark_non_differentiable(*(x for x in constant if x is not None))
+        return logprobs, entropies, best
 
     @staticmethod
     @once_differentiable
@@ -72,9 +72,9 @@ def _frozen(
     entropy: Entropy,
     likeliest: bool,
     learns: bool,
-) -> list[Tensor]:
-    """The requested columns of `NextToken` for some rows, and then the gradients of those that have
-    one with respect to `hidden` if it learns.
+) -> list[Tensor | None]:
+    """The numbers of some rows, and then the gradients of those that have one with respect to
+    `hidden` if it learns.
 
     [rows, V] is large, and fresh memory costs more than the arithmetic in it. So each step
     overwrites the one before, under a new name.
@@ -83,7 +83,7 @@ def _frozen(
     chosen = tokens[:, None]
     # Only one of several equal logits, which bfloat16 makes frequent, is what greedy sampling
     # takes.
-    best = [(logits.argmax(dim=-1) == tokens).to(logits)] if likeliest else []
+    best = (logits.argmax(dim=-1) == tokens).to(logits) if likeliest else None
     # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
@@ -94,23 +94,24 @@ def _frozen(
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
     exponentials = shifted.exp_()
     total = exponentials.sum(dim=-1, keepdim=True)
-    results, grads = [logprobs.sub_(total.log()[:, 0])], list[Tensor]()
+    logprobs.sub_(total.log()[:, 0])
+    entropies, grads = None, list[Tensor]()
     probabilities = exponentials.div_(total)
     if entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
-        results.append(-(probabilities * log_probabilities).sum(dim=-1))
+        entropies = -(probabilities * log_probabilities).sum(dim=-1)
         # First the entropy's gradient: the other one overwrites the probabilities.
         if learns and entropy != "reported":
             # d entropy / d logits = -p (log p + entropy)
-            entropy_grad = log_probabilities.add_(results[1][:, None]).mul_(probabilities).neg_()
+            entropy_grad = log_probabilities.add_(entropies[:, None]).mul_(probabilities).neg_()
             grads.append(_to_hidden(entropy_grad, softcap_grad, head, product))
     if learns:
         # d logprob / d logits = one_hot(token) - p
         ones = torch.ones_like(chosen, dtype=probabilities.dtype)
         logprob_grad = probabilities.neg_().scatter_add_(-1, chosen, ones)
         grads.insert(0, _to_hidden(logprob_grad, softcap_grad, head, product))
-    return results + best + [grad.to(hidden.dtype) for grad in grads]
+    return [logprobs, entropies, best, *(grad.to(hidden.dtype) for grad in grads)]
 
 
 def _to_hidden(
