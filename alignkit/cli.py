@@ -132,10 +132,9 @@ def _checked(recipe: Any, out: Path | None) -> Result:
     """What plugins find out about a recipe without running it."""
     from alignkit.host.plugins import plugins
 
-    found: Result | None = plugins().manager.hook.dry_run(recipe=recipe, out=out)
-    if found is None:
-        refuse("--dry-run: no plugin checks recipes", "`alignkit plugins` lists what is installed")
-    return found
+    for found in plugins().ask("plan", recipe, out):
+        return found
+    refuse("--dry-run: no plugin checks recipes", "`alignkit plugins` lists what is installed")
 
 
 def add_commands(app: typer.Typer, without: Container[str]) -> None:

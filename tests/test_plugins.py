@@ -120,6 +120,8 @@ BROKEN = {
     "line": ("\n\n1 / 0", "ZeroDivisionError: division by zero (fake_x_line.py:3)"),
     "argument": (HOOK.format("register(add, nope)"), "hook 'register'"),
     "misspelled": (HOOK.format("stage_strated(run)"), "unknown hook 'stage_strated'"),
+    "gone": (HOOK.format("results_shown(run)"), "write add('results', ...) instead"),
+    "renamed": ("from alignkit import Observation", "write MonitorReport instead"),
     "raises": (
         GOOD.format(name="half") + "    raise RuntimeError('boom')\n",
         "RuntimeError: boom (fake_x_raises.py:10)",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from alignkit.data.group import Group
@@ -33,7 +33,12 @@ class Add(Protocol):
             folder for `model.base`; with `source(cache, path)`, recipes write `NAME://PATH`.
             `optimizer` takes a class of `torch.optim.Optimizer` or a function that makes one, and
             `schedule` a function `factor(step, total) -> float`; their other arguments are options.
-            `template` takes Jinja code.
+            `template` takes Jinja code. The rest are functions that every run asks, and that have
+            something to say if they return it: `plan(recipe, out)` what a run would do, as a
+            `commands.Result`; `advice(row, formats)` what a user may do about a row that no format
+            recognizes; `data_facts(loaded)` what stage.json keeps of each source of a data entry;
+            `executor(run, stage, folder, name)` what computes the chunks of a step's map elsewhere,
+            in order; `results(folder, records, width)` the lines that a run prints at its end.
         name: What recipes write; of a reader the suffix of its files. If two plugins provide it,
             recipes must write `PACKAGE:NAME`.
         implementation: The class, function or text, or where it is: `"module:Class"` is imported
@@ -64,43 +69,46 @@ def register(add: Add) -> None:
     """
 
 
-@hookspec(firstresult=True)
-def dry_run(recipe: Any, out: Path | None) -> Any:
-    """A recipe is to be checked instead of run. Return a `commands.Result`, or raise the error with
-    which a run would stop.
+class ObservedRun(Protocol):
+    """A run, as event hooks see it.
 
-    Args:
+    Attributes:
+        folder: Its own.
         recipe: As it was read.
-        out: The folder of the run; None: the default.
+        say: Prints a line.
+        request_stop: Called as `request_stop(reason)`: the run ends at the next opportunity, and can
+            be resumed.
+        should_stop: Raises if the run must stop.
+        peak_memory: The most memory that this process has used, in words.
     """
 
+    folder: Path
+    recipe: Any
 
-# Events of a run. Hooks observe, and must not change what is computed, except those that return
-# something, which the run uses.
+    def say(self, text: str) -> None: ...
+    def request_stop(self, reason: str) -> None: ...
+    def should_stop(self) -> None: ...
+    @property
+    def peak_memory(self) -> str: ...
+
+
+# Events of a run. Hooks observe, and must not change what is computed. They get the run and the name
+# of its stage.
 
 
 @hookspec
-def run_started(run: Any) -> None:
-    """A run begins.
-
-    Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-    """
+def run_started(run: ObservedRun) -> None:
+    """A run begins."""
 
 
 @hookspec
-def stage_started(run: Any, stage: str) -> None:
-    """A stage begins or resumes.
-
-    Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        stage: Its name.
-    """
+def stage_started(run: ObservedRun, stage: str) -> None:
+    """A stage begins or resumes."""
 
 
 @hookspec
 def stage_changed(
-    run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
+    run: ObservedRun, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
 ) -> None:
     """A stage that has changed starts over, with its models loaded.
 
@@ -111,9 +119,8 @@ def stage_changed(
 
 
 @hookspec
-def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] | None:
-    """A stage has read a data entry. Return what its stage.json keeps of each source, next to the
-    counts of its rows.
+def data_read(run: ObservedRun, stage: str, loaded: Any) -> None:
+    """A stage has read a data entry.
 
     Args:
         loaded: Its `groups`, those for `validation`, and `sources`.
@@ -121,103 +128,48 @@ def data_read(run: Any, stage: str, loaded: Any) -> Sequence[Mapping[str, Any]] 
 
 
 @hookspec
-def map_elsewhere(
-    run: Any, stage: str, folder: Path, name: str
-) -> Callable[[Iterable[Sequence[Any]]], Iterator[Sequence[Any]]] | None:
-    """A step maps rows (`StepContext.map`). Return what computes the results of chunks, in order;
-    None: this process.
-
-    Args:
-        run: Has `folder`, `recipe` and `should_stop()`.
-        stage: Its name; the step is `run.recipe.stages[stage].component`.
-        folder: The stage's.
-        name: The name of the map.
-    """
-
-
-@hookspec
-def format_unrecognized(row: Any, formats: Mapping[str, Any]) -> str | None:
-    """No format recognizes the first row of a source. Return what the user may do.
-
-    Args:
-        row: As parsed.
-        formats: Classes by name.
-    """
-
-
-@hookspec
-def metrics_opened(run: Any, stage: str, metrics: Any) -> None:
-    """A stage begins or continues its metrics.jsonl.
-
-    Args:
-        metrics: Calls its `follower` with each new line.
-    """
-
-
-@hookspec
-def rollouts_scored(run: Any, stage: str, iteration: int, groups: list[Group]) -> None:
+def rollouts_scored(run: ObservedRun, stage: str, iteration: int, groups: list[Group]) -> None:
     """The rollouts of an iteration are scored.
 
     Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        stage: Its name.
         iteration: Counts from 1.
         groups: With scored responses.
     """
 
 
 @hookspec
-def metrics_logged(run: Any, stage: str, step: int, metrics: Mapping[str, float]) -> None:
-    """The metrics of an optimizer step or an iteration were written.
+def metrics_logged(run: ObservedRun, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+    """A line of the stage's metrics.jsonl was written: of an optimizer step, of an iteration, or of
+    a step of the recipe. Trackers see the same.
 
     Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        stage: Its name.
-        step: Counts from 1.
-        metrics: Numbers by name.
+        step: Counts from 1; of a line without one, the number of the line.
+        metrics: Its values by name.
     """
 
 
 @hookspec
-def checkpoint_saved(run: Any, stage: str, path: str) -> None:
+def checkpoint_saved(run: ObservedRun, stage: str, path: str) -> None:
     """A checkpoint is complete on disk.
 
     Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        stage: Its name.
         path: The folder of the checkpoint.
     """
 
 
 @hookspec
-def stage_finished(run: Any, stage: str, reused: bool) -> None:
+def stage_finished(run: ObservedRun, stage: str, reused: bool) -> None:
     """A stage is complete.
 
     Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        stage: Its name.
         reused: Its result is that of an earlier run.
     """
 
 
 @hookspec
-def results_shown(
-    run: Any, records: Sequence[Mapping[str, Any]], width: int
-) -> Sequence[str] | None:
-    """All stages are complete. Return what the run prints.
-
-    Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
-        records: Each stage's stage.json.
-        width: The terminal's, in characters.
-    """
-
-
-@hookspec
-def run_finished(run: Any, error: BaseException | None) -> None:
+def run_finished(run: ObservedRun, error: BaseException | None) -> None:
     """The run ended.
 
     Args:
-        run: Has `folder`, `recipe` and `request_stop(reason)`.
         error: None when it succeeded.
     """

@@ -41,7 +41,7 @@ class Filter(WithOptions):
 
 
 @dataclass(frozen=True)
-class Observation:
+class MonitorReport:
     """What a monitor says of an iteration.
 
     Attributes:
@@ -50,7 +50,7 @@ class Observation:
         summary: JSON values for stage.json.
         stop: Why the stage ends now; empty if it continues.
         best: The iteration whose policy is then the result: this one, or the `best` of the last
-            look, as only its weights are kept; 0: this one, and none are kept. It is the policy
+            report, as only its weights are kept; 0: this one, and none are kept. It is the policy
             that the iteration began with: with `rollout.ahead` one update newer than the one that
             wrote its samples, but the one that `answer` asks.
     """
@@ -111,9 +111,9 @@ class Monitor(WithOptions):
         """
         return ()
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-    ) -> Observation:
+    ) -> MonitorReport:
         """Look at an iteration's scored samples.
 
         Args:
@@ -121,15 +121,15 @@ class Monitor(WithOptions):
             groups: Empty if their file was deleted before the stage resumed.
             metrics: The iteration's so far, such as `reward` and `kl`.
         """
-        raise NotImplementedError
+        raise NotImplementedError("a monitor defines `observe`, which was `look` before")
 
-    def finish(self, stopped: str) -> Observation:
+    def finish(self, stopped: str) -> MonitorReport:
         """What is to be said at the end of the stage; only warnings and summary count.
 
         Args:
             stopped: Why it ended early.
         """
-        return Observation()
+        return MonitorReport()
 
 
 @dataclass(frozen=True)

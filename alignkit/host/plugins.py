@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -94,13 +94,19 @@ class Plugins(Registry):
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(hookspecs)
 
-    def notify(self, hook: str, **kwargs: Any) -> list[Any]:
-        """Call an event hook; returns what the observers do. One that fails stops the run, which is
-        then unobserved.
-        """
+    def ask(self, kind: str, *args: Any) -> Iterator[Any]:
+        """What each function of a kind returns, if it has something to say."""
+        for one in self.registrations(kind):
+            with blame(one.implementation, "", one.label):
+                answer = one.implementation(*args)
+            if answer:
+                yield answer
+
+    def notify(self, hook: str, **kwargs: Any) -> None:
+        """Call an event hook. An observer that fails stops the run, which is then unobserved."""
         caller = getattr(self.manager.hook, hook)
         try:
-            return list(caller(**kwargs) or ())  # None: a wrapper dropped the results
+            caller(**kwargs)
         except (Exception, SystemExit) as error:
             ran = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
             # Wrappers, which are in the traceback of all others, are last

@@ -38,8 +38,17 @@ KINDS: dict[str, tuple[str, ...]] = {
     "launcher": ("Launcher",),
 }
 DEFAULTS = ("monitor", "reader", "launcher", "model")  # kinds with defaults
-# Kinds that no recipe names and no page lists
-PRIVATE: dict[str, tuple[str, ...]] = {"_backend": ()}
+# Kinds that no recipe names and no command lists: backends, and the functions that a run asks
+PRIVATE: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("_backend", "plan", "advice", "data_facts", "executor", "results"), ()
+)
+# Names and hooks that are gone -> what a plugin has instead
+RENAMED = {
+    "Observation": "MonitorReport",
+    "map_elsewhere": "add('executor', ...)",
+    "metrics_opened": "metrics_logged",
+    "results_shown": "add('results', ...)",
+}
 _NAME = re.compile(r"cannot import name '(\w+)'")
 _ADDRESS = re.compile(r"[\w.]+:\w+")
 
@@ -139,9 +148,12 @@ class Registration(Origin):
 
 
 def moved(error: BaseException) -> str:
-    """What to import instead of a module or a name of alignkit that is not there: one of the same
-    name.
+    """What to write instead of a name or a hook that is gone; of a module or a name that is
+    elsewhere: what to import.
     """
+    for gone, now in RENAMED.items():
+        if f"'{gone}'" in str(error):
+            return f"; write {now} instead"
     missing = str(getattr(error, "name", ""))
     package = missing.partition(".")[0]
     if not isinstance(error, ImportError) or not package.startswith(alignkit.__name__):

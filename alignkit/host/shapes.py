@@ -16,7 +16,7 @@ from pydantic import Field, FiniteFloat, TypeAdapter
 
 from alignkit.contract.algorithm import Phase, Skip
 from alignkit.contract.batch import Batch, Per, Term
-from alignkit.contract.kinds import Observation
+from alignkit.contract.kinds import MonitorReport
 from alignkit.contract.report import Report
 from alignkit.contract.reward import FINITE, CombinedReward, Rating, Verdict, is_score
 from alignkit.contract.step import Artifact
@@ -177,14 +177,14 @@ def weights(of: Mapping[str, Term], values: Any) -> None:
 # Monitors, judges and steps
 
 
-def observation(iteration: int, seen: Any) -> None:
+def monitor_report(iteration: int, report: Any) -> None:
     """What a monitor says of an iteration; 0: at the end."""
-    need(isinstance(seen, Observation), "an alignkit.Observation", seen)
-    json.dumps([seen.metrics, seen.summary])
+    need(isinstance(report, MonitorReport), "an alignkit.MonitorReport", report)
+    json.dumps([report.metrics, report.summary])
     need(
-        seen.best in range(iteration + 1),
+        report.best in range(iteration + 1),
         f"as `best` an iteration up to this one, {iteration}",
-        seen.best,
+        report.best,
     )
 
 

@@ -176,31 +176,37 @@ class Metrics:
     and resumed.
     """
 
-    def __init__(self, path: Path | None, size: int = 0):
+    def __init__(
+        self,
+        path: Path | None,
+        size: int = 0,
+        observe: Callable[..., None] = lambda **values: None,
+        stage: str = "",
+    ):
         """path: None if another process writes them. size: bytes at the last checkpoint. Later
-        lines are removed, because their steps run again.
+        lines are removed, because their steps run again. observe: is called with each line's step and
+        metrics.
         """
-        self.path = path
-        # Is given each new line
-        self.follower: Callable[[Mapping[str, Any]], None] = lambda line: None
+        self.path, self.observe, self.stage, self.lines = path, observe, stage, 0
         if path is None:
             return
         with path.open("ab") as file:
             file.truncate(size)
 
-    def write(self, **values: Any) -> None:
-        """Append one object, with the time in seconds since 1970.
+    def write(self, step: int | None = None, **values: Any) -> None:
+        """Append one object, with the stage, its step, and the time in seconds since 1970.
 
         Floats have six significant digits. Numbers that JSON cannot hold become strings: "nan",
         "inf". Raises TypeError for a value named `time`.
         """
-        plain = dict(
-            **{key: _plain(value) for key, value in values.items()}, time=round(time.time(), 3)
-        )
+        named = {"stage": self.stage} if step is None else {"stage": self.stage, "step": step}
+        plain = {key: _plain(value) for key, value in values.items()}
+        line = dict(**named, **plain, time=round(time.time(), 3))
         if self.path is None:
             return
-        _append(self.path, json.dumps(redacted(plain), allow_nan=False) + "\n")
-        self.follower(plain)
+        _append(self.path, json.dumps(redacted(line), allow_nan=False) + "\n")
+        self.lines += 1
+        self.observe(step=self.lines if step is None else step, metrics=values)
 
     def sync(self) -> int:
         """Flush the file to disk; returns its size in bytes."""

@@ -373,11 +373,8 @@ class SourceReader:
                 f"{self.source.name}: several formats match the first row ({content}). "
                 f"Choose one, as in `data: {{FORMAT: FILE}}`: {', '.join(matching)}"
             )
-        advice = filter(
-            None, plugins().notify("format_unrecognized", row=row, formats=self.formats)
-        )
         help = next(
-            advice,
+            plugins().ask("advice", row, self.formats),
             f"Name the format (`alignkit plugins FORMAT` describes it): {', '.join(self.formats)}",
         )
         raise UnknownFormat(

@@ -31,6 +31,7 @@ from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, damage_of, json_lines
 from alignkit.io.text import duration, exists
+from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import without_keys
 from alignkit.runs.services import Services, begin, locked, resume_command
@@ -168,9 +169,8 @@ class Run(Services):
         for name in self.stages:
             if damage := damage_of(self.folder / name):
                 raise RunFailed(f"{damage}, while later stages ran; repeat the command")
-        for texts in self.event(
-            "results_shown", records=self.records, width=self.reporter.out.width
-        ):
+        width = self.reporter.out.width
+        for texts in plugins().ask("results", self.folder, self.records, width):
             for text in texts:
                 self.reporter.result(text)
 

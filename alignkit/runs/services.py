@@ -85,11 +85,14 @@ class Services:
         staticmethod(signals.should_stop),
     )
 
-    def event(self, hook: str, **values: Any) -> list[Any]:
-        """Call an event hook; returns what its observers do."""
+    def event(self, hook: str, **values: Any) -> None:
+        """Call an event hook."""
         if self.leads:
-            return plugins().notify(hook, run=self, **values)
-        return []
+            plugins().notify(hook, run=self, **values)
+
+    def executor(self, stage: str, folder: Path, name: str) -> Any:
+        """What computes a map of a step elsewhere; None: nothing."""
+        return next(plugins().ask("executor", self, stage, folder, name), None)
 
     # Models
 

@@ -420,8 +420,8 @@ class StepStage(RunStage):
 
         def map_rows(name: str, rows: Sequence[Any], function: Callable[..., Any]) -> list[Any]:
             with self.reporter.progress(name, len(rows)) as done:
-                elsewhere = self.notify("map_elsewhere", folder=self.folder, name=name)
-                compute = next(iter(elsewhere), partial(map, function))
+                elsewhere = services.executor(self.name, self.folder, name)
+                compute = elsewhere or partial(map, function)
                 file = self.folder / "map" / f"{name}.jsonl"
                 return resumable_map(file, rows, compute, services.should_stop, done)
 
@@ -430,7 +430,7 @@ class StepStage(RunStage):
             out=self.folder,
             scorer=self._scorer,
             map=map_rows,
-            log=lambda **values: metrics.write(stage=self.name, **values),
+            log=metrics.write,
             say=self.reporter.say,
             base_of=services.models.base_of,
             recipe=self.recipe,

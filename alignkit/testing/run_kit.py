@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.environment import Environment
-from alignkit.contract.kinds import Monitor, MonitoredStage, Observation
+from alignkit.contract.kinds import Monitor, MonitoredStage, MonitorReport
 from alignkit.contract.reward import Context
 from alignkit.contract.settings import Settings
 from alignkit.contract.step import Artifact, Step, StepContext, StepData
@@ -28,7 +28,7 @@ from alignkit.models.shared_model import BASE
 from alignkit.runs.services import resumable_map
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
 from alignkit.training.episodes import Factory
-from alignkit.training.monitors import look
+from alignkit.training.monitors import report_of
 from alignkit.training.rewards import Rewards
 
 ROWS: Sequence[Mapping[str, Any]] = (
@@ -113,7 +113,7 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         map=lambda name, rows, f: resumable_map(
             out / "map" / f"{name}.jsonl", rows, partial(map, f)
         ),
-        log=lambda **values: metrics.write(stage="", **values),
+        log=metrics.write,
         say=lambda text: None,
     )
     made: Artifact = call(create(component), "run", step_context, returns=shapes.artifact)
@@ -213,7 +213,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
     samples = around.rollouts
     stored = [group_from_json(group_to_json(group)) for group in samples]
 
-    def observe(samples: Sequence[Group], done: int = 0) -> list[Observation]:
+    def reports(samples: Sequence[Group], done: int = 0) -> list[MonitorReport]:
         """What a monitor says of samples in each iteration. done: those before the stage
         resumed.
         """
@@ -228,16 +228,17 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
             on_rank0=lambda function: function(),
         )
         call(monitor, "start", stage)
-        looks = [
-            look(monitor, number, samples, {"kl": number / LOOKS}) for number in range(1, LOOKS + 1)
+        found = [
+            report_of(monitor, number, samples, {"kl": number / LOOKS})
+            for number in range(1, LOOKS + 1)
         ]
-        return [*looks, call(monitor, "finish", "", returns=partial(shapes.observation, 0))]
+        return [*found, call(monitor, "finish", "", returns=partial(shapes.monitor_report, 0))]
 
-    with around.problems.unchanged("`look` changes the samples", samples):
-        observations = observe(samples)
-    if repr(observe(stored, done=LOOKS)) != repr(observations):
+    with around.problems.unchanged("`observe` changes the samples", samples):
+        at_first = reports(samples)
+    if repr(reports(stored, done=LOOKS)) != repr(at_first):
         around.problems.append(
             "a second monitor says something else about the same samples, as they are read when "
             "a stage resumes"
         )
-    observe([], done=LOOKS)  # people delete files
+    reports([], done=LOOKS)  # people delete files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from alignkit.data.files import skips
 from alignkit.data.group import Group
 from alignkit.host import shapes
 from alignkit.host.calls import call, create
-from alignkit.host.plugins import reader_of
+from alignkit.host.plugins import plugins, reader_of
 from alignkit.host.registry import Component
 from alignkit.io.console import Metrics
 from alignkit.recipe.schema import BASE, RewardSpec, Stage
@@ -56,9 +57,9 @@ class StageContext:
         self._described: list[DataSpec] = []
         self._bad_rows: dict[str, None] = {}  # an ordered set: entries may share a file
 
-    def notify(self, hook: str, **values: Any) -> Any:
+    def notify(self, hook: str, **values: Any) -> None:
         """Call an event hook."""
-        return self.services.event(hook, stage=self.name, **values)
+        self.services.event(hook, stage=self.name, **values)
 
     def say(self, text: str) -> None:
         """Print one line about this stage, which the user must know."""
@@ -85,7 +86,8 @@ class StageContext:
         if spec in self._described:
             return loaded
         self._described.append(spec)
-        told = self.notify("data_read", loaded=loaded)
+        self.notify("data_read", loaded=loaded)
+        told = plugins().ask("data_facts", loaded) if self.services.leads else ()
         for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
             if source.path is not None and (reader := reader_of(source.path)) is not None:
                 more.append(reader.facts(source.path))
@@ -100,9 +102,8 @@ class StageContext:
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        metrics = Metrics(self.folder / "metrics.jsonl" if self.services.leads else None, size)
-        self.notify("metrics_opened", metrics=metrics)
-        return metrics
+        path = self.folder / "metrics.jsonl" if self.services.leads else None
+        return Metrics(path, size, partial(self.notify, "metrics_logged"), stage=self.name)
 
     def reward_context(self) -> Context:
         """What rewards and judges can use."""

@@ -11,7 +11,7 @@ from functools import partial
 from shutil import copytree
 from typing import Any
 
-from alignkit.contract.kinds import Monitor, MonitoredStage, Observation
+from alignkit.contract.kinds import Monitor, MonitoredStage, MonitorReport
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.host import shapes
@@ -26,13 +26,13 @@ from alignkit.training.rewards import Rewards
 from alignkit.training.trainer import Trainer
 
 
-def look(
+def report_of(
     monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-) -> Observation:
+) -> MonitorReport:
     """What a monitor says of an iteration."""
-    wanted = partial(shapes.observation, number)
-    seen: Observation = call(monitor, "look", number, groups, metrics, returns=wanted)
-    return seen
+    wanted = partial(shapes.monitor_report, number)
+    report: MonitorReport = call(monitor, "observe", number, groups, metrics, returns=wanted)
+    return report
 
 
 def _with_default_options(one: Registration) -> Component:
@@ -88,20 +88,22 @@ class Monitors:
         for number, each in enumerate(metrics, 1):
             groups = self.files.seen(number)
             for monitor in self.monitors:
-                look(monitor, number, groups, each)
+                report_of(monitor, number, groups, each)
 
-    def look(self, number: int, groups: list[Group], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def observe(
+        self, number: int, groups: list[Group], metrics: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """The metrics of an iteration's scored samples; it may end the stage. metrics: of the
         iteration so far.
         """
         self.metrics.append(dict(metrics))
         more: dict[str, Any] = {}
         for monitor in self.monitors:
-            seen = look(monitor, number, groups, metrics)
-            self._report(seen)
-            more |= seen.metrics
-            if seen.stop and not self.stopped:
-                self._stop(number, seen.stop, seen.best or number)
+            report = report_of(monitor, number, groups, metrics)
+            self._report(report)
+            more |= report.metrics
+            if report.stop and not self.stopped:
+                self._stop(number, report.stop, report.best or number)
         return more
 
     def _stop(self, number: int, why: str, best: int) -> None:
@@ -111,9 +113,9 @@ class Monitors:
         result = f"the result is the policy that iteration {best} began with"
         self.warn([f"stopped in iteration {number} of {planned}: {why}; {result}"])
 
-    def _report(self, seen: Observation) -> None:
-        self.warn(seen.warnings)
-        self.trainer.summary |= seen.summary
+    def _report(self, report: MonitorReport) -> None:
+        self.warn(report.warnings)
+        self.trainer.summary |= report.summary
 
     def warn(self, warnings: Sequence[str]) -> None:
         """Print warnings, which the report shows, too."""
@@ -126,7 +128,7 @@ class Monitors:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
             self._report(
-                call(monitor, "finish", self.stopped, returns=partial(shapes.observation, 0))
+                call(monitor, "finish", self.stopped, returns=partial(shapes.monitor_report, 0))
             )
         if not self.stopped:
             self.trainer.save()

@@ -153,7 +153,7 @@ class RolloutTrainer(Trainer):
         with iteration.timer("watch"):
             # Before learning, as the samples are those of the weights that the stage would end
             # with.
-            seen = self.monitors.look(number, iteration.rollouts.scored, iteration.metrics)
+            seen = self.monitors.observe(number, iteration.rollouts.scored, iteration.metrics)
             # A metric of the stage counts, whatever monitors call theirs
             iteration.metrics = seen | iteration.metrics
         if not self.monitors.stopped:

@@ -269,13 +269,12 @@ class Trainer:
         }
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Write metrics and notify the event hooks."""
+        """Write metrics."""
         if skipped := int(metrics.get("skipped", 0)):
             if "skipped_steps" not in self.summary:
                 self.context.say("a step was skipped, because its loss or gradient was not finite")
             self.summary["skipped_steps"] = self.summary.get("skipped_steps", 0) + skipped
-        self.metrics.write(stage=self.context.name, step=step, **metrics)
-        self.context.notify("metrics_logged", step=step, metrics=metrics)
+        self.metrics.write(step, **metrics)
 
     def keep_version(self, number: int) -> None:
         """Save the version `NAME@number`, if the recipe asks for versions or a monitor may go back

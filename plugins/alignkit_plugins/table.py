@@ -3,11 +3,9 @@ events, which register themselves. A module is imported when a recipe names what
 """
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 from alignkit import Add, hookimpl
+from alignkit.hookspecs import ObservedRun
 
 # Below each kind: a name, its module and class in alignkit_plugins, and what it is for.
 TABLE = """
@@ -182,6 +180,18 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .hub data_tools.tables:Hub  what `hub:` names: `datasets` reads it
 .feedback people.agreement:StoreReader  people's labels from a store
 
+[plan]
+as_checked recipe_tools.check:checked  what a run of a recipe would do
+
+[advice]
+readings formats.readings:advice  what columns may mean that no format recognizes
+
+[data_facts]
+data_card report.data_card:cards  how many rows, how long, which labels
+
+[results]
+result_screen report.screen:results  what came out, and what to do next
+
 [_backend]
 cpu backends.cpu:Cpu  tiles, packed weights, oneDNN
 gpu backends.gpu:Gpu  Triton, merged weights, tokens ahead of the host
@@ -202,32 +212,18 @@ def register(add: Add) -> None:
             add(kind, name, f"{package}{target}", summary, default=name in DEFAULTS)
 
 
-@hookimpl
-def dry_run(recipe: Any, out: Path | None) -> Any:
-    from alignkit_plugins.recipe_tools.check import checked
-
-    return checked(recipe, out)
-
-
 # Servers that an engine has started outlive its stage, because starting one may take minutes.
 
 
 @hookimpl
-def run_started(run: Any) -> None:
+def run_started(run: ObservedRun) -> None:
     from alignkit_plugins.vllm.own_server import keep_servers
 
     keep_servers(run.folder / "cache")
 
 
 @hookimpl(tryfirst=True)
-def run_finished(run: Any, error: BaseException | None) -> None:
+def run_finished(run: ObservedRun, error: BaseException | None) -> None:
     from alignkit_plugins.vllm.own_server import end_servers
 
     end_servers()
-
-
-@hookimpl
-def format_unrecognized(row: Any, formats: Mapping[str, Any]) -> str:
-    from alignkit_plugins.formats.readings import advice
-
-    return advice(row, formats)

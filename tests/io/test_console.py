@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -207,13 +208,16 @@ def test_metrics_have_the_time_and_six_significant_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(console.time, "time", lambda: 1765432109.87654)
-    metrics, seen = Metrics(tmp_path / "metrics.jsonl"), []
-    metrics.follower = seen.append
-    metrics.write(
-        stage="sft", step=1234567, loss=1.23456789, rate=0.000123456789, large=123456789.0, ok=True
+    seen: list[Any] = []
+    metrics = Metrics(
+        tmp_path / "metrics.jsonl", 0, lambda step, metrics: seen.append((step, metrics)), "sft"
     )
+    values = {"loss": 1.23456789, "rate": 0.000123456789, "large": 123456789.0, "ok": True}
+    metrics.write(1234567, **values)
     assert metrics.path.read_text(encoding="utf-8") == (
         '{"stage": "sft", "step": 1234567, "loss": 1.23457, "rate": 0.000123457, '
         '"large": 123457000.0, "ok": true, "time": 1765432109.877}\n'
     )
-    assert seen == read_rows(tmp_path / "metrics.jsonl")
+    metrics.write(win=0.5)  # of a step of the recipe, which counts nothing
+    assert read_rows(metrics.path)[1].keys() == {"stage", "win", "time"}
+    assert seen == [(1234567, values), (2, {"win": 0.5})]

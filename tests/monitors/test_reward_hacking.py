@@ -10,7 +10,7 @@ import pytest
 import yaml
 from scipy import stats
 
-from alignkit import Group, Monitor, Observation, Response
+from alignkit import Group, Monitor, MonitorReport, Response
 from alignkit.host.plugins import plugins
 from alignkit.testing import check_monitor
 from alignkit_plugins.monitors.reward_hacking import (
@@ -40,8 +40,8 @@ def test_it_conforms(name: str, options: dict[str, Any]) -> None:
 
 
 def test_one_that_needs_samples_is_refused() -> None:
-    look = staticmethod(lambda number, groups, metrics: groups[0] and Observation())
-    reported(check_monitor, broken(Monitor, look=look), "IndexError")
+    observe = staticmethod(lambda number, groups, metrics: groups[0] and MonitorReport())
+    reported(check_monitor, broken(Monitor, observe=observe), "IndexError")
 
 
 # What is measured

@@ -61,7 +61,7 @@ def test_what_a_card_counts(rows: list[Group], expected: str) -> None:
 def test_each_source_has_its_own_card_with_its_held_out_rows() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1) for name in ("a", "b"))
     loaded = Loaded([group("x"), group("yy", source=1)], [group("zzz", source=1)], [], facts)
-    first, second = cards(loaded)
+    first, second = [facts["card"] for facts in cards(loaded)]
     assert first["rows"] == 1 and (second["rows"], second["response_characters"]["most"]) == (2, 3)
 
 

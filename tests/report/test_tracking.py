@@ -8,7 +8,7 @@ import math
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock, call
+from unittest.mock import MagicMock, Mock, call
 
 import pytest
 import yaml
@@ -18,7 +18,7 @@ from alignkit import RunFailed
 from alignkit.cli import main
 from alignkit.contract.kinds import TrackedRun
 from alignkit.host.plugins import plugins
-from alignkit_plugins.report.trackers import AccelerateTracker, tracked
+from alignkit_plugins.report.trackers import AccelerateTracker, Following
 from tests import rows
 
 PLUGIN = """
@@ -96,9 +96,10 @@ def test_each_line_is_logged_once_and_no_hash_knows_a_tracker(
 
 
 def test_a_line_is_tracked_by_its_numbers() -> None:
-    line = {"stage": "sft", "step": 3, "time": 1.5, "loss": 1, "kl": "-inf", "note": "text"}
-    assert tracked(line, 9) == ("sft", 3, {"loss": 1.0, "kl": -math.inf})
-    assert tracked({"win": 0.5}, 9) == ("", 9, {"win": 0.5})
+    following, sent = Following(MagicMock()), Mock()
+    following.trackers = {"mine": sent}
+    following.log("sft", 3, {"loss": 1, "kl": -math.inf, "note": "text"})
+    assert sent.mock_calls[1:] == [call.log("sft", 3, {"loss": 1.0, "kl": -math.inf})]
 
 
 FAILS = ["raises", "unstarted", "unfinished"]

@@ -30,7 +30,7 @@ from alignkit import (
     per_token,
 )
 from alignkit.contract.algorithm import Phase
-from alignkit.contract.kinds import Observation
+from alignkit.contract.kinds import MonitorReport
 from alignkit.contract.options import Options
 from alignkit.contract.reward import CombinedReward, Rating
 from alignkit.errors import DataError, PluginError
@@ -155,9 +155,9 @@ CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
         [[Rating(1)] * 2, [Rating(1e308)]],
     ),
     (
-        partial(shapes.observation, 3),
-        [Observation(best=3)],
-        [Observation(best=4), Observation(best=-1), Observation(summary={"a": TWO})],
+        partial(shapes.monitor_report, 3),
+        [MonitorReport(best=3)],
+        [MonitorReport(best=4), MonitorReport(best=-1), MonitorReport(summary={"a": TWO})],
     ),
     (
         partial(shapes.loss, BATCH),

@@ -43,11 +43,11 @@ class Dice(Environment):
 class Counts(Monitor):
     def start(self, stage):
         self.seen = []
-    def look(self, iteration, groups, metrics):
+    def observe(self, iteration, groups, metrics):
         self.seen.append([response.reward for group in groups for response in group.responses])
-        return Observation({"counts/first": self.seen[0][0]}, [], {}, "", 1)
+        return MonitorReport({"counts/first": self.seen[0][0]}, [], {}, "", 1)
     def finish(self, stopped):
-        return Observation(summary={"counts": self.seen})
+        return MonitorReport(summary={"counts": self.seen})
 
 class Knows(SFT):
     '''Leaves out as many held-out rows as it has made steps.'''

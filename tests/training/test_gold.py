@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from watched import PYTHON, REWARD_MODEL, STILL, Ran, Watched, by, dies, online, prompts
 
-from alignkit import DataError, Observation, RunFailed
+from alignkit import DataError, MonitorReport, RunFailed
 from alignkit.contract.settings import Settings
 from alignkit.data.group import read_groups, responses_of
 from alignkit.host.registry import Component
@@ -150,6 +150,6 @@ def test_a_budget_needs_the_kl_of_the_policy_that_learns() -> None:
     """An iteration without groups has none."""
     budget = KLBudget(KLBudget.Options(max=1))
     budget.ahead = 1
-    assert budget.look(1, [], {}) == Observation()
+    assert budget.observe(1, [], {}) == MonitorReport()
     with pytest.raises(RunFailed, match="the engine tells none"):
-        budget.look(2, [], {"kl": 0.5})
+        budget.observe(2, [], {"kl": 0.5})

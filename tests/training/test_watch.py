@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from watched import SFT, Ran, Watched, by, dies, online, weights
 
-from alignkit import Monitor, Observation, Options, RunFailed
+from alignkit import Monitor, MonitorReport, Options, RunFailed
 from alignkit.errors import PluginError
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Registration
-from alignkit.training.monitors import Monitors, look
+from alignkit.training.monitors import Monitors, report_of
 from alignkit.training.replay import RolloutFiles
 from alignkit.training.trainer import Trainer
 from alignkit_plugins.monitors.reward_hacking import History
@@ -112,12 +112,12 @@ def test_a_run_that_was_killed_goes_back_to_a_version_from_before(
 
 def measures(monkeypatch: pytest.MonkeyPatch, kls: Mapping[int, float]) -> None:
     """Monitors see these KLs by iteration, and else one beyond any budget."""
-    look = Monitors.look
+    observe = Monitors.observe
 
     def seen(self: Monitors, number: int, groups: Any, metrics: Any) -> dict[str, Any]:
-        return look(self, number, groups, {"kl": kls.get(number, 1e9)}) | {"truncated": -1.0}
+        return observe(self, number, groups, {"kl": kls.get(number, 1e9)}) | {"truncated": -1.0}
 
-    monkeypatch.setattr(Monitors, "look", seen)
+    monkeypatch.setattr(Monitors, "observe", seen)
 
 
 def test_an_iteration_without_a_kl_is_not_within_the_budget(
@@ -196,20 +196,20 @@ def test_a_stage_that_is_stopped_before_it_learned_anything_fails(
 
 def test_a_monitor_goes_back_and_not_forward() -> None:
     class Late(Monitor):
-        def look(self, iteration: int, groups: Any, metrics: Any) -> Observation:
-            return Observation(best=4)
+        def observe(self, iteration: int, groups: Any, metrics: Any) -> MonitorReport:
+            return MonitorReport(best=4)
 
     monitor = Late(Late.Options())
-    assert look(monitor, 4, [], {}).best == 4
+    assert report_of(monitor, 4, [], {}).best == 4
     with pytest.raises(PluginError, match="return as `best` an iteration up to this one, 3, not 4"):
-        look(monitor, 3, [], {})
+        report_of(monitor, 3, [], {})
 
 
 class Every(Monitor):
     """Looks at every stage."""
 
-    def look(self, iteration: int, groups: Any, metrics: Any) -> Observation:
-        return Observation({"looks": iteration})
+    def observe(self, iteration: int, groups: Any, metrics: Any) -> MonitorReport:
+        return MonitorReport({"looks": iteration})
 
 
 class Limited(Every):

@@ -24,9 +24,9 @@ class Hardest(ak.Monitor):
         # By the prompt's id: its words, times asked, mean reward
         self.solved: dict[str, tuple[str, int, float]] = {}
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[ak.Group], metrics: Mapping[str, Any]
-    ) -> ak.Observation:
+    ) -> ak.MonitorReport:
         for group in groups:
             rewards = [
                 r.scores["reward"] for r in group.responses if r.scores.get("reward") is not None
@@ -37,10 +37,10 @@ class Hardest(ak.Monitor):
                 mean = self.options.memory * old + (1 - self.options.memory) * new
                 self.solved[group.id] = words, asked + 1, mean
         hard = [mean < 0.5 for _, _, mean in self.solved.values()]
-        return ak.Observation({"hardest/share": sum(hard) / max(1, len(hard))})
+        return ak.MonitorReport({"hardest/share": sum(hard) / max(1, len(hard))})
 
-    def finish(self, stopped: str) -> ak.Observation:
-        return ak.Observation(
+    def finish(self, stopped: str) -> ak.MonitorReport:
+        return ak.MonitorReport(
             summary={"hardest": sorted(self.solved.values(), key=lambda one: one[2])}
         )
 

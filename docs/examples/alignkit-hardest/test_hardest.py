@@ -26,11 +26,11 @@ def group(name: str, *rewards: float | None) -> Group:
 
 def test_means_of_prompts() -> None:
     monitor = alignkit_hardest.Hardest(alignkit_hardest.Hardest.Options())
-    seen = monitor.look(
+    seen = monitor.observe(
         1, [group("some", 0, 1, None), group("easy", 1, 1), group("hard", 0, 0)], {}
     )
     assert seen.metrics == {"hardest/share": pytest.approx(1 / 3)}
-    monitor.look(2, [group("hard", 1, 1)], {})
+    monitor.observe(2, [group("hard", 1, 1)], {})
     assert monitor.solved["hard"] == ("hard", 2, 0.5)
     assert monitor.finish("").summary["hardest"][-1] == ("easy", 1, 1.0)
 

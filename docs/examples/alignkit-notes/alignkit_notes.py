@@ -17,7 +17,7 @@ from alignkit import (
     Field,
     Group,
     Monitor,
-    Observation,
+    MonitorReport,
     Options,
     Reader,
     hookimpl,
@@ -60,26 +60,27 @@ class Silence(Monitor):
 
     best = 0
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-    ) -> Observation:
+    ) -> MonitorReport:
         empty = [not response.text.strip() for group in groups for response in group.responses]
         share = sum(empty) / max(1, len(empty))
         if share > self.options.most:
-            return Observation(
+            return MonitorReport(
                 {"notes/empty": share}, stop=f"{share:.0%} of the answers are empty", best=self.best
             )
         self.best = iteration
-        return Observation({"notes/empty": share}, best=iteration)
+        return MonitorReport({"notes/empty": share}, best=iteration)
+
+
+def times(folder: Path, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """How long the stages took, as a line below the results."""
+    took = [f"{record['name']} took {record['seconds']:g} s" for record in records]
+    return [f"notes: {', '.join(took)}"]
 
 
 @hookimpl
 def register(add: Add) -> None:
     add("reader", ".notes", Notes, "a table of prompts and answers")
     add("monitor", "silence", Silence, "ends a stage whose answers become empty")
-
-
-@hookimpl
-def results_shown(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    times = [f"{record['name']} took {record['seconds']:g} s" for record in records]
-    return [f"notes: {', '.join(times)}"]
+    add("results", "times", times, "how long the stages took")

@@ -11,7 +11,7 @@ import alignkit_notes_command
 import pytest
 from alignkit_notes import Notes, Silence
 
-from alignkit import DataError, Group, Observation, Response
+from alignkit import DataError, Group, MonitorReport, Response
 from alignkit.cli import main
 from alignkit.testing import check_monitor, check_reader
 
@@ -38,8 +38,8 @@ def test_it_conforms(recipe: Path) -> None:
 
 def test_a_stage_that_falls_silent_ends_with_the_last_policy_that_answered() -> None:
     monitor = Silence(Silence.Options())
-    assert monitor.look(1, answers("red", ""), {}) == Observation({"notes/empty": 0.5}, best=1)
-    told = monitor.look(2, answers(" ", "", "blue"), {})
+    assert monitor.observe(1, answers("red", ""), {}) == MonitorReport({"notes/empty": 0.5}, best=1)
+    told = monitor.observe(2, answers(" ", "", "blue"), {})
     assert told.stop == "67% of the answers are empty" and told.best == 1
 
 

@@ -15,7 +15,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from alignkit import RunFailed, hookimpl
+from alignkit import Add, RunFailed, hookimpl
 
 # Of the cluster, as Ray's own jobs have it; `local`: workers of this machine
 ADDRESS = "RAY_ADDRESS"
@@ -24,8 +24,7 @@ RESTARTS = 3  # of a worker that died
 LOOK = 1.0  # seconds between looks at whether the run should stop
 
 
-@hookimpl
-def map_elsewhere(
+def executor(
     run: Any, stage: str, folder: Path, name: str
 ) -> Callable[[Iterable[Sequence[Any]]], Iterator[Any]] | None:
     if (
@@ -35,6 +34,11 @@ def map_elsewhere(
         return None
     work = work_of(run, stage, folder, name)
     return lambda chunks: results(work, chunks, run.should_stop)
+
+
+@hookimpl
+def register(add: Add) -> None:
+    add("executor", "ray", executor, "the rows of a step in workers of Ray")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from alignkit import (
     Field,
     Group,
     Monitor,
-    Observation,
+    MonitorReport,
     Options,
     RewardRef,
     RunFailed,
@@ -214,12 +214,12 @@ class RewardHacking(Monitor):
         self.drift = Drift(stage.settings.iterations)
         return ()
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-    ) -> Observation:
+    ) -> MonitorReport:
         if not groups:  # people delete files; drift begins later then
-            return Observation()
-        return Observation(*self.drift.add(groups))
+            return MonitorReport()
+        return MonitorReport(*self.drift.add(groups))
 
 
 class Gold(Monitor):
@@ -268,9 +268,9 @@ class Gold(Monitor):
             return ["gold is the reward itself, so it cannot tell whether the reward is hacked"]
         return ()
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-    ) -> Observation:
+    ) -> MonitorReport:
         file = self.stage.folder / "gold" / f"{iteration:04d}.jsonl"
         if iteration > self.stage.done:
             if self.prompts:
@@ -295,16 +295,16 @@ class Gold(Monitor):
         stop = ""
         if self.options.stop and self.history.fell():
             stop = f"gold fell by more than its interval: {self.history.change()}"
-        return Observation(numbers, stop=stop, best=self.history.best)
+        return MonitorReport(numbers, stop=stop, best=self.history.best)
 
-    def finish(self, stopped: str) -> Observation:
+    def finish(self, stopped: str) -> MonitorReport:
         """What gold did."""
         moved, best = self.history.change(), self.history.best
         warnings = []
         if self.history.fell() and not stopped:
             warnings = [f"gold was best in iteration {best} and has fallen since: {moved}"]
         summary = {"best_iteration": best, "change": moved and moved._asdict()}
-        return Observation(warnings=warnings, summary={"gold": summary})
+        return MonitorReport(warnings=warnings, summary={"gold": summary})
 
 
 class KLBudget(Monitor):
@@ -326,9 +326,9 @@ class KLBudget(Monitor):
         self.ahead = stage.settings.rollout.ahead
         return ()
 
-    def look(
+    def observe(
         self, iteration: int, groups: Sequence[Group], metrics: Mapping[str, Any]
-    ) -> Observation:
+    ) -> MonitorReport:
         # NaN, the KL of no samples, is neither within the budget nor beyond it.
         kl, budget, stop = metrics.get("kl", float("nan")), self.options.max, ""
         if self.ahead and "kl" in metrics and "sampler_gap" not in metrics:
@@ -339,4 +339,4 @@ class KLBudget(Monitor):
             stop = f"the KL of {kl:.3g} nats is beyond the budget of {budget:.3g}"
         elif kl <= budget:
             self.within = iteration
-        return Observation(stop=stop, best=self.within)
+        return MonitorReport(stop=stop, best=self.within)

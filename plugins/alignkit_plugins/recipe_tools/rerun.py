@@ -71,10 +71,8 @@ class Rerun(Run):
             text = f"stage '{name}' has other inputs now: {', '.join(inputs)}"
             refuse(text, "run the recipe again")
 
-    def event(self, hook: str, **values: Any) -> list[Any]:
-        if hook == "map_elsewhere":
-            return []  # workers elsewhere would not know that nothing is asked or paid for here
-        return super().event(hook, **values)
+    def executor(self, stage: str, folder: Path, name: str) -> None:
+        """Nothing: workers elsewhere would not know that nothing is asked or paid for here."""
 
     def verified(self) -> dict[str, Any]:
         """Run the stage, print whether its files are equal, and return that as plain data."""

@@ -84,8 +84,9 @@ def _sample(group: Group) -> Iterator[str]:
 
 
 def cards(loaded: Loaded) -> list[dict[str, Any]]:
-    """The card of each source of a data entry. Rows held out for validation count."""
-    return list(map(card, _by_source(loaded, [*loaded.groups, *loaded.validation])))
+    """The `card` of each source of a data entry. Rows held out for validation count."""
+    every = _by_source(loaded, [*loaded.groups, *loaded.validation])
+    return [{"card": card(groups)} for groups in every]
 
 
 def card(groups: Sequence[Group]) -> dict[str, Any]:

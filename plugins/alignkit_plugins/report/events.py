@@ -11,6 +11,7 @@ from typing import Any
 
 from alignkit import hookimpl
 from alignkit.errors import reason_of
+from alignkit.hookspecs import ObservedRun
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.results import FACTS, PAGE
 from alignkit.io.text import Say
@@ -19,7 +20,7 @@ SWITCH = "ALIGNKIT_REPORT"  # 0: a run writes no report
 
 
 @hookimpl(tryfirst=True)
-def run_started(run: Any) -> None:
+def run_started(run: ObservedRun) -> None:
     from alignkit_plugins.report.history import write_start
 
     write_start(run.folder, run.recipe.folder)
@@ -27,34 +28,25 @@ def run_started(run: Any) -> None:
 
 @hookimpl
 def stage_changed(
-    run: Any, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
+    run: ObservedRun, stage: str, record: Mapping[str, Any], parts: Mapping[str, Any]
 ) -> None:
     from alignkit_plugins.report.changes import change_since
 
     why = change_since(record, parts, run.recipe.stages[stage])
-    run.reporter.say(f"{stage}: changed since the last run{why}, starting over")
+    run.say(f"{stage}: changed since the last run{why}, starting over")
 
 
 @hookimpl
-def data_read(run: Any, loaded: Any) -> list[dict[str, Any]]:
-    from alignkit_plugins.report.data_card import cards, describe
+def data_read(run: ObservedRun, loaded: Any) -> None:
+    from alignkit_plugins.report.data_card import describe
 
     for line in describe(loaded):
         if not line.startswith("  "):  # a row, which `alignkit check` shows
-            run.reporter.say(line)
-    return [{"card": card} for card in cards(loaded)]
-
-
-@hookimpl
-def results_shown(run: Any) -> list[str]:
-    from alignkit_plugins.report.facts import facts_of
-    from alignkit_plugins.report.screen import screen
-
-    return [screen(facts_of(run.folder))]
+            run.say(line)
 
 
 @hookimpl(wrapper=True, tryfirst=True)
-def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
+def run_finished(run: ObservedRun, error: BaseException | None) -> Iterator[None]:
     """Write how the run ended, and the report after all others have seen the end, even if one of
     them failed.
     """
@@ -64,7 +56,7 @@ def run_finished(run: Any, error: BaseException | None) -> Iterator[None]:
     try:
         return (yield)
     finally:
-        report_run(run.folder, run.reporter.say)
+        report_run(run.folder, run.say)
 
 
 def report_run(folder: Path, say: Say) -> None:

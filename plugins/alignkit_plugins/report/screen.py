@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
@@ -14,6 +15,7 @@ from alignkit.io.text import cut, printable
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
+from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.swaps import evaluated
 from alignkit_plugins.text.readable import duration
 
@@ -21,6 +23,11 @@ BASE = "base"  # the name of the base model
 MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
 OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
+
+
+def results(folder: Path, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
+    """The screen of a run that is complete, which is as wide as a page."""
+    return [screen(facts_of(folder))]
 
 
 def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:

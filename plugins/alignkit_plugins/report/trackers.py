@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -14,6 +13,7 @@ from weakref import WeakKeyDictionary
 from pydantic import ConfigDict
 
 from alignkit import Add, Field, Options, RunFailed, Tracker, hookimpl
+from alignkit.contract.hookspecs import ObservedRun
 from alignkit.contract.kinds import TrackedRun
 from alignkit.host.calls import create
 from alignkit.io.text import redacted
@@ -31,7 +31,6 @@ TRACKERS = {
     "dvclive": "DVCLive",
 }
 RESUMING = ("wandb", "swanlab", "trackio")  # take `resume`
-NOT_METRICS = ("stage", "step", "time")
 RISING = (*RESUMING, "comet_ml")  # their steps must rise over all stages, so they count their own
 
 
@@ -90,18 +89,22 @@ class Following:
     that fails is reported, and dropped for the rest of the run.
     """
 
-    def __init__(self, run: Any):
-        self.say = run.reporter.say
+    def __init__(self, run: ObservedRun):
+        self.say = run.say
         self.run = TrackedRun(run.recipe.name, run.folder, redacted(run.recipe.resolved))
         self.trackers: dict[str, Tracker] = {one.name: create(one) for one in run.recipe.trackers}
-        self.lines = Counter[str]()  # by stage
+        self.started = False
 
-    def log(self, line: Mapping[str, Any]) -> None:
-        """A new line of a stage's metrics.jsonl."""
-        if not self.lines:
+    def log(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """A new line of a stage's metrics.jsonl; texts in it are left out."""
+        if not self.started:
+            self.started = True
             self.call("start", self.run)
-        self.lines[line["stage"]] += 1
-        self.call("log", *tracked(line, self.lines[line["stage"]]))
+        numbers = dict[str, float]()
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                numbers[name] = float(value)
+        self.call("log", stage, step, numbers)
 
     def call(self, method: str, *arguments: Any) -> None:
         """Call a method of each tracker; nothing that one raises ends the run."""
@@ -118,32 +121,18 @@ class Following:
 _following: WeakKeyDictionary[Any, Following] = WeakKeyDictionary()
 
 
-def tracked(line: Mapping[str, Any], number: int) -> tuple[str, int, dict[str, float]]:
-    """Stage, step and numbers of a line of `metrics.jsonl`. number: the step of a line without one.
-
-    "nan" and "inf" become floats again; other texts are left out.
-    """
-    metrics = {}
-    for name, value in line.items():
-        is_number = isinstance(value, int | float) or value in ("nan", "inf", "-inf")
-        if is_number and name not in NOT_METRICS:
-            metrics[name] = float(value)
-    return str(line.get("stage", "")), int(line.get("step", number)), metrics
-
-
 @hookimpl
-def metrics_opened(run: Any, metrics: Any) -> None:
+def metrics_logged(run: ObservedRun, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
     if run.recipe.trackers:
         if run not in _following:
             _following[run] = Following(run)
-        metrics.follower = _following[run].log
+        _following[run].log(stage, step, metrics)
 
 
 @hookimpl(tryfirst=True)
-def run_finished(run: Any) -> None:
-    following = _following.pop(run, None)
-    if following is not None and following.lines:
-        following.call("finish")
+def run_finished(run: ObservedRun) -> None:
+    if run in _following:
+        _following.pop(run).call("finish")
 
 
 @hookimpl

@@ -267,8 +267,7 @@ def progress(stage: Any, metrics: Any) -> Any:
                     raise RunFailed(
                         f"trl: {name} is not finite at step {step}; lower learning_rate"
                     )
-            metrics.write(stage=stage.name, step=step, **numbers)
-            stage.notify("metrics_logged", step=step, metrics=numbers)
+            metrics.write(step, **numbers)
             if "loss" in numbers:
                 stage.reporter.advance(step, numbers)
 
