@@ -14,7 +14,6 @@ from alignkit.errors import PluginError, RecipeError
 from alignkit.host import plugins as module
 from alignkit.host.plugins import Plugins, load_plugins, reader_of
 from alignkit.host.registry import Registration, Registry
-from alignkit.io.console import Reporter
 from alignkit.recipe.sources import content_digest
 
 GOOD = """
@@ -262,27 +261,41 @@ def stage_finished(stage):
 @hookimpl
 def run_finished(error):
     raise ValueError("too late")
+def lines(folder, records, width):
+    return records or 1 / 0
+@hookimpl
+def register(add):
+    add("results", "lines", lines)
+    add("results", "mute", lambda folder, records, width: None)
 """
 
 
 class Ended(SimpleNamespace):
     """What events take for a run, which their plugins may refer to weakly."""
 
+    __hash__ = object.__hash__
+
 
 def test_observers(distribution: MakeDistribution, tmp_path: Path) -> None:
     distribution("x-watch", OBSERVER)
     loaded = load_plugins()
-    assert loaded.notify("stage_started", run=None, stage="sft") == []
+    loaded.notify("stage_started", run=None, stage="sft")
     assert sys.modules["fake_x_watch"].seen == ["sft"]
     with pytest.raises(
         PluginError, match=r"plugin 'x-watch' .*, in `stage_finished`: ValueError: disk on fire"
     ):
         loaded.notify("stage_finished", run=None, stage="sft", reused=False)
-    ended = Ended(folder=tmp_path, reporter=Reporter(), reused=[], peak_memory="1 GiB")
+    ended = Ended(folder=tmp_path, say=print, reused=[], peak_memory="1 GiB")
     with pytest.raises(
         PluginError, match=r"plugin 'x-watch' .*, in `run_finished`: ValueError: too late"
     ):
         loaded.notify("run_finished", run=ended, error=None)
+    loaded = load_plugins(disabled=["alignkit_plugins"])
+    assert [*loaded.ask("results", tmp_path, ["done"], 80)] == [["done"]]
+    with pytest.raises(
+        PluginError, match=r"plugin 'x-watch' .*, in `lines`: ZeroDivisionError.*py:14"
+    ):
+        next(loaded.ask("results", tmp_path, [], 80))
 
 
 @pytest.mark.parametrize("text", ["", "def register(add):\n    add('reward', 'r', int)\n"])

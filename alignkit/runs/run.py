@@ -26,12 +26,12 @@ from alignkit.errors import (
 )
 from alignkit.evaluation import held_out
 from alignkit.host.calls import call, create
+from alignkit.host.plugins import plugins
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
 from alignkit.io.results import RECIPE, damage_of, json_lines
 from alignkit.io.text import duration, exists
-from alignkit.plugins import plugins
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import without_keys
 from alignkit.runs.services import Services, begin, locked, resume_command

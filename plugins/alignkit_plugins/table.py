@@ -5,7 +5,7 @@ events, which register themselves. A module is imported when a recipe names what
 import re
 
 from alignkit import Add, hookimpl
-from alignkit.hookspecs import ObservedRun
+from alignkit.contract.hookspecs import ObservedRun
 
 # Below each kind: a name, its module and class in alignkit_plugins, and what it is for.
 TABLE = """

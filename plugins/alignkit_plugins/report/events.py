@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alignkit import hookimpl
+from alignkit.contract.hookspecs import ObservedRun
 from alignkit.errors import reason_of
-from alignkit.hookspecs import ObservedRun
 from alignkit.io.atomic import write_json, write_text
 from alignkit.io.results import FACTS, PAGE
 from alignkit.io.text import Say
