@@ -29,7 +29,7 @@ from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
     PAIRS,
     SHORTER_IS_BETTER,
-    Verdict,
+    PolicyVerdict,
     verdicts,
 )
 from tests.rows import cells
@@ -77,7 +77,7 @@ def judged(rows: list[Row], triple: tuple[float, float, float], own: bool = Fals
     return [*rows, Row("align", "judge", "judge", preference, "sft", gap, **facts)]
 
 
-def verdict(rows: list[Row], policy: str = "align") -> Verdict:
+def verdict(rows: list[Row], policy: str = "align") -> PolicyVerdict:
     return next(one for one in verdicts(adjusted(rows)) if one.policy == policy)
 
 

@@ -24,6 +24,7 @@ from alignkit_plugins.serving.export_folder import (
     base_of,
     behind,
     evaluations,
+    model_card,
     portable,
     recipe_text,
 )
