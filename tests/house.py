@@ -66,7 +66,7 @@ layers:
 - [runs]
 - [cli, testing, __main__]
 rooms: [host, io, kernels, models, recipe, runs, tokens, training]
-uses_evaluation: [evaluation, training, runs]
+uses_evaluation: [evaluation, recipe, training, runs]
 below_kernels: [errors, functional, host, io, kernels]
 needs: [
   text, servers, command_line, formats, rewards, algorithms, environments, bases, backends,

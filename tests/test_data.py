@@ -28,10 +28,10 @@ from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.errors import BadRow, DataError
+from alignkit.evaluation.split import sides as keys_of_sides
 from alignkit.host.registry import Component, Registration
 from alignkit.recipe.sources import DataSource, DataSpec, Loaded
 from alignkit.recipe.sources import load as load_spec
-from alignkit.recipe.sources import sides as keys_of_sides
 from alignkit_plugins.compare.comparison import distinct_prompts
 from tests.formats.reading import FORMATS, shown, turns
 from tests.rows import json_rows, user, write_rows

@@ -1,6 +1,7 @@
-"""What numbers say of policies and judges: intervals, answers compared with known ones.
+"""What numbers say of policies and judges: intervals, answers compared with known ones, and which
+rows are held out for that.
 
-A library: nothing that a run computes depends on it. Its modules are imported on first use, as some
+A library of functions without a state. Its modules are imported on first use, as some
 need numpy.
 """
 

@@ -7,7 +7,6 @@ group (`alignkit.contract.formats`). All faults are reported together as `file:r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -21,7 +20,6 @@ from alignkit.contract.formats import (
     Formats,
     checked_groups,
     matches,
-    text_of,
     with_renamed_columns,
 )
 from alignkit.contract.options import Field, Options, in_recipe
@@ -44,18 +42,15 @@ from alignkit.data.group import (
     check_weights,
     group_id,
     resolved_pairs,
-    sha256_of,
-    turns_of,
 )
 from alignkit.errors import BadRow, DataError, LeftOut, reason_of
+from alignkit.evaluation import split
 from alignkit.host.calls import line_in
 from alignkit.host.plugins import plugins, reader_of, registration_of
 from alignkit.host.registry import Component
 from alignkit.io.digest import file_digest, folder_digest
-from alignkit.io.text import normalized
 
 OR_SKIP = ", or set 'on_bad_row: skip'"
-WORD = re.compile(r"\w+")
 StageData = Callable[[str], Path]
 # Data set, revision -> commit, or None if it is unknown
 CommitOf = Callable[[str, str | None], str | None]
@@ -317,7 +312,11 @@ class SourceReader:
         if self.source.part is None:
             return list(groups)
         low, high = self.source.part
-        return [group for group in groups if low <= _number("part", seed, opening(group)) < high]
+        return [
+            group
+            for group in groups
+            if low <= split.fraction("part", seed, split.opening(group)) < high
+        ]
 
     def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -442,102 +441,10 @@ class UnknownFormat(DataError):
 # --- splitting
 
 
-def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
-    """The same for prompts of equal words; raw text has no prompt and is identified by its text."""
-    turns = turns_of(group.prompt, words)
-    return sha256_of(turns or [text_of(response, str.strip) for response in group.responses])
-
-
-def _unit(group: Group) -> str:
-    """What must not be cut: the prompt, or what the row has in the column of its source's
-    `group`.
-    """
-    shared = held_together(group)
-    return prompt_key(group) if shared is None else sha256_of(["group", *shared])
-
-
-def held_together(group: Group) -> tuple[str, Any] | None:
-    """The column of its source's `group`, if that names one, and what the row has there. Raises
-    DataError if it has nothing there.
-    """
-    column = group.origin.group if group.origin else None
-    if column is None:
-        return None
-    if group.meta.get(column) is None:
-        raise DataError(
-            f"{group.origin}: the row has no '{column}', by which 'group' holds rows together"
-        )
-    return column, group.meta[column]
-
-
-def loose_key(group: Group) -> str:
-    """The same for prompts that say the same (`normalized`): an answer to one tells that to the
-    other.
-    """
-    return prompt_key(group, normalized)
-
-
-def sides(groups: Sequence[Group]) -> list[str]:
-    """The key of each group: groups with the same key are on one side.
-
-    A key is that of the prompt, or of the source's column. Keys are joined if groups share a
-    prompt, come from one row, or continue each other: a prompt is then the beginning of another
-    one. The key of all is the smallest, whatever the order of the rows.
-    """
-    units, prompts = list(map(_unit, groups)), list(map(loose_key, groups))
-    known, shares = set(prompts), list[set[str]]()
-    for group, *keys in zip(groups, units, prompts, strict=True):
-        shares.append(set(keys))
-        if group.origin is not None:
-            shares[-1].add(f"{group.origin.source}:{group.origin.row}")
-        for end in range(1, len(group.prompt) - 1):
-            shares[-1] |= known & {loose_key(replace(group, prompt=group.prompt[:end]))}
-    places = connected(shares)
-    smallest = dict(sorted(zip(places, units, strict=True), reverse=True))
-    return list(map(smallest.__getitem__, places))
-
-
-def connected(shares: Iterable[Iterable[Any]]) -> list[int]:
-    """The set that each thing belongs to, as the place of its first one. What shares anything is in
-    one set.
-
-    shares: what each thing may share with others.
-    """
-    first, sets = dict[Any, int](), list[int]()
-
-    def find(place: int) -> int:
-        while sets[place] != place:
-            place = sets[place]
-        return place
-
-    for place, shared in enumerate(shares):
-        sets.append(place)
-        for each in shared:
-            one, other = sorted(map(find, (place, first.setdefault(each, place))))
-            sets[other] = one
-    return list(map(find, sets))
-
-
 def _place(group: Group) -> int:
     if group.origin is not None:
         return group.origin.source
     return 0
-
-
-def opening(group: Group) -> str:
-    """What all turns and answers of a conversation share, in any file: what the user says first;
-    see `_unit`.
-    """
-    if group.origin and group.origin.group:
-        return _unit(group)
-    first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
-    first_words = group if first is None else replace(group, prompt=(first,))
-    return prompt_key(first_words, lambda text: " ".join(WORD.findall(normalized(text))))
-
-
-def _number(purpose: str, seed: int, key: str) -> float:
-    """A key's number in [0, 1), which is a hash."""
-    return int(sha256_of([purpose, seed, key])[:13], 16) / 16**13
 
 
 def _split(
@@ -548,13 +455,13 @@ def _split(
     """
     if not any(source.validation for source in sources):
         return list(groups), []
-    keyed = list(zip(sides(groups), groups, strict=True))
+    keyed = list(zip(split.sides(groups), groups, strict=True))
     held_out: set[str] = set()
     for place, source in enumerate(sources):
         if not source.validation:
             continue
         keys = [key for key, group in keyed if _place(group) == place]
-        order = sorted((_number("validation", seed, key), key) for key in set(keys))
+        order = sorted((split.fraction("validation", seed, key), key) for key in set(keys))
         if len(order) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(

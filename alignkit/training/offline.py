@@ -11,9 +11,10 @@ from alignkit.contract.algorithm import Algorithm
 from alignkit.data.group import Group, previews, resolved_pairs
 from alignkit.errors import AlignkitError, DataError, error_context
 from alignkit.evaluation.held_out import HeldOut, compared, values_of
+from alignkit.evaluation.split import loose_key, opening
 from alignkit.host.calls import call
 from alignkit.models.packing import Examples, flat, indivisible
-from alignkit.recipe.sources import Loaded, loose_key, opening
+from alignkit.recipe.sources import Loaded
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
 from alignkit.training.encoding import has_signal

@@ -11,7 +11,7 @@ import yaml
 
 from alignkit import Group, Pair, Response
 from alignkit.data.group import group_to_json
-from alignkit.recipe.sources import loose_key
+from alignkit.evaluation.split import loose_key
 from alignkit_plugins.ai_feedback import rlaif, rubric
 from alignkit_plugins.compare.pairs import choices
 from alignkit_plugins.compare.tables import side_by_side

@@ -25,10 +25,10 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.errors import DataError
+from alignkit.evaluation.split import connected, held_together, loose_key
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
-from alignkit.recipe.sources import connected, held_together, loose_key
 from alignkit_plugins.text.rows import with_score
 
 TEMPERATURE = 0.7  # the default of `evaluate`, chat and serve

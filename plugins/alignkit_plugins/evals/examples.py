@@ -24,7 +24,7 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.evaluation import held_out
-from alignkit.recipe.sources import opening
+from alignkit.evaluation.split import opening
 from alignkit_plugins.compare.comparison import UNIT
 from alignkit_plugins.compare.scores import ITS_OWN, Measure, Scores, scores_of
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, PAIRS, SHORTER_IS_BETTER

@@ -17,12 +17,13 @@ from typing import Any
 from alignkit.contract.step import StepContext
 from alignkit.data.group import Group, prompts_of
 from alignkit.errors import AlignkitError, DataError
+from alignkit.evaluation.split import loose_key
 from alignkit.host.registry import Component
 from alignkit.io.results import RECIPE, is_result_name, read_record, stage_folder
 from alignkit.io.text import is_file
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
-from alignkit.recipe.sources import DataSpec, loose_key
+from alignkit.recipe.sources import DataSpec
 
 
 def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | None:

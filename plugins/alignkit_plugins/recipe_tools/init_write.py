@@ -28,10 +28,11 @@ from alignkit.data.group import (
 )
 from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
 from alignkit.evaluation.numbers import number_of
+from alignkit.evaluation.split import opening
 from alignkit.host.plugins import plugins
 from alignkit.io.digest import commit_of
 from alignkit.io.text import is_file
-from alignkit.recipe.sources import SourceReader, UnknownFormat, opening
+from alignkit.recipe.sources import SourceReader, UnknownFormat
 from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.entries import data_of
