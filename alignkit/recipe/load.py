@@ -52,10 +52,8 @@ from alignkit.recipe.yaml import (
     Document,
     Keys,
     children,
-    dump,
     find_recipe,
     load_document,
-    parse_document,
     rewritten,
 )
 
@@ -110,15 +108,6 @@ def stage_of(recipe: Recipe, name: str) -> Stage:
     if name not in recipe.stages:
         refuse(f"no stage '{name}'", did_you_mean(name, recipe.stages, "stages"))
     return recipe.stages[name]
-
-
-def made_recipe(data: Mapping[str, Any], name: str, overrides: Sequence[str]) -> Recipe:
-    """Check a recipe that a command made. name: of the command, in errors. Relative paths start at
-    the current folder.
-
-    Raises RecipeError with every problem found.
-    """
-    return build(parse_document(dump(data), Path(name), overrides), plugins())
 
 
 def build(document: Document, registry: Registry) -> Recipe:

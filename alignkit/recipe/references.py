@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import create_model
 
 from alignkit.contract.engine import LOCAL
+from alignkit.contract.kinds import SCHEDULES
 from alignkit.contract.options import Options, options_of_call
 from alignkit.contract.reward import REWARD_KEY, RewardCombination
 from alignkit.contract.settings import OptimizerOptions
@@ -34,7 +35,7 @@ from alignkit.recipe.yaml import Keys
 _OWN = {
     "engine": (LOCAL,),
     "optimizer": ("adamw",),
-    "schedule": ("constant", "linear", "cosine"),
+    "schedule": SCHEDULES,
 }
 _COMMON = dict.fromkeys(allowed_keys(DataSource), "")
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}(/[\w.-]{1,96})?")

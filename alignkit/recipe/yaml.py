@@ -28,8 +28,6 @@ MAX_BYTES = 1 << 20
 MAX_NODES = 20_000  # counted with aliases expanded: a small file can expand to billions of values
 MAX_DEPTH = 64
 MAX_SOURCE = 300  # characters; longer source lines are not shown
-SCHEMA = "recipe.schema.json"  # next to the shipped recipes
-SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}"  # lets editors complete and check keys
 TAG = "tag:yaml.org,2002:"
 # A component is written `{PLUGIN: {options}}`. Options of different plugins must not be merged.
 _COMPONENTS = (

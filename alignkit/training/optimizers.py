@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from alignkit.contract.schedules import OWN
+from alignkit.contract.kinds import SCHEDULES
 from alignkit.errors import RunFailed, reason_of
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component
@@ -28,12 +28,12 @@ def _named(kind: str, value: Component | str) -> tuple[Callable[..., Any], dict[
     """What a stage names, and its options."""
     if isinstance(value, Component):
         return value.registration.implementation, value.options.model_dump(exclude_unset=True)
-    return OWN.get(value) or plugins().get(kind, value).implementation, {}
+    return SCHEDULES.get(value) or plugins().get(kind, value).implementation, {}
 
 
 def factor_of(schedule: Component | str, **given: float) -> float:
     """The factor on the learning rate at a step after the warmup. given: what a schedule may take;
-    see `alignkit.contract.schedules`.
+    see `alignkit.contract.kinds`.
 
     Raises RunFailed for what is no factor: a negative one would unlearn.
     """

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import ConfigDict
 
 from alignkit import Add, Options, RunFailed, hookimpl
+from alignkit.contract.kinds import constant, cosine, linear
 from alignkit.contract.options import options_of_call
-from alignkit.contract.schedules import constant, cosine, linear
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD Muon NAdam RAdam RMSprop Rprop SGD"
 BITSANDBYTES = (

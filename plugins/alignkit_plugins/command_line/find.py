@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.settings import ModelSpec
-from alignkit.errors import did_you_mean, refuse
+from alignkit.errors import RunFailed, did_you_mean, refuse
 from alignkit.io.results import (
     RECIPE,
     Results,
-    check_results,
+    damage_of,
     find_result,
     is_result_name,
     read_record,
@@ -173,7 +173,8 @@ def _in_run(path: Path) -> tuple[Path | None, str]:
 def _of_stage(run: Path, name: str) -> Model:
     """The model that a stage trained, or the one that it selected."""
     stage = name.partition("@")[0]
-    check_results(run, [stage])
+    if (run / stage / "stage.json").exists() and (damage := damage_of(run / stage)):
+        raise RunFailed(f"{damage}\nhelp: run the recipe again, which repeats the stage")
     folder = find_result(run, name) if is_result_name(name) else run / stage
     record = read_record(folder)
     if not record:

@@ -107,7 +107,9 @@ def _check_answers(names: Sequence[str], compares: bool) -> None:
 
 def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | None) -> Result:
     """Run a recipe of one step. overrides: of the recipe, or of options of the step."""
-    from alignkit.recipe.load import made_recipe
+    from alignkit.host.plugins import plugins
+    from alignkit.recipe.load import build
+    from alignkit.recipe.yaml import dump, parse_document
     from alignkit.runs.services import begin, folder_of
     from alignkit.runs.start import result_of
     from alignkit_plugins.command_line.words import STAGE
@@ -115,7 +117,8 @@ def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | N
 
     of_step = rf"^(~?)(?=({'|'.join(Evaluate.Options.model_fields)})\b)"
     overrides = [re.sub(of_step, rf"\1stages.{STAGE}.", text) for text in overrides]
-    recipe = made_recipe(recipe_keys, "alignkit evaluate", overrides)
+    document = parse_document(dump(recipe_keys), Path("alignkit evaluate"), overrides)
+    recipe = build(document, plugins())
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)
     from alignkit.runs.run import run_recipe  # imports torch

@@ -33,12 +33,12 @@ from alignkit.host.plugins import plugins
 from alignkit.io.digest import commit_of
 from alignkit.io.text import is_file
 from alignkit.recipe.sources import SourceReader, UnknownFormat
-from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, dump
+from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.entries import data_of
 from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.readings import Reading, readings_of
-from alignkit_plugins.recipe_tools.options import schema_line
+from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.text.shown import counts
 from alignkit_plugins.text.spoken import all_turns

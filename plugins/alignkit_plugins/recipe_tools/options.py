@@ -27,9 +27,11 @@ from alignkit.io.text import cache_folder
 from alignkit.recipe.references import options_of
 from alignkit.recipe.schema import BlockKeys, TopKeys
 from alignkit.recipe.sources import DataSource
-from alignkit.recipe.yaml import SCHEMA, SCHEMA_LINE, shipped_folder
+from alignkit.recipe.yaml import shipped_folder
 
 Schema = dict[str, Any]
+SCHEMA = "recipe.schema.json"  # next to the shipped recipes
+SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA}"  # lets editors complete and check keys
 
 # Rows of text
 
