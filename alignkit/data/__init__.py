@@ -1,4 +1,4 @@
-"""Groups, the only data object; files as numbered rows; and the sources that turn rows into groups.
+"""Groups, the only data object, and files as numbered rows.
 
 Design: docs/architecture.md.
 """

@@ -445,26 +445,3 @@ def read_groups(path: Path | str) -> list[Group]:
     if bad:
         raise bad_rows_error(bad)
     return groups
-
-
-def said(turns: Iterable[Message]) -> str:
-    """What turns say, with their reasoning and tool calls in brackets."""
-    parts = []
-    for turn in turns:
-        parts += [f"[thinks: {turn['reasoning_content']}]"] if turn.get("reasoning_content") else []
-        content = turn.get("content") or ""
-        parts += [content] if content.strip() else []
-        parts += calls_of(turn)
-    return " ".join(parts)
-
-
-def calls_of(turn: Mapping[str, Any]) -> list[str]:
-    """The tool calls of a turn as text, such as `[calls add({"a": 1})]`."""
-    texts = []
-    for call in turn.get("tool_calls") or ():
-        function = call.get("function", call) if isinstance(call, dict) else {}
-        arguments = function.get("arguments")
-        if not isinstance(arguments, str):  # a text is JSON already
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        texts.append(f"[calls {function.get('name')}({arguments})]")
-    return texts

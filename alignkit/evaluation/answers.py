@@ -18,6 +18,7 @@ from typing import NamedTuple
 from alignkit.evaluation.numbers import apart, number_of, numbers_in
 from alignkit.io.text import typed
 
+_DASHES = re.compile("[‒–—―]")
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _SHORT_FRACTION = re.compile(r"(?<=frac)(\d)(\d)")
 _BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})+)\}")
@@ -263,3 +264,11 @@ def _letters(said: str, known: str) -> set[str]:
             continue
         found.add((letter or match["marked"]).lower())
     return found
+
+
+def normalized(text: str) -> str:
+    """The same for texts that say the same, however they are typed: as by `typed`, in lower case,
+    with plain letters for their variants, one kind of dash, and one blank for each white space.
+    """
+    text = _DASHES.sub("-", unicodedata.normalize("NFKC", typed(text)))
+    return " ".join(text.casefold().split())

@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.contract.formats import text_of
 from alignkit.data.group import Group, sha256_of, turns_of
 from alignkit.errors import DataError
-from alignkit.io.text import normalized
+from alignkit.evaluation.answers import normalized
 
 WORD = re.compile(r"\w+")
 

@@ -27,13 +27,6 @@ def printable(text: str) -> str:
     return _ACTING.sub(REPLACEMENT, text)
 
 
-def cut(text: str, longest: int, mark: str = "...") -> str:
-    """The beginning of a text that is longer, with a mark at its end; both have at most `longest`
-    characters.
-    """
-    return text if len(text) <= longest else text[: longest - len(mark)].rstrip() + mark
-
-
 # Signs and letters as wide as a Chinese character
 WIDE = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
 # Characters that differ only in how they are typed, and some that nobody sees.
@@ -53,7 +46,6 @@ _TYPED = (
     | {"。": ".", "、": ","}
 )
 _OTHERWISE = re.compile(f"[{''.join(_TYPED)}]")  # `str.translate` is many times as slow
-_DASHES = re.compile("[‒–—―]")
 # An entity of HTML, also one that was escaped again
 _ENTITY = re.compile(r"&(?:amp;)*(#?\w{2,31};)")
 
@@ -67,14 +59,6 @@ def typed(text: str, entities: bool = False) -> str:
     if "&" in text and not entities:
         text = _ENTITY.sub(lambda match: html.unescape(f"&{match[1]}"), text)
     return _OTHERWISE.sub(lambda match: _TYPED[match[0]], unicodedata.normalize("NFC", text))
-
-
-def normalized(text: str) -> str:
-    """The same for texts that say the same, however they are typed: as by `typed`, in lower case,
-    with plain letters for their variants, one kind of dash, and one blank for each white space.
-    """
-    text = _DASHES.sub("-", unicodedata.normalize("NFKC", typed(text)))
-    return " ".join(text.casefold().split())
 
 
 def duration(seconds: float, digits: int = 1) -> str:

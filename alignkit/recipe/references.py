@@ -35,7 +35,7 @@ from alignkit.recipe.yaml import Keys
 _OWN = {
     "engine": (LOCAL,),
     "optimizer": ("adamw",),
-    "schedule": SCHEDULES,
+    "schedule": (*SCHEDULES,),
 }
 _COMMON = dict.fromkeys(allowed_keys(DataSource), "")
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}(/[\w.-]{1,96})?")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignkit.io.text import cache_folder, normalized, typed
+from alignkit.evaluation.answers import normalized
+from alignkit.io.text import cache_folder, typed
 from tests.typings import ASKED, TYPINGS
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from alignkit.contract.report import SideBySide, Table
 from alignkit.data.group import Group
-from alignkit.io.text import cut
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import RATED, Row, main_rows
 from alignkit_plugins.text.readable import estimate_text, short
+from alignkit_plugins.text.rows import cut
 from alignkit_plugins.text.spoken import all_turns
 
 EXCERPT = 300  # longest text of a sample, in characters

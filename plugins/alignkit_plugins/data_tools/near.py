@@ -17,10 +17,10 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from alignkit.data.group import said, sha256_of
-from alignkit.io.text import normalized
+from alignkit.data.group import sha256_of
+from alignkit.evaluation.answers import normalized
 from alignkit_plugins.data_tools.files import Row
-from alignkit_plugins.text.rows import turns_of_response
+from alignkit_plugins.text.rows import said, turns_of_response
 
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
 # similarity s.

@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from alignkit.data.group import calls_of
 from alignkit.io.text import BIDI
+from alignkit_plugins.text.rows import calls_of
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

@@ -18,14 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignkit.data.group import (
-    Group,
-    Response,
-    resolved_pairs,
-    responses_of,
-    said,
-    why_not_demonstration,
-)
+from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
 from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import opening
@@ -40,6 +33,7 @@ from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
+from alignkit_plugins.text.rows import said
 from alignkit_plugins.text.shown import counts
 from alignkit_plugins.text.spoken import all_turns
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from alignkit.contract.report import Table
-from alignkit.data.group import Group, resolved_pairs, said
-from alignkit.io.text import normalized
+from alignkit.data.group import Group, resolved_pairs
+from alignkit.evaluation.answers import normalized
 from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
-from alignkit_plugins.text.rows import turns_of_response
+from alignkit_plugins.text.rows import said, turns_of_response
 from alignkit_plugins.text.shown import counts, readable_turns, shortened
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it

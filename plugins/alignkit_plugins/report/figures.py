@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import quote
 
 from alignkit.io.results import json_lines
-from alignkit.io.text import cut, printable
+from alignkit.io.text import printable
 from alignkit_plugins.text.readable import number
+from alignkit_plugins.text.rows import cut
 
 SIZE = (4.2, 2.4)  # inches
 LABEL = 28  # characters of a name in a figure

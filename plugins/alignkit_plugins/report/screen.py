@@ -11,13 +11,14 @@ from textwrap import wrap
 from typing import Any
 
 from alignkit.contract.report import WIDTH, Block, Report, Table
-from alignkit.io.text import cut, printable
+from alignkit.io.text import printable
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.swaps import evaluated
 from alignkit_plugins.text.readable import duration
+from alignkit_plugins.text.rows import cut
 
 BASE = "base"  # the name of the base model
 MORE = " ..."  # the end of a line that is cut

@@ -14,12 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from alignkit.data.group import (
-    Group,
-    group_from_json,
-    said,
-    with_responses,
-)
+from alignkit.data.group import Group, group_from_json, with_responses
 from alignkit.io.results import folders_of, json_lines, read_record, results_of_stage
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_in
@@ -27,6 +22,7 @@ from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of,
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
 from alignkit_plugins.text.readable import number
+from alignkit_plugins.text.rows import said
 
 EACH = 5  # samples of each kind
 SEED = 0  # for samples at random

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,3 +90,33 @@ def column_of(reader: str, group: Group, column: str, help: str = "") -> Any:
     help = help or did_you_mean(column, group.meta)
     text = f"{reader}: {row_of(group)} has no column '{column}' (its columns: {names})"
     raise DataError(f"{text}\nhelp: {help}" if help else text)
+
+
+def said(turns: Iterable[Message]) -> str:
+    """What turns say, with their reasoning and tool calls in brackets."""
+    parts = []
+    for turn in turns:
+        parts += [f"[thinks: {turn['reasoning_content']}]"] if turn.get("reasoning_content") else []
+        content = turn.get("content") or ""
+        parts += [content] if content.strip() else []
+        parts += calls_of(turn)
+    return " ".join(parts)
+
+
+def calls_of(turn: Mapping[str, Any]) -> list[str]:
+    """The tool calls of a turn as text, such as `[calls add({"a": 1})]`."""
+    texts = []
+    for call in turn.get("tool_calls") or ():
+        function = call.get("function", call) if isinstance(call, dict) else {}
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):  # a text is JSON already
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        texts.append(f"[calls {function.get('name')}({arguments})]")
+    return texts
+
+
+def cut(text: str, longest: int, mark: str = "...") -> str:
+    """The beginning of a text that is longer, with a mark at its end; both have at most `longest`
+    characters.
+    """
+    return text if len(text) <= longest else text[: longest - len(mark)].rstrip() + mark

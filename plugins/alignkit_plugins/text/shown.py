@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from alignkit.data.group import Group, Message, resolved_pairs, said
-from alignkit_plugins.text.rows import turns_of_response
+from alignkit.data.group import Group, Message, resolved_pairs
+from alignkit_plugins.text.rows import said, turns_of_response
 
 WIDTH = 88  # characters of a text
 LABELS = {True: "good", False: "bad"}

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignkit.data.group import Group, Message, Response, calls_of
-from alignkit_plugins.text.rows import turns_of_response
+from alignkit.data.group import Group, Message, Response
+from alignkit_plugins.text.rows import calls_of, turns_of_response
 
 # Around thoughts that a server leaves in the text.
 TAGS = ("think", "thinking", "thought", "reasoning")

@@ -19,8 +19,9 @@ from pydantic import ConfigDict
 
 from alignkit import DataError, Group, Message, Needs, RunFailed
 from alignkit.contract.algorithm import ExternalTrainer
-from alignkit.data.group import assistant_turn, calls_of, preview, resolved_pairs
+from alignkit.data.group import assistant_turn, preview, resolved_pairs
 from alignkit.errors import did_you_mean
+from alignkit_plugins.text.rows import calls_of
 
 if TYPE_CHECKING:
     from alignkit.contract.settings import ModelSpec
