@@ -38,7 +38,7 @@ from alignkit.host.plugins import load_plugins, plugins
 from alignkit.host.registry import Component, Registry
 from alignkit.io.results import RECIPE
 from alignkit.io.text import Say, is_file, printable
-from alignkit.recipe.mistakes import Collected, Mistake, problems_of, validated, wrong
+from alignkit.recipe.mistakes import Mistake, Mistakes, problems_of, validated, wrong
 from alignkit.recipe.references import Reading, options_of
 from alignkit.recipe.rules import (
     ENGINE,
@@ -123,7 +123,7 @@ class _Recipe:
     def __init__(self, source: Document, registry: Registry):
         self.document = source
         _Blocks(source).expand()
-        self.mistakes = Collected()
+        self.mistakes = Mistakes()
         self.reading = Reading(registry, source.path.parent)
 
     def raise_all(self) -> None:
@@ -131,7 +131,7 @@ class _Recipe:
         problems = [
             *self.document.problems,
             *self.reading.problems,
-            *problems_of(self.document, self.mistakes),
+            *problems_of(self.document, self.mistakes.mistakes),
         ]
         if problems:
             raise RecipeError(
@@ -142,7 +142,7 @@ class _Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
         data, stages = self.document.data, self.reading.stages
         top, mistakes = validated(TopKeys, data, self.reading)
-        self.mistakes += mistakes
+        self.mistakes.add(mistakes)
         for name, raw in _stages_of(data).items():
             stages[name] = Stage(name, raw if isinstance(raw, dict) else {})
         for stage in stages.values():
@@ -170,7 +170,7 @@ class _Recipe:
             for mistake in broken(ENGINE, stage):
                 if mistake.keys != ("engine",) or "engine" in stage.written:
                     mistake = mistake.below("stages", stage.name)
-                self.mistakes.append(mistake)
+                self.mistakes.add([mistake])
         self.raise_all()
         path = self.document.path
         name = top.name or re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
@@ -212,7 +212,7 @@ class _Recipe:
         """Read a step. Its options are next to `step: NAME`."""
         if stage.registration is None:
             return
-        mistakes = Collected()
+        mistakes = Mistakes()
         written = dict(stage.written)
         name, engine = written.pop("step"), written.pop("engine", None)
         with mistakes.at("engine"):
@@ -223,7 +223,7 @@ class _Recipe:
         mistakes.end()
 
     def _read_training(self, stage: Stage) -> None:
-        mistakes, others = Collected(), {"algorithm": ""}
+        mistakes, others = Mistakes(), {"algorithm": ""}
         stage.written = {key: value for key, value in stage.written.items() if value is not None}
         keys = {key: value for key, value in stage.written.items() if key not in _KINDS}
         if stage.registration is not None:
@@ -267,11 +267,8 @@ class _Recipe:
                 return
             if name in chain:
                 message = f"stages depend on each other in a cycle: {' -> '.join((*chain, name))}"
-                self.mistakes.append(
-                    Mistake(
-                        message, "remove one of these references", ("stages", name), at_key=True
-                    )
-                )
+                help = "remove one of these references"
+                self.mistakes.add([Mistake(message, help, at_key=True)], "stages", name)
                 self.raise_all()
             for upstream in self.reading.stages[name].upstream:
                 follow(upstream, *chain, name)

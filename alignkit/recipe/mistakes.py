@@ -43,17 +43,13 @@ class Mistake:
 
 
 class Mistakes(ValueError):
-    """Raised in validators. pydantic knows where the value is, and the mistakes know where they are
-    in it.
+    """What is wrong in the parts of a value, to raise in validators. pydantic knows where the value
+    is, and the mistakes know where they are in it.
     """
 
     def __init__(self, *mistakes: Mistake):
         super().__init__(*mistakes)
-        self.mistakes = mistakes
-
-
-class Collected(list[Mistake]):
-    """The mistakes in the parts of a value."""
+        self.mistakes = list(mistakes)
 
     @contextmanager
     def at(self, *keys: str | int) -> Iterator[None]:
@@ -65,12 +61,12 @@ class Collected(list[Mistake]):
 
     def add(self, mistakes: Iterable[Mistake], *keys: str | int) -> None:
         """Add the mistakes of the value at a place."""
-        self += [mistake.below(*keys) for mistake in mistakes]
+        self.mistakes += [mistake.below(*keys) for mistake in mistakes]
 
     def end(self) -> None:
         """Raise them, if there are any."""
-        if self:
-            raise Mistakes(*self)
+        if self.mistakes:
+            raise self
 
 
 def wrong(message: str, help: str = "", keys: Keys = (), at_key: bool = False) -> Mistakes:

@@ -26,7 +26,7 @@ from alignkit.host.plugins import reader_of
 from alignkit.host.registry import Component, Registration, Registry
 from alignkit.host.shapes import by_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
-from alignkit.recipe.mistakes import PATH, Collected, Mistakes, shown, validated, wrong
+from alignkit.recipe.mistakes import PATH, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys
 from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.recipe.yaml import Keys
@@ -240,7 +240,7 @@ class Reading:
         except PluginError as error:
             raise wrong(str(error), keys=(name,)) from None
         specs: dict[str, RewardSpec] = {}
-        mistakes = Collected()
+        mistakes = Mistakes()
         for key, part in parts.items():
             with mistakes.at(name, key):
                 if key == REWARD_KEY:
@@ -266,7 +266,7 @@ class Reading:
         """One source of data, or a list of them."""
         if not isinstance(value, list):
             return DataSpec((self._source(value),))
-        mistakes = Collected()
+        mistakes = Mistakes()
         sources = []
         for index, part in enumerate(value):
             with mistakes.at(index):
@@ -280,7 +280,7 @@ class Reading:
         """A source: `FILE`, `STAGE`, a mapping of keys, `{FORMAT: FILE}`, or `{FORMAT: {keys and
         options}}`.
         """
-        mistakes = Collected()
+        mistakes = Mistakes()
         format, place, keys = None, Keys(), raw
         if isinstance(raw, dict) and len(raw) == 1 and not raw.keys() & _COMMON:
             ((name, keys),) = raw.items()
@@ -296,8 +296,8 @@ class Reading:
             keys = {"stage" if keys in self.stages and not place else "path": keys}
         source, others = validated(DataSource, keys, self)
         mistakes.add((replace(one, keys=()) if text else one for one in others), *place)
-        if source is None or mistakes:
-            raise Mistakes(*mistakes)
+        mistakes.end()
+        assert source is not None  # or there was a mistake
         return source.in_format(format)
 
     def read_data_stage(self, value: str) -> str:
