@@ -75,7 +75,7 @@ needs: [
 contract_only: [algorithms, formats, monitors, rewards, vllm]
 other_meanings:
   alignkit.contract.settings: [sft]
-  alignkit.training.sampler: [sft]
+  alignkit.training.data_sampler: [sft]
   alignkit.contract.environment: [refusal]
   alignkit.models.checked_model: [refusal]
 common_words: [

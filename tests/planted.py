@@ -39,7 +39,7 @@ same_prompts:
   new: start = first
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
 same_epochs:
-  file: alignkit/training/sampler.py
+  file: alignkit/training/data_sampler.py
   old: self.stream(number).permutation(self.size)
   new: self.stream(0).permutation(self.size)
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
@@ -228,17 +228,17 @@ same_mix:
   new: auxiliary.batch(0)
   test: test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups
 same_mix_batch:
-  file: alignkit/training/sampler.py
+  file: alignkit/training/data_sampler.py
   old: range(step * self.batch_size, (step + 1) * self.batch_size)
   new: range(self.batch_size)
   test: test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups
 mix_in_one_order:
-  file: alignkit/training/sampler.py
+  file: alignkit/training/data_sampler.py
   old: return self.epoch(epoch)[index]
   new: return self.epoch(0)[index]
   test: test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups
 overlapping_mix:
-  file: alignkit/training/sampler.py
+  file: alignkit/training/data_sampler.py
   old: range(step * self.batch_size, (step + 1) * self.batch_size)
   new: range(step, step + self.batch_size)
   test: test_auxiliary.py::test_every_step_of_a_stage_mixes_in_the_next_groups

@@ -75,7 +75,7 @@ class MonitoredStage:
         prompts: Returns the prompts of a DataRef option that leave room for a response.
         answer: Returns the current policy's answers to prompts, scored by the stage's reward:
             `answer(prompts, samples, iteration)`.
-        on_rank0: Calls a function in the first process of the run only.
+        on_main_process: Calls a function in the first process of the run only.
     """
 
     settings: Settings
@@ -84,7 +84,7 @@ class MonitoredStage:
     scorer: Callable[[Any], Any]
     prompts: Callable[[Any], list[Group]]
     answer: Callable[[Sequence[Group], int, int], list[Group]]
-    on_rank0: Callable[[Callable[[], Any]], Any]
+    on_main_process: Callable[[Callable[[], Any]], Any]
 
 
 class Monitor(WithOptions):

@@ -135,7 +135,7 @@ def options_of_call(function: Callable[..., Any]) -> type[Options]:
 class Ref:
     """Marks an option as a reference, so that the stage graph is known before anything runs."""
 
-    kind: str  # `read_KIND` of `alignkit.recipe.references.Reading` reads it
+    kind: str  # `read_KIND` of `alignkit.recipe.references.Resolver` reads it
 
     def read(self, value: Any, info: ValidationInfo) -> Any:
         """Replace what a recipe writes by what it means. Outside of a recipe, a value is what it

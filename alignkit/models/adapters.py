@@ -27,7 +27,7 @@ from alignkit.io.atomic import write_json
 from alignkit.io.digest import cached_snapshot, digest, file_digest, is_commit
 from alignkit.kernels.backends import Backend
 from alignkit.kernels.lora import LowRank, lora_layers
-from alignkit.models.loading import UNREAD, read_weights, weight_files
+from alignkit.models.loading import PAD_TOKEN_ID, read_weights, weight_files
 from alignkit.models.saved import (
     ADAPTER,
     ALL,
@@ -216,10 +216,10 @@ class Adapters:
         return {name: p for name, p in self.model.named_parameters() if name.endswith(suffix)}
 
     def save(
-        self, adapter: str, folder: Path, head: Tensor | None, unread: int | None = None
+        self, adapter: str, folder: Path, head: Tensor | None, pad_token_id: int | None = None
     ) -> None:
         """Write a plain peft adapter. head: [1, hidden], which makes it a reward model that skips
-        `unread` tokens.
+        `pad_token_id` tokens.
         """
         from peft import get_peft_model_state_dict
 
@@ -238,8 +238,8 @@ class Adapters:
             config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
             state[SCORE] = head.detach().cpu().contiguous()
         facts = {"format": "pt"}
-        if unread is not None:
-            facts[UNREAD] = str(unread)
+        if pad_token_id is not None:
+            facts[PAD_TOKEN_ID] = str(pad_token_id)
         save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
         _sort_facts(folder / WEIGHTS)
         config.save_pretrained(folder)

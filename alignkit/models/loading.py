@@ -321,7 +321,7 @@ def backbone(model: Any) -> Any:
 # of a turn is also the padding, that is one token before it. A base without padding is read at the
 # last token; whoever pads needs a token that ends no turn.
 
-UNREAD = "unread_token"  # in the metadata of a saved adapter: the padding that it skips
+PAD_TOKEN_ID = "unread_token"  # in the metadata of a saved adapter: the padding that it skips
 
 
 def padding_of(config: Any) -> int | None:
@@ -330,12 +330,12 @@ def padding_of(config: Any) -> int | None:
     return None if found is None or found < 0 else int(found)
 
 
-def saved_unread(folder: Path) -> int | None:
+def saved_pad_token_id(folder: Path) -> int | None:
     """The padding that a saved reward model skips; None for one that reads the last token."""
     weights = folder / "adapter_model.safetensors"
     if weights.is_file():
         with safe_open(weights, "pt") as file:
-            value = (file.metadata() or {}).get(UNREAD)
+            value = (file.metadata() or {}).get(PAD_TOKEN_ID)
         return None if value is None else int(value)
     config = read_json(folder / CONFIG)
     padding: int | None = config.get("text_config", config).get("pad_token_id")

@@ -57,11 +57,11 @@ class PackedBatch:
 
 
 def pack(
-    groups: Sequence[Encoded], unread: int | None = None, device: torch.device | str = "cpu"
+    groups: Sequence[Encoded], pad_token_id: int | None = None, device: torch.device | str = "cpu"
 ) -> PackedBatch:
     """Lay groups side by side; each prompt appears once, before its responses.
 
-    unread: the token that a reward model skips at the end of a response, and of the prompt if
+    pad_token_id: the token that a reward model skips at the end of a response, and of the prompt if
     nothing else is left.
     """
     row: list[int] = []
@@ -86,8 +86,8 @@ def pack(
         for response in group.rows:
             read = (
                 len(response.tokens)
-                if unread is None
-                else _read(group.prompt, response.tokens, unread)
+                if pad_token_id is None
+                else _read(group.prompt, response.tokens, pad_token_id)
             )
             # What precedes the response in the row may be another one.
             scored.append(len(row) + read - 1 if read > 0 else prompt_end + read)
@@ -126,14 +126,14 @@ def pack(
     )
 
 
-def _read(prompt: Sequence[int], response: Sequence[int], unread: int) -> int:
-    """How many tokens of a response precede its `unread` ones; negative if it is all of these, and
+def _read(prompt: Sequence[int], response: Sequence[int], pad_token_id: int) -> int:
+    """How many tokens of a response precede its `pad_token_id` ones; negative if it is all of these, and
     so ends the prompt.
 
     The first token of all is always read.
     """
     tokens = [*prompt, *response]
-    while len(tokens) > 1 and tokens[-1] == unread:
+    while len(tokens) > 1 and tokens[-1] == pad_token_id:
         tokens.pop()
     return len(tokens) - len(prompt)
 
@@ -367,7 +367,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
     Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses].
     With gradients enabled they reach the role's parameters and those of the value role.
     """
-    packed = pack(examples.groups, model.roles[role].unread, model.device)
+    packed = pack(examples.groups, model.roles[role].pad_token_id, model.device)
     hidden = model.hidden(role, packed.layout, packed.tokens)
     outputs = Outputs()
     if wants.scores:

@@ -37,7 +37,7 @@ from alignkit.models.loading import (
     locate,
     padding_of,
     saved_head,
-    saved_unread,
+    saved_pad_token_id,
     scorer,
     with_padding,
 )
@@ -65,7 +65,7 @@ class Role:
     """A network that scores tokens.
 
     adapter: None runs the model without one. head: [1, hidden] fp32, if the role has a scalar head.
-    backbone_role: the role whose hidden states the head reads, if this role is only a head. unread:
+    backbone_role: the role whose hidden states the head reads, if this role is only a head. pad_token_id:
     the token that a reward model skips at the end of a row, as transformers skips padding.
     """
 
@@ -73,7 +73,7 @@ class Role:
     adapter: str | None = None
     head: nn.Parameter | None = None
     backbone_role: str | None = None
-    unread: int | None = None
+    pad_token_id: int | None = None
 
 
 class SharedModel:
@@ -155,9 +155,9 @@ class SharedModel:
         if head == "scalar":
             other = self.roles[start] if isinstance(start, str) else None
             if other is not None and other.head is not None:
-                weight, role.unread = other.head.detach().clone(), other.unread
+                weight, role.pad_token_id = other.head.detach().clone(), other.pad_token_id
             elif isinstance(start, Path) and has_score(start):
-                weight, role.unread = saved_head(start), saved_unread(start)
+                weight, role.pad_token_id = saved_head(start), saved_pad_token_id(start)
             else:
                 # The head is drawn on the CPU, so that every device starts alike, and not from
                 # `seed`, because adapters are drawn from it.
@@ -166,7 +166,7 @@ class SharedModel:
                     torch.randn(1, self.hidden_size, generator=generator)
                     / (self.hidden_size + 1) ** 0.5
                 )
-                role.unread = padding_of(self.model.config)
+                role.pad_token_id = padding_of(self.model.config)
             role.head = nn.Parameter(weight.to(self.device), requires_grad=False)
         self.roles[name] = role
         return role
@@ -392,12 +392,12 @@ class SharedModel:
             tokenizer = with_padding(tokenizer, self.model.config)
         with replace_folder(folder) as new:
             if role.adapter is not None and self.adapters is not None:
-                self.adapters.save(role.adapter, new, role.head, role.unread)
+                self.adapters.save(role.adapter, new, role.head, role.pad_token_id)
             elif role.head is None:
                 network.save_pretrained(new)
             else:
                 # Transformers scores the last token but padding, and pads batches with the
                 # tokenizer's own padding.
-                padding = tokenizer.pad_token_id if role.unread is None else role.unread
+                padding = tokenizer.pad_token_id if role.pad_token_id is None else role.pad_token_id
                 scorer(network, role.head, padding).save_pretrained(new)
             tokenizer.save_pretrained(new)

@@ -19,7 +19,7 @@ from alignkit.models.loading import (
     locate,
     read_weights,
     saved_head,
-    saved_unread,
+    saved_pad_token_id,
     scorer,
 )
 from alignkit.models.saved import has_score
@@ -91,9 +91,11 @@ def whole_model(
     if dtype != torch.float32:
         notes.append(f"stored in {str(dtype).removeprefix('torch.')}, so weights are rounded")
     if saved is not None and has_score(saved):
-        unread = saved_unread(saved)
+        pad_token_id = saved_pad_token_id(saved)
         network = scorer(
-            network, saved_head(saved), tokenizer.pad_token_id if unread is None else unread
+            network,
+            saved_head(saved),
+            tokenizer.pad_token_id if pad_token_id is None else pad_token_id,
         )
     return network.eval(), notes
 

@@ -39,7 +39,7 @@ from alignkit.host.registry import Component, Registry
 from alignkit.io.results import RECIPE
 from alignkit.io.text import Say, is_file, printable
 from alignkit.recipe.mistakes import Mistake, Mistakes, problems_of, validated, wrong
-from alignkit.recipe.references import Reading, options_of
+from alignkit.recipe.references import Resolver, options_of
 from alignkit.recipe.rules import (
     ENGINE,
     MODEL,
@@ -124,13 +124,13 @@ class _Recipe:
         self.document = source
         _Blocks(source).expand()
         self.mistakes = Mistakes()
-        self.reading = Reading(registry, source.path.parent)
+        self.resolver = Resolver(registry, source.path.parent)
 
     def raise_all(self) -> None:
         """Raise RecipeError if anything is wrong, in the order of the file."""
         problems = [
             *self.document.problems,
-            *self.reading.problems,
+            *self.resolver.problems,
             *problems_of(self.document, self.mistakes.mistakes),
         ]
         if problems:
@@ -140,8 +140,8 @@ class _Recipe:
 
     def read(self) -> Recipe:
         """Return the recipe. Raises RecipeError with every problem found."""
-        data, stages = self.document.data, self.reading.stages
-        top, mistakes = validated(TopKeys, data, self.reading)
+        data, stages = self.document.data, self.resolver.stages
+        top, mistakes = validated(TopKeys, data, self.resolver)
         self.mistakes.add(mistakes)
         for name, raw in _stages_of(data).items():
             stages[name] = Stage(name, raw if isinstance(raw, dict) else {})
@@ -149,7 +149,7 @@ class _Recipe:
             with self.mistakes.at("stages", stage.name):
                 self._find_plugin(stage)
         for stage in stages.values():
-            self.reading.stage = stage
+            self.resolver.stage = stage
             with self.mistakes.at("stages", stage.name):
                 if stage.kind == "step":
                     self._read_step(stage)
@@ -189,7 +189,7 @@ class _Recipe:
 
     def _portable(self, text: str, keys: Keys) -> str:
         """Files and folders that the recipe names are absolute, so that it works in any folder."""
-        return text if self.reading.is_stage(text) else self.reading.located.get(text, text)
+        return text if self.resolver.is_stage(text) else self.resolver.located.get(text, text)
 
     # --- stages
 
@@ -206,7 +206,7 @@ class _Recipe:
         with self.mistakes.at("stages", stage.name, stage.kind):
             if stage.kind == "step" and isinstance(stage.written["step"], dict):
                 raise wrong("expected the name of a step", "write its options next to 'step: NAME'")
-            _, stage.registration, _ = self.reading.plugin(stage.kind, stage.written[stage.kind])
+            _, stage.registration, _ = self.resolver.plugin(stage.kind, stage.written[stage.kind])
 
     def _read_step(self, stage: Stage) -> None:
         """Read a step. Its options are next to `step: NAME`."""
@@ -217,9 +217,9 @@ class _Recipe:
         name, engine = written.pop("step"), written.pop("engine", None)
         with mistakes.at("engine"):
             if engine is not None:
-                stage.engine = self.reading.resolve("engine", engine)
+                stage.engine = self.resolver.resolve("engine", engine)
         with mistakes.at():
-            stage.component = self.reading.with_options(name, stage.registration, written)
+            stage.component = self.resolver.with_options(name, stage.registration, written)
         mistakes.end()
 
     def _read_training(self, stage: Stage) -> None:
@@ -228,7 +228,7 @@ class _Recipe:
         keys = {key: value for key, value in stage.written.items() if key not in _KINDS}
         if stage.registration is not None:
             with mistakes.at("algorithm"):
-                stage.component = self.reading.component("algorithm", stage.written["algorithm"])
+                stage.component = self.resolver.component("algorithm", stage.written["algorithm"])
                 try:
                     plugin = create(stage.component)
                     with blame(plugin, "needs"):
@@ -245,12 +245,12 @@ class _Recipe:
                 others[option] = (
                     f"it is an option of {name}: write 'algorithm: {{{name}: {{{option}: ...}}}}'"
                 )
-        settings, wrong_keys = validated(Settings, keys, self.reading, others)
+        settings, wrong_keys = validated(Settings, keys, self.resolver, others)
         mistakes.add(wrong_keys)
         without = {mistake.keys[0] for mistake in wrong_keys if mistake.keys}
         if settings is None:  # what does not go together in the keys that are right
             right = {key: value for key, value in keys.items() if key not in without}
-            settings, _ = validated(Settings, right, self.reading)
+            settings, _ = validated(Settings, right, self.resolver)
         if settings is not None and stage.registration is not None:
             stage.settings, stage.engine = settings, settings.engine
             mistakes.add(stage_mistakes(stage, without))
@@ -270,11 +270,11 @@ class _Recipe:
                 help = "remove one of these references"
                 self.mistakes.add([Mistake(message, help, at_key=True)], "stages", name)
                 self.raise_all()
-            for upstream in self.reading.stages[name].upstream:
+            for upstream in self.resolver.stages[name].upstream:
                 follow(upstream, *chain, name)
-            ordered[name] = self.reading.stages[name]
+            ordered[name] = self.resolver.stages[name]
 
-        for name in self.reading.stages:
+        for name in self.resolver.stages:
             follow(name)
         return ordered
 

@@ -1,4 +1,4 @@
-"""What a name in a recipe means: pydantic's validators get a `Reading` as their context, and ask
+"""What a name in a recipe means: pydantic's validators get a `Resolver` as their context, and ask
 it.
 
 A reference becomes the object that it names: a plugin with its options, a reward, data. What is
@@ -54,7 +54,7 @@ def options_of(registration: Registration) -> type[Options]:
 
 
 @dataclass
-class Reading:
+class Resolver:
     """What names mean in a recipe, or in the stage that is being read.
 
     folder: where relative paths start. stages: all of them, as far as they are read. stage: the one

@@ -116,7 +116,7 @@ class Run(Services):
 
     def execute(self) -> None:
         """Run all stages that are not complete, then print their results."""
-        self.collectives.on_rank0(self._begin)
+        self.collectives.on_main_process(self._begin)
         left: set[str] = set()  # stages that wait, or need one that does
         waits: list[StageWaits] = []
         for name, stage in self.stages.items():
@@ -130,7 +130,7 @@ class Run(Services):
             except StageWaits as error:
                 left.add(name)
                 waits.append(error)
-                if self.leads:
+                if self.is_main_process:
                     self.store.wait(name, error.missing, error.store)
                 self.say(f"{name}: waits for {error.missing} label{'s' * (error.missing != 1)}")
                 continue
@@ -142,7 +142,7 @@ class Run(Services):
         if waits:
             first, text = waits[0], "\n".join(map(str, waits))
             raise StageWaits(text, missing=first.missing, store=first.store)
-        self.collectives.on_rank0(self._show)
+        self.collectives.on_main_process(self._show)
 
     def _begin(self) -> None:
         """Prepare the stages that are not complete, before the first of them runs."""
@@ -218,7 +218,7 @@ class Run(Services):
         All processes train together. Everything else is the first one's.
         """
         name = self.stage_name = stage.name
-        first, trains = self.collectives.on_rank0, stage.stage.kind == "algorithm"
+        first, trains = self.collectives.on_main_process, stage.stage.kind == "algorithm"
         started = first(lambda: self._start(stage))
         if started is None:
             return True

@@ -63,7 +63,7 @@ class Services:
             collectives,
             download,
         )
-        self.leads = collectives.process == 0
+        self.is_main_process = collectives.process == 0
         self.reporter = reporter or Reporter()
         self.say: Say = self.reporter.say
         self.store = Results(folder)
@@ -87,7 +87,7 @@ class Services:
 
     def event(self, hook: str, **values: Any) -> None:
         """Call an event hook."""
-        if self.leads:
+        if self.is_main_process:
             plugins().notify(hook, run=self, **values)
 
     def executor(self, stage: str, folder: Path, name: str) -> Any:

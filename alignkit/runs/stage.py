@@ -371,7 +371,7 @@ class TrainingStage(RunStage):
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
 
-        self.collectives.on_rank0(self._check_made)
+        self.collectives.on_main_process(self._check_made)
         self.summary.clear()  # the checks above filled it
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)

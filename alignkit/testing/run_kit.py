@@ -225,7 +225,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
             scorer=lambda spec: Rewards(spec, around.context),
             prompts=lambda spec: prompts_of(around.load(spec)),
             answer=lambda prompts, count, iteration: list(samples),
-            on_rank0=lambda function: function(),
+            on_main_process=lambda function: function(),
         )
         call(monitor, "start", stage)
         found = [

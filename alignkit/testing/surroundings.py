@@ -29,7 +29,7 @@ from alignkit.errors import AlignkitError, BadRow
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
 from alignkit.recipe.mistakes import Mistakes, validated
-from alignkit.recipe.references import Reading
+from alignkit.recipe.references import Resolver
 from alignkit.recipe.schema import RewardSpec
 from alignkit.recipe.sources import DataSource, DataSpec
 from alignkit.testing.examples import example_groups
@@ -144,14 +144,14 @@ class Surroundings:
         return list(self.data)
 
     @cached_property
-    def reading(self) -> AnyNames:
+    def resolver(self) -> AnyNames:
         return AnyNames(plugins(), self.folder)
 
     def component(self, kind: str, cls: Any, options: dict[str, Any]) -> Component:
         """The plugin with these options. Raises ConformanceError if a recipe with them would be
         refused.
         """
-        read, mistakes = validated(getattr(cls, "Options", Options), options, self.reading)
+        read, mistakes = validated(getattr(cls, "Options", Options), options, self.resolver)
         if read is None:
             raise _refused(Mistakes(*mistakes))
         return Component(kind, cls.__name__, Registration(cls.__name__, cls), read)
@@ -159,7 +159,7 @@ class Surroundings:
     def combination(self, component: Component) -> RewardSpec:
         """A combination with its parts. Raises ConformanceError as `component` does."""
         try:
-            return self.reading.combination(component)
+            return self.resolver.combination(component)
         except Mistakes as error:
             raise _refused(error) from error
 
@@ -169,7 +169,7 @@ def _refused(error: Mistakes) -> ConformanceError:
     return ConformanceError(f"a recipe with these options is refused: {'; '.join(texts)}")
 
 
-class AnyNames(Reading):
+class AnyNames(Resolver):
     """Names in options, where any name may be that of a stage; `stage.roles` has those that are."""
 
     def read_stage(self, value: str) -> str:

@@ -30,24 +30,24 @@ def check_chat(encoder: Encoder, base: str) -> list[str]:
     followed.
     """
     try:
-        shape = encoder.chat.shape
+        markers = encoder.chat.markers
     except DataError as error:
         raise RunFailed(
             f"{base}: {error}\nhelp: set model.chat_template to another template"
         ) from error
-    if encoder.tokenizer.eos_token_id is None and not shape.close:
+    if encoder.tokenizer.eos_token_id is None and not markers.close:
         raise RunFailed(
             f"{base}: the tokenizer has no EOS token and the chat template writes no end of turn, "
             "so responses would never end\n"
             "help: set model.chat_template to a template that ends the assistant's turn with a "
             "control token"
         )
-    if shape.follows and not shape.opening:  # reasoning follows the opening of its block
-        alone, together = encoder.rendered.ids(shape.prompt), encoder.rendered.ids(shape.whole)
+    if markers.follows and not markers.opening:  # reasoning follows the opening of its block
+        alone, together = encoder.rendered.ids(markers.prompt), encoder.rendered.ids(markers.whole)
         if together[: len(alone)] != alone:
             raise RunFailed(
                 f"{base}: the prompt's last token changes when an answer follows it, because one "
-                f"token covers its end: it ends with {shape.prompt[-SHOWN:]!r}\n"
+                f"token covers its end: it ends with {markers.prompt[-SHOWN:]!r}\n"
                 "help: in model.chat_template, write the white space at the end of the "
                 "generation prompt before the answer instead"
             )
@@ -59,12 +59,12 @@ def _facts(encoder: Encoder) -> Iterator[str]:
     for name in chat.kwargs:
         if not re.search(rf"\b{re.escape(name)}\b", chat.source):
             yield f"the chat template does not use '{name}' of model.chat_template_kwargs"
-    if not chat.shape.follows:
+    if not chat.markers.follows:
         yield (
             "the chat template does not write an answer without reasoning after its own prompt, "
             "so rows with such answers are refused"
         )
-    if not chat.shape.close:
+    if not chat.markers.close:
         yield (
             "the chat template writes no end of turn, so responses end with EOS, or where the "
             "next turn would begin"

@@ -250,18 +250,20 @@ class Encoder:
     @cached_property
     def closing(self) -> Ids:
         """All tokens that the template writes after an answer."""
-        return self._after_answer(self.chat.shape.close + self.chat.shape.tail)
+        return self._after_answer(self.chat.markers.close + self.chat.markers.tail)
 
     @cached_property
     def end_of_turn(self) -> Ids:
         """The tokens from the end of the assistant's text through the end of turn; EOS if the
         template writes none.
         """
-        return self._after_answer(self.chat.shape.close) if self.chat.shape.close else (self.eos,)
+        return (
+            self._after_answer(self.chat.markers.close) if self.chat.markers.close else (self.eos,)
+        )
 
     def _after_answer(self, end: str) -> Ids:
-        shape = self.chat.shape
-        answer = shape.whole.removesuffix(shape.close + shape.tail)
+        markers = self.chat.markers
+        answer = markers.whole.removesuffix(markers.close + markers.tail)
         return self._continuation(answer, answer + end)[0]
 
     @property
@@ -273,7 +275,7 @@ class Encoder:
     @cached_property
     def end_ids(self) -> frozenset[int]:
         """Tokens that end a response."""
-        markers = self.tokenizer.convert_tokens_to_ids(list(self.chat.markers.values()))
+        markers = self.tokenizer.convert_tokens_to_ids(list(self.chat.end_markers.values()))
         return frozenset({self.end_of_turn[-1], *markers}) | self._known_ends
 
     # Decoding
@@ -293,19 +295,19 @@ class Encoder:
         text = self._continued(tokens)
         if CLOSE in self.lead and text.startswith(self.lead):
             return text.removeprefix(self.lead)
-        return self.chat.shape.opening + text.removeprefix(self.lead)
+        return self.chat.markers.opening + text.removeprefix(self.lead)
 
     @cached_property
     def lead(self) -> str:
         """What the template writes before an answer, as it is decoded: SentencePiece may add a
         space.
         """
-        shape = self.chat.shape
-        if not shape.follows:
-            return shape.lead
-        ids, _ = self._continuation(shape.prompt, shape.whole)
+        markers = self.chat.markers
+        if not markers.follows:
+            return markers.lead
+        ids, _ = self._continuation(markers.prompt, markers.whole)
         lead, answered, _ = self._continued(ids).partition(ANSWER)
-        return lead if answered else shape.lead
+        return lead if answered else markers.lead
 
     def _continued(self, tokens: Sequence[int]) -> str:
         """The text of tokens after a prompt, without the end of turn: its first space depends on
@@ -317,7 +319,7 @@ class Encoder:
         # Without a decoder, tokenizers put spaces between all tokens, and nothing depends on the
         # prompt.
         prompt = (
-            self.rendered.ids(self.chat.shape.prompt)
+            self.rendered.ids(self.chat.markers.prompt)
             if self.tokenizer.backend_tokenizer.decoder
             else ()
         )
@@ -353,10 +355,10 @@ class Encoder:
         """A prompt that ends with `prefill`, outside of any reasoning, and the tokens of each
         answer after it.
         """
-        text, shape = self.chat.prompt(messages), self.chat.shape
-        if shape.follows and CLOSE in shape.lead:
-            text += shape.lead
-        elif shape.opening:
+        text, markers = self.chat.prompt(messages), self.chat.markers
+        if markers.follows and CLOSE in markers.lead:
+            text += markers.lead
+        elif markers.opening:
             text += AFTER_REASONING
         text += prefill
         self.rendered.prepare([text])
@@ -503,13 +505,13 @@ class Encoder:
         """The conversation up to the end of its last turn, with EOS if the template writes no end,
         as in sampling.
         """
-        close, last = self.chat.shape.close, conversation.turns[-1]
+        close, last = self.chat.markers.close, conversation.turns[-1]
         text = conversation.text[: last.end]
         if truncated:
             text = text.removesuffix(close)
         elif not close:
             eos = self.tokenizer.eos_token or ""
-            text += self.chat.markers.get(True, eos) if calls else eos
+            text += self.chat.end_markers.get(True, eos) if calls else eos
         return Conversation(text, (*conversation.turns[:-1], replace(last, end=len(text))))
 
     def _encode(
@@ -579,7 +581,7 @@ class Encoder:
             return ResponseTokens(tokens, written, response.truncated)
         end = self.closing
         if tokens and tokens[-1] in self.end_ids:
-            if self.chat.shape.close:  # only what the template writes behind the end of turn
+            if self.chat.markers.close:  # only what the template writes behind the end of turn
                 end = end[len(self.end_of_turn) :]
             else:  # the template writes none, so the sampler's is not part of what is scored
                 tokens, written = tokens[:-1], written[:-1]

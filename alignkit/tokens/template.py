@@ -36,7 +36,7 @@ KEYS = ("role", "content", "reasoning_content", "tool_calls", "name", "tool_call
 TODAY = date(2024, 7, 26)
 DATE_FORMS = (*"aAbBdHIjmMpSyY", "-d", "-m")
 
-# An example, on which the template's shape is seen.
+# An example, in which the template's markers are seen.
 QUESTION, ANSWER = "What is two plus two?", "It is four."
 ASKED, ANSWERED = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}
 # What an example's function takes
@@ -85,7 +85,7 @@ class Conversation:
     turns: tuple[Turn, ...]
 
 
-class Shape:
+class TemplateMarkers:
     """What a template writes around an answer, seen on an example.
 
     prompt, whole: the example. opening: of a block of reasoning, at the prompt's end. lead: between
@@ -193,7 +193,7 @@ class ChatTemplate:
                 key: _broken(message[key], typed) for key in KEYS if message.get(key) is not None
             }
             content = str(plain.get("content", "")).lstrip()
-            if answers and content.startswith(OPEN) and self.shape.keeps_open:
+            if answers and content.startswith(OPEN) and self.markers.keeps_open:
                 plain["content"] = content.removeprefix(OPEN).lstrip("\n")
             prepared.append(plain)
         return prepared
@@ -284,16 +284,16 @@ class ChatTemplate:
         self, messages: Messages, index: int, whole: str, start: int, tools: Sequence[Any]
     ) -> int:
         """Where a turn ends in the whole text, with its end of turn; -1 if that is unknown."""
-        shape, last = self.shape, index == len(messages) - 1
-        if last and whole.endswith(shape.close + shape.tail):
-            return len(whole) - len(shape.tail)
-        closes = shape.close and whole.count(shape.close) >= sum(
+        markers, last = self.markers, index == len(messages) - 1
+        if last and whole.endswith(markers.close + markers.tail):
+            return len(whole) - len(markers.tail)
+        closes = markers.close and whole.count(markers.close) >= sum(
             m["role"] == "assistant" for m in messages
         )
         if not last and not closes:
             # Only the last turn has an end of its own; a token of the next message ends others.
             alone = self.render(messages[: index + 1], False, tools)
-            words = alone.removesuffix(shape.tail).removesuffix(shape.close)
+            words = alone.removesuffix(markers.tail).removesuffix(markers.close)
             if whole.startswith(words):
                 marker = re.compile(rf"\s*(?:{self.special.pattern})").match(whole, len(words))
                 return marker.end() if marker and not self.is_ended(words) else len(words)
@@ -305,24 +305,24 @@ class ChatTemplate:
         """Matches what ends a turn. It is not in the words of a message, where its tokens are
         broken up.
         """
-        return re.compile(f"{re.escape(self.shape.close) or '(?!)'}|{self.ends.pattern}")
+        return re.compile(f"{re.escape(self.markers.close) or '(?!)'}|{self.ends.pattern}")
 
     def is_ended(self, text: str) -> bool:
         """Whether a special token ends a text."""
         return bool(re.search(rf"(?:{self.special.pattern})\Z", text))
 
-    # The template's shape
+    # The template's markers
 
     @cached_property
-    def shape(self) -> Shape:
+    def markers(self) -> TemplateMarkers:
         """Raises DataError if the template cannot render a question and an answer, or drops their
         words.
         """
         prompt, whole = self.render([ASKED], True), self.render([ASKED, ANSWERED], False)
-        return Shape(prompt, whole, self.added.pattern, self.ends.pattern)
+        return TemplateMarkers(prompt, whole, self.added.pattern, self.ends.pattern)
 
     @cached_property
-    def markers(self) -> dict[bool, str]:
+    def end_markers(self) -> dict[bool, str]:
         """The token that ends a turn which others follow, seen on an example: of words (False), and
         of a call (True).
 

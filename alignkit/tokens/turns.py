@@ -133,7 +133,7 @@ class Turns:
         Raises DataError, with what to do, if the template ends no turn, does not write tools or
         answers, or changes earlier turns, as those that drop earlier reasoning do.
         """
-        if not self.chat.shape.close:
+        if not self.chat.markers.close:
             raise DataError(
                 f"the chat template writes no end of turn, so no turn can follow; {OTHER}"
             )
@@ -155,7 +155,7 @@ class Turns:
         self.between([question], turn, [reply], end)
         self.between([question, turn, reply], turn, [reply], end)
         if REASONING[1] in self.chat.source:
-            opening = "" if self.chat.shape.opening else f"{OPEN}\n"
+            opening = "" if self.chat.markers.opening else f"{OPEN}\n"
             thinking = f"{opening}{THOUGHT}{AFTER_REASONING}{ANSWER}"
             turn = {**turn, "content": thinking}
             if THOUGHT not in self.chat.prompt([question, turn, reply], self.tools):

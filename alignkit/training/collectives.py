@@ -23,7 +23,7 @@ class Collectives:
     """The only process of a run: everything is its own, and nothing is sent.
 
     For several processes, a subclass sets `process` and `processes` and overrides `gather`,
-    `on_rank0`, `should_stop`, `compare`, `fail` and `add_gradients`. All processes call these
+    `on_main_process`, `should_stop`, `compare`, `fail` and `add_gradients`. All processes call these
     methods in the same order, because each waits for the others. sharing: whether all of them
     compute together, or the first one alone.
     """
@@ -32,14 +32,14 @@ class Collectives:
     processes = 1
     sharing = False
 
-    def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
+    def partition(self, sizes: Sequence[int], main_only: bool = False) -> list[list[int]]:
         """The indices of each process's entries. The largest are dealt first, each to the process
         with the least.
 
-        led: all are the first process's, which alone has what the work needs, such as an engine.
+        main_only: all are the first process's, which alone has what the work needs, such as an engine.
         """
         shares: list[list[int]] = [[] for _ in range(self.processes)]
-        if led:
+        if main_only:
             return [list(range(len(sizes))), *shares[1:]]
         loads = [0] * self.processes
         for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
@@ -54,7 +54,7 @@ class Collectives:
         """
         return [mine]
 
-    def on_rank0(self, work: Callable[[], T]) -> T:
+    def on_main_process(self, work: Callable[[], T]) -> T:
         """What the work of the first process returns; the others wait for it, and fail as it does.
         It writes files.
         """
@@ -78,14 +78,17 @@ class Collectives:
         return loaded.model.passes
 
     def map_sharded(
-        self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
+        self,
+        sizes: Sequence[int],
+        work: Callable[[Sequence[int]], Sequence[T]],
+        main_only: bool = False,
     ) -> list[T]:
         """Results for all entries, in their order, each computed by one process.
 
         sizes: the number of results of each entry. work: returns those of the entries with these
-        indices. led: see `partition`.
+        indices. main_only: see `partition`.
         """
-        shares = self.partition(sizes, led)
+        shares = self.partition(sizes, main_only)
         mine = shares[self.process]
         results: list[list[T]] = [[] for _ in sizes]
         for share, found in zip(shares, self.gather(list(work(mine)) if mine else []), strict=True):

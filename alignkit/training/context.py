@@ -87,7 +87,7 @@ class StageContext:
             return loaded
         self._described.append(spec)
         self.notify("data_read", loaded=loaded)
-        told = plugins().ask("data_facts", loaded) if self.services.leads else ()
+        told = plugins().ask("data_facts", loaded) if self.services.is_main_process else ()
         for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
             if source.path is not None and (reader := reader_of(source.path)) is not None:
                 more.append(reader.facts(source.path))
@@ -102,7 +102,7 @@ class StageContext:
 
     def metrics(self, size: int = 0) -> Metrics:
         """Open the metrics file, of which `size` bytes stay."""
-        path = self.folder / "metrics.jsonl" if self.services.leads else None
+        path = self.folder / "metrics.jsonl" if self.services.is_main_process else None
         return Metrics(path, size, partial(self.notify, "metrics_logged"), stage=self.name)
 
     def reward_context(self) -> Context:

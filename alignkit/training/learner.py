@@ -47,7 +47,7 @@ from alignkit.training.optimizers import factor_of, make_optimizer, restore_stat
 
 if TYPE_CHECKING:
     from alignkit.contract.settings import Settings
-    from alignkit.training.sampler import AuxiliaryLoss
+    from alignkit.training.data_sampler import AuxiliaryLoss
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 

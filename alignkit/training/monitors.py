@@ -60,7 +60,7 @@ class Monitors:
             scorer=context.scorer,
             prompts=self._prompts,
             answer=self._answer,
-            on_rank0=context.collectives.on_rank0,
+            on_main_process=context.collectives.on_main_process,
         )
         for monitor in self.monitors:
             self.warn(call(monitor, "start", stage) or ())
@@ -132,7 +132,7 @@ class Monitors:
             )
         if not self.stopped:
             self.trainer.save()
-        self.context.collectives.on_rank0(self._settle)
+        self.context.collectives.on_main_process(self._settle)
 
     def _settle(self) -> None:
         """Take the version that a rule goes back to, and discard those that nobody asked for."""

@@ -17,9 +17,9 @@ from alignkit.models.packing import Examples, flat, indivisible
 from alignkit.recipe.sources import Loaded
 from alignkit.tokens.encoder import Encoded, counted
 from alignkit.training.context import StageContext
+from alignkit.training.data_sampler import make_data_sampler
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import minibatch, schedule
-from alignkit.training.sampler import make_sampler
 from alignkit.training.trainer import Trainer
 
 CHANCE = 0.5  # accuracy where all pairs are ties
@@ -50,7 +50,7 @@ class DatasetTrainer(Trainer):
         self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = make_sampler(context, loaded, firsts, "shuffle")
+        self.draws = make_data_sampler(context, loaded, firsts, "shuffle")
         # At the end: no algorithm overwrites them
         self.summary |= {"groups": len(groups), "steps": self.total}
 
@@ -70,7 +70,7 @@ class DatasetTrainer(Trainer):
             with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in self.summary or not context.collectives.on_rank0(
+        if "best_epoch" not in self.summary or not context.collectives.on_main_process(
             context.adapter.exists
         ):
             self.save()

@@ -26,7 +26,7 @@ from alignkit.errors import DataError
 from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.sources import Loaded
-from alignkit.training.sampler import make_sampler
+from alignkit.training.data_sampler import make_data_sampler
 from alignkit.training.trainer import Trainer
 
 
@@ -100,8 +100,8 @@ class SamplesUnderWay:
         self.context, self.number, self.lag, self.episodes = trainer.context, number, lag, episodes
         self.rollout = trainer.settings.rollout
         models, collectives = self.context.models, self.context.collectives
-        self.sizes, self.led = [1] * len(prompts), models.engine.samples_for_all
-        own = collectives.partition(self.sizes, self.led)[collectives.process]
+        self.sizes, self.main_only = [1] * len(prompts), models.engine.samples_for_all
+        own = collectives.partition(self.sizes, self.main_only)[collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws
         # it.
         numbers = [first + index for index in own]
@@ -131,7 +131,7 @@ class SamplesUnderWay:
     def result(self) -> Samples:
         """Wait for the samples. Their source is the stage, the name that users know."""
         collectives, metrics = self.context.collectives, dict[str, float]()
-        groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.led)
+        groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.main_only)
         if self.rollout.ahead:
             metrics = {"staleness": self.lag, "seconds/sampling": self.call.seconds}
         if self.episodes is not None:
@@ -165,7 +165,7 @@ class PromptSource:
         settings = self.context.settings
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
-        self.draws = make_sampler(self.context, loaded, self.prompts, "prompts")
+        self.draws = make_data_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
         self.under_way: SamplesUnderWay | None = None
         self.ahead: Samples | None = None

@@ -32,7 +32,7 @@ class RolloutFiles:
             write_groups(file, groups)
             return file_digest(file)
 
-        self.digests[file.name] = self.context.collectives.on_rank0(written)
+        self.digests[file.name] = self.context.collectives.on_main_process(written)
 
     def state(self) -> dict[str, str]:
         """What a checkpoint keeps."""
@@ -54,7 +54,7 @@ class RolloutFiles:
                 if path.name not in digests:
                     path.unlink()
 
-        self.context.collectives.on_rank0(remove_later)
+        self.context.collectives.on_main_process(remove_later)
 
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.

@@ -193,13 +193,15 @@ class Rewards:
 
     def _column(self, leaf: Node, groups: Sequence[Group]) -> Tensor:
         """The scores of a single reward, float64 [responses]. Each process computes its share."""
-        led = self.by_engine and any(
+        main_only = self.by_engine and any(
             part.options.asks_engine() for part in specs(leaf.spec.component, Component)
         )
         column: Column = []
         for some in self.chunks(leaf.name, groups):
             sizes = [len(group.responses) for group in some]
-            column += self.collectives.map_sharded(sizes, partial(self._share, leaf, some), led)
+            column += self.collectives.map_sharded(
+                sizes, partial(self._share, leaf, some), main_only
+            )
         return torch.tensor(
             [math.nan if value is None else value for value in column], dtype=torch.float64
         )

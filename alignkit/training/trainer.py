@@ -28,9 +28,9 @@ from alignkit.models.shared_model import HeadKind, SharedModel
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
+from alignkit.training.data_sampler import auxiliary_loss
 from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
-from alignkit.training.sampler import auxiliary_loss
 
 FILE = "checkpoint.safetensors"
 
@@ -225,7 +225,9 @@ class Trainer:
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
         folder = self.context.folder / "checkpoints"
-        path = self.context.collectives.on_rank0(lambda: save_checkpoint(folder, number, state))
+        path = self.context.collectives.on_main_process(
+            lambda: save_checkpoint(folder, number, state)
+        )
         self.context.notify("checkpoint_saved", path=str(path))
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
@@ -286,7 +288,7 @@ class Trainer:
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
         role, network = self.role, self.model.passes.copied(self.role)
-        self.context.collectives.on_rank0(
+        self.context.collectives.on_main_process(
             lambda: self.model.save(role, folder or self.context.adapter, network)
         )
 

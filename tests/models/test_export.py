@@ -44,7 +44,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     tokenizer.pad_token = "<|im_start|>"
     whole, _ = whole_model(tmp_path / "reward", model.base, model.spec, torch.float32, tokenizer)
-    assert model.roles["reward"].unread == whole.config.pad_token_id == 0
+    assert model.roles["reward"].pad_token_id == whole.config.pad_token_id == 0
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])

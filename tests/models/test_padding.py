@@ -128,11 +128,11 @@ def test_adapters_of_earlier_versions_are_read_at_the_last_token(tmp_path: Path)
     weights = tmp_path / "old" / "adapter_model.safetensors"
     save_file(load_file(weights), weights, metadata={"format": "pt"})
     policy.add_role("old", start=tmp_path / "old", head="scalar")
-    policy.roles["reward"].unread = None
+    policy.roles["reward"].pad_token_id = None
     groups = rows((EOS,))
     wanted = scores(policy, "reward", groups)
     assert scores(policy, "old", groups).expected == wanted
-    policy.roles["old"].unread = EOS
+    policy.roles["old"].pad_token_id = EOS
     assert scores(policy, "old", groups).expected != wanted
 
 

@@ -39,9 +39,9 @@ def test_a_new_adapter_lets_others_learn_on(tmp_path: Path) -> None:
 def test_a_head_that_begins_as_another_learns_alone(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
     first = model.add_role("one", head="scalar")
-    first.unread = 7
+    first.pad_token_id = 7
     second = model.add_role("two", start="one", head="scalar")
-    assert torch.equal(first.head, second.head) and second.unread == 7
+    assert torch.equal(first.head, second.head) and second.pad_token_id == 7
     first.head.data += 1
     assert not torch.equal(first.head, second.head)
     model.add_head("value", "one")

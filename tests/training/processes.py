@@ -69,12 +69,12 @@ class Simulated(Watching):
         self.exchange, self.process, self.parts = exchange, process, parts
         self.processes = len(parts)
 
-    def partition(self, sizes: Sequence[int], led: bool = False) -> list[list[int]]:
+    def partition(self, sizes: Sequence[int], main_only: bool = False) -> list[list[int]]:
         """The first entry is the last process's, so that neither it nor its neighbors are in
         order.
         """
-        if led:
-            return super().partition(sizes, led)
+        if main_only:
+            return super().partition(sizes, main_only)
         owners = [process for process, part in enumerate(self.parts) for _ in range(part)][::-1]
         entries = range(len(sizes))
         return [
@@ -137,7 +137,7 @@ def run(
                 loaded = load_recipe(path)
                 loaded = loaded if algorithm is None else replaced(loaded, algorithm)
                 made = Run(loaded, out, collectives=collectives)
-                made.leads = True  # each has a folder of its own, to be compared
+                made.is_main_process = True  # each has a folder of its own, to be compared
                 made.execute()
             except BaseException:
                 exchange.barrier.abort()

@@ -16,7 +16,7 @@ from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import run_recipe
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.sampler import AuxiliaryLoss, auxiliary_loss
+from alignkit.training.data_sampler import AuxiliaryLoss, auxiliary_loss
 from tests.rows import assistant, run, user, write_recipe, write_rows
 
 

@@ -18,14 +18,19 @@ from alignkit.models.packing import Examples
 from alignkit.recipe.sources import Loaded, SourceFacts
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
+from alignkit.training.data_sampler import (
+    AuxiliaryLoss,
+    DataSampler,
+    apportioned,
+    make_data_sampler,
+)
 from alignkit.training.learner import Learner
-from alignkit.training.sampler import AuxiliaryLoss, Sampler, apportioned, make_sampler
 from tests.rows import run, write_recipe, write_rows
 
 
-def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> Sampler:
+def draws(sizes: list[int], shares: list[float] | None, seed: int = 0) -> DataSampler:
     sources = [place for place, size in enumerate(sizes) for _ in range(size)]
-    return Sampler(sources, shares, lambda *name: seeds.stream(seed, *name))
+    return DataSampler(sources, shares, lambda *name: seeds.stream(seed, *name))
 
 
 @pytest.mark.silent_bug(
@@ -115,7 +120,7 @@ def test_draws_are_apportioned_by_webster() -> None:
 
 
 def test_a_source_whose_rows_are_all_left_out_leaves_its_share_to_the_others() -> None:
-    found = Sampler([0, 0, 2, 2], [0.25, 0.5, 0.25], lambda *name: seeds.stream(0, *name))
+    found = DataSampler([0, 0, 2, 2], [0.25, 0.5, 0.25], lambda *name: seeds.stream(0, *name))
     assert sorted(found.epoch(0)) == [0, 1, 2, 3]
 
 
@@ -123,7 +128,9 @@ def test_the_weight_of_an_only_source_is_told_to_have_no_effect() -> None:
     context = Mock(rng=lambda *name: seeds.stream(0, *name))
     for weight in (None, 2.0):
         source = SourceFacts("a", "f", False, 1, weight=weight)
-        found = make_sampler(context, Loaded([], [], [], (source,)), [Group(())] * 3, "shuffle")
+        found = make_data_sampler(
+            context, Loaded([], [], [], (source,)), [Group(())] * 3, "shuffle"
+        )
         assert sorted(found.epoch(0)) == [0, 1, 2] and context.say.called == (weight is not None)
 
 
@@ -133,7 +140,7 @@ def test_groups_without_an_origin_cannot_be_weighted() -> None:
     context = Mock(spec=StageContext)
     context.name = "sft"
     with pytest.raises(RunFailed, match="stage 'sft': 'weight' cannot be applied"):
-        make_sampler(context, Loaded([], [], [], facts), [known, Group(())], "shuffle")
+        make_data_sampler(context, Loaded([], [], [], facts), [known, Group(())], "shuffle")
 
 
 def test_weights_of_data_and_of_a_mix_repeat_and_drop_no_row(

@@ -11,7 +11,7 @@ from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RecipeError
 from alignkit.host.plugins import plugins
 from alignkit.recipe.mistakes import problems_of, validated
-from alignkit.recipe.references import Reading
+from alignkit.recipe.references import Resolver
 from alignkit.recipe.rules import MODEL, broken
 from alignkit.recipe.schema import Stage
 from alignkit.recipe.sources import DataSpec
@@ -33,14 +33,14 @@ def read_as(
     Raises RecipeError with every problem found.
     """
     document = parse_document(dump(keys), Path(command), overrides)
-    reading = Reading(plugins(), document.path.parent)
-    options, mistakes = validated(kind, document.data, reading)
+    resolver = Resolver(plugins(), document.path.parent)
+    options, mistakes = validated(kind, document.data, resolver)
     if isinstance(model := getattr(options, "model", None), ModelSpec):
         mistakes += [mistake.below("model") for mistake in broken(MODEL, model)]
     problems = [*document.problems, *problems_of(document, mistakes)]
     if problems or options is None:
         raise RecipeError(problems)
-    return options, reading.stage, document
+    return options, resolver.stage, document
 
 
 def data_of(value: Any, command: str) -> DataSpec:

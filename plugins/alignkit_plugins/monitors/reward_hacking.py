@@ -277,7 +277,7 @@ class Gold(Monitor):
                 groups = self.stage.answer(self.prompts, SAMPLES, iteration)
             scored = zip(groups, self.rewards.score(groups), strict=True)
             measured = [with_score(group, by_gold, GOLD_KEY) for group, by_gold in scored]
-            self.stage.on_rank0(lambda: write_groups(file, measured))
+            self.stage.on_main_process(lambda: write_groups(file, measured))
         scores: dict[str, list[float]] = {}
         numbers = {"gold_unscored": 0.0}
         for group in read_groups(file):

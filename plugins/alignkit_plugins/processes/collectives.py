@@ -109,7 +109,7 @@ class ProcessCollectives(Collectives):
             self.fail(error)
             raise
 
-    def on_rank0(self, work: Callable[[], T]) -> T:
+    def on_main_process(self, work: Callable[[], T]) -> T:
         value = None
         if self.process == 0:
             with self._telling():
@@ -117,13 +117,16 @@ class ProcessCollectives(Collectives):
         return self.gather(value)[0]  # type: ignore[return-value]
 
     def map_sharded(
-        self, sizes: Sequence[int], work: Callable[[Sequence[int]], Sequence[T]], led: bool = False
+        self,
+        sizes: Sequence[int],
+        work: Callable[[Sequence[int]], Sequence[T]],
+        main_only: bool = False,
     ) -> list[T]:
-        own, done = self.partition(sizes, led)[self.process], list[T]()
+        own, done = self.partition(sizes, main_only)[self.process], list[T]()
         if own:
             with self._telling():
                 done += work(own)
-        return super().map_sharded(sizes, lambda share: done, led)
+        return super().map_sharded(sizes, lambda share: done, main_only)
 
     def should_stop(self, check: Callable[[], None]) -> None:
         reason = ""

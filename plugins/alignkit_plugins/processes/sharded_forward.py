@@ -152,9 +152,9 @@ class LockstepCollectives(ProcessCollectives):
         self.settle()
         return super().gather(mine)
 
-    def on_rank0(self, work: Callable[[], T]) -> T:
+    def on_main_process(self, work: Callable[[], T]) -> T:
         self.settle()  # before, because saving an adapter cuts the layers in this process alone
-        return super().on_rank0(work)
+        return super().on_main_process(work)
 
     # Parameters that are cut, which FSDP has made `DTensor`s
 

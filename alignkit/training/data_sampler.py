@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
 
 
-class Sampler:
+class DataSampler:
     """An endless sequence of row numbers.
 
     sources: the source of each row. shares: of the sources among the draws; None draws every row
@@ -102,9 +102,9 @@ def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
     return counts
 
 
-def make_sampler(
+def make_data_sampler(
     context: StageContext, loaded: Loaded, groups: Sequence[Group], name: str
-) -> Sampler:
+) -> DataSampler:
     """The draws of a data entry from those of its groups that can be used. name: of the random
     streams.
     """
@@ -112,7 +112,7 @@ def make_sampler(
     if loaded.weights is None:
         if any(source.weight for source in loaded.sources):
             context.say("'weight' has no effect: the rows have one source")
-        return Sampler([0] * len(groups), None, stream)
+        return DataSampler([0] * len(groups), None, stream)
     sources = [group.origin.source for group in groups if group.origin is not None]
     if len(sources) < len(groups):
         raise RunFailed(
@@ -120,7 +120,7 @@ def make_sampler(
             "groups without an 'origin'\n"
             "help: make them with dataclasses.replace, or remove 'weight'"
         )
-    return Sampler(sources, loaded.weights, stream)
+    return DataSampler(sources, loaded.weights, stream)
 
 
 @dataclass
@@ -133,7 +133,7 @@ class AuxiliaryLoss:
     groups: list[Encoded]
     weight: float
     batch_size: int
-    draws: Sampler
+    draws: DataSampler
 
     def batch(self, step: int) -> list[Encoded]:
         """The groups of a step (counted from 0). They depend only on the step, so that a resumed
@@ -164,5 +164,5 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
     encoded = encoder.encode(groups, turns="all")
     if not encoded:
         raise DataError(f"{context.name}.mix.data has no usable row")
-    draws = make_sampler(context, loaded, [e.group for e in encoded], "mix")
+    draws = make_data_sampler(context, loaded, [e.group for e in encoded], "mix")
     return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size, draws)
