@@ -82,7 +82,7 @@ def _check_step(around: Surroundings, component: Component) -> None:
     for number, group in enumerate(first.groups or ()):
         if why := why_not_stored(group):
             problems.append(f"`run`: group {number} of the artifact {why}")
-    named = {*around.reading.stage.roles, BASE}
+    named = {*around.resolver.stage.roles, BASE}
     if first.policy is not None and first.policy not in named:
         problems.append(
             f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef "
