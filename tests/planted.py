@@ -76,8 +76,8 @@ failed_score_is_0:
   test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 unread_score_is_0:
   file: alignkit/models/models.py
-  old: None if score is None else float(score[0])
-  new: 0.0 if score is None else float(score[0])
+  old: float(found["scores"]) if found else None for
+  new: float(found["scores"]) if found else 0.0 for
   test: test_service.py::test_truncated_and_unscored_responses_are_reported
 certain_tokens_do_not_count:
   file: plugins/alignkit_plugins/evals/examples.py
