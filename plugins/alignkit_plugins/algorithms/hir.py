@@ -211,17 +211,19 @@ class HIR(Algorithm):
         under one instruction, it would compare different texts.
         """
         rows_of: dict[Any, dict[int, int]] = {}
-        places = []
+        owners = []
         for group in batch.groups:
-            places += [(group.bundle, place) for place in range(len(group.responses))]
-        for row, instruction in enumerate(_instructions(batch).tolist()):
-            rows_of.setdefault(places[row], {})[instruction] = row
-        lengths, count = batch.mask.sum(dim=1), len(self.options.instructions)
+            instruction = group.meta["hir"]
+            owners += [(group.bundle, place, instruction) for place in range(len(group.responses))]
+        for row, (*owner, instruction) in enumerate(owners):
+            rows_of.setdefault(tuple(owner), {})[instruction] = row
+        # The only wait for a device
+        lengths, count = batch.mask.sum(dim=1).tolist(), len(self.options.instructions)
         complete = []
         for by_instruction in rows_of.values():
             rows = [by_instruction[instruction] for instruction in sorted(by_instruction)]
-            shortest, longest = lengths[rows].aminmax()
-            if len(rows) == count and 0 < shortest == longest:
+            length, *others = {lengths[row] for row in rows}
+            if len(rows) == count and length and not others:
                 complete.append(rows)
         table = batch.tokens.new_tensor(complete).reshape(-1, count)
         return table, self._fulfilled(batch)[table[:, 0]]
