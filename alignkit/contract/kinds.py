@@ -250,7 +250,7 @@ class Launcher:
     """Base class of a launcher: whatever lets several processes run one recipe together, and asks
     engines.
 
-    A run of one process with its own sampler needs none. No recipe names it, so there must be one
+    A run of one process with the engine `local` needs none. No recipe names it, so there must be one
     default.
     """
 

@@ -49,8 +49,8 @@ DIVERGED = (
 Completions = list[list[Completion]]  # those of each prompt
 # Is given the number of complete responses.
 Done = Callable[[int], None]
-# Is given the rows: the active ones have just got a token.
-Wrote = Callable[[Sequence["Slot"]], None]
+# Is given the tokens of a response so far; returns whether more are wanted.
+Wrote = Callable[[Sequence[int]], bool]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SamplingRequest:
     prompts: token ids, at least one each. A prompt may be a conversation with its answers so far.
     streams: numbers, as from `seeds.number`. labels: of the prompts, for errors. rooms: most new
     tokens of each prompt; empty: `max_new_tokens`. Prompts with their new tokens must fit the
-    model's context. wrote: alignkit's own decoder calls it after every token.
+    model's context. wrote: alignkit's own decoder calls it after every token but the last one.
     """
 
     model: SharedModel
@@ -393,7 +393,9 @@ class Decoder:
             row.ended = token in encoder.end_ids or has_stopped(encoder, row.tokens, stops)
             ended = ended or not row.active
         if self.request.wrote is not None:
-            self.request.wrote(rows)
+            for row in rows:
+                if row.active and not self.request.wrote(row.tokens):
+                    row.abandon()
         if ended:
             self.done(sum(not row.active for row in self.sequences))
 

@@ -4,7 +4,7 @@ last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -133,13 +133,6 @@ class EngineCheck:
     def _responses(self, seed: int = 0) -> list[Ids]:
         return [sample.response for sample in self._sample(seed=seed)]
 
-    def _measured(
-        self, samples: Sequence[Sample], role: str = POLICY, temperature: float = 1.0
-    ) -> list[Any]:
-        """The log-probabilities of the training path."""
-        rows = [Encoded.of(prompt, response) for prompt, response, _ in samples]
-        return list(measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"])
-
     def _as_in_training(
         self, which: str, *, role: str = POLICY, temperature: float = 1.0
     ) -> list[Ids]:
@@ -154,10 +147,10 @@ class EngineCheck:
                 f"{what} are None, which is for top_k, top_p and min_new_tokens only"
             )
             return responses
-        for measured, sample in zip(
-            self._measured(samples, role, temperature), samples, strict=True
-        ):
-            gap = max(gap, float((measured - torch.tensor(sample.logprobs)).abs().max()))
+        rows = [Encoded.of(sample.prompt, sample.response) for sample in samples]
+        measured = measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"]
+        for row, sample in zip(measured, samples, strict=True):
+            gap = max(gap, float((row - torch.tensor(sample.logprobs)).abs().max()))
         if gap > self.tolerance:
             self.problems.append(
                 f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"

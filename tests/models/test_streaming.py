@@ -90,10 +90,8 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.decode(whole) == made.said(whole) == "yes" and not made.lead.startswith("yes")
 
     def writes(request: Any) -> Any:
-        row = SimpleNamespace(active=True)
-        for row.tokens in (begun, whole):
-            request.wrote([row])
-        return MagicMock(result=lambda: [[row]])
+        assert request.wrote(begun) and request.wrote(whole)
+        return MagicMock(result=lambda: [[SimpleNamespace(tokens=whole)]])
 
     monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))
     model, heard = SimpleNamespace(context=99), list[str]()

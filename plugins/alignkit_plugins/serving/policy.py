@@ -23,7 +23,7 @@ from alignkit.host.calls import call
 from alignkit.host.registry import Component
 from alignkit.io.console import Reporter
 from alignkit.io.results import stage_folder
-from alignkit.models.generate import SamplingRequest, Slot, attach
+from alignkit.models.generate import SamplingRequest, attach
 from alignkit.models.models import RolePolicy
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
 from alignkit.runs.services import Services
@@ -114,15 +114,12 @@ class Policy:
                 heard(text[len(sent) :])
                 sent = text
 
-        def wrote(rows: Sequence[Slot]) -> None:
-            for row in rows:
-                if row.active and not wanted():
-                    row.abandon()
-                elif row.active:
-                    # A character may take several tokens, and a lead-in may be left out.
-                    text = encoder.decode(row.tokens).rstrip("\ufffd")
-                    if not encoder.lead.startswith(text):
-                        hear(_before(text, sampling.stop))
+        def wrote(tokens: Sequence[int]) -> bool:
+            # A character may take several tokens, and a lead-in may be left out.
+            text = encoder.decode(tokens).rstrip("\ufffd")
+            if (go_on := wanted()) and not encoder.lead.startswith(text):
+                hear(_before(text, sampling.stop))
+            return go_on
 
         most = min(sampling.max_new_tokens, role.model.context - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})
