@@ -8,8 +8,9 @@ from alignkit.cli import main
 from alignkit.errors import RecipeError
 from alignkit.host.plugins import load_plugins
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import SCHEMA, shipped, shipped_folder
+from alignkit.recipe.yaml import shipped, shipped_folder
 from alignkit_plugins.recipe_tools.init_write import copy_recipe, summary
+from alignkit_plugins.recipe_tools.options import SCHEMA
 from tests.rows import Said
 
 

@@ -12,8 +12,9 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
-from alignkit.recipe.yaml import SCHEMA, shipped_folder
+from alignkit.recipe.yaml import shipped_folder
 from alignkit_plugins.recipe_tools.init_write import STARTER
+from alignkit_plugins.recipe_tools.options import SCHEMA
 from tests.rows import Said
 
 KINDS = ("demos", "pairs", "prompts")
