@@ -25,7 +25,7 @@ _WHERE = {
     "contract.policy": "Models Policy",
     "contract.report": "Report Table",
     "contract.reward": "CombinedReward Context Judge Rating Reward RewardCombination Verdict",
-    "contract.sampling": "Sampling SamplingOptions",
+    "contract.settings": "Sampling SamplingOptions",
     "contract.step": "Artifact Step StepContext StepData",
     "data.group": "Group Message Pair Response",
     "errors": "AlignkitError BadRow DataError RecipeError RunFailed",
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
         RewardCombination,
         Verdict,
     )
-    from alignkit.contract.sampling import Sampling, SamplingOptions
+    from alignkit.contract.settings import Sampling, SamplingOptions
     from alignkit.contract.step import Artifact, Step, StepContext, StepData
     from alignkit.data.group import Group, Message, Pair, Response
     from alignkit.errors import AlignkitError, BadRow, DataError, RecipeError, RunFailed

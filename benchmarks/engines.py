@@ -21,7 +21,7 @@ from benchmarks.worker import Gate, Job
 
 if TYPE_CHECKING:
     from alignkit.contract.engine import Completion
-    from alignkit.contract.sampling import Sampling
+    from alignkit.contract.settings import Sampling
     from alignkit.models.models import LoadedBase
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
@@ -202,7 +202,7 @@ def _server(job: Job, core: int) -> Iterator[str]:
 
 
 def _sampling(tokens: int, least: int = 0) -> Sampling:
-    from alignkit.contract.sampling import Sampling
+    from alignkit.contract.settings import Sampling
 
     return Sampling(max_new_tokens=tokens, min_new_tokens=least)
 

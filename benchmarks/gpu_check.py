@@ -147,7 +147,7 @@ def sampling(here: Here, merged: bool) -> None:
     """Eight samples of 128 tokens to each of 64 prompts, with an adapter."""
     import torch
 
-    from alignkit.contract.sampling import Sampling
+    from alignkit.contract.settings import Sampling
     from alignkit.models import generate as sampler
     from alignkit.tokens.encoder import Encoder
     from benchmarks import data, models

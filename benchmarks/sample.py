@@ -37,7 +37,7 @@ def plan(job: Job) -> tuple[list[Group], int, int, list[int]]:
 
 
 def ours(job: Job, gate: Gate) -> None:
-    from alignkit.contract.sampling import Sampling
+    from alignkit.contract.settings import Sampling
     from alignkit.models import generate as sampler
     from alignkit.models.generate import Slot
     from alignkit.models.shared_model import BASE

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.models import generate as decoder
 from alignkit.models.generate import attach, build_request, generate

@@ -110,6 +110,10 @@ BROKEN = {
         "from alignkit.reward import Reward",
         "(fake_x_contract.py:1); import alignkit.contract.reward instead",
     ),
+    "joined": (
+        "from alignkit.sampling import SamplingOptions",
+        "(fake_x_joined.py:1); import alignkit.contract.settings instead",
+    ),
     "left": (
         "from alignkit.contract.commands import refuse",
         "(fake_x_left.py:1); import refuse from alignkit.errors instead",

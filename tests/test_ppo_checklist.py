@@ -22,8 +22,7 @@ from torch import Tensor
 from alignkit import Batch, Group, Outputs, Response, RunFailed
 from alignkit import functional as F
 from alignkit.contract.algorithm import Phase
-from alignkit.contract.sampling import Sampling
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import Sampling, Settings
 from alignkit.errors import RecipeError
 from alignkit.models.packing import Examples, Wants, measure, pack
 from alignkit.models.shared_model import BASE, SharedModel

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.models import generate as decoder
 from tests import sampled
 from tests.sampled import assert_same_tokens, noting, same_start

@@ -17,8 +17,7 @@ from alignkit.io.text import Say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from alignkit.contract.sampling import Sampling
-    from alignkit.contract.settings import ModelSpec
+    from alignkit.contract.settings import ModelSpec, Sampling
 
 LOCAL = "local"  # what recipes call alignkit itself, which is no plugin
 

@@ -161,16 +161,23 @@ def moved(error: BaseException) -> str:
     # The error names the first folder that is not there, and only the code names the module in it.
     code = extract_tb(error.__traceback__)[-1].line or ""
     wanted = {*re.findall(r"\w+", code.partition(missing)[2]), missing.rpartition(".")[2]}
-    name = _NAME.match(str(error))
-    defined = name and re.compile(rf"^(?:(?:def|class) {name[1]}\b|{name[1]}\b.* = )", re.MULTILINE)
-    found = set[str]()
+    if name := _NAME.match(str(error)):
+        wanted = {name[1]}
+    defines = re.compile(
+        rf"^(?:def |class )?({'|'.join(wanted - {'import', 'as'})})\b", re.MULTILINE
+    )
+    modules, definitions = set[str](), set[str]()
     for place in {alignkit.__name__, package} & sys.modules.keys():
         root = Path(str(sys.modules[place].__path__[0]))
         for file in root.rglob("*.py"):
-            if defined.search(file.read_text("utf-8")) if defined else file.stem in wanted:
-                found.add(".".join([place, *file.relative_to(root).with_suffix("").parts]))
+            module = ".".join([place, *file.relative_to(root).with_suffix("").parts])
+            if file.stem in wanted and not name:
+                modules.add(module)
+            if defines.search(file.read_text("utf-8")):
+                definitions.add(module)
     what = f"{name[1]} from " if name else ""
-    return f"; import {what}{' or '.join(sorted(found))} instead" if found else ""
+    found = " or ".join(sorted(modules or definitions))
+    return f"; import {what}{found} instead" if found else ""
 
 
 class Registry:

@@ -7,9 +7,10 @@ in tests/backends holds them to the reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,27 @@ from alignkit.errors import PluginError
 from alignkit.host.plugins import Plugins, plugins
 from alignkit.kernels.decoding import Decoding
 from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken, logprobs_and_entropy
-from alignkit.kernels.lora import LowRank
 from alignkit.kernels.plain_attention import GroupAttention
+
+
+class LowRank(NamedTuple):
+    """The LoRA adapter of a linear layer (Hu et al. 2021), scale B A (equation 3).
+
+    down: A, [rank, inputs]. up: B, [outputs, rank]. Both may be wider than what the layer computes
+    in.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def term(self, x: Tensor, linear: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """What it adds, scale (x A^T) B^T, [..., outputs] in the dtype of x."""
+        return linear(linear(x, self.down.to(x.dtype)), self.scaled_up(x.dtype))
+
+    def scaled_up(self, dtype: torch.dtype) -> Tensor:
+        """The factor is in the small matrix, before rounding, and not in [rows, outputs]."""
+        return (self.up * self.scale).to(dtype)
 
 
 class Backend:
@@ -108,3 +128,10 @@ def _choose(found: Plugins, device: torch.device, dtype: torch.dtype) -> Backend
             "  disable one with --no-plugin"
         )
     return best[0]
+
+
+def lora_layers(model: Any) -> list[Any]:
+    """The layers with adapters."""
+    from peft.tuners.lora import LoraLayer
+
+    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from alignkit.errors import RunFailed
 from alignkit.io.atomic import write_json
 from alignkit.io.digest import cached_snapshot, digest, file_digest, is_commit
-from alignkit.kernels.backends import Backend
-from alignkit.kernels.lora import LowRank, lora_layers
+from alignkit.kernels.backends import Backend, LowRank, lora_layers
 from alignkit.models.loading import PAD_TOKEN_ID, read_weights, weight_files
 from alignkit.models.saved import (
     ADAPTER,

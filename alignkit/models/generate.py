@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignkit import seeds
 from alignkit.contract.engine import Completion
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Response, preview, with_responses
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from alignkit.contract.reward import Progress, no_progress
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Message, Response, preview
 from alignkit.errors import DataError, OtherTokenizer, RunFailed, SameFirstToken
 from alignkit.io.text import Say

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 
 BLOCK = 256  # tokens of the vocabulary that `inverse_cdf` first adds up
 

@@ -30,8 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from alignkit.contract.algorithm import StageDefaults
-from alignkit.contract.sampling import Sampling, SamplingOptions
-from alignkit.contract.settings import Rollout, Settings
+from alignkit.contract.settings import Rollout, Sampling, SamplingOptions, Settings
 from alignkit.errors import PluginError, RecipeError, did_you_mean, refuse
 from alignkit.host.calls import blame, create
 from alignkit.host.plugins import load_plugins, plugins

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from alignkit.contract.engine import Engine
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.host.calls import call, create
 from alignkit.host.plugins import launcher
 from alignkit.host.registry import Component

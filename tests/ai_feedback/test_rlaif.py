@@ -15,7 +15,7 @@ from by_role import ByRole
 from pydantic import ValidationError
 
 from alignkit import Group, Response, RunFailed, Verdict
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit_plugins.ai_feedback.constitution import Principle
 from alignkit_plugins.ai_feedback.judge import LocalJudge
 from alignkit_plugins.ai_feedback.panel import RewardJudge

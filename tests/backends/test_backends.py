@@ -17,10 +17,9 @@ from torch import Tensor
 from alignkit.errors import PluginError
 from alignkit.host.plugins import plugins
 from alignkit.kernels import backends
-from alignkit.kernels.backends import Backend, chosen
+from alignkit.kernels.backends import Backend, LowRank, chosen
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.kernels.lm_head import HeadSpec
-from alignkit.kernels.lora import LowRank
 from alignkit_plugins.backends import flex_attention, processor, products, tiled_attention
 from alignkit_plugins.backends.cpu import Cpu
 from alignkit_plugins.backends.gpu import Gpu

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from alignkit.contract.sampling import Sampling
-from alignkit.contract.settings import LoraSpec
+from alignkit.contract.settings import LoraSpec, Sampling
 from alignkit.data.group import responses_of
-from alignkit.kernels import lora, memory
+from alignkit.kernels import memory
 from alignkit.kernels.attention import TreeLayout
+from alignkit.kernels.backends import lora_layers
 from alignkit.kernels.layout import GroupSpan, setting
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.encoder import Encoder
@@ -84,7 +84,7 @@ def policy(request: pytest.FixtureRequest) -> SharedModel:
     change(made, "one")
     change(made, "other")
     if request.param == "biased":
-        layers = [layer.base_layer for layer in lora.lora_layers(made.model)]
+        layers = [layer.base_layer for layer in lora_layers(made.model)]
         for layer in (*layers, made.model.get_output_embeddings()):
             bias = torch.linspace(-0.5, 0.5, len(layer.weight))
             layer.bias = torch.nn.Parameter(bias, requires_grad=False)
@@ -142,7 +142,7 @@ def test_samples_are_those_of_the_role(
 ) -> None:
     found = written(policy, role)
     # The first token follows from the prompts' many rows, of which only the head gets 6.
-    layers = len(lora.lora_layers(policy.model))
+    layers = len(lora_layers(policy.model))
     assert calls == [6] * ((layers + 1) * (LONG.max_new_tokens - 1) + 1)
     calls.clear()
     monkeypatch.setattr(cpu, "MAX_ROWS", 0)
@@ -244,7 +244,7 @@ def test_quantized_layers_keep_their_own_products(
     class Quantized(torch.nn.Linear):
         pass
 
-    for layer in lora.lora_layers(policy.model)[1:]:
+    for layer in lora_layers(policy.model)[1:]:
         monkeypatch.setattr(layer.base_layer, "__class__", Quantized)
     role = policy.roles["one"]
     assert len(Cpu().copies(role.model, role.adapter, 4)) == 2  # the head and the remaining layer
@@ -269,7 +269,7 @@ def test_merged_weights_write_the_same_samples(
 
 def test_half_precision_is_merged_in_full(policy: SharedModel) -> None:
     """Rounded once, as the sum of the weight and the adapter's product."""
-    layer, adapter = lora.lora_layers(policy.model)[0], policy.roles["one"].adapter
+    layer, adapter = lora_layers(policy.model)[0], policy.roles["one"].adapter
     weight, up, down = (
         layer.base_layer.weight,
         *(factor[adapter].weight for factor in (layer.lora_B, layer.lora_A)),

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 import alignkit_plugins.evals.step as evaluate
 from alignkit import Group, Response, RunFailed, Verdict
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.contract.step import StepData
 from alignkit.data.group import Origin, Pair, read_groups
 from alignkit.errors import DataError, OtherTokenizer

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding

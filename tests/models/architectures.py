@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.models.packing import pack
 from alignkit.models.shared_model import BASE, SharedModel

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.models.next_token import choose, inverse_cdf
 from tests.same import same
 

@@ -10,7 +10,7 @@ import torch
 from tiny import encoded, encoder, tiny_model, user, words
 
 from alignkit.contract.batch import Outputs
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Pair, Response
 from alignkit.models.packing import (
     Examples,

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from alignkit import RunFailed
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.io.atomic import NEW
 from alignkit.io.text import cache_folder

@@ -17,7 +17,7 @@ from tiny import encoder as tiny_encoder
 from tiny import tiny_model
 from torch import Tensor
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Response, responses_of
 from alignkit.errors import DataError, RunFailed
 from alignkit.kernels.attention import TreeLayout

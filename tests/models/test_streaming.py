@@ -12,7 +12,7 @@ import pytest
 from architectures import load, make
 from tiny import encoder, tiny_model
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.models.models import LoadedBase
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit_plugins.serving import policy as policy_module

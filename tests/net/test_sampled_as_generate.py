@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import STATE_SPACES, check_greedy, load, make, questions
 
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from alignkit.contract.engine import Completion, Engine, EngineContext
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.host.registry import Component, Registration
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import measure

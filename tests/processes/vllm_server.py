@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from alignkit.contract.sampling import Sampling
-from alignkit.contract.settings import LoraSpec
+from alignkit.contract.settings import LoraSpec, Sampling
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.shared_model import BASE
 from alignkit.tokens.encoder import Encoder

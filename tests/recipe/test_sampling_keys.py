@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from alignkit.contract.sampling import SamplingOptions
+from alignkit.contract.settings import SamplingOptions
 from alignkit.errors import RecipeError
 from alignkit.io.digest import digest
 from alignkit.recipe.load import load_recipe

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from alignkit import Group, Message
 from alignkit.cli import main
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import responses_of
 from alignkit.io.console import Reporter
 from alignkit_plugins.command_line.words import read_words

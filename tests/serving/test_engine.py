@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from alignkit.cli import main
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.errors import RecipeError, RunFailed, Stopped
 from alignkit.io.console import Reporter
 from alignkit_plugins.command_line.words import read_words, split_overrides

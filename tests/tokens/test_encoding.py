@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from alignkit.contract.engine import Completion
-from alignkit.contract.sampling import Sampling
+from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Pair, Response
 from alignkit.errors import DataError
 from alignkit.models.generate import attach

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.kernels.lora import LowRank
+from alignkit.kernels.backends import LowRank
 
 Product = Callable[..., Tensor]  # x, weight, bias -> x W^T + b
 

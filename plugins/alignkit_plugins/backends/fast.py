@@ -12,10 +12,9 @@ from torch import Tensor
 
 from alignkit.errors import memory_ran_out
 from alignkit.kernels import memory
-from alignkit.kernels.backends import Backend
+from alignkit.kernels.backends import Backend, LowRank
 from alignkit.kernels.layout import setting
 from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken
-from alignkit.kernels.lora import LowRank
 from alignkit_plugins.backends.adapted import adapted
 from alignkit_plugins.backends.frozen_head import logprobs_and_entropy
 from alignkit_plugins.backends.prepared import (

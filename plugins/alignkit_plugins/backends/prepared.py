@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignkit.kernels.lora import LowRank, lora_layers
+from alignkit.kernels.backends import LowRank, lora_layers
 
 
 class PreparedWeight:

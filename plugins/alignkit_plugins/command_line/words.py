@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from alignkit.contract.sampling import KEYS
+from alignkit.contract.settings import KEYS
 from alignkit.errors import refuse
 from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import BASE

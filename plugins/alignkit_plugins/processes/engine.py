@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from alignkit.contract.engine import Completion, Engine, EngineContext
-from alignkit.contract.sampling import KEYS, Sampling
+from alignkit.contract.settings import KEYS, Sampling
 from alignkit.errors import PluginError, RunFailed
 from alignkit.host import shapes
 from alignkit.host.calls import blame, create, label_of, mistake

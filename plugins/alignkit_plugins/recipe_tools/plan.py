@@ -19,8 +19,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from alignkit.contract.algorithm import Algorithm, Source, Trains
-from alignkit.contract.sampling import SamplingOptions
-from alignkit.contract.settings import Settings
+from alignkit.contract.settings import SamplingOptions, Settings
 from alignkit.data.group import Group, prompts_of
 from alignkit.host.calls import call, create
 from alignkit.kernels.backends import chosen

@@ -161,7 +161,7 @@ def start(
     from alignkit_plugins.servers.server import PACKAGES, interruptible, listening, server_of
 
     check_extra("alignkit serve", "serve", *PACKAGES)
-    from alignkit.contract.sampling import SamplingOptions
+    from alignkit.contract.settings import SamplingOptions
     from alignkit.errors import Stopped
     from alignkit.io.console import Reporter
     from alignkit.io.text import printable

@@ -10,7 +10,7 @@ from typing import Any
 
 from alignkit import Group
 from alignkit.contract.commands import Result
-from alignkit.contract.sampling import SamplingOptions
+from alignkit.contract.settings import SamplingOptions
 from alignkit.data.group import (
     group_to_json,
     responses_of,

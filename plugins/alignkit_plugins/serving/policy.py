@@ -14,8 +14,7 @@ from pydantic import Field
 from alignkit import seeds
 from alignkit.contract.options import DataRef, Options, PolicyRef, RewardRef
 from alignkit.contract.reward import REWARD_KEY, Context, no_progress
-from alignkit.contract.sampling import Sampling
-from alignkit.contract.settings import EngineRef, ModelSpec
+from alignkit.contract.settings import EngineRef, ModelSpec, Sampling
 from alignkit.data.files import skips
 from alignkit.data.group import Group, Message, Response
 from alignkit.errors import DataError

@@ -15,7 +15,7 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
-from alignkit.contract.sampling import SamplingOptions
+from alignkit.contract.settings import SamplingOptions
 from alignkit.data.group import Message, assistant_turn, user_turn
 from alignkit.errors import DataError, message_of
 from alignkit.io.console import Reporter, Terminal
