@@ -83,7 +83,7 @@ WHOLE = """\
 "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}, \
 {"role": "tool", "content": "t", "tool_call_id": "1"}, {"role": "assistant", "content": "a", "train": 0.5}], \
 "rank": 2.0, "scores": {"reward": "inf", "x": null}, "label": true, "tokens": [1, 2], "logprobs": [-0.5, "-inf"], \
-"written": [true, false], "truncated": true, "source": "s", "tokenizer": "d", "staleness": 3}, {"rank": 1.0}], \
+"action_mask": [true, false], "truncated": true, "source": "s", "tokenizer": "d", "async_level": 3}, {"rank": 1.0}], \
 "pairs": [{"better": 1, "worse": 0, "p": 0.75, "margin": "slightly"}], "bundle": "b", "id": "i", \
 "meta": {"k": [null, 1]}, "tools": [{"name": "f"}], "weight": 0.5}"""
 

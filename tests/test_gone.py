@@ -29,7 +29,7 @@ requires={alignkit: '>=0.1'} | requires | known keys: description, engine
 executor=ray | executor |
 stages.first.seed=3 | seed |
 stages.first.adam_beta1=0.8 | adam_beta1 | use 'optimizer'
-stages.learned.rollout={keep_recent_turns: 2} | keep_recent_turns | known keys: ahead
+stages.learned.rollout={keep_recent_turns: 2} | keep_recent_turns | known keys: async_level
 stages.learned.reward=gdpo | gdpo |
 stages.learned.algorithm={grpo: {dynamic_sampling: true}} | dynamic_sampling | filters: [spread]
 stages.seen.people=[ada] | people |

@@ -435,7 +435,7 @@ def test_first_minibatch_is_on_policy(stage: RolloutTrainer, watched: Watched) -
     assert metrics["ratio"] == pytest.approx(1, abs=1e-5) and metrics["clip_fraction"] == 0
     assert metrics["policy_loss"] == pytest.approx(-first["advantage"], abs=1e-5)
     assert watched.steps[-1]["metrics"]["ratio"] != pytest.approx(1, abs=1e-5)
-    assert watched.metrics[0]["sampler_gap"] < 1e-4
+    assert watched.metrics[0]["engine_mismatch"] < 1e-4
 
 
 @pytest.mark.silent_bug(
@@ -735,7 +735,7 @@ def test_kl_adapts_to_the_policy_and_not_to_the_weights_that_sampled_ahead() -> 
         reference_logprobs=torch.full((4, 1), 0.5).log(),
         rewards=torch.arange(4.0),
     )
-    responses = [Response("a", tokens=(1,), logprobs=(math.log(p),), staleness=1) for p in then]
+    responses = [Response("a", tokens=(1,), logprobs=(math.log(p),), async_level=1) for p in then]
     ppo = new(PPO, kl_coefficient=1.0, kl_target=0.1, kl_horizon=4)
     ppo.signal(given.replace(groups=[Group((), tuple(responses))]))
     true = math.log(2) + 0.25 * math.log(0.25) + 0.75 * math.log(0.75)
@@ -780,13 +780,13 @@ def test_what_the_values_explain() -> None:
 
 def test_a_mismatch_is_seen(stage: RolloutTrainer) -> None:
     """A reference that is not where the policy starts stops the run; another sampler shows as
-    `sampler_gap`.
+    `engine_mismatch`.
     """
     iteration = measured(stage)
-    assert iteration.metrics["sampler_gap"] < 1e-4
+    assert iteration.metrics["engine_mismatch"] < 1e-4
     stage.learner.temperature = 1.4
     stage.measure(iteration)
-    assert iteration.metrics["sampler_gap"] > 0.05
+    assert iteration.metrics["engine_mismatch"] > 0.05
     disturb(stage.model, stage.role, 0.1)
     with pytest.raises(RunFailed, match="KL"):
         stage.measure(iteration)

@@ -164,7 +164,9 @@ def test_a_global_batch_has_one_normalizer(
     groups = [Group((user(each),), tuple(map(Response, said[each])), id=each) for each in said]
     tokens = encoder.text("not all of these")
     written = tuple(place % 3 != 1 for place in range(len(tokens)))
-    groups[1] = replace(groups[1], responses=(Response(text="", tokens=tokens, written=written),))
+    groups[1] = replace(
+        groups[1], responses=(Response(text="", tokens=tokens, action_mask=written),)
+    )
     examples = Examples(encode_all(encoder, groups, 200))
     monkeypatch.setattr(SharedModel, "token_budget", budget)
     learner = learner_of(model, Weighted)

@@ -153,7 +153,7 @@ def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
 
     weights = torch.ones_like(logprobs)
     for row, response in enumerate(responses):
-        written = response.logprobs if response.staleness else None
+        written = response.logprobs if response.async_level else None
         if written is not None and (count := len(written)) <= len(weights[row]):
             weights[row, :count] = ratio(logprobs[row, :count], torch.tensor(written).to(logprobs))
     return weights

@@ -40,7 +40,7 @@ class EngineOptions(_Options):
 
     @property
     def samples_ahead(self) -> bool:
-        """Whether the engine can sample while alignkit computes (`rollout.ahead`): it has a device
+        """Whether the engine can sample while alignkit computes (`rollout.async_level`): it has a device
         of its own.
         """
         return True
@@ -109,7 +109,7 @@ class Engine(WithOptions):
     """Base class of an engine. Its methods are called one at a time, all in one thread, which is
     not the main thread.
 
-    With `rollout.ahead`, alignkit trains while they run. An engine belongs to one stage and is
+    With `rollout.async_level`, alignkit trains while they run. An engine belongs to one stage and is
     prepared before its first call. A server of its own may outlive the stage: see `OwnServer`. With
     several processes, the first one's samples for all. An instance may be closed while one of its
     calls is still running.

@@ -52,7 +52,7 @@ class MonitorReport:
         stop: Why the stage ends now; empty if it continues.
         best: The iteration whose policy is then the result: this one, or the `best` of the last
             report, as only its weights are kept; 0: this one, and none are kept. It is the policy
-            that the iteration began with: with `rollout.ahead` one update newer than the one that
+            that the iteration began with: with `rollout.async_level` one update newer than the one that
             wrote its samples, but the one that `answer` asks.
     """
 

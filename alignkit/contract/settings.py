@@ -211,7 +211,7 @@ class Rollout(Sampling):
         ),
         ge=2,
     )
-    ahead: int | None = Field(
+    async_level: int | None = Field(
         None,
         (
             "1: an engine samples the next iteration while this one is learned, with weights "

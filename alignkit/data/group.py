@@ -109,12 +109,12 @@ class Response:
         label: True for good, false for bad.
         tokens: The sampled token ids, with the end of turn; None for a text from a file.
         logprobs: The sampler's, in nats, 0 for tokens of others.
-        written: For each token, whether the policy wrote it; None means all.
+        action_mask: For each token, whether the policy wrote it; None means all.
         truncated: Sampling stopped before an end of turn.
         source: The author, such as a model.
         tokenizer: Digest of that of the tokens; others read the text.
-        staleness: Updates of the policy since the weights that wrote it, when it was learned from
-            (`rollout.ahead`).
+        async_level: Updates of the policy since the weights that wrote it, when it was learned from
+            (`rollout.async_level`).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STORED
@@ -126,11 +126,11 @@ class Response:
     label: bool | None = None
     tokens: tuple[int, ...] | None = None
     logprobs: tuple[_Number, ...] | None = None
-    written: tuple[bool, ...] | None = None
+    action_mask: tuple[bool, ...] | None = None
     truncated: bool = False
     source: str | None = None
     tokenizer: str | None = None
-    staleness: int | None = None
+    async_level: int | None = None
 
     @property
     def reward(self) -> float:
@@ -275,7 +275,11 @@ def group_id(
 
 def length(response: Response) -> int:
     """Tokens that the policy wrote, including its end of turn."""
-    return sum(response.written) if response.written is not None else len(response.tokens or ())
+    return (
+        sum(response.action_mask)
+        if response.action_mask is not None
+        else len(response.tokens or ())
+    )
 
 
 def with_responses(group: Group, responses: Iterable[Response], **others: Any) -> Group:

@@ -178,8 +178,9 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for arg in get_args(annotation) if (model := _model_in(arg))), None)
 
 
-# Keys of TRL -> the key here.
+# Keys of TRL and of earlier versions -> the key here.
 RENAMED = {
+    "ahead": "async_level",
     "num_train_epochs": "epochs",
     "num_ppo_epochs": "epochs",
     "lora_r": "r",

@@ -20,7 +20,7 @@ from alignkit.recipe.yaml import children
 class Rule:
     """A relation of keys. message, help: texts in which `{x}` is what is checked.
 
-    place: its key, such as `rollout.ahead`. key: point at the key instead of its value.
+    place: its key, such as `rollout.async_level`. key: point at the key instead of its value.
     """
 
     place: str
@@ -120,10 +120,10 @@ ONLINE = (
         "add 'environment: NAME', or use another reward",
     ),
     Rule(
-        "rollout.ahead",
-        lambda x: x.rollout.ahead and x.rollout.max_num_gen_batches,
-        "what is sampled next waits for the scores of the samples before, and 'ahead' does not",
-        "leave 'ahead' or 'max_num_gen_batches' out",
+        "rollout.async_level",
+        lambda x: x.rollout.async_level and x.rollout.max_num_gen_batches,
+        "what is sampled next waits for the scores of the samples before, and 'async_level' does not",
+        "leave 'async_level' or 'max_num_gen_batches' out",
         key=True,
     ),
     Rule(
@@ -279,12 +279,13 @@ ENGINE = (
         "{x.engine.options.lacks_quantization}, or write 'engine: local'",
     ),
     Rule(
-        "rollout.ahead",
+        "rollout.async_level",
         lambda x: (
-            x.rollout.ahead and not (x.engine and getattr(x.engine.options, "samples_ahead", False))
+            x.rollout.async_level
+            and not (x.engine and getattr(x.engine.options, "samples_ahead", False))
         ),
-        "the stage's engine cannot sample while the stage learns, as with 'ahead'",
-        "let an engine sample elsewhere, such as vllm on other devices, or leave 'ahead' out",
+        "the stage's engine cannot sample while the stage learns, as with 'async_level'",
+        "let an engine sample elsewhere, such as vllm on other devices, or leave 'async_level' out",
         key=True,
     ),
     Rule(

@@ -96,7 +96,7 @@ def _sampled(encoder: Encoder, index: int, text: str, feedback: dict[str, Any]) 
     cut = index % 3 == 2
     tokens = encoder.text(text) + (() if cut else encoder.end_of_turn)
     written = tuple(index != 1 or not 1 <= t <= 2 for t in range(len(tokens)))
-    return Response(text=text, tokens=tokens, written=written, truncated=cut, **feedback)
+    return Response(text=text, tokens=tokens, action_mask=written, truncated=cut, **feedback)
 
 
 def encode_all(

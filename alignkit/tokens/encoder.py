@@ -468,7 +468,7 @@ class Encoder:
         for response in group.responses:
             one = None
             if self.reads(response):
-                tokens, written = response.tokens or (), response.written
+                tokens, written = response.tokens or (), response.action_mask
                 if written and len(written) != len(tokens):
                     raise DataError(
                         f"a response has {len(tokens)} tokens, but {len(written)} marks in "
@@ -574,7 +574,7 @@ class Encoder:
         if not self.reads(response):
             response = Response(tokens=(*self.text(response.text), self.eos))
         tokens = response.tokens or ()
-        written = response.written or (True,) * len(tokens)
+        written = response.action_mask or (True,) * len(tokens)
         if not group.prompt and not self.bos and tokens:  # nothing predicts the first token
             written = (False, *written[1:])
         if not scoring:

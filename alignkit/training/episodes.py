@@ -312,7 +312,7 @@ class Episodes:
             messages=tuple(episode.turns),
             tokens=tuple(episode.tokens),
             logprobs=None if episode.logprobs is None else tuple(episode.logprobs),
-            written=tuple(episode.own),
+            action_mask=tuple(episode.own),
             scores=scores,
         )
 

@@ -28,7 +28,7 @@ from alignkit.training.encoding import has_signal
 from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
-from alignkit.training.prompts import ANOTHER_MODEL, PromptSource, rounding_of, sampler_gap
+from alignkit.training.prompts import ANOTHER_MODEL, PromptSource, engine_mismatch, rounding_of
 from alignkit.training.replay import RolloutFiles
 from alignkit.training.rewards import filter_mask
 from alignkit.training.rollouts import Rollouts, with_scores
@@ -159,7 +159,7 @@ class RolloutTrainer(Trainer):
         if not self.monitors.stopped:
             with iteration.timer("learn"):
                 self.learn(iteration)
-        if self.settings.rollout.ahead:
+        if self.settings.rollout.async_level:
             with iteration.timer("waiting"):
                 self.prompts.wait(stopped=bool(self.monitors.stopped))
         iteration.metrics |= iteration.speed_metrics()
@@ -304,7 +304,7 @@ class RolloutTrainer(Trainer):
             examples.token_columns["old_values"] = flat(measured["values"])
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         self._check_kl(kl)
-        self._check_sampler(iteration, sampler_gap(groups, old))
+        self._check_sampler(iteration, engine_mismatch(groups, old))
 
     def _check_kl(self, kl: float) -> None:
         """Raise RunFailed if the policy diverged, or is not the reference before the first update
@@ -333,7 +333,7 @@ class RolloutTrainer(Trainer):
             "learns"
         )
         if gap is not None:
-            iteration.metrics["sampler_gap"] = gap
+            iteration.metrics["engine_mismatch"] = gap
             rounding = rounding_of(self.model)
             if gap <= rounding:
                 return
@@ -346,7 +346,7 @@ class RolloutTrainer(Trainer):
             if gap > ANOTHER_MODEL and self.learner.steps == 0:
                 raise RunFailed(f"stage '{self.context.name}': {text}")
         # Samples of older weights differ on purpose.
-        stale = any(response.staleness for response in responses_of(iteration.rollouts.kept))
+        stale = any(response.async_level for response in responses_of(iteration.rollouts.kept))
         if not (self.warned or stale):
             self.warned = True
             self.monitors.warn([text])

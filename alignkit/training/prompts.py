@@ -78,7 +78,7 @@ class Samples:
 
 class SamplesUnderWay:
     """The current policy's responses to some prompts, which an engine may write while something
-    else is computed (`rollout: {ahead: 1}`), but only the first turns of episodes.
+    else is computed (`rollout: {async_level: 1}`), but only the first turns of episodes.
     """
 
     def __init__(
@@ -90,14 +90,19 @@ class SamplesUnderWay:
         number: int,
         *,
         first: int = 0,
-        lag: int = 0,
+        async_level: int = 0,
         episodes: Any = None,
     ):
         """samples: of each prompt. purpose: names the random streams, with the iteration `number`
-        and the prompts' numbers from `first` on. lag: updates between the weights that write and
+        and the prompts' numbers from `first` on. async_level: updates between the weights that write and
         those that learn. episodes: play the stage's environment.
         """
-        self.context, self.number, self.lag, self.episodes = trainer.context, number, lag, episodes
+        self.context, self.number, self.async_level, self.episodes = (
+            trainer.context,
+            number,
+            async_level,
+            episodes,
+        )
         self.rollout = trainer.settings.rollout
         models, collectives = self.context.models, self.context.collectives
         self.sizes, self.main_only = [1] * len(prompts), models.engine.samples_for_all
@@ -132,8 +137,8 @@ class SamplesUnderWay:
         """Wait for the samples. Their source is the stage, the name that users know."""
         collectives, metrics = self.context.collectives, dict[str, float]()
         groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.main_only)
-        if self.rollout.ahead:
-            metrics = {"staleness": self.lag, "seconds/sampling": self.call.seconds}
+        if self.rollout.async_level:
+            metrics = {"async_level": self.async_level, "seconds/sampling": self.call.seconds}
         if self.episodes is not None:
             metrics |= self.episodes.metrics(collectives)
         groups = [with_responses(group, map(self._learned, group.responses)) for group in groups]
@@ -149,7 +154,7 @@ class SamplesUnderWay:
         return attach(request, self.asked, completions)
 
     def _learned(self, response: Response) -> Response:
-        return replace(response, source=self.context.name, staleness=self.lag or None)
+        return replace(response, source=self.context.name, async_level=self.async_level or None)
 
 
 class PromptSource:
@@ -197,7 +202,7 @@ class PromptSource:
         ]
 
     def ask(
-        self, prompts: Sequence[Group], number: int, first: int = 0, lag: int = 0
+        self, prompts: Sequence[Group], number: int, first: int = 0, async_level: int = 0
     ) -> SamplesUnderWay:
         """The current policy's responses, in the place of an iteration's from the prompt `first`
         on.
@@ -210,7 +215,7 @@ class PromptSource:
             "rollout",
             number,
             first=first,
-            lag=lag,
+            async_level=async_level,
             episodes=episodes,
         )
 
@@ -222,8 +227,8 @@ class PromptSource:
         if samples is None:
             samples = self.ask(self.draw(number, first, count), number, first).result()
         settings = self.context.settings
-        if settings.rollout.ahead and number < settings.iterations:
-            self.under_way = self.ask(self.draw(number + 1), number + 1, lag=1)
+        if settings.rollout.async_level and number < settings.iterations:
+            self.under_way = self.ask(self.draw(number + 1), number + 1, async_level=1)
         return samples
 
     def wait(self, *, stopped: bool) -> None:
@@ -256,7 +261,7 @@ def rounding_of(model: SharedModel) -> float:
     return EXACT if exact else ROUNDED
 
 
-def sampler_gap(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
+def engine_mismatch(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
     """How far the sampler's log-probabilities are from the learner's, which are measured; None if
     it tells none.
 
@@ -269,7 +274,7 @@ def sampler_gap(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | 
         if response.logprobs is not None and len(response.logprobs) == len(learner):
             gap = (learner.double() - torch.tensor(response.logprobs, dtype=torch.float64)).abs()
             # Tokens of others are 0 in both, and would count as perfect agreement
-            if response.written is not None:
-                gap = gap[torch.tensor(response.written)]
+            if response.action_mask is not None:
+                gap = gap[torch.tensor(response.action_mask)]
             gaps.append(gap)
     return float(torch.cat(gaps).mean()) if gaps else None

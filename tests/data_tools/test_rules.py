@@ -38,7 +38,7 @@ def test_stock_phrases() -> None:
 
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:
     plain = Response(text="Fine.", tokens=(1, 2), tokenizer="0" * 64)
-    sampled: Any = {"tokens": (1, 2), "logprobs": (0.0, 0.0), "written": (True, True)}
+    sampled: Any = {"tokens": (1, 2), "logprobs": (0.0, 0.0), "action_mask": (True, True)}
     personal = Response(text="Call +1 415 555 0100.", tokenizer="0" * 64, **sampled)
     meta = {"id": "a1" * 20, "by": "ann@example.org"}
     clean = redacted_group(Group(PROMPT, (plain, personal), meta=meta, id="x"))

@@ -43,7 +43,7 @@ def test_a_token_is_predicted_from_the_one_before_it() -> None:
     """The prompt's last token predicts each response's first one, wherever the response is in the
     row.
     """
-    silent = Response(tokens=(40, 41, 42), written=(True, False, True))
+    silent = Response(tokens=(40, 41, 42), action_mask=(True, False, True))
     rows = encode(
         Group((user("q"),), (words(4), silent, words(2, 50))),
         Group((user("another"),), (words(1, 60),)),

@@ -56,7 +56,7 @@ def test_equal_prompts_are_one_unit() -> None:
     """The turns of an episode are read together, thoughts too; a tool's tokens are not the
     policy's.
     """
-    one = answer("q", "a b", -1.0, -2.0, 0.0, written=(True, True, False))
+    one = answer("q", "a b", -1.0, -2.0, 0.0, action_mask=(True, True, False))
     turns: Any = (assistant("one"), {"role": "tool", "content": "no"}, assistant("two"))
     episode = Group((user("r"),), (Response("two", messages=turns, tokens=(1, 2)),), id="r")
     values, texts = measured([one, answer("q", "b</think>c", -3.0), episode])

@@ -34,7 +34,7 @@ align:
   algorithm: rloo
   prompts: prompts.jsonl
   reward: {length: {unit: characters}}
-  rollout: {samples_per_prompt: 2, max_new_tokens: 5, ahead: 1}
+  rollout: {samples_per_prompt: 2, max_new_tokens: 5, async_level: 1}
   iterations: 3
   prompts_per_iteration: 3
   learning_rate: 0.01
@@ -80,7 +80,7 @@ def test_servers_share_the_samples_of_the_current_adapter(serve: Serve, tmp_path
     counts = [sum(models.count(name) for models in sampled) for name in servers[0].loaded]
     assert counts == [12, 6]
     rows = read_rows(folder / "align" / "metrics.jsonl")
-    assert [row["staleness"] for row in rows] == [0, 1, 1] and rows[0]["sampler_gap"] < 1e-4
+    assert [row["async_level"] for row in rows] == [0, 1, 1] and rows[0]["engine_mismatch"] < 1e-4
 
 
 def problem(folder: Path, **options: Any) -> str:
@@ -254,4 +254,4 @@ def test_a_real_server(tmp_path: Path) -> None:
     finally:
         engine.close()
     folder = run(write_recipe(tmp_path, ALIGN, base, engine={"vllm": options}))
-    assert read_rows(folder / "align" / "metrics.jsonl")[0]["sampler_gap"] < 1e-3
+    assert read_rows(folder / "align" / "metrics.jsonl")[0]["engine_mismatch"] < 1e-3

@@ -68,7 +68,7 @@ def test_the_verdict_the_plot_and_one_prompt_come_first_and_provenance_last(text
     shown = text.replace("<wbr>", "")
     assert [words for words in ELSEWHERE.strip().splitlines() if words not in shown] == []
     # Keys of the recipe keep their spelling, and others are words
-    assert not re.search("grad_norm|sampler_gap|>python<|warning: 2 of", text)
+    assert not re.search("grad_norm|engine_mismatch|>python<|warning: 2 of", text)
 
 
 def test_nothing_in_it_acts(text: str) -> None:

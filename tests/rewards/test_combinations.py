@@ -28,7 +28,7 @@ NAN = math.nan
 
 def group(lengths: Sequence[int], name: str = "") -> Group:
     """A prompt with responses of these lengths."""
-    responses = [Response("x", tokens=(1,) * n, written=(True,) * n) for n in lengths]
+    responses = [Response("x", tokens=(1,) * n, action_mask=(True,) * n) for n in lengths]
     return Group((), tuple(responses), id=name)
 
 
@@ -113,7 +113,7 @@ def test_an_answer_without_a_score_or_tokens_of_a_tool_have_no_part_in_it() -> N
     found = corrected([group([2, 4, 400]), group([10, 14])], [1.0, 2.0, NAN, 7.0, 9.0])
     without = corrected([group([2, 4]), group([10, 14])], [1.0, 2.0, 7.0, 9.0])
     assert found == numbers([*without[:2], NAN, *without[2:]])
-    tool = Response("x", tokens=(1,) * 30, written=(True,) * 4 + (False,) * 26)
+    tool = Response("x", tokens=(1,) * 30, action_mask=(True,) * 4 + (False,) * 26)
     mixed = Group((), (tool, *group([8]).responses))
     assert corrected([mixed], [1.0, 3.0]) == numbers([2.0, 2.0])
     with pytest.raises(DataError, match="was not sampled in this run"):

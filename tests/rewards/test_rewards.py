@@ -70,7 +70,7 @@ ANSWERS = {
     "fine": Response("I am fine"),
     "talk": Response(messages=(assistant("one"), user("not counted"), assistant("two three"))),
     "sampled": Response("ab", tokens=(5, 6, 2)),
-    "tool": Response("ab", tokens=(5, 6, 7, 2), written=(True, False, False, True)),
+    "tool": Response("ab", tokens=(5, 6, 7, 2), action_mask=(True, False, False, True)),
 }
 LENGTHS = yaml.safe_load("""
 - [{unit: characters}, fine, 9]

@@ -88,7 +88,7 @@ def test_rollouts_have_tokens_and_one_is_silent(around: Surroundings) -> None:
     responses = responses_of(around.rollouts)
     assert all(response.tokens for response in responses)
     assert any(each.truncated for each in responses)
-    assert any(False in (each.written or ()) for each in responses)
+    assert any(False in (each.action_mask or ()) for each in responses)
     assert [response.text for response in responses].count("") == 1
     assert all(group.pairs is None for group in around.rollouts)
     assert list(responses_of(turned_groups(around.rollouts))) == list(responses)[::-1]

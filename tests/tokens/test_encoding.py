@@ -559,7 +559,7 @@ def test_an_answer_that_is_asked_for_follows_the_reasoning(template: str) -> Non
 
 
 def test_written_must_match_the_tokens() -> None:
-    odd = Response(tokens=(3, 4, 5), written=(True, False))
+    odd = Response(tokens=(3, 4, 5), action_mask=(True, False))
     with pytest.raises(DataError, match="'a': a response has 3 tokens, but 2 marks"):
         encoder().encode(Group((user("a"),), (odd,)), 100)
 
@@ -613,7 +613,7 @@ def test_equal_pairs_and_pairs_without_counted_tokens_are_dropped() -> None:
     """For scoring, the last token's state is read, whoever wrote it."""
     made = encoder()
     one, other = words(8), Response(tokens=(*range(30, 36), 90, 91))
-    silent = replace(other, written=(False,) * 8)
+    silent = replace(other, action_mask=(False,) * 8)
     room = len(made.prompt((user("q"),)))
 
     def pairs(size: int, *both: Response, scoring: bool = False) -> int:

@@ -57,7 +57,7 @@ def test_algorithms_learn_from_episodes_unchanged(
     (found,) = metrics(run)
     counts = [found[f"environment/{count}"] for count in ("turns", "calls", "cut")]
     assert counts == [2.0, 1.0, 0.0]
-    assert found.get("sampler_gap", 0.0) < ROUNDING
+    assert found.get("engine_mismatch", 0.0) < ROUNDING
     (group,) = rollouts(run)
     for response in group.responses:
         answer = str(group.meta["answer"])
@@ -111,7 +111,7 @@ def test_episodes_do_not_depend_on_the_batch(
         with noting():
             roll_out(run)
         found.append(rollouts(run))
-        assert metrics(run)[0]["sampler_gap"] < ROUNDING
+        assert metrics(run)[0]["engine_mismatch"] < ROUNDING
     assert len(streams) == 2 * 4 * 3  # prompts, samples, turns
     one, *others = map(tokens, found)
     for other in others:
@@ -121,9 +121,9 @@ def test_episodes_do_not_depend_on_the_batch(
     for response in responses_of(found[0]):
         roles = [turn["role"] for turn in response.messages or ()]
         assert roles == ["assistant", "user"] * 2 + ["assistant"] and response.reward == 5.0
-        pairs = zip(response.logprobs or (), response.written or (), strict=True)
+        pairs = zip(response.logprobs or (), response.action_mask or (), strict=True)
         assert all((logprob == 0.0) != own for logprob, own in pairs)
-        assert sum(response.written or ()) <= 40
+        assert sum(response.action_mask or ()) <= 40
 
 
 def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_rollouts_of_episodes_are_replayed(tmp_path: Path, monkeypatch: pytest.M
     run.execute()
     for group in rollouts(run):
         for response in group.responses:
-            own = sum(response.written or ())
+            own = sum(response.action_mask or ())
             assert response.reward == pytest.approx(100.0 * response.scores["right"] + own)
             assert response.scores["right"] == response.scores["episode"]
 

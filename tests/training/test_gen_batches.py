@@ -123,6 +123,6 @@ def test_it_is_told_where_nothing_leaves_out_a_group(
 
 
 def test_it_is_refused_with_samples_that_are_ahead(tmp_path: Path) -> None:
-    rollout = {**FILLED, "ahead": 1}
+    rollout = {**FILLED, "async_level": 1}
     with pytest.raises(RecipeError, match="max_num_gen_batches"):
         online(tmp_path, Watched(), rollout=rollout)

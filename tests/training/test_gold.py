@@ -114,7 +114,7 @@ def test_gold_that_is_the_reward_is_warned_about(tmp_path: Path, said: Said) -> 
     [
         (
             {"stop": True},
-            {"rollout": {"ahead": 1}},
+            {"rollout": {"async_level": 1}},
             "would judge a policy by what the one before it wrote",
         ),
         (
@@ -138,7 +138,7 @@ def test_what_does_not_go_with_gold(
 
 def test_what_goes_with_gold() -> None:
     held_out = Gold(Gold.Options(reward="length", stop=True, prompts="rows"))
-    held_out.check(Settings(rollout={"ahead": 1}))
+    held_out.check(Settings(rollout={"async_level": 1}))
     gold = Gold(Gold.Options(reward="length"))
     gold.check(Settings(environment="calculator"))
     gold.history = Mock(best=2, **{"fell.return_value": True, "change.return_value": None})
@@ -149,7 +149,7 @@ def test_what_goes_with_gold() -> None:
 def test_a_budget_needs_the_kl_of_the_policy_that_learns() -> None:
     """An iteration without groups has none."""
     budget = KLBudget(KLBudget.Options(max=1))
-    budget.ahead = 1
+    budget.async_level = 1
     assert budget.observe(1, [], {}) == MonitorReport()
     with pytest.raises(RunFailed, match="the engine tells none"):
         budget.observe(2, [], {"kl": 0.5})

@@ -52,7 +52,7 @@ def test_the_policy_samples_and_not_its_reference(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"from": "sft", "reference": "base", "learning_rate": 0.05}
     found = online(tmp_path, Watched(), before={"sft": SFT}, **keys)
     for metrics in found.metrics:
-        assert abs(metrics["kl"]) > 0.1 and metrics["sampler_gap"] < 1e-4
+        assert abs(metrics["kl"]) > 0.1 and metrics["engine_mismatch"] < 1e-4
 
 
 # Selecting and learning

@@ -19,15 +19,15 @@ POLICY, REFERENCE, OLDER = (
     "The KL that a stage prints is the mean log ratio, whose noise may make it negative.",
     "It is k3.",
 )
-@pytest.mark.parametrize(("sampler", "staleness"), [(POLICY, None), (OLDER, 1)])
-def test_the_kl_is_k3(sampler: Tensor, staleness: int | None) -> None:
+@pytest.mark.parametrize(("sampler", "async_level"), [(POLICY, None), (OLDER, 1)])
+def test_the_kl_is_k3(sampler: Tensor, async_level: int | None) -> None:
     """Its mean over every token, as often as each is sampled, is the KL; stale samples count by
     how likely they are today.
     """
     found = []
     for token in range(3):
         sampled = (float(sampler[token]),)
-        response = Response(tokens=(token,), logprobs=sampled, staleness=staleness)
+        response = Response(tokens=(token,), logprobs=sampled, async_level=async_level)
         policy, reference = POLICY[[token]], REFERENCE[[token]]
         found.append(mean_kl([policy], [reference], [Group((), (response,))]))
     assert min(found) > 0

@@ -16,7 +16,7 @@ import torch
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.models.packing import Examples
-from alignkit.training.prompts import ANOTHER_MODEL, sampler_gap
+from alignkit.training.prompts import ANOTHER_MODEL, engine_mismatch
 from alignkit_plugins.vllm.engine import Importance
 from tests.rows import TINY, Said, read_rows, with_plugin, write_recipe, write_rows
 
@@ -97,19 +97,19 @@ def warnings(err: str) -> list[str]:
 def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
     """Tokens of others have no log-probability, and do not count as perfect agreement."""
     response = Response(
-        tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), written=(True, False, False, True)
+        tokens=(1, 2, 3, 4), logprobs=(-1.0, 0.0, 0.0, -2.0), action_mask=(True, False, False, True)
     )
     group = Group(({"role": "user", "content": "?"},), (response,))
     measured = torch.tensor([-1.5, 0.0, 0.0, -2.1])
-    assert sampler_gap([group], [measured]) == pytest.approx(0.3)
+    assert engine_mismatch([group], [measured]) == pytest.approx(0.3)
     # A response that was cut counts neither its difference nor its tokens.
-    assert sampler_gap([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
-    short = replace(response, tokens=(1,), logprobs=(-1.0,), written=None)
+    assert engine_mismatch([group, group], [measured, measured[:2]]) == pytest.approx(0.3)
+    short = replace(response, tokens=(1,), logprobs=(-1.0,), action_mask=None)
     both = [replace(group, responses=(response, short))]
-    assert sampler_gap(both, [measured, torch.tensor([-1.9])]) == pytest.approx(0.5)
+    assert engine_mismatch(both, [measured, torch.tensor([-1.9])]) == pytest.approx(0.5)
     # Nothing is told apart from agreement.
     assert (
-        sampler_gap([replace(group, responses=(replace(response, logprobs=None),))], [measured])
+        engine_mismatch([replace(group, responses=(replace(response, logprobs=None),))], [measured])
         is None
     )
 
@@ -129,13 +129,13 @@ def test_another_model_is_caught_in_the_first_iteration(
     else:  # said once, before the first iteration is logged
         assert code == 0 and len(warnings(err)) == 1
         assert err.index("warning: the sampler") < err.index("iteration 1/2")
-        assert metrics(tmp_path)[0]["sampler_gap"] == pytest.approx(gap, rel=0.1)
+        assert metrics(tmp_path)[0]["engine_mismatch"] == pytest.approx(gap, rel=0.1)
 
 
 def test_the_policy_itself_raises_no_alarm(tmp_path: Path, said: Said) -> None:
     assert train(tmp_path, "pass") == 0
     assert not warnings(said())
-    assert all(0 < row["sampler_gap"] < 1e-5 for row in metrics(tmp_path))
+    assert all(0 < row["engine_mismatch"] < 1e-5 for row in metrics(tmp_path))
 
 
 def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
@@ -148,7 +148,7 @@ def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
     assert train(tmp_path, silent) == 0
     (warning,) = warnings(said())
     assert "tells no log-probabilities" in warning
-    assert not any("sampler_gap" in row for row in metrics(tmp_path))
+    assert not any("engine_mismatch" in row for row in metrics(tmp_path))
 
 
 def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
@@ -157,7 +157,7 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
     assert train(tmp_path, KEEPS_THE_FIRST, "stages.align.iterations=3") == 0
     before, _, after = said().partition("iteration 1/3")
     assert not warnings(before) and len(warnings(after)) == 1
-    first, *others = (row["sampler_gap"] for row in metrics(tmp_path))
+    first, *others = (row["engine_mismatch"] for row in metrics(tmp_path))
     assert first < 1e-5 and min(others) > 0.1
 
 

@@ -81,7 +81,7 @@ def test_the_kl_of_those_who_do_not_need_it_is_of_fewer_samples(tmp_path: Path) 
     kl = float(((-gap).exp() - 1 + gap).sum()) / 4
     assert len(groups) == 2 and kl > 0.1
     assert found.metrics[0]["kl"] == pytest.approx(kl, abs=1e-3)
-    assert found.metrics[0]["sampler_gap"] < 1e-4
+    assert found.metrics[0]["engine_mismatch"] < 1e-4
 
 
 def test_groups_that_select_makes_are_measured_by_the_reference(tmp_path: Path) -> None:

@@ -294,4 +294,4 @@ def _redacted_response(response: Response) -> Response:
     clean = replace(response, text=redact(response.text), messages=turns)
     if clean == response:
         return response
-    return replace(clean, tokens=None, logprobs=None, written=None, tokenizer=None)
+    return replace(clean, tokens=None, logprobs=None, action_mask=None, tokenizer=None)

@@ -248,7 +248,7 @@ class Gold(Monitor):
             raise DataError(
                 "'prompts' of gold cannot be played with an environment\nhelp: leave 'prompts' out"
             )
-        if self.options.stop and settings.rollout.ahead and not held_out:
+        if self.options.stop and settings.rollout.async_level and not held_out:
             # Its samples would say how good the policy was one update before the one that the stage
             # goes back to.
             raise DataError(
@@ -323,7 +323,7 @@ class KLBudget(Monitor):
     within = 0
 
     def start(self, stage: MonitoredStage) -> Sequence[str]:
-        self.ahead = stage.settings.rollout.ahead
+        self.async_level = stage.settings.rollout.async_level
         return ()
 
     def observe(
@@ -331,9 +331,9 @@ class KLBudget(Monitor):
     ) -> MonitorReport:
         # NaN, the KL of no samples, is neither within the budget nor beyond it.
         kl, budget, stop = metrics.get("kl", float("nan")), self.options.max, ""
-        if self.ahead and "kl" in metrics and "sampler_gap" not in metrics:
+        if self.async_level and "kl" in metrics and "engine_mismatch" not in metrics:
             raise RunFailed(
-                "kl_budget with 'ahead' reads log-probabilities, and the engine tells none"
+                "kl_budget with 'async_level' reads log-probabilities, and the engine tells none"
             )
         if kl > budget:
             stop = f"the KL of {kl:.3g} nats is beyond the budget of {budget:.3g}"

@@ -1,4 +1,4 @@
-"""`rollout: {ahead: 1}`: what is sampled by which weights while the stage learns, and the same
+"""`rollout: {async_level: 1}`: what is sampled by which weights while the stage learns, and the same
 bytes after any end.
 """
 
@@ -97,7 +97,7 @@ STAGE: dict[str, Any] = yaml.safe_load(f"""
 algorithm: {{ppo: {{kl_target: 0.05, kl_horizon: 20}}}}
 prompts: rows.jsonl
 reward: {{length: {{unit: characters, target: 5}}}}
-rollout: {{samples_per_prompt: 2, max_new_tokens: 8, ahead: 1}}
+rollout: {{samples_per_prompt: 2, max_new_tokens: 8, async_level: 1}}
 iterations: {ITERATIONS}
 prompts_per_iteration: 3
 batch_size: 2
@@ -111,7 +111,7 @@ reward: environment
 rollout:
   samples_per_prompt: 2
   max_new_tokens: 12
-  ahead: 1
+  async_level: 1
   stop: [a, e, i, o, " "]
 """)
 MODEL = {**TINY, "lora": LORA, "chat_template": "hermes"}
@@ -190,14 +190,14 @@ def talked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def test_samples_are_one_update_old_and_say_so(whole: Place) -> None:
     """Nothing is sampled beyond the last iteration, nor waited for."""
-    for number, (updates, staleness) in enumerate([(0, 0), (0, 1), (1, 1), (2, 1)], 1):
+    for number, (updates, async_level) in enumerate([(0, 0), (0, 1), (1, 1), (2, 1)], 1):
         groups = whole.rollouts(number)
-        assert {response.staleness or 0 for response in responses_of(groups)} == {staleness}
+        assert {response.async_level or 0 for response in responses_of(groups)} == {async_level}
         assert whole.gap(groups, updates) < 1e-4
-        assert staleness == 0 or whole.gap(groups, updates + 1) > 1e-3
+        assert async_level == 0 or whole.gap(groups, updates + 1) > 1e-3
     rows = whole.metrics()
-    assert [row["staleness"] for row in rows] == [0, 1, 1, 1]
-    assert all(row["sampler_gap"] > 1e-3 for row in rows[1:])
+    assert [row["async_level"] for row in rows] == [0, 1, 1, 1]
+    assert all(row["engine_mismatch"] > 1e-3 for row in rows[1:])
     assert all(row["seconds/sampling"] > 0 for row in rows) and rows[-1]["seconds/waiting"] < 0.1
     assert whole.events.count("sample") == ITERATIONS and whole.events.count("close") == 1
     assert whole.events.count("publish") == ITERATIONS - 1  # the first one writes two iterations
@@ -211,7 +211,7 @@ def test_the_ratio_is_that_to_the_policy_that_learns(tmp_path: Path, said: Said)
     place = Place(tmp_path, epochs=1, batch_size=3)
     assert place.run() == 0 and "warning: the sampler" not in said()
     assert [row["ratio"] for row in place.metrics()] == pytest.approx([1.0] * ITERATIONS, abs=1e-4)
-    assert place.metrics()[2]["sampler_gap"] > 1e-3
+    assert place.metrics()[2]["engine_mismatch"] > 1e-3
 
 
 def test_the_engine_samples_while_the_stage_works(tmp_path: Path, whole: Place) -> None:
