@@ -105,7 +105,7 @@ def averaged(algorithm: Algorithm, parts: Sequence[tuple[Batch, Outputs]]) -> Te
 
 
 def micro_batch(given: Batch, algorithm: Algorithm | None = None) -> MicroBatch:
-    return MicroBatch(algorithm or new(Algorithm), Examples([]), given, [], [])
+    return MicroBatch(algorithm or new(Algorithm), Examples([]), given, [])
 
 
 def loss_of(algorithm: Algorithm, given: Batch, **outputs: Any) -> Tensor:

@@ -76,8 +76,8 @@ class Services:
         self.ready: set[str] = set()
         self.stage_name = ""  # the current stage's
         self.reused: list[str] = []  # stages of this start
-        # The current stage, and what closes its engines, one for each open model
-        self._current: Stage | None = None
+        # The current stage, if an engine samples for it, and what closes one for each open model
+        self._sampled: Stage | None = None
         self._engines = ExitStack()
 
     request_stop, should_stop = (
@@ -116,7 +116,7 @@ class Services:
         if stage.engine is not None:
             local = "log-probabilities, scores of reward models, verdicts of one token"
             self.reporter.say(f"samples: {stage.engine.name}; local: {local}")
-        self._current = stage
+            self._sampled = stage
         try:
             # All engines are closed, also if closing one of them is interrupted.
             with ExitStack() as self._engines:
@@ -128,16 +128,16 @@ class Services:
                         self.models.of(base)
                 yield
         finally:
-            self._current = None
+            self._sampled = None
 
     def _start_engine(self, loaded: LoadedBase) -> None:
         """Let the current stage's engine sample from a model, if the recipe names one."""
-        if self._current is None or self._current.engine is None:
+        if self._sampled is None:
             return
         loaded.engine = launcher().engine(
-            self._current.engine,
+            self._sampled.engine,
             self.folder / "cache" / f"engine-{digest(loaded.name)[:8]}",
-            stage=self._current.name,
+            stage=self._sampled.name,
             seed=self.recipe.seed,
             say=self.reporter.say,
         )

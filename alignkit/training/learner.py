@@ -54,15 +54,12 @@ NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Groups that one forward pass takes. groups, rows: indices of them, and of responses, in the
-    global batch.
-    """
+    """Groups that one forward pass takes. groups: their indices in the global batch."""
 
     algorithm: Algorithm
     examples: Examples
     batch: Batch
     groups: list[int]
-    rows: list[int]
 
     @cached_property
     def weights(self) -> dict[str | Per, Tensor]:
@@ -212,7 +209,7 @@ class Learner:
 
         # Other processes wait in the collectives, so nothing that may be repeated uses it.
         terms, metrics = within_memory(self.model.memory, work)
-        losses = self.collectives.sum(terms.numbers())
+        losses = terms.over(self.collectives)
         # No metric may take the place of what steps are skipped and the best epoch is chosen by.
         reported = losses | metrics.means(self.collectives) | {"loss": losses["loss"]}
         return reported, metrics.per_group
@@ -234,8 +231,8 @@ class Learner:
             for places in micro_batches([groups[index] for index in own], tokens):
                 indices = [own[place] for place in places]
                 part = examples.take(indices)
-                batch, rows = part.batch(self.model.device), examples.rows_of(indices)
-                parts.append(MicroBatch(self.algorithm, part, batch, indices, rows))
+                batch = part.batch(self.model.device)
+                parts.append(MicroBatch(self.algorithm, part, batch, indices))
             return parts
 
         return lambda: cut(budget())  # the budget shrinks if memory runs out
@@ -285,7 +282,9 @@ class Learner:
 
         @torch.no_grad()
         def measured() -> list[tuple[list[int], Outputs]]:
-            return [(part.rows, self._forward(part.examples)) for part in cuts()]
+            return [
+                (examples.rows_of(part.groups), self._forward(part.examples)) for part in cuts()
+            ]
 
         # Gathered outside of `within_memory`, because the work inside may be repeated in one
         # process only.
@@ -305,7 +304,7 @@ class Learner:
             for key, entries in part.weights.items():
                 totals.add(key, entries.sum())
         # A batch without a counted token, pair, or group has loss 0 and no gradient.
-        return {key: total or 1.0 for key, total in self.collectives.sum(totals.numbers()).items()}
+        return {key: total or 1.0 for key, total in totals.over(self.collectives).items()}
 
     def _mix(self, auxiliary: AuxiliaryLoss) -> Tensor:
         """Add the gradients of the second stream's token-mean cross-entropy times its weight;
@@ -381,10 +380,10 @@ class Sums(dict[Any, Tensor]):
         """number: []."""
         self[name] = self.get(name, 0.0) + number.detach().double()
 
-    def numbers(self) -> dict[Any, float]:
-        """All sums, for which one wait is enough."""
+    def over(self, collectives: Collectives) -> dict[Any, float]:
+        """The sums over all processes, for which one wait is enough."""
         sums = torch.stack([*self.values()]).tolist() if self else []
-        return dict(zip(self, sums, strict=True))
+        return collectives.sum(dict(zip(self, sums, strict=True)))
 
 
 class Averages:
@@ -427,8 +426,7 @@ class Averages:
         """The mean of every term with an entry that counts, over the micro-batches of all
         processes.
         """
-        sums = collectives.sum(self.sums.numbers())
-        totals = collectives.sum(self.totals.numbers())
+        sums, totals = self.sums.over(collectives), self.totals.over(collectives)
         return {name: sums[name] / totals[name] for name in sums if totals[name]}
 
 

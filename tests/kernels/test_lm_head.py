@@ -23,10 +23,16 @@ ROWS, WIDTH, VOCABULARY = 11, 5, 17
 
 
 def logprobs_and_entropy(
-    hidden: Tensor, tokens: Tensor, head: HeadSpec, entropy: Any = False, chunk: int = 256
-) -> tuple[Tensor, Tensor | None]:
+    hidden: Tensor,
+    tokens: Tensor,
+    head: HeadSpec,
+    entropy: Any = False,
+    chunk: int = 256,
+    **more: Any,
+) -> Any:
     with patch.object(lm_head, "CHUNK", chunk):
-        return chosen(hidden.device, hidden.dtype).next_token(hidden, tokens, head, entropy)[:2]
+        backend = chosen(hidden.device, hidden.dtype)
+        return backend.next_token(hidden, tokens, head, entropy, **more)[: 2 + len(more)]
 
 
 either_way = pytest.mark.parametrize("frozen", [True, False])
@@ -90,13 +96,10 @@ def test_the_likeliest_tokens_are_those_of_the_largest_logits(frozen: bool, lear
     tokens[0] = len(bias) - 1
     with torch.set_grad_enabled(learns):
         plain = logprobs_and_entropy(hidden, tokens, spec, entropy=True, chunk=4)
-        backend = chosen(hidden.device, hidden.dtype)
-        with patch.object(lm_head, "CHUNK", 4):
-            found = backend.next_token(hidden, tokens, spec, True, likeliest=True)
-    likeliest = found.likeliest
-    assert likeliest is not None and likeliest.tolist() == (tokens == best).double().tolist()
+        *found, likeliest = logprobs_and_entropy(hidden, tokens, spec, True, 4, likeliest=True)
+    assert likeliest.tolist() == (tokens == best).double().tolist()
     assert tokens[0] != best[0] and not likeliest.requires_grad
-    for ours, theirs in zip(found[:2], plain, strict=True):
+    for ours, theirs in zip(found, plain, strict=True):
         same(ours, theirs, [hidden] if learns else [], rtol=0, atol=0)
 
 
