@@ -24,8 +24,8 @@ from alignkit import functional as F
 from alignkit.contract.algorithm import Phase
 from alignkit.contract.settings import Sampling, Settings
 from alignkit.errors import RecipeError
-from alignkit.models.packing import Examples, Wants, measure, pack
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.packing import Examples, measure, pack
+from alignkit.models.shared_model import BASE, SharedModel, Wants
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run

@@ -27,9 +27,9 @@ from alignkit.models.adapters import is_adapter
 from alignkit.models.generate import StageEngine, attach, build_request
 from alignkit.models.loading import load_tokenizer, load_weights, with_padding
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import Wants, cut, measure, read_prompts
+from alignkit.models.packing import cut, measure, read_prompts
 from alignkit.models.saved import has_score
-from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.models.shared_model import BASE, HeadKind, SharedModel, Wants
 from alignkit.models.whole_model import export
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 

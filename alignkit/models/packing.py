@@ -18,9 +18,8 @@ from alignkit.contract.batch import Batch, Outputs, Pairs
 from alignkit.data.group import Pair
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.kernels.lm_head import Entropy
 from alignkit.models.memory import within_memory
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.shared_model import LOGPROBS, SharedModel, Wants
 from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
 
 T = TypeVar("T")
@@ -327,24 +326,6 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 # Forward passes
 
 
-@dataclass(frozen=True)
-class Wants:
-    """The numbers to compute for every response.
-
-    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same
-    distributions; "reported" gives it no gradient. likeliest: whether the token is the likeliest.
-    values: the role whose scalar head predicts one before each counted token. scores: the scalar
-    head of the role itself, at the last token that it reads.
-    """
-
-    logprobs: bool = True
-    entropy: Entropy = False
-    likeliest: bool = False
-    values: str | None = None
-    scores: bool = False
-    temperature: float = 1.0
-
-
 def read_prompts(
     model: SharedModel, role: str, prompts: Sequence[Ids], *, store_kv: bool = False
 ) -> tuple[TreeLayout, Tensor]:
@@ -374,14 +355,7 @@ def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> 
         outputs.scores = model.scalars(role, hidden[packed.scored])
     if wants.logprobs:
         # The shift by one: the state at a token predicts the next, so it is read at `before`.
-        found = model.logprobs(
-            role,
-            hidden[packed.before],
-            packed.targets,
-            temperature=wants.temperature,
-            entropy=wants.entropy,
-            likeliest=wants.likeliest,
-        )
+        found = model.logprobs(role, hidden[packed.before], packed.targets, wants)
         for name, column in found._asdict().items():
             if column is not None:
                 setattr(outputs, name, packed.unpack(column))
@@ -398,7 +372,7 @@ def measure(
     model: SharedModel,
     role: str,
     groups: Sequence[Encoded],
-    wants: Wants = Wants(),
+    wants: Wants = LOGPROBS,
     done: Callable[[int], None] = lambda groups: None,
 ) -> dict[str, list[Tensor]]:
     """Compute outputs of a role for every response, without gradients, as fp32 tensors on the CPU;

@@ -76,6 +76,27 @@ class Role:
     pad_token_id: int | None = None
 
 
+@dataclass(frozen=True)
+class Wants:
+    """The numbers to compute for every response.
+
+    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same
+    distributions; "reported" gives it no gradient. likeliest: whether the token is the likeliest.
+    values: the role whose scalar head predicts one before each counted token. scores: the scalar
+    head of the role itself, at the last token that it reads.
+    """
+
+    logprobs: bool = True
+    entropy: Entropy = False
+    likeliest: bool = False
+    values: str | None = None
+    scores: bool = False
+    temperature: float = 1.0
+
+
+LOGPROBS = Wants()
+
+
 class SharedModel:
     """The base model with its tokenizer and roles."""
 
@@ -291,20 +312,16 @@ class SharedModel:
         return torch.cat(parts)
 
     def logprobs(
-        self,
-        name: str,
-        hidden: Tensor,
-        tokens: Tensor,
-        *,
-        temperature: float = 1.0,
-        entropy: Entropy = False,
-        likeliest: bool = False,
+        self, name: str, hidden: Tensor, tokens: Tensor, wants: Wants = LOGPROBS
     ) -> NextToken:
         """See `Backend.next_token`: fp32, of tokens [n] and the states before them, [n, hidden]."""
         with self.multiplying():
-            head = self._head(name, temperature)
             return self.backend.next_token(
-                hidden, tokens.to(self.device), head, entropy=entropy, likeliest=likeliest
+                hidden,
+                tokens.to(self.device),
+                self._head(name, wants.temperature),
+                wants.entropy,
+                wants.likeliest,
             )
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:

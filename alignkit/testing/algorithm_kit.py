@@ -23,8 +23,8 @@ from alignkit.data.group import Group, responses_of
 from alignkit.host import shapes
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
-from alignkit.models.packing import Examples, Wants, flat, measure
-from alignkit.models.shared_model import BASE
+from alignkit.models.packing import Examples, flat, measure
+from alignkit.models.shared_model import BASE, Wants
 from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model

@@ -18,8 +18,8 @@ from alignkit.host.calls import call, create
 from alignkit.host.plugins import launcher
 from alignkit.host.registry import Component
 from alignkit.models.generate import SamplingRequest
-from alignkit.models.packing import Wants, measure, read_prompts
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.packing import measure, read_prompts
+from alignkit.models.shared_model import BASE, SharedModel, Wants
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise, tiny_folder

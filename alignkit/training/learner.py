@@ -32,15 +32,8 @@ from alignkit.host import shapes
 from alignkit.host.calls import blame, call, label_of, remembered
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
-from alignkit.models.packing import (
-    Examples,
-    Wants,
-    forward,
-    indivisible,
-    join_outputs,
-    micro_batches,
-)
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.packing import Examples, forward, indivisible, join_outputs, micro_batches
+from alignkit.models.shared_model import LOGPROBS, SharedModel, Wants
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.context import StageContext
 from alignkit.training.optimizers import factor_of, make_optimizer, restore_state, saved_state
@@ -321,7 +314,7 @@ class Learner:
         nll = torch.zeros((), dtype=torch.float64, device=self.model.device)
         for part in self._cuts(examples, lambda: self.model.token_budget)():
             if any(any(row.mask) for row in part.examples.rows):
-                logprobs = forward(self.model, self.role, part.examples, Wants()).logprobs
+                logprobs = forward(self.model, self.role, part.examples, LOGPROBS).logprobs
                 loss = weighted_sum(-logprobs, part.batch.weights(Per.TOKEN)) / total
                 self.model.passes.backward(auxiliary.weight * loss)
                 nll += loss.detach()

@@ -23,8 +23,8 @@ from alignkit.io.atomic import replace_folder
 from alignkit.io.results import damage_of, manifest, write_record
 from alignkit.io.text import Say
 from alignkit.models.loading import has_classifier
-from alignkit.models.packing import Wants, measure
-from alignkit.models.shared_model import HeadKind, SharedModel
+from alignkit.models.packing import measure
+from alignkit.models.shared_model import HeadKind, SharedModel, Wants
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from alignkit import Group, Response
 from alignkit.contract.settings import ModelSpec
 from alignkit.models.models import LoadedBase
-from alignkit.models.packing import Wants, forward, measure
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.packing import forward, measure
+from alignkit.models.shared_model import SharedModel, Wants
 from alignkit.models.whole_model import end_with, export, whole_model
 from alignkit.testing.tiny import add_noise
 from alignkit_plugins.recipe_tools.plan import _Planner

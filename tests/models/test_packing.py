@@ -14,14 +14,13 @@ from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group, Pair, Response
 from alignkit.models.packing import (
     Examples,
-    Wants,
     indivisible,
     join_outputs,
     measure,
     micro_batches,
     pack,
 )
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.shared_model import SharedModel, Wants
 from alignkit.tokens.encoder import Encoded, Encoder
 from tests.sampled import sample
 from tests.test_train import encoded as questions

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from alignkit.contract.settings import LoraSpec
 from alignkit.models.loading import with_padding
-from alignkit.models.packing import Wants, measure
-from alignkit.models.shared_model import SharedModel
+from alignkit.models.packing import measure
+from alignkit.models.shared_model import SharedModel, Wants
 from alignkit.testing.tiny import add_noise
 from alignkit.tokens.encoder import Encoded
 from tests.models.tiny import shared

@@ -15,7 +15,7 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.packing import pack
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import BASE, SharedModel, Wants
 from alignkit.tokens.encoder import Encoder
 from tests.sampled import sample
 
@@ -82,7 +82,7 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     row = pack(encoded)
     with torch.no_grad():
         hidden = policy.hidden(BASE, row.layout, row.tokens)
-        again = policy.logprobs(BASE, hidden[row.before], row.targets, temperature=0.7)[0]
+        again = policy.logprobs(BASE, hidden[row.before], row.targets, Wants(temperature=0.7))[0]
     sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
     torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
 
