@@ -202,6 +202,17 @@ ANSWERS = yaml.safe_load(r"""
 "<think>It is 5. But": false
 "<think>3 + 1 is 5": false
 "5": true
+"[THINK]Is it 4?[/THINK]5": true
+"[THINK]It is 5. But": false
+"<|begin_of_thought|>4?<|end_of_thought|>\n\n<|begin_of_solution|>5<|end_of_solution|>": true
+"<|channel|>analysis<|message|>4?<|end|><|start|>assistant<|channel|>final<|message|>5<|return|>": true
+"<|channel|>analysis<|message|>5": false
+"<|channel|>final<|message|>5": true
+"<seed:think>5?</seed:think>4": false
+"◁think▷5?◁/think▷4": false
+"<scratchpad>5?</scratchpad>4": false
+"<Thinking>4?<reflection>5</reflection> So 5": false
+"<thinking>4?<reflection>5</reflection></thinking>5": true
 I think the answer is 5: true
 """)
 REWARDS: dict[str, Any] = {

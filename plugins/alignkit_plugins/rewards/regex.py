@@ -9,6 +9,9 @@ from alignkit import Field, Group, Reward
 from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
 from alignkit_plugins.text.spoken import TAGS
 
+# What a pattern that is about thoughts has in it
+_NAMED = rf"(?:{'|'.join(TAGS)})>|THINK|◁|_of_thought|channel\\"
+
 
 class Regex(Reward):
     """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
@@ -39,5 +42,5 @@ class Regex(Reward):
             except TimeoutError:
                 return None
 
-        thoughts = any(f"{tag}>" in self.options.pattern for tag in TAGS)
-        return scored(groups, score, thoughts=thoughts, calls=True)
+        named = regex.search(_NAMED, self.options.pattern) is not None
+        return scored(groups, score, thoughts=named, calls=True)

@@ -13,9 +13,29 @@ from alignkit.data.group import Group, Message, Response
 from alignkit_plugins.text.rows import calls_of, turns_of_response
 
 # Around thoughts that a server leaves in the text.
-TAGS = ("think", "thinking", "thought", "reasoning")
-_OPENED = re.compile(rf"\s*<({'|'.join(TAGS)})>", re.IGNORECASE)
-_CLOSED = re.compile(rf"</({'|'.join(TAGS)})>", re.IGNORECASE)
+TAGS = (
+    "think",
+    "thinking",
+    "thought",
+    "thoughts",
+    "reasoning",
+    "reflection",
+    "scratchpad",
+    "seed:think",
+)
+_TAG = f"(?P<tag>{'|'.join(TAGS)})"
+# Tags, and what Magistral, Kimi, OpenThoughts and gpt-oss write
+_OPENED = re.compile(
+    rf"\s*(?:<{_TAG}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?!final))",
+    re.IGNORECASE,
+)
+_CLOSED = re.compile(
+    rf"</{_TAG}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"
+    r"|<\|channel\|>final[^<]*<\|message\|>",
+    re.IGNORECASE,
+)
+_AFTER = re.compile(r"\s*<\|(?:end_of_solution|end|return)\|>\s*\Z")
 
 
 def for_judges(group: Group) -> list[Message]:
@@ -92,5 +112,8 @@ def answer_in(text: str) -> str:
 
 def after_thoughts(text: str) -> str | None:
     """What follows the thoughts, all of the text without any; None if they have no end."""
-    rest = _CLOSED.split(text)[-1]
-    return None if _OPENED.match(rest) else rest
+    opened, rest = _OPENED.match(text), _CLOSED.split(text)[-1]
+    tag = opened and opened["tag"]
+    if _OPENED.match(rest) or (tag and f"</{tag}>".lower() not in text.lower()):
+        return None
+    return rest if rest == text else _AFTER.sub("", rest)
