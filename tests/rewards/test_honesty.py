@@ -103,6 +103,29 @@ def test_a_prompt_without_the_column_is_refused_except_by_abstention() -> None:
     assert scores(Abstention, asked) == [1.0, 0.0, 0.0, 0.0]
 
 
+ABSTENTIONS = """
+I have no idea. I have no comment. I have no information about it. I'm unsure. I am not entirely certain.
+The passage does not specify this. It doesn't state who. The text does not provide this information.
+The context doesn't contain the answer. I don't have enough information to answer. It isn't given.
+Not mentioned in the passage. It was not specified. It is unknown. The owner remains unknown.
+It is unclear who owns it. Its date is not known. Unknown. Not sure.
+"""
+# Next to none of the phrases, or with words that make another sentence of it
+NONE = """
+The Unknown Soldier. Unknown Pleasures. He is an unknown painter. She is unknown to the police.
+Water does not contain sugar. The fare does not include dinner. He does not have enough money.
+It was not given to Ann. Black holes lose no information. I have no money. Rome, not stated elsewhere.
+There is no evidence of life. The artist is Unknown Mortal Orchestra. I am unsurprised. No idea of mine.
+It is not mentioned but it is Felix. They are unclear waters. Information is given.
+"""
+
+
+@pytest.mark.parametrize(("texts", "abstention"), [(ABSTENTIONS, True), (NONE, False)])
+def test_which_sentences_are_abstentions(texts: str, abstention: bool) -> None:
+    for said in texts.replace("\n", " ").strip().split(". "):
+        assert abstains(said) == abstention, said
+
+
 BOTH = """
     Clara Novak. I don't know.
     Felix. I don't know.

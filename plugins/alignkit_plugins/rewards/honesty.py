@@ -23,10 +23,14 @@ from alignkit_plugins.text.spoken import answer_in, answer_of
 RIGHT, ABSTAINS, WRONG = "right", "abstains", "wrong"
 Match = Literal["exact", "contains"]
 ENGLISH = re.compile(
-    r"(?<!\w)(?:i don't know|i do not know|i'm not sure|i am not sure|not enough information"
-    "|cannot be answered|can't be answered|cannot be determined|can't be determined|unanswerable"
-    "|there is no answer|does not say|doesn't say|does not mention|doesn't mention"
-    r"|is not mentioned|isn't mentioned|is not stated|isn't stated)(?!\w)"
+    r"(?<!\w)(?:i (?:don't|do not) know|i(?:'m| am) (?:unsure|uncertain|not (?:\w+ )?(?:sure|certain))"
+    r"|(?:i have|there is|there's) no (?:idea|clue|comment|answer|(?:\w+ )?information)"
+    r"|(?:not enough|insufficient) information|(?:cannot|can't) be (?:answered|determined)|unanswerable"
+    r"|does(?:n't| not) (?:say|mention|state|specify)"
+    r"|(?:i )?(?:do|does)(?:n't| not) (?:have|provide|contain|include|give) (?:\w+ ){0,3}(?:information|answer|details)"
+    r"|(?:(?:is|are|was|were)(?:n't| not)|(?:^|(?<=[.!?:] ))not) (?:mentioned|stated|specified|provided"
+    r"|given(?! (?:to|a|an)\b))|(?:(?:is|are|was|were|remains?)(?: still)? (?:unknown|unclear|not known)"
+    r"|(?:^|(?<=[.!?:] ))(?:unknown|unclear|unsure|not sure|no idea))(?! (?!wh|how|if|from|based)\w))(?!\w)"
 )
 # What follows is an answer
 _HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"
