@@ -334,6 +334,26 @@ latex  | \sqrt{2}    | The answer is $\sqrt{3}$.     | no
 latex  | \pi         | Answer: $\pi$                 | within
 latex  | \frac{1}{2} | \boxed{\dfrac12}              | whole
 latex  | \frac12     | It is 1/2                     | within
+latex  | \frac{\sqrt{3}}{2} | \boxed{\frac{\sqrt{3}}{2}} | whole
+latex  | \frac{\sqrt{3}}{2} | So \fbox{\frac{\sqrt{3}}{2}}. | within
+latex  | \frac{\sqrt{2}}{2} | So $\boxed{\frac{\sqrt{3}}{2}}$. | no
+latex  | 90^\circ    | \boxed{90^{\circ}}            | whole
+latex  | x^{\frac{1}{2}} | \boxed{x^{\frac{1}{2}}}   | whole
+latex  | \sqrt{2}    | \boxed{\sqrt{3}}              | no
+number | 6.02e23     | It is 6.02 × 10²³.            | within
+number | 1.6e-19     | 1.6 × 10⁻¹⁹                   | whole
+number | 6.02e23     | It is 6.02 × 10²².            | no
+number | 500         | It costs HK$500.              | within
+number | 500         | R$ 500                        | whole
+number | HK$500      | HK$500                        | whole
+number | HK$500      | It is 500.                    | within
+number | HK$500      | US$500                        | no
+number | $500        | It costs A$500.               | no
+number | 500         | NT$500-NT$600                 | no
+word   | H2O         | H₂O                           | whole
+word   | CO2         | They take in CO₂.             | within
+word   | CO2         | CO₃                           | no
+word   | 42105       | 4210₅                         | no
 word   | Paris       | It is not Paris.              | no
 """
 # A response, the known answers that it gives, and those of which it has only a part or which it denies
@@ -474,6 +494,7 @@ def test_what_is_the_known_answer_and_what_is_not(
 
 LONG = ["(" * 20_000, "*a " * 20_000, "$" * 20_000, "\\text{" * 5_000, "\"'" * 5_000]
 LONG += ["a " * 20_000 + "*", "`" * 8000, "(_a " * 4000, "a. " * 1200, "1" * 20_000]
+LONG += ["{" * 30_000, "\\boxed{" * 5_000, "\\boxed{{a}" * 3_000]
 
 
 @pytest.mark.parametrize("said", LONG, ids=[text[:4] for text in LONG])
@@ -491,7 +512,7 @@ THOUGHTS = (
 
 
 # A reward, what follows the thoughts, the reward's options, and the score
-READ = """
+READ = r"""
 format       | <answer>5</answer> | {tags: [answer]}             | 1
 format       | <answer>5</answer> | {tags: [think, answer]}      | 1
 length       | one two            | {unit: words}                | 2
@@ -499,6 +520,7 @@ length       | one                | {unit: characters}           | 3
 length       | 今日は雨           | {unit: words}                | 4
 regex        | Fine.              | {pattern: sorry}             | 0
 regex        | Fine.              | {pattern: ^<think>.*</think>} | 1
+regex        | Fine.              | {pattern: '(?:\[THINK\])?.*sorry'} | 1
 exact_match  | 5                  | {}                           | 1
 math_verify  | 5                  | {}                           | 1
 """

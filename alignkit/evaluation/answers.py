@@ -21,10 +21,13 @@ from alignkit.io.text import typed
 _DASHES = re.compile("[‒–—―]")
 _FRACTION = re.compile(r"(\d?)\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _SHORT_FRACTION = re.compile(r"(?<=frac)(\d)(\d)")
-_BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})+)\}")
+_INSIDE = r"[^{}]*"
+for _ in range(4):  # levels of braces
+    _INSIDE = rf"(?:[^{{}}]|\{{{_INSIDE}\}})*"
+_BOXED = re.compile(rf"\\(?:boxed|fbox)\s*\{{({_INSIDE})\}}")
 _BETWEEN_DOLLARS = re.compile(r"\$([^$]+)\$")
 _SET = re.compile(
-    r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname|boxed|fbox)\s*\{([^{}]*)\}"
+    r"\\(?:text|mathrm|mathbf|mathit|textbf|textit|texttt|operatorname)\s*\{([^{}]*)\}"
 )
 _SPACING = re.compile(r"\\(?:[,;:!]|(?:left|right|displaystyle|q?quad)(?![a-z]))")
 # Nothing within it opens another one of its kind, which keeps the search short
@@ -32,6 +35,7 @@ _EMPHASIS = re.compile(
     r"(?<![\w*`])(\*{1,3}|_{1,3}|`{1,3})(?=\S)((?:(?!(?<![\w*`])\1\S).){1,500}?)(?<=\S)\1(?![\w*`])",
     re.DOTALL,
 )
+_DEGREE = re.compile(r"\^(?:\\circ(?![a-z])|\{\\circ\})")
 _HEADING = re.compile(r"#{1,6}\s+")
 _AROUND = re.compile(
     r"```\w*\n(.*?)\n?```|\$\$?([^$]+?)\$\$?|\\\(([^\\]+)\\\)|\\\[([^\\]+)\\\]|\"([^\"]+)\"|'([^']+)'|“([^”]+)”"
@@ -100,6 +104,8 @@ _MARKS = re.compile(
     r"[,:](?!(?<=\d[,:])\d)|\.(?!\d)|(?<=[^\W\d.])\.|(?<!\d)!|\s-(?=\s)"
     r"|[;?\"—–…¿¡،؛؟۔।\u2190-\u21ff\u2600-\u27bf\U0001f300-\U0001faff]"
 )
+# They count as digits in H₂O, but not as the base of 4210₅
+_SUBSCRIPTS = re.compile("(?<![0-9₀-₉])[₀-₉]+")
 _ARTICLE = re.compile(r"\b(?:the|an|a(?=\s+\w\w))(?=\s+\S)")
 # Scripts without spaces: each character counts as a word.
 _SINGLE = re.compile(
@@ -125,13 +131,13 @@ def bare(text: str) -> str:
     """The text without Markdown, LaTeX, quotation marks, brackets and tags around it, and without a
     mark at its end.
     """
-    text = unicodedata.normalize("NFC", text)
+    text = _BOXED.sub(r"\1", unicodedata.normalize("NFC", text))
     for _ in range(_MOST_AROUND):
         before = text
         text = _SHORT_FRACTION.sub(r"{\1}{\2}", text)
         text = _FRACTION.sub(
             _divided,
-            _SPACING.sub("", text.replace("{,}", ",").replace(r"^\circ", "°").replace("\\ ", " ")),
+            _SPACING.sub("", _DEGREE.sub("°", text.replace("{,}", ",")).replace("\\ ", " ")),
         )
         text = _HEADING.sub("", unmarked(_SET.sub(r"\1", text)).strip(), count=1)
         if match := _AROUND.fullmatch(text):
@@ -175,12 +181,17 @@ def words(text: str) -> list[str]:
     """The words of a text as answers are compared: SQuAD's, but 3.5 is not 35, -5 is not 5, and
     1,000 is 1000.
     """
-    plain = _BETWEEN.sub(r" \g<0> ", _OPERATOR.sub(r"\1\2", typed(bare(text)).casefold()))
+    plain = _SUBSCRIPTS.sub(_in_ascii, typed(bare(text)).casefold())
+    plain = _BETWEEN.sub(r" \g<0> ", _OPERATOR.sub(r"\1\2", plain))
     plain = _IN_BRACKETS.sub(_without_brackets, plain)
     plain = _SYLLABLE.sub(r" \g<0> ", spaced(_MARKS.sub(" ", _JOINED.sub("", plain))))
     return [
         _number(word) for word in _ARTICLE.sub(" ", " ".join(plain.split())).split()
     ] or text.split()
+
+
+def _in_ascii(match: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", match[0])
 
 
 def _without_brackets(match: re.Match[str]) -> str:

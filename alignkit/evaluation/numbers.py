@@ -52,7 +52,9 @@ _PLAIN = str.maketrans(
         for mark in "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞℃℉"
     }
 )
-_SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>[{_MONEY}])\s?(?P<inner>[+-]?))?"
+_CURRENCY = rf"(?-i:[A-Z]{{0,3}})[{_MONEY}]"  # also HK$
+_POWER = re.compile("(?<=10)[⁺⁻]?[⁰¹²³⁴-⁹]+")
+_SIGN = rf"(?P<sign>[+-]?)(?:\\?(?P<money>{_CURRENCY})\s?(?P<inner>[+-]?))?"
 # At most 60 digits: longer numbers take long to compare. Spaces and apostrophes may group, too.
 _DECIMAL = (
     r"(?P<decimal>(?:\d{1,3}(?:[,'’ \u00a0\u2009\u202f]\d{3}){1,19}|\d{1,60})(?:\.\d{0,60})?|\.\d{1,60})"
@@ -74,7 +76,7 @@ _ALONE = re.compile(
     rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{_MONEY}%°])|(?P<word>°[CF]|{_WORD})))?",
     re.IGNORECASE,
 )
-_PRICE = rf"[{_MONEY}]?\d[\w.,]*"
+_PRICE = rf"(?:{_CURRENCY})?\d[\w.,]*"
 _STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
 # Chinese, Japanese and Korean, 3 or 4; 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19; and the
@@ -97,7 +99,7 @@ _NEXT = (
     "|this|we|en|im|ist|sind|es|est|sont|son|de|und|et"
 )
 _AMOUNT = (
-    rf"[+-]?(?:\\?[{_MONEY}]\s?[+-]?)?\.?\d+"
+    rf"[+-]?(?:\\?{_CURRENCY}\s?[+-]?)?\.?\d+"
     r"(?:[.,/'’\u00a0\u2009\u202f]\d+| \d{3}(?!\d)|(?: and)? \d+/\d+)*(?:[eE][+-]?\d+)?"
     r"(?:[^\W\d_](?![^\W\d_])\w*|[_/][\w/]*)?"
     rf"(?: (?:{'|'.join(_SCALES)})\b)?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
@@ -147,7 +149,7 @@ class Number:
         """Whether it has no unit, or one with a symbol, or of one character; not a word such as
         that of `12 Monkeys`.
         """
-        return len(self.unit) < 2 or self.unit in _UNITS.values()
+        return len(self.unit) < 2 or self.unit in _UNITS.values() or not self.unit[-1].isalpha()
 
     def accepts(self, said: Number) -> bool:
         """Whether an answer is this number. A unit that has a symbol may be left out."""
@@ -193,6 +195,7 @@ def numbers_in(text: str) -> Iterator[Number]:
 
 def _plain(text: str) -> str:
     """The text with ASCII's digits and signs."""
+    text = _POWER.sub(lambda match: f"^{unicodedata.normalize('NFKC', match[0])}", text)
     text = text.translate(_PLAIN)
     for sign, names in _NAMED.items():
         text = re.sub(names, sign, text)
