@@ -27,10 +27,10 @@ EXAMPLES = ROOT / "docs" / "examples"
 # What a recipe improves from its first row of metrics to the mean of its last five: half of what
 # one seed gives, which is far outside the noise of one row.
 GAINS = yaml.safe_load("""
-reinforce: [reward, 0.12]
-nash-md: [reward, 0.15]
-bco: [loss, -0.5]
-xpo: [loss, -0.07]
+reinforce/recipe: [reward, 0.12]
+trl-methods/nash_md: [reward, 0.15]
+bco/recipe: [loss, -0.5]
+trl-methods/xpo: [loss, -0.07]
 """)
 # A command with a package's plugins, and what it then says of one of them
 LISTED = yaml.safe_load("""
@@ -130,15 +130,16 @@ def test_it_comes_from_its_wheel_and_is_listed(stranger: Path, tmp_path: Path, n
 @pytest.mark.slow  # the next test has a short run of all that is installed
 @pytest.mark.parametrize("name", GAINS)
 def test_a_recipe_is_valid_and_runs(stranger: Path, tmp_path: Path, name: str) -> None:
-    add(stranger, name)
-    example, elsewhere = EXAMPLES / f"alignkit-{name}", tmp_path / "elsewhere"
-    for file in (example / "recipe.yaml", *example.glob("*.jsonl"), *example.glob("letters.py")):
-        shutil.copy(file, tmp_path)
-    alignkit, recipe = stranger.parent / "alignkit", tmp_path / "recipe.yaml"
+    package, _, file = name.partition("/")
+    add(stranger, package)
+    example, elsewhere = EXAMPLES / f"alignkit-{package}", tmp_path / "elsewhere"
+    for given in (*example.glob("*.yaml"), *example.glob("*.jsonl"), *example.glob("letters.py")):
+        shutil.copy(given, tmp_path)
+    alignkit, recipe = stranger.parent / "alignkit", tmp_path / f"{file}.yaml"
     elsewhere.mkdir()
-    assert f"ok: {name}: stages " in call(alignkit, "check", recipe, cwd=elsewhere)
-    call(alignkit, "run", recipe, cwd=elsewhere)
-    rows = read_rows(elsewhere / "runs" / name / "align" / "metrics.jsonl")
+    assert ": stages " in call(alignkit, "check", recipe, cwd=elsewhere)
+    call(alignkit, "run", recipe, "--out", "run", cwd=elsewhere)
+    rows = read_rows(elsewhere / "run" / "align" / "metrics.jsonl")
     metric, gain = GAINS[name]
     values = [row[metric] for row in rows]
     change = sum(values[-5:]) / 5 - values[0]

@@ -125,9 +125,7 @@ def test_it_conforms(metric: str) -> None:
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=2"]
-    assert (
-        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    )
+    assert main(["run", str(HERE / "gfpo.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
     ]

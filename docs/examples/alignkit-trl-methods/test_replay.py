@@ -107,7 +107,7 @@ def test_it_conforms() -> None:
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=4"]
     assert (
-        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
+        main(["run", str(HERE / "replay.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
     )
     rows = [
         json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()

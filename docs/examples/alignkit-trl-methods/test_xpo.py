@@ -81,7 +81,7 @@ def test_plain_prompts_are_told_before_a_run(capsys: pytest.CaptureFixture[str])
         main(
             [
                 "check",
-                str(HERE / "recipe.yaml"),
+                str(HERE / "xpo.yaml"),
                 f"stages.align.prompts={HERE / 'prompts.jsonl'}",
                 *PLUGIN,
             ]
@@ -156,9 +156,7 @@ def test_the_step_conforms() -> None:
 
 def test_a_run(tmp_path: Path) -> None:
     overrides = ["stages.align.iterations=2", "stages.align.algorithm.xpo.alpha=0.01"]
-    assert (
-        main(["run", str(HERE / "recipe.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
-    )
+    assert main(["run", str(HERE / "xpo.yaml"), *overrides, "--out", str(tmp_path), *PLUGIN]) == 0
     rows = [
         json.loads(line) for line in (tmp_path / "align" / "metrics.jsonl").read_text().splitlines()
     ]
