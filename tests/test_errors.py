@@ -23,7 +23,7 @@ from alignkit.errors import (
     no_disk,
     reason_of,
 )
-from alignkit.host.calls import blame
+from alignkit.host.calls import attributed_to
 from alignkit.runs.signals import handling, request_stop, should_stop, stoppable
 from alignkit_plugins.extras import install_command
 
@@ -79,11 +79,11 @@ FAILING: list[Callable[[], object]] = [
 def test_what_ran_out_here_is_not_what_a_server_says() -> None:
     for error in QUOTED:
         with pytest.raises(PluginError, match=r"^plugin 'x', in `ServerError.ask`: "):
-            with blame(ServerError, "ask", "plugin 'x'"):
+            with attributed_to(ServerError, "ask", "plugin 'x'"):
                 raise error
         assert "the disk" not in message_of(error)
     for fail in FAILING:
-        with pytest.raises((sqlite3.Error, RuntimeError)), blame(ServerError, "ask"):
+        with pytest.raises((sqlite3.Error, RuntimeError)), attributed_to(ServerError, "ask"):
             fail()
 
 

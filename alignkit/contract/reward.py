@@ -315,7 +315,7 @@ def spending() -> Iterator[list[Verdict | Rating]]:
         _spent.reset(token)
 
 
-def tell(answers: Iterable[Verdict | Rating]) -> None:
+def add_answers(answers: Iterable[Verdict | Rating]) -> None:
     """Add what a judge, or a service that scores, says to what `spending` gathers."""
     if (everything := _spent.get()) is not None:
         everything += answers

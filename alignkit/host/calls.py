@@ -33,7 +33,7 @@ def create(component: Component, stage: str = "") -> Any:
     label = registration.label
     if label and stage:
         label = f"{label}, stage '{stage}'"
-    with blame(registration.implementation, "__init__", label, stage):
+    with attributed_to(registration.implementation, "__init__", label, stage):
         plugin = registration.implementation(component.options)
     plugin.called_in = label, stage
     return plugin
@@ -47,7 +47,7 @@ def call(
 
     returns: raises for a result that is wrong.
     """
-    with blame(plugin, method):
+    with attributed_to(plugin, method):
         value = getattr(plugin, method)(*args)
         returns(value)
     return value
@@ -82,7 +82,7 @@ def label_of(plugin: Any) -> str:
 
 
 @contextmanager
-def blame(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator[None]:
+def attributed_to(owner: Any, method: str, label: str = "", stage: str = "") -> Iterator[None]:
     """Report an exception in a plugin's code as the plugin's.
 
     owner: what `create` made, or a class or a function, with the label of its registration. Data

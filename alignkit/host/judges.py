@@ -15,8 +15,8 @@ from alignkit.contract.reward import (
     Rating,
     Rubric,
     Verdict,
+    add_answers,
     spending,
-    tell,
 )
 from alignkit.errors import RunFailed
 from alignkit.host import shapes
@@ -128,7 +128,7 @@ class CheckedJudge:
             return []
         with spending():
             answers = list(call(self.judge, method, *args, returns=returns))
-        tell(answers)
+        add_answers(answers)
         return answers
 
     @property

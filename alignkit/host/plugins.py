@@ -22,7 +22,7 @@ from alignkit.contract.kinds import Launcher, Reader
 from alignkit.data.files import suffix_of
 from alignkit.errors import PluginError, did_you_mean, reason_of, refuse
 from alignkit.host import plugin_options
-from alignkit.host.calls import blame, line_in
+from alignkit.host.calls import attributed_to, line_in
 from alignkit.host.registry import DEFAULTS, KINDS, PRIVATE, Origin, Registration, Registry, moved
 from alignkit.io.opened import watch
 
@@ -97,7 +97,7 @@ class Plugins(Registry):
     def ask(self, kind: str, *args: Any) -> Iterator[Any]:
         """What each function of a kind returns, if it has something to say."""
         for one in self.registrations(kind):
-            with blame(one.implementation, "", one.label):
+            with attributed_to(one.implementation, "", one.label):
                 answer = one.implementation(*args)
             if answer:
                 yield answer
@@ -112,7 +112,7 @@ class Plugins(Registry):
             # Wrappers, which are in the traceback of all others, are last
             for impl in caller.get_hookimpls():
                 if impl.function.__module__ in ran:
-                    with blame(impl.function, "", impl.plugin_name):
+                    with attributed_to(impl.function, "", impl.plugin_name):
                         raise
             raise
 

@@ -234,7 +234,7 @@ class Results:
         """
         return self.folder / kind / f"{stage}-{key[:16]}"
 
-    def bring(self, stage: str, key: str, others: Sequence[Path], say: Say) -> bool:
+    def link(self, stage: str, key: str, others: Sequence[Path], say: Say) -> bool:
         """Let a stage's link lead to its whole result for a key, which may be of another run.
         Returns whether it does.
 

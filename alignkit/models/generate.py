@@ -120,7 +120,7 @@ def attach(
         for one in each:
             responses.append(
                 Response(
-                    text=encoder.said(one.tokens),
+                    text=encoder.shown_text(one.tokens),
                     tokens=tuple(one.tokens),
                     logprobs=None if one.logprobs is None else tuple(one.logprobs),
                     truncated=not has_ended(encoder, one.tokens, request.sampling.stop),

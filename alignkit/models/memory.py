@@ -181,7 +181,7 @@ class Passes:
     """
 
     @property
-    def spread(self) -> bool:
+    def holds_part(self) -> bool:
         """Whether this process holds only a part of the weights."""
         return False
 

@@ -382,7 +382,7 @@ class Models:
         unused = [
             name
             for name, base in self.bases.items()
-            if name not in (BASE, *whole) or base.model.passes.spread
+            if name not in (BASE, *whole) or base.model.passes.holds_part
         ]
         for name in unused:
             device = self.bases.pop(name).model.device

@@ -32,7 +32,7 @@ from typing import Any
 from alignkit.contract.algorithm import StageDefaults
 from alignkit.contract.settings import Rollout, Sampling, SamplingOptions, Settings
 from alignkit.errors import PluginError, RecipeError, did_you_mean, refuse
-from alignkit.host.calls import blame, create
+from alignkit.host.calls import attributed_to, create
 from alignkit.host.plugins import load_plugins, plugins
 from alignkit.host.registry import Component, Registry
 from alignkit.io.results import RECIPE
@@ -230,7 +230,7 @@ class _Recipe:
                 stage.component = self.resolver.component("algorithm", stage.written["algorithm"])
                 try:
                     plugin = create(stage.component)
-                    with blame(plugin, "needs"):
+                    with attributed_to(plugin, "needs"):
                         stage.needs, stage.log_odds = plugin.needs, bool(plugin.log_odds)
                 except PluginError as error:
                     raise wrong(str(error)) from None

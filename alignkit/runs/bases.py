@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignkit.contract.settings import ModelSpec
 from alignkit.errors import RunFailed, path_text
-from alignkit.host.calls import blame
+from alignkit.host.calls import attributed_to
 from alignkit.host.plugins import plugins, source_of
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
@@ -54,7 +54,7 @@ def base_source(base: str) -> str:
         return base
     make_folder(cache := cache_folder())
     registration = plugins().get("model", name)
-    with blame(registration.implementation, "", registration.label):
+    with attributed_to(registration.implementation, "", registration.label):
         return str(registration.implementation(cache, *filter(None, [path])))
 
 

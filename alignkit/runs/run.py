@@ -202,7 +202,7 @@ class Run(Services):
         then leads there.
         """
         self.hashes[name] = digest(parts)
-        found = self.store.bring(name, self.hashes[name], self.others, self.reporter.say)
+        found = self.store.link(name, self.hashes[name], self.others, self.reporter.say)
         if found:
             self.ready.add(name)
         return found

@@ -12,7 +12,7 @@ from alignkit.contract.formats import Format, checked_groups
 from alignkit.contract.kinds import Reader
 from alignkit.data.group import Group
 from alignkit.errors import BadRow, PluginError
-from alignkit.host.calls import blame, call, create
+from alignkit.host.calls import attributed_to, call, create
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
 from alignkit.io.text import is_dir, is_file
@@ -74,7 +74,7 @@ def _read(format: Format, row: Any) -> list[Group] | str:
     exception.
     """
     try:
-        with blame(format, "read"):
+        with attributed_to(format, "read"):
             try:
                 return checked_groups(format, row)
             except BadRow as error:
@@ -207,7 +207,7 @@ def _check_source(
 
 def _made_model(registration: Registration, cache: Path, *path: str) -> str:
     """The folder that a model source makes, or a hub id."""
-    with blame(registration.implementation, "", registration.label):
+    with attributed_to(registration.implementation, "", registration.label):
         source = str(registration.implementation(cache, *path))
         hub = source.count("/") == 1 and not is_dir(source) and not Path(source).is_absolute()
         if not hub and not is_file(Path(source) / "config.json"):

@@ -286,7 +286,7 @@ class Encoder:
         """
         return self._continued(tokens).removeprefix(self.lead)
 
-    def said(self, tokens: Sequence[int]) -> str:
+    def shown_text(self, tokens: Sequence[int]) -> str:
         """Decode a sample as rewards, judges and people read it: with the block of reasoning that
         its prompt opens.
 

@@ -96,7 +96,7 @@ class Turns:
 
     def read(self, tokens: Sequence[int], first: int = 0) -> Message:
         """A sampled turn as a message. first: the number of its first call."""
-        words, whole = self.encoder.decode(tokens), self.encoder.said(tokens)
+        words, whole = self.encoder.decode(tokens), self.encoder.shown_text(tokens)
         turn = read_turn(words, first)
         turn["content"] = whole.removesuffix(words) + turn["content"]
         return turn

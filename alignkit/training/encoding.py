@@ -31,7 +31,7 @@ class StageEncoder:
     def __init__(self, context: StageContext, algorithm: Algorithm):
         self.context, self.algorithm, self.summary = context, algorithm, context.summary
         self.encoder = context.models.encoder
-        self._told: set[str] = set()  # reasons
+        self._reported: set[str] = set()  # reasons
         # The reference reads the same rows.
         reference = context.models_of(context.settings.reference or BASE)
         self.max_length = min(
@@ -64,29 +64,29 @@ class StageEncoder:
                 compact, self.encoder.encode_batch(rendered, limit, turns=turns, scoring=scoring)
             )
         self.encoder.count_refused()
-        self._tell(len(groups))
+        self._report_refused(len(groups))
         self._warn_of_unknown(encoded)
         return encoded
 
-    def _tell(self, total: int) -> None:
+    def _report_refused(self, total: int) -> None:
         """Count what the encoder left out or changed, and print new reasons. total: groups."""
         counts = self.encoder.counts
         if counts:
             self._add("encoding", counts)
         facts = []
         for reason, count in counts.items():
-            if reason not in self._told:
+            if reason not in self._reported:
                 facts.append(
                     f"{drop_reason(reason, count)} ({previews(self.encoder.groups[reason])})"
                 )
         if facts:
             self.context.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
-        self._told |= counts.keys()
+        self._reported |= counts.keys()
 
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
         """Say once that texts hold characters which the tokenizer lacks."""
         tokenizer = self.encoder.tokenizer
-        if tokenizer.unk_token_id is None or "unknown" in self._told:
+        if tokenizer.unk_token_id is None or "unknown" in self._reported:
             return
         unknown = total = 0
         for e in encoded:
@@ -94,7 +94,7 @@ class StageEncoder:
                 unknown += ids.count(tokenizer.unk_token_id)
                 total += len(ids)
         if unknown > UNKNOWN * total:
-            self._told.add("unknown")
+            self._reported.add("unknown")
             self.context.say(
                 f"warning: {unknown} of {total} tokens are {tokenizer.unk_token}: the tokenizer "
                 "lacks characters of these texts, which are learned as one unknown token; use a "

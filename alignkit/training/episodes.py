@@ -19,7 +19,7 @@ from alignkit.contract.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
 from alignkit.errors import DataError, RunFailed, error_context
 from alignkit.host import shapes
-from alignkit.host.calls import blame, call, create, mistake
+from alignkit.host.calls import attributed_to, call, create, mistake
 from alignkit.host.registry import Component
 from alignkit.models.generate import EngineCall, SamplingRequest, attach, has_ended
 from alignkit.tokens.encoder import Encoder, Ids
@@ -117,7 +117,7 @@ class Factory:
 
     def __post_init__(self) -> None:
         environment = self._new()
-        with blame(environment, ""):
+        with attributed_to(environment, ""):
             self.tools = tool_schemas(environment)
 
     def _new(self) -> Environment:

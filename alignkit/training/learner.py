@@ -29,7 +29,7 @@ from alignkit.contract.batch import Batch, Outputs, Per, Term
 from alignkit.contract.settings import LEARNING_RATE, Settings
 from alignkit.errors import RunFailed
 from alignkit.host import shapes
-from alignkit.host.calls import blame, call, label_of, remembered
+from alignkit.host.calls import attributed_to, call, label_of, remembered
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, forward, indivisible, join_outputs, micro_batches
@@ -244,7 +244,7 @@ class Learner:
         """
         batch, weights, out = part.batch, part.weights, self._forward(part.examples)
         terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
-        with blame(self.algorithm, "term_weights"):
+        with attributed_to(self.algorithm, "term_weights"):
             shapes.weights(terms, weights)
         loss = torch.zeros((), device=self.model.device)
         for name, term in terms.items():

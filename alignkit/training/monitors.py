@@ -15,7 +15,7 @@ from alignkit.contract.kinds import Monitor, MonitoredStage, MonitorReport
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.host import shapes
-from alignkit.host.calls import blame, call
+from alignkit.host.calls import attributed_to, call
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
 from alignkit.io.atomic import discard_folder, replace_folder
@@ -36,7 +36,7 @@ def report_of(
 
 
 def _with_default_options(one: Registration) -> Component:
-    with blame(one.implementation, "Options", one.label):
+    with attributed_to(one.implementation, "Options", one.label):
         return Component(one.kind, one.name, one, options_of(one)())
 
 

@@ -188,7 +188,7 @@ class RolloutTrainer(Trainer):
         self.prompts.extra += len(rollouts.sampled) - wanted
         # Those beyond a full batch are left out
         rollouts.keep_groups([place < wanted for place in range(len(rollouts.kept))])
-        self._tell(iteration)
+        self._report_samples(iteration)
 
     def sample(self, iteration: Iteration) -> None:
         """Sample responses to the next prompts, and let every single reward score them."""
@@ -253,7 +253,7 @@ class RolloutTrainer(Trainer):
             groups = with_scores(groups)
         self.context.notify("rollouts_scored", iteration=iteration.number, groups=groups)
 
-    def _tell(self, iteration: Iteration) -> None:
+    def _report_samples(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         idle = "gen_batches" in iteration.metrics and not (self.prompts.extra or self.filters)
         if idle and iteration.number == self.settings.iterations:

@@ -87,7 +87,7 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
 {% else %} -> {{ m.content }}<|im_end|>{% endif %}{% endfor %}""")
     begun, whole = made.text(" -"), made.text(" -> yes")
     assert made.decode(begun) == " -" and made.lead.startswith(" -")
-    assert made.decode(whole) == made.said(whole) == "yes" and not made.lead.startswith("yes")
+    assert made.decode(whole) == made.shown_text(whole) == "yes" and not made.lead.startswith("yes")
 
     def writes(request: Any) -> Any:
         assert request.wrote(begun) and request.wrote(whole)

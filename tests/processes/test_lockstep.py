@@ -116,7 +116,7 @@ def test_a_process_holds_its_part_and_only_samples_with_the_whole(
             note(what, (weight for name, weight in named if "lora_" not in name))
 
     def settled(_: None, own: LockstepPasses) -> None:
-        passes[:] = [own] if own.spread else []
+        passes[:] = [own] if own.holds_part else []
         if passes:
             weights("between", own)
 

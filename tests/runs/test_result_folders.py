@@ -50,7 +50,7 @@ def finished(store: Results, name: str, stage: str = "sft", **record: Any) -> st
 def brought(store: Results, key: str, *others: Results) -> list[str] | None:
     """What is said while the result for a key is brought; None if there is none."""
     said: list[str] = []
-    there = store.bring("sft", key, [other.folder for other in others], said.append)
+    there = store.link("sft", key, [other.folder for other in others], said.append)
     assert not [path for path in store.folder.rglob("*") if ".alignkit-" in path.name]
     return said if there else None
 
@@ -282,7 +282,7 @@ def test_the_newest_result_of_an_algorithm_has_its_name(named: Results) -> None:
     for folder in (earlier / "kept" / "2", named.artifact("align")):
         assert stage_folder(folder) == named.folder / "align"
     assert stage_folder(named.artifact("align-b").with_name("model")) == named.folder / "align-b"
-    named.bring("align", digest("2"), (), print)
+    named.link("align", digest("2"), (), print)
     assert find_result(named.folder, "align@dpo") == (named.folder / "align").resolve()
     assert read_record(find_result(named.folder, "align@ppo"))["hash"] == digest("4")
 

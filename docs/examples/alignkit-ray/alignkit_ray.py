@@ -154,7 +154,7 @@ class Worker:
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
         """A result for each row of a chunk."""
-        from alignkit.host.calls import blame
+        from alignkit.host.calls import attributed_to
 
-        with blame(self.step, "run"):
+        with attributed_to(self.step, "run"):
             return list(self.function(rows))

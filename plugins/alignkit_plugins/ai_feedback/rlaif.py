@@ -166,7 +166,9 @@ class JudgePairs(Step):
         }
         if text := refusal(summary, self.options.no_judge):
             raise RunFailed(text)
-        return Artifact(groups=labeled, summary=summary, report=Report(["\n".join(told(summary))]))
+        return Artifact(
+            groups=labeled, summary=summary, report=Report(["\n".join(summary_lines(summary))])
+        )
 
     def mapper(self, name: str, context: StepContext) -> Callable[[Sequence[Any]], list[Any]]:
         options = self.options
@@ -310,7 +312,7 @@ def dropped(verdicts: Sequence[Verdict], ties: int, identical: int) -> dict[str,
     return dict(+counts)
 
 
-def told(summary: Mapping[str, Any]) -> list[str]:
+def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     """The statistics in lines."""
     ((judge, card),) = summary["judge_cards"].items()
     pairs = summary["n"]
@@ -332,7 +334,7 @@ def refusal(summary: Mapping[str, Any], what_next: str) -> str:
         why = "nothing should learn from its labels; `no_judge: warn` learns anyway"
     else:
         return ""
-    return "\n".join([f"judge_pairs: judge '{name}': {why}", *told(summary), HELP])
+    return "\n".join([f"judge_pairs: judge '{name}': {why}", *summary_lines(summary), HELP])
 
 
 # The reward

@@ -101,7 +101,7 @@ class ProcessCollectives(Collectives):
                 ProcessCollectives.gather(self, failure)
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _failing_together(self) -> Iterator[None]:
         """If the block fails or is stopped, it ends so in every process."""
         try:
             yield
@@ -112,7 +112,7 @@ class ProcessCollectives(Collectives):
     def on_main_process(self, work: Callable[[], T]) -> T:
         value = None
         if self.process == 0:
-            with self._telling():
+            with self._failing_together():
                 value = work()
         return self.gather(value)[0]  # type: ignore[return-value]
 
@@ -124,7 +124,7 @@ class ProcessCollectives(Collectives):
     ) -> list[T]:
         own, done = self.partition(sizes, main_only)[self.process], list[T]()
         if own:
-            with self._telling():
+            with self._failing_together():
                 done += work(own)
         return super().map_sharded(sizes, lambda share: done, main_only)
 

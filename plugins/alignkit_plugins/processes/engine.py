@@ -24,7 +24,7 @@ from alignkit.contract.engine import Completion, Engine, EngineContext
 from alignkit.contract.settings import KEYS, Sampling
 from alignkit.errors import PluginError, RunFailed
 from alignkit.host import shapes
-from alignkit.host.calls import blame, create, label_of, mistake
+from alignkit.host.calls import attributed_to, create, label_of, mistake
 from alignkit.io.atomic import make_folder
 from alignkit.io.text import Say
 from alignkit.kernels.memory import release_cached
@@ -369,7 +369,7 @@ class PluginEngine(StageEngine):
         # A chat and a server of answers have no stage, and nothing to continue.
         again = f"the same command {'continues the run' if self.stage else 'starts it again'}"
         try:
-            with blame(self.engine, method):
+            with attributed_to(self.engine, method):
                 yield
         except PluginError as error:
             if isinstance(error.__cause__, NoProgress):

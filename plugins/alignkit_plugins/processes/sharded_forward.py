@@ -250,7 +250,7 @@ class LockstepPasses(Passes):
         collectives.passes[name] = self
 
     @property
-    def spread(self) -> bool:
+    def holds_part(self) -> bool:
         return bool(self._parts)
 
     def learns(self, role: str) -> None:

@@ -14,7 +14,7 @@ from alignkit.data.group import Group, resolved_pairs
 from alignkit.evaluation.answers import normalized
 from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
-from alignkit_plugins.text.rows import said, turns_of_response
+from alignkit_plugins.text.rows import transcript, turns_of_response
 from alignkit_plugins.text.shown import counts, readable_turns, shortened
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
@@ -47,8 +47,8 @@ def contradictions(groups: Iterable[Group]) -> list[str]:
     """A warning if rows have the same prompt, and chosen and rejected exchanged."""
     first, found = dict[tuple[str, ...], int](), list[str]()
     for group in groups:
-        texts = [normalized(said(turns_of_response(one))) for one in group.responses]
-        prompt, row = normalized(said(group.prompt)), group.origin.row if group.origin else 0
+        texts = [normalized(transcript(turns_of_response(one))) for one in group.responses]
+        prompt, row = normalized(transcript(group.prompt)), group.origin.row if group.origin else 0
         for pair in resolved_pairs(group):
             better, worse = texts[pair.better], texts[pair.worse]
             if better != worse and (prompt, worse, better) in first:
@@ -114,18 +114,18 @@ def card(groups: Sequence[Group]) -> dict[str, Any]:
         "rows": len(groups),
         "licenses": licenses,
         "responses": len(responses),
-        "prompt_characters": _spread(prompts),
-        "response_characters": _spread(responses),
+        "prompt_characters": _quantiles(prompts),
+        "response_characters": _quantiles(responses),
         "pairs": {"count": pairs, "better_longer": longer} if pairs else None,
         "labels": {"good": labels[True], "bad": labels[False]} if labeled else None,
     }
 
 
 def _length(turns: Iterable[Any]) -> int:
-    return sum(len(said([turn])) for turn in turns)
+    return sum(len(transcript([turn])) for turn in turns)
 
 
-def _spread(values: Sequence[int]) -> dict[str, Any] | None:
+def _quantiles(values: Sequence[int]) -> dict[str, Any] | None:
     """The least, the median and the largest value."""
     if not values:
         return None

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 
 import alignkit
 from alignkit import Context, Field, Group, Rating, Response, Reward
-from alignkit.contract.reward import FINITE, tell
+from alignkit.contract.reward import FINITE, add_answers
 from alignkit.data.files import parse
 from alignkit.data.group import LARGEST
 from alignkit.errors import BadRow, RemoteError
@@ -64,7 +64,7 @@ class HTTP(Reward):
                     "stored; repeat the command to resume"
                 )
             scores.append(reply.value)
-            tell([Rating(None, reply.reason)])
+            add_answers([Rating(None, reply.reason)])
         return scores
 
     def _body(self, group: Group, response: Response) -> dict[str, Any]:

@@ -180,7 +180,7 @@ class Vllm(Engine):
         if o.url is not None:
             replicas = Replicas(list(o.url), key_of(NAME, o))
             try:
-                replicas.each(Replica.look)
+                replicas.each(Replica.read_models)
             finally:
                 replicas.close()
         elif shutil.which(shlex.split(o.command)[0]) is None:
@@ -310,7 +310,7 @@ class Vllm(Engine):
         training has.
         """
         context = self.context
-        await replica.look()
+        await replica.read_models()
         await replica.check_adapters()
         if self.options.sleep:  # a run that was killed may have left it asleep
             await replica.rest("/wake_up")
@@ -362,7 +362,7 @@ class Vllm(Engine):
         """Let a server be as it was before; one of the run's own waits for the next stage as it
         is.
         """
-        await replica.look()  # a call that failed may have left more than it knows of
+        await replica.read_models()  # a call that failed may have left more than it knows of
         await self._unload(replica)
         if self._server is None and self.options.sleep:
             await replica.rest("/wake_up")

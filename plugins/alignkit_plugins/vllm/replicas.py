@@ -75,7 +75,7 @@ class Replica:
         except ValueError:
             raise self.failed(f"its answer to {path} is not JSON: {start_of(text)}") from None
 
-    async def look(self) -> None:
+    async def read_models(self) -> None:
         """Ask what it serves. Raises RunFailed if it is no server of vLLM, or wants a key."""
         _, text = await self.send("GET", "/v1/models")
         self.adapters, served = set(), None
