@@ -71,7 +71,7 @@ generate: sampling sampled_as_generate ppo_checklist
 next_token: next_token
 attention: tiled_attention attention load_check
 tiled_attention: tiled_attention attention
-lora: sampling_weights
+backends: backends sampling_weights
 lm_head: lm_head golden
 products: matmul sampling_weights
 """).items()

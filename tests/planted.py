@@ -255,8 +255,8 @@ failed_value_step:
 # Several processes
 own_denominators:
   file: alignkit/training/learner.py
-  old: self.collectives.sum(totals.numbers()).items()
-  new: totals.numbers().items()
+  old: totals.over(self.collectives).items()
+  new: totals.over(ONE_PROCESS).items()
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_gradients:
   file: alignkit/training/learner.py
@@ -265,13 +265,13 @@ own_gradients:
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_metrics:
   file: alignkit/training/learner.py
-  old: sums = collectives.sum(self.sums.numbers())
-  new: sums = self.sums.numbers()
+  old: self.sums.over(collectives), self.totals.over(collectives)
+  new: self.sums.over(ONE_PROCESS), self.totals.over(ONE_PROCESS)
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 own_skip:
   file: alignkit/training/learner.py
-  old: losses = self.collectives.sum(terms.numbers())
-  new: losses = terms.numbers()
+  old: losses = terms.over(self.collectives)
+  new: losses = terms.over(ONE_PROCESS)
   test: test_reducer.py::test_a_step_that_one_process_must_skip_is_skipped_by_all
 own_whitening:
   file: alignkit/training/rewards.py
