@@ -198,10 +198,10 @@ def test_a_warning_about_plugins_comes_after_the_first_line_and_is_in_the_log(
     recipe: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any, **options: Any) -> Recipe:
-        arguments[2]("warning: it is old, token sk-abcdefghijklmnop1234")
+        arguments[-1]("warning: it is old, token sk-abcdefghijklmnop1234")
         return load_recipe(recipe)
 
-    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr("alignkit.recipe.load.load_named", load)
     write(recipe.parent, SFT)
     out = recipe.parent / "out"
     assert cli.main(["run", str(recipe), "--out", str(out)]) == 0
