@@ -70,7 +70,7 @@ class Monitors:
         return usable_prompts(self.trainer, spec, "held_out_prompts")[1]
 
     def _answer(self, prompts: Sequence[Group], samples: int, iteration: int) -> list[Group]:
-        asked = SamplesUnderWay(self.trainer, prompts, samples, "monitor", iteration)
+        asked = SamplesUnderWay(self.trainer, prompts, iteration, samples, "monitor")
         return self.rewards.score(asked.result().groups)
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,62 +77,55 @@ class Samples:
         return {**vars(self), "groups": [*map(group_to_json, self.groups)]}
 
 
+@dataclass
 class SamplesUnderWay:
     """The current policy's responses to some prompts, which an engine may write while something
     else is computed (`rollout: {async_level: 1}`), but only the first turns of episodes.
+
+    number: of the iteration that learns from them. samples: of each prompt. purpose: names the
+    random streams, with the iteration and the prompts' numbers from `first` on. async_level: updates
+    between the weights that write and those that learn. episodes: play the stage's environment.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        prompts: Sequence[Group],
-        samples: int,
-        purpose: str,
-        number: int,
-        *,
-        first: int = 0,
-        async_level: int = 0,
-        episodes: Any = None,
-    ):
-        """samples: of each prompt. purpose: names the random streams, with the iteration `number`
-        and the prompts' numbers from `first` on. async_level: updates between the weights that write and
-        those that learn. episodes: play the stage's environment.
-        """
-        self.context, self.number, self.async_level, self.episodes = (
-            trainer.context,
-            number,
-            async_level,
-            episodes,
-        )
-        self.rollout = trainer.settings.rollout
-        models, collectives = self.context.models, self.context.collectives
-        self.sizes, self.main_only = [1] * len(prompts), models.engine.samples_for_all
+    trainer: Trainer
+    prompts: Sequence[Group]
+    number: int
+    samples: int
+    purpose: str = "rollout"
+    first: int = 0
+    async_level: int = 0
+    episodes: Any = None
+
+    def __post_init__(self) -> None:
+        self.context = context = self.trainer.context
+        self.rollout, collectives = self.trainer.settings.rollout, context.collectives
+        engine, self.sizes = context.models.engine, [1] * len(self.prompts)
+        self.main_only = engine.samples_for_all
         own = collectives.partition(self.sizes, self.main_only)[collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws
         # it.
-        numbers = [first + index for index in own]
-        self.asked = [prompts[index] for index in own]
-        if episodes is not None:
-            if not first:
-                episodes.forget()
-            self.asked = episodes.begin(self.asked, samples, number, numbers)
+        numbers = [self.first + index for index in own]
+        self.asked = [self.prompts[index] for index in own]
+        if self.episodes is not None:
+            if not self.first:
+                self.episodes.forget()
+            self.asked = self.episodes.begin(self.asked, self.samples, self.number, numbers)
         request = build_request(
-            trainer.model,
-            trainer.role,
-            models.encoder,
+            self.trainer.model,
+            self.trainer.role,
+            context.models.encoder,
             self.asked,
             self.rollout,
-            seed=self.context.seed,
-            path=(self.context.name, purpose, number),
+            seed=context.seed,
+            path=(context.name, self.purpose, self.number),
             numbers=numbers,
-            samples_per_prompt=samples,
+            samples_per_prompt=self.samples,
         )
-        if episodes is not None:
-            request = episodes.limited(request)
+        if self.episodes is not None:
+            request = self.episodes.limited(request)
         # An engine saves the weights before anything else happens. A process that has no prompts
         # must not start one.
-        engine = models.engine if self.asked else StageEngine()
-        self.call = engine.request(request)
+        self.call = (engine if self.asked else StageEngine()).request(request)
 
     def result(self) -> Samples:
         """Wait for the samples. Their source is the stage, the name that users know."""
@@ -160,18 +154,20 @@ class SamplesUnderWay:
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`. under_way: what an engine
+    extra: prompts that earlier iterations drew beyond `per_iteration`. ask: the current policy to
+    respond to prompts for an iteration. under_way: what an engine
     writes ahead of the next iteration. ahead: the same once it is complete.
     """
 
     def __init__(self, trainer: Trainer, episodes: Any):
         """episodes: of the stage's environment."""
-        self.trainer, self.context, self.episodes = trainer, trainer.context, episodes
-        settings = self.context.settings
+        self.context, settings = trainer.context, trainer.context.settings
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
         self.draws = make_data_sampler(self.context, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
+        samples = settings.rollout.samples_per_prompt
+        self.ask = partial(SamplesUnderWay, trainer, samples=samples, episodes=episodes)
         self.under_way: SamplesUnderWay | None = None
         self.ahead: Samples | None = None
 
@@ -201,31 +197,13 @@ class PromptSource:
             for place in range(count or self.per_iteration)
         ]
 
-    def ask(
-        self, prompts: Sequence[Group], number: int, first: int = 0, async_level: int = 0
-    ) -> SamplesUnderWay:
-        """The current policy's responses, in the place of an iteration's from the prompt `first`
-        on.
-        """
-        samples, episodes = self.context.settings.rollout.samples_per_prompt, self.episodes
-        return SamplesUnderWay(
-            self.trainer,
-            prompts,
-            samples,
-            "rollout",
-            number,
-            first=first,
-            async_level=async_level,
-            episodes=episodes,
-        )
-
     def samples(self, number: int, first: int, count: int) -> Samples:
         """Complete samples, new ones or those that the engine wrote ahead; it begins with the next
         iteration's.
         """
         samples, self.ahead = self.ahead, None
         if samples is None:
-            samples = self.ask(self.draw(number, first, count), number, first).result()
+            samples = self.ask(self.draw(number, first, count), number, first=first).result()
         settings = self.context.settings
         if settings.rollout.async_level and number < settings.iterations:
             self.under_way = self.ask(self.draw(number + 1), number + 1, async_level=1)

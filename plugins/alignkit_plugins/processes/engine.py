@@ -141,7 +141,7 @@ class PluginCall(EngineCall):
         self.rooms = list(map(request.room, range(len(request.prompts))))
         most = max(self.rooms, default=request.sampling.max_new_tokens)
         # Engines need no more of a stage's `rollout`.
-        values = {key: getattr(request.sampling, key) for key in KEYS}
+        values = request.sampling.model_dump(include={*KEYS})
         least = min(request.sampling.min_new_tokens, most)
         self.limits = Sampling(**{**values, "max_new_tokens": most, "min_new_tokens": least})
         prompts, numbers = list(map(list, request.prompts)), list(map(list, request.streams))
@@ -161,13 +161,23 @@ class PluginCall(EngineCall):
         samples: Completions = []
         with self.engine.asking("sample"):
             returned = self.engine.thread.wait(self._call, done)
-            shapes.listing(returned, "a list of Completions", _is_list, len(self.rooms))
+            shapes.listing(
+                returned,
+                "a list of Completions",
+                lambda each: isinstance(each, Sequence),
+                len(self.rooms),
+            )
             for index, completions in enumerate(returned):
                 where = f"for prompt {index}"
                 if self.request.labels:
                     where += f" ({self.request.labels[index]})"
                 count = len(self.request.streams[index])
-                shapes.listing(completions, f"a Completion, {where}", _is_completion, count)
+                shapes.listing(
+                    completions,
+                    f"a Completion, {where}",
+                    lambda each: isinstance(each, Completion),
+                    count,
+                )
                 samples.append([])
                 for k, completion in enumerate(completions):
                     try:
@@ -238,14 +248,6 @@ def _logprobs(given: Sequence[float], tokens: int) -> tuple[float, ...]:
         if not (math.isfinite(value) and value <= ROUNDING):
             raise ValueError(f"a log-probability is {value}")
     return logprobs
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence)
-
-
-def _is_completion(value: Any) -> bool:
-    return isinstance(value, Completion)
 
 
 class PluginEngine(StageEngine):
