@@ -149,15 +149,18 @@ SCORE = "base_model.model.score.weight"  # a scalar head, as peft names it
 ACTIVE: ContextVar[str | None] = ContextVar("alignkit_adapter", default=None)
 
 
+@dataclass(eq=False)
 class Adapters:
     """The adapters of one model. base: the model's name, for saved adapters. backend: computes its
     layers.
     """
 
-    def __init__(self, model: Any, spec: LoraSpec, base: Base, backend: Backend):
-        self.model, self.spec, self.base, self.backend = model, spec, base, backend
-        self._peft: Any = None
-        self._targets: Any = None
+    model: Any
+    spec: LoraSpec
+    base: Base
+    backend: Backend
+    _peft: Any = None
+    _targets: Any = None
 
     def add(self, role: str, seed: int, start: Path | str | None) -> str:
         """Add an adapter for a role and return its name.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +37,26 @@ from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 DEFAULT_CONTEXT = 2048  # tokens of a whole reward model whose configuration names no limit
 
 
+@dataclass(eq=False)
 class LoadedBase:
-    """A base model in memory, with its encoder, and the roles on it by reference."""
+    """A base model in memory, with its encoder, and the roles on it by reference.
 
-    def __init__(
-        self,
-        model: SharedModel,
-        artifact: Callable[[str], Path],
-        max_length: int = 1024,
-        say: Say = lambda text: None,
-        progress: Progress = no_progress,
-        name: str = BASE,
-    ):
-        """artifact: the adapter or model folder of a reference. max_length: of a prompt with
-        response, in tokens.
+    artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in
+    tokens. name: the reference that means the unmodified model: BASE, or its folder.
+    """
 
-        name: the reference that means the unmodified model: BASE, or its folder.
-        """
-        self.name = name
-        self.model, self.artifact, self.say = model, artifact, say
-        self.progress = progress
+    model: SharedModel
+    artifact: Callable[[str], Path]
+    max_length: int = 1024
+    say: Say = lambda text: None
+    progress: Progress = no_progress
+    name: str = BASE
+
+    def __post_init__(self) -> None:
         self.engine = StageEngine()
-        self.max_length = min(max_length, model.context)
-        self.encoder = model.encoder()
-        self.encoder.foreign = name != BASE
+        self.max_length = min(self.max_length, self.model.context)
+        self.encoder = self.model.encoder()
+        self.encoder.foreign = self.name != BASE
         # Reward models with their own network and tokenizer
         self._whole: dict[str, RolePolicy] = {}
 

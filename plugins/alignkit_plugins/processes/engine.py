@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from operator import index as as_integer
 from pathlib import Path
 from queue import SimpleQueue
@@ -55,6 +56,7 @@ class NoProgress(Exception):
     """A call has made no progress for too long."""
 
 
+@dataclass(eq=False)
 class EngineThread:
     """Runs one call of an engine after another. They share a thread, because libraries may require
     that.
@@ -63,8 +65,10 @@ class EngineThread:
     progress.
     """
 
-    def __init__(self, timeout: float, should_stop: Callable[[], None] = lambda: None):
-        self.timeout, self.should_stop = timeout, should_stop
+    timeout: float
+    should_stop: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._last: Future[Any] | None = None
@@ -250,21 +254,27 @@ def _logprobs(given: Sequence[float], tokens: int) -> tuple[float, ...]:
     return logprobs
 
 
+@dataclass(eq=False)
 class PluginEngine(StageEngine):
     """A plugin's engine in one stage. It is prepared when it is first asked.
+
+    component: the recipe's. folder: for published adapters and for files of the engine.
 
     Raises PluginError, with the engine's plugin, class and method, the stage and the prompt, for an
     author's mistake.
     """
 
+    component: Any
+    folder: Path
+    stage: str
+    seed: int
+    say: Say
+
     samples_for_all = True
 
-    def __init__(self, component: Any, folder: Path, *, stage: str, seed: int, say: Say):
-        """component: the recipe's. folder: for published adapters and for files of the engine."""
-        self.engine: Engine = create(component, stage)
-        self.name, self.folder, self.stage = component.name, folder, stage
-        self.seed, self.say = seed, say
-        self.thread = EngineThread(float(component.options.timeout))
+    def __post_init__(self) -> None:
+        self.engine: Engine = create(self.component, self.stage)
+        self.thread = EngineThread(float(self.component.options.timeout))
         self.vocabulary = 0  # 0: not prepared yet
         # Version and folder of each policy
         self._published: dict[str, tuple[int, Path | None]] = {}
@@ -381,7 +391,9 @@ class PluginEngine(StageEngine):
             raise
         except RunFailed as error:
             stage = f"stage '{self.stage}', " if self.stage else ""
-            raise RunFailed(f"{stage}engine '{self.name}': {error}\nhelp: {again}") from error
+            raise RunFailed(
+                f"{stage}engine '{self.component.name}': {error}\nhelp: {again}"
+            ) from error
 
 
 def version_of(model: SharedModel, role: str) -> int:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from alignkit import RunFailed
@@ -31,28 +32,31 @@ ASLEEP = (
 )
 
 
+@dataclass(eq=False)
 class Replica:
     """One server.
 
-    active: requests that it is answering. base: its name of the base. room: most tokens of a
-    sequence. adapters: the names of those that it has.
+    explain: adds why a server ended. active: requests that it is answering. base: its name of the
+    base. room: most tokens of a sequence. adapters: the names of those that it has.
     """
 
-    def __init__(self, url: str, client: Any, explain: Callable[[], str]):
-        """explain: adds why a server ended."""
-        self.url, self._client, self._explain = url, client, explain
-        self.active, self.base, self.room = 0, "", 0
-        self.adapters: set[str] = set()
+    url: str
+    client: Any
+    explain: Callable[[], str]
+    active: int = 0
+    base: str = ""
+    room: int = 0
+    adapters: set[str] = field(default_factory=set)
 
     def failed(self, text: str) -> RunFailed:
-        return RunFailed(f"{self.url} cannot be used: {text}{self._explain()}")
+        return RunFailed(f"{self.url} cannot be used: {text}{self.explain()}")
 
     async def send(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
         """Status and text of its answer. Raises RunFailed if there is none, or it wants a key."""
         import httpx2
 
         try:
-            answer = await self._client.request(method, self.url + path, json=body)
+            answer = await self.client.request(method, self.url + path, json=body)
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             text = f"{type(error).__name__}: {error}".rstrip(": ")
             if "[SSL" in text:
@@ -60,7 +64,7 @@ class Replica:
             raise self.failed(text) from None
         if answer.status_code in (401, 403):
             what = "wants a key: name its environment variable in api_key_env"
-            if "Authorization" in self._client.headers:
+            if "Authorization" in self.client.headers:
                 what = "takes another key than the variable in api_key_env holds"
             raise RunFailed(f"{self.url} {what} (HTTP {answer.status_code})")
         return answer.status_code, answer.text
