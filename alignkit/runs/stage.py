@@ -28,7 +28,7 @@ from alignkit.errors import (
     path_text,
 )
 from alignkit.host import shapes
-from alignkit.host.calls import call
+from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
@@ -222,6 +222,8 @@ class RunStage(StageContext):
         self, problems: Problems, entries: Iterable[DataSpec]
     ) -> Iterator[tuple[DataSpec, Loaded]]:
         for spec in entries:
+            if any(spec is one for one in self.read):
+                continue
             try:
                 loaded = self.services.data.read(spec)
             except DataError as error:  # with a place in its file
@@ -258,11 +260,6 @@ class RunStage(StageContext):
         raise NotImplementedError
 
 
-def _is_made(spec: DataSpec) -> bool:
-    """Whether other stages make rows of a data entry."""
-    return any(source.stage for source in spec.sources)
-
-
 class TrainingStage(RunStage):
     """A stage that trains."""
 
@@ -297,13 +294,8 @@ class TrainingStage(RunStage):
                 Episodes(factory, encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
-        self._check_entries(problems, filter(self._is_here, self.entries), rows)
-
-    def _check_entries(
-        self, problems: Problems, entries: Iterable[DataSpec], rows: int | None
-    ) -> None:
         settings, encoder = self.settings, self.services.base(BASE).encoder
-        for spec, loaded in self._read(problems, entries):
+        for spec, loaded in self._read(problems, filter(self._is_here, self.entries)):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):
                 if encoder is not None:
@@ -354,14 +346,14 @@ class TrainingStage(RunStage):
             )
         if isinstance(self.plugin(component), ExternalTrainer):
             return
-        selected = self.select(loaded.groups)
-        # The state of another one begins with its own selection
-        call(self.take(component), "check_data", selected)
+        # Another one than learns, whose state begins with its own selection
+        algorithm = create(component, self.name)
+        call(algorithm, "check_data", self.select(loaded.groups, algorithm=algorithm))
 
-    def _check_made(self) -> None:
-        """Check the rows that earlier stages made. Only process 0 has let the plugins check."""
+    def _check_rest(self) -> None:
+        """Check the data that were not here before the run: rows that earlier stages made."""
         problems = Problems(self.recipe)
-        self._check_entries(problems, filter(_is_made, self.entries), FIRST_ROWS)
+        self.check_data(problems, FIRST_ROWS)
         problems.end_data()
 
     # Its work
@@ -371,7 +363,7 @@ class TrainingStage(RunStage):
         from alignkit.training.offline import DatasetTrainer
         from alignkit.training.online import RolloutTrainer
 
-        self.collectives.on_main_process(self._check_made)
+        self.collectives.on_main_process(self._check_rest)
         self.summary.clear()  # the checks above filled it
         algorithm: Algorithm = self.plugin(self.stage.component)
         rate = learning_rate(self, algorithm.defaults)
@@ -403,7 +395,7 @@ class StepStage(RunStage):
         self._check(problems, component, "check_data", data)
 
     def run(self) -> Artifact:
-        step = self.take(self.stage.component)
+        step = self.plugin(self.stage.component)
         artifact: Artifact = call(
             step, "run", self.context(self.metrics()), returns=shapes.artifact
         )
@@ -443,7 +435,7 @@ class StepStage(RunStage):
         def say(text: str) -> None:
             self.reporter.say(f"{self.name}: {text}")
 
-        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.take, say=say)
+        return Rewards(spec, self.reward_context(), chunks=self._chunks, make=self.plugin, say=say)
 
     def _chunks(self, name: str, groups: Sequence[Group]) -> Iterator[Sequence[Group]]:
         """The groups that a single reward scores at once.

@@ -70,15 +70,10 @@ class StageContext:
         return seeds.stream(self.seed, self.name, *name)
 
     def plugin(self, component: Component) -> Any:
-        """The plugin of a component, made once."""
+        """The plugin of a component: what is checked is what works."""
         if id(component) not in self._plugins:
             self._plugins[id(component)] = create(component, self.name)
         return self._plugins[id(component)]
-
-    def take(self, component: Component) -> Any:
-        """The plugin of a component for whoever uses it; the next one who asks gets another."""
-        self.plugin(component)
-        return self._plugins.pop(id(component))
 
     def load(self, spec: DataSpec) -> Loaded:
         """Read a data entry; report what was understood, and the bad rows that it skips."""
@@ -117,9 +112,16 @@ class StageContext:
             progress=self.reporter.progress,
         )
 
-    def select(self, groups: Sequence[Group], validation: bool = False) -> list[Group]:
-        """The groups that the algorithm selects. validation: of rows that are held out."""
-        algorithm = self.plugin(self.stage.component)
+    def select(
+        self,
+        groups: Sequence[Group],
+        validation: bool = False,
+        algorithm: Algorithm | None = None,
+    ) -> list[Group]:
+        """The groups that the algorithm selects. validation: of rows that are held out. algorithm:
+        default: the one that learns.
+        """
+        algorithm = algorithm or self.plugin(self.stage.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         log, rng = self.summary.update, self.rng("select")
@@ -169,7 +171,7 @@ class StageContext:
             self.reward_context(),
             collectives=self.collectives,
             by_engine=by_engine,
-            make=self.take,
+            make=self.plugin,
         )
 
 

@@ -15,7 +15,7 @@ from alignkit.contract.kinds import Monitor, MonitoredStage, MonitorReport
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
 from alignkit.host import shapes
-from alignkit.host.calls import attributed_to, call
+from alignkit.host.calls import attributed_to, call, create
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
 from alignkit.io.atomic import discard_folder, replace_folder
@@ -50,9 +50,9 @@ class Monitors:
         context, settings = trainer.context, trainer.settings
         self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
         self.metrics: list[dict[str, Any]] = []
-        components = [*map(_with_default_options, plugins().defaults("monitor"))]
-        components += settings.monitors or ()
-        self.monitors: list[Monitor] = [context.take(component) for component in components]
+        defaults = map(_with_default_options, plugins().defaults("monitor"))
+        self.monitors: list[Monitor] = [create(one, context.name) for one in defaults]
+        self.monitors += map(context.plugin, settings.monitors or ())
         stage = MonitoredStage(
             settings,
             context.folder,

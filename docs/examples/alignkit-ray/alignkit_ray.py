@@ -149,7 +149,7 @@ class Worker:
         stage.folder = work.folder
         self.engine = ExitStack()  # lives as long as this process
         self.engine.enter_context(run.models_for(stage.stage))
-        self.step = stage.take(stage.stage.component)
+        self.step = stage.plugin(stage.stage.component)
         self.function = self.step.mapper(work.name, stage.context(Metrics(None)))
 
     def results(self, rows: Sequence[Any]) -> list[Any]:
