@@ -45,6 +45,9 @@ PRIVATE: dict[str, tuple[str, ...]] = dict.fromkeys(
 # Names and hooks that are gone -> what a plugin has instead
 RENAMED = {
     "Observation": "MonitorReport",
+    "Scores": "Sequence[float | None]",
+    "dry_run": "add('plan', ...)",
+    "format_unrecognized": "add('advice', ...)",
     "map_elsewhere": "add('executor', ...)",
     "metrics_opened": "metrics_logged",
     "results_shown": "add('results', ...)",
