@@ -16,7 +16,8 @@ from alignkit.errors import DataError
 from alignkit.host import shapes
 from alignkit.host.calls import call
 from alignkit.models.shared_model import BASE, SharedModel
-from alignkit.tokens.encoder import Encoded, Encoder, Ids, counted, drop_reason
+from alignkit.tokens.counts import counted, drop_reason
+from alignkit.tokens.encoder import Encoded, Encoder, Ids
 from alignkit.training.context import StageContext
 
 BATCH = 256  # groups that are tokenized together

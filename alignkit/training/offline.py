@@ -15,7 +15,8 @@ from alignkit.evaluation.split import loose_key, opening
 from alignkit.host.calls import call
 from alignkit.models.packing import Examples, flat, indivisible
 from alignkit.recipe.sources import Loaded
-from alignkit.tokens.encoder import Encoded, counted
+from alignkit.tokens.counts import counted
+from alignkit.tokens.encoder import Encoded
 from alignkit.training.context import StageContext
 from alignkit.training.data_sampler import make_data_sampler
 from alignkit.training.encoding import has_signal

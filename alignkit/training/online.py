@@ -22,7 +22,7 @@ from alignkit.errors import RunFailed, error_context
 from alignkit.host import shapes
 from alignkit.host.calls import call, create, remembered
 from alignkit.models.packing import Examples, flat
-from alignkit.tokens.encoder import counted
+from alignkit.tokens.counts import counted
 from alignkit.training.context import StageContext, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.episodes import episodes_of

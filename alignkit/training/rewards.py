@@ -25,7 +25,7 @@ from alignkit.host.calls import call, create, remembered
 from alignkit.host.registry import Component
 from alignkit.io.text import Say
 from alignkit.recipe.schema import RewardSpec, specs
-from alignkit.tokens.encoder import counted
+from alignkit.tokens.counts import counted
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 from alignkit.training.rollouts import Rollouts, taken
 

@@ -23,7 +23,8 @@ from alignkit.recipe.schema import BASE, Recipe, specs
 from alignkit.recipe.sources import DataSpec
 from alignkit.runs.run import Run
 from alignkit.runs.stage import TrainingStage
-from alignkit.tokens.encoder import Encoder, drop_reason
+from alignkit.tokens.counts import drop_reason
+from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.text.shown import readable_turns, response_names
 
 BREAK, TAB = "\u23ce", "\u21e5"  # stand for a line break and a tab

@@ -17,7 +17,7 @@ from alignkit.evaluation import held_out
 from alignkit.io.results import AGREEMENT, RECIPE, damage_of, json_lines, read_record
 from alignkit.io.text import redacted
 from alignkit.recipe.yaml import plain_data
-from alignkit.tokens.encoder import DROP_REASONS
+from alignkit.tokens.counts import DROP_REASONS
 from alignkit_plugins.command_line.find import find_run
 from alignkit_plugins.compare import verdicts
 from alignkit_plugins.compare.rows import BASE_MODEL, COIN, rows_in
