@@ -434,6 +434,17 @@ of (?:its|their) own accord => automatically
 (?:artefacts?|centre[ds]?|centring|grey|learnt|licences?|misspelt|spelt|whilst) => American spelling
 (?:cancel|label|model|signal|travel)l(?:ed|ing) => one l
 """
+# Names that had several meanings, and what each is called now.
+RETIRED = yaml.safe_load("""
+blame: attributed_to
+Collected: Mistakes
+lag: async_level
+learned_reward: reward
+on_rank0: on_main_process
+raw_rewards: rewards
+sampler_gap: engine_mismatch
+staleness: async_level
+""")
 # Quotations and foreign names: (file, text).
 SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}
 CLOCKS = re.compile(r"timeout=[0-9]|seconds: float = [0-9]|monotonic\(\) - \w+ <")
@@ -485,6 +496,14 @@ def examples_in_docstrings_are_valid() -> Iterator[str]:
                     yield f"{named(path)}: {name}: neither Python nor YAML, or no table: {example}"
 
 
+def names_are_not_retired() -> Iterator[str]:
+    for path in CODE:
+        for node in ast.walk(tree(path)):
+            for field in ("id", "attr", "name", "arg"):
+                if (new := RETIRED.get(getattr(node, field, None))) is not None:
+                    yield f"{named(path)}:{node.lineno}: {getattr(node, field)} is called {new}"
+
+
 def invalid_examples(docstring: str) -> Iterator[str]:
     """Paragraphs that are indented and neither Python nor a mapping in YAML, and tables with a
     line that does not begin and end with a bar.
@@ -517,7 +536,7 @@ RULES = (
     *(the_kernel_names_no_plugin, no_plugin_is_looked_up_by_a_fixed_name),
     *(the_house_does_not_grow, functions_and_files_are_short),
     *(no_test_depends_on_how_busy_the_machine_is, language),
-    *(comments_have_a_subject, examples_in_docstrings_are_valid),
+    *(comments_have_a_subject, examples_in_docstrings_are_valid, names_are_not_retired),
 )
 
 
