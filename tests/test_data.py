@@ -32,7 +32,7 @@ from alignkit.evaluation.split import sides as keys_of_sides
 from alignkit.host.registry import Component, Registration
 from alignkit.recipe.sources import DataSource, DataSpec, Loaded
 from alignkit.recipe.sources import load as load_spec
-from alignkit_plugins.compare.comparison import distinct_prompts
+from alignkit_plugins.compare.comparison import distinct_prompts, units_of
 from tests.formats.reading import FORMATS, shown, turns
 from tests.rows import json_rows, user, write_rows
 from tests.typings import ASKED, TYPINGS
@@ -835,6 +835,16 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     places = [Origin("a", 1, group="passage"), Origin("b", 1, source=1, group="author")]
     numbers = [Group(prompt(at.file), meta={"passage": 3, "author": 3}, origin=at) for at in places]
     assert len({*keys_of_sides(numbers)}) == 2
+    # One number is the same in each file, and prompts may differ by a date of the system.
+    dated: Any = ({"role": "system", "content": "May 1"}, *prompt("0"))
+    values = (3, 3.0, "3", " 3.0", "03")
+    three = [
+        Group(prompt(f"{v!r}"), meta={"passage": v}, origin=Origin("a", n, group="passage"))
+        for n, v in enumerate(values)
+    ]
+    alike = [Group(each) for each in (dated, prompt("0"), prompt("1"), dated[:1])]
+    for groups, count in ((three, 2), (alike, 3)):
+        assert len({*keys_of_sides(groups)}) == len({*units_of(groups)}) == count
     # A column that the format reads may be shared, too.
     taught = [{"prompt": row["prompt"], "system": row["passage"], "x": row["x"]} for row in rows]
     one, other = sides(path, taught, group="system")

@@ -17,6 +17,7 @@ from alignkit.errors import DataError
 from alignkit.evaluation.answers import normalized
 
 WORD = re.compile(r"\w+")
+_INTEGER = re.compile(r"\s*(0|-?[1-9]\d{0,20})(?:\.0+)?\s*")  # 7 is also written as 7.0 and "7"
 
 
 def prompt_key(group: Group, words: Callable[[str], str] = str.strip) -> str:
@@ -44,14 +45,18 @@ def held_together(group: Group) -> tuple[str, Any] | None:
         raise DataError(
             f"{group.origin}: the row has no '{column}', by which 'group' holds rows together"
         )
-    return column, group.meta[column]
+    value = group.meta[column]
+    if isinstance(value, float | str) and (number := _INTEGER.fullmatch(str(value))):
+        value = int(number[1])
+    return column, value.strip() if isinstance(value, str) else value
 
 
 def loose_key(group: Group) -> str:
     """The same for prompts that say the same (`normalized`): an answer to one tells that to the
-    other.
+    other. Their system turns, which may have a date, do not count next to others.
     """
-    return prompt_key(group, normalized)
+    turns = tuple(turn for turn in group.prompt if turn["role"] != "system")
+    return prompt_key(replace(group, prompt=turns or group.prompt), normalized)
 
 
 def sides(groups: Sequence[Group]) -> list[str]:

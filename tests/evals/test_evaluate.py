@@ -387,10 +387,10 @@ def test_equal_words_and_a_group_are_one_unit(rows: str, expected: str) -> None:
         meta = {"id": place, "g": value}
         made.append(Group((user(words),), meta=meta, origin=origin))
     assert units_of(made) == [int(unit) for unit in expected.split()]
-    # What models read besides tells prompts apart
+    # Tools tell prompts apart, and system turns do not
     told = replace(made[0], prompt=({"role": "system", "content": "s"}, *made[0].prompt))
     tools = replace(made[0], tools=(TOOL,), origin=None)
-    assert len({*units_of([replace(told, origin=None), tools, replace(made[0], origin=None)])}) == 3
+    assert len({*units_of([replace(told, origin=None), tools, replace(made[0], origin=None)])}) == 2
 
 
 def test_rows_with_the_same_words_are_one_unit_of_all_numbers(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from alignkit.data.group import (
     with_responses,
 )
 from alignkit.errors import DataError
-from alignkit.evaluation.split import connected, held_together, loose_key
+from alignkit.evaluation.answers import normalized
+from alignkit.evaluation.split import connected, held_together, loose_key, prompt_key
 from alignkit.io.results import RESULTS, read_record, stage_folder
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
@@ -62,18 +63,18 @@ def together(prompts: Iterable[Group]) -> list[Group]:
 
 def words_of(group: Group) -> str:
     """The same for groups in which models read the same words and tools, whatever columns say."""
-    return f"{loose_key(group)} {group.tools}"
+    return f"{prompt_key(group, normalized)} {group.tools}"
 
 
 def units_of(groups: Iterable[Group]) -> list[int]:
     """The unit of each group in all statistics, as the place of its first group.
 
-    Groups are one unit if they have the same words, or share what their source's `group` names.
+    Groups are one unit if they have the same words but for system turns, or share what their source's `group` names.
     Raises DataError as `together`.
     """
     shares = []
     for group in together(groups):
-        words = words_of(group)
+        words = f"{loose_key(group)} {group.tools}"
         unit = group.meta.get(UNIT, words)
         shares.append((words if group.prompt else unit, unit))  # raw texts may not be kept
     return connected(shares)
