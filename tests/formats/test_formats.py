@@ -365,6 +365,24 @@ def test_equal_ratings_make_no_pair_and_contradicting_ones_are_refused() -> None
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 0.0, "score_rejected": 0}
   u: q -> a | b [] {"score_chosen": 0.0, "score_rejected": 0}
 
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "winner": "tie"}
+  u: q -> a | b [] {"winner": "tie"}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "verdict": "TIE (both bad)"}
+  u: q -> a | b [] {"verdict": "TIE (both bad)"}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "status": "both_bad"}
+  u: q -> a | b [] {"status": "both_bad"}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "rating": [8, 8.0]}
+  u: q -> a | b [] {"rating": [8, 8.0]}
+
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "rating": [5, 8], "status": "swapped"}
+  u: q -> a | b [0>1] {"rating": [5, 8], "status": "swapped"}
+
+hh_rlhf {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b", "label": "tie"}
+  u: q -> a | b [] {"label": "tie"}
+
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "4.5", "rejected-rating": "4"}
   u: q -> a | b [0>1] {"chosen-rating": "4.5", "rejected-rating": "4"}
 

@@ -269,18 +269,22 @@ _WORD = re.compile(r"[A-Za-z]+|\d+")
 _RATING = re.compile(
     "(?i:score|rating|reward|grade|(up)?votes|rank|avg|average|mean|overall|final)"
 )
-_NAMED = ("better", "best", "winner", "preferred", "preference", "verdict", "label")
+_NAMED = ("better", "best", "winner", "preferred", "preference", "verdict", "label", "status")
+_TIE = re.compile(r"(?i)ties?|tied|draw|equal|same|(?:tie\W+)?both[\W_]*(?:bad|good)\W*")
 
 
 def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> bool:
-    """Whether a rating of two answers is the same. Raises BadRow if one says that the worse answer
-    is better.
+    """Whether two answers have the same rating, or a column calls them a tie. Raises BadRow if one
+    says that the worse answer is better.
 
     better, worse: the columns of the answers. Ratings are called alike, such as score_chosen for
     chosen.
     """
-    alike, against = False, [name for name in _NAMED if str(row.get(name)).lower() == worse]
-    for name in row:
+    alike = any(_TIE.fullmatch(str(row.get(name)).strip()) for name in _NAMED)
+    against = [name for name in _NAMED if str(row.get(name)).lower() == worse]
+    for name, ratings in row.items():
+        if _RATING.fullmatch(name.removesuffix("s")) and isinstance(ratings, list):
+            alike |= len(ratings) == 2 and ratings[0] == ratings[1] is not None
         pair = name, _twin(name, better, worse)
         with suppress(BadRow):  # ratings may be in words
             high, low = (to_number(row.get(each), each) for each in pair)

@@ -203,11 +203,11 @@ class HHRLHF(ColumnFormat):
                 raise BadRow(f"column '{name}' does not end with an assistant turn")
             sides.append(turns)
         chosen, rejected = sides
-        rated_alike(row, "chosen", "rejected")
         # Compare before merging, or a stray turn on one side would hide in its answer.
         if chosen[:-1] != rejected[:-1]:
             raise BadRow("chosen and rejected differ before their last turn")
         chosen, rejected = merged(chosen), merged(rejected)
         responses = Response(text=chosen[-1]["content"]), Response(text=rejected[-1]["content"])
         meta = self.rest(row, "chosen", "rejected")
-        return Group(tuple(chosen[:-1]), responses, (Pair(0, 1),), meta=meta)
+        pairs = () if rated_alike(row, "chosen", "rejected") else (Pair(0, 1),)
+        return Group(tuple(chosen[:-1]), responses, pairs, meta=meta)
