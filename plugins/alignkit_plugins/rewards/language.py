@@ -10,11 +10,12 @@ from alignkit import DataError, Field, Group, Reward
 from alignkit_plugins.extras import check_extra
 from alignkit_plugins.rewards.text import scored
 from alignkit_plugins.text.rows import column_of, row_of
-from alignkit_plugins.text.text_metrics import check_languages, identifier
+from alignkit_plugins.text.text_metrics import check_languages, identifier, language_of
 
 
 class Language(Reward):
-    """1 if the answer is in the expected language, else 0, also if it has no letters.
+    """1 if the answer is in the expected language, else 0. Text with few letters, which may be in
+    any language, has no score.
 
     The language is named by py3langid (Lui and Baldwin 2012), whose model comes with it.
     """
@@ -53,17 +54,17 @@ class Language(Reward):
     def score(self, groups: Sequence[Group]) -> Sequence[float | None]:
         return scored(groups, self._score)
 
-    def _score(self, group: Group, answer: str) -> float:
-        has_letters = any(map(str.isalpha, answer))
-        return float(has_letters and _language_of(answer) == self._expected(group))
+    def _score(self, group: Group, answer: str) -> float | None:
+        code, expected = language_of(answer), self._expected(group)
+        return float(code == expected) if code and expected else None
 
     def _expected(self, group: Group) -> str:
-        """The expected code. Raises DataError for a prompt without one."""
+        """The expected code; empty if the prompt has few letters. Raises DataError for a prompt without one."""
         if self.options.language is not None:
             return self.options.language
         if self.options.column is None:
             questions = [turn["content"] for turn in group.prompt if turn["role"] == "user"]
-            return _language_of(questions[-1] if questions else "")
+            return language_of(questions[-1] if questions else "")
         code = column_of("language", group, self.options.column)
         known = identifier().labels
         if code not in known:
@@ -72,7 +73,3 @@ class Language(Reward):
                 f"of {', '.join(sorted(known))}"
             )
         return str(code)
-
-
-def _language_of(text: str) -> str:
-    return str(identifier().classify(text)[0])
