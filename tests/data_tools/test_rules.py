@@ -27,13 +27,22 @@ As an AI language model, I cannot
 I'm just an AI.
 as of my last knowledge update
 I was developed by OpenAI
+I'm ChatGPT, a large language model trained by OpenAI.
+As an AI developed by Google
+"""
+KEPT = """\
+As an aide to the minister, she
+A language model predicts words.
+She works as an AI researcher in Oslo.
+TensorFlow was developed by Google.
+I am a fan of React, created by Meta.
+BERT is a language model developed by Google.
 """
 
 
 def test_stock_phrases() -> None:
     assert all(map(STOCK.search, STOCK_PHRASES.splitlines()))
-    for text in ("As an aide to the minister, she", "A language model predicts words."):
-        assert not STOCK.search(text)
+    assert not any(map(STOCK.search, KEPT.splitlines()))
 
 
 def test_a_redacted_response_loses_the_tokens_that_it_was_sampled_as() -> None:

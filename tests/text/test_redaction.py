@@ -181,6 +181,11 @@ HARMLESS = [
     "In Python 3.12 the token: Token = Token() annotation is checked, and api_key: str is a field.",
     "Pay DE89 3704 0044 0532 0130 00 or FR76 3000 6000 0112 3456 7890 189; call 4111 0044 1111 1111.",
     "Nature 34 (12) 2345-3456, Cell (12) 1033-1045; x² = 10¹² m², １２３４５円、２０２４年１月１５日",
+    "attn = q@k.mT / math.sqrt(d); follow @gargron@mastodon.social",
+    "Send it to 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed or 1A1zP1eP5QGefi2DMPTfTL5SLmv7DivfNa.",
+    "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq; ipfs://QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWKPBdG",
+    "https://docs.google.com/spreadsheets/d/1BxiMVs0XRA5nFMdKvBdBZjgmUUqptlbs74OgvE2upms/edit",
+    "https://www.youtube.com/playlist?list=PLZHQObOWTQDPD3MizzM2xVFitgF8hE2abZ1",
     "The password is 8-digit; password: 8-16 characters; password = self.password2; password: ${PASS12}, password=f1()",
 ]
 # Each holds some of its kind
@@ -228,6 +233,8 @@ PERSONAL = {
         "OPENAI_API_KEY=sk-proj-abcdefghijklmnopqrstuvwxyz0123456789ABCD",
         "token ghp_abcdefghijklmnopqrstuvwxyz0123456789",
         "AKIAIOSFODNN7EXAMPLE is my AWS key",
+        "https://eth-mainnet.g.alchemy.com/v2/9aF3kLm2QpX7vTz1Bn5RcY8WdJ4hG6sE",
+        "https://example.com/webhooks/9aF3kLm2QpX7vTz1Bn5RcY8WdJ4hG6sE",
         "Authorization: Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.abcdefghijklmnop",
     ],
 }

@@ -30,8 +30,10 @@ from alignkit_plugins.text.text_metrics import check_languages, language_of
 # What models say of themselves in English, and what reviewers of data remove first (Vicuna's, ShareGPT's and
 # OpenOrca's filters).
 STOCK = re.compile(
-    r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai|(?:large )?language model)\b"
-    r"|\bai language model\b|\b(?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
+    r"\b(?:as|i am|i['’]m|i am just|i['’]m just) an? (?:\w+ )?(?:ai(?: (?:model|assistant|chatbot)\b"
+    r"|\b(?! (?!i\b|and\b|so\b|without\b|(?:developed|trained|created|made) by\b)\w))|(?:large )?language model\b)"
+    r"|\bai language model\b|\bi(?: am|['’]m| was)(?: \w+,)?(?: an? (?:[\w-]+ ){0,3}(?:model|assistant|ai|chatbot),?)?"
+    r" (?:developed|trained|created|made) by (?:openai|anthropic|google|meta)\b"
     r"|\bmy (?:knowledge|training)(?: data)? (?:cutoff|cut-off)\b|\bas of my last (?:knowledge |training )?update\b"
     r"|\bi (?:do not|don['’]t) have (?:personal (?:opinions|beliefs|experiences|feelings)|feelings or emotions)\b",
     re.IGNORECASE,

@@ -25,6 +25,7 @@ _PARTS = {
     "<more>": r"(?:[/(<gap>)]{0,3}\d)",
     "<end>": r"(?![<word>-]|[.,:/]\d)",
     "<card>": r"\d{4}(?:[ -]\d{4}){3}",
+    "<base58>": "[1-9A-HJ-NP-Za-km-z]",
     "<power>": r"1024|2048|4096|8192",
     "<sum>": r"[\d<gap>]{0,12}000[<gap>]?000",
     "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f\ufb00-\ufb06",
@@ -36,16 +37,18 @@ _PARTS = {
 # No files such as icon@2x.png, versions, addresses of git, prompts of a shell, and no code, of which
 # the last names are words of programs
 _EMAIL = (
-    r"(?i)(?<![<word>.+-])(?<!//)(?P<part>(?!(?:git|hg|svn|root|this|super)@)[<word>][<word>.+'%-]{0,63}?<at>"
+    r"(?i)(?<![<word>.+@-])(?<!//)(?P<part>(?!(?:git|hg|svn|root|this|super)@)[<word>][<word>.+'%-]{0,63}?<at>"
     r"(?!v?\d+\.[\dx]|self\.)(?:[<word>-]{1,63}<point>){1,8}(?!(?:png|jpe?g|gif|svg|webp|js|json|ya?ml|txt|html?|tgz|gz"
     r"|service|timer|socket|target|mount|slice|local\w*|internal|latest|canary|data|shape|dtype|grad|device|weights?|bias"
-    r"|values?|transpose|inverse|array|numpy|size)\b)(?:[a-z]{2,24}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+)"
+    r"|values?|transpose|inverse|array|numpy|size|(?-i:m[HT]))\b)(?:[a-z]{2,24}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+)"
     r"(?![<word>(\[]|(?-i:\.(?:[a-z]|T\b))|:[~/])"
     r"|<far>{1,16}@(?:<far>{1,63}\.)+(?:中[国國]|公司|网[络址]|網[絡址]|香港|台[湾灣]|[\u0530-\u1fff\uac00-\ud7a3]{2,}))"
 )
-# With three numbers or more, which names rarely have, and not of base 16
+# With three numbers or more, which names rarely have, and not of base 16; no addresses of Ethereum,
+# Bitcoin and IPFS
 _RANDOM = (
-    r"(?<![A-Za-z0-9])(?P<part>(?=[A-Za-z0-9]{32})(?![0-9a-f]+\b|[0-9A-F]+\b)(?=[A-Z0-9]*[a-z])"
+    r"(?<![A-Za-z0-9])(?P<part>(?=[A-Za-z0-9]{32})(?![0-9a-f]+\b|[0-9A-F]+\b|0x[\dA-Fa-f]{40}\b|bc1[02-9ac-hj-np-z]+\b"
+    r"|(?:[13]<base58>{25,33}|Qm<base58>{44})\b|baf[2-7a-z]{50,}\b)(?=[A-Z0-9]*[a-z])"
     r"(?=[A-Za-z]*\d+[A-Za-z]+\d+[A-Za-z]+\d)[A-Za-z0-9]+)"
 )
 # Not after the name of a thing that has a number; no digits in order, binary numbers and sizes.
@@ -90,6 +93,10 @@ _SECRET = (
     r"(?:\s?[:=：＝]|\s(?:is|ist|est|es|é)\s)[\s\"'*`]{0,4}"
     r"(?P<part>(?![/$%<{~*-]|\d+-)(?=[^\s.,]*\d)(?=[^\s.,]*[a-z]|\d+\b)[^\s.,;:()\[\]{}<>\"'`]{6,})"
     r"(?=[\"'`,;]|\.?(?:\s|$)|\.[\"'`)])"
+)
+# An id in an address, unless that may be a key of a service
+_IN_ADDRESS = re.compile(
+    r"://(?!\S*(?i:api|hook|key|token|secret|auth|sig|pass|pwd|/v\d|/bot))\S+[/=]$"
 )
 _DIGITS = r"\d(?:\D{0,4}\d){6}"
 BEFORE = 100  # characters of a detail and its name before what a detail never lacks
@@ -147,7 +154,7 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
         for match in reversed(matches):  # so that the places before it stay
             start, end = match.span("part")
             part = known[start:end]
-            if not part or (pattern is _RANDOM and _is_base64(plain[start:end])):
+            if not part or (pattern is _RANDOM and _is_no_key(plain, start, end)):
                 continue
             known = known[:start] + word + known[end:]
             if word == HIDDEN:
@@ -159,9 +166,11 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
     return known
 
 
-def _is_base64(part: str) -> bool:
-    """Whether it is a text in base 64."""
-    return b64decode(part + "A" * (-len(part) % 4)).isascii()
+def _is_no_key(text: str, start: int, end: int) -> bool:
+    """Whether a part is a text in base 64, or an id in an address."""
+    part = text[start:end]
+    is_text = b64decode(part + "A" * (-len(part) % 4)).isascii()
+    return is_text or _IN_ADDRESS.search(text, max(0, start - BEFORE), start) is not None
 
 
 def examples(found: Iterable[tuple[str, str, str]]) -> list[str]:
