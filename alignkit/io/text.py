@@ -106,10 +106,16 @@ def cache_folder() -> Path:
 HIDDEN = "***"
 # Names of keys whose values have no form of their own, as gateways and headers have them
 _NAMES = (
-    r"(?:api|access|secret|private)[_-]?key|(?:access|auth|api|hub)[_-]token"
-    r"|(?:proxy[_-])?authorization|cookie|password|passwd|secret"
+    r"(?:api|access|secret|private|subscription)[_-]?key|(?:access|auth|api|hub|bearer|refresh)[_-]?token"
+    r"|(?:proxy[_-])?authorization|cookie|password|passwd|passphrase|pwd|secret|credentials?|bearer"
 )
-_SECRET = re.compile(rf"(?:^|[_-])(?:{_NAMES})$", re.IGNORECASE)
+# More of them in what a recipe adds to requests
+_SECRET = re.compile(
+    rf"(?:(?:^|[._-])(?:{_NAMES})"
+    r"|\brequest\.(?:.*[._-])?(?:auth|signature|(?<!cache_)key|(?<!(?:bos|eos|pad)_)(?<!stop_)token))$",
+    re.IGNORECASE,
+)
+_WORDS_IN_NAME = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 _KEY = re.compile(
     r"""\b(?:[srp]k[-_](?=[\w-]{0,200}?(?=[A-Za-z]{0,200}[0-9])[A-Za-z0-9]{12})[\w-]+  # OpenAI; not sk-slovak-texts
     | (?:gsk|fw|nvapi|xai|pplx|csk|r8|tgp_v1|npm|pypi|glpat|GOCSPX|ya29|xox[abprs])[-_.](?=[A-Za-z_-]*[0-9])[\w-]{16,}
@@ -121,21 +127,22 @@ _KEY = re.compile(
     | (?<=[Bb]earer\ )[^\s'"]{8,}
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?
     | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host
-    | (?P<name>[?&](?i:[\w-]*[_-])?(?i:key|token|sig|signature|"""
-    rf"""{_NAMES})=)[^\s&#'"]+                    # in a query""",
+    | (?P<name>(?:[?&]|\brequest\.)(?i:[\w-]*[_-])?(?i:key|token|sig|signature|"""
+    rf"""{_NAMES})=)[^\s&#'"]+                    # in a query, or set by a command""",
     re.VERBOSE,
 )
 
 
 def redacted(value: Plain, name: str = "") -> Plain:
     """A text, or all texts in plain data, with `***` in place of keys of known kinds, of passwords
-    in addresses, and of what has the name of a key.
+    in addresses, and of what has the name of a key. name: the keys that lead to it, with dots.
     """
     clear: Any = value
     if isinstance(value, str):
-        clear = HIDDEN if value and _SECRET.search(name) else _KEY.sub(rf"\g<name>{HIDDEN}", value)
+        is_key = value and _SECRET.search(_WORDS_IN_NAME.sub("_", name))
+        clear = HIDDEN if is_key else _KEY.sub(rf"\g<name>{HIDDEN}", value)
     elif isinstance(value, dict):
-        clear = {redacted(key): redacted(item, str(key)) for key, item in value.items()}
+        clear = {redacted(key): redacted(item, f"{name}.{key}") for key, item in value.items()}
     elif isinstance(value, list | tuple):
         clear = [redacted(item, name) for item in value]
     return clear

@@ -126,7 +126,8 @@ def without_keys(data: Any) -> str:
     hidden: list[str] = []
 
     def note(text: str, keys: Keys) -> str:
-        if redacted(text, str(keys[-1]) if keys else "") != text:
+        name = ".".join(str(key) for key in keys if not isinstance(key, int))
+        if redacted(text, name) != text:
             hidden.append(path_text(keys))
         return text
 

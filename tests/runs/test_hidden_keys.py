@@ -59,14 +59,32 @@ NAMED = [
     "hub_token",
     "client_secret",
     "password",
+    "accessToken",
+    "Ocp-Apim-Subscription-Key",
+    "credentials",
+    "bearer",
+    "passphrase",
+    "pwd",
 ]
-UNNAMED = ["api_key_env", "pad_token", "num_memory_tokens", "token", "secretary", "key", "monkey"]
+IN_REQUESTS = ["token", "key"]
+UNNAMED = [
+    "api_key_env",
+    "pad_token",
+    "num_memory_tokens",
+    "secretary",
+    "monkey",
+    "prompt_cache_key",
+]
 
 
 def test_what_has_the_name_of_a_key_is_hidden() -> None:
-    request = {name: "plain" for name in NAMED + UNNAMED}
+    request = {name: "plain" for name in NAMED + UNNAMED + IN_REQUESTS}
     clear = {**request, **{name: "***" for name in NAMED}}
-    assert redacted({"request": [request]}) == {"request": [clear]}
+    hidden = {**clear, **dict.fromkeys(IN_REQUESTS, "***")}
+    assert redacted({"request": [request, {"more": request}]}) == {
+        "request": [hidden, {"more": hidden}]
+    }
+    assert redacted("server.request.token=plain") == "server.request.token=***"
     first, *rest = without_keys({"headers": request, "api_key": ""}).splitlines()
     assert first.removeprefix("# *** stands for a key at: ").split() == [
         f"headers.{name}" for name in NAMED
