@@ -156,39 +156,6 @@ def test_data_that_may_do_are_not_refused(tmp_path: Path, stages: list[str]) -> 
     assert main(["check", *recipe_of(tmp_path, *stages)]) == 0
 
 
-CHECKED = """
-from alignkit import Reward, hookimpl
-from alignkit_plugins.algorithms.sft import SFT
-
-class Seen(Reward):
-    def check(self, folder):
-        self.folder = folder
-
-    def score(self, groups):
-        return [float(self.folder.is_dir()) for group in groups for _ in group.responses]
-
-class Learns(SFT):
-    check = Seen.check
-
-    def loss(self, batch, out):
-        assert self.folder.is_dir()
-        return super().loss(batch, out)
-
-@hookimpl
-def register(add):
-    add("reward", "seen", Seen)
-    add("algorithm", "learns", Learns)
-"""
-
-
-def test_what_is_checked_is_what_works(tmp_path: Path) -> None:
-    (tmp_path / "checked.py").write_text(CHECKED, encoding="utf-8")
-    write_rows(tmp_path / "demos.jsonl", [{"prompt": "is it?", "completion": "yes"}])
-    sample = "sample: {step: sample, prompts: demos.jsonl, policy: first, reward: seen}"
-    text = FIRST.replace("sft", "learns") + f"\n{sample}"
-    run(write_recipe(tmp_path, text, TINY), "--plugin", str(tmp_path / "checked.py"))
-
-
 def test_bad_rows_are_listed_once_by_their_file(tmp_path: Path, said: Said) -> None:
     stages = ("OF_PAIRS, pairs: pairs.jsonl", "algorithm: dpo, data: pairs.jsonl")
     recipe = recipe_of(tmp_path, *stages)
@@ -244,14 +211,12 @@ class Weighted(Algorithm):
         weights: Path = Field(description="weights by source")
 
     def check(self, folder):
-        if "yes" not in self._read():
+        self.weights = json.loads(self.options.weights.read_text())
+        if "yes" not in self.weights:
             raise RunFailed(f"{self.options.weights}: no weight for 'yes'")
 
-    def loss(self, batch, out):
-        return Loss(nll=per_token(-self._read()["yes"] * out.logprobs))
-
-    def _read(self):
-        return json.loads(self.options.weights.read_text())
+    def loss(self, batch, out):  # of the algorithm that was checked
+        return Loss(nll=per_token(-self.weights["yes"] * out.logprobs))
 
 @hookimpl
 def register(add):

@@ -133,7 +133,10 @@ def check(
             rows.append(listing.plugin_row(one))
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
-        refuse(f"{what} registers nothing", "; ".join(broken) or "name a plugin, or FILE.py")
+        refuse(
+            f"{what} registers nothing that a kit checks",
+            "; ".join(broken) or "name a plugin, or FILE.py",
+        )
     lines = [f"{row['kind']} {row['name']}: all rules of its kind hold" for row in rows]
     lines += [f"broken: {text}" for text in broken]
     facts = {"plugins": rows, "broken": broken}
