@@ -76,13 +76,13 @@ def run(job: Job, gate: Gate, score: Callable[[Problem, Tensor], Tensor]) -> Non
 
 def ours(job: Job, gate: Gate) -> None:
     from alignkit.kernels.backends import chosen
-    from alignkit.kernels.lm_head import HeadSpec
+    from alignkit.kernels.lm_head import HeadSpec, TokenWants
 
     def score(problem: Problem, hidden: Tensor) -> Tensor:
         counts = problem.scored[:, 1:]
         tokens = problem.tokens[:, 1:][counts]
         backend, head = chosen(hidden.device, hidden.dtype), HeadSpec(problem.weight)
-        return -backend.next_token(hidden[:, :-1][counts], tokens, head)[0].mean()
+        return -backend.next_token(hidden[:, :-1][counts], tokens, head, TokenWants())[0].mean()
 
     run(job, gate, score)
 

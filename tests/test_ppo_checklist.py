@@ -362,7 +362,7 @@ def test_a_cut_off_response_is_terminal() -> None:
 def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
     policy, role = stage.model, stage.value_role or ""
     disturb(policy, role, 0.2)
-    wants, prompt = Wants(False, values=role), (20, 21, 22)
+    wants, prompt = Wants(values=role, logprobs=False), (20, 21, 22)
     first, changed = (written(prompt, (30, 31, token, 33)) for token in (32, 99))
     values = measure(policy, role, [first], wants)["values"][0]
     row = pack([first])

@@ -19,7 +19,7 @@ from torch import Tensor
 from alignkit.errors import PluginError
 from alignkit.host.plugins import Plugins, plugins
 from alignkit.kernels.decoding import Decoding
-from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken, logprobs_and_entropy
+from alignkit.kernels.lm_head import HeadSpec, NextToken, TokenWants, logprobs_and_entropy
 from alignkit.kernels.plain_attention import GroupAttention
 
 
@@ -90,12 +90,7 @@ class Backend:
         return nullcontext()
 
     def next_token(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        head: HeadSpec,
-        entropy: Entropy = False,
-        likeliest: bool = False,
+        self, hidden: Tensor, tokens: Tensor, head: HeadSpec, wants: TokenWants
     ) -> NextToken:
         """What is requested of tokens [N], by the states before them.
 
@@ -103,7 +98,7 @@ class Backend:
         rest is float32, or float64 if the head is. Gradients reach the hidden states and the
         parameters of the head that learn.
         """
-        return logprobs_and_entropy(hidden, tokens, head, self.linear, entropy, likeliest)
+        return logprobs_and_entropy(hidden, tokens, head, self.linear, wants)
 
 
 def chosen(device: torch.device, dtype: torch.dtype) -> Backend:

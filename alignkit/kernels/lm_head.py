@@ -16,11 +16,21 @@ from torch.utils.checkpoint import checkpoint
 
 from alignkit.functional.logprobs import entropy_of
 
-# Whether to compute entropies. "reported" means without gradients, which saves a third of the
-# products.
-Entropy = bool | Literal["reported"]
 CHUNK = 256  # rows of logits that are held at a time
 Linear = Callable[[Tensor, Tensor], Tensor]  # x, weight -> x W^T
+
+
+@dataclass(frozen=True)
+class TokenWants:
+    """What to compute of tokens besides log-probabilities at a temperature.
+
+    entropy: "reported" gives it no gradient, which saves a third of the products. likeliest:
+    whether the token is the likeliest.
+    """
+
+    temperature: float = 1.0
+    entropy: bool | Literal["reported"] = False
+    likeliest: bool = False
 
 
 class NextToken(NamedTuple):
@@ -62,19 +72,14 @@ class HeadSpec:
 
 
 def logprobs_and_entropy(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: HeadSpec,
-    linear: Linear,
-    entropy: Entropy,
-    likeliest: bool,
+    hidden: Tensor, tokens: Tensor, head: HeadSpec, linear: Linear, wants: TokenWants
 ) -> NextToken:
     """See `Backend.next_token`; the backward pass computes the logits again."""
     # A chunk draws no random numbers, so there is no generator state to preserve.
     compute = functools.partial(
         checkpoint, _logprobs, use_reentrant=False, preserve_rng_state=False
     )
-    return NextToken(*by_chunk(compute, hidden, tokens, head, linear, entropy, likeliest))
+    return NextToken(*by_chunk(compute, hidden, tokens, head, linear, wants))
 
 
 def by_chunk(
@@ -93,21 +98,16 @@ def by_chunk(
 
 
 def _logprobs(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: HeadSpec,
-    linear: Linear,
-    entropy: Entropy,
-    likeliest: bool,
+    hidden: Tensor, tokens: Tensor, head: HeadSpec, linear: Linear, wants: TokenWants
 ) -> NextToken:
     """The numbers of some rows, by torch's own operators."""
     logits, _ = logits_of(hidden, head, linear)
     log_probabilities = torch.log_softmax(logits, dim=-1)
-    learned = log_probabilities.detach() if entropy == "reported" else log_probabilities
-    best = log_probabilities.argmax(dim=-1) == tokens if likeliest else None
+    learned = log_probabilities.detach() if wants.entropy == "reported" else log_probabilities
+    best = log_probabilities.argmax(dim=-1) == tokens if wants.likeliest else None
     return NextToken(
         log_probabilities.gather(-1, tokens[:, None])[:, 0],
-        entropy_of(learned) if entropy else None,
+        entropy_of(learned) if wants.entropy else None,
         None if best is None else best.to(learned),
     )
 

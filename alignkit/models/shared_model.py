@@ -25,7 +25,7 @@ from alignkit.kernels import attention
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.layout import Layout, setting
-from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken
+from alignkit.kernels.lm_head import HeadSpec, NextToken, TokenWants
 from alignkit.models import checked_model
 from alignkit.models.adapters import ACTIVE, Adapters, Base
 from alignkit.models.loading import (
@@ -77,21 +77,17 @@ class Role:
 
 
 @dataclass(frozen=True)
-class Wants:
+class Wants(TokenWants):
     """The numbers to compute for every response.
 
-    logprobs: log-probability of each counted token at `temperature`, in nats. entropy: of the same
-    distributions; "reported" gives it no gradient. likeliest: whether the token is the likeliest.
+    logprobs: log-probability of each counted token, in nats, and what else of its distribution.
     values: the role whose scalar head predicts one before each counted token. scores: the scalar
     head of the role itself, at the last token that it reads.
     """
 
     logprobs: bool = True
-    entropy: Entropy = False
-    likeliest: bool = False
     values: str | None = None
     scores: bool = False
-    temperature: float = 1.0
 
 
 LOGPROBS = Wants()
@@ -312,16 +308,12 @@ class SharedModel:
         return torch.cat(parts)
 
     def logprobs(
-        self, name: str, hidden: Tensor, tokens: Tensor, wants: Wants = LOGPROBS
+        self, name: str, hidden: Tensor, tokens: Tensor, wants: TokenWants = LOGPROBS
     ) -> NextToken:
         """See `Backend.next_token`: fp32, of tokens [n] and the states before them, [n, hidden]."""
         with self.multiplying():
             return self.backend.next_token(
-                hidden,
-                tokens.to(self.device),
-                self._head(name, wants.temperature),
-                wants.entropy,
-                wants.likeliest,
+                hidden, tokens.to(self.device), self._head(name, wants.temperature), wants
             )
 
     def next_logits(self, name: str, hidden: Tensor) -> Tensor:

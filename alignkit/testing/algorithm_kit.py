@@ -148,7 +148,7 @@ class AlgorithmCheck:
         """All rollouts as `signal` sees them."""
         examples = self._measured(algorithm, groups)
         if self.needs.values:
-            wants = Wants(False, values=VALUE_BEFORE)
+            wants = Wants(values=VALUE_BEFORE, logprobs=False)
             found = measure(self.model, VALUE_BEFORE, examples.groups, wants)
             examples.token_columns["old_values"] = flat(found["values"])
         if self.needs.reward:

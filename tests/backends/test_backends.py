@@ -19,7 +19,7 @@ from alignkit.host.plugins import plugins
 from alignkit.kernels import backends
 from alignkit.kernels.backends import Backend, LowRank, chosen
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
-from alignkit.kernels.lm_head import HeadSpec
+from alignkit.kernels.lm_head import HeadSpec, TokenWants
 from alignkit_plugins.backends import flex_attention, processor, products, tiled_attention
 from alignkit_plugins.backends.cpu import Cpu
 from alignkit_plugins.backends.gpu import Gpu
@@ -80,7 +80,7 @@ def next_token(backend: Backend, inputs: Inputs) -> list[Tensor]:
     for learns in (True, False):
         weight, bias = inputs(17, LENGTH, learns=learns), inputs(17, learns=learns)
         for head in (HeadSpec(weight, bias, 2.0), HeadSpec(weight, None, 0.7, 3.0, 0.5)):
-            found += backend.next_token(hidden, tokens, head, True)
+            found += backend.next_token(hidden, tokens, head, TokenWants(entropy=True))
     return [x for x in found if x is not None]
 
 

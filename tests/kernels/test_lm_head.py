@@ -15,7 +15,7 @@ from torch import Tensor
 from alignkit.functional.logprobs import entropy_of
 from alignkit.kernels import lm_head
 from alignkit.kernels.backends import chosen
-from alignkit.kernels.lm_head import HeadSpec
+from alignkit.kernels.lm_head import HeadSpec, TokenWants
 from tests.by_hand import token_logprobs
 from tests.same import gradients, same
 
@@ -32,7 +32,9 @@ def logprobs_and_entropy(
 ) -> Any:
     with patch.object(lm_head, "CHUNK", chunk):
         backend = chosen(hidden.device, hidden.dtype)
-        return backend.next_token(hidden, tokens, head, entropy, **more)[: 2 + len(more)]
+        return backend.next_token(hidden, tokens, head, TokenWants(entropy=entropy, **more))[
+            : 2 + len(more)
+        ]
 
 
 either_way = pytest.mark.parametrize("frozen", [True, False])

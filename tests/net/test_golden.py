@@ -25,7 +25,7 @@ from alignkit.data.group import ranking_pairs
 from alignkit.evaluation import statistics
 from alignkit.kernels import lm_head
 from alignkit.kernels.backends import chosen
-from alignkit.kernels.lm_head import HeadSpec
+from alignkit.kernels.lm_head import HeadSpec, TokenWants
 from alignkit_plugins.algorithms.rejection_sampling import best_samples
 from alignkit_plugins.formats import text
 from alignkit_plugins.people import agreement as people
@@ -143,7 +143,7 @@ def with_head(
         head = HeadSpec(weight, temperature=temperature)
         backend = chosen(rows.device, rows.dtype)
         with patch.object(lm_head, "CHUNK", chunk):
-            logprobs, entropy, _ = backend.next_token(rows, targets, head, entropy=True)
+            logprobs, entropy, _ = backend.next_token(rows, targets, head, TokenWants(entropy=True))
         assert entropy is not None
         found.append((logprobs.view(tokens.shape), entropy.view(tokens.shape)))
     return found

@@ -14,7 +14,7 @@ from alignkit.errors import memory_ran_out
 from alignkit.kernels import memory
 from alignkit.kernels.backends import Backend, LowRank
 from alignkit.kernels.layout import setting
-from alignkit.kernels.lm_head import Entropy, HeadSpec, NextToken
+from alignkit.kernels.lm_head import HeadSpec, NextToken, TokenWants
 from alignkit_plugins.backends.adapted import adapted
 from alignkit_plugins.backends.frozen_head import logprobs_and_entropy
 from alignkit_plugins.backends.prepared import (
@@ -55,17 +55,12 @@ class Fast(Backend):
         return adapted(x, weight, bias, adapter, self.product)
 
     def next_token(
-        self,
-        hidden: Tensor,
-        tokens: Tensor,
-        head: HeadSpec,
-        entropy: Entropy = False,
-        likeliest: bool = False,
+        self, hidden: Tensor, tokens: Tensor, head: HeadSpec, wants: TokenWants
     ) -> NextToken:
         """See `Backend.next_token`."""
         if head.learns:
-            return super().next_token(hidden, tokens, head, entropy, likeliest)
-        return logprobs_and_entropy(hidden, tokens, head, self.product, entropy, likeliest)
+            return super().next_token(hidden, tokens, head, wants)
+        return logprobs_and_entropy(hidden, tokens, head, self.product, wants)
 
     @contextmanager
     def prepare(self, model: Any, adapter: str | None, rows: int, tokens: int) -> Iterator[None]:

@@ -12,21 +12,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from alignkit.kernels.lm_head import Entropy, HeadSpec, Linear, NextToken, by_chunk, logits_of
+from alignkit.kernels.lm_head import HeadSpec, Linear, NextToken, TokenWants, by_chunk, logits_of
 
 
 def logprobs_and_entropy(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: HeadSpec,
-    product: Linear,
-    entropy: Entropy,
-    likeliest: bool,
+    hidden: Tensor, tokens: Tensor, head: HeadSpec, product: Linear, wants: TokenWants
 ) -> NextToken:
     """See `Backend.next_token`."""
     # Decided here, because gradients are always off inside of a Function's forward.
     learns = torch.is_grad_enabled() and hidden.requires_grad
-    return NextToken(*_FrozenHead.apply(hidden, tokens, head, product, entropy, likeliest, learns))
+    return NextToken(*_FrozenHead.apply(hidden, tokens, head, product, wants, learns))
 
 
 class _FrozenHead(torch.autograd.Function):
@@ -39,16 +34,15 @@ class _FrozenHead(torch.autograd.Function):
         tokens: Tensor,
         head: HeadSpec,
         product: Linear,
-        entropy: Entropy,
-        likeliest: bool,
+        wants: TokenWants,
         learns: bool,
     ) -> tuple[Tensor | None, ...]:
         logprobs, entropies, best, *grads = by_chunk(
-            _frozen, hidden, tokens, head, product, entropy, likeliest, learns
+            _frozen, hidden, tokens, head, product, wants, learns
         )
         # All that backward needs: the logits, [N, V], are gone by then
         ctx.save_for_backward(*grads)
-        constant = [best, entropies if entropy == "reported" else None]
+        constant = [best, entropies if wants.entropy == "reported" else None]
         ctx.mark_non_differentiable(*(x for x in constant if x is not None))
         return logprobs, entropies, best
 
@@ -61,17 +55,11 @@ class _FrozenHead(torch.autograd.Function):
             gradient[:, None] * grad
             for gradient, grad in zip(upstream, ctx.saved_tensors, strict=False)
         ]
-        return sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), *[None] * 6
+        return sum(parts[1:], parts[0]).to(ctx.saved_tensors[0].dtype), *[None] * 5
 
 
 def _frozen(
-    hidden: Tensor,
-    tokens: Tensor,
-    head: HeadSpec,
-    product: Linear,
-    entropy: Entropy,
-    likeliest: bool,
-    learns: bool,
+    hidden: Tensor, tokens: Tensor, head: HeadSpec, product: Linear, wants: TokenWants, learns: bool
 ) -> list[Tensor | None]:
     """The numbers of some rows, and then the gradients of those that have one with respect to
     `hidden` if it learns.
@@ -83,12 +71,12 @@ def _frozen(
     chosen = tokens[:, None]
     # Only one of several equal logits, which bfloat16 makes frequent, is what greedy sampling
     # takes.
-    best = (logits.argmax(dim=-1) == tokens).to(logits) if likeliest else None
+    best = (logits.argmax(dim=-1) == tokens).to(logits) if wants.likeliest else None
     # The largest logit becomes 0: exp cannot overflow, and log softmax does not change.
     shifted = logits.sub_(logits.amax(dim=-1, keepdim=True))
     # Read before exp_ overwrites the logits; log(total) is subtracted below.
     logprobs = shifted.gather(-1, chosen)[:, 0]
-    if entropy:
+    if wants.entropy:
         # A forbidden token, with a logit of -inf, adds nothing to the entropy, but 0 * -inf would
         # be nan.
         log_probabilities = shifted.masked_fill(shifted == float("-inf"), 0.0)
@@ -97,12 +85,12 @@ def _frozen(
     logprobs.sub_(total.log()[:, 0])
     entropies, grads = None, list[Tensor]()
     probabilities = exponentials.div_(total)
-    if entropy:
+    if wants.entropy:
         # This also changes the zeros of forbidden tokens, whose probability of 0 then removes them.
         log_probabilities -= total.log()
         entropies = -(probabilities * log_probabilities).sum(dim=-1)
         # First the entropy's gradient: the other one overwrites the probabilities.
-        if learns and entropy != "reported":
+        if learns and wants.entropy != "reported":
             # d entropy / d logits = -p (log p + entropy)
             entropy_grad = log_probabilities.add_(entropies[:, None]).mul_(probabilities).neg_()
             grads.append(_to_hidden(entropy_grad, softcap_grad, head, product))
