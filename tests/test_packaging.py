@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 DECLARED: dict[str, str] = PROJECT["project"]["entry-points"]["alignkit"]
 OWN = ("algorithms", "rewards", "formats")  # folders with a module or a package for each plugin
-HELPERS = {"columns", "fields", "layouts", "phrases"}
+HELPERS = {"columns", "fields", "layouts", "phrases", "turns"}
 RECIPES = "alignkit_recipes/"
 
 

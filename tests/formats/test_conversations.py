@@ -13,8 +13,9 @@ import yaml
 from alignkit import BadRow, DataError, Group, Message, Response
 from alignkit.contract.formats import check_group
 from alignkit.recipe.sources import DataSource, DataSpec, Loaded, load
-from alignkit_plugins.formats.columns import ColumnFormat, read_message, shared_turns, tools_of
+from alignkit_plugins.formats.columns import ColumnFormat, shared_turns
 from alignkit_plugins.formats.messages import Messages
+from alignkit_plugins.formats.turns import read_message, tools_of
 from tests.rows import user, write_rows
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -14,7 +14,8 @@ import yaml
 from alignkit import BadRow, Format
 from alignkit.data.group import resolved_pairs
 from alignkit_plugins.formats import text
-from alignkit_plugins.formats.columns import ColumnFormat, read_message
+from alignkit_plugins.formats.columns import ColumnFormat
+from alignkit_plugins.formats.turns import read_message
 from tests.formats.reading import FORMATS, check, read
 from tests.rows import json_rows
 

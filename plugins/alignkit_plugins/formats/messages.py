@@ -18,13 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from alignkit import BadRow, Format, Group, Message
 from alignkit.contract.formats import columns_of
 from alignkit.data.group import assistant_turn, group_from_json, user_turn
-from alignkit_plugins.formats.columns import (
-    LABEL_COLUMNS,
-    ColumnFormat,
-    check_one,
-    first_of,
-    only_of,
-)
+from alignkit_plugins.formats.columns import LABEL_COLUMNS, ColumnFormat, check_one
+from alignkit_plugins.formats.turns import first_of, only_of
 
 NAMES = ("messages", "conversations")
 # With the answers of comparisons, which `preference` reads.

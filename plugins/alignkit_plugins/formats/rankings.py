@@ -30,14 +30,13 @@ from alignkit.data.group import ranking_pairs
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,
-    first_of,
     rated_alike,
-    read_message,
     shared_turns,
     with_text,
 )
 from alignkit_plugins.formats.layouts import PAIRS, TwoAnswers
 from alignkit_plugins.formats.trl import NUMBERED
+from alignkit_plugins.formats.turns import first_of, read_message
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
 PROMPTS = ("prompt", "instruction", "question", "query", "input")

@@ -19,12 +19,11 @@ from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
     ColumnFormat,
     check_one,
-    first_of,
-    only_of,
     rated_alike,
     shared_turns,
     with_text,
 )
+from alignkit_plugins.formats.turns import first_of, only_of
 
 ANSWERS = (
     *("chosen", "rejected", "completion", "response", "responses", "output", "messages"),

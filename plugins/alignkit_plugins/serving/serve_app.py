@@ -33,7 +33,7 @@ from alignkit.contract.options import Field
 from alignkit.data.files import parse
 from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
 from alignkit.tokens.encoder import Ids
-from alignkit_plugins.formats.columns import read_message
+from alignkit_plugins.formats.turns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
 from alignkit_plugins.servers.server import Address, Guard, Refused, json_body
