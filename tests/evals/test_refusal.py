@@ -13,6 +13,7 @@ from alignkit import Response
 from alignkit.data.group import group_from_json, group_to_json
 from alignkit_plugins.compare.scores import scale_of
 from alignkit_plugins.rewards.refusal import Refusal, refuses
+from alignkit_plugins.rewards.regex import Regex
 from tests.rows import assistant, prompts, read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,14 @@ def test_the_interval_of_no_refusal_is_on_the_side_of_refusals() -> None:
     stored = group_from_json(group_to_json(scored))  # which keeps the sign of zero
     interval = scale_of([stored] * 20, "r").mean([0.0] * 20, [None] * 20)
     assert interval["mean"] == interval["high"] == 0 and -0.25 < interval["low"] < -0.1
+    for kind, options in ((Refusal, {}), (Regex, {"pattern": "sorry"})):
+        for scale in (-1.0, 5.0):
+            reward = kind(kind.Options(scale=scale, **options))
+            (score,) = reward.score([group])
+            told = [replace(group, responses=(Response("Hello.", scores={"r": score}),))] * 20
+            found = scale_of(told, "r", reward.bounds).mean([0.0] * 20, [None] * 20)
+            other = found["low"] if scale < 0 else found["high"]
+            assert found["mean"] == 0 and 0.1 < other / scale < 0.25
 
 
 def answers(name: str) -> list[str]:

@@ -190,7 +190,8 @@ def scale_of(
             value = response.scores.get(score)
             if value is not None:
                 values.append(value)
-    return Scale(statistics.levels_of(values), max(counts.values(), default=1), bounds)
+    levels = bounds if values and {*values} <= {*bounds} else statistics.levels_of(values)
+    return Scale(levels, max(counts.values(), default=1), bounds)
 
 
 # The comparison

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import alignkit
-from alignkit import Context, Field, Group, Reward, RunFailed
+from alignkit import Context, Field, Group, RunFailed
 from alignkit.data.group import responses_of
+from alignkit_plugins.rewards.text import Scaled
 from alignkit_plugins.text.spoken import answer_of
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ UNNAMED = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' names
 LONGEST = 512  # tokens of a piece, if the model names no limit
 
 
-class Classifier(Reward):
+class Classifier(Scaled):
     """The label's probability. Of a longer text than the model reads, the piece with the highest
     one counts.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 from alignkit import Field, Group
 from alignkit.evaluation.answers import typed
 from alignkit_plugins.rewards.phrases import OfPhrases, Phrases, plain
-from alignkit_plugins.rewards.text import scored
+from alignkit_plugins.rewards.text import Scaled, scored
 
 FILE = Path(__file__).with_suffix(".json")
 # By feature; positive for refusals
@@ -42,7 +42,7 @@ def refuses(answer: str) -> bool:
     return sum(WEIGHTS.get(feature, 0) for feature in features(answer)) > 0
 
 
-class Refusal(OfPhrases):
+class Refusal(Scaled, OfPhrases):
     """1 if a response begins with a refusal in English, else 0.
 
     With `phrases`: 1 if one of them is in its first 120 characters.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import alignkit
-from alignkit import Field, Group, Reward
-from alignkit_plugins.rewards.text import SECONDS, Pattern, scored
+from alignkit import Field, Group
+from alignkit_plugins.rewards.text import SECONDS, Pattern, Scaled, scored
 from alignkit_plugins.text.spoken import TAGS
 
 # What a pattern that is about thoughts has in it
 _NAMED = rf"(?:{'|'.join(TAGS)})>|THINK|◁|_of_thought|channel\\"
 
 
-class Regex(Reward):
+class Regex(Scaled):
     """1 if the pattern occurs in the answer, else 0. A pattern with a tag of thoughts reads these,
     too.
     """
@@ -38,7 +38,8 @@ class Regex(Reward):
 
         def score(group: Group, answer: str) -> float | None:
             try:
-                return self.options.scale if pattern.search(answer, timeout=SECONDS) else 0.0
+                found = pattern.search(answer, timeout=SECONDS) is not None
+                return self.options.scale * found
             except TimeoutError:
                 return None
 

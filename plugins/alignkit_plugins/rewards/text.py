@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from alignkit import Group
+from alignkit import Group, Reward
 from alignkit_plugins.text.spoken import answer_of, last_turn
 
 # The package `regex` can be interrupted: a policy may write what keeps a pattern busy for years.
@@ -29,6 +29,14 @@ def scored(
     for group in groups:
         scores += [score(group, read(response, calls=calls)) for response in group.responses]
     return scores
+
+
+class Scaled(Reward):
+    """A reward whose scores are from 0 to its option `scale`."""
+
+    def __init__(self, options: Any):
+        super().__init__(options)
+        self.bounds = min(0.0, options.scale), max(0.0, options.scale)
 
 
 def _checked(pattern: str) -> str:
