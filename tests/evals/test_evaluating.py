@@ -277,7 +277,7 @@ MISTAKES = """
     evaluate run/sft --reward lenght --prompts prompts.jsonl  | 2 | did you mean 'length'
     evaluate run/sft --reward length --prompts gone           | 2 | no such file
     evaluate pairs.jsonl --reward length --out pairs.jsonl    | 2 | a new file
-    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 1 | no-model-is-named
+    evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 2 | add model.base=FOLDER
     chat run/sft --prompts prompts.jsonl --out prompts.jsonl  | 2 | a new file
     chat run/sft --prompts prompts.jsonl                      | 2 | --out ANSWERS.jsonl
     chat run/sft --out a.jsonl                                | 2 | --out ANSWERS.jsonl

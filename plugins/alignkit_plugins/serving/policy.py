@@ -17,7 +17,7 @@ from alignkit.contract.reward import REWARD_KEY, Context, no_progress
 from alignkit.contract.settings import EngineRef, ModelSpec, Sampling
 from alignkit.data.files import skips
 from alignkit.data.group import Group, Message, Response
-from alignkit.errors import DataError
+from alignkit.errors import DataError, refuse
 from alignkit.host.calls import call
 from alignkit.host.registry import Component
 from alignkit.io.console import Reporter
@@ -32,6 +32,8 @@ from alignkit.training.rewards import Rewards
 from alignkit_plugins.command_line.entries import read_as
 from alignkit_plugins.command_line.words import Named, NamedPolicy, sampling_of
 from alignkit_plugins.compare.comparison import TEMPERATURE
+
+UNNAMED = "no-model-is-named"
 
 MAX_NEW_TOKENS = 512  # for a policy that did not learn from its own samples
 
@@ -223,12 +225,14 @@ def opened(
 def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe, Stage, Words]:
     """A recipe without stages, what would be its only stage, and what words and overrides mean."""
     plain = {
-        "model": dict(named.keys) or {"base": "no-model-is-named"},
+        "model": dict(named.keys) or {"base": UNNAMED},
         "policies": [policy.reference for policy in named.policies.values()],
         "rewards": named.rewards,
         "data": named.data,
     }
     words, stage, document = read_as(Words, plain, command, overrides)
+    if stage.roles and words.model.base == UNNAMED:
+        refuse("a reward needs a base model, and nothing names one", "add model.base=FOLDER")
     stage.engine = words.engine if isinstance(words.engine, Component) else None
     recipe = Recipe(
         name=document.path.name,
