@@ -14,7 +14,7 @@ from alignkit import __version__, cli
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.host import plugins as plugins_module
 from alignkit.host.registry import KINDS
-from alignkit_plugins.command_line.groups import DefaultGroup
+from alignkit_plugins.command_line.printing import DefaultGroup
 from tests.rows import Said, write_recipe, write_rows
 
 HEAVY = (

@@ -11,8 +11,7 @@ import typer
 from alignkit.contract.commands import Result, argument, option
 from alignkit.errors import refuse
 from alignkit.io.text import printable
-from alignkit_plugins.command_line.groups import DefaultGroup
-from alignkit_plugins.command_line.printing import files_written
+from alignkit_plugins.command_line.printing import DefaultGroup, files_written
 
 plugins_app = typer.Typer(cls=DefaultGroup, rich_markup_mode=None)
 

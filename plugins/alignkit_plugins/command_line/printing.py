@@ -1,4 +1,4 @@
-"""Options of raters that several commands take, and tables on stdout."""
+"""What several commands share: their groups, options of raters, and tables on stdout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+from typer.core import TyperGroup
 
 from alignkit.contract.commands import Result, argument, option
 from alignkit.io.text import printable
@@ -77,3 +79,29 @@ def console() -> Console:
     from alignkit.io.console import Terminal
 
     return Terminal(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+class DefaultGroup(TyperGroup):
+    """A group of commands that is a command itself: `alignkit plugins ppo` next to `alignkit
+    plugins new`.
+
+    Words that do not begin with the name of a command are arguments of the group's callback, which
+    is registered with `invoke_without_command=True`. It is called before a command of the group,
+    too, and returns if its `context.invoked_subcommand` is one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        below = ctx.meta[self._below] = bool(args) and args[0] in self.commands
+        ctx.allow_interspersed_args = not below
+        return super().parse_args(ctx, args)
+
+    @property
+    def _below(self) -> str:
+        """In `meta`, which all groups of a command line share: whether the words name a command."""
+        return f"{__name__}.below.{id(self)}"
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        if ctx.meta.get(self._below):
+            return [param for param in params if param.param_type_name == "option"]
+        return params

@@ -1,5 +1,5 @@
-"""What the words of chat, serve and evaluate mean together: policies, rewards and judges on one
-base model.
+"""What the words of a command mean: policies, rewards and judges on one base model, and keys that
+are read as a recipe's.
 """
 
 from __future__ import annotations
@@ -7,13 +7,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from alignkit.contract.settings import KEYS
-from alignkit.errors import refuse
+from alignkit.contract.options import DataRef, Options
+from alignkit.contract.settings import KEYS, ModelSpec
+from alignkit.errors import RecipeError, refuse
+from alignkit.host.plugins import plugins
 from alignkit.io.text import is_dir, is_file
-from alignkit.recipe.schema import BASE
-from alignkit.recipe.yaml import Keys, plain_data, rewritten
+from alignkit.recipe.mistakes import problems_of, validated
+from alignkit.recipe.references import Resolver
+from alignkit.recipe.rules import MODEL, broken
+from alignkit.recipe.schema import BASE, Stage
+from alignkit.recipe.sources import DataSpec
+from alignkit.recipe.yaml import Document, Keys, dump, parse_document, plain_data, rewritten
 from alignkit_plugins.command_line.find import Model, find, is_model
 
 STAGE = "evaluate"
@@ -165,3 +172,37 @@ def recipe_of(
 def _value(text: str) -> Any:
     """A word of the command line as YAML."""
     return plain_data(text, f"'{text}'")
+
+
+# Keys, read as a recipe's
+
+Read = TypeVar("Read", bound=Options)
+
+
+class _Data(Options):
+    data: DataRef
+
+
+def read_as(
+    kind: type[Read], keys: Mapping[str, Any], command: str, overrides: Sequence[str] = ()
+) -> tuple[Read, Stage, Document]:
+    """Keys as these options, the stage whose they would be, and the document that they are in.
+
+    command: who asks, for errors. overrides: KEY=VALUE. Relative paths start at the current folder.
+    Raises RecipeError with every problem found.
+    """
+    document = parse_document(dump(keys), Path(command), overrides)
+    resolver = Resolver(plugins(), document.path.parent)
+    options, mistakes = validated(kind, document.data, resolver)
+    if isinstance(model := getattr(options, "model", None), ModelSpec):
+        mistakes += [mistake.below("model") for mistake in broken(MODEL, model)]
+    problems = [*document.problems, *problems_of(document, mistakes)]
+    if problems or options is None:
+        raise RecipeError(problems)
+    return options, resolver.stage, document
+
+
+def data_of(value: Any, command: str) -> DataSpec:
+    """A data entry, as in a recipe. command: who asks, for errors."""
+    spec: DataSpec = read_as(_Data, {"data": value}, command)[0].data
+    return spec

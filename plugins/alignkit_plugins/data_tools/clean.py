@@ -17,7 +17,7 @@ from alignkit.contract.report import Report, Table
 from alignkit.data.group import Origin, Response, group_id
 from alignkit.host.plugins import load_plugins
 from alignkit.recipe.yaml import plain_data
-from alignkit_plugins.command_line.entries import read_as
+from alignkit_plugins.command_line.words import read_as
 from alignkit_plugins.data_tools import near
 from alignkit_plugins.data_tools.files import Row, groups_of, json_lines, read_rows, short
 from alignkit_plugins.extras import check_extra

@@ -14,8 +14,7 @@ import typer
 from alignkit.contract.commands import Result, argument, option
 from alignkit.errors import DataError, did_you_mean, refuse
 from alignkit.io.text import printable
-from alignkit_plugins.command_line.groups import DefaultGroup
-from alignkit_plugins.command_line.printing import files_written, reported
+from alignkit_plugins.command_line.printing import DefaultGroup, files_written, reported
 from alignkit_plugins.extras import check_extra
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from alignkit.io.text import is_file
 from alignkit.recipe.sources import SourceReader, UnknownFormat
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.command_line.entries import data_of
+from alignkit_plugins.command_line.words import data_of
 from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line

@@ -29,8 +29,7 @@ from alignkit.runs.services import Services
 from alignkit.runs.stage import RunStage
 from alignkit.tokens.encoder import Ids
 from alignkit.training.rewards import Rewards
-from alignkit_plugins.command_line.entries import read_as
-from alignkit_plugins.command_line.words import Named, NamedPolicy, sampling_of
+from alignkit_plugins.command_line.words import Named, NamedPolicy, read_as, sampling_of
 from alignkit_plugins.compare.comparison import TEMPERATURE
 
 UNNAMED = "no-model-is-named"
