@@ -84,7 +84,7 @@ def test_the_worst_part_of_a_long_answer_counts(tmp_path: Path) -> None:
     found = scores(tmp_path / "c", good + bad + so, bad + good + so, bad + "good", good + "bad")
     p = logits(tmp_path / "c", *pieces, "good", "bad").softmax(dim=-1)[:, 1].tolist()
     highest = [max(p[:3])] * 2 + [max(p[1], p[3]), max(p[0], p[4])]
-    assert found == pytest.approx(highest, abs=1e-6) and len({round(each, 5) for each in p}) == 5
+    assert found == pytest.approx(highest, abs=5e-5) and len({round(each, 5) for each in p}) == 5
 
 
 def test_the_last_turn_of_the_assistant_is_read(tmp_path: Path) -> None:
