@@ -50,7 +50,7 @@ budgets:
   all Python but tests: 385_000
   tests: 378_000
   schema names: 340
-  schema slots: 850
+  schema slots: 620
   other files, bytes: 150_000
   commands: 20
   flags: 60

@@ -46,7 +46,7 @@ class Needs:
     an error when read.
 
     Attributes:
-        old_logprobs: Log-probabilities of the policy that wrote the rollouts.
+        old_logprobs: Log-probabilities of the policy before the first update of the iteration.
         reference_logprobs: Log-probabilities of the reference.
         advantages: The loss is linear in the signal of this name, up to terms without it, for
             weights of 0 and more: then an engine's `importance` can weight it. "token": also token
@@ -215,8 +215,10 @@ class Algorithm(WithOptions):
     def select(
         self, groups: Sequence[Group], context: SelectContext
     ) -> Sequence[Group] | list[Phase]:
-        """Choose, pair or relabel groups before they are tokenized. Return groups or phases; by
-        default all groups.
+        """Choose, pair or relabel groups. Return groups or phases; by default all groups.
+
+        Rollouts that are returned as they are keep what was measured and what `signal` returned. A
+        phase with any other group is measured again, and has no signals.
 
         Args:
             groups: Rows of the data set, or scored rollouts.

@@ -110,7 +110,7 @@ class Engine(WithOptions):
     not the main thread.
 
     With `rollout.async_level`, alignkit trains while they run. An engine belongs to one stage and is
-    prepared before its first call. A server of its own may outlive the stage: see `OwnServer`. With
+    prepared before its first call. A server of its own may outlive the stage. With
     several processes, the first one's samples for all. An instance may be closed while one of its
     calls is still running.
 

@@ -134,7 +134,7 @@ class Response:
 
     @property
     def reward(self) -> float:
-        """The combined reward before whitening. Raises `ValueError` if the response has not been
+        """The combined reward, less the penalty for a missing end. Raises `ValueError` if the response has not been
         scored.
         """
         reward = self.scores.get("reward")

@@ -2,7 +2,7 @@
 
 - `layout`, `attention`, `plain_attention`, `decoding`: which tokens see which, in training and in
   sampling.
-- `lora`, `lm_head`: adapters, and the probabilities of the next token.
+- `lm_head`: the probabilities of the next token.
 - `backends`: the choice of what computes all of this.
 - `memory`: how much memory there is, and when to return freed memory to the system.
 

@@ -126,10 +126,8 @@ def pack(
 
 
 def _read(prompt: Sequence[int], response: Sequence[int], pad_token_id: int) -> int:
-    """How many tokens of a response precede its `pad_token_id` ones; negative if it is all of these, and
-    so ends the prompt.
-
-    The first token of all is always read.
+    """The number of response tokens before the padding at its end; negative if the padding reaches
+    back into the prompt, whose first token is always read.
     """
     tokens = [*prompt, *response]
     while len(tokens) > 1 and tokens[-1] == pad_token_id:

@@ -139,14 +139,9 @@ ONLINE = (
     ),
     Rule(
         "rollout.missing_eos_penalty",
-        lambda x: (
-            x.rollout.missing_eos_penalty
-            and x.needs
-            and not x.needs.reward
-            and "reward" not in x.written
-        ),
-        "missing_eos_penalty is subtracted from rewards, and the stage has none",
-        "name a 'reward', or leave missing_eos_penalty out",
+        lambda x: x.rollout.missing_eos_penalty and x.needs and not x.needs.reward,
+        "missing_eos_penalty is subtracted from rewards, and {x.registration.name} learns from none",
+        "leave missing_eos_penalty out",
     ),
     Rule(
         "rollout.samples_per_prompt",

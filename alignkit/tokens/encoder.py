@@ -359,7 +359,7 @@ class Encoder:
         Of a raw text that is longer, this is the first piece. turns: the assistant's turns that
         count in a demonstration, "all" or "last". scoring: read each response to the end of what
         the template writes. Raises RowRefused if the template refuses or changes the conversation,
-        or if a response's `written` does not match its tokens.
+        or if a response's `action_mask` does not match its tokens.
         """
         rendered = [self.render(group, scoring)]
         return next(
@@ -427,11 +427,11 @@ class Encoder:
         for response in group.responses:
             one = None
             if self.reads(response):
-                tokens, written = response.tokens or (), response.action_mask
-                if written and len(written) != len(tokens):
+                tokens, mask = response.tokens or (), response.action_mask
+                if mask and len(mask) != len(tokens):
                     raise DataError(
-                        f"a response has {len(tokens)} tokens, but {len(written)} marks in "
-                        "`written`"
+                        f"a response has {len(tokens)} tokens, but {len(mask)} entries in its "
+                        "`action_mask`"
                     )
             elif not group.prompt:
                 whole += self.chat.special.sub(BREAK, response.text)

@@ -39,7 +39,6 @@ from alignkit.training.context import StageContext
 from alignkit.training.optimizers import factor_of, make_optimizer, restore_state, saved_state
 
 if TYPE_CHECKING:
-    from alignkit.contract.settings import Settings
     from alignkit.training.data_sampler import AuxiliaryLoss
 
 NON_FINITE_IN_A_ROW = 5  # steps after which the stage fails

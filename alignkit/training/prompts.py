@@ -154,9 +154,9 @@ class SamplesUnderWay:
 class PromptSource:
     """The prompts of a stage, and the current policy's samples.
 
-    extra: prompts that earlier iterations drew beyond `per_iteration`. ask: the current policy to
-    respond to prompts for an iteration. under_way: what an engine
-    writes ahead of the next iteration. ahead: the same once it is complete.
+    extra: prompts that earlier iterations drew beyond `per_iteration`. ask: starts to sample
+    for an iteration. under_way: what an engine samples for the next iteration. ahead: the same once
+    it is complete.
     """
 
     def __init__(self, trainer: Trainer, episodes: Any):

@@ -34,7 +34,7 @@ class Rollouts:
 
     before: what combinations remembered before it. sampled: the groups as they were sampled. parts:
     name of a single reward -> float64 [R]. verdicts: of judges. reward: float64 [R], what the
-    combination made of the parts, less the penalty for a missing end; None without a reward.
+    combination made of the parts, less the penalty for a missing end; None without one.
     learned: float64 [R], the reward that advantages come from, whitened where the algorithm says
     so. metrics: of the combination. scored: the groups with the scores of their responses, as files
     keep them. keep: bool [R], whether a response is learned from. kept: the groups of these
@@ -91,6 +91,7 @@ class Rollouts:
 
     def keep_groups(self, chosen: Sequence[bool]) -> None:
         """Leave out some of the groups that are kept so far. chosen: whether each of them stays."""
+        # The rows of these groups are those that are true in `keep`, in order.
         sizes = torch.tensor([len(group.responses) for group in self.kept], dtype=torch.int64)
         rows = torch.tensor(chosen, dtype=torch.bool).repeat_interleave(sizes)
         self.keep = self.keep.masked_scatter(self.keep, rows)

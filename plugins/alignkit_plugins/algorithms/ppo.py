@@ -188,7 +188,7 @@ class PPO(ByToken):
         """Advantages and returns, [R, T]. The KL coefficient adapts for the next iteration."""
         o, mask = self.options, rollouts.mask
         kl_coefficient = self.state.get("kl_coefficient", o.kl_coefficient)
-        # The KL of the policy that wrote the samples, hence its old log-probabilities.
+        # The KL of the policy before this iteration's updates, hence its old log-probabilities.
         rewards = F.shape_rewards(
             self._scores(rollouts),
             rollouts.old_logprobs,
