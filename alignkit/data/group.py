@@ -108,7 +108,7 @@ class Response:
             failed.
         label: True for good, false for bad.
         tokens: The sampled token ids, with the end of turn; None for a text from a file.
-        logprobs: The sampler's, in nats, 0 for tokens of others.
+        logprobs: The engine's, in nats, 0 for tokens of others.
         action_mask: For each token, whether the policy wrote it; None means all.
         truncated: Sampling stopped before an end of turn.
         source: The author, such as a model.

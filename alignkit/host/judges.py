@@ -19,7 +19,7 @@ from alignkit.contract.reward import (
     spending,
 )
 from alignkit.errors import RunFailed
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 
 
@@ -104,7 +104,7 @@ class CheckedJudge:
         """
         self.check_compares(self.component, rubric)
         more = (rubric,) if rubric else ()
-        verdicts = self._ask("compare", items, *more, returns=partial(shapes.verdicts, len(items)))
+        verdicts = self._ask("compare", items, *more, returns=partial(returns.verdicts, len(items)))
         return [replace(verdict, p_first=0.5) if verdict.tied else verdict for verdict in verdicts]
 
     def rate(self, items: Sequence[Rated], rubric: Rubric = "") -> list[Rating]:
@@ -119,7 +119,7 @@ class CheckedJudge:
         """
         self.check_rates(self.component, rubric)
         return self._ask(
-            "rate", items, rubric, returns=partial(shapes.ratings, len(items), self.scale)
+            "rate", items, rubric, returns=partial(returns.ratings, len(items), self.scale)
         )
 
     def _ask(self, method: str, *args: Any, returns: Callable[[Any], None]) -> list[Any]:

@@ -24,7 +24,7 @@ from alignkit.errors import PluginError, Problem, did_you_mean
 from alignkit.host.calls import call, create
 from alignkit.host.plugins import reader_of
 from alignkit.host.registry import Component, Registration, Registry
-from alignkit.host.shapes import by_name
+from alignkit.host.returns import by_name
 from alignkit.io.text import NO_FILE, absolute, exists, expanded, is_dir, is_file, is_special
 from alignkit.recipe.mistakes import PATH, Mistakes, shown, validated, wrong
 from alignkit.recipe.schema import ADAPTER, BASE, RewardSpec, Stage, allowed_keys

@@ -27,7 +27,7 @@ from alignkit.errors import (
     RunFailed,
     path_text,
 )
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.io.atomic import write_text
@@ -397,7 +397,7 @@ class StepStage(RunStage):
     def run(self) -> Artifact:
         step = self.plugin(self.stage.component)
         artifact: Artifact = call(
-            step, "run", self.context(self.metrics()), returns=shapes.artifact
+            step, "run", self.context(self.metrics()), returns=returns.artifact
         )
         if artifact.groups is not None:
             write_groups(self.services.store.data(self.name), artifact.groups)

@@ -20,7 +20,7 @@ from alignkit.contract.batch import Batch, Outputs
 from alignkit.contract.reward import REWARD_KEY
 from alignkit.contract.settings import Settings
 from alignkit.data.group import Group, responses_of
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.models.packing import Examples, flat, measure
@@ -301,7 +301,7 @@ def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:
 
 def _signal(algorithm: Algorithm, examples: Examples) -> Any:
     batch = examples.batch()
-    return call(algorithm, "signal", batch, returns=partial(shapes.signals, batch))
+    return call(algorithm, "signal", batch, returns=partial(returns.signals, batch))
 
 
 def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:

@@ -20,7 +20,7 @@ from alignkit.data.group import (
     prompts_of,
     user_turn,
 )
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.io.console import Metrics
@@ -116,7 +116,7 @@ def _run(around: Surroundings, component: Component, name: str) -> Artifact:
         log=metrics.write,
         say=lambda text: None,
     )
-    made: Artifact = call(create(component), "run", step_context, returns=shapes.artifact)
+    made: Artifact = call(create(component), "run", step_context, returns=returns.artifact)
     return made
 
 
@@ -232,7 +232,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
             report_of(monitor, number, samples, {"kl": number / LOOKS})
             for number in range(1, LOOKS + 1)
         ]
-        return [*found, call(monitor, "finish", "", returns=partial(shapes.monitor_report, 0))]
+        return [*found, call(monitor, "finish", "", returns=partial(returns.monitor_report, 0))]
 
     with around.problems.unchanged("`observe` changes the samples", samples):
         at_first = reports(samples)

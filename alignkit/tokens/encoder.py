@@ -542,7 +542,7 @@ class Encoder:
         if tokens and tokens[-1] in self.end_ids:
             if self.chat.markers.close:  # only what the template writes behind the end of turn
                 end = end[len(self.end_of_turn) :]
-            else:  # the template writes none, so the sampler's is not part of what is scored
+            else:  # the template writes none, so the engine's is not part of what is scored
                 tokens, written = tokens[:-1], written[:-1]
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 

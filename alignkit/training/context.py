@@ -15,7 +15,7 @@ from alignkit.contract.reward import Context
 from alignkit.contract.settings import Settings
 from alignkit.data.files import skips
 from alignkit.data.group import Group
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.plugins import plugins, reader_of
 from alignkit.host.registry import Component
@@ -177,6 +177,6 @@ class StageContext:
 
 def select(algorithm: Algorithm, groups: Sequence[Group], context: SelectContext) -> list[Phase]:
     """The phases to learn from; groups that the algorithm puts into none form one."""
-    chosen = call(algorithm, "select", groups, context, returns=shapes.selection)
+    chosen = call(algorithm, "select", groups, context, returns=returns.selection)
     phases = [item for item in chosen if isinstance(item, Phase)]
     return phases or [Phase(chosen)]

@@ -13,7 +13,7 @@ from functools import partial
 from alignkit.contract.algorithm import Algorithm, Needs, Trains
 from alignkit.data.group import Group, Message, preview, previews, responses_of
 from alignkit.errors import DataError
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call
 from alignkit.models.shared_model import BASE, SharedModel
 from alignkit.tokens.counts import counted, drop_reason
@@ -190,7 +190,7 @@ class ReferencePrompts:
     def _prompt(self, group: Group, longest: int) -> tuple[tuple[Message, ...], Ids]:
         """A reference's prompt and its tokens, with room for a response of `longest` tokens."""
         messages = tuple(
-            call(self.algorithm, "reference_prompt", group, returns=partial(shapes.prompt, group))
+            call(self.algorithm, "reference_prompt", group, returns=partial(returns.prompt, group))
         )
         ids = self.encoder.prompt(messages, group.tools)
         if len(ids) + longest > self.model.context:

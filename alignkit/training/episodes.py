@@ -18,7 +18,7 @@ from alignkit.contract.engine import Completion
 from alignkit.contract.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
 from alignkit.errors import DataError, RunFailed, error_context
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import attributed_to, call, create, mistake
 from alignkit.host.registry import Component
 from alignkit.models.generate import EngineCall, SamplingRequest, attach, has_ended
@@ -78,7 +78,7 @@ class Episode:
         over.
         """
         self.add([turn])
-        answers = call(self.environment, "respond", copy.deepcopy(turn), returns=shapes.messages)
+        answers = call(self.environment, "respond", copy.deepcopy(turn), returns=returns.messages)
         return _plain(answers)
 
     def hear(self, text: str) -> bool:
@@ -92,7 +92,7 @@ class Episode:
 
     def scores(self) -> dict[str, float | None]:
         """The reward, and its parts if it has several; without a part there is no reward."""
-        reward = call(self.environment, "get_reward", returns=shapes.numbers)
+        reward = call(self.environment, "get_reward", returns=returns.numbers)
         if not isinstance(reward, Mapping):
             return {EPISODE_KEY: _float(reward)}
         scores: dict[str, float | None] = {EPISODE_KEY: None}
@@ -353,4 +353,4 @@ def _opened(prompt: Sequence[Message], opening: Any) -> list[Message]:
 def _check_opening(opening: Any) -> None:
     if isinstance(opening, str):
         opening = [{"role": "user", "content": opening}]
-    shapes.messages(opening)
+    returns.messages(opening)

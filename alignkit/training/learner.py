@@ -28,7 +28,7 @@ from alignkit.contract.algorithm import Algorithm, StageDefaults, Trains
 from alignkit.contract.batch import Batch, Outputs, Per, Term
 from alignkit.contract.settings import LEARNING_RATE, Settings
 from alignkit.errors import RunFailed
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import attributed_to, call, label_of, remembered
 from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
@@ -59,7 +59,7 @@ class MicroBatch:
         weights of their own.
         """
         units = {per: self.batch.weights(per) for per in Per}
-        own = call(self.algorithm, "term_weights", self.batch, returns=partial(shapes.weights, {}))
+        own = call(self.algorithm, "term_weights", self.batch, returns=partial(returns.weights, {}))
         return units | own
 
 
@@ -242,9 +242,9 @@ class Learner:
         Nothing here reads a number of a device, which would have to finish its work first.
         """
         batch, weights, out = part.batch, part.weights, self._forward(part.examples)
-        terms = call(self.algorithm, "loss", batch, out, returns=partial(shapes.loss, batch))
+        terms = call(self.algorithm, "loss", batch, out, returns=partial(returns.loss, batch))
         with attributed_to(self.algorithm, "term_weights"):
-            shapes.weights(terms, weights)
+            returns.weights(terms, weights)
         loss = torch.zeros((), device=self.model.device)
         for name, term in terms.items():
             # The global denominator, not this micro-batch's: the shares then add up to one mean,
@@ -261,7 +261,7 @@ class Learner:
             self.model.passes.backward(loss)
         with torch.no_grad():
             reported = call(
-                self.algorithm, "report_metrics", batch, out, returns=partial(shapes.terms, batch)
+                self.algorithm, "report_metrics", batch, out, returns=partial(returns.terms, batch)
             )
             metrics.add(reported, part)
 

@@ -14,7 +14,7 @@ from typing import Any
 from alignkit.contract.kinds import Monitor, MonitoredStage, MonitorReport
 from alignkit.data.group import Group
 from alignkit.errors import RunFailed
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import attributed_to, call, create
 from alignkit.host.plugins import plugins
 from alignkit.host.registry import Component, Registration
@@ -30,7 +30,7 @@ def report_of(
     monitor: Monitor, number: int, groups: Sequence[Group], metrics: Mapping[str, Any]
 ) -> MonitorReport:
     """What a monitor says of an iteration."""
-    wanted = partial(shapes.monitor_report, number)
+    wanted = partial(returns.monitor_report, number)
     report: MonitorReport = call(monitor, "observe", number, groups, metrics, returns=wanted)
     return report
 
@@ -128,7 +128,7 @@ class Monitors:
         """Report what the monitors say at the end, and write the stage's result."""
         for monitor in self.monitors:
             self._report(
-                call(monitor, "finish", self.stopped, returns=partial(shapes.monitor_report, 0))
+                call(monitor, "finish", self.stopped, returns=partial(returns.monitor_report, 0))
             )
         if not self.stopped:
             self.trainer.save()

@@ -19,7 +19,7 @@ from alignkit.contract.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.contract.batch import likelier_now
 from alignkit.data.group import Group, length, responses_of
 from alignkit.errors import RunFailed, error_context
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create, remembered
 from alignkit.models.packing import Examples, flat
 from alignkit.tokens.counts import counted
@@ -88,7 +88,7 @@ class RolloutTrainer(Trainer):
         self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
         self.files = RolloutFiles(context, self.rewards, self.learns)
         self.monitors = Monitors(self, self.rewards, self.files)
-        self.warned = False  # the user knows that the sampler is not the policy
+        self.warned = False  # the user knows that the engine is not the policy
         self.importance = getattr(
             context.stage.engine and context.stage.engine.options, "importance", None
         )
@@ -304,7 +304,7 @@ class RolloutTrainer(Trainer):
             examples.token_columns["old_values"] = flat(measured["values"])
         iteration.metrics["kl"] = kl = mean_kl(old, reference, groups)
         self._check_kl(kl)
-        self._check_sampler(iteration, engine_mismatch(groups, old))
+        self._check_engine(iteration, engine_mismatch(groups, old))
 
     def _check_kl(self, kl: float) -> None:
         """Raise RunFailed if the policy diverged, or is not the reference before the first update
@@ -322,14 +322,14 @@ class RolloutTrainer(Trainer):
                 f"policy and reference begin as the same adapter, but their KL is {kl:.3g} nats"
             )
 
-    def _check_sampler(self, iteration: Iteration, gap: float | None) -> None:
+    def _check_engine(self, iteration: Iteration, gap: float | None) -> None:
         """Warn once if what sampled is not the policy. Raises RunFailed before the first update if
         it is another model.
 
         gap: of their log-probabilities, in nats per token.
         """
         text = (
-            "the sampler tells no log-probabilities, so nobody checks that it is the policy that "
+            "the engine gives no log-probabilities, so nobody checks that it is the policy that "
             "learns"
         )
         if gap is not None:
@@ -338,7 +338,7 @@ class RolloutTrainer(Trainer):
             if gap <= rounding:
                 return
             text = (
-                "the sampler is not the policy that learns: their log-probabilities differ by "
+                "the engine is not the policy that learns: their log-probabilities differ by "
                 f"{gap:.2g} nats per token, of which rounding explains {rounding:g}. Perhaps the "
                 "engine did not load the adapter, has old weights, reads another prompt "
                 "(template) or computes in another dtype"
@@ -359,7 +359,7 @@ class RolloutTrainer(Trainer):
         if not examples.groups:
             return
         batch = examples.batch()
-        signals = call(self.algorithm, "signal", batch, returns=partial(shapes.signals, batch))
+        signals = call(self.algorithm, "signal", batch, returns=partial(returns.signals, batch))
         iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(signals, Skip):
             needed = self.algorithm.needs.advantages

@@ -223,7 +223,7 @@ class PromptSource:
 
 
 # Mean differences, in nats per token, that rounding explains: in float32, and in fewer bits.
-# Measured on SmolLM2: 1e-5 in float32, sampled here or by vLLM, and 0.05 in bfloat16. A sampler in
+# Measured on SmolLM2: 1e-5 in float32, sampled here or by vLLM, and 0.05 in bfloat16. An engine in
 # bfloat16 is 0.004 (tiny) to 0.05 from float32.
 EXACT, ROUNDED = 1e-3, 0.1
 # Nats per token, which no rounding explains; SmolLM2 without an adapter of 3 steps: 0.6
@@ -231,7 +231,7 @@ ANOTHER_MODEL = 0.5
 
 
 def rounding_of(model: SharedModel) -> float:
-    """The difference between sampler and learner that rounding explains, in nats per token."""
+    """The difference between engine and learner that rounding explains, in nats per token."""
     exact = (
         model.dtype_name == "float32"
         and model.spec.quantization == model.spec.mixed_precision == "none"
@@ -240,14 +240,14 @@ def rounding_of(model: SharedModel) -> float:
 
 
 def engine_mismatch(groups: Sequence[Group], measured: Sequence[Tensor]) -> float | None:
-    """How far the sampler's log-probabilities are from the learner's, which are measured; None if
+    """How far the engine's log-probabilities are from the learner's, which are measured; None if
     it tells none.
 
     The mean absolute difference in nats, over all tokens of the policy.
     """
     gaps: list[Tensor] = []
     for response, learner in zip(responses_of(groups), measured, strict=True):
-        # A response that was cut to fit has other tokens than its sampler's numbers, and is left
+        # A response that was cut to fit has other tokens than its engine's numbers, and is left
         # out.
         if response.logprobs is not None and len(response.logprobs) == len(learner):
             gap = (learner.double() - torch.tensor(response.logprobs, dtype=torch.float64)).abs()

@@ -20,7 +20,7 @@ from alignkit.contract.kinds import Filter
 from alignkit.contract.reward import CombinedReward, Context, Reward, spending
 from alignkit.data.group import Group, copies, preview, responses_of
 from alignkit.errors import PluginError, RunFailed
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create, remembered
 from alignkit.host.registry import Component
 from alignkit.io.text import Say
@@ -38,8 +38,8 @@ def filter_mask(chooser: Filter, groups: Sequence[Group]) -> list[bool]:
     """Whether a filter keeps each group."""
     if not groups:
         return []
-    kept: list[bool] = shapes.plain(
-        call(chooser, "keep", groups, returns=partial(shapes.mask, len(groups)))
+    kept: list[bool] = returns.plain(
+        call(chooser, "keep", groups, returns=partial(returns.mask, len(groups)))
     )
     return kept
 
@@ -60,7 +60,7 @@ class Node:
 
     def combine(self, groups: Sequence[Group], columns: Mapping[str, Tensor]) -> CombinedReward:
         """What the combination makes of the scores of its parts, [responses] each."""
-        wanted = partial(shapes.combined, len(responses_of(groups)))
+        wanted = partial(returns.combined, len(responses_of(groups)))
         combined: CombinedReward = call(
             self.plugin, "combine", copies(groups), columns, returns=wanted
         )
@@ -208,9 +208,9 @@ class Rewards:
 
     def _share(self, leaf: Node, some: Sequence[Group], own: Sequence[int]) -> Column:
         groups = [some[index] for index in own]
-        wanted = partial(shapes.scores, len(responses_of(groups)))
+        wanted = partial(returns.scores, len(responses_of(groups)))
         if leaf.plugin is not None:
-            return list(shapes.plain(call(leaf.plugin, "score", copies(groups), returns=wanted)))
+            return list(returns.plain(call(leaf.plugin, "score", copies(groups), returns=wanted)))
         column = list(self.context.models[leaf.spec.name].scores(groups))
         try:
             wanted(column)

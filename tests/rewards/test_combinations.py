@@ -17,7 +17,7 @@ import yaml
 from alignkit import CombinedReward, DataError, Group, Response, RewardCombination
 from alignkit import functional as F
 from alignkit.errors import PluginError
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.plugins import load_plugins, plugins
 from alignkit.io.results import read_record
 from alignkit_plugins.rewards.combinations import EqualLength, WeightedSum
@@ -73,10 +73,10 @@ def test_weights_and_rewards_have_the_same_names(
 
 
 def test_a_combination_that_gives_no_number_is_an_error() -> None:
-    shapes.combined(2, CombinedReward(torch.tensor([1.0, NAN])))
+    returns.combined(2, CombinedReward(torch.tensor([1.0, NAN])))
     for reward in ([math.inf, 2.0], [1e30, 2.0]):
         with pytest.raises(PluginError, match="return finite rewards"):
-            shapes.combined(2, CombinedReward(torch.tensor(reward)))
+            returns.combined(2, CombinedReward(torch.tensor(reward)))
 
 
 # Equal length

@@ -34,7 +34,7 @@ from alignkit.contract.kinds import MonitorReport
 from alignkit.contract.options import Options
 from alignkit.contract.reward import CombinedReward, Rating
 from alignkit.errors import DataError, PluginError
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component, Registration
 from alignkit.models.packing import Examples
@@ -129,48 +129,48 @@ ONE, TWO, TABLE = torch.ones(1), torch.ones(2), torch.ones(2, 1)
 LEARNED = TABLE.clone().requires_grad_()
 # A check, what it lets pass, and what it refuses
 CHECKS: list[tuple[Any, list[Any], list[Any]]] = [
-    (partial(shapes.mask, 2), [[True, False], np.array([True, False])], [[True], [1, 0], None]),
-    (shapes.selection, [[], [ASKED], [PHASE]], [[ASKED, PHASE], "ab"]),
+    (partial(returns.mask, 2), [[True, False], np.array([True, False])], [[True], [1, 0], None]),
+    (returns.selection, [[], [ASKED], [PHASE]], [[ASKED, PHASE], "ab"]),
     (
-        partial(shapes.scores, 2),
+        partial(returns.scores, 2),
         [[1, None], np.ones(2), torch.ones(2)],
         [[1], [1, 1, 1], [1, math.inf], "ab", {0: 1, 1: 1}, {"": [1, 1]}, np.ones((2, 1))],
     ),
     (
-        partial(shapes.prompt, ASKED),
+        partial(returns.prompt, ASKED),
         [[user("a")]],
         [[], [user("\ud800")], [{"role": "user", "content": 1}]],
     ),
-    (partial(shapes.prompt, Group(())), [[]], [[user("a")]]),
-    (shapes.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}, 1e308]),
-    (partial(shapes.combined, 2), [rewards(1.0, NAN)], [rewards(1.0), rewards(1.0, math.inf)]),
+    (partial(returns.prompt, Group(())), [[]], [[user("a")]]),
+    (returns.numbers, [None, 1.5, {"a": None}], [math.inf, {"a": NAN}, 1e308]),
+    (partial(returns.combined, 2), [rewards(1.0, NAN)], [rewards(1.0), rewards(1.0, math.inf)]),
     (
-        partial(shapes.ratings, 2, (1, 5)),
+        partial(returns.ratings, 2, (1, 5)),
         [[Rating(1), Rating(None)], [Rating(5), Rating(2)]],
         [[Rating(0), Rating(1)], [Rating(1), Rating(6)], [Rating(1)], [1, 2]],
     ),
     (
-        partial(shapes.ratings, 1, None),
+        partial(returns.ratings, 1, None),
         [[Rating(-9)]],
         [[Rating(1)] * 2, [Rating(1e308)]],
     ),
     (
-        partial(shapes.monitor_report, 3),
+        partial(returns.monitor_report, 3),
         [MonitorReport(best=3)],
         [MonitorReport(best=4), MonitorReport(best=-1), MonitorReport(summary={"a": TWO})],
     ),
     (
-        partial(shapes.loss, BATCH),
+        partial(returns.loss, BATCH),
         [Loss(a=per_token(LEARNED)), Loss(a=per_token(LEARNED), b=per_token(TABLE, 0))],
         [Loss(a=per_token(LEARNED), b=per_token(TABLE)), Loss(b=per_token(TABLE, 0)), Loss()],
     ),
     (
-        partial(shapes.terms, BATCH),
+        partial(returns.terms, BATCH),
         [Loss(a=per_pair(ONE[1:]), b=per_group(ONE), c=per_response(TWO))],
         [Loss(a=per_group(TWO)), Loss(a=per_pair(ONE)), Loss(a=per_response(ONE)), {"a": TABLE}],
     ),
     (
-        partial(shapes.weights, Loss(a=per_pair(ONE), b=per_pair(TWO))),
+        partial(returns.weights, Loss(a=per_pair(ONE), b=per_pair(TWO))),
         [{"a": ONE, "b": TWO}, {"c": TABLE}],
         [{"b": ONE}],
     ),

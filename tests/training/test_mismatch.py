@@ -125,7 +125,7 @@ def test_another_model_is_caught_in_the_first_iteration(
     assert (gap > ANOTHER_MODEL) == (name == "an adapter that is never loaded")
     if gap > ANOTHER_MODEL:  # nothing was learned from it
         assert code == 1 and "in iteration 1 of 2" in err and not metrics(tmp_path)
-        assert "error: stage 'align': the sampler is not the policy that learns" in err
+        assert "error: stage 'align': the engine is not the policy that learns" in err
     else:  # said once, before the first iteration is logged
         assert code == 0 and len(warnings(err)) == 1
         assert err.index("warning: the sampler") < err.index("iteration 1/2")

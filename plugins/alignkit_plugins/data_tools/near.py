@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from alignkit.data.group import sha256_of
 from alignkit.evaluation.answers import normalized
 from alignkit_plugins.data_tools.files import Row
-from alignkit_plugins.text.rows import transcript, turns_of_response
+from alignkit_plugins.text.rows import turns_of_response, turns_text
 
 # A pair becomes a candidate if all values of one band are equal: in 1 - (1 - s^6)^20 of cases at
 # similarity s.
@@ -76,7 +76,7 @@ def _whole(row: Row) -> Iterator[str]:
     parts = []
     for group in row.groups:
         for turns in (group.prompt, *map(turns_of_response, group.responses)):
-            parts.append(normalized(transcript(turns)))
+            parts.append(normalized(turns_text(turns)))
         if group.tools:
             parts.append(sha256_of(group.tools))
     if row.groups:
@@ -87,10 +87,10 @@ def _turns(row: Row, kind: Kind) -> Iterator[str]:
     for group in row.groups:
         prompt = [turn for turn in group.prompt if turn["role"] != "system"]
         if kind == "prompt" and prompt:
-            yield normalized(transcript(prompt))
+            yield normalized(turns_text(prompt))
         for turns in (prompt, *map(turns_of_response, group.responses)):
             for turn in turns:
-                text = normalized(transcript([turn]))
+                text = normalized(turns_text([turn]))
                 if turn["role"] == ROLES[kind] and len(text) >= LEAST:
                     yield text
 

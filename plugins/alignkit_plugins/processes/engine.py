@@ -24,7 +24,7 @@ import torch
 from alignkit.contract.engine import Completion, Engine, EngineContext
 from alignkit.contract.settings import KEYS, Sampling
 from alignkit.errors import PluginError, RunFailed
-from alignkit.host import shapes
+from alignkit.host import returns
 from alignkit.host.calls import attributed_to, create, label_of, mistake
 from alignkit.io.atomic import make_folder
 from alignkit.io.text import Say
@@ -165,7 +165,7 @@ class PluginCall(EngineCall):
         samples: Completions = []
         with self.engine.asking("sample"):
             returned = self.engine.thread.wait(self._call, done)
-            shapes.listing(
+            returns.listing(
                 returned,
                 "a list of Completions",
                 lambda each: isinstance(each, Sequence),
@@ -176,7 +176,7 @@ class PluginCall(EngineCall):
                 if self.request.labels:
                     where += f" ({self.request.labels[index]})"
                 count = len(self.request.streams[index])
-                shapes.listing(
+                returns.listing(
                     completions,
                     f"a Completion, {where}",
                     lambda each: isinstance(each, Completion),

@@ -33,7 +33,7 @@ from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.readings import Reading, readings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
-from alignkit_plugins.text.rows import transcript
+from alignkit_plugins.text.rows import turns_text
 from alignkit_plugins.text.shown import counts
 from alignkit_plugins.text.spoken import all_turns
 
@@ -180,7 +180,7 @@ class DataFile:
         """The file, read up to about the row that brings its length to this many characters."""
         texts = [all_turns(response) for response in self.responses]
         for group in self.read:
-            texts.append(transcript(group.prompt))
+            texts.append(turns_text(group.prompt))
         rows = list(dict.fromkeys(group.origin for group in self.read))
         limit = max(1, int(float(f"{len(rows) * characters / sum(map(len, texts)):.2g}")))
         if limit >= len(rows):

@@ -14,7 +14,7 @@ from alignkit.data.group import Group, resolved_pairs
 from alignkit.evaluation.answers import normalized
 from alignkit.recipe.sources import Loaded
 from alignkit_plugins.text.readable import percentage, short
-from alignkit_plugins.text.rows import transcript, turns_of_response
+from alignkit_plugins.text.rows import turns_of_response, turns_text
 from alignkit_plugins.text.shown import counts, readable_turns, shortened
 
 TURNS = 3  # a sample row shows this many of a prompt, and of what follows it
@@ -47,8 +47,8 @@ def contradictions(groups: Iterable[Group]) -> list[str]:
     """A warning if rows have the same prompt, and chosen and rejected exchanged."""
     first, found = dict[tuple[str, ...], int](), list[str]()
     for group in groups:
-        texts = [normalized(transcript(turns_of_response(one))) for one in group.responses]
-        prompt, row = normalized(transcript(group.prompt)), group.origin.row if group.origin else 0
+        texts = [normalized(turns_text(turns_of_response(one))) for one in group.responses]
+        prompt, row = normalized(turns_text(group.prompt)), group.origin.row if group.origin else 0
         for pair in resolved_pairs(group):
             better, worse = texts[pair.better], texts[pair.worse]
             if better != worse and (prompt, worse, better) in first:
@@ -122,7 +122,7 @@ def card(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _length(turns: Iterable[Any]) -> int:
-    return sum(len(transcript([turn])) for turn in turns)
+    return sum(len(turns_text([turn])) for turn in turns)
 
 
 def _quantiles(values: Sequence[int]) -> dict[str, Any] | None:

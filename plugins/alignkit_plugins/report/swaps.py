@@ -22,7 +22,7 @@ from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of,
 from alignkit_plugins.report.changes import changes
 from alignkit_plugins.report.history import read_object
 from alignkit_plugins.text.readable import number
-from alignkit_plugins.text.rows import transcript
+from alignkit_plugins.text.rows import turns_text
 
 EACH = 5  # samples of each kind
 SEED = 0  # for samples at random
@@ -62,7 +62,7 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
             continue
         before, after = (answers.get(name, {}).get("score") for name in (baseline, wanted[-1]))
         difference = None if before is None or after is None else after - before
-        prompt = [{**turn, "content": _cut(transcript([turn]))} for turn in group["prompt"]]
+        prompt = [{**turn, "content": _cut(turns_text([turn]))} for turn in group["prompt"]]
         facts = {"stage": stage, "row": place, "reward": reward, "percent": percent}
         facts |= {"difference": difference, "prompt": prompt}
         every.append({**facts, "answers": list(answers.values())})
@@ -79,7 +79,7 @@ def _answer(responses: Sequence[Mapping[str, Any]], policy: str, reward: str) ->
         score = number(one.get("scores", {}).get(reward))
         if score is not None:
             scores.append(score)
-    turns = [f"[{turn['role']}] {transcript([turn])}" for turn in first.get("messages") or ()]
+    turns = [f"[{turn['role']}] {turns_text([turn])}" for turn in first.get("messages") or ()]
     return {
         "policy": policy,
         "text": _cut("\n\n".join(turns) or first.get("text") or ""),

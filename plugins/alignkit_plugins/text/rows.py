@@ -92,7 +92,7 @@ def column_of(reader: str, group: Group, column: str, help: str = "") -> Any:
     raise DataError(f"{text}\nhelp: {help}" if help else text)
 
 
-def transcript(turns: Iterable[Message]) -> str:
+def turns_text(turns: Iterable[Message]) -> str:
     """What turns say, with their reasoning and tool calls in brackets."""
     parts = []
     for turn in turns:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from alignkit.data.group import Group, Message, resolved_pairs
-from alignkit_plugins.text.rows import transcript, turns_of_response
+from alignkit_plugins.text.rows import turns_of_response, turns_text
 
 WIDTH = 88  # characters of a text
 LABELS = {True: "good", False: "bad"}
@@ -53,7 +53,7 @@ def _turn(turn: Message, assistant: str = "assistant") -> ReadableTurn:
             who += " (not learned)"
         elif weight is not True:
             who += f" (weight {weight:g})"
-    return ReadableTurn(who, transcript([turn]), [])
+    return ReadableTurn(who, turns_text([turn]), [])
 
 
 def response_names(group: Group) -> list[list[str]]:

@@ -56,7 +56,7 @@ PROCESSED = 1e-6
 
 
 class Importance(Options):
-    """Weights of the samples, learner / sampler, for a sampler whose probabilities differ from
+    """Weights of the samples, learner / engine, for an engine whose probabilities differ from
     those of training.
 
     An engine's option `importance` may be anything with this method `weighted`.
@@ -79,7 +79,7 @@ class Importance(Options):
 
         from alignkit import functional as F
 
-        sampler = []
+        engine = []
         for response in responses_of(rollouts.groups):
             if response.logprobs is None:
                 raise RunFailed(
@@ -87,12 +87,12 @@ class Importance(Options):
                     "them\nhelp: leave 'importance' out, or top_k, top_p and min_new_tokens, with "
                     "which a server tells none"
                 )
-            sampler.append(torch.tensor(response.logprobs))
+            engine.append(torch.tensor(response.logprobs))
         learners = pad_sequence([*old], batch_first=True)
-        samplers = pad_sequence(sampler, batch_first=True)
+        engines = pad_sequence(engine, batch_first=True)
         mask, by_response = rollouts.mask, finest == "sequence"
         weights, ratios = F.importance_weights(
-            learners, samplers, mask, self.cap, sequence=by_response
+            learners, engines, mask, self.cap, sequence=by_response
         )
         counted = ratios[mask.any(dim=1) if by_response else mask]
         share = float((counted > self.cap).float().mean())
