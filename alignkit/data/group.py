@@ -392,7 +392,10 @@ def group_from_json(line: str | bytes | Mapping[str, Any]) -> Group:
             {name: value for name, value in row.items() if name != "alignkit"}
         )
     except ValidationError as error:
-        raise BadRow(f"not a group written by alignkit: {faults_of(error)[0]}") from error
+        fault = faults_of(error)[0]
+        if ".written" in fault or ".staleness" in fault:
+            fault += "; `written` is called `action_mask` now, and `staleness` `async_level`"
+        raise BadRow(f"not a group written by alignkit: {fault}") from error
     for pair in group.pairs or ():
         check_indices(pair, len(group.responses))
     check_weights(group)

@@ -155,7 +155,7 @@ def moved(error: BaseException) -> str:
     elsewhere: what to import.
     """
     for gone, now in RENAMED.items():
-        if f"'{gone}'" in str(error):
+        if f"'{gone}'" in str(error) and not isinstance(error, KeyError):
             return f"; write {now} instead"
     missing = str(getattr(error, "name", ""))
     package = missing.partition(".")[0]

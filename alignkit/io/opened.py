@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -20,11 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from alignkit.io.digest import digest, file_digest, is_foreign
-from alignkit.io.text import is_file, redacted
+from alignkit.io.digest import file_digest, is_foreign
+from alignkit.io.text import is_file
 
 _ours = {"alignkit"}
-_VARIABLE = re.compile(r"\b(?:environ(?:\.get)?|getenv)\s*[\[(]\s*[\"'](\w+)[\"']")
 # Folders of the system, and of accounts and caches of the user
 _ELSEWHERE = ("<", "/proc/", "/sys/", "/dev/", "/etc/", "/usr/", os.path.expanduser("~/."))
 _log: list[int] = []  # a file without a name that forked processes write, too
@@ -44,18 +42,14 @@ def watch(ours: Iterable[str]) -> None:
 
 
 def _opened(event: str, args: tuple[Any, ...]) -> None:
-    if event in ("open", "os.rename", "exec", "sqlite3.connect"):
+    if event in ("open", "os.rename", "exec"):
         with suppress(Exception):  # the code that opens the file would get it
             if event == "exec":  # also of a module that Python has compiled before
                 path, flags = args[0].co_filename, os.O_RDONLY
-            elif event == "sqlite3.connect":
-                path, flags = args[0], os.O_RDONLY
             else:
                 path, _, flags = args if event == "open" else (args[1], "", os.O_WRONLY)
             file = os.path.abspath(os.fsdecode(path))
             users = [] if _is_library(file) else _users(sys._getframe(1))
-            if event == "exec" and not (users or _is_library(file)):
-                users = [file]  # it may read variables
             line = json.dumps([file, bool(flags & (os.O_WRONLY | os.O_RDWR)), users]) + "\n"
             if users and line not in _logged:
                 _logged.add(line)
@@ -82,7 +76,7 @@ def _is_library(file: str) -> bool:
 
 def files_read(parts: Any, run: Path) -> list[str]:
     """The files outside of a run's folder that the code behind a stage's key has read, and not
-    written; and the environment variables that it names, each after a `$`.
+    written.
 
     parts: what the key is made of, with digests of the code.
     """
@@ -93,15 +87,4 @@ def files_read(parts: Any, run: Path) -> list[str]:
             (written if writes else read).add(file)
     read = {file for file in read - written if is_file(file) and not file.endswith(".pyc")}
     known = {file for file in read if file_digest(Path(file)) in code}
-    sources = [Path(file).read_text("utf-8", "replace") for file in read if file.endswith(".py")]
-    names = {name for source in sources for name in _VARIABLE.findall(source)}
-    variables = sorted(f"${name}" for name in names if redacted("x", name) == "x")
-    files = sorted(f for f in read - known if not Path(f).is_relative_to(run.absolute()))
-    return variables + files
-
-
-def digest_of(name: str) -> str:
-    """The digest of a file's content, or of an environment variable's value."""
-    if name.startswith("$"):
-        return digest(os.environ.get(name[1:]))
-    return file_digest(Path(name)) if is_file(name) else "missing"
+    return sorted(f for f in read - known if not Path(f).is_relative_to(run.absolute()))

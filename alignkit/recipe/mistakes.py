@@ -211,7 +211,7 @@ RENAMED = {
 
 # Keys that are gone -> what to write.
 RETIRED = {
-    "whiten": "set 'whiten_rewards: true' among the options of the stage's algorithm",
+    "whiten": "remove it; 'whiten: true' is 'whiten_rewards: true' in the options of the algorithm",
     "dynamic_sampling": "set 'filters: [spread]' in the stage's 'rollout'",
 }
 

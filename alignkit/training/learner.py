@@ -310,7 +310,7 @@ class Learner:
         # The sum is over all groups, not only this process's, because the collectives add gradients
         # up and do not average them.
         total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
-        nll = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        nll = wide(torch.zeros((), device=self.model.device))
         for part in self._cuts(examples, lambda: self.model.token_budget)():
             if any(any(row.mask) for row in part.examples.rows):
                 logprobs = forward(self.model, self.role, part.examples, LOGPROBS).logprobs
@@ -363,14 +363,18 @@ PerGroup = dict[str, dict[int, list[float]]]
 # Averages: of unreduced terms over a global batch, and of metrics over steps
 
 
+def wide(number: Tensor) -> Tensor:
+    """A number in float64, where its device has that: Apple's GPUs do not."""
+    number = number.detach()
+    return number if number.device.type in ("mps", "hpu") else number.double()
+
+
 class Sums(dict[Any, Tensor]):
-    """Sums of numbers by name, in float64 on their device, which need not be waited for until all
-    are added.
-    """
+    """Sums of numbers by name on their device, which need not be waited for until all are added."""
 
     def add(self, name: str | Per, number: Tensor) -> None:
         """number: []."""
-        self[name] = self.get(name, 0.0) + number.detach().double()
+        self[name] = self.get(name, 0.0) + wide(number)
 
     def over(self, collectives: Collectives) -> dict[Any, float]:
         """The sums over all processes, for which one wait is enough."""

@@ -39,11 +39,6 @@ CODE = [
         True,
     ),
     ("import os\nif not os.fork():\n  open('words.txt')\n  os._exit(0)\nos.wait()", True),
-    ("import sqlite3; sqlite3.connect('words.txt').close()", True),
-    (
-        "import os; (os.getenv('WORDS'), os.environ[ 'PATH' ], os.environ.get('API_KEY'))",
-        "$PATH $WORDS",
-    ),
     ("import json; json.load(open('run/own.json'))", False),
     ("open('words.txt', 'a').close(); open('words.txt').read()", False),
     (
@@ -74,15 +69,12 @@ def test_what_is_read_and_not_written_counts(
     key = {"source": source_digests(tmp_path / "user.py")}
     found = files_read(key, tmp_path / "run")
     names = {True: "words.txt", False: ""}.get(counts, counts)  # type: ignore[call-overload]
-    assert found == [name if "$" in name else str(tmp_path / name) for name in names.split()]
+    assert found == [str(tmp_path / name) for name in names.split()]
     assert files_read({"source": source_digests(tmp_path / "other.py")}, tmp_path) == []
 
 
 REWARD = """
-import os
-
 WORDS = open("words.txt").read()
-LIMIT = os.environ.get("MAX_WORDS", "5")
 
 def score(prompts, completions, **columns):
     open("called.txt").read()
@@ -134,11 +126,8 @@ def test_a_stage_is_made_again_when_a_file_of_its_code_changes(
         assert told() == reused
         (tmp_path / name).write_text(old, encoding="utf-8")
         assert told() == reused  # earlier results are there
-    monkeypatch.setenv("MAX_WORDS", "6")
-    assert told()[1] == "best: changed since the last run ($MAX_WORDS has changed), starting over"
-    assert told() == reused
     files = read_record(tmp_path / "run" / "best")["depends_on"]["files"]
-    assert {os.path.basename(file) for file in files} == {"words.txt", "called.txt", "$MAX_WORDS"}
+    assert {os.path.basename(file) for file in files} == {"words.txt", "called.txt"}
     assert main(["verify", str(tmp_path / "run" / "best")]) == 0
     (tmp_path / "words.txt").unlink()
     assert main(["verify", str(tmp_path / "run" / "best")]) == 2

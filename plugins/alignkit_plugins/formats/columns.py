@@ -63,7 +63,8 @@ def rated_alike(row: Mapping[str, Any], better: str, worse: str) -> bool:
     chosen.
     """
     alike = any(_TIE.fullmatch(str(row.get(name)).strip()) for name in _NAMED)
-    against = [name for name in _NAMED if str(row.get(name)).lower() == worse]
+    # A status says what became of a row, such as rejected.
+    against = [n for n in _NAMED if n != "status" and str(row.get(n)).lower() == worse]
     for name, ratings in row.items():
         if _RATING.fullmatch(name.removesuffix("s")) and isinstance(ratings, list):
             alike |= len(ratings) == 2 and ratings[0] == ratings[1] is not None

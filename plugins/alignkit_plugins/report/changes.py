@@ -102,8 +102,7 @@ def _in_words(change: Change, names: Mapping[Path, Any]) -> str:
     if path[0] in _CONTENTS:
         return f"{_CONTENTS[str(path[0])]} has changed"
     if "files" in path:
-        name = os.path.basename(str(path[-1]))
-        return f"{name} has changed" if name.startswith("$") else f"{name}: the file has changed"
+        return f"{os.path.basename(str(path[-1]))}: the file has changed"
     if path[-1] == "content":
         return f"{_name(path[:-1])}: the file has changed"
     if path[0] == "upstream" and change.old and change.new:

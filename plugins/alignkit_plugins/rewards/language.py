@@ -41,6 +41,7 @@ class Language(Reward):
             return f"language {self.language}"
 
     options: Options
+    may_not_apply = True  # a short text may be in any language
 
     def check(self, folder: Path) -> None:
         check_extra("reward 'language'", "language", "py3langid")
@@ -55,6 +56,8 @@ class Language(Reward):
         return scored(groups, self._score)
 
     def _score(self, group: Group, answer: str) -> float | None:
+        if not answer.strip():
+            return 0.0  # or a policy could learn to write nothing
         code, expected = language_of(answer), self._expected(group)
         return float(code == expected) if code and expected else None
 

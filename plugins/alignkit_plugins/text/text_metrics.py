@@ -152,7 +152,8 @@ def language_of(text: str, clearly: float = 0.0) -> str:
     """
     # More take longer, and hardly ever change the answer. Full-width letters are no Cantonese.
     text = unicodedata.normalize("NFKC", text[:500])
-    if sum(map(str.isalpha, text)) < LETTERS:
+    # A character of Chinese, Japanese or Korean says as much as several letters.
+    if sum(1 + 4 * (char >= "\u2e80") for char in text if char.isalpha()) < LETTERS:
         return ""
     (best, score), *others = identifier().rank(text)
     return "en" if clearly and score - dict(others).get("en", -math.inf) < clearly else str(best)
