@@ -301,9 +301,9 @@ ENGLISH = "The capital of France is Paris, which every child knows."
 
 def test_the_right_language_pays() -> None:
     pytest.importorskip("py3langid")
-    unclear = "", "42 + 1", "Paris.", "Yes.", "x = 3", talk(None)
-    found = scores(Language, GERMAN, ENGLISH, *unclear, language="de")
-    assert found == [1.0, 0.0, *[None] * 6]
+    unclear = "42 + 1", "Paris.", "Yes.", "x = 3"
+    found = scores(Language, GERMAN, ENGLISH, "", *unclear, language="de")
+    assert found == [1.0, 0.0, 0.0, *[None] * 4]
     assert Language(Language.Options()).score([Group((user("Hi"),), (Response(ENGLISH),))]) == [
         None
     ]

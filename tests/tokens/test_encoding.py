@@ -560,7 +560,7 @@ def test_an_answer_that_is_asked_for_follows_the_reasoning(template: str) -> Non
 
 def test_written_must_match_the_tokens() -> None:
     odd = Response(tokens=(3, 4, 5), action_mask=(True, False))
-    with pytest.raises(DataError, match="'a': a response has 3 tokens, but 2 marks"):
+    with pytest.raises(DataError, match="'a': a response has 3 tokens, but 2 entries"):
         encoder().encode(Group((user("a"),), (odd,)), 100)
 
 

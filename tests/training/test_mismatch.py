@@ -91,7 +91,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def warnings(err: str) -> list[str]:
-    return re.findall("warning: (the sampler.*)", err)
+    return re.findall("warning: (the engine.*)", err)
 
 
 def test_the_samplers_gap_is_per_token_of_the_policy() -> None:
@@ -128,7 +128,7 @@ def test_another_model_is_caught_in_the_first_iteration(
         assert "error: stage 'align': the engine is not the policy that learns" in err
     else:  # said once, before the first iteration is logged
         assert code == 0 and len(warnings(err)) == 1
-        assert err.index("warning: the sampler") < err.index("iteration 1/2")
+        assert err.index("warning: the engine") < err.index("iteration 1/2")
         assert metrics(tmp_path)[0]["engine_mismatch"] == pytest.approx(gap, rel=0.1)
 
 
