@@ -45,13 +45,13 @@ same_epochs:
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
 same_samples:
   file: alignkit/training/prompts.py
-  old: path=(self.context.name, purpose, number)
-  new: path=(self.context.name, purpose, 0)
+  old: path=(context.name, self.purpose, self.number)
+  new: path=(context.name, self.purpose, 0)
   test: test_iteration_loop.py::test_every_iteration_draws_other_samples
 reference_samples:
   file: alignkit/training/prompts.py
-  old: '            trainer.role,'
-  new: '            trainer.reference_role,'
+  old: self.trainer.role,
+  new: self.trainer.reference_role,
   test: test_iteration_loop.py::test_the_policy_samples_and_not_its_reference
 samples_by_order:
   file: alignkit/models/models.py
@@ -289,7 +289,7 @@ own_whitening:
   test: test_reducer.py::test_numbers_over_the_batch_are_over_all_processes
 draws_by_share:
   file: alignkit/training/prompts.py
-  old: '[first + index for index in own]'
+  old: '[self.first + index for index in own]'
   new: '[*range(len(own))]'
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 results_by_process:

@@ -41,7 +41,7 @@ def functions(name: str) -> Iterator[tuple[str, griffe.Function, set[str]]]:
     """
     thing = api_names.found(name)
     if thing.is_function:
-        yield name, thing, {"register"}
+        yield name, thing, {"register", "run", "stage"}  # hooks
     for each, member in thing.members.items() if thing.is_class else ():
         # A dataclass has one without a line
         made = each == "__init__" and member.is_function and member.lineno

@@ -92,7 +92,7 @@ BROKEN = {
     "import": ("import no_such_module", "No module named 'no_such_module' (fake_x_import.py:1)"),
     "moved": (
         "import alignkit_plugins.environments.turns",
-        "(fake_x_moved.py:1); import alignkit.tokens.turns instead",
+        "(fake_x_moved.py:1); import alignkit.tokens.turns or alignkit_plugins.formats.turns instead",
     ),
     "remote": (
         "from alignkit_plugins.ai_feedback.remote import Remote",

@@ -174,8 +174,8 @@ def mean(group: Group) -> float:
         ({"filters": ["spread"]}, None, "reads rewards, but no_reward learns from none"),
         ({"filters": ["spread"]}, "length", ""),
         ({"filters": ["not_truncated"]}, None, ""),
-        ({"missing_eos_penalty": 0.5}, None, "is subtracted from rewards, and the stage has none"),
-        ({"missing_eos_penalty": 0.5}, "length", ""),
+        ({"missing_eos_penalty": 0.5}, None, "from rewards, and no_reward learns from none"),
+        ({"missing_eos_penalty": 0.5}, "length", "from rewards, and no_reward learns from none"),
     ],
 )
 def test_rewards_that_a_stage_does_not_have(

@@ -212,7 +212,7 @@ def test_a_failure_leaves_nothing(
     words = house_run / "sft", tmp_path / "out"
     export(*words, "--license", f"see {house_run}/LICENSE", code=1)
     assert f"README.md would tell others of {house_run}/" in said()
-    monkeypatch.setattr(folders, "card", fail)
+    monkeypatch.setattr(folders, "model_card", fail)
     export(*words, code=5)
     assert list(tmp_path.iterdir()) == []
 
@@ -237,7 +237,7 @@ def test_nothing_is_overwritten(
         return "a card"
 
     if meanwhile:
-        monkeypatch.setattr(folders, "card", write)
+        monkeypatch.setattr(folders, "model_card", write)
     else:
         write()
     export(house_run / "sft", mine, code=2)
