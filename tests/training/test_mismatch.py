@@ -147,7 +147,7 @@ def test_a_sampler_that_tells_nothing_is_not_taken_for_the_policy(
     """
     assert train(tmp_path, silent) == 0
     (warning,) = warnings(said())
-    assert "tells no log-probabilities" in warning
+    assert "gives no log-probabilities" in warning
     assert not any("engine_mismatch" in row for row in metrics(tmp_path))
 
 
