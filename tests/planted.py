@@ -117,7 +117,7 @@ whitened_after_filter:
 penalty_is_whitened:
   file: alignkit/training/rollouts.py
   old: learned[present] = F.whiten(reward[present])
-  new: learned[present] = F.whiten((reward - penalty * ~self.ended)[present])
+  new: learned[present] = F.whiten((reward - penalty * (reward > 6))[present])  # the response without an end
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 safety_rows:
   file: plugins/alignkit_plugins/rewards/llama2.py

@@ -229,7 +229,7 @@ class Examples:
         for name, tensor in signals.items():
             values = tensor.detach()
             if tensor.dim() == 2:
-                self.token_columns[name] = values[self._in_response()]
+                self.token_columns[name] = values[self._in_response]
             else:
                 self.columns[name] = values
         self.signal_names = (*self.signal_names, *signals)
@@ -265,6 +265,7 @@ class Examples:
             **{name: arrays[name] for name in FIELDS if name in arrays},
         )
 
+    @cached_property
     def _in_response(self) -> Tensor:
         """Whether an entry of [R, T] is a token of its response, and not after its end."""
         lengths = np.diff(self.token_offsets)
@@ -272,7 +273,7 @@ class Examples:
 
     def _padded(self, column: Tensor) -> Tensor:
         """A column of tokens as [R, T], zero after the end of a response."""
-        places = self._in_response()
+        places = self._in_response
         return column.new_zeros(places.shape).masked_scatter(places, column)
 
     def _pairs(self, device: torch.device | str) -> Pairs:

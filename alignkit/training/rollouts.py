@@ -53,13 +53,6 @@ class Rollouts:
     kept: list[Group] = field(default_factory=list)
     examples: Examples = field(default_factory=lambda: Examples([]))
 
-    @property
-    def ended(self) -> Tensor:
-        """Whether each response has an end, bool [R]."""
-        return torch.tensor(
-            [not response.truncated for response in responses_of(self.sampled)], dtype=torch.bool
-        )
-
     def add_reward(self, reward: Tensor, *, learns: bool, whiten: bool, penalty: float) -> None:
         """Take in the combined reward [R], and keep the responses that have one if they are learned
         from.
@@ -74,10 +67,12 @@ class Rollouts:
             if whiten and present.any():
                 learned[present] = F.whiten(reward[present])
             if penalty:
-                self.reward = F.missing_eos_penalty(reward, self.ended, penalty)
-                learned = F.missing_eos_penalty(learned, self.ended, penalty)
+                ends = [not response.truncated for response in responses_of(self.sampled)]
+                ended = torch.tensor(ends, dtype=torch.bool)
+                self.reward = F.missing_eos_penalty(reward, ended, penalty)
+                learned = F.missing_eos_penalty(learned, ended, penalty)
                 if present.any():
-                    missing = (~self.ended[present]).double().mean()
+                    missing = (~ended[present]).double().mean()
                     self.metrics["missing_eos_penalty"] = penalty * float(missing)
             self.learned = learned
         self.scored = with_columns(self.sampled, {**self.parts, REWARD_KEY: self.reward})
