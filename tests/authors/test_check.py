@@ -46,3 +46,15 @@ def test_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     options = "{weighted_sum: {rewards: {a: length}, weights: {a: 1}}}"
     assert main(["plugins", "check", "weighted_sum", "--options", options]) == 0
     assert main(["plugins", "check", "lenght"]) == 2
+
+
+def test_what_no_kit_checks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    others = 'add("reader", ".even", alignkit.Reader)\n    add("model", "even", open)\n    '
+    text = "import alignkit\n" + REWARD.replace('add("reward"', others + 'add("reward"') % ""
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    assert main(["plugins", "check", str(tmp_path / "mine.py")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "reward even: all rules of its kind hold",
+        "model even: not checked here; test it in a run",
+        "reader .even: not checked here; test it by `check_reader` in a test",
+    ]

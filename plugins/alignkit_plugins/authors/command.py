@@ -104,39 +104,20 @@ def check(
       alignkit plugins check alignkit-reinforce
       alignkit plugins check sums.py --options '{sums: {strict: true}}'
     """
-    from alignkit import testing
-    from alignkit.contract.reward import RewardCombination
-    from alignkit.errors import PluginError
     from alignkit.host.plugins import load_plugins
-    from alignkit.host.registry import KINDS
     from alignkit.recipe.yaml import plain_data
-    from alignkit_plugins.authors import listing
+    from alignkit_plugins.authors.checking import check_plugins
 
     path, values = Path(what), plain_data(options, "--options")
     loaded = load_plugins([path.resolve()] if path.is_file() else None)
-    rows: list[dict[str, str]] = []
-    for kind in KINDS:
-        for one in loaded.registrations(kind):
-            if path.name not in (one.name, one.distribution):
-                continue
-            cls, name = one.implementation, f"check_{kind}"
-            if isinstance(cls, type) and issubclass(cls, RewardCombination):
-                name = "check_combination"
-            kit = getattr(testing, name, None)
-            if kit is None:
-                refuse(f"there is no kit for plugins of the kind {kind}", "test it in a run")
-            try:
-                kit(cls, values.get(one.name, {}))
-            except AssertionError as error:
-                raise PluginError(f"{kind} {one.name}: {error}") from error
-            rows.append(listing.plugin_row(one))
+    rows, unchecked = check_plugins(path.name, values, loaded)
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
         refuse(
             f"{what} registers nothing that a kit checks",
-            "; ".join(broken) or "name a plugin, or FILE.py",
+            "; ".join([*unchecked, *broken]) or "name a plugin, or FILE.py",
         )
     lines = [f"{row['kind']} {row['name']}: all rules of its kind hold" for row in rows]
-    lines += [f"broken: {text}" for text in broken]
+    lines += unchecked + [f"broken: {text}" for text in broken]
     facts = {"plugins": rows, "broken": broken}
     return Result("plugins", facts, lambda: print(printable("\n".join(lines))))
