@@ -32,7 +32,7 @@ def ours(job: Job, gate: Gate) -> None:
     import torch
 
     from alignkit.models.packing import Examples, flat, measure
-    from alignkit.models.shared_model import BASE
+    from alignkit.models.shared_model import UNMODIFIED
 
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY))
@@ -43,7 +43,7 @@ def ours(job: Job, gate: Gate) -> None:
     while True:
         gate.begin()
         examples = Examples(encoded)
-        reference = measure(policy, BASE, encoded)["logprobs"]
+        reference = measure(policy, UNMODIFIED, encoded)["logprobs"]
         examples.token_columns["reference_logprobs"] = flat(reference)
         metrics = learner.step(examples, 0.0)
         losses = {"loss": metrics["loss"]}

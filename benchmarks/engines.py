@@ -22,7 +22,7 @@ from benchmarks.worker import Gate, Job
 if TYPE_CHECKING:
     from alignkit.contract.engine import Completion
     from alignkit.contract.settings import Sampling
-    from alignkit.models.models import LoadedBase
+    from alignkit.models.models import LoadedModel
 
 COMMAND = os.environ.get("ALIGNKIT_TEST_VLLM", "")
 MISSING = "it needs vLLM: write the command that starts a server into ALIGNKIT_TEST_VLLM"
@@ -70,7 +70,7 @@ def sampled(job: Job, gate: Gate) -> None:
 
 
 def _checked(
-    gate: Gate, base: LoadedBase, prompts: Sequence[Any], tokens: int
+    gate: Gate, base: LoadedModel, prompts: Sequence[Any], tokens: int
 ) -> tuple[float, Any]:
     """The mean -log P of the first side's samples: as its engine reports it, and as training
     measures it.
@@ -130,14 +130,14 @@ def swap(job: Job, gate: Gate) -> None:
 
 
 @contextmanager
-def _base(job: Job) -> Iterator[LoadedBase]:
+def _base(job: Job) -> Iterator[LoadedModel]:
     """The base with the policy's adapter, and an engine if `servers` is above 0, each server on a
     core of its own.
     """
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    from alignkit.models.models import LoadedBase
+    from alignkit.models.models import LoadedModel
 
-    base, count = LoadedBase(models.load(job), Path), int(job.options["servers"])
+    base, count = LoadedModel(models.load(job), Path), int(job.options["servers"])
     base.model.add_role(models.ROLE, start=job.adapter(models.POLICY))
     with ExitStack() as stack:
         if count and job.options.get("pinned"):
@@ -208,7 +208,7 @@ def _sampling(tokens: int, least: int = 0) -> Sampling:
 
 
 def _generate(
-    base: LoadedBase,
+    base: LoadedModel,
     prompts: Sequence[Any],
     streams: Sequence[Any],
     sampling: Sampling,

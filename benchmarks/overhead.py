@@ -21,12 +21,12 @@ BETA = 0.1
 
 def ours(job: Job, gate: Gate) -> None:
     from alignkit.models.packing import Examples, flat, measure
-    from alignkit.models.shared_model import BASE
+    from alignkit.models.shared_model import UNMODIFIED
 
     policy = models.load(job)
     learner = models.learner(policy, "dpo", job.adapter(models.POLICY), beta=BETA)
     encoded = _pairs(job, policy)
-    reference = measure(policy, BASE, encoded)["logprobs"]
+    reference = measure(policy, UNMODIFIED, encoded)["logprobs"]
     examples = Examples(encoded, {"reference_logprobs": flat(reference)})
     steps = _steps(job)
     work = Work(Shape.of(job.source), job.dtype)
@@ -44,7 +44,7 @@ def peer(job: Job, gate: Gate) -> None:
     import torch
 
     from alignkit.models.packing import pack
-    from alignkit.models.shared_model import BASE
+    from alignkit.models.shared_model import UNMODIFIED
 
     policy = models.load(job)
     policy.add_role(models.ROLE, start=job.adapter(models.POLICY))
@@ -62,7 +62,7 @@ def peer(job: Job, gate: Gate) -> None:
         return logprobs.new_zeros(rows).index_add(0, owner, logprobs)
 
     with torch.no_grad():
-        reference = sums(BASE)
+        reference = sums(UNMODIFIED)
     steps = _steps(job)
     while True:
         gate.begin()

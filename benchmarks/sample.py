@@ -40,7 +40,7 @@ def ours(job: Job, gate: Gate) -> None:
     from alignkit.contract.settings import Sampling
     from alignkit.models import generate as sampler
     from alignkit.models.generate import Slot
-    from alignkit.models.shared_model import BASE
+    from alignkit.models.shared_model import UNMODIFIED
     from alignkit.tokens.encoder import Encoder
 
     groups, samples, tokens, ends = plan(job)
@@ -68,7 +68,7 @@ def ours(job: Job, gate: Gate) -> None:
             numbers = range(len(groups))
             request = sampler.build_request(
                 policy,
-                BASE,
+                UNMODIFIED,
                 encoder,
                 groups,
                 sampling,

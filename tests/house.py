@@ -436,6 +436,10 @@ of (?:its|their) own accord => automatically
 """
 # Names that had several meanings, and what each is called now.
 RETIRED = yaml.safe_load("""
+LoadedBase: LoadedModel
+RunBase: ModelSource
+base_source: locate_model
+load_base: load_network
 blame: attributed_to
 Collected: Mistakes
 lag: async_level

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import alignkit_plugins.bases.tiny
 from alignkit import Group, Response, RunFailed
 from alignkit.contract.settings import LoraSpec, ModelSpec
-from alignkit.models.models import LoadedBase, WholeRewardModel
+from alignkit.models.models import LoadedModel, WholeRewardModel
 from alignkit.models.shared_model import SharedModel
 from alignkit.training.trainer import load_checkpoint, save_checkpoint
 from tests.rows import assistant, user
@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_are_an_error(
 def test_a_language_model_is_no_reward_model(tiny: Path) -> None:
     """Its scores would be those of a head drawn at random."""
     with pytest.raises(RunFailed, match=r"are not in its files, .*: score\.weight"):
-        LoadedBase(policy(tiny, LORA), Path)[str(tiny)]
+        LoadedModel(policy(tiny, LORA), Path)[str(tiny)]
 
 
 def test_what_a_whole_reward_model_cannot_read_is_cut_or_left_out(
@@ -86,7 +86,7 @@ def test_what_a_whole_reward_model_cannot_read_is_cut_or_left_out(
     made, said, read = policy(tiny, None), list[str](), list[tuple[int, ...]]()
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
-    foreign = WholeRewardModel(LoadedBase(made, Path, say=said.append), str(tmp_path / "reward"))
+    foreign = WholeRewardModel(LoadedModel(made, Path, say=said.append), str(tmp_path / "reward"))
 
     def scored(rows: list[tuple[int, ...]]) -> list[float]:
         read.extend(rows)
@@ -109,7 +109,7 @@ def test_responses_are_scored_together_as_one_by_one(tiny: Path, tmp_path: Path,
     made = policy(tiny, None)
     made.add_role("reward", head="scalar")
     made.save("reward", tmp_path / "reward")
-    foreign = WholeRewardModel(LoadedBase(made, Path), str(tmp_path / "reward"))
+    foreign = WholeRewardModel(LoadedModel(made, Path), str(tmp_path / "reward"))
     own = None if pad == "none" else foreign.encoder.tokenizer.pad_token_id
     foreign.network.config.pad_token_id = own
     groups = [

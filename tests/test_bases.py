@@ -14,7 +14,7 @@ import torch
 from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.data.group import Group, Response, read_groups
 from alignkit.errors import OtherTokenizer
-from alignkit.models.models import LoadedBase, Models
+from alignkit.models.models import LoadedModel, Models
 from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.run import Run
@@ -157,29 +157,29 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedBase]:
+def services(shifted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
     """`tiny`, and a model with another tokenizer."""
     import alignkit_plugins.bases.tiny
 
     made, tiny = {}, alignkit_plugins.bases.tiny.source(tmp_path_factory.mktemp("cache"))
     for name, source in (("base", tiny), ("small", shifted)):
         spec = ModelSpec(base=name, dtype="float32", device="cpu", lora=LoraSpec(r=2))
-        made[name] = LoadedBase(SharedModel(spec, str(source)), Path, name=name)
+        made[name] = LoadedModel(SharedModel(spec, str(source)), Path, name=name)
     return made
 
 
 def test_whole_models_are_freed_when_the_next_stage_does_not_use_them(
-    services: dict[str, LoadedBase],
+    services: dict[str, LoadedModel],
 ) -> None:
     opened: list[str] = []
     models = Models(lambda name: (opened.append(name), services[name])[1])
     for whole in (("small",), ("small",), ()):
         models.enter(whole)
-        assert models["small" if whole else "align"].base.name == (whole or ("base",))[0]
-    assert list(models.bases) == ["base"] and opened == ["small", "base"]
+        assert models["small" if whole else "align"].loaded.name == (whole or ("base",))[0]
+    assert list(models.opened) == ["base"] and opened == ["small", "base"]
 
 
-def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBase]) -> None:
+def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedModel]) -> None:
     router = Models(services.__getitem__)
     router.enter(("small",))
     groups = router["base"].sample(prompts(["what is it?"]), seed=0, max_new_tokens=6)
@@ -190,7 +190,7 @@ def test_log_probabilities_need_the_same_tokenizer(services: dict[str, LoadedBas
 
 
 def test_a_whole_model_reads_tokens_whose_tokenizer_nobody_named_as_text(
-    services: dict[str, LoadedBase],
+    services: dict[str, LoadedModel],
 ) -> None:
     whole = Group((user("what is 0?"),), (Response(text="it is"),))
     group = Group(whole.prompt, (Response(text="it is", tokens=(5, 6, 7)),))

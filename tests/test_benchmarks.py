@@ -127,7 +127,7 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     """
     from alignkit.kernels.attention import TreeLayout
     from alignkit.kernels.layout import GroupSpan
-    from alignkit.models.shared_model import BASE
+    from alignkit.models.shared_model import UNMODIFIED
     from benchmarks.models import folder_of
 
     source = folder_of("tiny")
@@ -140,7 +140,7 @@ def test_the_floor_counts_the_products_of_torch(lora: bool, tmp_path: Path) -> N
     # By default torch does not count products that are added in place.
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added}) as counter:
         hidden = policy.hidden(
-            "policy" if lora else BASE,
+            "policy" if lora else UNMODIFIED,
             TreeLayout([GroupSpan(0, prompt, answers)]),
             torch.arange(length),
         )

@@ -25,7 +25,7 @@ from alignkit.contract.algorithm import Phase
 from alignkit.contract.settings import Sampling, Settings
 from alignkit.errors import RecipeError
 from alignkit.models.packing import Examples, measure, pack
-from alignkit.models.shared_model import BASE, SharedModel, Wants
+from alignkit.models.shared_model import UNMODIFIED, SharedModel, Wants
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import RewardSpec
 from alignkit.runs.run import Run
@@ -449,7 +449,7 @@ def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTraine
     move(stage)
     examples = measured(stage).rollouts.examples
     row = pack(examples.groups)
-    for role, name in ((stage.role, "old_logprobs"), (BASE, "reference_logprobs")):
+    for role, name in ((stage.role, "old_logprobs"), (UNMODIFIED, "reference_logprobs")):
         with torch.no_grad():
             hidden = stage.model.hidden(role, row.layout, row.tokens)[row.before]
             logits = stage.model.next_logits(role, hidden)
@@ -829,7 +829,7 @@ def test_kl_is_zero_at_first_and_then_not(watched: Watched) -> None:
     assert abs(watched.metrics[0]["kl"]) < 1e-6 < 1e-3 < abs(watched.metrics[1]["kl"])
     assert {row["state/score_level"] for row in watched.metrics} == {watched.metrics[0]["reward"]}
     models, group = watched.run.models.of("base"), prompts(1, Response(text="bread is good"))
-    sft, base = models["sft"].logprobs(group)[0], models[BASE].logprobs(group)[0]
+    sft, base = models["sft"].logprobs(group)[0], models[UNMODIFIED].logprobs(group)[0]
     assert float((sft - base).abs().max()) > 0.01
 
 
@@ -893,7 +893,7 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
     def texts(*path: Any) -> list[Any]:
         found = sample(
             stage.model,
-            BASE,
+            UNMODIFIED,
             encoder,
             prompts(1) * 2,
             sampling,

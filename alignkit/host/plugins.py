@@ -210,7 +210,7 @@ def plugins() -> Plugins:
 
 def source_of(base: str) -> tuple[str, str]:
     """The model source that `model.base` names, and what follows its `NAME://`; both are empty for
-    other bases.
+    other models.
     """
     name, _, path = base.partition("://")
     return (name, path) if plugins().has("model", name) else ("", "")

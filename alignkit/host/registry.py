@@ -132,10 +132,10 @@ class Registration(Origin):
 
     def check(self, implementation: Any) -> None:
         """Raise TypeError if something cannot be registered as this kind."""
-        bases = tuple(getattr(alignkit, name) for name in (KINDS | PRIVATE)[self.kind])
-        if bases:
-            good = isinstance(implementation, type) and issubclass(implementation, bases)
-            wanted = "a subclass of " + " or ".join(f"alignkit.{base.__name__}" for base in bases)
+        classes = tuple(getattr(alignkit, name) for name in (KINDS | PRIVATE)[self.kind])
+        if classes:
+            good = isinstance(implementation, type) and issubclass(implementation, classes)
+            wanted = "a subclass of " + " or ".join(f"alignkit.{each.__name__}" for each in classes)
         elif self.kind == "template":
             good, wanted = isinstance(implementation, str), "Jinja code"
         else:
@@ -144,7 +144,7 @@ class Registration(Origin):
             raise TypeError(
                 f"{self.kind} '{self.name}' must be {wanted}, not {implementation!r:.100}"
             )
-        if bases and not issubclass(getattr(implementation, "Options", Options), Options):
+        if classes and not issubclass(getattr(implementation, "Options", Options), Options):
             raise TypeError(
                 f"{self.kind} '{self.name}' needs Options that are a subclass of alignkit.Options"
             )

@@ -61,9 +61,9 @@ SUBTRACTED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class Base:
-    """A base model. name: as the recipe has it. source: a transformers folder or hub id, as peft
-    names it.
+class ModelOrigin:
+    """What an adapter names as its base model. name: as the recipe has it. source: a transformers
+    folder or hub id, as peft names it.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Base:
         return digest([*map(file_digest, files)]) if files else None
 
     def save_origin(self, folder: Path) -> None:
-        """Say in an adapter's folder which base it is for."""
+        """Say in an adapter's folder which base model it is for."""
         facts = {"base": {"name": self.name, "revision": self.revision, "weights": self.weights}}
         write_json(folder / ORIGIN, facts)
 
@@ -151,13 +151,13 @@ ACTIVE: ContextVar[str | None] = ContextVar("alignkit_adapter", default=None)
 
 @dataclass(eq=False)
 class Adapters:
-    """The adapters of one model. base: the model's name, for saved adapters. backend: computes its
+    """The adapters of one model. origin: of the model, for saved adapters. backend: computes its
     layers.
     """
 
     model: Any
     spec: LoraSpec
-    base: Base
+    origin: ModelOrigin
     backend: Backend
     _peft: Any = None
     _targets: Any = None
@@ -175,7 +175,7 @@ class Adapters:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         spec = self.spec
         if isinstance(start, Path):
-            self.base.check(start)
+            self.origin.check(start)
             spec = spec.model_copy(update=scale_of(read_json(start / ADAPTER)))
         self._inject(adapter, seed, spec)
         # peft turns gradients on for the new adapter and off for all others, even if another role
@@ -227,7 +227,7 @@ class Adapters:
 
         config = copy.deepcopy(self.model.peft_config[adapter])
         config.inference_mode = True
-        config.base_model_name_or_path, config.revision = self.base.source, self.base.revision
+        config.base_model_name_or_path, config.revision = self.origin.source, self.origin.revision
         if not isinstance(config.target_modules, str):  # a string is a pattern
             config.target_modules = sorted(config.target_modules)
         # Peft reads it, and the adapter added last may have been dropped
@@ -245,7 +245,7 @@ class Adapters:
         save_file(dict(sorted(state.items())), folder / WEIGHTS, metadata=facts)
         _sort_facts(folder / WEIGHTS)
         config.save_pretrained(folder)
-        self.base.save_origin(folder)
+        self.origin.save_origin(folder)
 
     def _inject(self, adapter: str, seed: int, spec: LoraSpec) -> None:
         """Add new adapter weights to the layers that `model.lora` names."""
@@ -305,15 +305,15 @@ class Adapters:
 
 def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer plus the active adapter, in the layer's dtype; adapters are stored in fp32."""
-    base, adapter = self.base_layer, ACTIVE.get()
+    linear, adapter = self.base_layer, ACTIVE.get()
     backend: Backend = self.backend
     factors = None
     if adapter is not None:
         down, up = self.lora_A[adapter].weight, self.lora_B[adapter].weight
         factors = LowRank(down, up, self.scaling[adapter])
-    if type(base) is nn.Linear:  # quantized layers are subclasses with their own matrix product
-        return backend.linear(x, base.weight, base.bias, factors)
-    result: Tensor = base(x, *args, **kwargs)
+    if type(linear) is nn.Linear:  # quantized layers are subclasses with their own matrix product
+        return backend.linear(x, linear.weight, linear.bias, factors)
+    result: Tensor = linear(x, *args, **kwargs)
     return result if factors is None else result + factors.term(x, backend.linear)
 
 

@@ -96,8 +96,8 @@ def _shrink(config: Any) -> None:
 
 
 @torch.no_grad()
-def why_not_packable(model: Any, base: str) -> str:
-    """Return why a small copy, a `SharedModel`'s network with the role `base`, cannot use packed
+def why_not_packable(model: Any, role: str) -> str:
+    """Return why a small copy, a `SharedModel`'s network with a role, cannot use packed
     rows; empty if it can.
 
     Raises RunFailed if the logits are not those of `next_logits`, which replaces the network's
@@ -111,18 +111,18 @@ def why_not_packable(model: Any, base: str) -> str:
         backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows
     ]
     logits = network(input_ids=rows[0][None].to(model.device)).logits[0]
-    if _distance(model.next_logits(base, native[0]), logits):
+    if _distance(model.next_logits(role, native[0]), logits):
         raise RunFailed(
             f"{type(network).__name__} computes its logits in a way that alignkit does not "
             "support; please report this"
         )
     try:
         network.set_attn_implementation(attention.NAME)
-        packed = model.hidden(base, TreeLayout(SPANS), ids)
+        packed = model.hidden(role, TreeLayout(SPANS), ids)
         # The first two share a prompt.
         if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
             return f"packed attention differs from the model's own by {distance:.2g}"
-        decoded = _decoded(model, base, [rows[0], rows[2]])
+        decoded = _decoded(model, role, [rows[0], rows[2]])
         if distance := _distance(decoded, torch.stack([native[0][-1], native[2][-1]])):
             return f"decoding token by token differs from the model's own reading by {distance:.2g}"
     except UnsupportedAttention as error:
@@ -132,16 +132,16 @@ def why_not_packable(model: Any, base: str) -> str:
     return ""
 
 
-def _decoded(model: Any, base: str, rows: Sequence[Tensor]) -> Tensor:
+def _decoded(model: Any, role: str, rows: Sequence[Tensor]) -> Tensor:
     """The states of each row's last token, computed the way sampling does, [rows, hidden]."""
     first, second = (len(row) - 1 for row in rows)
     prefill = TreeLayout([GroupSpan(0, first, ()), GroupSpan(first, second, ())], store_kv=True)
-    model.hidden(base, prefill, torch.cat([row[:-1] for row in rows]))
+    model.hidden(role, prefill, torch.cat([row[:-1] for row in rows]))
     decoding = model.backend.decoding()
     decoding.update_rows([], 1, prefill, [0, 1])
     ids = torch.stack([row[-1:] for row in rows]).to(model.device)
     positions = torch.tensor([[first], [second]], device=model.device)
-    with model.using_role(base, decoding) as used:
+    with model.using_role(role, decoding) as used:
         return last_states(used, ids, positions)[:, 0]
 
 

@@ -160,7 +160,7 @@ def machine(spec: ModelSpec) -> dict[str, str]:
     return {"made_on": made_on, "backend": chosen(device, dtype).label}
 
 
-def load_base(
+def load_network(
     spec: ModelSpec,
     source: str,
     revision: str | None,

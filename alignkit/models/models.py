@@ -2,7 +2,8 @@
 whole models.
 
 A reference is the base model (`base`), a stage (`sft`), a kept version (`sft@2`), or a folder. An
-adapter is loaded onto the shared base on first use. A whole model in a folder is a base of its own.
+adapter is loaded onto the shared base on first use. A whole model in a folder has
+its own weights.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ from alignkit.models.loading import load_tokenizer, load_weights, with_padding
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import cut, measure, read_prompts
 from alignkit.models.saved import has_score
-from alignkit.models.shared_model import BASE, HeadKind, SharedModel, Wants
+from alignkit.models.shared_model import UNMODIFIED, HeadKind, SharedModel, Wants
 from alignkit.models.whole_model import export
+from alignkit.recipe.schema import BASE
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 
 DEFAULT_CONTEXT = 2048  # tokens of a whole reward model whose configuration names no limit
 
 
 @dataclass(eq=False)
-class LoadedBase:
-    """A base model in memory, with its encoder, and the roles on it by reference.
+class LoadedModel:
+    """A model with its own weights in memory, its encoder, and the roles on it by reference.
 
     artifact: the adapter or model folder of a reference. max_length: of a prompt with response, in
     tokens. name: the reference that means the unmodified model: BASE, or its folder.
@@ -66,7 +68,7 @@ class LoadedBase:
         engine.close()
 
     def __getitem__(self, reference: str) -> RolePolicy:
-        """The policy or reward model of a reference on this base."""
+        """The policy or reward model of a reference on this model."""
         if reference == self.name or not Path(reference).is_absolute():
             return RolePolicy(self, reference)
         folder = self.artifact(reference)
@@ -82,7 +84,7 @@ class LoadedBase:
         name.
         """
         if reference == self.name:
-            return BASE
+            return UNMODIFIED
         name = reference.replace("/", "|")  # a folder's path has slashes, which role names do not
         if name not in self.model.roles:
             folder = self.artifact(reference)
@@ -92,11 +94,11 @@ class LoadedBase:
 
 
 class RolePolicy:
-    """A role of a base model; implements `alignkit.Policy`."""
+    """A role of a loaded model; implements `alignkit.Policy`."""
 
-    def __init__(self, base: LoadedBase, reference: str):
-        self.base, self.reference = base, reference
-        self.model, self.encoder = base.model, base.encoder
+    def __init__(self, loaded: LoadedModel, reference: str):
+        self.loaded, self.reference = loaded, reference
+        self.model, self.encoder = loaded.model, loaded.encoder
 
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """See `alignkit.Policy`."""
@@ -108,12 +110,12 @@ class RolePolicy:
     def _measured(self, groups: Sequence[Group], wants: Wants) -> list[dict[str, Tensor]]:
         """The outputs for every response by name; none where the prompt does not fit."""
         encoded = [
-            self.encoder.encode(group, self.base.max_length, scoring=wants.scores)
+            self.encoder.encode(group, self.loaded.max_length, scoring=wants.scores)
             for group in groups
         ]
         fitting = [e for e in encoded if e is not None and e.rows]
-        role = self.base.role(self.reference)
-        with self.base.progress(f"measuring {self.reference}", len(fitting)) as done:
+        role = self.loaded.role(self.reference)
+        with self.loaded.progress(f"measuring {self.reference}", len(fitting)) as done:
             columns = measure(self.model, role, fitting, wants, done)
         measured = zip(*columns.values(), strict=True)
         outputs: list[dict[str, Tensor]] = []
@@ -126,7 +128,7 @@ class RolePolicy:
         """Report responses that the reward model could not read in full."""
         counts = self.encoder.counts
         if counts["cut"] or counts["no_room"]:
-            self.base.say(
+            self.loaded.say(
                 f"{self.reference}: at max_length {counts['cut']} responses were cut before "
                 f"scoring, and {counts['no_room']} groups have no score, because their prompts "
                 "fill it"
@@ -166,7 +168,7 @@ class RolePolicy:
         self, prompts: Sequence[Sequence[Message]], answers: Sequence[str], *, prefill: str = ""
     ) -> Tensor:
         """See `alignkit.Policy`. Raises SameFirstToken if two answers begin with the same token."""
-        model, role = self.model, self.base.role(self.reference)
+        model, role = self.model, self.loaded.role(self.reference)
         logprobs = torch.full((len(prompts), len(answers)), float("nan"))
         first = torch.zeros(logprobs.shape, dtype=torch.long)
         rows: list[Ids] = []
@@ -188,7 +190,7 @@ class RolePolicy:
             if len(row) <= model.context:
                 fitting.append([index])
 
-        with self.base.progress(f"asking {self.reference}", len(fitting)) as done:
+        with self.loaded.progress(f"asking {self.reference}", len(fitting)) as done:
 
             def measure_all() -> None:
                 measured = 0
@@ -205,12 +207,12 @@ class RolePolicy:
         self, prompts: Sequence[Group], *, seed: int, samples_per_prompt: int = 1, **sampling: Any
     ) -> list[Group]:
         """See `alignkit.Policy`."""
-        options, base = Sampling(**sampling), self.base
-        role = base.role(self.reference)
+        options, loaded = Sampling(**sampling), self.loaded
+        role = loaded.role(self.reference)
         if self.model.roles[role].head is not None:
             raise RunFailed(f"'{self.reference}' is a reward model: it cannot answer prompts")
         groups = [Group(group.prompt, tools=group.tools) for group in prompts]
-        room = base.max_length - options.max_new_tokens
+        room = loaded.max_length - options.max_new_tokens
         fitting = []
         for i, group in enumerate(groups):
             if len(self.encoder.prompt(group.prompt, group.tools)) <= room:
@@ -229,10 +231,10 @@ class RolePolicy:
             numbers=fitting,
             samples_per_prompt=samples_per_prompt,
         )
-        with base.progress(
+        with loaded.progress(
             f"sampling from {self.reference}", len(fitting) * samples_per_prompt
         ) as done:
-            sampled = attach(request, answerable, base.engine.request(request).result(done))
+            sampled = attach(request, answerable, loaded.engine.request(request).result(done))
         for i, group in zip(fitting, sampled, strict=True):
             groups[i] = group
         return groups
@@ -240,26 +242,26 @@ class RolePolicy:
     def save(self, folder: Path) -> list[str]:
         """See `alignkit.Policy`."""
         model, tokenizer, saved = self.model, self.model.tokenizer, None
-        if self.reference != self.base.name:
-            saved = self.base.artifact(self.reference)
+        if self.reference != self.loaded.name:
+            saved = self.loaded.artifact(self.reference)
             if has_score(saved):
                 tokenizer = with_padding(tokenizer, model.model.config)
         return export(
-            saved, folder, model.base, model.spec, model.dtype, tokenizer, self.encoder.end_ids
+            saved, folder, model.origin, model.spec, model.dtype, tokenizer, self.encoder.end_ids
         )
 
 
 class WholeRewardModel(RolePolicy):
     """A reward model in a folder that is no adapter, such as the hub's. It scores text, by its own
-    tokenizer and template, with the device and dtype of a base model of the run.
+    tokenizer and template, with the device and dtype of a model of the run.
     """
 
-    def __init__(self, base: LoadedBase, reference: str):
+    def __init__(self, loaded: LoadedModel, reference: str):
         """Raises RunFailed if the folder holds no complete reward model."""
         from transformers import AutoModelForSequenceClassification
 
-        super().__init__(base, reference)
-        folder, trust = base.artifact(reference), self.model.spec.trust_remote_code
+        super().__init__(loaded, reference)
+        folder, trust = loaded.artifact(reference), self.model.spec.trust_remote_code
         # The folder may still hold the language head of the original model.
         options = {"dtype": self.model.dtype, "num_labels": 1, "trust_remote_code": trust}
         self.network = load_weights(
@@ -344,13 +346,12 @@ class WholeRewardModel(RolePolicy):
 class Models:
     """Implements `alignkit.Models`. Models are opened on first use.
 
-    bases: those that are open, by BASE or their folder. whole: the folders of whole models that the
-    current stage uses.
+    opened: by BASE or their folder. whole: the folders of whole models that the current stage uses.
     """
 
-    def __init__(self, open: Callable[[str], LoadedBase]):
+    def __init__(self, open: Callable[[str], LoadedModel]):
         self._open = open
-        self.bases: dict[str, LoadedBase] = {}
+        self.opened: dict[str, LoadedModel] = {}
         self.whole: tuple[str, ...] = ()
 
     def __getitem__(self, reference: str) -> RolePolicy:
@@ -363,12 +364,12 @@ class Models:
         """
         return reference if reference in self.whole else BASE
 
-    def of(self, reference: str) -> LoadedBase:
+    def of(self, reference: str) -> LoadedModel:
         """The opened model whose weights a reference shares."""
-        base = self.base_of(reference)
-        if base not in self.bases:
-            self.bases[base] = self._open(base)
-        return self.bases[base]
+        name = self.base_of(reference)
+        if name not in self.opened:
+            self.opened[name] = self._open(name)
+        return self.opened[name]
 
     def enter(self, whole: Sequence[str]) -> None:
         """Begin a stage. Whole models that it does not use are freed, and what lies in parts.
@@ -378,17 +379,17 @@ class Models:
         self.whole = tuple(whole)
         unused = [
             name
-            for name, base in self.bases.items()
-            if name not in (BASE, *whole) or base.model.passes.holds_part
+            for name, loaded in self.opened.items()
+            if name not in (BASE, *whole) or loaded.model.passes.holds_part
         ]
         for name in unused:
-            device = self.bases.pop(name).model.device
+            device = self.opened.pop(name).model.device
             gc.collect()  # recomputable layers hold references to themselves
             release_cached(device)
             trim()
 
     def forget(self, reference: str) -> None:
-        """Drop a role from all base models, so that it is read from disk again."""
-        for base in self.bases.values():
-            if reference in base.model.roles:
-                base.model.drop_role(reference)
+        """Drop a role from all open models, so that it is read from disk again."""
+        for loaded in self.opened.values():
+            if reference in loaded.model.roles:
+                loaded.model.drop_role(reference)

@@ -27,12 +27,12 @@ from alignkit.kernels.backends import chosen
 from alignkit.kernels.layout import Layout, setting
 from alignkit.kernels.lm_head import HeadSpec, NextToken, TokenWants
 from alignkit.models import checked_model
-from alignkit.models.adapters import ACTIVE, Adapters, Base
+from alignkit.models.adapters import ACTIVE, Adapters, ModelOrigin
 from alignkit.models.loading import (
     backbone,
     device_of,
     dtype_of,
-    load_base,
+    load_network,
     load_text,
     locate,
     padding_of,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from alignkit.contract.settings import ModelSpec
 
 HeadKind = Literal["language", "scalar"]
-BASE = "base"
+UNMODIFIED = "base"  # the role without an adapter, or with the weights that were loaded
 
 
 @dataclass
@@ -102,7 +102,7 @@ class SharedModel:
 
     def __init__(self, spec: ModelSpec, source: str, *, revision: str | None = None, seed: int = 0):
         """source: a transformers folder or hub id. seed: of new adapters and heads."""
-        self.base = Base(spec.base, source, revision)
+        self.origin = ModelOrigin(spec.base, source, revision)
         self.spec, self.source, self.seed = spec, locate(source, revision), seed
         self.device = device_of(spec.device)
         self.dtype = dtype_of(spec, self.device)
@@ -117,14 +117,14 @@ class SharedModel:
         self.recomputes = False  # whether the backward pass can compute layers a second time
         # Called during long passes; raises to end them
         self.should_stop: Callable[[], None] = lambda: None
-        self._load_base()
+        self._load_network()
         self.hidden_size = int(self._config.hidden_size)
         frozen = spec.lora is not None and self.dtype != torch.float32
         per_token = activation_bytes_per_token(self._config, self.dtype, frozen=frozen)
         self.memory = MemoryBudget(self.device, per_token)
         self.adapters: Adapters | None = None
         if spec.lora is not None:
-            self.adapters = Adapters(self.model, spec.lora, self.base, self.backend)
+            self.adapters = Adapters(self.model, spec.lora, self.origin, self.backend)
         if spec.mixed_precision != "none":  # after the checks, which compare in fp32
             self.autocast = torch.bfloat16
 
@@ -132,24 +132,29 @@ class SharedModel:
         """A new encoder with the model's tokenizer and chat template."""
         return Encoder(self.tokenizer, self.chat, self.end_ids)
 
-    def _load_base(self) -> None:
+    def _load_network(self) -> None:
         """Load the base for packed rows or, if it computes something else in them, with its own
         attention.
         """
         self.packs = True
-        self.model = checked_model.small_copy(self.spec, self.source, self.base.revision).to(
+        self.model = checked_model.small_copy(self.spec, self.source, self.origin.revision).to(
             self.device
         )
-        self.roles[BASE] = Role(self.model)
-        self.unpacked_because = checked_model.why_not_packable(self, BASE)
+        self.roles[UNMODIFIED] = Role(self.model)
+        self.unpacked_because = checked_model.why_not_packable(self, UNMODIFIED)
         self.packs = not self.unpacked_because
         self.attention_name = attention.NAME if self.packs else None
-        self.model = load_base(
-            self.spec, self.source, self.base.revision, self.dtype, self.device, self.attention_name
+        self.model = load_network(
+            self.spec,
+            self.source,
+            self.origin.revision,
+            self.dtype,
+            self.device,
+            self.attention_name,
         )
         self.model.requires_grad_(False)
         self.model.eval()  # always: with dropout old and new log-probabilities would differ
-        self.roles[BASE] = Role(self.model)
+        self.roles[UNMODIFIED] = Role(self.model)
         if self.packs:
             self.recomputes = make_recomputable(self.model)
 
@@ -255,11 +260,11 @@ class SharedModel:
 
     def _copy_model(self, start: str | Path | None) -> Any:
         if not isinstance(start, Path):
-            return copy.deepcopy(self.roles[start or BASE].model)
+            return copy.deepcopy(self.roles[start or UNMODIFIED].model)
         # A reward model's folder has a score head, loaded separately, and lacks the language head,
         # which it never uses.
         spare = ("score.weight", "lm_head.weight") if has_score(start) else ()
-        model = load_base(
+        model = load_network(
             self.spec, str(start), None, self.dtype, self.device, self.attention_name, spare
         )
         if self.recomputes:

@@ -1,4 +1,4 @@
-"""Whole models: a saved role as one, its adapter merged into the base's weights."""
+"""Whole models: a saved role as one, its adapter merged into the base model's weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from alignkit.io.atomic import replace_folder
-from alignkit.models.adapters import Base, is_adapter
+from alignkit.models.adapters import ModelOrigin, is_adapter
 from alignkit.models.loading import (
     device_of,
     dtype_of,
     ends_of,
-    load_base,
+    load_network,
     locate,
     read_weights,
     saved_head,
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 def export(
     saved: Path | None,
     folder: Path,
-    base: Base,
+    origin: ModelOrigin,
     spec: ModelSpec,
     dtype: torch.dtype,
     tokenizer: Any,
@@ -43,15 +43,15 @@ def export(
     """Write a saved role as a model folder, complete or not at all; returns what its user must
     know.
 
-    saved: the role's folder; None: the base itself. dtype: of the written weights; an adapter is
-    merged in fp32, on the CPU. tokenizer: with the chat template of the run. end_ids: the tokens
+    saved: the role's folder; None: the unmodified model. dtype: of the written weights; an adapter
+    is merged in fp32, on the CPU. tokenizer: with the chat template of the run. end_ids: the tokens
     that end a response.
     """
     if saved is not None and not is_adapter(saved):
         with replace_folder(folder) as new:
             shutil.copytree(saved, new, dirs_exist_ok=True)
         return ["it was trained without an adapter, so its weights are copied"]
-    model, notes = whole_model(saved, base, spec, dtype, tokenizer)
+    model, notes = whole_model(saved, origin, spec, dtype, tokenizer)
     end_with(getattr(model, "generation_config", None), end_ids)
     with replace_folder(folder) as new:
         model.save_pretrained(new)
@@ -60,23 +60,25 @@ def export(
 
 
 def whole_model(
-    saved: Path | None, base: Base, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
+    saved: Path | None, origin: ModelOrigin, spec: ModelSpec, dtype: torch.dtype, tokenizer: Any
 ) -> tuple[Any, list[str]]:
-    """The whole model of a saved adapter or of the base, on the CPU, and what its user must know of
-    how it was made.
+    """The whole model of a saved adapter or of the base model, on the CPU, and what its user must
+    know of how it was made.
 
     It is a language model, or a classifier with one label. tokenizer: pads the batches of a reward
-    model whose base has no padding. Raises RunFailed if the adapter is for another base.
+    model whose base model has no padding. Raises RunFailed if the adapter is for another one.
     """
     quantized = spec.quantization != "none"
     # Rounded as in the run: what bitsandbytes makes of bf16 and of fp32 differs.
     stored = dtype_of(spec, device_of(spec.device)) if quantized else torch.float32
-    network = load_base(spec, locate(base.source, base.revision), base.revision, stored, CPU, None)
+    network = load_network(
+        spec, locate(origin.source, origin.revision), origin.revision, stored, CPU, None
+    )
     if quantized:
         network = network.dequantize(torch.float32).float()
     notes = []
     if saved is not None:
-        base.check(saved)
+        origin.check(saved)
         network = _with_adapter(network, saved).merge_and_unload(safe_merge=True)
         if quantized:
             notes.append(

@@ -310,13 +310,13 @@ def _file(
     """
     reader = _Reader(_text(path), str(path), problems)
     data = reader.read()
-    base = data.pop("extends", None) if isinstance(data, dict) else None
+    extended = data.pop("extends", None) if isinstance(data, dict) else None
     data = _with_absolute_paths(data, path.parent, folder)
-    if base is None:
+    if extended is None:
         return data, reader.places
     place = reader.places[("extends",)][1]
     try:
-        target = find_recipe(str(base), path.parent)
+        target = find_recipe(str(extended), path.parent)
     except RecipeError as error:
         raise reader.failed(place, error.problems[0].message, error.problems[0].help) from None
     chain = (*chain, resolved(path))
@@ -366,16 +366,16 @@ def _with_absolute_paths(data: Any, start: Path, folder: Path) -> Any:
     return data if resolved(start) == resolved(folder) else rewritten(data, change)
 
 
-def _merged(base: Any, over: Any, key: str = "") -> Any:
-    """`over` on top of `base`: mappings are merged, anything else is replaced."""
-    if not isinstance(base, dict) or not isinstance(over, dict):
+def _merged(under: Any, over: Any, key: str = "") -> Any:
+    """`over` on top of `under`: mappings are merged, anything else is replaced."""
+    if not isinstance(under, dict) or not isinstance(over, dict):
         return over
-    if key in _COMPONENTS and not base.keys() & over.keys():
+    if key in _COMPONENTS and not under.keys() & over.keys():
         return over
     merged = {
-        name: _merged(base[name], value, name) for name, value in over.items() if name in base
+        name: _merged(under[name], value, name) for name, value in over.items() if name in under
     }
-    return {**base, **over, **merged}
+    return {**under, **over, **merged}
 
 
 # --- overrides: `a.b=c` sets a value, `~a.b` deletes one

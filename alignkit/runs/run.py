@@ -296,5 +296,5 @@ class Run(Services):
         from alignkit.kernels import memory  # imports torch
 
         return memory.peak_text(
-            next((one.model.device for one in self.models.bases.values()), None)
+            next((one.model.device for one in self.models.opened.values()), None)
         )

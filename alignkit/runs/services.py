@@ -1,4 +1,4 @@
-"""What the stages of a run share: the recipe, its folder and results, base models, data, console,
+"""What the stages of a run share: the recipe, its folder and results, models, data, console,
 and processes.
 
 Nothing imports torch before a model is needed.
@@ -28,20 +28,20 @@ from alignkit.io.results import FACTS, PAGE, RECIPE, Results, other_runs
 from alignkit.io.text import Say, exists, redacted
 from alignkit.recipe.schema import BASE, Recipe, Stage
 from alignkit.runs import signals
-from alignkit.runs.bases import RunBase
 from alignkit.runs.fingerprint import RunData
+from alignkit.runs.model_source import ModelSource
 from alignkit.training.collectives import ONE_PROCESS, Collectives
 
 if TYPE_CHECKING:
-    from alignkit.models.models import LoadedBase, Models
+    from alignkit.models.models import LoadedModel, Models
 
 
 class Services:
     """What the stages of a run share.
 
-    say: prints a line that the user must know. base: returns the base model of a name, made once.
-    hashes: of the keys of stages. ready: stages whose results are those for their keys. others:
-    runs whose results may be reused.
+    say: prints a line that the user must know. model_source: returns the source of BASE or of a
+    whole model, made once. hashes: of the keys of stages. ready: stages whose results are those for
+    their keys. others: runs whose results may be reused.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Services:
         self.say: Say = self.reporter.say
         self.store = Results(folder)
         self.others = other_runs(folder)
-        self.base = cache(
-            partial(RunBase, recipe=recipe, reporter=self.reporter, download=download)
+        self.model_source = cache(
+            partial(ModelSource, recipe=recipe, reporter=self.reporter, download=download)
         )
         self.data = RunData(self.store.data, recipe.seed)
         self.hashes: dict[str, str] = {}
@@ -103,9 +103,9 @@ class Services:
 
         return Models(self._open)
 
-    def _open(self, base: str) -> LoadedBase:
-        loaded = self.base(base).load(self.artifact, self.should_stop)
-        loaded.model.passes = self.collectives.passes_of(base, loaded)
+    def _open(self, name: str) -> LoadedModel:
+        loaded = self.model_source(name).load(self.artifact, self.should_stop)
+        loaded.model.passes = self.collectives.passes_of(name, loaded)
         self._start_engine(loaded)
         return loaded
 
@@ -120,17 +120,17 @@ class Services:
         try:
             # All engines are closed, also if closing one of them is interrupted.
             with ExitStack() as self._engines:
-                for loaded in self.models.bases.values():
+                for loaded in self.models.opened.values():
                     self._start_engine(loaded)
                 # Now: a model that cannot be loaded should not cost an iteration
                 if stage.kind == "algorithm":
-                    for base in (BASE, *stage.whole_models):
-                        self.models.of(base)
+                    for name in (BASE, *stage.whole_models):
+                        self.models.of(name)
                 yield
         finally:
             self._sampled = None
 
-    def _start_engine(self, loaded: LoadedBase) -> None:
+    def _start_engine(self, loaded: LoadedModel) -> None:
         """Let the current stage's engine sample from a model, if the recipe names one."""
         if self._sampled is None:
             return

@@ -39,8 +39,8 @@ from alignkit.io.text import is_file, redacted
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.sources import DataSpec, Loaded
 from alignkit.recipe.yaml import Keys
-from alignkit.runs.bases import place_of
 from alignkit.runs.fingerprint import stage_parts
+from alignkit.runs.model_source import place_of
 from alignkit.runs.services import Services, resumable_map
 from alignkit.training.context import StageContext
 
@@ -113,7 +113,7 @@ class RunStage(StageContext):
         services = self.services
         upstream = {name: services.hashes[name] for name in self.stage.upstream}
         return stage_parts(
-            self.stage, self.recipe, services.base(BASE).digest, upstream, services.data
+            self.stage, self.recipe, services.model_source(BASE).digest, upstream, services.data
         )
 
     def machine(self) -> dict[str, str]:
@@ -186,7 +186,7 @@ class RunStage(StageContext):
         """Find weights of other runs that the stage cannot use, and a reference that reads other
         tokens.
         """
-        stage, base, start, reference = self.stage, self.services.base, None, None
+        stage, source, start, reference = self.stage, self.services.model_source, None, None
         if stage.settings is not None:
             start, reference = stage.settings.from_, stage.settings.reference
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
@@ -196,9 +196,9 @@ class RunStage(StageContext):
             with problems.gathering(
                 self.name, place_of(self.recipe, folder, ("stages", self.name))[2:]
             ):
-                base(BASE).check(Path(folder), use)
+                source(BASE).check(Path(folder), use)
         if reference in stage.whole_models:  # it must read the tokens that the policy writes
-            ours, theirs = base(BASE).encoder, base(reference).encoder
+            ours, theirs = source(BASE).encoder, source(reference).encoder
             if ours is None or theirs is None or ours.digest == theirs.digest:
                 return
             with problems.gathering(self.name, ("reference",)):
@@ -289,12 +289,12 @@ class TrainingStage(RunStage):
             # Is the chat template fit for it?
             with problems.gathering(self.name, ("environment",)):
                 factory = Factory(settings.environment, self.name, self.seed, self.recipe.folder)
-                encoder = self.services.base(BASE).encoder
+                encoder = self.services.model_source(BASE).encoder
                 assert encoder is not None  # it was downloaded
                 Episodes(factory, encoder, settings.max_length)
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
-        settings, encoder = self.settings, self.services.base(BASE).encoder
+        settings, encoder = self.settings, self.services.model_source(BASE).encoder
         for spec, loaded in self._read(problems, filter(self._is_here, self.entries)):
             keys, groups = keys_of(settings, spec), [*loaded.groups, *loaded.validation]
             with problems.gathering(self.name, keys or ()):

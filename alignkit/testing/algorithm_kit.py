@@ -24,7 +24,7 @@ from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.models.packing import Examples, flat, measure
-from alignkit.models.shared_model import BASE, Wants
+from alignkit.models.shared_model import UNMODIFIED, Wants
 from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
@@ -186,7 +186,7 @@ class AlgorithmCheck:
             examples.token_columns["old_logprobs"] = flat(old)
         if self.needs.reference_logprobs:
             prompts = ReferencePrompts(self.new(), self.encoder, self.model, self.encoder)
-            reference = measure(self.model, BASE, prompts.encoded(encoded))["logprobs"]
+            reference = measure(self.model, UNMODIFIED, prompts.encoded(encoded))["logprobs"]
             examples.token_columns["reference_logprobs"] = flat(reference)
         return examples
 

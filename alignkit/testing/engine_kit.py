@@ -19,7 +19,7 @@ from alignkit.host.plugins import launcher
 from alignkit.host.registry import Component
 from alignkit.models.generate import SamplingRequest
 from alignkit.models.packing import measure, read_prompts
-from alignkit.models.shared_model import BASE, SharedModel, Wants
+from alignkit.models.shared_model import UNMODIFIED, SharedModel, Wants
 from alignkit.testing.examples import example_groups
 from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
 from alignkit.testing.tiny import SPEC, add_noise, tiny_folder
@@ -110,7 +110,7 @@ class EngineCheck:
         if self._responses(seed=1000) == first:
             self.problems.append("`sample` returns the same tokens for other seeds")
         self._as_in_training(" at temperature 0.5", temperature=0.5)
-        self._as_in_training(" of the base", role=BASE)
+        self._as_in_training(" of the base", role=UNMODIFIED)
         for name, value in {"temperature": 0.0, "top_k": 1, "top_p": 1e-6}.items():
             self._is_greedy(name, value)
         add_noise(self.model, POLICY, 0.1, 2)

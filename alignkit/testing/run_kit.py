@@ -24,7 +24,7 @@ from alignkit.host import returns
 from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.io.console import Metrics
-from alignkit.models.shared_model import BASE
+from alignkit.recipe.schema import BASE
 from alignkit.runs.services import resumable_map
 from alignkit.testing.surroundings import SEED, Surroundings, conform, why_not_stored
 from alignkit.training.episodes import Factory

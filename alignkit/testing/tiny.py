@@ -13,8 +13,9 @@ import torch
 from alignkit.contract.settings import LoraSpec, ModelSpec
 from alignkit.data.group import Group
 from alignkit.host.plugins import plugins
-from alignkit.models.models import LoadedBase, RolePolicy
-from alignkit.models.shared_model import BASE, HeadKind, SharedModel
+from alignkit.models.models import LoadedModel, RolePolicy
+from alignkit.models.shared_model import HeadKind, SharedModel
+from alignkit.recipe.schema import BASE
 
 ONE_BATCH = 1 << 20  # a token budget that no batch here exceeds
 SPEC = ModelSpec(base="tests", dtype="float32", device="cpu", lora=LoraSpec(r=4, lora_alpha=8))
@@ -52,7 +53,7 @@ def add_noise(model: SharedModel, role: str, size: float, seed: int) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=size)
 
 
-class TinyModels(LoadedBase):
+class TinyModels(LoadedModel):
     """The models of a run on the model of the kits: every stage has weights of its own."""
 
     def __init__(self) -> None:
@@ -83,8 +84,8 @@ class TinyModels(LoadedBase):
 class TinyPolicy(RolePolicy):
     """A policy or reward model on `tiny`, which reports what it is asked."""
 
-    base: TinyModels
+    loaded: TinyModels
 
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
-        self.base.add(self.reference, "scalar")
+        self.loaded.add(self.reference, "scalar")
         return super().scores(groups)

@@ -73,8 +73,8 @@ class Collectives:
     def close(self) -> None:
         """End the connections to the other processes at the end of a run."""
 
-    def passes_of(self, base: str, loaded: Any) -> Any:
-        """How passes through a base model begin and end. loaded: a `LoadedBase`, of its roles."""
+    def passes_of(self, name: str, loaded: Any) -> Any:
+        """How passes through a model begin and end. name: as `LoadedModel` has it."""
         return loaded.model.passes
 
     def map_sharded(

@@ -26,7 +26,7 @@ from alignkit.recipe.sources import DataSpec, Loaded
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-    from alignkit.models.models import LoadedBase
+    from alignkit.models.models import LoadedModel
     from alignkit.models.shared_model import SharedModel
     from alignkit.training.collectives import Collectives
     from alignkit.training.rewards import Rewards
@@ -130,17 +130,17 @@ class StageContext:
         return [*chain.from_iterable(phase.groups for phase in phases)]
 
     @property
-    def models(self) -> LoadedBase:
+    def models(self) -> LoadedModel:
         """The base model, with the policies and reward models on it."""
         return self.models_of(BASE)
 
-    def models_of(self, reference: str) -> LoadedBase:
+    def models_of(self, reference: str) -> LoadedModel:
         """The opened model whose weights a reference shares."""
         return self.services.models.of(reference)
 
-    def bases(self) -> Mapping[str, LoadedBase]:
+    def loaded_models(self) -> Mapping[str, LoadedModel]:
         """The base model and the whole models that the stage uses, by `base` or folder."""
-        return {base: self.models_of(base) for base in (BASE, *self.stage.whole_models)}
+        return {name: self.models_of(name) for name in (BASE, *self.stage.whole_models)}
 
     @property
     def collectives(self) -> Collectives:

@@ -15,7 +15,8 @@ from alignkit.data.group import Group, Message, preview, previews, responses_of
 from alignkit.errors import DataError
 from alignkit.host import returns
 from alignkit.host.calls import call
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import SharedModel
+from alignkit.recipe.schema import BASE
 from alignkit.tokens.counts import counted, drop_reason
 from alignkit.tokens.encoder import Encoded, Encoder, Ids
 from alignkit.training.context import StageContext

@@ -185,8 +185,8 @@ class Trainer:
         )
         self.parts: dict[str, Any] = {}
         self.saved = load_checkpoint(context.folder / "checkpoints", context.reporter.say)
-        for base, state in self.saved.get("memory", {}).items():
-            context.bases()[base].model.memory.restore(state)
+        for name, state in self.saved.get("memory", {}).items():
+            context.loaded_models()[name].model.memory.restore(state)
         self.metrics = context.metrics(self.saved.get("metrics_bytes", 0))
         context.say(f"from '{self.start}', reference '{self.reference_name}'")
 
@@ -219,7 +219,8 @@ class Trainer:
             "metrics_bytes": self.metrics.sync(),
             "summary": self.summary,
             "memory": {
-                base: models.model.memory.state() for base, models in self.context.bases().items()
+                name: loaded.model.memory.state()
+                for name, loaded in self.context.loaded_models().items()
             },
             "number": number,
             "parts": {name: part.state() for name, part in self.parts.items()},

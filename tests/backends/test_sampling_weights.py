@@ -14,7 +14,7 @@ from alignkit.kernels import memory
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.backends import lora_layers
 from alignkit.kernels.layout import GroupSpan, setting
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.backends import cpu, gpu, processor, products
 from alignkit_plugins.backends.cpu import Cpu
@@ -136,7 +136,7 @@ def test_which_products_a_packed_weight_replaces() -> None:
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("role", ["one", "other", BASE])
+@pytest.mark.parametrize("role", ["one", "other", UNMODIFIED])
 def test_samples_are_those_of_the_role(
     role: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,17 +147,17 @@ def test_samples_are_those_of_the_role(
     calls.clear()
     monkeypatch.setattr(cpu, "MAX_ROWS", 0)
     check_same(found, written(policy, role))
-    others = {"one", "other", BASE} - {role}
+    others = {"one", "other", UNMODIFIED} - {role}
     assert found[0].tokens not in [written(policy, other)[0].tokens for other in others]
     assert not calls
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("entered", ["one", BASE])
+@pytest.mark.parametrize("entered", ["one", UNMODIFIED])
 @torch.no_grad()
 def test_inside_another_role_is_itself(entered: str, policy: SharedModel, calls: list[int]) -> None:
     row, ids = TreeLayout([GroupSpan(0, 3, ())]), torch.tensor([5, 6, 7])
-    apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", BASE)}
+    apart = {role: policy.hidden(role, row, ids) for role in ("one", "other", UNMODIFIED)}
     packed = policy.roles[entered]
     with Cpu().prepare(packed.model, packed.adapter, 6, MIN_TOKENS):
         for role, wanted in apart.items():

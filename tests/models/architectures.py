@@ -15,7 +15,7 @@ from torch import Tensor
 from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.models.packing import pack
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder
 from tests.by_hand import token_logprobs
 from tests.models.tiny import shared
@@ -264,7 +264,7 @@ def packed_logprobs(policy: SharedModel, role: str) -> Tensor:
 def check_logprobs(policy: SharedModel) -> None:
     groups = ragged()
     with torch.no_grad():
-        found = packed_logprobs(policy, BASE)
+        found = packed_logprobs(policy, UNMODIFIED)
     model = plain(policy)
     wanted = torch.cat([logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.rows])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
@@ -312,7 +312,12 @@ def check_greedy(policy: SharedModel, count: int = 20, length: int = 12) -> None
     assert len({len(row) for row in wanted}) > 2
     encoder = encoder_with_ends(policy, ENDS)
     found = sample(
-        policy, BASE, encoder, groups, Sampling(max_new_tokens=length, temperature=0.0), seed=0
+        policy,
+        UNMODIFIED,
+        encoder,
+        groups,
+        Sampling(max_new_tokens=length, temperature=0.0),
+        seed=0,
     )
     responses = [group.responses[0] for group in found]
     starts = assert_same_tokens(responses, wanted)

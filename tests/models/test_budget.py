@@ -24,9 +24,9 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models import memory as budget
 from alignkit.models.memory import CPU_ACTIVATIONS, LEAST_TOKENS, MemoryBudget
-from alignkit.models.models import LoadedBase
+from alignkit.models.models import LoadedModel
 from alignkit.models.packing import measure
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.training.learner import Learner
 from tests.models.tiny import shared
 from tests.test_train import encoded
@@ -80,12 +80,12 @@ def test_a_step_that_does_not_fit_is_repeated_in_smaller_pieces(policy: SharedMo
 
 
 def measured(policy: SharedModel) -> Any:
-    return measure(policy, BASE, encoded(policy, 40).groups)["logprobs"]
+    return measure(policy, UNMODIFIED, encoded(policy, 40).groups)["logprobs"]
 
 
 def asked(policy: SharedModel) -> Any:
     prompts = [[user(f"how are you, {n}?")] for n in range(40)]
-    return LoadedBase(policy, Path)[BASE].next_token_logprobs(prompts, ["yes", "no"])
+    return LoadedModel(policy, Path)[UNMODIFIED].next_token_logprobs(prompts, ["yes", "no"])
 
 
 @pytest.mark.parametrize("what", [measured, asked])
@@ -147,7 +147,7 @@ def test_what_layers_store_for_each_token() -> None:
 def test_a_dropped_copy_of_the_model_is_freed(policy: SharedModel) -> None:
     """Without adapters a role is a model of its own, whose layers refer to themselves."""
     policy.adapters = None
-    policy.add_role("copy", start=BASE)
+    policy.add_role("copy", start=UNMODIFIED)
     left = weakref.ref(next(iter(policy.parameters_of("copy").values())))
     gc.disable()
     try:

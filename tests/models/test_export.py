@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignkit import Group, Response
 from alignkit.contract.settings import ModelSpec
-from alignkit.models.models import LoadedBase
+from alignkit.models.models import LoadedModel
 from alignkit.models.packing import forward, measure
 from alignkit.models.shared_model import SharedModel, Wants
 from alignkit.models.whole_model import end_with, export, whole_model
@@ -53,7 +53,7 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
 ) -> None:
     """With the run's chat template."""
     model = shared(quantization=quantization, chat_template="plain")
-    service = LoadedBase(model, artifact=Path)
+    service = LoadedModel(model, artifact=Path)
     assert service["base"].save(tmp_path / "model") == []
     group = Group((user("bread is good"),), (Response(text="my old friend"),))
     found = only(service.encoder.encode(group, 256))

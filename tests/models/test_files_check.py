@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
 from alignkit.models import shared_model
-from alignkit.models.models import LoadedBase, WholeRewardModel
+from alignkit.models.models import LoadedModel, WholeRewardModel
 from tests.models.tiny import shared
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -103,7 +103,9 @@ def test_damaged_models_are_refused(
     """Before any weight is read, if the tokenizer is at fault."""
     damage(make(tmp_path, "Llama"))
     if "token" in problem:
-        monkeypatch.setattr(shared_model, "load_base", lambda *_: pytest.fail("weights were read"))
+        monkeypatch.setattr(
+            shared_model, "load_network", lambda *_: pytest.fail("weights were read")
+        )
     with pytest.raises(RunFailed) as caught:
         shared(tmp_path)
     first, help = str(caught.value).split("\nhelp: ")
@@ -195,7 +197,7 @@ def test_no_code_of_a_model_runs_unless_the_recipe_trusts_it(
         if policy is None:
             shared(folder)
         else:
-            WholeRewardModel(LoadedBase(policy, Path), str(folder))
+            WholeRewardModel(LoadedModel(policy, Path), str(folder))
     except RunFailed as error:
         assert case == "a model of a known type" or "trust_remote_code" in str(error), error
     assert not (folder / "it_ran").exists()

@@ -19,7 +19,7 @@ from alignkit.io.text import cache_folder
 from alignkit.models.loading import locate
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
-from alignkit.runs.bases import RunBase
+from alignkit.runs.model_source import ModelSource
 from alignkit_plugins.bases import tiny
 from tests.rows import write_recipe
 
@@ -106,7 +106,7 @@ def test_a_check_takes_a_whole_copy_of_the_revision(cached: Path, tmp_path: Path
         path = write_recipe(
             tmp_path, "s: {algorithm: sft, data: demos.jsonl}", {"base": ID, **model}
         )
-        return RunBase(BASE, load_recipe(path), Reporter(), download=False).source
+        return ModelSource(BASE, load_recipe(path), Reporter(), download=False).source
 
     assert source() == str(cached) and source(revision="v9") == ""
     (cached / "model.safetensors").rename(cached / "adapter_model.safetensors")

@@ -9,7 +9,7 @@ import torch
 from architectures import load, make, packed_logprobs
 from tiny import shared
 
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 
 
 @pytest.mark.parametrize("name", ["Llama", "Bloom"])  # Bloom has no packed rows
@@ -25,7 +25,7 @@ def test_weights_and_gradients_are_fp32_and_products_bf16(name: str, tmp_path: P
             module.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
     found = packed_logprobs(model, "new")
     with torch.no_grad():
-        exact = packed_logprobs(load(folder), BASE)
+        exact = packed_logprobs(load(folder), UNMODIFIED)
     assert seen == {torch.bfloat16} and found.dtype == torch.float32
     assert 0 < (found - exact).abs().max() < 0.05
     found.sum().backward()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from alignkit.errors import RunFailed
 from alignkit.io.text import cache_folder
-from alignkit.models.adapters import ORIGIN, Base
+from alignkit.models.adapters import ORIGIN, ModelOrigin
 from alignkit_plugins.bases import tiny
 from tests.models.tiny import shared
 
@@ -65,9 +65,9 @@ def test_a_file_where_the_run_is_started_is_not_of_the_base(
     for folder, size in ((here, 7), (here / "whole", 8)):
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({"vocab_size": size}), encoding="utf-8")
-    base = Base("owner/name", "owner/name")
+    base = ModelOrigin("owner/name", "owner/name")
     base.check(here / "whole")
-    assert base.weights is None is Base("a", str(here)).weights
+    assert base.weights is None is ModelOrigin("a", str(here)).weights
 
 
 def test_an_origin_that_says_nothing_leaves_the_path(adapter: Path) -> None:

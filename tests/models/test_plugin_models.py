@@ -23,7 +23,7 @@ from alignkit.contract.settings import Sampling
 from alignkit.data.group import Group
 from alignkit.io.atomic import NEW
 from alignkit.io.text import cache_folder
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.tokens.chat_templates import set_chat_template
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.bases import smollm2, templates, tiny
@@ -240,7 +240,9 @@ def test_smollm2_greedy_is_generate_on_real_prompts(real: tuple[Path, Any, Any])
     groups = [*prompts(questions), *(Group(tuple(row["prompt"])) for row in rows)]
     policy = shared(folder)
     encoder, greedy = Encoder(policy.tokenizer), Sampling(max_new_tokens=24, temperature=0.0)
-    found = [group.responses[0] for group in sample(policy, BASE, encoder, groups, greedy, seed=0)]
+    found = [
+        group.responses[0] for group in sample(policy, UNMODIFIED, encoder, groups, greedy, seed=0)
+    ]
     assert found[0].text == "The capital of France is Paris."
     wanted = []
     for group in groups:

@@ -15,7 +15,7 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.adapters import ACTIVE
 from alignkit.models.packing import pack
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.testing.tiny import add_noise
 from tests.models.tiny import shared
 
@@ -48,7 +48,7 @@ def test_recomputed_layers_have_the_same_gradients(
         logprobs, *_ = policy.logprobs("new", before, row.targets)
         values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
-        policy.hidden(BASE, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
+        policy.hidden(UNMODIFIED, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
         found = torch.autograd.grad(loss, parameters)
         assert ACTIVE.get() is None
         return list(found)

@@ -24,7 +24,7 @@ from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.generate import SamplingRequest, generate
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.tokens.encoder import Encoder
 from tests.sampled import assert_same_tokens, noting, same_start, sample
 
@@ -42,7 +42,7 @@ def written(
     """Responses to questions, or to these groups. each: of one prompt."""
     groups = questions(groups) if isinstance(groups, int) else groups
     named = {"seed": 7, "samples_per_prompt": each, **named}
-    found = sample(policy, BASE, encoder_with_ends(policy, ends), groups, sampling, **named)
+    found = sample(policy, UNMODIFIED, encoder_with_ends(policy, ends), groups, sampling, **named)
     return responses_of(found)
 
 
@@ -108,7 +108,7 @@ def test_a_prompt_of_tokens_may_hold_a_part_of_the_answer(llama: SharedModel) ->
     def greedy(prompts: Any, streams: list[list[int]], length: int) -> list[list[Any]]:
         sampling = Sampling(max_new_tokens=length, temperature=0)
         with noting():
-            return generate(SamplingRequest(llama, BASE, encoder, prompts, streams, sampling))
+            return generate(SamplingRequest(llama, UNMODIFIED, encoder, prompts, streams, sampling))
 
     prompts = [encoder.prompt(group.prompt) for group in questions(3)]
     whole = [answer for (answer,) in greedy(prompts, [[1]] * 3, 9)]
@@ -214,7 +214,7 @@ def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, sampling = Encoder(llama.tokenizer), Sampling(max_new_tokens=256)
-    request = SamplingRequest(llama, BASE, encoder, [(1,) * 256], [[1]], sampling)
+    request = SamplingRequest(llama, UNMODIFIED, encoder, [(1,) * 256], [[1]], sampling)
     writer = decoder.Decoder(request, print)
     of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
     assert of_row == 2 * (2 * 2 * 8 * 4) * (256 + 2 * 256)
@@ -271,7 +271,7 @@ def test_every_end_token_ends_a_response() -> None:
     model.tokenizer.eos_token = "<|pad|>"
     encoder, sampling = Encoder(model.tokenizer, end_ids=[1]), Sampling(max_new_tokens=200)
     ends = set(model.tokenizer.convert_tokens_to_ids(["<|pad|>", "<|im_start|>", "<|im_end|>"]))
-    found = sample(model, BASE, encoder, questions(8), sampling, samples_per_prompt=4, seed=0)
+    found = sample(model, UNMODIFIED, encoder, questions(8), sampling, samples_per_prompt=4, seed=0)
     ended = set()
     for response in responses_of(found):
         *before, last = response.tokens or ()

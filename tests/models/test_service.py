@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from alignkit import Context
 from alignkit.data.group import Group, Message, Response, responses_of
 from alignkit.errors import RunFailed
-from alignkit.models.models import LoadedBase
+from alignkit.models.models import LoadedModel
 from alignkit.models.shared_model import SharedModel
 from alignkit_plugins.ai_feedback.judge import LocalJudge
 from tests.by_hand import token_logprobs
@@ -26,9 +26,9 @@ from tests.sampled import noting, same_start
 
 
 @pytest.fixture
-def models() -> LoadedBase:
+def models() -> LoadedModel:
     """With a reward model `judge`."""
-    made = LoadedBase(tiny_model(), Path)
+    made = LoadedModel(tiny_model(), Path)
     made.model.add_role("judge", head="scalar")
     made.role = lambda reference: reference  # type: ignore[method-assign]
     return made
@@ -39,12 +39,12 @@ def asked(text: str) -> list[Message]:
 
 
 @pytest.fixture
-def plain(models: LoadedBase) -> Any:
+def plain(models: LoadedModel) -> Any:
     return AutoModelForCausalLM.from_pretrained(models.model.source).eval()
 
 
 def test_next_token_logprobs_match_the_models(
-    models: LoadedBase, plain: Any, monkeypatch: pytest.MonkeyPatch
+    models: LoadedModel, plain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = [asked("is it so?"), asked("is it not so, or is it?"), asked("well?")]
     monkeypatch.setattr(SharedModel, "token_budget", 5)  # several rows, in order
@@ -58,7 +58,7 @@ def test_next_token_logprobs_match_the_models(
 
 
 def test_a_question_longer_than_the_context_has_no_answer(
-    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
+    models: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond its context a model's numbers are meaningless."""
     long, well, so = asked("is it? " * models.model.context), asked("well?"), asked("is it so?")
@@ -74,7 +74,7 @@ def test_a_question_longer_than_the_context_has_no_answer(
     assert answers(well, so).isnan().tolist() == [[False] * 2, [True] * 2]
 
 
-def test_answers_that_begin_alike_are_refused(models: LoadedBase, tmp_path: Path) -> None:
+def test_answers_that_begin_alike_are_refused(models: LoadedModel, tmp_path: Path) -> None:
     judge = LocalJudge(LocalJudge.Options(min_mass=0, scale=(9, 11)))
     judge.prepare(Context(models=models, cache=tmp_path, folder=tmp_path, seed=0, load=list))
     with pytest.raises(RunFailed, match=r"begin with the same token.*\nhelp: set 'reasons: true'"):
@@ -83,7 +83,7 @@ def test_answers_that_begin_alike_are_refused(models: LoadedBase, tmp_path: Path
 
 @torch.no_grad()
 def test_scores_and_logprobs_are_those_of_plain_transformers(
-    models: LoadedBase, plain: Any
+    models: LoadedModel, plain: Any
 ) -> None:
     (head,) = (p for name, p in models.model.parameters_of("judge").items() if "lora" not in name)
     head.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_scores_and_logprobs_are_those_of_plain_transformers(
     same(hot, token_logprobs(logits, one[0, len(prompt) : -1], 2.0), atol=1e-5, rtol=1e-5)
 
 
-def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> None:
+def test_truncated_and_unscored_responses_are_reported(models: LoadedModel) -> None:
     said: list[str] = []
     models.say = said.append
     long = "well " * models.max_length
@@ -126,7 +126,7 @@ def test_truncated_and_unscored_responses_are_reported(models: LoadedBase) -> No
     assert [" 1 responses" in told for told in said] == [True, True, False]
 
 
-def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBase) -> None:
+def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedModel) -> None:
     """Samples are named by the place of their prompt, so the same run with a shorter prompt draws
     the same others.
     """
@@ -147,7 +147,7 @@ def test_a_prompt_without_room_changes_no_other_prompts_samples(models: LoadedBa
 
 
 def test_long_work_is_shown_with_what_it_is_and_how_much_is_done(
-    models: LoadedBase, monkeypatch: pytest.MonkeyPatch
+    models: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: dict[str, list[int]] = {}
 

@@ -13,8 +13,8 @@ from architectures import load, make
 from tiny import encoder, tiny_model
 
 from alignkit.contract.settings import Sampling
-from alignkit.models.models import LoadedBase
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.models import LoadedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit_plugins.serving import policy as policy_module
 from alignkit_plugins.serving.policy import Answer, Policy, until_stop
 from tests.rows import WORDS, prompts
@@ -31,7 +31,7 @@ def ask(
 ) -> tuple[Answer, list[str]]:
     """The answer to a question, and the pieces that were heard of it."""
     heard: list[str] = []
-    answering = Policy("tiny", "tiny", LoadedBase(policy, Path)[BASE], sampling)
+    answering = Policy("tiny", "tiny", LoadedModel(policy, Path)[UNMODIFIED], sampling)
     prompt = answering.prompt(group.prompt)
     return answering.answer(prompt, sampling, seed, heard.append, **more), heard
 
@@ -40,7 +40,7 @@ def check(policy: SharedModel, sampling: Sampling) -> str:
     """What is heard of answers, which are those that sampling gives."""
     texts, most = [], 0
     for group in prompts(WORDS):
-        (expected,) = sample(policy, BASE, policy.encoder(), [group], sampling, seed=5)
+        (expected,) = sample(policy, UNMODIFIED, policy.encoder(), [group], sampling, seed=5)
         found, heard = ask(policy, group, sampling)
         assert found.text == "".join(heard) == expected.responses[0].text
         texts.append(found.text)
@@ -96,6 +96,6 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))
     model, heard = SimpleNamespace(context=99), list[str]()
     role: Any = SimpleNamespace(encoder=made, model=model, base=MagicMock(), reference="")
-    role.base.engine.request = writes
+    role.loaded.engine.request = writes
     Policy("t", "t", role, Sampling()).answer((1,), Sampling(), 0, heard.append)
     assert heard == ["yes"]

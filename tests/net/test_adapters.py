@@ -17,8 +17,8 @@ from alignkit.contract.settings import LoraSpec
 from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
-from alignkit.models.adapters import Base
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.adapters import ModelOrigin
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from tests.models.tiny import shared
 from tests.rows import read_json
 
@@ -75,7 +75,7 @@ def test_an_adapter_adds_what_peft_adds(name: str, layers: str, tmp_path: Path) 
     assert len(parameters) == len([p for p in model.parameters() if p.requires_grad])
     wanted, found = model(input_ids=IDS[None]).logits[0], logits(policy, "new", IDS)
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found, logits(policy, BASE, IDS))
+    assert not torch.allclose(found, logits(policy, UNMODIFIED, IDS))
     for each in (wanted, found):
         torch.log_softmax(each, dim=-1)[:, 5].sum().backward()
     theirs = {key.removeprefix("base_model.model."): p.grad for key, p in model.named_parameters()}
@@ -151,7 +151,7 @@ def test_every_variant_of_lora_is_refused(variant: str, tmp_path: Path) -> None:
     options = {"base_model_name_or_path": "x", variant: {"q_proj": 1}}
     (tmp_path / "adapter_config.json").write_text(json.dumps(options))
     with pytest.raises(RunFailed, match=f"has {variant} "):
-        Base("x", "x").check(tmp_path)
+        ModelOrigin("x", "x").check(tmp_path)
 
 
 def test_an_adapter_that_is_read_keeps_its_scale(tmp_path: Path) -> None:

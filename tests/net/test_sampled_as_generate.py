@@ -15,7 +15,7 @@ from alignkit.kernels import decoding as decoding_module
 from alignkit.kernels.decoding import Decoding
 from alignkit.models import generate as decoder
 from alignkit.models.packing import pack
-from alignkit.models.shared_model import BASE, SharedModel, Wants
+from alignkit.models.shared_model import UNMODIFIED, SharedModel, Wants
 from alignkit.tokens.encoder import Encoder
 from tests.sampled import sample
 
@@ -71,7 +71,7 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     encoder = Encoder(policy.tokenizer)
     found = sample(
         policy,
-        BASE,
+        UNMODIFIED,
         encoder,
         groups,
         Sampling(max_new_tokens=8, temperature=0.7),
@@ -81,8 +81,10 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
     encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
     row = pack(encoded)
     with torch.no_grad():
-        hidden = policy.hidden(BASE, row.layout, row.tokens)
-        again = policy.logprobs(BASE, hidden[row.before], row.targets, Wants(temperature=0.7))[0]
+        hidden = policy.hidden(UNMODIFIED, row.layout, row.tokens)
+        again = policy.logprobs(
+            UNMODIFIED, hidden[row.before], row.targets, Wants(temperature=0.7)
+        )[0]
     sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
     torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
 

@@ -14,7 +14,7 @@ from alignkit.contract.settings import Sampling
 from alignkit.host.registry import Component, Registration
 from alignkit.models.generate import SamplingRequest, generate
 from alignkit.models.packing import measure
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.tokens.encoder import Encoded, Encoder
 from alignkit_plugins.processes.engine import PluginEngine
 
@@ -35,7 +35,7 @@ class LocalEngine(Engine):
         self._policies: dict[str, tuple[str, int]] = {}  # role and version
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
-        role = BASE if adapter is None else f"policy {policy}"
+        role = UNMODIFIED if adapter is None else f"policy {policy}"
         if adapter is not None:
             if role in self._model.roles:
                 self._model.drop_role(role)
@@ -66,7 +66,10 @@ def stage_engine(
 
 
 def asked(
-    model: SharedModel, role: str = BASE, seeds: Sequence[Sequence[int]] = ((1,),), **more: Any
+    model: SharedModel,
+    role: str = UNMODIFIED,
+    seeds: Sequence[Sequence[int]] = ((1,),),
+    **more: Any,
 ) -> SamplingRequest:
     """Samples of a few tokens. more: prompts and other fields, and keys of the sampling."""
     fields = {name: more.pop(name) for name in ("prompts", "labels", "rooms") if name in more}

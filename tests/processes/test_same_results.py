@@ -13,7 +13,7 @@ from several import STAGES, assert_same_as_one, write_recipe
 from transformers import AutoModelForCausalLM
 
 from alignkit.io.results import read_record
-from alignkit.runs.bases import base_source
+from alignkit.runs.model_source import locate_model
 from alignkit_plugins.processes.sharded_forward import can_learn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,7 +138,7 @@ again: {algorithm: sft, data: {stage: answers}, from: ppo, keep_versions: true}
 @pytest.mark.skipif(not can_learn(), reason="this torch cannot cut weights that learn")
 def test_all_weights_learn_in_step(work: Path) -> None:
     """With a language head of its own, which a reward model does not use."""
-    source = base_source("tiny")
+    source = locate_model("tiny")
     shutil.copytree(source, "untied")
     model = AutoModelForCausalLM.from_pretrained(source)
     model.config.tie_word_embeddings = False
@@ -161,7 +161,7 @@ def test_every_stage_learns_what_one_process_does(work: Path, how: str, processe
     if full:
         (learned,) = Path("several/grpo").glob("*/config.json")
         base, grpo = map(
-            AutoModelForCausalLM.from_pretrained, (base_source("tiny"), learned.parent)
+            AutoModelForCausalLM.from_pretrained, (locate_model("tiny"), learned.parent)
         )
         for before, after in zip(base.parameters(), grpo.parameters(), strict=True):
             assert (before - after).abs().max() > RATE / 10, "every weight learns"

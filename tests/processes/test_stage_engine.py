@@ -17,7 +17,7 @@ from alignkit.cli import main
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
 from alignkit.models.generate import generate
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData, stage_parts
 from alignkit.testing.tiny import add_noise
@@ -195,7 +195,7 @@ def test_an_engine_idles_between_calls_and_gets_weights_that_have_changed(tmp_pa
     model.add_role("one")
     engine = stage_engine(tmp_path, Watched)
 
-    def ask(role: str = BASE) -> Any:
+    def ask(role: str = UNMODIFIED) -> Any:
         return engine.request(asked(model, role)).result()
 
     first = ask("one")
@@ -210,10 +210,10 @@ def test_an_engine_idles_between_calls_and_gets_weights_that_have_changed(tmp_pa
     engine.request(asked(model)).drop()
     assert before != after and heard == [
         *(before, "one", "idle"),
-        *("wake", 0, BASE, "idle"),
+        *("wake", 0, UNMODIFIED, "idle"),
         *("wake", "one", "idle"),
         *("wake", after, "one", "idle"),
-        *("wake", BASE, "idle"),  # also after samples that nobody wants
+        *("wake", UNMODIFIED, "idle"),  # also after samples that nobody wants
     ]
     assert [path.name for path in (tmp_path / "engine" / "weights").iterdir()] == ["2"]
     engine.close()

@@ -17,7 +17,7 @@ import pytest
 
 from alignkit.contract.settings import LoraSpec, Sampling
 from alignkit.models.generate import SamplingRequest, generate
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.tokens.encoder import Encoder
 from tests.models.tiny import shared
 from tests.processes.local_engine import measured
@@ -97,7 +97,10 @@ class FakeVllm(ThreadingHTTPServer):
         return 200, {}
 
     def choice(self, body: Any) -> dict[str, Any]:
-        prompt, role = tuple(body["prompt"]), BASE if body["model"] == "served" else body["model"]
+        prompt, role = (
+            tuple(body["prompt"]),
+            UNMODIFIED if body["model"] == "served" else body["model"],
+        )
         same = ("temperature", "top_p", "stop")
         samples = Sampling(
             max_new_tokens=body["max_tokens"],

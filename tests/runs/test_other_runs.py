@@ -16,7 +16,7 @@ from alignkit.io.console import Reporter
 from alignkit.io.results import read_record
 from alignkit.recipe.load import load_recipe
 from alignkit.recipe.schema import BASE
-from alignkit.runs.bases import RunBase
+from alignkit.runs.model_source import ModelSource
 from alignkit.runs.run import Run
 from alignkit.runs.stage import Problems
 from alignkit_plugins.compare.rows import KL, rows_in
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused_first(
     (policy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert "holds a whole model, but with model.lora" in refused(recipe, said)
     whole = load_recipe(compare(tmp_path, "base"), [scored_by(policy)])  # is its own base
-    RunBase(BASE, whole, Reporter(), download=True).check(policy, "reward")
+    ModelSource(BASE, whole, Reporter(), download=True).check(policy, "reward")
     recipe = write_recipe(tmp_path, stage, {**TINY, "lora": None})
     assert "knows 7 tokens, but model.base 'tiny' has" in refused(recipe, said)
 

@@ -17,7 +17,7 @@ from exported import export, train
 from huggingface_hub import ModelCard
 
 from alignkit.io.results import read_record, write_record
-from alignkit.models.adapters import Base
+from alignkit.models.adapters import ModelOrigin
 from alignkit.recipe.schema import ADAPTER
 from alignkit_plugins.command_line.find import find
 from alignkit_plugins.serving.export_folder import (
@@ -34,7 +34,7 @@ from tests.rows import cells, write_rows
 def told(stage: Path, hub: str = "", notes: Any = ()) -> str:
     """The card of a stage on a base of the hub or of this machine."""
     return model_card(
-        find(str(stage)), "out", Base("tiny", hub or "/models/tiny"), True, None, [*notes]
+        find(str(stage)), "out", ModelOrigin("tiny", hub or "/models/tiny"), True, None, [*notes]
     )
 
 
@@ -56,7 +56,7 @@ HEADERS = """
 
 @pytest.mark.parametrize(("stage", "library", "task", "tag"), cells(HEADERS))
 def test_the_header(stage: str, library: str, task: str, tag: str, house_run: Path) -> None:
-    found, base = find(str(house_run / stage)), Base("tiny", "/models/tiny")
+    found, base = find(str(house_run / stage)), ModelOrigin("tiny", "/models/tiny")
     data = ModelCard(model_card(found, "out", base, stage == "sft", "mit", [])).data
     assert (data.library_name, data.pipeline_tag, data.tags) == (library, task, ["alignkit", tag])
     assert (data.base_model, data.license, data.datasets) == (None, "mit", None)
@@ -85,7 +85,7 @@ def test_bases_and_data_of_the_hub(house_copy: Path, monkeypatch: pytest.MonkeyP
     assert ModelCard(told(stage, "me/tiny")).data.base_model is None
     model, adapter = find(str(stage)), stage / "adapter" / ADAPTER
     adapter.write_text(json.dumps({"base_model_name_or_path": "a/b", "revision": "c"}))
-    assert base_of(model) == Base("tiny", "a/b", "c")
+    assert base_of(model) == ModelOrigin("tiny", "a/b", "c")
 
 
 @pytest.mark.silent_bug(

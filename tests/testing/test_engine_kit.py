@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from alignkit import Completion, Sampling
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.testing import check_engine
 from tests.processes.local_engine import LocalEngine
 from tests.testing.kits import reported
@@ -136,8 +136,8 @@ class Asleep(LocalEngine):
 
     def idle(self) -> None:
         for policy, (role, version) in list(self._policies.items()):
-            if role != BASE:
-                self._policies[policy] = BASE, version
+            if role != UNMODIFIED:
+                self._policies[policy] = UNMODIFIED, version
 
 
 @pytest.mark.parametrize(

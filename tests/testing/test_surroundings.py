@@ -11,7 +11,7 @@ import yaml
 
 from alignkit import DataRef, Field, Group, JudgeRef, Options, PolicyRef, Reward, RewardRef
 from alignkit.data.group import responses_of
-from alignkit.models.shared_model import BASE
+from alignkit.models.shared_model import UNMODIFIED
 from alignkit.recipe.schema import RewardSpec
 from alignkit.testing import ConformanceError, check_reward, example_groups
 from alignkit.testing.surroundings import Surroundings, TinyModels, turned_groups
@@ -73,11 +73,13 @@ def test_every_stage_has_weights_of_its_own_the_same_in_every_check() -> None:
     for _ in range(2):
         models = TinyModels()
         before = set(models.model.roles)
-        base, sft, other = (models[role].logprobs(groups)[0] for role in (BASE, "sft", "sft@2"))
+        base, sft, other = (
+            models[role].logprobs(groups)[0] for role in (UNMODIFIED, "sft", "sft@2")
+        )
         assert not base.equal(sft) and not sft.equal(other)
         first, second = (models[stage].scores(groups) for stage in ("helpful", "harmless"))
         assert len(first) == len(groups[0].responses) and first != second
-        assert models.asked == {BASE, "sft", "sft@2", "helpful", "harmless"}
+        assert models.asked == {UNMODIFIED, "sft", "sft@2", "helpful", "harmless"}
         models.close()
         assert set(models.model.roles) == before
         found.append((sft.tolist(), first))

@@ -86,7 +86,7 @@ def test_a_control_token_of_the_template_ends_responses_without_eos() -> None:
 def test_weights_are_not_read_for_a_template_that_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_model, "load_base", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(shared_model, "load_network", lambda *_: pytest.fail("weights were read"))
     path = tmp_path / "refuses.jinja"
     path.write_text(REFUSES, encoding="utf-8")
     spec = ModelSpec(base="tiny", chat_template=str(path), device="cpu")

@@ -92,11 +92,11 @@ class Fast(Backend):
         head = model.get_output_embeddings()
         found = {id(head.weight): self.copy(head.weight, getattr(head, "bias", None), rows)}
         for layer in plain_layers(model):
-            base = layer.base_layer
+            linear = layer.base_layer
             if adapter is None:
-                found[id(base.weight)] = self.copy(base.weight, base.bias, rows)
+                found[id(linear.weight)] = self.copy(linear.weight, linear.bias, rows)
                 continue
             factors = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            weight = merged(base.weight, LowRank(*factors, layer.scaling[adapter]))
-            found[id(factors[1])] = self.copy(weight, base.bias, rows, factors)
+            weight = merged(linear.weight, LowRank(*factors, layer.scaling[adapter]))
+            found[id(factors[1])] = self.copy(weight, linear.bias, rows, factors)
         return found

@@ -39,7 +39,7 @@ from alignkit.models.generate import (
     has_stopped,
 )
 from alignkit.models.packing import measure
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit.tokens.encoder import Encoded
 
 POLL = 0.05  # seconds between two looks at a call
@@ -332,7 +332,7 @@ class PluginEngine(StageEngine):
         last, before = self._published.get(role, (None, None))
         if version == last:
             return version
-        if role != BASE:
+        if role != UNMODIFIED:
             self._folders += 1
             folder = self.folder / "weights" / str(self._folders)
             model.save(role, folder)
@@ -350,7 +350,7 @@ class PluginEngine(StageEngine):
         vocabulary = model.model.config.get_text_config().vocab_size
         context = EngineContext(
             base=str(model.source),
-            revision=model.base.revision,
+            revision=model.origin.revision,
             model=model.spec,
             dtype=model.dtype_name,
             vocabulary=vocabulary,
@@ -402,7 +402,7 @@ def version_of(model: SharedModel, role: str) -> int:
     It depends on nothing else, so a service that outlives a run cannot take old weights for new
     ones.
     """
-    if role == BASE:
+    if role == UNMODIFIED:
         return 0
     sums = []
     for name, parameter in model.parameters_of(role).items():
@@ -416,5 +416,5 @@ def version_of(model: SharedModel, role: str) -> int:
 def _probe(model: SharedModel) -> dict[str, Any]:
     """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
     tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
-    (measured,) = measure(model, BASE, [Encoded.of(tokens[:1], tokens[1:])])["logprobs"]
+    (measured,) = measure(model, UNMODIFIED, [Encoded.of(tokens[:1], tokens[1:])])["logprobs"]
     return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}

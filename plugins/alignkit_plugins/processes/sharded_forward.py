@@ -28,11 +28,11 @@ from alignkit.errors import RunFailed
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import GroupSpan
 from alignkit.models.memory import Passes, last_states
-from alignkit.models.shared_model import BASE, SharedModel
+from alignkit.models.shared_model import UNMODIFIED, SharedModel
 from alignkit_plugins.processes.collectives import ProcessCollectives
 
 if TYPE_CHECKING:
-    from alignkit.models.models import LoadedBase
+    from alignkit.models.models import LoadedModel
 
 
 T = TypeVar("T")
@@ -127,12 +127,12 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, order=True)
 class Call:
-    """The next pass of a process, through which base model. role: empty if its adapter or network
+    """The next pass of a process. model: as `LoadedModel.name` has it. role: empty if its adapter or network
     does not matter.
     """
 
     kind: Kind
-    base: str
+    model: str
     role: str = ""
 
 
@@ -192,8 +192,8 @@ class LockstepCollectives(ProcessCollectives):
 
     # Passes
 
-    def passes_of(self, base: str, loaded: LoadedBase) -> Passes:
-        return LockstepPasses(base, loaded, self)
+    def passes_of(self, name: str, loaded: LoadedModel) -> Passes:
+        return LockstepPasses(name, loaded, self)
 
     def announce(self, call: Call) -> None:
         """Wait until all processes are ready for a pass."""
@@ -230,7 +230,7 @@ class LockstepCollectives(ProcessCollectives):
         return [each for each in found if each is not None]
 
     def _join(self, call: Call) -> None:
-        self.passes[call.base].join(call)
+        self.passes[call.model].join(call)
 
 
 class LockstepPasses(Passes):
@@ -238,7 +238,7 @@ class LockstepPasses(Passes):
     networks.
     """
 
-    def __init__(self, name: str, loaded: LoadedBase, collectives: LockstepCollectives):
+    def __init__(self, name: str, loaded: LoadedModel, collectives: LockstepCollectives):
         """Raises RunFailed if the model cannot be cut."""
         _check(loaded.model)
         self.name, self.model, self.collectives = name, loaded.model, collectives
@@ -297,7 +297,7 @@ class LockstepPasses(Passes):
 
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
-        role = call.role or BASE
+        role = call.role or UNMODIFIED
         # A process with no row for a reward model has not loaded it
         self._role(role.replace("|", "/"))
         if call.kind == Kind.GATHER:
@@ -329,9 +329,13 @@ class LockstepPasses(Passes):
         """The network in parts, and nothing but this process's own part of it."""
         network = self.model.roles[role].model
         if network not in self._parts:
-            if self.model.adapters is None and self.model.model not in self._parts and role != BASE:
+            if (
+                self.model.adapters is None
+                and self.model.model not in self._parts
+                and role != UNMODIFIED
+            ):
                 # Other networks are copies of it, and nothing else may pass through it.
-                self._network(BASE)
+                self._network(UNMODIFIED)
             adapters = [weight for name, weight in network.named_parameters() if ".lora_" in name]
             self.model.memory.fixed = True
             # In step, because a process that cuts slowly is not hung.

@@ -156,7 +156,7 @@ def _note(run: Run, rows: int | None) -> str:
 
     looked_at = "all rows" if rows is None else f"the first {rows} rows of each source"
     text = f"looked at {looked_at} as its chat template writes them"
-    if run.base(BASE).encoder is None:
+    if run.model_source(BASE).encoder is None:
         why = "because check makes and downloads no model"
         text = f"not looked at: rows as its chat template writes them, {why}"
     return f"{run.recipe.model.base}: {text}"

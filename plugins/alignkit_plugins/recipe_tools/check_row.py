@@ -96,7 +96,7 @@ def inspect(recipe: Recipe, name: str, row: int, folder: Path) -> Inspection:
         refuse(f"{name} is a result, but check shows the rows of a stage", help)
     stage, run = stage_of(recipe, name), Run(recipe, folder)
     run.say = lambda text: None
-    trained, encoder = run.stages[name], run.base(BASE).encoder
+    trained, encoder = run.stages[name], run.model_source(BASE).encoder
     assert encoder is not None
     entries = specs([stage.settings, stage.component.options], DataSpec)
     learned = stage.settings.data if stage.settings is not None else None

@@ -85,14 +85,14 @@ class _Planner:
 
         self.run = Run(recipe, folder)
         self.run.say = lambda text: None
-        base = self.run.base(BASE)
-        assert base.encoder is not None
-        self.encoder, self.spec = base.encoder, base.spec
+        source = self.run.model_source(BASE)
+        assert source.encoder is not None
+        self.encoder, self.spec = source.encoder, source.spec
         self.device = device_of(self.spec.device)
         self.dtype = dtype_of(self.spec, self.device)
         remote: Any = {"trust_remote_code": self.spec.trust_remote_code}
-        commit = base.commit or self.spec.revision
-        config = AutoConfig.from_pretrained(base.source, revision=commit, **remote)
+        commit = source.commit or self.spec.revision
+        config = AutoConfig.from_pretrained(source.source, revision=commit, **remote)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote)
         self.text, self.parameters = config.get_text_config(), model.num_parameters()

@@ -21,13 +21,13 @@ from alignkit.io.atomic import replace_folder, write_json, write_text
 from alignkit.io.digest import cached_snapshot
 from alignkit.io.results import RECIPE, RESULTS, is_result_name, read_record
 from alignkit.io.text import printable, redacted
-from alignkit.models.adapters import ORIGIN, Base
+from alignkit.models.adapters import ORIGIN, ModelOrigin
 from alignkit.models.loading import DTYPES, dtype_of, end_ids, load_tokenizer
 from alignkit.models.saved import read_json
 from alignkit.models.whole_model import end_with
 from alignkit.models.whole_model import export as write_model
 from alignkit.recipe.schema import ADAPTER
-from alignkit.runs.bases import base_source
+from alignkit.runs.model_source import locate_model
 from alignkit.tokens.encoder import Encoder
 from alignkit_plugins.command_line.find import Model
 from alignkit_plugins.text.personal import mapped
@@ -38,7 +38,7 @@ SAMPLED_WITH = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")  # "/home" may be a word in these
 
 
-def base_of(model: Model) -> Base:
+def base_of(model: Model) -> ModelOrigin:
     """Return the base model of a stage's weights, as its adapter names it, which others can load it
     from or not.
     """
@@ -46,10 +46,10 @@ def base_of(model: Model) -> Base:
     spec = model.record["depends_on"]["model"]
     saved = read_json(model.folder / ADAPTER, optional=True) or {"revision": spec["revision"]}
     source = str(saved.get("base_model_name_or_path") or spec["base"])
-    return Base(spec["base"], source, saved.get("revision"))
+    return ModelOrigin(spec["base"], source, saved.get("revision"))
 
 
-def on_hub(base: Base) -> bool:
+def on_hub(base: ModelOrigin) -> bool:
     """Whether others can load a base model by its name."""
     return bool(HUB_ID.fullmatch(base.source)) and not Path(base.source).exists()
 
@@ -121,22 +121,22 @@ def _dtype(spec: ModelSpec, base_folder: Path | None) -> torch.dtype:
     return dtype_of(spec, torch.device("cpu"))
 
 
-def _found(base: Base, stage: str) -> Base:
+def _found(base: ModelOrigin, stage: str) -> ModelOrigin:
     """The base of an adapter where it is now; a model source makes its own again. Raises RunFailed
     if it is gone.
     """
     if Path(base.source).is_dir() or on_hub(base):
         return base
-    made = base_source(base.name)
+    made = locate_model(base.name)
     if made != base.name:
-        return Base(base.name, made, base.revision)
+        return ModelOrigin(base.name, made, base.revision)
     raise RunFailed(
         f"the base model of '{stage}' is not at {base.source} any more\n"
         "help: put it back, or leave --merge out: an adapter is exported without its base"
     )
 
 
-def _folder_of(base: Base) -> Path | None:
+def _folder_of(base: ModelOrigin) -> Path | None:
     """Where a base's files are; None if they are not on this machine."""
     if Path(base.source).is_dir():
         return Path(base.source)
@@ -199,7 +199,7 @@ Record = Mapping[str, Any]
 def model_card(
     model: Model,
     name: str,
-    base: Base,
+    base: ModelOrigin,
     is_adapter: bool,
     license: str | None,
     notes: Sequence[str],

@@ -123,11 +123,11 @@ class Policy:
 
         most = min(sampling.max_new_tokens, role.model.context - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})
-        weights, streams = role.base.role(role.reference), [[seeds.number(seed, 0, 0)]]
+        weights, streams = role.loaded.role(role.reference), [[seeds.number(seed, 0, 0)]]
         request = SamplingRequest(
             role.model, weights, encoder, [prompt], streams, sampling, wrote=wrote
         )
-        ((completion,),) = role.base.engine.request(request).result()
+        ((completion,),) = role.loaded.engine.request(request).result()
         text = until_stop(encoder.decode(completion.tokens), sampling.stop)
         hear(text)
         (group,) = attach(request, [Group(())], [[completion]])
@@ -195,10 +195,10 @@ def opened(
         run.should_stop = should_stop
         with run.models_for(stage):
             for name in (BASE, *stage.whole_models) if named.keys else ():
-                base = run.models.of(name)
-                base.max_length = base.model.context
+                weights = run.models.of(name)
+                weights.max_length = weights.model.context
                 if words.data is None:
-                    base.progress = no_progress  # a talk shows its own
+                    weights.progress = no_progress  # a talk shows its own
             policies = {}
             for name, policy in named.policies.items():
                 sampling = _sampling([policy], words.sampling)

@@ -1,5 +1,5 @@
-"""The models of a run with their own weights: the recipe's `model`, and whole models in folders,
-which are not trained.
+"""The models of a run that have weights of their own: the recipe's `model`, and whole models in
+folders, which are not trained.
 
 Each is found, identified, loaded and described when a stage first needs it.
 """
@@ -26,8 +26,8 @@ from alignkit.recipe.yaml import Keys
 from alignkit.seeds import number
 
 if TYPE_CHECKING:
-    from alignkit.models.adapters import Base
-    from alignkit.models.models import LoadedBase
+    from alignkit.models.adapters import ModelOrigin
+    from alignkit.models.models import LoadedModel
     from alignkit.models.shared_model import SharedModel
     from alignkit.tokens.encoder import Encoder
 
@@ -47,7 +47,7 @@ TEMPLATE = "chat template"
 LEAST_LENGTH = 1024
 
 
-def base_source(base: str) -> str:
+def locate_model(base: str) -> str:
     """A local folder or a hub id for `model.base`. Calls a model plugin, which may download."""
     name, path = source_of(base)
     if is_dir(base) or not name:
@@ -71,9 +71,9 @@ def _description(spec: ModelSpec, model: SharedModel) -> str:
     return f"{dtype} on {model.device.type}, {rows}"
 
 
-class RunBase:
-    """One base model: where it is, what identifies it, and its tokenizer, each found on first
-    use.
+class ModelSource:
+    """A model with its own weights: where it is, what identifies it, and its tokenizer, each found
+    on first use.
     """
 
     def __init__(self, name: str, recipe: Recipe, reporter: Reporter, download: bool):
@@ -98,7 +98,7 @@ class RunBase:
     def source(self) -> str:
         """A folder or a hub id. Empty for what is not here, and may not be fetched."""
         if self._download:
-            return base_source(self.spec.base)
+            return locate_model(self.spec.base)
         if is_dir(self.spec.base):
             return self.spec.base
         if source_of(self.spec.base)[0]:
@@ -134,11 +134,13 @@ class RunBase:
             return Encoder(*load_text(self.spec, locate(self.source, revision), revision))
 
     @cached_property
-    def origin(self) -> Base:
+    def origin(self) -> ModelOrigin:
         """Tells adapters for this model from others."""
-        from alignkit.models.adapters import Base
+        from alignkit.models.adapters import ModelOrigin
 
-        return Base(self.spec.base, self.source if self._download else self.spec.base, self.commit)
+        return ModelOrigin(
+            self.spec.base, self.source if self._download else self.spec.base, self.commit
+        )
 
     def check(self, folder: Path, use: str) -> None:
         """Raise RunFailed if weights cannot be used on this base model, as far as that can be known
@@ -195,11 +197,11 @@ class RunBase:
         one, other = ([each.bos_token, each.eos_token] for each in (ours, theirs))
         return "special token" if one != other else ""
 
-    def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedBase:
+    def load(self, artifact: Callable[[str], Path], should_stop: Callable[[], None]) -> LoadedModel:
         """Load it. Raises RunFailed with the reason if it cannot be loaded. artifact: the folder of
         a saved role.
         """
-        from alignkit.models.models import LoadedBase
+        from alignkit.models.models import LoadedModel
         from alignkit.models.shared_model import SharedModel
 
         recipe, reporter, spec = self._recipe, self._reporter, self.spec
@@ -219,7 +221,7 @@ class RunBase:
                 *(stage.settings.max_length for stage in stages if stage.settings is not None),
             ]
         )
-        return LoadedBase(model, artifact, longest, reporter.say, reporter.progress, self.name)
+        return LoadedModel(model, artifact, longest, reporter.say, reporter.progress, self.name)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:
