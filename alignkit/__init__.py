@@ -16,7 +16,7 @@ _WHERE = {
     "contract.algorithm": "Algorithm Needs SelectContext Skip Source StageDefaults Trains",
     "contract.batch": "Batch Loss Outputs Pairs Term per_group per_pair per_response per_token",
     "contract.commands": "RegisterCommand",
-    "contract.engine": "Completion Engine EngineContext",
+    "contract.engine": "Completion Engine EngineSetup",
     "contract.environment": "Environment",
     "contract.formats": "Format",
     "contract.hookspecs": "Add hookimpl",
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
         per_token,
     )
     from alignkit.contract.commands import RegisterCommand
-    from alignkit.contract.engine import Completion, Engine, EngineContext
+    from alignkit.contract.engine import Completion, Engine, EngineSetup
     from alignkit.contract.environment import Environment
     from alignkit.contract.formats import Format
     from alignkit.contract.hookspecs import Add, hookimpl

@@ -176,7 +176,7 @@ def refuse(message: str, help: str = "") -> NoReturn:
 
 
 @contextmanager
-def error_context(position: str) -> Iterator[None]:
+def located_at(position: str) -> Iterator[None]:
     """Let an error say where the run was: `in iteration 3 of 10`."""
     try:
         yield

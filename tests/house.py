@@ -436,6 +436,9 @@ of (?:its|their) own accord => automatically
 """
 # Names that had several meanings, and what each is called now.
 RETIRED = yaml.safe_load("""
+EngineContext: EngineSetup
+StageContext: ActiveStage
+error_context: located_at
 LoadedBase: LoadedModel
 RunBase: ModelSource
 base_source: locate_model

@@ -45,8 +45,8 @@ same_epochs:
   test: test_iteration_loop.py::test_iterations_walk_through_the_prompts
 same_samples:
   file: alignkit/training/prompts.py
-  old: path=(context.name, self.purpose, self.number)
-  new: path=(context.name, self.purpose, 0)
+  old: path=(stage.name, self.purpose, self.number)
+  new: path=(stage.name, self.purpose, 0)
   test: test_iteration_loop.py::test_every_iteration_draws_other_samples
 reference_samples:
   file: alignkit/training/prompts.py
@@ -127,8 +127,8 @@ safety_rows:
 # Selecting
 same_selection:
   file: alignkit/training/online.py
-  old: self.context.rng("select", number)
-  new: self.context.rng("select")
+  old: self.stage.rng("select", number)
+  new: self.stage.rng("select")
   test: test_iteration_loop.py::test_every_iteration_draws_other_samples
 first_rewards:
   file: alignkit/training/online.py
@@ -196,7 +196,7 @@ teacher_in_the_policys_template:
   test: test_reference_check.py::test_an_offline_reference_is_read_by_the_whole_model
 no_value_from:
   file: alignkit/training/trainer.py
-  old: source = context.settings.value_from or (reward_models[0] if reward_models else None)
+  old: source = stage.settings.value_from or (reward_models[0] if reward_models else None)
   new: source = reward_models[0] if reward_models else None
   test: test_reference_and_values.py::test_values_start_from_the_reward_model_that_the_recipe_names
 combination_keeps_head:

@@ -23,7 +23,7 @@ from alignkit.models import generate as decoder
 from alignkit.models.generate import attach, build_request, generate
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import Encoder, Ids
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 
 # Several times what the models of tests round by
 NEAR_LOGITS = 1e-4  # between the two likeliest tokens
@@ -58,13 +58,13 @@ def noting() -> Iterator[set[str]]:
     undecided, stage = set[str](), ""
     others: dict[float, set[int]] = defaultdict(set)  # by draw, of which every token has its own
     choose, append = decoder.choose, decoder.Decoder.append
-    notify = StageContext.notify
+    notify = ActiveStage.notify
 
     def notified(self: Any, hook: str, **values: Any) -> Any:
         nonlocal stage
         if hook == "stage_started":
             stage = self.name
-            if not undecided.isdisjoint(self.stage.upstream):
+            if not undecided.isdisjoint(self.spec.upstream):
                 undecided.add(stage)
         return notify(self, hook, **values)
 
@@ -88,7 +88,7 @@ def noting() -> Iterator[set[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "choose", chosen)
         patch.setattr(decoder.Decoder, "append", appended)
-        patch.setattr(StageContext, "notify", notified)
+        patch.setattr(ActiveStage, "notify", notified)
         yield undecided
 
 

@@ -21,6 +21,7 @@ sys.path.remove(str(ROOT / "docs"))
 # Parameters of methods that mean the same everywhere, and whose types say all.
 SAME = {
     "context",
+    "setup",
     "batch",
     "out",
     "groups",

@@ -18,7 +18,7 @@ from alignkit.errors import (
     PluginError,
     Stopped,
     did_you_mean,
-    error_context,
+    located_at,
     message_of,
     no_disk,
     reason_of,
@@ -32,10 +32,10 @@ def test_what_is_unexpected_is_one_line_and_where_the_run_was() -> None:
     assert reason_of(ValueError("two\n  lines")) == "ValueError: two lines"
     assert reason_of(ValueError()) == "ValueError"
     assert len(reason_of(ValueError("x" * 3000))) == len("ValueError: ") + LONGEST
-    with pytest.raises(KeyboardInterrupt) as raised, error_context("in step 1 of 2"):
+    with pytest.raises(KeyboardInterrupt) as raised, located_at("in step 1 of 2"):
         raise KeyboardInterrupt
     assert message_of(raised.value) == "interrupted\n  in step 1 of 2"
-    with pytest.raises(ValueError, match="odd") as odd, error_context("in step 1 of 2"):
+    with pytest.raises(ValueError, match="odd") as odd, located_at("in step 1 of 2"):
         raise ValueError("odd")
     assert message_of(odd.value).splitlines() == [
         "error: unexpected ValueError: odd (set ALIGNKIT_DEBUG=1 for the traceback)",

@@ -204,7 +204,7 @@ def started(folder: Path, lora: Any = None, **more: Any) -> Iterator[RolloutTrai
     (folder / "run" / "align").mkdir()
     made = run.stages["align"]
     assert isinstance(made, TrainingStage)
-    found = RolloutTrainer(made, made.plugin(made.stage.component))
+    found = RolloutTrainer(made, made.plugin(made.spec.component))
     try:
         yield found
     finally:
@@ -291,7 +291,7 @@ def test_masks_come_from_lengths_not_from_ids() -> None:
 def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
     """The reward here is the number of tokens, the end of turn included."""
     with started(tmp_path, reward="length") as stage:
-        ended_by(stage.context.models.encoder, range(1, 60))
+        ended_by(stage.stage.models.encoder, range(1, 60))
         examples = measured(stage).rollouts.examples
         rewards = examples.batch().rewards.tolist()
         assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows]
@@ -336,7 +336,7 @@ def test_missing_eos_penalty(tmp_path: Path) -> None:
     for penalty in (0.0, 5.0):
         rollout = {**ROLLOUT, "missing_eos_penalty": penalty}
         with started(tmp_path / str(penalty), rollout=rollout) as stage:
-            ended_by(stage.context.models.encoder, range(1, 60))
+            ended_by(stage.stage.models.encoder, range(1, 60))
             table = measured(stage).rollouts
             given = table.examples.batch()
             assert len(table.kept) == len(table.scored)
@@ -661,7 +661,7 @@ def test_micro_batches_do_not_change_the_gradient(
 ) -> None:
     """Ragged lengths: means of micro-batch means would differ."""
     move(stage)
-    ended_by(stage.context.models.encoder, range(1, 60))
+    ended_by(stage.stage.models.encoder, range(1, 60))
     examples = measured(stage).rollouts.examples
     assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
     disturb(stage.model, stage.role)  # off policy: ratios differ from 1
@@ -848,7 +848,7 @@ def test_a_response_of_one_end_token(stage: RolloutTrainer) -> None:
     """The end of turn as first token: one token, an empty text, and a batch of such rows is
     finite.
     """
-    ended_by(stage.context.models.encoder, range(stage.model.model.config.vocab_size))
+    ended_by(stage.stage.models.encoder, range(stage.model.model.config.vocab_size))
     groups = sampled(stage)
     for response in (response for group in groups for response in group.responses):
         assert (response.text, len(response.tokens or ()), response.truncated) == ("", 1, False)
@@ -888,7 +888,7 @@ def test_random_streams_differ_by_place(stage: RolloutTrainer) -> None:
     """Siblings, prompts of one text, iterations and stages never share draws; the same place gives
     the same.
     """
-    sampling, encoder = Sampling(max_new_tokens=7), stage.context.models.encoder
+    sampling, encoder = Sampling(max_new_tokens=7), stage.stage.models.encoder
 
     def texts(*path: Any) -> list[Any]:
         found = sample(

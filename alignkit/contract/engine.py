@@ -66,7 +66,7 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class EngineContext:
+class EngineSetup:
     """What an engine needs to know of the run.
 
     Attributes:
@@ -136,11 +136,11 @@ class Engine(WithOptions):
             folder: The recipe's; relative paths start there.
         """
 
-    def prepare(self, context: EngineContext) -> None:
+    def prepare(self, setup: EngineSetup) -> None:
         """Load the base model, or connect to whoever has it; called once, before anything else is
         asked.
         """
-        self.context = context
+        self.setup = setup
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
         """Use these weights for the policy from now on.
@@ -170,7 +170,7 @@ class Engine(WithOptions):
             prompts: Token ids.
             seeds: 63-bit. The same call must return the same tokens, so that a run that was killed
                 ends in the same bytes, unless the class says that it does not (`repeats`). A prompt
-                with all new tokens may be longer than the context's `max_length`, where the sample
+                with all new tokens may be longer than the setup's `max_length`, where the sample
                 ends.
             sampling: The same for all prompts.
         """

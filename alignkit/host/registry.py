@@ -44,6 +44,7 @@ PRIVATE: dict[str, tuple[str, ...]] = dict.fromkeys(
 )
 # Names and hooks that are gone -> what a plugin has instead
 RENAMED = {
+    "EngineContext": "EngineSetup",
     "Observation": "MonitorReport",
     "Scores": "Sequence[float | None]",
     "dry_run": "add('plan', ...)",

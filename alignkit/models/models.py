@@ -36,7 +36,7 @@ from alignkit.models.whole_model import export
 from alignkit.recipe.schema import BASE
 from alignkit.tokens.encoder import Encoder, Ids, RowRefused, answers_of
 
-DEFAULT_CONTEXT = 2048  # tokens of a whole reward model whose configuration names no limit
+DEFAULT_CONTEXT_LENGTH = 2048  # tokens of a whole reward model whose configuration names no limit
 
 
 @dataclass(eq=False)
@@ -56,7 +56,7 @@ class LoadedModel:
 
     def __post_init__(self) -> None:
         self.engine = StageEngine()
-        self.max_length = min(self.max_length, self.model.context)
+        self.max_length = min(self.max_length, self.model.context_length)
         self.encoder = self.model.encoder()
         self.encoder.foreign = self.name != BASE
         # Reward models with their own network and tokenizer
@@ -187,7 +187,7 @@ class RolePolicy:
                 )
             first[index] = torch.tensor(beginnings)
             rows.append(row)
-            if len(row) <= model.context:
+            if len(row) <= model.context_length:
                 fitting.append([index])
 
         with self.loaded.progress(f"asking {self.reference}", len(fitting)) as done:
@@ -274,7 +274,7 @@ class WholeRewardModel(RolePolicy):
     @torch.no_grad()
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """Score all responses in order; None if the prompt does not fit."""
-        limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT)
+        limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT_LENGTH)
         rows: list[Ids | None] = []
         for group in groups:
             # Text, because this model has another vocabulary than the policy.

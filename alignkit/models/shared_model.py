@@ -373,7 +373,7 @@ class SharedModel:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def context(self) -> int:
+    def context_length(self) -> int:
         """Longest sequence the base was made for, in tokens."""
         rope = getattr(self._config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":

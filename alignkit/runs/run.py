@@ -121,7 +121,7 @@ class Run(Services):
         waits: list[StageWaits] = []
         for name, stage in self.stages.items():
             self.collectives.should_stop(self.should_stop)
-            if not left.isdisjoint(stage.stage.upstream):
+            if not left.isdisjoint(stage.spec.upstream):
                 left.add(name)
                 continue
             stage.notify("stage_started")
@@ -218,7 +218,7 @@ class Run(Services):
         All processes train together. Everything else is the first one's.
         """
         name = self.stage_name = stage.name
-        first, trains = self.collectives.on_main_process, stage.stage.kind == "algorithm"
+        first, trains = self.collectives.on_main_process, stage.spec.kind == "algorithm"
         started = first(lambda: self._start(stage))
         if started is None:
             return True
@@ -228,7 +228,7 @@ class Run(Services):
             self.collectives.compare(f"stage '{name}'", stage.key)
         began = time.monotonic()
         made: list[Artifact] = []
-        with self.models_for(stage.stage):
+        with self.models_for(stage.spec):
             if before:
                 stage.notify("stage_changed", record=before, parts=parts)
             if trains:
@@ -265,7 +265,7 @@ class Run(Services):
         if exists(folder) and (damage := damage_of(folder)):
             self.reporter.say(f"{name}: {damage}; the stage runs again")
         self.store.begin(name, key, parts)
-        plugin = stage.stage.component.name
+        plugin = stage.spec.component.name
         self.reporter.stage(name, [*self.stages].index(name) + 1, len(self.stages), plugin)
         return parts, before
 

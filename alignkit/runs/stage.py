@@ -42,7 +42,7 @@ from alignkit.recipe.yaml import Keys
 from alignkit.runs.fingerprint import stage_parts
 from alignkit.runs.model_source import place_of
 from alignkit.runs.services import Services, resumable_map
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 
 if TYPE_CHECKING:
     from alignkit.tokens.encoder import Encoder
@@ -94,7 +94,7 @@ class Problems:
             raise DataError("\n\n".join(map(str, self.problems)).removeprefix("error: "))
 
 
-class RunStage(StageContext):
+class RunStage(ActiveStage):
     """One stage of a run."""
 
     services: Services
@@ -102,7 +102,7 @@ class RunStage(StageContext):
     @property
     def entries(self) -> list[DataSpec]:
         """The data entries of the stage."""
-        return specs([self.stage.settings, self.stage.component.options], DataSpec)
+        return specs([self.spec.settings, self.spec.component.options], DataSpec)
 
     # What the result depends on
 
@@ -111,16 +111,16 @@ class RunStage(StageContext):
         known already.
         """
         services = self.services
-        upstream = {name: services.hashes[name] for name in self.stage.upstream}
+        upstream = {name: services.hashes[name] for name in self.spec.upstream}
         return stage_parts(
-            self.stage, self.recipe, services.model_source(BASE).digest, upstream, services.data
+            self.spec, self.recipe, services.model_source(BASE).digest, upstream, services.data
         )
 
     def machine(self) -> dict[str, str]:
         """What rounds the numbers of its models; empty if it uses none."""
         from alignkit.models.loading import machine  # imports torch
 
-        return machine(self.stage.model) if self.stage.roles or self.stage.settings else {}
+        return machine(self.spec.model) if self.spec.roles or self.spec.settings else {}
 
     def with_files(self, parts: Mapping[str, Any], made: bool = False) -> dict[str, Any]:
         """Parts of a key with digests of the files that the stage's code read when it was made. Those
@@ -151,8 +151,8 @@ class RunStage(StageContext):
         return {
             "complete": True,
             "name": self.name,
-            "plugin": self.stage.component.name,
-            "log_odds": self.stage.log_odds,
+            "plugin": self.spec.component.name,
+            "log_odds": self.spec.log_odds,
             "seconds": round(seconds, 1),
             "summary": summary,
             "policy": artifact.policy,
@@ -169,7 +169,7 @@ class RunStage(StageContext):
         """Let the stage's plugins check what they can, and look for weights that do not fit their
         base models.
         """
-        stage, folder = self.stage, self.recipe.folder
+        stage, folder = self.spec, self.recipe.folder
         self._check(problems, stage.component, "check", folder)
         for component in specs([stage.settings, stage.component.options, stage.engine], Component):
             if component.kind in CHECKED:
@@ -186,7 +186,7 @@ class RunStage(StageContext):
         """Find weights of other runs that the stage cannot use, and a reference that reads other
         tokens.
         """
-        stage, source, start, reference = self.stage, self.services.model_source, None, None
+        stage, source, start, reference = self.spec, self.services.model_source, None, None
         if stage.settings is not None:
             start, reference = stage.settings.from_, stage.settings.reference
         uses = {folder: "start" if folder == start else "policy" for folder in stage.folders}
@@ -271,7 +271,7 @@ class TrainingStage(RunStage):
     # Before the weights
 
     def check_plugins(self, problems: Problems) -> None:
-        stage, settings = self.stage, self.settings
+        stage, settings = self.spec, self.settings
         if issubclass(stage.component.registration.implementation, ExternalTrainer):
             self._check(problems, stage.component, "check_model", self.recipe.model)
         super().check_plugins(problems)
@@ -308,7 +308,7 @@ class TrainingStage(RunStage):
                         f"stage '{self.name}': {of_key} are raw text, without a prompt to answer"
                     )
                 elif keys == ("prompts",):
-                    call(self.plugin(self.stage.component), "check_prompts", prompts_of(groups))
+                    call(self.plugin(self.spec.component), "check_prompts", prompts_of(groups))
             with problems.gathering(self.name, ()):
                 asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
@@ -336,7 +336,7 @@ class TrainingStage(RunStage):
 
     def _check_learning(self, loaded: Loaded) -> None:
         """Let the algorithm select from the data and check them."""
-        component, needs = self.stage.component, self.stage.needs
+        component, needs = self.spec.component, self.spec.needs
         if needs is not None and needs.pairs and not any(map(resolved_pairs, loaded.groups)):
             files = ", ".join(source.name for source in loaded.sources)
             raise DataError(
@@ -365,7 +365,7 @@ class TrainingStage(RunStage):
 
         self.collectives.on_main_process(self._check_rest)
         self.summary.clear()  # the checks above filled it
-        algorithm: Algorithm = self.plugin(self.stage.component)
+        algorithm: Algorithm = self.plugin(self.spec.component)
         rate = learning_rate(self, algorithm.defaults)
         self.settings = self.settings.model_copy(update={"learning_rate": rate})
         if isinstance(algorithm, ExternalTrainer):
@@ -382,7 +382,7 @@ class StepStage(RunStage):
     """A stage that makes data or files, and trains nothing."""
 
     def check_data(self, problems: Problems, rows: int | None) -> None:
-        options, component = self.stage.component.options, self.stage.component
+        options, component = self.spec.component.options, self.spec.component
         loaded = {
             id(spec): one.groups
             for spec, one in self._read(problems, filter(self._is_here, self.entries))
@@ -395,7 +395,7 @@ class StepStage(RunStage):
         self._check(problems, component, "check_data", data)
 
     def run(self) -> Artifact:
-        step = self.plugin(self.stage.component)
+        step = self.plugin(self.spec.component)
         artifact: Artifact = call(
             step, "run", self.context(self.metrics()), returns=returns.artifact
         )

@@ -29,7 +29,7 @@ from alignkit.testing.examples import encode_all, example_groups
 from alignkit.testing.surroundings import Surroundings, conform
 from alignkit.testing.tiny import ONE_BATCH, add_noise, tiny_model
 from alignkit.tokens.encoder import Encoded, Encoder
-from alignkit.training.context import select
+from alignkit.training.active_stage import select
 from alignkit.training.encoding import ReferencePrompts
 from alignkit.training.learner import Learner
 from alignkit.training.rollouts import with_columns

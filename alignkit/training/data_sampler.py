@@ -21,7 +21,7 @@ from alignkit.data.group import Group, preview, why_not_demonstration
 from alignkit.errors import DataError, RunFailed
 from alignkit.recipe.sources import Loaded
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.encoding import StageEncoder
 
 if TYPE_CHECKING:
@@ -103,20 +103,20 @@ def apportioned(draws: int, shares: Sequence[float]) -> list[int]:
 
 
 def make_data_sampler(
-    context: StageContext, loaded: Loaded, groups: Sequence[Group], name: str
+    stage: ActiveStage, loaded: Loaded, groups: Sequence[Group], name: str
 ) -> DataSampler:
     """The draws of a data entry from those of its groups that can be used. name: of the random
     streams.
     """
-    stream = partial(context.rng, name)
+    stream = partial(stage.rng, name)
     if loaded.weights is None:
         if any(source.weight for source in loaded.sources):
-            context.say("'weight' has no effect: the rows have one source")
+            stage.say("'weight' has no effect: the rows have one source")
         return DataSampler([0] * len(groups), None, stream)
     sources = [group.origin.source for group in groups if group.origin is not None]
     if len(sources) < len(groups):
         raise RunFailed(
-            f"stage '{context.name}': 'weight' cannot be applied, because its algorithm makes "
+            f"stage '{stage.name}': 'weight' cannot be applied, because its algorithm makes "
             "groups without an 'origin'\n"
             "help: make them with dataclasses.replace, or remove 'weight'"
         )
@@ -143,12 +143,12 @@ class AuxiliaryLoss:
         return [self.groups[self.draws.at(position)] for position in places]
 
 
-def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLoss | None:
+def auxiliary_loss(stage: ActiveStage, encoder: StageEncoder) -> AuxiliaryLoss | None:
     """The stage's `mix`, if it has one. Raises DataError if its rows do not suit its objective."""
-    mix = context.settings.mix
+    mix = stage.settings.mix
     if mix is None or mix.weight == 0:
         return None
-    loaded = context.load(mix.data)
+    loaded = stage.load(mix.data)
     groups = loaded.groups
     for group in groups:
         fault = ""
@@ -157,12 +157,12 @@ def auxiliary_loss(context: StageContext, encoder: StageEncoder) -> AuxiliaryLos
         elif group.prompt:
             fault = "has a prompt, and objective 'text' needs raw text"
         if fault:
-            raise DataError(f"{context.name}.mix: the row {preview(group)} {fault}")
+            raise DataError(f"{stage.name}.mix: the row {preview(group)} {fault}")
     encoder.count_read(groups)
     # All turns, whichever the algorithm learns of its own data: only a label belongs to the last
     # one.
     encoded = encoder.encode(groups, turns="all")
     if not encoded:
-        raise DataError(f"{context.name}.mix.data has no usable row")
-    draws = make_data_sampler(context, loaded, [e.group for e in encoded], "mix")
-    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or context.settings.batch_size, draws)
+        raise DataError(f"{stage.name}.mix.data has no usable row")
+    draws = make_data_sampler(stage, loaded, [e.group for e in encoded], "mix")
+    return AuxiliaryLoss(encoded, mix.weight, mix.batch_size or stage.settings.batch_size, draws)

@@ -19,7 +19,7 @@ from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.schema import BASE
 from alignkit.tokens.counts import counted, drop_reason
 from alignkit.tokens.encoder import Encoded, Encoder, Ids
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 
 BATCH = 256  # groups that are tokenized together
 UNKNOWN = 1 / 1000  # share of tokens; more are a warning
@@ -30,14 +30,14 @@ class StageEncoder:
     and told once.
     """
 
-    def __init__(self, context: StageContext, algorithm: Algorithm):
-        self.context, self.algorithm, self.summary = context, algorithm, context.summary
-        self.encoder = context.models.encoder
+    def __init__(self, stage: ActiveStage, algorithm: Algorithm):
+        self.stage, self.algorithm, self.summary = stage, algorithm, stage.summary
+        self.encoder = stage.models.encoder
         self._reported: set[str] = set()  # reasons
         # The reference reads the same rows.
-        reference = context.models_of(context.settings.reference or BASE)
+        reference = stage.models_of(stage.settings.reference or BASE)
         self.max_length = min(
-            context.settings.max_length, context.model.context, reference.model.context
+            stage.settings.max_length, stage.model.context_length, reference.model.context_length
         )
 
     def encode(
@@ -82,7 +82,7 @@ class StageEncoder:
                     f"{drop_reason(reason, count)} ({previews(self.encoder.groups[reason])})"
                 )
         if facts:
-            self.context.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
+            self.stage.say(f"{counted(total, 'group')}: {'; '.join(facts)}")
         self._reported |= counts.keys()
 
     def _warn_of_unknown(self, encoded: Sequence[Encoded]) -> None:
@@ -97,7 +97,7 @@ class StageEncoder:
                 total += len(ids)
         if unknown > UNKNOWN * total:
             self._reported.add("unknown")
-            self.context.say(
+            self.stage.say(
                 f"warning: {unknown} of {total} tokens are {tokenizer.unk_token}: the tokenizer "
                 "lacks characters of these texts, which are learned as one unknown token; use a "
                 "base model whose tokenizer has them"
@@ -156,7 +156,7 @@ class ReferencePrompts:
         """The same response tokens and masks behind the reference's prompts.
 
         A group whose prompt is the same for both is returned as it is. Raises DataError if a prompt
-        does not leave room for the responses in the model's context, and RunFailed for a token that
+        does not leave room for the responses in the model's stage, and RunFailed for a token that
         the reference does not have.
         """
         if not self.may_differ:
@@ -194,10 +194,10 @@ class ReferencePrompts:
             call(self.algorithm, "reference_prompt", group, returns=partial(returns.prompt, group))
         )
         ids = self.encoder.prompt(messages, group.tools)
-        if len(ids) + longest > self.model.context:
+        if len(ids) + longest > self.model.context_length:
             raise DataError(
                 f"{self.where}the reference's prompt of {group.origin or preview(group)} has "
                 f"{len(ids)} tokens, which leaves no room for {longest} response tokens in the "
-                f"model's context of {self.model.context}"
+                f"model's context of {self.model.context_length}"
             )
         return messages, ids

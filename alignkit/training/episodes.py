@@ -17,15 +17,15 @@ from alignkit import seeds
 from alignkit.contract.engine import Completion
 from alignkit.contract.environment import EPISODE_KEY, Environment, tool_schemas
 from alignkit.data.group import Group, Message, Response, preview, user_turn, with_responses
-from alignkit.errors import DataError, RunFailed, error_context
+from alignkit.errors import DataError, RunFailed, located_at
 from alignkit.host import returns
 from alignkit.host.calls import attributed_to, call, create, mistake
 from alignkit.host.registry import Component
 from alignkit.models.generate import EngineCall, SamplingRequest, attach, has_ended
 from alignkit.tokens.encoder import Encoder, Ids
 from alignkit.tokens.turns import Turns, read_turn
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.collectives import Collectives
-from alignkit.training.context import StageContext
 
 MOST_TURNS = 8  # the policy's turns, by default
 
@@ -181,7 +181,7 @@ class Episodes:
             where = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response"
             for sample in range(samples):
                 row = f"{where} {sample + 1}"
-                with error_context(row):
+                with located_at(row):
                     episode = self.factory.begin(group, row, (iteration, number), sample)
                     episodes.append(episode)
                     if episode.prompt != episodes[0].prompt:
@@ -263,7 +263,7 @@ class Episodes:
         """
         going = []
         for episode in episodes:
-            with error_context(episode.row):
+            with located_at(episode.row):
                 if self._continues(request, episode):
                     going.append(episode)
         return going
@@ -295,7 +295,7 @@ class Episodes:
         return True
 
     def _finished(self, episode: Episode, response: Response) -> Response:
-        with error_context(episode.row):
+        with located_at(episode.row):
             scores = episode.scores()
         self._counts.update(
             episodes=1,
@@ -323,14 +323,14 @@ class Episodes:
         return {f"environment/{name}": total / episodes for name, total in totals.items()}
 
 
-def episodes_of(context: StageContext) -> Episodes:
+def episodes_of(stage: ActiveStage) -> Episodes:
     """What plays a stage's environment."""
-    settings = context.settings
+    settings = stage.settings
     assert settings.environment is not None
-    folder = context.reward_context().folder
-    factory = Factory(settings.environment, context.name, context.seed, folder)
-    max_length = min(settings.max_length, context.model.context)
-    return Episodes(factory, context.models.encoder, max_length, settings.rollout.max_turns)
+    folder = stage.reward_context().folder
+    factory = Factory(settings.environment, stage.name, stage.seed, folder)
+    max_length = min(settings.max_length, stage.model.context_length)
+    return Episodes(factory, stage.models.encoder, max_length, settings.rollout.max_turns)
 
 
 def _float(value: Any) -> float | None:

@@ -34,8 +34,8 @@ from alignkit.kernels.memory import TrimOnGrowth
 from alignkit.models.memory import within_memory
 from alignkit.models.packing import Examples, forward, indivisible, join_outputs, micro_batches
 from alignkit.models.shared_model import LOGPROBS, SharedModel, Wants
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.collectives import ONE_PROCESS, Collectives
-from alignkit.training.context import StageContext
 from alignkit.training.optimizers import factor_of, make_optimizer, restore_state, saved_state
 
 if TYPE_CHECKING:
@@ -490,9 +490,9 @@ def scaled(rate: float, hidden_size: int, lora: bool) -> float:
     )
 
 
-def learning_rate(context: StageContext, defaults: StageDefaults) -> float:
+def learning_rate(stage: ActiveStage, defaults: StageDefaults) -> float:
     """The stage's learning rate: as written, or the algorithm's default for this model."""
-    if context.settings.learning_rate is not None:
-        return context.settings.learning_rate
+    if stage.settings.learning_rate is not None:
+        return stage.settings.learning_rate
     rate = defaults.learning_rate or LEARNING_RATE
-    return scaled(rate, context.model.hidden_size, context.model.spec.lora is not None)
+    return scaled(rate, stage.model.hidden_size, stage.model.spec.lora is not None)

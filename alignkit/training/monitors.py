@@ -47,23 +47,23 @@ class Monitors:
     """
 
     def __init__(self, trainer: Trainer, rewards: Rewards, files: RolloutFiles):
-        context, settings = trainer.context, trainer.settings
-        self.context, self.trainer, self.rewards, self.files = context, trainer, rewards, files
+        stage, settings = trainer.stage, trainer.settings
+        self.stage, self.trainer, self.rewards, self.files = stage, trainer, rewards, files
         self.metrics: list[dict[str, Any]] = []
         defaults = map(_with_default_options, plugins().defaults("monitor"))
-        self.monitors: list[Monitor] = [create(one, context.name) for one in defaults]
-        self.monitors += map(context.plugin, settings.monitors or ())
-        stage = MonitoredStage(
+        self.monitors: list[Monitor] = [create(one, stage.name) for one in defaults]
+        self.monitors += map(stage.plugin, settings.monitors or ())
+        monitored = MonitoredStage(
             settings,
-            context.folder,
+            stage.folder,
             done=trainer.saved.get("number", 0),
-            scorer=context.scorer,
+            scorer=stage.scorer,
             prompts=self._prompts,
             answer=self._answer,
-            on_main_process=context.collectives.on_main_process,
+            on_main_process=stage.collectives.on_main_process,
         )
         for monitor in self.monitors:
-            self.warn(call(monitor, "start", stage) or ())
+            self.warn(call(monitor, "start", monitored) or ())
         trainer.keeps |= bool(settings.monitors)
 
     def _prompts(self, spec: Any) -> list[Group]:
@@ -120,7 +120,7 @@ class Monitors:
     def warn(self, warnings: Sequence[str]) -> None:
         """Print warnings, which the report shows, too."""
         for warning in warnings:
-            self.context.say(f"warning: {warning}")
+            self.stage.say(f"warning: {warning}")
 
     # The result
 
@@ -132,7 +132,7 @@ class Monitors:
             )
         if not self.stopped:
             self.trainer.save()
-        self.context.collectives.on_main_process(self._settle)
+        self.stage.collectives.on_main_process(self._settle)
 
     def _settle(self) -> None:
         """Take the version that a rule goes back to, and discard those that nobody asked for."""
@@ -141,13 +141,13 @@ class Monitors:
             # The policy that an iteration sampled from is the version after the one before.
             version = kept / str(int(self.trainer.summary["kept_iteration"]) - 1)
             if version.is_dir():
-                with replace_folder(self.context.adapter) as new:
+                with replace_folder(self.stage.adapter) as new:
                     copytree(version, new, dirs_exist_ok=True)
-            elif not self.context.adapter.is_dir():
+            elif not self.stage.adapter.is_dir():
                 # If the adapter were there, a start that was killed would have settled already.
                 raise RunFailed(
-                    f"stage '{self.context.name}': the weights to go back to are gone: {version}\n"
-                    f"help: delete {self.context.folder}, and the stage starts over"
+                    f"stage '{self.stage.name}': the weights to go back to are gone: {version}\n"
+                    f"help: delete {self.stage.folder}, and the stage starts over"
                 )
         unasked = kept
         if self.trainer.settings.keep_versions:

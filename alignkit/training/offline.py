@@ -9,7 +9,7 @@ from typing import Any
 
 from alignkit.contract.algorithm import Algorithm
 from alignkit.data.group import Group, previews, resolved_pairs
-from alignkit.errors import AlignkitError, DataError, error_context
+from alignkit.errors import AlignkitError, DataError, located_at
 from alignkit.evaluation.held_out import HeldOut, compared, values_of
 from alignkit.evaluation.split import loose_key, opening
 from alignkit.host.calls import call
@@ -17,7 +17,7 @@ from alignkit.models.packing import Examples, flat, indivisible
 from alignkit.recipe.sources import Loaded
 from alignkit.tokens.counts import counted
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.data_sampler import make_data_sampler
 from alignkit.training.encoding import has_signal
 from alignkit.training.learner import minibatch, schedule
@@ -35,10 +35,10 @@ class DatasetTrainer(Trainer):
     the order of the units. per_epoch, total: steps. every: steps between checkpoints.
     """
 
-    def __init__(self, context: StageContext, algorithm: Algorithm):
-        loaded = context.load(context.settings.data)
-        chosen = context.select(loaded.groups)  # before the algorithm has the state of a checkpoint
-        super().__init__(context, algorithm)
+    def __init__(self, stage: ActiveStage, algorithm: Algorithm):
+        loaded = stage.load(stage.settings.data)
+        chosen = stage.select(loaded.groups)  # before the algorithm has the state of a checkpoint
+        super().__init__(stage, algorithm)
         self.encoded = self._examples(chosen)
         groups = [encoded.group for encoded in self.encoded.groups]
         call(self.algorithm, "check_data", groups)
@@ -51,28 +51,28 @@ class DatasetTrainer(Trainer):
         self.every = self.settings.checkpoint_every or max(1, math.ceil(self.total / CHECKPOINTS))
         # A bundle counts for the source of its first group.
         firsts = [groups[unit[0]] for unit in self.units]
-        self.draws = make_data_sampler(context, loaded, firsts, "shuffle")
+        self.draws = make_data_sampler(stage, loaded, firsts, "shuffle")
         # At the end: no algorithm overwrites them
         self.summary |= {"groups": len(groups), "steps": self.total}
 
     def run(self) -> dict[str, Any]:
-        context = self.context
+        stage = self.stage
         self.restore()
         # A stop may have come between the measurement and the first step.
         if self.validation is not None and not (self.learner.steps or self.held_out.start):
             self.held_out.start = self._measure(self.validation)[1]
-        context.reporter.start(context.name, self.total, self.learner.steps)
+        stage.reporter.start(stage.name, self.total, self.learner.steps)
         while self.learner.steps < self.total:
             try:
-                context.should_stop()
+                stage.should_stop()
             except AlignkitError:
                 self._checkpoint()  # a stop between checkpoints loses no step
                 raise
-            with error_context(f"in step {self.learner.steps + 1} of {self.total}"):
+            with located_at(f"in step {self.learner.steps + 1} of {self.total}"):
                 self._after(self._step())
         # Without validation, or if no epoch had a finite loss, the last weights are the result.
-        if "best_epoch" not in self.summary or not context.collectives.on_main_process(
-            context.adapter.exists
+        if "best_epoch" not in self.summary or not stage.collectives.on_main_process(
+            stage.adapter.exists
         ):
             self.save()
         return self.summary
@@ -98,12 +98,10 @@ class DatasetTrainer(Trainer):
                 lost.append(e.group)
         if lost:
             self.summary["without_signal"] = self.summary.get("without_signal", 0) + len(lost)
-            self.context.say(
-                f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}"
-            )
+            self.stage.say(f"left out {counted(len(lost), 'row')} without {part}: {previews(lost)}")
         if not usable:
             raise DataError(
-                f"stage '{self.context.name}': {self.context.stage.component.name} cannot learn "
+                f"stage '{self.stage.name}': {self.stage.spec.component.name} cannot learn "
                 f"from any of {counted(len(groups), 'row')}: each needs {part}"
             )
         examples = Examples(usable)
@@ -114,17 +112,17 @@ class DatasetTrainer(Trainer):
     def _validation(self, loaded: Loaded) -> Examples | None:
         groups = list(loaded.validation)
         if self.settings.validation is not None:
-            held_out = self.context.load(self.settings.validation).groups
+            held_out = self.stage.load(self.settings.validation).groups
             groups += held_out
             prompts = set(map(loose_key, loaded.groups))
             if known := sum(loose_key(group) in prompts for group in held_out):
                 self.summary["validation_trained_on"] = known
-                self.context.say(
+                self.stage.say(
                     f"warning: {known} of {counted(len(held_out), 'row')} of 'validation' have a "
                     "prompt that is trained on, so the lowest validation loss may be the one of "
                     "the epoch that remembers most"
                 )
-        return self._examples(self.context.select(groups, validation=True)) if groups else None
+        return self._examples(self.stage.select(groups, validation=True)) if groups else None
 
     # Steps
 
@@ -158,7 +156,7 @@ class DatasetTrainer(Trainer):
         """Log a step, validate at the end of an epoch, and write a checkpoint if one is due."""
         steps = self.learner.steps
         self.log(steps, metrics)
-        self.context.reporter.advance(steps, metrics)
+        self.stage.reporter.advance(steps, metrics)
         if steps % self.per_epoch == 0 or steps == self.total:
             epoch = math.ceil(steps / self.per_epoch)
             self.keep_version(epoch)
@@ -177,7 +175,7 @@ class DatasetTrainer(Trainer):
     def _measure(self, validation: Examples) -> tuple[dict[str, float], dict[str, list[float]]]:
         """The metrics of the held-out examples, and the value of each."""
         metrics, per_group = self.learner.evaluate(validation)
-        values = values_of(self.context.collectives.gather(per_group))
+        values = values_of(self.stage.collectives.gather(per_group))
         if self.tied and "accuracy" in metrics:
             metrics["accuracy"] = CHANCE
             values["accuracy"] = [CHANCE] * len(validation.groups)
@@ -190,9 +188,9 @@ class DatasetTrainer(Trainer):
         """Evaluate the epoch; the best epoch becomes the stage's result."""
         metrics, values = self._measure(validation)
         facts = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        self.context.say(f"validation after epoch {epoch}: {facts}")
+        self.stage.say(f"validation after epoch {epoch}: {facts}")
         if not math.isfinite(metrics["loss"]):
-            self.context.say(
+            self.stage.say(
                 "the validation loss is not finite, so this epoch cannot become the result"
             )
         best = self.summary.get("validation", {"loss": math.inf})

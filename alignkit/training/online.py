@@ -18,12 +18,12 @@ from alignkit import functional as F
 from alignkit.contract.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.contract.batch import likelier_now
 from alignkit.data.group import Group, length, responses_of
-from alignkit.errors import RunFailed, error_context
+from alignkit.errors import RunFailed, located_at
 from alignkit.host import returns
 from alignkit.host.calls import call, create, remembered
 from alignkit.models.packing import Examples, flat
 from alignkit.tokens.counts import counted
-from alignkit.training.context import StageContext, select
+from alignkit.training.active_stage import ActiveStage, select
 from alignkit.training.encoding import has_signal
 from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
@@ -78,23 +78,23 @@ class RolloutTrainer(Trainer):
     them.
     """
 
-    def __init__(self, context: StageContext, algorithm: Algorithm):
-        rollout = context.settings.rollout
+    def __init__(self, stage: ActiveStage, algorithm: Algorithm):
+        rollout = stage.settings.rollout
         # Learning at another temperature than that of the samples would sharpen or flatten the
         # policy.
-        super().__init__(context, algorithm, rollout.temperature)
-        self.rewards = context.scorer(self.settings.reward)
+        super().__init__(stage, algorithm, rollout.temperature)
+        self.rewards = stage.scorer(self.settings.reward)
         self.learns = self.rewards.root is not None and self.algorithm.needs.reward  # from it
-        self.filters = [(one.name, create(one, context.name)) for one in rollout.filters or ()]
-        self.files = RolloutFiles(context, self.rewards, self.learns)
+        self.filters = [(one.name, create(one, stage.name)) for one in rollout.filters or ()]
+        self.files = RolloutFiles(stage, self.rewards, self.learns)
         self.monitors = Monitors(self, self.rewards, self.files)
         self.warned = False  # the user knows that the engine is not the policy
         self.importance = getattr(
-            context.stage.engine and context.stage.engine.options, "importance", None
+            stage.spec.engine and stage.spec.engine.options, "importance", None
         )
         episodes = None
         if self.settings.environment is not None:
-            episodes = episodes_of(context)
+            episodes = episodes_of(stage)
         self.prompts = PromptSource(self, episodes)
         # What a checkpoint keeps of each.
         self.parts = {
@@ -106,7 +106,7 @@ class RolloutTrainer(Trainer):
         if self.algorithm.needs.old_logprobs and (
             rollout.top_p < 1 or rollout.top_k or rollout.min_new_tokens
         ):
-            context.say(
+            stage.say(
                 "top_p, top_k and min_new_tokens leave tokens out of samples; ratios and KL are "
                 "of all, and thus biased"
             )
@@ -118,15 +118,15 @@ class RolloutTrainer(Trainer):
         if not first:
             self.files.restore({})
             self.keep_version(0)
-        self.context.reporter.start(self.context.name, iterations, first, unit="iteration")
+        self.stage.reporter.start(self.stage.name, iterations, first, unit="iteration")
         for number in range(first + 1, iterations + 1):
             if self.monitors.stopped:
                 break
-            self.context.should_stop()
-            with error_context(f"in iteration {number} of {iterations}"):
+            self.stage.should_stop()
+            with located_at(f"in iteration {number} of {iterations}"):
                 metrics = self._iterate(number).metrics
                 self.log(number, metrics)
-                self.context.reporter.advance(number, metrics)
+                self.stage.reporter.advance(number, metrics)
                 self.keep_version(number)
                 if (
                     number % (self.settings.checkpoint_every or 1) == 0
@@ -201,7 +201,7 @@ class RolloutTrainer(Trainer):
             request = self.prompts.samples(iteration.number, sampled, count)
             iteration.metrics |= request.metrics
         with iteration.timer("score"):
-            self.context.reporter.note("scoring")
+            self.stage.reporter.note("scoring")
             self.rewards.ask(request.groups, rollouts)
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class RolloutTrainer(Trainer):
         )
         if not rollouts.kept:
             why = self.rewards.nothing_scored(rollouts)
-            raise RunFailed(f"stage '{self.context.name}': no response could be scored\n{why}")
+            raise RunFailed(f"stage '{self.stage.name}': no response could be scored\n{why}")
         facts = rollouts.summary()
         chosen, left_out = self._chosen(rollouts.kept)
         rollouts.keep_groups(chosen)
@@ -251,21 +251,21 @@ class RolloutTrainer(Trainer):
         groups = iteration.rollouts.scored
         if self.learns:
             groups = with_scores(groups)
-        self.context.notify("rollouts_scored", iteration=iteration.number, groups=groups)
+        self.stage.notify("rollouts_scored", iteration=iteration.number, groups=groups)
 
     def _report_samples(self, iteration: Iteration) -> None:
         """Say what a user must know of the samples."""
         idle = "gen_batches" in iteration.metrics and not (self.prompts.extra or self.filters)
         if idle and iteration.number == self.settings.iterations:
-            self.context.say(
+            self.stage.say(
                 "max_num_gen_batches had no effect: nothing left out a group, as 'rollout.filters' "
                 "and options of algorithms do"
             )
         if unscored := iteration.metrics.get("unscored"):
             why = iteration.rollouts.why_unscored()
-            self.context.say(f"{counted(unscored, 'response')} without a score{why}")
+            self.stage.say(f"{counted(unscored, 'response')} without a score{why}")
         if iteration.number == 1 and iteration.metrics["truncated"] > MOSTLY_CUT:
-            self.context.say(
+            self.stage.say(
                 f"warning: {iteration.metrics['truncated']:.0%} of the samples have no end after "
                 f"max_new_tokens {self.settings.rollout.max_new_tokens}: the policy does not "
                 "stop, or needs more room. Raise rollout.max_new_tokens, or start from SFT"
@@ -312,7 +312,7 @@ class RolloutTrainer(Trainer):
         """
         if not math.isfinite(kl):
             raise RunFailed(
-                f"stage '{self.context.name}': the policy's log-probabilities are not finite: "
+                f"stage '{self.stage.name}': the policy's log-probabilities are not finite: "
                 "lower learning_rate"
             )
         # Equal adapters behind the same prompts differ by rounding only.
@@ -344,7 +344,7 @@ class RolloutTrainer(Trainer):
                 "(template) or computes in another dtype"
             )
             if gap > ANOTHER_MODEL and self.learner.steps == 0:
-                raise RunFailed(f"stage '{self.context.name}': {text}")
+                raise RunFailed(f"stage '{self.stage.name}': {text}")
         # Samples of older weights differ on purpose.
         stale = any(response.async_level for response in responses_of(iteration.rollouts.kept))
         if not (self.warned or stale):
@@ -380,11 +380,11 @@ class RolloutTrainer(Trainer):
 
         phases: list[Phase] = []
         if not iteration.skipped:
-            log, rng = iteration.metrics.update, self.context.rng("select", number)
-            context = SelectContext(
-                number, self.context.seed, replay, log, rng, say=self.context.say
+            log, rng = iteration.metrics.update, self.stage.rng("select", number)
+            select_context = SelectContext(
+                number, self.stage.seed, replay, log, rng, say=self.stage.say
             )
-            phases = select(self.algorithm, rollouts.kept, context)
+            phases = select(self.algorithm, rollouts.kept, select_context)
         # Measure all phases before learning from any: "old" is the policy at the start of the
         # iteration.
         chosen = [self._examples_of(phase, rollouts.examples) for phase in phases]
@@ -414,11 +414,11 @@ class RolloutTrainer(Trainer):
         epochs = phase.epochs if phase.epochs is not None else self.settings.epochs
         for epoch in range(epochs):
             # Named by phase and epoch: each pass has an order of its own, the same after a resume.
-            stream = self.context.rng("minibatch", iteration, index, epoch)
+            stream = self.stage.rng("minibatch", iteration, index, epoch)
             batches = minibatches(examples, self.settings.batch_size, stream)
             for number, batch in enumerate(batches, 1):
-                self.context.should_stop()
-                self.context.reporter.note(f"learning, epoch {epoch + 1}")
+                self.stage.should_stop()
+                self.stage.reporter.note(f"learning, epoch {epoch + 1}")
                 # In (0, 1], so that a warmup rises within an iteration, too.
                 done = (epoch + number / len(batches)) / epochs
                 factor = schedule(
@@ -464,9 +464,9 @@ class RolloutTrainer(Trainer):
         )
         if idle == tried:
             raise RunFailed(
-                f"stage '{self.context.name}': {fact}. The samples are in {self.files.folder}"
+                f"stage '{self.stage.name}': {fact}. The samples are in {self.files.folder}"
             )
-        self.context.say(fact)
+        self.stage.say(fact)
 
 
 def mean_kl(

@@ -37,9 +37,9 @@ def usable_prompts(
     """The prompts of a data entry of the stage, without those that leave no room for a response;
     says how many go.
     """
-    context = trainer.context
-    new_tokens = context.settings.rollout.max_new_tokens
-    loaded = context.load(spec)
+    stage = trainer.stage
+    new_tokens = stage.settings.rollout.max_new_tokens
+    loaded = stage.load(spec)
     groups = prompts_of(loaded.groups)
     if episodes is not None:
         groups = episodes.with_tools(groups)
@@ -48,7 +48,7 @@ def usable_prompts(
     if not usable:
         room = f"no room for {new_tokens} new tokens in max_length {trainer.encoder.max_length}"
         raise DataError(
-            f"stage '{context.name}': no row of '{key}' is a prompt to answer, or there is {room}"
+            f"stage '{stage.name}': no row of '{key}' is a prompt to answer, or there is {room}"
         )
     return loaded, usable
 
@@ -97,9 +97,9 @@ class SamplesUnderWay:
     episodes: Any = None
 
     def __post_init__(self) -> None:
-        self.context = context = self.trainer.context
-        self.rollout, collectives = self.trainer.settings.rollout, context.collectives
-        engine, self.sizes = context.models.engine, [1] * len(self.prompts)
+        self.stage = stage = self.trainer.stage
+        self.rollout, collectives = self.trainer.settings.rollout, stage.collectives
+        engine, self.sizes = stage.models.engine, [1] * len(self.prompts)
         self.main_only = engine.samples_for_all
         own = collectives.partition(self.sizes, self.main_only)[collectives.process]
         # Streams are named by the place in the iteration, so a sample does not depend on who draws
@@ -113,11 +113,11 @@ class SamplesUnderWay:
         request = build_request(
             self.trainer.model,
             self.trainer.role,
-            context.models.encoder,
+            stage.models.encoder,
             self.asked,
             self.rollout,
-            seed=context.seed,
-            path=(context.name, self.purpose, self.number),
+            seed=stage.seed,
+            path=(stage.name, self.purpose, self.number),
             numbers=numbers,
             samples_per_prompt=self.samples,
         )
@@ -129,7 +129,7 @@ class SamplesUnderWay:
 
     def result(self) -> Samples:
         """Wait for the samples. Their source is the stage, the name that users know."""
-        collectives, metrics = self.context.collectives, dict[str, float]()
+        collectives, metrics = self.stage.collectives, dict[str, float]()
         groups = collectives.map_sharded(self.sizes, lambda own: self._sampled(), self.main_only)
         if self.rollout.async_level:
             metrics = {"async_level": self.async_level, "seconds/sampling": self.call.seconds}
@@ -141,14 +141,14 @@ class SamplesUnderWay:
     def _sampled(self) -> list[Group]:
         request = self.call.request
         count = sum(map(len, request.streams))
-        with self.context.reporter.progress("rolling out", count) as done:
+        with self.stage.reporter.progress("rolling out", count) as done:
             completions = self.call.result(done)
             if self.episodes is not None:
                 return self.episodes.play(self.call, self.asked, completions)
         return attach(request, self.asked, completions)
 
     def _learned(self, response: Response) -> Response:
-        return replace(response, source=self.context.name, async_level=self.async_level or None)
+        return replace(response, source=self.stage.name, async_level=self.async_level or None)
 
 
 class PromptSource:
@@ -161,10 +161,10 @@ class PromptSource:
 
     def __init__(self, trainer: Trainer, episodes: Any):
         """episodes: of the stage's environment."""
-        self.context, settings = trainer.context, trainer.context.settings
+        self.stage, settings = trainer.stage, trainer.stage.settings
         loaded, self.prompts = usable_prompts(trainer, settings.prompts, "prompts", episodes)
         trainer.reference_prompts.check(self.prompts, settings.rollout.max_new_tokens)
-        self.draws = make_data_sampler(self.context, loaded, self.prompts, "prompts")
+        self.draws = make_data_sampler(self.stage, loaded, self.prompts, "prompts")
         self.per_iteration, self.extra = settings.prompts_per_iteration, 0
         samples = settings.rollout.samples_per_prompt
         self.ask = partial(SamplesUnderWay, trainer, samples=samples, episodes=episodes)
@@ -204,7 +204,7 @@ class PromptSource:
         samples, self.ahead = self.ahead, None
         if samples is None:
             samples = self.ask(self.draw(number, first, count), number, first=first).result()
-        settings = self.context.settings
+        settings = self.stage.settings
         if settings.rollout.async_level and number < settings.iterations:
             self.under_way = self.ask(self.draw(number + 1), number + 1, async_level=1)
         return samples

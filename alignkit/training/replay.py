@@ -9,7 +9,7 @@ from pathlib import Path
 from alignkit.data.group import Group, read_groups, write_groups
 from alignkit.errors import RunFailed
 from alignkit.io.digest import file_digest
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.rewards import Rewards
 from alignkit.training.rollouts import with_scores
 
@@ -19,10 +19,10 @@ class RolloutFiles:
     `replay_from`.
     """
 
-    def __init__(self, context: StageContext, rewards: Rewards, learns_from_reward: bool):
+    def __init__(self, stage: ActiveStage, rewards: Rewards, learns_from_reward: bool):
         """learns_from_reward: responses without a score are left out."""
-        self.context, self.rewards, self.learns_from_reward = context, rewards, learns_from_reward
-        self.folder = context.folder / "rollouts"
+        self.stage, self.rewards, self.learns_from_reward = stage, rewards, learns_from_reward
+        self.folder = stage.folder / "rollouts"
         self.digests: dict[str, str] = {}  # this stage's files by name, for its checkpoints
 
     def write(self, iteration: int, groups: Sequence[Group]) -> None:
@@ -32,7 +32,7 @@ class RolloutFiles:
             write_groups(file, groups)
             return file_digest(file)
 
-        self.digests[file.name] = self.context.collectives.on_main_process(written)
+        self.digests[file.name] = self.stage.collectives.on_main_process(written)
 
     def state(self) -> dict[str, str]:
         """What a checkpoint keeps."""
@@ -54,7 +54,7 @@ class RolloutFiles:
                 if path.name not in digests:
                     path.unlink()
 
-        self.context.collectives.on_main_process(remove_later)
+        self.stage.collectives.on_main_process(remove_later)
 
     def before(self, iteration: int) -> list[list[Group]]:
         """Scored rollouts of the stages in `replay_from`, then of this stage's earlier iterations.
@@ -64,7 +64,7 @@ class RolloutFiles:
         """
         if not self.rewards.comparable:
             name = self.rewards.name
-            self.context.say(
+            self.stage.say(
                 f"earlier samples are not replayed: scores of '{name}' change between iterations"
             )
             return []
@@ -85,8 +85,8 @@ class RolloutFiles:
     def _check(self, file: Path) -> None:
         if not file.is_file() or file_digest(file) != self.digests[file.name]:
             raise RunFailed(
-                f"{file} has changed since stage '{self.context.name}' wrote it\n"
-                f"help: delete {self.context.folder.resolve()}, and the stage starts over"
+                f"{file} has changed since stage '{self.stage.name}' wrote it\n"
+                f"help: delete {self.stage.folder.resolve()}, and the stage starts over"
             )
 
     def _file(self, iteration: int) -> Path:
@@ -97,16 +97,16 @@ class RolloutFiles:
         """Rollouts of other stages, scored again by this stage's reward, whose scale may differ
         from theirs.
         """
-        penalty = self.context.settings.rollout.missing_eos_penalty
+        penalty = self.stage.settings.rollout.missing_eos_penalty
         replayed: list[list[Group]] = []
-        for stage in self.context.settings.replay_from:
+        for earlier in self.stage.settings.replay_from:
             paths = sorted(
-                (self.context.folder.parent / stage / "rollouts").glob("*.jsonl"),
+                (self.stage.folder.parent / earlier / "rollouts").glob("*.jsonl"),
                 key=lambda path: int(path.stem),
             )
             if not paths:
                 raise RunFailed(
-                    f"stage '{self.context.name}': replay_from: stage '{stage}' has no rollouts"
+                    f"stage '{self.stage.name}': replay_from: stage '{earlier}' has no rollouts"
                 )
             for groups in map(read_groups, paths):
                 replayed.append(self.rewards.score(groups, penalty))

@@ -27,7 +27,7 @@ from alignkit.models.packing import measure
 from alignkit.models.shared_model import HeadKind, SharedModel, Wants
 from alignkit.recipe.schema import RewardSpec, specs
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.data_sampler import auxiliary_loss
 from alignkit.training.encoding import ReferencePrompts, StageEncoder
 from alignkit.training.learner import Learner
@@ -96,22 +96,22 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def add_value_role(context: StageContext, needs: Needs, policy_role: str) -> str:
+def add_value_role(stage: ActiveStage, needs: Needs, policy_role: str) -> str:
     """Add the value function's role; returns its name.
 
     As in InstructGPT, it starts from a reward model. That model's head is kept only if its score is
     the reward: a combination has another scale (Llama 2's is whitened), and values on a wrong scale
     are worse than zeros.
     """
-    models, reward = context.models, context.settings.reward
-    name = f"{context.name}~value"
+    models, reward = stage.models, stage.settings.reward
+    name = f"{stage.name}~value"
     if needs.shared_values:
-        context.model.add_head(name, policy_role)
+        stage.model.add_head(name, policy_role)
         return name
     reward_models = [spec.name for spec in specs(reward, RewardSpec) if spec.kind == "stage"]
-    source = context.settings.value_from or (reward_models[0] if reward_models else None)
+    source = stage.settings.value_from or (reward_models[0] if reward_models else None)
     start = policy_role if source is None else models.role(source)
-    role = context.model.add_role(name, start=start, head="scalar")
+    role = stage.model.add_role(name, start=start, head="scalar")
     is_the_reward = (
         source is not None
         and reward is not None
@@ -140,18 +140,18 @@ class Trainer:
     stage.json. kept: the folder of versions. keeps: whether it keeps any.
     """
 
-    def __init__(self, context: StageContext, algorithm: Algorithm, temperature: float = 1.0):
+    def __init__(self, stage: ActiveStage, algorithm: Algorithm, temperature: float = 1.0):
         """temperature: of the policy's distributions; rollouts are learned at the temperature they
         were sampled at.
         """
-        self.context, self.settings, self.algorithm = context, context.settings, algorithm
-        self.kept, self.keeps = context.folder / "kept", self.settings.keep_versions
-        self.model, self.summary = context.model, context.summary
-        self.encoder = StageEncoder(context, algorithm)
-        self.model.seed = seeds.number(context.seed, context.name, "init")
-        self.start = self.settings.from_ or context.models.name
-        self.role = f"{context.name}~new"
-        where = f"stage '{context.name}': "
+        self.stage, self.settings, self.algorithm = stage, stage.settings, algorithm
+        self.kept, self.keeps = stage.folder / "kept", self.settings.keep_versions
+        self.model, self.summary = stage.model, stage.summary
+        self.encoder = StageEncoder(stage, algorithm)
+        self.model.seed = seeds.number(stage.seed, stage.name, "init")
+        self.start = self.settings.from_ or stage.models.name
+        self.role = f"{stage.name}~new"
+        where = f"stage '{stage.name}': "
         head: HeadKind = "scalar" if algorithm.trains is Trains.REWARD else "language"
         if (
             head == "scalar"
@@ -163,12 +163,12 @@ class Trainer:
                 f"has none for {self.model.model.config.model_type}\n"
                 "help: train an adapter instead, by options of 'model.lora'"
             )
-        self.model.add_role(self.role, start=context.models.role(self.start), head=head)
+        self.model.add_role(self.role, start=stage.models.role(self.start), head=head)
         self.reference_name = self.settings.reference or self.start
-        theirs = self.reference_models = context.models_of(self.reference_name)
+        theirs = self.reference_models = stage.models_of(self.reference_name)
         self.reference_role = theirs.role(self.reference_name)
         self.value_role = (
-            add_value_role(context, algorithm.needs, self.role) if algorithm.needs.values else None
+            add_value_role(stage, algorithm.needs, self.role) if algorithm.needs.values else None
         )
         self.reference_prompts = ReferencePrompts(
             algorithm, theirs.encoder, theirs.model, self.encoder.encoder, where
@@ -180,15 +180,15 @@ class Trainer:
             self.role,
             self.value_role,
             temperature,
-            auxiliary_loss(context, self.encoder),
-            context.collectives,
+            auxiliary_loss(stage, self.encoder),
+            stage.collectives,
         )
         self.parts: dict[str, Any] = {}
-        self.saved = load_checkpoint(context.folder / "checkpoints", context.reporter.say)
+        self.saved = load_checkpoint(stage.folder / "checkpoints", stage.reporter.say)
         for name, state in self.saved.get("memory", {}).items():
-            context.loaded_models()[name].model.memory.restore(state)
-        self.metrics = context.metrics(self.saved.get("metrics_bytes", 0))
-        context.say(f"from '{self.start}', reference '{self.reference_name}'")
+            stage.loaded_models()[name].model.memory.restore(state)
+        self.metrics = stage.metrics(self.saved.get("metrics_bytes", 0))
+        stage.say(f"from '{self.start}', reference '{self.reference_name}'")
 
     def run(self) -> dict[str, Any]:
         """Train to the end; the summary is for stage.json."""
@@ -208,7 +208,7 @@ class Trainer:
         self.summary.update(saved["summary"])
         for name, part in self.parts.items():
             part.restore(saved["parts"][name])
-        self.context.say(f"continuing after {saved['position']}")
+        self.stage.say(f"continuing after {saved['position']}")
         return int(saved["number"])
 
     def checkpoint(self, number: int, position: str) -> None:
@@ -220,16 +220,16 @@ class Trainer:
             "summary": self.summary,
             "memory": {
                 name: loaded.model.memory.state()
-                for name, loaded in self.context.loaded_models().items()
+                for name, loaded in self.stage.loaded_models().items()
             },
             "number": number,
             "parts": {name: part.state() for name, part in self.parts.items()},
         }
-        folder = self.context.folder / "checkpoints"
-        path = self.context.collectives.on_main_process(
+        folder = self.stage.folder / "checkpoints"
+        path = self.stage.collectives.on_main_process(
             lambda: save_checkpoint(folder, number, state)
         )
-        self.context.notify("checkpoint_saved", path=str(path))
+        self.stage.notify("checkpoint_saved", path=str(path))
 
     def reference_logprobs(self, encoded: Sequence[Encoded]) -> list[Tensor]:
         """The reference's log-probabilities, of the prompts that it reads."""
@@ -261,12 +261,12 @@ class Trainer:
 
         def work(own: Sequence[int]) -> list[list[Tensor]]:
             groups = [encoded[index] for index in own]
-            with self.context.reporter.progress("measuring", len(groups)) as done:
+            with self.stage.reporter.progress("measuring", len(groups)) as done:
                 columns = measure(model or self.model, role, groups, wants, done)
             return [*map(list, zip(*[columns[name] for name in names], strict=True))]
 
         sizes = [len(group.rows) for group in encoded]
-        of_responses = self.context.collectives.map_sharded(sizes, work)
+        of_responses = self.stage.collectives.map_sharded(sizes, work)
         return {
             name: [columns[place] for columns in of_responses] for place, name in enumerate(names)
         }
@@ -275,7 +275,7 @@ class Trainer:
         """Write metrics."""
         if skipped := int(metrics.get("skipped", 0)):
             if "skipped_steps" not in self.summary:
-                self.context.say("a step was skipped, because its loss or gradient was not finite")
+                self.stage.say("a step was skipped, because its loss or gradient was not finite")
             self.summary["skipped_steps"] = self.summary.get("skipped_steps", 0) + skipped
         self.metrics.write(step, **metrics)
 
@@ -289,12 +289,12 @@ class Trainer:
     def save(self, folder: Path | None = None) -> None:
         """Save the current weights in a folder; default: as the stage's result."""
         role, network = self.role, self.model.passes.copied(self.role)
-        self.context.collectives.on_main_process(
-            lambda: self.model.save(role, folder or self.context.adapter, network)
+        self.stage.collectives.on_main_process(
+            lambda: self.model.save(role, folder or self.stage.adapter, network)
         )
 
     def close(self) -> None:
-        self.context.reporter.stop()
+        self.stage.reporter.stop()
         for role in (self.role, self.value_role):
             if role is not None:
                 self.model.drop_role(role)

@@ -61,7 +61,11 @@ def test_a_question_longer_than_the_context_has_no_answer(
     models: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond its context a model's numbers are meaningless."""
-    long, well, so = asked("is it? " * models.model.context), asked("well?"), asked("is it so?")
+    long, well, so = (
+        asked("is it? " * models.model.context_length),
+        asked("well?"),
+        asked("is it so?"),
+    )
 
     def answers(*prompts: list[Message]) -> torch.Tensor:
         return models["base"].next_token_logprobs(prompts, ["1", "2"])
@@ -70,7 +74,7 @@ def test_a_question_longer_than_the_context_has_no_answer(
     assert found.isnan().tolist() == [[False] * 2, [True] * 2, [False] * 2]
     same(found[2:], answers(so), atol=1e-5, rtol=1e-5)
     assert answers(long).isnan().all() and answers().shape == (0, 2)
-    monkeypatch.setattr(SharedModel, "context", len(models.encoder.prompt(well)))
+    monkeypatch.setattr(SharedModel, "context_length", len(models.encoder.prompt(well)))
     assert answers(well, so).isnan().tolist() == [[False] * 2, [True] * 2]
 
 

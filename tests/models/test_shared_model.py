@@ -20,11 +20,11 @@ def test_the_context_ends_where_positions_would_change_for_a_whole_row(tmp_path:
     rope = {"rope_type": "longrope", "rope_theta": 1e4}
     rope |= {"short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
     policy = load(make(tmp_path / "llama", "Llama"))
-    assert policy.context == policy.model.config.max_position_embeddings
+    assert policy.context_length == policy.model.config.max_position_embeddings
     policy.model.config = Phi3Config(
         max_position_embeddings=64, original_max_position_embeddings=16, rope_parameters=rope
     )
-    assert policy.context == 16
+    assert policy.context_length == 16
 
 
 def test_a_new_adapter_lets_others_learn_on(tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
         return MagicMock(result=lambda: [[SimpleNamespace(tokens=whole)]])
 
     monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))
-    model, heard = SimpleNamespace(context=99), list[str]()
-    role: Any = SimpleNamespace(encoder=made, model=model, base=MagicMock(), reference="")
+    model, heard = SimpleNamespace(context_length=99), list[str]()
+    role: Any = SimpleNamespace(encoder=made, model=model, loaded=MagicMock(), reference="")
     role.loaded.engine.request = writes
     Policy("t", "t", role, Sampling()).answer((1,), Sampling(), 0, heard.append)
     assert heard == ["yes"]

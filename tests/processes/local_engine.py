@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from alignkit.contract.engine import Completion, Engine, EngineContext
+from alignkit.contract.engine import Completion, Engine, EngineSetup
 from alignkit.contract.settings import Sampling
 from alignkit.host.registry import Component, Registration
 from alignkit.models.generate import SamplingRequest, generate
@@ -26,12 +26,10 @@ class LocalEngine(Engine):
 
     whole_models: ClassVar[bool] = True
 
-    def prepare(self, context: EngineContext) -> None:
-        self.context = context
-        self._model = SharedModel(
-            context.model, context.base, revision=context.revision, seed=context.seed
-        )
-        self._encoder = Encoder(self._model.tokenizer, self._model.chat, context.end_ids)
+    def prepare(self, setup: EngineSetup) -> None:
+        self.setup = setup
+        self._model = SharedModel(setup.model, setup.base, revision=setup.revision, seed=setup.seed)
+        self._encoder = Encoder(self._model.tokenizer, self._model.chat, setup.end_ids)
         self._policies: dict[str, tuple[str, int]] = {}  # role and version
 
     def publish(self, policy: str, adapter: Path | None, version: int) -> None:
@@ -52,7 +50,7 @@ class LocalEngine(Engine):
         role, version = self._policies[policy]
         ids = [tuple(prompt) for prompt in prompts]
         request = SamplingRequest(self._model, role, self._encoder, ids, seeds, sampling)
-        written = generate(request, done=self.context.progress)
+        written = generate(request, done=self.setup.progress)
         return [[replace(one, version=version) for one in each] for each in written]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from patience import PATIENCE
 
-from alignkit import Completion, EngineContext, RecipeError
+from alignkit import Completion, EngineSetup, RecipeError
 from alignkit.cli import main
 from alignkit.errors import PluginError
 from alignkit.io.digest import digest
@@ -133,7 +133,7 @@ def test_an_engine_that_does_not_close_is_reported_and_what_was_dropped_is_not(
 
         def close(self) -> None:
             for part in itertools.count(1):
-                self.context.progress(part)
+                self.setup.progress(part)
                 if ended.wait(0.05):
                     return
 
@@ -154,7 +154,7 @@ def test_a_call_that_ends_when_the_engine_is_closed_is_not_reported(
     class Held(LocalEngine):
         released = threading.Event()
 
-        def prepare(self, context: EngineContext) -> None:
+        def prepare(self, setup: EngineSetup) -> None:
             clock[0] += 601
             self.released.wait(PATIENCE)
 

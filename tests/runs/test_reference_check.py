@@ -88,7 +88,7 @@ def test_a_whole_teacher_reads_the_policys_tokens(
         assert float((batch.reference_logprobs - batch.old_logprobs).abs().max()) > 1e-3
 
 
-SHORT: Any = SimpleNamespace(context=10)
+SHORT: Any = SimpleNamespace(context_length=10)
 
 
 def asked_by(prompt: Any) -> Any:
@@ -170,12 +170,12 @@ def test_a_checkpoint_keeps_how_the_reference_is_packed(big: Path, tmp_path: Pat
 
     def start() -> Trainer:
         made.models.enter(())
-        made.models.enter(stage.stage.whole_models)
+        made.models.enter(stage.spec.whole_models)
         return Trainer(stage, Distillation(Distillation.Options()), TEMPERATURE)
 
     first = start()
     assert first.model is not first.reference_models.model
-    assert first.model.context > 512 and first.encoder.max_length == 512
+    assert first.model.context_length > 512 and first.encoder.max_length == 512
     long = Group((user("0123456789 " * 60),))
     with pytest.raises(DataError, match=r"the reference's prompt of .* leaves no room"):
         first.reference_prompts.check([long], 8)

@@ -17,7 +17,7 @@ from alignkit.data.group import Origin
 from alignkit.models.packing import Examples
 from alignkit.recipe.sources import Loaded, SourceFacts
 from alignkit.tokens.encoder import Encoded
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.data_sampler import (
     AuxiliaryLoss,
     DataSampler,
@@ -82,7 +82,7 @@ def test_draws_depend_on_seed_and_place_only() -> None:
     assert [other.at(place) for place in reversed(range(150))] == whole[::-1]
     assert [draws(sizes, shares, seed=1).at(place) for place in range(150)] != whole
     stages: Any = [SimpleNamespace(seed=0, name=name) for name in "ab"]
-    first, second = (StageContext.rng(stage, "shuffle").random() for stage in stages)
+    first, second = (ActiveStage.rng(stage, "shuffle").random() for stage in stages)
     assert first != second  # each stage has an order of its own
 
 
@@ -137,7 +137,7 @@ def test_the_weight_of_an_only_source_is_told_to_have_no_effect() -> None:
 def test_groups_without_an_origin_cannot_be_weighted() -> None:
     facts = tuple(SourceFacts(name, "f", False, 1, weight=0.5) for name in "ab")
     known = Group((), origin=Origin("a", 1))
-    context = Mock(spec=StageContext)
+    context = Mock(spec=ActiveStage)
     context.name = "sft"
     with pytest.raises(RunFailed, match="stage 'sft': 'weight' cannot be applied"):
         make_data_sampler(context, Loaded([], [], [], facts), [known, Group(())], "shuffle")

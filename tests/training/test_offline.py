@@ -19,7 +19,7 @@ from alignkit.recipe.load import load_recipe
 from alignkit.runs import stage
 from alignkit.runs.run import run_recipe
 from alignkit.training import trainer
-from alignkit.training.context import StageContext
+from alignkit.training.active_stage import ActiveStage
 from alignkit.training.learner import Learner
 from tests.rows import Said, assistant, read_rows, user, write_recipe, write_rows
 
@@ -102,11 +102,11 @@ def test_a_stop_before_the_first_step_repeats_no_row(
 ) -> None:
     data = {"path": "rows.jsonl", "validation": 0.5}
 
-    def stopped(self: StageContext) -> None:
+    def stopped(self: ActiveStage) -> None:
         raise Stopped("signal")
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(StageContext, "should_stop", stopped)
+        patch.setattr(ActiveStage, "should_stop", stopped)
         trained(tmp_path, demonstrations(6), epochs=1, data=data)
     summary = trained(tmp_path, demonstrations(6), epochs=1, data=data)
     rows = read_rows(tmp_path / "run" / "only" / "metrics.jsonl")

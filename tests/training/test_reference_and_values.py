@@ -142,7 +142,7 @@ def test_values_start_from_the_reward_model_that_the_recipe_names(
     stage = made.stages["align"]
     assert isinstance(stage, TrainingStage)
     stage.folder.mkdir(exist_ok=True)
-    trainer = RolloutTrainer(stage, stage.plugin(stage.stage.component))
+    trainer = RolloutTrainer(stage, stage.plugin(stage.spec.component))
     base = made.models.of("base")
     values, *known = (
         dict(trainer.model.parameters_of(role))

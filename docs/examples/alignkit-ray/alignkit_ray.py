@@ -148,8 +148,8 @@ class Worker:
         assert isinstance(stage, StepStage)
         stage.folder = work.folder
         self.engine = ExitStack()  # lives as long as this process
-        self.engine.enter_context(run.models_for(stage.stage))
-        self.step = stage.plugin(stage.stage.component)
+        self.engine.enter_context(run.models_for(stage.spec))
+        self.step = stage.plugin(stage.spec.component)
         self.function = self.step.mapper(work.name, stage.context(Metrics(None)))
 
     def results(self, rows: Sequence[Any]) -> list[Any]:

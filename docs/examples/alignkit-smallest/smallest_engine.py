@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
-from alignkit import Add, Completion, Engine, EngineContext, Sampling, hookimpl
+from alignkit import Add, Completion, Engine, EngineSetup, Sampling, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 class Plain(Engine):
-    def prepare(self, context: EngineContext) -> None:
+    def prepare(self, setup: EngineSetup) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.context = context
-        where: Any = (context.base,), {"revision": context.revision}
+        self.setup = setup
+        where: Any = (setup.base,), {"revision": setup.revision}
         self.tokenizer = AutoTokenizer.from_pretrained(*where[0], **where[1])
-        model = AutoModelForCausalLM.from_pretrained(*where[0], **where[1], dtype=context.dtype)
+        model = AutoModelForCausalLM.from_pretrained(*where[0], **where[1], dtype=setup.dtype)
         self.base = model.eval()
         self.policies: dict[str, tuple[Any, int]] = {}
 
@@ -41,7 +41,7 @@ class Plain(Engine):
         completions = []
         for prompt, own in zip(prompts, seeds, strict=True):
             completions.append([self._respond(policy, prompt, seed, sampling) for seed in own])
-            self.context.progress(len(own))
+            self.setup.progress(len(own))
         return completions
 
     def _respond(
@@ -51,7 +51,7 @@ class Plain(Engine):
 
         model, version = self.policies[policy]
         random, tokens, logprobs = torch.Generator().manual_seed(seed), list[int](), list[float]()
-        room = min(sampling.max_new_tokens, self.context.max_length - len(prompt))
+        room = min(sampling.max_new_tokens, self.setup.max_length - len(prompt))
         while len(tokens) < room:
             with torch.no_grad():
                 logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, -1].float()
@@ -64,7 +64,7 @@ class Plain(Engine):
             tokens.append(token)
             logprobs.append(float(known[token]))
             text = self.tokenizer.decode(tokens) if sampling.stop else ""
-            if token in self.context.end_ids or any(stop in text for stop in sampling.stop):
+            if token in self.setup.end_ids or any(stop in text for stop in sampling.stop):
                 break
         return Completion(tokens, logprobs, version)
 
@@ -72,7 +72,7 @@ class Plain(Engine):
         """The probabilities of the tokens that may come next, which need not sum to 1."""
         chances = chances.clone()
         if length < sampling.min_new_tokens:
-            chances[list(self.context.end_ids)] = 0
+            chances[list(self.setup.end_ids)] = 0
         largest, tokens = chances.sort(descending=True)
         too_many = largest.cumsum(-1) - largest >= sampling.top_p * largest.sum()
         if sampling.top_k:

@@ -41,7 +41,7 @@ MANIFEST = "alignkit_source.json"
 
 EOS, EOS_ID = "<|im_end|>", 2
 PAD, PAD_ID = "<empty_output>", 16  # from Jupyter notebooks in pretraining; no chat contains it
-CONTEXT = 8192  # tokens
+CONTEXT_LENGTH = 8192  # tokens
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _repair_tokenizer(tokenizer: Any) -> None:
         ]
     )
     tokenizer.pad_token = PAD
-    tokenizer.model_max_length = CONTEXT
+    tokenizer.model_max_length = CONTEXT_LENGTH
     actual = (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id)
     if actual != (EOS, EOS_ID, PAD_ID) or not tokenizer.chat_template:
         raise RunFailed(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PAD, START, END = "<|pad|>", "<|im_start|>", "<|im_end|>"  # ids 0, 1, 2
 MERGES = 100
-CONTEXT = 1024  # tokens
+CONTEXT_LENGTH = 1024  # tokens
 SEED = 0
 
 # A deviation of 0.1, not the usual 0.02: at 64 dimensions 0.02 leaves the layers' contributions
@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
+    "max_position_embeddings": CONTEXT_LENGTH,
     "tie_word_embeddings": True,
     "initializer_range": 0.1,
 }
@@ -68,7 +68,7 @@ def source(cache: Path) -> Path:
     """A transformers folder under `cache`, named by a digest of its ingredients; made on the first
     call.
     """
-    everything = [PAD, START, END, MERGES, CONTEXT, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
+    everything = [PAD, START, END, MERGES, CONTEXT_LENGTH, SEED, CONFIG, CHAT_TEMPLATE, SENTENCES]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
     return made_once(cache / f"tiny-{digest}", _save)
 
@@ -107,7 +107,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         additional_special_tokens=[START],
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
-        model_max_length=CONTEXT,
+        model_max_length=CONTEXT_LENGTH,
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from alignkit.contract.engine import Completion, Engine, EngineContext
+from alignkit.contract.engine import Completion, Engine, EngineSetup
 from alignkit.contract.settings import KEYS, Sampling
 from alignkit.errors import PluginError, RunFailed
 from alignkit.host import returns
@@ -348,13 +348,13 @@ class PluginEngine(StageEngine):
         make_folder(cache)
         self.thread.should_stop = model.should_stop
         vocabulary = model.model.config.get_text_config().vocab_size
-        context = EngineContext(
+        setup = EngineSetup(
             base=str(model.source),
             revision=model.origin.revision,
             model=model.spec,
             dtype=model.dtype_name,
             vocabulary=vocabulary,
-            max_length=model.context,
+            max_length=model.context_length,
             end_ids=frozenset(model.end_ids),
             cache=cache,
             stage=self.stage,
@@ -364,7 +364,7 @@ class PluginEngine(StageEngine):
             **_probe(model),
         )
         release_cached(model.device)
-        self._call("prepare", lambda: self.engine.prepare(context))
+        self._call("prepare", lambda: self.engine.prepare(setup))
         self.vocabulary = vocabulary
 
     # Calls
@@ -414,7 +414,7 @@ def version_of(model: SharedModel, role: str) -> int:
 
 
 def _probe(model: SharedModel) -> dict[str, Any]:
-    """A text for `EngineContext`, with its tokens and the base's log-probabilities of them."""
+    """A text for `EngineSetup`, with its tokens and the base's log-probabilities of them."""
     tokens = tuple(model.tokenizer(PROBE, add_special_tokens=False)["input_ids"])
     (measured,) = measure(model, UNMODIFIED, [Encoded.of(tokens[:1], tokens[1:])])["logprobs"]
     return {"probe_text": PROBE, "probe_tokens": tokens, "probe_logprobs": measured.tolist()}

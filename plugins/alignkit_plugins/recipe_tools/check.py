@@ -124,7 +124,7 @@ def planned(run: Run) -> Iterator[str]:
     for stage in run.stages.values():
         parts = stage.with_files(stage.key()) if known else {}
         run.hashes[stage.name] = digest(parts)
-        yield f"{stage.name}: {_planned(run, stage.stage, parts)}"
+        yield f"{stage.name}: {_planned(run, stage.spec, parts)}"
 
 
 def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:

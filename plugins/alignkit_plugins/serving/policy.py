@@ -82,10 +82,10 @@ class Policy:
         prompt = self.role.encoder.prompt(messages)
         if not prompt:
             raise DataError("the prompt has no tokens")
-        context = self.role.model.context
-        if len(prompt) >= context:
+        most = self.role.model.context_length - 1
+        if len(prompt) > most:
             raise DataError(
-                f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {context - 1}"
+                f"the prompt has {len(prompt)} tokens, but {self.name} reads at most {most}"
             )
         return prompt
 
@@ -121,7 +121,7 @@ class Policy:
                 hear(_before(text, sampling.stop))
             return go_on
 
-        most = min(sampling.max_new_tokens, role.model.context - len(prompt))
+        most = min(sampling.max_new_tokens, role.model.context_length - len(prompt))
         sampling = sampling.model_copy(update={"max_new_tokens": most})
         weights, streams = role.loaded.role(role.reference), [[seeds.number(seed, 0, 0)]]
         request = SamplingRequest(
@@ -196,7 +196,7 @@ def opened(
         with run.models_for(stage):
             for name in (BASE, *stage.whole_models) if named.keys else ():
                 weights = run.models.of(name)
-                weights.max_length = weights.model.context
+                weights.max_length = weights.model.context_length
                 if words.data is None:
                     weights.progress = no_progress  # a talk shows its own
             policies = {}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import field_validator
 
-from alignkit import Completion, Engine, EngineContext, Options, RunFailed, Sampling
+from alignkit import Completion, Engine, EngineSetup, Options, RunFailed, Sampling
 from alignkit.contract.algorithm import ADVANTAGES
 from alignkit.contract.engine import EngineOptions
 from alignkit.contract.options import Field
@@ -190,16 +190,16 @@ class Vllm(Engine):
                 "'command'"
             )
 
-    def prepare(self, context: EngineContext) -> None:
-        self.context, o = context, self.options
+    def prepare(self, setup: EngineSetup) -> None:
+        self.setup, o = setup, self.options
         # By policy: the name of its adapter, empty for the base, and its version.
         self._policies: dict[str, tuple[str, int]] = {}
         # Runs may share a server, and one that was killed finds its own adapters again.
-        folder = hashlib.blake2b(str(context.cache).encode(), digest_size=4)
+        folder = hashlib.blake2b(str(setup.cache).encode(), digest_size=4)
         self._prefix = f"alignkit-{folder.hexdigest()}-"
         if o.url is None:
             server = self._server = self._started()
-            server.wait(0.9 * o.timeout, context.say)
+            server.wait(0.9 * o.timeout, setup.say)
             self._replicas = Replicas([server.url], server.key, CONCURRENCY, server.explain)
         else:
             self._replicas = Replicas(list(o.url), key_of(NAME, o), CONCURRENCY)
@@ -229,7 +229,7 @@ class Vllm(Engine):
     ) -> list[list[Completion]]:
         replicas, (name, version) = self._asked, self._policies[policy]
         room, most = min(replica.room for replica in replicas.all), sampling.max_new_tokens
-        longest = min(max(map(len, prompts), default=0) + most, self.context.max_length)
+        longest = min(max(map(len, prompts), default=0) + most, self.setup.max_length)
         if longest > room:
             raise RunFailed(
                 f"a prompt with {most} new tokens has {longest} tokens, and the server takes "
@@ -254,7 +254,7 @@ class Vllm(Engine):
                 raise ValueError(f"{len(tokens)} tokens have {len(logprobs)} log-probabilities")
             return Completion(tokens, logprobs if tells else None, version)
 
-        completions = iter(replicas.ask(bodies, read, self.context.progress))
+        completions = iter(replicas.ask(bodies, read, self.setup.progress))
         return [list(islice(completions, len(numbers))) for numbers in seeds]
 
     def close(self) -> None:
@@ -274,7 +274,7 @@ class Vllm(Engine):
             "stop": list(sampling.stop),
             "include_stop_str_in_output": True,
             # Only these, and not also those that the server finds in the model's files.
-            "stop_token_ids": sorted(self.context.end_ids),
+            "stop_token_ids": sorted(self.setup.end_ids),
             "ignore_eos": True,
             "logprobs": 0,
             "return_token_ids": True,
@@ -284,21 +284,21 @@ class Vllm(Engine):
 
     def _started(self) -> OwnServer:
         """A server of the base, started unless an earlier stage has done so."""
-        context, o = self.context, self.options
-        assert context.model.lora is not None  # a recipe without adapters cannot name this engine
-        r = context.model.lora.r
+        setup, o = self.setup, self.options
+        assert setup.model.lora is not None  # a recipe without adapters cannot name this engine
+        r = setup.model.lora.r
         rank = next((rank for rank in RANKS if rank >= r), r)
-        words = [*shlex.split(o.command), context.base, "--dtype", context.dtype]
+        words = [*shlex.split(o.command), setup.base, "--dtype", setup.dtype]
         words += ["--enable-lora", "--max-lora-rank", str(rank)]
         words += ["--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
         words += ["--host", "127.0.0.1", "--port", "{port}"]
-        if context.revision:
-            words += ["--revision", context.revision]
+        if setup.revision:
+            words += ["--revision", setup.revision]
         environment = ENVIRONMENT
         if o.sleep:
             words.append("--enable-sleep-mode")
             environment = {**environment, "VLLM_SERVER_DEV_MODE": "1"}
-        return OwnServer.of("vLLM", words, context.cache, environment)
+        return OwnServer.of("vLLM", words, setup.cache, environment)
 
     @property
     def _asked(self) -> Replicas:
@@ -309,13 +309,13 @@ class Vllm(Engine):
         """Let a server sample if it has the base, the tokenizer and the log-probabilities that
         training has.
         """
-        context = self.context
+        setup = self.setup
         await replica.read_models()
         await replica.check_adapters()
         if self.options.sleep:  # a run that was killed may have left it asleep
             await replica.rest("/wake_up")
         gap = await self._gap(replica)
-        context.say(
+        setup.say(
             f"{NAME}: {replica.url} serves {replica.base}, and differs from training by {gap:.2g} "
             "nats per token"
         )
@@ -325,12 +325,12 @@ class Vllm(Engine):
         """How far a text's log-probabilities are from those of training: nats per token. Raises
         RunFailed if they, or its tokens, are those of another model.
         """
-        context = self.context
-        help = f"it serves {replica.base}; start it with {context.base}, or leave 'url' out"
-        text = {"prompt": context.probe_text, "add_special_tokens": False}
+        setup = self.setup
+        help = f"it serves {replica.base}; start it with {setup.base}, or leave 'url' out"
+        text = {"prompt": setup.probe_text, "add_special_tokens": False}
         tokens = (await replica.post("/tokenize", text))["tokens"]
-        if list(tokens) != list(context.probe_tokens):
-            raise RunFailed(f"{replica.url} has another tokenizer than {context.base}: {help}")
+        if list(tokens) != list(setup.probe_tokens):
+            raise RunFailed(f"{replica.url} has another tokenizer than {setup.base}: {help}")
         body = {"model": replica.base, "prompt": tokens, "max_tokens": 1, "temperature": 1.0}
         body |= {
             **NEUTRAL,
@@ -348,12 +348,12 @@ class Vllm(Engine):
             raise RunFailed(f"{replica.url}: start it with --logprobs-mode processed_logprobs")
         gaps = []
         theirs = zip(tokens[1:], choice["prompt_logprobs"][1:], strict=True)
-        for (token, row), ours in zip(theirs, context.probe_logprobs, strict=True):
+        for (token, row), ours in zip(theirs, setup.probe_logprobs, strict=True):
             gaps.append(abs(row[str(token)]["logprob"] - ours))
         gap = sum(gaps) / len(gaps)
         if not gap <= MAX_GAP:
             raise RunFailed(
-                f"{replica.url} has other weights than {context.base}: log-probabilities of a text "
+                f"{replica.url} has other weights than {setup.base}: log-probabilities of a text "
                 f"differ by {gap:.3g} nats per token, more than {MAX_GAP:g}; {help}"
             )
         return gap

@@ -32,24 +32,24 @@ if TYPE_CHECKING:
     from alignkit.training.rewards import Rewards
 
 
-class StageContext:
+class ActiveStage:
     """A stage as its work sees it.
 
-    services: what the stages of the run share. stage: as the recipe has it. settings: of one that
+    services: what the stages of the run share. spec: as the recipe has it. settings: of one that
     trains, with the learning rate that is used. folder: the stage's own. summary: for stage.json.
     facts: how its sources were read.
     """
 
     settings: Settings
 
-    def __init__(self, services: Any, stage: Stage):
-        self.services, self.stage, self.name = services, stage, stage.name
+    def __init__(self, services: Any, spec: Stage):
+        self.services, self.spec, self.name = services, spec, spec.name
         self.recipe, self.reporter, self.seed = (
             services.recipe,
             services.reporter,
             services.recipe.seed,
         )
-        self.folder = services.folder / stage.name
+        self.folder = services.folder / spec.name
         self.summary: dict[str, Any] = {}
         self.read: list[DataSpec] = []  # entries, by its check
         self._plugins: dict[int, Any] = {}  # by the id of their component
@@ -121,7 +121,7 @@ class StageContext:
         """The groups that the algorithm selects. validation: of rows that are held out. algorithm:
         default: the one that learns.
         """
-        algorithm = algorithm or self.plugin(self.stage.component)
+        algorithm = algorithm or self.plugin(self.spec.component)
         if type(algorithm).select is Algorithm.select:
             return list(groups)
         log, rng = self.summary.update, self.rng("select")
@@ -140,7 +140,7 @@ class StageContext:
 
     def loaded_models(self) -> Mapping[str, LoadedModel]:
         """The base model and the whole models that the stage uses, by `base` or folder."""
-        return {name: self.models_of(name) for name in (BASE, *self.stage.whole_models)}
+        return {name: self.models_of(name) for name in (BASE, *self.spec.whole_models)}
 
     @property
     def collectives(self) -> Collectives:
@@ -165,7 +165,7 @@ class StageContext:
         """What scores responses in all processes of the run."""
         from alignkit.training.rewards import Rewards
 
-        by_engine = self.stage.engine is not None
+        by_engine = self.spec.engine is not None
         return Rewards(
             spec,
             self.reward_context(),
