@@ -332,8 +332,8 @@ def _check_words(text: Any) -> None:
 
 
 def _learned(message: Message) -> bool:
-    says = bool(message["content"].strip() or message.get("tool_calls"))
-    return message["role"] == "assistant" and bool(message.get("train", True)) and says
+    has_content = bool(message["content"].strip() or message.get("tool_calls"))
+    return message["role"] == "assistant" and bool(message.get("train", True)) and has_content
 
 
 def _plain(text: str) -> str:

@@ -170,11 +170,11 @@ def choice_of(text: str) -> Choice | None:
     match = _CHOICE.fullmatch(apart(typed(bare(text))).strip())
     if match is None:
         return None
-    letter, said = (match["marked"] or match["alone"]).lower(), match["text"] or ""
-    others = _ANOTHER.search(said) and not _OF_CHOICES.match(said)
-    if said and (letter > "j" or _ABOUT.match(said) or others):
+    letter, option = (match["marked"] or match["alone"]).lower(), match["text"] or ""
+    others = _ANOTHER.search(option) and not _OF_CHOICES.match(option)
+    if option and (letter > "j" or _ABOUT.match(option) or others):
         return None
-    return Choice(letter, said)
+    return Choice(letter, option)
 
 
 def words(text: str) -> list[str]:
@@ -204,25 +204,25 @@ def _number(word: str) -> str:
     return word if number is None or number.unit else str(number)
 
 
-def same(said: str, known: str) -> bool:
+def same(answer: str, known: str) -> bool:
     """Whether an answer is the known one."""
-    ours, theirs = choice_of(said), choice_of(known)
+    ours, theirs = choice_of(answer), choice_of(known)
     if ours and theirs:
         same_letter = ours.letter == theirs.letter
         return same_letter and (
             not ours.text or not theirs.text or _same_value(ours.text, theirs.text)
         )
-    return _same_value((ours and ours.text) or said, (theirs and theirs.text) or known)
+    return _same_value((ours and ours.text) or answer, (theirs and theirs.text) or known)
 
 
-def _same_value(said: str, known: str) -> bool:
+def _same_value(answer: str, known: str) -> bool:
     if not bare(known).endswith("!"):  # 5! is not 5
-        said = bare(said).rstrip("!")
-    one, other = number_of(bare(said)), number_of(bare(known))
-    return other.accepts(one) if one and other else words(said) == words(known)
+        answer = bare(answer).rstrip("!")
+    one, other = number_of(bare(answer)), number_of(bare(known))
+    return other.accepts(one) if one and other else words(answer) == words(known)
 
 
-def mentions(said: str, known: str, denied: bool = False) -> bool:
+def mentions(answer: str, known: str, denied: bool = False) -> bool:
     """Whether an answer is or has the known one, in whole words.
 
     An answer that names two choices, or denies its own, has none, unless a sentence says what the
@@ -232,39 +232,39 @@ def mentions(said: str, known: str, denied: bool = False) -> bool:
 
     denied: what follows "not" is there, too.
     """
-    if same(said, known):
+    if same(answer, known):
         return True
-    said = _CORRECTED.split(said)[-1]
+    answer = _CORRECTED.split(answer)[-1]
     if choice := choice_of(known):
-        stated = filter(_STATED.search, _SENTENCE.split(apart(typed(bare(said)))))
-        said = [said, *stated][-1]
-        if choice.text and choice_of(said):
-            return same(said, known)
-        named = _letters(said, choice.letter)
+        stated = filter(_STATED.search, _SENTENCE.split(apart(typed(bare(answer)))))
+        answer = [answer, *stated][-1]
+        if choice.text and choice_of(answer):
+            return same(answer, known)
+        named = _letters(answer, choice.letter)
         if named or not choice.text:
-            clauses = filter(_DENIED.search, _CLAUSE.split(typed(said)))
+            clauses = filter(_DENIED.search, _CLAUSE.split(typed(answer)))
             denied = any(_letters(clause, choice.letter) for clause in clauses)
             return named == {choice.letter} and not denied
         known = choice.text
     if not denied and not _RULED_OUT.search(known):
-        said = _RULED_OUT.sub("", said)
+        answer = _RULED_OUT.sub("", answer)
     if number := number_of(bare(known)):
-        found = [one for one in numbers_in(bare(said)) if one.value == number.value]
+        found = [one for one in numbers_in(bare(answer)) if one.value == number.value]
         if number.counts or not found:
             return any(map(number.accepts, found))
-    ours, theirs = words(said), words(known)
+    ours, theirs = words(answer), words(known)
     if any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1)):
         return True
-    formulas = [*_BOXED.findall(said), *_BETWEEN_DOLLARS.findall(said)]
+    formulas = [*_BOXED.findall(answer), *_BETWEEN_DOLLARS.findall(answer)]
     return any(same(formula, known) for formula in formulas)
 
 
-def _letters(said: str, known: str) -> set[str]:
+def _letters(text: str, known: str) -> set[str]:
     """The letters that stand alone in a text. The article, the pronoun `I`, and small letters that
     are words of other languages count only where they are the known letter and nothing else.
     """
     found = set()
-    for match in _LETTER.finditer(apart(typed(bare(said)))):
+    for match in _LETTER.finditer(apart(typed(bare(text)))):
         letter, after = match["alone"], (match["next"] or "").strip()
         if letter and letter in _WORDS and letter != known:
             continue

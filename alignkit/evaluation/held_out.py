@@ -110,16 +110,18 @@ def learned(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> li
     """What a stage learned, in words, by each metric; nothing if no number says so. rows: of its
     metrics.jsonl.
     """
-    told = [
+    facts = [
         _change(name, summary["held_out"][name])
         for name in COMPARED
         if name in (summary.get("held_out") or {})
     ]
-    if told:
-        told[0] = f"held-out {told[0]}"
+    if facts:
+        facts[0] = f"held-out {facts[0]}"
     elif rewards := _curve(rows, "reward"):
-        told = [f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"]
-    return told
+        facts = [
+            f"reward {rewards[0]:.3g} -> {rewards[-1]:.3g} on the prompts that it learned from"
+        ]
+    return facts
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], metric: str) -> list[float]:

@@ -151,10 +151,10 @@ class Number:
         """
         return len(self.unit) < 2 or self.unit in _UNITS.values() or not self.unit[-1].isalpha()
 
-    def accepts(self, said: Number) -> bool:
+    def accepts(self, answer: Number) -> bool:
         """Whether an answer is this number. A unit that has a symbol may be left out."""
-        left_out = not self.unit or (self.counts and not said.unit)
-        return self.value == said.value and (left_out or self.unit == said.unit)
+        left_out = not self.unit or (self.counts and not answer.unit)
+        return self.value == answer.value and (left_out or self.unit == answer.unit)
 
     def __str__(self) -> str:
         """The value, in digits or as a fraction."""

@@ -283,9 +283,9 @@ class Run(Services):
             for key, value in summary.items()
             if value and isinstance(value, int | str)
         ]
-        told = ", ".join([*held_out.learned(summary, rows), *counts])
+        outcome = ", ".join([*held_out.learned(summary, rows), *counts])
         self.reporter.stop(
-            f"{name}: done in {duration(record['seconds'])}: {told}".removesuffix(": ")
+            f"{name}: done in {duration(record['seconds'])}: {outcome}".removesuffix(": ")
         )
         if doubt := held_out.doubt(summary, rows):
             self.say(f"{name}: warning: {doubt}")

@@ -327,8 +327,8 @@ class TrainingStage(RunStage):
         for group in groups:
             assert group.origin is not None
             seen[group.origin.source] += 1
-            is_looked_at = rows is None or seen[group.origin.source] <= rows
-            if not is_looked_at or encoder.accepted([group]):
+            is_checked = rows is None or seen[group.origin.source] <= rows
+            if not is_checked or encoder.accepted([group]):
                 kept.append(group)
         if skipped := encoder.count_refused():
             self.say(f"left out {len(skipped)} rows, the first: {skipped[0]}")

@@ -40,7 +40,7 @@ TURNS = (
     "<tool_call>{</tool_call>",
     "The answer is 5.",
 )
-LOOKS = 4  # iterations that a monitor is shown
+ITERATIONS = 4  # iterations that a monitor is shown
 
 SEEDED = "a step draws random numbers from `context.seed` only"
 RANDOM = "what is random must be drawn from self.random"
@@ -219,7 +219,7 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
         """
         monitor = create(component)
         stage = MonitoredStage(
-            Settings(iterations=LOOKS),
+            Settings(iterations=ITERATIONS),
             around.cache,
             done,
             scorer=lambda spec: Rewards(spec, around.context),
@@ -229,16 +229,16 @@ def _check_monitor(around: Surroundings, component: Component) -> None:
         )
         call(monitor, "start", stage)
         found = [
-            report_of(monitor, number, samples, {"kl": number / LOOKS})
-            for number in range(1, LOOKS + 1)
+            report_of(monitor, number, samples, {"kl": number / ITERATIONS})
+            for number in range(1, ITERATIONS + 1)
         ]
         return [*found, call(monitor, "finish", "", returns=partial(returns.monitor_report, 0))]
 
     with around.problems.unchanged("`observe` changes the samples", samples):
         at_first = reports(samples)
-    if repr(reports(stored, done=LOOKS)) != repr(at_first):
+    if repr(reports(stored, done=ITERATIONS)) != repr(at_first):
         around.problems.append(
             "a second monitor says something else about the same samples, as they are read when "
             "a stage resumes"
         )
-    reports([], done=LOOKS)  # people delete files
+    reports([], done=ITERATIONS)  # people delete files

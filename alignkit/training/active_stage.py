@@ -82,8 +82,8 @@ class ActiveStage:
             return loaded
         self._described.append(spec)
         self.notify("data_read", loaded=loaded)
-        told = plugins().ask("data_facts", loaded) if self.services.is_main_process else ()
-        for source, facts, *more in zip(spec.sources, loaded.sources, *told, strict=True):
+        data_facts = plugins().ask("data_facts", loaded) if self.services.is_main_process else ()
+        for source, facts, *more in zip(spec.sources, loaded.sources, *data_facts, strict=True):
             if source.path is not None and (reader := reader_of(source.path)) is not None:
                 more.append(reader.facts(source.path))
             record = dict(vars(replace(facts, sample=None)))

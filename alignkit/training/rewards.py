@@ -169,8 +169,8 @@ class Rewards:
         self.restore(rollouts.before)
         missing = 0 if rollouts.reward is None else int(rollouts.reward.isnan().sum())
         if missing and (why := rollouts.why_unscored()):
-            told = f"{counted(missing, 'response')} without a score{why}"
-            self._say(f"warning: {self.name}: {told}")
+            fact = f"{counted(missing, 'response')} without a score{why}"
+            self._say(f"warning: {self.name}: {fact}")
         return rollouts.scored
 
     # What single rewards say

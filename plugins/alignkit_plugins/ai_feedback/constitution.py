@@ -41,7 +41,7 @@ class Principle(Options):
 
     @field_validator("name", "critique", "revise", "compare")
     @classmethod
-    def _says_something(cls, text: str | None) -> str | None:
+    def _not_blank(cls, text: str | None) -> str | None:
         if text is not None and not text.strip():
             raise ValueError("is empty")
         return None if text is None else " ".join(text.split())

@@ -142,12 +142,12 @@ def sentence(name: str, card: Mapping[str, Any]) -> str:
     """What a reader must know of a judge: why it is of no use, or how good it is; and in another
     line, which judges of a panel have said nothing.
     """
-    told = _trust(name, card)
+    text = _trust(name, card)
     if panel := card.get("panel"):  # earlier cards have none
         often = 2 * panel.get(ALL_BUT_ONE, 0) >= card["comparisons"]
         lacks = ", ".join(f"{judge} on {count:,}" for judge, count in panel.items())
-        told += f"\n{'warning: ' * often}{name}: no verdict of {lacks}"
-    return told
+        text += f"\n{'warning: ' * often}{name}: no verdict of {lacks}"
+    return text
 
 
 def _trust(name: str, card: Mapping[str, Any]) -> str:

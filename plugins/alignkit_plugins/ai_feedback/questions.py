@@ -164,8 +164,8 @@ def _why_not(item: Item, passage: str) -> str:
     item["quotation"] = quoted(item["quotation"], passage)
     if not item["quotation"]:
         return "the quotation is not in the passage"
-    says = agreement(item["answer"], item["question"]) == 1
-    return "the question says the answer" if says else ""
+    has_answer = agreement(item["answer"], item["question"]) == 1
+    return "the question says the answer" if has_answer else ""
 
 
 def why_another(answer: str, reply: Written) -> str:

@@ -153,10 +153,10 @@ class RedTeam(AskingStep):
                 if reply.reason == NO_ROOM:
                     each.ended = NO_ROOM
             self._score(scorer, [each for each in going if not each.ended])
-        told, rows = [], dict[str, Group]()
+        records, rows = [], dict[str, Group]()
         for each in episodes:
             goal = each.goal.prompt[-1]["content"]
-            told.append(
+            records.append(
                 {"goal": goal, "ended": each.ended, "turns": each.turns, "scores": each.scores}
             )
             if each.success is None:
@@ -164,7 +164,7 @@ class RedTeam(AskingStep):
             elif each.success:
                 made = _row(each, {**attacker.origin, "template": "red_team"})
                 rows.setdefault(made.id, made)
-        write_lines(context, "episodes.jsonl", told)
+        write_lines(context, "episodes.jsonl", records)
         success = success_of(episodes)
         notes = [f"sampled with {options.described()}", *notes]
         facts = {"goals": len(goals), "prompts": len(rows), "success": success, "notes": notes}

@@ -32,7 +32,7 @@ THINKING = "the reply ends before its thoughts do"
 CALLS = "the reply calls a tool, which nobody answers"
 NO_LOGPROBS = "the server returned no log-probabilities"
 SENT = ("role", "content", "name", "tool_call_id")  # a turn's keys, besides its calls
-TOLD = ("temperature", "top_p")  # sampling options that requests have
+REQUEST_OPTIONS = ("temperature", "top_p")  # sampling options that requests have
 UNTOLD = ("min_new_tokens", "stop", "top_k")  # sampling options that requests leave out
 PROBE = 4  # questions that are asked first
 
@@ -132,11 +132,11 @@ class ServerWriter:
 
     def __init__(self, context: Context, name: str, options: Server, sampling: Mapping[str, Any]):
         self.name, self._context, self._options = options.model, context, options
-        self._sampling = {key: sampling[key] for key in TOLD if key in sampling}
+        self._sampling = {key: sampling[key] for key in REQUEST_OPTIONS if key in sampling}
         # What the request says, in which the recipe's `request` wins.
         body = options.body(self._sampling)
         self.origin = {"model": options.model, "address": options.base_url, "seed": context.seed}
-        self.origin |= {key: body[key] for key in TOLD if key in body}
+        self.origin |= {key: body[key] for key in REQUEST_OPTIONS if key in body}
         self._remote = Remote(name, options, "chat/completions", context.cache, stored)
         self._useful = False  # whether a reply could be used
 

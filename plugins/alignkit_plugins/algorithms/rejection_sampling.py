@@ -80,8 +80,8 @@ class RejectionSampling(OwnSamples):
         )
 
         def check_values(self) -> None:
-            asks = "replay_ratio" in self.model_fields_set and self.replay_ratio
-            if self.pool == "batch" and asks:
+            is_set = "replay_ratio" in self.model_fields_set and self.replay_ratio
+            if self.pool == "batch" and is_set:
                 raise ValueError("'pool: batch' replays nothing: leave replay_ratio out")
 
         @property

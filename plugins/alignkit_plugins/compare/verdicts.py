@@ -81,34 +81,34 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
             below.append(row)
         elif row in against and row is not head:
             sides[row.clear].append(row)
-    told, outcome = [_headline(head, rows)], "nothing clear"
+    sentences, outcome = [_headline(head, rows)], "nothing clear"
     if head.clear == 1:
         outcome = GAINS[head.trained_on]
         if head.trained_on is not False:
-            told.append(NO_PROOF[head.trained_on])
+            sentences.append(NO_PROOF[head.trained_on])
         elif sides[-1] or below:
             outcome = "mixed"
-        told += _bought(head, rows)
+        sentences += _bought(head, rows)
     elif head.clear == -1:
         outcome = "lost"
     else:
         tied = head.difference.get("low") == head.difference.get("high") == 0
-        told.append(TIED if tied else MORE)
+        sentences.append(TIED if tied else MORE)
     if head.metric == PAIRS and (length := _of_length(rows, policy)):
-        told.append(length)
+        sentences.append(length)
         if head.clear == 1:
-            told, outcome = [length], "only length"
+            sentences, outcome = [length], "only length"
     for what, others in (
         ("Also better", sides[1]),
         ("Worse", sides[-1]),
         (f"Worse than {BASE_MODEL}", below),
     ):
         if others:
-            told.append(f"{what}: {'; '.join(map(_difference, others))}.")
+            sentences.append(f"{what}: {'; '.join(map(_difference, others))}.")
     if sides[0]:
         unclear = [_difference(row) if row.excludes_zero else row.metric for row in sides[0]]
-        told.append(f"No clear difference in {'; '.join(unclear)}.")
-    return PolicyVerdict(policy, head.baseline, head.metric, outcome, told)
+        sentences.append(f"No clear difference in {'; '.join(unclear)}.")
+    return PolicyVerdict(policy, head.baseline, head.metric, outcome, sentences)
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:

@@ -100,9 +100,9 @@ class LmEval(Step):
         notes, rows, version = list[str](), list[Row](), ""
         for number, (policy, name) in enumerate(short_names(self.options.policies).items(), 1):
             output = context.out / "results" / f"{number}-{name.replace('/', '-')}"
-            told, results = self._evaluated(context, policy, output)
+            new_notes, results = self._evaluated(context, policy, output)
             version = results.get("lm_eval_version", version)
-            notes += [f"{name}: {note}" for note in told]
+            notes += [f"{name}: {note}" for note in new_notes]
             for row in rows_by_metric(name, results):
                 if math.isfinite(row.estimate["mean"]):
                     rows.append(row)
@@ -117,8 +117,8 @@ class LmEval(Step):
         """Notes on a policy's model folder, and the harness's results. A resumed run does not ask
         again.
         """
-        told, log, model = output / "notes.json", context.out / LOG, context.out / "model"
-        if not told.exists():
+        notes_file, log, model = output / "notes.json", context.out / LOG, context.out / "model"
+        if not notes_file.exists():
             shutil.rmtree(output, ignore_errors=True)  # left by a run that was interrupted
             tasks = ", ".join(self.options.tasks)
             context.say(f"{context.stage}: {policy} answers {tasks} (log: {log})")
@@ -129,9 +129,9 @@ class LmEval(Step):
                 _run([*command, *self.options.args], context.folder, log)
             finally:
                 shutil.rmtree(model, ignore_errors=True)
-            told.write_text(json.dumps(list(notes)), encoding="utf-8")
+            notes_file.write_text(json.dumps(list(notes)), encoding="utf-8")
         (written,) = output.rglob("results_*.json")
-        return json.loads(told.read_text("utf-8")), json.loads(written.read_text("utf-8"))
+        return json.loads(notes_file.read_text("utf-8")), json.loads(written.read_text("utf-8"))
 
 
 def _device() -> str:
@@ -160,9 +160,9 @@ def _run(command: Sequence[str], folder: Path, log: Path) -> None:
             process.kill()  # does nothing to one that has ended
             process.wait()
     if process.returncode:
-        told = _last_lines(log.read_text("utf-8", "replace"))
+        last_lines = _last_lines(log.read_text("utf-8", "replace"))
         raise RunFailed(
-            f"lm_eval ended with exit code {process.returncode}:\n{told}\nhelp: {log} has more"
+            f"lm_eval ended with exit code {process.returncode}:\n{last_lines}\nhelp: {log} has more"
         )
 
 

@@ -123,11 +123,11 @@ class EvaluateReward(Step):
         title = (
             f"{len(pairs)} pairs of {summary['prompts']} prompts, without {summary['ties']} ties"
         )
-        told = list(notes)
+        sentences = list(notes)
         for name, one in cards.items():
-            told.append(sentence(name, one))
-            context.say(f"{context.out.name}: {told[-1]}")
-        lines = "\n".join(told)
+            sentences.append(sentence(name, one))
+            context.say(f"{context.out.name}: {sentences[-1]}")
+        lines = "\n".join(sentences)
         blocks: list[Block] = [lines, table(main_rows(rows), title), *details(rows)]
         return Artifact(summary=summary, report=Report(blocks))
 

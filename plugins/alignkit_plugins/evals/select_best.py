@@ -85,9 +85,11 @@ class SelectBest(Step):
             "results": list(map(plain, rows)),
             "notes": [f"sampled with {options.described()}", *notes],
         }
-        told = f"selected: {best}, by mean reward over {len(groups)} prompts, {left_out} left out"
+        headline = (
+            f"selected: {best}, by mean reward over {len(groups)} prompts, {left_out} left out"
+        )
         behind = table(rows, f"minus {best}", differences=True)
-        report = Report([told, table(rows), behind, "\n".join(summary["notes"])])
+        report = Report([headline, table(rows), behind, "\n".join(summary["notes"])])
         return Artifact(policy=best, summary=summary, report=report)
 
 

@@ -217,12 +217,15 @@ class Evaluate(Step):
         self, groups: Sequence[Group], evaluation: dict[str, Any], rows: Sequence[Row]
     ) -> Artifact:
         """What the step says of its numbers."""
-        told = list[str]()
+        sentences = list[str]()
         for verdict in verdicts(rows):
-            told.append(" ".join(verdict.sentences))
+            sentences.append(" ".join(verdict.sentences))
         for name, card in evaluation["judge_cards"].items():
-            told.append(sentence(name, card))
-        blocks: list[Block] = ["\n".join(evaluation["notes"]), *filter(None, ["\n".join(told)])]
+            sentences.append(sentence(name, card))
+        blocks: list[Block] = [
+            "\n".join(evaluation["notes"]),
+            *filter(None, ["\n".join(sentences)]),
+        ]
         blocks.append(table(main_rows(rows), over(evaluation)))
         policies, headline = evaluation["policies"], evaluation["headline"]
         blocks += [side_by_side(group, policies, headline) for group in groups[:SHOWN]]

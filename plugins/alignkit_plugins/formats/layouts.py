@@ -321,8 +321,8 @@ class Layout(NamedTuple):
 
     def lost(self, group: Group, rows: Sequence[Row]) -> set[str]:
         """The names of what a group says and its rows do not."""
-        said, text = json.loads(group_to_json(replace(group, meta={}))), str(rows)
-        names = set[str]().union(said, *said.get("responses", ()), *said.get("pairs", ()))
+        parts, text = json.loads(group_to_json(replace(group, meta={}))), str(rows)
+        names = set[str]().union(parts, *parts.get("responses", ()), *parts.get("pairs", ()))
         names -= {*_PARTS.split()}
         for response in group.responses:
             if str(turns_of_response(response)[-1]) not in text:

@@ -63,10 +63,10 @@ def only_of(row: Mapping[str, Any], names: Sequence[str]) -> str:
     two of them say different things.
     """
     row = columns_of(row)
-    said = [name for name in names if row.get(name) not in NOTHING]
-    if len(said) > 1 and len({str(row[name]).lower() for name in said}) > 1:
-        raise BadRow(f"{' and '.join(said)} contradict each other; rename one of them")
-    return next(iter(said), first_of(row, names))
+    filled = [name for name in names if row.get(name) not in NOTHING]
+    if len(filled) > 1 and len({str(row[name]).lower() for name in filled}) > 1:
+        raise BadRow(f"{' and '.join(filled)} contradict each other; rename one of them")
+    return next(iter(filled), first_of(row, names))
 
 
 def read_message(turn: Any, where: str) -> Message:

@@ -166,8 +166,8 @@ def groups_to_label(path: Path) -> list[Group]:
         loaded = RunData(Path, 0).read(DataSpec((DataSource(path=path.resolve()),)))
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
-    if told := skips(loaded.skipped):  # those that a format leaves out
-        typer.echo(f"{path}: {told}", err=True)
+    if skipped := skips(loaded.skipped):  # those that a format leaves out
+        typer.echo(f"{path}: {skipped}", err=True)
     return loaded.groups
 
 

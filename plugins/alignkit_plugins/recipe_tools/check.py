@@ -89,11 +89,11 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
     from alignkit.runs.stage import FIRST_ROWS
 
     folder = folder_of(recipe, out)
-    run, said = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
-    run.say = lambda text: said.setdefault(text)
+    run, printed = Run(recipe, folder, download=False), dict[str, None]()  # an ordered set
+    run.say = lambda text: printed.setdefault(text)
     rows = None if full else FIRST_ROWS
     run.prepare(run.stages, rows=rows)
-    lines = [*_data_lines(run), *said, _note(run, rows)]
+    lines = [*_data_lines(run), *printed, _note(run, rows)]
     if folder.is_dir():
         lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
@@ -154,8 +154,8 @@ def _note(run: Run, rows: int | None) -> str:
     """What was looked at. rows: of each source; None: all."""
     from alignkit.recipe.schema import BASE
 
-    looked_at = "all rows" if rows is None else f"the first {rows} rows of each source"
-    text = f"looked at {looked_at} as its chat template writes them"
+    scope = "all rows" if rows is None else f"the first {rows} rows of each source"
+    text = f"looked at {scope} as its chat template writes them"
     if run.model_source(BASE).encoder is None:
         why = "because check makes and downloads no model"
         text = f"not looked at: rows as its chat template writes them, {why}"

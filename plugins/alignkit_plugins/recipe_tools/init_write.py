@@ -67,14 +67,14 @@ _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 class Kind:
     """What a row may be.
 
-    words: many of them. columns: how `--columns` names theirs. holds: whether a row is one. tells:
-    whether such a row says so itself, or else only the command line does.
+    words: many of them. columns: how `--columns` names theirs. holds: whether a row is one.
+    is_explicit: whether such a row says so itself, or else only the command line does.
     """
 
     words: str
     columns: str
     holds: Callable[[Group], Any]
-    tells: Callable[[Group], Any] = bool
+    is_explicit: Callable[[Group], Any] = bool
 
 
 def is_number(text: Any) -> bool:
@@ -262,13 +262,13 @@ def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
     rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
     if len({row.responses[0].label for row in rows["labels"]}) < 2:
         rows["labels"] = []  # good ones are demonstrations
-    told = {word: len(list(filter(one.tells, rows[word]))) for word, one in KINDS.items()}
-    most = max(told, key=told.__getitem__)
+    counts = {word: len(list(filter(one.is_explicit, rows[word]))) for word, one in KINDS.items()}
+    most = max(counts, key=counts.__getitem__)
     kind = kind or most
     if not rows[kind]:
         expected, holds = KINDS[kind], KINDS[most].words
         help = "leave out the kind, and it is read as these"
-        if not told[most]:
+        if not counts[most]:
             holds, help = "none", f"compare responses: alignkit label {quote(str(path))}"
         text = f"{path}: expected {expected.words}, but the file holds {holds} (format {format})"
         columns = f"or say which columns are meant: --columns {expected.columns}"

@@ -86,11 +86,11 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
     every, names = dict[str, None](), flat(now)
     for change in changes(before, now):
         every[_in_words(change, names)] = None
-    told = sorted(every, key=lambda text: text.startswith("the code of"))  # the user's come first
-    if not told:
+    ordered = sorted(every, key=lambda text: text.startswith("the code of"))  # the user's first
+    if not ordered:
         return ""
-    more = f" and {len(told) - MOST} more" if len(told) > MOST else ""
-    return f" ({', '.join(told[:MOST])}{more})"
+    more = f" and {len(ordered) - MOST} more" if len(ordered) > MOST else ""
+    return f" ({', '.join(ordered[:MOST])}{more})"
 
 
 def _in_words(change: Change, names: Mapping[Path, Any]) -> str:

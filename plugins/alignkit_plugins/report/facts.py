@@ -281,16 +281,16 @@ def _run(
 
 def _warnings(folder: Path, stages: Sequence[Stage]) -> Iterator[dict[str, str]]:
     """Stage and text, the most important first, and at last those of the log."""
-    told = list[str]()
+    texts = list[str]()
     for stage in sorted(stages, key=lambda stage: (not stage.damage, not stage.evaluation)):
         for text in stage.warnings():
-            if text not in told:
-                told.append(text)
+            if text not in texts:
+                texts.append(text)
                 yield {"stage": stage.name, "text": text}
     names = [stage.name for stage in stages]
     for name, text in warnings_of(folder):
         # At its end, a run prints the stages' reports, with long lines wrapped.
-        if not any(whole.startswith(text) for whole in told):
+        if not any(whole.startswith(text) for whole in texts):
             yield {"stage": name if name in names else "", "text": text}
 
 
@@ -306,15 +306,15 @@ def _next(folder: Path, stages: Sequence[Stage], verdicts: Sequence[Any]) -> dic
     """What the recipe says to try next, and the command that talks to the best policy; empty
     without any.
     """
-    told, best, names = "", "", list[str]()
+    suggestion, best, names = "", "", list[str]()
     for stage in stages:
         names.append(stage.name)
         text = str(stage.record.get("text") or "")
         if text.startswith("next: "):
-            told = text.removeprefix("next: ")
+            suggestion = text.removeprefix("next: ")
         if stage.kind == "algorithm" and stage.state == "done" and "reward" not in stage.plugin:
             best = stage.name
     for verdict in verdicts:
         best = verdict["baseline" if verdict["outcome"] == "lost" else "policy"]
     chat = f"alignkit chat {folder / best}" if best.partition("@")[0] in names else ""
-    return {"told": told, "chat": chat}
+    return {"told": suggestion, "chat": chat}

@@ -52,16 +52,16 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     verdict = _verdict(facts["verdicts"], OF_VERDICT)
     sample = _sample(facts)
     room = LINES - _height(weak, verdict, last) - (OF_SAMPLE + 1 if sample else 0)
-    told = _laid_out("; ".join(learned))[:OF_STAGES]
-    told = told if stages and learned and room - OF_TABLE > len(told) else []
-    room -= _height(told)
+    gains = _laid_out("; ".join(learned))[:OF_STAGES]
+    gains = gains if stages and learned and room - OF_TABLE > len(gains) else []
+    room -= _height(gains)
     numbers = _numbers(facts, room)
     others = _others(facts, room - _height(numbers))
     answers = list[str]()
     if sample:
-        room = LINES - _height(weak, verdict, numbers, others, told, last)
+        room = LINES - _height(weak, verdict, numbers, others, gains, last)
         answers = _side_by_side(sample, room)
-    parts = (weak, verdict, numbers, others, told, answers, last)
+    parts = (weak, verdict, numbers, others, gains, answers, last)
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 

@@ -84,7 +84,7 @@ class HonestyAccuracy(OfPhrases):
             own = self.own or ENGLISH
             if abstains(answer, known, own):
                 return ABSTAINS
-            if not says_unknown(answer, own) and matches(answer, known, self.match):
+            if not claims_ignorance(answer, own) and matches(answer, known, self.match):
                 return RIGHT
             return WRONG
 
@@ -213,7 +213,7 @@ def names(text: str, known: Sequence[str]) -> bool:
     return any(answers.mentions(text, each, denied=True) for each in known if each.strip())
 
 
-def says_unknown(answer: str, phrases: re.Pattern[str] = ENGLISH) -> bool:
+def claims_ignorance(answer: str, phrases: re.Pattern[str] = ENGLISH) -> bool:
     """Whether an answer says that it does not know, and does not guess afterwards."""
     text = " ".join(plain(answer).split())
     found = [match.end() for match in phrases.finditer(text)]
@@ -227,7 +227,7 @@ def abstains(answer: str, known: Sequence[str] = (), phrases: re.Pattern[str] = 
     Every other sentence must say what is not so, or consist of words about the text and the
     question.
     """
-    if not says_unknown(answer, phrases):
+    if not claims_ignorance(answer, phrases):
         return False
     parts = list(_parts(answer, phrases))
     return not any(map(_answers, parts)) and not names(" ; ".join(parts), known)

@@ -44,7 +44,7 @@ __all__ = ["Malformed", "Remote", "RemoteOptions", "Reply", "key_of", "stored_re
 SHORTEST_KEY = 6  # characters: a shorter one, such as `none`, is a word of replies
 STOP_SECONDS = 0.2  # between looks at whether the run should stop
 LAST_SECONDS = 3.0  # for the last replies after a failure or a request to stop
-SAID = 200  # characters of a server's words in a message
+MOST_QUOTED = 200  # characters of a server's words in a message
 RESUME = "the replies received are stored; repeat the command to resume"
 LATE = (
     "raise 'timeout_seconds', or lower 'concurrency' to what the server answers at once: the others"
@@ -356,7 +356,7 @@ class _Requests:
 
     def _refused(self, status: int, text: bytes) -> Reply:
         """An unusable reply with the server's words. Raises RemoteError if it ends the run."""
-        words = " ".join(text.decode("utf-8", "replace").split())[:SAID]
+        words = " ".join(text.decode("utf-8", "replace").split())[:MOST_QUOTED]
         if status in OF_A_ROW:
             return Reply(reason=f"HTTP {status}: {words}")
         raise self._error(f"HTTP {status}; the server says: {words or 'nothing'}; {RESUME}")

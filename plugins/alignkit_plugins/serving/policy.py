@@ -94,7 +94,7 @@ class Policy:
         prompt: Ids,
         sampling: Sampling,
         seed: int,
-        heard: Callable[[str], None] = lambda text: None,
+        on_text: Callable[[str], None] = lambda text: None,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Answer:
         """Sample an answer: that of `alignkit.Policy.sample`, without its stop.
@@ -103,7 +103,7 @@ class Policy:
             prompt: From `prompt`.
             sampling: How to sample.
             seed: Equal ones give equal answers.
-            heard: Is given the text in pieces that no later token changes.
+            on_text: Is given the text in pieces that no later token changes.
             wanted: Asked after every token; once it is false, nothing more is written.
         """
         role, encoder, sent = self.role, self.role.encoder, ""
@@ -111,7 +111,7 @@ class Policy:
         def hear(text: str) -> None:
             nonlocal sent
             if text.startswith(sent) and text != sent:
-                heard(text[len(sent) :])
+                on_text(text[len(sent) :])
                 sent = text
 
         def wrote(tokens: Sequence[int]) -> bool:
@@ -211,8 +211,8 @@ def opened(
             if words.data is not None:
                 loaded = run.data.read(words.data)
                 data = loaded.groups
-                if told := skips(loaded.skipped):
-                    reporter.say(told)
+                if text := skips(loaded.skipped):
+                    reporter.say(text)
                 scoring = RunStage(run, replace(stage, name=command))
                 for component in specs(words.rewards, Component):
                     call(scoring.plugin(component), "check", Path.cwd())

@@ -247,7 +247,7 @@ class Endpoint:
         policy: Policy,
         asked: ChatRequest,
         prompt: Ids,
-        heard: Callable[[str], None] = lambda text: None,
+        on_text: Callable[[str], None] = lambda text: None,
         gone: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """The answer, which the model's thread writes until the client is gone or the server
@@ -258,7 +258,7 @@ class Endpoint:
         def wanted() -> bool:
             return not (gone() or self.stopping())
 
-        answer = policy.answer(prompt, sampling, asked.seed, heard, wanted)
+        answer = policy.answer(prompt, sampling, asked.seed, on_text, wanted)
         if self.stopping():
             raise Refused(503, "the server is stopping")
         return answer
@@ -270,7 +270,7 @@ class Endpoint:
         loop, gone = asyncio.get_running_loop(), threading.Event()
         pieces = asyncio.Queue[str | None]()  # None: the answer is complete
 
-        def heard(text: str) -> None:
+        def on_text(text: str) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, text)
 
         def chunk(delta: Mapping[str, str], reason: str | None = None) -> str:
@@ -279,7 +279,7 @@ class Endpoint:
 
         yield chunk({"role": "assistant", "content": ""})
         writing = loop.run_in_executor(
-            self.model, self._answer, policy, asked, prompt, heard, gone.is_set
+            self.model, self._answer, policy, asked, prompt, on_text, gone.is_set
         )
         writing.add_done_callback(lambda done: pieces.put_nowait(None))
         try:

@@ -32,7 +32,7 @@ _WORD = regex.compile(r"[^\W_]+(?:['’\-][^\W_]+)*|[^\w\s]")
 _NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
 LETTERS = 20  # a text with fewer may be in any language
 CLEARLY = 20  # how much likelier than English a language must be, as a logarithm
-LOOKED_AT = 200  # groups, for `other_languages`
+GROUPS_READ = 200  # groups, for `other_languages`
 
 
 def sampled_length(response: Response, reward: str, help: str = "") -> int:
@@ -164,7 +164,7 @@ def other_languages(groups: Sequence[Group]) -> str:
     else empty. Without py3langid, only other scripts are seen.
     """
     texts = list[str]()
-    for group in groups[:LOOKED_AT]:
+    for group in groups[:GROUPS_READ]:
         texts += [turn["content"] for turn in group.prompt[-1:]]
         texts += [all_turns(response, calls=False) for response in group.responses]
     others = [language for language in map(_other_language, texts) if language]

@@ -209,16 +209,16 @@ class Vllm(Engine):
         before, name = self._policies.get(policy, ("", 0))[0], ""
         if adapter is not None:
             folder, name = str(adapter.resolve()), f"{self._prefix}{policy}-{version}"
-            self._asked.each(lambda replica: replica.exchange(before, name, folder))
+            self._servers.each(lambda replica: replica.exchange(before, name, folder))
         self._policies[policy] = name, version
 
     def idle(self) -> None:
         if self.options.sleep:
-            self._asked.each(lambda replica: replica.rest("/sleep?level=1"))
+            self._servers.each(lambda replica: replica.rest("/sleep?level=1"))
 
     def wake(self) -> None:
         if self.options.sleep:
-            self._asked.each(lambda replica: replica.rest("/wake_up"))
+            self._servers.each(lambda replica: replica.rest("/wake_up"))
 
     def sample(
         self,
@@ -227,7 +227,7 @@ class Vllm(Engine):
         seeds: Sequence[Sequence[int]],
         sampling: Sampling,
     ) -> list[list[Completion]]:
-        replicas, (name, version) = self._asked, self._policies[policy]
+        replicas, (name, version) = self._servers, self._policies[policy]
         room, most = min(replica.room for replica in replicas.all), sampling.max_new_tokens
         longest = min(max(map(len, prompts), default=0) + most, self.setup.max_length)
         if longest > room:
@@ -241,7 +241,7 @@ class Vllm(Engine):
             bodies += [{**body, "seed": seed} for seed in numbers]
         # Greedy, a server reports log-probabilities at temperature 1; otherwise after filters.
         filters = sampling.top_p < 1 or sampling.top_k > 0 or sampling.min_new_tokens > 0
-        tells = sampling.temperature == 0 or not filters
+        is_exact = sampling.temperature == 0 or not filters
 
         def read(body: Mapping[str, Any], answer: Any) -> Completion:
             choice = answer["choices"][0]
@@ -252,7 +252,7 @@ class Vllm(Engine):
             tokens, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
             if len(tokens) != len(logprobs):
                 raise ValueError(f"{len(tokens)} tokens have {len(logprobs)} log-probabilities")
-            return Completion(tokens, logprobs if tells else None, version)
+            return Completion(tokens, logprobs if is_exact else None, version)
 
         completions = iter(replicas.ask(bodies, read, self.setup.progress))
         return [list(islice(completions, len(numbers))) for numbers in seeds]
@@ -301,7 +301,7 @@ class Vllm(Engine):
         return OwnServer.of("vLLM", words, setup.cache, environment)
 
     @property
-    def _asked(self) -> Replicas:
+    def _servers(self) -> Replicas:
         assert self._replicas is not None  # `prepare` was called
         return self._replicas
 
