@@ -21,7 +21,7 @@ from alignkit.models.generate import SamplingRequest
 from alignkit.models.packing import measure, read_prompts
 from alignkit.models.shared_model import UNMODIFIED, SharedModel, Wants
 from alignkit.testing.examples import example_groups
-from alignkit.testing.surroundings import SEED, Problems, Surroundings, conform
+from alignkit.testing.surroundings import SEED, Surroundings, Violations, conform
 from alignkit.testing.tiny import SPEC, add_noise, tiny_folder
 from alignkit.tokens.encoder import Encoded, Encoder, Ids
 
@@ -89,7 +89,7 @@ class EngineCheck:
     engine: Any  # the launcher's, as in a run
     model: SharedModel
     tolerance: float
-    problems: Problems = field(default_factory=Problems)
+    problems: Violations = field(default_factory=Violations)
 
     @cached_property
     def encoder(self) -> Encoder:

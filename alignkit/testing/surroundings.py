@@ -44,7 +44,7 @@ class ConformanceError(AssertionError):
     """The plugin breaks a rule; the message says which one and what to look for."""
 
 
-class Problems(list[str]):
+class Violations(list[str]):
     """The rules that a plugin breaks, a line each."""
 
     @contextmanager
@@ -111,7 +111,7 @@ class Surroundings:
     folder: Path
     cache: Path
     groups: Sequence[Group] | None = None
-    problems: Problems = field(default_factory=Problems)
+    problems: Violations = field(default_factory=Violations)
 
     @cached_property
     def models(self) -> TinyModels:

@@ -184,7 +184,7 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 as_checked recipe_tools.check:checked  what a run of a recipe would do
 
 [advice]
-readings formats.readings:advice  what columns may mean that no format recognizes
+mappings formats.column_mappings:advice  what columns may mean that no format recognizes
 
 [data_facts]
 data_card report.data_card:cards  how many rows, how long, which labels

@@ -14,7 +14,7 @@ from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
 from alignkit_plugins.compare.comparison import units_of
 from alignkit_plugins.compare.rows import Row, plain
-from alignkit_plugins.compare.scores import ITS_OWN, Measure, Scale, Scores, compare
+from alignkit_plugins.compare.scores import OUTCOME, Measure, Scale, Scores, compare
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import PAIRS
 from alignkit_plugins.compare.verdicts import SHORTER_IS_BETTER as SHORTER
@@ -198,7 +198,7 @@ def test_an_example_is_won_by_its_own_mean(around: Any) -> None:
     assert row.difference["mean"] == pytest.approx(-4 / 10)
     base, sft = scored[0].responses
     assert base.scores[LOSS] != sft.scores[LOSS]  # whose difference says nothing of the example
-    assert base.scores[ITS_OWN.format(LOSS)] == sft.scores[ITS_OWN.format(LOSS)] == 2.0
+    assert base.scores[OUTCOME.format(LOSS)] == sft.scores[OUTCOME.format(LOSS)] == 2.0
 
 
 def compared(values: dict[str, list[float]], **facts: Any) -> list[Row]:

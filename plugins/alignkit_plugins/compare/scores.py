@@ -19,7 +19,7 @@ from alignkit_plugins.compare.comparison import answers_of, units_of
 from alignkit_plugins.compare.rows import BASE_MODEL, COIN, Row
 
 # In files: the name of a second score, which says who is better at an example
-ITS_OWN = "{}, of this example"
+OUTCOME = "{}, of this example"
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def scores_of(
     """The table of scored answers. Those that are no part of a metric do not have its score."""
     table, prompts = Scores(dict(measures)), prompts_in(groups)
     for name in measures:
-        own = ITS_OWN.format(name)
+        own = OUTCOME.format(name)
         for policy in policies:
             for group, (prompt, unit) in zip(groups, prompts, strict=True):
                 answers = answers_of(group, policy)

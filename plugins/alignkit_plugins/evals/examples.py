@@ -26,7 +26,7 @@ from alignkit.data.group import (
 from alignkit.evaluation import held_out
 from alignkit.evaluation.split import opening
 from alignkit_plugins.compare.comparison import UNIT
-from alignkit_plugins.compare.scores import ITS_OWN, Measure, Scores, scores_of
+from alignkit_plugins.compare.scores import OUTCOME, Measure, Scores, scores_of
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, PAIRS, SHORTER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def usable(groups: Sequence[Group]) -> list[Group]:
 def measured(
     groups: Sequence[Group], policies: Mapping[str, str], context: StepContext
 ) -> list[Group]:
-    """The examples with a response of each policy that has its scores, by METRICS and as ITS_OWN.
+    """The examples with a response of each policy that has its scores, by METRICS and as OUTCOME.
 
     An example that does not fit is dropped for all. policies: the model that each name means.
     """
@@ -160,7 +160,7 @@ def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
         if known:
             values = held_out.values_of([{"accuracy": known}])["accuracy"]
             for (place, (total, count)), value in zip(known.items(), values, strict=True):
-                scores[place] |= {name: value, ITS_OWN.format(name): total / count}
+                scores[place] |= {name: value, OUTCOME.format(name): total / count}
     return scores
 
 

@@ -30,7 +30,7 @@ from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of
 from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
-from alignkit_plugins.formats.readings import Reading, readings_of
+from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from alignkit_plugins.text.rows import turns_text
@@ -230,34 +230,34 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     """
     row = first_row(path)
     chosen = {expected: column for expected, column in columns.items() if column in row}
-    readings = [Reading("", chosen)]
+    mappings = [ColumnMapping("", chosen)]
     if not chosen:
-        readings += readings_of(row, plugins().usable("format"))
+        mappings += mappings_of(row, plugins().usable("format"))
     found: list[DataFile] = []
     problems: list[DataError] = []
-    for reading in readings:
+    for mapping in mappings:
         try:
-            found.append(_read(path, name, kind, reading))
+            found.append(_read(path, name, kind, mapping))
         except UnknownFormat as error:
             help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
             problems.append(DataError(f"{error}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
         if found and (kind or found[-1].kind != "prompts"):
-            return found[-1]  # in prompts, another reading may find responses
+            return found[-1]  # in prompts, another mapping may find responses
     if not found:
         raise problems[0]
     return found[0]
 
 
-def _read(path: Path, name: str, kind: str, reading: Reading) -> DataFile:
+def _read(path: Path, name: str, kind: str, mapping: ColumnMapping) -> DataFile:
     """A file, read in one way. Raises DataError like `recognize`."""
     keys = dict[str, Any]()
-    if reading.columns:
-        keys["columns"] = dict(reading.columns)
-    named = bool(reading.format and not reading.columns)
+    if mapping.columns:
+        keys["columns"] = dict(mapping.columns)
+    named = bool(mapping.format and not mapping.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
-    loaded = RunData(Path, 0).read(data_of({reading.format: entry} if named else entry, COMMAND))
+    loaded = RunData(Path, 0).read(data_of({mapping.format: entry} if named else entry, COMMAND))
     format = loaded.sources[0].format
     rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
     if len({row.responses[0].label for row in rows["labels"]}) < 2:

@@ -24,7 +24,7 @@ WORSE = {"worse", "bad", "rejected", "rejected_response", "rejected_messages"}
 
 
 @dataclass(frozen=True)
-class Reading:
+class ColumnMapping:
     """How a recipe may say what a source's columns mean. columns: expected -> actual."""
 
     format: str
@@ -37,14 +37,14 @@ class Reading:
         return f"data: {{path: FILE, columns: {{{names}}}}}  # {self.format}"
 
 
-def readings_of(row: Any, formats: Formats) -> list[Reading]:
+def mappings_of(row: Any, formats: Formats) -> list[ColumnMapping]:
     """The ways to read a row that no format recognizes: by a format's name, or with renamed
     columns.
     """
     if not isinstance(row, Mapping):
         return []
-    readings = [Reading(name) for name, cls in formats.items() if _reads(cls, row)]
-    names = {reading.format for reading in readings}
+    mappings = [ColumnMapping(name) for name, cls in formats.items() if _reads(cls, row)]
+    names = {mapping.format for mapping in mappings}
     for columns in _renamings(row):
         renamed = with_renamed_columns(row, columns)
         fitting = [
@@ -52,8 +52,8 @@ def readings_of(row: Any, formats: Formats) -> list[Reading]:
         ]
         if len(fitting) == 1 and fitting[0] not in names:
             names.add(fitting[0])
-            readings.append(Reading(fitting[0], columns))
-    return readings
+            mappings.append(ColumnMapping(fitting[0], columns))
+    return mappings
 
 
 def _renamings(row: Mapping[str, Any]) -> Iterator[dict[str, str]]:
@@ -91,8 +91,8 @@ def _reads(format_class: type[Format], row: Any) -> bool:
 
 def advice(row: Any, formats: Formats) -> str:
     """What a user may do about such a row."""
-    if readings := readings_of(row, formats):
-        return "\n  ".join(["Say what its columns mean, as in:", *map(str, readings)])
+    if mappings := mappings_of(row, formats):
+        return "\n  ".join(["Say what its columns mean, as in:", *map(str, mappings)])
     return (
         f"Rename columns with `columns: {{expected: actual}}`, say what they mean with a "
         "`template`, or name the format (`alignkit plugins FORMAT` describes it): "
