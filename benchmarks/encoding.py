@@ -49,7 +49,14 @@ def ours(job: Job, gate: Gate) -> None:
         gate.begin()
         encoded = encode_all(Encoder(tokenizer), groups, MAX_LENGTH, scoring=True)
         gate.end(
-            texts, _sums([[*group.prompt, *row.tokens] for group in encoded for row in group.rows])
+            texts,
+            _sums(
+                [
+                    [*group.prompt, *response.tokens]
+                    for group in encoded
+                    for response in group.responses
+                ]
+            ),
         )
 
 

@@ -158,7 +158,10 @@ class Work:
 
 
 def lengths(groups: Sequence[Encoded]) -> list[Lengths]:
-    return [(len(group.prompt), [len(row.tokens) for row in group.rows]) for group in groups]
+    return [
+        (len(group.prompt), [len(response.tokens) for response in group.responses])
+        for group in groups
+    ]
 
 
 def seconds(pieces: Sequence[Sequence[float]], rates: Mapping[str, Any], dtype: str) -> float:

@@ -51,15 +51,15 @@ def peer(job: Job, gate: Gate) -> None:
     parameters = list(policy.make_trainable(models.ROLE).values())
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
     encoded = _pairs(job, policy)
-    row = pack(encoded)
-    owner = row.cells[:, 0].to(policy.device)
-    rows = sum(len(group.rows) for group in encoded)
+    packed = pack(encoded)
+    owner = packed.cells[:, 0].to(policy.device)
+    responses = sum(len(group.responses) for group in encoded)
 
     def sums(role: str) -> torch.Tensor:
         """Log-probabilities [R] of the responses, better and worse alternately."""
-        hidden = policy.hidden(role, row.layout, row.tokens)
-        logprobs, *_ = policy.logprobs(role, hidden[row.before], row.targets)
-        return logprobs.new_zeros(rows).index_add(0, owner, logprobs)
+        hidden = policy.hidden(role, packed.layout, packed.tokens)
+        logprobs, *_ = policy.logprobs(role, hidden[packed.before], packed.targets)
+        return logprobs.new_zeros(responses).index_add(0, owner, logprobs)
 
     with torch.no_grad():
         reference = sums(UNMODIFIED)

@@ -40,7 +40,9 @@ def peer(job: Job, gate: Gate) -> None:
     from alignkit.tokens.encoder import Encoded
 
     group = together(job)
-    step(job, gate, [Encoded(group.group, group.prompt, (row,)) for row in group.rows])
+    step(
+        job, gate, [Encoded(group.group, group.prompt, (response,)) for response in group.responses]
+    )
 
 
 def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
@@ -54,4 +56,4 @@ def step(job: Job, gate: Gate, groups: list[Encoded]) -> None:
         gate.begin()
         metrics = learner.step(Examples(groups), 0.0)
         losses = {"loss": metrics["loss"], "grad_norm": metrics["grad_norm"]}
-        gate.end(sum(len(group.rows) for group in groups), losses, work.pieces)
+        gate.end(sum(len(group.responses) for group in groups), losses, work.pieces)

@@ -68,11 +68,11 @@ def peer(job: Job, gate: Gate) -> None:
     encoded = demonstrations(job, tokenizer)
     rows = [
         {
-            "input_ids": [*group.prompt, *row.tokens],
-            "labels": [*(IGNORED for _ in group.prompt), *row.tokens],
+            "input_ids": [*group.prompt, *response.tokens],
+            "labels": [*(IGNORED for _ in group.prompt), *response.tokens],
         }
         for group in encoded
-        for row in group.rows
+        for response in group.responses
     ]
     packed = job.options.get("packed", False)
     micro = 1 if packed else min(job.options.get("micro", len(rows)), len(rows))

@@ -128,7 +128,7 @@ def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
     """Tokenized pairs in the columns of TRL's collator."""
     for group in groups:
         for pair in group.pairs:
-            better, worse = group.rows[pair.better].tokens, group.rows[pair.worse].tokens
+            better, worse = group.responses[pair.better].tokens, group.responses[pair.worse].tokens
             yield {
                 "prompt_ids": list(group.prompt),
                 "chosen_ids": list(better),
@@ -138,4 +138,6 @@ def preferences(groups: Sequence[Encoded]) -> Iterable[dict[str, list[int]]]:
 
 def real_tokens(groups: Sequence[Encoded]) -> int:
     """The number of tokens in all sequences, each with its prompt, without padding."""
-    return sum(len(group.prompt) + len(row.tokens) for group in groups for row in group.rows)
+    return sum(
+        len(group.prompt) + len(response.tokens) for group in groups for response in group.responses
+    )

@@ -447,10 +447,14 @@ blame: attributed_to
 Collected: Mistakes
 lag: async_level
 learned_reward: reward
+most_rows: most_slots
 on_rank0: on_main_process
+PackedBatch: Pack
 raw_rewards: rewards
+row_bytes: slot_bytes
 sampler_gap: engine_mismatch
 staleness: async_level
+update_rows: update_slots
 """)
 # Quotations and foreign names: (file, text).
 SPELLED_SO = {("alignkit/testing/examples.py", "Go on")}

@@ -101,8 +101,8 @@ likeliest_is_any_of_equal_tokens:
   test: test_lm_head.py::test_the_likeliest_tokens_are_those_of_the_largest_logits
 nested_rows:
   file: alignkit/training/rewards.py
-  old: child.reward(groups, parts, rows).reward[rows]
-  new: 'child.reward(groups, parts, rows).reward[: int(rows.sum())]'
+  old: child.reward(groups, parts, wanted).reward[wanted]
+  new: 'child.reward(groups, parts, wanted).reward[: int(wanted.sum())]'
   test: test_scoring.py::test_a_combination_makes_one_number_of_the_scores_of_its_parts
 selection_whitened:
   file: alignkit/training/rollouts.py
@@ -111,8 +111,8 @@ selection_whitened:
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 whitened_after_filter:
   file: alignkit/training/rollouts.py
-  old: self.keep = self.keep.masked_scatter(self.keep, rows)
-  new: self.keep = self.keep.masked_scatter(self.keep, rows.flip(0))
+  old: self.keep = self.keep.masked_scatter(self.keep, stays)
+  new: self.keep = self.keep.masked_scatter(self.keep, stays.flip(0))
   test: test_scoring.py::test_whitening_sees_all_that_has_a_score_and_the_penalty_comes_after_it
 penalty_is_whitened:
   file: alignkit/training/rollouts.py
@@ -294,8 +294,8 @@ draws_by_share:
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 results_by_process:
   file: alignkit/training/collectives.py
-  old: results[index] = list(islice(rows, sizes[index]))
-  new: results[sum(map(bool, results))] = list(islice(rows, sizes[index]))
+  old: results[index] = list(islice(computed, sizes[index]))
+  new: results[sum(map(bool, results))] = list(islice(computed, sizes[index]))
   test: test_reducer.py::test_every_algorithm_learns_the_same_on_several_processes
 outputs_by_process:
   file: alignkit/models/packing.py

@@ -152,8 +152,8 @@ def test_a_whole_policy_is_compared_by_its_text(shifted: Path, tmp_path: Path) -
         for response in group.responses:
             found = service.encoder.encode(Group(group.prompt, (response,)), 400)
             assert found is not None
-            assert (found.rows[0].tokens == response.tokens) == (response.source != "base")
-            assert service.encoder.decode(found.rows[0].tokens) == response.text
+            assert (found.responses[0].tokens == response.tokens) == (response.source != "base")
+            assert service.encoder.decode(found.responses[0].tokens) == response.text
 
 
 @pytest.fixture(scope="module")

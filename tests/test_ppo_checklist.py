@@ -42,7 +42,7 @@ from tests.rows import TINY, Said, pairs, read_rows, write_recipe, write_rows
 from tests.sampled import sample
 
 ITEMS: dict[int, str] = yaml.safe_load("""
-1: net/test_attention.py::test_packed_rows_match_separate_rows
+1: net/test_attention.py::test_packs_match_separate_sequences
 2: test_masks_come_from_lengths_not_from_ids
 3: models/test_sampling.py::test_every_end_token_ends_a_response
 4: test_scores_see_the_whole_response_with_its_end
@@ -294,7 +294,9 @@ def test_scores_see_the_whole_response_with_its_end(tmp_path: Path) -> None:
         ended_by(stage.stage.models.encoder, range(1, 60))
         examples = measured(stage).rollouts.examples
         rewards = examples.batch().rewards.tolist()
-        assert rewards == [len(row.tokens) for e in examples.groups for row in e.rows]
+        assert rewards == [
+            len(response.tokens) for e in examples.groups for response in e.responses
+        ]
         assert len(set(rewards)) > 3
 
 
@@ -365,9 +367,9 @@ def test_a_value_is_read_before_its_token(stage: RolloutTrainer) -> None:
     wants, prompt = Wants(values=role, logprobs=False), (20, 21, 22)
     first, changed = (written(prompt, (30, 31, token, 33)) for token in (32, 99))
     values = measure(policy, role, [first], wants)["values"][0]
-    row = pack([first])
+    packed = pack([first])
     with torch.no_grad():
-        everywhere = policy.scalars(role, policy.hidden(role, row.layout, row.tokens))
+        everywhere = policy.scalars(role, policy.hidden(role, packed.layout, packed.tokens))
     torch.testing.assert_close(values, everywhere[2:6])
     others = measure(policy, role, [changed], wants)["values"][0]
     assert torch.equal(others[:3], values[:3]) and others[3] != values[3]
@@ -448,12 +450,12 @@ def test_first_minibatch_is_on_policy(stage: RolloutTrainer, watched: Watched) -
 def test_temperature_divides_policy_old_and_reference_alike(stage: RolloutTrainer) -> None:
     move(stage)
     examples = measured(stage).rollouts.examples
-    row = pack(examples.groups)
+    packed = pack(examples.groups)
     for role, name in ((stage.role, "old_logprobs"), (UNMODIFIED, "reference_logprobs")):
         with torch.no_grad():
-            hidden = stage.model.hidden(role, row.layout, row.tokens)[row.before]
+            hidden = stage.model.hidden(role, packed.layout, packed.tokens)[packed.before]
             logits = stage.model.next_logits(role, hidden)
-        wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, row.targets[:, None])[:, 0]
+        wanted = torch.log_softmax(logits / 0.7, -1).gather(-1, packed.targets[:, None])[:, 0]
         found = examples.token_columns[name]
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
@@ -600,9 +602,9 @@ def test_a_shared_value_is_a_head_on_the_policys_own_states(tmp_path: Path, lora
         disturb(policy, value, 3.0)  # the tiny model's states are small
         examples = measured(stage).rollouts.examples
         out, given = stage.learner._forward(examples), examples.batch()
-        row = pack(examples.groups)
-        states = policy.hidden(stage.role, row.layout, row.tokens)[row.before]
-        expected = row.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
+        packed = pack(examples.groups)
+        states = policy.hidden(stage.role, packed.layout, packed.tokens)[packed.before]
+        expected = packed.unpack(states @ head[0] / math.sqrt(policy.hidden_size))
         assert float(expected[given.mask].detach().std()) > 0.01
         for found, wanted in (
             (out.values, expected),
@@ -663,7 +665,7 @@ def test_micro_batches_do_not_change_the_gradient(
     move(stage)
     ended_by(stage.stage.models.encoder, range(1, 60))
     examples = measured(stage).rollouts.examples
-    assert len({len(row.tokens) for e in examples.groups for row in e.rows}) > 3
+    assert len({len(response.tokens) for e in examples.groups for response in e.responses}) > 3
     disturb(stage.model, stage.role)  # off policy: ratios differ from 1
     found = []
     for budget in (10, 60, 10_000):
@@ -871,9 +873,9 @@ def test_ptx_is_a_token_mean_of_its_own(tmp_path: Path, monkeypatch: pytest.Monk
         learner._gradients(examples)
         ppo = copied({name: p.grad for name, p in learner.parameters.items()})
         learner.optimizer.zero_grad()
-        row = pack(own.batch(0))
-        hidden = stage.model.hidden(stage.role, row.layout, row.tokens)
-        nll = -stage.model.logprobs(stage.role, hidden[row.before], row.targets)[0].mean()
+        packed = pack(own.batch(0))
+        hidden = stage.model.hidden(stage.role, packed.layout, packed.tokens)
+        nll = -stage.model.logprobs(stage.role, hidden[packed.before], packed.targets)[0].mean()
         nll.backward()
         ptx = copied({name: p.grad for name, p in learner.parameters.items() if p.grad is not None})
         assert any(float(moved.abs().max()) > 1e-4 for moved in ptx.values())

@@ -225,7 +225,7 @@ def test_gradients_pass_through_a_quantized_base(quantization: str) -> None:
 def test_quantized_base(tmp_path: Path, quantization: str) -> None:
     done = run(small("smoke", tmp_path), tmp_path / "run", f"model.quantization={quantization}")
     check_artifacts(done)
-    assert f"base tiny: {quantization}, computing in float32, on cpu, packed rows of up" in done.err
+    assert f"base tiny: {quantization}, computing in float32, on cpu, packs of up" in done.err
 
 
 # `smoke` is one like `llama2`, and the documentation's commands run `quickstart`; `make slow` has the

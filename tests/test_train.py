@@ -131,12 +131,12 @@ def by_hand(model: SharedModel, examples: Examples) -> dict[str, torch.Tensor]:
     sums = []
     model.model.set_attn_implementation("eager")
     for group in examples.groups:
-        for row in group.rows:
-            ids = torch.tensor([*group.prompt, *row.tokens])
+        for response in group.responses:
+            ids = torch.tensor([*group.prompt, *response.tokens])
             with model.using_role("new") as network:
                 logits = network(input_ids=ids[None]).logits[0, len(group.prompt) - 1 : -1]
-            nll = -logits.log_softmax(-1).gather(1, torch.tensor(row.tokens)[:, None])[:, 0]
-            own = torch.tensor(row.mask).float()
+            nll = -logits.log_softmax(-1).gather(1, torch.tensor(response.tokens)[:, None])[:, 0]
+            own = torch.tensor(response.mask).float()
             late = own * torch.arange(1, len(own) + 1)
             sums.append(torch.stack([late @ nll, late.sum(), own @ nll, own.sum()]))
     model.model.set_attn_implementation(attention.NAME)

@@ -152,10 +152,12 @@ def likelier_now(responses: Iterable[Response], logprobs: Tensor) -> Tensor:
     from alignkit.functional import ratio
 
     weights = torch.ones_like(logprobs)
-    for row, response in enumerate(responses):
+    for index, response in enumerate(responses):
         written = response.logprobs if response.async_level else None
-        if written is not None and (count := len(written)) <= len(weights[row]):
-            weights[row, :count] = ratio(logprobs[row, :count], torch.tensor(written).to(logprobs))
+        if written is not None and (count := len(written)) <= len(weights[index]):
+            weights[index, :count] = ratio(
+                logprobs[index, :count], torch.tensor(written).to(logprobs)
+            )
     return weights
 
 
@@ -264,8 +266,8 @@ class Batch(_OnRequest):
     turn_weights: Tensor | None = None
 
     def weights(self, per: Per | Literal["token", "pair", "response", "group"]) -> Tensor:
-        """The weight of each entry of a term: 0 if it does not count, else the weight of its row,
-        and of its turn.
+        """The weight of each entry of a term: 0 if it does not count, else the weight of its
+        group, and of its turn.
 
         Args:
             per: The term's unit; the result has its shape, [R, T], [R], [P] or [G].
@@ -273,14 +275,14 @@ class Batch(_OnRequest):
         import torch
 
         per = Per(per)
-        rows = torch.tensor([group.weight for group in self.groups], device=self.mask.device)
+        groups = torch.tensor([group.weight for group in self.groups], device=self.mask.device)
         if per is Per.GROUP:
-            return rows
+            return groups
         if per is Per.PAIR:
-            return rows[self.pairs.group_index]
+            return groups[self.pairs.group_index]
         if per is Per.RESPONSE:
-            return self.mask.any(dim=1) * rows[self.group_index]
-        tokens = self.mask * rows[self.group_index][:, None]
+            return self.mask.any(dim=1) * groups[self.group_index]
+        tokens = self.mask * groups[self.group_index][:, None]
         if self.turn_weights is None:
             return tokens
         return tokens * self.turn_weights

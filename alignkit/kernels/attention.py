@@ -1,5 +1,5 @@
-"""Attention over packed rows: several groups in one row of tokens, each prompt computed once for
-all its responses.
+"""Attention over packs: several groups side by side, each prompt computed once for all its
+responses.
 
 A model loaded with `attn_implementation="alignkit"` leaves its attention to the current `Layout`.
 There is no padding, and a response's tokens see only their prompt and themselves. Transformers
@@ -75,7 +75,7 @@ AttentionInterface.register(NAME, _interface)
 
 @dataclass
 class TreeLayout:
-    """Groups in one row of tokens. Groups do not see each other; a response sees its prompt and
+    """Groups in a pack. Groups do not see each other; a response sees its prompt and
     itself.
 
     store_kv: store each layer's keys and values in `kv`, [heads, tokens, size] each; sampling
@@ -94,7 +94,7 @@ class TreeLayout:
         return torch.cat([span.positions() for span in self.spans])[None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of the row, [1, heads, tokens, size] -> [1, heads, tokens, size of v]."""
+        """Attention of the pack, [1, heads, tokens, size] -> [1, heads, tokens, size of v]."""
         if self.store_kv:
             self.kv[layer] = (k[0].detach(), v[0].detach())
         if self._attention is None:

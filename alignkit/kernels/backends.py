@@ -48,9 +48,9 @@ class Backend:
 
     One that cannot do something raises an error, and never leaves it to another.
 
-    label: its name, and the version of a plugin, for records. attention: is given a packed row's
-    spans, and computes the attention of all of its layers. decoding: computes the attention of one
-    new token per row, of rows that are sampled.
+    label: its name, and the version of a plugin, for records. attention: is given a pack's spans,
+    and computes the attention of all of its layers. decoding: computes the attention of one new
+    token per slot, while responses are sampled.
     """
 
     label = "reference"
@@ -79,12 +79,12 @@ class Backend:
         return out if adapter is None else out + adapter.term(x, self.linear)
 
     def prepare(
-        self, model: Any, adapter: str | None, rows: int, tokens: int
+        self, model: Any, adapter: str | None, slots: int, tokens: int
     ) -> AbstractContextManager[None]:
         """Let `linear` use copies of a role's weights inside, if they are worth it. Raises
         RuntimeError if they are used after a weight has changed.
 
-        model: of transformers, with peft's adapters. adapter: the role's. rows, tokens: as many are
+        model: of transformers, with peft's adapters. adapter: the role's. slots, tokens: as many are
         sampled at most.
         """
         return nullcontext()

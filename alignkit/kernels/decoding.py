@@ -1,6 +1,6 @@
-"""Attention for sampling: one new token per row against a preallocated cache.
+"""Attention for sampling: one new token per slot against a preallocated cache.
 
-The rows of the cache are right-aligned, so all of them write their next token to the same column.
+The slots of the cache are right-aligned, so all of them write their next token to the same column.
 The only mask is the empty space to the left of the shorter ones.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit.kernels.plain_attention import attention
 
-BLOCK = 32  # rows that one call of the attention decodes
+BLOCK = 32  # slots that one call of the attention decodes
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # by layer
 
@@ -30,10 +30,10 @@ class Prefill(Protocol):
 
 @dataclass(frozen=True)
 class Change:
-    """Which rows of a cache remain and which prompts enter.
+    """Which slots of a cache remain and which prompts enter.
 
-    keep: [kept] rows that remain. used: the columns that they fill. prompts: of the rows that enter
-    behind them. column: where all rows end afterwards. room: columns to allocate after it.
+    keep: [kept] slots that remain. used: the columns that they fill. prompts: of the slots that enter
+    behind them. column: where all slots end afterwards. room: columns to allocate after it.
     """
 
     keep: Tensor
@@ -43,7 +43,7 @@ class Change:
     room: int
 
     def applied(self, old: Tensor, prefill: Tensor | None) -> Tensor:
-        """The cache that follows, of rows [rows, heads, columns, size] and of a prefill [heads,
+        """The cache that follows, of slots [slots, heads, columns, size] and of a prefill [heads,
         tokens, size].
         """
         kept, column = len(self.keep), self.column
@@ -59,21 +59,21 @@ class Change:
             self.enter(new[kept:], prefill)
         return new
 
-    def enter(self, rows: Tensor, prefill: Tensor) -> None:
-        """Write the prompts' tokens into the rows that enter."""
-        for row, span in zip(rows, self.prompts, strict=True):
-            row[:, self.column - span.prompt : self.column] = prefill[
+    def enter(self, slots: Tensor, prefill: Tensor) -> None:
+        """Write the prompts' tokens into the slots that enter."""
+        for slot, span in zip(slots, self.prompts, strict=True):
+            slot[:, self.column - span.prompt : self.column] = prefill[
                 :, span.start : span.start + span.prompt
             ]
 
 
 class Decoding:
-    """A `Layout` that attends with one new token per row to all that the row has so far.
+    """A `Layout` that attends with one new token per slot to all that the slot has so far.
 
-    Rows leave and enter while others continue. Neighbors should have similar lengths: rows are
-    decoded in blocks, and a block skips the columns that all of its rows leave empty.
+    Slots leave and enter while others continue. Neighbors should have similar lengths: slots are
+    decoded in blocks, and a block skips the columns that all of its slots leave empty.
 
-    change: how its cache follows. ahead: tokens of a row that are written before anybody looks at
+    change: how its cache follows. ahead: tokens of a slot that are written before anybody looks at
     them.
     """
 
@@ -81,33 +81,33 @@ class Decoding:
     ahead: ClassVar[int] = 1
 
     def __init__(self) -> None:
-        self.column = 0  # the place of every row's next token
-        self.starts = torch.zeros(0, dtype=torch.int64)  # [rows], first column of each
-        self.cache: KeyValues = {}  # [rows, heads, columns, size] each
-        # Rows, and the first column that any of them fills
+        self.column = 0  # the place of every slot's next token
+        self.starts = torch.zeros(0, dtype=torch.int64)  # [slots], first column of each
+        self.cache: KeyValues = {}  # [slots, heads, columns, size] each
+        # Slots, and the first column that any of them fills
         self._blocks: list[tuple[slice, int]] = []
         # Masks of the present column, by the layer's window
         self._masks: dict[Hashable, Tensor] = {}
 
-    def update_rows(
+    def update_slots(
         self,
         keep: Sequence[int],
         room: int,
         prefill: Prefill | None = None,
         owners: Sequence[int] = (),
     ) -> None:
-        """Drop all rows but `keep`, then append one for each of `owners`: the prompt's index in
+        """Drop all slots but `keep`, then append one for each of `owners`: the prompt's index in
         `prefill.spans`.
 
-        prefill: has stored its prompts' keys and values. room: tokens that a row may still write.
+        prefill: has stored its prompts' keys and values. room: tokens that a slot may still write.
         """
         entering = prefill.kv if prefill else {}
         prompts = [prefill.spans[owner] for owner in owners] if prefill else []
         kept = self.starts[list(keep)]
-        # Columns that only dropped rows had filled disappear.
+        # Columns that only dropped slots had filled disappear.
         first = int(kept.min()) if len(kept) else self.column
         column = max(self.column - first, *(span.prompt for span in prompts), 0)
-        for layer, (keys, values) in entering.items():  # a layer without a cache has no rows yet
+        for layer, (keys, values) in entering.items():  # a layer without a cache has no slots yet
             self.cache.setdefault(layer, (keys[None][:0], values[None][:0]))
         device = self.cache[min(self.cache)][0].device
         change = self.change(
@@ -122,12 +122,12 @@ class Decoding:
             new_keys, new_values = entering.get(layer, (None, None))
             self.cache[layer] = change.applied(keys, new_keys), change.applied(values, new_values)
         entered = torch.tensor([column - span.prompt for span in prompts], dtype=torch.int64)
-        # Kept rows stay aligned on the right, so their first columns move with their last column.
+        # Kept slots stay aligned on the right, so their first columns move with their last column.
         self.starts = torch.cat([kept + column - self.column, entered])
         self.column = column
         self._blocks = [
-            (slice(row, row + BLOCK), int(self.starts[row : row + BLOCK].min()))
-            for row in range(0, len(self.starts), BLOCK)
+            (slice(slot, slot + BLOCK), int(self.starts[slot : slot + BLOCK].min()))
+            for slot in range(0, len(self.starts), BLOCK)
         ]
         self._masks.clear()
 
@@ -136,17 +136,17 @@ class Decoding:
         return room
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
+        """Attention of one token per slot, [slots, heads, 1, size] -> [slots, heads, 1, size of v]."""
         keys, values = self.cache[layer]
-        # Before attending, as a token sees itself. In place: all rows write one column, with no
+        # Before attending, as a token sees itself. In place: all slots write one column, with no
         # copy of the cache.
         keys[:, :, self.column] = k[:, :, 0]
         values[:, :, self.column] = v[:, :, 0]
         mask = self._mask(args.window, q.device)
-        rows, heads, _, size = q.shape
+        slots, heads, _, size = q.shape
         # The query heads that share a key head become its queries: one product per key head, and no
         # copy of the keys.
-        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
+        q = q.view(slots, k.shape[1], heads // k.shape[1], size)
         parts = []
         for block, first in self._blocks:
             seen = slice(first, self.column + 1)
@@ -160,10 +160,10 @@ class Decoding:
                 )
             )
         # Values may differ in size from queries
-        return torch.cat(parts).reshape(rows, heads, 1, -1)
+        return torch.cat(parts).reshape(slots, heads, 1, -1)
 
     def _mask(self, window: int | None, device: torch.device) -> Tensor:
-        """[rows, 1, 1, column + 1], true if a row sees a column."""
+        """[slots, 1, 1, column + 1], true if a slot sees a column."""
         if window not in self._masks:
             columns = torch.arange(self.column + 1)[None]
             sees = columns >= self.starts[:, None]

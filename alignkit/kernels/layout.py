@@ -27,16 +27,16 @@ class Layout(Protocol):
     """Computes attention for the tokens that it describes."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """q [rows, heads, tokens, size], k and v with at most as many heads -> [rows, heads,
-        tokens, size of v].
+        """q [1 or slots, heads, tokens, size], k and v with at most as many heads -> [1 or slots,
+        heads, tokens, size of v].
         """
         ...
 
 
 @dataclass(frozen=True)
 class GroupSpan:
-    """A group's place in a packed row: its first token, and the lengths of its prompt and responses
-    in tokens.
+    """A group's place in a pack: its first token, and the lengths of its prompt and responses in
+    tokens.
     """
 
     start: int

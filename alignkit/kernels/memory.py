@@ -75,7 +75,7 @@ def glibc(name: str, *arguments: int) -> None:
 class TrimOnGrowth:
     """Trims the process once it has grown by GROWTH.
 
-    Packed rows differ in size from step to step, so freed pieces that are kept fit badly. Without
+    Packs differ in size from step to step, so freed pieces that are kept fit badly. Without
     trimming, the process grows without bound: SFT of a model with 135M weights went from 2 to 4.4
     GiB in 20 steps.
     """

@@ -1,4 +1,4 @@
-"""Attention of groups in a packed row, by torch's own operators."""
+"""Attention of groups in a pack, by torch's own operators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
 
 class GroupAttention:
-    """Attention of a packed row, group by group. All layers share it, so masks are made once.
+    """Attention of a pack, group by group. All layers share it, so masks are made once.
 
     spans: the groups, one behind another from token 0.
     """
@@ -27,7 +27,7 @@ class GroupAttention:
         tokens, size of v].
         """
         # Split, not sliced: the backward pass of a slice writes a gradient as long as the whole
-        # row.
+        # pack.
         lengths = [span.length for span in self.spans]
         qs, ks, vs = (x.split(lengths, dim=2) for x in (q, k, v))
         parts = [self.group(*group, args) for group in zip(self.spans, qs, ks, vs, strict=True)]
@@ -71,14 +71,14 @@ def group_mask(
         sees[start : start + length, span.prompt : start] = False
         start += length
     if window is not None:
-        # By positions, not places in the row: between prompt and response lie other responses.
+        # By positions, not places in the pack: between prompt and response lie other responses.
         positions = span.positions()
         sees &= positions[:, None] - positions[None] < window
     return sees[first:].to(device)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, args: AttentionArgs) -> Tensor:
-    """Scaled dot-product attention, [rows, heads, tokens, size].
+    """Scaled dot-product attention, [sequences, heads, tokens, size].
 
     mask: true if a query sees a key, or what is added to the scores; None: causal.
     """

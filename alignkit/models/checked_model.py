@@ -97,20 +97,21 @@ def _shrink(config: Any) -> None:
 
 @torch.no_grad()
 def why_not_packable(model: Any, role: str) -> str:
-    """Return why a small copy, a `SharedModel`'s network with a role, cannot use packed
-    rows; empty if it can.
+    """Return why a small copy, a `SharedModel`'s network with a role, cannot use packs;
+    empty if it can.
 
     Raises RunFailed if the logits are not those of `next_logits`, which replaces the network's
     head.
     """
     network, ids = model.model, torch.arange(1, LENGTH + 1) * (VOCABULARY // (LENGTH + 1))
-    # The rows of SPANS' three responses, each behind its prompt, which the model's own attention
-    # reads one by one.
-    rows = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
+    # SPANS' three responses, each behind its prompt, which the model's own attention reads one by
+    # one.
+    sequences = [ids[:11], torch.cat([ids[:5], ids[11:14]]), ids[14:]]
     native = [
-        backbone(network)(input_ids=row[None].to(model.device)).last_hidden_state[0] for row in rows
+        backbone(network)(input_ids=each[None].to(model.device)).last_hidden_state[0]
+        for each in sequences
     ]
-    logits = network(input_ids=rows[0][None].to(model.device)).logits[0]
+    logits = network(input_ids=sequences[0][None].to(model.device)).logits[0]
     if _distance(model.next_logits(role, native[0]), logits):
         raise RunFailed(
             f"{type(network).__name__} computes its logits in a way that alignkit does not "
@@ -122,7 +123,7 @@ def why_not_packable(model: Any, role: str) -> str:
         # The first two share a prompt.
         if distance := _distance(packed, torch.cat([native[0], native[1][5:], native[2]])):
             return f"packed attention differs from the model's own by {distance:.2g}"
-        decoded = _decoded(model, role, [rows[0], rows[2]])
+        decoded = _decoded(model, role, [sequences[0], sequences[2]])
         if distance := _distance(decoded, torch.stack([native[0][-1], native[2][-1]])):
             return f"decoding token by token differs from the model's own reading by {distance:.2g}"
     except UnsupportedAttention as error:
@@ -132,14 +133,14 @@ def why_not_packable(model: Any, role: str) -> str:
     return ""
 
 
-def _decoded(model: Any, role: str, rows: Sequence[Tensor]) -> Tensor:
-    """The states of each row's last token, computed the way sampling does, [rows, hidden]."""
-    first, second = (len(row) - 1 for row in rows)
+def _decoded(model: Any, role: str, sequences: Sequence[Tensor]) -> Tensor:
+    """The states of each one's last token, computed the way sampling does, [sequences, hidden]."""
+    first, second = (len(each) - 1 for each in sequences)
     prefill = TreeLayout([GroupSpan(0, first, ()), GroupSpan(first, second, ())], store_kv=True)
-    model.hidden(role, prefill, torch.cat([row[:-1] for row in rows]))
+    model.hidden(role, prefill, torch.cat([each[:-1] for each in sequences]))
     decoding = model.backend.decoding()
-    decoding.update_rows([], 1, prefill, [0, 1])
-    ids = torch.stack([row[-1:] for row in rows]).to(model.device)
+    decoding.update_slots([], 1, prefill, [0, 1])
+    ids = torch.stack([each[-1:] for each in sequences]).to(model.device)
     positions = torch.tensor([[first], [second]], device=model.device)
     with model.using_role(role, decoding) as used:
         return last_states(used, ids, positions)[:, 0]

@@ -1,7 +1,7 @@
-"""Sampling responses with continuous batching: one prefill per prompt, and finished rows make room
+"""Sampling responses with continuous batching: one prefill per prompt, and finished responses make room
 for waiting ones.
 
-A sample depends on its prompt and its own random stream, not on the other rows of its batch (up to
+A sample depends on its prompt and its own random stream, not on the other slots of its batch (up to
 ties in fp32).
 """
 
@@ -30,17 +30,17 @@ from alignkit.models.packing import cut, read_prompts
 from alignkit.models.shared_model import SharedModel
 from alignkit.tokens.encoder import Encoder, Ids
 
-# Rows decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however
-# few rows it has.
-ROWS, ROWS_ON_GPU = 128, 1024
-# Keys and values take at most this on a CPU; fewer rows are decoded together if they need more.
+# Slots decoded together: enough to keep a CPU busy. A GPU reads all weights for each token, however
+# few slots it has.
+SLOTS, SLOTS_ON_GPU = 128, 1024
+# Keys and values take at most this on a CPU; fewer slots are decoded together if they need more.
 CACHE_BYTES = 2 * 2**30
 CACHE_SHARE = 1 / 8  # share of a CPU's memory, at most
 FREE_SHARE = 1 / 2  # share of a GPU's free memory for keys, values and logits
-LOGIT_COPIES = 6  # copies of a row's logits in fp32 that choosing a token takes
+LOGIT_COPIES = 6  # copies of a slot's logits in fp32 that choosing a token takes
 CACHES = ("past_key_values", "cache_params")  # what models call what they keep of earlier tokens
-# Replacing rows copies the cache, which takes about as long as a step. It pays once a fifth of the
-# rows is idle.
+# Replacing slots copies the cache, which takes about as long as a step. It pays once a fifth of the
+# slots is idle.
 BUSY = 0.8
 DIVERGED = (
     "the policy's next-token probabilities are NaN: training has diverged; lower learning_rate"
@@ -183,9 +183,9 @@ def generate(request: SamplingRequest, done: Done = lambda responses: None) -> C
     decoder = Decoder(request, done)
     within_memory(request.model.memory, decoder.run, decoder.halve)
     completions: Completions = [[] for _ in request.prompts]
-    for row in decoder.sequences:
+    for slot in decoder.sequences:
         # No version is published of weights that are read where they are.
-        completions[row.prompt].append(Completion(tuple(row.tokens), tuple(row.logprobs), 0))
+        completions[slot.prompt].append(Completion(tuple(slot.tokens), tuple(slot.logprobs), 0))
     return completions
 
 
@@ -220,36 +220,36 @@ class Slot:
         self.draws = self.draws[: len(self.tokens)]
 
 
-# Rows that are decoded together
+# Slots that are decoded together
 
 
-def row_bytes(config: Any, width: int, longest: int, new: int) -> int:
-    """Bytes of what a row keeps in all layers, at least 1: keys and values of its tokens.
+def slot_bytes(config: Any, width: int, longest: int, new: int) -> int:
+    """Bytes of what a slot keeps in all layers, at least 1: keys and values of its tokens.
 
     config: of the language model. width: bytes of a number. longest: tokens of the longest prompt.
-    new: tokens that a row may write.
+    new: tokens that a slot may write.
     """
     heads = largest(config, "num_attention_heads")
     of_token = 0
     if heads is not None:
         size = largest(config, "head_dim") or config.hidden_size // heads
         of_token = 2 * (largest(config, "num_key_value_heads") or heads) * size * width
-    # Twice the new tokens, because a row that has written all of its own may share the cache with a
+    # Twice the new tokens, because a slot that has written all of its own may share the cache with a
     # new one.
     return max(1, int(config.num_hidden_layers * of_token * (longest + 2 * new)))
 
 
-def most_rows(row: int, memory: float, halvings: int, vocabulary: int = 0) -> int:
-    """Rows whose keys and values fit the memory for them, halved for each time that it ran out
+def most_slots(slot: int, memory: float, halvings: int, vocabulary: int = 0) -> int:
+    """Slots whose keys and values fit the memory for them, halved for each time that it ran out
     while sampling.
 
-    row: bytes of one. memory: free bytes of a GPU, or all of a CPU's. vocabulary: its size, on a
+    slot: bytes of one. memory: free bytes of a GPU, or all of a CPU's. vocabulary: its size, on a
     GPU; 0 means a CPU.
     """
     if vocabulary:
-        rows = int(FREE_SHARE * memory) // (row + LOGIT_COPIES * 4 * vocabulary)
-        return max(1, min(ROWS_ON_GPU, rows) >> halvings)
-    return max(1, min(ROWS, int(min(CACHE_BYTES, CACHE_SHARE * memory) // row)) >> halvings)
+        slots = int(FREE_SHARE * memory) // (slot + LOGIT_COPIES * 4 * vocabulary)
+        return max(1, min(SLOTS_ON_GPU, slots) >> halvings)
+    return max(1, min(SLOTS, int(min(CACHE_BYTES, CACHE_SHARE * memory) // slot)) >> halvings)
 
 
 def has_ended(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -> bool:
@@ -267,7 +267,7 @@ def has_stopped(encoder: Encoder, tokens: Sequence[int], stops: Sequence[str]) -
 
 
 class Decoder:
-    """Writes a request. Rows share a cache: finished ones leave, and ones from the queue are
+    """Writes a request. Slots share a cache: finished ones leave, and ones from the queue are
     admitted.
 
     sequences: all of the request, by prompt and sample. ends: the tokens that end a turn, on the
@@ -283,88 +283,88 @@ class Decoder:
         self.sequences: list[Slot] = []
         for prompt, streams in enumerate(request.streams):
             for stream in streams:
-                # All draws in advance: they do not depend on when, or next to which rows, a token
+                # All draws in advance: they do not depend on when, or next to which slots, a token
                 # is written.
                 draws = seeds.generator(stream).random(request.room(prompt))
                 self.sequences.append(Slot(prompt, draws))
         self._clear()
 
     def _clear(self) -> None:
-        """Begin without rows."""
+        """Begin without slots."""
         self.decoding = self.model.backend.decoding()
-        self.rows: list[Slot] = []
-        # [rows, vocabulary] of the next tokens
+        self.slots: list[Slot] = []
+        # [slots, vocabulary] of the next tokens
         self.logits = torch.zeros(0, device=self.model.device)
 
     def run(self) -> None:
         """Write all sequences that have not ended."""
-        # Longest prompts first, so that rows of similar lengths are neighbors and little of the
+        # Longest prompts first, so that slots of similar lengths are neighbors and little of the
         # cache stays empty.
         self.queue = sorted(
-            (row for row in self.sequences if row.active), key=self.length, reverse=True
+            (slot for slot in self.sequences if slot.active), key=self.length, reverse=True
         )
-        self.limit, weights = self.most_rows(), self.model.roles[self.role]
+        self.limit, weights = self.most_slots(), self.model.roles[self.role]
         with self.model.multiplying():
             if not self.model.packs:
                 self._write_by_prompt()
                 return
-            rows = min(self.limit, len(self.queue))
+            slots = min(self.limit, len(self.queue))
             with self.model.backend.prepare(
-                weights.model, weights.adapter, rows, self.request.sampling.max_new_tokens
+                weights.model, weights.adapter, slots, self.request.sampling.max_new_tokens
             ):
                 self._write_together()
 
     def halve(self) -> bool:
-        """Take fewer rows from now on, because memory ran out. Returns whether that is possible.
+        """Take fewer slots from now on, because memory ran out. Returns whether that is possible.
 
         Those that have not ended start over: a sample depends on its draws only, not on who is
         sampled with it.
         """
         self._clear()
-        for row in self.sequences:
-            if row.active:
-                row.tokens.clear()
-                row.logprobs.clear()
+        for slot in self.sequences:
+            if slot.active:
+                slot.tokens.clear()
+                slot.logprobs.clear()
         self.model.memory.sampling_halvings += 1
         return self.limit > 1
 
-    def most_rows(self) -> int:
-        """Rows whose keys and values fit the memory for them, halved for each time that it ran out
+    def most_slots(self) -> int:
+        """Slots whose keys and values fit the memory for them, halved for each time that it ran out
         while sampling.
         """
         device, halvings = self.model.device, self.model.memory.sampling_halvings
         config, prompts = self.model.model.config.get_text_config(), self.request.prompts
         longest = max(map(len, prompts), default=0)
         new = max(map(self.request.room, range(len(prompts))), default=0)
-        row = row_bytes(config, self.model.dtype.itemsize, longest, new)
+        slot = slot_bytes(config, self.model.dtype.itemsize, longest, new)
         vocabulary = config.vocab_size if device.type == "cuda" else 0
-        return most_rows(row, available(device), halvings, vocabulary)
+        return most_slots(slot, available(device), halvings, vocabulary)
 
-    def length(self, row: Slot) -> int:
-        """Tokens of a row, with its prompt."""
-        return len(self.request.prompts[row.prompt]) + len(row.tokens)
+    def length(self, slot: Slot) -> int:
+        """Tokens of a slot, with its prompt."""
+        return len(self.request.prompts[slot.prompt]) + len(slot.tokens)
 
-    def write(self, rows: Sequence[Slot], logits: Tensor, ahead: int = 1) -> Tensor:
-        """Append up to `ahead` tokens to every active row, then look at them; return the last ones,
-        [rows]. The caller reads these, if any row still needs more.
+    def write(self, slots: Sequence[Slot], logits: Tensor, ahead: int = 1) -> Tensor:
+        """Append up to `ahead` tokens to every active slot, then look at them; return the last ones,
+        [slots]. The caller reads these, if any slot still needs more.
 
-        logits: [rows, vocabulary] of the first. Ended rows stay until the next refill. What is drawn
-        for them is dropped, and no other row reads it.
+        logits: [slots, vocabulary] of the first. Ended slots stay until the next refill. What is drawn
+        for them is dropped, and no other slot reads it.
         """
         device, sampling, count = logits.device, self.request.sampling, 1
         if ahead > 1:
-            lengths = torch.tensor([self.length(row) for row in rows])
-            room = torch.tensor([row.room if row.active else 0 for row in rows])
+            lengths = torch.tensor([self.length(slot) for slot in slots])
+            room = torch.tensor([slot.room if slot.active else 0 for slot in slots])
             count = min(ahead, max(1, int(room.max())))
-            # [count, rows]. A row without room stays at its last position.
+            # [count, slots]. A slot without room stays at its last position.
             positions = (lengths + torch.minimum(torch.arange(count)[:, None], room - 1)).to(device)
-        draws = np.zeros((count, len(rows)))
-        for column, row in enumerate(rows):
-            if row.active:
-                left = row.draws[len(row.tokens) :][:count]
+        draws = np.zeros((count, len(slots)))
+        for column, slot in enumerate(slots):
+            if slot.active:
+                left = slot.draws[len(slot.tokens) :][:count]
                 draws[: len(left), column] = left
         uniform = torch.from_numpy(draws).to(device)
-        tokens = np.array([len(row.tokens) for row in rows])
+        tokens = np.array([len(slot.tokens) for slot in slots])
         short = torch.from_numpy(tokens + np.arange(count)[:, None] < sampling.min_new_tokens)
         early = short.to(device) if short.any() else [None] * count
         chosen, logprobs = list[Tensor](), list[Tensor]()
@@ -377,27 +377,27 @@ class Decoder:
         # The only time that the host waits for the device
         ids, values = torch.stack(chosen).tolist(), torch.stack(logprobs).tolist()
         for step in range(count):
-            self.append(rows, ids[step], values[step])
+            self.append(slots, ids[step], values[step])
         return chosen[-1]
 
-    def append(self, rows: Sequence[Slot], ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Append a token to every active row, which may end it."""
+    def append(self, slots: Sequence[Slot], ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append a token to every active slot, which may end it."""
         encoder, stops, ended = self.request.encoder, self.request.sampling.stop, False
-        for row, token, logprob in zip(rows, ids, logprobs, strict=True):
-            if not row.active:
+        for slot, token, logprob in zip(slots, ids, logprobs, strict=True):
+            if not slot.active:
                 continue
             if not math.isfinite(logprob):
                 raise RunFailed(DIVERGED)
-            row.tokens.append(token)
-            row.logprobs.append(logprob)
-            row.ended = token in encoder.end_ids or has_stopped(encoder, row.tokens, stops)
-            ended = ended or not row.active
+            slot.tokens.append(token)
+            slot.logprobs.append(logprob)
+            slot.ended = token in encoder.end_ids or has_stopped(encoder, slot.tokens, stops)
+            ended = ended or not slot.active
         if self.request.wrote is not None:
-            for row in rows:
-                if row.active and not self.request.wrote(row.tokens):
-                    row.abandon()
+            for slot in slots:
+                if slot.active and not self.request.wrote(slot.tokens):
+                    slot.abandon()
         if ended:
-            self.done(sum(not row.active for row in self.sequences))
+            self.done(sum(not slot.active for slot in self.sequences))
 
     def _write_by_prompt(self) -> None:
         """Write with the model's own attention and cache, up to `limit` samples of a prompt at a
@@ -407,36 +407,36 @@ class Decoder:
         keeps = backbone(self.model.model).config.model_type != "recurrent_gemma"
         while self.queue:
             prompt = self.queue[0].prompt
-            # Rows of the same prompt have the same length, so this needs no padding and no mask.
-            rows = [row for row in self.queue[: self.limit] if row.prompt == prompt]
-            del self.queue[: len(rows)]
+            # Slots of the same prompt have the same length, so this needs no padding and no mask.
+            slots = [slot for slot in self.queue[: self.limit] if slot.prompt == prompt]
+            del self.queue[: len(slots)]
             tokens = torch.tensor(
-                [self.request.prompts[prompt]] * len(rows), device=self.model.device
+                [self.request.prompts[prompt]] * len(slots), device=self.model.device
             )
             kept: dict[str, Any] = {}
-            while any(row.active for row in rows):
+            while any(slot.active for slot in slots):
                 with self.model.using_role(self.role) as network:
                     output = backbone(network)(input_ids=tokens, use_cache=keeps, **kept)
                 kept = {name: output[name] for name in CACHES if output.get(name) is not None}
                 logits = self.model.next_logits(self.role, output.last_hidden_state[:, -1])
                 self.model.should_stop()
-                new = self.write(rows, logits)[:, None]
+                new = self.write(slots, logits)[:, None]
                 # With nothing kept, every token is computed from all before it.
                 tokens = new if kept else torch.cat([tokens, new], dim=1)
 
     def _write_together(self) -> None:
-        """Write in packed rows and one cache."""
+        """Write in slots that share a cache."""
         while self._refill():
             self.model.should_stop()
             ahead = 1 if self.request.wrote is not None else self.decoding.ahead
-            tokens = self.write(self.rows, self.logits, ahead)
-            if any(row.active for row in self.rows):
+            tokens = self.write(self.slots, self.logits, ahead)
+            if any(slot.active for slot in self.slots):
                 # The token just appended is read next; as positions count from 0, its position is
                 # the length minus 1.
-                self.logits = self._read(tokens, torch.tensor([*map(self.length, self.rows)]) - 1)
+                self.logits = self._read(tokens, torch.tensor([*map(self.length, self.slots)]) - 1)
 
     def _read(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Read a new token of each row [rows], at these positions [rows], and return the logits of
+        """Read a new token of each slot [slots], at these positions [slots], and return the logits of
         the next ones.
         """
         tokens, positions = (
@@ -449,34 +449,34 @@ class Decoder:
         return self.model.next_logits(self.role, states[:, 0])
 
     def _refill(self) -> bool:
-        """Replace finished rows once enough are idle. Returns whether there is anything left to
+        """Replace finished slots once enough are idle. Returns whether there is anything left to
         write.
         """
-        active = [row for row in self.rows if row.active]
-        if active and len(active) > BUSY * (self.limit if self.queue else len(self.rows)):
+        active = [slot for slot in self.slots if slot.active]
+        if active and len(active) > BUSY * (self.limit if self.queue else len(self.slots)):
             return True
         of_prompts: dict[int, list[Slot]] = {}
-        for row in self.queue[: self.limit - len(active)]:
-            of_prompts.setdefault(row.prompt, []).append(row)
+        for slot in self.queue[: self.limit - len(active)]:
+            of_prompts.setdefault(slot.prompt, []).append(slot)
         del self.queue[: self.limit - len(active)]
         budget = self.model.inference_budget >> self.model.memory.sampling_halvings
         # A prompt's samples read it once.
         for part in cut(
-            of_prompts.values(), lambda rows: len(self.request.prompts[rows[0].prompt]), budget
+            of_prompts.values(), lambda slots: len(self.request.prompts[slots[0].prompt]), budget
         ):
             self._admit(part)
-        if active and not of_prompts:  # nobody enters, but idle rows leave
+        if active and not of_prompts:  # nobody enters, but idle slots leave
             self._update([])
         return bool(active or of_prompts)
 
     def _admit(self, new: Sequence[Slot]) -> None:
-        """Append rows, whose prompts are read here, each once."""
-        prompts = sorted({row.prompt for row in new})
-        owners = [prompts.index(row.prompt) for row in new]
+        """Append slots, whose prompts are read here, each once."""
+        prompts = sorted({slot.prompt for slot in new})
+        owners = [prompts.index(slot.prompt) for slot in new]
         texts = [self.request.prompts[prompt] for prompt in prompts]
         layout, hidden = read_prompts(self.model, self.role, texts, store_kv=True)
         self._update(new, layout, owners)
-        # The state at a prompt's last token predicts the first new one. In the order of `rows` and
+        # The state at a prompt's last token predicts the first new one. In the order of `slots` and
         # of the cache.
         self.logits = torch.cat([self.logits, self.model.next_logits(self.role, hidden[owners])])
 
@@ -486,10 +486,10 @@ class Decoder:
         layout: TreeLayout | None = None,
         owners: Sequence[int] = (),
     ) -> None:
-        """Drop the rows that have ended, and append those that enter. owners: each one's span of
+        """Drop the slots that have ended, and append those that enter. owners: each one's span of
         the layout.
         """
-        kept = [index for index, row in enumerate(self.rows) if row.active]
+        kept = [index for index, slot in enumerate(self.slots) if slot.active]
         self.logits = self.logits[kept]
-        self.rows = [*(self.rows[index] for index in kept), *entering]
-        self.decoding.update_rows(kept, max(row.room for row in self.rows), layout, owners)
+        self.slots = [*(self.slots[index] for index in kept), *entering]
+        self.decoding.update_slots(kept, max(slot.room for slot in self.slots), layout, owners)

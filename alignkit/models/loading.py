@@ -346,7 +346,7 @@ def scorer(network: Any, head: Tensor, padding: int | None) -> Any:
     """A classifier with one label, whose logit is the score: the network's backbone with a head [1,
     hidden].
 
-    padding: the token that it skips at the end of a row, and that pads batches.
+    padding: the token that it skips at the end of a response, and that pads batches.
     """
     from transformers import AutoModelForSequenceClassification
 

@@ -1,4 +1,4 @@
-"""The memory of passes through a base model: the tokens of a packed row, layers that are computed
+"""The memory of passes through a base model: the tokens of a pack, layers that are computed
 again, and what passes need of other processes.
 """
 
@@ -27,18 +27,18 @@ T = TypeVar("T")
 
 MOST_TOKENS = 16384
 LEAST_TOKENS, LEAST_ON_GPU = 256, 512  # before any halving
-CPU_ACTIVATIONS = 2.0**30  # bytes per packed row on a CPU; longer rows are hardly faster
-SHARE = 1 / 4  # share of all memory for the activations of a packed row
+CPU_ACTIVATIONS = 2.0**30  # bytes per pack on a CPU; longer ones are hardly faster
+SHARE = 1 / 4  # share of all memory for the activations of a pack
 
 
 @dataclass
 class MemoryBudget:
-    """Tokens per packed row with gradients, so that a step's memory does not depend on the batch
+    """Tokens per pack with gradients, so that a step's memory does not depend on the batch
     size.
 
     bytes_per_token: activations that a forward pass stores for backward. halvings: how often memory
     ran out and the budget was halved. sampling_halvings: how often that happened while sampling,
-    which then takes fewer rows at a time. fixed: whether work that ran out of memory cannot be
+    which then takes fewer slots at a time. fixed: whether work that ran out of memory cannot be
     repeated, because other processes wait in the middle of it.
 
     Packing changes the last bits of the gradients, so checkpoints store the budget.
@@ -52,7 +52,7 @@ class MemoryBudget:
 
     @cached_property
     def activation_bytes(self) -> float:
-        """Bytes that the activations of a packed row may take: a power of two, up to a quarter of
+        """Bytes that the activations of a pack may take: a power of two, up to a quarter of
         all memory.
 
         Depends on total memory, not on free memory, so that a machine always packs a recipe the
@@ -66,7 +66,7 @@ class MemoryBudget:
 
     @property
     def tokens(self) -> int:
-        """The maximum number of tokens in a packed row."""
+        """The maximum number of tokens in a pack."""
         least = LEAST_TOKENS if self.device.type == "cpu" else LEAST_ON_GPU
         tokens = int(min(MOST_TOKENS, max(least, self.activation_bytes // self.bytes_per_token)))
         # The floor ends the halving: `halve` then reports that nothing shrank.
@@ -81,7 +81,7 @@ class MemoryBudget:
         return self.tokens < before
 
     def must_recompute(self, tokens: int) -> bool:
-        """Whether a row is too long to store its activations.
+        """Whether a pack is too long to store its activations.
 
         A single group cannot be cut and may exceed the budget. The limit is a quarter of all
         memory, and halves with the budget.
@@ -138,7 +138,7 @@ def within_memory(
 
 # Activation checkpointing: a layer stores only its input, and is computed again during backward.
 # Roles share one model, so by the time of backward another role may be active, and attention may
-# follow the layout of another packed row. The second computation restores both; otherwise gradients
+# follow the layout of another pack. The second computation restores both; otherwise gradients
 # would be wrong without an error.
 
 Restore = Callable[[], AbstractContextManager[Any]]
@@ -213,7 +213,7 @@ class Passes:
 
 
 def last_states(network: Any, tokens: Tensor, positions: Tensor) -> Tensor:
-    """The last hidden states [rows, tokens, hidden] of tokens at positions, both [rows, tokens]."""
+    """The last hidden states [sequences, tokens, hidden] of tokens at positions, both [sequences, tokens]."""
     states: Tensor = backbone(network)(
         input_ids=tokens, position_ids=positions, use_cache=False
     ).last_hidden_state

@@ -113,7 +113,7 @@ class RolePolicy:
             self.encoder.encode(group, self.loaded.max_length, scoring=wants.scores)
             for group in groups
         ]
-        fitting = [e for e in encoded if e is not None and e.rows]
+        fitting = [e for e in encoded if e is not None and e.responses]
         role = self.loaded.role(self.reference)
         with self.loaded.progress(f"measuring {self.reference}", len(fitting)) as done:
             columns = measure(self.model, role, fitting, wants, done)
@@ -171,11 +171,11 @@ class RolePolicy:
         model, role = self.model, self.loaded.role(self.reference)
         logprobs = torch.full((len(prompts), len(answers)), float("nan"))
         first = torch.zeros(logprobs.shape, dtype=torch.long)
-        rows: list[Ids] = []
+        questions: list[Ids] = []
         fitting: list[list[int]] = []
         for index, prompt in enumerate(prompts):
-            row, tokens = self.encoder.answers(prompt, prefill, answers)
-            if not row:
+            ids, tokens = self.encoder.answers(prompt, prefill, answers)
+            if not ids:
                 raise DataError(
                     "cannot answer an empty prompt: this tokenizer does not begin texts with a "
                     "special token"
@@ -186,16 +186,18 @@ class RolePolicy:
                     f"the answers {list(answers)} begin with the same token; choose others"
                 )
             first[index] = torch.tensor(beginnings)
-            rows.append(row)
-            if len(row) <= model.context_length:
+            questions.append(ids)
+            if len(ids) <= model.context_length:
                 fitting.append([index])
 
         with self.loaded.progress(f"asking {self.reference}", len(fitting)) as done:
 
             def measure_all() -> None:
                 measured = 0
-                for batch in cut(fitting, lambda unit: len(rows[unit[0]]), model.inference_budget):
-                    _, hidden = read_prompts(model, role, [rows[index] for index in batch])
+                for batch in cut(
+                    fitting, lambda unit: len(questions[unit[0]]), model.inference_budget
+                ):
+                    _, hidden = read_prompts(model, role, [questions[index] for index in batch])
                     next_logprobs = torch.log_softmax(model.next_logits(role, hidden), dim=-1)
                     logprobs[batch] = next_logprobs.cpu().gather(1, first[batch])
                     done(measured := measured + len(batch))
@@ -275,16 +277,16 @@ class WholeRewardModel(RolePolicy):
     def scores(self, groups: Sequence[Group]) -> list[float | None]:
         """Score all responses in order; None if the prompt does not fit."""
         limit = getattr(self.network.config, "max_position_embeddings", DEFAULT_CONTEXT_LENGTH)
-        rows: list[Ids | None] = []
+        texts: list[Ids | None] = []
         for group in groups:
             # Text, because this model has another vocabulary than the policy.
-            rows += [self._row(group, response, limit) for response in group.responses]
-        fitting = [row for row in rows if row is not None]
+            texts += [self._ids(group, response, limit) for response in group.responses]
+        fitting = [ids for ids in texts if ids is not None]
         scored = iter(within_memory(self.memory, lambda: self._score(fitting)))
         self.report_unread()
-        return [None if row is None else next(scored) for row in rows]
+        return [None if ids is None else next(scored) for ids in texts]
 
-    def _row(self, group: Group, response: Response, limit: int) -> Ids | None:
+    def _ids(self, group: Group, response: Response, limit: int) -> Ids | None:
         """A conversation as the template renders it; None if the prompt does not fit.
 
         It needs no prompt of its own in front of the answer. Counts as `Encoder.encode` does, and
@@ -307,35 +309,35 @@ class WholeRewardModel(RolePolicy):
         encoder.count("cut", group)
         return ids[: limit - len(encoder.closing)] + encoder.closing
 
-    def _score(self, rows: Sequence[Ids]) -> list[float]:
-        """Score rows of similar lengths together, padded on the right."""
-        scores = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    def _score(self, texts: Sequence[Ids]) -> list[float]:
+        """Score texts of similar lengths together, padded on the right."""
+        scores = [0.0] * len(texts)
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         while order:
-            longest = len(rows[order[-1]])
+            longest = len(texts[order[-1]])
             # As many tokens as any pass without gradients
             batch = order[-max(1, 4 * self.memory.tokens // longest) :]
             del order[-len(batch) :]
             for index, score in zip(
-                batch, self._logits([rows[index] for index in batch]).tolist(), strict=True
+                batch, self._logits([texts[index] for index in batch]).tolist(), strict=True
             ):
                 scores[index] = score
         return scores
 
-    def _logits(self, rows: Sequence[Ids]) -> Tensor:
-        """The scores of some rows, [rows]. Transformers reads each at its last token that does not
+    def _logits(self, texts: Sequence[Ids]) -> Tensor:
+        """The scores of some texts, [texts]. Transformers reads each at its last token that does not
         count as padding.
         """
         config = self.network.config
         own = pad = config.pad_token_id
         if pad is None:
-            used = set(itertools.chain.from_iterable(rows))
+            used = set(itertools.chain.from_iterable(texts))
             pad = next(token for token in itertools.count() if token not in used)
-        ids = [torch.tensor(row) for row in rows]
+        ids = [torch.tensor(text) for text in texts]
         tokens = pad_sequence(ids, batch_first=True, padding_value=pad).to(self.network.device)
-        mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+        mask = pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
         mask = mask.to(self.network.device)
-        config.pad_token_id = pad if len(rows) > 1 else own
+        config.pad_token_id = pad if len(texts) > 1 else own
         try:
             logits: Tensor = self.network(input_ids=tokens, attention_mask=mask).logits[:, 0]
         finally:

@@ -17,7 +17,7 @@ def choose(
     """Choose the next tokens [n]; also return their log-probabilities [n] at the sampling
     temperature, unfiltered.
 
-    logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, rows that may
+    logits: [n, vocabulary] fp32. draws: [n] fp64, uniform in [0, 1). early: [n] bool, slots that may
     not end yet; None: all may. ends: [m] the end tokens, on the device. Nothing looks at the
     results, for which a GPU would have to be waited for.
     """
@@ -60,7 +60,7 @@ def _last(cumulative: Tensor) -> Tensor:
 
 
 def _forbid_ends(scores: Tensor, early: Tensor | None, ends: Tensor) -> Tensor:
-    """Mask the end tokens of rows that may not end yet."""
+    """Mask the end tokens of slots that may not end yet."""
     if early is None:
         return scores
     scores = scores.clone()

@@ -1,5 +1,5 @@
-"""The path of numbers: encoded groups in packed rows, the forward pass of training and measuring,
-and batches.
+"""The path of numbers: encoded groups in packs, the forward pass of training and measuring, and
+batches.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ T = TypeVar("T")
 FIELDS = ("old_logprobs", "reference_logprobs", "old_values", "rewards")
 
 
-# Packed rows
+# Packs
 
 
 @dataclass(frozen=True)
-class PackedBatch:
-    """Encoded groups in one row of N tokens, with R responses of up to T tokens, n of which count.
+class Pack:
+    """Encoded groups side by side: N tokens, with R responses of up to T tokens, n of which count.
 
-    layout: which tokens attend to which. tokens: [N] the row. targets: [n] the counted tokens.
-    before: [n] index in the row of each target's predecessor. cells: [n, 2] response and token
-    index of each target. scored: [R] index in the row of the token at which each response is
+    layout: which tokens attend to which. tokens: [N] of all groups. targets: [n] the counted tokens.
+    before: [n] index in `tokens` of each target's predecessor. cells: [n, 2] response and token
+    index of each target. scored: [R] index in `tokens` of the token at which each response is
     scored. shape: (R, T). All tensors are int64.
     """
 
@@ -57,13 +57,13 @@ class PackedBatch:
 
 def pack(
     groups: Sequence[Encoded], pad_token_id: int | None = None, device: torch.device | str = "cpu"
-) -> PackedBatch:
+) -> Pack:
     """Lay groups side by side; each prompt appears once, before its responses.
 
     pad_token_id: the token that a reward model skips at the end of a response, and of the prompt if
     nothing else is left.
     """
-    row: list[int] = []
+    ids: list[int] = []
     spans: list[GroupSpan] = []
     # Each response has its first token, the last one of its prompt, the last one that is read, and
     # its length.
@@ -75,27 +75,29 @@ def pack(
     for group in groups:
         spans.append(
             GroupSpan(
-                len(row), len(group.prompt), tuple(len(response.tokens) for response in group.rows)
+                len(ids),
+                len(group.prompt),
+                tuple(len(response.tokens) for response in group.responses),
             )
         )
-        row += group.prompt
+        ids += group.prompt
         # An empty prompt has no last token, but then no response's first token counts, and nothing
         # reads this index.
-        prompt_end = len(row) - 1
-        for response in group.rows:
+        prompt_end = len(ids) - 1
+        for response in group.responses:
             read = (
                 len(response.tokens)
                 if pad_token_id is None
                 else _read(group.prompt, response.tokens, pad_token_id)
             )
-            # What precedes the response in the row may be another one.
-            scored.append(len(row) + read - 1 if read > 0 else prompt_end + read)
-            starts.append(len(row))
+            # What precedes the response in the pack may be another one.
+            scored.append(len(ids) + read - 1 if read > 0 else prompt_end + read)
+            starts.append(len(ids))
             prompt_ends.append(prompt_end)
             sizes.append(len(response.tokens))
-            row += response.tokens
+            ids += response.tokens
             counts += response.mask
-    tokens, lengths = np.array(row, dtype=np.int64), np.array(sizes, dtype=np.int64)
+    tokens, lengths = np.array(ids, dtype=np.int64), np.array(sizes, dtype=np.int64)
     counted = np.array(counts, dtype=bool)
     # [n] each, of the counted tokens: the response, and the index in it (a running number minus
     # where it starts).
@@ -104,7 +106,7 @@ def pack(
         counted
     ]
     targets = np.array(starts, dtype=np.int64)[response_index] + token_index
-    # In the row, a first token may follow another response; what predicts it is the end of its
+    # In the pack, a first token may follow another response; what predicts it is the end of its
     # prompt.
     before = np.where(
         token_index > 0, targets - 1, np.array(prompt_ends, dtype=np.int64)[response_index]
@@ -114,7 +116,7 @@ def pack(
         # The host does not wait for earlier work of the device.
         return torch.from_numpy(values).to(device, non_blocking=True)
 
-    return PackedBatch(
+    return Pack(
         layout=TreeLayout(spans),
         tokens=copied(tokens),
         targets=copied(tokens[targets]),
@@ -181,7 +183,7 @@ class Examples:
     """Encoded groups with columns of measured numbers, in the order of their responses.
 
     token_columns: fp32 [N], for the N tokens of all responses, one response after the other.
-    columns: [responses]. signal_names: the columns that hold an algorithm's signals.
+    columns: [responses]. signal_names: the columns that an algorithm's `signal` returned.
     """
 
     groups: list[Encoded]
@@ -190,37 +192,37 @@ class Examples:
     signal_names: tuple[str, ...] = ()
 
     @cached_property
-    def rows(self) -> list[ResponseTokens]:
+    def responses(self) -> list[ResponseTokens]:
         """The responses of all groups."""
-        return [*chain.from_iterable(group.rows for group in self.groups)]
+        return [*chain.from_iterable(group.responses for group in self.groups)]
 
     @cached_property
     def offsets(self) -> list[int]:
         """Index of each group's first response, and the number of responses."""
-        return [0, *np.cumsum([len(group.rows) for group in self.groups]).tolist()]
+        return [0, *np.cumsum([len(group.responses) for group in self.groups]).tolist()]
 
     @cached_property
     def token_offsets(self) -> np.ndarray:
         """Index of each response's first token, and the number of tokens, int64 [responses + 1]."""
-        return np.cumsum([0, *(len(row.tokens) for row in self.rows)])
+        return np.cumsum([0, *(len(response.tokens) for response in self.responses)])
 
-    def rows_of(self, indices: Sequence[int]) -> list[int]:
+    def places_of(self, indices: Sequence[int]) -> list[int]:
         """Indices of these groups' responses."""
-        rows: list[int] = []
+        places: list[int] = []
         for i in indices:
-            rows += range(self.offsets[i], self.offsets[i + 1])
-        return rows
+            places += range(self.offsets[i], self.offsets[i + 1])
+        return places
 
     def take(self, indices: Sequence[int]) -> Examples:
         """Select groups, with their columns."""
-        rows = self.rows_of(indices)
+        places = self.places_of(indices)
         starts, ends = self.token_offsets[:-1], self.token_offsets[1:]
-        tokens = [np.arange(starts[row], ends[row]) for row in rows if self.token_columns]
-        places = torch.from_numpy(np.concatenate([np.arange(0), *tokens]))
+        tokens = [np.arange(starts[place], ends[place]) for place in places if self.token_columns]
+        of_tokens = torch.from_numpy(np.concatenate([np.arange(0), *tokens]))
         return Examples(
             [self.groups[i] for i in indices],
-            {name: column[places] for name, column in self.token_columns.items()},
-            {name: column[rows] for name, column in self.columns.items()},
+            {name: column[of_tokens] for name, column in self.token_columns.items()},
+            {name: column[places] for name, column in self.columns.items()},
             self.signal_names,
         )
 
@@ -243,8 +245,8 @@ class Examples:
         }
         for name, column in self.token_columns.items():
             arrays[name] = self._padded(column).to(device)
-        masks = chain.from_iterable(row.mask for row in self.rows)
-        tokens = chain.from_iterable(row.tokens for row in self.rows)
+        masks = chain.from_iterable(response.mask for response in self.responses)
+        tokens = chain.from_iterable(response.tokens for response in self.responses)
         weights = self._padded(torch.tensor([*masks], dtype=torch.float32))
         mask = weights > 0
         # Compared here: a GPU would have to be waited for
@@ -258,7 +260,7 @@ class Examples:
             ),
             pairs=self._pairs(device),
             truncated=torch.tensor(
-                [row.truncated for row in self.rows], dtype=torch.bool, device=device
+                [response.truncated for response in self.responses], dtype=torch.bool, device=device
             ),
             signals={name: arrays[name] for name in self.signal_names},
             turn_weights=weights.to(device) if weighted else None,
@@ -305,12 +307,12 @@ def _integers(values: Sequence[int] | np.ndarray, device: torch.device | str) ->
     return torch.as_tensor(values, dtype=torch.int64, device=device)
 
 
-def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outputs:
+def join_outputs(outs: Sequence[Outputs], places: Sequence[Sequence[int]]) -> Outputs:
     """The outputs of micro-batches as one, padded to the longest response of all.
 
-    rows: the place of each micro-batch's responses in the result; together they are all places.
+    places: of each micro-batch's responses in the result; together they are all places.
     """
-    order = torch.tensor([*chain.from_iterable(rows)]).argsort()
+    order = torch.tensor([*chain.from_iterable(places)]).argsort()
     joined: dict[str, Tensor] = {}
     for name in vars(outs[0]):
         tables = [getattr(out, name) for out in outs]
@@ -328,9 +330,7 @@ def join_outputs(outs: Sequence[Outputs], rows: Sequence[Sequence[int]]) -> Outp
 def read_prompts(
     model: SharedModel, role: str, prompts: Sequence[Ids], *, store_kv: bool = False
 ) -> tuple[TreeLayout, Tensor]:
-    """Read prompts in one packed row: its layout, and the states at their last tokens, [prompts,
-    hidden].
-    """
+    """Read prompts in one pack: its layout, and the states at their last tokens, [prompts, hidden]."""
     tokens: list[int] = []
     spans: list[GroupSpan] = []
     for prompt in prompts:
@@ -342,7 +342,7 @@ def read_prompts(
 
 
 def forward(model: SharedModel, role: str, examples: Examples, wants: Wants) -> Outputs:
-    """Run a role over examples in one packed row.
+    """Run a role over examples in one pack.
 
     Returns fp32 tables [responses, tokens], zero where no token counts; scores are [responses].
     With gradients enabled they reach the role's parameters and those of the value role.
@@ -391,15 +391,17 @@ def measure(
             model.should_stop()
             part = examples.take(indices)
             count += len(indices)
-            if not part.rows:
+            if not part.responses:
                 continue
             for name, table in vars(forward(model, role, part, wants)).items():
-                column = measured.setdefault(name, [torch.empty(0)] * len(examples.rows))
-                for place, row, values in zip(
-                    examples.rows_of(indices), part.rows, table.cpu(), strict=True
+                column = measured.setdefault(name, [torch.empty(0)] * len(examples.responses))
+                for place, response, values in zip(
+                    examples.places_of(indices), part.responses, table.cpu(), strict=True
                 ):
                     # Cloned, because a view would keep the whole padded table in memory.
-                    column[place] = values[: len(row.tokens)].clone() if values.dim() else values
+                    column[place] = (
+                        values[: len(response.tokens)].clone() if values.dim() else values
+                    )
             done(count)
         return measured
 

@@ -66,7 +66,7 @@ class Role:
 
     adapter: None runs the model without one. head: [1, hidden] fp32, if the role has a scalar head.
     backbone_role: the role whose hidden states the head reads, if this role is only a head. pad_token_id:
-    the token that a reward model skips at the end of a row, as transformers skips padding.
+    the token that a reward model skips at the end of a response, as transformers skips padding.
     """
 
     model: Any
@@ -133,9 +133,7 @@ class SharedModel:
         return Encoder(self.tokenizer, self.chat, self.end_ids)
 
     def _load_network(self) -> None:
-        """Load the base for packed rows or, if it computes something else in them, with its own
-        attention.
-        """
+        """Load the base for packs or, if it computes something else in them, with its own attention."""
         self.packs = True
         self.model = checked_model.small_copy(self.spec, self.source, self.origin.revision).to(
             self.device
@@ -274,9 +272,7 @@ class SharedModel:
     # Forward passes
 
     def hidden(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
-        """Compute a role's last hidden states [tokens, hidden] of a packed row of tokens
-        [tokens].
-        """
+        """Compute a role's last hidden states [tokens, hidden] of a pack of tokens [tokens]."""
         if not self.packs:
             return self._hidden_separately(name, layout, tokens)
 
@@ -295,19 +291,19 @@ class SharedModel:
         return self.passes.forward(name, run)
 
     def _hidden_separately(self, name: str, layout: TreeLayout, tokens: Tensor) -> Tensor:
-        """Compute the same with the model's own attention: each response in a row of its own,
-        behind its prompt.
+        """Compute the same with the model's own attention: each response by itself, behind its
+        prompt.
         """
         parts: list[Tensor] = []
         with self.using_role(name) as model:
             for span in layout.spans:
                 prompt = tokens[span.start : span.start + span.prompt]
                 start = span.start + span.prompt
-                # A prompt by itself is one row
+                # A prompt by itself is one sequence
                 for index, length in enumerate(span.responses or (0,)):
-                    row = torch.cat([prompt, tokens[start : start + length]])[None].to(self.device)
-                    states = backbone(model)(input_ids=row, use_cache=False).last_hidden_state[0]
-                    # The prompt's states appear once, as in a packed row.
+                    ids = torch.cat([prompt, tokens[start : start + length]])[None].to(self.device)
+                    states = backbone(model)(input_ids=ids, use_cache=False).last_hidden_state[0]
+                    # The prompt's states appear once, as in a pack.
                     parts.append(states if index == 0 else states[span.prompt :])
                     start += length
         return torch.cat(parts)
@@ -377,7 +373,7 @@ class SharedModel:
         """Longest sequence the base was made for, in tokens."""
         rope = getattr(self._config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            # Beyond this length the positions of the whole packed row change, so results would
+            # Beyond this length the positions of the whole pack change, so results would
             # depend on its neighbors.
             return int(
                 rope.get("original_max_position_embeddings") or self._config.max_position_embeddings
@@ -386,12 +382,12 @@ class SharedModel:
 
     @property
     def token_budget(self) -> int:
-        """Most tokens of a packed row with gradients; see `MemoryBudget`."""
+        """Most tokens of a pack with gradients; see `MemoryBudget`."""
         return self.memory.tokens
 
     @property
     def inference_budget(self) -> int:
-        """Most tokens of a packed row without gradients, for which no activations are stored."""
+        """Most tokens of a pack without gradients, for which no activations are stored."""
         return 4 * self.token_budget
 
     # Disk

@@ -59,16 +59,16 @@ def locate_model(base: str) -> str:
 
 
 def _description(spec: ModelSpec, model: SharedModel) -> str:
-    """`bfloat16 on cpu, packed rows of up to 8192 tokens`."""
-    dtype, rows = model.dtype_name, f"packed rows of up to {model.token_budget} tokens"
+    """`bfloat16 on cpu, packs of up to 8192 tokens`."""
+    dtype, passes = model.dtype_name, f"packs of up to {model.token_budget} tokens"
     if spec.quantization != "none":
         dtype = f"{spec.quantization}, computing in {dtype},"
     if model.unpacked_because:
-        rows = (
+        passes = (
             "one sequence at a time, because its attention does not support packing "
             f"({model.unpacked_because})"
         )
-    return f"{dtype} on {model.device.type}, {rows}"
+    return f"{dtype} on {model.device.type}, {passes}"
 
 
 class ModelSource:

@@ -172,9 +172,9 @@ class AlgorithmCheck:
         )
 
     def _is_learnable(self, encoded: Encoded) -> bool:
-        is_complete = self.rollouts or len(encoded.rows) >= self.needs.min_samples
+        is_complete = self.rollouts or len(encoded.responses) >= self.needs.min_samples
         has_pairs = bool(encoded.pairs) or not self.needs.pairs
-        return is_complete and has_pairs and any(True in row.mask for row in encoded.rows)
+        return is_complete and has_pairs and any(True in one.mask for one in encoded.responses)
 
     def _measured(self, algorithm: Algorithm, groups: Sequence[Group]) -> Examples:
         """Encoded, with the log-probabilities that the algorithm needs, and no others."""

@@ -147,10 +147,10 @@ class EngineCheck:
                 f"{what} are None, which is for top_k, top_p and min_new_tokens only"
             )
             return responses
-        rows = [Encoded.of(sample.prompt, sample.response) for sample in samples]
-        measured = measure(self.model, role, rows, Wants(temperature=temperature))["logprobs"]
-        for row, sample in zip(measured, samples, strict=True):
-            gap = max(gap, float((row - torch.tensor(sample.logprobs)).abs().max()))
+        encoded = [Encoded.of(sample.prompt, sample.response) for sample in samples]
+        measured = measure(self.model, role, encoded, Wants(temperature=temperature))["logprobs"]
+        for own, sample in zip(measured, samples, strict=True):
+            gap = max(gap, float((own - torch.tensor(sample.logprobs)).abs().max()))
         if gap > self.tolerance:
             self.problems.append(
                 f"{what} differ from training's by up to {gap:.3g} nats: {WEIGHTS}"

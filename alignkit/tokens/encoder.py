@@ -128,23 +128,23 @@ class ResponseTokens:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A group in tokens. rows: its responses. pairs: indices into `rows`; their tokens differ."""
+    """A group in tokens. pairs: indices into `responses`; their tokens differ."""
 
     group: Group
     prompt: Ids
-    rows: tuple[ResponseTokens, ...]
+    responses: tuple[ResponseTokens, ...]
     pairs: tuple[Pair, ...] = ()
 
     @classmethod
     def of(cls, prompt: Ids, *responses: Ids) -> Encoded:
         """Token ids of no group, of which all in the responses count."""
-        rows = (ResponseTokens(ids, (True,) * len(ids)) for ids in responses)
-        return cls(Group(()), prompt, tuple(rows))
+        counted = (ResponseTokens(ids, (True,) * len(ids)) for ids in responses)
+        return cls(Group(()), prompt, tuple(counted))
 
     @property
     def length(self) -> int:
-        """Tokens in a packed row, where the prompt appears once."""
-        return len(self.prompt) + sum(len(row.tokens) for row in self.rows)
+        """Tokens in a pack, where the prompt appears once."""
+        return len(self.prompt) + sum(len(response.tokens) for response in self.responses)
 
 
 # A group, its prompt as text, and its conversations as far as they become tokens; None for a
@@ -500,29 +500,29 @@ class Encoder:
         if keep < 1:
             self.count("no_room", group)
             return []
-        rows = []
+        encoded = []
         for response, conversation in zip(group.responses, conversations, strict=True):
             if conversation is None:
-                row = self._own(group, response, scoring)
+                one = self._own(group, response, scoring)
             else:
-                row = self._row(group, response, conversation, text, turns, scoring)
-            if len(row.tokens) > room:
+                one = self._learned(group, response, conversation, text, turns, scoring)
+            if len(one.tokens) > room:
                 self.count("cut", group)
-                row = ResponseTokens(
-                    row.tokens[:keep] + end, row.mask[:keep] + (True,) * len(end), not scoring
+                one = ResponseTokens(
+                    one.tokens[:keep] + end, one.mask[:keep] + (True,) * len(end), not scoring
                 )
-            rows.append(row)
+            encoded.append(one)
         pairs = list[Pair]()
         for pair in resolved_pairs(group):
-            better, worse = rows[pair.better], rows[pair.worse]
+            better, worse = encoded[pair.better], encoded[pair.worse]
             # Without a counted token a response's log-probability would be 0.
-            one, other = group.responses[pair.better].text, group.responses[pair.worse].text
-            is_equal = better.tokens == worse.tokens or _typed_otherwise(one, other)
+            texts = group.responses[pair.better].text, group.responses[pair.worse].text
+            is_equal = better.tokens == worse.tokens or _typed_otherwise(*texts)
             if not is_equal and (scoring or (any(better.mask) and any(worse.mask))):
                 pairs.append(pair)
             else:
                 self.count("equal_pairs", group)
-        return [Encoded(group, prompt, tuple(rows), tuple(pairs))]
+        return [Encoded(group, prompt, tuple(encoded), tuple(pairs))]
 
     # Responses
 
@@ -546,7 +546,7 @@ class Encoder:
                 tokens, written = tokens[:-1], written[:-1]
         return ResponseTokens(tokens + end, written + (True,) * len(end))
 
-    def _row(
+    def _learned(
         self,
         group: Group,
         response: Response,
@@ -597,25 +597,27 @@ def is_document(group: Group) -> bool:
 
 
 def chunks(document: Encoded, max_length: int) -> list[Encoded]:
-    """A document in rows of at most `max_length` tokens; none if not even two tokens fit.
+    """A document in chunks of at most `max_length` tokens; none if not even two tokens fit.
 
-    Each row begins with the beginning-of-sequence token, if there is one. Every row but the first
-    repeats the last token before it as context, which does not count. So every token counts once,
-    and is predicted from the one before.
+    Each chunk begins with the beginning-of-sequence token, if there is one. Every chunk but the
+    first repeats the last token before it as context, which does not count. So every token counts
+    once, and is predicted from the one before.
     """
-    (text,) = document.rows
+    (text,) = document.responses
     room = max_length - len(document.prompt)
     if room < 2:
         return []
-    rows = []
+    pieces = []
     for start in range(0, max(1, len(text.tokens) - 1), room - 1):
         end = start + room
         mask = text.mask[start:end]
         if start:
             mask = (False, *mask[1:])
-        row = ResponseTokens(text.tokens[start:end], mask, text.truncated or end < len(text.tokens))
-        rows.append(replace(document, rows=(row,)))
-    return rows
+        piece = ResponseTokens(
+            text.tokens[start:end], mask, text.truncated or end < len(text.tokens)
+        )
+        pieces.append(replace(document, responses=(piece,)))
+    return pieces
 
 
 def _typed_otherwise(one: str, other: str) -> bool:

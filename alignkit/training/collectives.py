@@ -92,9 +92,9 @@ class Collectives:
         mine = shares[self.process]
         results: list[list[T]] = [[] for _ in sizes]
         for share, found in zip(shares, self.gather(list(work(mine)) if mine else []), strict=True):
-            rows = iter(found)
+            computed = iter(found)
             for index in share:
-                results[index] = list(islice(rows, sizes[index]))
+                results[index] = list(islice(computed, sizes[index]))
         return [*chain.from_iterable(results)]
 
     def sum(self, values: Mapping[Key, float]) -> dict[Key, float]:

@@ -92,7 +92,7 @@ class StageEncoder:
             return
         unknown = total = 0
         for e in encoded:
-            for ids in (e.prompt, *(row.tokens for row in e.rows)):
+            for ids in (e.prompt, *(response.tokens for response in e.responses)):
                 unknown += ids.count(tokenizer.unk_token_id)
                 total += len(ids)
         if unknown > UNKNOWN * total:
@@ -118,12 +118,12 @@ class StageEncoder:
 
 def compact(encoded: Encoded) -> Encoded:
     """The same in 4 bytes for each number instead of 36: a data set may have a million rows."""
-    rows = []
-    for row in encoded.rows:
-        tokens, mask = array("i", row.tokens), array("f", row.mask)
-        rows.append(replace(row, tokens=tokens, mask=mask))  # type: ignore[arg-type]
+    responses = []
+    for response in encoded.responses:
+        tokens, mask = array("i", response.tokens), array("f", response.mask)
+        responses.append(replace(response, tokens=tokens, mask=mask))  # type: ignore[arg-type]
     prompt = array("i", encoded.prompt)
-    return replace(encoded, prompt=prompt, rows=tuple(rows))  # type: ignore[arg-type]
+    return replace(encoded, prompt=prompt, responses=tuple(responses))  # type: ignore[arg-type]
 
 
 def has_signal(encoded: Encoded, needs: Needs) -> bool:
@@ -132,7 +132,7 @@ def has_signal(encoded: Encoded, needs: Needs) -> bool:
     """
     if needs.pairs:
         return bool(encoded.pairs)
-    return any(any(row.mask) for row in encoded.rows)
+    return any(any(response.mask) for response in encoded.responses)
 
 
 @dataclass
@@ -182,7 +182,7 @@ class ReferencePrompts:
         if not group.prompt:
             return encoded
         messages, ids = self._prompt(
-            group, max((len(row.tokens) for row in encoded.rows), default=0)
+            group, max((len(response.tokens) for response in encoded.responses), default=0)
         )
         if messages == group.prompt and ids == self.policy.prompt(messages, group.tools):
             return encoded

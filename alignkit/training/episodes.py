@@ -32,7 +32,7 @@ MOST_TURNS = 8  # the policy's turns, by default
 
 @dataclass
 class Episode:
-    """One response's environment. row: names it in errors. prompt, turns: the conversation. cut: by
+    """One response's environment. name: of it in errors. prompt, turns: the conversation. cut: by
     a limit.
 
     tokens: of all turns, as they were sampled, with what the template writes between them.
@@ -42,7 +42,7 @@ class Episode:
     """
 
     environment: Environment
-    row: str
+    name: str
     prompt: list[Message]
     turns: list[Message] = field(default_factory=list)
     cut: bool = False
@@ -125,14 +125,14 @@ class Factory:
         environment.folder = self.folder
         return environment
 
-    def begin(self, group: Group, row: str, path: Sequence[int], sample: int) -> Episode:
+    def begin(self, group: Group, name: str, path: Sequence[int], sample: int) -> Episode:
         """Begin an episode. path: names its random numbers, with its sample."""
         environment = self._new()
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path)
         columns = MappingProxyType(copy.deepcopy({**group.meta, "prompt": list(group.prompt)}))
         opening = call(environment, "reset", columns, returns=_check_opening)
         environment.random = seeds.stream(self.seed, self.stage, "environment", *path, sample)
-        return Episode(environment, row, _opened(group.prompt, opening))
+        return Episode(environment, name, _opened(group.prompt, opening))
 
 
 class Episodes:
@@ -180,9 +180,9 @@ class Episodes:
             episodes: list[Episode] = []
             where = f"in the episode of {group.origin or 'the prompt'}: {preview(group)}, response"
             for sample in range(samples):
-                row = f"{where} {sample + 1}"
-                with located_at(row):
-                    episode = self.factory.begin(group, row, (iteration, number), sample)
+                name = f"{where} {sample + 1}"
+                with located_at(name):
+                    episode = self.factory.begin(group, name, (iteration, number), sample)
                     episodes.append(episode)
                     if episode.prompt != episodes[0].prompt:
                         raise mistake(
@@ -263,7 +263,7 @@ class Episodes:
         """
         going = []
         for episode in episodes:
-            with located_at(episode.row):
+            with located_at(episode.name):
                 if self._continues(request, episode):
                     going.append(episode)
         return going
@@ -295,7 +295,7 @@ class Episodes:
         return True
 
     def _finished(self, episode: Episode, response: Response) -> Response:
-        with located_at(episode.row):
+        with located_at(episode.name):
             scores = episode.scores()
         self._counts.update(
             episodes=1,

@@ -275,16 +275,16 @@ class Learner:
         @torch.no_grad()
         def measured() -> list[tuple[list[int], Outputs]]:
             return [
-                (examples.rows_of(part.groups), self._forward(part.examples)) for part in cuts()
+                (examples.places_of(part.groups), self._forward(part.examples)) for part in cuts()
             ]
 
         # Gathered outside of `within_memory`, because the work inside may be repeated in one
         # process only.
         gathered = self.collectives.gather(within_memory(self.model.memory, measured))
-        # rows: places in the global batch, by which `join_outputs` restores its order.
-        rows, outs = zip(*chain.from_iterable(gathered), strict=True)
+        # places: in the global batch, by which `join_outputs` restores its order.
+        places, outs = zip(*chain.from_iterable(gathered), strict=True)
         with torch.no_grad():
-            batch, out = examples.batch(self.model.device), join_outputs(outs, rows)
+            batch, out = examples.batch(self.model.device), join_outputs(outs, places)
             self.algorithm.state |= call(self.algorithm, "before_step", batch, out, returns=dict)
 
     def _denominators(self, parts: Sequence[MicroBatch]) -> dict[str | Per, float]:
@@ -312,7 +312,7 @@ class Learner:
         total = float(examples.batch().weights(Per.TOKEN).sum()) or 1.0
         nll = wide(torch.zeros((), device=self.model.device))
         for part in self._cuts(examples, lambda: self.model.token_budget)():
-            if any(any(row.mask) for row in part.examples.rows):
+            if any(any(response.mask) for response in part.examples.responses):
                 logprobs = forward(self.model, self.role, part.examples, LOGPROBS).logprobs
                 loss = weighted_sum(-logprobs, part.batch.weights(Per.TOKEN)) / total
                 self.model.passes.backward(auxiliary.weight * loss)

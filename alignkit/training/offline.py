@@ -91,7 +91,7 @@ class DatasetTrainer(Trainer):
         usable: list[Encoded] = []
         lost: list[Group] = []
         for e in self.encoder.encode(groups):
-            if len(e.rows) >= needs.min_samples and has_signal(e, needs):
+            if len(e.responses) >= needs.min_samples and has_signal(e, needs):
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 # The encoder has counted the pairs that it left out.

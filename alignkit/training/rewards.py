@@ -67,27 +67,27 @@ class Node:
         return combined
 
     def applies(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The rows, bool, that have a score, or the parts that the combination needs."""
+        """Whether each response has a score, or the parts that the combination needs."""
         if not self.children:
             return ~parts[self.place].isnan()
-        rows = torch.stack([child.applies(parts) for child in self.children.values()])
-        return rows.any(dim=0) if self.plugin.leaves_out else rows.all(dim=0)
+        apply = torch.stack([child.applies(parts) for child in self.children.values()])
+        return apply.any(dim=0) if self.plugin.leaves_out else apply.all(dim=0)
 
     def reward(
-        self, groups: Sequence[Group], parts: Mapping[str, Tensor], rows: Tensor
+        self, groups: Sequence[Group], parts: Mapping[str, Tensor], wanted: Tensor
     ) -> CombinedReward:
-        """The rewards of these rows, float64, NaN elsewhere. parts: of single rewards."""
+        """The rewards of the wanted responses, float64, NaN elsewhere. parts: of single rewards."""
         if not self.children:
             return CombinedReward(parts[self.place])
-        rows = rows & self.applies(parts)
+        wanted = wanted & self.applies(parts)
         columns: dict[str, Tensor] = {}
         for name, child in self.children.items():
-            columns[name] = child.reward(groups, parts, rows).reward[rows]
-        everywhere = torch.full(rows.shape, math.nan, dtype=torch.float64)
-        if not rows.any():
+            columns[name] = child.reward(groups, parts, wanted).reward[wanted]
+        everywhere = torch.full(wanted.shape, math.nan, dtype=torch.float64)
+        if not wanted.any():
             return CombinedReward(everywhere)
-        combined = self.combine(taken(groups, rows.tolist()), columns)
-        reward = everywhere.masked_scatter(rows, combined.reward.double())
+        combined = self.combine(taken(groups, wanted.tolist()), columns)
+        reward = everywhere.masked_scatter(wanted, combined.reward.double())
         return CombinedReward(reward, combined.metrics)
 
 
@@ -176,7 +176,7 @@ class Rewards:
     # What single rewards say
 
     def ask(self, groups: Sequence[Group], rollouts: Rollouts | None = None) -> Rollouts:
-        """Let every single reward score the responses, and add their rows to a table."""
+        """Let every single reward score the responses, and add them to a table."""
         rollouts = rollouts or Rollouts(self.state())
         columns: dict[Node | str, Tensor] = {}  # a model in several places scores once
         with spending() as verdicts:
@@ -223,7 +223,7 @@ class Rewards:
     def combine(
         self, rollouts: Rollouts, *, learns: bool = True, whiten: bool = False, penalty: float = 0.0
     ) -> Rollouts:
-        """Fill in the rewards of all rows, and keep those to learn from; returns the table.
+        """Fill in the rewards of all responses, and keep those to learn from; returns the table.
 
         Combinations see all of them at once, with what they remembered before the iteration.
         learns: whether something is learned from the rewards; otherwise combinations remember

@@ -1,8 +1,7 @@
-"""The table of an iteration: its groups of responses, and what is known of each response, a row
-each.
+"""The table of an iteration: its groups of responses, and what is known of each response.
 
 Rewards write columns of scores, a combination makes the reward of them, filters and the algorithm
-decide which rows are kept, and the kept rows in tokens get measurements and advantages.
+decide which responses are kept, and those in tokens get measurements and advantages.
 """
 
 from __future__ import annotations
@@ -86,10 +85,10 @@ class Rollouts:
 
     def keep_groups(self, chosen: Sequence[bool]) -> None:
         """Leave out some of the groups that are kept so far. chosen: whether each of them stays."""
-        # The rows of these groups are those that are true in `keep`, in order.
+        # The responses of these groups are those that are true in `keep`, in order.
         sizes = torch.tensor([len(group.responses) for group in self.kept], dtype=torch.int64)
-        rows = torch.tensor(chosen, dtype=torch.bool).repeat_interleave(sizes)
-        self.keep = self.keep.masked_scatter(self.keep, rows)
+        stays = torch.tensor(chosen, dtype=torch.bool).repeat_interleave(sizes)
+        self.keep = self.keep.masked_scatter(self.keep, stays)
         self.kept = [*compress(self.kept, chosen)]
 
     def summary(self) -> dict[str, Any]:
@@ -137,16 +136,16 @@ def with_columns(groups: Sequence[Group], columns: Mapping[str, Tensor]) -> list
     column is NaN.
     """
     values = {name: column.tolist() for name, column in columns.items()}
-    scored, row = [], 0
+    scored, place = [], 0
     for group in groups:
         responses = []
         for response in group.responses:
             new = {
-                name: None if math.isnan(column[row]) else column[row]
+                name: None if math.isnan(column[place]) else column[place]
                 for name, column in values.items()
             }
             responses.append(replace(response, scores={**response.scores, **new}))
-            row += 1
+            place += 1
         scored.append(with_responses(group, responses))
     return scored
 

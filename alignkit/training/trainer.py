@@ -265,7 +265,7 @@ class Trainer:
                 columns = measure(model or self.model, role, groups, wants, done)
             return [*map(list, zip(*[columns[name] for name in names], strict=True))]
 
-        sizes = [len(group.rows) for group in encoded]
+        sizes = [len(group.responses) for group in encoded]
         of_responses = self.stage.collectives.map_sharded(sizes, work)
         return {
             name: [columns[place] for columns in of_responses] for place, name in enumerate(names)

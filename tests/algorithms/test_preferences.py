@@ -465,8 +465,10 @@ def test_a_label_is_learned_at_the_last_answer_only(cls: type[Algorithm]) -> Non
     messages = tuple(Message(role=role, content=text) for role, text in turns)
     encoder = Encoder(_tokenizer())
     group = Group(asked("q"), (Response(messages=messages, label=True),))
-    (row,) = encoded(encoder.encode(group, 200, turns=new(cls).trained_turns())).rows
-    counted = [token for token, counts in zip(row.tokens, row.mask, strict=True) if counts]
+    (response,) = encoded(encoder.encode(group, 200, turns=new(cls).trained_turns())).responses
+    counted = [
+        token for token, counts in zip(response.tokens, response.mask, strict=True) if counts
+    ]
     assert encoder.decode(counted) == "last"
 
 

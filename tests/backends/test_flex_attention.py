@@ -1,4 +1,4 @@
-"""One attention call per packed row, against torch's own mask of all pairs and against the
+"""One attention call per pack, against torch's own mask of all pairs and against the
 attention of each group.
 """
 
@@ -15,14 +15,14 @@ from torch.nn.attention import flex_attention as torch_flex
 from alignkit.kernels.attention import TreeLayout
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 from alignkit_plugins.backends import flex_attention
-from alignkit_plugins.backends.flex_attention import BLOCK, Row
+from alignkit_plugins.backends.flex_attention import BLOCK, PackMasks
 from tests.same import same
 from tests.simulated_cuda.flex import seen
 
 CPU = torch.device("cpu")
 # Groups as (prompt, responses): blocks that one response fills, blocks of many short ones, none at
 # all, empty prompts.
-ROWS = {
+PACKS = {
     "pairs": [(150, (200, 60)), (30, (40, 41))],
     "many short responses": [(10, (7,) * 40)] * 3,
     "short responses to a long prompt": [(300, (20,) * 20)],
@@ -57,17 +57,17 @@ def reference(groups: list[GroupSpan], window: int | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("window", [None, 1, 100, 128, 300])
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", PACKS)
 def test_the_mask_of_a_row_is_that_of_its_tokens(name: str, window: int | None) -> None:
-    groups = spans(ROWS[name])
-    row = Row(groups, CPU)
-    mask = seen(row.mask(window))
+    groups = spans(PACKS[name])
+    pack = PackMasks(groups, CPU)
+    mask = seen(pack.mask(window))
     assert torch.equal(
-        mask[: row.tokens, : row.tokens], torch.from_numpy(reference(groups, window))
+        mask[: pack.tokens, : pack.tokens], torch.from_numpy(reference(groups, window))
     )
-    assert not mask[: row.tokens, row.tokens :].any() and len(mask) % BLOCK == 0
+    assert not mask[: pack.tokens, pack.tokens :].any() and len(mask) % BLOCK == 0
     # No block is listed in vain, and none that needs no mask is computed with one.
-    some, full = row.blocks(window)
+    some, full = pack.blocks(window)
     tiles = mask.unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
     assert np.array_equal(some, tiles.any(dim=3).any(dim=1).numpy())
     # Of a prompt's last and a response's first tokens
@@ -92,9 +92,9 @@ def test_torch_takes_the_call_and_agrees(one_thread: None, monkeypatch: pytest.M
     """
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *_: None)
     groups, args = spans([(60, (70, 90)), (20, (30,))]), AttentionArgs(None, 200, 3.0)
-    row = Row(groups, CPU)
-    ours, others = inputs(row.tokens, 2, torch.float32), inputs(row.tokens, 2, torch.float32)
-    found = flex_attention.attention(*ours, row, args, torch_flex.flex_attention)
+    pack = PackMasks(groups, CPU)
+    ours, others = inputs(pack.tokens, 2, torch.float32), inputs(pack.tokens, 2, torch.float32)
+    found = flex_attention.attention(*ours, pack, args, torch_flex.flex_attention)
     wanted = TreeLayout(groups).attend(0, *others, args)
     same(found, wanted, ours, others, rtol=1e-4, atol=1e-5)
 

@@ -145,7 +145,7 @@ def test_samples_are_those_of_the_role(
     layers = len(lora_layers(policy.model))
     assert calls == [6] * ((layers + 1) * (LONG.max_new_tokens - 1) + 1)
     calls.clear()
-    monkeypatch.setattr(cpu, "MAX_ROWS", 0)
+    monkeypatch.setattr(cpu, "MAX_SLOTS", 0)
     check_same(found, written(policy, role))
     others = {"one", "other", UNMODIFIED} - {role}
     assert found[0].tokens not in [written(policy, other)[0].tokens for other in others]
@@ -199,7 +199,7 @@ def test_weights_are_packed_only_if_that_helps(
     why: str, policy: SharedModel, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if why == "many rows":
-        monkeypatch.setattr(cpu, "MAX_ROWS", 5)
+        monkeypatch.setattr(cpu, "MAX_SLOTS", 5)
     elif why == "little memory":
         size = sum(parameter.nbytes for parameter in policy.model.parameters())
         monkeypatch.setattr(memory, "total", lambda device: (size - 1) / cpu.MEMORY_SHARE)

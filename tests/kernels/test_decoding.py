@@ -1,4 +1,4 @@
-"""Decoding against the same attention over whole sequences, with rows that leave and enter."""
+"""Decoding against the same attention over whole sequences, with slots that leave and enter."""
 
 from __future__ import annotations
 
@@ -68,34 +68,34 @@ def test_every_token_attends_as_in_its_whole_sequence(
         for q, k, v in sequences
     ]
     decoding = Decoding() if block else StaticDecoding()
-    decoding.update_rows([], TOKENS, prefilled(sequences, 2, 0, 1, args=args), [1, 2, 0])
-    rows, places = [0, 1, 2], list(PROMPTS)
+    decoding.update_slots([], TOKENS, prefilled(sequences, 2, 0, 1, args=args), [1, 2, 0])
+    slots, places = [0, 1, 2], list(PROMPTS)
     for step in range(TOKENS):
         if step == 2:  # the longest leaves and another enters
-            decoding.update_rows([0, 1], TOKENS, prefilled(sequences, 3, args=args), [0])
-            rows = [0, 1, 3]
+            decoding.update_slots([0, 1], TOKENS, prefilled(sequences, 3, args=args), [0])
+            slots = [0, 1, 3]
         if step == 4:
-            decoding.update_rows([1, 2], TOKENS)
-            rows = [1, 3]
-        assert block or decoding.cache[0][0].shape[2] % 4 == 0  # all that rows attend to
-        now = [[x[:, :, places[i] : places[i] + 1] for x in sequences[i]] for i in rows]
+            decoding.update_slots([1, 2], TOKENS)
+            slots = [1, 3]
+        assert block or decoding.cache[0][0].shape[2] % 4 == 0  # all that slots attend to
+        now = [[x[:, :, places[i] : places[i] + 1] for x in sequences[i]] for i in slots]
         out = decoding.attend(0, *map(torch.cat, zip(*now, strict=True)), args)
         decoding.advance()
-        for row, i in enumerate(rows):
-            same(out[row], whole[i][:, places[i] : places[i] + 1])
+        for slot, i in enumerate(slots):
+            same(out[slot], whole[i][:, places[i] : places[i] + 1])
             places[i] += 1
 
 
-def test_only_active_rows_are_written_ahead() -> None:
+def test_only_active_slots_are_written_ahead() -> None:
     """The cache may have no room for more."""
-    rows = [Slot(0, np.zeros(9), ended=True), Slot(0, np.zeros(2))]
+    slots = [Slot(0, np.zeros(9), ended=True), Slot(0, np.zeros(2))]
     logits, steps = torch.zeros(2, 3), list[int]()
     decoder: Any = SimpleNamespace(
         request=SimpleNamespace(sampling=Sampling()),
         ends=torch.tensor([2]),
-        length=lambda row: 1,
+        length=lambda slot: 1,
         append=lambda *of: steps.append(1),
         _read=lambda *of: logits,
     )
-    Decoder.write(decoder, rows, logits, ahead=StaticDecoding.ahead)
+    Decoder.write(decoder, slots, logits, ahead=StaticDecoding.ahead)
     assert sum(steps) == 2

@@ -255,10 +255,10 @@ logprobs_alone = torch.no_grad()(logprobs_of)
 
 
 def packed_logprobs(policy: SharedModel, role: str) -> Tensor:
-    """Of all responses of `ragged`, in one row."""
-    row = pack(ragged())
-    hidden = policy.hidden(role, row.layout, row.tokens)
-    return policy.logprobs(role, hidden[row.before], row.targets)[0]
+    """Of all responses of `ragged`, in one packed."""
+    packed = pack(ragged())
+    hidden = policy.hidden(role, packed.layout, packed.tokens)
+    return policy.logprobs(role, hidden[packed.before], packed.targets)[0]
 
 
 def check_logprobs(policy: SharedModel) -> None:
@@ -266,7 +266,9 @@ def check_logprobs(policy: SharedModel) -> None:
     with torch.no_grad():
         found = packed_logprobs(policy, UNMODIFIED)
     model = plain(policy)
-    wanted = torch.cat([logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.rows])
+    wanted = torch.cat(
+        [logprobs_alone(model, g.prompt, r.tokens) for g in groups for r in g.responses]
+    )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 

@@ -64,7 +64,7 @@ def check(family: Family, kind: str, name: str, scoring: bool, **kwargs: Any) ->
     options = {"tools": list(group.tools) or None, **kwargs}
     whole = applied(family, kind, messages, True, **options)
     prompt = applied(family, kind, messages[: len(group.prompt)], False, **options)
-    tokens = [*found.prompt, *found.rows[0].tokens]
+    tokens = [*found.prompt, *found.responses[0].tokens]
     if whole[: len(prompt)] == prompt and family.ends:
         assert list(found.prompt) == prompt
         assert tokens == whole[: len(whole) if scoring else len(tokens)]

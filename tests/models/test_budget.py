@@ -1,4 +1,4 @@
-"""The memory budget: when memory runs out, packed rows shrink and results stay the same, or the
+"""The memory budget: when memory runs out, packs shrink and results stay the same, or the
 error is reported.
 """
 
@@ -42,19 +42,19 @@ def policy() -> SharedModel:
 
 @contextmanager
 def memory_for(policy: SharedModel, tokens: int, pieces: int = 10**9) -> Iterator[list[int]]:
-    """Let the policy run out of memory in rows of more than `tokens`, and once after `pieces` rows
+    """Let the policy run out of memory in packs of more than `tokens`, and once after `pieces` packs
     that fit.
 
-    Yields the sizes of the rows that fit.
+    Yields the sizes of the packs that fit.
     """
     original, fitted, left = policy.hidden, [], [pieces]
 
-    def hidden(role: str, layout: Any, row: Tensor) -> Tensor:
-        left[0] -= len(row) <= tokens
-        if len(row) > tokens or left[0] == -1:
+    def hidden(role: str, layout: Any, ids: Tensor) -> Tensor:
+        left[0] -= len(ids) <= tokens
+        if len(ids) > tokens or left[0] == -1:
             raise RuntimeError(OUT_OF_MEMORY)
-        fitted.append(len(row))
-        return original(role, layout, row)
+        fitted.append(len(ids))
+        return original(role, layout, ids)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy, "hidden", hidden)

@@ -63,7 +63,7 @@ def test_a_base_is_written_with_the_values_that_the_run_computes_with(
     )
     assert text == "User: bread is good\n\nAssistant:"
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    theirs = logprobs_alone(saved, found.prompt, found.rows[0].tokens)
+    theirs = logprobs_alone(saved, found.prompt, found.responses[0].tokens)
     same(theirs, service["base"].logprobs([group])[0], atol=1e-5, rtol=1e-5)
 
 
@@ -75,9 +75,9 @@ def test_a_merge_into_a_quantized_base_keeps_its_values(
     model.save("policy", tmp_path / "policy")
     merged, notes = whole_model(tmp_path / "policy", model.base, model.spec, dtype, model.tokenizer)
     assert "merged into the values that nf4 rounds the weights to" in notes[0]
-    (row,) = encoded(model, 1).groups
-    (ours,) = measure(model, "policy", [row])["logprobs"]
-    theirs = logprobs_alone(merged, row.prompt, row.rows[0].tokens)
+    (found,) = encoded(model, 1).groups
+    (ours,) = measure(model, "policy", [found])["logprobs"]
+    theirs = logprobs_alone(merged, found.prompt, found.responses[0].tokens)
     same(theirs.float(), ours, atol=most, rtol=0)
 
 

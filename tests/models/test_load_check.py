@@ -1,4 +1,4 @@
-"""Models that can and cannot use packed rows, and mistakes that the check of a small copy must
+"""Models that can and cannot use packs, and mistakes that the check of a small copy must
 find.
 """
 

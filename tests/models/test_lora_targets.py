@@ -45,7 +45,13 @@ def plain_peft(folder: Path) -> Any:
 
 
 def by_peft(model: Any) -> Tensor:
-    return torch.cat([logprobs_of(model, g.prompt, row.tokens) for g in ragged() for row in g.rows])
+    return torch.cat(
+        [
+            logprobs_of(model, g.prompt, response.tokens)
+            for g in ragged()
+            for response in g.responses
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

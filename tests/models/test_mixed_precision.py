@@ -12,7 +12,7 @@ from tiny import shared
 from alignkit.models.shared_model import UNMODIFIED
 
 
-@pytest.mark.parametrize("name", ["Llama", "Bloom"])  # Bloom has no packed rows
+@pytest.mark.parametrize("name", ["Llama", "Bloom"])  # Bloom has no packs
 def test_weights_and_gradients_are_fp32_and_products_bf16(name: str, tmp_path: Path) -> None:
     folder = make(tmp_path, name)
     model = shared(folder, lora=None, dtype="auto", mixed_precision="bf16")

@@ -1,4 +1,4 @@
-"""Packed rows, how groups are cut into them, and what is measured of them."""
+"""Packs, how groups are cut into them, and what is measured of them."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def encode(*groups: Group) -> list[Encoded]:
 )
 def test_a_token_is_predicted_from_the_one_before_it() -> None:
     """The prompt's last token predicts each response's first one, wherever the response is in the
-    row.
+    pack.
     """
     silent = Response(tokens=(40, 41, 42), action_mask=(True, False, True))
-    rows = encode(
+    groups = encode(
         Group((user("q"),), (words(4), silent, words(2, 50))),
         Group((user("another"),), (words(1, 60),)),
     )
-    first, second = rows[0].prompt, rows[1].prompt
-    packed = pack(rows)
+    first, second = groups[0].prompt, groups[1].prompt
+    packed = pack(groups)
     ids = [*first, *range(30, 34), 40, 41, 42, 50, 51, *second, 60]
     assert packed.tokens.tolist() == ids
     p, last = len(first), len(first) + 9 + len(second)
@@ -62,7 +62,7 @@ def test_a_token_is_predicted_from_the_one_before_it() -> None:
 
 
 def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
-    """With and without a token that scoring skips: what precedes it in the row is another
+    """With and without a token that scoring skips: what precedes it in the pack is another
     response.
     """
     groups = [Encoded.of((9, 3, 3), (7, 8), ())]
@@ -75,18 +75,18 @@ def test_an_empty_response_is_scored_at_the_end_of_its_prompt() -> None:
 
 def test_micro_batches_keep_the_order_the_budget_and_the_bundles() -> None:
     bundles = ((3, "b"), (4, None), (6, None), (2, "b"), (9, None))
-    rows = encode(
+    groups = encode(
         *(Group((user("q"),), (words(1), words(n - 1)), bundle=bundle) for n, bundle in bundles)
     )
-    prompt = len(rows[0].prompt)
-    assert indivisible([row.group.bundle for row in rows]) == [[0, 3], [1], [2], [4]]
-    assert list(micro_batches(rows, 10**6)) == [[0, 3, 1, 2, 4]]
-    assert list(micro_batches(rows, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
+    prompt = len(groups[0].prompt)
+    assert indivisible([group.group.bundle for group in groups]) == [[0, 3], [1], [2], [4]]
+    assert list(micro_batches(groups, 10**6)) == [[0, 3, 1, 2, 4]]
+    assert list(micro_batches(groups, 2 * prompt + 11)) == [[0, 3], [1, 2], [4]]
     # A unit over the budget is a batch of its own
-    assert list(micro_batches(rows, 1)) == [[0, 3], [1], [2], [4]]
+    assert list(micro_batches(groups, 1)) == [[0, 3], [1], [2], [4]]
 
 
-def test_pairs_point_at_the_batchs_rows() -> None:
+def test_pairs_point_at_the_batchs_responses() -> None:
     first = Group((user("a"),), (words(2), words(3)), pairs=(Pair(1, 0, p=0.7, margin="better"),))
     pairs_of_second = (Pair(2, 0, margin=1.5), Pair(0, 1, margin=2))
     second = Group((user("b"),), (words(2), words(3), words(4)), pairs=pairs_of_second)
@@ -118,7 +118,7 @@ def test_outputs_of_micro_batches_are_joined_in_order() -> None:
 
 @pytest.mark.silent_bug(
     "models: reference",
-    "Measured log-probabilities belong to other rows.",
+    "Measured log-probabilities belong to other responses.",
     "They keep the order of the groups.",
     "huggingface/trl#2423",
 )

@@ -62,7 +62,7 @@ def scores(policy: SharedModel, role: str, groups: list[Encoded]) -> Any:
 def check_scores(
     model: Any, tokenizer: Any, groups: list[Encoded], wanted: Any, batches: bool
 ) -> None:
-    sequences = [list(group.prompt + group.rows[0].tokens) for group in groups]
+    sequences = [list(group.prompt + group.responses[0].tokens) for group in groups]
     alone = [float(model(input_ids=torch.tensor([ids])).logits[0, 0]) for ids in sequences]
     assert alone == wanted
     for side in ("right", "left") if batches else ():

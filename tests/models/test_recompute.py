@@ -32,7 +32,7 @@ PAIRS = [
 def test_recomputed_layers_have_the_same_gradients(
     name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two roles in one backward pass, which starts while another role is active and another row was
+    """Two roles in one backward pass, which starts while another role is active and another pack was
     read last.
     """
     recomputed, policy = recomputed_layers(monkeypatch), shared(make(tmp_path, name))
@@ -41,14 +41,16 @@ def test_recomputed_layers_have_the_same_gradients(
     parameters = [p for role in ("new", "value") for p in policy.make_trainable(role).values()]
     add_noise(policy, "new", 0.05, seed=0)
     add_noise(policy, "value", 0.05, seed=1)
-    row = pack(ragged())
+    packed = pack(ragged())
 
     def gradients() -> list[Tensor]:
-        before = policy.hidden("new", row.layout, row.tokens)[row.before]
-        logprobs, *_ = policy.logprobs("new", before, row.targets)
-        values = policy.scalars("value", policy.hidden("value", row.layout, row.tokens)[row.before])
+        before = policy.hidden("new", packed.layout, packed.tokens)[packed.before]
+        logprobs, *_ = policy.logprobs("new", before, packed.targets)
+        values = policy.scalars(
+            "value", policy.hidden("value", packed.layout, packed.tokens)[packed.before]
+        )
         loss = (logprobs * torch.arange(len(logprobs)) + values.square()).sum()
-        policy.hidden(UNMODIFIED, TreeLayout([GroupSpan(0, 4, ())]), row.tokens[:4])
+        policy.hidden(UNMODIFIED, TreeLayout([GroupSpan(0, 4, ())]), packed.tokens[:4])
         found = torch.autograd.grad(loss, parameters)
         assert ACTIVE.get() is None
         return list(found)
@@ -60,7 +62,7 @@ def test_recomputed_layers_have_the_same_gradients(
     layers = 3 * policy.model.config.num_hidden_layers  # two roles, and the pass of the base
     assert len(recomputed) == layers
     with torch.no_grad():
-        assert not policy.hidden("new", row.layout, row.tokens).requires_grad
+        assert not policy.hidden("new", packed.layout, packed.tokens).requires_grad
     assert len(recomputed) == layers
 
 
@@ -68,14 +70,14 @@ def test_recomputed_layers_have_the_same_gradients(
 def test_activation_checkpointing_recomputes_each_layer_for_the_same_gradients(
     lora: LoraSpec | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, row = make(tmp_path, "Llama"), pack(ragged())
+    folder, packed = make(tmp_path, "Llama"), pack(ragged())
     recomputed = recomputed_layers(monkeypatch)
 
     def learned(checkpointing: bool) -> tuple[list[Tensor], int]:
         model = shared(folder, lora=lora, activation_checkpointing=checkpointing)
         model.add_role("new")
         parameters = [p for name, p in model.make_trainable("new").items() if "lm_head" not in name]
-        hidden = model.hidden("new", row.layout, row.tokens)
+        hidden = model.hidden("new", packed.layout, packed.tokens)
         return list(torch.autograd.grad(hidden.square().sum(), parameters)), len(recomputed)
 
     (plain, none), (again, some) = learned(False), learned(True)

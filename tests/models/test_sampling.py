@@ -66,9 +66,9 @@ def test_samples_drawn_ahead_are_those_drawn_one_by_one(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The host looks at 8 tokens at a time, and drops those after the end of a row."""
+    """The host looks at 8 tokens at a time, and drops those after the end of a response."""
     sampling, ends = Sampling(max_new_tokens=21, **options), range(1, 6)
-    monkeypatch.setattr(decoder, "ROWS", 7)
+    monkeypatch.setattr(decoder, "SLOTS", 7)
     one_by_one = written(llama, sampling, ends=ends)
     # Rows end in the middle of 8 tokens
     assert len({len(response.tokens or ()) for response in one_by_one}) > 3
@@ -137,16 +137,16 @@ def test_a_sample_does_not_depend_on_its_batch(
     # Samples of one prompt differ, and so do seeds and places.
     assert all(len(set(every[at : at + 4])) == 4 for at in range(0, len(every), 4))
     assert drawn(seed=6) != every and drawn(path=("b",)) != every
-    monkeypatch.setattr(decoder, "ROWS", 3)
+    monkeypatch.setattr(decoder, "SLOTS", 3)
     assert_same_tokens(drawn(), every)
 
 
-@pytest.mark.parametrize("rows", [128, 7])  # 7 rows differ in length
+@pytest.mark.parametrize("slots", [128, 7])  # 7 slots differ in length
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_no_end_before_min_new_tokens(
-    llama: SharedModel, rows: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+    llama: SharedModel, slots: int, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoder, "ROWS", rows)
+    monkeypatch.setattr(decoder, "SLOTS", slots)
     ends = range(1, 90)
     sampling = Sampling(max_new_tokens=6, min_new_tokens=3, temperature=temperature)
     found = tokens(written(llama, sampling, groups=5, ends=ends))
@@ -175,20 +175,20 @@ def test_the_cache_stays_within_its_limit(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bound, held = 40_000, []
-    original = Decoding.update_rows
+    original = Decoding.update_slots
 
     def spy(self: Decoding, *given: Any) -> None:
         original(self, *given)
         held.append(sum(x.nbytes for pair in self.cache.values() for x in pair))
 
     monkeypatch.setattr(decoder, "CACHE_BYTES", bound)
-    monkeypatch.setattr(Decoding, "update_rows", spy)
+    monkeypatch.setattr(Decoding, "update_slots", spy)
     written(llama, Sampling(max_new_tokens=12), groups=30, each=2)
     assert len(held) > 5 and bound / 3 < max(held) <= bound
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_sampling_that_does_not_fit_is_repeated_with_fewer_rows(
+def test_sampling_that_does_not_fit_is_repeated_with_fewer_slots(
     llama: SharedModel, packs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama, "packs", packs)
@@ -206,29 +206,29 @@ def test_sampling_that_does_not_fit_is_repeated_with_fewer_rows(
 
     monkeypatch.setattr(SharedModel, "next_logits", next_logits)
     assert_same_tokens(written(llama), wanted)
-    # Training packs its rows as before
+    # Training packs as before
     assert max(sizes) in (2, 3) and llama.token_budget == budget
 
 
-def test_a_gpu_decodes_as_many_rows_as_its_free_memory_holds(
+def test_a_gpu_decodes_as_many_slots_as_its_free_memory_holds(
     llama: SharedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder, sampling = Encoder(llama.tokenizer), Sampling(max_new_tokens=256)
     request = SamplingRequest(llama, UNMODIFIED, encoder, [(1,) * 256], [[1]], sampling)
     writer = decoder.Decoder(request, print)
-    of_row = decoder.row_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
-    assert of_row == 2 * (2 * 2 * 8 * 4) * (256 + 2 * 256)
+    of_slot = decoder.slot_bytes(llama.model.config, llama.dtype.itemsize, 256, 256)
+    assert of_slot == 2 * (2 * 2 * 8 * 4) * (256 + 2 * 256)
 
-    def rows(free: float) -> int:
+    def slots(free: float) -> int:
         monkeypatch.setattr(decoder, "available", lambda device: free)
-        return writer.most_rows()
+        return writer.most_slots()
 
-    assert rows(2.0**21) == 2**18 // of_row < 128  # an eighth of little memory
+    assert slots(2.0**21) == 2**18 // of_slot < 128  # an eighth of little memory
     monkeypatch.setattr(llama, "device", torch.device("cuda"))
-    assert rows(0.0) == 1 and rows(2.0**40) == decoder.ROWS_ON_GPU
+    assert slots(0.0) == 1 and slots(2.0**40) == decoder.SLOTS_ON_GPU
     logits = 6 * 4 * llama.model.config.vocab_size  # six copies in fp32
-    assert 2**22 < rows(2.0**24) * of_row < 2**23
-    assert rows(2.0**28) == 2**27 // (of_row + logits) < 2**27 // (of_row + 24)
+    assert 2**22 < slots(2.0**24) * of_slot < 2**23
+    assert slots(2.0**28) == 2**27 // (of_slot + logits) < 2**27 // (of_slot + 24)
 
 
 @pytest.mark.silent_bug(

@@ -96,8 +96,8 @@ def check_merged(run: Path, exported: Path) -> None:
     ours, base = models["ppo"].logprobs(groups), models["base"].logprobs(groups)
     assert float((torch.cat(list(ours)) - torch.cat(list(base))).abs().max()) > 0.01
     for group, wanted in zip(groups, ours, strict=True):
-        row = models.of("base").encoder.encode(group, 256)
-        found = logprobs_alone(merged, row.prompt, row.rows[0].tokens)
+        encoded = models.of("base").encoder.encode(group, 256)
+        found = logprobs_alone(merged, encoded.prompt, encoded.responses[0].tokens)
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Packed rows and decoding against transformers' own attention, one sequence at a time."""
+"""Packs and decoding against transformers' own attention, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from alignkit_plugins.backends.split_attention import saves_products
 @pytest.mark.silent_bug(
     "masks: packing",
     "Packed examples attend to each other, or their positions run on.",
-    "Packed rows compute what separate rows do.",
+    "Packs compute what separate sequences do.",
     "huggingface/trl#1230",
     "huggingface/nanoVLM#201",
     "hiyouga/LlamaFactory#7318",
 )
-def test_packed_rows_match_separate_rows(policy: SharedModel, way: str) -> None:
+def test_packs_match_separate_sequences(policy: SharedModel, way: str) -> None:
     check_logprobs(policy)
 
 
@@ -42,7 +42,7 @@ def gradients(policy: SharedModel) -> dict[str, torch.Tensor | None]:
     model = plain(policy)
     at, weights = 0, torch.linspace(-1, 1, len(pack(ragged()).targets))
     for group in ragged():
-        for response in group.rows:
+        for response in group.responses:
             logprobs = logprobs_of(model, group.prompt, response.tokens)
             (logprobs * weights[at : at + len(logprobs)]).sum().backward()
             at += len(logprobs)

@@ -22,15 +22,15 @@ from tests.sampled import sample
 
 @pytest.fixture
 def copies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The number of rows that remained at each update of the cache."""
+    """The number of slots that remained at each update of the cache."""
     seen: list[int] = []
-    original = Decoding.update_rows
+    original = Decoding.update_slots
 
     def spy(self: Decoding, keep: Sequence[int], *others: Any) -> None:
         seen.append(len(keep))
         original(self, keep, *others)
 
-    monkeypatch.setattr(Decoding, "update_rows", spy)
+    monkeypatch.setattr(Decoding, "update_slots", spy)
     yield seen
 
 
@@ -38,7 +38,7 @@ def test_tokens_drawn_ahead_match_generate(
     policy: SharedModel, as_on_a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_greedy(policy)
-    monkeypatch.setattr(decoder, "ROWS", 6)  # finished rows are replaced
+    monkeypatch.setattr(decoder, "SLOTS", 6)  # finished slots are replaced
     check_greedy(policy)
 
 
@@ -46,15 +46,15 @@ def test_greedy_sampling_matches_generate(
     policy: SharedModel, copies: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_greedy(policy)
-    # Small blocks skip the columns that all of their rows leave empty
+    # Small blocks skip the columns that all of their slots leave empty
     monkeypatch.setattr(decoding_module, "BLOCK", 3)
     check_greedy(policy)
     assert len(copies) > 1
     copies.clear()
-    monkeypatch.setattr(decoder, "ROWS", 6)  # finished rows are replaced
+    monkeypatch.setattr(decoder, "SLOTS", 6)  # finished slots are replaced
     check_greedy(policy)
     assert any(0 < kept < 6 for kept in copies) and len(copies) > 6
-    monkeypatch.setattr(decoder, "CACHE_BYTES", 1)  # one row at a time
+    monkeypatch.setattr(decoder, "CACHE_BYTES", 1)  # one slot at a time
     check_greedy(policy)
 
 
@@ -79,11 +79,11 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
         seed=1,
     )
     encoded = [e for g in found if (e := encoder.encode(g, 64)) is not None]
-    row = pack(encoded)
+    packed = pack(encoded)
     with torch.no_grad():
-        hidden = policy.hidden(UNMODIFIED, row.layout, row.tokens)
+        hidden = policy.hidden(UNMODIFIED, packed.layout, packed.tokens)
         again = policy.logprobs(
-            UNMODIFIED, hidden[row.before], row.targets, Wants(temperature=0.7)
+            UNMODIFIED, hidden[packed.before], packed.targets, Wants(temperature=0.7)
         )[0]
     sampled = [x for g in found for r in g.responses for x in r.logprobs or ()]
     torch.testing.assert_close(torch.tensor(sampled), again, atol=1e-4, rtol=0)
@@ -93,6 +93,6 @@ def test_sampled_logprobs_match_the_training_path(policy: SharedModel) -> None:
 def test_models_without_keys_and_values_write_what_transformers_writes(
     name: str, tmp_path: Path
 ) -> None:
-    # In transformers, RecurrentGemma reads a prompt of one token with the states of the row before
+    # In transformers, RecurrentGemma reads a prompt of one token with the states of the response before
     # it.
     check_greedy(load(make(tmp_path, name)), count=9 if name == "RecurrentGemma" else 20)

@@ -68,7 +68,7 @@ def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
             continue
         assert encoded is not None
         runs, counts = [0], False
-        for mark in encoded.rows[0].mask:
+        for mark in encoded.responses[0].mask:
             if mark != counts:
                 runs.append(0)
                 counts = mark
@@ -76,7 +76,7 @@ def rows(family: families.Family, kind: str, conversation: str) -> list[Any]:
         found.append(
             [
                 list(encoded.prompt),
-                list(encoded.rows[0].tokens),
+                list(encoded.responses[0].tokens),
                 runs,
                 sorted(encoder.counts.items()),
             ]

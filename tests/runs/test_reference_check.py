@@ -111,9 +111,9 @@ def test_a_reference_with_the_policys_template_reads_the_context_too() -> None:
     reads = ReferencePrompts(distillation, encoder, SHORT, encoder)
     (found,) = reads.encoded([Encoded(Group((user("q"),)), [1], ())])
     assert found.prompt == [2] and found.group.prompt == (user("Be brief."), user("q"))
-    rows = Encoded.of((1,), (5,) * 10, (5,) * 2).rows
+    responses = Encoded.of((1,), (5,) * 10, (5,) * 2).responses
     with pytest.raises(DataError, match="no room for 10 response tokens"):
-        reads.encoded([Encoded(Group((user("q"),)), [1], rows)])
+        reads.encoded([Encoded(Group((user("q"),)), [1], responses)])
 
 
 def test_an_offline_reference_is_read_by_the_whole_model(

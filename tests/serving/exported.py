@@ -44,7 +44,7 @@ def check_logprobs(model: Any, tokenizer: Any, finished: Path, role: str) -> Non
         turns, encoded = list(group.prompt), models.of("base").encoder.encode(group, 256)
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         assert tuple(tokenizer(text, add_special_tokens=False).input_ids) == encoded.prompt
-        logprobs = logprobs_alone(model, encoded.prompt, encoded.rows[0].tokens)
+        logprobs = logprobs_alone(model, encoded.prompt, encoded.responses[0].tokens)
         torch.testing.assert_close(logprobs, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -32,14 +32,14 @@ def test_every_token_counts_once_and_follows_the_one_before_it(
     for part in parts:
         assert part.length <= max_length
         assert part.group is TEXT and part.prompt == whole.prompt
-        (row,) = part.rows
-        before = [None, *part.prompt, *row.tokens][-len(row.tokens) - 1 :]
-        for last, token, counts in zip(before, row.tokens, row.mask, strict=False):
+        (response,) = part.responses
+        before = [None, *part.prompt, *response.tokens][-len(response.tokens) - 1 :]
+        for last, token, counts in zip(before, response.tokens, response.mask, strict=False):
             if counts:
                 assert last == token - 1
                 counted.append(token)
     assert counted == list(range(1 if bos else 2, size + 1))
-    assert [part.rows[0].truncated for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert [part.responses[0].truncated for part in parts] == [True] * (len(parts) - 1) + [False]
 
 
 def test_a_text_without_room_is_no_row() -> None:

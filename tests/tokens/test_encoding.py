@@ -89,8 +89,10 @@ def shown(made: Encoder, found: Encoded) -> str:
         return "".join(names.get(token) or made.tokenizer.decode([token]) for token in ids)
 
     parts = [text(found.prompt)]
-    for row in found.rows:
-        runs = groupby(zip(row.tokens, row.mask, strict=True), key=lambda pair: bool(pair[1]))
+    for response in found.responses:
+        runs = groupby(
+            zip(response.tokens, response.mask, strict=True), key=lambda pair: bool(pair[1])
+        )
         pieces = [(counts, text([token for token, _ in run])) for counts, run in runs]
         parts.append("".join(f"«{piece}»" if counts else piece for counts, piece in pieces))
     return "|".join(parts)
@@ -440,12 +442,12 @@ def test_a_response_ends_once(template: str, end: str) -> None:
     found = encoded(made.encode(group, 100))
     said = shown(made, found).partition("|")[2]
     assert said == f"«ab{end}»|«{end}»|«more»|«{end}»"
-    assert [row.truncated for row in found.rows] == [False, False, True, False]
+    assert [response.truncated for response in found.responses] == [False, False, True, False]
     scored = encoded(made.encode(group, 100, scoring=True))
     end += "\n" if template == WIDE else ""
     said = re.sub("[«»]", "", shown(made, scored).partition("|")[2])
     assert said == f"ab{end}|{end}|more{end}|{end}"
-    assert not any(row.truncated for row in scored.rows)
+    assert not any(response.truncated for response in scored.responses)
     room = len(made.prompt(group.prompt)) + 1 + len(made.closing)
     short = encoded(made.encode(group, room, scoring=True))
     assert shown(made, short).split("|")[3] == f"«m{end}»"
@@ -501,9 +503,9 @@ def test_every_token_of_raw_text_that_can_be_predicted_counts() -> None:
         made.bos = bos
         found = encoded(made.encode(group, 100))
         assert found.prompt == bos
-        assert found.rows[0].tokens == (*made.text("raw text"), made.tokenizer.eos_token_id)
-        assert [row.mask[:2] for row in found.rows] == [(bool(bos), True)] * 2 + [()]
-        assert all(found.rows[0].mask[1:])
+        assert found.responses[0].tokens == (*made.text("raw text"), made.tokenizer.eos_token_id)
+        assert [response.mask[:2] for response in found.responses] == [(bool(bos), True)] * 2 + [()]
+        assert all(found.responses[0].mask[1:])
 
 
 @pytest.mark.silent_bug(
@@ -546,7 +548,7 @@ def test_a_sample_is_read_with_the_reasoning_that_its_prompt_opens(
     assert list(reward.score([Group((user("q"),), (sampled,))])) == [score]
     if template != THINKS and score:  # refused, or read with an end of the block
         again = (replace(sampled, tokens=None), replace(sampled, tokenizer=made.digest))
-        read, own = encoded(made.encode(Group((user("q"),), again), 500)).rows
+        read, own = encoded(made.encode(Group((user("q"),), again), 500)).responses
         assert read.tokens == own.tokens == tokens
 
 
@@ -579,13 +581,13 @@ def test_a_long_response_is_truncated_without_an_end_of_turn() -> None:
     long = made.text("many words that do not fit")
     group = Group((user("q"),), (Response(text="many words that do not fit"), Response(text="a")))
     room = len(made.prompt(group.prompt))
-    cut, short = encoded(made.encode(group, room + 5)).rows
+    cut, short = encoded(made.encode(group, room + 5)).responses
     assert cut.tokens == long[:5] and cut.truncated and all(cut.mask)
     assert short.tokens == (*made.text("a"), *made.end_of_turn) and not short.truncated
     assert made.counts == {"cut": 1}
-    scored, _ = encoded(made.encode(group, room + 5, scoring=True)).rows
+    scored, _ = encoded(made.encode(group, room + 5, scoring=True)).responses
     assert scored.tokens == (*cut.tokens[:3], *made.closing) and not scored.truncated
-    whole, _ = encoded(made.encode(group, room + len(long) + 1)).rows
+    whole, _ = encoded(made.encode(group, room + len(long) + 1)).responses
     assert not whole.truncated and made.counts == {"cut": 2}
 
 
@@ -657,8 +659,8 @@ def test_the_templates_end_is_its_own_although_a_token_joins_it_with_the_answer(
     assert tokenizer.decode(made.closing) == "\n<|im_end|>\n"
     assert tokenizer.decode(made.end_of_turn) == "\n<|im_end|>"
     sample = Response(tokens=made.text("so it has"), truncated=True)
-    (row,) = encoded(made.encode(Group((user("q"),), (sample,)), 100, scoring=True)).rows
-    assert tokenizer.decode(row.tokens) == "so it has\n<|im_end|>\n"
+    (response,) = encoded(made.encode(Group((user("q"),), (sample,)), 100, scoring=True)).responses
+    assert tokenizer.decode(response.tokens) == "so it has\n<|im_end|>\n"
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -682,5 +684,7 @@ def test_a_sample_decodes_to_the_words_that_were_written(space: str) -> None:
 {{% for m in messages %}}{{{{ ('{space}' if m.role == 'assistant' else '') + m.content + '</s>' }}}}\
 {{% endfor %}}"""
     made = Encoder(tokenizer)
-    (row,) = encoded(made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)).rows
-    assert made.decode(row.tokens) == "It is."
+    (response,) = encoded(
+        made.encode(Group((user("is it?"),), (Response(text="It is."),)), 100)
+    ).responses
+    assert made.decode(response.tokens) == "It is."

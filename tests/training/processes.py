@@ -106,7 +106,7 @@ def recorded_step(self: Learner, examples: Examples, lr_factor: float) -> dict[s
     metrics = _step(self, examples, lr_factor)
     if isinstance(self.collectives, Watching):
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        rows = [row.tokens for row in examples.rows]
+        rows = [response.tokens for response in examples.responses]
         step = {"rows": rows, "metrics": metrics, "gradients": gradients}
         self.collectives.steps.append(
             copy.deepcopy(step | examples.columns | examples.token_columns)

@@ -67,7 +67,7 @@ def test_a_mix_learns_demonstrations_whole_and_none_that_is_bad(
     summary = read_record(run(recipe) / "only")["summary"]
     assert summary["encoded"] == {"rows": 5, "responses": 9}  # each labeled one twice
     # Two answers of one token, each with its end of turn
-    assert [sum(row.mask) for encoded in drawn for row in encoded.rows] == [4]
+    assert [sum(response.mask) for encoded in drawn for response in encoded.responses] == [4]
     write_rows(tmp_path / "mix.jsonl", [{"messages": turns, "label": False}])
     with pytest.raises(DataError, match=r"only\.mix: the row 'a' is labeled as bad"):
         run_recipe(load_recipe(recipe), tmp_path / "bad")

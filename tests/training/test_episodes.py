@@ -79,13 +79,13 @@ def test_rollouts_are_the_rendered_conversation_and_only_the_policys_tokens_coun
     encoder = run.models.of("base").encoder
     for group in rollouts(run):
         found = encoded(encoder.encode(group, 1024))
-        for response, row in zip(group.responses, found.rows, strict=True):
+        for response, one in zip(group.responses, found.responses, strict=True):
             said = encoder.chat.prepare([*group.prompt, *(response.messages or ())])
             whole = encoder.chat.render(said, False, group.tools)
-            assert encoder.tokenizer.decode([*found.prompt, *row.tokens]) + "\n" == whole
-            written = [token for token, own in zip(row.tokens, row.mask, strict=True) if own]
+            assert encoder.tokenizer.decode([*found.prompt, *one.tokens]) + "\n" == whole
+            written = [token for token, own in zip(one.tokens, one.mask, strict=True) if own]
             assert encoder.tokenizer.decode(written) == call("2 + 3") + response.text + END
-            assert sum(row.mask) <= 90 < len(row.tokens) + 30
+            assert sum(one.mask) <= 90 < len(one.tokens) + 30
 
 
 def test_episodes_do_not_depend_on_the_batch(
@@ -104,10 +104,10 @@ def test_episodes_do_not_depend_on_the_batch(
     asked = [[f"one word{END}", f"a second word{END}"], [f"{a}{END}" for a in "xyz"]]
     follow(monkeypatch, asked * 2)
     found: list[list[Group]] = []
-    for rows in (1, 3, 128):
-        monkeypatch.setattr(generate_module, "ROWS", rows)
+    for slots in (1, 3, 128):
+        monkeypatch.setattr(generate_module, "SLOTS", slots)
         rollout = {"samples_per_prompt": 4, "max_new_tokens": 40, "min_new_tokens": 3}
-        run = run_of(tmp_path / str(rows), Asks, algorithm="rejection_sampling", rollout=rollout)
+        run = run_of(tmp_path / str(slots), Asks, algorithm="rejection_sampling", rollout=rollout)
         with noting():
             roll_out(run)
         found.append(rollouts(run))

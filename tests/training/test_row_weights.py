@@ -66,7 +66,7 @@ def gradients(
     encoded = encode_all(Encoder(model.tokenizer), groups, 200, scoring=scoring)
     examples = Examples([*map(compact, encoded)])
     if algorithm.needs.reference_logprobs:
-        columns = [torch.linspace(-2, -1, len(row.tokens)) for row in examples.rows]
+        columns = [torch.linspace(-2, -1, len(response.tokens)) for response in examples.responses]
         examples.token_columns["reference_logprobs"] = flat(columns)
     loss = torch.tensor(learner._gradients(examples)["loss"])
     return [loss, *(p.grad for p in learner.parameters.values() if p.grad is not None)]
@@ -132,7 +132,7 @@ def test_half_a_weight_of_a_turn_halves_its_tokens_in_the_mean(model: SharedMode
         """The loss, and how many tokens count."""
         rows = [conversation(first, second)]
         (encoded,) = encode_all(Encoder(model.tokenizer), rows, 200)
-        return float(gradients(model, SFT(SFT.Options()), rows)[0]), sum(encoded.rows[0].mask)
+        return float(gradients(model, SFT(SFT.Options()), rows)[0]), sum(encoded.responses[0].mask)
 
     (one, n1), (two, n2) = measured(True, False), measured(False, True)
     wanted = (0.5 * n1 * one + n2 * two) / (0.5 * n1 + n2)

@@ -49,8 +49,8 @@ def test_only_the_answers_and_their_ends_are_learned(recipe: Path) -> None:
         encoded is not None
         and tokenizer.decode(encoded.prompt) == "Q: red?\nA: Yes.<|im_end|>\nQ: Sure?\nA:"
     )
-    assert tokenizer.decode(encoded.rows[0].tokens) == " No.<|im_end|>" and all(
-        encoded.rows[0].mask
+    assert tokenizer.decode(encoded.responses[0].tokens) == " No.<|im_end|>" and all(
+        encoded.responses[0].mask
     )
 
 

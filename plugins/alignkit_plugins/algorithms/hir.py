@@ -172,10 +172,10 @@ class HIR(Algorithm):
         o = self.options
         terms = {"nll": per_token(-out.logprobs)}
         if o.contrast_coefficient:
-            rows, fulfilled = self._contrasts(batch)
+            places, fulfilled = self._contrasts(batch)
             logprobs = F.mean_tokens(out.logprobs, batch.mask)
-            losses = F.instruction_contrast(logprobs[rows], fulfilled, o.label_smoothing)
-            values = logprobs.new_zeros(len(logprobs)).index_put((_own(rows, fulfilled),), losses)
+            losses = F.instruction_contrast(logprobs[places], fulfilled, o.label_smoothing)
+            values = logprobs.new_zeros(len(logprobs)).index_put((_own(places, fulfilled),), losses)
             terms["contrast"] = per_response(values, o.contrast_coefficient)
         terms["entropy"] = per_token(out.entropy, -o.entropy_coefficient)
         return Loss(**terms)
@@ -204,27 +204,27 @@ class HIR(Algorithm):
         return batch.tokens.new_tensor(indices)
 
     def _contrasts(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The rows of N responses under each of M instructions, [N, M], and the index of the
+        """The places of N responses under each of M instructions, [N, M], and the index of the
         instruction that each fulfills, [N].
 
         Responses that are not complete under all instructions have no contrast. If one is truncated
         under one instruction, it would compare different texts.
         """
-        rows_of: dict[Any, dict[int, int]] = {}
+        places_of: dict[Any, dict[int, int]] = {}
         owners = []
         for group in batch.groups:
             instruction = group.meta["hir"]
             owners += [(group.bundle, place, instruction) for place in range(len(group.responses))]
-        for row, (*owner, instruction) in enumerate(owners):
-            rows_of.setdefault(tuple(owner), {})[instruction] = row
+        for place, (*owner, instruction) in enumerate(owners):
+            places_of.setdefault(tuple(owner), {})[instruction] = place
         # The only wait for a device
         lengths, count = batch.mask.sum(dim=1).tolist(), len(self.options.instructions)
         complete = []
-        for by_instruction in rows_of.values():
-            rows = [by_instruction[instruction] for instruction in sorted(by_instruction)]
-            length, *others = {lengths[row] for row in rows}
-            if len(rows) == count and length and not others:
-                complete.append(rows)
+        for by_instruction in places_of.values():
+            places = [by_instruction[instruction] for instruction in sorted(by_instruction)]
+            length, *others = {lengths[place] for place in places}
+            if len(places) == count and length and not others:
+                complete.append(places)
         table = batch.tokens.new_tensor(complete).reshape(-1, count)
         return table, self._fulfilled(batch)[table[:, 0]]
 
@@ -236,9 +236,9 @@ def _score(response: Response) -> float | None:
     return None if score is None or math.isnan(score) else float(score)
 
 
-def _own(rows: Tensor, fulfilled: Tensor) -> Tensor:
-    """The row of each response under the instruction that it fulfills: [N, M], [N] -> [N]."""
-    return rows.gather(1, fulfilled[:, None])[:, 0]
+def _own(places: Tensor, fulfilled: Tensor) -> Tensor:
+    """The place of each response under the instruction that it fulfills: [N, M], [N] -> [N]."""
+    return places.gather(1, fulfilled[:, None])[:, 0]
 
 
 def _instructions(batch: Batch) -> Tensor:
@@ -301,9 +301,9 @@ class Instruct(Step):
     options: Options
 
     def check_data(self, data: StepData) -> None:
-        rows = data.load(self.options.data)
-        if rows is not None:
-            _prompts(rows)
+        groups = data.load(self.options.data)
+        if groups is not None:
+            _prompts(groups)
 
     def run(self, context: StepContext) -> Artifact:
         groups = []
@@ -315,8 +315,8 @@ class Instruct(Step):
         )
 
 
-def _prompts(rows: Sequence[Group]) -> list[Group]:
-    prompts = prompts_of(rows)
+def _prompts(groups: Sequence[Group]) -> list[Group]:
+    prompts = prompts_of(groups)
     if not prompts:
         raise DataError("the rows are raw text, without a prompt to instruct", option=("data",))
     return prompts

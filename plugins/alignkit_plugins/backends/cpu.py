@@ -17,7 +17,7 @@ from alignkit_plugins.backends.fast import Fast
 from alignkit_plugins.backends.shared_cores import share_cores
 from alignkit_plugins.backends.split_attention import SplitAttention, saves_products
 
-MAX_ROWS = 96  # with more rows, plain products are as fast as packed weights
+MAX_SLOTS = 96  # with more slots, plain products are as fast as packed weights
 MEMORY_SHARE = 1 / 16  # share of all memory that the packed weights may take
 THRESHOLDS = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's `mallopt`
 
@@ -63,7 +63,7 @@ class Cpu(Fast):
         the cores to others.
 
         Returning memory and faulting it in again takes a tenth of a step. oneDNN makes kernels for
-        every number of rows, and packed rows differ in length from step to step: SFT of a model
+        every number of rows, and packs differ in length from step to step: SFT of a model
         with 135M weights in bf16 grew by 12 MB a step, up to 1024 kernels in each of its caches,
         which also lie between the tensors and leave gaps.
         """
@@ -75,10 +75,10 @@ class Cpu(Fast):
         os.environ.setdefault("LRU_CACHE_CAPACITY", "32")
         share_cores()
 
-    def prepares(self, model: Any, adapter: str | None, rows: int) -> bool:
+    def prepares(self, model: Any, adapter: str | None, slots: int) -> bool:
         """In fp32 only: no library packs bf16."""
         weight = model.get_output_embeddings().weight
-        if not (0 < rows <= MAX_ROWS and processor.can_pack_weights()):
+        if not (0 < slots <= MAX_SLOTS and processor.can_pack_weights()):
             return False
         size = sum(parameter.nbytes for parameter in model.parameters())
         has_room = size <= MEMORY_SHARE * memory.total(weight.device)

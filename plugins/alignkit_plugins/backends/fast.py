@@ -25,7 +25,7 @@ from alignkit_plugins.backends.prepared import (
     prepared_for,
 )
 
-MIN_TOKENS = 16  # with fewer tokens per row, copying weights takes longer than it saves
+MIN_TOKENS = 16  # with fewer tokens per slot, copying weights takes longer than it saves
 
 
 class Fast(Backend):
@@ -63,15 +63,15 @@ class Fast(Backend):
         return logprobs_and_entropy(hidden, tokens, head, self.product, wants)
 
     @contextmanager
-    def prepare(self, model: Any, adapter: str | None, rows: int, tokens: int) -> Iterator[None]:
+    def prepare(self, model: Any, adapter: str | None, slots: int, tokens: int) -> Iterator[None]:
         """See `Backend.prepare`."""
-        if tokens < MIN_TOKENS or not self.prepares(model, adapter, rows):
+        if tokens < MIN_TOKENS or not self.prepares(model, adapter, slots):
             yield
             return
         memory.trim()  # the last step left freed pieces that no copy fits
         copies: dict[int, PreparedWeight] = {}
         try:
-            copies = self.copies(model, adapter, rows)
+            copies = self.copies(model, adapter, slots)
         except (MemoryError, RuntimeError) as error:
             if not memory_ran_out(error):  # sampling works without copies
                 raise
@@ -82,21 +82,21 @@ class Fast(Backend):
             copies.clear()  # trimming would find them in use otherwise
             memory.trim()  # many small weights leave gaps that the next step's tensors do not fit
 
-    def prepares(self, model: Any, adapter: str | None, rows: int) -> bool:
+    def prepares(self, model: Any, adapter: str | None, slots: int) -> bool:
         """Whether copies make sampling faster, and have room."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def copies(self, model: Any, adapter: str | None, rows: int) -> dict[int, PreparedWeight]:
+    def copies(self, model: Any, adapter: str | None, slots: int) -> dict[int, PreparedWeight]:
         """Those of the head and of all layers with adapters; see `PREPARED`."""
         head = model.get_output_embeddings()
-        found = {id(head.weight): self.copy(head.weight, getattr(head, "bias", None), rows)}
+        found = {id(head.weight): self.copy(head.weight, getattr(head, "bias", None), slots)}
         for layer in plain_layers(model):
             linear = layer.base_layer
             if adapter is None:
-                found[id(linear.weight)] = self.copy(linear.weight, linear.bias, rows)
+                found[id(linear.weight)] = self.copy(linear.weight, linear.bias, slots)
                 continue
             factors = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             weight = merged(linear.weight, LowRank(*factors, layer.scaling[adapter]))
-            found[id(factors[1])] = self.copy(weight, linear.bias, rows, factors)
+            found[id(factors[1])] = self.copy(weight, linear.bias, slots, factors)
         return found

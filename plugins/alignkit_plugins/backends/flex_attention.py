@@ -1,10 +1,10 @@
-"""Attention on a GPU: a whole packed row in one call of `flex_attention` with Triton, else torch's
-other kernels.
+"""Attention on a GPU: a whole pack in one call of `flex_attention` with Triton, else torch's other
+kernels.
 
 Two integers per token, its group and its response (0 for a prompt), say which tokens it sees: those
 before it in its group that are the prompt's or its own response's. Windows need a third, the
 position in its sequence. The number of kernels does not depend on the number of groups. Which
-blocks of BLOCK x BLOCK pairs contain anything is computed on the host from the spans, once per row
+blocks of BLOCK x BLOCK pairs contain anything is computed on the host from the spans, once per pack
 and window.
 """
 
@@ -26,7 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from alignkit.kernels.layout import AttentionArgs, GroupSpan
 
-BLOCK = 128  # tokens; rows are padded to a multiple, so that their shapes repeat
+BLOCK = 128  # tokens; packs are padded to a multiple, so that their shapes repeat
 SIZES = range(16, 257)  # sizes of a head that Triton's kernel supports
 
 
@@ -64,16 +64,16 @@ def compiled_attention() -> Callable[..., Tensor]:
 
 
 def supported(q: Tensor, v: Tensor) -> bool:
-    """Whether one call can attend: on a GPU with Triton, for [rows, heads, tokens, size] of a usual
-    size and dtype.
+    """Whether one call can attend: on a GPU with Triton, for [1, heads, tokens, size] of a usual size
+    and dtype.
     """
     usual = q.shape[-1] in SIZES and v.shape[-1] in SIZES
     known = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return usual and known and can_compile_attention(q.device)
 
 
-class Row:
-    """Which tokens of a packed row see which. All layers of a pass share it."""
+class PackMasks:
+    """Which tokens of a pack see which. All layers of a pass share it."""
 
     def __init__(self, spans: Sequence[GroupSpan], device: torch.device):
         """spans: the groups, one behind another from token 0. device: of the masks."""
@@ -96,13 +96,13 @@ class Row:
             for response, length in enumerate((span.prompt, *span.responses)):
                 prompt = span.prompt if response else 0
                 positions = np.arange(prompt, prompt + length, dtype=np.int32)
-                rows = group, response, positions, span.start, prompt, start
-                columns.append(np.stack(np.broadcast_arrays(*rows)))
+                facts = group, response, positions, span.start, prompt, start
+                columns.append(np.stack(np.broadcast_arrays(*facts)))
                 start += length
         return np.concatenate(columns, axis=1).astype(np.int32)
 
     def mask(self, window: int | None) -> BlockMask:
-        """The row's mask in layers with this sliding window."""
+        """The pack's mask in layers with this sliding window."""
         if not any(span.longer_than(window) for span in self.spans):
             window = None
         if window not in self._masks:
@@ -143,7 +143,7 @@ class Row:
         return some.reshape(shape).any(axis=1), every.reshape(shape).all(axis=1)
 
     def _rule(self, window: int | None) -> Callable[..., Tensor]:
-        """Whether a query sees a key, both indices in the row."""
+        """Whether a query sees a key, both indices in the pack."""
         places = torch.from_numpy(self._places).to(self.device)
         groups, responses, positions, *_ = places
 
@@ -162,11 +162,11 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    row: Row,
+    pack: PackMasks,
     args: AttentionArgs,
     kernel: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Attention of a row, [1, heads, tokens, size] -> [1, heads, tokens, size of v].
+    """Attention of a pack, [1, heads, tokens, size] -> [1, heads, tokens, size of v].
 
     kernel: takes the arguments of torch's `flex_attention`; None: that function, compiled.
     """
@@ -176,18 +176,18 @@ def attention(
         assert cap is not None
         return cap * torch.tanh(score / cap)
 
-    if row.padding:
-        q, k, v = (F.pad(x, (0, 0, 0, row.padding)) for x in (q, k, v))
+    if pack.padding:
+        q, k, v = (F.pad(x, (0, 0, 0, pack.padding)) for x in (q, k, v))
     out = (kernel or compiled_attention())(
         q,
         k,
         v,
         score_mod=None if cap is None else capped,
-        block_mask=row.mask(args.window),
+        block_mask=pack.mask(args.window),
         scale=args.scaling,
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return out[:, :, : row.tokens]
+    return out[:, :, : pack.tokens]
 
 
 def _listed(marked: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-"""Nvidia's and AMD's GPUs: one attention call per packed row, rows that are sampled without waiting
-for the host, and weights with the adapter merged in.
+"""Nvidia's and AMD's GPUs: one attention call per pack, sampling without waiting for the host, and
+weights with the adapter merged in.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def added_mask(
 
 
 class GpuAttention(SplitAttention):
-    """The whole row in one call where Triton compiles it, else group by group."""
+    """The whole pack in one call where Triton compiles it, else group by group."""
 
     def __init__(self, spans: Sequence[GroupSpan]):
         super().__init__(spans)
-        self._row: Any = None
+        self._pack: Any = None
         self._added = functools.cache(added_mask)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
@@ -54,8 +54,8 @@ class GpuAttention(SplitAttention):
 
         if not flex_attention.supported(q, v):
             return super().__call__(q, k, v, args)
-        self._row = self._row or flex_attention.Row(self.spans, q.device)
-        return flex_attention.attention(q, k, v, self._row, args)
+        self._pack = self._pack or flex_attention.PackMasks(self.spans, q.device)
+        return flex_attention.attention(q, k, v, self._pack, args)
 
     def mask(
         self, span: GroupSpan, q: Tensor, args: AttentionArgs, first: int = 0
@@ -106,7 +106,7 @@ class Gpu(Fast):
             # Its backward pass adds in any order
             torch.backends.cuda.enable_mem_efficient_sdp(False)
 
-    def prepares(self, model: Any, adapter: str | None, rows: int) -> bool:
+    def prepares(self, model: Any, adapter: str | None, slots: int) -> bool:
         """The adapter's calls are half of all calls of a token; without one there is nothing to
         merge.
         """

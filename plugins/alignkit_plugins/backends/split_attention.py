@@ -1,4 +1,4 @@
-"""Attention of a group with many responses, which are padded to rows."""
+"""Attention of a group with many responses, which are padded to one length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from alignkit.kernels.plain_attention import GroupAttention
 
 
 class SplitAttention(GroupAttention):
-    """The prompt, then its responses as padded rows that also see the prompt's keys, where that
+    """The prompt, then its responses, padded, that also see the prompt's keys, where that
     takes clearly fewer products than one mask over the whole group: the mask would compute products
     between responses that do not see each other.
     """
@@ -38,20 +38,20 @@ class SplitAttention(GroupAttention):
             return x[0].index_select(1, gather).unflatten(1, (count, longest)).transpose(0, 1)
 
         lengths = [span.prompt, span.length - span.prompt]
-        (q, rows_q), (k, rows_k), (v, rows_v) = (x.split(lengths, dim=2) for x in (q, k, v))
+        (q, own_q), (k, own_k), (v, own_v) = (x.split(lengths, dim=2) for x in (q, k, v))
         mask = self.mask(GroupSpan(0, span.prompt, ()), q, args)
         of_prompt = self.masked(q, k, v, mask, args)
-        k = torch.cat([k.expand(count, -1, -1, -1), padded(rows_k)], dim=2)
-        v = torch.cat([v.expand(count, -1, -1, -1), padded(rows_v)], dim=2)
+        k = torch.cat([k.expand(count, -1, -1, -1), padded(own_k)], dim=2)
+        v = torch.cat([v.expand(count, -1, -1, -1), padded(own_v)], dim=2)
         # Padding is on the right, so causal order hides it from every token that is kept.
         mask = self.mask(GroupSpan(0, span.prompt, (longest,)), q, args, first=span.prompt)
-        of_responses = self.masked(padded(rows_q), k, v, mask, args)
+        of_responses = self.masked(padded(own_q), k, v, mask, args)
         of_responses = of_responses.transpose(0, 1).flatten(1, 2).index_select(1, restore)
         return torch.cat([of_prompt, of_responses[None]], dim=2)
 
 
 def saves_products(span: GroupSpan) -> bool:
-    """Whether padded rows take less than half of the products of one mask."""
+    """Whether padded responses take less than half of the products of one mask."""
     if len(span.responses) < 2 or min(span.prompt, *span.responses) == 0:
         return False
     longest = max(span.responses)

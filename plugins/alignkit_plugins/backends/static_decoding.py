@@ -1,7 +1,7 @@
-"""Sampling on a GPU: attention of one token per row without waiting for the host.
+"""Sampling on a GPU: attention of one token per slot without waiting for the host.
 
 A GPU waits for the host to start each operator. So shapes repeat from token to token, no step needs
-a number from the host, and one call serves all rows.
+a number from the host, and one call serves all slots.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from alignkit.kernels.decoding import Change, Decoding
 from alignkit.kernels.layout import AttentionArgs
 from alignkit.kernels.plain_attention import attention
 
-STEP = 128  # columns by which those that rows attend to grow
+STEP = 128  # columns by which those that slots attend to grow
 
 
 class PaddedChange(Change):
-    """A `Change` in some calls for all rows: a call costs more than the bytes that empty cells
+    """A `Change` in some calls for all slots: a call costs more than the bytes that empty cells
     add.
     """
 
-    def enter(self, rows: Tensor, prefill: Tensor) -> None:
-        """Write the prompts' tokens into the rows that enter."""
+    def enter(self, slots: Tensor, prefill: Tensor) -> None:
+        """Write the prompts' tokens into the slots that enter."""
         padded = F.pad(prefill, (0, 0, 0, 1))  # a token of zeros, behind all others
-        rows[:, :, : self.column] = padded[:, self._cells].transpose(0, 1)
+        slots[:, :, : self.column] = padded[:, self._cells].transpose(0, 1)
 
     @cached_property
     def _cells(self) -> Tensor:
-        """[entering rows, column]: the index of each cell's token in the prefill; empty cells have
+        """[entering slots, column]: the index of each cell's token in the prefill; empty cells have
         the last one.
         """
         cells = torch.full((len(self.prompts), self.column), -1)
-        for row, span in zip(cells, self.prompts, strict=True):
-            row[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
+        for slot, span in zip(cells, self.prompts, strict=True):
+            slot[self.column - span.prompt :] = torch.arange(span.start, span.start + span.prompt)
         return cells.to(self.keep.device)
 
 
 class StaticDecoding(Decoding):
-    """`Decoding` in one block of rows, on the device of the cache.
+    """`Decoding` in one block of slots, on the device of the cache.
 
-    Rows attend to a number of columns that grows by STEP; the mask hides those that are not filled
+    Slots attend to a number of columns that grows by STEP; the mask hides those that are not filled
     yet. Where the next token goes is a number on the device.
     """
 
@@ -55,12 +55,12 @@ class StaticDecoding(Decoding):
     def __init__(self) -> None:
         super().__init__()
         self._place = torch.zeros(1, dtype=torch.int64)  # `column`, on the device
-        self._firsts = self.starts  # [rows], `starts` on the device
+        self._firsts = self.starts  # [slots], `starts` on the device
         self._columns = torch.zeros(0, dtype=torch.int64)  # [columns], their numbers
 
     @property
     def attended(self) -> int:
-        """Columns that the rows attend to, filled or not."""
+        """Columns that the slots attend to, filled or not."""
         # At least one more than the column, which is an index
         return (self.column // STEP + 1) * STEP
 
@@ -68,36 +68,36 @@ class StaticDecoding(Decoding):
         # Up to a multiple of STEP, or `attended` could exceed the cache.
         return room + -(column + room) % STEP
 
-    def update_rows(self, keep: Sequence[int], *entering: Any) -> None:
-        """See `Decoding.update_rows`."""
-        super().update_rows(keep, *entering)
+    def update_slots(self, keep: Sequence[int], *entering: Any) -> None:
+        """See `Decoding.update_slots`."""
+        super().update_slots(keep, *entering)
         device = self.cache[min(self.cache)][0].device
         self._place = torch.tensor([self.column], device=device)
         self._firsts = self.starts.to(device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, args: AttentionArgs) -> Tensor:
-        """Attention of one token per row, [rows, heads, 1, size] -> [rows, heads, 1, size of v]."""
+        """Attention of one token per slot, [slots, heads, 1, size] -> [slots, heads, 1, size of v]."""
         keys, values = self.cache[layer]
         # By a tensor on the device: a number of the host would be another operator for every token.
         keys.index_copy_(2, self._place, k)
         values.index_copy_(2, self._place, v)
-        rows, heads, _, size = q.shape
+        slots, heads, _, size = q.shape
         # The query heads that share a key head become its queries: one product per key head, and no
         # copy of the keys.
-        q = q.view(rows, k.shape[1], heads // k.shape[1], size)
+        q = q.view(slots, k.shape[1], heads // k.shape[1], size)
         keys, values = (x[:, :, : self.attended] for x in (keys, values))
         out = attention(q, keys, values, self._mask_of(args, q), args)
-        return out.reshape(rows, heads, 1, -1)  # values may differ in size from queries
+        return out.reshape(slots, heads, 1, -1)  # values may differ in size from queries
 
     def _mask_of(self, args: AttentionArgs, q: Tensor) -> Tensor:
-        """[rows, 1, 1, columns]: true if a row sees a column, or what is added to its score if
+        """[slots, 1, 1, columns]: true if a slot sees a column, or what is added to its score if
         nothing caps that.
         """
         key = args.window if args.softcap is None else (args.window, "capped")
         if key not in self._masks:
             if len(self._columns) != self.attended:
                 self._columns = torch.arange(self.attended, device=q.device)
-            # [rows, columns]: neither the empty space on the left nor columns that are not written
+            # [slots, columns]: neither the empty space on the left nor columns that are not written
             # yet.
             sees = (self._columns >= self._firsts[:, None]) & (self._columns <= self._place)
             if args.window is not None:

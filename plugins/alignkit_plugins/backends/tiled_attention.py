@@ -207,8 +207,8 @@ def _queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
 
 def _scatter(x: Tensor, values: Tensor, tile: Tile) -> None:
     """Write values of a tile's queries into [heads, tokens, size]: the inverse of `_queries`."""
-    rows = x[:, tile.start : tile.stop]
-    rows.copy_(values.reshape(rows.shape))
+    queries = x[:, tile.start : tile.stop]
+    queries.copy_(values.reshape(queries.shape))
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -216,5 +216,5 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 def _empty_by_token(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Empty [heads, tokens, size] whose memory is ordered by token, as a packed row is."""
+    """Empty [heads, tokens, size] whose memory is ordered by token, as a pack is."""
     return x.new_empty(x.shape[1], x.shape[0], x.shape[2], dtype=dtype).transpose(0, 1)

@@ -1,8 +1,8 @@
 """Processes that pass through networks in step, because each holds only a part of their weights.
 
-Rows are dealt unevenly, so processes need different numbers of passes. But the weights of a layer
+Groups are dealt unevenly, so processes need different numbers of passes. But the weights of a layer
 are brought together by all of them at once. Therefore each announces its next pass, and the others
-join with a row of one token, whose gradients are zero, until all are where they exchange results.
+join with a pack of one token, whose gradients are zero, until all are where they exchange results.
 
 Adapters stay whole in every process. With `lora: none` each role has a network of its own, which is
 cut with its gradients and with what the optimizer remembers of it.
@@ -298,7 +298,7 @@ class LockstepPasses(Passes):
     def join(self, call: Call) -> None:
         """Do what another process needs for its pass."""
         role = call.role or UNMODIFIED
-        # A process with no row for a reward model has not loaded it
+        # A process with no response for a reward model has not loaded it
         self._role(role.replace("|", "/"))
         if call.kind == Kind.GATHER:
             self._gather(role)
@@ -375,7 +375,7 @@ def _check(model: SharedModel) -> None:
     """Raise RunFailed if a model cannot be cut."""
     why = ""
     if not model.packs:
-        why = f"its rows are not packed ({model.unpacked_because})"
+        why = f"its sequences are not packed ({model.unpacked_because})"
     elif not any(layers_of(model.model)):
         why = f"it is not known which modules of a {type(model.model).__name__} are layers"
     if why:

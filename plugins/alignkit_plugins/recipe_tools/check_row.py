@@ -157,7 +157,7 @@ def _mark(
     prompt = encoded.prompt
     if prompt:
         found.tokens.append(Tokens("prompt", _pieces(encoder, (), prompt), [False] * len(prompt)))
-    for names, response in zip(response_names(encoded.group), encoded.rows, strict=True):
+    for names, response in zip(response_names(encoded.group), encoded.responses, strict=True):
         counts = list(map(bool, response.mask))
         if scoring:
             counts = [False] * (len(counts) - 1) + [True]

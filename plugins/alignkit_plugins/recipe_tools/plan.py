@@ -24,7 +24,7 @@ from alignkit.data.group import Group, prompts_of
 from alignkit.host.calls import call, create
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.memory import total
-from alignkit.models.generate import LOGIT_COPIES, most_rows, row_bytes
+from alignkit.models.generate import LOGIT_COPIES, most_slots, slot_bytes
 from alignkit.models.loading import QUANTIZED, device_of, dtype_of
 from alignkit.models.memory import MemoryBudget, activation_bytes_per_token
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, specs
@@ -55,7 +55,7 @@ class Work:
     learned: int = 0  # tokens in all optimizer steps
     measured: int = 0  # tokens that are read without gradients
     written: int = 0  # tokens that are sampled at most
-    batch: int = 0  # tokens of the largest step, or of a packed row
+    batch: int = 0  # tokens of the largest step, or of a pack
     together: int = 0  # responses that are sampled at a time
     prompt: int = 0  # tokens of the longest prompt
     new: int = 0  # tokens of a response
@@ -107,7 +107,7 @@ class _Planner:
         # Measured: also in fp32
         self.stored = activation_bytes_per_token(self.text, self.dtype, frozen=adapted)
         most = activation_bytes_per_token(self.text, self.dtype, frozen=adapted and half)
-        self.packed = MemoryBudget(self.device, most).tokens  # at most, in a row
+        self.packed = MemoryBudget(self.device, most).tokens  # at most, in a pack
 
     @property
     def weights(self) -> float:
@@ -260,11 +260,11 @@ class _Planner:
         if on_cpu:
             found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
         if work.written and stage.engine is None:
-            row = row_bytes(self.text, self.dtype.itemsize, work.prompt, work.new)
+            slot = slot_bytes(self.text, self.dtype.itemsize, work.prompt, work.new)
             room = total(self.device) - sum(found.values())
-            rows = most_rows(row, room, 0, self.text.vocab_size * (not on_cpu))
-            row += 4 * LOGIT_COPIES * self.text.vocab_size
-            found["cache"] = float(min(work.together, rows) * row)
+            slots = most_slots(slot, room, 0, self.text.vocab_size * (not on_cpu))
+            slot += 4 * LOGIT_COPIES * self.text.vocab_size
+            found["cache"] = float(min(work.together, slots) * slot)
         return found
 
 
