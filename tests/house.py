@@ -443,8 +443,10 @@ LoadedBase: LoadedModel
 RunBase: ModelSource
 base_source: locate_model
 load_base: load_network
+add_signals: add_advantages
 blame: attributed_to
 Collected: Mistakes
+has_signal: has_gradient
 lag: async_level
 learned_reward: reward
 most_rows: most_slots
@@ -453,6 +455,7 @@ PackedBatch: Pack
 raw_rewards: rewards
 row_bytes: slot_bytes
 sampler_gap: engine_mismatch
+signal_names: advantage_names
 staleness: async_level
 update_rows: update_slots
 """)

@@ -110,7 +110,7 @@ def mask(count: int, kept: Any) -> None:
 # Tensors
 
 
-def signals(batch: Batch, values: Any) -> None:
+def advantages(batch: Batch, values: Any) -> None:
     """Tensors of tokens or responses by name, or a reason to skip the iteration."""
     of_tokens = batch.mask.shape
     names = {field.name for field in fields(Batch)}

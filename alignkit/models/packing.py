@@ -24,7 +24,7 @@ from alignkit.tokens.encoder import Encoded, Ids, ResponseTokens
 
 T = TypeVar("T")
 
-# Columns that are fields of a batch; others are signals
+# Columns that are fields of a batch; others are advantages
 FIELDS = ("old_logprobs", "reference_logprobs", "old_values", "rewards")
 
 
@@ -183,13 +183,13 @@ class Examples:
     """Encoded groups with columns of measured numbers, in the order of their responses.
 
     token_columns: fp32 [N], for the N tokens of all responses, one response after the other.
-    columns: [responses]. signal_names: the columns that an algorithm's `signal` returned.
+    columns: [responses]. advantage_names: the columns that an algorithm's `signal` returned.
     """
 
     groups: list[Encoded]
     token_columns: dict[str, Tensor] = field(default_factory=dict)
     columns: dict[str, Tensor] = field(default_factory=dict)
-    signal_names: tuple[str, ...] = ()
+    advantage_names: tuple[str, ...] = ()
 
     @cached_property
     def responses(self) -> list[ResponseTokens]:
@@ -223,18 +223,18 @@ class Examples:
             [self.groups[i] for i in indices],
             {name: column[of_tokens] for name, column in self.token_columns.items()},
             {name: column[places] for name, column in self.columns.items()},
-            self.signal_names,
+            self.advantage_names,
         )
 
-    def add_signals(self, signals: Mapping[str, Tensor]) -> None:
+    def add_advantages(self, advantages: Mapping[str, Tensor]) -> None:
         """Add the tensors that an algorithm's `signal` returned as columns, each [R, T] or [R]."""
-        for name, tensor in signals.items():
+        for name, tensor in advantages.items():
             values = tensor.detach()
             if tensor.dim() == 2:
                 self.token_columns[name] = values[self._in_response]
             else:
                 self.columns[name] = values
-        self.signal_names = (*self.signal_names, *signals)
+        self.advantage_names = (*self.advantage_names, *advantages)
 
     def batch(self, device: torch.device | str = "cpu") -> Batch:
         """Pad everything to the longest response: tables [R, T] of R responses and T tokens."""
@@ -262,7 +262,7 @@ class Examples:
             truncated=torch.tensor(
                 [response.truncated for response in self.responses], dtype=torch.bool, device=device
             ),
-            signals={name: arrays[name] for name in self.signal_names},
+            signals={name: arrays[name] for name in self.advantage_names},
             turn_weights=weights.to(device) if weighted else None,
             **{name: arrays[name] for name in FIELDS if name in arrays},
         )

@@ -53,7 +53,7 @@ MASK = (
     "sums and means over tokens must use batch.mask (functional.sum_tokens, functional.masked_mean)"
 )
 
-Numbers = dict[str, Tensor]  # logged numbers and gradients, or signals, each as one vector
+Numbers = dict[str, Tensor]  # logged numbers and gradients, or advantages, each as one vector
 
 
 def check_algorithm(
@@ -193,22 +193,22 @@ class AlgorithmCheck:
     # Rules
 
     def _check_signal(self, algorithm: Algorithm, rollouts: Examples) -> None:
-        """Add the signal to the rollouts, and check it on variants of them."""
+        """Add the advantages to the rollouts, and check them on variants of these."""
         start = copy.deepcopy(algorithm.state)
-        signals = _signal(algorithm, rollouts)
-        if isinstance(signals, Skip):
-            text = f"`signal` skips the example groups ({signals.reason}): pass others as `groups`"
+        found = _advantages(algorithm, rollouts)
+        if isinstance(found, Skip):
+            text = f"`signal` skips the example groups ({found.reason}): pass others as `groups`"
             self.problems.append(text)
             return
         promised = self.needs.advantages
         if promised and (
-            ADVANTAGES not in signals or signals[ADVANTAGES].dim() > 1 + (promised == "token")
+            ADVANTAGES not in found or found[ADVANTAGES].dim() > 1 + (promised == "token")
         ):
             self.problems.append(
                 f"`needs` promises advantages='{promised}': return them as '{ADVANTAGES}'"
             )
-        rollouts.add_signals(signals)
-        expected = counted_signals(rollouts)
+        rollouts.add_advantages(found)
+        expected = counted_advantages(rollouts)
         for name, values in expected.items():
             if not values.isfinite().all():
                 self.problems.append(f"{name} is not finite everywhere")
@@ -225,20 +225,20 @@ class AlgorithmCheck:
                 replace(encoded, group=group)
                 for encoded, group in zip(rollouts.groups, scored, strict=True)
             ]
-        resumed = _signals(self.new(algorithm.state), later)
+        resumed = _counted(self.new(algorithm.state), later)
         cause = "a second call of `signal` from the same state"
-        self._compare(cause, expected, _signals(self.new(start), rollouts), SAME)
+        self._compare(cause, expected, _counted(self.new(start), rollouts), SAME)
         self._compare(
-            "garbage outside the mask", expected, _signals(self.new(start), spoiled), MASK
+            "garbage outside the mask", expected, _counted(self.new(start), spoiled), MASK
         )
         self._compare(
             "the order of groups",
-            counted_signals(backwards),
-            _signals(self.new(start), backwards),
+            counted_advantages(backwards),
+            _counted(self.new(start), backwards),
             ORDER,
         )
         cause = "what `signal` remembers outside of `state`"
-        self._compare(cause, resumed, _signals(algorithm, later), RESUMED)
+        self._compare(cause, resumed, _counted(algorithm, later), RESUMED)
 
     def _check_loss(self, algorithm: Algorithm, examples: Examples) -> None:
         """Check the gradient of a global batch, and of variants that must have the same
@@ -299,27 +299,27 @@ def _difference(name: str, old: Tensor | None, new: Tensor | None) -> float:
     return float((new - old).norm()) / max(float(old.norm()), least)
 
 
-def _signal(algorithm: Algorithm, examples: Examples) -> Any:
+def _advantages(algorithm: Algorithm, examples: Examples) -> Any:
     batch = examples.batch()
-    return call(algorithm, "signal", batch, returns=partial(returns.signals, batch))
+    return call(algorithm, "signal", batch, returns=partial(returns.advantages, batch))
 
 
-def _signals(algorithm: Algorithm, examples: Examples) -> Numbers:
-    """The signals of examples that have others, or none; empty if the algorithm skips them."""
-    signals = _signal(algorithm, examples)
-    if isinstance(signals, Skip):
+def _counted(algorithm: Algorithm, examples: Examples) -> Numbers:
+    """New advantages of examples, those that count; empty if the algorithm skips them."""
+    found = _advantages(algorithm, examples)
+    if isinstance(found, Skip):
         return {}
     fresh = Examples(examples.groups, dict(examples.token_columns), dict(examples.columns))
-    fresh.add_signals(signals)
-    return counted_signals(fresh)
+    fresh.add_advantages(found)
+    return counted_advantages(fresh)
 
 
-def counted_signals(examples: Examples) -> Numbers:
-    """Every signal as one vector: of the tokens that count, or of the responses."""
-    signals, batch = {}, examples.batch()
+def counted_advantages(examples: Examples) -> Numbers:
+    """Each kind of advantages as one vector: of the tokens that count, or of the responses."""
+    advantages, batch = {}, examples.batch()
     for name, values in batch.signals.items():
-        signals[f"signal '{name}'"] = values[batch.mask] if values.dim() == 2 else values
-    return signals
+        advantages[f"signal '{name}'"] = values[batch.mask] if values.dim() == 2 else values
+    return advantages
 
 
 class Probe(Learner):

@@ -126,7 +126,7 @@ def compact(encoded: Encoded) -> Encoded:
     return replace(encoded, prompt=prompt, responses=tuple(responses))  # type: ignore[arg-type]
 
 
-def has_signal(encoded: Encoded, needs: Needs) -> bool:
+def has_gradient(encoded: Encoded, needs: Needs) -> bool:
     """Whether a loss of it has a gradient: it has a pair whose responses count, or a token that
     counts.
     """

@@ -19,7 +19,7 @@ from alignkit.tokens.counts import counted
 from alignkit.tokens.encoder import Encoded
 from alignkit.training.active_stage import ActiveStage
 from alignkit.training.data_sampler import make_data_sampler
-from alignkit.training.encoding import has_signal
+from alignkit.training.encoding import has_gradient
 from alignkit.training.learner import minibatch, schedule
 from alignkit.training.trainer import Trainer
 
@@ -91,7 +91,7 @@ class DatasetTrainer(Trainer):
         usable: list[Encoded] = []
         lost: list[Group] = []
         for e in self.encoder.encode(groups):
-            if len(e.responses) >= needs.min_samples and has_signal(e, needs):
+            if len(e.responses) >= needs.min_samples and has_gradient(e, needs):
                 usable.append(e)
             elif not (needs.pairs and resolved_pairs(e.group)):
                 # The encoder has counted the pairs that it left out.

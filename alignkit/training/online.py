@@ -24,7 +24,7 @@ from alignkit.host.calls import call, create, remembered
 from alignkit.models.packing import Examples, flat
 from alignkit.tokens.counts import counted
 from alignkit.training.active_stage import ActiveStage, select
-from alignkit.training.encoding import has_signal
+from alignkit.training.encoding import has_gradient
 from alignkit.training.episodes import episodes_of
 from alignkit.training.learner import means, minibatches, schedule
 from alignkit.training.monitors import Monitors
@@ -359,16 +359,16 @@ class RolloutTrainer(Trainer):
         if not examples.groups:
             return
         batch = examples.batch()
-        signals = call(self.algorithm, "signal", batch, returns=partial(returns.signals, batch))
+        found = call(self.algorithm, "signal", batch, returns=partial(returns.advantages, batch))
         iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
-        if self.importance is not None and not isinstance(signals, Skip):
+        if self.importance is not None and not isinstance(found, Skip):
             needed = self.algorithm.needs.advantages
-            signals, weights = self.importance.weighted(signals, batch, iteration.old, needed)
+            found, weights = self.importance.weighted(found, batch, iteration.old, needed)
             iteration.metrics |= weights
-        if isinstance(signals, Skip):
-            iteration.skipped = signals.reason
+        if isinstance(found, Skip):
+            iteration.skipped = found.reason
         else:
-            examples.add_signals(signals)
+            examples.add_advantages(found)
 
     def learn(self, iteration: Iteration) -> None:
         """Learn from every phase that the algorithm selects."""
@@ -429,11 +429,11 @@ class RolloutTrainer(Trainer):
 
     def _examples_of(self, phase: Phase, rollouts: Examples) -> Examples:
         """The learnable groups of a phase in tokens, with their measurements."""
-        # By identity: groups that `select` returned unchanged keep their measurements and signals.
+        # By identity: groups that `select` returned unchanged keep their measurements and advantages.
         index_of = {id(encoded.group): index for index, encoded in enumerate(rollouts.groups)}
         if all(id(group) in index_of for group in phase.groups):
             examples = rollouts.take([index_of[id(group)] for group in phase.groups])
-        else:  # groups that `select` created, which have no signal
+        else:  # groups that `select` created, which have no advantages
             examples = Examples(self.encoder.encode(phase.groups))
             if self.algorithm.needs.reference_logprobs:
                 reference = self.reference_logprobs(examples.groups)
@@ -444,7 +444,7 @@ class RolloutTrainer(Trainer):
         # `min_samples` applies to rollouts, not to the groups that `select` returns.
         needs = self.algorithm.needs
         return examples.take(
-            [index for index, encoded in enumerate(examples.groups) if has_signal(encoded, needs)]
+            [index for index, encoded in enumerate(examples.groups) if has_gradient(encoded, needs)]
         )
 
     # The end

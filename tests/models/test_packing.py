@@ -163,6 +163,6 @@ def test_a_long_pass_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_changed_in_a_batch_does_not_reach_the_next_one() -> None:
     examples = Examples(encode(Group((user("a"),), (words(2), words(3)))))
-    examples.add_signals({"advantages": torch.ones(2)})
+    examples.add_advantages({"advantages": torch.ones(2)})
     examples.batch().signals["advantages"].zero_()
     assert examples.batch().signals["advantages"].tolist() == [1, 1]

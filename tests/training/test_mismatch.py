@@ -164,16 +164,16 @@ def test_weights_that_are_not_replaced_are_caught_in_the_second_iteration(
 def test_a_run_weights_what_another_dtype_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And learns from these signals."""
-    weights, add = Importance.weighted, Examples.add_signals
+    """And learns from these advantages."""
+    weights, add = Importance.weighted, Examples.add_advantages
     made, learned = list[Any](), list[Any]()
     monkeypatch.setattr(
         Importance, "weighted", lambda *of: (made.append(weights(*of)), made[-1])[1]
     )
     monkeypatch.setattr(
-        Examples, "add_signals", lambda self, each: (learned.append(each), add(self, each))[1]
+        Examples, "add_advantages", lambda self, each: (learned.append(each), add(self, each))[1]
     )
     weighted = "stages.align.engine={planted: {importance: {cap: 1.0}}}"
     assert train(tmp_path, PLANTED["another dtype"], "stages.align.algorithm=ppo", weighted) == 0
     assert all(0 < row["importance_capped"] < 1 for row in metrics(tmp_path))
-    assert [id(signals) for signals, _ in made] == list(map(id, learned)) and len(made) == 2
+    assert [id(advantages) for advantages, _ in made] == list(map(id, learned)) and len(made) == 2

@@ -65,10 +65,10 @@ class Importance(Options):
     cap: float = Field(ge=1, description="largest weight (truncated importance sampling)")
 
     def weighted(
-        self, signals: Mapping[str, Tensor], rollouts: Batch, old: Sequence[Tensor], finest: str
+        self, advantages: Mapping[str, Tensor], rollouts: Batch, old: Sequence[Tensor], finest: str
     ) -> tuple[Mapping[str, Tensor], dict[str, float]]:
-        """The signals of an iteration, with advantages times the weights of their samples; and the
-        share of tokens, or of responses, whose weight was capped.
+        """The advantages of an iteration times the weights of their samples, and what else `signal`
+        returned; and the share of tokens, or of responses, whose weight was capped.
 
         A loss that is linear in the advantages is then weighted, and its KL, entropy and values are
         not. old: the learner's log-probabilities of each response, [tokens]. finest:
@@ -96,12 +96,12 @@ class Importance(Options):
         )
         counted = ratios[mask.any(dim=1) if by_response else mask]
         share = float((counted > self.cap).float().mean())
-        advantages = signals[ADVANTAGES]
-        if weights.dim() > advantages.dim():
-            advantages = advantages[:, None]
-        elif weights.dim() < advantages.dim():
+        values = advantages[ADVANTAGES]
+        if weights.dim() > values.dim():
+            values = values[:, None]
+        elif weights.dim() < values.dim():
             weights = weights[:, None]
-        return {**signals, ADVANTAGES: advantages * weights}, {"importance_capped": share}
+        return {**advantages, ADVANTAGES: values * weights}, {"importance_capped": share}
 
 
 class Vllm(Engine):
@@ -348,8 +348,8 @@ class Vllm(Engine):
             raise RunFailed(f"{replica.url}: start it with --logprobs-mode processed_logprobs")
         gaps = []
         theirs = zip(tokens[1:], choice["prompt_logprobs"][1:], strict=True)
-        for (token, row), ours in zip(theirs, setup.probe_logprobs, strict=True):
-            gaps.append(abs(row[str(token)]["logprob"] - ours))
+        for (token, likeliest), ours in zip(theirs, setup.probe_logprobs, strict=True):
+            gaps.append(abs(likeliest[str(token)]["logprob"] - ours))
         gap = sum(gaps) / len(gaps)
         if not gap <= MAX_GAP:
             raise RunFailed(
