@@ -226,7 +226,7 @@ class Algorithm(WithOptions):
         return groups
 
     def trained_turns(self) -> str:
-        """Which assistant turns of a demonstration are learned: `all` or `last`."""
+        """The assistant turns of a demonstration that are learned: `all` or `last`."""
         return "all"
 
     def reference_prompt(self, group: Group) -> Sequence[Message]:

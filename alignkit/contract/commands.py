@@ -47,7 +47,7 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """Of the command."""
+        """The exit code of the command."""
         return self.code if self.error is None else self.error.exit_code
 
 

@@ -235,7 +235,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class World:
-    """Which process of how many this is.
+    """The number of this process, and of all that run the recipe together.
 
     Attributes:
         process: The number of this one, from 0.

@@ -57,7 +57,7 @@ class Policy(Protocol):
         """Log-probabilities of all responses, in order, and whether each token is the likeliest
         one: [tokens] each.
 
-        Of no tokens where the prompt leaves no room.
+        A response has no tokens if its prompt leaves no room.
 
         Args:
             groups: The responses to measure.

@@ -1,5 +1,5 @@
-"""Which rows are held out together: those whose prompts say the same, continue each other, or share
-what a column of their source holds.
+"""Rows that are held out together: their prompts say the same, continue each other, or share a
+column's value of their source.
 
 A row is on the side that its key chooses, by a hash, so that adding rows does not move the others.
 """

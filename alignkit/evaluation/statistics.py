@@ -154,8 +154,8 @@ def clustered_p(
 
 
 def p_value(differences: Sequence[float], apart: int | None = None) -> float:
-    """Of the two-sided t test that the mean of independent differences is 0; 1 without a
-    difference.
+    """The p value of the two-sided t test that the mean of independent differences is 0; 1 if there
+    are none.
 
     A t test knows nothing of differences that are all the same, and a few that happen to be alike
     look certain to it: there a sign test decides, on which all agree, 2 * 0.5**n. apart: how many

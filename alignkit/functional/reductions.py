@@ -30,8 +30,8 @@ def masked_mean(x: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def sum_tokens(x: Tensor, mask: Tensor) -> Tensor:
-    """Sum over the valid tokens of each sequence: [B, T] -> [B]. Of log-probabilities: log pi(y |
-    x).
+    """Sum over the valid tokens of each sequence: [B, T] -> [B]. For log-probabilities this is
+    log pi(y | x).
 
     Args:
         x: [B, T].

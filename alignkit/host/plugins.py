@@ -43,7 +43,7 @@ class _Plugin:
 
     @property
     def package(self) -> str:
-        """Of its module."""
+        """The package of its module."""
         return self.module.partition(".")[0]
 
     @property

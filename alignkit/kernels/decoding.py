@@ -30,7 +30,7 @@ class Prefill(Protocol):
 
 @dataclass(frozen=True)
 class Change:
-    """Which slots of a cache remain and which prompts enter.
+    """The slots of a cache that remain and the prompts that enter.
 
     keep: [kept] slots that remain. used: the columns that they fill. prompts: of the slots that enter
     behind them. column: where all slots end afterwards. room: columns to allocate after it.

@@ -97,7 +97,7 @@ class EngineCheck:
 
     @cached_property
     def prompts(self) -> list[Ids]:
-        """Of different lengths, and not in the order of their lengths."""
+        """Prompts of different lengths, not in the order of their lengths."""
         return [self.encoder.prompt(group.prompt) for group in example_groups(1)]
 
     def check(self) -> None:

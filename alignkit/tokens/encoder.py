@@ -356,7 +356,7 @@ class Encoder:
         """Encode a group, each prompt with a response in at most `max_length` tokens; None if its
         prompt does not fit.
 
-        Of a raw text that is longer, this is the first piece. turns: the assistant's turns that
+        A longer raw text is cut to its first piece. turns: the assistant's turns that
         count in a demonstration, "all" or "last". scoring: read each response to the end of what
         the template writes. Raises RowRefused if the template refuses or changes the conversation,
         or if a response's `action_mask` does not match its tokens.

@@ -5,8 +5,8 @@ A call is JSON in tags, as most templates write it:
 `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
 Between two turns, the tokens that the policy sampled stay as they are. The template renders the
-conversation with the environment's messages and the next generation prompt. Of that text, the piece
-after the policy's end of turn is tokenized, and nothing before it. The policy's own words do not
+conversation with the environment's messages and the next generation prompt. Only the piece
+after the policy's end of turn is tokenized. The policy's own words do not
 matter for the piece, so others stand for them: what a policy writes cannot make a template fail.
 """
 

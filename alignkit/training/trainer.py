@@ -239,8 +239,8 @@ class Trainer:
     def logprobs(
         self, role: str, encoded: Sequence[Encoded], model: SharedModel | None = None
     ) -> list[Tensor]:
-        """Of each response in order, float32 [tokens], in nats. model: the role's base; default:
-        the stage's own.
+        """The log-probabilities of each response in order, float32 [tokens], in nats. model: the
+        one with the role; default: the stage's.
         """
         return self.measured(role, encoded, model)["logprobs"]
 

@@ -192,7 +192,9 @@ class LocalJudge(ModelJudge):
     def _logprobs(
         self, questions: Sequence[Sequence[Message]], answers: Sequence[str], prefill: str
     ) -> Tensor:
-        """Of the answers' first tokens, in nats: float [questions, answers]; NaN without room."""
+        """Log-probabilities of the answers' first tokens, in nats: float [questions, answers]; NaN
+        if a question does not fit.
+        """
         model = self.context.models[self.options.role]
         try:
             return model.next_token_logprobs(questions, list(answers), prefill=prefill)

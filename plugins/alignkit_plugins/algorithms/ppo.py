@@ -85,7 +85,7 @@ class Clipped(Algorithm):
         return F.ppo_policy_loss(logprobs, old, advantages, *self.bounds)
 
     def clipped(self, batch: Batch, out: Outputs) -> Tensor:
-        """Which ratios have no gradient."""
+        """Marks the ratios that have no gradient."""
         logprobs, old, advantages, mask = self.ratios(batch, out)
         return F.clipped(logprobs, old, advantages, *self.bounds, mask=mask)
 

@@ -3,9 +3,8 @@ kernels.
 
 Two integers per token, its group and its response (0 for a prompt), say which tokens it sees: those
 before it in its group that are the prompt's or its own response's. Windows need a third, the
-position in its sequence. The number of kernels does not depend on the number of groups. Which
-blocks of BLOCK x BLOCK pairs contain anything is computed on the host from the spans, once per pack
-and window.
+position in its sequence. The number of kernels does not depend on the number of groups. The host
+computes from the spans which blocks of BLOCK x BLOCK pairs are not empty, once per pack and window.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def supported(q: Tensor, v: Tensor) -> bool:
 
 
 class PackMasks:
-    """Which tokens of a pack see which. All layers of a pass share it."""
+    """The tokens of a pack that each token sees. All layers of a pass share it."""
 
     def __init__(self, spans: Sequence[GroupSpan], device: torch.device):
         """spans: the groups, one behind another from token 0. device: of the masks."""
@@ -118,8 +117,8 @@ class PackMasks:
         return self._masks[window]
 
     def blocks(self, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Which blocks of queries and keys have a pair that sees each other, and in which all pairs
-        do, [blocks, blocks].
+        """The blocks of queries and keys in which some pair sees each other, and those in which all
+        pairs do, [blocks, blocks].
         """
         _, _, positions, groups, prompts, parts = self._places
         queries = np.arange(len(positions), dtype=np.int32)

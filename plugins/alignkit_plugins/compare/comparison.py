@@ -81,7 +81,7 @@ def units_of(groups: Iterable[Group]) -> list[int]:
 
 
 def units_note(groups: Sequence[Group]) -> list[str]:
-    """That there are fewer units than groups, if it is so."""
+    """A note if there are fewer units than groups."""
     rows, units = len(groups), len({*units_of(groups)})
     note = f"intervals are over {units} units: of {rows} rows, those with the same words or `group`"
     return [f"{note} are one"] * (units < rows)

@@ -112,7 +112,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:
-    """That a policy only prefers longer responses, if the pairs that it has right say so."""
+    """A sentence if a policy only prefers longer responses, by the pairs that it gets right."""
     shares = {row.metric: row.estimate for row in rows if row.policy == policy and not row.column}
     longer, shorter = shares.get(LONGER_IS_BETTER), shares.get(SHORTER_IS_BETTER)
     low, (mean, _, high) = bounds(longer)[1], bounds(shorter)

@@ -63,7 +63,7 @@ class Fault(NamedTuple):
 
 
 class Rules(Phrases):
-    """Which rows are left out. Each rule looks at what the assistant says, unless it says
+    """The rules by which rows are left out. Each rule looks at what the assistant says, unless it says
     otherwise.
 
     Without an option: answers such as `As an AI language model` in English, and rows that say the same as an
@@ -199,7 +199,7 @@ def cleaned_file(options: Any) -> tuple[list[Row], Cleaned]:
 
 
 class Clean(Step):
-    """Of rows that say the same, the first stays. What was left out and why is in removed.jsonl.
+    """Keeps the first of rows that say the same. removed.jsonl lists what was left out, and why.
 
     A later stage reads what is left with `data: STAGE`.
     """

@@ -100,7 +100,7 @@ def clean(
 ) -> Result:
     """Write a file without the rows that break a rule of the step `clean`.
 
-    Of rows that repeat each other, the first stays. OUT.removed.jsonl has every row that was left
+    The first of rows that repeat each other stays. OUT.removed.jsonl has every row that was left
     out, and why. Rows that cannot be read are among them. The file itself is never changed.
 
     \b

@@ -98,7 +98,7 @@ def _turns(row: Row, kind: Kind) -> Iterator[str]:
 def similarity(first: str, second: str) -> float:
     """The Jaccard similarity of two normalized texts that are not equal; 0 if their numbers differ.
 
-    Of rows, it is that of the parts that are least similar: a pair with the better and the worse
+    Two rows are as similar as their least similar parts: a pair with the better and the worse
     response exchanged repeats nothing, and neither does another answer about the same long passage.
     """
     if sorted(_NUMBER.findall(first)) != sorted(_NUMBER.findall(second)):
@@ -163,8 +163,8 @@ class Index:
     def match(self, unit: Unit) -> Match | None:
         """The text that equals another one, or that is nearly equal to it.
 
-        Of texts with a long part in common, which share a few bands with all others, those are
-        compared whose signatures are most alike.
+        Texts with a long part in common share a few bands with all others; then only those with
+        the most similar signatures are compared.
         """
         if unit.text in self.first:
             return Match(unit, self.first[unit.text], 1.0)

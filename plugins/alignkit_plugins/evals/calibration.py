@@ -1,4 +1,4 @@
-"""The step `calibration`: is a policy right as often as it is sure? And how sure is it when it is
+"""The step `calibration`: is a policy right as often as it is sure, and how sure is it when it is
 wrong?
 
 A policy's confidence in an answer is the probability that it gives to the tokens of the answer,

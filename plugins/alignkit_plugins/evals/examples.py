@@ -1,8 +1,8 @@
 """Held-out examples, by which `evaluate` measures policies without sampling: demonstrations, and
 pairs or rankings.
 
-Of demonstrations: the loss of the next token in nats, and the share of tokens that are the
-likeliest ones, over all response tokens. Of pairs: the share whose better response became more
+Demonstrations give the loss of the next token in nats, and the share of tokens that are the
+likeliest ones, over all response tokens. Pairs give the share whose better response became more
 likely against the base model than the worse one, log p(better)/p_base(better) > log
 p(worse)/p_base(worse), the accuracy of DPO's implicit reward (Rafailov et al. 2023,
 arXiv:2305.18290) with the base model as the reference. A coin, and the base model itself, have 50%.
@@ -112,8 +112,8 @@ def _demonstrations(groups: Sequence[Group], role: str, context: StepContext) ->
 def _pairs(
     groups: Sequence[Group], role: str, base: str, logprobs: Logprobs
 ) -> Sequence[Sums | None]:
-    """Of a model whose base model is not known, None. logprobs: of all responses of the groups, by
-    a role.
+    """The sums of each group; None if the role's base model is not known. logprobs: returns those
+    of all responses by a role.
     """
     if base == role != "base":
         return [None] * len(groups)
@@ -149,10 +149,10 @@ def _of_pairs(group: Group, gains: Sequence[float], lengths: Sequence[int]) -> S
 
 
 def _scores(sums: Sequence[Sums | None]) -> list[dict[str, float | None]]:
-    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean; as
-    a stage's own.
+    """Values whose mean is that over all tokens or pairs, and whose spread is that of the mean, as
+    for a stage's own.
 
-    An example's value depends on the others, so that its own mean stands next to it.
+    An example's value depends on the others, so its own mean is stored with it.
     """
     scores: list[dict[str, float | None]] = [{} for _ in sums]
     for name in METRICS:

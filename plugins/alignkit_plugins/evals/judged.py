@@ -79,7 +79,7 @@ def add(
 
 
 class Preference(Scale):
-    """Of preferences between a policy and its baseline, which differ from 0.5."""
+    """The scale of preferences between a policy and its baseline, which are compared with 0.5."""
 
     def mean(self, values: Sequence[float], units: Sequence[Any]) -> statistics.Difference:
         """The mean with its interval, and the p value of a mean of 0.5.

@@ -3,8 +3,8 @@ prompts that it has seen.
 
 A policy learned from what occurs in its stage, or in a stage before it: the rewards and judges of
 training, of labels, of filters and of chosen samples. A reward model is also its own if both
-learned from the same pairs, but not if from shares of a file that do not overlap. That of a
-monitor, such as `gold`, counts if it chooses the result, by `stop`, and not if it only watches.
+learned from the same pairs, but not if from shares of a file that do not overlap. A
+monitor's reward, such as `gold`, counts if it chooses the result by `stop`, not if it only watches.
 """
 
 from __future__ import annotations

@@ -171,8 +171,8 @@ def _last_lines(text: str) -> str:
 
 
 def _estimate(name: str, mean: float, error: float, n: int | None) -> Mapping[str, Any]:
-    """A mean and its 95% interval by its standard error. That of a share is of as many independent
-    documents as have this error.
+    """A mean and its 95% interval by its standard error. A share's interval is that of as many
+    independent documents as have this error.
     """
     found: Any = {"mean": mean, "low": mean - Z * error, "high": mean + Z * error, "n": n}
     most = mean * (1 - mean)  # variance that a share can have

@@ -41,8 +41,8 @@ def kl_of(
 ) -> list[Row]:
     """The KL of each policy to the baseline, in nats per response.
 
-    Says what it does, and why policies have no KL. Of a response that a model had to truncate there
-    is none. policies: the model of each, by its name.
+    Says what it does, and why policies have no KL. A response that a model had to truncate has
+    none. policies: the model of each, by its name.
     """
     rows, units = list[Row](), units_of(groups)
     for policy, model in policies.items():

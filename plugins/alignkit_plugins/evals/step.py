@@ -277,7 +277,7 @@ class Evaluate(Step):
     def _trained_on(
         self, policies: Mapping[str, str], groups: Sequence[Group], context: StepContext
     ) -> dict[str, dict[str, bool | None]]:
-        """Of each rater that decides, whether it judges itself in a policy, which learned from it.
+        """Whether each rater that decides judges itself in a policy that learned from it.
 
         The known answer to a prompt that the policy has not learned from is no opinion that it
         could please.

@@ -1,5 +1,5 @@
 """Raw text for language modeling: rows {text: ...}, or plain text files split into documents at
-blank lines. And conversations in raw text: every dialogue of a .txt file, or the one dialogue of a
+blank lines; and conversations in raw text: every dialogue of a .txt file, or the one dialogue of a
 row {text: ...}.
 
 Dialogues are found by the heuristic behind Gopher's dialogue data (Rae et al. 2021,
@@ -8,8 +8,8 @@ the odd paragraphs begin with one prefix, the even ones with another, such as `G
 - ` or `Q. `.
 
 The paper does not define a prefix. Here it ends with one of the separators `: `, ` - ` and `. `,
-after at least one other character, within the first line and the first 40 characters. Of the
-prefixes that all paragraphs of a speaker share, the longest counts, so that `Dr. Ann: ` and `Dr.
+after at least one other character, within the first line and the first 40 characters. The
+longest prefix that all paragraphs of a speaker share counts, so that `Dr. Ann: ` and `Dr.
 Ben: ` are two speakers.
 
 The first speaker becomes the user and the second the assistant, whose turns are learned. A last

@@ -211,7 +211,7 @@ def joined(groups: Iterable[Group]) -> list[Group]:
 def questions_of(group: Group, task: str | None) -> list[Group]:
     """The questions about a row, a group each; none if fewer than two of its responses differ.
 
-    Of thumbs: one for each response. Of others: one with all responses. Equal responses are one.
+    Thumbs ask about each response, other tasks about all together. Equal responses count as one.
     """
     different: dict[str, Response] = {}
     for response in group.responses:

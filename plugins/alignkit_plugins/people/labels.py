@@ -226,7 +226,7 @@ def gaps(label: Mapping[str, Any]) -> dict[tuple[int, int], int]:
     """How much better the first of each two responses is than the second: negative if it is worse,
     0 for a tie.
 
-    Of a pair in degrees, of a ranking or a review in ranks. Empty for texts and thumbs.
+    Pairs count degrees, rankings and reviews ranks. Empty for texts and thumbs.
     """
     if "better" in label:
         return {(0, 1): -degree(label)}

@@ -420,9 +420,7 @@ def _connection(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make an empty store. Of two processes that do, the first one wins: the other one finds it
-    made.
-    """
+    """Make an empty store. If two processes do, the second finds the store of the first."""
     with closing(_connection(path, "rwc")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if connection.execute("PRAGMA user_version").fetchone()[0] == 0:

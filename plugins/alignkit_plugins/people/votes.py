@@ -4,7 +4,7 @@ The latest label of an annotator counts, unless it was undone, replaced by a ski
 withdrew consent. An item that anyone flagged does not count. A gold label replaces the others.
 
 A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, a
-demonstration a response to learn, and a thumb a label, good or bad. Of a review, the ranks count;
+demonstration a response to learn, and a thumb a label, good or bad. A review counts by its ranks;
 its scores and flags are the columns `overall` and `flags`. If several annotators have labeled an
 item, the share of those who prefer a response is its probability of being better, so a reward model
 learns how sure people are; responses that as many prefer as not form no pair.

@@ -1,8 +1,8 @@
 """Processes that pass through networks in step, because each holds only a part of their weights.
 
-Groups are dealt unevenly, so processes need different numbers of passes. But the weights of a layer
-are brought together by all of them at once. Therefore each announces its next pass, and the others
-join with a pack of one token, whose gradients are zero, until all are where they exchange results.
+Groups are dealt unevenly, so processes need different numbers of passes, but all must bring the
+weights of a layer together at once. Therefore each announces its next pass, and the others join
+with a pack of one token, whose gradients are zero, until all are where they exchange results.
 
 Adapters stay whole in every process. With `lora: none` each role has a network of its own, which is
 cut with its gradients and with what the optimizer remembers of it.

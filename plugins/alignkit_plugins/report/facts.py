@@ -185,7 +185,7 @@ class Stage:
         return text
 
     def _weak(self) -> str:
-        """That a reward model is no better than a coin, or that it learned nothing; else empty."""
+        """A sentence if a reward model is no better than a coin or learned nothing; else empty."""
         accuracy = mapping(mapping(self.summary.get("held_out")).get("accuracy"))
         right = mapping(accuracy.get("result"))
         low = number(right.get("low"))

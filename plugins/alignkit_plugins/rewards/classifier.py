@@ -26,8 +26,8 @@ LONGEST = 512  # tokens of a piece, if the model names no limit
 
 
 class Classifier(Scaled):
-    """The label's probability. Of a longer text than the model reads, the piece with the highest
-    one counts.
+    """The label's probability. If a text is longer than the model reads, its piece with the
+    highest probability counts.
     """
 
     class Options(alignkit.Options):

@@ -69,7 +69,7 @@ class Address:
 
     @property
     def scheme(self) -> str:
-        """Of the addresses in browsers."""
+        """The scheme of the addresses that browsers use."""
         return "https" if self.public else "http"
 
     def url(self, listener: socket.socket) -> str:

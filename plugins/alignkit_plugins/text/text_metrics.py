@@ -82,8 +82,8 @@ def self_bleu(texts: Sequence[Sequence[str]]) -> float | None:
     """The mean BLEU of each text with the others as its references; 1 if all are equal, None if
     there is one text.
 
-    Of more than COMPARED texts, as many are compared: always the same ones of a number of texts,
-    drawn by a fixed seed. The time grows with the square of their number, and the value with the
+    If there are more than COMPARED texts, that many are compared, drawn by a fixed seed from their
+    number. The time grows with the square of their number, and the value with the
     number of references.
 
     Zhu et al. 2018 (arXiv:1802.01886). BLEU: Papineni et al. 2002, with one added to the counts of
