@@ -214,6 +214,14 @@ ANSWERS = yaml.safe_load(r"""
 "<Thinking>4?<reflection>5</reflection> So 5": false
 "<thinking>4?<reflection>5</reflection></thinking>5": true
 I think the answer is 5: true
+"5\n<reflection>ok</reflection>": true
+"<think>4?</think>5\n\n[THINK]Right?[/THINK]": true
+"I can not tell it from here\n<reflection>5?</reflection>": false
+"4\n<reflection>5?": false
+"<answer>5</answer>\n<reasoning>2 + 3</reasoning>": true
+"<think>Not in <think>? 4</think>5": true
+"<think>4?</reflection>5": false
+"x</think>\n<think>5": false
 """)
 REWARDS: dict[str, Any] = {
     "exact_match": (ExactMatch, {"within": True}),
@@ -259,3 +267,4 @@ def test_a_refusal_that_is_only_thought_of_is_none() -> None:
 def test_an_answer_without_thoughts_is_unchanged() -> None:
     assert answer_of(Response(" 5\n")) == " 5\n"
     assert answer_of(Response("<think>4?</think>\n5\n")) == "5"
+    assert answer_of(Response("Put <think> and </think> around it.")) == "Put  around it."

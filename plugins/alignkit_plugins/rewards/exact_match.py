@@ -85,8 +85,9 @@ class ExactMatch(Reward):
         if not pattern:
             return answer
         matches = list(regex.finditer(pattern, answer, timeout=SECONDS))
-        if not matches and answer != text:
-            thoughts = len(text) - len(after_thoughts(text) or "")
+        after = after_thoughts(text) or ""
+        if not matches and text.endswith(after):
+            thoughts = len(text) - len(after)
             for match in regex.finditer(pattern, text, timeout=SECONDS):
                 if match.start(min(1, match.re.groups)) >= thoughts:
                     matches.append(match)

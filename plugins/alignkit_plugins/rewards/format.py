@@ -32,7 +32,7 @@ class Form(Reward):
             (
                 "tags that make up the answer, such as [think, answer]: each once, in this "
                 "order, not empty, with nothing around them; `json_schema` is then about the "
-                "last tag's content; without a tag for thoughts, those before the answer do not "
+                "last tag's content; without a tag for thoughts, those around the answer do not "
                 "count"
             ),
         )

@@ -23,17 +23,25 @@ TAGS = (
     "scratchpad",
     "seed:think",
 )
-_TAG = f"(?P<tag>{'|'.join(TAGS)})"
+_TAG = "|".join(TAGS)
 # Tags, and what Magistral, Kimi, OpenThoughts and gpt-oss write
-_OPENED = re.compile(
-    rf"\s*(?:<{_TAG}>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
-    r"|(?:<\|start\|>assistant)?<\|channel\|>(?!final))",
-    re.IGNORECASE,
+_OPEN = (
+    rf"(?:<(?:{_TAG})>|\[THINK\]|◁think▷|<\|begin_of_thought\|>"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>(?!final))"
 )
+_OPENED = re.compile(rf"\s*{_OPEN}", re.IGNORECASE)
 _CLOSED = re.compile(
-    rf"</{_TAG}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"
+    rf"</(?:{_TAG})>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"
     r"|<\|channel\|>final[^<]*<\|message\|>",
     re.IGNORECASE,
+)
+# A thought up to its end; one without an end, which stays unless its line begins with it
+_THOUGHT = re.compile(
+    rf"<(?P<tag>{_TAG})>.*?</(?P=tag)>|\[THINK\].*?\[/THINK\]|◁think▷.*?◁/think▷"
+    r"|<\|begin_of_thought\|>.*?<\|end_of_thought\|>(?:\s*<\|begin_of_solution\|>)?"
+    r"|<\|channel\|>(?!final).*?<\|channel\|>final[^<]*<\|message\|>"
+    rf"|(?:(?<=[^\s>\]▷]\n)|(?<=[^\s>\]▷]\n\n)|(?<=</answer>\n)){_OPEN}.*|(?P<rest>{_OPEN}.*)",
+    re.IGNORECASE | re.DOTALL,
 )
 _AFTER = re.compile(r"\s*<\|(?:end_of_solution|end|return)\|>\s*\Z")
 
@@ -103,17 +111,20 @@ def answer_of(response: Response, *, calls: bool = False) -> str:
 
 
 def answer_in(text: str) -> str:
-    """What follows the thoughts, without white space around it; all of a text without any, as it
-    is.
+    """What stands around the thoughts, without white space around it; all of a text without any, as
+    it is.
     """
     answer = after_thoughts(text)
     return text if answer == text else (answer or "").strip()
 
 
 def after_thoughts(text: str) -> str | None:
-    """What follows the thoughts, all of the text without any; None if they have no end."""
-    opened, rest = _OPENED.match(text), _CLOSED.split(text)[-1]
-    tag = opened and opened["tag"]
-    if _OPENED.match(rest) or (tag and f"</{tag}>".lower() not in text.lower()):
+    """What stands around the thoughts, all of the text without any; None if they have no end.
+
+    What is before a closing tag without an opening one is a thought, which the prompt opened.
+    """
+    outside = _THOUGHT.sub(r"\g<rest>", text)
+    rest = _CLOSED.split(outside)[-1]
+    if _OPENED.match(outside) or _OPENED.match(rest):
         return None
     return rest if rest == text else _AFTER.sub("", rest)
