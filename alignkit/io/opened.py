@@ -1,9 +1,10 @@
 """The files that code of users reads or runs while it is imported or called, such as lists of words.
 No recipe names them, but results depend on them.
 
-An audit hook of Python sees every file that is opened, and all code that is run, also in processes
-that this one forks, but not what C code and other programs open by themselves. A file counts if the
-nearest code that is no library's is the user's.
+An audit hook of Python sees every file that is opened, every folder that is listed, and all code
+that is run, also in processes that this one forks, but not what C code and other programs open by
+themselves, nor a question whether a file exists. A file counts if the nearest code that is no
+library's is the user's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from alignkit.io.digest import file_digest, is_foreign
+from alignkit.io.digest import digest, file_digest, is_foreign
 from alignkit.io.text import is_file
 
 _ours = {"alignkit"}
@@ -42,18 +43,29 @@ def watch(ours: Iterable[str]) -> None:
 
 
 def _opened(event: str, args: tuple[Any, ...]) -> None:
-    if event in ("open", "os.rename", "exec"):
+    if event in ("open", "os.rename", "exec", "os.listdir", "os.scandir"):
         with suppress(Exception):  # the code that opens the file would get it
-            if event == "exec":  # also of a module that Python has compiled before
-                path, flags = args[0].co_filename, os.O_RDONLY
-            else:
-                path, _, flags = args if event == "open" else (args[1], "", os.O_WRONLY)
+            frame = sys._getframe(1)
+            path, how = _access(event, args, frame)
             file = os.path.abspath(os.fsdecode(path))
-            users = [] if _is_library(file) else _users(sys._getframe(1))
-            line = json.dumps([file, bool(flags & (os.O_WRONLY | os.O_RDWR)), users]) + "\n"
+            users = [] if _is_library(file) else _users(frame)
+            line = json.dumps([file, how, users]) + "\n"
             if users and line not in _logged:
                 _logged.add(line)
                 os.write(_log[0], line.encode())
+
+
+def _access(event: str, args: tuple[Any, ...], frame: FrameType) -> tuple[Any, str]:
+    """A path, and what is done with it."""
+    if event == "os.rename":
+        return args[1], "written"
+    if event == "exec":  # also of a module that Python has compiled before
+        return args[0].co_filename, "read"
+    if event != "open":  # a folder, in which an import only looks for its module
+        return args[0] or ".", "imported" if "importlib" in frame.f_code.co_filename else "listed"
+    if args[2] & (os.O_WRONLY | os.O_RDWR):
+        return args[0], "written"
+    return args[0], "read" if os.path.lexists(args[0]) else "missed"
 
 
 def _users(frame: FrameType | None) -> list[str]:
@@ -75,16 +87,32 @@ def _is_library(file: str) -> bool:
 
 
 def files_read(parts: Any, run: Path) -> list[str]:
-    """The files outside of a run's folder that the code behind a stage's key has read, and not
-    written.
+    """What lies outside of a run's folder and the code behind a stage's key has read, and not
+    written: files, files that it did not find, and `FOLDER/` for folders that it has listed.
 
     parts: what the key is made of, with digests of the code.
     """
     lines = os.pread(_log[0], os.fstat(_log[0]).st_size, 0).splitlines() if _log else []
-    code, read, written = json.dumps(parts, default=str), set[str](), set[str]()
-    for file, writes, users in map(json.loads, lines):
-        if any(is_file(user) and file_digest(Path(user)) in code for user in users):
-            (written if writes else read).add(file)
-    read = {file for file in read - written if is_file(file) and not file.endswith(".pyc")}
-    known = {file for file in read if file_digest(Path(file)) in code}
-    return sorted(f for f in read - known if not Path(f).is_relative_to(run.absolute()))
+    code = json.dumps(parts, default=str)
+    paths: dict[str, set[str]] = {how: set() for how in ("read", "written", "listed", "missed")}
+    for file, how, users in map(json.loads, lines):
+        if how in paths and any(
+            is_file(user) and file_digest(Path(user)) in code for user in users
+        ):
+            paths[how].add(file)
+    known = {file for file in paths["read"] if is_file(file) and file_digest(Path(file)) in code}
+    found = {file for file in paths["read"] - known if is_file(file)}
+    found |= {file for file in paths["missed"] if not os.path.lexists(file)}
+    own = {os.path.dirname(file) for file in paths["written"]}
+    found |= {os.path.join(folder, "") for folder in paths["listed"] - own if os.path.isdir(folder)}
+    outside = (f for f in found - paths["written"] if not Path(f).is_relative_to(run.absolute()))
+    return sorted(file for file in outside if not file.endswith(".pyc"))
+
+
+def digest_of(name: str) -> str:
+    """The digest of what `files_read` names: a file's bytes, or the names of a folder's files."""
+    if not name.endswith(os.sep):
+        return file_digest(Path(name)) if is_file(name) else "missing"
+    if not os.path.isdir(name):
+        return "missing"
+    return digest(sorted(each.name for each in os.scandir(name) if each.is_file()))

@@ -32,10 +32,10 @@ from alignkit.host.calls import call, create
 from alignkit.host.registry import Component
 from alignkit.io.atomic import write_text
 from alignkit.io.console import Metrics
-from alignkit.io.digest import digest, file_digest
-from alignkit.io.opened import files_read
+from alignkit.io.digest import digest
+from alignkit.io.opened import digest_of, files_read
 from alignkit.io.results import Results
-from alignkit.io.text import is_file, redacted
+from alignkit.io.text import redacted
 from alignkit.recipe.schema import BASE, Recipe, RewardSpec, Stage, keys_of, specs
 from alignkit.recipe.sources import DataSpec, Loaded
 from alignkit.recipe.yaml import Keys
@@ -136,7 +136,7 @@ class RunStage(ActiveStage):
         if made or not names:
             names += files_read(named, services.folder)
         for name in names:
-            files.setdefault(name, file_digest(Path(name)) if is_file(name) else "missing")
+            files.setdefault(name, digest_of(name))
         if made and files:
             services.store.note(self.name, key, [*files])
         return {**named, "files": files} if files else named

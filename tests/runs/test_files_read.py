@@ -46,6 +46,12 @@ CODE = [
         False,
     ),
     ("open('words.txt').read(); import os; os.remove('words.txt')", False),
+    ("from contextlib import suppress\nwith suppress(OSError): open('later.txt')", "later.txt"),
+    ("open('made.txt', 'x').close(); open('made.txt').read()", False),
+    ("from pathlib import Path; [*Path('lists').glob('*.txt')]", "lists/"),
+    ("import glob; glob.glob('lists/*.txt'); glob.glob('run/*')", "lists/"),
+    ("import os; os.listdir('lists'); open('lists/own', 'w').close()", False),
+    ("import importlib.metadata as m; m.version('torch')", False),
     ("open('/proc/self/stat').read(); open('/etc/hostname').read()", False),
     ("import alignkit.data.files, linecache; linecache.getline(__file__, 1)", False),
 ]
@@ -60,6 +66,7 @@ def test_what_is_read_and_not_written_counts(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "helper", raising=False)
     (tmp_path / "run").mkdir()
+    (tmp_path / "lists").mkdir()
     for name, text in (("words.txt", "a"), ("run/own.json", "1"), ("user.py", code)):
         (tmp_path / name).write_text(text, encoding="utf-8")
     (tmp_path / "helper.py").write_text("WORDS = open('words.txt').read()", encoding="utf-8")
@@ -69,12 +76,13 @@ def test_what_is_read_and_not_written_counts(
     key = {"source": source_digests(tmp_path / "user.py")}
     found = files_read(key, tmp_path / "run")
     names = {True: "words.txt", False: ""}.get(counts, counts)  # type: ignore[call-overload]
-    assert found == [str(tmp_path / name) for name in names.split()]
+    assert found == [f"{tmp_path}/{name}" for name in names.split()]
     assert files_read({"source": source_digests(tmp_path / "other.py")}, tmp_path) == []
 
 
 REWARD = """
-WORDS = open("words.txt").read()
+import glob
+WORDS = open("words.txt").read() + str(glob.glob("lists/*"))
 
 def score(prompts, completions, **columns):
     open("called.txt").read()
@@ -99,6 +107,7 @@ def test_a_stage_is_made_again_when_a_file_of_its_code_changes(
     monkeypatch.chdir(tmp_path)
     for name, text in (("reward.py", REWARD), ("words.txt", "a"), ("called.txt", "b")):
         (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "lists").mkdir()
     reward = {"python": {"path": "reward.py", "function": "score"}}
     stages = {
         "plain": STEP,
@@ -126,8 +135,11 @@ def test_a_stage_is_made_again_when_a_file_of_its_code_changes(
         assert told() == reused
         (tmp_path / name).write_text(old, encoding="utf-8")
         assert told() == reused  # earlier results are there
+    (tmp_path / "lists" / "more.txt").touch()
+    again = "best: changed since the last run (lists: files were added or removed), starting over"
+    assert again in told()
     files = read_record(tmp_path / "run" / "best")["depends_on"]["files"]
-    assert {os.path.basename(file) for file in files} == {"words.txt", "called.txt"}
+    assert {os.path.basename(file) for file in files} == {"words.txt", "called.txt", ""}
     assert main(["verify", str(tmp_path / "run" / "best")]) == 0
     (tmp_path / "words.txt").unlink()
     assert main(["verify", str(tmp_path / "run" / "best")]) == 2

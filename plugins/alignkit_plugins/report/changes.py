@@ -102,7 +102,10 @@ def _in_words(change: Change, names: Mapping[Path, Any]) -> str:
     if path[0] in _CONTENTS:
         return f"{_CONTENTS[str(path[0])]} has changed"
     if "files" in path:
-        return f"{os.path.basename(str(path[-1]))}: the file has changed"
+        folder, name = os.path.split(str(path[-1]))
+        if not name:
+            return f"{os.path.basename(folder)}: files were added or removed"
+        return f"{name}: the file has changed"
     if path[-1] == "content":
         return f"{_name(path[:-1])}: the file has changed"
     if path[0] == "upstream" and change.old and change.new:
