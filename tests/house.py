@@ -14,7 +14,7 @@ import tokenize
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import yaml
 
@@ -484,9 +484,9 @@ def language() -> Iterator[str]:
 
 # Texts that explain
 
-# A comment is a sentence with a subject or names a thing; such a word begins in the middle of one.
+# A comment or docstring is a sentence with a subject or names a thing; such a word begins in the middle of one.
 FRAGMENT = re.compile(
-    r"#\s*(?:(?:of|else|whose|nor|(?:with|in|by|for) which|(?:which|that)(?! (?:is|one|a)\b)))\b",
+    r"(?:of|else|whose|nor|(?:with|in|by|for) which|(?:which|that)(?! (?:is|one|a|of)\b))\b",
     re.I,
 )
 
@@ -497,17 +497,30 @@ def comments_have_a_subject() -> Iterator[str]:
         for token in tokenize.generate_tokens(iter(lines).__next__):
             number = token.start[0]
             continues = lines[number - 2].lstrip().startswith("#")
-            if token.type == tokenize.COMMENT and FRAGMENT.match(token.string) and not continues:
+            if (
+                token.type == tokenize.COMMENT
+                and FRAGMENT.match(token.string.lstrip("# "))
+                and not continues
+            ):
                 yield f"{named(path)}:{number}: a comment begins with its subject: {token.string}"
+        for node in documented(path):
+            if FRAGMENT.match(docstring := ast.get_docstring(node) or ""):
+                line = docstring.splitlines()[0]
+                yield f"{named(path)}: a docstring begins with its subject: {line}"
 
 
 def examples_in_docstrings_are_valid() -> Iterator[str]:
     for path in CODE:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                for example in invalid_examples(ast.get_docstring(node) or ""):
-                    name = getattr(node, "name", "the module")
-                    yield f"{named(path)}: {name}: neither Python nor YAML, or no table: {example}"
+        for node in documented(path):
+            for example in invalid_examples(ast.get_docstring(node) or ""):
+                name = getattr(node, "name", "the module")
+                yield f"{named(path)}: {name}: neither Python nor YAML, or no table: {example}"
+
+
+def documented(path: Path) -> Iterator[Any]:
+    """What may have a docstring."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return (node for node in ast.walk(tree(path)) if isinstance(node, kinds))
 
 
 def names_are_not_retired() -> Iterator[str]:

@@ -39,11 +39,10 @@ class Options(BaseModel):
     Unknown keys are errors. Give every field a description and, if possible, a range.
 
     Properties of a reward's options say more of its scores. `packages`: names of packages whose
-    versions decide them. `grader`: a name that a reward or judge shares with those that say the
-    same, so that one of them is no independent measure of what the other one taught; default: the
-    plugin's, whatever its options are. `verifies`: whether they say
-    that an answer is the prompt's known one, and nothing else, so that on prompts that were not
-    trained on they are independent of training.
+    versions decide them. `grader`: a name that rewards and judges share if they measure the same, so
+    that none of them is an independent measure of what another one taught; default: the plugin's,
+    whatever its options are. `verifies`: whether the scores only say that an answer is the prompt's
+    known one, which makes them independent of training on prompts that were not trained on.
 
     changes_no_result: options, such as an address, that may change without making a stage's result
     another one.

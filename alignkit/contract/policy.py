@@ -30,8 +30,8 @@ class Policy(Protocol):
         """Sample responses to prompts. A prompt that leaves no room for `max_new_tokens` gets none.
 
         Args:
-            prompts: Only their `prompt` and `tools` are read; the groups that come back have no
-                more of them.
+            prompts: Only their `prompt` and `tools` are read, and nothing else is returned with
+                the responses.
             seed: The same seed gives the same responses.
             samples_per_prompt: Responses to each prompt.
             sampling: The keys of `Sampling`, such as `temperature=0.7`.

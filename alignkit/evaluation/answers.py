@@ -76,7 +76,7 @@ _CLAUSE = re.compile(
     r"|\b(?:because|since|as|while|whereas|although|but|so)\b",
     re.IGNORECASE,
 )
-# What follows in its clause is no answer, and neither is what stands before a correction.
+# What follows in its clause is no answer, nor is anything before a correction.
 _RULED_OUT = re.compile(
     r"(?:\b(?:cannot|(?:not|never)(?! (?:only|just))|neither|nor|instead of|(?:rather|other) than)\b|n['’]t\b)"
     rf"(?:(?!{_CLAUSE.pattern}|\?\s|—).)*",

@@ -157,7 +157,7 @@ def p_value(differences: Sequence[float], apart: int | None = None) -> float:
     """The p value of the two-sided t test that the mean of independent differences is 0; 1 if there
     are none.
 
-    A t test knows nothing of differences that are all the same, and a few that happen to be alike
+    A t test knows nothing of differences that are all equal, and a few that happen to be alike
     look certain to it: there a sign test decides, on which all agree, 2 * 0.5**n. apart: how many
     there are, if not all other than 0.
     """

@@ -60,8 +60,8 @@ class _Plugin:
         *,
         default: bool = False,
     ) -> None:
-        """See `hookspecs.Add`. What is no address is checked here, so that a traceback points at
-        the plugin.
+        """See `hookspecs.Add`. An implementation that is not an address is checked here, so that a
+        traceback points at the plugin.
         """
         if kind not in KINDS | PRIVATE:
             raise ValueError(f"no kind '{kind}'; {did_you_mean(kind, KINDS, 'kinds')}")

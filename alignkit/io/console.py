@@ -56,9 +56,7 @@ class Steps:
         self.began = monotonic()
 
     def line(self, done: int, facts: str = "") -> str:
-        """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`; what is left is at the pace so
-        far.
-        """
+        """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`, at the pace so far."""
         elapsed, rest = monotonic() - self.began, self.total - done
         times = duration(elapsed, digits=0)
         if rest > 0 and done > self.first:
@@ -226,7 +224,7 @@ def _plain(value: Any) -> Any:
 class RunLog:
     """run.log: all that a run has said, over all its resumptions, each line with its time (UTC).
 
-    path: None until the run has its folder; what is said before is kept until then.
+    path: None until the run has its folder; earlier lines are kept until then.
     """
 
     path: Path | None = None

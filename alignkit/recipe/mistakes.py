@@ -115,8 +115,8 @@ def validated(
 def _mistakes(
     error: ValidationError, model: type[BaseModel], raw: Any, others: Mapping[str, str]
 ) -> list[Mistake]:
-    """A union causes one error per arm: what is wrong inside counts, else what a validator says,
-    else the first.
+    """A union causes one error per arm. Mistakes inside an arm come first, then what a validator
+    says, then the first error.
     """
     found: dict[Keys, list[Mistake]] = {}
     for item in error.errors(include_url=False):

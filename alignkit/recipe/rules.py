@@ -1,5 +1,5 @@
-"""Rules for keys of a recipe that go together. A rule is a row of a table: where it applies, when it
-is broken, what to say, and what to do.
+"""Rules for keys of a recipe that go together. A rule is a row of a table: where it applies,
+when it is broken, what to say, and what to do.
 """
 
 from __future__ import annotations

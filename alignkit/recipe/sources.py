@@ -209,8 +209,8 @@ def load(
     The validation split hashes prompts, or the column that `group` names: each is on one side only,
     in all sources, and so are the turns of a conversation. Adding rows does not move the others.
 
-    Raises `DataError` that lists the bad rows of all sources, or names a source without a usable
-    row, or one of which nothing can be held out.
+    Raises `DataError` that lists the bad rows of all sources, or names a source that has no usable
+    row, or from which nothing can be held out.
     """
     readers = [
         SourceReader(source, formats, stage_data, commit, place)

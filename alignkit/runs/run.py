@@ -177,7 +177,8 @@ class Run(Services):
     def prepare(self, names: Iterable[str], rows: int | None = FIRST_ROWS) -> None:
         """Prepare stages before the first of them runs. Raises RecipeError with all their problems.
 
-        If there are none, it raises DataError with all problems in their data. rows: see `RunStage.check_data`.
+        If there are none, it raises DataError with all problems in their data. rows: see
+        `RunStage.check_data`.
         """
         problems = Problems(self.recipe)
         for index, component in enumerate(self.recipe.trackers):

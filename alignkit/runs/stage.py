@@ -126,7 +126,7 @@ class RunStage(ActiveStage):
         """Parts of a key with digests of the files that the stage's code read when it was made. Those
         that have one keep it.
 
-        made: whether it was made now; if it never was, what was read so far counts.
+        made: whether it was made now. If it never was, the files that were read so far are named.
         """
         services = self.services
         named = {key: value for key, value in parts.items() if key != "files"}

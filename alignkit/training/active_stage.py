@@ -70,7 +70,7 @@ class ActiveStage:
         return seeds.stream(self.seed, self.name, *name)
 
     def plugin(self, component: Component) -> Any:
-        """The plugin of a component: what is checked is what works."""
+        """The plugin of a component, made once: the checked instance does the work."""
         if id(component) not in self._plugins:
             self._plugins[id(component)] = create(component, self.name)
         return self._plugins[id(component)]

@@ -104,8 +104,8 @@ class StageEncoder:
             )
 
     def count_read(self, groups: Sequence[Group]) -> None:
-        """Add the data that this stage encodes to the summary: `encoding` counts those of them that
-        do not fit.
+        """Add the numbers of encoded rows and responses to the summary, next to `encoding`, which
+        counts those that do not fit.
         """
         self._add("encoded", {"rows": len(groups), "responses": len(responses_of(groups))})
 

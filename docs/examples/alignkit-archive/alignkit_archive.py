@@ -1,8 +1,8 @@
 """Base models from archives, and the chat template of a lab: `base: archive://models/small.tar.gz`.
 
-The archive is a .zip or .tar file with a transformers folder, on this machine or at an address. A
-hub of one's own, or another format of weights, is the same function with another body: it leaves a
-folder below the cache.
+The archive is a .zip or .tar file with a transformers folder, on this machine or at an address. For a
+private hub or another format of weights, change the body of the function: it leaves a folder below
+the cache.
 """
 
 from __future__ import annotations

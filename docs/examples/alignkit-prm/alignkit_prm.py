@@ -70,7 +70,7 @@ class Steps(ColumnFormat):
 
     def _prm800k(self, row: Any) -> Iterator[tuple[list[str], str, bool]]:
         """All alternatives of a step; a neutral one (0) counts as right, as in the paper. The
-        chosen one goes on.
+        solution continues with the chosen one.
         """
         before: list[str] = []
         for step in row["label"]["steps"]:

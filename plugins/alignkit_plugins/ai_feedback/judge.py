@@ -263,8 +263,8 @@ def question_groups(questions: Iterable[Sequence[Message]]) -> list[Group]:
 def answer_in(written: Written) -> Answer:
     """The answer by the likeliest tokens; "1" and " 1" are the same.
 
-    An answer that is not among them is at most as likely as the last of them, and as all that are
-    not among them, and counts so.
+    An answer that is not among them counts as its upper bound: the probability of the last one that
+    is, or of all that are not, whichever is less.
     """
     if not written.likeliest:
         reason = fault_of(0, written) or NO_LOGPROBS

@@ -62,7 +62,7 @@ def joint(verdicts: Sequence[Verdict], judges: Sequence[str] = ()) -> Verdict:
 
 
 class Panel(Judge):
-    """Ask several judges; the mean of what they say counts."""
+    """Ask several judges, and take the mean of their verdicts."""
 
     compares_by_rubric = True
 

@@ -89,7 +89,7 @@ class Chain:
         self.turns = [*self.group.prompt, assistant_turn(self.newest), user_turn(question)]
 
     def ask_for_revision(self, by: Principle, critique: Written) -> None:
-        """Take a critique. It may be cut off: what it says still counts."""
+        """Take a critique, also one that was cut off."""
         text = self.take("critique", critique)
         self.rounds.append({"principle": by.name, "critique": text, "revision": ""})
         question = REVISION.replace("{revise}", by.revise or "")

@@ -64,7 +64,7 @@ def teams_above(cores: int, threads: int) -> int:
 class Sleepers:
     """Teams of OpenMP threads that have nothing to do.
 
-    teams: how many there are while they are wanted.
+    teams: their number while they are wanted.
     """
 
     def __init__(self, teams: int):

@@ -30,7 +30,7 @@ _PATHS = {"path", "folder", "file"}  # keys whose values are never models
 
 @dataclass(frozen=True)
 class NamedPolicy:
-    """A policy of a command line. word: what it was named by. reference: what a recipe calls it."""
+    """A policy of a command line. word: that named it. reference: what a recipe calls it."""
 
     word: str
     model: Model

@@ -93,7 +93,7 @@ def _sandbox() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
-        """In which `{{ column.items }}` is a key of the row, if there is one, and no method."""
+        """Reads `{{ column.items }}` as a key of the row, if it has one, instead of a method."""
 
         def getattr(self, obj: Any, attribute: str) -> Any:
             if isinstance(obj, Mapping) and attribute in obj:

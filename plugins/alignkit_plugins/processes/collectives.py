@@ -1,6 +1,4 @@
-"""The collectives of several processes: what they exchange goes through accelerate's
-collectives.
-"""
+"""The collectives of several processes, which exchange values by those of accelerate."""
 
 from __future__ import annotations
 

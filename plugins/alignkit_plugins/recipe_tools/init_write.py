@@ -225,7 +225,7 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
     """What a file holds, by `columns`, or else by those that a format expects or that are often
     called so.
 
-    name: as the recipe names it. kind: what it is said to hold; empty: what most of its rows are.
+    name: as the recipe names it. kind: of its rows, as the user says; empty: the most frequent.
     Raises DataError if it holds something else.
     """
     row = first_row(path)

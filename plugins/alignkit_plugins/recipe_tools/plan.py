@@ -36,8 +36,7 @@ READ = 200  # rows of an entry that are tokenized; more are estimated from these
 PROBED = 512  # tokens of the product that is timed
 # Time of a pass, of one without gradients, of writing, over its products
 LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2
-# Bytes that a run's process takes beyond those of this one, on a CPU, with what it keeps of what was
-# freed
+# Bytes that a run's process takes beyond those of this one, on a CPU, with freed memory that it keeps
 LIBRARIES = 0.4e9
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 SMALLER = (

@@ -36,8 +36,7 @@ ENGLISH = re.compile(
 _HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|[;\n]")
 _WORDS = re.compile(r"\w[\w']*")
-# A sentence that says what is not so is no answer, and neither is one of nothing but the words
-# below.
+# A sentence that only denies something is no answer, nor is one that has only the words below.
 _DENIES = frozenset(
     _WORDS.findall(
         "not never nobody nothing none neither nor without unable unknown unclear insufficient "

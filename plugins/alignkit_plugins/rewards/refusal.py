@@ -28,7 +28,7 @@ def features(answer: str) -> set[str]:
     """The words and marks at the beginning of an answer, and pairs of those that are neighbors or
     next but one.
 
-    "<" stands before every answer, and its weight is the bias.
+    Every answer begins with "<", whose weight is the bias.
     """
     text = re.sub("cannot|can't", "can not", typed(answer).lower())
     text = text.replace("won't", "will not").replace("n't", " not")

@@ -44,7 +44,7 @@ def templates(*folders: Path, **names: Any) -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """A text with a sign for each control character; what is HTML already stays."""
+    """A text with a sign for each control character; HTML stays as it is."""
     is_text = isinstance(value, str) and not hasattr(value, "__html__")
     return printable(value) if is_text else value
 

@@ -65,7 +65,7 @@ class Answer:
 class Policy:
     """A policy that answers.
 
-    name: what people call it. word: what it was named by. role: its weights. sampling: how it
+    name: what people call it. word: that named it. role: its weights. sampling: how it
     samples, unless somebody says otherwise.
     """
 

@@ -1,6 +1,6 @@
-"""The engine `vllm`: what it asks servers for, so that they mean what alignkit's own engine means.
+"""The engine `vllm`: its requests to servers, with the meaning of alignkit's own engine.
 
-Tokens go there and come back, never text. The base is loaded once by each server; every version of
+It sends and receives tokens, never text. The base is loaded once by each server; every version of
 a policy is an adapter of its own name, loaded when it is published, and the one before is unloaded.
 vLLM batches what arrives, and rounds by how it batches: the same call need not return the same
 tokens.
