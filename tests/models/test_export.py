@@ -43,7 +43,7 @@ def test_a_classifier_skips_what_the_reward_model_skipped(tmp_path: Path) -> Non
     model.save("reward", tmp_path / "reward")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     tokenizer.pad_token = "<|im_start|>"
-    whole, _ = whole_model(tmp_path / "reward", model.base, model.spec, torch.float32, tokenizer)
+    whole, _ = whole_model(tmp_path / "reward", model.origin, model.spec, torch.float32, tokenizer)
     assert model.roles["reward"].pad_token_id == whole.config.pad_token_id == 0
 
 
@@ -73,7 +73,9 @@ def test_a_merge_into_a_quantized_base_keeps_its_values(
 ) -> None:
     model = with_policy(quantization="nf4")
     model.save("policy", tmp_path / "policy")
-    merged, notes = whole_model(tmp_path / "policy", model.base, model.spec, dtype, model.tokenizer)
+    merged, notes = whole_model(
+        tmp_path / "policy", model.origin, model.spec, dtype, model.tokenizer
+    )
     assert "merged into the values that nf4 rounds the weights to" in notes[0]
     (found,) = encoded(model, 1).groups
     (ours,) = measure(model, "policy", [found])["logprobs"]
@@ -104,7 +106,7 @@ def learned(model: SharedModel) -> tuple[torch.Tensor, dict[str, Any]]:
 def test_losses_and_gradients_are_those_of_the_rounded_weights(form: str, tmp_path: Path) -> None:
     quantized = with_policy(quantization=form)
     spec, tokenizer = quantized.spec, quantized.tokenizer
-    assert export(None, tmp_path, quantized.base, spec, torch.float32, tokenizer, ()) == []
+    assert export(None, tmp_path, quantized.origin, spec, torch.float32, tokenizer, ()) == []
     loss, gradients = learned(quantized)
     expected, others = learned(with_policy(tmp_path))
     same(loss, expected, rtol=1e-6, atol=0)
