@@ -72,11 +72,11 @@ class KTO(Algorithm):
 
         Raises DataError if there are no labels, labels of one kind only, or fewer than two prompts.
         """
-        labeled, incomplete, rows = [], [], 0
+        labeled, incomplete, total = [], [], 0
         for group in groups:
             kept = with_labels(group)
-            # A prompt without a response is a row without a label, too.
-            rows += max(1, len(group.responses))
+            # A prompt without a response counts as one without a label.
+            total += max(1, len(group.responses))
             if kept.responses:
                 labeled.append(kept)
             if len(kept.responses) < max(1, len(group.responses)):
@@ -92,7 +92,7 @@ class KTO(Algorithm):
             raise DataError(
                 "kto needs at least two different prompts, to estimate z0 from mismatched responses"
             )
-        context.left_out("without_label", rows - count, incomplete)
+        context.left_out("without_label", total - count, incomplete)
         context.log(without_other_prompt=count - mismatched)
         return mixed
 

@@ -153,16 +153,16 @@ class FromRatings(Algorithm):
         """Responses with a rating. Raises DataError if there is none, or no difference between
         them.
         """
-        kept, lacking, rows = [], [], 0
+        kept, lacking, total = [], [], 0
         for group in groups:
             rated = [r for r in group.responses if r.scores.get("reward") is not None]
-            rows += max(1, len(group.responses))
+            total += max(1, len(group.responses))
             if rated:
                 kept.append(with_responses(group, rated, pairs=()))
             if len(rated) < max(1, len(group.responses)):
                 lacking.append(group)
         if not context.validation:
-            context.left_out("without_score", rows - len(responses_of(kept)), lacking)
+            context.left_out("without_score", total - len(responses_of(kept)), lacking)
             # What is not learned has no part in the scale, either.
             learned = [group for group in kept if group.weight]
             ratings = _ratings(learned)
