@@ -77,6 +77,11 @@ def test_a_password_or_a_key_in_an_address_is_hidden() -> None:
         told == "'//a/v1?api_key=***' //a?v=1&X-Api-Key=***&token=***&max_tokens=9&monkey=2#key=3"
     )
     assert redacted("Bearer is-a-key, bearer is-a-key") == "Bearer *** bearer ***"
+    told = redacted("""401 {'x-api-key': 'Q', "Api-Key":"Q R", password = 'Q'} redis://:Q@h""")
+    assert told == """401 {'x-api-key': '***', "Api-Key":"*** R", password = '***'} redis://***@h"""
+    assert redacted("x-api-key: 8hidden8, cookie: id=8hidden8") == "x-api-key: *** cookie: ***"
+    told = "The password: it is long. The secret: 12. api_key='' or cookie: what?"
+    assert redacted(told) == told
 
 
 @pytest.mark.parametrize("part", ["0", "sk-", "eyJ0.", "x:y@", "?a-"])

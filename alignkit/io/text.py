@@ -112,7 +112,8 @@ _NAMES = (
 # More of them in what a recipe adds to requests
 _SECRET = re.compile(
     rf"(?:(?:^|[._-])(?:{_NAMES})"
-    r"|\brequest\.(?:.*[._-])?(?:auth|signature|(?<!cache_)key|(?<!(?:bos|eos|pad)_)(?<!stop_)token))$",
+    r"|\brequest\.(?:.*[._-])?(?:auth|signature|(?<!cache_)key|(?<!(?:bos|eos|pad)_)(?<!stop_)token))$"
+    r"|\brequest\.(?:.*[._-])?auth\.",
     re.IGNORECASE,
 )
 _WORDS_IN_NAME = re.compile("(?<=[a-z0-9])(?=[A-Z])")
@@ -126,9 +127,11 @@ _KEY = re.compile(
     )
     | (?<=[Bb]earer\ )[^\s'"]{8,}
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?
-    | (?<=://)[^\s/@:]+:[^\s/@]+(?=@)            # user:password@host
+    | (?<=://)[^\s/@:]*:[^\s/@]+(?=@)            # user:password@host
     | (?P<name>(?:[?&]|\brequest\.)(?i:[\w-]*[_-])?(?i:key|token|sig|signature|"""
-    rf"""{_NAMES})=)[^\s&#'"]+                    # in a query, or set by a command""",
+    rf"""{_NAMES})=                              # in a query, or set by a command
+      | \b(?i:[\w-]{{0,40}}[_-])?(?i:{_NAMES})['"]?[ ]?[:=][ ]?(?:['"]|(?=[^\s'"]*[0-9])(?=[^\s'"]{{8}}))  # a header
+      )[^\s&#'"]+""",
     re.VERBOSE,
 )
 

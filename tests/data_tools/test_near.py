@@ -62,6 +62,11 @@ def test_texts_with_other_numbers_are_no_duplicates() -> None:
     for n in (7, 5):
         sums.append(f"Bob has 7 pens, {n} cups and 5 of the books. How many things has he?")
     assert near.repeated(units(sums), 0.5) == []
+    sums = [f"{LONG} It costs {price} pounds." for price in ("1,200", "1200", "1200.00", "1,201")]
+    pairs = near.repeated(units(sums), 0.5)
+    assert {frozenset(match) for match in rows(pairs)} == {
+        frozenset(pair) for pair in ((0, 1), (0, 2))
+    }
 
 
 def test_rows_are_as_similar_as_their_least_similar_parts() -> None:

@@ -85,6 +85,11 @@ def test_what_has_the_name_of_a_key_is_hidden() -> None:
         "request": [hidden, {"more": hidden}]
     }
     assert redacted("server.request.token=plain") == "server.request.token=***"
+    login = {"request": {"auth": {"user": "a", "pw": "b"}}, "author": {"pw": "c"}}
+    assert redacted(login) == {
+        "request": {"auth": {"user": "***", "pw": "***"}},
+        "author": {"pw": "c"},
+    }
     first, *rest = without_keys({"headers": request, "api_key": ""}).splitlines()
     assert first.removeprefix("# *** stands for a key at: ").split() == [
         f"headers.{name}" for name in NAMED

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +36,7 @@ MOST_ALIKE = 2048  # texts with the same band that are looked at
 LIKELY = 32  # texts that are compared with one
 COMMON = 5  # rows with the same answer; one that more give is no leak, such as a refusal
 LEAST = 30  # characters of an answer, or of one turn of several, that can be a leak
-_NUMBER = re.compile(r"\d+")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
 
 Kind = Literal["row", "prompt", "response"]
 ROLES = {"prompt": "user", "response": "assistant"}
@@ -101,12 +102,16 @@ def similarity(first: str, second: str) -> float:
     Two rows are as similar as their least similar parts: a pair with the better and the worse
     response exchanged repeats nothing, and neither does another answer about the same long passage.
     """
-    if sorted(_NUMBER.findall(first)) != sorted(_NUMBER.findall(second)):
+    if _numbers(first) != _numbers(second):
         return 0.0
     parts, others = first.split(PART), second.split(PART)
     if len(parts) != len(others):
         return 0.0
     return min(ALMOST, *map(_alike, parts, others))
+
+
+def _numbers(text: str) -> list[Decimal]:
+    return sorted(Decimal(number.replace(",", "")) for number in _NUMBER.findall(text))
 
 
 def _alike(first: str, second: str) -> float:
