@@ -258,6 +258,11 @@ number | 3           | between 3 and 5               | no
 number | 5           | It is minus 5.                | no
 number | -5          | negative 5                    | whole
 number | 5           | 7 minus 5 is 2                | within
+number | 300000000   | 人口约3亿。                   | within
+number | 3           | 人口约 3 亿人。               | no
+number | 5           | 全长5千米。                   | within
+number | 5000000     | Es sind 5 Mio. Euro.          | within
+number | 10000       | 1万2千人                      | no
 number | 1500        | 1.5 * 10^3                    | whole
 number | 1500        | 1.5 \times 10**3              | whole
 number | 42          | It is not 42.                 | no

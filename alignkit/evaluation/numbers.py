@@ -1,9 +1,10 @@
 """Numbers as people write them: one reader for rewards, formats, environments and demonstrations.
 
 `1,234`, `1234.00`, `$1,234`, `1.234e3`, `1.234 × 10^3` and `1234 dollars` have the same value. So
-have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. A percent sign
-is a unit: `50%` is 50, not 0.5. A text with other words, or with a comma that groups no thousands
-(`1,23`), is no number.
+have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. `5 million`,
+`5 crore` and `3亿` are products. A percent sign is a unit: `50%` is 50, not 0.5. A text with other
+words, or with a comma that groups no thousands (`1,23`), is no number, and neither is a sum such as
+`3万5千`.
 """
 
 from __future__ import annotations
@@ -33,13 +34,25 @@ _NAMED = {
     "%": r"\bper cent\b",
 }
 _MONEY = "$£¥฿₠-⃀"  # as in brackets of a pattern
+# Words that multiply, as patterns; no km, kg, hPa, MW and pieces in Chinese and Korean
 _SCALES = {
-    "hundred": 100,
-    "dozen": 12,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
+    12: "dozens?",
+    10**2: "hundreds?|百(?![分帕])|백",
+    10
+    ** 3: r"thousands?|tausend|tsd\.?|duizend|tusen|mil|mille|mila|tys\.?|тыс(?:яч[аи]?|\.)?|тисяч[аі]?|ribu|nghìn"
+    r"|ngàn|हज\u093c?ार|ألف|آلاف|千(?![米克瓦卡赫帕伏焦安兆]|字节)|천|พัน",
+    10**4: "万|萬|만|หมื่น",
+    10**5: "lakhs?|लाख|แสน",
+    10
+    ** 6: r"mil(?:l?i|[jy])oe?n(?:s|e[nr]?|[iyu]|ów)?|mill(?:ón|ones|ió)|milh(?:ão|ões)|milioane|mio\.?|mln\.?|mn|млн"
+    r"|миллион(?:а|ов)?|мільйон(?:и|ів)?|triệu|juta|मिलियन|مليون|ملايين|ล้าน",
+    10**7: r"crores?|करोड\u093c?",
+    10**8: "亿|億|억",
+    10
+    ** 9: r"billions?|bn|bilh(?:ão|ões)|mil(?:l?i|[jy])[aá]r(?:d\w{0,2})?|mrd\.?|mld\.?|млрд|миллиард(?:а|ов)?"
+    r"|мільярд(?:и|ів)?|tỷ|مليار",
+    10
+    ** 12: "trillions?|tn|billionen|bill(?:ón|ones)|трлн|триллион(?:а|ов)?|兆(?![瓦字赫帕])|조(?!각)",
 }
 # Other signs for minus, the Arabic point, comma and percent, and ¾ as a space and 3/4, so that 1¾
 # is a number and its fraction.
@@ -61,9 +74,11 @@ _DECIMAL = (
     r"(?:[eE](?P<exponent>[+-]?\d{1,3})|\s?(?:[x×·*]|\\times)\s?10(?:\^|\*\*)\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
 _FRACTION = r"(?:(?P<whole>\d{1,60})(?: and)?[^\S\n])?(?P<top>\d{1,60})/(?P<bottom>\d{1,60})"
-_NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?:\s(?P<scale>{'|'.join(_SCALES)})\b)?"
 # Letters, and the vowel signs that Thai, Hindi and others write over or behind them
 _LETTER = r"(?:[^\W\d_]|(?!\d)[\u0900-\u1cff])"
+_SCALE = rf"(?i:{'|'.join(_SCALES.values())})(?:(?<=[\u0e00-\u0eff\u3400-\ud7a3])|(?!{_LETTER}))"
+_FACTOR = rf"(?:[^\S\n]{{0,3}}{_SCALE}){{1,3}}"
+_NUMBER = rf"{_SIGN}(?:{_FRACTION}|{_DECIMAL})(?P<scale>{_FACTOR})?"
 # Scripts whose words touch numbers and Latin letters, from Hebrew to Korean
 _TOUCHING = (
     r"\u0590-\u1cff\u3005-\u3007\u3040-\u318f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
@@ -79,12 +94,13 @@ _ALONE = re.compile(
 _PRICE = rf"(?:{_CURRENCY})?\d[\w.,]*"
 _STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
-# Chinese, Japanese and Korean, 3 or 4; 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19; and the
-# labels of steps and lists.
+# Chinese, Japanese and Korean, 1億2000万, 3 or 4; 2024-05-01, 10:30, $10-$15, 555-1234 and COVID-19;
+# and the labels of steps and lists.
 _SEVERAL = re.compile(
     r"(?:\+|\b0)\d+(?:[ -]\d+){2,}|\(\d{3,5}\) ?\d+[ -]\d+"
     r"|(?<=[^\W\d]\s)\d{1,2},\s(?=[12]\d{3}\b)|\b\d{1,2}\.?\s(?=[^\W\d]{3,}\.?,?\s[12]\d{3}\b)"
     r"|(?<!\d)\d+\s*[年月日时時点點分년월일시분](?:\s*\d+\s*[年月日号時时点點分秒월일분초])+"
+    rf"|(?<![\d.,])\d[\d.,]*(?:{_FACTOR}[^\S\n]{{0,3}}\d[\d.,]*)+(?:{_FACTOR})?"
     rf"|(?<![\w.,]){_PRICE}\s+or\s+{_PRICE}|[Bb]etween\s+{_PRICE}\s+and\s+{_PRICE}"
     rf"|(?<![\w.,])[\w.,]*(?:\d[%°]?[:~〜—]|\w(?<!\d[eE])[%°]?-){_PRICE}(?:[%°]?[-:~〜—]{_PRICE})*"
     rf"|{_STEP}[:)]|^{_STEP}\.|^[^\S\n]*\(?\d{{1,2}}\)(?=[^\S\n])|(?<=\n)[^\S\n]*\d{{1,2}}\.(?=[^\S\n]\S)"
@@ -102,8 +118,8 @@ _AMOUNT = (
     rf"[+-]?(?:\\?{_CURRENCY}\s?[+-]?)?\.?\d+"
     r"(?:[.,/'’\u00a0\u2009\u202f]\d+| \d{3}(?!\d)|(?: and)? \d+/\d+)*(?:[eE][+-]?\d+)?"
     r"(?:[^\W\d_](?![^\W\d_])\w*|[_/][\w/]*)?"
-    rf"(?: (?:{'|'.join(_SCALES)})\b)?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
-    rf"|(?!\d|[是でだ입이])[{_TOUCHING}]|(?!(?:{_NEXT})\b){_LETTER}{{2,20}}))?"
+    rf"(?:{_FACTOR})?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
+    rf"|(?!\d|[是でだ입이])[百千兆조]?[{_TOUCHING}]|(?!(?:{_NEXT})\b){_LETTER}{{2,20}}))?"
 )
 _VARIABLE = r"(?<![^\W\d_])(?<![</])[b-zB-HJ-Z](?![^\W\d_])"
 _FUNCTION = (
@@ -212,4 +228,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
         digits = re.sub(r"[^\d.]", "", match["decimal"])
         value = Fraction(digits) * Fraction(10) ** int(match["exponent"] or match["power"] or 0)
     signs = match["sign"] + (match["inner"] or "")
-    return (-value if "-" in signs else value) * _SCALES.get((match["scale"] or "").lower(), 1)
+    for scale in re.findall(_SCALE, match["scale"] or ""):
+        value *= next(by for by, names in _SCALES.items() if re.fullmatch(names, scale, re.I))
+    return -value if "-" in signs else value
