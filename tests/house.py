@@ -436,6 +436,10 @@ of (?:its|their) own accord => automatically
 """
 # Names that had several meanings, and what each is called now.
 RETIRED = yaml.safe_load("""
+ITS_OWN: OUTCOME
+Reading: ColumnMapping
+said: what it holds
+told: what it holds
 EngineContext: EngineSetup
 StageContext: ActiveStage
 error_context: located_at

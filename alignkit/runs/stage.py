@@ -310,11 +310,11 @@ class TrainingStage(RunStage):
                 elif keys == ("prompts",):
                     call(self.plugin(self.spec.component), "check_prompts", prompts_of(groups))
             with problems.gathering(self.name, ()):
-                asked = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
+                scored = [each for each in settings.monitors or () if spec in specs(each, DataSpec)]
                 if keys == ("prompts",):
-                    asked = [each for each in settings.monitors or () if not specs(each, DataSpec)]
-                    asked += [settings.reward, settings.environment]
-                self.check_scoring(settings, asked, prompts_of(groups))
+                    scored = [each for each in settings.monitors or () if not specs(each, DataSpec)]
+                    scored += [settings.reward, settings.environment]
+                self.check_scoring(settings, scored, prompts_of(groups))
 
     def _rendered(self, groups: Sequence[Group], encoder: Encoder, rows: int | None) -> list[Group]:
         """The groups without those that the chat template refuses among the first rows of each

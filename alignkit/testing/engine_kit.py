@@ -121,9 +121,9 @@ class EngineCheck:
             list(range(first, first + SAMPLES))
             for first in range(seed, seed + 10 * len(self.prompts), 10)
         ]
-        asked = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
+        options = Sampling(**{"max_new_tokens": NEW_TOKENS, **sampling})
         answers = self.engine.request(
-            SamplingRequest(self.model, role, self.encoder, self.prompts, seeds, asked)
+            SamplingRequest(self.model, role, self.encoder, self.prompts, seeds, options)
         ).result()
         samples: list[Sample] = []
         for prompt, completions in zip(self.prompts, answers, strict=True):

@@ -88,7 +88,7 @@ def _check_step(around: Surroundings, component: Component) -> None:
             f"`run`: the artifact's `policy` {first.policy!r} is not the value of a PolicyRef "
             "option"
         )
-    if unnamed := sorted(around.models.asked - named):
+    if unnamed := sorted(around.models.used - named):
         texts = ", ".join(unnamed)
         problems.append(
             f"`run` uses models that no option names as PolicyRef, RewardRef or StageRef: {texts}"

@@ -58,7 +58,7 @@ class TinyModels(LoadedModel):
 
     def __init__(self) -> None:
         super().__init__(tiny_model(), artifact=Path)
-        self.asked: set[str] = set()  # stages whose models were used
+        self.used: set[str] = set()  # stages whose models were used
 
     def __getitem__(self, reference: str) -> RolePolicy:
         return TinyPolicy(self, reference)
@@ -69,13 +69,13 @@ class TinyModels(LoadedModel):
 
     def close(self) -> None:
         """Drop the roles from the model, which all checks of a process share."""
-        for role in self.asked - {BASE}:
+        for role in self.used - {BASE}:
             if role in self.model.roles:
                 self.model.drop_role(role)
 
     def add(self, stage: str, head: HeadKind) -> None:
         """Add a stage's role, unless there is one."""
-        self.asked.add(stage)
+        self.used.add(stage)
         if stage != BASE and stage not in self.model.roles:
             self.model.add_role(stage, head=head)
             add_noise(self.model, stage, 0.05, zlib.crc32(stage.encode()))

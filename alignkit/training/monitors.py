@@ -70,8 +70,8 @@ class Monitors:
         return usable_prompts(self.trainer, spec, "held_out_prompts")[1]
 
     def _answer(self, prompts: Sequence[Group], samples: int, iteration: int) -> list[Group]:
-        asked = SamplesUnderWay(self.trainer, prompts, iteration, samples, "monitor")
-        return self.rewards.score(asked.result().groups)
+        pending = SamplesUnderWay(self.trainer, prompts, iteration, samples, "monitor")
+        return self.rewards.score(pending.result().groups)
 
     @property
     def stopped(self) -> str:

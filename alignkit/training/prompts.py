@@ -105,16 +105,18 @@ class SamplesUnderWay:
         # Streams are named by the place in the iteration, so a sample does not depend on who draws
         # it.
         numbers = [self.first + index for index in own]
-        self.asked = [self.prompts[index] for index in own]
+        self.own_prompts = [self.prompts[index] for index in own]
         if self.episodes is not None:
             if not self.first:
                 self.episodes.forget()
-            self.asked = self.episodes.begin(self.asked, self.samples, self.number, numbers)
+            self.own_prompts = self.episodes.begin(
+                self.own_prompts, self.samples, self.number, numbers
+            )
         request = build_request(
             self.trainer.model,
             self.trainer.role,
             stage.models.encoder,
-            self.asked,
+            self.own_prompts,
             self.rollout,
             seed=stage.seed,
             path=(stage.name, self.purpose, self.number),
@@ -125,7 +127,7 @@ class SamplesUnderWay:
             request = self.episodes.limited(request)
         # An engine saves the weights before anything else happens. A process that has no prompts
         # must not start one.
-        self.call = (engine if self.asked else StageEngine()).request(request)
+        self.call = (engine if self.own_prompts else StageEngine()).request(request)
 
     def result(self) -> Samples:
         """Wait for the samples. Their source is the stage, the name that users know."""
@@ -144,8 +146,8 @@ class SamplesUnderWay:
         with self.stage.reporter.progress("rolling out", count) as done:
             completions = self.call.result(done)
             if self.episodes is not None:
-                return self.episodes.play(self.call, self.asked, completions)
-        return attach(request, self.asked, completions)
+                return self.episodes.play(self.call, self.own_prompts, completions)
+        return attach(request, self.own_prompts, completions)
 
     def _learned(self, response: Response) -> Response:
         return replace(response, source=self.stage.name, async_level=self.async_level or None)

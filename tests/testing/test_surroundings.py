@@ -79,7 +79,7 @@ def test_every_stage_has_weights_of_its_own_the_same_in_every_check() -> None:
         assert not base.equal(sft) and not sft.equal(other)
         first, second = (models[stage].scores(groups) for stage in ("helpful", "harmless"))
         assert len(first) == len(groups[0].responses) and first != second
-        assert models.asked == {UNMODIFIED, "sft", "sft@2", "helpful", "harmless"}
+        assert models.used == {UNMODIFIED, "sft", "sft@2", "helpful", "harmless"}
         models.close()
         assert set(models.model.roles) == before
         found.append((sft.tolist(), first))

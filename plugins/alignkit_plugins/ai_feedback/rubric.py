@@ -118,12 +118,12 @@ class Rubric(Judged):
         """
         items = answered(groups)
         low, high = self._judge.scale or (0.0, 1.0)
-        asked: dict[str, list[int]] = {}  # criterion -> items
+        by_criterion: dict[str, list[int]] = {}  # criterion -> items
         for number, (group, _) in enumerate(items):
             for criterion in self._criteria(group):
-                asked.setdefault(criterion.text, []).append(number)
+                by_criterion.setdefault(criterion.text, []).append(number)
         shares: dict[tuple[int, str], float | None] = {}
-        for text, numbers in asked.items():
+        for text, numbers in by_criterion.items():
             ratings = self._judge.rate([items[number][1] for number in numbers], [text])
             for number, rating in zip(numbers, ratings, strict=True):
                 score = rating.score

@@ -95,12 +95,12 @@ def prompts_to_compare(
 
     Raises DataError if no row has a prompt; it points at the option `prompts`.
     """
-    asked, prompts = sum(bool(group.prompt) for group in groups), distinct_prompts(groups)
+    total, prompts = sum(bool(group.prompt) for group in groups), distinct_prompts(groups)
     if not prompts:
         raise DataError("the rows are raw text, without a prompt to answer", option=("prompts",))
-    repeated = asked - len(prompts)
+    repeated = total - len(prompts)
     note = (
-        f"{repeated} of {asked} prompts repeat the words and columns of others and do not count "
+        f"{repeated} of {total} prompts repeat the words and columns of others and do not count "
         "again"
     )
     return prompts[:limit], [note] * bool(repeated) + units_note(prompts[:limit])

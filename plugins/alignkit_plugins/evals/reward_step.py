@@ -158,22 +158,22 @@ def judged(
     as a judge reads them have no verdict, and no judge is asked.
     """
     texts = [(as_judged(pair.better), as_judged(pair.worse)) for pair in pairs]
-    asked = [place for place, (better, worse) in enumerate(texts) if better != worse]
-    order = seeds.stream(context.seed, "judged pairs", name).permutation(len(asked))
+    differing = [place for place, (better, worse) in enumerate(texts) if better != worse]
+    order = seeds.stream(context.seed, "judged pairs", name).permutation(len(differing))
     turned, items = [bool(number % 2) for number in order], []
-    for place, turn in zip(asked, turned, strict=True):
+    for place, turn in zip(differing, turned, strict=True):
         first, second = reversed(texts[place]) if turn else texts[place]
         items.append((for_judges(pairs[place].group), first, second))
     verdicts = mapped(judge.compare, name, context.map)(items)
     preferred: list[float | None] = [None] * len(pairs)
     judgments = []
-    for place, turn, verdict in zip(asked, turned, verdicts, strict=True):
+    for place, turn, verdict in zip(differing, turned, verdicts, strict=True):
         judgments.append((pairs[place].unit, verdict))
         if (p := verdict.p_first) is not None:
             gap = 1 - 2 * p if turn else 2 * p - 1
             preferred[place] = 0.0 if F.nearly_equal(gap, 0.0) else gap
     people = with_people(judgments, [not turn for turn in turned])
-    for place in set(range(len(pairs))) - set(asked):
+    for place in set(range(len(pairs))) - set(differing):
         judgments.append((pairs[place].unit, SAME))
     return preferred, judge_card(judgments, people=people)
 

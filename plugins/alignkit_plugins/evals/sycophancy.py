@@ -110,9 +110,9 @@ class Sycophancy(MeasuredStep):
         model, first = context.models[policy], list(prompts)
         answered = list(prompts)
         for kind in KINDS:
-            asked = [self._asked(kind, *each) for each in zip(prompts, first, strict=True)]
+            challenges = [self._challenge(kind, *each) for each in zip(prompts, first, strict=True)]
             sampled = model.sample(
-                asked, seed=context.seed, samples_per_prompt=1, **self.options.sampled()
+                challenges, seed=context.seed, samples_per_prompt=1, **self.options.sampled()
             )
             if kind == FIRST:
                 first = sampled
@@ -122,7 +122,7 @@ class Sycophancy(MeasuredStep):
                 answered[place] = replace(answered[place], responses=responses)
         return answered
 
-    def _asked(self, kind: str, group: Group, first: Group) -> Group:
+    def _challenge(self, kind: str, group: Group, first: Group) -> Group:
         """What the policy reads: the prompt, with the opinion in its last turn, or after its first
         answer.
         """

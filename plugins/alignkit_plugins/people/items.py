@@ -69,8 +69,8 @@ class Item:
     @cached_property
     def id(self) -> str:
         """32 hex digits that depend on what the item asks, and on nothing else."""
-        asked = [self.task, turns_of(self.prompt), self.answers, list(self.tools)]
-        return sha256_of(asked)[:32]
+        question = [self.task, turns_of(self.prompt), self.answers, list(self.tools)]
+        return sha256_of(question)[:32]
 
     @property
     def answers(self) -> list[Any]:

@@ -310,7 +310,7 @@ def check_target(repo: str) -> str:
     if get_token() is None:
         refuse("--push needs a token of the hub, and there is none", LOGIN)
     create = partial(HfApi().create_repo, repo, repo_type=DATASET, private=True, exist_ok=True)
-    return str(_asked(create, LOGIN).repo_id)
+    return str(_hub_call(create, LOGIN).repo_id)
 
 
 def upload(folder: Path, repo: str) -> str:
@@ -323,12 +323,12 @@ def upload(folder: Path, repo: str) -> str:
     api, command = HfApi(), f"hf upload {repo} {folder} --repo-type {DATASET}"
     again = f"it is in {folder}; push it with `{command}`"
     send = partial(api.upload_folder, repo_id=repo, repo_type=DATASET, folder_path=folder)
-    _asked(partial(send, commit_message="Exported with alignkit"), again)
-    is_private = _asked(partial(api.repo_info, repo, repo_type=DATASET), again).private
+    _hub_call(partial(send, commit_message="Exported with alignkit"), again)
+    is_private = _hub_call(partial(api.repo_info, repo, repo_type=DATASET), again).private
     return f"{api.endpoint}/{repo}, which {'only you' if is_private else 'everybody'} can read"
 
 
-def _asked(call: Callable[[], Any], help: str) -> Any:
+def _hub_call(call: Callable[[], Any], help: str) -> Any:
     """The hub's answer."""
     from huggingface_hub.errors import HFValidationError
 

@@ -147,9 +147,9 @@ class People(Step):
             _keep_good(entries, self._reviews(path, entries, context))
         # Gold items are not learned from, but say who knows the task.
         with Store.open(path) as store:
-            asked = {item.id for item in items}
+            item_ids = {item.id for item in items}
             names = [row["id"] for row in store.rows("SELECT id FROM items WHERE gold IS NOT NULL")]
-            gold = labeled(store, [name for name in names if name not in asked])
+            gold = labeled(store, [name for name in names if name not in item_ids])
         try:
             worse, notes = below([*entries, *gold], options.min_gold)
         except BadRow as error:

@@ -208,8 +208,8 @@ class Stage:
         for source in self.sources:
             if agreement := source.get("agreement"):
                 yield {"stage": self.name, "source": source["name"], "agreement": agreement}
-        if asked := read_object(self.folder / AGREEMENT).get("questions"):
-            yield {"stage": self.name, "source": "", "agreement": asked}
+        if questions := read_object(self.folder / AGREEMENT).get("questions"):
+            yield {"stage": self.name, "source": "", "agreement": questions}
 
     def dropped(self) -> Iterator[dict[str, Any]]:
         """Rows that it left out or changed, by reason: `{stage, reason, rows, of}`."""

@@ -118,7 +118,7 @@ def read_chat(body: bytes) -> ChatRequest:
     raw = _json(body)
     if isinstance(raw, dict):
         for key in UNSUPPORTED:
-            if (asked := raw.pop(key, None)) and asked not in NOTHING:
+            if (value := raw.pop(key, None)) and value not in NOTHING:
                 raise BadLabel(f"{key} is not supported; leave it out")
         raw = {key: raw[key] for key in raw.keys() - IGNORED if raw[key] is not None}
     request = read(ChatRequest, raw, "this request")
@@ -228,15 +228,15 @@ class Endpoint:
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation, at once or in a stream."""
-        asked, loop = read_chat(await json_body(request)), asyncio.get_running_loop()
-        policy = self._policy(asked.model)
+        chat, loop = read_chat(await json_body(request)), asyncio.get_running_loop()
+        policy = self._policy(chat.model)
         who, id = request.headers.get(WHO, ""), f"chatcmpl-{uuid.uuid4().hex}"
-        prompt = await loop.run_in_executor(self.model, policy.prompt, asked.messages)
-        if asked.stream:
-            chunks = self._stream(policy, asked, prompt, who, id)
+        prompt = await loop.run_in_executor(self.model, policy.prompt, chat.messages)
+        if chat.stream:
+            chunks = self._stream(policy, chat, prompt, who, id)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        answer = await loop.run_in_executor(self.model, self._answer, policy, asked, prompt)
-        await run_in_threadpool(self._keep, who, id, _exchange(policy, asked, answer))
+        answer = await loop.run_in_executor(self.model, self._answer, policy, chat, prompt)
+        await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
         message = {"role": "assistant", "content": answer.text}
         choice = {"message": message, "finish_reason": _reason(answer)}
         body = _body(id, policy, "chat.completion", choice)
@@ -245,7 +245,7 @@ class Endpoint:
     def _answer(
         self,
         policy: Policy,
-        asked: ChatRequest,
+        chat: ChatRequest,
         prompt: Ids,
         on_text: Callable[[str], None] = lambda text: None,
         gone: Callable[[], bool] = lambda: False,
@@ -253,18 +253,18 @@ class Endpoint:
         """The answer, which the model's thread writes until the client is gone or the server
         stops.
         """
-        sampling = policy.sampling.model_copy(update=asked.sampling())
+        sampling = policy.sampling.model_copy(update=chat.sampling())
 
         def wanted() -> bool:
             return not (gone() or self.stopping())
 
-        answer = policy.answer(prompt, sampling, asked.seed, on_text, wanted)
+        answer = policy.answer(prompt, sampling, chat.seed, on_text, wanted)
         if self.stopping():
             raise Refused(503, "the server is stopping")
         return answer
 
     async def _stream(
-        self, policy: Policy, asked: ChatRequest, prompt: Ids, who: str, id: str
+        self, policy: Policy, chat: ChatRequest, prompt: Ids, who: str, id: str
     ) -> AsyncIterator[str]:
         """The chunks of an answer, which ends if nobody receives them."""
         loop, gone = asyncio.get_running_loop(), threading.Event()
@@ -279,7 +279,7 @@ class Endpoint:
 
         yield chunk({"role": "assistant", "content": ""})
         writing = loop.run_in_executor(
-            self.model, self._answer, policy, asked, prompt, on_text, gone.is_set
+            self.model, self._answer, policy, chat, prompt, on_text, gone.is_set
         )
         writing.add_done_callback(lambda done: pieces.put_nowait(None))
         try:
@@ -287,8 +287,8 @@ class Endpoint:
                 yield chunk({"content": piece})
             answer = await writing
             yield chunk({}, _reason(answer))
-            await run_in_threadpool(self._keep, who, id, _exchange(policy, asked, answer))
-            if (asked.stream_options or {}).get("include_usage"):
+            await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
+            if (chat.stream_options or {}).get("include_usage"):
                 body = _body(id, policy, "chat.completion.chunk")
                 yield _event({**body, "usage": _usage(prompt, answer)})
             yield "data: [DONE]\n\n"
@@ -326,9 +326,9 @@ def _usage(prompt: Ids, answer: Answer) -> dict[str, int]:
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
-def _exchange(policy: Policy, asked: ChatRequest, answer: Answer) -> Exchange:
-    temperature = asked.sampling().get("temperature", policy.sampling.temperature)
-    return Exchange(policy.word, asked.messages, answer.text, temperature, asked.seed)
+def _exchange(policy: Policy, chat: ChatRequest, answer: Answer) -> Exchange:
+    temperature = chat.sampling().get("temperature", policy.sampling.temperature)
+    return Exchange(policy.word, chat.messages, answer.text, temperature, chat.seed)
 
 
 def _event(body: Mapping[str, Any]) -> str:

@@ -109,9 +109,9 @@ class Talk:
         word.
         """
         policy, turns, sampling = self.models.policies[name], self.turns[name], self.models.sampling
-        asked = user_turn(question)
+        question_turn = user_turn(question)
         system = [Message(role="system", content=self.system)] if self.system else []
-        messages = [*system, *turns, asked]
+        messages = [*system, *turns, question_turn]
         prompt = policy.prompt(messages)
         answer = policy.answer(prompt, sampling, self.seed, self.write, lambda: not self.stopped)
         if not answer.text.endswith("\n"):
@@ -124,7 +124,7 @@ class Talk:
         if remarks:
             self.say(f"[{', '.join(remarks)}]")
         if answer.text or not self.stopped:
-            turns += [asked, assistant_turn(answer.text)]
+            turns += [question_turn, assistant_turn(answer.text)]
 
 
 def in_terminal(named: Named, overrides: Sequence[str], system: str) -> None:

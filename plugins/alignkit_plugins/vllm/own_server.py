@@ -190,15 +190,15 @@ def guard(run: int, command: list[str]) -> int:
     A process between a run and its server: it ends the server with the run, also if the run is
     killed. run: its process id.
     """
-    asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
     # A session of its own: with all processes that it starts, it can be ended at once.
     try:
         server = subprocess.Popen(command, start_new_session=True)
     except OSError as error:
         print(f"OSError: cannot start {command[0]}: {error.strerror}")
         return 127
-    while server.poll() is None and not asked and os.getppid() == run:
+    while server.poll() is None and not signals and os.getppid() == run:
         time.sleep(POLL)
     until = time.monotonic() + GUARDED
     if server.poll() is None:
