@@ -109,6 +109,11 @@ The passage does not specify this. It doesn't state who. The text does not provi
 The context doesn't contain the answer. I don't have enough information to answer. It isn't given.
 Not mentioned in the passage. It was not specified. It is unknown. The owner remains unknown.
 It is unclear who owns it. Its date is not known. Unknown. Not sure.
+I honestly don't know. I'm really not sure. We don't know. Nobody knows. It is impossible to know. Idk. It isn't clear.
+The text gives no information on this. I cannot determine that from the passage. I have absolutely no idea. Dunno.
+No one knows for sure. There's no way to know. I couldn't tell you. It's hard to say. I wish I knew. We can't say.
+Your guess is as good as mine. The author never mentions it. I do not actually know that. It's not stated.
+I could not find the answer in the passage. There isn't enough information to answer. To be honest, I have no clue.
 """
 # Next to none of the phrases, or with words that make another sentence of it
 NONE = """
@@ -116,7 +121,10 @@ The Unknown Soldier. Unknown Pleasures. He is an unknown painter. She is unknown
 Water does not contain sugar. The fare does not include dinner. He does not have enough money.
 It was not given to Ann. Black holes lose no information. I have no money. Rome, not stated elsewhere.
 There is no evidence of life. The artist is Unknown Mortal Orchestra. I am unsurprised. No idea of mine.
-It is not mentioned but it is Felix. They are unclear waters. Information is given.
+It is not mentioned but it is Felix. They are unclear waters. Information is given. Nobody knows him better than Ann.
+He doesn't know that she left for Rome. It is hard to say goodbye. I can't say no to Ann. Nobody knew Latin.
+The king never mentions Rome. I really know it: Rome. The sky is not clear. Felix, nobody knows. We know it is Rome.
+She couldn't tell Ben. I couldn't find my keys. The text gives information on Rome.
 """
 
 

@@ -23,14 +23,30 @@ from alignkit_plugins.text.spoken import answer_in, answer_of
 RIGHT, ABSTAINS, WRONG = "right", "abstains", "wrong"
 Match = Literal["exact", "contains"]
 ENGLISH = re.compile(
-    r"(?<!\w)(?:i (?:don't|do not) know|i(?:'m| am) (?:unsure|uncertain|not (?:\w+ )?(?:sure|certain))"
-    r"|(?:i have|there is|there's) no (?:idea|clue|comment|answer|(?:\w+ )?information)"
-    r"|(?:not enough|insufficient) information|(?:cannot|can't) be (?:answered|determined)|unanswerable"
+    r"(?<!\w)(?:(?:i|we) (?:\w+ly |just |still )?(?:don't|do not) (?:\w+ly )?know|(?:i |we )?dunno|idk"
+    r"|(?:i(?:'m| am)|we(?:'re| are)) (?:\w+ly |just |still )?(?:unsure|uncertain|clueless"
+    r"|not (?:\w+ )?(?:sure|certain))"
+    r"|(?:(?:i|we) (?:\w+ly )?have|there is|there's) (?:\w+ly )?no (?:idea|clue|comment|answer|(?:\w+ )?information"
+    r"|way (?:to know|to tell|of knowing|of telling))"
+    r"|(?:not|isn't|wasn't) enough information|insufficient information|unanswerable"
+    r"|(?:cannot|can't|could not|couldn't) be (?:known|answered|determined)"
     r"|does(?:n't| not) (?:say|mention|state|specify)"
     r"|(?:i )?(?:do|does)(?:n't| not) (?:have|provide|contain|include|give) (?:\w+ ){0,3}(?:information|answer|details)"
-    r"|(?:(?:is|are|was|were)(?:n't| not)|(?:^|(?<=[.!?:] ))not) (?:mentioned|stated|specified|provided"
-    r"|given(?! (?:to|a|an)\b))|(?:(?:is|are|was|were|remains?)(?: still)? (?:unknown|unclear|not known)"
-    r"|(?:^|(?<=[.!?:] ))(?:unknown|unclear|unsure|not sure|no idea))(?! (?!wh|how|if|from|based)\w))(?!\w)"
+    r"|(?:has|gives?|offers?|provides?|contains?|includes?|makes?) no (?:\w+ )?(?:information|answer|details?|mention)"
+    r"|(?:your|any(?:one|body)'s) guess(?: is as good as mine)?|i wish (?:i|we) knew"
+    # None of these if what is known, said or found follows, such as "hard to say goodbye"
+    r"|(?:(?:nobody|no one) (?:\w+ly )?(?:knows|can (?:know|say|tell))|never (?:says|mentions|states|specifies)"
+    r"|(?:impossible|hard|difficult|not possible) to (?:know|say|tell|determine|answer)"
+    r"|(?:(?:i|we) (?:\w+ly )?(?:cannot|can't|could not|couldn't)"
+    r"|(?:i(?:'m| am)|we(?:'re| are)) (?:unable|not able) to)"
+    r" (?:\w+ly )?(?:know|say|tell|determine|answer|find|be sure|be certain))"
+    r"(?: (?:it|this|that|you|the|any|answers?|questions?|information|mention|for sure|for certain|exactly|either))*"
+    r"(?! (?!wh|how|if|from|based|in|on|about|with|given|because|as)\w)"
+    r"|(?:(?:is|are|was|were)(?:n't| not)|(?:it|that)'s not|(?:^|(?<=[.!?:] ))not) (?:mentioned|stated|specified"
+    r"|provided|given(?! (?:to|a|an)\b))"
+    r"|(?:(?:is|are|was|were|it's|that's|remains?)(?: still)? (?:unknown|unclear|not known)"
+    r"|(?:it|this|that|answer)(?:'s not| (?:is|was)(?:n't| not)) (?:\w+ly )?(?:known|clear)"
+    r"|(?:^|(?<=[.!?:] ))(?:unknown|unclear|unsure|not sure|no idea|no clue))(?! (?!wh|how|if|from|based)\w))(?!\w)"
 )
 # What follows is an answer
 _HEDGES = "but|however|maybe|perhaps|probably|possibly|likely|guess|unless"
@@ -49,7 +65,7 @@ _FILLERS = frozenset(
         "let please thanks thank a an the and as because but since so if to well hmm honestly "
         "from on in of for with about based given provided only read know answer ask asked "
         "another other more text passage context paragraph article document story source "
-        "information details evidence data question questions help"
+        "information details evidence data question questions help honest frankly truth tell"
     )
 )
 
@@ -239,7 +255,7 @@ def _parts(answer: str, phrases: re.Pattern[str]) -> Iterator[str]:
         first = phrases.search(text)
         if first is None:
             yield text
-        elif first[0].startswith(("i ", "i'")):
+        elif re.match(r"(?:i|we)\b|idk|dunno|no(?:body| one)", first[0]):
             # Yes for "Paris, I don't know", but not for "who owns it is not stated"
             yield text[: first.start()]
 
