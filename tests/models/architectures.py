@@ -39,7 +39,6 @@ llama: &llama
   tie_word_embeddings: false
 gpt2: &gpt2 {n_embd: 32, n_layer: 2, n_head: 4, tie_word_embeddings: false}
 compressed: &compressed  # values differ in size from queries
-  num_key_value_heads: 4
   q_lora_rank: 8
   kv_lora_rank: 8
   qk_rope_head_dim: 8
@@ -66,7 +65,11 @@ packed:
   Gemma2: {<<: *llama, head_dim: 8, sliding_window: 4, attn_logit_softcapping: 2.0}
   Mistral: {<<: *llama, sliding_window: 5}
   GPT2: *gpt2  # absolute positions, and dropout by default
-  DeepseekV2: {<<: [*compressed, *llama], first_k_dense_replace: 2, n_routed_experts: 4}
+  DeepseekV2:
+    <<: [*compressed, *llama]
+    num_key_value_heads: 4
+    first_k_dense_replace: 2
+    n_routed_experts: 4
   Gemma4Text:  # layers differ in size
     <<: [*windows, *llama]
     head_dim: 8
@@ -121,7 +124,7 @@ mixtures:
     moe_intermediate_size: 16
   MiniMax: {<<: [*linear, *local], head_dim: 8, block_size: 4}
   FlexOlmo: *experts
-  DeepseekV3: {<<: [*compressed, *grouped], head_dim: null}
+  DeepseekV3: {<<: [*compressed, *grouped], num_key_value_heads: 4, head_dim: null}
   Glm4Moe: *grouped
   MiniMaxM2: {<<: *local, head_dim: 8, rotary_dim: 4}
   Afmoe:

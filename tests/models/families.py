@@ -173,7 +173,7 @@ llama2: &llama2
   special: null  # what the template shows is ordinary text
 llava: {<<: *llama2, kinds: [spm_legacy]}
 mistral: &mistral {<<: *llama2, special: ["[INST]", "[/INST]"]}
-nemo: {<<: [*bytes, *mistral]}
+nemo: {<<: *mistral, kinds: [bytes, bytes_bos, gpt2]}
 zephyr: *llama2
 vicuna: *llama2
 human: &human
