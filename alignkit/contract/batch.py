@@ -126,7 +126,7 @@ class _OnRequest:
 
 
 def _on_request(how: str) -> Any:
-    """Without a default of the class, which would be found before `__getattr__`."""
+    """A field whose class has no default, which would be found before `__getattr__`."""
     return field(default_factory=type(None), metadata={"how": how})
 
 

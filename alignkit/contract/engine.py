@@ -124,7 +124,7 @@ class Engine(WithOptions):
     repeats: ClassVar[bool] = True
 
     class Options(EngineOptions):
-        """Only those of every engine."""
+        """The options that every engine has."""
 
     def check(self, folder: Path) -> None:
         """Raise RunFailed for a mistake of the user that shows without models, such as a missing

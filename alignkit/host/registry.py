@@ -204,7 +204,7 @@ class Registry:
         return sorted((one for one in self._all if one.kind == kind), key=lambda one: one.name)
 
     def defaults(self, kind: str) -> list[Registration]:
-        """Those of a kind that are used where no recipe names one."""
+        """Registrations of a kind that are used if no recipe names one."""
         return [one for one in self.registrations(kind) if one.default]
 
     def only(self, kind: str) -> Registration:

@@ -164,7 +164,7 @@ def _check_combination(around: Surroundings, component: Component) -> None:
     }
 
     def node(state: Mapping[str, Any] | None = None) -> Node:
-        """As a run has it. state: of one that resumes."""
+        """The combination as a run has it. state: of a run that resumes."""
         made = Rewards(spec, around.context).combinations[spec.name]
         if state is not None:
             made.plugin.state = copy.deepcopy(dict(state))

@@ -102,7 +102,7 @@ def _check_step(around: Surroundings, component: Component) -> None:
 
 
 def _run(around: Surroundings, component: Component, name: str) -> Artifact:
-    """As a run does. name: of the folder; the same one continues."""
+    """Run the step as a run does. name: of the folder; the same name continues."""
     out = around.cache / "stages" / name
     out.mkdir(parents=True, exist_ok=True)
     context, metrics = around.context, Metrics(out / "metrics.jsonl")

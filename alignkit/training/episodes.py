@@ -258,9 +258,7 @@ class Episodes:
         return min(request.sampling.max_new_tokens - sum(episode.own), room)
 
     def _going(self, request: SamplingRequest, episodes: Iterable[Episode]) -> list[Episode]:
-        """Those that another turn of the policy follows, after its last one and the answer to
-        it.
-        """
+        """The episodes that continue with another turn of the policy."""
         going = []
         for episode in episodes:
             with located_at(episode.name):

@@ -108,7 +108,7 @@ class Desk:
 
 
 def policies_of(*writers: str | Server | None) -> list[str]:
-    """Those that are policies of the run."""
+    """The writers that are policies of the run."""
     return list(dict.fromkeys(who for who in writers if isinstance(who, str)))
 
 

@@ -196,7 +196,7 @@ class Revise(AskingStep):
         return desk.artifact(headline, rows, {**facts, "notes": notes}, parts, usable=bool(rows))
 
     def _principles(self) -> list[Principle]:
-        """Those that can criticize and revise."""
+        """The principles that can criticize and revise."""
         return [each for each in self.options.constitution if each.critique is not None]
 
 

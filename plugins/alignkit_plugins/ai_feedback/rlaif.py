@@ -207,7 +207,7 @@ class JudgePairs(Step):
         return groups
 
     def _principles(self) -> list[Any]:
-        """Those that judges read."""
+        """The principles that judges read."""
         return [each for each in self.options.constitution or () if each.compare is not None]
 
     def _questions(

@@ -150,7 +150,7 @@ class ServerWriter:
         logprobs: bool = False,
         check: Check = fault_of,
     ) -> list[Written]:
-        """As `Writer.write`. Raises RunFailed if none of the first questions has a reply of use,
+        """See `Writer.write`. Raises RunFailed if none of the first questions has a reply of use,
         all for the same reason.
         """
         terms = self._sampling | {"max_tokens": most}

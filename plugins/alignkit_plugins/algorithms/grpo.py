@@ -217,9 +217,7 @@ class GRPO(Clipped):
         return terms
 
     def term_weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """With a constant length, responses without a counted token are part of the average,
-        too.
-        """
+        """With a constant length, the average includes responses without a counted token."""
         if self.options.aggregation != "constant_length":
             return {}
         # A term's sums are divided by the weights of the global batch, here its number of

@@ -255,7 +255,7 @@ class PPO(ByToken):
         return {"policy_loss": mask / mask.sum(dim=1, keepdim=True).clamp(min=1)}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Also the share of tokens whose value has no gradient."""
+        """Adds the share of tokens whose value has no gradient."""
         o = self.options
         metrics = {**super().report_metrics(batch, out)}
         values = F.value_clipped(out.values, batch.old_values, batch["returns"], o.value_clip_range)

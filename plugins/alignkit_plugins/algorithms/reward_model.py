@@ -73,7 +73,7 @@ class RewardModel(Algorithm):
 
     @property
     def log_odds(self) -> bool:
-        """Only without margins, which pull the scores of a pair further apart than its log-odds."""
+        """True without margins, which pull the scores of a pair further apart than its log-odds."""
         return self.options.margin == "none"
 
     def select(self, groups: Sequence[Group], context: SelectContext) -> Sequence[Group]:
@@ -237,7 +237,7 @@ class RewardOrdinal(FromRatings):
         self.state = {"levels": levels, "thresholds": thresholds, "next": thresholds}
 
     def report_metrics(self, batch: Batch, out: Outputs) -> Mapping[str, Term]:
-        """Also the thresholds: a score at which a rating is as likely above as at the level or
+        """Adds the thresholds: a score at which a rating is as likely above as at the level or
         below.
         """
         metrics = dict(super().report_metrics(batch, out))

@@ -76,7 +76,7 @@ class Cpu(Fast):
         share_cores()
 
     def prepares(self, model: Any, adapter: str | None, slots: int) -> bool:
-        """In fp32 only: no library packs bf16."""
+        """True in fp32 only: no library packs bf16."""
         weight = model.get_output_embeddings().weight
         if not (0 < slots <= MAX_SLOTS and processor.can_pack_weights()):
             return False

@@ -88,7 +88,7 @@ class Fast(Backend):
 
     @torch.no_grad()
     def copies(self, model: Any, adapter: str | None, slots: int) -> dict[int, PreparedWeight]:
-        """Those of the head and of all layers with adapters; see `PREPARED`."""
+        """Copies of the head and of all layers with adapters; see `PREPARED`."""
         head = model.get_output_embeddings()
         found = {id(head.weight): self.copy(head.weight, getattr(head, "bias", None), slots)}
         for layer in plain_layers(model):

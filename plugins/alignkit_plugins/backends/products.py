@@ -79,7 +79,7 @@ class PackedWeight(PreparedWeight):
         self._packed = reorder(weight.detach(), rows)
 
     def suits(self, rows: int) -> bool:
-        """With far fewer rows, padding would cost more than packing saves."""
+        """False for far fewer rows: padding would cost more than packing saves."""
         return self.rows <= MAX_PADDING * rows <= MAX_PADDING * self.rows
 
     def __call__(self, x: Tensor) -> Tensor:

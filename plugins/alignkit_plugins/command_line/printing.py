@@ -97,7 +97,9 @@ class DefaultGroup(TyperGroup):
 
     @property
     def _below(self) -> str:
-        """In `meta`, which all groups of a command line share: whether the words name a command."""
+        """The key in `meta`, which all groups of a command line share, that says whether the words
+        name a command.
+        """
         return f"{__name__}.below.{id(self)}"
 
     def get_params(self, ctx: Any) -> list[Any]:

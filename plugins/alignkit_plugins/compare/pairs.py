@@ -60,7 +60,7 @@ def choices(groups: Sequence[Group]) -> list[Choice]:
 
 
 def gaps(pairs: Iterable[Choice], column: str) -> list[float | None]:
-    """By a score; 0 if the scores differ only by rounding, and None where one is missing."""
+    """The difference of each pair by a score; 0 if it is only rounding, None if a score is missing."""
     found: list[float | None] = []
     for pair in pairs:
         chosen, rejected = pair.better.scores[column], pair.worse.scores[column]

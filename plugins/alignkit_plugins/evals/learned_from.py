@@ -151,8 +151,8 @@ def _pairs_of(stage: Stage, same_seed: bool) -> set[str]:
 def trained_prompts(
     context: StepContext, model: Any, prompts: Sequence[Group]
 ) -> dict[str, set[int]]:
-    """For each stage of a model that trained or chose it, the places of the prompts in its data;
-    stages without any are left out.
+    """The places of the prompts in the data of each stage that trained or chose a model; stages
+    without any are left out.
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and
     those that its starting weights come from, also in another run, as far as its files are still

@@ -128,8 +128,8 @@ class History:
             self.best, self._best = iteration, last
 
     def change(self) -> Change | None:
-        """From the best iteration to the last, with an interval that holds over all pairs of
-        iterations.
+        """The change from the best iteration to the last, with an interval that holds over all pairs
+        of iterations.
 
         The best of several is partly lucky, so that a plain interval would find a fall too often.
         """

@@ -158,7 +158,7 @@ class LabelApi:
 
 
 def _closed(exam: Qualification) -> str:
-    """For whoever has not qualified."""
+    """The message to someone who has not qualified."""
     return (
         f"Of the first {exam.asked} items, {exam.right} of your answers match the known ones, and "
         f"this project asks for {LEAST:.0%}. So there is nothing more to label here. If you think "

@@ -188,7 +188,7 @@ def is_good(thumbs: Sequence[Label]) -> bool | None:
 
 
 def _review(labels: Sequence[Label]) -> tuple[list[float], list[list[str]]]:
-    """For each response the mean score, and the flags that most set."""
+    """The mean score of each response, and the flags that most people set."""
     scores, flags = [], []
     for place in range(len(labels[0]["scores"])):
         scores.append(mean(label["scores"][place] for label in labels))

@@ -100,7 +100,7 @@ class ProcessCollectives(Collectives):
 
     @contextmanager
     def _failing_together(self) -> Iterator[None]:
-        """If the block fails or is stopped, it ends so in every process."""
+        """End the block in every process if it fails or is stopped in one."""
         try:
             yield
         except Exception as error:

@@ -159,9 +159,7 @@ class LockstepCollectives(ProcessCollectives):
     # Parameters that are cut, which FSDP has made `DTensor`s
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """As for all reducers. FSDP has added up those of parameters that are cut, in each backward
-        pass.
-        """
+        """Leaves out parameters that are cut: FSDP adds up their gradients in each backward pass."""
         super().add_gradients([p for p in parameters if not isinstance(p, DTensor)])
 
     def clip(self, parameters: Iterable[nn.Parameter], most: float) -> float:

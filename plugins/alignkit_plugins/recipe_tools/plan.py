@@ -268,7 +268,7 @@ class _Planner:
 
 
 def _some(groups: Sequence[Group]) -> Sequence[Group]:
-    """At most READ groups, from everywhere."""
+    """At most READ groups, spread evenly over all."""
     return groups[:: max(1, math.ceil(len(groups) / READ))]
 
 

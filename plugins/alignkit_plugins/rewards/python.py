@@ -217,7 +217,7 @@ class Python(Reward):
 
 
 def _number(score: Any) -> float:
-    """Also of scalars of numpy and torch; NaN of what is no number."""
+    """A number as float, also a scalar of numpy or torch; NaN for anything else."""
     try:
         return math.nan if isinstance(score, str | bytes) else float(score)
     except (TypeError, ValueError, OverflowError, RuntimeError):
