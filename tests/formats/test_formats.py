@@ -267,6 +267,7 @@ def test_messages() -> None:
     check(r"""
 messages {"messages": <u: q / a: a>}
 messages {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+messages {"messages": [{"role": "user", "from": "human", "content": "q"}, {"from": "gpt", "value": "a"}]}
 messages {"messages": "[{\"role\": \"user\", \"content\": \"q\"}, {\"from\": \"gpt\", \"value\": \"a\"}]"}
 messages {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": []}]}
   u: q -> a
@@ -305,6 +306,9 @@ messages {"conversations": <s: s / u: q / a: a>, "system": " s "}
 
 messages {"messages": <s: s / u: q / a: a>, "system": "r"}
   ! 2 different system messages
+
+messages {"messages": [{"role": "user", "from": "gpt", "content": "q"}]}
+  ! role and from contradict each other
 
 messages {"messages": [{"from": "human", "value": "q"}, {"from": "narrator", "value": "x"}]}
   ! unknown role 'narrator'; expected one of human
@@ -390,6 +394,8 @@ preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "4.5
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 3.5, "score_rejected": 4}
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen-rating": "3.5", "rejected-rating": "4"}
 preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosen_score": 3.5, "rejected_score": 4}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "chosenScore": 1, "rejectedScore": 5}
+preference {"prompt": "q", "chosen": "a", "rejected": "b", "AVGRatingChosen": 1, "AVGRatingRejected": 5}
   ! contradict that the chosen answer is better
 """)
 

@@ -47,7 +47,7 @@ def check_one(row: Mapping[str, Any], name: str, prompt: str) -> None:
 
 # Columns that rate two answers
 
-_WORD = re.compile(r"[A-Za-z]+|\d+")
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _RATING = re.compile(
     "(?i:score|rating|reward|grade|(up)?votes|rank|avg|average|mean|overall|final)"
 )
@@ -88,10 +88,11 @@ def _twin(name: str, better: str, worse: str) -> str:
     """
     words = [_WORD.findall(column) for column in (better, worse, name)]
     one, other = next(pair for pair in zip(*words[:2], strict=False) if pair[0] != pair[1])
-    others = [word for word in words[2] if word != one]
+    twins = {form(one): form(other) for form in (str, str.capitalize, str.upper)}
+    others = [word for word in words[2] if word not in twins]
     if len(words[2]) - len(others) != 1 or not others or not all(map(_RATING.fullmatch, others)):
         return ""
-    return _WORD.sub(lambda word: other if word[0] == one else word[0], name)
+    return _WORD.sub(lambda word: twins.get(word[0], word[0]), name)
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:

@@ -86,6 +86,8 @@ def read_message(turn: Any, where: str) -> Message:
     content = turn.get("content")
     if turn.keys() <= PLAIN and name not in CALLERS and isinstance(content, str):
         return Message(role=role, content=content)  # nearly all turns; several times as fast
+    if SPEAKERS.get(str(turn.get("from")).strip().lower(), role) != role:
+        raise BadRow(f"{where}: role and from contradict each other; rename one of them")
     content = turn.get(only_of(turn, ("content", "value", "text")))
     for key in FOREIGN:
         if turn.get(key) not in NOTHING:
