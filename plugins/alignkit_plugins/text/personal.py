@@ -26,6 +26,8 @@ _PARTS = {
     "<end>": r"(?![<word>-]|[.,:/]\d)",
     "<card>": r"\d{4}(?:[ -]\d{4}){3}",
     "<base58>": "[1-9A-HJ-NP-Za-km-z]",
+    "<link>": r"[-\s.:：=#*\"'`]",
+    "<year>": r"(?:1[5-9]|20)\d\d",
     "<power>": r"1024|2048|4096|8192",
     "<sum>": r"[\d<gap>]{0,12}000[<gap>]?000",
     "<word>": r"0-9A-Za-z_\u00c0-\u024f\u0370-\u052f\ufb00-\ufb06",
@@ -40,8 +42,8 @@ _EMAIL = (
     r"(?i)(?<![<word>.+@-])(?<!//)(?P<part>(?!(?:git|hg|svn|root|this|super)@)[<word>][<word>.+'%-]{0,63}?<at>"
     r"(?!v?\d+\.[\dx]|self\.)(?:[<word>-]{1,63}<point>){1,8}(?!(?:png|jpe?g|gif|svg|webp|js|json|ya?ml|txt|html?|tgz|gz"
     r"|service|timer|socket|target|mount|slice|local\w*|internal|latest|canary|data|shape|dtype|grad|device|weights?|bias"
-    r"|values?|transpose|inverse|array|numpy|size|(?-i:m[HT]))\b)(?:[a-z]{2,24}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+)"
-    r"(?![<word>(\[]|(?-i:\.(?:[a-z]|T\b))|:[~/])"
+    r"|values?|transpose|inverse|array|numpy|size|cpu|cuda|real|imag|flat|(?-i:m[HT]))\b)"
+    r"(?:[a-z]{2,24}|[\u0430-\u052f]{2,9}|xn--[a-z\d-]+)(?![<word>(\[]|(?-i:\.(?:[a-z]|T\b))|:[~/])"
     r"|<far>{1,16}@(?:<far>{1,63}\.)+(?:中[国國]|公司|网[络址]|網[絡址]|香港|台[湾灣]|[\u0530-\u1fff\uac00-\ud7a3]{2,}))"
 )
 # With three numbers or more, which names rarely have, and not of base 16; no addresses of Ethereum,
@@ -78,13 +80,18 @@ _PHONE = (
     r"|(?=.{12,13}<end>)0[1-9]\d{0,2}-\d{2,4}-\d{4}|1[3-9]\d[ -]\d{4}[ -]\d{4}"
     r"|8[ -]?\(?\d{3}\)?[ -]?\d{3}-\d\d-\d\d))<end>"
 )
-# A number after a word that asks to call it may have any shape but that of a date or a sum
+# A number after its name, or after a word that asks to call it, may have any shape but those
+# of a date, of two years and of a sum
 _CALLED = (
-    r"(?i)(?<![^\W\d_])(?:t[eé]l|t[eé]l[eé]phone|tel[eé]fono?|phone|call|dial|fax|mobil|mobile|m[oó]vil|whatsapp|sms"
-    r"|ruf|appell?e|llama|chiama|звоните|тел|телефон|电话|手机|電話|携帯|전화)"
-    r"(?:[-\s.:：]{1,3}(?:me|my|us|at|on|is|no|nr|moi|mich|al|au|le|am|an|unter|по))*[\s.:：]{0,3}"
-    r"(?!\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d\d)(?![./-]?\d)|(?:19|20)\d\d(?!\d)|<sum>|<card>)"
-    r"(?P<part>[+(]?\d<more>{7,13})<end>"
+    r"(?i)(?:(?<![^\W\d_])(?:t[eé]l|t[eé]l[eé]phone|tel[eé]fon[oe]?|phone|call|dial|fax|mobil|mobile|m[oó]vil|whatsapp"
+    r"|sms|ruf|rufen|handy|celular|cellulare|telem[oó]vel|my cell|cell(?=[\s-]?(?:phone|number|no\b|#))|appell?ez?"
+    r"|ll[aá]me|ll[aá]ma(?:me)?|chiama(?:mi)?|ligue|(?:reach|text|contact)(?= (?:me|us)\b)|(?:по)?звоните?"
+    r"|моб(?:ильный)?|тел|телефон[ауы]?|điện thoại)|电话|手机|電話|手機|携帯"
+    r"|전화|휴대폰|연락처|هاتف|मोबाइल|फ\u093c?ोन|โทร)"
+    r"(?:<link>{1,3}(?:me|my|us|him|her|at|on|is|are|no|nr|moi|mich|mir|sie|al|au|le|am|an|unter|ist|est|es|é|è|lautet"
+    r"|по|номеру?|мне|это)|<link>{0,3}(?:num(?:bers?|mern?|ero)|n[uú]m[eé]ro|phone|号|號|码|碼|是|为|為|は|番号|번호|는|은"
+    r"|नंबर|है)){0,6}<link>{0,4}(?![+(]?(?:\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d\d)(?![./-]?\d)|(?:19|20)\d\d(?!\d)"
+    r"|<year>[/<gap>]<year>(?!\d)|<sum>|<card>))(?P<part>[+(]?\d<more>{7,13})<end>"
 )
 # What has the name of a secret, and is no word, file, call or variable
 _SECRET = (
@@ -134,7 +141,7 @@ def redact(text: str, found: list[tuple[str, str]] | None = None) -> str:
 
     - E-mail: `name@host.tld`, also as `name(at)host(dot)tld`, becomes `[e-mail]`.
     - Telephone: a number as a country writes it, such as +49 30 1234567, 06 12 34 56 78 or
-      555-123-4567, or after a word such as `call`, becomes `[phone]`.
+      555-123-4567, or after a word such as `call` or `phone number`, becomes `[phone]`.
     - Keys: those of known hosts, passwords in addresses and after their name, as in
       `password: ...`, and 32 letters and digits in no order become `***`.
 
