@@ -13,7 +13,7 @@ from torch import Tensor
 from alignkit import Group, Pair, Response
 from alignkit import functional as F
 from alignkit.data.group import ranking_pairs, resolved_pairs
-from alignkit.functional.logprobs import entropy_of
+from alignkit.functional.kl import entropy_of
 from alignkit.kernels.lm_head import HeadSpec
 
 

@@ -67,9 +67,6 @@ from alignkit.functional.kl import (
     kl_k2 as kl_k2,
     kl_k3 as kl_k3,
 )
-from alignkit.functional.logprobs import (
-    last_index as last_index,
-)
 from alignkit.functional.policy_gradient import (
     cispo_policy_loss as cispo_policy_loss,
     clipped as clipped,
@@ -94,6 +91,7 @@ from alignkit.functional.preference import (
     segment_advantage as segment_advantage,
 )
 from alignkit.functional.reductions import (
+    last_index as last_index,
     masked_mean as masked_mean,
     masked_sum as masked_sum,
     masked_whiten as masked_whiten,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignkit.functional._tensors import check_shapes, nearly_equal, widen, zero_masked
 from alignkit.functional.kl import KL_ESTIMATORS
-from alignkit.functional.logprobs import last_index
+from alignkit.functional.reductions import last_index
 
 
 def missing_eos_penalty(

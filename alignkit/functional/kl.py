@@ -1,9 +1,10 @@
-"""Estimates of the KL divergence between two policies from sampled tokens, and its adaptive
-coefficient.
+"""Entropies, estimates of the KL divergence between two policies from sampled tokens, and its
+adaptive coefficient.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -86,3 +87,10 @@ def adaptive_kl(kl_coefficient: float, kl: float, target: float, horizon: float,
         raise ValueError(f"target and horizon must be positive, not {target} and {horizon}")
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coefficient * (1.0 + error * n / horizon)
+
+
+def entropy_of(log_probabilities: Tensor) -> Tensor:
+    """Entropy of distributions given as log-probabilities: [..., V] -> [...] nats."""
+    # A forbidden token contributes nothing, but 0 * -inf would be nan.
+    finite = log_probabilities.masked_fill(log_probabilities == -math.inf, 0.0)
+    return -(log_probabilities.exp() * finite).sum(-1)

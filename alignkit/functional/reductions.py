@@ -1,4 +1,4 @@
-"""Sums, means and whitening under a mask."""
+"""Sums, means and whitening under a mask, and where it ends."""
 
 from __future__ import annotations
 
@@ -92,3 +92,10 @@ def masked_whiten(
 def whiten(x: Tensor, unbiased: bool = True, eps: float = 1e-8) -> Tensor:
     """`masked_whiten` of all entries, such as the scores [N] of a whole batch of responses."""
     return masked_whiten(x, torch.ones_like(x, dtype=torch.bool), unbiased=unbiased, eps=eps)
+
+
+def last_index(mask: Tensor) -> Tensor:
+    """Index of the last valid token of each row: [B, T] -> [B], -1 for a row without one."""
+    # From 1, so that 0 means masked; the 1 is subtracted again, and an empty row has -1.
+    positions = torch.arange(1, mask.shape[-1] + 1, device=mask.device)
+    return (mask.bool() * positions).amax(-1) - 1

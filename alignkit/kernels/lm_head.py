@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from alignkit.functional.logprobs import entropy_of
+from alignkit.functional.kl import entropy_of
 
 CHUNK = 256  # rows of logits that are held at a time
 Linear = Callable[[Tensor, Tensor], Tensor]  # x, weight -> x W^T

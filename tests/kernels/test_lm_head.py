@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from alignkit.functional.logprobs import entropy_of
+from alignkit.functional.kl import entropy_of
 from alignkit.kernels import lm_head
 from alignkit.kernels.backends import chosen
 from alignkit.kernels.lm_head import HeadSpec, TokenWants
