@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from alignkit import testing
 from alignkit.cli import main
+from alignkit_plugins.authors.checking import _rules
 
+HOLDS = "a finite number or None per response, in order; the same in any batch or order"
 REWARD = '''
 from alignkit import Add, Reward, hookimpl
 
@@ -25,7 +28,7 @@ def register(add: Add) -> None:
 @pytest.mark.parametrize(
     ("text", "code", "words"),
     [
-        (REWARD % "", 0, "reward even: all rules of its kind hold\n"),
+        (REWARD % "", 0, f"reward even: holds: {HOLDS}\n"),
         (REWARD % " + [2.0]", 3, "reward even: "),
         ("raise KeyError('red')", 2, "registers nothing"),
     ],
@@ -54,7 +57,26 @@ def test_what_no_kit_checks_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     assert main(["plugins", "check", str(tmp_path / "mine.py")]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "reward even: all rules of its kind hold",
+        f"reward even: holds: {HOLDS}",
         "model even: not checked here; test it in a run",
         "reader .even: not checked here; test it by `check_reader` in a test",
     ]
+
+
+def test_of_two_packages_each_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = REWARD.replace('"even"', '"length"') % ""
+    (tmp_path / "mine.py").write_text(text, encoding="utf-8")
+    assert main(["plugins", "check", str(tmp_path / "mine.py")]) == 0
+    assert capsys.readouterr().out == f"reward length of mine.py: holds: {HOLDS}\n"
+
+
+def test_an_algorithm_has_the_rules_of_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "check", "dpo"]) == 0
+    rules = "signal, state, finite, determinism, micro-batches, order, masks"
+    assert capsys.readouterr().out == f"algorithm dpo: holds: {rules}\n"
+
+
+@pytest.mark.parametrize("kit", [kit for kit in testing.__all__ if kit.startswith("check_")])
+def test_each_kit_says_what_it_checks(kit: str) -> None:
+    others = [_rules(name) for name in testing.__all__ if name != kit]
+    assert _rules(kit) and (kit == "check_algorithm") != (_rules(kit) not in others)

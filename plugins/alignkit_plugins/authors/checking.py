@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,11 +21,11 @@ def check_plugins(
     name: str, options: Mapping[str, Any], loaded: Plugins
 ) -> tuple[list[dict[str, str]], list[str]]:
     """The plugins called `name`, or in the package or module `name`, that hold the rules of their
-    kinds, and a line for each that no kit checks.
+    kinds; and a line for each: the rules, or that no kit checks it.
 
     options: by name of a plugin. Raises PluginError, which lists the rules that a plugin breaks.
     """
-    checked, unchecked = [], []
+    checked, lines, unchecked = list[dict[str, str]](), list[str](), list[str]()
     for kind in KINDS:
         for one in loaded.registrations(kind):
             if name not in (one.name, one.distribution):
@@ -41,4 +42,18 @@ def check_plugins(
             except AssertionError as error:
                 raise PluginError(f"{kind} {one.name}: {error}") from error
             checked.append(plugin_row(one))
-    return checked, unchecked
+            owners = {
+                other.origin for other in loaded.registrations(kind) if other.name == one.name
+            }
+            whose = f" of {one.origin}" if len(owners) > 1 else ""
+            lines.append(f"{kind} {one.name}{whose}: holds: {_rules(kit)}")
+    return checked, lines + unchecked
+
+
+def _rules(kit: str) -> str:
+    """What a kit checks, from the tables of `alignkit.testing`; that of algorithms has one of its
+    own.
+    """
+    rows = re.findall(r"^\| ([`\w-]+) \| (.+) \|$", testing.__doc__ or "", re.MULTILINE)
+    parts = [name for name, _ in rows if name[0] != "`" and name != "check"]
+    return dict(rows).get(f"`{kit}`", ", ".join(parts))

@@ -97,7 +97,8 @@ def check(
 ) -> Result:
     """Check a plugin by the rules of its kind.
 
-    It is checked by the kit of `alignkit.testing`, on the model `tiny`.
+    It is checked by the kit of `alignkit.testing`, on the model `tiny`. What is printed are the
+    rules that hold and, if several packages have a plugin of that name, its package.
 
     \b
     Examples:
@@ -110,14 +111,13 @@ def check(
 
     path, values = Path(what), plain_data(options, "--options")
     loaded = load_plugins([path.resolve()] if path.is_file() else None)
-    rows, unchecked = check_plugins(path.name, values, loaded)
+    rows, lines = check_plugins(path.name, values, loaded)
     broken = [str(one) for one in loaded.broken if one.distribution == path.name]
     if not rows:
         refuse(
             f"{what} registers nothing that a kit checks",
-            "; ".join([*unchecked, *broken]) or "name a plugin, or FILE.py",
+            "; ".join([*lines, *broken]) or "name a plugin, or FILE.py",
         )
-    lines = [f"{row['kind']} {row['name']}: all rules of its kind hold" for row in rows]
-    lines += unchecked + [f"broken: {text}" for text in broken]
+    lines += [f"broken: {text}" for text in broken]
     facts = {"plugins": rows, "broken": broken}
     return Result("plugins", facts, lambda: print(printable("\n".join(lines))))
