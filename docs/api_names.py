@@ -2,7 +2,8 @@
 is promised.
 
 A page has `<!-- generated: api NAMES -->`; each name becomes a line with the first sentence of its
-docstring. On the site, `make_site.py` puts the whole docstring there, which mkdocstrings reads.
+docstring, and those of WITH_FIELDS have a line for each field, too. On the site, `make_site.py` puts
+the whole docstring there, which mkdocstrings reads.
 Nothing of alignkit is imported.
 """
 
@@ -21,6 +22,9 @@ from benchmarks.markdown import markdown_table
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "plugins" / "api"
 PART = re.compile(r"^<!-- generated: api (?!index)(.+?) -->$", re.MULTILINE)
+WITH_FIELDS = {
+    *("Batch", "Group", "Loss", "Needs", "Outputs", "Pair", "Pairs", "Response", "StageDefaults")
+}
 HOOKS = ("contract.hookspecs", "contract.commands")
 
 
@@ -61,7 +65,11 @@ def part(what: str) -> str:
             for page, title, names in by_page()
         ]
         return markdown_table(("page", "names"), rows) + "\n"
-    return "".join(f"- `{path_of(name)}`: {summary(name)}\n" for name in what.split())
+    lines = []
+    for name in what.split():
+        lines.append(f"- `{path_of(name)}`: {summary(name)}\n")
+        lines += fields(name) if name in WITH_FIELDS else ()
+    return "".join(lines)
 
 
 def summary(name: str) -> str:
@@ -70,5 +78,20 @@ def summary(name: str) -> str:
         docstring = found(name).docstring
     except griffe.AliasResolutionError as error:
         return f"The same as `{error.alias.target_path}`."
-    text = " ".join(docstring.value.split("\n\n")[0].split()) if docstring else ""
-    return re.split(r"(?<=[.]) (?=[A-Z`:])", text)[0]
+    return first_sentence(docstring.value.split("\n\n")[0]) if docstring else ""
+
+
+def first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.]) (?=[A-Z`:])", " ".join(text.split()))[0]
+
+
+def fields(name: str) -> Iterator[str]:
+    """A line for each field: its type, unless it is a tensor, whose shape the docstring has."""
+    docstring = found(name).docstring
+    assert docstring is not None
+    for section in docstring.parsed:
+        if section.kind.value in ("attributes", "parameters"):
+            for each in section.value:
+                kind = str(each.annotation).replace("_Number", "float").removesuffix(" | None")
+                shown = "" if kind == "Tensor" else f" ({kind})"
+                yield f"  - `{each.name}`{shown}: {first_sentence(each.description)}\n"

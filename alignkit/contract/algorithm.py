@@ -96,7 +96,17 @@ class StageDefaults:
 
     Attributes:
         learning_rate: For LoRA on a hidden size of 576; a stage scales it to its model.
+        epochs: Passes over the data, or over the samples of an iteration.
+        batch_size: Groups in an optimizer step.
+        warmup_ratio: Share of the steps in which the rate rises.
+        lr_scheduler_type: Name of the schedule after the warmup.
         optimizer: Options of an optimizer of Adam's family, such as `{"eps": 1e-5}`.
+        iterations: Rounds of sampling and learning.
+        prompts_per_iteration: Prompts that are sampled in each.
+        samples_per_prompt: Responses to each prompt.
+        max_new_tokens: Most tokens of a response.
+        temperature: Of sampling.
+        max_num_gen_batches: Times that an iteration may sample again for groups that filters dropped.
     """
 
     learning_rate: float | None = None

@@ -52,7 +52,7 @@ PICTURE = re.compile(
 INDENTED = re.compile(r"^ {2,3}(?=\S)")
 ROW_OF_REPORT = re.compile(r"^\| (\w+)(?= \| `alignkit run )", re.MULTILINE)
 # What `docs/api_names.py` writes
-PUBLIC = re.compile(r"^- `(alignkit\.[\w.]+)`: (?!The same as).*$", re.MULTILINE)
+PUBLIC = re.compile(r"^- `(alignkit\.[\w.]+)`: (?!The same as).*$(?:\n  - .*$)*", re.MULTILINE)
 MARKER = re.compile(r"^<!-- /?generated.*-->$\n", re.MULTILINE)
 
 
