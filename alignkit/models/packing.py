@@ -229,7 +229,7 @@ class Examples:
     def add_advantages(self, advantages: Mapping[str, Tensor]) -> None:
         """Add the tensors that an algorithm's `signal` returned as columns, each [R, T] or [R]."""
         for name, tensor in advantages.items():
-            values = tensor.detach()
+            values = tensor.detach().float()
             if tensor.dim() == 2:
                 self.token_columns[name] = values[self._in_response]
             else:

@@ -193,16 +193,16 @@ class RolloutTrainer(Trainer):
     def sample(self, iteration: Iteration) -> None:
         """Sample responses to the next prompts, and let every single reward score them."""
         rollouts = iteration.rollouts
-        sampled, left = len(rollouts.sampled), len(rollouts.kept)
-        count = wanted = self.prompts.per_iteration
-        if left:  # as many as probably fill the batch, by the share that was left so far
-            count = min(wanted, math.ceil((wanted - left) * sampled / left))
+        drawn, kept = len(rollouts.sampled), len(rollouts.kept)  # groups
+        prompts = wanted = self.prompts.per_iteration
+        if kept:  # as many as probably fill the batch, by the share that was kept so far
+            prompts = min(wanted, math.ceil((wanted - kept) * drawn / kept))
         with iteration.timer("rollout"):
-            request = self.prompts.samples(iteration.number, sampled, count)
-            iteration.metrics |= request.metrics
+            samples = self.prompts.samples(iteration.number, drawn, prompts)
+            iteration.metrics |= samples.metrics
         with iteration.timer("score"):
             self.stage.reporter.note("scoring")
-            self.rewards.ask(request.groups, rollouts)
+            self.rewards.ask(samples.groups, rollouts)
 
     def score(self, iteration: Iteration) -> dict[str, Any]:
         """Combine the scores of all samples so far, and leave out what nothing is learned from.
@@ -287,12 +287,12 @@ class RolloutTrainer(Trainer):
         examples = rollouts.examples = Examples(encoded)
         if rollouts.learned is not None:
             examples.columns["rewards"] = rollouts.learned[rollouts.keep]
-        each = 1
+        groups = rollouts.kept
         if not (needs.old_logprobs or needs.reference_logprobs or needs.values or self.importance):
-            # Two passes over every sample cost more than learning the best of each prompt: some
-            # groups are measured.
-            each = max(len(group.responses) for group in rollouts.kept)
-        groups, encoded = rollouts.kept[::each], encoded[::each]
+            # Two passes over every sample cost more than learning the best of each prompt: the KL
+            # is that of one of N groups, for N samples of a prompt.
+            one_of = max(len(group.responses) for group in groups)
+            groups, encoded = groups[::one_of], encoded[::one_of]
         measured = self.measured(self.role, encoded, values=self.value_role)
         iteration.old = old = measured["logprobs"]
         reference = self.reference_logprobs(encoded)
@@ -328,28 +328,31 @@ class RolloutTrainer(Trainer):
 
         gap: of their log-probabilities, in nats per token.
         """
-        text = (
-            "the engine gives no log-probabilities, so nobody checks that it is the policy that "
-            "learns"
-        )
         if gap is not None:
             iteration.metrics["engine_mismatch"] = gap
-            rounding = rounding_of(self.model)
-            if gap <= rounding:
-                return
-            text = (
-                "the engine is not the policy that learns: their log-probabilities differ by "
-                f"{gap:.2g} nats per token, of which rounding explains {rounding:g}. Perhaps the "
-                "engine did not load the adapter, has old weights, reads another prompt "
-                "(template) or computes in another dtype"
-            )
-            if gap > ANOTHER_MODEL and self.learner.steps == 0:
-                raise RunFailed(f"stage '{self.stage.name}': {text}")
+        warning = self._engine_warning(gap)
+        if warning and gap is not None and gap > ANOTHER_MODEL and self.learner.steps == 0:
+            raise RunFailed(f"stage '{self.stage.name}': {warning}")
         # Samples of older weights differ on purpose.
         stale = any(response.async_level for response in responses_of(iteration.rollouts.kept))
-        if not (self.warned or stale):
+        if warning and not (self.warned or stale):
             self.warned = True
-            self.monitors.warn([text])
+            self.monitors.warn([warning])
+
+    def _engine_warning(self, gap: float | None) -> str:
+        if gap is None:
+            return (
+                "the engine gives no log-probabilities, so nobody checks that it is the policy "
+                "that learns"
+            )
+        if gap <= (rounding := rounding_of(self.model)):
+            return ""
+        return (
+            "the engine is not the policy that learns: their log-probabilities differ by "
+            f"{gap:.2g} nats per token, of which rounding explains {rounding:g}. Perhaps the "
+            "engine did not load the adapter, has old weights, reads another prompt "
+            "(template) or computes in another dtype"
+        )
 
     def compute_advantages(self, iteration: Iteration) -> None:
         """Add what the algorithm's `signal` computes of the kept rollouts as columns, or a reason
@@ -360,6 +363,7 @@ class RolloutTrainer(Trainer):
             return
         batch = examples.batch()
         found = call(self.algorithm, "signal", batch, returns=partial(returns.advantages, batch))
+        remembered(self.algorithm, "signal")  # a state that cannot be saved is named here
         iteration.metrics |= remembered(self.algorithm, "signal", "metrics")
         if self.importance is not None and not isinstance(found, Skip):
             needed = self.algorithm.needs.advantages

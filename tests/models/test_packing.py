@@ -166,3 +166,10 @@ def test_what_is_changed_in_a_batch_does_not_reach_the_next_one() -> None:
     examples.add_advantages({"advantages": torch.ones(2)})
     examples.batch().signals["advantages"].zero_()
     assert examples.batch().signals["advantages"].tolist() == [1, 1]
+
+
+def test_advantages_are_float32_whatever_a_plugin_returns() -> None:
+    examples = Examples(encode(Group((user("a"),), (words(2), words(3)))))
+    wide = torch.ones(2, dtype=torch.float64)
+    examples.add_advantages({"advantages": wide, "returns": wide[:, None].expand(2, 3)})
+    assert {each.dtype for each in examples.batch().signals.values()} == {torch.float32}

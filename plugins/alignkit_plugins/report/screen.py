@@ -12,6 +12,7 @@ from typing import Any
 
 from alignkit.contract.report import WIDTH, Block, Report, Table
 from alignkit.io.text import printable
+from alignkit.recipe.schema import BASE
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
@@ -20,7 +21,6 @@ from alignkit_plugins.report.swaps import evaluated
 from alignkit_plugins.text.readable import duration
 from alignkit_plugins.text.rows import cut
 
-BASE = "base"  # the name of the base model
 MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
 OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
