@@ -129,8 +129,8 @@ _KEY = re.compile(
     | -----BEGIN[ A-Z]*PRIVATE\ KEY-----[^-]*(?:-----END[ A-Z]*PRIVATE\ KEY-----)?
     | (?<=://)[^\s/@:]*:[^\s/@]+(?=@)            # user:password@host
     | (?P<name>(?:[?&]|\brequest\.)(?i:[\w-]*[_-])?(?i:key|token|sig|signature|"""
-    rf"""{_NAMES})=                              # in a query, or set by a command
-      | \b(?i:[\w-]{{0,40}}[_-])?(?i:{_NAMES})['"]?[ ]?[:=][ ]?(?:['"]|(?=[^\s'"]*[0-9])(?=[^\s'"]{{8}}))  # a header
+    rf"""{_NAMES})=                              # in a query, or set by a command, or in a message
+      | \b(?i:[\w-]{{0,40}}[_-])?(?i:{_NAMES})['"]?[ ]?(?:[:=][ ]?['"]|:[ ]?(?=[\w.=/+~-]{{8}})(?=[^\s'"]*[0-9]))
       )[^\s&#'"]+""",
     re.VERBOSE,
 )

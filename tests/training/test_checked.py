@@ -95,7 +95,7 @@ signal(self, b) | {'rewards': b.rewards} | return tensors .*, not named as a fie
 signal(self, b) | None | return a dict of tensors .*, or Skip
 signal(self, b) | b.reference_logprobs | Batch.* was not computed: add reference_logprobs=True to .* \(broken.py:\d+\)
 signal(self, b) | self.metrics.update(a=b) or {'a': b.rewards} | `metrics` must be JSON; use float
-signal(self, b) | self.state.update(a=b) or {'a': b.rewards} | .signal`: `state` must be JSON
+signal(self, b) | self.state.update(a=b) or {'a': b.rewards} | `state` must be JSON; use float
 loss(self, b, out) | b['advantage'] | no signal 'advantage'; .*did you mean 'advantages'
 loss(self, b, out) | Loss(n=per_token(-out.logprobs.detach())) | return terms with gradients, computed from `out`
 loss(self, b, out) | -out.logprobs.mean() | return a dict of unreduced terms, .*, not \[\]
