@@ -111,8 +111,8 @@ def part(what: str) -> str:
     if kind == "about":
         text = inspect.cleandoc(importlib.import_module(f"alignkit.{name}").__doc__ or "")
         return text.partition("\n\n")[2].partition("\n\nDesign: ")[0] + "\n"
-    if what == "example reward":
-        return f"```python\n{new.example()}```\n"
+    if kind == "example" and name in KINDS:
+        return f"```python\n{new.example(name)}```\n"
     if kind == "results":
         return result_table(name)
     names = name.split()
@@ -123,7 +123,7 @@ def part(what: str) -> str:
         *tables,
         "api NAMES",
         "about MODULE",
-        "example reward",
+        "example KIND",
         "results MACHINE",
         "KIND NAMES",
     ]

@@ -14,19 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import __version__
+from alignkit import __version__, testing
 from alignkit.cli import main
 from alignkit.host import plugins as plugins_module
 from alignkit.host.plugins import load_plugins
+from alignkit.host.registry import KINDS
 from alignkit_plugins.authors import new
 from alignkit_plugins.authors.new import write_package
 
 ROOT = Path(__file__).parents[2]
+KITS = {kind: "model_source" if kind == "model" else kind for kind in KINDS}
 
 
-def package(name: str) -> Path:
+def package(name: str, kind: str = "reward") -> Path:
     """The folder of a new package in the current folder, which is installed there."""
-    folder = write_package(name, load_plugins())[0].parent
+    folder = write_package(name, load_plugins(), kind)[0].parent
     project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     info = folder / f"{project['name'].replace('-', '_')}-0.1.0.dist-info"
     info.mkdir()
@@ -44,21 +46,27 @@ def package(name: str) -> Path:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if re.match(r"(alignkit|test)_(my|mine)_", name)]:
+    for name in [name for name in sys.modules if re.match(r"(alignkit|test)_my_", name)]:
         del sys.modules[name]
     monkeypatch.setattr(plugins_module, "_current", None)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 def test_it_follows_the_rules_and_its_recipe_runs(
-    here: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = package("my_reward")
+    folder = package("my_own", kind)
     monkeypatch.syspath_prepend(str(folder))
-    assert not load_plugins().broken
-    test = importlib.import_module("test_my_reward")
-    test.test_it_follows_the_rules()
+    loaded = load_plugins()
+    assert not loaded.broken and loaded.has(kind, ".my_own" if kind == "reader" else "my_own")
+    test = importlib.import_module("test_my_own")
+    assert hasattr(test, "test_it_follows_the_rules") == hasattr(testing, f"check_{KITS[kind]}")
+    if hasattr(test, "test_it_follows_the_rules"):
+        monkeypatch.chdir(folder)
+        test.test_it_follows_the_rules()
     test.test_the_recipe_runs(here / "run")
-    assert "my_reward" in (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
+    used = (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
+    assert used.replace("name: my_own", "").count("my_own") or kind == "launcher"
 
 
 def called(*words: str) -> None:
@@ -68,21 +76,24 @@ def called(*words: str) -> None:
 
 
 def test_the_style_does_not_depend_on_the_name() -> None:
-    folders = [str(package(name)) for name in ("my", "my_long_long_reward")]
+    folders = []
+    for number, kind in enumerate(KINDS, 10):
+        folders += [str(package(f"{name}{number}", kind)) for name in ("my", "my_long_long_name")]
     called("ruff", "check", "--no-cache", *folders)
     called("ruff", "format", "--check", "--no-cache", *folders)
 
 
 @pytest.mark.slow
 def test_the_types_are_right(here: Path) -> None:
-    files = map(str, package("mine").glob("alignkit_*.py"))
-    called("mypy", "--disallow-untyped-defs", "--cache-dir", str(here / "cache"), *files)
+    files = [next(package(f"mine_{kind}", kind).glob("alignkit_*.py")) for kind in KINDS]
+    words = ["--disallow-untyped-defs", "--cache-dir", str(here / "cache")]
+    called("mypy", *words, *map(str, files))
 
 
 @pytest.mark.parametrize("version", [__version__, "0.2rc1", "0.2.0.dev1"])
 def test_it_asks_for_this_minor_version(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new, "__version__", version)
-    project = tomllib.loads(new._files("calm")["pyproject.toml"])["project"]
+    project = tomllib.loads(new._files("calm", "reward")["pyproject.toml"])["project"]
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     major, minor = re.findall(r"\d+", version)[:2]
     assert project["dependencies"] == [f"alignkit>={major}.{minor},<{major}.{int(minor) + 1}"]
@@ -94,7 +105,7 @@ def test_the_page_and_the_recipe_name_the_plugin() -> None:
     texts = {file.name: file.read_text() for file in folder.rglob("*") if file.is_file()}
     title = "# alignkit-my-reward\n\nA reward for responses that do not shout. A plugin of alignkit"
     assert texts["README.md"].startswith(title)
-    assert '    reward: {my_reward: {marks: "!?"}}\n' in texts["recipe.yaml"]
+    assert "    reward:\n      my_reward: {marks: '!?'}\n" in texts["recipe.yaml"]
     assert not re.search(r"\bCalm\b|\bcalm\b|NAME|CLASS|\$\w", "".join(texts.values()))
 
 
@@ -123,3 +134,11 @@ def test_nothing_is_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["plugins", "new", "calm"]) == 2
     assert "alignkit-calm exists already" in capsys.readouterr().err
     assert (here / "alignkit-calm" / "alignkit_calm.py").read_text(encoding="utf-8") == "# mine\n"
+
+
+def test_a_kind_that_is_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "new", "calm", "--kind", "rewards"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "no kind 'rewards'" in err and "did you mean 'reward'?" in err and not list(here.iterdir())
+    )

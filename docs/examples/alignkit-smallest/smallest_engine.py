@@ -83,4 +83,4 @@ class Plain(Engine):
 
 @hookimpl
 def register(add: Add) -> None:
-    add("engine", "plain", Plain, "samples with transformers, a token at a time")
+    add("engine", "plain", Plain, "transformers, token by token")

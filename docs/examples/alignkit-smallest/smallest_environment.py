@@ -1,4 +1,4 @@
-"""An environment: the policy guesses a number with a tool, which says whether it is higher or lower."""
+"""An environment: the policy guesses a number with a tool, which says: higher, or lower."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,4 +16,4 @@ class AllDiffer(Filter):
 
 @hookimpl
 def register(add: Add) -> None:
-    add("filter", "all_differ", AllDiffer, "drop groups in which two responses are the same")
+    add("filter", "all_differ", AllDiffer, "drops groups with the same twice")

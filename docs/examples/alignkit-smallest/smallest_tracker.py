@@ -17,4 +17,4 @@ class Rewards(Tracker):
 
 @hookimpl
 def register(add: Add) -> None:
-    add("tracker", "rewards_tsv", Rewards, "the mean reward of each step, in the run's folder")
+    add("tracker", "rewards_tsv", Rewards, "the reward of each step")

@@ -63,23 +63,27 @@ def plugins(
 def new(
     name: Annotated[
         str,
-        argument("NAME", "Name of the reward in recipes, such as `calm` or `my_reward`."),
+        argument("NAME", "Name of the plugin in recipes, such as `calm` or `my_reward`."),
     ],
+    kind: Annotated[
+        str,
+        option("KIND", "Kind of the plugin, as `alignkit plugins` lists them."),
+    ] = "reward",
 ) -> Result:
-    """Write a package with a reward that works.
+    """Write a package with a plugin that works.
 
-    It has a module, a recipe, a test, a README and a CI file. The module is the documented example
-    under your name. Nothing is ever replaced. For plugins of other kinds, start from a package in
-    docs/examples.
+    It has a module, a recipe, a test, a README and a CI file. The module is the smallest example of
+    its kind under your name. Nothing is ever replaced.
 
     \b
     Examples:
       alignkit plugins new calm
+      alignkit plugins new closer --kind algorithm
     """
     from alignkit.host.plugins import load_plugins
     from alignkit_plugins.authors.new import write_package
 
-    files = write_package(name, load_plugins())
+    files = write_package(name, load_plugins(), kind)
     install = f"cd {files[0].parent} && pip install -e '.[test]' && pytest"
     return files_written(files, next=install)
 
