@@ -8,7 +8,7 @@ from __future__ import annotations
 from time import monotonic
 
 from alignkit import Add, hookimpl
-from alignkit_plugins.processes.events import Accelerate  # type: ignore[import-untyped,unused-ignore]
+from alignkit_plugins.processes.events import Accelerate  # type: ignore
 
 
 class Timed(Accelerate):
