@@ -172,7 +172,7 @@ def test_recipes_of_commands_are_valid(
         words[0] = str(ROOT / words[0])
     for option in {"--out", "--processes", "--only", "--until"} & set(words):
         del words[words.index(option) : words.index(option) + 2]
-    plugins = sorted(Path().glob("alignkit_*.py"))
+    plugins = sorted([*Path().glob("alignkit_*.py"), *Path().glob("smallest_*.py")])
     if command.text == INSTALLED:
         plugins = [REINFORCE]
     if "--plugin" not in words:
