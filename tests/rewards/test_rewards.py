@@ -247,7 +247,7 @@ def test_a_wrong_function_is_told_before_the_first_stage(
 PLACES = yaml.safe_load(r"""
 - [{function: "statistics:mean"}, ""]
 - [{function: "alignkit.data.group:previe"}, "group has no function 'previe'.*preview"]
-- [{function: "no_such_module:f"}, importing no_such_module raised]
+- [{function: "no_such.module:f"}, "importing no_such.module raised(?s:.*)'path: no_such/module.py'"]
 - [{path: none.py, function: f}, none\.py]
 """)
 
@@ -305,6 +305,28 @@ def test_a_function_for_lists_of_messages_hears_of_the_key(python: Callable[...,
     thing = python("def reward(prompt, completion): return [1.0]")
     with pytest.raises(DataError, match=r"the argument 'prompt'(?s:.*)did you mean 'prompts'\?"):
         thing.check_prompts(GROUPS)
+
+
+TRIED = yaml.safe_load(r"""
+- ["[len(x[0]['content']) for x in completions]", false, "string indices(?s:.*)'conversational: true'"]
+- ["[len(x.strip()) for x in completions]", true, "strip(?s:.*)'conversational: false'"]
+""")
+
+
+@pytest.mark.parametrize(("scores", "conversational", "message"), TRIED)
+def test_a_check_finds_the_form_that_a_function_expects(
+    scores: str, conversational: bool, message: str, python: Callable[..., Python]
+) -> None:
+    source = f"def reward(completions): return {scores}"
+    with pytest.raises(DataError, match=message):
+        python(source, conversational=conversational).check_prompts(GROUPS)
+    assert not python(source, conversational=not conversational).check_prompts(GROUPS)
+
+
+def test_a_check_warns_of_what_fails_in_both_forms(python: Callable[..., Python]) -> None:
+    (warning,) = python("def reward(completions): return [None.score]").check_prompts(GROUPS)
+    assert "has no attribute 'score' (line 1" in warning and "the answer 'Hello!'" in warning
+    assert not python("async def reward(completions): 1 / 0").check_prompts(GROUPS)  # a server's
 
 
 def test_sums_are_right_by_their_last_number() -> None:

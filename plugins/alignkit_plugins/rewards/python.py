@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -26,6 +27,7 @@ from alignkit_plugins.text.spoken import all_turns, transcript
 
 Row = tuple[Group, Response]
 GIVEN = ("prompts", "completions", "completion_ids")  # to every function
+MADE_UP = Response("Hello!", tokens=(0,))  # what a check tries a function with
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,13 @@ class NamedCode:
         try:
             module = _executed(self.file) if self.file else importlib.import_module(self.module)
         except (Exception, SystemExit) as error:  # whatever somebody's module raises
-            raise RunFailed(
-                f"{self.user}: importing {where} raised {raised(error, where)}"
-            ) from error
+            text = f"{self.user}: importing {where} raised {raised(error, where)}"
+            if isinstance(error, ModuleNotFoundError) and self.module.startswith(str(error.name)):
+                file = f"{self.module.replace('.', '/')}.py"
+                text += (
+                    f"\nhelp: if it is a file, write 'path: {file}' and '{self.kind}: {self.name}'"
+                )
+            raise RunFailed(text) from error
         call = getattr(module, self.name, None)
         if callable(call):
             return call
@@ -147,7 +153,7 @@ class Python(Reward):
         self._call = NamedCode("reward 'python'", name, self._file, module).load()
         self._parameters = inspect.signature(self._call).parameters.values()
 
-    def check_prompts(self, groups: Sequence[Group]) -> None:
+    def check_prompts(self, groups: Sequence[Group]) -> Sequence[str]:
         columns = _columns(groups)
         for each in self._parameters:
             passed = each.name in columns or each.name in GIVEN
@@ -157,6 +163,25 @@ class Python(Reward):
                     f"this name (other columns: {', '.join(columns) or 'none'})"
                     f"\n{did_you_mean(each.name, {*columns, *GIVEN})}".rstrip()
                 )
+        return [] if inspect.iscoroutinefunction(self._call) else self._tried(groups[:1])
+
+    def _tried(self, groups: Sequence[Group]) -> Sequence[str]:
+        """A warning if the function fails for a made-up answer. Raises DataError if it would not
+        fail for the other form: a text, or messages.
+        """
+        rows = [(group, MADE_UP) for group in groups]
+        conversational = self.options.conversational
+        try:
+            self._scores(rows, conversational)
+        except RunFailed as error:
+            text = str(error).partition("\n")[0]
+            if isinstance(error.__cause__, TypeError | AttributeError):
+                with contextlib.suppress(RunFailed):
+                    self._scores(rows, not conversational)
+                    other = str(not conversational).lower()
+                    raise DataError(f"{text}\nhelp: set 'conversational: {other}'") from error
+            return [f"{text}; tried with the answer '{MADE_UP.text}'"]
+        return []
 
     def prepare(self, context: Context) -> None:
         super().prepare(context)
@@ -167,9 +192,12 @@ class Python(Reward):
         for group in groups:
             for response in group.responses:
                 rows.append((group, response))
+        return self._scores(rows, self.options.conversational)
+
+    def _scores(self, rows: Sequence[Row], conversational: bool) -> Sequence[float | None]:
         if not rows:
             return []
-        every, arguments = _arguments(rows, self.options.conversational), dict[str, Any]()
+        every, arguments = _arguments(rows, conversational), dict[str, Any]()
         for each in self._parameters:
             if each.kind is each.VAR_KEYWORD:
                 arguments = every
