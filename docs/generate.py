@@ -3,7 +3,7 @@
 A page marks such a part with `<!-- generated: WHAT -->` and `<!-- /generated -->`, each on its own
 line. WHAT is one of `recipe`, `launcher`, `model`, `lora`, `settings`, `rollout`, `importance`,
 `mix`, `data`, `metrics`, `variant`, `server`, `recipes`, `families`, `formats`,
-`fields`, `data sets`, `outcomes`, `results` and a machine of
+`fields`, `migrate`, `data sets`, `outcomes`, `results` and a machine of
 `benchmarks/results.json`, `commands`, `exit codes`, `hooks`, `events`, `silent bugs`, a kind and a
 name (`algorithm ppo`), a kind and several names, which then have captions (`reward min product`),
 `example` and a kind for the module that `alignkit plugins new` writes, or names for the reference
@@ -103,6 +103,7 @@ def part(what: str) -> str:
         "exit codes": lambda: str(script("docs", "command_reference").exit_codes()),
         "events": event_table,
         "silent bugs": silent_bugs,
+        "migrate": lambda: str(script("docs", "migrate_table").text()),
     }
     if what in tables:
         return tables[what]()

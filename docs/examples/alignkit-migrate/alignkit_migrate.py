@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,9 @@ import typer
 
 from alignkit import hookimpl
 from alignkit.contract.commands import RegisterCommand
+from alignkit.errors import refuse
+
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def migrate(
@@ -28,34 +33,36 @@ def migrate(
             metavar="NAME", help="sft, dpo, kto, reward, grpo or rloo, if the file does not say it."
         ),
     ] = "",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what has no counterpart.")
+    ] = False,
 ) -> None:
-    """Turn a config of TRL, LLaMA-Factory or axolotl into a recipe.
+    """Turn a config of TRL, LLaMA-Factory or axolotl into a recipe, and check it.
 
-    What has no counterpart is printed, and stays in the recipe's head.
+    What has no counterpart is an error if training depends on it. With --partial, it is printed,
+    and stays in the recipe's head.
     """
-    import yaml
-
-    from alignkit.errors import refuse
+    from alignkit.recipe.load import load_named
+    from alignkit.recipe.yaml import dump, plain_data
+    from alignkit_plugins.recipe_tools.check import checked
 
     if not config.is_file():
         refuse(f"no such file: {config}")
     if recipe.exists():
         refuse(f"already exists: {recipe}", f"name another: alignkit migrate {config} RECIPE")
-    try:
-        values = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        refuse(f"{config} is not YAML: {' '.join(str(error).split())}")
-    if not isinstance(values, dict):
+    text = config.read_text(encoding="utf-8", errors="replace")
+    found = converted(plain_data(text, str(config)), trainer, str(config))
+    if found.lost and not partial:
         refuse(
-            f"{config} is no config: it is not a mapping of fields",
-            "expected fields such as 'learning_rate: 1e-5'",
+            f"{config}: training depends on what has no counterpart: {', '.join(found.lost)}",
+            "change it there, or add --partial to leave it out",
         )
-    written, notes = converted(values, trainer)
-    head = [f"# From {config.name}, by alignkit migrate.", *(f"# {note}" for note in notes)]
-    recipe.write_text(
-        "\n".join([*head, yaml.safe_dump(written, sort_keys=False)]), encoding="utf-8"
-    )
-    print("\n".join([*notes, f"wrote {recipe}", f"next: alignkit check {recipe}"]))
+    notes = found.notes + [f"no counterpart: {each}" for each in found.lost]
+    head = [f"From {config.name}, by alignkit migrate.", *notes]
+    text = "".join(f"# {line}\n" for line in head)
+    recipe.write_text(text + dump(found.recipe), encoding="utf-8")
+    print("\n".join([*notes, f"wrote {recipe}; alignkit check {recipe} says:"]), flush=True)
+    checked(load_named(str(recipe), [])).show()
 
 
 @hookimpl
@@ -63,173 +70,306 @@ def register_commands(register: RegisterCommand) -> None:
     register(migrate)
 
 
-def converted(values: Mapping[str, Any], trainer: str = "") -> tuple[dict[str, Any], list[str]]:
-    """A recipe as plain data, and notes on what it does not have. Raises RecipeError without a
-    trainer or a model.
-    """
-    import yaml
-
-    from alignkit.errors import refuse
-
-    tables = yaml.safe_load(
-        Path(__file__).with_name("alignkit_migrate.yaml").read_text(encoding="utf-8")
-    )
-    tool = (
-        "axolotl"
-        if "base_model" in values
-        else "llamafactory"
-        if "finetuning_type" in values
-        else "trl"
-    )
-    given, notes = _in_words_of_trl(values, tables[tool])
-    named = given.pop("trainer", None) or ("sft" if tool == "axolotl" else "")
-    trainer = trainer or str(named)
-    online = trainer in ("grpo", "rloo")
-    if trainer not in ("sft", "reward", "dpo", "kto", "simpo", "orpo", "grpo", "rloo"):
-        text = (
-            f"nothing here trains with '{trainer}'"
-            if trainer
-            else "the config does not say which trainer it is for"
-        )
-        refuse(text, "add --trainer NAME: sft, dpo, kto, reward, grpo or rloo")
-    if "model_name_or_path" not in given:
+def converted(values: Any, trainer: str, config: str) -> Migration:
+    """A config as a recipe. Raises RecipeError for a config that is none."""
+    nested = isinstance(values, dict) and (values.get("trl") or {})  # of axolotl, in TRL's words
+    if not isinstance(nested, dict):
         refuse(
-            "the config names no base model",
-            "expected model_name_or_path, or base_model in axolotl",
+            f"{config} is no config: it is not a mapping of fields",
+            "expected fields such as 'learning_rate: 1e-5'",
         )
-    given = {**tables[tool]["defaults"], **tables[tool].get("of", {}).get(trainer, {}), **given}
-
-    algorithm = {"reward": "reward_model"}.get(trainer, trainer)
-    stage: dict[str, Any] = {"algorithm": {algorithm: {}}}
-    recipe: dict[str, Any] = {"name": "migrated", "model": {}, "stages": {trainer: stage}}
-    _put_special(given, recipe, stage, online, notes)
-    keys = {**tables["common"], **(tables["online"] if online else {}), **tables[trainer]}
-    optimizer: dict[str, Any] = {}
-    for field, value in given.items():
-        known = tables["values"].get(field)
-        value = value[0] if field == "loss_type" and isinstance(value, list) else value
-        if value is None or field in tables["silent"]:
-            continue
-        if field not in keys or (known is not None and value not in known):
-            notes.append(f"no counterpart: {field}")  # without its value, which may be a token
-            continue
-        _put(keys[field], value if known is None else known[value], recipe, stage, optimizer)
-    if optimizer:
-        stage["optimizer"] = {stage.get("optimizer", "adamw"): optimizer}
-    if not stage["algorithm"][algorithm]:
-        stage["algorithm"] = algorithm
-    return recipe, notes
+    tool = "axolotl" if "base_model" in values else "trl"
+    if values.keys() & {"finetuning_type", "stage"}:
+        tool = "llamafactory"
+    found = Migration(tool, config)
+    found.read({**values, **nested})
+    named = found.given.pop("trainer", "sft" if tool == "axolotl" else "")
+    found.trainer = {"reward": "reward_model"}.get(trainer, trainer or str(named))
+    if found.trainer not in found.tables["fields"]:
+        refuse(
+            f"{config}: no trainer here is called '{found.trainer}'",
+            "add --trainer NAME: sft, dpo, kto, reward, grpo or rloo",
+        )
+    for name in ("model_name_or_path", "dataset_name"):
+        if not found.given.get(name):
+            refuse(f"{config} has no {name}", "axolotl calls them base_model and datasets")
+    found.write()
+    return found
 
 
-def _in_words_of_trl(
-    values: Mapping[str, Any], table: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    given: dict[str, Any] = {}
-    notes = []
-    for field, value in {**values, **values.get("trl", {})}.items():
-        known = table.get("values", {}).get(field)
-        if field == "trl" or value is None:
-            continue
-        if known is not None and not isinstance(value, list) and value not in known:
-            notes.append(f"no counterpart: {field}: {value}")
-            continue
-        value = known[value] if known is not None and not isinstance(value, list) else value
-        given[table.get("names", {}).get(field, field)] = value
-    if values.get("adapter") == "qlora":
-        given["load_in_4bit"] = True
-    if values.get("rl") == "ipo":
-        given["loss_type"] = "ipo"
-    return given, notes
+class Migration:
+    """A config on its way to a recipe.
 
+    Attributes:
+        given: The fields that are still to be carried over, in TRL's words.
+        words: TRL's word for a field -> the config's.
+        notes: What differs, for people.
+        lost: Fields and values without a counterpart, on which training depends. An unknown field
+            is without its value, which may be a token.
+    """
 
-def _put(
-    key: str, value: Any, recipe: dict[str, Any], stage: dict[str, Any], optimizer: dict[str, Any]
-) -> None:
-    first, _, rest = key.partition(".")
-    place = recipe if first in ("model", "seed") else stage
-    if first == "optimizer" and rest:
-        place, key = optimizer, rest
-    *path, last = key.split(".")
-    for name in path:
-        place = place.setdefault(name, {})
-    place[last] = value
+    trainer: str
 
+    def __init__(self, tool: str, config: str):
+        import yaml
 
-def _put_special(
-    given: dict[str, Any],
-    recipe: dict[str, Any],
-    stage: dict[str, Any],
-    online: bool,
-    notes: list[str],
-) -> None:
-    """What follows from several fields, which are taken from `given`."""
-    size = int(given.pop("per_device_train_batch_size")) * int(
-        given.pop("gradient_accumulation_steps", 1)
-    )
-    notes.append(f"batch_size: {size} rows per device and step; here it does not grow with devices")
-    if online:  # batches count samples there, and prompts here
-        samples = int(given["num_generations"])
-        stage["batch_size"] = stage["prompts_per_iteration"] = max(1, size // samples)
-        given["max_length"] = int(given["max_length"]) + int(given["max_completion_length"])
-        passes = given.pop("num_train_epochs")
-        if (steps := int(given.pop("max_steps", 0) or 0)) > 0:
-            stage["iterations"] = steps
+        text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+        self.tables, self.tool, self.config = yaml.safe_load(text), tool, config
+        self.given, self.words, self.recipe, self.stage = {}, {}, {"name": "migrated"}, {}
+        self.notes, self.lost = self.tables["notes"], []
+
+    def read(self, values: Mapping[str, Any]) -> None:
+        """Take the fields over, in TRL's words."""
+        table = self.tables[self.tool]
+        for word, value in values.items():
+            name = table["names"].get(word, word)
+            if isinstance(value, str | int):
+                value = table["values"].get(word, {}).get(value, value)
+                if isinstance(value, dict):
+                    self.given |= value
+                    continue
+            if name in self.words:
+                self.lose(word)
+            if value is not None and word != "trl":
+                self.given[name], self.words[name] = value, word
+
+    def write(self) -> None:
+        """Carry everything over."""
+        given, options = self.given, {}
+        online = self.trainer in ("grpo", "rloo")
+        for key in (f"{self.tool} {self.trainer}", self.trainer, self.tool, "all"):
+            self.given |= self.tables["defaults"].get(key, {}) | given
+        given.setdefault("lora_alpha", 2 * given["lora_r"])
+        model = self.recipe["model"] = {}
+        lora = given.pop("use_peft", False)
+        if lora not in (True, False):
+            self.lose("use_peft", lora)
+        self.data(online)
+        self.recipe["stages"] = {self.trainer: self.stage}
+        self.stage["algorithm"] = {self.trainer: options}
+        self.batches(online)
+        if online:
+            self.rewards()
+        if self.trainer == "dpo":
+            self.losses(options)
+        if given.get("loss_type") == "dr_grpo":
+            options["max_tokens"] = given["max_completion_length"]
+        if modules := self.many("lora_target_modules"):
+            given["lora_target_modules"] = "all-linear" if "all-linear" in modules else modules
+        self.trackers()
+        self.fields(online)
+        if not lora:
+            model["lora"] = "none"
+        if not options:
+            self.stage["algorithm"] = self.trainer
+
+    def lose(self, name: str, value: Any = None) -> None:
+        word = self.words.get(name, name)
+        self.lost.append(word if value is None else " ".join(f"{word}: {value}".split()))
+
+    def number(self, name: str, default: float = 0) -> float:
+        """A field that is a number, which is taken out."""
+        value = self.given.pop(name, default)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            refuse(f"{self.config}: {self.words[name]}: expected a number, not {value!r:.40}")
+
+    def count(self, name: str) -> int:
+        """A field that is a whole number, which stays."""
+        self.given[name] = max(1, int(self.number(name, 1)))
+        return self.given[name]
+
+    def many(self, name: str) -> list[Any]:
+        """A field that is a list, or a text with commas, which is taken out."""
+        value = self.given.pop(name, None) or []
+        if isinstance(value, str):
+            value = re.split(r",\s*", value)
+        return value if isinstance(value, list) else [value]
+
+    def weighted(self, name: str, weights: str) -> list[tuple[str, float]]:
+        """The values of a list and their weights, 1 by default."""
+        values, numbers = self.many(name), self.many(weights)
+        numbers = numbers or [1.0] * len(values)
+        try:
+            return [(str(a), float(b)) for a, b in zip(values, numbers, strict=True)]
+        except (TypeError, ValueError):
+            refuse(f"{self.config}: {weights}: expected a number for each of {name}")
+
+    def trackers(self) -> None:
+        wanted, used = dict.fromkeys(self.many("report_to")), []
+        if project := self.given.pop("wandb_project", None):
+            wanted["wandb"] = {"project": project}
+        for name, options in wanted.items():
+            if name in self.tables["trackers"]:
+                used.append({name: options} if options else name)
+            elif name != "none":
+                self.lose("report_to", name)
+        if used:
+            self.recipe["trackers"] = used
+
+    def data(self, online: bool) -> None:
+        """The data sets and what is held out."""
+        given, share = self.given, self.number("test_split_size")
+        more = {
+            key: given.pop(name) for name, key in self.tables["sources"].items() if name in given
+        }
+        test = {"split": given.pop("dataset_test_split", "test")}
+        sources = [self.source(each, more) for each in self.many("dataset_name")]
+        tests = [self.source(each, more) for each in self.many("eval_dataset")]
+        if share >= 1:
+            self.lose("test_split_size", share)
+        elif share:
+            held_out = {"part": [share, 1]} if online else {"validation": share}
+            sources = [each | held_out for each in sources]
+        strategy = given.pop("eval_strategy", "no")
+        evaluated = strategy not in (False, "no")
+        if online and (evaluated or tests):
+            self.notes.append("eval_strategy: add a step evaluate (docs/evaluate.md)")
+        elif evaluated and not share and not tests:
+            tests = [each | test for each in sources if "hub" in each]
+            if not tests:
+                self.lose("eval_strategy", f"{strategy} (no test split)")
+        self.stage["prompts" if online else "data"] = sources if sources[1:] else sources[0]
+        if tests and not online:
+            self.stage["validation"] = tests if tests[1:] else tests[0]
+
+    def source(self, one: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+        """A data set as source of a recipe."""
+        entry = {**more, **(one if isinstance(one, dict) else {"path": one})}
+        path, kind = entry.pop("path", None), entry.pop("type", "default")
+        if path in ("json", "csv", "parquet", "text"):
+            path = entry.pop("data_files", None)
+        if not isinstance(path, str):
+            refuse(f"{self.config}: a data set has no path: {one!r:.60}", "write {path: NAME}")
+        if isinstance(kind, dict):
+            entry, kind = entry | kind, "default"
+        source = {"path": path}
+        split = str(entry.pop("split", "train"))
+        if Path(path).suffix not in FILES:
+            source = {"hub": path, "split": split}
+            if self.tool == "llamafactory" and "/" not in path:
+                self.lose("dataset_name", f"{path} (of dataset_info.json: write its file)")
+        if "[" in split:
+            self.lose("split", split)
+        columns = self.columns(str(kind), entry)
+        for key, value in entry.items():
+            words = set(re.findall(r"\w+", str(value)))
+            if key in ("name", "revision", "data_files"):
+                source[key] = value
+            elif value and not words <= set(self.tables["entries"].get(key, ())):
+                self.lose(f"datasets: {key}")
+        return source | ({"columns": columns} if columns else {})
+
+    def columns(self, kind: str, entry: dict[str, Any]) -> dict[str, str]:
+        """The columns of a type of axolotl that have other names here. Takes them out."""
+        types = self.tables["types"]
+        if kind not in types:
+            self.lose("datasets: type", kind)
+        columns = dict(types.get(kind, {}))
+        if template := columns.pop("template", None):
+            self.recipe["model"]["chat_template"] = template
+        for key in [each for each in entry if each.startswith("field")]:
+            columns[key.removeprefix("field").lstrip("_") or "text"] = entry.pop(key)
+        if "text" in columns:
+            self.trainer = "lm"
+        return {key: columns[key] for key in columns if key != columns[key]}
+
+    def batches(self, online: bool) -> None:
+        """Batches and steps."""
+        given, size = self.given, self.number("per_device_train_batch_size")
+        size *= self.number("gradient_accumulation_steps", 1)
+        steps, epochs = max(0, self.number("max_steps")), self.number("num_train_epochs")
+        if online:  # batches count samples there, and prompts here
+            size = max(1, size // self.count("num_generations"))
+            longest = self.number("max_prompt_length", self.number("max_length"))
+            given["max_length"] = int(longest) + self.count("max_completion_length")
+            steps = math.ceil(steps / self.count("num_iterations"))
+            self.stage |= {"prompts_per_iteration": int(size), "iterations": steps or 10}
         else:
-            notes.append(
-                f"write iterations: {passes} x rows / {stage['prompts_per_iteration']}; without "
-                "it there are 10"
-            )
-        rewards = given.pop("reward_funcs", "reward.reward")
-        module, _, function = str(rewards[0] if isinstance(rewards, list) else rewards).rpartition(
-            "."
-        )
-        stage["reward"] = {"python": {"function": f"{module or 'rewards'}:{function}"}}
-        notes.append(
-            "reward: look at it; a model is a folder, several are weighted_sum (docs/rewards.md)"
-        )
-    else:
-        stage["batch_size"] = size
-        given["num_train_epochs"] = max(1, math.ceil(float(given["num_train_epochs"])))
-        if int(given.get("max_steps", -1)) < 1:
-            given.pop("max_steps", None)
-    if given.pop("use_peft", False):
-        given.setdefault("lora_r", 16)
-        given.setdefault("lora_alpha", 2 * int(given["lora_r"]))
-    else:
-        recipe["model"]["lora"] = "none"
-        for field in [
-            field for field in given if field.startswith("lora_") or field == "use_rslora"
-        ]:
-            del given[field]
-    quantization = given.pop("bnb_4bit_quant_type", "nf4")
-    if given.pop("load_in_4bit", False):
-        given["bnb_4bit_quant_type"] = quantization
-    elif given.pop("load_in_8bit", False):
-        given["bnb_4bit_quant_type"] = "int8"
-    warmup = float(given.pop("warmup_steps", 0) or 0)
-    if 0 < warmup < 1:
-        given["warmup_ratio"] = warmup
-    elif warmup:
-        notes.append(f"write warmup_ratio: {warmup:g} / all steps")
-    betas = [given.pop("adam_beta1", 0.9), given.pop("adam_beta2", 0.999)]
-    if betas != [0.9, 0.999]:
-        notes.append(f"write optimizer: {{adamw: {{betas: {betas}}}}}")
-    stage["prompts" if online else "data"] = _data(given, notes)
+            given["num_train_epochs"] = math.ceil(steps or epochs)
+            given |= {"max_steps": int(steps)} if steps else {}
+        self.stage["batch_size"] = int(size)
+        if not steps and (online or epochs % 1):
+            self.lose("num_train_epochs", f"{epochs:g} (set max_steps)")
+        warmup = self.number("warmup_steps")
+        if warmup >= 1 and not steps:
+            self.lose("warmup_steps", f"{warmup:g} (set warmup_ratio)")
+        elif warmup:
+            given["warmup_ratio"] = warmup if warmup < 1 else min(1, warmup / steps)
+
+    def losses(self, options: dict[str, Any]) -> None:
+        """The losses of DPO and their weights."""
+        known, mixed = self.tables["fields"]["dpo"]["loss_type"]["values"], {}
+        for name, weight in self.weighted("loss_type", "loss_weights"):
+            if name == "sft":
+                self.given["nll_coefficient"] = weight
+            elif name in known:
+                mixed[known[name]] = mixed.get(known[name], 0) + weight
+            else:
+                self.lose("loss_type", name)
+        if mixed:
+            options["loss"] = next(iter(mixed)) if [*mixed.values()] == [1] else mixed
+
+    def rewards(self) -> None:
+        """Every reward, with its weight."""
+        rewards, weights = {}, {}
+        for name, weight in self.weighted("reward_funcs", "reward_weights"):
+            module, _, function = self.tables["rewards"].get(name, name).rpartition(".")
+            part = {"python": _python(module, function)}
+            if Path(name).is_dir():
+                part = {"folder": name}
+            elif not module or "/" in name:
+                self.lose("reward_funcs", name)
+                continue
+            key = function if function not in rewards else f"{function}_{len(rewards)}"
+            rewards[key], weights[key] = part, weight
+        if not rewards:
+            self.lose("reward_funcs", "none here")
+        self.stage["reward"] = next(iter(rewards.values()), None)
+        if [*weights.values()] != [1]:
+            self.stage["reward"] = {"weighted_sum": {"rewards": rewards, "weights": weights}}
+
+    def fields(self, online: bool) -> None:
+        """All that is left, by the table."""
+        tables, unneeded = self.tables["fields"], []
+        keys = {**tables["common"], **(tables["online"] if online else {}), **tables[self.trainer]}
+        for name, value in self.given.items():
+            to = keys.get(name)
+            if isinstance(to, dict):
+                known = {str(word): here for word, here in to["values"].items()}
+                word = str(value).strip("[']")  # also the only one of a list
+                if word not in known:
+                    self.lose(name, value)
+                    continue
+                to, value = to.get("to"), known[word]
+            if to and value is not None:
+                *path, last = to.split(".")
+                place = self.recipe if to.startswith(("model.", "seed")) else self.stage
+                for key in path:
+                    place = place.setdefault(key, {})
+                place[last] = value
+            elif value and name in self.tables["differs"]:
+                self.notes.append(f"{name}: {self.tables['differs'][name]}")
+            elif not value or any(fnmatchcase(name, each) for each in self.tables["silent"]):
+                unneeded.append(self.words.get(name, name))
+            elif name not in keys:
+                self.lose(name)
+        if unneeded:
+            self.notes.append(f"not needed here: {', '.join(unneeded)}")
+        optimizer = self.stage["optimizer"]
+        if "betas" in optimizer:
+            optimizer["betas"] = [0.9, optimizer["betas"]]
+        self.stage["optimizer"] = {optimizer.pop("name", "adamw"): optimizer}
 
 
-def _data(given: dict[str, Any], notes: list[str]) -> Any:
-    """The data sets, as sources of a recipe."""
-    named = given.pop("dataset_name", None) or "data.jsonl"
-    share, split = (
-        given.pop("val_set_size", 0) or given.pop("val_size", 0),
-        given.pop("dataset_train_split", "train"),
-    )
-    sources = []
-    for one in named if isinstance(named, list) else str(named).split(","):
-        path = str(one.get("path") if isinstance(one, dict) else one).strip()
-        split_of = one.get("split", split) if isinstance(one, dict) else split
-        local = Path(path).suffix in (".json", ".jsonl", ".csv", ".tsv", ".parquet")
-        source = {"path": path} if local else {"hub": path, "split": split_of}
-        sources.append({**source, "validation": share} if 0 < share < 1 else source)
-    notes.append("data: formats are recognized; look at a row: alignkit check RECIPE STAGE")
-    return sources if len(sources) > 1 else sources[0]
+def _python(module: str, function: str) -> dict[str, Any]:
+    """A function; of messages, if it is TRL's or its file reads their content."""
+    file, text = Path(module.replace(".", "/") + ".py"), module
+    reward: dict[str, Any] = {"function": f"{module}:{function}"}
+    if file.is_file():
+        text = file.read_text(encoding="utf-8", errors="replace")
+        reward = {"path": str(file), "function": function}
+    if re.search(r".content.[\])]|^trl\.", text):
+        reward["conversational"] = True
+    return reward
