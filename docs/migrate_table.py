@@ -1,5 +1,6 @@
 """The tables of docs/migrate.md, from the file that `alignkit migrate` reads."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,10 @@ def _rows(trainer: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """A line for each field of some trainers."""
     start = "" if trainer == "common" else f"{trainer}: "
     for word, to in keys.items():
-        place, values = (to, {}) if isinstance(to, str) else (to.get("to"), to["values"])
-        here = f"`{place.removesuffix('.name')}`" if place else "always so"
-        words = [f"`{a}` is `{b}`" if place and a != b else f"`{a}`" for a, b in values.items()]
-        yield f"{start}`{word}`", ": ".join([here, *([", ".join(words)] if words else [])]).lower()
+        here = f"`{to}`"
+        if not isinstance(to, str):
+            place = to.get("to", "").removesuffix(".name")
+            values = [f"`{there}` as `{here}`" for there, here in to["values"].items()]
+            same = re.sub(r"(`.*?`) as (\1|`None`)", r"\1", ", ".join(values).lower(), flags=re.I)
+            here = f"`{place}`: {same}" if place else f"always so: {same}"
+        yield f"{start}`{word}`", here

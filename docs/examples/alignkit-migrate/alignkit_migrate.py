@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,7 +140,7 @@ class Migration:
         online = self.trainer in ("grpo", "rloo")
         for key in (f"{self.tool} {self.trainer}", self.trainer, self.tool, "all"):
             self.given |= self.tables["defaults"].get(key, {}) | given
-        given.setdefault("lora_alpha", 2 * given["lora_r"])
+        given.setdefault("lora_alpha", 2 * self.count("lora_r"))
         model = self.recipe["model"] = {}
         lora = given.pop("use_peft", False)
         if lora not in (True, False):
@@ -160,6 +161,9 @@ class Migration:
         self.fields(online)
         if not lora:
             model["lora"] = "none"
+            if model.get("dtype") == "bfloat16":
+                del model["dtype"]
+                model["mixed_precision"] = "bf16"
         if not options:
             self.stage["algorithm"] = self.trainer
 
@@ -171,8 +175,8 @@ class Migration:
         """A field that is a number, which is taken out."""
         value = self.given.pop(name, default)
         try:
-            return float(value)
-        except (TypeError, ValueError):
+            return float(Fraction(str(value)))  # neither NaN nor infinite
+        except (ValueError, ArithmeticError):
             refuse(f"{self.config}: {self.words[name]}: expected a number, not {value!r:.40}")
 
     def count(self, name: str) -> int:
@@ -197,7 +201,7 @@ class Migration:
             refuse(f"{self.config}: {weights}: expected a number for each of {name}")
 
     def trackers(self) -> None:
-        wanted, used = dict.fromkeys(self.many("report_to")), []
+        wanted, used = dict.fromkeys(map(str, self.many("report_to"))), []
         if project := self.given.pop("wandb_project", None):
             wanted["wandb"] = {"project": project}
         for name, options in wanted.items():
