@@ -97,7 +97,8 @@ def test_the_line_of_a_stage_begins_with_what_it_learned() -> None:
         # Of ten steps, the means of the first two and of the last two
         (of(START, SAME), losses(2, 2, 2, 2, 2, 2, 2, 2, 2, 1.85), "10 steps are few"),
         (of(START, SAME), losses(2, 2, 1.8, 1.8, 1.8, 1.8, 1.8, 1.8, 1.85, 1.85), "it fits its"),
-        (of([2.0], [2.0]), FLAT, "by its 1 held-out example it learned"),
+        (of([2.0], [2.0]), FLAT, "1 held-out example is too few to say anything"),
+        (of(START[:19], BETTER[:19]), FLAT, "19 held-out examples are too few to say anything"),
         (of(BETTER, START), FLAT, "got worse (loss); it fits its training data only"),
         (two(of(START, BETTER), of(*LEANING, "accuracy")), FELL, ""),
         (two(of(START, SAME), of(*LEANING, "accuracy")), FELL, "learned nothing measurable"),

@@ -16,6 +16,7 @@ from alignkit.evaluation.statistics import interval_text
 # Metrics, the one that a reader looks for first; of a loss, less is better
 COMPARED = ("accuracy", "loss")
 FEW_STEPS = 50
+FEW_EXAMPLES = 20  # fewer show nothing of what a stage learned
 # Each has other prompts, whose rewards differ more than the policy's do
 FEW_ITERATIONS, FEW_FOR_A_TREND = 4, 10
 # p values: below the first a difference is clear, below the second more likely than not
@@ -151,6 +152,10 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     better = {name: _side(name, difference) for name, difference in differences.items()}
     if not better:
         return _still(_curve(rows, "reward"))
+    count = held_out["examples"]
+    examples = f"{count} held-out example{'s' * (count != 1)}"
+    if count < FEW_EXAMPLES:
+        return f"{examples} {'are' if count != 1 else 'is'} too few to say anything"
     if 1 in better.values():
         return ""
     losses = _curve(rows, "loss")
@@ -168,8 +173,6 @@ def doubt(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         cure = f"{len(losses)} steps are few: raise epochs or learning_rate, or add data"
     else:
         cure = "raise learning_rate, or check that the data say what to learn"
-    count = held_out["examples"]
-    examples = f"{count} held-out example{'s' * (count != 1)}"
     return f"by its {examples} it {got}; {cure}"
 
 

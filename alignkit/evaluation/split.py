@@ -111,6 +111,6 @@ def opening(group: Group) -> str:
     return prompt_key(first_words, lambda text: " ".join(WORD.findall(normalized(text))))
 
 
-def fraction(purpose: str, seed: int, key: str) -> float:
+def fraction(purpose: str, key: str) -> float:
     """A key's number in [0, 1), which is a hash."""
-    return int(sha256_of([purpose, seed, key])[:13], 16) / 16**13
+    return int(sha256_of([purpose, 0, key])[:13], 16) / 16**13

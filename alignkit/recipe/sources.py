@@ -198,16 +198,15 @@ class Loaded:
         return tuple(weight / sum(filled) for weight in filled)
 
 
-def load(
-    spec: DataSpec, *, formats: Formats, seed: int, stage_data: StageData, commit: CommitOf
-) -> Loaded:
+def load(spec: DataSpec, *, formats: Formats, stage_data: StageData, commit: CommitOf) -> Loaded:
     """Read all sources of a data entry.
 
-    formats: by name; tried on the first row of a source without a format. seed: of the validation
-    split. stage_data: the file that holds a stage's groups. commit: the commit of a hub data set.
+    formats: by name; tried on the first row of a source without a format. stage_data: the file
+    that holds a stage's groups. commit: the commit of a hub data set.
 
     The validation split hashes prompts, or the column that `group` names: each is on one side only,
-    in all sources, and so are the turns of a conversation. Adding rows does not move the others.
+    in all sources, and so are the turns of a conversation. Adding rows does not move the others,
+    nor does the recipe's seed, so that runs with several seeds are measured on the same rows.
 
     Raises `DataError` that lists the bad rows of all sources, or names a source that has no usable
     row, or from which nothing can be held out.
@@ -221,7 +220,7 @@ def load(
     errors: list[SkippedRow] = []
     for reader in readers:
         bad = reader.bad
-        found = reader.of_part(chain.from_iterable(row.groups for row in reader.rows()), seed)
+        found = reader.of_part(chain.from_iterable(row.groups for row in reader.rows()))
         for row in bad:
             (skipped if row.left_out or reader.source.on_bad_row == "skip" else errors).append(row)
         if not found and not errors:
@@ -230,7 +229,7 @@ def load(
         groups += found
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    kept, other = _split(groups, spec.sources, seed)
+    kept, other = _split(groups, spec.sources)
     facts = tuple(reader.facts(kept, other) for reader in readers)
     return Loaded(kept, other, skipped, facts)
 
@@ -307,15 +306,13 @@ class SourceReader:
             if good == self.source.limit:
                 break
 
-    def of_part(self, groups: Iterable[Group], seed: int) -> list[Group]:
+    def of_part(self, groups: Iterable[Group]) -> list[Group]:
         """The groups in the share of the conversations that the source names; all without one."""
         if self.source.part is None:
             return list(groups)
         low, high = self.source.part
         return [
-            group
-            for group in groups
-            if low <= split.fraction("part", seed, split.opening(group)) < high
+            group for group in groups if low <= split.fraction("part", split.opening(group)) < high
         ]
 
     def numbered_rows(self) -> NumberedRows:
@@ -448,7 +445,7 @@ def _place(group: Group) -> int:
 
 
 def _split(
-    groups: Sequence[Group], sources: Sequence[DataSource], seed: int
+    groups: Sequence[Group], sources: Sequence[DataSource]
 ) -> tuple[list[Group], list[Group]]:
     """The groups on either side: about the `validation` of each source's keys is held out, of all
     sources.
@@ -461,7 +458,7 @@ def _split(
         if not source.validation:
             continue
         keys = [key for key, group in keyed if _place(group) == place]
-        order = sorted((split.fraction("validation", seed, key), key) for key in set(keys))
+        order = sorted((split.fraction("validation", key), key) for key in set(keys))
         if len(order) < 2:
             what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
             raise DataError(

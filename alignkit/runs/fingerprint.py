@@ -32,12 +32,10 @@ from alignkit.tokens.chat_templates import named_template
 
 
 class RunData:
-    """Reads data entries. stage_data: returns the file with the groups of a stage. seed: of the
-    validation split.
-    """
+    """Reads data entries. stage_data: returns the file with the groups of a stage."""
 
-    def __init__(self, stage_data: Callable[[str], Path], seed: int):
-        self._stage_data, self._seed = stage_data, seed
+    def __init__(self, stage_data: Callable[[str], Path]):
+        self._stage_data = stage_data
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
 
@@ -46,7 +44,6 @@ class RunData:
         return load(
             spec,
             formats=plugins().usable("format"),
-            seed=self._seed,
             stage_data=self._stage_data,
             commit=self._commits,
         )

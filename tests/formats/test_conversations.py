@@ -175,7 +175,7 @@ def loaded(path: Path, rows: Any, on_bad_row: Any = "error") -> Loaded:
     write_rows(path, [{"messages": row} for row in rows])
     spec = DataSpec((DataSource(path=path, on_bad_row=on_bad_row),))
     formats: Any = {"messages": Messages}
-    return load(spec, formats=formats, seed=0, commit=Mock(), stage_data=lambda name: path)
+    return load(spec, formats=formats, commit=Mock(), stage_data=lambda name: path)
 
 
 @pytest.mark.parametrize("conversation", BAD.values(), ids=BAD)

@@ -25,7 +25,6 @@ def read(path: Path, text: str, **keys: Any) -> Loaded:
     return load(
         DataSpec((DataSource(path=path, **keys),)),
         formats=FORMATS,
-        seed=0,
         stage_data=lambda name: path,
         commit=Mock(),
     )

@@ -258,7 +258,7 @@ def recipe(folder: Path, data: Any, *rows: Any) -> Path:
 def loaded(path: Path) -> Loaded:
     settings = load_recipe(path).stages["sft"].settings
     assert settings is not None and isinstance(settings.data, DataSpec)
-    return RunData(Path, 0).read(settings.data)
+    return RunData(Path).read(settings.data)
 
 
 @pytest.mark.parametrize("columns", [{}, {"text": "passage"}])

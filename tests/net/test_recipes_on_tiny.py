@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from tests.ai_feedback.judge_server import KEYS, LINE, Reply, asked_for, one_token, said, serving
+from tests.ai_feedback.judge_server import (
+    KEYS,
+    LINE,
+    Reply,
+    asked_for,
+    one_token,
+    said,
+    serving,
+    texts_of,
+)
 from tests.documented_commands import commands
 from tests.net.changes import ROOT
 from tests.pages import Reader
@@ -41,7 +50,8 @@ def overrides(name: str) -> list[list[str]]:
 def answered(request: dict[str, Any]) -> Reply:
     """What a server says that is asked for a critique, a revision or a verdict."""
     if request.get("logprobs"):
-        return one_token(0.7)
+        *_, first, second = texts_of(request)
+        return one_token(0.9 if first > second else 0.1)
     asked = request["messages"][-1]["content"]
     if LINE.search(asked) or KEYS.search(asked):
         word, code = asked_for(request)

@@ -312,7 +312,7 @@ def test_an_engine_changes_the_hash_of_stages_that_it_samples_for(tmp_path: Path
 
     def hashes(**top: Any) -> dict[str, str]:
         recipe = load_recipe(write_recipe(tmp_path, STAGES, **top))
-        data = RunData(Path, 0)
+        data = RunData(Path)
         return {
             name: digest(stage_parts(stage, recipe, "base", {}, data))
             for name, stage in recipe.stages.items()

@@ -113,7 +113,7 @@ def test_another_constitution_is_another_stage(tmp_path: Path) -> None:
     others = (GOOD.replace("quietly", "softly"), GOOD.replace("shorter", "longer"))
     for text in (GOOD, same, *others):
         loaded = load_recipe(recipe(tmp_path, text=text))
-        stage = stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path, 0))
+        stage = stage_parts(loaded.stages["revised"], loaded, "base", {}, RunData(Path))
         hashes.append(digest(stage))
     assert hashes[0] == hashes[1] and len({*hashes}) == 3
 

@@ -57,7 +57,7 @@ def recipe(folder: Path, *overrides: str) -> Recipe:
 
 def hashed(folder: Path, stage: str, *overrides: str) -> str:
     found = recipe(folder, *overrides)
-    return digest(stage_parts(found.stages[stage], found, "base", {}, RunData(Path, 0)))
+    return digest(stage_parts(found.stages[stage], found, "base", {}, RunData(Path)))
 
 
 BEST = 'max_new_tokens: 24, min_new_tokens: 3, temperature: 0.7, top_p: 0.9, stop: ["\\n\\n"]'

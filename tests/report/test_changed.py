@@ -24,7 +24,7 @@ def recipe_of(folder: Path, align: Any = ALIGN) -> Recipe:
 
 def parts_of(recipe: Recipe) -> dict[str, Any]:
     align, base = recipe.stages["align"], {"model.safetensors": "0"}
-    parts = stage_parts(align, recipe, base, {"sft": "0"}, RunData(Path, 0))
+    parts = stage_parts(align, recipe, base, {"sft": "0"}, RunData(Path))
     return dict(json.loads(json.dumps(parts, default=str)))
 
 

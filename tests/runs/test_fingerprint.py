@@ -38,7 +38,7 @@ def hash_of(folder: Path, stages: Any, **model: Any) -> list[str]:
     recipe = load_recipe(write_recipe(folder, stages, {"base": "tiny", **model}))
     found = []
     for stage in recipe.stages.values():
-        parts = stage_parts(stage, recipe, "base", {}, RunData(Path, 0))
+        parts = stage_parts(stage, recipe, "base", {}, RunData(Path))
         assert parts["seed"] == recipe.seed  # which is in every hash
         found.append(digest.digest({**parts, "seed": None}))
     return found
@@ -150,7 +150,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Hub:
 def test_a_hub_data_set_counts_by_its_commit_and_is_read_at_it(tmp_path: Path, server: Hub) -> None:
     """Which is asked for once per run."""
     where = {"name": "main", "data_files": "a*.json", "split": "test"}
-    commits = RunData(lambda stage: tmp_path, 0)._commits
+    commits = RunData(lambda stage: tmp_path)._commits
     found = []
     for server.main in "aab":
         found.append(hashed(tmp_path, data={"hub": "org/set", **where}))
@@ -272,9 +272,7 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
     stage = recipe.stages["s"]
     later = [Later.model_construct(**dict(stage.settings or ()), added=n) for n in (None, 1, 0)]
     before, same, *others = (
-        digest.digest(
-            stage_parts(replace(stage, settings=each), recipe, "base", {}, RunData(Path, 0))
-        )
+        digest.digest(stage_parts(replace(stage, settings=each), recipe, "base", {}, RunData(Path)))
         for each in (stage.settings, *later)
     )
     assert before == same and len({before, *others}) == 3
@@ -282,7 +280,7 @@ def test_a_new_optional_key_starts_no_stage_over(tmp_path: Path) -> None:
     assert hashed(tmp_path, data=both) != hashed(tmp_path, data=both[::-1])
 
 
-def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path) -> None:
+def test_the_seed_of_a_run_does_not_decide_what_is_held_out(tmp_path: Path) -> None:
     rows = [{"prompt": f"q{n}", "completion": "a"} for n in range(20)]
     data = {"path": str(write_rows(tmp_path / "d.jsonl", rows)), "validation": 0.5}
     recipe = write_recipe(tmp_path, {"s": {"algorithm": "sft", "data": data}})
@@ -291,7 +289,7 @@ def test_the_seed_of_a_run_decides_what_is_held_out(tmp_path: Path) -> None:
         run = Run(load_recipe(recipe, [f"seed={seed}"]), tmp_path / "run")
         settings: Any = run.recipe.stages["s"].settings
         held.append(run.data.read(settings.data).validation)
-    assert held[0] != held[1]
+    assert len(held[0]) and held[0] == held[1]
 
 
 # A package, and the stages that are other ones with another version of it

@@ -161,16 +161,16 @@ def test_a_base_that_another_run_made(recipe: Recipe, raters: dict[str, Any], ru
     assert learned_from("sft", raters["refusal"], again) is None
 
 
-def test_shares_by_another_seed_may_have_any_pairs(recipe: Recipe, run: Path) -> None:
+def test_shares_of_a_file_are_apart_whatever_the_seeds(recipe: Recipe, run: Path) -> None:
     path = recipe.folder / "pairs.jsonl"
-    half, other = (
+    half, other, most = (
         absolute(recipe).replace(f"data: {path}", f"data: {{path: {path}, part: {part}}}")
-        for part in ("[0, 0.5]", "[0.5, 1]")
+        for part in ("[0, 0.5]", "[0.5, 1]", "[0, 0.6]")
     )
     rater = RewardSpec("folder", str(run / "helpful" / "adapter"))
     mine = load(recipe.folder, other)
-    for seed, said in ((mine.seed, False), (mine.seed + 1, True)):
-        (run / RECIPE).write_text(f"seed: {seed}\n{half}")
+    for share, said in ((half, False), (most, True)):
+        (run / RECIPE).write_text(f"seed: {mine.seed + 1}\n{share}")
         assert learned_from("dpo", rater, mine) is said
 
 

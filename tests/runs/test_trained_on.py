@@ -42,7 +42,7 @@ def seen(folder: Path, policy: str, words: str, selected: str = "sft@1") -> dict
     (folder / "recipe.yaml").write_text(RECIPE)
     recipe = load_recipe(folder / "recipe.yaml")
     write_record(folder / "run" / "best", {"policy": selected})
-    data, out = RunData(Path, 0), folder / "run" / "report"
+    data, out = RunData(Path), folder / "run" / "report"
     context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: data.read(spec).groups)
     found = trained_prompts(context, policy, prompts(words))
     return {stage: [words[place] for place in sorted(places)] for stage, places in found.items()}

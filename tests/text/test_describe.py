@@ -18,9 +18,7 @@ from tests.formats.reading import FORMATS, turns
 def loaded(path: Path, *rows: Any, format: Any = None, **keys: Any) -> Loaded:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = DataSource(path=path, **keys).in_format(format)
-    return load(
-        DataSpec((source,)), formats=FORMATS, seed=0, commit=Mock(), stage_data=lambda name: path
-    )
+    return load(DataSpec((source,)), formats=FORMATS, commit=Mock(), stage_data=lambda name: path)
 
 
 def lines(tmp_path: Path, *rows: Any, **keys: Any) -> list[str]:

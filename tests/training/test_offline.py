@@ -138,7 +138,7 @@ def test_rows_without_a_pair_are_counted_and_told(tmp_path: Path, said: Said) ->
     assert summary["without_signal"] == 3 and summary["groups"] == 1
     told = said()
     assert "left out 2 rows without a pair of a better and a worse response: 'is it?'" in told
-    assert "warning: by its 1 held-out example it learned nothing" in told
+    assert "warning: 1 held-out example is too few to say anything" in told
 
 
 def test_nothing_that_fits_is_an_error(tmp_path: Path) -> None:

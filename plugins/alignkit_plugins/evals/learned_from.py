@@ -31,13 +31,13 @@ def learned_from(policy: str, rater: Any, recipe: Recipe, run: Path) -> bool | N
 
     run: the recipe's run.
     """
-    learned = _teachers(policy, recipe, run, recipe.seed)
+    learned = _teachers(policy, recipe, run)
     if learned is None:
         return None
     rates = _raters(rater, run)
     for model in _reward_models(rater):
         if origin := _origin(model, recipe, run):
-            rates |= _pairs_of(origin[0].stages[origin[2]], origin[0].seed == recipe.seed)
+            rates |= _pairs_of(origin[0].stages[origin[2]])
     return bool(learned & rates)
 
 
@@ -56,20 +56,18 @@ def _origin(name: str, recipe: Recipe, run: Path) -> tuple[Recipe, Path, str] | 
     return (other, folder.parent, folder.name) if folder.name in other.stages else None
 
 
-def _teachers(policy: str, recipe: Recipe, run: Path, seed: int) -> set[str] | None:
-    """What a policy learned from; None if a part of that is not known. seed: of the recipe that
-    asks.
-    """
+def _teachers(policy: str, recipe: Recipe, run: Path) -> set[str] | None:
+    """What a policy learned from; None if a part of that is not known."""
     if policy == BASE:  # learned from nothing, unless another run made it
         base = stage_folder(Path(recipe.model.base))
         made = is_file(base.parent / RECIPE)
-        return _teachers(str(base), recipe, run, seed) if made else set()
+        return _teachers(str(base), recipe, run) if made else set()
     # A result that has another one's name is of the stage as it was written before
     origin = None if is_result_name(policy) else _origin(policy, recipe, run)
     if origin is None:
         return None
     recipe, run, name = origin
-    learned = _teachers(BASE, recipe, run, seed)
+    learned = _teachers(BASE, recipe, run)
     if learned is None:
         return None
     names, seen = [name], set[str]()
@@ -86,7 +84,7 @@ def _teachers(policy: str, recipe: Recipe, run: Path, seed: int) -> set[str] | N
         names += set(stage.upstream) - watching
         learned |= _raters(teaching, run)
         if stage.needs is not None and stage.needs.pairs:
-            learned |= _pairs_of(stage, recipe.seed == seed)
+            learned |= _pairs_of(stage)
     return learned
 
 
@@ -132,14 +130,14 @@ def _raters(value: Any, run: Path) -> set[str]:
     return raters
 
 
-def _pairs_of(stage: Stage, same_seed: bool) -> set[str]:
+def _pairs_of(stage: Stage) -> set[str]:
     """The files and hub data sets of a stage's preference data, each hundredth that it reads of
-    them. The seed decides which conversations are in a share: those of another one may be any.
+    them.
     """
     pairs = set[str]()
     sources = stage.settings.data.sources if stage.settings and stage.settings.data else ()
     for source in sources:
-        low, high = (same_seed and source.part) or (0, 1)
+        low, high = source.part or (0, 1)
         for percent in range(round(low * 100), round(high * 100)):
             pairs.add(f"{source.path or source.hub or source.stage} {percent}")
     return pairs

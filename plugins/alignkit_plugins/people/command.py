@@ -163,7 +163,7 @@ def groups_to_label(path: Path) -> list[Group]:
         refuse(f"no such file: {path}", "name a file with rows, or a store")
     plugins()  # plugins have readers and formats
     try:
-        loaded = RunData(Path, 0).read(DataSpec((DataSource(path=path.resolve()),)))
+        loaded = RunData(Path).read(DataSpec((DataSource(path=path.resolve()),)))
     except DataError as error:  # only a recipe can skip rows
         raise DataError(str(error).removesuffix(OR_SKIP)) from error
     if skipped := skips(loaded.skipped):  # those that a format leaves out

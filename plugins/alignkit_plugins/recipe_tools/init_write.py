@@ -191,7 +191,7 @@ class DataFile:
 
     def part(self, *share: float) -> list[Group]:
         """The examples in a share of the conversations."""
-        return _reader({"path": str(self.file), "part": share}).of_part(self.examples, seed=0)
+        return _reader({"path": str(self.file), "part": share}).of_part(self.examples)
 
     def entry(self, *share: float) -> Any:
         """A data entry of a recipe that reads the examples in a share."""
@@ -257,7 +257,7 @@ def _read(path: Path, name: str, kind: str, mapping: ColumnMapping) -> DataFile:
         keys["columns"] = dict(mapping.columns)
     named = bool(mapping.format and not mapping.columns)
     entry = {"path": str(path), **keys, "limit": MOST_ROWS, "on_bad_row": "skip"}
-    loaded = RunData(Path, 0).read(data_of({mapping.format: entry} if named else entry, COMMAND))
+    loaded = RunData(Path).read(data_of({mapping.format: entry} if named else entry, COMMAND))
     format = loaded.sources[0].format
     rows = {word: list(filter(one.holds, loaded.groups)) for word, one in KINDS.items()}
     if len({row.responses[0].label for row in rows["labels"]}) < 2:
