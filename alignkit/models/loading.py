@@ -218,7 +218,7 @@ def load_text(
 
 def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
     """A tokenizer. name: of what it belongs to, in the error. Raises RunFailed for files that are
-    damaged.
+    damaged or missing.
     """
     from transformers import AutoTokenizer
 
@@ -227,7 +227,11 @@ def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
         "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) again, or set "
         "model.trust_remote_code if it has code of its own that you trust",
     ):
-        return AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        # Of some families, transformers makes one without words from nothing
+        if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
+            raise FileNotFoundError("no file has its vocabulary")
+    return tokenizer
 
 
 def end_ids(source: str, revision: str | None) -> tuple[int, ...]:
