@@ -81,7 +81,7 @@ def test_every_parameter_is_explained(name: str, caplog: pytest.LogCaptureFixtur
     assert found == [] and caplog.messages == []
 
 
-@pytest.mark.parametrize("name", sorted(api_names.WITH_FIELDS - {"Loss"}))
-def test_a_page_has_every_field(name: str) -> None:
-    listed = [line.split("`")[1] for line in api_names.fields(name)]
-    assert listed == [one.name for one in dataclasses.fields(getattr(alignkit, name))]
+def test_a_page_has_every_field() -> None:
+    for name in api_names.WITH_FIELDS - {"Loss"}:
+        listed = [line.split("`")[1] for line in api_names.fields(name)]
+        assert listed == [one.name for one in dataclasses.fields(getattr(alignkit, name))]

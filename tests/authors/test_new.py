@@ -23,7 +23,6 @@ from alignkit_plugins.authors import new
 from alignkit_plugins.authors.new import write_package
 
 ROOT = Path(__file__).parents[2]
-KITS = {kind: "model_source" if kind == "model" else kind for kind in KINDS}
 
 
 def package(name: str, kind: str = "reward") -> Path:
@@ -60,13 +59,12 @@ def test_it_follows_the_rules_and_its_recipe_runs(
     loaded = load_plugins()
     assert not loaded.broken and loaded.has(kind, ".my_own" if kind == "reader" else "my_own")
     test = importlib.import_module("test_my_own")
-    assert hasattr(test, "test_it_follows_the_rules") == hasattr(testing, f"check_{KITS[kind]}")
-    if hasattr(test, "test_it_follows_the_rules"):
+    if hasattr(testing, f"check_{'model_source' if kind == 'model' else kind}"):
         monkeypatch.chdir(folder)
         test.test_it_follows_the_rules()
     test.test_the_recipe_runs(here / "run")
     used = (here / "run" / "recipe.resolved.yaml").read_text(encoding="utf-8")
-    assert used.replace("name: my_own", "").count("my_own") or kind == "launcher"
+    assert used.count("my_own") > 1 or kind == "launcher"
 
 
 def called(*words: str) -> None:
@@ -134,11 +132,5 @@ def test_nothing_is_replaced(here: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["plugins", "new", "calm"]) == 2
     assert "alignkit-calm exists already" in capsys.readouterr().err
     assert (here / "alignkit-calm" / "alignkit_calm.py").read_text(encoding="utf-8") == "# mine\n"
-
-
-def test_a_kind_that_is_none(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugins", "new", "calm", "--kind", "rewards"]) == 2
-    err = capsys.readouterr().err
-    assert (
-        "no kind 'rewards'" in err and "did you mean 'reward'?" in err and not list(here.iterdir())
-    )
+    assert main(["plugins", "new", "other", "--kind", "rewards"]) == 2
+    assert "no kind 'rewards'\n  help: did you mean 'reward'?" in capsys.readouterr().err

@@ -78,9 +78,8 @@ def _files(name: str, kind: str) -> dict[str, str]:
     code, release = example(kind), Version(__version__)
     old, old_target = _registered(code)
     registered = f".{name}" if old[0] == "." else name
-    target = _class(name) if old_target.istitle() or "class " + old_target in code else name
-    if old_target.isupper():
-        target = name.upper()
+    target = name.upper() if old_target.isupper() else name
+    target = _class(name) if f"class {old_target}" in code else target
     # Where it is defined, and where it is registered
     code = re.sub(rf"^(class |def |){old_target}\b", rf"\1{target}", code, flags=re.MULTILINE)
     code = code.replace(f'"{old}", {old_target}, ', f'"{registered}", {target}, ')
@@ -94,12 +93,12 @@ def _files(name: str, kind: str) -> dict[str, str]:
     kinds = plain_data(_filled("kinds.yaml", values), "kinds.yaml")
     own = kinds[kind]
     recipe = parse_document(kinds["recipe"], Path("recipe.yaml"), own.get("set", ())).data
-    words = own.get("words", "").split()
+    words, call = own.get("words", ""), own.get("test", "")
     values |= {
         "recipe": yaml.dump(recipe, sort_keys=False, default_flow_style=None, width=200),
-        "command": "".join(f" {word}" for word in words),
-        "words": "".join(f', "{word}"' for word in words),
-        "call": (call := own.get("test", "")),
+        "command": words,
+        "words": "".join(f', "{word}"' for word in words.split()),
+        "call": call,
         "kit": call.partition("(")[0],
     }
     values["rules"] = _filled("rules.txt", values) if call else ""
