@@ -11,15 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from torch.nn import Linear
 from transformers import AutoModelForCausalLM
 
 from alignkit import cli
+from alignkit.contract.settings import ModelSpec
 from alignkit.host.plugins import load_plugins
+from alignkit.models.shared_model import SharedModel
 from alignkit.recipe.yaml import shipped_folder
+from alignkit_plugins.recipe_tools import gpu_plan
 from alignkit_plugins.recipe_tools import plan as planning
-from tests.rows import pairs, read_json, write_recipe, write_rows
+from alignkit_plugins.recipe_tools.gpu_plan import GIB
+from tests.rows import pairs, read_json, read_rows, write_recipe, write_rows
 
 WITHIN = 0.25
 
@@ -156,6 +161,63 @@ def test_a_stage_that_is_too_large_is_told(
     assert cli.main(["check", "--plan", str(path)]) == 0
     out = capfd.readouterr().out
     assert "of 0.1 GB" in out and "sft does not fit: lower max_length" in out
+
+
+def test_the_shapes_of_common_models_make_their_sizes() -> None:
+    table = yaml.safe_load(Path(gpu_plan.__file__).with_name("shapes.yaml").read_text("utf-8"))
+    for name, shapes in table.items():
+        card = gpu_plan.Card(ModelSpec(base=f"lab/{name.lower()}-Instruct"), 24 * GIB)
+        assert card.parameters / 1e9 == pytest.approx(shapes["billions"], rel=0.004), name
+
+
+FIRST = """\
+model.quantization=none;    model.quantization=nf4
+model.lora.r=1024;          model.lora.r=512
+stages.dpo.max_length=9999; stages.dpo.max_length
+"""
+
+
+def test_a_gpu_is_planned_from_shapes_alone(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without data, tokenizer or hub; and what to lower first where it does not fit."""
+    stages = """
+sft: {algorithm: sft, data: &data rows.jsonl, max_length: 1024}
+dpo: {algorithm: dpo, data: *data, max_length: 1024}
+ppo: {algorithm: ppo, prompts: *data, max_length: 1024, reward: length, rollout: {max_new_tokens: 256}}
+"""
+    path = write(here, "Qwen/Qwen3-8B", **yaml.safe_load(stages))
+    words = ["--gpu", "24", "model.quantization=nf4", "model.dtype=auto"]
+    sft, dpo, ppo = planned(capfd, path, *words)
+    assert sft["memory"]["weights"] / GIB == pytest.approx(5.96, abs=0.01)
+    assert sft["memory"]["cache"] == 0 < ppo["memory"]["cache"] and sft["seconds"] is None
+    assert dpo["work"]["tokens"] == 2048 and ppo["work"]["tokens"] == 768 + 256 * 2
+    words[1] = "7"
+    for line in FIRST.splitlines():
+        override, first = line.split("; ")
+        assert cli.main(["check", str(path), *words, override]) == 0
+        assert f"dpo does not fit: lower first {first.strip()}\n" in capfd.readouterr().out
+    assert cli.main(["check", str(path), *words, "model.base=Qwen3-9B"]) == 2
+    assert "did you mean 'Qwen3-8B'?" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_qlora_8b_learns_in_two_layers_whose_weights_take_what_is_planned(here: Path) -> None:
+    """Of Qwen3 8B's shape, with random weights and the words of `tiny`."""
+    tiny = load_plugins().get("model", "tiny").implementation(here)
+    config, words = gpu_plan.config_of("Qwen3-8B"), read_json(tiny / "config.json")["vocab_size"]
+    shape = config.to_dict() | {"num_hidden_layers": 2, "layer_types": None, "vocab_size": words}
+    model = AutoModelForCausalLM.from_config(type(config)(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(tiny)
+    words = [f"model.base={tiny}", "model.dtype=bfloat16", "--until", "align"]
+    for stage, file in {"sft": "demos.jsonl", "align": "helpful.jsonl.gz"}.items():
+        data = f"{{path: {shipped_folder() / 'data' / file}, limit: 1}}"
+        words += [f"stages.{stage}.data={data}", f"stages.{stage}.validation=null"]
+    assert cli.main(["run", "qlora_8b", "--out", "run", *words]) == 0
+    assert read_rows(here / "run" / "align" / "metrics.jsonl")[-1]["grad_norm"] > 0
+    spec = ModelSpec(base=str(tiny), quantization="nf4", dtype="bfloat16")
+    weights = [*SharedModel(spec, str(tiny)).model.parameters()]
+    scales = [one.quant_state.absmax for one in weights if hasattr(one, "quant_state")]
+    measured = sum(one.nbytes for one in [*weights, *scales])
+    assert gpu_plan.Card(spec, 24 * GIB).weights == pytest.approx(measured, rel=1e-3)
 
 
 @pytest.mark.slow

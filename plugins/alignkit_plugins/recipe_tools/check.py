@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alignkit.contract.commands import RecipeName, Result, argument
+from alignkit.contract.commands import RecipeName, Result, argument, option
 from alignkit.errors import refuse
 from alignkit_plugins.command_line.printing import print_lines, print_table
 
@@ -43,6 +43,10 @@ def check(
         bool,
         typer.Option("--plan", help="Show about how much memory and time each stage will take."),
     ] = False,
+    gpu: Annotated[
+        float | None,
+        option("GIB", "Plan the memory of a GPU of this size, from the model's shapes.", min=1),
+    ] = None,
 ) -> Result:
     """Check a recipe and its data without running it.
 
@@ -58,6 +62,7 @@ def check(
       alignkit check recipe.yaml model.base=tiny
       alignkit check quickstart sft 7
       alignkit check recipe.yaml --plan
+      alignkit check recipe.yaml --gpu 24 model.base=Qwen3-8B
     """
     row = [word for word in words or () if "=" not in word and not word.startswith("~")]
     if len(row) > 2 or not all(number.isdigit() for number in row[1:]):
@@ -75,8 +80,8 @@ def check(
 
         found = inspect(loaded, row[0], int([*row, "1"][1]), folder)
         return Result("row", asdict(found), lambda: print_lines(found.text()))
-    if plan:
-        return _plan(loaded, folder)
+    if plan or gpu:
+        return _plan(loaded, folder, gpu)
     return checked(loaded, None, full)
 
 
@@ -162,22 +167,22 @@ def _note(run: Run, rows: int | None) -> str:
     return f"{run.recipe.model.base}: {text}"
 
 
-def _plan(recipe: Recipe, folder: Path) -> Result:
-    from alignkit_plugins.recipe_tools.plan import SMALLER, plan_recipe, table  # imports torch
+def _plan(recipe: Recipe, folder: Path, gpu: float | None) -> Result:
+    from alignkit_plugins.recipe_tools import gpu_plan, plan  # import torch
 
-    plans, notes = plan_recipe(recipe, folder), list[str]()
-    for plan in plans:
-        if plan.work.note:
-            notes.append(f"{plan.name}: {plan.work.note}")
-        if plan.peak > plan.room:
-            notes.append(f"{plan.name} does not fit: {SMALLER}")
-    notes.append("about: by formulas, and a short probe of this machine")
+    if gpu is None:
+        plans, notes = plan.plan_recipe(recipe, folder)
+        cells = plan.table(plans)
+    else:
+        plans, notes = gpu_plan.plan_card(recipe, gpu)
+        cells = gpu_plan.card_table(plans)
+    notes = [f"{one.name}: {one.work.note}" for one in plans if one.work.note] + notes
 
     def show() -> None:
-        print_table(*table(plans))
+        print_table(*cells)
         print_lines("\n".join(notes))
 
-    facts = {"recipe": recipe.name, "stages": [asdict(plan) for plan in plans]}
+    facts = {"recipe": recipe.name, "stages": [asdict(one) for one in plans]}
     return Result("plan", facts, show)
 
 

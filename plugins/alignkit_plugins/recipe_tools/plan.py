@@ -19,7 +19,7 @@ import torch
 from torch.utils.benchmark import Timer
 
 from alignkit.contract.algorithm import Algorithm, Source, Trains
-from alignkit.contract.settings import SamplingOptions, Settings
+from alignkit.contract.settings import ModelSpec, SamplingOptions, Settings
 from alignkit.data.group import Group, prompts_of
 from alignkit.host.calls import call, create
 from alignkit.kernels.backends import chosen
@@ -38,6 +38,7 @@ PROBED = 512  # tokens of the product that is timed
 LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2
 # Bytes that a run's process takes beyond those of this one, on a CPU, with freed memory that it keeps
 LIBRARIES = 0.4e9
+CONTEXT = 2.0**30  # of CUDA, its libraries and the allocator; not measured
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 SMALLER = (
     "lower max_length, max_new_tokens or samples_per_prompt, or set model.quantization=nf4, "
@@ -63,8 +64,8 @@ class Work:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """About what a stage takes: bytes by what they are for, and seconds. room: bytes of the
-    machine.
+    """About what a stage takes: bytes by what they are for, and seconds, unless it is planned for
+    another machine. room: bytes of the machine.
     """
 
     name: str
@@ -72,26 +73,23 @@ class StagePlan:
     work: Work
     memory: dict[str, float]
     peak: float
-    seconds: float
+    seconds: float | None
     room: float
 
 
-class _Planner:
-    """The data of a recipe's stages, and the shapes of its base model, without numbers."""
+class Shapes:
+    """The shapes of a base model, without numbers, and the memory that follows from them.
 
-    def __init__(self, recipe: Recipe, folder: Path):
-        from transformers import AutoConfig, AutoModelForCausalLM
+    room: bytes of the device.
+    """
 
-        self.run = Run(recipe, folder)
-        self.run.say = lambda text: None
-        source = self.run.model_source(BASE)
-        assert source.encoder is not None
-        self.encoder, self.spec = source.encoder, source.spec
-        self.device = device_of(self.spec.device)
-        self.dtype = dtype_of(self.spec, self.device)
-        remote: Any = {"trust_remote_code": self.spec.trust_remote_code}
-        commit = source.commit or self.spec.revision
-        config = AutoConfig.from_pretrained(source.source, revision=commit, **remote)
+    room: float
+
+    def __init__(self, config: Any, spec: ModelSpec, device: torch.device, dtype: torch.dtype):
+        from transformers import AutoModelForCausalLM
+
+        self.spec, self.device, self.dtype = spec, device, dtype
+        remote: Any = {"trust_remote_code": spec.trust_remote_code}
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=self.dtype, **remote)
         self.text, self.parameters = config.get_text_config(), model.num_parameters()
@@ -106,7 +104,7 @@ class _Planner:
         # Measured: also in fp32
         self.stored = activation_bytes_per_token(self.text, self.dtype, frozen=adapted)
         most = activation_bytes_per_token(self.text, self.dtype, frozen=adapted and half)
-        self.packed = MemoryBudget(self.device, most).tokens  # at most, in a pack
+        self.budget = MemoryBudget(device, most)
 
     @property
     def weights(self) -> float:
@@ -125,6 +123,60 @@ class _Planner:
         if self.spec.lora is None:
             return self.parameters * self.dtype.itemsize
         return 4.0 * self.spec.lora.r * self.ends
+
+    def memory(self, stage: Stage, work: Work) -> dict[str, float]:
+        """Bytes on a device."""
+        on_cpu = self.device.type == "cpu"
+        found = dict.fromkeys(("optimizer", "activations", "cache"), 0.0)
+        found |= {"weights": self.weights, "adapters": (1 + len(stage.roles)) * self.trained}
+        if work.learned:
+            copies = 3.0  # what is trained has gradients and two moments
+            if "8bit" in str(getattr(stage.settings, "optimizer", "")):
+                copies = 1.5
+            found |= {"optimizer": copies * self.trained, "activations": self.activations(work)}
+        if on_cpu:
+            found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
+        else:
+            found["CUDA"] = CONTEXT
+        if work.written and stage.engine is None:
+            slot = slot_bytes(self.text, self.dtype.itemsize, work.prompt, work.new)
+            room = self.room - sum(found.values())
+            slots = most_slots(slot, room, 0, self.text.vocab_size * (not on_cpu))
+            slot += 4 * LOGIT_COPIES * self.text.vocab_size
+            found["cache"] = float(min(work.together, slots) * slot)
+        return found
+
+    def activations(self, work: Work) -> float:
+        """Bytes that a pack stores for its backward pass."""
+        stored = self.stored * min(work.batch, self.budget.tokens)
+        if self.spec.activation_checkpointing:
+            return stored / int(self.text.num_hidden_layers)
+        return stored
+
+    def taken(self, stage: Stage, work: Work, seconds: float | None = None) -> StagePlan:
+        """The plan of a stage. Its sampling and its learning are one after the other."""
+        parts = self.memory(stage, work)
+        peak = sum(parts.values()) - min(parts["activations"], parts["cache"])
+        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, self.room)
+
+
+class _Planner(Shapes):
+    """With the data of a recipe's stages, and the speed of this machine."""
+
+    def __init__(self, recipe: Recipe, folder: Path):
+        from transformers import AutoConfig
+
+        self.run = Run(recipe, folder)
+        self.run.say = lambda text: None
+        source = self.run.model_source(BASE)
+        assert source.encoder is not None
+        self.encoder, spec = source.encoder, source.spec
+        remote: Any = {"trust_remote_code": spec.trust_remote_code}
+        commit = source.commit or spec.revision
+        config = AutoConfig.from_pretrained(source.source, revision=commit, **remote)
+        device = device_of(spec.device)
+        super().__init__(config, spec, device, dtype_of(spec, device))
+        self.room = total(device)
 
     def products(self, tokens: int) -> float:
         """Seconds in which this machine multiplies this many tokens by all matrices, by a probe of
@@ -162,11 +214,7 @@ class _Planner:
             self._online(work, settings, plugin)
         else:
             self._offline(work, self.run.stages[stage.name], settings, plugin)
-        parts = self._memory(stage, work)
-        # One after the other
-        peak = sum(parts.values()) - min(parts["activations"], parts["cache"])
-        seconds, room = self.seconds(work), total(self.device)
-        return StagePlan(stage.name, stage.component.name, work, parts, peak, seconds, room)
+        return self.taken(stage, work, self.seconds(work))
 
     def _offline(self, work: Work, stage: Any, settings: Settings, algorithm: Algorithm) -> None:
         groups = stage.select(self._groups(work, settings.data))
@@ -186,7 +234,7 @@ class _Planner:
         work.learned = round(mean * rows)
         work.measured = round(work.tokens * algorithm.needs.reference_logprobs)
         batch = round(mean * min(kept, settings.batch_size))
-        work.batch = max(*lengths, 0, min(self.packed, batch))
+        work.batch = max(*lengths, 0, min(self.budget.tokens, batch))
 
     def _online(self, work: Work, settings: Settings, algorithm: Algorithm) -> None:
         rollout, needs = settings.rollout, algorithm.needs
@@ -242,30 +290,6 @@ class _Planner:
                 work.note = f"without the rows that '{source.stage}' makes"
         return self.run.data.read(DataSpec(tuple(here))).groups if here else []
 
-    def _memory(self, stage: Stage, work: Work) -> dict[str, float]:
-        """Bytes on a device."""
-        on_cpu = self.device.type == "cpu"
-        found = dict.fromkeys(("optimizer", "activations", "cache"), 0.0)
-        found |= {"weights": self.weights, "adapters": (1 + len(stage.roles)) * self.trained}
-        if work.learned:
-            tokens = min(work.batch, self.packed)
-            activations = self.stored * tokens
-            if self.spec.activation_checkpointing:
-                activations /= self.text.num_hidden_layers
-            copies = 3.0  # what is trained has gradients and two moments
-            if "8bit" in str(getattr(stage.settings, "optimizer", "")):
-                copies = 1.5
-            found |= {"optimizer": copies * self.trained, "activations": activations}
-        if on_cpu:
-            found["Python"] = psutil.Process().memory_info().rss + LIBRARIES
-        if work.written and stage.engine is None:
-            slot = slot_bytes(self.text, self.dtype.itemsize, work.prompt, work.new)
-            room = total(self.device) - sum(found.values())
-            slots = most_slots(slot, room, 0, self.text.vocab_size * (not on_cpu))
-            slot += 4 * LOGIT_COPIES * self.text.vocab_size
-            found["cache"] = float(min(work.together, slots) * slot)
-        return found
-
 
 def _some(groups: Sequence[Group]) -> Sequence[Group]:
     """At most READ groups, spread evenly over all."""
@@ -276,19 +300,21 @@ def _reward_models(options: Any) -> int:
     return sum(spec.kind == "stage" for spec in specs(options, RewardSpec))
 
 
-def plan_recipe(recipe: Recipe, folder: Path) -> list[StagePlan]:
-    """Plan the stages in their order, with the data of the run's folder. Raises the errors of their
-    data and models.
+def plan_recipe(recipe: Recipe, folder: Path) -> tuple[list[StagePlan], list[str]]:
+    """Plan the stages in their order, with the data of the run's folder; and what to know of the
+    numbers. Raises the errors of their data and models.
     """
     planner = _Planner(recipe, folder)
-    return [planner.plan(stage) for stage in recipe.stages.values()]
+    plans = [planner.plan(stage) for stage in recipe.stages.values()]
+    notes = [f"{plan.name} does not fit: {SMALLER}" for plan in plans if plan.peak > plan.room]
+    return plans, [*notes, "about: by formulas, and a short probe of this machine"]
 
 
 def table(plans: Sequence[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]]:
     """A row for each stage."""
     rows = list[list[str]]()
     for plan in plans:
-        work, time = plan.work, f"about {duration(float(f'{plan.seconds:.2g}'))}"
+        work, time = plan.work, f"about {duration(float(f'{plan.seconds or 0:.2g}'))}"
         memory = f"about {plan.peak / 1e9:.1f} of {plan.room / 1e9:.1f} GB"
         counts = [short(work.rows), short(work.learned), short(work.written)]
         rows.append([plan.name, plan.plugin, *counts, memory, time])
