@@ -22,7 +22,7 @@ from alignkit.models.loading import DTYPES
 from alignkit.models.memory import SHARE
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import plain_data
-from alignkit_plugins.recipe_tools.plan import Shapes, StagePlan, Work
+from alignkit_plugins.recipe_tools.plan import CONTEXT, Shapes, StagePlan, Work
 
 GIB = 2.0**30
 LOGITS = 4  # copies of a chunk's logits in fp32: themselves, the softmax and the gradients
@@ -102,6 +102,8 @@ class Card(Shapes):
         }
         if "nf4" not in self.spec.quantization:
             lower["weights"] = "model.quantization=nf4"
+        elif self.weights + CONTEXT > self.room:
+            return "model.base"
         return lower[max(lower, key=plan.memory.__getitem__)]
 
 
