@@ -4,14 +4,12 @@ does not exist.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 from collections.abc import Iterator
 
 import pytest
 
-import alignkit
 from tests.test_public_names import PAGES, ROOT
 
 griffe = pytest.importorskip("griffe")
@@ -79,9 +77,3 @@ def test_every_parameter_is_explained(name: str, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.WARNING):
         found = [line for function in functions(name) for line in problems(*function)]
     assert found == [] and caplog.messages == []
-
-
-def test_a_page_has_every_field() -> None:
-    for name in api_names.WITH_FIELDS - {"Loss"}:
-        listed = [line.split("`")[1] for line in api_names.fields(name)]
-        assert listed == [one.name for one in dataclasses.fields(getattr(alignkit, name))]

@@ -228,7 +228,7 @@ def load_tokenizer(source: str | Path, name: str, **options: Any) -> Any:
         "model.trust_remote_code if it has code of its own that you trust",
     ):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        # Of some families, transformers makes one without words from nothing
+        # transformers makes one without words from nothing, for some families
         if tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys():
             raise FileNotFoundError("no file has its vocabulary")
     return tokenizer

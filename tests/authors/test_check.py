@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alignkit import testing
 from alignkit.cli import main
-from alignkit_plugins.authors.checking import _rules
 
 HOLDS = "a finite number or None per response, in order; the same in any batch or order"
 REWARD = '''
@@ -66,9 +64,3 @@ def test_what_no_kit_checks_is_named(tmp_path: Path, capsys: pytest.CaptureFixtu
         "model even: not checked here; test it in a run",
         "reader .even: not checked here; test it by `check_reader` in a test",
     ]
-
-
-def test_each_kit_says_what_it_checks() -> None:
-    rules = [_rules(kit) for kit in testing.__all__ if kit.startswith("check_")]
-    assert rules[0] == "signal, state, finite, determinism, micro-batches, order, masks"
-    assert all(rules) and len(rules) == len({*rules})

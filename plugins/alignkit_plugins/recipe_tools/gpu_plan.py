@@ -26,8 +26,8 @@ from alignkit_plugins.recipe_tools.plan import CONTEXT, Shapes, StagePlan, Work
 
 GIB = 2.0**30
 LOGITS = 4  # copies of a chunk's logits in fp32: themselves, the softmax and the gradients
-# Of a step, whose data are not read: prompts, of which as many as fit are sampled at a time, and
-# tokens of the longest one
+# Prompts of a step, whose data are not read, and tokens of the longest one; as many as fit are
+# sampled at a time
 MANY, PROMPT = 1024, 1024
 
 
@@ -48,7 +48,7 @@ def config_of(base: str) -> Any:
 
 
 class Card(Shapes):
-    """A GPU with so many bytes."""
+    """A GPU with a number of bytes."""
 
     def __init__(self, spec: ModelSpec, room: float):
         dtype = DTYPES.get(spec.dtype, torch.bfloat16 if spec.lora else torch.float32)
@@ -108,7 +108,7 @@ class Card(Shapes):
 
 
 def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
-    """Plan the stages for a GPU of so many GiB; and what to know of the numbers."""
+    """Plan the stages for a GPU of `gib` GiB; and what to know of the numbers."""
     spec, card = recipe.model, Card(recipe.model, gib * GIB)
     plans, notes = [card.plan(stage) for stage in recipe.stages.values()], list[str]()
     for plan in plans:

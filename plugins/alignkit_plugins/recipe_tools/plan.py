@@ -38,7 +38,7 @@ PROBED = 512  # tokens of the product that is timed
 LEARNED, READS, WRITTEN = 2.6, 1.8, 2.2
 # Bytes that a run's process takes beyond those of this one, on a CPU, with freed memory that it keeps
 LIBRARIES = 0.4e9
-CONTEXT = 2.0**30  # of CUDA, its libraries and the allocator; not measured
+CONTEXT = 2.0**30  # what CUDA, its libraries and the allocator keep; not measured
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 SMALLER = (
     "lower max_length, max_new_tokens or samples_per_prompt, or set model.quantization=nf4, "
