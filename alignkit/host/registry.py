@@ -172,8 +172,8 @@ def moved(error: BaseException) -> str:
     )
     modules, definitions = set[str](), set[str]()
     for place in {alignkit.__name__, package} & sys.modules.keys():
-        root = Path(str(sys.modules[place].__path__[0]))
-        for file in root.rglob("*.py"):
+        roots = [Path(str(each)) for each in sys.modules[place].__path__]
+        for root, file in ((root, file) for root in roots for file in root.rglob("*.py")):
             module = ".".join([place, *file.relative_to(root).with_suffix("").parts])
             if file.stem in wanted and not name:
                 modules.add(module)

@@ -278,7 +278,7 @@ def test_several_places_share_a_pool(
     loaded = []
     for name in ("preference", "kto"):
         data = DataSpec((DataSource(hub=str(pool), name=name),))
-        loaded.append(load(data, formats=formats, seed=0, commit=Mock(), stage_data=Path).groups)
+        loaded.append(load(data, formats=formats, commit=Mock(), stage_data=Path).groups)
     (preferred,), thumbs = loaded
     assert preferred.responses[0].text == "Hello!" and preferred.meta["license"] == "MIT"
     assert [answer.label for group in thumbs for answer in group.responses] == [True, False, True]

@@ -36,7 +36,7 @@ FILES = {
 
 def example(kind: str) -> str:
     """Return the module of the example of a kind."""
-    folder = Path(__file__).with_name("smallest")
+    folder = Path(__file__).parents[2] / "alignkit_recipes" / "smallest"
     if not folder.is_dir():  # a checkout has it once
         folder = Path(__file__).parents[3] / "docs/examples/alignkit-smallest"
     return (folder / f"smallest_{kind}.py").read_text("utf-8")
