@@ -172,9 +172,10 @@ def moved(error: BaseException) -> str:
     )
     modules, definitions = set[str](), set[str]()
     for place in {alignkit.__name__, package} & sys.modules.keys():
-        roots = [Path(str(each)) for each in sys.modules[place].__path__]
-        for root, file in ((root, file) for root in roots for file in root.rglob("*.py")):
-            module = ".".join([place, *file.relative_to(root).with_suffix("").parts])
+        roots = list(map(Path, sys.modules[place].__path__))
+        files = [(root, file) for root in roots for file in root.rglob("*.py")]
+        for folder, file in files:
+            module = ".".join([place, *file.relative_to(folder).with_suffix("").parts])
             if file.stem in wanted and not name:
                 modules.add(module)
             if defines.search(file.read_text("utf-8")):
