@@ -113,4 +113,5 @@ def opening(group: Group) -> str:
 
 def fraction(purpose: str, key: str) -> float:
     """A key's number in [0, 1), which is a hash."""
+    # The 0 was a seed: whoever had none keeps the same split.
     return int(sha256_of([purpose, 0, key])[:13], 16) / 16**13

@@ -172,10 +172,9 @@ def moved(error: BaseException) -> str:
     )
     modules, definitions = set[str](), set[str]()
     for place in {alignkit.__name__, package} & sys.modules.keys():
-        roots = list(map(Path, sys.modules[place].__path__))
-        files = [(root, file) for root in roots for file in root.rglob("*.py")]
-        for folder, file in files:
-            module = ".".join([place, *file.relative_to(folder).with_suffix("").parts])
+        root = Path(str(sys.modules[place].__path__[0]))
+        for file in root.rglob("*.py"):
+            module = ".".join([place, *file.relative_to(root).with_suffix("").parts])
             if file.stem in wanted and not name:
                 modules.add(module)
             if defines.search(file.read_text("utf-8")):
