@@ -48,7 +48,7 @@ def _opened(event: str, args: tuple[Any, ...]) -> None:
             frame = sys._getframe(1)
             path, how = _access(event, args, frame)
             file = os.path.abspath(os.fsdecode(path))
-            users = [] if _is_library(file) else _users(frame)
+            users = _users(frame) if how and not _is_library(file) else []
             line = json.dumps([file, how, users]) + "\n"
             if users and line not in _logged:
                 _logged.add(line)
@@ -56,13 +56,13 @@ def _opened(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _access(event: str, args: tuple[Any, ...], frame: FrameType) -> tuple[Any, str]:
-    """A path, and what is done with it."""
+    """A path, and what is done with it; empty if that does not count."""
     if event == "os.rename":
         return args[1], "written"
     if event == "exec":  # also of a module that Python has compiled before
         return args[0].co_filename, "read"
     if event != "open":  # a folder, in which an import only looks for its module
-        return args[0] or ".", "imported" if "importlib" in frame.f_code.co_filename else "listed"
+        return args[0] or ".", "" if "importlib" in frame.f_code.co_filename else "listed"
     if args[2] & (os.O_WRONLY | os.O_RDWR):
         return args[0], "written"
     return args[0], "read" if os.path.lexists(args[0]) else "missed"
@@ -96,9 +96,7 @@ def files_read(parts: Any, run: Path) -> list[str]:
     code = json.dumps(parts, default=str)
     paths: dict[str, set[str]] = {how: set() for how in ("read", "written", "listed", "missed")}
     for file, how, users in map(json.loads, lines):
-        if how in paths and any(
-            is_file(user) and file_digest(Path(user)) in code for user in users
-        ):
+        if any(is_file(user) and file_digest(Path(user)) in code for user in users):
             paths[how].add(file)
     known = {file for file in paths["read"] if is_file(file) and file_digest(Path(file)) in code}
     found = {file for file in paths["read"] - known if is_file(file)}
