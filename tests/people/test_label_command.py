@@ -15,15 +15,16 @@ from urllib.error import HTTPError
 from urllib.request import HTTPCookieProcessor, OpenerDirector, Request, build_opener
 
 import pytest
-from stores import event, opened, pair
+from stores import event, opened, pair, side
 
 from alignkit.cli import main
 from alignkit.errors import DataError
-from alignkit_plugins.people.command import greet, groups_to_label, prepared
+from alignkit_plugins.people.command import greet, groups_to_label, prepared, say_goodbye
 from alignkit_plugins.people.items import items_of
 from alignkit_plugins.people.label_api import guidelines_now, rendered
 from alignkit_plugins.servers import server
 from tests.patience import PATIENCE
+from tests.people.pages import application, visit
 from tests.rows import Said, cells, write_rows
 
 PAIR = {"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}
@@ -41,23 +42,54 @@ def prompt(n: int, **more: Any) -> dict[str, Any]:
 
 
 def test_rows_become_items() -> None:
-    """The store is in the current folder. A row that is gone from the file is asked about no
-    more.
-    """
+    """A row that is gone from the file is asked about no more."""
     Path("data").mkdir()
     file = write("data/pairs.v1.jsonl", prompt(1), prompt(2, license="MIT"), prompt(1, license="X"))
     with prepared(file, "safety", None, overlap=2) as store:
-        assert store.path == Path("pairs.feedback")
         kept = [
             (one.item.task, one.item.batch, one.item.license, one.wanted) for one in store.items()
         ]
-        assert kept == [("safety", "data/pairs.v1.jsonl", license, 2) for license in ("", "MIT")]
+        assert kept == [("safety", "pairs.v1.jsonl", license, 2) for license in ("", "MIT")]
     write("data/pairs.v1.jsonl", prompt(1, chosen="Hello, Ada!"), prompt(2))
     with prepared(file.absolute(), "safety", None) as store:
         assert [stored.retired for stored in store.items()] == [True, False, False]
-    prepared(Path("pairs.feedback"), None, None, overlap=3).close()
-    with prepared(Path("pairs.feedback"), None, None) as store:
+    prepared(Path("data/pairs.feedback"), None, None, overlap=3).close()
+    with prepared(Path("data/pairs.feedback"), None, None) as store:
         assert [stored.wanted for stored in store.items()] == [2, 3, 3]
+
+
+# What lies there already; the file to label; where its labels go.
+PLACES = """
+                                | data/a.b.jsonl          | data/a.feedback
+labels of a file: a.feedback    | data/a.b.jsonl          | a.feedback
+labels of another: a.feedback   | data/a.b.jsonl          | data/a.feedback
+nothing may be written in: data | data/a.b.jsonl          | a.feedback
+a stage: runs/x/one@2           | runs/x/one@2/data.jsonl | runs/x/one@2.feedback
+"""
+
+
+@pytest.mark.parametrize("have, name, expected", cells(PLACES))
+def test_where_labels_go(
+    have: str, name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Next to the data, but not into a stage's folder, which a later run replaces. A store that an
+    earlier version made in the current folder is used.
+    """
+    case, _, place = have.partition(": ")
+    Path(name).parent.mkdir(parents=True)
+    file = write(name, PAIR)
+    if case == "a stage":
+        Path(place, "stage.json").touch()
+    elif case == "nothing may be written in":
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path(place).absolute())
+    elif place:
+        with opened(Path(), pair("old", batch=name if "file" in case else "b.jsonl"), name=place):
+            pass
+    for path in (file, file.absolute()):
+        with prepared(path, None, None) as store:
+            assert store.path == Path(expected)
+            old = [stored.retired for stored in store.items()]
+            assert old == [True, False][-len(old) :]
 
 
 def test_gold_rows() -> None:
@@ -224,3 +256,31 @@ def test_the_server_answers_whoever_has_the_link_and_ends() -> None:
     with prepared(Path("a.feedback"), None, None) as store:
         known = [(stored.wanted, stored.retired) for stored in store.items()]
     assert known == [(1, True), (2, False), (2, False), (2, False), (1, False)]
+
+
+@pytest.mark.xfail(reason="what is held out nearly repeats the rest, so nothing of it is left")
+def test_twelve_labels_are_a_recipe_that_runs(said: Said) -> None:
+    """Of data as support has them: the same few answers again and again."""
+    pytest.importorskip("starlette")
+    topics = ["invoice", "parcel", "password", "refund"]
+    rows = [
+        {
+            "prompt": f"Where is my {topics[n % 4]}? My number is {n}.",
+            "chosen": f"Open your account, and choose {topics[n % 4]}.",
+            "rejected": "Please call us on Monday.",
+        }
+        for n in range(12)
+    ]
+    Path("support").mkdir()
+    with prepared(write("support/pairs.jsonl", *rows), None, None) as store:
+        page, labels = visit(*application(store)), 0
+        while (item := page.next()["item"]) is not None:
+            page.post("submit", page.event(item, side("AB"[labels % 2])))
+            labels += 1
+        say_goodbye(store)
+    assert labels == 12
+    command = shlex.split(said().split("`")[1])
+    assert command == ["alignkit", "init", "NEW", "support/pairs.feedback"]
+    for words in (["init", *command[2:], "--base", "tiny"], ["check"], ["run"]):
+        where = [] if words[0] == "init" else ["NEW/recipe.yaml"]
+        assert main([*words, *where]) == 0, said()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter, defaultdict
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -133,11 +134,11 @@ def prepared(
     items = [] if is_store else items_of(groups_to_label(data), task)
     if not items and not is_store:
         raise DataError(f"{data}: there is no row to label")
-    path = data if is_store else Path(data.name.split(".")[0] + SUFFIX)
+    path = data if is_store else store_of(data)
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(path, new=not is_store))
         if not is_store:
-            store.ask(items, Path(os.path.relpath(data, path.parent)).as_posix(), overlap)
+            store.ask(items, batch_of(data, path), overlap)
         elif overlap > 1:
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))
@@ -149,6 +150,34 @@ def prepared(
             refuse(text, "add rows whose labels are right: --gold FILE")
         stack.pop_all()
     return store
+
+
+def store_of(data: Path) -> Path:
+    """Where the labels of a file go: next to it, or next to its stage, as a later run replaces the
+    stage's folder.
+
+    They go to the current folder if some are there, as earlier versions put them, or if nothing can
+    be written next to the file.
+    """
+    from alignkit_plugins.people.store import SUFFIX, Store
+
+    place, here = Path(os.path.abspath(data)), Path(data.name.split(".")[0] + SUFFIX)
+    path = place.with_name(here.name)
+    if (place.parent / "stage.json").exists():
+        path = place.parent.with_name(place.parent.name + SUFFIX)
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK):
+            return here
+        if here.exists():
+            with Store.open(here) as store:
+                if store.count("SELECT 1 FROM items WHERE batch = ?", batch_of(data, here)):
+                    return here
+    return Path(os.path.relpath(path))
+
+
+def batch_of(data: Path, store: Path) -> str:
+    """The name of a file in the items of a store."""
+    return Path(os.path.relpath(data, store.parent)).as_posix()
 
 
 def groups_to_label(path: Path) -> list[Group]:
@@ -185,9 +214,9 @@ def greet(store: Store, people: int) -> None:
 def say_goodbye(store: Store) -> None:
     """Say how many labels there are, and who reads them."""
     count = store.rows("SELECT coalesce(sum(labels), 0) FROM items WHERE retired = 0")[0][0]
-    path = os.path.relpath(store.path)
-    text = "a run that waits for them continues with the same command, and another recipe reads"
-    typer.echo(f"labels in {path}: {count}; {text} them with `data: {path}`", err=True)
+    path = shlex.quote(os.path.relpath(store.path))
+    text = "a run that waits for them continues with the same command, and `alignkit init NEW"
+    typer.echo(f"labels in {path}: {count}; {text} {path}` writes one for them", err=True)
 
 
 # alignkit labels
