@@ -1,9 +1,11 @@
 """How often `evaluate` claims something of equal policies: `python -m benchmarks.verdicts`.
 
 And how often it sees a gain of 20 points in the headline, next to the paired t test of that measure
-alone, which corrects nothing. Scores are drawn, and judged as an evaluation judges them
+alone, which corrects nothing; and a loss in another measure beside an even headline, next to plain
+Holm of one-sided t tests. Scores are drawn, and judged as an evaluation judges them
 (`alignkit_plugins.evals`). A claim is any "better" or "worse" of any policy, by any rater, than
-the baseline or the base model.
+the baseline or the base model; without adjusting, the same scores give many, so the draws can show
+errors.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Setting:
     samples: int = 1
     scores: str = "binary"
     rate: float = 0.4  # of binary scores that are 1
+    base: bool = True  # whether the base model answers
 
 
 def settings() -> Iterator[Setting]:
@@ -81,6 +84,7 @@ def settings() -> Iterator[Setting]:
                     len(options.judges),
                     max(1, compared),
                     options.samples_per_prompt,
+                    base=options.base,
                 )
 
 
@@ -88,14 +92,14 @@ def drawn(
     setting: Setting, prompts: int, gain: float, random: np.random.Generator
 ) -> list[list[float]]:
     """Scores of each policy at each prompt: base, baseline and those that are compared, of which
-    the last gains.
+    the last gains; or the baseline, if the gain is negative.
     """
     size = (setting.compared + 2, prompts, setting.samples)
     if setting.scores == "binary":
         rates = random.beta(4 * setting.rate, 4 - 4 * setting.rate, (1, prompts, 1)) * (
-            1 - gain
+            1 - abs(gain)
         ) + np.zeros(size)
-        rates[-1] += gain
+        rates[-1 if gain > 0 else 1] += abs(gain)
         scores: Any = random.random(size) < rates
     else:
         noise = (
@@ -110,24 +114,24 @@ def drawn(
 
 def evaluation(
     setting: Setting, gain: float, random: np.random.Generator
-) -> tuple[list[Row], float]:
-    """The rows of an evaluation, as far as verdicts read them, and the p value of a paired t test
-    of the headline alone.
+) -> tuple[list[Row], list[float]]:
+    """The rows of an evaluation, as far as verdicts read them, and the t values of the last policy
+    against the baseline, by rater. gain: of the headline; a negative one is of the rater after it.
     """
     policies = [f"policy {number}" for number in range(setting.compared)]
     scale = Scale((0.0, 1.0) if setting.scores == "binary" else None, setting.samples)
     facts: dict[str, Any] = {"trained_on": dict.fromkeys(policies, False), "tested": True}
-    alone, table = 1.0, Scores()
+    table, t_values = Scores(), list[float]()
     for number, prompts in enumerate(setting.raters):
-        base, baseline, *ours = drawn(setting, prompts, 0.0 if number else gain, random)
+        base, baseline, *ours = drawn(
+            setting, prompts, gain if number == (gain < 0) else 0.0, random
+        )
         scores = dict(zip(policies, ours, strict=True)) | {"baseline": baseline, "base": base}
         table.measures[f"rater {number}"] = Measure(scale=scale, **facts)
         table.add(f"rater {number}", scores, [(str(place), None) for place in range(prompts)])
-        if not number and ours[-1] != baseline:
-            gap = np.subtract(ours[-1], baseline)
-            alone = 2 * float(
-                special.stdtr(prompts - 1, -abs(gap.mean()) / (gap.std(ddof=1) / np.sqrt(prompts)))
-            )
+        gap = np.subtract(ours[-1], baseline)
+        error = float(gap.std(ddof=1)) / np.sqrt(prompts)
+        t_values.append(float(gap.mean()) / error if error else 0.0)
     for number in range(setting.judges):
         prefers = {"baseline": [0.5] * setting.raters[0]}
         for policy in policies:
@@ -135,9 +139,9 @@ def evaluation(
             prefers[policy] = drawn_ones.tolist()
         table.measures[f"judge {number}"] = Measure("judge", Preference(None), **facts)
         table.add(f"judge {number}", prefers, [(str(at), None) for at in range(setting.raters[0])])
-    rows = compare(table, "baseline", policies, "base")
+    rows = compare(table, "baseline", policies, "base" if setting.base else None)
     rows.sort(key=lambda row: row.policy)
-    return adjusted(rows), alone
+    return adjusted(rows), t_values
 
 
 def outcome(rows: list[Row], policy: str) -> str:
@@ -145,24 +149,58 @@ def outcome(rows: list[Row], policy: str) -> str:
     return next(one.outcome for one in verdicts(rows) if one.policy == policy)
 
 
+def one_sided(setting: Setting, t_values: Sequence[float]) -> list[float]:
+    """The p value of each t test that the policy is worse."""
+    pairs = zip(setting.raters, t_values, strict=True)
+    return [float(special.stdtr(prompts - 1, t)) for prompts, t in pairs]
+
+
+def told_by_holm(p_values: Sequence[float], place: int) -> bool:
+    """Whether plain Holm at 2.5% rejects one hypothesis."""
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[at] >= (1 - CONFIDENCE) / 2 / (len(p_values) - rank):
+            return False
+        if at == place:
+            return True
+    return False
+
+
 def rates(setting: Setting, draws: int, seed: int = 0) -> dict[str, float]:
-    """Shares of evaluations: with any claim of equal policies, and with a gain seen, by `evaluate`
-    and by a t test.
+    """Shares of evaluations: with any claim of equal policies, by direction and without adjusting,
+    and with a gain seen, by `evaluate` and by a t test.
     """
     random, last = np.random.default_rng(seed), f"policy {setting.compared - 1}"
-    null = [evaluation(setting, 0.0, random)[0] for _ in range(draws)]
-    gains = (
-        [evaluation(setting, GAIN, random) for _ in range(draws)]
-        if setting.scores == "binary"
-        else []
-    )
-    seen = [outcome(rows, last) in ("gained", "mixed") for rows, _ in gains]
-    least = [min(row.p for row in rows if row.p is not None) for rows in null]
-    return {
-        "claims": float(np.mean(np.less(least, 1 - CONFIDENCE))),
-        "power": float(np.mean(seen)) if seen else np.nan,
-        "alone": float(np.mean([p < 1 - CONFIDENCE for _, p in gains])) if gains else np.nan,
-    }
+    claims: dict[str, list[bool]] = {"claims": [], "better": [], "worse": [], "unadjusted": []}
+    for _ in range(draws):
+        rows = [row for row in evaluation(setting, 0.0, random)[0] if row.p is not None]
+        claims["better"].append(any(row.clear == 1 for row in rows))
+        claims["worse"].append(any(row.clear == -1 for row in rows))
+        claims["claims"].append(claims["better"][-1] or claims["worse"][-1])
+        claims["unadjusted"].append(any(row.difference["p"] < 1 - CONFIDENCE for row in rows))
+    found = {name: float(np.mean(one)) for name, one in claims.items()}
+    if setting.scores != "binary":
+        return found | {"power": np.nan, "alone": np.nan}
+    seen, alone = list[bool](), list[bool]()
+    for _ in range(draws):
+        rows, t_values = evaluation(setting, GAIN, random)
+        seen.append(outcome(rows, last) in ("gained", "mixed"))
+        alone.append(1 - one_sided(setting, t_values)[0] < (1 - CONFIDENCE) / 2)
+    return found | {"power": float(np.mean(seen)), "alone": float(np.mean(alone))}
+
+
+# Five metrics on as many prompts as the quick start's; the second one loses
+HARM = Setting("loss of", [100, 100, 85, 80, 80], rate=0.07, base=False)
+
+
+def losses(loss: float, draws: int, seed: int = 0) -> tuple[float, float]:
+    """How often a loss is told: by `evaluate`, and by plain Holm over all metrics."""
+    random, told, plainly = np.random.default_rng(seed), 0, 0
+    for _ in range(draws):
+        rows, t_values = evaluation(HARM, -loss, random)
+        own = [row for row in rows if row.metric == "rater 1" and row.difference]
+        told += own[0].clear == -1
+        plainly += told_by_holm(one_sided(HARM, t_values), 1)
+    return told / draws, plainly / draws
 
 
 @app.command()
@@ -175,17 +213,23 @@ def main(
         f"{np.sqrt(0.05 * 0.95 / draws):.1%}"
     )
     heads = (
-        f"{'raters':>6} {'judges':>6} {'policies':>8} {'prompts':>7} {'claims':>7} "
-        f"{'gain seen':>9} {'t test':>7}"
+        f"{'raters':>6} {'judges':>6} {'policies':>8} {'prompts':>7} {'claims':>7} {'better':>7} "
+        f"{'worse':>7} {'unadjusted':>10} {'gain seen':>9} {'t test':>7}"
     )
     print(f"{'':<26} {heads}")
     for one in settings():
         found = rates(one, draws)
         cells = f"{len(one.raters):>6} {one.judges:>6} {one.compared + 1:>8} {one.raters[0]:>7}"
         print(
-            f"{one.name:<26} {cells} {found['claims']:>7.1%} {found['power']:>9.1%} "
+            f"{one.name:<26} {cells} {found['claims']:>7.1%} {found['better']:>7.1%} "
+            f"{found['worse']:>7.1%} {found['unadjusted']:>10.1%} {found['power']:>9.1%} "
             f"{found['alone']:>7.1%}",
             flush=True,
+        )
+    for loss in (0.0, 0.11, 0.4):
+        told, plainly = losses(loss, draws)
+        print(
+            f"{HARM.name} {loss * 100:.0f} points: told in {told:.1%}, by plain Holm in {plainly:.1%}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 __all__ = ["estimate", "paired_difference"]  # what plugins of others may rely on
 CONFIDENCE = 0.95
 FEW = 4  # differences; for more, a t test is right often enough (`python -m benchmarks.verdicts`)
-# The headline has this share of the error that a verdict may make; all others share the rest.
+# The headline has this share of the gains that may be claimed by mistake; others share the rest.
 HEADLINE = 0.95
 # For `at_equal_length`, chosen by simulation (tests/test_statistics.py):
 NEAR_RATIO = 1.5  # how far prompts count, in standard deviations of the difference in log length
@@ -194,13 +194,13 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     return {**estimate(found), "p": p_value(found)}
 
 
-def holm(p_values: Mapping[Any, float], headline: Any) -> dict[Any, float]:
-    """Adjusted p values: where one is below 5%, a claim; any false claim at all is made in at most
-    5% of evaluations.
+def holm(p_values: Mapping[Any, float], headline: Any = None) -> dict[Any, float]:
+    """Adjusted p values: where one is below a level, a claim; any false claim at all is made no
+    more often than that.
 
-    p_values: of all comparisons of an evaluation, by whatever names them. headline: the one that
-    was named before the run. It has most of the error, so that it hardly loses power to the others,
-    which share the rest.
+    p_values: of all comparisons, by whatever names them. headline: the one that was named before
+    the run. It has most of the error, so that it hardly loses power to the others, which share the
+    rest; by default, all have the same.
 
     Holm 1979, "A simple sequentially rejective multiple test procedure", with the weights of its
     section 4: whatever is rejected passes on its share, so that the others have all of it where the

@@ -5,6 +5,7 @@ learn from.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from alignkit_plugins.compare.rows import (
     plain,
     rows_in,
 )
-from alignkit_plugins.compare.scores import Score, Scores, compare
+from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import comparisons, table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
@@ -165,19 +166,62 @@ def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> li
 @pytest.mark.silent_bug(
     "statistics: several metrics",
     "Each measure has its own 95% interval, and any that excludes 0 is a finding.",
-    "The first measure decides; the others are adjusted together with Holm's method, with a "
+    "The first measure decides; the others are adjusted together with Holm's method, gains with a "
     "twentieth of the error.",
 )
 def test_the_headline_decides_and_the_others_are_adjusted() -> None:
     assert verdict(three(0.04, 0.5)).outcome == "gained"  # hardly any power is lost
     unclear = three(0.5, 0.04)
     assert verdict(unclear).outcome == "nothing clear"
-    assert "Worse" not in text(unclear) and "better:" not in text(unclear)
+    assert "orse" not in text(unclear) and "etter:" not in text(unclear)
     # Its interval excludes 0
-    assert "+0.30 [0.20, 0.40], p 0.5 after adjusting for all comparisons." in text(unclear)
+    assert "refused, +30 points [20, 40], p 0.04, but 0.5 as one of 3 possible gains" in text(
+        unclear
+    )
+    assert "+30 points [20, 40], p 0.04, but 0.1 as one of 3 possible losses." in text(unclear)
     # Once the headline is clear, the others have the whole error: 0.02 for the first of two.
     assert "Also better: refused" in text(three(0.001, 0.02))
     assert "Also better" not in text(three(0.001, 0.03))
+
+
+def of_counts(counts: Mapping[str, tuple[int, int, int]]) -> list[Row]:
+    """Rows of align against sft, by metric: prompts, and how many align answers with 1 and sft with
+    0, and the other way around.
+    """
+    scores = Scores()
+    for metric, (prompts, up, down) in counts.items():
+        places = [(f"{metric} {place}", None) for place in range(prompts)]
+        sft = [float(up <= place < up + down) for place in range(prompts)]
+        align = [float(place < up) for place in range(prompts)]
+        lower = metric.startswith("refused")
+        scores.measures[metric] = Measure(lower=lower, tested=True, trained_on={"align": False})
+        scores.add(metric, {"sft": sft, "align": align}, places)
+    return compare(scores, "sft", ["align"])
+
+
+SWAPPED = {
+    "harmful refused": (100, 9, 12),
+    "refused ordinary": (100, 12, 2),  # raw p 0.007
+    "refused by form": (85, 12, 9),
+    "refused by sound": (80, 8, 0),  # 0.004
+    "facts right": (80, 5, 5),
+}
+
+
+def test_a_loss_is_told_first_where_the_headline_is_even() -> None:
+    rows = of_counts(SWAPPED)
+    found = verdict(rows)
+    assert (found.outcome, found.metric) == ("lost", "refused by sound")
+    first, also, unclear = found.sentences
+    assert first.startswith("align is worse than sft in refused by sound (lower is better), +10")
+    assert also == "Also worse: refused ordinary (lower is better), +10 points [2, 17]."
+    assert unclear.startswith("No clear difference in harmful refused, -3 points [-12, 6]; refused")
+    # Plain Holm over the losses, whatever the gains are
+    least = {row.metric: row.p for row in adjusted(rows) if row.tested and row.p}
+    assert least["refused by sound"] == pytest.approx(5 * 0.00401, abs=1e-4)
+    assert least["refused ordinary"] == pytest.approx(4 * 0.00688, abs=1e-4)
+    gained = verdict(of_counts(SWAPPED | {"harmful refused": (100, 30, 5)}))
+    assert gained.outcome == "mixed" and gained.sentences[1].startswith("Worse: refused ordinary")
 
 
 def test_the_last_policy_has_the_headline_and_the_others_are_adjusted() -> None:

@@ -245,9 +245,9 @@ the KL is biased: it is of all tokens, and samples leave some out (min_new_token
 base is better than sft in metric (lower is better), -1.78 [-1.85, -1.72]: 0.50 against 2.28. It is
   not known whether it was trained on this, so this may be no independent proof. Worse: the reward
   helpful, -1.78 [-1.85, -1.71]. No clear difference in judge.
-align is worse than sft in metric (lower is better), +0.77 [0.66, 0.89]: 3.06 against 2.28. Also
-  better: the reward helpful, +0.77 [0.66, 0.89]. Worse than the base model: metric (lower is
-  better), +2.56 [2.46, 2.66]. No clear difference in judge.
+align is worse than sft in metric (lower is better), +0.77 [0.66, 0.89]: 3.06 against 2.28. Worse
+  than the base model: metric (lower is better), +2.56 [2.46, 2.66]. Better: the reward helpful,
+  +0.77 [0.66, 0.89]. No clear difference in judge.
 judge compared 160 pairs, and how far people agree with it is not known; the order of the answers
   decides 21% [10, 39]; no verdict on 24 (refused).
 

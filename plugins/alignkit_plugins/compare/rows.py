@@ -44,7 +44,7 @@ class Row:
         lower: Whether lower is better.
         trained_on: Whether the policy learned from it; None if that is not known.
         tested: Whether a verdict may claim something of the difference.
-        p: Adjusted for all that the evaluation tests.
+        p: Adjusted for all that the evaluation tests in the direction of this difference.
         missing: Answers without this number, which do not count.
     """
 
@@ -73,10 +73,17 @@ class Row:
 
         Clear is what stays so with all other comparisons of the evaluation (`statistics.holm`).
         """
-        mean = bounds(self.difference)[0]
-        if mean is None or not self.tested:
+        if self.difference.get("mean") is None or not self.tested:
             return None
-        if self.p is None or self.p >= 1 - CONFIDENCE or mean == 0:
+        if self.p is None or self.p >= 1 - CONFIDENCE:
+            return 0
+        return self.direction
+
+    @property
+    def direction(self) -> int:
+        """1 if the policy looks better than the baseline, -1 if it looks worse, else 0."""
+        mean = bounds(self.difference)[0]
+        if not mean:
             return 0
         return 1 if (mean > 0) != self.lower else -1
 
@@ -110,9 +117,11 @@ def decides(row: Row) -> bool:
 
 
 def adjusted(rows: Sequence[Row]) -> list[Row]:
-    """All tested rows of an evaluation with adjusted p values.
+    """All tested rows of an evaluation with adjusted p values, each direction with half of the
+    error.
 
-    The headline is the last policy's, by the metric that decides first.
+    Among gains, the headline has most of it: the last policy's, by the metric that decides first.
+    Among losses, all weigh the same, or an even headline would hide what else got worse.
     """
     tested, last = dict[int, float](), ""
     for place, row in enumerate(rows):
@@ -122,5 +131,9 @@ def adjusted(rows: Sequence[Row]) -> list[Row]:
                 last = row.policy
     deciding = [place for place in tested if decides(rows[place]) and rows[place].policy == last]
     headline = min(deciding, key=lambda place: TRUST.index(rows[place].trained_on), default=None)
-    p_values = holm(tested, headline)
-    return [replace(row, p=p_values.get(place)) for place, row in enumerate(rows)]
+    found = dict.fromkeys(tested, 1.0)
+    for direction, first in ((1, headline), (-1, None)):
+        own = [place for place in tested if rows[place].direction == direction]
+        p_values = holm({place: tested[place] if place in own else 1.0 for place in tested}, first)
+        found |= {place: p_values[place] for place in own}
+    return [replace(row, p=found.get(place)) for place, row in enumerate(rows)]

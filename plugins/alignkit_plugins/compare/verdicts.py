@@ -2,7 +2,8 @@
 it.
 
 A policy that was trained to please a reward gains by it even if people see no gain. Only a metric
-that it did not learn from can say that it is better, so the first of these decides.
+that it did not learn from can say that it is better, so the first of these decides. Any can say
+that it is worse, which is said first where there is no gain.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ class PolicyVerdict:
     """What all metrics together say of a policy.
 
     outcome: what the headline says, the first metric that the policy did not learn from: `gained`,
-    `lost` or `nothing clear`; `only length`, if all that it gained is a preference for longer
+    `lost` or `nothing clear`; `lost` as well, if it says nothing clear and another one is clearly
+    worse; `only length`, if all that it gained is a preference for longer
     responses; `mixed`, if it gained and is clearly worse by another one, or than the base model;
     `gained by its own reward`, if it learned from all of them; `gained, not verified`, if it is not
-    known what it learned from; or `unknown` without scores. sentences: the first says the headline.
+    known what it learned from; or `unknown` without scores. metric: of the first sentence, which says
+    what decides.
     """
 
     policy: str
@@ -81,7 +84,12 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
             below.append(row)
         elif row in against and row is not head:
             sides[row.clear].append(row)
-    sentences, outcome = [_headline(head, rows)], "nothing clear"
+    first, outcome = head, "nothing clear"
+    if not head.clear and sides[-1]:
+        first = min(sides[-1], key=lambda row: row.p or 0.0)
+        sides[-1].remove(first)
+        sides[0].insert(0, head)
+    sentences = [_headline(first, rows)]
     if head.clear == 1:
         outcome = GAINS[head.trained_on]
         if head.trained_on is not False:
@@ -89,7 +97,7 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
         elif sides[-1] or below:
             outcome = "mixed"
         sentences += _bought(head, rows)
-    elif head.clear == -1:
+    elif first.clear == -1:
         outcome = "lost"
     else:
         tied = head.difference.get("low") == head.difference.get("high") == 0
@@ -99,16 +107,19 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
         if head.clear == 1:
             sentences, outcome = [length], "only length"
     for what, others in (
-        ("Also better", sides[1]),
-        ("Worse", sides[-1]),
+        ("Also worse" if first.clear == -1 else "Worse", sides[-1]),
         (f"Worse than {BASE_MODEL}", below),
+        ("Also better" if first.clear == 1 else "Better", sides[1]),
     ):
         if others:
-            sentences.append(f"{what}: {'; '.join(map(_difference, others))}.")
-    if sides[0]:
-        unclear = [_difference(row) if row.excludes_zero else row.metric for row in sides[0]]
+            sentences.append(f"{what}: {'; '.join(_difference(row, rows) for row in others)}.")
+    unclear = list[str]()
+    for row in sides[0]:
+        shown = row is head or row.excludes_zero
+        unclear.append(_difference(row, rows) if shown else row.metric)
+    if unclear:
         sentences.append(f"No clear difference in {'; '.join(unclear)}.")
-    return PolicyVerdict(policy, head.baseline, head.metric, outcome, sentences)
+    return PolicyVerdict(policy, head.baseline, first.metric, outcome, sentences)
 
 
 def _of_length(rows: Sequence[Row], policy: str) -> str:
@@ -127,7 +138,7 @@ def _of_length(rows: Sequence[Row], policy: str) -> str:
 
 def _headline(row: Row, rows: Sequence[Row]) -> str:
     """The comparison that decides, as a sentence."""
-    policy, baseline, text = row.policy, row.baseline, _difference(row)
+    policy, baseline, text = row.policy, row.baseline, _difference(row, rows)
     if not row.clear:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
@@ -138,8 +149,8 @@ def _headline(row: Row, rows: Sequence[Row]) -> str:
     return f"{policy} is {'better' if row.clear == 1 else 'worse'} than {baseline} in {text}."
 
 
-def _difference(row: Row) -> str:
-    """`facts right, +20 points [4, 36]`"""
+def _difference(row: Row, rows: Sequence[Row]) -> str:
+    """`facts right, +20 points [4, 36]`, with p values where they do not say what its interval says."""
     name, difference = row.metric, estimate_text(row.difference, sign=True, percent=row.percent)
     if row.kind == "reward":
         name = f"the reward {name}"
@@ -151,7 +162,9 @@ def _difference(row: Row) -> str:
     if row.kind == "judge":
         text = f"{name}, which prefers it in {estimate_text(row.estimate, percent=True)} of comparisons"
     if row.p is not None and bool(row.clear) != row.excludes_zero:
-        text += f", p {row.p:.1g} after adjusting for all comparisons"
+        count, what = sum(one.p is not None for one in rows), {1: "gains", -1: "losses"}
+        text += f", p {row.difference['p']:.1g}, but {row.p:.1g} as one of {count} possible "
+        text += what.get(row.direction, "differences")
     return text
 
 

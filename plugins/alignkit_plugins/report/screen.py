@@ -90,7 +90,7 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     lines = list[str]()
     for verdict in [one for one in reversed(verdicts) if one["policy"] != BASE] or verdicts:
         first, *others = verdict["sentences"]
-        others.sort(key=lambda sentence: not sentence.startswith("Worse"))
+        others.sort(key=lambda sentence: "worse" not in sentence[:10].lower())
         found = _laid_out(" ".join([first, *others]))
         while others and len(lines) + len(found) > most:
             others.pop()
