@@ -152,7 +152,7 @@ WRONG = r"""
     It is never B | B
     B is incorrect | B
     B is false | B
-    20 | 20℃
+    20°F | 20℃
     costs $5 | costs 5
     i think so | i
     not A, but B | B
@@ -215,7 +215,7 @@ number | 42          | 42个                          | whole
 number | 42          | 42개                          | whole
 number | 42          | 42명입니다                    | whole
 number | 42          | 42円です。                    | whole
-number | 42          | 42 m                          | within
+number | 42          | 42 m                          | whole
 number | 42          | 42x                           | no
 number | 42          | ₹42                           | whole
 number | 42          | 42€                           | whole

@@ -218,8 +218,10 @@ def same(answer: str, known: str) -> bool:
 def _same_value(answer: str, known: str) -> bool:
     if not bare(known).endswith("!"):  # 5! is not 5
         answer = bare(answer).rstrip("!")
-    one, other = number_of(bare(answer)), number_of(bare(known))
-    return other.accepts(one) if one and other else words(answer) == words(known)
+    if other := number_of(bare(known)):
+        if one := number_of(other.spaced(bare(answer))):
+            return other.accepts(one)
+    return words(answer) == words(known)
 
 
 def mentions(answer: str, known: str, denied: bool = False) -> bool:
@@ -249,9 +251,11 @@ def mentions(answer: str, known: str, denied: bool = False) -> bool:
     if not denied and not _RULED_OUT.search(known):
         answer = _RULED_OUT.sub("", answer)
     if number := number_of(bare(known)):
-        found = [one for one in numbers_in(bare(answer)) if one.value == number.value]
-        if number.counts or not found:
-            return any(map(number.accepts, found))
+        found = list(numbers_in(number.spaced(bare(answer))))
+        if any(map(number.accepts, found)):
+            return True
+        if number.value not in [one.value for one in found]:
+            return False  # else the words of a longer unit may be there
     ours, theirs = words(answer), words(known)
     if any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1)):
         return True

@@ -2,7 +2,8 @@
 
 `1,234`, `1234.00`, `$1,234`, `1.234e3`, `1.234 × 10^3` and `1234 dollars` have the same value. So
 have `-5` and `−5` (U+2212), and `3/4`, `¾` and `0.75`. Digits may be of any script. `5 million`,
-`5 crore` and `3亿` are products. A percent sign is a unit: `50%` is 50, not 0.5. A text with other
+`5 crore` and `3亿` are products. A percent sign is a unit: `50%` is 50, not 0.5. So are words, and
+one letter after a blank, as in `4000 m`. A text with other
 words, or with a comma that groups no thousands (`1,23`), is no number, and neither is a sum such as
 `3万5千`.
 """
@@ -85,12 +86,14 @@ _TOUCHING = (
     r"\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _WORDS = re.compile(rf"(?:(?!\d)[{_TOUCHING}])+")
-# A unit of one or two words; single Latin letters may mean anything, such as k and m in `5k`.
-_WORD = rf"{_LETTER}{{2,20}}(?:\s{_LETTER}{{2,20}})?|(?!\d)[{_TOUCHING}]"
+# A unit of one or two words, or of one letter after a blank: k and m in `5k` may mean anything.
+_WORD = rf"{_LETTER}{{2,20}}(?:\s{_LETTER}{{2,20}})?|(?!\d)[{_TOUCHING}]|(?<=\s)(?-i:[ghlLmNsVW])"
+_PER = r"(?:/[^\W\d_]{1,9}|\^[23])*"  # as in m/s and m^2
 _ALONE = re.compile(
-    rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{_MONEY}%°])|(?P<word>°[CF]|{_WORD})))?",
+    rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{_MONEY}%°])|(?P<word>°[CF]|(?:{_WORD}){_PER})))?",
     re.IGNORECASE,
 )
+_NAME = re.compile("[A-Z][a-z]{2}")  # of a film, a ship or a team, which is no unit
 _PRICE = rf"(?:{_CURRENCY})?\d[\w.,]*"
 _STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
@@ -119,7 +122,7 @@ _AMOUNT = (
     r"(?:[.,/'’\u00a0\u2009\u202f]\d+| \d{3}(?!\d)|(?: and)? \d+/\d+)*(?:[eE][+-]?\d+)?"
     r"(?:[^\W\d_](?![^\W\d_])\w*|[_/][\w/]*)?"
     rf"(?:{_FACTOR})?(?:[^\S\n]?(?:\\?[{_MONEY}%°](?:[CF]\b)?"
-    rf"|(?!\d|[是でだ입이])[百千兆조]?[{_TOUCHING}]|(?!(?:{_NEXT})\b){_LETTER}{{2,20}}))?"
+    rf"|(?!\d|[是でだ입이])[百千兆조]?[{_TOUCHING}]|(?:(?!(?:{_NEXT})\b){_LETTER}{{2,20}}|(?<=\s)[ghlLmNsVW](?![\w'’])){_PER}))?"
 )
 _VARIABLE = r"(?<![^\W\d_])(?<![</])[b-zB-HJ-Z](?![^\W\d_])"
 _FUNCTION = (
@@ -154,23 +157,25 @@ _NO_UNIT = re.compile(
 @dataclass(frozen=True)
 class Number:
     """A number as it was written. unit: in the singular and in lower case; empty if there is
-    none.
+    none. named: what follows it is a name, as in `12 Monkeys`.
     """
 
     value: Fraction
     unit: str = ""
-
-    @property
-    def counts(self) -> bool:
-        """Whether it has no unit, or one with a symbol, or of one character; not a word such as
-        that of `12 Monkeys`.
-        """
-        return len(self.unit) < 2 or self.unit in _UNITS.values() or not self.unit[-1].isalpha()
+    named: bool = False
 
     def accepts(self, answer: Number) -> bool:
-        """Whether an answer is this number. A unit that has a symbol may be left out."""
-        left_out = not self.unit or (self.counts and not answer.unit)
+        """Whether an answer is this number. A unit may be left out, but not replaced."""
+        left_out = not self.unit or not (self.named or answer.unit)
         return self.value == answer.value and (left_out or self.unit == answer.unit)
+
+    def spaced(self, text: str) -> str:
+        """A text with a blank before its own unit where it has one letter: `5m` may be 5 million,
+        but not as an answer in `m`.
+        """
+        if not re.match(r"[A-Za-z](?![^\W\d_])", self.unit):
+            return text
+        return re.sub(rf"(?<=\d)(?={re.escape(self.unit)}(?!\w))", " ", text)
 
     def __str__(self) -> str:
         """The value, in digits or as a fraction."""
@@ -192,12 +197,13 @@ def number_of(text: str) -> Number | None:
     match = _ALONE.fullmatch(_plain(text).strip().removesuffix(".").strip())
     if match is None or (value := _value(match)) is None:
         return None
-    words = (match["word"] or "").lower().split()
+    word = match["word"] or ""
+    words = (word.lower() if len(word) > 1 else word).split()
     if any(map(_NO_UNIT.fullmatch, words)):
         return None
     sign = match["symbol"] or match["money"] or ""
     unit = _UNITS.get(sign, sign) or " ".join(word.removesuffix("s") for word in words)
-    return Number(value, unit)
+    return Number(value, unit, bool(_NAME.match(word)))
 
 
 def numbers_in(text: str) -> Iterator[Number]:
