@@ -218,9 +218,9 @@ def same(answer: str, known: str) -> bool:
 def _same_value(answer: str, known: str) -> bool:
     if not bare(known).endswith("!"):  # 5! is not 5
         answer = bare(answer).rstrip("!")
-    if other := number_of(bare(known)):
-        if one := number_of(other.spaced(bare(answer))):
-            return other.accepts(one)
+    number = number_of(bare(known))
+    if number and (other := number_of(number.spaced(bare(answer)))):
+        return number.accepts(other)
     return words(answer) == words(known)
 
 
@@ -254,8 +254,9 @@ def mentions(answer: str, known: str, denied: bool = False) -> bool:
         found = list(numbers_in(number.spaced(bare(answer))))
         if any(map(number.accepts, found)):
             return True
+        # Next to its value, the words of a longer unit may be there
         if number.value not in [one.value for one in found]:
-            return False  # else the words of a longer unit may be there
+            return False
     ours, theirs = words(answer), words(known)
     if any(ours[at : at + len(theirs)] == theirs for at in range(len(ours) - len(theirs) + 1)):
         return True

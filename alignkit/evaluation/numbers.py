@@ -88,12 +88,12 @@ _TOUCHING = (
 _WORDS = re.compile(rf"(?:(?!\d)[{_TOUCHING}])+")
 # A unit of one or two words, or of one letter after a blank: k and m in `5k` may mean anything.
 _WORD = rf"{_LETTER}{{2,20}}(?:\s{_LETTER}{{2,20}})?|(?!\d)[{_TOUCHING}]|(?<=\s)(?-i:[ghlLmNsVW])"
-_PER = r"(?:/[^\W\d_]{1,9}|\^[23])*"  # as in m/s and m^2
+_PER = r"(?:/[^\W\d_]{1,9}|\^[23])*"  # In m/s and m^2
 _ALONE = re.compile(
     rf"{_NUMBER}(?:\s?(?:\\?(?P<symbol>[{_MONEY}%°])|(?P<word>°[CF]|(?:{_WORD}){_PER})))?",
     re.IGNORECASE,
 )
-_NAME = re.compile("[A-Z][a-z]{2}")  # of a film, a ship or a team, which is no unit
+_NAME = re.compile("[A-Z][a-z]{2}")  # A name, such as a film's, is no unit
 _PRICE = rf"(?:{_CURRENCY})?\d[\w.,]*"
 _STEP = r"\b(?i:step|part|question|problem|case|example|item|exercise)\s?\d+\s?"
 # What has numbers in it but is none: telephone numbers, a day next to its year, dates and times in
