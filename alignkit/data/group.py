@@ -243,8 +243,10 @@ def why_not_demonstration(group: Group) -> str:
     return ""
 
 
-def preview(group: Group) -> str:
-    """The beginning of a group's prompt in quotes: people recognize it, unlike the id."""
+def preview(group: Group, length: int = _PREVIEW_LENGTH) -> str:
+    """The beginning of a group's prompt in quotes: people recognize it, unlike the id. Without a
+    prompt it is that of its first response.
+    """
     messages = [message for message in group.prompt if message["role"] == "user"] or list(
         group.prompt
     )
@@ -253,8 +255,8 @@ def preview(group: Group) -> str:
         if messages
         else next((response.text for response in group.responses), "")
     )
-    words = " ".join(text[: 4 * _PREVIEW_LENGTH].split())
-    return f"'{words if len(words) <= _PREVIEW_LENGTH else words[:_PREVIEW_LENGTH] + '...'}'"
+    words = " ".join(text[: 4 * length].split())
+    return f"'{words if len(words) <= length else words[:length] + '...'}'"
 
 
 def previews(groups: Sequence[Group]) -> str:

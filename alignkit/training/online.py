@@ -17,7 +17,7 @@ from torch import Tensor
 from alignkit import functional as F
 from alignkit.contract.algorithm import Algorithm, Phase, SelectContext, Skip
 from alignkit.contract.batch import likelier_now
-from alignkit.data.group import Group, length, responses_of
+from alignkit.data.group import Group, length, preview, responses_of
 from alignkit.errors import RunFailed, located_at
 from alignkit.host import returns
 from alignkit.host.calls import call, create, remembered
@@ -468,9 +468,21 @@ class RolloutTrainer(Trainer):
         )
         if idle == tried:
             raise RunFailed(
-                f"stage '{self.stage.name}': {fact}. The samples are in {self.files.folder}"
+                f"stage '{self.stage.name}': {fact}.\n{self._example(tried)}"
+                f"The samples are in {self.files.folder}"
             )
         self.stage.say(fact)
+
+    def _example(self, iteration: int) -> str:
+        """A prompt of an iteration, two of its answers, and their scores, each in a line."""
+        lines = ""
+        for group in self.files.seen(iteration)[:1]:
+            lines = f"For example, {preview(group)} was answered by:\n"
+            for response in list({one.text: one for one in group.responses}.values())[:2]:
+                score = response.scores.get("reward")
+                text = preview(Group((), (response,)), 100)
+                lines += f"  {text}, score {'none' if score is None else f'{score:.3g}'}\n"
+        return lines
 
 
 def mean_kl(

@@ -5,6 +5,7 @@ samples.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,8 +191,13 @@ def test_a_stage_that_is_stopped_before_it_learned_anything_fails(
     """
     measures(monkeypatch, {1: 0.0, 2: 0.0})
     nothing = Watched(keep=lambda group: False)
-    with pytest.raises(RunFailed, match="2 of 2 iterations had nothing to learn from"):
+    with pytest.raises(RunFailed) as raised:
         online(tmp_path, nothing, monitors=budget(1.0), **KEYS)
+    fact, example, *answers, place = str(raised.value).splitlines()
+    assert "2 of 2 iterations had nothing to learn from. Last reason: " in fact
+    assert re.fullmatch(r"For example, '.+' was answered by:", example)
+    assert len(answers) == 2 and place.startswith("The samples are in ")
+    assert all(re.fullmatch(r"  '.*', score \d+", answer) for answer in answers)
 
 
 def test_a_monitor_goes_back_and_not_forward() -> None:
