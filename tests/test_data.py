@@ -15,7 +15,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from alignkit.data import files
 from alignkit.data import group as groups_module
 from alignkit.data.group import Group, Message, Origin, Pair, Response
 from alignkit.errors import BadRow, DataError
-from alignkit.evaluation.split import sides as keys_of_sides
+from alignkit.evaluation.split import keys_of, opening
 from alignkit.host.registry import Component, Registration
 from alignkit.recipe.sources import DataSource, DataSpec, Loaded
 from alignkit.recipe.sources import load as load_spec
@@ -773,7 +773,7 @@ def test_validation_is_stable_under_new_rows_and_order(
     few = held(path, range(200))
     assert few == held(path, reversed(range(200)))
     # Rows of finished runs stay on their side.
-    assert sorted(text[9:] for text in few if len(text) == 10) == ["3", "5", "7", "8"]
+    assert sorted(text[9:] for text in few if len(text) == 10) == ["5", "6"]
     assert few | held(path, range(200, 400)) == held(path, range(400))
     assert few < held(path, range(200), share=0.3)
 
@@ -798,7 +798,7 @@ def test_a_prompt_held_out_of_one_source_is_held_out_of_all(tmp_path: Path) -> N
 def test_both_sides_have_a_prompt_if_there_are_two(tmp_path: Path, share: float) -> None:
     path = tmp_path / "d.jsonl"
     assert len(held(path, range(4), share=share)) in (1, 3)
-    with pytest.raises(DataError, match="holds out nothing: all 1 rows have the same prompt"):
+    with pytest.raises(DataError, match="holds out nothing: all 1 rows have one prompt"):
         held(path, range(1), share=share)
 
 
@@ -806,6 +806,12 @@ def sides(path: Path, rows: Iterable[Any], **keys: Any) -> list[list[Any]]:
     """What the rows on either side have in `x`."""
     loaded = load(source(write_rows(path, rows), validation=0.3, **keys))
     return [[group.meta["x"] for group in side] for side in (loaded.groups, loaded.validation)]
+
+
+def sides_of(groups: Sequence[Group]) -> set[str]:
+    """What decides the sides of a file of these groups, each in a row."""
+    keys = keys_of([(place, [group]) for place, group in enumerate(groups)])
+    return {keys[opening(group)] for group in groups}
 
 
 @pytest.mark.silent_bug(
@@ -831,7 +837,7 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     # Number 3 of one column is not number 3 of another.
     places = [Origin("a", 1, group="passage"), Origin("b", 1, source=1, group="author")]
     numbers = [Group(prompt(at.file), meta={"passage": 3, "author": 3}, origin=at) for at in places]
-    assert len({*keys_of_sides(numbers)}) == 2
+    assert len(sides_of(numbers)) == 2
     # One number is the same in each file, and prompts may differ by a date of the system.
     dated: Any = ({"role": "system", "content": "May 1"}, *prompt("0"))
     values = (3, 3.0, "3", " 3.0", "03")
@@ -841,7 +847,7 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
     ]
     alike = [Group(each) for each in (dated, prompt("0"), prompt("1"), dated[:1])]
     for groups, count in ((three, 2), (alike, 3)):
-        assert len({*keys_of_sides(groups)}) == len({*units_of(groups)}) == count
+        assert len(sides_of(groups)) == len({*units_of(groups)}) == count
     # A column that the format reads may be shared, too.
     taught = [{"prompt": row["prompt"], "system": row["passage"], "x": row["x"]} for row in rows]
     one, other = sides(path, taught, group="system")
@@ -852,6 +858,52 @@ def test_rows_that_share_a_column_stay_on_one_side(tmp_path: Path) -> None:
             sides(path, [row], group="chapter")
     with pytest.raises(DataError, match="holds out nothing: all 5 rows have the same 'passage'"):
         sides(path, rows[::12], group="passage")
+
+
+TOLD = "Please turn the router off, wait for {} seconds and turn it on again."
+
+
+def test_one_split_for_a_file_whatever_reads_it(tmp_path: Path) -> None:
+    asked = [f"Item {n}: what {'does' if n % 2 else 'did'} it cost?" for n in range(80)]
+    told = [TOLD.format(n % 20) + "!" * (n // 20) for n in range(80)]
+    rows = [
+        {"Q": question, "A": answer, "x": n % 20}
+        for n, (question, answer) in enumerate(zip(asked, told, strict=True))
+    ]
+    path = write_rows(tmp_path / "d.jsonl", rows)
+    words = "Solve. {{ Q }} End with: Answer: NUMBER, and nothing else."
+    registration = Registration("template", FORMATS["template"])
+    options = FORMATS["template"].Options(prompt=words, answer="{{ A }}")
+    template = Component("format", "template", registration, options)
+    columns = {"prompt": "Q", "completion": "A"}
+    ways: list[tuple[Any, dict[str, Any]]] = [
+        (template, {}),
+        (None, {"columns": columns}),
+        (None, {"columns": {"prompt": "Q"}}),
+    ]
+    found = set()
+    for format, keys in ways:
+        read = [{"part": (0, 0.3)}, {"part": (0.3, 1)}, {"part": (0, 0.3), "limit": 40}]
+        loaded = [load(source(path, format, **keys, **more)).groups for more in read]
+        loaded += [load(source(path, format, **keys, validation=0.3)).validation]
+        held, rest, first, validation = (
+            sorted(group.origin.row for group in side if group.origin) for side in loaded
+        )
+        assert validation == held and first == [row for row in held if row <= 40]
+        assert not {row % 20 for row in held} & {row % 20 for row in rest} and rest
+        found.add(tuple(held))
+    assert len(found) == 1 and found.pop()
+
+
+def test_what_most_rows_share_joins_none(tmp_path: Path) -> None:
+    """A form in which all rows are written would put them all on one side."""
+    form = (
+        "A customer asks about her order of {}. Answer in one polite sentence, without a greeting."
+    )
+    goods = [chr(97 + n // 26) + chr(97 + n % 26) for n in range(60)]
+    path = write_rows(tmp_path / "d.jsonl", ({"prompt": form.format(each)} for each in goods))
+    loaded = load(source(path, validation=0.3))
+    assert 8 <= len(loaded.validation) <= 28
 
 
 def test_prompts_that_differ_in_case_stay_on_one_side_whatever_comes_first(tmp_path: Path) -> None:

@@ -108,6 +108,12 @@ class Format:
         """
         return (self.read(row),)
 
+    def asks(self, row: Any) -> str:
+        """What a row asks, if the prompt that `read` makes has words of its own, too: so the same
+        rows are held out in any words. Default: nothing, and what the user says first decides.
+        """
+        return ""
+
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """All numbered rows of a source whose recipe names the format, for one that must see them
         together.

@@ -36,7 +36,8 @@ class Add(Protocol):
             `template` takes Jinja code. The rest are functions that every run asks, and that have
             something to say if they return it: `plan(recipe, out)` what a run would do, as a
             `commands.Result`; `advice(row, formats)` what a user may do about a row that no format
-            recognizes; `data_facts(loaded)` what stage.json keeps of each source of a data entry;
+            recognizes; `alike(rows)` the pairs of places of a file's rows, as parsed, that nearly
+            repeat each other; `data_facts(loaded)` what stage.json keeps of each source of a data entry;
             `executor(run, stage, folder, name)` what computes the chunks of a step's map elsewhere,
             in order; `results(folder, records, width)` the lines that a run prints at its end.
         name: What recipes write; of a reader the suffix of its files. If two plugins provide it,

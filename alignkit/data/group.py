@@ -83,7 +83,8 @@ class Origin:
     """Where a group was read. file: path or name of its source. row: counts from 1.
 
     skip: its source leaves out bad rows (`on_bad_row: skip`). source: its source's place in the
-    data entry, from 0. group: the column by which its source holds rows together.
+    data entry, from 0. group: the column by which its source holds rows together. asks: what the
+    row asks, if its prompt has words of a template, too.
     """
 
     file: str
@@ -91,6 +92,7 @@ class Origin:
     skip: bool = False
     source: int = 0
     group: str | None = None
+    asks: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.row}"

@@ -1,21 +1,28 @@
-"""Rows that are held out together: their prompts say the same, continue each other, or share a
-column's value of their source.
+"""Rows that are held out together: their conversations open with the same words, they nearly repeat
+each other, or they share a column's value of their source.
 
-A row is on the side that its key chooses, by a hash, so that adding rows does not move the others.
+A row lies where the hash of its key says, a number in [0, 1): `validation: 0.2` is the same as
+`part: [0, 0.2]`. Adding rows moves only those that the new ones nearly repeat. No seed, stage or
+template has a part in it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from alignkit.contract.formats import text_of
-from alignkit.data.group import Group, sha256_of, turns_of
+from alignkit.data.group import Group, sha256_of, turns_of, user_turn
 from alignkit.errors import DataError
 from alignkit.evaluation.answers import normalized
+from alignkit.host.plugins import plugins
 
+MOST = 10_000  # rows of a file in which near duplicates are looked for
+FEW = 5  # rows that near duplicates may join in a small file
 WORD = re.compile(r"\w+")
 _INTEGER = re.compile(r"\s*(0|-?[1-9]\d{0,20})(?:\.0+)?\s*")  # 7 is also written as 7.0 and "7"
 
@@ -59,24 +66,30 @@ def loose_key(group: Group) -> str:
     return prompt_key(replace(group, prompt=turns or group.prompt), normalized)
 
 
-def sides(groups: Sequence[Group]) -> list[str]:
-    """The key of each group: groups with the same key are on one side.
+def keys_of(rows: Sequence[tuple[Any, Sequence[Group]]]) -> dict[str, str]:
+    """The key of each opening in a file: what has the same key is on one side.
 
-    A key is that of the prompt, or of the source's column. Keys are joined if groups share a
-    prompt, come from one row, or continue each other: a prompt is then the beginning of another
-    one. The key of all is the smallest, whatever the order of the rows.
+    rows: all of the file, each as parsed and as groups. Rows are joined if they share an opening or
+    if they nearly repeat each other, as the functions of the kind `alike` say. What joins more than
+    a tenth of the rows, such as a form that all are written in, joins none. The key of all is the
+    smallest, whatever the order of the rows.
     """
-    units, prompts = list(map(_unit, groups)), list(map(loose_key, groups))
-    known, shares = set(prompts), list[set[str]]()
-    for group, *keys in zip(groups, units, prompts, strict=True):
-        shares.append(set(keys))
-        if group.origin is not None:
-            shares[-1].add(f"{group.origin.source}:{group.origin.row}")
-        for end in range(1, len(group.prompt) - 1):
-            shares[-1] |= known & {loose_key(replace(group, prompt=group.prompt[:end]))}
-    places = connected(shares)
-    smallest = dict(sorted(zip(places, units, strict=True), reverse=True))
-    return list(map(smallest.__getitem__, places))
+    alone = [set[Any]().union(*map(openings, groups)) for _, groups in rows]
+    places = plain = connected(alone)
+    if len(rows) <= MOST:
+        joined = list(map(set, alone))
+        raw = [row for row, _ in rows]
+        for pair in chain.from_iterable(plugins().ask("alike", raw)):
+            for place in pair:
+                joined[place].add(pair)
+        places = connected(joined)
+    sizes = Counter(places)
+    keys: dict[int, str] = {}
+    for at, own in enumerate(alone):
+        if sizes[places[at]] > max(FEW, len(rows) / 10):
+            places[at] = plain[at]
+        keys[places[at]] = min({*own, keys.get(places[at], max(own))})
+    return {each: keys[place] for place, own in zip(places, alone, strict=True) for each in own}
 
 
 def connected(shares: Iterable[Iterable[Any]]) -> list[int]:
@@ -101,17 +114,28 @@ def connected(shares: Iterable[Iterable[Any]]) -> list[int]:
 
 
 def opening(group: Group) -> str:
-    """What all turns and answers of a conversation share, in any file: what the user says first;
-    see `_unit`.
+    """What all turns and answers of a conversation share, in any file: what the user says first, or
+    what the row asks (`Format.asks`); see `_unit`.
     """
-    if group.origin and group.origin.group:
-        return _unit(group)
+    return _unit(group) if group.origin and group.origin.group else _first_words(group)
+
+
+def openings(group: Group) -> set[str]:
+    """What holds a group together with others: the column of its source's `group`, and its first
+    words.
+    """
+    return {opening(group), _first_words(group)}
+
+
+def _first_words(group: Group) -> str:
     first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
-    first_words = group if first is None else replace(group, prompt=(first,))
-    return prompt_key(first_words, lambda text: " ".join(WORD.findall(normalized(text))))
+    if asks := group.origin and group.origin.asks:
+        first = user_turn(asks)
+    said = group if first is None else replace(group, prompt=(first,))
+    return prompt_key(said, lambda text: " ".join(WORD.findall(normalized(text))))
 
 
-def fraction(purpose: str, key: str) -> float:
+def fraction(key: str) -> float:
     """A key's number in [0, 1), which is a hash."""
-    # The 0 was a seed: whoever had none keeps the same split.
-    return int(sha256_of([purpose, 0, key])[:13], 16) / 16**13
+    # What was a purpose and a seed: whoever had none keeps the same split.
+    return int(sha256_of(["part", 0, key])[:13], 16) / 16**13

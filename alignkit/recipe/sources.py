@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,7 +81,7 @@ class DataSource(Options):
     limit: int | None = Field(None, "use only the first N good rows; default: all", ge=1)
     split: str | None = Field(None, "split of a Hub data set; default: train")
     validation: float = Field(
-        0.0, "fraction of the prompts that is held out for validation", ge=0, lt=1
+        0.0, "share that is held out for validation, as `part: [0, SHARE]` reads it", ge=0, lt=1
     )
     part: tuple[float, float] | None = Field(
         None, "share of the conversations by their first message, such as [0.2, 0.6]"
@@ -204,9 +205,8 @@ def load(spec: DataSpec, *, formats: Formats, stage_data: StageData, commit: Com
     formats: by name; tried on the first row of a source without a format. stage_data: the file
     that holds a stage's groups. commit: the commit of a hub data set.
 
-    The validation split hashes prompts, or the column that `group` names: each is on one side only,
-    in all sources, and so are the turns of a conversation. Adding rows does not move the others,
-    nor does the recipe's seed, so that runs with several seeds are measured on the same rows.
+    `validation` holds out what `part` would read from 0 to it, and in the other sources what shares
+    its opening; see `alignkit.evaluation.split`.
 
     Raises `DataError` that lists the bad rows of all sources, or names a source that has no usable
     row, or from which nothing can be held out.
@@ -229,7 +229,7 @@ def load(spec: DataSpec, *, formats: Formats, stage_data: StageData, commit: Com
         groups += found
     if errors:
         raise DataError(f"{bad_rows_error(errors)}\nhelp: correct the rows{OR_SKIP}")
-    kept, other = _split(groups, spec.sources)
+    kept, other = _split(groups, readers)
     facts = tuple(reader.facts(kept, other) for reader in readers)
     return Loaded(kept, other, skipped, facts)
 
@@ -311,9 +311,20 @@ class SourceReader:
         if self.source.part is None:
             return list(groups)
         low, high = self.source.part
-        return [
-            group for group in groups if low <= split.fraction("part", split.opening(group)) < high
-        ]
+        return [group for group in groups if low <= split.fraction(self.key(group)) < high]
+
+    def key(self, group: Group) -> str:
+        """What decides where a group lies in the split of its source."""
+        opening = split.opening(group)
+        return self._keys.get(opening, opening)
+
+    @cached_property
+    def _keys(self) -> Mapping[str, str]:
+        """The keys of the whole source, since its split is the same for each `limit`."""
+        source = self.source.model_copy(update={"limit": None})
+        whole = SourceReader(source, self.formats, self.stage_data, self.commit, self.place)
+        rows = [(row.raw, row.groups) for row in islice(whole.rows(), split.MOST + 1)]
+        return split.keys_of([row for row in rows if row[1]])
 
     def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -387,6 +398,7 @@ class SourceReader:
         origin = Origin(self.source.name, number, skip, self.place, self.source.group)
         try:
             groups = checked_groups(format, row)
+            origin = replace(origin, asks=format.asks(row))
             return [self._completed(group, raw, origin) for group in groups]
         except BadRow:
             raise
@@ -445,28 +457,30 @@ def _place(group: Group) -> int:
 
 
 def _split(
-    groups: Sequence[Group], sources: Sequence[DataSource]
+    groups: Sequence[Group], readers: Sequence[SourceReader]
 ) -> tuple[list[Group], list[Group]]:
-    """The groups on either side: about the `validation` of each source's keys is held out, of all
-    sources.
-    """
-    if not any(source.validation for source in sources):
+    """The groups on either side: what the `validation` of a source holds out, of all sources."""
+    if not any(reader.source.validation for reader in readers):
         return list(groups), []
-    keyed = list(zip(split.sides(groups), groups, strict=True))
-    held_out: set[str] = set()
-    for place, source in enumerate(sources):
-        if not source.validation:
-            continue
-        keys = [key for key, group in keyed if _place(group) == place]
-        order = sorted((split.fraction("validation", key), key) for key in set(keys))
-        if len(order) < 2:
-            what = f"'{source.group}'" if source.group else "prompt, or belong to one conversation"
+    keys = [readers[_place(group)].key(group) for group in groups]
+    shares = [{key, *split.openings(group)} for key, group in zip(keys, groups, strict=True)]
+    sets = split.connected(shares)
+    held_out: set[int] = set()
+    for reader in readers:
+        share, lowest = reader.source.validation, dict[int, float]()
+        for at, key, group in zip(sets, keys, groups, strict=True):
+            if share and _place(group) == reader.place:
+                lowest[at] = min(lowest.get(at, 1.0), split.fraction(key))
+        order = sorted(lowest, key=lambda at: (lowest[at], at))
+        if share and len(order) < 2:
+            count = sum(_place(group) == reader.place for group in groups)
+            column = reader.source.group
+            what = f"the same '{column}'" if column else "one prompt, or repeat each other"
             raise DataError(
-                f"{source.name}: 'validation: {source.validation:g}' holds out nothing: all "
-                f"{len(keys)} rows have the same {what}\n"
-                "help: leave 'validation' out, or name other data for it"
+                f"{reader.source.name}: 'validation: {share:g}' holds out nothing: all {count} "
+                f"rows have {what}\nhelp: leave 'validation' out, or name other data for it"
             )
-        chosen = [key for fraction, key in order if fraction < source.validation]
-        held_out.update(chosen[: len(order) - 1] or [order[0][1]])  # at least one key on each side
-    training = [group for key, group in keyed if key not in held_out]
-    return training, [group for key, group in keyed if key in held_out]
+        chosen = [at for at in order if lowest[at] < share]
+        held_out.update(chosen[: len(order) - 1] or order[:1])  # at least one set on each side
+    training = [group for at, group in zip(sets, groups, strict=True) if at not in held_out]
+    return training, [group for at, group in zip(sets, groups, strict=True) if at in held_out]

@@ -186,6 +186,9 @@ as_checked recipe_tools.check:checked  what a run of a recipe would do
 [advice]
 mappings formats.column_mappings:advice  what columns may mean that no format recognizes
 
+[alike]
+near data_tools.near:alike  rows that nearly repeat each other
+
 [data_facts]
 data_card report.data_card:cards  how many rows, how long, which labels
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("rensa")
-
 from planted_rows import PERSONAL, PLANTED, data, plant
 
 from alignkit_plugins.data_tools import browse

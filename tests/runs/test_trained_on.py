@@ -14,6 +14,7 @@ from alignkit.data.group import Group, Response, prompts_of
 from alignkit.io.results import read_record, write_record
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
+from alignkit_plugins.command_line.words import data_of
 from alignkit_plugins.evals.learned_from import trained_prompts
 from tests.rows import assistant, demos, pairs, prompts, run, user, write_recipe, write_rows
 
@@ -59,6 +60,27 @@ def test_all_stages_that_a_policy_comes_from_count(tmp_path: Path) -> None:
     assert seen(tmp_path, "align", words, selected="other") == other
     # To choose by prompts is to learn from them
     assert seen(tmp_path, "best", words, selected="other") == {"best": ["h"], "other": ["z"]}
+
+
+def test_a_row_in_the_words_of_another_template_is_seen(tmp_path: Path) -> None:
+    rows = write_rows(
+        tmp_path / "rows.jsonl",
+        ({"prompt": text, "completion": "9"} for text in ("How much?", "Why?")),
+    )
+    read = (
+        "{template: {path: rows.jsonl, prompt: 'Say: {{ prompt }}', response: '{{ completion }}'}}"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        f"model: {{base: tiny}}\nstages:\n  sft: {{algorithm: sft, data: {read}}}\n"
+    )
+    data = RunData(Path)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    context: Any = SimpleNamespace(
+        recipe=recipe, out=tmp_path / "run" / "report", read=lambda spec: data.read(spec).groups
+    )
+    groups = data.read(data_of({"path": str(rows)}, "test")).groups
+    assert trained_prompts(context, "sft", groups) == {"sft": {0, 1}}
+    assert trained_prompts(context, "sft", prompts(["How much?"])) == {}
 
 
 def test_repeated_prompts_count_each_and_fresh_ones_not(tmp_path: Path) -> None:

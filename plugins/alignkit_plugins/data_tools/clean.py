@@ -71,7 +71,7 @@ class Rules(Phrases):
     """
 
     near: float = Field(
-        0.8,
+        near.THRESHOLD,
         "drop rows at least this similar to an earlier one, with the same numbers; 0: none",
         ge=0,
         le=1,
@@ -92,7 +92,6 @@ class Rules(Phrases):
 
     def check(self, user: str) -> None:
         """Raise RunFailed for a package that is missing, or a language that nobody can tell."""
-        check_extra(user, "data", "rensa")
         if self.languages:
             check_extra(user, "data", "py3langid")
             check_languages(user, self.languages)

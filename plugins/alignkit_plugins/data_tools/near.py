@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -28,6 +28,7 @@ from alignkit_plugins.text.rows import turns_of_response, turns_text
 BANDS, PER_BAND, SEED = 20, 6, 49
 VALUES = 512  # a signature says how similar candidates are to within 0.04
 GRAM = 5  # characters
+THRESHOLD = 0.8  # similarity of near duplicates
 MOST = 20_000  # characters of a text that are compared
 PART = "\x1f"  # between the prompt and the responses of a row; no normalized text has it
 ALMOST = 0.9999  # similarity at most of texts that are not equal, but have the same grams
@@ -166,15 +167,19 @@ class Index:
             self.signed.append((unit, values))
 
     def match(self, unit: Unit) -> Match | None:
-        """The text that equals another one, or that is nearly equal to it.
+        """The text that equals another one, or that is nearly equal to it."""
+        return next(self.matches(unit), None)
+
+    def matches(self, unit: Unit) -> Iterator[Match]:
+        """An equal text, or else those that are nearly equal, the likeliest first.
 
         Texts with a long part in common share a few bands with all others; then only those with
         the most similar signatures are compared.
         """
         if unit.text in self.first:
-            return Match(unit, self.first[unit.text], 1.0)
-        if not self.bands:
-            return None
+            yield Match(unit, self.first[unit.text], 1.0)
+        if unit.text in self.first or not self.bands:
+            return
         bands, values = _signature(unit.text)
         places = {place for band in bands for place in self.bands.get(band, [])[-MOST_ALIKE:]}
         found = [self.signed[place] for place in sorted(places)]
@@ -182,8 +187,7 @@ class Index:
         for other, _ in found[:LIKELY]:
             alike_by = similarity(other.text, unit.text)
             if alike_by >= self.threshold:
-                return Match(unit, other, alike_by)
-        return None
+                yield Match(unit, other, alike_by)
 
 
 def repeated(units: Iterable[Unit], threshold: float) -> list[Match]:
@@ -216,3 +220,36 @@ def leaks(
         copies = Counter(unit.text for unit in units)
         units = [unit for unit in units if copies[unit.text] <= COMMON]
     return shared(units, units_of(held_out, kind), threshold)
+
+
+def alike(rows: Sequence[Any]) -> list[tuple[int, int]]:
+    """The pairs of a file's rows, by their places, that share a long text, or nearly.
+
+    It looks at all texts in a row, whatever a format makes of them. One that more than COMMON rows
+    have, such as a refusal, joins none.
+    """
+    return _pairs_of(tuple(tuple(dict.fromkeys(_texts(row))) for row in rows))
+
+
+@lru_cache(maxsize=4)  # several stages read one file
+def _pairs_of(texts: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    copies = Counter(text for row in texts for text in row)
+    index, pairs = Index(THRESHOLD), dict[tuple[int, int], None]()
+    for at, row in enumerate(texts):
+        for unit in (Unit(at, text) for text in row if copies[text] <= COMMON):
+            for match in index.matches(unit):
+                if match.other.row != at:
+                    pairs[match.other.row, at] = None
+            index.add(unit)
+    return list(pairs)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The long texts in plain data, normalized."""
+    if isinstance(value, str):
+        text = normalized(value)
+        if len(text) >= LEAST:
+            yield text
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)

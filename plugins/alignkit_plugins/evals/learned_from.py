@@ -154,13 +154,15 @@ def trained_prompts(
 
     model: a policy, or a reward with any number of reward models. A model's stages are its own and
     those that its starting weights come from, also in another run, as far as its files are still
-    there. Prompts are equal if they say the same.
+    there. Prompts are equal if they say the same, or are one row of a file in the words of two
+    templates.
     """
     if context.recipe is None:
         return {}
     places: dict[str, list[int]] = {}
     for place, group in enumerate(prompts):
-        places.setdefault(loose_key(group), []).append(place)
+        for key in _same(group):
+            places.setdefault(key, []).append(place)
     names = [model] if isinstance(model, str) else _reward_models(model)
     trained: dict[str, set[int]] = {}
     for name in names:
@@ -168,9 +170,17 @@ def trained_prompts(
             groups = _read_by(stage, context, title == stage.name)
             # A dialogue is learned from its first answer on, and asked about at its last.
             for group in (*groups, *prompts_of(groups)):
-                if seen := places.get(loose_key(group)):
-                    trained.setdefault(title, set()).update(seen)
+                for key in _same(group):
+                    if seen := places.get(key):
+                        trained.setdefault(title, set()).update(seen)
     return trained
+
+
+def _same(group: Group) -> Iterator[str]:
+    """What is the same for one prompt in other words: what it says, and the row of its file."""
+    yield loose_key(group)
+    if group.origin is not None:
+        yield str(group.origin)
 
 
 def _trained_stages(name: str, recipe: Recipe, run: Path) -> Iterator[tuple[str, Stage]]:

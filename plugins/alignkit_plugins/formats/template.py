@@ -293,6 +293,13 @@ class Template(ColumnFormat):
             meta["answer"] = values["answer"]
         return Group(prompt, tuple(responses), pairs, meta=meta)
 
+    def asks(self, row: Any) -> str:
+        """The columns of the prompt, without the template's words."""
+        text, columns = self.texts.get("prompt"), columns_of(row)
+        names = sorted(text.columns, key=text.source.find) if text else ()
+        asked = (columns.get(name) for name in names)
+        return "\n".join(str(value) for value in asked if isinstance(value, str | int | float))
+
     def _turns(
         self, values: Mapping[str, Any], name: str, user: bool = True
     ) -> tuple[Message, ...]:
