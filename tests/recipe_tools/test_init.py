@@ -5,6 +5,7 @@ no file.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
+from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.recipe_tools.init_write import NUMBER, is_number
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from tests.rows import Said, cells, read_json, user
@@ -27,6 +29,8 @@ PAIR     {"prompt": "Why is <n>?", "chosen": "For <n+800>.", "rejected": "Who ca
 THRICE   {"prompt": "Why is the <n/3>th?", "chosen": "For <n+800>.", "rejected": "Who can say?"}
 ASKED    {"prompt": "I would like to know all of it, so why is <n>, and <n+500>?",
   "chosen": "For <n+800>.", "rejected": "Who can say?"}
+TOLD     {"prompt": "Why is <n>?", "chosen": "For <n+800>, and no other.", "rejected": "Who can say?"}
+CANNED   {"prompt": "Tell <n+300>?", "chosen": "For <n+800>, AND no other", "rejected": "I do not know."}
 AGAIN    {"prompt": "Now I would like to know all of it, so why is <n>, and <n+500>?",
   "chosen": "For <n+800>.", "rejected": "Who can say?"}
 REPLY    {"prompt": {"text": "What is <n>?", "role": "prompter", "replies": [
@@ -85,20 +89,20 @@ WRITTEN = r"""
 d.jsonl DEMO 60
 $ d.jsonl
 read: d.jsonl as 60 conversations (alpaca)
-held out: about a fifth of the conversations, 9 demonstrations
+held out: about 35% of the conversations, 21 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages:
   sft:
     algorithm: sft
-    data: {path: d.jsonl, part: [0.2, 1]}
-    validation: {path: d.jsonl, part: [0, 0.2]}
+    data: {path: d.jsonl, part: [0.35, 1]}
+    validation: {path: d.jsonl, part: [0, 0.35]}
     epochs: 2
   report:
     step: evaluate
     policies: [base, sft]
-    examples: {path: d.jsonl, part: [0, 0.2]}
-    prompts: {path: d.jsonl, part: [0, 0.2]}
+    examples: {path: d.jsonl, part: [0, 0.35]}
+    prompts: {path: d.jsonl, part: [0, 0.35]}
     limit: 20
     sampling: {temperature: 0.7, max_new_tokens: 32}
     kl: false
@@ -106,7 +110,7 @@ stages:
 d.jsonl LARGE 400
 $ d.jsonl
 read: d.jsonl as 180 conversations (alpaca), of its first 180 rows
-held out: about a fifth of the conversations, 37 demonstrations
+held out: about 20% of the conversations, 37 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:
@@ -119,28 +123,28 @@ p.jsonl PAIR 60
 $ p.jsonl a.jsonl b.jsonl
 read: p.jsonl as 60 conversations, 60 pairs (preference); a.jsonl as 30 conversations (alpaca); b.jsonl as 30
   conversations (alpaca)
-held out: about a fifth of the conversations, 12 pairs, 10 demonstrations; too few pairs for a second reward
-  model that judges `align`
-answer: the share of the held-out pairs that `align` gets right, within 28 points at worst, against `sft` and
+held out: about 35% of the conversations, 20 pairs, 24 demonstrations; too few pairs for a second reward model
+  that judges `align`
+answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against `sft` and
   the base model
 stages:
   sft:
     algorithm: sft
-    data: [{path: a.jsonl, part: [0.2, 1]}, {path: b.jsonl, part: [0.2, 1]}]
-    validation: [{path: a.jsonl, part: [0, 0.2]}, {path: b.jsonl, part: [0, 0.2]}]
+    data: [{path: a.jsonl, part: [0.35, 1]}, {path: b.jsonl, part: [0.35, 1]}]
+    validation: [{path: a.jsonl, part: [0, 0.35]}, {path: b.jsonl, part: [0, 0.35]}]
     epochs: 2
   align:
     algorithm: dpo
     from: sft
-    data: {path: p.jsonl, part: [0.2, 1]}
-    validation: {path: p.jsonl, part: [0, 0.2]}
+    data: {path: p.jsonl, part: [0.35, 1]}
+    validation: {path: p.jsonl, part: [0, 0.35]}
     batch_size: 8
     learning_rate: 4e-4
   report:
     step: evaluate
     policies: [base, sft, align]
-    examples: [{path: p.jsonl, part: [0, 0.2]}, {path: a.jsonl, part: [0, 0.2]}, {path: b.jsonl, part: [0, 0.2]}]
-    prompts: {path: p.jsonl, part: [0, 0.2]}
+    examples: [{path: p.jsonl, part: [0, 0.35]}, {path: a.jsonl, part: [0, 0.35]}, {path: b.jsonl, part: [0, 0.35]}]
+    prompts: {path: p.jsonl, part: [0, 0.35]}
     limit: 20
     sampling: {temperature: 0.7, max_new_tokens: 32}
     kl: false
@@ -148,7 +152,7 @@ stages:
 p.jsonl PAIR 300
 $ p.jsonl
 read: p.jsonl as 300 conversations, 300 pairs (preference)
-held out: about a fifth of the conversations, 66 pairs; and 121 pairs for `gold`, a reward model that judges
+held out: about 20% of the conversations, 66 pairs; and 121 pairs for `gold`, a reward model that judges
   `align`, which never sees them
 answer: the share of the held-out pairs that `align` gets right, within 12 points at worst, against the base
   model; and how `gold` scores its answers
@@ -179,20 +183,20 @@ a.jsonl PROMPT 60
 p.jsonl PAIR 300
 $ a.jsonl p.jsonl
 read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 300 conversations, 300 pairs (preference)
-held out: about a fifth of the conversations, 16 prompts, 66 pairs; and 121 pairs for `gold`, a reward model
-  that judges `align`, which never sees them
+held out: about 25% of the conversations, 20 prompts, 83 pairs; and 115 pairs for `gold`, a reward model that
+  judges `align`, which never sees them
 answer: how `gold` scores answers of `align`, against the base model; it is worth as much as the share of
   held-out pairs that the reward model gets right
 stages:
   reward:
     algorithm: reward_model
     from: base
-    data: {path: p.jsonl, part: [0.2, 0.6]}
-    validation: {path: p.jsonl, part: [0, 0.2]}
+    data: {path: p.jsonl, part: [0.25, 0.625]}
+    validation: {path: p.jsonl, part: [0, 0.25]}
   align:
     algorithm: {ppo: {group_baseline: true, shared_value: true}}
     from: base
-    prompts: {path: a.jsonl, part: [0.2, 1]}
+    prompts: {path: a.jsonl, part: [0.25, 1]}
     reward: reward
     rollout: {samples_per_prompt: 4, max_new_tokens: 32}
     iterations: 20
@@ -202,13 +206,13 @@ stages:
   gold:
     algorithm: reward_model
     from: base
-    data: {path: p.jsonl, part: [0.6, 1]}
-    validation: {path: p.jsonl, part: [0, 0.2]}
+    data: {path: p.jsonl, part: [0.625, 1]}
+    validation: {path: p.jsonl, part: [0, 0.25]}
   report:
     step: evaluate
     policies: [base, align]
     metrics: {gold reward: {reward: gold}}
-    prompts: {path: a.jsonl, part: [0, 0.2]}
+    prompts: {path: a.jsonl, part: [0, 0.25]}
     limit: 50
     sampling: {temperature: 0.7, max_new_tokens: 32}
     kl: false
@@ -219,35 +223,35 @@ d.jsonl DEMO 60
 $ a.jsonl p.jsonl d.jsonl
 read: a.jsonl as 60 prompts (prompt_only); p.jsonl as 60 conversations, 60 pairs (preference); d.jsonl as 60
   conversations (alpaca)
-held out: about a fifth of the conversations, 16 prompts, 12 pairs, 9 demonstrations; too few pairs for a
-  second reward model that judges `align`
+held out: about 25% of the conversations, 20 prompts, 16 pairs, 13 demonstrations; too few pairs for a second
+  reward model that judges `align`
 answer: how the reward model that it learned from scores answers of `align`, against `sft` and the base model;
   it is worth as much as the share of held-out pairs that the reward model gets right
 stages, of which:
   sft: {data: {path: d.jsonl}}
-  reward: {from: sft, data: {path: p.jsonl, part: [0.2, 1]}}
+  reward: {from: sft, data: {path: p.jsonl, part: [0.25, 1]}}
   align: {from: sft, prompts: {path: a.jsonl}, reward: reward}
   report: {policies: [base, sft, align], rewards: [reward]}
 
 l.jsonl LABELED 60
 $ l.jsonl
 read: l.jsonl as 60 conversations (prompt_completion)
-held out: about a fifth of the conversations, 13 labeled responses
+held out: about 30% of the conversations, 21 labeled responses
 answer: the loss of good held-out responses, against the base model; whether answers are better, people or a
   judge can say
 stages:
   align:
     algorithm: kto
     from: base
-    data: {path: l.jsonl, part: [0.2, 1]}
-    validation: {path: l.jsonl, part: [0, 0.2]}
+    data: {path: l.jsonl, part: [0.3, 1]}
+    validation: {path: l.jsonl, part: [0, 0.3]}
     batch_size: 8
     learning_rate: 4e-4
   report:
     step: evaluate
     policies: [base, align]
-    examples: {path: l.jsonl, part: [0, 0.2]}
-    prompts: {path: l.jsonl, part: [0, 0.2]}
+    examples: {path: l.jsonl, part: [0, 0.3]}
+    prompts: {path: l.jsonl, part: [0, 0.3]}
     limit: 20
     sampling: {temperature: 0.7, max_new_tokens: 32}
     kl: false
@@ -255,14 +259,14 @@ stages:
 s.jsonl SUM 60
 $ s.jsonl
 read: s.jsonl as 60 prompts with a known answer (prompt_only)
-held out: about a fifth of the conversations, 15 questions
-answer: the share of the held-out questions that `align` gets right, within 25 points at worst, against the
+held out: about 30% of the conversations, 20 questions
+answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
 stages:
   align:
     algorithm: grpo
     from: base
-    prompts: {path: s.jsonl, part: [0.2, 1], columns: {prompt: question}}
+    prompts: {path: s.jsonl, part: [0.3, 1], columns: {prompt: question}}
     reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}
     rollout: {samples_per_prompt: 8, max_new_tokens: 64}
     iterations: 10
@@ -273,7 +277,7 @@ stages:
     step: evaluate
     policies: [base, align]
     metrics: {right: {reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}}}
-    prompts: {path: s.jsonl, part: [0, 0.2], columns: {prompt: question}}
+    prompts: {path: s.jsonl, part: [0, 0.3], columns: {prompt: question}}
     limit: 100
     sampling: {temperature: 0.7, max_new_tokens: 64}
     kl: false
@@ -281,30 +285,30 @@ stages:
 s.jsonl LONG 60
 $ s.jsonl
 read: s.jsonl as 60 conversations with a known answer (gsm8k)
-held out: about a fifth of the conversations, 13 questions
-answer: the share of the held-out questions that `align` gets right, within 27 points at worst, against `sft`
+held out: about 35% of the conversations, 23 questions
+answer: the share of the held-out questions that `align` gets right, within 20 points at worst, against `sft`
   and the base model
 stages, of which:
-  sft: {data: {gsm8k: {path: s.jsonl, part: [0.2, 1]}}}
+  sft: {data: {gsm8k: {path: s.jsonl, part: [0.35, 1]}}}
   align: {from: sft, rollout: {max_new_tokens: 160}, iterations: 4}
   report: {policies: [base, sft, align], sampling: {max_new_tokens: 160}}
 
 s.jsonl WORKED 60
 $ s.jsonl
 read: s.jsonl as 60 conversations with a known answer (prompt_completion)
-held out: about a fifth of the conversations, 10 questions
-answer: the share of the held-out questions that `align` gets right, within 31 points at worst, against `sft`
+held out: about 30% of the conversations, 20 questions
+answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against `sft`
   and the base model
 stages, of which:
-  sft: {validation: {path: s.jsonl, part: [0, 0.2], columns: {prompt: problem, completion: solution}}}
-  align: {prompts: {part: [0.2, 1], columns: {prompt: problem, completion: solution}}, iterations: 20}
-  report: {prompts: {part: [0, 0.2], columns: {prompt: problem, completion: solution}}}
+  sft: {validation: {path: s.jsonl, part: [0, 0.3], columns: {prompt: problem, completion: solution}}}
+  align: {prompts: {part: [0.3, 1], columns: {prompt: problem, completion: solution}}, iterations: 20}
+  report: {prompts: {part: [0, 0.3], columns: {prompt: problem, completion: solution}}}
 
 n.jsonl NAMED 60
 $ known-answers=n.jsonl
 read: n.jsonl as 60 prompts with a known answer (prompt_only)
-held out: about a fifth of the conversations, 11 questions
-answer: the share of the held-out questions that `align` gets right, within 30 points at worst, against the
+held out: about 30% of the conversations, 22 questions
+answer: the share of the held-out questions that `align` gets right, within 21 points at worst, against the
   base model
 stages, of which:
   align: {algorithm: grpo, reward: exact_match}
@@ -313,18 +317,18 @@ stages, of which:
 n.jsonl NAMED 60
 $ n.jsonl
 read: n.jsonl as 60 conversations (prompt_completion)
-held out: about a fifth of the conversations, 11 demonstrations
+held out: about 30% of the conversations, 22 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:
-  sft: {data: {path: n.jsonl, part: [0.2, 1], columns: {prompt: question, completion: answer}}}
-  report: {examples: {path: n.jsonl, part: [0, 0.2], columns: {prompt: question, completion: answer}}}
+  sft: {data: {path: n.jsonl, part: [0.3, 1], columns: {prompt: question, completion: answer}}}
+  report: {examples: {path: n.jsonl, part: [0, 0.3], columns: {prompt: question, completion: answer}}}
 
-s.jsonl FORMULA 30
+s.jsonl FORMULA 60
 $ s.jsonl
-read: s.jsonl as 30 prompts with a known answer (prompt_only)
-held out: about a fifth of the conversations, 8 questions
-answer: the share of the held-out questions that `align` gets right, within 35 points at worst, against the
+read: s.jsonl as 60 prompts with a known answer (prompt_only)
+held out: about 30% of the conversations, 20 questions
+answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
 stages, of which:
   align: {reward: math_verify}
@@ -333,32 +337,33 @@ stages, of which:
 t.jsonl TREE 60
 $ t.jsonl
 read: t.jsonl as 60 conversations, 180 pairs (oasst)
-held out: about a fifth of the conversations, 42 pairs; too few pairs for a second reward model that judges
+held out: about 30% of the conversations, 60 pairs; too few pairs for a second reward model that judges
   `align`
-answer: the share of the held-out pairs that `align` gets right, within 26 points at worst, against the base
+answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against the base
   model
 stages, of which:
-  align: {algorithm: dpo, data: {path: t.jsonl, part: [0.2, 1]}}
+  align: {algorithm: dpo, data: {path: t.jsonl, part: [0.3, 1]}}
   report: {policies: [base, align]}
 
 t.jsonl THRICE 60
 $ t.jsonl
 read: t.jsonl as 60 conversations, 60 pairs (preference)
-held out: about a fifth of the conversations, 9 pairs; too few pairs for a second reward model that judges
-  `align`
-answer: the share of the held-out pairs that `align` gets right, within 57 points at worst, against the base
-  model
-stages, of which:
-  align: {algorithm: dpo, data: {path: t.jsonl, part: [0.2, 1]}}
-  report: {policies: [base, align]}
+held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
+stages:
+  align:
+    algorithm: dpo
+    from: base
+    data: t.jsonl
+    batch_size: 8
+    learning_rate: 4e-4
 
 t.jsonl TREE 40
-t.jsonl REPLY 20
+t.jsonl REPLY 60
 $ demos=t.jsonl
-read: t.jsonl as 20 conversations, 40 bad rows (oasst)
+read: t.jsonl as 60 conversations, 40 bad rows (oasst)
 dropped of t.jsonl: bad rows, 40; the first is t.jsonl:1: the row has 3 responses, all of which would be
   learned; use an algorithm that learns comparisons
-held out: about a fifth of the conversations, 5 demonstrations
+held out: about 30% of the conversations, 20 demonstrations
 answer: loss and accuracy of the next tokens of held-out demonstrations, against the base model; whether
   answers are better, people or a judge can say
 stages, of which:
@@ -368,7 +373,7 @@ stages, of which:
 g.jsonl SOLVED 1
 $ demos=g.jsonl
 read: g.jsonl as 1 conversation (gsm8k)
-held out: nothing, there are too few examples; so the run has no report
+held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
 stages:
   sft:
     algorithm: sft
@@ -379,7 +384,7 @@ faq.csv FAQ 1
 odd.csv ODD 60
 $ demos=faq.csv pairs=odd.csv --columns prompt=Frage,completion=Antwort,chosen=a,rejected=b
 read: faq.csv as 1 conversation (prompt_completion); odd.csv as 119 conversations, 119 pairs (preference)
-held out: nothing, there are too few examples; so the run has no report
+held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
 stages:
   sft:
     algorithm: sft
@@ -430,30 +435,29 @@ def test_the_reward_compares_the_last_number_of_an_answer() -> None:
         assert is_number(known) and reward.score([group]) == [1.0, 0.0, 1.0]
 
 
-def test_held_out_examples_that_repeat_others_are_dropped_by_the_run(
-    printed: Said,
-) -> None:
-    """Every row has a near double with another beginning, which puts it anywhere."""
-    write("pairs.jsonl ASKED 50\npairs.jsonl AGAIN 50")
+@pytest.mark.parametrize("kinds", [("ASKED", "AGAIN"), ("TOLD", "CANNED")])
+def test_what_nearly_repeats_a_held_out_example_is_held_out_with_it(kinds: Sequence[str]) -> None:
+    """Every row has a near double with another beginning, or with the same answer."""
+    write("".join(f"pairs.jsonl {kind} 50\n" for kind in kinds))
     assert main(["init", "pairs.jsonl"]) == 0
-    out = printed()
-    recipe = load_recipe(Path("recipe.yaml"))
-    align, report = recipe.stages["align"].settings, recipe.stages["report"].component.options
+    align = load_recipe(Path("recipe.yaml")).stages["align"].settings
     assert align is not None
-    for spec in (align.validation, report.prompts, report.examples):  # type: ignore[attr-defined]
-        assert [source.stage for source in spec.sources] == ["held_out_pairs"]
-    words = ["model.base=tiny", "--until", "held_out_pairs", "--out", "run"]
-    assert main(["run", "recipe.yaml", *words]) == 0
-    stage = read_json(Path("run/held_out_pairs/stage.json"))
-    dropped = stage["summary"]["rows"] - stage["summary"]["kept"]
-    assert dropped and f"({dropped} of them dropped, as they repeat others)" in out
+    data = RunData(Path)
+    training, held_out = (
+        {n % 50 for n in rows(data, spec)} for spec in (align.data, align.validation)
+    )
+    assert held_out and not training & held_out and len(training | held_out) == 50
+
+
+def rows(data: RunData, spec: Any) -> list[int]:
+    return [group.origin.row - 1 for group in data.read(spec).groups if group.origin]
 
 
 @pytest.mark.parametrize(
     ("files", "headline"),
     [
         ("d.jsonl DEMO 40\np.jsonl PAIR 40", "pairs right"),
-        ("l.jsonl LABELED 40", "next tokens right"),
+        ("l.jsonl LABELED 60", "next tokens right"),
     ],
 )
 def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None:
@@ -470,8 +474,8 @@ def test_a_recipe_runs_and_ends_in_its_answer(files: str, headline: str) -> None
 # of which some are no numbers are compared as they are.
 CHOSEN = """\
 d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
-d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
-d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.2, 1], limit: 60}
+d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.35, 1], limit: 60}
+d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.3, 1], limit: 60}
 s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | reward: exact_match
 """
 
@@ -488,7 +492,7 @@ def test_a_recipe_reads_the_rows_that_were_looked_at(monkeypatch: pytest.MonkeyP
     write("d.jsonl DEMO 60")
     assert main(["init", "d.jsonl"]) == 0
     text = Path("recipe.yaml").read_text(encoding="utf-8")
-    assert "{path: d.jsonl, part: [0.2, 1], limit: 50}\n" in text
+    assert "{path: d.jsonl, part: [0.4, 1], limit: 50}\n" in text
 
 
 COLUMNS = """\

@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -20,8 +20,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
 from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
+from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
-from alignkit.evaluation.split import opening
+from alignkit.evaluation.split import fraction, opening
 from alignkit.host.plugins import plugins
 from alignkit.io.digest import commit_of
 from alignkit.io.text import is_file
@@ -29,7 +30,6 @@ from alignkit.recipe.sources import SourceReader, UnknownFormat
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of
-from alignkit_plugins.data_tools.clean import Rules, cleaned, rows_to_clean
 from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -40,7 +40,7 @@ from alignkit_plugins.text.spoken import all_turns
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter") / RECIPE
 _NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
-HELD_OUT, TRAINING = (0, 0.2), (0.2, 1)  # shares of the conversations
+SHARES = (0.2, 0.25, 0.3, 0.35, 0.4)  # of the conversations: the first that holds out enough
 LEAST_PAIRS = 200  # half of them teach a reward model something
 TOKENS = 90_000  # all files together: SmolLM2-135M learns this many in ten minutes of two cores
 CHARACTERS = 4  # per token, about
@@ -189,19 +189,34 @@ class DataFile:
         read = [group for group in self.read if group.origin in kept]
         return replace(self, keys={**self.keys, "limit": limit}, read=read)
 
-    def part(self, *share: float) -> list[Group]:
+    @cached_property
+    def places(self) -> list[tuple[float, str]]:
+        """Where each example lies in the split of its file, and the key of what lies there."""
+        reader = _reader(self._entry(str(self.file)))
+        keys = list(map(reader.key, self.examples))
+        return [(fraction(key), key) for key in keys]
+
+    def part(self, low: float, high: float = 1.0) -> list[Group]:
         """The examples in a share of the conversations."""
-        return _reader({"path": str(self.file), "part": share}).of_part(self.examples)
+        places = zip(self.examples, self.places, strict=True)
+        return [row for row, (place, _) in places if low <= place < high]
+
+    def splits(self, share: float) -> bool:
+        """Whether there are examples on both sides."""
+        return 0 < len(self.part(0, share)) < len(self.examples)
 
     def entry(self, *share: float) -> Any:
         """A data entry of a recipe that reads the examples in a share."""
-        keys: dict[str, Any] = {"path": self.path}
+        return self._entry(self.path, *share)
+
+    def _entry(self, path: str, *share: float) -> Any:
+        keys: dict[str, Any] = {"path": path}
         if share:
             keys["part"] = list(share)
         keys |= self.keys
         entry: Any = keys
         if len(keys) == 1:
-            entry = self.path
+            entry = path
         if self.named:
             return {self.format: entry}
         return entry
@@ -293,14 +308,13 @@ def _read(path: Path, name: str, kind: str, mapping: ColumnMapping) -> DataFile:
 class Plan:
     """What a recipe does with files.
 
-    goal: of GOALS. held_out: whether every file has examples to hold out. repeated: see
-    `_repeated`.
+    goal: of GOALS. share: of the conversations that is held out, 0 if too few would be. A file that
+    has none on one side is learned from whole.
     """
 
     goal: str
     files: Sequence[DataFile]
-    held_out: bool = False
-    repeated: Mapping[str, int] = field(default_factory=dict)
+    share: float = 0.0
 
     def of(self, kind: str) -> list[DataFile]:
         """The files of a kind."""
@@ -312,53 +326,49 @@ class Plan:
         return self.of("demos") + [file for file in self.of("known-answers") if file.responses]
 
     @property
+    def half(self) -> float:
+        """Where the examples to learn from are halved."""
+        return round((1 + self.share) / 2, 3)
+
+    @property
     def gold(self) -> bool:
         """Whether there are enough pairs for a reward model that judges what learned from the
         others.
         """
-        return (
-            self.held_out
-            and self.goal in ("pairs", "prompts")
-            and self.count("pairs", *TRAINING) >= LEAST_PAIRS
-        )
+        pairs = self.share and self.goal in ("pairs", "prompts") and self.count("pairs", self.share)
+        return pairs >= LEAST_PAIRS
 
-    def count(self, kind: str, *share: float) -> int:
+    def count(self, kind: str, low: float, high: float = 1.0) -> int:
         """The number of examples of a kind, of rankings the number of pairs, in a share of the
         conversations.
         """
-        rows = self._rows(kind, *share)
+        rows = list[Group]()
+        for file in self.split(self.of(kind)):
+            rows += file.part(low, high)
         if kind == "pairs":
             return sum(len(resolved_pairs(row)) for row in rows)
         return len(rows)
 
-    def _rows(self, kind: str, *share: float) -> list[Group]:
-        rows = list[Group]()
-        for file in self.of(kind):
-            rows += file.part(*share)
-        return rows
-
     @property
     def points(self) -> int:
         """How exact a share of the held-out conversations is, in percentage points (95%)."""
-        openings = {opening(row) for row in self._rows(self.goal, *HELD_OUT)}
-        return round(98 / math.sqrt(len(openings)))
+        places = chain.from_iterable(file.places for file in self.split(self.of(self.goal)))
+        held_out = {key for place, key in places if place < self.share}
+        return round(98 / math.sqrt(len(held_out)))
+
+    def split(self, files: Sequence[DataFile]) -> list[DataFile]:
+        """Those of which some examples are held out."""
+        return [file for file in files if self.share and file.splits(self.share)]
 
     def entry(self, files: Sequence[DataFile], *share: float) -> str:
         """A data entry of the recipe, in one line."""
-        shares = share * self.held_out
-        return _flow_of([file.entry(*shares) for file in files])
+        split = self.split(files)
+        return _flow_of([file.entry(*(share if file in split else ())) for file in files])
 
     def held(self, files: Sequence[DataFile]) -> str:
-        """A data entry of the held-out examples, without those that nearly repeat an example to
-        learn from.
-        """
-        entries = dict[str, Any]()
-        for file in files:
-            if file.kind in self.repeated:
-                entries[f"held_out_{file.kind}"] = f"held_out_{file.kind}"
-            else:
-                entries[file.path] = file.entry(*HELD_OUT)
-        return _flow_of(list(entries.values()))
+        """A data entry of the held-out examples; empty without any."""
+        entries = [file.entry(0, self.share) for file in self.split(files)]
+        return _flow_of(entries) if entries else ""
 
     @property
     def max_new_tokens(self) -> int:
@@ -421,28 +431,15 @@ def planned(files: Sequence[DataFile]) -> Plan:
         weights.append(1 if file in plan.taught else times)
     sampling = 2 * (goal in ("known-answers", "prompts"))
     most = TOKENS * CHARACTERS / (sum(weights) + sampling)
-    limited, held_out = list[DataFile](), True
+    limited = list[DataFile]()
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
-        held_out = held_out and bool(limited[-1].part(*HELD_OUT) and limited[-1].part(*TRAINING))
-    repeated = _repeated(limited) if held_out and find_spec("rensa") else {}
-    return Plan(goal, limited, held_out, repeated)
-
-
-def _repeated(files: Sequence[DataFile]) -> Mapping[str, int]:
-    """How many held-out examples of a kind the step `clean` drops, if some nearly repeat an example
-    to learn from.
-    """
-    training = list[Group]()
-    for file in files:
-        training += file.part(*TRAINING)
-    rules, dropped = Rules.model_validate({"personal": False}), Counter[str]()
-    for file in files:
-        rows = rows_to_clean(file.part(*HELD_OUT))
-        faults = cleaned(rows, rules, rows_to_clean(training)).faults
-        if any(fault.rule == "against" for fault in faults.values()):
-            dropped[file.kind] += len(faults)
-    return dropped
+    judging = [file for file in limited if file.kind == goal]
+    for share in SHARES:
+        split = (file.part(0, share) for file in judging if file.splits(share))
+        if len(set(map(opening, chain.from_iterable(split)))) >= FEW_EXAMPLES:
+            return Plan(goal, limited, share)
+    return Plan(goal, limited)
 
 
 def named(word: str) -> tuple[str, Path]:
@@ -481,7 +478,9 @@ def write(
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    paragraphs = texts.get_template("assumed.txt.j2").render(plan=plan).split("\n\n")
+    paragraphs = (
+        texts.get_template("assumed.txt.j2").render(plan=plan, few=FEW_EXAMPLES).split("\n\n")
+    )
     assumed = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph.strip()]
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.resolve().name).lstrip("._-") or "recipe"
     recipe = texts.get_template(f"{RECIPE}.j2").render(
