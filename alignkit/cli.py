@@ -97,7 +97,8 @@ def run(
         option("N", "Number of processes of this machine that run it together.", min=1),
     ] = 1,
 ) -> Any:
-    """Run a recipe. The same command resumes a run that was interrupted.
+    """Run a recipe. The same command resumes a run that was interrupted. Another `seed` holds out the
+    same rows.
 
     \b
     Examples:

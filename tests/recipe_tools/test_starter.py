@@ -12,6 +12,7 @@ import yaml
 
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
+from alignkit.recipe.sources import DataSpec
 from alignkit.recipe.yaml import shipped_folder
 from alignkit_plugins.recipe_tools.init_write import STARTER
 from alignkit_plugins.recipe_tools.options import SCHEMA
@@ -34,19 +35,26 @@ def test_the_example_runs_at_once(tmp_path: Path, printed: Said) -> None:
 def test_the_example_is_what_init_writes_for_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for its size, and what it says of itself."""
+    """But for its size, what it says of itself, and a report by fewer examples than say anything."""
     assert main(["init", str(tmp_path)]) == 0
     monkeypatch.chdir(tmp_path)
     assert main(["init", "own", "--base", "tiny", *(f"data/{kind}.jsonl" for kind in KINDS)]) == 0
     assert main(["check", "own/recipe.yaml"]) == 0
     example, own = (load_recipe(Path(path)) for path in ("recipe.yaml", "own/recipe.yaml"))
-    assert [*example.stages] == [*own.stages]
+    assert [*example.stages] == [*own.stages, "report"]
     assert example.resolved["model"]["base"] == own.resolved["model"]["base"]
     for name in ("sft", "reward", "align"):
         one, other = example.stages[name], own.stages[name]
         assert one.component == other.component and one.settings and other.settings
-        assert one.settings.data == other.settings.data
-        assert one.settings.prompts == other.settings.prompts
+        for read, others in (
+            (one.settings.data, other.settings.data),
+            (one.settings.prompts, other.settings.prompts),
+        ):
+            assert paths(read) == paths(others)
+
+
+def paths(spec: DataSpec | None) -> list[Path | None]:
+    return [source.path for source in spec.sources] if spec else []
 
 
 def test_a_path_starts_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +63,7 @@ def test_a_path_starts_at_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("rows.jsonl").write_bytes((STARTER.parent / "data" / "demos.jsonl").read_bytes())
     assert main(["init", "demos", "demos=rows.jsonl"]) == 0
     text = Path("demos/recipe.yaml").read_text(encoding="utf-8")
-    assert "    data: {path: ../rows.jsonl, part: [0.2, 1]}\n" in text
+    assert "    data: ../rows.jsonl\n" in text
 
 
 def test_no_file_is_replaced(tmp_path: Path, said: Said) -> None:

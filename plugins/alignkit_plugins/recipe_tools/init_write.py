@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, filterfalse
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -393,6 +393,9 @@ class Plan:
         rows = list[Group]()
         for file in self.of("known-answers"):
             rows += file.read
+        if missing := [*filterfalse(_has_answer, rows)]:
+            text = f"{missing[0].origin}: no answer, as in {len(missing)} of {len(rows)} rows"
+            raise DataError(f"{text}\nhelp: fill them in, or leave these rows out")
         ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
         answers = [str(row.meta[ANSWER]) for row in rows]
         if all(map(is_number, answers)):
