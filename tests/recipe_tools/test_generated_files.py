@@ -23,11 +23,11 @@ HEADERS = {  # usual ones, odd ones, and how `--columns` names these
     "pairs": (("prompt", "chosen", "rejected"), ("Frage", "good one", "bad-one"), ("prompt", "chosen", "rejected")),
     "known-answers": (("question", "answer"), ("Q:", "Lösung"), ("prompt", "answer")),
 }  # fmt: skip
-ALPHABET = "a b cd ef gh ij kl mn op qr st uv wx yz why how what where please tell me of it".split()
+ALPHABET = "a b cd ef gh ij kl mn op qr st uv wx yz why how what where please tell me of it"
 
 
 def words(draw: random.Random, least: int, most: int) -> str:
-    return " ".join(draw.choices(ALPHABET, k=draw.randint(least, most)))
+    return " ".join(draw.choices(ALPHABET.split(), k=draw.randint(least, most)))
 
 
 def rows(draw: random.Random, kind: str, count: int) -> Iterator[list[Any]]:
