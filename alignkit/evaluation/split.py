@@ -131,8 +131,8 @@ def _first_words(group: Group) -> str:
     first = next((turn for turn in group.prompt if turn["role"] == "user"), None)
     if asks := group.origin and group.origin.asks:
         first = user_turn(asks)
-    said = group if first is None else replace(group, prompt=(first,))
-    return prompt_key(said, lambda text: " ".join(WORD.findall(normalized(text))))
+    opened = group if first is None else replace(group, prompt=(first,))
+    return prompt_key(opened, lambda text: " ".join(WORD.findall(normalized(text))))
 
 
 def fraction(key: str) -> float:
