@@ -40,7 +40,7 @@ from alignkit_plugins.text.spoken import all_turns
 RECIPE = "recipe.yaml"
 STARTER = Path(__file__).with_name("starter") / RECIPE
 _NAMES = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.\w+")  # names of files
-# Of the conversations: the first that holds out enough is chosen
+# Shares of the conversations: the first that holds out enough is chosen
 SHARES = (0.2, 0.25, 0.3, 0.35, 0.4)
 LEAST_PAIRS = 200  # half of them teach a reward model something
 TOKENS = 90_000  # all files together: SmolLM2-135M learns this many in ten minutes of two cores
