@@ -48,6 +48,7 @@ class Setting:
     scores: str = "binary"
     rate: float = 0.4  # of binary scores that are 1
     base: bool = True  # whether the base model answers
+    composite: bool = False  # whether the headline is the mean of all raters
 
 
 def settings() -> Iterator[Setting]:
@@ -62,6 +63,8 @@ def settings() -> Iterator[Setting]:
     )
     yield Setting("few prompts", [8] * 4, 1)
     yield Setting("rare", [20] * 4, rate=0.1)
+    yield Setting("composite", [20] * 4, composite=True)
+    yield Setting("rare, composite", [20] * 4, rate=0.1, composite=True)
     yield Setting("4 answers to a prompt", [40] * 4, samples=4)
     for path in sorted(RECIPES.glob("*.yaml")):
         for stage, part in load_recipe(path).stages.items():
@@ -85,6 +88,7 @@ def settings() -> Iterator[Setting]:
                     max(1, compared),
                     options.samples_per_prompt,
                     base=options.base,
+                    composite=bool(options.composites),
                 )
 
 
@@ -116,22 +120,29 @@ def evaluation(
     setting: Setting, gain: float, random: np.random.Generator
 ) -> tuple[list[Row], list[float]]:
     """The rows of an evaluation, as far as verdicts read them, and the t values of the last policy
-    against the baseline, by rater. gain: of the headline; a negative one is of the rater after it.
+    against the baseline, by rater. gain: of the headline, or of all in a composite; a negative one is of
+    the rater after it.
     """
     policies = [f"policy {number}" for number in range(setting.compared)]
     scale = Scale((0.0, 1.0) if setting.scores == "binary" else None, setting.samples)
     facts: dict[str, Any] = {"trained_on": dict.fromkeys(policies, False), "tested": True}
-    table, t_values = Scores(), list[float]()
+    table, t_values, every = Scores(), list[float](), list[dict[str, list[float]]]()
     for number, prompts in enumerate(setting.raters):
-        base, baseline, *ours = drawn(
-            setting, prompts, gain if number == (gain < 0) else 0.0, random
-        )
-        scores = dict(zip(policies, ours, strict=True)) | {"baseline": baseline, "base": base}
-        table.measures[f"rater {number}"] = Measure(scale=scale, **facts)
-        table.add(f"rater {number}", scores, [(str(place), None) for place in range(prompts)])
+        of_all = setting.composite and gain > 0
+        planted = gain if of_all or number == (gain < 0) else 0.0
+        base, baseline, *ours = drawn(setting, prompts, planted, random)
+        every.append({**dict(zip(policies, ours, strict=True)), "baseline": baseline, "base": base})
         gap = np.subtract(ours[-1], baseline)
         error = float(gap.std(ddof=1)) / np.sqrt(prompts)
         t_values.append(float(gap.mean()) / error if error else 0.0)
+    if setting.composite:
+        parts = {f"rater {number}": 1 / len(every) for number in range(len(every))}
+        table.measures["composite"] = Measure(scale=Scale(None), parts=parts, **facts)
+    for number, scores in enumerate(every):
+        table.measures[f"rater {number}"] = Measure(scale=scale, **facts)
+        places = [(str(place), None) for place in range(setting.raters[number])]
+        table.add(f"rater {number}", scores, places)
+    table.combine()
     for number in range(setting.judges):
         prefers = {"baseline": [0.5] * setting.raters[0]}
         for policy in policies:

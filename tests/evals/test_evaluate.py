@@ -96,6 +96,11 @@ metrics: &metrics
     first: {where: {half: 0}}
     second: {where: {half: [1]}, better: lower}
 of base: {<<: *metrics, baseline: base}
+composite:
+  <<: *metrics
+  sft: [0, 1, 0, 0, 1, 1]
+  align: [1, 1, 1, 0, 0, 1]
+  composites: {sum: {first: 2, second: 1}}
 judged: {judges: 2, rewards: []}
 judged often: {judges: 1, rewards: [], samples_per_prompt: 3}
 """)
@@ -118,7 +123,8 @@ def evaluated(
 # of half a nat per token, (exp(0.5) - 1.5) * 5 = 0.74 at -0.5 each, where k1 is -2.5. Three passages
 # with two prompts each count as three values, whose mean is that of six, or as three shares of two.
 # A judge's values have a prompt won and one lost in addition: t tests of few are wrong if skewed.
-# Samples 2 and 3 are 10 below and above. See `lines`.
+# Samples 2 and 3 are 10 below and above. A composite of the means a and b of three prompts each, a -
+# b / 2, has the variance (s_a^2 + s_b^2 / 4) / 3 and 5 degrees of freedom. See `lines`.
 NUMBERS = """
 plain: base helpful | sft | 5 1.073 8.927 6 | -1 - - 6 0.03125 | 0 | 0/6/0 0
 plain: sft helpful |  | 6 2.073 9.927 6 |  |  | 0
@@ -168,6 +174,8 @@ metrics: align first | sft | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 
 metrics: align first | the base model | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 |  | 0
 metrics: align second | sft | 0 0 0.6175 3 | -1 -1 0.1012 3 0.25 | 0.4385 | 3/0/0 0
 metrics: align second | the base model | 0 0 0.6175 3 | 0 -0.5544 0.5544 3 1 |  | 0
+composite: align sum | sft | 0.8333 0.4049 1 6 | 0.8333 -0.1247 1.791 6 0.07559 | 0.4385 | 3/0/3 0
+composite: align second | sft | 0.3333 0.05627 0.7976 3 | -0.3333 -0.8559 0.4559 3 1 | 0.2065 | 1/0/2 0
 of base: align first | base | 1 0.3825 1 3 | 1 -0.1012 1 3 0.25 | 0.4385 | 3/0/0 0
 judged: base judge | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
 judged: base judge-2 | sft | 0.58 0.1956 0.9187 5 0.7123 | 0.08 -0.3044 0.4187 0.7123 | 0.15 | 2/2/1 1
@@ -195,7 +203,7 @@ def test_numbers_are_those_of_the_textbook(name: str, tmp_path: Path) -> None:
     expected = [line for line in NUMBERS.splitlines() if line.startswith(f"{name}: ")]
     assert [line for line in found if line in expected] == expected != []
     assert name != "plain" or found == expected
-    assert ("the base model" in str(found)) == (name == "metrics")
+    assert ("the base model" in str(found)) == (name in ("metrics", "composite"))
 
 
 HOSTILE = "\x1b[31mred[/red] [bold]x\r{i} from {policy} " + "long " * 60
@@ -254,8 +262,8 @@ judge compared 160 pairs, and how far people agree with it is not known; the ord
 mean and 95% interval over 40 prompts (39 independent)
                         base                sft              align
 ──────────────────────────────────────────────────────────────────
-metric*                 0.50  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
-helpful                 0.50  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
+metric*          0.50 [?, ?]  2.28 [2.22, 2.35]  3.06 [2.96, 3.16]
+helpful          0.50 [?, ?]  2.28 [2.21, 2.35]  3.05 [2.95, 3.15]
 judge           59% [48, 68]                  -       59% [48, 68]
 length, tokens          5.00  22.8 [22.1, 23.5]  25.4 [24.6, 26.2]
 truncated                 5%                 5%                 5%
@@ -505,6 +513,8 @@ def test_examples_that_compare_nothing_are_counted(
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"policies": ["sft", "sft"]}, "policies has duplicates: sft"),
     ({"metrics": {"helpful": {"reward": HELPFUL}}}, "duplicates: helpful"),
+    ({"metrics": {"m": {"reward": HELPFUL}}, "composites": {"sum": {"n": 1}}}, "'n' is no metric"),
+    ({"metrics": {"m": {"reward": HELPFUL}}, "composites": {"sum": {}}}, "'' is no metric"),
     ({"rewards": []}, "at least one metric, reward or judge"),
     ({"judges": [JUDGE], "policies": ["sft"]}, "at least two"),
     ({"baseline": "best"}, "baseline 'best'"),

@@ -71,6 +71,7 @@ class Measure:
         percent: Whether scores are shares; default: whether all are 0 or 1.
         tested: As in Row.
         trained_on: As in Row, by policy.
+        parts: Of a composite, how much each metric counts.
     """
 
     kind: str = "metric"
@@ -79,6 +80,7 @@ class Measure:
     percent: bool | None = None
     tested: bool = False
     trained_on: Mapping[str, bool | None] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Score(NamedTuple):
@@ -133,6 +135,36 @@ class Scores:
             for (prompt, unit), value in zip(prompts, own, strict=True):
                 self.rows.append(Score(metric, policy, prompt, value, unit))
 
+    def combine(self) -> None:
+        """Add composites, in front: sums of weighted means over different prompts, of which each
+        metric needs two. What decides at a prompt is what its own score adds.
+
+        The mean of their values is that sum, and the variance / n is its variance: the sum of those
+        of the parts (Cochran 1977, "Sampling techniques", section 5.3).
+        """
+        known, combined = dict[tuple[str, str], list[float]](), list[Score]()
+        for one in self.rows:
+            if one.value is not None:
+                known.setdefault((one.policy, one.metric), []).append(one.value)
+        means = {key: statistics.mean(values) for key, values in known.items()}
+        for name, measure in self.measures.items():
+            for one in self.rows:
+                counts = [len(known.get((one.policy, metric), ())) for metric in measure.parts]
+                share = measure.parts.get(one.metric)
+                if one.value is None or share is None or min(counts) < 2:
+                    continue
+                whole = 0.0
+                for metric, part in measure.parts.items():
+                    whole += part * means[one.policy, metric]
+                n, count = sum(counts), len(known[one.policy, one.metric])
+                # The variance counts one too few for all values, not for each part
+                wider = math.sqrt(n * (n - 1) / count / (count - 1))
+                value = whole + share * wider * (one.value - means[one.policy, one.metric])
+                place, added = f"{one.metric} {one.prompt}", share * one.value
+                new = Score(name, one.policy, place, value, one.unit, one.seed, outcome=added)
+                combined.append(new)
+        self.rows[:0] = combined
+
 
 def average(values: Iterable[float | None]) -> float | None:
     """The mean of those that are known; None if none is."""
@@ -176,6 +208,7 @@ def scores_of(
                     missing=sum(name in one.scores for one in answers) - len(scored),
                 )
                 table.rows.append(row)
+    table.combine()
     return table
 
 
@@ -232,7 +265,9 @@ def compare(
                 policy,
                 metric,
                 measure.kind,
-                statistics.of_share(mean) if percent else mean,
+                statistics.of_share(mean, least=-1.0 if measure.parts else 0.0)
+                if percent
+                else mean,
                 percent=percent,
                 lower=measure.lower,
                 trained_on=measure.trained_on.get(policy),

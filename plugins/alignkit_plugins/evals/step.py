@@ -12,9 +12,12 @@ and the KL to the baseline in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+from pydantic import PositiveFloat
 
 from alignkit import (
     Artifact,
@@ -30,6 +33,7 @@ from alignkit import (
 )
 from alignkit.contract.report import Block, Report
 from alignkit.data.group import write_groups
+from alignkit.errors import did_you_mean
 from alignkit.recipe.schema import BASE
 from alignkit_plugins.ai_feedback.judge_card import checked_judges, judge_names, mapped, sentence
 from alignkit_plugins.compare.comparison import (
@@ -44,8 +48,8 @@ from alignkit_plugins.compare.comparison import (
     units_note,
     units_of,
 )
-from alignkit_plugins.compare.rows import Row, adjusted, main_rows, plain
-from alignkit_plugins.compare.scores import Measure, compare, scale_of, scores_of
+from alignkit_plugins.compare.rows import TRUST, Row, adjusted, main_rows, plain
+from alignkit_plugins.compare.scores import Measure, Scale, compare, scale_of, scores_of
 from alignkit_plugins.compare.tables import over, side_by_side, table
 from alignkit_plugins.compare.verdicts import verdicts
 from alignkit_plugins.evals import examples, judged, measures, metrics
@@ -71,6 +75,10 @@ class Evaluate(Step):
         metrics: dict[str, Metric] = Field(
             {}, "what the verdict goes by: rewards by name, on all prompts or on some"
         )
+        composites: dict[str, dict[str, PositiveFloat]] = Field(
+            {},
+            "weighted sums of metrics, which decide before them; those that should fall are subtracted",
+        )
         rewards: list[RewardRef] = Field([], "rewards that score the responses")
         examples: DataRef | None = Field(
             None,
@@ -92,7 +100,12 @@ class Evaluate(Step):
         def check_values(self) -> None:
             super().check_values()
             raters = [*self.metrics, *map(label, self.rewards), *judge_names(self.judges)]
-            check_unique("metrics, rewards and judges", raters)
+            check_unique("metrics, composites, rewards and judges", [*self.composites, *raters])
+            for name, weights in self.composites.items():
+                for metric in weights or [""]:
+                    if metric not in self.metrics:
+                        near = did_you_mean(metric, self.metrics)
+                        raise ValueError(f"composite '{name}': '{metric}' is no metric; {near}")
             if not raters and self.examples is None:
                 raise ValueError("name at least one metric, reward or judge, or examples")
             if self.kl and self.sampling.temperature == 0:
@@ -178,9 +191,10 @@ class Evaluate(Step):
         if self.baseline is not None and options.kl:
             temperature = options.sampled()["temperature"]
             rows += measures.kl_of(groups, policies, self.baseline, temperature, context)
+        alone = {name: one for name, one in rated.items() if not one.parts}
         for column in options.by:
             for value, part in _parts(groups, column).items():
-                own = scores_of(part, list(policies), rated)
+                own = scores_of(part, list(policies), alone)
                 for row in compare(own, self.baseline, self.challengers):
                     rows.append(replace(row, column=column, value=value, tested=False))
         evaluation = {
@@ -192,6 +206,7 @@ class Evaluate(Step):
             "notes": notes,
             "baseline": self.baseline,
             "headline": headline,
+            "composites": {name: rated[name].parts for name in options.composites},
             "policies": list(policies),
             "judge_cards": cards,
             "results": list(map(plain, rows)),
@@ -304,7 +319,7 @@ class Evaluate(Step):
     def _rated(
         self, groups: Sequence[Group], scorers: Mapping[str, Any], trained_on: TrainedOn
     ) -> dict[str, Measure]:
-        """What metrics and rewards mean."""
+        """What composites, metrics and rewards mean."""
         measures = dict[str, Measure]()
         for name, scorer in scorers.items():
             scale = scale_of(groups, name, scorer.bounds)
@@ -314,7 +329,22 @@ class Evaluate(Step):
                 measures[name] = Measure(lower=metric.better == "lower", **facts)
             else:
                 measures[name] = Measure("reward", percent=False, **facts)
-        return measures
+        return self._composites(measures, trained_on) | measures
+
+    def _composites(self, measures: Mapping[str, Any], trained_on: TrainedOn) -> dict[str, Measure]:
+        """What composites mean. measures: what metrics mean."""
+        found = dict[str, Measure]()
+        for name, weights in self.options.composites.items():
+            parts, own = dict[str, float](), dict[str, bool | None]()
+            for metric, weight in weights.items():
+                parts[metric] = -weight if measures[metric].lower else weight
+            whole = math.fsum(max(0.0, part) for part in parts.values()) or 1.0
+            parts = {metric: part / whole for metric, part in parts.items()}
+            for policy in trained_on[next(iter(parts))]:
+                own[policy] = max((trained_on[one][policy] for one in parts), key=TRUST.index)
+            shares = all(measures[one].scale.levels == (0.0, 1.0) for one in parts)
+            found[name] = Measure("metric", Scale(None), False, shares, True, own, parts)
+        return found
 
 
 def _parts(groups: Sequence[Group], column: str) -> dict[str, list[Group]]:

@@ -180,7 +180,7 @@ def _panel(rows: Sequence[Row], result: str) -> dict[str, Any]:
     low, high = min(map(min, ends)), max(map(max, ends))
     margin = MARGIN * (high - low) or 1.0
     if first.percent:
-        low, high, margin = 0.0, 1.0, 0.0
+        low, high, margin = min(0.0, low), 1.0, 0.0
     placed = list[dict[str, Any]]()
     for row, three in zip(rows, ends, strict=True):
         shares = [(end - low + margin) / (high - low + 2 * margin) for end in three]
