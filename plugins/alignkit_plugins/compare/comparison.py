@@ -21,13 +21,21 @@ from alignkit.contract.step import StepContext, StepData
 from alignkit.data.group import (
     Group,
     Response,
+    group_from_json,
     prompts_of,
     with_responses,
 )
 from alignkit.errors import DataError
 from alignkit.evaluation.answers import normalized
 from alignkit.evaluation.split import connected, held_together, loose_key, prompt_key
-from alignkit.io.results import RESULTS, read_record, stage_folder
+from alignkit.io.results import (
+    RESULTS,
+    damage_of,
+    folders_of,
+    json_lines,
+    read_record,
+    stage_folder,
+)
 from alignkit.io.text import Say
 from alignkit.recipe.schema import BASE, RewardSpec
 from alignkit_plugins.text.rows import with_score
@@ -125,18 +133,24 @@ def sample_policies(
     prompts: Sequence[Group],
     *,
     samples_per_prompt: int = 1,
+    kept: Mapping[str, Sequence[Sequence[Response]]] | None = None,
     **sampling: Any,
 ) -> list[Group]:
     """One group per prompt with the answers of all policies, in order.
 
     Every policy samples from the same random streams, so equal policies give equal answers. A
     prompt is left out for all policies if any policy has no room for an answer. policies: or the
-    model of each, by its name in results. `sampling` takes the keys of a recipe's `rollout`.
+    model of each, by its name in results. kept: answers of policies, see `kept_answers`. `sampling`
+    takes the keys of a recipe's `rollout`.
     """
     if not isinstance(policies, Mapping):
         policies = dict(zip(policies, policies, strict=True))
     answers = []
     for policy, model in policies.items():
+        if kept and policy in kept:
+            context.say(f"{context.out.name}: {policy}: {len(prompts)} kept answers")
+            answers.append(kept[policy])
+            continue
         context.say(f"{context.out.name}: {policy} answers {len(prompts)} prompts")
         sampled = context.models[model].sample(
             prompts, seed=context.seed, samples_per_prompt=samples_per_prompt, **sampling
@@ -151,6 +165,31 @@ def sample_policies(
             # Keep the prompt's own group: some rewards depend on its columns, such as `safety`.
             answered.append(with_responses(group, every, pairs=None))
     return answered
+
+
+def kept_answers(
+    context: StepContext,
+    policies: Mapping[str, str],
+    prompts: Sequence[Group],
+    sampling: Mapping[str, Any],
+) -> dict[str, list[list[Response]]]:
+    """The answers of policies in an earlier result of this stage from which only other policies
+    differ, by their names. policies: the model of each. sampling: as in the result's summary.
+    """
+    found, other = dict[str, list[list[Response]]](), dict.fromkeys(("upstream", "files"))
+    now = read_record(context.out).get("depends_on", {})
+    for folder in folders_of(context.out.parent, context.out.name):
+        record, groups = read_record(folder), list[Group]()
+        then = record.get("depends_on", {})
+        same = {**then, **other} == {**now, **other} and record["summary"]["sampling"] == sampling
+        if same and not damage_of(folder):
+            groups += map(group_from_json, json_lines(folder / "samples.jsonl"))
+        if [group.id for group in groups] == [group.id for group in together(prompts)]:
+            for policy, model in policies.items():
+                stage = model.partition("@")[0]
+                if then["upstream"].get(stage) == now["upstream"].get(stage):
+                    found[policy] = [answers_of(group, policy) for group in groups]
+    return found
 
 
 def check_unique(option: str, names: Sequence[str]) -> None:

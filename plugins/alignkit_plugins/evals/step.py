@@ -39,6 +39,7 @@ from alignkit_plugins.ai_feedback.judge_card import checked_judges, judge_names,
 from alignkit_plugins.compare.comparison import (
     PoliciesOptions,
     check_unique,
+    kept_answers,
     label,
     prompts_to_compare,
     sample_policies,
@@ -163,7 +164,8 @@ class Evaluate(Step):
         policies, base = self._policies(context)
         held_out, rows = self._of_examples(policies, base, notes, context)
         sampling = {"samples_per_prompt": options.samples_per_prompt, **options.sampled()}
-        groups = sample_policies(context, policies, prompts, **sampling)
+        kept = kept_answers(context, policies, prompts, {**sampling, "seed": context.seed})
+        groups = sample_policies(context, policies, prompts, kept=kept, **sampling)
         if not groups:
             text = f"none of {len(prompts)} prompts could be answered by all policies"
             raise RunFailed(f"evaluate: {text}")
