@@ -61,6 +61,9 @@ def test_a_run_and_its_preview_say_what_changed(
     ran()
     assert planned() == ["one: reused", "two: reused"]
     change = "stages.one.learning_rate=0.003"
+    assert cli.main(["check", str(recipe), "--plan", "stages.two.max_steps=2"]) == 0
+    out = capsys.readouterr().out
+    assert "one: reused" in out and re.findall("^(one|two) +sft", out, re.MULTILINE) == ["two"]
     what = "(learning_rate: not set -> 0.003)"
     assert planned(change) == [f"one: starts over {what}", "two: starts over (one has changed)"]
     assert f"one: changed since the last run {what}, starting over" in ran(change)

@@ -168,10 +168,14 @@ def _note(run: Run, rows: int | None) -> str:
 
 
 def _plan(recipe: Recipe, folder: Path, gpu: float | None) -> Result:
+    from alignkit.runs.run import Run
     from alignkit_plugins.recipe_tools import gpu_plan, plan  # import torch
 
     if gpu is None:
-        plans, notes = plan.plan_recipe(recipe, folder)
+        states = planned(Run(recipe, folder)) if folder.is_dir() else ()
+        here = [line for line in states if ": reused" in line or line.endswith("restored")]
+        plans, notes = plan.plan_recipe(recipe, folder, [line.split(":")[0] for line in here])
+        notes = here + notes
         cells = plan.table(plans)
     else:
         plans, notes = gpu_plan.plan_card(recipe, gpu)

@@ -9,7 +9,7 @@ adapters, the optimizer's step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -300,12 +300,14 @@ def _reward_models(options: Any) -> int:
     return sum(spec.kind == "stage" for spec in specs(options, RewardSpec))
 
 
-def plan_recipe(recipe: Recipe, folder: Path) -> tuple[list[StagePlan], list[str]]:
+def plan_recipe(
+    recipe: Recipe, folder: Path, without: Collection[str] = ()
+) -> tuple[list[StagePlan], list[str]]:
     """Plan the stages in their order, with the data of the run's folder; and what to know of the
-    numbers. Raises the errors of their data and models.
+    numbers. without: stages that are left out. Raises the errors of their data and models.
     """
     planner = _Planner(recipe, folder)
-    plans = [planner.plan(stage) for stage in recipe.stages.values()]
+    plans = [planner.plan(stage) for name, stage in recipe.stages.items() if name not in without]
     notes = [f"{plan.name} does not fit: {SMALLER}" for plan in plans if plan.peak > plan.room]
     return plans, [*notes, "about: by formulas, and a short probe of this machine"]
 
