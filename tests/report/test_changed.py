@@ -39,12 +39,13 @@ CHANGES = """
     {"learning_rate": 1e-3}                             | learning_rate: not set -> 0.001
     {"rollout": {"temperature": 0.7}}                   | rollout.temperature: 1.0 -> 0.7
     {"algorithm": {"ppo": {"gamma": 0.9}}}              | gamma: 1.0 -> 0.9
-    {"algorithm": "grpo", "learning_rate": 1e-3}        | algorithm: ppo -> grpo
+    {"algorithm": "rejection_sampling", "iterations": 2} \
+| algorithm: ppo -> rejection_sampling, rollout.samples_per_prompt: 2 -> 4, iterations: 3 -> 2
     {"prompts": {"path": "prompts.jsonl", "limit": 5}}  | prompts.limit: not set -> 5
     {"reward": "repetition"}                            | reward.name: length -> repetition
     {"iterations": 4, "epochs": 3, "max_length": 999} | iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999)
     {"iterations": 4, "epochs": 3, "max_length": 999, "keep_versions": true} \
-| iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999 and 1 more
+| iterations: 3 -> 4, epochs: 2 -> 3, max_length: 1024 -> 999, keep_versions: False -> True
 """
 
 

@@ -256,6 +256,11 @@ def test_the_best_policy_is_talked_to() -> None:
         stages.append(SimpleNamespace(name=name, **facts))
     lost = {"outcome": "lost", "baseline": "sft", "policy": "align"}
     won = {**lost, "outcome": "gained", "policy": "align@ppo"}
-    found = [_next(Path("run"), stages, verdicts)["chat"] for verdicts in ([], [lost], [won])]
-    assert found == [f"alignkit chat run/{name}" for name in ("align", "sft", "align@ppo")]
+    even = {**won, "outcome": "nothing clear"}
+    found = [_next(Path("run"), stages, one) for one in ([], [lost], [won], [lost, even])]
+    names = ("align", "sft", "align@ppo", "align@ppo")
+    assert [one["chat"] for one in found] == [f"alignkit chat run/{name}" for name in names]
+    stages[0].record["text"] = "next: add a.b=c to the command"
+    told = [_next(Path("run"), stages, [], command)["told"] for command in ("run", "run a.b=c")]
+    assert told == ["add a.b=c to the command", ""]
     assert [*map(stage_words, ("grpo", "reward_model"))] == ["GRPO", "Reward model"]

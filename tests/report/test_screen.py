@@ -57,12 +57,12 @@ A is better than sft. Worse than the base model: y. No clear difference in x.
 ──────────────
 metric 0  0.50
 metric 1  0.50
+metric 2  0.50
+metric 3  0.50
+metric 4  0.50
 gold      0.10
-3 more in report/report.txt
 
 prompt: how?
-base: word word word word word word word word word word word word word word ...
-sft: word word word word word word word word word word word word word word ...
 align: word word word word word word word word word word word word word word ...
 
 Warning: many many many many many many many many many many many many many many
@@ -74,8 +74,8 @@ next: again again again again again again again again again again again again
 
 def test_a_screen_where_much_is_told() -> None:
     """There is room for a sample. The last policy stands first; B has no room at all, and so
-    nothing else of it is said. A loss is told before what is not clear, and a reward stays in a
-    table that metrics fill, which says how many it has no room for.
+    nothing else of it is said. A loss is told before what is not clear. All that decides stands in
+    the table, and answers have the rest.
     """
     stage = {"name": "sft", "learned": "much " * 60, "weak": "gold is no better than a coin. " * 9}
     answers = [{"policy": name, "text": "word " * 90} for name in ("base", "sft", "align")]

@@ -24,7 +24,7 @@ from alignkit_plugins.report.facts import facts_of
 from alignkit_plugins.report.swaps import _joined, swaps_of
 from tests.rows import cells, prompts, read_rows, run, user, write_recipe, write_rows
 
-SWAP = "stages.align.algorithm=rejection_sampling"
+SWAP = ("stages.align.algorithm=rejection_sampling", "stages.align.iterations=2")
 STAGES = """
 align:
   algorithm: ppo
@@ -55,7 +55,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def swapped(recipe: Path) -> Path:
     """A run whose `align` was made by ppo, and then by rejection sampling."""
     run(recipe)
-    return run(recipe, SWAP)
+    return run(recipe, *SWAP)
 
 
 def lengths(evaluation: Path) -> list[float]:
@@ -71,6 +71,7 @@ def test_old_and_new_are_compared_at_the_same_prompts(swapped: Path) -> None:
     (pair,) = swaps_of(swapped, "report")
     new, old = pair["result"], pair["against"]
     assert (new, old, pair["differs"]) == ("align@rejection_sampling", "align@ppo", "")
+    assert "iterations: 1 -> 2" in pair["settings"]
     current = (swapped / "report").resolve()
     (before,) = [folder for folder in folders_of(swapped, "report") if folder != current]
     was, now = lengths(before), lengths(current)
@@ -88,18 +89,38 @@ def test_the_screen_and_the_report_show_it_and_the_log_says_why(
     swapped: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
-    run(recipe, SWAP)  # all is reused, and printed again
+    run(recipe, *SWAP)  # all is reused, and printed again
     screens = [capsys.readouterr().out]
     assert main(["show", str(swapped)]) == 0
     screens.append(capsys.readouterr().out)
-    names = ["base", "align@ppo", "align@rejection_sampling"]
+    names = [["align@", "align@"], ["base", "ppo", "rejection_sampling"]]
     for out in screens:  # one sentence, and one table of both results
-        assert re.search("(and|than) align@ppo in the reward length", " ".join(out.split()))
-        assert names in [line.split() for line in out.splitlines()]
-    assert "against align@ppo, prompt by prompt" in page(facts_of(swapped)).replace("<wbr>", "")
+        said = " ".join(out.split())
+        assert re.search("(and|than) align@ppo in the reward length", said)
+        assert "They differ in algorithm: ppo -> rejection_sampling, iterations: 1 -> 2" in said
+        assert all(name in [line.split() for line in out.splitlines()] for name in names)
+    told = page(facts_of(swapped)).replace("<wbr>", "")
+    assert "against align@ppo, prompt by prompt" in told
+    assert "Talk to the newest policy" in told or "better than align@ppo" in told
     log = (swapped / "run.log").read_text(encoding="utf-8")
-    for why in ("algorithm: ppo -> rejection_sampling", "align has changed"):
-        assert f"changed since the last run ({why}), starting over" in log
+    for why in ("algorithm: ppo -> rejection_sampling, iterations: 1 -> 2", "align has changed)"):
+        assert f"changed since the last run ({why}" in log
+
+
+def test_kept_answers_change_no_byte(
+    swapped: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = (swapped / "run.log").read_text(encoding="utf-8")
+    assert re.findall("report: (.*) kept answers", log) == ["base: 5"]
+    monkeypatch.setenv("ALIGNKIT_REUSE", "0")
+    alone = run(recipe, *SWAP, out=tmp_path / "alone")
+    for name in ("samples.jsonl", "evaluation.json"):
+        made = [(one / "report" / name).read_bytes() for one in (swapped, alone)]
+        assert made[0] == made[1]
+    # Another way to sample needs other answers
+    again = run(recipe, *SWAP, "stages.report.sampling.temperature=0.9", out=swapped)
+    assert (again / "run.log").read_text(encoding="utf-8").count("kept answers") == 1
+    run(recipe, *SWAP)
 
 
 # What has another value, and what is said of it

@@ -4,7 +4,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from alignkit.contract.report import SideBySide, Table
@@ -16,6 +16,7 @@ from alignkit_plugins.text.rows import cut
 from alignkit_plugins.text.spoken import all_turns
 
 EXCERPT = 300  # longest text of a sample, in characters
+UNKNOWN = " [?, ?]"  # the interval of values that are all alike
 LOWER = "*"  # marks a metric whose lower values are better
 
 
@@ -28,18 +29,30 @@ def over(evaluation: Mapping[str, Any]) -> str:
     return f"mean and 95% interval over {short(prompts)} prompts{independent}{held_out}"
 
 
-def table(rows: Sequence[Row], title: str = "", *, differences: bool = False) -> Table:
+def table(
+    rows: Sequence[Row],
+    title: str = "",
+    *,
+    differences: bool = False,
+    first: Collection[str] = (),
+) -> Table:
     """A table with a line per metric and a column per policy, whose cells are means, or differences
-    from the baseline.
+    from the baseline. In a line with intervals, what has none, as all its values are alike, says so.
+    first: metrics that stand above the others.
     """
+    known = {row.metric for row in rows if row.kind in RATED and "[" in cell(row, differences)}
     policies = list(dict.fromkeys(row.policy for row in rows))
     lines: dict[str, list[str]] = {}
     for row in rows:
         head = f"{row.metric}{LOWER}" if row.lower else row.metric
         line = lines.setdefault(row.metric, [head, *["-"] * len(policies)])
-        line[1 + policies.index(row.policy)] = cell(row, differences)
+        text = cell(row, differences)
+        if row.metric in known and text[-1] in "0123456789%":
+            text += UNKNOWN
+        line[1 + policies.index(row.policy)] = text
     note = f"{LOWER} lower is better" if any(row.lower for row in rows) else ""
-    return Table(title, ["", *policies], list(lines.values()), note=note)
+    ordered = [lines[metric] for metric in sorted(lines, key=lambda metric: metric not in first)]
+    return Table(title, ["", *policies], ordered, note=note)
 
 
 def comparisons(rows: Sequence[Row]) -> Table:
@@ -83,7 +96,11 @@ def details(rows: Sequence[Row]) -> list[Table]:
 
 
 def cell(row: Row, difference: bool = False) -> str:
-    """`59% [47, 71]`, or the difference with its sign. A judge's is its preference."""
+    """`59% [47, 71]`, or the difference with its sign. A judge's is its preference; a share that
+    says nothing is chance.
+    """
+    if row.chance and not difference:
+        return "chance"
     of_difference = difference and row.kind != "judge"
     value = row.difference if of_difference else row.estimate
     return estimate_text(value, sign=of_difference, percent=row.percent)

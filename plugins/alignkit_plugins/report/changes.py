@@ -12,7 +12,6 @@ from alignkit.io.text import redacted
 from alignkit.recipe.schema import Stage
 
 LONGEST = 40  # characters of a value that a message shows; digests have 64
-MOST = 3  # changes that a message names
 _CODE = {"source", "version", "recognized"}  # a plugin's parts, compared by digests
 _AROUND = ("settings", "component", "options", "sources")  # keys that a recipe does not write
 _CONTENTS = {"base": "the base model", "template": "the chat template"}
@@ -76,21 +75,26 @@ def change_since(record: Mapping[str, Any], parts: Mapping[str, Any], stage: Sta
 
     record: of stage.json. parts: what the key is made of now.
     """
-    before = record.get("depends_on")
-    if not before:
-        return ""
-    was = before["component"]["name"]
-    if was != stage.component.name:  # with its defaults, all else may differ
-        return f" ({stage.kind}: {was} -> {stage.component.name})"
     now = redacted(json.loads(json.dumps(parts, default=str)))
+    found = record.get("depends_on") and differing(record["depends_on"], now, stage.kind)
+    return f" ({', '.join(found)})" if found else ""
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> list[str]:
+    """What differs between the parts of two keys, in words, the user's changes first. kind: what
+    their plugin is.
+    """
     every, names = dict[str, None](), flat(now)
+    was, plugin = before["component"]["name"], now["component"]["name"]
+    if was != plugin:
+        every[f"{kind}: {was} -> {plugin}"] = None
     for change in changes(before, now):
-        every[_in_words(change, names)] = None
-    ordered = sorted(every, key=lambda text: text.startswith("the code of"))  # the user's first
-    if not ordered:
-        return ""
-    more = f" and {len(ordered) - MOST} more" if len(ordered) > MOST else ""
-    return f" ({', '.join(ordered[:MOST])}{more})"
+        # With the defaults of another plugin, all else may differ
+        if was == plugin or (
+            change.path[0] == "settings" and before["settings"] and now["settings"]
+        ):
+            every[_in_words(change, names)] = None
+    return sorted(every, key=lambda text: text.startswith("the code of"))
 
 
 def _in_words(change: Change, names: Mapping[Path, Any]) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def facts_of(folder: Path) -> Facts:
             facts["samples"] += samples(stage.name, stage.folder, stage.evaluation)
             facts["verdicts"] += _verdicts(stage, swaps)
     facts["warnings"] = list(_warnings(folder, stages))
-    facts["next"] = _next(folder, stages, facts["verdicts"])
+    facts["next"] = _next(folder, stages, facts["verdicts"], last.get("command", ""))
     facts["reproduce"] = {
         "command": last.get("command", ""),
         "seed": recipe.get("seed", 0),
@@ -298,20 +298,27 @@ def _verdicts(stage: Stage, swaps: Sequence[Swap]) -> list[dict[str, Any]]:
     """What an evaluation says of each policy, and of current results against earlier ones."""
     found = verdicts.verdicts(with_earlier(stage.evaluation, swaps))
     for swap in swaps:
-        found += verdicts.verdicts(rows_in(swap))
+        for verdict in verdicts.verdicts(rows_in(swap)):
+            first, *others = verdict.sentences
+            if unequal := swap["settings"]:
+                first += f" They differ in {', '.join(unequal)}."
+            found.append(replace(verdict, sentences=[first, *others]))
     return [{"stage": stage.name, **asdict(verdict)} for verdict in found]
 
 
-def _next(folder: Path, stages: Sequence[Stage], verdicts: Sequence[Any]) -> dict[str, str]:
-    """What the recipe says to try next, and the command that talks to the best policy; empty
-    without any.
+def _next(
+    folder: Path, stages: Sequence[Stage], verdicts: Sequence[Any], command: str = ""
+) -> dict[str, str]:
+    """What the recipe says to try next, unless the command of the run has done it, and the command
+    that talks to the newest policy, or to its baseline if it lost; empty without any.
     """
     suggestion, best, names = "", "", list[str]()
     for stage in stages:
         names.append(stage.name)
         text = str(stage.record.get("text") or "")
         if text.startswith("next: "):
-            suggestion = text.removeprefix("next: ")
+            tried = any("=" in word and word in command for word in text.split())
+            suggestion = "" if tried else text.removeprefix("next: ")
         if stage.kind == "algorithm" and stage.state == "done" and "reward" not in stage.plugin:
             best = stage.name
     for verdict in verdicts:

@@ -13,7 +13,7 @@ from typing import Any
 from alignkit.contract.report import WIDTH, Block, Report, Table
 from alignkit.io.text import printable
 from alignkit.recipe.schema import BASE
-from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows
+from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows, rows_in
 from alignkit_plugins.compare.tables import table
 from alignkit_plugins.report.document import chosen
 from alignkit_plugins.report.facts import facts_of
@@ -23,7 +23,7 @@ from alignkit_plugins.text.rows import cut
 
 MORE = " ..."  # the end of a line that is cut
 LINES = 23  # the screen's; what a run or `show` adds makes up to 25
-OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE, OF_TABLE = 4, 3, 2, 4, 4  # lines
+OF_VERDICT, OF_STAGES, OF_WARNING, OF_SAMPLE = 4, 3, 2, 4  # lines
 
 
 def results(folder: Path, records: Sequence[Mapping[str, Any]], width: int) -> list[str]:
@@ -35,7 +35,7 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     """The screen of a run, at most LINES lines of WIDTH characters. stages: whether it says what
     they learned, if there is room.
 
-    The table has as many metrics as leave room for a sample, and at least one.
+    The table has all metrics that decide, and others as far as they leave room for a sample.
     """
     learned, weak, last = list[str](), list[str](), list[str]()
     for one in facts["stages"]:
@@ -51,15 +51,16 @@ def screen(facts: Mapping[str, Any], *, stages: bool = True) -> str:
     weak = [cut(line, WIDTH, MORE) for line in weak[:OF_STAGES]]
     verdict = _verdict(facts["verdicts"], OF_VERDICT)
     sample = _sample(facts)
-    room = LINES - _height(weak, verdict, last) - (OF_SAMPLE + 1 if sample else 0)
+    most = LINES - _height(weak, verdict, last) - 1
+    room = most - (OF_SAMPLE + 1 if sample else 0)
     gains = _laid_out("; ".join(learned))[:OF_STAGES]
-    gains = gains if stages and learned and room - OF_TABLE > len(gains) else []
-    room -= _height(gains)
-    numbers = _numbers(facts, room)
-    others = _others(facts, room - _height(numbers))
+    numbers = _numbers(facts, room, most)
+    if not stages or not learned or room - _height(numbers) <= len(gains):
+        gains = []
+    others = _others(facts, room - _height(gains, numbers))
     answers = list[str]()
-    if sample:
-        room = LINES - _height(weak, verdict, numbers, others, gains, last)
+    room = LINES - _height(weak, verdict, numbers, others, gains, last)
+    if sample and room > 1:
         answers = _side_by_side(sample, room)
     parts = (weak, verdict, numbers, others, gains, answers, last)
     return "\n\n".join("\n".join(part) for part in parts if part)
@@ -100,11 +101,18 @@ def _verdict(verdicts: Sequence[Mapping[str, Any]], most: int) -> list[str]:
     return lines
 
 
-def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
-    """The table of policies by metrics, with as many metrics as fit, and at least one."""
-    rows, stages = list[Row](), evaluated(facts)
+def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
+    """The table of policies by metrics, what got worse first, with as many as fit, and at least
+    one. room: lines; most: for those that decide.
+    """
+    rows, stages, worse = list[Row](), evaluated(facts), set[str]()
+    for swap in facts["swaps"]:
+        worse |= {row.metric for row in rows_in(swap) if row.clear == -1}
     for stage in reversed(stages):
         for row in main_rows(stages[stage]):
+            if row.clear == -1:
+                worse.add(row.metric)
+            row = replace(row, policy=row.policy.replace("@", "@\n"))  # narrow columns
             if row.kind == ANSWERS:
                 row = replace(row, estimate={"mean": row.estimate.get("mean")})
             if len(stages) > 1:
@@ -112,18 +120,20 @@ def _numbers(facts: Mapping[str, Any], room: int) -> list[str]:
             rows.append(row)
     # Rewards and judges, which the metrics of examples would crowd out, stay with the headline.
     raters = {row.metric for row in rows if row.tested and row.kind != "metric"}
+    others = {row.metric for row in rows} - {row.metric for row in rows if row.tested}
     names = list(dict.fromkeys(row.metric for row in rows))
     headline = names[:1]
-    names.sort(key=lambda name: (name not in headline, name not in raters))
+    names.sort(key=lambda name: (name not in worse, name not in headline, name not in raters))
     lines = list[str]()
     for count in range(len(names), 0, -1):
-        lines = _laid_out(table([row for row in rows if row.metric in names[:count]]))
+        shown = [row for row in rows if row.metric in names[:count]]
+        lines = _laid_out(table(shown, first=worse))
         if left := len(names) - count:
             rest = f"{left} more in {'/report.txt, '.join(stages)}/report.txt"
             lines.append(cut(rest, WIDTH, MORE))
-        if len(lines) <= room:
+        if len(lines) <= (room if others.intersection(names[:count]) else most):
             break
-    return lines[: max(0, room)]
+    return lines[: max(0, most)]
 
 
 def _others(facts: Mapping[str, Any], room: int) -> list[str]:

@@ -19,7 +19,8 @@ from alignkit.io.results import folders_of, json_lines, read_record, results_of_
 from alignkit_plugins.compare.comparison import answers_of
 from alignkit_plugins.compare.rows import ANSWERS, Row, adjusted, main_rows, plain, rows_in
 from alignkit_plugins.compare.scores import Measure, compare, keys_of, scale_of, scores_of
-from alignkit_plugins.report.changes import changes
+from alignkit_plugins.compare.verdicts import verdicts
+from alignkit_plugins.report.changes import changes, differing
 from alignkit_plugins.report.history import read_object
 from alignkit_plugins.text.readable import number
 from alignkit_plugins.text.rows import turns_text
@@ -27,7 +28,8 @@ from alignkit_plugins.text.rows import turns_text
 EACH = 5  # samples of each kind
 SEED = 0  # for samples at random
 LONGEST = 2000  # characters that a report keeps of a turn and of an answer
-DECIDES = ("prompts", "rewards", "metrics", "examples")  # options that both evaluations must share
+# Options that both evaluations must share
+DECIDES = ("prompts", "rewards", "metrics", "composites", "examples")
 
 Sample = dict[str, Any]
 Swap = dict[str, Any]
@@ -40,8 +42,8 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
     """The largest gains and losses of an evaluation, and some drawn at random, from its
     samples.jsonl. Each prompt is there once.
 
-    Each has `stage`, `kind` (gain, loss or random), `row`, `reward` (the headline), `percent`
-    (whether it is a share), `difference` (after minus before, or None), `prompt` (turns) and
+    Each has `stage`, `kind` (gain, loss or random), `row`, `reward` (what decides, or its first part),
+    `percent` (whether it is a share), `difference` (after minus before, or None), `prompt` (turns) and
     `answers`: of the base model, the baseline and the result each the first, with the mean score of
     all, on which the statistics rest.
     """
@@ -49,6 +51,11 @@ def samples(stage: str, folder: Path, evaluation: Mapping[str, Any]) -> list[Sam
     others = [name for name in evaluation["policies"] if name != baseline]
     wanted = [name for name in evaluation["policies"] if name in ("base", baseline, *others[-1:])]
     lower = percent = False
+    lost = {one.metric for one in verdicts(rows_in(evaluation)) if one.outcome == "lost"}
+    for row in rows_in(evaluation):
+        if row.metric in lost and row.kind == "metric":
+            reward = row.metric
+    reward = next(iter(evaluation.get("composites", {}).get(reward, [reward])))
     for row in rows_in(evaluation):
         if row.metric == reward:
             lower, percent = row.lower, row.percent
@@ -116,15 +123,16 @@ def swaps_of(run: Path, stage: str) -> list[Swap]:
     """The current result of each evaluated policy against the newest earlier one that the stage
     evaluated, for report.json.
 
-    Each has `stage`, `policy`, `result` and `against` (names), `differs` (why they do not compare,
-    or an empty text) and `results`: rows of the current result against the earlier one, as in
-    evaluation.json.
+    Each has `stage`, `policy`, `result` and `against` (names), `settings` (in which they differ),
+    `differs` (why they do not compare, or an empty text) and `results`: rows of the current result
+    against the earlier one, as in evaluation.json.
     """
     folder, found = run / stage, list[Swap]()
     for policy in read_object(folder / "evaluation.json").get("policies", ()):
-        names = dict[str, str]()
+        names, records = dict[str, str](), dict[str, Any]()
         for name, result in results_of_stage(run, policy).items():
-            names[read_record(result)["hash"]] = name
+            records[name] = read_record(result)
+            names[records[name]["hash"]] = name
         now = names.pop(_key(folder, policy), "")
         earlier = dict[str, Path]()
         for before in folders_of(run, stage):
@@ -133,9 +141,20 @@ def swaps_of(run: Path, stage: str) -> list[Swap]:
             if now and key in earlier:
                 swap = _compared(folder, earlier[key], policy, now, then)
                 names_of = {"stage": stage, "policy": policy, "result": now, "against": then}
-                found.append({**names_of, **swap})
+                settings = _unequal(records[then], records[now])
+                found.append({**names_of, "settings": settings, **swap})
                 break
     return found
+
+
+def _unequal(*records: Mapping[str, Any]) -> list[str]:
+    """In what two results differ, with the learning rates that they had, in words."""
+    sides = list[dict[str, Any]]()
+    for record in records:
+        rate = {"learning_rate": record["summary"].get("learning_rate")}
+        parts = record["depends_on"]
+        sides.append({**parts, "settings": {**parts["settings"], **rate}})
+    return differing(sides[0], sides[1], "algorithm")
 
 
 def _key(folder: Path, policy: str) -> str:
@@ -162,7 +181,8 @@ def _compared(folder: Path, before: Path, policy: str, now: str, then: str) -> S
         if row.policy == policy and row.kind in ("metric", "reward"):
             scale, own = scale_of(groups, row.metric), {now: row.trained_on}
             facts = row.kind, scale, row.lower, row.percent, row.tested, own
-            measures[row.metric] = Measure(*facts)
+            parts = current.get("composites", {}).get(row.metric, {})
+            measures[row.metric] = Measure(*facts, parts)
     rows = adjusted(compare(scores_of(groups, [then, now], measures), then))
     for row in rows_in(old):
         if row.policy == policy and row.kind == ANSWERS:
