@@ -28,6 +28,7 @@ SHOWN = {
     "rewards/margins": "margin",
     "tokens_per_second": "tok/s",
 }
+TOGETHER = 0.25  # share of parts that may be at work at once, of which the first says no pace
 PLAIN_SECONDS = 10.0  # between progress lines in a pipe
 
 
@@ -46,11 +47,14 @@ class Terminal(Console):
 
 @dataclass
 class Steps:
-    """Steps of a stage, or parts of some work. first: how many were complete before it began."""
+    """Steps of a stage, or parts of some work. first: how many were complete before it began. soon:
+    the share of the others after which their pace is known.
+    """
 
     name: str
     total: int
     first: int = 0
+    soon: float = 0.0
 
     def __post_init__(self) -> None:
         self.began = monotonic()
@@ -59,7 +63,7 @@ class Steps:
         """`align iteration 3/10 loss 0.5 (1m05s, 2m10s left)`, at the pace so far."""
         elapsed, rest = monotonic() - self.began, self.total - done
         times = duration(elapsed, digits=0)
-        if rest > 0 and done > self.first:
+        if rest > 0 and done - self.first > self.soon * (self.total - self.first):
             times += f", {duration(elapsed / (done - self.first) * rest, digits=0)} left"
         return " ".join(filter(None, (f"{self.name} {done}/{self.total}", facts, f"({times})")))
 
@@ -79,9 +83,14 @@ class Reporter:
         self._doing = ""  # the stage, and how far it is
         self._steps: Steps | None = None
         self._next = 0.0  # when the next plain line is due
+        self._warned = set[str]()
 
     def say(self, text: str) -> None:
-        """Print a text on stderr."""
+        """Print a text on stderr; a warning once."""
+        if "warning: " in text:
+            if text in self._warned:
+                return
+            self._warned.add(text)
         self.log.write(text)
         self._print(self.err, text)
 
@@ -120,7 +129,7 @@ class Reporter:
 
         In a pipe, work that is done soon, or that is a part of a step, has no line.
         """
-        parts = Steps(": ".join(filter(None, (self._doing, what))), total)
+        parts = Steps(": ".join(filter(None, (self._doing, what))), total, soon=TOGETHER)
         if self._steps is None:
             self._next = monotonic() + PLAIN_SECONDS
 

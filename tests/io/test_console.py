@@ -79,11 +79,20 @@ def test_the_parts_of_a_step_have_lines_only_if_they_take_long(
     with reporter.progress("scoring", 2) as done:
         clock[0] += 10
         done(1)
+    with reporter.progress("asking", 8) as done:  # the first may be of many that end together
+        for count in (1, 3):
+            clock[0] += 20
+            done(count)
+    for _ in range(2):
+        reporter.say("align: warning: few rows")
     assert written.getvalue().splitlines() == [
         "report: stage 6 of 6, evaluate",
         "report: sampling from sft 2/4 (12s, 12s left)",
         "report: sampling from sft 4/4 (24s)",
         "scoring 1/2 (10s, 10s left)",
+        "asking 1/8 (20s)",
+        "asking 3/8 (40s, 1m06s left)",
+        "align: warning: few rows",
     ]
 
 
