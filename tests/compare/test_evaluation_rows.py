@@ -17,6 +17,7 @@ from alignkit_plugins.compare.rows import (
     BASE_MODEL,
     KL,
     LENGTH,
+    PAIRS,
     TRUNCATED,
     Row,
     adjusted,
@@ -28,7 +29,6 @@ from alignkit_plugins.compare.scores import Measure, Score, Scores, compare
 from alignkit_plugins.compare.tables import comparisons, table
 from alignkit_plugins.compare.verdicts import (
     LONGER_IS_BETTER,
-    PAIRS,
     SHORTER_IS_BETTER,
     PolicyVerdict,
     verdicts,
@@ -101,6 +101,7 @@ refused +, refused in vain + | mixed | Worse: refused in vain (lower is better),
 refused +, refused in vain - | gained | Also better: refused in vain (lower is
 refused +, refused in vain ~ | gained | No clear difference in refused in vain.
 refused in vain - | gained | better than sft in refused in vain (lower is better)
+reward* + | gained by its own reward | sft in the reward (trained on it), +0.30
 refused +, llama2* - | mixed | Worse: the reward llama2 (trained on it), -0.30
 refused none | unknown | cannot be compared: no prompt has a score for both.
 llama2* +, length - | gained by its own reward | align is better

@@ -126,7 +126,7 @@ read: p.jsonl as 60 conversations, 60 pairs (preference); a.jsonl as 30 conversa
 held out: about 35% of the conversations, 20 pairs, 24 demonstrations; too few pairs for a second reward model
   that judges `align`
 answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against `sft` and
-  the base model
+  the base model; whether answers are better, people or a judge can say
 stages:
   sft:
     algorithm: sft
@@ -155,7 +155,7 @@ read: p.jsonl as 300 conversations, 300 pairs (preference)
 held out: about 20% of the conversations, 66 pairs; and 121 pairs for `gold`, a reward model that judges
   `align`, which never sees them
 answer: the share of the held-out pairs that `align` gets right, within 12 points at worst, against the base
-  model; and how `gold` scores its answers
+  model; and how `gold` scores its answers; whether answers are better, people or a judge can say
 stages:
   align:
     algorithm: dpo
@@ -340,7 +340,7 @@ read: t.jsonl as 60 conversations, 180 pairs (oasst)
 held out: about 30% of the conversations, 60 pairs; too few pairs for a second reward model that judges
   `align`
 answer: the share of the held-out pairs that `align` gets right, within 22 points at worst, against the base
-  model
+  model; whether answers are better, people or a judge can say
 stages, of which:
   align: {algorithm: dpo, data: {path: t.jsonl, part: [0.3, 1]}}
   report: {policies: [base, align]}

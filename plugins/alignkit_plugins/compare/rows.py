@@ -14,6 +14,7 @@ from alignkit.evaluation.statistics import CONFIDENCE, holm
 from alignkit_plugins.text.readable import bounds
 
 BASE_MODEL = "the base model"
+PAIRS = "pairs right"
 COIN = 0.5  # what a judge says of equal policies; the share of pairs that a coin has right
 RATED = ("metric", "reward", "judge")  # kinds of what says how good a policy is
 ANSWERS = "answers"  # the kind of what describes the answers
@@ -78,6 +79,14 @@ class Row:
         if self.p is None or self.p >= 1 - CONFIDENCE:
             return 0
         return self.direction
+
+    @property
+    def chance(self) -> bool:
+        """Whether it is no measurement: a base model's share of pairs, whose log-probabilities are
+        compared with its own.
+        """
+        share = bounds(self.estimate)
+        return self.metric.startswith(PAIRS) and share == (COIN, None, None)
 
     @property
     def direction(self) -> int:

@@ -17,6 +17,7 @@ from alignkit_plugins.compare.rows import (
     BASE_MODEL,
     COIN,
     LENGTH,
+    PAIRS,
     RATED,
     TRUNCATED,
     TRUST,
@@ -26,7 +27,6 @@ from alignkit_plugins.compare.rows import (
 )
 from alignkit_plugins.text.readable import bounds, estimate_text, mapping
 
-PAIRS = "pairs right"
 LONGER_IS_BETTER, SHORTER_IS_BETTER = f"{PAIRS}, better is longer", f"{PAIRS}, better is shorter"
 LONGER = 0.2  # share by which lengths may differ without a warning
 CUT = 0.2  # share of answers that may be truncated without a warning
@@ -37,6 +37,7 @@ NO_PROOF = {
     None: "It is not known whether it was trained on this, so this may be no independent proof.",
 }
 MORE = "More examples or more training may show one."
+NO_ANSWERS = "Whether its answers are better, people or a judge can say."
 TIED = "Both are equal on every example, so these examples cannot tell them apart."
 
 
@@ -102,6 +103,8 @@ def _verdict(rows: Sequence[Row], policy: str) -> PolicyVerdict:
     else:
         tied = head.difference.get("low") == head.difference.get("high") == 0
         sentences.append(TIED if tied else MORE)
+    if first.metric == PAIRS:
+        sentences.append(NO_ANSWERS)
     if head.metric == PAIRS and (length := _of_length(rows, policy)):
         sentences.append(length)
         if head.clear == 1:
@@ -139,6 +142,10 @@ def _of_length(rows: Sequence[Row], policy: str) -> str:
 def _headline(row: Row, rows: Sequence[Row]) -> str:
     """The comparison that decides, as a sentence."""
     policy, baseline, text = row.policy, row.baseline, _difference(row, rows)
+    if any(one.chance and (one.policy, one.metric) == (baseline, row.metric) for one in rows):
+        how = {1: "better", -1: "worse"}.get(row.clear or 0, "not clearly better")
+        share = estimate_text(row.estimate, percent=True)
+        return f"{policy} orders held-out pairs {how} than chance: {share} are right."
     if not row.clear:
         return f"No clear difference between {policy} and {baseline} in {text}."
     for one in rows:
@@ -153,7 +160,7 @@ def _difference(row: Row, rows: Sequence[Row]) -> str:
     """`facts right, +20 points [4, 36]`, with p values where they do not say what its interval says."""
     name, difference = row.metric, estimate_text(row.difference, sign=True, percent=row.percent)
     if row.kind == "reward":
-        name = f"the reward {name}"
+        name = f"the {name}" if "reward" in name else f"the reward {name}"
     if row.lower:
         name += " (lower is better)"
     if row.trained_on:

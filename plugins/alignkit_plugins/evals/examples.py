@@ -26,8 +26,9 @@ from alignkit.data.group import (
 from alignkit.evaluation import held_out
 from alignkit.evaluation.split import opening
 from alignkit_plugins.compare.comparison import UNIT
+from alignkit_plugins.compare.rows import PAIRS
 from alignkit_plugins.compare.scores import OUTCOME, Measure, Scores, scores_of
-from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, PAIRS, SHORTER_IS_BETTER
+from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER, SHORTER_IS_BETTER
 
 if TYPE_CHECKING:
     from torch import Tensor
