@@ -115,8 +115,8 @@ class Format:
         return ""
 
     def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-        """All numbered rows of a source whose recipe names the format, for one that must see them
-        together.
+        """All numbered rows of a source, for a format that must see them together, or makes several
+        rows of one.
 
         A row that cannot be parsed is a `BadRow`. Default: as they are.
 
@@ -144,7 +144,10 @@ class Format:
         Raises:
             DataError: If it has none.
         """
-        raise DataError(f"{folder}: this is a folder; name a file in it")
+        raise DataError(
+            f"{folder}: this is a folder; name a file in it, or a format that reads folders, as in "
+            "`data: {text: FOLDER}`"
+        )
 
     # Helpers that read the columns of a row
 

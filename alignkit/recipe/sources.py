@@ -331,9 +331,22 @@ class SourceReader:
         table = registration_of(self.source.path) is not None
         rows = ((number, without_fills(row, table)) for number, row in self._stored_rows())
         try:
-            return rows if self.format is None else self.format.rows(rows)
+            return self._recognized(rows) if self.format is None else self.format.rows(rows)
         except BadRow as error:
             raise DataError(f"{self.source.name}: {error}") from error
+
+    def _recognized(self, rows: NumberedRows) -> NumberedRows:
+        """The rows, as the format makes them that the first one has. Renamed columns decide
+        later.
+        """
+        for number, row in rows:
+            if self.source.columns or len(matching := self._matching(row)) != 1:
+                yield number, row
+            else:
+                yield from self._choose(matching, row).rows(chain([(number, row)], rows))
+
+    def _matching(self, row: Any) -> list[str]:
+        return [name for name, cls in self.formats.items() if matches(cls, row)]
 
     def _stored_rows(self) -> NumberedRows:
         path = self.source.path
@@ -391,9 +404,7 @@ class SourceReader:
     def _groups_of(self, number: int, raw: Any) -> list[Group]:
         """The checked groups of a row, with ids and the source's meta. Raises BadRow."""
         row = with_renamed_columns(raise_if_bad(raw), self.source.columns)
-        format = self.format or self._choose(
-            [name for name, cls in self.formats.items() if matches(cls, row)], row
-        )
+        format = self.format or self._choose(self._matching(row), row)
         skip = self.source.on_bad_row == "skip"
         origin = Origin(self.source.name, number, skip, self.place, self.source.group)
         try:

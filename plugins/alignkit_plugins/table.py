@@ -37,9 +37,12 @@ messages formats.messages:Messages  conversations: messages [{role, content}] or
     [{from, value}]; optional label
 oasst formats.rankings:Oasst  OpenAssistant trees: prompt {text, role, replies [{text, role, rank,
     replies}]}, as rankings
+oasst_paths formats.rankings:OasstPaths  OpenAssistant trees as demonstrations: the path of the
+    best-ranked replies, or every path
 rankings formats.rankings:Rankings  rankings: prompt, responses [{text, rank}] or responses [text]
     and ranks or scores
-text formats.text:Text  raw text: rows with text, or plain text files split at blank lines
+text formats.text:Text  raw text: rows with text, plain text files split at blank lines, web pages,
+    or a folder of these
 preference formats.trl:Preference  TRL preference: prompt, chosen, rejected as texts or messages;
     optional margin and p
 prompt_only formats.trl:PromptOnly  TRL prompt-only: prompt as text or messages; other columns are
@@ -50,7 +53,7 @@ unlabeled formats.rankings:Unlabeled  answers to compare, without a label: promp
     response_b ... or responses [text]
 reward_bench_2 formats.public_sets:RewardBench2  RewardBench 2: a prompt, and lists of chosen and
     of rejected texts
-squad formats.public_sets:Squad  SQuAD 2: context, question, answers
+squad formats.public_sets:Squad  SQuAD 1 and 2: context, question, answers; or its own file
 
 [algorithm]
 cpl algorithms.reference_free:CPL  contrastive preference learning on segments with a discount; DPO is a
@@ -178,6 +181,9 @@ vllm vllm.engine:Vllm  vLLM on this machine or on servers, with adapters loaded 
 .tsv data_tools.tables:Tsv  a table with tabs, also .tsv.gz
 .parquet data_tools.tables:Parquet  a table that pyarrow reads
 .hub data_tools.tables:Hub  what `hub:` names: `datasets` reads it
+.html formats.text:WebPage  a web page (needs trafilatura)
+.htm formats.text:WebPage  the same
+.mhtml formats.text:WebPage  a web page that a browser saved as one file
 .feedback people.agreement:StoreReader  people's labels from a store
 
 [plan]

@@ -20,6 +20,7 @@ EXAMPLES = {
     "dialogues": ["text"],
     "gsm8k": [],
     "mnli": [],
+    "oasst_paths": ["oasst"],
     "template": [],
     "helpsteer2": ["prompt_completion"],
     "tulu3_preference": ["preference"],
@@ -307,6 +308,31 @@ oasst {"prompt": {"role": "prompter", "text": 5, "replies": [{"role": "assistant
 
 oasst {"prompt": {"role": "prompter", "text": "q", "replies": "a"}}
   ! must be a list of messages
+""")
+
+
+TREE = """{"prompt": {"role": "prompter", "text": "q", "replies": [
+    {"role": "assistant", "text": "worse", "rank": 1, "replies": [{"role": "prompter", "text": "why"}]},
+    {"role": "assistant", "text": "gone", "rank": -1, "deleted": true},
+    {"role": "assistant", "text": "best", "rank": 0, "replies": [
+    {"role": "prompter", "text": "r", "rank": 1, "replies": [{"role": "assistant", "text": "late"}]},
+    {"role": "prompter", "text": "s", "rank": 0, "replies": [
+    {"role": "assistant", "text": "new"}, {"role": "assistant", "text": "first", "rank": 0}]}]}]}}"""
+
+
+def test_a_tree_holds_conversations() -> None:
+    check(f"""
+oasst_paths (oasst) {TREE}
+  u: q -> a: best / u: s / a: first
+with every: true
+oasst_paths (oasst) {TREE}
+  u: q -> a: best / u: s / a: first
+  u: q -> a: best {{"train": false}} / u: s / a: new
+  u: q -> a: best {{"train": false}} / u: r / a: late
+  u: q -> worse
+
+oasst_paths {{"prompt": {{"role": "prompter", "text": "q", "replies": []}}}}
+  ! no prompt of the tree has a reply
 """)
 
 

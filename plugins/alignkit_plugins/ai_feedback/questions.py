@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from alignkit import Artifact, Field, Group, Response, RunFailed, StepContext
+from alignkit import Artifact, Field, Group, Response, StepContext
 from alignkit.evaluation.answers import same
 from alignkit.evaluation.numbers import numbers_in
 from alignkit_plugins.ai_feedback.make_data import (
@@ -26,8 +26,8 @@ from alignkit_plugins.ai_feedback.make_data import (
     row,
 )
 from alignkit_plugins.ai_feedback.writer import Written, writer_of
+from alignkit_plugins.formats.text import texts_in
 
-PLAIN = (".txt", ".md")
 FEWEST, MOST = 20, 250  # words of a passage, which ends at a paragraph
 QUESTIONS = 3  # about each passage
 AGREEMENT = 0.8  # two answers that agree this much are the same
@@ -73,7 +73,9 @@ class Questions(AskingStep):
     """
 
     class Options(Writing):
-        texts: Path = Field(description="a text (.txt, .md), or a folder of them")
+        texts: Path = Field(
+            description="a text (.txt, .md) or web page (.html, .mhtml), or a folder of them"
+        )
         prompt: str = Field(
             "{passage}\n\n{question}",
             "the user's message, with {question} and, if it is to be shown, {passage} in it",
@@ -88,12 +90,14 @@ class Questions(AskingStep):
 
     def check(self, folder: Path) -> None:
         super().check(folder)
-        read_texts(self.options.texts)
+        texts_in(self.options.texts)
 
     def run(self, context: StepContext) -> Artifact:
         options, desk, most = self.options, Desk(context), self.options.sampled()["max_new_tokens"]
         passages = list[tuple[str, str]]()
-        for name, text in read_texts(options.texts).items():
+        for name, text in texts_in(options.texts).items():
+            if not text.strip():
+                desk.drop("a text without words", source=name)
             passages += [(name, passage) for passage in passages_of(text, MOST)]
         writer = writer_of(context, "questions", options.writer, options.sampled())
         asking = [question_of(filled(ASK, count=QUESTIONS, passage=text)) for _, text in passages]
@@ -192,26 +196,7 @@ def _numbers(text: str) -> set[Fraction]:
     return {number.value for part in (text, *text.split()) for number in numbers_in(part)}
 
 
-# Texts
-
-
-def read_texts(path: Path) -> dict[str, str]:
-    """The text of the file, or of those in a folder and its folders, by name.
-
-    Raises RunFailed if there is none, or one that cannot be read.
-    """
-    texts, files, folder = {}, [path], path.parent
-    if path.is_dir():
-        files, folder = sorted(path.rglob("*")), path
-    for file in files:
-        if file.suffix.lower() in PLAIN:
-            try:
-                texts[file.relative_to(folder).as_posix()] = file.read_text("utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise RunFailed(f"{file}: cannot be read as UTF-8 text ({error})") from None
-    if not texts:
-        raise RunFailed(f"{path}: expected a file that ends in .txt or .md, or a folder of them")
-    return texts
+# Passages
 
 
 def passages_of(text: str, words: int) -> Iterator[str]:

@@ -75,6 +75,8 @@ class SFT(Likelihood):
 
     def _fault(self, group: Group) -> str:
         fault = why_not_demonstration(group)
+        if fault and len(group.responses) > 1:
+            fault += "; `oasst_paths` takes the best path of OpenAssistant's trees"
         if fault:
             return fault
         answers = [

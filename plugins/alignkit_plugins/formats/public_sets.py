@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.contract.formats import columns_of
+from alignkit.data.files import NumberedRows
 from alignkit.data.group import user_turn
+from alignkit.errors import reason_of
 from alignkit_plugins.formats.columns import ColumnFormat
 
 QUESTION = "{context}\n\n{question} If the text does not say, answer: I don't know."
@@ -22,9 +25,12 @@ class Squad(Format):
     The first known answer is the demonstration, or "I don't know." if there is none. Columns of the
     prompt: `answers`, a list of known answers without repetitions, which is empty if there is none,
     and `answerable`.
+
+    A row is a question, as on the hub. A file of SQuAD itself holds one object, with paragraphs of
+    several questions.
     """
 
-    wants = "context, question and answers {text: [...]}"
+    wants = "context, question and answers {text: [...]}, or SQuAD's own file {data: [...]}"
     example = (
         '{"context": "Ann is 7.", "question": "How old is Ben?", "answers": {"text": [], '
         '"answer_start": []}}'
@@ -33,7 +39,10 @@ class Squad(Format):
     @classmethod
     def matches(cls, row: Any) -> bool:
         has_columns = cls.has(row, "context", "question", "answers")
-        return has_columns and isinstance(row["answers"], Mapping | list)
+        return is_file(row) or (has_columns and isinstance(row["answers"], Mapping | list))
+
+    def rows(self, rows: NumberedRows) -> NumberedRows:
+        return opened(rows, questions=True)
 
     def read(self, row: Any) -> Group:
         words = dict[str, str]()
@@ -53,10 +62,35 @@ class Squad(Format):
 def _answers(value: Any) -> list[str]:
     """Different texts of {text: [...]} or [...], in order."""
     items = value.get("text") if isinstance(value, Mapping) else value
+    if isinstance(items, list):  # SQuAD's own file has {text: ...}
+        items = [item.get("text") if isinstance(item, Mapping) else item for item in items]
     if items is None or not _are_texts(items):
         raise BadRow("column 'answers' must be {text: [...]} or a list of texts")
     stripped = dict.fromkeys(text.strip() for text in items)
     return list(filter(None, stripped))
+
+
+def is_file(row: Any) -> bool:
+    """Whether a row is all of a SQuAD file."""
+    return Format.has(row, "data") and Format.has(next(iter(row["data"]), None), "paragraphs")
+
+
+def opened(rows: NumberedRows, questions: bool) -> NumberedRows:
+    """Rows, of which a SQuAD file becomes its passages, or its questions with their passages."""
+    for number, row in rows:
+        if not is_file(row):
+            yield number, row
+            continue
+        places = count(1)
+        try:
+            for article in row["data"]:
+                for passage in article["paragraphs"]:
+                    shared = {"title": article.get("title"), "context": passage["context"]}
+                    for question in passage["qas"] if questions else [{}]:
+                        yield next(places), shared | question
+        except (AttributeError, KeyError, TypeError) as error:
+            why = f"not as in SQuAD's files ({reason_of(error)}), and nothing after it is read"
+            yield next(places), BadRow(why)
 
 
 class RewardBench2(ColumnFormat):

@@ -13,7 +13,8 @@ frequent one counts; without one, it is a tie.
 A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
 several groups: every prompt, with the conversation before it and all its replies; those that people
 ranked form pairs (rank 0 is best). Deleted messages and messages that failed the review are left
-out, with all that follows them.
+out, with all that follows them. As demonstrations, it holds the conversations from its first
+message to a last reply.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
-from alignkit import BadRow, Format, Group, Message, Pair, Response
+from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
 from alignkit.contract.formats import columns_of
 from alignkit.data.group import ranking_pairs
 from alignkit_plugins.formats.columns import (
@@ -240,25 +241,56 @@ class Oasst(Format):
         if not _is_kept(root):
             raise BadRow("the tree's first message was deleted, or failed the review")
         try:
-            groups = list(_rankings(root, (), self.rest(row, "prompt")))
+            groups = list(self.found(root, self.rest(row, "prompt")))
         except RecursionError as error:
             raise BadRow("the tree is nested too deeply") from error
         if not groups:
             raise BadRow("no prompt of the tree has a reply")
         return groups
 
+    def found(self, root: Node, meta: dict[str, Any]) -> Iterator[Group]:
+        """The groups below a first message."""
+        return _rankings(root, (), meta)
+
+
+class OasstPaths(Oasst):
+    """Demonstrations from trees: the path of the best replies, or every path."""
+
+    class Options(Options):
+        every: bool = Field(
+            False,
+            "every path of a tree, and not only that of the best replies; what two paths share is "
+            "learned once",
+        )
+
+    wants = "the same trees; never detected, so name the format"
+    matches = Format.matches
+
+    def found(self, root: Node, meta: dict[str, Any]) -> Iterator[Group]:
+        for path in _paths(root, [], self.options.every):
+            while path and path[-1]["role"] == "user":  # nobody answered
+                path.pop()
+            if path and path[-1].get("train", True):
+                prompt, response = ColumnFormat.demonstration(path)
+                yield Group(prompt, (response,), meta=meta)
+
 
 def _is_kept(node: Node) -> bool:
     return not node.get("deleted") and node.get("review_result") is not False
 
 
-def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:
-    """Every prompt of a tree that has replies, with all of them."""
-    path = (*before, read_message(node, "a message of the tree"))
+def _replies(node: Node) -> list[Node]:
+    """The replies to a message that are kept."""
     replies = node.get("replies") or []
     if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
         raise BadRow("the replies of a message must be a list of messages")
-    replies = [reply for reply in replies if _is_kept(reply)]
+    return [reply for reply in replies if _is_kept(reply)]
+
+
+def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> Iterator[Group]:
+    """Every prompt of a tree that has replies, with all of them."""
+    path = (*before, read_message(node, "a message of the tree"))
+    replies = _replies(node)
     if path[-1]["role"] == "user" and replies:
         responses = []
         for reply in replies:
@@ -269,3 +301,21 @@ def _rankings(node: Node, before: Sequence[Message], meta: dict[str, Any]) -> It
         yield Group(path, tuple(responses), pairs, meta=meta)
     for reply in replies:
         yield from _rankings(reply, path, meta)
+
+
+def _paths(node: Node, before: Sequence[Message], every: bool) -> Iterator[list[Message]]:
+    """The conversations from the first message to a last one, those of better replies first; not
+    every one: the first of them.
+    """
+    path = [*before, read_message(node, "a message of the tree")]
+    # A reply without a rank comes after those that have one.
+    replies = sorted(
+        _replies(node), key=lambda reply: (reply.get("rank") is None, reply.get("rank"))
+    )
+    if not replies:
+        yield path
+    for reply in replies[: None if every else 1]:
+        yield from _paths(reply, path, every)
+        for place, turn in enumerate(path):
+            if turn["role"] == "assistant":  # the next path has learned it already
+                path[place] = {**turn, "train": False}

@@ -1,6 +1,6 @@
-"""Raw text for language modeling: rows {text: ...}, or plain text files split into documents at
-blank lines; and conversations in raw text: every dialogue of a .txt file, or the one dialogue of a
-row {text: ...}.
+"""Raw text for language modeling: rows {text: ...}, plain text files split into documents at blank
+lines, web pages, and folders of these; and conversations in raw text: every dialogue of a .txt
+file, or the one dialogue of a row {text: ...}.
 
 Dialogues are found by the heuristic behind Gopher's dialogue data (Rae et al. 2021,
 arXiv:2112.11446). A dialogue is a run of at least 6 paragraphs in which two speakers take turns:
@@ -21,18 +21,26 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
 from typing import Any
 
-from alignkit import BadRow, Field, Group, Options, Response
+from alignkit import BadRow, DataError, Field, Group, Options, Reader, Response
 from alignkit.data.files import NumberedRows
 from alignkit.data.group import assistant_turn, user_turn
+from alignkit_plugins.extras import check_extra
 from alignkit_plugins.formats.columns import ColumnFormat, with_text
+from alignkit_plugins.formats.public_sets import opened
 
 Piece = tuple[int, str]  # number of the first line, and text
 SEPARATOR = re.compile(r"(?<=.)(?=(: | - |\. ))")  # a lookahead, because two separators may overlap
 MAX_PREFIX = 40  # characters
 MAX_CHARS = 2000  # approximate length of a document of a .txt file
+PLAIN, PAGES = (".txt", ".md"), (".html", ".htm", ".mhtml")
+CHARSET = re.compile(rb"""charset=["']?([\w-]+)""")
 # Columns of other formats, and of a turn, as in the rows of OpenAssistant on the Hub.
 OTHERS = (
     *("prompt", "messages", "conversations", "chosen", "completion", "instruction"),
@@ -61,6 +69,11 @@ class Text(ColumnFormat):
             isinstance(row, dict) and isinstance(row.get("text"), str) and cls.lacks(row, *OTHERS)
         )
 
+    def rows(self, rows: NumberedRows) -> NumberedRows:
+        for number, row in opened(rows, questions=False):
+            is_passage = self.has(row, "context") and self.lacks(row, "text", "question")
+            yield number, {"text": row["context"]} if is_passage else row
+
     def read(self, row: Any) -> Group:
         row = with_text(row)
         return Group((), (Response(text=self.text(row, "text")),), meta=self.rest(row, "text"))
@@ -69,6 +82,62 @@ class Text(ColumnFormat):
         if self.options.paragraphs:
             return paragraphs(lines)
         return joined(paragraphs(lines))
+
+    def rows_of_folder(self, folder: Path) -> NumberedRows:
+        return rows_of_texts(folder)
+
+
+class WebPage(Reader):
+    """A web page as one row of text."""
+
+    def rows(self, path: Path) -> NumberedRows:
+        return rows_of_texts(path)
+
+
+def rows_of_texts(path: Path) -> NumberedRows:
+    """A row for each of `texts_in`."""
+    for number, (name, text) in enumerate(texts_in(path).items(), 1):
+        row = {"text": text, "file": name}
+        yield number, row if text.strip() else BadRow(f"no text was found in {name}")
+
+
+def texts_in(path: Path) -> dict[str, str]:
+    """The text of the file, or of those in a folder and its folders, by name: of a web page the
+    main text as Markdown, without menus and comments.
+
+    Raises DataError if there is none, or one that cannot be read.
+    """
+    texts, files, folder = {}, [path], path.parent
+    if path.is_dir():
+        files, folder = sorted(path.rglob("*")), path
+    for file in files:
+        name, kind = file.relative_to(folder).as_posix(), file.suffix.lower()
+        try:
+            if kind in PLAIN:
+                texts[name] = file.read_text("utf-8-sig")
+            # Browsers save what a page shows, such as advertisements, in a folder next to it.
+            elif kind in PAGES and "_files/" not in name:
+                texts[name] = _text_of_page(file.read_bytes(), kind)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+    if not texts:
+        kinds = ", ".join((*PLAIN, *PAGES))
+        raise DataError(f"{path}: expected a file that ends in {kinds}, or a folder of them")
+    return texts
+
+
+def _text_of_page(content: Any, kind: str) -> str:
+    """kind: the file's suffix; .mhtml: a page with all its parts."""
+    check_extra("a web page", "web", "trafilatura", "lxml_html_clean")
+    import trafilatura
+
+    if kind == ".mhtml":
+        body = message_from_bytes(content, policy=default).get_body(("html",))
+        content = body.get_content() if body else ""
+    elif charset := CHARSET.search(content):
+        with suppress(LookupError, UnicodeDecodeError):  # a page may say what is wrong
+            content = content.decode(charset[1].decode())
+    return trafilatura.extract(content, output_format="markdown", include_comments=False) or ""
 
 
 def paragraphs(lines: Iterable[tuple[int, str]]) -> Iterator[Piece]:
