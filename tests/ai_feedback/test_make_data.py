@@ -4,6 +4,7 @@ to say.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,17 +18,18 @@ from pydantic import ValidationError
 
 from alignkit import DataError, Group, Response, RunFailed
 from alignkit.data.group import read_groups
+from alignkit.errors import AlignkitError
 from alignkit_plugins.ai_feedback.categorize import NONE, Categorize, case_in, question
 from alignkit_plugins.ai_feedback.questions import (
     Questions,
     items_of,
     passages_of,
     quoted,
-    read_texts,
     why_another,
 )
 from alignkit_plugins.ai_feedback.red_team import Episode, RedTeam, success_of
 from alignkit_plugins.ai_feedback.writer import Written
+from alignkit_plugins.formats.text import texts_in
 from tests.ai_feedback.judge_server import (
     Reply,
     Server,
@@ -37,7 +39,17 @@ from tests.ai_feedback.judge_server import (
     serving,
     texts_of,
 )
-from tests.rows import cells, prompts, read_json, read_rows, run, user, write_recipe, write_rows
+from tests.rows import (
+    cells,
+    demos,
+    prompts,
+    read_json,
+    read_rows,
+    run,
+    user,
+    write_recipe,
+    write_rows,
+)
 
 
 @pytest.fixture
@@ -143,6 +155,20 @@ def test_questions_whose_answers_a_quotation_shows(
         made(step, tmp_path / "none")
 
 
+def test_questions_about_saved_pages(tmp_path: Path, server: Server) -> None:
+    paragraphs = "".join(f"<p>{text}</p>" for text in SEA.split("\n\n"))
+    page = (
+        f'<html><body><nav><a href="/">MENU</a></nav><article>{paragraphs}</article></body></html>'
+    )
+    (tmp_path / "sea.html").write_text(page, encoding="utf-8")
+    (tmp_path / "none.html").write_text("<html></html>", encoding="utf-8")
+    step = Questions(Questions.Options(texts=tmp_path, writer=answers(server, oracle)))
+    artifact = made(step, tmp_path)
+    (group,) = artifact.groups
+    assert group.meta["source"] == "sea.html" and "MENU" not in group.meta["passage"]
+    assert artifact.summary["dropped"]["a text without words"] == 1
+
+
 def test_passages_are_whole_paragraphs() -> None:
     long, short = " ".join("w" * 30), " ".join("v" * 12)
     text = f"# Salt\n\n{short}\n\n{short}\n \n{long}\n\n{short}"
@@ -198,7 +224,7 @@ Quotation: Salt is"""
 
 NO_TEXTS = """
 none.txt  | cannot be read as UTF-8 text
-data.csv  | expected a file that ends in .txt or .md, or a folder
+data.csv  | expected a file that ends in .txt, .md, .html, .htm, .mhtml, or a folder
 latin.txt | cannot be read as UTF-8 text
 empty.txt | 0 questions about 0 passages
 """
@@ -208,7 +234,7 @@ empty.txt | 0 questions about 0 passages
 def test_what_is_no_text_is_refused(file: str, message: str, tmp_path: Path) -> None:
     for name, content in (("empty.txt", b""), ("data.csv", b"a,b"), ("latin.txt", b"D\xfcne")):
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(RunFailed, match=message):
+    with pytest.raises(AlignkitError, match=message):
         made(Questions(Questions.Options(texts=tmp_path / file, writer="base")), tmp_path)
 
 
@@ -216,7 +242,7 @@ def test_all_texts_of_a_folder_are_read(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "X.MD").write_bytes(b"\xef\xbb\xbfone")  # as Notepad saves it
     (tmp_path / "a" / "y.txt").write_text("two")
-    assert read_texts(tmp_path) == {"a/b/X.MD": "one", "a/y.txt": "two"}
+    assert texts_in(tmp_path) == {"a/b/X.MD": "one", "a/y.txt": "two"}
 
 
 def test_options_of_questions() -> None:
@@ -254,6 +280,27 @@ def test_each_prompt_has_a_use_case(tmp_path: Path, server: Server) -> None:
     without: Any = SimpleNamespace(load=lambda spec: [Group(())])
     with pytest.raises(DataError, match="no row has a prompt"):
         Categorize(options).check_data(without)
+
+
+def test_use_cases_that_lack_demonstrations_are_named(tmp_path: Path, server: Server) -> None:
+    by: Any = {"data": "x", "demonstrations": "y"}
+    asked = {**by, "categories": CASES, "by": answers(server, letter)}
+    rows = {"x": prompts(["a poem", "hello"]), "y": demos(["my code", "code!", "hello"])}
+    around: Any = {"load": rows.__getitem__}
+    artifact = made(Categorize(Categorize.Options(**asked)), tmp_path, **around)
+    assert [group.meta["use_case"] for group in artifact.groups] == ["poem", NONE]
+    assert artifact.summary["demonstrations"] == {"code": 2, NONE: 1}
+    assert artifact.summary["lack"] == ["poem", "chat"]
+    for each, case in zip([*rows["x"], *rows["y"]], ["art", "", "art", "code", ""], strict=True):
+        each.meta["kind"] = case
+    text = made(
+        Categorize(Categorize.Options(**by, column="kind")), tmp_path, **around
+    ).report.text()
+    assert "lack demonstrations: none" in text and re.search(r"code +0 \(0%\) +1$", text)
+    with pytest.raises(DataError, match="no row has a prompt and the column 'kid'"):
+        Categorize(Categorize.Options(**by, column="kid")).check_data(SimpleNamespace(**around))
+    with pytest.raises(ValidationError, match="set either two or more"):
+        Categorize.Options(**asked, column="kind")
 
 
 # Categories, and by what replies each is named.

@@ -11,6 +11,7 @@ import string
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import alignkit
 from alignkit import Artifact, DataError, DataRef, Field, Group, PolicyRef, StepContext, StepData
@@ -39,44 +40,72 @@ Answer with the letter of the kind, and nothing else."""
 
 
 class Categorize(AskingStep):
-    """Put each prompt into a category of a list.
+    """Put each prompt into a category: of a list, or of a column.
 
     The rows are those of `data` with the column `use_case`, which `evaluate` takes in `by`.
     """
 
     class Options(alignkit.Options):
         data: DataRef = Field(description="prompts")
-        categories: dict[str, str] = Field(
-            min_length=2,
-            max_length=len(LETTERS),
-            description="use cases: names with their descriptions",
+        demonstrations: DataRef | None = Field(
+            None, "demonstrations: use cases that have none are named"
         )
-        by: PolicyRef | Server = Field(description=f"who decides: {WHO}")
+        categories: dict[str, str] = Field(
+            {}, "use cases: names with their descriptions", max_length=len(LETTERS)
+        )
+        by: PolicyRef | Server | None = Field(None, f"who decides: {WHO}")
+        column: str | None = Field(
+            None, "column in which people named the use case, instead of `categories` and `by`"
+        )
+
+        def check_values(self) -> None:
+            asks = len(self.categories) > 1 and self.by is not None
+            if asks == bool(self.column) or (self.column and (self.categories or self.by)):
+                raise ValueError("set either two or more `categories` and `by`, or `column`")
 
     options: Options
 
     def check_data(self, data: StepData) -> None:
-        rows = data.load(self.options.data)
-        if rows is not None and not any(group.prompt for group in rows):
-            raise DataError("no row has a prompt", option=("data",))
+        column = self.options.column
+        for name in ("data", "demonstrations"):
+            rows = data.load(getattr(self.options, name))
+            if rows is None or any(row.prompt and column in (None, *row.meta) for row in rows):
+                continue
+            lacks = "a prompt" if column is None else f"a prompt and the column '{column}'"
+            raise DataError(f"no row has {lacks}", option=(name,))
 
     def run(self, context: StepContext) -> Artifact:
         options, desk = self.options, Desk(context)
-        groups = [group for group in context.load(options.data) if group.prompt]
-        writer = writer_of(context, "categorize", options.by, {"temperature": 0})
-        questions = [question_of(question(options.categories, group)) for group in groups]
-        replies = desk.ask("prompts", writer, questions, REPLY_TOKENS)
-        rows, counts = [], Counter[str]()
-        for group, reply in zip(groups, replies, strict=True):
-            case = case_in(reply.text, options.categories)
-            counts[case] += 1
+        prompts = self._categorized(context, desk, "prompts", options.data)
+        counts = Counter(group.meta["use_case"] for group in prompts)
+        facts: dict[str, Any] = {"prompts": len(prompts), "use_cases": dict(counts.most_common())}
+        headline, columns = f"{len(prompts)} prompts", ["use case", "prompts"]
+        cells = [[case, f"{n} ({n / len(prompts):.0%})"] for case, n in counts.most_common()]
+        if options.demonstrations is not None:
+            columns.append("demonstrations")
+            found = self._categorized(context, desk, columns[-1], options.demonstrations)
+            shown = Counter(group.meta["use_case"] for group in found)
+            unasked = {**options.categories, **shown}.keys() - counts.keys()
+            cells += [[case, "0 (0%)"] for case in sorted(unasked)]
+            cells = [[*row, str(shown[row[0]])] for row in cells]
+            lack = [case for case, *_ in cells if case != NONE and not shown[case]]
+            facts |= {"demonstrations": dict(shown.most_common()), "lack": lack}
+            headline += f"; use cases that lack demonstrations: {', '.join(lack) or 'none'}"
+        return desk.artifact(headline, prompts, facts, Table("", columns, cells))
+
+    def _categorized(self, context: StepContext, desk: Desk, title: str, data: Any) -> list[Group]:
+        """The rows with a prompt, with their use case."""
+        options, rows = self.options, list[Group]()
+        groups = [group for group in context.load(data) if group.prompt]
+        cases = [str(group.meta.get(options.column or "") or NONE) for group in groups]
+        if options.by is not None:
+            writer = writer_of(context, "categorize", options.by, {"temperature": 0})
+            questions = [question_of(question(options.categories, group)) for group in groups]
+            replies = desk.ask(title, writer, questions, REPLY_TOKENS)
+            cases = [case_in(reply.text, options.categories) for reply in replies]
+        for group, case in zip(groups, cases, strict=True):
             rows.append(replace(group, meta={**group.meta, "use_case": case}))
-        cells = [
-            [case, f"{count} ({count / len(rows):.0%})"] for case, count in counts.most_common()
-        ]
-        facts = {"prompts": len(rows), "use_cases": dict(counts.most_common())}
-        table = Table("", ["use case", "prompts"], cells)
-        return desk.artifact(f"{len(rows)} prompts", rows, facts, table)
+        return rows
 
 
 def case_in(text: str, categories: Mapping[str, str]) -> str:
