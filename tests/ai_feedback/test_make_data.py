@@ -156,6 +156,7 @@ def test_questions_whose_answers_a_quotation_shows(
 
 
 def test_questions_about_saved_pages(tmp_path: Path, server: Server) -> None:
+    pytest.importorskip("trafilatura")
     paragraphs = "".join(f"<p>{text}</p>" for text in SEA.split("\n\n"))
     page = (
         f'<html><body><nav><a href="/">MENU</a></nav><article>{paragraphs}</article></body></html>'

@@ -88,6 +88,8 @@ lm  | empty.html        | ! no text was found in empty.html
 def test_a_published_file_is_checked_and_learned(
     algorithm: str, data: str, wanted: str, files: Path, said: Said
 ) -> None:
+    if data in ("old.htm", "empty.html", "{text: web}"):
+        pytest.importorskip("trafilatura")
     recipe = write_recipe(files, f"made: {{algorithm: {algorithm}, epochs: 1, data: {data}}}")
     is_read = not wanted.startswith("! ")
     assert main(["check", str(recipe)]) == (0 if is_read else 4)
