@@ -153,6 +153,16 @@ def test_a_gain_that_is_only_length_is_no_gain(
     assert ("better than" in text(rows)) == (outcome == "gained")
 
 
+def test_a_base_model_that_compares_with_itself_is_chance() -> None:
+    base, align = (replace(row, percent=True) for row in summary(f"{PAIRS} +"))
+    base, share = replace(base, estimate={"mean": 0.5, "n": 20}), estimate(WON)
+    for difference, how in ((UP, "better"), (DOWN, "worse"), (UNCLEAR, "not clearly better")):
+        rows = [base, replace(align, estimate=share, difference=estimate(difference))]
+        said = f"align orders held-out pairs {how} than chance: 70% [60, 80] are right. "
+        assert text(rows).startswith(said) and "people or a judge can say." in text(rows)
+        assert table(rows).rows == [[PAIRS, "chance", "70% [60, 80]"]]
+
+
 def three(p: float, others: float, policies: tuple[str, ...] = ("align",)) -> list[Row]:
     """Three metrics that nobody learned from, the first with p and the others with another p."""
     rows = []

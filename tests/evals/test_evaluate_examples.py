@@ -13,16 +13,14 @@ import torch
 from alignkit import DataError, Group, Response
 from alignkit.data.group import Origin, Pair
 from alignkit_plugins.compare.comparison import units_of
-from alignkit_plugins.compare.rows import PAIRS, Row, adjusted, plain
+from alignkit_plugins.compare.rows import PAIRS, Row, plain
 from alignkit_plugins.compare.scores import OUTCOME, Measure, Scale, Scores, compare
-from alignkit_plugins.compare.tables import table
 from alignkit_plugins.compare.verdicts import LONGER_IS_BETTER as LONGER
 from alignkit_plugins.compare.verdicts import SHORTER_IS_BETTER as SHORTER
-from alignkit_plugins.compare.verdicts import verdicts
 from alignkit_plugins.evals import examples
 from alignkit_plugins.evals.examples import LOSS, METRICS, TOKENS
 from tests.evals.scripted import lines
-from tests.rows import cells, user
+from tests.rows import user
 
 NAMES = ["base", "sft", "dpo"]
 FIRST = (Pair(0, 1),)
@@ -221,25 +219,6 @@ def test_a_base_model_without_a_preference_adds_no_chance_to_a_difference() -> N
     # By the t of three differences, because those of the base model vary as well
     found = [row.difference[end] for end in ("low", "high")]
     assert found == pytest.approx([-0.8257, 1.3257], abs=1e-4)
-
-
-CHANCE = """
-    1 1 1 1 1 1 1 1 | align orders held-out pairs better than chance: 100% [63, 100] are right. Whether
-    0 0 0 0 0 0 0 0 | align orders held-out pairs worse than chance: 0% [0, 37] are right. Whether its
-    1 0 1 0 1 0 1 1 | align orders held-out pairs not clearly better than chance: 62% [
-"""
-
-
-@pytest.mark.parametrize(("right", "said"), cells(CHANCE))
-def test_a_base_model_that_compares_with_itself_is_chance(right: str, said: str) -> None:
-    scores = Scores({PAIRS: Measure(percent=True, tested=True, trained_on={"align": False})})
-    values = {"base": [0.5] * 8, "align": list(map(float, right.split()))}
-    scores.add(PAIRS, values, [(str(place), None) for place in range(8)])
-    rows = adjusted(compare(scores, "base"))
-    assert table(rows).rows[0][1] == "chance"
-    (found,) = verdicts(rows)
-    assert " ".join(found.sentences).startswith(said)
-    assert "better, people or a judge can say." in " ".join(found.sentences)
 
 
 def test_shares_end_at_1_and_other_rates_are_none() -> None:

@@ -30,9 +30,9 @@ align is better than sft in the reward helpful, +1.095 [1.067, 1.123]: 1.09
 
                         sft                 align
 ─────────────────────────────────────────────────
-local_judge               -          31% [22, 40]
 helpful         0.00 [?, ?]  1.095 [1.067, 1.123]
 safety          0.00 [?, ?]    0.00 [-0.24, 0.24]
+local_judge               -          31% [22, 40]
 length, tokens        10.00                 20.00
 truncated               50%                   50%
 KL, nats               0.00                 30.00

@@ -4,7 +4,7 @@ rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignkit.contract.report import SideBySide, Table
@@ -29,16 +29,9 @@ def over(evaluation: Mapping[str, Any]) -> str:
     return f"mean and 95% interval over {short(prompts)} prompts{independent}{held_out}"
 
 
-def table(
-    rows: Sequence[Row],
-    title: str = "",
-    *,
-    differences: bool = False,
-    first: Collection[str] = (),
-) -> Table:
+def table(rows: Sequence[Row], title: str = "", *, differences: bool = False) -> Table:
     """A table with a line per metric and a column per policy, whose cells are means, or differences
     from the baseline. In a line with intervals, what has none, as all its values are alike, says so.
-    first: metrics that stand above the others.
     """
     known = {row.metric for row in rows if row.kind in RATED and "[" in cell(row, differences)}
     policies = list(dict.fromkeys(row.policy for row in rows))
@@ -51,8 +44,7 @@ def table(
             text += UNKNOWN
         line[1 + policies.index(row.policy)] = text
     note = f"{LOWER} lower is better" if any(row.lower for row in rows) else ""
-    ordered = [lines[metric] for metric in sorted(lines, key=lambda metric: metric not in first)]
-    return Table(title, ["", *policies], ordered, note=note)
+    return Table(title, ["", *policies], list(lines.values()), note=note)
 
 
 def comparisons(rows: Sequence[Row]) -> Table:

@@ -118,20 +118,21 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
             if len(stages) > 1:
                 row = replace(row, metric=f"{stage}: {row.metric}")
             rows.append(row)
+    rows.sort(key=lambda row: row.metric not in worse or row.kind == "judge")
     # Rewards and judges, which the metrics of examples would crowd out, stay with the headline.
     raters = {row.metric for row in rows if row.tested and row.kind != "metric"}
-    others = {row.metric for row in rows} - {row.metric for row in rows if row.tested}
+    decide = len({row.metric for row in rows if row.tested})
     names = list(dict.fromkeys(row.metric for row in rows))
     headline = names[:1]
     names.sort(key=lambda name: (name not in worse, name not in headline, name not in raters))
     lines = list[str]()
     for count in range(len(names), 0, -1):
         shown = [row for row in rows if row.metric in names[:count]]
-        lines = _laid_out(table(shown, first=worse))
+        lines = _laid_out(table(shown))
         if left := len(names) - count:
             rest = f"{left} more in {'/report.txt, '.join(stages)}/report.txt"
             lines.append(cut(rest, WIDTH, MORE))
-        if len(lines) <= (room if others.intersection(names[:count]) else most):
+        if len(lines) <= (room if count > decide else most):
             break
     return lines[: max(0, most)]
 
