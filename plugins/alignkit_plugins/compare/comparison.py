@@ -32,6 +32,7 @@ from alignkit.io.results import (
     RESULTS,
     damage_of,
     folders_of,
+    is_result_name,
     json_lines,
     read_record,
     stage_folder,
@@ -186,8 +187,8 @@ def kept_answers(
             groups += map(group_from_json, json_lines(folder / "samples.jsonl"))
         if [group.id for group in groups] == [group.id for group in together(prompts)]:
             for policy, model in policies.items():
-                stage = model.partition("@")[0]
-                if then["upstream"].get(stage) == now["upstream"].get(stage):
+                stage, named = model.partition("@")[0], is_result_name(model)  # with another key
+                if not named and then["upstream"].get(stage) == now["upstream"].get(stage):
                     found[policy] = [answers_of(group, policy) for group in groups]
     return found
 

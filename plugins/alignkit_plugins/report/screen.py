@@ -11,6 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from alignkit.contract.report import WIDTH, Block, Report, Table
+from alignkit.io.results import is_result_name
 from alignkit.io.text import printable
 from alignkit.recipe.schema import BASE
 from alignkit_plugins.compare.rows import ANSWERS, Row, main_rows, rows_in
@@ -112,7 +113,8 @@ def _numbers(facts: Mapping[str, Any], room: int, most: int) -> list[str]:
         for row in main_rows(stages[stage]):
             if row.clear == -1:
                 worse.add(row.metric)
-            row = replace(row, policy=row.policy.replace("@", "@\n"))  # narrow columns
+            if is_result_name(row.policy):  # in narrow columns
+                row = replace(row, policy=row.policy.replace("@", "@\n"))
             if row.kind == ANSWERS:
                 row = replace(row, estimate={"mean": row.estimate.get("mean")})
             if len(stages) > 1:
