@@ -96,6 +96,12 @@ def run(
         int,
         option("N", "Number of processes of this machine that run it together.", min=1),
     ] = 1,
+    each: Annotated[
+        list[str] | None,
+        option("KEY=VALUES", "Run the recipe with each value, such as seed=3..7. Axes cross."),
+    ] = None,
+    jobs: Annotated[int, option("N", "Cells of --each that run at once.", min=1)] = 1,
+    part: Annotated[str, option("I/N", "Run only this part of the cells of --each.")] = "",
 ) -> Any:
     """Run a recipe. The same command resumes a run that was interrupted. Another `seed` holds out the
     same rows.
@@ -110,11 +116,16 @@ def run(
       accelerate launch --num_processes 2 -m alignkit run recipe.yaml
     """
 
-    def chosen(*warn: Say) -> Any:
+    def chosen(*warn: Say, more: Sequence[str] = ()) -> Any:
         from alignkit.recipe.load import load_named
 
-        return load_named(recipe, overrides, only, until, *warn)
+        return load_named(recipe, [*(overrides or ()), *more], only, until, *warn)
 
+    if each:
+        words = [recipe, *(overrides or ())]
+        for name, value in (("--only", only), ("--until", until), ("--processes", processes)):
+            words += [name, str(value)] if value not in (None, 1) else []
+        return _cells(partial(_quietly, chosen), words, each, out, jobs, part)
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
@@ -127,6 +138,20 @@ def run(
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)
+
+
+def _quietly(chosen: Callable[..., Any], more: Sequence[str]) -> Any:
+    return chosen(lambda text: None, more=more)
+
+
+def _cells(load: Any, words: Sequence[str], each: Sequence[str], *options: Any) -> Result:
+    """What a plugin finds in many runs of a recipe."""
+    from alignkit.host.plugins import load_plugins, plugins
+
+    load_plugins()
+    for found in plugins().ask("cells", load, words, each, *options):
+        return found
+    refuse("--each: no plugin runs cells", "`alignkit plugins` lists what is installed")
 
 
 def _checked(recipe: Any, out: Path | None) -> Result:

@@ -37,6 +37,7 @@ from alignkit.io.digest import digest, file_digest
 from alignkit.io.text import Say, redacted
 
 RESULTS, WORK = ".results", ".work"
+CELLS = "cells"  # the folder of a run with the runs of its cells
 RECIPE = "recipe.resolved.yaml"
 STARTS = "starts.jsonl"
 PAGE, FACTS = "report.html", "report.json"
@@ -207,11 +208,25 @@ def find(run: Path, stage: str, key: str, others: Sequence[Path] = ()) -> Path |
 
 
 def other_runs(folder: Path) -> list[Path]:
-    """The runs next to this one, whose results it may reuse."""
+    """The runs next to this one, and that of a cell, whose results it may reuse."""
     if os.environ.get(SWITCH) == "0":
         return []
     near = sorted(path.parent for path in folder.parent.glob(f"*/{RECIPE}"))
-    return [run for run in near if run.name != folder.name]
+    others = [run for run in near if run.name != folder.name]
+    return [*others, folder.parents[1]] if is_cell(folder) else others
+
+
+def is_cell(folder: Path) -> bool:
+    """Whether a run is a cell of another one."""
+    return folder.parent.name == CELLS
+
+
+def _linked(source: str, target: str) -> None:
+    """A link to a file of a result, which is never written again, or else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class Results:
@@ -256,8 +271,9 @@ class Results:
         if found is None:
             return False
         if found != result:
+            copy = _linked if is_cell(self.folder) else shutil.copy2  # cells may be many
             with replace_folder(result) as new:
-                shutil.copytree(found, new, dirs_exist_ok=True)
+                shutil.copytree(found, new, dirs_exist_ok=True, copy_function=copy)
             say(f"{stage}: reused from {found.parent.parent}")
         elif self.record(stage).get("hash") not in (None, key):
             say(f"{stage}: restored an earlier result for these settings")

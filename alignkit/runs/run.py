@@ -5,11 +5,13 @@ can read.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from alignkit.contract.step import Artifact
 from alignkit.errors import (
@@ -30,7 +32,7 @@ from alignkit.host.plugins import plugins
 from alignkit.io.atomic import make_folder, write_text
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
-from alignkit.io.results import RECIPE, damage_of, json_lines
+from alignkit.io.results import RECIPE, damage_of, is_cell, json_lines, other_runs
 from alignkit.io.text import duration, exists
 from alignkit.recipe.schema import Recipe
 from alignkit.recipe.yaml import without_keys
@@ -38,6 +40,8 @@ from alignkit.runs.services import Services, begin, locked, resume_command
 from alignkit.runs.signals import stoppable
 from alignkit.runs.stage import FIRST_ROWS, Problems, RunStage, StepStage, TrainingStage
 from alignkit.training.collectives import ONE_PROCESS, Collectives
+
+CLAIM = 1.0  # seconds between looks at a stop, while another cell has a stage
 
 
 def run_recipe(
@@ -126,7 +130,8 @@ class Run(Services):
                 continue
             stage.notify("stage_started")
             try:
-                reused = self._stage(stage)
+                with self._claimed(stage):
+                    reused = self._stage(stage)
             except StageWaits as error:
                 left.add(name)
                 waits.append(error)
@@ -212,6 +217,22 @@ class Run(Services):
     def records(self) -> list[dict[str, Any]]:
         """What is known of the stages' current results, in order."""
         return [self.store.record(name) for name in self.stages]
+
+    @contextmanager
+    def _claimed(self, stage: RunStage) -> Iterator[None]:
+        """Hold a stage of a cell: another cell that needs the same waits, and reuses its result."""
+        if not (self.is_main_process and is_cell(self.folder)):
+            yield
+            return
+        key = digest(stage.with_files(stage.key()))
+        lock = FileLock(self.folder.parent / f".{stage.name}-{key[:16]}.lock")
+        while not lock.is_locked:
+            with suppress(Timeout):
+                lock.acquire(timeout=CLAIM)
+            self.should_stop()
+        with lock:
+            self.others = other_runs(self.folder)
+            yield
 
     def _stage(self, stage: RunStage) -> bool:
         """Run a stage unless it can be reused. Returns whether it was reused.

@@ -1,0 +1,135 @@
+"""What varies between the runs of one recipe: each `--each` is an axis, axes cross, and a cell has a
+value of each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignkit.errors import refuse
+from alignkit.io.digest import digest
+from alignkit.recipe.yaml import plain_data
+
+RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+EXAMPLE = "--each seed=3..7, or --each stages.align.algorithm=ppo,grpo"
+MOST = 10_000  # cells
+LONGEST = 40  # characters of a value in an address
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+_OPEN, _CLOSED = "[{(", "]})"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An option `--each`. key: of the recipe, or what a file of variants is called. values: the
+    overrides of each value, by its name in addresses.
+    """
+
+    key: str
+    values: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A run of the recipe. values: by the key of the axis. overrides: of the recipe."""
+
+    values: Mapping[str, str]
+    overrides: Sequence[str]
+    address: str
+
+
+def cells_of(words: Sequence[str]) -> list[Cell]:
+    """The cells of options `--each`: the last one varies fastest. Raises RecipeError."""
+    axes = list(map(_axis, words))
+    keys = [axis.key for axis in axes]
+    for key in keys:
+        if keys.count(key) > 1:
+            refuse(f"--each {key}: there are two axes of this key", "write their values into one")
+    short = [key.rpartition(".")[2] for key in keys]
+    names = [one if short.count(one) == 1 else key for one, key in zip(short, keys, strict=True)]
+    found = list[Cell]()
+    for chosen in itertools.product(*(axis.values.items() for axis in axes)):
+        values = {key: value for key, (value, _) in zip(keys, chosen, strict=True)}
+        overrides = [text for _, own in chosen for text in own]
+        address = ",".join(
+            f"{name}={value}" for name, value in zip(names, values.values(), strict=True)
+        )
+        found.append(Cell(values, overrides, address))
+        if len(found) > MOST:
+            refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
+    return found
+
+
+def _axis(word: str) -> Axis:
+    key, equals, text = word.partition("=")
+    if not equals or not key or not text.strip():
+        refuse(f"--each {word}: expected KEY=VALUE,VALUE", f"for example: {EXAMPLE}")
+    values = dict[str, Sequence[str]]()
+    for value, overrides in _values(key, text.strip()):
+        if value in values:
+            refuse(f"--each {key}: the value {value} is there twice", "leave one of them out")
+        values[value] = overrides
+    return Axis(key, values)
+
+
+def _values(key: str, text: str) -> Iterator[tuple[str, Sequence[str]]]:
+    """The values of an axis by name, each with its overrides."""
+    if Path(text).suffix in (".yaml", ".yml"):
+        for name, overrides in _variants(key, Path(text)).items():
+            yield _name(name), overrides
+    elif bounds := RANGE.fullmatch(text):
+        low, high = map(int, bounds.groups())
+        if low > high:
+            refuse(f"--each {key}={text}: the range is empty", f"write {key}={high}..{low}")
+        for number in range(low, high + 1):
+            yield str(number), [f"{key}={number}"]
+    else:
+        for part in _parts(text):
+            if not part:
+                refuse(f"--each {key}={text}: a value is empty", f"for example: {EXAMPLE}")
+            yield _name(part), [f"{key}={part}"]
+
+
+def _variants(key: str, file: Path) -> dict[str, Sequence[str]]:
+    """The overrides of each variant in a file: of a mapping, a key each, or a list of texts."""
+    if not file.is_file():
+        refuse(f"--each {key}: no such file: {file}")
+    found = plain_data(file.read_text(encoding="utf-8"), str(file))
+    variants = dict[str, Sequence[str]]()
+    for name, own in found.items() if isinstance(found, Mapping) else ():
+        if isinstance(own, Mapping):
+            own = [f"{one}={json.dumps(value)}" for one, value in own.items()]
+        if not isinstance(own, list) or not all(isinstance(one, str) for one in own):
+            refuse(f"{file}: {name}: expected overrides", "such as {stages.align.epochs: 2}")
+        variants[str(name)] = own
+    if not variants:
+        refuse(f"{file}: expected variants by name", "such as `slow: {stages.align.epochs: 2}`")
+    return variants
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text cut at its commas, but for those in brackets and quotes."""
+    start, depth, quote = 0, 0, ""
+    for at, sign in enumerate(text):
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"":
+            quote = sign
+        else:
+            depth += (sign in _OPEN) - (sign in _CLOSED)
+        if sign == "," and not depth and not quote:
+            yield text[start:at].strip()
+            start = at + 1
+    yield text[start:].strip()
+
+
+def _name(value: str) -> str:
+    """A value as part of the name of a folder."""
+    name = _UNSAFE.sub("-", value).strip("-")
+    if name == value and len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 7]}-{digest(value)[:6]}"

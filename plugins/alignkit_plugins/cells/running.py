@@ -1,0 +1,173 @@
+"""Runs the cells of a recipe, each in a process of its own, in folders next to each other: what does
+not depend on what varies is computed once.
+
+RUN/cells/ADDRESS       the run of a cell, which every command takes as any other run
+RUN/cells/ADDRESS.json  what it found (`alignkit_plugins.cells.rows`); a table reads nothing else
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from alignkit.contract.commands import Result
+from alignkit.errors import RunFailed, Stopped, refuse
+from alignkit.io.atomic import make_folder
+from alignkit.io.console import Reporter
+from alignkit.io.digest import digest
+from alignkit.io.results import CELLS
+from alignkit.io.text import duration
+from alignkit.recipe.schema import Recipe
+from alignkit.runs.services import folder_of
+from alignkit.runs.signals import should_stop, stoppable
+from alignkit_plugins.cells.axes import Cell, cells_of
+from alignkit_plugins.cells.rows import rows_of, write_row
+
+LAST = 3  # lines of the log of a cell that failed
+WAIT = 0.2  # seconds between looks at cells that run
+DEATH_OF_PARENT = 1  # of prctl: the signal that a process gets then
+
+Load = Callable[[Sequence[str]], Recipe]
+
+
+def run_cells(
+    load: Load, command: Sequence[str], words: Sequence[str], out: Path | None, jobs: int, part: str
+) -> Path:
+    """Run the cells that `--each` makes; returns the folder of the run.
+
+    load: the recipe with further overrides. command: the words that run a cell, but for those.
+    words: of `--each`. part: `I/N`, the share of the cells to run; empty: all. A cell that fails
+    leaves the others.
+
+    Raises RecipeError, before anything runs, for a value that the recipe does not take, and
+    RunFailed at the end if a cell has failed.
+    """
+    cells = cells_of(words)
+    recipes = {cell.address: load(cell.overrides) for cell in cells}
+    _check_different(recipes)
+    folder = folder_of(load([]), out)
+    chosen = _share(cells, part)
+    make_folder(folder / CELLS)
+    reporter = Reporter()
+    reporter.say(f"{len(chosen)} cell{'s' * (len(chosen) != 1)}, {folder / CELLS}")
+    with stoppable():
+        failed = _run(chosen, recipes, command, folder, jobs, reporter)
+    if failed:
+        help = "the same command runs them again, and only them"
+        raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
+    return folder
+
+
+def _check_different(recipes: Mapping[str, Recipe]) -> None:
+    """Raise RecipeError if two cells are equal."""
+    seen = dict[str, str]()
+    for address, recipe in recipes.items():
+        key = digest({**recipe.resolved, "name": ""})
+        if key in seen:
+            refuse(f"--each: {seen[key]} and {address} are the same", "leave one of them out")
+        seen[key] = address
+
+
+def _share(cells: Sequence[Cell], part: str) -> Sequence[Cell]:
+    """Every Nth cell, from the Ith, for `I/N`."""
+    if not part:
+        return cells
+    one, slash, all_ = part.partition("/")
+    if not (slash and one.isdigit() and all_.isdigit() and 1 <= int(one) <= int(all_)):
+        refuse(f"--part {part}: expected I/N", "such as 2/4, the second of four parts")
+    return cells[int(one) - 1 :: int(all_)]
+
+
+def _run(
+    cells: Sequence[Cell],
+    recipes: Mapping[str, Recipe],
+    command: Sequence[str],
+    folder: Path,
+    jobs: int,
+    reporter: Reporter,
+) -> list[str]:
+    """Run cells, some at a time; returns the addresses of those that failed."""
+    waiting, running, failed = list(cells), dict[str, Process](), list[str]()
+    try:
+        while waiting or running:
+            should_stop()
+            while waiting and len(running) < jobs:
+                cell = waiting.pop(0)
+                running[cell.address] = Process(cell, command, folder, jobs)
+            for address, process in list(running.items()):
+                if process.ended:
+                    del running[address]
+                    count = f"{len(cells) - len(waiting) - len(running)}/{len(cells)}"
+                    if problem := process.problem:
+                        failed.append(address)
+                        reporter.say(f"{address}: failed ({count}): {problem}")
+                        continue
+                    write_row(process.cell.values, recipes[address], process.folder)
+                    reporter.say(f"{address}: done ({count}) in {process.took}")
+            time.sleep(WAIT)
+    except (KeyboardInterrupt, Stopped):
+        for process in running.values():
+            process.stop()
+        raise
+    return failed
+
+
+class Process:
+    """A cell that runs, with its share of the threads. Its output is in ADDRESS.log."""
+
+    def __init__(self, cell: Cell, command: Sequence[str], folder: Path, jobs: int):
+        self.cell, self.folder, self.began = cell, folder / CELLS / cell.address, time.monotonic()
+        self.log = self.folder.with_name(f"{cell.address}.log")
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
+        words = [*command, *cell.overrides, "--out", str(self.folder)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "alignkit", "run", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**environment, **os.environ},
+                preexec_fn=_end_with_parent,  # or it holds the cell's lock when the command resumes
+            )
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    @property
+    def took(self) -> str:
+        return duration(time.monotonic() - self.began)
+
+    @property
+    def problem(self) -> str:
+        """Why it failed, by the last lines of its log; empty if it is complete."""
+        if not self.process.returncode:
+            return ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n  ".join([f"see {self.log}", *lines[-LAST:]])
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does, so that it resumes where it was."""
+        if not self.ended:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGTERM)
+
+
+def cells(
+    load: Load, command: Sequence[str], words: Sequence[str], out: Path | None, jobs: int, part: str
+) -> Result:
+    """The command `alignkit run --each`."""
+    folder = run_cells(load, command, words, out, jobs, part)
+    return Result("cells", {"folder": folder, "cells": rows_of(folder)})
