@@ -1,0 +1,163 @@
+"""Differences of policies over prompts and seeds, both of which are drawn.
+
+`values[..., prompts, seeds]` are differences of two policies on the same prompts with the same
+seeds. Their mean varies with both: two crossed random effects (Clark 1973, "The
+language-as-fixed-effect fallacy"; Westfall, Judd and Kenny 2014, "Statistical power and optimal
+design in experiments in which samples of participants respond to samples of stimuli"). A bootstrap
+over prompts and seeds is too narrow for fewer than ten seeds (`python -m benchmarks.verdicts`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+
+Array = NDArray[np.float64]
+LEAST = 1e-12  # of a variance, whose logarithm is needed
+POWER = 0.8
+# Degrees of freedom at most, times those of the seeds: where two seeds agree by chance, an interval
+# without this covers 88% (`python -m benchmarks.verdicts`)
+MOST = 4
+
+
+class Parts(NamedTuple):
+    """The mean of differences, and what it varies with: mean squares [...] as in an analysis of
+    variance.
+
+    prompts, seeds, rest: of the means of prompts, of the means of seeds, and of what neither
+    explains; the first two are the rest and more. free: degrees of freedom of the prompts.
+    """
+
+    mean: Array
+    prompts: Array
+    seeds: Array
+    rest: Array
+    count: int
+    runs: int
+    free: int
+
+
+def parts(values: Array, strata: Sequence[Any] | None = None) -> Parts:
+    """The parts of differences [..., prompts, seeds].
+
+    strata: the set that each prompt was drawn from, such as the metric of a composite that it
+    counts for; sets do not vary.
+    """
+    count, runs = values.shape[-2:]
+    labels = (
+        np.unique(strata, return_inverse=True)[1] if strata is not None else np.zeros(count, int)
+    )
+    centered, sets = values.copy(), int(labels.max(initial=0)) + 1
+    for label in range(sets):
+        own = labels == label
+        centered[..., own, :] -= centered[..., own, :].mean(-2, keepdims=True)
+    mean, by_seed, by_prompt = values.mean((-2, -1)), values.mean(-2), centered.mean(-1)
+    rest = centered - by_prompt[..., None]
+    free = max(1, count - sets)
+    return Parts(
+        mean,
+        runs * (by_prompt**2).sum(-1) / free,
+        count * ((by_seed - mean[..., None]) ** 2).sum(-1) / max(1, runs - 1),
+        (rest**2).sum((-2, -1)) / (free * max(1, runs - 1)),
+        count,
+        runs,
+        free,
+    )
+
+
+def moderated(squares: Array, free: float) -> tuple[Array, Array]:
+    """Mean squares [..., cells], each drawn toward that of all, and their degrees of freedom
+    [..., 1].
+
+    With few seeds one square says little, and all say how much one may differ from another (Smyth
+    2004, "Linear models and empirical Bayes methods for assessing differential expression in
+    microarray experiments", sections 3 and 6.2).
+    """
+    cells = squares.shape[-1]
+    if cells < 2:
+        return squares, np.full((*squares.shape[:-1], 1), free)
+    logs = np.log(np.maximum(squares, LEAST)) - special.digamma(free / 2) + math.log(free / 2)
+    excess = logs.var(-1, ddof=1, keepdims=True) - special.polygamma(1, free / 2)
+    most = (cells - 1) * free  # they are no better known than by all together
+    prior = np.full(excess.shape, float(most))
+    apart = excess > 1e-6
+    prior[apart] = np.minimum(most, 2 * _inverse_trigamma(excess[apart]))
+    typical = np.exp(logs.mean(-1, keepdims=True) + special.digamma(prior / 2) - np.log(prior / 2))
+    return (prior * typical + free * squares) / (prior + free), prior + free
+
+
+def _inverse_trigamma(values: Array) -> Array:
+    """Smyth 2004, appendix."""
+    found = 0.5 + 1 / values
+    for _ in range(20):
+        at = special.polygamma(1, found)
+        found = found + at * (1 - at / values) / special.polygamma(2, found)
+    return found
+
+
+class Spread(NamedTuple):
+    """The variance of a mean, and its degrees of freedom."""
+
+    variance: Array
+    free: Array
+
+
+def spread(found: Parts, seeds: Array | None = None, free: Array | None = None) -> Spread:
+    """The variance of the mean, with Satterthwaite's degrees of freedom. seeds, free: of the seeds,
+    if others say more of them (`moderated`).
+    """
+    squares = found.seeds if seeds is None else seeds
+    own = np.full(squares.shape, found.runs - 1.0) if free is None else free
+    whole = np.maximum.reduce(
+        [
+            found.prompts + squares - found.rest,
+            found.prompts,
+            squares,
+            np.full(squares.shape, LEAST),
+        ]
+    )
+    below = (
+        found.prompts**2 / found.free
+        + squares**2 / own
+        + found.rest**2 / (found.free * max(1, found.runs - 1))
+    )
+    most = np.minimum(MOST * own, found.free)
+    degrees = np.clip(whole**2 / np.maximum(below, LEAST**2), np.minimum(own, most), most)
+    return Spread(whole / (found.count * found.runs), degrees)
+
+
+def with_pseudo(values: Array) -> Array:
+    """Differences of shares with Bonett and Price's two pseudo-prompts in every seed, one won and
+    one lost: equal results do not look certain.
+    """
+    one = np.ones((*values.shape[:-2], 1, values.shape[-1]))
+    return np.concatenate([values, one, -one], -2)
+
+
+def half_width(found: Spread, confidence: float = 0.95) -> Array:
+    """Half of an interval of the mean."""
+    quantile = special.stdtrit(found.free, (1 + confidence) / 2)
+    return np.asarray(quantile * np.sqrt(found.variance))
+
+
+def one_sided(mean: Array, found: Spread) -> tuple[Array, Array]:
+    """The p values of the mean above 0 and below 0."""
+    t = mean / np.sqrt(found.variance)
+    return np.asarray(special.stdtr(found.free, -t)), np.asarray(special.stdtr(found.free, t))
+
+
+def visible(found: Spread, level: float, power: float = POWER) -> float:
+    """The smallest difference that a one-sided test at a level sees with some power."""
+    free, error = float(np.mean(found.free)), math.sqrt(float(np.mean(found.variance)))
+    critical = float(special.stdtrit(free, 1 - level))
+    low, high = 0.0, critical + 12.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        seen = 1 - float(stats.nct.cdf(critical, free, middle))
+        low, high = (low, middle) if seen > power else (middle, high)
+    return high * error
