@@ -70,7 +70,8 @@ uses_evaluation: [evaluation, recipe, training, runs]
 below_kernels: [errors, functional, host, io, kernels]
 needs: [
   text, servers, command_line, formats, rewards, algorithms, environments, bases, backends,
-  processes, monitors, trl, compare, ai_feedback, vllm, people, serving, evals, report, data_tools,
+  processes, monitors, trl, compare, ai_feedback, vllm, people, serving, evals, cells, report,
+  data_tools,
   recipe_tools, authors]
 contract_only: [algorithms, formats, monitors, rewards, vllm]
 other_meanings:

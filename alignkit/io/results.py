@@ -209,7 +209,7 @@ def find(run: Path, stage: str, key: str, others: Sequence[Path] = ()) -> Path |
 
 def other_runs(folder: Path) -> list[Path]:
     """The runs next to this one, and that of a cell, whose results it may reuse."""
-    if os.environ.get(SWITCH) == "0":
+    if os.environ.get(SWITCH) == "0" and not is_cell(folder):
         return []
     near = sorted(path.parent for path in folder.parent.glob(f"*/{RECIPE}"))
     others = [run for run in near if run.name != folder.name]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 Array = NDArray[np.float64]
-LEAST = 1e-12  # of a variance, whose logarithm is needed
+LEAST = 1e-12  # variance, whose logarithm is needed
 POWER = 0.8
 # Degrees of freedom at most, times those of the seeds: where two seeds agree by chance, an interval
 # without this covers 88% (`python -m benchmarks.verdicts`)
@@ -30,16 +30,18 @@ class Parts(NamedTuple):
     variance.
 
     prompts, seeds, rest: of the means of prompts, of the means of seeds, and of what neither
-    explains; the first two are the rest and more. free: degrees of freedom of the prompts.
+    explains; the first two are the rest and more. size: of the prompts. free, seed_free: degrees of
+    freedom of the prompts and the seeds.
     """
 
     mean: Array
     prompts: Array
     seeds: Array
     rest: Array
-    count: int
+    size: int
     runs: int
     free: int
+    seed_free: Any
 
 
 def parts(values: Array, strata: Sequence[Any] | None = None) -> Parts:
@@ -67,6 +69,7 @@ def parts(values: Array, strata: Sequence[Any] | None = None) -> Parts:
         count,
         runs,
         free,
+        runs - 1.0,
     )
 
 
@@ -107,28 +110,20 @@ class Spread(NamedTuple):
     free: Array
 
 
-def spread(found: Parts, seeds: Array | None = None, free: Array | None = None) -> Spread:
-    """The variance of the mean, with Satterthwaite's degrees of freedom. seeds, free: of the seeds,
-    if others say more of them (`moderated`).
-    """
-    squares = found.seeds if seeds is None else seeds
-    own = np.full(squares.shape, found.runs - 1.0) if free is None else free
-    whole = np.maximum.reduce(
-        [
-            found.prompts + squares - found.rest,
-            found.prompts,
-            squares,
-            np.full(squares.shape, LEAST),
-        ]
+def spread(found: Parts) -> Spread:
+    """The variance of the mean, with Satterthwaite's degrees of freedom."""
+    whole = found.prompts + found.seeds - found.rest
+    whole = np.maximum(np.maximum(whole, LEAST), np.maximum(found.prompts, found.seeds))
+    if found.runs == 1:
+        return Spread(whole / found.size, np.full(whole.shape, found.free))
+    parts = (found.prompts, found.free), (found.seeds, found.seed_free)
+    below = sum(square**2 / free for square, free in parts)
+    below += found.rest**2 / (found.free * (found.runs - 1))
+    most = np.minimum(MOST * found.seed_free, found.free)
+    degrees = np.clip(
+        whole**2 / np.maximum(below, LEAST**2), np.minimum(found.seed_free, most), most
     )
-    below = (
-        found.prompts**2 / found.free
-        + squares**2 / own
-        + found.rest**2 / (found.free * max(1, found.runs - 1))
-    )
-    most = np.minimum(MOST * own, found.free)
-    degrees = np.clip(whole**2 / np.maximum(below, LEAST**2), np.minimum(own, most), most)
-    return Spread(whole / (found.count * found.runs), degrees)
+    return Spread(whole / (found.size * found.runs), degrees)
 
 
 def with_pseudo(values: Array) -> Array:

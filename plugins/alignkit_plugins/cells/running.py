@@ -27,11 +27,13 @@ from alignkit.recipe.schema import Recipe
 from alignkit.runs.services import folder_of
 from alignkit.runs.signals import should_stop, stoppable
 from alignkit_plugins.cells.axes import Cell, cells_of
-from alignkit_plugins.cells.rows import rows_of, write_row
+from alignkit_plugins.cells.rows import write_row
+from alignkit_plugins.cells.table import report_of
+from alignkit_plugins.command_line.printing import reported
 
 LAST = 3  # lines of the log of a cell that failed
 WAIT = 0.2  # seconds between looks at cells that run
-DEATH_OF_PARENT = 1  # of prctl: the signal that a process gets then
+DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 Load = Callable[[Sequence[str]], Recipe]
 
@@ -134,7 +136,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**environment, **os.environ},
-                preexec_fn=_end_with_parent,  # or it holds the cell's lock when the command resumes
+                preexec_fn=_end_with_parent,  # or it holds the lock of a cell that resumes
             )
 
     @property
@@ -162,7 +164,7 @@ class Process:
 
 def _end_with_parent() -> None:
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGKILL)
 
 
 def cells(
@@ -170,4 +172,5 @@ def cells(
 ) -> Result:
     """The command `alignkit run --each`."""
     folder = run_cells(load, command, words, out, jobs, part)
-    return Result("cells", {"folder": folder, "cells": rows_of(folder)})
+    report, facts = report_of([folder])
+    return reported(report, "cells", {"folder": folder, **facts})

@@ -4,38 +4,41 @@ prompts and seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
+from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array, Parts, Spread
-from alignkit_plugins.compare.rows import Row
-from alignkit_plugins.compare.scores import Measure, Scale, Score, Scores, compare
+from alignkit_plugins.cells.rows import rows_of
+from alignkit_plugins.compare.rows import Row, plain
+from alignkit_plugins.compare.tables import LOWER, cell
+from alignkit_plugins.compare.verdicts import verdicts
 
-SEED = "seed"
-BASE = "base"
+SEED, BASE = "seed", "base"
 SAME = ("prompts", "sampling", "headline", "baseline", "policies", "measures")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
-RIGHT_AND_WRONG = (1, 1, 0, 0)  # pseudo-prompts of a share (Agresti and Coull 1998)
+MACHINE = ("processor", "threads", "dtype")  # facts of a stage on which its numbers depend
+RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
-LARGE = 0.25  # share of the variance that is the seeds', which more prompts do not lower
+LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
+VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.read_row`)
-Evaluations = Mapping[str, Mapping[int, Mapping[str, Any]]]  # by variant and seed
+Values = dict[str, dict[str, Array]]  # by metric and policy: [prompts, seeds]
 
 
-@dataclass(frozen=True)
-class CellTable:
-    """The rows of a table, the headline first, and sentences on what they rest."""
+class CellTable(NamedTuple):
+    """The rows of a table, and sentences on what they rest."""
 
     rows: Sequence[Row]
-    headline: str
     seeds: Sequence[int]
     notes: Sequence[str]
 
@@ -43,36 +46,36 @@ class CellTable:
 def table_of(cells: Cells, stage: str) -> CellTable:
     """The table of the cells of an evaluation step. Raises DataError if they do not compare."""
     _check_same(cells, stage)
-    variants, notes = _variants(cells, stage), list[str]()
-    every = {seed for own in variants.values() for seed in own}
-    seeds = sorted(every.intersection(*variants.values()))
+    first, variants = cells[0]["evaluations"][stage], dict[str, dict[int, Any]]()
+    for one in cells:
+        name = ", ".join(value for key, value in one["values"].items() if key != SEED)
+        scores = one["evaluations"][stage]["scores"]
+        if variants.setdefault(name, {}).setdefault(one[SEED], scores) != scores:
+            raise DataError(f"{_address(one)}: two folders have different results of it")
+    every = set[int]().union(*variants.values())
+    seeds, notes = sorted(every.intersection(*variants.values())), list[str]()
     if not seeds:
         raise DataError("the cells have no seed in common\nhelp: run all of them with one seed")
-    if left := every.difference(seeds):
+    if left := sorted(every.difference(seeds)):
         notes.append(f"left out, as not all cells have them: seeds {', '.join(map(str, left))}")
-    first = next(iter(variants.values()))[seeds[0]]
-    scores = _scores(variants, seeds, first)
-    names = list(dict.fromkeys(one.policy for one in scores.rows))
-    baseline = first["baseline"] if first["baseline"] in names else names[0]
-    compared = [name for name in names if name not in (baseline, BASE)]
+    values = _values(first, variants, seeds)
+    rows = list[Row]()
+    for metric, measure in first["measures"].items():
+        own, head = values[metric], metric == first["headline"]
+        rows += _rows(metric, measure, own, first["baseline"], notes if head else [])
     if len(seeds) == 1:
-        notes.append(f"one seed, {seeds[0]}: the intervals are over prompts only")
-        rows = compare(scores, baseline, compared)
-    else:
-        rows, visible = _over_seeds(scores, first["headline"], baseline, compared)
-        notes += visible
-    rows = _claimed(rows, first["headline"], len(compared))
-    return CellTable(rows, first["headline"], seeds, notes)
+        notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
+    return CellTable(_claimed(rows, first["headline"]), seeds, notes)
 
 
 def _check_same(cells: Cells, stage: str) -> None:
     """Raise DataError if cells were not measured in the same way."""
-    first = cells[0]["evaluations"][stage]
-    for one in cells[1:]:
-        other = one["evaluations"].get(stage, {})
+    first, *others = cells
+    for one in others:
         for name in SAME:
-            if _comparable(first[name]) != _comparable(other.get(name)):
-                text = f"{_address(cells[0])} and {_address(one)} do not compare"
+            here, there = (each["evaluations"].get(stage, {}).get(name) for each in (first, one))
+            if _comparable(here) != _comparable(there):
+                text = f"{_address(first)} and {_address(one)} do not compare"
                 raise DataError(f"{text}: their {name} differ")
 
 
@@ -86,200 +89,200 @@ def _address(one: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in one["values"].items())
 
 
-def _variants(cells: Cells, stage: str) -> Evaluations:
-    """The evaluations of each variant, which all values but the seed name, by seed."""
-    found = dict[str, dict[int, Mapping[str, Any]]]()
-    for one in cells:
-        name = ", ".join(value for key, value in one["values"].items() if key != SEED)
-        own, evaluation = found.setdefault(name, {}), one["evaluations"][stage]
-        if own.setdefault(one[SEED], evaluation)["scores"] != evaluation["scores"]:
-            raise DataError(f"{_address(one)}: two folders have different results of it")
+def _values(
+    first: Mapping[str, Any], variants: Mapping[str, Mapping[int, Any]], seeds: Sequence[int]
+) -> Values:
+    """The scores of all policies, at the prompts where all have one. A policy that is the same in
+    all variants is there once; others are called as their variants.
+    """
+    found, last = Values(), first["policies"][-1]
+    units = np.array([str(unit or place) for place, (_, unit) in enumerate(first["prompts"])])
+    different = {last} if len(variants) > 1 else set[str]()
+    for policy in first["policies"]:
+        texts = {str(_of_policy(own, policy, seeds)) for own in variants.values()}
+        different |= {policy} if len(texts) > 1 else set()
+    for metric in first["measures"]:
+        columns = dict[str, Array]()
+        for policy in first["policies"]:
+            for variant, own in variants.items():
+                name = policy
+                if policy in different:
+                    name = variant if len(different) == 1 else f"{policy} {variant}"
+                scores = [own[seed].get(metric, {}).get(policy, []) for seed in seeds]
+                columns.setdefault(name, np.array(scores, float).T)
+        columns = {name: column for name, column in columns.items() if len(column)}
+        known = ~np.isnan([*columns.values()]).any((0, 2))
+        found[metric] = {
+            name: _together(column[known], units[known]) for name, column in columns.items()
+        }
     return found
 
 
-def _scores(variants: Evaluations, seeds: Sequence[int], first: Mapping[str, Any]) -> Scores:
-    """The scores of all policies. A policy that is the same in all variants is there once; others
-    are called as their variants.
-    """
-    measures = dict[str, Measure]()
-    for name, one in first["measures"].items():
-        measures[name] = Measure(**{**one, "scale": one["scale"] and Scale(**one["scale"])})
-    columns = dict[str, dict[str, list[Any]]]()
-    for policy in first["policies"]:
-        for variant, own in variants.items():
-            columns.setdefault(policy, {})[variant] = [
-                _columns(own[seed], policy) for seed in seeds
-            ]
-    own_names = [name for name, each in columns.items() if len({*map(str, each.values())}) > 1]
-    table = Scores(measures)
-    for policy, each in columns.items():
-        for variant, found in each.items():
-            name = policy
-            if policy in own_names:
-                name = variant if len(own_names) == 1 else f"{policy} {variant}"
-            elif variant != next(iter(variants)):
-                continue
-            for seed, column in zip(seeds, found, strict=True):
-                for metric, values in column.items():
-                    for (prompt, unit), value in zip(first["prompts"], values, strict=True):
-                        if value is not None:
-                            table.rows.append(Score(metric, name, prompt, value, unit, seed))
-    return table
+def _of_policy(own: Mapping[int, Any], policy: str, seeds: Sequence[int]) -> list[Any]:
+    return [each.get(policy) for seed in seeds for each in own[seed].values()]
 
 
-def _columns(evaluation: Mapping[str, Any], policy: str) -> dict[str, list[float | None]]:
-    return {metric: each[policy] for metric, each in evaluation["scores"].items()}
+def _together(column: Array, units: Any) -> Array:
+    """The means of what was drawn together, such as the questions about one passage."""
+    _, places, counts = np.unique(units, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), column.shape[1]))
+    np.add.at(sums, places, column)
+    return np.asarray(sums / counts[:, None])
 
 
 # Over prompts and seeds
 
 
-def _over_seeds(
-    scores: Scores, headline: str, baseline: str, compared: Sequence[str]
-) -> tuple[list[Row], list[str]]:
-    """A row for each policy by each metric, and what the table can see by the headline."""
-    rows, seen = list[Row](), list[str]()
-    for metric, measure in scores.measures.items():
-        arrays = _arrays([one for one in scores.rows if one.metric == metric])
-        if not arrays:
-            continue
-        levels = measure.scale and measure.scale.levels
-        theirs, gaps = arrays.get(baseline), dict[str, Array]()
-        for policy in compared:
-            if theirs is not None and policy in arrays:
-                gaps[policy] = arrays[policy] - theirs
-        spreads, found = _spreads(gaps, levels)
-        if metric == headline and spreads:
-            seen = _visible(found, spreads, len(compared))
-        for policy, values in arrays.items():
-            estimate = _estimate(values, levels)
-            facts: Any = {"percent": bool(measure.percent), "lower": measure.lower}
-            facts |= {"trained_on": measure.trained_on.get(policy), "tested": measure.tested}
-            row = Row(policy, metric, measure.kind, estimate, **facts)
-            if policy in spreads:
-                difference = _difference(gaps[policy], spreads[policy], levels)
-                row = replace(row, baseline=baseline, difference=difference)
-            rows.append(row)
-    return rows, seen
+def _rows(
+    metric: str,
+    measure: Mapping[str, Any],
+    values: Mapping[str, Array],
+    baseline: str,
+    notes: list[str],
+) -> list[Row]:
+    """A row for each policy by a metric. notes: get what the table could see by it."""
+    levels = (measure["scale"] or {}).get("levels")
+    bottom, top = levels or (0.0, 1.0)
+    shares = {name: (own - bottom) / (top - bottom) for name, own in values.items()}
+    gaps, spreads = dict[str, Array](), dict[str, Spread]()
+    for name, share in shares.items():
+        if baseline in shares and name not in (baseline, BASE):
+            gaps[name] = share - shares[baseline]
+    if gaps:
+        every = np.stack([*gaps.values()])
+        found = _moderated(crossed.parts(crossed.with_pseudo(every) if levels else every))
+        spreads = dict(zip(gaps, _spreads(found), strict=True))
+        notes += _visible(found, len(gaps))
+    rows, trained = list[Row](), measure["trained_on"]
+    for name, share in shares.items():
+        facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
+        facts["trained_on"] = trained.get(name, [*trained.values()][-1])
+        row = Row(name, metric, estimate=_scaled(_mean(share, levels), bottom, top), **facts)
+        if name in spreads:
+            difference = _scaled(_difference(gaps[name], spreads[name], levels), 0.0, top - bottom)
+            row = replace(row, baseline=baseline, difference=difference)
+        rows.append(row)
+    return rows
 
 
-def _arrays(scores: Iterable[Score]) -> dict[str, Array]:
-    """The values [prompts, seeds] of each policy, of prompts that all policies have in all seeds.
-    Those of a unit, such as the questions about one passage, are one prompt.
-    """
-    sums = dict[str, dict[Any, dict[int, list[float]]]]()
-    for one in scores:
-        key = one.prompt if one.unit is None else ("unit", one.unit)
-        own = sums.setdefault(one.policy, {}).setdefault(key, {})
-        own.setdefault(one.seed, []).append(one.value or 0.0)
-    seeds = {seed for each in sums.values() for own in each.values() for seed in own}
-    keys = [
-        key
-        for key in next(iter(sums.values()), {})
-        if all(seeds <= each.get(key, {}).keys() for each in sums.values())
-    ]
-    found = dict[str, Array]()
-    for policy, each in sums.items():
-        rows = [[statistics.mean(each[key][seed]) for seed in sorted(seeds)] for key in keys]
-        if rows:
-            found[policy] = np.array(rows)
-    return found
-
-
-def _estimate(values: Array, levels: tuple[float, float] | None) -> dict[str, Any]:
-    """The mean of values and its interval."""
-    drawn, mean = values, float(values.mean())
-    if levels:
-        bottom, top = levels
-        pseudo = bottom + (top - bottom) * np.array(RIGHT_AND_WRONG, float)
-        drawn = np.concatenate([values, np.repeat(pseudo[:, None], values.shape[1], 1)])
-    found = crossed.parts(drawn)
+def _mean(share: Array, levels: Any) -> dict[str, Any]:
+    """The mean of values and its interval, that of shares within 0 and 1."""
+    pseudo = np.repeat(RIGHT_AND_WRONG, share.shape[1], 1)
+    found = crossed.parts(np.concatenate([share, pseudo]) if levels else share)
     half, middle = float(crossed.half_width(crossed.spread(found))), float(found.mean)
     low, high = middle - half, middle + half
     if levels:
-        low, high = max(levels[0], low), min(levels[1], high)
-    return {"mean": mean, "low": low, "high": high, "n": len(values)}
+        low, high = max(0.0, low), min(1.0, high)
+    return {"mean": float(share.mean()), "low": low, "high": high, "n": len(share)}
 
 
-def _spreads(
-    gaps: Mapping[str, Array], levels: tuple[float, float] | None
-) -> tuple[dict[str, Spread], Parts | None]:
-    """How the mean difference of each policy varies, and the parts of all. What seeds add is
-    estimated from all policies (`crossed.moderated`).
-    """
-    if not gaps:
-        return {}, None
-    width = levels[1] - levels[0] if levels else 1.0
-    values = np.stack(list(gaps.values())) / width
-    found = crossed.parts(crossed.with_pseudo(values) if levels else values)
-    seeds, free = crossed.moderated(found.seeds, found.runs - 1)
-    every = crossed.spread(found, seeds, np.broadcast_to(free, seeds.shape))
-    spreads = {
-        policy: Spread(every.variance[at] * width**2, every.free[at])
-        for at, policy in enumerate(gaps)
-    }
-    return spreads, found._replace(seeds=seeds)
-
-
-def _difference(gaps: Array, spread: Spread, levels: tuple[float, float] | None) -> dict[str, Any]:
+def _difference(gaps: Array, spread: Spread, levels: Any) -> dict[str, Any]:
     """A mean difference with its interval and the p value of the two-sided test."""
-    mean, half = float(gaps.mean()), float(crossed.half_width(spread))
-    middle = mean
-    if levels:  # two pseudo-prompts draw it toward 0, and one seed's interval is not wider
+    mean, half, middle = float(gaps.mean()), float(crossed.half_width(spread)), float(gaps.mean())
+    if levels:  # two pseudo-prompts draw it toward 0, and more seeds make nothing narrower
         middle = mean * len(gaps) / (len(gaps) + 2)
-        width = levels[1] - levels[0]
-        pooled = statistics.paired_rates(
-            list(gaps.mean(1) / width), [0.0] * len(gaps), gaps.shape[1]
-        )
-        if pooled["low"] is not None and pooled["high"] is not None:
-            half = max(half, (pooled["high"] - pooled["low"]) / 2 * width)
-    up, down = crossed.one_sided(np.asarray(middle), spread)
+        pooled = statistics.paired_rates(list(gaps.mean(1)), [0.0] * len(gaps), gaps.shape[1])
+        half = max(half, ((pooled["high"] or 0.0) - (pooled["low"] or 0.0)) / 2)
+    p = 2 * float(min(crossed.one_sided(np.asarray(middle), spread)))
     ends = {"mean": mean, "low": middle - half, "high": middle + half, "n": len(gaps)}
-    return {**ends, "p": min(1.0, 2 * float(min(up, down)))}
+    return {**ends, "p": min(1.0, p)}
 
 
-def _visible(found: Parts | None, spreads: Mapping[str, Spread], count: int) -> list[str]:
+def _scaled(found: dict[str, Any], bottom: float, top: float) -> dict[str, Any]:
+    ends = {name: bottom + (top - bottom) * found[name] for name in ("mean", "low", "high")}
+    return {**found, **ends}
+
+
+def _moderated(found: Parts) -> Parts:
+    """Parts with what the seeds of all policies say of those of each."""
+    if found.runs == 1:
+        return found
+    seeds, free = crossed.moderated(found.seeds, found.runs - 1)
+    return found._replace(seeds=seeds, seed_free=free)
+
+
+def _spreads(found: Parts) -> list[Spread]:
+    every = crossed.spread(found)
+    return list(map(Spread, every.variance, every.free))
+
+
+def _visible(found: Parts, count: int) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
     what seeds add; and what lowers it.
     """
-    if found is None:
+    free = count * (found.runs - 1)
+    if not free:
         return []
-    level, free = ERROR / max(1, count), len(spreads) * (found.runs - 1)
-    typical = found._replace(
-        **{
-            name: np.asarray(float(np.mean(getattr(found, name))))
-            for name in ("mean", "prompts", "seeds", "rest")
-        }
+    prompts, seeds, rest = (
+        np.asarray(one.mean()) for one in (found.prompts, found.seeds, found.rest)
     )
     ends = list[float]()
-    for tail in (1 - ERROR, ERROR):
-        seeds = np.maximum(typical.rest, typical.seeds * free / special.chdtri(free, 1 - tail))
-        spread = crossed.spread(typical, seeds, np.asarray(float(free)))
-        ends.append(crossed.visible(spread, level))
-    part = float((typical.seeds - typical.rest) / (typical.prompts + typical.seeds - typical.rest))
-    what = "four times as many seeds halve that; no number of prompts does"
-    if part < LARGE:
-        what = "four times as many prompts about halve that"
-    return [f"could see a difference of {100 * ends[0]:.0f} to {100 * ends[1]:.0f} points; {what}"]
+    for tail in (ERROR, 1 - ERROR):
+        most = np.maximum(rest, seeds * free / special.chdtri(free, tail))
+        typical = found._replace(prompts=prompts, seeds=most, rest=rest, seed_free=np.asarray(free))
+        ends.append(100 * crossed.visible(crossed.spread(typical), ERROR / count))
+    what = "four times as many prompts about halve that"
+    if seeds - rest > LARGE * (prompts + seeds - rest):
+        what = "four times as many seeds halve that, no number of prompts does"
+    return [f"could see a difference of {ends[0]:.0f} to {ends[1]:.0f} points; {what}"]
 
 
-def _claimed(rows: Sequence[Row], headline: str, count: int) -> list[Row]:
-    """Rows with adjusted p values: 2.5% of error in each direction.
+def _claimed(rows: Sequence[Row], headline: str) -> list[Row]:
+    """Rows with adjusted p values: half of the error in each direction.
 
     Better: the policies share it equally, and one that passes by the headline has its share for the
     other metrics (Holm 1979). Worse: all policies and metrics share it equally.
     """
     better, worse = dict[str, dict[int, float]](), dict[int, float]()
     for at, row in enumerate(rows):
-        if row.tested and (p := row.difference.get("p")) is not None:
-            better.setdefault(row.policy, {})[at] = p if row.direction == 1 else 1.0
-            worse[at] = p if row.direction == -1 else 1.0
-    adjusted = {at: p for at, p in statistics.holm(worse).items() if rows[at].direction == -1}
+        if row.tested and row.difference:
+            p, gains = row.difference["p"], row.direction == 1
+            better.setdefault(row.policy, {})[at] = p if gains else 1.0
+            worse[at] = 1.0 if gains else p
+    adjusted = statistics.holm(worse)
     for own in better.values():
-        head = {at: p * count for at, p in own.items() if rows[at].metric == headline}
-        first = max(head.values(), default=1.0)
-        others = statistics.holm({at: p for at, p in own.items() if at not in head})
-        for at, p in {**head, **{at: max(first, p * count) for at, p in others.items()}}.items():
-            if rows[at].direction != -1:
-                adjusted[at] = min(1.0, p)
+        head = [at for at in own if rows[at].metric == headline]
+        first = max(own.pop(at) for at in head) if head else 1.0
+        others = statistics.holm(own)
+        for at, p in {**dict.fromkeys(head, first), **others}.items():
+            if rows[at].direction == 1:
+                adjusted[at] = min(1.0, len(better) * max(first, p))
     return [replace(row, p=adjusted.get(at)) for at, row in enumerate(rows)]
+
+
+# For people
+
+
+def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
+    """What the cells of runs say together, and the same as plain data. Raises DataError."""
+    cells = [one for run in runs for one in rows_of(run)]
+    if not cells:
+        raise DataError(f"{runs[0]}: no cell is complete yet")
+    blocks, facts, machines = list[Block](), dict[str, Any](), dict[str, set[str]]()
+    for stage in dict.fromkeys(name for one in cells for name in one["evaluations"]):
+        table = table_of([one for one in cells if stage in one["evaluations"]], stage)
+        blocks += _blocks(table, len(cells))
+        results = list(map(plain, table.rows))
+        facts[stage] = {"seeds": table.seeds, "results": results, "notes": table.notes}
+    for stage in (stage for one in cells for stage in one["stages"].values()):
+        for fact in MACHINE:
+            machines.setdefault(fact, set()).add(str(stage.get(fact) or ""))
+    for fact, seen in machines.items():
+        if len(seen - {""}) > 1:
+            different = " and ".join(sorted(seen - {""}))
+            blocks.append(f"warning: {fact}: {different}, which changes numbers")
+    return Report(blocks), {"cells": [one["values"] for one in cells], "evaluations": facts}
+
+
+def _blocks(table: CellTable, cells: int) -> list[Block]:
+    metrics = {row.metric: f"{row.metric}{LOWER * row.lower}" for row in table.rows}
+    lines = dict[str, dict[str, str]]()
+    for row in table.rows:
+        lines.setdefault(row.policy, dict.fromkeys(metrics, "-"))[row.metric] = cell(row)
+    seeds = f"seed{'s' * (len(table.seeds) > 1)} {', '.join(map(str, table.seeds))}"
+    title = f"mean and 95% interval over prompts and seeds: {cells} cells, {seeds}"
+    note = f"{LOWER} lower is better" if any(row.lower for row in table.rows) else ""
+    grid = [[name, *line.values()] for name, line in lines.items()]
+    blocks: list[Block] = [Table(title, ["policy", *metrics.values()], grid, note=note)]
+    texts = [one.sentences[0] for one in verdicts(table.rows)]
+    return [*blocks, "\n".join([*texts, *table.notes, *[VARY] * (len(table.seeds) > 1)])]

@@ -15,6 +15,7 @@ from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import refuse
 from alignkit.io.atomic import discard_folder, write_text
 from alignkit.io.results import (
+    CELLS,
     PAGE,
     RECIPE,
     RESULTS,
@@ -31,10 +32,12 @@ from alignkit_plugins.command_line.printing import reported
 
 
 def show(
-    folder: Annotated[
-        Path | None,
+    folders: Annotated[
+        list[Path] | None,
         argument(
-            "RUN", "Folder of a run, or one of its results: RUN/align@ppo. Default: list runs/."
+            "RUN...",
+            "Folder of a run, or one of its results: RUN/align@ppo. Several: their cells as one "
+            "table. Default: list runs/.",
         ),
     ] = None,
     prune: Annotated[
@@ -60,6 +63,12 @@ def show(
     """
     from alignkit_plugins.command_line.find import RUNS, find_run, runs_in
 
+    folder = folders[0] if folders else None
+    if folders and (len(folders) > 1 or (folders[0] / CELLS).is_dir()):
+        from alignkit_plugins.cells.table import report_of
+
+        report, found = report_of(folders)
+        return reported(report, "cells", found)
     runs = [] if folder and is_file(folder / RECIPE) else runs_in(folder or RUNS)
     if runs:
         return reported(Report([_listed(runs), "alignkit show RUN shows one"]))

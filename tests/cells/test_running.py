@@ -1,0 +1,65 @@
+"""`alignkit run --each`: cells in processes of their own, next to each other, and one table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from alignkit.cli import main
+from tests.rows import Said, read_json, write_rows
+
+pytestmark = pytest.mark.usefixtures("here")
+
+STAGES = """
+  sft: {algorithm: sft, data: rows.jsonl, max_steps: 1, max_length: 32}
+  more: {algorithm: sft, from: sft, data: rows.jsonl, max_steps: 1, max_length: 32}
+  report: {step: evaluate, policies: [sft, more], examples: rows.jsonl, base: false,
+    prompts: rows.jsonl, sampling: {max_new_tokens: 2}, kl: false}
+"""
+
+
+@pytest.fixture
+def recipe() -> Path:
+    rows = ({"prompt": f"{word}?", "completion": f"{word}."} for word in "abcd")
+    write_rows(Path("rows.jsonl"), rows)
+    text = f"name: many\nmodel: {{base: tiny, dtype: float32, lora: {{r: 2}}}}\nstages:{STAGES}"
+    Path("recipe.yaml").write_text(text)
+    return Path("recipe.yaml")
+
+
+def test_cells_share_what_does_not_vary_and_make_one_table(recipe: Path, printed: Said) -> None:
+    words = ["run", str(recipe), "--each", "stages.more.max_steps=1,2,9x", "--jobs", "2"]
+    assert main(words) == 2  # before anything runs
+    assert not Path("runs").exists()
+    words[3] = "stages.more.max_steps=1,2"
+    assert main(words) == 0
+    cells = Path("runs/many/cells")
+    one, two = (read_json(cells / f"max_steps={steps}.json") for steps in (1, 2))
+    for stage, same in (("sft", True), ("more", False)):
+        keys = [each["stages"][stage]["hash"] for each in (one, two)]
+        assert (keys[0] == keys[1]) == same
+    logs = [(cells / f"max_steps={steps}.log").read_text() for steps in (1, 2)]
+    assert sum("sft: reused from" in log for log in logs) == 1
+    printed()
+    assert main(["show", "runs/many"]) == 0
+    shown = printed()
+    assert "2 cells, seed 0" in shown and "the intervals are over prompts only" in shown
+    assert main(["show", str(cells / "max_steps=1")]) == 0  # as any run
+    # A cell that was changed is not read
+    one["seed"] = 7
+    (cells / "max_steps=1.json").write_text(json.dumps(one))
+    assert main(["show", "runs/many"]) == 4
+    # Parts run some of the cells, which are complete already
+    assert main([*words, "--part", "2/2"]) == 4 and main([*words, "--part", "3/2"]) == 2
+
+
+def test_a_cell_that_fails_leaves_the_others(recipe: Path, said: Said) -> None:
+    Path("bad.jsonl").write_text("{}\n")
+    words = ["run", str(recipe), "--until", "sft", "--each", "stages.sft.data=bad.jsonl,rows.jsonl"]
+    assert main(words) == 1
+    assert "failed: data=bad.jsonl" in said()
+    assert [file.name for file in Path("runs/many/cells").glob("*.json")] == [
+        "data=rows.jsonl.json"
+    ]

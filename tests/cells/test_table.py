@@ -1,0 +1,138 @@
+"""The numbers of a table of cells: by hand, and what it claims and refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from alignkit.errors import DataError
+from alignkit_plugins.cells import crossed
+from alignkit_plugins.cells.table import table_of
+
+# Means of prompts 3, 6, 6 and of seeds 4, 6; what is left is 0, 0, -1, 1, 1, -1
+BY_HAND = np.array([[2.0, 4.0], [4.0, 8.0], [6.0, 6.0]])
+
+
+def test_two_crossed_random_effects_by_hand() -> None:
+    parts = crossed.parts(BY_HAND)
+    assert [float(part) for part in parts[:4]] == pytest.approx([5, 6, 6, 2])
+    spread = crossed.spread(parts)
+    assert float(spread.variance) == pytest.approx((6 + 6 - 2) / 6)
+    assert float(spread.free) == pytest.approx(100 / (36 / 2 + 36 / 1 + 4 / 2))
+    # t of 0.975 with 1.786 degrees of freedom
+    assert float(crossed.half_width(spread)) == pytest.approx(4.8373 * (10 / 6) ** 0.5, rel=1e-3)
+
+
+def test_the_seeds_of_all_cells_say_how_much_one_varies() -> None:
+    squares, free = crossed.moderated(np.array([4.0, 4.0]), 3)
+    assert squares.tolist() == pytest.approx([4, 4]) and free.tolist() == [6]
+    squares, free = crossed.moderated(np.array([1.0, 2.0, 30.0]), 4)
+    assert 1 < squares[0] < squares[1] < squares[2] < 30 and 4 < free[0] <= 12
+
+
+def test_sets_of_prompts_do_not_vary() -> None:
+    """Two metrics of a composite: the difference of their means is no variance."""
+    values = np.concatenate([np.zeros((4, 2)), np.full((4, 2), 9.0)])
+    assert float(crossed.parts(values).prompts) > 0
+    assert float(crossed.parts(values, ["a"] * 4 + ["b"] * 4).prompts) == 0
+
+
+def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -> dict[str, Any]:
+    """A cell of `right`, whose baseline is always wrong in the first half of the prompts."""
+    count = len(next(iter(scores.values())))
+    baseline = {name: [float(at >= count // 2) for at in range(count)] for name in scores}
+    evaluation = {
+        "headline": "right",
+        "baseline": "sft",
+        "policies": ["sft", "align"],
+        "sampling": {"temperature": 1.0, "seed": seed},
+        "measures": {
+            name: {
+                "kind": "metric",
+                "scale": {"levels": [0.0, 1.0], "samples": 1, "bounds": [0.0, 1.0]},
+                "lower": name == "refused",
+                "percent": True,
+                "tested": True,
+                "trained_on": {"align": False, "sft": False},
+            }
+            for name in scores
+        },
+        "prompts": [[f"p{at}", None] for at in range(count)],
+        "scores": {name: {"sft": baseline[name], "align": own} for name, own in scores.items()},
+    }
+    return {
+        "values": {"seed": str(seed), "algorithm": variant},
+        "seed": seed,
+        "stages": {},
+        "evaluations": {"report": {**evaluation, **more}},
+    }
+
+
+ALL = [1.0] * 40
+HALF = [float(at >= 20) for at in range(40)]
+
+
+def shifted(seed: int) -> list[float]:
+    return [float((at + seed) % 2) for at in range(40)]
+
+
+def test_a_table_names_variants_and_claims_by_direction() -> None:
+    cells = [
+        cell(variant, seed, {"right": right(seed), "refused": refused(seed)})
+        for variant, right, refused in (
+            ("ppo", lambda seed: ALL, lambda seed: HALF),
+            ("grpo", lambda seed: HALF, lambda seed: ALL),
+            ("even", shifted, lambda seed: HALF),
+        )
+        for seed in (3, 4, 5)
+    ]
+    table = table_of(cells, "report")
+    clear = {(row.policy, row.metric): row.clear for row in table.rows if row.baseline}
+    assert clear == {
+        ("ppo", "right"): 1,
+        ("ppo", "refused"): 0,
+        ("grpo", "right"): 0,
+        ("grpo", "refused"): -1,  # beside an even headline
+        ("even", "right"): 0,
+        ("even", "refused"): 0,
+    }
+    assert table.seeds == [3, 4, 5] and "could see a difference of" in table.notes[0]
+    (ppo,) = (row for row in table.rows if (row.policy, row.metric) == ("ppo", "right"))
+    assert ppo.difference["mean"] == 0.5 and ppo.estimate["mean"] == 1.0
+    assert ppo.difference["low"] < 0.5 < ppo.difference["high"] + 0.03
+
+
+def test_one_seed_has_no_interval_over_seeds() -> None:
+    table = table_of([cell("ppo", 3, {"right": ALL})], "report")
+    assert table.notes == ["one seed, 3: the intervals are over prompts only"]
+
+
+def test_seeds_that_not_all_have_are_left_out() -> None:
+    cells = [cell("ppo", seed, {"right": ALL}) for seed in (3, 4)]
+    table = table_of([*cells, cell("grpo", 4, {"right": HALF})], "report")
+    assert table.seeds == [4] and table.notes[0].endswith("seeds 3")
+
+
+OTHER: Any = {
+    "sampling": {"temperature": 0.5},
+    "prompts": [["other", None]] * 40,
+    "headline": "refused",
+    "policies": ["align", "sft"],
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_cells_that_were_measured_in_other_ways_do_not_compare(name: str) -> None:
+    cells = [cell("ppo", 3, {"right": ALL}), cell("grpo", 3, {"right": ALL}, **{name: OTHER[name]})]
+    with pytest.raises(DataError, match=f"algorithm=grpo do not compare: their {name} differ"):
+        table_of(cells, "report")
+
+
+def test_two_results_of_one_cell_and_no_common_seed_are_refused() -> None:
+    one = cell("ppo", 3, {"right": ALL})
+    with pytest.raises(DataError, match="two folders have different results"):
+        table_of([one, cell("ppo", 3, {"right": HALF})], "report")
+    with pytest.raises(DataError, match="no seed in common"):
+        table_of([one, cell("grpo", 4, {"right": HALF})], "report")
