@@ -126,18 +126,47 @@ def spread(found: Parts) -> Spread:
     return Spread(whole / (found.size * found.runs), degrees)
 
 
-def with_pseudo(values: Array) -> Array:
-    """Differences of shares with Bonett and Price's two pseudo-prompts in every seed, one won and
-    one lost: equal results do not look certain.
+def half_width(found: Spread) -> Array:
+    """Half of the 95% interval of the mean."""
+    return np.asarray(special.stdtrit(found.free, 0.975) * np.sqrt(found.variance))
+
+
+class Interval(NamedTuple):
+    """The middle and half the width of an interval of a mean difference, the spread that it rests
+    on, and the parts.
     """
-    one = np.ones((*values.shape[:-2], 1, values.shape[-1]))
-    return np.concatenate([values, one, -one], -2)
+
+    middle: Array
+    half: Array
+    spread: Spread
+    parts: Parts
 
 
-def half_width(found: Spread, confidence: float = 0.95) -> Array:
-    """Half of an interval of the mean."""
-    quantile = special.stdtrit(found.free, (1 + confidence) / 2)
-    return np.asarray(quantile * np.sqrt(found.variance))
+def intervals(gaps: Array, of_shares: bool) -> Interval:
+    """The 95% intervals of the mean differences [..., cells, prompts, seeds] of cells from one
+    other. What seeds add is estimated from all cells.
+
+    of_shares: gets Bonett and Price's two pseudo-prompts in every seed, one won and one lost, and
+    is not narrower than without seeds (Bonett and Price 2012; see `statistics.paired_rates`).
+    """
+    *_, count, runs = gaps.shape
+    drawn = gaps
+    if of_shares:
+        one = np.ones((*gaps.shape[:-2], 1, runs))
+        drawn = np.concatenate([gaps, one, -one], -2)
+    found = parts(drawn)
+    if runs > 1:
+        squares, free = moderated(found.seeds, runs - 1)
+        found = found._replace(seeds=squares, seed_free=free)
+    every = spread(found)
+    half = half_width(every)
+    if of_shares:
+        by_prompt = gaps.mean(-1)
+        middle = by_prompt.sum(-1) / (count + 2)
+        square = ((by_prompt**2).sum(-1) + 2 / math.sqrt(runs)) / (count + 2)
+        normal = float(special.ndtri(0.975))
+        half = np.maximum(half, normal * np.sqrt((square - middle**2) / (count + 2)))
+    return Interval(found.mean, half, every, found)
 
 
 def one_sided(mean: Array, found: Spread) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
-from alignkit_plugins.cells.crossed import Array, Parts, Spread
+from alignkit_plugins.cells.crossed import Array, Interval, Parts
 from alignkit_plugins.cells.rows import rows_of
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import LOWER, cell
@@ -144,22 +144,21 @@ def _rows(
     levels = (measure["scale"] or {}).get("levels")
     bottom, top = levels or (0.0, 1.0)
     shares = {name: (own - bottom) / (top - bottom) for name, own in values.items()}
-    gaps, spreads = dict[str, Array](), dict[str, Spread]()
+    gaps, differences = dict[str, Array](), dict[str, dict[str, Any]]()
     for name, share in shares.items():
         if baseline in shares and name not in (baseline, BASE):
             gaps[name] = share - shares[baseline]
     if gaps:
-        every = np.stack([*gaps.values()])
-        found = _moderated(crossed.parts(crossed.with_pseudo(every) if levels else every))
-        spreads = dict(zip(gaps, _spreads(found), strict=True))
-        notes += _visible(found, len(gaps))
+        found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
+        differences = _differences(gaps, found)
+        notes += _visible(found.parts, len(gaps))
     rows, trained = list[Row](), measure["trained_on"]
     for name, share in shares.items():
         facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
         facts["trained_on"] = trained.get(name, [*trained.values()][-1])
         row = Row(name, metric, estimate=_scaled(_mean(share, levels), bottom, top), **facts)
-        if name in spreads:
-            difference = _scaled(_difference(gaps[name], spreads[name], levels), 0.0, top - bottom)
+        if name in differences:
+            difference = _scaled(differences[name], 0.0, top - bottom)
             row = replace(row, baseline=baseline, difference=difference)
         rows.append(row)
     return rows
@@ -176,34 +175,20 @@ def _mean(share: Array, levels: Any) -> dict[str, Any]:
     return {"mean": float(share.mean()), "low": low, "high": high, "n": len(share)}
 
 
-def _difference(gaps: Array, spread: Spread, levels: Any) -> dict[str, Any]:
-    """A mean difference with its interval and the p value of the two-sided test."""
-    mean, half, middle = float(gaps.mean()), float(crossed.half_width(spread)), float(gaps.mean())
-    if levels:  # two pseudo-prompts draw it toward 0, and more seeds make nothing narrower
-        middle = mean * len(gaps) / (len(gaps) + 2)
-        pooled = statistics.paired_rates(list(gaps.mean(1)), [0.0] * len(gaps), gaps.shape[1])
-        half = max(half, ((pooled["high"] or 0.0) - (pooled["low"] or 0.0)) / 2)
-    p = 2 * float(min(crossed.one_sided(np.asarray(middle), spread)))
-    ends = {"mean": mean, "low": middle - half, "high": middle + half, "n": len(gaps)}
-    return {**ends, "p": min(1.0, p)}
+def _differences(gaps: Mapping[str, Array], found: Interval) -> dict[str, dict[str, Any]]:
+    """Mean differences with their intervals and the p values of two-sided tests."""
+    differences = dict[str, dict[str, Any]]()
+    sided = zip(*crossed.one_sided(found.middle, found.spread), strict=True)
+    ends = zip(found.middle - found.half, found.middle + found.half, strict=True)
+    for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
+        one = {"mean": float(own.mean()), "low": float(low), "high": float(high), "n": len(own)}
+        differences[name] = {**one, "p": min(1.0, 2 * float(min(p)))}
+    return differences
 
 
 def _scaled(found: dict[str, Any], bottom: float, top: float) -> dict[str, Any]:
     ends = {name: bottom + (top - bottom) * found[name] for name in ("mean", "low", "high")}
     return {**found, **ends}
-
-
-def _moderated(found: Parts) -> Parts:
-    """Parts with what the seeds of all policies say of those of each."""
-    if found.runs == 1:
-        return found
-    seeds, free = crossed.moderated(found.seeds, found.runs - 1)
-    return found._replace(seeds=seeds, seed_free=free)
-
-
-def _spreads(found: Parts) -> list[Spread]:
-    every = crossed.spread(found)
-    return list(map(Spread, every.variance, every.free))
 
 
 def _visible(found: Parts, count: int) -> list[str]:
