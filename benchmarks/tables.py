@@ -47,7 +47,7 @@ def drawn(
 
 def covers(seeds: int, prompts: int, *facts: Any, draws: int, random: np.random.Generator) -> float:
     """The share of intervals of the difference of two equal cells that have 0 in them."""
-    right = drawn((draws, 2, prompts, seeds), *facts, random=random)
+    right = drawn(shape, rate, spread, random)
     found = crossed.intervals(right[:, 1:] - right[:, :1], True)
     return float((np.abs(found.middle) <= found.half).mean())
 
@@ -72,7 +72,7 @@ def main(draws: Annotated[int, typer.Option(min=1)] = 2000) -> None:
     """Simulate tables of cells."""
     random = np.random.default_rng(0)
     found = {
-        facts: covers(*facts[:2], facts[2], facts[3:], draws=draws, random=random)
+        facts: covers((draws, 2, facts[1], facts[0]), facts[2], facts[3:], random)
         for facts in itertools.product(SEEDS, PROMPTS, RATES, OF_SEEDS, OF_METHODS)
     }
     worst = sorted(found, key=found.__getitem__)[:5]
