@@ -45,7 +45,12 @@ def drawn(
     return np.asarray(random.random(shape) < chance, float)
 
 
-def covers(seeds: int, prompts: int, *facts: Any, draws: int, random: np.random.Generator) -> float:
+def covers(
+    shape: tuple[int, int, int, int],
+    rate: float,
+    spread: tuple[float, float],
+    random: np.random.Generator,
+) -> float:
     """The share of intervals of the difference of two equal cells that have 0 in them."""
     right = drawn(shape, rate, spread, random)
     found = crossed.intervals(right[:, 1:] - right[:, :1], True)
