@@ -32,13 +32,6 @@ def test_the_seeds_of_all_cells_say_how_much_one_varies() -> None:
     assert 1 < squares[0] < squares[1] < squares[2] < 30 and 4 < free[0] <= 12
 
 
-def test_sets_of_prompts_do_not_vary() -> None:
-    """Two metrics of a composite: the difference of their means is no variance."""
-    values = np.concatenate([np.zeros((4, 2)), np.full((4, 2), 9.0)])
-    assert float(crossed.parts(values).prompts) > 0
-    assert float(crossed.parts(values, ["a"] * 4 + ["b"] * 4).prompts) == 0
-
-
 def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -> dict[str, Any]:
     """A cell of `right`, whose baseline is always wrong in the first half of the prompts."""
     count = len(next(iter(scores.values())))

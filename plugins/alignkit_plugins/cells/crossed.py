@@ -10,7 +10,6 @@ over prompts and seeds is too narrow for fewer than ten seeds (`python -m benchm
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,26 +43,16 @@ class Parts(NamedTuple):
     seed_free: Any
 
 
-def parts(values: Array, strata: Sequence[Any] | None = None) -> Parts:
-    """The parts of differences [..., prompts, seeds].
-
-    strata: the set that each prompt was drawn from, such as the metric of a composite that it
-    counts for; sets do not vary.
-    """
+def parts(values: Array) -> Parts:
+    """The parts of differences [..., prompts, seeds]."""
     count, runs = values.shape[-2:]
-    labels = (
-        np.unique(strata, return_inverse=True)[1] if strata is not None else np.zeros(count, int)
-    )
-    centered, sets = values.copy(), int(labels.max(initial=0)) + 1
-    for label in range(sets):
-        own = labels == label
-        centered[..., own, :] -= centered[..., own, :].mean(-2, keepdims=True)
-    mean, by_seed, by_prompt = values.mean((-2, -1)), values.mean(-2), centered.mean(-1)
-    rest = centered - by_prompt[..., None]
-    free = max(1, count - sets)
+    mean, by_seed, by_prompt = values.mean((-2, -1)), values.mean(-2), values.mean(-1)
+    apart = by_prompt - mean[..., None]
+    rest = values - by_prompt[..., None] - by_seed[..., None, :] + mean[..., None, None]
+    free = max(1, count - 1)
     return Parts(
         mean,
-        runs * (by_prompt**2).sum(-1) / free,
+        runs * (apart**2).sum(-1) / free,
         count * ((by_seed - mean[..., None]) ** 2).sum(-1) / max(1, runs - 1),
         (rest**2).sum((-2, -1)) / (free * max(1, runs - 1)),
         count,

@@ -97,11 +97,13 @@ def _evaluation(folder: Path) -> dict[str, Any]:
 
 
 def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[str, Measure]:
-    """What the metrics and rewards of an evaluation mean."""
-    found = dict[str, Measure]()
+    """What the composites, metrics and rewards of an evaluation mean."""
+    found, composites = dict[str, Measure](), evaluation.get("composites", {})
     for row in main_rows(rows_in(evaluation)):
         if row.kind in ("metric", "reward"):
-            facts = row.kind, scale_of(groups, row.metric), row.lower, row.percent, row.tested
-            trained = found[row.metric].trained_on if row.metric in found else {}
-            found[row.metric] = Measure(*facts, {**trained, row.policy: row.trained_on})
+            scale, own = scale_of(groups, row.metric), {row.policy: row.trained_on}
+            facts = row.kind, scale, row.lower, row.percent, row.tested
+            if row.metric in found:
+                own = {**found[row.metric].trained_on, **own}
+            found[row.metric] = Measure(*facts, own, composites.get(row.metric, {}))
     return found
