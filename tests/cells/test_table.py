@@ -49,10 +49,11 @@ def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -
                 "percent": True,
                 "tested": True,
                 "trained_on": {"align": False, "sft": False},
+                "parts": {},
             }
             for name in scores
         },
-        "prompts": [[f"p{at}", None] for at in range(count)],
+        "prompts": {name: [[f"p{at}", None] for at in range(count)] for name in scores},
         "scores": {name: {"sft": baseline[name], "align": own} for name, own in scores.items()},
     }
     return {
@@ -110,7 +111,7 @@ def test_seeds_that_not_all_have_are_left_out() -> None:
 
 OTHER: Any = {
     "sampling": {"temperature": 0.5},
-    "prompts": [["other", None]] * 40,
+    "prompts": {"right": [["other", None]] * 40},
     "headline": "refused",
     "policies": ["align", "sft"],
 }

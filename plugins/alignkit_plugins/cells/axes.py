@@ -35,8 +35,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """A run of the recipe. values: by the key of the axis. overrides: of the recipe."""
+    """A run of the recipe. place: among all. values: by the key of the axis."""
 
+    place: int
     values: Mapping[str, str]
     overrides: Sequence[str]
     address: str
@@ -58,7 +59,7 @@ def cells_of(words: Sequence[str]) -> list[Cell]:
         address = ",".join(
             f"{name}={value}" for name, value in zip(names, values.values(), strict=True)
         )
-        found.append(Cell(values, overrides, address))
+        found.append(Cell(len(found), values, overrides, address))
         if len(found) > MOST:
             refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
     return found

@@ -21,17 +21,20 @@ from alignkit_plugins.report.history import read_object
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 
 
-def write_row(values: Mapping[str, str], recipe: Recipe, folder: Path) -> None:
-    """Write FOLDER.json. values: of the cell, by axis. folder: of its run, which is complete."""
+def write_row(place: int, values: Mapping[str, str], recipe: Recipe, folder: Path) -> None:
+    """Write FOLDER.json. place: of the cell among all. values: of the cell, by axis. folder: of its
+    run, which is complete.
+    """
     stages = {name: _stage(folder / name) for name in recipe.stages}
     row = {
+        "place": place,
         "values": dict(values),
         "recipe": recipe.name,
         "seed": recipe.seed,
         "stages": stages,
         "evaluations": {
             name: _evaluation(folder / name)
-            for name, stage in recipe.stages.items()
+            for name in recipe.stages
             if (folder / name / "evaluation.json").is_file()
         },
     }
@@ -54,7 +57,8 @@ def read_row(file: Path) -> dict[str, Any]:
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The rows of a run's cells. Raises DataError."""
-    return list(map(read_row, sorted((run / CELLS).glob("*.json"))))
+    rows = list(map(read_row, sorted((run / CELLS).glob("*.json"))))
+    return sorted(rows, key=lambda row: int(row["place"]))
 
 
 def _stage(folder: Path) -> dict[str, Any]:
@@ -70,29 +74,30 @@ def _stage(folder: Path) -> dict[str, Any]:
 def _evaluation(folder: Path) -> dict[str, Any]:
     """Who was compared how, and each score.
 
-    `prompts` has the keys of the prompts and what they are drawn together with, and `scores` for
-    each metric and policy a value for each of them, None for those that do not count.
+    `prompts` has for each metric the keys of the prompts that count, and what they are drawn
+    together with; `scores` has for each metric and policy a value for each of them. Composites are
+    sums of these.
     """
     evaluation = read_object(folder / "evaluation.json")
     rows = [*json_lines(folder / "samples.jsonl"), *json_lines(folder / "held_out.jsonl")]
     groups = list(map(group_from_json, rows))
-    measures = _measures(groups, evaluation)
-    table = scores_of(groups, evaluation["policies"], measures)
-    places: dict[str, int] = {}
-    units: list[Any] = []
-    for score in table.rows:
-        if score.prompt not in places:
-            places[score.prompt] = len(places)
-            units.append(score.unit)
-    scores: dict[str, dict[str, list[float | None]]] = {}
-    for score in table.rows:
-        column = scores.setdefault(score.metric, {}).setdefault(score.policy, [None] * len(units))
-        column[places[score.prompt]] = score.value
+    measures, prompts = _measures(groups, evaluation), dict[str, dict[str, Any]]()
+    raw = {name: measure for name, measure in measures.items() if not measure.parts}
+    scores = dict[str, dict[str, dict[str, float | None]]]()
+    for score in scores_of(groups, evaluation["policies"], raw).rows:
+        if score.value is not None:
+            prompts.setdefault(score.metric, {})[score.prompt] = score.unit
+            own = scores.setdefault(score.metric, {}).setdefault(score.policy, {})
+            own[score.prompt] = score.value
+    columns = {
+        metric: {policy: list(map(own.get, prompts[metric])) for policy, own in each.items()}
+        for metric, each in scores.items()
+    }
     return {
         **{name: evaluation[name] for name in ("headline", "baseline", "policies", "sampling")},
         "measures": {name: asdict(one) for name, one in measures.items()},
-        "prompts": [[key, unit] for key, unit in zip(places, units, strict=True)],
-        "scores": scores,
+        "prompts": {metric: list(own.items()) for metric, own in prompts.items()},
+        "scores": columns,
     }
 
 

@@ -96,26 +96,43 @@ def _values(
     all variants is there once; others are called as their variants.
     """
     found, last = Values(), first["policies"][-1]
-    units = np.array([str(unit or place) for place, (_, unit) in enumerate(first["prompts"])])
     different = {last} if len(variants) > 1 else set[str]()
     for policy in first["policies"]:
         texts = {str(_of_policy(own, policy, seeds)) for own in variants.values()}
         different |= {policy} if len(texts) > 1 else set()
-    for metric in first["measures"]:
+    for metric, prompts in first["prompts"].items():
         columns = dict[str, Array]()
         for policy in first["policies"]:
             for variant, own in variants.items():
                 name = policy
                 if policy in different:
                     name = variant if len(different) == 1 else f"{policy} {variant}"
-                scores = [own[seed].get(metric, {}).get(policy, []) for seed in seeds]
+                scores = [own[seed][metric].get(policy, []) for seed in seeds]
                 columns.setdefault(name, np.array(scores, float).T)
         columns = {name: column for name, column in columns.items() if len(column)}
         known = ~np.isnan([*columns.values()]).any((0, 2))
-        found[metric] = {
-            name: _together(column[known], units[known]) for name, column in columns.items()
-        }
+        units = np.array([str(unit or key) for key, unit in prompts])[known]
+        found[metric] = {name: _together(one[known], units) for name, one in columns.items()}
+    for metric, measure in first["measures"].items():
+        if parts := measure["parts"]:
+            found[metric] = {
+                name: _combined(parts, found, name) for name in found[next(iter(parts))]
+            }
     return found
+
+
+def _combined(parts: Mapping[str, float], values: Values, name: str) -> Array:
+    """The values of a composite, as `Scores.combine` makes them: their mean is the sum of the
+    weighted means of the parts, and so is their variance.
+    """
+    columns = {metric: values[metric][name] for metric in parts}
+    size, found = sum(map(len, columns.values())), list[Array]()
+    whole = sum(part * columns[metric].mean(0) for metric, part in parts.items())
+    for metric, part in parts.items():
+        count = len(columns[metric])
+        wider = (size * (size - 1) / count / max(1, count - 1)) ** 0.5
+        found.append(whole + part * wider * (columns[metric] - columns[metric].mean(0)))
+    return np.concatenate(found)
 
 
 def _of_policy(own: Mapping[int, Any], policy: str, seeds: Sequence[int]) -> list[Any]:
