@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,20 +47,21 @@ class Cell:
 def cells_of(words: Sequence[str]) -> list[Cell]:
     """The cells of options `--each`: the last one varies fastest. Raises RecipeError."""
     axes = list(map(_axis, words))
-    keys = [axis.key for axis in axes]
-    for key in keys:
-        if keys.count(key) > 1:
-            refuse(f"--each {key}: there are two axes of this key", "write their values into one")
-    short = [key.rpartition(".")[2] for key in keys]
-    names = [one if short.count(one) == 1 else key for one, key in zip(short, keys, strict=True)]
-    found = list[Cell]()
+    found, names, short = list[Cell](), dict[str, str](), Counter[str]()
+    for axis in axes:
+        if axis.key in names:
+            text = f"--each {axis.key}: there are two axes of this key"
+            refuse(text, "write their values into one")
+        names[axis.key] = axis.key.rpartition(".")[2]
+        short[names[axis.key]] += 1
     for chosen in itertools.product(*(axis.values.items() for axis in axes)):
-        values = {key: value for key, (value, _) in zip(keys, chosen, strict=True)}
-        overrides = [text for _, own in chosen for text in own]
-        address = ",".join(
-            f"{name}={value}" for name, value in zip(names, values.values(), strict=True)
-        )
-        found.append(Cell(len(found), values, overrides, address))
+        values, overrides, parts = dict[str, str](), list[str](), list[str]()
+        for axis, (value, own) in zip(axes, chosen, strict=True):
+            values[axis.key] = value
+            overrides += own
+            name = names[axis.key]
+            parts.append(f"{name if short[name] == 1 else axis.key}={value}")
+        found.append(Cell(len(found), values, overrides, ",".join(parts)))
         if len(found) > MOST:
             refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
     return found

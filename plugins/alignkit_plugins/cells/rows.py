@@ -16,7 +16,6 @@ from alignkit.io.results import CELLS, json_lines, read_record
 from alignkit.recipe.schema import Recipe
 from alignkit_plugins.compare.rows import main_rows, rows_in
 from alignkit_plugins.compare.scores import Measure, scale_of, scores_of
-from alignkit_plugins.report.history import read_object
 
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 
@@ -25,18 +24,18 @@ def write_row(place: int, values: Mapping[str, str], recipe: Recipe, folder: Pat
     """Write FOLDER.json. place: of the cell among all. values: of the cell, by axis. folder: of its
     run, which is complete.
     """
-    stages = {name: _stage(folder / name) for name in recipe.stages}
+    stages, evaluations = dict[str, Any](), dict[str, Any]()
+    for name in recipe.stages:
+        stages[name] = _stage(folder / name)
+        if (folder / name / "evaluation.json").is_file():
+            evaluations[name] = _evaluation(folder / name)
     row = {
         "place": place,
         "values": dict(values),
         "recipe": recipe.name,
         "seed": recipe.seed,
         "stages": stages,
-        "evaluations": {
-            name: _evaluation(folder / name)
-            for name in recipe.stages
-            if (folder / name / "evaluation.json").is_file()
-        },
+        "evaluations": evaluations,
     }
     write_json(folder.with_name(f"{folder.name}.json"), {**row, "check": digest(row)})
 
@@ -64,11 +63,13 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 def _stage(folder: Path) -> dict[str, Any]:
     """What a stage's scores depend on, and what it took."""
     record = read_record(folder)
-    facts = {name: record.get(name) for name in ("plugin", "hash", "seconds", *MACHINE)}
-    weights = [one for name, one in record.get("files", {}).items() if name.startswith("adapter/")]
-    if weights:
-        facts["adapter"] = digest([one["sha256"] for one in weights])
-    return facts
+    facts, weights = dict[str, Any](), list[str]()
+    for name in ("plugin", "hash", "seconds", *MACHINE):
+        facts[name] = record.get(name)
+    for name, file in record.get("files", {}).items():
+        if name.startswith("adapter/"):
+            weights.append(file["sha256"])
+    return {**facts, "adapter": digest(weights) if weights else ""}
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     together with; `scores` has for each metric and policy a value for each of them. Composites are
     sums of these.
     """
-    evaluation = read_object(folder / "evaluation.json")
+    evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     rows = [*json_lines(folder / "samples.jsonl"), *json_lines(folder / "held_out.jsonl")]
     groups = list(map(group_from_json, rows))
     measures, prompts = _measures(groups, evaluation), dict[str, dict[str, Any]]()
@@ -89,16 +90,17 @@ def _evaluation(folder: Path) -> dict[str, Any]:
             prompts.setdefault(score.metric, {})[score.prompt] = score.unit
             own = scores.setdefault(score.metric, {}).setdefault(score.policy, {})
             own[score.prompt] = score.value
-    columns = {
-        metric: {policy: list(map(own.get, prompts[metric])) for policy, own in each.items()}
-        for metric, each in scores.items()
-    }
-    return {
-        **{name: evaluation[name] for name in ("headline", "baseline", "policies", "sampling")},
-        "measures": {name: asdict(one) for name, one in measures.items()},
-        "prompts": {metric: list(own.items()) for metric, own in prompts.items()},
-        "scores": columns,
-    }
+    found: dict[str, Any] = {"prompts": {}, "scores": {}, "measures": {}}
+    for metric, each in scores.items():
+        found["prompts"][metric] = list(prompts[metric].items())
+        columns = found["scores"][metric] = {}
+        for policy, own in each.items():
+            columns[policy] = list(map(own.get, prompts[metric]))
+    for name, measure in measures.items():
+        found["measures"][name] = asdict(measure)
+    for name in ("headline", "baseline", "policies", "sampling"):
+        found[name] = evaluation[name]
+    return found
 
 
 def _measures(groups: Sequence[Group], evaluation: Mapping[str, Any]) -> dict[str, Measure]:

@@ -107,9 +107,9 @@ def _values(
                 name = policy
                 if policy in different:
                     name = variant if len(different) == 1 else f"{policy} {variant}"
-                scores = [own[seed][metric].get(policy, []) for seed in seeds]
-                columns.setdefault(name, np.array(scores, float).T)
-        columns = {name: column for name, column in columns.items() if len(column)}
+                if policy in own[seeds[0]][metric]:
+                    scores = [own[seed][metric][policy] for seed in seeds]
+                    columns.setdefault(name, np.array(scores, float).T)
         known = ~np.isnan([*columns.values()]).any((0, 2))
         units = np.array([str(unit or key) for key, unit in prompts])[known]
         found[metric] = {name: _together(one[known], units) for name, one in columns.items()}
@@ -160,19 +160,19 @@ def _rows(
     """A row for each policy by a metric. notes: get what the table could see by it."""
     levels = (measure["scale"] or {}).get("levels")
     bottom, top = levels or (0.0, 1.0)
-    shares = {name: (own - bottom) / (top - bottom) for name, own in values.items()}
     gaps, differences = dict[str, Array](), dict[str, dict[str, Any]]()
-    for name, share in shares.items():
-        if baseline in shares and name not in (baseline, BASE):
-            gaps[name] = share - shares[baseline]
+    for name, own in values.items():
+        if baseline in values and name not in (baseline, BASE):
+            gaps[name] = (own - values[baseline]) / (top - bottom)
     if gaps:
         found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
         differences = _differences(gaps, found)
         notes += _visible(found.parts, len(gaps))
     rows, trained = list[Row](), measure["trained_on"]
-    for name, share in shares.items():
-        facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
+    facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
+    for name, own in values.items():
         facts["trained_on"] = trained.get(name, [*trained.values()][-1])
+        share = (own - bottom) / (top - bottom)
         row = Row(name, metric, estimate=_scaled(_mean(share, levels), bottom, top), **facts)
         if name in differences:
             difference = _scaled(differences[name], 0.0, top - bottom)
