@@ -45,9 +45,9 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 176_000
-  alignkit and plugins: 304_000
-  all Python but tests: 390_000
+  plugins: 184_000
+  alignkit and plugins: 314_000
+  all Python but tests: 400_000
   tests: 384_000
   schema names: 340
   schema slots: 620
