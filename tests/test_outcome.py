@@ -138,6 +138,7 @@ export          | runs/r/sft exported
 verify          | runs/r
 evaluate        | runs/r/base runs/r/sft --prompts rows.jsonl --reward length --limit 2
 evaluate        | rows.jsonl --reward repetition
+run             | r.yaml --each seed=3..3 --out many
 """
 TALK = {"chat", "serve", "label", "data browse"}
 

@@ -273,6 +273,8 @@ def report_of(runs: Sequence[Path]) -> tuple[Report, dict[str, Any]]:
         if len(seen - {""}) > 1:
             different = " and ".join(sorted(seen - {""}))
             blocks.append(f"warning: {fact}: {different}, which changes numbers")
+    if not facts:
+        blocks.append(f"{len(cells)} cells; the recipe has no step that evaluates")
     return Report(blocks), {"cells": [one["values"] for one in cells], "evaluations": facts}
 
 
