@@ -310,7 +310,9 @@ def test_everything_that_is_registered_can_be_imported() -> None:
     }
     unlike = {"smollm2-135m-instruct", "tiny", "environment", "format", "rating", "sycophancy"}
     pages = {".html", ".htm", ".mhtml"}
-    assert others <= {*unlike, *pages, ".feedback"} and len(classes) > 100, "a class has another's name"
+    assert others <= {*unlike, *pages, ".feedback"} and len(classes) > 100, (
+        "a class has another's name"
+    )
 
 
 @pytest.mark.parametrize("command", [["plugins"], ["--version"]])
