@@ -12,7 +12,7 @@ from alignkit_plugins.people.items import Item
 from tests.chromium import Visit, expect, needed, send, visit
 from tests.people.injections import INJECTIONS
 from tests.people.pages import pairs
-from tests.stores import pair, ranking, review, reviewed, several, side, turn
+from tests.stores import event, pair, ranking, review, reviewed, several, side, turn
 
 __all__ = ["visit"]
 
@@ -215,6 +215,23 @@ def test_consent(visit: Visit) -> None:
         ada.shows("2 of 2", "#counts")
         ada.shows("yes", "#consent")
         assert [event.kind for event in ada.store.events()] == ["label", "consent", "label"]
+
+
+def test_what_others_said(visit: Visit) -> None:
+    items = [pair(results=True), ranking(results=True)]
+    with visit(items, width=390) as ada:
+        ada.press("o", "Digit1", "Enter")
+        ada.shows("Rank")
+        ada.press(*"abcd", "Enter")
+        ada.shows("What others said", "#results-button")
+        for item, said in zip(items, [side("A"), {"ranks": [1, 2, 2, 1]}], strict=True):
+            ada.store.submit(event(item, said, who="bob"))
+        ada.press("o")
+        ada.shows("of 2 votes of others", "#results")
+        expect(ada.page.locator("#undo-last")).to_be_disabled()
+        shown = ada.page.locator("#results td:last-child").all_inner_texts()
+        assert shown[1].startswith("1 × ") and sorted(shown[1][4:]) == sorted("A = B > C = D")
+        assert ada.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("width", [390, 1440])

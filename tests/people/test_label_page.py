@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from stores import opened, ranking, side, turn
+from stores import opened, pair, ranking, side, turn
 
 pytest.importorskip("starlette")
 
 from alignkit.errors import DataError
+from alignkit_plugins.people.assignment import order_of
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.label_api import LabelApi, guidelines_now
 from alignkit_plugins.people.store import Store
@@ -114,6 +115,32 @@ def test_consent(ada: Page, store: Store) -> None:
     first, _ = store.events()
     assert first.payload["terms"] in html.unescape(ada.html)
     assert first.payload["credit"] == "Ada Lee"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_others_said_is_shown_at_the_end(tmp_path: Path, allowed: bool) -> None:
+    """Never before, and not what they wrote, nor who; then nothing can be undone."""
+    says = {"pair": side("A"), "demonstration": {"text": "secret", "note": "secret"}}
+    with opened(
+        tmp_path, pair(results=allowed), Item("demonstration", (turn("write"),)), wanted=2
+    ) as store:
+        app, sessions = application(store, ["bob", "ada"])
+        for who in sessions:
+            page = visit(app, sessions, who)
+            while (item := page.next()["item"]) is not None:
+                assert page.post("results", {}).status_code == 422
+                state = page.post("submit", page.event(item, says[item["task"]])).json()
+        answer = page.post("results", {})
+        assert state["results"] is allowed and answer.status_code == (200 if allowed else 422)
+        ada, bob = (order_of(pair().id, who, 2) for who in ("ada", "bob"))
+        row = {
+            "prompt": "Hi",
+            "order": [*ada],
+            "mine": {"better": ada[0]},
+            "others": [{"better": bob[0]}],
+        }
+        assert answer.json().get("results") == ([row] if allowed else None)
+        assert ("shown since" in page.undo(state["last"]).text) is allowed
 
 
 def test_what_each_task_shows(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def next_item(store: Store, annotator: str, qualify: int = 0) -> Assignment | No
         connection.execute(
             "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (row["id"], annotator, time + LEASE)
         )
-    return _assigned(stored_of(row), annotator)
+    return assigned(stored_of(row), annotator)
 
 
 def take(store: Store, annotator: str, item: str) -> Assignment:
@@ -119,7 +119,7 @@ def take(store: Store, annotator: str, item: str) -> Assignment:
     with store.transaction() as connection:
         connection.execute("DELETE FROM leases WHERE annotator = ?", (annotator,))
         connection.execute("INSERT INTO leases VALUES (?, ?, ?)", (item, annotator, until))
-    return _assigned(stored, annotator)
+    return assigned(stored, annotator)
 
 
 def order_of(item: str, annotator: str, count: int) -> tuple[int, ...]:
@@ -138,7 +138,8 @@ def progress(store: Store, annotator: str) -> tuple[int, int]:
     return mine, mine + left
 
 
-def _assigned(stored: Stored, annotator: str) -> Assignment:
+def assigned(stored: Stored, annotator: str) -> Assignment:
+    """An item as the annotator sees it."""
     return Assignment(stored, order_of(stored.item.id, annotator, len(stored.item.responses)))
 
 

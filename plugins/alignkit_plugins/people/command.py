@@ -138,7 +138,8 @@ def prepared(
     with ExitStack() as stack:
         store = stack.enter_context(Store.open(path, new=not is_store))
         if not is_store:
-            store.ask(items, batch_of(data, path), overlap)
+            shown = [replace(item, results=True) for item in items]
+            store.ask(shown, batch_of(data, path), overlap)
         elif overlap > 1:
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))

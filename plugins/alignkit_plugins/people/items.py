@@ -42,7 +42,7 @@ class Item:
     the annotator who wrote the prompt or the response, if it is one; such an item is exported only
     with that person's consent. license: of the texts; items without one are not exported. batch:
     the stage or file that asks. gold: the right label, as `labels.canonical` returns it. priority:
-    higher ones are labeled first.
+    higher ones are labeled first. results: whether labelers see at the end what the others said.
     """
 
     task: str
@@ -56,6 +56,7 @@ class Item:
     batch: str = ""
     gold: Mapping[str, Any] | None = None
     priority: float = 0.0
+    results: bool = False
 
     def __post_init__(self) -> None:
         """JSON has lists where an item has tuples."""

@@ -1,7 +1,7 @@
 """What the page asks for and sends: the next item, labels and undo, as plain JSON values.
 
-The page never learns who wrote an answer, what a gold label is, or in which order the answers lie
-in the store.
+Before the end, the page never learns who wrote an answer, what a gold label is, or in which order
+the answers lie in the store.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from pydantic import Field
 
@@ -17,10 +18,10 @@ from alignkit.data.group import sha256_of
 from alignkit_plugins.people import assignment
 from alignkit_plugins.people.assignment import LEAST, Assignment, Qualification, qualification
 from alignkit_plugins.people.items import Item, turns_of_answer
-from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, Word, read
+from alignkit_plugins.people.labels import TERMS, BadLabel, Label, StrictModel, Word, read
 from alignkit_plugins.people.store import Event, Store, event_of
-from alignkit_plugins.people.texts import shown_turn
-from alignkit_plugins.people.votes import consents
+from alignkit_plugins.people.texts import shown_turn, visible
+from alignkit_plugins.people.votes import consents, labeled
 
 State = dict[str, Any]
 GUIDELINES = Path(__file__).with_name("guidelines.md")
@@ -123,6 +124,27 @@ class LabelApi:
         self.store.submit(Event(sent.uuid, annotator, "consent", payload))
         return {"consent": sent.granted}
 
+    def results(self, annotator: str, message: Any) -> State:
+        """What the others said of the annotator's items, without names, texts and notes; nothing
+        that was said before can be undone then.
+        """
+        if not self._next(annotator)["results"]:
+            raise BadLabel("what others said is shown at the end, if this project allows it")
+        self.store.submit(Event(str(uuid4()), annotator, "results", {}))
+        return {"results": self._results(annotator)}
+
+    def _results(self, annotator: str) -> list[State]:
+        rows = []
+        for entry in labeled(self.store):
+            item = entry.stored.item
+            votes = {vote.annotator: _told(vote.label) for vote in entry.votes}
+            if item.results and annotator in votes:
+                prompt = visible(item.prompt[-1]["content"])
+                order = assignment.assigned(entry.stored, annotator).order
+                row = {"prompt": prompt, "order": order, "mine": votes.pop(annotator)}
+                rows.append({**row, "others": sorted(votes.values(), key=str)})
+        return rows
+
     def _exam(self, annotator: str) -> Qualification:
         return qualification(self.store, annotator, self.qualify)
 
@@ -153,6 +175,7 @@ class LabelApi:
             "guidelines": guidelines_now(self.store)[0],
             "consent": consents(self.store).get(annotator),
             "notice": notice,
+            "results": not shown and bool(self._results(annotator)),
             "end": "You have labeled every item that is yours.",
         }
 
@@ -184,6 +207,11 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
     if item.task == "demonstration" and answers:
         view["text"] = turns_of_answer(item.responses[0])[-1]["content"]
     return view
+
+
+def _told(label: Label) -> Label:
+    """What others may know of a label."""
+    return {part: label[part] for part in ("better", "ranks", "good") if part in label}
 
 
 def _names(item: Item) -> list[str]:

@@ -102,6 +102,10 @@ class _Consent(StrictModel):
     credit: Word = ""  # the name under which the data thank for the labels
 
 
+class _Results(StrictModel):
+    """What others said was shown."""
+
+
 class _Better(StrictModel):
     better: Literal[0, 1]
     margin: Margin | None = None
@@ -128,8 +132,10 @@ OTHERS: dict[str, type[BaseModel]] = {
     "skip": _Skip,
     "flag": _Flagged,
     "undo": _Undo,
-    "consent": _Consent,  # names no item
+    "consent": _Consent,
+    "results": _Results,
 }
+OF_PEOPLE = ("consent", "results")  # name no item
 KINDS = ("label", *OTHERS)
 
 

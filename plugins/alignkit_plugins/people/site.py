@@ -56,7 +56,7 @@ def make_app(
         Route("/", site.page),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    for act in (api.next, api.submit, api.undo, api.consent):
+    for act in (api.next, api.submit, api.undo, api.consent, api.results):
         action = partial(site.action, act=act)
         routes.append(Route(f"/api/label/{act.__name__}", action, methods=["POST"]))
     return Starlette(routes=routes, middleware=[Middleware(Guard, address=address)])

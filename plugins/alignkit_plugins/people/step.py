@@ -104,6 +104,9 @@ class People(Step):
                 "run's folder"
             ),
         )
+        show_results: bool = Field(
+            False, "labelers see at the end what others said, and can undo nothing then"
+        )
         min_gold: float | None = Field(
             None, "drop people who are right in a smaller share of gold items", gt=0, le=1
         )
@@ -139,7 +142,7 @@ class People(Step):
         if options.rewards:
             items = prioritized(items, options.rewards, context)
             items.sort(key=lambda item: -item.priority)
-        items = items[: options.limit]
+        items = [replace(item, results=options.show_results) for item in items[: options.limit]]
         entries = labels_of(
             path, items, stage=context.stage, folder=context.out, annotators=options.annotators
         )
@@ -268,6 +271,7 @@ def _lacking(entry: Labeled, annotators: int) -> int:
 def _review_of(entry: Labeled, vote: Vote) -> Item:
     item = entry.stored.item
     more: dict[str, Any] = {"license": item.license, "author": vote.annotator, "origins": (AUTHOR,)}
+    more["results"] = item.results
     return Item("thumb", item.prompt, (vote.label["text"],), item.tools, **more)
 
 

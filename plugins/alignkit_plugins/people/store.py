@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit_plugins.people.items import AUTHOR, Item
-from alignkit_plugins.people.labels import KINDS, BadLabel, check_annotator, checked
+from alignkit_plugins.people.labels import KINDS, OF_PEOPLE, BadLabel, check_annotator, checked
 
 SUFFIX = ".feedback"
 VERSION = 0x616C6B04  # PRAGMA user_version: "alk" and the version
@@ -118,7 +118,7 @@ class Event:
             raise BadLabel(f"uuid must be one such as {uuid.UUID(int=0)}, not {self.uuid!r:.80}")
         if self.seconds is not None and not 0 <= self.seconds < math.inf:
             raise BadLabel(f"seconds must be a number of at least 0, not {self.seconds!r}")
-        if (item is None) != (self.kind == "consent"):
+        if (item is None) != (self.kind in OF_PEOPLE):
             raise BadLabel(f"a {self.kind} must name {'its' if item is None else 'no'} item")
         task, count = ("", 0) if item is None else (item.task, len(item.responses))
         order = self.order or tuple(range(count))
@@ -370,7 +370,7 @@ class Store:
 
     def _check_undo(self, event: Event) -> None:
         """Raise `BadLabel` unless the event undoes one of the same annotator, on the same item,
-        that counts.
+        that counts, and that was not said to be final by showing what others said.
         """
         name = event.payload["of"]
         rows = self.rows("SELECT content FROM effective WHERE uuid = ?", name)
@@ -382,6 +382,9 @@ class Store:
             raise BadLabel(
                 f"event {name} is another annotator's, another item's, or cannot be undone"
             )
+        seen = self.last(event.annotator, "results")
+        if seen and undone.created < seen.created:
+            raise BadLabel("what others said was shown since, so this stays")
 
     def time(self, last: str = "") -> str:
         """The time, as texts sort; after the last event's, even if the clock was set back."""

@@ -3,7 +3,7 @@
 import { showItem } from "./answers.js";
 import { formOf } from "./forms.js";
 import { Outbox, isSaved, post } from "./outbox.js";
-import { Clock, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, newId, say } from "./page.js";
+import { Clock, SIDES, banner, byId, digit, duration, ignored, inTextBox, letter, make, meta, newId, say } from "./page.js";
 import { toggleMarkdown } from "./texts.js";
 
 const DRAFT_AFTER = 400; // milliseconds without a change
@@ -56,6 +56,8 @@ function show() {
   byId("form").hidden = byId("prompt").hidden = byId("answers").hidden = !item;
   byId("done").hidden = item !== null;
   byId("undo").disabled = byId("undo-last").disabled = !state.last;
+  byId("results-button").hidden = !state.results;
+  byId("results").replaceChildren();
   banner("notice", state.notice || news || breakReminder());
   news = "";
   showProgress();
@@ -219,6 +221,39 @@ async function agree(granted) {
   }
 }
 
+// A vote, by the letters of the answers in the order that this person saw: "B > A = C".
+function inWords({ better, ranks, good }, order) {
+  if (good !== undefined) return good ? "good" : "bad";
+  if (better !== undefined) ranks = [better, 1 - better];
+  if (!ranks) return "a text";
+  const places = order.map((answer, place) => [ranks[answer], SIDES[place]]).sort();
+  return places.map(([rank, side], place) => (place ? (rank === places[place - 1][0] ? " = " : " > ") : "") + side).join("");
+}
+
+// What others said of this person's items; the server shows it only to those who are done, and nothing can be undone then.
+async function results() {
+  if (busy || !state?.results) return;
+  try {
+    const rows = (await post("results", {})).results;
+    state.last = null;
+    byId("undo-last").disabled = true;
+    const cells = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, {}, text)));
+    let [same, all] = [0, 0];
+    const lines = rows.map(({ prompt, order, mine, others }) => {
+      const [own, ...votes] = [mine, ...others].map((vote) => inWords(vote, order));
+      const counts = new Map();
+      for (const vote of votes) counts.set(vote, (counts.get(vote) ?? 0) + 1);
+      same += counts.get(own) ?? 0;
+      all += votes.length;
+      return cells("td", [prompt, own, [...counts].map(([vote, count]) => `${count} × ${vote}`).join(", ")]);
+    });
+    const agreement = all ? `${same} of ${all} votes of others are the same as yours.` : "Nobody else has labeled these.";
+    byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others"]), ...lines));
+  } catch (error) {
+    banner("notice", error.message);
+  }
+}
+
 function cover(covered) {
   document.body.classList.toggle("covered", covered);
   byId("warning").hidden = !covered;
@@ -246,7 +281,7 @@ function showKeys() {
 
 const SHIFTED = { "flag-key": "F", "guidelines-key": "G", "consent-key": "C" }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  C: () => byId("consent-button").hidden || byId("consent-dialog").showModal() };
+  O: results, C: () => byId("consent-button").hidden || byId("consent-dialog").showModal() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
@@ -298,7 +333,7 @@ byId("form").addEventListener("submit", (event) => {
   submit();
 });
 byId("note").addEventListener("input", changed);
-const clicks = { undo, "undo-last": undo, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal(),
+const clicks = { undo, "undo-last": undo, "results-button": results, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal(),
   "consent-button": () => byId("consent-dialog").showModal() };
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
 for (const button of document.querySelectorAll("[data-granted]")) {
