@@ -61,7 +61,7 @@ def test_rows_become_items() -> None:
 # What lies there already; the file to label; where its labels go.
 PLACES = """
                                 | data/a.b.jsonl          | data/a.feedback
-labels of a file: a.feedback    | data/a.b.jsonl          | a.feedback
+old labels: a.feedback          | data/a.b.jsonl          | a.feedback
 labels of another: a.feedback   | data/a.b.jsonl          | data/a.feedback
 nothing may be written in: data | data/a.b.jsonl          | a.feedback
 a stage: runs/x/one@2           | runs/x/one@2/data.jsonl | runs/x/one@2.feedback
@@ -83,13 +83,13 @@ def test_where_labels_go(
     elif case == "nothing may be written in":
         monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path(place).absolute())
     elif place:
-        with opened(Path(), pair("old", batch=name if "file" in case else "b.jsonl"), name=place):
-            pass
+        opened(Path(), name=place).close()
+        if case == "labels of another":
+            write("a.b.jsonl", PAIR)
     for path in (file, file.absolute()):
         with prepared(path, None, None) as store:
             assert store.path == Path(expected)
-            old = [stored.retired for stored in store.items()]
-            assert old == [True, False][-len(old) :]
+            assert [stored.retired for stored in store.items()] == [False]
 
 
 def test_gold_rows() -> None:

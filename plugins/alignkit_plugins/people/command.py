@@ -139,7 +139,7 @@ def prepared(
         store = stack.enter_context(Store.open(path, new=not is_store))
         if not is_store:
             shown = [replace(item, results=True) for item in items]
-            store.ask(shown, batch_of(data, path), overlap)
+            store.ask(shown, Path(os.path.relpath(data, path.parent)).as_posix(), overlap)
         elif overlap > 1:
             with store.transaction() as connection:
                 connection.execute("UPDATE items SET wanted = ? WHERE retired = 0", (overlap,))
@@ -157,28 +157,19 @@ def store_of(data: Path) -> Path:
     """Where the labels of a file go: next to it, or next to its stage, as a later run replaces the
     stage's folder.
 
-    They go to the current folder if some are there, as earlier versions put them, or if nothing can
-    be written next to the file.
+    They go to the current folder if it has a store that an earlier version made of the file, or if
+    nothing can be written next to the file.
     """
-    from alignkit_plugins.people.store import SUFFIX, Store
+    from alignkit_plugins.people.store import SUFFIX
 
     place, here = Path(os.path.abspath(data)), Path(data.name.split(".")[0] + SUFFIX)
     path = place.with_name(here.name)
     if (place.parent / "stage.json").exists():
         path = place.parent.with_name(place.parent.name + SUFFIX)
-    if not path.exists():
-        if not os.access(path.parent, os.W_OK):
-            return here
-        if here.exists():
-            with Store.open(here) as store:
-                if store.count("SELECT 1 FROM items WHERE batch = ?", batch_of(data, here)):
-                    return here
+    earlier = here.exists() and not Path(data.name).exists()  # else it belongs to that file
+    if not path.exists() and (earlier or not os.access(path.parent, os.W_OK)):
+        return here
     return Path(os.path.relpath(path))
-
-
-def batch_of(data: Path, store: Path) -> str:
-    """The name of a file in the items of a store."""
-    return Path(os.path.relpath(data, store.parent)).as_posix()
 
 
 def groups_to_label(path: Path) -> list[Group]:
