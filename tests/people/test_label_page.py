@@ -132,13 +132,10 @@ def test_what_others_said_is_shown_at_the_end(tmp_path: Path, allowed: bool) -> 
                 state = page.post("submit", page.event(item, says[item["task"]])).json()
         answer = page.post("results", {})
         assert state["results"] is allowed and answer.status_code == (200 if allowed else 422)
-        ada, bob = (order_of(pair().id, who, 2) for who in ("ada", "bob"))
-        row = {
-            "prompt": "Hi",
-            "order": [*ada],
-            "mine": {"better": ada[0]},
-            "others": [{"better": bob[0]}],
-        }
+        ada, bob = (order_of(pair().id, who, 2)[0] for who in ("ada", "bob"))
+        votes = [{"better": ada, "ranks": None, "good": None, "mine": True}]
+        votes.append({**votes[0], "better": bob, "mine": False})
+        row = {"prompt": "Hi", "order": [ada, 1 - ada], "votes": sorted(votes, key=str)}
         assert answer.json().get("results") == ([row] if allowed else None)
         assert ("shown since" in page.undo(state["last"]).text) is allowed
 

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from stores import event, pair, side
 
-from alignkit import Group, Response
+from alignkit import Group, Pair, Response
 from alignkit.cli import main
 from alignkit.data.group import read_groups
 from alignkit.io.results import read_record
@@ -24,6 +25,7 @@ from alignkit_plugins.compare.comparison import UNIT
 from alignkit_plugins.people.agreement import agreement
 from alignkit_plugins.people.assignment import Assignment, next_item
 from alignkit_plugins.people.items import Item
+from alignkit_plugins.people.label_api import LabelApi
 from alignkit_plugins.people.step import wins
 from alignkit_plugins.people.store import Store
 from alignkit_plugins.people.votes import Labeled, Vote, labeled
@@ -220,7 +222,8 @@ def test_samples_of_two_policies_are_an_evaluation(capsys: Caught) -> None:
 def test_demonstrations_are_reviewed_by_others(said: Said) -> None:
     """Nobody reviews what they wrote, and what half find bad, or anyone flags, is not learned."""
     asked = written("rows.jsonl", *({"prompt": text} for text in ("Hi", "Ho", "Hm")))
-    stages = {"labels": {**LABELS, "data": asked, "task": "demonstration", "reviewers": 2}}
+    people = {"task": "demonstration", "reviewers": 2, "show_results": True}
+    stages = {"labels": {**LABELS, "data": asked, **people}}
     run(stages, code=75)
     for who, text in (("ann", "Good day."), ("bob", "Grrr."), ("cy", "Call Bob.")):
         label(STORE, who, most=1, answer=lambda given, text=text: {"text": text})  # type: ignore[misc]
@@ -231,7 +234,7 @@ def test_demonstrations_are_reviewed_by_others(said: Said) -> None:
     assert f"label {STORE} --annotator NAME --annotator NAME\n" in told
 
     def good(given: Assignment) -> dict[str, Any]:
-        return {"good": given.stored.item.responses != ("Grrr.",)}
+        return {"good": given.stored.item.responses != ("Grrr.",), "note": "to the writer"}
 
     assert [label(STORE, who, answer=good) for who in ("ann", "bob")] == [2, 2]
     assert label(STORE, "eve", answer=lambda given: {"good": True}) == 2
@@ -241,6 +244,50 @@ def test_demonstrations_are_reviewed_by_others(said: Said) -> None:
                 store.submit(event(stored.item, {"note": "a name"}, kind="flag", who="eve"))
     run(stages)
     assert [group.responses[0].text for group in data()] == ["Good day."]
+    with Store.open(STORE) as store:  # the writer reads the reasons
+        told = [row["votes"] for row in LabelApi(store).results("bob", {})["results"]]
+    (ours,) = [votes for votes in told if "reason" in votes[0]]
+    assert [(vote["good"], vote["reason"]) for vote in ours] == [
+        (False, "to the writer"),
+        (True, ""),
+    ]
+
+
+def test_one_person_settles_what_others_disagree_on(said: Said) -> None:
+    """Nobody else is asked about it any more, and the labelers read the reason at the end."""
+    asked = written("rows.jsonl", *({**PAIR, "prompt": text} for text in ("Hi", "Ho")))
+    people = {"annotators": 2, "settled_by": "eve", "show_results": True}
+    stages = {"labels": {**LABELS, "data": asked, **people}}
+    run(stages, code=75)
+
+    def first(given: Assignment, *, but: str = "") -> dict[str, Any]:
+        index = int(given.stored.item.prompt[0]["content"] == but)
+        return side("AB"[given.order.index(index)], note="by the rules" if but == "Hi" else "")
+
+    label(STORE, "ann", answer=first)
+    label(STORE, "bob", answer=partial(first, but="Hi"))
+    run(stages, code=75)
+    told = said()
+    assert (
+        f"waits for 1 label: 0 of 1 items are done\n  to label: alignkit label {STORE} --annotator eve\n"
+        in told
+    )
+    assert label(STORE, "zoe") == 0
+    with Store.open(STORE) as store:
+        assert LabelApi(store).next("eve", {})["notice"].startswith("People disagree here.")
+    assert label(STORE, "eve", answer=partial(first, but="Hi")) == 1
+    run(stages)
+    assert [group.pairs for group in data()] == [
+        (Pair(1, 0, 1.0, "better"),),
+        (Pair(0, 1, 1.0, "better"),),
+    ]
+    report = (RUN / "labels" / "report.txt").read_text()
+    assert "50% of labels agree" in report  # eve is no third opinion
+    with Store.open(STORE) as store:
+        hi, ho = LabelApi(store).results("ann", {})["results"]
+    assert [len(row["votes"]) for row in (hi, ho)] == [3, 2]
+    assert [vote["better"] for vote in hi["votes"] if vote["mine"]] == [0]
+    assert [vote["reason"] for vote in hi["votes"] if "reason" in vote] == ["by the rules"]
 
 
 def test_equal_samples_are_left_out(said: Said) -> None:
@@ -303,6 +350,7 @@ def test_a_run_that_is_killed_before_it_writes_the_labels_loses_none(
             4,
             "demos.jsonl:1: a ranking has 2 to 9 responses, not 1",
         ),
+        ({"settled_by": "eve"}, 2, "'settled_by' needs 'annotators: 2' or more"),
         ({"reviewers": 1}, 2, "'reviewers' needs 'task: demonstration'"),
     ],
 )

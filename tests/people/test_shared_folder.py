@@ -28,7 +28,10 @@ KNOWN: dict[str, Any] = {"origins": ("sft", "base"), "meta": {"from": "x@mail.ex
 RANKED = ranking("rank", 3, **FREE), {"ranks": [2, 1, 1]}
 CALL = {"text": "Call me: +49 30 1234567"}
 LABELED: list[tuple[Item, dict[str, Any]]] = [
-    (pair("one", batch="../../home/ann/runs/labels", **KNOWN), side("B", "slightly")),
+    (
+        pair("one", batch="../../home/ann/runs/labels", settled_by="bob", **KNOWN),
+        side("B", "slightly"),
+    ),
     (several("safety", "Harm?", 2, **FREE), side("A", "significantly", safety="preferred_safe")),
     RANKED,
     (

@@ -87,6 +87,8 @@ def _measured(task: str, entries: Sequence[Labeled], left_out: Collection[str]) 
         gold = _ratings(item, dict(item.gold or {}))
         comparisons: dict[tuple[int, int], dict[str, bool]] = defaultdict(dict)
         for vote in entry.votes:
+            if vote.annotator == item.settled_by:
+                continue  # asked only where the others disagree
             for two, rating in _ratings(item, vote.label).items():
                 comparisons[two][vote.annotator] = rating
         for two, ratings in comparisons.items():

@@ -19,10 +19,11 @@ SEED = 0  # it decides the order of responses, and what comes next
 GOLD_RATE = 0.05  # share of gold items
 LEAST = 0.8  # share of a qualification's gold items that must be right
 
-# Nobody judges a response of their own.
+# Nobody judges a response of their own, or what somebody else is to settle.
 _UNSEEN = (
     "retired = 0 AND writer <> :me AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = "
-    "items.id AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag'))"
+    "items.id AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag')) "
+    "AND coalesce(json_extract(content, '$.settled_by'), '') IN ('', :me)"
 )
 _OTHERS = "SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me"
 _OPEN = (

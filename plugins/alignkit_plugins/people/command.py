@@ -166,7 +166,8 @@ def store_of(data: Path) -> Path:
     path = place.with_name(here.name)
     if (place.parent / "stage.json").exists():
         path = place.parent.with_name(place.parent.name + SUFFIX)
-    earlier = here.exists() and not Path(data.name).exists()  # else it belongs to that file
+    # A store belongs to the file next to it.
+    earlier = here.exists() and not Path(data.name).exists()
     if not path.exists() and (earlier or not os.access(path.parent, os.W_OK)):
         return here
     return Path(os.path.relpath(path))

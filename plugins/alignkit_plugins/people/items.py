@@ -43,6 +43,8 @@ class Item:
     with that person's consent. license: of the texts; items without one are not exported. batch:
     the stage or file that asks. gold: the right label, as `labels.canonical` returns it. priority:
     higher ones are labeled first. results: whether labelers see at the end what the others said.
+    settled_by: who alone may label it now, because people contradict each other, and whose label
+    replaces theirs.
     """
 
     task: str
@@ -57,6 +59,7 @@ class Item:
     gold: Mapping[str, Any] | None = None
     priority: float = 0.0
     results: bool = False
+    settled_by: str = ""
 
     def __post_init__(self) -> None:
         """JSON has lists where an item has tuples."""
@@ -116,6 +119,7 @@ class Item:
             gold=other.gold if self.gold is None else self.gold,
             meta={**other.meta, **self.meta},
             origins=self.origins if any(self.origins) else other.origins,
+            settled_by=self.settled_by or other.settled_by,
         )
 
 

@@ -18,7 +18,7 @@ from alignkit.data.group import sha256_of
 from alignkit_plugins.people import assignment
 from alignkit_plugins.people.assignment import LEAST, Assignment, Qualification, qualification
 from alignkit_plugins.people.items import Item, turns_of_answer
-from alignkit_plugins.people.labels import TERMS, BadLabel, Label, StrictModel, Word, read
+from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, Word, read
 from alignkit_plugins.people.store import Event, Store, event_of
 from alignkit_plugins.people.texts import shown_turn, visible
 from alignkit_plugins.people.votes import consents, labeled
@@ -125,8 +125,9 @@ class LabelApi:
         return {"consent": sent.granted}
 
     def results(self, annotator: str, message: Any) -> State:
-        """What the others said of the annotator's items, without names, texts and notes; nothing
-        that was said before can be undone then.
+        """What the others said of the annotator's items, without names, texts and notes other
+        than the reasons of who reviewed or settled them; nothing that was said before can be undone
+        then.
         """
         if not self._next(annotator)["results"]:
             raise BadLabel("what others said is shown at the end, if this project allows it")
@@ -136,13 +137,18 @@ class LabelApi:
     def _results(self, annotator: str) -> list[State]:
         rows = []
         for entry in labeled(self.store):
-            item = entry.stored.item
-            votes = {vote.annotator: _told(vote.label) for vote in entry.votes}
-            if item.results and annotator in votes:
+            item, votes, own = entry.stored.item, list[State](), False
+            for vote in entry.votes:
+                public = {part: vote.label.get(part) for part in ("better", "ranks", "good")}
+                public["mine"] = vote.annotator == annotator
+                if item.author == annotator or vote.annotator == item.settled_by:
+                    public["reason"] = visible(vote.label.get("note", ""))
+                own = own or public["mine"] or item.author == annotator
+                votes.append(public)
+            if item.results and own:
                 prompt = visible(item.prompt[-1]["content"])
                 order = assignment.assigned(entry.stored, annotator).order
-                row = {"prompt": prompt, "order": order, "mine": votes.pop(annotator)}
-                rows.append({**row, "others": sorted(votes.values(), key=str)})
+                rows.append({"prompt": prompt, "order": order, "votes": sorted(votes, key=str)})
         return rows
 
     def _exam(self, annotator: str) -> Qualification:
@@ -157,6 +163,8 @@ class LabelApi:
                 f"The first {exam.asked} items have known answers. They show whether the task is "
                 "clear."
             )
+        if shown and shown.stored.item.settled_by:
+            notice = notice or "People disagree here. Your label decides; say why in the note."
         state = self._state(annotator, shown, notice)
         if shown is None and not exam.passed:
             state["end"] = _closed(exam)
@@ -207,11 +215,6 @@ def shown_item(assigned: Assignment) -> dict[str, Any]:
     if item.task == "demonstration" and answers:
         view["text"] = turns_of_answer(item.responses[0])[-1]["content"]
     return view
-
-
-def _told(label: Label) -> Label:
-    """What others may know of a label."""
-    return {part: label[part] for part in ("better", "ranks", "good") if part in label}
 
 
 def _names(item: Item) -> list[str]:

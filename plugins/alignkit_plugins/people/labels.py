@@ -102,10 +102,6 @@ class _Consent(StrictModel):
     credit: Word = ""  # the name under which the data thank for the labels
 
 
-class _Results(StrictModel):
-    """What others said was shown."""
-
-
 class _Better(StrictModel):
     better: Literal[0, 1]
     margin: Margin | None = None
@@ -133,9 +129,8 @@ OTHERS: dict[str, type[BaseModel]] = {
     "flag": _Flagged,
     "undo": _Undo,
     "consent": _Consent,
-    "results": _Results,
+    "results": StrictModel,  # the annotator sees what others said
 }
-OF_PEOPLE = ("consent", "results")  # name no item
 KINDS = ("label", *OTHERS)
 
 

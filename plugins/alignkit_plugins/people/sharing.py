@@ -157,7 +157,12 @@ def share(store: Store, shared: Store, license: str) -> list[str]:
     present: set[str] = set()
     with shared.transaction() as connection:
         for stored in store.items():
-            item = replace(stored.item, license=stored.item.license or license)
+            who = stored.item.settled_by
+            item = replace(
+                stored.item,
+                license=stored.item.license or license,
+                settled_by=who if who in agreed else "",
+            )
             parts: list[tuple[str, str]] = []
             clean = _redacted(item, salt, parts)
             if why := _kept_back(stored, item, clean, agreed, labels):
@@ -212,7 +217,14 @@ def _redacted(item: Item, salt: str, found: list[tuple[str, str]]) -> Item:
     """The item without personal data, and without what only this store needs. found: as in `redact`."""
     texts = {name: _clear(getattr(item, name), found) for name in TEXTS}
     batch = item.batch.rpartition("/")[2]  # folders tell who somebody is
-    return replace(item, **texts, author=pseudonym(item.author, salt), batch=batch, priority=0.0)
+    return replace(
+        item,
+        **texts,
+        author=pseudonym(item.author, salt),
+        settled_by=pseudonym(item.settled_by, salt),
+        batch=batch,
+        priority=0.0,
+    )
 
 
 def _clear(value: Any, found: list[tuple[str, str]]) -> Any:

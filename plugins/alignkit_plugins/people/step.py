@@ -94,6 +94,9 @@ class People(Step):
         reviewers: int = Field(
             0, "number of others who say whether each written demonstration is good", ge=0, le=100
         )
+        settled_by: str = Field(
+            "", "name of the person who decides where the others contradict each other"
+        )
         rewards: list[RewardRef] = Field(
             [], "rewards that score the responses; people are asked first where these disagree"
         )
@@ -121,6 +124,8 @@ class People(Step):
         def check_values(self) -> None:
             if self.reviewers and self.task != "demonstration":
                 raise ValueError("'reviewers' needs 'task: demonstration'")
+            if self.settled_by and self.annotators < 2:
+                raise ValueError("'settled_by' needs 'annotators: 2' or more")
 
     options: Options
 
@@ -143,11 +148,25 @@ class People(Step):
             items = prioritized(items, options.rewards, context)
             items.sort(key=lambda item: -item.priority)
         items = [replace(item, results=options.show_results) for item in items[: options.limit]]
-        entries = labels_of(
-            path, items, stage=context.stage, folder=context.out, annotators=options.annotators
-        )
+
+        def ask(items: Sequence[Item], people: int, why: str = "") -> list[Labeled]:
+            folder = context.out.with_name(context.out.name + why)
+            return labels_of(path, items, stage=context.stage, folder=folder, annotators=people)
+
+        entries = ask(items, options.annotators)
+        if who := options.settled_by:
+            unclear = [entry.stored.item for entry in entries if entry.counts and entry.is_disputed]
+            ask(
+                [replace(item, settled_by=who) for item in unclear],
+                options.annotators + 1,
+                "-settled",
+            )
+            entries = ask(items, options.annotators)
         if options.reviewers:
-            _keep_good(entries, self._reviews(path, entries, context))
+            texts = list[Item]()
+            for entry in entries:
+                texts += [_review_of(entry, vote) for vote in entry.votes]
+            _keep_good(entries, ask(texts, options.reviewers, "-reviews"))
         # Gold items are not learned from, but say who knows the task.
         with Store.open(path) as store:
             item_ids = {item.id for item in items}
@@ -203,17 +222,6 @@ class People(Step):
                 left_out.append("its responses do not differ")
         return items_of(questions, self.options.task, left_out=left_out)
 
-    def _reviews(
-        self, path: Path, entries: Sequence[Labeled], context: StepContext
-    ) -> list[Labeled]:
-        """What others say of the texts that people wrote."""
-        texts = []
-        for entry in entries:
-            texts += [_review_of(entry, vote) for vote in entry.votes]
-        folder = context.out.with_name(f"{context.out.name}-reviews")
-        many = self.options.reviewers
-        return labels_of(path, texts, stage=context.stage, folder=folder, annotators=many)
-
 
 def labels_of(
     path: Path, items: Sequence[Item], *, stage: str, folder: Path, annotators: int = 1
@@ -250,6 +258,8 @@ def labels_of(
     missing = sum(lacking)
     done = f"{lacking.count(0)} of {len(entries)} items are done"
     people = " --annotator NAME" * annotators if annotators > 1 else ""
+    if who := items[0].settled_by:
+        people = f" --annotator {shlex.quote(who)}"
     raise StageWaits(
         f"stage '{stage}' waits for {missing} label{'s' * (missing != 1)}: {done}\n"
         f"  to label: alignkit label {shlex.quote(str(path))}{people}",
@@ -262,6 +272,8 @@ def _lacking(entry: Labeled, annotators: int) -> int:
     """How many labels an item lacks."""
     if entry.stored.item.gold is not None or entry.flags or entry.skips:
         return 0
+    if who := entry.stored.item.settled_by:
+        return int(all(vote.annotator != who for vote in entry.votes))
     return max(0, annotators - len(entry.votes))
 
 

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from alignkit.errors import AlignkitError, DataError
 from alignkit_plugins.people.items import AUTHOR, Item
-from alignkit_plugins.people.labels import KINDS, OF_PEOPLE, BadLabel, check_annotator, checked
+from alignkit_plugins.people.labels import KINDS, BadLabel, check_annotator, checked
 
 SUFFIX = ".feedback"
 VERSION = 0x616C6B04  # PRAGMA user_version: "alk" and the version
@@ -118,7 +118,7 @@ class Event:
             raise BadLabel(f"uuid must be one such as {uuid.UUID(int=0)}, not {self.uuid!r:.80}")
         if self.seconds is not None and not 0 <= self.seconds < math.inf:
             raise BadLabel(f"seconds must be a number of at least 0, not {self.seconds!r}")
-        if (item is None) != (self.kind in OF_PEOPLE):
+        if (item is None) != (self.kind in ("consent", "results")):
             raise BadLabel(f"a {self.kind} must name {'its' if item is None else 'no'} item")
         task, count = ("", 0) if item is None else (item.task, len(item.responses))
         order = self.order or tuple(range(count))

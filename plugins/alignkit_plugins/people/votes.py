@@ -1,7 +1,8 @@
 """What counts: the labels that stand, and the groups that recipes learn from.
 
 The latest label of an annotator counts, unless it was undone, replaced by a skip, or its author
-withdrew consent. An item that anyone flagged does not count. A gold label replaces the others.
+withdrew consent. An item that anyone flagged does not count. A gold label replaces the others, and
+so does that of the person who settles what people disagree on.
 
 A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, a
 demonstration a response to learn, and a thumb a label, good or bad. A review counts by its ranks;
@@ -15,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, combinations
 from statistics import fmean, mean, mode
 from typing import get_args
 
@@ -51,9 +52,18 @@ class Labeled:
 
     @property
     def labels(self) -> list[Label]:
-        """The labels to learn from: the gold one, else the votes."""
-        gold = self.stored.item.gold
-        return [vote.label for vote in self.votes] if gold is None else [dict(gold)]
+        """The labels to learn from: the gold one, else that of who settles it, else the votes."""
+        item = self.stored.item
+        if item.gold is not None:
+            return [dict(item.gold)]
+        settled = [vote for vote in self.votes if vote.annotator == item.settled_by]
+        return [vote.label for vote in settled or self.votes]
+
+    @property
+    def is_disputed(self) -> bool:
+        """Whether two people contradict each other."""
+        pairs = combinations(self.votes, 2)
+        return any(agrees(one.label, two.label) is False for one, two in pairs)
 
     @property
     def counts(self) -> bool:

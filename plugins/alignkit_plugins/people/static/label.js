@@ -10,6 +10,7 @@ const DRAFT_AFTER = 400; // milliseconds without a change
 const BREAK_AFTER = 50 * 60; // seconds of work
 const FASTEST = 60; // characters per second that nobody reads
 const DRAFT = `alignkit-draft:${meta("annotator")}`;
+const TEXT = "a text"; // that somebody wrote
 const LOOK = 10000; // milliseconds between two looks at the clock
 
 const clock = new Clock();
@@ -223,9 +224,9 @@ async function agree(granted) {
 
 // A vote, by the letters of the answers in the order that this person saw: "B > A = C".
 function inWords({ better, ranks, good }, order) {
-  if (good !== undefined) return good ? "good" : "bad";
-  if (better !== undefined) ranks = [better, 1 - better];
-  if (!ranks) return "a text";
+  if (good !== null) return good ? "good" : "bad";
+  if (better !== null) ranks = [better, 1 - better];
+  if (!ranks) return TEXT;
   const places = order.map((answer, place) => [ranks[answer], SIDES[place]]).sort();
   return places.map(([rank, side], place) => (place ? (rank === places[place - 1][0] ? " = " : " > ") : "") + side).join("");
 }
@@ -237,18 +238,24 @@ async function results() {
     const rows = (await post("results", {})).results;
     state.last = null;
     byId("undo-last").disabled = true;
-    const cells = (tag, texts) => make("tr", {}, ...texts.map((text) => make(tag, {}, text)));
+    const columns = rows.some(({ votes }) => votes.some((vote) => vote.reason)) ? 4 : 3;
+    const cells = (tag, texts) => make("tr", {}, ...texts.slice(0, columns).map((text) => make(tag, {}, text)));
     let [same, all] = [0, 0];
-    const lines = rows.map(({ prompt, order, mine, others }) => {
-      const [own, ...votes] = [mine, ...others].map((vote) => inWords(vote, order));
+    const lines = rows.map(({ prompt, order, votes }) => {
+      const own = votes.find((vote) => vote.mine);
+      const mine = own ? inWords(own, order) : TEXT;
       const counts = new Map();
-      for (const vote of votes) counts.set(vote, (counts.get(vote) ?? 0) + 1);
-      same += counts.get(own) ?? 0;
-      all += votes.length;
-      return cells("td", [prompt, own, [...counts].map(([vote, count]) => `${count} × ${vote}`).join(", ")]);
+      for (const vote of votes.filter((each) => each !== own)) {
+        const words = inWords(vote, order);
+        counts.set(words, (counts.get(words) ?? 0) + 1);
+        if (mine !== TEXT) all += 1;
+      }
+      same += mine === TEXT ? 0 : counts.get(mine) ?? 0;
+      const reasons = votes.map((vote) => vote.reason && `${inWords(vote, order)}: ${vote.reason}`).filter(Boolean);
+      return cells("td", [prompt, mine, [...counts].map(([words, count]) => `${count} × ${words}`).join(", "), reasons.join(" · ")]);
     });
-    const agreement = all ? `${same} of ${all} votes of others are the same as yours.` : "Nobody else has labeled these.";
-    byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others"]), ...lines));
+    const agreement = all ? `${same} of ${all} votes of others are the same as yours.` : "";
+    byId("results").replaceChildren(make("p", {}, agreement), make("table", {}, cells("th", ["Prompt", "You", "Others", "Reasons"]), ...lines));
   } catch (error) {
     banner("notice", error.message);
   }
