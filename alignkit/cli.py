@@ -125,6 +125,9 @@ def run(
         words = [recipe, *(overrides or ())]
         for name, value in (("--only", only), ("--until", until), ("--processes", processes)):
             words += [name, str(value)] if value not in (None, 1) else []
+        for name, files in plugin_options.items():
+            for file in files:
+                words += [name, str(file)]
         return _cells(partial(_quietly, chosen), words, each, out, jobs, part)
     if dry_run:
         return _checked(chosen(), out)

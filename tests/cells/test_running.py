@@ -55,6 +55,15 @@ def test_cells_share_what_does_not_vary_and_make_one_table(recipe: Path, printed
     assert main([*words, "--part", "2/2"]) == 4 and main([*words, "--part", "3/2"]) == 2
 
 
+def test_a_cell_has_the_plugins_of_the_command(recipe: Path, said: Said) -> None:
+    Path("mine.py").write_text(
+        "from alignkit import *\n@hookimpl\ndef register(add):\n"
+        "    add('schedule', 'mine', lambda step, total: 1.0)\n"
+    )
+    words = ["run", str(recipe), "stages.sft.lr_scheduler_type=mine", "--plugin", "mine.py"]
+    assert main([*words, "--until", "sft", "--each", "seed=1..1"]) == 0, said()
+
+
 def test_a_cell_that_fails_leaves_the_others(recipe: Path, said: Said) -> None:
     Path("bad.jsonl").write_text("{}\n")
     words = ["run", str(recipe), "--until", "sft", "--each", "stages.sft.data=bad.jsonl,rows.jsonl"]

@@ -110,9 +110,8 @@ def _run(
                         failed.append(address)
                         reporter.say(f"{address}: failed ({count}): {problem}")
                         continue
-                    write_row(
-                        process.cell.place, process.cell.values, recipes[address], process.folder
-                    )
+                    done = process.cell
+                    write_row(done.place, done.values, recipes[address], process.folder)
                     reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
     except (KeyboardInterrupt, Stopped):

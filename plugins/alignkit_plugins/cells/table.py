@@ -112,12 +112,14 @@ def _values(
                     columns.setdefault(name, np.array(scores, float).T)
         known = ~np.isnan([*columns.values()]).any((0, 2))
         units = np.array([str(unit or key) for key, unit in prompts])[known]
-        found[metric] = {name: _together(one[known], units) for name, one in columns.items()}
+        found[metric] = {}
+        for name, one in columns.items():
+            found[metric][name] = _together(one[known], units)
     for metric, measure in first["measures"].items():
         if parts := measure["parts"]:
-            found[metric] = {
-                name: _combined(parts, found, name) for name in found[next(iter(parts))]
-            }
+            found[metric] = {}
+            for name in found[next(iter(parts))]:
+                found[metric][name] = _combined(parts, found, name)
     return found
 
 
