@@ -479,6 +479,46 @@ d.jsonl
 d.jsonl {format: gsm8k}
 {"question": "How many?", "answer": "2 + 3 = 5\\n#### 5"}
   1: u: How many? -> 2 + 3 = 5\n#### 5 {"answer": "5"}
+
+labels.csv
+Question,Answer A,Answer B,rated by Ann,rated by Tom Lee\n
+q,x,y,,A\nr,x,y,answer B,b\ns,x,y,A is better,B\nt,x,y,tie,A\nu,x,y,,\nv,x,y,so,A\n
+  2: u: q -> x | y [0>1] {"rated by Ann": "", "rated by Tom Lee": "A"}
+  3: u: r -> x | y [1>0] {"rated by Ann": "answer B", "rated by Tom Lee": "b"}
+  4: u: s -> x | y [] {"rated by Ann": "A is better", "rated by Tom Lee": "B"}
+  5: u: t -> x | y [] {"rated by Ann": "tie", "rated by Tom Lee": "A"}
+  6: u: u -> x | y [] {"rated by Ann": "", "rated by Tom Lee": ""}
+  7! column 'rated by Ann' holds 'so', which does not say which answer is better: expected A, B, 'Answer A', ...
+
+named.csv {columns: {prompt: Frage, A: gpt-4, B: llama 3, label_1: Ann, label_2: Tom}}
+Frage,gpt-4,llama 3,Ann,Tom,Eve\nq,x,y,GPT-4,,B\nr,x,y,A,llama 3 is better,B\ns,x,y,2,2,A\n
+  2: u: q -> x | y [0>1] {"Eve": "B", "label_1": "GPT-4", "label_2": ""}
+  3: u: r -> x | y [] {"Eve": "B", "label_1": "A", "label_2": "llama 3 is better"}
+  4: u: s -> x | y [1>0] {"Eve": "A", "label_1": "2", "label_2": "2"}
+
+votes.jsonl
+{"prompt": "q", "response_a": "x", "response_b": "y", "preference": "A", "annotator": "ann"}\n
+{"prompt": "q", "response_a": "z", "response_b": "y", "preference": "B", "annotator": "ann"}\n
+{"prompt": "q", "response_a": "y", "response_b": "x", "preference": "response_a", "annotator": "tom"}\n
+{"prompt": "q", "response_a": "x", "response_b": "y", "preference": "b", "annotator": "eve"}\n
+{"prompt": "q", "response_a": "x", "response_b": "y", "preference": "?!", "annotator": "eve"}\n
+{"prompt": "q", "response_a": "y", "response_b": "z", "preference": "tie", "annotator": "tom"}\n
+{"prompt": "q", "response_a": "z", "response_b": "y", "preference": "A", "annotator": "eve"}\n
+  1: u: q -> x | y [1>0] {"preference": "A", "annotator": "ann"}
+  2: u: q -> z | y [] {"preference": "B", "annotator": "ann"}
+  5! column 'preference' holds '?!', which does not say...
+
+late.jsonl
+{"prompt": "q", "answer_1": "x", "answer_2": "y", "vote 1": null}\n
+{"prompt": "r", "answer_1": "x", "answer_2": "y", "vote 1": 2, "vote 2": 2}\n
+  1: u: q -> x | y [] {"vote 1": null}
+  2: u: r -> x | y [1>0] {"vote 1": 2, "vote 2": 2}
+
+signs.csv
+prompt,answer_a,answer_b,label\nq,x,y,1\nr,x,y,-1\ns,x,y,A\n
+  2! column 'label' holds '1', which does not say...
+  3! column 'label' holds '-1', which does not say...
+  4: u: s -> x | y [0>1] {"label": "A"}
 """
 TALK = r"Q. why?\n\nA. so.\n\nQ. really?\n\nA. yes.\n\nQ. and?\n\nA. no."
 LARGE = {

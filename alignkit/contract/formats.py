@@ -79,6 +79,7 @@ class Format:
         needs_prompt: False if a prompt may be empty, as in raw text.
         plain_text: .txt files may have this format without naming it.
         notes: What `rows` decided, in words, which a run prints and keeps.
+        renamed: The source's `columns`: names in the file by those that `read` gets.
     """
 
     Options: ClassVar[type[Options]] = Options
@@ -87,6 +88,7 @@ class Format:
     needs_prompt: ClassVar[bool] = True
     plain_text: ClassVar[bool] = False
     notes: Sequence[str] = ()
+    renamed: Mapping[str, str] = {}
 
     def __init__(self, options: Any = None):
         self.options: Any = self.Options() if options is None else options
@@ -118,7 +120,8 @@ class Format:
         """All numbered rows of a source, for a format that must see them together, or makes several
         rows of one.
 
-        A row that cannot be parsed is a `BadRow`. Default: as they are.
+        Their columns have the names of the file. A row that cannot be parsed is a `BadRow`.
+        Default: as they are.
 
         Raises:
             BadRow: If options do not suit them.

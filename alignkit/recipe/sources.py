@@ -8,6 +8,7 @@ group (`alignkit.contract.formats`). All faults are reported together as `file:r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
@@ -284,6 +285,7 @@ class SourceReader:
         self.bad: list[SkippedRow] = []
         if source.format is not None:
             self.format = source.format.registration.implementation(source.format.options)
+            self.format.renamed = source.columns
             self.format_name = source.format.name
         elif source.stage:
             self._choose(["groups"], None)
@@ -336,11 +338,13 @@ class SourceReader:
             raise DataError(f"{self.source.name}: {error}") from error
 
     def _recognized(self, rows: NumberedRows) -> NumberedRows:
-        """The rows, as the format makes them that the first one has. Renamed columns decide
-        later.
-        """
+        """The rows, as the format makes them that the first one has."""
         for number, row in rows:
-            if self.source.columns or len(matching := self._matching(row)) != 1:
+            matching = list[str]()
+            with suppress(BadRow):
+                renamed = with_renamed_columns(raise_if_bad(row), self.source.columns)
+                matching = self._matching(renamed)
+            if len(matching) != 1:
                 yield number, row
             else:
                 yield from self._choose(matching, row).rows(chain([(number, row)], rows))
@@ -386,6 +390,7 @@ class SourceReader:
         if len(matching) == 1:
             (self.format_name,) = matching
             self.format = self.formats[self.format_name]()
+            self.format.renamed = self.source.columns
             return self.format
         content = f"columns {', '.join(row)}" if isinstance(row, Mapping) else kind_of(row)
         if matching:

@@ -10,10 +10,10 @@ import json
 
 import pytest
 
-from alignkit import Pair
+from alignkit import BadRow, Pair
 from alignkit_plugins.formats.layouts import PAIRS
-from tests.formats.reading import FORMATS, check, read
-from tests.rows import json_rows
+from tests.formats.reading import FORMATS, check, read, shown
+from tests.rows import cells, json_rows
 
 # Formats that recognize the example of another one; the others recognize their own, and no other.
 EXAMPLES = {
@@ -270,9 +270,54 @@ labeled_pairs {"input": "q", "output_1": true, "output_2": "b", "label": 1}
 labeled_pairs {"input": "q", "output_1": "a", "output_2": null, "label": 1}
   ! 'output_2' is missing or null
 
-labeled_pairs {"prompt": "q", "answer_1": "x", "answer_2": "y", "label": 1}
-  ! say with a `template`
+labeled_pairs {"prompt": "q", "answer_1": "x", "answer_3": "y", "label": 1}
+  ! write a `template`
 """)
+
+
+# The columns of two answers, and labels that mean the first, the second, a tie, or nothing
+LABELS = """
+answer A | answer B | A, a, 1, 1.0, first, Answer A, answer_a, A is better, A > B | B, b, 2 | tie, both, Neither | 0
+answer_a | answer_b | A is better than B | the second answer, B wins | equally good, no preference | -1, maybe, not A
+answer_a | answer_b | 1 | 2 | Both A and B | A or B, A/B, true
+Response 1 | Response 2 | 1, response_1, A, first | 2, Response 2, b | 0, tie, same | -1
+response_0 | response_1 | 0, response 0, A | 1, response_1, b | tie | 2, response 2, -1
+"""
+
+
+@pytest.mark.parametrize("line", cells(LABELS))
+def test_labels_are_read_as_people_write_them(line: tuple[str, ...]) -> None:
+    first, second, *said = line
+    for wanted, words in zip(["[0>1]", "[1>0]", "[]", ""], said, strict=True):
+        for word in words.split(", "):
+            row = {"prompt": "q", first: "x", second: "y", "Preference": word}
+            if not wanted:
+                with pytest.raises(BadRow, match=f"'Preference' holds '{word}'.*'{first}'"):
+                    read("labeled_pairs", row)
+                continue
+            assert [name for name, cls in FORMATS.items() if cls.matches(row)] == ["labeled_pairs"]
+            assert (
+                shown(read("labeled_pairs", row)[0])
+                == f'u: q -> x | y {wanted} {{"Preference": "{word}"}}'
+            ), word
+
+
+# Rows of which it is not clear which columns are meant
+UNCLEAR = json_rows("""
+{"question": "q", "A": "x", "B": "y", "answer": "A"}
+{"question": "q", "A": "x", "B": "y", "C": "z", "label": "A"}
+{"question": "q", "query": "p", "A": "x", "B": "y", "label": "A"}
+{"prompt": "q", "response_a": "x", "response_b": "y", "rating_a": 1, "rating_b": 2}
+{"prompt": "q", "response_a": "x", "response_b": "y", "rating by us": 4}
+{"prompt": "q", "response_a": "x", "response_b": "y", "preferred style": "formal"}
+{"prompt": "q", "model_a": "x", "model_b": "y", "label": "A"}
+{"prompt": "q", "answer_1": "x", "answer_3": "y", "label": 1}
+""")
+
+
+@pytest.mark.parametrize("row", UNCLEAR)
+def test_columns_that_may_be_something_else_are_no_labeled_pairs(row: dict[str, object]) -> None:
+    assert not FORMATS["labeled_pairs"].matches(row)
 
 
 def test_alpaca_evals_columns_alone_do_not_say_what_0_means() -> None:

@@ -633,7 +633,7 @@ unlabeled {"prompt": "q", "responses": ["a", "b"]}
 unlabeled {"prompt": "q", "answer 1": "a", "answer 2": "b", "answer 3": "c", "answers": ["right"], "id": 7}
   u: q -> a | b | c [] {"answers": ["right"], "id": 7}
 
-unlabeled {"prompt": "q", "response_a": "a", "response_b": "", "label": null}
+labeled_pairs {"prompt": "q", "response_a": "a", "response_b": "", "label": null}
   u: q -> a | "" [] {"label": null}
 
 unlabeled {"prompt": "q", "model_a": "x", "completionA": "a", "completionB": "b"}

@@ -182,7 +182,7 @@ def test_pairs_of_online_dpo(scores: list[tuple[float, float]]) -> None:
 @pytest.fixture(autouse=True)
 def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Means are checked here, not intervals."""
-    monkeypatch.setattr(agreement, "REPETITIONS", 1)
+    monkeypatch.setattr("alignkit.evaluation.statistics.REPETITIONS", 1)
 
 
 def alpha(units: Sequence[Sequence[float | None]]) -> float | None:

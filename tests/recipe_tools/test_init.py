@@ -521,6 +521,50 @@ def test_usual_names_of_columns_are_recognized(line: str) -> None:
     assert main(["init", "faq.csv", "--base", "tiny"]) == 2  # the recipe stays
 
 
+RATED = """\
+Frage,eins,zwei,von Ann,"von Tom, 9b"
+Who is he?,The first one,It is Ben,A,A
+Who is she?,The other one,It is Eve,zwei,B
+Who are you?,The third one,It is Joe,eins,b
+Who am I?,The fourth one,It is Sue,2,
+Who are they?,The fifth one,It is Ian,,tie
+"""
+
+
+@pytest.mark.parametrize("header", ["question,Answer 1,answer 2,Rated by Ann,vote of Tom", ""])
+def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None:
+    """Three of five are decided, and two of three ratings by both are the same."""
+    words, table = (
+        ["--columns", 'prompt=Frage,A=eins,B=zwei,label=von Ann,label="von Tom, 9b"'],
+        RATED,
+    )
+    if header:
+        words, table = (
+            [],
+            f"{header}\n{RATED.partition(chr(10))[2]}".replace("eins", "a").replace("zwei", "b"),
+        )
+    Path("rated.csv").write_text(table, encoding="utf-8")
+    assert main(["init", "rated.csv", *words]) == 0
+    names = "von Ann, von Tom, 9b" if words else "Rated by Ann, vote of Tom"
+    note = (
+        f"labels in {names}: 8 for 5 pairs, of which 2 are left out, as tied or without a label; 67% of "
+        "labels agree, alpha 0.4"
+    )
+    said = printed()
+    assert f"rated.csv: {note}" in said and "3 conversations, 3 pairs (labeled_pairs)" in said
+    assert said.count("contradicting labels, of which the majority counts: 1 pairs\n") == 1
+    keys = (
+        "{prompt: Frage, A: eins, B: zwei, label_1: von Ann, label_2: 'von Tom, 9b'}"
+        if words
+        else "{}"
+    )
+    entry = f"{{path: rated.csv, columns: {keys}}}"
+    assert main(["data", "convert", entry, "--to", "preference", "--out", "p.jsonl"]) == 0
+    assert main(["data", "check", entry]) == 0
+    assert main(["check", "recipe.yaml"]) == 0
+    assert " ".join(printed().split()).count(note[:60]) >= 3
+
+
 # What cannot be used
 
 FILES = """\
@@ -566,6 +610,8 @@ demos=faq.csv --columns promt=Frage,completion=Antwort   4  --columns prompt=A,c
 demos=faq.csv --columns prompt=Frage,completion=Antwort,x=y  2  no file has a column 'y'
 demos=faq.csv --columns prompt=Frage,completion=Antwort,prompt=id  2  with a new name
 demos=faq.csv --columns prompt                     2  'prompt' is not NAME=COLUMN
+pairs=open.jsonl                                   4  A=ONE,B=OTHER,label="BY ANN"
+prompts.jsonl                                      2  name two answers and their labels
 --from smoke --base tiny                           2  a recipe is copied unchanged
 """
 

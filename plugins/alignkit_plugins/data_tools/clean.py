@@ -116,11 +116,13 @@ class Cleaned:
     """Rows after redaction, and why some of them are left out, by their places.
 
     redacted: by the places of rows that redaction has changed, what was replaced, as by `redact`.
+    notes: what the format of a file decided about all rows.
     """
 
     rows: Sequence[Row]
     faults: Mapping[int, Fault]
     redacted: Mapping[int, Sequence[tuple[str, str]]]
+    notes: Sequence[str] = ()
 
     @property
     def kept(self) -> list[Row]:
@@ -191,10 +193,11 @@ def cleaned(rows: Sequence[Row], rules: Rules, held_out: Sequence[Row] = ()) -> 
 
 def cleaned_file(options: Any) -> tuple[list[Row], Cleaned]:
     """The rows that a step's options read, and what the rules make of them."""
-    rows, held_out = read_rows(options.data), list[Row]()
+    notes = list[str]()
+    rows, held_out = read_rows(options.data, notes), list[Row]()
     if options.against:
         held_out = read_rows(options.against)
-    return rows, cleaned(rows, options, held_out)
+    return rows, replace(cleaned(rows, options, held_out), notes=notes)
 
 
 class Clean(Step):

@@ -76,7 +76,7 @@ def check(file: File, rules: RuleWords = None) -> Result:
     card, name = data_card.card(groups), files.name_of(options.data)
     tables = data_card.tables([{"stage": "data", "name": name, **card}])
     lines = [f"{one['row']}: {one['rule']}: {one['reason']}" for one in done.removed[:EXAMPLES]]
-    blocks: list[Block] = [f"{name}: {words}", *tables, done.table()]
+    blocks: list[Block] = [f"{name}: {words}", *done.notes, *tables, done.table()]
     if lines:
         blocks.append("\n".join(lines))
     blocks += [*data_card.contradictions(groups)]

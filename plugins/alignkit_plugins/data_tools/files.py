@@ -40,8 +40,11 @@ def no_stage(name: str) -> Path:
     raise DataError(f"stage '{name}': only the rows of files can be looked at")
 
 
-def read_rows(spec: DataSpec) -> list[Row]:
-    """All rows, up to the limit of each source. Raises DataError if a source has no good one."""
+def read_rows(spec: DataSpec, notes: list[str] | None = None) -> list[Row]:
+    """All rows, up to the limit of each source. Raises DataError if a source has no good one.
+
+    notes: gets what formats decided about all rows.
+    """
     rows: list[Row] = []
     for place, source in enumerate(spec.sources):
         formats, commit = plugins().usable("format"), partial(commit_of, "dataset")
@@ -50,6 +53,8 @@ def read_rows(spec: DataSpec) -> list[Row]:
         for row in reader.rows():
             raw = None if isinstance(row.raw, BadRow) else row.raw
             rows.append(Row(name, row.number, raw, tuple(row.groups), str(row.bad or "")))
+        if notes is not None and reader.format:
+            notes += reader.format.notes
         if len(rows) == before:
             raise DataError(f"{source.name}: it is empty")
         if len(rows) - before == len(reader.bad):
@@ -85,7 +90,8 @@ def convert(spec: DataSpec, name: str, out: Path) -> list[str]:
     fits.
     """
     check_target(out, spec)
-    layout, rows = LAYOUTS[name], read_rows(spec)
+    notes = list[str]()
+    layout, rows = LAYOUTS[name], read_rows(spec, notes)
     written: list[Any] = []
     without: Counter[str] = Counter()
     lost: Counter[str] = Counter()
@@ -96,12 +102,12 @@ def convert(spec: DataSpec, name: str, out: Path) -> list[str]:
                 written += made
                 left_out |= layout.lost(group, made)
         lost.update(left_out)
-        if len(written) == before:
+        if len(written) == before and (row.groups or row.bad):
             without["they cannot be read" if row.bad else layout.lack] += 1
     if not written:
         raise DataError(f"{name_of(spec)}: no row can be written as {name}: {', '.join(without)}")
     write_rows(out, written)
-    lines = [f"{out}: {len(written):,} row{'s' * (len(written) > 1)} from {len(rows):,}"]
+    lines = [f"{out}: {len(written):,} row{'s' * (len(written) > 1)} from {len(rows):,}", *notes]
     lines += [f"rows not written: {count:,} ({reason})" for reason, count in without.items()]
     for name, count in sorted(lost.items()):
         lines.append(f"rows without their '{name}': {count:,}")

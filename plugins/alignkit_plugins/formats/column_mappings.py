@@ -94,7 +94,7 @@ def advice(row: Any, formats: Formats) -> str:
     if mappings := mappings_of(row, formats):
         return "\n  ".join(["Say what its columns mean, as in:", *map(str, mappings)])
     return (
-        f"Rename columns with `columns: {{expected: actual}}`, say what they mean with a "
-        "`template`, or name the format (`alignkit plugins FORMAT` describes it): "
-        f"{', '.join(formats)}"
+        "Rename columns with `columns: {expected: actual}`, for two answers and labels `columns: "
+        "{prompt: P, A: ONE, B: OTHER, label: WHICH}`, say what they mean with a `template`, or "
+        f"name the format (`alignkit plugins FORMAT` describes it): {', '.join(formats)}"
     )

@@ -13,6 +13,7 @@ from alignkit import BadRow, Format, Group, Message, Pair, Response
 from alignkit.contract.formats import columns_of, renamed, to_number
 from alignkit.data.files import Twice, kind_of, parse
 from alignkit.data.group import LEVELS, ROLES, user_turn
+from alignkit_plugins.formats.layouts import TwoAnswers
 from alignkit_plugins.formats.turns import (
     PLAIN,
     SPEAKERS,
@@ -23,6 +24,11 @@ from alignkit_plugins.formats.turns import (
 
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 LABEL_COLUMNS = ("label", "kto_tag")
+PROMPTS = ("prompt", "instruction", "question", "query", "input")
+# One of several answers, which `labeled_pairs` and `unlabeled` read.
+NUMBERED = re.compile(
+    r"(response|output|completion|answer|conversation)[ _-]?[0-9a-i]|model_[ab]_completion", re.I
+)
 # A list of messages or one message, as Python prints it.
 _MESSAGES = re.compile(r"""\s*\[?\s*\{.*(['"])(role|from)\1\s*:.*\}\s*\]?\s*""", re.DOTALL)
 
@@ -93,6 +99,72 @@ def _twin(name: str, better: str, worse: str) -> str:
     if len(words[2]) - len(others) != 1 or not others or not all(map(_RATING.fullmatch, others)):
         return ""
     return _WORD.sub(lambda word: twins.get(word[0], word[0]), name)
+
+
+# Two answers and labels, as people name them
+
+_HEAD = re.compile(rf"(?i:{NUMBERED.pattern})|[A-I]")
+_GIVEN = re.compile(r"label(?:_\d+)?")  # What a recipe's `columns` call labels
+_LABEL = re.compile(
+    r"(?i)(?<![a-z])(?:labels?|rat(?:ed|ing)|prefer(?:ence|red|s)|votes?|winner|better|verdict"
+    r"|judge?ment|choice|pick|favou?rite)(?![a-z])"
+)
+# Words around the letter, the number or the name of an answer
+_AROUND = re.compile(
+    "answer|response|output|completion|conversation|model|is|was|the|better|best|wins|won|winner"
+    "|preferred|slightly|much|clearly"
+)
+_MEANT = {"a": 0, "first": 0, "b": 1, "second": 1}
+_UNDECIDED = re.compile(
+    r"(?:ties?|tied|draw|equal|equally|same|both|neither|unsure|no (?:preference|difference))\b"
+)
+
+
+def is_empty(label: Any) -> bool:
+    """Whether a cell has no label."""
+    return str(label).strip().lower() in ("", "none", "null", "nan", "n/a", "-")
+
+
+def side_of(label: Any, heads: Sequence[str], numbered: bool = True) -> int | None:
+    """The place of the answer that a label calls better, 2 for a tie; None if that is not clear.
+
+    heads: the columns of the answers. numbered: whether 1 and 2 are the answers.
+    """
+    text = re.split(r">|\bthan\b|\bover\b", str(label).lower())[0]
+    names, bare = [_bare(head) for head in heads], _bare(text)
+    if bare in names and names[0] != names[1]:
+        return names.index(bare)
+    if not bare.lstrip("-").isdigit():
+        return 2 if _UNDECIDED.match(bare) else _MEANT.get(bare)
+    if names == ["1", "2"]:
+        return 2 if bare == "0" else None
+    return {"1": 0, "2": 1}.get(bare) if numbered and not names[0].isdigit() else None
+
+
+def _bare(text: str) -> str:
+    """What names an answer in a label, or in the name of its column: `a` of `Answer A is better`."""
+    words = re.findall(r"(?<!\w)-?\d+|\d+|[^\W\d_]+", text.lower().removesuffix(".0"))
+    return " ".join(word for word in words if not _AROUND.fullmatch(word))
+
+
+def own_layout(row: Mapping[str, Any]) -> TwoAnswers | None:
+    """The columns of two answers and of their labels, by what people call them; None if these are
+    not clear.
+    """
+    heads = sorted(filter(_HEAD.fullmatch, row), key=str.lower)
+    asked = ["prompt"] if "prompt" in row else [name for name in row if name.lower() in PROMPTS]
+    both = [name.lower() for name in asked] == ["instruction", "input"]
+    if "".join(map(_bare, heads)) not in ("ab", "12", "01") or len(asked) != 1 + both:
+        return None
+    labels = list(filter(_GIVEN.fullmatch, row))
+    for name, value in row.items() if not labels else ():
+        named = _LABEL.search(name)
+        if named is None or not {_twin(name, *heads), _twin(name, *heads[::-1])}.isdisjoint(row):
+            continue  # such as the rating of one answer
+        if named[0] == name or is_empty(value) or side_of(value, heads) is not None:
+            labels.append(name)
+    first, second = heads
+    return TwoAnswers(asked, first, second, labels) if labels else None
 
 
 def shared_turns(one: Sequence[Message], other: Sequence[Message]) -> int:

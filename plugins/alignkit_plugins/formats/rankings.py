@@ -6,9 +6,15 @@ score is better, and the difference is the pair's margin. Equal scores make no p
 
 Two answers and a label are read in the layouts of public data sets: LLMBar, Auto-J, PandaLM,
 SuperHF, Tulu, AlpacaEval and others. The same label means different things in them: 1 is the first
-answer in LLMBar, the second one in Auto-J. So no other data set is guessed; a `template` says what
-its labels mean. A tie makes a group without a pair. If several columns have a label, the most
-frequent one counts; without one, it is a tie.
+answer in LLMBar, the second one in Auto-J. So numbers other than 1 and 2 are not guessed; a
+`template` says what they mean. A tie makes a group without a pair. If several columns have a label,
+the most frequent one counts; without one, it is a tie.
+
+Files of people's own are recognized by the names of their columns: a prompt, two answers such as
+`Answer A` and `Answer B`, and columns of labels such as `rated by Ann`; or a recipe says `columns:
+{prompt: COLUMN, A: COLUMN, B: COLUMN, label_1: COLUMN, label_2: COLUMN}`. A label names an answer
+by its letter, its number or its column; an empty cell is none. Rows about the same two answers, in
+any order, are votes about one pair, which the first of them makes.
 
 A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
 several groups: every prompt, with the conversation before it and all its replies; those that people
@@ -21,26 +27,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import permutations
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain, permutations
 from typing import Any
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
-from alignkit.contract.formats import columns_of
+from alignkit.contract.formats import columns_of, with_renamed_columns
 from alignkit.data.group import ranking_pairs
+from alignkit.evaluation.statistics import agreement_of, agreement_text
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
+    NUMBERED,
+    PROMPTS,
     ColumnFormat,
+    is_empty,
+    own_layout,
     rated_alike,
     shared_turns,
+    side_of,
     with_text,
 )
 from alignkit_plugins.formats.layouts import PAIRS, TwoAnswers
-from alignkit_plugins.formats.trl import NUMBERED
 from alignkit_plugins.formats.turns import first_of, read_message
 
 MAX_RESPONSES = 64  # K responses form up to K (K - 1) / 2 pairs
-PROMPTS = ("prompt", "instruction", "question", "query", "input")
 # Columns that say which answer is better.
 JUDGED = (
     *LABEL_COLUMNS,
@@ -48,6 +59,8 @@ JUDGED = (
     *("chosen", "rejected", "winner_model_a", "winner_model_b"),
 )
 _SOFT = re.compile(r"1\.\d+")
+_NUMBER = re.compile(r"-?\d+")
+Votes = list[Pair | None]  # None is a tie
 
 
 class Rankings(ColumnFormat):
@@ -110,20 +123,54 @@ def _column(row: Mapping[str, Any], name: str, items: Sequence[Any]) -> Sequence
 
 
 class LabeledPairs(ColumnFormat):
-    """A prompt, two answers, and a label that says which one is better."""
+    """A prompt, two answers, and labels that say which one is better."""
 
     example = '{"input": "Hi", "output_1": "Go away.", "output_2": "Hello!", "label": 2}'
-    wants = f"those of {', '.join(PAIRS)}; a template reads other pairs with a label"
+    wants = (
+        "prompt, answer_a, answer_b and label, or other words for these; or those of "
+        f"{', '.join(PAIRS)}"
+    )
+
+    def __init__(self, options: Any = None):
+        super().__init__(options)
+        self.own: TwoAnswers | None = None  # columns of no public data set
+        self.numbered = True  # no label is a number but 1 and 2
+        self.votes, self.made = dict[Any, Votes](), set[Any]()  # by what they are about
 
     @classmethod
     def matches(cls, row: Any) -> bool:
         return layout_of(row) is not None
 
+    def rows(self, rows: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """The rows as they are; of people's own, all votes about two answers are counted before."""
+        head, row = list[tuple[int, Any]](), dict[str, Any]()
+        while not row and (numbered := next(rows, None)):
+            head.append(numbered)
+            row = self._named(numbered[1])
+        layout = layout_of(row)
+        if layout and not layout.labels:
+            head += rows
+            named = [self._named(raw) for _, raw in head]
+            for each in reversed(named):  # the first may lack a label
+                row = {**row, **each}
+            self._count(named, own_layout(row) or layout)
+        return chain(head, rows)
+
+    def groups(self, row: Any) -> Iterable[Group]:
+        group = self.read(row)
+        if self.own is None:
+            return (group,)
+        about, _ = _about(row, self.own)
+        is_first = about not in self.made
+        self.made.add(about)
+        return (group,) * is_first
+
     def read(self, row: Any) -> Group:
-        layout = layout_of(columns_of(row))
+        layout = self.own or layout_of(columns_of(row))
         if layout is None:
             raise BadRow(
-                f"the columns are none of {', '.join(PAIRS)}; say with a `template` what they are"
+                f"the columns are none of {', '.join(PAIRS)}; name them, as in `columns: {{prompt: "
+                "COLUMN, A: COLUMN, B: COLUMN, label: COLUMN}`, or write a `template`"
             )
         turns = [self.column(row, name, user=False) for name in (layout.first, layout.second)]
         shared = 0
@@ -135,20 +182,90 @@ class LabeledPairs(ColumnFormat):
         else:
             prompt = self.joined(row, layout.prompt)
         responses = [self.answer(answer[shared:]) for answer in turns]
-        votes = Counter(_vote(row, name, layout) for name in layout.label)
-        (pair, count), *others = votes.most_common(2)
-        pairs: tuple[Pair, ...] = ()
-        if pair is not None and not (others and others[0][1] == count):
-            pairs = (pair,)
+        votes = self._votes(row, layout)
+        if self.own:
+            about, in_order = _about(row, layout)
+            votes = _turned(self.votes.get(about, votes), in_order)
+        pair = _majority(votes)
+        if pair and layout.labels:
             answers = layout.first, layout.second
             rated_alike(row, answers[pair.better], answers[pair.worse])
         used = (*layout.prompt, layout.first, layout.second)
-        return self.group(row, used, prompt, responses, pairs)
+        return self.group(row, used, prompt, responses, (pair,) if pair else ())
+
+    def _named(self, raw: Any) -> dict[str, Any]:
+        """A row as `read` gets it; empty for one that cannot be read."""
+        with suppress(BadRow):
+            return dict(with_renamed_columns(columns_of(raw), self.renamed))
+        return {}
+
+    def _votes(self, row: Mapping[str, Any], layout: TwoAnswers) -> Votes:
+        """What the labels of a row say. Raises BadRow for one that says nothing."""
+        if layout.labels:
+            return [_vote(row, name, layout) for name in layout.label]
+        heads = [self.renamed.get(name, name) for name in (layout.first, layout.second)]
+        votes = Votes()
+        for name in layout.label:
+            label = row.get(name)
+            if is_empty(label):
+                continue
+            side = side_of(label, heads, self.numbered)
+            if side is None:
+                raise BadRow(
+                    f"column '{self.renamed.get(name, name)}' holds {label!r}, which does not say "
+                    f"which answer is better: expected A, B, '{heads[0]}', '{heads[1]}', a tie, or "
+                    "nothing; or 1 and 2, but no other number. If it is no label, say which column "
+                    "is, as in `columns: {label: COLUMN}`; a `template` says what others mean"
+                )
+            votes.append((Pair(0, 1), Pair(1, 0), None)[side])
+        return votes
+
+    def _count(self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers) -> None:
+        """Count the votes in all rows, and note what they say together."""
+        self.own = layout
+        texts = [str(row.get(name)).removesuffix(".0") for row in rows for name in layout.label]
+        self.numbered = {*filter(_NUMBER.fullmatch, texts)} <= {"1", "2"}
+        for row in rows:
+            with suppress(BadRow):  # `read` raises it again
+                about, in_order = _about(row, layout)
+                votes = _turned(self._votes(row, layout), in_order)
+                self.votes.setdefault(about, []).extend(votes)
+        pairs, names = self.votes.values(), [self.renamed.get(name, name) for name in layout.label]
+        text = f"labels in {', '.join(names)}: {sum(map(len, pairs)):,} for {len(pairs):,} pairs"
+        if left := sum(_majority(votes) is None for votes in pairs):
+            text += f", of which {left:,} are left out, as tied or without a label"
+        units = [{*filter(None, votes)} for votes in pairs]
+        if shared := sum(len(votes) - votes.count(None) > 1 for votes in pairs):
+            text += f"; {agreement_text(agreement_of([*pairs]), shared)}"
+        if split := sum(len(unit) > 1 for unit in units):
+            text += f"; contradicting labels, of which the majority counts: {split:,} pairs"
+        self.notes = [text]
+
+
+def _about(row: Mapping[str, Any], layout: TwoAnswers) -> tuple[Any, bool]:
+    """The prompt and the two answers of a row, sorted; and whether they are in this order there."""
+    answers = [str(row.get(name)).strip() for name in (layout.first, layout.second)]
+    one, other = sorted(answers)
+    return (*map(str, map(row.get, layout.prompt)), one, other), answers[0] == one
+
+
+def _turned(votes: Votes, in_order: bool) -> Votes:
+    """Votes about two answers, as they are or in the other order."""
+    return votes if in_order else [vote and Pair(vote.worse, vote.better) for vote in votes]
+
+
+def _majority(votes: Votes) -> Pair | None:
+    """The most frequent vote; None for a tie, and without votes."""
+    (first, most), (_, others) = [*Counter(votes).most_common(2), (None, 0), (None, 0)][:2]
+    return first if most > others else None
 
 
 def layout_of(row: Any) -> TwoAnswers | None:
-    """The layout of a public data set that a row has."""
-    return next((layout for layout in PAIRS.values() if layout.fits(row)), None)
+    """The layout that a row has: of a public data set, or of people's own."""
+    if not isinstance(row, Mapping):
+        return None
+    public = next((layout for layout in PAIRS.values() if layout.fits(row)), None)
+    return public or own_layout(row)
 
 
 def _vote(row: Mapping[str, Any], name: str, layout: TwoAnswers) -> Pair | None:

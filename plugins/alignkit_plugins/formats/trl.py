@@ -17,8 +17,10 @@ from alignkit import BadRow, Group, Message, Pair, Response
 from alignkit.contract.formats import columns_of
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
+    NUMBERED,
     ColumnFormat,
     check_one,
+    own_layout,
     rated_alike,
     shared_turns,
     with_text,
@@ -30,10 +32,6 @@ ANSWERS = (
     *("chosen_response", "rejected_response", "chosen_messages", "rejected_messages"),
 )
 COMPLETIONS = ("completion", "response")
-# One of several answers, which `labeled_pairs` and `unlabeled` read.
-NUMBERED = re.compile(
-    r"(response|output|completion|answer|conversation)[ _-]?[0-9a-i]|model_[ab]_completion", re.I
-)
 
 
 class Preference(ColumnFormat):
@@ -106,8 +104,9 @@ class PromptOnly(ColumnFormat):
             return not is_transcript(row)
         if not cls.has(row, "prompt") or not cls.lacks(row, *ANSWERS) or "alignkit" in row:
             return False
-        is_tree = isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]
-        return not is_tree and not any(NUMBERED.fullmatch(name) for name in row)
+        if isinstance(row["prompt"], Mapping) and "replies" in row["prompt"]:
+            return False
+        return not any(NUMBERED.fullmatch(name) for name in row) and own_layout(row) is None
 
     def read(self, row: Any) -> Group:
         row = with_text(row, "prompt")

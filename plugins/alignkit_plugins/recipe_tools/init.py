@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import shlex
 from typing import Annotated
 
 import typer
@@ -41,7 +42,10 @@ def init(
     ] = None,
     columns: Annotated[
         str,
-        option("NAME=COLUMN,...", "Your columns, by the names that a format expects."),
+        option(
+            "NAME=COLUMN,...",
+            "Your columns, by the names that a format expects. Several may be `label`.",
+        ),
     ] = "",
 ) -> Result:
     """Write a recipe that fits your data.
@@ -58,6 +62,7 @@ def init(
       alignkit init my-project demos.jsonl pairs.jsonl
       alignkit init my-project known-answers=questions.csv --base MODEL
       alignkit init demos=faq.csv --columns prompt=question,completion=answer
+      alignkit init rated.csv --columns prompt=Q,A="answer 1",B="answer 2",label=Ann,label="by Tom"
       alignkit init my-project --from quickstart
     """
     from alignkit.host.plugins import load_plugins
@@ -83,12 +88,21 @@ def init(
 
 
 def _named_columns(text: str) -> dict[str, str]:
-    """Column names by the names that a format expects, from `prompt=question,completion=answer`."""
+    """Column names by the names that a format expects, from `prompt=question,label="by Ann"`. More
+    than one label are `label_1`, `label_2` and so on.
+    """
+    words = shlex(text, posix=True)
+    words.whitespace, words.whitespace_split = ",", True
+    words.quotes, words.escape, words.commenters = '"', "", ""
     columns: dict[str, str] = {}
-    for part in filter(None, text.split(",")):
+    for part in words:
         name, _, column = part.partition("=")
+        if name == "label":
+            name = f"label_{1 + sum(each.startswith(name) for each in columns)}"
         if not name or not column or name in columns:
-            help = "as in prompt=question,completion=answer"
+            help = 'as in prompt=question,completion=answer; a name with a comma stands in ""'
             refuse(f"--columns: '{part}' is not NAME=COLUMN with a new name", help)
         columns[name] = column
+    if "label_2" not in columns and "label_1" in columns:
+        columns["label"] = columns.pop("label_1")
     return columns

@@ -56,6 +56,7 @@ GOALS: Mapping[str, Sequence[str]] = {
     "demos": (),
 }
 COMMAND = "alignkit init"
+TWO_ANSWERS = 'prompt=P,A=ONE,B=OTHER,label="BY ANN",label="BY TOM"'  # As --columns names them
 MOST_ROWS = 100_000  # rows that show what a file holds
 ANSWER = "answer"  # the column in which rewards look for a known answer
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
@@ -102,7 +103,9 @@ def _is_checkable(row: Group) -> bool:
 
 KINDS: Mapping[str, Kind] = {  # a file's is the first of those that most of its rows are
     "pairs": Kind(
-        "pairs of a better and a worse response", "prompt=A,chosen=B,rejected=C", resolved_pairs
+        "pairs of a better and a worse response",
+        f"prompt=A,chosen=B,rejected=C, or {TWO_ANSWERS}",
+        resolved_pairs,
     ),
     "labels": Kind(
         "responses with a label, good or bad", "prompt=A,completion=B,label=C", _is_labeled
@@ -141,6 +144,7 @@ class DataFile:
         named: Whether the recipe names the format.
         read: The rows that can be read.
         bad: Those that must be dropped, and why.
+        notes: What its format decided about all rows.
     """
 
     file: Path
@@ -151,6 +155,7 @@ class DataFile:
     named: bool
     read: Sequence[Group]
     bad: Sequence[str]
+    notes: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -255,7 +260,8 @@ def recognize(path: Path, name: str, kind: str, columns: Mapping[str, str]) -> D
         try:
             found.append(_read(path, name, kind, mapping))
         except UnknownFormat as error:
-            help = f"say which columns are meant: --columns {KINDS[kind or 'demos'].columns}"
+            names = KINDS[kind or "demos"].columns + f", or {TWO_ANSWERS}" * (not kind)
+            help = f"say which columns are meant: --columns {names}"
             problems.append(DataError(f"{error}\nhelp: {help}"))
         except DataError as error:
             problems.append(error)
@@ -299,7 +305,8 @@ def _read(path: Path, name: str, kind: str, mapping: ColumnMapping) -> DataFile:
     if bad:
         keys["on_bad_row"] = "skip"
     bad = [text.removeprefix(f"{path.resolve().parent}/") for text in bad]
-    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad)
+    notes = loaded.sources[0].notes
+    return DataFile(path, name, kind, keys, format, named, loaded.groups, bad, notes)
 
 
 # What a recipe does with them
@@ -422,7 +429,10 @@ def planned(files: Sequence[DataFile]) -> Plan:
     kinds = {file.kind for file in files}
     goal = next(goal for goal in GOALS if goal in kinds)
     if goal == "prompts" and "pairs" not in kinds:
-        help = "add a file of pairs, or write known-answers=FILE if a column has the right answer"
+        help = (
+            "add a file of pairs, write known-answers=FILE if a column has the right answer, or name "
+            f"two answers and their labels: --columns {TWO_ANSWERS}"
+        )
         refuse("prompts need pairs: without a reward, nothing can be learned on prompts", help)
     if others := kinds - {goal, *GOALS[goal]}:
         refuse(
