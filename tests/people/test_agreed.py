@@ -103,12 +103,12 @@ def test_fifty_items_say_how_far_people_agree() -> None:
     assert "alpha 0.00" in sentence([{**found, "alpha": {**agreed["alpha"], "mean": 0.0}}])
     assert sentence([{**found, "shared": 49}]).endswith("over 49 items: too few items to say")
     same = interval_text(agreed["same"], percent=True)
-    assert people_table([found]).rows == [["pair", "ann", "50", same, "-"]]
+    assert people_table([found], "", {}).rows == [["pair", "ann", "50", same, "-"]]
 
 
 def test_one_annotator_agrees_with_nobody(tmp_path: Path) -> None:
     found = list(facts(tmp_path, (pair(), {"ann": side("A")}), (ranking(), {})).values())
     unknown = "no item has labels of two people, so how far they agree is not known"
     assert sentence(found) == f"pair: {unknown}"
-    assert people_table(found).rows == [["pair", "ann", "1", "-", "-"]]
-    assert sentence([]) == "" and people_table([]).rows == []
+    assert people_table(found, "", {}).rows == [["pair", "ann", "1", "-", "-"]]
+    assert sentence([]) == "" and people_table([], "", {}).rows == []

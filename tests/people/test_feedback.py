@@ -66,8 +66,10 @@ ranking | {} | {"ranks": [1, 2, 3]}, {"ranks": [1, 2, 2]}, {"ranks": [2, 1, 3]} 
 {"better": 1, "worse": 2}]}
 
 review | {} | {"ranks": [2, 1, 2], "scores": [3, 7, 4], "flags": [["harmful", "invented"], [], []]} \
-| {"responses": [{"text": "answer 0", "rank": 2}, {"text": "answer 1", "rank": 1}, \
-{"text": "answer 2", "rank": 2}], "meta": {"overall": [3, 7, 4], "flags": [["invented", "harmful"], [], []]}}
+| {"responses": [{"text": "answer 0", "rank": 2, "scores": {"reward": 3}}, \
+{"text": "answer 1", "rank": 1, "scores": {"reward": 7}}, \
+{"text": "answer 2", "rank": 2, "scores": {"reward": 4}}], \
+"meta": {"overall": [3, 7, 4], "flags": [["invented", "harmful"], [], []]}}
 
 review | {} | {"ranks": [2, 1, 2], "scores": [3, 7, 4], "flags": [["harmful", "invented"], [], []]}, \
 {"ranks": [3, 1, 2], "scores": [2, 6, 5], "flags": [["harmful"], [], []]} \

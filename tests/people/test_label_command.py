@@ -77,19 +77,16 @@ def test_where_labels_go(
     """
     case, _, place = have.partition(": ")
     Path(name).parent.mkdir(parents=True)
-    file = write(name, PAIR)
     if case == "a stage":
         Path(place, "stage.json").touch()
     elif case == "nothing may be written in":
-        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != Path(place).absolute())
+        monkeypatch.setattr("os.access", lambda *place: False)
     elif place:
         opened(Path(), name=place).close()
-        if case == "labels of another":
-            write("a.b.jsonl", PAIR)
-    for path in (file, file.absolute()):
-        with prepared(path, None, None) as store:
-            assert store.path == Path(expected)
-            assert [stored.retired for stored in store.items()] == [False]
+    if case == "labels of another":
+        write("a.b.jsonl", PAIR)
+    with prepared(write(name, PAIR), None, None) as store:
+        assert store.path == Path(expected)
 
 
 def test_gold_rows() -> None:
@@ -261,15 +258,10 @@ def test_the_server_answers_whoever_has_the_link_and_ends() -> None:
 def test_twelve_labels_are_a_recipe_that_runs(said: Said) -> None:
     """Of data as support has them: the same few answers again and again."""
     pytest.importorskip("starlette")
-    topics = ["invoice", "parcel", "password", "refund"]
-    rows = [
-        {
-            "prompt": f"Where is my {topics[n % 4]}? My number is {n}.",
-            "chosen": f"Open your account, and choose {topics[n % 4]}.",
-            "rejected": "Please call us on Monday.",
-        }
-        for n in range(12)
-    ]
+    rows = []
+    for n in range(12):
+        topic = ("invoice", "parcel", "password")[n % 3]
+        rows.append({**PAIR, "prompt": f"Where is {topic} {n}?", "chosen": f"Open {topic}."})
     Path("support").mkdir()
     with prepared(write("support/pairs.jsonl", *rows), None, None) as store:
         page, labels = visit(*application(store)), 0
@@ -278,8 +270,8 @@ def test_twelve_labels_are_a_recipe_that_runs(said: Said) -> None:
             labels += 1
         say_goodbye(store)
     assert labels == 12
-    command = shlex.split(said().split("`")[1])
-    assert command == ["alignkit", "init", "NEW", "support/pairs.feedback"]
-    for words in (["init", *command[2:], "--base", "tiny"], ["check"], ["run"]):
-        where = [] if words[0] == "init" else ["NEW/recipe.yaml"]
-        assert main([*words, *where]) == 0, said()
+    init = shlex.split(said().split("`")[1])[1:]
+    assert init == ["init", "NEW", "support/pairs.feedback"]
+    recipe = "NEW/recipe.yaml"
+    for words in ([*init, "--base", "tiny"], ["check", recipe], ["run", recipe]):
+        assert main(words) == 0, said()

@@ -61,7 +61,8 @@ def made(tmp_path: Path) -> Path:
         store.add_guidelines("Nobody has labeled by these")
         guidelines = store.add_guidelines("Questions to boss@mail.example")
         for who in ("ann", "zoe", "cat"):
-            consent(store, who, terms="v1")
+            consent(store, who, terms="v1", about="me@mail.example · PhD")
+        consent(store, "bob", granted=False, about="Bob has an MSc")
         for item, label in LABELED:
             order = (1, 0) if item is items[0] else ()
             store.submit(event(item, label, order=order, guidelines=guidelines, seconds=2.5))
@@ -100,18 +101,19 @@ def test_only_what_may_be_shared(made: Path, capfd: pytest.CaptureFixture[str]) 
     assert "left out: items whose row has changed since: 1" in said
     assert "left out: items that mean nothing once they are redacted: 1" in said
     assert "left out: items without a label that may be shared: 1" in said
-    assert "left out: events of people who have not agreed to share them: 2" in said
-    assert "people: 2; texts in which something was redacted: 5" in said
+    assert "left out: events of people who have not agreed to share them: 3" in said
+    assert "people: 2; texts in which something was redacted: 7" in said
     assert re.search(r"\[phone\] replaces \+49 30 1234567 \(item \w+\)", said)
     assert re.search(r"\[e-mail\] replaces .*ann@mail\.example \(item \w+\)", said)
     assert "old@" not in said and "ann@mail.example (a flag)" in said
     everything = b"".join(path.read_bytes() for path in out.iterdir()).replace(b"annotator", b"")
-    secrets = b"ann,bob,Bob,mail.example,1234567,no license,boss,Old?,Nobody,zoe,Contributors"
+    secrets = b"ann,bob,Bob,mail.example,1234567,no license,boss,Old?,Nobody,zoe,MSc,Contributors"
     assert not [secret for secret in secrets.split(b",") if secret in everything]
     with Store.open(out / "labels.feedback") as shared:
         assert len(shared.items()) == 6 and len({event.annotator for event in shared.events()}) == 2
         assert shared.items()[0].item.batch == "labels"
-    assert HEAD in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert HEAD in card and "| [e-mail] · PhD |" in card
 
 
 def test_rows_are_in_the_layouts_of_trainers(made: Path) -> None:
@@ -176,7 +178,7 @@ def test_a_damaged_export_is_named(made: Path, said: Said) -> None:
 
 def test_merging_and_showing(made: Path, capfd: pytest.CaptureFixture[str]) -> None:
     into = merged(made, made.with_name("all.feedback"))
-    assert "11 new items, 16 new events" in capfd.readouterr().out
+    assert "11 new items, 17 new events" in capfd.readouterr().out
     merged(made, made.parent / ".." / made.parent.name / made.name, code=4)
     assert "cannot be merged into itself" in capfd.readouterr().err
     assert main(["labels", str(into), "--json"]) == 0

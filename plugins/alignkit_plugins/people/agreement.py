@@ -119,16 +119,20 @@ def sentence(facts: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def people_table(facts: Sequence[Mapping[str, Any]], title: str = "annotators") -> Table:
-    """How often the others say the same as each person, and how often it is the gold label."""
+def people_table(facts: Sequence[Mapping[str, Any]], title: str, about: Mapping[str, str]) -> Table:
+    """How often the others say the same as each person, and how often it is the gold label. about:
+    what people say of themselves.
+    """
+    heads = ["task", "annotator", "items", "same as others", "right on gold items"]
+    heads += ["about"] * any(about.values())
     rows = []
     for each in facts:
         for who, person in each["people"].items():
             shares = [
                 interval_text(person[key], percent=True) for key in ("with_others", "with_gold")
             ]
-            rows.append([each["question"], who, str(person["items"]), *shares])
-    heads = ["task", "annotator", "items", "same as others", "right on gold items"]
+            known = each["question"], who, str(person["items"])
+            rows.append([*known, *shares, about.get(who, "")][: len(heads)])
     return Table(title, heads, rows, keys=2)
 
 

@@ -207,7 +207,7 @@ def greet(store: Store, people: int) -> None:
 def say_goodbye(store: Store) -> None:
     """Say how many labels there are, and who reads them."""
     count = store.rows("SELECT coalesce(sum(labels), 0) FROM items WHERE retired = 0")[0][0]
-    path = shlex.quote(os.path.relpath(store.path))
+    path = shlex.quote(str(store.path))
     text = "a run that waits for them continues with the same command, and `alignkit init NEW"
     typer.echo(f"labels in {path}: {count}; {text} {path}` writes one for them", err=True)
 
@@ -231,10 +231,10 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     from alignkit.contract.report import Report, Table
     from alignkit_plugins.people.agreement import agreement, people_table, sentence
     from alignkit_plugins.people.store import Store
-    from alignkit_plugins.people.votes import labeled
+    from alignkit_plugins.people.votes import abouts, labeled
 
     with Store.open(store) as opened:
-        entries = labeled(opened)
+        entries, about = labeled(opened), abouts(opened)
     tasks: dict[str, Counter[str]] = defaultdict(Counter)
     for entry in entries:
         item = entry.stored.item
@@ -244,7 +244,7 @@ def report(context: typer.Context, store: StoreFile) -> Result | None:
     facts = {"store": str(store), "tasks": tasks, "agreement": agreed}
     rows = [[task, *map(str, counts.values())] for task, counts in tasks.items()]
     items = Table("Items", ["task", "items", "labels", "read by recipes", "gold"], rows)
-    people = replace(people_table(agreed, "People"), note=sentence(agreed))
+    people = replace(people_table(agreed, "People", about), note=sentence(agreed))
     tables = [table for table in (items, people) if table.rows]
     return reported(Report([str(store), *tables]), "labels", facts)
 

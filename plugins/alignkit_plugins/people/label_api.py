@@ -18,10 +18,10 @@ from alignkit.data.group import sha256_of
 from alignkit_plugins.people import assignment
 from alignkit_plugins.people.assignment import LEAST, Assignment, Qualification, qualification
 from alignkit_plugins.people.items import Item, turns_of_answer
-from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, Word, read
+from alignkit_plugins.people.labels import TERMS, BadLabel, Consent, StrictModel, read
 from alignkit_plugins.people.store import Event, Store, event_of
 from alignkit_plugins.people.texts import shown_turn, visible
-from alignkit_plugins.people.votes import consents, labeled
+from alignkit_plugins.people.votes import labeled
 
 State = dict[str, Any]
 GUIDELINES = Path(__file__).with_name("guidelines.md")
@@ -42,10 +42,8 @@ class _Undone(StrictModel):
     of: str
 
 
-class _Agreed(StrictModel):
+class _Agreed(Consent):
     uuid: str
-    granted: bool
-    credit: Word = ""
 
 
 def guidelines_now(store: Store) -> tuple[str, str]:
@@ -146,9 +144,13 @@ class LabelApi:
                 own = own or public["mine"] or item.author == annotator
                 votes.append(public)
             if item.results and own:
-                prompt = visible(item.prompt[-1]["content"])
-                order = assignment.assigned(entry.stored, annotator).order
-                rows.append({"prompt": prompt, "order": order, "votes": sorted(votes, key=str)})
+                rows.append(
+                    {
+                        "prompt": visible(item.prompt[-1]["content"]),
+                        "order": assignment.assigned(entry.stored, annotator).order,
+                        "votes": sorted(votes, key=str),
+                    }
+                )
         return rows
 
     def _exam(self, annotator: str) -> Qualification:
@@ -173,7 +175,7 @@ class LabelApi:
 
     def _state(self, annotator: str, shown: Assignment | None, notice: str) -> State:
         """What the page shows. end: why there is no item."""
-        last = self.store.last(annotator)
+        last, agreed = self.store.last(annotator), self.store.last(annotator, "consent")
         mine, total = assignment.progress(self.store, annotator)
         return {
             "item": None if shown is None else shown_item(shown),
@@ -181,7 +183,7 @@ class LabelApi:
             "progress": {"mine": mine, "total": total},
             "last": last and last.uuid,
             "guidelines": guidelines_now(self.store)[0],
-            "consent": consents(self.store).get(annotator),
+            "consent": agreed and agreed.payload,
             "notice": notice,
             "results": not shown and bool(self._results(annotator)),
             "end": "You have labeled every item that is yours.",

@@ -96,10 +96,11 @@ class _Undo(StrictModel):
     of: Word
 
 
-class _Consent(StrictModel):
+class Consent(StrictModel):
     granted: bool
     terms: Text = ""
     credit: Word = ""  # the name under which the data thank for the labels
+    about: Text = ""  # what they say of themselves, such as their degree
 
 
 class _Better(StrictModel):
@@ -128,7 +129,7 @@ OTHERS: dict[str, type[BaseModel]] = {
     "skip": _Skip,
     "flag": _Flagged,
     "undo": _Undo,
-    "consent": _Consent,
+    "consent": Consent,
     "results": StrictModel,  # the annotator sees what others said
 }
 KINDS = ("label", *OTHERS)

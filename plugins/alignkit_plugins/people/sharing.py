@@ -25,7 +25,7 @@ from alignkit_plugins.formats.layouts import LAYOUTS
 from alignkit_plugins.people.agreement import agreement, people_table, sentence
 from alignkit_plugins.people.items import Item
 from alignkit_plugins.people.store import SUFFIX, Store, Stored
-from alignkit_plugins.people.votes import Labeled, consents, labeled, labeled_groups
+from alignkit_plugins.people.votes import Labeled, abouts, consents, labeled, labeled_groups
 from alignkit_plugins.text.personal import examples, mapped, redact
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -245,7 +245,10 @@ def data_set_card(store: Store, layouts: Sequence[str]) -> str:
     for event in store.effective("consent"):
         thanked[event.annotator] = event.payload.get("credit", "")
     credited = [[name, str(votes[who])] for who, name in sorted(thanked.items()) if name]
-    tables = [people_table(facts), Table("Contributors", ["who", "labels"], credited)]
+    tables = [
+        people_table(facts, "annotators", abouts(store)),
+        Table("Contributors", ["who", "labels"], credited),
+    ]
     shown = Report([sentence(facts), *(table for table in tables if table.rows)]).markdown()
     configs = [f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in layouts]
     return (

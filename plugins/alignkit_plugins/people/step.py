@@ -282,8 +282,12 @@ def _lacking(entry: Labeled, annotators: int) -> int:
 
 def _review_of(entry: Labeled, vote: Vote) -> Item:
     item = entry.stored.item
-    more: dict[str, Any] = {"license": item.license, "author": vote.annotator, "origins": (AUTHOR,)}
-    more["results"] = item.results
+    more: dict[str, Any] = {
+        "license": item.license,
+        "author": vote.annotator,
+        "origins": (AUTHOR,),
+        "results": item.results,
+    }
     return Item("thumb", item.prompt, (vote.label["text"],), item.tools, **more)
 
 

@@ -6,9 +6,10 @@ so does that of the person who settles what people disagree on.
 
 A pair becomes a pair with a margin by Llama 2's levels, a ranking its ranks with ties, a
 demonstration a response to learn, and a thumb a label, good or bad. A review counts by its ranks;
-its scores and flags are the columns `overall` and `flags`. If several annotators have labeled an
-item, the share of those who prefer a response is its probability of being better, so a reward model
-learns how sure people are; responses that as many prefer as not form no pair.
+its scores are the rewards of the responses, and the column `overall`; its flags are the column
+`flags`. If several annotators have labeled an item, the share of those who prefer a response is its
+probability of being better, so a reward model learns how sure people are; responses that as many
+prefer as not form no pair.
 """
 
 from __future__ import annotations
@@ -106,6 +107,11 @@ def consents(store: Store) -> dict[str, bool]:
     return {event.annotator: event.payload["granted"] for event in store.effective("consent")}
 
 
+def abouts(store: Store) -> dict[str, str]:
+    """What people who agree to share it say of themselves."""
+    return {event.annotator: event.payload.get("about", "") for event in store.effective("consent")}
+
+
 def withdrawn(store: Store) -> set[str]:
     """The annotators who took their consent back: their labels count nowhere, and nobody learns
     from their prompts.
@@ -180,6 +186,8 @@ def labeled_groups(entry: Labeled) -> list[Group]:
         return [] if good is None else [with_responses(group, (answer,))]
     if "scores" in labels[0]:
         group.meta["overall"], group.meta["flags"] = _review(labels)
+        for answer, score in zip(group.responses, group.meta["overall"], strict=True):
+            answer.scores["reward"] = score
     if "ranks" in labels[0] and len(labels) == 1:
         ranked = zip(group.responses, labels[0]["ranks"], strict=True)
         answers = [replace(answer, rank=float(rank)) for answer, rank in ranked]

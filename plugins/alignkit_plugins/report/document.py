@@ -109,7 +109,7 @@ def _people(people: Sequence[Mapping[str, Any]]) -> list[tuple[str, Table]]:
     for key, agreed in labels.items():
         title = ", ".join(names[key])
         words = f"{title}: {agreement.sentence(agreed)}"
-        found.append((words, agreement.people_table(agreed, f"annotators ({title})")))
+        found.append((words, agreement.people_table(agreed, f"annotators ({title})", {})))
     return found
 
 

@@ -62,7 +62,7 @@ function show() {
   banner("notice", state.notice || news || breakReminder());
   news = "";
   showProgress();
-  showConsent(state.consent);
+  showConsent(state.consent && state.consent.granted);
   if (!item) {
     byId("end").textContent = state.end;
     say(state.end);
@@ -213,10 +213,24 @@ function showConsent(granted) {
   byId("consent-button").hidden = granted === null && state.progress.mine === 0; // nothing to share yet
 }
 
+const APART = " · ";
+const NOTHING = /^[ ·]*$/;
+const aboutMe = () => [...document.querySelectorAll(".about")];
+
+// Nobody is asked twice: the dialog shows what was said before.
+function openConsent() {
+  const { credit = "", about = "" } = state.consent ?? {};
+  byId("credit").value ||= credit;
+  aboutMe().forEach((input, place) => (input.value ||= about.split(APART)[place] ?? ""));
+  byId("consent-dialog").showModal();
+}
+
 async function agree(granted) {
   byId("consent-dialog").close();
   try {
-    showConsent((await post("consent", { uuid: newId(), granted, credit: byId("credit").value.trim() })).consent);
+    const [credit, ...about] = [byId("credit"), ...aboutMe()].map((input) => (granted ? input.value.trim() : ""));
+    state.consent = { granted, credit, about: about.join(APART).replace(NOTHING, "") };
+    showConsent((await post("consent", { uuid: newId(), ...state.consent })).consent);
   } catch (error) {
     banner("notice", `Your answer was not stored: ${error.message}`);
   }
@@ -288,7 +302,7 @@ function showKeys() {
 
 const SHIFTED = { "flag-key": "F", "guidelines-key": "G", "consent-key": "C" }; // letters of answers win
 const COMMANDS = { U: undo, S: openSkip, F: openFlag, G: () => guidelines(), N: () => byId("note").focus(), V: reveal, M: toggleMarkdown,
-  O: results, C: () => byId("consent-button").hidden || byId("consent-dialog").showModal() };
+  O: results, C: () => byId("consent-button").hidden || openConsent() };
 
 function inDialog(event) {
   if (inTextBox(event) || ignored(event)) return;
@@ -341,7 +355,7 @@ byId("form").addEventListener("submit", (event) => {
 });
 byId("note").addEventListener("input", changed);
 const clicks = { undo, "undo-last": undo, "results-button": results, skip: openSkip, flag: openFlag, reveal, "guidelines-button": () => guidelines(), "markdown-button": toggleMarkdown, "help-button": () => byId("help-dialog").showModal(),
-  "consent-button": () => byId("consent-dialog").showModal() };
+  "consent-button": openConsent };
 for (const [id, act] of Object.entries(clicks)) byId(id).addEventListener("click", act);
 for (const button of document.querySelectorAll("[data-granted]")) {
   button.addEventListener("click", () => agree(button.dataset.granted === "true"));
