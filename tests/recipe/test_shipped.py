@@ -36,13 +36,14 @@ iterated.align_3.reward             helpful_3
 people.helpful_5.data               [.*, 'labels_1', 'labels_2', 'labels_3', 'labels_4', 'labels_5']
 people.labels_2.data                ['cool_2', 'warm_2']
 constitutional.sl_cai.data          ['revised', '.*demos.jsonl']
-constitutional.by_principle.clamp   [0.4, 0.6]
-constitutional.harmless.data        by_people
+constitutional.labels.judge         {'reward_judge': {'reward_model': 'safety'}}
+constitutional.harmless.data        labels
 instructgpt.chosen.policies         ['sft@1', 'sft@2']
 instructgpt.align.from              chosen
 instructgpt.align.mix               {.*'objective': 'text'.*}
-rlaif.liked.data                    {'stage': 'labels', 'validation': 0.15}
-rlaif.align.data                    {'stage': 'labels', 'validation': 0.15}
+rlaif.by_safety.judge               {'reward_judge': {'reward_model': 'safety'}}
+rlaif.rlaif.data                    ['by_helpful', 'by_safety']
+rlaif.report.policies               ['sft', 'rlhf', 'rlaif']
 """
 
 
