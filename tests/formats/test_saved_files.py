@@ -30,6 +30,8 @@ FILES = """\
 {"id": "3", "question": "When?", "answers": [], "is_impossible": false}]}]}]}
 == broken.json
 {"data": [{"title": "Bread", "paragraphs": [{"qas": []}]}]}
+== other.jsonl
+{"context": "for the people", "data": 5}
 == oasst.trees.jsonl
 {"prompt": {"role": "prompter", "text": "is bread good", "lang": "en", "replies": [
  {"role": "assistant", "text": "no", "rank": 1}, {"role": "assistant", "text": "bread is good", "rank": 0}]}}
@@ -74,11 +76,13 @@ sft | {oasst_paths: oasst.trees.jsonl}     | bread is good
 sft | {path: squad.json, on_bad_row: skip} | Who? If the text; Why? If the text
 sft | {path: squad.json, limit: 1}         | Who? If the text
 lm  | {text: squad.json}                   | friend is old; no; he is good
+lm  | {text: {path: other.jsonl, columns: {text: context}}} | for the people
 lm  | old.htm                              | für uns
 lm  | {text: web}                          | my bread; für uns; für uns
 sft | oasst.trees.jsonl | ! `oasst_paths` takes the best path of OpenAssistant's trees
 sft | squad.json        | ! squad.json:3: is_impossible
 sft | broken.json       | ! broken.json:1: not as in SQuAD's files .*'context'.*nothing after it is read
+lm  | {text: {path: web, paragraphs: true}} | ! 'paragraphs' splits one .txt file
 lm  | web               | ! or a format that reads folders
 lm  | empty.html        | ! no text was found in empty.html
 """

@@ -72,11 +72,12 @@ def _answers(value: Any) -> list[str]:
 
 def is_file(row: Any) -> bool:
     """Whether a row is all of a SQuAD file."""
-    return Format.has(row, "data") and Format.has(next(iter(row["data"]), None), "paragraphs")
+    articles = row.get("data") if isinstance(row, Mapping) else None
+    return isinstance(articles, list) and Format.has(next(iter(articles), None), "paragraphs")
 
 
 def opened(rows: NumberedRows, questions: bool) -> NumberedRows:
-    """Rows, of which a SQuAD file becomes its passages, or its questions with their passages."""
+    """Rows, of which a SQuAD file becomes its passages as texts, or its questions with them."""
     for number, row in rows:
         if not is_file(row):
             yield number, row
@@ -85,9 +86,11 @@ def opened(rows: NumberedRows, questions: bool) -> NumberedRows:
         try:
             for article in row["data"]:
                 for passage in article["paragraphs"]:
-                    shared = {"title": article.get("title"), "context": passage["context"]}
-                    for question in passage["qas"] if questions else [{}]:
-                        yield next(places), shared | question
+                    title, context = article.get("title"), passage["context"]
+                    if not questions:
+                        yield next(places), {"title": title, "text": context}
+                    for question in passage["qas"] if questions else ():
+                        yield next(places), {"title": title, "context": context} | question
         except (AttributeError, KeyError, TypeError) as error:
             why = f"not as in SQuAD's files ({reason_of(error)}), and nothing after it is read"
             yield next(places), BadRow(why)

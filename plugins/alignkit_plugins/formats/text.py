@@ -70,9 +70,7 @@ class Text(ColumnFormat):
         )
 
     def rows(self, rows: NumberedRows) -> NumberedRows:
-        for number, row in opened(rows, questions=False):
-            is_passage = self.has(row, "context") and self.lacks(row, "text", "question")
-            yield number, {"text": row["context"]} if is_passage else row
+        return opened(rows, questions=False)
 
     def read(self, row: Any) -> Group:
         row = with_text(row)
@@ -84,6 +82,8 @@ class Text(ColumnFormat):
         return joined(paragraphs(lines))
 
     def rows_of_folder(self, folder: Path) -> NumberedRows:
+        if self.options.paragraphs:
+            raise DataError(f"{folder}: 'paragraphs' splits one .txt file, and not a folder")
         return rows_of_texts(folder)
 
 
@@ -118,7 +118,7 @@ def texts_in(path: Path) -> dict[str, str]:
             # Browsers save what a page shows, such as advertisements, in a folder next to it.
             elif kind in PAGES and "_files/" not in name:
                 texts[name] = _text_of_page(file.read_bytes(), kind)
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, LookupError) as error:
             raise DataError(f"{file}: cannot be read as UTF-8 text ({error})") from None
     if not texts:
         kinds = ", ".join((*PLAIN, *PAGES))
