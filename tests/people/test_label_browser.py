@@ -209,12 +209,17 @@ def test_consent(visit: Visit) -> None:
         ada.shows("1 of 2", "#counts")
         ada.shows("not decided", "#consent")
         ada.page.locator("#consent-button").click()
+        ada.page.locator(".about").first.fill("MSc")
         ada.page.locator("[data-granted=true]").click()
         ada.shows("yes", "#consent")
         ada.press("Digit1", "Enter")
         ada.shows("2 of 2", "#counts")
         ada.shows("yes", "#consent")
         assert [event.kind for event in ada.store.events()] == ["label", "consent", "label"]
+        ada.page.reload()
+        ada.finished()
+        ada.page.locator("#consent-button").click()
+        expect(ada.page.locator(".about").first).to_have_value("MSc")
 
 
 def test_what_others_said(visit: Visit) -> None:

@@ -270,10 +270,10 @@ def labels_of(
 
 def _lacking(entry: Labeled, annotators: int) -> int:
     """How many labels an item lacks."""
-    if entry.stored.item.gold is not None or entry.flags or entry.skips:
+    item = entry.stored.item
+    settled = any(vote.annotator == item.settled_by for vote in entry.votes)
+    if settled or item.gold is not None or entry.flags or entry.skips:
         return 0
-    if who := entry.stored.item.settled_by:
-        return int(all(vote.annotator != who for vote in entry.votes))
     return max(0, annotators - len(entry.votes))
 
 
