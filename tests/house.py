@@ -45,7 +45,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 # objective of `mix`, a tool's refusal, and that of a model that cannot be loaded.
 HOUSE = yaml.safe_load("""
 budgets:
-  plugins: 184_000
+  plugins: 184_500
   alignkit and plugins: 314_000
   all Python but tests: 400_000
   tests: 386_000

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from alignkit import Group, Response
 from alignkit.cli import main
 from alignkit.recipe.load import load_recipe
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.recipe_tools.init_write import NUMBER, is_number
+from alignkit.runs.model_source import locate_model
+from alignkit_plugins.recipe_tools import init_write
+from alignkit_plugins.recipe_tools.init_write import LAST, is_number
 from alignkit_plugins.rewards.exact_match import ExactMatch
 from tests.rows import Said, cells, read_json, user
 
@@ -262,12 +265,13 @@ read: s.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
+answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
 stages:
   align:
     algorithm: grpo
     from: base
     prompts: {path: s.jsonl, part: [0.3, 1], columns: {prompt: question}}
-    reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}
+    reward: {exact_match: {extract: LAST}}
     rollout: {samples_per_prompt: 8, max_new_tokens: 64}
     iterations: 10
     prompts_per_iteration: 8
@@ -276,7 +280,7 @@ stages:
   report:
     step: evaluate
     policies: [base, align]
-    metrics: {right: {reward: {exact_match: {extract: '[-−]?(?:\d+(?:,\d{3})*(?:\.\d+|/\d+)?|\.\d+)'}}}}
+    metrics: {right: {reward: {exact_match: {extract: LAST}}}}
     prompts: {path: s.jsonl, part: [0, 0.3], columns: {prompt: question}}
     limit: 100
     sampling: {temperature: 0.7, max_new_tokens: 64}
@@ -288,6 +292,7 @@ read: s.jsonl as 60 conversations with a known answer (gsm8k)
 held out: about 35% of the conversations, 23 questions
 answer: the share of the held-out questions that `align` gets right, within 20 points at worst, against `sft`
   and the base model
+answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
 stages, of which:
   sft: {data: {gsm8k: {path: s.jsonl, part: [0.35, 1]}}}
   align: {from: sft, rollout: {max_new_tokens: 160}, iterations: 4}
@@ -299,6 +304,7 @@ read: s.jsonl as 60 conversations with a known answer (prompt_completion)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against `sft`
   and the base model
+answers are read: by their last number, by the form of the known ones; a --base that is here would be asked
 stages, of which:
   sft: {validation: {path: s.jsonl, part: [0, 0.3], columns: {prompt: problem, completion: solution}}}
   align: {prompts: {part: [0.3, 1], columns: {prompt: problem, completion: solution}}, iterations: 20}
@@ -310,9 +316,10 @@ read: n.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 22 questions
 answer: the share of the held-out questions that `align` gets right, within 21 points at worst, against the
   base model
+answers are read: in a sentence, by the form of the known ones; a --base that is here would be asked
 stages, of which:
-  align: {algorithm: grpo, reward: exact_match}
-  report: {metrics: {right: {reward: exact_match}}}
+  align: {algorithm: grpo, reward: {exact_match: {within: true}}}
+  report: {metrics: {right: {reward: {exact_match: {within: true}}}}}
 
 n.jsonl NAMED 60
 $ n.jsonl
@@ -330,6 +337,7 @@ read: s.jsonl as 60 prompts with a known answer (prompt_only)
 held out: about 30% of the conversations, 20 questions
 answer: the share of the held-out questions that `align` gets right, within 22 points at worst, against the
   base model
+answers are read: by math_verify, by the form of the known ones; a --base that is here would be asked
 stages, of which:
   align: {reward: math_verify}
   report: {metrics: {right: {reward: math_verify}}}
@@ -413,6 +421,7 @@ def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None
     """
     files, _, block = block.partition("$ ")
     words, _, block = block.partition("\n")
+    block = block.replace("LAST", f"'{LAST}'")
     said, which, stages = re.split(r"^(stages.*:)\n", block, maxsplit=1, flags=re.M)
     write(files)
     assert main(["init", *words.split()]) == 0
@@ -428,11 +437,59 @@ def test_the_recipe_answers_what_the_data_can(block: str, printed: Said) -> None
 
 
 def test_the_reward_compares_the_last_number_of_an_answer() -> None:
-    reward = ExactMatch(ExactMatch.Options(extract=NUMBER))
+    reward = ExactMatch(ExactMatch.Options(extract=LAST))
     for known in ("42", "1,234", "-5", "1/2", ".5"):
         said = [f"First 7, so it is {known}.", "It is 43.", f"**{known}**"]
         group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
         assert is_number(known) and reward.score([group]) == [1.0, 0.0, 1.0]
+    for known, right, wrong in (
+        ("150 minutes", "150", "150 hours"),
+        ("4000 m", "4000m", "4000 km"),
+        ("5%", "5", "6%"),
+    ):
+        said = [f"It takes 3 and {word}." for word in (known, right, wrong)]
+        group = Group((user("?"),), tuple(map(Response, said)), meta={"answer": known})
+        assert reward.score([group]) == [1.0, 1.0, 0.0], known
+
+
+# What the base model says to the rows of KNOWN, and which reading of it is written
+KNOWN = [("17 + 39?", "56"), ("How long?", "150 minutes"), ("2 + 2?", "4"), ("6 - 3?", "3")]
+ANSWERS = """\
+56;150 minutes;5;2 | as a whole; right of 4 | exact_match
+17 + 39 = 56.;It is 150.;I am 4;The answer is 12.    | by their last number; right of 4 | {exact_match: {extract:
+56 is it, so 1.;It is 150, not 2;4 of 9;3 of 7       | in a sentence; right of 4 | {exact_match: {within: true}}
+Hi.;Hi.;Hi.;Hi.                                      | none of 4 answers of the base  | {exact_match: {extract:
+"""
+
+
+@pytest.mark.parametrize(("answers", "reading", "reward"), cells(ANSWERS))
+def test_answers_of_the_base_model_decide_how_they_are_read(
+    answers: str, reading: str, reward: str, printed: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init_write, "find_spec", lambda name: None)  # without math_verify
+    said = dict(zip([asked for asked, _ in KNOWN], answers.split(";"), strict=True))
+
+    def answered(base: str, rows: list[Group]) -> list[Group]:
+        return [replace(row, responses=(Response(said[row.prompt[0]["content"]]),)) for row in rows]
+
+    monkeypatch.setattr(init_write, "_answered", answered)
+    lines = ["question,answer", *map(",".join, KNOWN)]
+    Path("k.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["init", "known-answers=k.csv", "--base", "tiny"]) == 0
+    assert reading in printed() and f"reward: {reward}" in Path("recipe.yaml").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_a_base_model_that_is_here_is_asked(printed: Said) -> None:
+    lines = ["question,answer", *map(",".join, KNOWN)]
+    Path("k.csv").write_text("\n".join(lines), encoding="utf-8")
+    locate_model("tiny")
+    assert main(["init", "known-answers=k.csv", "--base", "tiny"]) == 0
+    assert (
+        "by the form of the known ones; none of 4 answers of the base model to questions was right"
+        in printed()
+    )
 
 
 @pytest.mark.parametrize("kinds", [("ASKED", "AGAIN"), ("TOLD", "CANNED")])
@@ -476,7 +533,7 @@ CHOSEN = """\
 d.jsonl LARGE 7;d.jsonl DEMO 53    | d.jsonl         | {temperature: 0.7, max_new_tokens: 128}
 d.jsonl LARGE 400;p.jsonl PAIR 60  | d.jsonl p.jsonl | {path: d.jsonl, part: [0.35, 1], limit: 60}
 d.jsonl LARGE 400;s.jsonl SUM 60   | d.jsonl s.jsonl | {path: d.jsonl, part: [0.3, 1], limit: 60}
-s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | reward: exact_match
+s.jsonl SUM 30;s.jsonl NAMED 30    | known-answers=s.jsonl | {right: {reward: {exact_match: {within: true}}}}
 """
 
 

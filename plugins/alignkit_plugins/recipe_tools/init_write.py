@@ -14,22 +14,31 @@ from importlib.util import find_spec
 from itertools import chain, filterfalse
 from pathlib import Path
 from shlex import quote
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from alignkit.data.group import Group, Response, resolved_pairs, responses_of, why_not_demonstration
+from alignkit.data.group import (
+    Group,
+    Response,
+    read_groups,
+    resolved_pairs,
+    responses_of,
+    why_not_demonstration,
+    write_groups,
+)
 from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
 from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
-from alignkit.host.plugins import plugins
-from alignkit.io.digest import commit_of
-from alignkit.io.text import is_file
+from alignkit.host.plugins import plugins, source_of
+from alignkit.io.digest import cached_snapshot, commit_of
+from alignkit.io.text import cache_folder, is_dir, is_file
 from alignkit.recipe.sources import SourceReader, UnknownFormat
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
-from alignkit_plugins.command_line.words import data_of
+from alignkit_plugins.command_line.words import data_of, read_words
 from alignkit_plugins.formats.column_mappings import ColumnMapping, mappings_of
 from alignkit_plugins.recipe_tools.options import SCHEMA, SCHEMA_LINE, schema_line
 from alignkit_plugins.rewards.exact_match import ExactMatch
@@ -58,6 +67,10 @@ GOALS: Mapping[str, Sequence[str]] = {
 COMMAND = "alignkit init"
 TWO_ANSWERS = 'prompt=P,A=ONE,B=OTHER,label="BY ANN",label="BY TOM"'  # As --columns names them
 MOST_ROWS = 100_000  # rows that show what a file holds
+# With a unit, which must be the known one if there is one
+LAST = NUMBER + r"(?:[^\S\n]?(?:[%°][CF]?|[^\W\d_]{1,20}(?:/[^\W\d_]{1,9})?))?"
+ASKED = 8  # questions that the base model answers
+LARGE = 3 * 2**30  # bytes of weights that do not answer them in about a minute
 ANSWER = "answer"  # the column in which rewards look for a known answer
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")  # LaTeX's commands are none
 
@@ -317,12 +330,15 @@ class Plan:
     """What a recipe does with files.
 
     goal: of GOALS. share: of the conversations that is held out, 0 if too few would be. A file that
-    has none on one side is learned from whole.
+    has none on one side is learned from whole. reward: what compares answers with the known ones.
+    reading: how, and why, in words.
     """
 
     goal: str
     files: Sequence[DataFile]
     share: float = 0.0
+    reward: str = ""
+    reading: str = ""
 
     def of(self, kind: str) -> list[DataFile]:
         """The files of a kind."""
@@ -393,23 +409,78 @@ class Plan:
         tokens = lengths[len(lengths) * 9 // 10] / CHARACTERS * factor
         return min(most, max(32, math.ceil(tokens / 16) * 16))
 
-    @property
-    def reward(self) -> str:
-        """What compares a response with the known answer. Raises DataError if a question has
-        none.
-        """
-        rows = list[Group]()
-        for file in self.of("known-answers"):
-            rows += file.read
-        if missing := [*filterfalse(_has_answer, rows)]:
-            text = f"{missing[0].origin}: no answer, as in {len(missing)} of {len(rows)} rows"
-            raise DataError(f"{text}\nhelp: fill them in, or leave these rows out")
-        ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
-        answers = [str(row.meta[ANSWER]) for row in rows]
-        if all(map(is_number, answers)):
-            return flow({"exact_match": {"extract": NUMBER}})
-        formulas = "\\" in "".join(answers) and find_spec("math_verify")
-        return "math_verify" if formulas else "exact_match"
+
+def read_best(plan: Plan, base: str | None) -> Plan:
+    """The plan with the reading of answers that finds most right ones among a few of the base
+    model; or with the one that suits the form of the known answers. Raises DataError if a question
+    has none.
+
+    base: None: a model that is not asked.
+    """
+    rows, asked = list[Group](), list[Group]()
+    for file in plan.of("known-answers"):
+        rows += file.read
+        asked += file.part(0, plan.share or 1)
+    if missing := [*filterfalse(_has_answer, rows)]:
+        text = f"{missing[0].origin}: no answer, as in {len(missing)} of {len(rows)} rows"
+        raise DataError(f"{text}\nhelp: fill them in, or leave these rows out")
+    ExactMatch(ExactMatch.Options.model_validate({})).check_prompts(rows)
+    known = [str(row.meta[ANSWER]) for row in rows]
+    numbers = all(map(is_number, known))
+    formulas = (numbers or "\\" in "".join(known)) and find_spec("math_verify")
+    ways: dict[str, Any] = {"as a whole": "exact_match"}  # the strictest first
+    if numbers:
+        ways["by their last number"] = {"exact_match": {"extract": LAST}}
+    if formulas:
+        ways["by math_verify"] = "math_verify"
+    ways["in a sentence"] = {"exact_match": {"within": True}}
+    by_form = "by their last number" if numbers else [*ways][-2 if formulas else -1]
+    answered = _answered(base, asked[:ASKED])
+    if not answered:
+        text = f"{by_form}, by the form of the known ones; a --base that is here would be asked"
+        return replace(plan, reward=flow(ways[by_form]), reading=text)
+    right = {name: _right(way, answered) for name, way in ways.items()}
+    best = max(right, key=lambda name: right[name][0] - right[name][1])
+    found = ", ".join(f"{count} {name}" for name, (count, _) in right.items())
+    of = (
+        f"of {len(answered)} answers of the base model to {'held-out ' * bool(plan.share)}questions"
+    )
+    text = f"{best}; right {of}: {found}"
+    if not right[best][0]:
+        best = by_form
+        text = f"{best}, by the form of the known ones; none {of} was right in any way: {found}"
+    return replace(plan, reward=flow(ways[best]), reading=text)
+
+
+def _right(way: Any, answered: Sequence[Group]) -> tuple[int, int]:
+    """How many answers a reward finds right, and how many it finds right for the next question."""
+    name, options = (way, {}) if isinstance(way, str) else next(iter(way.items()))
+    cls = plugins().get("reward", name).implementation
+    reward = cls(cls.Options.model_validate(options))
+    others = []
+    for group, other in zip(answered, [*answered[1:], answered[0]], strict=True):
+        if group.meta[ANSWER] != other.meta[ANSWER]:
+            others.append(replace(group, meta=other.meta))
+    return list(reward.score(answered)).count(1.0), list(reward.score(others)).count(1.0)
+
+
+def _answered(base: str | None, rows: Sequence[Group]) -> list[Group]:
+    """Questions with greedy answers of the base model; none if it is not here, or large."""
+    if base is None:
+        return []
+    path = Path(base) if is_dir(base) else cached_snapshot(base, None)
+    if path is None and source_of(base)[0]:
+        path = next(cache_folder().glob(f"{base}-*"), None)
+    if path is None or sum(file.stat().st_size for file in path.glob("*.safetensors")) > LARGE:
+        return []
+    from alignkit_plugins.serving.files import answer_and_score  # With torch
+
+    with TemporaryDirectory() as folder:
+        questions, answers = Path(folder, "questions.jsonl"), Path(folder, "answers.jsonl")
+        write_groups(questions, [replace(row, responses=(), pairs=None) for row in rows])
+        words = ["sampling.temperature=0", "sampling.max_new_tokens=64"]
+        answer_and_score(read_words([base], data=str(questions)), words, answers)
+        return read_groups(answers)
 
 
 def flow(value: Any) -> str:
@@ -487,6 +558,8 @@ def write(
         name = os.path.relpath(path.resolve(), folder.resolve())
         files.append(recognize(path, name, kind, columns))
     plan = planned(files)
+    if plan.goal == "known-answers":
+        plan = read_best(plan, base)
     texts = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=StrictUndefined,
