@@ -245,14 +245,15 @@ def test_the_prompt_is_in_no_box(visit: Visit, width: int) -> None:
     inside = (
         "prompt => [prompt.scrollHeight - prompt.clientHeight, getComputedStyle(prompt).overflowY]"
     )
+    end = "scrollTo(0, 1e6)"  # the key scrolls for a while, and the next item may stop that
     with visit(items, width=width) as ada:
         prompt = ada.page.locator("#prompt")
         assert prompt.evaluate(inside) == [0, "visible"]
-        ada.press("End")
+        ada.page.evaluate(end)
         expect(prompt).not_to_be_in_viewport(ratio=0.9)
         ada.press("Digit1", "Enter")
         ada.shows("short")
-        ada.press("End")
+        ada.page.evaluate(end)
         if width > 860:
             expect(prompt).to_be_in_viewport(ratio=1)
         else:
