@@ -49,8 +49,9 @@ DIVERGED = (
 Completions = list[list[Completion]]  # those of each prompt
 # Is given the number of complete responses.
 Done = Callable[[int], None]
-# Is given the tokens of a response so far; returns whether more are wanted.
-Wrote = Callable[[Sequence[int]], bool]
+# Is given the tokens of a response so far, and the logits [vocabulary] from which the last one was
+# chosen; returns whether more are wanted.
+Wrote = Callable[[Sequence[int], Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SamplingRequest:
     prompts: token ids, at least one each. A prompt may be a conversation with its answers so far.
     streams: numbers, as from `seeds.number`. labels: of the prompts, for errors. rooms: most new
     tokens of each prompt; empty: `max_new_tokens`. Prompts with their new tokens must fit the
-    model's context. wrote: alignkit's own decoder calls it after every token but the last one.
+    model's context. wrote: alignkit's own decoder calls it after every token.
     """
 
     model: SharedModel
@@ -374,10 +375,15 @@ class Decoder:
             found = choose(logits, uniform[step], sampling, early[step], self.ends)
             chosen.append(found[0])
             logprobs.append(found[1])
+        wrote = self.request.wrote
+        heard = [row for row, slot in enumerate(slots) if wrote and slot.active]
         # The only time that the host waits for the device
         ids, values = torch.stack(chosen).tolist(), torch.stack(logprobs).tolist()
         for step in range(count):
             self.append(slots, ids[step], values[step])
+        for row in heard:  # then, one token is written at a time
+            if wrote and not wrote(slots[row].tokens, logits[row]):
+                slots[row].abandon()
         return chosen[-1]
 
     def append(self, slots: Sequence[Slot], ids: Sequence[int], logprobs: Sequence[float]) -> None:
@@ -392,10 +398,6 @@ class Decoder:
             slot.logprobs.append(logprob)
             slot.ended = token in encoder.end_ids or has_stopped(encoder, slot.tokens, stops)
             ended = ended or not slot.active
-        if self.request.wrote is not None:
-            for slot in slots:
-                if slot.active and not self.request.wrote(slot.tokens):
-                    slot.abandon()
         if ended:
             self.done(sum(not slot.active for slot in self.sequences))
 

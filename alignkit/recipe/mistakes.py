@@ -12,12 +12,12 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from alignkit.contract.options import Options
+from alignkit.contract.settings import KEYS
 from alignkit.errors import Problem, did_you_mean, path_text
 from alignkit.recipe.schema import allowed_keys
 from alignkit.recipe.yaml import Document, Keys, children
 
-Model = TypeVar("Model", bound=Options)
+Model = TypeVar("Model", bound=BaseModel)
 PATH = "{path}"  # in messages: the place
 
 
@@ -156,14 +156,16 @@ def _mistake(item: Any, place: Keys, model: type[BaseModel], others: Mapping[str
         )
     if item["type"] == "extra_forbidden":
         key = str(place[-1])
-        return Mistake(
-            f"unknown key '{key}'", advice(key, allowed_keys(holder), others), at_key=True
-        )
+        known = allowed_keys(holder)
+        if "sampling" in known and key in KEYS:
+            others = {key: f"write 'sampling.{key}'", **others}
+        return Mistake(f"unknown key '{key}'", advice(key, known, others), at_key=True)
     help = (info.description if info is not None else "") or ""
     if item["type"] == "missing":
         return Mistake(f"'{PATH}' is missing", help, at_key=True)
     message, should, wanted = item["msg"].partition(" should ")
     if should and item["type"] != "value_error":
+        wanted, _, _ = wanted.partition(" after validation")
         message = f"must {wanted}, got {shown(item['input'])}"
     near = did_you_mean(
         str(item["input"]), re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))

@@ -117,23 +117,23 @@ def test_the_same_event_twice_is_one(tmp_path: Path) -> None:
 
 
 NO_LABELS = r"""
-pair   | {"side": "C", "margin": "better"}                         | 'side'
+pair   | {"side": "C", "margin": "better"}                         | side:
 pair   | {"side": "A"}                                             | 'margin'
 pair   | {"side": "A", "margin": "better", "extra": 1}             | 'extra'
-pair   | [] | valid dictionary.*expected the keys note, side, margin
-pair   | {"side": "A", "margin": "better", "note": "\ud800"}       | 'note'
+pair   | [] | must be an object, got \[\]
+pair   | {"side": "A", "margin": "better", "note": "\ud800"}       | Invalid
 safety | {"side": "A", "margin": "better"}                         | 'safety'
-thumb  | {"good": 1}                                               | 'good'
-demonstration | {"text": "  "}                                     | 'text'
+thumb  | {"good": 1}                                               | good:
+demonstration | {"text": "  "}                                     | text:
 ranking | {"ranks": [1, 2]}                                        | must have 3 entries
 ranking | {"ranks": [0, 1, 2]}                                     | with ranks from 1
 ranking | {"ranks": [2, 2, 3]}                                     | with ranks from 1
 ranking | {"ranks": [1, 2, 4]}                                     | must have 3 entries
-ranking | {"ranks": [1, 2, true]}                                  | 'ranks.2'
-review | {"ranks": [1, 1, 1], "scores": [8, 1, 1], "flags": [[], [], []]}       | 'scores.0'
-review | {"ranks": [1, 1, 1], "scores": [1, 1, 0], "flags": [[], [], []]}       | 'scores.2'
+ranking | {"ranks": [1, 2, true]}                                  | ranks.2:
+review | {"ranks": [1, 1, 1], "scores": [8, 1, 1], "flags": [[], [], []]}       | scores.0:
+review | {"ranks": [1, 1, 1], "scores": [1, 1, 0], "flags": [[], [], []]}       | scores.2:
 review | {"ranks": [1, 1, 1], "scores": [1, 1, 1], "flags": [[], []]}           | 'flags' must have 3 entries
-review | {"ranks": [1, 1, 1], "scores": [1, 1, 1], "flags": [["rude"], [], []]} | 'flags.0.0'
+review | {"ranks": [1, 1, 1], "scores": [1, 1, 1], "flags": [["rude"], [], []]} | flags.0.0:
 """
 COUNTS = {"pair": 2, "safety": 2, "thumb": 1, "demonstration": 0}
 

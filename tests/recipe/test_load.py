@@ -902,11 +902,11 @@ MISTAKES = r"""
 
   s: {step: compare, union: {}, names: []}
                             ^^ s.union: must be a valid integer, got {}
-                                       ^^ must have at least 1 item after validation, not 0, got []
+                                       ^^ must have at least 1 item, got []
 
   s: {step: compare, union: [1], names: [a, b, c], word: xyz}
                              ^ s.union.0: must be a valid string, got 1
-                                        ^^^^^^^^^ must have at most 2 items after validation, not 3, got ["a", "b", "c"]
+                                        ^^^^^^^^^ must have at most 2 items, got ["a", "b", "c"]
                                                          ^^^ word: must match pattern '^[a-c]+$', got 'xyz'
 
   s: {step: compare, parts: [{reward: length, weight: null}, {reward: length, wight: 1}]}

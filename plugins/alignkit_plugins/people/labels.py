@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from alignkit.data.group import LEVELS
 from alignkit.errors import BadRow, DataError
+from alignkit.recipe.mistakes import validated
 from alignkit_plugins.formats.layouts import DEGREES
 
 SIDES = "AB"
@@ -146,16 +147,17 @@ def check_annotator(name: str) -> None:
 
 
 def read(model: type[M], message: Any, what: str = "this message") -> M:
-    """Plain data as a model. Raises BadLabel that says what was expected."""
-    try:
-        return model.model_validate(message)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors(include_url=False):
-            path = ".".join(map(str, fault["loc"]))
-            faults.append(f"'{path}': {fault['msg']}")
-        text = f"{what}: {'; '.join(faults)}; expected the keys {', '.join(model.model_fields)}"
-        raise BadLabel(text.encode(errors="replace").decode()) from None
+    """Plain data as a model. Raises BadLabel that says what was expected, in the words of
+    recipes.
+    """
+    found, mistakes = validated(model, message)
+    if found is not None:
+        return found
+    faults = []
+    for one in mistakes:
+        # The whole has no place in it, which `Mistake` calls a recipe
+        faults.append(f"{one.text}; {one.help}".removeprefix("recipe: ").removesuffix("; "))
+    raise BadLabel(f"{what}: {'; '.join(faults)}".encode(errors="replace").decode())
 
 
 def checked(kind: str, payload: Any, task: str = "", count: int = 0) -> Label:

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from alignkit import seeds
 from alignkit.contract.options import DataRef, Options, PolicyRef, RewardRef
@@ -32,9 +36,13 @@ from alignkit.training.rewards import Rewards
 from alignkit_plugins.command_line.words import Named, NamedPolicy, read_as, sampling_of
 from alignkit_plugins.compare.comparison import TEMPERATURE
 
+# How vocabularies of GPT-2's kind write bytes
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
 UNNAMED = "no-model-is-named"
 
 MAX_NEW_TOKENS = 512  # for a policy that did not learn from its own samples
+LONGEST = 4096  # tokens of an answer that nobody limits: its cache is taken in advance
 
 
 class Words(Options):
@@ -96,6 +104,7 @@ class Policy:
         seed: int,
         on_text: Callable[[str], None] = lambda text: None,
         wanted: Callable[[], bool] = lambda: True,
+        on_token: Callable[[int, Tensor], None] | None = None,
     ) -> Answer:
         """Sample an answer: that of `alignkit.Policy.sample`, without its stop.
 
@@ -105,8 +114,11 @@ class Policy:
             seed: Equal ones give equal answers.
             on_text: Is given the text in pieces that no later token changes.
             wanted: Asked after every token; once it is false, nothing more is written.
+            on_token: Is given each token that is no end token, before its text, with the
+                log-probabilities [vocabulary] of its place: the model's own, at temperature 1 and
+                before `top_p` and `top_k`, as OpenAI's. Only alignkit's own decoder has them.
         """
-        role, encoder, sent = self.role, self.role.encoder, ""
+        role, encoder, sent, told = self.role, self.role.encoder, "", 0
 
         def hear(text: str) -> None:
             nonlocal sent
@@ -114,7 +126,11 @@ class Policy:
                 on_text(text[len(sent) :])
                 sent = text
 
-        def wrote(tokens: Sequence[int]) -> bool:
+        def wrote(tokens: Sequence[int], logits: Tensor) -> bool:
+            nonlocal told  # none again, after memory ran out
+            if on_token and len(tokens) > told and tokens[-1] not in encoder.end_ids:
+                told = len(tokens)
+                on_token(tokens[-1], torch.log_softmax(logits, dim=-1))
             # A character may take several tokens, and a lead-in may be left out.
             text = encoder.decode(tokens).rstrip("\ufffd")
             if (go_on := wanted()) and not encoder.lead.startswith(text):
@@ -132,6 +148,16 @@ class Policy:
         hear(text)
         (group,) = attach(request, [Group(())], [[completion]])
         return Answer(text, group.responses[0])
+
+
+def bytes_of(tokenizer: Any, token: int) -> bytes:
+    """What a token writes, which may be a part of a character."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder) and _BYTES.keys() >= {*piece}:
+        return bytes(_BYTES[character] for character in piece)
+    if byte := re.fullmatch(r"<0x(..)>", piece):  # SentencePiece's
+        return bytes.fromhex(byte[1])
+    return piece.replace("\u2581", " ").encode()
 
 
 def until_stop(text: str, stops: Sequence[str]) -> str:
@@ -201,10 +227,15 @@ def opened(
                     weights.progress = no_progress  # a talk shows its own
             policies = {}
             for name, policy in named.policies.items():
-                sampling = _sampling([policy], words.sampling)
-                policies[name] = Policy(name, policy.word, run.models[policy.reference], sampling)
+                role = run.models[policy.reference]
+                sampling = _sampling(
+                    [policy],
+                    words.sampling,
+                    max_new_tokens=min(LONGEST, role.model.context_length),
+                )
+                policies[name] = Policy(name, policy.word, role, sampling)
                 # Asked for no answer, an engine starts and takes the weights: this can fail.
-                policies[name].role.sample([], seed=0)
+                role.sample([], seed=0)
             context = Context(run.models, Path(folder), Path.cwd(), recipe.seed, _no_data)
             scorers = [Rewards(reward, context, say=reporter.say) for reward in words.rewards]
             data: Sequence[Group] = ()
@@ -248,14 +279,15 @@ def _read(named: Named, overrides: Sequence[str], command: str) -> tuple[Recipe,
     return recipe, stage, words
 
 
-def _sampling(policies: Iterable[NamedPolicy], overrides: Sampling) -> Sampling:
-    """How policies answer: at `TEMPERATURE`, and else as in training, but for the keys that
-    overrides set.
+def _sampling(policies: Iterable[NamedPolicy], overrides: Sampling, **own: int) -> Sampling:
+    """How policies answer: at `TEMPERATURE`, and else as in training, but for their own keys and
+    those that overrides set.
     """
     default = {
         "max_new_tokens": MAX_NEW_TOKENS,
         "temperature": TEMPERATURE,
         **sampling_of(policies),
+        **own,
     }
     return Sampling(**default | overrides.model_dump(exclude_unset=True))
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -28,16 +28,18 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from torch import Tensor
 
 from alignkit.contract.options import Field
 from alignkit.data.files import parse
-from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource
+from alignkit.errors import AlignkitError, BadRow, DataError, OutOfResource, did_you_mean
+from alignkit.models.generate import StageEngine
 from alignkit.tokens.encoder import Ids
 from alignkit_plugins.formats.turns import read_message
 from alignkit_plugins.people.collection import Collection, Exchange
 from alignkit_plugins.people.labels import TERMS, BadLabel, StrictModel, check_annotator, read
 from alignkit_plugins.servers.server import Address, Guard, Refused, json_body
-from alignkit_plugins.serving.policy import Answer, Policy
+from alignkit_plugins.serving.policy import Answer, Policy, bytes_of
 
 # Keys that change no answer, whatever their values are.
 IGNORED = {
@@ -47,28 +49,16 @@ IGNORED = {
     "service_tier",
     "parallel_tool_calls",
     "prompt_cache_key",
+    "prompt_cache_retention",
     "safety_identifier",
     "reasoning_effort",
     "verbosity",
 }
-# Keys that may only ask for nothing: null, 0, false, an empty value, or one of NOTHING.
-UNSUPPORTED = {
-    "logprobs",
-    "top_logprobs",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "tools",
-    "functions",
-    "tool_choice",
-    "function_call",
-    "response_format",
-    "modalities",
-}
+# What other keys may be, if they are not empty, 0 or false: they ask for nothing
 NOTHING = ("none", "auto", {"type": "text"}, ["text"])
 
+Told = list[dict[str, Any]]  # tokens, with their log-probabilities
 Stop = Annotated[str, Field(min_length=1)]
-Body = TypeVar("Body", bound=StrictModel)
 
 
 class ChatRequest(StrictModel):
@@ -85,6 +75,8 @@ class ChatRequest(StrictModel):
     seed: int = Field(default_factory=lambda: secrets.randbits(63), ge=-(2**63), lt=2**64)
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None  # `include_usage` adds the number of tokens
+    logprobs: bool | None = None
+    top_logprobs: int = Field(0, ge=0, le=20)
     messages: list[Any] = Field(min_length=1)
 
     def sampling(self) -> dict[str, Any]:
@@ -117,13 +109,18 @@ def read_chat(body: bytes) -> ChatRequest:
     """
     raw = _json(body)
     if isinstance(raw, dict):
-        for key in UNSUPPORTED:
-            if (value := raw.pop(key, None)) and value not in NOTHING:
-                raise BadLabel(f"{key} is not supported; leave it out")
-        raw = {key: raw[key] for key in raw.keys() - IGNORED if raw[key] is not None}
+        raw = {key: raw[key] for key in raw if key not in IGNORED and raw[key] is not None}
+        known = ChatRequest.model_fields
+        for key in [key for key in raw if key not in known]:
+            value, near = raw.pop(key), did_you_mean(key, known)
+            # `temprature: 0` asks for something
+            if (value and value not in NOTHING) or (near and type(value) in (int, float)):
+                help = near or "leave it out"
+                raise BadLabel(f"this request: {key}: not supported; {help}")
     request = read(ChatRequest, raw, "this request")
+    request.logprobs = request.logprobs or request.top_logprobs > 0
     for place, turn in enumerate(request.messages):
-        request.messages[place] = read_message(turn, f"messages[{place}]")
+        request.messages[place] = read_message(turn, f"this request: messages[{place}]")
     return request
 
 
@@ -230,16 +227,22 @@ class Endpoint:
         """Answer a conversation, at once or in a stream."""
         chat, loop = read_chat(await json_body(request)), asyncio.get_running_loop()
         policy = self._policy(chat.model)
+        if chat.logprobs and type(policy.role.loaded.engine) is not StageEngine:
+            raise BadLabel("this request: logprobs: only alignkit's own decoder tells them")
         who, id = request.headers.get(WHO, ""), f"chatcmpl-{uuid.uuid4().hex}"
         prompt = await loop.run_in_executor(self.model, policy.prompt, chat.messages)
         if chat.stream:
             chunks = self._stream(policy, chat, prompt, who, id)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        answer = await loop.run_in_executor(self.model, self._answer, policy, chat, prompt)
+        told = Told()
+        writing = loop.run_in_executor(
+            self.model, self._answer, policy, chat, prompt, lambda _, more: told.extend(more)
+        )
+        answer = await writing
         await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
         message = {"role": "assistant", "content": answer.text}
         choice = {"message": message, "finish_reason": _reason(answer)}
-        body = _body(id, policy, "chat.completion", choice)
+        body = _body(id, policy, "chat.completion", choice, told)
         return JSONResponse({**body, "usage": _usage(prompt, answer)})
 
     def _answer(
@@ -247,18 +250,29 @@ class Endpoint:
         policy: Policy,
         chat: ChatRequest,
         prompt: Ids,
-        on_text: Callable[[str], None] = lambda text: None,
+        on_text: Callable[[str, Told], None],
         gone: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """The answer, which the model's thread writes until the client is gone or the server
-        stops.
+        stops. on_text: is given its text in pieces, each with the tokens that are told of.
         """
         sampling = policy.sampling.model_copy(update=chat.sampling())
+        told, tokenizer = Told(), policy.role.encoder.tokenizer
+
+        def on_token(token: int, logprobs: Tensor) -> None:
+            ids = [token, *logprobs.topk(chat.top_logprobs).indices.tolist()]
+            own, *top = [_told(bytes_of(tokenizer, id), float(logprobs[id])) for id in ids]
+            told.append({**own, "top_logprobs": top})
+
+        def hear(text: str) -> None:
+            on_text(text, told.copy())
+            told.clear()
 
         def wanted() -> bool:
             return not (gone() or self.stopping())
 
-        answer = policy.answer(prompt, sampling, chat.seed, on_text, wanted)
+        tell = on_token if chat.logprobs else None
+        answer = policy.answer(prompt, sampling, chat.seed, hear, wanted, tell)
         if self.stopping():
             raise Refused(503, "the server is stopping")
         return answer
@@ -268,14 +282,14 @@ class Endpoint:
     ) -> AsyncIterator[str]:
         """The chunks of an answer, which ends if nobody receives them."""
         loop, gone = asyncio.get_running_loop(), threading.Event()
-        pieces = asyncio.Queue[str | None]()  # None: the answer is complete
+        pieces = asyncio.Queue[tuple[str, Told] | None]()  # None: the answer is complete
 
-        def on_text(text: str) -> None:
-            loop.call_soon_threadsafe(pieces.put_nowait, text)
+        def on_text(*piece: Any) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        def chunk(delta: Mapping[str, str], reason: str | None = None) -> str:
+        def chunk(delta: Mapping[str, str], reason: str | None = None, told: Any = ()) -> str:
             choice = {"delta": delta, "finish_reason": reason}
-            return _event(_body(id, policy, "chat.completion.chunk", choice))
+            return _event(_body(id, policy, "chat.completion.chunk", choice, told))
 
         yield chunk({"role": "assistant", "content": ""})
         writing = loop.run_in_executor(
@@ -284,7 +298,7 @@ class Endpoint:
         writing.add_done_callback(lambda done: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
-                yield chunk({"content": piece})
+                yield chunk({"content": piece[0]}, told=piece[1])
             answer = await writing
             yield chunk({}, _reason(answer))
             await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
@@ -310,11 +324,19 @@ class Endpoint:
 # Parts of replies
 
 
-def _body(id: str, policy: Policy, kind: str, choice: Any = None) -> dict[str, Any]:
-    """A reply or a chunk of one. choice: its only one; None: none."""
-    choices = [] if choice is None else [{"index": 0, "logprobs": None, **choice}]
+def _body(id: str, policy: Policy, kind: str, choice: Any = None, told: Any = ()) -> dict[str, Any]:
+    """A reply or a chunk of one. choice: its only one; None: none. told: its tokens, if they are
+    wanted.
+    """
+    logprobs = {"content": told} if told else None
+    choices = [] if choice is None else [{"index": 0, "logprobs": logprobs, **choice}]
     head = {"id": id, "object": kind, "created": int(time.time()), "model": policy.name}
     return {**head, "choices": choices}
+
+
+def _told(token: bytes, logprob: float) -> dict[str, Any]:
+    text = token.decode(errors="replace")
+    return {"token": text, "logprob": logprob, "bytes": list(token)}
 
 
 def _reason(answer: Answer) -> str:
@@ -340,9 +362,11 @@ def _json(body: bytes) -> Any:
     """The JSON of a request."""
     try:
         found = parse(body)
-        json.dumps(found, ensure_ascii=False).encode()  # fails for half of a surrogate pair
-    except (BadRow, ValueError) as error:
-        raise BadLabel(f"the request: {str(error).partition(';')[0]}") from None
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadLabel("this request: a text has half of a surrogate pair") from None
+    except BadRow as error:
+        raise BadLabel(f"this request: {str(error).partition(';')[0]}") from None
     return found
 
 
