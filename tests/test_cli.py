@@ -14,6 +14,7 @@ from alignkit import __version__, cli
 from alignkit.errors import DataError, OutOfResource, RunFailed
 from alignkit.host import plugins as plugins_module
 from alignkit.host.registry import KINDS
+from alignkit_plugins.bases import tiny
 from alignkit_plugins.command_line.printing import DefaultGroup
 from tests.rows import Said, write_recipe, write_rows
 
@@ -65,10 +66,24 @@ def test_check_prints_the_stages(recipe: list[str], printed: Said) -> None:
 read d.jsonl: prompt_completion (recognized), 1 conversation
   user       q
   assistant  a
-org/model: not looked at: rows as its chat template writes them, because check makes and downloads no model
+org/model is not on this machine, so its chat template was not tried
 ok: small: stages first -> second
 """
     assert printed().replace(f"{Path(recipe[0]).parent}/", "") == shown
+
+
+def test_check_says_what_it_did_not_read(
+    recipe: list[str], printed: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tries the template of a model that a plugin has made before."""
+    monkeypatch.setenv("ALIGNKIT_CACHE", str(tmp_path))
+    words = ["check", *recipe, "model.base=tiny", "stages.first.data={hub: me/rows}"]
+    for expected in (
+        "tiny is not on",
+        "me/rows[train]: not read, because a run downloads it\ntiny: l",
+    ):
+        assert cli.main(words) == 0 and expected in printed()
+        tiny.source(tmp_path)
 
 
 def test_characters_that_a_terminal_lacks_do_not_end_a_command(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from os.path import getmtime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,14 +125,18 @@ class ModelSource:
         """Tokenizes as the model will, before it is loaded; None if it is not here, and may not be
         fetched.
         """
-        if not self.source:
+        source = self.source
+        if not source:  # the newest that a model plugin has made, which is not asked for it
+            made = cache_folder().glob(f"{''.join(source_of(self.spec.base))}-*")
+            source = str(max(made, key=getmtime, default=""))
+        if not source:
             return None
         from alignkit.models.loading import load_text, locate
         from alignkit.tokens.encoder import Encoder
 
         revision = self.commit or self.spec.revision
         with self._loading():
-            return Encoder(*load_text(self.spec, locate(self.source, revision), revision))
+            return Encoder(*load_text(self.spec, locate(source, revision), revision))
 
     @cached_property
     def origin(self) -> ModelOrigin:

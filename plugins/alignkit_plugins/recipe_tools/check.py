@@ -98,7 +98,7 @@ def checked(recipe: Recipe, out: Path | None = None, full: bool = False) -> Resu
     run.say = lambda text: printed.setdefault(text)
     rows = None if full else FIRST_ROWS
     run.prepare(run.stages, rows=rows)
-    lines = [*_data_lines(run), *printed, _note(run, rows)]
+    lines = [*_data_lines(run), *printed, *_notes(run, rows)]
     if folder.is_dir():
         lines += planned(Run(recipe, folder))
     stages = {name: recipe.stages[name].component.name for name in recipe.chosen or recipe.stages}
@@ -155,16 +155,21 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
     return "runs"
 
 
-def _note(run: Run, rows: int | None) -> str:
-    """What was looked at. rows: of each source; None: all."""
-    from alignkit.recipe.schema import BASE
+def _notes(run: Run, rows: int | None) -> Iterator[str]:
+    """What was looked at, and what was not. rows: of each source; None: all."""
+    from alignkit.recipe.schema import BASE, specs
+    from alignkit.recipe.sources import DataSource
 
+    for stage in run.recipe.stages.values():
+        for source in specs([stage.settings, stage.component.options], DataSource):
+            if source.hub is not None:
+                yield f"{source.name}: not read, because a run downloads it"
+    base = run.recipe.model.base
     scope = "all rows" if rows is None else f"the first {rows} rows of each source"
-    text = f"looked at {scope} as its chat template writes them"
     if run.model_source(BASE).encoder is None:
-        why = "because check makes and downloads no model"
-        text = f"not looked at: rows as its chat template writes them, {why}"
-    return f"{run.recipe.model.base}: {text}"
+        yield f"{base} is not on this machine, so its chat template was not tried"
+    else:
+        yield f"{base}: looked at {scope} as its chat template writes them"
 
 
 def _plan(recipe: Recipe, folder: Path, gpu: float | None) -> Result:
