@@ -77,8 +77,10 @@ def test_bases_and_data_of_the_hub(house_copy: Path, monkeypatch: pytest.MonkeyP
     data_of_a_step = {"options": {"data": {"sources": [{"hub": "a/b"}]}}}
     changed(stage, component=data_of_a_step)
     assert ModelCard(told(stage)).data.datasets == ["trl-lib/tldr", "a/b"]
-    assert "\x1b" not in text and "`tiny`, which is not on the hub" in text
-    assert "from_pretrained" not in text and "export it with --merge" in text
+    assert "\x1b" not in text and "Base model: not on the hub; `model.base`" in text
+    assert 'locate_model("tiny")' in text and 'PeftModel.from_pretrained(base, "out")' in text
+    local = model_card(find(str(stage)), "out", ModelOrigin("/a/Qwen", "/a/Qwen"), True, None, [])
+    assert "Qwen" not in local and '"FOLDER"' in local
     assert ModelCard(told(stage, "me/tiny")).data.base_model == "me/tiny"
     (house_copy / "me" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(house_copy)
