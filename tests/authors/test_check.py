@@ -30,7 +30,7 @@ def register(add: Add) -> None:
         (
             REWARD.replace('"even"', '"length"') % "",
             0,
-            f"reward length of even.py: holds: {HOLDS}\n",
+            f"reward length of even.py: holds: {HOLDS}\nwarning: reward length: alignkit",
         ),
         (REWARD % " + [2.0]", 3, "reward even: "),
         ("raise KeyError('red')", 2, "registers nothing"),

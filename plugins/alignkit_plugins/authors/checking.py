@@ -47,6 +47,11 @@ def check_plugins(
             }
             whose = f" of {one.origin}" if len(owners) > 1 else ""
             lines.append(f"{kind} {one.name}{whose}: holds: {_rules(kit)}")
+            for other in sorted(owners - {one.origin}):
+                lines.append(
+                    f"warning: {kind} {one.name}: {other} has one of this name, too, so recipes "
+                    "must say whose; choose another name"
+                )
     return checked, lines + unchecked
 
 
