@@ -548,6 +548,9 @@ def test_a_metric_without_prompts_is_refused_before_any_work(where: str, said: s
     with pytest.raises(DataError, match=said) as raised:
         made.check_data(data)
     assert raised.value.option[:2] == ("metrics", "refused")
+    limited = step(metrics={"a": {"reward": HELPFUL, "where": {"half": 1}}}, limit=3)
+    with pytest.raises(DataError, match=r"among the first 3 \(limit: 3\) has half: 1"):
+        limited.check_data(data)
     with pytest.raises(DataError, match="the column safety\nhelp: there are half") as raised:
         step(by=["half", "safety"]).check_data(data)
     assert raised.value.option == ("by", 1)

@@ -42,37 +42,41 @@ def _values(value: Any) -> list[Any]:
 
 
 def check_column(
-    prompts: Sequence[Group], column: str, wanted: Sequence[Any], option: tuple[str | int, ...]
+    prompts: Sequence[Group],
+    column: str,
+    wanted: Sequence[Any],
+    option: tuple[str | int, ...],
+    among: str = "",
 ) -> None:
     """Raise DataError if no prompt has a column, or one of the values that are wanted of it.
-    option: who names it.
+    option: who names it. among: as in `check_where`.
     """
     columns, values = dict[str, None](), dict[str, None]()
     for group in prompts:
         columns |= dict.fromkeys(group.meta)
         if column in group.meta:
             values |= dict.fromkeys(map(str, _values(group.meta[column])))
-    _check("the column", column, columns, option)
+    _check(f"{among} has the column", column, columns, option)
     for value in wanted:
-        _check(f"{column}:", str(value), values, option)
+        _check(f"{among} has {column}:", str(value), values, option)
 
 
 def _check(what: str, name: str, names: Iterable[str], option: tuple[str | int, ...]) -> None:
     if name not in names:
         there = sorted(names)
         near = did_you_mean(name, there) or f"there are {', '.join(there[:SHOWN]) or 'none'}"
-        message = f"evaluate: no prompt has {what} {name}\nhelp: {near}"
+        message = f"evaluate: no prompt{what} {name}\nhelp: {near}"
         raise DataError(message, option=option)
 
 
-def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group]) -> None:
-    """Raise DataError for a metric without prompts."""
+def check_where(metrics: Mapping[str, Metric], prompts: Sequence[Group], among: str) -> None:
+    """Raise DataError for a metric without prompts. among: which these are, in messages."""
     for name, metric in metrics.items():
         option = ("metrics", name, "where")
         for column, value in metric.where.items():
-            check_column(prompts, column, _values(value), (*option, column))
+            check_column(prompts, column, _values(value), (*option, column), among)
         if not any(map(metric.counts, prompts)):
-            message = f"evaluate: metric '{name}': no prompt matches all of 'where'"
+            message = f"evaluate: metric '{name}': no prompt{among} matches all of 'where'"
             raise DataError(message, option=option)
 
 

@@ -146,8 +146,10 @@ class Evaluate(Step):
         """The prompts of rows, and notes. Raises DataError if they lack what metrics or breakdowns
         need.
         """
-        different, notes = prompts_to_compare(rows, self.options.limit)
-        metrics.check_where(self.options.metrics, different)
+        limit = self.options.limit
+        different, notes = prompts_to_compare(rows, limit)
+        among = f" among the first {limit} (limit: {limit})" if limit else ""
+        metrics.check_where(self.options.metrics, different, among)
         for place, column in enumerate(self.options.by):
             metrics.check_column(different, column, (), ("by", place))
         return different, notes
