@@ -278,6 +278,10 @@ MISTAKES = """
     evaluate run/sft --reward length --prompts gone           | 2 | no such file
     evaluate pairs.jsonl --reward length --out pairs.jsonl    | 2 | a new file
     evaluate pairs.jsonl --reward '{rlaif: {judge: local_judge}}' | 2 | add model.base=FOLDER
+    evaluate run/sft --reward length --prompts prompts.jsonl sample.top_p=1 | 2 | did you mean 'sampling'
+    evaluate run/sft --reward length --prompts prompts.jsonl temperature=1 | 2 | write 'sampling.temperature'
+    chat run/sft temperature=1                                | 2 | write 'sampling.temperature'
+    export run/sft sampling.top_p=1                           | 2 | takes no overrides such as sampling.top_p=1
     chat run/sft --prompts prompts.jsonl --out prompts.jsonl  | 2 | a new file
     chat run/sft --prompts prompts.jsonl                      | 2 | --out ANSWERS.jsonl
     chat run/sft --out a.jsonl                                | 2 | --out ANSWERS.jsonl

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from alignkit.contract.commands import Result, argument, option
-from alignkit.errors import refuse
+from alignkit.errors import did_you_mean, refuse
 from alignkit_plugins.command_line.printing import Judges, Rewards
 
 ADD_REWARD = "add --reward REWARD, such as RUN/helpful of a reward model, exact_match or length"
@@ -107,6 +107,7 @@ def _check_answers(names: Sequence[str], compares: bool) -> None:
 
 def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | None) -> Result:
     """Run a recipe of one step. overrides: of the recipe, or of options of the step."""
+    from alignkit.contract.settings import KEYS
     from alignkit.host.plugins import plugins
     from alignkit.recipe.load import build
     from alignkit.recipe.yaml import dump, parse_document
@@ -115,9 +116,12 @@ def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | N
     from alignkit_plugins.command_line.words import STAGE
     from alignkit_plugins.evals.step import Evaluate
 
-    of_step = rf"^(~?)(?=({'|'.join(Evaluate.Options.model_fields)})\b)"
-    overrides = [re.sub(of_step, rf"\1stages.{STAGE}.", text) for text in overrides]
-    document = parse_document(dump(recipe_keys), Path("alignkit evaluate"), overrides)
+    known, placed = [*Evaluate.Options.model_fields, *KEYS], list[str]()
+    for text in overrides:  # of the step, if one begins nearly as an option of it
+        first = re.split(r"[.=]", text.lstrip("~"))[0]
+        place = f"stages.{STAGE}." if did_you_mean(first, known) else ""
+        placed.append(re.sub("^~?", rf"\g<0>{place}", text))
+    document = parse_document(dump(recipe_keys), Path("alignkit evaluate"), placed)
     recipe = build(document, plugins())
     folder = folder_of(recipe, out)
     reporter = begin(recipe, folder)

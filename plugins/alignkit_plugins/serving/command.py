@@ -234,11 +234,14 @@ def export(
       alignkit export runs/quickstart/helpful rm --merge
     """
     from alignkit_plugins.command_line.find import find
+    from alignkit_plugins.command_line.words import split_overrides
 
     model = find(stage)
     if model.run is None or not model.name:
         refuse(f"{stage} is no stage of a run", "write RUN/STAGE: a run trained what is exported")
     out = out or Path("exports") / model.label
+    if split_overrides([str(out)])[1]:
+        refuse(f"export takes no overrides such as {out}", f"./{out} is a folder of this name")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         refuse(f"{out} exists already", "choose another folder, or delete it")
     from alignkit_plugins.serving.export_folder import write  # imports torch
