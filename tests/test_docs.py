@@ -114,3 +114,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             # A title that was there before has a number
             again = {f"{slug}-{plain[:place].count(slug)}" for place, slug in enumerate(plain)}
             assert anchor in {*plain} | again, f"{target}#{anchor}"
+
+
+def test_what_to_open_has_what_to_look_for() -> None:
+    section = TEXTS[DOCS / "architecture.md"].partition("## To change X")[2]
+    rows = re.findall(r"^\|.* \| (.*/.*) \| (.*) \|$", section, re.M)
+    for files, names in rows[15:] and rows:
+        paths = re.findall(r"`(\S+)`", files.replace("`P/", "`plugins/alignkit_plugins/"))
+        code = "\n".join((ROOT / path).read_text("utf-8") for path in paths)
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^ *(?:def|class) {name}\b|^{name}\b", code, re.M), name
