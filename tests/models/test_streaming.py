@@ -90,7 +90,7 @@ def test_a_lead_in_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.decode(whole) == made.shown_text(whole) == "yes" and not made.lead.startswith("yes")
 
     def writes(request: Any) -> Any:
-        assert request.wrote(begun) and request.wrote(whole)
+        assert request.wrote(begun, None) and request.wrote(whole, None)
         return MagicMock(result=lambda: [[SimpleNamespace(tokens=whole)]])
 
     monkeypatch.setattr(policy_module, "attach", lambda *given: prompts(["a"], responses=("",)))

@@ -155,8 +155,8 @@ NO_EVENTS = r"""
 {"who": "a\nb"}                                  | annotator's name
 {"who": "ann "}                                  | without blanks around them
 {"kind": "lable"}                                | unknown kind of event 'lable'
-{"kind": "skip", "payload": {"reason": " "}}     | 'reason'
-{"kind": "flag", "payload": {"note": ""}}        | 'note'
+{"kind": "skip", "payload": {"reason": " "}}     | reason:
+{"kind": "flag", "payload": {"note": ""}}        | note:
 {"kind": "undo", "payload": {"of": "x"}}         | no event 'x' to undo
 {"kind": "consent", "payload": {"granted": true}} | must name no item
 {"uuid": "00000000-0000-0000-0000-0000000000000"} | uuid must be one such as

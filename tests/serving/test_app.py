@@ -237,11 +237,7 @@ CHANGED = """
     {"messages": [{"role": "user", "content": ""}, {"role": "queen"}]} | 400 | messages[1] has the unknown role
     {"messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
     {"stream": true, "messages": [{"role": "user", "content": "\ufdd0"}]} | 400 | reserves
-    {"tools": [{"name": "f"}], "tool_choice": "auto"}   | 400 | tools:
-    {"tool_choice": "required"}                         | 400 | tool_choice:
-    {"function_call": {"name": "f"}}                    | 400 | function_call:
     {"response_format": {"type": "json_object"}}        | 400 | response_format:
-    {"modalities": ["text", "audio"]}                   | 400 | modalities:
     {"messages": [{"role": "user", "content": "\ud800"}]} | 400 | surrogate
     {"\ud800": 1}                                       | 400 | surrogate
     {"model": "run-onlin"}                              | 404 | there is run-online, run-base

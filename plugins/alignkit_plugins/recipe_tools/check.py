@@ -158,12 +158,13 @@ def _planned(run: Run, stage: Stage, parts: Mapping[str, Any]) -> str:
 def _notes(run: Run, rows: int | None) -> Iterator[str]:
     """What was looked at, and what was not. rows: of each source; None: all."""
     from alignkit.recipe.schema import BASE, specs
-    from alignkit.recipe.sources import DataSource
+    from alignkit.recipe.sources import DataSpec
 
     for stage in run.recipe.stages.values():
-        for source in specs([stage.settings, stage.component.options], DataSource):
-            if source.hub is not None:
-                yield f"{source.name}: not read, because a run downloads it"
+        for spec in specs([stage.settings, stage.component.options], DataSpec):
+            for source in spec.sources:
+                if source.hub is not None:
+                    yield f"{source.name}: not read, because a run downloads it"
     base = run.recipe.model.base
     scope = "all rows" if rows is None else f"the first {rows} rows of each source"
     if run.model_source(BASE).encoder is None:
