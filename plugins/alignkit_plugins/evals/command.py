@@ -117,7 +117,7 @@ def _run(recipe_keys: Mapping[str, Any], overrides: Sequence[str], out: Path | N
     from alignkit_plugins.evals.step import Evaluate
 
     known, placed = [*Evaluate.Options.model_fields, *KEYS], list[str]()
-    for text in overrides:  # of the step, if one begins nearly as an option of it
+    for text in overrides:  # one that begins nearly as an option of the step belongs to it
         first = re.split(r"[.=]", text.lstrip("~"))[0]
         place = f"stages.{STAGE}." if did_you_mean(first, known) else ""
         placed.append(re.sub("^~?", rf"\g<0>{place}", text))

@@ -118,7 +118,7 @@ class Policy:
                 log-probabilities [vocabulary] of its place: the model's own, at temperature 1 and
                 before `top_p` and `top_k`, as OpenAI's. Only alignkit's own decoder has them.
         """
-        role, encoder, sent, told = self.role, self.role.encoder, "", 0
+        role, encoder, sent, passed = self.role, self.role.encoder, "", 0
 
         def hear(text: str) -> None:
             nonlocal sent
@@ -127,9 +127,9 @@ class Policy:
                 sent = text
 
         def wrote(tokens: Sequence[int], logits: Tensor) -> bool:
-            nonlocal told  # none again, after memory ran out
-            if on_token and len(tokens) > told and tokens[-1] not in encoder.end_ids:
-                told = len(tokens)
+            nonlocal passed  # none again, after memory ran out
+            if on_token and len(tokens) > passed and tokens[-1] not in encoder.end_ids:
+                passed = len(tokens)
                 on_token(tokens[-1], torch.log_softmax(logits, dim=-1))
             # A character may take several tokens, and a lead-in may be left out.
             text = encoder.decode(tokens).rstrip("\ufffd")

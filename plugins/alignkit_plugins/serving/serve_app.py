@@ -57,7 +57,7 @@ IGNORED = {
 # What other keys may be, if they are not empty, 0 or false: they ask for nothing
 NOTHING = ("none", "auto", {"type": "text"}, ["text"])
 
-Told = list[dict[str, Any]]  # tokens, with their log-probabilities
+Tokens = list[dict[str, Any]]  # tokens, with their log-probabilities
 Stop = Annotated[str, Field(min_length=1)]
 
 
@@ -234,15 +234,15 @@ class Endpoint:
         if chat.stream:
             chunks = self._stream(policy, chat, prompt, who, id)
             return StreamingResponse(chunks, media_type="text/event-stream")
-        told = Told()
+        tokens = Tokens()
         writing = loop.run_in_executor(
-            self.model, self._answer, policy, chat, prompt, lambda _, more: told.extend(more)
+            self.model, self._answer, policy, chat, prompt, lambda _, more: tokens.extend(more)
         )
         answer = await writing
         await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
         message = {"role": "assistant", "content": answer.text}
         choice = {"message": message, "finish_reason": _reason(answer)}
-        body = _body(id, policy, "chat.completion", choice, told)
+        body = _body(id, policy, "chat.completion", choice, tokens)
         return JSONResponse({**body, "usage": _usage(prompt, answer)})
 
     def _answer(
@@ -250,23 +250,23 @@ class Endpoint:
         policy: Policy,
         chat: ChatRequest,
         prompt: Ids,
-        on_text: Callable[[str, Told], None],
+        on_text: Callable[[str, Tokens], None],
         gone: Callable[[], bool] = lambda: False,
     ) -> Answer:
         """The answer, which the model's thread writes until the client is gone or the server
-        stops. on_text: is given its text in pieces, each with the tokens that are told of.
+        stops. on_text: is given its text in pieces, each with its tokens, if the client wants them.
         """
         sampling = policy.sampling.model_copy(update=chat.sampling())
-        told, tokenizer = Told(), policy.role.encoder.tokenizer
+        tokens, tokenizer = Tokens(), policy.role.encoder.tokenizer
 
         def on_token(token: int, logprobs: Tensor) -> None:
             ids = [token, *logprobs.topk(chat.top_logprobs).indices.tolist()]
-            own, *top = [_told(bytes_of(tokenizer, id), float(logprobs[id])) for id in ids]
-            told.append({**own, "top_logprobs": top})
+            own, *top = [_token(bytes_of(tokenizer, id), float(logprobs[id])) for id in ids]
+            tokens.append({**own, "top_logprobs": top})
 
         def hear(text: str) -> None:
-            on_text(text, told.copy())
-            told.clear()
+            on_text(text, tokens.copy())
+            tokens.clear()
 
         def wanted() -> bool:
             return not (gone() or self.stopping())
@@ -282,14 +282,14 @@ class Endpoint:
     ) -> AsyncIterator[str]:
         """The chunks of an answer, which ends if nobody receives them."""
         loop, gone = asyncio.get_running_loop(), threading.Event()
-        pieces = asyncio.Queue[tuple[str, Told] | None]()  # None: the answer is complete
+        pieces = asyncio.Queue[tuple[str, Tokens] | None]()  # None: the answer is complete
 
         def on_text(*piece: Any) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        def chunk(delta: Mapping[str, str], reason: str | None = None, told: Any = ()) -> str:
+        def chunk(delta: Mapping[str, str], reason: str | None = None, tokens: Any = ()) -> str:
             choice = {"delta": delta, "finish_reason": reason}
-            return _event(_body(id, policy, "chat.completion.chunk", choice, told))
+            return _event(_body(id, policy, "chat.completion.chunk", choice, tokens))
 
         yield chunk({"role": "assistant", "content": ""})
         writing = loop.run_in_executor(
@@ -298,7 +298,7 @@ class Endpoint:
         writing.add_done_callback(lambda done: pieces.put_nowait(None))
         try:
             while (piece := await pieces.get()) is not None:
-                yield chunk({"content": piece[0]}, told=piece[1])
+                yield chunk({"content": piece[0]}, tokens=piece[1])
             answer = await writing
             yield chunk({}, _reason(answer))
             await run_in_threadpool(self._keep, who, id, _exchange(policy, chat, answer))
@@ -324,17 +324,19 @@ class Endpoint:
 # Parts of replies
 
 
-def _body(id: str, policy: Policy, kind: str, choice: Any = None, told: Any = ()) -> dict[str, Any]:
-    """A reply or a chunk of one. choice: its only one; None: none. told: its tokens, if they are
+def _body(
+    id: str, policy: Policy, kind: str, choice: Any = None, tokens: Any = ()
+) -> dict[str, Any]:
+    """A reply or a chunk of one. choice: its only one; None: none. tokens: those of its text, if they are
     wanted.
     """
-    logprobs = {"content": told} if told else None
+    logprobs = {"content": tokens} if tokens else None
     choices = [] if choice is None else [{"index": 0, "logprobs": logprobs, **choice}]
     head = {"id": id, "object": kind, "created": int(time.time()), "model": policy.name}
     return {**head, "choices": choices}
 
 
-def _told(token: bytes, logprob: float) -> dict[str, Any]:
+def _token(token: bytes, logprob: float) -> dict[str, Any]:
     text = token.decode(errors="replace")
     return {"token": text, "logprob": logprob, "bytes": list(token)}
 
