@@ -194,7 +194,7 @@ def test_a_broken_chat_template_is_reported_with_its_line(
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     override = f"model.chat_template={tmp_path / 't.jinja'}"
     if not message:
-        assert main(["check", recipe, override]) == 0
+        assert main(["check", recipe, override, "model.base=org/model"]) == 0
         return
     run(Path(recipe), override, code=1)
     assert message in said()
