@@ -508,6 +508,11 @@ votes.jsonl
   2: u: q -> z | y [] {"preference": "B", "annotator": "ann"}
   5! column 'preference' holds '?!', which does not say...
 
+unknown.csv
+Question,Answer A,Answer B,rated by Ann,rated by Tom\nq,x,y,hm,A\nr,x,y,A,A\n
+  2! column 'rated by Ann' holds 'hm', which does not say which answer is better: expected A, B, 'Answer A', ...
+  3: u: r -> x | y [0>1] {"rated by Ann": "A", "rated by Tom": "A"}
+
 late.jsonl
 {"prompt": "q", "answer_1": "x", "answer_2": "y", "vote 1": null}\n
 {"prompt": "r", "answer_1": "x", "answer_2": "y", "vote 1": 2, "vote 2": 2}\n

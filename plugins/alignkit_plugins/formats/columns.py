@@ -161,7 +161,9 @@ def own_layout(row: Mapping[str, Any]) -> TwoAnswers | None:
         named = _LABEL.search(name)
         if named is None or not {_twin(name, *heads), _twin(name, *heads[::-1])}.isdisjoint(row):
             continue  # such as the rating of one answer
-        if named[0] == name or is_empty(value) or side_of(value, heads) is not None:
+        # A short word that says nothing is a mistake, which `read` names; a number may be a rating
+        word = len(str(value)) < 20 and not str(value).lstrip("-").isdigit()
+        if word or named[0] == name or side_of(value, heads) is not None:
             labels.append(name)
     first, second = heads
     return TwoAnswers(asked, first, second, labels) if labels else None

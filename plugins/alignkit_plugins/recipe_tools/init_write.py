@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from alignkit.data.group import (
     why_not_demonstration,
     write_groups,
 )
-from alignkit.errors import DataError, OutOfResource, did_you_mean, refuse
+from alignkit.errors import AlignkitError, DataError, OutOfResource, did_you_mean, refuse
 from alignkit.evaluation.held_out import FEW_EXAMPLES
 from alignkit.evaluation.numbers import number_of
 from alignkit.evaluation.split import fraction, opening
@@ -479,8 +480,10 @@ def _answered(base: str | None, rows: Sequence[Group]) -> list[Group]:
         questions, answers = Path(folder, "questions.jsonl"), Path(folder, "answers.jsonl")
         write_groups(questions, [replace(row, responses=(), pairs=None) for row in rows])
         words = ["sampling.temperature=0", "sampling.max_new_tokens=64"]
-        answer_and_score(read_words([base], data=str(questions)), words, answers)
-        return read_groups(answers)
+        with suppress(AlignkitError):  # The run says why it cannot answer
+            answer_and_score(read_words([base], data=str(questions)), words, answers)
+            return read_groups(answers)
+    return []
 
 
 def flow(value: Any) -> str:
