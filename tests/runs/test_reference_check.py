@@ -132,12 +132,14 @@ def test_an_offline_reference_is_read_by_the_whole_model(
 
 
 def test_another_tokenizer_is_refused_first(
-    big: Path, shifted: Path, tmp_path: Path, said: Said
+    big: Path, shifted: Path, tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While validating, if both tokenizers are on this machine: `tiny` is made when a run needs
     it.
     """
-    assert main(["check", str(student(tmp_path, shifted))]) == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("ALIGNKIT_CACHE", str(tmp_path / "empty"))
+        assert main(["check", str(student(tmp_path, shifted))]) == 0
     assert main(["check", str(student(tmp_path, shifted, base=str(big)))]) == 2
     assert f"stage 'student': its reference {shifted} has another tokenizer" in said()
 
