@@ -156,7 +156,7 @@ class Endpoint:
             Route("/v1/consent", self.consent, methods=["GET", "POST"]),
             Route("/v1/feedback", self.feedback, methods=["POST"]),
         ]
-        kinds = Refused, HTTPException, AlignkitError, Exception
+        kinds = Refused, HTTPException, AlignkitError, BadRow, Exception
         guard = Middleware(Guard, address=address, token=token)
         handlers: dict[Any, Any] = dict.fromkeys(kinds, _failed)
         return Starlette(routes=routes, exception_handlers=handlers, middleware=[guard])
