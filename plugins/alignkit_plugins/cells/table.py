@@ -169,7 +169,7 @@ def _rows(
     if gaps:
         found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
         differences = _differences(gaps, found)
-        notes += _visible(found.parts, len(gaps))
+        notes += _visible(found.parts, len(gaps), top - bottom, measure["percent"])
     rows, trained = list[Row](), measure["trained_on"]
     facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
     for name, own in values.items():
@@ -210,9 +210,9 @@ def _scaled(found: dict[str, Any], bottom: float, top: float) -> dict[str, Any]:
     return {**found, **ends}
 
 
-def _visible(found: Parts, count: int) -> list[str]:
+def _visible(found: Parts, count: int, width: float, percent: bool) -> list[str]:
     """The smallest difference that the table could see, as a range, because few seeds say little of
-    what seeds add; and what lowers it.
+    what seeds add; and what lowers it. width: of the scale of the parts.
     """
     free = count * (found.runs - 1)
     if not free:
@@ -224,11 +224,12 @@ def _visible(found: Parts, count: int) -> list[str]:
     for tail in (ERROR, 1 - ERROR):
         most = np.maximum(rest, seeds * free / special.chdtri(free, tail))
         typical = found._replace(prompts=prompts, seeds=most, rest=rest, seed_free=np.asarray(free))
-        ends.append(100 * crossed.visible(crossed.spread(typical), ERROR / count))
+        ends.append(width * crossed.visible(crossed.spread(typical), ERROR / count))
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):
         what = "four times as many seeds halve that, no number of prompts does"
-    return [f"could see a difference of {ends[0]:.0f} to {ends[1]:.0f} points; {what}"]
+    low, high = (f"{100 * end:.0f}" if percent else f"{end:.2g}" for end in ends)
+    return [f"could see a difference of {low} to {high}{' points' * percent}; {what}"]
 
 
 def _claimed(rows: Sequence[Row], headline: str) -> list[Row]:
