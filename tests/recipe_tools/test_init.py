@@ -655,7 +655,6 @@ holes.jsonl                                        4  holes.jsonl:8
 demos=broken.jsonl                                 4  bad rows skipped: 1
 demos=prompts.jsonl                                4  (format prompt_only)
 demos=pairs.jsonl                                  4  (format preference)
-demos=ranked.jsonl                                 4  (format oasst)
 demos=bad.jsonl                                    4  (format prompt_completion)
 demos=text.jsonl                                   4  (format text)
 pairs=demos.jsonl                                  4  (format alpaca)
