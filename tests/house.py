@@ -46,7 +46,7 @@ TESTS = sorted(each for top in ("tests", "docs") for each in (ROOT / top).rglob(
 HOUSE = yaml.safe_load("""
 budgets:
   plugins: 185_000
-  alignkit and plugins: 314_000
+  alignkit and plugins: 315_000
   all Python but tests: 401_000
   tests: 387_000
   schema names: 340
