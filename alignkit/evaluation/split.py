@@ -21,7 +21,7 @@ from alignkit.errors import DataError
 from alignkit.evaluation.answers import normalized
 from alignkit.host.plugins import plugins
 
-MOST = 10_000  # rows of a file in which near duplicates are looked for
+MOST = 20_000  # rows in which near duplicates are looked for
 FEW = 5  # rows that near duplicates may join in a small file
 WORD = re.compile(r"\w+")
 _INTEGER = re.compile(r"\s*(0|-?[1-9]\d{0,20})(?:\.0+)?\s*")  # 7 is also written as 7.0 and "7"
@@ -67,9 +67,9 @@ def loose_key(group: Group) -> str:
 
 
 def keys_of(rows: Sequence[tuple[Any, Sequence[Group]]]) -> dict[str, str]:
-    """The key of each opening in a file: what has the same key is on one side.
+    """The key of each opening in files that share a split: what has the same key is on one side.
 
-    rows: all of the file, each as parsed and as groups. Rows are joined if they share an opening or
+    rows: all of them, each as parsed and as groups. Rows are joined if they share an opening or
     if they nearly repeat each other, as the functions of the kind `alike` say. What joins more than
     a tenth of the rows, such as a form that all are written in, joins none. The key of all is the
     smallest, whatever the order of the rows.
@@ -86,10 +86,15 @@ def keys_of(rows: Sequence[tuple[Any, Sequence[Group]]]) -> dict[str, str]:
     sizes = Counter(places)
     keys: dict[int, str] = {}
     for at, own in enumerate(alone):
+        if not own:  # a row that this format cannot read joins others
+            continue
         if sizes[places[at]] > max(FEW, len(rows) / 10):
             places[at] = plain[at]
         keys[places[at]] = min({*own, keys.get(places[at], max(own))})
-    return {each: keys[place] for place, own in zip(places, alone, strict=True) for each in own}
+    found = dict[str, str]()
+    for place, own in zip(places, alone, strict=True):
+        found |= dict.fromkeys(own, keys.get(place, ""))
+    return found
 
 
 def connected(shares: Iterable[Iterable[Any]]) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -56,6 +56,7 @@ OR_SKIP = ", or set 'on_bad_row: skip'"
 StageData = Callable[[str], Path]
 # Data set, revision -> commit, or None if it is unknown
 CommitOf = Callable[[str, str | None], str | None]
+Keys = Mapping[str, str]  # of the split, by the opening of a conversation
 
 
 class DataSource(Options):
@@ -126,6 +127,11 @@ class DataSource(Options):
                 )
             if self.validation:
                 raise ValueError("'part' and 'validation' both choose rows: leave one of them out")
+
+    @property
+    def whole(self) -> DataSource:
+        """All rows of the source, as its split sees them."""
+        return self.model_copy(update={"limit": None, "part": None, "validation": 0.0})
 
     @property
     def format(self) -> Component | None:
@@ -200,11 +206,19 @@ class Loaded:
         return tuple(weight / sum(filled) for weight in filled)
 
 
-def load(spec: DataSpec, *, formats: Formats, stage_data: StageData, commit: CommitOf) -> Loaded:
+def load(
+    spec: DataSpec,
+    *,
+    formats: Formats,
+    stage_data: StageData,
+    commit: CommitOf,
+    keys: Callable[[DataSource], Keys] | None = None,
+) -> Loaded:
     """Read all sources of a data entry.
 
     formats: by name; tried on the first row of a source without a format. stage_data: the file
-    that holds a stage's groups. commit: the commit of a hub data set.
+    that holds a stage's groups. commit: the commit of a hub data set. keys: of the split that a
+    source shares with others of its recipe; default: of its own.
 
     `validation` holds out what `part` would read from 0 to it, and in the other sources what shares
     its opening; see `alignkit.evaluation.split`.
@@ -213,7 +227,7 @@ def load(spec: DataSpec, *, formats: Formats, stage_data: StageData, commit: Com
     row, or from which nothing can be held out.
     """
     readers = [
-        SourceReader(source, formats, stage_data, commit, place)
+        SourceReader(source, formats, stage_data, commit, place, keys)
         for place, source in enumerate(spec.sources)
     ]
     groups: list[Group] = []
@@ -271,8 +285,12 @@ class SourceReader:
         stage_data: StageData,
         commit: CommitOf,
         place: int = 0,
+        keys: Callable[[DataSource], Keys] | None = None,
     ):
-        """place: the source's index in its data entry, which its groups' origin holds."""
+        """place: the source's index in its data entry, which its groups' origin holds. keys: see
+        `load`.
+        """
+        self.split_keys = keys
         self.source, self.formats, self.stage_data, self.commit, self.place = (
             source,
             formats,
@@ -321,12 +339,11 @@ class SourceReader:
         return self._keys.get(opening, opening)
 
     @cached_property
-    def _keys(self) -> Mapping[str, str]:
-        """The keys of the whole source, since its split is the same for each `limit`."""
-        source = self.source.model_copy(update={"limit": None})
-        whole = SourceReader(source, self.formats, self.stage_data, self.commit, self.place)
-        rows = [(row.raw, row.groups) for row in islice(whole.rows(), split.MOST + 1)]
-        return split.keys_of([row for row in rows if row[1]])
+    def _keys(self) -> Keys:
+        if self.split_keys is not None:
+            return self.split_keys(self.source)
+        whole = self.source.whole
+        return keys_of_split([SourceReader(whole, self.formats, self.stage_data, self.commit)])
 
     def numbered_rows(self) -> NumberedRows:
         """Numbered rows; a row that cannot be parsed is a `BadRow`."""
@@ -454,6 +471,17 @@ class SourceReader:
             sample=next(filter(resolved_pairs, kept), next(iter(kept), None)),
             notes=getattr(self.format, "notes", ()),
         )
+
+
+def keys_of_split(readers: Iterable[SourceReader]) -> Keys:
+    """The keys of sources that share a split. Rows of one file are joined, whatever reads them."""
+    rows = dict[tuple[str, int], tuple[Any, list[Group]]]()
+    for reader in readers:
+        for row in reader.rows():
+            if not isinstance(row.raw, BadRow):
+                place = reader.source.name, row.number
+                rows.setdefault(place, (row.raw, []))[1].extend(row.groups)
+    return split.keys_of(list(rows.values()))
 
 
 # --- recognizing a format

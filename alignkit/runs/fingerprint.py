@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,32 @@ from alignkit.io.digest import (
 )
 from alignkit.io.text import is_dir, is_file
 from alignkit.recipe.schema import Recipe, RewardSpec, Stage, specs
-from alignkit.recipe.sources import DataSource, DataSpec, Loaded, SourceReader, content_digest, load
+from alignkit.recipe.sources import (
+    DataSource,
+    DataSpec,
+    Keys,
+    Loaded,
+    SourceReader,
+    content_digest,
+    keys_of_split,
+    load,
+)
 from alignkit.tokens.chat_templates import named_template
 
 
 class RunData:
-    """Reads data entries. stage_data: returns the file with the groups of a stage."""
+    """Reads data entries. stage_data: returns the file with the groups of a stage. recipe: whose
+    sources that are split share one split.
+    """
 
-    def __init__(self, stage_data: Callable[[str], Path]):
+    def __init__(self, stage_data: Callable[[str], Path], recipe: Recipe | None = None):
         self._stage_data = stage_data
+        self._split: list[DataSource] = []
+        for spec in specs(recipe and list(recipe.stages.values()), DataSpec):
+            for source in spec.sources:
+                split = (source.part or source.validation) and not source.stage
+                if split and source.whole not in self._split:
+                    self._split.append(source.whole)
         # Each asked for once, so that what a run reads is what its hashes say.
         self._commits = cache(partial(commit_of, "dataset"))
 
@@ -46,7 +63,21 @@ class RunData:
             formats=plugins().usable("format"),
             stage_data=self._stage_data,
             commit=self._commits,
+            keys=self._keys,
         )
+
+    def _keys(self, source: DataSource) -> Keys:
+        if source.whole in self._split:
+            return self._shared
+        return keys_of_split([self._reader(source.whole)])
+
+    @cached_property
+    def _shared(self) -> Keys:
+        """The keys of the recipe's split."""
+        return keys_of_split(map(self._reader, self._split))
+
+    def _reader(self, source: DataSource) -> SourceReader:
+        return SourceReader(source, plugins().usable("format"), self._stage_data, self._commits)
 
     def _content(self, source: DataSource) -> Any:
         """What a source holds now: a digest, or the commit of a data set on the hub."""
@@ -62,6 +93,8 @@ class RunData:
         if source.stage is not None:  # its key counts
             return {}
         facts = {"content": self._content(source)}
+        if source.whole in self._split and (source.part or source.validation):
+            facts["split"] = list(map(self._content, self._split))
         if (
             source.path is not None
             and (reader := registration_of(source.path))
@@ -69,9 +102,7 @@ class RunData:
         ):
             facts["reader"] = _code_of(reader)
         if source.format is None:
-            first = SourceReader(
-                source, plugins().usable("format"), self._stage_data, self._commits
-            )
+            first = self._reader(source)
             with suppress(DataError):  # reported when the stage reads its data
                 any(first.format_name for _ in first.rows())
             if name := first.format_name:

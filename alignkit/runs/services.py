@@ -71,7 +71,7 @@ class Services:
         self.model_source = cache(
             partial(ModelSource, recipe=recipe, reporter=self.reporter, download=download)
         )
-        self.data = RunData(self.store.data)
+        self.data = RunData(self.store.data, recipe)
         self.hashes: dict[str, str] = {}
         self.ready: set[str] = set()
         self.stage_name = ""  # the current stage's

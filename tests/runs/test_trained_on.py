@@ -143,3 +143,40 @@ def test_a_dialogue_is_recognized_by_its_last_question(tmp_path: Path) -> None:
     context: Any = SimpleNamespace(recipe=recipe, out=out, read=lambda spec: [dialogue])
     asked = [*prompts_of([dialogue]), dialogue]  # the first answer is learned as well
     assert trained_prompts(context, "warm", asked) == {"warm": {0, 1}}
+
+
+ENTRIES = """
+model: {base: tiny}
+stages:
+  sft:
+    algorithm: sft
+    data: {path: demos.jsonl, part: [0.3, 1]}
+    validation: {path: demos.jsonl, part: [0, 0.3]}
+  dpo:
+    algorithm: dpo
+    from: sft
+    data: {path: pairs.jsonl, part: [0.3, 1]}
+    validation: {path: pairs.jsonl, part: [0, 0.3]}
+"""
+
+
+def test_a_prompt_is_on_one_side_in_all_files_of_a_recipe(tmp_path: Path) -> None:
+    """Also if it nearly repeats others in one file only."""
+    asked = [
+        f"How do I turn the {chr(97 + n % 26)}{chr(97 + n // 26)} lamp in my kitchen"
+        for n in range(90)
+    ]
+    alike = [
+        f"{text}, please, as soon as you can{end}" for text in asked for end in ("?", ", thanks?")
+    ]
+    write_rows(
+        tmp_path / "demos.jsonl", demos([text + ", please, as soon as you can?" for text in asked])
+    )
+    write_rows(tmp_path / "pairs.jsonl", pairs(alike))
+    (tmp_path / "recipe.yaml").write_text(ENTRIES)
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    data, sides = RunData(Path, recipe), list[set[str]]()
+    for side in ("data", "validation"):
+        rows = [data.read(getattr(stage.settings, side)).groups for stage in recipe.stages.values()]
+        sides.append({group.prompt[0]["content"] for groups in rows for group in groups})
+    assert sides[0] and sides[1] and not sides[0] & sides[1]

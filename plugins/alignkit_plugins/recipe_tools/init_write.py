@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import chain, filterfalse
@@ -36,7 +36,7 @@ from alignkit.evaluation.split import fraction, opening
 from alignkit.host.plugins import plugins, source_of
 from alignkit.io.digest import cached_snapshot, commit_of
 from alignkit.io.text import cache_folder, is_dir, is_file
-from alignkit.recipe.sources import SourceReader, UnknownFormat
+from alignkit.recipe.sources import SourceReader, UnknownFormat, keys_of_split
 from alignkit.recipe.yaml import dump
 from alignkit.runs.fingerprint import RunData
 from alignkit_plugins.command_line.words import data_of, read_words
@@ -159,6 +159,7 @@ class DataFile:
         read: The rows that can be read.
         bad: Those that must be dropped, and why.
         notes: What its format decided about all rows.
+        split: The keys of the split that all files share.
     """
 
     file: Path
@@ -170,6 +171,7 @@ class DataFile:
     read: Sequence[Group]
     bad: Sequence[str]
     notes: Sequence[str]
+    split: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -212,8 +214,8 @@ class DataFile:
     @cached_property
     def places(self) -> list[tuple[float, str]]:
         """Where each example lies in the split of its file, and the key of what lies there."""
-        reader = _reader(self._entry(str(self.file)))
-        keys = list(map(reader.key, self.examples))
+        openings = map(opening, self.examples)
+        keys = [self.split.get(each, each) for each in openings]
         return [(fraction(key), key) for key in keys]
 
     def part(self, low: float, high: float = 1.0) -> list[Group]:
@@ -224,6 +226,12 @@ class DataFile:
     def splits(self, share: float) -> bool:
         """Whether there are examples on both sides."""
         return 0 < len(self.part(0, share)) < len(self.examples)
+
+    @property
+    def whole(self) -> Any:
+        """A data entry of all its rows."""
+        keys = {key: value for key, value in self.keys.items() if key != "limit"}
+        return replace(self, keys=keys)._entry(str(self.file))
 
     def entry(self, *share: float) -> Any:
         """A data entry of a recipe that reads the examples in a share."""
@@ -522,6 +530,8 @@ def planned(files: Sequence[DataFile]) -> Plan:
     limited = list[DataFile]()
     for file, weight in zip(files, weights, strict=True):
         limited.append(file.limited(most * weight) if weight else file)
+    keys = keys_of_split(_reader(file.whole) for file in limited)
+    limited = [replace(file, split=keys) for file in limited]
     judging = [file for file in limited if file.kind == goal]
     for share in SHARES:
         split = (file.part(0, share) for file in judging if file.splits(share))
