@@ -161,22 +161,17 @@ stages:
 
 
 def test_a_prompt_is_on_one_side_in_all_files_of_a_recipe(tmp_path: Path) -> None:
-    """Also if it nearly repeats others in one file only."""
-    asked = [
-        f"How do I turn the {chr(97 + n % 26)}{chr(97 + n // 26)} lamp in my kitchen"
-        for n in range(90)
-    ]
-    alike = [
-        f"{text}, please, as soon as you can{end}" for text in asked for end in ("?", ", thanks?")
-    ]
-    write_rows(
-        tmp_path / "demos.jsonl", demos([text + ", please, as soon as you can?" for text in asked])
-    )
-    write_rows(tmp_path / "pairs.jsonl", pairs(alike))
+    """Also if one file joins it with others, here by their answers."""
+    asked = [f"Why is it {n}?" for n in range(90)]
+    write_rows(tmp_path / "demos.jsonl", demos(asked))
+    told = [f"Because of the {n // 2}th thing that has happened to us." for n in range(180)]
+    rows = zip([*asked, *(f"Then tell me of {n}." for n in range(90))], sorted(told), strict=True)
+    pairs_of = ({"prompt": ask, "chosen": tell, "rejected": "No."} for ask, tell in rows)
+    write_rows(tmp_path / "pairs.jsonl", pairs_of)
     (tmp_path / "recipe.yaml").write_text(ENTRIES)
     recipe = load_recipe(tmp_path / "recipe.yaml")
     data, sides = RunData(Path, recipe), list[set[str]]()
     for side in ("data", "validation"):
-        rows = [data.read(getattr(stage.settings, side)).groups for stage in recipe.stages.values()]
-        sides.append({group.prompt[0]["content"] for groups in rows for group in groups})
+        read = [data.read(getattr(stage.settings, side)).groups for stage in recipe.stages.values()]
+        sides.append({group.prompt[0]["content"] for groups in read for group in groups})
     assert sides[0] and sides[1] and not sides[0] & sides[1]
