@@ -57,7 +57,8 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
     """
     found = list[dict[str, Any]]()
     if file.is_file():
-        for line in file.read_text("utf-8", "replace").splitlines():
+        # Not `splitlines`, which also cuts at U+0085 and U+2028 in a text
+        for line in file.read_text("utf-8", "replace").split("\n"):
             with suppress(ValueError):
                 found.append(json.loads(line))
     return found

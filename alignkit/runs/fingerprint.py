@@ -48,7 +48,9 @@ class RunData:
     def __init__(self, stage_data: Callable[[str], Path], recipe: Recipe | None = None):
         self._stage_data = stage_data
         self._split: list[DataSource] = []
-        for spec in specs(recipe and list(recipe.stages.values()), DataSpec):
+        stages = recipe.stages.values() if recipe else ()
+        parts = [(stage.component.options, stage.settings) for stage in stages]
+        for spec in specs(parts, DataSpec):
             for source in spec.sources:
                 split = (source.part or source.validation) and not source.stage
                 if split and source.whole not in self._split:
