@@ -59,6 +59,7 @@ def cell(variant: str, seed: int, scores: dict[str, list[float]], **more: Any) -
     return {
         "values": {"seed": str(seed), "algorithm": variant},
         "seed": seed,
+        "base": "one recipe",
         "stages": {},
         "evaluations": {"report": {**evaluation, **more}},
     }
@@ -130,3 +131,61 @@ def test_two_results_of_one_cell_and_no_common_seed_are_refused() -> None:
         table_of([one, cell("ppo", 3, {"right": HALF})], "report")
     with pytest.raises(DataError, match="no seed in common"):
         table_of([one, cell("grpo", 4, {"right": HALF})], "report")
+
+
+def rows_of(cells: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+    return {(row.policy, row.metric): row for row in table_of(cells, "report").rows}
+
+
+def test_cells_of_a_recipe_that_has_changed_are_refused() -> None:
+    old = {**cell("ppo", 4, {"right": ALL}), "base": "before"}
+    with pytest.raises(DataError, match="the recipe has changed between them"):
+        table_of([cell("ppo", 3, {"right": ALL}), old], "report")
+
+
+def test_what_is_drawn_together_is_one_prompt_and_keeps_the_mean() -> None:
+    """Nine of twelve questions are about one passage, which may be the first, number 0."""
+    for unit in (0, 7):
+        prompts = {"right": [[f"p{at}", unit if at < 9 else None] for at in range(12)]}
+        values = [1.0] * 9 + [0.0, 1.0, 1.0]
+        cells = [cell("ppo", seed, {"right": values}, prompts=prompts) for seed in (3, 4, 5)]
+        row = rows_of(cells)["align", "right"]
+        assert row.estimate["mean"] == pytest.approx(11 / 12) and row.difference["n"] == 4
+        assert row.clear == 0
+
+
+def test_a_variant_that_is_called_as_a_policy_keeps_its_own_numbers() -> None:
+    cells = [cell(name, 3, {"right": own}) for name, own in (("base", ALL), ("sft", HALF))]
+    rows = rows_of(cells)
+    assert rows["align base", "right"].estimate["mean"] == 1.0
+    assert (
+        rows["align sft", "right"].estimate["mean"] == rows["sft", "right"].estimate["mean"] == 0.5
+    )
+
+
+def test_a_variant_that_learned_from_the_metric_is_no_proof() -> None:
+    one, other = cell("ppo", 3, {"right": ALL}), cell("grpo", 3, {"right": ALL})
+    other["evaluations"]["report"]["measures"]["right"]["trained_on"]["align"] = True
+    rows = rows_of([one, other])
+    assert [rows[name, "right"].trained_on for name in ("ppo", "grpo")] == [False, True]
+
+
+def test_a_few_equal_differences_are_not_certain() -> None:
+    cells = [cell("ppo", seed, {"right": [0.5, 1.5]}) for seed in (3, 4)]
+    for one in cells:
+        one["evaluations"]["report"]["measures"]["right"]["scale"] = None
+    row = rows_of(cells)["align", "right"]
+    assert row.difference["p"] == 0.5 and row.clear == 0
+
+
+def test_a_composite_of_metrics_on_the_same_prompts_is_no_surer_than_one() -> None:
+    right = [float(at % 3 == 0) for at in range(40)]
+    cells = [cell("ppo", seed, {"right": right, "again": right}) for seed in (3, 4)]
+    for one in cells:
+        measures = one["evaluations"]["report"]["measures"]
+        parts = {"right": 0.5, "again": 0.5}
+        measures["both"] = {**measures["right"], "scale": None, "parts": parts}
+    rows = rows_of(cells)
+    alone, both = (rows["align", name].difference for name in ("right", "both"))
+    assert both["mean"] == pytest.approx(alone["mean"]) and both["n"] == 40
+    assert both["high"] - both["low"] > 0.8 * (alone["high"] - alone["low"])

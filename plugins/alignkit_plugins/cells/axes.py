@@ -88,6 +88,8 @@ def _values(key: str, text: str) -> Iterator[tuple[str, Sequence[str]]]:
         low, high = map(int, bounds.groups())
         if low > high:
             refuse(f"--each {key}={text}: the range is empty", f"write {key}={high}..{low}")
+        if high - low > MOST:
+            refuse(f"--each makes more than {MOST:,} cells", "give it fewer values")
         for number in range(low, high + 1):
             yield str(number), [f"{key}={number}"]
     else:
@@ -101,7 +103,10 @@ def _variants(key: str, file: Path) -> dict[str, Sequence[str]]:
     """The overrides of each variant in a file: of a mapping, a key each, or a list of texts."""
     if not file.is_file():
         refuse(f"--each {key}: no such file: {file}")
-    found = plain_data(file.read_text(encoding="utf-8"), str(file))
+    try:
+        found = plain_data(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        refuse(f"{file}: it is not UTF-8", "save it as UTF-8")
     variants = dict[str, Sequence[str]]()
     for name, own in found.items() if isinstance(found, Mapping) else ():
         if isinstance(own, Mapping):

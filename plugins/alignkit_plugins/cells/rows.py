@@ -20,9 +20,11 @@ from alignkit_plugins.compare.scores import Measure, scale_of, scores_of
 MACHINE = ("processor", "dtype", "threads")  # facts of a stage on which its numbers depend
 
 
-def write_row(place: int, values: Mapping[str, str], recipe: Recipe, folder: Path) -> None:
-    """Write FOLDER.json. place: of the cell among all. values: of the cell, by axis. folder: of its
-    run, which is complete.
+def write_row(
+    place: int, values: Mapping[str, str], base: str, recipe: Recipe, folder: Path
+) -> None:
+    """Write FOLDER.json. place: of the cell among all. values: of the cell, by axis. base: a digest
+    of the recipe without them. folder: of its run, which is complete.
     """
     stages, evaluations = dict[str, Any](), dict[str, Any]()
     for name in recipe.stages:
@@ -32,6 +34,7 @@ def write_row(place: int, values: Mapping[str, str], recipe: Recipe, folder: Pat
     row = {
         "place": place,
         "values": dict(values),
+        "base": base,
         "recipe": recipe.name,
         "seed": recipe.seed,
         "stages": stages,

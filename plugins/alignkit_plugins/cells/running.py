@@ -8,6 +8,7 @@ RUN/cells/ADDRESS.json  what it found (`alignkit_plugins.cells.rows`); a table r
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alignkit.contract.commands import Result
-from alignkit.errors import RunFailed, Stopped, refuse
+from alignkit.errors import RunFailed, refuse
 from alignkit.io.atomic import make_folder
 from alignkit.io.console import Reporter
 from alignkit.io.digest import digest
@@ -53,13 +54,16 @@ def run_cells(
     cells = cells_of(words)
     recipes = {cell.address: load(cell.overrides) for cell in cells}
     _check_different(recipes)
-    folder = folder_of(load([]), out)
+    plain = load([])
+    folder = folder_of(plain, out)
+    text = json.dumps({**plain.resolved, "name": ""}, default=str)
+    base = digest(text.replace(str(plain.folder), ""))  # of whatever checkout
     chosen = _share(cells, part)
     make_folder(folder / CELLS)
     reporter = Reporter()
     reporter.say(f"{len(chosen)} cell{'s' * (len(chosen) != 1)}, {folder / CELLS}")
     with stoppable():
-        failed = _run(chosen, recipes, command, folder, jobs, reporter)
+        failed = _run(chosen, recipes, base, command, folder, jobs, reporter)
     if failed:
         help = "the same command runs them again, and only them"
         raise RunFailed(f"failed: {', '.join(failed)}\nhelp: {help}")
@@ -89,6 +93,7 @@ def _share(cells: Sequence[Cell], part: str) -> Sequence[Cell]:
 def _run(
     cells: Sequence[Cell],
     recipes: Mapping[str, Recipe],
+    base: str,
     command: Sequence[str],
     folder: Path,
     jobs: int,
@@ -111,12 +116,14 @@ def _run(
                         reporter.say(f"{address}: failed ({count}): {problem}")
                         continue
                     done = process.cell
-                    write_row(done.place, done.values, recipes[address], process.folder)
+                    write_row(done.place, done.values, base, recipes[address], process.folder)
                     reporter.say(f"{address}: done ({count}) in {process.took}")
             time.sleep(WAIT)
-    except (KeyboardInterrupt, Stopped):
+    except BaseException:
         for process in running.values():
-            process.stop()
+            process.process.terminate()
+        for process in running.values():
+            process.process.wait()
         raise
     return failed
 
@@ -130,6 +137,7 @@ class Process:
         threads = max(1, (os.cpu_count() or 1) // jobs)
         environment = {"OMP_NUM_THREADS": str(threads)} if jobs > 1 else {}
         words = [*command, *cell.overrides, "--out", str(self.folder)]
+        self.folder.with_name(f"{cell.address}.json").unlink(missing_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "alignkit", "run", *words],
@@ -137,6 +145,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**environment, **os.environ},
+                start_new_session=True,  # one signal each: a second one ends a run at once
                 preexec_fn=_end_with_parent,  # or it holds the lock of a cell that resumes
             )
 
@@ -155,12 +164,6 @@ class Process:
             return ""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n  ".join([f"see {self.log}", *lines[-LAST:]])
-
-    def stop(self) -> None:
-        """End it as Ctrl-C does, so that it resumes where it was."""
-        if not self.ended:
-            self.process.send_signal(signal.SIGTERM)
-        self.process.wait()
 
 
 def _end_with_parent() -> None:

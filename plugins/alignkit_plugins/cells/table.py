@@ -23,16 +23,26 @@ from alignkit_plugins.compare.tables import LOWER, cell
 from alignkit_plugins.compare.verdicts import verdicts
 
 SEED, BASE = "seed", "base"
-SAME = ("prompts", "sampling", "headline", "baseline", "policies", "measures")
+SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
 MACHINE = ("processor", "threads", "dtype")  # facts of a stage on which its numbers depend
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
+EQUAL = 1e-12  # differences that are rounding
 LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.read_row`)
-Values = dict[str, dict[str, Array]]  # by metric and policy: [prompts, seeds]
+
+
+class Column(NamedTuple):
+    """The values [prompts, seeds] of a policy by a metric, what each prompt is called, and whether
+    the policy learned from the metric.
+    """
+
+    values: Array
+    units: Sequence[str]
+    trained_on: bool | None = None
 
 
 class CellTable(NamedTuple):
@@ -49,8 +59,8 @@ def table_of(cells: Cells, stage: str) -> CellTable:
     first, variants = cells[0]["evaluations"][stage], dict[str, dict[int, Any]]()
     for one in cells:
         name = ", ".join(value for key, value in one["values"].items() if key != SEED)
-        scores = one["evaluations"][stage]["scores"]
-        if variants.setdefault(name, {}).setdefault(one[SEED], scores) != scores:
+        own = variants.setdefault(name, {})
+        if own.setdefault(one[SEED], one["evaluations"][stage]) != one["evaluations"][stage]:
             raise DataError(f"{_address(one)}: two folders have different results of it")
     every = set[int]().union(*variants.values())
     seeds, notes = sorted(every.intersection(*variants.values())), list[str]()
@@ -58,24 +68,26 @@ def table_of(cells: Cells, stage: str) -> CellTable:
         raise DataError("the cells have no seed in common\nhelp: run all of them with one seed")
     if left := sorted(every.difference(seeds)):
         notes.append(f"left out, as not all cells have them: seeds {', '.join(map(str, left))}")
-    values = _values(first, variants, seeds)
-    rows = list[Row]()
+    columns, rows = _columns(first, variants, seeds), list[Row]()
     for metric, measure in first["measures"].items():
-        own, head = values[metric], metric == first["headline"]
-        rows += _rows(metric, measure, own, first["baseline"], notes if head else [])
+        head = metric == first["headline"]
+        rows += _rows(metric, measure, columns[metric], first["baseline"], notes if head else [])
     if len(seeds) == 1:
         notes += [f"one seed, {seeds[0]}: the intervals are over prompts only"]
     return CellTable(_claimed(rows, first["headline"]), seeds, notes)
 
 
 def _check_same(cells: Cells, stage: str) -> None:
-    """Raise DataError if cells were not measured in the same way."""
+    """Raise DataError if cells were not measured in the same way, or are of several recipes."""
     first, *others = cells
     for one in others:
+        text = f"{_address(first)} and {_address(one)} do not compare"
+        if first["base"] != one["base"]:
+            help = "run all of them again, or delete the files of the older ones in RUN/cells"
+            raise DataError(f"{text}: the recipe has changed between them\nhelp: {help}")
         for name in SAME:
             here, there = (each["evaluations"].get(stage, {}).get(name) for each in (first, one))
             if _comparable(here) != _comparable(there):
-                text = f"{_address(first)} and {_address(one)} do not compare"
                 raise DataError(f"{text}: their {name} differ")
 
 
@@ -89,64 +101,65 @@ def _address(one: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in one["values"].items())
 
 
-def _values(
+def _columns(
     first: Mapping[str, Any], variants: Mapping[str, Mapping[int, Any]], seeds: Sequence[int]
-) -> Values:
-    """The scores of all policies, at the prompts where all have one. A policy that is the same in
-    all variants is there once; others are called as their variants.
+) -> dict[str, dict[str, Column]]:
+    """The scores by each metric of all policies. A policy that is the same in all variants is there
+    once; others are called as their variants.
     """
-    found, last = Values(), first["policies"][-1]
-    different = {last} if len(variants) > 1 else set[str]()
-    for policy in first["policies"]:
+    policies, found = first["policies"], dict[str, dict[str, Column]]()
+    different = {policies[-1]} if len(variants) > 1 else set[str]()
+    for policy in policies:
         texts = {str(_of_policy(own, policy, seeds)) for own in variants.values()}
         different |= {policy} if len(texts) > 1 else set()
-    for metric, prompts in first["prompts"].items():
-        columns = dict[str, Array]()
-        for policy in first["policies"]:
+    alone = len(different) == 1 and {BASE, *policies}.isdisjoint(variants)
+    for metric, measure in first["measures"].items():
+        found[metric] = {}
+        parts = measure["parts"] or {metric: 1.0}
+        for policy in policies:
             for variant, own in variants.items():
                 name = policy
                 if policy in different:
-                    name = variant if len(different) == 1 else f"{policy} {variant}"
-                if policy in own[seeds[0]][metric]:
-                    scores = [own[seed][metric][policy] for seed in seeds]
-                    columns.setdefault(name, np.array(scores, float).T)
-        known = ~np.isnan([*columns.values()]).any((0, 2))
-        units = np.array([str(unit or key) for key, unit in prompts])[known]
-        found[metric] = {}
-        for name, one in columns.items():
-            found[metric][name] = _together(one[known], units)
-    for metric, measure in first["measures"].items():
-        if parts := measure["parts"]:
-            found[metric] = {}
-            for name in found[next(iter(parts))]:
-                found[metric][name] = _combined(parts, found, name)
+                    name = variant if alone else f"{policy} {variant}"
+                if (
+                    name not in found[metric]
+                    and policy in own[seeds[0]]["scores"][next(iter(parts))]
+                ):
+                    column = _column([own[seed] for seed in seeds], policy, parts)
+                    trained = own[seeds[0]]["measures"][metric]["trained_on"].get(policy)
+                    found[metric][name] = column._replace(trained_on=trained)
     return found
 
 
-def _combined(parts: Mapping[str, float], values: Values, name: str) -> Array:
-    """The values of a composite, as `Scores.combine` makes them: their mean is the sum of the
-    weighted means of the parts, and so is their variance.
-    """
-    columns = {metric: values[metric][name] for metric in parts}
-    size, found = sum(map(len, columns.values())), list[Array]()
-    whole = sum(part * columns[metric].mean(0) for metric, part in parts.items())
-    for metric, part in parts.items():
-        count = len(columns[metric])
-        wider = (size * (size - 1) / count / max(1, count - 1)) ** 0.5
-        found.append(whole + part * wider * (columns[metric] - columns[metric].mean(0)))
-    return np.concatenate(found)
-
-
 def _of_policy(own: Mapping[int, Any], policy: str, seeds: Sequence[int]) -> list[Any]:
-    return [each.get(policy) for seed in seeds for each in own[seed].values()]
+    return [each.get(policy) for seed in seeds for each in own[seed]["scores"].values()]
 
 
-def _together(column: Array, units: Any) -> Array:
-    """The means of what was drawn together, such as the questions about one passage."""
-    _, places, counts = np.unique(units, return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), column.shape[1]))
-    np.add.at(sums, places, column)
-    return np.asarray(sums / counts[:, None])
+def _column(seeds: Sequence[Any], policy: str, parts: Mapping[str, float]) -> Column:
+    """The values of a policy by a metric, or by a composite of several: a sum of weighted means, as
+    `Scores.combine` makes it. What was drawn together, such as the questions about one passage, is
+    one value, with the mean of all values and its variance (`statistics.clustered`).
+    """
+    columns, units = list[Array](), list[str]()
+    for metric in parts:
+        scores = np.array([one["scores"][metric][policy] for one in seeds], float).T
+        known = ~np.isnan(scores).any(1)
+        for (key, unit), is_known in zip(seeds[0]["prompts"][metric], known, strict=True):
+            units += [f"prompt {key}" if unit is None else f"unit {unit}"] * bool(is_known)
+        columns.append(scores[known])
+    size, whole = len(units), 0.0
+    for part, own in zip(parts.values(), columns, strict=True):
+        whole = whole + part * own.mean(0)
+    if len(parts) > 1:
+        for at, part in enumerate(parts.values()):
+            own, count = columns[at], len(columns[at])
+            wider = (size * (size - 1) / count / max(1, count - 1)) ** 0.5
+            columns[at] = whole + part * wider * (own - own.mean(0))
+    values = np.concatenate(columns)
+    names, places = np.unique(units, return_inverse=True)
+    sums = np.zeros((len(names), len(seeds)))
+    np.add.at(sums, places, values - values.mean(0))
+    return Column(values.mean(0) + len(names) / size * sums, [*names])
 
 
 # Over prompts and seeds
@@ -155,26 +168,30 @@ def _together(column: Array, units: Any) -> Array:
 def _rows(
     metric: str,
     measure: Mapping[str, Any],
-    values: Mapping[str, Array],
+    columns: Mapping[str, Column],
     baseline: str,
     notes: list[str],
 ) -> list[Row]:
     """A row for each policy by a metric. notes: get what the table could see by it."""
     levels = (measure["scale"] or {}).get("levels")
     bottom, top = levels or (0.0, 1.0)
+    every = set.intersection(*(set(one.units) for one in columns.values()))
+    shares = dict[str, Array]()
+    for name, one in columns.items():
+        known = [unit in every for unit in one.units]
+        shares[name] = (one.values[known] - bottom) / (top - bottom)
     gaps, differences = dict[str, Array](), dict[str, dict[str, Any]]()
-    for name, own in values.items():
-        if baseline in values and name not in (baseline, BASE):
-            gaps[name] = (own - values[baseline]) / (top - bottom)
+    for name, share in shares.items():
+        if baseline in shares and name not in (baseline, BASE):
+            gaps[name] = share - shares[baseline]
     if gaps:
         found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
         differences = _differences(gaps, found)
         notes += _visible(found.parts, len(gaps), top - bottom, measure["percent"])
-    rows, trained = list[Row](), measure["trained_on"]
+    rows = list[Row]()
     facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
-    for name, own in values.items():
-        facts["trained_on"] = trained.get(name, [*trained.values()][-1])
-        share = (own - bottom) / (top - bottom)
+    for name, share in shares.items():
+        facts["trained_on"] = columns[name].trained_on
         row = Row(name, metric, estimate=_scaled(_mean(share, levels), bottom, top), **facts)
         if name in differences:
             difference = _scaled(differences[name], 0.0, top - bottom)
@@ -195,13 +212,19 @@ def _mean(share: Array, levels: Any) -> dict[str, Any]:
 
 
 def _differences(gaps: Mapping[str, Array], found: Interval) -> dict[str, dict[str, Any]]:
-    """Mean differences with their intervals and the p values of two-sided tests."""
+    """Mean differences with their intervals and the p values of two-sided tests, which a few equal
+    prompts do not make certain (`statistics.p_value`).
+    """
     differences = dict[str, dict[str, Any]]()
     sided = zip(*crossed.one_sided(found.middle, found.spread), strict=True)
     ends = zip(found.middle - found.half, found.middle + found.half, strict=True)
     for (name, own), (low, high), p in zip(gaps.items(), ends, sided, strict=True):
+        by_prompt, both = own.mean(1), 2 * float(min(p))
+        apart, equal = int(np.count_nonzero(by_prompt)), float(np.ptp(by_prompt)) < EQUAL
+        if apart < statistics.FEW or equal:
+            both = max(both, 2 * 0.5**apart)
         one = {"mean": float(own.mean()), "low": float(low), "high": float(high), "n": len(own)}
-        differences[name] = {**one, "p": min(1.0, 2 * float(min(p)))}
+        differences[name] = {**one, "p": min(1.0, both)}
     return differences
 
 
@@ -291,5 +314,5 @@ def _blocks(table: CellTable, cells: int) -> list[Block]:
     note = f"{LOWER} lower is better" if any(row.lower for row in table.rows) else ""
     grid = [[name, *line.values()] for name, line in lines.items()]
     blocks: list[Block] = [Table(title, ["policy", *metrics.values()], grid, note=note)]
-    texts = [one.sentences[0] for one in verdicts(table.rows)]
+    texts = [" ".join(one.sentences) for one in verdicts(table.rows)]
     return [*blocks, "\n".join([*texts, *table.notes, *[VARY] * (len(table.seeds) > 1)])]
