@@ -20,7 +20,8 @@ from alignkit_plugins.cells.crossed import Array, Interval, Parts
 from alignkit_plugins.cells.rows import rows_of
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import LOWER, cell
-from alignkit_plugins.compare.verdicts import verdicts
+from alignkit_plugins.compare.verdicts import MORE, verdicts
+from alignkit_plugins.text.readable import estimate_text
 
 SEED, BASE = "seed", "base"
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
@@ -30,6 +31,7 @@ RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agr
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
 EQUAL = 1e-12  # differences that are rounding
 LARGE = 0.25  # share of the variance that is the seeds', from which more prompts do not help
+UNCLEAR = "No clear difference in"  # says only which other metrics there are
 VARY = "Seeds vary what is sampled and in which order, not which rows were collected."
 
 Cells = Sequence[Mapping[str, Any]]  # rows of cells (`rows.read_row`)
@@ -188,6 +190,13 @@ def _rows(
         found = crossed.intervals(np.stack([*gaps.values()]), bool(levels))
         differences = _differences(gaps, found)
         notes += _visible(found.parts, len(gaps), top - bottom, measure["percent"])
+        first, *others = gaps
+        for name in others:
+            apart = {name: gaps[name] - gaps[first]}
+            between = crossed.intervals(np.stack([*apart.values()]), bool(levels))
+            one = _scaled(_differences(apart, between)[name], 0.0, top - bottom)
+            text = estimate_text(one, sign=True, percent=measure["percent"])
+            notes.append(f"{name} against {first}: {text} in {metric}, not adjusted")
     rows = list[Row]()
     facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
     for name, share in shares.items():
@@ -314,5 +323,8 @@ def _blocks(table: CellTable, cells: int) -> list[Block]:
     note = f"{LOWER} lower is better" if any(row.lower for row in table.rows) else ""
     grid = [[name, *line.values()] for name, line in lines.items()]
     blocks: list[Block] = [Table(title, ["policy", *metrics.values()], grid, note=note)]
-    texts = [" ".join(one.sentences) for one in verdicts(table.rows)]
+    texts = list[str]()
+    for verdict in verdicts(table.rows):
+        told = [one for one in verdict.sentences if not one.startswith((MORE, UNCLEAR))]
+        texts.append(" ".join(told))
     return [*blocks, "\n".join([*texts, *table.notes, *[VARY] * (len(table.seeds) > 1)])]
