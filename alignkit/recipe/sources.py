@@ -56,7 +56,7 @@ OR_SKIP = ", or set 'on_bad_row: skip'"
 StageData = Callable[[str], Path]
 # Data set, revision -> commit, or None if it is unknown
 CommitOf = Callable[[str, str | None], str | None]
-Keys = Mapping[str, str]  # of the split, by the opening of a conversation
+Keys = Mapping[str, str]  # what decides a split, by the opening of a conversation
 
 
 class DataSource(Options):

@@ -57,7 +57,7 @@ def run_cells(
     plain = load([])
     folder = folder_of(plain, out)
     text = json.dumps({**plain.resolved, "name": ""}, default=str)
-    base = digest(text.replace(str(plain.folder), ""))  # of whatever checkout
+    base = digest(text.replace(str(plain.folder), ""))  # the same in each checkout
     chosen = _share(cells, part)
     make_folder(folder / CELLS)
     reporter = Reporter()

@@ -194,8 +194,8 @@ def _rows(
         for name in others:
             apart = {name: gaps[name] - gaps[first]}
             between = crossed.intervals(np.stack([*apart.values()]), bool(levels))
-            one = _scaled(_differences(apart, between)[name], 0.0, top - bottom)
-            text = estimate_text(one, sign=True, percent=measure["percent"])
+            gap = _scaled(_differences(apart, between)[name], 0.0, top - bottom)
+            text = estimate_text(gap, sign=True, percent=measure["percent"])
             notes.append(f"{name} against {first}: {text} in {metric}, not adjusted")
     rows = list[Row]()
     facts = {key: measure[key] for key in ("kind", "percent", "lower", "tested")}
@@ -325,6 +325,6 @@ def _blocks(table: CellTable, cells: int) -> list[Block]:
     blocks: list[Block] = [Table(title, ["policy", *metrics.values()], grid, note=note)]
     texts = list[str]()
     for verdict in verdicts(table.rows):
-        told = [one for one in verdict.sentences if not one.startswith((MORE, UNCLEAR))]
-        texts.append(" ".join(told))
+        shown = [one for one in verdict.sentences if not one.startswith((MORE, UNCLEAR))]
+        texts.append(" ".join(shown))
     return [*blocks, "\n".join([*texts, *table.notes, *[VARY] * (len(table.seeds) > 1)])]
