@@ -261,8 +261,11 @@ def test_one_person_settles_what_others_disagree_on(said: Said) -> None:
         index = int(given.stored.item.prompt[0]["content"] == but)
         return side("AB"[given.order.index(index)], note=f"by rule {index}")
 
+    assert label(STORE, "eve") == 0
     label(STORE, "ann", answer=first)
     label(STORE, "bob", answer=partial(first, but="Hi"))
+    with Store.open(STORE) as store:  # as if she had before she was to settle
+        store.submit(event(store.items()[1].item, side("A"), who="eve"))
     run(stages, code=75)
     waits = "waits for 1 label: 0 of 1 items are done"
     assert f"{waits}\n  to label: alignkit label {STORE} --annotator eve\n" in said()
@@ -278,7 +281,7 @@ def test_one_person_settles_what_others_disagree_on(said: Said) -> None:
     assert learned == [Pair(1, 0, 1.0, "better"), Pair(0, 1, 1.0, "better")]
     report = (RUN / "labels" / "report.txt").read_text()
     assert "50% of labels agree" in report  # eve is no third opinion
-    assert len(ho["votes"]) == 2
+    assert len(ho["votes"]) == 3
     assert [vote.get("reason") for vote in hi["votes"]].count("by rule 1") == 1
 
 

@@ -19,16 +19,17 @@ SEED = 0  # it decides the order of responses, and what comes next
 GOLD_RATE = 0.05  # share of gold items
 LEAST = 0.8  # share of a qualification's gold items that must be right
 
-# Nobody judges a response of their own, or what somebody else is to settle.
+# Nobody judges a response of their own.
 _UNSEEN = (
     "retired = 0 AND writer <> :me AND NOT EXISTS (SELECT 1 FROM effective AS e WHERE e.item = "
-    "items.id AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag')) "
-    "AND coalesce(json_extract(content, '$.settled_by'), '') IN ('', :me)"
+    "items.id AND e.annotator = :me AND e.kind IN ('label', 'skip', 'flag'))"
 )
 _OTHERS = "SELECT count(*) FROM leases WHERE leases.item = items.id AND leases.annotator <> :me"
+# Who settles an item labels it only once it is disputed, and nobody else does then.
 _OPEN = (
     f"SELECT * FROM items WHERE labels < wanted AND gold IS NULL AND {_UNSEEN} AND labels + "
-    f"({_OTHERS}) < wanted"
+    f"({_OTHERS}) < wanted AND (coalesce(json_extract(content, '$.settled_by'), '') = '' OR "
+    "(json_extract(content, '$.settled_by') = :me) = coalesce(json_extract(content, '$.disputed'), 1))"
 )
 _GOLD = f"SELECT * FROM items WHERE gold IS NOT NULL AND {_UNSEEN}"
 _MINE = LATEST.format("annotator = :me")

@@ -43,8 +43,7 @@ class Item:
     with that person's consent. license: of the texts; items without one are not exported. batch:
     the stage or file that asks. gold: the right label, as `labels.canonical` returns it. priority:
     higher ones are labeled first. results: whether labelers see at the end what the others said.
-    settled_by: who alone may label it now, because people contradict each other, and whose label
-    replaces theirs.
+    settled_by: whose label replaces the others': asked once it is disputed, and nobody else is then.
     """
 
     task: str
@@ -60,6 +59,7 @@ class Item:
     priority: float = 0.0
     results: bool = False
     settled_by: str = ""
+    disputed: bool = False
 
     def __post_init__(self) -> None:
         """JSON has lists where an item has tuples."""
@@ -116,10 +116,11 @@ class Item:
             self,
             license=self.license or other.license,
             author=self.author or other.author,
-            gold=other.gold if self.gold is None else self.gold,
+            gold=self.gold or other.gold,
             meta={**other.meta, **self.meta},
             origins=self.origins if any(self.origins) else other.origins,
-            settled_by=self.settled_by or other.settled_by,
+            settled_by=self.settled_by or other.settled_by * other.disputed,
+            disputed=self.disputed or other.disputed,
         )
 
 

@@ -165,7 +165,7 @@ class LabelApi:
                 f"The first {exam.asked} items have known answers. They show whether the task is "
                 "clear."
             )
-        if shown and shown.stored.item.settled_by:
+        if shown and shown.stored.item.disputed:
             notice = notice or "People disagree here. Your label decides; say why in the note."
         state = self._state(annotator, shown, notice)
         if shown is None and not exam.passed:

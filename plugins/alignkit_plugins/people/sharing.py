@@ -224,6 +224,7 @@ def _redacted(item: Item, salt: str, found: list[tuple[str, str]]) -> Item:
         settled_by=pseudonym(item.settled_by, salt),
         batch=batch,
         priority=0.0,
+        disputed=False,
     )
 
 

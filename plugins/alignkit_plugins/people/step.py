@@ -147,20 +147,23 @@ class People(Step):
         if options.rewards:
             items = prioritized(items, options.rewards, context)
             items.sort(key=lambda item: -item.priority)
-        items = [replace(item, results=options.show_results) for item in items[: options.limit]]
+        items = [
+            replace(item, results=options.show_results, settled_by=options.settled_by)
+            for item in items[: options.limit]
+        ]
 
         def ask(items: Sequence[Item], people: int, why: str = "") -> list[Labeled]:
             folder = context.out.with_name(context.out.name + why)
             return labels_of(path, items, stage=context.stage, folder=folder, annotators=people)
 
         entries = ask(items, options.annotators)
-        if who := options.settled_by:
-            unclear = [entry.stored.item for entry in entries if entry.counts and entry.is_disputed]
-            ask(
-                [replace(item, settled_by=who) for item in unclear],
-                options.annotators + 1,
-                "-settled",
-            )
+        if options.settled_by:
+            unclear = [
+                replace(entry.stored.item, disputed=True)
+                for entry in entries
+                if entry.counts and entry.is_disputed and not entry.stored.item.gold
+            ]
+            ask(unclear, options.annotators + 1, "-settled")
             entries = ask(items, options.annotators)
         if options.reviewers:
             texts = list[Item]()
@@ -258,8 +261,8 @@ def labels_of(
     missing = sum(lacking)
     done = f"{lacking.count(0)} of {len(entries)} items are done"
     people = " --annotator NAME" * annotators if annotators > 1 else ""
-    if who := items[0].settled_by:
-        people = f" --annotator {shlex.quote(who)}"
+    if items[0].disputed:
+        people = f" --annotator {shlex.quote(items[0].settled_by)}"
     raise StageWaits(
         f"stage '{stage}' waits for {missing} label{'s' * (missing != 1)}: {done}\n"
         f"  to label: alignkit label {shlex.quote(str(path))}{people}",
