@@ -19,7 +19,7 @@ from alignkit import Group
 from alignkit.errors import OutOfResource
 from alignkit_plugins.people.votes import labeled
 from alignkit_plugins.servers.server import Address
-from alignkit_plugins.serving.policy import Policy
+from alignkit_plugins.serving.policy import Policy, bytes_of
 from tests.patience import PATIENCE
 from tests.people.pages import left_in_the_middle
 from tests.rows import cells, user
@@ -117,6 +117,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(
     text = b"".join(bytes(one["bytes"]) for one in told)
     assert [text.decode(errors="replace")] == contents(whole)
     role = server.opened.policies["run-online"].role
+    assert bytes_of(role.encoder.tokenizer, 10**6) == b""  # as in a padded vocabulary
     groups = role.sample([Group((user("bread is good"),))], max_new_tokens=24, **sampling)
     ((expected, likeliest),) = role.predictions(groups)
     for one, value, is_best in zip(told, expected.tolist(), likeliest.tolist(), strict=False):

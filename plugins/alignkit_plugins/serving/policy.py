@@ -152,7 +152,7 @@ class Policy:
 
 def bytes_of(tokenizer: Any, token: int) -> bytes:
     """What a token writes, which may be a part of a character."""
-    piece = tokenizer.convert_ids_to_tokens(token)
+    piece = tokenizer.convert_ids_to_tokens(token) or ""  # None: a padded vocabulary
     if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder) and _BYTES.keys() >= {*piece}:
         return bytes(_BYTES[character] for character in piece)
     if byte := re.fullmatch(r"<0x(..)>", piece):  # SentencePiece's
