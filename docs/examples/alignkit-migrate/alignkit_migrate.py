@@ -146,6 +146,8 @@ class Migration:
         if lora not in (True, False):
             self.lose("use_peft", lora)
         self.data(online)
+        if self.tool == "trl" and self.trainer != "lm":
+            self.differ("prompt, completion, chosen")
         self.recipe["stages"] = {self.trainer: self.stage}
         self.stage["algorithm"] = {self.trainer: options}
         self.batches(online)
@@ -161,6 +163,8 @@ class Migration:
         self.fields(online)
         if not lora:
             model["lora"] = "none"
+            if self.stage.pop("engine", None):
+                self.differ("use_vllm")
             if model.get("dtype") == "bfloat16":
                 del model["dtype"]
                 model["mixed_precision"] = "bf16"
@@ -170,6 +174,9 @@ class Migration:
     def lose(self, name: str, value: Any = None) -> None:
         word = self.words.get(name, name)
         self.lost.append(word if value is None else " ".join(f"{word}: {value}".split()))
+
+    def differ(self, name: str) -> None:
+        self.notes.append(f"{name}: {self.tables['differs'][name]}")
 
     def number(self, name: str, default: float = 0) -> float:
         """A field that is a number, which is taken out."""
@@ -277,6 +284,7 @@ class Migration:
             columns[key.removeprefix("field").lstrip("_") or "text"] = entry.pop(key)
         if "text" in columns:
             self.trainer = "lm"
+            self.given.pop("assistant_only_loss", None)
         return {key: columns[key] for key in columns if key != columns[key]}
 
     def batches(self, online: bool) -> None:
@@ -354,7 +362,7 @@ class Migration:
                     place = place.setdefault(key, {})
                 place[last] = value
             elif value and name in self.tables["differs"]:
-                self.notes.append(f"{name}: {self.tables['differs'][name]}")
+                self.differ(name)
             elif not value or any(fnmatchcase(name, each) for each in self.tables["silent"]):
                 unneeded.append(self.words.get(name, name))
             elif name not in keys:
