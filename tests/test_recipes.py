@@ -271,6 +271,7 @@ def test_a_row_that_an_algorithm_cannot_learn_from_is_named_by_its_prompt(
     algorithm, row, message = re.split("   *", line)
     code, err, _ = own(tmp_path, said, algorithm, row)
     assert code == 4 and "stage 'only': " in err and f"row {message}" in err
+    assert ("raw text" in message) == ("such as `lm`" in err)
     assert f"{tmp_path / 'rows.jsonl'}:1" in err or algorithm == "lm"
 
 

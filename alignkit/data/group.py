@@ -226,7 +226,7 @@ def why_not_demonstration(group: Group) -> str:
     """Why a group is not a demonstration, and what to do with it; empty if it is one."""
     count = len(group.responses)
     if not group.prompt:
-        return "is raw text without a prompt; use an algorithm that learns raw text"
+        return "is raw text without a prompt; use an algorithm that learns raw text, such as `lm`"
     if count == 0:
         return (
             "ends with the user, so nothing of it would be learned; remove the turns after the "
