@@ -171,7 +171,7 @@ def test_a_damaged_export_is_named(made: Path, said: Said) -> None:
     with Store.open(out / "labels.feedback") as shared, shared.transaction():
         shared.append(event(shared.items()[0].item, side("C"), created="2026"))
     new = merged(out, made.with_name("new.feedback"), code=4)
-    assert "the label of a pair: 'side'" in said()
+    assert "the label of a pair: side: must be" in said()
     with Store.open(new) as store:
         assert store.items() == [] and store.events() == []
 
