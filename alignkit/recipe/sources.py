@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -477,7 +477,9 @@ def keys_of_split(readers: Iterable[SourceReader]) -> Keys:
     """The keys of sources that share a split. Rows of one file are joined, whatever reads them."""
     rows = dict[tuple[str, int], tuple[Any, list[Group]]]()
     for reader in readers:
-        for row in reader.rows():
+        # More are not compared, and only `group` joins other rows than those of one opening
+        most = None if reader.source.group else split.MOST + 1
+        for row in islice(reader.rows(), most):
             if not isinstance(row.raw, BadRow):
                 place = reader.source.name, row.number
                 rows.setdefault(place, (row.raw, []))[1].extend(row.groups)
