@@ -524,6 +524,29 @@ prompt,answer_a,answer_b,label\nq,x,y,1\nr,x,y,-1\ns,x,y,A\n
   2! column 'label' holds '1', which does not say...
   3! column 'label' holds '-1', which does not say...
   4: u: s -> x | y [0>1] {"label": "A"}
+
+index.csv
+prompt,answer 1,answer 2,label\nq,x,y,1\nr,x,y,0.0\ns,x,y,Answer 2\n
+  2! column 'label' holds '1', which does not say...(here 0.0, 1, so that 1 may be either...`template`...
+  3! column 'label' holds '0.0', which does not say...
+  4: u: s -> x | y [1>0] {"label": "Answer 2"}
+
+index.csv
+prompt,answer_0,answer_1,label\nq,x,y,1\nr,x,y,2\ns,x,y,A\n
+  2! column 'label' holds '1', which does not say...(here 1, 2, so that...`template`...
+  3! column 'label' holds '2', which does not say...
+  4: u: s -> x | y [0>1] {"label": "A"}
+
+three.csv
+prompt,answer 1,answer 2,label\nq,x,y,1\nr,x,y,0\ns,x,y,2\n
+  2: u: q -> x | y [0>1] {"label": "1"}
+  3: u: r -> x | y [] {"label": "0"}
+  4: u: s -> x | y [1>0] {"label": "2"}
+
+numbers.csv
+prompt,A,B,least preferred,rated by Ann,rating of length,vote of Tom,rated by\nq,x,y,A,1,2,b,me\nr,x,y,A,B,2,b,me\n
+  2: u: q -> x | y [] {"least preferred": "A", "rated by Ann": "1", "rating of length": "2", "vote of Tom": "b", ...
+  3: u: r -> x | y [1>0] ...
 """
 TALK = r"Q. why?\n\nA. so.\n\nQ. really?\n\nA. yes.\n\nQ. and?\n\nA. no."
 LARGE = {
@@ -544,6 +567,29 @@ def read_as(path: Path, **keys: Any) -> list[str]:
     found = [(group.origin.row, f": {shown(group)}") for group in loaded.groups if group.origin]
     found += [(skipped.row, f"! {skipped.reason}") for skipped in loaded.skipped]
     return [f"{row}{text}" for row, text in sorted(found)]
+
+
+# Rows of `prompt, one answer, other answer, label, annotator`, and what is said of their labels
+VOTES = """
+q,To,y,A,;q,To,y,A,;r,z,To,A,;r,z,To,A,;s,To,y,A,;s,y,To,A, | 6 for 3 pairs; 67% of labels agree, alpha 0.00 ov...
+q,x,y,A,;q,x,y,tie,  | 2 for 1 pairs, of which 1 are left out, as tied or without a label; 0% of labels agree...
+q,x,y,A,;q,y,x,A,    | 2 for 1 pairs; 0%...; 1 pairs with contradicting labels: 0 by majority, 1 left out
+q,x,y,A,;q,x,y,B,;q,x,y,A, | 3 for 1 pairs; 33%...; 1 pairs with contradicting labels: 1 by majority, 0 left out
+q,x,y,A,ann;q,y,x,B,ann;q,x,y,B,tom | 2 for 1 pairs;...: 0 by majority, 1 left out; 1 labels repeated by one person...
+q,x,y,A,ann;q,x,y,B,ann;q,x,y,B,tom | 2 for 1 pairs, of which 1 are left...; 1 labels repeated by one person...
+"""
+
+
+@pytest.mark.parametrize("line", VOTES.strip().splitlines())
+def test_what_labels_of_people_say_together(tmp_path: Path, line: str) -> None:
+    rows, said = line.split("|")
+    text = rows.strip().replace(";", "\n")
+    for column in ("annotator", "Worker ID", "rated by"):
+        path = tmp_path / f"{column}.csv"
+        path.write_text(f"prompt,answer_a,answer_b,label,{column}\n{text}\n", encoding="utf-8")
+        (note,) = load(source(path)).sources[0].notes
+        wanted = re.escape(f"labels in label: {said.strip()}").replace(r"\.\.\.", ".*")
+        assert re.fullmatch(wanted, note), note
 
 
 @pytest.mark.parametrize("block", FILES.strip("\n").split("\n\n"))

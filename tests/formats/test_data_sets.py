@@ -309,6 +309,8 @@ UNCLEAR = json_rows("""
 {"question": "q", "query": "p", "A": "x", "B": "y", "label": "A"}
 {"prompt": "q", "response_a": "x", "response_b": "y", "rating_a": 1, "rating_b": 2}
 {"prompt": "q", "response_a": "x", "response_b": "y", "rating by us": 4}
+{"prompt": "q", "A": "x", "B": "y", "preference strength": 1, "rating_certainty": "A", "vote margin": 1}
+{"prompt": "q", "response_a": "x", "response_b": "y", "least preferred": "A", "worst vote": "B", "not better": "A"}
 {"prompt": "q", "response_a": "x", "response_b": "y", "preferred because": "it says more, and better"}
 {"prompt": "q", "model_a": "x", "model_b": "y", "label": "A"}
 {"prompt": "q", "answer_1": "x", "answer_3": "y", "label": 1}

@@ -604,12 +604,12 @@ def test_labels_of_several_people_make_pairs(header: str, printed: Said) -> None
     assert main(["init", "rated.csv", *words]) == 0
     names = "von Ann, von Tom, 9b" if words else "Rated by Ann, vote of Tom"
     note = (
-        f"labels in {names}: 8 for 5 pairs, of which 2 are left out, as tied or without a label; 67% of "
+        f"labels in {names}: 8 for 5 pairs, of which 1 are left out, as tied or without a label; 67% of "
         "labels agree, alpha 0.4"
     )
     said = printed()
     assert f"rated.csv: {note}" in said and "3 conversations, 3 pairs (labeled_pairs)" in said
-    assert said.count("contradicting labels, of which the majority counts: 1 pairs\n") == 1
+    assert said.count("1 pairs with contradicting labels: 0 by majority, 1 left out\n") == 1
     keys = (
         "{prompt: Frage, A: eins, B: zwei, label_1: von Ann, label_2: 'von Tom, 9b'}"
         if words

@@ -105,10 +105,18 @@ def _twin(name: str, better: str, worse: str) -> str:
 
 _HEAD = re.compile(rf"(?i:{NUMBERED.pattern})|[A-I]")
 _GIVEN = re.compile(r"label(?:_\d+)?")  # What a recipe's `columns` call labels
+# A word for a label, but not how sure one is, which answer is worse, or who labeled
 _LABEL = re.compile(
-    r"(?i)(?<![a-z])(?:labels?|rat(?:ed|ing)|prefer(?:ence|red|s)|votes?|winner|better|verdict"
+    r"(?is)(?!.*(?:strength|confiden|certain|margin|(?<![a-z])(?:no[nt]|least|less|wors[et])(?![a-z])"
+    r"|ed[ _-]?by(?:[ _-]?(?:id|name))?$)).*?"
+    r"(?<![a-z])(labels?|rat(?:ed|ing)|prefer(?:ence|red|s)|votes?|winner|better|verdict"
     r"|judge?ment|choice|pick|favou?rite)(?![a-z])"
 )
+PEOPLE = re.compile(
+    r"(?i)(?:annotator|labell?er|rater|judge|worker|user|voter|reviewer|evaluator"
+    r"|(?:annotat|labell?|rat|judg|vot|review)ed[ _-]?by)(?:[ _-]?(?:id|name))?"
+)
+NUMBER = re.compile(r"\s*-?\d+(\.\d+)?\s*")
 # Words around the letter, the number or the name of an answer
 _AROUND = re.compile(
     "answer|response|output|completion|conversation|model|is|was|the|better|best|wins|won|winner"
@@ -125,10 +133,15 @@ def is_empty(label: Any) -> bool:
     return str(label).strip().lower() in ("", "none", "null", "nan", "n/a", "-")
 
 
-def side_of(label: Any, heads: Sequence[str], numbered: bool = True) -> int | None:
+def is_word(label: Any) -> bool:
+    """Whether a cell has a label that is no number."""
+    return not is_empty(label) and NUMBER.fullmatch(str(label)) is None
+
+
+def side_of(label: Any, heads: Sequence[str]) -> int | None:
     """The place of the answer that a label calls better, 2 for a tie; None if that is not clear.
 
-    heads: the columns of the answers. numbered: whether 1 and 2 are the answers.
+    heads: the columns of the answers.
     """
     text = re.split(r">|\bthan\b|\bover\b", str(label).lower())[0]
     names, bare = [_bare(head) for head in heads], _bare(text)
@@ -138,7 +151,7 @@ def side_of(label: Any, heads: Sequence[str], numbered: bool = True) -> int | No
         return 2 if _UNDECIDED.match(bare) else _MEANT.get(bare)
     if names == ["1", "2"]:
         return 2 if bare == "0" else None
-    return {"1": 0, "2": 1}.get(bare) if numbered and not names[0].isdigit() else None
+    return None if names[0].isdigit() else {"1": 0, "2": 1}.get(bare)
 
 
 def _bare(text: str) -> str:
@@ -156,15 +169,18 @@ def own_layout(row: Mapping[str, Any]) -> TwoAnswers | None:
     both = [name.lower() for name in asked] == ["instruction", "input"]
     if "".join(map(_bare, heads)) not in ("ab", "12", "01") or len(asked) != 1 + both:
         return None
-    labels = list(filter(_GIVEN.fullmatch, row))
+    labels, parts = list(filter(_GIVEN.fullmatch, row)), list[str]()
     for name, value in row.items() if not labels else ():
-        named = _LABEL.search(name)
+        named = _LABEL.match(name)
         if named is None or not {_twin(name, *heads), _twin(name, *heads[::-1])}.isdisjoint(row):
             continue  # such as the rating of one answer
+        number, part = NUMBER.fullmatch(str(value)), named[1] != name
         # A short word that says nothing is a mistake, which `read` names; a number may be a rating
-        word = len(str(value)) < 20 and not str(value).lstrip("-").isdigit()
-        if word or named[0] == name or side_of(value, heads) is not None:
-            labels.append(name)
+        short = not number and len(str(value)) < 20
+        if short or not part or side_of(value, heads) is not None:
+            (parts if number and part else labels).append(name)
+    if not any(map(is_word, map(row.get, labels))):
+        labels += parts
     first, second = heads
     return TwoAnswers(asked, first, second, labels) if labels else None
 

@@ -14,7 +14,8 @@ Files of people's own are recognized by the names of their columns: a prompt, tw
 `Answer A` and `Answer B`, and columns of labels such as `rated by Ann`; or a recipe says `columns:
 {prompt: COLUMN, A: COLUMN, B: COLUMN, label_1: COLUMN, label_2: COLUMN}`. A label names an answer
 by its letter, its number or its column; an empty cell is none. Rows about the same two answers, in
-any order, are votes about one pair, which the first of them makes.
+any order, are votes about one pair, which the first of them makes; a person, whom a column such as
+`annotator` names, has one.
 
 A row of OpenAssistant (Koepf et al. 2023, arXiv:2304.07327) holds a tree, so that it becomes
 several groups: every prompt, with the conversation before it and all its replies; those that people
@@ -29,7 +30,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, permutations
+from itertools import chain, filterfalse, permutations
 from typing import Any
 
 from alignkit import BadRow, Field, Format, Group, Message, Options, Pair, Response
@@ -38,10 +39,13 @@ from alignkit.data.group import ranking_pairs
 from alignkit.evaluation.statistics import agreement_of, agreement_text
 from alignkit_plugins.formats.columns import (
     LABEL_COLUMNS,
+    NUMBER,
     NUMBERED,
+    PEOPLE,
     PROMPTS,
     ColumnFormat,
     is_empty,
+    is_word,
     own_layout,
     rated_alike,
     shared_turns,
@@ -59,8 +63,7 @@ JUDGED = (
     *("chosen", "rejected", "winner_model_a", "winner_model_b"),
 )
 _SOFT = re.compile(r"1\.\d+")
-_NUMBER = re.compile(r"-?\d+")
-Votes = list[Pair | None]  # None is a tie
+Votes = dict[Any, Pair | None]  # by who voted; None is a tie
 
 
 class Rankings(ColumnFormat):
@@ -134,7 +137,7 @@ class LabeledPairs(ColumnFormat):
     def __init__(self, options: Any = None):
         super().__init__(options)
         self.own: TwoAnswers | None = None  # columns of no public data set
-        self.numbered = True  # no label is a number but 1 and 2
+        self.unclear = ""  # numbers in labels, if these may mean several things
         self.votes, self.made = dict[Any, Votes](), set[Any]()  # by what they are about
 
     @classmethod
@@ -151,8 +154,9 @@ class LabeledPairs(ColumnFormat):
         if layout and not layout.labels:
             head += rows
             named = [self._named(raw) for _, raw in head]
-            for each in reversed(named):  # the first may lack a label
-                row = {**row, **each}
+            for each in reversed(named):  # the first may lack a label, or have a number for it
+                words = {name: value for name, value in each.items() if is_word(value)}
+                row = {**each, **row, **words}
             self._count(named, own_layout(row) or layout)
         return chain(head, rows)
 
@@ -160,7 +164,7 @@ class LabeledPairs(ColumnFormat):
         group = self.read(row)
         if self.own is None:
             return (group,)
-        about, _ = _about(row, self.own)
+        about, _ = self._about(row, self.own)
         is_first = about not in self.made
         self.made.add(about)
         return (group,) * is_first
@@ -182,11 +186,11 @@ class LabeledPairs(ColumnFormat):
         else:
             prompt = self.joined(row, layout.prompt)
         responses = [self.answer(answer[shared:]) for answer in turns]
-        votes = self._votes(row, layout)
+        votes, turned = self._votes(row, layout), False
         if self.own:
-            about, in_order = _about(row, layout)
-            votes = _turned(self.votes.get(about, votes), in_order)
-        pair = _majority(votes)
+            about, turned = self._about(row, layout)
+            votes = self.votes.get(about, votes)
+        pair = _turned(_majority(votes), turned)
         if pair and layout.labels:
             answers = layout.first, layout.second
             rated_alike(row, answers[pair.better], answers[pair.worse])
@@ -202,61 +206,91 @@ class LabeledPairs(ColumnFormat):
     def _votes(self, row: Mapping[str, Any], layout: TwoAnswers) -> Votes:
         """What the labels of a row say. Raises BadRow for one that says nothing."""
         if layout.labels:
-            return [_vote(row, name, layout) for name in layout.label]
-        heads = [self.renamed.get(name, name) for name in (layout.first, layout.second)]
-        votes = Votes()
+            return {name: _vote(row, name, layout) for name in layout.label}
+        heads, votes = self._heads(layout), Votes()
         for name in layout.label:
             label = row.get(name)
             if is_empty(label):
                 continue
-            side = side_of(label, heads, self.numbered)
-            if side is None:
+            side = side_of(label, heads)
+            if side is None or (self.unclear and NUMBER.fullmatch(str(label))):
+                why = self.unclear and f" (here {self.unclear}, so that 1 may be either answer)"
                 raise BadRow(
                     f"column '{self.renamed.get(name, name)}' holds {label!r}, which does not say "
                     f"which answer is better: expected A, B, '{heads[0]}', '{heads[1]}', a tie, or "
-                    "nothing; or 1 and 2, but no other number. If it is no label, say which column "
-                    "is, as in `columns: {label: COLUMN}`; a `template` says what others mean"
+                    f"nothing; or their numbers, such as 1 and 2, and no other{why}. If it is no "
+                    "label, say which column is, as in `columns: {label: COLUMN}`; a `template` says "
+                    "what others mean"
                 )
-            votes.append((Pair(0, 1), Pair(1, 0), None)[side])
+            votes[name] = (Pair(0, 1), Pair(1, 0), None)[side]
         return votes
+
+    def _heads(self, layout: TwoAnswers) -> list[str]:
+        """What the file calls the columns of the answers."""
+        return [self.renamed.get(name, name) for name in (layout.first, layout.second)]
+
+    def _about(self, row: Mapping[str, Any], layout: TwoAnswers) -> tuple[Any, bool]:
+        """The prompt and the two answers, as the first row with them has these; and whether this
+        row has them in the other order.
+        """
+        names = (*layout.prompt, layout.first, layout.second)
+        *prompt, one, other = (str(row.get(name)).strip() for name in names)
+        turned = (*prompt, other, one)
+        if one != other and turned in self.votes:
+            return turned, True
+        return (*prompt, one, other), False
 
     def _count(self, rows: Sequence[Mapping[str, Any]], layout: TwoAnswers) -> None:
         """Count the votes in all rows, and note what they say together."""
-        self.own = layout
-        texts = [str(row.get(name)).removesuffix(".0") for row in rows for name in layout.label]
-        self.numbered = {*filter(_NUMBER.fullmatch, texts)} <= {"1", "2"}
+        self.own, heads, repeated = layout, self._heads(layout), 0
+        texts = {str(row.get(name)) for row in rows for name in layout.label}
+        numbers = sorted(filter(NUMBER.fullmatch, texts))
+        sides = {side_of(number, heads) for number in numbers}
+        if None in sides or sides & {1, 2} == {2}:  # without a 2, 0 may be an answer or a tie
+            self.unclear = ", ".join(numbers[:5])
         for row in rows:
             with suppress(BadRow):  # `read` raises it again
-                about, in_order = _about(row, layout)
-                votes = _turned(self._votes(row, layout), in_order)
-                self.votes.setdefault(about, []).extend(votes)
-        pairs, names = self.votes.values(), [self.renamed.get(name, name) for name in layout.label]
-        text = f"labels in {', '.join(names)}: {sum(map(len, pairs)):,} for {len(pairs):,} pairs"
-        if left := sum(_majority(votes) is None for votes in pairs):
+                about, turned = self._about(row, layout)
+                votes = self._votes(row, layout)
+                before = self.votes.setdefault(about, {})
+                people = [*filterfalse(is_empty, map(row.get, filter(PEOPLE.fullmatch, row)))]
+                for name, label in votes.items():
+                    # Without a name, nobody votes twice
+                    voter, vote = (name, str(people or len(before))), _turned(label, turned)
+                    repeated += voter in before
+                    if before.setdefault(voter, vote) != vote:
+                        before[voter] = None
+        units = [*self.votes.values()]
+        names = [self.renamed.get(name, name) for name in layout.label]
+        text = f"labels in {', '.join(names)}: {sum(map(len, units)):,} for {len(units):,} pairs"
+        # Whether each contradiction is left out
+        split = [_majority(unit) is None for unit in units if len({*unit.values(), None}) > 2]
+        if left := [*map(_majority, units)].count(None) - sum(split):
             text += f", of which {left:,} are left out, as tied or without a label"
-        units = [{*filter(None, votes)} for votes in pairs]
-        if shared := sum(len(votes) - votes.count(None) > 1 for votes in pairs):
-            text += f"; {agreement_text(agreement_of([*pairs]), shared)}"
-        if split := sum(len(unit) > 1 for unit in units):
-            text += f"; contradicting labels, of which the majority counts: {split:,} pairs"
+        if shared := sum(len(unit) > 1 for unit in units):
+            values = [[*map(str, unit.values())] for unit in units]  # also of ties
+            text += f"; {agreement_text(agreement_of(values), shared)}"
+        if split:
+            text += (
+                f"; {len(split):,} pairs with contradicting labels: {split.count(False):,} by "
+                f"majority, {sum(split):,} left out"
+            )
+        if repeated:
+            text += (
+                f"; {repeated:,} labels repeated by one person, which count once, or as a tie where "
+                "they differ"
+            )
         self.notes = [text]
 
 
-def _about(row: Mapping[str, Any], layout: TwoAnswers) -> tuple[Any, bool]:
-    """The prompt and the two answers of a row, sorted; and whether they are in this order there."""
-    answers = [str(row.get(name)).strip() for name in (layout.first, layout.second)]
-    one, other = sorted(answers)
-    return (*map(str, map(row.get, layout.prompt)), one, other), answers[0] == one
-
-
-def _turned(votes: Votes, in_order: bool) -> Votes:
-    """Votes about two answers, as they are or in the other order."""
-    return votes if in_order else [vote and Pair(vote.worse, vote.better) for vote in votes]
+def _turned(vote: Pair | None, turned: bool) -> Pair | None:
+    """A vote about two answers, as it is or in the other order."""
+    return Pair(vote.worse, vote.better) if vote and turned else vote
 
 
 def _majority(votes: Votes) -> Pair | None:
     """The most frequent vote; None for a tie, and without votes."""
-    (first, most), (_, others) = [*Counter(votes).most_common(2), (None, 0), (None, 0)][:2]
+    (first, most), (_, others) = [*Counter(votes.values()).most_common(2), (None, 0), (None, 0)][:2]
     return first if most > others else None
 
 
