@@ -356,7 +356,7 @@ stages, of which:
 t.jsonl THRICE 60
 $ t.jsonl
 read: t.jsonl as 60 conversations, 60 pairs (preference)
-held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
+held out: nothing, because a report needs 20 conversations that differ, and 40% of these are 7
 stages:
   align:
     algorithm: dpo
@@ -381,7 +381,7 @@ stages, of which:
 g.jsonl SOLVED 1
 $ demos=g.jsonl
 read: g.jsonl as 1 conversation (gsm8k)
-held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
+held out: nothing, because a report needs 20 conversations that differ, and 40% of these are 0
 stages:
   sft:
     algorithm: sft
@@ -392,7 +392,7 @@ faq.csv FAQ 1
 odd.csv ODD 60
 $ demos=faq.csv pairs=odd.csv --columns prompt=Frage,completion=Antwort,chosen=a,rejected=b
 read: faq.csv as 1 conversation (prompt_completion); odd.csv as 119 conversations, 119 pairs (preference)
-held out: nothing, because 40% of them are fewer than 20 that differ; so the run has no report
+held out: nothing, because a report needs 20 conversations that differ, and 40% of these are 1
 stages:
   sft:
     algorithm: sft

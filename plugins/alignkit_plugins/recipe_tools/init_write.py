@@ -340,7 +340,8 @@ class Plan:
 
     goal: of GOALS. share: of the conversations that is held out, 0 if too few would be. A file that
     has none on one side is learned from whole. reward: what compares answers with the known ones.
-    reading: how, and why, in words.
+    reading: how, and why, in words. differ: the conversations of the largest share, if they are too
+    few.
     """
 
     goal: str
@@ -348,6 +349,7 @@ class Plan:
     share: float = 0.0
     reward: str = ""
     reading: str = ""
+    differ: int = 0
 
     def of(self, kind: str) -> list[DataFile]:
         """The files of a kind."""
@@ -535,9 +537,10 @@ def planned(files: Sequence[DataFile]) -> Plan:
     judging = [file for file in limited if file.kind == goal]
     for share in SHARES:
         split = (file.part(0, share) for file in judging if file.splits(share))
-        if len(set(map(opening, chain.from_iterable(split)))) >= FEW_EXAMPLES:
+        differ = len(set(map(opening, chain.from_iterable(split))))
+        if differ >= FEW_EXAMPLES:
             return Plan(goal, limited, share)
-    return Plan(goal, limited)
+    return Plan(goal, limited, differ=differ)
 
 
 def named(word: str) -> tuple[str, Path]:
