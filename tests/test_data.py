@@ -1027,11 +1027,19 @@ def test_turns_of_a_conversation_stay_on_one_side(tmp_path: Path) -> None:
     assert held_out and not {*training} & {*held_out}
 
 
-def test_groups_of_one_row_stay_on_one_side(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [20_000, 3])
+def test_groups_of_one_row_stay_on_one_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Also in rows that are too many to be compared."""
+    monkeypatch.setattr("alignkit.evaluation.split.MOST", most)
     inputs = [[{"input": f"{n} {word}", "output": "a"} for word in "xyz"] for n in range(20)]
     rows = [{"instruction": "Say", "instances": both, "x": n} for n, both in enumerate(inputs)]
     training, held_out = sides(tmp_path / "d.jsonl", rows)
     assert held_out and not {*training} & {*held_out} and len(training + held_out) == 60
+    one, other = (load(source(tmp_path / "d.jsonl", part=part)) for part in ((0, 0.5), (0.5, 1)))
+    both = ({group.meta["x"] for group in loaded.groups} for loaded in (one, other))
+    assert not set.intersection(*both)
 
 
 def test_raw_text_is_split_by_its_text(tmp_path: Path) -> None:

@@ -331,7 +331,11 @@ class SourceReader:
         if self.source.part is None:
             return list(groups)
         low, high = self.source.part
-        return [group for group in groups if low <= split.fraction(self.key(group)) < high]
+        found, keys = list[Group](), dict[Any, str]()  # the groups of one row are on one side
+        for group in groups:
+            if low <= split.fraction(keys.setdefault(group.origin, self.key(group))) < high:
+                found.append(group)
+        return found
 
     def key(self, group: Group) -> str:
         """What decides where a group lies in the split of its source."""
@@ -509,7 +513,9 @@ def _split(
     if not any(reader.source.validation for reader in readers):
         return list(groups), []
     keys = [readers[_place(group)].key(group) for group in groups]
-    shares = [{key, *split.openings(group)} for key, group in zip(keys, groups, strict=True)]
+    shares = list[set[Any]]()
+    for key, group in zip(keys, groups, strict=True):
+        shares.append({key, *split.openings(group), str(group.origin)})
     sets = split.connected(shares)
     held_out: set[int] = set()
     for reader in readers:
