@@ -91,7 +91,7 @@ def test_only_active_slots_are_written_ahead() -> None:
     slots = [Slot(0, np.zeros(9), ended=True), Slot(0, np.zeros(2))]
     logits, steps = torch.zeros(2, 3), list[int]()
     decoder: Any = SimpleNamespace(
-        request=SimpleNamespace(sampling=Sampling()),
+        request=SimpleNamespace(sampling=Sampling(), wrote=None),
         ends=torch.tensor([2]),
         length=lambda slot: 1,
         append=lambda *of: steps.append(1),

@@ -50,5 +50,5 @@ def test_a_users_file_stays_and_a_copy_onto_itself_changes_nothing(tmp_path: Pat
 
 def test_every_recipe_says_in_one_line_what_it_is() -> None:
     texts = {name: summary(path) for name, path in shipped().items()}
-    assert texts["rlaif"] == "AI feedback instead of human feedback"
+    assert texts["rlaif"] == "AI feedback next to human feedback"
     assert all(20 < len(text) < 300 and "\n" not in text for text in texts.values())

@@ -62,7 +62,7 @@ def init(
       alignkit init my-project demos.jsonl pairs.jsonl
       alignkit init my-project known-answers=questions.csv --base MODEL
       alignkit init demos=faq.csv --columns prompt=question,completion=answer
-      alignkit init rated.csv --columns prompt=Q,A="answer 1",B="answer 2",label=Ann,label="by Tom"
+      alignkit init r.csv --columns prompt=Q,A="answer 1",B="answer 2",label=Ann
       alignkit init my-project --from quickstart
     """
     from alignkit.host.plugins import load_plugins
