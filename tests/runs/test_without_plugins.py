@@ -14,7 +14,7 @@ import pytest
 from alignkit_plugins.bases.tiny import source
 from tests.rows import read_json, read_rows, run, with_plugin, write_recipe
 
-KEPT = ("algorithms", "formats")  # of alignkit_plugins, as if they were the stranger's
+KEPT = ("algorithms", "formats", "text")  # of alignkit_plugins, as if they were the stranger's
 ADDED = """
 from alignkit import Reward, hookimpl
 

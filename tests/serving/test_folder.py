@@ -136,7 +136,10 @@ def test_another_base(tmp_path: Path, said: Said) -> None:
     run = train(tmp_path, {"base": str(other), "lora": {"r": 2}})
     export(run / "sft", out, "--merge")
     check_logprobs(causal(out), AutoTokenizer.from_pretrained(out), run, "sft")
-    assert "not on the hub; `model.base` in recipe.yaml names it" in (out / "README.md").read_text()
+    assert (
+        "Base model: not on the hub; `model.base` in `recipe.yaml` names it"
+        in (out / "README.md").read_text()
+    )
     shutil.rmtree(other)
     export(run / "sft", tmp_path / "gone", "--merge", code=1)
     assert f"the base model of 'sft' is not at {other} any more" in said()
