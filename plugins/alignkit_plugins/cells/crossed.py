@@ -4,7 +4,7 @@
 seeds. Their mean varies with both: two crossed random effects (Clark 1973, "The
 language-as-fixed-effect fallacy"; Westfall, Judd and Kenny 2014, "Statistical power and optimal
 design in experiments in which samples of participants respond to samples of stimuli"). A bootstrap
-over prompts and seeds is too narrow for fewer than ten seeds (`python -m benchmarks.verdicts`).
+over prompts and seeds is too narrow for fewer than ten seeds (`python -m benchmarks.tables`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 LEAST = 1e-12  # variance, whose logarithm is needed
 POWER = 0.8
 # Degrees of freedom at most, times those of the seeds: where two seeds agree by chance, an interval
-# without this covers 88% (`python -m benchmarks.verdicts`)
+# without this covers 88% (`python -m benchmarks.tables`)
 MOST = 4
 
 
