@@ -66,8 +66,13 @@ def json_lines(file: Path) -> list[dict[str, Any]]:
 
 def read_record(folder: Path) -> dict[str, Any]:
     """A stage folder's stage.json; empty if it is missing or damaged."""
+    return read_checked(folder / "stage.json")
+
+
+def read_checked(file: Path) -> dict[str, Any]:
+    """What `write_checked` wrote; empty if it is missing or damaged."""
     try:
-        record: dict[str, Any] = json.loads((folder / "stage.json").read_text("utf-8"))
+        record: dict[str, Any] = json.loads(file.read_text("utf-8"))
         check = record.pop("check")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
@@ -78,9 +83,14 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a stage folder's stage.json."""
+    write_checked(folder / "stage.json", record)
+
+
+def write_checked(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a file of JSON without secrets, with a digest that shows damage."""
     # The check is one of what will be read
     plain = redacted(json.loads(json.dumps(record, default=str)))
-    write_json(folder / "stage.json", {**plain, "check": digest(plain)})
+    write_json(file, {**plain, "check": digest(plain)})
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from alignkit.data.group import Group, group_from_json
 from alignkit.errors import DataError
-from alignkit.io.atomic import write_json
 from alignkit.io.digest import digest
-from alignkit.io.results import CELLS, json_lines, read_record
+from alignkit.io.results import CELLS, json_lines, read_checked, read_record, write_checked
 from alignkit.recipe.schema import Recipe
 from alignkit_plugins.compare.rows import main_rows, rows_in
 from alignkit_plugins.compare.scores import Measure, scale_of, scores_of
@@ -40,17 +39,13 @@ def write_row(
         "stages": stages,
         "evaluations": evaluations,
     }
-    write_json(folder.with_name(f"{folder.name}.json"), {**row, "check": digest(row)})
+    write_checked(folder.with_name(f"{folder.name}.json"), row)
 
 
 def read_row(file: Path) -> dict[str, Any]:
     """The row in a file. Raises DataError if it was changed."""
-    try:
-        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        check = row.pop("check")
-    except (OSError, ValueError, KeyError, AttributeError):
-        check = row = {}
-    if not row or check != digest(row):
+    row = read_checked(file)
+    if not row:
         raise DataError(
             f"{file}: it is not as the run wrote it\nhelp: delete it, and run the recipe again"
         )

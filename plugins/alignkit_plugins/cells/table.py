@@ -17,7 +17,7 @@ from alignkit.errors import DataError
 from alignkit.evaluation import statistics
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array, Interval, Parts
-from alignkit_plugins.cells.rows import rows_of
+from alignkit_plugins.cells.rows import MACHINE, rows_of
 from alignkit_plugins.compare.rows import Row, plain
 from alignkit_plugins.compare.tables import LOWER, cell
 from alignkit_plugins.compare.verdicts import MORE, verdicts
@@ -26,7 +26,6 @@ from alignkit_plugins.text.readable import estimate_text
 SEED, BASE = "seed", "base"
 SAME = ("sampling", "headline", "baseline", "policies", "measures", "prompts")
 OF_A_RUN = (SEED, "trained_on", "scale")  # parts of these that may differ
-MACHINE = ("processor", "threads", "dtype")  # facts of a stage on which its numbers depend
 RIGHT_AND_WRONG = [[1.0], [1.0], [0.0], [0.0]]  # pseudo-prompts of a share (Agresti and Coull 1998)
 ERROR = (1 - statistics.CONFIDENCE) / 2  # in each direction
 EQUAL = 1e-12  # differences that are rounding
