@@ -121,6 +121,8 @@ def run(
 
         return load_named(recipe, [*(overrides or ()), *more], only, until, *warn)
 
+    if each and dry_run:
+        refuse("--dry-run checks one run, not the cells of --each", "leave one of them out")
     if each:
         words = [recipe, *(overrides or ())]
         for name, value in (("--only", only), ("--until", until), ("--processes", processes)):
@@ -128,7 +130,9 @@ def run(
         for name, files in plugin_options.items():
             for file in files:
                 words += [name, str(file)]
-        return _cells(partial(_quietly, chosen), words, each, out, jobs, part)
+        return _cells(
+            lambda more: chosen(lambda text: None, more=more), words, each, out, jobs, part
+        )
     if dry_run:
         return _checked(chosen(), out)
     with stoppable():  # from here on, while modules are imported, too
@@ -141,10 +145,6 @@ def run(
     if isinstance(left, int):
         raise typer.Exit(left)
     return Result("run", left)
-
-
-def _quietly(chosen: Callable[..., Any], more: Sequence[str]) -> Any:
-    return chosen(lambda text: None, more=more)
 
 
 def _cells(load: Any, words: Sequence[str], each: Sequence[str], *options: Any) -> Result:

@@ -32,6 +32,7 @@ def recipe() -> Path:
 def test_cells_share_what_does_not_vary_and_make_one_table(recipe: Path, printed: Said) -> None:
     words = ["run", str(recipe), "--each", "stages.more.max_steps=1,2,9x", "--jobs", "2"]
     assert main(words) == 2  # before anything runs
+    assert main(["run", str(recipe), "--each", "seed=1..2", "--dry-run"]) == 2
     assert not Path("runs").exists()
     words[3] = "stages.more.max_steps=1,2"
     assert main(words) == 0
