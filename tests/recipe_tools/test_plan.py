@@ -158,9 +158,11 @@ def test_a_stage_that_is_too_large_is_told(
 ) -> None:
     path = write(here, "tiny", sft={"algorithm": "sft", "data": "rows.jsonl"})
     monkeypatch.setattr(planning, "total", lambda device: 1e8)
-    assert cli.main(["check", "--plan", str(path)]) == 0
-    out = capfd.readouterr().out
-    assert "of 0.1 GB" in out and "sft does not fit: lower max_length" in out
+    ways = {"model.lora.r=8": "set model.quantization=nf4", "model.lora=none": "set model.lora={r"}
+    for override, way in ways.items():
+        assert cli.main(["check", "--plan", str(path), override]) == 0
+        out = capfd.readouterr().out
+        assert "of 0.1 GB" in out and "sft does not fit: lower max_length" in out and way in out
 
 
 def test_the_shapes_of_common_models_make_their_sizes() -> None:
@@ -174,6 +176,7 @@ FIRST = """\
 model.quantization=none;    model.quantization=nf4
 model.lora.r=1024;          model.lora.r=512
 stages.dpo.max_length=9999; stages.dpo.max_length
+model.quantization=none model.lora=none; model.lora={r: 16}
 """
 
 
@@ -190,10 +193,14 @@ ppo: {algorithm: ppo, prompts: *data, max_length: 1024, reward: length, rollout:
     assert sft["memory"]["weights"] / GIB == pytest.approx(5.96, abs=0.01)
     assert sft["memory"]["cache"] == 0 < ppo["memory"]["cache"] and sft["seconds"] is None
     assert dpo["work"]["tokens"] == 2048 and ppo["work"]["tokens"] == 768 + 256 * 2
+    assert dpo["work"]["slots"] == 0 < ppo["work"]["slots"] < ppo["work"]["together"]
+    assert cli.main(["check", str(path), *words]) == 0
+    table = capfd.readouterr().out
+    assert "decodes" in table and f" {ppo['work']['slots']} " in table.replace("\n", " ")
     words[1] = "7"
     for line in FIRST.splitlines():
         override, first = line.split("; ")
-        assert cli.main(["check", str(path), *words, override]) == 0
+        assert cli.main(["check", str(path), *words, *override.split()]) == 0
         assert f"dpo does not fit: lower first {first.strip()}\n" in capfd.readouterr().out
     assert cli.main(["check", str(path), *words, "model.base=Qwen3-9B"]) == 2
     assert "did you mean 'Qwen3-8B'?" in capfd.readouterr().err

@@ -22,7 +22,7 @@ from alignkit.models.loading import DTYPES
 from alignkit.models.memory import SHARE
 from alignkit.recipe.schema import Recipe, Stage
 from alignkit.recipe.yaml import plain_data
-from alignkit_plugins.recipe_tools.plan import CONTEXT, Shapes, StagePlan, Work
+from alignkit_plugins.recipe_tools.plan import CONTEXT, LORA, Shapes, StagePlan, Work
 
 GIB = 2.0**30
 LOGITS = 4  # copies of a chunk's logits in fp32: themselves, the softmax and the gradients
@@ -95,15 +95,16 @@ class Card(Shapes):
     def first(self, plan: StagePlan) -> str:
         """What to lower first, for the largest part that can be smaller."""
         lora, length = self.spec.lora, f"stages.{plan.name}.max_length"
-        again = "model.activation_checkpointing=true"
-        lower = {
-            "optimizer": f"model.lora.r={lora.r // 2}" if lora else "model.lora={r: 16}",
-            "activations": length if self.recomputed(plan.work) else again,
-        }
-        if "nf4" not in self.spec.quantization:
-            lower["weights"] = "model.quantization=nf4"
-        elif self.weights + CONTEXT > self.room:
-            return "model.base"
+        again, learned = "model.activation_checkpointing=true", ("adapters", "optimizer")
+        lower = {"activations": length if self.recomputed(plan.work) else again}
+        if lora is None:
+            lower |= dict.fromkeys(("weights", *learned), LORA)
+        else:
+            lower |= dict.fromkeys(learned, f"model.lora.r={lora.r // 2}")
+            if "nf4" not in self.spec.quantization:
+                lower["weights"] = "model.quantization=nf4"
+            elif self.weights + CONTEXT > self.room:
+                return "model.base"
         return lower[max(lower, key=plan.memory.__getitem__)]
 
 
@@ -118,7 +119,7 @@ def plan_card(recipe: Recipe, gib: float) -> tuple[list[StagePlan], list[str]]:
     size = f"{spec.base} has {card.parameters / 1e9:.1f} billion weights"
     notes.append(
         f"computed, not measured, in GiB: {size}; quantization {spec.quantization}, {rank}, rows as "
-        "long as max_length; 1 GiB for CUDA"
+        "long as max_length; 1 GiB for CUDA; decodes: responses at once"
     )
     return plans, notes
 
@@ -131,5 +132,5 @@ def card_table(plans: list[StagePlan]) -> tuple[tuple[str, ...], list[list[str]]
         cells = [f"{plan.memory[part] / GIB:.1f}" for part in parts]
         fits = "fits" if plan.peak <= plan.room else "too large"
         cells.append(f"{plan.peak / GIB:.1f} of {plan.room / GIB:g}: {fits}")
-        rows.append([plan.name, plan.plugin, *cells])
-    return ("stage", "by", *parts, "at most"), rows
+        rows.append([plan.name, plan.plugin, *cells, str(plan.work.slots or "-")])
+    return ("stage", "by", *parts, "at most", "decodes"), rows

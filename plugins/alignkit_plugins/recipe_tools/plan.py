@@ -41,9 +41,10 @@ LIBRARIES = 0.4e9
 CONTEXT = 2.0**30  # what CUDA, its libraries and the allocator keep; not measured
 STARTUP = 3.5  # seconds of a stage around its work, such as opening its models
 SMALLER = (
-    "lower max_length, max_new_tokens or samples_per_prompt, or set model.quantization=nf4, "
-    "model.lora={r: 16}, optimizer=adamw_8bit or model.activation_checkpointing=true"
+    "lower max_length, max_new_tokens or samples_per_prompt, or set {}, optimizer=adamw_8bit or "
+    "model.activation_checkpointing=true"
 )
+LORA = "model.lora={r: 16}"  # what makes weights smaller that all learn, and cannot be quantized
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Work:
     measured: int = 0  # tokens that are read without gradients
     written: int = 0  # tokens that are sampled at most
     batch: int = 0  # tokens of the largest step, or of a pack
-    together: int = 0  # responses that are sampled at a time
+    together: int = 0  # responses that are to be sampled at a time
+    slots: int = 0  # responses that are decoded at once, as many of these as memory allows
     prompt: int = 0  # tokens of the longest prompt
     new: int = 0  # tokens of a response
     note: str = ""
@@ -125,7 +127,7 @@ class Shapes:
         return 4.0 * self.spec.lora.r * self.ends
 
     def memory(self, stage: Stage, work: Work) -> dict[str, float]:
-        """Bytes on a device."""
+        """Bytes on a device. Sets the slots of the work."""
         on_cpu = self.device.type == "cpu"
         found = dict.fromkeys(("optimizer", "activations", "cache"), 0.0)
         found |= {"weights": self.weights, "adapters": (1 + len(stage.roles)) * self.trained}
@@ -141,9 +143,10 @@ class Shapes:
         if work.written and stage.engine is None:
             slot = slot_bytes(self.text, self.dtype.itemsize, work.prompt, work.new)
             room = self.room - sum(found.values())
-            slots = most_slots(slot, room, 0, self.text.vocab_size * (not on_cpu))
+            most = most_slots(slot, room, 0, self.text.vocab_size * (not on_cpu))
             slot += 4 * LOGIT_COPIES * self.text.vocab_size
-            found["cache"] = float(min(work.together, slots) * slot)
+            work.slots = min(work.together, most)
+            found["cache"] = float(work.slots * slot)
         return found
 
     def activations(self, work: Work) -> float:
@@ -308,7 +311,8 @@ def plan_recipe(
     """
     planner = _Planner(recipe, folder)
     plans = [planner.plan(stage) for name, stage in recipe.stages.items() if name not in without]
-    notes = [f"{plan.name} does not fit: {SMALLER}" for plan in plans if plan.peak > plan.room]
+    way = SMALLER.format("model.quantization=nf4" if recipe.model.lora else LORA)
+    notes = [f"{plan.name} does not fit: {way}" for plan in plans if plan.peak > plan.room]
     return plans, [*notes, "about: by formulas, and a short probe of this machine"]
 
 
