@@ -2,15 +2,19 @@
 how often a difference is seen that the table says it could see: `python -m benchmarks.tables`.
 
 Answers are right with a chance that varies with the prompt, the prompt and method, and the seed and method.
+Of the stored rows of PPO and SFT (benchmarks/outcomes/rows), seeds add 1 to 9 points, prompt and method 0 to
+8, and what a seed adds to one metric correlates with what it adds to another by 0.4 on average.
 """
 
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from scipy import stats
 
 from alignkit_plugins.cells import crossed
 from alignkit_plugins.cells.crossed import Array
@@ -19,90 +23,135 @@ from benchmarks.markdown import markdown_table
 
 SEEDS, PROMPTS = (2, 3, 5, 10), (40, 100, 445)
 RATES, OF_SEEDS, OF_METHODS = (0.02, 0.1, 0.5, 0.9), (0.0, 0.03, 0.09), (0.0, 0.05, 0.2)
-CELLS = (2, 6, 18)
+CELLS, METRICS, ALIKE = (2, 6, 18), (1, 5), 0.4
+AT_ONCE = 250  # tables
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def drawn(
-    shape: tuple[int, int, int, int],
-    rate: float,
-    spread: tuple[float, float],
-    random: np.random.Generator,
-    gain: float = 0.0,
-    uneven: bool = False,
-) -> Array:
-    """Right answers [draws, cells, prompts, seeds]. spread: standard deviations by seed and by prompt of a
-    difference of two cells. gain: of the last cell. uneven: whether its seeds vary three times as much.
+class Setting(NamedTuple):
+    """Tables. of_seeds, of_methods: standard deviations by seed and by prompt of a difference of two
+    cells. uneven: whether the seeds of the last cell vary three times as much. gain: of that cell.
     """
-    draws, cells, prompts, seeds = shape
-    chance = random.beta(4 * rate, 4 - 4 * rate, (draws, 1, prompts, 1))
-    by_seed, by_prompt = (one / np.sqrt(2) for one in spread)
-    widths = np.full((1, cells, 1, 1), by_seed)
-    widths[:, -1] *= np.sqrt(3) if uneven else 1.0
-    chance = chance + widths * random.normal(size=(draws, cells, 1, seeds))
-    chance = chance + by_prompt * random.normal(size=(draws, cells, prompts, 1))
-    chance[:, -1] += gain
-    return np.asarray(random.random(shape) < chance, float)
+
+    cells: int
+    seeds: int
+    prompts: int
+    rate: float
+    of_seeds: float
+    of_methods: float
+    uneven: bool = False
+    gain: float = 0.0
+    metrics: int = 1
 
 
-def covers(
-    shape: tuple[int, int, int, int],
-    rate: float,
-    spread: tuple[float, float],
-    random: np.random.Generator,
-) -> float:
-    """The share of intervals of the difference of two equal cells that have 0 in them."""
-    right = drawn(shape, rate, spread, random)
-    found = crossed.intervals(right[:, 1:] - right[:, :1], True)
-    return float((np.abs(found.middle) <= found.half).mean())
-
-
-def claims(shape: tuple[int, int, int, int], *facts: Any, **more: Any) -> tuple[Any, Any, float]:
-    """Whether there is any claim, whether the last cell is clearly better, and what the tables say that they
-    could see, on average.
+def drawn(setting: Setting, draws: int, random: np.random.Generator) -> Array:
+    """Differences from the first cell [draws, metrics, cells - 1, prompts, seeds] of answers that are right
+    or wrong.
     """
-    right = drawn(shape, *facts, **more)
-    gaps = right[:, 1:] - right[:, :1]
-    found, level = crossed.intervals(gaps, True), ERROR / (shape[1] - 1)
-    better, worse = (p < level for p in crossed.one_sided(found.middle, found.spread))
-    seen = list[float]()
-    for at in range(0, shape[0], max(1, shape[0] // 50)):
-        one = crossed.Spread(found.spread.variance[at], found.spread.free[at])
-        seen.append(crossed.visible(one, level))
-    return (better | worse).any(-1), better[:, -1], float(np.mean(seen))
+    cells, prompts, seeds = setting.cells, setting.prompts, setting.seeds
+    chance = random.beta(
+        4 * setting.rate, 4 - 4 * setting.rate, (draws, setting.metrics, 1, prompts, 1)
+    )
+    widths = np.full((cells, 1, 1), setting.of_seeds / np.sqrt(2))
+    widths[-1] *= np.sqrt(3) if setting.uneven else 1.0
+    own = random.normal(size=(draws, setting.metrics, cells, 1, seeds)) * np.sqrt(1 - ALIKE)
+    common = random.normal(size=(draws, 1, cells, 1, seeds)) * np.sqrt(ALIKE)
+    chance = chance + widths * (own + common)
+    by_prompt = random.normal(size=(draws, setting.metrics, cells, prompts, 1))
+    chance = chance + setting.of_methods / np.sqrt(2) * by_prompt
+    chance[:, :, -1] += setting.gain
+    right = np.asarray(random.random(chance.shape) < chance, float)
+    return right[:, :, 1:] - right[:, :, :1]
+
+
+def covers(setting: Setting, draws: int, random: np.random.Generator) -> float:
+    """The share of intervals of differences of equal cells that have 0 in them; those of the last cell, if it
+    is uneven.
+    """
+    inside = list[Array]()
+    for _ in range(0, draws, AT_ONCE):
+        found = crossed.intervals(drawn(setting, AT_ONCE, random), True)
+        held = np.abs(found.middle) <= found.half
+        inside.append(held[..., -1] if setting.uneven else held.mean(-1))
+    return float(np.mean(inside))
+
+
+class Claims(NamedTuple):
+    """Shares of tables: with any claim, with one by a t test over prompts of the means of seeds, which
+    knows nothing of seeds, and whose last cell is clearly better by the headline. visible: the difference
+    that they say they could see, from its least to its most.
+    """
+
+    false: float
+    plain: float
+    seen: float
+    visible: Sequence[float]
+
+
+def claims(setting: Setting, draws: int, random: np.random.Generator) -> Claims:
+    """What tables claim, as `alignkit_plugins.cells.table` does."""
+    false, plain, seen, visible = list[Any](), list[Any](), list[Any](), list[Any]()
+    others = setting.cells - 1
+    for _ in range(0, draws, AT_ONCE):
+        gaps = drawn(setting, AT_ONCE, random)
+        found = crossed.intervals(gaps, True)
+        better, worse = crossed.one_sided(found.middle, found.spread)
+        gains = better[:, 0] < ERROR / others  # by the headline; other metrics follow it
+        losses = worse < ERROR / others / setting.metrics
+        false.append(gains.any(-1) | losses.any((-2, -1)))
+        seen.append(gains[:, -1])
+        means = gaps[:, 0].mean(-1)
+        p_values = stats.ttest_1samp(means, 0.0, axis=-1).pvalue
+        plain.append((p_values < 2 * ERROR / others).any(-1))
+        for at in range(0, AT_ONCE, 25):
+            one = crossed.intervals(gaps[at, 0], True).parts
+            visible.append(crossed.visible(one, ERROR / others))
+    ends = np.mean(visible, 0).tolist()
+    return Claims(*(float(np.mean(one)) for one in (false, plain, seen)), ends)
 
 
 @app.command()
 def main(draws: Annotated[int, typer.Option(min=1)] = 2000) -> None:
     """Simulate tables of cells."""
     random = np.random.default_rng(0)
-    found = {
-        facts: covers((draws, 2, facts[1], facts[0]), facts[2], facts[3:], random)
-        for facts in itertools.product(SEEDS, PROMPTS, RATES, OF_SEEDS, OF_METHODS)
-    }
-    worst = sorted(found, key=found.__getitem__)[:5]
-    error = np.sqrt(0.05 * 0.95 / draws)
-    print(
-        f"\nCoverage of 95% intervals, standard error {error:.1%}: mean {np.mean([*found.values()]):.1%}\n"
-    )
-    print(
-        markdown_table(
-            ["seeds", "prompts", "rate", "sd of seeds", "sd of methods", "covers"],
-            [[*map(str, facts), f"{found[facts]:.1%}"] for facts in worst],
-        )
-    )
+    rows, worst = [], []
+    for cells, uneven in ((2, False), (6, False), (6, True), (18, False), (18, True)):
+        found = dict[Setting, float]()
+        few = max(AT_ONCE, draws // (cells - 1) if not uneven else draws // 2)
+        for facts in itertools.product(SEEDS, PROMPTS, RATES, OF_SEEDS, OF_METHODS):
+            setting = Setting(cells, *facts, uneven)
+            found[setting] = covers(setting, few, random)
+        least = min(found, key=found.__getitem__)
+        error = np.sqrt(0.1 * 0.9 / few / (1 if uneven else cells - 1))
+        shares = [np.mean([*found.values()]), found[least], error]
+        rows.append([str(cells), "yes" if uneven else "no", *(f"{one:.1%}" for one in shares)])
+        worst.append([*map(str, least[:6]), f"{found[least]:.1%}"])
+        print(*rows[-1], *worst[-1], flush=True)
+    print("\nCoverage of 95% intervals\n")
+    print(markdown_table(["cells", "one varies more", "mean", "least", "standard error"], rows))
+    print("\nThe least of each\n")
+    heads = ["cells", "seeds", "prompts", "rate", "sd of seeds", "sd of methods", "covers"]
+    print(markdown_table(heads, worst))
     rows, powers = [], []
-    for cells, seeds, deviation in itertools.product(CELLS, SEEDS, OF_SEEDS):
-        shape, facts = (draws, cells, 100, seeds), (0.5, (deviation, 0.05), random)
-        false, _, visible = claims(shape, *facts)
-        uneven, _, _ = claims(shape, *facts, uneven=True)
-        _, seen, _ = claims(shape, *facts, gain=min(0.5, visible))
-        powers += [seen.mean()] if seeds == 5 and cells > 2 else []
-        shares = [f"{one.mean():.1%}" for one in (false, uneven)]
-        ends = [f"{100 * visible:.0f}", f"{seen.mean():.0%}"]
-        rows.append([*map(str, (cells, seeds, deviation)), *shares, *ends])
-    print("\nClaims of equal cells, and power at the difference that a table prints\n")
-    heads = ["cells", "seeds", "sd of seeds", "claims", "one varies more", "points", "power"]
+    for cells, metrics, seeds, deviation in itertools.product(CELLS, METRICS, SEEDS, OF_SEEDS):
+        setting = Setting(cells, seeds, 100, 0.5, deviation, 0.05, metrics=metrics)
+        even = claims(setting, draws, random)
+        apart = claims(setting._replace(uneven=True), draws, random)
+        rows.append([*map(str, (cells, metrics, seeds, deviation))])
+        rows[-1] += [f"{one:.1%}" for one in (even.false, apart.false, even.plain)]
+        if metrics == 1:
+            low, typical, high = even.visible
+            planted = claims(setting._replace(gain=min(0.5, typical)), draws, random)
+            powers += [planted.seen] if seeds == 5 and cells > 2 else []
+            rows[-1] += [f"{100 * low:.0f} to {100 * high:.0f}", f"{100 * typical:.0f}"]
+            rows[-1] += [f"{planted.seen:.0%}"]
+        else:
+            rows[-1] += ["", "", ""]
+        print(*rows[-1], flush=True)
+    print(f"\nClaims of equal cells (standard error of 5%: {np.sqrt(0.05 * 0.95 / draws):.1%})")
+    print("Power at the middle of the range that a table prints\n")
+    heads = ["cells", "metrics", "seeds", "sd of seeds", "claims", "one varies more"]
+    heads += ["without seeds", "could see", "middle", "power"]
     print(markdown_table(heads, rows))
     print(f"\nPower with 5 seeds and 6 or 18 cells: mean {np.mean(powers):.0%}")
 

@@ -19,9 +19,13 @@ from scipy import special, stats
 Array = NDArray[np.float64]
 LEAST = 1e-12  # variance, whose logarithm is needed
 POWER = 0.8
+TAIL = 0.025
 # Degrees of freedom at most, times those of the seeds: where two seeds agree by chance, an interval
 # without this covers 88% (`python -m benchmarks.tables`)
-MOST = 4
+MOST = 3
+SHARED = (
+    0.25  # correlation of the squares of two differences from one baseline: that of these, squared
+)
 
 
 class Parts(NamedTuple):
@@ -63,24 +67,28 @@ def parts(values: Array) -> Parts:
 
 
 def moderated(squares: Array, free: float) -> tuple[Array, Array]:
-    """Mean squares [..., cells], each drawn toward that of all, and their degrees of freedom
+    """Mean squares [..., cells], each drawn up toward that of all, and their degrees of freedom
     [..., 1].
 
     With few seeds one square says little, and all say how much one may differ from another (Smyth
     2004, "Linear models and empirical Bayes methods for assessing differential expression in
-    microarray experiments", sections 3 and 6.2).
+    microarray experiments", sections 3 and 6.2). Two things differ from it. A square that is larger
+    than most stays as it is: a method may vary more than others. And all cells are compared with
+    one baseline, so that their squares correlate: together they know less than as many independent
+    ones.
     """
     cells = squares.shape[-1]
     if cells < 2:
         return squares, np.full((*squares.shape[:-1], 1), free)
     logs = np.log(np.maximum(squares, LEAST)) - special.digamma(free / 2) + math.log(free / 2)
     excess = logs.var(-1, ddof=1, keepdims=True) - special.polygamma(1, free / 2)
-    most = (cells - 1) * free  # they are no better known than by all together
-    prior = np.full(excess.shape, float(most))
+    prior = np.full(excess.shape, float(free * (cells - 1)))
     apart = excess > 1e-6
-    prior[apart] = np.minimum(most, 2 * _inverse_trigamma(excess[apart]))
+    prior[apart] = np.minimum(prior[apart], 2 * _inverse_trigamma(excess[apart]))
     typical = np.exp(logs.mean(-1, keepdims=True) + special.digamma(prior / 2) - np.log(prior / 2))
-    return (prior * typical + free * squares) / (prior + free), prior + free
+    prior = np.minimum(prior, free * cells / (1 + (cells - 1) * SHARED))
+    drawn = (prior * typical + free * squares) / (prior + free)
+    return np.maximum(drawn, squares), prior + free
 
 
 def _inverse_trigamma(values: Array) -> Array:
@@ -164,13 +172,32 @@ def one_sided(mean: Array, found: Spread) -> tuple[Array, Array]:
     return np.asarray(special.stdtr(found.free, -t)), np.asarray(special.stdtr(found.free, t))
 
 
-def visible(found: Spread, level: float, power: float = POWER) -> float:
-    """The smallest difference that a one-sided test at a level sees with some power."""
-    free, error = float(np.mean(found.free)), math.sqrt(float(np.mean(found.variance)))
+def visible(found: Parts, level: float) -> tuple[float, float, float]:
+    """The smallest difference that a one-sided test at a level sees with 80% power: the least, the
+    most likely and the most that it may be, because few seeds say little of what seeds add.
+
+    found: parts [cells] with the moderated squares of their seeds, which are pooled.
+    """
+    prompts, seeds, rest = (
+        np.asarray(one.mean()) for one in (found.prompts, found.seeds, found.rest)
+    )
+    free = np.asarray(np.mean(found.seed_free))
+    ends = list[float]()
+    for tail in (TAIL, 0.5, 1 - TAIL):
+        most = np.maximum(rest, seeds * free / special.chdtri(free, tail))
+        pooled = found._replace(prompts=prompts, seeds=most, rest=rest, seed_free=free)
+        ends.append(_seen(spread(pooled), level))
+    least, likely, most = ends
+    return least, likely, most
+
+
+def _seen(found: Spread, level: float) -> float:
+    """The difference that a test sees with 80% power: the noncentral t."""
+    free, error = float(found.free), math.sqrt(float(found.variance))
     critical = float(special.stdtrit(free, 1 - level))
     low, high = 0.0, critical + 12.0
     for _ in range(60):
         middle = (low + high) / 2
         seen = 1 - float(stats.nct.cdf(critical, free, middle))
-        low, high = (low, middle) if seen > power else (middle, high)
+        low, high = (low, middle) if seen > POWER else (middle, high)
     return high * error

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special
 
 from alignkit.contract.report import Block, Report, Table
 from alignkit.errors import DataError
@@ -245,21 +244,17 @@ def _visible(found: Parts, count: int, width: float, percent: bool) -> list[str]
     """The smallest difference that the table could see, as a range, because few seeds say little of
     what seeds add; and what lowers it. width: of the scale of the parts.
     """
-    free = count * (found.runs - 1)
-    if not free:
+    if found.runs == 1:
         return []
-    prompts, seeds, rest = (
-        np.asarray(one.mean()) for one in (found.prompts, found.seeds, found.rest)
-    )
-    ends = list[float]()
-    for tail in (ERROR, 1 - ERROR):
-        most = np.maximum(rest, seeds * free / special.chdtri(free, tail))
-        typical = found._replace(prompts=prompts, seeds=most, rest=rest, seed_free=np.asarray(free))
-        ends.append(width * crossed.visible(crossed.spread(typical), ERROR / count))
+    least, _, most = crossed.visible(found, ERROR / count)
+    prompts, seeds, rest = (float(one.mean()) for one in (found.prompts, found.seeds, found.rest))
     what = "four times as many prompts about halve that"
     if seeds - rest > LARGE * (prompts + seeds - rest):
         what = "four times as many seeds halve that, no number of prompts does"
-    low, high = (f"{100 * end:.0f}" if percent else f"{end:.2g}" for end in ends)
+    ends = width * least, width * most
+    if percent and least >= 1:
+        return [f"could see no difference at all; {what}"]
+    low, high = (f"{100 * min(1.0, end):.0f}" if percent else f"{end:.2g}" for end in ends)
     return [f"could see a difference of {low} to {high}{' points' * percent}; {what}"]
 
 
