@@ -68,7 +68,7 @@ def covers(setting: Setting, draws: int, random: np.random.Generator) -> float:
     """The share of intervals of differences of equal cells that have 0 in them; those of the last cell, if it
     is uneven.
     """
-    inside = list[Array]()
+    inside = list[Any]()
     for _ in range(0, draws, AT_ONCE):
         found = crossed.intervals(drawn(setting, AT_ONCE, random), True)
         held = np.abs(found.middle) <= found.half
@@ -106,8 +106,8 @@ def claims(setting: Setting, draws: int, random: np.random.Generator) -> Claims:
         for at in range(0, AT_ONCE, 25):
             one = crossed.intervals(gaps[at, 0], True).parts
             visible.append(crossed.visible(one, ERROR / others))
-    ends = np.mean(visible, 0).tolist()
-    return Claims(*(float(np.mean(one)) for one in (false, plain, seen)), ends)
+    shares = np.mean(false), np.mean(plain), np.mean(seen)
+    return Claims(*map(float, shares), visible=np.mean(visible, 0).tolist())
 
 
 @app.command()
