@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,11 @@ def test_two_crossed_random_effects_by_hand() -> None:
     assert float(spread.free) == pytest.approx(100 / (36 / 2 + 36 / 1 + 4 / 2))
     # t of 0.975 with 1.786 degrees of freedom
     assert float(crossed.half_width(spread)) == pytest.approx(4.8373 * (10 / 6) ** 0.5, rel=1e-3)
+
+
+def test_a_table_loads_no_library_of_tests() -> None:
+    code = "import alignkit_plugins.cells.table, sys; print('scipy.stats' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code]) == b"False\n"
 
 
 def test_the_seeds_of_all_cells_say_how_much_one_varies() -> None:

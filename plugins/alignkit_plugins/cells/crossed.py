@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[np.float64]
 LEAST = 1e-12  # variance, whose logarithm is needed
@@ -198,6 +198,7 @@ def _seen(found: Spread, level: float) -> float:
     low, high = 0.0, critical + 12.0
     for _ in range(60):
         middle = (low + high) / 2
-        seen = 1 - float(stats.nct.cdf(critical, free, middle))
+        # `scipy.stats.nct`, which takes half a second to load
+        seen = 1 - float(special.nctdtr(free, middle, critical))
         low, high = (low, middle) if seen > POWER else (middle, high)
     return high * error
