@@ -106,8 +106,8 @@ def claims(setting: Setting, draws: int, random: np.random.Generator) -> Claims:
         for at in range(0, AT_ONCE, 25):
             one = crossed.intervals(gaps[at, 0], True).parts
             visible.append(crossed.visible(one, ERROR / others))
-    shares = np.mean(false), np.mean(plain), np.mean(seen)
-    return Claims(*map(float, shares), visible=np.mean(visible, 0).tolist())
+    false_share, plain_share, seen_share = (float(np.mean(one)) for one in (false, plain, seen))
+    return Claims(false_share, plain_share, seen_share, np.mean(visible, 0).tolist())
 
 
 @app.command()
